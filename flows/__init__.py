@@ -1,0 +1,1 @@
+"""Prefect flows that drive DVC: dvc.yaml alone knows the graph."""

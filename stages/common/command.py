@@ -1,0 +1,45 @@
+"""From a command line to a stage's work, and from a fault to one clear line.
+
+Exit codes: 0 done; 2 something that the user can mend (one ``error:`` line, no traceback);
+130 interrupted; anything else is a bug of ours and keeps its traceback.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+BAD_INPUT: Final = 2
+INTERRUPTED: Final = 130
+
+_DISK_FAULTS: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class UserError(Exception):
+    """Something that the user can mend; its text says what is wrong, where, and what to do."""
+
+
+def exit_code(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Run a stage's ``main`` and return the process's exit code; a fault of the user's becomes one line."""
+    try:
+        stage(argv)
+    except UserError as error:
+        return _report(str(error), BAD_INPUT)
+    except OSError as error:
+        if error.errno not in _DISK_FAULTS:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        reason = os.strerror(error.errno)
+        return _report(
+            f"cannot write{where}: {reason}; nothing finished was touched: free space and run again", BAD_INPUT
+        )
+    except KeyboardInterrupt:
+        return _report("interrupted; run again to resume", INTERRUPTED)
+    return 0
+
+
+def _report(message: str, code: int) -> int:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return code

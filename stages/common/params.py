@@ -1,0 +1,261 @@
+"""The groups of ``params.yaml``, validated as a whole, handed out by the room.
+
+A stage's room declares the groups that it reads as a :class:`Room`; loading checks the *whole* file
+(a typing mistake in ``finetune`` is reported before ten minutes of tracing, not after) and returns
+only the declared groups, so that a stage cannot see a value that ``dvc.yaml`` does not list for it.
+"""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.common.command import UserError
+
+PARAMS_FILE = Path("params.yaml")
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Confidence = Annotated[float, Field(gt=0, lt=1)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+# A single rate is a grid of one.
+RateGrid = Annotated[
+    list[LearningRate], Field(min_length=1), BeforeValidator(lambda v: v if isinstance(v, list) else [v])
+]
+
+SelectorName = Literal["salf", "full", "none", "last-n", "random"]
+MethodName = Literal["full", "salf", "lora", "salf+lora", "none", "last-n", "random"]
+GainName = Literal["observed", "ratio", "local", "marginal"]
+Quantity = Literal["deviation", "loss"]
+
+
+class Group(BaseModel):
+    """A group of parameters: frozen, strictly typed, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Model(Group):
+    """Where the base model comes from."""
+
+    source: Annotated[str, Field(min_length=1)]
+    revision: str | None
+    trust_remote_code: bool
+
+
+class Splits(Group):
+    """Names of the source's own splits; ``None``: carved out of the training split."""
+
+    train: str
+    validation: str | None
+    test: str | None
+
+
+class Limits(Group):
+    """Most rows kept of each split; ``None``: all."""
+
+    train: Count | None
+    validation: Count | None
+    test: Count | None
+
+
+class Data(Group):
+    """The task: where the rows come from and what is asked of the model."""
+
+    source: Literal["docstrings", "files", "hub"]
+    path: str
+    name: str | None
+    config: str | None
+    revision: str | None
+    splits: Splits
+    task: Literal["classification", "free"]
+    template: Annotated[str, Field(min_length=1)]
+    answer_column: Annotated[str, Field(min_length=1)]
+    label_words: dict[str, str]
+    group_column: str | None
+    balance: bool
+    limits: Limits
+    seed: int
+
+    @model_validator(mode="after")
+    def _hub_needs_a_name(self) -> Self:
+        if self.source == "hub" and not self.name:
+            raise ValueError("source is hub, but name is null: set data.name")
+        return self
+
+
+class Device(Group):
+    """Where torch stages run, and in which precision."""
+
+    kind: Literal["auto", "cuda", "mps", "cpu"]
+    dtype: Literal["auto", "float32", "bfloat16"]
+
+
+class Prepare(Group):
+    """Limits of the prepared examples."""
+
+    max_tokens: Annotated[int, Field(ge=8)]
+    near_duplicate: Share
+
+
+class Trace(Group):
+    """What is traced, of how many examples."""
+
+    sample: Count | None
+    losses: Annotated[int, Field(ge=0)] | None
+    space: Literal["normed", "raw"]
+    target: Literal["output", "virtual"]
+    batch_tokens: Annotated[int, Field(ge=16)]
+    seed: int
+
+
+class Fit(Group):
+    """How the scaling laws are fitted and compared."""
+
+    bootstrap: Annotated[int, Field(ge=20)]
+    holdout_layers: Count
+    confidence: Confidence
+    seed: int
+
+
+class Plan(Group):
+    """How the boundary is chosen."""
+
+    selector: SelectorName
+    quantity: Quantity
+    gain: GainName
+    budget: Share
+    last_n: Count
+    seed: int
+
+
+class Compare(Group):
+    """The matrix of fine-tunes."""
+
+    methods: Annotated[list[MethodName], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)]
+
+    @field_validator("methods", "seeds")
+    @classmethod
+    def _distinct(cls, values: list[Any]) -> list[Any]:
+        if len(set(values)) != len(values):
+            raise ValueError("the same entry stands twice")
+        return values
+
+
+class Finetune(Group):
+    """The training schedule; one for all methods, but for the learning rate."""
+
+    epochs: Count
+    batch_size: Count
+    learning_rate: dict[MethodName, RateGrid]
+    schedule: Literal["cosine", "constant"]
+    warmup_share: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip_norm: Annotated[float, Field(gt=0)]
+    lora_rank: Count
+    lora_alpha: Annotated[float, Field(gt=0)]
+    evaluations_per_epoch: Count
+
+
+class Evaluate(Group):
+    """How models are scored."""
+
+    bootstrap: Annotated[int, Field(ge=20)]
+    confidence: Confidence
+    batch_tokens: Annotated[int, Field(ge=16)]
+    generate_tokens: Count
+    examples_shown: Annotated[int, Field(ge=0)]
+    seed: int
+
+
+class Params(Group):
+    """The whole of ``params.yaml``."""
+
+    model: Model
+    data: Data
+    device: Device
+    prepare: Prepare
+    trace: Trace
+    fit: Fit
+    plan: Plan
+    compare: Compare
+    finetune: Finetune
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _every_method_has_a_rate(self) -> Self:
+        missing = [m for m in self.compare.methods if m not in self.finetune.learning_rate]
+        if missing:
+            raise ValueError(f"finetune.learning_rate has no entry for {', '.join(missing)}")
+        return self
+
+
+class Room(BaseModel):
+    """Base of a room's own parameters: its fields are the groups that the stage reads."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @classmethod
+    def load(cls, path: Path = PARAMS_FILE) -> Self:
+        """Validate the whole file and return this room's groups.
+
+        Raises:
+            UserError: the file is missing, is no YAML, or breaks a rule; every fault is named at once.
+        """
+        everything = load_params(path)
+        return cls(**{name: getattr(everything, name) for name in cls.model_fields})
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and validate a parameter file (YAML 1.2, as DVC reads it: ``1e-4`` is a number).
+
+    Raises:
+        UserError: see :meth:`Room.load`.
+    """
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run from the project's folder") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not valid YAML: {reason}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected groups of parameters, found {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError("\n".join(_fault_lines(path, error.errors()))) from None
+
+
+def _fault_lines(path: Path, faults: Iterable[ErrorDetails]) -> list[str]:
+    lines: list[str] = []
+    for fault in faults:
+        names = [str(part) for part in fault["loc"] if part != "[key]"]
+        key = ".".join(names)
+        if fault["type"] == "extra_forbidden":
+            text = f"{path}: {key}: unknown parameter{_did_you_mean(names)}"
+        elif fault["type"] == "missing":
+            text = f"{path}: {key}: missing"
+        else:
+            where = f"{key} = {fault['input']!r}: " if key else ""
+            text = f"{path}: {where}{fault['msg'].removeprefix('Value error, ')}"
+        lines.append(text)
+    return lines
+
+
+def _did_you_mean(names: list[str]) -> str:
+    group: type[BaseModel] = Params
+    for name in names[:-1]:
+        inner = group.model_fields[name].annotation if name in group.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return ""
+        group = inner
+    known = sorted(group.model_fields)
+    close = difflib.get_close_matches(names[-1], known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
