@@ -1,0 +1,58 @@
+# make, or make help, lists what there is.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+# The environment is made anew when a lock file or the pinned torch changes, and only then.
+LOCKED := $(shell { cat requirements.lock requirements-model.lock .ci/setup; grep torch== pyproject.toml; } | cksum | tr ' ' '-')
+STAMP := $(VENV)/.installed-$(LOCKED)
+
+export PATH := $(BIN):$(PATH)
+export PYTHON TORCH_FLAGS
+export PYTHONUNBUFFERED := 1
+export PREFECT_HOME := $(CURDIR)/.prefect
+# Nothing phones home, and nothing spins more threads than it was given.
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DVC_NO_ANALYTICS := 1
+export ITERATIVE_DO_NOT_TRACK := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup run flow test lint lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo "Variables: PYTHON=/path/to/python3.12   TORCH_FLAGS=\"--index-url ...\"   TARGETS=\"plan\"   TESTS=\"tests/fit\""
+
+$(STAMP):
+	@.ci/setup $(VENV)
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+setup: $(STAMP) ## make the environment from the lock files (once; the other targets call it)
+
+run: setup ## run what changed of the chain (TARGETS=...: only up to these stages), then print the result
+	@before=$$(cksum dvc.lock 2>/dev/null); dvc repro $(TARGETS) && \
+	if [ "$$before" = "$$(cksum dvc.lock 2>/dev/null)" ]; then echo "Nothing had to be done: every stage is up to date."; fi
+	@python -m stages.report --summary
+
+flow: setup ## the same chain as a Prefect flow, one task per stage, on a local server of its own
+	@python -m flows.pipeline $(if $(TARGETS),--targets $(TARGETS))
+
+test: setup ## run the tests (TESTS=...: only these) and show their coverage
+	@python -m pytest --cov --cov-report=term:skip-covered $(TESTS)
+
+lint: setup ## check format, style, types and the direction of imports
+	@ruff format --check .
+	@ruff check .
+	@mypy
+	@lint-imports
+
+lock: setup ## compile requirements.lock anew from pyproject.toml
+	@uv pip compile pyproject.toml --extra dev --universal --fork-strategy fewest --generate-hashes \
+	  --python-version 3.11 --excludes .ci/lock-excludes.txt --no-header --quiet -o requirements.lock
+
+clean: ## remove caches and the environment; data, models, reports and DVC's cache stay
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+	@find stages flows tests -name __pycache__ -type d -prune -exec rm -rf {} +
