@@ -1,0 +1,1 @@
+"""Stage ``base``: brings the base model in and shards it by layer."""

@@ -1,0 +1,47 @@
+"""What a base model is: its shape, its parameters by unit, the hashes of its shards."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.base.sources import Source
+from stages.common.models.families import Family
+from stages.common.models.shards import shard_hashes, weights_digest
+
+
+def identity(source: Source, kind: str, family: Family, sizes: Mapping[str, int], folder: Path) -> dict[str, Any]:
+    """The content of ``base.json``.
+
+    Args:
+        source: the model at its source.
+        kind: ``model.source`` as set.
+        family: the architecture's row.
+        sizes: parameter name → number of elements.
+        folder: the finished model folder.
+    """
+    layers = source.config["num_hidden_layers"]
+    per_unit: dict[str, int] = {}
+    for name, size in sizes.items():
+        unit = "head" if name.startswith(f"{family.head}.") else family.unit_of(name, layers)
+        per_unit[unit] = per_unit.get(unit, 0) + size
+    hashes = shard_hashes(folder)
+    return {
+        "schema": 1,
+        "source": kind if kind == "embedded" else source.name,
+        "name": source.name,
+        "origin": source.origin,
+        "revision": source.revision,
+        "family": source.config["model_type"],
+        "layers": layers,
+        "hidden": source.config["hidden_size"],
+        "vocabulary": source.config["vocab_size"],
+        "tied_head": bool(source.config.get("tie_word_embeddings", False)),
+        "parameters": {
+            "embedding": per_unit["embedding"],
+            "per_layer": [per_unit[unit] for unit in sorted(per_unit) if unit.startswith("layer-")],
+            "norm": per_unit["final"],
+            "head": per_unit.get("head", 0),
+        },
+        "shards": hashes,
+        "weights_sha256": weights_digest(hashes),
+    }

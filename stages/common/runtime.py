@@ -1,0 +1,106 @@
+"""Where and how torch runs: device, precision, memory allocator, and what machine this is."""
+
+import ctypes
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Final
+
+import psutil
+import torch
+
+from stages.common.command import UserError
+from stages.common.params import Device
+
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_MAX: Final = -4
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The chosen device and the precision that matrices are multiplied in."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    @property
+    def dtype_name(self) -> str:
+        """``float32`` or ``bfloat16``."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision for training: weights stay float32, products run in ``dtype``."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+
+def choose_runtime(params: Device) -> Runtime:
+    """Pick device and precision, set the allocator up, and say why.
+
+    Raises:
+        UserError: the device that was asked for is not there.
+    """
+    keep_freed_memory()
+    device = _choose_device(params.kind)
+    if params.dtype != "auto":
+        return Runtime(device, getattr(torch, params.dtype), "as set in params.yaml")
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+        reason = "this GPU computes bfloat16" if fast else "this GPU does not compute bfloat16"
+    elif device.type == "cpu":
+        # Without AMX, bfloat16 is emulated and several times slower than float32.
+        fast = torch.cpu._is_amx_tile_supported()
+        reason = "this processor has AMX" if fast else "this processor has no AMX: bfloat16 would be slower"
+    else:
+        fast, reason = False, "float32 is the safe choice on this device"
+    return Runtime(device, torch.bfloat16 if fast else torch.float32, reason)
+
+
+def _choose_device(kind: str) -> torch.device:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if kind == "auto":
+        kind = next(name for name, is_there in there.items() if is_there)
+    if not there[kind]:
+        raise UserError(f"device.kind = {kind}: there is no such device here; set it to auto or cpu")
+    return torch.device(kind)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc not to hand large blocks back to the kernel at every step.
+
+    By default it does, and up to half of the time of a training step goes to page faults. Set
+    through ``mallopt``, so that it holds however the stage was started; elsewhere nothing happens.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def machine_facts(runtime: Runtime) -> dict[str, Any]:
+    """What an auditor needs to know of the machine; no host name, no user name, no path."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if runtime.device.type == "cuda" else runtime.device.type,
+        "dtype": runtime.dtype_name,
+        "dtype_reason": runtime.reason,
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "safetensors", "numpy")},
+    }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held so far: of the GPU, or of this process on a CPU (its resident set)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows, where this is never reached with a POSIX lock file
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,1 @@
+"""Stage ``trace``: how far every latent space is from the answer's meaning."""

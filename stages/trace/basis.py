@@ -1,0 +1,81 @@
+"""Semantic bases: the latent vector that means exactly one token (Gu et al., arXiv 2401.16184, §3.1).
+
+The basis of token y at the output side is s_y = W⁺(e_y − b), the least-squares solution of
+W·s + b = e_y for the LM head W [V, H] with bias b. The pseudo-inverse W⁺ is never formed.
+
+With a well-conditioned tall head, s_y solves the normal equations (WᵀW)s = W_y − Wᵀb: one H×H
+Cholesky factorisation in float64 and one triangular solve per distinct token. The normal equations
+square the condition number; where that would cost more than half of float64's digits, or where the
+head is wide (V < H) or rank-deficient, the factorisation is a singular value decomposition of W
+itself (of its QR factor, when W is tall) and singular values below the tolerance of
+``numpy.linalg.pinv(rtol=max(V, H)·eps)`` are dropped, with the eps of the type that W is stored in:
+what rounding to that type put there is noise.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+_ROWS: Final = 8192  # rows of the head converted to float64 at a time
+_WORST_CONDITION: Final = 1e12  # of WᵀW, for the normal equations
+
+
+def semantic_bases(weight: Tensor, bias: Tensor | None, tokens: Sequence[int]) -> Tensor:
+    """Solve for the bases of ``tokens``.
+
+    Args:
+        weight: the LM head W, [V, H].
+        bias: its bias b, [V], or ``None``.
+        tokens: n token ids.
+
+    Returns:
+        [n, H] in float64, on the head's device (on the CPU where that device has no float64).
+    """
+    if weight.device.type == "mps":
+        weight, bias = weight.cpu(), None if bias is None else bias.cpu()
+    weight = weight.detach()
+    index = torch.tensor(list(tokens), device=weight.device)
+    if weight.shape[0] >= weight.shape[1]:
+        gram = _gram(weight)
+        spectrum = torch.linalg.eigvalsh(gram)
+        if spectrum[0] > 0 and spectrum[-1] / spectrum[0] < _WORST_CONDITION:
+            right = weight[index].double() - _projected_bias(weight, bias)
+            return torch.cholesky_solve(right.T, torch.linalg.cholesky(gram)).T
+    return _by_singular_values(weight, bias, index)
+
+
+def _gram(weight: Tensor) -> Tensor:
+    """WᵀW in float64, [H, H], a block of rows at a time."""
+    gram = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
+    for block in weight.split(_ROWS):
+        rows = block.double()
+        gram.addmm_(rows.T, rows)
+    return gram
+
+
+def _projected_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Wᵀb in float64, [H]; zero without a bias."""
+    total = weight.new_zeros(weight.shape[1], dtype=torch.float64)
+    if bias is not None:
+        for rows, part in zip(weight.split(_ROWS), bias.detach().split(_ROWS), strict=True):
+            total += rows.double().T @ part.double()
+    return total
+
+
+def _by_singular_values(weight: Tensor, bias: Tensor | None, index: Tensor) -> Tensor:
+    """W⁺(e_y − b) = V Σ⁺ (Uᵀe_y − Uᵀb), rank-revealing: [n, H]."""
+    matrix = weight.double()
+    if matrix.shape[0] > matrix.shape[1]:
+        orthogonal, triangle = torch.linalg.qr(matrix)
+        inner, values, right = torch.linalg.svd(triangle, full_matrices=False)
+        left = orthogonal @ inner
+    else:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    tolerance = max(matrix.shape) * torch.finfo(weight.dtype).eps * values[0]
+    inverse = torch.where(values > tolerance, values.reciprocal(), torch.zeros_like(values))
+    targets = left[index]
+    if bias is not None:
+        targets = targets - bias.detach().double() @ left
+    return (targets * inverse) @ right
