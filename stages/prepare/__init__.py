@@ -1,0 +1,1 @@
+"""From raw rows to prompts and answer tokens, split without leaks."""

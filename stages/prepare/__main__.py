@@ -1,0 +1,74 @@
+"""Prepare the data: template, split, de-duplicate, tokenise."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from stages.common.command import exit_code
+from stages.common.params import Data, Prepare, Room
+from stages.prepare.output import describe, write_prepared
+from stages.prepare.rows import TRAIN
+from stages.prepare.sources import load_rows
+from stages.prepare.splits import carve, check_not_empty, draw, separate
+from stages.prepare.summary import print_summary
+from stages.prepare.templates import fill_rows, parse_template
+from stages.prepare.tokens import PromptTokenizer, Tokenised, label_ids, tokenise
+
+
+class PrepareRoom(Room):
+    """The groups of params.yaml that this stage reads."""
+
+    data: Data
+    prepare: Prepare
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the parameters and the base model's tokenizer, write the prepared folder."""
+    arguments = _parser().parse_args(argv)
+    room = PrepareRoom.load()
+    template = parse_template(room.data.template)
+    tokenizer = PromptTokenizer(arguments.base)
+    loaded = load_rows(room.data, {*template.columns, room.data.answer_column, room.data.group_column or ""} - {""})
+    examples, refused = fill_rows(loaded, template, room.data)
+    examples = carve(examples, room.data.limits, room.data.seed)
+    examples, dropped = separate(examples, room.prepare.near_duplicate)
+    examples, unknown = draw(examples, room.data)
+    labels = label_ids(tokenizer, examples[TRAIN]) if room.data.task == "classification" else None
+    splits: dict[str, list[Tokenised]] = {}
+    unfit: Counter[str] = Counter()
+    for name, part in examples.items():
+        splits[name], too_long = tokenise(tokenizer, part, labels, room.prepare.max_tokens)
+        unfit += too_long
+    check_not_empty(splits)
+    left_out = refused + unknown + unfit
+    meta = describe(
+        splits,
+        labels,
+        room.data,
+        room.prepare.max_tokens,
+        source=loaded.identity,
+        dropped=dropped,
+        refused=left_out,
+    )
+    meta = write_prepared(arguments.out, splits, meta)
+    shown = splits[TRAIN][0].example
+    print_summary(meta, f"{shown.prompt} [{shown.answer}]", Console())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.prepare",
+        description="Turn raw rows into prompts and answer tokens, split without leaks.",
+        epilog="example: python -m stages.prepare --base data/base --out data/prepared",
+    )
+    parser.add_argument("--base", type=Path, required=True, help="the base model's folder (its tokenizer is used)")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

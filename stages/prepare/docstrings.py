@@ -1,0 +1,198 @@
+"""The embedded data set: first sentences of the docstrings of installed libraries.
+
+The sources are read as text, never imported. Files are visited in an order drawn from the seed and the
+file's name, and reading stops when a library has enough sentences: a fair sample of the files at a
+fraction of the time, the same on every machine that has the same versions installed. What a build
+generates (version numbers, configuration) or copies from elsewhere (vendored code) is left out: it
+differs between builds of one version, or stands in two libraries.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from stages.common.command import UserError
+from stages.prepare.rows import TRAIN, Loaded, Row
+
+LIBRARIES: Final = {  # distribution, which is the label: the package that is imported
+    "networkx": "networkx",
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "scikit-learn": "sklearn",
+    "scipy": "scipy",
+    "sympy": "sympy",
+    "torch": "torch",
+    "transformers": "transformers",
+}
+COLUMNS: Final = ("text", "library", "source_file")
+PER_FILE: Final = 4  # most sentences of one file: files full of look-alike methods do not fill a class
+WORDS: Final = (6, 32)  # shortest and longest sentence, in words
+
+_SKIPPED_FOLDERS: Final = frozenset(
+    {"_C", "_build_utils", "_external", "_externals", "_vendor", "_vendored", "externals", "generated", "test"}
+    | {"testing", "_testing", "tests", "vendored_templates", "array_api_compat", "array_api_extra", "_lib"}
+)
+_SKIPPED_FILES: Final = re.compile(
+    r"(_?version(_meson)?|__config__|_distributor_init.*|conftest|setup|test_.*|.*_test)\.py"
+)
+# Names of the eight libraries, of any of them: the answer is never in the text, nor a wrong one.
+_NAMES: Final = re.compile(
+    r"torch|hugging ?face|transformers|scipy|pandas|sklearn|scikit|numpy|sympy|networkx|\b(np|pd|nx)\b",
+    re.IGNORECASE,
+)
+_REFERENCE: Final = re.compile(
+    r"(see|refer to|alias|deprecated|same as|for (full )?documentation|(this|the) (function|class|method) is dep\w+)\b",
+    re.IGNORECASE,
+)
+_REMNANT: Final = re.compile(
+    r">>>|\.\.\.|\.\. |[{}|\\@<>]|%\(|%s|https?:|==|--|\*\*|->|:(param|return|type)"
+    r"|\b(Parameters|Args|Returns|Arguments|Copyright|License)\b ?[:-]|\([`'*]|\*(optional|required)\*|^\w+ ?:",
+)
+# A full stop that ends a sentence: not one after an abbreviation or a single letter.
+_SENTENCE_END: Final = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)(?<!\betc)(?<!\b[A-Za-z])[.!?](?=\s|$)")
+
+
+def read_docstrings(seed: int, per_library: int | None) -> Loaded:
+    """Read sentences of every library.
+
+    Args:
+        seed: draws the order in which files are visited.
+        per_library: stop a library at the file that brings it to so many sentences; ``None`` reads all.
+
+    Returns:
+        One (training) split with the columns ``text``, ``library`` and ``source_file``
+        (``torch/nn/functional.py``), sorted by row name (``torch/nn/functional.py:LINE``).
+
+    Raises:
+        UserError: a library is not installed.
+    """
+    refused: Counter[str] = Counter()
+    rows: list[Row] = []
+    for library in LIBRARIES:
+        rows += _read_library(library, seed, per_library, refused)
+    rows = _distinct(sorted(rows, key=lambda row: row.example_id), refused)
+    return Loaded({TRAIN: rows}, COLUMNS, {"kind": "docstrings", "libraries": _versions()}, refused)
+
+
+def first_sentence(docstring: str) -> str:
+    """The first sentence of a docstring's first paragraph, on one line."""
+    paragraph = re.split(r"\n[ \t]*\n", docstring.strip(), maxsplit=1)[0]
+    line = " ".join(paragraph.split())
+    end = _SENTENCE_END.search(line)
+    return line[: end.end()] if end else line
+
+
+def refusal(sentence: str) -> str | None:
+    """Why a sentence is not used; ``None`` where it is."""
+    words = sentence.split()
+    faults = {
+        "docstring too short": len(words) < WORDS[0],
+        "docstring too long": len(words) > WORDS[1],
+        "docstring names a library": _NAMES.search(sentence) is not None,
+        "docstring only refers elsewhere": _REFERENCE.match(sentence) is not None,
+        "docstring holds code or markup": _REMNANT.search(sentence) is not None,
+        "docstring is no plain prose": not _is_prose(sentence),
+    }
+    return next((reason for reason, found in faults.items() if found), None)
+
+
+def docstrings_of(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the line and text of every docstring of modules, public classes and public functions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # invalid escapes in other people's strings
+        stack: list[ast.AST] = [ast.parse(source)]
+    while stack:
+        node = stack.pop()
+        body = getattr(node, "body", [])
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+            text := ast.get_docstring(node, clean=False)
+        ):
+            yield body[0].lineno, text
+        stack += [child for child in body if hasattr(child, "body") and not getattr(child, "name", "").startswith("_")]
+
+
+def _read_library(library: str, seed: int, wanted: int | None, refused: Counter[str]) -> list[Row]:
+    package = LIBRARIES[library]
+    root = _folder_of(library, package)
+    rows: list[Row] = []
+    for path in sorted(_source_files(root), key=lambda path: _draw(seed, f"{package}/{path}")):
+        if wanted is not None and len(rows) >= wanted:
+            break
+        rows += _read_file(root / path, f"{package}/{path}", library, seed, refused)
+    return rows
+
+
+def _read_file(path: Path, name: str, library: str, seed: int, refused: Counter[str]) -> list[Row]:
+    kept: dict[str, int] = {}
+    try:
+        found = list(docstrings_of(path.read_text(encoding="utf-8")))
+    except (SyntaxError, UnicodeDecodeError, RecursionError):
+        refused["source file that Python cannot read"] += 1
+        return []
+    for line, docstring in found:
+        sentence = first_sentence(docstring)
+        reason = refusal(sentence)
+        if reason:
+            refused[reason] += 1
+        else:
+            kept.setdefault(sentence, line)
+    drawn = sorted(kept.items(), key=lambda item: _draw(seed, f"{name}:{item[1]}"))
+    refused["docstring beyond those drawn of its file"] += max(0, len(drawn) - PER_FILE)
+    return [
+        Row(f"{name}:{line}", {"text": text, "library": library, "source_file": name})
+        for text, line in drawn[:PER_FILE]
+    ]
+
+
+def _distinct(rows: list[Row], refused: Counter[str]) -> list[Row]:
+    """Keep one row of a sentence that a library uses twice, none of one that two libraries use."""
+    libraries: dict[str, set[str]] = {}
+    for row in rows:
+        libraries.setdefault(row.values["text"].lower(), set()).add(row.values["library"])
+    kept: dict[str, Row] = {}
+    for row in rows:
+        key = row.values["text"].lower()
+        if len(libraries[key]) > 1:
+            refused["docstring of two libraries"] += 1
+        elif key in kept:
+            refused["docstring seen before"] += 1
+        else:
+            kept[key] = row
+    return list(kept.values())
+
+
+def _source_files(root: Path) -> Iterator[PurePosixPath]:
+    for path in root.rglob("*.py"):
+        relative = PurePosixPath(path.relative_to(root).as_posix())
+        if not _SKIPPED_FOLDERS.intersection(relative.parts) and not _SKIPPED_FILES.fullmatch(relative.name):
+            yield relative
+
+
+def _folder_of(library: str, package: str) -> Path:
+    spec = importlib.util.find_spec(package)  # a top-level name: found, not imported
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"data.source = docstrings: {library} is not installed; install the lock file (make setup)")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _versions() -> dict[str, str]:
+    try:  # "+cpu" or "+cu130" names the build of a version, not its sources
+        return {library: version(library).split("+")[0] for library in LIBRARIES}
+    except PackageNotFoundError as error:
+        raise UserError(f"data.source = docstrings: {error}; install the lock file (make setup)") from None
+
+
+def _draw(seed: int, name: str) -> str:
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+
+
+def _is_prose(sentence: str) -> bool:
+    letters = sum(character.isalpha() or character == " " for character in sentence)
+    return sentence.isascii() and sentence[:1].isalpha() and letters >= 0.85 * len(sentence)

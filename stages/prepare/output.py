@@ -1,0 +1,112 @@
+"""The prepared folder: one parquet file per split, and ``meta.json``."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from stages.common.artifacts import replacing_folder, sha256_file, write_json
+from stages.common.params import Data
+from stages.prepare.tokens import Tokenised, shared_prefix
+
+SCHEMA: Final = 1
+
+_COLUMNS: Final = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("group", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("answer_ids", pa.list_(pa.int32()), nullable=False),
+    ]
+)
+
+
+def write_prepared(folder: Path, splits: Mapping[str, Sequence[Tokenised]], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the folder in one step.
+
+    Args:
+        folder: takes the place of an older one.
+        splits: the examples by split.
+        meta: what ``describe`` returns.
+
+    Returns:
+        The meta data as written, with the hash of every split's file.
+    """
+    with replacing_folder(folder) as aside:
+        described = {name: dict(facts) for name, facts in meta["splits"].items()}
+        for name, examples in splits.items():
+            path = aside / f"{name}.parquet"
+            pyarrow.parquet.write_table(_table(examples), path, compression="zstd")
+            described[name]["sha256"] = sha256_file(path)
+        written = {**meta, "splits": described}
+        write_json(aside / "meta.json", written)
+    return written
+
+
+def describe(
+    splits: Mapping[str, Sequence[Tokenised]],
+    labels: Mapping[str, list[int]] | None,
+    data: Data,
+    max_tokens: int,
+    *,
+    source: Mapping[str, Any],
+    dropped: Counter[str],
+    refused: Counter[str],
+) -> dict[str, Any]:
+    """The contents of ``meta.json``, but for the files' hashes.
+
+    ``tokens`` of a split is what a forward pass over all its examples sees: the last answer token is
+    predicted, never read.
+    """
+    rows = [row for examples in splits.values() for row in examples]
+    words = {row.example.label: row.example.answer for row in rows}
+    return {
+        "schema": SCHEMA,
+        "task": data.task,
+        "source": dict(source),
+        "labels": [{"label": label, "word": words[label], "token_ids": ids} for label, ids in (labels or {}).items()],
+        "splits": {name: _split_facts(examples) for name, examples in splits.items()},
+        "dropped": dict(+dropped),
+        "refused": [{"reason": reason, "count": count} for reason, count in sorted((+refused).items())],
+        "truncated": sum(row.cut for row in rows),
+        "shared_prefix_tokens": shared_prefix([row.prompt_ids for row in rows]),
+        "max_tokens": max_tokens,
+        "template": data.template,
+    }
+
+
+def _split_facts(examples: Sequence[Tokenised]) -> dict[str, Any]:
+    labels = Counter(row.example.label for row in examples if row.example.label is not None)
+    lengths = [len(row.prompt_ids) for row in examples]
+    return {
+        "rows": len(examples),
+        "tokens": sum(len(row.prompt_ids) + len(row.answer_ids) - 1 for row in examples),
+        "prompt_tokens_min": min(lengths),
+        "prompt_tokens_max": max(lengths),
+        "answer_tokens": sum(len(row.answer_ids) for row in examples),
+        "label_counts": dict(labels),
+    }
+
+
+def _table(examples: Sequence[Tokenised]) -> pa.Table:
+    rows = [
+        {
+            "example_id": row.example.example_id,
+            "group": row.example.group,
+            "label": row.example.label,
+            "text": row.example.text,
+            "prompt": row.example.prompt,
+            "answer": row.example.answer,
+            "prompt_ids": row.prompt_ids,
+            "answer_ids": row.answer_ids,
+        }
+        for row in examples
+    ]
+    return pa.Table.from_pylist(rows, schema=_COLUMNS)

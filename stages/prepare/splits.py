@@ -1,0 +1,171 @@
+"""Which example falls into which split: groups kept whole, labels balanced, no leaks between splits.
+
+Every draw orders the examples by a hash of the seed and a name: it does not depend on the order of the
+source, and an added row does not reshuffle the others.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from stages.common.command import UserError
+from stages.common.params import Data, Limits
+from stages.prepare.near_duplicates import have_near_duplicate
+from stages.prepare.rows import SPLITS, TEST, TRAIN, VALIDATION, Example
+
+Examples = dict[str, list[Example]]
+
+_DEFAULT_SHARES = {VALIDATION: 0.1, TEST: 0.2}  # carved out where data.limits leaves a split open
+
+
+def carve(examples: Examples, limits: Limits, seed: int) -> Examples:
+    """Carve the splits that are absent out of the training split, in proportion to their limits.
+
+    Groups stay whole; labels are spread in proportion (iterative stratification after Sechidis,
+    Tsoumakas, Vlahavas 2011, on groups): each group goes where most of it still fits, then where the
+    largest share is still missing.
+
+    Args:
+        examples: a training split at least.
+        limits: their proportions are those of the splits; 10 % and 20 % where one of them is open.
+        seed: orders the groups.
+    """
+    absent = [split for split in SPLITS if split not in examples]
+    if not absent:
+        return examples
+    shares = _shares(limits, absent)
+    totals = Counter(example.label for example in examples[TRAIN])
+    missing = {split: {label: share * n for label, n in totals.items()} for split, share in shares.items()}
+    carved: Examples = {split: [] for split in shares}
+    for group in _groups(examples[TRAIN], seed):
+        labels = Counter(example.label for example in group)
+        split = max(shares, key=lambda split: _fit(labels, missing[split], shares[split], totals))
+        carved[split] += group
+        for label, n in labels.items():
+            missing[split][label] -= n
+    return {**examples, **carved}
+
+
+def separate(examples: Examples, threshold: float) -> tuple[Examples, Counter[str]]:
+    """Drop what leaks from one split into another, and what stands twice in the training split.
+
+    The test split is left as it is: rows of validation that share a group or are near-duplicates with
+    test go, and rows of training that do so with either.
+
+    Returns:
+        The splits, and what was dropped: reason to count.
+    """
+    dropped: Counter[str] = Counter()
+    test = examples[TEST]
+    validation = _unlike(examples[VALIDATION], test, VALIDATION, TEST, threshold, dropped)
+    train = _unlike(examples[TRAIN], test, TRAIN, TEST, threshold, dropped)
+    train = _unlike(train, validation, TRAIN, VALIDATION, threshold, dropped)
+    return {TRAIN: _distinct(train, dropped), VALIDATION: validation, TEST: test}, dropped
+
+
+def draw(examples: Examples, data: Data) -> tuple[Examples, Counter[str]]:
+    """Draw the rows to keep within the limits, balanced over the labels where asked, in a drawn order.
+
+    Returns:
+        The splits, and the refused rows (their label is in no kept training example): reason to count.
+
+    Raises:
+        UserError: a split is empty, or the training split has a single label.
+    """
+    refused: Counter[str] = Counter()
+    kept = {TRAIN: _limit(examples[TRAIN], data.limits.train, data)}
+    labels = {example.label for example in kept[TRAIN]}
+    for split, limit in ((VALIDATION, data.limits.validation), (TEST, data.limits.test)):
+        known = [example for example in examples[split] if example.label in labels]
+        refused[f"label of {split} that is not in train"] += len(examples[split]) - len(known)
+        kept[split] = _limit(known, limit, data)
+    check_not_empty(kept)
+    if data.task == "classification" and len(labels) < 2:
+        only = next(iter(labels))
+        raise UserError(
+            f"data.answer_column = {data.answer_column}: only one class ({only!r}) in the training split; "
+            "classification needs two or more"
+        )
+    return kept, +refused
+
+
+def check_not_empty(examples: Mapping[str, Sequence[object]]) -> None:
+    """Raise a ``UserError`` that names an empty split."""
+    for split, rows in examples.items():
+        if not rows:
+            raise UserError(
+                f"data: the {split} split is empty (the source has too few usable rows or groups); "
+                "give more rows, or name other splits in data.splits"
+            )
+
+
+def _shares(limits: Limits, absent: Sequence[str]) -> dict[str, float]:
+    wanted = {TRAIN: limits.train, VALIDATION: limits.validation, TEST: limits.test}
+    known = {split: limit for split, limit in wanted.items() if limit is not None and split in (TRAIN, *absent)}
+    if len(known) == 1 + len(absent):
+        return {split: limit / sum(known.values()) for split, limit in known.items()}
+    shares = {split: _DEFAULT_SHARES[split] for split in absent}
+    return {TRAIN: 1 - sum(shares.values()), **shares}
+
+
+def _groups(examples: Iterable[Example], seed: int) -> list[list[Example]]:
+    groups: defaultdict[tuple[bool, str], list[Example]] = defaultdict(list)
+    for example in examples:
+        groups[example.group is None, example.group or example.example_id].append(example)
+    return [groups[key] for key in sorted(groups, key=lambda key: _hash(seed, key[1]))]
+
+
+def _fit(
+    labels: Counter[str | None], missing: Mapping[str | None, float], share: float, totals: Counter[str | None]
+) -> tuple[float, float]:
+    fits = sum(min(n, max(missing[label], 0)) for label, n in labels.items()) / labels.total()
+    lacks = sum(n * missing[label] / (share * totals[label]) for label, n in labels.items())
+    return fits, lacks
+
+
+def _unlike(
+    examples: list[Example], held_out: list[Example], name: str, other: str, threshold: float, dropped: Counter[str]
+) -> list[Example]:
+    groups = {example.group for example in held_out} - {None}
+    apart = [example for example in examples if example.group not in groups]
+    dropped[f"{name} row of a group that {other} holds"] += len(examples) - len(apart)
+    alike = have_near_duplicate([e.text for e in apart], [e.text for e in held_out], threshold)
+    dropped[f"{name} row that is a near-duplicate of one in {other}"] += sum(alike)
+    return [example for example, found in zip(apart, alike, strict=True) if not found]
+
+
+def _distinct(train: list[Example], dropped: Counter[str]) -> list[Example]:
+    kept: dict[str, Example] = {}
+    for example in train:
+        first = kept.setdefault(example.text, example)
+        if first is not example:
+            same = (first.label, first.answer) == (example.label, example.answer)
+            dropped["train row that stands twice" if same else "train row seen with another answer"] += 1
+    return list(kept.values())
+
+
+def _limit(examples: list[Example], limit: int | None, data: Data) -> list[Example]:
+    drawn = sorted(examples, key=lambda example: _hash(data.seed, example.example_id))
+    if limit is None or len(drawn) <= limit:
+        return drawn
+    if data.task == "classification" and data.balance:
+        return _balanced(drawn, limit)
+    return drawn[:limit]
+
+
+def _balanced(drawn: list[Example], limit: int) -> list[Example]:
+    counts = Counter(example.label for example in drawn)
+    room: dict[str | None, int] = {}
+    rarest_first = sorted(counts, key=lambda label: (counts[label], str(label)))
+    for position, label in enumerate(rarest_first):  # what a rare label cannot fill, the others share
+        room[label] = min(counts[label], (limit - sum(room.values())) // (len(counts) - position))
+    kept = []
+    for example in drawn:
+        if room[example.label] > 0:
+            room[example.label] -= 1
+            kept.append(example)
+    return kept
+
+
+def _hash(seed: int, name: str) -> str:
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()

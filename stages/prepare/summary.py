@@ -1,0 +1,35 @@
+"""What the stage tells the reader at its end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def print_summary(meta: Mapping[str, Any], example: str, console: Console) -> None:
+    """Print rows, classes, what was left out, lengths, and one example prompt."""
+    table = Table("split", "rows", "tokens", "prompt tokens", "classes", title="prepared data")
+    for name in sorted(meta["splits"], key=lambda name: -meta["splits"][name]["rows"]):
+        facts = meta["splits"][name]
+        lengths = f"{facts['prompt_tokens_min']} to {facts['prompt_tokens_max']}"
+        classes = _spread(facts["label_counts"]) if meta["labels"] else "free answers"
+        table.add_row(name, f"{facts['rows']:,}", f"{facts['tokens']:,}", lengths, classes)
+    console.print(table)
+    for title, counts in (
+        ("dropped", meta["dropped"]),
+        ("refused", {entry["reason"]: entry["count"] for entry in meta["refused"]}),
+    ):
+        console.print(f"{title}: " + ("; ".join(f"{n:,} {reason}" for reason, n in sorted(counts.items())) or "none"))
+    console.print(
+        f"cut from the left at {meta['max_tokens']:,} tokens: {meta['truncated']:,}; "
+        f"all prompts share their first {meta['shared_prefix_tokens']:,} tokens"
+    )
+    console.print("an example:", style="bold")
+    console.print(escape(example), highlight=False, soft_wrap=True)
+
+
+def _spread(counts: Mapping[str, int]) -> str:
+    fewest, most = min(counts.values()), max(counts.values())
+    return f"{len(counts)} of {fewest} rows" if fewest == most else f"{len(counts)} of {fewest} to {most} rows"

@@ -1,0 +1,210 @@
+"""From prompts and answers to token ids, with the model's own tokenizer and nothing else of the model.
+
+Ids are read with the ``tokenizers`` library, so that preparing data needs neither torch nor transformers.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import Tokenizer
+
+from stages.common.artifacts import read_json, require
+from stages.common.command import UserError
+from stages.prepare.rows import Example
+
+_PROBES: Final = 64  # prompts on which the tokens of a label word are looked up
+_BATCH: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenised:
+    """An example's token ids.
+
+    Attributes:
+        prompt_ids: [T], with the beginning-of-sequence token where the model has one.
+        answer_ids: [m], the tokens that follow the prompt.
+        cut: whether the prompt was cut from the left.
+    """
+
+    example: Example
+    prompt_ids: list[int]
+    answer_ids: list[int]
+    cut: bool
+
+
+class PromptTokenizer:
+    """The tokenizer of a base model's folder.
+
+    Attributes:
+        context: longest sequence of the model, in tokens; ``None`` where its configuration names none.
+        end: id of the end-of-sequence token; ``None`` where the model has none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Load it from ``tokenizer.json``, ``config.json`` and ``tokenizer_config.json``.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        path = require(folder / "tokenizer.json", "base")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{path}: damaged tokenizer ({error}); run: dvc repro base") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        config = read_json(require(folder / "config.json", "base"))
+        self.context: int | None = config.get("max_position_embeddings")
+        self.end = self._end_id(config, folder / "tokenizer_config.json")
+        self._start = self._start_ids()
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of every prompt: what the tokenizer puts first (BOS), then the text; nothing at the end."""
+        return [self._start + ids for ids in self._plain(texts)]
+
+    def answers(self, prompts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
+        """Token ids of every answer as they follow its prompt, set off by one space.
+
+        Prompt and answer are tokenised together. Where the prompt's tokens are no longer found at the
+        front (the border was merged into one token), the answer is tokenised by itself.
+        """
+        spaced = [separated(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        joint = self._plain([prompt + answer for prompt, answer in zip(prompts, spaced, strict=True)])
+        heads, apart = self._plain(prompts), self._plain(spaced)
+        return [
+            both[len(head) :] if both[: len(head)] == head else alone
+            for head, both, alone in zip(heads, joint, apart, strict=True)
+        ]
+
+    @property
+    def start(self) -> list[int]:
+        """The ids that the tokenizer puts in front of every text (BOS), if any."""
+        return list(self._start)
+
+    def _plain(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = []
+        for start in range(0, len(texts), _BATCH):
+            encoded = self._tokenizer.encode_batch(list(texts[start : start + _BATCH]), add_special_tokens=False)
+            ids += [one.ids for one in encoded]
+        return ids
+
+    def _start_ids(self) -> list[int]:
+        """What the post-processor adds in front, told from what it may add at the end."""
+        plain = self._plain(["a"])[0]
+        full = self._tokenizer.encode("a").ids
+        for at in range(len(full) - len(plain) + 1):
+            if full[at : at + len(plain)] == plain:
+                return full[:at]
+        return []
+
+    def _end_id(self, config: Mapping[str, Any], path: Path) -> int | None:
+        known = config.get("eos_token_id")
+        if isinstance(known, list):
+            known = known[0] if known else None
+        if known is None and path.exists():
+            token = read_json(path).get("eos_token")
+            content = token.get("content") if isinstance(token, dict) else token
+            known = self._tokenizer.token_to_id(content) if content else None
+        return known
+
+
+def separated(prompt: str, answer: str) -> str:
+    """The answer with one space in front, unless the prompt ends in white space."""
+    return answer if prompt[-1:].isspace() else f" {answer}"
+
+
+def label_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> dict[str, list[int]]:
+    """The token ids of every label's word, the same for all rows.
+
+    They are looked up behind prompts drawn evenly from the examples; where prompts disagree (a word
+    that merges with the end of some), the most frequent answer holds for all.
+
+    Raises:
+        UserError: a word has no tokens, or cannot be told from another: the same tokens, or the first
+            tokens of the other's.
+    """
+    words = {example.label: example.answer for example in examples if example.label is not None}
+    prompts = [example.prompt for example in examples[:: max(1, len(examples) // _PROBES)]]
+    ids: dict[str, list[int]] = {}
+    for label in sorted(words):
+        seen = Counter(tuple(one) for one in tokenizer.answers(prompts, [words[label]] * len(prompts)))
+        ids[label] = list(max((count, one) for one, count in seen.items())[1])
+    _check_distinct(ids, words)
+    return ids
+
+
+def tokenise(
+    tokenizer: PromptTokenizer, examples: Sequence[Example], labels: Mapping[str, list[int]] | None, max_tokens: int
+) -> tuple[list[Tokenised], Counter[str]]:
+    """Tokenise examples; a prompt too long for its place is cut from the left, its BOS kept.
+
+    Args:
+        tokenizer: the model's.
+        examples: of one split.
+        labels: token ids of the labels' words; ``None`` where answers are free: these end with EOS.
+        max_tokens: longest prompt and answer together; the model's context caps it.
+
+    Returns:
+        The examples with their tokens, and the refused ones: reason to count.
+
+    Raises:
+        UserError: answers are free and the model has no end-of-sequence token.
+    """
+    room = min(max_tokens, tokenizer.context or max_tokens)
+    refused: Counter[str] = Counter()
+    made: list[Tokenised] = []
+    texts = [example.prompt for example in examples]
+    answers = _answer_ids(tokenizer, examples, labels)
+    longest = max(map(len, labels.values())) if labels else 0  # every label is scored behind every prompt
+    for example, prompt, answer in zip(examples, tokenizer.prompts(texts), answers, strict=True):
+        short = _cut_left(prompt, len(tokenizer.start), room - max(longest, len(answer)))
+        if short:
+            made.append(Tokenised(example, short, answer, len(short) < len(prompt)))
+        else:
+            refused["answer that leaves no room for a prompt (max_tokens)"] += 1
+    return made, refused
+
+
+def shared_prefix(prompts: Sequence[list[int]]) -> int:
+    """Length of the longest token prefix common to all prompts that leaves each at least one further token."""
+    if not prompts:
+        return 0
+    first, last = min(prompts), max(prompts)  # in lexicographic order what these share, all share
+    shared = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    return min(shared, min(map(len, prompts)) - 1)
+
+
+def _answer_ids(
+    tokenizer: PromptTokenizer, examples: Sequence[Example], labels: Mapping[str, list[int]] | None
+) -> list[list[int]]:
+    if labels is not None:
+        return [labels[example.label or ""] for example in examples]
+    if tokenizer.end is None:
+        raise UserError("data.task = free: the model names no end-of-sequence token (eos_token_id in its config.json)")
+    end = tokenizer.end
+    ids = tokenizer.answers([example.prompt for example in examples], [example.answer for example in examples])
+    return [[*one, end] for one in ids]
+
+
+def _cut_left(prompt: list[int], start: int, room: int) -> list[int]:
+    """The last ``room`` tokens, the first ``start`` ones kept; empty where not one token of text fits."""
+    if room <= start:
+        return []
+    return prompt if len(prompt) <= room else prompt[:start] + prompt[len(prompt) - (room - start) :]
+
+
+def _check_distinct(ids: Mapping[str, list[int]], words: Mapping[str, str]) -> None:
+    for label, one in ids.items():
+        if not one:
+            raise UserError(f"data.label_words: the tokenizer makes nothing of {words[label]!r} (label {label!r})")
+    # In lexicographic order a sequence stands directly before one that it begins.
+    for (left, one), (right, other) in pairwise(sorted(ids.items(), key=lambda item: item[1])):
+        if other[: len(one)] == one:
+            raise UserError(
+                f"data.label_words: the tokenizer cannot tell {words[left]!r} (label {left!r}) from "
+                f"{words[right]!r} (label {right!r}): the tokens of one begin the other's; give one another word"
+            )

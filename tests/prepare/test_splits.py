@@ -1,0 +1,131 @@
+from collections import Counter
+
+import pytest
+
+from stages.common.command import UserError
+from stages.common.params import Limits
+from stages.prepare.rows import Example
+from stages.prepare.splits import carve, check_not_empty, draw, separate
+from tests.prepare.making import make_data
+
+OPEN = Limits(train=None, validation=None, test=None)
+
+
+def example(name: str, label: str | None = "x", group: str | None = None, text: str | None = None) -> Example:
+    text = text or f"text {name} of its own"
+    return Example(name, group, label, text, f"{text}\nLabel:", label or "answer")
+
+
+def many(label: str, n: int, group_size: int = 1) -> list[Example]:
+    return [example(f"{label}{at}", label, f"{label}-file{at // group_size}") for at in range(n)]
+
+
+def test_carved_splits_are_stratified_and_hold_whole_groups():
+    train = many("a", 600, group_size=4) + many("b", 200, group_size=3) + many("c", 40)
+    parts = carve({"train": train}, Limits(train=60, validation=15, test=25), seed=3)
+    assert sorted(e.example_id for part in parts.values() for e in part) == sorted(e.example_id for e in train)
+    for label, n in (("a", 600), ("b", 200), ("c", 40)):
+        counts = {split: sum(e.label == label for e in part) for split, part in parts.items()}
+        for split, share in (("train", 0.6), ("validation", 0.15), ("test", 0.25)):
+            assert counts[split] == pytest.approx(share * n, abs=4)
+    groups = [{e.group for e in part} for part in parts.values()]
+    assert sum(map(len, groups)) == len(set().union(*groups))
+
+
+def test_a_group_of_several_labels_stays_whole():
+    train = [example(f"{g}{label}", label, f"g{g}") for g in range(40) for label in "abc"]
+    parts = carve({"train": train}, OPEN, seed=1)
+    assert {split: len(part) for split, part in parts.items()} == {"train": 84, "validation": 12, "test": 24}
+    assert all(Counter(e.group for e in part).most_common()[-1][1] == 3 for part in parts.values())
+
+
+def test_only_the_absent_split_is_carved():
+    test = many("a", 5)
+    parts = carve({"train": many("b", 100), "test": test}, Limits(train=80, validation=20, test=7), seed=1)
+    assert parts["test"] == test
+    assert (len(parts["train"]), len(parts["validation"])) == (80, 20)
+
+
+def test_carving_depends_on_the_seed_and_not_on_the_order_of_the_rows():
+    train = many("a", 50)
+    one = carve({"train": train}, OPEN, seed=1)
+    again = carve({"train": train[::-1]}, OPEN, seed=1)
+    other = carve({"train": train}, OPEN, seed=2)
+    assert {e.example_id for e in one["test"]} == {e.example_id for e in again["test"]}
+    assert {e.example_id for e in one["test"]} != {e.example_id for e in other["test"]}
+
+
+def test_leaks_are_dropped_from_the_training_side_and_counted():
+    words = "one two three four five six seven eight nine ten eleven twelve"
+    parts, dropped = separate(
+        {
+            "test": [example("t1", text=words), example("t2", group="shared")],
+            "validation": [example("v1", text=words + " thirteen"), example("v2", text="kept here as it is")],
+            "train": [
+                example("n1", text=words.upper()),
+                example("n2", text="kept here as it is"),
+                example("n3", group="shared"),
+                example("n4", text="quite another text"),
+                example("n5", text="quite another text"),
+                example("n6", text="quite another text", label="y"),
+            ],
+        },
+        threshold=0.8,
+    )
+    assert [e.example_id for e in parts["test"]] == ["t1", "t2"]
+    assert [e.example_id for e in parts["validation"]] == ["v2"]
+    assert [e.example_id for e in parts["train"]] == ["n4"]
+    assert +dropped == {
+        "validation row that is a near-duplicate of one in test": 1,
+        "train row that is a near-duplicate of one in test": 1,
+        "train row that is a near-duplicate of one in validation": 1,
+        "train row of a group that test holds": 1,
+        "train row that stands twice": 1,
+        "train row seen with another answer": 1,
+    }
+
+
+def splits_of(train: list[Example]) -> dict[str, list[Example]]:
+    return {"train": train, "validation": many("a", 3), "test": many("a", 3)}
+
+
+def test_balanced_limit_gives_what_a_rare_label_lacks_to_the_others():
+    train = many("a", 100) + many("b", 50) + many("c", 4)
+    kept, _ = draw(splits_of(train), make_data(limits=Limits(train=34, validation=None, test=None)))
+    assert Counter(e.label for e in kept["train"]) == {"a": 15, "b": 15, "c": 4}
+
+
+def test_without_balance_the_proportions_stay():
+    train = many("a", 800) + many("b", 200)
+    kept, _ = draw(splits_of(train), make_data(balance=False, limits=Limits(train=500, validation=None, test=None)))
+    counts = Counter(e.label for e in kept["train"])
+    assert counts.total() == 500
+    assert counts["b"] == pytest.approx(100, abs=25)  # three standard deviations of the draw
+
+
+def test_a_larger_limit_adds_rows_and_keeps_the_others():
+    train = many("a", 50) + many("b", 50)
+    small, large = (
+        {
+            e.example_id
+            for e in draw(splits_of(train), make_data(limits=Limits(train=n, validation=None, test=None)))[0]["train"]
+        }
+        for n in (20, 60)
+    )
+    assert small < large
+
+
+def test_labels_that_training_does_not_know_are_refused():
+    parts = splits_of(many("a", 3) + many("b", 3)) | {"test": many("a", 2) + many("new", 4)}
+    kept, refused = draw(parts, make_data())
+    assert {e.label for e in kept["test"]} == {"a"}
+    assert refused == {"label of test that is not in train": 4}
+
+
+def test_one_class_and_empty_splits_are_one_clear_line():
+    with pytest.raises(UserError, match="only one class \\('a'\\)"):
+        draw(splits_of(many("a", 9)), make_data())
+    with pytest.raises(UserError, match="the validation split is empty"):
+        draw(splits_of(many("a", 2) + many("b", 2)) | {"validation": []}, make_data())
+    with pytest.raises(UserError, match="the test split is empty"):
+        check_not_empty({"train": [1], "test": []})

@@ -1,0 +1,178 @@
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer
+
+from stages.common.artifacts import sha256_file
+from stages.common.command import UserError
+from tests.prepare.making import PROJECT, write_base, write_jsonl, write_params
+
+TOPICS = ("sports", "science", "world")
+
+
+def rows(n: int, start: int = 0) -> list[dict]:
+    return [
+        {"text": f"item {at} number {at * 7} of the list {at * 13}", "label": TOPICS[at % 3]}
+        for at in range(start, start + n)
+    ]
+
+
+def read(folder, split):
+    return pq.read_table(folder / f"{split}.parquet").to_pylist()
+
+
+@pytest.fixture
+def prepared(tmp_path, workspace):
+    write_jsonl(tmp_path / "rows.jsonl", rows(90))
+    return workspace({"limits": {"train": 30, "validation": 6, "test": 9}})
+
+
+def test_files_hold_what_meta_says(prepared, base):
+    meta = json.loads((prepared / "meta.json").read_text(encoding="utf-8"))
+    raw = Tokenizer.from_file(str(base / "tokenizer.json"))
+    words = {entry["label"]: entry for entry in meta["labels"]}
+    assert [entry["label"] for entry in meta["labels"]] == sorted(TOPICS)
+    prompts = []
+    for split, n in (("train", 30), ("validation", 6), ("test", 9)):
+        facts, part = meta["splits"][split], read(prepared, split)
+        assert facts["rows"] == len(part) == n
+        assert facts["tokens"] == sum(len(row["prompt_ids"]) + len(row["answer_ids"]) - 1 for row in part)
+        assert facts["prompt_tokens_max"] == max(len(row["prompt_ids"]) for row in part)
+        assert facts["label_counts"] == dict.fromkeys(TOPICS, n // 3)
+        assert facts["sha256"] == sha256_file(prepared / f"{split}.parquet")
+        for row in part:
+            assert row["prompt"] == f"{row['text']}\nLabel:"
+            assert [*row["prompt_ids"], 1] == raw.encode(row["prompt"]).ids
+            assert row["answer"] == row["label"]
+            assert row["answer_ids"] == words[row["label"]]["token_ids"]
+            assert row["group"] is None
+        prompts += [row["prompt_ids"] for row in part]
+    shared = meta["shared_prefix_tokens"]
+    assert len({tuple(ids[:shared]) for ids in prompts}) == 1
+    assert len({tuple(ids[: shared + 1]) for ids in prompts}) > 1
+    ids = [row["example_id"] for split in meta["splits"] for row in read(prepared, split)]
+    assert len(set(ids)) == len(ids) == 45
+
+
+def test_token_columns_are_lists_of_int32(prepared):
+    schema = pq.read_schema(prepared / "train.parquet")
+    assert str(schema.field("prompt_ids").type) == "list<element: int32>"
+    assert str(schema.field("answer_ids").type) == "list<element: int32>"
+
+
+def test_the_same_inputs_give_the_same_bytes_and_another_seed_other_rows(tmp_path, workspace):
+    write_jsonl(tmp_path / "rows.jsonl", rows(60))
+    runs = []
+    for seed in (1, 1, 2):
+        out = workspace({"seed": seed})
+        runs.append({file.name: file.read_bytes() for file in out.iterdir()})
+    assert runs[0] == runs[1]
+    assert runs[0]["test.parquet"] != runs[2]["test.parquet"]
+
+
+def test_dropped_refused_and_truncated_are_counted(tmp_path, workspace):
+    train = [*rows(40), {"text": "", "label": "world"}, {"text": "no label here"}, rows(1)[0]]
+    copied = {"text": "One two three four five six seven eight nine ten", "label": "world"}
+    write_jsonl(tmp_path / "d" / "train.jsonl", [*train, copied])
+    long = {"text": "a b c " * 100, "label": "world"}
+    odd = {"text": "an odd one out", "label": "weather"}
+    near = copied | {"text": copied["text"].lower() + "!"}
+    write_jsonl(tmp_path / "d" / "test.jsonl", [*rows(6, start=100), long, odd, near])
+    out = workspace({"path": "d", "splits": {"train": "train", "validation": None, "test": "test"}}, {"max_tokens": 60})
+    meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
+    refused = {entry["reason"]: entry["count"] for entry in meta["refused"]}
+    assert refused == {"empty text": 1, "missing label": 1, "label of test that is not in train": 1}
+    assert sum(meta["dropped"].values()) == 2  # the copy across splits and the row that stands twice
+    assert meta["truncated"] == 1
+    assert meta["splits"]["test"]["rows"] == 8
+
+
+def test_label_words_stand_for_labels(tmp_path, workspace):
+    write_jsonl(tmp_path / "rows.jsonl", [row | {"label": TOPICS.index(row["label"])} for row in rows(60)])
+    out = workspace({"label_words": {"0": "ball games", "1": "atoms", "2": "news"}})
+    meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
+    assert {entry["label"]: entry["word"] for entry in meta["labels"]} == {"0": "ball games", "1": "atoms", "2": "news"}
+    assert {row["answer"] for row in read(out, "train") if row["label"] == "0"} == {"ball games"}
+
+
+def test_free_answers_end_with_the_end_token(tmp_path, workspace):
+    write_jsonl(tmp_path / "rows.jsonl", [{"q": f"question {at}?", "a": f"so\nit is {at}"} for at in range(30)])
+    out = workspace({"task": "free", "template": "Q: {q}\nA:", "answer_column": "a"})
+    meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
+    assert meta["labels"] == []
+    for row in read(out, "train"):
+        assert row["label"] is None
+        assert row["answer_ids"][-1] == 1
+        assert row["answer"].startswith("so\nit is ")
+
+
+def test_gsm8k_runs_as_free_answers(shared, workspace):
+    out = workspace(
+        {
+            "task": "free",
+            "path": str(shared / "data" / "gsm8k"),
+            "splits": {"train": "train", "validation": None, "test": "test"},
+            "template": "{question}\nAnswer:",
+            "answer_column": "answer",
+            "limits": {"train": 50, "validation": 10, "test": 20},
+        },
+        {"max_tokens": 256},
+    )
+    assert len(read(out, "train")) + len(read(out, "validation")) + len(read(out, "test")) <= 80
+    assert all("####" in row["answer"] for row in read(out, "test"))
+
+
+def test_groups_do_not_cross_splits(tmp_path, workspace):
+    write_jsonl(tmp_path / "rows.jsonl", [row | {"file": f"f{at // 5}"} for at, row in enumerate(rows(150))])
+    out = workspace({"group_column": "file"})
+    groups = [{row["group"] for row in read(out, split)} for split in ("train", "validation", "test")]
+    assert sum(map(len, groups)) == len(set().union(*groups))
+
+
+def test_faults_leave_the_last_result_alone(tmp_path, workspace):
+    write_jsonl(tmp_path / "rows.jsonl", rows(60))
+    out = workspace({})
+    before = (out / "meta.json").read_bytes()
+    write_jsonl(tmp_path / "rows.jsonl", [row | {"label": "world"} for row in rows(60)])
+    with pytest.raises(UserError, match="only one class"):
+        workspace({})
+    write_jsonl(tmp_path / "rows.jsonl", [])
+    with pytest.raises(UserError, match="holds no rows"):
+        workspace({})
+    assert (out / "meta.json").read_bytes() == before
+
+
+def test_the_summary_shows_rows_and_an_example(tmp_path, workspace, capsys):
+    write_jsonl(tmp_path / "rows.jsonl", [row | {"text": f"[b]{row['text']}"} for row in rows(60)])
+    workspace({})
+    told = capsys.readouterr().out
+    assert "3 of 14 rows" in told
+    assert "cut from the left" in told
+    assert "[b]item" in told  # the text's own brackets are no mark-up
+
+
+def test_no_torch_and_one_line_on_bad_input(tmp_path):
+    """The stage as a command: what it imports, and how a fault leaves the process."""
+    write_base(tmp_path / "base")
+    write_jsonl(tmp_path / "rows.jsonl", rows(60))
+    write_params(tmp_path / "params.yaml", {}, {})
+    script = (
+        "import sys\n"
+        "from stages.prepare.__main__ import main\n"
+        "main(['--base', 'base', '--out', 'prepared'])\n"
+        "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))\n"
+    )
+    done = run(tmp_path, "-c", script)
+    assert done.stdout.splitlines()[-1] == "[]"
+    write_params(tmp_path / "params.yaml", {"template": "{txt}"}, {})
+    done = run(tmp_path, "-m", "stages.prepare", "--base", "base", "--out", "prepared")
+    assert done.returncode == 2
+    assert done.stderr == "error: data.template: no column 'txt'; the data has: text, label\n"
+
+
+def run(folder, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {"PYTHONPATH": str(PROJECT), "PATH": ""}
+    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
