@@ -42,6 +42,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
+        shutil.rmtree(aside / WORK_FOLDER, ignore_errors=True)  # of the files that were made inside, one by one
         for file in aside.rglob("*"):
             if file.is_file():
                 _flush(file)

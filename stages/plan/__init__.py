@@ -1,0 +1,1 @@
+"""Chooses the boundary: what to freeze, why, how sure, and what every other choice would cost."""

@@ -1,0 +1,60 @@
+"""Stage ``plan``: law, gains and model shape → data/plan/freeze_plan.json."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from stages.common.artifacts import replacing_folder, sha256_file
+from stages.common.command import UserError, exit_code
+from stages.common.freeze_plan import FILE_NAME
+from stages.common.freeze_plan import Evidence as Hashes
+from stages.common.params import Plan, Room
+from stages.plan.assemble import make_plan
+from stages.plan.evidence import Evidence, read_base, read_gains, read_law, read_sizes
+from stages.plan.summary import print_summary
+
+
+class PlanRoom(Room):
+    """The groups that this stage reads."""
+
+    plan: Plan
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Choose the boundary and write the plan."""
+    args = _parser().parse_args(argv)
+    params = PlanRoom.load().plan
+    base, sizes = read_base(args.base), read_sizes(args.prepared)
+    layers = base.shape.layers
+    if layers < 2:
+        raise UserError(f"{args.base}: a model of {layers} layer has no boundary to choose; take a deeper one")
+    law, gains = read_law(args.law, layers), read_gains(args.gains, layers)
+    hashes = Hashes(
+        law_sha256=sha256_file(args.law), gains_sha256=sha256_file(args.gains), trace_sha256=law.trace_sha256
+    )
+    plan = make_plan(base, sizes, Evidence(layers, law.quantities, gains), params, hashes)
+    with replacing_folder(args.out) as folder:
+        plan.save(folder / FILE_NAME)
+    print_summary(plan, Console())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.plan",
+        description="Choose which layers to freeze, and say why, how surely, and what every boundary would cost.",
+        epilog="example: python -m stages.plan --base data/base --prepared data/prepared "
+        "--law reports/scaling_law.json --gains reports/gains.csv --out data/plan",
+    )
+    parser.add_argument("--base", type=Path, required=True, help="the base model's folder (its weights are not read)")
+    parser.add_argument("--prepared", type=Path, required=True, help="the prepared data's folder (for its size)")
+    parser.add_argument("--law", type=Path, required=True, help="the scaling laws")
+    parser.add_argument("--gains", type=Path, required=True, help="the gain of every layer")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write the plan to")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

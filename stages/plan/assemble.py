@@ -1,0 +1,92 @@
+"""Puts the chosen boundary, its reasons, its costs and its exports together."""
+
+from collections.abc import Mapping
+
+from stages.common.freeze_plan import Evidence as Hashes
+from stages.common.freeze_plan import FreezePlan, FrontierPoint, ParameterCounts, PlannedModel
+from stages.common.params import Plan, SelectorName
+from stages.plan.evidence import BaseFacts, Evidence, PreparedSizes
+from stages.plan.exports import exports
+from stages.plan.frontier import cost_model, frontier, within_budget
+from stages.plan.selectors import SELECTORS, Choice, basis_of
+
+
+def make_plan(base: BaseFacts, sizes: PreparedSizes, evidence: Evidence, params: Plan, hashes: Hashes) -> FreezePlan:
+    """Choose the boundary and describe it.
+
+    The budget caps the plan's own boundary and salf's; the baselines that it is compared with keep
+    their own rule.
+
+    Raises:
+        UserError: nothing fits the budget, or the trace has no gains.
+    """
+    basis = basis_of(evidence, params)
+    work = cost_model(sizes)
+    points = frontier(base, work, evidence.laws[basis.quantity])
+    choices = {name: select(evidence, params) for name, select in SELECTORS.items()}
+    choice = choices[params.selector]
+    boundary = within_budget(choice.boundary, points, params.budget)
+    layers, tied = base.shape.layers, base.shape.tied_head
+    trained = base.trained_parameters(boundary)
+    return FreezePlan(
+        schema_version=1,
+        model=_planned_model(base),
+        selector=params.selector,
+        quantity=basis.quantity,
+        gain=basis.gain,
+        boundary=boundary,
+        frozen_layers=list(range(1, boundary + 1)),
+        trained_layers=list(range(boundary + 1, layers + 1)),
+        embeddings_trained=boundary == 0,
+        norm_trained=True,
+        head_trained=boundary == 0 or not tied,
+        head_note=_head_note(tied, boundary),
+        parameters=ParameterCounts(
+            frozen=base.total_parameters - trained, trained=trained, total=base.total_parameters
+        ),
+        reason=_reason(choice, boundary, points, params.budget),
+        certainty=choice.certainty,
+        fallback=choice.fallback,
+        runners_up=list(choice.runners_up),
+        boundaries=_boundaries(choices, points, params.budget),
+        frontier=points,
+        cost_model=work,
+        evidence=hashes,
+        exports=exports(base, boundary),
+    )
+
+
+def _boundaries(
+    choices: Mapping[SelectorName, Choice], points: list[FrontierPoint], budget: float
+) -> dict[SelectorName, int]:
+    own = {name: choice.boundary for name, choice in choices.items()}
+    return {**own, "salf": within_budget(own["salf"], points, budget)}
+
+
+def _planned_model(base: BaseFacts) -> PlannedModel:
+    return PlannedModel(
+        name=base.identity.name,
+        weights_sha256=base.identity.weights_sha256,
+        family=base.family,
+        layers=base.shape.layers,
+        hidden=base.shape.hidden,
+        vocabulary=base.shape.vocabulary,
+        tied_head=base.shape.tied_head,
+    )
+
+
+def _head_note(tied: bool, boundary: int) -> str:
+    if not tied:
+        return "the head has its own weights and trains"
+    fate = "both train" if boundary == 0 else "both stay frozen"
+    return f"the head is tied: it is the embedding matrix, and {fate}"
+
+
+def _reason(choice: Choice, boundary: int, points: list[FrontierPoint], budget: float) -> str:
+    if boundary == choice.boundary:
+        return choice.reason
+    share, fitting = points[choice.boundary].flops_share, points[boundary].flops_share
+    return (
+        f"{choice.reason}; boundary {choice.boundary} would cost {share:.0%} of full fine-tuning, the budget is "
+        f"{budget:.0%}: from the deepest layer downwards it pays for layers above {boundary} ({fitting:.0%})"
+    )

@@ -1,0 +1,222 @@
+"""What a plan rests on: the laws, the gains, the base model and the size of the training split."""
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from stages.common.artifacts import read_json, require
+from stages.common.command import UserError
+from stages.common.cost import ModelShape
+from stages.common.params import GainName, Quantity
+
+Artifact = TypeVar("Artifact", bound=BaseModel)
+_COLUMNS = {"quantity", "gain", "layer", "value", "low", "high", "win_share", "embedding_step"}
+
+
+class Curve(BaseModel):
+    """A fitted law over spaces 1..L; null outside its reach."""
+
+    name: str
+    curve: list[float | None]
+
+
+class DepthLaw(BaseModel):
+    """One quantity over the spaces 0..L, and the laws fitted to it."""
+
+    mean: list[float]
+    laws: list[Curve]
+    best: str | None
+    fits: bool
+    verdict: str
+
+    def predicted(self, space: int) -> float:
+        """The best law's value where a law fits and reaches, else the observed mean."""
+        value = self.best_curve()[space - 1] if self.fits and space else None
+        return self.mean[space] if value is None else value
+
+    def best_curve(self) -> list[float | None]:
+        """The best law's curve over spaces 1..L."""
+        return next((law.curve for law in self.laws if law.name == self.best), [None] * (len(self.mean) - 1))
+
+
+class ScalingLaw(BaseModel):
+    """``reports/scaling_law.json``, as far as a plan reads it."""
+
+    layers: int
+    trace_sha256: str
+    quantities: dict[Quantity, DepthLaw]
+
+
+@dataclass(frozen=True)
+class LayerGain:
+    """One layer's gain with its bootstrap interval; ``win_share`` of the resamples."""
+
+    layer: int
+    value: float
+    low: float
+    high: float
+    win_share: float
+
+
+# The layers that may be chosen (2..L: the embedding step is no layer's work), by what is gained and how it is counted.
+Gains = Mapping[tuple[Quantity, GainName], tuple[LayerGain, ...]]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the selectors see."""
+
+    layers: int
+    laws: Mapping[Quantity, DepthLaw]
+    gains: Gains
+
+
+class ParameterSizes(BaseModel):
+    """Numbers of parameters by part."""
+
+    embedding: int
+    per_layer: list[int]
+    norm: int
+    head: int
+
+
+class BaseIdentity(BaseModel):
+    """``base.json``, as far as a plan reads it."""
+
+    name: str
+    weights_sha256: str
+    parameters: ParameterSizes
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """The base model without its weights."""
+
+    identity: BaseIdentity
+    family: str
+    shape: ModelShape
+    parameter_names: tuple[str, ...]
+
+    @property
+    def total_parameters(self) -> int:
+        """All parameters, a tied head counted once."""
+        sizes = self.identity.parameters
+        return sizes.embedding + sum(sizes.per_layer) + sizes.norm + self._own_head
+
+    def trained_parameters(self, boundary: int) -> int:
+        """Parameters that train above a boundary; 0 trains all."""
+        if boundary == 0:
+            return self.total_parameters
+        sizes = self.identity.parameters
+        return sum(sizes.per_layer[boundary:]) + sizes.norm + self._own_head
+
+    @property
+    def _own_head(self) -> int:
+        return 0 if self.shape.tied_head else self.identity.parameters.head
+
+
+class SplitSize(BaseModel):
+    """Size of a prepared split; ``tokens`` is what a forward pass sees."""
+
+    rows: int
+    tokens: int
+    answer_tokens: int
+
+
+class PreparedSizes(BaseModel):
+    """``meta.json``, as far as a plan reads it."""
+
+    splits: dict[str, SplitSize]
+    shared_prefix_tokens: int
+
+
+def read_base(folder: Path) -> BaseFacts:
+    """Read what ``dvc repro base`` wrote, but for the weights.
+
+    Raises:
+        UserError: something is missing or damaged.
+    """
+    config = read_json(require(folder / "config.json", made_by="base"))
+    index = read_json(require(folder / "model.safetensors.index.json", made_by="base"))
+    return BaseFacts(
+        identity=_checked(BaseIdentity, folder / "base.json", made_by="base"),
+        family=str(config.get("model_type")),
+        shape=ModelShape.from_config(config),
+        parameter_names=tuple(sorted(index["weight_map"])),
+    )
+
+
+def read_sizes(prepared: Path) -> PreparedSizes:
+    """Read the sizes of the prepared splits.
+
+    Raises:
+        UserError: the file is missing or damaged, or has no training split.
+    """
+    path = prepared / "meta.json"
+    sizes = _checked(PreparedSizes, path, made_by="prepare")
+    if "train" not in sizes.splits:
+        raise UserError(f"{path}: no training split; dvc repro prepare")
+    return sizes
+
+
+def read_law(path: Path, layers: int) -> ScalingLaw:
+    """Read the laws of a trace of a model with so many layers.
+
+    Raises:
+        UserError: the file is missing or damaged, or of another model.
+    """
+    law = _checked(ScalingLaw, path, made_by="fit")
+    lengths = {law.layers} | {len(q.mean) - 1 for q in law.quantities.values()}
+    if lengths != {layers}:
+        found = ", ".join(map(str, sorted(lengths)))
+        raise UserError(f"{path}: traced {found} layers, the base model has {layers}; run again: dvc repro fit")
+    if "deviation" not in law.quantities:
+        raise UserError(f"{path}: no deviation, which is always traced; run again: dvc repro fit")
+    return law
+
+
+def read_gains(path: Path, layers: int) -> Gains:
+    """Read the gains of the layers that may be chosen out of 1..layers; undefined ones are left out.
+
+    Raises:
+        UserError: the file is missing or damaged, or of a deeper model.
+    """
+    table: dict[tuple[Quantity, GainName], list[LayerGain]] = defaultdict(list)
+    with require(path, made_by="fit").open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if missing := _COLUMNS - set(reader.fieldnames or ()):
+            raise UserError(f"{path}: no column {', '.join(sorted(missing))}; run again: dvc repro fit")
+        for row in reader:
+            if row["gain"] not in get_args(GainName) or row["quantity"] not in get_args(Quantity):
+                raise UserError(f"{path}: line {reader.line_num}: unknown gain {row['gain']} of {row['quantity']}")
+            gain = _layer_gain(row, f"{path}: line {reader.line_num}", layers)
+            if row["embedding_step"].lower() != "true" and math.isfinite(gain.value):
+                table[row["quantity"], row["gain"]].append(gain)  # type: ignore[index]  # checked above
+    return {key: tuple(sorted(gains, key=lambda gain: gain.layer)) for key, gains in table.items()}
+
+
+def _layer_gain(row: Mapping[str, str], where: str, layers: int) -> LayerGain:
+    try:
+        value, low, high = (float(row[name] or "nan") for name in ("value", "low", "high"))
+        gain = LayerGain(int(row["layer"]), value, low, high, float(row["win_share"] or 0))
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; run again: dvc repro fit") from None
+    if not 1 <= gain.layer <= layers:
+        raise UserError(f"{where}: layer {gain.layer}, the base model has {layers}; run again: dvc repro fit")
+    return gain
+
+
+def _checked(kind: type[Artifact], path: Path, made_by: str) -> Artifact:
+    raw: Any = read_json(require(path, made_by))
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise UserError(f"{path}: {where}: {fault['msg']}; run again: dvc repro {made_by}") from None

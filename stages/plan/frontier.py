@@ -1,0 +1,154 @@
+"""What every boundary costs and leaves to be learned, and the budget's cut through it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from stages.common.artifacts import significant
+from stages.common.command import UserError
+from stages.common.cost import (
+    FLOAT32_BYTES,
+    activation_bytes_per_token,
+    forward_flops,
+    gradient_bytes,
+    optimizer_bytes,
+    training_flops,
+)
+from stages.common.freeze_plan import CostModel, FrontierPoint
+from stages.plan.evidence import BaseFacts, DepthLaw, PreparedSizes
+
+EPOCHS: Final = 3
+BATCH_ROWS: Final = 16
+_FORMULA: Final = (
+    "FLOPs of E epochs, cached: flops_frozen + E * flops_epoch; uncached: E * (flops_frozen + flops_epoch); "
+    "the share of E epochs: many + (one - many) / E, with many = flops_share_many_epochs and "
+    "one = flops_share_uncached"
+)
+
+
+def cost_model(sizes: PreparedSizes) -> CostModel:
+    """The sums over one epoch of the training split that the costs are counted from.
+
+    Rows are taken at their mean length: the attention's share is a little more when they vary.
+    """
+    train, shared = sizes.splits["train"], sizes.shared_prefix_tokens
+    batches = math.ceil(train.rows / BATCH_ROWS)
+    own = train.tokens / train.rows - shared
+    return CostModel(
+        epochs=EPOCHS,
+        batch_rows=BATCH_ROWS,
+        value_bytes=FLOAT32_BYTES,
+        rows=train.rows,
+        queries=train.tokens - train.rows * shared + batches * shared,
+        attended=round(train.rows * (own * shared + own * (own + 1) / 2)) + batches * shared * (shared + 1) // 2,
+        positions=train.answer_tokens,
+        formula=_FORMULA,
+        assumptions=[
+            f"flops and shares are those of {EPOCHS} epochs, whatever finetune.epochs says: see the formula",
+            f"batches of {BATCH_ROWS} rows: the {shared} tokens that all prompts begin with are computed once a batch",
+            "the scope's own weights train (no LoRA); matrix products only, 2 operations per multiply-add",
+            "every row has the mean length; no padding; the head at answer positions only",
+            "AdamW with float32 moments, float32 gradients and activations; weights themselves not counted",
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class _Flops:
+    frozen: int
+    epoch: int
+
+    def cached(self, epochs: int) -> int:
+        return self.frozen + epochs * self.epoch
+
+    def uncached(self, epochs: int) -> int:
+        return epochs * (self.frozen + self.epoch)
+
+
+def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPoint]:
+    """Cost and remaining reduction of every boundary 0..L.
+
+    Args:
+        base: the model.
+        work: one epoch's sums.
+        law: the plan's quantity over the spaces.
+    """
+    layers = base.shape.layers
+    costs = [_flops(base, work, boundary) for boundary in range(layers + 1)]
+    remaining = [_remaining_reduction(law.mean, boundary) for boundary in range(layers + 1)]
+    efficient = _efficient([cost.cached(work.epochs) for cost in costs], remaining)
+    return [
+        _point(base, work, law, boundary, costs, remaining[boundary], efficient[boundary])
+        for boundary in range(layers + 1)
+    ]
+
+
+def within_budget(boundary: int, points: Sequence[FrontierPoint], budget: float) -> int:
+    """The smallest boundary from ``boundary`` on that costs at most ``budget`` of full fine-tuning.
+
+    Raises:
+        UserError: not even training nothing but the final norm does.
+    """
+    for point in points[boundary:]:
+        if point.flops_share <= budget:
+            return point.boundary
+    least = points[-1].flops_share
+    raise UserError(
+        f"params.yaml: plan.budget = {budget}: with every layer frozen, {least:.3f} of full fine-tuning's cost "
+        f"remains; allowed here: {math.ceil(least * 1000) / 1000} to 1"
+    )
+
+
+def _flops(base: BaseFacts, work: CostModel, boundary: int) -> _Flops:
+    return _Flops(
+        frozen=forward_flops(base.shape, boundary, work.queries, work.attended, 0),
+        epoch=training_flops(base.shape, boundary, work.queries, work.attended, work.positions),
+    )
+
+
+def _point(
+    base: BaseFacts,
+    work: CostModel,
+    law: DepthLaw,
+    boundary: int,
+    costs: Sequence[_Flops],
+    remaining: float | None,
+    efficient: bool,
+) -> FrontierPoint:
+    cost, whole, trained = costs[boundary], costs[0], base.trained_parameters(boundary)
+    depth = base.shape.layers - boundary
+    batch_tokens = work.queries / math.ceil(work.rows / work.batch_rows)
+    return FrontierPoint(
+        boundary=boundary,
+        trained_layers=depth,
+        trained_parameters=trained,
+        flops=cost.cached(work.epochs),
+        flops_uncached=cost.uncached(work.epochs),
+        flops_frozen=cost.frozen,
+        flops_epoch=cost.epoch,
+        flops_share=significant(cost.cached(work.epochs) / whole.cached(work.epochs)),
+        flops_share_uncached=significant(cost.uncached(1) / whole.uncached(1)),
+        flops_share_many_epochs=significant(cost.epoch / whole.epoch),
+        optimizer_bytes=optimizer_bytes(trained),
+        gradient_bytes=gradient_bytes(trained, work.value_bytes),
+        activation_bytes=round(depth * batch_tokens * activation_bytes_per_token(base.shape, work.value_bytes)),
+        cache_bytes=work.queries * base.shape.hidden * work.value_bytes if boundary else 0,
+        observed=significant(law.mean[boundary]),
+        predicted=significant(law.predicted(boundary)),
+        remaining_reduction=remaining,
+        efficient=efficient,
+    )
+
+
+def _remaining_reduction(mean: Sequence[float], boundary: int) -> float | None:
+    whole = mean[1] - mean[-1]
+    if whole <= 0:
+        return None
+    return significant((mean[max(boundary, 1)] - mean[-1]) / whole)
+
+
+def _efficient(costs: Sequence[int], remaining: Sequence[float | None]) -> list[bool]:
+    """Pareto-efficient points: none other is at least as good in both and better in one."""
+    points = [(cost, -math.inf if left is None else left) for cost, left in zip(costs, remaining, strict=True)]
+    return [not any(c <= cost and r >= left and (c, r) != (cost, left) for c, r in points) for cost, left in points]

@@ -1,0 +1,153 @@
+"""A base model's folder without weights, and a trace's laws and gains, as the earlier stages write them."""
+
+import csv
+import functools
+import json
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.common.freeze_plan import FreezePlan
+from stages.plan.__main__ import main
+
+LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 6, 32, 56, 53
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": HIDDEN,
+    "intermediate_size": INTERMEDIATE,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "tie_word_embeddings": True,
+}
+PARTS = {
+    "self_attn.q_proj": HIDDEN * HIDDEN,
+    "self_attn.k_proj": HIDDEN * HIDDEN // 2,
+    "self_attn.v_proj": HIDDEN * HIDDEN // 2,
+    "self_attn.o_proj": HIDDEN * HIDDEN,
+    "mlp.gate_proj": HIDDEN * INTERMEDIATE,
+    "mlp.up_proj": HIDDEN * INTERMEDIATE,
+    "mlp.down_proj": HIDDEN * INTERMEDIATE,
+    "input_layernorm": HIDDEN,
+    "post_attention_layernorm": HIDDEN,
+}
+PER_LAYER = sum(PARTS.values())
+# Spaces 0..6: wanders, then falls.
+DEVIATION = [1.00, 0.97, 0.98, 0.96, 0.90, 0.78, 0.74]
+LOSS = [90.0, 21.0, 20.5, 20.0, 19.0, 14.0, 8.0]
+# value and win share of layers 1..6; layer 1 is the embedding step and would win
+GAINS = {
+    ("deviation", "observed"): [(0.5, 0), (-0.01, 0), (0.02, 0.05), (0.06, 0.2), (0.12, 0.43), (0.04, 0.32)],
+    ("deviation", "ratio"): [(9.0, 0), (-0.1, 0), (0.3, 0.1), (3.0, 0.9), (2.0, 0), (1.0, 0)],
+    ("deviation", "local"): [(1.0, 0), (-0.03, 0), (0.07, 0), (0.26, 0.01), (0.64, 0.95), (0.29, 0.04)],
+    ("loss", "observed"): [(69.0, 0), (0.5, 0), (0.5, 0), (1.0, 0), (5.0, 0.3), (6.0, 0.7)],
+}
+
+
+def write_base(folder: Path, *, tied: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    names = [f"model.layers.{i}.{part}.weight" for i in range(LAYERS) for part in PARTS]
+    names += ["model.embed_tokens.weight", "model.norm.weight"] + ([] if tied else ["lm_head.weight"])
+    identity = {
+        "name": "tiny",
+        "weights_sha256": "ab" * 32,
+        "parameters": {
+            "embedding": VOCABULARY * HIDDEN,
+            "per_layer": [PER_LAYER] * LAYERS,
+            "norm": HIDDEN,
+            "head": 0 if tied else VOCABULARY * HIDDEN,
+        },
+    }
+    files = {
+        "config.json": {**CONFIG, "tie_word_embeddings": tied},
+        "model.safetensors.index.json": {"weight_map": dict.fromkeys(names, "shard")},
+        "base.json": identity,
+    }
+    for name, value in files.items():
+        (folder / name).write_text(json.dumps(value))
+    return folder
+
+
+def write_prepared(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    train = {"rows": 40, "tokens": 40 * 25, "answer_tokens": 40}
+    (folder / "meta.json").write_text(json.dumps({"splits": {"train": train}, "shared_prefix_tokens": 5}))
+    return folder
+
+
+def write_law(path: Path, *, fits: bool = True, quantities: tuple[str, ...] = ("deviation", "loss")) -> Path:
+    means = {"deviation": DEVIATION, "loss": LOSS}
+    laws = {
+        name: {
+            "mean": means[name],
+            "best": "power_tail",
+            "fits": fits,
+            "verdict": "a power law holds from layer 3 on." if fits else "no law fits.",
+            "laws": [{"name": "power_tail", "curve": [None, None, *(x + 0.001 for x in means[name][3:])]}],
+        }
+        for name in quantities
+    }
+    path.write_text(json.dumps({"layers": LAYERS, "trace_sha256": "cd" * 32, "quantities": laws}))
+    return path
+
+
+def write_gains(path: Path, *, only: tuple[str, ...] = ("deviation", "loss")) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["quantity", "gain", "layer", "value", "low", "high", "win_share", "embedding_step"])
+        for (quantity, gain), layers in GAINS.items():
+            if quantity not in only:
+                continue
+            for layer, (value, share) in enumerate(layers, start=1):
+                writer.writerow([quantity, gain, layer, value, value - 0.01, value + 0.01, share, layer == 1])
+    return path
+
+
+class Workspace:
+    """A folder with everything that the stage reads; ``plan(...)`` changes parameters and runs it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.base = write_base(root / "base")
+        self.prepared = write_prepared(root / "prepared")
+        self.law = write_law(root / "law.json")
+        self.gains = write_gains(root / "gains.csv")
+        self.out = root / "out" / "plan"
+
+    def untie(self) -> None:
+        self.base = write_base(self.root / "base-untied", tied=False)
+
+    def rewrite_law(self, **options: object) -> None:
+        write_law(self.law, **options)
+
+    def rewrite_gains(self, **options: object) -> None:
+        write_gains(self.gains, **options)
+
+    def argv(self) -> list[str]:
+        names = ("base", "prepared", "law", "gains", "out")
+        return [part for name in names for part in (f"--{name}", str(getattr(self, name)))]
+
+    def plan(self, **params: object) -> FreezePlan:
+        self.set(**params)
+        main(self.argv())
+        return FreezePlan.load(self.out)
+
+    def set(self, **plan: object) -> None:
+        params = shipped_params()
+        defaults = {"selector": "salf", "quantity": "deviation", "gain": "observed", "budget": 1.0, "last_n": 2}
+        changed = {**params, "plan": {**defaults, "seed": 1, **plan}}
+        (self.root / "params.yaml").write_text(json.dumps(changed))  # JSON is YAML, and quicker to read
+
+
+@functools.cache
+def shipped_params() -> dict:
+    return YAML(typ="safe", pure=True).load((Path(__file__).parents[2] / "params.yaml").read_text())
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    space = Workspace(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return space

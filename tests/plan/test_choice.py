@@ -1,0 +1,136 @@
+"""Which boundary is chosen, why and how surely: the stage from its files to its plan."""
+
+from collections import Counter
+
+import pytest
+
+from stages.common.command import UserError
+from stages.common.params import Plan
+from stages.plan.evidence import Evidence
+from stages.plan.selectors import SELECTORS
+
+
+def params(**changes):
+    values = {"selector": "salf", "quantity": "deviation", "gain": "observed", "budget": 1.0, "last_n": 2, "seed": 1}
+    return Plan(**{**values, **changes})
+
+
+def test_salf_freezes_up_to_the_layer_with_the_largest_gain_and_says_how_sure(workspace):
+    plan = workspace.plan()
+    assert plan.boundary == 5  # layer 1's gain is larger, but it is the embedding step's
+    assert plan.frozen_layers == [1, 2, 3, 4, 5]
+    assert plan.trained_layers == [6]
+    assert plan.certainty.words == "unsure: layer 5 wins 43% of resamples"
+    assert plan.certainty.win_share == 0.43
+    assert (plan.certainty.low, plan.certainty.high) == (0.11, 0.13)
+    assert [(r.boundary, r.win_share) for r in plan.runners_up] == [(6, 0.32), (4, 0.2), (3, 0.05)]
+    assert plan.fallback is None
+    assert "layer 5" in plan.reason
+
+
+@pytest.mark.parametrize(("gain", "boundary", "share"), [("ratio", 4, "90%"), ("local", 5, "95%")])
+def test_the_gain_asked_for_decides(workspace, gain, boundary, share):
+    plan = workspace.plan(gain=gain)
+    assert (plan.boundary, plan.gain) == (boundary, gain)
+    assert plan.certainty.words == f"sure: layer {boundary} wins {share} of resamples"
+
+
+@pytest.mark.parametrize("gain", ["ratio", "marginal"])
+def test_a_law_that_does_not_fit_falls_back_visibly_to_observed_gains(workspace, gain, capsys):
+    workspace.rewrite_law(fits=False)
+    plan = workspace.plan(gain=gain)
+    assert (plan.boundary, plan.gain, plan.quantity) == (5, "observed", "deviation")
+    assert plan.fallback is not None
+    assert "no law fits" in plan.fallback
+    assert plan.fallback in capsys.readouterr().out
+
+
+def test_gains_that_need_no_law_do_not_fall_back_without_one(workspace):
+    workspace.rewrite_law(fits=False)
+    plan = workspace.plan(gain="local")
+    assert (plan.gain, plan.fallback) == ("local", None)
+
+
+def test_a_gain_that_was_not_computed_falls_back(workspace):
+    plan = workspace.plan(gain="marginal")
+    assert (plan.gain, plan.boundary) == ("observed", 5)
+    assert "no layer has a marginal gain" in plan.fallback
+
+
+def test_losses_that_were_not_traced_fall_back_to_the_deviation(workspace):
+    workspace.rewrite_law(quantities=("deviation",))
+    workspace.rewrite_gains(only=("deviation",))
+    plan = workspace.plan(quantity="loss")
+    assert (plan.quantity, plan.boundary) == ("deviation", 5)
+    assert "loss was not traced" in plan.fallback
+
+
+def test_the_last_layer_may_win_and_the_plan_says_what_that_means(workspace):
+    plan = workspace.plan(quantity="loss")
+    assert (plan.boundary, plan.trained_layers) == (6, [])
+    assert "only what follows it trains" in plan.reason
+    assert plan.certainty.words.startswith("fairly sure")
+
+
+@pytest.mark.parametrize(("selector", "boundary"), [("full", 0), ("none", 6), ("last-n", 4)])
+def test_fixed_rules(workspace, selector, boundary):
+    plan = workspace.plan(selector=selector)
+    assert plan.boundary == boundary
+    assert plan.certainty.win_share is None
+    assert plan.runners_up == []
+
+
+def test_every_plan_holds_the_boundary_of_every_selector(workspace):
+    plans = [workspace.plan(selector=name) for name in SELECTORS]
+    assert all(plan.boundaries == plans[0].boundaries for plan in plans)
+    assert all(plan.boundary == plan.boundaries[plan.selector] for plan in plans)
+
+
+def test_last_n_of_too_many_layers_never_becomes_full_fine_tuning(workspace):
+    plan = workspace.plan(selector="last-n", last_n=40)
+    assert plan.boundary == 1
+    assert "plan.last_n is 40" in plan.reason
+
+
+def test_random_is_uniform_over_the_inner_boundaries_and_repeats_with_its_seed():
+    evidence = Evidence(layers=6, laws={}, gains={})
+    draws = [SELECTORS["random"](evidence, params(seed=seed)).boundary for seed in range(2000)]
+    counts = Counter(draws)
+    assert sorted(counts) == [1, 2, 3, 4, 5]
+    # A fair draw of 2000 out of five: 400 each, standard deviation 18.
+    assert all(abs(count - 400) < 90 for count in counts.values())
+    assert draws[7] == SELECTORS["random"](evidence, params(seed=7)).boundary
+
+
+def test_a_budget_moves_the_boundary_deeper_and_says_so(workspace):
+    free = workspace.plan(selector="full")
+    share = free.frontier[4].flops_share
+    plan = workspace.plan(selector="full", budget=share)
+    assert plan.boundary == 4
+    assert "the budget is" in plan.reason
+    assert plan.frontier[4].flops_share <= share < plan.frontier[3].flops_share
+    assert plan.boundaries["full"] == 0  # the baseline of the comparison stays what it is
+
+
+def test_a_budget_caps_salf_in_the_comparison_too(workspace):
+    least = workspace.plan().frontier[6].flops_share
+    plan = workspace.plan(budget=least)
+    assert plan.boundary == plan.boundaries["salf"] == 6
+
+
+def test_a_budget_that_nothing_fits_is_refused_with_what_is_allowed(workspace):
+    with pytest.raises(UserError, match=r"plan\.budget = 0\.01: .* allowed here: 0\.\d+ to 1"):
+        workspace.plan(budget=0.01)
+
+
+def test_gains_without_any_layer_are_refused(workspace):
+    header = workspace.gains.read_text().splitlines()[0]
+    workspace.gains.write_text(header + "\n")
+    with pytest.raises(UserError, match="no layer has an observed gain"):
+        workspace.plan()
+
+
+def test_the_certainty_names_a_layer_that_wins_more_often(workspace):
+    text = workspace.gains.read_text().replace("0.04,0.03,0.05,0.32", "0.04,0.03,0.05,0.48")
+    workspace.gains.write_text(text)
+    assert workspace.plan().certainty.words == "unsure: layer 5 wins 43% of resamples, layer 6 48%"

@@ -1,0 +1,107 @@
+"""The costs of every boundary, against closed forms of their own."""
+
+import math
+
+import pytest
+
+LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 6, 32, 56, 53
+ROWS, TOKENS, SHARED, BATCH = 40, 25, 5, 16
+BATCHES = 3
+LINEAR = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * HIDDEN // 2 + 3 * HIDDEN * INTERMEDIATE  # q, o; k, v; the gated part
+
+
+def work():
+    """Queries and attended keys, one token at a time: 40 rows of 20 own tokens behind 5 shared ones."""
+    shared = [position + 1 for _ in range(BATCHES) for position in range(SHARED)]
+    own = [position + 1 for _ in range(ROWS) for position in range(SHARED, TOKENS)]
+    return len(shared + own), sum(shared + own)
+
+
+def test_the_sums_are_those_of_counting_token_by_token(workspace):
+    model = workspace.plan().cost_model
+    assert (model.queries, model.attended) == work()
+    assert (model.positions, model.rows, model.batch_rows) == (40, ROWS, BATCH)
+
+
+def test_flops_against_a_closed_form(workspace):
+    queries, attended = work()
+    layer = 2 * LINEAR * queries + 4 * HIDDEN * attended
+    head = 2 * HIDDEN * VOCABULARY * ROWS
+    for point in workspace.plan().frontier:
+        k = point.boundary
+        epoch = 3 * (LAYERS - k) * layer + (2 if k else 3) * head  # a tied head's gradient: only with the embeddings
+        assert point.flops_frozen == k * layer
+        assert point.flops_epoch == epoch
+        assert point.flops == k * layer + 3 * epoch
+        assert point.flops_uncached == 3 * (k * layer + epoch)
+
+
+def test_shares_follow_the_stated_formula(workspace):
+    frontier = workspace.plan().frontier
+    whole = frontier[0]
+    assert whole.flops_share == whole.flops_share_uncached == whole.flops_share_many_epochs == 1
+    for point in frontier:
+        one, many = point.flops_share_uncached, point.flops_share_many_epochs
+        assert point.flops_share == pytest.approx(many + (one - many) / 3)
+        assert point.flops_share == pytest.approx(point.flops / whole.flops)
+        assert many <= point.flops_share <= one
+
+
+def test_parameters_and_bytes(workspace):
+    plan = workspace.plan()
+    per_layer = LINEAR + 2 * HIDDEN
+    for point in plan.frontier[1:]:
+        trained = (LAYERS - point.boundary) * per_layer + HIDDEN
+        assert point.trained_parameters == trained
+        assert (point.optimizer_bytes, point.gradient_bytes) == (8 * trained, 4 * trained)
+    assert plan.frontier[0].trained_parameters == LAYERS * per_layer + HIDDEN + VOCABULARY * HIDDEN
+    assert plan.parameters.trained == plan.frontier[5].trained_parameters
+    assert plan.parameters.frozen + plan.parameters.trained == plan.parameters.total
+
+
+def test_an_untied_head_trains_with_every_plan_and_costs_its_gradient(workspace):
+    tied = workspace.plan()
+    workspace.untie()
+    untied = workspace.plan()
+    assert untied.head_trained
+    assert not tied.head_trained
+    assert "both stay frozen" in tied.head_note
+    head = 2 * HIDDEN * VOCABULARY * ROWS
+    for own, shared in zip(untied.frontier[1:], tied.frontier[1:], strict=True):
+        assert own.flops_epoch - shared.flops_epoch == head
+        assert own.trained_parameters - shared.trained_parameters == VOCABULARY * HIDDEN
+
+
+def test_memory_falls_with_the_boundary_and_the_cache_appears_with_it(workspace):
+    frontier = workspace.plan().frontier
+    kept = [point.activation_bytes for point in frontier]
+    assert kept == sorted(kept, reverse=True)
+    assert kept[-1] == 0
+    assert frontier[0].cache_bytes == 0
+    assert {point.cache_bytes for point in frontier[1:]} == {work()[0] * HIDDEN * 4}
+
+
+def test_predicted_is_the_laws_value_where_it_reaches_and_the_observed_one_elsewhere(workspace):
+    points = workspace.plan().frontier
+    observed = [1.00, 0.97, 0.98, 0.96, 0.90, 0.78, 0.74]
+    assert [point.observed for point in points] == observed
+    assert [point.predicted for point in points] == observed[:3] + [pytest.approx(x + 0.001) for x in observed[3:]]
+    workspace.rewrite_law(fits=False)
+    assert [point.predicted for point in workspace.plan().frontier] == observed
+
+
+def test_remaining_reduction_and_the_efficient_boundaries(workspace):
+    points = workspace.plan().frontier
+    expected = [1, 1, 0.24 / 0.23, 0.22 / 0.23, 0.16 / 0.23, 0.04 / 0.23, 0]
+    assert [point.remaining_reduction for point in points] == pytest.approx(expected)
+    # Boundary 2 costs less than 0 and 1 and leaves more of the reduction to be trained.
+    assert [point.efficient for point in points] == [False, False, True, True, True, True, True]
+
+
+def test_a_quantity_that_rises_has_no_reduction_to_share_out(workspace):
+    text = workspace.law.read_text().replace("0.74", "1.2")
+    workspace.law.write_text(text)
+    points = workspace.plan().frontier
+    assert {point.remaining_reduction for point in points} == {None}
+    assert [point.boundary for point in points if point.efficient] == [6]  # cost alone decides
+    assert all(math.isfinite(point.flops_share) for point in points)
