@@ -170,6 +170,7 @@ class Evaluate(Group):
     confidence: Confidence
     batch_tokens: Annotated[int, Field(ge=16)]
     generate_tokens: Count
+    answer_marker: str | None
     examples_shown: Annotated[int, Field(ge=0)]
     seed: int
 

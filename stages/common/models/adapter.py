@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from stages.common.command import UserError
 from stages.common.models.families import Family, family_of
@@ -77,6 +78,7 @@ def open_model(
     Raises:
         UserError: the architecture is unknown, or the folder is no loadable model.
     """
+    disable_progress_bar()  # ours tell of the long work; loading takes seconds
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(folder, **options)

@@ -1,0 +1,102 @@
+"""Stage ``evaluate``: base, data, models → metrics, comparison, predictions, curves."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.common.artifacts import read_json, replacing_file, require, write_json, write_text
+from stages.common.batches import read_examples
+from stages.common.command import exit_code
+from stages.common.params import Compare, Device, Evaluate, Room
+from stages.common.runtime import choose_runtime
+from stages.evaluate import baselines
+from stages.evaluate.compare import compare_methods, comparison_rows, to_csv
+from stages.evaluate.intervals import Bootstrap
+from stages.evaluate.predict import Predictor, prediction_rows
+from stages.evaluate.scores import Predictions, score
+from stages.evaluate.summary import print_summary
+
+
+class EvaluateRoom(Room):
+    """The groups that this stage reads."""
+
+    compare: Compare
+    device: Device
+    evaluate: Evaluate
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Score the untrained model, the baselines and every fine-tune on the test split."""
+    args = _arguments(argv)
+    params = EvaluateRoom.load()
+    meta = read_json(args.prepared / "meta.json")
+    classes = [label["label"] for label in meta["labels"]] if meta["labels"] else None
+    test = read_examples(args.prepared, "test")
+    bootstrap = Bootstrap(len(test), params.evaluate.bootstrap, params.evaluate.confidence, params.evaluate.seed)
+    predictor = Predictor(choose_runtime(params.device), params.evaluate, meta, args.base, test)
+
+    names = {f"{m}-seed{s}": (m, s) for m in params.compare.methods for s in params.compare.seeds}
+    facts = {name: read_json(require(args.models / name, made_by="finetune") / "run.json") for name in names}
+    predictions = {"untrained": predictor.predict(args.base, "untrained")}
+    if classes is not None:
+        training = read_examples(args.prepared, "train")
+        predictions["tfidf"] = Predictions.of_labels(baselines.tfidf(training, test), test)
+        predictions["majority"] = Predictions.of_labels(baselines.majority(training, test), test)
+    predictions |= {name: predictor.predict(args.models / name, name) for name in names}
+
+    scores = {name: score(said, test, classes, bootstrap) for name, said in predictions.items()}
+    runs = {}
+    for name, (method, seed) in names.items():
+        run = facts[name]
+        full = facts.get(f"full-seed{seed}")
+        known = {key: run[key] for key in ("boundary", "trained_parameters", "flops", "steps", "learning_rate")}
+        share = run["flops"] / full["flops"] if full else None
+        runs[name] = {"method": method, "seed": seed, **known, "flops_share": share, **scores[name]}
+    quality = "accuracy" if classes is not None else "exact_match"
+    curves = {name: facts[name]["curve"] for name in names}
+    methods = compare_methods(runs, curves, predictions, quality, bootstrap)
+    held = {name: entry for name, entry in scores.items() if name not in names}
+
+    metrics = {
+        "schema": 1,
+        "task": meta["task"],
+        "quality": quality,
+        "baselines": held,
+        "runs": runs,
+        "methods": methods,
+    }
+    write_json(args.metrics, metrics)
+    measured = {name: read_json(args.measured / f"{name}.json") for name in names}
+    write_text(args.comparison, to_csv(comparison_rows(methods, held, measured, runs)))
+    points = [{"run": n, "method": names[n][0], "seed": names[n][1], **p} for n in names for p in curves[n]]
+    write_text(args.curves, to_csv(points))
+    with replacing_file(args.predictions) as aside:
+        pq.write_table(pa.Table.from_pylist(prediction_rows(predictions, test)), aside, compression="zstd")
+    print_summary(methods, held, quality)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.evaluate",
+        description="Score every fine-tune, the untrained model and simple baselines on the test split.",
+        epilog="example: python -m stages.evaluate --base data/base --prepared data/prepared --models data/models "
+        "--measured reports/runs --metrics reports/metrics.json --comparison reports/comparison.csv "
+        "--predictions reports/predictions.parquet --curves reports/curves.csv",
+    )
+    parser.add_argument("--base", type=Path, required=True, help="the base model's folder")
+    parser.add_argument("--prepared", type=Path, required=True, help="the prepared data's folder")
+    parser.add_argument("--models", type=Path, required=True, help="the folder of fine-tuned model folders")
+    parser.add_argument("--measured", type=Path, required=True, help="the folder of measured seconds and memory")
+    parser.add_argument("--metrics", type=Path, required=True, help="scores and counted costs, JSON")
+    parser.add_argument("--comparison", type=Path, required=True, help="methods side by side, CSV")
+    parser.add_argument("--predictions", type=Path, required=True, help="every model's answers, Parquet")
+    parser.add_argument("--curves", type=Path, required=True, help="validation along training, CSV")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,58 @@
+"""Free answers: what the model writes, held against the reference."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from tokenizers import Tokenizer
+from transformers import GenerationConfig
+
+from stages.common.batches import Example
+from stages.common.models.adapter import CausalModel
+
+
+@torch.no_grad()
+def write_answers(
+    model: CausalModel,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    longest: int,
+    batch_tokens: int,
+    advance: Callable[[int], None],
+) -> list[str]:
+    """Greedy answers of at most ``longest`` tokens, prompts of equal length batched together."""
+    answers = [""] * len(examples)
+    eos = model.network.config.eos_token_id
+    config = GenerationConfig(
+        max_new_tokens=longest, do_sample=False, eos_token_id=eos, pad_token_id=eos[0] if isinstance(eos, list) else eos
+    )
+    by_length: dict[int, list[int]] = {}
+    for i, example in enumerate(examples):
+        by_length.setdefault(len(example.prompt_ids), []).append(i)
+    # Equal lengths need no padding, and an unpadded prompt is what the model was trained on.
+    for length, members in sorted(by_length.items()):
+        size = max(1, batch_tokens // (length + longest))
+        for at in range(0, len(members), size):
+            index = members[at : at + size]
+            ids = torch.tensor([examples[i].prompt_ids for i in index], device=model.device)
+            written = model.network.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+            for i, row in zip(index, written[:, length:].tolist(), strict=True):
+                answers[i] = tokenizer.decode(row, skip_special_tokens=True)
+            advance(len(index))
+    return answers
+
+
+def exact_match(answer: str, reference: str, marker: str | None) -> bool:
+    """Whether an answer says what the reference says, white space aside.
+
+    Args:
+        answer: what the model wrote.
+        reference: the reference answer.
+        marker: only what follows its last occurrence is compared (gsm8k: ``####``); ``None``: all of it.
+    """
+    return _final(answer, marker) == _final(reference, marker)
+
+
+def _final(text: str, marker: str | None) -> str:
+    if marker is not None:
+        text = text.rpartition(marker)[2]
+    return " ".join(text.split())

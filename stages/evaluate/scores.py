@@ -1,0 +1,71 @@
+"""Scores of one model, or one baseline, on the test split."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stages.common.batches import Example
+from stages.evaluate.intervals import Bootstrap, Floats
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one model said to every test example, in their order.
+
+    Attributes:
+        predicted: the label, or the written answer.
+        correct: whether it is right, [n] of 0 and 1.
+        loss: mean nats per answer token, [n]; ``None`` for baselines that give none.
+        tokens: answer tokens, [n]: weights of ``loss``.
+        probability: of the predicted label; ``None`` where there is none.
+    """
+
+    predicted: list[str]
+    correct: Floats
+    loss: Floats | None
+    tokens: Floats
+    probability: list[float | None]
+
+    @classmethod
+    def of_labels(cls, labels: Sequence[str], examples: Sequence[Example]) -> "Predictions":
+        """A baseline's labels."""
+        correct = np.array([label == example.label for label, example in zip(labels, examples, strict=True)], float)
+        tokens = np.array([len(example.answer_ids) for example in examples], float)
+        return cls(list(labels), correct, None, tokens, [None] * len(examples))
+
+
+def score(
+    predictions: Predictions, examples: Sequence[Example], classes: Sequence[str] | None, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Accuracy (of free answers: exact match), macro-F1 and loss per answer token, with intervals.
+
+    Args:
+        predictions: a model's.
+        examples: the test split.
+        classes: the labels; ``None`` for free answers.
+        bootstrap: the resamples, shared by all models.
+    """
+    name = "exact_match" if classes is None else "accuracy"
+    result: dict[str, Any] = {"n": len(examples), **bootstrap.mean(predictions.correct).named(name)}
+    if classes is not None:
+        number = {label: i for i, label in enumerate(classes)}
+        truth = np.array([number[example.label or ""] for example in examples])
+        said = np.array([number[label] for label in predictions.predicted])
+        result |= bootstrap.macro_f1(truth, said, len(classes)).named("macro_f1")
+    if predictions.loss is not None:
+        result["loss"] = float(np.average(predictions.loss, weights=predictions.tokens))
+    return result
+
+
+def full_at_equal_compute(curve: Sequence[Mapping[str, Any]], flops: float) -> dict[str, float] | None:
+    """Validation scores of full fine-tuning when it had spent ``flops``, from its logged curve.
+
+    Linear between the logged points; ``None`` where full fine-tuning as a whole costs no more.
+    """
+    spent = [point["flops"] for point in curve]
+    if flops >= spent[-1]:
+        return None
+    names = [name for name in ("validation_accuracy", "validation_loss") if curve[0][name] is not None]
+    return {name: float(np.interp(flops, spent, [point[name] for point in curve])) for name in names}

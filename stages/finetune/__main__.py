@@ -1,0 +1,129 @@
+"""Stage ``finetune``: params, base, data, plan → data/models/<run>."""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from stages.common.answers import Reader
+from stages.common.artifacts import (
+    read_json,
+    replacing_folder,
+    require,
+    sha256_file,
+    write_json,
+    write_text,
+)
+from stages.common.batches import read_examples
+from stages.common.command import exit_code
+from stages.common.cost import ModelShape
+from stages.common.freeze_plan import FILE_NAME, FreezePlan
+from stages.common.label_tree import LabelTree
+from stages.common.models.shards import shard_hashes
+from stages.common.params import Device, Finetune, MethodName, Room
+from stages.common.runtime import choose_runtime, machine_facts, peak_memory_bytes
+from stages.finetune.card import model_card
+from stages.finetune.methods import METHODS
+from stages.finetune.save import save_model
+from stages.finetune.search import Bench, best_of_grid
+
+
+class FinetuneRoom(Room):
+    """The groups that this stage reads."""
+
+    device: Device
+    finetune: Finetune
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fine-tune the base model by one method with one seed."""
+    args = _arguments(argv)
+    params = FinetuneRoom.load()
+    base, meta = read_json(args.base / "base.json"), read_json(args.prepared / "meta.json")
+    plan = FreezePlan.load(require(args.plan, made_by="plan"))
+    runtime = choose_runtime(params.device)
+    tree = LabelTree.of({label["label"]: label["token_ids"] for label in meta["labels"]}) if meta["labels"] else None
+    bench = Bench(
+        base=args.base,
+        plan=plan,
+        method=args.method,
+        runtime=runtime,
+        params=params.finetune,
+        shape=ModelShape.from_config(read_json(args.base / "config.json")),
+        training=read_examples(args.prepared, "train"),
+        validation=read_examples(args.prepared, "validation"),
+        shared=meta["shared_prefix_tokens"],
+        make_reader=lambda model: Reader(model, runtime, tree, batch_tokens=1024),
+    )
+    print(f"{args.method}, seed {args.seed}: {runtime.device} in {runtime.dtype_name} ({runtime.reason})")
+    began = time.perf_counter()
+    best, grid = best_of_grid(bench, args.seed)
+    seconds = time.perf_counter() - began
+
+    method = METHODS[args.method]
+    run = {
+        "schema": 1,
+        "method": args.method,
+        "selector": method.scope,
+        "lora": method.lora,
+        "seed": args.seed,
+        "boundary": best.trainable.boundary,
+        "parameters": plan.parameters.total,
+        "trained_parameters": best.trainable.count,
+        "learning_rate": best.rate,
+        "grid": grid,
+        "steps": best.training.steps,
+        "flops": best.training.flops,
+        "curve": best.training.curve,
+        "params": params.model_dump(mode="json"),
+        "plan_sha256": sha256_file(args.plan),
+        "base_sha256": base["weights_sha256"],
+        "data_sha256": {name: split["sha256"] for name, split in meta["splits"].items()},
+    }
+    with replacing_folder(args.out) as folder:
+        run["changed_units"] = save_model(best.trainable, args.base, folder)
+        run["shards"] = shard_hashes(folder)
+        write_json(folder / "run.json", run)
+        write_text(folder / "README.md", model_card(run, plan, base, meta))
+        plan.save(folder / FILE_NAME)
+    args.measured.parent.mkdir(parents=True, exist_ok=True)
+    steps = best.training.step_seconds
+    measured = {
+        "seconds_total": seconds,
+        "seconds_cache": best.seconds_cache,
+        "seconds_training": sum(steps),
+        "seconds_per_step": statistics.median(steps),
+        "peak_memory_bytes": peak_memory_bytes(runtime.device),
+        "machine": machine_facts(runtime),
+    }
+    write_json(args.measured, {"schema": 1, "method": args.method, "seed": args.seed, **measured})
+    last = run["curve"][-1]
+    print(
+        f"{args.method}: layers above {run['boundary']} trained, {run['trained_parameters']:,} parameters; "
+        f"validation loss {last['validation_loss']:.4f}, accuracy {last['validation_accuracy']}; {seconds:.0f} s"
+    )
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.finetune",
+        description="Fine-tune the base model by one method with one seed; frozen layers keep their bytes.",
+        epilog="example: python -m stages.finetune --base data/base --prepared data/prepared "
+        "--plan data/plan/freeze_plan.json --method salf --seed 1 --out data/models/salf-seed1 "
+        "--measured reports/runs/salf-seed1.json",
+    )
+    parser.add_argument("--base", type=Path, required=True, help="the base model's folder")
+    parser.add_argument("--prepared", type=Path, required=True, help="the prepared data's folder")
+    parser.add_argument("--plan", type=Path, required=True, help="the freeze plan")
+    parser.add_argument("--method", choices=get_args(MethodName), required=True, help="what is trained, and how")
+    parser.add_argument("--seed", type=int, required=True, help="of the order of examples and of adapters")
+    parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
+    parser.add_argument("--measured", type=Path, required=True, help="where seconds and memory are written")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

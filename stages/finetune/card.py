@@ -1,0 +1,61 @@
+"""The model card that travels with a fine-tuned folder."""
+
+from typing import Any
+
+from stages.common.freeze_plan import FreezePlan
+
+
+def model_card(run: dict[str, Any], plan: FreezePlan, base: dict[str, Any], meta: dict[str, Any]) -> str:
+    """Markdown with the hub's YAML head: what this model is, how it was made, how it scores.
+
+    Args:
+        run: the content of ``run.json``.
+        plan: the freeze plan.
+        base: the content of the base's ``base.json``.
+        meta: the content of the prepared data's ``meta.json``.
+    """
+    boundary, depth = run["boundary"], base["layers"]
+    scope = f"layers {boundary + 1}–{depth}" if boundary < depth else "the final norm only"
+    frozen = f"embeddings and layers 1–{boundary} frozen" if boundary else "nothing frozen"
+    how = "LoRA adapters, merged into the weights" if run["lora"] else "the weights themselves"
+    last = run["curve"][-1]
+    accuracy = last["validation_accuracy"]
+    score = f"accuracy {accuracy:.3f}, " if accuracy is not None else ""
+    lines = [
+        "---",
+        f"base_model: {base['name']}",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [salf, layer-freezing]",
+        "---",
+        "",
+        f"# {base['name']}, fine-tuned by `{run['method']}` (seed {run['seed']})",
+        "",
+        f"Base: {base['name']}, {base['origin']}.",
+        "",
+        "## Plan",
+        "",
+        f"Trained: {scope} — {how}; {frozen}. {run['trained_parameters']:,} of {run['parameters']:,} parameters.",
+        plan.head_note,
+        f"The boundary is that of the selector `{run['selector']}`. The plan's own choice: {plan.reason}",
+        "",
+        "## Data",
+        "",
+        f"{meta['splits']['train']['rows']} training and {meta['splits']['validation']['rows']} validation examples "
+        f"({meta['task']}); training split SHA-256 `{meta['splits']['train']['sha256']}`.",
+        "",
+        "## Scores",
+        "",
+        f"Validation after {run['steps']} steps: {score}loss {last['validation_loss']:.4f} nats per answer token. "
+        "Scores on the test split are made after this card, by the stage `evaluate`: see `reports/metrics.json` "
+        "of the project that made this model.",
+        "",
+        "## Lineage",
+        "",
+        f"- base weights: `{base['weights_sha256']}`",
+        f"- freeze plan: `{run['plan_sha256']}`",
+        f"- peak learning rate {run['learning_rate']:g}, parameters: see `run.json`",
+        f"- rewritten shards: {', '.join(run['changed_units'])}; all others are the base's, byte for byte",
+        "",
+    ]
+    return "\n".join(lines)

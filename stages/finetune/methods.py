@@ -1,0 +1,104 @@
+"""Methods: which selector's scope is trained, and how. One training loop serves them all."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from stages.common.command import UserError
+from stages.common.freeze_plan import FreezePlan
+from stages.common.models.adapter import CausalModel
+from stages.common.params import Finetune, MethodName, SelectorName
+
+
+@dataclass(frozen=True)
+class Method:
+    """A scope (the boundary of a selector) and whether adapters are trained in it instead of weights."""
+
+    scope: SelectorName
+    lora: bool = False
+
+
+METHODS: Final[dict[MethodName, Method]] = {
+    "full": Method("full"),
+    "salf": Method("salf"),
+    "lora": Method("full", lora=True),
+    "salf+lora": Method("salf", lora=True),
+    "none": Method("none"),
+    "last-n": Method("last-n"),
+    "random": Method("random"),
+}
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A model made ready: what trains, above which boundary.
+
+    Attributes:
+        model: the model; only ``parameters`` require gradients.
+        parameters: for the optimizer, and nothing else for the optimizer.
+        boundary: layers 1..boundary are frozen.
+        adapters: PEFT's wrapper around the same network, or ``None``.
+    """
+
+    model: CausalModel
+    parameters: list[nn.Parameter]
+    boundary: int
+    adapters: PeftModel | None
+
+    @property
+    def count(self) -> int:
+        """Trained parameters."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    def merged(self) -> set[str]:
+        """Fold adapters into the weights they sit beside; return the names of changed parameters."""
+        if self.adapters is None:
+            return {name for name, parameter in self.model.network.named_parameters() if parameter.requires_grad}
+        changed = {name.replace(".base_layer.", ".") for name in _adapted_weights(self.model.network)}
+        self.adapters.merge_and_unload()
+        return changed
+
+
+def make_trainable(model: CausalModel, plan: FreezePlan, name: MethodName, params: Finetune, seed: int) -> Trainable:
+    """Freeze and unfreeze ``model`` as the plan and the method say.
+
+    Raises:
+        UserError: the plan is for another model, or leaves the method nothing to train.
+    """
+    method = METHODS[name]
+    boundary = plan.boundary_of(method.scope)
+    parameters = plan.apply(model.network, scope=method.scope)
+    if not method.lora:
+        _train_mode(model, boundary)
+        return Trainable(model, parameters, boundary, None)
+    if boundary == model.depth:
+        raise UserError(f"method {name}: the plan freezes all {model.depth} layers, nothing is left to adapt")
+    model.network.requires_grad_(False)
+    torch.manual_seed(seed)  # adapters start at random
+    adapters = get_peft_model(
+        model.network,
+        LoraConfig(
+            r=params.lora_rank,
+            lora_alpha=params.lora_alpha,
+            target_modules="all-linear",
+            layers_to_transform=list(range(boundary, model.depth)),
+            layers_pattern=model.family.layers.rsplit(".", 1)[-1],
+        ),
+    )
+    _train_mode(model, boundary)
+    trained = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
+    return Trainable(model, trained, boundary, adapters)
+
+
+def _train_mode(model: CausalModel, boundary: int) -> None:
+    """Dropout, where a model has any, is for trained layers: frozen ones compute one fixed function."""
+    model.network.eval()
+    for layer in model.layers[boundary:]:
+        layer.train()
+
+
+def _adapted_weights(network: nn.Module) -> list[str]:
+    return [name for name, _ in network.named_parameters() if ".base_layer." in name and name.endswith("weight")]

@@ -1,0 +1,38 @@
+"""Saves a fine-tuned model so that frozen layers keep their bytes, and can be proved to."""
+
+from pathlib import Path
+
+from stages.common.artifacts import read_json
+from stages.common.models.shards import INDEX, group_by_unit, share_file, write_index, write_unit
+from stages.finetune.methods import Trainable
+
+_WEIGHTS = {INDEX, "base.json"}
+
+
+def save_model(trainable: Trainable, base: Path, folder: Path) -> list[str]:
+    """Write the model in ``base``'s layout; return the units whose shards changed.
+
+    Shards of untouched units are the base's own files, linked where the file system can. Everything
+    else of the base folder (configuration, tokenizer) is taken over as it is.
+    """
+    if trainable.adapters is not None:
+        trainable.adapters.save_pretrained(folder / "adapter")
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    changed = trainable.merged()
+    index = read_json(base / INDEX)
+    dtype_of = trainable.model.network.dtype
+    named = dict(trainable.model.network.named_parameters())
+    units = group_by_unit(index["weight_map"], trainable.model.family, trainable.model.depth)
+    rewritten = []
+    for unit, names in units.items():
+        shard = f"{unit}.safetensors"
+        if changed.isdisjoint(names):
+            share_file(base / shard, folder / shard)
+        else:
+            write_unit(folder / shard, {name: named[name].to(dtype_of) for name in names})
+            rewritten.append(unit)
+    write_index(folder, units, index["metadata"]["total_size"])
+    for file in base.iterdir():
+        if file.is_file() and file.name not in _WEIGHTS and file.suffix != ".safetensors":
+            share_file(file, folder / file.name)
+    return rewritten
