@@ -1,0 +1,117 @@
+"""The graph of stages, read from DVC: ``dvc.yaml`` is the only place that knows it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
+
+class GraphError(Exception):
+    """``dvc.yaml`` cannot be read, or a name that the user gave is not in it."""
+
+
+@dataclass(frozen=True)
+class StageNode:
+    """One stage of the graph.
+
+    Attributes:
+        name: DVC's address, with the matrix item where there is one (``finetune@salf-1``).
+        description: the stage's ``desc``.
+        upstream: names of the stages whose outputs it reads.
+        outputs: paths that it writes, relative to the project.
+        metrics: the outputs among them that DVC calls metrics.
+        retries: how often it is tried again after a failure that may pass (``meta.retries``).
+        timeout: seconds after which it is stopped (``meta.timeout``); ``None``: never.
+    """
+
+    name: str
+    description: str
+    upstream: tuple[str, ...]
+    outputs: tuple[str, ...]
+    metrics: tuple[str, ...]
+    retries: int
+    timeout: float | None
+
+
+def read_graph(project: Path) -> tuple[StageNode, ...]:
+    """Return the stages in an order in which every stage follows all that it reads.
+
+    Where the graph leaves the order open it is that of ``dvc.yaml``.
+
+    Raises:
+        GraphError: the folder is no DVC project, or its ``dvc.yaml`` is not valid.
+    """
+    try:
+        with Repo(str(project)) as repo:
+            return _ordered(repo.index.graph)
+    except DvcException as error:
+        raise GraphError(" ".join(str(error).split())) from error
+
+
+def select(graph: Sequence[StageNode], targets: Sequence[str]) -> tuple[StageNode, ...]:
+    """Return the targets and all that they read, in the graph's order; no targets: the whole graph.
+
+    A target is a stage's name, or the name before ``@`` for all items of a matrix.
+
+    Raises:
+        GraphError: a target is not in the graph.
+    """
+    if not targets:
+        return tuple(graph)
+    by_name = {node.name: node for node in graph}
+    wanted: set[str] = set()
+    waiting = sorted(matching(graph, targets))
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            waiting.extend(by_name[name].upstream)
+    return tuple(node for node in graph if node.name in wanted)
+
+
+def matching(graph: Sequence[StageNode], names: Sequence[str]) -> frozenset[str]:
+    """Return the addresses that the given names stand for.
+
+    Raises:
+        GraphError: a name is not in the graph; lists what is.
+    """
+    found: set[str] = set()
+    for name in names:
+        hits = {node.name for node in graph if name in (node.name, node.name.partition("@")[0])}
+        if not hits:
+            known = ", ".join(node.name for node in graph)
+            raise GraphError(f"no stage {name!r} in dvc.yaml; there are: {known}")
+        found |= hits
+    return frozenset(found)
+
+
+def _ordered(graph: "nx.DiGraph[Any]") -> tuple[StageNode, ...]:
+    # DVC's edges point from the reader to what it reads.
+    position = {_address(stage): number for number, stage in enumerate(graph.nodes)}
+    order = nx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: position[_address(stage)])
+    return tuple(_node(stage, graph) for stage in order)
+
+
+def _address(stage: Any) -> str:
+    # DVC's own ``addressing`` is relative to the caller's folder; this one to the project.
+    path = Path(stage.path_in_repo).as_posix()
+    if not hasattr(stage, "name"):
+        return path  # a data file under ``dvc add``
+    return stage.name if path == "dvc.yaml" else f"{path}:{stage.name}"
+
+
+def _node(stage: Any, graph: "nx.DiGraph[Any]") -> StageNode:
+    meta: Mapping[str, Any] = stage.meta or {}
+    return StageNode(
+        name=_address(stage),
+        description=stage.desc or "",
+        upstream=tuple(sorted(_address(parent) for parent in graph.successors(stage))),
+        outputs=tuple(out.def_path for out in stage.outs),
+        metrics=tuple(out.def_path for out in stage.outs if out.is_metric),
+        retries=int(meta.get("retries", 0)),
+        timeout=float(meta["timeout"]) if "timeout" in meta else None,
+    )

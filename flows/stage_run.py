@@ -1,0 +1,124 @@
+"""One stage through DVC: what happened is told by DVC's own lines."""
+
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from flows.graph import StageNode
+from flows.processes import TimedOutError, run_streaming
+
+BAD_INPUT = 2  # a stage's exit status for a fault that only the user can mend
+_STAGE_STATUS = re.compile(r"exited with (-?\d+)\s*$")
+_BUSY = "is busy, it is being blocked by"
+_STAGE_FAULT = "error: "
+_DVC_FAULT = "ERROR: "
+
+
+class Outcome(StrEnum):
+    """What DVC did about a stage."""
+
+    RAN = "ran"
+    CACHED = "cached"  # nothing changed, its outputs were in place
+    RESTORED = "restored"  # run before with the same inputs: outputs taken from DVC's cache
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage that ended well.
+
+    Attributes:
+        name: the stage's address.
+        outcome: what DVC did.
+        seconds: wall-clock time, DVC's own start included.
+    """
+
+    name: str
+    outcome: Outcome
+    seconds: float
+
+
+class StageFailedError(Exception):
+    """A stage failed; the text is the line that the user needs, ``passing`` whether trying again may help."""
+
+    def __init__(self, message: str, *, passing: bool) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
+def run_stage(
+    node: StageNode,
+    project: Path,
+    environment: Mapping[str, str],
+    on_line: Callable[[str], None],
+    force: bool = False,
+    keep_open: Sequence[int] = (),
+) -> StageRun:
+    """Bring one stage up to date; what it reads must be up to date already.
+
+    Raises:
+        StageFailedError: the stage or DVC failed, or the stage's time-out passed.
+    """
+    lines: list[str] = []
+
+    def keep(line: str) -> None:
+        lines.append(line)
+        if line:
+            on_line(line)
+
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", node.name]
+    if force:
+        command.append("--force")
+    started = time.monotonic()
+    try:
+        status = run_streaming(command, project, environment, keep, node.timeout, keep_open)
+    except TimedOutError:
+        raise StageFailedError(f"{node.name}: stopped after {node.timeout:g} s (meta.timeout)", passing=True) from None
+    if status != 0:
+        raise failure(node.name, lines, status)
+    return StageRun(node.name, outcome(node.name, lines), time.monotonic() - started)
+
+
+def outcome(name: str, lines: Sequence[str]) -> Outcome:
+    """Tell from DVC's output what it did about the stage ``name``.
+
+    Raises:
+        StageFailedError: none of DVC's lines about the stage is there.
+    """
+    told = {
+        f"Running stage '{name}':": Outcome.RAN,
+        f"Stage '{name}' is cached - skipping run, checking out outputs": Outcome.RESTORED,
+        f"Stage '{name}' didn't change, skipping": Outcome.CACHED,
+    }
+    for line in lines:
+        if line in told:
+            return told[line]
+    raise StageFailedError(f"{name}: DVC ended well but did not say what it did", passing=False)
+
+
+def failure(name: str, lines: Sequence[str], status: int) -> StageFailedError:
+    """Make the one clear fault out of the output of a failed ``dvc repro``.
+
+    A stage that blames its input (exit status 2) says why in ``error:`` lines, and trying again
+    cannot help; nor can it where DVC refused before the stage began, unless another DVC was busy.
+    """
+    from_stage = [line.removeprefix(_STAGE_FAULT) for line in lines if line.startswith(_STAGE_FAULT)]
+    from_dvc = [line.removeprefix(_DVC_FAULT) for line in lines if line.startswith(_DVC_FAULT)]
+    stage_status = _stage_status(from_dvc)
+    if stage_status == BAD_INPUT:
+        return StageFailedError(f"{name}: {'; '.join(from_stage) or 'refused its input'}", passing=False)
+    if stage_status is not None:
+        reason = from_stage[-1] if from_stage else f"exited with {stage_status}; its log has the reason"
+        return StageFailedError(f"{name}: {reason}", passing=True)
+    reason = from_dvc[-1] if from_dvc else f"DVC exited with {status}"
+    return StageFailedError(f"{name}: {reason}", passing=any(_BUSY in line for line in lines))
+
+
+def _stage_status(from_dvc: Sequence[str]) -> int | None:
+    for line in from_dvc:
+        if found := _STAGE_STATUS.search(line):
+            return int(found[1])
+    return None

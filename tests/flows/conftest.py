@@ -1,0 +1,91 @@
+"""A throw-away DVC project with toy stages, and one local Prefect server for all tests here."""
+
+import os
+import textwrap
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+
+from flows.environment import stage_environment
+from flows.stage_run import StageRun, run_stage
+
+TOY_STAGE = """
+import os, pathlib, subprocess, sys, time
+name, out, mode = sys.argv[1:4]
+pathlib.Path("calls").mkdir(exist_ok=True)
+with open(f"calls/{name}", "a") as calls:
+    calls.write("called\\n")
+print(f"{name} at work")
+if mode == "bad-input":
+    sys.exit(print("error: rows.csv: no column 'label'", file=sys.stderr) or 2)
+if mode == "crash":
+    raise RuntimeError("worn bearing")
+if mode == "flaky" and len(open(f"calls/{name}").readlines()) < 2:
+    sys.exit(7)
+if mode == "hang":
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    pathlib.Path("calls/pids").write_text(f"{os.getpid()} {child.pid}")
+    time.sleep(600)
+text = mode + "".join(pathlib.Path(p).read_text() for p in sys.argv[4:])
+pathlib.Path(out).parent.mkdir(exist_ok=True)
+pathlib.Path(out).write_text(text)
+"""
+
+GRAPH = """
+stages:
+  judge:
+    desc: Score the models
+    cmd: python toy.py judge metrics.json '{"score":{"accuracy":0.5}}'
+    deps: [models]
+    metrics:
+    - metrics.json: {cache: false}
+  train:
+    matrix:
+      method: ${methods}
+      seed: ${seeds}
+    desc: Train ${item.method}
+    cmd: python toy.py train-${item.method}-${item.seed} models/${item.method}-${item.seed} ${mode} first.txt
+    deps: [first.txt]
+    outs: ["models/${item.method}-${item.seed}"]
+    meta: {retries: 2, timeout: 60}
+  first:
+    desc: Bring it in
+    cmd: python toy.py first first.txt ${word} toy.py
+    deps: [toy.py]
+    outs: [first.txt]
+"""
+
+
+class ToyProject:
+    """A DVC project whose stages are a few lines of Python."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir()
+        self.root = root
+        Repo.init(str(root), no_scm=True).close()
+        (root / "toy.py").write_text(TOY_STAGE)
+        self.configure()
+
+    def configure(self, word: str = "fine", mode: str = "fine", graph: str = GRAPH) -> None:
+        (self.root / "dvc.yaml").write_text(textwrap.dedent(graph))
+        (self.root / "params.yaml").write_text(f"methods: [a+b, c]\nseeds: [1]\nword: {word}\nmode: {mode}\n")
+
+    def single(self, command: str, timeout: float | None = None) -> None:
+        """Make the graph one stage, ``only``, that runs ``toy.py`` in the given mode."""
+        meta = f"{{retries: 2, timeout: {timeout}}}" if timeout else "{retries: 2}"
+        stage = f"{{cmd: python toy.py only out.txt {command}, deps: [toy.py], outs: [out.txt], meta: {meta}}}"
+        self.configure(graph=f"stages: {{only: {stage}}}")
+
+    def calls(self, name: str) -> int:
+        """How often a stage's program was started."""
+        record = self.root / "calls" / name
+        return len(record.read_text().splitlines()) if record.exists() else 0
+
+    def run(self, node, lines: list[str] | None = None) -> StageRun:
+        return run_stage(node, self.root, stage_environment(os.environ), (lines if lines is not None else []).append)
+
+
+@pytest.fixture
+def toy(tmp_path) -> ToyProject:
+    return ToyProject(tmp_path / "toy project")

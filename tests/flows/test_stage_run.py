@@ -1,0 +1,81 @@
+import psutil
+import pytest
+
+from flows import processes
+from flows.environment import stage_environment
+from flows.graph import read_graph
+from flows.stage_run import Outcome, StageFailedError, failure, outcome, run_stage
+
+
+def only(toy):
+    return read_graph(toy.root)[0]
+
+
+def test_ran_cached_and_restored_are_told_apart(toy):
+    lines: list[str] = []
+
+    def bring_up(word: str) -> Outcome:
+        toy.configure(word=word)
+        return toy.run(read_graph(toy.root)[0], lines).outcome
+
+    assert bring_up("red") is Outcome.RAN
+    assert "first at work" in lines
+    assert bring_up("red") is Outcome.CACHED
+    assert bring_up("blue") is Outcome.RAN
+    assert bring_up("red") is Outcome.RESTORED
+    assert toy.calls("first") == 2
+    assert (toy.root / "first.txt").read_text().startswith("red")
+
+
+def test_force_runs_what_did_not_change(toy):
+    toy.single("fine")
+    toy.run(only(toy))
+    again = run_stage(only(toy), toy.root, stage_environment({}), print, force=True)
+    assert again.outcome is Outcome.RAN
+    assert toy.calls("only") == 2
+
+
+def test_bad_input_is_the_stages_own_line_and_does_not_pass(toy):
+    toy.single("bad-input")
+    with pytest.raises(StageFailedError, match=r"^only: rows\.csv: no column 'label'$") as fault:
+        toy.run(only(toy))
+    assert not fault.value.passing
+
+
+def test_a_crash_may_pass(toy):
+    toy.single("crash")
+    with pytest.raises(StageFailedError, match=r"^only: exited with 1; its log has the reason$") as fault:
+        toy.run(only(toy))
+    assert fault.value.passing
+
+
+def test_a_missing_input_is_dvcs_line_and_does_not_pass(toy):
+    toy.single("fine")
+    (toy.root / "toy.py").unlink()
+    with pytest.raises(StageFailedError, match=r"^only: .*toy\.py") as fault:
+        toy.run(only(toy))
+    assert not fault.value.passing
+
+
+def test_a_time_out_ends_dvc_and_the_stages_children(toy, monkeypatch):
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 1.0)
+    toy.single("hang", timeout=8)
+    with pytest.raises(StageFailedError, match=r"^only: stopped after 8 s \(meta.timeout\)$") as fault:
+        toy.run(only(toy))
+    assert fault.value.passing
+    pids = [int(pid) for pid in (toy.root / "calls/pids").read_text().split()]
+    assert len(pids) == 2
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    toy.single("fine")  # DVC's own lock did not stay behind
+    assert toy.run(only(toy)).outcome is Outcome.RAN
+
+
+def test_a_busy_dvc_may_pass_and_a_refusal_may_not():
+    busy = ["ERROR: 'out.txt' is busy, it is being blocked by:", "  (PID 7): dvc repro"]
+    assert failure("x", busy, 255).passing
+    assert not failure("x", ["ERROR: './dvc.yaml' is invalid."], 255).passing
+
+
+def test_another_stages_lines_are_not_this_stages():
+    with pytest.raises(StageFailedError, match="did not say"):
+        outcome("train@a-1", ["Running stage 'train@a-10':"])

@@ -1,0 +1,84 @@
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from flows.workspace import WorkspaceBusyError, sole_run
+
+HOLD = """
+import subprocess, sys, time
+from pathlib import Path
+from flows.workspace import sole_run
+with sole_run(Path(sys.argv[1]), "early-bird") as lock:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], pass_fds=[lock])
+    print(child.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the workspace, with a child that inherited the lock."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    yield process, child
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)  # first: it holds the pipe open
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_run_is_refused_and_told_of_the_first(tmp_path, holder):
+    process, _ = holder
+    with (
+        pytest.raises(WorkspaceBusyError, match=rf"'early-bird' \(process {process.pid}\).*--wait"),
+        sole_run(tmp_path, "latecomer"),
+    ):
+        pass
+
+
+def test_a_killed_run_frees_the_workspace_once_its_children_have_ended(tmp_path, holder):
+    process, child = holder
+    process.kill()
+    process.wait()
+    with pytest.raises(WorkspaceBusyError), sole_run(tmp_path, "too soon"):
+        pass
+    os.kill(child, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            with sole_run(tmp_path, "next"):
+                return
+        except WorkspaceBusyError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_waiting_run_says_so_once_and_starts_after_the_first(tmp_path):
+    order: list[str] = []
+    said: list[str] = []
+    with sole_run(tmp_path, "first"):
+        second = threading.Thread(target=lambda: _enter(tmp_path, order, said))
+        second.start()
+        time.sleep(1.5)
+        order.append("first ends")
+    second.join(timeout=10)
+    assert order == ["first ends", "second starts"]
+    assert said == [f"waiting: the run 'first' (process {os.getpid()}) is working in this folder"]
+
+
+def _enter(root, order: list[str], said: list[str]) -> None:
+    with sole_run(root, "second", wait=True, on_wait=said.append):
+        order.append("second starts")
+
+
+def test_the_lock_is_free_again_after_a_failure(tmp_path):
+    with pytest.raises(ValueError, match="spoiled"), sole_run(tmp_path, "one"):
+        raise ValueError("spoiled")
+    with sole_run(tmp_path, "two"):
+        pass
