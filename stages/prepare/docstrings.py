@@ -16,20 +16,30 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, NamedTuple
 
 from stages.common.command import UserError
 from stages.prepare.rows import TRAIN, Loaded, Row
 
-LIBRARIES: Final = {  # distribution, which is the label: the package that is imported
-    "networkx": "networkx",
-    "numpy": "numpy",
-    "pandas": "pandas",
-    "scikit-learn": "sklearn",
-    "scipy": "scipy",
-    "sympy": "sympy",
-    "torch": "torch",
-    "transformers": "transformers",
+
+class Library(NamedTuple):
+    """Where a library is found: the distribution that pip installs, the package that is imported."""
+
+    distribution: str
+    package: str
+
+
+# By the name that people write: as an answer it is what the model has seen most, and with a space in front
+# the eight start with different tokens in the embedded model's vocabulary.
+LIBRARIES: Final = {
+    "NetworkX": Library("networkx", "networkx"),
+    "NumPy": Library("numpy", "numpy"),
+    "PyTorch": Library("torch", "torch"),
+    "SciPy": Library("scipy", "scipy"),
+    "SymPy": Library("sympy", "sympy"),
+    "Transformers": Library("transformers", "transformers"),
+    "pandas": Library("pandas", "pandas"),
+    "scikit-learn": Library("scikit-learn", "sklearn"),
 }
 COLUMNS: Final = ("text", "library", "source_file")
 PER_FILE: Final = 4  # most sentences of one file: files full of look-alike methods do not fill a class
@@ -119,7 +129,7 @@ def docstrings_of(source: str) -> Iterator[tuple[int, str]]:
 
 
 def _read_library(library: str, seed: int, wanted: int | None, refused: Counter[str]) -> list[Row]:
-    package = LIBRARIES[library]
+    package = LIBRARIES[library].package
     root = _folder_of(library, package)
     rows: list[Row] = []
     for path in sorted(_source_files(root), key=lambda path: _draw(seed, f"{package}/{path}")):
@@ -184,7 +194,7 @@ def _folder_of(library: str, package: str) -> Path:
 
 def _versions() -> dict[str, str]:
     try:  # "+cpu" or "+cu130" names the build of a version, not its sources
-        return {library: version(library).split("+")[0] for library in LIBRARIES}
+        return {one.distribution: version(one.distribution).split("+")[0] for one in LIBRARIES.values()}
     except PackageNotFoundError as error:
         raise UserError(f"data.source = docstrings: {error}; install the lock file (make setup)") from None
 

@@ -11,11 +11,20 @@ import pytest
 
 from stages.common.command import UserError
 from stages.prepare import docstrings
-from stages.prepare.docstrings import LIBRARIES, PER_FILE, docstrings_of, first_sentence, read_docstrings, refusal
+from stages.prepare.docstrings import (
+    LIBRARIES,
+    PER_FILE,
+    Library,
+    docstrings_of,
+    first_sentence,
+    read_docstrings,
+    refusal,
+)
 from stages.prepare.rows import Loaded
 from tests.prepare.making import PROJECT
 
 PER_LIBRARY = 12
+LIBRARIES_OF_OURS = {"one": Library("one", "lib_one_here"), "two": Library("two", "lib_two_here")}
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +44,11 @@ def test_sentences_stand_where_their_name_says_and_do_not_name_the_answer(loaded
         text = row.values["text"]
         assert row.values["source_file"] == file
         package, rest = file.split("/", 1)
-        assert package == LIBRARIES[row.values["library"]]
+        assert package == LIBRARIES[row.values["library"]].package
         root = Path(importlib.util.find_spec(package).submodule_search_locations[0])
         source = (root / rest).read_text(encoding="utf-8").splitlines()
         assert text.split()[-1].rstrip(".") in " ".join(source[int(line) - 1 : int(line) + 9])
+        assert row.values["library"].lower() not in text.lower()
         assert not re.search(r"torch|transformers|scipy|pandas|sklearn|scikit|numpy|sympy|networkx", text, re.I)
         assert "/tests/" not in f"/{rest}"
 
@@ -50,7 +60,7 @@ def test_texts_are_distinct_and_files_do_not_fill_a_class(loaded):
 
 
 def test_versions_name_no_build(loaded):
-    assert set(loaded.identity["libraries"]) == set(LIBRARIES)
+    assert set(loaded.identity["libraries"]) == {library.distribution for library in LIBRARIES.values()}
     assert not any("+" in version for version in loaded.identity["libraries"].values())
 
 
@@ -158,7 +168,7 @@ def tiny_libraries(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
-    monkeypatch.setattr(docstrings, "LIBRARIES", {"one": "lib_one_here", "two": "lib_two_here"})
+    monkeypatch.setattr(docstrings, "LIBRARIES", LIBRARIES_OF_OURS)
     monkeypatch.setattr(docstrings, "version", lambda library: f"{library}-1.0+cpu")
     monkeypatch.syspath_prepend(tmp_path)
     for package in ("lib_one_here", "lib_two_here"):
@@ -189,6 +199,6 @@ def test_a_sentence_of_two_libraries_is_of_none(tiny_libraries):
 
 
 def test_a_library_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr(docstrings, "LIBRARIES", {"absent": "no_such_package_anywhere"})
+    monkeypatch.setattr(docstrings, "LIBRARIES", {"absent": Library("absent", "no_such_package_anywhere")})
     with pytest.raises(UserError, match="absent is not installed"):
         read_docstrings(1, None)
