@@ -1,0 +1,1 @@
+"""Scaling laws over depth, their rivals and intervals, and the gain of every layer."""

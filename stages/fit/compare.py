@@ -1,0 +1,174 @@
+"""Which law describes a curve, how well, and whether any does.
+
+**AICc.** The engine minimises Σ|r| (Huber's loss with a δ far below the residuals), the maximum-likelihood
+fit under Laplace errors, so the criterion has that likelihood: with its scale b = mean|r| profiled
+out, −2 ln L = 2n·ln(2b) + 2n, and AICc = −2 ln L + 2p + 2p(p+1)/(n−p−1) (Hurvich & Tsai 1989) with p the
+parameters that the data chose, b included. Every rule is judged on *all* spaces 1..L, since criteria
+over different data cannot be compared. It is undefined, and null, where n ≤ p + 1.
+
+**Leave-last-layers-out.** The rule is fitted to spaces 1..L−h and predicts the last h. Who knows no law
+says "as before" (isotonic: stays at its last level; constant: stays at the median): a law that
+predicts worse than that has described, not explained.
+
+**A law fits** when all of these hold; the verdict names those that fail:
+
+1. its AICc is below that of both baselines by at least :data:`MARGIN` (below a tenth, models have "essentially
+   no support", Burnham & Anderson 2002, §2.6);
+2. its r² over the spaces that it claims, first_space..L, is at least :data:`R2_BOUND`;
+3. its leave-last-layers-out error is not above that of the better baseline;
+4. its curve falls over these spaces, and the optimiser converged.
+
+Of the laws that fit, the one of the lowest AICc is the best; when none does, the rule of the lowest
+AICc is named, be it a baseline or a law that failed elsewhere, and ``fits`` is false.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from stages.common.laws import Array
+from stages.fit.rules import BASELINES, Fitted, Rule
+
+MARGIN: Final = 10.0
+R2_BOUND: Final = 0.9
+_RESOLUTION: Final = 1e-7  # relative: of float32 traces; smaller residuals tell nothing
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """A rule fitted to one curve, and how well it does."""
+
+    rule: Rule
+    fitted: Fitted
+    curve: Array  # [L], spaces 1..L
+    first_space: int
+    r2: float | None
+    rmse: float
+    aicc: float | None
+    holdout_rmse: float | None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is no law but a bar for laws."""
+        return self.rule in BASELINES
+
+    @property
+    def falls(self) -> bool:
+        """Whether the curve is lower at the end than where the law starts."""
+        return bool(self.curve[-1] < self.curve[self.first_space - 1])
+
+
+def assess(rule: Rule, curve: Array, holdout: int) -> Assessment:
+    """Fit a rule to a curve [L] over spaces 1..L and judge it; ``holdout`` last layers are predicted."""
+    fitted = rule.fit(curve[None])
+    theta = fitted.theta[0]
+    spaces = np.arange(1, len(curve) + 1, dtype=float)
+    predicted = rule.curve(fitted.theta, spaces)[0]
+    first = rule.first_space(theta)
+    claimed = slice(first - 1, None)
+    return Assessment(
+        rule,
+        fitted,
+        predicted,
+        first,
+        r2=r_squared(curve[claimed], predicted[claimed]),
+        rmse=_rmse(curve[claimed], predicted[claimed]),
+        aicc=aicc(np.log(predicted / curve), rule.degrees(theta) + 1),
+        holdout_rmse=_holdout(rule, curve, holdout),
+    )
+
+
+def aicc(residuals: Array, parameters: int) -> float | None:
+    """AICc under Laplace errors of log residuals [n]; ``parameters`` include the scale. None where undefined."""
+    n = len(residuals)
+    if n <= parameters + 1:
+        return None
+    scale = max(float(np.abs(residuals).mean()), _RESOLUTION)
+    return float(2 * n * (np.log(2 * scale) + 1) + 2 * parameters * n / (n - parameters - 1))
+
+
+def r_squared(values: Array, predicted: Array) -> float | None:
+    """Share of the variance explained, 1 − SS_res / SS_tot; None where the values do not vary."""
+    total = float(((values - values.mean()) ** 2).sum())
+    return 1.0 - float(((values - predicted) ** 2).sum()) / total if total > 0 else None
+
+
+def choose(assessments: Sequence[Assessment]) -> tuple[Assessment, bool]:
+    """The best of the assessed rules, and whether it is a law that fits (see the module's criteria)."""
+    fitting = [a for a in assessments if not a.is_baseline and not faults(a, assessments)]
+    if fitting:
+        return min(fitting, key=_by_aicc), True
+    return min(assessments, key=_by_aicc), False
+
+
+def faults(law: Assessment, assessments: Sequence[Assessment]) -> list[str]:
+    """Why a law does not fit, in words; empty when it does."""
+    bars = [a.aicc for a in assessments if a.is_baseline and a.aicc is not None]
+    unknowing = [a.holdout_rmse for a in assessments if a.is_baseline and a.holdout_rmse is not None]
+    found = []
+    if law.aicc is None or not bars:
+        found.append("too few layers for an AICc")
+    elif law.aicc > min(bars) - MARGIN:
+        found.append(f"AICc {law.aicc:.1f} is not {MARGIN:g} below the best without a law ({min(bars):.1f})")
+    if law.r2 is None or law.r2 < R2_BOUND:
+        found.append("the curve does not vary" if law.r2 is None else f"r² {law.r2:.2f} is below {R2_BOUND:g}")
+    if law.holdout_rmse is None or not unknowing:
+        found.append("too few layers to leave some out")
+    elif law.holdout_rmse > min(unknowing):
+        found.append(f"it predicts the last layers worse than no law ({law.holdout_rmse:.3g} > {min(unknowing):.3g})")
+    if not law.falls:
+        found.append("it does not fall")
+    if not law.fitted.converged[0]:
+        found.append("the optimiser did not converge")
+    return found
+
+
+def verdict(quantity: str, assessments: Sequence[Assessment], curve: Array) -> str:
+    """Which law describes which spaces of the curve [L], or that none does and what follows, in plain words."""
+    best, fits = choose(assessments)
+    if not fits:
+        return _no_law(quantity, assessments, best)
+    last = len(curve)
+    name = best.rule.name.removesuffix("_tail").replace("_", " ")
+    article = "An" if name[0] in "aeiou" else "A"
+    words = f"{article} {name} law describes the {quantity} over spaces {best.first_space}–{last} (r² {best.r2:.3f})."
+    if best.first_space == 1:
+        return words
+    before = curve[: best.first_space - 1]
+    return (
+        f"No law holds over the whole depth. {words} Before it, spaces 1–{len(before)} follow no law:"
+        f" they lie between {before.min():.3g} and {before.max():.3g}."
+    )
+
+
+def _no_law(quantity: str, assessments: Sequence[Assessment], best: Assessment) -> str:
+    laws = [a for a in assessments if not a.is_baseline]
+    if not laws:
+        return f"No law was fitted to the {quantity}: too few layers. Rely on observed gains."
+    nearest = min(laws, key=_by_aicc)
+    why = "; ".join(faults(nearest, assessments))
+    quality = "" if nearest.r2 is None else f" (r² {nearest.r2:.2f} from there on)"
+    described = f"The best description without a law is {best.rule.name}. " if best.is_baseline else ""
+    return (
+        f"No law fits the {quantity}: the nearest, {nearest.rule.name} from space"
+        f" {nearest.first_space}{quality}, fails: {why}. {described}Rely on observed gains."
+    )
+
+
+def _by_aicc(assessment: Assessment) -> float:
+    return np.inf if assessment.aicc is None else assessment.aicc
+
+
+def _holdout(rule: Rule, curve: Array, layers: int) -> float | None:
+    known = len(curve) - layers
+    if known < rule.points:
+        return None
+    left_out = np.arange(known + 1, len(curve) + 1, dtype=float)
+    predicted = rule.curve(rule.fit(curve[None, :known]).theta, left_out)[0]
+    return _rmse(curve[known:], predicted)
+
+
+def _rmse(values: Array, predicted: Array) -> float:
+    return float(np.sqrt(((values - predicted) ** 2).mean()))
