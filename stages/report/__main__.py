@@ -1,0 +1,92 @@
+"""Command line of the report stage."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from stages.common.artifacts import write_text
+from stages.common.command import exit_code
+from stages.common.params import (
+    Compare,
+    Data,
+    Device,
+    Evaluate,
+    Finetune,
+    Fit,
+    Model,
+    Plan,
+    Prepare,
+    Room,
+    Trace,
+)
+from stages.report.answer import answer
+from stages.report.artifacts_in import Sources, load
+from stages.report.headline import headline
+from stages.report.page import build, render
+from stages.report.summary import print_summary
+
+_EXAMPLE = "example: python -m stages.report --out reports/index.html"
+
+
+class ReportRoom(Room):
+    """All groups: the page prints every parameter of the run."""
+
+    model: Model
+    data: Data
+    device: Device
+    prepare: Prepare
+    trace: Trace
+    fit: Fit
+    plan: Plan
+    compare: Compare
+    finetune: Finetune
+    evaluate: Evaluate
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the page, or with ``--summary`` print the summary and write nothing."""
+    options = _options(argv)
+    room = ReportRoom.load(options.params)
+    artifacts = load(Sources(**{name: getattr(options, name) for name in Sources.__dataclass_fields__}))
+    if options.summary:
+        print_summary(artifacts, options.out, Console())
+        return
+    page = build(
+        artifacts, room.model_dump(mode="json"), room.evaluate.examples_shown, options.params.absolute().parent
+    )
+    write_text(options.out, render(page))
+    print(f"{headline(answer(artifacts).facts).title}\nreport: {options.out}")
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.report",
+        description="Write one self-contained HTML page about the whole chain, or print its summary.",
+        epilog=_EXAMPLE,
+    )
+    paths = {
+        "base": ("data/base", "folder of the base model"),
+        "prepared": ("data/prepared", "folder of the prepared data"),
+        "traces": ("data/traces", "folder of the trace"),
+        "law": ("reports/scaling_law.json", "fitted laws"),
+        "gains": ("reports/gains.csv", "gain of every layer"),
+        "plan": ("data/plan/freeze_plan.json", "freeze plan"),
+        "models": ("data/models", "folder of the fine-tuned models"),
+        "measured": ("reports/runs", "folder of what was measured while they trained"),
+        "metrics": ("reports/metrics.json", "scores and costs"),
+        "comparison": ("reports/comparison.csv", "the same as a table"),
+        "predictions": ("reports/predictions.parquet", "answers to the test examples"),
+        "params": ("params.yaml", "parameters"),
+        "out": ("reports/index.html", "page to write"),
+    }
+    for name, (default, what) in paths.items():
+        parser.add_argument(f"--{name}", type=Path, default=Path(default), help=f"{what} (default: {default})")
+    parser.add_argument("--summary", action="store_true", help="print the summary and write nothing")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

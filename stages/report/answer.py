@@ -1,0 +1,130 @@
+"""From the artifacts to the facts of the headline and the key figures beside it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from stages.report.artifacts_in import Artifacts
+from stages.report.headline import Facts
+from stages.report.quality import Method, baselines, methods, plain_name
+from stages.report.wording import Interval, decimal, parameters, percent, seconds, size, span
+
+# Selectors that a method's scope follows; lora alone adapts every layer.
+_SCOPES: Final = {"salf": "salf", "salf+lora": "salf", "none": "none", "last-n": "last-n", "random": "random"}
+
+
+_MEANINGFUL_MATCH: Final = 0.05
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """A number of the first screen: what it is, how it reads, and what it is made of."""
+
+    label: str
+    text: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Everything that the first screen and the summary say is made of this."""
+
+    facts: Facts
+    metric: str
+    method: Method | None
+    full: Method | None
+
+
+def answer(artifacts: Artifacts) -> Answer:
+    """Pick the method that the plan stands for and hold it against full fine-tuning."""
+    compared = {method.name: method for method in methods(artifacts)}
+    plain = baselines(artifacts)
+    metric = leading_metric(artifacts, list(compared.values()))
+    chosen, full = _chosen(artifacts, compared), compared.get("full")
+    return Answer(_facts(artifacts, chosen, full, plain, metric), metric, chosen, full)
+
+
+def leading_metric(artifacts: Artifacts, compared: Sequence[Method]) -> str:
+    """The score that the page leads with.
+
+    Accuracy for classification. For free answers the exact match, unless hardly any answer is exactly
+    right: ratios of two tiny shares say nothing, the loss does.
+    """
+    quality = str((artifacts.metrics or {}).get("quality") or "accuracy")
+    best = max((m.scores[quality].value for m in compared if quality in m.scores), default=0.0)
+    return quality if quality == "accuracy" or best >= _MEANINGFUL_MATCH else "loss"
+
+
+def key_figures(artifacts: Artifacts) -> list[KeyFigure]:
+    """Quality kept, compute, time and memory beside full fine-tuning, and the certainty of the boundary."""
+    found = answer(artifacts)
+    plan, method, full = artifacts.plan, found.method, found.full
+    tiles = [_quality_tile(found)] if method and found.metric in method.scores else []
+    share = found.facts.cost
+    tiles.append(
+        KeyFigure("of full’s FLOPs", percent(share), "counted while training" if method else "predicted by the plan")
+    )
+    if method and full:
+        tiles += _measured_tiles(method, full)
+    trained = plan.frontier[found.facts.boundary].trained_parameters
+    note = f"{parameters(trained)} of {parameters(plan.parameters.total)}"
+    tiles.append(KeyFigure("of parameters trained", percent(trained / plan.parameters.total), note))
+    if plan.certainty.win_share is not None:
+        tiles.append(
+            KeyFigure("of resamples choose it", percent(plan.certainty.win_share), f"boundary {plan.boundary}")
+        )
+    return tiles
+
+
+def _quality_tile(found: Answer) -> KeyFigure:
+    method, full, metric = found.method, found.full, found.metric
+    if method is None:
+        raise ValueError("a quality tile needs an evaluated method")
+    mine = method.scores[metric]
+    beside = f"full: {decimal(full.scores[metric].value)}" if full and metric in full.scores else span(mine)
+    return KeyFigure(f"test {plain_name(metric)}", decimal(mine.value), beside)
+
+
+def _measured_tiles(method: Method, full: Method) -> list[KeyFigure]:
+    tiles = []
+    if method.seconds_share is not None:
+        note = f"{seconds(method.seconds)} against {seconds(full.seconds)}"
+        tiles.append(KeyFigure("of full’s training time", percent(method.seconds_share), note))
+    if method.memory_share is not None:
+        note = f"{size(method.peak_memory)} against {size(full.peak_memory)}"
+        tiles.append(KeyFigure("of full’s peak memory", percent(method.memory_share), note))
+    return tiles
+
+
+def _chosen(artifacts: Artifacts, compared: Mapping[str, Method]) -> Method | None:
+    """The method that follows the plan's selector; ``salf`` where that is full fine-tuning itself."""
+    preference = [artifacts.plan.selector, "salf", "salf+lora", *_SCOPES]
+    return next((compared[name] for name in preference if name != "full" and name in compared), None)
+
+
+def _facts(
+    artifacts: Artifacts,
+    method: Method | None,
+    full: Method | None,
+    plain: Mapping[str, Mapping[str, Interval]],
+    metric: str,
+) -> Facts:
+    plan = artifacts.plan
+    scope = _SCOPES.get(method.name) if method else None
+    boundary = {str(k): v for k, v in plan.boundaries.items()}.get(scope or plan.selector, plan.boundary)
+    scores = method.scores.get(metric) if method else None
+    law = (artifacts.law or {}).get("quantities", {}).get(plan.quantity)
+    return Facts(
+        layers=plan.model.layers,
+        boundary=boundary,
+        metric=plain_name(metric),
+        partial=scores,
+        full=full.scores.get(metric) if full else None,
+        difference=method.differences.get(metric) if method else None,
+        cost=method.cost_share if method and scores else plan.frontier[boundary].flops_share,
+        examples=(artifacts.meta.get("splits", {}).get("test") or {}).get("rows"),
+        seeds=method.seeds if method else 1,
+        baselines={name: record[metric] for name, record in plain.items() if metric in record},
+        law_fits=law["fits"] if law else None,
+        fallback=plan.fallback,
+    )

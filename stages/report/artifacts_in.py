@@ -1,0 +1,130 @@
+"""Every artifact that the page shows, read once; what is optional and absent is ``None`` or empty."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from stages.common.artifacts import read_json, require, sha256_file
+from stages.common.command import UserError
+from stages.common.freeze_plan import FreezePlan
+
+Json = dict[str, Any]
+
+_TRACE_KEY = b"salf"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the artifacts lie."""
+
+    base: Path
+    prepared: Path
+    traces: Path
+    law: Path
+    gains: Path
+    plan: Path
+    models: Path
+    measured: Path
+    metrics: Path
+    comparison: Path
+    predictions: Path
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The chain's artifacts in memory.
+
+    ``runs`` and ``measured`` are keyed by the run's name (``salf-seed1``): the deterministic record
+    of the fine-tune, and what was measured on the machine while it ran. ``hashes`` names the files
+    that were read, by path, with their SHA-256.
+    """
+
+    base: Json
+    meta: Json
+    plan: FreezePlan
+    example: Json | None
+    trace: Json | None
+    law: Json | None
+    gains: pd.DataFrame | None
+    metrics: Json | None
+    comparison: pd.DataFrame | None
+    predictions: pd.DataFrame | None
+    runs: dict[str, Json]
+    measured: dict[str, Json]
+    hashes: dict[str, str]
+
+
+def load(sources: Sources) -> Artifacts:
+    """Read all artifacts.
+
+    Raises:
+        UserError: the model's, the data's or the plan's record is missing, or a file is damaged.
+    """
+    return Artifacts(
+        base=read_json(require(sources.base / "base.json", "base")),
+        meta=read_json(require(sources.prepared / "meta.json", "prepare")),
+        plan=FreezePlan.load(require(sources.plan, "plan")),
+        example=_first_row(sources.prepared / "train.parquet"),
+        trace=_trace_record(sources.traces),
+        law=read_json(sources.law) if sources.law.exists() else None,
+        gains=_csv(sources.gains),
+        metrics=read_json(sources.metrics) if sources.metrics.exists() else None,
+        comparison=_csv(sources.comparison),
+        predictions=_parquet(sources.predictions),
+        runs={file.parent.name: read_json(file) for file in sorted(sources.models.glob("[!.]*/run.json"))},
+        measured={file.stem: read_json(file) for file in sorted(sources.measured.glob("[!.]*.json"))},
+        hashes=_hashes(sources),
+    )
+
+
+def _hashes(sources: Sources) -> dict[str, str]:
+    files = [
+        sources.base / "base.json",
+        sources.prepared / "meta.json",
+        *sorted(sources.traces.glob("*.parquet")),
+        sources.law,
+        sources.gains,
+        sources.plan,
+        sources.metrics,
+        sources.comparison,
+        sources.predictions,
+    ]
+    return {file.as_posix(): sha256_file(file) for file in files if file.exists()}
+
+
+def _csv(path: Path) -> pd.DataFrame | None:
+    if not path.exists():
+        return None
+    try:
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged CSV ({error}); run the stage that makes it again") from None
+
+
+def _parquet(path: Path) -> pd.DataFrame | None:
+    if not path.exists():
+        return None
+    try:
+        return pq.read_table(path).to_pandas()
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: damaged Parquet ({error}); run the stage that makes it again") from None
+
+
+def _first_row(path: Path) -> Json | None:
+    if not path.exists():
+        return None
+    batch = next(pq.ParquetFile(path).iter_batches(batch_size=1, columns=["prompt", "answer"]), None)
+    rows: list[Json] = batch.to_pylist() if batch is not None else []
+    return rows[0] if rows else None
+
+
+def _trace_record(folder: Path) -> Json | None:
+    part = next(iter(sorted(folder.glob("*.parquet"))), None)
+    if part is None:
+        return None
+    record: Json = json.loads((pq.read_schema(part).metadata or {}).get(_TRACE_KEY, b"{}"))
+    return record

@@ -1,0 +1,61 @@
+"""The short summary that ends ``make run``: the boundary and why, quality and cost, and where the page is."""
+
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from stages.report.answer import Answer, answer
+from stages.report.artifacts_in import Artifacts
+from stages.report.headline import headline
+from stages.report.quality import BASELINE_NAMES, Method, baselines, methods, plain_name
+from stages.report.wording import Interval, decimal, layer_range, parameters, percent, seconds, size, span
+
+
+def print_summary(artifacts: Artifacts, page: Path, console: Console) -> None:
+    """Print the summary; every number comes from the artifacts."""
+    found = answer(artifacts)
+    console.print(Panel(_words(artifacts, found), padding=(1, 2)))
+    compared = methods(artifacts)
+    if compared:
+        console.print(_table(compared, artifacts, found.metric))
+    console.print(Text.assemble("Report: ", (str(page), "bold")), soft_wrap=True)
+
+
+def _words(artifacts: Artifacts, found: Answer) -> RenderableType:
+    plan, said = artifacts.plan, headline(found.facts)
+    boundary = (
+        f"Boundary {plan.boundary} of {plan.model.layers}: {layer_range(1, plan.boundary)} frozen, "
+        f"{layer_range(plan.boundary + 1, plan.model.layers)} trained."
+    )
+    lines = ["", boundary, plan.reason, plan.certainty.words, "", said.verdict, *said.notes]
+    return Group(Text(said.title, style="bold"), *(Text(line) for line in lines))
+
+
+def _table(compared: list[Method], artifacts: Artifacts, metric: str) -> Table:
+    table = Table(title="Quality and cost beside full fine-tuning", title_justify="left", box=SIMPLE)
+    table.add_column("method")
+    table.add_column(f"test {plain_name(metric)}", no_wrap=True)
+    for heading in ("trained", "FLOPs of full", "training time", "peak memory"):
+        table.add_column(heading, justify="right")
+    for method in compared:
+        table.add_row(method.name, _score(method.scores.get(metric)), *_costs(method))
+    for name, scores in baselines(artifacts).items():
+        table.add_row(Text(BASELINE_NAMES[name], style="dim"), _score(scores.get(metric)))
+    return table
+
+
+def _score(score: Interval | None) -> str:
+    return f"{decimal(score.value)} {span(score)}".strip() if score else decimal(None)
+
+
+def _costs(method: Method) -> list[str]:
+    return [
+        parameters(method.trained),
+        percent(method.cost_share),
+        seconds(method.seconds),
+        size(method.peak_memory),
+    ]

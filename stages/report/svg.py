@@ -1,0 +1,157 @@
+"""From a matplotlib figure to an inline SVG that follows the page: its fonts, colours and width."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any, Final
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from stages.report.palette import INK, INKS, MUTED, RULE
+
+# One panel is as wide as a phone: the text keeps its size there, and wide screens set panels side by side.
+WIDTH: Final = 360
+HEIGHT: Final = 256
+_POINTS_PER_INCH: Final = 72
+_Box = tuple[float, float, float, float]
+# In shares of the axes: a bold letter's width, a line's height, the gap beside a mark.
+_LETTER: Final = 0.022
+_LINE: Final = 0.085
+_GAP: Final = 0.028
+_HALO: Final = "halo"  # texts of this id get an outline in the ground's colour, from the style sheet
+
+_RC: Final[Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "salf",
+    "font.family": "DejaVu Sans",
+    "font.size": 10.5,
+    "axes.labelsize": 10.5,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "text.color": INK,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "axes.linewidth": 0.8,
+    "xtick.major.width": 0.8,
+    "ytick.major.size": 0,
+    "axes.unicode_minus": True,
+    "figure.constrained_layout.use": True,
+}
+
+
+def panel(name: str, title: str, description: str, paint: Callable[[Axes], None], height: int = HEIGHT) -> str:
+    """Draw one panel and return it as an SVG element.
+
+    Args:
+        name: unique on the page; every id inside starts with it.
+        title: what is seen, in one sentence; the accessible name.
+        description: what is drawn against what; the accessible description.
+        paint: draws into the axes, with the colours of :mod:`stages.report.palette`.
+        height: of the view box, in its units (px at a width of ``WIDTH``).
+    """
+    with mpl.rc_context(dict(_RC)):
+        figure = Figure(figsize=(WIDTH / _POINTS_PER_INCH, height / _POINTS_PER_INCH), dpi=_POINTS_PER_INCH)
+        FigureCanvasSVG(figure)
+        paint(figure.add_subplot())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return finish(name, title, description, buffer.getvalue())
+
+
+def finish(name: str, title: str, description: str, raw: str) -> str:
+    """Make matplotlib's SVG fit for a page: own ids, CSS colours, inherited font, title and description."""
+    body = raw[raw.index("<svg") :]
+    body = re.sub(r"\s*<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<!--.*?-->\n?", "", body, flags=re.DOTALL)
+    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body)
+    body = re.sub(r"font: ([^;\"]*?)([\d.]+px) [^;\"]*", r"font: \1\2 var(--sans, sans-serif)", body)
+    body = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans, sans-serif)", body)
+    for ink in INKS.values():
+        body = body.replace(ink.stand_in, f"var({ink.variable})")
+    opening = re.search(r"<svg\b[^>]*>", body, flags=re.DOTALL)
+    if opening is None:
+        raise ValueError("matplotlib wrote no <svg> element")
+    return _opening(name, opening.group(0), title, description) + body[opening.end() :].rstrip()
+
+
+def halo(text: Text) -> None:
+    """Outline a text of an axes in the colour of the ground, so that lines behind it do not cross it."""
+    if text.axes is None:
+        raise ValueError("only texts inside axes can have a halo")
+    text.set_gid(f"{_HALO}-{len(text.axes.texts)}")
+
+
+def place_labels(
+    axes: Axes, labels: Sequence[tuple[float, float, str, str]], obstacles: Sequence[tuple[float, float]] = ()
+) -> None:
+    """Write (x, y, text, colour) labels beside their points, clear of each other and of the obstacles.
+
+    Works in shares of the axes, with the width of a letter taken from the font's size; call it when
+    the axes' limits are final. Of places that cover equally little the nearest is taken.
+    """
+    taken: list[_Box] = []
+    marks = [_share(axes, x, y) for x, y, _, _ in labels]
+    blocked = [_share(axes, x, y) for x, y in obstacles]
+    for (_, _, text, colour), mark in zip(labels, marks, strict=True):
+        width = _LETTER * len(text) + 0.01
+        others = [m for m in [*marks, *blocked] if m != mark]
+        left, bottom = min(_places(*mark, width), key=lambda place: _covered(place, width, taken, others))
+        taken.append((left, bottom, left + width, bottom + _LINE))
+        label = axes.text(
+            left, bottom + _LINE / 2, text, transform=axes.transAxes, color=colour, va="center", fontweight="bold"
+        )
+        halo(label)
+
+
+def _places(x: float, y: float, width: float) -> list[tuple[float, float]]:
+    """Lower left corners around a point, the nearest first."""
+    sides = (x + _GAP, x - _GAP - width)
+    level = [(left, y - _LINE / 2 + shift) for shift in (0.0, 0.6 * _LINE, -0.6 * _LINE) for left in sides]
+    centred = [(x - width / 2, y + 0.03), (x - width / 2, y - 0.03 - _LINE)]
+    far = [(left, y - _LINE / 2 + sign * n * _LINE) for n in (1.2, 2.0, 2.8) for sign in (1, -1) for left in sides]
+    return [*level, *centred, *far]
+
+
+def _covered(
+    place: tuple[float, float], width: float, taken: Sequence[_Box], marks: Sequence[tuple[float, float]]
+) -> int:
+    """How much a label at a place would hide: other labels weigh most, then leaving the axes, then marks."""
+    left, bottom = place
+    right, top = left + width, bottom + _LINE
+    boxes = sum(left < b[2] and b[0] < right and bottom < b[3] and b[1] < top for b in taken)
+    points = sum(left - 0.015 < x < right + 0.015 and bottom - 0.005 < y < top + 0.005 for x, y in marks)
+    outside = (left < 0) + (right > 1.04) + (bottom < 0) + (top > 1.06)
+    return 60 * boxes + 30 * outside + points
+
+
+def _share(axes: Axes, x: float, y: float) -> tuple[float, float]:
+    shown = axes.transData.transform((x, y))
+    inside = axes.transAxes.inverted().transform(shown)
+    return float(inside[0]), float(inside[1])
+
+
+def _opening(name: str, opening: str, title: str, description: str) -> str:
+    box = re.search(r'viewBox="([^"]+)"', opening)
+    if box is None:
+        raise ValueError("matplotlib wrote no viewBox")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" id="{name}" '
+        f'viewBox="{box.group(1)}" role="img" aria-labelledby="{name}-title {name}-desc" class="figure">\n'
+        f' <title id="{name}-title">{escape(title)}</title>\n <desc id="{name}-desc">{escape(description)}</desc>'
+    )

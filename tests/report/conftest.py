@@ -1,0 +1,483 @@
+"""A small, consistent set of artifacts in several outcomes, as the stages before the report write them."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stages.common.artifacts import sha256_file, write_json
+from stages.report.__main__ import main
+
+LAYERS = 30
+BOUNDARY = 21
+HOSTILE = '<script>alert("x")</script> & {{ 7 * 7 }} </pre><img src=http://evil.example/x.png>'
+PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the artifacts say; accuracies by method with the half-width of their intervals."""
+
+    accuracy: dict[str, float] = field(
+        default_factory=lambda: {"full": 0.55, "salf": 0.54, "lora": 0.57, "salf+lora": 0.525}
+    )
+    half_width: float = 0.06
+    difference_half_width: float | None = 0.04
+    task: str = "classification"
+    fits: bool = True
+    losses: bool = True
+    seeds: tuple[int, ...] = (1, 2)
+    runs: bool = True
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A folder with all artifacts."""
+
+    root: Path
+    outcome: Outcome
+
+    @property
+    def page(self) -> Path:
+        return self.root / "reports/index.html"
+
+    def argv(self, *more: str) -> list[str]:
+        places = {
+            "base": "data/base",
+            "prepared": "data/prepared",
+            "traces": "data/traces",
+            "law": "reports/scaling_law.json",
+            "gains": "reports/gains.csv",
+            "plan": "data/plan/freeze_plan.json",
+            "models": "data/models",
+            "measured": "reports/runs",
+            "metrics": "reports/metrics.json",
+            "comparison": "reports/comparison.csv",
+            "predictions": "reports/predictions.parquet",
+            "out": "reports/index.html",
+        }
+        options = [part for name, place in places.items() for part in (f"--{name}", str(self.root / place))]
+        return [*options, "--params", str(PARAMS), *more]
+
+
+OUTCOMES = {
+    "good": {},
+    "worse": {
+        "accuracy": {"full": 0.60, "salf": 0.35, "lora": 0.5},
+        "half_width": 0.05,
+        "difference_half_width": 0.05,
+    },
+    "no-law": {"fits": False, "losses": False},
+    "free": {"task": "free", "seeds": (1,)},
+    "single": {"accuracy": {"salf": 0.54}, "seeds": (1,)},
+    "no-runs": {"runs": False},
+}
+
+
+@pytest.fixture(scope="session")
+def hostile() -> str:
+    """Text that stands in the prompt example and among the test examples."""
+    return HOSTILE
+
+
+@pytest.fixture(scope="session")
+def chain_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Chain]:
+    """Makes the artifacts of an outcome, given as the fields of Outcome, in a folder of their own."""
+
+    def make(**outcome: Any) -> Chain:
+        return make_chain(tmp_path_factory.mktemp("chain"), Outcome(**outcome))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pages(chain_of: Callable[..., Chain]) -> dict[str, tuple[Chain, str]]:
+    """The page of every outcome, by its name, with the artifacts that it was made from."""
+    made = {}
+    for name, outcome in OUTCOMES.items():
+        chain = chain_of(**outcome)
+        main(chain.argv())
+        made[name] = (chain, chain.page.read_text(encoding="utf-8"))
+    return made
+
+
+def make_chain(root: Path, outcome: Outcome) -> Chain:
+    """Write all artifacts below a folder."""
+    for folder in ("data/base", "data/prepared", "data/traces", "data/plan", "data/models", "reports/runs"):
+        (root / folder).mkdir(parents=True)
+    _base(root / "data/base")
+    _prepared(root / "data/prepared", outcome)
+    _trace(root / "data/traces")
+    _law(root / "reports", outcome)
+    _plan(root, outcome)
+    if outcome.runs:
+        _runs(root, outcome)
+        _metrics(root / "reports", outcome)
+        _predictions(root / "reports", outcome)
+    return Chain(root, outcome)
+
+
+def _base(folder: Path) -> None:
+    per_layer = [3_540_000] * LAYERS
+    write_json(
+        folder / "base.json",
+        {
+            "schema": 1,
+            "source": "embedded",
+            "origin": "dequantised from 4-bit GGUF weights (Q4_1) of SmolLM2-135M-Instruct",
+            "name": "SmolLM2-135M-Instruct",
+            "revision": None,
+            "family": "llama",
+            "layers": LAYERS,
+            "hidden": 576,
+            "vocabulary": 49152,
+            "tied_head": True,
+            "parameters": {"embedding": 28_311_552, "per_layer": per_layer, "norm": 576, "head": 0},
+            "shards": {"embedding.safetensors": "e" * 64, "layer-01.safetensors": "1" * 64},
+            "weights_sha256": "b" * 64,
+        },
+    )
+
+
+def _prepared(folder: Path, outcome: Outcome) -> None:
+    classes = outcome.task == "classification"
+    labels = [{"label": w, "word": f" {w}", "token_ids": [i]} for i, w in enumerate(("numpy", "scipy", "torch"))]
+    split = {"tokens": 40_000, "prompt_tokens_max": 118, "answer_tokens": 384, "sha256": "d" * 64}
+    counts = {entry["label"]: 80 for entry in labels} if classes else None
+    write_json(
+        folder / "meta.json",
+        {
+            "schema": 1,
+            "task": outcome.task,
+            "source": {"name": "docstrings", "versions": {"numpy": "2.4.6"}, "sha256": "f" * 64},
+            "labels": labels if classes else [],
+            "splits": {
+                name: {**split, "rows": rows, "label_counts": counts}
+                for name, rows in (("train", 384), ("validation", 96), ("test", 240))
+            },
+            "dropped": {"near-duplicate of another split": 17, "empty text": 0},
+            "refused": [{"reason": "names the library itself", "count": 41}],
+            "truncated": 3,
+            "shared_prefix_tokens": 24,
+            "max_tokens": 512,
+            "template": "{text}\nLibrary:",
+        },
+    )
+    rows = {"example_id": ["t0"], "prompt": [f"Return the sum. {HOSTILE}\nLibrary:"], "answer": [" numpy"]}
+    pq.write_table(pa.table(rows), folder / "train.parquet")
+
+
+def _trace(folder: Path) -> None:
+    record = {"schema": 1, "model": "SmolLM2-135M-Instruct", "dtype": "float32", "versions": {"torch": "2.13.0"}}
+    table = pa.table({"example_id": ["t0"]}).replace_schema_metadata({b"salf": json.dumps(record).encode()})
+    pq.write_table(table, folder / "part-00000.parquet")
+
+
+def deviation_curve() -> np.ndarray:
+    """Wanders until layer 20, then falls: what a first look at the embedded model showed. [L+1]"""
+    k = np.arange(LAYERS + 1)
+    return 1.0 + 0.02 * np.sin(k) - 0.14 * np.clip((k - 20) / 10, 0, 1) ** 0.8
+
+
+def loss_curve() -> np.ndarray:
+    """From above 100 nats to a plateau at 20, then down to 8. [L+1]"""
+    k = np.arange(LAYERS + 1)
+    return np.where(k == 0, 110.0, 21 - 0.1 * k - 11 * np.clip((k - 24) / 6, 0, 1))
+
+
+def _law(folder: Path, outcome: Outcome) -> None:
+    quantities = {"deviation": _quantity(deviation_curve(), 0.01, 0.05, outcome.fits)}
+    if outcome.losses:
+        quantities["loss"] = _quantity(loss_curve(), 0.4, 3.0, False)
+    write_json(
+        folder / "scaling_law.json",
+        {
+            "schema": 1,
+            "layers": LAYERS,
+            "examples": 192,
+            "positions": 192,
+            "trace_sha256": "c" * 64,
+            "confidence": 0.9,
+            "trace": {"model": "SmolLM2", "space": "normed", "target": "output", "dtype": "float32"},
+            "quantities": quantities,
+        },
+    )
+    _gains(folder / "gains.csv", outcome)
+
+
+def _quantity(mean: np.ndarray, width: float, spread: float, fits: bool) -> dict:
+    laws = [_one_law(name, mean[1:], i) for i, name in enumerate(("power_tail", "power", "exponential", "constant"))]
+    return {
+        "mean": mean.tolist(),
+        "low": (mean - width).tolist(),
+        "high": (mean + width).tolist(),
+        "p10": (mean - spread).tolist(),
+        "p50": mean.tolist(),
+        "p90": (mean + spread).tolist(),
+        "laws": laws,
+        "best": "power_tail",
+        "fits": fits,
+        "verdict": "A power law over the tail from layer 20 describes it." if fits else "No law fits; see AICc.",
+        "embedding_step": float(mean[0] - mean[1]),
+    }
+
+
+def _one_law(name: str, curve: np.ndarray, rank: int) -> dict:
+    start = 20 if name == "power_tail" else 1
+    shown = [None if k + 1 < start else float(v + 0.004 * rank) for k, v in enumerate(curve)]
+    return {
+        "name": name,
+        "formula": "E + A·k^−α",
+        "first_space": start,
+        "parameters": {"E": 0.5 + rank, "A": 1.25, "alpha": 0.3},
+        "intervals": {"E": [0.4, 0.6 + rank], "A": [1.0, 1.5], "alpha": [0.2, 0.4]},
+        "converged": rank != 2,
+        "r2": 0.97 - 0.2 * rank,
+        "rmse": 0.0123 + rank / 100,
+        "aicc": None if rank == 3 else -120.5 + 10 * rank,
+        "holdout_rmse": 0.02 + rank / 100,
+        "curve": shown,
+        "curve_low": [None if v is None else v - 0.01 for v in shown],
+        "curve_high": [None if v is None else v + 0.01 for v in shown],
+    }
+
+
+def _gains(path: Path, outcome: Outcome) -> None:
+    rows = []
+    for quantity, mean in (("deviation", deviation_curve()), ("loss", loss_curve()))[: 1 + outcome.losses]:
+        steps = mean[:-1] - mean[1:]
+        for gain in ("observed", "ratio", "local", "marginal"):
+            values = steps if gain == "observed" else np.sin(np.arange(LAYERS) / 4)
+            for layer, value in enumerate(values, 1):
+                absent = gain == "ratio" and layer < 5
+                wins = 0.62 if layer == BOUNDARY else 0.38 if layer == BOUNDARY + 1 else 0.0
+                bounds = (None, None, None) if absent else (value, value - 0.004, value + 0.004)
+                rows.append((quantity, gain, layer, *bounds, wins, layer == 1))
+    columns = ["quantity", "gain", "layer", "value", "low", "high", "win_share", "embedding_step"]
+    pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
+
+
+def _frontier_point(k: int, mean: np.ndarray, fits: bool) -> dict:
+    trained = 28_311_552 * (k == 0) + 3_540_000 * (LAYERS - k) + 576
+    share = 0.02 + 0.98 * (1 - k / LAYERS)
+    left = float((mean[max(k, 1)] - mean[-1]) / (mean[1] - mean[-1]))
+    return {
+        "boundary": k,
+        "trained_layers": LAYERS - k,
+        "trained_parameters": trained,
+        "flops": int(1e15 * share),
+        "flops_uncached": int(1e15 * min(1.0, share * 1.2)),
+        "flops_frozen": int(1e13 * k),
+        "flops_epoch": int(4e14 * share),
+        "flops_share": share,
+        "flops_share_uncached": min(1.0, share * 1.2),
+        "flops_share_many_epochs": share * 0.9,
+        "optimizer_bytes": 8 * trained,
+        "gradient_bytes": 4 * trained,
+        "activation_bytes": 9_000_000 * (LAYERS - k) + 1000,
+        "cache_bytes": 30_000_000,
+        "observed": float(mean[k]),
+        "predicted": float(mean[k]) + 0.002 * fits,
+        "remaining_reduction": left,
+        "efficient": k >= 19 or k == 0,
+    }
+
+
+def _plan(root: Path, outcome: Outcome) -> None:
+    mean = deviation_curve()
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(BOUNDARY, LAYERS)]
+    total = 28_311_552 + 3_540_000 * LAYERS + 576
+    trained = 3_540_000 * (LAYERS - BOUNDARY) + 576
+    plan = {
+        "schema_version": 1,
+        "model": {
+            "name": "SmolLM2-135M-Instruct",
+            "weights_sha256": "b" * 64,
+            "family": "llama",
+            "layers": LAYERS,
+            "hidden": 576,
+            "vocabulary": 49152,
+            "tied_head": True,
+        },
+        "selector": "salf",
+        "quantity": "deviation",
+        "gain": "observed",
+        "boundary": BOUNDARY,
+        "frozen_layers": list(range(1, BOUNDARY + 1)),
+        "trained_layers": list(range(BOUNDARY + 1, LAYERS + 1)),
+        "embeddings_trained": False,
+        "norm_trained": True,
+        "head_trained": False,
+        "head_note": "the head is tied",
+        "parameters": {"frozen": total - trained, "trained": trained, "total": total},
+        "reason": f"Layer {BOUNDARY} has the largest observed gain in deviation.",
+        "certainty": {"win_share": 0.62, "value": 0.031, "low": 0.02, "high": 0.04, "words": "Fairly sure: 62 %."},
+        "fallback": None if outcome.fits else "no law fits, so observed gains decide.",
+        "runners_up": [{"boundary": 22, "value": 0.028, "win_share": 0.38}],
+        "boundaries": {"salf": BOUNDARY, "full": 0, "none": LAYERS, "last-n": 22, "random": 13},
+        "frontier": [_frontier_point(k, mean, outcome.fits) for k in range(LAYERS + 1)],
+        "cost_model": {
+            "epochs": 2,
+            "batch_rows": 16,
+            "value_bytes": 4,
+            "rows": 384,
+            "queries": 40_000,
+            "attended": 2_000_000,
+            "positions": 384,
+            "formula": "forward + 2 × backward",
+            "assumptions": ["Boundary states are computed once."],
+        },
+        "evidence": {
+            "law_sha256": sha256_file(root / "reports/scaling_law.json"),
+            "gains_sha256": sha256_file(root / "reports/gains.csv"),
+            "trace_sha256": "c" * 64,
+        },
+        "exports": {
+            "peft": {"layers_to_transform": list(range(BOUNDARY, LAYERS)), "layers_pattern": "layers"},
+            "axolotl": ["^model.norm.", f"^model.layers.({'|'.join(map(str, range(BOUNDARY, LAYERS)))})."],
+            "llama_factory": {"finetuning_type": "freeze", "freeze_trainable_layers": LAYERS - BOUNDARY},
+            "parameter_names": {"trained": names},
+            "notes": ["LLaMA-Factory: the final norm stays frozen."],
+        },
+    }
+    write_json(root / "data/plan/freeze_plan.json", plan)
+
+
+COST = {
+    "full": (1.0, 134_515_008, 1.9, 3_900),
+    "salf": (0.314, 31_860_576, 0.48, 1_500),
+    "lora": (0.68, 2_442_240, 1.4, 2_700),
+    "salf+lora": (0.24, 732_672, 0.41, 1_150),
+}
+
+
+def _runs(root: Path, outcome: Outcome) -> None:
+    for method, accuracy in outcome.accuracy.items():
+        share, trained, step, memory = COST[method]
+        for seed in outcome.seeds:
+            folder = root / "data/models" / f"{method}-seed{seed}"
+            folder.mkdir()
+            record = {
+                "method": method,
+                "seed": seed,
+                "boundary": BOUNDARY if "salf" in method else 0,
+                "learning_rate": 1e-4,
+                "trained_parameters": trained,
+                "flops": share * 1e15,
+                "steps": 48,
+                "curve": [_curve_point(i, share, accuracy, outcome, seed) for i in range(5)],
+            }
+            write_json(folder / "run.json", record)
+            measured = {
+                "seconds_per_step": step + 0.001 * seed,
+                "seconds_total": 48 * step,
+                "peak_memory_bytes": memory * 2**20,
+                "device": "cpu",
+                "dtype": "float32",
+                "threads": 2,
+                "machine": {"processor": "Test CPU"},
+                "versions": {"torch": "2.13.0"},
+            }
+            write_json(root / "reports/runs" / f"{method}-seed{seed}.json", measured)
+
+
+def _curve_point(i: int, share: float, accuracy: float, outcome: Outcome, seed: int) -> dict:
+    point = {"step": 12 * i, "epoch": i / 2, "flops": share * 1e15 * i / 4, "validation_loss": 2.4 * math.exp(-i / 3)}
+    if outcome.task == "classification":
+        point["validation_accuracy"] = 0.25 + (accuracy - 0.25) * (1 - math.exp(-i)) + 0.004 * seed
+    return point
+
+
+def _score(accuracy: float, outcome: Outcome, loss: float) -> dict:
+    if outcome.task == "free":
+        return {"loss": loss, "exact_match": 0.01, "exact_match_low": 0.0, "exact_match_high": 0.02, "n": 240}
+    width = outcome.half_width
+    f1 = accuracy - 0.013
+    return {
+        "accuracy": accuracy,
+        "accuracy_low": accuracy - width,
+        "accuracy_high": accuracy + width,
+        "macro_f1": f1,
+        "macro_f1_low": f1 - width,
+        "macro_f1_high": f1 + width,
+        "loss": loss,
+        "n": 240,
+    }
+
+
+def _metrics(folder: Path, outcome: Outcome) -> None:
+    full = outcome.accuracy.get("full")
+    methods, runs = {}, {}
+    for method, accuracy in outcome.accuracy.items():
+        share, trained, _, _ = COST[method]
+        score = _score(accuracy, outcome, 3.0 - 2 * accuracy)
+        entry = {**score, "trained_parameters": trained, "flops": share * 1e15, "seeds": list(outcome.seeds)}
+        if full is not None:
+            entry["flops_share"] = share
+            entry |= _beside_full(accuracy - full, outcome)
+        methods[method] = entry
+        for seed in outcome.seeds:
+            runs[f"{method}-seed{seed}"] = {**score, "method": method, "seed": seed, "flops_share": share}
+    baselines = {"untrained": _score(0.31, outcome, 4.4)}
+    if outcome.task == "classification":
+        baselines |= {"tfidf": _score(0.44, outcome, 1.7), "majority": _score(0.125, outcome, 2.08)}
+    quality = "accuracy" if outcome.task == "classification" else "exact_match"
+    _comparison(folder, methods, baselines)
+    value = {
+        "schema": 1,
+        "task": outcome.task,
+        "quality": quality,
+        "baselines": baselines,
+        "runs": runs,
+        "methods": methods,
+    }
+    write_json(folder / "metrics.json", value)
+
+
+def _comparison(folder: Path, methods: dict, baselines: dict) -> None:
+    rows = [{"kind": "baseline", "name": name, **score} for name, score in baselines.items()]
+    for method, entry in methods.items():
+        _, _, step, memory = COST[method]
+        measured = {
+            "seconds_per_step": step,
+            "seconds_training": 48 * step,
+            "seconds_cache": 7.0 if "salf" in method else 0.0,
+            "peak_memory_bytes": memory * 2**20,
+        }
+        if "full" in methods:
+            measured["seconds_share"] = (48 * step + measured["seconds_cache"]) / (48 * COST["full"][2])
+            measured["peak_memory_share"] = memory / COST["full"][3]
+        flat = {key: value for key, value in entry.items() if key not in ("seeds", "at_equal_compute")}
+        rows.append({"kind": "method", "name": method, "seeds": len(entry["seeds"]), **flat, **measured})
+    pd.DataFrame(rows).to_csv(folder / "comparison.csv", index=False)
+
+
+def _beside_full(difference: float, outcome: Outcome) -> dict:
+    if outcome.task == "free":
+        return {"exact_match_minus_full": 0.0, "at_equal_compute": None}
+    validation = {"validation_accuracy": 0.5 + difference, "full_validation_accuracy": 0.47}
+    found = {"accuracy_minus_full": difference, "at_equal_compute": validation}
+    width = outcome.difference_half_width
+    if width is not None:
+        found |= {"accuracy_minus_full_low": difference - width, "accuracy_minus_full_high": difference + width}
+    return found
+
+
+def _predictions(folder: Path, outcome: Outcome) -> None:
+    rows = []
+    for method in outcome.accuracy:
+        for i in range(24):
+            right = i % 2 == 0
+            text = HOSTILE if i < 2 else f"Return the {i}-th thing of an array."
+            predicted = "numpy" if right else "scipy"
+            rows.append((f"{method}-seed1", f"x{i:02d}", text, "numpy", predicted, right, 0.9 - i / 100, 0.5))
+    columns = ["run", "example_id", "text", "label", "predicted", "correct", "probability", "loss"]
+    pd.DataFrame(rows, columns=columns).to_parquet(folder / "predictions.parquet")

@@ -1,0 +1,49 @@
+"""Who made the page: asked of a real git repository."""
+
+import subprocess
+from pathlib import Path
+
+from stages.report.identity import commit, machine, versions
+
+
+def git(folder: Path, *arguments: str) -> str:
+    names = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    return subprocess.run(["git", *names, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def repository(folder: Path) -> Path:
+    git(folder, "init", "-q")
+    for name in ("stages", "reports", "data"):
+        (folder / name).mkdir()
+        (folder / name / "file.txt").write_text("first")
+    (folder / "dvc.lock").write_text("first")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "first")
+    return folder
+
+
+def test_a_clean_tree_has_a_commit_and_no_changes(tmp_path: Path) -> None:
+    folder = repository(tmp_path)
+    found = commit(folder)
+    assert found.hash == git(folder, "rev-parse", "HEAD").strip()
+    assert found.changed == ()
+
+
+def test_what_a_run_itself_writes_is_no_change_but_code_is(tmp_path: Path) -> None:
+    folder = repository(tmp_path)
+    for name in ("reports/file.txt", "data/file.txt", "dvc.lock"):
+        (folder / name).write_text("second")
+    assert commit(folder).changed == ()
+    (folder / "stages/file.txt").write_text("second")
+    (folder / "stages/new.py").write_text("new")
+    assert commit(folder).changed == ("stages/file.txt", "stages/new.py")
+
+
+def test_outside_git_there_is_no_commit(tmp_path: Path) -> None:
+    assert commit(tmp_path).hash is None
+
+
+def test_versions_leave_out_what_is_not_installed() -> None:
+    found = versions(("numpy", "no-such-library-here"))
+    assert set(found) == {"python", "numpy"}
+    assert all(machine().values())

@@ -1,0 +1,181 @@
+"""The page: self-contained, complete, escaped, deterministic, and true to the artifacts."""
+
+import html
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from stages.common.command import UserError
+from stages.report.__main__ import main
+
+LOADING = {"src", "srcset", "data", "poster", "action", "formaction", "background", "xlink:href"}
+
+
+class Reader(HTMLParser):
+    """Collects tags, ids, what would be loaded, and the rows of tables."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.ids: list[str] = []
+        self.loads: list[tuple[str, str]] = []
+        self.anchors: list[str] = []
+        self.tables: dict[str, list[list[tuple[str, float | None]]]] = {}
+        self._rows: list[list[tuple[str, float | None]]] | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        self.tags[tag] += 1
+        if "id" in found:
+            self.ids.append(found["id"])
+        if tag == "a":
+            self.anchors.append(found["href"])
+        self.loads += [(tag, v) for k, v in found.items() if k in LOADING or (k == "href" and tag != "a")]
+        if tag == "table":
+            self._rows = self.tables.setdefault(found.get("class", ""), [])
+        elif tag == "tr" and self._rows is not None:
+            self._rows.append([])
+        elif tag in ("td", "th") and self._rows is not None:
+            self._rows[-1].append(("", None))
+        elif tag == "data" and self._rows is not None:
+            self._rows[-1][-1] = ("", float(found["value"]))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self._rows = None
+
+    def handle_data(self, data: str) -> None:
+        if self._rows and self._rows[-1]:
+            text, value = self._rows[-1][-1]
+            self._rows[-1][-1] = (text + data, value)
+
+
+OUTCOMES = ("good", "worse", "no-law", "free", "single", "no-runs")
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_the_page_loads_nothing_and_its_links_lead_somewhere(pages: dict, name: str) -> None:
+    text = pages[name][1]
+    page = Reader(text)
+    assert [(tag, v) for tag, v in page.loads if not v.startswith(("#", "data:"))] == []
+    assert "@import" not in text
+    assert re.findall(r"url\((?!#)[^)]*\)", text) == []
+    inside = {link[1:] for link in page.anchors if link.startswith("#")}
+    assert inside <= set(page.ids)
+    assert {"answer", "quality", "trace", "law", "gains", "frontier", "examples", "identity"} <= inside
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_every_figure_is_xml_with_text_alternatives_and_ids_of_its_own(pages: dict, name: str) -> None:
+    text = pages[name][1]
+    assert [i for i, n in Counter(Reader(text).ids).items() if n > 1] == []
+    figures = re.findall(r"<svg\b.*?</svg>", text, flags=re.DOTALL)
+    assert figures
+    for svg in figures:
+        root = ET.fromstring(svg)
+        space = {"s": "http://www.w3.org/2000/svg"}
+        assert root.get("role") == "img"
+        assert (root.findtext("s:title", namespaces=space) or "").strip()
+        assert len(root.findtext("s:desc", namespaces=space) or "") > 20
+        assert "width" not in root.attrib
+        references = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg))
+        assert references <= set(re.findall(r'\bid="([^"]+)"', svg))
+        assert not re.search(r"#fe[0-9a-f]{2}ef", svg), "a stand-in colour was left"
+        assert "DejaVu" not in svg
+
+
+def test_the_key_table_says_what_the_artifacts_say(pages: dict) -> None:
+    chain, text = pages["good"]
+    metrics = json.loads((chain.root / "reports/metrics.json").read_text())
+    rows = {row[0][0].strip(): [value for _, value in row] for row in Reader(text).tables["methods"][1:]}
+    assert set(rows) >= {"full", "salf", "lora", "salf+lora"}
+    for name, entry in metrics["methods"].items():
+        equal = entry["at_equal_compute"]["validation_accuracy"]
+        scores = [entry[key] for key in ("accuracy", "macro_f1", "loss", "accuracy_minus_full")]
+        assert rows[name][1:8] == [*scores, equal, entry["trained_parameters"], entry["flops"]]
+    assert rows["TF-IDF + logistic regression"][1] == metrics["baselines"]["tfidf"]["accuracy"]
+    assert rows["salf"][8] == pytest.approx(48 * 0.48 + 7.0)
+    assert rows["salf"][9] == 1500 * 2**20
+
+
+def test_the_frontier_table_has_every_boundary(pages: dict) -> None:
+    chain, text = pages["good"]
+    plan = json.loads((chain.root / "data/plan/freeze_plan.json").read_text())
+    rows = Reader(text).tables["frontier-table"][1:]
+    assert [[r[0][1], r[3][1], r[4][1]] for r in rows] == [
+        [p["boundary"], p["flops"], p["flops_share"]] for p in plan["frontier"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("good", "Train layers 22–30 of 30: 98 % of full fine-tuning’s accuracy for 31 % of its compute"),
+        ("worse", "Training only layers 22–30 of 30 costs accuracy: 58 % of full fine-tuning’s accuracy"),
+        ("free", "loss 1.920 against 1.900 with full fine-tuning"),
+        ("single", "accuracy 0.540, full fine-tuning not run"),
+        ("no-runs", "a predicted 31 % of full fine-tuning’s compute"),
+        ("no-law", "The plan fell back: no law fits, so observed gains decide."),
+        ("no-law", "No losses were traced"),
+        ("no-runs", "No fine-tuned model has been evaluated yet"),
+        ("no-runs", "No predictions have been written yet"),
+        ("good", "dequantised from 4-bit GGUF weights"),
+        ("good", "17 near-duplicate of another split"),
+        ("good", "41 names the library itself"),
+    ],
+)
+def test_each_outcome_is_told_in_words(pages: dict, name: str, words: str) -> None:
+    text = html.unescape(pages[name][1]).replace("\u202f", " ").replace("\u2011", "-")
+    assert words in text
+
+
+def test_hostile_text_in_data_stays_text(pages: dict, hostile: str) -> None:
+    text = pages["good"][1]
+    page = Reader(text)
+    assert page.tags["script"] == 1
+    assert page.tags["img"] == 0
+    assert hostile not in text
+    assert "{{ 7 * 7 }}" in text
+    assert text.count("&lt;script&gt;") >= 3
+
+
+def test_the_same_artifacts_give_the_same_bytes(pages: dict) -> None:
+    chain, text = pages["good"]
+    main(chain.argv())
+    assert chain.page.read_text(encoding="utf-8") == text
+
+
+def test_the_summary_prints_the_answer_and_writes_nothing(
+    chain_of: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain = chain_of()
+    main(chain.argv("--summary"))
+    said = " ".join(capsys.readouterr().out.replace("\u202f", " ").replace("│", " ").split())
+    assert "Boundary 21 of 30: layers 1–21 frozen, layers 22–30 trained." in said
+    assert "Layer 21 has the largest observed gain in deviation." in said
+    assert "0.540 [0.480, 0.600]" in said
+    assert "TF-IDF" in said
+    assert "index.html" in said.replace(" ", "")
+    assert not chain.page.exists()
+
+
+def test_a_missing_plan_is_one_clear_line(chain_of: Callable) -> None:
+    chain = chain_of(runs=False)
+    (chain.root / "data/plan/freeze_plan.json").unlink()
+    with pytest.raises(UserError, match="dvc repro plan"):
+        main(chain.argv())
+    assert not chain.page.exists()
+
+
+def test_a_damaged_csv_is_one_clear_line(chain_of: Callable) -> None:
+    chain = chain_of(runs=False)
+    Path(chain.root / "reports/gains.csv").write_bytes(b'a,b\n"\xff\xfe,1\n')
+    with pytest.raises(UserError, match=r"gains\.csv: damaged CSV"):
+        main(chain.argv())
