@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,12 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     examples, unknown = draw(examples, room.data)
     labels = label_ids(tokenizer, examples[TRAIN]) if room.data.task == "classification" else None
     splits: dict[str, list[Tokenised]] = {}
-    unfit: Counter[str] = Counter()
     for name, part in examples.items():
-        splits[name], too_long = tokenise(tokenizer, part, labels, room.prepare.max_tokens)
-        unfit += too_long
+        splits[name], unfit = tokenise(tokenizer, part, labels, room.prepare.max_tokens)
+        refused += unfit
     check_not_empty(splits)
-    left_out = refused + unknown + unfit
     meta = describe(
         splits,
         labels,
@@ -52,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         room.prepare.max_tokens,
         source=loaded.identity,
         dropped=dropped,
-        refused=left_out,
+        refused=refused + unknown,
     )
     meta = write_prepared(arguments.out, splits, meta)
     shown = splits[TRAIN][0].example

@@ -8,6 +8,9 @@ from tokenizers import Tokenizer
 
 from stages.common.artifacts import sha256_file
 from stages.common.command import UserError
+from stages.prepare.__main__ import PrepareRoom, main
+from stages.prepare.docstrings import LIBRARIES
+from stages.prepare.near_duplicates import have_near_duplicate
 from tests.prepare.making import PROJECT, write_base, write_jsonl, write_params
 
 TOPICS = ("sports", "science", "world")
@@ -176,3 +179,25 @@ def test_no_torch_and_one_line_on_bad_input(tmp_path):
 def run(folder, *arguments: str) -> subprocess.CompletedProcess:
     environment = {"PYTHONPATH": str(PROJECT), "PATH": ""}
     return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_shipped_default_is_balanced_split_by_file_and_apart_from_its_worked_examples(tmp_path, monkeypatch):
+    params = (PROJECT / "params.yaml").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(params.replace("max_tokens: 512", "max_tokens: 8000"), encoding="utf-8")
+    main(["--base", str(write_base(tmp_path / "base", context=8192)), "--out", "prepared"])
+    meta = json.loads((tmp_path / "prepared" / "meta.json").read_text(encoding="utf-8"))
+    limits = PrepareRoom.load().data.limits
+    texts, files = [], []
+    for split, limit in (("train", limits.train), ("validation", limits.validation), ("test", limits.test)):
+        part = read(tmp_path / "prepared", split)
+        assert len(part) == limit
+        assert meta["splits"][split]["label_counts"] == dict.fromkeys(LIBRARIES, limit // len(LIBRARIES))
+        texts += [row["text"] for row in part]
+        files.append({row["group"] for row in part})
+    assert sum(map(len, files)) == len(set().union(*files))
+    assert len({text.lower() for text in texts}) == len(texts)
+    assert meta["truncated"] == 0
+    worked = [line for line in meta["template"].splitlines() if line and not line.startswith(("Library:", "{text}"))]
+    assert len(worked) == len(LIBRARIES)
+    assert not any(have_near_duplicate(texts, worked, 0.5))
