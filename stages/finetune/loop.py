@@ -183,4 +183,4 @@ def _step(
     nn.utils.clip_grad_norm_(trainable.parameters, clip_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(loss)
+    return float(loss.detach())

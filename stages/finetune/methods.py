@@ -83,7 +83,7 @@ def make_trainable(model: CausalModel, plan: FreezePlan, name: MethodName, param
         LoraConfig(
             r=params.lora_rank,
             lora_alpha=params.lora_alpha,
-            target_modules="all-linear",
+            target_modules=_linear_maps(model.layers[0]),
             layers_to_transform=list(range(boundary, model.depth)),
             layers_pattern=model.family.layers.rsplit(".", 1)[-1],
         ),
@@ -98,6 +98,11 @@ def _train_mode(model: CausalModel, boundary: int) -> None:
     model.network.eval()
     for layer in model.layers[boundary:]:
         layer.train()
+
+
+def _linear_maps(layer: nn.Module) -> list[str]:
+    """Names of a decoder layer's linear maps: what adapters sit beside."""
+    return sorted({name.rsplit(".", 1)[-1] for name, part in layer.named_modules() if isinstance(part, nn.Linear)})
 
 
 def _adapted_weights(network: nn.Module) -> list[str]:

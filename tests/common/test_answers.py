@@ -1,0 +1,70 @@
+"""What a reader says of examples, against Hugging Face's own logits."""
+
+import pytest
+import torch
+
+from stages.common.answers import Reader, Start
+from stages.common.batches import Example
+from stages.common.label_tree import LabelTree
+from stages.common.models.adapter import CausalModel
+from stages.common.models.families import family_of
+from stages.common.params import Device
+from stages.common.runtime import choose_runtime
+from tests.common.models.tiny import tiny_network
+
+WORDS = {"a": [50], "b": [60, 61], "c": [60, 62], "d": [70, 1]}
+PROMPTS = [[5, 6, 7, *range(10, 10 + n)] for n in (1, 4, 2, 9, 5)]
+SHARED = 3
+
+
+@pytest.fixture(scope="module")
+def model():
+    return CausalModel(tiny_network(), family_of("llama"))
+
+
+@pytest.fixture(scope="module")
+def examples():
+    labels = list(WORDS)
+    return [
+        Example(str(i), labels[i % 4], "", "", tuple(prompt), tuple(WORDS[labels[i % 4]]))
+        for i, prompt in enumerate(PROMPTS)
+    ]
+
+
+def log_probabilities(model, ids):
+    with torch.no_grad():
+        return model.network(torch.tensor([ids])).logits[0].log_softmax(-1)
+
+
+@pytest.fixture(scope="module")
+def answers(model, examples):
+    reader = Reader(model, choose_runtime(Device(kind="cpu", dtype="float32")), LabelTree.of(WORDS), batch_tokens=20)
+    return reader.read(examples, SHARED)
+
+
+def test_losses_are_those_of_the_whole_model(model, examples, answers):
+    for example, answer in zip(examples, answers, strict=True):
+        said = log_probabilities(model, [*example.prompt_ids, *example.answer_ids])
+        first = len(example.prompt_ids) - 1
+        expected = [-float(said[first + j, token]) for j, token in enumerate(example.answer_ids)]
+        assert answer.token_losses == pytest.approx(expected, rel=1e-4)
+        assert answer.loss == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
+def test_labels_are_those_of_brute_force(model, examples, answers):
+    for example, answer in zip(examples, answers, strict=True):
+        root = log_probabilities(model, list(example.prompt_ids))[-1]
+        behind = log_probabilities(model, [*example.prompt_ids, 60])[-1]
+        scores = {"a": root[50], "b": root[60] + behind[61], "c": root[60] + behind[62], "d": root[70]}
+        best = max(scores, key=lambda label: float(scores[label]))
+        assert answer.predicted == best
+        assert answer.probability == pytest.approx(float(scores[best].exp()), rel=1e-3)
+
+
+def test_the_start_makes_no_difference(model, examples):
+    """From the embeddings, with or without sharing the beginning."""
+    runtime = choose_runtime(Device(kind="cpu", dtype="float32"))
+    reader = Reader(model, runtime, None, batch_tokens=64)
+    shared = reader.read(examples, SHARED)
+    alone = reader.read(examples, 0, Start.at_embeddings(model, []))
+    assert [a.loss for a in shared] == pytest.approx([a.loss for a in alone], rel=1e-5)

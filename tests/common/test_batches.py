@@ -1,0 +1,55 @@
+"""Batches: right tokens, right answer positions, every example once, little padding, unbiased order."""
+
+import numpy as np
+import pytest
+
+from stages.common.batches import Batch, Example, inference_batches, training_batches
+
+
+def example(prompt, answer):
+    return Example("x", None, "", "", tuple(prompt), tuple(answer))
+
+
+def test_a_batch_holds_inputs_behind_the_beginning_and_where_answers_are_predicted():
+    examples = [example([1, 2, 3, 4, 5], [6]), example([1, 2, 7], [8, 9, 10])]
+    batch = Batch.of(examples, [1, 0], shared=2, pad=0)
+    assert batch.ids.tolist() == [[7, 8, 9], [3, 4, 5]]
+    assert batch.lengths.tolist() == [3, 3]
+    assert batch.rows.tolist() == [0, 0, 0, 1]
+    assert batch.columns.tolist() == [0, 1, 2, 2]
+    assert batch.targets.tolist() == [8, 9, 10, 6]
+    assert batch.answer_index.tolist() == [0, 1, 2, 0]
+
+
+def test_attended_counts_the_keys_that_every_token_sees():
+    batch = Batch.of([example(range(5), [9]), example(range(7), [9])], [0, 1], shared=2)
+    tokens = batch.ids.shape[1]
+    assert batch.attended(2) == sum(2 + t + 1 for _ in range(2) for t in range(tokens))
+
+
+@pytest.mark.parametrize("budget", [16, 64, 1000])
+def test_inference_batches_hold_every_example_once_within_the_budget(budget):
+    lengths = np.random.default_rng(0).integers(1, 20, size=50).tolist()
+    batches = inference_batches(lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(50))
+    for batch in batches:
+        padded = len(batch) * max(lengths[i] for i in batch)
+        assert padded <= budget or len(batch) == 1
+
+
+def test_training_batches_hold_every_example_once_with_little_padding():
+    lengths = np.random.default_rng(0).integers(1, 200, size=1000).tolist()
+    batches = list(training_batches(lengths, 8, np.random.default_rng(1)))
+    assert sorted(i for batch in batches for i in batch) == list(range(1000))
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    assert padded < 1.15 * sum(lengths)
+
+
+def test_no_length_comes_earlier_than_another_in_training():
+    """Mean place in the epoch of the longest tenth, over many epochs: the middle."""
+    lengths = list(range(200))
+    places = []
+    for seed in range(60):
+        order = [i for batch in training_batches(lengths, 4, np.random.default_rng(seed)) for i in batch]
+        places.append(np.mean([order.index(i) for i in range(180, 200)]) / 199)
+    assert abs(np.mean(places) - 0.5) < 0.05

@@ -1,0 +1,230 @@
+"""The whole chain, stage by stage, on a small random model and a task that it can learn."""
+
+import json
+import os
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.metrics import f1_score
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.conftest import write_colours, write_params
+
+METHODS = ["full", "salf", "lora", "salf+lora", "none"]
+MEASURED = {"comparison.csv"}  # and reports/runs: seconds and memory of this machine
+
+
+class Chain:
+    """A folder in which the stages run in-process."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def stage(self, name: str, *argv: str) -> None:
+        before = Path.cwd()
+        os.chdir(self.root)
+        try:
+            import_module(f"stages.{name}.__main__").main(list(argv))
+        finally:
+            os.chdir(before)
+
+    def run(self) -> "Chain":
+        base, prepared = ("--base", "data/base"), ("--prepared", "data/prepared")
+        law = ("--law", "reports/scaling_law.json", "--gains", "reports/gains.csv")
+        (self.root / "data").mkdir()
+        (self.root / "reports").mkdir()
+        self.stage("base", "--out", "data/base")
+        self.stage("prepare", *base, "--out", "data/prepared")
+        self.stage("trace", *base, *prepared, "--out", "data/traces")
+        self.stage("fit", "--traces", "data/traces", *law)
+        self.stage("plan", *base, *prepared, *law, "--out", "data/plan")
+        for method in METHODS:
+            self.stage(
+                "finetune", *base, *prepared, "--plan", "data/plan/freeze_plan.json", "--method", method, "--seed", "1",
+                "--out", f"data/models/{method}-seed1", "--measured", f"reports/runs/{method}-seed1.json",
+            )  # fmt: skip
+        self.stage(
+            "evaluate", *base, *prepared, "--models", "data/models", "--measured", "reports/runs",
+            "--metrics", "reports/metrics.json", "--comparison", "reports/comparison.csv",
+            "--predictions", "reports/predictions.parquet", "--curves", "reports/curves.csv",
+        )  # fmt: skip
+        return self
+
+    def json(self, path: str):
+        return json.loads((self.root / path).read_text(encoding="utf-8"))
+
+    def bytes_of_all(self) -> dict[str, bytes]:
+        """Every artifact but what was measured, by its path."""
+        found = {}
+        for file in sorted(self.root.rglob("*")):
+            path = file.relative_to(self.root)
+            if file.is_file() and path.parts[0] in {"data", "reports"} and path.parts[:2] != ("reports", "runs"):
+                if path.name not in MEASURED and path.parts[:2] != ("data", "raw"):
+                    found[str(path)] = file.read_bytes()
+        return found
+
+
+def new_chain(root: Path, hub_folder: Path) -> Chain:
+    write_colours(root / "colours.csv")
+    rates = {"full": 0.003, "salf": [0.001, 0.01], "lora": 0.03, "salf+lora": 0.03, "none": 0.01}
+    write_params(
+        root,
+        model__source=str(hub_folder),
+        data__source="files",
+        data__path="colours.csv",
+        data__template="{text} is",
+        data__answer_column="label",
+        data__group_column=None,
+        data__splits={"train": "train", "validation": None, "test": None},
+        data__limits={"train": 120, "validation": 30, "test": 60},
+        device__kind="cpu",
+        device__dtype="float32",
+        trace__sample=60,
+        trace__losses=30,
+        fit__bootstrap=20,
+        compare__methods=METHODS,
+        finetune__learning_rate=rates,
+        finetune__epochs=3,
+        evaluate__bootstrap=50,
+    )
+    return Chain(root)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory, hub_folder) -> Chain:
+    return new_chain(tmp_path_factory.mktemp("chain"), hub_folder).run()
+
+
+def test_the_base_folder_is_the_source_model(chain, hub_folder):
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        source = AutoModelForCausalLM.from_pretrained(hub_folder)(ids).logits
+        ours = AutoModelForCausalLM.from_pretrained(chain.root / "data/base")(ids).logits
+    torch.testing.assert_close(ours, source, rtol=0, atol=0)
+    text = "a wörd is"
+    mine, theirs = (AutoTokenizer.from_pretrained(f) for f in (chain.root / "data/base", hub_folder))
+    assert mine(text)["input_ids"] == theirs(text)["input_ids"]
+
+
+def test_the_trace_is_what_hugging_face_and_numpy_say(chain):
+    """Hidden states by Hugging Face, bases by numpy's pinv, one example at a time."""
+    network = AutoModelForCausalLM.from_pretrained(chain.root / "data/base", dtype=torch.float32).eval()
+    examples = pd.read_parquet(chain.root / "data/prepared/train.parquet").set_index("example_id")
+    trace = pq.read_table(chain.root / "data/traces").to_pylist()
+    head = network.lm_head.weight.detach().double().numpy()
+    inverse = np.linalg.pinv(head)
+    assert len({row["example_id"] for row in trace}) == 60
+    for row in trace[:25]:
+        example = examples.loc[row["example_id"]]
+        ids = [*example.prompt_ids, *example.answer_ids[:-1]]
+        at = len(example.prompt_ids) - 1 + row["position"]
+        token = row["token_id"]
+        assert token == example.answer_ids[row["position"]]
+        with torch.no_grad():
+            spaces = network(torch.tensor([ids]), output_hidden_states=True).hidden_states
+            # Hugging Face has normed the last space already.
+            normed = [network.model.norm(space[0, at]) for space in spaces[:-1]] + [spaces[-1][0, at]]
+        states = torch.stack(normed).double().numpy()
+        basis = inverse[:, token]
+        deviation = 1 - states @ basis / np.linalg.norm(states, axis=1) / np.linalg.norm(basis)
+        np.testing.assert_allclose(row["deviation"], deviation, atol=2e-5)
+        if row["loss"] is not None:
+            logits = states @ head.T
+            loss = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1) - logits[:, token]
+            np.testing.assert_allclose(row["loss"], loss, rtol=1e-3, atol=1e-4)
+
+
+def test_losses_are_traced_for_as_many_examples_as_asked(chain):
+    trace = pd.read_parquet(chain.root / "data/traces")
+    assert trace.dropna(subset="loss").example_id.nunique() == 30
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_frozen_shards_keep_their_hashes_and_trained_ones_do_not(chain, method):
+    base, run = chain.json("data/base/base.json"), chain.json(f"data/models/{method}-seed1/run.json")
+    same = {file for file, digest in run["shards"].items() if base["shards"][file] == digest}
+    boundary = chain.json("data/plan/freeze_plan.json")["boundaries"][run["selector"]]
+    assert run["boundary"] == boundary
+    frozen = {f"layer-{k:02d}.safetensors" for k in range(1, boundary + 1)}
+    if run["lora"] or boundary > 0:
+        frozen.add("embedding.safetensors")
+    if run["lora"]:
+        frozen.add("final.safetensors")
+    assert same == frozen
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_model_folder_loads_and_answers_as_evaluated(chain, method):
+    folder = chain.root / f"data/models/{method}-seed1"
+    network = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert network.lm_head.weight is network.model.embed_tokens.weight
+    test = pd.read_parquet(chain.root / "data/prepared/test.parquet").set_index("example_id")
+    said = pd.read_parquet(chain.root / "reports/predictions.parquet").query("run == @method + '-seed1'")
+    words = {label["label"]: label["token_ids"] for label in chain.json("data/prepared/meta.json")["labels"]}
+    for _, row in said.head(20).iterrows():
+        with torch.no_grad():
+            logits = network(torch.tensor([list(test.loc[row.example_id].prompt_ids)])).logits[0, -1]
+        # The words begin with a blank of their own and differ in the letter after it: look behind the blank.
+        with torch.no_grad():
+            ids = [*test.loc[row.example_id].prompt_ids, words["warm"][0]]
+            logits = network(torch.tensor([ids])).logits[0, -1]
+        assert row.predicted == max(words, key=lambda label: float(logits[words[label][1]]))
+
+
+def test_training_learns_the_task(chain):
+    metrics = chain.json("reports/metrics.json")
+    assert metrics["runs"]["full-seed1"]["accuracy"] > metrics["baselines"]["majority"]["accuracy_high"]
+    for method in METHODS:
+        curve = chain.json(f"data/models/{method}-seed1/run.json")["curve"]
+        assert curve[-1]["validation_loss"] < curve[0]["validation_loss"]
+
+
+def test_a_grid_of_rates_is_settled_on_the_validation_split(chain):
+    run = chain.json("data/models/salf-seed1/run.json")
+    best = min(run["grid"], key=lambda entry: entry["validation_loss"])
+    assert len(run["grid"]) == 2
+    assert run["learning_rate"] == best["rate"]
+    assert run["curve"][-1]["validation_loss"] == best["validation_loss"]
+
+
+def test_scores_are_those_of_the_predictions(chain):
+    metrics = chain.json("reports/metrics.json")
+    for run, said in pd.read_parquet(chain.root / "reports/predictions.parquet").groupby("run"):
+        entry = metrics["runs"].get(run) or metrics["baselines"][run]
+        assert entry["accuracy"] == pytest.approx((said.label == said.predicted).mean())
+        labels = sorted(said.label.unique())
+        expected = f1_score(said.label, said.predicted, average="macro", labels=labels, zero_division=0)
+        assert entry["macro_f1"] == pytest.approx(expected)
+        assert entry["accuracy_low"] <= entry["accuracy"] <= entry["accuracy_high"]
+
+
+def test_costs_are_relative_to_full_fine_tuning(chain):
+    methods = chain.json("reports/metrics.json")["methods"]
+    assert methods["full"]["flops_share"] == 1
+    assert methods["none"]["flops_share"] < methods["salf"]["flops_share"] < 1
+    assert methods["salf"]["at_equal_compute"]["full_validation_loss"] > 0
+    assert methods["full"]["at_equal_compute"] is None
+    comparison = pd.read_csv(chain.root / "reports/comparison.csv").set_index("name")
+    assert comparison.loc["full", "seconds_share"] == 1
+    assert (comparison.loc[METHODS, "peak_memory_bytes"] > 0).all()
+
+
+def test_the_model_card_and_the_plan_travel_with_the_model(chain):
+    folder = chain.root / "data/models/salf-seed1"
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    run = chain.json("data/models/salf-seed1/run.json")
+    for fact in (run["base_sha256"], run["data_sha256"]["train"], run["plan_sha256"], "tiny-llama", "salf"):
+        assert fact in card
+    assert chain.json("data/models/salf-seed1/freeze_plan.json") == chain.json("data/plan/freeze_plan.json")
+
+
+def test_a_repeated_run_gives_the_same_bytes(chain, tmp_path, hub_folder):
+    again = new_chain(tmp_path, hub_folder).run()
+    ours, theirs = chain.bytes_of_all(), again.bytes_of_all()
+    assert sorted(ours) == sorted(theirs)
+    assert [name for name in ours if ours[name] != theirs[name]] == []

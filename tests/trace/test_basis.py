@@ -1,0 +1,70 @@
+"""Semantic bases against numpy's own pseudo-inverse."""
+
+import numpy as np
+import pytest
+import torch
+
+from stages.trace.basis import semantic_bases
+
+
+def head(rows, columns, *, rank=None, condition=None, seed=0):
+    """A random head [rows, columns] in float64, of lower rank or given condition number where asked."""
+    rng = np.random.default_rng(seed)
+    if rank is not None:
+        return rng.normal(size=(rows, rank)) @ rng.normal(size=(rank, columns))
+    matrix = rng.normal(size=(rows, columns))
+    if condition is not None:
+        left, values, right = np.linalg.svd(matrix, full_matrices=False)
+        matrix = left @ np.diag(np.geomspace(1, 1 / condition, len(values))) @ right
+    return matrix
+
+
+def reference(weight, bias, tokens):
+    """W⁺(e_y − b), by the definition, with W⁺ formed by numpy."""
+    inverse = np.linalg.pinv(weight, rtol=max(weight.shape) * np.finfo(weight.dtype).eps)
+    targets = np.eye(len(weight))[:, tokens] - (0 if bias is None else bias[:, None])
+    return (inverse @ targets).T
+
+
+CASES = {
+    "tall": head(300, 24),
+    "square": head(24, 24),
+    "wide: fewer tokens than hidden units": head(10, 24),
+    "rank-deficient": head(300, 24, rank=15),
+    "rank-deficient and wide": head(12, 24, rank=7),
+    "ill-conditioned": head(300, 24, condition=1e8),
+}
+
+
+@pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("name", CASES)
+def test_bases_are_those_of_the_pseudo_inverse(name, with_bias):
+    weight = CASES[name]
+    bias = np.random.default_rng(1).normal(size=len(weight)) if with_bias else None
+    tokens = [3, 0, len(weight) - 1]
+    ours = semantic_bases(torch.from_numpy(weight), None if bias is None else torch.from_numpy(bias), tokens)
+    theirs = reference(weight, bias, tokens)
+    assert ours.dtype == torch.float64
+    np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-6, atol=1e-6 * np.abs(theirs).max())
+
+
+def test_a_basis_means_its_token_exactly_where_the_head_can_say_so():
+    """With no more tokens than hidden units, W·s = e_y has a solution: only the token itself is said."""
+    weight = torch.from_numpy(CASES["wide: fewer tokens than hidden units"])
+    said = semantic_bases(weight, None, range(10)) @ weight.T
+    torch.testing.assert_close(said, torch.eye(10, dtype=torch.float64), rtol=0, atol=1e-10)
+
+
+def test_a_float32_head_of_low_rank_gives_no_noise():
+    """Rounding to float32 fills the null space with noise; dividing by it would drown the basis."""
+    exact = head(300, 24, rank=15)
+    rounded = semantic_bases(torch.from_numpy(exact.astype(np.float32)), None, [5])
+    np.testing.assert_allclose(rounded.numpy(), reference(exact, None, [5]), rtol=1e-3, atol=1e-5)
+
+
+def test_blocks_of_rows_make_no_difference(monkeypatch):
+    weight = torch.from_numpy(CASES["tall"])
+    bias = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = semantic_bases(weight, bias, [1, 2])
+    monkeypatch.setattr("stages.trace.basis._ROWS", 7)
+    torch.testing.assert_close(semantic_bases(weight, bias, [1, 2]), whole)
