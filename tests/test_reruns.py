@@ -1,0 +1,196 @@
+"""A change re-runs the stages that depend on it and no other: the real dvc.yaml under the real DVC.
+
+The stages' programs are replaced by a stand-in whose outputs change with anything that the stage may
+read, so that every re-run that the graph allows takes place.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+from ruamel.yaml import YAML
+
+from tests.stage_sources import ROOT, declared_groups
+
+pytestmark = pytest.mark.chain
+
+YAML_FILE = YAML()
+ORDER = ["base", "prepare", "trace", "fit", "plan", "finetune", "evaluate", "report"]
+METHODS = ["full", "salf+lora"]
+
+
+def after(stage: str) -> set[str]:
+    """The stage and all that follow it, fine-tunes by their items."""
+    rest = ORDER[ORDER.index(stage) :]
+    items = {f"finetune@{method}-1" for method in METHODS} if "finetune" in rest else set()
+    return items | set(rest) - {"finetune"}
+
+
+class Copy:
+    """A copy of the project in which ``python`` is the stand-in."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("dvc.yaml", "params.yaml", "requirements.lock", ".dvcignore"):
+            shutil.copy(ROOT / name, root / name)
+        shutil.copytree(ROOT / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+        (root / "data/raw").mkdir(parents=True)
+        (root / "data/raw/README.md").write_text("data\n")
+        # Files of a stage's folder that other stages name one by one, and one that none names.
+        deps = [dep for stage in YAML_FILE.load(root / "dvc.yaml")["stages"].values() for dep in stage["deps"]]
+        self.files = {Path(dep).name for dep in deps if dep.startswith("data/") and Path(dep).suffix} | {"data.bin"}
+        self.change("compare.methods", METHODS)
+        self.change("compare.seeds", [1])
+        Repo.init(str(root), no_scm=True).close()
+        config = (ROOT / ".dvc/config").read_text(encoding="utf-8")
+        (root / ".dvc/config").write_text(config.replace("[core]", "[core]\n    no_scm = true"), encoding="utf-8")
+
+    def change(self, key: str, value) -> None:
+        """Set a parameter, and tell the stand-in what each stage's Room now sees."""
+        path = self.root / "params.yaml"
+        params = YAML_FILE.load(path.read_text(encoding="utf-8"))
+        *groups, name = key.split(".")
+        place = params
+        for group in groups:
+            place = place[group]
+        assert place[name] != value or key.startswith("compare.")
+        place[name] = value
+        with path.open("w", encoding="utf-8") as file:
+            YAML_FILE.dump(params, file)
+        rooms = {stage: sorted(declared_groups(ROOT / "stages" / stage)) for stage in ORDER}
+        groups = {stage: {name: params[name] for name in names} for stage, names in rooms.items()}
+        (self.root / "seen.json").write_text(json.dumps({"groups": groups, "files": sorted(self.files)}))
+
+    def repro(self) -> set[str]:
+        """Bring everything up to date and return the stages whose programs DVC started."""
+        calls = self.root / "calls.txt"
+        calls.unlink(missing_ok=True)
+        with Repo(str(self.root)) as repo:
+            repo.reproduce()
+        started = calls.read_text(encoding="utf-8").splitlines() if calls.exists() else []
+        return {_name(call.split()) for call in started}
+
+
+def _name(call: list[str]) -> str:
+    stage = call[0].removeprefix("stages.")
+    if stage != "finetune":
+        return stage
+    return f"finetune@{call[call.index('--method') + 1]}-{call[call.index('--seed') + 1]}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Copy:
+    """A copy of the project in which the whole chain has run once."""
+    root = tmp_path_factory.mktemp("chain")
+    copy = Copy(root)
+    with pytest.MonkeyPatch.context() as patch:
+        _use_standin(patch, root)
+        assert copy.repro() == after("base")
+        assert copy.repro() == set()
+    return copy
+
+
+@pytest.fixture
+def copy(finished, monkeypatch):
+    """The finished copy.
+
+    Parameters and dvc.lock are put back after a test; outputs come back from DVC's cache with the
+    next test's run, but for the page, which is not in it: that one is made again.
+    """
+    root = finished.root
+    _use_standin(monkeypatch, root)
+    before = {name: (root / name).read_bytes() for name in ("params.yaml", "seen.json", "dvc.lock")}
+    yield finished
+    for name, content in before.items():
+        (root / name).write_bytes(content)
+
+
+def _use_standin(patch: pytest.MonkeyPatch, root: Path) -> None:
+    programs = root / "bin"
+    programs.mkdir(exist_ok=True)
+    python = programs / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{ROOT}/tests/standin.py" "$@"\n')
+    python.chmod(0o755)
+    patch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    patch.chdir(root)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("model.revision", "main", after("base")),
+        ("data.limits.train", 100, after("prepare")),
+        ("prepare.max_tokens", 256, after("prepare")),
+        ("device.dtype", "bfloat16", after("trace")),
+        ("trace.sample", 10, after("trace")),
+        ("fit.bootstrap", 50, after("fit")),
+        ("plan.last_n", 3, after("plan")),
+        ("finetune.epochs", 7, after("finetune")),
+        ("evaluate.bootstrap", 99, after("evaluate")),
+    ],
+)
+def test_one_changed_parameter_runs_its_stage_and_what_follows(copy, key, value, expected):
+    copy.change(key, value)
+    assert copy.repro() == expected
+
+
+def test_one_more_seed_runs_that_seed_alone(copy):
+    copy.change("compare.seeds", [1, 2])
+    try:
+        assert copy.repro() == {f"finetune@{method}-2" for method in METHODS} | {"evaluate", "report"}
+    finally:
+        for path in [*copy.root.glob("data/models/*-seed2"), *copy.root.glob("reports/runs/*-seed2.json")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_one_method_less_runs_no_fine_tune(copy):
+    copy.change("compare.methods", METHODS[:-1])
+    assert copy.repro() == {"evaluate", "report"}
+
+
+def test_an_edited_helper_runs_the_stages_that_import_it(copy):
+    copy.repro()
+    helper = copy.root / "stages/common/laws.py"
+    source = helper.read_text(encoding="utf-8")
+    helper.write_text(source + "\n# an edit\n", encoding="utf-8")
+    try:
+        # The edit changes no number, so nothing that follows has anything new to read.
+        assert copy.repro() == {"fit"}
+    finally:
+        helper.write_text(source, encoding="utf-8")
+
+
+def test_a_parameter_changed_back_is_restored_and_not_run_again(copy):
+    copy.change("finetune.epochs", 11)
+    assert copy.repro() == after("finetune")
+    copy.change("finetune.epochs", YAML_FILE.load((ROOT / "params.yaml").read_text())["finetune"]["epochs"])
+    # The page is a plain file in git, not in DVC's cache: it alone is made again.
+    assert copy.repro() == {"report"}
+
+
+def test_a_lost_output_is_restored_and_not_run_again(copy):
+    copy.repro()
+    shutil.rmtree(copy.root / "data/models/full-seed1")
+    (copy.root / "reports/scaling_law.json").unlink()
+    assert copy.repro() == set()
+    assert (copy.root / "data/models/full-seed1").is_dir()
+    assert (copy.root / "reports/scaling_law.json").is_file()
+
+
+def test_your_own_data_file_is_a_dependency(copy):
+    own = copy.root / "data/raw/rows.csv"
+    own.write_text("text,label\n")
+    try:
+        assert "prepare" in copy.repro()
+    finally:
+        own.unlink()
+
+
+def test_models_are_linked_to_the_cache_and_not_doubled(copy):
+    file = copy.root / "data/models/full-seed1/data.bin"
+    assert file.stat().st_nlink > 1 or file.is_symlink()
+    assert not file.stat().st_mode & 0o222  # read-only: a stray write in place is refused
