@@ -78,7 +78,7 @@ def _cost(plan: FreezePlan) -> Figure:
     cached = [p.flops_share for p in plan.frontier]
     uncached = [p.flops_share_uncached for p in plan.frontier]
     marks = {str(name): boundary for name, boundary in plan.boundaries.items() if name in _MARKED}
-    title = f"Freezing {plan.boundary} layers costs {percent(cached[plan.boundary])} of full fine-tuning’s FLOPs"
+    title = f"Training above layer {plan.boundary} costs {percent(cached[plan.boundary])} of full fine-tuning’s FLOPs"
     svg = figures.boundary_cost("fig-cost", title, cached, uncached, marks)
     return Figure(title, svg, "Solid: the boundary’s hidden states are computed once; dashed: again in every epoch.")
 

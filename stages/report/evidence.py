@@ -86,12 +86,13 @@ def exports_section(artifacts: Artifacts) -> Section:
     exports = artifacts.plan.exports
     section.sentences.append("The same frozen and trained layers for other tools; every block can be copied as it is.")
     section.sentences += exports.notes
-    section.extra["blocks"] = [
-        ("PEFT: LoraConfig(**…)", json.dumps(exports.peft, indent=2)),
-        ("axolotl: unfrozen_parameters", _yaml_list("unfrozen_parameters", exports.axolotl)),
-        ("LLaMA-Factory: YAML", "\n".join(f"{k}: {json.dumps(v)}" for k, v in exports.llama_factory.items())),
+    blocks = [
+        ("PEFT", _call("LoraConfig", exports.peft)),
+        ("axolotl", _yaml_list("unfrozen_parameters", exports.axolotl)),
+        ("LLaMA-Factory", "\n".join(f"{k}: {json.dumps(v)}" for k, v in exports.llama_factory.items())),
         ("Trained parameters, by name", "\n".join(exports.parameter_names["trained"])),
     ]
+    section.extra["blocks"] = [(tool, text) for tool, text in blocks if text]
     return section
 
 
@@ -207,6 +208,12 @@ def _example_table(name: str, caption: str, rows: pd.DataFrame, full: str | None
         ]
         body.append([*cells, *([Cell(other.get(row["example_id"], ""))] if full else [])])
     return Table(name, caption, [Column(h, numeric=False) for h in headings], body)
+
+
+def _call(name: str, keywords: Mapping[str, Any]) -> str:
+    """A Python call with a keyword per line; empty where there is nothing to set."""
+    lines = [f"    {key}={value!r}," for key, value in keywords.items()]
+    return "\n".join([f"{name}(", *lines, ")"]) if lines else ""
 
 
 def _yaml_list(key: str, items: Iterable[str]) -> str:

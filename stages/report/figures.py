@@ -70,6 +70,8 @@ def quality_cost(
         axes.set_ylabel(quality)
         _baseline_names(axes, baselines)
         strokes = [dot for p in methods for dot in _between([p.share] * 2, [p.quality.low, p.quality.high])]
+        width = axes.get_xlim()[1]
+        strokes += [dot for value in baselines.values() for dot in _between([0.0, width], [value, value])]
         place_labels(axes, [(p.share, p.quality.value, p.method, colour(p.method)) for p in methods], strokes)
 
     described = (
@@ -174,7 +176,7 @@ def boundary_memory(name: str, title: str, parts: Mapping[str, Sequence[float]],
             top = [f + v / 2**20 for f, v in zip(floor, values, strict=True)]
             axes.fill_between(range(len(top)), floor, top, color=ink, alpha=0.55, linewidth=0, label=part)
             floor = top
-        axes.axvline(boundary, color=ACCENT, linewidth=1.6)
+        axes.plot([boundary, boundary], [0, floor[boundary]], color=ACCENT, linewidth=2.2)
         axes.set_xlim(0, len(floor) - 1)
         axes.set_ylim(0, 1.05 * max([*floor, 1e-9]))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))

@@ -153,7 +153,7 @@ def _cost_cells(method: Method, metric: str) -> list[Cell]:
     return [
         number_cell(gap.value if gap else None, f"{sign}{decimal(gap.value)}" if gap else "", span(gap)),
         _equal_cell(method, metric),
-        number_cell(method.trained, parameters(method.trained), count(method.trained)),
+        number_cell(method.trained, parameters(method.trained)),
         number_cell(method.cost, flops(method.cost), percent(method.cost_share)),
         number_cell(method.seconds, seconds(method.seconds), _time_note(method)),
         number_cell(method.peak_memory, size(method.peak_memory), percent(method.memory_share)),
@@ -168,7 +168,7 @@ def _equal_cell(method: Method, metric: str) -> Cell:
 
 def _time_note(method: Method) -> str:
     step = f"{seconds(method.step_seconds)}/step" if method.step_seconds is not None else ""
-    return ", ".join(part for part in (percent(method.seconds_share) if method.seconds_share else "", step) if part)
+    return "\n".join(part for part in (percent(method.seconds_share) if method.seconds_share else "", step) if part)
 
 
 def _method(name: str, record: Mapping[str, Any], here: Mapping[str, Any]) -> Method:

@@ -20,7 +20,7 @@ HEIGHT: Final = 256
 _POINTS_PER_INCH: Final = 72
 _Box = tuple[float, float, float, float]
 # In shares of the axes: a bold letter's width, a line's height, the gap beside a mark.
-_LETTER: Final = 0.022
+_LETTER: Final = 0.0195
 _LINE: Final = 0.085
 _GAP: Final = 0.028
 _HALO: Final = "halo"  # texts of this id get an outline in the ground's colour, from the style sheet
@@ -136,7 +136,7 @@ def _covered(
     right, top = left + width, bottom + _LINE
     boxes = sum(left < b[2] and b[0] < right and bottom < b[3] and b[1] < top for b in taken)
     points = sum(left - 0.015 < x < right + 0.015 and bottom - 0.005 < y < top + 0.005 for x, y in marks)
-    outside = (left < 0) + (right > 1.04) + (bottom < 0) + (top > 1.06)
+    outside = (left < -0.005) + (right > 1.04) + (bottom < 0) + (top > 1.06)
     return 60 * boxes + 30 * outside + points
 
 
