@@ -63,9 +63,9 @@ class Chain:
         found = {}
         for file in sorted(self.root.rglob("*")):
             path = file.relative_to(self.root)
-            if file.is_file() and path.parts[0] in {"data", "reports"} and path.parts[:2] != ("reports", "runs"):
-                if path.name not in MEASURED and path.parts[:2] != ("data", "raw"):
-                    found[str(path)] = file.read_bytes()
+            kept = path.parts[0] in {"data", "reports"} and path.parts[:2] != ("reports", "runs")
+            if file.is_file() and kept and path.name not in MEASURED:
+                found[str(path)] = file.read_bytes()
         return found
 
 

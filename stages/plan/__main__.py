@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = PlanRoom.load().plan
     base, sizes = read_base(args.base), read_sizes(args.prepared)
     layers = base.shape.layers
-    if layers < 2:
-        raise UserError(f"{args.base}: a model of {layers} layer has no boundary to choose; take a deeper one")
+    if layers < 3:
+        raise UserError(f"{args.base}: a model of {layers} layers leaves no boundary to choose; take a deeper one")
     law, gains = read_law(args.law, layers), read_gains(args.gains, layers)
     hashes = Hashes(
         law_sha256=sha256_file(args.law), gains_sha256=sha256_file(args.gains), trace_sha256=law.trace_sha256

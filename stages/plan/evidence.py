@@ -64,7 +64,8 @@ class LayerGain:
     win_share: float
 
 
-# The layers that may be chosen (2..L: the embedding step is no layer's work), by what is gained and how it is counted.
+# The layers that may be chosen, by what is gained and how it is counted: 2..L-1. Layer 1's gain is the embedding
+# step, and behind layer L no layer is left to train: that choice is the selector ``none``.
 Gains = Mapping[tuple[Quantity, GainName], tuple[LayerGain, ...]]
 
 
@@ -196,7 +197,8 @@ def read_gains(path: Path, layers: int) -> Gains:
             if row["gain"] not in get_args(GainName) or row["quantity"] not in get_args(Quantity):
                 raise UserError(f"{path}: line {reader.line_num}: unknown gain {row['gain']} of {row['quantity']}")
             gain = _layer_gain(row, f"{path}: line {reader.line_num}", layers)
-            if row["embedding_step"].lower() != "true" and math.isfinite(gain.value):
+            eligible = row["embedding_step"].lower() != "true" and gain.layer < layers
+            if eligible and math.isfinite(gain.value):
                 table[row["quantity"], row["gain"]].append(gain)  # type: ignore[index]  # checked above
     return {key: tuple(sorted(gains, key=lambda gain: gain.layer)) for key, gains in table.items()}
 

@@ -72,7 +72,7 @@ def basis_of(evidence: Evidence, params: Plan) -> Basis:
 
 
 def salf(evidence: Evidence, params: Plan) -> Choice:
-    """Freeze up to the layer with the largest gain among 2..L, the embedding step left out."""
+    """Freeze up to the layer with the largest gain among 2..L-1: see :data:`stages.plan.evidence.Gains`."""
     basis = basis_of(evidence, params)
     gains = evidence.gains[basis.quantity, basis.gain]
     best = max(gains, key=lambda gain: (gain.value, gain.layer))
@@ -129,12 +129,10 @@ def _unusable(evidence: Evidence, quantity: Quantity, gain: GainName) -> str | N
 def _salf_reason(best: LayerGain, basis: Basis, layers: int) -> str:
     reason = (
         f"layer {best.layer} has the largest {_WORDS[basis.gain]} of the {basis.quantity} "
-        f"({best.value:.4g}) among layers 2 to {layers}"
+        f"({best.value:.4g}) among layers 2 to {layers - 1}"
     )
     if best.value <= 0:
         reason += f"; no layer reduces the {basis.quantity}, so this choice means little"
-    if best.layer == layers:
-        reason += "; it is the last layer, so that only what follows it trains (selector last-n trains more)"
     return reason
 
 

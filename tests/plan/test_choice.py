@@ -23,7 +23,7 @@ def test_salf_freezes_up_to_the_layer_with_the_largest_gain_and_says_how_sure(wo
     assert plan.certainty.words == "unsure: layer 5 wins 43% of resamples"
     assert plan.certainty.win_share == 0.43
     assert (plan.certainty.low, plan.certainty.high) == (0.11, 0.13)
-    assert [(r.boundary, r.win_share) for r in plan.runners_up] == [(6, 0.32), (4, 0.2), (3, 0.05)]
+    assert [(r.boundary, r.win_share) for r in plan.runners_up] == [(4, 0.2), (3, 0.05), (2, 0.0)]  # layer 6 is the last
     assert plan.fallback is None
     assert "layer 5" in plan.reason
 
@@ -65,11 +65,10 @@ def test_losses_that_were_not_traced_fall_back_to_the_deviation(workspace):
     assert "loss was not traced" in plan.fallback
 
 
-def test_the_last_layer_may_win_and_the_plan_says_what_that_means(workspace):
+def test_the_last_layer_is_never_the_boundary_although_its_gain_is_the_largest(workspace):
     plan = workspace.plan(quantity="loss")
-    assert (plan.boundary, plan.trained_layers) == (6, [])
-    assert "only what follows it trains" in plan.reason
-    assert plan.certainty.words.startswith("fairly sure")
+    assert (plan.boundary, plan.trained_layers) == (5, [6])
+    assert "among layers 2 to 5" in plan.reason
 
 
 @pytest.mark.parametrize(("selector", "boundary"), [("full", 0), ("none", 6), ("last-n", 4)])
@@ -131,6 +130,6 @@ def test_gains_without_any_layer_are_refused(workspace):
 
 
 def test_the_certainty_names_a_layer_that_wins_more_often(workspace):
-    text = workspace.gains.read_text().replace("0.04,0.03,0.05,0.32", "0.04,0.03,0.05,0.48")
+    text = workspace.gains.read_text().replace(",0.2,False", ",0.48,False", 1)
     workspace.gains.write_text(text)
-    assert workspace.plan().certainty.words == "unsure: layer 5 wins 43% of resamples, layer 6 48%"
+    assert workspace.plan().certainty.words == "unsure: layer 5 wins 43% of resamples, layer 4 48%"
