@@ -6,7 +6,8 @@ array [C, d] of the rule's own; only the rule reads it.
 **The onset.** A trace may wander for most of the depth and obey a law only after some space k0. Fitting
 spaces k0..L alone would make criteria incomparable (other data at every k0, and any law is perfect on four
 points). :class:`TailRule` therefore describes *every* space: a plateau C before k0, the power law from
-k0 on. All k0 are tried, the one of the smallest total loss stays, and k0 and C count as parameters.
+k0 on. Every k0 is tried, the one of the smallest total loss stays, and k0 and C count as parameters.
+Resamples of a curve try the k0 that came close on the curve itself.
 """
 
 from dataclasses import dataclass, field
@@ -16,11 +17,12 @@ import numpy as np
 from sklearn.isotonic import isotonic_regression
 
 from stages.common.laws import BROKEN_POWER, CONSTANT, EXPONENTIAL, POWER, Array, Law
-from stages.fit.engine import fit_law
+from stages.fit.engine import Fit, fit_law
 from stages.fit.lbfgs import Mask
 
 WARM_STARTS: Final = 3  # of a resample's fit: the best distinct-start ends of the curve itself
-WARM_ONSETS: Final = 6  # onsets tried in a resample: those of the smallest loss on the curve itself
+WARM_ONSETS: Final = 6  # onsets that survive the scan: those of the smallest loss
+SCAN: Final = 30  # iterations of the scan, after the engine's screening
 PLATEAU: Final = 2  # fewest spaces before an onset
 TAIL: Final = 5  # fewest spaces from an onset on: the law has three parameters
 
@@ -132,22 +134,38 @@ class TailRule:
     points = PLATEAU + TAIL
 
     def fit(self, curves: Array, warm: object = None) -> Fitted:
-        """See :class:`Rule`."""
-        count, n = curves.shape
-        known = warm if isinstance(warm, _Onsets) else None
-        onsets = known.onsets if known else np.arange(PLATEAU + 1, n - TAIL + 2, dtype=float)
-        tried = len(onsets)
-        in_tail = np.tile((_spaces(curves) >= onsets[:, None]).astype(float), (count, 1))
-        repeated = np.repeat(curves, tried, axis=0)
-        plateau = fit_law(CONSTANT, _spaces(curves), repeated, 1 - in_tail, _starts(known and known.plateaus, count))
-        tail = fit_law(POWER, _spaces(curves), repeated, in_tail, _starts(known and known.thetas, count))
-        losses = (plateau.loss + tail.loss).reshape(count, tried)
-        best = losses.argmin(axis=1)
-        chosen = np.arange(count) * tried + best
-        theta = np.column_stack([plateau.theta[chosen], onsets[best], tail.theta[chosen]])
-        likely = np.sort(np.argsort(losses[0], kind="stable")[:WARM_ONSETS])
-        seeds = _Onsets(onsets[likely], plateau.theta[likely], tail.theta[likely])
-        return Fitted(theta, plateau.converged[chosen] & tail.converged[chosen], seeds)
+        """See :class:`Rule`. Without ``warm`` all onsets are scanned roughly and the likely ones fitted to the end."""
+        known = warm if isinstance(warm, _Onsets) else self._scan(curves)
+        plateau, tail = self._fit_onsets(curves, known.onsets, known.plateaus, known.thetas)
+        tried = len(known.onsets)
+        best = (plateau.loss + tail.loss).reshape(-1, tried).argmin(axis=1)
+        chosen = np.arange(len(curves)) * tried + best
+        theta = np.column_stack([plateau.theta[chosen], known.onsets[best], tail.theta[chosen]])
+        return Fitted(theta, plateau.converged[chosen] & tail.converged[chosen], known)
+
+    def _scan(self, curves: Array) -> _Onsets:
+        onsets = np.arange(PLATEAU + 1, curves.shape[1] - TAIL + 2, dtype=float)
+        mean = curves.mean(axis=0, keepdims=True)
+        plateau, tail = self._fit_onsets(mean, onsets, max_iterations=SCAN)
+        likely = np.sort(np.argsort(plateau.loss + tail.loss, kind="stable")[:WARM_ONSETS])
+        return _Onsets(onsets[likely], plateau.theta[likely], tail.theta[likely])
+
+    def _fit_onsets(
+        self,
+        curves: Array,
+        onsets: Array,
+        plateaus: Array | None = None,
+        thetas: Array | None = None,
+        max_iterations: int = 1000,
+    ) -> tuple[Fit, Fit]:
+        """Plateau and law for every (curve, onset) pair, curve by curve."""
+        count, spaces = len(curves), _spaces(curves)
+        in_tail = np.tile((spaces >= onsets[:, None]).astype(float), (count, 1))
+        repeated = np.repeat(curves, len(onsets), axis=0)
+        return (
+            fit_law(CONSTANT, spaces, repeated, 1 - in_tail, _starts(plateaus, count), max_iterations),
+            fit_law(POWER, spaces, repeated, in_tail, _starts(thetas, count), max_iterations),
+        )
 
     def curve(self, theta: Array, spaces: Array) -> Array:
         """See :class:`Rule`."""
@@ -177,7 +195,7 @@ class IsotonicRule:
     name = "isotonic"
     formula = "non-increasing, no law"
     parameters: tuple[str, ...] = ("levels",)
-    points = 2
+    points = 1
 
     def fit(self, curves: Array, warm: object = None) -> Fitted:  # noqa: ARG002 (the fit is direct)
         """See :class:`Rule`."""
