@@ -6,7 +6,7 @@ with δ = 1e-3 over (log E, log A, α, ...) from many starts and keep the best e
 **Hazard: tolerances.** With δ = 1e-3 a residual r beyond δ costs about δ·|r|: the whole objective is of the
 order of 1e-4, its gradient too, and an optimiser's default absolute tolerances (scipy's ``gtol`` is 1e-5)
 are met before it has arrived. Averaging over the points instead of summing makes it n times worse.
-Besiroglu et al. 2024 (arXiv 2404.10102, appendix) find just this in the published Chinchilla fit: the
+Besiroglu et al. 2024 (arXiv 2404.10102) find just this in the published Chinchilla fit: the
 mean was minimised, stopped early, and left biased parameters with implausibly narrow intervals. Here
 the loss is *summed* and *divided by δ* (about Σ|r|), the tolerance on the value is relative, and x
 and y are counted in units in which both logarithms are of order one.

@@ -40,4 +40,5 @@ def _top(gain: Gain) -> str:
     if len(gain.value) < 2 or np.isnan(gain.value[1:]).any():
         return "no layer: undefined here"
     order = np.lexsort((-gain.value[1:], -gain.win_share[1:]))[:_TOP] + 1
-    return ", ".join(f"layer {k + 1} ({gain.win_share[k]:.0%} of the resamples)" for k in order)
+    winners = [f"layer {k + 1} ({gain.win_share[k]:.1%})" for k in order if gain.win_share[k] > 0]
+    return ", ".join(winners) + " of the resamples"

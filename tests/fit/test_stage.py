@@ -71,14 +71,14 @@ def test_the_shapes_of_a_real_model_from_traces_to_artifacts(project, write_part
 
 
 def test_same_traces_same_bytes_and_another_confidence_moves_the_intervals_alone(project, write_part):
-    curves = noisy_examples(0.5 + np.exp(-np.arange(9.0) / 3), 20, 0.05, seed=0)
-    write_part(project / "traces" / "part-00000.parquet", ids(20), curves, list(curves[:, ::-1]))
+    curves = noisy_examples(0.5 + np.exp(-np.arange(7.0) / 3), 20, 0.05, seed=0)
+    write_part(project / "traces" / "part-00000.parquet", ids(20), curves)
     first, again = run(project), run(project, "again")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
     params = project / "params.yaml"
     params.write_text(params.read_text().replace("confidence: 0.9  ", "confidence: 0.8  "))
-    narrower = json.loads(run(project, "narrower")[0].read_text())["quantities"]["loss"]
-    before = json.loads(first[0].read_text())["quantities"]["loss"]
+    narrower = json.loads(run(project, "narrower")[0].read_text())["quantities"]["deviation"]
+    before = json.loads(first[0].read_text())["quantities"]["deviation"]
     assert narrower["mean"] == before["mean"]
     assert narrower["laws"][0]["parameters"] == before["laws"][0]["parameters"]
     assert all(n > b for n, b in zip(narrower["low"], before["low"], strict=True))
