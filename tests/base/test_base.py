@@ -1,0 +1,145 @@
+"""The base stage: a local folder sharded by layer, and every way of going wrong."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from stages.base import embedded
+from stages.base.__main__ import main
+from stages.common.command import UserError
+from tests.common.models.tiny import save_tiny
+from tests.conftest import PROJECT, write_params
+
+
+def bring(tmp_path, monkeypatch, source, **changes):
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, model__source=str(source), **changes)
+    main(["--out", "base"])
+    return tmp_path / "base"
+
+
+def test_every_layer_has_a_shard_of_its_own(tmp_path, monkeypatch, hub_folder):
+    base = bring(tmp_path, monkeypatch, hub_folder)
+    for k in range(1, 5):
+        with safe_open(base / f"layer-{k:02d}.safetensors", framework="pt") as shard:
+            assert all(name.startswith(f"model.layers.{k - 1}.") for name in shard.keys())  # noqa: SIM118
+    facts = json.loads((base / "base.json").read_text())
+    network = AutoModelForCausalLM.from_pretrained(hub_folder)
+    assert sum(facts["parameters"]["per_layer"]) == sum(p.numel() for p in network.model.layers.parameters())
+    assert facts["parameters"]["embedding"] == network.model.embed_tokens.weight.numel()
+    assert facts["parameters"]["norm"] == network.model.norm.weight.numel()
+    assert (facts["tied_head"], facts["parameters"]["head"]) == (True, 0)
+
+
+def test_an_untied_head_is_kept(tmp_path, monkeypatch, hub_folder):
+    source = tmp_path / "untied"
+    shutil.copytree(hub_folder, source)
+    save_tiny(source, vocab_size=258, tie_word_embeddings=False)
+    base = bring(tmp_path, monkeypatch, source)
+    facts = json.loads((base / "base.json").read_text())
+    assert (facts["tied_head"], facts["parameters"]["head"]) == (False, 258 * 32)
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(f) for f in (base, source))
+    torch.testing.assert_close(ours.lm_head.weight, theirs.lm_head.weight, rtol=0, atol=0)
+
+
+def test_a_source_in_several_files_gives_the_same_bytes(tmp_path, monkeypatch, hub_folder):
+    source = tmp_path / "split"
+    shutil.copytree(hub_folder, source)
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    for n, names in enumerate([list(tensors)[::2], list(tensors)[1::2]]):
+        save_file({name: tensors[name] for name in names}, source / f"model-{n}.safetensors", {"format": "pt"})
+    first = bring(tmp_path, monkeypatch, hub_folder)
+    hashes = json.loads((first / "base.json").read_text())["shards"]
+    second = bring(tmp_path, monkeypatch, source)
+    assert json.loads((second / "base.json").read_text())["shards"] == hashes
+
+
+def test_nothing_of_the_machine_gets_into_the_folder(tmp_path, monkeypatch, hub_folder):
+    base = bring(tmp_path, monkeypatch, hub_folder)
+    for file in base.glob("*.json"):
+        assert str(hub_folder.parent) not in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("./nowhere", "no such folder"), ("/nowhere/at/all", "no such folder")],
+)
+def test_a_missing_folder_is_named(tmp_path, monkeypatch, source, message):
+    with pytest.raises(UserError, match=message):
+        bring(tmp_path, monkeypatch, source)
+
+
+def test_a_hub_name_without_a_hub_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"model\.source = nobody/nothing"):
+        bring(tmp_path, monkeypatch, "nobody/nothing")
+
+
+def test_other_weights_than_safetensors_are_not_opened(tmp_path, monkeypatch, hub_folder):
+    source = tmp_path / "pickled"
+    shutil.copytree(hub_folder, source)
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"no \.safetensors weights"):
+        bring(tmp_path, monkeypatch, source)
+
+
+def test_an_unknown_architecture_is_refused_by_name(tmp_path, monkeypatch, hub_folder):
+    source = tmp_path / "gpt2"
+    shutil.copytree(hub_folder, source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+    with pytest.raises(UserError, match=r"'gpt2' is not supported yet; supported: bitnet, llama"):
+        bring(tmp_path, monkeypatch, source)
+
+
+def test_weights_with_a_layer_missing_are_refused(tmp_path, monkeypatch, hub_folder):
+    source = tmp_path / "short"
+    shutil.copytree(hub_folder, source)
+    tensors = load_file(source / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if ".layers.2." not in name}
+    save_file(kept, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="hold 3 layers, config.json says 4"):
+        bring(tmp_path, monkeypatch, source)
+
+
+def test_the_wheel_missing_is_one_line_that_says_what_to_do():
+    with pytest.raises(UserError, match="not installed; run: make setup"):
+        embedded.find_gguf(package="no-such-package-anywhere")
+
+
+@pytest.mark.embedded
+def test_another_file_in_the_wheel_is_refused():
+    with pytest.raises(UserError, match="SHA-256 is b179c952.*expected 0000"):
+        embedded.find_gguf(expected_sha256="0" * 64)
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+from stages.base.__main__ import main
+from stages.common.command import exit_code
+sys.exit(exit_code(main, ["--out", "base"]))
+"""
+
+
+def test_no_room_on_the_disk_is_one_line_and_keeps_the_old_folder(tmp_path, monkeypatch, hub_folder):
+    """A limit on the size of files stands in for a full disk: the kernel refuses the write either way."""
+    base = bring(tmp_path, monkeypatch, hub_folder)
+    before = {file.name: file.read_bytes() for file in base.iterdir()}
+    env = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", LIMITED], cwd=tmp_path, env=env, capture_output=True, text=True)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert (done.returncode, len(errors)) == (2, 1), done.stderr
+    assert "cannot write" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert {file.name: file.read_bytes() for file in base.iterdir()} == before

@@ -1,0 +1,41 @@
+"""From faults to exit codes and one clear line."""
+
+import errno
+
+import pytest
+
+from stages.common.command import BAD_INPUT, INTERRUPTED, UserError, exit_code
+
+
+def raising(error):
+    def stage(_argv):
+        raise error
+
+    return stage
+
+
+def test_success_is_zero():
+    assert exit_code(lambda argv: None) == 0
+
+
+def test_a_users_fault_is_one_line_and_no_traceback(capsys):
+    assert exit_code(raising(UserError("data.csv: line 3: no label"))) == BAD_INPUT
+    assert capsys.readouterr().err == "error: data.csv: line 3: no label\n"
+
+
+def test_a_full_disk_is_the_users_to_mend(capsys):
+    assert exit_code(raising(OSError(errno.ENOSPC, "No space left on device", "out.parquet"))) == BAD_INPUT
+    text = capsys.readouterr().err
+    assert text.startswith("error: cannot write (out.parquet): No space left on device")
+    assert len(text.splitlines()) == 1
+
+
+def test_an_interrupt_is_told_apart(capsys):
+    assert exit_code(raising(KeyboardInterrupt())) == INTERRUPTED
+    assert "run again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError("x"), OSError(errno.ECONNRESET, "reset")])
+def test_a_bug_of_ours_keeps_its_traceback(bug):
+    with pytest.raises(type(bug)):
+        exit_code(raising(bug))

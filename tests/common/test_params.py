@@ -1,0 +1,98 @@
+"""Parameters: the shipped file is valid, and every way of going wrong is named in one line."""
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.common.command import UserError
+from stages.common.params import Fit, Params, Plan, Room, load_params
+from tests.conftest import PROJECT, write_params
+
+
+def fault(tmp_path, **changes):
+    write_params(tmp_path, **changes)
+    with pytest.raises(UserError) as caught:
+        load_params(tmp_path / "params.yaml")
+    return str(caught.value).removeprefix(f"{tmp_path}/params.yaml: ")
+
+
+def test_the_shipped_file_is_valid_and_every_group_is_commented():
+    params = load_params(PROJECT / "params.yaml")
+    assert params.compare.methods[0] == "full"
+    for line in (PROJECT / "params.yaml").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith(("#", " ")) and not line.startswith(("prepare:", "trace:", "fit:", "plan:")):
+            assert line.rstrip().endswith(":") or "#" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"finetune__epochs": 0}, "finetune.epochs = 0: Input should be greater than or equal to 1"),
+        ({"finetune__epochs": "three"}, "finetune.epochs = 'three': Input should be a valid integer"),
+        ({"finetune__epochs": 2.5}, "finetune.epochs = 2.5: Input should be a valid integer"),
+        ({"plan__selector": "salv"}, "plan.selector = 'salv': Input should be 'salf', 'full', 'none'"),
+        ({"trace__smaple": 3}, "trace.smaple: unknown parameter; did you mean sample?"),
+        (
+            {"finetune__learning_rate__full": -1.0},
+            "finetune.learning_rate.full.0 = -1.0: Input should be greater than 0",
+        ),
+        ({"compare__methods": ["full", "full"]}, "the same entry stands twice"),
+        ({"compare__methods": ["random"]}, "finetune.learning_rate has no entry for random"),
+        ({"data__source": "hub"}, "source is hub, but name is null: set data.name"),
+        ({"model__trust_remote_code": "yes"}, "model.trust_remote_code = 'yes': Input should be a valid boolean"),
+        ({"nonsense": {}}, "nonsense: unknown parameter; known here: compare, data, device"),
+    ],
+)
+def test_a_fault_names_the_key_the_value_and_what_is_allowed(tmp_path, changes, expected):
+    assert expected in fault(tmp_path, **changes)
+
+
+def test_all_faults_are_named_at_once(tmp_path):
+    text = fault(tmp_path, finetune__epochs=0, trace__space="cooked", evaluate__bootstrap=1)
+    assert len(text.splitlines()) == 3
+
+
+def test_a_missing_file_and_broken_yaml_are_named(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("model: [unclosed")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_numbers_are_read_as_dvc_reads_them(tmp_path):
+    """YAML 1.2: 1e-4 is a number; the older dialect makes it a word."""
+    write_params(tmp_path)
+    path = tmp_path / "params.yaml"
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("weight_decay: 0.01", "weight_decay: 1e-2"), encoding="utf-8"
+    )
+    assert load_params(path).finetune.weight_decay == 0.01
+    assert YAML(typ="safe").load("x: 1e-2") == {"x": 0.01}
+
+
+def test_a_room_sees_its_own_groups_and_no_others(tmp_path):
+    class Two(Room):
+        fit: Fit
+        plan: Plan
+
+    write_params(tmp_path)
+    room = Two.load(tmp_path / "params.yaml")
+    assert set(Two.model_fields) == {"fit", "plan"}
+    assert room.fit.bootstrap == load_params(tmp_path / "params.yaml").fit.bootstrap
+    assert not hasattr(room, "trace")
+
+
+def test_a_fault_in_another_stages_group_stops_the_first_stage(tmp_path):
+    class One(Room):
+        fit: Fit
+
+    write_params(tmp_path, evaluate__bootstrap=1)
+    with pytest.raises(UserError, match=r"evaluate\.bootstrap"):
+        One.load(tmp_path / "params.yaml")
+
+
+def test_parameters_cannot_be_changed_on_the_way():
+    params = load_params(PROJECT / "params.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        params.fit.seed = 3
+    assert set(Params.model_fields) == set(YAML(typ="safe").load((PROJECT / "params.yaml").read_text(encoding="utf-8")))

@@ -1,0 +1,87 @@
+"""Baselines, free answers, equal compute."""
+
+import numpy as np
+import pytest
+
+from stages.common.batches import Example
+from stages.evaluate.baselines import majority, tfidf
+from stages.evaluate.compare import compare_methods, to_csv
+from stages.evaluate.generate import exact_match
+from stages.evaluate.intervals import Bootstrap
+from stages.evaluate.scores import Predictions, full_at_equal_compute
+
+
+def examples(pairs):
+    return [Example(str(i), label, text, label, (1,), (2,)) for i, (text, label) in enumerate(pairs)]
+
+
+def test_majority_is_the_commonest_training_label_and_ties_are_settled_by_name():
+    train = examples([("x", "b"), ("x", "a"), ("x", "b"), ("x", "a")])
+    assert majority(train, examples([("y", "b")] * 3)) == ["a"] * 3
+    assert majority(train[:3], examples([("y", "a")])) == ["b"]
+
+
+def test_tfidf_learns_words_and_word_pairs():
+    train = examples([("not good at all", "neg"), ("good", "pos"), ("not bad at all", "pos"), ("bad", "neg")] * 5)
+    assert tfidf(train, examples([("good", "pos"), ("not bad", "pos"), ("not good", "neg")])) == ["pos", "pos", "neg"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "marker", "expected"),
+    [
+        ("72", "72", None, True),
+        ("  seventy\n two ", "seventy two", None, True),
+        ("so 40 + 32 = 72\n#### 72", "48/2 = 24\n#### 72", "####", True),
+        ("#### 73", "#### 72", "####", False),
+        ("72", "#### 72", "####", True),
+        ("", "72", None, False),
+    ],
+)
+def test_exact_match(answer, reference, marker, expected):
+    assert exact_match(answer, reference, marker) is expected
+
+
+CURVE = [
+    {"flops": 0, "validation_accuracy": 0.2, "validation_loss": 3.0},
+    {"flops": 100, "validation_accuracy": 0.6, "validation_loss": 1.0},
+    {"flops": 200, "validation_accuracy": 0.7, "validation_loss": 0.5},
+]
+
+
+@pytest.mark.parametrize(("flops", "accuracy"), [(0, 0.2), (50, 0.4), (150, 0.65)])
+def test_full_fine_tuning_at_equal_compute_is_read_off_its_curve(flops, accuracy):
+    assert full_at_equal_compute(CURVE, flops)["validation_accuracy"] == pytest.approx(accuracy)
+
+
+def test_a_method_that_costs_as_much_has_no_equal_compute():
+    assert full_at_equal_compute(CURVE, 200) is None
+
+
+def test_methods_are_means_over_seeds_and_paired_with_full():
+    n = 50
+    rng = np.random.default_rng(0)
+    said = {
+        f"{method}-seed{seed}": Predictions(
+            ["x"] * n, rng.integers(2, size=n).astype(float), None, np.ones(n), [None] * n
+        )
+        for method in ("full", "salf")
+        for seed in (1, 2)
+    }
+    cost = {"full": 200, "salf": 100}
+    runs = {
+        name: {"method": name[:4], "seed": int(name[-1]), "flops": cost[name[:4]], "flops_share": cost[name[:4]] / 200}
+        for name in said
+    }
+    curves = dict.fromkeys(said, CURVE)
+    rows = compare_methods(runs, curves, said, "accuracy", Bootstrap(n, 100, 0.95, 0))
+    mean = np.mean([said["salf-seed1"].correct.mean(), said["salf-seed2"].correct.mean()])
+    assert rows["salf"]["accuracy"] == pytest.approx(mean)
+    assert rows["salf"]["accuracy_minus_full"] == pytest.approx(mean - rows["full"]["accuracy"])
+    assert rows["salf"]["seeds"] == [1, 2]
+    assert rows["salf"]["flops_share"] == 0.5
+    assert rows["salf"]["at_equal_compute"]["full_validation_accuracy"] == pytest.approx(0.6)
+    assert rows["full"]["at_equal_compute"] is None
+
+
+def test_csv_has_every_column_that_occurs():
+    assert to_csv([{"a": 1}, {"b": 2, "a": 3}]) == "a,b\n1,\n3,2\n"
