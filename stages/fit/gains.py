@@ -20,8 +20,9 @@ gains by "a derived formula of scaling law". No public copy of that formula was 
 - **marginal**, α·δ_k/k: Kaplan's −dδ/dN of δ = A·N^−α at N ∝ k, with the global exponent. At most slowly
   rising curves it falls with k by construction, so it prefers early layers.
 
-Layers 2..L compete. Layer 1's step starts from the embedding output (space 0), which no layer has
-seen: it is reported apart and never eligible. ``ratio`` and ``marginal`` rest on the power law over the
+Layers 2..L-1 compete. Layer 1's step starts from the embedding output (space 0), which no layer has
+seen: it is reported apart. Layer L's is written too, but it cannot end the freezing: behind it no layer
+is left to train. ``ratio`` and ``marginal`` rest on the power law over the
 whole depth; whether that law fits is said by ``fits`` in the law's artifact, and they are written in any case.
 """
 
@@ -87,9 +88,9 @@ def resolution(resamples: Array) -> float:
 
 
 def win_shares(gains: Array) -> Array:
-    """For each layer the share of resamples [B, L] in which it is the largest of layers 2..L; ties: the first."""
+    """For each layer the share of resamples [B, L] in which it is the largest of layers 2..L-1; ties: the first."""
     shares = np.zeros(gains.shape[1])
-    eligible = gains[:, 1:]
+    eligible = gains[:, 1:-1]
     if eligible.size and not np.isnan(eligible).any():
         winners, wins = np.unique(eligible.argmax(axis=1) + 1, return_counts=True)
         shares[winners] = wins / len(gains)

@@ -55,9 +55,9 @@ def test_marginal_is_kaplans_derivative():
     np.testing.assert_allclose(gains.marginal(curve, theta), slope, rtol=1e-6)
 
 
-def test_win_shares_count_argmaxes_among_layers_two_and_up():
-    resampled = np.array([[9.0, 2.0, 1.0], [9.0, 1.0, 2.0], [9.0, 3.0, 1.0], [9.0, 1.0, 1.0]])
-    assert gains.win_shares(resampled).tolist() == [0.0, 0.75, 0.25]
+def test_win_shares_count_argmaxes_between_the_first_layer_and_the_last():
+    resampled = np.array([[9.0, 2.0, 1.0, 9.0], [9.0, 1.0, 2.0, 0.0], [9.0, 3.0, 1.0, 9.0], [9.0, 1.0, 1.0, 9.0]])
+    assert gains.win_shares(resampled).tolist() == [0.0, 0.75, 0.25, 0.0]
 
 
 def test_resolution_is_the_median_standard_error_of_a_gain():
