@@ -22,7 +22,7 @@ from prefect.states import Completed, Failed
 from flows.environment import stage_environment
 from flows.graph import GraphError, StageNode, matching, read_graph, select
 from flows.stage_run import StageFailedError, StageRun, run_stage
-from flows.summary import artifact_key, counts_line, markdown_table, metric_rows, stage_rows
+from flows.summary import artifact_key, counts_line, duration, markdown_table, metric_rows, stage_rows
 from flows.workspace import WorkspaceBusyError, sole_run
 
 RETRY_SECONDS = 5.0
@@ -45,7 +45,7 @@ class Workspace:
     lock: int
 
 
-@flow(name="salf", flow_run_name="{project.name}", validate_parameters=True)
+@flow(name="salf")
 def pipeline(
     project: Path = Path("."),
     targets: Sequence[str] = (),
@@ -106,7 +106,7 @@ def _stage(node: StageNode, workspace: Workspace, force: bool) -> Any:
     except StageFailedError as error:
         # A state instead of an exception: one clear line in the log, not a traceback.
         return Failed(message=str(error), data=error)
-    logger.info("%s: %s", run.name, counts_line([run]))
+    logger.info("%s: %s in %s", run.name, run.outcome.value, duration(run.seconds))
     _show_metrics(node, workspace.project)
     return run
 

@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from prefect.artifacts import Artifact
@@ -10,8 +8,6 @@ from prefect.testing.utilities import prefect_test_harness
 from flows import pipeline as module
 from flows.pipeline import main, pipeline
 from flows.workspace import sole_run
-
-FOLDER_OF_FLOWS = os.path.dirname(os.path.dirname(module.__file__))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -95,11 +91,3 @@ def test_an_unknown_target_fails_before_anything_runs(toy, monkeypatch, capsys):
     assert main(["--targets", "trian"]) == 1
     assert "no stage 'trian' in dvc.yaml" in capsys.readouterr().err
     assert toy.calls("first") == 0
-
-
-def test_flows_load_neither_torch_nor_a_stage():
-    code = "import sys, flows.pipeline; print([m for m in sys.modules if m.split('.')[0] in ('torch', 'stages')])"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], cwd=FOLDER_OF_FLOWS, capture_output=True, text=True, check=True
-    )
-    assert loaded.stdout.strip() == "[]"

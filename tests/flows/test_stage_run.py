@@ -59,8 +59,8 @@ def test_a_missing_input_is_dvcs_line_and_does_not_pass(toy):
 
 def test_a_time_out_ends_dvc_and_the_stages_children(toy, monkeypatch):
     monkeypatch.setattr(processes, "GRACE_SECONDS", 1.0)
-    toy.single("hang", timeout=8)
-    with pytest.raises(StageFailedError, match=r"^only: stopped after 8 s \(meta.timeout\)$") as fault:
+    toy.single("hang", timeout=6)
+    with pytest.raises(StageFailedError, match=r"^only: stopped after 6 s \(meta.timeout\)$") as fault:
         toy.run(only(toy))
     assert fault.value.passing
     pids = [int(pid) for pid in (toy.root / "calls/pids").read_text().split()]
