@@ -7,6 +7,10 @@ BIN := $(CURDIR)/$(VENV)/bin
 LOCKED := $(shell { cat requirements.lock requirements-model.lock .ci/setup; grep torch== pyproject.toml; } | cksum | tr ' ' '-')
 STAMP := $(VENV)/.installed-$(LOCKED)
 
+# Test files run side by side in this many processes, each with one thread for torch: more threads
+# than cores wait for each other.
+JOBS ?= 2
+
 export PATH := $(BIN):$(PATH)
 export PYTHON TORCH_FLAGS
 export PYTHONUNBUFFERED := 1
@@ -23,7 +27,7 @@ export TOKENIZERS_PARALLELISM := false
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
-	@echo "Variables: PYTHON=/path/to/python3.12   TORCH_FLAGS=\"--index-url ...\"   TARGETS=\"plan\"   TESTS=\"tests/fit\""
+	@echo "Variables: PYTHON=/path/to/python3.12   TORCH_FLAGS=\"--index-url ...\"   TARGETS=\"plan\"   TESTS=\"tests/fit\"   JOBS=2"
 
 $(STAMP):
 	@.ci/setup $(VENV)
@@ -41,7 +45,7 @@ flow: setup ## the same chain as a Prefect flow, one task per stage, on a local 
 	@python -m flows.pipeline $(if $(TARGETS),--targets $(TARGETS))
 
 test: setup ## run the tests (TESTS=...: only these) and show their coverage
-	@python -m pytest --cov --cov-report=term:skip-covered $(TESTS)
+	@OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term:skip-covered $(TESTS)
 
 lint: setup ## check format, style, types and the direction of imports
 	@ruff format --check .
