@@ -33,10 +33,11 @@ def params(**changes) -> Finetune:
 @pytest.fixture
 def examples():
     rng = np.random.default_rng(0)
-    return [
-        Example(str(n), None, "", "", (5, 6, 7, *rng.integers(10, 90, size=3 + n % 4)), tuple(rng.integers(3, 90, size=1 + n % 2)))
-        for n in range(12)
-    ]  # fmt: skip
+    made = []
+    for n in range(12):
+        prompt = (5, 6, 7, *rng.integers(10, 90, size=3 + n % 4))
+        made.append(Example(str(n), None, "", "", prompt, tuple(rng.integers(3, 90, size=1 + n % 2))))
+    return made
 
 
 def trainable(boundary) -> Trainable:
