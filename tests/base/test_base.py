@@ -108,7 +108,7 @@ def test_weights_with_a_layer_missing_are_refused(tmp_path, monkeypatch, hub_fol
     tensors = load_file(source / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if ".layers.2." not in name}
     save_file(kept, source / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="hold 3 layers, config.json says 4"):
+    with pytest.raises(UserError, match=r"hold 3 layers, config\.json says 4"):
         bring(tmp_path, monkeypatch, source)
 
 
@@ -119,7 +119,7 @@ def test_the_wheel_missing_is_one_line_that_says_what_to_do():
 
 @pytest.mark.embedded
 def test_another_file_in_the_wheel_is_refused():
-    with pytest.raises(UserError, match="SHA-256 is b179c952.*expected 0000"):
+    with pytest.raises(UserError, match=r"SHA-256 is b179c952.*expected 0000"):
         embedded.find_gguf(expected_sha256="0" * 64)
 
 

@@ -49,16 +49,19 @@ def test_a_missing_and_a_damaged_file_are_named(tmp_path):
         read_json(tmp_path / "a.json")
 
 
+def fail_after_writing(path):
+    path.write_text("new")
+    raise RuntimeError
+
+
 def test_a_failed_block_leaves_the_old_file_and_folder(tmp_path):
     (tmp_path / "file").write_text("old")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/x").write_text("old")
     with pytest.raises(RuntimeError), replacing_file(tmp_path / "file") as aside:
-        aside.write_text("new")
-        raise RuntimeError
+        fail_after_writing(aside)
     with pytest.raises(RuntimeError), replacing_folder(tmp_path / "folder") as aside:
-        (aside / "x").write_text("new")
-        raise RuntimeError
+        fail_after_writing(aside / "x")
     assert (tmp_path / "file").read_text() == (tmp_path / "folder/x").read_text() == "old"
 
 

@@ -15,7 +15,7 @@ def raising(error):
 
 
 def test_success_is_zero():
-    assert exit_code(lambda argv: None) == 0
+    assert exit_code(lambda _argv: None) == 0
 
 
 def test_a_users_fault_is_one_line_and_no_traceback(capsys):

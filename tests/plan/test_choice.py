@@ -17,13 +17,13 @@ def params(**changes):
 
 def test_salf_freezes_up_to_the_layer_with_the_largest_gain_and_says_how_sure(workspace):
     plan = workspace.plan()
-    assert plan.boundary == 5  # layer 1's gain is larger, but it is the embedding step's
+    assert plan.boundary == 5  # layer 1's gain is the embedding step's, and layer 6 is the last
     assert plan.frozen_layers == [1, 2, 3, 4, 5]
     assert plan.trained_layers == [6]
     assert plan.certainty.words == "unsure: layer 5 wins 43% of resamples"
     assert plan.certainty.win_share == 0.43
     assert (plan.certainty.low, plan.certainty.high) == (0.11, 0.13)
-    assert [(r.boundary, r.win_share) for r in plan.runners_up] == [(4, 0.2), (3, 0.05), (2, 0.0)]  # layer 6 is the last
+    assert [(r.boundary, r.win_share) for r in plan.runners_up] == [(4, 0.2), (3, 0.05), (2, 0.0)]
     assert plan.fallback is None
     assert "layer 5" in plan.reason
 
