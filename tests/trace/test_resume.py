@@ -1,0 +1,99 @@
+"""A trace that was killed resumes where it stopped, to the same bytes; other parameters start anew."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.trace import collect
+from stages.trace.__main__ import main
+from tests.conftest import PROJECT, write_colours, write_params
+
+ARGV = ["--base", "base", "--prepared", "prepared", "--out", "traces"]
+
+KILLED = """
+import os, signal, sys
+from stages.trace import collect
+from stages.trace.__main__ import main
+collect.SHARD_EXAMPLES = 16
+write = collect.pq.write_table
+def write_then_die(*args, **options):
+    if len(list(args[1].parent.parent.rglob("part-*.parquet"))) >= 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(*args, **options)
+collect.pq.write_table = write_then_die
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, hub_folder) -> Path:
+    from stages.base.__main__ import main as base
+    from stages.prepare.__main__ import main as prepare
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(collect, "SHARD_EXAMPLES", 16)
+    write_colours(tmp_path / "colours.csv")
+    params(tmp_path, hub_folder)
+    base(["--out", "base"])
+    prepare(["--base", "base", "--out", "prepared"])
+    return tmp_path
+
+
+def params(folder, hub_folder, **changes):
+    write_params(
+        folder,
+        model__source=str(hub_folder),
+        data__source="files",
+        data__path="colours.csv",
+        data__template="{text} is",
+        data__answer_column="label",
+        data__group_column=None,
+        data__splits={"train": "train", "validation": None, "test": None},
+        data__limits={"train": 80, "validation": 10, "test": 10},
+        device__kind="cpu",
+        device__dtype="float32",
+        **{"trace__sample": 80, "trace__losses": 20, **changes},
+    )
+
+
+def parts(project: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((project / "traces").iterdir())}
+
+
+def killed(project: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", KILLED, *ARGV], cwd=project, env=env, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (project / "traces").exists()
+
+
+def test_a_killed_trace_resumes_to_the_same_bytes(project, monkeypatch):
+    main(ARGV)
+    whole = parts(project)
+    assert len(whole) == 5
+    for file in (project / "traces").iterdir():
+        file.unlink()
+    (project / "traces").rmdir()
+
+    killed(project)
+    traced = []
+    shard = collect._trace_shard
+    monkeypatch.setattr(collect, "_trace_shard", lambda *args: traced.append(args[1]) or shard(*args))
+    main(ARGV)
+    assert parts(project) == whole
+    assert len(traced) == 3  # two of five were there
+
+
+def test_other_parameters_do_not_resume_what_was_left_behind(project, hub_folder, monkeypatch):
+    killed(project)
+    params(project, hub_folder, trace__space="raw")
+    main(ARGV)
+    raw = parts(project)
+    for file in (project / "traces").iterdir():
+        file.unlink()
+    main(ARGV)
+    assert parts(project) == raw
