@@ -93,7 +93,7 @@ def gains_section(artifacts: Artifacts) -> Section:
     section.sentences.append(_embedding_words(plan.quantity, artifacts.law))
     chosen = _rows(gains, plan.quantity, plan.gain)
     if not chosen.empty:
-        layer, _ = _largest(chosen, "value")
+        layer, _ = _largest(chosen, "value", plan.model.layers)
         title = f"The {_GAINS[plan.gain]} in {plan.quantity} is largest at layer {layer}"
         svg = _bars("fig-gain-chosen", title, _GAINS[plan.gain], chosen, artifacts)
         section.figures.append(
@@ -182,7 +182,7 @@ def _estimates(entry: Mapping[str, Any]) -> str:
 
 
 def _rows(gains: pd.DataFrame, quantity: str, gain: str) -> pd.DataFrame:
-    """The eligible layers of one gain, those with a value; layer 1 holds the embedding step."""
+    """The layers of one gain, those with a value; layer 1 holds the embedding step."""
     mask = (gains["quantity"] == quantity) & (gains["gain"] == gain) & (gains["layer"] > 1) & gains["value"].notna()
     return gains[mask].sort_values("layer")
 
@@ -198,14 +198,14 @@ def _other_gain(gains: pd.DataFrame, quantity: str, gain: str, artifacts: Artifa
     rows = _rows(gains, quantity, gain)
     if rows.empty:
         return None
-    layer, _ = _largest(rows, "value")
+    layer, _ = _largest(rows, "value", artifacts.plan.model.layers)
     title = f"By the {_GAINS[gain]} in {quantity}, layer {layer} would win"
     return Figure(title, _bars(f"fig-gain-{quantity}-{gain}", title, _GAINS[gain], rows, artifacts))
 
 
 def _wins(rows: pd.DataFrame, artifacts: Artifacts) -> Figure:
     plan = artifacts.plan
-    layer, value = _largest(rows, "win_share")
+    layer, value = _largest(rows, "win_share", plan.model.layers)
     title = f"Layer {layer} wins in {percent(value)} of the resamples"
     data = Bars([int(layer) for layer in rows["layer"]], _column(rows, "win_share"))
     svg = depth_figures.bars("fig-wins", title, "share of resamples won", data, plan.boundary, plan.model.layers)
@@ -216,12 +216,13 @@ def _embedding_words(quantity: str, law: Json | None) -> str:
     step = number((law or {}).get("quantities", {}).get(quantity, {}).get("embedding_step"))
     amount = f" ({decimal(step)} in {quantity})" if step is not None else ""
     step_words = f"The step from the embedding to layer 1{amount}"
-    return f"{step_words} is no layer’s merit and never eligible; the figures leave it out."
+    last = "The last layer is drawn, but cannot end the freezing: nothing would be left to train."
+    return f"{step_words} is no layer’s merit and never eligible; the figures leave it out. {last}"
 
 
-def _largest(rows: pd.DataFrame, column: str) -> tuple[int, float | None]:
-    """The layer with the largest value of a column, the shallower of two, and that value."""
-    first = rows.sort_values([column, "layer"], ascending=[False, True]).to_dict("records")[0]
+def _largest(rows: pd.DataFrame, column: str, layers: int) -> tuple[int, float | None]:
+    """The layer before the last with the largest value of a column, the shallower of two, and that value."""
+    first = rows[rows["layer"] < layers].sort_values([column, "layer"], ascending=[False, True]).to_dict("records")[0]
     return int(first["layer"]), number(first[column])
 
 
