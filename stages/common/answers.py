@@ -1,6 +1,6 @@
 """What a model says at the answer positions: logits, losses, preferred labels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -107,21 +107,25 @@ class Reader:
     ) -> tuple[list[tuple[float, ...]], list[LogProbabilities]]:
         losses: list[tuple[float, ...]] = [()] * len(examples)
         roots: list[LogProbabilities] = [{}] * len(examples)
+        for index, batch, log_probabilities in self._batches(examples, start):
+            nats = -log_probabilities.gather(1, batch.targets[:, None])[:, 0]
+            rows = batch.rows.cpu()
+            for row, i in enumerate(index):
+                losses[i] = tuple(nats[rows == row].tolist())
+            if self.tree is not None:
+                first = self._children(log_probabilities[batch.answer_index == 0], ())
+                for i, root in zip(index, first, strict=True):
+                    roots[i] = root
+            advance(len(index))
+        return losses, roots
+
+    def _batches(self, examples: Sequence[Example], start: Start) -> Iterator[tuple[list[int], Batch, Tensor]]:
+        """Which examples, their batch, and log probabilities at its N answer positions, [N, vocabulary]."""
         with self.runtime.autocast():
             beginning = start.walk_beginning(self.model)
             for index in inference_batches([len(e.inputs) - start.shared for e in examples], self.batch_tokens):
                 batch = Batch.of(examples, index, start.shared).to(self.model.device)
-                log_probabilities = start.answer_logits(self.model, batch, beginning).float().log_softmax(-1)
-                nats = -log_probabilities.gather(1, batch.targets[:, None])[:, 0]
-                rows = batch.rows.cpu()
-                for row, i in enumerate(index):
-                    losses[i] = tuple(nats[rows == row].tolist())
-                if self.tree is not None:
-                    first = self._children(log_probabilities[batch.answer_index == 0], ())
-                    for i, root in zip(index, first, strict=True):
-                        roots[i] = root
-                advance(len(index))
-        return losses, roots
+                yield index, batch, start.answer_logits(self.model, batch, beginning).float().log_softmax(-1)
 
     def _look(
         self, examples: Sequence[Example], start: Start, questions: Sequence[tuple[int, Path]]
@@ -132,14 +136,10 @@ class Reader:
             Example(examples[i].example_id, None, "", "", examples[i].prompt_ids, (*path, 0)) for i, path in questions
         ]
         answers: list[LogProbabilities] = [{}] * len(asked)
-        with self.runtime.autocast():
-            beginning = start.walk_beginning(self.model)
-            for index in inference_batches([len(e.inputs) - start.shared for e in asked], self.batch_tokens):
-                batch = Batch.of(asked, index, start.shared).to(self.model.device)
-                log_probabilities = start.answer_logits(self.model, batch, beginning).float().log_softmax(-1)
-                last = torch.tensor([len(asked[i].answer_ids) for i in index]).cumsum(0) - 1
-                for row, i in zip(last.tolist(), index, strict=True):
-                    answers[i] = self._children(log_probabilities[row][None], questions[i][1])[0]
+        for index, _, log_probabilities in self._batches(asked, start):
+            last = torch.tensor([len(asked[i].answer_ids) for i in index]).cumsum(0) - 1
+            for row, i in zip(last.tolist(), index, strict=True):
+                answers[i] = self._children(log_probabilities[row][None], questions[i][1])[0]
         return answers
 
     def _children(self, log_probabilities: Tensor, path: Path) -> list[LogProbabilities]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from stages.common.answers import Start
 from stages.common.batches import Batch, Example, inference_batches
@@ -36,12 +37,7 @@ class BoundaryCache:
 
     def gather(self, batch: Batch) -> Tensor:
         """The batch's states, padded on the right with zeros: [B, T, hidden]."""
-        return nn_pad([self.states[i] for i in batch.index.tolist()])
-
-
-def nn_pad(states: Sequence[Tensor]) -> Tensor:
-    """Stack [T_i, hidden] to [B, max T, hidden]."""
-    return torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True)
+        return pad_sequence([self.states[i] for i in batch.index.tolist()], batch_first=True)
 
 
 @torch.no_grad()
