@@ -14,6 +14,8 @@ JOBS ?= 2
 export PATH := $(BIN):$(PATH)
 export PYTHON TORCH_FLAGS
 export PYTHONUNBUFFERED := 1
+# Eleven stages load torch and transformers: without byte code, each would compile 3,000 modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 export PREFECT_HOME := $(CURDIR)/.prefect
 # Nothing phones home, and nothing spins more threads than it was given.
 export DO_NOT_TRACK := 1

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -10,40 +10,65 @@ from torch import Tensor
 from stages.common.batches import Batch, Example, inference_batches
 from stages.common.label_tree import LabelTree, LogProbabilities, Path, preferences
 from stages.common.models.adapter import CausalModel
-from stages.common.models.walk import Beginning, embed, run, walk_beginning
+from stages.common.models.attention import Packing
+from stages.common.models.walk import behind, embed, run, walk_beginning
 from stages.common.runtime import Runtime
 
 
+class Start(Protocol):
+    """Where a pass through the layers begins: at the embeddings, or at a boundary whose states are known."""
+
+    @property
+    def space(self) -> int:
+        """The space that the states are of."""
+
+    @property
+    def shared(self) -> int:
+        """P, tokens of the beginning that all prompts share."""
+
+    def beginning(self) -> Tensor | None:
+        """That beginning's states, [P, hidden]; ``None`` where P is 0."""
+
+    def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
+        """A batch's states behind the beginning, [N, hidden]; ``joined``: the beginning's before them."""
+
+
 @dataclass(frozen=True)
-class Start:
-    """Where a pass through the layers begins: at the embeddings, or at a boundary whose states are known.
+class Embeddings:
+    """Start at space 0.
 
     Attributes:
-        space: the space that the states are of.
-        shared: P, tokens of the beginning that all prompts share.
-        beginning: gives that beginning's states, [1, P, hidden], or ``None`` where P is 0.
-        states: gives a batch's states behind the beginning, [B, T, hidden].
+        ids: the token ids that all prompts begin with, [P].
     """
 
-    space: int
-    shared: int
-    beginning: Callable[[], Tensor | None]
-    states: Callable[[Batch], Tensor]
+    model: CausalModel
+    ids: Tensor
+    space: int = 0
 
     @classmethod
-    def at_embeddings(cls, model: CausalModel, beginning: Sequence[int]) -> Self:
-        """Start at space 0; ``beginning`` holds the P token ids that all prompts share."""
-        ids = torch.tensor([list(beginning)], dtype=torch.long, device=model.device)
-        return cls(0, len(beginning), lambda: embed(model, ids) if beginning else None, lambda b: embed(model, b.ids))
+    def behind(cls, model: CausalModel, beginning: Sequence[int]) -> Self:
+        """Behind the P token ids that all prompts share."""
+        return cls(model, torch.tensor(list(beginning), dtype=torch.long, device=model.device))
 
-    def walk_beginning(self, model: CausalModel) -> Beginning | None:
-        """The shared beginning, walked from here to the last layer."""
-        return walk_beginning(model, self.beginning(), self.space, model.depth)
+    @property
+    def shared(self) -> int:
+        """P."""
+        return len(self.ids)
 
-    def answer_logits(self, model: CausalModel, batch: Batch, beginning: Beginning | None) -> Tensor:
-        """Logits of the batch's N answer positions, [N, vocabulary]: the head sees no other position."""
-        last = run(model, self.states(batch), self.space, model.depth, beginning)
-        return model.logits(batch.answer_states(last))
+    def beginning(self) -> Tensor | None:
+        """See :class:`Start`."""
+        return embed(self.model, self.ids) if self.shared else None
+
+    def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
+        """See :class:`Start`; one look-up for all rows, so that the matrix gets one gradient."""
+        return embed(self.model, torch.cat([self.ids, batch.ids]) if joined else batch.ids)
+
+
+def training_logits(model: CausalModel, start: Start, batch: Batch) -> Tensor:
+    """Logits of the batch's M answer positions, [M, vocabulary]; beginning and batch in one pass."""
+    packing = Packing.of(batch.lengths, batch.ids.device, past=start.shared)
+    last = run(model, start.states(batch, joined=True), start.space, model.depth, packing)
+    return model.logits(last[start.shared + batch.answers])
 
 
 @dataclass(frozen=True)
@@ -87,7 +112,7 @@ class Reader:
         """
         if not examples:
             return []
-        embeddings = Start.at_embeddings(self.model, examples[0].prompt_ids[:shared])
+        embeddings = Embeddings.behind(self.model, examples[0].prompt_ids[:shared])
         token_losses, roots = self._teacher_forced(examples, start or embeddings, advance)
         if self.tree is None:
             return [Answer(sum(losses) / len(losses), losses, None, None) for losses in token_losses]
@@ -120,12 +145,14 @@ class Reader:
         return losses, roots
 
     def _batches(self, examples: Sequence[Example], start: Start) -> Iterator[tuple[list[int], Batch, Tensor]]:
-        """Which examples, their batch, and log probabilities at its N answer positions, [N, vocabulary]."""
+        """Which examples, their batch, and log probabilities at its M answer positions, [M, vocabulary]."""
         with self.runtime.autocast():
-            beginning = start.walk_beginning(self.model)
+            beginning = walk_beginning(self.model, start.beginning(), start.space, self.model.depth)
             for index in inference_batches([len(e.inputs) - start.shared for e in examples], self.batch_tokens):
                 batch = Batch.of(examples, index, start.shared).to(self.model.device)
-                yield index, batch, start.answer_logits(self.model, batch, beginning).float().log_softmax(-1)
+                packing = behind(batch.lengths, self.model.device, beginning)
+                last = run(self.model, start.states(batch), start.space, self.model.depth, packing)
+                yield index, batch, self.model.logits(last[batch.answers]).float().log_softmax(-1)
 
     def _look(
         self, examples: Sequence[Example], start: Start, questions: Sequence[tuple[int, Path]]

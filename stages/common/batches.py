@@ -1,7 +1,7 @@
 """Prepared examples, and the batches that go through the layers."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -48,58 +48,53 @@ def read_examples(prepared: Path, split: str) -> list[Example]:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch behind a shared beginning of P tokens.
+    """A batch behind a shared beginning of P tokens, its tokens end to end without padding.
 
     Attributes:
         index: which examples, [B].
-        ids: their tokens behind the beginning, padded on the right, [B, T].
-        lengths: real tokens of each, [B].
-        rows, columns: where the N answer tokens of the batch are predicted, [N] each.
-        targets: the answer tokens, [N].
-        answer_index: 0-based position of each inside its answer, [N].
+        ids: their tokens behind the beginning, [N].
+        lengths: tokens of each.
+        answers: which of the N rows predict an answer token, [M].
+        rows: the example (0..B-1) that each of these belongs to, [M].
+        targets: the answer tokens, [M].
+        answer_index: 0-based position of each inside its answer, [M].
     """
 
     index: Tensor
     ids: Tensor
-    lengths: Tensor
+    lengths: tuple[int, ...]
+    answers: Tensor
     rows: Tensor
-    columns: Tensor
     targets: Tensor
     answer_index: Tensor
 
     @classmethod
-    def of(cls, examples: Sequence[Example], index: Sequence[int], shared: int, pad: int = 0) -> Self:
+    def of(cls, examples: Sequence[Example], index: Sequence[int], shared: int) -> Self:
         """Collate ``examples[index]``, each without its first ``shared`` tokens."""
         chosen = [examples[i] for i in index]
-        own = [example.inputs[shared:] for example in chosen]
-        ids = torch.full((len(own), max(map(len, own))), pad, dtype=torch.long)
-        for row, tokens in zip(ids, own, strict=True):
-            row[: len(tokens)] = torch.tensor(tokens)
-        answers = [len(example.answer_ids) for example in chosen]
-        firsts = [len(example.prompt_ids) - 1 - shared for example in chosen]
-        within = [torch.arange(n) for n in answers]
+        lengths = tuple(len(example.inputs) - shared for example in chosen)
+        answers = torch.tensor([len(example.answer_ids) for example in chosen])
+        # The last row of an example predicts the last token of its answer.
+        within = torch.cat([torch.arange(-len(example.answer_ids), 0) for example in chosen])
+        rows = torch.repeat_interleave(torch.arange(len(chosen)), answers)
         return cls(
             index=torch.tensor(list(index)),
-            ids=ids,
-            lengths=torch.tensor([len(tokens) for tokens in own]),
-            rows=torch.repeat_interleave(torch.arange(len(own)), torch.tensor(answers)),
-            columns=torch.cat([start + steps for start, steps in zip(firsts, within, strict=True)]),
+            ids=torch.tensor([token for example in chosen for token in example.inputs[shared:]]),
+            lengths=lengths,
+            answers=torch.tensor(lengths).cumsum(0)[rows] + within,
+            rows=rows,
             targets=torch.tensor([token for example in chosen for token in example.answer_ids]),
-            answer_index=torch.cat(within),
+            answer_index=within + answers[rows],
         )
 
     def to(self, device: torch.device) -> Self:
         """The same batch on a device."""
-        return type(self)(**{name: value.to(device) for name, value in vars(self).items()})
-
-    def answer_states(self, states: Tensor) -> Tensor:
-        """The states that predict the answer tokens: [B, T, hidden] to [N, hidden]."""
-        return states[self.rows, self.columns]
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
     def attended(self, shared: int) -> int:
-        """Keys seen, summed over the batch's own tokens with padding: the attention's share of the cost."""
-        size, tokens = self.ids.shape
-        return size * (tokens * shared + tokens * (tokens + 1) // 2)
+        """Keys seen, summed over the batch's own tokens: the attention's share of the cost."""
+        return sum(tokens * shared + tokens * (tokens + 1) // 2 for tokens in self.lengths)
 
 
 def inference_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -5,39 +5,40 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from stages.common.answers import Start
+from stages.common.answers import Embeddings
 from stages.common.batches import Batch, Example, inference_batches
 from stages.common.models.adapter import CausalModel
-from stages.common.models.walk import embed, run, walk_beginning
+from stages.common.models.walk import behind, run, walk_beginning
 from stages.common.runtime import Runtime
 
 
 @dataclass(frozen=True)
 class BoundaryCache:
-    """States of space ``boundary``: of the shared beginning, and of every example behind it.
+    """States of space ``space``, of the shared beginning and of every example behind it: where the suffix starts.
 
     Attributes:
-        boundary: the space.
+        space: the boundary.
         shared: P, tokens of the beginning that all prompts share.
-        beginning: [1, P, hidden], or ``None`` where P is 0.
-        states: per example [tokens, hidden], without padding.
+        start: the beginning's states, [P, hidden], or ``None`` where P is 0.
+        examples: per example [tokens, hidden].
+        device: where the suffix runs.
     """
 
-    boundary: int
+    space: int
     shared: int
-    beginning: Tensor | None
-    states: list[Tensor]
+    start: Tensor | None
+    examples: list[Tensor]
+    device: torch.device
 
-    def start(self, device: torch.device) -> Start:
-        """A pass that begins at the cached states."""
-        beginning = None if self.beginning is None else self.beginning.to(device)
-        return Start(self.boundary, self.shared, lambda: beginning, lambda batch: self.gather(batch).to(device))
+    def beginning(self) -> Tensor | None:
+        """The shared beginning's states, [P, hidden]."""
+        return None if self.start is None else self.start.to(self.device)
 
-    def gather(self, batch: Batch) -> Tensor:
-        """The batch's states, padded on the right with zeros: [B, T, hidden]."""
-        return pad_sequence([self.states[i] for i in batch.index.tolist()], batch_first=True)
+    def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
+        """The batch's states, [N, hidden]; ``joined``: the beginning's before them."""
+        before = [self.start] if joined and self.start is not None else []
+        return torch.cat([*before, *(self.examples[i] for i in batch.index.tolist())]).to(self.device)
 
 
 @torch.no_grad()
@@ -51,14 +52,14 @@ def cache_boundary(
     advance: Callable[[int], None] = lambda _: None,
 ) -> BoundaryCache:
     """Run ``examples`` through layers 1..boundary once."""
-    ids = torch.tensor([examples[0].prompt_ids[:shared]], dtype=torch.long, device=model.device)
+    start = Embeddings.behind(model, examples[0].prompt_ids[:shared])
     states: list[Tensor] = [torch.empty(0)] * len(examples)
     with runtime.autocast():
-        beginning = walk_beginning(model, embed(model, ids) if shared else None, 0, boundary)
+        beginning = walk_beginning(model, start.beginning(), 0, boundary)
         for index in inference_batches([len(e.inputs) - shared for e in examples], batch_tokens):
             batch = Batch.of(examples, index, shared).to(model.device)
-            ends = run(model, embed(model, batch.ids), 0, boundary, beginning).cpu()
-            for row, i in enumerate(index):
-                states[i] = ends[row, : int(batch.lengths[row])].clone()
+            ends = run(model, start.states(batch), 0, boundary, behind(batch.lengths, model.device, beginning))
+            for i, rows in zip(index, ends.cpu().split(batch.lengths), strict=True):
+                states[i] = rows.clone()
             advance(len(index))
-    return BoundaryCache(boundary, shared, beginning.states[-1].cpu() if beginning else None, states)
+    return BoundaryCache(boundary, shared, beginning.states.cpu() if beginning else None, states, model.device)

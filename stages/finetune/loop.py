@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stages.common.answers import Reader, Start
+from stages.common.answers import Reader, Start, training_logits
 from stages.common.batches import Batch, Example, training_batches
 from stages.common.command import UserError
 from stages.common.cost import ModelShape, Technique, forward_flops, training_flops
@@ -67,10 +67,9 @@ class Costs:
         )
 
     def frozen(self, examples: Sequence[Example], shared: int) -> int:
-        """The frozen layers over all examples, once, without padding."""
-        own = [len(example.inputs) - shared for example in examples]
-        attended = sum(t * shared + t * (t + 1) // 2 for t in own) + shared * (shared + 1) // 2
-        return forward_flops(self.shape, self.boundary, sum(own) + shared, attended, 0)
+        """The frozen layers over all examples, once."""
+        queries, attended = _sums(Batch.of(examples, range(len(examples)), shared), shared)
+        return forward_flops(self.shape, self.boundary, queries, attended, 0)
 
 
 def _sums(batch: Batch, shared: int) -> tuple[int, int]:
@@ -175,9 +174,8 @@ def _step(
     optimizer: torch.optim.Optimizer,
     clip_norm: float,
 ) -> float:
-    model = trainable.model
     with runtime.autocast():
-        logits = start.answer_logits(model, batch, start.walk_beginning(model))
+        logits = training_logits(trainable.model, start, batch)
     loss = nn.functional.cross_entropy(logits.float(), batch.targets)
     loss.backward()
     nn.utils.clip_grad_norm_(trainable.parameters, clip_norm)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.common.answers import Reader, Start
+from stages.common.answers import Embeddings, Reader, Start
 from stages.common.batches import Example
 from stages.common.cost import ModelShape, Technique
 from stages.common.freeze_plan import FreezePlan
@@ -89,9 +89,9 @@ def _starts(bench: Bench, trainable: Trainable) -> list[Start]:
     model, both = trainable.model, (bench.training, bench.validation)
     if trainable.boundary == 0:
         beginning = bench.training[0].prompt_ids[: bench.shared]
-        return [Start.at_embeddings(model, beginning) for _ in both]
+        return [Embeddings.behind(model, beginning) for _ in both]
     total = sum(map(len, both))
-    starts = []
+    starts: list[Start] = []
     with progress(f"layers 1–{trainable.boundary} once", total, "examples") as advance:
         for examples in both:
             cache = cache_boundary(
@@ -103,5 +103,5 @@ def _starts(bench: Bench, trainable: Trainable) -> list[Start]:
                 _CACHE_BATCH_TOKENS,
                 lambda n: advance(n, ""),
             )
-            starts.append(cache.start(bench.runtime.device))
+            starts.append(cache)
     return starts

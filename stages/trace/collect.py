@@ -17,7 +17,7 @@ from stages.common.artifacts import replacing_file
 from stages.common.batches import Batch, Example, inference_batches
 from stages.common.command import UserError
 from stages.common.models.adapter import CausalModel
-from stages.common.models.walk import Beginning, embed, walk, walk_beginning
+from stages.common.models.walk import Beginning, behind, embed, walk, walk_beginning
 from stages.common.params import Trace
 from stages.common.progress import Advance, progress
 from stages.common.runtime import Runtime
@@ -55,23 +55,24 @@ class Tracer:
         """Solve the bases of all distinct answer tokens and walk the shared beginning once."""
         tokens = sorted({token for example in examples for token in example.answer_ids})
         solved = semantic_bases(model.head.weight, model.head.bias, tokens).float().to(model.device)
-        ids = torch.tensor([examples[0].prompt_ids[:shared]], device=model.device)
+        ids = torch.tensor(examples[0].prompt_ids[:shared], device=model.device)
         with runtime.autocast():
             beginning = walk_beginning(model, embed(model, ids), 0, model.depth) if shared else None
         return cls(model, runtime, params, dict(zip(tokens, solved, strict=True)), shared, beginning)
 
     @torch.no_grad()
     def trace(self, batch: Batch, with_losses: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """Deviations and losses of the batch's N answer positions, [N, L+1] each (losses where asked)."""
+        """Deviations and losses of the batch's M answer positions, [M, L+1] each (losses where asked)."""
         batch = batch.to(self.model.device)
         outputs = torch.stack([self.bases[int(token)] for token in batch.targets])
-        inputs = self.model.embedding.weight[batch.ids[batch.rows, batch.columns]]
+        inputs = self.model.embedding.weight[batch.ids[batch.answers]]
         deviation, loss = [], []
         with self.runtime.autocast():
             states = embed(self.model, batch.ids)
-            spaces = walk(self.model, states, 0, self.model.depth, self.beginning)
+            packing = behind(batch.lengths, self.model.device, self.beginning)
+            spaces = walk(self.model, states, 0, self.model.depth, packing)
             for number, space in enumerate(chain([states], spaces)):
-                raw = batch.answer_states(space)
+                raw = space[batch.answers]
                 normed = self.model.norm(raw)
                 targets = outputs
                 if self.params.target == "virtual":

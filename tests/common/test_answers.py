@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.common.answers import Reader, Start
+from stages.common.answers import Embeddings, Reader
 from stages.common.batches import Example
 from stages.common.label_tree import LabelTree
 from stages.common.models.adapter import CausalModel
@@ -66,5 +66,5 @@ def test_the_start_makes_no_difference(model, examples):
     runtime = choose_runtime(Device(kind="cpu", dtype="float32"))
     reader = Reader(model, runtime, None, batch_tokens=64)
     shared = reader.read(examples, SHARED)
-    alone = reader.read(examples, 0, Start.at_embeddings(model, []))
+    alone = reader.read(examples, 0, Embeddings.behind(model, []))
     assert [a.loss for a in shared] == pytest.approx([a.loss for a in alone], rel=1e-5)

@@ -12,19 +12,18 @@ def example(prompt, answer):
 
 def test_a_batch_holds_inputs_behind_the_beginning_and_where_answers_are_predicted():
     examples = [example([1, 2, 3, 4, 5], [6]), example([1, 2, 7], [8, 9, 10])]
-    batch = Batch.of(examples, [1, 0], shared=2, pad=0)
-    assert batch.ids.tolist() == [[7, 8, 9], [3, 4, 5]]
-    assert batch.lengths.tolist() == [3, 3]
+    batch = Batch.of(examples, [1, 0], shared=2)
+    assert batch.ids.tolist() == [7, 8, 9, 3, 4, 5]
+    assert batch.lengths == (3, 3)
     assert batch.rows.tolist() == [0, 0, 0, 1]
-    assert batch.columns.tolist() == [0, 1, 2, 2]
+    assert batch.answers.tolist() == [0, 1, 2, 5]
     assert batch.targets.tolist() == [8, 9, 10, 6]
     assert batch.answer_index.tolist() == [0, 1, 2, 0]
 
 
 def test_attended_counts_the_keys_that_every_token_sees():
     batch = Batch.of([example(range(5), [9]), example(range(7), [9])], [0, 1], shared=2)
-    tokens = batch.ids.shape[1]
-    assert batch.attended(2) == sum(2 + t + 1 for _ in range(2) for t in range(tokens))
+    assert batch.attended(2) == sum(2 + t + 1 for tokens in (3, 5) for t in range(tokens))
 
 
 @pytest.mark.parametrize("budget", [16, 64, 1000])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.common.answers import Reader, Start
+from stages.common.answers import Embeddings, Reader, training_logits
 from stages.common.batches import Batch, Example, training_batches
 from stages.common.command import UserError
 from stages.common.cost import ModelShape
@@ -66,11 +66,11 @@ def weights(made):
 @pytest.mark.parametrize("boundary", [1, 2, 4])
 def test_cached_and_uncached_training_are_the_same(examples, boundary):
     cached = trainable(boundary)
-    start = cache_boundary(cached.model, RUNTIME, examples, SHARED, boundary, 64).start(RUNTIME.device)
+    start = cache_boundary(cached.model, RUNTIME, examples, SHARED, boundary, 64)
     ours = run(cached, examples, start, params())
     uncached = trainable(boundary)
     beginning = examples[0].prompt_ids[:SHARED]
-    theirs = run(uncached, examples, Start.at_embeddings(uncached.model, beginning), params())
+    theirs = run(uncached, examples, Embeddings.behind(uncached.model, beginning), params())
     for mine, other in zip(ours.curve, theirs.curve, strict=True):
         assert mine["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-4)
     for name, weight in weights(cached).items():
@@ -80,13 +80,13 @@ def test_cached_and_uncached_training_are_the_same(examples, boundary):
 def test_cached_states_are_hugging_faces_hidden_states(examples):
     made = trainable(2)
     cache = cache_boundary(made.model, RUNTIME, examples, SHARED, 2, 40)
-    for example, states in zip(examples, cache.states, strict=True):
+    for example, states in zip(examples, cache.examples, strict=True):
         with torch.no_grad():
             hidden = made.model.network(torch.tensor([list(example.inputs)]), output_hidden_states=True).hidden_states[
                 2
             ]
         torch.testing.assert_close(states, hidden[0, SHARED:], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(cache.beginning[0], hidden[0, :SHARED], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(cache.beginning(), hidden[0, :SHARED], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("boundary", [0, 2])
@@ -94,7 +94,7 @@ def test_training_is_that_of_a_plain_loop_over_the_whole_model(examples, boundar
     """Hugging Face's forward with its own labels and masks, torch's AdamW and clipping, same batches."""
     settings = params(schedule="constant", warmup_share=0.0)
     ours = trainable(boundary)
-    run(ours, examples, Start.at_embeddings(ours.model, examples[0].prompt_ids[:SHARED]), settings)
+    run(ours, examples, Embeddings.behind(ours.model, examples[0].prompt_ids[:SHARED]), settings)
 
     plain = trainable(boundary)
     decayed = [p for p in plain.parameters if p.ndim >= 2]
@@ -123,7 +123,7 @@ def test_training_is_that_of_a_plain_loop_over_the_whole_model(examples, boundar
 def test_frozen_parameters_are_not_touched_and_get_no_gradient(examples):
     made = trainable(2)
     before = weights(made)
-    run(made, examples, Start.at_embeddings(made.model, examples[0].prompt_ids[:SHARED]), params())
+    run(made, examples, Embeddings.behind(made.model, examples[0].prompt_ids[:SHARED]), params())
     chosen = {id(parameter) for parameter in made.parameters}
     for name, parameter in made.model.network.named_parameters():
         if id(parameter) in chosen:
@@ -137,18 +137,17 @@ def test_frozen_layers_build_no_graph(examples):
     """The states that the suffix starts from need no gradient, so back-propagation ends at the boundary."""
     made = trainable(2)
     batch = Batch.of(examples, [0, 1], SHARED)
-    start = Start.at_embeddings(made.model, examples[0].prompt_ids[:SHARED])
-    states = start.states(batch)
-    assert not states.requires_grad
+    start = Embeddings.behind(made.model, examples[0].prompt_ids[:SHARED])
+    assert not start.states(batch, joined=True).requires_grad
     assert not embed(made.model, batch.ids).requires_grad
-    assert start.answer_logits(made.model, batch, start.walk_beginning(made.model)).requires_grad
+    assert training_logits(made.model, start, batch).requires_grad
 
 
 def test_a_loss_that_is_no_number_stops_with_advice(examples):
     made = trainable(2)
     with torch.no_grad():
         made.model.norm.weight.fill_(math.nan)
-    start = Start.at_embeddings(made.model, examples[0].prompt_ids[:SHARED])
+    start = Embeddings.behind(made.model, examples[0].prompt_ids[:SHARED])
     with pytest.raises(UserError, match=r"loss became nan at step 1 of 6 .* lower finetune\.learning_rate"):
         run(made, examples, start, params())
 

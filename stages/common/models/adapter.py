@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from stages.common.command import UserError
+from stages.common.models.attention import PACKED
 from stages.common.models.families import Family, family_of
 
 
@@ -19,6 +20,9 @@ class CausalModel:
 
     network: PreTrainedModel
     family: Family
+
+    def __post_init__(self) -> None:
+        self.network.set_attn_implementation(PACKED)
 
     @cached_property
     def embedding(self) -> nn.Embedding:
@@ -84,7 +88,7 @@ def open_model(
         config = AutoConfig.from_pretrained(folder, **options)
         family = family_of(config.model_type)
         network = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **options
+            folder, config=config, dtype=dtype, use_safetensors=True, attn_implementation=PACKED, **options
         )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from stages.common.answers import Embeddings, training_logits
 from stages.common.batches import Batch, Example
 from stages.common.models.adapter import CausalModel
+from stages.common.models.attention import Packing
 from stages.common.models.families import FAMILIES, family_of
-from stages.common.models.walk import embed, run, walk, walk_beginning
+from stages.common.models.walk import behind, embed, run, walk, walk_beginning
 from tests.common.models.tiny import tiny_network
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 20, 21], [5, 6, 7, 30, 31, 32, 33, 34, 35]]
@@ -22,23 +24,30 @@ def batch_of(shared):
     return Batch.of(examples, range(len(examples)), shared)
 
 
-def walk_all(model, shared):
-    """Every space at the answer positions, [L+1, N, hidden]."""
+def walk_all(model, shared, joined):
+    """Every space at the answer positions, [L+1, M, hidden]."""
     batch = batch_of(shared)
-    beginning = (
-        walk_beginning(model, embed(model, torch.tensor([PROMPTS[0][:shared]])), 0, model.depth) if shared else None
-    )
-    states = embed(model, batch.ids)
-    spaces = [states, *walk(model, states, 0, model.depth, beginning)]
-    return torch.stack([batch.answer_states(space) for space in spaces])
+    start = Embeddings.behind(model, PROMPTS[0][:shared])
+    if joined:
+        packing = Packing.of(batch.lengths, model.device, past=shared)
+        answers = shared + batch.answers
+    else:
+        packing = behind(batch.lengths, model.device, walk_beginning(model, start.beginning(), 0, model.depth))
+        answers = batch.answers
+    states = start.states(batch, joined=joined)
+    return torch.stack([space[answers] for space in [states, *walk(model, states, 0, model.depth, packing)]])
 
 
-@pytest.mark.parametrize("shared", [0, SHARED], ids=["alone", "behind a shared beginning"])
+@pytest.mark.parametrize(
+    ("shared", "joined"),
+    [(0, False), (SHARED, False), (SHARED, True)],
+    ids=["alone", "behind a walked beginning", "joined to the beginning"],
+)
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
-def test_every_space_and_the_logits_are_hugging_faces_own(model_type, shared):
+def test_every_space_and_the_logits_are_hugging_faces_own(model_type, shared, joined):
     model = open_tiny(model_type)
     with torch.no_grad():
-        ours = walk_all(model, shared)
+        ours = walk_all(model, shared, joined)
         for row, prompt in enumerate(PROMPTS):
             theirs = model.network(torch.tensor([prompt]), output_hidden_states=True)
             for space in range(model.depth):
@@ -48,15 +57,40 @@ def test_every_space_and_the_logits_are_hugging_faces_own(model_type, shared):
             torch.testing.assert_close(model.logits(ours[-1])[row], theirs.logits[0, -1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shared", [0, SHARED])
+def test_a_sliding_window_is_hugging_faces_own(shared):
+    window = 4
+    model = open_tiny("qwen2", use_sliding_window=True, sliding_window=window, max_window_layers=1)
+    kinds = [layer.self_attn.sliding_window for layer in model.layers]
+    assert kinds == [None, window, window, window]
+    assert max(map(len, PROMPTS)) > window + 1
+    with torch.no_grad():
+        ours = walk_all(model, shared, joined=shared > 0)
+        for row, prompt in enumerate(PROMPTS):
+            theirs = model.network(torch.tensor([prompt])).logits[0, -1]
+            torch.testing.assert_close(model.logits(ours[-1])[row], theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("boundary", [0, 2, 4])
 def test_prefix_and_suffix_make_the_whole(boundary):
     model = open_tiny("llama")
     batch = batch_of(0)
+    packing = Packing.of(batch.lengths, model.device)
     with torch.no_grad():
         states = embed(model, batch.ids)
-        whole = run(model, states, 0, model.depth)
-        halves = run(model, run(model, states, 0, boundary), boundary, model.depth)
+        whole = run(model, states, 0, model.depth, packing)
+        halves = run(model, run(model, states, 0, boundary, packing), boundary, model.depth, packing)
     torch.testing.assert_close(halves, whole)
+
+
+def test_sequences_of_one_length_need_no_padding_and_agree_with_those_that_do():
+    model = open_tiny("llama")
+    tokens = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 10]])
+    with torch.no_grad():
+        together = run(model, embed(model, tokens.flatten()), 0, 4, Packing.of([4, 4], model.device))
+        longer = torch.cat([tokens.flatten(), torch.arange(20, 26)])
+        padded = run(model, embed(model, longer), 0, 4, Packing.of([4, 4, 6], model.device))
+    torch.testing.assert_close(padded[:8], together, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -69,12 +103,8 @@ def test_gradients_behind_a_shared_beginning_are_those_of_the_whole_model(bounda
         parameter.requires_grad_(True)
 
     batch = batch_of(SHARED)
-    shared = embed(model, torch.tensor([PROMPTS[0][:SHARED]]))
-    prefix = walk_beginning(model, shared, 0, boundary)
-    states = run(model, embed(model, batch.ids), 0, boundary, prefix)
-    suffix = walk_beginning(model, prefix.states[-1], boundary, model.depth)
-    answers = batch.answer_states(run(model, states, boundary, model.depth, suffix))
-    torch.nn.functional.cross_entropy(model.logits(answers), batch.targets).backward()
+    logits = training_logits(model, Embeddings.behind(model, PROMPTS[0][:SHARED]), batch)
+    torch.nn.functional.cross_entropy(logits, batch.targets).backward()
     ours = [parameter.grad.clone() for parameter in trained]
 
     model.network.zero_grad()
