@@ -132,7 +132,7 @@ def packed_attention(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface; without a packing it is transformers' ``sdpa``."""
+    """Attention by transformers' interface; without a packing it is transformers' ``sdpa``."""
     if packing is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **options
