@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -89,8 +89,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Self:
         """The same batch on a device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors)
+        fields: dict[str, Any] = vars(self)
+        return replace(self, **{name: value.to(device) for name, value in fields.items() if isinstance(value, Tensor)})
 
     def attended(self, shared: int) -> int:
         """Keys seen, summed over the batch's own tokens: the attention's share of the cost."""

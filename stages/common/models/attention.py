@@ -78,7 +78,7 @@ class Packing:
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kernel: Any, window: int) -> Tensor:
         """Attention of packed [1, heads, rows, head size]; returns [1, rows, heads, head size]."""
-        layer = module.layer_idx
+        layer: Any = module.layer_idx  # transformers numbers its attention modules from 0
         if self.remember is not None:
             self.remember[layer] = (key, value)
         start = self.beginning_rows
