@@ -1,7 +1,7 @@
 """Prepared examples, and the batches that go through the layers."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -89,8 +89,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Self:
         """The same batch on a device."""
-        fields: dict[str, Any] = vars(self)
-        return replace(self, **{name: value.to(device) for name, value in fields.items() if isinstance(value, Tensor)})
+        fields: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()
+        }
+        return type(self)(**fields)
 
     def attended(self, shared: int) -> int:
         """Keys seen, summed over the batch's own tokens: the attention's share of the cost."""

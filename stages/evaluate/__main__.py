@@ -16,7 +16,7 @@ from stages.common.runtime import choose_runtime
 from stages.evaluate import baselines
 from stages.evaluate.compare import compare_methods, comparison_rows, to_csv
 from stages.evaluate.intervals import Bootstrap
-from stages.evaluate.predict import Predictor, prediction_rows
+from stages.evaluate.predict import Predictor, frozen_layers, prediction_rows
 from stages.evaluate.scores import Predictions, score
 from stages.evaluate.summary import print_summary
 
@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         training = read_examples(args.prepared, "train")
         predictions["tfidf"] = Predictions.of_labels(baselines.tfidf(training, test), test)
         predictions["majority"] = Predictions.of_labels(baselines.majority(training, test), test)
-    predictions |= {name: predictor.predict(args.models / name, name) for name in names}
+    base_shards = read_json(args.base / "base.json")["shards"]
+    for name in names:
+        frozen = frozen_layers(facts[name]["shards"], base_shards)
+        predictions[name] = predictor.predict(args.models / name, name, frozen)
 
     scores = {name: score(said, test, classes, bootstrap) for name, said in predictions.items()}
     runs = {}

@@ -1,7 +1,7 @@
 """Lets a model folder answer the test split."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ from tokenizers import Tokenizer
 
 from stages.common.answers import Reader
 from stages.common.batches import Example
+from stages.common.boundary_cache import BoundaryCache, cache_boundary
 from stages.common.label_tree import LabelTree
-from stages.common.models.adapter import open_model
+from stages.common.models.adapter import CausalModel, open_model
 from stages.common.params import Evaluate
 from stages.common.progress import progress
 from stages.common.runtime import Runtime
@@ -21,22 +22,30 @@ from stages.evaluate.scores import Predictions
 
 @dataclass(frozen=True)
 class Predictor:
-    """What all models are asked, and how."""
+    """What all models are asked, and how.
+
+    Attributes:
+        base: the base model's folder.
+        prefixes: states of the test split behind frozen layers, by their number: computed once for all models.
+    """
 
     runtime: Runtime
     params: Evaluate
     meta: dict[str, Any]
     base: Path
     test: Sequence[Example]
+    prefixes: dict[int, BoundaryCache] = field(default_factory=dict)
 
-    def predict(self, folder: Path, name: str) -> Predictions:
-        """Answers of the model in ``folder``."""
+    def predict(self, folder: Path, name: str, frozen: int = 0) -> Predictions:
+        """Answers of the model in ``folder``, whose embedding and layers 1..frozen are the base's."""
         labels = self.meta["labels"]
         tree = LabelTree.of({label["label"]: label["token_ids"] for label in labels}) if labels else None
         model = open_model(folder, self.runtime.device, self.runtime.dtype)
         reader = Reader(model, self.runtime, tree, self.params.batch_tokens)
         with progress(f"evaluating {name}", len(self.test), "examples") as advance:
-            answers = reader.read(self.test, self.meta["shared_prefix_tokens"], advance=lambda n: advance(n, ""))
+            start = self._behind_frozen(model, frozen) if frozen else None
+            shared = self.meta["shared_prefix_tokens"]
+            answers = reader.read(self.test, shared, start, advance=lambda n: advance(n, ""))
         loss = np.array([answer.loss for answer in answers])
         tokens = np.array([len(example.answer_ids) for example in self.test], float)
         if tree is not None:
@@ -56,6 +65,26 @@ class Predictor:
             marker = self.params.answer_marker
             correct = [exact_match(text, example.answer, marker) for text, example in zip(said, self.test, strict=True)]
         return Predictions(said, np.array(correct, float), loss, tokens, [answer.probability for answer in answers])
+
+    def _behind_frozen(self, model: CausalModel, frozen: int) -> BoundaryCache:
+        if frozen not in self.prefixes:
+            self.prefixes[frozen] = cache_boundary(
+                model, self.runtime, self.test, self.meta["shared_prefix_tokens"], frozen, self.params.batch_tokens
+            )
+        return self.prefixes[frozen]
+
+
+def frozen_layers(shards: Mapping[str, str], base: Mapping[str, str]) -> int:
+    """How many layers, counted from the embedding up, have the base's very bytes.
+
+    Args:
+        shards: file name → SHA-256 of a fine-tuned model's shards.
+        base: the same of its base.
+    """
+    if shards["embedding.safetensors"] != base["embedding.safetensors"]:
+        return 0
+    layers = sorted(name for name in base if name.startswith("layer-"))
+    return next((depth for depth, name in enumerate(layers) if shards[name] != base[name]), len(layers))
 
 
 def prediction_rows(predictions: Mapping[str, Predictions], test: Sequence[Example]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from stages.common.models.families import family_of
 from stages.common.models.walk import embed
 from stages.common.params import Device, Finetune, load_params
 from stages.common.runtime import choose_runtime
-from stages.finetune.boundary_cache import cache_boundary
+from stages.common.boundary_cache import cache_boundary
 from stages.finetune.loop import Costs, Split, rate_factor, train
 from stages.finetune.methods import Trainable
 from tests.common.models.tiny import tiny_network

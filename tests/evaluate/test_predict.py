@@ -1,0 +1,65 @@
+"""Frozen layers are the base's: their states are computed once for all models, and change no answer."""
+
+import numpy as np
+import pytest
+import torch
+
+from stages.common.batches import Example
+from stages.common.models.adapter import open_model
+from stages.common.params import Device, load_params
+from stages.common.runtime import choose_runtime
+from stages.evaluate.predict import Predictor, frozen_layers
+from tests.common.models.tiny import save_tiny
+from tests.conftest import PROJECT
+
+SHARED = 3
+BASE = {
+    "embedding.safetensors": "e",
+    "layer-01.safetensors": "1",
+    "layer-02.safetensors": "2",
+    "final.safetensors": "f",
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "frozen"),
+    [
+        ([], 2),
+        (["final"], 2),
+        (["layer-02", "final"], 1),
+        (["layer-01"], 0),
+        (["embedding"], 0),  # the same layers on other embeddings see other states
+    ],
+)
+def test_frozen_layers_are_those_below_the_first_change(changed, frozen):
+    shards = {**BASE, **{f"{unit}.safetensors": "new" for unit in changed}}
+    assert frozen_layers(shards, BASE) == frozen
+
+
+def test_sharing_the_frozen_layers_states_changes_no_answer(tmp_path):
+    folders = [save_tiny(tmp_path / "first"), save_tiny(tmp_path / "second")]
+    runtime = choose_runtime(Device(kind="cpu", dtype="float32"))
+    second = open_model(folders[1], runtime.device)
+    with torch.no_grad():
+        for parameter in second.layers[2:].parameters():
+            parameter.mul_(1.3)
+    second.network.save_pretrained(folders[1])
+
+    rng = np.random.default_rng(0)
+    test = [
+        Example(str(n), "ab"[n % 2], "", "", (5, 6, 7, *rng.integers(10, 90, size=2 + n % 3)), (50 + n % 2,))
+        for n in range(9)
+    ]
+    labels = [{"label": "a", "token_ids": [50]}, {"label": "b", "token_ids": [51]}]
+    meta = {"labels": labels, "shared_prefix_tokens": SHARED}
+    params = load_params(PROJECT / "params.yaml").evaluate
+
+    def predictor():
+        return Predictor(runtime, params, meta, tmp_path, test)
+
+    sharing = predictor()
+    for folder in folders:
+        shared, alone = sharing.predict(folder, "shared", frozen=2), predictor().predict(folder, "alone")
+        assert shared.predicted == alone.predicted
+        np.testing.assert_allclose(shared.loss, alone.loss, rtol=1e-4)
+    assert list(sharing.prefixes) == [2]
