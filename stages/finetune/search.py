@@ -7,13 +7,13 @@ from pathlib import Path
 
 from stages.common.answers import Embeddings, Reader, Start
 from stages.common.batches import Example
+from stages.common.boundary_cache import cache_boundary
 from stages.common.cost import ModelShape, Technique
 from stages.common.freeze_plan import FreezePlan
 from stages.common.models.adapter import CausalModel, open_model
 from stages.common.params import Finetune, MethodName
 from stages.common.progress import progress
 from stages.common.runtime import Runtime
-from stages.common.boundary_cache import cache_boundary
 from stages.finetune.loop import Costs, Split, Training, train
 from stages.finetune.methods import METHODS, Trainable, make_trainable
 

@@ -8,6 +8,7 @@ import torch
 
 from stages.common.answers import Embeddings, Reader, training_logits
 from stages.common.batches import Batch, Example, training_batches
+from stages.common.boundary_cache import cache_boundary
 from stages.common.command import UserError
 from stages.common.cost import ModelShape
 from stages.common.models.adapter import CausalModel
@@ -15,7 +16,6 @@ from stages.common.models.families import family_of
 from stages.common.models.walk import embed
 from stages.common.params import Device, Finetune, load_params
 from stages.common.runtime import choose_runtime
-from stages.common.boundary_cache import cache_boundary
 from stages.finetune.loop import Costs, Split, rate_factor, train
 from stages.finetune.methods import Trainable
 from tests.common.models.tiny import tiny_network
