@@ -72,6 +72,26 @@ def declared_groups(room: Path) -> frozenset[str]:
     )
 
 
+def attributes_of(room: Path, group: type) -> frozenset[str]:
+    """The fields of a parameter group that a room's modules take as an attribute of anything typed as that group."""
+    taken: set[str] = set()
+    for file in room.rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        holders = {
+            node.arg
+            for node in ast.walk(tree)
+            if isinstance(node, ast.arg)
+            and isinstance(node.annotation, ast.Name)
+            and node.annotation.id == group.__name__
+        }
+        taken |= {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in holders
+        }
+    return frozenset(taken & set(group.model_fields))
+
+
 def _files_of(name: str) -> set[Path]:
     parts = name.split(".")
     if parts[0] not in {"stages", "flows"}:

@@ -53,7 +53,19 @@ def test_every_stage_says_what_it_does_and_how_long_it_may_take(name):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_params_are_the_groups_that_the_source_reads(name):
-    assert set(DECLARED[name].get("params", [])) == stage_sources.declared_groups(ROOT / "stages" / name)
+    declared = set(DECLARED[name].get("params", []))
+    assert {key.partition(".")[0] for key in declared} == stage_sources.declared_groups(ROOT / "stages" / name)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_of_a_group_declared_in_part_only_these_keys_are_read(name):
+    declared = set(DECLARED[name].get("params", []))
+    keys = {key for key in declared if "." in key}
+    for group in {key.partition(".")[0] for key in keys}:
+        assert group not in declared
+        assert stage_sources.attributes_of(ROOT / "stages" / name, Params.model_fields[group].annotation) == {
+            key.partition(".")[2] for key in keys if key.startswith(f"{group}.")
+        }
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -110,7 +122,7 @@ def test_the_help_shows_an_example(name, capsys):
 
 
 def test_every_group_of_parameters_is_read_by_a_stage():
-    read = {group for stage in DECLARED.values() for group in stage.get("params", [])}
+    read = {key.partition(".")[0] for stage in DECLARED.values() for key in stage.get("params", [])}
     assert read == set(Params.model_fields)
 
 

@@ -157,7 +157,8 @@ def _use_standin(patch: pytest.MonkeyPatch, root: Path) -> None:
         ("trace.sample", 10, {"trace"}, "trace"),
         ("fit.bootstrap", 50, {"fit"}, "fit"),
         ("plan.last_n", 3, {"plan"}, "plan"),
-        ("finetune.epochs", 7, {"finetune"}, "finetune"),
+        ("finetune.epochs", 7, {"plan", "finetune"}, "plan"),
+        ("finetune.weight_decay", 0.5, {"finetune"}, "finetune"),
         ("evaluate.bootstrap", 99, {"evaluate"}, "evaluate"),
     ],
 )
@@ -204,10 +205,10 @@ def test_an_edited_helper_runs_the_stages_that_import_it(copy):
 
 
 def test_a_parameter_changed_back_is_restored_and_not_run_again(copy):
-    before = copy.get("finetune.epochs")
-    copy.change("finetune.epochs", 11)
+    before = copy.get("finetune.weight_decay")
+    copy.change("finetune.weight_decay", 0.5)
     assert copy.repro() == after("finetune")
-    copy.change("finetune.epochs", before)
+    copy.change("finetune.weight_decay", before)
     # The page is a plain file in git, not in DVC's cache: it alone is made again.
     assert copy.repro() == {"report"}
 

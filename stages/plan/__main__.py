@@ -11,22 +11,23 @@ from stages.common.artifacts import replacing_folder, sha256_file
 from stages.common.command import UserError, exit_code
 from stages.common.freeze_plan import FILE_NAME
 from stages.common.freeze_plan import Evidence as Hashes
-from stages.common.params import Plan, Room
+from stages.common.params import Finetune, Plan, Room
 from stages.plan.assemble import make_plan
 from stages.plan.evidence import Evidence, read_base, read_gains, read_law, read_sizes
 from stages.plan.summary import print_summary
 
 
 class PlanRoom(Room):
-    """The groups that this stage reads."""
+    """The groups that this stage reads; of ``finetune`` only what decides the cost: epochs and batch size."""
 
     plan: Plan
+    finetune: Finetune
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Choose the boundary and write the plan."""
     args = _parser().parse_args(argv)
-    params = PlanRoom.load().plan
+    params = PlanRoom.load()
     base, sizes = read_base(args.base), read_sizes(args.prepared)
     layers = base.shape.layers
     if layers < 3:
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     hashes = Hashes(
         law_sha256=sha256_file(args.law), gains_sha256=sha256_file(args.gains), trace_sha256=law.trace_sha256
     )
-    plan = make_plan(base, sizes, Evidence(layers, law.quantities, gains), params, hashes)
+    plan = make_plan(base, sizes, Evidence(layers, law.quantities, gains), params.plan, params.finetune, hashes)
     with replacing_folder(args.out) as folder:
         plan.save(folder / FILE_NAME)
     print_summary(plan, Console())

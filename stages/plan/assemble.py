@@ -4,14 +4,16 @@ from collections.abc import Mapping
 
 from stages.common.freeze_plan import Evidence as Hashes
 from stages.common.freeze_plan import FreezePlan, FrontierPoint, ParameterCounts, PlannedModel
-from stages.common.params import Plan, SelectorName
+from stages.common.params import Finetune, Plan, SelectorName
 from stages.plan.evidence import BaseFacts, Evidence, PreparedSizes
 from stages.plan.exports import exports
 from stages.plan.frontier import cost_model, frontier, within_budget
 from stages.plan.selectors import SELECTORS, Choice, basis_of
 
 
-def make_plan(base: BaseFacts, sizes: PreparedSizes, evidence: Evidence, params: Plan, hashes: Hashes) -> FreezePlan:
+def make_plan(
+    base: BaseFacts, sizes: PreparedSizes, evidence: Evidence, params: Plan, schedule: Finetune, hashes: Hashes
+) -> FreezePlan:
     """Choose the boundary and describe it.
 
     The budget caps the plan's own boundary and salf's; the baselines that it is compared with keep
@@ -21,7 +23,7 @@ def make_plan(base: BaseFacts, sizes: PreparedSizes, evidence: Evidence, params:
         UserError: nothing fits the budget, or the trace has no gains.
     """
     basis = basis_of(evidence, params)
-    work = cost_model(sizes)
+    work = cost_model(sizes, schedule.epochs, schedule.batch_size)
     points = frontier(base, work, evidence.laws[basis.quantity])
     choices = {name: select(evidence, params) for name, select in SELECTORS.items()}
     choice = choices[params.selector]

@@ -18,8 +18,6 @@ from stages.common.cost import (
 from stages.common.freeze_plan import CostModel, FrontierPoint
 from stages.plan.evidence import BaseFacts, DepthLaw, PreparedSizes
 
-EPOCHS: Final = 3
-BATCH_ROWS: Final = 16
 _FORMULA: Final = (
     "FLOPs of E epochs, cached: flops_frozen + E * flops_epoch; uncached: E * (flops_frozen + flops_epoch); "
     "the share of E epochs: many + (one - many) / E, with many = flops_share_many_epochs and "
@@ -27,17 +25,17 @@ _FORMULA: Final = (
 )
 
 
-def cost_model(sizes: PreparedSizes) -> CostModel:
+def cost_model(sizes: PreparedSizes, epochs: int, batch_rows: int) -> CostModel:
     """The sums over one epoch of the training split that the costs are counted from.
 
     Rows are taken at their mean length: the attention's share is a little more when they vary.
     """
     train, shared = sizes.splits["train"], sizes.shared_prefix_tokens
-    batches = math.ceil(train.rows / BATCH_ROWS)
+    batches = math.ceil(train.rows / batch_rows)
     own = train.tokens / train.rows - shared
     return CostModel(
-        epochs=EPOCHS,
-        batch_rows=BATCH_ROWS,
+        epochs=epochs,
+        batch_rows=batch_rows,
         value_bytes=FLOAT32_BYTES,
         rows=train.rows,
         queries=train.tokens - train.rows * shared + batches * shared,
@@ -45,8 +43,8 @@ def cost_model(sizes: PreparedSizes) -> CostModel:
         positions=train.answer_tokens,
         formula=_FORMULA,
         assumptions=[
-            f"flops and shares are those of {EPOCHS} epochs, whatever finetune.epochs says: see the formula",
-            f"batches of {BATCH_ROWS} rows: the {shared} tokens that all prompts begin with are computed once a batch",
+            f"flops and shares are those of finetune.epochs = {epochs} epochs; for others see the formula",
+            f"batches of {batch_rows} rows: the {shared} tokens that all prompts begin with are computed once a batch",
             "the scope's own weights train (no LoRA); matrix products only, 2 operations per multiply-add",
             "every row has the mean length; no padding; the head at answer positions only",
             "AdamW with float32 moments, float32 gradients and activations; weights themselves not counted",
