@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from stages.common import run_record
+
 BAD_INPUT: Final = 2
 INTERRUPTED: Final = 130
 
@@ -21,22 +23,45 @@ class UserError(Exception):
 
 
 def exit_code(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a stage's ``main`` and return the process's exit code; a fault of the user's becomes one line."""
+    """Run a stage's ``main`` and return the process's exit code; a fault of the user's becomes one line.
+
+    Where DVC runs the stage, its start and its end are recorded.
+    """
+    try:
+        run = run_record.begin(argv)
+    except OSError as error:
+        return _report(
+            f"cannot record this run in {error.filename or 'the ledger'}: {os.strerror(error.errno or 0)}", BAD_INPUT
+        )
+    status = 1
+    try:
+        status = _status(stage, argv)
+    except SystemExit as ended:  # argparse
+        status = ended.code if isinstance(ended.code, int) else 1
+        raise
+    finally:
+        run_record.finish(run, status)
+    return status
+
+
+def _status(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None) -> int:
     try:
         stage(argv)
     except UserError as error:
         return _report(str(error), BAD_INPUT)
     except OSError as error:
-        if error.errno not in _DISK_FAULTS:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        reason = os.strerror(error.errno)
-        return _report(
-            f"cannot write{where}: {reason}; nothing finished was touched: free space and run again", BAD_INPUT
-        )
+        return _disk_fault(error)
     except KeyboardInterrupt:
         return _report("interrupted; run again to resume", INTERRUPTED)
     return 0
+
+
+def _disk_fault(error: OSError) -> int:
+    if error.errno not in _DISK_FAULTS:
+        raise error
+    where = f" ({error.filename})" if error.filename else ""
+    reason = os.strerror(error.errno)
+    return _report(f"cannot write{where}: {reason}; nothing finished was touched: free space and run again", BAD_INPUT)
 
 
 def _report(message: str, code: int) -> int:

@@ -1,0 +1,1 @@
+"""Lineage: what made an artifact, whether it still is what was made, and what changed since."""
