@@ -11,7 +11,7 @@ from stages.common.batches import Batch, Example, inference_batches
 from stages.common.label_tree import LabelTree, LogProbabilities, Path, preferences
 from stages.common.models.adapter import CausalModel
 from stages.common.models.attention import Packing
-from stages.common.models.walk import behind, embed, run, walk_beginning
+from stages.common.models.walk import behind, embed, run_to_answers, walk_beginning
 from stages.common.runtime import Runtime
 
 
@@ -67,8 +67,7 @@ class Embeddings:
 def training_logits(model: CausalModel, start: Start, batch: Batch) -> Tensor:
     """Logits of the batch's M answer positions, [M, vocabulary]; beginning and batch in one pass."""
     packing = Packing.of(batch.lengths, batch.ids.device, past=start.shared)
-    last = run(model, start.states(batch, joined=True), start.space, model.depth, packing)
-    return model.logits(last[start.shared + batch.answers])
+    return model.logits(run_to_answers(model, start.states(batch, joined=True), start.space, packing, batch.answers))
 
 
 @dataclass(frozen=True)
@@ -151,8 +150,8 @@ class Reader:
             for index in inference_batches([len(e.inputs) - start.shared for e in examples], self.batch_tokens):
                 batch = Batch.of(examples, index, start.shared).to(self.model.device)
                 packing = behind(batch.lengths, self.model.device, beginning)
-                last = run(self.model, start.states(batch), start.space, self.model.depth, packing)
-                yield index, batch, self.model.logits(last[batch.answers]).float().log_softmax(-1)
+                last = run_to_answers(self.model, start.states(batch), start.space, packing, batch.answers)
+                yield index, batch, self.model.logits(last).float().log_softmax(-1)
 
     def _look(
         self, examples: Sequence[Example], start: Start, questions: Sequence[tuple[int, Path]]

@@ -7,6 +7,7 @@ queries, keys and values into sequences, lets each attend to itself and to the s
 hands everything else (scaling, dropout, grouped heads) to transformers' ``sdpa`` attention.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -78,48 +79,120 @@ class Packing:
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kernel: Any, window: int) -> Tensor:
         """Attention of packed [1, heads, rows, head size]; returns [1, rows, heads, head size]."""
-        layer: Any = module.layer_idx  # transformers numbers its attention modules from 0
         if self.remember is not None:
-            self.remember[layer] = (key, value)
+            self.remember[_number(module)] = (key, value)
         start = self.beginning_rows
-        # Split, not sliced: the gradient is then one concatenation instead of two padded sums.
-        halves = [x.split([start, len(self.slots)], dim=2) for x in (query, key, value)]
-        beginning, own = zip(*halves, strict=True)
-        queries, keys, values = (self._unpack(x) for x in own)
-        if self.past:
-            past = beginning[1:] if self.joined else self.memory[layer]
-            keys, values = (
-                torch.cat([known.expand(self.sequences, -1, -1, -1), new], dim=2)
-                for known, new in zip(past, (keys, values), strict=True)
-            )
-        attended = self._pack(kernel(queries, keys, values, self._mask(self.past, self.longest, window)))
+        first, own = query.split([start, len(self.slots)], dim=2)
+        keys, values = self.keys_values(module, key, value)
+        attended = self._pack(kernel(self._unpack(own), keys, values, self._mask(self.past, self.longest, window)))
         if not start:
             return attended
-        first = kernel(*beginning, self._mask(0, start, window))
-        return torch.cat([first, attended], dim=1)
+        beginning = kernel(first, key[:, :, :start], value[:, :, :start], self._mask(0, start, window))
+        return torch.cat([beginning, attended], dim=1)
+
+    def keys_values(self, module: nn.Module, key: Tensor, value: Tensor) -> KeysValues:
+        """What each sequence attends to: [1, heads, rows, head size] to [B, heads, P + T, head size], twice."""
+        both = []
+        for number, rows in enumerate((key, value)):
+            # Split, not sliced: the gradient is then one concatenation instead of two padded sums.
+            beginning, own = rows.split([self.beginning_rows, len(self.slots)], dim=2)
+            if self.past and not self.joined:
+                beginning = self.memory[_number(module)][number]
+            both.append(torch.cat([beginning.expand(self.sequences, -1, -1, -1), self._unpack(own)], dim=2))
+        return both[0], both[1]
 
     def _unpack(self, packed: Tensor) -> Tensor:
         """[1, heads, N, head size] to [B, heads, T, head size], zeros behind a sequence's end."""
-        rows = packed[0].transpose(0, 1)
-        if len(self.slots) < self.sequences * self.longest:
-            grid = rows.new_zeros(self.sequences * self.longest, *rows.shape[1:])
-            rows = grid.index_copy(0, self.slots, rows)
-        return rows.reshape(self.sequences, self.longest, *rows.shape[1:]).transpose(1, 2)
+        return _to_grid(packed, self.slots, self.sequences, self.longest)
 
     def _pack(self, padded: Tensor) -> Tensor:
         """[B, T, heads, head size] to [1, N, heads, head size]."""
-        rows = padded.flatten(0, 1)
-        if len(self.slots) < len(rows):
-            rows = rows.index_select(0, self.slots)
-        return rows[None]
+        return _from_grid(padded, self.slots)
 
     def _mask(self, past: int, tokens: int, window: int) -> Tensor | None:
         """What ``tokens`` queries behind ``past`` keys may see, [1, 1, tokens, past + tokens]."""
         if not past and tokens <= window:
             return None  # plain causal attention has a faster kernel of its own
-        columns = torch.arange(past + tokens, device=self.slots.device)
-        rows = columns[past:, None]
-        return ((columns <= rows) & (columns > rows - window))[None, None]
+        rows = torch.arange(past, past + tokens, device=self.slots.device)
+        return _visible(rows, past + tokens, window)[None, None]
+
+
+class KeysValuesReady(Exception):  # noqa: N818 (nothing went wrong: the rest of the layer is not wanted)
+    """Leaves a layer as soon as its keys and values are there."""
+
+    def __init__(self, keys_values: KeysValues) -> None:
+        self.keys_values = keys_values
+
+
+@dataclass(frozen=True)
+class KeysValuesOnly:
+    """In place of a packing: leaves the layer with what its sequences would attend to."""
+
+    packing: Packing
+
+    def attend(self, module: nn.Module, _query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+        """Never returns.
+
+        Raises:
+            KeysValuesReady: holds keys and values, each [B, heads, P + T, head size].
+        """
+        raise KeysValuesReady(self.packing.keys_values(module, key, value))
+
+
+@dataclass(frozen=True)
+class ChosenRows:
+    """In place of a packing: M chosen rows attend to the keys and values of all rows.
+
+    Attributes:
+        packing: how all rows form sequences.
+        chosen: the M rows among the sequences' N own tokens, ascending.
+        keys_values: of all rows, each [B, heads, P + T, head size].
+    """
+
+    packing: Packing
+    chosen: Tensor
+    keys_values: KeysValues
+
+    def attend(self, _module: nn.Module, query: Tensor, _k: Tensor, _v: Tensor, kernel: Any, window: int) -> Tensor:
+        """Attention of the rows' queries [1, heads, M, head size]; returns [1, M, heads, head size]."""
+        packing, slots = self.packing, self.packing.slots[self.chosen]
+        sequence, step = slots // packing.longest, slots % packing.longest
+        counts = torch.bincount(sequence, minlength=packing.sequences)
+        most = int(counts.max())
+        # The number of each chosen row inside its sequence gives its place in a grid of queries.
+        firsts = counts.cumsum(0) - counts
+        places = sequence * most + torch.arange(len(slots), device=slots.device) - firsts[sequence]
+        positions = step.new_zeros(packing.sequences * most).index_copy(0, places, step) + packing.past
+        mask = _visible(positions, packing.past + packing.longest, window).view(packing.sequences, 1, most, -1)
+        attended = kernel(_to_grid(query, places, packing.sequences, most), *self.keys_values, mask)
+        return _from_grid(attended, places)
+
+
+def _visible(positions: Tensor, keys: int, window: int) -> Tensor:
+    """Which of ``keys`` keys a query at each position sees, [positions, keys]."""
+    columns = torch.arange(keys, device=positions.device)
+    return (columns <= positions[:, None]) & (columns > positions[:, None] - window)
+
+
+def _to_grid(packed: Tensor, places: Tensor, sequences: int, longest: int) -> Tensor:
+    """[1, heads, N, head size] to [sequences, heads, longest, head size], zeros where no row has its place."""
+    rows = packed[0].transpose(0, 1)
+    if len(places) < sequences * longest:
+        rows = rows.new_zeros(sequences * longest, *rows.shape[1:]).index_copy(0, places, rows)
+    return rows.reshape(sequences, longest, *rows.shape[1:]).transpose(1, 2)
+
+
+def _from_grid(padded: Tensor, places: Tensor) -> Tensor:
+    """[sequences, longest, heads, head size] to [1, N, heads, head size]."""
+    rows = padded.flatten(0, 1)
+    if len(places) < len(rows):
+        rows = rows.index_select(0, places)
+    return rows[None]
+
+
+def _number(module: nn.Module) -> int:
+    number: Any = module.layer_idx  # transformers numbers its attention modules from 0
+    return number
 
 
 def packed_attention(
@@ -128,7 +201,7 @@ def packed_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    packing: Packing | None = None,
+    packing: Packing | KeysValuesOnly | ChosenRows | None = None,
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
@@ -141,7 +214,7 @@ def packed_attention(
     def kernel(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         return sdpa_attention_forward(module, queries, keys, values, mask, **options)[0]
 
-    return packing.attend(module, query, key, value, kernel, sliding_window or query.shape[2] + packing.past), None
+    return packing.attend(module, query, key, value, kernel, sliding_window or sys.maxsize), None
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.common.models.adapter import CausalModel
-from stages.common.models.attention import KeysValues, Packing
+from stages.common.models.attention import ChosenRows, KeysValues, KeysValuesOnly, KeysValuesReady, Packing
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def walk(model: CausalModel, states: Tensor, first: int, last: int, packing: Pac
         last: the space to end at, at most L.
         packing: how the rows form sequences.
     """
-    states, positions = states[None], packing.position_ids()
-    rotary = model.rotary(states, position_ids=positions)
+    positions = packing.position_ids()
+    rotary = model.rotary(states[None], position_ids=positions)
     for layer in model.layers[first:last]:
-        states = layer(states, attention_mask=None, position_ids=positions, position_embeddings=rotary, packing=packing)
-        yield states[0]
+        states = _through(layer, states, positions, rotary, packing)
+        yield states
 
 
 def run(model: CausalModel, states: Tensor, first: int, last: int, packing: Packing) -> Tensor:
@@ -76,3 +76,42 @@ def run(model: CausalModel, states: Tensor, first: int, last: int, packing: Pack
     for space in walk(model, states, first, last, packing):
         states = space
     return states
+
+
+def run_to_answers(model: CausalModel, states: Tensor, first: int, packing: Packing, answers: Tensor) -> Tensor:
+    """Space L of chosen rows alone, [M, hidden]: the last layer sees all rows and computes only these.
+
+    Nothing reads the other rows of space L. Of them the last layer computes keys and values, and for
+    the chosen ones all the rest: queries, feed-forward part, norms.
+
+    Args:
+        model: the model.
+        states: space ``first`` of the pass's rows, [rows, hidden].
+        first: the space to start from.
+        packing: how the rows form sequences.
+        answers: the rows that are wanted, among the sequences' own tokens, ascending, [M].
+    """
+    chosen = packing.beginning_rows + answers
+    if first == model.depth:
+        return states[chosen]
+    states = run(model, states, first, model.depth - 1, packing)
+    layer, positions = model.layers[-1], packing.position_ids()
+    rotary = model.rotary(states[None], position_ids=positions)
+    try:
+        _through(layer, states, positions, rotary, KeysValuesOnly(packing))
+    except KeysValuesReady as ready:
+        queries = ChosenRows(packing, answers, ready.keys_values)
+    rotary = (rotary[0][:, chosen], rotary[1][:, chosen])
+    return _through(layer, states[chosen], positions[:, chosen], rotary, queries)
+
+
+def _through(
+    layer: nn.Module,
+    states: Tensor,
+    positions: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    packing: Packing | KeysValuesOnly | ChosenRows,
+) -> Tensor:
+    """[rows, hidden] through one layer."""
+    options = {"attention_mask": None, "position_ids": positions, "position_embeddings": rotary, "packing": packing}
+    return layer(states[None], **options)[0]

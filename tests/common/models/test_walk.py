@@ -8,7 +8,7 @@ from stages.common.batches import Batch, Example
 from stages.common.models.adapter import CausalModel
 from stages.common.models.attention import Packing
 from stages.common.models.families import FAMILIES, family_of
-from stages.common.models.walk import behind, embed, run, walk, walk_beginning
+from stages.common.models.walk import behind, embed, run, run_to_answers, walk, walk_beginning
 from tests.common.models.tiny import tiny_network
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 20, 21], [5, 6, 7, 30, 31, 32, 33, 34, 35]]
@@ -81,6 +81,24 @@ def test_prefix_and_suffix_make_the_whole(boundary):
         whole = run(model, states, 0, model.depth, packing)
         halves = run(model, run(model, states, 0, boundary, packing), boundary, model.depth, packing)
     torch.testing.assert_close(halves, whole)
+
+
+@pytest.mark.parametrize("first", [0, 3, 4])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("shared", [0, SHARED])
+def test_the_last_layer_at_answers_alone_is_the_last_layer_of_all_rows(shared, window, first):
+    options = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0} if window else {}
+    model = open_tiny("qwen2", **options)
+    answers = [(40, 41, 42), (43,), (44, 45)]
+    examples = [Example("", None, "", "", tuple(p), a) for p, a in zip(PROMPTS, answers, strict=True)]
+    batch = Batch.of(examples, [2, 0, 1], shared)
+    packing = Packing.of(batch.lengths, model.device, past=shared)
+    with torch.no_grad():
+        states = Embeddings.behind(model, PROMPTS[0][:shared]).states(batch, joined=True)
+        states = run(model, states, 0, first, packing)
+        whole = run(model, states, first, model.depth, packing)[shared + batch.answers]
+        ours = run_to_answers(model, states, first, packing, batch.answers)
+    torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_sequences_of_one_length_need_no_padding_and_agree_with_those_that_do():
