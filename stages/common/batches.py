@@ -98,6 +98,12 @@ class Batch:
         """Keys seen, summed over the batch's own tokens: the attention's share of the cost."""
         return sum(tokens * shared + tokens * (tokens + 1) // 2 for tokens in self.lengths)
 
+    def seen(self, shared: int) -> int:
+        """Keys seen by the answer positions alone."""
+        lengths = torch.tensor(self.lengths)
+        firsts = lengths.cumsum(0) - lengths
+        return int((self.answers.cpu() - firsts[self.rows.cpu()] + 1 + shared).sum())
+
 
 def inference_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Indices by length, as many to a batch as ``batch_tokens`` holds with padding; longest first.

@@ -2,12 +2,17 @@
 
 Counted are the matrix products, at two operations per multiply-add; norms, the softmax, activations,
 rotary embeddings and the optimizer's update are left out (together below 1 % for models of any use).
-Every count is linear in three sums over the work at hand, which the caller knows best:
+Every count is linear in four sums over the work at hand, which the caller knows best:
 
 - ``queries``: tokens pushed through a layer, padding included where it is computed;
 - ``attended``: over those tokens, the keys that each one sees (causal, so T·(T+1)/2 for a plain
   sequence of T tokens; a kernel that computes the whole square does more);
-- ``positions``: answer positions at which the head is evaluated.
+- ``positions``: answer positions, where the head is evaluated;
+- ``seen``: over these positions, the keys that each one sees.
+
+The last layer of a pass computes keys and values of all tokens, and the rest at answer positions
+only. How that is done costs a little more than it must: the queries of all tokens, and the keys and
+values of answer positions a second time. Both are counted, because both are computed.
 
 A beginning that all examples of a batch share is computed once: it counts once in the sums.
 """
@@ -169,9 +174,9 @@ def head_forward_flops(shape: ModelShape, positions: int) -> int:
     return 2 * shape.hidden * shape.vocabulary * positions
 
 
-def forward_flops(shape: ModelShape, layers: int, queries: int, attended: int, positions: int) -> int:
-    """Forward pass through so many layers and the head."""
-    return layers * layer_forward_flops(shape, queries, attended) + head_forward_flops(shape, positions)
+def forward_flops(shape: ModelShape, layers: int, queries: int, attended: int) -> int:
+    """Forward pass of all tokens through so many layers."""
+    return layers * layer_forward_flops(shape, queries, attended)
 
 
 def training_flops(
@@ -180,13 +185,14 @@ def training_flops(
     queries: int,
     attended: int,
     positions: int,
+    seen: int,
     *,
     method: Technique = "weights",
     rank: int = 8,
 ) -> int:
     """One pass of suffix training: forward and backward of layers boundary+1..L and the head.
 
-    The frozen layers 1..boundary are not in it: add ``forward_flops(shape, boundary, queries, attended, 0)``
+    The frozen layers 1..boundary are not in it: add ``forward_flops(shape, boundary, queries, attended)``
     once where their output is cached, or once per pass where it is not.
 
     Backward, a linear map costs its forward pass for the gradient of its input, and again for that of
@@ -202,7 +208,8 @@ def training_flops(
         boundary: layers 1..boundary are frozen, 0..L.
         queries: tokens pushed through each layer over the pass.
         attended: keys that they see, summed.
-        positions: answer positions at which the head is evaluated.
+        positions: answer positions.
+        seen: keys that these see, summed.
         method: what is trained in the layers above the boundary; ``lora`` trains adapters alone (no
             norm, no head) of rank ``rank`` beside all seven linear maps.
         rank: of the adapters.
@@ -211,17 +218,25 @@ def training_flops(
         ValueError: the boundary is no space of the model, or nothing is left to adapt.
     """
     _check_boundary(shape, boundary, method)
-    depth = shape.layers - boundary
-    forward = forward_flops(shape, depth, queries, attended, positions)
-    if method == "lora":
-        return (
-            forward
-            + _lora_backward(shape, depth, queries, attended, positions)
-            + _lora_flops(shape, depth, queries, rank)
-        )
-    head_trains = boundary == 0 or not shape.tied_head
-    backward = 2 * depth * layer_forward_flops(shape, queries, attended)
-    return forward + backward + (1 + head_trains) * head_forward_flops(shape, positions)
+    head = head_forward_flops(shape, positions)
+    if boundary == shape.layers:
+        return (2 + (not shape.tied_head)) * head
+    below = shape.layers - boundary - 1
+    layer, attention = layer_forward_flops(shape, queries, attended), _attention_flops(shape, seen)
+    last_forward = 2 * (_qkv(shape) * queries + shape.linear_parameters * positions) + attention
+    last_backward = 2 * _used_in_last(shape, queries, positions) + 2 * attention  # the gradient of inputs
+    weights = 2 * (shape.linear_parameters * queries * below) + 2 * _used_in_last(shape, queries, positions)
+    forward = below * layer + last_forward + head
+    inputs = below * (layer + _attention_flops(shape, attended)) + last_backward + head
+    if method == "weights":
+        head_trains = boundary == 0 or not shape.tied_head
+        return forward + inputs + weights + head_trains * head
+    return (
+        forward
+        + inputs
+        - _lowest_inputs(shape, below, queries, positions)
+        + _lora_flops(shape, below, queries, positions, rank)
+    )
 
 
 def optimizer_bytes(trained_parameters: int) -> int:
@@ -251,16 +266,33 @@ def _attention_flops(shape: ModelShape, attended: int) -> int:
     return 4 * shape.attention_width * attended
 
 
-def _lora_backward(shape: ModelShape, depth: int, queries: int, attended: int, positions: int) -> int:
-    linear = 2 * shape.linear_parameters * queries
-    lowest = 2 * shape.hidden * (shape.attention_width + 2 * shape.kv_width) * queries
-    return depth * (linear + 2 * _attention_flops(shape, attended)) - lowest + head_forward_flops(shape, positions)
+def _qkv(shape: ModelShape) -> int:
+    return shape.hidden * (shape.attention_width + 2 * shape.kv_width)
 
 
-def _lora_flops(shape: ModelShape, depth: int, queries: int, rank: int) -> int:
-    forward = 2 * queries * shape.lora_parameters(shape.layers - 1, rank)
-    lowest = 3 * 2 * queries * rank * shape.hidden  # the first factors of q, k and v pass nothing down
-    return 3 * depth * forward - lowest
+def _used_in_last(shape: ModelShape, queries: int, positions: int) -> int:
+    """Multiply-adds of the last layer's linear maps whose results are used: k and v everywhere, the rest at answers."""
+    keys_values = 2 * shape.hidden * shape.kv_width
+    return keys_values * queries + (shape.linear_parameters - keys_values) * positions
+
+
+def _lowest_inputs(shape: ModelShape, below: int, queries: int, positions: int) -> int:
+    """Operations that the lowest adapted layer saves: its q, k and v pass no gradient down."""
+    if below:
+        return 2 * _qkv(shape) * queries
+    return 2 * shape.hidden * (2 * shape.kv_width * queries + shape.attention_width * positions)
+
+
+def _lora_flops(shape: ModelShape, below: int, queries: int, positions: int, rank: int) -> int:
+    """Forward and backward of the adapters, over the suffix's layers below the last and the last."""
+    maps = shape.linear_maps
+    widths = {name: wide + high for name, (wide, high) in maps.items()}
+    every, qkv, kv = sum(widths.values()), sum(widths[f"{x}_proj"] for x in "qkv"), widths["k_proj"] + widths["v_proj"]
+    last_forward = qkv * queries + every * positions
+    last_backward = 2 * (kv * queries + (every - kv) * positions)
+    # In the lowest layer the first factors of q, k and v pass nothing down.
+    lowest = 3 * shape.hidden * queries if below else shape.hidden * (2 * queries + positions)
+    return 2 * rank * (3 * below * every * queries + last_forward + last_backward - lowest)
 
 
 def _check_boundary(shape: ModelShape, boundary: int, method: Technique) -> None:

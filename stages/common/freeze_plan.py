@@ -133,6 +133,7 @@ class CostModel(Record):
     queries: Positive
     attended: Positive
     positions: Positive
+    seen: Positive
     formula: str
     assumptions: list[str]
 

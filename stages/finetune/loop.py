@@ -61,15 +61,15 @@ class Costs:
     def step(self, batch: Batch, shared: int) -> int:
         """One optimizer step above the boundary; the shared beginning goes through once."""
         queries, attended = _sums(batch, shared)
-        positions = len(batch.targets)
+        positions, seen = len(batch.targets), batch.seen(shared)
         return training_flops(
-            self.shape, self.boundary, queries, attended, positions, method=self.technique, rank=self.rank
+            self.shape, self.boundary, queries, attended, positions, seen, method=self.technique, rank=self.rank
         )
 
     def frozen(self, examples: Sequence[Example], shared: int) -> int:
         """The frozen layers over all examples, once."""
         queries, attended = _sums(Batch.of(examples, range(len(examples)), shared), shared)
-        return forward_flops(self.shape, self.boundary, queries, attended, 0)
+        return forward_flops(self.shape, self.boundary, queries, attended)
 
 
 def _sums(batch: Batch, shared: int) -> tuple[int, int]:

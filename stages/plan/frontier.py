@@ -33,6 +33,7 @@ def cost_model(sizes: PreparedSizes, epochs: int, batch_rows: int) -> CostModel:
     train, shared = sizes.splits["train"], sizes.shared_prefix_tokens
     batches = math.ceil(train.rows / batch_rows)
     own = train.tokens / train.rows - shared
+    answer = train.answer_tokens / train.rows
     return CostModel(
         epochs=epochs,
         batch_rows=batch_rows,
@@ -41,12 +42,13 @@ def cost_model(sizes: PreparedSizes, epochs: int, batch_rows: int) -> CostModel:
         queries=train.tokens - train.rows * shared + batches * shared,
         attended=round(train.rows * (own * shared + own * (own + 1) / 2)) + batches * shared * (shared + 1) // 2,
         positions=train.answer_tokens,
+        seen=round(train.answer_tokens * (shared + own - (answer - 1) / 2)),
         formula=_FORMULA,
         assumptions=[
             f"flops and shares are those of finetune.epochs = {epochs} epochs; for others see the formula",
             f"batches of {batch_rows} rows: the {shared} tokens that all prompts begin with are computed once a batch",
             "the scope's own weights train (no LoRA); matrix products only, 2 operations per multiply-add",
-            "every row has the mean length; no padding; the head at answer positions only",
+            "every row has the mean length; no padding; the head and most of the last layer at answer positions only",
             "AdamW with float32 moments, float32 gradients and activations; weights themselves not counted",
         ],
     )
@@ -100,8 +102,8 @@ def within_budget(boundary: int, points: Sequence[FrontierPoint], budget: float)
 
 def _flops(base: BaseFacts, work: CostModel, boundary: int) -> _Flops:
     return _Flops(
-        frozen=forward_flops(base.shape, boundary, work.queries, work.attended, 0),
-        epoch=training_flops(base.shape, boundary, work.queries, work.attended, work.positions),
+        frozen=forward_flops(base.shape, boundary, work.queries, work.attended),
+        epoch=training_flops(base.shape, boundary, work.queries, work.attended, work.positions, work.seen),
     )
 
 

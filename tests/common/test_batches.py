@@ -26,6 +26,11 @@ def test_attended_counts_the_keys_that_every_token_sees():
     assert batch.attended(2) == sum(2 + t + 1 for tokens in (3, 5) for t in range(tokens))
 
 
+def test_seen_counts_the_keys_that_the_answer_positions_see():
+    batch = Batch.of([example(range(5), [9]), example(range(7), [9, 10])], [0, 1], shared=2)
+    assert batch.seen(2) == 5 + 7 + 8
+
+
 @pytest.mark.parametrize("budget", [16, 64, 1000])
 def test_inference_batches_hold_every_example_once_within_the_budget(budget):
     lengths = np.random.default_rng(0).integers(1, 20, size=50).tolist()

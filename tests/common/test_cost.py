@@ -9,10 +9,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, BitNetConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 from stages.common import cost
+from stages.common.answers import Embeddings, training_logits
+from stages.common.batches import Batch, Example
+from stages.common.boundary_cache import cache_boundary
 from stages.common.command import UserError
+from stages.common.models.adapter import CausalModel
+from stages.common.models.families import family_of
+from stages.common.params import Device
+from stages.common.runtime import choose_runtime
 
 BATCH, TOKENS, RANK = 3, 11, 4
 QUERIES, SQUARE = BATCH * TOKENS, BATCH * TOKENS * TOKENS  # eager attention computes the whole square
+SHARED = 2
+EXAMPLES = [
+    Example("", None, "", "", tuple(range(2, 2 + prompt)), tuple(range(20, 20 + answer)))
+    for prompt, answer in [(5, 1), (9, 3), (6, 2)]
+]
 SIZES = {
     "vocab_size": 53,
     "hidden_size": 32,
@@ -30,13 +42,34 @@ def llama(**changes):
     return model, cost.ModelShape.from_config(config.to_dict())
 
 
-def counted(model, *, backward):
+def counted(model):
+    """Hugging Face's forward pass, the attention matrix and all."""
     ids = torch.arange(QUERIES).reshape(BATCH, TOKENS) % 53
     with FlopCounterMode(display=False) as counter:
-        logits = model(input_ids=ids, use_cache=False).logits
-        if backward:
-            logits.square().mean().backward()
+        model(input_ids=ids, use_cache=False)
     return counter.get_total_flops()
+
+
+def batch():
+    """Sequences of several lengths with one to three answer tokens behind two shared ones."""
+    return Batch.of(EXAMPLES, range(len(EXAMPLES)), SHARED)
+
+
+def counted_training(network, boundary):
+    """The linear maps of our own pass and its gradients; PyTorch does not count its fused attention on a CPU."""
+    model, rows = CausalModel(network, family_of("llama")), batch()
+    start = Embeddings.behind(model, range(2, 2 + SHARED))
+    if boundary:
+        runtime = choose_runtime(Device(kind="cpu", dtype="float32"))
+        start = cache_boundary(model, runtime, EXAMPLES, SHARED, boundary, batch_tokens=99)
+    with FlopCounterMode(display=False) as counter:
+        training_logits(model, start, rows).square().mean().backward()
+    return counter.get_total_flops()
+
+
+def expected_training(shape, boundary, **options):
+    rows = batch()
+    return cost.training_flops(shape, boundary, len(rows.ids) + SHARED, 0, len(rows.targets), 0, **options)
 
 
 def freeze_below(model, boundary, *, keep_head):
@@ -49,7 +82,7 @@ def freeze_below(model, boundary, *, keep_head):
 @pytest.mark.parametrize("tied", [True, False])
 def test_forward_agrees_with_pytorchs_counter(tied):
     model, shape = llama(tie_word_embeddings=tied)
-    assert counted(model, backward=False) == cost.forward_flops(shape, 4, QUERIES, SQUARE, QUERIES)
+    assert counted(model) == cost.forward_flops(shape, 4, QUERIES, SQUARE) + cost.head_forward_flops(shape, QUERIES)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -58,10 +91,7 @@ def test_training_above_a_boundary_agrees_with_pytorchs_counter(boundary, tied):
     model, shape = llama(tie_word_embeddings=tied)
     if boundary:
         freeze_below(model, boundary, keep_head=not tied)
-    expected = cost.training_flops(shape, boundary, QUERIES, SQUARE, QUERIES) + cost.forward_flops(
-        shape, boundary, QUERIES, SQUARE, 0
-    )
-    assert counted(model, backward=True) == expected
+    assert counted_training(model, boundary) == expected_training(shape, boundary)
 
 
 @pytest.mark.parametrize("boundary", [0, 2, 3])
@@ -76,12 +106,15 @@ def test_lora_agrees_with_pytorchs_counter_on_a_peft_model(boundary):
             layers_pattern="layers",
         ),
     )
-    expected = cost.training_flops(
-        shape, boundary, QUERIES, SQUARE, QUERIES, method="lora", rank=RANK
-    ) + cost.forward_flops(shape, boundary, QUERIES, SQUARE, 0)
-    assert counted(adapted, backward=True) == expected
+    assert counted_training(model, boundary) == expected_training(shape, boundary, method="lora", rank=RANK)
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert trained == shape.lora_parameters(boundary, RANK)
+
+
+def test_attention_costs_what_its_keys_cost_forward_and_twice_that_backward():
+    _, shape = llama()
+    without = cost.training_flops(shape, 1, 100, 0, 7, 0)
+    assert cost.training_flops(shape, 1, 100, 900, 7, 80) - without == 3 * (2 * 900 + 80) * 4 * shape.attention_width
 
 
 @pytest.mark.parametrize("config", [LlamaConfig, Qwen2Config, Qwen3Config, BitNetConfig])
@@ -102,7 +135,7 @@ def test_parameters_are_those_of_the_model(config, tied, bias):
 def test_head_dim_of_its_own_is_counted():
     model, shape = llama(head_dim=16)
     assert shape.attention_width == 64
-    assert counted(model, backward=False) == cost.forward_flops(shape, 4, QUERIES, SQUARE, QUERIES)
+    assert counted(model) == cost.forward_flops(shape, 4, QUERIES, SQUARE) + cost.head_forward_flops(shape, QUERIES)
 
 
 def test_activations_are_near_what_autograd_keeps():
@@ -146,18 +179,18 @@ def test_optimizer_and_gradients_against_a_real_adamw():
 
 def test_counts_are_linear_and_fall_with_the_boundary():
     _, shape = llama()
-    once = cost.training_flops(shape, 1, 10, 55, 2)
-    assert cost.training_flops(shape, 1, 30, 165, 6) == 3 * once
-    costs = [cost.training_flops(shape, boundary, 10, 55, 2) for boundary in range(5)]
+    once = cost.training_flops(shape, 1, 10, 55, 2, 9)
+    assert cost.training_flops(shape, 1, 30, 165, 6, 27) == 3 * once
+    costs = [cost.training_flops(shape, boundary, 10, 55, 2, 9) for boundary in range(5)]
     assert all(above > below for above, below in pairwise(costs))
 
 
 def test_impossible_boundaries_are_refused():
     _, shape = llama()
     with pytest.raises(ValueError, match=r"outside 0\.\.4"):
-        cost.training_flops(shape, 5, 1, 1, 1)
+        cost.training_flops(shape, 5, 1, 1, 1, 1)
     with pytest.raises(ValueError, match="trains nothing"):
-        cost.training_flops(shape, 4, 1, 1, 1, method="lora")
+        cost.training_flops(shape, 4, 1, 1, 1, 1, method="lora")
 
 
 def test_a_config_of_another_kind_of_model_is_one_line():

@@ -80,7 +80,9 @@ def artifact(boundary=2, *, tied=True):
         "boundaries": {"salf": boundary, "full": 0, "none": LAYERS, "last-n": 3, "random": 1},
         "frontier": [point(k) for k in range(LAYERS + 1)],
         "cost_model": {
-            **dict.fromkeys(["epochs", "batch_rows", "value_bytes", "rows", "queries", "attended", "positions"], 1),
+            **dict.fromkeys(
+                ["epochs", "batch_rows", "value_bytes", "rows", "queries", "attended", "positions", "seen"], 1
+            ),
             "formula": "",
             "assumptions": [],
         },

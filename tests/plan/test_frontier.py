@@ -22,15 +22,23 @@ def test_the_sums_are_those_of_counting_token_by_token(workspace):
     model = workspace.plan().cost_model
     assert (model.queries, model.attended) == work()
     assert (model.positions, model.rows, model.batch_rows) == (40, ROWS, BATCH)
+    assert model.seen == ROWS * TOKENS  # one answer token each, at the last of its row's tokens
 
 
 def test_flops_against_a_closed_form(workspace):
     queries, attended = work()
     layer = 2 * LINEAR * queries + 4 * HIDDEN * attended
     head = 2 * HIDDEN * VOCABULARY * ROWS
+    # The last layer: keys and values of all tokens and everything at the answers, forward and back; besides,
+    # forward alone, the queries of all tokens and keys and values of the answers, which nothing uses.
+    square, kv = HIDDEN * HIDDEN, HIDDEN * HIDDEN  # q; k and v together, each of half the width
+    last = 3 * (2 * (kv * queries + (LINEAR - kv) * ROWS) + 4 * HIDDEN * ROWS * TOKENS)
+    last += 2 * (square * queries + kv * ROWS)
     for point in workspace.plan().frontier:
         k = point.boundary
-        epoch = 3 * (LAYERS - k) * layer + (2 if k else 3) * head  # a tied head's gradient: only with the embeddings
+        epoch = (2 if k else 3) * head  # a tied head's gradient: only with the embeddings
+        if k < LAYERS:
+            epoch += 3 * (LAYERS - k - 1) * layer + last
         assert point.flops_frozen == k * layer
         assert point.flops_epoch == epoch
         assert point.flops == k * layer + EPOCHS * epoch

@@ -331,6 +331,7 @@ def _plan(root: Path, outcome: Outcome) -> None:
             "rows": 384,
             "queries": 40_000,
             "attended": 2_000_000,
+            "seen": 20_000,
             "positions": 384,
             "formula": "forward + 2 × backward",
             "assumptions": ["Boundary states are computed once."],
