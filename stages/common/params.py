@@ -161,6 +161,7 @@ class Finetune(Group):
     lora_rank: Count
     lora_alpha: Annotated[float, Field(gt=0)]
     evaluations_per_epoch: Count
+    checkpoint_minutes: Annotated[float, Field(ge=0)]
 
 
 class Evaluate(Group):

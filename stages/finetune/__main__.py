@@ -1,6 +1,7 @@
 """Stage ``finetune``: params, base, data, plan → data/models/<run>."""
 
 import argparse
+import shutil
 import statistics
 import sys
 import time
@@ -8,12 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+import torch
+
+import stages
 from stages.common.answers import Reader
 from stages.common.artifacts import (
+    digest_of,
     read_json,
     replacing_folder,
     require,
     sha256_file,
+    work_folder,
     write_json,
     write_text,
 )
@@ -46,6 +52,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = FreezePlan.load(require(args.plan, made_by="plan"))
     runtime = choose_runtime(params.device)
     tree = LabelTree.of({label["label"]: label["token_ids"] for label in meta["labels"]}) if meta["labels"] else None
+    data_hashes = {name: split["sha256"] for name, split in meta["splits"].items()}
+    inputs = {
+        "base": base["weights_sha256"],
+        "data": data_hashes,
+        "plan": sha256_file(args.plan),
+        "params": params.model_dump(mode="json"),
+        "runtime": [runtime.device.type, runtime.dtype_name, torch.__version__],
+        "method": args.method,
+        "seed": args.seed,
+        "code": {str(file): sha256_file(file) for file in sorted(Path(stages.__path__[0]).rglob("*.py"))},
+    }
+    unfinished = work_folder(args.out, digest_of(inputs))
     bench = Bench(
         base=args.base,
         plan=plan,
@@ -56,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         training=read_examples(args.prepared, "train"),
         validation=read_examples(args.prepared, "validation"),
         shared=meta["shared_prefix_tokens"],
+        unfinished=unfinished,
         make_reader=lambda model: Reader(model, runtime, tree, batch_tokens=1024),
     )
     print(f"{args.method}, seed {args.seed}: {runtime.device} in {runtime.dtype_name} ({runtime.reason})")
@@ -81,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "params": params.model_dump(mode="json"),
         "plan_sha256": sha256_file(args.plan),
         "base_sha256": base["weights_sha256"],
-        "data_sha256": {name: split["sha256"] for name, split in meta["splits"].items()},
+        "data_sha256": data_hashes,
     }
     with replacing_folder(args.out) as folder:
         run["changed_units"] = save_model(best.trainable, args.base, folder)
@@ -89,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(folder / "run.json", run)
         write_text(folder / "README.md", model_card(run, plan, base, meta))
         plan.save(folder / FILE_NAME)
+    shutil.rmtree(unfinished)
     args.measured.parent.mkdir(parents=True, exist_ok=True)
     steps = best.training.step_seconds
     measured = {
@@ -110,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stages.finetune",
-        description="Fine-tune the base model by one method with one seed; frozen layers keep their bytes.",
+        description="Fine-tune the base model by one method with one seed; frozen layers keep their bytes. "
+        "A killed run goes on from its last checkpoint.",
         epilog="example: python -m stages.finetune --base data/base --prepared data/prepared "
         "--plan data/plan/freeze_plan.json --method salf --seed 1 --out data/models/salf-seed1 "
         "--measured reports/runs/salf-seed1.json",

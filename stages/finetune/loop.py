@@ -3,8 +3,9 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from stages.common.cost import ModelShape, Technique, forward_flops, training_fl
 from stages.common.params import Finetune
 from stages.common.progress import progress
 from stages.common.runtime import Runtime
+from stages.finetune.checkpoint import Checkpoint, Training
 from stages.finetune.methods import Trainable
 
 
@@ -31,22 +33,6 @@ class Split:
     def lengths(self) -> list[int]:
         """Tokens behind the shared beginning."""
         return [len(example.inputs) - self.start.shared for example in self.examples]
-
-
-@dataclass
-class Training:
-    """What a training run left behind.
-
-    Attributes:
-        curve: a point per validation: step, epoch, flops, train_loss, validation_loss, validation_accuracy.
-        steps: optimizer steps taken.
-        step_seconds: wall-clock of each step, validation left out.
-    """
-
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    steps: int = 0
-    flops: int = 0
-    step_seconds: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -87,8 +73,22 @@ def train(
     rate: float,
     seed: int,
     what: str,
+    checkpoint: Path | None = None,
 ) -> Training:
     """Train with AdamW at peak learning rate ``rate``; validate along the way.
+
+    Args:
+        trainable: what trains.
+        runtime: device and precision.
+        training: what it learns from.
+        validation: what it is held against.
+        reader: scores the validation split.
+        costs: counts operations.
+        params: the schedule.
+        rate: peak learning rate.
+        seed: of the order of examples.
+        what: the run's name, for messages.
+        checkpoint: where unfinished training is kept; a run that finds one there goes on from it.
 
     Raises:
         UserError: the loss is no longer a number; says at which step and what to try.
@@ -97,9 +97,9 @@ def train(
     per_epoch = math.ceil(len(training.examples) / params.batch_size)
     total = per_epoch * params.epochs
     optimizer = _optimizer(trainable.parameters, rate, params.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, total, params))
     marks = {round(per_epoch * n / params.evaluations_per_epoch) for n in range(1, total + 1)}
-    losses: list[float] = []
+    kept = Checkpoint(checkpoint, trainable.parameters, optimizer, 60 * params.checkpoint_minutes)
+    done = kept.resume(done)
 
     def validate(epoch: float) -> None:
         answers = reader.read(validation.examples, validation.start.shared, validation.start)
@@ -109,19 +109,23 @@ def train(
                 "step": done.steps,
                 "epoch": epoch,
                 "flops": done.flops,
-                "train_loss": float(np.mean(losses)) if losses else None,
+                "train_loss": float(np.mean(done.losses)) if done.losses else None,
                 "validation_loss": float(np.mean([answer.loss for answer in answers])),
                 "validation_accuracy": float(np.mean(hits)) if reader.tree else None,
             }
         )
-        losses.clear()
+        done.losses.clear()
 
-    validate(0.0)
+    if done.steps == 0:
+        validate(0.0)
     with progress(what, total, "steps") as advance:
-        for batch in _epochs(training, params, seed):
+        if done.steps:
+            advance(done.steps, "taken up where it was left")
+        for batch in islice(_epochs(training, params, seed), done.steps, None):
             began = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = rate * rate_factor(done.steps, total, params)
             loss = _step(trainable, runtime, training.start, batch.to(runtime.device), optimizer, params.clip_norm)
-            schedule.step()
             done.step_seconds.append(time.perf_counter() - began)
             done.steps += 1
             done.flops += costs.step(batch, training.start.shared)
@@ -130,13 +134,14 @@ def train(
                     f"{what}: the loss became {loss} at step {done.steps} of {total} with learning rate {rate:g}; "
                     "lower finetune.learning_rate for this method, or set device.dtype to float32"
                 )
-            losses.append(loss)
+            done.losses.append(loss)
             if done.steps in marks or done.steps == total:
                 validate(done.steps / per_epoch)
             point = done.curve[-1]
             score = point["validation_accuracy"]
             held = f"accuracy {score:.3f}" if score is not None else f"loss {point['validation_loss']:.3f}"
             advance(1, f"loss {loss:.3f}, validation {held}")
+            kept.save_when_due(done)
     return done
 
 

@@ -14,7 +14,8 @@ from stages.common.models.adapter import CausalModel, open_model
 from stages.common.params import Finetune, MethodName
 from stages.common.progress import progress
 from stages.common.runtime import Runtime
-from stages.finetune.loop import Costs, Split, Training, train
+from stages.finetune.checkpoint import Training
+from stages.finetune.loop import Costs, Split, train
 from stages.finetune.methods import METHODS, Trainable, make_trainable
 
 _CACHE_BATCH_TOKENS = 1024
@@ -26,6 +27,7 @@ class Bench:
 
     Attributes:
         shared: tokens of the beginning that all prompts share.
+        unfinished: where training that was stopped is kept, to go on from.
         make_reader: gives what scores a model on the validation split.
     """
 
@@ -38,6 +40,7 @@ class Bench:
     training: Sequence[Example]
     validation: Sequence[Example]
     shared: int
+    unfinished: Path
     make_reader: Callable[[CausalModel], Reader]
 
 
@@ -79,7 +82,17 @@ def _train_one(bench: Bench, rate: float, seed: int) -> Candidate:
     ]
     what = f"{bench.method} at rate {rate:g}"
     training = train(
-        trainable, bench.runtime, splits[0], splits[1], bench.make_reader(model), costs, bench.params, rate, seed, what
+        trainable,
+        bench.runtime,
+        splits[0],
+        splits[1],
+        bench.make_reader(model),
+        costs,
+        bench.params,
+        rate,
+        seed,
+        what,
+        bench.unfinished / f"rate-{rate:g}.safetensors",
     )
     return Candidate(rate, trainable, training, seconds_cache)
 

@@ -16,6 +16,7 @@ from stages.common.models.families import family_of
 from stages.common.models.walk import embed
 from stages.common.params import Device, Finetune, load_params
 from stages.common.runtime import choose_runtime
+from stages.finetune import loop
 from stages.finetune.loop import Costs, Split, rate_factor, train
 from stages.finetune.methods import Trainable
 from tests.common.models.tiny import tiny_network
@@ -51,12 +52,16 @@ def trainable(boundary) -> Trainable:
     return Trainable(model, parameters, boundary, None)
 
 
-def run(made, examples, start, settings, rate=0.01):
+def start_of(made, examples):
+    return Embeddings.behind(made.model, examples[0].prompt_ids[:SHARED])
+
+
+def run(made, examples, start, settings, rate=0.01, checkpoint=None):
     shape = ModelShape.from_config(made.model.network.config.to_dict())
     split = Split(examples, start)
     reader = Reader(made.model, RUNTIME, None, batch_tokens=64)
     costs = Costs(shape, made.boundary, "weights", 8)
-    return train(made, RUNTIME, split, split, reader, costs, settings, rate, 1, "test")
+    return train(made, RUNTIME, split, split, reader, costs, settings, rate, 1, "test", checkpoint)
 
 
 def weights(made):
@@ -160,3 +165,48 @@ def test_the_rate_warms_up_and_then_falls_or_stays():
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[40] == pytest.approx(0.0, abs=1e-12)
     assert {rate_factor(step, 40, constant) for step in range(10, 41)} == {1.0}
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5])
+@pytest.mark.parametrize("boundary", [0, 2])
+def test_training_that_was_stopped_goes_on_to_the_very_same_weights(examples, boundary, stop, tmp_path, monkeypatch):
+    settings = params(checkpoint_minutes=0)
+    whole = trainable(boundary)
+    expected = run(whole, examples, start_of(whole, examples), settings)
+
+    kept = tmp_path / "checkpoint.safetensors"
+    steps = []
+    step = loop._step
+
+    def fatal(*args):
+        if len(steps) == stop:
+            raise KilledError
+        steps.append(args)
+        return step(*args)
+
+    monkeypatch.setattr(loop, "_step", fatal)
+    stopped = trainable(boundary)
+    with pytest.raises(KilledError):
+        run(stopped, examples, start_of(stopped, examples), settings, checkpoint=kept)
+    monkeypatch.setattr(loop, "_step", lambda *args: steps.append(args) or step(*args))
+    resumed = trainable(boundary)
+    done = run(resumed, examples, start_of(resumed, examples), settings, checkpoint=kept)
+
+    assert len(steps) == expected.steps  # none was taken twice
+    assert done.curve == expected.curve
+    for name, weight in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], weight), name
+
+
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(examples, tmp_path):
+    kept = tmp_path / "checkpoint.safetensors"
+    kept.write_bytes(b"half a file")
+    whole, again = trainable(2), trainable(2)
+    run(whole, examples, start_of(whole, examples), params())
+    run(again, examples, start_of(again, examples), params(), checkpoint=kept)
+    for name, weight in weights(whole).items():
+        assert torch.equal(weights(again)[name], weight)

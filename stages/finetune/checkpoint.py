@@ -1,0 +1,91 @@
+"""Unfinished training, kept on disk: a killed run goes on where it last stood."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from stages.common.artifacts import replacing_file
+
+_ADAM: Final = ("exp_avg", "exp_avg_sq", "step")
+_RANDOM: Final = "random_state"  # decides what dropout drops
+_RANDOM_CUDA: Final = "random_state_cuda"
+
+
+@dataclass
+class Training:
+    """What a training run left behind.
+
+    Attributes:
+        curve: a point per validation: step, epoch, flops, train_loss, validation_loss, validation_accuracy.
+        steps: optimizer steps taken.
+        step_seconds: wall-clock of each step, validation left out.
+        losses: of the steps since the last validation.
+    """
+
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    steps: int = 0
+    flops: int = 0
+    step_seconds: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+
+class Checkpoint:
+    """Trained parameters, AdamW's moments, the random state and the record so far, in one safetensors file.
+
+    A run that goes on from it takes the same steps as one that was never stopped: the order of
+    examples follows from the seed, and the learning rate from the step.
+    """
+
+    def __init__(
+        self, path: Path | None, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, seconds: float
+    ) -> None:
+        """Keep ``parameters`` and ``optimizer`` at ``path`` every so many seconds; ``None``: keep nothing."""
+        self.path, self.parameters, self.optimizer, self.seconds = path, parameters, optimizer, seconds
+        self._saved = time.monotonic()
+
+    def save_when_due(self, done: Training) -> None:
+        """Save, if the last time is long enough ago.
+
+        Raises:
+            OSError: the disk is full; an earlier checkpoint is kept.
+        """
+        if self.path is None or time.monotonic() - self._saved < self.seconds:
+            return
+        tensors: dict[str, Tensor] = {_RANDOM: torch.get_rng_state()}
+        if torch.cuda.is_available():
+            tensors[_RANDOM_CUDA] = torch.cuda.get_rng_state()
+        for number, parameter in enumerate(self.parameters):
+            state = self.optimizer.state[parameter]
+            tensors[str(number)] = parameter.detach()
+            tensors |= {f"{number}.{name}": state[name] for name in _ADAM}
+        with replacing_file(self.path) as aside:
+            save_file(tensors, aside, {"training": json.dumps(asdict(done), allow_nan=False)})
+        self._saved = time.monotonic()
+
+    def resume(self, fresh: Training) -> Training:
+        """What was done so far, with parameters and optimizer as they were; ``fresh`` where nothing was kept."""
+        if self.path is None or not self.path.exists():
+            return fresh
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                done = Training(**json.loads(file.metadata()["training"]))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except SafetensorError:
+            return fresh  # damaged: training starts again, nothing is lost but time
+        with torch.no_grad():
+            for number, parameter in enumerate(self.parameters):
+                parameter.copy_(tensors[str(number)])
+                state = {name: tensors[f"{number}.{name}"].to(parameter.device) for name in _ADAM}
+                self.optimizer.state[parameter] = state
+        torch.set_rng_state(tensors[_RANDOM])
+        if _RANDOM_CUDA in tensors:
+            torch.cuda.set_rng_state(tensors[_RANDOM_CUDA])
+        return done
