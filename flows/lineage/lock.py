@@ -1,5 +1,6 @@
 """dvc.lock as it stands: what DVC says each stage was made from, and what it made."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,4 +48,18 @@ def parse_lock(text: str, name: str) -> dict[str, Entry]:
     stages = content.get("stages", {}) if isinstance(content, Mapping) else None
     if not isinstance(stages, Mapping) or not all(isinstance(entry, Mapping) for entry in stages.values()):
         raise LockError(f"{name}: damaged: no stages in it")
-    return {stage: dict(entry) for stage, entry in stages.items()}
+    return {stage: plain(entry) for stage, entry in stages.items()}
+
+
+def plain(value: Any) -> Any:
+    """Return what YAML gave as JSON could give it, so that a record of it compares equal.
+
+    Keys become text; dates and numbers without a value in JSON become text too.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)

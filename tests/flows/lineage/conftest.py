@@ -1,15 +1,20 @@
 """A throw-away project in git and DVC whose toy stages are recorded as the real ones are."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from dvc.repo import Repo
 
 from flows.environment import stage_environment
+from flows.lineage.__main__ import main
 from flows.lineage.ledger import Record, read
+from flows.lineage.reconcile import record_all
 from tests.stage_sources import ROOT
 
 STAGE = """
@@ -72,6 +77,13 @@ class Project:
         self.params()
         self.commit()
 
+    @classmethod
+    def at(cls, root: Path) -> "Project":
+        """A project that is there already."""
+        project = cls.__new__(cls)
+        project.root = root
+        return project
+
     def params(self, prepare: str = "fine", train: str = "fine", seeds: str = "[1, 2]") -> None:
         text = f"prepare: {{word: {prepare}}}\ntrain: {{word: {train}}}\nseeds: {seeds}\n"
         (self.root / "params.yaml").write_text(text)
@@ -102,6 +114,50 @@ class Project:
         return [record for record in read(self.ledger) if record["kind"] == kind]
 
 
+class Answer(NamedTuple):
+    """What a command of the lineage's said."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
 @pytest.fixture
 def project(tmp_path) -> Project:
     return Project(tmp_path / "a projéct")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A project whose chain ran, was recorded and committed; to be copied."""
+    made = Project(tmp_path_factory.mktemp("finished") / "a projéct")
+    made.dvc("repro")
+    record_all(made.root)
+    made.commit("ran")
+    return made.root
+
+
+@pytest.fixture
+def ran(tmp_path, finished) -> Project:
+    """A project of one's own whose chain ran."""
+    shutil.copytree(finished, tmp_path / "a projéct", symlinks=True)
+    return Project.at(tmp_path / "a projéct")
+
+
+@pytest.fixture
+def lineage(capsys):
+    """Call a command of the lineage's on a project: ``lineage(project, "verify")``."""
+
+    def call(project: Project, *arguments: str) -> Answer:
+        status = main([*arguments, "--project", str(project.root)])
+        return Answer(status, *capsys.readouterr())
+
+    return call

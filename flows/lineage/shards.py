@@ -1,0 +1,68 @@
+"""Proves from the shards of a fine-tuned model which layers were trained: equal bytes or different ones.
+
+It relies on the layout alone (``stages/common/models/shards.py``): one safetensors file per unit
+(``embedding``, ``layer-01`` … , ``final``), and ``run.json`` with ``boundary``, ``lora`` and
+``changed_units``.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flows.lineage.artifacts import Hasher
+
+_SUFFIX = ".safetensors"
+
+
+def is_fine_tune(folder: Path) -> bool:
+    """Whether a folder is a fine-tuned model of this pipeline's."""
+    return (folder / "run.json").is_file() and any(folder.glob(f"*{_SUFFIX}"))
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a model at all: a configuration and weights."""
+    return (folder / "config.json").is_file() and any(folder.glob(f"*{_SUFFIX}"))
+
+
+def check_shards(model: Path, base: Path, hasher: Hasher) -> list[str]:
+    """Return what is wrong: a frozen unit that is not the base's byte for byte, a trained one that is."""
+    try:
+        run = json.loads((model / "run.json").read_text(encoding="utf-8"))
+        frozen_by_rule, claimed = _rule(run), set(run["changed_units"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ["run.json is damaged: which layers were frozen cannot be told"]
+    ours, theirs = _hashes(model, hasher), _hashes(base, hasher)
+    faults = [f"{unit} is missing" for unit in sorted(theirs.keys() - ours.keys())]
+    faults += [f"{unit} is not a part of the base" for unit in sorted(ours.keys() - theirs.keys())]
+    for unit in sorted(ours.keys() & theirs.keys()):
+        same = ours[unit] == theirs[unit]
+        frozen = frozen_by_rule(unit)
+        if frozen and not same:
+            faults.append(f"{unit} was frozen, yet its bytes are not the base's")
+        elif not frozen and same:
+            faults.append(f"{unit} was trained, yet its bytes are the base's")
+        if same == (unit in claimed):
+            faults.append(
+                f"{unit}: run.json says {'changed' if unit in claimed else 'unchanged'}, its bytes say otherwise"
+            )
+        if run.get("shards", {}).get(f"{unit}{_SUFFIX}", ours[unit]) != ours[unit]:
+            faults.append(f"{unit} does not have the hash that run.json gives")
+    return faults
+
+
+def _rule(run: dict[str, Any]) -> Any:
+    """Which units a method leaves alone, from its boundary: layers 1..boundary and what lies before them."""
+    boundary, lora = int(run["boundary"]), bool(run["lora"])
+
+    def frozen(unit: str) -> bool:
+        if unit == "embedding":
+            return lora or boundary > 0
+        if unit == "final":  # the final norm, and a head of its own: adapters sit in layers only
+            return lora
+        return int(unit.removeprefix("layer-")) <= boundary
+
+    return frozen
+
+
+def _hashes(folder: Path, hasher: Hasher) -> dict[str, str]:
+    return {file.name.removesuffix(_SUFFIX): hasher.sha256(file) for file in folder.glob(f"*{_SUFFIX}")}
