@@ -78,3 +78,8 @@ def named(entry: Entry, section: str) -> Iterator[tuple[str, str]]:
     for item in entry.get(section) or []:
         if name := item.get("md5"):
             yield item["path"], name
+
+
+def overlap(path: str, other: str) -> bool:
+    """Whether two paths are the same or one lies in the other."""
+    return path == other or path.startswith(f"{other}/") or other.startswith(f"{path}/")

@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows.lineage import history
-from flows.lineage.artifacts import cache_path, named, read_manifest
+from flows.lineage.artifacts import cache_path, named, overlap, read_manifest
 from flows.lineage.changes import Change, compare_values, leaves
 from flows.lineage.lock import Entry, plain, read_lock
 from flows.lineage.project import Project, is_folder
@@ -52,7 +52,7 @@ class State:
         """Path → name of what stages read and none made."""
         outs = self.outs
         deps = {path: name for entry in self.lock.values() for path, name in named(entry, "deps")}
-        return {path: name for path, name in deps.items() if not any(_overlap(path, out) for out in outs)}
+        return {path: name for path, name in deps.items() if not any(overlap(path, out) for out in outs)}
 
     def _from_cache(self, path: str) -> str | None:
         for out, name in self.outs.items():
@@ -122,10 +122,6 @@ def _is_code(place: Path) -> bool:
     return place.suffix in {".py", ".yaml", ".j2", ".css", ".lock"} or (
         place.is_dir() and any(file.suffix == ".py" for file in place.rglob("*.py"))
     )
-
-
-def _overlap(path: str, out: str) -> bool:
-    return path == out or path.startswith(f"{out}/") or out.startswith(f"{path}/")
 
 
 def _uncached(project: Project, path: str) -> bool:

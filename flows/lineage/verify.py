@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows.lineage import history, ledger
-from flows.lineage.artifacts import FOLDER, cache_path, named, read_manifest
+from flows.lineage.artifacts import FOLDER, cache_path, named, overlap, read_manifest
 from flows.lineage.changes import changes_since
 from flows.lineage.known import Universe
 from flows.lineage.ledger import Record
@@ -73,15 +73,19 @@ def verify(project: Project, pinned_head: str | None = None, whole_cache: bool =
     report = Report()
     records = _check_ledger(project, pinned_head, report)
     universe = Universe(project, records)
-    for stage, entry in universe.lock.items():
+    # DVC leaves the entry of a stage in dvc.lock that dvc.yaml no longer has: what it made may be thrown away.
+    current = {stage: entry for stage, entry in universe.lock.items() if stage in project.stages}
+    report.notes += [f"{s} is in dvc.lock and no longer in dvc.yaml" for s in universe.lock if s not in current]
+    for stage, entry in current.items():
         report.checked["stages"] += 1
         _check_lock(universe, stage, entry, report)
         _check_outputs(project, stage, entry, report)
-        _check_inputs(project, stage, entry, report)
+    for stage, entry in current.items():
+        _check_inputs(universe, stage, entry, report)
     for pointer, entry in project.added.items():
         _check_outputs(project, pointer, entry, report)
     report.notes += [f"{stage} has not run" for stage in project.stages if stage not in universe.lock]
-    entries = [*universe.lock.values(), *project.added.values()]
+    entries = [*current.values(), *project.added.values()]
     names = {name for entry in entries for name in _cached_names(project, entry)}
     _check_cache(project, names, whole_cache, report)
     _check_models(project, universe, report)
@@ -188,13 +192,16 @@ def _differences(project: Project, path: str, name: str) -> str:
     return f"{', '.join(lines[:5])}{more}; "
 
 
-def _check_inputs(project: Project, stage: str, entry: Entry, report: Report) -> None:
-    declared = project.stages.get(stage)
-    if declared is None:
-        report.notes.append(f"{stage} is in dvc.lock and no longer in dvc.yaml")
-        return
-    for change in changes_since(project, declared, entry):
-        report.mismatches.append(Mismatch("stale", stage, f"{change} since it ran"))
+def _check_inputs(universe: Universe, stage: str, entry: Entry, report: Report) -> None:
+    """Is it what it would be if it ran now? An input that is itself no longer what was made is told once, above."""
+    project = universe.project
+    broken = {mismatch.where for mismatch in report.mismatches if mismatch.kind == "artifact"}
+    made = {path: name for other in universe.lock.values() for path, name in named(other, "outs")}
+    locked = dict(named(entry, "deps"))
+    for change in changes_since(project, project.stages[stage], entry):
+        told = change.kind == "input" and any(overlap(change.name, path) for path in broken)
+        if not told or locked.get(change.name) != made.get(change.name, locked.get(change.name)):
+            report.mismatches.append(Mismatch("stale", stage, f"{change} since it ran"))
 
 
 def _cached_names(project: Project, entry: Entry) -> Iterator[str]:

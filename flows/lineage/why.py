@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flows.lineage import history
-from flows.lineage.artifacts import named
+from flows.lineage.artifacts import named, overlap
 from flows.lineage.changes import changes_since
 from flows.lineage.known import Universe
 from flows.lineage.ledger import Record
@@ -88,17 +88,13 @@ def _above(universe: Universe, stage: str) -> list[str]:
             if (
                 other not in found
                 and other != name
-                and any(_meets(d, o) for d in stages[name].deps for o in declared.outs)
+                and any(overlap(d, o) for d in stages[name].deps for o in declared.outs)
             ):
                 visit(other)
                 found.append(other)
 
     visit(stage)
     return found
-
-
-def _meets(dep: str, out: str) -> bool:
-    return dep == out or dep.startswith(f"{out}/") or out.startswith(f"{dep}/")
 
 
 def _last_run(universe: Universe, stage: str) -> Record | None:

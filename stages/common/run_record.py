@@ -152,7 +152,7 @@ def _extend(descriptor: int, written: bytes, kind: str, facts: Mapping[str, Any]
         **facts,
     }
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    line = text.encode() + b"\n"
+    line = text.encode(errors="backslashreplace") + b"\n"  # an argument that is no UTF-8: JSON's own escape
     try:
         _write(descriptor, line)
         os.fsync(descriptor)
@@ -263,10 +263,16 @@ def _hash_of_files(folder: Path, paths: Sequence[str]) -> str:
     """SHA-256 over names and contents; the same edits give the same hash."""
     digest = hashlib.sha256()
     for path in sorted(paths):
-        file = folder / path
-        content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "absent"
-        digest.update(f"{content} {path}\n".encode(errors="surrogateescape"))
+        digest.update(f"{_hash_of(folder / path)} {path}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _hash_of(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError:  # deleted, a folder of another repository, or not to be read
+        return "absent"
 
 
 def _versions() -> dict[str, str]:

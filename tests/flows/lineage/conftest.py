@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from tests.stage_sources import ROOT
 
 STAGE = """
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from stages.common.command import UserError, exit_code
 def main(argv):
@@ -98,11 +100,11 @@ class Project:
         self.git("commit", f"--message={message}")
         return self.git("rev-parse", "HEAD").strip()
 
-    def dvc(self, *arguments: str, check: bool = True) -> str:
-        path = os.pathsep.join([str(ROOT), str(self.root)])
-        environment = {**stage_environment(os.environ), "PYTHONPATH": path}
+    def dvc(self, *arguments: str, check: bool = True, environment: Mapping[str, str] | None = None) -> str:
+        path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(self.root)])}
+        whole = {**stage_environment(os.environ), **path, **(environment or {})}
         command = [sys.executable, "-m", "dvc", *arguments]
-        ended = subprocess.run(command, cwd=self.root, env=environment, text=True, capture_output=True)
+        ended = subprocess.run(command, cwd=self.root, env=whole, text=True, capture_output=True)
         assert not check or ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout + ended.stderr
 

@@ -94,7 +94,7 @@ def test_the_whole_cache_is_checked_when_asked(ran, lineage):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("md5: {models/seed1}", "md5: 00000000000000000000000000000000"),
+        ("md5: {models/seed1}", "md5: feed0000000000000000000000000000"),
         ("size: 3", "size: 4"),
         ("word: fine", "word: wine"),
         ("cmd: python -m toystage fine models/seed1", "cmd: python -m toystage wine models/seed1"),
@@ -182,6 +182,18 @@ def test_a_fresh_clone_without_records_is_as_committed(ran, lineage, tmp_path):
     answer = lineage(clone, "verify")
     assert (answer.status, mismatches(answer)) == (0, []), answer.out
     assert "note: train@1: what made it is not recorded here; dvc.lock is as committed" in answer.lines
+
+
+def test_what_a_stage_made_that_is_no_more_may_be_thrown_away(ran, lineage):
+    ran.params(seeds="[1]")
+    (ran.root / "models/seed2").unlink()
+    ran.dvc("repro")
+    record_all(ran.root)
+    answer = lineage(ran, "verify")
+    assert (answer.status, mismatches(answer)) == (0, [])
+    assert "note: train@2 is in dvc.lock and no longer in dvc.yaml" in answer.lines
+    (_, models) = lineage(ran, "show", "judge", "--json").json["nodes"][0]["inputs"][::-1]
+    assert models["made_by"] == ["train@1"]
 
 
 def test_data_under_dvc_add_is_verified_too(ran, lineage):
