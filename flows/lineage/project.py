@@ -1,5 +1,6 @@
 """The project as ``dvc.yaml`` and ``params.yaml`` describe it now, read through DVC."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Project:
     """
 
     def __init__(self, repo: Any) -> None:
-        self.root = Path(repo.root_dir)
+        self.root = Path(repo.root_dir).resolve()
         self.ledger = run_record.ledger_of(self.root)
         self.cache = Path(repo.cache.local.path)
         self.run_cache = self.cache.parents[1] / "runs"
@@ -68,9 +69,13 @@ class Project:
         """Files below a folder of the project, without those that ``.dvcignore`` names."""
         return sorted(Path(file) for file in self._repo.dvcignore.find(self._repo.fs, str(folder)))
 
+    def place(self, path: str) -> Path:
+        """Where a path of dvc.yaml's lies; data may lie beside the project (``../data``)."""
+        return Path(os.path.normpath(self.root / path))
+
     def name_of(self, path: str) -> str | None:
         """DVC's name for what lies at a path of the project now; ``None``: nothing does."""
-        place = self.root / path
+        place = self.place(path)
         if place.is_dir():
             return self.hasher.of_folder(place, self.files_of(place))
         return self.hasher.md5(place) if place.is_file() else None

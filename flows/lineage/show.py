@@ -80,7 +80,7 @@ def lineage(universe: Universe, asked: str) -> dict[str, Any]:
         nodes.append(node)
         for path, name in named(known.entry, "deps"):
             made_by = [visit(maker) for maker in universe.makers(path, name)]
-            kind = "artifact" if made_by else _kind(universe.project.root / path)
+            kind = "artifact" if made_by else _kind(universe.project.place(path))
             node["inputs"].append({"path": path, "name": name, "kind": kind, "made_by": made_by})
         return identifier
 
@@ -123,11 +123,11 @@ def text(answer: dict[str, Any]) -> str:
 def _by_content(universe: Universe, place: Path) -> Subject:
     """What lies at a path is known by its bytes, wherever it lies; the path only helps to say what is wrong."""
     project = universe.project
-    inside = place.resolve().is_relative_to(project.root.resolve())
-    path = place.resolve().relative_to(project.root.resolve()).as_posix() if inside else None
+    here = place.parent.resolve() / place.name  # the last step may be a link into the cache
+    inside = here.is_relative_to(project.root)
+    path = here.relative_to(project.root).as_posix() if inside else None
     if place.is_dir():
-        files = project.files_of(place.resolve()) if inside else files_below(place)
-        name = project.hasher.of_folder(place.resolve() if inside else place, files)
+        name = project.hasher.of_folder(here, project.files_of(here) if inside else files_below(here))
     else:
         name = project.hasher.md5(place)
     if path is not None and len(makers := universe.makers(path, name)) == 1:

@@ -180,7 +180,7 @@ def _check_outputs(project: Project, stage: str, entry: Entry, report: Report) -
 
 def _differences(project: Project, path: str, name: str) -> str:
     """Which files of a folder differ, as far as the cache knows what they were."""
-    folder = project.root / path
+    folder = project.place(path)
     manifest = read_manifest(project.cache, name) if is_folder(name) else None
     if manifest is None or not folder.is_dir():
         return ""

@@ -196,6 +196,21 @@ def test_what_a_stage_made_that_is_no_more_may_be_thrown_away(ran, lineage):
     assert models["made_by"] == ["train@1"]
 
 
+def test_data_beside_the_project_and_links_into_the_cache_are_followed(project, lineage):
+    (project.root.parent / "beside").mkdir()
+    (project.root.parent / "beside/raw.txt").write_text("raw")
+    graph = "stages:\n  prepare: {cmd: echo made > made.txt, deps: [../beside], outs: [made.txt]}\n"
+    (project.root / "dvc.yaml").write_text(graph)
+    project.dvc("config", "cache.type", "symlink")
+    project.dvc("repro")
+    assert (project.root / "made.txt").is_symlink()
+    record_all(project.root)
+    assert lineage(project, "verify").status == 0
+    assert lineage(project, "show", str(project.root / "made.txt"), "--json").json["path"] == "made.txt"
+    (project.root.parent / "beside/more.txt").write_text("more")
+    assert mismatches(lineage(project, "verify"))[0].startswith("stale: prepare: input ../beside: was ")
+
+
 def test_data_under_dvc_add_is_verified_too(ran, lineage):
     (ran.root / "more.csv").write_text("a,b\n")
     ran.dvc("add", "more.csv")
