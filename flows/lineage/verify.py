@@ -116,7 +116,10 @@ def _check_lock(universe: Universe, stage: str, entry: Entry, report: Report) ->
     locked = [r for r in records if r["kind"] == "locked" and r["stage"] == stage]
     recorded = next((r for r in reversed(locked) if r["lock"] == entry), None)
     if recorded is not None:
-        if recorded["run"] is None and (made := _made_otherwise(locked, entry)):
+        made = _made_otherwise(locked, entry) if recorded["run"] is None else None
+        if made and _committed(project, stage, entry):  # a colleague's run, say: git names who stands for it
+            report.notes.append(f"{stage}: other outputs than record {made['seq']} made, taken over from a commit")
+        elif made:
             text = f"other outputs than record {made['seq']} made from the same inputs, and no run explains them"
             report.mismatches.append(Mismatch("lock", stage, text))
         elif recorded["run"] is None:

@@ -121,6 +121,8 @@ def test_an_edit_that_was_committed_to_dvc_is_found_even_after_it_was_recorded(r
         assert answer.status == 1
         assert any("lock: prepare: other outputs than record" in line for line in mismatches(answer))
         assert record_all(ran.root) in (["prepare"], [])
+    ran.commit("taken over")  # now git names who stands for it
+    assert not any(line.startswith("lock: ") for line in mismatches(lineage(ran, "verify")))
 
 
 def test_a_run_that_is_not_recorded_yet_is_a_note(ran, lineage):
