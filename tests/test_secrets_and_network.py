@@ -95,10 +95,10 @@ def copy_project(root: Path, hub_folder: Path) -> None:
         data__limits={"train": 48, "validation": 12, "test": 24},
         trace__sample=24,
         trace__losses=12,
-        fit__bootstrap=5,
+        fit__bootstrap=20,
         compare__methods=["full", "salf"],
         finetune__epochs=1,
-        evaluate__bootstrap=10,
+        evaluate__bootstrap=20,
     )
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
         who = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
