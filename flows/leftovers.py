@@ -6,6 +6,7 @@ that cannot be had again: a torn table of workers names no living worker, and DV
 gives every finished stage back to an empty ``dvc.lock`` without running it.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -31,10 +32,12 @@ def clear(project: Path) -> list[str]:
 def distrust(cached: Path) -> None:
     """Make DVC look at an object of its cache again, and drop it if its bytes are not what its name says.
 
-    DVC trusts what is write-protected, and remembers the hash of a file whose size and time stay.
+    DVC trusts what is write-protected, and remembers the hash of a file whose size and time stay. An
+    object of somebody else's cache is left as it is.
     """
-    cached.chmod(cached.stat().st_mode | 0o200)
-    os.utime(cached)
+    with contextlib.suppress(PermissionError):
+        cached.chmod(cached.stat().st_mode | 0o200)
+        os.utime(cached)
 
 
 def _clear_rwlock(project: Path) -> str | None:
