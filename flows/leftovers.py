@@ -13,8 +13,10 @@ import sys
 import time
 from pathlib import Path
 
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from voluptuous import Invalid
 
 RWLOCK = Path(".dvc/tmp/rwlock")
 LOCK = Path("dvc.lock")
@@ -63,17 +65,21 @@ def _torn_json(path: Path) -> bool:
 
 def _clear_lock(project: Path) -> str | None:
     path = project / LOCK
-    if not path.exists():
-        return None
-    try:
-        whole = isinstance(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")), dict)
-    except (YAMLError, ValueError):
-        whole = False
-    if whole:
+    if not path.exists() or _is_whole(path.read_bytes()):
         return None
     aside = path.with_name("dvc.lock.torn")
     os.replace(path, aside)
     return f"{LOCK}: half-written by a DVC that was killed; put aside as {aside.name}, DVC fills it anew from its cache"
+
+
+def _is_whole(content: bytes) -> bool:
+    if b"<<<<<<< " in content:
+        return True  # a merge that a person has to finish: DVC says so
+    try:
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe", pure=True).load(content.decode()))
+    except (YAMLError, ValueError, Invalid):
+        return False
+    return True
 
 
 if __name__ == "__main__":
