@@ -68,3 +68,20 @@ def write_colours(path: Path, rows: int = 240, seed: int = 0) -> Path:
         lines.append(f"{noise} {colour} {more},{colours[colour]}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def write_tiny_task(folder: Path, hub_folder: Path, **changes: object) -> None:
+    """Parameters and data of a task that the small model learns in seconds on any processor."""
+    write_colours(folder / "colours.csv")
+    settings: dict[str, object] = {
+        "model__source": str(hub_folder),
+        "data__source": "files",
+        "data__path": "colours.csv",
+        "data__template": "{text} is",
+        "data__answer_column": "label",
+        "data__group_column": None,
+        "data__splits": {"train": "train", "validation": None, "test": None},
+        "device__kind": "cpu",
+        "device__dtype": "float32",
+    }
+    write_params(folder, **{**settings, **changes})

@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import f1_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import write_colours, write_params
+from tests.conftest import write_tiny_task
 
 METHODS = ["full", "salf", "lora", "salf+lora", "none"]
 MEASURED = {"comparison.csv"}  # and reports/runs: seconds and memory of this machine
@@ -70,20 +70,11 @@ class Chain:
 
 
 def new_chain(root: Path, hub_folder: Path) -> Chain:
-    write_colours(root / "colours.csv")
     rates = {"full": 0.003, "salf": [0.001, 0.01], "lora": 0.03, "salf+lora": 0.03, "none": 0.01}
-    write_params(
+    write_tiny_task(
         root,
-        model__source=str(hub_folder),
-        data__source="files",
-        data__path="colours.csv",
-        data__template="{text} is",
-        data__answer_column="label",
-        data__group_column=None,
-        data__splits={"train": "train", "validation": None, "test": None},
+        hub_folder,
         data__limits={"train": 120, "validation": 30, "test": 60},
-        device__kind="cpu",
-        device__dtype="float32",
         trace__sample=60,
         trace__losses=30,
         fit__bootstrap=20,

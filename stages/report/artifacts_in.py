@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from stages.common.artifacts import read_json, require, sha256_file
+from stages.common.artifacts import read_json, require, sha256_file, sha256_folder
 from stages.common.command import UserError
 from stages.common.freeze_plan import FreezePlan
 
@@ -40,7 +40,8 @@ class Artifacts:
 
     ``runs`` and ``measured`` are keyed by the run's name (``salf-seed1``): the deterministic record
     of the fine-tune, and what was measured on the machine while it ran. ``hashes`` names the files
-    that were read, by path, with their SHA-256.
+    that were read, by path, with their SHA-256; ``digests`` those that other artifacts name by their
+    hash, by name (``train``, ``traces``, ``law``, ``gains``, ``plan``, ``metrics``), where they are there.
     """
 
     base: Json
@@ -56,6 +57,7 @@ class Artifacts:
     runs: dict[str, Json]
     measured: dict[str, Json]
     hashes: dict[str, str]
+    digests: dict[str, str]
 
 
 def load(sources: Sources) -> Artifacts:
@@ -78,6 +80,7 @@ def load(sources: Sources) -> Artifacts:
         runs={file.parent.name: read_json(file) for file in sorted(sources.models.glob("[!.]*/run.json"))},
         measured={file.stem: read_json(file) for file in sorted(sources.measured.glob("[!.]*.json"))},
         hashes=_hashes(sources),
+        digests=_digests(sources),
     )
 
 
@@ -94,6 +97,15 @@ def _hashes(sources: Sources) -> dict[str, str]:
         sources.predictions,
     ]
     return {file.as_posix(): sha256_file(file) for file in files if file.exists()}
+
+
+def _digests(sources: Sources) -> dict[str, str]:
+    named = {name: getattr(sources, name) for name in ("law", "gains", "plan", "metrics")}
+    named |= {split: sources.prepared / f"{split}.parquet" for split in ("train", "validation", "test")}
+    found = {name: sha256_file(file) for name, file in named.items() if file.exists()}
+    if any(sources.traces.glob("*.parquet")):
+        found["traces"] = sha256_folder(sources.traces)
+    return found
 
 
 def _csv(path: Path) -> pd.DataFrame | None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from stages.report import cost, depth, evidence, quality
+from stages.report import cost, depth, evidence, lineage, quality
 from stages.report.answer import KeyFigure, answer, key_figures
 from stages.report.artifacts_in import Artifacts
 from stages.report.headline import Headline, headline
@@ -62,6 +62,7 @@ def build(artifacts: Artifacts, parameters: Mapping[str, Any], examples_shown: i
         evidence.data_section(artifacts),
         evidence.model_section(artifacts),
         evidence.exports_section(artifacts),
+        lineage.lineage_section(artifacts),
         evidence.identity_section(artifacts, parameters, folder),
     ]
     return Page(

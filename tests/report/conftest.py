@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.common.artifacts import sha256_file, write_json
+from stages.common.artifacts import digest_of, read_json, sha256_file, sha256_folder, write_json
 from stages.report.__main__ import main
 
 LAYERS = 30
+SPLITS = {"train": 384, "validation": 96, "test": 240}  # rows
 BOUNDARY = 21
 HOSTILE = '<script>alert("x")</script> & {{ 7 * 7 }} </pre><img src=http://evil.example/x.png>'
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
@@ -115,8 +116,8 @@ def make_chain(root: Path, outcome: Outcome) -> Chain:
         (root / folder).mkdir(parents=True)
     _base(root / "data/base")
     _prepared(root / "data/prepared", outcome)
-    _trace(root / "data/traces")
-    _law(root / "reports", outcome)
+    _trace(root / "data")
+    _law(root, outcome)
     _plan(root, outcome)
     if outcome.runs:
         _runs(root, outcome)
@@ -127,6 +128,7 @@ def make_chain(root: Path, outcome: Outcome) -> Chain:
 
 def _base(folder: Path) -> None:
     per_layer = [3_540_000] * LAYERS
+    shards = {"embedding.safetensors": "e" * 64, "layer-01.safetensors": "1" * 64}
     write_json(
         folder / "base.json",
         {
@@ -141,8 +143,8 @@ def _base(folder: Path) -> None:
             "vocabulary": 49152,
             "tied_head": True,
             "parameters": {"embedding": 28_311_552, "per_layer": per_layer, "norm": 576, "head": 0},
-            "shards": {"embedding.safetensors": "e" * 64, "layer-01.safetensors": "1" * 64},
-            "weights_sha256": "b" * 64,
+            "shards": shards,
+            "weights_sha256": digest_of(shards),
         },
     )
 
@@ -150,7 +152,10 @@ def _base(folder: Path) -> None:
 def _prepared(folder: Path, outcome: Outcome) -> None:
     classes = outcome.task == "classification"
     labels = [{"label": w, "word": f" {w}", "token_ids": [i]} for i, w in enumerate(("numpy", "scipy", "torch"))]
-    split = {"tokens": 40_000, "prompt_tokens_max": 118, "answer_tokens": 384, "sha256": "d" * 64}
+    rows = {"example_id": ["t0"], "prompt": [f"Return the sum. {HOSTILE}\nLibrary:"], "answer": [" numpy"]}
+    for number, name in enumerate(SPLITS):
+        pq.write_table(pa.table({**rows, "example_id": [f"t{number}"]}), folder / f"{name}.parquet")
+    split = {"tokens": 40_000, "prompt_tokens_max": 118, "answer_tokens": 384}
     counts = {entry["label"]: 80 for entry in labels} if classes else None
     write_json(
         folder / "meta.json",
@@ -160,8 +165,8 @@ def _prepared(folder: Path, outcome: Outcome) -> None:
             "source": {"name": "docstrings", "versions": {"numpy": "2.4.6"}, "sha256": "f" * 64},
             "labels": labels if classes else [],
             "splits": {
-                name: {**split, "rows": rows, "label_counts": counts}
-                for name, rows in (("train", 384), ("validation", 96), ("test", 240))
+                name: {**split, "rows": n, "label_counts": counts, "sha256": sha256_file(folder / f"{name}.parquet")}
+                for name, n in SPLITS.items()
             },
             "dropped": {"near-duplicate of another split": 17, "empty text": 0},
             "refused": [{"reason": "names the library itself", "count": 41}],
@@ -171,14 +176,19 @@ def _prepared(folder: Path, outcome: Outcome) -> None:
             "template": "{text}\nLibrary:",
         },
     )
-    rows = {"example_id": ["t0"], "prompt": [f"Return the sum. {HOSTILE}\nLibrary:"], "answer": [" numpy"]}
-    pq.write_table(pa.table(rows), folder / "train.parquet")
 
 
-def _trace(folder: Path) -> None:
-    record = {"schema": 1, "model": "SmolLM2-135M-Instruct", "dtype": "float32", "versions": {"torch": "2.13.0"}}
+def _trace(data: Path) -> None:
+    record = {
+        "schema": 1,
+        "model": "SmolLM2-135M-Instruct",
+        "weights_sha256": read_json(data / "base/base.json")["weights_sha256"],
+        "data_sha256": sha256_file(data / "prepared/train.parquet"),
+        "dtype": "float32",
+        "versions": {"torch": "2.13.0"},
+    }
     table = pa.table({"example_id": ["t0"]}).replace_schema_metadata({b"salf": json.dumps(record).encode()})
-    pq.write_table(table, folder / "part-00000.parquet")
+    pq.write_table(table, data / "traces/part-00000.parquet")
 
 
 def deviation_curve() -> np.ndarray:
@@ -193,7 +203,8 @@ def loss_curve() -> np.ndarray:
     return np.where(k == 0, 110.0, 21 - 0.1 * k - 11 * np.clip((k - 24) / 6, 0, 1))
 
 
-def _law(folder: Path, outcome: Outcome) -> None:
+def _law(root: Path, outcome: Outcome) -> None:
+    folder = root / "reports"
     quantities = {"deviation": _quantity(deviation_curve(), 0.01, 0.05, outcome.fits)}
     if outcome.losses:
         quantities["loss"] = _quantity(loss_curve(), 0.4, 3.0, False)
@@ -204,7 +215,7 @@ def _law(folder: Path, outcome: Outcome) -> None:
             "layers": LAYERS,
             "examples": 192,
             "positions": 192,
-            "trace_sha256": "c" * 64,
+            "trace_sha256": sha256_folder(root / "data/traces"),
             "confidence": 0.9,
             "trace": {"model": "SmolLM2", "space": "normed", "target": "output", "dtype": "float32"},
             "quantities": quantities,
@@ -300,7 +311,7 @@ def _plan(root: Path, outcome: Outcome) -> None:
         "schema_version": 1,
         "model": {
             "name": "SmolLM2-135M-Instruct",
-            "weights_sha256": "b" * 64,
+            "weights_sha256": read_json(root / "data/base/base.json")["weights_sha256"],
             "family": "llama",
             "layers": LAYERS,
             "hidden": 576,
@@ -339,7 +350,7 @@ def _plan(root: Path, outcome: Outcome) -> None:
         "evidence": {
             "law_sha256": sha256_file(root / "reports/scaling_law.json"),
             "gains_sha256": sha256_file(root / "reports/gains.csv"),
-            "trace_sha256": "c" * 64,
+            "trace_sha256": sha256_folder(root / "data/traces"),
         },
         "exports": {
             "peft": {"layers_to_transform": list(range(BOUNDARY, LAYERS)), "layers_pattern": "layers"},
@@ -375,6 +386,10 @@ def _runs(root: Path, outcome: Outcome) -> None:
                 "flops": share * 1e15,
                 "steps": 48,
                 "curve": [_curve_point(i, share, accuracy, outcome, seed) for i in range(5)],
+                "base_sha256": read_json(root / "data/base/base.json")["weights_sha256"],
+                "plan_sha256": sha256_file(root / "data/plan/freeze_plan.json"),
+                "data_sha256": {name: sha256_file(root / f"data/prepared/{name}.parquet") for name in SPLITS},
+                "shards": {"embedding.safetensors": "e" * 64, "layer-01.safetensors": f"{method}-{seed}"},
             }
             write_json(folder / "run.json", record)
             measured = {

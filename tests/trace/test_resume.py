@@ -10,7 +10,7 @@ import pytest
 
 from stages.trace import collect
 from stages.trace.__main__ import main
-from tests.conftest import PROJECT, write_colours, write_params
+from tests.conftest import PROJECT, write_tiny_task
 
 ARGV = ["--base", "base", "--prepared", "prepared", "--out", "traces"]
 
@@ -36,7 +36,6 @@ def project(tmp_path, monkeypatch, hub_folder) -> Path:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(collect, "SHARD_EXAMPLES", 16)
-    write_colours(tmp_path / "colours.csv")
     params(tmp_path, hub_folder)
     base(["--out", "base"])
     prepare(["--base", "base", "--out", "prepared"])
@@ -44,20 +43,8 @@ def project(tmp_path, monkeypatch, hub_folder) -> Path:
 
 
 def params(folder, hub_folder, **changes):
-    write_params(
-        folder,
-        model__source=str(hub_folder),
-        data__source="files",
-        data__path="colours.csv",
-        data__template="{text} is",
-        data__answer_column="label",
-        data__group_column=None,
-        data__splits={"train": "train", "validation": None, "test": None},
-        data__limits={"train": 80, "validation": 10, "test": 10},
-        device__kind="cpu",
-        device__dtype="float32",
-        **{"trace__sample": 80, "trace__losses": 20, **changes},
-    )
+    limits = {"train": 80, "validation": 10, "test": 10}
+    write_tiny_task(folder, hub_folder, data__limits=limits, **{"trace__sample": 80, "trace__losses": 20, **changes})
 
 
 def parts(project: Path) -> dict[str, bytes]:
