@@ -113,7 +113,7 @@ def finished(tmp_path_factory) -> Copy:
     root = tmp_path_factory.mktemp("chain")
     copy = Copy(root)
     with pytest.MonkeyPatch.context() as patch:
-        _use_standin(patch, root)
+        use_standin(patch, root)
         assert copy.repro() == after("base")
         assert copy.repro() == set()
     return copy
@@ -122,7 +122,7 @@ def finished(tmp_path_factory) -> Copy:
 @pytest.fixture
 def copy(finished, monkeypatch) -> Copy:
     """The finished copy. Every test leaves it up to date, so that the next sees its own change alone."""
-    _use_standin(monkeypatch, finished.root)
+    use_standin(monkeypatch, finished.root)
     return finished
 
 
@@ -137,7 +137,8 @@ def matrix(copy):
     copy.repro()
 
 
-def _use_standin(patch: pytest.MonkeyPatch, root: Path) -> None:
+def use_standin(patch: pytest.MonkeyPatch, root: Path) -> None:
+    """Make ``python`` the stand-in for whatever DVC runs in ``root``."""
     programs = root / "bin"
     programs.mkdir(exist_ok=True)
     python = programs / "python"

@@ -1,0 +1,126 @@
+"""An in-toto Statement with SLSA provenance (v1) about a model folder, signed where a key is given.
+
+The statement says which run made these very files, from which inputs, parameters and code. It is as
+good as the machine that makes it: the build was not isolated, so that it stands for SLSA Build L1 (and
+with a signature nobody can change it unseen), not for more.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from securesystemslib.dsse import Envelope
+from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # public, but in no __all__
+
+from flows.lineage.formats.results import Artifact, ExportError, Result
+
+STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
+PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+BUILD_TYPE: Final = "urn:salf:dvc-stage:v1"
+BUILDER: Final = "urn:salf:local-dvc"
+
+
+def model_folders(found: Sequence[Result], project: Path) -> list[tuple[Result, Artifact]]:
+    """Return the outputs that are model folders (they hold safetensors), with what is known of their making."""
+    return [
+        (result, artifact)
+        for result in found
+        for artifact in result.outputs
+        if artifact.is_folder and any((project / artifact.path).glob("*.safetensors"))
+    ]
+
+
+def statement(result: Result, model: Artifact, sha256: Mapping[str, str]) -> dict[str, Any]:
+    """Return the statement about one model folder.
+
+    Args:
+        result: the stage's result that the folder belongs to.
+        model: the folder.
+        sha256: path below the folder → hex SHA-256 of the file.
+    """
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(sha256.items())],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {
+                    "stage": result.stage,
+                    "command": result.command,
+                    "parameters": dict(result.parameters),
+                    "output": model.path,
+                },
+                "internalParameters": _internal(result),
+                "resolvedDependencies": [*_source(result), *map(_descriptor, result.inputs)],
+            },
+            "runDetails": _run_details(result, model),
+        },
+    }
+
+
+def envelope(document: dict[str, Any], key_file: Path) -> dict[str, Any]:
+    """Return a statement in its DSSE envelope, signed with an Ed25519 key.
+
+    Args:
+        document: the statement.
+        key_file: the private key, unencrypted PEM (``openssl genpkey -algorithm ed25519``).
+
+    Raises:
+        ExportError: the file is no such key.
+    """
+    sealed = Envelope(encode(document), PAYLOAD_TYPE, {})
+    sealed.sign(CryptoSigner(_private_key(key_file)))
+    return dict(sealed.to_dict())
+
+
+def encode(document: dict[str, Any]) -> bytes:
+    """The bytes of a statement: the same statement gives the same bytes."""
+    return json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _private_key(path: Path) -> Ed25519PrivateKey:
+    hint = "make one with: openssl genpkey -algorithm ed25519 -out FILE"
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except OSError as error:
+        raise ExportError(f"{path}: {error.strerror}; {hint}") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ExportError(f"{path}: not an unencrypted private key in PEM; {hint}") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ExportError(f"{path}: not an Ed25519 key; {hint}")
+    return key
+
+
+def _internal(result: Result) -> dict[str, Any]:
+    start = result.start or {}
+    return {key: start[key] for key in ("seed", "machine", "flow_run", "dirty", "dirty_files_sha256") if key in start}
+
+
+def _source(result: Result) -> list[dict[str, Any]]:
+    commit = (result.start or {}).get("commit")
+    return [{"name": "source code", "digest": {"gitCommit": commit}}] if commit else []
+
+
+def _descriptor(artifact: Artifact) -> dict[str, Any]:
+    # The hash of a folder is DVC's own: MD5 of the list of its files' names and MD5s.
+    name = "dvcMd5Dir" if artifact.is_folder else "md5"
+    return {"name": artifact.shown, "digest": {name: artifact.md5.removesuffix(".dir")}}
+
+
+def _run_details(result: Result, model: Artifact) -> dict[str, Any]:
+    metadata = {}
+    if result.start:
+        metadata = {"invocationId": result.start["run"], "startedOn": result.start["at"]}
+    if result.end:
+        metadata["finishedOn"] = result.end["at"]
+    return {
+        "builder": {"id": BUILDER, "version": dict((result.start or {}).get("versions") or {})},
+        "metadata": metadata,
+        "byproducts": [_descriptor(other) for other in result.outputs if other != model],
+    }
