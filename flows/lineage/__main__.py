@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows.lineage import diff, ledger, show, why
+from flows.lineage import diff, export, ledger, show, why
 from flows.lineage.history import RevisionError
 from flows.lineage.known import Universe
 from flows.lineage.ledger import LedgerError
@@ -28,6 +28,7 @@ _EXAMPLES = """examples:
   python -m flows.lineage verify                            hash everything anew; exit status 1 on any mismatch
   python -m flows.lineage verify --head HASH                and prove that the ledger was not cut since
   python -m flows.lineage diff main workspace               parameters, data, code, metrics, plans
+  python -m flows.lineage export ro-crate --out crate       files, runs, parameters and hashes, as others read them
   python -m flows.lineage record                            take over what `dvc repro` did without a flow
   python -m flows.lineage head                              the ledger's newest record, to be noted elsewhere
 exit status: 0 fine; 1 a mismatch, or nothing known of what was asked for; 2 bad usage or an unreadable project
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     command = add("diff", "what differs between two commits, branches or experiments", _diff)
     command.add_argument("old", help="a commit, branch, tag or experiment, or: workspace")
     command.add_argument("new", nargs="?", default=diff.HERE, help="another (default: workspace)")
+    export.add_arguments(add("export", "write the records as RO-Crate, OpenLineage or SLSA provenance", export.run))
     add("record", "record what DVC has locked since the ledger's last entry", _record)
     add("head", "number and hash of the ledger's newest record", _head)
     return parser

@@ -21,6 +21,7 @@ from flows.lineage.lock import Entry, plain
 from flows.lineage.project import Project, is_folder
 from flows.lineage.reconcile import newest_locked, unclaimed_run
 from flows.lineage.shards import check_shards, is_fine_tune, is_model
+from flows.leftovers import distrust
 
 _SKIPPED = {".git", ".dvc", ".venv", ".work", ".prefect"}
 
@@ -231,6 +232,7 @@ def _check_cache(project: Project, names: set[str], whole: bool, report: Report)
         if not path.is_file():
             report.mismatches.append(Mismatch("cache", name, "is missing (dvc pull, or run its stage again)"))
         elif project.hasher.md5(path) != name.removesuffix(FOLDER):
+            distrust(path)
             text = f"is corrupt: its bytes are {project.hasher.md5(path)}; the next run makes it again"
             report.mismatches.append(Mismatch("cache", name, text))
 
