@@ -18,7 +18,7 @@ def prefect_server():
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch):
-    monkeypatch.setattr(module, "_stage", module._stage.with_options(retry_delay_seconds=0))
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0)
 
 
 def run(toy, **options):
@@ -88,6 +88,6 @@ def test_a_second_flow_is_refused_and_told_of_the_first(toy):
 
 def test_an_unknown_target_fails_before_anything_runs(toy, monkeypatch, capsys):
     monkeypatch.chdir(toy.root)
-    assert main(["--targets", "trian"]) == 1
+    assert main(["--targets", "trian"]) == 2
     assert "no stage 'trian' in dvc.yaml" in capsys.readouterr().err
     assert toy.calls("first") == 0

@@ -14,8 +14,8 @@ HOLD = """
 import subprocess, sys, time
 from pathlib import Path
 from flows.workspace import sole_run
-with sole_run(Path(sys.argv[1]), "early-bird") as lock:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], pass_fds=[lock])
+with sole_run(Path(sys.argv[1]), "early-bird", flow_run="f-1") as hold:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], pass_fds=[hold.descriptor])
     print(child.pid, flush=True)
     time.sleep(600)
 """
