@@ -1,7 +1,9 @@
-"""Saves the state of a run as a DVC experiment under a name."""
+"""DVC experiments: which names are free, the state of a run under a name, what was measured."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flows.processes import run_streaming
 from flows.stage_run import DVC
@@ -11,15 +13,17 @@ class ExperimentError(Exception):
     """The name cannot be used, or DVC refused to save; the text says why."""
 
 
-def check_name(name: str, project: Path, environment: Mapping[str, str]) -> None:
-    """Refuse a name that is taken, before hours of work.
+def check_names(names: Sequence[str], project: Path, environment: Mapping[str, str]) -> None:
+    """Refuse names that are taken, before hours of work.
 
     Raises:
         ExperimentError: see there.
     """
     lines = _dvc(["exp", "list", "--all-commits", "--name-only"], project, environment)
-    if name in (line.strip() for line in lines):
-        raise ExperimentError(f"an experiment {name!r} exists; choose another name, or: dvc exp remove {name}")
+    taken = [name for name in names if name in {line.strip() for line in lines}]
+    if taken:
+        words = " ".join(taken)
+        raise ExperimentError(f"an experiment of that name exists: choose another name, or: dvc exp remove {words}")
 
 
 def save(name: str, stages: Sequence[str], project: Path, environment: Mapping[str, str]) -> None:
@@ -31,6 +35,22 @@ def save(name: str, stages: Sequence[str], project: Path, environment: Mapping[s
         ExperimentError: see there.
     """
     _dvc(["exp", "save", "--name", name, *stages], project, environment)
+
+
+def show(project: Path, environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return the metrics of every experiment on the present commit: name → metrics.
+
+    Raises:
+        ExperimentError: see there.
+    """
+    lines = _dvc(["exp", "show", "--json"], project, environment)
+    found: dict[str, dict[str, Any]] = {}
+    for revision in json.loads(next(line for line in lines if line.startswith("["))):
+        for experiment in revision["experiments"] or []:
+            data = experiment["revs"][0]["data"] or {}
+            files = {path: content["data"] for path, content in data.get("metrics", {}).items() if "data" in content}
+            found[experiment["name"]] = {key: value for content in files.values() for key, value in content.items()}
+    return found
 
 
 def _dvc(words: Sequence[str], project: Path, environment: Mapping[str, str]) -> list[str]:

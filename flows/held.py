@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +16,13 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Crashed, Failed, Running
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.environment import stage_environment
 from flows.overrides import take_back
-from flows.workspace import Holder, sole_run, stop_leftovers
+from flows.workspace import Hold, Holder, sole_run, stop_leftovers
 
+THREADS: Any = ThreadPoolTaskRunner()  # one thread per stage at work, each waiting for its process
 _POLL_SECONDS = 1.0
 _STARTED_BY_A_WORKER = "PREFECT__FLOW_RUN_ID"  # set by Prefect in the process that a worker starts
 
@@ -68,17 +70,31 @@ def workspace(project: Path, wait: bool) -> Iterator[Workspace]:
     with _ends_with_its_worker(), sole_run(project, name, wait, on_wait, identity) as hold:
         if waited.is_set():
             _set_state(identity, Running())
-        if hold.died:
-            _bury(hold.died, name)
-        for pid in stop_leftovers(project):
-            logger.warning("ended process %d, which a run that is no more had left at work", pid)
-        if take_back(project):
-            logger.warning("took back the parameter overrides of a run that was killed")
+        clear_away(project, hold, name, logger.warning)
         held = Workspace(project, stage_environment(os.environ, project, (identity, name)), hold.descriptor, identity)
         try:
             yield held
         finally:
             held.stop.set()
+
+
+def clear_away(project: Path, hold: Hold, found_by: str, tell: Callable[[str], None]) -> None:
+    """Clear away what a killed run left in the workspace: its state in Prefect, processes, overrides.
+
+    Args:
+        project: the workspace.
+        hold: its lock, held by the caller.
+        found_by: the caller's name, for the dead run's last state.
+        tell: called with a line for everything that was found.
+    """
+    if hold.died:
+        message = f"process {hold.died.pid} ended without a word; found by {found_by!r}"
+        tell(f"the run {hold.died.run!r} was killed: {message}")
+        _bury(hold.died, message)
+    for pid in stop_leftovers(project):
+        tell(f"ended process {pid}, which a run that is no more had left at work")
+    if take_back(project):
+        tell("took back the parameter overrides of a run that was killed")
 
 
 def refused(message: str) -> State[Any]:
@@ -115,9 +131,7 @@ def _ends_with_its_worker() -> Iterator[None]:
         over.set()
 
 
-def _bury(holder: Holder, found_by: str) -> None:
-    message = f"process {holder.pid} ended without a word; found by the run {found_by!r}"
-    get_run_logger().warning("the run %r before this one was killed: %s", holder.run, message)
+def _bury(holder: Holder, message: str) -> None:
     if holder.flow_run is None:
         return
     with get_client(sync_client=True) as client:

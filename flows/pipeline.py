@@ -22,7 +22,6 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed, wait
 from prefect.states import Cancelled, Completed, Failed
-from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, JsonValue
 
 from flows import experiment as experiments
@@ -30,7 +29,10 @@ from flows import machine
 from flows.environment import with_threads
 from flows.experiment import ExperimentError
 from flows.graph import GraphError, StageNode, matching, read_graph, select
-from flows.held import Workspace, failed, refused, workspace
+from flows.held import THREADS, Workspace, failed, refused, workspace
+from flows.lineage.ledger import LedgerError
+from flows.lineage.lock import LockError
+from flows.lineage.reconcile import record_stage
 from flows.overrides import OverrideError, overridden, parse
 from flows.processes import StoppedError
 from flows.stage_run import StageFailedError, StageRun, run_stage
@@ -65,10 +67,7 @@ ExperimentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-
 SideBySide = Annotated[int, Field(ge=0, le=64)]
 
 
-_THREADS: Any = ThreadPoolTaskRunner()  # one thread per stage at work, each waiting for its process
-
-
-@flow(name="salf", task_runner=_THREADS)
+@flow(name="salf", task_runner=THREADS)
 def pipeline(
     project: Path = Path("."),
     targets: list[str] = [],  # noqa: B006 (Prefect shows the default in its form; it is never changed)
@@ -94,7 +93,7 @@ def pipeline(
     try:
         with workspace(project, wait) as held, overridden(project, overrides):
             if experiment:
-                experiments.check_name(experiment, project, held.environment)
+                experiments.check_names([experiment], project, held.environment)
             graph = read_graph(project)
             forced = matching(graph, force)
             chosen = select(graph, [*targets, *force] if targets else [])
@@ -182,6 +181,11 @@ def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -
         return Failed(message=str(error), data=error)
     except StoppedError:
         return Cancelled(message=f"{node.name}: stopped with its flow; its outputs are as they were before")
+    try:
+        record_stage(held.project, node.name, run.outcome.value, held.flow_run)
+    except (LedgerError, LockError, OSError) as error:
+        fault = StageFailedError(f"{node.name}: up to date, but not recorded: {error}", passing=False)
+        return Failed(message=str(fault), data=fault)
     line = f"{run.outcome.value} in {duration(run.seconds)}"
     logger.info("%s: %s", run.name, line)
     _show_metrics(node, held.project)
