@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
+from prefect.testing.utilities import prefect_test_harness
 
 from flows.environment import stage_environment
 from flows.stage_run import StageRun, run_stage
@@ -107,6 +108,12 @@ class ToyProject:
 
     def run(self, node, lines: list[str] | None = None) -> StageRun:
         return run_stage(node, self.root, stage_environment(os.environ), (lines if lines is not None else []).append)
+
+
+@pytest.fixture(scope="session")
+def prefect_server():
+    with prefect_test_harness(server_startup_timeout=240):
+        yield
 
 
 @pytest.fixture

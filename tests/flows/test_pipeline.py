@@ -7,7 +7,6 @@ from dvc.repo import Repo
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import machine
 from flows import pipeline as module
@@ -15,11 +14,7 @@ from flows.pipeline import main, pipeline
 from flows.stage_run import DVC
 from flows.workspace import sole_run
 
-
-@pytest.fixture(scope="session", autouse=True)
-def prefect_server():
-    with prefect_test_harness(server_startup_timeout=240):
-        yield
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.fixture(autouse=True)
