@@ -67,6 +67,8 @@ def _conclude(report: Mapping[str, Any]) -> State[Any]:
     create_table_artifact(table=rows, key="mismatches", description="What is not as it was recorded")
     if not rows:
         line = f"everything is as it was recorded ({checked})"
+        if report.get("head"):  # noted down here, a later cut of the ledger can be proven (verify --head)
+            line += f"; the ledger's newest record is {report['head']['sha256']}"
         create_markdown_artifact(markdown=line, key="audit", description="Outcome of the audit")
         get_run_logger().info(line)
         return Completed(message=line)
