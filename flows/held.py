@@ -120,6 +120,7 @@ def _ends_with_its_worker() -> Iterator[None]:
     def watch() -> None:
         while not over.wait(_POLL_SECONDS):
             if os.getppid() != parent:
+                _silence()
                 logger.error("the worker that started this run (process %d) has ended; stopping", parent)
                 os.kill(os.getpid(), signal.SIGTERM)  # Prefect's engine takes it as the end of the run
                 return
@@ -129,6 +130,14 @@ def _ends_with_its_worker() -> Iterator[None]:
         yield
     finally:
         over.set()
+
+
+def _silence() -> None:
+    """Send the terminal's output nowhere: a line for a reader that is gone would end the thread that writes it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def _bury(holder: Holder, message: str) -> None:

@@ -44,7 +44,7 @@ class Served:
     def state(self, run: Any) -> Any:
         return self.client.read_flow_run(run.id).state
 
-    def until(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
+    def until(self, condition: Callable[[], Any], seconds: float = 180) -> Any:
         deadline = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < deadline, "it did not come to pass"
@@ -52,7 +52,7 @@ class Served:
             time.sleep(0.5)
         return found
 
-    def ended(self, run: Any, seconds: float = 120) -> Any:
+    def ended(self, run: Any, seconds: float = 180) -> Any:
         return self.until(lambda: (state := self.state(run)).is_final() and state, seconds)
 
     def at_work(self) -> list[psutil.Process]:
