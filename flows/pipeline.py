@@ -267,8 +267,8 @@ def exit_status(state: State[Any]) -> int:
         print(state.message)
         return 0
     message = " ".join((state.message or state.name or "failed").split())
-    bad_request = state.name == "Refused" or "validation error" in message.lower()
-    return _report(message, 2 if bad_request else 1)
+    _, invalid, which = message.partition("invalid parameters:")  # as Prefect puts it
+    return _report(which.strip(" -") or message, 2 if invalid or state.name == "Refused" else 1)
 
 
 def _report(message: str, status: int) -> int:
