@@ -25,11 +25,11 @@ export ITERATIVE_DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup run flow test lint lock clean
+.PHONY: help setup run flow serve test lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
-	@echo "Variables: PYTHON=/path/to/python3.12   TORCH_FLAGS=\"--index-url ...\"   TARGETS=\"plan\"   TESTS=\"tests/fit\"   JOBS=2"
+	@echo "Variables: PYTHON=/path/to/python3.12   TORCH_FLAGS=\"--index-url ...\"   TARGETS=\"plan\"   TESTS=\"tests/fit\"   JOBS=2   PORT=4200"
 
 $(STAMP):
 	@.ci/setup $(VENV)
@@ -45,6 +45,9 @@ run: setup ## run what changed of the chain (TARGETS=...: only up to these stage
 
 flow: setup ## the same chain as a Prefect flow, one task per stage, on a local server of its own
 	@python -m flows.pipeline $(if $(TARGETS),--targets $(TARGETS))
+
+serve: setup ## serve the deployments of prefect.yaml: local server, schedules and a worker, until Ctrl-C
+	@python -m flows.serve $(if $(PORT),--port $(PORT))
 
 test: setup ## run the tests (TESTS=...: only these) and show their coverage
 	@OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term:skip-covered $(TESTS)

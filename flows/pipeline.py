@@ -6,90 +6,162 @@ of every run and the promise that no two runs share a workspace.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import State, Task, flow, get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.futures import PrefectFuture, as_completed, wait
+from prefect.states import Cancelled, Completed, Failed
+from pydantic import Field, JsonValue
 
-from flows.environment import stage_environment
+from flows import experiment as experiments
+from flows import machine
+from flows.environment import with_threads
+from flows.experiment import ExperimentError
 from flows.graph import GraphError, StageNode, matching, read_graph, select
+from flows.held import THREADS, Workspace, failed, refused, workspace
+from flows.lineage.ledger import LedgerError
+from flows.lineage.lock import LockError
+from flows.lineage.reconcile import record_stage
+from flows.overrides import OverrideError, overridden, parse
+from flows.processes import StoppedError
 from flows.stage_run import StageFailedError, StageRun, run_stage
-from flows.summary import artifact_key, counts_line, duration, markdown_table, metric_rows, stage_rows
-from flows.workspace import WorkspaceBusyError, sole_run
+from flows.summary import (
+    artifact_key,
+    counts_line,
+    duration,
+    markdown_table,
+    metric_rows,
+    share_done,
+    stage_rows,
+)
+from flows.workspace import WorkspaceBusyError
 
-RETRY_SECONDS = 5.0
+RETRY_SECONDS = 5.0  # before the second attempt; doubled before each further one
+STOP_SECONDS = 120.0  # longest that stages may take to stop
 _DESCRIPTION = "Run the chain as a Prefect flow: one task per stage of dvc.yaml, on a local server."
 _EXAMPLES = """examples:
   python -m flows.pipeline                            what changed, and nothing else
   python -m flows.pipeline --targets plan             up to the plan
   python -m flows.pipeline --targets finetune         every fine-tune of the matrix, and what they need
   python -m flows.pipeline --force evaluate report    these two even when nothing changed
+  python -m flows.pipeline --set finetune.epochs=3 --experiment longer
+                                                      with another parameter, kept as a DVC experiment
+  python -m flows.pipeline --side-by-side 2           two independent stages at a time
   python -m flows.pipeline --wait                     after the run that is working in this folder
+exit status: 0 done, 1 a stage or the flow failed, 2 the request was refused, 130 interrupted
 """
 
-
-@dataclass(frozen=True)
-class Workspace:
-    """What every task of one flow run shares: the project, its environment, the lock to hand on."""
-
-    project: Path
-    environment: dict[str, str]
-    lock: int
+Overrides = dict[Annotated[str, Field(pattern=r"^[^.\s]+(\.[^.\s]+)*$")], JsonValue]
+ExperimentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=100)]
+SideBySide = Annotated[int, Field(ge=0, le=64)]
 
 
-@flow(name="salf")
+@flow(name="salf", task_runner=THREADS)
 def pipeline(
     project: Path = Path("."),
-    targets: Sequence[str] = (),
-    force: Sequence[str] = (),
+    targets: list[str] = [],  # noqa: B006 (Prefect shows the default in its form; it is never changed)
+    force: list[str] = [],  # noqa: B006
+    overrides: Overrides = {},  # noqa: B006
+    experiment: ExperimentName | None = None,
+    side_by_side: SideBySide = 0,
     wait: bool = False,
 ) -> State[Any]:
     """Bring the stages up to date.
 
     Args:
-        project: the folder that holds ``dvc.yaml``.
+        project: the folder that holds `dvc.yaml`.
         targets: stages to bring up to date, with all that they read; none: the whole graph.
         force: stages that run even when nothing changed.
+        overrides: parameters of this run alone, by their dotted names in `params.yaml`, for example
+            `{"finetune.epochs": 3}`; the file is as before when the run ends.
+        experiment: keep the result as a DVC experiment of this name (`dvc exp show`, `dvc exp apply`).
+        side_by_side: how many independent stages may run at once; 0: as many as the machine allows.
         wait: wait for another run in this folder instead of refusing.
     """
-    logger = get_run_logger()
     project = project.resolve()
     try:
-        with sole_run(project, flow_run.name or "unnamed", wait, logger.info) as lock:
+        with workspace(project, wait) as held, overridden(project, overrides):
+            if experiment:
+                experiments.check_names([experiment], project, held.environment)
             graph = read_graph(project)
             forced = matching(graph, force)
             chosen = select(graph, [*targets, *force] if targets else [])
-            return _run_all(chosen, forced, Workspace(project, stage_environment(os.environ), lock))
-    except (GraphError, WorkspaceBusyError) as error:
-        return _failed(str(error))
+            state = _run_all(chosen, forced, held, machine.side_by_side(side_by_side))
+            if experiment and state.is_completed():
+                experiments.save(experiment, [node.name for node in chosen], project, held.environment)
+                get_run_logger().info("kept as the experiment %r", experiment)
+            return state
+    except (GraphError, WorkspaceBusyError, OverrideError, ExperimentError) as error:
+        return refused(str(error))
 
 
-def _run_all(graph: Sequence[StageNode], forced: frozenset[str], workspace: Workspace) -> State[Any]:
-    runs: list[StageRun] = []
-    for node in graph:
-        state = stage_task(node)(node, workspace, node.name in forced, return_state=True)
-        if not state.is_completed():
-            _show(graph, runs, workspace.project, failed=node.name)
-            return _failed(state.message or f"{node.name}: {state.name}")
-        runs.append(state.result())
-    _show(graph, runs, workspace.project)
+def _run_all(graph: Sequence[StageNode], forced: frozenset[str], held: Workspace, at_once: int) -> State[Any]:
+    """Run every stage as soon as all that it reads is there; after a failure nothing new is begun."""
+    threads = machine.threads_each(graph, at_once)
+    waiting, runs = list(graph), list[StageRun]()
+    running: dict[PrefectFuture[Any], StageNode] = {}
+    ended: dict[str, PrefectFuture[Any]] = {}
+    fault: tuple[StageNode, State[Any]] | None = None
+    progress: Any = create_progress_artifact(0.0, "progress", "Stages of this run that are up to date")
+    try:
+        while running or (waiting and not fault):
+            for node in [] if fault else _ready(waiting, ended, {n.name for n in graph})[: at_once - len(running)]:
+                waiting.remove(node)
+                after = [ended[name] for name in node.upstream if name in ended]
+                options = (node, held, threads[node.name], node.name in forced)
+                running[stage_task(node).submit(*options, wait_for=after, return_state=False)] = node
+            future = next(as_completed(list(running)))
+            future.wait()  # or its state would be asked of the server, which learns it a little later
+            node, state = running.pop(future), future.state
+            if state.is_completed():
+                ended[node.name] = future
+                runs.append(future.result())
+                update_progress_artifact(progress, 100 * len(runs) / len(graph))
+            else:
+                fault = fault or (node, state)
+    except BaseException:  # cancelled, the worker is gone, a bug: no stage outlives its flow
+        held.stop.set()
+        wait(list(running), timeout=STOP_SECONDS)
+        raise
+    return _conclude(graph, runs, fault, held.project)
+
+
+def _ready(waiting: Sequence[StageNode], ended: dict[str, Any], chosen: set[str]) -> list[StageNode]:
+    return [node for node in waiting if all(name in ended for name in node.upstream if name in chosen)]
+
+
+def _conclude(
+    graph: Sequence[StageNode], runs: Sequence[StageRun], fault: tuple[StageNode, State[Any]] | None, project: Path
+) -> State[Any]:
+    if fault:
+        node, state = fault
+        _show(graph, runs, project, failed_stage=node.name)
+        return failed(state.message or f"{node.name}: {state.name}")
+    _show(graph, runs, project)
     line = counts_line(runs)
     get_run_logger().info(line)
     return Completed(message=line)
 
 
-def stage_task(node: StageNode) -> "Task[[StageNode, Workspace, bool], StageRun]":
+def stage_task(node: StageNode) -> "Task[[StageNode, Workspace, int | None, bool], StageRun]":
     """Return the task of one stage: its name, description and retries are the stage's own."""
     return _stage.with_options(
-        name=node.name, task_run_name=node.name, description=node.description, retries=node.retries
+        name=node.name,
+        task_run_name=node.name,
+        description=node.description,
+        retries=node.retries,
+        retry_delay_seconds=[RETRY_SECONDS * 2**n for n in range(node.retries)] or 0,
     )
 
 
@@ -98,22 +170,46 @@ def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
     return not isinstance(failure, StageFailedError) or failure.passing
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, retry_delay_seconds=RETRY_SECONDS, retry_condition_fn=_may_pass)
-def _stage(node: StageNode, workspace: Workspace, force: bool) -> Any:
+@task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_may_pass)
+def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -> Any:
     logger = get_run_logger()
+    environment = with_threads(held.environment, threads)
     try:
-        run = run_stage(node, workspace.project, workspace.environment, logger.info, force, [workspace.lock])
+        run = run_stage(node, held.project, environment, _Log(node), force, [held.lock], held.stop)
     except StageFailedError as error:
         # A state instead of an exception: one clear line in the log, not a traceback.
         return Failed(message=str(error), data=error)
-    logger.info("%s: %s in %s", run.name, run.outcome.value, duration(run.seconds))
-    _show_metrics(node, workspace.project)
-    return run
+    except StoppedError:
+        return Cancelled(message=f"{node.name}: stopped with its flow; its outputs are as they were before")
+    try:
+        record_stage(held.project, node.name, run.outcome.value, held.flow_run)
+    except (LedgerError, LockError, OSError) as error:
+        fault = StageFailedError(f"{node.name}: up to date, but not recorded: {error}", passing=False)
+        return Failed(message=str(fault), data=fault)
+    line = f"{run.outcome.value} in {duration(run.seconds)}"
+    logger.info("%s: %s", run.name, line)
+    _show_metrics(node, held.project)
+    return Completed(name=run.outcome.value.capitalize(), message=line, data=run)
 
 
-def _failed(message: str) -> State[Any]:
-    get_run_logger().error(message)
-    return Failed(message=message)
+class _Log:
+    """Passes a stage's lines to Prefect's log, and its progress to an artifact that grows with it."""
+
+    def __init__(self, node: StageNode) -> None:
+        self.node = node
+        self.logger = get_run_logger()
+        self.artifact: Any = None
+
+    def __call__(self, line: str) -> None:
+        self.logger.info(line)
+        share = share_done(line)
+        if share is None:
+            return
+        if self.artifact is None:
+            key = artifact_key("progress", self.node.name)
+            self.artifact = create_progress_artifact(share, key, f"Progress of {self.node.name}")
+        else:
+            update_progress_artifact(self.artifact, share)
 
 
 def _show_metrics(node: StageNode, project: Path) -> None:
@@ -122,8 +218,8 @@ def _show_metrics(node: StageNode, project: Path) -> None:
         create_table_artifact(table=rows, key=artifact_key("metrics", node.name), description=f"{path} of {node.name}")
 
 
-def _show(graph: Sequence[StageNode], runs: Sequence[StageRun], project: Path, failed: str | None = None) -> None:
-    rows = stage_rows(graph, runs, failed)
+def _show(graph: Sequence[StageNode], runs: Sequence[StageRun], project: Path, failed_stage: str | None = None) -> None:
+    rows = stage_rows(graph, runs, failed_stage)
     create_table_artifact(table=rows, key="stages", description="What this run did")
     create_markdown_artifact(markdown=markdown_table(rows), key="stages-text", description="What this run did")
     for node in graph:
@@ -134,7 +230,7 @@ def _show(graph: Sequence[StageNode], runs: Sequence[StageRun], project: Path, f
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the flow from a command line; returns the exit status (0 done, 1 a stage or the flow failed)."""
+    """Run the flow from a command line; returns the exit status (see ``--help``)."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.pipeline",
         description=_DESCRIPTION,
@@ -143,14 +239,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--targets", nargs="+", default=[], metavar="STAGE", help="only these and what they need")
     parser.add_argument("--force", nargs="+", default=[], metavar="STAGE", help="run these even when nothing changed")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of this run alone")
+    parser.add_argument("--experiment", metavar="NAME", help="keep the result as a DVC experiment")
+    parser.add_argument("--side-by-side", type=int, default=0, metavar="N", help="independent stages at once (0: auto)")
     parser.add_argument("--wait", action="store_true", help="wait for a run that is working in this folder")
     arguments = parser.parse_args(argv)
-    state = pipeline(targets=arguments.targets, force=arguments.force, wait=arguments.wait, return_state=True)
+    try:
+        state = pipeline(
+            targets=arguments.targets,
+            force=arguments.force,
+            overrides=parse(arguments.set),
+            experiment=arguments.experiment,
+            side_by_side=arguments.side_by_side,
+            wait=arguments.wait,
+            return_state=True,
+        )
+    except OverrideError as error:
+        return _report(str(error), 2)
+    except KeyboardInterrupt:
+        return _report("interrupted; run again to go on", 130)
+    return exit_status(state)
+
+
+def exit_status(state: State[Any]) -> int:
+    """Print how a flow ended, and return the exit status that says so."""
     if state.is_completed():
         print(state.message)
         return 0
-    print(f"error: {state.message}", file=sys.stderr)
-    return 1
+    message = " ".join((state.message or state.name or "failed").split())
+    _, invalid, which = message.partition("invalid parameters:")  # as Prefect puts it
+    return _report(which.strip(" -") or message, 2 if invalid or state.name == "Refused" else 1)
+
+
+def _report(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

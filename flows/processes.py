@@ -1,22 +1,25 @@
 """A child process whose lines are passed on as they come and whose whole family ends with it."""
 
-import os
 import queue
-import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-import psutil
+from flows import guard
 
-GRACE_SECONDS = 10.0  # between asking a family to stop and killing it
+_POLL_SECONDS = 0.2  # how soon a request to stop is seen
 
 
 class TimedOutError(Exception):
     """The process ran longer than it was allowed to and was stopped."""
+
+
+class StoppedError(Exception):
+    """The process was asked to stop before its end, and has."""
 
 
 def run_streaming(
@@ -26,8 +29,12 @@ def run_streaming(
     on_line: Callable[[str], None],
     timeout: float | None = None,
     keep_open: Sequence[int] = (),
+    stop: threading.Event | None = None,
 ) -> int:
     """Run a command to its end and return its exit status.
+
+    Whenever this function is left, and also when this process is killed, the command and all its
+    descendants end (see :mod:`flows.guard`).
 
     Args:
         command: program and arguments.
@@ -36,16 +43,18 @@ def run_streaming(
         on_line: called with every line of its output (both streams, in order of arrival).
         timeout: seconds; ``None``: no limit.
         keep_open: file descriptors that the command inherits.
+        stop: once set, the command is stopped.
 
     Raises:
-        TimedOutError: the limit was reached; the command and all its descendants have ended.
+        TimedOutError: the limit was reached.
+        StoppedError: ``stop`` was set.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     with subprocess.Popen(
-        command,
+        [sys.executable, "-P", guard.__file__, str(guard.GRACE_SECONDS), *command],
         cwd=folder,
         env=dict(environment),
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -54,57 +63,41 @@ def run_streaming(
         pass_fds=keep_open,
     ) as process:
         try:
-            _pass_on(process, on_line, deadline)
+            _pass_on(process, on_line, deadline, stop or threading.Event())
             return process.wait()
-        except BaseException:  # the time-out, a cancelled flow, a fault in on_line
-            stop_family(process)
-            raise
+        finally:
+            _end(process)
 
 
-def stop_family(process: "subprocess.Popen[str]") -> None:
-    """End a process and all its descendants: first asked (as by Ctrl-C), then killed."""
-    family = _family(process.pid)
-    _signal_group(process.pid, signal.SIGINT)
-    _, stubborn = psutil.wait_procs(family, timeout=GRACE_SECONDS)
-    for member in stubborn:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(stubborn, timeout=GRACE_SECONDS)
+def _end(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin is not None
+    process.stdin.close()  # the guard stops its family, if there still is one
+    try:
+        process.wait(timeout=3 * guard.GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        guard.stop_family(process.pid, grace=0)
 
 
-def _pass_on(process: "subprocess.Popen[str]", on_line: Callable[[str], None], deadline: float | None) -> None:
+def _pass_on(
+    process: "subprocess.Popen[str]", on_line: Callable[[str], None], deadline: float | None, stop: threading.Event
+) -> None:
     lines: queue.Queue[str | None] = queue.Queue()
     assert process.stdout is not None
     threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-    while True:
-        left = None if deadline is None else deadline - time.monotonic()
+    while not stop.is_set():
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TimedOutError
         try:
-            line = lines.get(timeout=None if left is None else max(left, 0))
+            line = lines.get(timeout=_POLL_SECONDS)
         except queue.Empty:
-            raise TimedOutError from None
+            continue
         if line is None:
             return
         on_line(line)
+    raise StoppedError
 
 
 def _read(stream: IO[str], lines: "queue.Queue[str | None]") -> None:
     for line in stream:
         lines.put(line.rstrip())
     lines.put(None)
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        head = psutil.Process(pid)
-        return [head, *head.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(pid, number)  # the process leads its own session, hence a group of the same number
-    except ProcessLookupError:
-        return

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from flows.graph import StageNode
-from flows.processes import TimedOutError, run_streaming
+from flows.processes import StoppedError, TimedOutError, run_streaming
 
+# A stage that runs beside this one holds DVC's lock while its outputs are hashed: DVC alone gives up after 3 s.
+DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
+PUT_BACK_SECONDS = 60.0
 BAD_INPUT = 2  # a stage's exit status for a fault that only the user can mend
 _STAGE_STATUS = re.compile(r"exited with (-?\d+)\s*$")
 _BUSY = "is busy, it is being blocked by"
@@ -56,11 +60,25 @@ def run_stage(
     on_line: Callable[[str], None],
     force: bool = False,
     keep_open: Sequence[int] = (),
+    stop: threading.Event | None = None,
 ) -> StageRun:
     """Bring one stage up to date; what it reads must be up to date already.
 
+    Stages whose outputs do not overlap may be brought up to date at the same time: DVC holds its
+    lock on the project only before and after a stage's command.
+
+    Args:
+        node: the stage.
+        project: the folder that holds ``dvc.yaml``.
+        environment: the whole environment.
+        on_line: called with every line that is not empty.
+        force: run it even when nothing changed.
+        keep_open: file descriptors that DVC inherits.
+        stop: once set, the stage is stopped and its outputs are put back.
+
     Raises:
         StageFailedError: the stage or DVC failed, or the stage's time-out passed.
+        StoppedError: ``stop`` was set.
     """
     lines: list[str] = []
 
@@ -69,17 +87,27 @@ def run_stage(
         if line:
             on_line(line)
 
-    command = [sys.executable, "-m", "dvc", "repro", "--single-item", node.name]
+    command = [*DVC, "repro", "--single-item", node.name]
     if force:
         command.append("--force")
     started = time.monotonic()
     try:
-        status = run_streaming(command, project, environment, keep, node.timeout, keep_open)
+        status = run_streaming(command, project, environment, keep, node.timeout, keep_open, stop)
     except TimedOutError:
         raise StageFailedError(f"{node.name}: stopped after {node.timeout:g} s (meta.timeout)", passing=True) from None
+    except StoppedError:
+        _put_back(node, project, environment, keep_open)
+        raise
     if status != 0:
         raise failure(node.name, lines, status)
     return StageRun(node.name, outcome(node.name, lines), time.monotonic() - started)
+
+
+def _put_back(node: StageNode, project: Path, environment: Mapping[str, str], keep_open: Sequence[int]) -> None:
+    """Bring back the outputs that DVC's lock file knows, and remove what a stopped stage left half-done."""
+    command = [*DVC, "checkout", "--quiet", "--force", node.name]
+    # Its status says no more than that a stage which never ran before has nothing to bring back.
+    run_streaming(command, project, environment, lambda _line: None, PUT_BACK_SECONDS, keep_open)
 
 
 def outcome(name: str, lines: Sequence[str]) -> Outcome:

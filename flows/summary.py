@@ -1,5 +1,6 @@
 """What a run shows: tables and text, built from plain values without a server."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from flows.graph import StageNode
 from flows.stage_run import StageRun
 
 _NOT_REACHED = "not reached"
+_SHARE = re.compile(r": \S+/\S+ .*\((\d{1,3})%\), ")
 
 
 def duration(seconds: float) -> str:
@@ -46,6 +48,12 @@ def counts_line(runs: Sequence[StageRun]) -> str:
         return f"nothing had to be done: all {len(outcomes)} stages are up to date ({took})"
     parts = [f"{outcomes.count(name)} {name}" for name in ("ran", "restored", "cached") if name in outcomes]
     return f"{', '.join(parts)} in {took}"
+
+
+def share_done(line: str) -> float | None:
+    """The per cent in a stage's progress line (``trace: 12/96 examples (12%), 3.1 examples/s, ...``)."""
+    found = _SHARE.search(line)
+    return min(float(found[1]), 100.0) if found else None
 
 
 def metric_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:

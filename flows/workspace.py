@@ -6,7 +6,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import psutil
+
+from flows.environment import WORKSPACE
+from flows.guard import stop_family
 
 LOCK_FILE = Path(".dvc/tmp/flow.lock")  # git-ignored by DVC's own rules
 _POLL_SECONDS = 1.0
@@ -16,9 +22,43 @@ class WorkspaceBusyError(Exception):
     """Another run holds the workspace; the text names it."""
 
 
+@dataclass(frozen=True)
+class Holder:
+    """A run that works in a workspace.
+
+    Attributes:
+        run: its name.
+        pid: its process.
+        flow_run: Prefect's id of it; ``None``: no flow run.
+    """
+
+    run: str
+    pid: int
+    flow_run: str | None = None
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A workspace that is held.
+
+    Attributes:
+        descriptor: the lock's file descriptor, for children to inherit.
+        died: the run that held it before and ended without letting it go (killed, power cut).
+    """
+
+    descriptor: int
+    died: Holder | None
+
+
 @contextmanager
-def sole_run(project: Path, run_name: str, wait: bool = False, on_wait: Callable[[str], None] = print) -> Iterator[int]:
-    """Hold the workspace for one run; yields the lock's file descriptor.
+def sole_run(
+    project: Path,
+    run_name: str,
+    wait: bool = False,
+    on_wait: Callable[[str], None] = print,
+    flow_run: str | None = None,
+) -> Iterator[Hold]:
+    """Hold the workspace for one run.
 
     The lock is the operating system's: it ends with the last process that has the descriptor, so a
     killed run leaves none behind. A child that inherits the descriptor keeps the lock while it lives.
@@ -28,6 +68,7 @@ def sole_run(project: Path, run_name: str, wait: bool = False, on_wait: Callable
         run_name: what the second run is told about this one.
         wait: wait for the other run's end instead of refusing.
         on_wait: called once with a message before waiting.
+        flow_run: Prefect's id of this run.
 
     Raises:
         WorkspaceBusyError: another run holds the workspace and ``wait`` is false.
@@ -37,11 +78,33 @@ def sole_run(project: Path, run_name: str, wait: bool = False, on_wait: Callable
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _take(descriptor, wait, on_wait)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "run": run_name}).encode(), 0)
-        yield descriptor
+        died = _holder(descriptor)
+        _write(descriptor, json.dumps(asdict(Holder(run_name, os.getpid(), flow_run))))
+        try:
+            yield Hold(descriptor, died)
+        finally:
+            _write(descriptor, "")  # a record that stays tells the next run that this one was killed
     finally:
         os.close(descriptor)
+
+
+def stop_leftovers(project: Path) -> list[int]:
+    """End the processes that a dead run left at work in this project; returns their ids.
+
+    To be called by the run that holds the workspace, before it starts a process of its own.
+    """
+    mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    left = [process.pid for process in psutil.process_iter() if process.pid not in mine and _works_in(process, project)]
+    for pid in left:
+        stop_family(pid)
+    return left
+
+
+def _works_in(process: psutil.Process, project: Path) -> bool:
+    try:
+        return process.environ().get(WORKSPACE) == str(project)
+    except (psutil.Error, OSError):  # another user's, or gone
+        return False
 
 
 def _take(descriptor: int, wait: bool, on_wait: Callable[[str], None]) -> None:
@@ -51,7 +114,7 @@ def _take(descriptor: int, wait: bool, on_wait: Callable[[str], None]) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            holder = _holder(descriptor)
+            holder = _named(_holder(descriptor))
         if not wait:
             raise WorkspaceBusyError(f"{holder} is working in this folder; wait for it, or start with --wait")
         if not told:
@@ -60,9 +123,18 @@ def _take(descriptor: int, wait: bool, on_wait: Callable[[str], None]) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _holder(descriptor: int) -> str:
+def _named(holder: Holder | None) -> str:
+    # Without a record, the other took the lock a moment ago and has not written yet.
+    return f"the run {holder.run!r} (process {holder.pid})" if holder else "another run"
+
+
+def _holder(descriptor: int) -> Holder | None:
     try:
-        record = json.loads(os.pread(descriptor, 4096, 0))
-        return f"the run {record['run']!r} (process {record['pid']})"
-    except (ValueError, KeyError):  # it took the lock a moment ago and has not written yet
-        return "another run"
+        return Holder(**json.loads(os.pread(descriptor, 4096, 0)))
+    except (ValueError, TypeError):
+        return None
+
+
+def _write(descriptor: int, text: str) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, text.encode(), 0)

@@ -1,11 +1,13 @@
 """A throw-away DVC project with toy stages, and one local Prefect server for all tests here."""
 
 import os
+import subprocess
 import textwrap
 from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
+from prefect.testing.utilities import prefect_test_harness
 
 from flows.environment import stage_environment
 from flows.stage_run import StageRun, run_stage
@@ -14,6 +16,7 @@ TOY_STAGE = """
 import os, pathlib, subprocess, sys, time
 name, out, mode = sys.argv[1:4]
 pathlib.Path("calls").mkdir(exist_ok=True)
+begun = time.time()
 with open(f"calls/{name}", "a") as calls:
     calls.write("called\\n")
 print(f"{name} at work")
@@ -23,6 +26,10 @@ if mode == "crash":
     raise RuntimeError("worn bearing")
 if mode == "flaky" and len(open(f"calls/{name}").readlines()) < 2:
     sys.exit(7)
+if mode == "slow":
+    for step in range(1, 5):
+        print(f"{name}: {step}/4 steps ({step / 4:.0%}), 1 steps/s, {4 - step} s left", flush=True)
+        time.sleep(1)
 if mode == "hang":
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     pathlib.Path("calls/pids").write_text(f"{os.getpid()} {child.pid}")
@@ -30,6 +37,8 @@ if mode == "hang":
 text = mode + "".join(pathlib.Path(p).read_text() for p in sys.argv[4:])
 pathlib.Path(out).parent.mkdir(exist_ok=True)
 pathlib.Path(out).write_text(text)
+threads = os.environ.get("OMP_NUM_THREADS", "all")
+pathlib.Path(f"calls/{name}.took").write_text(f"{begun} {time.time()} {threads}")
 """
 
 GRAPH = """
@@ -60,12 +69,22 @@ stages:
 class ToyProject:
     """A DVC project whose stages are a few lines of Python."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, git: bool = False) -> None:
         root.mkdir()
         self.root = root
-        Repo.init(str(root), no_scm=True).close()
+        if git:
+            subprocess.run(["git", "init", "-q", "."], cwd=root, check=True)
+            (root / ".gitignore").write_text("/calls\n/.prefect\n__pycache__\n")
+        Repo.init(str(root), no_scm=not git).close()
         (root / "toy.py").write_text(TOY_STAGE)
         self.configure()
+        if git:
+            self.commit()
+
+    def commit(self) -> None:
+        who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", "add", "-A"], cwd=self.root, check=True)
+        subprocess.run(["git", *who, "commit", "-qm", "state"], cwd=self.root, check=True)
 
     def configure(self, word: str = "fine", mode: str = "fine", graph: str = GRAPH) -> None:
         (self.root / "dvc.yaml").write_text(textwrap.dedent(graph))
@@ -82,10 +101,30 @@ class ToyProject:
         record = self.root / "calls" / name
         return len(record.read_text().splitlines()) if record.exists() else 0
 
+    def took(self, name: str) -> tuple[float, float, str]:
+        """When a stage's program began and ended (seconds since the epoch), and its number of threads."""
+        began, ended, threads = (self.root / "calls" / f"{name}.took").read_text().split()
+        return float(began), float(ended), threads
+
     def run(self, node, lines: list[str] | None = None) -> StageRun:
         return run_stage(node, self.root, stage_environment(os.environ), (lines if lines is not None else []).append)
+
+
+@pytest.fixture(scope="session")
+def prefect_server():
+    with prefect_test_harness(server_startup_timeout=240):
+        yield
 
 
 @pytest.fixture
 def toy(tmp_path) -> ToyProject:
     return ToyProject(tmp_path / "toy project")
+
+
+@pytest.fixture
+def git_toy(tmp_path, monkeypatch) -> ToyProject:
+    """The same under git, where experiments can be kept."""
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "A")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "a@example.org")
+    return ToyProject(tmp_path / "toy project", git=True)

@@ -1,24 +1,25 @@
 import json
 import os
+import subprocess
 
 import pytest
+from dvc.repo import Repo
 from prefect.artifacts import Artifact
-from prefect.testing.utilities import prefect_test_harness
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
+from flows import machine
 from flows import pipeline as module
 from flows.pipeline import main, pipeline
+from flows.stage_run import DVC
 from flows.workspace import sole_run
 
-
-@pytest.fixture(scope="session", autouse=True)
-def prefect_server():
-    with prefect_test_harness(server_startup_timeout=240):
-        yield
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch):
-    monkeypatch.setattr(module, "_stage", module._stage.with_options(retry_delay_seconds=0))
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0)
 
 
 def run(toy, **options):
@@ -47,6 +48,90 @@ def test_the_flow_runs_the_graph_in_order_then_nothing_then_restores(toy, caplog
     assert set(outcomes().values()) == {"cached"}
     assert state.message.startswith("nothing had to be done: all 4 stages")
     assert toy.calls("first") == 1
+
+
+def test_a_task_says_in_its_state_what_dvc_did(toy):
+    def names() -> dict[str, str]:
+        state = run(toy, targets=["first"])
+        with get_client(sync_client=True) as client:
+            of_run = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+            return {task.name: task.state.name for task in client.read_task_runs(flow_run_filter=of_run)}
+
+    assert names() == {"first": "Ran"}
+    assert names() == {"first": "Cached"}
+    toy.configure(word="other")
+    assert names() == {"first": "Ran"}
+    toy.configure()
+    assert names() == {"first": "Restored"}
+
+
+def test_progress_of_a_stage_and_of_the_run_can_be_seen(toy):
+    toy.single("slow")
+    assert run(toy).is_completed()
+    assert Artifact.get("progress").data == 100
+    assert Artifact.get("progress-only").data == 100
+
+
+def test_independent_stages_run_side_by_side_with_their_share_of_the_cores(toy, monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    toy.configure(mode="slow")
+    assert run(toy, side_by_side=2).is_completed()
+    (a_began, a_ended, a_threads), (c_began, c_ended, c_threads) = toy.took("train-a+b-1"), toy.took("train-c-1")
+    assert max(a_began, c_began) < min(a_ended, c_ended)
+    assert a_threads == c_threads == "3"
+    first, judge = toy.took("first"), toy.took("judge")
+    assert first[1] < min(a_began, c_began)
+    assert judge[0] > max(a_ended, c_ended)
+    assert first[2] == judge[2] == "all"
+    with Repo(str(toy.root)) as repo:
+        assert repo.status() == {}
+
+
+def test_overrides_hold_for_one_run(toy):
+    assert run(toy, targets=["first"]).is_completed()
+    before = (toy.root / "params.yaml").read_bytes()
+    assert run(toy, targets=["first"], overrides={"word": "other"}).is_completed()
+    assert (toy.root / "first.txt").read_text().startswith("other")
+    assert (toy.root / "params.yaml").read_bytes() == before
+    assert run(toy, targets=["first"]).is_completed()
+    assert outcomes() == {"first": "restored"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "wrod=x"], "error: wrod: unknown parameter; did you mean word?"),
+        (["--set", "word=[x"], "error: word: not valid YAML"),
+        (["--set", "seeds=1"], "error: seeds = 1: expected a list"),
+        (["--experiment", "a b"], "error: experiment: "),
+        (["--side-by-side", "-1"], "error: side_by_side: "),
+    ],
+)
+def test_a_bad_request_is_one_line_and_runs_nothing(toy, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(toy.root)
+    assert main(words) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(message)
+    assert toy.calls("first") == 0
+
+
+def test_a_run_can_be_kept_as_an_experiment(git_toy, monkeypatch, capsys):
+    monkeypatch.chdir(git_toy.root)
+    assert main([]) == 0
+    git_toy.commit()
+    assert main(["--set", "word=other", "--experiment", "trial"]) == 0
+    listed = subprocess.run([*DVC, "exp", "list", "--name-only"], capture_output=True, text=True, check=True)
+    assert listed.stdout.split() == ["trial"]
+    every = ["git", "for-each-ref", "--format=%(refname)", "refs/exps"]
+    ref = subprocess.run(every, capture_output=True, text=True, check=True)
+    name = next(line for line in ref.stdout.split() if line.endswith("/trial"))
+    params = subprocess.run(["git", "show", f"{name}:params.yaml"], capture_output=True, text=True, check=True)
+    assert "word: other" in params.stdout
+    capsys.readouterr()
+    assert main(["--set", "word=third", "--experiment", "trial"]) == 2
+    assert "dvc exp remove trial" in capsys.readouterr().err
+    assert git_toy.calls("first") == 2
 
 
 def test_bad_input_is_one_line_and_is_not_tried_again(toy, monkeypatch, capsys, caplog):
@@ -88,6 +173,6 @@ def test_a_second_flow_is_refused_and_told_of_the_first(toy):
 
 def test_an_unknown_target_fails_before_anything_runs(toy, monkeypatch, capsys):
     monkeypatch.chdir(toy.root)
-    assert main(["--targets", "trian"]) == 1
+    assert main(["--targets", "trian"]) == 2
     assert "no stage 'trian' in dvc.yaml" in capsys.readouterr().err
     assert toy.calls("first") == 0

@@ -1,12 +1,15 @@
 import os
+import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
-from flows import processes
-from flows.processes import TimedOutError, run_streaming
+from flows import guard
+from flows.processes import StoppedError, TimedOutError, run_streaming
 
 TREE = """
 import os, signal, subprocess, sys, time
@@ -41,7 +44,7 @@ def test_the_exit_status_is_the_commands(tmp_path):
 
 @pytest.mark.parametrize("handler", ["signal.SIG_DFL", "signal.SIG_IGN"])
 def test_a_time_out_ends_the_whole_family_even_when_it_will_not_listen(tmp_path, monkeypatch, handler):
-    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(guard, "GRACE_SECONDS", 0.5)
     lines: list[str] = []
     with pytest.raises(TimedOutError):
         python(TREE.format(handler=handler), tmp_path, lines.append, timeout=2.0)
@@ -61,3 +64,36 @@ def test_a_cancelled_flow_leaves_no_child_behind(tmp_path):
         python(TREE.format(handler="signal.SIG_DFL"), tmp_path, cancel)
     assert len(pids) == 2
     assert not any(alive(pid) for pid in pids)
+
+
+def test_a_stopped_command_ends_with_its_family(tmp_path):
+    stop = threading.Event()
+    pids: list[int] = []
+
+    def ask(line: str) -> None:
+        pids.extend(int(pid) for pid in line.split())
+        stop.set()
+
+    with pytest.raises(StoppedError):
+        python(TREE.format(handler="signal.SIG_DFL"), tmp_path, ask, stop=stop)
+    assert len(pids) == 2
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_a_killed_flow_leaves_no_child_behind(tmp_path):
+    code = f"""
+import os, sys
+from pathlib import Path
+from flows.processes import run_streaming
+tree = {TREE.format(handler="signal.SIG_DFL")!r}
+run_streaming([sys.executable, "-u", "-c", tree], Path({str(tmp_path)!r}), os.environ, lambda l: print(l, flush=True))
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as flow:
+        pids = [int(pid) for pid in flow.stdout.readline().split()]
+        flow.kill()
+    assert len(pids) == 2
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

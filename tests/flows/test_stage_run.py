@@ -1,7 +1,7 @@
 import psutil
 import pytest
 
-from flows import processes
+from flows import guard
 from flows.environment import stage_environment
 from flows.graph import read_graph
 from flows.stage_run import Outcome, StageFailedError, failure, outcome, run_stage
@@ -58,7 +58,7 @@ def test_a_missing_input_is_dvcs_line_and_does_not_pass(toy):
 
 
 def test_a_time_out_ends_dvc_and_the_stages_children(toy, monkeypatch):
-    monkeypatch.setattr(processes, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(guard, "GRACE_SECONDS", 1.0)
     toy.single("hang", timeout=6)
     with pytest.raises(StageFailedError, match=r"^only: stopped after 6 s \(meta.timeout\)$") as fault:
         toy.run(only(toy))

@@ -8,14 +8,15 @@ import time
 
 import pytest
 
-from flows.workspace import WorkspaceBusyError, sole_run
+from flows.environment import WORKSPACE
+from flows.workspace import Holder, WorkspaceBusyError, sole_run, stop_leftovers
 
 HOLD = """
 import subprocess, sys, time
 from pathlib import Path
 from flows.workspace import sole_run
-with sole_run(Path(sys.argv[1]), "early-bird") as lock:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], pass_fds=[lock])
+with sole_run(Path(sys.argv[1]), "early-bird", flow_run="f-1") as hold:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], pass_fds=[hold.descriptor])
     print(child.pid, flush=True)
     time.sleep(600)
 """
@@ -52,7 +53,8 @@ def test_a_killed_run_frees_the_workspace_once_its_children_have_ended(tmp_path,
     deadline = time.monotonic() + 10
     while True:
         try:
-            with sole_run(tmp_path, "next"):
+            with sole_run(tmp_path, "next") as hold:
+                assert hold.died == Holder("early-bird", process.pid, "f-1")
                 return
         except WorkspaceBusyError:
             assert time.monotonic() < deadline
@@ -82,3 +84,28 @@ def test_the_lock_is_free_again_after_a_failure(tmp_path):
         raise ValueError("spoiled")
     with sole_run(tmp_path, "two"):
         pass
+
+
+def test_a_run_that_ended_by_itself_did_not_die(tmp_path):
+    with sole_run(tmp_path, "one") as hold:
+        assert hold.died is None
+    with contextlib.suppress(ValueError), sole_run(tmp_path, "two") as hold:
+        assert hold.died is None
+        raise ValueError
+    with sole_run(tmp_path, "three") as hold:
+        assert hold.died is None
+
+
+def test_what_a_dead_run_left_at_work_is_ended_and_nothing_else(tmp_path):
+    def sleeper(project) -> subprocess.Popen:
+        code = [sys.executable, "-c", "import time; time.sleep(600)"]
+        return subprocess.Popen(code, env={**os.environ, WORKSPACE: str(project)}, start_new_session=True)
+
+    left, other = sleeper(tmp_path), sleeper(tmp_path / "other")
+    try:
+        assert stop_leftovers(tmp_path) == [left.pid]
+        assert left.wait(timeout=20) != 0
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()

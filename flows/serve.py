@@ -1,0 +1,179 @@
+"""Everything that scheduled runs need, in one command: server, work pool, deployments, worker.
+
+A server that PREFECT_API_URL names is used as it is; otherwise one is started on this machine and
+ends with this command. What is deployed stands in ``prefect.yaml``, and nowhere else.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.workers.process import ProcessWorker
+from ruamel.yaml import YAML
+
+from flows.environment import stage_environment
+from flows.held import clear_away
+from flows.workspace import WorkspaceBusyError, sole_run
+
+START_SECONDS = 180.0  # a new database on a slow machine
+RESTART_SECONDS = 5.0
+SILENCE = timedelta(seconds=90)  # without a heartbeat (one every 30 s) a run is dead
+_PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
+_AUTOMATION = "SALF: end runs whose heartbeat has stopped"
+_EXAMPLES = """examples:
+  python -m flows.serve                     a server on 127.0.0.1:4200, ended by Ctrl-C
+  python -m flows.serve --port 4300
+  PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.serve
+                                            deployments and worker for a server that is running
+"""
+
+
+class ServeError(Exception):
+    """The server or a deployment could not be started; the text says which."""
+
+
+def serve(project: Path, host: str, port: int) -> None:
+    """Deploy everything and work for it until this process is told to stop.
+
+    Raises:
+        ServeError: see there.
+    """
+    url = os.environ.get("PREFECT_API_URL")
+    environment = {**stage_environment(os.environ), "PREFECT_API_URL": url or f"http://{host}:{port}/api"}
+    server = None if url else _start([*_PREFECT, "server", "start", "--host", host, "--port", str(port)], environment)
+    worker: subprocess.Popen[bytes] | None = None
+    try:
+        _await_server(environment["PREFECT_API_URL"], server)
+        with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
+            pool = _deploy(project, environment)
+            while server is None or server.poll() is None:
+                _clear_away(project)
+                worker = _start([*_PREFECT, "worker", "start", "--pool", pool, "--type", "process"], environment)
+                print(f"serving the deployments of prefect.yaml; see {environment['PREFECT_API_URL'][:-4]}", flush=True)
+                status = worker.wait()
+                print(f"the worker ended with {status}; another one starts", file=sys.stderr, flush=True)
+                time.sleep(RESTART_SECONDS)
+        raise ServeError("the server has ended")
+    finally:
+        for process in (worker, server):
+            _stop(process)
+
+
+def _start(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(command, env=dict(environment), stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def _stop(process: "subprocess.Popen[bytes] | None") -> None:
+    if process is None or process.poll() is not None:
+        return
+    process.terminate()  # a worker then stops its runs, and they their stages
+    try:
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def _await_server(url: str, server: "subprocess.Popen[bytes] | None") -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            if httpx.get(f"{url}/health", timeout=5).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        if server is not None and server.poll() is not None:
+            raise ServeError(f"the server ended with {server.returncode}; is its port taken? see --port")
+        if time.monotonic() > deadline:
+            raise ServeError(f"no server answers at {url} within {START_SECONDS:.0f} s")
+        time.sleep(0.5)
+
+
+def _deploy(project: Path, environment: Mapping[str, str]) -> str:
+    deployments = YAML(typ="safe", pure=True).load((project / "prefect.yaml").read_text(encoding="utf-8"))
+    pool = str(deployments["definitions"]["work_pool"]["name"])
+    with get_client(sync_client=True) as client:
+        make_pool(client, pool)
+        _end_silent_runs(client)
+    deployed = subprocess.run([*_PREFECT, "deploy", "--all"], cwd=project, env=dict(environment), check=False)
+    if deployed.returncode != 0:
+        raise ServeError("prefect deploy failed; its lines above have the reason")
+    return pool
+
+
+def make_pool(client: SyncPrefectClient, name: str) -> None:
+    """Make the work pool where there is none.
+
+    ``prefect work-pool create`` would have the server fetch a list of pool types from the web.
+    """
+    template: dict[str, Any] = ProcessWorker.get_default_base_job_template()
+    try:
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+    except ObjectAlreadyExists:
+        return
+
+
+def _end_silent_runs(client: SyncPrefectClient) -> None:
+    """Have the server end runs that were killed together with their worker: nobody else can tell it."""
+    if client.read_automations_by_name(_AUTOMATION):
+        return
+    trigger = EventTrigger(
+        after={"prefect.flow-run.heartbeat"},
+        expect={"prefect.flow-run.*"},
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=SILENCE,
+    )
+    message = f"no sign of life for {SILENCE.total_seconds():.0f} s: its process was killed"
+    action = ChangeFlowRunState(state=StateType.CRASHED, message=message)
+    client.create_automation(AutomationCore(name=_AUTOMATION, trigger=trigger, actions=[action]))
+
+
+def _clear_away(project: Path) -> None:
+    """End what a run left that was killed together with its worker."""
+    try:
+        with sole_run(project, "make serve") as hold:
+            clear_away(project, hold, "make serve", lambda line: print(line, flush=True))
+    except WorkspaceBusyError as busy:
+        print(busy, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve from a command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.serve",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="of the server that is started (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=4200, help="of the server that is started (4200)")
+    given = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        serve(Path.cwd(), given.host, given.port)
+    except ServeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

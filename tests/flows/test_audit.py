@@ -1,0 +1,36 @@
+import json
+
+import pytest
+from prefect.artifacts import Artifact
+
+from flows import audit, pipeline
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def test_an_audit_passes_what_was_made_and_fails_loudly_on_what_was_edited(git_toy, monkeypatch, capsys):
+    monkeypatch.chdir(git_toy.root)
+    monkeypatch.delenv("SALF_LEDGER", raising=False)
+    assert pipeline.main(["--targets", "first"]) == 0
+    git_toy.commit()
+    assert audit.main([]) == 0
+    head = json.loads((git_toy.root / "reports/lineage/records.jsonl").read_text().splitlines()[-1])
+    assert head["kind"] == "locked"
+    assert "everything is as it was recorded" in Artifact.get("audit").data
+
+    result = git_toy.root / "first.txt"
+    result.unlink()  # or the cache, of which it may be a hard link, would be edited with it
+    result.write_text("forged")
+    capsys.readouterr()
+    assert audit.main([]) == 1
+    assert "first.txt" in capsys.readouterr().err.splitlines()[-1]
+    rows = json.loads(Artifact.get("mismatches").data)
+    assert "first.txt" in {row["where"] for row in rows}
+
+
+def test_a_project_that_cannot_be_read_fails_the_audit(toy, monkeypatch, capsys):
+    (toy.root / "dvc.yaml").write_text("stages: [no")
+    (toy.root / "dvc.lock").write_text("schema: [no")
+    monkeypatch.chdir(toy.root)
+    assert audit.main([]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: the verifier did not finish")

@@ -1,0 +1,102 @@
+import pytest
+from ruamel.yaml import YAML
+
+from flows.overrides import PARAMS_FILE, OverrideError, changed, overridden, parse, take_back
+
+TEXT = """# head
+data:
+  labels: {}            # free keys
+  name: null            # none
+train:
+  rate:                 # per method
+    full: 0.0001
+    lora: [0.001, 0.01]
+  epochs: 2             # passes
+  mixed: true
+  text: |-
+    two
+    lines
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / PARAMS_FILE).write_text(TEXT)
+    return tmp_path
+
+
+def test_values_change_and_nothing_else_does():
+    new = changed(
+        TEXT, {"train.epochs": 3, "train.rate.full": [0.1, 0.2], "data.name": "sst", "data.labels.pos": "good"}
+    )
+    loaded, before = (YAML(typ="safe", pure=True).load(text) for text in (new, TEXT))
+    before["train"]["epochs"] = 3
+    before["train"]["rate"]["full"] = [0.1, 0.2]
+    before["data"] = {"labels": {"pos": "good"}, "name": "sst"}
+    assert loaded == before
+    assert all(comment in new for comment in ("# head", "# free keys", "# none", "# per method", "# passes"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.epoch", 3, r"^train\.epoch: unknown parameter; did you mean epochs\?$"),
+        ("trian.epochs", 3, r"^trian\.epochs: unknown parameter; did you mean train\?$"),
+        ("train.epochs.more", 3, "unknown parameter; known there: nothing"),
+        ("train.epochs", "three", r"^train\.epochs = 'three': expected a number$"),
+        ("train.epochs", True, "expected a number"),
+        ("train.mixed", 1, "expected true or false"),
+        ("train.rate", 0.1, "expected a mapping"),
+        ("train.epochs", [1, "two"], "expected a number"),
+    ],
+)
+def test_what_has_no_place_is_refused_by_its_name(key, value, message):
+    with pytest.raises(OverrideError, match=message):
+        changed(TEXT, {key: value})
+
+
+def test_all_faults_are_named_at_once():
+    with pytest.raises(OverrideError, match=r"train\.epoch: .*; train\.mixed = "):
+        changed(TEXT, {"train.epoch": 3, "train.mixed": "x"})
+
+
+def test_the_files_own_bytes_come_back_also_after_a_failure(project):
+    seen = []
+
+    def fail() -> None:
+        seen.append((project / PARAMS_FILE).read_text())
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), overridden(project, {"train.epochs": 3}):
+        fail()
+    assert "epochs: 3 " in seen[0]
+    assert (project / PARAMS_FILE).read_text() == TEXT
+    assert not take_back(project)
+
+
+def test_a_refused_override_touches_nothing(project):
+    with pytest.raises(OverrideError), overridden(project, {"train.epoch": 3}):
+        pass
+    assert (project / PARAMS_FILE).read_text() == TEXT
+    assert not take_back(project)
+
+
+def test_the_next_run_takes_back_what_a_killed_one_left(project):
+    hold = overridden(project, {"train.epochs": 3})
+    hold.__enter__()  # and never left: as after SIGKILL
+    assert take_back(project)
+    assert (project / PARAMS_FILE).read_text() == TEXT
+
+
+def test_an_edit_during_the_run_is_kept(project):
+    edited = TEXT.replace("mixed: true", "mixed: false")
+    with overridden(project, {"train.epochs": 3}):
+        (project / PARAMS_FILE).write_text(edited)
+    assert (project / PARAMS_FILE).read_text() == edited
+
+
+def test_words_of_a_command_line_are_yaml():
+    assert parse(["a.b=1e-4", "c=[1, 2]", "d=null", "e=x=y"]) == {"a.b": 1e-4, "c": [1, 2], "d": None, "e": "x=y"}
+    for wrong in ("a", "=1", "a=[1"):
+        with pytest.raises(OverrideError):
+            parse([wrong])

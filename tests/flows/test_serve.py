@@ -1,0 +1,202 @@
+"""A real server and a real worker on loopback, with the deployments that are shipped."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
+
+from flows.environment import WORKSPACE, stage_environment
+from tests.flows.conftest import ToyProject
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(600)
+
+
+@dataclass
+class Served:
+    """A toy project whose shipped deployments are served."""
+
+    toy: ToyProject
+    client: SyncPrefectClient
+    process: "subprocess.Popen[bytes]"
+
+    def start(self, **parameters: Any) -> Any:
+        deployment = self.client.read_deployment_by_name("salf/on-demand")
+        return self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+
+    def state(self, run: Any) -> Any:
+        return self.client.read_flow_run(run.id).state
+
+    def until(self, condition: Callable[[], Any], seconds: float = 180) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < deadline, "it did not come to pass"
+            assert self.process.poll() is None, "the server has ended"
+            time.sleep(0.5)
+        return found
+
+    def ended(self, run: Any, seconds: float = 180) -> Any:
+        return self.until(lambda: (state := self.state(run)).is_final() and state, seconds)
+
+    def at_work(self) -> list[psutil.Process]:
+        return [process for process in psutil.process_iter() if self._ours(process)]
+
+    def _ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(WORKSPACE) == str(self.toy.root) and process.is_running()
+        except (psutil.Error, OSError):
+            return False
+
+    def hanging(self, **parameters: Any) -> Any:
+        """A run whose stage does not end by itself; returns once the stage is at work."""
+        (self.toy.root / "calls/pids").unlink(missing_ok=True)
+        self.toy.single("hang")
+        run = self.start(**parameters)
+        self.until((self.toy.root / "calls/pids").exists)
+        return run
+
+    def worker(self) -> psutil.Process:
+        def found() -> Any:
+            children = psutil.Process(self.process.pid).children()
+            return next((child for child in children if "worker" in child.cmdline()), None)
+
+        return self.until(found)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[Served]:
+    toy = ToyProject(tmp_path_factory.mktemp("served") / "toy project")
+    for room in ("flows", "stages"):
+        (toy.root / room).symlink_to(ROOT / room)
+    (toy.root / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **stage_environment(os.environ),
+        "PREFECT_HOME": str(toy.root / ".prefect"),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    environment.pop("PREFECT_API_URL", None)
+    environment.pop(WORKSPACE, None)
+    log = (toy.root / "serve.log").open("wb")
+    command = [sys.executable, "-m", "flows.serve", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=toy.root, env=environment, stdout=log, stderr=log)
+    try:
+        with (
+            temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}),
+            get_client(sync_client=True) as client,
+        ):
+            here = Served(toy, client, process)
+            here.until(lambda: b"serving the deployments" in (toy.root / "serve.log").read_bytes(), 300)
+            yield here
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=120)
+        log.close()
+
+
+def test_every_deployment_that_is_shipped_is_there(served):
+    found = {deployment.name: deployment for deployment in served.client.read_deployments()}
+    assert set(found) == {"nightly", "on-demand", "sweep", "daily"}
+    assert [len(found[name].schedules) for name in ("nightly", "on-demand", "sweep", "daily")] == [1, 0, 0, 1]
+    properties = found["on-demand"].parameter_openapi_schema["properties"]
+    assert {"targets", "force", "overrides", "experiment", "side_by_side", "wait"} <= set(properties)
+
+
+def test_a_schedule_fires_and_the_run_leaves_its_artifacts(served):
+    deployment = served.client.read_deployment_by_name("salf/nightly")
+    schedule = deployment.schedules[0].id
+    often = IntervalSchedule(interval=timedelta(seconds=20))
+    served.client.update_deployment_schedule(deployment.id, schedule, schedule=often)
+
+    def fired() -> Any:
+        runs = served.client.read_flow_runs()
+        return next((run for run in runs if run.auto_scheduled and run.state.type == StateType.COMPLETED), None)
+
+    run = served.until(fired, 240)
+    served.client.update_deployment_schedule(deployment.id, schedule, active=False)
+    assert run.deployment_id == deployment.id
+    assert run.state.message.startswith("4 ran in")
+    of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+    tasks = {task.name: task.state.name for task in served.client.read_task_runs(flow_run_filter=of_run)}
+    assert tasks == dict.fromkeys(["first", "train@a+b-1", "train@c-1", "judge"], "Ran")
+    made = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+    artifacts = {artifact.key: artifact.data for artifact in served.client.read_artifacts(artifact_filter=made)}
+    assert artifacts["progress"] == 100
+    assert [row["outcome"] for row in json.loads(artifacts["stages"])] == ["ran"] * 4
+    assert json.loads(artifacts["metrics-judge"]) == [{"metric": "score.accuracy", "value": "0.5"}]
+    # The runs that came due in the meantime find nothing to do.
+    served.until(lambda: all(run.state.is_final() for run in served.client.read_flow_runs() if run.start_time))
+
+
+def test_a_second_run_waits_and_names_the_first_and_cancelling_stops_every_process(served):
+    served.toy.single("fine")
+    assert served.ended(served.start()).type == StateType.COMPLETED
+    good = (served.toy.root / "out.txt").read_text()
+    first = served.hanging(wait=True)
+    pids = [int(pid) for pid in (served.toy.root / "calls/pids").read_text().split()]
+    second = served.start(wait=True)
+    waiting = served.until(lambda: (state := served.state(second)).name == "Waiting" and state)
+    assert repr(first.name) in waiting.message
+
+    refused = served.ended(served.start(wait=False))
+    assert refused.name == "Refused"
+    assert repr(first.name) in refused.message
+
+    served.client.set_flow_run_state(first.id, Cancelling())
+    served.until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 60)
+    assert served.ended(first).type == StateType.CANCELLED
+
+    # The second begins where the first has ended.
+    served.until(lambda: (served.toy.root / "calls/pids").read_text().split() != [str(pid) for pid in pids])
+    assert served.state(second).name == "Running"
+    served.client.set_flow_run_state(second.id, Cancelling())
+    assert served.ended(second).type == StateType.CANCELLED
+    served.until(lambda: not served.at_work())
+    assert (served.toy.root / "out.txt").read_text() == good  # put back from the cache
+
+
+def test_a_worker_that_is_killed_alone_takes_its_run_along_and_the_next_run_recovers(served):
+    run = served.hanging()
+    pids = [int(pid) for pid in (served.toy.root / "calls/pids").read_text().split()]
+    served.worker().kill()
+    served.until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 60)
+    assert served.ended(run, 30).type == StateType.CRASHED
+    served.toy.single("fine")
+    assert served.ended(served.start()).type == StateType.COMPLETED
+    assert (served.toy.root / "out.txt").exists()
+
+
+def test_a_run_that_is_killed_with_its_worker_is_not_shown_as_running(served):
+    run = served.hanging()
+    worker = served.worker()
+    killed = time.monotonic()
+    for process in [worker, *worker.children(recursive=True)]:
+        process.kill()
+    state = served.ended(run, 60)
+    assert state.type == StateType.CRASHED
+    assert "ended without a word" in state.message
+    assert time.monotonic() - killed < 60
+    of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+    assert all(task.state.is_final() for task in served.client.read_task_runs(flow_run_filter=of_run))
+    served.toy.single("fine")
+    assert served.ended(served.start()).type == StateType.COMPLETED
