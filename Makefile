@@ -25,7 +25,7 @@ export ITERATIVE_DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup run flow serve test lint lock clean
+.PHONY: help setup run flow audit serve test lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -39,8 +39,10 @@ $(STAMP):
 setup: $(STAMP) ## make the environment from the lock files (once; the other targets call it)
 
 run: setup ## run what changed of the chain (TARGETS=...: only up to these stages), then print the result
+	@python -m flows.leftovers
 	@before=$$(cksum dvc.lock 2>/dev/null); dvc repro $(TARGETS) && \
 	if [ "$$before" = "$$(cksum dvc.lock 2>/dev/null)" ]; then echo "Nothing had to be done: every stage is up to date."; fi
+	@python -m flows.lineage record
 	@python -m stages.report --summary
 
 flow: setup ## the same chain as a Prefect flow, one task per stage, on a local server of its own
@@ -48,6 +50,9 @@ flow: setup ## the same chain as a Prefect flow, one task per stage, on a local 
 
 serve: setup ## serve the deployments of prefect.yaml: local server, schedules and a worker, until Ctrl-C
 	@python -m flows.serve $(if $(PORT),--port $(PORT))
+
+audit: setup ## hash everything anew: is it what dvc.lock and the run records say?
+	@python -m flows.lineage verify
 
 test: setup ## run the tests (TESTS=...: only these) and show their coverage
 	@OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term:skip-covered $(TESTS)

@@ -19,6 +19,7 @@ from prefect.states import Crashed, Failed, Running
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.environment import stage_environment
+from flows.leftovers import clear
 from flows.overrides import take_back
 from flows.workspace import Hold, Holder, sole_run, stop_leftovers
 
@@ -36,6 +37,7 @@ class Workspace:
         environment: in which DVC and the stages run.
         lock: descriptor of the workspace's lock, to hand on.
         flow_run: id of the flow run.
+        flow_run_name: its name.
         stop: once set, stages that are at work are stopped.
     """
 
@@ -43,6 +45,7 @@ class Workspace:
     environment: dict[str, str]
     lock: int
     flow_run: str
+    flow_run_name: str
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -71,7 +74,8 @@ def workspace(project: Path, wait: bool) -> Iterator[Workspace]:
         if waited.is_set():
             _set_state(identity, Running())
         clear_away(project, hold, name, logger.warning)
-        held = Workspace(project, stage_environment(os.environ, project, (identity, name)), hold.descriptor, identity)
+        environment = stage_environment(os.environ, project, (identity, name))
+        held = Workspace(project, environment, hold.descriptor, identity, name)
         try:
             yield held
         finally:
@@ -93,6 +97,8 @@ def clear_away(project: Path, hold: Hold, found_by: str, tell: Callable[[str], N
         _bury(hold.died, message)
     for pid in stop_leftovers(project):
         tell(f"ended process {pid}, which a run that is no more had left at work")
+    for line in clear(project):
+        tell(line)
     if take_back(project):
         tell("took back the parameter overrides of a run that was killed")
 

@@ -21,6 +21,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed, wait
+from prefect.runtime import task_run
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, JsonValue
 
@@ -30,6 +31,7 @@ from flows.environment import with_threads
 from flows.experiment import ExperimentError
 from flows.graph import GraphError, StageNode, matching, read_graph, select
 from flows.held import THREADS, Workspace, failed, refused, workspace
+from flows.lineage.formats import openlineage
 from flows.lineage.ledger import LedgerError
 from flows.lineage.lock import LockError
 from flows.lineage.reconcile import record_stage
@@ -174,15 +176,21 @@ def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
 def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -> Any:
     logger = get_run_logger()
     environment = with_threads(held.environment, threads)
+    flow = {"flow_run": held.flow_run, "flow_run_name": held.flow_run_name}
+    event = {"run": str(task_run.id), "stage": node.name, **flow}
+    openlineage.emit("START", event, held.project)
     try:
         run = run_stage(node, held.project, environment, _Log(node), force, [held.lock], held.stop)
     except StageFailedError as error:
+        openlineage.emit("FAIL", event, held.project, error=str(error))
         # A state instead of an exception: one clear line in the log, not a traceback.
         return Failed(message=str(error), data=error)
     except StoppedError:
+        openlineage.emit("ABORT", event, held.project)
         return Cancelled(message=f"{node.name}: stopped with its flow; its outputs are as they were before")
     try:
         record_stage(held.project, node.name, run.outcome.value, held.flow_run)
+        openlineage.emit("COMPLETE", event | {"outcome": run.outcome.value}, held.project)
     except (LedgerError, LockError, OSError) as error:
         fault = StageFailedError(f"{node.name}: up to date, but not recorded: {error}", passing=False)
         return Failed(message=str(fault), data=fault)

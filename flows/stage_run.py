@@ -20,6 +20,7 @@ _STAGE_STATUS = re.compile(r"exited with (-?\d+)\s*$")
 _BUSY = "is busy, it is being blocked by"
 _STAGE_FAULT = "error: "
 _DVC_FAULT = "ERROR: "
+_CACHE_FULL = "ERROR: failed to transfer"  # DVC says so, locks the stage all the same, and ends well
 
 
 class Outcome(StrEnum):
@@ -98,7 +99,7 @@ def run_stage(
     except StoppedError:
         _put_back(node, project, environment, keep_open)
         raise
-    if status != 0:
+    if status != 0 or any(line.startswith(_CACHE_FULL) for line in lines):
         raise failure(node.name, lines, status)
     return StageRun(node.name, outcome(node.name, lines), time.monotonic() - started)
 

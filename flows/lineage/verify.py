@@ -12,6 +12,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from flows.leftovers import distrust
 from flows.lineage import history, ledger
 from flows.lineage.artifacts import FOLDER, cache_path, named, overlap, read_manifest
 from flows.lineage.changes import changes_since
@@ -21,7 +22,6 @@ from flows.lineage.lock import Entry, plain
 from flows.lineage.project import Project, is_folder
 from flows.lineage.reconcile import newest_locked, unclaimed_run
 from flows.lineage.shards import check_shards, is_fine_tune, is_model
-from flows.leftovers import distrust
 
 _SKIPPED = {".git", ".dvc", ".venv", ".work", ".prefect"}
 

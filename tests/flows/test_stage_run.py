@@ -1,7 +1,7 @@
 import psutil
 import pytest
 
-from flows import guard
+from flows import guard, stage_run
 from flows.environment import stage_environment
 from flows.graph import read_graph
 from flows.stage_run import Outcome, StageFailedError, failure, outcome, run_stage
@@ -25,6 +25,21 @@ def test_ran_cached_and_restored_are_told_apart(toy):
     assert bring_up("red") is Outcome.RESTORED
     assert toy.calls("first") == 2
     assert (toy.root / "first.txt").read_text().startswith("red")
+
+
+def test_a_full_cache_fails_the_stage_although_dvc_ends_well(toy, monkeypatch):
+    told = ["Running stage 'only':", "ERROR: failed to transfer 'md5: 1': No space left on device"]
+
+    def full(_command, _folder, _environment, on_line, *_options):
+        for line in told:
+            on_line(line)
+        return 0
+
+    monkeypatch.setattr(stage_run, "run_streaming", full)
+    toy.single("fine")
+    with pytest.raises(StageFailedError, match=r"only: failed to transfer .*No space left") as fault:
+        toy.run(only(toy))
+    assert not fault.value.passing
 
 
 def test_force_runs_what_did_not_change(toy):
