@@ -29,16 +29,14 @@ def test_a_grid_becomes_experiments_and_one_table_and_leaves_the_workspace_alone
     git_toy.commit()
     monkeypatch.chdir(git_toy.root)
     before = {path.name: path.read_bytes() for path in git_toy.root.iterdir() if path.is_file()}
-    assert (
-        main(["--name", "try", "--set", "rate=[0.25, 0.75]", "--set", "word=[one two, b]", "--side-by-side", "2"]) == 0
-    )
+    assert main(["--name", "try", "--set", "rate=[0.25, 0.75]", "--set", "word=[a-1, b]", "--side-by-side", "2"]) == 0
     assert {path.name: path.read_bytes() for path in git_toy.root.iterdir() if path.is_file()} == before
 
     rows = json.loads(Artifact.get("sweep").data)
     assert [(row["experiment"], row["rate"], row["word"], row["score"]) for row in rows] == [
-        ("try-1", "0.25", '"one two"', "0.25"),
+        ("try-1", "0.25", '"a-1"', "0.25"),
         ("try-2", "0.25", '"b"', "0.25"),
-        ("try-3", "0.75", '"one two"', "0.75"),
+        ("try-3", "0.75", '"a-1"', "0.75"),
         ("try-4", "0.75", '"b"', "0.75"),
     ]
     listed = subprocess.run([*DVC, "exp", "list", "--name-only"], capture_output=True, text=True, check=True)
