@@ -30,6 +30,11 @@ if mode == "slow":
     for step in range(1, 5):
         print(f"{name}: {step}/4 steps ({step / 4:.0%}), 1 steps/s, {4 - step} s left", flush=True)
         time.sleep(1)
+if mode == "meet":  # ends when another one works at the same time, or when none has come for long
+    waits_until = time.monotonic() + 50
+    mine = pathlib.Path(f"calls/{name}")
+    while time.monotonic() < waits_until and not [p for p in pathlib.Path("calls").glob("train-*") if p != mine]:
+        time.sleep(0.1)
 if mode == "hang":
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     pathlib.Path("calls/pids").write_text(f"{os.getpid()} {child.pid}")

@@ -75,7 +75,7 @@ def test_progress_of_a_stage_and_of_the_run_can_be_seen(toy):
 def test_independent_stages_run_side_by_side_with_their_share_of_the_cores(toy, monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    toy.configure(mode="slow")
+    toy.configure(mode="meet")
     assert run(toy, side_by_side=2).is_completed()
     (a_began, a_ended, a_threads), (c_began, c_ended, c_threads) = toy.took("train-a+b-1"), toy.took("train-c-1")
     assert max(a_began, c_began) < min(a_ended, c_ended)
