@@ -10,6 +10,7 @@ STAMP := $(VENV)/.installed-$(LOCKED)
 # Test files run side by side in this many processes, each with one thread for torch: more threads
 # than cores wait for each other.
 JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile
 
 export PATH := $(BIN):$(PATH)
 export PYTHON TORCH_FLAGS
@@ -25,10 +26,10 @@ export ITERATIVE_DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup run flow audit serve test lint lock clean
+.PHONY: help setup run flow audit serve test test-slow lint lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 	@echo "Variables: PYTHON=/path/to/python3.12   TORCH_FLAGS=\"--index-url ...\"   TARGETS=\"plan\"   TESTS=\"tests/fit\"   JOBS=2   PORT=4200"
 
 $(STAMP):
@@ -55,7 +56,10 @@ audit: setup ## hash everything anew: is it what dvc.lock and the run records sa
 	@python -m flows.lineage verify
 
 test: setup ## run the tests (TESTS=...: only these) and show their coverage
-	@OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term:skip-covered $(TESTS)
+	@$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered $(TESTS)
+
+test-slow: setup ## run those that take minutes each: kills, servers, schedules
+	@$(PYTEST) -m slow $(TESTS)
 
 lint: setup ## check format, style, types and the direction of imports
 	@ruff format --check .

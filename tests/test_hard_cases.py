@@ -20,7 +20,7 @@ from flows.lineage.ledger import check_chain, read
 from tests.conftest import PROJECT, write_params
 from tests.hard_project import FOLDER, PARTS, SOURCE, HardProject, kill_group
 
-pytestmark = pytest.mark.chain
+pytestmark = [pytest.mark.chain, pytest.mark.slow]
 
 LEDGER = "reports/lineage/records.jsonl"
 

@@ -15,7 +15,7 @@ import pytest
 from flows.environment import stage_environment
 from tests.conftest import PROJECT, write_tiny_task
 
-pytestmark = [pytest.mark.chain, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.chain, pytest.mark.slow, pytest.mark.timeout(900)]
 
 NAMES = ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "OPENAI_API_KEY", "DATABASE_PASSWORD", "GITHUB_TOKEN")
 
@@ -139,7 +139,7 @@ def test_the_chain_needs_no_network_and_does_not_try(finished):
 def test_the_guard_stood_in_every_process_of_the_chain(finished):
     guarded = finished.guarded.read_text()
     stages = ["base", "prepare", "trace", "fit", "plan", "finetune", "evaluate", "report"]
-    for program in ["flows.pipeline", "dvc repro", *(f"stages.{stage} " for stage in stages)]:
+    for program in ["flows.pipeline", "-m dvc ", *(f"stages.{stage} " for stage in stages)]:
         assert program in guarded
     assert "prefect.server" in guarded or "uvicorn" in guarded
 

@@ -26,7 +26,7 @@ from flows.environment import WORKSPACE, stage_environment
 from tests.flows.conftest import ToyProject
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @dataclass

@@ -7,7 +7,7 @@ from prefect.artifacts import Artifact
 from flows.stage_run import DVC
 from flows.sweep import main, table
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 SCORED = """
 stages:
