@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
@@ -32,6 +33,8 @@ from flows.workspace import WorkspaceBusyError, sole_run
 
 START_SECONDS = 180.0  # a new database on a slow machine
 RESTART_SECONDS = 5.0
+STOP_SECONDS = 60.0
+IDLE_SECONDS = 10.0  # a worker that has run something waits for ever when it is told to end (Prefect 3.8.8)
 SILENCE = timedelta(seconds=90)  # without a heartbeat (one every 30 s) a run is dead
 _PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
 _AUTOMATION = "SALF: end runs whose heartbeat has stopped"
@@ -79,13 +82,25 @@ def _start(command: Sequence[str], environment: Mapping[str, str]) -> "subproces
 
 
 def _stop(process: "subprocess.Popen[bytes] | None") -> None:
+    """Have a process end: what it started may take its time, but a process with nothing at work may not."""
     if process is None or process.poll() is not None:
         return
     process.terminate()  # a worker then stops its runs, and they their stages
+    began = busy = time.monotonic()
+    while process.poll() is None:
+        now = time.monotonic()
+        busy = now if _at_work(process) else busy
+        if now - busy > IDLE_SECONDS or now - began > STOP_SECONDS:
+            process.kill()
+            process.wait()
+        time.sleep(0.1)
+
+
+def _at_work(process: "subprocess.Popen[bytes]") -> bool:
     try:
-        process.wait(timeout=60)
-    except subprocess.TimeoutExpired:
-        process.kill()
+        return bool(psutil.Process(process.pid).children())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _await_server(url: str, server: "subprocess.Popen[bytes] | None") -> None:
