@@ -48,7 +48,7 @@ class Opened:
         start: boundary states, or frozen layers that run for every batch.
         origin: computed; continued from the states of a shallower boundary; reused from disk; off.
         begun: the space that computing began at.
-        kept: memory, disk, or both; nowhere if off.
+        kept: where the states are; nowhere if off.
         size: bytes of the states.
         seconds_computing: what computing the states took, whenever that was; 0 if off.
         reason: why it was done so.
@@ -58,7 +58,7 @@ class Opened:
     start: BoundaryStates | FrozenLayers
     origin: Literal["computed", "continued", "reused", "off"]
     begun: int
-    kept: Literal["memory", "disk", "memory and disk", "nowhere"]
+    kept: Literal["in memory", "on disk", "in memory and on disk", "nowhere"]
     size: int
     seconds_computing: float
     reason: str
@@ -76,7 +76,7 @@ class Opened:
         if self.origin == "off":
             return f"computed anew for every batch ({self.reason})"
         how = f"continued from layer {self.begun}" if self.origin == "continued" else self.origin
-        return f"{amount(self.size)} {how}, kept in {self.kept} ({self.reason})".replace("in disk", "on disk")
+        return f"{amount(self.size)} {how}, kept {self.kept} ({self.reason})"
 
     def start_for(self, model: CausalModel) -> Start:
         """The start for another model with the same frozen layers."""
@@ -163,7 +163,7 @@ class BoundaryCache:
             )
         parts = self._parts(split, self._embeddings(split))
         rows = gather(parts, split.layout.rows)
-        return self._opened(split, rows, "memory", parts, 0, "finetune.cache = memory")
+        return self._opened(split, rows, "in memory", parts, 0, "finetune.cache = memory")
 
     def _disk(self, split: _Split) -> Opened:
         folder = self.settings.folder
@@ -173,7 +173,7 @@ class BoundaryCache:
             parts, begun = self._continued(split)
             folder.make_room(split.size)
             rows = folder.write(split.key, parts, split.layout.rows, lambda: parts.seconds)
-        return self._opened(split, rows, "disk", parts, begun, "finetune.cache = disk")
+        return self._opened(split, rows, "on disk", parts, begun, "finetune.cache = disk")
 
     def _auto(self, split: _Split, passes: float) -> Opened:
         try:
@@ -200,13 +200,13 @@ class BoundaryCache:
         rows = gather(parts, split.layout.rows)
         verdict = worth_writing(split.size, parts.seconds, folder.room(), self._rates)
         if not verdict.yes:
-            return self._opened(split, rows, "memory", parts, begun, verdict.reason)
+            return self._opened(split, rows, "in memory", parts, begun, verdict.reason)
         try:
             folder.make_room(split.size)
             folder.write(split.key, [rows], split.layout.rows, lambda: parts.seconds)
         except OSError as error:  # a disk that filled up meanwhile; the states are here
-            return self._opened(split, rows, "memory", parts, begun, f"writing failed: {error.strerror}")
-        return self._opened(split, rows, "memory and disk", parts, begun, f"for other runs: {verdict.reason}")
+            return self._opened(split, rows, "in memory", parts, begun, f"writing failed: {error.strerror}")
+        return self._opened(split, rows, "in memory and on disk", parts, begun, f"for other runs: {verdict.reason}")
 
     def _beyond_memory(self, split: _Split, parts: Timed, begun: int, passes: float) -> Opened:
         folder, drawn, rows = self.settings.folder, list[Tensor](), 0
@@ -222,7 +222,7 @@ class BoundaryCache:
             return self._off(split, verdict.reason)
         folder.make_room(split.size)
         mapped = folder.write(split.key, chain(drawn, parts), split.layout.rows, lambda: parts.seconds)
-        return self._opened(split, mapped, "disk", parts, begun, verdict.reason)
+        return self._opened(split, mapped, "on disk", parts, begun, verdict.reason)
 
     def _embeddings(self, split: _Split) -> Embeddings:
         return Embeddings.behind(self.model, split.examples[0].prompt_ids[: self.shared])
@@ -239,7 +239,8 @@ class BoundaryCache:
 
     def _parts(self, split: _Split, start: Start, seconds: float = 0.0) -> Timed:
         def parts() -> Iterator[Tensor]:
-            what = f"layers {start.space + 1}–{self.boundary} once"
+            first = start.space + 1
+            what = f"layers {first}–{self.boundary} once" if first < self.boundary else f"layer {first} once"
             with progress(what, len(split.examples), "examples") as advance:
                 yield from frozen_states(
                     self.model,
@@ -257,13 +258,13 @@ class BoundaryCache:
         return BoundaryStates(self.boundary, split.layout, rows, self.model.device)
 
     def _reused(self, split: _Split, rows: Tensor, seconds: float, reason: str) -> Opened:
-        return Opened(self._states(split, rows), "reused", self.boundary, "disk", split.size, seconds, reason)
+        return Opened(self._states(split, rows), "reused", self.boundary, "on disk", split.size, seconds, reason)
 
     def _opened(
         self,
         split: _Split,
         rows: Tensor,
-        kept: Literal["memory", "disk", "memory and disk"],
+        kept: Literal["in memory", "on disk", "in memory and on disk"],
         parts: Timed,
         begun: int,
         reason: str,
