@@ -1,6 +1,5 @@
 """What is done with boundary states: computed, continued, reused or left, and why."""
 
-import os
 import shutil
 from collections import namedtuple
 from types import SimpleNamespace
@@ -140,13 +139,6 @@ def test_auto_without_a_usable_folder_makes_do_with_memory(task, machine):
     assert "cannot be used" in opened.words
     machine.say(memory=100)
     assert task.open("auto").origin == "off"
-
-
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
-def test_auto_reads_nothing_it_may_not_write_beside(task, machine):
-    task.folder.mkdir()
-    task.folder.chmod(0o500)
-    assert task.open("auto").kept == "in memory"
 
 
 def test_half_of_the_free_memory_is_left_to_training():
