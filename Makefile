@@ -26,7 +26,7 @@ export ITERATIVE_DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup run flow audit serve test test-slow lint lock clean
+.PHONY: help setup run flow audit serve test coverage test-slow lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -55,7 +55,10 @@ serve: setup ## serve the deployments of prefect.yaml: local server, schedules a
 audit: setup ## hash everything anew: is it what dvc.lock and the run records say?
 	@python -m flows.lineage verify
 
-test: setup ## run the tests (TESTS=...: only these) and show their coverage
+test: setup ## run the tests (TESTS=...: only these)
+	@$(PYTEST) -m "not slow" $(TESTS)
+
+coverage: setup ## the same, and show their coverage (counting lines takes about half as long again)
 	@$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered $(TESTS)
 
 test-slow: setup ## run those that take minutes each: kills, servers, schedules

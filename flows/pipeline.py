@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from prefect import State, Task, flow, get_run_logger, task
 from prefect.artifacts import (
+    create_image_artifact,
     create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
@@ -41,9 +42,11 @@ from flows.stage_run import StageFailedError, StageRun, run_stage
 from flows.summary import (
     artifact_key,
     counts_line,
+    data_url,
     duration,
     markdown_table,
     metric_rows,
+    plots,
     share_done,
     stage_rows,
 )
@@ -197,6 +200,7 @@ def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -
     line = f"{run.outcome.value} in {duration(run.seconds)}"
     logger.info("%s: %s", run.name, line)
     _show_metrics(node, held.project)
+    _show_plots(node, held.project)
     return Completed(name=run.outcome.value.capitalize(), message=line, data=run)
 
 
@@ -224,6 +228,14 @@ def _show_metrics(node: StageNode, project: Path) -> None:
     for path in node.metrics:
         rows = metric_rows(json.loads((project / path).read_text(encoding="utf-8")))
         create_table_artifact(table=rows, key=artifact_key("metrics", node.name), description=f"{path} of {node.name}")
+
+
+def _show_plots(node: StageNode, project: Path) -> None:
+    """Pictures go into the artifact itself: a browser shows no file of this machine on the server's pages."""
+    for plot in plots(node, project):
+        create_image_artifact(
+            image_url=data_url(plot), key=artifact_key("plot", plot.stem), description=f"{plot.name} of {node.name}"
+        )
 
 
 def _show(graph: Sequence[StageNode], runs: Sequence[StageRun], project: Path, failed_stage: str | None = None) -> None:

@@ -1,12 +1,15 @@
-"""What a run shows: tables and text, built from plain values without a server."""
+"""What a run shows: tables and text, built without a server."""
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from flows.graph import StageNode
 from flows.stage_run import StageRun
 
+_PICTURES: Final = {".svg": "image/svg+xml", ".png": "image/png"}
 _NOT_REACHED = "not reached"
 _SHARE = re.compile(r": \S+/\S+ .*\((\d{1,3})%\), ")
 
@@ -59,6 +62,18 @@ def share_done(line: str) -> float | None:
 def metric_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     """Flatten nested metrics into rows of a dotted name and a value; lists are left out."""
     return [{"metric": name, "value": _shown(value)} for name, value in _leaves(metrics, ())]
+
+
+def plots(node: StageNode, project: Path) -> list[Path]:
+    """The pictures among a stage's outputs, those inside folders too, by path."""
+    places = [project / path for path in node.outputs]
+    files = [file for place in places for file in ([place] if place.is_file() else place.rglob("*"))]
+    return sorted(file for file in files if file.suffix in _PICTURES)
+
+
+def data_url(picture: Path) -> str:
+    """A picture as an address that holds all of it."""
+    return f"data:{_PICTURES[picture.suffix]};base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stages.common.artifacts import write_text
+from stages.common.artifacts import replacing_folder, write_text
 from stages.common.command import exit_code
 from stages.common.params import (
     Compare,
@@ -25,7 +25,7 @@ from stages.common.params import (
 from stages.report.answer import answer
 from stages.report.artifacts_in import Sources, load
 from stages.report.headline import headline
-from stages.report.page import build, render
+from stages.report.page import build, render, standalone_figures
 from stages.report.summary import print_summary
 
 _EXAMPLE = "example: python -m stages.report --out reports/index.html"
@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         artifacts, room.model_dump(mode="json"), room.evaluate.examples_shown, options.params.absolute().parent
     )
     write_text(options.out, render(page))
+    with replacing_folder(options.figures) as folder:
+        for name, svg in standalone_figures(page).items():
+            write_text(folder / f"{name}.svg", svg)
     print(f"{headline(answer(artifacts).facts).title}\nreport: {options.out}")
 
 
@@ -81,6 +84,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "predictions": ("reports/predictions.parquet", "answers to the test examples"),
         "params": ("params.yaml", "parameters"),
         "out": ("reports/index.html", "page to write"),
+        "figures": ("reports/figures", "folder for the page's figures, an SVG file each"),
     }
     for name, (default, what) in paths.items():
         parser.add_argument(f"--{name}", type=Path, default=Path(default), help=f"{what} (default: {default})")

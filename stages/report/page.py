@@ -13,6 +13,7 @@ from stages.report.answer import KeyFigure, answer, key_figures
 from stages.report.artifacts_in import Artifacts
 from stages.report.headline import Headline, headline
 from stages.report.palette import style_sheet
+from stages.report.svg import standalone
 from stages.report.tables import Section
 from stages.report.wording import layer_range
 
@@ -74,6 +75,11 @@ def build(artifacts: Artifacts, parameters: Mapping[str, Any], examples_shown: i
         key_figures=key_figures(artifacts),
         sections=sections,
     )
+
+
+def standalone_figures(page: Page) -> dict[str, str]:
+    """Every figure as the text of an SVG file of its own, by its name on the page."""
+    return dict(standalone(figure.svg) for section in page.sections for figure in section.figures)
 
 
 def render(page: Page) -> str:

@@ -64,8 +64,12 @@ def marker(method: str) -> str:
     return _MARKERS.get(method, "o")
 
 
+def light() -> str:
+    """The variables' values on light ground as CSS declarations."""
+    return "".join(f"{ink.variable}:{ink.light};" for ink in INKS.values())
+
+
 def style_sheet() -> str:
     """The variables of both grounds as CSS declarations: light first, dark under its media query."""
-    light = "".join(f"{ink.variable}:{ink.light};" for ink in INKS.values())
     dark = "".join(f"{ink.variable}:{ink.dark};" for ink in INKS.values())
-    return f":root{{{light}}}\n@media screen and (prefers-color-scheme: dark){{:root{{{dark}}}}}"
+    return f":root{{{light()}}}\n@media screen and (prefers-color-scheme: dark){{:root{{{dark}}}}}"

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from stages.report.palette import INK, INKS, MUTED, RULE
+from stages.report.palette import INK, INKS, MUTED, RULE, light
 
 # One panel is as wide as a phone: the text keeps its size there, and wide screens set panels side by side.
 WIDTH: Final = 360
@@ -24,6 +24,7 @@ _LETTER: Final = 0.0195
 _LINE: Final = 0.085
 _GAP: Final = 0.028
 _HALO: Final = "halo"  # texts of this id get an outline in the ground's colour, from the style sheet
+_OUTLINE: Final = "paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round"
 
 _RC: Final[Any] = {
     "svg.fonttype": "none",
@@ -88,6 +89,18 @@ def finish(name: str, title: str, description: str, raw: str) -> str:
     if opening is None:
         raise ValueError("matplotlib wrote no <svg> element")
     return _opening(name, opening.group(0), title, description) + body[opening.end() :].rstrip()
+
+
+def standalone(svg: str) -> tuple[str, str]:
+    """A panel's name, and its SVG as a file of its own: on light ground, in the size that it is drawn for."""
+    found = re.match(r'<svg [^>]*\bid="([^"]+)" viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>', svg)
+    if found is None:
+        raise ValueError("not a panel of this module")
+    name, width, height = found.groups()
+    style = f'<style>svg{{{light()}}} [id*="-{_HALO}-"] text{{{_OUTLINE}}}</style>'
+    ground = f'<rect width="{width}" height="{height}" style="fill: var({INKS["card"].variable})"/>'
+    opening = f'{found.group(0)[:-1]} width="{width}" height="{height}">'
+    return name, f"{opening}\n {style}\n {ground}{svg[found.end() :]}\n"
 
 
 def halo(text: Text) -> None:

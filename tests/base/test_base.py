@@ -123,8 +123,10 @@ def test_another_file_in_the_wheel_is_refused():
         embedded.find_gguf(expected_sha256="0" * 64)
 
 
+# No byte code: a module that is compiled under the limit would be left cut off in the environment.
 LIMITED = """
 import resource, sys
+sys.dont_write_bytecode = True
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 from stages.base.__main__ import main
 from stages.common.command import exit_code

@@ -151,7 +151,8 @@ def test_a_record_that_finds_no_room_leaves_the_ledger_as_it_was(ledger):
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
         "append(Path(sys.argv[1]), 'note', {'ballast': 'x' * 5000})"
     )
-    ended = subprocess.run([sys.executable, "-c", code, ledger], cwd=ROOT, capture_output=True, text=True)
+    # -B: a module that is compiled under the limit would be left cut off in the environment.
+    ended = subprocess.run([sys.executable, "-B", "-c", code, ledger], cwd=ROOT, capture_output=True, text=True)
     assert "File too large" in ended.stderr
     assert ledger.read_bytes() == before
 

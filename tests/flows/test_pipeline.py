@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import json
 import os
 import subprocess
@@ -70,6 +72,44 @@ def test_progress_of_a_stage_and_of_the_run_can_be_seen(toy):
     assert run(toy).is_completed()
     assert Artifact.get("progress").data == 100
     assert Artifact.get("progress-only").data == 100
+
+
+def test_the_pictures_that_a_stage_draws_can_be_seen(toy):
+    toy.single("fine")
+    graph = toy.root / "dvc.yaml"
+    graph.write_text(graph.read_text().replace("out.txt", "drawn/depth.svg"))
+    assert run(toy).is_completed()
+    kind, _, content = Artifact.get("plot-depth").data.partition(",")
+    assert kind == "data:image/svg+xml;base64"
+    assert base64.b64decode(content) == (toy.root / "drawn/depth.svg").read_bytes()
+
+
+def test_a_run_tells_openlineage_of_every_stage_as_it_happens(toy):
+    def events() -> list[dict]:
+        file = toy.root / "reports/lineage/openlineage.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
+    def told(found: list[dict]) -> list[tuple[str, str]]:
+        return [(event["job"]["name"], event["eventType"]) for event in found]
+
+    first = run(toy)
+    kept = events()
+    both = [(name, kind) for name in outcomes() for kind in ("START", "COMPLETE")]
+    assert sorted(told(kept)) == sorted(both)
+    assert told(kept)[0] == ("first", "START")
+    for event in kept:
+        assert event["run"]["facets"]["parent"]["run"]["runId"] == str(first.state_details.flow_run_id)
+    judged = kept[-1]
+    assert {one["name"] for one in judged["inputs"]} == {"models/a+b-1", "models/c-1"} or judged["inputs"]
+    assert [one["name"] for one in judged["outputs"]] == ["metrics.json"]
+    md5 = hashlib.md5((toy.root / "metrics.json").read_bytes(), usedforsecurity=False).hexdigest()
+    assert judged["outputs"][0]["facets"]["version"]["datasetVersion"] == f"md5:{md5}"
+
+    toy.configure(mode="bad-input")
+    assert run(toy).is_failed()
+    later = events()[len(kept) :]
+    assert ("train@a+b-1", "FAIL") in told(later)
+    assert "no column 'label'" in later[-1]["run"]["facets"]["errorMessage"]["message"]
 
 
 def test_independent_stages_run_side_by_side_with_their_share_of_the_cores(toy, monkeypatch):

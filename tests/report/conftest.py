@@ -64,6 +64,7 @@ class Chain:
             "comparison": "reports/comparison.csv",
             "predictions": "reports/predictions.parquet",
             "out": "reports/index.html",
+            "figures": "reports/figures",
         }
         options = [part for name, place in places.items() for part in (f"--{name}", str(self.root / place))]
         return [*options, "--params", str(PARAMS), *more]

@@ -91,6 +91,21 @@ def test_every_figure_is_xml_with_text_alternatives_and_ids_of_its_own(pages: di
         assert "DejaVu" not in svg
 
 
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_every_figure_stands_alone_in_a_file_too(pages: dict, name: str) -> None:
+    chain, text = pages[name]
+    files = {file.stem: file for file in (chain.root / "reports/figures").iterdir()}
+    assert set(files) == set(re.findall(r'<svg [^>]*id="([^"]+)"', text))
+    for file in files.values():
+        svg = file.read_text(encoding="utf-8")
+        root = ET.fromstring(svg)
+        assert [0, 0, float(root.attrib["width"]), float(root.attrib["height"])] == [
+            float(side) for side in root.attrib["viewBox"].split()
+        ]
+        given = set(re.findall(r"(--[a-z-]+):#", svg))
+        assert set(re.findall(r"var\((--[a-z-]+)\)", svg)) <= given
+
+
 def test_the_key_table_says_what_the_artifacts_say(pages: dict) -> None:
     chain, text = pages["good"]
     metrics = json.loads((chain.root / "reports/metrics.json").read_text())
