@@ -7,6 +7,8 @@ from stages.common.answers import training_logits
 from stages.common.batches import Batch
 from stages.common.boundary_cache.layout import Layout
 from stages.common.boundary_cache.states import FrozenLayers
+from stages.common.params import Device
+from stages.common.runtime import choose_runtime
 from tests.common.boundary_cache.tiny_task import BATCH_TOKENS, BFLOAT16, SHARED, Task, make_examples, make_model
 
 
@@ -122,3 +124,15 @@ def test_a_start_serves_another_model_with_the_same_frozen_layers(task, mode):
             parameter.mul_(2)
     one = batch(task, [1, 2])
     assert torch.equal(opened.start_for(other).states(one), opened.start.states(one))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("mode", ["memory", "disk", "auto", "off"])
+def test_a_gpu_gives_the_processors_states(task, mode):
+    everything = batch(task, range(len(task.examples)))
+    expected = task.computed().states(everything, joined=True)
+    task.runtime = choose_runtime(Device(kind="cuda", dtype="float32"))
+    task.model.network.to("cuda")
+    states = task.open(mode).start.states(everything.to(task.runtime.device), joined=True)
+    assert states.device.type == "cuda"
+    torch.testing.assert_close(states.cpu(), expected, rtol=1e-3, atol=1e-4)
