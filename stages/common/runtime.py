@@ -97,10 +97,13 @@ def machine_facts(runtime: Runtime) -> dict[str, Any]:
     }
 
 
-def free_memory_bytes() -> int:
-    """Memory that can still be had without swapping: of the machine, or of the container if that has less."""
+def free_memory_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that can still be had without swapping: of the machine, or of the container if that has less.
+
+    Args:
+        group: where Linux (control groups, version 2) says what this container may have.
+    """
     free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
     try:
         limit = int((group / "memory.max").read_text())
         facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())

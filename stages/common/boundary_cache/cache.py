@@ -12,9 +12,9 @@ from torch import Tensor
 
 from stages.common.answers import Embeddings, Start
 from stages.common.batches import Example
-from stages.common.boundary_cache.choice import amount, disk_rather_than_off, in_memory, worth_reading, worth_writing
+from stages.common.boundary_cache.choice import disk_rather_than_off, in_memory, worth_reading, worth_writing
 from stages.common.boundary_cache.compute import Timed, frozen_states, gather
-from stages.common.boundary_cache.folder import GIB, CacheFolder, DiskRates
+from stages.common.boundary_cache.folder import GIB, CacheFolder, DiskRates, amount
 from stages.common.boundary_cache.key import Key
 from stages.common.boundary_cache.layout import Layout
 from stages.common.boundary_cache.states import BoundaryStates, FrozenLayers

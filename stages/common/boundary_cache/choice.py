@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from stages.common.boundary_cache.folder import GIB, DiskRates
+from stages.common.boundary_cache.folder import DiskRates, amount
 
 _OF_FREE_MEMORY: Final = 0.5  # the suffix, its optimizer and its activations need the rest
 _NEXT_TO_NOTHING: Final = 0.1  # of the seconds of computing
@@ -70,8 +70,3 @@ def disk_rather_than_off(size: int, computing: float, passes: float, room: int, 
     kept, anew = computing + size / rates.write + passes * size / rates.read, passes * computing
     text = f"{without}on disk about {kept:.0f} s over all epochs, computed for every batch {anew:.0f} s"
     return Verdict(kept <= anew, text)
-
-
-def amount(size: int) -> str:
-    """Bytes for people."""
-    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"

@@ -18,7 +18,7 @@ from stages.common.boundary_cache.key import Key
 from stages.common.command import UserError
 
 _RESERVE: Final = 1 << 28  # bytes of the disk that stay free for models, checkpoints and reports
-_PROBE: Final = 1 << 24
+_PROBE: Final = 1 << 23
 GIB: Final = 1 << 30
 
 
@@ -95,8 +95,8 @@ class CacheFolder:
         self._drop_torn()
         if size > (room := self.room()):
             raise UserError(
-                f"{self.path}: the boundary states need {size / GIB:.2f} GiB and there is room for "
-                f"{max(room, 0) / GIB:.2f} (finetune.cache_gib = {self.limit / GIB:g}); free space, raise "
+                f"{self.path}: the boundary states need {amount(size)} and there is room for "
+                f"{amount(max(room, 0))} (finetune.cache_gib = {self.limit / GIB:g}); free space, raise "
                 "finetune.cache_gib, set finetune.cache_folder to another disk, or finetune.cache to memory or off"
             )
         for _, _, file in sorted(self._files()):
@@ -160,3 +160,8 @@ class CacheFolder:
                 except BlockingIOError:
                     continue
                 torn.unlink(missing_ok=True)
+
+
+def amount(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"

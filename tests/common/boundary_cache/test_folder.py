@@ -140,7 +140,9 @@ def test_states_that_do_not_fit_are_refused_before_anything_is_computed_or_dropp
         full = namedtuple("usage", "total used free")(GIB, GIB, 0)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     task.model.layers[3].register_forward_hook(lambda *_: pytest.fail("computed"))
-    with pytest.raises(UserError, match=r"boundary states need 0\.00 GiB and there is room for 0\.00 .*finetune.cache"):
+    with pytest.raises(
+        UserError, match=r"boundary states need 0\.0 MiB and there is room for 0\.0 MiB .*finetune.cache"
+    ):
         task.open("disk", boundary=4)
     assert len(task.files) == 1
 
