@@ -197,6 +197,25 @@ def test_methods_share_the_frozen_layers_states(chain):
     assert states["full"] == states["lora"] == {}
 
 
+def test_without_a_cache_a_fine_tune_costs_more_and_comes_to_the_same(chain):
+    params = chain.root / "params.yaml"
+    before = params.read_text(encoding="utf-8")
+    params.write_text(before.replace("  cache: auto", "  cache: off"), encoding="utf-8")
+    try:
+        chain.stage(
+            "finetune", "--base", "data/base", "--prepared", "data/prepared", "--plan", "data/plan/freeze_plan.json",
+            "--method", "salf", "--seed", "1", "--out", "off/model", "--measured", "off/measured.json",
+        )  # fmt: skip
+    finally:
+        params.write_text(before, encoding="utf-8")
+    assert chain.json("off/measured.json")["boundary_states"]["training"]["origin"] == "off"
+    kept, anew = chain.json("data/models/salf-seed1/run.json"), chain.json("off/model/run.json")
+    assert anew["flops"] > kept["flops"]
+    for mine, theirs in zip(anew["grid"], kept["grid"], strict=True):
+        assert mine["rate"] == theirs["rate"]
+        assert mine["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=1e-2)
+
+
 def test_scores_are_those_of_the_predictions(chain):
     metrics = chain.json("reports/metrics.json")
     for run, said in pd.read_parquet(chain.root / "reports/predictions.parquet").groupby("run"):
