@@ -63,7 +63,9 @@ class Chain:
         found = {}
         for file in sorted(self.root.rglob("*")):
             path = file.relative_to(self.root)
-            kept = path.parts[0] in {"data", "reports"} and path.parts[:2] != ("reports", "runs")
+            # What is measured here, and what runs share on this machine, whose facts hold seconds.
+            apart = path.parts[:2] in {("reports", "runs"), ("data", "boundary_cache")}
+            kept = path.parts[0] in {"data", "reports"} and not apart
             if file.is_file() and kept and path.name not in MEASURED:
                 found[str(path)] = file.read_bytes()
         return found
@@ -181,6 +183,37 @@ def test_a_grid_of_rates_is_settled_on_the_validation_split(chain):
     assert len(run["grid"]) == 2
     assert run["learning_rate"] == best["rate"]
     assert run["curve"][-1]["validation_loss"] == best["validation_loss"]
+
+
+def test_methods_share_the_frozen_layers_states(chain):
+    """Of the same boundary as they are; a deeper boundary goes on from them."""
+    states = {method: chain.json(f"reports/runs/{method}-seed1.json")["boundary_states"] for method in METHODS}
+    boundary = chain.json("data/plan/freeze_plan.json")["boundary"]
+    for split in ("training", "validation"):
+        assert (states["salf"][split]["origin"], states["salf"][split]["begun"]) == ("computed", 0)
+        assert states["salf+lora"][split]["origin"] == "reused"
+        assert states["salf+lora"][split]["seconds_computing"] > 0
+        assert (states["none"][split]["origin"], states["none"][split]["begun"]) == ("continued", boundary)
+    assert states["full"] == states["lora"] == {}
+
+
+def test_without_a_cache_a_fine_tune_costs_more_and_comes_to_the_same(chain):
+    params = chain.root / "params.yaml"
+    before = params.read_text(encoding="utf-8")
+    params.write_text(before.replace("  cache: auto", "  cache: off"), encoding="utf-8")
+    try:
+        chain.stage(
+            "finetune", "--base", "data/base", "--prepared", "data/prepared", "--plan", "data/plan/freeze_plan.json",
+            "--method", "salf", "--seed", "1", "--out", "off/model", "--measured", "off/measured.json",
+        )  # fmt: skip
+    finally:
+        params.write_text(before, encoding="utf-8")
+    assert chain.json("off/measured.json")["boundary_states"]["training"]["origin"] == "off"
+    kept, anew = chain.json("data/models/salf-seed1/run.json"), chain.json("off/model/run.json")
+    assert anew["flops"] > kept["flops"]
+    for mine, theirs in zip(anew["grid"], kept["grid"], strict=True):
+        assert mine["rate"] == theirs["rate"]
+        assert mine["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=1e-2)
 
 
 def test_scores_are_those_of_the_predictions(chain):

@@ -160,6 +160,7 @@ def use_standin(patch: pytest.MonkeyPatch, root: Path) -> None:
         ("plan.last_n", 3, {"plan"}, "plan"),
         ("finetune.epochs", 7, {"plan", "finetune"}, "plan"),
         ("finetune.weight_decay", 0.5, {"finetune"}, "finetune"),
+        ("finetune.cache", "memory", {"finetune", "evaluate"}, "finetune"),
         ("evaluate.bootstrap", 99, {"evaluate"}, "evaluate"),
     ],
 )

@@ -32,6 +32,7 @@ SelectorName = Literal["salf", "full", "none", "last-n", "random"]
 MethodName = Literal["full", "salf", "lora", "salf+lora", "none", "last-n", "random"]
 GainName = Literal["observed", "ratio", "local", "marginal"]
 Quantity = Literal["deviation", "loss"]
+CacheMode = Literal["auto", "memory", "disk", "off"]
 
 
 class Group(BaseModel):
@@ -162,6 +163,9 @@ class Finetune(Group):
     lora_alpha: Annotated[float, Field(gt=0)]
     evaluations_per_epoch: Count
     checkpoint_minutes: Annotated[float, Field(ge=0)]
+    cache: CacheMode
+    cache_folder: Annotated[str, Field(min_length=1)]
+    cache_gib: Annotated[float, Field(gt=0)]
 
 
 class Evaluate(Group):

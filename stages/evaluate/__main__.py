@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from stages.common.artifacts import read_json, replacing_file, require, write_json, write_text
 from stages.common.batches import read_examples
+from stages.common.boundary_cache.cache import CacheSettings
 from stages.common.command import exit_code
-from stages.common.params import Compare, Device, Evaluate, Room
+from stages.common.params import Compare, Device, Evaluate, Finetune, Room
 from stages.common.runtime import choose_runtime
 from stages.evaluate import baselines
 from stages.evaluate.compare import compare_methods, comparison_rows, to_csv
@@ -27,6 +28,7 @@ class EvaluateRoom(Room):
     compare: Compare
     device: Device
     evaluate: Evaluate
+    finetune: Finetune
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = [label["label"] for label in meta["labels"]] if meta["labels"] else None
     test = read_examples(args.prepared, "test")
     bootstrap = Bootstrap(len(test), params.evaluate.bootstrap, params.evaluate.confidence, params.evaluate.seed)
-    predictor = Predictor(choose_runtime(params.device), params.evaluate, meta, args.base, test)
+    base_shards = read_json(args.base / "base.json")["shards"]
+    cache = _cache_settings(params.finetune)
+    predictor = Predictor(choose_runtime(params.device), params.evaluate, meta, args.base, base_shards, cache, test)
 
     names = {f"{m}-seed{s}": (m, s) for m in params.compare.methods for s in params.compare.seeds}
     facts = {name: read_json(require(args.models / name, made_by="finetune") / "run.json") for name in names}
@@ -46,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         training = read_examples(args.prepared, "train")
         predictions["tfidf"] = Predictions.of_labels(baselines.tfidf(training, test), test)
         predictions["majority"] = Predictions.of_labels(baselines.majority(training, test), test)
-    base_shards = read_json(args.base / "base.json")["shards"]
     for name in names:
         frozen = frozen_layers(facts[name]["shards"], base_shards)
         predictions[name] = predictor.predict(args.models / name, name, frozen)
@@ -80,6 +83,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with replacing_file(args.predictions) as aside:
         pq.write_table(pa.Table.from_pylist(prediction_rows(predictions, test)), aside, compression="zstd")
     print_summary(methods, held, quality)
+
+
+def _cache_settings(finetune: Finetune) -> CacheSettings:
+    """The cache that fine-tuning filled, too: of its parameters these alone are read here."""
+    return CacheSettings.of(finetune.cache, finetune.cache_folder, finetune.cache_gib)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from stages.common.answers import Reader
+from stages.common.answers import Reader, Start
 from stages.common.batches import Example
-from stages.common.boundary_cache import BoundaryCache, cache_boundary
+from stages.common.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
+from stages.common.boundary_cache.key import frozen_units
 from stages.common.label_tree import LabelTree
 from stages.common.models.adapter import CausalModel, open_model
 from stages.common.params import Evaluate
@@ -26,15 +27,19 @@ class Predictor:
 
     Attributes:
         base: the base model's folder.
-        prefixes: states of the test split behind frozen layers, by their number: computed once for all models.
+        shards: file name → SHA-256 of the base's shards.
+        cache: how states of the test split behind frozen layers are kept.
+        prefixes: these states by the number of frozen layers: the same for all models.
     """
 
     runtime: Runtime
     params: Evaluate
     meta: dict[str, Any]
     base: Path
+    shards: Mapping[str, str]
+    cache: CacheSettings
     test: Sequence[Example]
-    prefixes: dict[int, BoundaryCache] = field(default_factory=dict)
+    prefixes: dict[int, Opened] = field(default_factory=dict)
 
     def predict(self, folder: Path, name: str, frozen: int = 0) -> Predictions:
         """Answers of the model in ``folder``, whose embedding and layers 1..frozen are the base's."""
@@ -42,8 +47,8 @@ class Predictor:
         tree = LabelTree.of({label["label"]: label["token_ids"] for label in labels}) if labels else None
         model = open_model(folder, self.runtime.device, self.runtime.dtype)
         reader = Reader(model, self.runtime, tree, self.params.batch_tokens)
+        start = self._behind_frozen(model, frozen) if frozen else None
         with progress(f"evaluating {name}", len(self.test), "examples") as advance:
-            start = self._behind_frozen(model, frozen) if frozen else None
             shared = self.meta["shared_prefix_tokens"]
             answers = reader.read(self.test, shared, start, advance=lambda n: advance(n, ""))
         loss = np.array([answer.loss for answer in answers])
@@ -66,12 +71,13 @@ class Predictor:
             correct = [exact_match(text, example.answer, marker) for text, example in zip(said, self.test, strict=True)]
         return Predictions(said, np.array(correct, float), loss, tokens, [answer.probability for answer in answers])
 
-    def _behind_frozen(self, model: CausalModel, frozen: int) -> BoundaryCache:
+    def _behind_frozen(self, model: CausalModel, frozen: int) -> Start:
         if frozen not in self.prefixes:
-            self.prefixes[frozen] = cache_boundary(
-                model, self.runtime, self.test, self.meta["shared_prefix_tokens"], frozen, self.params.batch_tokens
-            )
-        return self.prefixes[frozen]
+            units, shared = frozen_units(self.shards, frozen), self.meta["shared_prefix_tokens"]
+            cache = BoundaryCache(self.cache, model, self.runtime, units, shared, self.params.batch_tokens)
+            self.prefixes[frozen] = cache.open(self.test, passes=1)
+            print_opened(frozen, {"test": self.prefixes[frozen]})
+        return self.prefixes[frozen].start_for(model)
 
 
 def frozen_layers(shards: Mapping[str, str], base: Mapping[str, str]) -> int:

@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print(f"{args.method}, seed {args.seed}: {runtime.device} in {runtime.dtype_name} ({runtime.reason})")
     began = time.perf_counter()
-    best, grid = best_of_grid(bench, args.seed)
+    search = best_of_grid(bench, args.seed)
+    best = search.best
     seconds = time.perf_counter() - began
 
     method = METHODS[args.method]
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "parameters": plan.parameters.total,
         "trained_parameters": best.trainable.count,
         "learning_rate": best.rate,
-        "grid": grid,
+        "grid": search.grid,
         "steps": best.training.steps,
         "flops": best.training.flops,
         "curve": best.training.curve,
@@ -113,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps = best.training.step_seconds
     measured = {
         "seconds_total": seconds,
-        "seconds_cache": best.seconds_cache,
+        "seconds_cache": search.seconds_cache,
+        "boundary_states": {split: opened.facts for split, opened in search.states.items()},
         "seconds_training": sum(steps),
         "seconds_per_step": statistics.median(steps),
         "peak_memory_bytes": peak_memory_bytes(runtime.device),

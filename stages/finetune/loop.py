@@ -37,23 +37,36 @@ class Split:
 
 @dataclass(frozen=True)
 class Costs:
-    """Counts the operations of one pass over a batch."""
+    """Counts the operations of one pass over a batch.
+
+    The frozen layers' pass counts as if this run had computed it, whoever did: what a method costs does
+    not depend on which run came first.
+
+    Attributes:
+        frozen_anew: the frozen layers run for every batch instead of once for all epochs.
+    """
 
     shape: ModelShape
     boundary: int
     technique: Technique
     rank: int
+    frozen_anew: bool = False
 
     def step(self, batch: Batch, shared: int) -> int:
         """One optimizer step above the boundary; the shared beginning goes through once."""
         queries, attended = _sums(batch, shared)
         positions, seen = len(batch.targets), batch.seen(shared)
-        return training_flops(
+        suffix = training_flops(
             self.shape, self.boundary, queries, attended, positions, seen, method=self.technique, rank=self.rank
         )
+        if not self.frozen_anew:
+            return suffix
+        return suffix + forward_flops(self.shape, self.boundary, batch.ids.numel(), batch.attended(shared))
 
     def frozen(self, examples: Sequence[Example], shared: int) -> int:
-        """The frozen layers over all examples, once."""
+        """The frozen layers before the first step: over all examples, or over the shared beginning alone."""
+        if self.frozen_anew:
+            return forward_flops(self.shape, self.boundary, shared, shared * (shared + 1) // 2)
         queries, attended = _sums(Batch.of(examples, range(len(examples)), shared), shared)
         return forward_flops(self.shape, self.boundary, queries, attended)
 

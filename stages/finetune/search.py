@@ -1,18 +1,18 @@
 """Trains once per learning rate of a method's grid and keeps the best on the validation split."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stages.common.answers import Embeddings, Reader, Start
+from stages.common.artifacts import read_json
 from stages.common.batches import Example
-from stages.common.boundary_cache import cache_boundary
+from stages.common.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
+from stages.common.boundary_cache.key import frozen_units
 from stages.common.cost import ModelShape, Technique
 from stages.common.freeze_plan import FreezePlan
 from stages.common.models.adapter import CausalModel, open_model
 from stages.common.params import Finetune, MethodName
-from stages.common.progress import progress
 from stages.common.runtime import Runtime
 from stages.finetune.checkpoint import Training
 from stages.finetune.loop import Costs, Split, train
@@ -51,32 +51,57 @@ class Candidate:
     rate: float
     trainable: Trainable
     training: Training
-    seconds_cache: float
 
 
-def best_of_grid(bench: Bench, seed: int) -> tuple[Candidate, list[dict[str, float]]]:
-    """The candidate with the lowest final validation loss (ties go to the smaller rate), and all losses by rate."""
+@dataclass(frozen=True)
+class Search:
+    """What a grid came to.
+
+    Attributes:
+        best: lowest final validation loss.
+        grid: every rate and its final validation loss.
+        states: where the passes of training and validation began, by split; empty where nothing is frozen.
+    """
+
+    best: Candidate
+    grid: list[dict[str, float]]
+    states: dict[str, Opened]
+
+    @property
+    def seconds_cache(self) -> float:
+        """What the frozen layers' pass over both splits took, when it was done: for this run or for another.
+
+        As with FLOPs, a method pays for its frozen pass even where a run before it left the states.
+        """
+        return sum(opened.seconds_computing for opened in self.states.values())
+
+
+def best_of_grid(bench: Bench, seed: int) -> Search:
+    """Train at every rate of the grid; the lowest final validation loss wins (ties go to the smaller rate)."""
     rates = sorted(bench.params.learning_rate[bench.method])
     best: Candidate | None = None
     grid: list[dict[str, float]] = []
+    states: dict[str, Opened] = {}
     for rate in rates:
-        candidate = _train_one(bench, rate, seed)
+        candidate, states = _train_one(bench, rate, seed, states)
         loss = candidate.training.curve[-1]["validation_loss"]
         grid.append({"rate": rate, "validation_loss": loss})
         if best is None or loss < best.training.curve[-1]["validation_loss"]:
             best = candidate
     assert best is not None, "a grid holds one rate at least"
-    return best, grid
+    return Search(best, grid, states)
 
 
-def _train_one(bench: Bench, rate: float, seed: int) -> Candidate:
+def _train_one(bench: Bench, rate: float, seed: int, states: dict[str, Opened]) -> tuple[Candidate, dict[str, Opened]]:
+    """Train at one rate; ``states``: those of an earlier rate, where there was one."""
     model = open_model(bench.base, bench.runtime.device)
     trainable = make_trainable(model, bench.plan, bench.method, bench.params, seed)
-    began = time.perf_counter()
-    starts = _starts(bench, trainable)
-    seconds_cache = time.perf_counter() - began
+    if trainable.boundary and not states:
+        states = _open_states(bench, trainable)
+    starts = _starts(bench, trainable, states)
     technique: Technique = "lora" if METHODS[bench.method].lora else "weights"
-    costs = Costs(bench.shape, trainable.boundary, technique, bench.params.lora_rank)
+    anew = bool(states) and states["training"].origin == "off"
+    costs = Costs(bench.shape, trainable.boundary, technique, bench.params.lora_rank, frozen_anew=anew)
     splits = [
         Split(examples, start) for examples, start in zip((bench.training, bench.validation), starts, strict=True)
     ]
@@ -94,27 +119,32 @@ def _train_one(bench: Bench, rate: float, seed: int) -> Candidate:
         what,
         bench.unfinished / f"rate-{rate:g}.safetensors",
     )
-    return Candidate(rate, trainable, training, seconds_cache)
+    return Candidate(rate, trainable, training), states
 
 
-def _starts(bench: Bench, trainable: Trainable) -> list[Start]:
+def _open_states(bench: Bench, trainable: Trainable) -> dict[str, Opened]:
+    """The frozen layers' states of both splits, for all rates of the grid."""
+    params, boundary = bench.params, trainable.boundary
+    cache = BoundaryCache(
+        CacheSettings.of(params.cache, params.cache_folder, params.cache_gib),
+        trainable.model,
+        bench.runtime,
+        frozen_units(read_json(bench.base / "base.json")["shards"], boundary),
+        bench.shared,
+        _CACHE_BATCH_TOKENS,
+    )
+    passes = params.epochs * len(params.learning_rate[bench.method])
+    opened = {
+        "training": cache.open(bench.training, passes),
+        "validation": cache.open(bench.validation, passes * params.evaluations_per_epoch),
+    }
+    print_opened(boundary, opened)
+    return opened
+
+
+def _starts(bench: Bench, trainable: Trainable, states: dict[str, Opened]) -> list[Start]:
     """Where training and validation passes begin: behind the frozen layers, if there are any."""
-    model, both = trainable.model, (bench.training, bench.validation)
-    if trainable.boundary == 0:
-        beginning = bench.training[0].prompt_ids[: bench.shared]
-        return [Embeddings.behind(model, beginning) for _ in both]
-    total = sum(map(len, both))
-    starts: list[Start] = []
-    with progress(f"layers 1–{trainable.boundary} once", total, "examples") as advance:
-        for examples in both:
-            cache = cache_boundary(
-                model,
-                bench.runtime,
-                examples,
-                bench.shared,
-                trainable.boundary,
-                _CACHE_BATCH_TOKENS,
-                lambda n: advance(n, ""),
-            )
-            starts.append(cache)
-    return starts
+    if states:
+        return [states[split].start_for(trainable.model) for split in ("training", "validation")]
+    beginning = bench.training[0].prompt_ids[: bench.shared]
+    return [Embeddings.behind(trainable.model, beginning) for _ in range(2)]

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, BitNetConfig, LlamaConfig, Qwen2C
 from stages.common import cost
 from stages.common.answers import Embeddings, training_logits
 from stages.common.batches import Batch, Example
-from stages.common.boundary_cache import cache_boundary
+from stages.common.boundary_cache.compute import cache_boundary
 from stages.common.command import UserError
 from stages.common.models.adapter import CausalModel
 from stages.common.models.families import family_of

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from stages.common.batches import Example
+from stages.common.boundary_cache.cache import CacheSettings
 from stages.common.models.adapter import open_model
 from stages.common.params import Device, load_params
 from stages.common.runtime import choose_runtime
@@ -19,6 +20,7 @@ BASE = {
     "layer-02.safetensors": "2",
     "final.safetensors": "f",
 }
+SHARDS = {"embedding.safetensors": "e", **{f"layer-0{n}.safetensors": str(n) for n in range(1, 5)}}
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,8 @@ def test_frozen_layers_are_those_below_the_first_change(changed, frozen):
     assert frozen_layers(shards, BASE) == frozen
 
 
-def test_sharing_the_frozen_layers_states_changes_no_answer(tmp_path):
+@pytest.mark.parametrize("mode", ["disk", "memory", "off"])
+def test_sharing_the_frozen_layers_states_changes_no_answer(tmp_path, mode):
     folders = [save_tiny(tmp_path / "first"), save_tiny(tmp_path / "second")]
     runtime = choose_runtime(Device(kind="cpu", dtype="float32"))
     second = open_model(folders[1], runtime.device)
@@ -54,12 +57,18 @@ def test_sharing_the_frozen_layers_states_changes_no_answer(tmp_path):
     meta = {"labels": labels, "shared_prefix_tokens": SHARED}
     params = load_params(PROJECT / "params.yaml").evaluate
 
+    cache = CacheSettings.of(mode, str(tmp_path / "cache"), 1)
+
     def predictor():
-        return Predictor(runtime, params, meta, tmp_path, test)
+        return Predictor(runtime, params, meta, tmp_path, SHARDS, cache, test)
 
     sharing = predictor()
     for folder in folders:
         shared, alone = sharing.predict(folder, "shared", frozen=2), predictor().predict(folder, "alone")
         assert shared.predicted == alone.predicted
-        np.testing.assert_allclose(shared.loss, alone.loss, rtol=1e-4)
+        # The same passes over the same examples: frozen layers first or all layers at once.
+        np.testing.assert_array_equal(shared.loss, alone.loss)
     assert list(sharing.prefixes) == [2]
+    again = predictor()
+    again.predict(folders[0], "again", frozen=2)
+    assert again.prefixes[2].origin == {"disk": "reused", "memory": "computed", "off": "off"}[mode]

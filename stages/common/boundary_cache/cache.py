@@ -1,0 +1,282 @@
+"""The boundary cache as stages use it: it says where a split's passes begin, and keeps what is worth keeping."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from torch import Tensor
+
+from stages.common.answers import Embeddings, Start
+from stages.common.batches import Example
+from stages.common.boundary_cache.choice import disk_rather_than_off, in_memory, worth_reading, worth_writing
+from stages.common.boundary_cache.compute import Timed, frozen_states, gather
+from stages.common.boundary_cache.folder import GIB, CacheFolder, DiskRates, amount
+from stages.common.boundary_cache.key import Key
+from stages.common.boundary_cache.layout import Layout
+from stages.common.boundary_cache.states import BoundaryStates, FrozenLayers
+from stages.common.command import UserError
+from stages.common.models.adapter import CausalModel
+from stages.common.params import CacheMode
+from stages.common.progress import progress
+from stages.common.runtime import Runtime, free_memory_bytes
+
+_SAMPLE_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """What the parameters say about boundary states."""
+
+    mode: CacheMode
+    folder: CacheFolder
+
+    @classmethod
+    def of(cls, mode: CacheMode, folder: str, gib: float) -> Self:
+        """From ``finetune.cache``, ``cache_folder`` and ``cache_gib``."""
+        return cls(mode, CacheFolder(Path(folder), int(gib * GIB)))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Where a split's passes begin, and how it came about.
+
+    Attributes:
+        start: boundary states, or frozen layers that run for every batch.
+        origin: computed; continued from the states of a shallower boundary; reused from disk; off.
+        begun: the space that computing began at.
+        kept: where the states are; nowhere if off.
+        size: bytes of the states.
+        seconds_computing: what computing the states took, whenever that was; 0 if off.
+        reason: why it was done so.
+        seconds: what opening took here.
+    """
+
+    start: BoundaryStates | FrozenLayers
+    origin: Literal["computed", "continued", "reused", "off"]
+    begun: int
+    kept: Literal["in memory", "on disk", "in memory and on disk", "nowhere"]
+    size: int
+    seconds_computing: float
+    reason: str
+    seconds: float = 0.0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For the record of what was measured."""
+        names = ("origin", "begun", "kept", "size", "seconds_computing", "seconds")
+        return {("bytes" if name == "size" else name): getattr(self, name) for name in names}
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        if self.origin == "off":
+            return f"computed anew for every batch ({self.reason})"
+        how = f"continued from layer {self.begun}" if self.origin == "continued" else self.origin
+        return f"{amount(self.size)} {how}, kept {self.kept} ({self.reason})"
+
+    def start_for(self, model: CausalModel) -> Start:
+        """The start for another model with the same frozen layers."""
+        if isinstance(self.start, BoundaryStates):
+            return self.start
+        return replace(self.start, model=model, below=replace(self.start.below, model=model))
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A split and what its states are and need."""
+
+    examples: Sequence[Example]
+    layout: Layout
+    key: Key
+    size: int
+
+
+@dataclass(frozen=True)
+class BoundaryCache:
+    """States behind layers 1..boundary of one model, for one split after another.
+
+    Attributes:
+        units: hashes of the embedding's shard and of those of layers 1..boundary (``frozen_units``).
+        shared: P, tokens of the beginning that all prompts share.
+        batch_tokens: tokens of a pass through the frozen layers.
+    """
+
+    settings: CacheSettings
+    model: CausalModel
+    runtime: Runtime
+    units: Sequence[str]
+    shared: int
+    batch_tokens: int
+
+    @property
+    def boundary(self) -> int:
+        """The last frozen layer."""
+        return len(self.units) - 1
+
+    def open(self, examples: Sequence[Example], passes: float) -> Opened:
+        """Where passes over ``examples`` begin.
+
+        With ``auto``, memory and disk are chosen between by what is measured, which changes no bit of a
+        result; frozen layers run for every batch only where neither can hold the states, or where the
+        disk is slower than computing.
+
+        Args:
+            examples: a split; they share their first ``shared`` tokens.
+            passes: how often all of them will be read.
+
+        Raises:
+            UserError: memory or disk was asked for and has no room.
+        """
+        began = time.perf_counter()
+        split = self._split(examples)
+        mode = self.settings.mode
+        if mode == "off":
+            opened = self._off(split, "finetune.cache = off")
+        elif mode == "memory":
+            opened = self._memory(split)
+        elif mode == "disk":
+            opened = self._disk(split)
+        else:
+            opened = self._auto(split, passes)
+        return replace(opened, seconds=time.perf_counter() - began)
+
+    def _split(self, examples: Sequence[Example]) -> _Split:
+        layout = Layout.of(examples, self.shared, self.batch_tokens)
+        key = Key.of(self.model, self.runtime, self.units, examples, self.shared, self.batch_tokens)
+        width: int = self.model.network.config.get_text_config().hidden_size
+        return _Split(examples, layout, key, layout.rows * width * self.model.embedding.weight.element_size())
+
+    def _off(self, split: _Split, reason: str) -> Opened:
+        beginning = split.examples[0].prompt_ids[: self.shared]
+        start = FrozenLayers.of(self.model, self.runtime, self.boundary, beginning)
+        return Opened(start, "off", 0, "nowhere", split.size, 0.0, reason)
+
+    def _memory(self, split: _Split) -> Opened:
+        if split.size > (free := free_memory_bytes()):
+            raise UserError(
+                f"finetune.cache = memory: the boundary states need {amount(split.size)} and {amount(free)} of memory "
+                "are free; set it to disk, off or auto"
+            )
+        parts = self._parts(split, self._embeddings(split))
+        rows = gather(parts, split.layout.rows)
+        return self._opened(split, rows, "in memory", parts, 0, "finetune.cache = memory")
+
+    def _disk(self, split: _Split) -> Opened:
+        folder = self.settings.folder
+        with folder.alone(split.key):
+            if (found := folder.find(split.key)) is not None:
+                return self._reused(split, found.rows, found.seconds, "finetune.cache = disk")
+            parts, begun = self._continued(split)
+            folder.make_room(split.size)
+            rows = folder.write(split.key, parts, split.layout.rows, lambda: parts.seconds)
+        return self._opened(split, rows, "on disk", parts, begun, "finetune.cache = disk")
+
+    def _auto(self, split: _Split, passes: float) -> Opened:
+        try:
+            with self.settings.folder.alone(split.key):
+                return self._reuse_if_quick(split) or self._compute_and_keep(split, passes)
+        except OSError as error:
+            reason = f"the cache folder cannot be used: {error.strerror or error}"
+        if in_memory(split.size, free_memory_bytes()):
+            return replace(self._memory(split), reason=reason)
+        return self._off(split, reason)
+
+    def _reuse_if_quick(self, split: _Split) -> Opened | None:
+        folder = self.settings.folder
+        computing = folder.seconds_of(split.key)
+        if computing is None or not (verdict := worth_reading(split.size, computing, self._rates)).yes:
+            return None
+        found = folder.find(split.key)
+        return self._reused(split, found.rows, found.seconds, verdict.reason) if found is not None else None
+
+    def _compute_and_keep(self, split: _Split, passes: float) -> Opened:
+        folder, (parts, begun) = self.settings.folder, self._continued(split)
+        if not in_memory(split.size, free_memory_bytes()):
+            return self._beyond_memory(split, parts, begun, passes)
+        rows = gather(parts, split.layout.rows)
+        verdict = worth_writing(split.size, parts.seconds, folder.room(), self._rates)
+        if not verdict.yes:
+            return self._opened(split, rows, "in memory", parts, begun, verdict.reason)
+        try:
+            folder.make_room(split.size)
+            folder.write(split.key, [rows], split.layout.rows, lambda: parts.seconds)
+        except OSError as error:  # a disk that filled up meanwhile; the states are here
+            return self._opened(split, rows, "in memory", parts, begun, f"writing failed: {error.strerror}")
+        return self._opened(split, rows, "in memory and on disk", parts, begun, f"for other runs: {verdict.reason}")
+
+    def _beyond_memory(self, split: _Split, parts: Timed, begun: int, passes: float) -> Opened:
+        folder, drawn, rows = self.settings.folder, list[Tensor](), 0
+        before = parts.seconds
+        for part in parts:
+            drawn.append(part)
+            rows += len(part)
+            if parts.seconds - before > _SAMPLE_SECONDS:
+                break
+        computing = (parts.seconds - before) * split.layout.rows / rows
+        verdict = disk_rather_than_off(split.size, computing, passes, folder.room(), self._rates)
+        if not verdict.yes:
+            return self._off(split, verdict.reason)
+        folder.make_room(split.size)
+        mapped = folder.write(split.key, chain(drawn, parts), split.layout.rows, lambda: parts.seconds)
+        return self._opened(split, mapped, "on disk", parts, begun, verdict.reason)
+
+    def _embeddings(self, split: _Split) -> Embeddings:
+        return Embeddings.behind(self.model, split.examples[0].prompt_ids[: self.shared])
+
+    def _continued(self, split: _Split) -> tuple[Timed, int]:
+        """The parts to compute, from the deepest boundary whose states are there, and that boundary."""
+        found = self.settings.folder.find_shallower(split.key)
+        if found is None:
+            return self._parts(split, self._embeddings(split)), 0
+        below, file = found
+        return self._parts(
+            split, BoundaryStates(below, split.layout, file.rows, self.model.device), file.seconds
+        ), below
+
+    def _parts(self, split: _Split, start: Start, seconds: float = 0.0) -> Timed:
+        def parts() -> Iterator[Tensor]:
+            first = start.space + 1
+            what = f"layers {first}–{self.boundary} once" if first < self.boundary else f"layer {first} once"
+            with progress(what, len(split.examples), "examples") as advance:
+                yield from frozen_states(
+                    self.model,
+                    self.runtime,
+                    split.examples,
+                    split.layout,
+                    start,
+                    self.boundary,
+                    lambda done: advance(done, ""),
+                )
+
+        return Timed(parts(), seconds)
+
+    def _states(self, split: _Split, rows: Tensor) -> BoundaryStates:
+        return BoundaryStates(self.boundary, split.layout, rows, self.model.device)
+
+    def _reused(self, split: _Split, rows: Tensor, seconds: float, reason: str) -> Opened:
+        return Opened(self._states(split, rows), "reused", self.boundary, "on disk", split.size, seconds, reason)
+
+    def _opened(
+        self,
+        split: _Split,
+        rows: Tensor,
+        kept: Literal["in memory", "on disk", "in memory and on disk"],
+        parts: Timed,
+        begun: int,
+        reason: str,
+    ) -> Opened:
+        origin: Literal["computed", "continued"] = "continued" if begun else "computed"
+        return Opened(self._states(split, rows), origin, begun, kept, split.size, parts.seconds, reason)
+
+    @cached_property
+    def _rates(self) -> DiskRates:
+        return self.settings.folder.measure()
+
+
+def print_opened(boundary: int, opened: Mapping[str, Opened]) -> None:
+    """One line that says what was done with each split's states, and why."""
+    print(f"states behind layer {boundary}: {'; '.join(f'{name} {one.words}' for name, one in opened.items())}")
