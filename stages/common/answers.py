@@ -64,10 +64,14 @@ class Embeddings:
         return embed(self.model, torch.cat([self.ids, batch.ids]) if joined else batch.ids)
 
 
-def training_logits(model: CausalModel, start: Start, batch: Batch) -> Tensor:
-    """Logits of the batch's M answer positions, [M, vocabulary]; beginning and batch in one pass."""
+def training_logits(model: CausalModel, start: Start, batch: Batch, *, recompute: bool = False) -> Tensor:
+    """Logits of the batch's M answer positions, [M, vocabulary]; beginning and batch in one pass.
+
+    ``recompute``: back-propagation keeps the input of each layer alone (gradient checkpointing).
+    """
     packing = Packing.of(batch.lengths, batch.ids.device, past=start.shared)
-    return model.logits(run_to_answers(model, start.states(batch, joined=True), start.space, packing, batch.answers))
+    states = start.states(batch, joined=True)
+    return model.logits(run_to_answers(model, states, start.space, packing, batch.answers, recompute=recompute))
 
 
 @dataclass(frozen=True)

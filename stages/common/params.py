@@ -154,6 +154,9 @@ class Finetune(Group):
 
     epochs: Count
     batch_size: Count
+    accumulate: Count
+    gradient_checkpointing: bool
+    processes: Count
     learning_rate: dict[MethodName, RateGrid]
     schedule: Literal["cosine", "constant"]
     warmup_share: Annotated[float, Field(ge=0, lt=1)]

@@ -32,7 +32,9 @@ from stages.common.models.shards import shard_hashes
 from stages.common.params import Device, Finetune, MethodName, Room
 from stages.common.runtime import choose_runtime, machine_facts, peak_memory_bytes
 from stages.finetune.card import model_card
+from stages.finetune.launch import end_with_launcher, launch
 from stages.finetune.methods import METHODS
+from stages.finetune.processes import Processes, are_several, joined
 from stages.finetune.save import save_model
 from stages.finetune.search import Bench, best_of_grid
 
@@ -48,6 +50,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tune the base model by one method with one seed."""
     args = _arguments(argv)
     params = FinetuneRoom.load()
+    if params.finetune.processes > 1 and not are_several():
+        launch("stages.finetune", sys.argv[1:] if argv is None else argv, params.finetune.processes)
+        return
+    end_with_launcher()
+    with joined(params.device.kind) as processes:
+        _fine_tune(args, params, processes)
+
+
+def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Processes) -> None:
     base, meta = read_json(args.base / "base.json"), read_json(args.prepared / "meta.json")
     plan = FreezePlan.load(require(args.plan, made_by="plan"))
     runtime = choose_runtime(params.device)
@@ -61,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "runtime": [runtime.device.type, runtime.dtype_name, torch.__version__],
         "method": args.method,
         "seed": args.seed,
+        "processes": processes.count,
         "code": {str(file): sha256_file(file) for file in sorted(Path(stages.__path__[0]).rglob("*.py"))},
     }
     unfinished = work_folder(args.out, digest_of(inputs))
@@ -76,12 +88,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         shared=meta["shared_prefix_tokens"],
         unfinished=unfinished,
         make_reader=lambda model: Reader(model, runtime, tree, batch_tokens=1024),
+        processes=processes,
     )
     print(f"{args.method}, seed {args.seed}: {runtime.device} in {runtime.dtype_name} ({runtime.reason})")
     began = time.perf_counter()
     search = best_of_grid(bench, args.seed)
     best = search.best
     seconds = time.perf_counter() - began
+    memory = processes.total(peak_memory_bytes(runtime.device))
+    if not processes.main:
+        return
 
     method = METHODS[args.method]
     run = {
@@ -118,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "boundary_states": {split: opened.facts for split, opened in search.states.items()},
         "seconds_training": sum(steps),
         "seconds_per_step": statistics.median(steps),
-        "peak_memory_bytes": peak_memory_bytes(runtime.device),
+        "peak_memory_bytes": memory,
+        "processes": processes.count,
         "machine": machine_facts(runtime),
     }
     write_json(args.measured, {"schema": 1, "method": args.method, "seed": args.seed, **measured})

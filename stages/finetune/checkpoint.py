@@ -9,14 +9,12 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stages.common.artifacts import replacing_file
+from stages.common.models.shards import write_tensors
 
 _ADAM: Final = ("exp_avg", "exp_avg_sq", "step")
-_RANDOM: Final = "random_state"  # decides what dropout drops
-_RANDOM_CUDA: Final = "random_state_cuda"
 
 
 @dataclass
@@ -38,17 +36,27 @@ class Training:
 
 
 class Checkpoint:
-    """Trained parameters, AdamW's moments, the random state and the record so far, in one safetensors file.
+    """Trained parameters, AdamW's moments and the record so far, in one safetensors file.
 
     A run that goes on from it takes the same steps as one that was never stopped: the order of
-    examples follows from the seed, and the learning rate from the step.
+    examples follows from the seed, the learning rate from the step, what dropout drops from both.
     """
 
     def __init__(
-        self, path: Path | None, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, seconds: float
+        self,
+        path: Path | None,
+        parameters: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        seconds: float,
+        *,
+        writes: bool = True,
     ) -> None:
-        """Keep ``parameters`` and ``optimizer`` at ``path`` every so many seconds; ``None``: keep nothing."""
+        """Keep ``parameters`` and ``optimizer`` at ``path`` every so many seconds; ``None``: keep nothing.
+
+        ``writes``: of several processes, which all read it, one does.
+        """
         self.path, self.parameters, self.optimizer, self.seconds = path, parameters, optimizer, seconds
+        self.writes = writes
         self._saved = time.monotonic()
 
     def save_when_due(self, done: Training) -> None:
@@ -57,17 +65,15 @@ class Checkpoint:
         Raises:
             OSError: the disk is full; an earlier checkpoint is kept.
         """
-        if self.path is None or time.monotonic() - self._saved < self.seconds:
+        if self.path is None or not self.writes or time.monotonic() - self._saved < self.seconds:
             return
-        tensors: dict[str, Tensor] = {_RANDOM: torch.get_rng_state()}
-        if torch.cuda.is_available():
-            tensors[_RANDOM_CUDA] = torch.cuda.get_rng_state()
+        tensors: dict[str, Tensor] = {}
         for number, parameter in enumerate(self.parameters):
             state = self.optimizer.state[parameter]
-            tensors[str(number)] = parameter.detach()
+            tensors[str(number)] = parameter
             tensors |= {f"{number}.{name}": state[name] for name in _ADAM}
         with replacing_file(self.path) as aside:
-            save_file(tensors, aside, {"training": json.dumps(asdict(done), allow_nan=False)})
+            write_tensors(aside, tensors, {"training": json.dumps(asdict(done), allow_nan=False)})
         self._saved = time.monotonic()
 
     def resume(self, fresh: Training) -> Training:
@@ -85,7 +91,4 @@ class Checkpoint:
                 parameter.copy_(tensors[str(number)])
                 state = {name: tensors[f"{number}.{name}"].to(parameter.device) for name in _ADAM}
                 self.optimizer.state[parameter] = state
-        torch.set_rng_state(tensors[_RANDOM])
-        if _RANDOM_CUDA in tensors:
-            torch.cuda.set_rng_state(tensors[_RANDOM_CUDA])
         return done

@@ -15,8 +15,11 @@ from stages.common.models.adapter import CausalModel, open_model
 from stages.common.params import Finetune, MethodName
 from stages.common.runtime import Runtime
 from stages.finetune.checkpoint import Training
-from stages.finetune.loop import Costs, Split, train
+from stages.finetune.costs import Costs
+from stages.finetune.loop import train
 from stages.finetune.methods import METHODS, Trainable, make_trainable
+from stages.finetune.processes import ALONE, Processes
+from stages.finetune.validation import Split
 
 _CACHE_BATCH_TOKENS = 1024
 
@@ -29,6 +32,7 @@ class Bench:
         shared: tokens of the beginning that all prompts share.
         unfinished: where training that was stopped is kept, to go on from.
         make_reader: gives what scores a model on the validation split.
+        processes: those that train together.
     """
 
     base: Path
@@ -42,6 +46,7 @@ class Bench:
     shared: int
     unfinished: Path
     make_reader: Callable[[CausalModel], Reader]
+    processes: Processes = ALONE
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,15 @@ def _train_one(bench: Bench, rate: float, seed: int, states: dict[str, Opened]) 
         states = _open_states(bench, trainable)
     starts = _starts(bench, trainable, states)
     technique: Technique = "lora" if METHODS[bench.method].lora else "weights"
-    anew = bool(states) and states["training"].origin == "off"
-    costs = Costs(bench.shape, trainable.boundary, technique, bench.params.lora_rank, frozen_anew=anew)
+    params, anew = bench.params, bool(states) and states["training"].origin == "off"
+    costs = Costs(
+        bench.shape,
+        trainable.boundary,
+        technique,
+        params.lora_rank,
+        frozen_anew=anew,
+        recompute=params.gradient_checkpointing,
+    )
     splits = [
         Split(examples, start) for examples, start in zip((bench.training, bench.validation), starts, strict=True)
     ]
@@ -118,6 +130,7 @@ def _train_one(bench: Bench, rate: float, seed: int, states: dict[str, Opened]) 
         seed,
         what,
         bench.unfinished / f"rate-{rate:g}.safetensors",
+        bench.processes,
     )
     return Candidate(rate, trainable, training), states
 

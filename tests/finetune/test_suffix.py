@@ -16,9 +16,12 @@ from stages.common.models.families import family_of
 from stages.common.models.walk import embed
 from stages.common.params import Device, Finetune, load_params
 from stages.common.runtime import choose_runtime
-from stages.finetune import loop
-from stages.finetune.loop import Costs, Split, rate_factor, train
+
+from stages.finetune.costs import Costs
+from stages.finetune.loop import rate_factor, train
+from stages.finetune.validation import Split
 from stages.finetune.methods import Trainable
+from stages.finetune.step import Stepper
 from tests.common.models.tiny import tiny_network
 from tests.conftest import PROJECT
 
@@ -168,7 +171,7 @@ def test_training_that_was_stopped_goes_on_to_the_very_same_weights(examples, bo
 
     kept = tmp_path / "checkpoint.safetensors"
     steps = []
-    step = loop._step
+    step = Stepper.take
 
     def fatal(*args):
         if len(steps) == stop:
@@ -176,11 +179,11 @@ def test_training_that_was_stopped_goes_on_to_the_very_same_weights(examples, bo
         steps.append(args)
         return step(*args)
 
-    monkeypatch.setattr(loop, "_step", fatal)
+    monkeypatch.setattr(Stepper, "take", fatal)
     stopped = trainable(boundary)
     with pytest.raises(KilledError):
         run(stopped, examples, start_of(stopped, examples), settings, checkpoint=kept)
-    monkeypatch.setattr(loop, "_step", lambda *args: steps.append(args) or step(*args))
+    monkeypatch.setattr(Stepper, "take", lambda *args: steps.append(args) or step(*args))
     resumed = trainable(boundary)
     done = run(resumed, examples, start_of(resumed, examples), settings, checkpoint=kept)
 

@@ -36,12 +36,19 @@ def write_unit(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write one shard.
 
     Raises:
+        OSError: see :func:`write_tensors`.
+    """
+    write_tensors(path, tensors, {"format": "pt"})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
         OSError: the disk is full or the folder cannot be written (safetensors hides this in its own error).
     """
     try:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"}
-        )
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
     except SafetensorError as error:
         text = str(error)
         for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES):

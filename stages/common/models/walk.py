@@ -6,13 +6,20 @@ computed for every example. Where gradients are wanted, its rows join the batch'
 every weight is used once, and the gradients of all examples meet in the beginning's rows, as they
 would add up if each example carried its own copy. Without gradients it is walked once, and the
 batches attend to the keys and values that it left. Both are exact.
+
+Where a pass is to be recomputed, back-propagation keeps the input of each layer alone and runs the
+layer again when its turn comes (Chen et al. 2016, arXiv 1604.06174): a forward pass more, for memory
+of one layer instead of all. Non-reentrant, so that gradients arrive whether or not the input of the
+lowest layer wants one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stages.common.models.adapter import CausalModel
 from stages.common.models.attention import ChosenRows, KeysValues, KeysValuesOnly, KeysValuesReady, Packing
@@ -54,7 +61,9 @@ def behind(lengths: Sequence[int], device: torch.device, beginning: Beginning | 
     return Packing.of(lengths, device, past=beginning.length, memory=beginning.keys_values)
 
 
-def walk(model: CausalModel, states: Tensor, first: int, last: int, packing: Packing) -> Iterator[Tensor]:
+def walk(
+    model: CausalModel, states: Tensor, first: int, last: int, packing: Packing, *, recompute: bool = False
+) -> Iterator[Tensor]:
     """Yield the spaces first+1..last, layer by layer, [rows, hidden] each; O(rows) memory without gradients.
 
     Args:
@@ -63,22 +72,27 @@ def walk(model: CausalModel, states: Tensor, first: int, last: int, packing: Pac
         first: the space to start from; 0 is the embedding output.
         last: the space to end at, at most L.
         packing: how the rows form sequences.
+        recompute: back-propagation keeps each layer's input alone.
     """
     positions = packing.position_ids()
     rotary = model.rotary(states[None], position_ids=positions)
     for layer in model.layers[first:last]:
-        states = _through(layer, states, positions, rotary, packing)
+        states = _apply(_through, layer, states, positions, rotary, packing, recompute=recompute)
         yield states
 
 
-def run(model: CausalModel, states: Tensor, first: int, last: int, packing: Packing) -> Tensor:
+def run(
+    model: CausalModel, states: Tensor, first: int, last: int, packing: Packing, *, recompute: bool = False
+) -> Tensor:
     """The space ``last`` of rows whose space ``first`` is ``states``: see :func:`walk`."""
-    for space in walk(model, states, first, last, packing):
+    for space in walk(model, states, first, last, packing, recompute=recompute):
         states = space
     return states
 
 
-def run_to_answers(model: CausalModel, states: Tensor, first: int, packing: Packing, answers: Tensor) -> Tensor:
+def run_to_answers(
+    model: CausalModel, states: Tensor, first: int, packing: Packing, answers: Tensor, *, recompute: bool = False
+) -> Tensor:
     """Space L of chosen rows alone, [M, hidden]: the last layer sees all rows and computes only these.
 
     Nothing reads the other rows of space L. Of them the last layer computes keys and values, and for
@@ -90,13 +104,32 @@ def run_to_answers(model: CausalModel, states: Tensor, first: int, packing: Pack
         first: the space to start from.
         packing: how the rows form sequences.
         answers: the rows that are wanted, among the sequences' own tokens, ascending, [M].
+        recompute: back-propagation keeps each layer's input alone.
     """
-    chosen = packing.beginning_rows + answers
     if first == model.depth:
-        return states[chosen]
-    states = run(model, states, first, model.depth - 1, packing)
-    layer, positions = model.layers[-1], packing.position_ids()
+        return states[packing.beginning_rows + answers]
+    states = run(model, states, first, model.depth - 1, packing, recompute=recompute)
+    positions = packing.position_ids()
     rotary = model.rotary(states[None], position_ids=positions)
+    return _apply(
+        _through_at_answers, model.layers[-1], states, positions, rotary, packing, answers, recompute=recompute
+    )
+
+
+def _apply(part: Callable[..., Tensor], *inputs: Any, recompute: bool) -> Tensor:
+    return checkpoint(part, *inputs, use_reentrant=False) if recompute else part(*inputs)
+
+
+def _through_at_answers(
+    layer: nn.Module,
+    states: Tensor,
+    positions: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    packing: Packing,
+    answers: Tensor,
+) -> Tensor:
+    """[rows, hidden] through one layer to [M, hidden]: keys and values of all rows, the rest of the chosen ones."""
+    chosen = packing.beginning_rows + answers
     try:
         _through(layer, states, positions, rotary, KeysValuesOnly(packing))
     except KeysValuesReady as ready:

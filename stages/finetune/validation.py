@@ -1,0 +1,67 @@
+"""How the model stands on the validation split, read by all processes together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stages.common.answers import Reader, Start
+from stages.common.batches import Batch, Example
+from stages.finetune.processes import Processes
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples, and where their pass begins."""
+
+    examples: Sequence[Example]
+    start: Start
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens behind the shared beginning."""
+        return [len(example.inputs) - self.start.shared for example in self.examples]
+
+
+@dataclass(frozen=True)
+class ChosenStart:
+    """The start of some of a split's examples: what they call the n-th is ``chosen[n]`` of the split."""
+
+    whole: Start
+    chosen: Tensor
+
+    @property
+    def space(self) -> int:
+        """See :class:`Start`."""
+        return self.whole.space
+
+    @property
+    def shared(self) -> int:
+        """See :class:`Start`."""
+        return self.whole.shared
+
+    def beginning(self) -> Tensor | None:
+        """See :class:`Start`."""
+        return self.whole.beginning()
+
+    def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
+        """See :class:`Start`."""
+        return self.whole.states(replace(batch, index=self.chosen[batch.index.cpu()]), joined=joined)
+
+
+def validate(reader: Reader, split: Split, processes: Processes) -> tuple[float, float | None]:
+    """Mean loss per example, nats per answer token, and accuracy (``None`` for free answers).
+
+    Raises:
+        ProcessLostError: another process is gone.
+    """
+    chosen = list(processes.share(range(len(split.examples))))
+    examples = [split.examples[i] for i in chosen]
+    answers = reader.read(examples, split.start.shared, ChosenStart(split.start, torch.tensor(chosen)))
+    hits = [answer.predicted == example.label for answer, example in zip(answers, examples, strict=True)]
+    # In float64, to which losses convert exactly; each sum is over one process's value and zeros.
+    table = torch.zeros(2, len(split.examples), dtype=torch.float64)
+    table[:, chosen] = torch.tensor([[answer.loss for answer in answers], hits], dtype=torch.float64)
+    loss, accuracy = processes.add_up(table.to(reader.runtime.device)).mean(1).tolist()
+    return loss, accuracy if reader.tree else None
