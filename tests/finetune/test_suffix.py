@@ -16,12 +16,11 @@ from stages.common.models.families import family_of
 from stages.common.models.walk import embed
 from stages.common.params import Device, Finetune, load_params
 from stages.common.runtime import choose_runtime
-
 from stages.finetune.costs import Costs
 from stages.finetune.loop import rate_factor, train
-from stages.finetune.validation import Split
 from stages.finetune.methods import Trainable
 from stages.finetune.step import Stepper
+from stages.finetune.validation import Split
 from tests.common.models.tiny import tiny_network
 from tests.conftest import PROJECT
 
