@@ -6,68 +6,29 @@ import numpy as np
 import pytest
 import torch
 
-from stages.common.answers import Embeddings, Reader, training_logits
-from stages.common.batches import Batch, Example, training_batches
+from stages.common.answers import Embeddings, training_logits
+from stages.common.batches import Batch, training_batches
 from stages.common.boundary_cache.compute import cache_boundary
 from stages.common.command import UserError
-from stages.common.cost import ModelShape
-from stages.common.models.adapter import CausalModel
-from stages.common.models.families import family_of
 from stages.common.models.walk import embed
-from stages.common.params import Device, Finetune, load_params
-from stages.common.runtime import choose_runtime
-from stages.finetune.costs import Costs
-from stages.finetune.loop import rate_factor, train
-from stages.finetune.methods import Trainable
+from stages.finetune.loop import rate_factor
 from stages.finetune.step import Stepper
-from stages.finetune.validation import Split
-from tests.common.models.tiny import tiny_network
-from tests.conftest import PROJECT
-
-SHARED = 3
-RUNTIME = choose_runtime(Device(kind="cpu", dtype="float32"))
-
-
-def params(**changes) -> Finetune:
-    defaults = {"epochs": 2, "batch_size": 4, "evaluations_per_epoch": 1, "clip_norm": 1.0, "weight_decay": 0.1}
-    return load_params(PROJECT / "params.yaml").finetune.model_copy(update={**defaults, **changes})
+from tests.finetune.tiny_training import (
+    RUNTIME,
+    SHARED,
+    assert_equal_weights,
+    made_examples,
+    params,
+    run,
+    start_of,
+    trainable,
+    weights,
+)
 
 
 @pytest.fixture
 def examples():
-    rng = np.random.default_rng(0)
-    made = []
-    for n in range(12):
-        prompt = (5, 6, 7, *rng.integers(10, 90, size=3 + n % 4))
-        made.append(Example(str(n), None, "", "", prompt, tuple(rng.integers(3, 90, size=1 + n % 2))))
-    return made
-
-
-def trainable(boundary) -> Trainable:
-    model = CausalModel(tiny_network(tie_word_embeddings=True), family_of("llama"))
-    model.network.requires_grad_(False)
-    parameters = [*model.layers[boundary:].parameters(), *model.norm.parameters()]
-    if boundary == 0:
-        parameters.append(model.embedding.weight)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    return Trainable(model, parameters, boundary, None)
-
-
-def start_of(made, examples):
-    return Embeddings.behind(made.model, examples[0].prompt_ids[:SHARED])
-
-
-def run(made, examples, start, settings, rate=0.01, checkpoint=None):
-    shape = ModelShape.from_config(made.model.network.config.to_dict())
-    split = Split(examples, start)
-    reader = Reader(made.model, RUNTIME, None, batch_tokens=64)
-    costs = Costs(shape, made.boundary, "weights", 8)
-    return train(made, RUNTIME, split, split, reader, costs, settings, rate, 1, "test", checkpoint)
-
-
-def weights(made):
-    return {name: parameter.detach().clone() for name, parameter in made.model.network.named_parameters()}
+    return made_examples()
 
 
 @pytest.mark.parametrize("boundary", [1, 2, 4])
@@ -161,35 +122,44 @@ class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop", [1, 2, 5])
-@pytest.mark.parametrize("boundary", [0, 2])
-def test_training_that_was_stopped_goes_on_to_the_very_same_weights(examples, boundary, stop, tmp_path, monkeypatch):
-    settings = params(checkpoint_minutes=0)
-    whole = trainable(boundary)
+# Dropout on: what is dropped must not depend on when training was stopped.
+@pytest.mark.parametrize(
+    ("boundary", "stop", "changes"),
+    [
+        (0, 1, {}),
+        (0, 5, {}),
+        (2, 1, {}),
+        (2, 2, {"accumulate": 2}),
+        (2, 5, {"accumulate": 3, "gradient_checkpointing": True}),
+    ],
+)
+def test_training_that_was_stopped_goes_on_to_the_very_same_weights(
+    examples, boundary, stop, changes, tmp_path, monkeypatch
+):
+    settings = params(checkpoint_minutes=0, **changes)
+    whole, stopped, resumed = (trainable(boundary, attention_dropout=0.2) for _ in range(3))
     expected = run(whole, examples, start_of(whole, examples), settings)
 
     kept = tmp_path / "checkpoint.safetensors"
     steps = []
-    step = Stepper.take
+    take = Stepper.take
 
     def fatal(*args):
         if len(steps) == stop:
             raise KilledError
         steps.append(args)
-        return step(*args)
+        return take(*args)
 
     monkeypatch.setattr(Stepper, "take", fatal)
-    stopped = trainable(boundary)
     with pytest.raises(KilledError):
         run(stopped, examples, start_of(stopped, examples), settings, checkpoint=kept)
-    monkeypatch.setattr(Stepper, "take", lambda *args: steps.append(args) or step(*args))
-    resumed = trainable(boundary)
+    monkeypatch.setattr(Stepper, "take", lambda *args: steps.append(args) or take(*args))
+    torch.manual_seed(99)  # another process would not stand where this one stands
     done = run(resumed, examples, start_of(resumed, examples), settings, checkpoint=kept)
 
     assert len(steps) == expected.steps  # none was taken twice
     assert done.curve == expected.curve
-    for name, weight in weights(whole).items():
-        assert torch.equal(weights(resumed)[name], weight), name
+    assert_equal_weights(whole, resumed)
 
 
 def test_a_damaged_checkpoint_costs_time_and_nothing_else(examples, tmp_path):
@@ -198,5 +168,4 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(examples, tmp_path):
     whole, again = trainable(2), trainable(2)
     run(whole, examples, start_of(whole, examples), params())
     run(again, examples, start_of(again, examples), params(), checkpoint=kept)
-    for name, weight in weights(whole).items():
-        assert torch.equal(weights(again)[name], weight)
+    assert_equal_weights(whole, again)
