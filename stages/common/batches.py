@@ -124,11 +124,14 @@ def training_batches(lengths: Sequence[int], batch_size: int, rng: np.random.Gen
     """One epoch of batches of similar length in random order.
 
     The examples are shuffled, cut into stretches of several batches, sorted by length inside each,
-    cut into batches, and the batches shuffled: every example is as likely to come early as late.
+    cut into batches, and the batches shuffled: every example is as likely to come early as late. Where the
+    examples do not fill the batches, the batch that is left over is a random draw: each of its examples
+    weighs more than those of a full one, and were it cut after sorting, that would always be long ones.
     """
     order = rng.permutation(len(lengths))
+    left_over = len(order) % batch_size
+    order, batches = order[left_over:], [list(order[:left_over])] if left_over else []
     stretch = batch_size * _MEGABATCH
-    batches = []
     for start in range(0, len(order), stretch):
         by_length = sorted(order[start : start + stretch], key=lambda i: lengths[i])
         batches += [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
 from stages.common.batches import Batch, Example, inference_batches, training_batches
 
@@ -57,3 +58,25 @@ def test_no_length_comes_earlier_than_another_in_training():
         order = [i for batch in training_batches(lengths, 4, np.random.default_rng(seed)) for i in batch]
         places.append(np.mean([order.index(i) for i in range(180, 200)]) / 199)
     assert abs(np.mean(places) - 0.5) < 0.05
+
+
+def test_every_example_is_as_likely_at_every_place_and_in_the_batch_that_is_left_over():
+    """Chi-square over seeds: batch of the epoch by example, and membership of the smaller batch."""
+    lengths, seeds = list(range(1, 24)), 600
+    places, left_over = np.zeros((23, 6)), np.zeros(23)
+    for seed in range(seeds):
+        batches = list(training_batches(lengths, 4, np.random.default_rng(seed)))
+        assert sorted(map(len, batches)) == [3, 4, 4, 4, 4, 4]
+        for place, batch in enumerate(batches):
+            places[batch, place] += 1
+            left_over[batch] += len(batch) == 3
+    assert min(chisquare(row).pvalue for row in places) > 0.01 / 23
+    assert chisquare(left_over).pvalue > 0.01
+    assert chisquare(places.sum(0)).pvalue > 0.01
+
+
+def test_rows_of_a_batch_are_its_tokens_and_nothing_else():
+    examples = [example(range(3, 5 + n), [9] * (1 + n % 3)) for n in range(11)]
+    for index in training_batches([len(e.inputs) for e in examples], 4, np.random.default_rng(0)):
+        batch = Batch.of(examples, index, shared=1)
+        assert batch.ids.tolist() == [token for i in index for token in examples[i].inputs[1:]]

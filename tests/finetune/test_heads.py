@@ -1,0 +1,98 @@
+"""Which of embedding and head trains, tied and untied, and what the saved folder holds of them."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from stages.common.answers import Embeddings, training_logits
+from stages.common.batches import Batch, Example
+from stages.common.freeze_plan import FreezePlan
+from stages.common.models.adapter import CausalModel, open_model
+from stages.common.models.families import family_of
+from stages.common.models.shards import group_by_unit, shard_hashes, write_index, write_unit
+from stages.finetune.methods import make_trainable
+from stages.finetune.save import save_model
+from tests.common.test_freeze_plan import LAYERS, artifact, tiny
+from tests.finetune.tiny_training import SHARED, params, run, start_of
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.fixture
+def examples():
+    rng = np.random.default_rng(0)
+    return [
+        Example(str(n), None, "", "", (5, 6, 7, *rng.integers(8, 53, size=3 + n % 3)), tuple(rng.integers(3, 53, 2)))
+        for n in range(8)
+    ]
+
+
+def write_base(folder, *, tied):
+    """A folder in the layout of the stage base: one shard per unit, a tied head once."""
+    folder.mkdir()
+    network = tiny(tied=tied)
+    named = dict(network.named_parameters())
+    units = group_by_unit(named, family_of("llama"), LAYERS)
+    for unit, names in units.items():
+        write_unit(folder / f"{unit}.safetensors", {name: named[name] for name in names})
+    write_index(folder, units, 1)
+    network.config.architectures = ["LlamaForCausalLM"]
+    network.config.save_pretrained(folder)
+    return folder
+
+
+def trained_and_saved(tmp_path, examples, method, *, tied, boundary):
+    base, folder = write_base(tmp_path / "base", tied=tied), tmp_path / "tuned"
+    plan = FreezePlan.model_validate(artifact(boundary, tied=tied))
+    made = make_trainable(open_model(base, torch.device("cpu")), plan, method, params(), seed=1)
+    run(made, examples, start_of(made, examples), params())
+    folder.mkdir()
+    rewritten = save_model(made, base, folder)
+    return base, folder, made, rewritten
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("method", "boundary"), [("salf", 0), ("salf", 2), ("salf", 4), ("salf+lora", 0), ("salf+lora", 2)]
+)
+def test_what_trains_of_embedding_and_head(tmp_path, examples, method, boundary, tied):
+    base, folder, made, _ = trained_and_saved(tmp_path, examples, method, tied=tied, boundary=boundary)
+    before, after = (AutoModelForCausalLM.from_pretrained(each) for each in (base, folder))
+    weights_train = method == "salf"
+    embedding_trains = weights_train and boundary == 0
+    head_trains = weights_train and (boundary == 0 or not tied)
+    assert torch.equal(after.model.embed_tokens.weight, before.model.embed_tokens.weight) != embedding_trains
+    assert torch.equal(after.lm_head.weight, before.lm_head.weight) != head_trains
+    assert torch.equal(after.lm_head.weight, after.model.embed_tokens.weight) == tied
+    assert (after.lm_head.weight is after.model.embed_tokens.weight) == tied
+    # What was saved is what was trained.
+    ids = torch.arange(5, 17)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(after(ids).logits, made.model.network(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_head_is_saved_once_and_frozen_shards_keep_their_bytes(tmp_path, examples, tied):
+    base, folder, _, rewritten = trained_and_saved(tmp_path, examples, "salf", tied=tied, boundary=2)
+    stored = {name: file.name for file in folder.glob("*.safetensors") for name in load_file(file)}
+    assert (HEAD in stored) != tied
+    assert stored[EMBEDDING] == "embedding.safetensors"
+    assert rewritten == ["layer-03", "layer-04", "final"]
+    before, after = shard_hashes(base), shard_hashes(folder)
+    assert {name.removesuffix(".safetensors") for name in after if after[name] != before[name]} == set(rewritten)
+
+
+def test_a_tied_matrix_gets_the_gradients_of_both_its_uses(examples):
+    """At boundary 0; against the two gradients that an untied copy of the network gets from its own forward."""
+    tied, untied = tiny(tied=True), tiny(tied=False)
+    untied.load_state_dict(tied.state_dict())
+    model, batch = CausalModel(tied, family_of("llama")), Batch.of(examples, range(8), SHARED)
+    start = Embeddings.behind(model, examples[0].prompt_ids[:SHARED])
+    training_logits(model, start, batch).square().sum().backward()
+    for example in examples:
+        logits = untied(torch.tensor([list(example.inputs)])).logits[0, len(example.prompt_ids) - 1 :]
+        logits.square().sum().backward()
+    both = untied.model.embed_tokens.weight.grad + untied.lm_head.weight.grad
+    torch.testing.assert_close(tied.lm_head.weight.grad, both, rtol=1e-4, atol=1e-5 * float(both.abs().max()))

@@ -1,0 +1,67 @@
+"""One of several processes that train a tiny model together; started by the tests through a launcher.
+
+``python -m tests.finetune.worker FOLDER SETTINGS``: SETTINGS is JSON: boundary, params, and a fault to meet.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from stages.common.command import UserError, exit_code
+from stages.finetune.launch import end_with_launcher
+from stages.finetune.processes import joined
+from stages.finetune.step import Stepper
+from tests.finetune.tiny_training import made_examples, params, run, start_of, trainable, weights
+
+FAULT_AT_STEP = 3
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train and write what every process ended with."""
+    folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    end_with_launcher()
+    with joined("cpu") as processes:
+        print(f"process {processes.rank} of {processes.count}")
+        _meet(settings.get("fault"), processes.rank)
+        made, examples = trainable(settings["boundary"]), made_examples()
+        checkpoint = folder / "checkpoint.safetensors" if settings.get("checkpoint") else None
+        done = run(
+            made,
+            examples,
+            start_of(made, examples),
+            params(**settings["params"]),
+            checkpoint=checkpoint,
+            processes=processes,
+        )
+        save_file(weights(made), folder / f"weights-{processes.rank}.safetensors")
+        record = {"curve": done.curve, "flops": done.flops, "steps": done.steps}
+        (folder / f"record-{processes.rank}.json").write_text(json.dumps(record))
+
+
+def _meet(fault: str | None, rank: int) -> None:
+    """Arrange for a fault at a later step."""
+    if fault is None:
+        return
+    take = Stepper.take
+
+    def faulty(self, parts, rate, number):
+        if number == FAULT_AT_STEP:
+            if fault == "one" and rank == 1:
+                raise UserError("the second process has a fault")
+            if fault == "all":
+                raise UserError("all processes have the same fault")
+            if fault == "killed" and rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "launcher killed" and rank == 0:
+                os.kill(int(os.environ["SALF_LAUNCHER"]), signal.SIGKILL)
+        return take(self, parts, rate, number)
+
+    Stepper.take = faulty
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
