@@ -1,4 +1,11 @@
-"""Methods: which selector's scope is trained, and how. One training loop serves them all."""
+"""Methods: which selector's scope is trained, and how. One training loop serves them all.
+
+What trains of embedding and head follows from the plan. A head with weights of its own always trains.
+A tied head *is* the embedding matrix: at boundary 0 that one matrix trains, with the gradients of both
+its uses; from boundary 1 on it is frozen, as embedding and as head, and of what reads the last layer
+the final norm alone trains. Methods with adapters leave embedding, norm and head as they are. A tied
+matrix is saved once, so that both stay equal.
+"""
 
 from dataclasses import dataclass
 from typing import Final
