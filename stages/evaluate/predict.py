@@ -10,8 +10,9 @@ from tokenizers import Tokenizer
 
 from stages.common.answers import Reader, Start
 from stages.common.batches import Example
-from stages.common.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
+from stages.common.boundary_cache.cache import BoundaryCache, CacheSettings
 from stages.common.boundary_cache.key import frozen_units
+from stages.common.boundary_cache.opened import Opened, print_opened
 from stages.common.label_tree import LabelTree
 from stages.common.models.adapter import CausalModel, open_model
 from stages.common.params import Evaluate

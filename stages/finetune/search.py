@@ -7,8 +7,9 @@ from pathlib import Path
 from stages.common.answers import Embeddings, Reader, Start
 from stages.common.artifacts import read_json
 from stages.common.batches import Example
-from stages.common.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
+from stages.common.boundary_cache.cache import BoundaryCache, CacheSettings
 from stages.common.boundary_cache.key import frozen_units
+from stages.common.boundary_cache.opened import Opened, print_opened
 from stages.common.cost import ModelShape, Technique
 from stages.common.freeze_plan import FreezePlan
 from stages.common.models.adapter import CausalModel, open_model
@@ -145,6 +146,7 @@ def _open_states(bench: Bench, trainable: Trainable) -> dict[str, Opened]:
         frozen_units(read_json(bench.base / "base.json")["shards"], boundary),
         bench.shared,
         _CACHE_BATCH_TOKENS,
+        bench.processes if bench.processes.count > 1 else None,
     )
     passes = params.epochs * len(params.learning_rate[bench.method])
     opened = {

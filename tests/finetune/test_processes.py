@@ -1,6 +1,7 @@
 """Several processes: two give what one gives, and a fault in one ends all with one line."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from stages.finetune.processes import ALONE
+from tests.common.boundary_cache.tiny_task import Task
 from tests.conftest import PROJECT
 from tests.finetune.tiny_training import made_examples, params, run, start_of, trainable, weights
 
@@ -115,6 +117,23 @@ def test_processes_end_with_a_launcher_that_is_killed_and_the_next_run_goes_on(t
     status, _, said = finish(start(tmp_path, **settings))
     assert status == 0, said
     assert_as_one(tmp_path, checkpoint_minutes=0)
+
+
+def test_processes_share_the_frozen_layers_pass_and_each_gets_all_states(tmp_path):
+    """Bit by bit those of one process: the groups that go through the layers are the same."""
+    status, _, said = finish(start(tmp_path, open=["memory", "auto", "auto", "disk"]))
+    assert status == 0, said
+    task = Task(tmp_path / "alone")
+    groups = len(task.computed().layout.groups)
+    together = {"origin": "computed", "kept": "in memory", "passes": 1 + math.ceil(groups / 2)}  # 1: the beginning
+    reused = {"origin": "reused", "kept": "on disk", "passes": 0}
+    for rank in range(2):
+        both_places = {**together, "kept": "in memory and on disk"} if rank == 0 else together
+        found = [json.loads((tmp_path / f"opened-{number}-{rank}.json").read_text()) for number in range(4)]
+        assert found == [together, both_places, reused, reused]
+        for number in range(4):
+            rows = load_file(tmp_path / f"rows-{number}-{rank}.safetensors")["rows"]
+            assert torch.equal(rows, task.computed().rows)
 
 
 def test_one_process_alone_sends_nothing():

@@ -1,20 +1,24 @@
 """One of several processes that train a tiny model together; started by the tests through a launcher.
 
-``python -m tests.finetune.worker FOLDER SETTINGS``: SETTINGS is JSON: boundary, params, and a fault to meet.
+``python -m tests.finetune.worker FOLDER SETTINGS``: SETTINGS is JSON: boundary, params, and a fault
+to meet; or ``open``, the modes in which to open boundary states instead.
 """
 
 import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save_file
 
+from stages.common.boundary_cache.folder import CacheFolder, DiskRates
 from stages.common.command import UserError, exit_code
 from stages.finetune.launch import end_with_launcher
-from stages.finetune.processes import joined
+from stages.finetune.processes import Processes, joined
 from stages.finetune.step import Stepper
+from tests.common.boundary_cache.tiny_task import Task
 from tests.finetune.tiny_training import made_examples, params, run, start_of, trainable, weights
 
 FAULT_AT_STEP = 3
@@ -26,6 +30,9 @@ def main(argv: list[str] | None = None) -> None:
     end_with_launcher()
     with joined("cpu") as processes:
         print(f"process {processes.rank} of {processes.count}")
+        if "open" in settings:
+            _open(folder, settings["open"], processes)
+            return
         _meet(settings.get("fault"), processes.rank)
         made, examples = trainable(settings["boundary"]), made_examples()
         checkpoint = folder / "checkpoint.safetensors" if settings.get("checkpoint") else None
@@ -40,6 +47,21 @@ def main(argv: list[str] | None = None) -> None:
         save_file(weights(made), folder / f"weights-{processes.rank}.safetensors")
         record = {"curve": done.curve, "flops": done.flops, "steps": done.steps}
         (folder / f"record-{processes.rank}.json").write_text(json.dumps(record))
+
+
+def _open(folder: Path, modes: list[str], processes: Processes) -> None:
+    """Open a split's boundary states, one mode after another, and write what came of it."""
+    CacheFolder.measure = lambda _: DiskRates(1e12, 1e12)  # a disk that is always worth it
+    task, passes = Task(folder / "cache"), []
+    task.model.layers[0].register_forward_pre_hook(lambda *_: passes.append(1))
+    for number, mode in enumerate(modes):
+        passes.clear()
+        cache = replace(task.cache(mode), team=processes)
+        opened = cache.open(task.examples, 3)
+        processes.agree(number, "openings")  # the first one has written its file
+        record = {"origin": opened.origin, "kept": opened.kept, "passes": len(passes)}
+        (folder / f"opened-{number}-{processes.rank}.json").write_text(json.dumps(record))
+        save_file({"rows": opened.start.rows.clone()}, folder / f"rows-{number}-{processes.rank}.safetensors")
 
 
 def _meet(fault: str | None, rank: int) -> None:

@@ -1,22 +1,24 @@
 """The boundary cache as stages use it: it says where a split's passes begin, and keeps what is worth keeping."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
+import torch
 from torch import Tensor
 
 from stages.common.answers import Embeddings, Start
 from stages.common.batches import Example
 from stages.common.boundary_cache.choice import disk_rather_than_off, in_memory, worth_reading, worth_writing
-from stages.common.boundary_cache.compute import Timed, frozen_states, gather
+from stages.common.boundary_cache.compute import Team, Timed, frozen_states, gather
 from stages.common.boundary_cache.folder import GIB, CacheFolder, DiskRates, amount
 from stages.common.boundary_cache.key import Key
 from stages.common.boundary_cache.layout import Layout
+from stages.common.boundary_cache.opened import Opened
 from stages.common.boundary_cache.states import BoundaryStates, FrozenLayers
 from stages.common.command import UserError
 from stages.common.models.adapter import CausalModel
@@ -41,51 +43,6 @@ class CacheSettings:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """Where a split's passes begin, and how it came about.
-
-    Attributes:
-        start: boundary states, or frozen layers that run for every batch.
-        origin: computed; continued from the states of a shallower boundary; reused from disk; off.
-        begun: the space that computing began at.
-        kept: where the states are; nowhere if off.
-        size: bytes of the states.
-        seconds_computing: what computing the states took, whenever that was; 0 if off.
-        reason: why it was done so.
-        seconds: what opening took here.
-    """
-
-    start: BoundaryStates | FrozenLayers
-    origin: Literal["computed", "continued", "reused", "off"]
-    begun: int
-    kept: Literal["in memory", "on disk", "in memory and on disk", "nowhere"]
-    size: int
-    seconds_computing: float
-    reason: str
-    seconds: float = 0.0
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """For the record of what was measured."""
-        names = ("origin", "begun", "kept", "size", "seconds_computing", "seconds")
-        return {("bytes" if name == "size" else name): getattr(self, name) for name in names}
-
-    @property
-    def words(self) -> str:
-        """For people."""
-        if self.origin == "off":
-            return f"computed anew for every batch ({self.reason})"
-        how = f"continued from layer {self.begun}" if self.origin == "continued" else self.origin
-        return f"{amount(self.size)} {how}, kept {self.kept} ({self.reason})"
-
-    def start_for(self, model: CausalModel) -> Start:
-        """The start for another model with the same frozen layers."""
-        if isinstance(self.start, BoundaryStates):
-            return self.start
-        return replace(self.start, model=model, below=replace(self.start.below, model=model))
-
-
-@dataclass(frozen=True)
 class _Split:
     """A split and what its states are and need."""
 
@@ -103,6 +60,7 @@ class BoundaryCache:
         units: hashes of the embedding's shard and of those of layers 1..boundary (``frozen_units``).
         shared: P, tokens of the beginning that all prompts share.
         batch_tokens: tokens of a pass through the frozen layers.
+        team: several processes that each open the same splits; what they keep in memory they compute together.
     """
 
     settings: CacheSettings
@@ -111,6 +69,7 @@ class BoundaryCache:
     units: Sequence[str]
     shared: int
     batch_tokens: int
+    team: Team | None = None
 
     @property
     def boundary(self) -> int:
@@ -140,6 +99,8 @@ class BoundaryCache:
             opened = self._memory(split)
         elif mode == "disk":
             opened = self._disk(split)
+        elif self.team and self._rather_together(split, self.team):
+            opened = self._shared_out(split)
         else:
             opened = self._auto(split, passes)
         return replace(opened, seconds=time.perf_counter() - began)
@@ -161,9 +122,32 @@ class BoundaryCache:
                 f"finetune.cache = memory: the boundary states need {amount(split.size)} and {amount(free)} of memory "
                 "are free; set it to disk, off or auto"
             )
-        parts = self._parts(split, self._embeddings(split))
+        return self._in_memory(split, "finetune.cache = memory", self.team)
+
+    def _in_memory(self, split: _Split, reason: str, team: Team | None = None) -> Opened:
+        parts = self._parts(split, self._embeddings(split), team=team)
+        return self._opened(split, gather(parts, split.layout.rows), "in memory", parts, 0, reason)
+
+    def _rather_together(self, split: _Split, team: Team) -> bool:
+        """Whether several processes compute the states in memory, each a share: the first one decides."""
+        told = torch.zeros(1, device=self.model.device)
+        if team.rank == 0:
+            there = self.settings.folder.seconds_of(split.key) is not None
+            told[0] = not there and in_memory(team.count * split.size, free_memory_bytes())
+        return bool(team.add_up(told))
+
+    def _shared_out(self, split: _Split) -> Opened:
+        """Compute together; the first process keeps the states for other runs, where that is worth it."""
+        # No lock meanwhile: every process has to come here, and none may wait for a file of another's.
+        parts = self._parts(split, self._embeddings(split), team=self.team)
         rows = gather(parts, split.layout.rows)
-        return self._opened(split, rows, "in memory", parts, 0, "finetune.cache = memory")
+        if self.team is None or self.team.rank:
+            return self._opened(split, rows, "in memory", parts, 0, "computed together")
+        try:
+            with self.settings.folder.alone(split.key):
+                return self._kept_too(split, rows, parts, 0)
+        except OSError as error:
+            return self._opened(split, rows, "in memory", parts, 0, f"writing failed: {error.strerror}")
 
     def _disk(self, split: _Split) -> Opened:
         folder = self.settings.folder
@@ -182,7 +166,7 @@ class BoundaryCache:
         except OSError as error:
             reason = f"the cache folder cannot be used: {error.strerror or error}"
         if in_memory(split.size, free_memory_bytes()):
-            return replace(self._memory(split), reason=reason)
+            return self._in_memory(split, reason)
         return self._off(split, reason)
 
     def _reuse_if_quick(self, split: _Split) -> Opened | None:
@@ -194,10 +178,14 @@ class BoundaryCache:
         return self._reused(split, found.rows, found.seconds, verdict.reason) if found is not None else None
 
     def _compute_and_keep(self, split: _Split, passes: float) -> Opened:
-        folder, (parts, begun) = self.settings.folder, self._continued(split)
+        parts, begun = self._continued(split)
         if not in_memory(split.size, free_memory_bytes()):
             return self._beyond_memory(split, parts, begun, passes)
-        rows = gather(parts, split.layout.rows)
+        return self._kept_too(split, gather(parts, split.layout.rows), parts, begun)
+
+    def _kept_too(self, split: _Split, rows: Tensor, parts: Timed, begun: int) -> Opened:
+        """States that are in memory, put on disk too where that costs next to nothing."""
+        folder = self.settings.folder
         verdict = worth_writing(split.size, parts.seconds, folder.room(), self._rates)
         if not verdict.yes:
             return self._opened(split, rows, "in memory", parts, begun, verdict.reason)
@@ -237,7 +225,7 @@ class BoundaryCache:
             split, BoundaryStates(below, split.layout, file.rows, self.model.device), file.seconds
         ), below
 
-    def _parts(self, split: _Split, start: Start, seconds: float = 0.0) -> Timed:
+    def _parts(self, split: _Split, start: Start, seconds: float = 0.0, team: Team | None = None) -> Timed:
         def parts() -> Iterator[Tensor]:
             first = start.space + 1
             what = f"layers {first}–{self.boundary} once" if first < self.boundary else f"layer {first} once"
@@ -250,6 +238,7 @@ class BoundaryCache:
                     start,
                     self.boundary,
                     lambda done: advance(done, ""),
+                    team,
                 )
 
         return Timed(parts(), seconds)
@@ -275,8 +264,3 @@ class BoundaryCache:
     @cached_property
     def _rates(self) -> DiskRates:
         return self.settings.folder.measure()
-
-
-def print_opened(boundary: int, opened: Mapping[str, Opened]) -> None:
-    """One line that says what was done with each split's states, and why."""
-    print(f"states behind layer {boundary}: {'; '.join(f'{name} {one.words}' for name, one in opened.items())}")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,21 @@ from stages.common.models.walk import behind, run, walk_beginning
 from stages.common.runtime import Runtime
 
 
+class Team(Protocol):
+    """Processes that compute together: each calls the same functions with the same arguments."""
+
+    @property
+    def rank(self) -> int:
+        """Of this process, from 0."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """``tensor`` with the sum over all processes in place of its values."""
+
+
 def frozen_states(
     model: CausalModel,
     runtime: Runtime,
@@ -23,6 +39,7 @@ def frozen_states(
     start: Start,
     boundary: int,
     advance: Callable[[int], None] = lambda _: None,
+    team: Team | None = None,
 ) -> Iterator[Tensor]:
     """Yield the states of space ``boundary`` in the order of ``layout``'s rows, on the host.
 
@@ -37,18 +54,36 @@ def frozen_states(
             same either way, and so are the states, bit by bit.
         boundary: the last frozen layer.
         advance: called with the number of examples done.
+        team: processes that share the groups out among them; each gets the states of all.
     """
     with torch.no_grad(), runtime.autocast():
         beginning = walk_beginning(model, start.beginning(), start.space, boundary)
     if beginning is not None:
         yield beginning.states.cpu()
-    for group in layout.groups:
+
+    def through(group: Sequence[int]) -> Tensor:
         batch = Batch.of(examples, group, layout.shared).to(model.device)
         with torch.no_grad(), runtime.autocast():
             packing = behind(batch.lengths, model.device, beginning)
-            rows = run(model, start.states(batch), start.space, boundary, packing).cpu()
-        advance(len(group))
-        yield rows
+            return run(model, start.states(batch), start.space, boundary, packing)
+
+    size = team.count if team else 1
+    for first in range(0, len(layout.groups), size):
+        groups = layout.groups[first : first + size]
+        yield from _through_together(groups, layout, through, team) if team else [through(groups[0]).cpu()]
+        advance(sum(map(len, groups)))
+
+
+def _through_together(
+    groups: Sequence[Sequence[int]], layout: Layout, through: Callable[[Sequence[int]], Tensor], team: Team
+) -> Sequence[Tensor]:
+    """States of a group for every process at most: each computes one, and all get all."""
+    sizes = [int(layout.lengths[group].sum()) for group in groups]
+    mine = through(groups[min(team.rank, len(groups) - 1)])
+    whole = mine.new_zeros(sum(sizes), mine.shape[1])
+    if team.rank < len(groups):
+        whole.split(sizes)[team.rank].copy_(mine)
+    return team.add_up(whole).cpu().split(sizes)
 
 
 class Timed(Iterator[Tensor]):

@@ -10,6 +10,7 @@ import torch
 from stages.common.boundary_cache import cache as cache_module
 from stages.common.boundary_cache import choice
 from stages.common.boundary_cache.folder import CacheFolder, DiskRates
+from stages.common.boundary_cache.opened import print_opened
 from stages.common.command import UserError
 from tests.common.boundary_cache.tiny_task import Task, make_examples, make_model
 
@@ -166,7 +167,7 @@ def test_writing_for_others_may_cost_a_tenth_of_computing():
 def test_what_was_done_is_said_in_one_line(task, machine, capsys):
     opened = {"training": task.open("auto"), "validation": task.open("off")}
     capsys.readouterr()
-    cache_module.print_opened(2, opened)
+    print_opened(2, opened)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(
         "states behind layer 2: training 0.0 MiB computed, kept in memory and on disk (for other runs:"
