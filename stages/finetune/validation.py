@@ -1,10 +1,11 @@
 """How the model stands on the validation split, read by all processes together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.common.answers import Reader, Start
 from stages.common.batches import Batch, Example
@@ -51,17 +52,29 @@ class ChosenStart:
 
 
 def validate(reader: Reader, split: Split, processes: Processes) -> tuple[float, float | None]:
-    """Mean loss per example, nats per answer token, and accuracy (``None`` for free answers).
+    """Mean loss per example, nats per answer token, and accuracy (``None`` for free answers); without dropout.
 
     Raises:
         ProcessLostError: another process is gone.
     """
     chosen = list(processes.share(range(len(split.examples))))
     examples = [split.examples[i] for i in chosen]
-    answers = reader.read(examples, split.start.shared, ChosenStart(split.start, torch.tensor(chosen)))
+    with _in_eval_mode(reader.model.network):
+        answers = reader.read(examples, split.start.shared, ChosenStart(split.start, torch.tensor(chosen)))
     hits = [answer.predicted == example.label for answer, example in zip(answers, examples, strict=True)]
     # In float64, to which losses convert exactly; each sum is over one process's value and zeros.
     table = torch.zeros(2, len(split.examples), dtype=torch.float64)
     table[:, chosen] = torch.tensor([[answer.loss for answer in answers], hits], dtype=torch.float64)
     loss, accuracy = processes.add_up(table.to(reader.runtime.device)).mean(1).tolist()
     return loss, accuracy if reader.tree else None
+
+
+@contextmanager
+def _in_eval_mode(network: nn.Module) -> Iterator[None]:
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -162,6 +162,14 @@ def test_training_that_was_stopped_goes_on_to_the_very_same_weights(
     assert_equal_weights(whole, resumed)
 
 
+def test_dropout_is_for_training_steps_and_not_for_validation(examples):
+    plain, dropping = trainable(2), trainable(2, attention_dropout=0.5)
+    without, with_dropout = (run(made, examples, start_of(made, examples), params()) for made in (plain, dropping))
+    assert with_dropout.curve[0] == without.curve[0]  # before the first step
+    assert with_dropout.curve[-1]["train_loss"] != without.curve[-1]["train_loss"]
+    assert [layer.training for layer in dropping.model.layers] == [False, False, True, True]  # as before
+
+
 def test_a_damaged_checkpoint_costs_time_and_nothing_else(examples, tmp_path):
     kept = tmp_path / "checkpoint.safetensors"
     kept.write_bytes(b"half a file")
