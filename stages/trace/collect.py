@@ -132,13 +132,13 @@ def collect(tracer: Tracer, prepared: Path, sample: Sample, facts: dict[str, Any
     """
     schema = trace_schema(tracer.model.depth, facts)
     parts = [folder / f"part-{number:05d}.parquet" for number in range(-(-len(sample.rows) // SHARD_EXAMPLES))]
-    missing = [number for number, part in enumerate(parts) if not part.exists()]
-    wanted = np.isin(np.arange(len(sample.rows)) // SHARD_EXAMPLES, missing)
+    absent = np.array([not part.exists() for part in parts])
+    wanted = absent.repeat(SHARD_EXAMPLES)[: len(sample.rows)]
     examples = stream_examples(prepared, SPLIT, sample.rows[wanted])
     with progress("tracing", len(sample.rows), "examples") as advance:
         if not wanted.all():
             advance(int((~wanted).sum()), "already traced")
-        for number in missing:
+        for number in np.flatnonzero(absent):
             with_losses = sample.with_losses[number * SHARD_EXAMPLES :][:SHARD_EXAMPLES]
             chosen = list(islice(examples, len(with_losses)))
             traced = _trace_shard(tracer, chosen, with_losses, advance)

@@ -1,6 +1,6 @@
 """The whole trace against Hugging Face's own hidden states, and its memory against the number of examples."""
 
-import tracemalloc
+import gc
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stages.common.batches import read_examples
+from stages.common.batches import Example
 from stages.common.models.adapter import open_model
 from stages.common.params import Trace
 from stages.common.runtime import Runtime
@@ -21,7 +21,7 @@ RUNTIME = Runtime(torch.device("cpu"), torch.float32, "as the test wants it")
 PARAMS = Trace(sample=None, losses=None, space="normed", target="output", batch_tokens=64, seed=3)
 
 
-def write_split(folder, count, *, longest_answer=3, beginning=BEGINNING, row_group_size=None):
+def write_split(folder, count, *, longest_prompt=8, beginning=BEGINNING, row_group_size=None):
     """A prepared training split of random tokens, answers of one token and more."""
     rng = np.random.default_rng(0)
     rows = [
@@ -30,8 +30,8 @@ def write_split(folder, count, *, longest_answer=3, beginning=BEGINNING, row_gro
             "label": None if i % 5 == 0 else "a",
             "text": "text " * 20,
             "answer": "answer",
-            "prompt_ids": [*beginning, *rng.integers(3, 97, rng.integers(1, 9)).tolist()],
-            "answer_ids": rng.integers(3, 97, rng.integers(1, longest_answer + 1)).tolist(),
+            "prompt_ids": [*beginning, *rng.integers(3, 97, rng.integers(1, longest_prompt + 1)).tolist()],
+            "answer_ids": rng.integers(3, 97, rng.integers(1, 4)).tolist(),
         }
         for i in range(count)
     ]
@@ -126,41 +126,21 @@ def test_a_sample_is_drawn_at_random_and_read_in_the_files_order(tmp_path):
     assert abs(np.mean(half) - 149.5) < 6  # every row is as likely: standard error 1.8
 
 
-def test_memory_does_not_grow_with_the_number_of_examples(model, tmp_path, monkeypatch):
-    """Python's objects and Arrow's buffers at their peak: n and 4n examples traced, beside holding them."""
-    monkeypatch.setattr("stages.trace.collect.SHARD_EXAMPLES", 64)
+def test_no_more_examples_are_held_than_a_shard_and_a_stretch_have(model, tmp_path, monkeypatch):
+    """Counted whenever a shard is written: examples alive, and Arrow's bytes against those of the whole split."""
+    monkeypatch.setattr("stages.trace.collect.SHARD_EXAMPLES", 32)
     monkeypatch.setattr("stages.common.batches._STRETCH", 32)
-    params = PARAMS.model_copy(update={"losses": 0, "batch_tokens": 512})
-    arrow, write = [], pq.write_table
+    alive, arrow, write = [], [], pq.write_table
+    write_split(tmp_path / "prepared", 1000, longest_prompt=40, row_group_size=100)
+    before = pa.total_allocated_bytes()
 
     def written(*args, **options):
-        arrow.append(pa.total_allocated_bytes())
+        alive.append(sum(type(thing) is Example for thing in gc.get_objects()))
+        arrow.append(pa.total_allocated_bytes() - before)
         write(*args, **options)
 
-    def peak(work, *args):
-        before = pa.total_allocated_bytes()
-        arrow.clear()
-        tracemalloc.start()
-        work(*args)
-        python = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return python + max(arrow, default=before) - before
-
-    def trace(prepared):
-        folder = prepared / "traces"
-        folder.mkdir()
-        sample = draw_sample(prepared, params)
-        collect(Tracer.prepare(model, RUNTIME, params, sample.tokens, BEGINNING), prepared, sample, {}, folder)
-
-    splits = {count: make(tmp_path, count) for count in (64, 400, 1600)}
     monkeypatch.setattr(pq, "write_table", written)
-    trace(splits.pop(64))  # what is loaded on first use does not count
-    traced = {count: peak(trace, prepared) for count, prepared in splits.items()}
-    held = {count: peak(read_examples, prepared, "train") for count, prepared in splits.items()}
-    assert traced[1600] - traced[400] < 0.1 * (held[1600] - held[400])  # a place in the sample for every example
-
-
-def make(folder, count):
-    prepared = folder / f"prepared-{count}"
-    write_split(prepared, count, row_group_size=200)
-    return prepared
+    run(model, tmp_path / "prepared", tmp_path / "traces", PARAMS.model_copy(update={"losses": 0}))
+    assert len(alive) == 32
+    assert max(alive) <= 2 * 32
+    assert max(arrow) < pq.read_table(tmp_path / "prepared" / "train.parquet").nbytes / 2
