@@ -90,6 +90,8 @@ def minimise(
         if over.any():
             searched = (np.cumsum(~over) - 1)[searched[~over[searched]]]
             batch.keep(~over)
+            if not len(batch.problem):
+                break
         _begin_search(batch, searched)
         ended = _try_a_step(objective, batch)
         searched = np.flatnonzero(ended)
