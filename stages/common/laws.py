@@ -87,7 +87,7 @@ def _decay(theta: Array, steps: Array) -> tuple[Array, Array]:
 
 
 def _gradient(*parts: Array) -> Array:
-    """The gradient of ln ŷ in θ, [P, n, d], of its d parts [P, n], each parameter's points lying side by side in memory."""
+    """Join d ln ŷ / dθ [P, n, d] from its d parts [P, n]; a parameter's points lie side by side in memory."""
     return np.stack(parts).transpose(1, 2, 0)
 
 
