@@ -11,8 +11,8 @@ from stages.trace.basis import semantic_bases
 def seconds_of_bases(vocabulary: int = 128_000, hidden: int = 4_096, tokens: int = 256, seed: int = 0) -> float:
     """Seconds to solve for the bases of ``tokens`` tokens of a random head [vocabulary, hidden] in bfloat16.
 
-    Half of the largest published heads' bytes are in that type; the arithmetic is float64 whatever the type.
-    Peak memory is the head, one block of its rows in float64, and three H×H matrices.
+    Most published heads are stored in that type; the arithmetic is float64 whatever the type. Peak memory is the
+    head, one block of its rows in float64, and three H×H matrices.
     """
     keep_freed_memory()
     generator = torch.Generator().manual_seed(seed)
