@@ -6,12 +6,19 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.common.artifacts import require
 
+Rows = NDArray[np.int64]
+
+_COLUMNS = ("example_id", "label", "text", "answer", "prompt_ids", "answer_ids")  # in the order of Example's fields
+_STRETCH = 1024  # rows of a prepared split held at a time
+_BUFFER = 1 << 20  # bytes of a column read ahead
 _MEGABATCH = 16  # batches sorted together by length: little padding, and the order stays random
 
 
@@ -33,17 +40,54 @@ class Example:
 
 
 def read_examples(prepared: Path, split: str) -> list[Example]:
-    """Read a prepared split.
+    """Read a prepared split as a whole.
+
+    Raises:
+        UserError: the split is missing.
+    """
+    return list(stream_examples(prepared, split))
+
+
+def stream_examples(prepared: Path, split: str, rows: Rows | None = None) -> Iterator[Example]:
+    """Yield a prepared split's examples in the file's order; memory stays at a stretch of the file.
+
+    Args:
+        prepared: the prepared data's folder.
+        split: its name.
+        rows: which rows, 0-based and ascending; all where absent.
+
+    Raises:
+        UserError: the split is missing.
+    """
+    for table in stretches(prepared, split, _COLUMNS, rows):
+        words = [table.column(name).to_pylist() for name in _COLUMNS[:4]]
+        prompts, answers = (_token_lists(table.column(name)) for name in _COLUMNS[4:])
+        yield from map(Example, *words, prompts, answers)
+
+
+def stretches(prepared: Path, split: str, columns: Sequence[str], rows: Rows | None = None) -> Iterator[Any]:
+    """Yield chosen rows (see :func:`stream_examples`) of chosen columns, as Arrow tables of at most 1,024 rows each.
 
     Raises:
         UserError: the split is missing.
     """
     path = require(prepared / f"{split}.parquet", made_by="prepare")
-    columns = ["example_id", "label", "text", "answer", "prompt_ids", "answer_ids"]
-    return [
-        Example(**{**row, "prompt_ids": tuple(row["prompt_ids"]), "answer_ids": tuple(row["answer_ids"])})
-        for row in pq.read_table(path, columns=columns).to_pylist()
-    ]
+    start = 0
+    with pq.ParquetFile(path, buffer_size=_BUFFER) as file:  # buffered: a column's bytes are never held as a whole
+        for stretch in file.iter_batches(batch_size=_STRETCH, columns=list(columns)):
+            if rows is None:
+                yield stretch
+            else:
+                first, last = np.searchsorted(rows, [start, start + len(stretch)])
+                if first < last:
+                    yield stretch.take(pa.array(rows[first:last] - start))
+            start += len(stretch)
+
+
+def _token_lists(column: Any) -> list[tuple[int, ...]]:
+    """An Arrow column of lists as tuples, without an object per token on the way."""
+    ends = np.cumsum(column.value_lengths().to_numpy())
+    return [tuple(part.tolist()) for part in np.split(column.flatten().to_numpy(), ends)[:-1]]
 
 
 @dataclass(frozen=True)
@@ -72,14 +116,15 @@ class Batch:
     def of(cls, examples: Sequence[Example], index: Sequence[int], shared: int) -> Self:
         """Collate ``examples[index]``, each without its first ``shared`` tokens."""
         chosen = [examples[i] for i in index]
-        lengths = tuple(len(example.inputs) - shared for example in chosen)
+        inputs = [example.inputs[shared:] for example in chosen]
+        lengths = tuple(map(len, inputs))
         answers = torch.tensor([len(example.answer_ids) for example in chosen])
         # The last row of an example predicts the last token of its answer.
         within = torch.cat([torch.arange(-len(example.answer_ids), 0) for example in chosen])
         rows = torch.repeat_interleave(torch.arange(len(chosen)), answers)
         return cls(
             index=torch.tensor(list(index)),
-            ids=torch.tensor([token for example in chosen for token in example.inputs[shared:]]),
+            ids=torch.tensor([token for tokens in inputs for token in tokens]),
             lengths=lengths,
             answers=torch.tensor(lengths).cumsum(0)[rows] + within,
             rows=rows,

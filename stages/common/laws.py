@@ -72,16 +72,23 @@ class Law:
 
 def _floor_plus_terms(floor: Array, terms: list[Array]) -> tuple[Array, list[Array]]:
     """Log-sum-exp of a floor [P, 1] and terms [P, n], and the softmax weight of each [P, n]."""
-    total = np.logaddexp(floor, terms[0])
+    largest = np.maximum(floor, terms[0])
     for term in terms[1:]:
-        total = np.logaddexp(total, term)
-    return total, [np.exp(part - total) for part in (floor, *terms)]
+        np.maximum(largest, term, out=largest)
+    weights = [np.exp(part - largest) for part in (floor, *terms)]
+    total = sum(weights[1:], weights[0])
+    return largest + np.log(total), [weight / total for weight in weights]
 
 
 def _decay(theta: Array, steps: Array) -> tuple[Array, Array]:
     """ln(E + A·e^(−ρ·step)): a power law when the steps [n] are ln k, an exponential one when they are k."""
     value, (of_floor, of_term) = _floor_plus_terms(theta[:, :1], [theta[:, 1:2] - theta[:, 2:3] * steps])
-    return value, np.stack([of_floor, of_term, -of_term * steps], axis=-1)
+    return value, _gradient(of_floor, of_term, -of_term * steps)
+
+
+def _gradient(*parts: Array) -> Array:
+    """Join d ln ŷ / dθ [P, n, d] from its d parts [P, n]; a parameter's points lie side by side in memory."""
+    return np.stack(parts).transpose(1, 2, 0)
 
 
 def _power(theta: Array, x: Array) -> tuple[Array, Array]:
@@ -102,10 +109,10 @@ def _broken_power(theta: Array, x: Array) -> tuple[Array, Array]:
     amplitude, before, after, at = (theta[:, i : i + 1] for i in range(4))
     depth = np.log(x)
     beyond = (depth - at) / BREAK_WIDTH
-    bend = BREAK_WIDTH * np.logaddexp(0.0, beyond)  # 0 well before the break, ln k − ln k_b well after it
-    share_after = np.exp(beyond - np.logaddexp(0.0, beyond))
+    rise, (_, share_after) = _floor_plus_terms(np.zeros_like(at), [beyond])
+    bend = BREAK_WIDTH * rise  # 0 well before the break, ln k − ln k_b well after it
     value = amplitude - before * (depth - bend) - after * bend
-    return value, np.stack([np.ones_like(bend), bend - depth, -bend, (after - before) * share_after], axis=-1)
+    return value, _gradient(np.ones_like(bend), bend - depth, -bend, (after - before) * share_after)
 
 
 def _broken_power_units(theta: Array, x_unit: Array, y_unit: float) -> Array:
@@ -126,7 +133,7 @@ def _chinchilla(theta: Array, x: Array) -> tuple[Array, Array]:
     size, data = np.log(x).T
     floor, of_size, of_data, alpha, beta = (theta[:, i : i + 1] for i in range(5))
     value, (w_floor, w_size, w_data) = _floor_plus_terms(floor, [of_size - alpha * size, of_data - beta * data])
-    return value, np.stack([w_floor, w_size, w_data, -w_size * size, -w_data * data], axis=-1)
+    return value, _gradient(w_floor, w_size, w_data, -w_size * size, -w_data * data)
 
 
 def _chinchilla_units(theta: Array, x_unit: Array, y_unit: float) -> Array:

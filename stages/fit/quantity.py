@@ -13,6 +13,8 @@ from stages.fit.bootstrap import interval, resampled_means
 from stages.fit.compare import Assessment, assess, choose, faults, verdict
 from stages.fit.gains import Gain, all_gains, local, next_reduction
 from stages.fit.rules import BASELINES, LAWS, POWER_RULE, Rule
+from stages.fit.stability import Stability, stabilities
+from stages.fit.stability import artifact as stability_artifact
 
 DIGITS: Final = 8
 # Laws are fitted to logarithms. A mean of exactly zero (a model that is certain everywhere) is lifted to what
@@ -43,6 +45,7 @@ class Analysis:
         assessments: every rule that the layers suffice for.
         intervals: their bootstraps, in the same order.
         gains: every gain.
+        stabilities: by gain, which layer samples of growing size name.
         notes: what was left out or changed, in words.
     """
 
@@ -53,6 +56,7 @@ class Analysis:
     assessments: list[Assessment]
     intervals: list[Interval]
     gains: list[Gain]
+    stabilities: dict[str, Stability]
     notes: list[str]
 
 
@@ -71,7 +75,8 @@ def analyse(name: str, examples: Array, params: Fit, progress: Progress = lambda
     theta = None if power is None else assessments[power].fitted.theta[0]
     thetas = None if power is None else intervals[power].thetas
     gains = all_gains(mean, resamples, theta, thetas, params.confidence)
-    return Analysis(name, examples, mean, resamples, assessments, intervals, gains, _notes(examples, mean))
+    sizes = stabilities(examples, _FLOOR, params.bootstrap, params.seed)
+    return Analysis(name, examples, mean, resamples, assessments, intervals, gains, sizes, _notes(examples, mean))
 
 
 def artifact(analysis: Analysis, confidence: float) -> dict[str, Any]:
@@ -95,6 +100,7 @@ def artifact(analysis: Analysis, confidence: float) -> dict[str, Any]:
             "exponents": _numbers(local(analysis.mean[None])[0]),
             "next_reduction": _numbers(next_reduction(analysis.mean[None])[0]),
         },
+        "stability": {name: stability_artifact(each, confidence) for name, each in analysis.stabilities.items()},
         "notes": analysis.notes,
     }
 

@@ -10,15 +10,15 @@ k0 on. Every k0 is tried, the one of the smallest total loss stays, and k0 and C
 Resamples of a curve try the k0 that came close on the curve itself.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
-from sklearn.isotonic import isotonic_regression
 
 from stages.common.laws import BROKEN_POWER, CONSTANT, EXPONENTIAL, POWER, Array, Law
 from stages.fit.engine import Fit, fit_law
-from stages.fit.lbfgs import Mask
+from stages.fit.quasi_newton import Mask
 
 WARM_STARTS: Final = 3  # of a resample's fit: the best distinct-start ends of the curve itself
 WARM_ONSETS: Final = 6  # onsets that survive the scan: those of the smallest loss
@@ -199,7 +199,7 @@ class IsotonicRule:
 
     def fit(self, curves: Array, warm: object = None) -> Fitted:  # noqa: ARG002 (the fit is direct)
         """See :class:`Rule`."""
-        levels = np.array([isotonic_regression(row, increasing=False) for row in np.log(curves)])
+        levels = np.array([non_increasing(row) for row in np.log(curves).tolist()])
         return Fitted(levels, np.ones(len(curves), dtype=bool), None)
 
     def curve(self, theta: Array, spaces: Array) -> Array:
@@ -217,6 +217,22 @@ class IsotonicRule:
     def degrees(self, theta: Array) -> int:
         """See :class:`Rule`."""
         return int(self.natural(theta[None])[0, 0])
+
+
+def non_increasing(values: Sequence[float]) -> list[float]:
+    """The nearest non-increasing sequence in least squares, by pooling adjacent violators (Ayer et al. 1955).
+
+    A dozen lines instead of scikit-learn's, whose import takes longer than everything else that this stage does.
+    """
+    pools: list[tuple[float, int]] = []  # mean and size
+    for value in values:
+        mean, size = value, 1
+        while pools and pools[-1][0] <= mean:
+            before, count = pools.pop()
+            mean = (before * count + mean * size) / (count + size)
+            size += count
+        pools.append((mean, size))
+    return [mean for mean, size in pools for _ in range(size)]
 
 
 def _spaces(curves: Array) -> Array:

@@ -8,6 +8,7 @@ from rich.table import Table
 from stages.fit.compare import choose, verdict
 from stages.fit.gains import Gain
 from stages.fit.quantity import Analysis
+from stages.fit.stability import in_words
 
 _TOP = 3
 
@@ -27,6 +28,8 @@ def show(analysis: Analysis, console: Console) -> None:
     console.print(escape(verdict(analysis.name, analysis.assessments, analysis.mean[1:])))
     for gain in analysis.gains:
         console.print(f"  {gain.name:8} gain is largest at {_top(gain)}", highlight=False)
+    for name, stability in analysis.stabilities.items():
+        console.print(f"  {in_words(name, stability)}", highlight=False)
     for note in analysis.notes:
         console.print(f"  note: {escape(note)}", highlight=False)
 

@@ -8,6 +8,7 @@ import pandas as pd
 from stages.report import depth_figures
 from stages.report.artifacts_in import Artifacts, Json
 from stages.report.depth_figures import Bars, LawCurve, profile_of
+from stages.report.stability import add_stability
 from stages.report.tables import Cell, Column, Figure, Section, Table, number_cell
 from stages.report.wording import compact, count, decimal, number, percent
 
@@ -100,6 +101,7 @@ def gains_section(artifacts: Artifacts) -> Section:
             Figure(title, svg, "The plan’s gain. Coloured: the last frozen layer. Strokes: interval.")
         )
         section.figures.append(_wins(chosen, artifacts))
+    add_stability(section, artifacts)
     others: list[tuple[str, str]] = [(plan.quantity, gain) for gain in _GAINS if gain != plan.gain]
     others += [(quantity, "observed") for quantity in QUANTITIES if quantity != plan.quantity]
     section.figures += [f for quantity, gain in others if (f := _other_gain(gains, quantity, gain, artifacts))]

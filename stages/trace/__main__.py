@@ -8,13 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from stages.common.artifacts import digest_of, read_json, replacing_folder, work_folder
-from stages.common.batches import read_examples
+from stages.common.batches import stream_examples
 from stages.common.command import exit_code
 from stages.common.models.adapter import open_model
 from stages.common.models.shards import share_file
 from stages.common.params import Device, Room, Trace
 from stages.common.runtime import choose_runtime
-from stages.trace.collect import Tracer, collect, sample_examples
+from stages.trace.collect import Tracer, collect
+from stages.trace.sample import SPLIT, draw_sample
 
 
 class TraceRoom(Room):
@@ -40,32 +41,34 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     base, meta = read_json(args.base / "base.json"), read_json(args.prepared / "meta.json")
     runtime = choose_runtime(params.device)
-    examples, with_losses = sample_examples(read_examples(args.prepared, "train"), params.trace)
+    sample = draw_sample(args.prepared, params.trace)
     facts = {
         "schema": 1,
         "model": base["name"],
         "weights_sha256": base["weights_sha256"],
-        "data_sha256": meta["splits"]["train"]["sha256"],
+        "data_sha256": meta["splits"][SPLIT]["sha256"],
         "dtype": runtime.dtype_name,
         "space": params.trace.space,
         "target": params.trace.target,
         "layers": base["layers"],
         "hidden": base["hidden"],
         "vocabulary": base["vocabulary"],
-        "examples": len(examples),
+        "examples": len(sample.rows),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
     fingerprint = digest_of({"facts": facts, "trace": params.trace.model_dump(), "device": runtime.device.type})
     unfinished = work_folder(args.out, fingerprint)
     model = open_model(args.base, runtime.device, runtime.dtype)
-    print(f"tracing {len(examples)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
-    tracer = Tracer.prepare(model, runtime, params.trace, examples, meta["shared_prefix_tokens"])
-    positions = collect(tracer, examples, with_losses, facts, unfinished)
+    print(f"tracing {len(sample.rows)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
+    first = next(stream_examples(args.prepared, SPLIT))
+    beginning = first.prompt_ids[: meta["shared_prefix_tokens"]]
+    tracer = Tracer.prepare(model, runtime, params.trace, sample.tokens, beginning)
+    collect(tracer, args.prepared, sample, facts, unfinished)
     with replacing_folder(args.out) as folder:
         for part in sorted(unfinished.glob("part-*.parquet")):
             share_file(part, folder / part.name)
     shutil.rmtree(unfinished)
-    print(f"traced {positions} answer positions of {len(examples)} examples at {base['layers'] + 1} spaces")
+    print(f"traced {sample.positions} answer positions of {len(sample.rows)} examples at {base['layers'] + 1} spaces")
 
 
 if __name__ == "__main__":

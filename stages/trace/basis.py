@@ -5,21 +5,27 @@ W·s + b = e_y for the LM head W [V, H] with bias b. The pseudo-inverse W⁺ is 
 
 With a well-conditioned tall head, s_y solves the normal equations (WᵀW)s = W_y − Wᵀb: one H×H
 Cholesky factorisation in float64 and one triangular solve per distinct token. The normal equations
-square the condition number; where that would cost more than half of float64's digits, or where the
-head is wide (V < H) or rank-deficient, the factorisation is a singular value decomposition of W
-itself (of its QR factor, when W is tall) and singular values below the tolerance of
+square the condition number, which LAPACK estimates from the factor; where that would cost more than half of
+float64's digits, or where the head is wide (V < H) or rank-deficient, the factorisation is a singular value
+decomposition of W itself (of its QR factor, when W is tall) and singular values below the tolerance of
 ``numpy.linalg.pinv(rtol=max(V, H)·eps)`` are dropped, with the eps of the type that W is stored in:
 what rounding to that type put there is noise.
+
+Nearly all of the time goes to WᵀW: V·H²/2 multiply-adds, since BLAS computes one half of a symmetric product alone.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 import torch
+from scipy.linalg.blas import dsyrk
+from scipy.linalg.lapack import dpocon
 from torch import Tensor
 
 _ROWS: Final = 8192  # rows of the head converted to float64 at a time
-_WORST_CONDITION: Final = 1e12  # of WᵀW, for the normal equations
+_TOKENS: Final = 4096  # bases solved at a time
+_WORST_CONDITION: Final = 1e12  # of WᵀW in the 1-norm, for the normal equations
 
 
 def semantic_bases(weight: Tensor, bias: Tensor | None, tokens: Sequence[int]) -> Tensor:
@@ -37,22 +43,43 @@ def semantic_bases(weight: Tensor, bias: Tensor | None, tokens: Sequence[int]) -
         weight, bias = weight.cpu(), None if bias is None else bias.cpu()
     weight = weight.detach()
     index = torch.tensor(list(tokens), device=weight.device)
-    if weight.shape[0] >= weight.shape[1]:
-        gram = _gram(weight)
-        spectrum = torch.linalg.eigvalsh(gram)
-        if spectrum[0] > 0 and spectrum[-1] / spectrum[0] < _WORST_CONDITION:
-            right = weight[index].double() - _projected_bias(weight, bias)
-            return torch.cholesky_solve(right.T, torch.linalg.cholesky(gram)).T
-    return _by_singular_values(weight, bias, index)
+    factor = _factor(weight) if weight.shape[0] >= weight.shape[1] else None
+    if factor is None:
+        return _by_singular_values(weight, bias, index)
+    shift = _projected_bias(weight, bias)
+    solved = torch.empty(len(index), weight.shape[1], dtype=torch.float64, device=weight.device)
+    for some, place in zip(index.split(_TOKENS), solved.split(_TOKENS), strict=True):
+        place.copy_(torch.cholesky_solve((weight[some].double() - shift).T, factor).T)
+    return solved
+
+
+def _factor(weight: Tensor) -> Tensor | None:
+    """The lower Cholesky factor of WᵀW, [H, H]; ``None`` where the normal equations would lose too much."""
+    gram = _gram(weight)
+    norm = float(torch.linalg.matrix_norm(gram, ord=1))
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed:
+        return None
+    # Transposed it is the upper factor in Fortran's order: LAPACK reads it where it lies.
+    reciprocal, _ = dpocon(factor.T.cpu().numpy(), norm)
+    # The spectral condition number is not above that in the 1-norm (a symmetric matrix's norms: ‖·‖₂ ≤ ‖·‖₁).
+    return factor if reciprocal * _WORST_CONDITION > 1 else None
 
 
 def _gram(weight: Tensor) -> Tensor:
-    """WᵀW in float64, [H, H], a block of rows at a time."""
-    gram = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
+    """WᵀW in float64, [H, H], a block of rows at a time; on a CPU one half is computed and copied to the other."""
+    size = (weight.shape[1], weight.shape[1])
+    if weight.device.type != "cpu":
+        product = weight.new_zeros(size, dtype=torch.float64)
+        for block in weight.split(_ROWS):
+            rows = block.double()
+            product.addmm_(rows.T, rows)
+        return product
+    half = np.zeros(size, order="F")
     for block in weight.split(_ROWS):
-        rows = block.double()
-        gram.addmm_(rows.T, rows)
-    return gram
+        half = dsyrk(1.0, block.double().numpy().T, beta=1.0, c=half, overwrite_c=True)
+    lower = torch.from_numpy(half.T)  # the upper half in Fortran's order
+    return lower + lower.tril(-1).T
 
 
 def _projected_bias(weight: Tensor, bias: Tensor | None) -> Tensor:

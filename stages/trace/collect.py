@@ -1,9 +1,9 @@
-"""One streaming forward pass: answer positions only, O(batch) memory, resumable shards."""
+"""One streaming forward pass: answer positions only, memory of a batch and a shard, resumable shards."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,20 +11,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.common.artifacts import replacing_file
-from stages.common.batches import Batch, Example, inference_batches
+from stages.common.batches import Batch, Example, inference_batches, stream_examples
 from stages.common.command import UserError
 from stages.common.models.adapter import CausalModel
-from stages.common.models.walk import Beginning, behind, embed, walk, walk_beginning
+from stages.common.models.attention import Packing
+from stages.common.models.walk import Beginning, behind, embed, run_to_answers, walk, walk_beginning
 from stages.common.params import Trace
 from stages.common.progress import Advance, progress
 from stages.common.runtime import Runtime
 from stages.trace.basis import semantic_bases
 from stages.trace.deviation import deviations, losses, virtual_targets
+from stages.trace.sample import SPLIT, Sample
 
 SHARD_EXAMPLES: Final = 128
+_STATES: Final = 4096  # latent states that are measured at a time: few calls, and memory that depth does not move
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Tracer:
         model: the model.
         runtime: device and precision.
         params: the ``trace`` group.
-        bases: answer token → its basis, [H].
+        tokens: the distinct answer tokens, ascending, [n].
+        bases: the basis of each, [n, H].
         shared: tokens of the beginning that all prompts share.
         beginning: that beginning, walked through all layers.
     """
@@ -43,85 +48,102 @@ class Tracer:
     model: CausalModel
     runtime: Runtime
     params: Trace
-    bases: dict[int, Tensor]
+    tokens: Tensor
+    bases: Tensor
     shared: int
     beginning: Beginning | None
 
     @classmethod
     @torch.no_grad()
     def prepare(
-        cls, model: CausalModel, runtime: Runtime, params: Trace, examples: Sequence[Example], shared: int
+        cls, model: CausalModel, runtime: Runtime, params: Trace, tokens: Sequence[int], shared: Sequence[int]
     ) -> "Tracer":
-        """Solve the bases of all distinct answer tokens and walk the shared beginning once."""
-        tokens = sorted({token for example in examples for token in example.answer_ids})
-        solved = semantic_bases(model.head.weight, model.head.bias, tokens).float().to(model.device)
-        ids = torch.tensor(examples[0].prompt_ids[:shared], device=model.device)
-        with runtime.autocast():
-            beginning = walk_beginning(model, embed(model, ids), 0, model.depth) if shared else None
-        return cls(model, runtime, params, dict(zip(tokens, solved, strict=True)), shared, beginning)
+        """Solve the bases of the distinct answer tokens and walk the shared beginning's tokens once."""
+        bases = semantic_bases(model.head.weight, model.head.bias, tokens).float().to(model.device)
+        beginning = None
+        if shared:
+            with runtime.autocast():
+                states = embed(model, torch.tensor(list(shared), device=model.device))
+                beginning = walk_beginning(model, states, 0, model.depth)
+        distinct = torch.tensor(list(tokens), device=model.device)
+        return cls(model, runtime, params, distinct, bases, len(shared), beginning)
 
     @torch.no_grad()
-    def trace(self, batch: Batch, with_losses: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """Deviations and losses of the batch's M answer positions, [M, L+1] each (losses where asked)."""
+    def trace(self, batch: Batch, with_losses: bool) -> tuple[Tensor, Tensor | None]:
+        """Deviations and losses of the batch's M answer positions, [M, L+1] each (losses where asked).
+
+        The states are measured several spaces at a time, so that nothing but their choice is added to each
+        layer, and the results stay on the device: the shard waits for them once.
+        """
         batch = batch.to(self.model.device)
-        outputs = torch.stack([self.bases[int(token)] for token in batch.targets])
+        outputs = self.bases[torch.searchsorted(self.tokens, batch.targets)]
         inputs = self.model.embedding.weight[batch.ids[batch.answers]]
-        deviation, loss = [], []
+        at_once = max(1, _STATES // len(batch.answers))
+        deviation: list[Tensor] = []
+        loss: list[Tensor] = []
         with self.runtime.autocast():
-            states = embed(self.model, batch.ids)
-            packing = behind(batch.lengths, self.model.device, self.beginning)
-            spaces = walk(self.model, states, 0, self.model.depth, packing)
-            for number, space in enumerate(chain([states], spaces)):
-                raw = space[batch.answers]
+            spaces = self._answer_states(batch, behind(batch.lengths, self.model.device, self.beginning))
+            while some := list(islice(spaces, at_once)):
+                raw = torch.stack(some)
                 normed = self.model.norm(raw)
                 targets = outputs
                 if self.params.target == "virtual":
-                    targets = virtual_targets(inputs, outputs, number / self.model.depth)
-                deviation.append(deviations(normed if self.params.space == "normed" else raw, targets))
+                    depths = torch.arange(len(deviation), len(deviation) + len(some), device=raw.device)
+                    targets = virtual_targets(inputs, outputs, (depths / self.model.depth)[:, None, None])
+                deviation += deviations(normed if self.params.space == "normed" else raw, targets)
                 if with_losses:
-                    loss.append(losses(self.model.head, normed, batch.targets))
-        columns = torch.stack(deviation, dim=1).cpu().numpy()
-        return columns, torch.stack(loss, dim=1).cpu().numpy() if with_losses else None
+                    tokens = batch.targets.repeat(len(some))
+                    loss += losses(self.model.head, normed.flatten(0, 1), tokens).view(len(some), -1)
+        return torch.stack(deviation, dim=1), torch.stack(loss, dim=1) if with_losses else None
+
+    def _answer_states(self, batch: Batch, packing: Packing) -> Iterator[Tensor]:
+        """The spaces 0..L at the answer positions, [M, H] each; of the last layer these rows alone are computed."""
+        states = embed(self.model, batch.ids)
+        yield states[batch.answers]
+        last = self.model.depth - 1
+        for space in walk(self.model, states, 0, last, packing):
+            states = space
+            yield states[batch.answers]
+        yield run_to_answers(self.model, states, last, packing, batch.answers)
 
 
-def sample_examples(examples: Sequence[Example], params: Trace) -> tuple[list[Example], int]:
-    """The traced examples in a seeded random order, and how many of the first also get losses."""
-    order = np.random.default_rng(params.seed).permutation(len(examples))
-    chosen = [examples[i] for i in order[: params.sample]]
-    with_losses = len(chosen) if params.losses is None else min(params.losses, len(chosen))
-    return chosen, with_losses
+@dataclass(frozen=True)
+class _Traced:
+    """The N answer positions of a shard, ordered by example and position."""
+
+    examples: NDArray[np.int64]  # [N], which of the shard's examples
+    positions: NDArray[np.int64]  # [N], inside its answer
+    deviation: NDArray[np.float32]  # [N, L+1]
+    loss: NDArray[np.float32]  # [N, L+1]; NaN where none was asked for
 
 
-def collect(tracer: Tracer, examples: Sequence[Example], with_losses: int, facts: dict[str, Any], folder: Path) -> int:
-    """Trace ``examples`` into parquet shards in ``folder``; shards that are already there are kept.
+def collect(tracer: Tracer, prepared: Path, sample: Sample, facts: dict[str, Any], folder: Path) -> None:
+    """Trace a sample into parquet shards in ``folder``; shards that are already there are kept.
 
     Args:
         tracer: from :meth:`Tracer.prepare`.
-        examples: in the order of :func:`sample_examples`.
-        with_losses: the first so many also get losses.
+        prepared: the prepared data's folder; of it no more than a shard's examples are held.
+        sample: what is traced.
         facts: the Parquet schema's metadata.
         folder: where the shards go.
-
-    Returns:
-        The number of answer positions traced.
 
     Raises:
         UserError: a state is not finite.
     """
     schema = trace_schema(tracer.model.depth, facts)
-    positions = 0
-    with progress("tracing", len(examples), "examples") as advance:
-        for number, start in enumerate(range(0, len(examples), SHARD_EXAMPLES)):
-            part = folder / f"part-{number:05d}.parquet"
-            chosen = examples[start : start + SHARD_EXAMPLES]
-            positions += sum(len(example.answer_ids) for example in chosen)
-            if part.exists():
-                advance(len(chosen), "already traced")
-                continue
-            rows = _trace_shard(tracer, chosen, max(0, with_losses - start), advance)
-            with replacing_file(part) as aside:
-                pq.write_table(pa.Table.from_pylist(rows, schema), aside, compression="zstd")
-    return positions
+    parts = [folder / f"part-{number:05d}.parquet" for number in range(-(-len(sample.rows) // SHARD_EXAMPLES))]
+    absent = np.array([not part.exists() for part in parts])
+    wanted = absent.repeat(SHARD_EXAMPLES)[: len(sample.rows)]
+    examples = stream_examples(prepared, SPLIT, sample.rows[wanted])
+    with progress("tracing", len(sample.rows), "examples") as advance:
+        if not wanted.all():
+            advance(int((~wanted).sum()), "already traced")
+        for number in np.flatnonzero(absent):
+            with_losses = sample.with_losses[number * SHARD_EXAMPLES :][:SHARD_EXAMPLES]
+            chosen = list(islice(examples, len(with_losses)))
+            traced = _trace_shard(tracer, chosen, with_losses, advance)
+            with replacing_file(parts[number]) as aside:
+                pq.write_table(_table(chosen, traced, schema), aside, compression="zstd")
 
 
 def trace_schema(layers: int, facts: dict[str, Any]) -> pa.Schema:
@@ -140,38 +162,45 @@ def trace_schema(layers: int, facts: dict[str, Any]) -> pa.Schema:
 
 
 def _trace_shard(
-    tracer: Tracer, examples: Sequence[Example], with_losses: int, advance: Advance
-) -> list[dict[str, Any]]:
-    rows: list[list[dict[str, Any]]] = [[] for _ in examples]
-    lengths = [len(example.inputs) - tracer.shared for example in examples]
+    tracer: Tracer, examples: Sequence[Example], with_losses: NDArray[np.bool_], advance: Advance
+) -> _Traced:
+    lengths = [len(example.prompt_ids) + len(example.answer_ids) - 1 - tracer.shared for example in examples]
+    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     # Examples with and without losses go in batches of their own: a loss costs the whole head at every space.
-    groups = [list(range(with_losses))[: len(examples)], list(range(with_losses, len(examples)))]
-    for wants_losses, group in zip((True, False), groups, strict=True):
+    for wants_losses in (True, False):
+        group = np.flatnonzero(with_losses == wants_losses).tolist()
         for picks in inference_batches([lengths[i] for i in group], tracer.params.batch_tokens):
-            index = [group[i] for i in picks]
-            batch = Batch.of(examples, index, tracer.shared)
+            batch = Batch.of(examples, [group[i] for i in picks], tracer.shared)
             deviation, loss = tracer.trace(batch, wants_losses)
-            _require_finite(deviation, loss)
-            for n, (row, position) in enumerate(zip(batch.rows.tolist(), batch.answer_index.tolist(), strict=True)):
-                example = examples[index[row]]
-                rows[index[row]].append(
-                    {
-                        "example_id": example.example_id,
-                        "split": "train",
-                        "position": position,
-                        "token_id": example.answer_ids[position],
-                        "label": example.label,
-                        "deviation": deviation[n],
-                        "loss": None if loss is None else loss[n],
-                    }
-                )
-            advance(len(index), "")
-    return [row for of_example in rows for row in of_example]
+            absent = torch.full_like(deviation, torch.nan)
+            found.append((batch.index[batch.rows], batch.answer_index, deviation, absent if loss is None else loss))
+            advance(len(picks), "")
+    of_example, position, deviations_, losses_ = (torch.cat(each).cpu().numpy() for each in zip(*found, strict=True))
+    _require_finite(deviations_, losses_[with_losses[of_example]])
+    order = np.lexsort((position, of_example))
+    return _Traced(of_example[order], position[order], deviations_[order], losses_[order])
 
 
-def _require_finite(*columns: np.ndarray | None) -> None:
+def _table(examples: Sequence[Example], traced: _Traced, schema: pa.Schema) -> pa.Table:
+    chosen = [examples[i] for i in traced.examples]
+    spaces = traced.deviation.shape[1]
+    columns = [
+        pa.array([example.example_id for example in chosen], pa.string()),
+        pa.array([SPLIT] * len(chosen), pa.string()),
+        pa.array(traced.positions, pa.int32()),
+        pa.array([e.answer_ids[at] for e, at in zip(chosen, traced.positions, strict=True)], pa.int32()),
+        pa.array([example.label for example in chosen], pa.string()),
+        pa.FixedSizeListArray.from_arrays(traced.deviation.ravel(), spaces),
+        pa.FixedSizeListArray.from_arrays(
+            traced.loss.ravel(), spaces, mask=pa.array(np.isnan(traced.loss).all(axis=1))
+        ),
+    ]
+    return pa.Table.from_arrays([c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+
+
+def _require_finite(*columns: NDArray[np.float32]) -> None:
     for values in columns:
-        if values is not None and not np.isfinite(values).all():
+        if not np.isfinite(values).all():
             space = int(np.argwhere(~np.isfinite(values))[0, 1])
             raise UserError(
                 f"the trace is not a number at space {space}: the model overflows in this precision; "

@@ -12,11 +12,11 @@ def deviations(states: Tensor, targets: Tensor) -> Tensor:
     """δ = 1 − cos(state, target), in [0, 2].
 
     Args:
-        states: latent states, [N, H], normed or raw.
-        targets: the bases they are measured against, [N, H].
+        states: latent states, [..., N, H], normed or raw.
+        targets: the bases they are measured against, [N, H] or [..., N, H].
 
     Returns:
-        [N] in float32.
+        [..., N] in float32.
     """
     return 1 - nn.functional.cosine_similarity(states.float(), targets.float(), dim=-1)
 
@@ -39,10 +39,10 @@ def losses(head: nn.Module, states: Tensor, tokens: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def virtual_targets(inputs: Tensor, outputs: Tensor, share: float) -> Tensor:
-    """The point ``share`` = k/L of the way from the input-side basis to the output-side basis.
+def virtual_targets(inputs: Tensor, outputs: Tensor, shares: Tensor) -> Tensor:
+    """The points ``shares`` = k/L of the way from the input-side basis to the output-side basis, [K, N, H].
 
     The virtual transition of the paper's first version. The input-side basis is the embedding row
-    of the token at the position that predicts, [N, H]; the output-side basis is s_y, [N, H].
+    of the token at the position that predicts, [N, H]; the output-side basis is s_y, [N, H]; shares: [K, 1, 1].
     """
-    return torch.lerp(inputs.float(), outputs.float(), share)
+    return torch.lerp(inputs.float(), outputs.float(), shares)

@@ -8,7 +8,7 @@ from scipy.special import huber as scipy_huber
 
 from stages.common import laws
 from stages.fit.engine import HUBER_DELTA, fit_law, huber
-from stages.fit.lbfgs import minimise
+from stages.fit.quasi_newton import minimise
 
 DEPTH = np.arange(1.0, 31.0)
 KNOWN = [
@@ -20,7 +20,7 @@ KNOWN = [
 each_law = pytest.mark.parametrize(("law", "natural", "within"), KNOWN, ids=[c[0].name for c in KNOWN])
 
 
-def test_lbfgs_solves_many_problems_at_once_like_scipy():
+def test_bfgs_solves_many_problems_at_once_like_scipy():
     starts = np.random.default_rng(0).uniform(-2, 2, size=(50, 4))
 
     def objective(points, _problems):
@@ -33,13 +33,26 @@ def test_lbfgs_solves_many_problems_at_once_like_scipy():
     assert (np.abs(ours.points[ours.values < 1e-6] - 1) < 1e-3).all()
 
 
-def test_lbfgs_finds_the_bottom_of_a_kink():
+def test_bfgs_finds_the_bottom_of_a_kink():
     centre = np.array([0.3, -0.7, 2.0])
 
     def objective(points, _problems):
         return np.abs(points - centre).sum(axis=1), np.sign(points - centre)
 
     assert np.abs(minimise(objective, np.zeros((1, 3))).points - centre).max() < 1e-3
+
+
+def test_a_problem_ends_where_it_ends_alone_whatever_runs_beside_it():
+    starts = np.random.default_rng(1).uniform(-2, 2, size=(12, 4))
+
+    def objective(points, _problems):
+        return np.array([rosen(p) for p in points]), np.array([rosen_der(p) for p in points])
+
+    together = minimise(objective, starts)
+    for number, start in enumerate(starts):
+        alone = minimise(objective, start[None])
+        assert alone.values[0] == together.values[number]
+        assert (alone.points[0] == together.points[number]).all()
 
 
 def test_a_problem_without_a_finite_start_has_not_converged():

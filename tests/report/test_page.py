@@ -120,6 +120,14 @@ def test_the_key_table_says_what_the_artifacts_say(pages: dict) -> None:
     assert rows["salf"][9] == 1500 * 2**20
 
 
+def test_the_stability_of_the_named_layer_is_told_where_it_is_known(pages: dict) -> None:
+    _, text = pages["good"]
+    rows = [[cell for cell, _ in row] for row in Reader(text).tables["stability"][1:]]
+    assert [row[0].strip() for row in rows] == ["8", "32", "64"]
+    assert [row[2].strip() for row in rows] == ["20–25", "22", "22"]
+    assert "32 examples would have been enough to name layer 22" in text
+
+
 def test_the_frontier_table_has_every_boundary(pages: dict) -> None:
     chain, text = pages["good"]
     plan = json.loads((chain.root / "data/plan/freeze_plan.json").read_text())

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from stages.trace import basis
 from stages.trace.basis import semantic_bases
+from stages.trace.basis_time import seconds_of_bases
 
 
 def head(rows, columns, *, rank=None, condition=None, seed=0):
@@ -67,4 +69,27 @@ def test_blocks_of_rows_make_no_difference(monkeypatch):
     bias = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     whole = semantic_bases(weight, bias, [1, 2])
     monkeypatch.setattr("stages.trace.basis._ROWS", 7)
+    monkeypatch.setattr("stages.trace.basis._TOKENS", 1)
     torch.testing.assert_close(semantic_bases(weight, bias, [1, 2]), whole)
+
+
+@pytest.mark.parametrize(("condition", "well"), [(1e2, True), (1e5, True), (1e7, False), (1e12, False)])
+def test_the_normal_equations_are_taken_up_to_a_condition_that_numpy_agrees_with(condition, well):
+    """The estimate that decides is of WᵀW: at 1e6 for W it reaches the bound of 1e12."""
+    weight = head(300, 24, condition=condition)
+    factor = basis._factor(torch.from_numpy(weight))
+    assert (factor is not None) == well
+    if factor is not None:
+        np.testing.assert_allclose((factor @ factor.T).numpy(), weight.T @ weight, atol=1e-12)
+        assert np.linalg.cond(weight.T @ weight, 1) < basis._WORST_CONDITION
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_of_few_bits_is_solved_in_float64(dtype):
+    weight = torch.from_numpy(CASES["tall"]).to(dtype)
+    ours = semantic_bases(weight, None, range(300)).numpy()
+    np.testing.assert_allclose(ours, np.linalg.pinv(weight.double().numpy()).T, rtol=1e-9, atol=1e-12)
+
+
+def test_the_benchmarks_clock_runs_while_bases_are_solved():
+    assert seconds_of_bases(vocabulary=300, hidden=16, tokens=4) > 0

@@ -1,6 +1,9 @@
 """A trace that was killed resumes where it stopped, to the same bytes; other parameters start anew."""
 
+import multiprocessing
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,3 +87,21 @@ def test_other_parameters_do_not_resume_what_was_left_behind(project, hub_folder
         file.unlink()
     main(ARGV)
     assert parts(project) == raw
+
+
+def test_kills_at_random_moments_end_in_the_same_bytes(project):
+    """Children of this process, so that each starts at once; every one goes on from what the last left."""
+    main(ARGV)
+    whole = parts(project)
+    shutil.rmtree(project / "traces")
+    rng, statuses = random.Random(4), []
+    while not (project / "traces").exists():
+        assert len(statuses) < 60
+        child = multiprocessing.get_context("fork").Process(target=main, args=(ARGV,))
+        child.start()
+        child.join(rng.uniform(0.05, 0.4) * (1 + len(statuses) / 10))  # longer and longer: even a slow machine ends
+        child.kill()
+        child.join()
+        statuses.append(child.exitcode)
+    assert -signal.SIGKILL in statuses
+    assert parts(project) == whole
