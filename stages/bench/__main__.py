@@ -67,7 +67,7 @@ def _quick(args: argparse.Namespace) -> Plan:
         quarters=(0, 2),
         epochs=(1, 3),
         repeats=args.repeats or 3,
-        training_seconds=60,
+        training_seconds=45,
         tracing_seconds=10,
         stages=("trace", "fit"),
         bases=(16_000, 1024),

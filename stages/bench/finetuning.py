@@ -20,6 +20,7 @@ LORA: Final = "lora"
 PLAIN_ALLOCATOR: Final = "ours, plain allocator"
 _KINDS: Final = {OURS: FineTuner, TRAINER: HuggingFaceTrainer, LORA: HuggingFaceLora, PLAIN_ALLOCATOR: PlainAllocator}
 _FEWEST_BATCHES: Final = 2
+_MEAN_RUN: Final = 0.7  # of a full fine-tune by the Trainer, at most: half of the layers are frozen on the average
 _MOST_BATCHES: Final = 48
 
 
@@ -138,9 +139,9 @@ def _run(contender: Contender, task: Task, boundary: int, epochs: int, examples:
 
 
 def _examples(trainer: Contender, task: Task, grid: Grid) -> int:
-    """As many as the time allows: a batch of full fine-tuning by the Trainer takes longest, the others are like it."""
+    """As many as the time allows, by the Trainer's full fine-tuning, which takes longest."""
     for _ in range(2):  # the first one is the warm-up
         step = trainer.ask(boundary=0, epochs=1, examples=task.batch_size)["seconds"][0]
-    batches = int(grid.seconds / (grid.repeats * len(grid.runs) * grid.epochs[-1] * step))
+    batches = int(grid.seconds / (grid.repeats * len(grid.runs) * grid.epochs[-1] * _MEAN_RUN * step))
     batches = min(max(batches, _FEWEST_BATCHES), _MOST_BATCHES, len(task.examples) // task.batch_size)
     return batches * task.batch_size

@@ -2,9 +2,12 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from stages.bench.clock import Lap, now
@@ -12,16 +15,19 @@ from stages.bench.workloads import Task
 from stages.common.answers import Answer, Embeddings, Reader, Start
 from stages.common.artifacts import read_json
 from stages.common.batches import Example
-from stages.common.boundary_cache import cache_boundary
+from stages.common.boundary_cache.compute import cache_boundary
 from stages.common.cost import ModelShape
 from stages.common.freeze_plan import FreezePlan, ParameterCounts, PlannedModel
 from stages.common.models.adapter import CausalModel, open_model
 from stages.common.params import Device, Finetune, load_params
 from stages.common.runtime import Runtime, choose_runtime, find_runtime
-from stages.finetune.loop import Costs, Split, train
+from stages.finetune.costs import Costs
+from stages.finetune.loop import train
 from stages.finetune.methods import make_trainable
+from stages.finetune.validation import Split
 from stages.trace.basis import semantic_bases
 from stages.trace.collect import Tracer, collect
+from stages.trace.sample import SPLIT, draw_sample
 
 _CACHE_BATCH_TOKENS = 1024
 _RATE = 1e-6  # weights stay finite however often they are trained on
@@ -63,6 +69,8 @@ class FineTuner:
             "batch_size": self.task.batch_size,
             "evaluations_per_epoch": 1,
             "checkpoint_minutes": 1e6,
+            "accumulate": 1,
+            "gradient_checkpointing": False,
         }
         return self.params.model_copy(update=changes)
 
@@ -111,11 +119,15 @@ class TraceMaker:
     def run(self, *, examples: int, losses: bool, shared: bool) -> Lap:
         """Trace; ``shared``: the beginning is walked once, else every prompt is walked as a whole."""
         chosen = self.task.examples[:examples]
-        past = self.task.shared if shared else 0
-        tracer = Tracer.prepare(self.model, self.runtime, self.params, chosen, past)
-        with tempfile.TemporaryDirectory() as folder:
+        beginning = chosen[0].prompt_ids[: self.task.shared] if shared else ()
+        params = self.params.model_copy(update={"sample": None, "losses": None if losses else 0})
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            _write_split(chosen, folder)
+            sample = draw_sample(folder, params)
+            tracer = Tracer.prepare(self.model, self.runtime, params, sample.tokens, beginning)
             began = now(self.device)
-            collect(tracer, chosen, len(chosen) if losses else 0, {}, Path(folder))
+            collect(tracer, folder, sample, {}, folder)
             return Lap([now(self.device) - began], [])
 
 
@@ -132,6 +144,11 @@ class BasisSolver:
         began = now(self.device)
         semantic_bases(head, None, range(tokens))
         return Lap([now(self.device) - began], [])
+
+
+def _write_split(examples: Sequence[Example], folder: Path) -> None:
+    """Examples as the prepared training split."""
+    pq.write_table(pa.Table.from_pylist([asdict(example) for example in examples]), folder / f"{SPLIT}.parquet")
 
 
 def _plan(model: CausalModel, boundary: int) -> FreezePlan:

@@ -88,9 +88,9 @@ def test_the_naive_loop_finds_the_deviations_that_ours_writes(task, monkeypatch)
     naive.run(examples=12, hidden_states=True)
     collect = ours.collect
 
-    def collect_and_keep(tracer, examples, losses, facts, folder):
-        collect(tracer, examples, losses, facts, folder)
-        kept.extend(row for part in sorted(folder.glob("*.parquet")) for row in pq.read_table(part).to_pylist())
+    def collect_and_keep(tracer, prepared, sample, facts, folder):
+        collect(tracer, prepared, sample, facts, folder)
+        kept.extend(row for part in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist())
 
     monkeypatch.setattr(ours, "collect", collect_and_keep)
     TraceMaker(task).run(examples=12, losses=False, shared=False)
