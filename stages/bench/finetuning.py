@@ -140,8 +140,8 @@ def _run(contender: Contender, task: Task, boundary: int, epochs: int, examples:
 
 def _examples(trainer: Contender, task: Task, grid: Grid) -> int:
     """As many as the time allows, by the Trainer's full fine-tuning, which takes longest."""
-    for _ in range(2):  # the first one is the warm-up
-        step = trainer.ask(boundary=0, epochs=1, examples=task.batch_size)["seconds"][0]
+    first, second = trainer.ask(boundary=0, epochs=2, examples=task.batch_size)["seconds"]
+    step = second - first  # the first epoch is the warm-up
     batches = int(grid.seconds / (grid.repeats * len(grid.runs) * grid.epochs[-1] * _MEAN_RUN * step))
     batches = min(max(batches, _FEWEST_BATCHES), _MOST_BATCHES, len(task.examples) // task.batch_size)
     return batches * task.batch_size

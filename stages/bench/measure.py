@@ -1,6 +1,7 @@
 """The whole benchmark, from tasks to the artifact."""
 
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -67,8 +68,10 @@ class _Run:
 
     def benchmark(self) -> Benchmark:
         plan, runtime = self.plan, find_runtime(self.device)
-        startup = processes.startup(plan.stages, plan.repeats, self.kept)
+        startup, notes = processes.startup(plan.stages, plan.repeats, self.kept)
         repro = processes.no_op_repro(plan.repeats, self.kept)
+        if isinstance(repro, str):
+            notes.append(repro)
         bases = self._bases() if plan.bases else None
         models, deciding = [], None
         for name in plan.models:
@@ -88,7 +91,7 @@ class _Run:
             no_op_repro=repro if isinstance(repro, Spread) else None,
             deciding=deciding,
             bases=bases,
-            notes=[repro] if isinstance(repro, str) else [],
+            notes=notes,
             targets=targets(models, deciding, bases, runtime.device.type),
         )
 
@@ -132,6 +135,7 @@ class _Run:
     def _bases(self) -> Bases:
         assert self.plan.bases is not None
         vocabulary, hidden = self.plan.bases
+        print(f"semantic bases of a head of {vocabulary:,} x {hidden:,}", file=sys.stderr, flush=True)
         request = {"vocabulary": vocabulary, "hidden": hidden, "tokens": _BASES_TOKENS}
         solver = Contender(BasisSolver, self.device, self.folder / "bases.log")
         try:

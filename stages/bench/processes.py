@@ -12,18 +12,29 @@ from typing import Final
 from stages.bench.embedded import Prepared, stage_environment
 from stages.bench.kept import Kept
 from stages.common.benchmark import Spread
+from stages.common.progress import progress
 
 STAGES: Final = ("base", "prepare", "trace", "fit", "plan", "finetune", "evaluate", "report")
 
 
-def startup(stages: Sequence[str], repeats: int, kept: Kept) -> dict[str, Spread]:
-    """Seconds until a process could begin: of bare Python, and of stages that import all and print their help."""
+def startup(stages: Sequence[str], repeats: int, kept: Kept) -> tuple[dict[str, Spread], list[str]]:
+    """Seconds until a process could begin: of bare Python, and of stages that import all and print their help.
+
+    Returns:
+        Seconds by stage, and why those that are missing are.
+    """
     commands = {"python": [sys.executable, "-c", "pass"]} | {name: _stage(name, "--help") for name in stages}
     laps: dict[str, list[float]] = {name: [] for name in commands}
-    for round_ in range(repeats):
-        for name, command in commands.items():
-            laps[name].append(kept.once(f"start of {name}, round {round_}", partial(_time, command)))
-    return {name: Spread.of(seconds) for name, seconds in laps.items()}
+    faults: dict[str, str] = {}  # a library that only some stages need may not be installed
+    with progress("starting processes", repeats * len(commands), "processes") as advance:
+        for round_ in range(repeats):
+            for name, command in commands.items():
+                try:
+                    laps[name].append(kept.once(f"start of {name}, round {round_}", partial(_time, command)))
+                except RuntimeError as error:
+                    faults[name] = f"start of {name}: not measured: {str(error).splitlines()[-1]}"
+                advance(1, name)
+    return {name: Spread.of(laps[name]) for name in commands if name not in faults}, list(faults.values())
 
 
 def no_op_repro(repeats: int, kept: Kept) -> Spread | str:
@@ -37,7 +48,11 @@ def no_op_repro(repeats: int, kept: Kept) -> Spread | str:
 
 def deciding(prepared: Prepared, repeats: int, kept: Kept) -> dict[str, list[float]]:
     """Seconds of the stages trace, fit and plan, by stage and round; the parameters are those of the folder."""
-    rounds = [kept.once(f"deciding, round {round_}", lambda: _decide(prepared)) for round_ in range(repeats)]
+    rounds: list[dict[str, float]] = []
+    with progress("deciding: trace, fit and plan", repeats, "rounds") as advance:
+        for round_ in range(repeats):
+            rounds.append(kept.once(f"deciding, round {round_}", partial(_decide, prepared)))
+            advance(1, "")
     return {stage: [laps[stage] for laps in rounds] for stage in rounds[0]}
 
 

@@ -14,6 +14,7 @@ import torch
 from stages.bench.clock import Lap, PeakMemory
 from stages.bench.contender import Contender
 from stages.bench.kept import Kept
+from stages.bench.processes import startup
 from tests.conftest import PROJECT
 
 CPU = torch.device("cpu")
@@ -71,6 +72,7 @@ def test_a_contender_that_fails_or_dies_ends_the_benchmark_with_its_reason(tmp_p
     contender.stop()
 
 
+@pytest.mark.slow
 def test_no_contender_outlives_a_benchmark_that_was_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
@@ -110,6 +112,15 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
     assert again.once("a", lambda: measure(9.0)) == {"seconds": [1.25]}
     assert again.once("b", lambda: measure(2.0)) == {"seconds": [2.0]}
     assert asked == [1.25, 2.0]
+
+
+def test_a_stage_that_cannot_start_here_is_left_out_with_its_reason(tmp_path):
+    found, notes = startup(["no_such_stage"], 1, Kept(tmp_path / "measured.json"))
+    assert list(found) == ["python"]
+    assert 0 < found["python"].low <= found["python"].median
+    assert len(notes) == 1
+    assert "start of no_such_stage: not measured" in notes[0]
+    assert "No module named" in notes[0]
 
 
 def alive(pid):
