@@ -67,9 +67,9 @@ def _quick(args: argparse.Namespace) -> Plan:
         quarters=(0, 2),
         epochs=(1, 3),
         repeats=args.repeats or 3,
-        training_seconds=45,
-        tracing_seconds=10,
-        stages=("trace", "fit"),
+        training_seconds=40,
+        tracing_seconds=6,
+        stages=("trace",),
         bases=(16_000, 1024),
     )
 

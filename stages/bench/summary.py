@@ -19,8 +19,9 @@ def print_benchmark(benchmark: Benchmark, console: Console) -> None:
 def _points(model: ModelResult) -> Table:
     work = model.workload
     title = f"{work.model}: {work.examples} examples of {work.mean_tokens:.0f} tokens, batches of {work.batch_size}"
-    table = Table(title=title, title_justify="left", box=SIMPLE)
-    headings = ("boundary", "epochs", "seconds", "x Trainer", "x frozen", "x LoRA", "x own full", "ideal", "of ideal")
+    caption = "Times as fast as Trainer (full; same layers frozen; LoRA on all layers) and as our own full fine-tune."
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=SIMPLE)
+    headings = ("above", "epochs", "seconds", "Trainer", "frozen", "LoRA", "own full", "ideal", "of it")
     for heading in headings:
         table.add_column(heading, justify="right")
     for point in model.points:

@@ -61,7 +61,7 @@ SHAPES: Final = {
             "tie_word_embeddings": False,
         },
         shared=0,
-        own=(24, 72),
+        own=(16, 48),
     ),
     "smollm2-135m": Shape(
         {
