@@ -26,10 +26,10 @@ export ITERATIVE_DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup run flow audit serve test coverage test-slow lint lock clean
+.PHONY: help setup run flow audit serve bench bench-quick test coverage test-slow lint lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo "Variables: PYTHON=/path/to/python3.12   TORCH_FLAGS=\"--index-url ...\"   TARGETS=\"plan\"   TESTS=\"tests/fit\"   JOBS=2   PORT=4200"
 
 $(STAMP):
@@ -54,6 +54,12 @@ serve: setup ## serve the deployments of prefect.yaml: local server, schedules a
 
 audit: setup ## hash everything anew: is it what dvc.lock and the run records say?
 	@python -m flows.lineage verify
+
+bench: setup ## measure this project beside what people use (up to 40 minutes) into reports/benchmark.json
+	@python -m stages.bench
+
+bench-quick: setup ## the short form: a small model, fewer points (3 minutes)
+	@python -m stages.bench --quick --out reports/benchmark-quick.json
 
 test: setup ## run the tests (TESTS=...: only these)
 	@$(PYTEST) -m "not slow" $(TESTS)

@@ -91,7 +91,7 @@ def begin(argv: Sequence[str] | None = None) -> Run | None:
         "flow_run": os.environ.get(_FLOW_RUN),
         "flow_run_name": os.environ.get(_FLOW_RUN_NAME),
         "versions": _versions(),
-        "machine": _machine(),
+        "machine": machine(),
         "seed": _seed(arguments),
     }
     append(run.ledger, "start", facts)
@@ -285,7 +285,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """System, processor, memory and accelerators of this machine; no name and no path."""
     name = os.uname()
     try:
         cores = len(os.sched_getaffinity(0))

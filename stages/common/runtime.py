@@ -38,12 +38,17 @@ class Runtime:
 
 
 def choose_runtime(params: Device) -> Runtime:
-    """Pick device and precision, set the allocator up, and say why.
+    """Set the allocator up and pick device and precision: see :func:`find_runtime`."""
+    keep_freed_memory()
+    return find_runtime(params)
+
+
+def find_runtime(params: Device) -> Runtime:
+    """Pick device and precision, and say why.
 
     Raises:
         UserError: the device that was asked for is not there.
     """
-    keep_freed_memory()
     device = _choose_device(params.kind)
     if params.dtype != "auto":
         return Runtime(device, getattr(torch, params.dtype), "as set in params.yaml")

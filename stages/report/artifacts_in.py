@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from stages.common.artifacts import read_json, require, sha256_file, sha256_folder
+from stages.common.benchmark import PATTERN, Benchmark, read_benchmark
 from stages.common.command import UserError
 from stages.common.freeze_plan import FreezePlan
 
@@ -32,6 +33,7 @@ class Sources:
     metrics: Path
     comparison: Path
     predictions: Path
+    benchmarks: Path
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Artifacts:
     of the fine-tune, and what was measured on the machine while it ran. ``hashes`` names the files
     that were read, by path, with their SHA-256; ``digests`` those that other artifacts name by their
     hash, by name (``train``, ``traces``, ``law``, ``gains``, ``plan``, ``metrics``), where they are there.
+    ``benchmarks`` are those beside the reports, by the name of their file.
     """
 
     base: Json
@@ -58,6 +61,7 @@ class Artifacts:
     measured: dict[str, Json]
     hashes: dict[str, str]
     digests: dict[str, str]
+    benchmarks: dict[str, Benchmark]
 
 
 def load(sources: Sources) -> Artifacts:
@@ -81,7 +85,14 @@ def load(sources: Sources) -> Artifacts:
         measured={file.stem: read_json(file) for file in sorted(sources.measured.glob("[!.]*.json"))},
         hashes=_hashes(sources),
         digests=_digests(sources),
+        benchmarks=_benchmarks(sources.benchmarks),
     )
+
+
+def _benchmarks(folder: Path) -> dict[str, Benchmark]:
+    """Those of this version; the short forms, made while working, are left out."""
+    found = {file.stem: read_benchmark(file) for file in sorted(folder.glob(PATTERN))}
+    return {name: benchmark for name, benchmark in found.items() if benchmark and not benchmark.quick}
 
 
 def _hashes(sources: Sources) -> dict[str, str]:

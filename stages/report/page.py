@@ -8,7 +8,7 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from stages.report import cost, depth, evidence, lineage, quality
+from stages.report import cost, depth, evidence, lineage, quality, speed
 from stages.report.answer import KeyFigure, answer, key_figures
 from stages.report.artifacts_in import Artifacts
 from stages.report.headline import Headline, headline
@@ -51,6 +51,7 @@ def build(artifacts: Artifacts, parameters: Mapping[str, Any], examples_shown: i
     """
     found = answer(artifacts)
     plan = artifacts.plan
+    measured = speed.speed_section(artifacts.benchmarks)
     sections = [
         quality.quality_section(artifacts, found.metric),
         quality.curves_section(artifacts),
@@ -59,6 +60,7 @@ def build(artifacts: Artifacts, parameters: Mapping[str, Any], examples_shown: i
         depth.gains_section(artifacts),
         cost.frontier_section(plan),
         cost.certainty_section(plan),
+        *([measured] if measured else []),
         evidence.examples_section(artifacts.predictions, found.method.name if found.method else None, examples_shown),
         evidence.data_section(artifacts),
         evidence.model_section(artifacts),

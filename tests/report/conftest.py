@@ -63,6 +63,7 @@ class Chain:
             "metrics": "reports/metrics.json",
             "comparison": "reports/comparison.csv",
             "predictions": "reports/predictions.parquet",
+            "benchmarks": "reports",
             "out": "reports/index.html",
             "figures": "reports/figures",
         }

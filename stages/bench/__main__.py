@@ -1,0 +1,95 @@
+"""The benchmark: parameters, models → reports/benchmark.json."""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+import stages
+from stages.bench.measure import Plan, measure
+from stages.bench.processes import STAGES
+from stages.bench.summary import print_benchmark
+from stages.bench.workloads import EMBEDDED, SHAPES
+from stages.common.artifacts import digest_of, sha256_file, work_folder, write_json
+from stages.common.command import exit_code
+from stages.common.params import Device, Room
+from stages.common.run_record import machine
+
+
+class BenchRoom(Room):
+    """The groups that the benchmark reads by itself; the stages that it measures take their own."""
+
+    device: Device
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure this project beside what people use, and write what came out."""
+    args = _arguments(argv)
+    device = BenchRoom.load().device
+    plan = _quick(args) if args.quick else _full(args)
+    inputs = {
+        "plan": repr(plan),
+        "device": device.model_dump(),
+        "machine": machine(),
+        "code": [sha256_file(file) for file in sorted(Path(stages.__path__[0]).rglob("*.py"))],
+    }
+    unfinished = work_folder(args.out, digest_of(inputs))
+    benchmark = measure(plan, device, unfinished)
+    write_json(args.out, benchmark.model_dump(mode="json"))
+    shutil.rmtree(unfinished)
+    print_benchmark(benchmark, Console())
+    print(f"benchmark: {args.out}; the report page shows it when it is made the next time: dvc repro -sf report")
+
+
+def _full(args: argparse.Namespace) -> Plan:
+    return Plan(
+        quick=False,
+        models=args.models or [EMBEDDED, "12x1024"],
+        batch_size=args.batch_size,
+        quarters=(0, 1, 2, 3),
+        epochs=(1, 3, 5),
+        repeats=args.repeats or 3,
+        training_seconds=args.minutes * 60 * 0.38,  # each of two models; the rest goes to all else
+        tracing_seconds=60,
+        stages=STAGES,
+        bases=(128_000, 4096),
+    )
+
+
+def _quick(args: argparse.Namespace) -> Plan:
+    return Plan(
+        quick=True,
+        models=args.models or ["6x384"],
+        batch_size=args.batch_size,
+        quarters=(0, 2),
+        epochs=(1, 3),
+        repeats=args.repeats or 3,
+        training_seconds=40,
+        tracing_seconds=6,
+        stages=("trace",),
+        bases=(16_000, 1024),
+    )
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.bench",
+        description="Measure fine-tuning, tracing and deciding beside transformers' Trainer, peft and plain forward "
+        "passes, in turn on this machine. A benchmark that was stopped goes on where it was.",
+        epilog="example: python -m stages.bench --quick --out reports/benchmark.json",
+    )
+    names = [EMBEDDED, *SHAPES]
+    parser.add_argument("--quick", action="store_true", help="the short form: a small model, fewer points")
+    parser.add_argument("--models", nargs="+", choices=names, help=f"instead of {EMBEDDED} and 12x1024 (quick: 6x384)")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows of a batch, of all contenders (default: 8)")
+    parser.add_argument("--repeats", type=int, help="rounds (default: 3)")
+    parser.add_argument("--minutes", type=float, default=40, help="the full form's wanted length (default: 40)")
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmark.json"), help="the file to write")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

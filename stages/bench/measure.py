@@ -1,0 +1,145 @@
+"""The whole benchmark, from tasks to the artifact."""
+
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from stages.bench import processes
+from stages.bench.contender import Contender
+from stages.bench.embedded import Prepared, embedded_task
+from stages.bench.finetuning import OURS, TRAINER, FineTunes, Grid, measure_fine_tunes
+from stages.bench.kept import Kept
+from stages.bench.ours import BasisSolver
+from stages.bench.targets import targets
+from stages.bench.tracing import measure_tracing
+from stages.bench.workloads import EMBEDDED, SHAPES, Task, random_task, real_task
+from stages.common.benchmark import Bases, Benchmark, Deciding, ModelResult, Spread
+from stages.common.params import Device
+from stages.common.run_record import machine
+from stages.common.runtime import find_runtime, machine_facts
+
+DECIDING_EPOCHS: Final = 3  # of the full fine-tune that deciding is held against
+_BASES_TOKENS: Final = 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a benchmark measures.
+
+    Attributes:
+        quick: the short form.
+        models: names of workloads: ``embedded`` or a shape's.
+        batch_size: rows of a batch, of all contenders.
+        quarters: boundaries, in quarters of the depth.
+        epochs: see :class:`Grid`.
+        repeats: rounds.
+        training_seconds, tracing_seconds: wanted for each model.
+        stages: whose start is measured.
+        bases: vocabulary and hidden size of the head whose bases are solved; ``None``: left out.
+    """
+
+    quick: bool
+    models: Sequence[str]
+    batch_size: int
+    quarters: Sequence[int]
+    epochs: Sequence[int]
+    repeats: int
+    training_seconds: float
+    tracing_seconds: float
+    stages: Sequence[str]
+    bases: tuple[int, int] | None
+
+
+def measure(plan: Plan, device: Device, folder: Path) -> Benchmark:
+    """Measure everything; what is in ``folder`` from a run that was stopped is not measured again."""
+    return _Run(plan, device, folder, Kept(folder / "measured.json")).benchmark()
+
+
+@dataclass(frozen=True)
+class _Run:
+    plan: Plan
+    device: Device
+    folder: Path
+    kept: Kept
+
+    def benchmark(self) -> Benchmark:
+        plan, runtime = self.plan, find_runtime(self.device)
+        startup, notes = processes.startup(plan.stages, plan.repeats, self.kept)
+        repro = processes.no_op_repro(plan.repeats, self.kept)
+        if isinstance(repro, str):
+            notes.append(repro)
+        bases = self._bases() if plan.bases else None
+        models, deciding = [], None
+        for name in plan.models:
+            task, prepared = self._task(name)
+            model, tunes = self._model(task)
+            models.append(model)
+            if prepared is not None and DECIDING_EPOCHS in plan.epochs:
+                deciding = self._deciding(prepared, len(task.examples), tunes)
+        return Benchmark(
+            schema_version=1,
+            quick=plan.quick,
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            machine={**machine(), **machine_facts(runtime)},
+            repeats=plan.repeats,
+            models=models,
+            startup=startup,
+            no_op_repro=repro if isinstance(repro, Spread) else None,
+            deciding=deciding,
+            bases=bases,
+            notes=notes,
+            targets=targets(models, deciding, bases, runtime.device.type),
+        )
+
+    def _task(self, name: str) -> tuple[Task, Prepared | None]:
+        if name != EMBEDDED:
+            return random_task(name, SHAPES[name], self.folder / name, self.plan.batch_size, self.device), None
+        prepared = embedded_task(self.folder / EMBEDDED)
+        return real_task(prepared.base, prepared.data, self.plan.batch_size, self.device), prepared
+
+    def _model(self, task: Task) -> tuple[ModelResult, FineTunes]:
+        plan, layers = self.plan, task.layers
+        boundaries = sorted({layers * quarter // 4 for quarter in plan.quarters})
+        grid = Grid(boundaries, plan.epochs, layers // 2, plan.repeats, plan.training_seconds)
+        tunes = measure_fine_tunes(task, grid, self.kept, self.folder)
+        result = ModelResult(
+            workload=task.described(tunes.examples),
+            points=tunes.points(),
+            memory=tunes.memory(),
+            allocator=tunes.allocator(),
+            tracing=measure_tracing(task, plan.repeats, plan.tracing_seconds, self.kept, self.folder),
+        )
+        return result, tunes
+
+    def _deciding(self, prepared: Prepared, rows: int, tunes: FineTunes) -> Deciding:
+        laps = processes.deciding(prepared, self.plan.repeats, self.kept)
+        together = Spread.of([sum(stages) for stages in zip(*laps.values(), strict=True)])
+
+        def share(contender: str) -> float:
+            seconds = statistics.median(tunes.seconds(contender, 0, DECIDING_EPOCHS))
+            return together.median / (seconds * rows / tunes.examples)
+
+        return Deciding(
+            rows=rows,
+            epochs=DECIDING_EPOCHS,
+            seconds=together,
+            stages={stage: statistics.median(seconds) for stage, seconds in laps.items()},
+            of_trainer_full=share(TRAINER),
+            of_our_full=share(OURS),
+        )
+
+    def _bases(self) -> Bases:
+        assert self.plan.bases is not None
+        vocabulary, hidden = self.plan.bases
+        print(f"semantic bases of a head of {vocabulary:,} x {hidden:,}", file=sys.stderr, flush=True)
+        request = {"vocabulary": vocabulary, "hidden": hidden, "tokens": _BASES_TOKENS}
+        solver = Contender(BasisSolver, self.device, self.folder / "bases.log")
+        try:
+            lap = self.kept.once(f"bases {vocabulary} x {hidden}", lambda: solver.ask(**request))
+        finally:
+            solver.stop()
+        return Bases(**request, seconds=lap["seconds"][0], peak_bytes=lap["peak_bytes"])

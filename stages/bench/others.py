@@ -1,0 +1,168 @@
+"""The other side: what people use today, on the same examples with the same settings."""
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils.logging import disable_progress_bar
+
+from stages.bench.clock import Lap, now
+from stages.bench.workloads import Task
+from stages.common.batches import Example, inference_batches
+from stages.common.params import load_params
+from stages.common.runtime import find_runtime
+from stages.trace.basis import semantic_bases
+
+_RATE: Final = 1e-6
+IGNORED: Final = -100  # a label that counts for nothing, by transformers' convention
+
+
+class HuggingFaceTrainer:
+    """transformers' ``Trainer``: dynamic padding, batches of similar length, no evaluation, nothing saved."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.params = task, load_params().finetune
+        self.runtime = find_runtime(task.device)
+        self.device = self.runtime.device
+        disable_progress_bar()
+        self.network: PreTrainedModel = _open(task, torch.float32).to(self.device)
+
+    def run(self, *, boundary: int, epochs: int, examples: int) -> Lap:
+        """Fine-tune with embeddings and layers 1..boundary frozen; seconds up to the end of each epoch.
+
+        The clock starts when training does: setting the Trainer up would weigh more here than in a long run.
+        """
+        self.freeze(boundary)
+        rows = [labelled(example) for example in self.task.examples[:examples]]
+        clock = _Clock(self.device)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(self.network, self._arguments(folder, epochs), pad, train_dataset=rows, callbacks=[clock])
+            trainer.train()
+        self.network.zero_grad(set_to_none=True)
+        return Lap([at - clock.began for at in clock.times], [])
+
+    def freeze(self, boundary: int) -> None:
+        """Turn gradients off for embeddings and layers 1..boundary; boundary 0 freezes nothing."""
+        self.network.requires_grad_(True)
+        if boundary:
+            for part in (self.network.get_input_embeddings(), *self.network.model.layers[:boundary]):
+                part.requires_grad_(False)
+
+    def _arguments(self, folder: str, epochs: int) -> TrainingArguments:
+        return TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=self.task.batch_size,
+            train_sampling_strategy="group_by_length",
+            learning_rate=_RATE,
+            lr_scheduler_type="cosine",
+            weight_decay=self.params.weight_decay,
+            max_grad_norm=self.params.clip_norm,
+            optim="adamw_torch_fused",
+            bf16=self.runtime.dtype == torch.bfloat16,
+            use_cpu=self.device.type == "cpu",
+            dataloader_pin_memory=self.device.type == "cuda",
+            eval_strategy="no",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=1,
+        )
+
+
+class HuggingFaceLora(HuggingFaceTrainer):
+    """The same with peft's LoRA on the linear maps of all layers."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        torch.manual_seed(1)
+        adapters = LoraConfig(
+            r=self.params.lora_rank,
+            lora_alpha=self.params.lora_alpha,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        self.network = get_peft_model(self.network, adapters)
+
+    def freeze(self, boundary: int) -> None:
+        """Nothing to do: peft has frozen all but the adapters."""
+
+
+class _Clock(TrainerCallback):  # type: ignore[misc]
+    """Notes the time when training begins, and at the end of each epoch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.began, self.times = device, 0.0, list[float]()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.began = now(self.device)
+
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        self.times.append(now(self.device))
+
+
+def labelled(example: Example) -> dict[str, list[int]]:
+    """Inputs, and as labels the answer alone."""
+    ids = [*example.prompt_ids, *example.answer_ids]
+    return {"input_ids": ids, "labels": [IGNORED] * len(example.prompt_ids) + list(example.answer_ids)}
+
+
+def pad(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+    """A batch padded on the right to its longest row."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+
+    def grid(name: str, filler: int) -> Tensor:
+        return torch.tensor([row[name] + [filler] * (longest - len(row[name])) for row in rows])
+
+    mask = (torch.arange(longest) < lengths[:, None]).long()
+    return {"input_ids": grid("input_ids", 0), "labels": grid("labels", IGNORED), "attention_mask": mask}
+
+
+class Forward:
+    """Plain forward passes over padded batches, and the usual loop over ``output_hidden_states``."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.batch_tokens = task, load_params().trace.batch_tokens
+        runtime = find_runtime(task.device)
+        self.device = runtime.device
+        disable_progress_bar()
+        self.network = _open(task, runtime.dtype).to(self.device).eval()
+
+    @torch.no_grad()
+    def run(self, *, examples: int, hidden_states: bool) -> Lap:
+        """One pass; with ``hidden_states`` every space goes through the final norm and a cosine."""
+        chosen = self.task.examples[:examples]
+        head = self.network.get_output_embeddings()
+        tokens = sorted({token for example in chosen for token in example.answer_ids})
+        bases = dict(zip(tokens, semantic_bases(head.weight, head.bias, tokens).to(self.device), strict=True))
+        began = now(self.device)
+        for index in inference_batches([len(example.inputs) for example in chosen], self.batch_tokens):
+            batch = [chosen[i] for i in index]
+            padded = pad([{"input_ids": list(e.inputs), "labels": list(e.inputs)} for e in batch])
+            inputs = {name: padded[name].to(self.device) for name in ("input_ids", "attention_mask")}
+            if hidden_states:
+                self._deviations(inputs, batch, bases)
+            else:
+                self.network.model(**inputs, use_cache=False)
+        return Lap([now(self.device) - began], [])
+
+    def _deviations(self, inputs: dict[str, Tensor], batch: Sequence[Example], bases: dict[int, Tensor]) -> Tensor:
+        """1 − cos at every space and answer position, [L+1, M]."""
+        outputs = self.network(**inputs, use_cache=False, output_hidden_states=True)
+        places = [(row, len(e.prompt_ids) - 1 + n) for row, e in enumerate(batch) for n in range(len(e.answer_ids))]
+        rows, columns = (torch.tensor(part, device=self.device) for part in zip(*places, strict=True))
+        targets = torch.stack([bases[token] for example in batch for token in example.answer_ids])
+        *lower, last = outputs.hidden_states  # the last one is normed already
+        spaces = [self.network.model.norm(space) for space in lower] + [last]
+        chosen = torch.stack([space[rows, columns] for space in spaces])
+        return 1 - nn.functional.cosine_similarity(chosen.double(), targets.double(), dim=-1).cpu()
+
+
+def _open(task: Task, dtype: torch.dtype) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(task.folder, dtype=dtype)

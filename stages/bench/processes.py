@@ -1,0 +1,82 @@
+"""What whole processes take: the start of a stage, a ``dvc repro`` with nothing to do, deciding from trace to plan."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from stages.bench.embedded import Prepared, stage_environment
+from stages.bench.kept import Kept
+from stages.common.benchmark import Spread
+from stages.common.progress import progress
+
+STAGES: Final = ("base", "prepare", "trace", "fit", "plan", "finetune", "evaluate", "report")
+
+
+def startup(stages: Sequence[str], repeats: int, kept: Kept) -> tuple[dict[str, Spread], list[str]]:
+    """Seconds until a process could begin: of bare Python, and of stages that import all and print their help.
+
+    Returns:
+        Seconds by stage, and why those that are missing are.
+    """
+    commands = {"python": [sys.executable, "-c", "pass"]} | {name: _stage(name, "--help") for name in stages}
+    laps: dict[str, list[float]] = {name: [] for name in commands}
+    faults: dict[str, str] = {}  # a library that only some stages need may not be installed
+    with progress("starting processes", repeats * len(commands), "processes") as advance:
+        for round_ in range(repeats):
+            for name, command in commands.items():
+                try:
+                    laps[name].append(kept.once(f"start of {name}, round {round_}", partial(_time, command)))
+                except RuntimeError as error:
+                    faults[name] = f"start of {name}: not measured: {str(error).splitlines()[-1]}"
+                advance(1, name)
+    return {name: Spread.of(laps[name]) for name in commands if name not in faults}, list(faults.values())
+
+
+def no_op_repro(repeats: int, kept: Kept) -> Spread | str:
+    """Seconds of ``dvc repro`` with nothing to do, or why that cannot be measured here."""
+    repro = [sys.executable, "-m", "dvc", "repro"]
+    trial = subprocess.run([*repro, "--dry"], capture_output=True, text=True, check=False)
+    if trial.returncode or "Running stage" in trial.stdout:
+        return "no-op dvc repro: not measured, the chain is not up to date here; run: make run"
+    return Spread.of([kept.once(f"dvc repro, round {round_}", lambda: _time(repro)) for round_ in range(repeats)])
+
+
+def deciding(prepared: Prepared, repeats: int, kept: Kept) -> dict[str, list[float]]:
+    """Seconds of the stages trace, fit and plan, by stage and round; the parameters are those of the folder."""
+    rounds: list[dict[str, float]] = []
+    with progress("deciding: trace, fit and plan", repeats, "rounds") as advance:
+        for round_ in range(repeats):
+            rounds.append(kept.once(f"deciding, round {round_}", partial(_decide, prepared)))
+            advance(1, "")
+    return {stage: [laps[stage] for laps in rounds] for stage in rounds[0]}
+
+
+def _decide(prepared: Prepared) -> dict[str, float]:
+    """One after the other in a folder of their own: each needs what the one before it wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        base, data = ["--base", str(prepared.base)], ["--prepared", str(prepared.data)]
+        fitted = ["--law", f"{folder}/law.json", "--gains", f"{folder}/gains.csv"]
+        traces = f"{folder}/traces"
+        options = {
+            "trace": [*base, *data, "--out", traces],
+            "fit": ["--traces", traces, *fitted],
+            "plan": [*base, *data, *fitted, "--out", f"{folder}/plan"],
+        }
+        return {stage: _time(_stage(stage, *words), prepared.folder) for stage, words in options.items()}
+
+
+def _stage(name: str, *options: str) -> list[str]:
+    return [sys.executable, "-m", f"stages.{name}", *options]
+
+
+def _time(command: Sequence[str], folder: Path | None = None) -> float:
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=stage_environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+    return time.perf_counter() - began

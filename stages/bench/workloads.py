@@ -1,0 +1,186 @@
+"""What is trained and traced: a model folder and its examples, the real task or random weights of a given shape."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from stages.common.artifacts import read_json, replacing_folder
+from stages.common.batches import Example, read_examples
+from stages.common.benchmark import Workload
+from stages.common.params import Device
+
+EMBEDDED: Final = "embedded"
+_FIRST_TOKEN: Final = 3  # below it lie the tokens that mark beginning, end and padding
+_MOST_EXAMPLES: Final = 2048
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Random weights of a Llama configuration, and random examples for it.
+
+    Attributes:
+        config: entries of a ``config.json``.
+        shared: tokens that all examples begin with.
+        own: fewest and most tokens of an example behind them.
+    """
+
+    config: dict[str, Any]
+    shared: int
+    own: tuple[int, int]
+
+
+# The last two have the numbers of published configurations: SmolLM2-135M and Llama 3.2 1B.
+SHAPES: Final = {
+    "12x1024": Shape(
+        {
+            "num_hidden_layers": 12,
+            "hidden_size": 1024,
+            "intermediate_size": 2816,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "vocab_size": 32000,
+            "tie_word_embeddings": False,
+        },
+        shared=0,
+        own=(24, 72),
+    ),
+    "6x384": Shape(
+        {
+            "num_hidden_layers": 6,
+            "hidden_size": 384,
+            "intermediate_size": 1024,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 6,
+            "vocab_size": 8000,
+            "tie_word_embeddings": False,
+        },
+        shared=0,
+        own=(16, 48),
+    ),
+    "smollm2-135m": Shape(
+        {
+            "num_hidden_layers": 30,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "vocab_size": 49152,
+            "tie_word_embeddings": True,
+            "rope_theta": 100000.0,
+        },
+        shared=97,
+        own=(9, 40),
+    ),
+    "llama-1b": Shape(
+        {
+            "num_hidden_layers": 16,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "vocab_size": 128256,
+            "tie_word_embeddings": True,
+            "rope_theta": 500000.0,
+        },
+        shared=0,
+        own=(64, 192),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model with its examples, as every contender gets it.
+
+    Attributes:
+        folder: the model, in the hub's layout.
+        examples: more than are used; a run takes the first so many.
+        shared: P, tokens that all of them begin with.
+        device: where it runs, in which precision.
+    """
+
+    name: str
+    origin: str
+    folder: Path
+    examples: Sequence[Example]
+    shared: int
+    batch_size: int
+    device: Device
+
+    @property
+    def layers(self) -> int:
+        """L, the model's decoder layers."""
+        layers: int = AutoConfig.from_pretrained(self.folder).num_hidden_layers
+        return layers
+
+    def described(self, examples: int) -> Workload:
+        """The artifact's description of a run over the first so many examples."""
+        config = AutoConfig.from_pretrained(self.folder)
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        return Workload(
+            model=self.name,
+            origin=self.origin,
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            vocabulary=config.vocab_size,
+            parameters=parameters,
+            examples=examples,
+            batch_size=self.batch_size,
+            mean_tokens=float(np.mean([len(example.inputs) for example in self.examples[:examples]])),
+            shared_tokens=self.shared,
+        )
+
+
+def real_task(base: Path, prepared: Path, batch_size: int, device: Device) -> Task:
+    """The training split of a prepared task, in a random order that is always the same."""
+    meta, model = read_json(prepared / "meta.json"), read_json(base / "base.json")
+    examples = read_examples(prepared, "train")
+    order = np.random.default_rng(0).permutation(len(examples))
+    return Task(
+        name=model["name"],
+        origin=f"{model['origin']}; examples of its prepared task",
+        folder=base,
+        examples=[examples[i] for i in order],
+        shared=meta["shared_prefix_tokens"],
+        batch_size=batch_size,
+        device=device,
+    )
+
+
+def random_task(name: str, shape: Shape, folder: Path, batch_size: int, device: Device) -> Task:
+    """Random weights, written into ``folder`` unless they are there, and random examples."""
+    if not folder.exists():
+        _write_model(shape, folder)
+    examples = random_examples(_MOST_EXAMPLES, shape, seed=0)
+    origin = "random weights and random tokens" + (", a shared beginning" if shape.shared else ", no shared beginning")
+    return Task(name, origin, folder, examples, shape.shared, batch_size, device)
+
+
+def random_examples(count: int, shape: Shape, seed: int) -> list[Example]:
+    """Prompts of random tokens behind the shape's shared beginning, with answers of one to three tokens."""
+    rng = np.random.default_rng(seed)
+    most = shape.config["vocab_size"]
+    beginning = tuple(rng.integers(_FIRST_TOKEN, most, shape.shared).tolist())
+    made = []
+    for number in range(count):
+        answer = tuple(rng.integers(_FIRST_TOKEN, most, rng.integers(1, 4)).tolist())
+        own = rng.integers(shape.own[0], shape.own[1] + 1) - (len(answer) - 1)
+        prompt = beginning + tuple(rng.integers(_FIRST_TOKEN, most, own).tolist())
+        made.append(Example(str(number), None, "", "", prompt, answer))
+    return made
+
+
+def _write_model(shape: Shape, folder: Path) -> None:
+    config = AutoConfig.for_model("llama", max_position_embeddings=4096, **shape.config)
+    disable_progress_bar()
+    torch.manual_seed(0)
+    with replacing_folder(folder) as aside:
+        AutoModelForCausalLM.from_config(config).save_pretrained(aside)

@@ -1,0 +1,199 @@
+"""The benchmark's artifact: how fast this project is beside what people use, on one machine.
+
+Every comparison is a ratio of times that were measured in turn in one run, round by round: the median
+of the rounds' ratios and the lowest and highest of them. A benchmark holds clock times and is no stage
+of the graph: it is never the same twice.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+SCHEMA_VERSION: Final = 1
+PATTERN: Final = "benchmark*.json"  # in the folder of reports: the last one here, and any kept of other machines
+
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Record(BaseModel):
+    """A frozen part of the artifact; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Spread(Record):
+    """Median, lowest and highest of several repeats."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Of one value at least."""
+        return cls(median=statistics.median(values), low=min(values), high=max(values))
+
+    @classmethod
+    def of_ratios(cls, numerators: Sequence[float], denominators: Sequence[float]) -> Self:
+        """Of the ratios of what was measured in the same round."""
+        return cls.of([above / below for above, below in zip(numerators, denominators, strict=True)])
+
+
+class Workload(Record):
+    """What was trained and traced.
+
+    Attributes:
+        examples: of one epoch.
+        mean_tokens: of an example, the shared beginning included.
+        shared_tokens: P, tokens that all examples begin with.
+        origin: where weights and examples come from, in words.
+    """
+
+    model: str
+    origin: str
+    layers: Positive
+    hidden: Positive
+    vocabulary: Positive
+    parameters: Positive
+    examples: Positive
+    batch_size: Positive
+    mean_tokens: float
+    shared_tokens: Natural
+
+
+class Point(Record):
+    """A fine-tune above one boundary for so many epochs.
+
+    Attributes:
+        seconds: ours, states at the boundary included.
+        trainer_full, trainer_frozen, trainer_lora: how many times as fast ours is as the Trainer that
+            trains everything, with the same layers frozen, and with LoRA on all layers.
+        speed_up: over our own boundary 0.
+        ideal: what the speed-up would be if time were proportional to operations.
+        of_ideal: ``speed_up.median / ideal``.
+    """
+
+    boundary: Natural
+    epochs: Positive
+    seconds: Spread
+    trainer_full: Spread
+    trainer_frozen: Spread
+    trainer_lora: Spread
+    speed_up: Spread
+    ideal: float
+    of_ideal: float
+
+
+class Memory(Record):
+    """Peak memory of the processes that fine-tuned above one boundary, in bytes: the largest of the repeats.
+
+    On a CPU the resident set, libraries and weights included; on a GPU what torch allocated there.
+    """
+
+    boundary: Natural
+    ours: Positive
+    trainer_full: Positive
+    trainer_frozen: Positive
+    trainer_lora: Positive
+
+
+class Tracing(Record):
+    """Examples per second of one way to trace, over those of a plain forward pass over the same examples."""
+
+    what: str
+    examples_per_second: Spread
+    of_plain_forward: Spread
+
+
+class Allocator(Record):
+    """A fine-tune with the C library's own allocator settings over one with this project's, in time."""
+
+    boundary: Natural
+    epochs: Positive
+    slower_without: Spread
+
+
+class ModelResult(Record):
+    """All that was measured with one model."""
+
+    workload: Workload
+    points: list[Point]
+    memory: list[Memory]
+    allocator: Allocator | None
+    tracing: list[Tracing]
+
+
+class Deciding(Record):
+    """Trace, fit and plan as processes, beside full fine-tunes of the whole training split.
+
+    Attributes:
+        seconds: of the three stages together.
+        stages: seconds of each.
+        epochs: of the full fine-tunes, whose seconds are those measured, scaled to all rows.
+        of_trainer_full, of_our_full: shares of those.
+    """
+
+    rows: Positive
+    epochs: Positive
+    seconds: Spread
+    stages: dict[str, float]
+    of_trainer_full: float
+    of_our_full: float
+
+
+class Bases(Record):
+    """Solving the semantic bases of a head of this size."""
+
+    vocabulary: Positive
+    hidden: Positive
+    tokens: Positive
+    seconds: float
+    peak_bytes: Natural | None
+
+
+class Target(Record):
+    """A goal and whether it is met; ``where`` says at which point the worst value was found."""
+
+    name: str
+    sense: Literal["at least", "at most"]
+    goal: float
+    value: float
+    where: str
+    met: bool
+
+
+class Benchmark(Record):
+    """The content of ``reports/benchmark.json``.
+
+    Attributes:
+        quick: the short form: small model, fewer points.
+        startup: seconds of a process until it could begin: import and argument parsing, by stage.
+        no_op_repro: seconds of a ``dvc repro`` with nothing to do.
+        notes: what was left out, and why.
+    """
+
+    schema_version: Literal[1]
+    quick: bool
+    at: str
+    machine: dict[str, Any]
+    repeats: Positive
+    models: list[ModelResult]
+    startup: dict[str, Spread]
+    no_op_repro: Spread | None
+    deciding: Deciding | None
+    bases: Bases | None
+    notes: list[str]
+    targets: list[Target]
+
+
+def read_benchmark(path: Path) -> Benchmark | None:
+    """Read a benchmark; ``None`` for a file that is none of this version."""
+    try:
+        return Benchmark.model_validate_json(json.dumps(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, ValidationError):
+        return None

@@ -1,0 +1,100 @@
+"""All contenders do the work that they are timed for."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from stages.bench import others, ours
+from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer, labelled, pad
+from stages.bench.ours import FineTuner, TraceMaker
+from stages.common.cost import ModelShape
+from stages.common.freeze_plan import trained_names
+from stages.common.models.families import family_of
+from tests.conftest import PROJECT
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch):
+    monkeypatch.chdir(PROJECT)  # params.yaml
+
+
+def weights(network):
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def changed(before, network):
+    return {name for name, value in network.state_dict().items() if not torch.equal(before[name], value)}
+
+
+@pytest.mark.parametrize("boundary", [0, 2])
+def test_ours_and_the_trainer_change_the_same_weights(task, boundary, monkeypatch):
+    monkeypatch.setattr(ours, "_RATE", 0.01)
+    monkeypatch.setattr(others, "_RATE", 0.01)
+    found = {}
+    for kind in (FineTuner, HuggingFaceTrainer):
+        runner = kind(task)
+        network = runner.model.network if kind is FineTuner else runner.network
+        before = weights(network)
+        lap = runner.run(boundary=boundary, epochs=2, examples=8)
+        assert len(lap.seconds) == 2
+        assert 0 < lap.seconds[0] < lap.seconds[1]
+        found[kind] = changed(before, network)
+    assert found[FineTuner] == found[HuggingFaceTrainer]
+    names = [name for name in before if not name.startswith("lm_head")]
+    expected = set(trained_names(names, family_of("llama"), boundary, tied_head=True))
+    assert {name for name in found[FineTuner] if not name.startswith("lm_head")} == expected
+
+
+def test_a_second_run_above_another_boundary_is_not_hindered_by_the_first(task, monkeypatch):
+    monkeypatch.setattr(ours, "_RATE", 0.01)
+    runner = FineTuner(task)
+    first = runner.run(boundary=2, epochs=1, examples=8)
+    before = weights(runner.model.network)
+    second = runner.run(boundary=0, epochs=1, examples=8)
+    assert set(changed(before, runner.model.network)) == set(before)
+    assert second.flops[-1] > first.flops[-1]
+
+
+def test_lora_trains_adapters_beside_all_linear_maps_of_all_layers(task):
+    runner = HuggingFaceLora(task)
+    runner.run(boundary=0, epochs=1, examples=8)
+    trained = [parameter for parameter in runner.network.parameters() if parameter.requires_grad]
+    config = AutoModelForCausalLM.from_pretrained(task.folder).config.to_dict()
+    assert sum(p.numel() for p in trained) == ModelShape.from_config(config).lora_parameters(0, 8)
+
+
+def test_the_labels_are_the_answers_alone(task):
+    network = AutoModelForCausalLM.from_pretrained(task.folder)
+    examples = task.examples[:5]
+    batch = pad([labelled(example) for example in examples])
+    with torch.no_grad():
+        together = network(**batch).loss
+        losses = []
+        for example in examples:
+            ids = torch.tensor([example.prompt_ids + example.answer_ids])
+            logits = network(ids).logits[0, len(example.prompt_ids) - 1 : -1].log_softmax(-1)
+            losses += [-logits[n, token] for n, token in enumerate(example.answer_ids)]
+    assert float(together) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-6)
+
+
+def test_the_naive_loop_finds_the_deviations_that_ours_writes(task, monkeypatch):
+    """Both timed ways to trace give the same numbers."""
+    import pyarrow.parquet as pq
+
+    found, kept = [], []
+    naive = Forward(task)
+    original = naive._deviations
+    monkeypatch.setattr(naive, "_deviations", lambda *given: found.append(original(*given)))
+    naive.run(examples=12, hidden_states=True)
+    collect = ours.collect
+
+    def collect_and_keep(tracer, prepared, sample, facts, folder):
+        collect(tracer, prepared, sample, facts, folder)
+        kept.extend(row for part in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist())
+
+    monkeypatch.setattr(ours, "collect", collect_and_keep)
+    TraceMaker(task).run(examples=12, losses=False, shared=False)
+    theirs = sorted(torch.cat(found, dim=1).T.tolist())
+    mine = sorted(row["deviation"] for row in kept)
+    assert len(mine) == sum(len(example.answer_ids) for example in task.examples[:12])
+    torch.testing.assert_close(torch.tensor(mine), torch.tensor(theirs), atol=2e-5, rtol=0)

@@ -1,0 +1,137 @@
+"""Clocks, peaks, processes and what is kept: the benchmark's own machinery."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.bench.clock import Lap, PeakMemory
+from stages.bench.contender import Contender
+from stages.bench.kept import Kept
+from stages.bench.processes import startup
+from tests.conftest import PROJECT
+
+CPU = torch.device("cpu")
+MEBI = 1 << 20
+
+
+class Allocating:
+    """Holds so many MiB for a moment."""
+
+    device = CPU
+
+    def __init__(self, fails):
+        if fails == "at start":
+            raise ValueError("no such weights")
+
+    def run(self, *, mebibytes):
+        if mebibytes < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        held = torch.ones(mebibytes * MEBI // 4)
+        return Lap([float(held[-1])], [])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak anew")
+def test_each_piece_of_work_has_a_peak_of_its_own():
+    def peak_of(mebibytes):
+        peak = PeakMemory(CPU)
+        Allocating(None).run(mebibytes=mebibytes)
+        return peak.bytes()
+
+    small, large, again = (peak_of(n) for n in (1, 300, 1))
+    assert large - small == pytest.approx(299 * MEBI, abs=40 * MEBI)
+    assert again - small == pytest.approx(0, abs=40 * MEBI)
+
+
+def test_a_contender_lives_in_a_process_of_its_own_and_tells_what_it_measured(tmp_path):
+    contender = Contender(Allocating, None, tmp_path / "log")
+    assert not contender.running
+    try:
+        laps = [contender.ask(mebibytes=n) for n in (1, 200, 1)]
+    finally:
+        contender.stop()
+    assert [lap["seconds"] for lap in laps] == [[1.0]] * 3
+    if laps[0]["peak_bytes"] is not None:
+        assert laps[1]["peak_bytes"] - laps[2]["peak_bytes"] == pytest.approx(199 * MEBI, abs=40 * MEBI)
+
+
+def test_a_contender_that_fails_or_dies_ends_the_benchmark_with_its_reason(tmp_path):
+    contender = Contender(Allocating, "at start", tmp_path / "log")
+    with pytest.raises(RuntimeError, match="no such weights"):
+        contender.ask(mebibytes=1)
+    contender.stop()
+    contender = Contender(Allocating, None, tmp_path / "log")
+    with pytest.raises(RuntimeError, match="exit code -9"):
+        contender.ask(mebibytes=-1)
+    contender.stop()
+
+
+@pytest.mark.slow
+def test_no_contender_outlives_a_benchmark_that_was_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        textwrap.dedent("""
+            import os, time
+            from pathlib import Path
+            from stages.bench.contender import Contender
+            from tests.bench.test_measuring import Allocating
+
+            if __name__ == "__main__":
+                contender = Contender(Allocating, None, Path("log"))
+                contender.ask(mebibytes=1)
+                Path("child").write_text(str(contender._process.pid))
+                time.sleep(600)
+        """)
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, env=environment) as parent:
+        wait_until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text())
+        child = int((tmp_path / "child").read_text())
+        parent.kill()
+    wait_until(lambda: not alive(child))
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path):
+    asked = []
+
+    def measure(value):
+        asked.append(value)
+        return {"seconds": [value]}
+
+    first = Kept(tmp_path / "measured.json")
+    assert first.once("a", lambda: measure(1.25)) == {"seconds": [1.25]}
+    with pytest.raises(KeyboardInterrupt):
+        first.once("b", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    again = Kept(tmp_path / "measured.json")
+    assert again.once("a", lambda: measure(9.0)) == {"seconds": [1.25]}
+    assert again.once("b", lambda: measure(2.0)) == {"seconds": [2.0]}
+    assert asked == [1.25, 2.0]
+
+
+def test_a_stage_that_cannot_start_here_is_left_out_with_its_reason(tmp_path):
+    found, notes = startup(["no_such_stage"], 1, Kept(tmp_path / "measured.json"))
+    assert list(found) == ["python"]
+    assert 0 < found["python"].low <= found["python"].median
+    assert len(notes) == 1
+    assert "start of no_such_stage: not measured" in notes[0]
+    assert "No module named" in notes[0]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)

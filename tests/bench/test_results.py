@@ -1,0 +1,115 @@
+"""From measured seconds to ratios, points and targets."""
+
+import pytest
+
+from stages.bench.finetuning import LORA, OURS, PLAIN_ALLOCATOR, TRAINER, FineTunes, Grid
+from stages.bench.targets import targets
+from stages.bench.tracing import WHOLE
+from stages.common.benchmark import Bases, Deciding, ModelResult, Spread, Tracing, Workload
+
+GRID = Grid(boundaries=[0, 2, 3], epochs=[1, 3], half=2, repeats=3, seconds=1)
+
+
+def rounds(*seconds, flops=(), peak=100):
+    return [{"seconds": list(lap), "flops": list(flops), "peak_bytes": peak + n} for n, lap in enumerate(seconds)]
+
+
+@pytest.fixture
+def tunes():
+    """Seconds at the end of epochs 1, 2 and 3; the machine is twice as slow in the second round."""
+    return FineTunes(
+        GRID,
+        examples=16,
+        measured={
+            (OURS, 0): rounds((8, 16, 24), (16, 32, 48), (8, 16, 24), flops=(90, 180, 270)),
+            (OURS, 2): rounds((5, 9, 13), (10, 18, 26), (6, 10, 14), flops=(60, 105, 150)),
+            (OURS, 3): rounds((4, 6, 8), (8, 12, 16), (4, 6, 8), flops=(52, 66, 80)),
+            (TRAINER, 0): rounds((10, 20, 30), (20, 40, 60), (12, 22, 32), peak=400),
+            (TRAINER, 2): rounds((7, 14, 21), (14, 28, 42), (7, 14, 21), peak=300),
+            (TRAINER, 3): rounds((6, 12, 18), (12, 24, 36), (6, 12, 18), peak=200),
+            (LORA, 0): rounds((8, 16, 24), (16, 32, 48), (8, 16, 24), peak=250),
+            (PLAIN_ALLOCATOR, 2): rounds((6, 11, 19.5), (12, 22, 39), (7, 12, 21)),
+        },
+    )
+
+
+def test_a_spread_is_that_of_the_rounds_own_ratios():
+    spread = Spread.of_ratios([3, 8, 5], [1, 2, 5])
+    assert (spread.median, spread.low, spread.high) == (3, 1, 4)
+
+
+def test_points_hold_the_medians_of_ratios_measured_in_the_same_round(tunes):
+    points = {(point.boundary, point.epochs): point for point in tunes.points()}
+    assert list(points) == [(boundary, epochs) for boundary in (0, 2, 3) for epochs in (1, 3)]
+    point = points[2, 3]
+    assert (point.seconds.median, point.seconds.low, point.seconds.high) == (14, 13, 26)
+    assert point.trainer_full.median == pytest.approx(30 / 13)
+    assert point.trainer_frozen.low == pytest.approx(21 / 14)
+    assert point.trainer_lora.high == pytest.approx(24 / 13)
+    assert point.speed_up.median == pytest.approx(24 / 13)
+    assert point.ideal == pytest.approx(270 / 150)
+    assert point.of_ideal == pytest.approx(24 / 13 / 1.8)
+    assert points[0, 1].speed_up.median == points[0, 1].ideal == 1
+
+
+def test_memory_is_the_largest_of_the_rounds(tunes):
+    assert [(m.boundary, m.ours, m.trainer_full, m.trainer_frozen, m.trainer_lora) for m in tunes.memory()] == [
+        (0, 102, 402, 402, 252),
+        (2, 102, 402, 302, 252),
+        (3, 102, 402, 202, 252),
+    ]
+
+
+def test_a_system_that_does_not_tell_its_memory_leaves_the_table_empty(tunes):
+    tunes.measured[LORA, 0][1]["peak_bytes"] = None
+    assert tunes.memory() == []
+
+
+def test_the_allocator_is_held_against_the_same_boundary(tunes):
+    assert tunes.allocator().slower_without.median == pytest.approx(1.5)
+
+
+def result_of(tunes, tracing):
+    workload = Workload(
+        model="m",
+        origin="o",
+        layers=4,
+        hidden=8,
+        vocabulary=9,
+        parameters=10,
+        examples=16,
+        batch_size=8,
+        mean_tokens=12.0,
+        shared_tokens=0,
+    )
+    rate = Spread.of([1.0])
+    ways = [Tracing(what=WHOLE, examples_per_second=rate, of_plain_forward=Spread.of([tracing]))]
+    return ModelResult(
+        workload=workload, points=tunes.points(), memory=tunes.memory(), allocator=tunes.allocator(), tracing=ways
+    )
+
+
+def test_targets_are_of_the_worst_point(tunes):
+    deciding = Deciding(rows=9, epochs=3, seconds=Spread.of([1.0]), stages={}, of_trainer_full=0.04, of_our_full=0.06)
+    bases = Bases(vocabulary=128_000, hidden=4096, tokens=1, seconds=60.5, peak_bytes=None)
+    found = {target.name: target for target in targets([result_of(tunes, 0.95)], deciding, bases, "cpu")}
+    met = {name: target.met for name, target in found.items()}
+    assert met == {
+        "m: share of the ideal speed-up": False,
+        "m: times as fast as Trainer, same layers frozen": True,
+        "m: times as fast as LoRA on all layers": False,
+        "m: tracing, of a plain forward's rate": True,
+        "deciding, of a full fine-tune of 3 epochs by the Trainer": True,
+        "deciding, of a full fine-tune of 3 epochs of ours": False,
+        "seconds for the semantic bases": False,
+    }
+    ideal = found["m: share of the ideal speed-up"]
+    worst = min((p for p in tunes.points() if p.boundary), key=lambda p: p.of_ideal)
+    assert ideal.value == worst.of_ideal
+    assert ideal.where == f"boundary {worst.boundary}, {worst.epochs} epoch{'s' if worst.epochs > 1 else ''}"
+    assert found["m: times as fast as LoRA on all layers"].where == "boundary 2, 3 epochs"
+
+
+def test_a_gpu_is_held_to_more(tunes):
+    goals = {device: targets([result_of(tunes, 1.0)], None, None, device)[0].goal for device in ("cpu", "cuda")}
+    assert goals == {"cpu": 0.90, "cuda": 0.95}

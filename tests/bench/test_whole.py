@@ -1,0 +1,56 @@
+"""A whole benchmark of tiny models, processes and all, and what a second start finds of it."""
+
+import shutil
+
+import pytest
+
+from stages.bench import measure as module
+from stages.bench.contender import Contender
+from stages.bench.measure import Plan, measure
+from stages.common.artifacts import write_json
+from stages.common.benchmark import read_benchmark
+from tests.bench.conftest import CPU, SHAPE
+from tests.conftest import PROJECT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def test_a_benchmark_is_complete_and_a_second_start_measures_nothing_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    monkeypatch.setitem(module.SHAPES, "tiny", SHAPE)
+    plan = Plan(
+        quick=True,
+        models=["tiny"],
+        batch_size=4,
+        quarters=(0, 2, 3),
+        epochs=(1, 3),
+        repeats=2,
+        training_seconds=0.1,
+        tracing_seconds=0.1,
+        stages=("fit",),
+        bases=(500, 32),
+    )
+    first = measure(plan, CPU, tmp_path)
+    write_json(tmp_path / "benchmark.json", first.model_dump(mode="json"))
+    assert read_benchmark(tmp_path / "benchmark.json") == first
+
+    (model,) = first.models
+    assert [(p.boundary, p.epochs) for p in model.points] == [(b, e) for b in (0, 2, 3) for e in (1, 3)]
+    assert model.workload.examples == 8
+    deep, shallow = (next(p for p in model.points if (p.boundary, p.epochs) == (b, 3)) for b in (3, 2))
+    assert deep.ideal > shallow.ideal > 1
+    assert [m.boundary for m in model.memory] == [0, 2, 3]
+    assert len(model.tracing) == 5
+    assert set(first.startup) == {"python", "fit"}
+    assert first.no_op_repro is None
+    assert "not up to date" in first.notes[0]
+    assert {target.name.partition(":")[0] for target in first.targets} == {"tiny", "seconds for the semantic bases"}
+
+    def refuse(*_, **__):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(Contender, "ask", refuse)
+    monkeypatch.setattr(module.processes, "_time", refuse)
+    again = measure(plan, CPU, tmp_path)
+    assert again.model_copy(update={"at": first.at}) == first
