@@ -67,7 +67,7 @@ test: setup ## run the tests (TESTS=...: only these)
 coverage: setup ## the same, and show their coverage (counting lines takes about half as long again)
 	@$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered $(TESTS)
 
-test-slow: setup ## run those that take minutes each: kills, servers, schedules
+test-slow: setup ## run those that take up to minutes each: kills, servers, remotes, validators
 	@$(PYTEST) -m slow $(TESTS)
 
 lint: setup ## check format, style, types and the direction of imports

@@ -19,7 +19,7 @@ import pytest
 from tests.stage_sources import ROOT
 from tests.test_reruns import Copy, after, use_standin
 
-pytestmark = pytest.mark.chain
+pytestmark = [pytest.mark.chain, pytest.mark.slow]
 
 BUCKET = "salf"
 SECRET = "planted-secret-access-key"

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,12 @@ def test_a_schedule_fires_and_the_run_leaves_its_artifacts(served):
         runs = served.client.read_flow_runs()
         return next((run for run in runs if run.auto_scheduled and run.state.type == StateType.COMPLETED), None)
 
+    def all_runs() -> list[Any]:
+        return served.client.read_flow_runs()
+
+    def due(run: Any) -> bool:
+        return run.state.is_scheduled() and run.next_scheduled_start_time <= datetime.now(UTC)
+
     run = served.until(fired, 240)
     served.client.update_deployment_schedule(deployment.id, schedule, active=False)
     assert run.deployment_id == deployment.id
@@ -144,8 +150,8 @@ def test_a_schedule_fires_and_the_run_leaves_its_artifacts(served):
     assert artifacts["progress"] == 100
     assert [row["outcome"] for row in json.loads(artifacts["stages"])] == ["ran"] * 4
     assert json.loads(artifacts["metrics-judge"]) == [{"metric": "score.accuracy", "value": "0.5"}]
-    # The runs that came due in the meantime find nothing to do.
-    served.until(lambda: all(run.state.is_final() for run in served.client.read_flow_runs() if run.start_time))
+    # The runs that came due in the meantime find nothing to do; no later one may disturb the next test.
+    served.until(lambda: not any(run.state.is_pending() or run.state.is_running() or due(run) for run in all_runs()))
 
 
 def test_a_second_run_waits_and_names_the_first_and_cancelling_stops_every_process(served):

@@ -89,6 +89,7 @@ def test_other_parameters_do_not_resume_what_was_left_behind(project, hub_folder
     assert parts(project) == raw
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_end_in_the_same_bytes(project):
     """Children of this process, so that each starts at once; every one goes on from what the last left."""
     main(ARGV)

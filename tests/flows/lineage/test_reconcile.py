@@ -64,6 +64,7 @@ def test_a_failed_run_claims_nothing(project):
     assert record_all(project.root) == []
 
 
+@pytest.mark.slow
 def test_an_experiment_in_a_temporary_copy_is_not_taken_for_a_run_here(tmp_path):
     project = Project(tmp_path / "plain letters")  # DVC's own experiments fail in a folder with others
     project.dvc("repro", "prepare")

@@ -67,11 +67,13 @@ def listed(value) -> list:
     return value if isinstance(value, list) else [value]
 
 
+@pytest.mark.slow
 def test_the_validator_of_the_profile_accepts_the_crate(project, offline, tmp_path):
     project.export("ro-crate", "--out", str(tmp_path / "crate"))
     assert complaints(tmp_path / "crate", offline, "RECOMMENDED") == UNKNOWN
 
 
+@pytest.mark.slow
 def test_the_validator_refuses_a_crate_from_which_something_is_taken(project, offline, tmp_path):
     """The acceptance above means something only if the validator can say no."""
     crate = tmp_path / "crate"
