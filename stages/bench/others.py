@@ -11,13 +11,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, Trainer
 from transformers.utils.logging import disable_progress_bar
 
 from stages.bench.clock import Lap, now
-from stages.bench.workloads import Task
+from stages.bench.workloads import RATE, Task
 from stages.common.batches import Example, inference_batches
 from stages.common.params import load_params
 from stages.common.runtime import find_runtime
 from stages.trace.basis import semantic_bases
 
-_RATE: Final = 1e-6
 IGNORED: Final = -100  # a label that counts for nothing, by transformers' convention
 
 
@@ -58,7 +57,7 @@ class HuggingFaceTrainer:
             num_train_epochs=epochs,
             per_device_train_batch_size=self.task.batch_size,
             train_sampling_strategy="group_by_length",
-            learning_rate=_RATE,
+            learning_rate=RATE,
             lr_scheduler_type="cosine",
             weight_decay=self.params.weight_decay,
             max_grad_norm=self.params.clip_norm,

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from stages.bench.clock import Lap, now
-from stages.bench.workloads import Task
+from stages.bench.workloads import RATE, Task
 from stages.common.answers import Answer, Embeddings, Reader, Start
 from stages.common.artifacts import read_json
 from stages.common.batches import Example
@@ -24,13 +24,11 @@ from stages.common.runtime import Runtime, choose_runtime, find_runtime
 from stages.finetune.costs import Costs
 from stages.finetune.loop import train
 from stages.finetune.methods import make_trainable
+from stages.finetune.search import CACHE_BATCH_TOKENS
 from stages.finetune.validation import Split
 from stages.trace.basis import semantic_bases
 from stages.trace.collect import Tracer, collect
 from stages.trace.sample import SPLIT, draw_sample
-
-_CACHE_BATCH_TOKENS = 1024
-_RATE = 1e-6  # weights stay finite however often they are trained on
 
 
 class FineTuner:
@@ -58,7 +56,7 @@ class FineTuner:
         costs = Costs(self.shape, boundary, "weights", params.lora_rank)
         reader = _Clock(model, self.runtime)
         both = Split(chosen, start), Split(chosen[:1], start)
-        training = train(trainable, self.runtime, *both, reader, costs, params, _RATE, 1, "benchmark")
+        training = train(trainable, self.runtime, *both, reader, costs, params, RATE, 1, "benchmark")
         model.network.requires_grad_(False).zero_grad(set_to_none=True)
         # The first reading is that before training.
         return Lap([at - began for at in reader.times[1:]], [point["flops"] for point in training.curve[1:]])
@@ -78,7 +76,7 @@ class FineTuner:
         if boundary == 0:
             return Embeddings.behind(self.model, examples[0].prompt_ids[: self.task.shared])
         shared = self.task.shared
-        return cache_boundary(self.model, self.runtime, examples, shared, boundary, _CACHE_BATCH_TOKENS)
+        return cache_boundary(self.model, self.runtime, examples, shared, boundary, CACHE_BATCH_TOKENS)
 
 
 class PlainAllocator(FineTuner):

@@ -16,6 +16,7 @@ from stages.common.benchmark import Workload
 from stages.common.params import Device
 
 EMBEDDED: Final = "embedded"
+RATE: Final = 1e-6  # of every contender: weights stay finite however often they are trained on
 _FIRST_TOKEN: Final = 3  # below it lie the tokens that mark beginning, end and padding
 _MOST_EXAMPLES: Final = 2048
 

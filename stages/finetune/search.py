@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from stages.common.answers import Embeddings, Reader, Start
 from stages.common.artifacts import read_json
@@ -22,7 +23,7 @@ from stages.finetune.methods import METHODS, Trainable, make_trainable
 from stages.finetune.processes import ALONE, Processes
 from stages.finetune.validation import Split
 
-_CACHE_BATCH_TOKENS = 1024
+CACHE_BATCH_TOKENS: Final = 1024  # of a pass through the frozen layers
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _open_states(bench: Bench, trainable: Trainable) -> dict[str, Opened]:
         bench.runtime,
         frozen_units(read_json(bench.base / "base.json")["shards"], boundary),
         bench.shared,
-        _CACHE_BATCH_TOKENS,
+        CACHE_BATCH_TOKENS,
         bench.processes if bench.processes.count > 1 else None,
     )
     passes = params.epochs * len(params.learning_rate[bench.method])

@@ -6,10 +6,11 @@ from transformers import AutoModelForCausalLM
 
 from stages.bench import others, ours
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer, labelled, pad
-from stages.bench.ours import FineTuner, TraceMaker
+from stages.bench.ours import BasisSolver, FineTuner, TraceMaker
 from stages.common.cost import ModelShape
 from stages.common.freeze_plan import trained_names
 from stages.common.models.families import family_of
+from tests.bench.conftest import CPU
 from tests.conftest import PROJECT
 
 
@@ -28,8 +29,8 @@ def changed(before, network):
 
 @pytest.mark.parametrize("boundary", [0, 2])
 def test_ours_and_the_trainer_change_the_same_weights(task, boundary, monkeypatch):
-    monkeypatch.setattr(ours, "_RATE", 0.01)
-    monkeypatch.setattr(others, "_RATE", 0.01)
+    monkeypatch.setattr(ours, "RATE", 0.01)
+    monkeypatch.setattr(others, "RATE", 0.01)
     found = {}
     for kind in (FineTuner, HuggingFaceTrainer):
         runner = kind(task)
@@ -46,7 +47,7 @@ def test_ours_and_the_trainer_change_the_same_weights(task, boundary, monkeypatc
 
 
 def test_a_second_run_above_another_boundary_is_not_hindered_by_the_first(task, monkeypatch):
-    monkeypatch.setattr(ours, "_RATE", 0.01)
+    monkeypatch.setattr(ours, "RATE", 0.01)
     runner = FineTuner(task)
     first = runner.run(boundary=2, epochs=1, examples=8)
     before = weights(runner.model.network)
@@ -98,3 +99,8 @@ def test_the_naive_loop_finds_the_deviations_that_ours_writes(task, monkeypatch)
     mine = sorted(row["deviation"] for row in kept)
     assert len(mine) == sum(len(example.answer_ids) for example in task.examples[:12])
     torch.testing.assert_close(torch.tensor(mine), torch.tensor(theirs), atol=2e-5, rtol=0)
+
+
+def test_the_benchmarks_clock_runs_while_bases_are_solved():
+    solver = BasisSolver(CPU)
+    assert solver.run(vocabulary=300, hidden=16, tokens=4).seconds[0] > 0

@@ -6,7 +6,6 @@ import torch
 
 from stages.trace import basis
 from stages.trace.basis import semantic_bases
-from stages.trace.basis_time import seconds_of_bases
 
 
 def head(rows, columns, *, rank=None, condition=None, seed=0):
@@ -89,7 +88,3 @@ def test_a_head_of_few_bits_is_solved_in_float64(dtype):
     weight = torch.from_numpy(CASES["tall"]).to(dtype)
     ours = semantic_bases(weight, None, range(300)).numpy()
     np.testing.assert_allclose(ours, np.linalg.pinv(weight.double().numpy()).T, rtol=1e-9, atol=1e-12)
-
-
-def test_the_benchmarks_clock_runs_while_bases_are_solved():
-    assert seconds_of_bases(vocabulary=300, hidden=16, tokens=4) > 0
