@@ -8,7 +8,7 @@ with it computes what it computes inside the model.
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -56,7 +56,7 @@ def layer_calls(trunk: nn.Module, layers: nn.ModuleList, last: int, **inputs: An
     calls: list[LayerCall] = []
 
     def recorder(layer: nn.Module) -> Callable[..., Tensor]:
-        names = _parameters(type(layer))
+        names = _parameters(type(layer).forward)
 
         def record(*values: Any, **options: Any) -> Tensor:
             states, *rest = (*values, *([options.pop(names[0])] if names[0] in options else []))
@@ -67,15 +67,13 @@ def layer_calls(trunk: nn.Module, layers: nn.ModuleList, last: int, **inputs: An
 
         return record
 
-    if "position_ids" not in _parameters(type(trunk)):
+    if "position_ids" not in _parameters(type(trunk).forward):
         inputs.pop("position_ids", None)
     with ExitStack() as stack:
         for layer in layers[:last]:
             stack.enter_context(computing(layer, recorder(layer)))
-        try:
-            trunk(**inputs, use_cache=False)
-        except _EnoughRecorded:
-            pass
+        stack.enter_context(suppress(_EnoughRecorded))
+        trunk(**inputs, use_cache=False)
     return calls
 
 
@@ -98,7 +96,7 @@ def computing(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 @cache
-def _parameters(kind: type[nn.Module]) -> tuple[str, ...]:
-    """Names of what a module's forward pass takes by position or by name."""
-    _, *parameters = inspect.signature(kind.forward).parameters.values()
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of what a forward pass takes by position or by name."""
+    _, *parameters = inspect.signature(forward).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)

@@ -143,41 +143,42 @@ def family_of(model_type: str, names: Iterable[str] | None = None) -> Family:
 def family_from_names(model_type: str, names: Iterable[str]) -> Family:
     """Find the parts of an unknown architecture by transformers' conventions for names.
 
-    The layers are the longest numbered list; the embedding and the final norm lie beside it in the
-    trunk and are called so; what lies outside the trunk is the head.
+    The layers are the longest numbered list; embeddings and final norm lie beside it in the trunk and are
+    called so; what lies outside the trunk is the head.
 
     Raises:
-        UserError: says which part was not found, or which parameter belongs to none.
+        UserError: says which part was not found, or which parameters belong to none.
     """
     names = list(names)
     layers = _longest_list(names)
-    if layers is None or "." not in layers:
-        raise UserError(f"model type {model_type!r}: no list of decoder layers (trunk.layers.0...) among its parameters")
-    outside = sorted({name.rpartition(".")[0] for name in names if not name.startswith(f"{layers}.")})
+    if "." not in layers:
+        raise UserError(f"model type {model_type!r}: its list of decoder layers (trunk.layers.0...) was not found")
     trunk = f"{layers.rpartition('.')[0]}."
-    beside = [part for part in outside if part.startswith(trunk)]
-    places = [part for part in beside if re.search(r"(pos\w*|wpe)$", part)]
-    norms = [part for part in beside if re.search(r"(norm|ln)(_?f)?$|^ln_f$", part) and "emb" not in part]
-    embeddings = [part for part in beside if re.search(r"(wte|emb\w*)$", part) and part not in places]
-    heads = [part for part in outside if part not in beside]
-    inputs = [part for part in beside if "emb" in part and part not in embeddings] + places
-    found = {"token embedding": embeddings, "final norm": norms}
-    for what, parts in found.items():
-        if len(parts) != 1:
-            told = f"several that may be it ({', '.join(parts)})" if parts else "none"
-            raise UserError(f"model type {model_type!r}: its {what} was not found by name: {told}")
-    strange = [part for part in beside if part not in {*embeddings, *norms, *inputs}]
-    if strange or len(heads) > 1:
-        told = ", ".join(strange or heads)
-        raise UserError(f"model type {model_type!r}: {told}: it is not known whether this comes before or after the layers")
-    return Family(embeddings[0], layers, norms[0], *heads, inputs=tuple(dict.fromkeys(inputs)))
+    parts: dict[str, list[str]] = {role: [] for role in ("embedding", "norm", "inputs", "head", "other")}
+    for part in sorted({name.rpartition(".")[0] for name in names if not name.startswith(f"{layers}.")}):
+        own = part.removeprefix(trunk)
+        parts["head" if own == part else _role_of(own)].append(part)
+    for role in ("embedding", "norm"):
+        if not parts[role]:
+            raise UserError(f"model type {model_type!r}: its {role} was not found by name")
+    strange = [*parts["other"], *parts["embedding"][1:], *parts["norm"][1:], *parts["head"][1:]]
+    if strange:
+        raise UserError(f"model type {model_type!r}: what {', '.join(strange)} is for was not found out by name")
+    head = (parts["head"] or ["lm_head"])[0]  # a tied one is not among the weights of a file
+    return Family(parts["embedding"][0], layers, parts["norm"][0], head, inputs=tuple(parts["inputs"]))
 
 
-def _longest_list(names: Iterable[str]) -> str | None:
+def _role_of(part: str) -> str:
+    """What a part of the trunk is, by its name; an embedding's norm is no final norm."""
+    roles = {"inputs": r"pos|wpe|emb\w*(norm|ln)", "embedding": r"emb|wte", "norm": r"norm|ln"}
+    return next((role for role, words in roles.items() if re.search(words, part)), "other")
+
+
+def _longest_list(names: Iterable[str]) -> str:
     """The outermost numbered prefix with the most numbers: ``model.layers`` of ``model.layers.0.mlp...``."""
     members: dict[str, set[str]] = defaultdict(set)
     for name in names:
         match = re.match(r"(.+?)\.(\d+)\.", name)
         if match:
             members[match[1]].add(match[2])
-    return max(members, key=lambda prefix: len(members[prefix]), default=None)
+    return max(members, key=lambda prefix: len(members[prefix]), default="")

@@ -64,9 +64,7 @@ def behind(lengths: Sequence[int], device: torch.device, beginning: Beginning | 
     """Sequences of so many tokens each, behind a beginning that was walked before, from the same space."""
     if beginning is None:
         return Packing.of(lengths, device)
-    return Packing.of(
-        lengths, device, past=beginning.length, memory=beginning.keys_values, before=beginning.start
-    )
+    return Packing.of(lengths, device, past=beginning.length, memory=beginning.keys_values, before=beginning.start)
 
 
 def walk(

@@ -77,7 +77,7 @@ def test_prefix_and_suffix_make_the_whole(boundary):
     batch = batch_of(0)
     packing = Packing.of(batch.lengths, model.device)
     with torch.no_grad():
-        states = embed(model, batch.ids)
+        states = Embeddings.behind(model, []).states(batch)
         whole = run(model, states, 0, model.depth, packing)
         halves = run(model, run(model, states, 0, boundary, packing), boundary, model.depth, packing)
     torch.testing.assert_close(halves, whole)
@@ -105,9 +105,11 @@ def test_sequences_of_one_length_need_no_padding_and_agree_with_those_that_do():
     model = open_tiny("llama")
     tokens = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 10]])
     with torch.no_grad():
-        together = run(model, embed(model, tokens.flatten()), 0, 4, Packing.of([4, 4], model.device))
-        longer = torch.cat([tokens.flatten(), torch.arange(20, 26)])
-        padded = run(model, embed(model, longer), 0, 4, Packing.of([4, 4, 6], model.device))
+        short = Packing.of([4, 4], model.device)
+        together = run(model, embed(model, tokens.flatten(), short.position_ids()[0]), 0, 4, short)
+        ids = torch.cat([tokens.flatten(), torch.arange(20, 26)])
+        longer = Packing.of([4, 4, 6], model.device)
+        padded = run(model, embed(model, ids, longer.position_ids()[0]), 0, 4, longer)
     torch.testing.assert_close(padded[:8], together, rtol=1e-5, atol=1e-5)
 
 
