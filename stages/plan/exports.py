@@ -36,7 +36,7 @@ def _peft(base: BaseFacts, family: Family, boundary: int) -> dict[str, Any]:
         return {}
     return {
         "task_type": "CAUSAL_LM",
-        "target_modules": list(base.shape.linear_maps),
+        "target_modules": base.shape.adapted_maps,
         "layers_to_transform": list(range(boundary, layers)),
         "layers_pattern": family.layers.rsplit(".", 1)[-1],
     }
