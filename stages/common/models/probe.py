@@ -3,6 +3,7 @@
 from typing import Final
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from stages.common.models.attention import Packing
 from stages.common.models.causal_model import CausalModel
@@ -28,8 +29,12 @@ def difference(model: CausalModel) -> float:
     ends = torch.tensor(_LENGTHS, device=device).cumsum(0) - 1
     states = embed(model, tokens, packing.position_ids()[0])
     ours = model.logits(run_to_answers(model, states, 0, packing, ends)).double()
-    prompts = [torch.cat([beginning, rest])[None] for rest in own]
-    theirs = torch.cat([model.network(prompt, use_cache=False).logits[:, -1] for prompt in prompts]).double()
+    # Padded on the right, which a causal model never looks back from: one pass of the model's own for both.
+    prompts = pad_sequence(
+        [torch.cat([beginning, rest]) for rest in own], batch_first=True, padding_value=int(tokens[0])
+    )
+    last = torch.tensor(_LENGTHS, device=device) + _SHARED - 1
+    theirs = model.network(prompts, use_cache=False).logits[torch.arange(len(own), device=device), last].double()
     centred = theirs - theirs.mean(-1, keepdim=True)
     ours = ours - ours.mean(-1, keepdim=True)
     return float((ours - centred).norm() / centred.norm())
