@@ -8,7 +8,7 @@ with it computes what it computes inside the model.
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -54,27 +54,38 @@ def layer_calls(trunk: nn.Module, layers: nn.ModuleList, last: int, **inputs: An
         inputs: what the trunk is called with; positions are left out where it takes none.
     """
     calls: list[LayerCall] = []
-
-    def recorder(layer: nn.Module) -> Callable[..., Tensor]:
-        names = _parameters(type(layer).forward)
-
-        def record(*values: Any, **options: Any) -> Tensor:
-            states, *rest = (*values, *([options.pop(names[0])] if names[0] in options else []))
-            calls.append(LayerCall(layer, states, {**dict(zip(names[1:], rest, strict=False)), **options}))
-            if len(calls) == last:
-                raise _EnoughRecorded
-            return calls[0].states
-
-        return record
-
+    recorders = {number: _Recorder(layer, calls, last) for number, layer in layers.named_children()}
     if "position_ids" not in _parameters(type(trunk).forward):
         inputs.pop("position_ids", None)
-    with ExitStack() as stack:
-        for layer in layers[:last]:
-            stack.enter_context(computing(layer, recorder(layer)))
-        stack.enter_context(suppress(_EnoughRecorded))
+    own = vars(layers)["_modules"]
+    vars(layers)["_modules"] = recorders
+    try:
         trunk(**inputs, use_cache=False)
-    return calls
+    except _EnoughRecorded:
+        return calls
+    finally:
+        vars(layers)["_modules"] = own
+    raise RuntimeError(f"the model called {len(calls)} of its layers instead of {last}")
+
+
+class _Recorder(nn.Module):
+    """In a layer's place, with the layer's own attributes: its hooks and its forward pass do not run."""
+
+    def __init__(self, layer: nn.Module, calls: list[LayerCall], last: int) -> None:
+        super().__init__()
+        vars(self).update(layer=layer, calls=calls, last=last)
+
+    def forward(self, *values: Any, **options: Any) -> Tensor:
+        """Keep what the layer would have been given; hand on what the first layer was given."""
+        name, *names = _parameters(type(self.layer).forward)
+        states, *rest = values or (options.pop(name),)
+        self.calls.append(LayerCall(self.layer, states, {**dict(zip(names, rest, strict=False)), **options}))
+        if len(self.calls) == self.last:
+            raise _EnoughRecorded
+        return self.calls[0].states
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["layer"], name)
 
 
 def unmasked(like: Tensor) -> Tensor:
