@@ -104,7 +104,8 @@ def training_flops(
     layer = layer_forward_flops(shape, queries, attended)
     attention = _attention_flops(shape, seen if shape.packed else attended)
     computed, used = (
-        sum(part.products * rows[which] for part, rows in last_layer_rows(shape, queries, positions)) for which in (0, 1)
+        sum(part.products * rows[which] for part, rows in last_layer_rows(shape, queries, positions))
+        for which in (0, 1)
     )
     forward = below * layer + 2 * computed + attention + head
     inputs = below * (layer + _attention_flops(shape, attended)) + 2 * used + 2 * attention + head

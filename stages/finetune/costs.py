@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stages.common.batches import Batch, Example
-from stages.common.cost import ModelShape, Technique, forward_flops, last_layer_rows, layer_forward_flops, training_flops
+from stages.common.cost import (
+    ModelShape,
+    Technique,
+    forward_flops,
+    last_layer_rows,
+    layer_forward_flops,
+    training_flops,
+)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # A mask of four dimensions is taken as it is; None would have the trunk build one over all packed rows.
 _NO_MASK: Final = torch.zeros(1, 1, 1, 1)
@@ -86,6 +87,11 @@ class _Recorder(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self)["layer"], name)
+
+
+def apply(part: Callable[..., Tensor], *inputs: Any, recompute: bool) -> Tensor:
+    """Run a part of the model; where it is to be recomputed, back-propagation keeps its inputs alone."""
+    return checkpoint(part, *inputs, use_reentrant=False) if recompute else part(*inputs)
 
 
 def unmasked(like: Tensor) -> Tensor:

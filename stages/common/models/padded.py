@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from stages.common.models.attention import Packing
+from stages.common.models.calls import apply
 from stages.common.models.causal_model import CausalModel
 
 
-def walk(model: CausalModel, states: Tensor, first: int, last: int, packing: Packing) -> Iterator[Tensor]:
+def walk(
+    model: CausalModel, states: Tensor, first: int, last: int, packing: Packing, *, recompute: bool = False
+) -> Iterator[Tensor]:
     """Yield the spaces first+1..last of packed rows, [rows, hidden] each."""
     grid = to_grid(states, packing)
     positions = torch.arange(grid.shape[1], device=grid.device).expand(grid.shape[:2])
     for call in model.calls(last, positions)[first:]:
-        grid = call.run(grid)
+        grid = apply(call.run, grid, recompute=recompute)
         yield from_grid(grid, packing)
 
 
