@@ -38,7 +38,7 @@ class Packing:
         slots: where each of the N own tokens lies in a padded [B, T] grid, [N].
         memory: keys and values of the beginning by layer, each [1, key-value heads, P, head size].
         remember: where this pass leaves its keys and values, by layer.
-        before: the beginning's states where the pass starts, [P, hidden]: for layers that take no packing.
+        before: the beginning's spaces by number, each [P, hidden]: for layers that take no packing.
     """
 
     past: int
@@ -48,7 +48,7 @@ class Packing:
     slots: Tensor
     memory: dict[int, KeysValues] = field(default_factory=dict)
     remember: dict[int, KeysValues] | None = None
-    before: Tensor | None = None
+    before: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -59,7 +59,7 @@ class Packing:
         past: int = 0,
         memory: dict[int, KeysValues] | None = None,
         remember: dict[int, KeysValues] | None = None,
-        before: Tensor | None = None,
+        before: dict[int, Tensor] | None = None,
     ) -> Self:
         """Sequences of so many own tokens each, behind a beginning of ``past`` tokens.
 
@@ -68,7 +68,7 @@ class Packing:
         longest = max(lengths)
         slots = torch.cat([row * longest + torch.arange(length) for row, length in enumerate(lengths)])
         joined = past > 0 and memory is None
-        return cls(past, joined, len(lengths), longest, slots.to(device), memory or {}, remember, before)
+        return cls(past, joined, len(lengths), longest, slots.to(device), memory or {}, remember, before or {})
 
     @property
     def beginning_rows(self) -> int:

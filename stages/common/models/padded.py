@@ -18,18 +18,18 @@ def walk(
     model: CausalModel, states: Tensor, first: int, last: int, packing: Packing, *, recompute: bool = False
 ) -> Iterator[Tensor]:
     """Yield the spaces first+1..last of packed rows, [rows, hidden] each."""
-    grid = to_grid(states, packing)
+    grid = to_grid(states, packing, first)
     positions = torch.arange(grid.shape[1], device=grid.device).expand(grid.shape[:2])
     for call in model.calls(last, positions)[first:]:
         grid = apply(call.run, grid, recompute=recompute)
         yield from_grid(grid, packing)
 
 
-def to_grid(rows: Tensor, packing: Packing) -> Tensor:
-    """Packed rows [rows, hidden] to [B, P + T, hidden], zeros behind a sequence's end."""
+def to_grid(rows: Tensor, packing: Packing, space: int) -> Tensor:
+    """Packed rows [rows, hidden] of a space to [B, P + T, hidden], zeros behind a sequence's end."""
     beginning, own = rows.split([packing.beginning_rows, len(packing.slots)])
-    if packing.before is not None:
-        beginning = packing.before
+    if packing.before:
+        beginning = packing.before[space]
     empty = own.new_zeros(packing.sequences * packing.longest, own.shape[1])
     grid = empty.index_copy(0, packing.slots, own).view(packing.sequences, packing.longest, -1)
     return torch.cat([beginning.expand(packing.sequences, -1, -1), grid], dim=1)

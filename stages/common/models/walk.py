@@ -34,16 +34,16 @@ class Beginning:
 
     Attributes:
         length: P.
-        start: the space that it was walked from, [P, hidden].
         states: its last space, [P, hidden].
         keys_values: by layer (from 0, as transformers counts), each [1, key-value heads, P, head size];
             empty for a model that runs padded.
+        spaces: for a model that runs padded, its spaces by number, each [P, hidden].
     """
 
     length: int
-    start: Tensor
     states: Tensor
     keys_values: dict[int, KeysValues]
+    spaces: dict[int, Tensor]
 
 
 def embed(model: CausalModel, ids: Tensor, positions: Tensor) -> Tensor:
@@ -57,14 +57,17 @@ def walk_beginning(model: CausalModel, states: Tensor | None, first: int, last: 
         return None
     remembered: dict[int, KeysValues] = {}
     packing = Packing.of([len(states)], states.device, remember=remembered)
-    return Beginning(len(states), states, run(model, states, first, last, packing), remembered)
+    if model.family.packed:
+        return Beginning(len(states), run(model, states, first, last, packing), remembered, {})
+    spaces = {first: states, **dict(enumerate(walk(model, states, first, last, packing), first + 1))}
+    return Beginning(len(states), spaces[last], {}, spaces)
 
 
 def behind(lengths: Sequence[int], device: torch.device, beginning: Beginning | None) -> Packing:
-    """Sequences of so many tokens each, behind a beginning that was walked before, from the same space."""
+    """Sequences of so many tokens each, behind a beginning that was walked before."""
     if beginning is None:
         return Packing.of(lengths, device)
-    return Packing.of(lengths, device, past=beginning.length, memory=beginning.keys_values, before=beginning.start)
+    return Packing.of(lengths, device, past=beginning.length, memory=beginning.keys_values, before=beginning.spaces)
 
 
 def walk(

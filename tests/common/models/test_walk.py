@@ -110,6 +110,19 @@ def test_sequences_of_one_length_need_no_padding_and_agree_with_those_that_do():
     torch.testing.assert_close(padded[:8], together, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "falcon", "mamba"])
+def test_a_walk_goes_on_from_the_middle_behind_a_walked_beginning(model_type):
+    model, batch = open_tiny(model_type), batch_of(SHARED)
+    start = Embeddings.behind(model, PROMPTS[0][:SHARED])
+    with torch.no_grad():
+        packing = behind(batch.lengths, model.device, walk_beginning(model, start.beginning(), 0, 4))
+        whole = run(model, start.states(batch), 0, 4, packing)
+        middle = run(model, start.states(batch), 0, 3, packing)
+        answers = run_to_answers(model, middle, 3, packing, batch.answers)
+        torch.testing.assert_close(run(model, middle, 3, 4, packing), whole)
+    torch.testing.assert_close(answers, whole[batch.answers], rtol=1e-4, atol=1e-5)
+
+
 def compare_gradients(model_type, boundary, **overrides):
     """Each example with its own copy of the beginning, through Hugging Face's forward, is the reference."""
     model, theirs = open_tiny(model_type, **overrides), reference(model_type, **overrides)
