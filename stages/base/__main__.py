@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = BaseRoom.load().model
 
     with open_source(params) as source, replacing_folder(args.out) as folder:
-        family = family_of(source.config["model_type"])
+        family = family_of(source.config["model_type"], source.tensors)
         sizes = write_folder(source, family, folder)
         facts = identity(source, params.source, family, sizes, folder)
         write_json(folder / "base.json", facts)

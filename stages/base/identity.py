@@ -39,7 +39,7 @@ def identity(source: Source, kind: str, family: Family, sizes: Mapping[str, int]
         "parameters": {
             "embedding": per_unit["embedding"],
             "per_layer": [per_unit[unit] for unit in sorted(per_unit) if unit.startswith("layer-")],
-            "norm": per_unit["final"],
+            "norm": per_unit.get("final", 0),
             "head": per_unit.get("head", 0),
         },
         "shards": hashes,

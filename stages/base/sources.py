@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from stages.base import embedded
+from stages.base.checkpoint import LazyTensors, complete_config
 from stages.common.artifacts import read_json
 from stages.common.command import UserError
 from stages.common.params import Model
@@ -87,7 +87,7 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
         raise UserError(f"{folder}: holds no .safetensors weights; other formats are not opened")
     options = {"trust_remote_code": params.trust_remote_code, "local_files_only": True}
     try:
-        AutoConfig.from_pretrained(folder, **options)
+        opened = AutoConfig.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -96,27 +96,7 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
         name=name,
         origin=origin,
         revision=revision,
-        config=read_json(folder / "config.json"),
+        config=complete_config(read_json(folder / "config.json"), opened),
         tokenizer=tokenizer,
-        tensors=_LazyTensors(folder),
+        tensors=LazyTensors(folder, opened),
     )
-
-
-class _LazyTensors(Mapping[str, Tensor]):
-    """The tensors of a folder's safetensors files, each read when asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file_of: dict[str, Path] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as shard:
-                self._file_of.update(dict.fromkeys(shard.keys(), file))
-
-    def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._file_of[name], framework="pt") as shard:
-            return shard.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
-
-    def __len__(self) -> int:
-        return len(self._file_of)

@@ -57,11 +57,19 @@ class Embeddings:
 
     def beginning(self) -> Tensor | None:
         """See :class:`Start`."""
-        return embed(self.model, self.ids) if self.shared else None
+        return embed(self.model, self.ids, self._places) if self.shared else None
 
     def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
         """See :class:`Start`; one look-up for all rows, so that the matrix gets one gradient."""
-        return embed(self.model, torch.cat([self.ids, batch.ids]) if joined else batch.ids)
+        places = batch.positions(self.shared)
+        if not joined:
+            return embed(self.model, batch.ids, places)
+        return embed(self.model, torch.cat([self.ids, batch.ids]), torch.cat([self._places, places]))
+
+    @property
+    def _places(self) -> Tensor:
+        """Where the beginning's tokens stand, [P]."""
+        return torch.arange(self.shared, device=self.ids.device)
 
 
 def training_logits(model: CausalModel, start: Start, batch: Batch, *, recompute: bool = False) -> Tensor:

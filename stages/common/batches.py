@@ -139,6 +139,10 @@ class Batch:
         }
         return type(self)(**fields)
 
+    def positions(self, shared: int) -> Tensor:
+        """Where each of the N tokens stands in its prompt, [N]."""
+        return torch.cat([torch.arange(shared, shared + tokens) for tokens in self.lengths]).to(self.ids.device)
+
     def attended(self, shared: int) -> int:
         """Keys seen, summed over the batch's own tokens: the attention's share of the cost."""
         return sum(tokens * shared + tokens * (tokens + 1) // 2 for tokens in self.lengths)

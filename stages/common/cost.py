@@ -17,11 +17,23 @@ values of answer positions a second time. Both are counted, because both are com
 A beginning that all examples of a batch share is computed once: it counts once in the sums.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal
 
-from stages.common.command import UserError
+from stages.common.models.shape import ModelShape
+from stages.common.models.sizes import LinearMap
+
+__all__ = [
+    "ModelShape",
+    "Technique",
+    "activation_bytes_per_token",
+    "forward_flops",
+    "gradient_bytes",
+    "head_forward_flops",
+    "last_layer_rows",
+    "layer_forward_flops",
+    "optimizer_bytes",
+    "training_flops",
+]
 
 FLOAT32_BYTES: Final = 4
 _ADAM_MOMENTS: Final = 2  # AdamW: running means of the gradient and of its square, in float32
@@ -30,143 +42,9 @@ _ADAM_MOMENTS: Final = 2  # AdamW: running means of the gradient and of its squa
 Technique = Literal["weights", "lora"]
 
 
-@dataclass(frozen=True)
-class ModelShape:
-    """Sizes of a Llama-like decoder: gated feed-forward part, grouped-query attention, RMS norms.
-
-    Attributes:
-        intermediate: width of the feed-forward part.
-        kv_heads: key-value heads, each shared by ``heads / kv_heads`` query heads.
-        tied_head: the head is the embedding matrix.
-        qkv_bias, output_bias, mlp_bias: which linear maps carry a bias.
-        extra_norms: parameters of a layer's norms beyond the two of width ``hidden``.
-    """
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    tied_head: bool
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
-    extra_norms: int = 0
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read the sizes out of a Hugging Face ``config.json``.
-
-        Raises:
-            UserError: an entry is missing; names it.
-        """
-        try:
-            heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-            intermediate = int(config["intermediate_size"])
-            head_dim = int(config.get("head_dim") or hidden // heads)
-            family = str(config.get("model_type"))
-            bias = bool(config.get("attention_bias", False))
-            return cls(
-                layers=int(config["num_hidden_layers"]),
-                hidden=hidden,
-                intermediate=intermediate,
-                heads=heads,
-                kv_heads=int(config.get("num_key_value_heads") or heads),
-                head_dim=head_dim,
-                vocabulary=int(config["vocab_size"]),
-                tied_head=bool(config.get("tie_word_embeddings", False)),
-                qkv_bias=bias or family == "qwen2",
-                output_bias=bias and family != "qwen2",
-                mlp_bias=bool(config.get("mlp_bias", False)),
-                extra_norms={"qwen3": 2 * head_dim, "bitnet": hidden + intermediate}.get(family, 0),
-            )
-        except KeyError as error:
-            raise UserError(
-                f"config.json: no entry {error.args[0]!r}; is it a decoder-only language model's?"
-            ) from None
-
-    @property
-    def attention_width(self) -> int:
-        """Width of all query heads together."""
-        return self.heads * self.head_dim
-
-    @property
-    def kv_width(self) -> int:
-        """Width of all key heads (and of all value heads) together."""
-        return self.kv_heads * self.head_dim
-
-    @property
-    def linear_maps(self) -> dict[str, tuple[int, int]]:
-        """Input and output width of a layer's linear maps, by Llama's names."""
-        return {
-            "q_proj": (self.hidden, self.attention_width),
-            "k_proj": (self.hidden, self.kv_width),
-            "v_proj": (self.hidden, self.kv_width),
-            "o_proj": (self.attention_width, self.hidden),
-            "gate_proj": (self.hidden, self.intermediate),
-            "up_proj": (self.hidden, self.intermediate),
-            "down_proj": (self.intermediate, self.hidden),
-        }
-
-    @property
-    def linear_parameters(self) -> int:
-        """Weights of a layer's linear maps, biases left out."""
-        return sum(wide * high for wide, high in self.linear_maps.values())
-
-    @property
-    def layer_parameters(self) -> int:
-        """All parameters of one layer."""
-        biases = (
-            self.qkv_bias * (self.attention_width + 2 * self.kv_width)
-            + self.output_bias * self.hidden
-            + self.mlp_bias * (2 * self.intermediate + self.hidden)
-        )
-        return self.linear_parameters + biases + 2 * self.hidden + self.extra_norms
-
-    @property
-    def embedding_parameters(self) -> int:
-        """Parameters of the embedding matrix."""
-        return self.vocabulary * self.hidden
-
-    @property
-    def norm_parameters(self) -> int:
-        """Parameters of the final norm."""
-        return self.hidden
-
-    @property
-    def head_parameters(self) -> int:
-        """Parameters of the head alone: none where it is the embedding matrix."""
-        return 0 if self.tied_head else self.vocabulary * self.hidden
-
-    @property
-    def parameters(self) -> int:
-        """All parameters, a tied head counted once."""
-        return (
-            self.embedding_parameters
-            + self.layers * self.layer_parameters
-            + self.norm_parameters
-            + self.head_parameters
-        )
-
-    def trained_parameters(self, boundary: int) -> int:
-        """Parameters that train when layers 1..boundary are frozen; 0 freezes nothing, embeddings included.
-
-        From boundary 1 on the embeddings are frozen, and a tied head with them.
-        """
-        if boundary == 0:
-            return self.parameters
-        return (self.layers - boundary) * self.layer_parameters + self.norm_parameters + self.head_parameters
-
-    def lora_parameters(self, boundary: int, rank: int) -> int:
-        """Parameters of rank-``rank`` adapters beside every linear map of layers boundary+1..L."""
-        return (self.layers - boundary) * rank * sum(wide + high for wide, high in self.linear_maps.values())
-
-
 def layer_forward_flops(shape: ModelShape, queries: int, attended: int) -> int:
     """One layer's forward pass: its linear maps, and the products QKᵀ and PV."""
-    return 2 * shape.linear_parameters * queries + _attention_flops(shape, attended)
+    return 2 * shape.linear_products * queries + _attention_flops(shape, attended)
 
 
 def head_forward_flops(shape: ModelShape, positions: int) -> int:
@@ -197,11 +75,12 @@ def training_flops(
 
     Backward, a linear map costs its forward pass for the gradient of its input, and again for that of
     its weight; the attention's two products cost twice their forward pass. With ``weights`` every
-    trained layer pays all of it: the lowest too, because its first norm's weight is trained and needs
-    the gradient that q, k and v pass down. With ``lora`` frozen weights need no gradient of their own,
-    and below the lowest adapters nothing is trained, so that q, k and v there pass nothing down. The
-    head passes its input's gradient down; its weight's is computed where the head trains: with
-    ``weights``, unless it is tied and the embeddings are frozen (boundary of 1 or more).
+    trained layer pays all of it: the lowest too, because its first norm's weight, where it has one, is
+    trained and needs the gradient that q, k and v pass down. With ``lora`` frozen weights need no
+    gradient of their own, and below the lowest adapters nothing is trained, so that what reads that
+    layer's own input passes nothing down. The head passes its input's gradient down; its weight's is
+    computed where the head trains: with ``weights``, unless it is tied and the embeddings are frozen
+    (boundary of 1 or more).
 
     Args:
         shape: the model.
@@ -211,7 +90,7 @@ def training_flops(
         positions: answer positions.
         seen: keys that these see, summed.
         method: what is trained in the layers above the boundary; ``lora`` trains adapters alone (no
-            norm, no head) of rank ``rank`` beside all seven linear maps.
+            norm, no head) of rank ``rank`` beside all linear maps but experts.
         rank: of the adapters.
 
     Raises:
@@ -222,21 +101,21 @@ def training_flops(
     if boundary == shape.layers:
         return (2 + (not shape.tied_head)) * head
     below = shape.layers - boundary - 1
-    layer, attention = layer_forward_flops(shape, queries, attended), _attention_flops(shape, seen)
-    last_forward = 2 * (_qkv(shape) * queries + shape.linear_parameters * positions) + attention
-    last_backward = 2 * _used_in_last(shape, queries, positions) + 2 * attention  # the gradient of inputs
-    weights = 2 * (shape.linear_parameters * queries * below) + 2 * _used_in_last(shape, queries, positions)
-    forward = below * layer + last_forward + head
-    inputs = below * (layer + _attention_flops(shape, attended)) + last_backward + head
-    if method == "weights":
-        head_trains = boundary == 0 or not shape.tied_head
-        return forward + inputs + weights + head_trains * head
-    return (
-        forward
-        + inputs
-        - _lowest_inputs(shape, below, queries, positions)
-        + _lora_flops(shape, below, queries, positions, rank)
+    layer = layer_forward_flops(shape, queries, attended)
+    attention = _attention_flops(shape, seen if shape.packed else attended)
+    computed, used = (
+        sum(part.products * rows[which] for part, rows in last_layer_rows(shape, queries, positions))
+        for which in (0, 1)
     )
+    forward = below * layer + 2 * computed + attention + head
+    inputs = below * (layer + _attention_flops(shape, attended)) + 2 * used + 2 * attention + head
+    if method == "lora":
+        lowest = _lowest_inputs(shape, below, queries, positions)
+        return forward + inputs - lowest + _lora_flops(shape, below, queries, positions, rank)
+    if boundary and not shape.layer.input_norm:
+        inputs -= _lowest_inputs(shape, below, queries, positions)
+    weights = 2 * (below * shape.linear_products * queries + used)
+    return forward + inputs + weights + (boundary == 0 or not shape.tied_head) * head
 
 
 def optimizer_bytes(trained_parameters: int) -> int:
@@ -256,43 +135,51 @@ def activation_bytes_per_token(shape: ModelShape, value_bytes: int = FLOAT32_BYT
     fused attention kernel that keeps no attention matrix: for each of the two norms its input, the
     normalised values and its output (6 hidden); queries, keys, values and the attention's output
     (2 attention + 2 kv widths); the gate before and after its activation, the other branch and their
-    product (4 intermediate).
+    product (4 intermediate; 2 without a gate).
     """
-    width = 6 * shape.hidden + 2 * shape.attention_width + 2 * shape.kv_width + 4 * shape.intermediate
-    return value_bytes * width
+    feed_forward = (4 if shape.layer.gated else 2) * shape.layer.intermediate
+    return value_bytes * (6 * shape.hidden + 2 * shape.attention_width + 2 * shape.kv_width + feed_forward)
 
 
 def _attention_flops(shape: ModelShape, attended: int) -> int:
     return 4 * shape.attention_width * attended
 
 
-def _qkv(shape: ModelShape) -> int:
-    return shape.hidden * (shape.attention_width + 2 * shape.kv_width)
+def last_layer_rows(shape: ModelShape, queries: int, positions: int) -> list[tuple[LinearMap, tuple[int, int]]]:
+    """The last layer's linear maps, each with the rows that it computes and those whose results are used.
 
-
-def _used_in_last(shape: ModelShape, queries: int, positions: int) -> int:
-    """Multiply-adds of the last layer's linear maps whose results are used: k and v everywhere, the rest at answers."""
-    keys_values = 2 * shape.hidden * shape.kv_width
-    return keys_values * queries + (shape.linear_parameters - keys_values) * positions
+    First queries, keys and values of all rows, for the keys and values; then everything at answer
+    positions, where keys and values are not used a second time. A padded layer computes all rows once.
+    """
+    if not shape.packed:
+        return [(part, (queries, queries)) for part in shape.layer.maps]
+    both = queries + positions
+    rows = {
+        "query": (both, positions),
+        "key": (both, queries),
+        "value": (both, queries),
+        "fused": (both, both),
+        "other": (positions, positions),
+    }
+    return [(part, rows[part.role]) for part in shape.layer.maps]
 
 
 def _lowest_inputs(shape: ModelShape, below: int, queries: int, positions: int) -> int:
-    """Operations that the lowest adapted layer saves: its q, k and v pass no gradient down."""
-    if below:
-        return 2 * _qkv(shape) * queries
-    return 2 * shape.hidden * (2 * shape.kv_width * queries + shape.attention_width * positions)
+    """Operations that the lowest trained layer saves where what reads its own input passes nothing down."""
+    last = last_layer_rows(shape, queries, positions)
+    return 2 * sum(part.products * (queries if below else used) for part, (_, used) in last if part.first)
 
 
 def _lora_flops(shape: ModelShape, below: int, queries: int, positions: int, rank: int) -> int:
     """Forward and backward of the adapters, over the suffix's layers below the last and the last."""
-    maps = shape.linear_maps
-    widths = {name: wide + high for name, (wide, high) in maps.items()}
-    every, qkv, kv = sum(widths.values()), sum(widths[f"{x}_proj"] for x in "qkv"), widths["k_proj"] + widths["v_proj"]
-    last_forward = qkv * queries + every * positions
-    last_backward = 2 * (kv * queries + (every - kv) * positions)
-    # In the lowest layer the first factors of q, k and v pass nothing down.
-    lowest = 3 * shape.hidden * queries if below else shape.hidden * (2 * queries + positions)
-    return 2 * rank * (3 * below * every * queries + last_forward + last_backward - lowest)
+    total = 0
+    for part, (computed, used) in last_layer_rows(shape, queries, positions):
+        if part.adapted:
+            width = part.wide + part.high
+            # In the lowest layer the first factor beside what reads the layer's own input passes nothing down.
+            lowest = part.first * part.wide * (queries if below else used)
+            total += width * (3 * below * queries + computed + 2 * used) - lowest
+    return 2 * rank * total
 
 
 def _check_boundary(shape: ModelShape, boundary: int, method: Technique) -> None:

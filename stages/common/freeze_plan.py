@@ -233,7 +233,7 @@ class FreezePlan(Record):
             UserError: the model is not the planned one; says in what it differs.
         """
         named = dict(model.named_parameters())
-        family = family_of(self.model.family)
+        family = family_of(self.model.family, named)
         differences = _differences(self, family, named)
         if differences:
             raise UserError(f"the freeze plan is for {self.model.name}, this model differs: {'; '.join(differences)}")
@@ -273,7 +273,9 @@ def write_schema(path: Path = SCHEMA_FILE) -> None:
 def _trains(name: str, family: Family, boundary: int, tied_head: bool) -> bool:
     if name.startswith(f"{family.layers}."):
         return _layer_index(name, family) >= boundary  # 0-based: layer boundary+1 is the first that trains
-    fates = {family.embedding: boundary == 0, family.norm: True, family.head: boundary == 0 or not tied_head}
+    if family.before_layers(name):
+        return boundary == 0
+    fates = {family.norm: True, family.head: boundary == 0 or not tied_head}
     for prefix, fate in fates.items():
         if name.startswith(f"{prefix}."):
             return fate

@@ -1,10 +1,17 @@
 """Counts the operations of training: what is computed, not what would have to be."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stages.common.batches import Batch, Example
-from stages.common.cost import ModelShape, Technique, forward_flops, layer_forward_flops, training_flops
+from stages.common.cost import (
+    ModelShape,
+    Technique,
+    forward_flops,
+    last_layer_rows,
+    layer_forward_flops,
+    training_flops,
+)
 
 
 @dataclass(frozen=True)
@@ -35,46 +42,46 @@ class Costs:
         """The frozen layers before the first step: over all examples, or over the shared beginning alone."""
         if self.frozen_anew:
             return forward_flops(self.shape, self.boundary, shared, shared * (shared + 1) // 2)
-        queries, attended = _sums(Batch.of(examples, range(len(examples)), shared), shared)
+        together = [examples] if self.shape.packed else [[example] for example in examples]
+        sums = [_sums(self.shape, Batch.of(some, range(len(some)), shared), shared) for some in together]
+        queries, attended = (sum(column) for column in zip(*sums, strict=True))
         return forward_flops(self.shape, self.boundary, queries, attended)
 
     def _pass(self, batch: Batch, shared: int) -> int:
-        queries, attended = _sums(batch, shared)
+        queries, attended = _sums(self.shape, batch, shared)
         positions, seen = len(batch.targets), batch.seen(shared)
         flops = training_flops(
             self.shape, self.boundary, queries, attended, positions, seen, method=self.technique, rank=self.rank
         )
-        if self.frozen_anew:
-            flops += forward_flops(self.shape, self.boundary, batch.ids.numel(), batch.attended(shared))
+        if self.frozen_anew:  # a packed beginning was walked before
+            own = (batch.ids.numel(), batch.attended(shared)) if self.shape.packed else (queries, attended)
+            flops += forward_flops(self.shape, self.boundary, *own)
         return flops + (self._recomputed(queries, attended, positions, seen) if self.recompute else 0)
 
     def _recomputed(self, queries: int, attended: int, positions: int, seen: int) -> int:
         """The second forward pass of the suffix's layers.
 
         It ends as soon as all that back-propagation reads is there again: before the last product of
-        each layer's last linear map (with adapters: of the adapter beside it).
+        each layer's last linear map (with adapters: of the adapter beside it), unless a norm or a
+        mixture's weights read that.
         """
         if self.boundary == self.shape.layers:
             return 0
-        below, maps = self.shape.layers - self.boundary - 1, self.shape.linear_maps
-        in_qkv = [maps[f"{name}_proj"] for name in "qkv"]
-        in_last_layer = 2 * (_weights(in_qkv) * queries + self.shape.linear_parameters * positions)
-        flops = forward_flops(self.shape, below, queries, attended) + in_last_layer
-        flops += layer_forward_flops(self.shape, 0, seen)
-        ends = below * queries + positions  # rows that leave a layer
+        below, last = self.shape.layers - self.boundary - 1, last_layer_rows(self.shape, queries, positions)
+        flops = forward_flops(self.shape, below, queries, attended)
+        flops += 2 * sum(part.products * computed for part, (computed, _) in last)
+        flops += layer_forward_flops(self.shape, 0, seen if self.shape.packed else attended)
+        end, (_, leaving) = last[-1]
+        ends = (below * queries + leaving) * self.shape.layer.ends_in_map  # rows of the last map that are not needed
         if self.technique == "weights":
-            return flops - 2 * _weights([maps["down_proj"]]) * ends
-        adapters = _widths(maps.values()) * ends + _widths(in_qkv) * queries
-        return flops + 2 * self.rank * (adapters - self.shape.hidden * ends)
+            return flops - 2 * end.products * ends
+        adapters = sum((part.wide + part.high) * (below * queries + rows[0]) for part, rows in last if part.adapted)
+        return flops + 2 * self.rank * (adapters - end.high * ends)
 
 
-def _weights(maps: Iterable[tuple[int, int]]) -> int:
-    return sum(wide * high for wide, high in maps)
-
-
-def _widths(maps: Iterable[tuple[int, int]]) -> int:
-    return sum(wide + high for wide, high in maps)
-
-
-def _sums(batch: Batch, shared: int) -> tuple[int, int]:
+def _sums(shape: ModelShape, batch: Batch, shared: int) -> tuple[int, int]:
+    """Tokens, and the keys that they see; a padded batch has a copy of the beginning in every row."""
+    if not shape.packed:
+        rows, longest = len(batch.lengths), shared + max(batch.lengths)
+        return rows * longest, rows * longest * (longest + 1) // 2
     return batch.ids.numel() + shared, batch.attended(shared) + shared * (shared + 1) // 2

@@ -13,6 +13,7 @@ from typing import Final
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from stages.common.command import UserError
 from stages.common.freeze_plan import FreezePlan
@@ -85,16 +86,18 @@ def make_trainable(model: CausalModel, plan: FreezePlan, name: MethodName, param
         raise UserError(f"method {name}: the plan freezes all {model.depth} layers, nothing is left to adapt")
     model.network.requires_grad_(False)
     torch.manual_seed(seed)  # adapters start at random
-    adapters = get_peft_model(
-        model.network,
-        LoraConfig(
-            r=params.lora_rank,
-            lora_alpha=params.lora_alpha,
-            target_modules=_linear_maps(model.layers[0]),
-            layers_to_transform=list(range(boundary, model.depth)),
-            layers_pattern=model.family.layers.rsplit(".", 1)[-1],
-        ),
+    settings = LoraConfig(
+        r=params.lora_rank,
+        lora_alpha=params.lora_alpha,
+        target_modules=_linear_maps(model.layers[0]),
+        layers_to_transform=list(range(boundary, model.depth)),
+        layers_pattern=model.family.layers.rsplit(".", 1)[-1],
+        fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.layers[0].modules()),  # GPT-2's layout
     )
+    try:
+        adapters = get_peft_model(model.network, settings)
+    except ValueError as error:  # Mamba's output projection cannot be adapted
+        raise UserError(f"method {name}: {' '.join(str(error).split())}") from None
     _train_mode(model, boundary)
     trained = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
     return Trainable(model, trained, boundary, adapters)
@@ -109,7 +112,8 @@ def _train_mode(model: CausalModel, boundary: int) -> None:
 
 def _linear_maps(layer: nn.Module) -> list[str]:
     """Names of a decoder layer's linear maps: what adapters sit beside."""
-    return sorted({name.rsplit(".", 1)[-1] for name, part in layer.named_modules() if isinstance(part, nn.Linear)})
+    linear = (nn.Linear, Conv1D)  # not a mixture's experts, which transformers keeps in one tensor of three dimensions
+    return sorted({name.rsplit(".", 1)[-1] for name, part in layer.named_modules() if isinstance(part, linear)})
 
 
 def _adapted_weights(network: nn.Module) -> list[str]:

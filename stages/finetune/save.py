@@ -1,6 +1,11 @@
 """Saves a fine-tuned model so that frozen layers keep their bytes, and can be proved to."""
 
+from collections.abc import Iterable
 from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from stages.common.artifacts import read_json
 from stages.common.models.shards import INDEX, group_by_unit, share_file, write_index, write_unit
@@ -18,15 +23,16 @@ def save_model(trainable: Trainable, base: Path, folder: Path) -> list[str]:
     if trainable.adapters is not None:
         trainable.adapters.save_pretrained(folder / "adapter")
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    changed = trainable.merged()
+    family, depth = trainable.model.family, trainable.model.depth
+    changed = {family.unit_of(name, depth) for name in trainable.merged()}
     index = read_json(base / INDEX)
     dtype_of = trainable.model.network.dtype
-    named = dict(trainable.model.network.named_parameters())
-    units = group_by_unit(index["weight_map"], trainable.model.family, trainable.model.depth)
+    named = _as_stored(trainable.model.network, index["weight_map"])
+    units = group_by_unit(index["weight_map"], family, depth)
     rewritten = []
     for unit, names in units.items():
         shard = f"{unit}.safetensors"
-        if changed.isdisjoint(names):
+        if unit not in changed:
             share_file(base / shard, folder / shard)
         else:
             write_unit(folder / shard, {name: named[name].to(dtype_of) for name in names})
@@ -36,3 +42,9 @@ def save_model(trainable: Trainable, base: Path, folder: Path) -> list[str]:
         if file.is_file() and file.name not in _WEIGHTS and file.suffix != ".safetensors":
             share_file(file, folder / file.name)
     return rewritten
+
+
+def _as_stored(network: PreTrainedModel, names: Iterable[str]) -> dict[str, Tensor]:
+    """The weights under the names of the base's files: transformers joins a mixture's experts when it loads them."""
+    weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    return weights if weights.keys() >= set(names) else revert_weight_conversion(network, weights)

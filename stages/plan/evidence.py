@@ -145,12 +145,20 @@ def read_base(folder: Path) -> BaseFacts:
     """
     config = read_json(require(folder / "config.json", made_by="base"))
     index = read_json(require(folder / "model.safetensors.index.json", made_by="base"))
-    return BaseFacts(
+    base = BaseFacts(
         identity=_checked(BaseIdentity, folder / "base.json", made_by="base"),
         family=str(config.get("model_type")),
         shape=ModelShape.from_config(config),
         parameter_names=tuple(sorted(index["weight_map"])),
     )
+    held = set(base.identity.parameters.per_layer)
+    if held != {base.shape.layer_parameters}:
+        weights = ", ".join(f"{size:,}" for size in sorted(held))
+        raise UserError(
+            f"{folder}: the cost model reads {base.shape.layer_parameters:,} parameters a layer, the "
+            f"weights hold {weights}: layers of model type {base.family!r} are not built as it takes them to be"
+        )
+    return base
 
 
 def read_sizes(prepared: Path) -> PreparedSizes:

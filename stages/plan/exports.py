@@ -16,7 +16,7 @@ _PEFT_NOTHING: Final = "PEFT: no layer is left to adapt; an empty layers_to_tran
 
 def exports(base: BaseFacts, boundary: int) -> Exports:
     """Settings that make other tools train what the plan trains, and notes on what they cannot express."""
-    family, layers, tied = family_of(base.family), base.shape.layers, base.shape.tied_head
+    family, layers, tied = family_of(base.family, base.parameter_names), base.shape.layers, base.shape.tied_head
     notes = [_PEFT_NOTHING] if boundary == layers else []
     if boundary:
         notes.append(_FACTORY_NOTHING if boundary == layers and tied else _FACTORY_NORM)
@@ -36,7 +36,7 @@ def _peft(base: BaseFacts, family: Family, boundary: int) -> dict[str, Any]:
         return {}
     return {
         "task_type": "CAUSAL_LM",
-        "target_modules": list(base.shape.linear_maps),
+        "target_modules": base.shape.adapted_maps,
         "layers_to_transform": list(range(boundary, layers)),
         "layers_pattern": family.layers.rsplit(".", 1)[-1],
     }
@@ -51,7 +51,7 @@ def _axolotl(family: Family, layers: int, boundary: int, tied: bool) -> list[str
     if boundary < layers:
         parts.append(f"^{family.layers}.({'|'.join(map(str, range(boundary, layers)))}).")
     if boundary == 0:
-        parts.append(f"^{family.embedding}.")
+        parts += [f"^{part}." for part in (family.embedding, *family.inputs)]
     if boundary == 0 or not tied:
         parts.append(f"^{family.head}.")
     return parts

@@ -63,7 +63,8 @@ class Tracer:
         beginning = None
         if shared:
             with runtime.autocast():
-                states = embed(model, torch.tensor(list(shared), device=model.device))
+                ids = torch.tensor(list(shared), device=model.device)
+                states = embed(model, ids, torch.arange(len(shared), device=model.device))
                 beginning = walk_beginning(model, states, 0, model.depth)
         distinct = torch.tensor(list(tokens), device=model.device)
         return cls(model, runtime, params, distinct, bases, len(shared), beginning)
@@ -93,12 +94,12 @@ class Tracer:
                 deviation += deviations(normed if self.params.space == "normed" else raw, targets)
                 if with_losses:
                     tokens = batch.targets.repeat(len(some))
-                    loss += losses(self.model.head, normed.flatten(0, 1), tokens).view(len(some), -1)
+                    loss += losses(self.model.read, normed.flatten(0, 1), tokens).view(len(some), -1)
         return torch.stack(deviation, dim=1), torch.stack(loss, dim=1) if with_losses else None
 
     def _answer_states(self, batch: Batch, packing: Packing) -> Iterator[Tensor]:
         """The spaces 0..L at the answer positions, [M, H] each; of the last layer these rows alone are computed."""
-        states = embed(self.model, batch.ids)
+        states = embed(self.model, batch.ids, batch.positions(self.shared))
         yield states[batch.answers]
         last = self.model.depth - 1
         for space in walk(self.model, states, 0, last, packing):

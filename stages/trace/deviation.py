@@ -1,5 +1,6 @@
 """Deviation and loss of latent states: pure functions of tensors (DESIGN §2)."""
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -21,11 +22,11 @@ def deviations(states: Tensor, targets: Tensor) -> Tensor:
     return 1 - nn.functional.cosine_similarity(states.float(), targets.float(), dim=-1)
 
 
-def losses(head: nn.Module, states: Tensor, tokens: Tensor) -> Tensor:
-    """ℓ = −log softmax(head(state))_token in nats.
+def losses(read: Callable[[Tensor], Tensor], states: Tensor, tokens: Tensor) -> Tensor:
+    """ℓ = −log softmax(read(state))_token in nats.
 
     Args:
-        head: the LM head, with its bias where it has one.
+        read: normed states to logits: the LM head, with its bias, soft cap or scale where it has one.
         states: latent states as the head reads them (normed), [N, H].
         tokens: answer tokens, [N].
 
@@ -33,7 +34,7 @@ def losses(head: nn.Module, states: Tensor, tokens: Tensor) -> Tensor:
         [N] in float32.
     """
     parts = [
-        nn.functional.cross_entropy(head(some).float(), wanted, reduction="none")
+        nn.functional.cross_entropy(read(some).float(), wanted, reduction="none")
         for some, wanted in zip(states.split(_HEAD_ROWS), tokens.split(_HEAD_ROWS), strict=True)
     ]
     return torch.cat(parts)

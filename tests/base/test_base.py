@@ -93,12 +93,17 @@ def test_other_weights_than_safetensors_are_not_opened(tmp_path, monkeypatch, hu
         bring(tmp_path, monkeypatch, source)
 
 
-def test_an_unknown_architecture_is_refused_by_name(tmp_path, monkeypatch, hub_folder):
-    source = tmp_path / "gpt2"
+def test_an_architecture_outside_the_table_is_refused_where_its_parts_are_not_found(tmp_path, monkeypatch, hub_folder):
+    source = tmp_path / "unknown"
     shutil.copytree(hub_folder, source)
     config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
-    with pytest.raises(UserError, match=r"'gpt2' is not supported yet; supported: bitnet, llama"):
+    (source / "config.json").write_text(json.dumps({**config, "model_type": "helium"}))
+    base = bring(tmp_path, monkeypatch, source)  # named as in llama: found
+    assert json.loads((base / "base.json").read_text())["family"] == "helium"
+    tensors = load_file(source / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"'helium': its norm was not found by name"):
         bring(tmp_path, monkeypatch, source)
 
 

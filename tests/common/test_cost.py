@@ -101,7 +101,7 @@ def test_lora_agrees_with_pytorchs_counter_on_a_peft_model(boundary):
         model,
         LoraConfig(
             r=RANK,
-            target_modules=list(shape.linear_maps),
+            target_modules=shape.adapted_maps,
             layers_to_transform=list(range(boundary, 4)),
             layers_pattern="layers",
         ),
@@ -195,4 +195,6 @@ def test_impossible_boundaries_are_refused():
 
 def test_a_config_of_another_kind_of_model_is_one_line():
     with pytest.raises(UserError, match="no entry 'intermediate_size'"):
-        cost.ModelShape.from_config({"num_attention_heads": 2, "hidden_size": 8})
+        cost.ModelShape.from_config(
+            {"num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 3}
+        )

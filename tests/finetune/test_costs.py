@@ -20,7 +20,7 @@ def made(boundary, technique):
     if technique == "lora":
         config = LoraConfig(
             r=RANK,
-            target_modules=list(shape.linear_maps),
+            target_modules=shape.adapted_maps,
             layers_to_transform=list(range(boundary, 4)),
             layers_pattern="layers",
         )

@@ -95,7 +95,7 @@ def test_frozen_layers_build_no_graph(examples):
     batch = Batch.of(examples, [0, 1], SHARED)
     start = Embeddings.behind(made.model, examples[0].prompt_ids[:SHARED])
     assert not start.states(batch, joined=True).requires_grad
-    assert not embed(made.model, batch.ids).requires_grad
+    assert not embed(made.model, batch.ids, batch.positions(SHARED)).requires_grad
     assert training_logits(made.model, start, batch).requires_grad
 
 

@@ -1,8 +1,7 @@
-"""Opens a model folder and finds its parts by the row of its family."""
+"""Opens a model folder, finds its parts and proves that they make the model."""
 
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -10,63 +9,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from stages.common.command import UserError
-from stages.common.models.attention import PACKED
+from stages.common.models.causal_model import CausalModel
 from stages.common.models.families import Family, family_of
+from stages.common.models.probe import difference
 
+__all__ = ["CausalModel", "open_model", "take_apart"]
 
-@dataclass(frozen=True)
-class CausalModel:
-    """A causal LM taken apart: ``network`` is Hugging Face's model, the rest are its own modules."""
-
-    network: PreTrainedModel
-    family: Family
-
-    def __post_init__(self) -> None:
-        self.network.set_attn_implementation(PACKED)
-
-    @cached_property
-    def embedding(self) -> nn.Embedding:
-        """Token embedding, weight [vocabulary, hidden]."""
-        return self.network.get_submodule(self.family.embedding)
-
-    @cached_property
-    def layers(self) -> nn.ModuleList:
-        """The L decoder layers."""
-        return self.network.get_submodule(self.family.layers)
-
-    @cached_property
-    def norm(self) -> nn.Module:
-        """The final norm n(·), shared by every space when it is read as the head reads it."""
-        return self.network.get_submodule(self.family.norm)
-
-    @cached_property
-    def head(self) -> nn.Linear:
-        """The LM head, weight [vocabulary, hidden]."""
-        return self.network.get_submodule(self.family.head)
-
-    @cached_property
-    def rotary(self) -> nn.Module:
-        """Gives (cos, sin) for positions."""
-        return self.network.get_submodule(self.family.rotary)
-
-    @property
-    def depth(self) -> int:
-        """L, the number of decoder layers."""
-        return len(self.layers)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the embedding lives."""
-        return self.embedding.weight.device
-
-    @property
-    def tied_head(self) -> bool:
-        """Whether head and embedding are one tensor."""
-        return self.head.weight is self.embedding.weight
-
-    def logits(self, states: Tensor) -> Tensor:
-        """Head of the final norm: raw states [N, hidden] of space L to logits [N, vocabulary]."""
-        return self.head(self.norm(states))
+# Rounding aside, the probe's logits are the model's own; a part taken for another changes all of them.
+_TOLERANCE: Final = {torch.float32: 0.01, torch.float64: 0.01}
+_TOLERANCE_16_BIT: Final = 0.3
 
 
 def open_model(
@@ -80,18 +31,64 @@ def open_model(
     """Open a Hugging Face folder (or hub name) for inference; nothing requires a gradient.
 
     Raises:
-        UserError: the architecture is unknown, or the folder is no loadable model.
+        UserError: the folder is no loadable model, or the model cannot be taken apart.
     """
     disable_progress_bar()  # ours tell of the long work; loading takes seconds
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(folder, **options)
-        family = family_of(config.model_type)
         network = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, attn_implementation=PACKED, **options
+            folder, config=config, dtype=dtype, use_safetensors=True, **options
         )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}: cannot be opened as a causal language model: {reason[:400]}") from None
     network.requires_grad_(False)
-    return CausalModel(network.eval().to(device), family)
+    return take_apart(network.eval().to(device))
+
+
+def take_apart(network: PreTrainedModel) -> CausalModel:
+    """Find a network's parts, and check on a few tokens that they make the network.
+
+    The check tells whether embedding, layers, norm and head are what the model itself uses, in its own
+    order. It is short: what only shows behind thousands of tokens (a wide window, stretched rotary
+    angles) is up to the table of families and its tests; types outside the table keep the model's masks.
+
+    Raises:
+        UserError: a part was not found, or the parts do not make the model; says what and where.
+    """
+    kind = network.config.model_type
+    # A tied head has a name of its own here, unlike in a file of weights.
+    family = family_of(kind, [name for name, _ in network.named_parameters(remove_duplicate=False)])
+    _require_parts(network, family)
+    model = CausalModel(network, family)
+    try:
+        far = difference(model)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"model type {kind!r}: its layers cannot be run one by one: {reason[:300]}") from None
+    if not far <= _TOLERANCE.get(network.dtype, _TOLERANCE_16_BIT):
+        raise UserError(
+            f"model type {kind!r}: its layers, run one by one, give other logits than the model itself "
+            f"(relative difference {far:.2g}); this architecture is not supported"
+        )
+    return model
+
+
+def _require_parts(network: PreTrainedModel, family: Family) -> None:
+    """The family's paths exist, and are what transformers says are embedding and head."""
+    kind = network.config.model_type
+    for what in ("embedding", "layers", "norm", "head"):
+        path = getattr(family, what)
+        try:
+            part: nn.Module = network.get_submodule(path)
+        except AttributeError:
+            raise UserError(f"model type {kind!r}: it has no {what} at {path}") from None
+        expected = {"embedding": network.get_input_embeddings, "head": network.get_output_embeddings}
+        if what in expected and not _same(part, expected[what]()):
+            raise UserError(f"model type {kind!r}: {path} is not what the model itself takes for its {what}")
+
+
+def _same(part: nn.Module, other: nn.Module | None) -> bool:
+    weights: tuple[Tensor | None, ...] = tuple(getattr(x, "weight", None) for x in (part, other))
+    return part is other or (weights[0] is not None and weights[0] is weights[1])

@@ -38,6 +38,7 @@ class Packing:
         slots: where each of the N own tokens lies in a padded [B, T] grid, [N].
         memory: keys and values of the beginning by layer, each [1, key-value heads, P, head size].
         remember: where this pass leaves its keys and values, by layer.
+        before: the beginning's spaces by number, each [P, hidden]: for layers that take no packing.
     """
 
     past: int
@@ -47,6 +48,7 @@ class Packing:
     slots: Tensor
     memory: dict[int, KeysValues] = field(default_factory=dict)
     remember: dict[int, KeysValues] | None = None
+    before: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -57,6 +59,7 @@ class Packing:
         past: int = 0,
         memory: dict[int, KeysValues] | None = None,
         remember: dict[int, KeysValues] | None = None,
+        before: dict[int, Tensor] | None = None,
     ) -> Self:
         """Sequences of so many own tokens each, behind a beginning of ``past`` tokens.
 
@@ -65,7 +68,7 @@ class Packing:
         longest = max(lengths)
         slots = torch.cat([row * longest + torch.arange(length) for row, length in enumerate(lengths)])
         joined = past > 0 and memory is None
-        return cls(past, joined, len(lengths), longest, slots.to(device), memory or {}, remember)
+        return cls(past, joined, len(lengths), longest, slots.to(device), memory or {}, remember, before or {})
 
     @property
     def beginning_rows(self) -> int:
@@ -203,18 +206,49 @@ def packed_attention(
     attention_mask: Tensor | None,
     packing: Packing | KeysValuesOnly | ChosenRows | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention by transformers' interface; without a packing it is transformers' ``sdpa``."""
-    if packing is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, sliding_window=sliding_window, **options
-        )
+    """Attention by transformers' interface; without a packing it is transformers' ``sdpa``.
+
+    Soft-capped scores (Gemma 2) are computed as transformers' ``eager`` does: ``sdpa`` knows no cap.
+    """
 
     def kernel(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        if softcap is not None:
+            return _soft_capped(module, queries, keys, values, mask, softcap, **options)
         return sdpa_attention_forward(module, queries, keys, values, mask, **options)[0]
 
+    if packing is None:
+        return kernel(query, key, value, attention_mask), None
     return packing.attend(module, query, key, value, kernel, sliding_window or sys.maxsize), None
+
+
+def _soft_capped(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    softcap: float,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> Tensor:
+    """softmax(c·tanh(QKᵀ·scaling / c))V; [B, heads, queries, head size] to [B, queries, heads, head size].
+
+    Without a mask the queries are the last of the keys' positions, and causal.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap))
+    if mask is None:
+        queries, keys = scores.shape[2:]
+        mask = _visible(torch.arange(keys - queries, keys, device=query.device), keys, sys.maxsize)
+    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1, dtype=torch.float32)
+    weights = nn.functional.dropout(weights.to(query.dtype), dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(PACKED, packed_attention)

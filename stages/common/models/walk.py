@@ -1,4 +1,4 @@
-"""Runs a model layer by layer over packed rows, the shared beginning once.
+"""Runs a model layer by layer over rows that lie end to end, the shared beginning once.
 
 All prompts of a task begin alike (an instruction, the choices, a few examples). With causal
 attention, what happens in that beginning does not depend on what follows, so it need not be
@@ -7,22 +7,25 @@ every weight is used once, and the gradients of all examples meet in the beginni
 would add up if each example carried its own copy. Without gradients it is walked once, and the
 batches attend to the keys and values that it left. Both are exact.
 
+Layers whose attention cannot be packed run over a padded grid instead (``padded.py``), with the
+model's own masks: as exact, and slower, because each sequence carries its own copy of the beginning.
+
 Where a pass is to be recomputed, back-propagation keeps the input of each layer alone and runs the
 layer again when its turn comes (Chen et al. 2016, arXiv 1604.06174): a forward pass more, for memory
 of one layer instead of all. Non-reentrant, so that gradients arrive whether or not the input of the
 lowest layer wants one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
-from stages.common.models.adapter import CausalModel
+from stages.common.models import padded
 from stages.common.models.attention import ChosenRows, KeysValues, KeysValuesOnly, KeysValuesReady, Packing
+from stages.common.models.calls import LayerCall, apply
+from stages.common.models.causal_model import CausalModel
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,20 @@ class Beginning:
     Attributes:
         length: P.
         states: its last space, [P, hidden].
-        keys_values: by layer (from 0, as transformers counts), each [1, key-value heads, P, head size].
+        keys_values: by layer (from 0, as transformers counts), each [1, key-value heads, P, head size];
+            empty for a model that runs padded.
+        spaces: for a model that runs padded, its spaces by number, each [P, hidden].
     """
 
     length: int
     states: Tensor
     keys_values: dict[int, KeysValues]
+    spaces: dict[int, Tensor]
 
 
-def embed(model: CausalModel, ids: Tensor) -> Tensor:
-    """Space 0 of token ids [tokens]: [tokens, hidden]."""
-    return model.embedding(ids)
+def embed(model: CausalModel, ids: Tensor, positions: Tensor) -> Tensor:
+    """Space 0 of token ids [tokens] at their places in their prompts [tokens]: [tokens, hidden]."""
+    return model.embed(ids, positions)
 
 
 def walk_beginning(model: CausalModel, states: Tensor | None, first: int, last: int) -> Beginning | None:
@@ -51,14 +57,17 @@ def walk_beginning(model: CausalModel, states: Tensor | None, first: int, last: 
         return None
     remembered: dict[int, KeysValues] = {}
     packing = Packing.of([len(states)], states.device, remember=remembered)
-    return Beginning(len(states), run(model, states, first, last, packing), remembered)
+    if model.family.packed:
+        return Beginning(len(states), run(model, states, first, last, packing), remembered, {})
+    spaces = {first: states, **dict(enumerate(walk(model, states, first, last, packing), first + 1))}
+    return Beginning(len(states), spaces[last], {}, spaces)
 
 
 def behind(lengths: Sequence[int], device: torch.device, beginning: Beginning | None) -> Packing:
     """Sequences of so many tokens each, behind a beginning that was walked before."""
     if beginning is None:
         return Packing.of(lengths, device)
-    return Packing.of(lengths, device, past=beginning.length, memory=beginning.keys_values)
+    return Packing.of(lengths, device, past=beginning.length, memory=beginning.keys_values, before=beginning.spaces)
 
 
 def walk(
@@ -74,10 +83,13 @@ def walk(
         packing: how the rows form sequences.
         recompute: back-propagation keeps each layer's input alone.
     """
-    positions = packing.position_ids()
-    rotary = model.rotary(states[None], position_ids=positions)
-    for layer in model.layers[first:last]:
-        states = _apply(_through, layer, states, positions, rotary, packing, recompute=recompute)
+    if first == last:
+        return
+    if not model.family.packed:
+        yield from padded.walk(model, states, first, last, packing, recompute=recompute)
+        return
+    for call in model.calls(last, packing.position_ids())[first:]:
+        states = apply(_through, call, states, packing, recompute=recompute)
         yield states
 
 
@@ -96,7 +108,7 @@ def run_to_answers(
     """Space L of chosen rows alone, [M, hidden]: the last layer sees all rows and computes only these.
 
     Nothing reads the other rows of space L. Of them the last layer computes keys and values, and for
-    the chosen ones all the rest: queries, feed-forward part, norms.
+    the chosen ones all the rest: queries, feed-forward part, norms. A padded last layer computes all.
 
     Args:
         model: the model.
@@ -106,45 +118,30 @@ def run_to_answers(
         answers: the rows that are wanted, among the sequences' own tokens, ascending, [M].
         recompute: back-propagation keeps each layer's input alone.
     """
-    if first == model.depth:
-        return states[packing.beginning_rows + answers]
-    states = run(model, states, first, model.depth - 1, packing, recompute=recompute)
+    chosen = packing.beginning_rows + answers
+    if first == model.depth or not model.family.packed:
+        return run(model, states, first, model.depth, packing, recompute=recompute)[chosen]
     positions = packing.position_ids()
-    rotary = model.rotary(states[None], position_ids=positions)
-    return _apply(
-        _through_at_answers, model.layers[-1], states, positions, rotary, packing, answers, recompute=recompute
-    )
-
-
-def _apply(part: Callable[..., Tensor], *inputs: Any, recompute: bool) -> Tensor:
-    return checkpoint(part, *inputs, use_reentrant=False) if recompute else part(*inputs)
+    *below, last = model.calls(model.depth, positions)[first:]
+    for call in below:
+        states = apply(_through, call, states, packing, recompute=recompute)
+    at_answers = model.calls(model.depth, positions[:, chosen])[-1]
+    return apply(_through_at_answers, last, at_answers, states, packing, answers, recompute=recompute)
 
 
 def _through_at_answers(
-    layer: nn.Module,
-    states: Tensor,
-    positions: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    packing: Packing,
-    answers: Tensor,
+    call: LayerCall, at_answers: LayerCall, states: Tensor, packing: Packing, answers: Tensor
 ) -> Tensor:
     """[rows, hidden] through one layer to [M, hidden]: keys and values of all rows, the rest of the chosen ones."""
-    chosen = packing.beginning_rows + answers
     try:
-        _through(layer, states, positions, rotary, KeysValuesOnly(packing))
+        _through(call, states, KeysValuesOnly(packing))
     except KeysValuesReady as ready:
         queries = ChosenRows(packing, answers, ready.keys_values)
-    rotary = (rotary[0][:, chosen], rotary[1][:, chosen])
-    return _through(layer, states[chosen], positions[:, chosen], rotary, queries)
+    else:
+        raise RuntimeError("the last layer does not hand the packing to its attention")
+    return _through(at_answers, states[packing.beginning_rows + answers], queries)
 
 
-def _through(
-    layer: nn.Module,
-    states: Tensor,
-    positions: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    packing: Packing | KeysValuesOnly | ChosenRows,
-) -> Tensor:
-    """[rows, hidden] through one layer."""
-    options = {"attention_mask": None, "position_ids": positions, "position_embeddings": rotary, "packing": packing}
-    return layer(states[None], **options)[0]
+def _through(call: LayerCall, states: Tensor, packing: Packing | KeysValuesOnly | ChosenRows) -> Tensor:
+    """Packed rows [rows, hidden] through one layer."""
+    return call.run(states[None], attention_mask=None, packing=packing)[0]

@@ -1,0 +1,55 @@
+"""The whole chain on other architectures than Llama's: fused maps, padded layers, a mixture of experts."""
+
+import json
+import shutil
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stages.common.command import UserError
+from tests.common.models.tiny import save_tiny
+from tests.conftest import write_tiny_task
+from tests.test_chain import Chain
+
+METHODS = ["salf", "salf+lora"]
+
+
+def prepare(folder, hub_folder, model_type, **overrides):
+    source = folder / "source"
+    shutil.copytree(hub_folder, source)
+    (source / "config.json").unlink()
+    save_tiny(source, model_type, vocab_size=258, bos_token_id=0, eos_token_id=1, pad_token_id=1, **overrides)
+    write_tiny_task(
+        folder,
+        source,
+        compare__methods=METHODS,
+        finetune__epochs=1,
+        data__limits={"train": 40, "validation": 8, "test": 8},
+    )
+    return Chain(folder)
+
+
+@pytest.mark.chain
+@pytest.mark.parametrize("model_type", ["gpt2", "falcon", "gemma2", "qwen3_moe", "opt"])
+def test_a_family_goes_through_every_stage(tmp_path, hub_folder, model_type):
+    chain = prepare(tmp_path, hub_folder, model_type).run(METHODS)
+    plan = chain.json("data/plan/freeze_plan.json")
+    network = AutoModelForCausalLM.from_pretrained(tmp_path / "data/base")
+    assert plan["parameters"]["total"] == sum(p.numel() for p in network.parameters())
+    for method in METHODS:
+        folder = tmp_path / "data/models" / f"{method}-seed1"
+        run = json.loads((folder / "run.json").read_text())
+        frozen = [f"layer-{k:02d}" for k in range(1, run["boundary"] + 1)]
+        assert not {*frozen, *(["embedding"] if frozen else [])} & set(run["changed_units"])
+        assert any(unit.startswith("layer") for unit in run["changed_units"])
+        AutoModelForCausalLM.from_pretrained(folder)
+        AutoTokenizer.from_pretrained(folder)
+    assert set(chain.json("reports/metrics.json")) > {"schema"}
+
+
+@pytest.mark.chain
+def test_a_type_outside_the_table_goes_as_far_as_its_cost_is_known(tmp_path, hub_folder):
+    """StableLM's layers are Llama's but for their norms: found by name, traced, and not given a cost."""
+    with pytest.raises(UserError, match=r"the cost model reads [\d,]+ parameters a layer.* model type 'stablelm'"):
+        prepare(tmp_path, hub_folder, "stablelm").run(METHODS)
+    assert (tmp_path / "data/traces").exists()
