@@ -8,7 +8,9 @@ from stages.common.params import Finetune, Plan, SelectorName
 from stages.plan.evidence import BaseFacts, Evidence, PreparedSizes
 from stages.plan.exports import exports
 from stages.plan.frontier import cost_model, frontier, within_budget
-from stages.plan.selectors import SELECTORS, Choice, basis_of
+from stages.plan.selectors import SELECTORS
+from stages.plan.selectors.choice import Choice
+from stages.plan.selectors.salf import basis_of
 
 
 def make_plan(

@@ -1,20 +1,16 @@
-"""Rules that choose a boundary, behind one interface, so that they can be compared.
-
-``salf`` is the paper's (Gu et al., arXiv 2406.11753): the layer k* with the largest gain ends the frozen
-part. The others are baselines: what the paper's rule has to beat.
-"""
+"""The paper's rule (Gu et al., arXiv 2406.11753): the layer k* with the largest gain ends the frozen part."""
 
 import math
-import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from stages.common.artifacts import significant
 from stages.common.command import UserError
 from stages.common.freeze_plan import Certainty, RunnerUp
-from stages.common.params import GainName, Plan, Quantity, SelectorName
+from stages.common.params import GainName, Plan, Quantity
 from stages.plan.evidence import Evidence, LayerGain
+from stages.plan.selectors.choice import Choice
 
 SURE: Final = 0.9  # share of resamples from which a choice is called sure
 FAIRLY_SURE: Final = 0.5
@@ -26,7 +22,6 @@ _WORDS: Final[Mapping[GainName, str]] = {
     "local": "local-law exponent",
     "marginal": "marginal gain predicted by the law",
 }
-_RULE: Final = Certainty(win_share=None, value=None, low=None, high=None, words="a fixed rule: nothing is estimated")
 
 
 @dataclass(frozen=True)
@@ -36,20 +31,6 @@ class Basis:
     quantity: Quantity
     gain: GainName
     fallback: str | None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A boundary and why; ``fallback`` says in words when other evidence decided than was asked for."""
-
-    boundary: int
-    reason: str
-    certainty: Certainty = _RULE
-    runners_up: tuple[RunnerUp, ...] = ()
-    fallback: str | None = None
-
-
-Selector = Callable[[Evidence, Plan], Choice]
 
 
 def basis_of(evidence: Evidence, params: Plan) -> Basis:
@@ -83,38 +64,6 @@ def salf(evidence: Evidence, params: Plan) -> Choice:
         runners_up=_runners_up(best, gains),
         fallback=basis.fallback,
     )
-
-
-def full(_evidence: Evidence, _params: Plan) -> Choice:
-    """Freeze nothing."""
-    return Choice(0, "full fine-tuning: nothing is frozen")
-
-
-def none(evidence: Evidence, _params: Plan) -> Choice:
-    """Freeze every layer: the final norm trains, and the head where it is not tied."""
-    return Choice(evidence.layers, "every layer is frozen: only what follows the last layer trains")
-
-
-def last_n(evidence: Evidence, params: Plan) -> Choice:
-    """Train the last ``params.last_n`` layers."""
-    trained = min(params.last_n, evidence.layers - 1)
-    cut = "" if trained == params.last_n else f" (plan.last_n is {params.last_n}; all layers would be full fine-tuning)"
-    return Choice(evidence.layers - trained, f"the last {trained} layers train{cut}")
-
-
-def draw(evidence: Evidence, params: Plan) -> Choice:
-    """A boundary drawn uniformly from 1..L-1."""
-    boundary = random.Random(params.seed).randint(1, evidence.layers - 1)
-    return Choice(boundary, f"drawn at random from 1..{evidence.layers - 1} with seed {params.seed}")
-
-
-SELECTORS: Final[Mapping[SelectorName, Selector]] = {
-    "salf": salf,
-    "full": full,
-    "none": none,
-    "last-n": last_n,
-    "random": draw,
-}
 
 
 def _unusable(evidence: Evidence, quantity: Quantity, gain: GainName) -> str | None:
