@@ -141,7 +141,7 @@ def test_losses_are_traced_for_as_many_examples_as_asked(chain):
 def test_frozen_shards_keep_their_hashes_and_trained_ones_do_not(chain, method):
     base, run = chain.json("data/base/base.json"), chain.json(f"data/models/{method}-seed1/run.json")
     same = {file for file, digest in run["shards"].items() if base["shards"][file] == digest}
-    boundary = chain.json("data/plan/freeze_plan.json")["boundaries"][run["selector"]]
+    boundary = chain.json("data/plan/freeze_plan.json")["boundaries"][run["selector"]]["boundary"]
     assert run["boundary"] == boundary
     frozen = {f"layer-{k:02d}.safetensors" for k in range(1, boundary + 1)}
     if run["lora"] or boundary > 0:

@@ -17,7 +17,7 @@ from stages.common.artifacts import read_json
 from stages.common.batches import Example
 from stages.common.boundary_cache.compute import cache_boundary
 from stages.common.cost import ModelShape
-from stages.common.freeze_plan import FreezePlan, ParameterCounts, PlannedModel
+from stages.common.freeze_plan import FreezePlan, ParameterCounts, PlannedModel, SelectedBoundary
 from stages.common.models.adapter import CausalModel, open_model
 from stages.common.params import Device, Finetune, load_params
 from stages.common.runtime import Runtime, choose_runtime, find_runtime
@@ -162,5 +162,6 @@ def _plan(model: CausalModel, boundary: int) -> FreezePlan:
         tied_head=model.tied_head,
     )
     counts = ParameterCounts(frozen=0, trained=total, total=total)
-    parts: dict[str, Any] = {"model": planned, "parameters": counts, "boundaries": {"last-n": boundary}}
+    chosen = SelectedBoundary(boundary=boundary, reason="", scores=None)
+    parts: dict[str, Any] = {"model": planned, "parameters": counts, "boundaries": {"last-n": chosen}}
     return FreezePlan.model_construct(**parts)

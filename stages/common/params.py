@@ -28,7 +28,7 @@ RateGrid = Annotated[
     list[LearningRate], Field(min_length=1), BeforeValidator(lambda v: v if isinstance(v, list) else [v])
 ]
 
-SelectorName = Literal["salf", "full", "none", "last-n", "random"]
+SelectorName = Literal["salf", "full", "none", "last-n", "random", "oracle"]
 MethodName = Literal["full", "salf", "lora", "salf+lora", "none", "last-n", "random"]
 GainName = Literal["observed", "ratio", "local", "marginal"]
 Quantity = Literal["deviation", "loss"]
@@ -132,6 +132,7 @@ class Plan(Group):
     gain: GainName
     budget: Share
     last_n: Count
+    oracle: Annotated[int, Field(ge=0)] | None
     seed: int
 
 

@@ -3,7 +3,7 @@
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from stages.common.artifacts import read_json, require
 from stages.common.command import UserError
 from stages.common.cost import ModelShape
+from stages.common.freeze_plan import FrontierPoint
 from stages.common.params import GainName, Quantity
 
 Artifact = TypeVar("Artifact", bound=BaseModel)
@@ -71,11 +72,19 @@ Gains = Mapping[tuple[Quantity, GainName], tuple[LayerGain, ...]]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the selectors see."""
+    """What the selectors see.
+
+    Attributes:
+        layers: L.
+        laws: one per traced quantity.
+        gains: what every layer contributes.
+        frontier: cost and remaining reduction of the boundaries 0..L.
+    """
 
     layers: int
     laws: Mapping[Quantity, DepthLaw]
     gains: Gains
+    frontier: Sequence[FrontierPoint] = ()
 
 
 class ParameterSizes(BaseModel):

@@ -111,7 +111,7 @@ def _facts(
 ) -> Facts:
     plan = artifacts.plan
     scope = _SCOPES.get(method.name) if method else None
-    boundary = {str(k): v for k, v in plan.boundaries.items()}.get(scope or plan.selector, plan.boundary)
+    boundary = {str(k): v.boundary for k, v in plan.boundaries.items()}.get(scope or plan.selector, plan.boundary)
     scores = method.scores.get(metric) if method else None
     law = (artifacts.law or {}).get("quantities", {}).get(plan.quantity)
     return Facts(

@@ -137,6 +137,7 @@ class Workspace:
     def set(self, **plan: object) -> None:
         params = shipped_params()
         defaults = {"selector": "salf", "quantity": "deviation", "gain": "observed", "budget": 1.0, "last_n": 2}
+        defaults |= {"oracle": None}
         changed = {**params, "plan": {**defaults, "seed": 1, **plan}}
         (self.root / "params.yaml").write_text(json.dumps(changed))  # JSON is YAML, and quicker to read
 

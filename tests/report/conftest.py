@@ -323,7 +323,7 @@ def _plan(root: Path, outcome: Outcome) -> None:
     total = 28_311_552 + 3_540_000 * LAYERS + 576
     trained = 3_540_000 * (LAYERS - BOUNDARY) + 576
     plan = {
-        "schema_version": 1,
+        "schema_version": 2,
         "model": {
             "name": "SmolLM2-135M-Instruct",
             "weights_sha256": read_json(root / "data/base/base.json")["weights_sha256"],
@@ -348,7 +348,11 @@ def _plan(root: Path, outcome: Outcome) -> None:
         "certainty": {"win_share": 0.62, "value": 0.031, "low": 0.02, "high": 0.04, "words": "Fairly sure: 62 %."},
         "fallback": None if outcome.fits else "no law fits, so observed gains decide.",
         "runners_up": [{"boundary": 22, "value": 0.028, "win_share": 0.38}],
-        "boundaries": {"salf": BOUNDARY, "full": 0, "none": LAYERS, "last-n": 22, "random": 13},
+        "boundaries": {
+            name: {"boundary": boundary, "reason": "in words", "scores": None}
+            for name, boundary in {"salf": BOUNDARY, "full": 0, "none": LAYERS, "last-n": 22, "random": 13}.items()
+        },
+        "absent": {},
         "frontier": [_frontier_point(k, mean, outcome.fits) for k in range(LAYERS + 1)],
         "cost_model": {
             "epochs": 2,

@@ -12,6 +12,7 @@ from stages.plan.selectors.draw import draw
 from stages.plan.selectors.full import full
 from stages.plan.selectors.last_n import last_n
 from stages.plan.selectors.none import none
+from stages.plan.selectors.oracle import oracle
 from stages.plan.selectors.salf import salf
 
 SELECTORS: Final[Mapping[SelectorName, Selector]] = {
@@ -20,4 +21,5 @@ SELECTORS: Final[Mapping[SelectorName, Selector]] = {
     "none": none,
     "last-n": last_n,
     "random": draw,
+    "oracle": oracle,
 }

@@ -63,7 +63,14 @@ def salf(evidence: Evidence, params: Plan) -> Choice:
         certainty=_certainty(best, gains),
         runners_up=_runners_up(best, gains),
         fallback=basis.fallback,
+        scores=_scores(gains, evidence.layers),
     )
+
+
+def _scores(gains: tuple[LayerGain, ...], layers: int) -> tuple[float | None, ...]:
+    """The rule prefers the boundary of the larger gain; of those that it may not choose it says nothing."""
+    by_layer = {gain.layer: gain.value for gain in gains}
+    return tuple(by_layer.get(boundary) for boundary in range(layers + 1))
 
 
 def _unusable(evidence: Evidence, quantity: Quantity, gain: GainName) -> str | None:
