@@ -12,7 +12,7 @@ from stages.plan.evidence import BaseFacts, Evidence, PreparedSizes
 from stages.plan.exports import exports
 from stages.plan.frontier import cost_model, frontier, within_budget
 from stages.plan.selectors import SELECTORS
-from stages.plan.selectors.choice import Choice, AbsentEvidenceError
+from stages.plan.selectors.choice import AbsentEvidenceError, Choice
 from stages.plan.selectors.salf import basis_of
 
 
