@@ -30,6 +30,7 @@ RateGrid = Annotated[
 
 SelectorName = Literal["salf", "full", "none", "last-n", "random", "oracle"]
 MethodName = Literal["full", "salf", "lora", "salf+lora", "none", "last-n", "random"]
+SignalKind = Literal["block-influence", "variability", "probe", "grad-norm", "spectrum"]
 GainName = Literal["observed", "ratio", "local", "marginal"]
 Quantity = Literal["deviation", "loss"]
 CacheMode = Literal["auto", "memory", "disk", "off"]
@@ -124,6 +125,16 @@ class Fit(Group):
     seed: int
 
 
+class Signals(Group):
+    """What rival rules for the boundary see, and of how many examples."""
+
+    kinds: list[SignalKind]
+    sample: Count
+    folds: Annotated[int, Field(ge=2)]
+    batch_tokens: Annotated[int, Field(ge=16)]
+    seed: int
+
+
 class Plan(Group):
     """How the boundary is chosen."""
 
@@ -193,6 +204,7 @@ class Params(Group):
     prepare: Prepare
     trace: Trace
     fit: Fit
+    signals: Signals
     plan: Plan
     compare: Compare
     finetune: Finetune
