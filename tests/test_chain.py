@@ -42,7 +42,8 @@ class Chain:
         self.stage("prepare", *base, "--out", "data/prepared")
         self.stage("trace", *base, *prepared, "--out", "data/traces")
         self.stage("fit", "--traces", "data/traces", *law)
-        self.stage("plan", *base, *prepared, *law, "--out", "data/plan")
+        self.stage("signals", *base, *prepared, "--out", "reports/signals.csv")
+        self.stage("plan", *base, *prepared, *law, "--signals", "reports/signals.csv", "--out", "data/plan")
         for method in methods:
             self.stage(
                 "finetune", *base, *prepared, "--plan", "data/plan/freeze_plan.json", "--method", method, "--seed", "1",

@@ -22,13 +22,14 @@ from tests.stage_sources import ROOT, declared_groups
 pytestmark = pytest.mark.chain
 
 YAML_FILE = YAML()
-ORDER = ["base", "prepare", "trace", "fit", "plan", "finetune", "evaluate", "report"]
+ORDER = ["base", "prepare", "signals", "trace", "fit", "plan", "finetune", "evaluate", "report"]
+BESIDE = {"signals": {"trace", "fit"}}  # what stands behind a stage in this order and does not read it
 METHODS = ["full", "salf+lora"]
 
 
 def after(stage: str) -> set[str]:
     """The stage and all that follow it, fine-tunes by their items."""
-    rest = ORDER[ORDER.index(stage) :]
+    rest = [each for each in ORDER[ORDER.index(stage) :] if each not in BESIDE.get(stage, ())]
     items = {f"finetune@{method}-1" for method in METHODS} if "finetune" in rest else set()
     return items | set(rest) - {"finetune"}
 
@@ -154,7 +155,8 @@ def use_standin(patch: pytest.MonkeyPatch, root: Path) -> None:
         ("model.revision", "main", {"base"}, "base"),
         ("data.limits.train", 100, {"prepare"}, "prepare"),
         ("prepare.max_tokens", 256, {"prepare"}, "prepare"),
-        ("device.dtype", "bfloat16", {"trace", "finetune", "evaluate"}, "trace"),
+        ("device.dtype", "bfloat16", {"signals", "trace", "finetune", "evaluate"}, "trace"),
+        ("signals.sample", 10, {"signals"}, "signals"),
         ("trace.sample", 10, {"trace"}, "trace"),
         ("fit.bootstrap", 50, {"fit"}, "fit"),
         ("plan.last_n", 3, {"plan"}, "plan"),
@@ -171,7 +173,7 @@ def test_a_changed_parameter_makes_stale_what_reads_it_and_reaches_what_follows(
         # The page shows every parameter, so it always reads the changed one too.
         stale = copy.stale()
         assert {name.partition("@")[0] for name in stale} == readers | {"report"}
-        assert copy.with_followers(stale) == after(first)
+        assert copy.with_followers(stale) == after(first) | readers - {"finetune"}
     finally:
         copy.change(key, before)
 

@@ -28,7 +28,22 @@ RateGrid = Annotated[
     list[LearningRate], Field(min_length=1), BeforeValidator(lambda v: v if isinstance(v, list) else [v])
 ]
 
-SelectorName = Literal["salf", "full", "none", "last-n", "random", "oracle"]
+SelectorName = Literal[
+    "salf",
+    "full",
+    "none",
+    "last-n",
+    "first-n",
+    "random",
+    "budget",
+    "tolerance",
+    "probe",
+    "block-influence",
+    "variability",
+    "grad-norm",
+    "spectrum",
+    "oracle",
+]
 MethodName = Literal["full", "salf", "lora", "salf+lora", "none", "last-n", "random"]
 SignalKind = Literal["block-influence", "variability", "probe", "grad-norm", "spectrum"]
 GainName = Literal["observed", "ratio", "local", "marginal"]
@@ -142,7 +157,9 @@ class Plan(Group):
     quantity: Quantity
     gain: GainName
     budget: Share
+    tolerance: Annotated[float, Field(ge=0)]
     last_n: Count
+    first_n: Count
     oracle: Annotated[int, Field(ge=0)] | None
     seed: int
 

@@ -20,6 +20,7 @@ from stages.common.params import (
     Plan,
     Prepare,
     Room,
+    Signals,
     Trace,
 )
 from stages.report.answer import answer
@@ -40,6 +41,7 @@ class ReportRoom(Room):
     prepare: Prepare
     trace: Trace
     fit: Fit
+    signals: Signals
     plan: Plan
     compare: Compare
     finetune: Finetune

@@ -92,7 +92,7 @@ def artifact(boundary=2, *, tied=True):
             "formula": "",
             "assumptions": [],
         },
-        "evidence": {"law_sha256": "a", "gains_sha256": "b", "trace_sha256": "c"},
+        "evidence": {"law_sha256": "a", "gains_sha256": "b", "trace_sha256": "c", "signals_sha256": None},
         "exports": {"peft": {}, "axolotl": [], "llama_factory": {}, "parameter_names": {"trained": []}, "notes": []},
     }
 

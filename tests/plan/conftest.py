@@ -82,6 +82,8 @@ def write_law(path: Path, *, fits: bool = True, quantities: tuple[str, ...] = ("
     laws = {
         name: {
             "mean": means[name],
+            "low": [0.98 * x for x in means[name]],
+            "high": [1.02 * x for x in means[name]],
             "best": "power_tail",
             "fits": fits,
             "verdict": "a power law holds from layer 3 on." if fits else "no law fits.",
@@ -137,7 +139,7 @@ class Workspace:
     def set(self, **plan: object) -> None:
         params = shipped_params()
         defaults = {"selector": "salf", "quantity": "deviation", "gain": "observed", "budget": 1.0, "last_n": 2}
-        defaults |= {"oracle": None}
+        defaults |= {"oracle": None, "tolerance": 1.0, "first_n": 2}
         changed = {**params, "plan": {**defaults, "seed": 1, **plan}}
         (self.root / "params.yaml").write_text(json.dumps(changed))  # JSON is YAML, and quicker to read
 

@@ -17,6 +17,8 @@ def params(**changes):
         "gain": "observed",
         "budget": 1.0,
         "last_n": 2,
+        "first_n": 2,
+        "tolerance": 1.0,
         "oracle": None,
         "seed": 1,
     }
