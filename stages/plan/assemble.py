@@ -86,8 +86,10 @@ def _boundaries(
 
 
 def _selected(choice: Choice) -> SelectedBoundary:
-    scores = choice.scores and [None if score is None else significant(score) for score in choice.scores]
-    return SelectedBoundary(boundary=choice.boundary, reason=choice.reason, scores=scores or None)
+    scores = None
+    if choice.scores is not None:
+        scores = [None if score is None else significant(score) for score in choice.scores]
+    return SelectedBoundary(boundary=choice.boundary, reason=choice.reason, scores=scores)
 
 
 def _planned_model(base: BaseFacts) -> PlannedModel:

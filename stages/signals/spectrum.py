@@ -32,10 +32,11 @@ def spectrum(model: CausalModel) -> NDArray[np.float64]:
     by_kind: dict[str, list[float]] = defaultdict(lambda: [float("nan")] * model.depth)
     for index, layer in enumerate(model.layers):
         for kind, weight in layer.named_parameters():
-            if min(weight.shape[-2:]) > 1 and weight.ndim > 1:
+            if weight.ndim > 1 and min(weight.shape[-2:]) > 1:
                 by_kind[kind][index] = _mean_ratio(weight)
     scores = np.array(list(by_kind.values())).reshape(-1, model.depth)
     scores = scores[np.isfinite(scores).any(axis=1)]
+    scores = scores[np.nanmean(scores, axis=1) > 0]  # a kind without any signal tells no layer from another
     relative = scores / np.nanmean(scores, axis=1, keepdims=True)
     if without := np.flatnonzero(~np.isfinite(relative).any(axis=0)).tolist():
         raise UserError(f"signals.kinds: spectrum: layer {without[0] + 1} has no weight matrix with signal and noise")
@@ -52,7 +53,7 @@ def signal_to_noise(values: NDArray[np.float64], shape: tuple[int, int]) -> floa
 
 def _mean_ratio(weight: Tensor) -> float:
     """The score of a matrix, or the mean score of a stack of matrices (a mixture's experts)."""
-    stack = weight.detach().flatten(0, -3) if weight.ndim > 3 else weight.detach().reshape(-1, *weight.shape[-2:])
+    stack = weight.detach().reshape(-1, *weight.shape[-2:])
     shape = (stack.shape[1], stack.shape[2])
     values = [torch.linalg.svdvals(matrix.float()).double().cpu().numpy() for matrix in stack]
     return float(np.mean([signal_to_noise(each, shape) for each in values]))
