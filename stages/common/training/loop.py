@@ -14,12 +14,12 @@ from stages.common.command import UserError
 from stages.common.params import Finetune
 from stages.common.progress import progress
 from stages.common.runtime import Runtime
-from stages.finetune.checkpoint import Checkpoint, Training
-from stages.finetune.costs import Costs
-from stages.finetune.methods import Trainable
-from stages.finetune.processes import ALONE, Processes
-from stages.finetune.step import Stepper, cut
-from stages.finetune.validation import Split, validate
+from stages.common.training.checkpoint import Checkpoint, Training
+from stages.common.training.costs import Costs
+from stages.common.training.processes import ALONE, Processes
+from stages.common.training.step import Stepper, cut
+from stages.common.training.trainable import Trainable
+from stages.common.training.validation import Split, validate
 
 
 def train(
