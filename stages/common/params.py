@@ -150,6 +150,18 @@ class Signals(Group):
     seed: int
 
 
+class Pilot(Group):
+    """Small fine-tunes whose losses predict those of every boundary."""
+
+    enabled: bool
+    boundaries: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
+    sizes: Annotated[list[Share], Field(min_length=1)]
+    epochs: Count | None
+    bootstrap: Annotated[int, Field(ge=20)]
+    confidence: Confidence
+    seed: int
+
+
 class Plan(Group):
     """How the boundary is chosen."""
 
@@ -222,6 +234,7 @@ class Params(Group):
     trace: Trace
     fit: Fit
     signals: Signals
+    pilot: Pilot
     plan: Plan
     compare: Compare
     finetune: Finetune
