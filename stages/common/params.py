@@ -37,6 +37,7 @@ SelectorName = Literal[
     "random",
     "budget",
     "tolerance",
+    "pilot",
     "probe",
     "block-influence",
     "variability",
