@@ -22,8 +22,11 @@ from tests.stage_sources import ROOT, declared_groups
 pytestmark = pytest.mark.chain
 
 YAML_FILE = YAML()
-ORDER = ["base", "prepare", "signals", "trace", "fit", "plan", "finetune", "evaluate", "report"]
-BESIDE = {"signals": {"trace", "fit"}}  # what stands behind a stage in this order and does not read it
+ORDER = ["base", "prepare", "signals", "pilot", "trace", "fit", "plan", "finetune", "evaluate", "report"]
+BESIDE = {
+    "signals": {"pilot", "trace", "fit"},
+    "pilot": {"trace", "fit"},
+}  # what stands behind a stage in this order and does not read it
 METHODS = ["full", "salf+lora"]
 
 
@@ -155,14 +158,15 @@ def use_standin(patch: pytest.MonkeyPatch, root: Path) -> None:
         ("model.revision", "main", {"base"}, "base"),
         ("data.limits.train", 100, {"prepare"}, "prepare"),
         ("prepare.max_tokens", 256, {"prepare"}, "prepare"),
-        ("device.dtype", "bfloat16", {"signals", "trace", "finetune", "evaluate"}, "trace"),
+        ("device.dtype", "bfloat16", {"signals", "pilot", "trace", "finetune", "evaluate"}, "trace"),
         ("signals.sample", 10, {"signals"}, "signals"),
+        ("pilot.seed", 10, {"pilot"}, "pilot"),
         ("trace.sample", 10, {"trace"}, "trace"),
         ("fit.bootstrap", 50, {"fit"}, "fit"),
         ("plan.last_n", 3, {"plan"}, "plan"),
-        ("finetune.epochs", 7, {"plan", "finetune"}, "plan"),
-        ("finetune.weight_decay", 0.5, {"finetune"}, "finetune"),
-        ("finetune.cache", "memory", {"finetune", "evaluate"}, "finetune"),
+        ("finetune.epochs", 7, {"pilot", "plan", "finetune"}, "pilot"),
+        ("finetune.weight_decay", 0.5, {"pilot", "finetune"}, "pilot"),
+        ("finetune.cache", "memory", {"pilot", "finetune", "evaluate"}, "pilot"),
         ("evaluate.bootstrap", 99, {"evaluate"}, "evaluate"),
     ],
 )
@@ -202,17 +206,17 @@ def test_an_edited_helper_runs_the_stages_that_import_it(copy):
     helper.write_text(source + "\n# an edit\n", encoding="utf-8")
     try:
         # The edit changes no number, so nothing that follows has anything new to read.
-        assert copy.repro() == {"fit"}
+        assert copy.repro() == {"fit", "pilot"}
     finally:
         helper.write_text(source, encoding="utf-8")
         copy.repro()
 
 
 def test_a_parameter_changed_back_is_restored_and_not_run_again(copy):
-    before = copy.get("finetune.weight_decay")
-    copy.change("finetune.weight_decay", 0.5)
+    before = copy.get("finetune.lora_rank")
+    copy.change("finetune.lora_rank", 4)
     assert copy.repro() == after("finetune")
-    copy.change("finetune.weight_decay", before)
+    copy.change("finetune.lora_rank", before)
     # The page is a plain file in git, not in DVC's cache: it alone is made again.
     assert copy.repro() == {"report"}
 

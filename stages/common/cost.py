@@ -32,6 +32,7 @@ __all__ = [
     "last_layer_rows",
     "layer_forward_flops",
     "optimizer_bytes",
+    "reading_flops",
     "training_flops",
 ]
 
@@ -55,6 +56,20 @@ def head_forward_flops(shape: ModelShape, positions: int) -> int:
 def forward_flops(shape: ModelShape, layers: int, queries: int, attended: int) -> int:
     """Forward pass of all tokens through so many layers."""
     return layers * layer_forward_flops(shape, queries, attended)
+
+
+def reading_flops(shape: ModelShape, boundary: int, queries: int, attended: int, positions: int, seen: int) -> int:
+    """Forward pass of layers boundary+1..L and the head, the last layer and the head at answer positions.
+
+    The arguments are those of :func:`training_flops`.
+    """
+    head = head_forward_flops(shape, positions)
+    if boundary == shape.layers:
+        return head
+    below = shape.layers - boundary - 1
+    computed = sum(part.products * rows for part, (rows, _) in last_layer_rows(shape, queries, positions))
+    attention = _attention_flops(shape, seen if shape.packed else attended)
+    return below * layer_forward_flops(shape, queries, attended) + 2 * computed + attention + head
 
 
 def training_flops(
@@ -103,11 +118,8 @@ def training_flops(
     below = shape.layers - boundary - 1
     layer = layer_forward_flops(shape, queries, attended)
     attention = _attention_flops(shape, seen if shape.packed else attended)
-    computed, used = (
-        sum(part.products * rows[which] for part, rows in last_layer_rows(shape, queries, positions))
-        for which in (0, 1)
-    )
-    forward = below * layer + 2 * computed + attention + head
+    used = sum(part.products * rows for part, (_, rows) in last_layer_rows(shape, queries, positions))
+    forward = reading_flops(shape, boundary, queries, attended, positions, seen)
     inputs = below * (layer + _attention_flops(shape, attended)) + 2 * used + 2 * attention + head
     if method == "lora":
         lowest = _lowest_inputs(shape, below, queries, positions)

@@ -37,6 +37,7 @@ SelectorName = Literal[
     "random",
     "budget",
     "tolerance",
+    "pilot",
     "probe",
     "block-influence",
     "variability",
@@ -150,6 +151,18 @@ class Signals(Group):
     seed: int
 
 
+class Pilot(Group):
+    """Small fine-tunes whose losses predict those of every boundary."""
+
+    enabled: bool
+    boundaries: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
+    sizes: Annotated[list[Share], Field(min_length=1)]
+    epochs: Count | None
+    bootstrap: Annotated[int, Field(ge=20)]
+    confidence: Confidence
+    seed: int
+
+
 class Plan(Group):
     """How the boundary is chosen."""
 
@@ -222,6 +235,7 @@ class Params(Group):
     trace: Trace
     fit: Fit
     signals: Signals
+    pilot: Pilot
     plan: Plan
     compare: Compare
     finetune: Finetune

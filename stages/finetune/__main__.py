@@ -31,10 +31,10 @@ from stages.common.label_tree import LabelTree
 from stages.common.models.shards import shard_hashes
 from stages.common.params import Device, Finetune, MethodName, Room
 from stages.common.runtime import choose_runtime, machine_facts, peak_memory_bytes
+from stages.common.training.processes import Processes, are_several, joined
 from stages.finetune.card import model_card
 from stages.finetune.launch import end_with_launcher, launch
 from stages.finetune.methods import METHODS
-from stages.finetune.processes import Processes, are_several, joined
 from stages.finetune.save import save_model
 from stages.finetune.search import Bench, best_of_grid
 

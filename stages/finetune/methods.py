@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -19,6 +19,7 @@ from stages.common.command import UserError
 from stages.common.freeze_plan import FreezePlan
 from stages.common.models.adapter import CausalModel
 from stages.common.params import Finetune, MethodName, SelectorName
+from stages.common.training.trainable import Trainable, train_mode
 
 
 @dataclass(frozen=True)
@@ -40,36 +41,6 @@ METHODS: Final[dict[MethodName, Method]] = {
 }
 
 
-@dataclass(frozen=True)
-class Trainable:
-    """A model made ready: what trains, above which boundary.
-
-    Attributes:
-        model: the model; only ``parameters`` require gradients.
-        parameters: for the optimizer, and nothing else for the optimizer.
-        boundary: layers 1..boundary are frozen.
-        adapters: PEFT's wrapper around the same network, or ``None``.
-    """
-
-    model: CausalModel
-    parameters: list[nn.Parameter]
-    boundary: int
-    adapters: PeftModel | None
-
-    @property
-    def count(self) -> int:
-        """Trained parameters."""
-        return sum(parameter.numel() for parameter in self.parameters)
-
-    def merged(self) -> set[str]:
-        """Fold adapters into the weights they sit beside; return the names of changed parameters."""
-        if self.adapters is None:
-            return {name for name, parameter in self.model.network.named_parameters() if parameter.requires_grad}
-        changed = {name.replace(".base_layer.", ".") for name in _adapted_weights(self.model.network)}
-        self.adapters.merge_and_unload()
-        return changed
-
-
 def make_trainable(model: CausalModel, plan: FreezePlan, name: MethodName, params: Finetune, seed: int) -> Trainable:
     """Freeze and unfreeze ``model`` as the plan and the method say.
 
@@ -80,7 +51,7 @@ def make_trainable(model: CausalModel, plan: FreezePlan, name: MethodName, param
     boundary = plan.boundary_of(method.scope)
     parameters = plan.apply(model.network, scope=method.scope)
     if not method.lora:
-        _train_mode(model, boundary)
+        train_mode(model, boundary)
         return Trainable(model, parameters, boundary, None)
     if boundary == model.depth:
         raise UserError(f"method {name}: the plan freezes all {model.depth} layers, nothing is left to adapt")
@@ -98,23 +69,12 @@ def make_trainable(model: CausalModel, plan: FreezePlan, name: MethodName, param
         adapters = get_peft_model(model.network, settings)
     except ValueError as error:  # Mamba's output projection cannot be adapted
         raise UserError(f"method {name}: {' '.join(str(error).split())}") from None
-    _train_mode(model, boundary)
+    train_mode(model, boundary)
     trained = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
     return Trainable(model, trained, boundary, adapters)
-
-
-def _train_mode(model: CausalModel, boundary: int) -> None:
-    """Dropout, where a model has any, is for trained layers: frozen ones compute one fixed function."""
-    model.network.eval()
-    for layer in model.layers[boundary:]:
-        layer.train()
 
 
 def _linear_maps(layer: nn.Module) -> list[str]:
     """Names of a decoder layer's linear maps: what adapters sit beside."""
     linear = (nn.Linear, Conv1D)  # not a mixture's experts, which transformers keeps in one tensor of three dimensions
     return sorted({name.rsplit(".", 1)[-1] for name, part in layer.named_modules() if isinstance(part, linear)})
-
-
-def _adapted_weights(network: nn.Module) -> list[str]:
-    return [name for name, _ in network.named_parameters() if ".base_layer." in name and name.endswith("weight")]

@@ -16,12 +16,13 @@ from stages.common.freeze_plan import FreezePlan
 from stages.common.models.adapter import CausalModel, open_model
 from stages.common.params import Finetune, MethodName
 from stages.common.runtime import Runtime
-from stages.finetune.checkpoint import Training
-from stages.finetune.costs import Costs
-from stages.finetune.loop import train
-from stages.finetune.methods import METHODS, Trainable, make_trainable
-from stages.finetune.processes import ALONE, Processes
-from stages.finetune.validation import Split
+from stages.common.training.checkpoint import Training
+from stages.common.training.costs import Costs
+from stages.common.training.loop import train
+from stages.common.training.processes import ALONE, Processes
+from stages.common.training.trainable import Trainable
+from stages.common.training.validation import Split
+from stages.finetune.methods import METHODS, make_trainable
 
 CACHE_BATCH_TOKENS: Final = 1024  # of a pass through the frozen layers
 

@@ -71,6 +71,45 @@ Signal = tuple[float, ...]
 Gains = Mapping[tuple[Quantity, GainName], tuple[LayerGain, ...]]
 
 
+class PredictedLoss(BaseModel):
+    """A boundary's validation loss as the pilots predict it.
+
+    Attributes:
+        low, high: interval of one fine-tune's loss.
+        excess: over the loss of the best boundary.
+        excess_error: standard error of that difference.
+    """
+
+    boundary: int
+    loss: float
+    low: float
+    high: float
+    excess: float
+    excess_error: float
+
+
+class PilotLaw(BaseModel):
+    """Whether a law predicted, in words too."""
+
+    holds: bool
+    verdict: str
+
+
+class PilotOperations(BaseModel):
+    """What the pilots cost; ``share`` of one full fine-tune's operations."""
+
+    share: float
+
+
+class PilotPrediction(BaseModel):
+    """``reports/pilot.json`` where pilots were run, as far as a plan reads it."""
+
+    layers: int
+    predictions: list[PredictedLoss]
+    law: PilotLaw
+    flops: PilotOperations
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What the selectors see.
@@ -81,6 +120,7 @@ class Evidence:
         gains: what every layer contributes.
         frontier: cost and remaining reduction of the boundaries 0..L.
         signals: by name, a value per space or layer 0..L; NaN where the signal has none.
+        pilot: what small fine-tunes predict, where there were any.
     """
 
     layers: int
@@ -88,6 +128,7 @@ class Evidence:
     gains: Gains
     frontier: Sequence[FrontierPoint] = ()
     signals: Mapping[str, Signal] = field(default_factory=dict)
+    pilot: PilotPrediction | None = None
 
 
 class ParameterSizes(BaseModel):
@@ -200,6 +241,21 @@ def read_law(path: Path, layers: int) -> ScalingLaw:
     if "deviation" not in law.quantities:
         raise UserError(f"{path}: no deviation, which is always traced; run again: dvc repro fit")
     return law
+
+
+def read_pilot(path: Path, layers: int) -> PilotPrediction | None:
+    """Read what the pilots of a model of so many layers predict; ``None`` where none were run.
+
+    Raises:
+        UserError: the file is missing or damaged, or of another model.
+    """
+    raw = read_json(require(path, made_by="pilot"))
+    if isinstance(raw, dict) and raw.get("enabled") is False:
+        return None
+    pilot = _checked(PilotPrediction, path, made_by="pilot")
+    if [row.boundary for row in pilot.predictions] != list(range(layers + 1)):
+        raise UserError(f"{path}: pilots of {pilot.layers} layers, the base model has {layers}; dvc repro pilot")
+    return pilot
 
 
 def _checked(kind: type[Artifact], path: Path, made_by: str) -> Artifact:

@@ -17,6 +17,7 @@ from stages.common.params import (
     Finetune,
     Fit,
     Model,
+    Pilot,
     Plan,
     Prepare,
     Room,
@@ -42,6 +43,7 @@ class ReportRoom(Room):
     trace: Trace
     fit: Fit
     signals: Signals
+    pilot: Pilot
     plan: Plan
     compare: Compare
     finetune: Finetune

@@ -92,7 +92,13 @@ def artifact(boundary=2, *, tied=True):
             "formula": "",
             "assumptions": [],
         },
-        "evidence": {"law_sha256": "a", "gains_sha256": "b", "trace_sha256": "c", "signals_sha256": None},
+        "evidence": {
+            "law_sha256": "a",
+            "gains_sha256": "b",
+            "trace_sha256": "c",
+            "signals_sha256": None,
+            "pilot_sha256": None,
+        },
         "exports": {"peft": {}, "axolotl": [], "llama_factory": {}, "parameter_names": {"trained": []}, "notes": []},
     }
 

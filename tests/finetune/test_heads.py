@@ -15,7 +15,7 @@ from stages.common.models.shards import group_by_unit, shard_hashes, write_index
 from stages.finetune.methods import make_trainable
 from stages.finetune.save import save_model
 from tests.common.test_freeze_plan import LAYERS, artifact, tiny
-from tests.finetune.tiny_training import SHARED, params, run, start_of
+from tests.common.training.tiny_training import SHARED, params, run, start_of
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.finetune.processes import ALONE
+from stages.common.training.processes import ALONE
 from tests.common.boundary_cache.tiny_task import Task
+from tests.common.training.tiny_training import made_examples, params, run, start_of, trainable, weights
 from tests.conftest import PROJECT
-from tests.finetune.tiny_training import made_examples, params, run, start_of, trainable, weights
 
 OURS = "from stages.finetune.launch import launch; launch('tests.finetune.worker', sys.argv[1:], 2)"
 LAUNCHERS = {

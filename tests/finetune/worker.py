@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 
 from stages.common.boundary_cache.folder import CacheFolder, DiskRates
 from stages.common.command import UserError, exit_code
+from stages.common.training.processes import Processes, joined
+from stages.common.training.step import Stepper
 from stages.finetune.launch import end_with_launcher
-from stages.finetune.processes import Processes, joined
-from stages.finetune.step import Stepper
 from tests.common.boundary_cache.tiny_task import Task
-from tests.finetune.tiny_training import made_examples, params, run, start_of, trainable, weights
+from tests.common.training.tiny_training import made_examples, params, run, start_of, trainable, weights
 
 FAULT_AT_STEP = 3
 

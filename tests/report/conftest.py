@@ -371,6 +371,7 @@ def _plan(root: Path, outcome: Outcome) -> None:
             "gains_sha256": sha256_file(root / "reports/gains.csv"),
             "trace_sha256": sha256_folder(root / "data/traces"),
             "signals_sha256": None,
+            "pilot_sha256": None,
         },
         "exports": {
             "peft": {"layers_to_transform": list(range(BOUNDARY, LAYERS)), "layers_pattern": "layers"},

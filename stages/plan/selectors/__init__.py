@@ -17,6 +17,7 @@ from stages.plan.selectors.grad_norm import grad_norm
 from stages.plan.selectors.last_n import last_n
 from stages.plan.selectors.none import none
 from stages.plan.selectors.oracle import oracle
+from stages.plan.selectors.pilot import pilot
 from stages.plan.selectors.probe import probe
 from stages.plan.selectors.salf import salf
 from stages.plan.selectors.spectrum import spectrum
@@ -32,6 +33,7 @@ SELECTORS: Final[Mapping[SelectorName, Selector]] = {
     "random": draw,
     "budget": budget,
     "tolerance": tolerance,
+    "pilot": pilot,
     "probe": probe,
     "block-influence": block_influence,
     "variability": variability,

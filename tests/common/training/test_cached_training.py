@@ -9,11 +9,11 @@ from stages.common.boundary_cache.layout import Layout
 from stages.common.boundary_cache.states import FrozenLayers
 from stages.common.cost import ModelShape, forward_flops
 from stages.common.params import load_params
-from stages.finetune import loop
-from stages.finetune.costs import Costs
-from stages.finetune.loop import train
-from stages.finetune.methods import Trainable
-from stages.finetune.validation import Split
+from stages.common.training import loop
+from stages.common.training.costs import Costs
+from stages.common.training.loop import train
+from stages.common.training.trainable import Trainable
+from stages.common.training.validation import Split
 from tests.common.boundary_cache.tiny_task import BATCH_TOKENS, BFLOAT16, SHARED, Task, make_model
 from tests.conftest import PROJECT
 

@@ -11,9 +11,9 @@ from stages.common.batches import Batch, training_batches
 from stages.common.boundary_cache.compute import cache_boundary
 from stages.common.command import UserError
 from stages.common.models.walk import embed
-from stages.finetune.loop import rate_factor
-from stages.finetune.step import Stepper
-from tests.finetune.tiny_training import (
+from stages.common.training.loop import rate_factor
+from stages.common.training.step import Stepper
+from tests.common.training.tiny_training import (
     RUNTIME,
     SHARED,
     assert_equal_weights,

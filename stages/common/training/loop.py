@@ -14,12 +14,12 @@ from stages.common.command import UserError
 from stages.common.params import Finetune
 from stages.common.progress import progress
 from stages.common.runtime import Runtime
-from stages.finetune.checkpoint import Checkpoint, Training
-from stages.finetune.costs import Costs
-from stages.finetune.methods import Trainable
-from stages.finetune.processes import ALONE, Processes
-from stages.finetune.step import Stepper, cut
-from stages.finetune.validation import Split, validate
+from stages.common.training.checkpoint import Checkpoint, Training
+from stages.common.training.costs import Costs
+from stages.common.training.processes import ALONE, Processes
+from stages.common.training.step import Stepper, cut
+from stages.common.training.trainable import Trainable
+from stages.common.training.validation import Split, validate
 
 
 def train(
@@ -36,7 +36,7 @@ def train(
     checkpoint: Path | None = None,
     processes: Processes = ALONE,
 ) -> Training:
-    """Train with AdamW at peak learning rate ``rate``; validate along the way.
+    """Train with AdamW at peak learning rate ``rate``; validate along the way, and at the end.
 
     Args:
         trainable: what trains.
@@ -45,7 +45,7 @@ def train(
         validation: what it is held against.
         reader: scores the validation split.
         costs: counts operations, of all processes.
-        params: the schedule.
+        params: the schedule; with 0 ``evaluations_per_epoch``, validation is read at the end alone.
         rate: peak learning rate.
         seed: of the order of examples.
         what: the run's name, for messages.
@@ -60,7 +60,8 @@ def train(
     per_epoch = math.ceil(len(training.examples) / params.batch_size)
     total = per_epoch * params.epochs
     stepper = Stepper(trainable, runtime, training.start, params, seed, processes)
-    marks = {round(per_epoch * n / params.evaluations_per_epoch) for n in range(1, total + 1)}
+    along = params.evaluations_per_epoch
+    marks = {round(per_epoch * n / along) for n in range(1, total + 1)} if along else set()
     kept = Checkpoint(
         checkpoint, trainable.parameters, stepper.optimizer, 60 * params.checkpoint_minutes, writes=processes.main
     )
@@ -81,7 +82,7 @@ def train(
         )
         done.losses.clear()
 
-    if done.steps == 0:
+    if done.steps == 0 and along:
         add_point(0.0)
     with progress(what, total, "steps") as advance:
         if done.steps:
@@ -100,12 +101,19 @@ def train(
             done.losses.append(loss)
             if done.steps in marks or done.steps == total:
                 add_point(done.steps / per_epoch)
-            point = done.curve[-1]
-            score = point["validation_accuracy"]
-            held = f"accuracy {score:.3f}" if score is not None else f"loss {point['validation_loss']:.3f}"
-            advance(1, f"loss {loss:.3f}, validation {held}")
+            advance(1, f"loss {loss:.3f}{_held(done)}")
             kept.save_when_due(done)
     return done
+
+
+def _held(done: Training) -> str:
+    """How the model stood on the validation split when it was last read, if it was."""
+    if not done.curve:
+        return ""
+    point = done.curve[-1]
+    score = point["validation_accuracy"]
+    held = f"accuracy {score:.3f}" if score is not None else f"loss {point['validation_loss']:.3f}"
+    return f", validation {held}"
 
 
 def rate_factor(step: int, total: int, params: Finetune) -> float:

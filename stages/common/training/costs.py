@@ -10,6 +10,7 @@ from stages.common.cost import (
     forward_flops,
     last_layer_rows,
     layer_forward_flops,
+    reading_flops,
     training_flops,
 )
 
@@ -42,10 +43,22 @@ class Costs:
         """The frozen layers before the first step: over all examples, or over the shared beginning alone."""
         if self.frozen_anew:
             return forward_flops(self.shape, self.boundary, shared, shared * (shared + 1) // 2)
-        together = [examples] if self.shape.packed else [[example] for example in examples]
-        sums = [_sums(self.shape, Batch.of(some, range(len(some)), shared), shared) for some in together]
-        queries, attended = (sum(column) for column in zip(*sums, strict=True))
+        queries, attended, _, _ = self._whole(examples, shared)
         return forward_flops(self.shape, self.boundary, queries, attended)
+
+    def reading(self, examples: Sequence[Example], shared: int) -> int:
+        """One look at the answers of all examples above the boundary, as validation takes it."""
+        queries, attended, positions, seen = self._whole(examples, shared)
+        below = forward_flops(self.shape, self.boundary, queries, attended) if self.frozen_anew else 0
+        return below + reading_flops(self.shape, self.boundary, queries, attended, positions, seen)
+
+    def _whole(self, examples: Sequence[Example], shared: int) -> tuple[int, int, int, int]:
+        """The four sums of a pass over all examples, the beginning walked once; padded ones each by itself."""
+        together = [examples] if self.shape.packed else [[example] for example in examples]
+        batches = [Batch.of(some, range(len(some)), shared) for some in together]
+        rows = [(*_sums(self.shape, batch, shared), len(batch.targets), batch.seen(shared)) for batch in batches]
+        queries, attended, positions, seen = (sum(column) for column in zip(*rows, strict=True))
+        return queries, attended, positions, seen
 
     def _pass(self, batch: Batch, shared: int) -> int:
         queries, attended = _sums(self.shape, batch, shared)

@@ -7,8 +7,8 @@ from scipy.optimize import minimize, rosen, rosen_der
 from scipy.special import huber as scipy_huber
 
 from stages.common import laws
-from stages.fit.engine import HUBER_DELTA, fit_law, huber
-from stages.fit.quasi_newton import minimise
+from stages.common.fitting.engine import HUBER_DELTA, fit_law, huber
+from stages.common.fitting.quasi_newton import minimise
 
 DEPTH = np.arange(1.0, 31.0)
 KNOWN = [

@@ -10,11 +10,11 @@ from stages.common.models.adapter import CausalModel
 from stages.common.models.families import family_of
 from stages.common.params import Device, Finetune, load_params
 from stages.common.runtime import choose_runtime
-from stages.finetune.costs import Costs
-from stages.finetune.loop import train
-from stages.finetune.methods import Trainable
-from stages.finetune.processes import ALONE
-from stages.finetune.validation import Split
+from stages.common.training.costs import Costs
+from stages.common.training.loop import train
+from stages.common.training.processes import ALONE
+from stages.common.training.trainable import Trainable
+from stages.common.training.validation import Split
 from tests.common.models.tiny import tiny_network
 from tests.conftest import PROJECT
 

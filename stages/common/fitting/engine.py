@@ -2,7 +2,7 @@
 
 The procedure is Hoffmann et al. 2022 (arXiv 2203.15556), approach 3: minimise Σ_i ρ_δ(ln ŷ_i − ln y_i)
 with δ = 1e-3 over (log E, log A, α, ...) from many starts and keep the best end. They use L-BFGS, which with
-three to five parameters has nothing to save: :mod:`stages.fit.quasi_newton`.
+three to five parameters has nothing to save: :mod:`stages.common.fitting.quasi_newton`.
 
 **Hazard: tolerances.** With δ = 1e-3 a residual r beyond δ costs about δ·|r|: the whole objective is of the
 order of 1e-4, its gradient too, and an optimiser's default absolute tolerances (scipy's ``gtol`` is 1e-5)
@@ -22,8 +22,8 @@ from typing import Final
 
 import numpy as np
 
+from stages.common.fitting.quasi_newton import Index, Mask, minimise
 from stages.common.laws import Array, Law
-from stages.fit.quasi_newton import Index, Mask, minimise
 
 HUBER_DELTA: Final = 1e-3
 SCREENING: Final = 30  # iterations given to every start of a grid before the best of them go on
@@ -38,6 +38,7 @@ _GRIDS: Final[dict[str, tuple[tuple[float, ...], ...]]] = {
     "broken_power": ((0.0,), (0.0, 0.5), (0.0, 0.5, 2.0), (-2.5, -1.5, -0.7, -0.3, -0.15)),
     "constant": ((0.0,),),
     "chinchilla": ((-1.0, -0.3), (-9.0, -4.0), (-9.0, -4.0), (0.2, 0.5, 1.0), (0.2, 0.5, 1.0)),
+    "joint": ((-4.0, -0.7, -0.2), (-4.0, -1.0), (0.1, 0.5, 1.5), (0.1, 0.5)),
 }
 
 

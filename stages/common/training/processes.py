@@ -1,6 +1,6 @@
 """Several processes that train one model: each computes its share of a batch, gradients are added up.
 
-Started by this stage itself (``launch.py``), by ``torchrun`` or by ``accelerate launch``; the group is
+Started by the stage ``finetune`` itself (its ``launch.py``), by ``torchrun`` or by ``accelerate launch``; the group is
 accelerate's. Weights are not sent: all processes start from the same file and take the same steps with
 the same gradients. The main process alone draws progress and writes files.
 """

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stages.common.answers import Reader, Start
 from stages.common.batches import Batch, Example
-from stages.finetune.processes import Processes
+from stages.common.training.processes import Processes
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from stages.common.answers import Start, training_logits
 from stages.common.batches import Batch
 from stages.common.params import Finetune
 from stages.common.runtime import Runtime
-from stages.finetune.methods import Trainable
-from stages.finetune.processes import ALONE, Processes
+from stages.common.training.processes import ALONE, Processes
+from stages.common.training.trainable import Trainable
 
 
 def cut(index: Sequence[int], parts: int) -> list[list[int]]:

@@ -1,9 +1,9 @@
 import numpy as np
 from scipy.stats import binom, norm
 
+from stages.common.fitting.bootstrap import interval, resampled_means
+from stages.common.fitting.engine import fit_law
 from stages.common.laws import POWER
-from stages.fit.bootstrap import interval, resampled_means
-from stages.fit.engine import fit_law
 
 
 def test_an_example_is_drawn_with_all_its_spaces():

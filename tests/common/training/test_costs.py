@@ -9,10 +9,10 @@ from stages.common.batches import Batch
 from stages.common.boundary_cache.compute import cache_boundary
 from stages.common.models.adapter import CausalModel
 from stages.common.models.families import family_of
-from stages.finetune.costs import Costs
-from stages.finetune.step import cut
+from stages.common.training.costs import Costs
+from stages.common.training.step import cut
 from tests.common.test_cost import EXAMPLES, RANK, SHARED, freeze_below, llama
-from tests.finetune.tiny_training import RUNTIME
+from tests.common.training.tiny_training import RUNTIME
 
 
 def made(boundary, technique):

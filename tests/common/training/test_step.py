@@ -8,8 +8,17 @@ from stages.common.batches import Batch
 from stages.common.boundary_cache.compute import cache_boundary
 from stages.common.params import Device
 from stages.common.runtime import choose_runtime
-from stages.finetune.step import Stepper, cut
-from tests.finetune.tiny_training import RUNTIME, SHARED, made_examples, params, run, start_of, trainable, weights
+from stages.common.training.step import Stepper, cut
+from tests.common.training.tiny_training import (
+    RUNTIME,
+    SHARED,
+    made_examples,
+    params,
+    run,
+    start_of,
+    trainable,
+    weights,
+)
 
 EXAMPLES = made_examples()
 WHOLE = list(range(7))  # answers of one and of two tokens: a mean over parts is not the mean over tokens
