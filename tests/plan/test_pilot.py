@@ -46,6 +46,16 @@ def test_the_choice_names_the_losses_the_cost_of_the_pilots_and_the_interval(pil
     assert plan.evidence.pilot_sha256
 
 
+def test_what_pilots_predict_is_what_budget_and_tolerance_weigh(piloted):
+    """Intervals are 0.1 wide on both sides, and full fine-tuning's loss is 1.00."""
+    plan = piloted.plan()
+    assert plan.boundary_of("budget") == 1
+    assert plan.boundary_of("tolerance") == 4
+    assert piloted.plan(budget=plan.frontier[3].flops_share).boundary_of("budget") == 3
+    assert plan.boundaries["tolerance"].scores == [-x for x in LOSSES]
+    assert "negative validation loss, by pilots" in plan.boundaries["budget"].reason
+
+
 def test_without_a_law_the_plan_says_what_decided_instead(piloted):
     write_pilot(piloted, holds=False)
     plan = piloted.plan(selector="pilot")

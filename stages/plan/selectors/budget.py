@@ -16,7 +16,7 @@ def budget(evidence: Evidence, params: Plan) -> Choice:
     best = max(paid or [evidence.layers], key=lambda boundary: (predicted.quality[boundary], boundary))
     return Choice(
         boundary=best,
-        reason=f"of the boundaries that cost at most {params.budget:.0%} of full fine-tuning, {best} has the largest "
-        f"{predicted.words} ({predicted.quality[best]:.4g})",
+        reason=f"of the boundaries that cost at most {params.budget:.0%} of full fine-tuning, {best} has the best "
+        f"predicted quality ({predicted.quality[best]:.4g}: {predicted.words})",
         scores=predicted.quality,
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from stages.common.params import Plan
-from stages.plan.evidence import DepthLaw, Evidence
+from stages.plan.evidence import DepthLaw, Evidence, PilotPrediction
 from stages.plan.selectors.salf import basis_of
 
 
@@ -23,7 +23,19 @@ class Prediction:
 
 
 def predicted_quality(evidence: Evidence, params: Plan) -> Prediction:
-    """What the scaling law promises of training above each boundary: the reduction of its quantity that is left.
+    """What pilots predict, where there were any; else what the scaling law promises."""
+    return _of_law(evidence, params) if evidence.pilot is None else _of_pilots(evidence.pilot)
+
+
+def _of_pilots(pilot: PilotPrediction) -> Prediction:
+    """The negative of the predicted validation loss."""
+    quality = tuple(-row.loss for row in pilot.predictions)
+    margin = tuple((row.high - row.low) / 2 for row in pilot.predictions)
+    return Prediction(quality, margin, "negative validation loss, by pilots")
+
+
+def _of_law(evidence: Evidence, params: Plan) -> Prediction:
+    """The reduction of the law's quantity that training above each boundary can still change.
 
     Layer 1's own step starts from the embedding output and is nobody's reduction: boundaries 0 and 1 get the same.
     """
@@ -31,7 +43,7 @@ def predicted_quality(evidence: Evidence, params: Plan) -> Prediction:
     law = evidence.laws[quantity]
     end = law.predicted(evidence.layers)
     quality = tuple(law.predicted(max(boundary, 1)) - end for boundary in range(evidence.layers + 1))
-    return Prediction(quality, _half_widths(law), f"reduction of the {quantity} left to train")
+    return Prediction(quality, _half_widths(law), f"reduction of the {quantity} that is left to train, by the law")
 
 
 def _half_widths(law: DepthLaw) -> tuple[float, ...]:

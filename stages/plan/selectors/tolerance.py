@@ -22,8 +22,8 @@ def tolerance(evidence: Evidence, params: Plan) -> Choice:
     best = within[-1]
     return Choice(
         boundary=best,
-        reason=f"boundary {best} is the deepest whose {predicted.words} ({predicted.quality[best]:.4g}) is within "
-        f"{params.tolerance:g} half-widths of its interval ({predicted.margin[best]:.2g}) of full "
-        f"fine-tuning's ({whole:.4g})",
+        reason=f"boundary {best} is the deepest whose predicted quality ({predicted.quality[best]:.4g}: "
+        f"{predicted.words}) is within {params.tolerance:g} half-widths of its interval "
+        f"({predicted.margin[best]:.2g}) of full fine-tuning's ({whole:.4g})",
         scores=predicted.quality,
     )
