@@ -48,7 +48,7 @@ def test_the_choice_names_the_losses_the_cost_of_the_pilots_and_the_interval(pil
 
 def test_what_pilots_predict_is_what_budget_and_tolerance_weigh(piloted):
     """Intervals are 0.1 wide on both sides, and full fine-tuning's loss is 1.00."""
-    plan = piloted.plan()
+    plan = piloted.plan(tolerance=1.1)
     assert plan.boundary_of("budget") == 1
     assert plan.boundary_of("tolerance") == 4
     assert piloted.plan(budget=plan.frontier[3].flops_share).boundary_of("budget") == 3
