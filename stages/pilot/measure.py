@@ -93,12 +93,12 @@ class _Boundary:
         return Pilot(self.boundary, size, rate, reader.losses, done.flops - before, anew)
 
     def _splits(self, model: CausalModel) -> tuple[Split, Split]:
-        bench = self.bench
-        if self._opened:
-            starts: list[Start] = [self._opened[name].start_for(model) for name in ("training", "validation")]
-        else:
-            starts = [Embeddings.behind(model, bench.drawn[0].prompt_ids[: bench.shared])] * 2
-        return Split(bench.drawn, starts[0]), Split(bench.validation, starts[1])
+        bench, opened = self.bench, self._opened
+        if opened:
+            starts = [opened[name].start_for(model) for name in ("training", "validation")]
+            return Split(bench.drawn, starts[0]), Split(bench.validation, starts[1])
+        start = Embeddings.behind(model, bench.drawn[0].prompt_ids[: bench.shared])
+        return Split(bench.drawn, start), Split(bench.validation, start)
 
     @cached_property
     def _opened(self) -> dict[str, Opened]:
