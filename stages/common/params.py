@@ -8,14 +8,24 @@ only the declared groups, so that a stage cannot see a value that ``dvc.yaml`` d
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.common.command import UserError
+from stages.common.method_names import checked, method_of, rate_entry
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -45,7 +55,7 @@ SelectorName = Literal[
     "spectrum",
     "oracle",
 ]
-MethodName = Literal["full", "salf", "lora", "salf+lora", "none", "last-n", "random"]
+MethodName = Annotated[str, AfterValidator(lambda name: checked(name, get_args(SelectorName)))]
 SignalKind = Literal["block-influence", "variability", "probe", "grad-norm", "spectrum"]
 GainName = Literal["observed", "ratio", "local", "marginal"]
 Quantity = Literal["deviation", "loss"]
@@ -206,11 +216,25 @@ class Finetune(Group):
     clip_norm: Annotated[float, Field(gt=0)]
     lora_rank: Count
     lora_alpha: Annotated[float, Field(gt=0)]
+    lisa_layers: Count
+    lisa_steps: Count
+    equal_compute: bool
     evaluations_per_epoch: Count
     checkpoint_minutes: Annotated[float, Field(ge=0)]
     cache: CacheMode
     cache_folder: Annotated[str, Field(min_length=1)]
     cache_gib: Annotated[float, Field(gt=0)]
+
+    def rates(self, method: str, boundary: int) -> list[float]:
+        """The learning rates to try for a method whose boundary is known.
+
+        Raises:
+            UserError: neither it nor the method that stands in for it has an entry.
+        """
+        entry = rate_entry(method, boundary, self.learning_rate)
+        if entry is None:
+            raise UserError(f"params.yaml: finetune.learning_rate has no entry for {method} (boundary {boundary})")
+        return sorted(self.learning_rate[entry])
 
 
 class Evaluate(Group):
@@ -243,7 +267,10 @@ class Params(Group):
 
     @model_validator(mode="after")
     def _every_method_has_a_rate(self) -> Self:
-        missing = [m for m in self.compare.methods if m not in self.finetune.learning_rate]
+        entries = self.finetune.learning_rate
+        # A selector's boundary is known when its plan is made; most freeze something.
+        assumed = {m: 1 if (known := method_of(m).boundary) is None else known for m in self.compare.methods}
+        missing = [m for m, boundary in assumed.items() if rate_entry(m, boundary, entries) is None]
         if missing:
             raise ValueError(f"finetune.learning_rate has no entry for {', '.join(missing)}")
         return self
