@@ -34,6 +34,7 @@ __all__ = [
     "optimizer_bytes",
     "reading_flops",
     "training_flops",
+    "weight_gradient_flops",
 ]
 
 FLOAT32_BYTES: Final = 4
@@ -126,8 +127,18 @@ def training_flops(
         return forward + inputs - lowest + _lora_flops(shape, below, queries, positions, rank)
     if boundary and not shape.layer.input_norm:
         inputs -= _lowest_inputs(shape, below, queries, positions)
-    weights = 2 * (below * shape.linear_products * queries + used)
+    weights = weight_gradient_flops(shape, below, 1, queries, positions)
     return forward + inputs + weights + (boundary == 0 or not shape.tied_head) * head
+
+
+def weight_gradient_flops(shape: ModelShape, below: int, last: int, queries: int, positions: int) -> int:
+    """The gradients of the weights of so many layers below the last, and of the last if ``last`` is 1.
+
+    A layer whose weights are frozen, but which back-propagation passes on its way down, spares these
+    and nothing else.
+    """
+    used = sum(part.products * rows for part, (_, rows) in last_layer_rows(shape, queries, positions))
+    return 2 * (below * shape.linear_products * queries + last * used)
 
 
 def optimizer_bytes(trained_parameters: int) -> int:

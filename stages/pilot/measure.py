@@ -146,7 +146,7 @@ def _unfreeze(model: CausalModel, boundary: int) -> Trainable:
     chosen = trained_names(named, model.family, boundary, tied_head=model.tied_head)
     for name in chosen:
         named[name].requires_grad_(True)
-    train_mode(model, boundary)
+    train_mode(model, range(boundary + 1, model.depth + 1))
     return Trainable(model, [named[name] for name in chosen], boundary, None)
 
 

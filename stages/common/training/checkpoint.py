@@ -69,9 +69,9 @@ class Checkpoint:
             return
         tensors: dict[str, Tensor] = {}
         for number, parameter in enumerate(self.parameters):
-            state = self.optimizer.state[parameter]
             tensors[str(number)] = parameter
-            tensors |= {f"{number}.{name}": state[name] for name in _ADAM}
+            if state := self.optimizer.state.get(parameter):  # none: it has not trained yet, or not lately
+                tensors |= {f"{number}.{name}": state[name] for name in _ADAM}
         with replacing_file(self.path) as aside:
             write_tensors(aside, tensors, {"training": json.dumps(asdict(done), allow_nan=False)})
         self._saved = time.monotonic()
@@ -89,6 +89,7 @@ class Checkpoint:
         with torch.no_grad():
             for number, parameter in enumerate(self.parameters):
                 parameter.copy_(tensors[str(number)])
-                state = {name: tensors[f"{number}.{name}"].to(parameter.device) for name in _ADAM}
-                self.optimizer.state[parameter] = state
+                if f"{number}.{_ADAM[0]}" in tensors:
+                    state = {name: tensors[f"{number}.{name}"].to(parameter.device) for name in _ADAM}
+                    self.optimizer.state[parameter] = state
         return done

@@ -1,6 +1,6 @@
 """Counts the operations of training: what is computed, not what would have to be."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from stages.common.batches import Batch, Example
@@ -8,10 +8,12 @@ from stages.common.cost import (
     ModelShape,
     Technique,
     forward_flops,
+    head_forward_flops,
     last_layer_rows,
     layer_forward_flops,
     reading_flops,
     training_flops,
+    weight_gradient_flops,
 )
 
 
@@ -26,6 +28,7 @@ class Costs:
         rank: of the adapters, where there are any.
         frozen_anew: the frozen layers run for every batch instead of once for all epochs.
         recompute: the suffix's layers run a second time for back-propagation (gradient checkpointing).
+        own_head_frozen: a head with weights of its own does not train.
     """
 
     shape: ModelShape
@@ -34,10 +37,14 @@ class Costs:
     rank: int
     frozen_anew: bool = False
     recompute: bool = False
+    own_head_frozen: bool = False
 
-    def step(self, parts: Sequence[Batch], shared: int) -> int:
-        """One optimizer step above the boundary; the shared beginning goes through once with every part."""
-        return sum(self._pass(batch, shared) for batch in parts)
+    def step(self, parts: Sequence[Batch], shared: int, layers: Collection[int] | None = None) -> int:
+        """One optimizer step above the boundary; the shared beginning goes through once with every part.
+
+        ``layers``: those that train, from 1, where back-propagation passes others on its way to the boundary.
+        """
+        return sum(self._pass(batch, shared) - self._spared(batch, shared, layers) for batch in parts)
 
     def frozen(self, examples: Sequence[Example], shared: int) -> int:
         """The frozen layers before the first step: over all examples, or over the shared beginning alone."""
@@ -70,6 +77,15 @@ class Costs:
             own = (batch.ids.numel(), batch.attended(shared)) if self.shape.packed else (queries, attended)
             flops += forward_flops(self.shape, self.boundary, *own)
         return flops + (self._recomputed(queries, attended, positions, seen) if self.recompute else 0)
+
+    def _spared(self, batch: Batch, shared: int, layers: Collection[int] | None) -> int:
+        """The gradients of weights above the boundary that do not train."""
+        depth, positions = self.shape.layers, len(batch.targets)
+        idle = set(range(self.boundary + 1, depth + 1)) - set(layers) if layers is not None else set()
+        queries, _ = _sums(self.shape, batch, shared)
+        spared = weight_gradient_flops(self.shape, len(idle - {depth}), len(idle & {depth}), queries, positions)
+        head = self.own_head_frozen and not self.shape.tied_head
+        return spared + head * head_forward_flops(self.shape, positions)
 
     def _recomputed(self, queries: int, attended: int, positions: int, seen: int) -> int:
         """The second forward pass of the suffix's layers.

@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
 from stages.common.answers import Reader
-from stages.common.batches import Batch, training_batches
+from stages.common.batches import Batch, Example, training_batches
 from stages.common.command import UserError
 from stages.common.params import Finetune
 from stages.common.progress import progress
@@ -35,6 +35,7 @@ def train(
     what: str,
     checkpoint: Path | None = None,
     processes: Processes = ALONE,
+    epochs: int | None = None,
 ) -> Training:
     """Train with AdamW at peak learning rate ``rate``; validate along the way, and at the end.
 
@@ -51,6 +52,7 @@ def train(
         what: the run's name, for messages.
         checkpoint: where unfinished training is kept; a run that finds one there goes on from it.
         processes: those that train together; each calls this function with the same arguments.
+        epochs: instead of those of ``params``, whose schedule and validations are stretched over them.
 
     Raises:
         UserError: the loss is no longer a number; says at which step and what to try.
@@ -58,10 +60,11 @@ def train(
     """
     done = Training(flops=costs.frozen(training.examples, training.start.shared) if costs.boundary else 0)
     per_epoch = math.ceil(len(training.examples) / params.batch_size)
-    total = per_epoch * params.epochs
+    epochs = epochs or params.epochs
+    total = per_epoch * epochs
     stepper = Stepper(trainable, runtime, training.start, params, seed, processes)
-    along = params.evaluations_per_epoch
-    marks = {round(per_epoch * n / along) for n in range(1, total + 1)} if along else set()
+    points = params.evaluations_per_epoch * params.epochs
+    marks = {round(total * n / points) for n in range(1, points + 1)}
     kept = Checkpoint(
         checkpoint, trainable.parameters, stepper.optimizer, 60 * params.checkpoint_minutes, writes=processes.main
     )
@@ -82,17 +85,18 @@ def train(
         )
         done.losses.clear()
 
-    if done.steps == 0 and along:
+    if done.steps == 0 and points:
         add_point(0.0)
     with progress(what, total, "steps") as advance:
         if done.steps:
             advance(done.steps, "taken up where it was left")
-        for parts in islice(_batches(training, params, seed, processes.count), done.steps, None):
+        batches = epoch_batches(training.examples, training.start.shared, params, seed, processes.count)
+        for parts in islice(chain.from_iterable(batches), done.steps, total):
             began = time.perf_counter()
             loss = stepper.take(parts, rate * rate_factor(done.steps, total, params), done.steps)
             done.step_seconds.append(time.perf_counter() - began)
+            done.flops += costs.step(parts, training.start.shared, trainable.layers_at(done.steps))
             done.steps += 1
-            done.flops += costs.step(parts, training.start.shared)
             if not math.isfinite(loss):
                 raise UserError(
                     f"{what}: the loss became {loss} at step {done.steps} of {total} with learning rate {rate:g}; "
@@ -126,10 +130,23 @@ def rate_factor(step: int, total: int, params: Finetune) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def _batches(split: Split, params: Finetune, seed: int, processes: int) -> Iterator[list[Batch]]:
-    """The parts of every batch of every epoch."""
+def epoch_batches(
+    examples: Sequence[Example], shared: int, params: Finetune, seed: int, processes: int
+) -> Iterator[Iterator[list[Batch]]]:
+    """The parts of every batch of an epoch, epoch after epoch without end; take them in this order.
+
+    Args:
+        examples: the training split.
+        shared: tokens of the beginning that all prompts share.
+        params: batch size, and parts that a process cuts a batch in.
+        seed: of the order.
+        processes: how many train together.
+    """
     rng = np.random.default_rng(seed)
-    for _ in range(params.epochs):
-        for index in training_batches(split.lengths, params.batch_size, rng):
-            parts = cut(index, processes * params.accumulate)
-            yield [Batch.of(split.examples, part, split.start.shared) for part in parts]
+    lengths = [len(example.inputs) - shared for example in examples]
+    while True:
+        indices = training_batches(lengths, params.batch_size, rng)
+        yield (
+            [Batch.of(examples, part, shared) for part in cut(index, processes * params.accumulate)]
+            for index in indices
+        )

@@ -44,7 +44,8 @@ class Stepper:
         self.trainable, self.runtime, self.start, self.params = trainable, runtime, start, params
         self.seed, self.processes = seed, processes
         self.optimizer = _optimizer(trainable.parameters, params.weight_decay)
-        self._gradients = _as_one(trainable.parameters) if processes.count > 1 else None
+        self._interval = -1  # of the layers drawn
+        self._gradients = self._joined_gradients()
 
     def take(self, parts: Sequence[Batch], rate: float, number: int) -> float:
         """Step ``number`` (from 0) with this learning rate; returns the batch's loss, nats per answer token.
@@ -57,6 +58,7 @@ class Stepper:
         Raises:
             ProcessLostError: another process is gone.
         """
+        self._draw(number)
         _seed_dropout(self.seed, number, self.processes.rank)
         tokens = sum(len(part.targets) for part in parts)
         device, loss = self.runtime.device, torch.zeros((), device=self.runtime.device)
@@ -70,6 +72,24 @@ class Stepper:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=self._gradients is None)
         return float(self.processes.add_up(loss))
+
+    def _draw(self, number: int) -> None:
+        """Let the layers of this step's interval train; one that begins, begins without moments of AdamW for them."""
+        draws = self.trainable.draws
+        if draws is None or draws.interval(number) == self._interval:
+            return
+        self._interval = draws.interval(number)
+        if draws.begins(number):
+            for parameter in self.trainable.model.layers.parameters():
+                self.optimizer.state.pop(parameter, None)
+        self.trainable.let_train(draws.at(number))
+        self._gradients = self._joined_gradients()
+
+    def _joined_gradients(self) -> Tensor | None:
+        """The gradients of what trains now in one vector, where several processes add them up."""
+        if self.processes.count == 1:
+            return None
+        return _as_one([parameter for parameter in self.trainable.parameters if parameter.requires_grad])
 
     def _backward(self, part: Batch, tokens: int) -> Tensor:
         """Add a part's gradients; returns its share of the loss."""

@@ -19,11 +19,6 @@ class Split:
     examples: Sequence[Example]
     start: Start
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens behind the shared beginning."""
-        return [len(example.inputs) - self.start.shared for example in self.examples]
-
 
 @dataclass(frozen=True)
 class ChosenStart:

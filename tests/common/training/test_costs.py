@@ -30,9 +30,9 @@ def made(boundary, technique):
     return CausalModel(network, family_of("llama")), shape
 
 
-def without_attention(costs, parts):
+def without_attention(costs, parts, layers=None):
     """PyTorch does not count its fused attention on a CPU: neither do we here."""
-    total = costs.step(parts, SHARED)
+    total = costs.step(parts, SHARED, layers)
     of_suffix, of_last = 3 + costs.recompute, 3 + costs.recompute
     below, width = 4 - costs.boundary - 1, 4 * costs.shape.attention_width
     for part in parts if costs.boundary < 4 else []:
@@ -58,3 +58,26 @@ def test_a_step_costs_what_pytorch_counts(technique, boundary, parts, recompute)
             training_logits(model, start, batch, recompute=recompute).square().mean().backward()
     costs = Costs(shape, boundary, technique, RANK, recompute=recompute)
     assert counter.get_total_flops() == without_attention(costs, batches)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("layers", "final"), [((1,), False), ((1, 2), True), ((4,), True), ((2, 4), False), ((), True)]
+)
+def test_frozen_layers_that_back_propagation_passes_spare_their_weights_gradients_alone(layers, final, tied, recompute):
+    """Embeddings train, so that gradients pass through all layers, whichever of them train."""
+    network, shape = llama(tie_word_embeddings=tied)
+    for number, layer in enumerate(network.model.layers, 1):
+        layer.requires_grad_(number in layers)
+    network.model.norm.requires_grad_(final)
+    if not tied:
+        network.lm_head.requires_grad_(final)
+    model = CausalModel(network, family_of("llama"))
+    batches = [Batch.of(EXAMPLES, part, SHARED) for part in cut(range(len(EXAMPLES)), 2)]
+    start = Embeddings.behind(model, range(2, 2 + SHARED))
+    with FlopCounterMode(display=False) as counter:
+        for batch in batches:
+            training_logits(model, start, batch, recompute=recompute).square().mean().backward()
+    costs = Costs(shape, 0, "weights", RANK, recompute=recompute, own_head_frozen=not final)
+    assert counter.get_total_flops() == without_attention(costs, batches, layers)

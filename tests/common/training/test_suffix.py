@@ -118,6 +118,17 @@ def test_the_rate_warms_up_and_then_falls_or_stays():
     assert {rate_factor(step, 40, constant) for step in range(10, 41)} == {1.0}
 
 
+def test_more_epochs_stretch_the_schedule_and_the_validations(examples):
+    """Two epochs with three validations each, stretched over six: six epochs with one each."""
+    stretched, plain = trainable(2), trainable(2)
+    few = params(epochs=2, evaluations_per_epoch=3)
+    ours = run(stretched, examples, start_of(stretched, examples), few, epochs=6)
+    theirs = run(plain, examples, start_of(plain, examples), params(epochs=6, evaluations_per_epoch=1))
+    assert (ours.steps, ours.curve) == (theirs.steps, theirs.curve)
+    assert [point["epoch"] for point in ours.curve] == list(range(7))
+    assert_equal_weights(stretched, plain)
+
+
 class KilledError(Exception):
     pass
 

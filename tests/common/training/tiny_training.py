@@ -36,8 +36,8 @@ def made_examples() -> list[Example]:
     return made
 
 
-def trainable(boundary, *, tied=True, **overrides) -> Trainable:
-    """Frozen and unfrozen by hand: what the plan is to come to."""
+def trainable(boundary, *, tied=True, draws=None, **overrides) -> Trainable:
+    """Frozen and unfrozen by hand: what the plan is to come to; ``draws``: of the layers, which train when."""
     model = CausalModel(tiny_network(tie_word_embeddings=tied, **overrides), family_of("llama"))
     model.network.requires_grad_(False)
     model.layers[boundary:].train()
@@ -48,19 +48,19 @@ def trainable(boundary, *, tied=True, **overrides) -> Trainable:
         parameters.append(model.head.weight)
     for parameter in parameters:
         parameter.requires_grad_(True)
-    return Trainable(model, parameters, boundary, None)
+    return Trainable(model, parameters, boundary, None, draws=draws)
 
 
 def start_of(made, examples):
     return Embeddings.behind(made.model, examples[0].prompt_ids[:SHARED])
 
 
-def run(made, examples, start, settings, rate=0.01, checkpoint=None, processes=ALONE, runtime=RUNTIME):
+def run(made, examples, start, settings, rate=0.01, checkpoint=None, processes=ALONE, runtime=RUNTIME, epochs=None):
     shape = ModelShape.from_config(made.model.network.config.to_dict())
     split = Split(examples, start)
     reader = Reader(made.model, runtime, None, batch_tokens=64)
     costs = Costs(shape, made.boundary, "weights", 8)
-    return train(made, runtime, split, split, reader, costs, settings, rate, 1, "test", checkpoint, processes)
+    return train(made, runtime, split, split, reader, costs, settings, rate, 1, "test", checkpoint, processes, epochs)
 
 
 def weights(made):
