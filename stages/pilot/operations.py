@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from stages.common.batches import Batch, training_batches
-from stages.common.training.step import cut
+from stages.common.training.loop import epoch_batches
 from stages.pilot.bench import Bench, Pilot
 from stages.pilot.schedule import rates_of
 
@@ -66,9 +63,5 @@ def counted(bench: Bench, pilots: Sequence[Pilot]) -> Operations:
 def steps_flops(bench: Bench, boundary: int, size: int, epochs: int) -> int:
     """All optimizer steps on so many examples, states kept; where batches are padded, as if all epochs drew alike."""
     examples = (bench.drawn if size <= len(bench.drawn) else bench.everything)[:size]
-    lengths = [len(example.inputs) - bench.shared for example in examples]
-    costs, epoch = bench.costs(boundary), 0
-    for index in training_batches(lengths, bench.schedule.batch_size, np.random.default_rng(bench.seed)):
-        parts = [Batch.of(examples, part, bench.shared) for part in cut(index, bench.schedule.accumulate)]
-        epoch += costs.step(parts, bench.shared)
-    return epochs * epoch
+    epoch = next(epoch_batches(examples, bench.shared, bench.schedule, bench.seed, processes=1))
+    return epochs * sum(bench.costs(boundary).step(parts, bench.shared) for parts in epoch)

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from stages.common.command import UserError
-from stages.common.params import Finetune, MethodName
+from stages.common.params import Finetune
 
 
 def schedule_of(finetune: Finetune, epochs: int | None) -> Finetune:
@@ -34,12 +33,9 @@ def schedule_of(finetune: Finetune, epochs: int | None) -> Finetune:
 
 
 def rates_of(schedule: Finetune, boundary: int) -> list[float]:
-    """The learning rates to try at a boundary, ascending: those of ``full`` where nothing is frozen, else of ``salf``.
+    """The learning rates to try at a boundary, ascending: those of the method ``freeze-<boundary>``.
 
     Raises:
-        UserError: that entry is missing.
+        UserError: there is no entry for it.
     """
-    method: MethodName = "salf" if boundary else "full"
-    if method not in schedule.learning_rate:
-        raise UserError(f"finetune.learning_rate has no entry for {method}, at whose rate pilots train; add one")
-    return sorted(schedule.learning_rate[method])
+    return schedule.rates(f"freeze-{boundary}", boundary)

@@ -135,5 +135,5 @@ def test_off_it_says_so_without_loading_torch(workspace):
 
 
 def test_a_missing_learning_rate_is_named(workspace):
-    with pytest.raises(UserError, match=r"finetune\.learning_rate has no entry for salf"):
+    with pytest.raises(UserError, match=r"finetune\.learning_rate has no entry for freeze-1"):
         workspace.pilot(finetune__learning_rate={"full": 0.003}, compare__methods=["full"])
