@@ -8,7 +8,7 @@ LAYERS = 30
 LAYER, NORM = 3_540_000.0, 576.0
 TRAINED = (LAYERS - np.arange(LAYERS + 1.0)) * LAYER + NORM
 TRUTH = {"E": 0.35, "A": 150.0, "alpha": 0.22, "beta": 0.35}
-UNTRAINED = 6.0
+UNTRAINED = 2.5
 
 
 def truth(boundaries, examples):
