@@ -49,8 +49,12 @@ def hugging_face_pilot(folder, boundary, size, seed, rate):
 
 
 def losses(network, row):
-    logits = network(torch.tensor([[*row.prompt_ids, *row.answer_ids]])).logits[0, len(row.prompt_ids) - 1 : -1]
-    return torch.nn.functional.cross_entropy(logits, torch.tensor([*row.answer_ids]), reduction="none")
+    logits = network(torch.tensor([[*row.prompt_ids, *row.answer_ids]], dtype=torch.long)).logits[
+        0, len(row.prompt_ids) - 1 : -1
+    ]
+    return torch.nn.functional.cross_entropy(
+        logits, torch.tensor([*row.answer_ids], dtype=torch.long), reduction="none"
+    )
 
 
 def len_answers(rows, index):
