@@ -56,8 +56,14 @@ class Costs:
     def reading(self, examples: Sequence[Example], shared: int) -> int:
         """One look at the answers of all examples above the boundary, as validation takes it."""
         queries, attended, positions, seen = self._whole(examples, shared)
-        below = forward_flops(self.shape, self.boundary, queries, attended) if self.frozen_anew else 0
-        return below + reading_flops(self.shape, self.boundary, queries, attended, positions, seen)
+        flops = 0
+        if self.shape.packed:  # the beginning is walked by itself, through all of the last layer too
+            square = shared * (shared + 1) // 2
+            flops += forward_flops(self.shape, self.shape.layers - self.boundary, shared, square)
+            queries, attended = queries - shared, attended - square
+        if self.frozen_anew:
+            flops += forward_flops(self.shape, self.boundary, queries, attended)
+        return flops + reading_flops(self.shape, self.boundary, queries, attended, positions, seen)
 
     def _whole(self, examples: Sequence[Example], shared: int) -> tuple[int, int, int, int]:
         """The four sums of a pass over all examples, the beginning walked once; padded ones each by itself."""

@@ -1,10 +1,12 @@
 """Operations of a step, parts and recomputed layers included, against PyTorch's own counter."""
 
+from dataclasses import replace
+
 import pytest
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.common.answers import Embeddings, training_logits
+from stages.common.answers import Embeddings, Reader, training_logits
 from stages.common.batches import Batch
 from stages.common.boundary_cache.compute import cache_boundary
 from stages.common.models.adapter import CausalModel
@@ -81,3 +83,21 @@ def test_frozen_layers_that_back_propagation_passes_spare_their_weights_gradient
             training_logits(model, start, batch, recompute=recompute).square().mean().backward()
     costs = Costs(shape, 0, "weights", RANK, recompute=recompute, own_head_frozen=not final)
     assert counter.get_total_flops() == without_attention(costs, batches, layers)
+
+
+@pytest.mark.parametrize("boundary", range(5))
+def test_a_reading_costs_what_pytorch_counts(boundary):
+    model, shape = made(boundary, "weights")
+    beginning = range(2, 2 + SHARED)
+    examples = [replace(example, prompt_ids=(*beginning, *example.prompt_ids)) for example in EXAMPLES]
+    start = Embeddings.behind(model, beginning)
+    if boundary:
+        start = cache_boundary(model, RUNTIME, examples, SHARED, boundary, batch_tokens=99)
+    with FlopCounterMode(display=False) as counter:
+        Reader(model, RUNTIME, None, batch_tokens=99).read(examples, SHARED, start)
+    whole, above = Batch.of(examples, range(len(examples)), SHARED), 4 - boundary
+    # PyTorch does not count its fused attention on a CPU.
+    seen = above * SHARED * (SHARED + 1) // 2 + max(above - 1, 0) * whole.attended(SHARED)
+    seen += whole.seen(SHARED) if above else 0
+    expected = Costs(shape, boundary, "weights", 0).reading(examples, SHARED) - 4 * shape.attention_width * seen
+    assert counter.get_total_flops() == expected
