@@ -21,7 +21,7 @@ def chosen(plan, name):
 
 def test_a_rule_without_evidence_is_left_out_and_the_plan_says_what_it_takes(workspace):
     plan = workspace.plan()
-    assert set(plan.absent) == set(RULES)
+    assert set(plan.absent) == {*RULES, "pilot"}
     assert not set(plan.absent) & set(plan.boundaries)
     assert plan.absent["grad-norm"] == ("its signal was not measured; add grad-norm to signals.kinds in params.yaml")
     assert "set plan.oracle" in plan.absent["oracle"]
