@@ -87,6 +87,15 @@ def test_a_probe_freezes_up_to_where_the_prompt_knows_as_much_as_anywhere(worksp
     np.testing.assert_allclose(chosen(plan, "probe").scores, ahead)
 
 
+def test_a_task_that_the_words_alone_tell_is_said_to_be_one(workspace):
+    workspace.rewrite_signals(**{**PROBE, "probe_pooled": [0.8, 0.79, 0.78, 0.79, 0.8, 0.8, 0.8]})
+    plan = workspace.plan(selector="probe")
+    assert plan.boundary == 1
+    assert "this says little of depth" in plan.reason
+    workspace.rewrite_signals(**PROBE)
+    assert "little of depth" not in workspace.plan(selector="probe").reason
+
+
 def test_where_only_the_ends_know_best_a_probe_takes_the_inner_space_that_comes_nearest(workspace):
     workspace.rewrite_signals(**{**PROBE, "probe_pooled": [0.95, 0.7, 0.72, 0.71, 0.8, 0.7, 0.95]})
     assert workspace.plan(selector="probe").boundary == 4

@@ -26,10 +26,12 @@ def probe(evidence: Evidence, _params: Plan) -> Choice:
     short = [max(pooled) - known for known in pooled]
     inner = range(1, evidence.layers)
     best = next((space for space in inner if short[space] <= errors[space]), min(inner, key=short.__getitem__))
+    words_alone = "; so do the embeddings: the task needs no layer to be told, and this says little of depth"
     return Choice(
         boundary=best,
         reason=f"space {best} is the first whose prompt states know the task as well as any space's: they tell "
-        f"{pooled[best]:.0%} of the held-out examples right, the best {max(pooled):.0%}",
+        f"{pooled[best]:.0%} of the held-out examples right, the best {max(pooled):.0%}"
+        f"{words_alone if short[0] <= errors[0] else ''}",
         certainty=_certainty(short[best], errors[best]),
         scores=tuple(held - arrived for held, arrived in zip(pooled, answer, strict=True)),
     )
