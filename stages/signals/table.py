@@ -6,8 +6,8 @@ defined. Signals, by the kind that measures them:
 - ``block-influence``: ``block-influence`` of the layers;
 - ``variability``: ``variability`` of the spaces;
 - ``probe``: of the spaces ``probe`` and ``probe-pooled``, shares of held-out examples whose class is read off the
-  state at the answer position and off the prompt's mean state, and ``probe-error``, the standard error of their
-  difference;
+  state at the answer position and off the prompt's mean state, and ``probe-error``, the standard error of what the
+  latter's best space is ahead;
 - ``grad-norm``: ``grad-norm`` of the layers;
 - ``spectrum``: ``spectrum`` of the layers.
 """

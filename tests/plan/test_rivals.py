@@ -6,11 +6,11 @@ import pytest
 from stages.common.command import UserError
 from tests.plan.conftest import DEVIATION
 
-# By space 0..6: the answer's position catches up at space 4 within an error, at 5 entirely; and turns into words at 6.
+# By space 0..6: what the prompt knows grows up to space 4, within an error up to 3; the answer's position follows.
 PROBE = {
     "probe": [0.2, 0.4, 0.5, 0.55, 0.69, 0.72, 0.9],
-    "probe_pooled": [0.6, 0.7, 0.72, 0.71, 0.7, 0.7, 0.75],
-    "probe_error": [0.03, 0.03, 0.03, 0.03, 0.03, 0.03, 0.03],
+    "probe_pooled": [0.6, 0.7, 0.72, 0.78, 0.8, 0.7, 0.75],
+    "probe_error": [0.05, 0.04, 0.03, 0.03, 0.0, 0.03, 0.03],
 }
 RULES = ["block-influence", "variability", "probe", "grad-norm", "spectrum", "oracle"]
 
@@ -21,7 +21,7 @@ def chosen(plan, name):
 
 def test_a_rule_without_evidence_is_left_out_and_the_plan_says_what_it_takes(workspace):
     plan = workspace.plan()
-    assert set(plan.absent) == set(RULES)
+    assert set(plan.absent) == {*RULES, "pilot"}
     assert not set(plan.absent) & set(plan.boundaries)
     assert plan.absent["grad-norm"] == ("its signal was not measured; add grad-norm to signals.kinds in params.yaml")
     assert "set plan.oracle" in plan.absent["oracle"]
@@ -78,18 +78,27 @@ def test_weights_that_lie_early_ask_for_full_fine_tuning(workspace, rule):
     assert workspace.plan(selector=rule).boundary == 0
 
 
-def test_a_probe_freezes_up_to_where_the_answer_s_position_has_caught_up(workspace):
+def test_a_probe_freezes_up_to_where_the_prompt_knows_as_much_as_anywhere(workspace):
     workspace.rewrite_signals(**PROBE)
     plan = workspace.plan(selector="probe")
-    assert plan.boundary == 4
-    assert (plan.certainty.value, plan.certainty.low, plan.certainty.high) == (0.01, -0.02, 0.04)
+    assert plan.boundary == 3
+    assert (plan.certainty.value, plan.certainty.low, plan.certainty.high) == (0.02, -0.01, 0.05)
     ahead = np.array(PROBE["probe_pooled"]) - PROBE["probe"]
     np.testing.assert_allclose(chosen(plan, "probe").scores, ahead)
 
 
-def test_a_probe_that_never_catches_up_takes_the_space_that_comes_nearest(workspace):
-    workspace.rewrite_signals(**{**PROBE, "probe_pooled": [0.95] * 7})
-    assert workspace.plan(selector="probe").boundary == 5
+def test_a_task_that_the_words_alone_tell_is_said_to_be_one(workspace):
+    workspace.rewrite_signals(**{**PROBE, "probe_pooled": [0.8, 0.79, 0.78, 0.79, 0.8, 0.8, 0.8]})
+    plan = workspace.plan(selector="probe")
+    assert plan.boundary == 1
+    assert "this says little of depth" in plan.reason
+    workspace.rewrite_signals(**PROBE)
+    assert "little of depth" not in workspace.plan(selector="probe").reason
+
+
+def test_where_only_the_ends_know_best_a_probe_takes_the_inner_space_that_comes_nearest(workspace):
+    workspace.rewrite_signals(**{**PROBE, "probe_pooled": [0.95, 0.7, 0.72, 0.71, 0.8, 0.7, 0.95]})
+    assert workspace.plan(selector="probe").boundary == 4
 
 
 def test_a_budget_buys_the_largest_predicted_reduction(workspace):
