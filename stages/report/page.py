@@ -8,12 +8,12 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from stages.common.figures.palette import style_sheet
+from stages.common.figures.svg import standalone
 from stages.report import cost, depth, evidence, lineage, quality, speed
 from stages.report.answer import KeyFigure, answer, key_figures
 from stages.report.artifacts_in import Artifacts
 from stages.report.headline import Headline, headline
-from stages.report.palette import style_sheet
-from stages.report.svg import standalone
 from stages.report.tables import Section
 from stages.report.wording import layer_range
 
