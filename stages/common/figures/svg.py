@@ -103,6 +103,20 @@ def standalone(svg: str) -> tuple[str, str]:
     return name, f"{opening}\n {style}\n {ground}{svg[found.end() :]}\n"
 
 
+def inline(text: str) -> str:
+    """A panel for a page out of a file that :func:`standalone` made: without colours and ground of its own.
+
+    Raises:
+        ValueError: the file was not made so.
+    """
+    body, found = re.subn(
+        r' width="[\d.]+" height="[\d.]+">\n <style>[^<]*</style>\n <rect [^>]*/>', ">", text, count=1
+    )
+    if found != 1:
+        raise ValueError("not a file of a panel of this module")
+    return body.rstrip()
+
+
 def halo(text: Text) -> None:
     """Outline a text of an axes in the colour of the ground, so that lines behind it do not cross it."""
     if text.axes is None:
