@@ -11,7 +11,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stages.common.artifacts import require
 from stages.common.command import UserError
 
 Floats = NDArray[np.floating[Any]]
@@ -171,7 +170,7 @@ def _choice(row: dict[Any, Any]) -> Choice:
 
 def _csv(path: Path, text: dict[str, type]) -> pd.DataFrame:
     """A table; an empty field of a column of texts is an empty text."""
-    require(path, made_by=_MADE_BY)
+    _require(path)
     try:
         table = pd.read_csv(path, dtype=text)  # type: ignore[arg-type]
     except (ValueError, UnicodeDecodeError) as error:
@@ -180,9 +179,14 @@ def _csv(path: Path, text: dict[str, type]) -> pd.DataFrame:
 
 
 def _predictions(path: Path) -> pd.DataFrame:
-    require(path, made_by=_MADE_BY)
+    _require(path)
     try:
         table = pq.read_table(path).to_pandas()
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: damaged table ({error})") from None
     return table.astype({"point": str}).set_index("point").sort_index()
+
+
+def _require(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; it is made by: {_MADE_BY}")
