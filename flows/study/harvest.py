@@ -125,7 +125,7 @@ def _learned(run: Mapping[str, Any], scores: Mapping[str, Any]) -> Row:
     last = run["curve"][-1]
     return {
         "boundary": run["boundary"],
-        "epochs": run.get("epochs", run["params"]["finetune"]["epochs"]),
+        "epochs": run["epochs"],
         "learning_rate": run["learning_rate"],
         "quality": scores["quality"],
         "macro_f1": scores.get("macro_f1"),

@@ -9,11 +9,13 @@ from flows.study.description import Description, Rule, Settings
 from flows.study.settings import (
     AbsentError,
     Places,
+    check,
     code_version,
     method_settings,
     overrides,
     parameters,
     plan_settings,
+    read_parameters,
     still_holds,
     training_settings,
 )
@@ -76,8 +78,12 @@ class Progress:
         self.code = code_version(places.project)
         self.absent: list[str] = []
         self.settings: dict[Case, Setting] = {}
+        self._shipped = read_parameters(places.project)
         for case in _cases(description):
             self._add(case)
+        for values in [description.evidence, description.reference or {}, *(r.set for r in description.rules.values())]:
+            check(places.project, values)
+        self._all_looks = [look for case in self.settings for look in self._looks(case)]
 
     @property
     def cases(self) -> list[Case]:
@@ -88,7 +94,7 @@ class Progress:
         """Plans that are still to be made."""
         kept = self.tables.settings
         rows = {(row["data_set"], row["model"], row["rule"]): row for row in self.tables.choices}
-        return [look for case in self.cases for look in self._looks(case) if not _made(look, rows, kept)]
+        return [look for look in self._all_looks if not _made(look, rows, kept)]
 
     def known(self) -> Known:
         """What the tables hold that counts under the present parameters."""
@@ -130,7 +136,8 @@ class Progress:
         except AbsentError as error:
             self.absent.append(str(error))
             return
-        params = parameters(self.places.project, values)
+        check(self.places.project, values)
+        params = parameters(self._shipped, values)
         self.settings[case] = Setting(values, params, training_settings(params, self.places.project))
 
     def _looks(self, case: Case) -> list[Look]:
@@ -144,7 +151,7 @@ class Progress:
         looks = []
         for source, (more, rules) in asked.items():
             values = {**self.settings[case].values, **self.description.evidence, **more}
-            settings = plan_settings(parameters(self.places.project, values), self.places.project)
+            settings = plan_settings(parameters(self._shipped, values), self.places.project)
             looks.append(Look(case, source or "plain", values, rules, settings))
         return looks
 

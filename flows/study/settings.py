@@ -6,12 +6,14 @@ taken to leave the result as it was by default; any other difference makes a res
 """
 
 import ast
+import copy
 import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,18 +93,39 @@ def for_training(case_values: Settings, batch: tuple[FineTune, ...]) -> Settings
     return values
 
 
-def parameters(project: Path, values: Settings) -> dict[str, Any]:
-    """The project's params.yaml with values set: as the stages will read it.
+def check(project: Path, values: Settings) -> None:
+    """Refuse values for which params.yaml has no place.
 
     Raises:
-        StudyError: params.yaml has no place for one of them.
+        StudyError: names them all.
     """
     try:
-        text = changed((project / PARAMS_FILE).read_text(encoding="utf-8"), values)
+        changed((project / PARAMS_FILE).read_text(encoding="utf-8"), values)
     except OverrideError as error:
         raise StudyError(str(error)) from None
-    params: dict[str, Any] = YAML(typ="safe", pure=True).load(text)
+
+
+def parameters(shipped: Mapping[str, Any], values: Settings) -> dict[str, Any]:
+    """The project's parameters with values set: as the stages will read them.
+
+    Args:
+        shipped: the content of params.yaml.
+        values: by dotted name; see :func:`check`.
+    """
+    params = copy.deepcopy(dict(shipped))
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        place = params
+        for group in groups:
+            place = place[group]
+        place[name] = value
     return params
+
+
+def read_parameters(project: Path) -> dict[str, Any]:
+    """The content of params.yaml."""
+    found: dict[str, Any] = YAML(typ="safe", pure=True).load((project / PARAMS_FILE).read_text(encoding="utf-8"))
+    return found
 
 
 def training_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any]:
@@ -200,7 +223,13 @@ def _model_content(model: Mapping[str, Any], project: Path) -> Any:
 
 
 def _hash(files: Iterable[Path]) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {file.name: _sha256(file, file.stat().st_mtime_ns) for file in files}
+
+
+@cache
+def _sha256(file: Path, _modified: int) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _program(file: Path) -> str:

@@ -10,12 +10,14 @@ from flows.study.agenda import Case, FineTune
 from flows.study.description import DESCRIPTION, StudyError, read_description
 from flows.study.settings import (
     Places,
+    check,
     code_version,
     for_training,
     method_settings,
     overrides,
     parameters,
     plan_settings,
+    read_parameters,
     still_holds,
     training_settings,
     words,
@@ -107,7 +109,7 @@ def description(described):
 
 def settings(description, places, **more):
     values = {**overrides(description, CASE, places), **more}
-    return training_settings(parameters(places.project, values), places.project)
+    return training_settings(parameters(read_parameters(places.project), values), places.project)
 
 
 def test_a_case_sets_what_is_common_then_the_data_sets_then_the_models_values(description, places):
@@ -162,7 +164,7 @@ def test_plans_depend_on_what_makes_them(description, places):
     values = overrides(description, CASE, places)
 
     def of(**more):
-        return plan_settings(parameters(places.project, {**values, **more}), places.project)
+        return plan_settings(parameters(read_parameters(places.project), {**values, **more}), places.project)
 
     assert of() == of(**{"evaluate.bootstrap": 50, "finetune.cache": "off"})
     for key, value in {"trace.space": "raw", "plan.gain": "local", "finetune.epochs": 9}.items():
@@ -180,7 +182,7 @@ def test_comments_and_docstrings_are_no_other_version_of_the_code(project):
 
 def test_an_unknown_parameter_is_refused_with_its_name(description, places):
     with pytest.raises(StudyError, match=r"finetune.epoch: unknown parameter; did you mean epochs\?"):
-        parameters(places.project, {"finetune.epoch": 3})
+        check(places.project, {"finetune.epoch": 3})
 
 
 def test_the_shipped_description_is_valid_and_its_parameters_exist(shared):
@@ -189,9 +191,10 @@ def test_the_shipped_description_is_valid_and_its_parameters_exist(shared):
     for name, model in description.models.items():
         for data_set in model.data_sets or description.data_sets:
             values = overrides(description, Case(data_set, name), places)
-            for rule in description.rules.values():
-                parameters(PROJECT, {**values, **description.evidence, **(description.reference or {}), **rule.set})
+            check(PROJECT, values)
             words(values)
+    for more in [description.evidence, description.reference, *(rule.set for rule in description.rules.values())]:
+        check(PROJECT, more)
 
 
 def test_label_words_of_the_shipped_description_are_the_data_sets_labels(shared):
