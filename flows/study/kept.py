@@ -38,8 +38,9 @@ class Kept:
         Raises:
             StudyError: the experiment has none of this name.
         """
-        if self.has(path):
-            return json.loads(self.file(path).read_bytes())
+        name = self._known(path)
+        if name is not None and cache_path(self.cache, name).exists():
+            return json.loads(cache_path(self.cache, name).read_bytes())
         return json.loads(_git(self.project, "show", f"{self.ref}:{path}"))
 
     def file(self, path: str) -> Path:
@@ -54,7 +55,7 @@ class Kept:
         return cache_path(self.cache, name)
 
     def has(self, path: str) -> bool:
-        """Whether DVC keeps such an output."""
+        """Whether a stage made such an output."""
         return self._known(path) is not None
 
     def drop_models(self, before: frozenset[str]) -> None:

@@ -128,7 +128,7 @@ class Tables:
         said = said.select(_PREDICTION_SCHEMA.names).cast(_PREDICTION_SCHEMA)
         path = self.folder / PREDICTIONS
         if path.exists():
-            before = pq.read_table(path, schema=_PREDICTION_SCHEMA)
+            before = pq.read_table(path).cast(_PREDICTION_SCHEMA)
             stays = [point != row["point"] for point in before["point"].to_pylist()]
             said = pa.concat_tables([before.filter(pa.array(stays, pa.bool_())), said]).unify_dictionaries()
         _write(path, lambda aside: pq.write_table(said, aside, compression="zstd"))

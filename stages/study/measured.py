@@ -144,7 +144,7 @@ def _runs(rows: pd.DataFrame, said: pd.DataFrame, measure: str) -> Iterator[tupl
         UserError: two runs of a case were tested on different examples.
     """
     examples: list[str] | None = None
-    for (method, budget), group in rows.sort_values("seed").groupby(["method", "budget"], sort=False):
+    for (method, budget), group in rows.sort_values("seed", kind="stable").groupby(["method", "budget"], sort=False):
         values = []
         for point in group["point"]:
             mine = said.loc[[point]].sort_values("example_id") if point in said.index else said.iloc[:0]

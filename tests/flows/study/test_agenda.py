@@ -1,5 +1,7 @@
 """What a study does next, and in which order."""
 
+import pytest
+
 from flows.study.agenda import Case, FineTune, Known, Result, agenda, batches, coarse, midpoints
 from flows.study.forecast import Forecast
 
@@ -121,7 +123,7 @@ def test_the_forecast_follows_what_was_measured_here():
     assert forecast.measured == 2
     full, deep = FineTune(A, 2, "full", 0, "epochs", (0.1,)), FineTune(A, 2, "freeze-8", 8, "epochs", (0.1,))
     layers = {A: 8, B: 8}
-    assert forecast.seconds([full], layers) == 100
-    assert round(forecast.seconds([deep, deep], layers)) == 20
-    assert forecast.seconds([FineTune(B, 1, "full", 0, "epochs", (0.1,))], layers) == 100  # as on the other data set
+    assert forecast.seconds([full], layers) == pytest.approx(100)
+    assert forecast.seconds([deep, deep], layers) == pytest.approx(20)
+    assert forecast.seconds([FineTune(B, 1, "full", 0, "epochs", (0.1,))], layers) == pytest.approx(100)  # as on a
     assert forecast.seconds([FineTune(Case("a", "other"), 1, "full", 0, "epochs", ())], {Case("a", "other"): 8}) is None
