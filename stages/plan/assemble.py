@@ -1,14 +1,19 @@
 """Puts the chosen boundary, its reasons, its costs and its exports together."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from stages.common.artifacts import significant
+from stages.common.command import UserError
 from stages.common.freeze_plan import Evidence as Hashes
-from stages.common.freeze_plan import FreezePlan, FrontierPoint, ParameterCounts, PlannedModel
+from stages.common.freeze_plan import FreezePlan, FrontierPoint, ParameterCounts, PlannedModel, SelectedBoundary
 from stages.common.params import Finetune, Plan, SelectorName
 from stages.plan.evidence import BaseFacts, Evidence, PreparedSizes
 from stages.plan.exports import exports
 from stages.plan.frontier import cost_model, frontier, within_budget
-from stages.plan.selectors import SELECTORS, Choice, basis_of
+from stages.plan.selectors import SELECTORS
+from stages.plan.selectors.choice import AbsentEvidenceError, Choice
+from stages.plan.selectors.salf import basis_of
 
 
 def make_plan(
@@ -20,18 +25,21 @@ def make_plan(
     their own rule.
 
     Raises:
-        UserError: nothing fits the budget, or the trace has no gains.
+        UserError: nothing fits the budget, the trace has no gains, or the evidence of the rule that was asked for
+            is absent.
     """
     basis = basis_of(evidence, params)
     work = cost_model(sizes, schedule.epochs, schedule.batch_size)
     points = frontier(base, work, evidence.laws[basis.quantity])
-    choices = {name: select(evidence, params) for name, select in SELECTORS.items()}
+    choices, absent = _choices(replace(evidence, frontier=tuple(points)), params)
+    if params.selector in absent:
+        raise UserError(f"params.yaml: plan.selector = {params.selector}: {absent[params.selector]}")
     choice = choices[params.selector]
     boundary = within_budget(choice.boundary, points, params.budget)
     layers, tied = base.shape.layers, base.shape.tied_head
     trained = base.trained_parameters(boundary)
     return FreezePlan(
-        schema_version=1,
+        schema_version=2,
         model=_planned_model(base),
         selector=params.selector,
         quantity=basis.quantity,
@@ -51,6 +59,7 @@ def make_plan(
         fallback=choice.fallback,
         runners_up=list(choice.runners_up),
         boundaries=_boundaries(choices, points, params.budget),
+        absent=absent,
         frontier=points,
         cost_model=work,
         evidence=hashes,
@@ -58,11 +67,29 @@ def make_plan(
     )
 
 
+def _choices(evidence: Evidence, params: Plan) -> tuple[dict[SelectorName, Choice], dict[SelectorName, str]]:
+    """What every rule chooses whose evidence is there, and what the evidence of the others takes."""
+    choices, absent = dict[SelectorName, Choice](), dict[SelectorName, str]()
+    for name, select in SELECTORS.items():
+        try:
+            choices[name] = select(evidence, params)
+        except AbsentEvidenceError as error:
+            absent[name] = str(error)
+    return choices, absent
+
+
 def _boundaries(
     choices: Mapping[SelectorName, Choice], points: list[FrontierPoint], budget: float
-) -> dict[SelectorName, int]:
-    own = {name: choice.boundary for name, choice in choices.items()}
-    return {**own, "salf": within_budget(own["salf"], points, budget)}
+) -> dict[SelectorName, SelectedBoundary]:
+    capped = replace(choices["salf"], boundary=within_budget(choices["salf"].boundary, points, budget))
+    return {name: _selected(choice) for name, choice in {**choices, "salf": capped}.items()}
+
+
+def _selected(choice: Choice) -> SelectedBoundary:
+    scores = None
+    if choice.scores is not None:
+        scores = [None if score is None else significant(score) for score in choice.scores]
+    return SelectedBoundary(boundary=choice.boundary, reason=choice.reason, scores=scores)
 
 
 def _planned_model(base: BaseFacts) -> PlannedModel:

@@ -49,10 +49,15 @@ def point(boundary):
     return {**counts, **shares, "boundary": boundary, "remaining_reduction": None, "efficient": True}
 
 
+def selected(boundary, scores=None):
+    return {"boundary": boundary, "reason": "in words", "scores": scores}
+
+
 def artifact(boundary=2, *, tied=True):
+    chosen = {"salf": boundary, "full": 0, "none": LAYERS, "last-n": 3, "random": 1}
     total = sum(parameter.numel() for parameter in tiny(tied=tied).parameters())
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "model": {
             "name": "tiny",
             "weights_sha256": "ab",
@@ -77,7 +82,8 @@ def artifact(boundary=2, *, tied=True):
         "certainty": {"win_share": None, "value": None, "low": None, "high": None, "words": "sure"},
         "fallback": None,
         "runners_up": [{"boundary": 3, "value": 0.5, "win_share": 0}],
-        "boundaries": {"salf": boundary, "full": 0, "none": LAYERS, "last-n": 3, "random": 1},
+        "boundaries": {name: selected(at) for name, at in chosen.items()},
+        "absent": {"oracle": "set plan.oracle"},
         "frontier": [point(k) for k in range(LAYERS + 1)],
         "cost_model": {
             **dict.fromkeys(
@@ -86,7 +92,13 @@ def artifact(boundary=2, *, tied=True):
             "formula": "",
             "assumptions": [],
         },
-        "evidence": {"law_sha256": "a", "gains_sha256": "b", "trace_sha256": "c"},
+        "evidence": {
+            "law_sha256": "a",
+            "gains_sha256": "b",
+            "trace_sha256": "c",
+            "signals_sha256": None,
+            "pilot_sha256": None,
+        },
         "exports": {"peft": {}, "axolotl": [], "llama_factory": {}, "parameter_names": {"trained": []}, "notes": []},
     }
 
@@ -123,12 +135,28 @@ def test_a_training_step_changes_the_planned_parameters_and_no_other(tmp_path, b
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 
 
-@pytest.mark.parametrize(("scope", "first"), [("full", 1), ("last-n", 4), ("random", 2), ("none", None), (None, 3)])
+@pytest.mark.parametrize(
+    ("scope", "first"),
+    [("full", 1), ("last-n", 4), ("random", 2), ("none", None), ("freeze-1", 2), ("freeze-4", None), (None, 3)],
+)
 def test_a_scope_takes_another_selectors_boundary(tmp_path, scope, first):
     model = tiny()
     saved(tmp_path).apply(model, scope)
     layers = {in_layer(name) for name, parameter in model.named_parameters() if parameter.requires_grad} - {None}
     assert layers == (set() if first is None else set(range(first, LAYERS + 1)))
+
+
+@pytest.mark.parametrize(
+    ("scope", "message"),
+    [
+        ("oracle", r"no boundary of oracle: set plan\.oracle"),
+        ("freeze-5", "freeze-5: tiny has 4 layers; allowed: freeze-0 to freeze-4"),
+        ("last", "no boundary of last: an earlier version"),
+    ],
+)
+def test_a_scope_that_the_plan_has_no_boundary_of_says_what_it_takes(tmp_path, scope, message):
+    with pytest.raises(UserError, match=message):
+        saved(tmp_path).apply(tiny(), scope)
 
 
 def test_applying_again_releases_what_another_plan_froze(tmp_path):
@@ -188,12 +216,14 @@ def test_the_published_schema_is_up_to_date_and_accepts_a_plan(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"schema_version": 2}, "version 2, this program reads version 1"),
+        ({"schema_version": 1}, "version 1, this program reads version 2"),
         ({"boundary": "two"}, "boundary: Input should be a valid integer"),
         ({"surprise": 1}, "surprise: Extra inputs"),
         ({"boundary": 3}, "boundary is not the number of frozen layers"),
         ({"trained_layers": [4]}, r"not 1\.\.4 in order"),
-        ({"boundaries": {"salf": 2}}, "every selector"),
+        ({"boundaries": {"full": selected(0)}}, "no entry of salf"),
+        ({"boundaries": {"salf": selected(5)}}, r"boundaries\.salf is not about the boundaries 0\.\.4"),
+        ({"boundaries": {"salf": selected(2, scores=[0.5])}}, r"boundaries\.salf is not about"),
         ({"frontier": []}, "frontier"),
     ],
 )

@@ -1,17 +1,28 @@
 """Which boundary is chosen, why and how surely: the stage from its files to its plan."""
 
 from collections import Counter
+from typing import get_args
 
 import pytest
 
 from stages.common.command import UserError
-from stages.common.params import Plan
+from stages.common.params import Plan, SelectorName
 from stages.plan.evidence import Evidence
 from stages.plan.selectors import SELECTORS
 
 
 def params(**changes):
-    values = {"selector": "salf", "quantity": "deviation", "gain": "observed", "budget": 1.0, "last_n": 2, "seed": 1}
+    values = {
+        "selector": "salf",
+        "quantity": "deviation",
+        "gain": "observed",
+        "budget": 1.0,
+        "last_n": 2,
+        "first_n": 2,
+        "tolerance": 1.0,
+        "oracle": None,
+        "seed": 1,
+    }
     return Plan(**{**values, **changes})
 
 
@@ -79,10 +90,12 @@ def test_fixed_rules(workspace, selector, boundary):
     assert plan.runners_up == []
 
 
-def test_every_plan_holds_the_boundary_of_every_selector(workspace):
-    plans = [workspace.plan(selector=name) for name in SELECTORS]
+def test_every_plan_holds_the_boundary_of_every_selector_that_has_evidence(workspace):
+    rules = ["salf", "full", "none", "last-n", "random", "budget", "tolerance"]
+    plans = [workspace.plan(selector=name) for name in rules]
     assert all(plan.boundaries == plans[0].boundaries for plan in plans)
-    assert all(plan.boundary == plan.boundaries[plan.selector] for plan in plans)
+    assert set(plans[0].boundaries) | set(plans[0].absent) == set(SELECTORS) == set(get_args(SelectorName))
+    assert all(plan.boundary == plan.boundary_of(plan.selector) for plan in plans)
 
 
 def test_last_n_of_too_many_layers_never_becomes_full_fine_tuning(workspace):
@@ -108,13 +121,13 @@ def test_a_budget_moves_the_boundary_deeper_and_says_so(workspace):
     assert plan.boundary == 4
     assert "the budget is" in plan.reason
     assert plan.frontier[4].flops_share <= share < plan.frontier[3].flops_share
-    assert plan.boundaries["full"] == 0  # the baseline of the comparison stays what it is
+    assert plan.boundary_of("full") == 0  # the baseline of the comparison stays what it is
 
 
 def test_a_budget_caps_salf_in_the_comparison_too(workspace):
     least = workspace.plan().frontier[6].flops_share
     plan = workspace.plan(budget=least)
-    assert plan.boundary == plan.boundaries["salf"] == 6
+    assert plan.boundary == plan.boundary_of("salf") == 6
 
 
 def test_a_budget_that_nothing_fits_is_refused_with_what_is_allowed(workspace):

@@ -72,6 +72,8 @@ class Chain:
         return [*options, "--params", str(PARAMS), *more]
 
 
+# Boundaries given by hand, that of the plan not among them; quality falls from layer 15 on.
+GRID = {f"freeze-{k}": 0.55 - 0.004 * max(0, k - 15) for k in (0, 4, 8, 12, 15, 18, 20, 23, 26, 30)}
 OUTCOMES = {
     "good": {},
     "worse": {
@@ -83,6 +85,7 @@ OUTCOMES = {
     "free": {"task": "free", "seeds": (1,)},
     "single": {"accuracy": {"salf": 0.54}, "seeds": (1,)},
     "no-runs": {"runs": False},
+    "grid": {"accuracy": {"full": 0.55, **GRID, "first-n": 0.46, "lisa": 0.54}},
 }
 
 
@@ -324,7 +327,7 @@ def _plan(root: Path, outcome: Outcome) -> None:
     total = 28_311_552 + 3_540_000 * LAYERS + 576
     trained = 3_540_000 * (LAYERS - BOUNDARY) + 576
     plan = {
-        "schema_version": 1,
+        "schema_version": 2,
         "model": {
             "name": "SmolLM2-135M-Instruct",
             "weights_sha256": read_json(root / "data/base/base.json")["weights_sha256"],
@@ -349,7 +352,11 @@ def _plan(root: Path, outcome: Outcome) -> None:
         "certainty": {"win_share": 0.62, "value": 0.031, "low": 0.02, "high": 0.04, "words": "Fairly sure: 62 %."},
         "fallback": None if outcome.fits else "no law fits, so observed gains decide.",
         "runners_up": [{"boundary": 22, "value": 0.028, "win_share": 0.38}],
-        "boundaries": {"salf": BOUNDARY, "full": 0, "none": LAYERS, "last-n": 22, "random": 13},
+        "boundaries": {
+            name: {"boundary": boundary, "reason": "in words", "scores": None}
+            for name, boundary in {"salf": BOUNDARY, "full": 0, "none": LAYERS, "last-n": 22, "random": 13}.items()
+        },
+        "absent": {},
         "frontier": [_frontier_point(k, mean, outcome.fits) for k in range(LAYERS + 1)],
         "cost_model": {
             "epochs": 2,
@@ -367,6 +374,8 @@ def _plan(root: Path, outcome: Outcome) -> None:
             "law_sha256": sha256_file(root / "reports/scaling_law.json"),
             "gains_sha256": sha256_file(root / "reports/gains.csv"),
             "trace_sha256": sha256_folder(root / "data/traces"),
+            "signals_sha256": None,
+            "pilot_sha256": None,
         },
         "exports": {
             "peft": {"layers_to_transform": list(range(BOUNDARY, LAYERS)), "layers_pattern": "layers"},
@@ -384,6 +393,13 @@ COST = {
     "salf": (0.314, 31_860_576, 0.48, 1_500),
     "lora": (0.68, 2_442_240, 1.4, 2_700),
     "salf+lora": (0.24, 732_672, 0.41, 1_150),
+    "first-n": (0.75, 56_631_552, 1.7, 3_100),
+    "lisa": (0.71, 106_000_000, 1.6, 2_200),
+    **{
+        name: (1 - 0.033 * k, 134_515_008 - 3_540_000 * k, 1.9 - 0.06 * k, 3_900 - 100 * k)
+        for name in GRID
+        for k in [int(name.removeprefix("freeze-"))]
+    },
 }
 
 

@@ -1,0 +1,39 @@
+"""What every rule answers: a boundary, why it, how sure the evidence is, and what it predicts of the others."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from stages.common.command import UserError
+from stages.common.freeze_plan import Certainty, RunnerUp
+from stages.common.params import Plan
+from stages.plan.evidence import Evidence
+
+FIXED_RULE: Final = Certainty(
+    win_share=None, value=None, low=None, high=None, words="a fixed rule: nothing is estimated"
+)
+
+
+class AbsentEvidenceError(UserError):
+    """A rule's evidence is not there; the text says what makes it."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A boundary and why.
+
+    Attributes:
+        fallback: says in words when other evidence decided than was asked for.
+        scores: what the rule predicts for the boundaries 0..L, higher for better expected quality, in units of its
+            own; None at a boundary that it says nothing of, and altogether where it predicts nothing.
+    """
+
+    boundary: int
+    reason: str
+    certainty: Certainty = FIXED_RULE
+    runners_up: tuple[RunnerUp, ...] = ()
+    fallback: str | None = None
+    scores: tuple[float | None, ...] | None = None
+
+
+Selector = Callable[[Evidence, Plan], Choice]
