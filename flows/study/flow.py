@@ -124,7 +124,7 @@ def _run_all(desk: Desk, budget_hours: float, at_once: int) -> list[str]:
             future.wait()
             item = running.pop(future)
             if not future.state.is_completed():
-                faults.append(future.state.message or future.state.name)
+                faults.append(str(future.state.message or future.state.name))
                 broken.append(item)
             logger.info(outlook(desk.progress))
     except BaseException:  # cancelled, the worker is gone, a bug: no experiment outlives its flow

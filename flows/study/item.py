@@ -83,7 +83,7 @@ def ready(progress: Progress, taken: Sequence[Item]) -> list[Item]:
     """
     busy = {fine_tune for item in taken for fine_tune in item.fine_tunes}
     wanted = [fine_tune for fine_tune in progress.wanted(progress.known()) if fine_tune not in busy]
-    items = [Item.of(work) for work in [*progress.looks(), *progress.next_batches(wanted)]]
+    items = [Item.of(look) for look in progress.looks()] + [Item.of(batch) for batch in progress.next_batches(wanted)]
     return [item for item in items if item not in taken]
 
 

@@ -99,6 +99,8 @@ def check(project: Path, values: Settings) -> None:
     Raises:
         StudyError: names them all.
     """
+    if not values:
+        return
     try:
         changed((project / PARAMS_FILE).read_text(encoding="utf-8"), values)
     except OverrideError as error:

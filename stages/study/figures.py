@@ -32,7 +32,7 @@ def curve(resamples: Resamples, verdicts: Sequence[Verdict], leading: Sequence[s
     what = "accuracy (%)" if case.measure == "accuracy" else "minus loss (nats)"
 
     def paint(axes: Axes) -> None:
-        axes.fill_between(list(quality), *zip(*bounds, strict=True), color=RULE, linewidth=0)
+        axes.fill_between(list(quality), [b[0] for b in bounds], [b[1] for b in bounds], color=RULE, linewidth=0)
         axes.plot(list(quality), list(quality.values()), "o-", color=INK, markersize=3.5, linewidth=1.6)
         longer = _longer(case)
         if longer:

@@ -10,8 +10,8 @@ from statistics import fmean
 
 import numpy as np
 
-from stages.study.measured import FULL
-from stages.study.resamples import Floats, Resamples, holm, interval, p_value
+from stages.study.measured import FULL, Floats
+from stages.study.resamples import Resamples, holm, interval, p_value
 from stages.study.verdicts import ORACLE, Verdict
 
 

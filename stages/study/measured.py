@@ -132,7 +132,7 @@ def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame) -> Case
         measure=first["measure"],
         layers=int(first["layers"]),
         runs=dict(_runs(rows, said, first["measure"])),
-        boundaries={row.method: int(row.boundary) for row in freezes.itertuples()},
+        boundaries=dict(zip(freezes["method"], freezes["boundary"].astype(int), strict=True)),
         choices=tuple(_choice(row) for row in mine.to_dict("records") if row["selector"]),
     )
 
@@ -172,7 +172,7 @@ def _csv(path: Path, text: dict[str, type]) -> pd.DataFrame:
     """A table; an empty field of a column of texts is an empty text."""
     _require(path)
     try:
-        table = pd.read_csv(path, dtype=text)  # type: ignore[arg-type]
+        table = pd.read_csv(path, dtype=text)
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged table ({error})") from None
     return table.fillna(dict.fromkeys(text, ""))
