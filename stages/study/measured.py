@@ -132,7 +132,7 @@ def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame) -> Case
         measure=first["measure"],
         layers=int(first["layers"]),
         runs=dict(_runs(rows, said, first["measure"])),
-        boundaries=dict(zip(freezes["method"], freezes["boundary"].astype(int), strict=True)),
+        boundaries=dict(zip(freezes["method"], freezes["boundary"].astype(int).tolist(), strict=True)),
         choices=tuple(_choice(row) for row in mine.to_dict("records") if row["selector"]),
     )
 
