@@ -123,7 +123,7 @@ class Tables:
 
     def keep_run(self, row: Row, predictions: pa.Table) -> None:
         """Keep a fine-tune's row and its predictions, in place of an older one of the same key."""
-        row = {"point": digest([row[name] for name in _RUN_KEY]), **row}
+        row = _whole({**row, "point": digest([row[name] for name in _RUN_KEY])}, _RUN_COLUMNS)
         said = predictions.append_column("point", pa.array([row["point"]] * len(predictions)))
         said = said.select(_PREDICTION_SCHEMA.names).cast(_PREDICTION_SCHEMA)
         path = self.folder / PREDICTIONS
@@ -138,10 +138,18 @@ class Tables:
 
     def keep_choices(self, rows: Sequence[Row], intervals: Sequence[Row]) -> None:
         """Keep rules' choices, and predicted intervals, in place of older ones of the same rules and sources."""
-        self.intervals = _merged(self.intervals, intervals, ("data_set", "model", "source"))
-        self.choices = _merged(self.choices, rows, ("data_set", "model", "rule"))
+        whole = [_whole(row, _INTERVAL_COLUMNS) for row in intervals]
+        self.intervals = _merged(self.intervals, whole, ("data_set", "model", "source"))
+        self.choices = _merged(
+            self.choices, [_whole(row, _CHOICE_COLUMNS) for row in rows], ("data_set", "model", "rule")
+        )
         _write_rows(self.folder / INTERVALS, _INTERVAL_COLUMNS, self.intervals)
         _write_rows(self.folder / CHOICES, _CHOICE_COLUMNS, self.choices)
+
+
+def _whole(row: Row, columns: Mapping[str, type]) -> Row:
+    """A row with all columns, as it is read back: an absent text is empty, anything else absent is None."""
+    return {name: row.get(name, "" if kind is str else None) for name, kind in columns.items()}
 
 
 def _merged(old: Sequence[Row], new: Sequence[Row], key: Sequence[str]) -> list[Row]:
