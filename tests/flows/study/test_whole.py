@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
+from prefect.settings import PREFECT_API_URL
 from ruamel.yaml import YAML
 
 from flows.study.__main__ import main
@@ -110,17 +110,15 @@ def rows(root, name="runs.csv"):
 
 def killed_when_something_is_kept(root):
     """The study in a process of its own, killed outright as soon as its first fine-tunes are kept."""
-    environment = {**os.environ, "PREFECT_API_URL": os.environ.get("PREFECT_API_URL", "")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.study", *study()], cwd=root, env=environment, start_new_session=True
-    )
+    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
+    process = subprocess.Popen([sys.executable, "-m", "flows.study", *study()], cwd=root, env=environment)
     try:
         ends = time.monotonic() + 600
         while not rows(root) and time.monotonic() < ends and process.poll() is None:
             time.sleep(0.2)
         time.sleep(8)  # into the next experiment
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
     return rows(root)
 
