@@ -26,11 +26,11 @@ export ITERATIVE_DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup run flow audit serve bench bench-quick test coverage test-slow lint lock clean
+.PHONY: help setup run flow audit serve bench bench-quick study test coverage test-slow lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
-	@echo "Variables: PYTHON=/path/to/python3.12   TORCH_FLAGS=\"--index-url ...\"   TARGETS=\"plan\"   TESTS=\"tests/fit\"   JOBS=2   PORT=4200"
+	@echo "Variables: PYTHON=/path/to/python3.12   TORCH_FLAGS=\"--index-url ...\"   TARGETS=\"plan\"   TESTS=\"tests/fit\"   JOBS=2   PORT=4200   HOURS=2"
 
 $(STAMP):
 	@.ci/setup $(VENV)
@@ -60,6 +60,9 @@ bench: setup ## measure this project beside what people use (up to 40 minutes) i
 
 bench-quick: setup ## the short form: a small model, fewer points (3 minutes)
 	@python -m stages.bench --quick --out reports/benchmark-quick.json
+
+study: setup ## measure which rule for the boundary is right, over data sets (hours; goes on where it stopped; HOURS=2)
+	@python -m flows.study $(if $(HOURS),--budget-hours $(HOURS))
 
 test: setup ## run the tests (TESTS=...: only these)
 	@$(PYTEST) -m "not slow" $(TESTS)

@@ -19,8 +19,8 @@ def check_names(names: Sequence[str], project: Path, environment: Mapping[str, s
     Raises:
         ExperimentError: see there.
     """
-    lines = _dvc(["exp", "list", "--all-commits", "--name-only"], project, environment)
-    taken = [name for name in names if name in {line.strip() for line in lines}]
+    present = _names(project, environment)
+    taken = [name for name in names if name in present]
     if taken:
         words = " ".join(taken)
         raise ExperimentError(f"an experiment of that name exists: choose another name, or: dvc exp remove {words}")
@@ -37,6 +37,16 @@ def save(name: str, stages: Sequence[str], project: Path, environment: Mapping[s
     _dvc(["exp", "save", "--name", name, *stages], project, environment)
 
 
+def remove(name: str, project: Path, environment: Mapping[str, str]) -> None:
+    """Remove an experiment of this name, if there is one.
+
+    Raises:
+        ExperimentError: see there.
+    """
+    if name in _names(project, environment):
+        _dvc(["exp", "remove", name], project, environment)
+
+
 def show(project: Path, environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Return the metrics of every experiment on the present commit: name → metrics.
 
@@ -51,6 +61,10 @@ def show(project: Path, environment: Mapping[str, str]) -> dict[str, dict[str, A
             files = {path: content["data"] for path, content in data.get("metrics", {}).items() if "data" in content}
             found[experiment["name"]] = {key: value for content in files.values() for key, value in content.items()}
     return found
+
+
+def _names(project: Path, environment: Mapping[str, str]) -> set[str]:
+    return {line.strip() for line in _dvc(["exp", "list", "--all-commits", "--name-only"], project, environment)}
 
 
 def _dvc(words: Sequence[str], project: Path, environment: Mapping[str, str]) -> list[str]:

@@ -87,6 +87,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "comparison": ("reports/comparison.csv", "the same as a table"),
         "predictions": ("reports/predictions.parquet", "answers to the test examples"),
         "benchmarks": ("reports", "folder of benchmark*.json, which make bench writes"),
+        "study": ("reports/study", "folder of the study's summary and figures, which make study writes"),
         "params": ("params.yaml", "parameters"),
         "out": ("reports/index.html", "page to write"),
         "figures": ("reports/figures", "folder for the page's figures, an SVG file each"),

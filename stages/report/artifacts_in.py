@@ -34,6 +34,7 @@ class Sources:
     comparison: Path
     predictions: Path
     benchmarks: Path
+    study: Path
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Artifacts:
     of the fine-tune, and what was measured on the machine while it ran. ``hashes`` names the files
     that were read, by path, with their SHA-256; ``digests`` those that other artifacts name by their
     hash, by name (``train``, ``traces``, ``law``, ``gains``, ``plan``, ``metrics``), where they are there.
-    ``benchmarks`` are those beside the reports, by the name of their file.
+    ``benchmarks`` are those beside the reports, by the name of their file; ``study`` is the study's summary,
+    ``study_figures`` its SVG files by name.
     """
 
     base: Json
@@ -62,6 +64,8 @@ class Artifacts:
     hashes: dict[str, str]
     digests: dict[str, str]
     benchmarks: dict[str, Benchmark]
+    study: Json | None
+    study_figures: dict[str, str]
 
 
 def load(sources: Sources) -> Artifacts:
@@ -86,6 +90,10 @@ def load(sources: Sources) -> Artifacts:
         hashes=_hashes(sources),
         digests=_digests(sources),
         benchmarks=_benchmarks(sources.benchmarks),
+        study=read_json(sources.study / "summary.json") if (sources.study / "summary.json").exists() else None,
+        study_figures={
+            file.stem: file.read_text(encoding="utf-8") for file in sorted((sources.study / "figures").glob("*.svg"))
+        },
     )
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from stages.report.palette import ACCENT, INK, MUTED
-from stages.report.svg import halo, panel
+from stages.common.figures.palette import ACCENT, INK, MUTED
+from stages.common.figures.svg import halo, panel
 
 Curve = Sequence[float | None]
 

@@ -8,9 +8,9 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from stages.common.figures.palette import ACCENT, CARD, INK, MUTED, colour, marker
+from stages.common.figures.svg import halo, panel, place_labels
 from stages.report.grid import grid_of, labels_of, numbers_told, opacity
-from stages.report.palette import ACCENT, CARD, INK, MUTED, colour, marker
-from stages.report.svg import halo, panel, place_labels
 from stages.report.wording import Interval
 
 _KINDS: Final = ("o", "D", "s")  # marks of the kinds of cost
@@ -96,7 +96,7 @@ def cost_shares(name: str, title: str, shares: Mapping[str, Mapping[str, float]]
     """What each method costs beside full fine-tuning: a row per method, a mark per kind of cost.
 
     Args:
-        name: see :func:`stages.report.svg.panel`.
+        name: see :func:`stages.common.figures.svg.panel`.
         title: see there.
         shares: method → kind of cost → share of full fine-tuning's.
     """

@@ -7,8 +7,8 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from stages.report.palette import ACCENT, CARD, INK, MUTED
-from stages.report.svg import WIDTH, halo, panel
+from stages.common.figures.palette import ACCENT, CARD, INK, MUTED
+from stages.common.figures.svg import WIDTH, halo, panel
 
 _LINE: Final = 15.0  # height of a line of text, px
 _PAD: Final = 7.0

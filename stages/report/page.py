@@ -8,12 +8,12 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from stages.report import cost, depth, evidence, lineage, quality, speed
+from stages.common.figures.palette import style_sheet
+from stages.common.figures.svg import standalone
+from stages.report import cost, depth, evidence, lineage, quality, speed, study
 from stages.report.answer import KeyFigure, answer, key_figures
 from stages.report.artifacts_in import Artifacts
 from stages.report.headline import Headline, headline
-from stages.report.palette import style_sheet
-from stages.report.svg import standalone
 from stages.report.tables import Section
 from stages.report.wording import layer_range
 
@@ -52,6 +52,7 @@ def build(artifacts: Artifacts, parameters: Mapping[str, Any], examples_shown: i
     found = answer(artifacts)
     plan = artifacts.plan
     measured = speed.speed_section(artifacts.benchmarks)
+    studied = study.study_section(artifacts.study, artifacts.study_figures)
     sections = [
         quality.quality_section(artifacts, found.metric),
         quality.curves_section(artifacts),
@@ -60,6 +61,7 @@ def build(artifacts: Artifacts, parameters: Mapping[str, Any], examples_shown: i
         depth.gains_section(artifacts),
         cost.frontier_section(plan),
         cost.certainty_section(plan),
+        *([studied] if studied else []),
         *([measured] if measured else []),
         evidence.examples_section(artifacts.predictions, found.method.name if found.method else None, examples_shown),
         evidence.data_section(artifacts),

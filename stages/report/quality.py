@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from stages.common.figures.palette import variable
 from stages.report import figures
 from stages.report.artifacts_in import Artifacts
-from stages.report.palette import variable
 from stages.report.tables import Cell, Column, Figure, Section, Table, number_cell
 from stages.report.wording import Interval, count, decimal, flops, number, parameters, percent, seconds, size, span
 

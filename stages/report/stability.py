@@ -6,9 +6,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from stages.common.figures.palette import ACCENT, INK
+from stages.common.figures.svg import panel
 from stages.report.artifacts_in import Artifacts
-from stages.report.palette import ACCENT, INK
-from stages.report.svg import panel
 from stages.report.tables import Cell, Column, Figure, Section, Table, number_cell
 from stages.report.wording import count, percent
 

@@ -64,6 +64,7 @@ class Chain:
             "comparison": "reports/comparison.csv",
             "predictions": "reports/predictions.parquet",
             "benchmarks": "reports",
+            "study": "reports/study",
             "out": "reports/index.html",
             "figures": "reports/figures",
         }

@@ -2,8 +2,8 @@
 
 import pytest
 
+from stages.common.figures.palette import INKS, MUTED, colour, marker, variable
 from stages.report.grid import grid_of, labels_of, numbers_told, opacity
-from stages.report.palette import INKS, MUTED, colour, marker, variable
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from stages.report.palette import INK, INKS, MUTED, RULE, light
+from stages.common.figures.palette import INK, INKS, MUTED, RULE, light
 
 # One panel is as wide as a phone: the text keeps its size there, and wide screens set panels side by side.
 WIDTH: Final = 360
@@ -63,7 +63,7 @@ def panel(name: str, title: str, description: str, paint: Callable[[Axes], None]
         name: unique on the page; every id inside starts with it.
         title: what is seen, in one sentence; the accessible name.
         description: what is drawn against what; the accessible description.
-        paint: draws into the axes, with the colours of :mod:`stages.report.palette`.
+        paint: draws into the axes, with the colours of :mod:`stages.common.figures.palette`.
         height: of the view box, in its units (px at a width of ``WIDTH``).
     """
     with mpl.rc_context(dict(_RC)):
@@ -101,6 +101,20 @@ def standalone(svg: str) -> tuple[str, str]:
     ground = f'<rect width="{width}" height="{height}" style="fill: var({INKS["card"].variable})"/>'
     opening = f'{found.group(0)[:-1]} width="{width}" height="{height}">'
     return name, f"{opening}\n {style}\n {ground}{svg[found.end() :]}\n"
+
+
+def inline(text: str) -> str:
+    """A panel for a page out of a file that :func:`standalone` made: without colours and ground of its own.
+
+    Raises:
+        ValueError: the file was not made so.
+    """
+    body, found = re.subn(
+        r' width="[\d.]+" height="[\d.]+">\n <style>[^<]*</style>\n <rect [^>]*/>', ">", text, count=1
+    )
+    if found != 1:
+        raise ValueError("not a file of a panel of this module")
+    return body.rstrip()
 
 
 def halo(text: Text) -> None:

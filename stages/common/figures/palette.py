@@ -1,6 +1,6 @@
 """One colour and one marker per method in every figure, readable on light and on dark ground.
 
-Figures are drawn with stand-in colours; :func:`stages.report.svg.finish` exchanges them for CSS
+Figures are drawn with stand-in colours; :func:`stages.common.figures.svg.finish` exchanges them for CSS
 variables, whose values for light and dark the page's style sheet gives. The hues are those of Okabe
 and Ito (2008), told apart by readers with any common colour blindness, darkened or lightened until
 their contrast with the ground is at least 3:1; the marker says the same a second time.

@@ -1,0 +1,73 @@
+"""Runs the study that a file describes: DVC experiments, their results kept one by one, then the analysis.
+
+A second call skips what the tables hold, also those of another machine: it goes on where the first one stopped.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.pipeline import exit_status
+from flows.study.description import DESCRIPTION, StudyError, read_description
+from flows.study.flow import only, outlook, study
+from flows.study.progress import Progress
+from flows.study.settings import Places
+from flows.study.tables import Tables
+
+_EXAMPLES = """examples:
+  python -m flows.study                             the study of flows/study.yaml, into reports/study
+  python -m flows.study --budget-hours 2            as far as it gets in two hours
+  python -m flows.study --data-sets trec --plan     only what that takes: nothing is run
+exit status: 0 done or the budget is spent, 1 an experiment failed, 2 the request was refused, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study from a command line; returns the exit status (see ``--help``)."""
+    given = vars(_parser().parse_args(argv))
+    try:
+        if given.pop("plan"):
+            return _tell(given)
+        return exit_status(study(**given, return_state=True))
+    except KeyboardInterrupt:
+        print("error: interrupted; run again to go on", file=sys.stderr)
+        return 130
+
+
+def _tell(given: dict[str, Any]) -> int:
+    """Print what there is and what is left."""
+    try:
+        wanted = only(read_description(given["description"]), given["data_sets"])
+        places = Places(Path().resolve(), given["data"], given["models"])
+        print(outlook(Progress(wanted, places, Tables(given["out"]), given["same_code"])))
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.study",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--description", type=Path, default=DESCRIPTION, help="what is studied (flows/study.yaml)")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data sets")
+    parser.add_argument("--models", type=Path, default=Path("../shared/models"), help="folder of the models")
+    parser.add_argument("--out", type=Path, default=Path("reports/study"), help="folder of the tables and figures")
+    parser.add_argument("--data-sets", nargs="+", default=[], metavar="NAME", help="only these")
+    parser.add_argument("--budget-hours", type=float, metavar="HOURS", help="instead of the description's")
+    parser.add_argument("--side-by-side", type=int, default=0, metavar="N", help="experiments at once (0: auto)")
+    parser.add_argument("--same-code", action="store_true", help="run again what another version of the stages made")
+    parser.add_argument("--keep", action="store_true", help="keep experiments, with their models in DVC's cache")
+    parser.add_argument("--plan", action="store_true", help="say what there is and what is left, and run nothing")
+    parser.add_argument("--wait", action="store_true", help="wait for a run that is working in this folder")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

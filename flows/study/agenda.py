@@ -1,0 +1,179 @@
+"""What a study wants next, from what it has: no state of its own, so that it goes on wherever its tables are.
+
+Order: what decides most comes first. For the first seed the coarse grid of boundaries of every data set, then
+the boundaries that the rules choose, then denser where the validation loss changes most; the same boundaries
+for the other seeds; last, at equal compute.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Final, Literal
+
+from flows.study.description import Description, Rates
+
+Budget = Literal["epochs", "compute"]
+FULL: Final = "full"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A data set with a model."""
+
+    data_set: str
+    model: str
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """One fine-tune that the study wants.
+
+    Attributes:
+        boundary: layers 1..boundary are frozen; 0 for methods that are no boundary.
+        budget: ``epochs``: as long as all others; ``compute``: as many epochs as full fine-tuning's FLOPs allow.
+        rates: the grid of learning rates; empty: known when another fine-tune has ended.
+    """
+
+    case: Case
+    seed: int
+    method: str
+    boundary: int
+    budget: Budget
+    rates: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the agenda needs to know of a fine-tune that has ended."""
+
+    learning_rate: float
+    validation_loss: float
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is there already.
+
+    Attributes:
+        layers: depth of the cases' models, for those whose plans were read.
+        chosen: boundaries that the rules choose.
+        done: what has ended.
+    """
+
+    layers: Mapping[Case, int]
+    chosen: Mapping[Case, frozenset[int]]
+    done: Mapping[FineTune, Result]
+
+
+def method_of(boundary: int) -> str:
+    """The method that freezes layers 1..boundary."""
+    return f"freeze-{boundary}" if boundary else FULL
+
+
+def agenda(description: Description, cases: Sequence[Case], known: Known) -> list[FineTune]:
+    """Every fine-tune wanted as far as is known yet, done or not, the most telling first."""
+    planned = [case for case in cases if case in known.layers]
+    phases = {case: _phases(description, case, known) for case in planned}
+    wanted: list[FineTune] = []
+    for seed in description.seeds:
+        for phase in range(2 + description.refine.rounds):
+            for case in planned:
+                grid = phases[case][phase] if phase < len(phases[case]) else []
+                wanted += [_freeze(description, case, seed, boundary, known) for boundary in grid]
+        for case in planned:
+            wanted += [_other(description, case, seed, method, known) for method in description.methods]
+    if description.equal_compute:
+        for seed in description.seeds:
+            for case in planned:
+                grid = [boundary for phase in phases[case] for boundary in phase if boundary]
+                wanted += [_freeze(description, case, seed, boundary, known, "compute") for boundary in grid]
+    return list(dict.fromkeys(wanted))
+
+
+def batches(wanted: Sequence[FineTune], together: int) -> Iterator[tuple[FineTune, ...]]:
+    """Fine-tunes that go into one experiment: neighbours of one case, seed and budget, so many at most."""
+    ready = [fine_tune for fine_tune in wanted if fine_tune.rates]
+    for _, group in groupby(ready, key=lambda one: (one.case, one.seed, one.budget)):
+        members = list(group)
+        for start in range(0, len(members), together):
+            yield tuple(members[start : start + together])
+
+
+def coarse(boundaries: Sequence[float], rates: Rates, layers: int) -> list[int]:
+    """The coarse grid; the first of every region of learning rates leads, since the others wait for its rate.
+
+    Args:
+        boundaries: shares of the depth.
+        rates: grids of learning rates.
+        layers: the depth.
+    """
+    grid = sorted({math.ceil(share * layers) for share in boundaries})
+    leaders = {region(rates, boundary / layers): boundary for boundary in reversed(grid)}
+    return sorted(leaders.values()) + [boundary for boundary in grid if boundary not in leaders.values()]
+
+
+def region(rates: Rates, share: float) -> float:
+    """The depth from which on the learning rates of a boundary hold: the deepest entry not below it."""
+    return max(start for start in rates if start <= share)
+
+
+def midpoints(curve: Mapping[int, float], most: int) -> list[int]:
+    """The middle of those neighbouring boundaries between which a measured value changes most.
+
+    Args:
+        curve: boundary → value.
+        most: how many.
+    """
+    gaps = sorted(pairwise(sorted(curve)), key=lambda gap: (-abs(curve[gap[0]] - curve[gap[1]]), gap))
+    return [(low + high) // 2 for low, high in gaps if high - low > 1][:most]
+
+
+def _phases(description: Description, case: Case, known: Known) -> list[list[int]]:
+    """Boundaries by phase: coarse grid, the rules' choices, then every round of refinement that can be said yet."""
+    first = coarse(description.boundaries, description.rates_of(case.model), known.layers[case])
+    phases = [first, sorted(known.chosen.get(case, frozenset()) - set(first))]
+    for _ in range(description.refine.rounds):
+        curve = _curve(description, case, [b for phase in phases for b in phase], known)
+        if curve is None:
+            break
+        phases.append(midpoints(curve, description.refine.midpoints))
+    return phases
+
+
+def _curve(description: Description, case: Case, boundaries: Sequence[int], known: Known) -> dict[int, float] | None:
+    """Validation loss of the first seed; ``None``: not all of it is measured."""
+    curve = {}
+    for boundary in boundaries:
+        result = known.done.get(_freeze(description, case, description.seeds[0], boundary, known))
+        if result is None:
+            return None
+        curve[boundary] = result.validation_loss
+    return curve
+
+
+def _freeze(
+    description: Description, case: Case, seed: int, boundary: int, known: Known, budget: Budget = "epochs"
+) -> FineTune:
+    layers, first, rates = known.layers[case], description.seeds[0], description.rates_of(case.model)
+    here = region(rates, boundary / layers)
+    grid = coarse(description.boundaries, rates, layers)
+    leader = next((one for one in grid if region(rates, one / layers) == here), boundary)
+    tuned = FineTune(case, first, method_of(leader), leader, "epochs", tuple(rates[here]))
+    if (boundary, seed, budget) == (leader, first, "epochs"):
+        return tuned
+    return FineTune(case, seed, method_of(boundary), boundary, budget, _tuned(tuned, known))
+
+
+def _other(description: Description, case: Case, seed: int, method: str, known: Known) -> FineTune:
+    """A method that is no boundary has rates of its own, from the grid of full fine-tuning."""
+    rates = tuple(description.rates_of(case.model)[0])
+    tuned = FineTune(case, description.seeds[0], method, 0, "epochs", rates)
+    if seed == tuned.seed:
+        return tuned
+    return FineTune(case, seed, method, 0, "epochs", _tuned(tuned, known))
+
+
+def _tuned(leader: FineTune, known: Known) -> tuple[float, ...]:
+    result = known.done.get(leader)
+    return (result.learning_rate,) if result else ()

@@ -1,0 +1,152 @@
+"""From an experiment's artifacts to rows of the study's tables."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from flows.study.agenda import Case, FineTune
+from flows.study.forecast import units
+from flows.study.kept import Kept
+from flows.study.progress import Look
+from flows.study.tables import Row
+from stages.common.run_record import machine
+
+_LAW: Final = "reports/scaling_law.json"
+_PILOT: Final = "reports/pilot.json"
+_PLAN: Final = "data/plan/freeze_plan.json"
+_CURVES: Final = ("curve", "curve_low", "curve_high")
+_PILOTED: Final = ("pilot", "budget", "tolerance")  # selectors that rest on pilot fine-tunes
+_TRACES: Final = ("plain", "reference")  # whose laws are kept
+
+
+def where() -> dict[str, Any]:
+    """Processor or accelerators of this machine, and its cores: no name, no path."""
+    facts = machine()
+    return {"machine": ", ".join(facts["accelerators"]) or facts["cpu"] or facts["system"], "cores": facts["cores"]}
+
+
+def results(kept: Kept, batch: Sequence[FineTune], facts: Mapping[str, Any]) -> list[tuple[Row, pa.Table]]:
+    """A row and the predictions of every fine-tune of an experiment.
+
+    Args:
+        kept: the experiment.
+        batch: the fine-tunes.
+        facts: columns that all have in common.
+    """
+    metrics = kept.json("reports/metrics.json")
+    said = pq.read_table(kept.file("reports/predictions.parquet"), columns=["run", "example_id", "correct", "loss"])
+    found = []
+    for fine_tune in batch:
+        name = f"{fine_tune.method}-seed{fine_tune.seed}"
+        run, measured = kept.json(f"data/models/{name}/run.json"), kept.json(f"reports/runs/{name}.json")
+        mine = said.filter(pc.equal(said["run"], name)).drop_columns(["run"])
+        scores = {**metrics["runs"][name], "quality": metrics["runs"][name][metrics["quality"]]}
+        found.append(({**facts, **_wanted(fine_tune), **_learned(run, scores), **_clock(measured)}, mine))
+    return found
+
+
+def choices(look: Look, kept: Kept) -> list[Row]:
+    """What every rule chooses by a plan; a rule whose evidence the plan lacks keeps the plan's reason."""
+    plan, share = kept.json(_PLAN), (_pilot(kept) or {"flops": {"share": None}})["flops"]["share"]
+    facts = {"data_set": look.case.data_set, "model": look.case.model, "layers": plan["model"]["layers"]}
+    if not look.rules:
+        return [{**facts, "rule": name} for name in look.names]
+    deciding = dict.fromkeys(_PILOTED, share)
+    return [
+        {
+            **facts,
+            "rule": name,
+            "deciding_share": deciding.get(rule.selector),
+            **_choice(plan, rule.selector),
+        }
+        for name, rule in look.rules.items()
+    ]
+
+
+def _pilot(kept: Kept) -> dict[str, Any] | None:
+    """The pilots' artifact, where there were pilots."""
+    found: dict[str, Any] = kept.json(_PILOT) if kept.has(_PILOT) else {"enabled": False}
+    return found if found["enabled"] else None
+
+
+def _choice(plan: Mapping[str, Any], selector: str) -> Row:
+    entry = plan["boundaries"].get(selector)
+    if entry is None:
+        return {"selector": selector, "reason": plan["absent"].get(selector, "the plan knows no such selector")}
+    scores = json.dumps(entry["scores"]) if entry["scores"] else ""
+    return {"selector": selector, "boundary": entry["boundary"], "reason": entry["reason"], "scores": scores}
+
+
+def intervals(look: Look, kept: Kept) -> list[Row]:
+    """What laws and pilots predict with an interval, and what was observed, to be held against each other."""
+    rows = _pilot_rows(look, _pilot(kept)) if look.source == _TRACES[0] else []
+    return rows + _law_rows(look, kept.json(_LAW)) if look.source in _TRACES else []
+
+
+def _pilot_rows(look: Look, pilot: Mapping[str, Any] | None) -> list[Row]:
+    if pilot is None:
+        return []
+    bounds = [(one["boundary"], [one["loss"], one["low"], one["high"]]) for one in pilot["predictions"]]
+    return [{**_interval(look.case, "pilot", k, each), "confidence": pilot["confidence"]} for k, each in bounds]
+
+
+def _law_rows(look: Look, fitted: Mapping[str, Any]) -> list[Row]:
+    """The best law's curve where it fits, and the trace's mean, at every space."""
+    rows = []
+    for quantity, entry in fitted["quantities"].items():
+        best = next((law for law in entry["laws"] if law["name"] == entry["best"]), None) if entry["fits"] else None
+        for space, observed in enumerate(entry["mean"]):
+            bounds = [best[name][space - 1] for name in _CURVES] if best and space else [None] * len(_CURVES)
+            rows.append({**_interval(look.case, f"{look.source}:{quantity}", space, bounds), "observed": observed})
+    return rows
+
+
+def _interval(case: Case, source: str, place: int, bounds: Sequence[float | None]) -> Row:
+    row = {"data_set": case.data_set, "model": case.model, "source": source, "place": place}
+    return {**row, **dict(zip(("predicted", "low", "high"), bounds, strict=True))}
+
+
+def _wanted(fine_tune: FineTune) -> Row:
+    return {
+        "data_set": fine_tune.case.data_set,
+        "model": fine_tune.case.model,
+        "seed": fine_tune.seed,
+        "method": fine_tune.method,
+        "budget": fine_tune.budget,
+        "rates": " ".join(map(repr, fine_tune.rates)),
+    }
+
+
+def _learned(run: Mapping[str, Any], scores: Mapping[str, Any]) -> Row:
+    last = run["curve"][-1]
+    return {
+        "boundary": run["boundary"],
+        "epochs": run["epochs"],
+        "learning_rate": run["learning_rate"],
+        "quality": scores["quality"],
+        "macro_f1": scores.get("macro_f1"),
+        "loss": scores["loss"],
+        "validation_loss": last["validation_loss"],
+        "validation_accuracy": last["validation_accuracy"],
+        "flops": run["flops"],
+        "trained_parameters": run["trained_parameters"],
+        "test_examples": scores["n"],
+        "data_sha256": run["data_sha256"]["train"],
+        "model_sha256": run["base_sha256"],
+    }
+
+
+def _clock(measured: Mapping[str, Any]) -> Row:
+    """Seconds of the training that won and of its frozen layers; where and in which precision."""
+    seconds = measured["seconds_training"] + measured["seconds_cache"]
+    return {"seconds": seconds, "device": measured["machine"]["device"], "dtype": measured["machine"]["dtype"]}
+
+
+def shared_out(seconds: float, batch: Sequence[FineTune], layers: int) -> list[float]:
+    """An experiment's time, shared out among its fine-tunes by their size."""
+    sizes = [units(fine_tune, layers) for fine_tune in batch]
+    return [seconds * size / sum(sizes) for size in sizes]

@@ -1,0 +1,187 @@
+"""The study's tables: a row per fine-tune, a row per rule's choice, correctness per test example.
+
+Beside them ``settings.json`` holds, by their digest, the settings that rows name. All are rewritten aside
+and renamed: a study that is killed leaves whole tables.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flows.study.settings import digest
+
+Row = dict[str, Any]
+RUNS: Final = "runs.csv"
+CHOICES: Final = "choices.csv"
+INTERVALS: Final = "intervals.csv"
+PREDICTIONS: Final = "predictions.parquet"
+SETTINGS: Final = "settings.json"
+
+_RUN_COLUMNS: Final[Mapping[str, type]] = {
+    "point": str,
+    "data_set": str,
+    "group": str,
+    "measure": str,
+    "model": str,
+    "seed": int,
+    "method": str,
+    "boundary": int,
+    "layers": int,
+    "budget": str,
+    "epochs": float,
+    "rates": str,
+    "learning_rate": float,
+    "quality": float,
+    "macro_f1": float,
+    "loss": float,
+    "validation_loss": float,
+    "validation_accuracy": float,
+    "flops": int,
+    "trained_parameters": int,
+    "test_examples": int,
+    "seconds": float,
+    "seconds_wall": float,
+    "machine": str,
+    "cores": int,
+    "device": str,
+    "dtype": str,
+    "data_sha256": str,
+    "model_sha256": str,
+    "settings": str,
+    "method_settings": str,
+    "code": str,
+}
+_CHOICE_COLUMNS: Final[Mapping[str, type]] = {
+    "data_set": str,
+    "model": str,
+    "rule": str,
+    "selector": str,
+    "boundary": int,
+    "layers": int,
+    "deciding_share": float,
+    "reason": str,
+    "scores": str,
+    "settings": str,
+}
+_INTERVAL_COLUMNS: Final[Mapping[str, type]] = {
+    "data_set": str,
+    "model": str,
+    "source": str,
+    "place": int,
+    "predicted": float,
+    "low": float,
+    "high": float,
+    "observed": float,
+    "confidence": float,
+}
+_RUN_KEY: Final = ("data_set", "model", "seed", "method", "budget", "settings", "method_settings")
+_PREDICTION_SCHEMA: Final = pa.schema(
+    [
+        ("point", pa.dictionary(pa.int32(), pa.string())),
+        ("example_id", pa.string()),
+        ("correct", pa.bool_()),
+        ("loss", pa.float32()),
+    ]
+)
+
+
+class Tables:
+    """The study's folder of tables, read once; what is kept is written at once.
+
+    Args:
+        folder: where they lie.
+
+    Attributes:
+        runs: a row per fine-tune that has ended; key: data set, model, seed, method, budget and settings.
+        choices: a row per data set, model and rule; no boundary where the plan could not evaluate the selector.
+        intervals: a row per data set, model, source and place: what was predicted and what was observed.
+        settings: settings by their digest.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs = _read(folder / RUNS, _RUN_COLUMNS)
+        self.choices = _read(folder / CHOICES, _CHOICE_COLUMNS)
+        self.intervals = _read(folder / INTERVALS, _INTERVAL_COLUMNS)
+        path = folder / SETTINGS
+        self.settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def keep_settings(self, value: Any) -> str:
+        """Keep settings under their digest, and return it."""
+        name = digest(value)
+        if name not in self.settings:
+            self.settings = {**self.settings, name: value}
+            text = json.dumps(self.settings, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+            _write(self.folder / SETTINGS, lambda aside: aside.write_text(text, encoding="utf-8"))
+        return name
+
+    def keep_run(self, row: Row, predictions: pa.Table) -> None:
+        """Keep a fine-tune's row and its predictions, in place of an older one of the same key."""
+        row = _whole({**row, "point": digest([row[name] for name in _RUN_KEY])}, _RUN_COLUMNS)
+        said = predictions.append_column("point", pa.array([row["point"]] * len(predictions)))
+        said = said.select(_PREDICTION_SCHEMA.names).cast(_PREDICTION_SCHEMA)
+        path = self.folder / PREDICTIONS
+        if path.exists():
+            before = pq.read_table(path).cast(_PREDICTION_SCHEMA)
+            stays = [point != row["point"] for point in before["point"].to_pylist()]
+            said = pa.concat_tables([before.filter(pa.array(stays, pa.bool_())), said]).unify_dictionaries()
+        _write(path, lambda aside: pq.write_table(said, aside, compression="zstd"))
+        # Last: a row is there only when its predictions are.
+        self.runs = [*(old for old in self.runs if old["point"] != row["point"]), row]
+        _write_rows(self.folder / RUNS, _RUN_COLUMNS, self.runs)
+
+    def keep_choices(self, rows: Sequence[Row], intervals: Sequence[Row]) -> None:
+        """Keep rules' choices, and predicted intervals, in place of older ones of the same rules and sources."""
+        whole = [_whole(row, _INTERVAL_COLUMNS) for row in intervals]
+        self.intervals = _merged(self.intervals, whole, ("data_set", "model", "source"))
+        self.choices = _merged(
+            self.choices, [_whole(row, _CHOICE_COLUMNS) for row in rows], ("data_set", "model", "rule")
+        )
+        _write_rows(self.folder / INTERVALS, _INTERVAL_COLUMNS, self.intervals)
+        _write_rows(self.folder / CHOICES, _CHOICE_COLUMNS, self.choices)
+
+
+def _whole(row: Row, columns: Mapping[str, type]) -> Row:
+    """A row with all columns, as it is read back: an absent text is empty, anything else absent is None."""
+    return {name: row.get(name, "" if kind is str else None) for name, kind in columns.items()}
+
+
+def _merged(old: Sequence[Row], new: Sequence[Row], key: Sequence[str]) -> list[Row]:
+    replaced = {tuple(row[name] for name in key) for row in new}
+    return [*(row for row in old if tuple(row[name] for name in key) not in replaced), *new]
+
+
+def _read(path: Path, columns: Mapping[str, type]) -> list[Row]:
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: _value(kind, row.get(name)) for name, kind in columns.items()} for row in csv.DictReader(file)]
+
+
+def _value(kind: type, text: str | None) -> Any:
+    if kind is str:
+        return text or ""
+    return kind(text) if text else None
+
+
+def _write_rows(path: Path, columns: Mapping[str, type], rows: Sequence[Row]) -> None:
+    def fill(aside: Path) -> None:
+        with aside.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    _write(path, fill)
+
+
+def _write(path: Path, fill: Callable[[Path], Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    fill(aside)
+    os.replace(aside, path)

@@ -1,0 +1,1 @@
+"""Figures as every page and folder of this project has them: colours, marks, and SVG that needs no network."""

@@ -1,0 +1,110 @@
+"""What the study found, beside this run: the headline, every rule over all data sets, quality against the boundary."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from stages.common.figures.svg import inline
+from stages.report.tables import Cell, Column, Figure, Section, Table, number_cell
+from stages.report.wording import decimal, listing, number, percent
+
+Json = Mapping[str, Any]
+
+_REGRET: Final = (
+    "Regret is what a rule loses to the best boundary that was measured, in points of accuracy, whatever that one "
+    "costs; at cost: to the best at equal or lower cost; cross-fitted: the best boundary is found on other test "
+    "examples than those that it is scored on, so that its luck does not count. This section is not part of the "
+    "chain: make study measures it."
+)
+
+
+def study_section(summary: Json | None, figures: Mapping[str, str]) -> Section | None:
+    """The study's headline, tables and figures; ``None`` where no study lies beside the reports.
+
+    Args:
+        summary: ``reports/study/summary.json``.
+        figures: SVG files of the study by name.
+    """
+    if summary is None:
+        return None
+    section = Section("study", "The study", "Is the boundary right? What the study measured")
+    section.sentences += [summary["headline"], _scope(summary), _REGRET]
+    if summary["leave_one_out"]:
+        section.tables.append(_left_out(summary["leave_one_out"]))
+    section.tables.append(_rules(summary))
+    if summary["coverage"]:
+        section.tables.append(_coverage(summary))
+    section.figures += [Figure(_title(name), inline(svg), "") for name, svg in figures.items()]
+    return section
+
+
+def _scope(summary: Json) -> str:
+    models, seeds = summary["models"], summary["seeds"]
+    return (
+        f"{summary['fine_tunes']} fine-tunes of {listing(models)} on {listing(summary['data_sets'])}, "
+        f"{len(seeds)} {'seeds' if len(seeds) > 1 else 'seed'}; measured on {listing(summary['machines'])}."
+    )
+
+
+def _rules(summary: Json) -> Table:
+    headings = ("Rule", "Data sets", "Cost", "Regret", "At cost", "Cross-fitted", "Behind full", "Worst", "Rank corr.")
+    rows = [_rule(one, one["rule"] == summary["default_rule"]) for one in summary["rules"].values()]
+    caption = (
+        "Every rule, mean over data sets: counted operations as a share of full fine-tuning's; regrets in points; "
+        "Spearman's correlation of what the rule predicts of the boundaries with what was measured there."
+    )
+    return Table("study-rules", caption, _columns(headings), rows)
+
+
+def _rule(one: Json, default: bool) -> list[Cell]:
+    return [
+        Cell(one["rule"], mark="best" if default else ""),
+        number_cell(one["groups"], str(one["groups"])),
+        number_cell(one["cost_share"], percent(one["cost_share"])),
+        *(_points(one[name]) for name in ("regret", "regret_at_cost", "regret_cross_fitted", "behind_full")),
+        number_cell(one["worst"], decimal(one["worst"], 1), one["worst_on"]),
+        number_cell(one["rank_correlation"], decimal(number(one["rank_correlation"]), 2)),
+    ]
+
+
+def _left_out(left: Json) -> Table:
+    headings = ("Left out", "Chosen on the others", "Regret", "Cross-fitted", "Behind full", "Cost")
+    rows = [
+        [
+            Cell(one["group"]),
+            Cell(one["rule"]),
+            *(_points(one[name]) for name in ("regret", "regret_cross_fitted", "behind_full")),
+            number_cell(one["cost_share"], percent(one["cost_share"])),
+        ]
+        for one in left["groups"]
+    ]
+    columns = [Column(heading, numeric=place > 1) for place, heading in enumerate(headings)]
+    return Table("study-left-out", "The rule that all other data sets choose, on the one left out.", columns, rows)
+
+
+def _coverage(summary: Json) -> Table:
+    rows = [
+        [
+            Cell(one["source"]),
+            number_cell(one["places"], str(one["places"])),
+            number_cell(one["covered"], percent(one["covered"])),
+            number_cell(one["nominal"], percent(number(one["nominal"]))),
+        ]
+        for one in summary["coverage"]
+    ]
+    caption = (
+        "How often predicted intervals cover what was measured later: laws against larger traces of other examples, "
+        "pilots against whole fine-tunes."
+    )
+    return Table("study-coverage", caption, _columns(("Source", "Places", "Covered", "Nominal")), rows)
+
+
+def _points(value: float) -> Cell:
+    return number_cell(value, decimal(value, 2))
+
+
+def _columns(headings: tuple[str, ...]) -> list[Column]:
+    return [Column(heading, numeric=place > 0) for place, heading in enumerate(headings)]
+
+
+def _title(name: str) -> str:
+    return "What the rules cost, and what they miss" if name == "costs" else f"Quality against the boundary: {name}"

@@ -1,0 +1,73 @@
+"""The study's tables → table.csv, summary.json and figures beside them."""
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stages.common.artifacts import replacing_folder, write_json, write_text
+from stages.common.command import exit_code
+from stages.study import figures
+from stages.study.coverage import coverage
+from stages.study.judging import overall
+from stages.study.measured import read_study
+from stages.study.resamples import Resamples
+from stages.study.summary import PAPER, summarise
+from stages.study.verdicts import ORACLE, verdicts
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the analysis of a study's tables."""
+    given = _arguments(argv)
+    study = read_study(given.study)
+    drawn = {
+        (case.data_set, case.model): Resamples(case, given.resamples, given.seed + number)
+        for number, case in enumerate(study.cases)
+    }
+    by_case = {case: verdicts(one, given.confidence) for case, one in drawn.items()}
+    found = [verdict for each in by_case.values() for verdict in each]
+    covered = coverage(study.intervals, study.cases)
+    summary = summarise(study, found, drawn, covered, given.cost_cap, given.confidence)
+
+    write_text(given.study / "table.csv", _csv([asdict(verdict) for verdict in found]))
+    write_text(given.study / "coverage.csv", _csv([asdict(one) | {"share": one.share} for one in covered]))
+    write_json(given.study / "summary.json", summary)
+    leading = [rule for rule in (summary["default_rule"], PAPER) if rule]
+    with replacing_folder(given.study / "figures") as folder:
+        for (data_set, model), one in drawn.items():
+            svg = figures.curve(one, by_case[data_set, model], leading, given.confidence)
+            write_text(folder / f"{data_set}-{model}.svg", svg)
+        rules = [one for one in overall(found) if one.rule != ORACLE]
+        if rules:
+            write_text(folder / "costs.svg", figures.costs(rules))
+    print(summary["headline"])
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+    return out.getvalue()
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.study",
+        description="Judge the rules for the boundary by what a study has measured so far (make study).",
+        epilog="example: python -m stages.study --study reports/study",
+    )
+    parser.add_argument("--study", type=Path, default=Path("reports/study"), help="folder of the study's tables")
+    parser.add_argument("--cost-cap", type=float, default=0.6, help="most that a default rule may cost of full (0.6)")
+    parser.add_argument("--resamples", type=int, default=2000, help="of examples and seeds (2000)")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals (0.95)")
+    parser.add_argument("--seed", type=int, default=1, help="of the resamples")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,95 @@
+"""Figures of a study: quality against the boundary for every case, and what all rules come to."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from stages.common.figures.palette import ACCENT, INK, MUTED, RULE
+from stages.common.figures.svg import panel, place_labels, standalone
+from stages.study.judging import Overall
+from stages.study.measured import Case
+from stages.study.resamples import Resamples, interval
+from stages.study.verdicts import ORACLE, Verdict
+
+_LABELLED: Final = 4  # marks of one figure that are named; the table names all
+
+
+def curve(resamples: Resamples, verdicts: Sequence[Verdict], leading: Sequence[str], confidence: float) -> str:
+    """Quality against the boundary as an SVG file, with its interval and every rule's choice.
+
+    Args:
+        resamples: of the case.
+        verdicts: of the case's rules.
+        leading: rules that are named first, the default rule at the head.
+        confidence: of the interval.
+    """
+    case = resamples.case
+    methods = case.curve()
+    quality = {b: case.scale * float(case.runs[m, "epochs"].values.mean()) for b, m in methods.items()}
+    bounds = [interval(case.scale * resamples.means[m, "epochs"], confidence) for m in methods.values()]
+    what = "accuracy (%)" if case.measure == "accuracy" else "minus loss (nats)"
+
+    def paint(axes: Axes) -> None:
+        axes.fill_between(list(quality), [b[0] for b in bounds], [b[1] for b in bounds], color=RULE, linewidth=0)
+        axes.plot(list(quality), list(quality.values()), "o-", color=INK, markersize=3.5, linewidth=1.6)
+        longer = _longer(case)
+        if longer:
+            axes.plot(list(longer), list(longer.values()), color=MUTED, linewidth=1.4, linestyle=(0, (4, 2)))
+        marks = _marks(verdicts, leading)
+        for boundary in marks:
+            axes.plot(boundary, quality[boundary], "s", color=ACCENT, markersize=7)
+        axes.set_xlim(-0.5, case.layers + 0.5)
+        axes.margins(y=0.14)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        axes.set_xlabel("last frozen layer")
+        axes.set_ylabel(what)
+        named = [(float(b), quality[b], text, ACCENT) for b, text in list(marks.items())[:_LABELLED]]
+        place_labels(axes, named, list(quality.items()))
+
+    described = (
+        "Solid: equal epochs, with its interval; dashed: equal compute, where it was measured; squares: boundaries "
+        "that rules choose."
+    )
+    name = f"study-{case.data_set}-{case.model}"
+    title = f"{case.data_set}, {case.model}: quality against the boundary"
+    return standalone(panel(name, title, described, paint))[1]
+
+
+def costs(rules: Sequence[Overall]) -> str:
+    """Mean regret against mean cost, a mark per rule, as an SVG file."""
+
+    def paint(axes: Axes) -> None:
+        for one in rules:
+            axes.plot(one.cost_share, one.regret, "o", color=ACCENT if one == rules[0] else MUTED, markersize=6)
+        axes.set_xlim(0, 1.12)
+        axes.margins(y=0.14)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel("share of full fine-tuning’s FLOPs")
+        axes.set_ylabel("mean regret (points)")
+        place_labels(axes, [(one.cost_share, one.regret, one.rule, INK) for one in rules])
+
+    described = "A mark per rule: points of accuracy behind the best measured boundary against cost, over data sets."
+    return standalone(panel("study-costs", "What the rules cost, and what they miss", described, paint, height=330))[1]
+
+
+def _longer(case: Case) -> dict[int, float]:
+    """Quality at equal compute by boundary; full fine-tuning is its own."""
+    found = {
+        boundary: case.scale * float(case.runs[method, "compute"].values.mean())
+        for boundary, method in case.curve().items()
+        if (method, "compute") in case.runs
+    }
+    full = case.curve().get(0)
+    return {0: case.scale * float(case.runs[full, "epochs"].values.mean()), **found} if found and full else {}
+
+
+def _marks(verdicts: Sequence[Verdict], leading: Sequence[str]) -> dict[int, str]:
+    """Boundary → the rules that choose it, those of leading rules first."""
+    order = {rule: rank for rank, rule in enumerate(leading)}
+    chosen = [v for v in verdicts if v.measured and v.boundary is not None and v.rule != ORACLE]
+    marks: dict[int, list[str]] = {}
+    for verdict in sorted(chosen, key=lambda v: order.get(v.rule, len(order))):
+        marks.setdefault(verdict.boundary or 0, []).append(verdict.rule)
+    return {b: names[0] if len(names) == 1 else f"{names[0]} +{len(names) - 1}" for b, names in marks.items()}

@@ -1,0 +1,152 @@
+"""Rules over all data sets, and a rule chosen without the data set that it is judged on.
+
+Data sets count alike, however many models they were studied with, and those of one group (a test set and its
+out-of-domain sister) are left out together. Only accuracies are averaged: a nat is no point.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from stages.study.measured import FULL, Floats
+from stages.study.resamples import Resamples, holm, interval, p_value
+from stages.study.verdicts import ORACLE, Verdict
+
+
+@dataclass(frozen=True)
+class Overall:
+    """One rule over the groups of data sets that it was measured on; regrets in points.
+
+    Attributes:
+        groups: how many groups of data sets.
+        cost_share, regret, regret_at_cost, regret_cross_fitted, behind_full: means over groups.
+        worst: the largest regret on any data set, and where.
+        rank_correlation: mean over the cases where the rule predicts something.
+    """
+
+    rule: str
+    groups: int
+    cost_share: float
+    regret: float
+    regret_at_cost: float
+    regret_cross_fitted: float
+    behind_full: float
+    worst: float
+    worst_on: str
+    rank_correlation: float | None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A rule chosen on all other groups, on the one that was left out: means over its cases."""
+
+    group: str
+    rule: str
+    regret: float
+    regret_cross_fitted: float
+    behind_full: float
+    cost_share: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A rule's mean quality over another's, in points, over the cases that both were measured on."""
+
+    rule: str
+    other: str
+    difference: float
+    low: float
+    high: float
+    p_holm: float
+
+
+def overall(verdicts: Sequence[Verdict]) -> list[Overall]:
+    """Every rule over its groups, those that were measured on most groups first, then by regret."""
+    counted = [v for v in verdicts if v.measured and v.unit == "points"]
+    rules = dict.fromkeys(v.rule for v in counted)
+    found = [_overall(rule, [v for v in counted if v.rule == rule]) for rule in rules]
+    return sorted(found, key=lambda one: (-one.groups, one.regret, one.cost_share, one.rule))
+
+
+def choose(verdicts: Sequence[Verdict], cost_cap: float) -> str | None:
+    """The rule of the lowest mean regret among those within the cost cap that were measured on every group.
+
+    Args:
+        verdicts: on the groups that may be seen.
+        cost_cap: largest mean share of full fine-tuning's cost.
+    """
+    everywhere = len({v.group for v in verdicts if v.unit == "points" and v.rule == ORACLE})
+    fitting = [
+        one
+        for one in overall(verdicts)
+        if one.groups == everywhere and one.cost_share <= cost_cap and one.rule not in (FULL, ORACLE)
+    ]
+    return min(fitting, key=lambda one: (one.regret, one.cost_share, one.rule)).rule if fitting else None
+
+
+def leave_one_out(verdicts: Sequence[Verdict], cost_cap: float) -> list[LeftOut]:
+    """For every group the rule that the others would choose, and what it comes to there."""
+    found = []
+    for group in sorted({v.group for v in verdicts if v.unit == "points"}):
+        rule = choose([v for v in verdicts if v.group != group], cost_cap)
+        mine = [v for v in verdicts if v.group == group and v.rule == rule and v.measured]
+        if rule is not None and mine:
+            one = _overall(rule, mine)
+            found.append(LeftOut(group, rule, one.regret, one.regret_cross_fitted, one.behind_full, one.cost_share))
+    return found
+
+
+def compared(
+    verdicts: Sequence[Verdict], resamples: Mapping[tuple[str, str], Resamples], other: str, confidence: float
+) -> list[Comparison]:
+    """Every rule against one of them, over the cases that both were measured on; p-values by Holm's procedure.
+
+    Args:
+        verdicts: on all cases.
+        resamples: of every case, by data set and model; drawn independently of each other.
+        other: the rule to compare with.
+        confidence: of the intervals.
+    """
+    methods = {(v.data_set, v.model, v.rule): v.method for v in verdicts if v.measured and v.unit == "points"}
+    drawn: dict[str, Floats] = {}
+    means: dict[str, float] = {}
+    for rule in dict.fromkeys(rule for _, _, rule in methods if rule not in (other, ORACLE)):
+        both = [(d, m) for d, m, r in methods if r == rule and (d, m, other) in methods]
+        pairs = [(resamples[case], methods[*case, rule], methods[*case, other]) for case in both]
+        if pairs:
+            drawn[rule] = np.mean([one.difference(mine, theirs) for one, mine, theirs in pairs], axis=0)
+            means[rule] = fmean(_difference(one, mine, theirs) for one, mine, theirs in pairs)
+    adjusted = holm({rule: p_value(values) for rule, values in drawn.items()})
+    return [
+        Comparison(rule, other, means[rule], *interval(values, confidence), adjusted[rule])
+        for rule, values in drawn.items()
+    ]
+
+
+def _difference(resamples: Resamples, mine: str, theirs: str) -> float:
+    case = resamples.case
+    return case.scale * float(case.runs[mine, "epochs"].values.mean() - case.runs[theirs, "epochs"].values.mean())
+
+
+def _overall(rule: str, mine: Sequence[Verdict]) -> Overall:
+    groups = {v.group: [w for w in mine if w.group == v.group] for v in mine}
+    worst = max(mine, key=lambda v: v.regret or 0)
+    correlations = [v.rank_correlation for v in mine if v.rank_correlation is not None]
+
+    def mean(name: str) -> float:
+        return fmean(fmean(getattr(v, name) for v in group) for group in groups.values())
+
+    return Overall(
+        rule=rule,
+        groups=len(groups),
+        cost_share=mean("cost_share"),
+        regret=mean("regret"),
+        regret_at_cost=mean("regret_at_cost"),
+        regret_cross_fitted=mean("regret_cross_fitted"),
+        behind_full=mean("behind_full"),
+        worst=worst.regret or 0.0,
+        worst_on=f"{worst.data_set}, {worst.model}",
+        rank_correlation=fmean(correlations) if correlations else None,
+    )

@@ -1,0 +1,192 @@
+"""What a study measured, case by case: quality of every test example under every fine-tune."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stages.common.command import UserError
+
+Floats = NDArray[np.floating[Any]]
+Budget = Literal["epochs", "compute"]
+FULL: Final = "full"
+_MADE_BY: Final = "python -m flows.study"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method's fine-tunes, a seed each.
+
+    Attributes:
+        seeds: the seeds.
+        values: quality of every test example [seeds, examples]: 1 for a right answer, or minus its loss.
+        flops: counted, mean over seeds.
+        validation_loss: mean over seeds.
+    """
+
+    seeds: tuple[int, ...]
+    values: Floats
+    flops: float
+    validation_loss: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a rule chooses; no boundary where its evidence was absent.
+
+    Attributes:
+        scores: what it predicts for boundaries 0..L; empty where it predicts nothing.
+    """
+
+    rule: str
+    selector: str
+    boundary: int | None
+    reason: str
+    scores: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A data set with a model.
+
+    Attributes:
+        group: data sets of one group are left out together.
+        measure: ``accuracy`` or ``loss``.
+        runs: by method and budget.
+        boundaries: method → boundary, for those that freeze up to a layer.
+    """
+
+    data_set: str
+    group: str
+    model: str
+    measure: str
+    layers: int
+    runs: dict[tuple[str, Budget], Run]
+    boundaries: dict[str, int]
+    choices: tuple[Choice, ...]
+
+    @property
+    def scale(self) -> float:
+        """Accuracies are reported in points of a hundred, losses in nats."""
+        return 100.0 if self.measure == "accuracy" else 1.0
+
+    def curve(self) -> dict[int, str]:
+        """Boundary → method, for those measured at equal epochs, ascending."""
+        found = {b: method for method, b in self.boundaries.items() if (method, "epochs") in self.runs}
+        return dict(sorted(found.items()))
+
+    def cost_share(self, method: str) -> float:
+        """Counted operations of a method's fine-tune at equal epochs as a share of full fine-tuning's."""
+        return self.runs[method, "epochs"].flops / self.runs[FULL, "epochs"].flops
+
+
+@dataclass(frozen=True)
+class Study:
+    """All cases whose full fine-tuning was measured, and what the numbers come from."""
+
+    cases: tuple[Case, ...]
+    runs: pd.DataFrame
+    intervals: pd.DataFrame
+
+
+def read_study(folder: Path) -> Study:
+    """Read the tables of a study.
+
+    Of every case the rows of its last settings count; rows of earlier ones are another study's.
+
+    Raises:
+        UserError: a table is missing or damaged, or no case has full fine-tuning to compare with.
+    """
+    runs = _csv(folder / "runs.csv", {"method_settings": str, "settings": str})
+    choices = _csv(folder / "choices.csv", {"reason": str, "scores": str, "selector": str})
+    intervals = _csv(folder / "intervals.csv", {})
+    said = _predictions(folder / "predictions.parquet")
+    last = runs.groupby(["data_set", "model"])["settings"].transform("last")
+    runs = runs[runs["settings"] == last]
+    cases = tuple(
+        _case(rows, choices, said) for _, rows in runs.groupby(["data_set", "model"], sort=False) if _has_full(rows)
+    )
+    if not cases:
+        raise UserError(f"{folder}: no data set's full fine-tuning is measured yet; run: {_MADE_BY}")
+    return Study(cases, runs, intervals)
+
+
+def _has_full(rows: pd.DataFrame) -> bool:
+    return bool(((rows["method"] == FULL) & (rows["budget"] == "epochs")).any())
+
+
+def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame) -> Case:
+    first = rows.iloc[0]
+    mine = choices[(choices["data_set"] == first["data_set"]) & (choices["model"] == first["model"])]
+    freezes = rows[rows["method"].str.match(r"freeze-\d+$") | (rows["method"] == FULL)]
+    return Case(
+        data_set=first["data_set"],
+        group=first["group"],
+        model=first["model"],
+        measure=first["measure"],
+        layers=int(first["layers"]),
+        runs=dict(_runs(rows, said, first["measure"])),
+        boundaries=dict(zip(freezes["method"], freezes["boundary"].astype(int).tolist(), strict=True)),
+        choices=tuple(_choice(row) for row in mine.to_dict("records") if row["selector"]),
+    )
+
+
+def _runs(rows: pd.DataFrame, said: pd.DataFrame, measure: str) -> Iterator[tuple[tuple[str, Budget], Run]]:
+    """Runs by method and budget; test examples in the order of their names, the same for all.
+
+    Raises:
+        UserError: two runs of a case were tested on different examples.
+    """
+    examples: list[str] | None = None
+    for (method, budget), group in rows.sort_values("seed", kind="stable").groupby(["method", "budget"], sort=False):
+        values = []
+        for point in group["point"]:
+            mine = said.loc[[point]].sort_values("example_id") if point in said.index else said.iloc[:0]
+            names = list(mine["example_id"])
+            if names != (examples := examples or names):
+                where = f"{group.iloc[0]['data_set']}, {group.iloc[0]['model']}: {method}"
+                raise UserError(f"{where}: its test examples differ from the other methods'; run again: {_MADE_BY}")
+            values.append(mine["correct"] if measure == "accuracy" else -mine["loss"])
+        run = Run(
+            seeds=tuple(int(seed) for seed in group["seed"]),
+            values=np.array(values, float),
+            flops=float(group["flops"].mean()),
+            validation_loss=float(group["validation_loss"].mean()),
+        )
+        yield (str(method), str(budget)), run  # type: ignore[misc]  # the column holds these two words
+
+
+def _choice(row: dict[Any, Any]) -> Choice:
+    boundary = None if pd.isna(row["boundary"]) else int(row["boundary"])
+    scores = tuple(json.loads(row["scores"])) if row["scores"] else ()
+    return Choice(row["rule"], row["selector"], boundary, row["reason"], scores)
+
+
+def _csv(path: Path, text: dict[str, type]) -> pd.DataFrame:
+    """A table; an empty field of a column of texts is an empty text."""
+    _require(path)
+    try:
+        table = pd.read_csv(path, dtype=text)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged table ({error})") from None
+    return table.fillna(dict.fromkeys(text, ""))
+
+
+def _predictions(path: Path) -> pd.DataFrame:
+    _require(path)
+    try:
+        table = pq.read_table(path).to_pandas()
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: damaged table ({error})") from None
+    return table.astype({"point": str}).set_index("point").sort_index()
+
+
+def _require(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; it is made by: {_MADE_BY}")

@@ -1,0 +1,187 @@
+"""Every rule on every case: what it chose, what came of it, and how far that is from the best that was measured.
+
+Three regrets, since none alone is fair to all rules. ``regret``: behind the best measured boundary, whatever that
+costs. ``regret_at_cost``: behind the best at equal or lower cost; a rule that freezes nearly everything has
+almost none. ``regret_cross_fitted``: as the first, but the best boundary is found on other test examples than
+those it is scored on, so that luck in its choice does not count against the rule; it may be negative.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from stages.common.artifacts import significant
+from stages.study.measured import FULL, Case, Choice, Run
+from stages.study.resamples import Resamples, cross_fitted, holm, interval, p_value
+
+ORACLE = "oracle"
+_SAME_COST = 1e-9  # shares of one boundary's cost differ by rounding alone
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One rule on one case; quality and regrets in ``unit``, what was not measured is absent.
+
+    Attributes:
+        method: the fine-tune that does what the rule says.
+        seeds: how many were measured.
+        cost_share: counted operations at equal epochs, as a share of full fine-tuning's.
+        behind_full: full fine-tuning's quality less the rule's, with its interval.
+        p: of no difference from full fine-tuning; ``p_holm``: adjusted over the case's rules.
+        equal_compute: quality at full fine-tuning's operations; ``equal_compute_behind_full`` against that.
+        rank_correlation: Spearman's, between what the rule predicts of the measured boundaries and their quality.
+        best_boundary: the best that was measured.
+    """
+
+    data_set: str
+    group: str
+    model: str
+    rule: str
+    selector: str
+    boundary: int | None
+    method: str
+    unit: str
+    seeds: int = 0
+    quality: float | None = None
+    quality_low: float | None = None
+    quality_high: float | None = None
+    cost_share: float | None = None
+    regret: float | None = None
+    regret_at_cost: float | None = None
+    regret_cross_fitted: float | None = None
+    behind_full: float | None = None
+    behind_full_low: float | None = None
+    behind_full_high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    equal_compute: float | None = None
+    equal_compute_behind_full: float | None = None
+    rank_correlation: float | None = None
+    best_boundary: int | None = None
+    reason: str = ""
+
+    @property
+    def measured(self) -> bool:
+        """Whether the rule's own fine-tune is there."""
+        return self.quality is not None
+
+
+def verdicts(resamples: Resamples, confidence: float) -> list[Verdict]:
+    """All rules of a case, methods that are no boundary, and the oracle."""
+    case = resamples.case
+    found = [_verdict(choice, resamples, confidence) for choice in [*case.choices, *_own_methods(case), _oracle(case)]]
+    compared = {v.rule: v.p for v in found if v.p is not None and v.method != FULL and v.rule != ORACLE}
+    adjusted = holm(compared)
+    return [_with(verdict, p_holm=adjusted.get(verdict.rule)) for verdict in found]
+
+
+def method_of(case: Case, choice: Choice) -> str:
+    """The measured method that does what a rule says: a method of its own, or one that freezes up to its boundary."""
+    if (choice.selector, "epochs") in case.runs and choice.selector not in case.boundaries:
+        return choice.selector
+    by_boundary = {boundary: method for method, boundary in case.boundaries.items()}
+    return by_boundary.get(-1 if choice.boundary is None else choice.boundary, "")
+
+
+def rank_correlation(case: Case, choice: Choice) -> float | None:
+    """Spearman's correlation over measured boundaries; ``None`` where three values or a spread are lacking."""
+    if len(choice.scores) != case.layers + 1:
+        return None
+    pairs = [
+        (score, _mean(case.runs[method, "epochs"]))
+        for boundary, method in case.curve().items()
+        if (score := choice.scores[boundary]) is not None
+    ]
+    predicted, quality = ([pair[side] for pair in pairs] for side in (0, 1))
+    if len(pairs) < 3 or len(set(predicted)) == 1 or len(set(quality)) == 1:
+        return None
+    return float(spearmanr(predicted, quality).statistic)
+
+
+def _verdict(choice: Choice, resamples: Resamples, confidence: float) -> Verdict:
+    case = resamples.case
+    method = method_of(case, choice)
+    verdict = Verdict(
+        data_set=case.data_set,
+        group=case.group,
+        model=case.model,
+        rule=choice.rule,
+        selector=choice.selector,
+        boundary=choice.boundary,
+        method=method,
+        unit="points" if case.measure == "accuracy" else "nats",
+        rank_correlation=rank_correlation(case, choice),
+        reason=choice.reason,
+    )
+    if (method, "epochs") not in case.runs:
+        return verdict
+    return _with(verdict, **_quality(method, resamples, confidence), **_regrets(case, method))
+
+
+def _quality(method: str, resamples: Resamples, confidence: float) -> dict[str, float | int | None]:
+    case = resamples.case
+    run, behind = case.runs[method, "epochs"], -resamples.difference(method, FULL)
+    low, high = interval(case.scale * resamples.means[method, "epochs"], confidence)
+    behind_low, behind_high = interval(behind, confidence)
+    longer = case.runs.get((method, "compute"))
+    full = _mean(case.runs[FULL, "epochs"])
+    return {
+        "seeds": len(run.seeds),
+        "quality": case.scale * _mean(run),
+        "quality_low": low,
+        "quality_high": high,
+        "cost_share": case.cost_share(method),
+        "behind_full": case.scale * (full - _mean(run)),
+        "behind_full_low": behind_low,
+        "behind_full_high": behind_high,
+        "p": p_value(behind) if method != FULL else None,
+        "equal_compute": case.scale * _mean(longer) if longer else None,
+        "equal_compute_behind_full": case.scale * (full - _mean(longer)) if longer else None,
+    }
+
+
+def _regrets(case: Case, method: str) -> dict[str, float | int | None]:
+    """Against the boundaries measured at equal epochs; a method that is no boundary against the same."""
+    own, curve = case.runs[method, "epochs"], case.curve()
+    share = case.cost_share(method)
+    cheaper = [m for m in curve.values() if case.cost_share(m) <= share + _SAME_COST]
+    quality = {m: _mean(case.runs[m, "epochs"]) for m in curve.values()}
+    best = max(curve, key=lambda boundary: (quality[curve[boundary]], boundary))
+    others = cross_fitted([case.runs[m, "epochs"] for m in curve.values()])
+    at_cost = max([quality[m] for m in cheaper], default=_mean(own))
+    return {
+        "regret": case.scale * (quality[curve[best]] - _mean(own)),
+        "regret_at_cost": case.scale * max(0.0, at_cost - _mean(own)),
+        "regret_cross_fitted": case.scale * float(np.mean(others - own.values.mean(axis=0))),
+        "best_boundary": best,
+    }
+
+
+def _own_methods(case: Case) -> list[Choice]:
+    """Methods that are no boundary and that no rule is named after: they speak for themselves."""
+    named = {choice.selector for choice in case.choices}
+    methods = [method for method, budget in case.runs if budget == "epochs" and method not in case.boundaries]
+    return [Choice(m, m, None, "a method of its own, measured as it is", ()) for m in methods if m not in named]
+
+
+def _oracle(case: Case) -> Choice:
+    """The best boundary that was measured; what a rule would choose that had seen the test split."""
+    curve = case.curve()
+    best = max(curve, key=lambda boundary: (_mean(case.runs[curve[boundary], "epochs"]), boundary))
+    return Choice(ORACLE, ORACLE, best, f"the best of {len(curve)} measured boundaries, seen afterwards", ())
+
+
+def _mean(run: Run) -> float:
+    return float(run.values.mean())
+
+
+def _with(verdict: Verdict, **values: float | int | None) -> Verdict:
+    rounded = {name: significant(value) if isinstance(value, float) else value for name, value in values.items()}
+    return Verdict(**{**asdict(verdict), **rounded})
+
+
+def rows_of(found: Sequence[Verdict]) -> list[dict[str, object]]:
+    """Rows of ``table.csv``; grain: data set, model and rule."""
+    return [asdict(verdict) for verdict in found]

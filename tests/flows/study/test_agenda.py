@@ -1,0 +1,130 @@
+"""What a study does next, and in which order."""
+
+import pytest
+
+from flows.study.agenda import Case, FineTune, Known, Result, agenda, batches, coarse, midpoints
+from flows.study.forecast import Forecast
+
+A, B = Case("a", "m"), Case("b", "m")
+
+
+def told(fine_tunes):
+    return [f"{one.case.data_set}{one.seed} {one.method} {one.budget[0]} {list(one.rates)}" for one in fine_tunes]
+
+
+def end(known, fine_tunes, losses=None):
+    """Fine-tunes that have ended, at the last rate of their grid."""
+    done = {one: Result(one.rates[-1], (losses or {}).get(one.boundary, 1.0)) for one in fine_tunes}
+    return Known(known.layers, known.chosen, {**known.done, **done})
+
+
+def fresh(chosen=frozenset()):
+    return Known({A: 8, B: 8}, {A: frozenset(chosen), B: frozenset()}, {})
+
+
+def missing(description, known):
+    return [one for one in agenda(description, [A, B], known) if one not in known.done]
+
+
+def test_the_first_of_every_region_is_tuned_first_on_every_data_set(described):
+    wanted = agenda(described(), [A, B], fresh())
+    assert told(wanted)[:3] == ["a1 full e [0.001, 0.002]", "a1 freeze-4 e [0.01, 0.02]", "a1 freeze-8 e []"]
+    assert told(next(batches(wanted, 3))) == ["a1 full e [0.001, 0.002]", "a1 freeze-4 e [0.01, 0.02]"]
+    assert [told(batch)[0] for batch in batches(wanted, 3)] == ["a1 full e [0.001, 0.002]", "b1 full e [0.001, 0.002]"]
+
+
+def test_others_take_over_the_rate_of_their_region(described):
+    description = described()
+    known = end(
+        fresh({2, 6}), [one for batch in batches(agenda(description, [A, B], fresh({2, 6})), 3) for one in batch]
+    )
+    assert told(missing(description, known))[:4] == [
+        "a1 freeze-8 e [0.02]",
+        "b1 freeze-8 e [0.02]",
+        "a1 freeze-2 e [0.002]",
+        "a1 freeze-6 e [0.02]",
+    ]
+
+
+def test_every_data_set_has_its_coarse_grid_before_any_has_a_second_seed(described):
+    order = [(one.seed, one.boundary) for one in agenda(described(), [A, B], fresh())]
+    assert order == [(1, 0), (1, 4), (1, 8)] * 2 + [(2, 0), (2, 4), (2, 8)] * 2
+
+
+def test_it_is_denser_where_the_validation_loss_changes_most(described):
+    description, known = described(), fresh()
+    while batch := next(batches([one for one in missing(description, known) if one.seed == 1], 3), None):
+        known = end(known, batch, {0: 1.0, 4: 1.1, 8: 3.0})
+    assert {one.boundary for one in known.done if one.case == A} == {0, 4, 6, 8}
+    second = [one.boundary for one in missing(description, known) if one.case == A]
+    assert second == [0, 4, 8, 6]
+
+
+def test_midpoints_halve_the_steepest_gaps():
+    assert midpoints({0: 1.0, 8: 1.1, 15: 1.15, 23: 2.0, 30: 4.0}, 2) == [26, 19]
+    assert midpoints({0: 1.0, 1: 9.0, 2: 9.5}, 2) == []
+
+
+def test_the_coarse_grid_leads_with_the_boundaries_that_are_tuned():
+    rates = {0: [0.1], 0.5: [0.1], 0.75: [0.1], 1: [0.1]}
+    assert coarse([0, 0.25, 0.5, 0.75, 1], rates, 30) == [0, 15, 23, 30, 8]
+    assert coarse([0, 0.25, 0.5, 0.75, 1], rates, 5) == [0, 3, 4, 5, 2]
+
+
+def test_a_method_that_is_no_boundary_has_a_grid_of_its_own(described):
+    description = described(methods=["lisa"])
+    wanted = [one for one in agenda(description, [A], fresh()) if one.method == "lisa"]
+    assert told(wanted) == ["a1 lisa e [0.001, 0.002]", "a2 lisa e []"]
+    known = end(fresh(), wanted[:1])
+    left = [one for one in missing(description, known) if one.method == "lisa" and one.case == A]
+    assert told(left) == ["a2 lisa e [0.002]"]
+
+
+def test_equal_compute_comes_last_and_has_no_boundary_0(described):
+    description, known = described(equal_compute=True, seeds=[1]), fresh()
+    while batch := next(batches(missing(description, known), 3), None):
+        known = end(known, batch)
+    last = [one for one in known.done if one.budget == "compute"]
+    grid = ["1 freeze-4 c [0.02]", "1 freeze-8 c [0.02]", "1 freeze-2 c [0.002]"]
+    assert told(last) == [f"{data_set}{one}" for data_set in "ab" for one in grid]
+    assert list(known.done)[-6:] == last
+
+
+def test_a_case_whose_depth_is_not_known_waits(described):
+    wanted = agenda(described(), [A, B], Known({B: 8}, {}, {}))
+    assert {one.case for one in wanted} == {B}
+
+
+def test_a_study_that_is_stopped_anywhere_comes_to_the_same(described):
+    """Whatever had ended: what is left and what is there are the same fine-tunes in the end."""
+    description = described(equal_compute=True, methods=["lisa"])
+
+    def finish(known):
+        while batch := next(batches(missing(description, known), 2), None):
+            known = end(known, batch, {0: 1.0, 4: 1.1, 8: 3.0})
+        return known
+
+    whole = finish(fresh({3}))
+    assert set(finish(fresh({3})).done) == set(whole.done)
+    for stop in range(0, len(whole.done), 5):
+        part = dict(list(whole.done.items())[:stop])
+        assert set(finish(Known(fresh().layers, fresh({3}).chosen, part)).done) == set(whole.done)
+
+
+def row(data_set, boundary, seconds, machine="here", model="m", rates="0.1"):
+    facts = {"data_set": data_set, "model": model, "seed": 1, "method": f"freeze-{boundary}", "boundary": boundary}
+    facts |= {"budget": "epochs", "rates": rates, "layers": 8, "seconds_wall": seconds, "machine": machine, "cores": 2}
+    return facts
+
+
+def test_the_forecast_follows_what_was_measured_here():
+    here = {"machine": "here", "cores": 2}
+    rows = [row("a", 0, 300.0, rates="0.1 0.2 0.3"), row("a", 8, 10.0), row("a", 0, 1e6, machine="elsewhere")]
+    forecast = Forecast(rows, here)
+    assert forecast.measured == 2
+    full, deep = FineTune(A, 2, "full", 0, "epochs", (0.1,)), FineTune(A, 2, "freeze-8", 8, "epochs", (0.1,))
+    layers = {A: 8, B: 8}
+    assert forecast.seconds([full], layers) == pytest.approx(100)
+    assert forecast.seconds([deep, deep], layers) == pytest.approx(20)
+    assert forecast.seconds([FineTune(B, 1, "full", 0, "epochs", (0.1,))], layers) == pytest.approx(100)  # as on a
+    assert forecast.seconds([FineTune(Case("a", "other"), 1, "full", 0, "epochs", ())], {Case("a", "other"): 8}) is None

@@ -1,0 +1,241 @@
+"""What is handed to DVC, and which results still hold."""
+
+import json
+
+import pytest
+from dvc.utils.hydra import apply_overrides
+from ruamel.yaml import YAML
+
+from flows.study.agenda import Case, FineTune
+from flows.study.description import DESCRIPTION, StudyError, read_description
+from flows.study.settings import (
+    Places,
+    check,
+    code_version,
+    for_training,
+    method_settings,
+    overrides,
+    parameters,
+    plan_settings,
+    read_parameters,
+    still_holds,
+    training_settings,
+    words,
+)
+from tests.conftest import PROJECT
+
+CASE = Case("colours", "folder")
+
+
+def read(path):
+    return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+
+
+def given(values):
+    """The overrides among DVC's options."""
+    return words(values)[1::2]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"data.template": 'a "b"\nc\\n {text} \\"'},
+        {"data.template": "ends \\"},
+        {"data.template": "it's {text}, [x]: {{y}} = $ # % ümlaut\n\n"},
+        {"data.label_words": {"very negative": "so, so", "a-b": "", "Why?": "x: y", "co/de": "(z)"}},
+        {"finetune.learning_rate": {"freeze-15": [5e-05, 0.0001], "salf+lora": [0.001]}},
+        {"data.group_column": None, "data.balance": False, "finetune.epochs": 7},
+        {"data.splits": {"train": "all", "validation": None, "test": "test"}},
+        {"compare.methods": ["full", "freeze-8"], "compare.seeds": [3]},
+    ],
+)
+def test_dvc_sets_exactly_what_was_meant(tmp_path, value):
+    """DVC's own reader of its options is the judge."""
+    path = tmp_path / "params.yaml"
+    path.write_bytes((PROJECT / "params.yaml").read_bytes())
+    apply_overrides(path, given(value))
+    params = read(path)
+    for key, wanted in value.items():
+        group, name = key.split(".")
+        assert params[group][name] == wanted
+    untouched = read(PROJECT / "params.yaml")
+    for key in value:
+        group, name = key.split(".")
+        del params[group][name], untouched[group][name]
+    assert params == untouched
+
+
+@pytest.mark.parametrize("value", [{"data.template": "${x}"}, {"data.label_words": {"1": "x"}}, {"a.b": {"k,": 1}}])
+def test_what_dvc_would_misread_is_refused(value):
+    with pytest.raises(StudyError, match="cannot be handed to DVC"):
+        words(value)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project of parameters, lock files and one module; a data set and a model beside it."""
+    root = tmp_path / "project"
+    for room in ("base", "common", "evaluate", "finetune", "prepare"):
+        (root / "stages" / room).mkdir(parents=True)
+    (root / "stages/finetune/loop.py").write_text('"""Doc."""\n\n\ndef f():\n    """Doc."""\n    return 1  # why\n')
+    for name in ("params.yaml", "requirements.lock", "requirements-model.lock"):
+        (root / name).write_bytes((PROJECT / name).read_bytes())
+    (tmp_path / "data/colours").mkdir(parents=True)
+    for split in ("train", "test", "other"):
+        (tmp_path / f"data/colours/{split}.jsonl").write_text(f'{{"text": "{split}", "label": "x"}}\n')
+    (tmp_path / "models/folder").mkdir(parents=True)
+    (tmp_path / "models/folder/config.json").write_text("{}")
+    return root
+
+
+@pytest.fixture
+def places(project):
+    return Places(project, project.parent / "data", project.parent / "models")
+
+
+@pytest.fixture
+def description(described):
+    data = {
+        "source": "files",
+        "answer_column": "label",
+        "splits": {"train": "train", "validation": None, "test": "test"},
+    }
+    return described(
+        models={"folder": {"path": "folder", "set": {"prepare.max_tokens": 99}}},
+        data_sets={"colours": {"path": "colours", "data": data, "set": {"prepare.max_tokens": 77, "trace.sample": 9}}},
+        common={"finetune.epochs": 7},
+    )
+
+
+def settings(description, places, **more):
+    values = {**overrides(description, CASE, places), **more}
+    return training_settings(parameters(read_parameters(places.project), values), places.project)
+
+
+def test_a_case_sets_what_is_common_then_the_data_sets_then_the_models_values(description, places):
+    values = overrides(description, CASE, places)
+    assert values["data.path"] == str(places.data / "colours")
+    assert values["model.source"] == str(places.models / "folder")
+    assert (values["finetune.epochs"], values["prepare.max_tokens"], values["trace.sample"]) == (7, 99, 9)
+    batch = (FineTune(CASE, 3, "freeze-2", 2, "compute", (0.1, 0.2)), FineTune(CASE, 3, "lisa", 0, "compute", (0.3,)))
+    values = for_training(values, batch)
+    assert values["compare.methods"] == ["freeze-2", "lisa"]
+    assert values["compare.seeds"] == [3]
+    assert values["finetune.learning_rate"] == {"freeze-2": [0.1, 0.2], "lisa": [0.3]}
+    assert values["finetune.equal_compute"] is True
+
+
+def test_settings_hold_no_path_and_are_the_same_wherever_the_files_lie(description, places, tmp_path):
+    before = settings(description, places)
+    assert str(tmp_path) not in json.dumps(before)
+    moved = Places(places.project, (tmp_path / "data").rename(tmp_path / "elsewhere"), places.models)
+    assert settings(description, moved) == before
+
+
+def test_what_decides_a_result_changes_its_settings_and_nothing_else_does(description, places):
+    before = settings(description, places)
+    same = {"finetune.cache": "off", "finetune.checkpoint_minutes": 1, "plan.last_n": 3, "trace.sample": 8}
+    for key, value in same.items():
+        assert settings(description, places, **{key: value}) == before, key
+    for key, value in {"finetune.epochs": 8, "data.seed": 2, "prepare.max_tokens": 55}.items():
+        assert not still_holds(before, settings(description, places, **{key: value})), key
+    (places.data / "colours/other.jsonl").write_text("{}")
+    assert settings(description, places) == before  # a split that is not read
+    (places.data / "colours/test.jsonl").write_text("{}")
+    assert not still_holds(before, settings(description, places))
+
+
+def test_a_parameter_that_came_later_leaves_results_as_they_were():
+    kept = {"finetune": {"epochs": 3}, "content": {"a": "1"}}
+    assert still_holds(kept, {"finetune": {"epochs": 3, "new": True}, "content": {"a": "1"}, "more": {}})
+    assert not still_holds(kept, {"finetune": {"epochs": 4}, "content": {"a": "1"}})
+    assert not still_holds(kept, {"finetune": {}, "content": {"a": "1"}})
+    assert not still_holds(kept, {"finetune": {"epochs": 3}, "content": None})
+
+
+def test_a_methods_own_parameters_decide_its_results_alone(project):
+    params = read(project / "params.yaml")
+    assert set(method_settings(params, "lora")) == {"lora_rank", "lora_alpha"}
+    assert method_settings(params, "last-n") == {"last_n": params["plan"]["last_n"]}
+    assert method_settings(params, "freeze-8") == method_settings(params, "full") == {}
+
+
+def test_plans_depend_on_what_makes_them(description, places):
+    values = overrides(description, CASE, places)
+
+    def of(**more):
+        return plan_settings(parameters(read_parameters(places.project), {**values, **more}), places.project)
+
+    assert of() == of(**{"evaluate.bootstrap": 50, "finetune.cache": "off"})
+    for key, value in {"trace.space": "raw", "plan.gain": "local", "finetune.epochs": 9}.items():
+        assert of(**{key: value}) != of()
+
+
+def test_comments_and_docstrings_are_no_other_version_of_the_code(project):
+    before = code_version(project)
+    module = project / "stages/finetune/loop.py"
+    module.write_text('"""Other words."""\ndef f():\n    return 1\n')
+    assert code_version(project) == before
+    module.write_text("def f():\n    return 2\n")
+    assert code_version(project) != before
+
+
+def test_an_unknown_parameter_is_refused_with_its_name(description, places):
+    with pytest.raises(StudyError, match=r"finetune.epoch: unknown parameter; did you mean epochs\?"):
+        check(places.project, {"finetune.epoch": 3})
+
+
+def test_the_shipped_description_is_valid_and_its_parameters_exist(shared):
+    description = read_description(PROJECT / DESCRIPTION)
+    places, asked = Places(PROJECT, shared / "data", shared / "models"), {}
+    for name, model in description.models.items():
+        for data_set in model.data_sets or description.data_sets:
+            values = overrides(description, Case(data_set, name), places)
+            words(values)
+            asked |= values
+    for more in [description.evidence, description.reference, *(rule.set for rule in description.rules.values())]:
+        asked |= more
+    check(PROJECT, asked)
+
+
+def test_label_words_of_the_shipped_description_are_the_data_sets_labels(shared):
+    for name, data_set in read_description(PROJECT / DESCRIPTION).data_sets.items():
+        words_of = data_set.data.get("label_words")
+        if words_of:
+            labels = json.loads((shared / "data" / data_set.path / "labels.json").read_text())
+            assert sorted(words_of) == sorted(labels), name
+            assert len(set(words_of.values())) == len(words_of), name
+
+
+def test_no_worked_example_of_the_shipped_description_is_in_its_data(shared):
+    for name, data_set in read_description(PROJECT / DESCRIPTION).data_sets.items():
+        examples = data_set.data.get("template", "").rpartition("{")[0]
+        lines = [line for line in examples.splitlines() if len(line) > 20]
+        text = "".join(file.read_text() for file in (shared / "data" / data_set.path).glob("*.jsonl")) if lines else ""
+        assert not [line for line in lines if line in text], name
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"learning_rates": {0.5: [0.1]}}, "learning_rates has no entry for depth 0"),
+        ({"boundaries": [0.5, 1]}, "boundaries lacks 0"),
+        ({"models": {"m": {"data_sets": ["c"]}}}, r"models\.m\.data_sets: no data set 'c' is described"),
+        ({"budget": 3}, "Extra inputs are not permitted"),
+    ],
+)
+def test_a_faulty_description_is_refused(described, changes, fault):
+    with pytest.raises(ValueError, match=fault):
+        described(**changes)
+
+
+def test_a_faulty_file_is_one_line(tmp_path):
+    path = tmp_path / "study.yaml"
+    with pytest.raises(StudyError, match="no such file"):
+        read_description(path)
+    path.write_text("a: [")
+    with pytest.raises(StudyError, match="not valid YAML"):
+        read_description(path)
+    path.write_text("seeds: []\n")
+    with pytest.raises(StudyError, match=r"budget_hours: Field required.*; "):
+        read_description(path)

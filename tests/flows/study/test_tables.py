@@ -1,0 +1,81 @@
+"""The study's tables: whole at any moment, a row per fine-tune."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.study.tables import PREDICTIONS, RUNS, Tables
+
+SAID = pa.table({"example_id": ["x", "y"], "correct": [True, False], "loss": pa.array([0.5, None], pa.float64())})
+
+
+def run(method="full", seed=1, settings="s", **more):
+    key = {"data_set": "a", "model": "m", "seed": seed, "method": method, "budget": "epochs"}
+    return {**key, "settings": settings, "method_settings": "", "quality": 0.1 + 0.2, "boundary": 0, **more}
+
+
+def test_what_is_kept_is_read_back_exactly(tmp_path):
+    tables = Tables(tmp_path / "study")
+    tables.keep_run(run(), SAID)
+    tables.keep_run(run("freeze-2", learning_rate=5e-05), SAID)
+    again = Tables(tmp_path / "study")
+    assert again.runs == tables.runs
+    assert again.runs[0]["quality"] == 0.1 + 0.2
+    assert again.runs[1]["learning_rate"] == 5e-05
+    said = pq.read_table(tmp_path / "study" / PREDICTIONS).to_pylist()
+    assert [row["point"] for row in said] == [row["point"] for row in again.runs for _ in range(2)]
+    assert [row["loss"] for row in said] == [0.5, None] * 2
+
+
+def test_a_run_of_the_same_key_takes_the_place_of_the_older(tmp_path):
+    tables = Tables(tmp_path)
+    tables.keep_run(run(), SAID)
+    tables.keep_run(run("freeze-2"), SAID)
+    tables.keep_run(run(code="later"), SAID.slice(0, 1))
+    assert [(row["method"], row.get("code")) for row in tables.runs] == [("freeze-2", ""), ("full", "later")]
+    points = pq.read_table(tmp_path / PREDICTIONS)["point"].to_pylist()
+    assert points == [tables.runs[0]["point"]] * 2 + [tables.runs[1]["point"]]
+
+
+def test_other_settings_are_another_run(tmp_path):
+    tables = Tables(tmp_path)
+    tables.keep_run(run(), SAID)
+    tables.keep_run(run(settings="t"), SAID)
+    tables.keep_run(run(seed=2), SAID)
+    assert len({row["point"] for row in tables.runs}) == 3
+
+
+def test_settings_are_kept_once_under_their_digest(tmp_path):
+    tables = Tables(tmp_path)
+    name = tables.keep_settings({"a": 1})
+    assert tables.keep_settings({"a": 1}) == name != tables.keep_settings({"a": 2})
+    assert Tables(tmp_path).settings[name] == {"a": 1}
+
+
+def test_a_choice_takes_the_place_of_the_same_rules(tmp_path):
+    tables = Tables(tmp_path)
+    rows = [{"data_set": "a", "model": "m", "rule": rule, "boundary": 3, "layers": 4} for rule in ("p", "q")]
+    tables.keep_choices(rows, [{"data_set": "a", "model": "m", "source": "pilot", "place": 0, "low": 0.5}])
+    tables.keep_choices([{**rows[0], "boundary": None}], [])
+    again = Tables(tmp_path)
+    assert [(row["rule"], row["boundary"]) for row in again.choices] == [("q", 3), ("p", None)]
+    assert [(row["source"], row["low"], row["high"]) for row in again.intervals] == [("pilot", 0.5, None)]
+
+
+def test_a_row_is_never_there_without_its_predictions(tmp_path, monkeypatch):
+    """Killed between the two files: the predictions are there, the row is not, and the next run writes both."""
+    tables = Tables(tmp_path)
+    tables.keep_run(run(), SAID)
+
+    def dies(path, *_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.study.tables._write_rows", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tables.keep_run(run("freeze-2"), SAID)
+    monkeypatch.undo()
+    again = Tables(tmp_path)
+    assert [row["method"] for row in again.runs] == ["full"]
+    again.keep_run(run("freeze-2"), SAID)
+    assert len(pq.read_table(tmp_path / PREDICTIONS)) == 4
+    assert (tmp_path / RUNS).read_text().count("\n") == 3

@@ -1,0 +1,223 @@
+"""A whole small study through Prefect and DVC: stopped by its budget, killed, gone on with, finished, repeated."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+from prefect.settings import PREFECT_API_URL
+from ruamel.yaml import YAML
+
+from flows.study.__main__ import main
+from flows.study.kept import object_cache, objects
+from tests.conftest import PROJECT, write_colours, write_params
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("prefect_server")]
+
+COPIED = ("stages", ".dvcignore", ".gitignore", "dvc.yaml", "requirements.lock", "requirements-model.lock")
+DESCRIPTION = {
+    "budget_hours": 1.0,
+    "seeds": [1],
+    "together": 2,
+    "boundaries": [0, 0.5, 1],
+    "refine": {"rounds": 0, "midpoints": 1},
+    "learning_rates": {0: [0.001, 0.003], 0.5: [0.003]},
+    "equal_compute": False,
+    "methods": [],
+    "common": {
+        "data.source": "files",
+        "data.template": "{text} is",
+        "data.answer_column": "label",
+        "data.group_column": None,
+        "data.splits": {"train": "train", "validation": None, "test": None},
+        "data.limits": {"train": 60, "validation": 12, "test": 24},
+        "device.kind": "cpu",
+        "device.dtype": "float32",
+        "trace.sample": 16,
+        "trace.losses": 8,
+        "fit.bootstrap": 20,
+        "finetune.epochs": 1,
+        "evaluate.bootstrap": 20,
+    },
+    "evidence": {},
+    "reference": {"trace.sample": 32, "trace.seed": 2},
+    "rules": {
+        "half": {"selector": "last-n", "set": {"plan.last_n": 2}},
+        "salf": {"selector": "salf"},
+        "full": {"selector": "full"},
+        "blind": {"selector": "pilot"},
+    },
+    "models": {"tiny": {"path": "tiny"}},
+    "data_sets": {"colours": {"path": "colours.csv"}, "elsewhere": {"path": "not-there"}},
+}
+
+
+@pytest.fixture
+def project(tmp_path, hub_folder, monkeypatch):
+    """A copy of this project under git, and beside it a data set and a model."""
+    root = tmp_path / "a project"
+    root.mkdir()
+    for name in COPIED:
+        source = PROJECT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, root / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {}))
+    write_params(root)
+    for folder in ("data", "data/raw", "reports", "flows"):
+        (root / folder).mkdir(exist_ok=True)
+        if (PROJECT / folder / ".gitignore").exists():
+            shutil.copy(PROJECT / folder / ".gitignore", root / folder)
+    (root / "data/raw/README.md").write_text("data\n")
+    with (root / "flows/study.yaml").open("w", encoding="utf-8") as file:
+        YAML().dump(DESCRIPTION, file)
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "A")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "a@example.org")
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))  # the flows are this project's, the stages the copy's
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    git(root, "init", "-q", "-b", "main")
+    Repo.init(str(root)).close()
+    shutil.copy(PROJECT / ".dvc/config", root / ".dvc/config")
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "state")
+    (tmp_path / "data").mkdir()
+    write_colours(tmp_path / "data/colours.csv", rows=120)
+    shutil.copytree(hub_folder, tmp_path / "models/tiny")
+    monkeypatch.chdir(root)
+    return root
+
+
+def git(root, *words):
+    return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def study(*more):
+    return ["--data", "../data", "--models", "../models", *more]
+
+
+def rows(root, name="runs.csv"):
+    path = root / "reports/study" / name
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def killed_when_something_is_kept(root):
+    """The study in a process of its own, killed outright as soon as its first fine-tunes are kept."""
+    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
+    process = subprocess.Popen([sys.executable, "-m", "flows.study", *study()], cwd=root, env=environment)
+    try:
+        ends = time.monotonic() + 600
+        while not rows(root) and time.monotonic() < ends and process.poll() is None:
+            time.sleep(0.2)
+        time.sleep(8)  # into the next experiment
+    finally:
+        process.kill()
+        process.wait()
+    return rows(root)
+
+
+def test_a_study_is_stopped_killed_finished_and_never_done_twice(project, capsys):
+    assert main(study("--budget-hours", "0.00001")) == 0  # the first experiment ends, the next does not begin
+    assert len({row["rule"] for row in rows(project, "choices.csv")}) < 5
+    assert rows(project) == []
+
+    before = killed_when_something_is_kept(project)
+    assert [row["method"] for row in before] == ["full", "freeze-2"]
+
+    capsys.readouterr()
+    assert main(study()) == 0
+    after = rows(project)
+    assert after[:2] == before  # kept as they were, seconds and all
+    assert "0 fine-tunes left" in capsys.readouterr().out
+    methods = [row["method"] for row in after]
+    chosen = {row["rule"]: row for row in rows(project, "choices.csv")}
+    boundaries = {int(row["boundary"]) for row in chosen.values() if row["boundary"]}
+    assert sorted(methods) == sorted(
+        {"full", "freeze-2", "freeze-4", *(f"freeze-{b}" if b else "full" for b in boundaries)}
+    )
+    assert chosen["half"]["boundary"] == "2"
+    assert chosen["blind"]["boundary"] == ""
+    assert chosen["blind"]["reason"]
+
+    by_method = {row["method"]: row for row in after}
+    assert by_method["full"]["rates"] == "0.001 0.003"
+    assert by_method["freeze-4"]["rates"] == by_method["freeze-2"]["learning_rate"] == "0.003"
+    assert (
+        float(by_method["freeze-4"]["flops"])
+        < float(by_method["freeze-2"]["flops"])
+        < float(by_method["full"]["flops"])
+    )
+
+    summary = json.loads((project / "reports/study/summary.json").read_text())
+    assert summary["data_sets"] == ["colours"]
+    assert {"half", "salf", "full"} <= set(summary["rules"])
+    assert {one["source"] for one in summary["coverage"]} <= {"deviation", "loss"}
+
+    files = {path: path.read_bytes() for path in (project / "reports/study").rglob("*") if path.is_file()}
+    assert main(study()) == 0
+    assert {path: path.read_bytes() for path in files} == files
+    assert str(project.parent) not in "".join(
+        content.decode(errors="replace") for path, content in files.items() if path.suffix in {".csv", ".json", ".svg"}
+    )
+    assert git(project, "status", "--porcelain").split() == ["??", "reports/study/"]
+    assert git(project, "for-each-ref", "refs/exps").strip() == ""
+    assert not [name for name in objects(object_cache(project)) if _is_trained(project, name)]
+
+    elsewhere = project.parent / "clone"
+    git(project, "clone", "-q", str(project), str(elsewhere))
+    shutil.copytree(project / "reports/study", elsewhere / "reports/study")
+    os.chdir(elsewhere)
+    capsys.readouterr()
+    assert main(study("--plan")) == 0
+    told = capsys.readouterr().out
+    assert f"{len(after)} fine-tunes there, 0 fine-tunes left" in told
+    assert "left out: elsewhere: no " in told
+
+
+def _is_trained(project: Path, name: str) -> bool:
+    """Whether an object of the cache is a shard of weights that no base model has: those are dropped."""
+    path = object_cache(project) / name[:2] / name[2:]
+    if name.endswith(".dir"):
+        return False
+    return b'"format":"pt"' in path.read_bytes()[:4096] and name not in _base_names(project)
+
+
+def _base_names(project: Path) -> set[str]:
+    cache = object_cache(project)
+    manifests = [json.loads((cache / n[:2] / n[2:]).read_text()) for n in objects(cache) if n.endswith(".dir")]
+    return {
+        entry["md5"]
+        for manifest in manifests
+        if any(e["relpath"] == "base.json" for e in manifest)
+        for entry in manifest
+    }
+
+
+def test_a_study_that_cannot_be_done_is_refused_in_one_line(project, capsys):
+    assert main(study("--data-sets", "nothing")) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: no data set 'nothing' is described")
+    text = (project / "flows/study.yaml").read_text().replace("finetune.epochs", "finetune.epoch")
+    (project / "flows/study.yaml").write_text(text)
+    assert main(study()) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: finetune.epoch: unknown parameter; did you mean epochs?")
+    assert main(study("--description", "none.yaml")) == 2
+
+
+def test_an_experiment_that_fails_is_told_and_does_not_stop_the_others(project, capsys):
+    path = project / "flows/study.yaml"
+    described = YAML(typ="safe").load(path.read_text())
+    described["rules"]["odd"] = {"selector": "salf", "set": {"trace.batch_tokens": 1}}  # out of range
+    described["boundaries"] = [0, 1]
+    with path.open("w", encoding="utf-8") as file:
+        YAML().dump(described, file)
+    assert main(study()) == 1
+    assert "trace.batch_tokens" in capsys.readouterr().err.splitlines()[-1]
+    assert "full" in {row["method"] for row in rows(project)}

@@ -1,0 +1,86 @@
+"""The study's section of the page."""
+
+import pytest
+
+from stages.common.artifacts import write_json, write_text
+from stages.common.figures.svg import inline, panel, standalone
+from stages.report.__main__ import main
+
+RULE = {
+    "rule": "probe",
+    "groups": 7,
+    "cost_share": 0.53,
+    "regret": 0.4375,
+    "regret_at_cost": 0.125,
+    "regret_cross_fitted": -0.0625,
+    "behind_full": 0.25,
+    "worst": 1.5,
+    "worst_on": "sst5, embedded",
+    "rank_correlation": 0.75,
+    "over_salf": None,
+}
+SUMMARY = {
+    "schema": 1,
+    "headline": "probe: 0.44 points <b>behind</b> the best.",
+    "default_rule": "probe",
+    "data_sets": ["trec", "sst5"],
+    "models": ["embedded"],
+    "seeds": [1, 2, 3],
+    "fine_tunes": 84,
+    "machines": ["Some Processor, cpu, float32"],
+    "leave_one_out": {
+        "groups": [
+            {
+                "group": "trec",
+                "rule": "pilot",
+                "regret": 0.875,
+                "regret_cross_fitted": 0.5,
+                "behind_full": 0.25,
+                "cost_share": 0.53,
+            }
+        ]
+    },
+    "rules": {"probe": RULE, "salf": {**RULE, "rule": "salf", "regret": 8.0625, "rank_correlation": None}},
+    "coverage": [{"source": "pilot", "cases": 2, "places": 12, "covered": 0.9375, "nominal": 0.9}],
+}
+
+
+def drawn() -> str:
+    return standalone(panel("study-trec", "Title", "Described", lambda axes: axes.plot([0, 1], [0, 1])))[1]
+
+
+@pytest.fixture
+def page(chain_of):
+    chain = chain_of(seeds=(1,))
+    (chain.root / "reports/study/figures").mkdir(parents=True)
+    write_json(chain.root / "reports/study/summary.json", SUMMARY)
+    write_text(chain.root / "reports/study/figures/trec-embedded.svg", drawn())
+    main(chain.argv())
+    return chain.page.read_text(encoding="utf-8")
+
+
+def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
+    assert 'id="study"' in page
+    assert "probe: 0.44 points &lt;b&gt;behind&lt;/b&gt; the best." in page
+    assert "84 fine-tunes of embedded on trec and sst5, 3 seeds; measured on Some Processor, cpu, float32." in page
+    for value in (0.4375, 8.0625, -0.0625, 0.875, 0.9375):
+        assert f'<data value="{value}">' in page
+
+
+def test_its_figures_take_the_pages_colours(page):
+    figure = page.partition('id="study-trec"')[2].partition("</svg>")[0]
+    assert "<path" in figure
+    assert "<style>" not in figure
+    assert "--ink:" not in figure
+    assert "var(--" in figure
+
+
+def test_a_figure_for_a_page_is_the_panel_that_its_file_was_made_from():
+    svg = panel("a", "Title", "Described", lambda axes: axes.plot([0, 1], [0, 1]))
+    assert inline(standalone(svg)[1]) == svg
+    with pytest.raises(ValueError, match="not a file of a panel"):
+        inline("<svg></svg>")
+
+
+def test_no_section_without_a_study(pages):
+    assert all('id="study"' not in text for _, text in pages.values())

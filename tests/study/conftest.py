@@ -1,0 +1,101 @@
+"""A small study's tables, written by hand: two data sets of forty examples, two seeds, boundaries 0, 2 and 4 of 4."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+EXAMPLES = 40
+
+
+@dataclass
+class Tables:
+    """Makes runs.csv, choices.csv, intervals.csv and predictions.parquet out of how many answers were right."""
+
+    folder: Path
+    runs: list[dict] = field(default_factory=list)
+    said: list[dict] = field(default_factory=list)
+    choices: list[dict] = field(default_factory=list)
+    intervals: list[dict] = field(default_factory=list)
+
+    def run(self, data_set, method, right, seed=1, budget="epochs", flops=100, **more):
+        """A fine-tune whose first ``right`` examples are answered rightly; ``right`` may be a list of 0 and 1."""
+        correct = right if isinstance(right, list) else [int(i < right) for i in range(EXAMPLES)]
+        point = f"{data_set}-{method}-{seed}-{budget}-{more.get('settings', 's')}"
+        boundary = int(method.removeprefix("freeze-")) if method.startswith("freeze-") else 0
+        row = {
+            "point": point,
+            "data_set": data_set,
+            "group": data_set,
+            "measure": "accuracy",
+            "model": "tiny",
+            "seed": seed,
+            "method": method,
+            "boundary": boundary,
+            "layers": 4,
+            "budget": budget,
+            "validation_loss": 1.0,
+            "flops": flops,
+            "machine": "Some Processor",
+            "device": "cpu",
+            "dtype": "float32",
+            "settings": "s",
+            "method_settings": "",
+            "code": "c",
+        }
+        self.runs.append({**row, **more})
+        self.said += [
+            {"point": point, "example_id": f"x{i:03d}", "correct": bool(one), "loss": 2.0 - one}
+            for i, one in enumerate(correct)
+        ]
+
+    def choice(self, data_set, rule, boundary, scores=None, selector=None):
+        self.choices.append(
+            {
+                "data_set": data_set,
+                "model": "tiny",
+                "rule": rule,
+                "selector": selector or rule,
+                "boundary": boundary,
+                "layers": 4,
+                "reason": "because",
+                "scores": json.dumps(scores) if scores else "",
+            }
+        )
+
+    def interval(self, data_set, source, place, predicted=None, low=None, high=None, observed=None):
+        row = {"data_set": data_set, "model": "tiny", "source": source, "place": place, "predicted": predicted}
+        self.intervals.append({**row, "low": low, "high": high, "observed": observed, "confidence": 0.9})
+
+    def write(self) -> Path:
+        columns = ["data_set", "model", "source", "place", "predicted", "low", "high", "observed", "confidence"]
+        pd.DataFrame(self.runs).to_csv(self.folder / "runs.csv", index=False)
+        pd.DataFrame(self.choices, columns=list(self.choices[0])).to_csv(self.folder / "choices.csv", index=False)
+        pd.DataFrame(self.intervals, columns=columns).to_csv(self.folder / "intervals.csv", index=False)
+        pq.write_table(pa.Table.from_pylist(self.said), self.folder / "predictions.parquet")
+        return self.folder
+
+
+@pytest.fixture
+def tables(tmp_path) -> Tables:
+    return Tables(tmp_path)
+
+
+@pytest.fixture
+def two_data_sets(tables) -> Tables:
+    """On ``a`` freezing two of four layers is as good as full; on ``b`` it costs a tenth; freezing all is bad."""
+    right = {"a": {"full": 32, "freeze-2": 32, "freeze-4": 12}, "b": {"full": 36, "freeze-2": 32, "freeze-4": 8}}
+    flops = {"full": 100, "freeze-2": 50, "freeze-4": 10}
+    for data_set, methods in right.items():
+        for method, count in methods.items():
+            for seed in (1, 2):
+                tables.run(data_set, method, count, seed, flops=flops[method])
+        tables.choice(data_set, "half", 2, [0.0, 0.9, 1.0, 0.5, -1.0])
+        tables.choice(data_set, "none", 4)
+        tables.choice(data_set, "full", 0)
+        tables.choice(data_set, "salf", 4 if data_set == "a" else 2)
+    return tables

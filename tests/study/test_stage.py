@@ -1,0 +1,88 @@
+import csv
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from stages.study.__main__ import main
+
+
+@pytest.fixture
+def analysed(two_data_sets):
+    """The two data sets with a law, a pilot and a larger trace, analysed."""
+    for data_set in ("a", "b"):
+        for space, (low, high) in enumerate([(None, None), (0.9, 1.1), (0.7, 0.8), (0.4, 0.5), (0.1, 0.2)]):
+            middle = None if low is None else (low + high) / 2
+            two_data_sets.interval(data_set, "plain:loss", space, middle, low, high, observed=1.0)
+        for space, observed in enumerate([2.0, 1.0, 0.75, 0.55, 0.15]):
+            two_data_sets.interval(data_set, "reference:loss", space, observed=observed)
+        for boundary in range(5):
+            two_data_sets.interval(data_set, "pilot", boundary, 1.25, 0.5 + 0.2 * boundary, 2.0)
+    folder = two_data_sets.write()
+    main(["--study", str(folder), "--resamples", "200"])
+    return folder
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def test_the_summary_names_the_default_and_its_figures_are_those_of_the_table(analysed):
+    summary = summary_of(analysed)
+    assert (summary["default_rule"], summary["default_selector"]) == ("half", "half")
+    assert (summary["data_sets"], summary["models"], summary["seeds"]) == (["a", "b"], ["tiny"], [1, 2])
+    with (analysed / "table.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["rule"] == "half"]
+    assert summary["mean_regret_points"] == sum(float(row["regret"]) for row in rows) / 2 == 5.0
+    assert summary["max_regret_points"] == max(float(row["regret"]) for row in rows) == 10.0
+    assert summary["cost_share"] == sum(float(row["cost_share"]) for row in rows) / 2 == 0.5
+    assert summary["machines"] == ["Some Processor, cpu, float32"]
+    assert summary["leave_one_out"]["mean_regret_points"] == 5.0
+    assert "half: 5.00 points of accuracy behind the best measured boundary at 50% of full" in summary["headline"]
+    assert "The paper's rule, salf: 30.00 points" in summary["headline"]
+
+
+def test_coverage_is_counted(analysed):
+    """Laws: spaces 1 to 4 have an interval, 1, 2 and 4 are in it. Pilots: measured at 0, 2, 4, always 1.0."""
+    coverage = {one["source"]: one for one in summary_of(analysed)["coverage"]}
+    assert (coverage["loss"]["places"], coverage["loss"]["covered"]) == (8, 0.75)
+    assert (coverage["pilot"]["places"], coverage["pilot"]["covered"]) == (6, pytest.approx(2 / 3))
+    assert coverage["pilot"]["nominal"] == 0.9
+
+
+def test_every_data_set_has_a_figure_that_is_valid_and_marks_the_choices(analysed):
+    figures = {file.name: file.read_text(encoding="utf-8") for file in (analysed / "figures").iterdir()}
+    assert sorted(figures) == ["a-tiny.svg", "b-tiny.svg", "costs.svg"]
+    for text in figures.values():
+        assert ET.fromstring(text).tag.endswith("svg")
+    assert "half" in figures["b-tiny.svg"]
+    assert "http" not in figures["costs.svg"].replace("http://www.w3.org/", "")
+
+
+def test_the_same_tables_give_the_same_bytes(analysed):
+    before = {file: file.read_bytes() for file in analysed.rglob("*") if file.is_file()}
+    main(["--study", str(analysed), "--resamples", "200"])
+    assert {file: file.read_bytes() for file in analysed.rglob("*") if file.is_file()} == before
+
+
+def test_without_a_rule_within_the_cost_the_summary_says_so(analysed):
+    main(["--study", str(analysed), "--resamples", "50", "--cost-cap", "0.01"])
+    summary = summary_of(analysed)
+    assert summary["default_rule"] is summary["mean_regret_points"] is None
+    assert "does not name a default" in summary["headline"]
+
+
+def test_a_missing_study_is_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.study", "--study", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {tmp_path}/runs.csv: no such file")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_analysis_loads_no_torch():
+    code = "import sys, stages.study.__main__; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,146 @@
+import pytest
+
+from stages.common.command import UserError
+from stages.study.judging import choose, compared, leave_one_out, overall
+from stages.study.measured import read_study
+from stages.study.resamples import Resamples
+from stages.study.verdicts import verdicts
+
+
+def judged(tables, resamples=200):
+    cases = read_study(tables.write()).cases
+    return [v for n, case in enumerate(cases) for v in verdicts(Resamples(case, resamples, n), 0.95)]
+
+
+def one(found, data_set, rule):
+    (verdict,) = [v for v in found if (v.data_set, v.rule) == (data_set, rule)]
+    return verdict
+
+
+def test_regrets_costs_and_differences_are_those_worked_by_hand(two_data_sets):
+    found = judged(two_data_sets)
+    half = one(found, "b", "half")
+    assert (half.method, half.boundary, half.quality, half.cost_share) == ("freeze-2", 2, 80.0, 0.5)
+    assert (half.regret, half.behind_full, half.best_boundary) == (10.0, 10.0, 0)
+    assert half.regret_at_cost == 0  # the cheaper one is worse
+    none = one(found, "b", "none")
+    assert (none.regret, none.regret_at_cost, none.cost_share) == (70.0, 0.0, 0.1)
+    assert one(found, "a", "half").regret == 0
+    assert (one(found, "a", "half").p, one(found, "a", "full").p) == (1.0, None)
+    oracle = one(found, "a", "oracle")
+    assert (oracle.boundary, oracle.regret) == (2, 0)  # of equals the cheaper
+    assert one(found, "b", "none").behind_full_low > 40
+    assert one(found, "b", "none").p < 0.02
+
+
+def test_p_values_are_adjusted_over_the_rules_of_a_case(two_data_sets):
+    found = [v for v in judged(two_data_sets) if v.data_set == "b" and v.rule not in ("full", "oracle")]
+    assert len(found) == 3
+    smallest = min(v.p for v in found)
+    assert min(v.p_holm for v in found) == pytest.approx(min(1.0, 3 * smallest))
+    assert all(v.p_holm >= v.p for v in found)
+
+
+def test_what_a_rule_predicts_is_ranked_against_what_was_measured(two_data_sets):
+    """Predicted 0.0, 1.0, -1.0 at boundaries 0, 2, 4; measured on b 90, 80, 20: one of three pairs is wrong."""
+    found = judged(two_data_sets)
+    assert one(found, "b", "half").rank_correlation == pytest.approx(0.5)
+    assert one(found, "b", "none").rank_correlation is None
+
+
+def test_a_choice_that_was_not_measured_says_so_and_counts_nowhere(two_data_sets):
+    two_data_sets.choice("a", "odd", 3)
+    two_data_sets.choice("a", "blind", None)
+    found = judged(two_data_sets)
+    assert not one(found, "a", "odd").measured
+    assert one(found, "a", "odd").boundary == 3
+    assert not one(found, "a", "blind").measured
+    assert {"odd", "blind"}.isdisjoint(rule.rule for rule in overall(found))
+
+
+def test_a_method_that_is_no_boundary_is_judged_by_its_own_fine_tune(two_data_sets):
+    two_data_sets.run("a", "lisa", 30, flops=95)
+    two_data_sets.run("b", "lisa", 30, flops=95)
+    two_data_sets.run("a", "first-n", 20, flops=90)
+    two_data_sets.choice("a", "first-n", 0)
+    found = judged(two_data_sets)
+    lisa, first = one(found, "a", "lisa"), one(found, "a", "first-n")
+    assert (lisa.method, lisa.boundary, lisa.quality, lisa.regret) == ("lisa", None, 75.0, 5.0)
+    assert (first.method, first.quality) == ("first-n", 50.0)
+
+
+def test_equal_compute_is_held_against_full_fine_tuning(two_data_sets):
+    for seed in (1, 2):
+        two_data_sets.run("b", "freeze-2", 38, seed, budget="compute")
+    half = one(judged(two_data_sets), "b", "half")
+    assert (half.equal_compute, half.equal_compute_behind_full) == (95.0, -5.0)
+    assert half.quality == 80.0
+
+
+def test_a_loss_is_reported_in_nats_and_never_averaged_with_points(two_data_sets):
+    two_data_sets.run("sums", "full", 40, measure="loss")
+    two_data_sets.run("sums", "freeze-2", 20, measure="loss", flops=50)
+    two_data_sets.choice("sums", "half", 2)
+    found = judged(two_data_sets)
+    half = one(found, "sums", "half")
+    assert (half.unit, half.quality, half.regret) == ("nats", -1.5, 0.5)
+    assert next(rule for rule in overall(found) if rule.rule == "half").groups == 2
+
+
+def test_the_rule_is_the_one_of_least_regret_within_the_cost_on_every_data_set(two_data_sets):
+    found = judged(two_data_sets)
+    assert choose(found, 0.6) == "half"  # full costs too much
+    assert choose(found, 0.2) == "none"
+    assert choose(found, 0.05) is None
+    assert choose([v for v in found if v.rule != "half" or v.data_set == "a"], 0.6) == "salf"
+
+
+def test_a_rule_is_judged_where_it_was_not_chosen(two_data_sets):
+    """salf freezes all layers on a, and half of them on b: b alone would choose it as soon as half, a never."""
+    left = {one.group: one for one in leave_one_out(judged(two_data_sets), 0.6)}
+    assert {group: one.rule for group, one in left.items()} == {"a": "half", "b": "half"}
+    assert (left["a"].regret, left["b"].regret) == (0.0, 10.0)
+
+
+def test_data_sets_of_one_group_are_left_out_together(two_data_sets):
+    for row in two_data_sets.runs:
+        row["group"] = "one"
+    found = judged(two_data_sets)
+    assert leave_one_out(found, 0.6) == []
+    half = next(rule for rule in overall(found) if rule.rule == "half")
+    assert (half.groups, half.regret, half.worst, half.worst_on) == (1, 5.0, 10.0, "b, tiny")
+
+
+def test_rules_are_compared_over_the_cases_that_both_were_measured_on(two_data_sets):
+    study = read_study(two_data_sets.write())
+    drawn = {(c.data_set, c.model): Resamples(c, 500, n) for n, c in enumerate(study.cases)}
+    found = [v for one in drawn.values() for v in verdicts(one, 0.95)]
+    by_rule = {c.rule: c for c in compared(found, drawn, "salf", 0.95)}
+    assert set(by_rule) == {"half", "none", "full"}
+    assert by_rule["half"].difference == pytest.approx((50 + 0) / 2)
+    assert by_rule["half"].low > 10
+    assert by_rule["none"].difference == pytest.approx((0 - 60) / 2)
+    assert by_rule["half"].p_holm <= 0.02
+
+
+def test_only_the_last_settings_of_a_case_count(two_data_sets):
+    first = len(two_data_sets.runs)
+    for method, right in (("full", 20), ("freeze-2", 10)):
+        two_data_sets.run("a", method, right, settings="later")
+    assert first == 12
+    found = judged(two_data_sets)
+    assert (one(found, "a", "full").quality, one(found, "a", "full").seeds) == (50.0, 1)
+    assert one(found, "b", "full").quality == 90.0
+
+
+def test_other_test_examples_are_refused(two_data_sets):
+    two_data_sets.said.pop()
+    with pytest.raises(UserError, match="b, tiny: freeze-4: its test examples differ"):
+        judged(two_data_sets)
+
+
+def test_without_full_fine_tuning_there_is_nothing_to_compare_with(tables):
+    tables.run("a", "freeze-2", 20)
+    tables.choice("a", "half", 2)
+    with pytest.raises(UserError, match="no data set's full fine-tuning is measured yet"):
+        judged(tables)
