@@ -44,8 +44,21 @@ def trl(plan: FreezePlan) -> str:
 
 
 def axolotl(plan: FreezePlan) -> str:
-    """Entries of a configuration for full fine-tuning."""
-    return _yaml_list("unfrozen_parameters", plan.exports.axolotl)
+    """Entries of a configuration for full fine-tuning; as comments, those for adapters instead.
+
+    Axolotl refuses both together.
+    """
+    lines = [_yaml_list("unfrozen_parameters", plan.exports.axolotl)]
+    if plan.exports.peft:
+        settings = {
+            "adapter": "lora",
+            "lora_target_modules": plan.exports.peft["target_modules"],
+            "peft_layers_to_transform": plan.exports.peft["layers_to_transform"],
+            "peft_layers_pattern": [plan.exports.peft["layers_pattern"]],
+        }
+        instead = [f"{key}: {json.dumps(value)}" for key, value in settings.items()]
+        lines += _comments(["Instead, adapters in the same layers:", *instead])
+    return "\n".join(lines)
 
 
 def llama_factory(plan: FreezePlan) -> str:

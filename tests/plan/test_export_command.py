@@ -98,6 +98,17 @@ def test_axolotl_and_llama_factory_get_yaml_of_the_plans_settings(make, export):
     assert YAML_FILE.load(export("llama-factory")) == plan.exports.llama_factory
 
 
+def test_axolotl_gets_the_adapters_settings_as_comments(make, export):
+    plan = make(4)
+    comments = [line.removeprefix("# ") for line in export("axolotl").splitlines() if line.startswith("# ")]
+    # What axolotl hands to peft: axolotl/loaders/adapter.py.
+    settings = YAML_FILE.load("\n".join(comments[1:]))
+    assert settings["adapter"] == "lora"
+    assert settings["lora_target_modules"] == plan.exports.peft["target_modules"]
+    assert settings["peft_layers_to_transform"] == [4, 5]
+    assert settings["peft_layers_pattern"] == ["layers"]
+
+
 def test_names_are_the_plans_one_a_line(make, export):
     plan = make(4)
     assert export("names").split() == plan.exports.parameter_names["trained"]

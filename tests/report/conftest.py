@@ -372,7 +372,11 @@ def _plan(root: Path, outcome: Outcome) -> None:
             "trace_sha256": sha256_folder(root / "data/traces"),
         },
         "exports": {
-            "peft": {"layers_to_transform": list(range(BOUNDARY, LAYERS)), "layers_pattern": "layers"},
+            "peft": {
+                "target_modules": ["q_proj", "v_proj"],
+                "layers_to_transform": list(range(BOUNDARY, LAYERS)),
+                "layers_pattern": "layers",
+            },
             "axolotl": ["^model.norm.", f"^model.layers.({'|'.join(map(str, range(BOUNDARY, LAYERS)))})."],
             "llama_factory": {"finetuning_type": "freeze", "freeze_trainable_layers": LAYERS - BOUNDARY},
             "parameter_names": {"trained": names},
