@@ -9,13 +9,20 @@ holds the network's own one as ``base_layer`` (adapters) or ``original_module`` 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from stages.common.command import UserError
 from stages.common.models.families import Family
 
 _PEFT_PREFIX: Final = "base_model.model."
 _OWN_MODULE: Final = {"base_layer", "original_module"}
+
+
+class CausalModel(Protocol):
+    """What applying a plan needs of a Hugging Face ``...ForCausalLM``, whoever wrapped it."""
+
+    def named_parameters(self, *, remove_duplicate: bool) -> Iterable[tuple[str, Any]]:
+        """Names and parameters; a tied head a second time unless duplicates are removed."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +38,23 @@ class NetworkParameters:
     added: Mapping[str, Any]
 
     @classmethod
-    def of(cls, named: Iterable[tuple[str, Any]]) -> Self:
-        """Sort ``model.named_parameters()`` of a plain or wrapped model."""
-        parts = {tuple(name.removeprefix(_PEFT_PREFIX).split(".")): parameter for name, parameter in named}
-        wrapped = {name[:at] for name in parts for at, part in enumerate(name) if part in _OWN_MODULE}
-        own, added = dict[str, Any](), dict[str, Any]()
-        for name, parameter in parts.items():
-            beside = any(name[:at] in wrapped and part not in _OWN_MODULE for at, part in enumerate(name))
-            place = ".".join(part for part in name if part not in _OWN_MODULE)
-            (added if beside else own)[place] = parameter
+    def of(cls, model: CausalModel) -> Self:
+        """Sort the parameters of a plain or wrapped model."""
+        # With duplicates: of a tied head that PEFT wrapped, nothing else tells that something was put beside it.
+        pairs = [
+            (tuple(name.removeprefix(_PEFT_PREFIX).split(".")), parameter)
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+        ]
+        wrapped = {name[:at] for name, _ in pairs for at, part in enumerate(name) if part in _OWN_MODULE}
+        own, added, seen = dict[str, Any](), dict[str, Any](), set[int]()
+        for name, parameter in pairs:
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            if any(name[:at] in wrapped and part not in _OWN_MODULE for at, part in enumerate(name)):
+                added[".".join(name)] = parameter
+            else:
+                own[".".join(part for part in name if part not in _OWN_MODULE)] = parameter
         return cls(own, added)
 
     def train_above(self, family: Family, boundary: int, *, tied_head: bool) -> list[Any]:

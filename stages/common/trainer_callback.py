@@ -20,7 +20,7 @@ from stages.common.freeze_plan import FILE_NAME, FreezePlan, apply_freeze_plan
 from stages.common.params import SelectorName
 
 
-class FreezePlanCallback(TrainerCallback):
+class FreezePlanCallback(TrainerCallback):  # type: ignore[misc]  # transformers is typed in part
     """Applies a plan to a Trainer's model."""
 
     def __init__(self, plan: FreezePlan | str | Path, scope: SelectorName | None = None) -> None:

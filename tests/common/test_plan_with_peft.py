@@ -77,7 +77,7 @@ def test_adapters_beside_experts_are_told_from_the_experts_own_weights():
     network = tiny_network("mixtral")
     own = {name for name, _ in network.named_parameters()}
     config = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"])
-    parts = NetworkParameters.of(get_peft_model(network, config).named_parameters())
+    parts = NetworkParameters.of(get_peft_model(network, config))
     assert set(parts.own) == own
     assert len(parts.added) == LAYERS * 3 * 2
     assert all("lora_" in name and name.startswith("model.layers.") for name in parts.added)

@@ -135,7 +135,8 @@ def test_a_file_is_written_on_demand(make, workspace, tmp_path, capsys):
 def test_bad_usage_names_the_formats(capsys):
     with pytest.raises(SystemExit):
         main(["export", "--format", "caffe"])
-    assert all(name in capsys.readouterr().err for name in FORMATS)
+    told = capsys.readouterr().err
+    assert all(name in told for name in FORMATS)
     with pytest.raises(UserError, match="no such file"):
         main(["export", "--plan", "nowhere.json", "--format", "names"])
 

@@ -89,21 +89,22 @@ def test_operations_are_those_that_pytorch_counts_in_a_whole_fine_tune(scale, tm
 
 
 def count(network, rows, boundary):
-    """All epochs above a boundary, batch by batch, and the frozen layers once."""
+    """All epochs above a boundary and the frozen layers once, batch by batch."""
     model = CausalModel(network, family_of("llama"))
-    parts = [model.embedding, *model.layers[:boundary]] if boundary else []
-    for part in parts:
+    for part in [model.embedding, *model.layers[:boundary]] if boundary else []:
         part.requires_grad_(False)
-    batches = [Batch.of(rows, range(at, min(at + BATCH, ROWS)), SHARED) for at in range(0, ROWS, BATCH)]
     runtime = choose_runtime(Device(kind="cpu", dtype="float32"))
-    with FlopCounterMode(display=False) as frozen:
+    total = 0
+    for some in (rows[at : at + BATCH] for at in range(0, ROWS, BATCH)):
         start = Embeddings.behind(model, range(1, 1 + SHARED))
-        if boundary:
-            start = cache_boundary(model, runtime, rows, SHARED, boundary, batch_tokens=BATCH * (TOKENS - SHARED))
-    with FlopCounterMode(display=False) as trained:
-        for batch in batches:
+        with FlopCounterMode(display=False) as frozen:
+            if boundary:
+                start = cache_boundary(model, runtime, some, SHARED, boundary, batch_tokens=BATCH * TOKENS)
+        with FlopCounterMode(display=False) as trained:
+            batch = Batch.of(some, range(len(some)), SHARED)
             training_logits(model, start, batch).square().mean().backward()
-    return frozen.get_total_flops() + EPOCHS * trained.get_total_flops()
+        total += frozen.get_total_flops() + EPOCHS * trained.get_total_flops()
+    return total
 
 
 def test_time_is_operations_over_the_rate_that_was_asked_for(scale):

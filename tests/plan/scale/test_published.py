@@ -56,8 +56,7 @@ def test_an_unknown_name_is_one_line(given, message):
     [
         ("{", "damaged JSON"),
         ("[1]", "expected the entries of a config.json, found list"),
-        ('{"model_type": "llama"}', "no entry 'hidden_size'"),
-        ('{"model_type": "mamba", "hidden_size": 8}', "the cost of a recurrence is not modelled"),
+        ('{"model_type": "llama"}', "no entry 'num_hidden_layers'"),
     ],
 )
 def test_a_damaged_or_foreign_configuration_is_one_line(tmp_path, text, message):
