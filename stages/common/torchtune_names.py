@@ -27,8 +27,9 @@ _LLAMA: Final = {
 _GEMMA2: Final = {
     **_LLAMA,
     "post_attention_layernorm.weight": "sa_scale.scale",
-    "pre_feedforward_layernorm.weight": "mlp_norm.scale",
-    "post_feedforward_layernorm.weight": "mlp_scale.scale",
+    "pre_feedforward_layernorm.weight": "mlp_scale.scale",
+    "post_feedforward_layernorm.weight": "mlp_norm.scale",
+    "model.norm.weight": "norm.rms_norm.scale",
 }
 _RENAMED: Final[Mapping[str, Mapping[str, str]]] = {
     "gemma": _LLAMA,

@@ -175,7 +175,8 @@ def test_torchtune_knows_biases_and_gemmas_second_norms():
     assert set(names) == THEIRS_ONCE | THEIRS_LAYER | biases
     gemma = Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8))
     names = torchtune_names("gemma2", [name for name, _ in gemma.named_parameters()])
-    assert set(names) == THEIRS_ONCE | THEIRS_LAYER | {"layers.0.sa_scale.scale", "layers.0.mlp_scale.scale"}
+    norms = {"layers.0.sa_scale.scale", "layers.0.mlp_scale.scale", "norm.rms_norm.scale"}
+    assert set(names) == (THEIRS_ONCE - {"norm.scale"}) | THEIRS_LAYER | norms
 
 
 def test_torchtune_is_refused_where_its_names_are_unknown():

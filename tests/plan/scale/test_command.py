@@ -63,7 +63,7 @@ def test_a_large_models_cost_is_near_six_operations_a_parameter_and_token(scale)
     assert prediction["boundaries"][0]["flops"] == pytest.approx(6 * layers * 1000 * 512, rel=0.05)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_operations_are_those_that_pytorch_counts_in_a_whole_fine_tune(scale, tmp_path, tied):
     network = tiny_network(tie_word_embeddings=tied)
     network.save_pretrained(tmp_path / "tiny")
@@ -72,7 +72,7 @@ def test_operations_are_those_that_pytorch_counts_in_a_whole_fine_tune(scale, tm
         Example(str(n), None, "", "", (1, 2, 3, 4, *range(10 + n, 19 + n - ANSWER)), tuple(range(5, 5 + ANSWER)))
         for n in range(ROWS)
     ]
-    for boundary in (0, 1, 3, 4):
+    for boundary in (0, 2, 4):
         # What the model sees of an example is all but its last token.
         assert all(len(row.prompt_ids) + ANSWER == TOKENS + 1 for row in rows)
         counted = count(tiny_network(tie_word_embeddings=tied), rows, boundary)

@@ -125,14 +125,17 @@ def predicted(model, boundary, precision):
 TOLERANCE = {"gpt2": 0.25}
 
 
-@pytest.mark.parametrize("boundary", [0, 1, 3, 5, 6])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("boundary", [0, 3, 5, 6])
+@pytest.mark.parametrize(
+    "kind", ["llama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "llama")]
+)
 def test_the_highest_memory_is_what_pytorch_holds(kind, boundary):
     model = opened(kind, boundary)
     measured = held(model, boundary, "float32")
     assert predicted(model, boundary, "float32").peak == pytest.approx(measured, rel=TOLERANCE.get(kind, 0.2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boundary", [0, 3])
 def test_mixed_precision_and_bfloat16(boundary):
     for precision, dtype in (("mixed", torch.float32), ("bfloat16", torch.bfloat16)):

@@ -22,6 +22,7 @@ def test_they_span_what_people_fine_tune():
     assert sizes == sorted(sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["smollm2-135m", "pythia-160m", "qwen2.5-0.5b", "gemma2-2b", "qwen3-30b-a3b", "llama-70b"]
 )
