@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import write_tiny_task
 
-METHODS = ["full", "salf", "lora", "salf+lora", "none"]
+METHODS = ["full", "salf", "lora", "salf+lora", "none", "freeze-1", "lisa"]
 MEASURED = {"comparison.csv"}  # and reports/runs: seconds and memory of this machine
 
 
@@ -42,7 +42,8 @@ class Chain:
         self.stage("prepare", *base, "--out", "data/prepared")
         self.stage("trace", *base, *prepared, "--out", "data/traces")
         self.stage("fit", "--traces", "data/traces", *law)
-        self.stage("plan", *base, *prepared, *law, "--out", "data/plan")
+        self.stage("signals", *base, *prepared, "--out", "reports/signals.csv")
+        self.stage("plan", *base, *prepared, *law, "--signals", "reports/signals.csv", "--out", "data/plan")
         for method in methods:
             self.stage(
                 "finetune", *base, *prepared, "--plan", "data/plan/freeze_plan.json", "--method", method, "--seed", "1",
@@ -141,14 +142,19 @@ def test_losses_are_traced_for_as_many_examples_as_asked(chain):
 def test_frozen_shards_keep_their_hashes_and_trained_ones_do_not(chain, method):
     base, run = chain.json("data/base/base.json"), chain.json(f"data/models/{method}-seed1/run.json")
     same = {file for file, digest in run["shards"].items() if base["shards"][file] == digest}
-    boundary = chain.json("data/plan/freeze_plan.json")["boundaries"][run["selector"]]["boundary"]
+    by_hand = {"freeze-1": 1, "lisa": 0}
+    selected = chain.json("data/plan/freeze_plan.json")["boundaries"]
+    boundary = by_hand[method] if method in by_hand else selected[run["selector"]]["boundary"]
     assert run["boundary"] == boundary
-    frozen = {f"layer-{k:02d}.safetensors" for k in range(1, boundary + 1)}
+    # Of layers drawn at random only the record knows which those were; elsewhere the boundary tells.
+    trained = run["trained_layers"] if method == "lisa" else range(boundary + 1, 5)
+    frozen = {f"layer-{k:02d}.safetensors" for k in range(1, 5) if k not in trained}
     if run["lora"] or boundary > 0:
         frozen.add("embedding.safetensors")
     if run["lora"]:
         frozen.add("final.safetensors")
     assert same == frozen
+    assert set(run["trained_units"]) == {file.removesuffix(".safetensors") for file in set(run["shards"]) - frozen}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -216,6 +222,29 @@ def test_without_a_cache_a_fine_tune_costs_more_and_comes_to_the_same(chain):
         assert mine["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=1e-2)
 
 
+def test_at_equal_compute_a_frozen_run_spends_what_it_saves_on_epochs(chain):
+    params = chain.root / "params.yaml"
+    before = params.read_text(encoding="utf-8")
+    params.write_text(before.replace("equal_compute: false", "equal_compute: true"), encoding="utf-8")
+    try:
+        chain.stage(
+            "finetune", "--base", "data/base", "--prepared", "data/prepared", "--plan", "data/plan/freeze_plan.json",
+            "--method", "freeze-2", "--seed", "1", "--out", "equal/model", "--measured", "equal/measured.json",
+        )  # fmt: skip
+    finally:
+        params.write_text(before, encoding="utf-8")
+    full, longer = chain.json("data/models/full-seed1/run.json"), chain.json("equal/model/run.json")
+    assert (full["epochs"], longer["boundary"]) == (3, 2)
+    an_epoch = (longer["flops"] - longer["curve"][0]["flops"]) / longer["epochs"]
+    assert longer["flops"] <= full["flops"] < longer["flops"] + an_epoch
+    assert longer["epochs"] > 3
+    assert len(longer["curve"]) == len(full["curve"])
+    assert longer["learning_rate"] in (0.001, 0.01)  # salf's, for want of its own
+    card = (chain.root / "equal/model/README.md").read_text(encoding="utf-8")
+    assert f"({longer['epochs']} epochs)" in card
+    assert "The boundary was given by hand." in card
+
+
 def test_scores_are_those_of_the_predictions(chain):
     metrics = chain.json("reports/metrics.json")
     for run, said in pd.read_parquet(chain.root / "reports/predictions.parquet").groupby("run"):
@@ -225,6 +254,19 @@ def test_scores_are_those_of_the_predictions(chain):
         expected = f1_score(said.label, said.predicted, average="macro", labels=labels, zero_division=0)
         assert entry["macro_f1"] == pytest.approx(expected)
         assert entry["accuracy_low"] <= entry["accuracy"] <= entry["accuracy_high"]
+
+
+def test_the_metrics_say_how_every_run_was_trained(chain):
+    metrics = chain.json("reports/metrics.json")["runs"]
+    for name, entry in metrics.items():
+        run = chain.json(f"data/models/{name}/run.json")
+        told = ("boundary", "flops", "epochs", "steps", "learning_rate", "grid", "trained_parameters")
+        assert {key: entry[key] for key in told} == {key: run[key] for key in told}
+        last = run["curve"][-1]
+        assert (entry["validation_loss"], entry["validation_accuracy"]) == (
+            last["validation_loss"],
+            last["validation_accuracy"],
+        )
 
 
 def test_costs_are_relative_to_full_fine_tuning(chain):

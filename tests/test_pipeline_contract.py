@@ -12,7 +12,7 @@ from stages.common.params import Params, load_params
 from tests import stage_sources
 from tests.stage_sources import ROOT
 
-STAGES = ["base", "prepare", "trace", "fit", "plan", "finetune", "evaluate", "report"]
+STAGES = ["base", "prepare", "trace", "fit", "signals", "pilot", "plan", "finetune", "evaluate", "report"]
 GRAPH = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 DECLARED = GRAPH["stages"]
 # Reached by every stage and a dependency of none: it writes down that a stage ran and changes no result,

@@ -1,13 +1,12 @@
 """Proves from the shards of a fine-tuned model which layers were trained: equal bytes or different ones.
 
 It relies on the layout alone (``stages/common/models/shards.py``): one safetensors file per unit
-(``embedding``, ``layer-01`` … , ``final``), and ``run.json`` with ``boundary``, ``lora`` and
-``changed_units``.
+(``embedding``, ``layer-01`` … , ``final``), and ``run.json`` with ``trained_units``, which the method was
+to train (of layers drawn at random, all that were drawn), and ``changed_units``, which saving rewrote.
 """
 
 import json
 from pathlib import Path
-from typing import Any
 
 from flows.lineage.artifacts import Hasher
 
@@ -28,18 +27,17 @@ def check_shards(model: Path, base: Path, hasher: Hasher) -> list[str]:
     """Return what is wrong: a frozen unit that is not the base's byte for byte, a trained one that is."""
     try:
         run = json.loads((model / "run.json").read_text(encoding="utf-8"))
-        frozen_by_rule, claimed = _rule(run), set(run["changed_units"])
+        trained, claimed = set(run["trained_units"]), set(run["changed_units"])
     except (OSError, ValueError, KeyError, TypeError):
-        return ["run.json is damaged: which layers were frozen cannot be told"]
+        return ["run.json is damaged or of another version: which layers were frozen cannot be told"]
     ours, theirs = _hashes(model, hasher), _hashes(base, hasher)
     faults = [f"{unit} is missing" for unit in sorted(theirs.keys() - ours.keys())]
     faults += [f"{unit} is not a part of the base" for unit in sorted(ours.keys() - theirs.keys())]
     for unit in sorted(ours.keys() & theirs.keys()):
         same = ours[unit] == theirs[unit]
-        frozen = frozen_by_rule(unit)
-        if frozen and not same:
+        if unit not in trained and not same:
             faults.append(f"{unit} was frozen, yet its bytes are not the base's")
-        elif not frozen and same:
+        elif unit in trained and same:
             faults.append(f"{unit} was trained, yet its bytes are the base's")
         if same == (unit in claimed):
             faults.append(
@@ -48,20 +46,6 @@ def check_shards(model: Path, base: Path, hasher: Hasher) -> list[str]:
         if run.get("shards", {}).get(f"{unit}{_SUFFIX}", ours[unit]) != ours[unit]:
             faults.append(f"{unit} does not have the hash that run.json gives")
     return faults
-
-
-def _rule(run: dict[str, Any]) -> Any:
-    """Which units a method leaves alone, from its boundary: layers 1..boundary and what lies before them."""
-    boundary, lora = int(run["boundary"]), bool(run["lora"])
-
-    def frozen(unit: str) -> bool:
-        if unit == "embedding":
-            return lora or boundary > 0
-        if unit == "final":  # the final norm, and a head of its own: adapters sit in layers only
-            return lora
-        return int(unit.removeprefix("layer-")) <= boundary
-
-    return frozen
 
 
 def _hashes(folder: Path, hasher: Hasher) -> dict[str, str]:

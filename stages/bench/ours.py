@@ -17,15 +17,16 @@ from stages.common.artifacts import read_json
 from stages.common.batches import Example
 from stages.common.boundary_cache.compute import cache_boundary
 from stages.common.cost import ModelShape
-from stages.common.freeze_plan import FreezePlan, ParameterCounts, PlannedModel, SelectedBoundary
+from stages.common.freeze_plan import FreezePlan, ParameterCounts, PlannedModel
 from stages.common.models.adapter import CausalModel, open_model
 from stages.common.params import Device, Finetune, load_params
 from stages.common.runtime import Runtime, choose_runtime, find_runtime
-from stages.finetune.costs import Costs
-from stages.finetune.loop import train
+from stages.common.training.costs import Costs
+from stages.common.training.loop import train
+from stages.common.training.validation import Split
 from stages.finetune.methods import make_trainable
+from stages.finetune.scope import Scope
 from stages.finetune.search import CACHE_BATCH_TOKENS
-from stages.finetune.validation import Split
 from stages.trace.basis import semantic_bases
 from stages.trace.collect import Tracer, collect
 from stages.trace.sample import SPLIT, draw_sample
@@ -51,7 +52,8 @@ class FineTuner:
         began = now(self.device)
         chosen, model = self.task.examples[:examples], self.model
         params = self._params(epochs)
-        trainable = make_trainable(model, _plan(model, boundary), "last-n", params, seed=1)
+        scope = Scope(model.depth, boundary, tuple(range(boundary + 1, model.depth + 1)))
+        trainable = make_trainable(model, _plan(model), scope, params, seed=1, steps=epochs)
         start = self._start(boundary, chosen)
         costs = Costs(self.shape, boundary, "weights", params.lora_rank)
         reader = _Clock(model, self.runtime)
@@ -149,7 +151,7 @@ def _write_split(examples: Sequence[Example], folder: Path) -> None:
     pq.write_table(pa.Table.from_pylist([asdict(example) for example in examples]), folder / f"{SPLIT}.parquet")
 
 
-def _plan(model: CausalModel, boundary: int) -> FreezePlan:
+def _plan(model: CausalModel) -> FreezePlan:
     """As much of a plan as applying it reads."""
     config, total = model.network.config, sum(p.numel() for p in model.network.parameters())
     planned = PlannedModel(
@@ -162,6 +164,5 @@ def _plan(model: CausalModel, boundary: int) -> FreezePlan:
         tied_head=model.tied_head,
     )
     counts = ParameterCounts(frozen=0, trained=total, total=total)
-    chosen = SelectedBoundary(boundary=boundary, reason="", scores=None)
-    parts: dict[str, Any] = {"model": planned, "parameters": counts, "boundaries": {"last-n": chosen}}
+    parts: dict[str, Any] = {"model": planned, "parameters": counts, "boundaries": {}}
     return FreezePlan.model_construct(**parts)

@@ -32,7 +32,9 @@ __all__ = [
     "last_layer_rows",
     "layer_forward_flops",
     "optimizer_bytes",
+    "reading_flops",
     "training_flops",
+    "weight_gradient_flops",
 ]
 
 FLOAT32_BYTES: Final = 4
@@ -55,6 +57,20 @@ def head_forward_flops(shape: ModelShape, positions: int) -> int:
 def forward_flops(shape: ModelShape, layers: int, queries: int, attended: int) -> int:
     """Forward pass of all tokens through so many layers."""
     return layers * layer_forward_flops(shape, queries, attended)
+
+
+def reading_flops(shape: ModelShape, boundary: int, queries: int, attended: int, positions: int, seen: int) -> int:
+    """Forward pass of layers boundary+1..L and the head, the last layer and the head at answer positions.
+
+    The arguments are those of :func:`training_flops`.
+    """
+    head = head_forward_flops(shape, positions)
+    if boundary == shape.layers:
+        return head
+    below = shape.layers - boundary - 1
+    computed = sum(part.products * rows for part, (rows, _) in last_layer_rows(shape, queries, positions))
+    attention = _attention_flops(shape, seen if shape.packed else attended)
+    return below * layer_forward_flops(shape, queries, attended) + 2 * computed + attention + head
 
 
 def training_flops(
@@ -103,19 +119,26 @@ def training_flops(
     below = shape.layers - boundary - 1
     layer = layer_forward_flops(shape, queries, attended)
     attention = _attention_flops(shape, seen if shape.packed else attended)
-    computed, used = (
-        sum(part.products * rows[which] for part, rows in last_layer_rows(shape, queries, positions))
-        for which in (0, 1)
-    )
-    forward = below * layer + 2 * computed + attention + head
+    used = sum(part.products * rows for part, (_, rows) in last_layer_rows(shape, queries, positions))
+    forward = reading_flops(shape, boundary, queries, attended, positions, seen)
     inputs = below * (layer + _attention_flops(shape, attended)) + 2 * used + 2 * attention + head
     if method == "lora":
         lowest = _lowest_inputs(shape, below, queries, positions)
         return forward + inputs - lowest + _lora_flops(shape, below, queries, positions, rank)
     if boundary and not shape.layer.input_norm:
         inputs -= _lowest_inputs(shape, below, queries, positions)
-    weights = 2 * (below * shape.linear_products * queries + used)
+    weights = weight_gradient_flops(shape, below, 1, queries, positions)
     return forward + inputs + weights + (boundary == 0 or not shape.tied_head) * head
+
+
+def weight_gradient_flops(shape: ModelShape, below: int, last: int, queries: int, positions: int) -> int:
+    """The gradients of the weights of so many layers below the last, and of the last if ``last`` is 1.
+
+    A layer whose weights are frozen, but which back-propagation passes on its way down, spares these
+    and nothing else.
+    """
+    used = sum(part.products * rows for part, (_, rows) in last_layer_rows(shape, queries, positions))
+    return 2 * (below * shape.linear_products * queries + last * used)
 
 
 def optimizer_bytes(trained_parameters: int) -> int:

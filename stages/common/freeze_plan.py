@@ -22,6 +22,7 @@ from pydantic import ValidationError, model_validator
 
 from stages.common.artifacts import read_json, write_json
 from stages.common.command import UserError
+from stages.common.method_names import frozen_by_name
 from stages.common.models.families import Family, family_of
 from stages.common.params import GainName, Quantity, SelectorName
 from stages.common.plan_records import (
@@ -122,20 +123,27 @@ class FreezePlan(Record):
         """Write the plan as canonical JSON."""
         write_json(Path(path), self.model_dump(mode="json"))
 
-    def boundary_of(self, scope: SelectorName | None = None) -> int:
-        """The plan's own boundary, or that of a named selector.
+    def boundary_of(self, scope: str | None = None) -> int:
+        """The plan's own boundary, that of a named selector, or the k of ``freeze-<k>``.
 
         Raises:
-            UserError: that selector's evidence was absent; says what it takes.
+            UserError: that selector's evidence was absent (says what it takes), or the model has no k layers.
         """
         if scope is None:
             return self.boundary
-        if scope not in self.boundaries:
-            why = self.absent.get(scope, "an earlier version of this program wrote it; make it again: dvc repro plan")
+        boundary = frozen_by_name(scope)
+        if boundary is None:
+            boundary = {str(name): chosen.boundary for name, chosen in self.boundaries.items()}.get(scope)
+        if boundary is None:
+            earlier = "an earlier version of this program wrote it; make it again: dvc repro plan"
+            why = {str(name): words for name, words in self.absent.items()}.get(scope, earlier)
             raise UserError(f"the freeze plan has no boundary of {scope}: {why}")
-        return self.boundaries[scope].boundary
+        if boundary > self.model.layers:
+            depth = self.model.layers
+            raise UserError(f"{scope}: {self.model.name} has {depth} layers; allowed: freeze-0 to freeze-{depth}")
+        return boundary
 
-    def apply(self, model: CausalModel, scope: SelectorName | None = None) -> list[Any]:
+    def apply(self, model: CausalModel, scope: str | None = None) -> list[Any]:
         """Freeze and unfreeze a model's parameters as planned, before or after PEFT wraps it.
 
         A model that PEFT has wrapped keeps what PEFT decided (adapters train, the weights beside them do
@@ -144,13 +152,14 @@ class FreezePlan(Record):
 
         Args:
             model: a Hugging Face causal language model, not yet wrapped by DDP or FSDP.
-            scope: another selector's boundary instead of the plan's own.
+            scope: a selector or ``freeze-<k>``, whose boundary is taken instead of the plan's own.
 
         Returns:
             The trained parameters, for the optimizer: frozen ones would still be given state and decay.
 
         Raises:
-            UserError: the model is not the planned one (says in what it differs), or nothing is left to train.
+            UserError: the model is not the planned one (says in what it differs), the plan has no such scope, or
+                nothing is left to train.
         """
         parameters = NetworkParameters.of(model)
         family = family_of(self.model.family, parameters.own)
@@ -183,9 +192,7 @@ class FreezePlan(Record):
         return self
 
 
-def apply_freeze_plan(
-    model: CausalModel, plan: FreezePlan | str | Path, scope: SelectorName | None = None
-) -> list[Any]:
+def apply_freeze_plan(model: CausalModel, plan: FreezePlan | str | Path, scope: str | None = None) -> list[Any]:
     """:meth:`FreezePlan.apply` of a plan, or of the file or folder that holds one."""
     return (plan if isinstance(plan, FreezePlan) else FreezePlan.load(plan)).apply(model, scope)
 

@@ -13,7 +13,8 @@ curve in k; the constant of proportionality is absorbed by A (:data:`POWER`). It
 - :data:`CONSTANT`: depth explains nothing. The bar that every law has to clear.
 
 :data:`CHINCHILLA` is Hoffmann's law of two variables, by which the fitting engine is checked against a
-published table.
+published table. :data:`JOINT` is Zhang et al.'s for fine-tuning (arXiv 2402.17193, eq. 1): what is trained
+(X) and the data (D) lower the loss together, not each by itself.
 
 **Log space.** All are fitted to logarithms. A sum of positive terms is ln Σ_j e^(u_j) (log-sum-exp)
 with the terms' logarithms u_j linear in θ, hence d ln ŷ / dθ = Σ_j w_j · du_j/dθ with the softmax
@@ -142,6 +143,18 @@ def _chinchilla_units(theta: Array, x_unit: Array, y_unit: float) -> Array:
     return np.stack([floor + y_unit, sizes, data, alpha, beta], axis=1)
 
 
+def _joint(theta: Array, x: Array) -> tuple[Array, Array]:
+    size, data = np.log(x).T
+    floor, amplitude, alpha, beta = (theta[:, i : i + 1] for i in range(4))
+    value, (w_floor, w_term) = _floor_plus_terms(floor, [amplitude - alpha * size - beta * data])
+    return value, _gradient(w_floor, w_term, -w_term * size, -w_term * data)
+
+
+def _joint_units(theta: Array, x_unit: Array, y_unit: float) -> Array:
+    floor, amplitude, alpha, beta = theta.T
+    return np.stack([floor + y_unit, amplitude + y_unit + theta[:, 2:] @ x_unit, alpha, beta], axis=1)
+
+
 POWER: Final = Law(
     "power", "E + A·k^−α", ("E", "A", "alpha"), (True, True, False), _power, _power_units
 )  # Kaplan's L(N) in depth, with Hoffmann's irreducible E
@@ -164,4 +177,12 @@ CHINCHILLA: Final = Law(
     (True, True, True, False, False),
     _chinchilla,
     _chinchilla_units,
+)
+JOINT: Final = Law(
+    "joint",
+    "E + A·X^−α·D^−β",
+    ("E", "A", "alpha", "beta"),
+    (True, True, False, False),
+    _joint,
+    _joint_units,
 )

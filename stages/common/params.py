@@ -5,17 +5,22 @@ A stage's room declares the groups that it reads as a :class:`Room`; loading che
 only the declared groups, so that a stage cannot see a value that ``dvc.yaml`` does not list for it.
 """
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from stages.common.command import UserError
+from stages.common.method_names import checked, method_of, rate_entry
+from stages.common.params_file import read_validated
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -28,8 +33,25 @@ RateGrid = Annotated[
     list[LearningRate], Field(min_length=1), BeforeValidator(lambda v: v if isinstance(v, list) else [v])
 ]
 
-SelectorName = Literal["salf", "full", "none", "last-n", "random", "oracle"]
-MethodName = Literal["full", "salf", "lora", "salf+lora", "none", "last-n", "random"]
+SelectorName = Literal[
+    "salf",
+    "full",
+    "none",
+    "last-n",
+    "first-n",
+    "random",
+    "budget",
+    "tolerance",
+    "pilot",
+    "probe",
+    "block-influence",
+    "variability",
+    "grad-norm",
+    "spectrum",
+    "oracle",
+]
+MethodName = Annotated[str, AfterValidator(lambda name: checked(name, get_args(SelectorName)))]
+SignalKind = Literal["block-influence", "variability", "probe", "grad-norm", "spectrum"]
 GainName = Literal["observed", "ratio", "local", "marginal"]
 Quantity = Literal["deviation", "loss"]
 CacheMode = Literal["auto", "memory", "disk", "off"]
@@ -124,6 +146,28 @@ class Fit(Group):
     seed: int
 
 
+class Signals(Group):
+    """What rival rules for the boundary see, and of how many examples."""
+
+    kinds: list[SignalKind]
+    sample: Count
+    folds: Annotated[int, Field(ge=2)]
+    batch_tokens: Annotated[int, Field(ge=16)]
+    seed: int
+
+
+class Pilot(Group):
+    """Small fine-tunes whose losses predict those of every boundary."""
+
+    enabled: bool
+    boundaries: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
+    sizes: Annotated[list[Share], Field(min_length=1)]
+    epochs: Count | None
+    bootstrap: Annotated[int, Field(ge=20)]
+    confidence: Confidence
+    seed: int
+
+
 class Plan(Group):
     """How the boundary is chosen."""
 
@@ -131,7 +175,9 @@ class Plan(Group):
     quantity: Quantity
     gain: GainName
     budget: Share
+    tolerance: Annotated[float, Field(ge=0)]
     last_n: Count
+    first_n: Count
     oracle: Annotated[int, Field(ge=0)] | None
     seed: int
 
@@ -165,11 +211,25 @@ class Finetune(Group):
     clip_norm: Annotated[float, Field(gt=0)]
     lora_rank: Count
     lora_alpha: Annotated[float, Field(gt=0)]
+    lisa_layers: Count
+    lisa_steps: Count
+    equal_compute: bool
     evaluations_per_epoch: Count
     checkpoint_minutes: Annotated[float, Field(ge=0)]
     cache: CacheMode
     cache_folder: Annotated[str, Field(min_length=1)]
     cache_gib: Annotated[float, Field(gt=0)]
+
+    def rates(self, method: str, boundary: int) -> list[float]:
+        """The learning rates to try for a method whose boundary is known.
+
+        Raises:
+            UserError: neither it nor the method that stands in for it has an entry.
+        """
+        entry = rate_entry(method, boundary, self.learning_rate)
+        if entry is None:
+            raise UserError(f"params.yaml: finetune.learning_rate has no entry for {method} (boundary {boundary})")
+        return sorted(self.learning_rate[entry])
 
 
 class Evaluate(Group):
@@ -193,6 +253,8 @@ class Params(Group):
     prepare: Prepare
     trace: Trace
     fit: Fit
+    signals: Signals
+    pilot: Pilot
     plan: Plan
     compare: Compare
     finetune: Finetune
@@ -200,7 +262,10 @@ class Params(Group):
 
     @model_validator(mode="after")
     def _every_method_has_a_rate(self) -> Self:
-        missing = [m for m in self.compare.methods if m not in self.finetune.learning_rate]
+        entries = self.finetune.learning_rate
+        # A selector's boundary is known when its plan is made; most freeze something.
+        assumed = {m: 1 if (known := method_of(m).boundary) is None else known for m in self.compare.methods}
+        missing = [m for m, boundary in assumed.items() if rate_entry(m, boundary, entries) is None]
         if missing:
             raise ValueError(f"finetune.learning_rate has no entry for {', '.join(missing)}")
         return self
@@ -223,49 +288,9 @@ class Room(BaseModel):
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
-    """Read and validate a parameter file (YAML 1.2, as DVC reads it: ``1e-4`` is a number).
+    """Read and validate a parameter file.
 
     Raises:
         UserError: see :meth:`Room.load`.
     """
-    try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run from the project's folder") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not valid YAML: {reason}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: expected groups of parameters, found {type(raw).__name__}")
-    try:
-        return Params.model_validate(raw)
-    except ValidationError as error:
-        raise UserError("\n".join(_fault_lines(path, error.errors()))) from None
-
-
-def _fault_lines(path: Path, faults: Iterable[ErrorDetails]) -> list[str]:
-    lines: list[str] = []
-    for fault in faults:
-        names = [str(part) for part in fault["loc"] if part != "[key]"]
-        key = ".".join(names)
-        if fault["type"] == "extra_forbidden":
-            text = f"{path}: {key}: unknown parameter{_did_you_mean(names)}"
-        elif fault["type"] == "missing":
-            text = f"{path}: {key}: missing"
-        else:
-            where = f"{key} = {fault['input']!r}: " if key else ""
-            text = f"{path}: {where}{fault['msg'].removeprefix('Value error, ')}"
-        lines.append(text)
-    return lines
-
-
-def _did_you_mean(names: list[str]) -> str:
-    group: type[BaseModel] = Params
-    for name in names[:-1]:
-        inner = group.model_fields[name].annotation if name in group.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return ""
-        group = inner
-    known = sorted(group.model_fields)
-    close = difflib.get_close_matches(names[-1], known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
+    return read_validated(path, Params)

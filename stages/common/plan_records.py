@@ -126,11 +126,13 @@ class CostModel(Record):
 
 
 class Evidence(Record):
-    """SHA-256 of what the choice rests on."""
+    """SHA-256 of what the choice rests on; null where no signals or no pilots were given."""
 
     law_sha256: str
     gains_sha256: str
     trace_sha256: str
+    signals_sha256: str | None
+    pilot_sha256: str | None
 
 
 class Exports(Record):

@@ -17,13 +17,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from stages.common.command import UserError
 from stages.common.freeze_plan import FILE_NAME, FreezePlan, apply_freeze_plan
-from stages.common.params import SelectorName
 
 
 class FreezePlanCallback(TrainerCallback):  # type: ignore[misc]  # transformers is typed in part
     """Applies a plan to a Trainer's model."""
 
-    def __init__(self, plan: FreezePlan | str | Path, scope: SelectorName | None = None) -> None:
+    def __init__(self, plan: FreezePlan | str | Path, scope: str | None = None) -> None:
         """Take the plan, or the file or folder that holds it; ``scope``: another selector's boundary of it."""
         self.plan = plan if isinstance(plan, FreezePlan) else FreezePlan.load(plan)
         self.scope = scope

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,8 @@ from stages.evaluate.intervals import Bootstrap
 from stages.evaluate.predict import Predictor, frozen_layers, prediction_rows
 from stages.evaluate.scores import Predictions, score
 from stages.evaluate.summary import print_summary
+
+_OF_THE_RUN: Final = ("boundary", "trained_parameters", "flops", "epochs", "steps", "learning_rate", "grid")
 
 
 class EvaluateRoom(Room):
@@ -59,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, (method, seed) in names.items():
         run = facts[name]
         full = facts.get(f"full-seed{seed}")
-        known = {key: run[key] for key in ("boundary", "trained_parameters", "flops", "steps", "learning_rate")}
+        known = {key: run[key] for key in _OF_THE_RUN}
+        last = {key: run["curve"][-1][key] for key in ("validation_loss", "validation_accuracy")}
         share = run["flops"] / full["flops"] if full else None
-        runs[name] = {"method": method, "seed": seed, **known, "flops_share": share, **scores[name]}
+        runs[name] = {"method": method, "seed": seed, **known, "flops_share": share, **last, **scores[name]}
     quality = "accuracy" if classes is not None else "exact_match"
     curves = {name: facts[name]["curve"] for name in names}
     methods = compare_methods(runs, curves, predictions, quality, bootstrap)

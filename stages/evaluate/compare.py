@@ -10,7 +10,7 @@ import numpy as np
 from stages.evaluate.intervals import Bootstrap
 from stages.evaluate.scores import Predictions, full_at_equal_compute
 
-_SUMS = ("macro_f1", "loss", "flops", "flops_share", "steps", "trained_parameters", "boundary")
+_SUMS = ("macro_f1", "loss", "flops", "flops_share", "epochs", "steps", "trained_parameters", "boundary")
 
 
 def compare_methods(

@@ -28,22 +28,24 @@ from stages.common.command import exit_code
 from stages.common.cost import ModelShape
 from stages.common.freeze_plan import FILE_NAME, FreezePlan
 from stages.common.label_tree import LabelTree
+from stages.common.method_names import checked, method_of
 from stages.common.models.shards import shard_hashes
-from stages.common.params import Device, Finetune, MethodName, Room
+from stages.common.params import Device, Finetune, Plan, Room, SelectorName
 from stages.common.runtime import choose_runtime, machine_facts, peak_memory_bytes
+from stages.common.training.processes import Processes, are_several, joined
 from stages.finetune.card import model_card
 from stages.finetune.launch import end_with_launcher, launch
-from stages.finetune.methods import METHODS
-from stages.finetune.processes import Processes, are_several, joined
 from stages.finetune.save import save_model
 from stages.finetune.search import Bench, best_of_grid
+from stages.finetune.words import trained_words
 
 
 class FinetuneRoom(Room):
-    """The groups that this stage reads."""
+    """The groups that this stage reads; of ``plan`` only what the plan's file does not say: ``first_n``."""
 
     device: Device
     finetune: Finetune
+    plan: Plan
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,12 +65,13 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
     plan = FreezePlan.load(require(args.plan, made_by="plan"))
     runtime = choose_runtime(params.device)
     tree = LabelTree.of({label["label"]: label["token_ids"] for label in meta["labels"]}) if meta["labels"] else None
+    read = {**params.model_dump(mode="json", include={"device", "finetune"}), "plan.first_n": _first_n(params.plan)}
     data_hashes = {name: split["sha256"] for name, split in meta["splits"].items()}
     inputs = {
         "base": base["weights_sha256"],
         "data": data_hashes,
         "plan": sha256_file(args.plan),
-        "params": params.model_dump(mode="json"),
+        "params": read,
         "runtime": [runtime.device.type, runtime.dtype_name, torch.__version__],
         "method": args.method,
         "seed": args.seed,
@@ -82,6 +85,7 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
         method=args.method,
         runtime=runtime,
         params=params.finetune,
+        first_n=_first_n(params.plan),
         shape=ModelShape.from_config(read_json(args.base / "config.json")),
         training=read_examples(args.prepared, "train"),
         validation=read_examples(args.prepared, "validation"),
@@ -99,22 +103,25 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
     if not processes.main:
         return
 
-    method = METHODS[args.method]
+    method = method_of(args.method)
     run = {
         "schema": 1,
         "method": args.method,
         "selector": method.scope,
         "lora": method.lora,
         "seed": args.seed,
-        "boundary": best.trainable.boundary,
+        "boundary": search.scope.boundary,
+        "trained_layers": list(search.scope.layers_within(best.training.steps)),
+        "trained_units": search.scope.units(best.training.steps),
         "parameters": plan.parameters.total,
         "trained_parameters": best.trainable.count,
         "learning_rate": best.rate,
         "grid": search.grid,
+        "epochs": search.epochs,
         "steps": best.training.steps,
         "flops": best.training.flops,
         "curve": best.training.curve,
-        "params": params.model_dump(mode="json"),
+        "params": read,
         "plan_sha256": sha256_file(args.plan),
         "base_sha256": base["weights_sha256"],
         "data_sha256": data_hashes,
@@ -141,9 +148,21 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
     write_json(args.measured, {"schema": 1, "method": args.method, "seed": args.seed, **measured})
     last = run["curve"][-1]
     print(
-        f"{args.method}: layers above {run['boundary']} trained, {run['trained_parameters']:,} parameters; "
+        f"{args.method}: {trained_words(run, base['layers'])} trained, {run['trained_parameters']:,} parameters; "
         f"validation loss {last['validation_loss']:.4f}, accuracy {last['validation_accuracy']}; {seconds:.0f} s"
     )
+
+
+def _first_n(selection: Plan) -> int:
+    """The one parameter of the plan that is read here."""
+    return selection.first_n
+
+
+def _method(name: str) -> str:
+    try:
+        return checked(name, get_args(SelectorName))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{name}: {error}") from None
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -158,7 +177,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", type=Path, required=True, help="the base model's folder")
     parser.add_argument("--prepared", type=Path, required=True, help="the prepared data's folder")
     parser.add_argument("--plan", type=Path, required=True, help="the freeze plan")
-    parser.add_argument("--method", choices=get_args(MethodName), required=True, help="what is trained, and how")
+    parser.add_argument(
+        "--method",
+        type=_method,
+        required=True,
+        help="what is trained, and how: a selector of the plan or freeze-<k>, alone or with +lora; lora; first-n; lisa",
+    )
     parser.add_argument("--seed", type=int, required=True, help="of the order of examples and of adapters")
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
     parser.add_argument("--measured", type=Path, required=True, help="where seconds and memory are written")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from stages.common.freeze_plan import FreezePlan
+from stages.finetune.words import choice_words, frozen_words, head_words, trained_words
 
 
 def model_card(run: dict[str, Any], plan: FreezePlan, base: dict[str, Any], meta: dict[str, Any]) -> str:
@@ -14,9 +15,7 @@ def model_card(run: dict[str, Any], plan: FreezePlan, base: dict[str, Any], meta
         base: the content of the base's ``base.json``.
         meta: the content of the prepared data's ``meta.json``.
     """
-    boundary, depth = run["boundary"], base["layers"]
-    scope = f"layers {boundary + 1}–{depth}" if boundary < depth else "the final norm only"
-    frozen = f"embeddings and layers 1–{boundary} frozen" if boundary else "nothing frozen"
+    depth = base["layers"]
     how = "LoRA adapters, merged into the weights" if run["lora"] else "the weights themselves"
     last = run["curve"][-1]
     accuracy = last["validation_accuracy"]
@@ -35,9 +34,10 @@ def model_card(run: dict[str, Any], plan: FreezePlan, base: dict[str, Any], meta
         "",
         "## Plan",
         "",
-        f"Trained: {scope} — {how}; {frozen}. {run['trained_parameters']:,} of {run['parameters']:,} parameters.",
-        plan.head_note,
-        f"The boundary is that of the selector `{run['selector']}`. The plan's own choice: {plan.reason}",
+        f"Trained: {trained_words(run, depth)} — {how}; {frozen_words(run, depth)}. "
+        f"{run['trained_parameters']:,} of {run['parameters']:,} parameters.",
+        head_words(run, tied=plan.model.tied_head),
+        f"{choice_words(run)} The plan's own choice: {plan.reason}",
         "",
         "## Data",
         "",
@@ -46,7 +46,8 @@ def model_card(run: dict[str, Any], plan: FreezePlan, base: dict[str, Any], meta
         "",
         "## Scores",
         "",
-        f"Validation after {run['steps']} steps: {score}loss {last['validation_loss']:.4f} nats per answer token. "
+        f"Validation after {run['steps']} steps ({run['epochs']} epochs): {score}loss {last['validation_loss']:.4f} "
+        "nats per answer token. "
         "Scores on the test split are made after this card, by the stage `evaluate`: see `reports/metrics.json` "
         "of the project that made this model.",
         "",

@@ -1,14 +1,4 @@
-"""Methods: which selector's scope is trained, and how. One training loop serves them all.
-
-What trains of embedding and head follows from the plan. A head with weights of its own always trains.
-A tied head *is* the embedding matrix: at boundary 0 that one matrix trains, with the gradients of both
-its uses; from boundary 1 on it is frozen, as embedding and as head, and of what reads the last layer
-the final norm alone trains. Methods with adapters leave embedding, norm and head as they are. A tied
-matrix is saved once, so that both stay equal.
-"""
-
-from dataclasses import dataclass
-from typing import Final
+"""Makes a model ready for a method. One training loop serves them all."""
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -18,103 +8,58 @@ from transformers.pytorch_utils import Conv1D
 from stages.common.command import UserError
 from stages.common.freeze_plan import FreezePlan
 from stages.common.models.adapter import CausalModel
-from stages.common.params import Finetune, MethodName, SelectorName
+from stages.common.params import Finetune
+from stages.common.training.trainable import Trainable, train_mode
+from stages.finetune.scope import Scope
 
 
-@dataclass(frozen=True)
-class Method:
-    """A scope (the boundary of a selector) and whether adapters are trained in it instead of weights."""
+def make_trainable(
+    model: CausalModel, plan: FreezePlan, scope: Scope, params: Finetune, seed: int, steps: int
+) -> Trainable:
+    """Freeze and unfreeze ``model`` as the scope says.
 
-    scope: SelectorName
-    lora: bool = False
-
-
-METHODS: Final[dict[MethodName, Method]] = {
-    "full": Method("full"),
-    "salf": Method("salf"),
-    "lora": Method("full", lora=True),
-    "salf+lora": Method("salf", lora=True),
-    "none": Method("none"),
-    "last-n": Method("last-n"),
-    "random": Method("random"),
-}
-
-
-@dataclass(frozen=True)
-class Trainable:
-    """A model made ready: what trains, above which boundary.
-
-    Attributes:
-        model: the model; only ``parameters`` require gradients.
-        parameters: for the optimizer, and nothing else for the optimizer.
-        boundary: layers 1..boundary are frozen.
-        adapters: PEFT's wrapper around the same network, or ``None``.
-    """
-
-    model: CausalModel
-    parameters: list[nn.Parameter]
-    boundary: int
-    adapters: PeftModel | None
-
-    @property
-    def count(self) -> int:
-        """Trained parameters."""
-        return sum(parameter.numel() for parameter in self.parameters)
-
-    def merged(self) -> set[str]:
-        """Fold adapters into the weights they sit beside; return the names of changed parameters."""
-        if self.adapters is None:
-            return {name for name, parameter in self.model.network.named_parameters() if parameter.requires_grad}
-        changed = {name.replace(".base_layer.", ".") for name in _adapted_weights(self.model.network)}
-        self.adapters.merge_and_unload()
-        return changed
-
-
-def make_trainable(model: CausalModel, plan: FreezePlan, name: MethodName, params: Finetune, seed: int) -> Trainable:
-    """Freeze and unfreeze ``model`` as the plan and the method say.
+    Args:
+        model: the model.
+        plan: the plan that the scope is of.
+        scope: what trains.
+        params: rank and alpha of adapters.
+        seed: of the adapters' first values.
+        steps: of the whole training; of layers that are drawn, those are left alone that none of them draws.
 
     Raises:
-        UserError: the plan is for another model, or leaves the method nothing to train.
+        UserError: the plan is for another model, or the model cannot be adapted.
     """
-    method = METHODS[name]
-    boundary = plan.boundary_of(method.scope)
-    parameters = plan.apply(model.network, scope=method.scope)
-    if not method.lora:
-        _train_mode(model, boundary)
-        return Trainable(model, parameters, boundary, None)
-    if boundary == model.depth:
-        raise UserError(f"method {name}: the plan freezes all {model.depth} layers, nothing is left to adapt")
+    layers = scope.layers_within(steps)
+    plan.apply(model.network, scope=f"freeze-{scope.boundary}")
+    adapters = _adapted(model, layers, params, seed) if scope.lora else None
+    if not scope.lora:
+        units = set(scope.units(steps))
+        for name, parameter in model.network.named_parameters():
+            parameter.requires_grad = model.family.unit_of(name, model.depth) in units
+    train_mode(model, layers)
+    trained = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
+    return Trainable(model, trained, scope.boundary, adapters, layers, scope.draws)
+
+
+def _adapted(model: CausalModel, layers: tuple[int, ...], params: Finetune, seed: int) -> PeftModel:
+    """Adapters beside all linear maps of these layers; nothing else requires gradients then."""
     model.network.requires_grad_(False)
     torch.manual_seed(seed)  # adapters start at random
     settings = LoraConfig(
         r=params.lora_rank,
         lora_alpha=params.lora_alpha,
         target_modules=_linear_maps(model.layers[0]),
-        layers_to_transform=list(range(boundary, model.depth)),
+        layers_to_transform=[layer - 1 for layer in layers],
         layers_pattern=model.family.layers.rsplit(".", 1)[-1],
         fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.layers[0].modules()),  # GPT-2's layout
     )
     try:
-        adapters = get_peft_model(model.network, settings)
+        return get_peft_model(model.network, settings)
     except ValueError as error:  # Mamba's output projection cannot be adapted
-        raise UserError(f"method {name}: {' '.join(str(error).split())}") from None
-    _train_mode(model, boundary)
-    trained = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
-    return Trainable(model, trained, boundary, adapters)
-
-
-def _train_mode(model: CausalModel, boundary: int) -> None:
-    """Dropout, where a model has any, is for trained layers: frozen ones compute one fixed function."""
-    model.network.eval()
-    for layer in model.layers[boundary:]:
-        layer.train()
+        raise UserError(f"adapters do not fit this model: {' '.join(str(error).split())}") from None
 
 
 def _linear_maps(layer: nn.Module) -> list[str]:
     """Names of a decoder layer's linear maps: what adapters sit beside."""
     linear = (nn.Linear, Conv1D)  # not a mixture's experts, which transformers keeps in one tensor of three dimensions
     return sorted({name.rsplit(".", 1)[-1] for name, part in layer.named_modules() if isinstance(part, linear)})
-
-
-def _adapted_weights(network: nn.Module) -> list[str]:
-    return [name for name, _ in network.named_parameters() if ".base_layer." in name and name.endswith("weight")]

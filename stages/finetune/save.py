@@ -9,7 +9,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from stages.common.artifacts import read_json
 from stages.common.models.shards import INDEX, group_by_unit, share_file, write_index, write_unit
-from stages.finetune.methods import Trainable
+from stages.common.training.trainable import Trainable
 
 _WEIGHTS = {INDEX, "base.json"}
 

@@ -1,5 +1,6 @@
 """Trains once per learning rate of a method's grid and keeps the best on the validation split."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,20 @@ from stages.common.batches import Example
 from stages.common.boundary_cache.cache import BoundaryCache, CacheSettings
 from stages.common.boundary_cache.key import frozen_units
 from stages.common.boundary_cache.opened import Opened, print_opened
-from stages.common.cost import ModelShape, Technique
+from stages.common.cost import ModelShape
 from stages.common.freeze_plan import FreezePlan
 from stages.common.models.adapter import CausalModel, open_model
-from stages.common.params import Finetune, MethodName
+from stages.common.params import Finetune
 from stages.common.runtime import Runtime
-from stages.finetune.checkpoint import Training
-from stages.finetune.costs import Costs
-from stages.finetune.loop import train
-from stages.finetune.methods import METHODS, Trainable, make_trainable
-from stages.finetune.processes import ALONE, Processes
-from stages.finetune.validation import Split
+from stages.common.training.checkpoint import Training
+from stages.common.training.costs import Costs
+from stages.common.training.loop import train
+from stages.common.training.processes import ALONE, Processes
+from stages.common.training.trainable import Trainable
+from stages.common.training.validation import Split
+from stages.finetune.epochs import epochs_for_as_much
+from stages.finetune.methods import make_trainable
+from stages.finetune.scope import Scope, scope_of
 
 CACHE_BATCH_TOKENS: Final = 1024  # of a pass through the frozen layers
 
@@ -31,6 +35,7 @@ class Bench:
     """All that the candidates of a grid have in common.
 
     Attributes:
+        first_n: layers that the method ``first-n`` trains.
         shared: tokens of the beginning that all prompts share.
         unfinished: where training that was stopped is kept, to go on from.
         make_reader: gives what scores a model on the validation split.
@@ -39,9 +44,10 @@ class Bench:
 
     base: Path
     plan: FreezePlan
-    method: MethodName
+    method: str
     runtime: Runtime
     params: Finetune
+    first_n: int
     shape: ModelShape
     training: Sequence[Example]
     validation: Sequence[Example]
@@ -65,11 +71,15 @@ class Search:
     """What a grid came to.
 
     Attributes:
+        scope: what was trained.
+        epochs: of every candidate.
         best: lowest final validation loss.
         grid: every rate and its final validation loss.
         states: where the passes of training and validation began, by split; empty where nothing is frozen.
     """
 
+    scope: Scope
+    epochs: int
     best: Candidate
     grid: list[dict[str, float]]
     states: dict[str, Opened]
@@ -84,42 +94,47 @@ class Search:
 
 
 def best_of_grid(bench: Bench, seed: int) -> Search:
-    """Train at every rate of the grid; the lowest final validation loss wins (ties go to the smaller rate)."""
-    rates = sorted(bench.params.learning_rate[bench.method])
+    """Train at every rate of the grid; the lowest final validation loss wins (ties go to the smaller rate).
+
+    Raises:
+        UserError: the method cannot be trained here, or has no learning rate; says why.
+    """
+    scope = scope_of(bench.method, bench.plan, bench.params, seed, bench.first_n)
+    rates = bench.params.rates(bench.method, scope.boundary)
+    model = open_model(bench.base, bench.runtime.device)
+    states = _open_states(bench, model, scope, len(rates), seed) if scope.boundary else {}
+    costs = _costs(bench, scope, anew=bool(states) and states["training"].origin == "off")
+    epochs = _epochs(bench, scope, costs, seed)
     best: Candidate | None = None
     grid: list[dict[str, float]] = []
-    states: dict[str, Opened] = {}
-    for rate in rates:
-        candidate, states = _train_one(bench, rate, seed, states)
+    for number, rate in enumerate(rates):
+        model = open_model(bench.base, bench.runtime.device) if number else model
+        candidate = _train_one(bench, scope, model, states, costs, rate, seed, epochs)
         loss = candidate.training.curve[-1]["validation_loss"]
         grid.append({"rate": rate, "validation_loss": loss})
         if best is None or loss < best.training.curve[-1]["validation_loss"]:
             best = candidate
     assert best is not None, "a grid holds one rate at least"
-    return Search(best, grid, states)
+    return Search(scope, epochs, best, grid, states)
 
 
-def _train_one(bench: Bench, rate: float, seed: int, states: dict[str, Opened]) -> tuple[Candidate, dict[str, Opened]]:
-    """Train at one rate; ``states``: those of an earlier rate, where there was one."""
-    model = open_model(bench.base, bench.runtime.device)
-    trainable = make_trainable(model, bench.plan, bench.method, bench.params, seed)
-    if trainable.boundary and not states:
-        states = _open_states(bench, trainable)
-    starts = _starts(bench, trainable, states)
-    technique: Technique = "lora" if METHODS[bench.method].lora else "weights"
-    params, anew = bench.params, bool(states) and states["training"].origin == "off"
-    costs = Costs(
-        bench.shape,
-        trainable.boundary,
-        technique,
-        params.lora_rank,
-        frozen_anew=anew,
-        recompute=params.gradient_checkpointing,
-    )
+def _train_one(
+    bench: Bench,
+    scope: Scope,
+    model: CausalModel,
+    states: dict[str, Opened],
+    costs: Costs,
+    rate: float,
+    seed: int,
+    epochs: int,
+) -> Candidate:
+    """Train at one rate."""
+    steps = epochs * math.ceil(len(bench.training) / bench.params.batch_size)
+    trainable = make_trainable(model, bench.plan, scope, bench.params, seed, steps)
+    starts = _starts(bench, model, states)
     splits = [
         Split(examples, start) for examples, start in zip((bench.training, bench.validation), starts, strict=True)
     ]
-    what = f"{bench.method} at rate {rate:g}"
     training = train(
         trainable,
         bench.runtime,
@@ -130,37 +145,60 @@ def _train_one(bench: Bench, rate: float, seed: int, states: dict[str, Opened]) 
         bench.params,
         rate,
         seed,
-        what,
+        f"{bench.method} at rate {rate:g}",
         bench.unfinished / f"rate-{rate:g}.safetensors",
         bench.processes,
+        epochs,
     )
-    return Candidate(rate, trainable, training), states
+    return Candidate(rate, trainable, training)
 
 
-def _open_states(bench: Bench, trainable: Trainable) -> dict[str, Opened]:
-    """The frozen layers' states of both splits, for all rates of the grid."""
-    params, boundary = bench.params, trainable.boundary
+def _costs(bench: Bench, scope: Scope, *, anew: bool) -> Costs:
+    """What counts a method's operations; ``anew``: the frozen layers run for every batch."""
+    return Costs(
+        bench.shape,
+        scope.boundary,
+        "lora" if scope.lora else "weights",
+        bench.params.lora_rank,
+        frozen_anew=anew,
+        recompute=bench.params.gradient_checkpointing,
+        own_head_frozen=not scope.final,
+    )
+
+
+def _epochs(bench: Bench, scope: Scope, costs: Costs, seed: int) -> int:
+    """Those of the parameters, or with ``equal_compute`` as many as full fine-tuning's operations pay for."""
+    if not bench.params.equal_compute:
+        return bench.params.epochs
+    full = Costs(bench.shape, 0, "weights", bench.params.lora_rank, recompute=bench.params.gradient_checkpointing)
+    count = bench.processes.count
+    return epochs_for_as_much(full, costs, scope, bench.training, bench.shared, bench.params, seed, count)
+
+
+def _open_states(bench: Bench, model: CausalModel, scope: Scope, rates: int, seed: int) -> dict[str, Opened]:
+    """The frozen layers' states of both splits, for so many rates of a grid."""
+    params = bench.params
     cache = BoundaryCache(
         CacheSettings.of(params.cache, params.cache_folder, params.cache_gib),
-        trainable.model,
+        model,
         bench.runtime,
-        frozen_units(read_json(bench.base / "base.json")["shards"], boundary),
+        frozen_units(read_json(bench.base / "base.json")["shards"], scope.boundary),
         bench.shared,
         CACHE_BATCH_TOKENS,
         bench.processes if bench.processes.count > 1 else None,
     )
-    passes = params.epochs * len(params.learning_rate[bench.method])
+    points = params.epochs * params.evaluations_per_epoch
     opened = {
-        "training": cache.open(bench.training, passes),
-        "validation": cache.open(bench.validation, passes * params.evaluations_per_epoch),
+        "training": cache.open(bench.training, rates * _epochs(bench, scope, _costs(bench, scope, anew=False), seed)),
+        "validation": cache.open(bench.validation, rates * points),
     }
-    print_opened(boundary, opened)
+    print_opened(scope.boundary, opened)
     return opened
 
 
-def _starts(bench: Bench, trainable: Trainable, states: dict[str, Opened]) -> list[Start]:
+def _starts(bench: Bench, model: CausalModel, states: dict[str, Opened]) -> list[Start]:
     """Where training and validation passes begin: behind the frozen layers, if there are any."""
     if states:
-        return [states[split].start_for(trainable.model) for split in ("training", "validation")]
+        return [states[split].start_for(model) for split in ("training", "validation")]
     beginning = bench.training[0].prompt_ids[: bench.shared]
-    return [Embeddings.behind(trainable.model, beginning) for _ in range(2)]
+    return [Embeddings.behind(model, beginning) for _ in range(2)]

@@ -31,8 +31,8 @@ from typing import Final
 
 import numpy as np
 
+from stages.common.fitting.bootstrap import interval
 from stages.common.laws import POWER, Array
-from stages.fit.bootstrap import interval
 
 NAMES: Final = ("observed", "ratio", "local", "marginal")
 

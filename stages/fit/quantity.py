@@ -7,9 +7,9 @@ from typing import Any, Final
 import numpy as np
 
 from stages.common.artifacts import significant
+from stages.common.fitting.bootstrap import interval, resampled_means
 from stages.common.laws import Array
 from stages.common.params import Fit
-from stages.fit.bootstrap import interval, resampled_means
 from stages.fit.compare import Assessment, assess, choose, faults, verdict
 from stages.fit.gains import Gain, all_gains, local, next_reduction
 from stages.fit.rules import BASELINES, LAWS, POWER_RULE, Rule

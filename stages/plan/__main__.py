@@ -15,9 +15,12 @@ from stages.common.freeze_plan import Evidence as Hashes
 from stages.common.params import Finetune, Plan, Room
 from stages.plan import export
 from stages.plan.assemble import make_plan
-from stages.plan.evidence import Evidence, read_base, read_gains, read_law, read_sizes
+from stages.plan.evidence import Evidence, read_base, read_law, read_pilot, read_sizes
 from stages.plan.scale.command import main as scale
+from stages.plan.selectors import SELECTORS
+from stages.plan.selectors.choice import Selector
 from stages.plan.summary import print_summary
+from stages.plan.tables import read_gains, read_signals
 
 # Beside the stage itself: python -m stages.plan export …
 _COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], None]]] = {"export": export.main, "scale": scale}
@@ -42,11 +45,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     layers = base.shape.layers
     if layers < 3:
         raise UserError(f"{args.base}: a model of {layers} layers leaves no boundary to choose; take a deeper one")
-    law, gains = read_law(args.law, layers), read_gains(args.gains, layers)
+    law = read_law(args.law, layers)
+    signals = read_signals(args.signals, layers) if args.signals else {}
+    pilot = read_pilot(args.pilot, layers) if args.pilot else None
+    evidence = Evidence(layers, law.quantities, read_gains(args.gains, layers), signals=signals, pilot=pilot)
     hashes = Hashes(
-        law_sha256=sha256_file(args.law), gains_sha256=sha256_file(args.gains), trace_sha256=law.trace_sha256
+        law_sha256=sha256_file(args.law),
+        gains_sha256=sha256_file(args.gains),
+        trace_sha256=law.trace_sha256,
+        signals_sha256=sha256_file(args.signals) if args.signals else None,
+        pilot_sha256=sha256_file(args.pilot) if args.pilot else None,
     )
-    plan = make_plan(base, sizes, Evidence(layers, law.quantities, gains), params.plan, params.finetune, hashes)
+    plan = make_plan(base, sizes, evidence, params.plan, params.finetune, hashes)
     with replacing_folder(args.out) as folder:
         plan.save(folder / FILE_NAME)
     print_summary(plan, Console())
@@ -56,17 +66,27 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stages.plan",
         description="Choose which layers to freeze, and say why, how surely, and what every boundary would cost.",
-        epilog="example: python -m stages.plan --base data/base --prepared data/prepared "
-        "--law reports/scaling_law.json --gains reports/gains.csv --out data/plan; "
-        "beside it: python -m stages.plan export --help (the plan in other tools' words), "
-        "python -m stages.plan scale --help (what boundaries cost a model of published size)",
+        epilog="rules (plan.selector):\n"
+        + "".join(f"  {name:16}{_first_line(select)}\n" for name, select in SELECTORS.items())
+        + "\nexample: python -m stages.plan --base data/base --prepared data/prepared "
+        "--law reports/scaling_law.json\n  --gains reports/gains.csv --signals reports/signals.csv\n"
+        "  --pilot reports/pilot.json --out data/plan\n\n"
+        "beside the stage:\n  python -m stages.plan export --help  the plan in other tools' words\n"
+        "  python -m stages.plan scale --help   what boundaries cost a model of published size",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--base", type=Path, required=True, help="the base model's folder (its weights are not read)")
     parser.add_argument("--prepared", type=Path, required=True, help="the prepared data's folder (for its size)")
     parser.add_argument("--law", type=Path, required=True, help="the scaling laws")
     parser.add_argument("--gains", type=Path, required=True, help="the gain of every layer")
+    parser.add_argument("--signals", type=Path, help="what rival rules see, where it was measured")
+    parser.add_argument("--pilot", type=Path, help="what small fine-tunes predict, where there were any")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write the plan to")
     return parser
+
+
+def _first_line(select: Selector) -> str:
+    return (select.__doc__ or "").splitlines()[0]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from stages.plan.evidence import BaseFacts, Evidence, PreparedSizes
 from stages.plan.exports import exports
 from stages.plan.frontier import cost_model, frontier, within_budget
 from stages.plan.selectors import SELECTORS
-from stages.plan.selectors.choice import Choice, AbsentEvidenceError
+from stages.plan.selectors.choice import AbsentEvidenceError, Choice
 from stages.plan.selectors.salf import basis_of
 
 
@@ -86,8 +86,10 @@ def _boundaries(
 
 
 def _selected(choice: Choice) -> SelectedBoundary:
-    scores = choice.scores and [None if score is None else significant(score) for score in choice.scores]
-    return SelectedBoundary(boundary=choice.boundary, reason=choice.reason, scores=scores or None)
+    scores = None
+    if choice.scores is not None:
+        scores = [None if score is None else significant(score) for score in choice.scores]
+    return SelectedBoundary(boundary=choice.boundary, reason=choice.reason, scores=scores)
 
 
 def _planned_model(base: BaseFacts) -> PlannedModel:

@@ -1,12 +1,9 @@
 """What a plan rests on: the laws, the gains, the base model and the size of the training split."""
 
-import csv
-import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,7 +14,6 @@ from stages.common.freeze_plan import FrontierPoint
 from stages.common.params import GainName, Quantity
 
 Artifact = TypeVar("Artifact", bound=BaseModel)
-_COLUMNS = {"quantity", "gain", "layer", "value", "low", "high", "win_share", "embedding_step"}
 
 
 class Curve(BaseModel):
@@ -28,9 +24,11 @@ class Curve(BaseModel):
 
 
 class DepthLaw(BaseModel):
-    """One quantity over the spaces 0..L, and the laws fitted to it."""
+    """One quantity over the spaces 0..L, with its interval, and the laws fitted to it."""
 
     mean: list[float]
+    low: list[float]
+    high: list[float]
     laws: list[Curve]
     best: str | None
     fits: bool
@@ -65,9 +63,51 @@ class LayerGain:
     win_share: float
 
 
+# A value per space or layer, indexed by its number 0..L: NaN where the signal is not defined, as at 0 for a layer's.
+Signal = tuple[float, ...]
+
 # The layers that may be chosen, by what is gained and how it is counted: 2..L-1. Layer 1's gain is the embedding
 # step, and behind layer L no layer is left to train: that choice is the selector ``none``.
 Gains = Mapping[tuple[Quantity, GainName], tuple[LayerGain, ...]]
+
+
+class PredictedLoss(BaseModel):
+    """A boundary's validation loss as the pilots predict it.
+
+    Attributes:
+        low, high: interval of one fine-tune's loss.
+        excess: over the loss of the best boundary.
+        excess_error: standard error of that difference.
+    """
+
+    boundary: int
+    loss: float
+    low: float
+    high: float
+    excess: float
+    excess_error: float
+
+
+class PilotLaw(BaseModel):
+    """Whether a law predicted, in words too."""
+
+    holds: bool
+    verdict: str
+
+
+class PilotOperations(BaseModel):
+    """What the pilots cost; ``share`` of one full fine-tune's operations."""
+
+    share: float
+
+
+class PilotPrediction(BaseModel):
+    """``reports/pilot.json`` where pilots were run, as far as a plan reads it."""
+
+    layers: int
+    predictions: list[PredictedLoss]
+    law: PilotLaw
+    flops: PilotOperations
 
 
 @dataclass(frozen=True)
@@ -79,12 +119,16 @@ class Evidence:
         laws: one per traced quantity.
         gains: what every layer contributes.
         frontier: cost and remaining reduction of the boundaries 0..L.
+        signals: by name, a value per space or layer 0..L; NaN where the signal has none.
+        pilot: what small fine-tunes predict, where there were any.
     """
 
     layers: int
     laws: Mapping[Quantity, DepthLaw]
     gains: Gains
     frontier: Sequence[FrontierPoint] = ()
+    signals: Mapping[str, Signal] = field(default_factory=dict)
+    pilot: PilotPrediction | None = None
 
 
 class ParameterSizes(BaseModel):
@@ -199,36 +243,19 @@ def read_law(path: Path, layers: int) -> ScalingLaw:
     return law
 
 
-def read_gains(path: Path, layers: int) -> Gains:
-    """Read the gains of the layers that may be chosen out of 1..layers; undefined ones are left out.
+def read_pilot(path: Path, layers: int) -> PilotPrediction | None:
+    """Read what the pilots of a model of so many layers predict; ``None`` where none were run.
 
     Raises:
-        UserError: the file is missing or damaged, or of a deeper model.
+        UserError: the file is missing or damaged, or of another model.
     """
-    table: dict[tuple[Quantity, GainName], list[LayerGain]] = defaultdict(list)
-    with require(path, made_by="fit").open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := _COLUMNS - set(reader.fieldnames or ()):
-            raise UserError(f"{path}: no column {', '.join(sorted(missing))}; run again: dvc repro fit")
-        for row in reader:
-            if row["gain"] not in get_args(GainName) or row["quantity"] not in get_args(Quantity):
-                raise UserError(f"{path}: line {reader.line_num}: unknown gain {row['gain']} of {row['quantity']}")
-            gain = _layer_gain(row, f"{path}: line {reader.line_num}", layers)
-            eligible = row["embedding_step"].lower() != "true" and gain.layer < layers
-            if eligible and math.isfinite(gain.value):
-                table[row["quantity"], row["gain"]].append(gain)  # type: ignore[index]  # checked above
-    return {key: tuple(sorted(gains, key=lambda gain: gain.layer)) for key, gains in table.items()}
-
-
-def _layer_gain(row: Mapping[str, str], where: str, layers: int) -> LayerGain:
-    try:
-        value, low, high = (float(row[name] or "nan") for name in ("value", "low", "high"))
-        gain = LayerGain(int(row["layer"]), value, low, high, float(row["win_share"] or 0))
-    except ValueError as error:
-        raise UserError(f"{where}: {error}; run again: dvc repro fit") from None
-    if not 1 <= gain.layer <= layers:
-        raise UserError(f"{where}: layer {gain.layer}, the base model has {layers}; run again: dvc repro fit")
-    return gain
+    raw = read_json(require(path, made_by="pilot"))
+    if isinstance(raw, dict) and raw.get("enabled") is False:
+        return None
+    pilot = _checked(PilotPrediction, path, made_by="pilot")
+    if [row.boundary for row in pilot.predictions] != list(range(layers + 1)):
+        raise UserError(f"{path}: pilots of {pilot.layers} layers, the base model has {layers}; dvc repro pilot")
+    return pilot
 
 
 def _checked(kind: type[Artifact], path: Path, made_by: str) -> Artifact:

@@ -17,9 +17,11 @@ from stages.common.params import (
     Finetune,
     Fit,
     Model,
+    Pilot,
     Plan,
     Prepare,
     Room,
+    Signals,
     Trace,
 )
 from stages.report.answer import answer
@@ -40,6 +42,8 @@ class ReportRoom(Room):
     prepare: Prepare
     trace: Trace
     fit: Fit
+    signals: Signals
+    pilot: Pilot
     plan: Plan
     compare: Compare
     finetune: Finetune

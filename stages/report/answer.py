@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from stages.common.freeze_plan import FreezePlan
+from stages.common.method_names import frozen_by_name, method_of
 from stages.report.artifacts_in import Artifacts
 from stages.report.headline import Facts
 from stages.report.quality import Method, baselines, methods, plain_name
 from stages.report.wording import Interval, decimal, parameters, percent, seconds, size, span
-
-# Selectors that a method's scope follows; lora alone adapts every layer.
-_SCOPES: Final = {"salf": "salf", "salf+lora": "salf", "none": "none", "last-n": "last-n", "random": "random"}
-
 
 _MEANINGFUL_MATCH: Final = 0.05
 
@@ -97,9 +95,23 @@ def _measured_tiles(method: Method, full: Method) -> list[KeyFigure]:
 
 
 def _chosen(artifacts: Artifacts, compared: Mapping[str, Method]) -> Method | None:
-    """The method that follows the plan's selector; ``salf`` where that is full fine-tuning itself."""
-    preference = [artifacts.plan.selector, "salf", "salf+lora", *_SCOPES]
-    return next((compared[name] for name in preference if name != "full" and name in compared), None)
+    """The method that follows the plan's selector, else one with its boundary, else ``salf``, else the nearest."""
+    plan = artifacts.plan
+    found = {name: boundary for name in compared if (boundary := _boundary_of(plan, name))}
+    preference = {name: rank for rank, name in enumerate((str(plan.selector), f"{plan.selector}+lora"))}
+
+    def rank(name: str) -> tuple[int, bool, bool, int, bool]:
+        method, distance = method_of(name), abs(found[name] - plan.boundary)
+        return preference.get(name, 2), distance > 0, method.scope != "salf", distance, method.lora
+
+    return compared[min(found, key=rank)] if found else None
+
+
+def _boundary_of(plan: FreezePlan, name: str) -> int | None:
+    """The last frozen layer of a method; ``None`` for one that says nothing about a boundary."""
+    scope = method_of(name).scope
+    chosen = {str(selector): found.boundary for selector, found in plan.boundaries.items()}
+    return chosen.get(scope, frozen_by_name(scope))
 
 
 def _facts(
@@ -110,13 +122,14 @@ def _facts(
     metric: str,
 ) -> Facts:
     plan = artifacts.plan
-    scope = _SCOPES.get(method.name) if method else None
-    boundary = {str(k): v.boundary for k, v in plan.boundaries.items()}.get(scope or plan.selector, plan.boundary)
+    boundary = (_boundary_of(plan, method.name) if method else None) or plan.boundary
+    measured = {_boundary_of(plan, name) for name in (artifacts.metrics or {}).get("methods", {})}
     scores = method.scores.get(metric) if method else None
     law = (artifacts.law or {}).get("quantities", {}).get(plan.quantity)
     return Facts(
         layers=plan.model.layers,
         boundary=boundary,
+        unmeasured_plan=plan.boundary if method and plan.boundary not in measured else None,
         metric=plain_name(metric),
         partial=scores,
         full=full.scores.get(metric) if full else None,

@@ -8,11 +8,13 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from stages.report.grid import grid_of, labels_of, numbers_told, opacity
 from stages.report.palette import ACCENT, CARD, INK, MUTED, colour, marker
 from stages.report.svg import halo, panel, place_labels
 from stages.report.wording import Interval
 
 _KINDS: Final = ("o", "D", "s")  # marks of the kinds of cost
+_ROW: Final = 21  # height of a method's row, px
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,17 @@ class FrontierDot:
 def quality_cost(
     name: str, title: str, quality: str, methods: Sequence[Point], baselines: Mapping[str, float], height: int = 290
 ) -> str:
-    """Quality with its interval against the share of full fine-tuning's FLOPs; baselines as lines."""
+    """Quality with its interval against the share of full fine-tuning's FLOPs; baselines as lines.
+
+    Boundaries that were given by hand are a grid: they are joined in their order.
+    """
+    labels, at = labels_of([point.method for point in methods]), {point.method: point for point in methods}
+    grid = [at[method] for method in grid_of(list(at))]
 
     def paint(axes: Axes) -> None:
+        for left, right in pairwise(grid):
+            ends = [left.share, right.share], [left.quality.value, right.quality.value]
+            axes.plot(*ends, color=colour(left.method), lw=1.2)
         for point in methods:
             low, high = _errors(point.quality)
             axes.errorbar(
@@ -72,24 +82,25 @@ def quality_cost(
         strokes = [dot for p in methods for dot in _between([p.share] * 2, [p.quality.low, p.quality.high])]
         width = axes.get_xlim()[1]
         strokes += [dot for value in baselines.values() for dot in _between([0.0, width], [value, value])]
-        place_labels(axes, [(p.share, p.quality.value, p.method, colour(p.method)) for p in methods], strokes)
+        strokes += _between([p.share for p in grid], [p.quality.value for p in grid])
+        place_labels(axes, [(p.share, p.quality.value, labels[p.method], colour(p.method)) for p in methods], strokes)
 
     described = (
         f"A marker per method with the interval of its {quality}; horizontal dashed lines: "
-        f"{', '.join(baselines) or 'none'}."
+        f"{', '.join(baselines) or 'none'}.{numbers_told(labels)}"
     )
     return panel(name, title, described, paint, height)
 
 
-def cost_shares(name: str, title: str, shares: Mapping[str, Mapping[str, float]], height: int = 290) -> str:
+def cost_shares(name: str, title: str, shares: Mapping[str, Mapping[str, float]]) -> str:
     """What each method costs beside full fine-tuning: a row per method, a mark per kind of cost.
 
     Args:
         name: see :func:`stages.report.svg.panel`.
         title: see there.
         shares: method → kind of cost → share of full fine-tuning's.
-        height: see there.
     """
+    height = max(290, 110 + _ROW * len(shares))
     kinds = list(dict.fromkeys(kind for costs in shares.values() for kind in costs))
 
     def paint(axes: Axes) -> None:
@@ -118,12 +129,23 @@ def cost_shares(name: str, title: str, shares: Mapping[str, Mapping[str, float]]
 
 
 def learning_curves(name: str, title: str, quality: str, cost: str, lines: Sequence[Line], percent: bool) -> str:
-    """A validation measure against the compute spent so far, a line per run."""
+    """A validation measure against the compute spent so far, a line per run.
+
+    Of boundaries that were given by hand the deeper ones are paler.
+    """
+    labels = labels_of([line.method for line in lines])
+    solid = opacity([line.method for line in lines])
 
     def paint(axes: Axes) -> None:
         for line in lines:
             axes.plot(
-                line.costs, line.values, marker=marker(line.method), color=colour(line.method), markersize=5, lw=1.8
+                line.costs,
+                line.values,
+                marker=marker(line.method),
+                color=colour(line.method),
+                markersize=5,
+                lw=1.8,
+                alpha=solid[line.method],
             )
         axes.margins(x=0.06, y=0.14)
         right = axes.get_xlim()[1]
@@ -134,9 +156,11 @@ def learning_curves(name: str, title: str, quality: str, cost: str, lines: Seque
         axes.set_ylabel(quality)
         ends = {line.method: (line.costs[-1], line.values[-1]) for line in lines if line.costs}
         drawn = [dot for line in lines for dot in _between(line.costs, line.values)]
-        place_labels(axes, [(x, y, method, colour(method)) for method, (x, y) in ends.items()], drawn)
+        place_labels(axes, [(x, y, labels[method], colour(method)) for method, (x, y) in ends.items()], drawn)
 
-    described = f"{quality} against {cost}; a line per fine-tuned model, its method written at the end."
+    described = (
+        f"{quality} against {cost}; a line per fine-tuned model, its method written at the end.{numbers_told(labels)}"
+    )
     return panel(name, title, described, paint)
 
 

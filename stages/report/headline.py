@@ -25,10 +25,13 @@ class Facts:
     ``metric`` is ``accuracy``, ``exact match`` or ``loss`` (where lower is better); ``cost`` is the
     share of full fine-tuning's FLOPs, measured where ``partial`` was, else predicted by the plan;
     ``difference`` is partial minus full, with its paired interval where one was computed.
+    ``unmeasured_plan`` is the plan's own boundary, where ``boundary`` is that of another method for want
+    of one that follows the plan.
     """
 
     layers: int
     boundary: int
+    unmeasured_plan: int | None = None
     metric: str = "accuracy"
     partial: Interval | None = None
     full: Interval | None = None
@@ -114,6 +117,8 @@ def _trade(facts: Facts) -> str:
 
 
 def _verdict(facts: Facts, standing: Standing) -> str:
+    if facts.partial is None and facts.full is not None:
+        return "No method that freezes layers has been evaluated yet, so what this costs in quality is not known."
     if facts.partial is None:
         return "No fine-tuned model has been evaluated yet, so what this costs in quality is not known."
     measured = f"{facts.metric.capitalize()} {_with_span(facts.partial)}"
@@ -177,6 +182,11 @@ def _baseline_notes(facts: Facts) -> list[str]:
 
 def _certainty_notes(facts: Facts, standing: Standing) -> list[str]:
     notes = []
+    if facts.unmeasured_plan is not None:
+        notes.append(
+            f"These are the results of boundary {facts.boundary}: no method of this run follows the plan’s own, "
+            f"{facts.unmeasured_plan}."
+        )
     if standing not in ("unmeasured", "alone") and facts.seeds == 1:
         notes.append("One seed: how much the result varies from run to run was not measured.")
     if facts.law_fits is False:

@@ -9,6 +9,8 @@ their contrast with the ground is at least 3:1; the marker says the same a secon
 from dataclasses import dataclass
 from typing import Final
 
+from stages.common.method_names import frozen_by_name, method_of
+
 
 @dataclass(frozen=True)
 class Ink:
@@ -36,9 +38,22 @@ INKS: Final = _inks(
     ("last-n", "#876600", "#e6c34a"),
     ("none", "#6a4fb0", "#b7a3f2"),
     ("random", "#4d5a66", "#a9b7c4"),
+    ("freeze", "#7a5230", "#cfa57a"),
 )
 
-_MARKERS: Final = {"full": "o", "salf": "s", "lora": "^", "salf+lora": "D", "last-n": "v", "none": "P", "random": "X"}
+_MARKERS: Final = {
+    "full": "o",
+    "salf": "s",
+    "lora": "^",
+    "salf-lora": "D",
+    "last-n": "v",
+    "none": "P",
+    "random": "X",
+    "freeze": "h",
+    "freeze-lora": "H",
+    "first-n": "<",
+    "lisa": "*",
+}
 
 INK: Final = INKS["ink"].stand_in
 MUTED: Final = INKS["muted"].stand_in
@@ -48,20 +63,25 @@ ACCENT: Final = INKS["salf"].stand_in
 
 
 def variable(method: str) -> str:
-    """The CSS variable of a method; baselines and unknown methods are muted."""
-    name = method.replace("+", "-")
-    return INKS[name].variable if name in INKS else INKS["muted"].variable
+    """The CSS variable of a method; baselines and methods without a colour of their own are muted."""
+    return INKS.get(_kind(method), INKS["muted"]).variable
 
 
 def colour(method: str) -> str:
     """The stand-in colour of a method."""
-    name = method.replace("+", "-")
-    return INKS[name].stand_in if name in INKS else MUTED
+    return INKS.get(_kind(method), INKS["muted"]).stand_in
 
 
 def marker(method: str) -> str:
     """The matplotlib marker of a method."""
-    return _MARKERS.get(method, "o")
+    return _MARKERS.get(_kind(method), "o")
+
+
+def _kind(method: str) -> str:
+    """What methods of one colour have in common: all boundaries that were given by hand are of one kind."""
+    named = method_of(method)
+    scope = named.scope if frozen_by_name(named.scope) is None else "freeze"
+    return scope if not named.lora else "lora" if scope == "full" else f"{scope}-lora"
 
 
 def light() -> str:

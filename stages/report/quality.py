@@ -1,5 +1,6 @@
 """Quality and cost of the compared methods, and the learning curves behind them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -43,9 +44,9 @@ class Method:
 
 
 def methods(artifacts: Artifacts) -> list[Method]:
-    """The compared methods: full fine-tuning first, then in the order of the artifact's names."""
+    """The compared methods: full fine-tuning first, then by name, numbers in it as numbers."""
     table: Mapping[str, Any] = (artifacts.metrics or {}).get("methods", {})
-    names = sorted(table, key=lambda name: (name != "full", name))
+    names = sorted(table, key=lambda name: (name != "full", _by_number(name)))
     measured = _measured(artifacts)
     return [_method(name, table[name], measured.get(name, {})) for name in names]
 
@@ -113,6 +114,11 @@ def curves_section(artifacts: Artifacts) -> Section:
     else:
         section.sentences.append("No fine-tune has logged a validation curve yet.")
     return section
+
+
+def _by_number(name: str) -> list[str | int]:
+    """For sorting: ``freeze-8`` comes before ``freeze-15``."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _costs(compared: list[Method]) -> Figure:

@@ -92,7 +92,13 @@ def artifact(boundary=2, *, tied=True):
             "formula": "",
             "assumptions": [],
         },
-        "evidence": {"law_sha256": "a", "gains_sha256": "b", "trace_sha256": "c"},
+        "evidence": {
+            "law_sha256": "a",
+            "gains_sha256": "b",
+            "trace_sha256": "c",
+            "signals_sha256": None,
+            "pilot_sha256": None,
+        },
         "exports": {"peft": {}, "axolotl": [], "llama_factory": {}, "parameter_names": {"trained": []}, "notes": []},
     }
 
@@ -129,7 +135,10 @@ def test_a_training_step_changes_the_planned_parameters_and_no_other(tmp_path, b
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 
 
-@pytest.mark.parametrize(("scope", "first"), [("full", 1), ("last-n", 4), ("random", 2), ("none", None), (None, 3)])
+@pytest.mark.parametrize(
+    ("scope", "first"),
+    [("full", 1), ("last-n", 4), ("random", 2), ("none", None), ("freeze-1", 2), ("freeze-4", None), (None, 3)],
+)
 def test_a_scope_takes_another_selectors_boundary(tmp_path, scope, first):
     model = tiny()
     saved(tmp_path).apply(model, scope)
@@ -137,9 +146,17 @@ def test_a_scope_takes_another_selectors_boundary(tmp_path, scope, first):
     assert layers == (set() if first is None else set(range(first, LAYERS + 1)))
 
 
-def test_a_scope_without_evidence_says_what_that_takes(tmp_path):
-    with pytest.raises(UserError, match=r"no boundary of oracle: set plan\.oracle"):
-        saved(tmp_path).apply(tiny(), "oracle")
+@pytest.mark.parametrize(
+    ("scope", "message"),
+    [
+        ("oracle", r"no boundary of oracle: set plan\.oracle"),
+        ("freeze-5", "freeze-5: tiny has 4 layers; allowed: freeze-0 to freeze-4"),
+        ("last", "no boundary of last: an earlier version"),
+    ],
+)
+def test_a_scope_that_the_plan_has_no_boundary_of_says_what_it_takes(tmp_path, scope, message):
+    with pytest.raises(UserError, match=message):
+        saved(tmp_path).apply(tiny(), scope)
 
 
 def test_applying_again_releases_what_another_plan_froze(tmp_path):

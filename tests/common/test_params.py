@@ -38,7 +38,16 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
             "finetune.learning_rate.full.0 = -1.0: Input should be greater than 0",
         ),
         ({"compare__methods": ["full", "full"]}, "the same entry stands twice"),
-        ({"compare__methods": ["random"]}, "finetune.learning_rate has no entry for random"),
+        (
+            {"compare__methods": ["freeze-9"], "finetune__learning_rate": {"full": 1e-4}},
+            "finetune.learning_rate has no entry for freeze-9",
+        ),
+        (
+            {"compare__methods": ["salf", "freeze-x"]},
+            "compare.methods.1 = 'freeze-x': no such method; allowed: a selector",
+        ),
+        ({"compare__methods": ["lisa+lora"]}, "compare.methods.0 = 'lisa+lora': lisa trains weights, never adapters"),
+        ({"finetune__learning_rate": {"ful": 1e-4}}, "finetune.learning_rate.ful = 'ful': no such method"),
         ({"data__source": "hub"}, "source is hub, but name is null: set data.name"),
         ({"model__trust_remote_code": "yes"}, "model.trust_remote_code = 'yes': Input should be a valid boolean"),
         ({"nonsense": {}}, "nonsense: unknown parameter; known here: compare, data, device"),
@@ -51,6 +60,22 @@ def test_a_fault_names_the_key_the_value_and_what_is_allowed(tmp_path, changes, 
 def test_all_faults_are_named_at_once(tmp_path):
     text = fault(tmp_path, finetune__epochs=0, trace__space="cooked", evaluate__bootstrap=1)
     assert len(text.splitlines()) == 3
+
+
+def test_a_grid_of_boundaries_needs_no_rates_of_its_own(tmp_path):
+    methods = [*(f"freeze-{k}" for k in range(31)), "none", "random+lora", "freeze-3+lora", "first-n", "lisa"]
+    write_params(tmp_path, compare__methods=methods, finetune__learning_rate__salf=[3e-4, 1e-4])
+    finetune = load_params(tmp_path / "params.yaml").finetune
+    assert finetune.rates("freeze-12", 12) == finetune.rates("none", 30) == [1e-4, 3e-4]
+    assert finetune.rates("freeze-0", 0) == finetune.rates("lisa", 0) == [1e-4]
+    assert finetune.rates("random+lora", 4) == [1e-3]
+
+
+def test_a_rate_that_only_the_plan_shows_to_be_missing_is_named(tmp_path):
+    write_params(tmp_path, compare__methods=["random"], finetune__learning_rate={"salf": 1e-4})
+    finetune = load_params(tmp_path / "params.yaml").finetune
+    with pytest.raises(UserError, match=r"no entry for random \(boundary 0\)"):
+        finetune.rates("random", 0)
 
 
 def test_a_missing_file_and_broken_yaml_are_named(tmp_path):

@@ -8,14 +8,16 @@ from transformers import AutoModelForCausalLM
 
 from stages.common.answers import Embeddings, training_logits
 from stages.common.batches import Batch, Example
+from stages.common.command import UserError
 from stages.common.freeze_plan import FreezePlan
 from stages.common.models.adapter import CausalModel, open_model
 from stages.common.models.families import family_of
 from stages.common.models.shards import group_by_unit, shard_hashes, write_index, write_unit
 from stages.finetune.methods import make_trainable
 from stages.finetune.save import save_model
+from stages.finetune.scope import scope_of
 from tests.common.test_freeze_plan import LAYERS, artifact, tiny
-from tests.finetune.tiny_training import SHARED, params, run, start_of
+from tests.common.training.tiny_training import SHARED, params, run, start_of
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -43,13 +45,16 @@ def write_base(folder, *, tied):
     return folder
 
 
-def trained_and_saved(tmp_path, examples, method, *, tied, boundary):
+def trained_and_saved(tmp_path, examples, method, *, tied, boundary, first_n=2):
     base, folder = write_base(tmp_path / "base", tied=tied), tmp_path / "tuned"
     plan = FreezePlan.model_validate(artifact(boundary, tied=tied))
-    made = make_trainable(open_model(base, torch.device("cpu")), plan, method, params(), seed=1)
-    run(made, examples, start_of(made, examples), params())
+    settings = params(lisa_layers=1, lisa_steps=2)  # four steps: two draws
+    scope = scope_of(method, plan, settings, seed=5, first_n=first_n)
+    made = make_trainable(open_model(base, torch.device("cpu")), plan, scope, settings, seed=1, steps=4)
+    run(made, examples, start_of(made, examples), settings)
     folder.mkdir()
     rewritten = save_model(made, base, folder)
+    assert rewritten == scope.units(steps=4)
     return base, folder, made, rewritten
 
 
@@ -73,6 +78,53 @@ def test_what_trains_of_embedding_and_head(tmp_path, examples, method, boundary,
         torch.testing.assert_close(after(ids).logits, made.model.network(ids).logits, rtol=1e-4, atol=1e-5)
 
 
+def changed_shards(base, folder):
+    before, after = shard_hashes(base), shard_hashes(folder)
+    return [name.removesuffix(".safetensors") for name in after if after[name] != before[name]]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("method", "changed"),
+    [
+        ("freeze-1", ["layer-02", "layer-03", "layer-04", "final"]),
+        ("freeze-4", ["final"]),
+        ("freeze-2+lora", ["layer-03", "layer-04"]),
+        ("full+lora", ["layer-01", "layer-02", "layer-03", "layer-04"]),
+        ("first-n", ["embedding", "layer-01", "layer-02"]),
+        ("lisa", ["embedding", "layer-01", "layer-03", "final"]),
+    ],
+)
+def test_every_method_changes_the_shards_that_it_names_and_no_other(tmp_path, examples, method, changed, tied):
+    """By the files' hashes. The tied head goes with the embedding, one of its own with the final norm."""
+    base, folder, made, rewritten = trained_and_saved(tmp_path, examples, method, tied=tied, boundary=3)
+    assert sorted(changed_shards(base, folder)) == sorted(rewritten) == sorted(changed)
+    weights = {id(parameter): name for name, parameter in made.model.network.named_parameters()}
+    if made.adapters is None:
+        assert made.count == sum(parameter.numel() for parameter in made.parameters)
+        units = {made.model.family.unit_of(weights[id(parameter)], LAYERS) for parameter in made.parameters}
+        assert units == set(changed)
+
+
+def test_the_first_layers_are_at_most_all_layers(tmp_path, examples):
+    base, folder, _, rewritten = trained_and_saved(tmp_path, examples, "first-n", tied=True, boundary=2, first_n=9)
+    assert rewritten == ["embedding", "layer-01", "layer-02", "layer-03", "layer-04"]
+    assert sorted(changed_shards(base, folder)) == rewritten
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("freeze-5", {}, "allowed: freeze-0 to freeze-4"),
+        ("none+lora", {}, "nothing is left to adapt"),
+        ("lisa", {"lisa_layers": 5}, r"finetune\.lisa_layers = 5: the model has 4 layers"),
+    ],
+)
+def test_a_method_that_the_model_has_no_layers_for_is_one_line(method, settings, message):
+    with pytest.raises(UserError, match=message):
+        scope_of(method, FreezePlan.model_validate(artifact()), params(**settings), seed=1, first_n=1)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_tied_head_is_saved_once_and_frozen_shards_keep_their_bytes(tmp_path, examples, tied):
     base, folder, _, rewritten = trained_and_saved(tmp_path, examples, "salf", tied=tied, boundary=2)
@@ -80,8 +132,7 @@ def test_a_tied_head_is_saved_once_and_frozen_shards_keep_their_bytes(tmp_path, 
     assert (HEAD in stored) != tied
     assert stored[EMBEDDING] == "embedding.safetensors"
     assert rewritten == ["layer-03", "layer-04", "final"]
-    before, after = shard_hashes(base), shard_hashes(folder)
-    assert {name.removesuffix(".safetensors") for name in after if after[name] != before[name]} == set(rewritten)
+    assert set(changed_shards(base, folder)) == set(rewritten)
 
 
 def test_a_tied_matrix_gets_the_gradients_of_both_its_uses(examples):

@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.finetune.processes import ALONE
+from stages.common.training.draws import LayerDraws
+from stages.common.training.processes import ALONE
 from tests.common.boundary_cache.tiny_task import Task
+from tests.common.training.tiny_training import made_examples, params, run, start_of, trainable, weights
 from tests.conftest import PROJECT
-from tests.finetune.tiny_training import made_examples, params, run, start_of, trainable, weights
 
 OURS = "from stages.finetune.launch import launch; launch('tests.finetune.worker', sys.argv[1:], 2)"
 LAUNCHERS = {
@@ -43,14 +44,14 @@ def finish(process):
     return process.returncode, out, said
 
 
-def alone(settings, boundary=2, **options):
-    made, examples = trainable(boundary), made_examples()
+def alone(settings, boundary=2, draws=None, **options):
+    made, examples = trainable(boundary, draws=draws), made_examples()
     return made, run(made, examples, start_of(made, examples), settings, **options)
 
 
-def assert_as_one(folder, boundary=2, **changes):
+def assert_as_one(folder, boundary=2, draws=None, **changes):
     """Stated tolerance: losses to 1e-4, weights to 2e-4 after six steps of AdamW at rate 0.01."""
-    made, done = alone(params(**changes), boundary)
+    made, done = alone(params(**changes), boundary, draws)
     first, second = (load_file(folder / f"weights-{rank}.safetensors") for rank in range(2))
     record = json.loads((folder / "record-0.json").read_text())
     assert record == json.loads((folder / "record-1.json").read_text())
@@ -78,6 +79,14 @@ def test_two_processes_give_what_one_gives(tmp_path, launcher, boundary, changes
     assert status == 0, said
     assert out.splitlines() == ["process 0 of 2"]  # the main one alone speaks
     assert_as_one(tmp_path, boundary, **changes)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_same_layers_and_add_up_their_gradients_alone(tmp_path):
+    drawn = [4, 1, 2, 3]
+    status, _, said = finish(start(tmp_path, boundary=0, draws=drawn))
+    assert status == 0, said
+    assert_as_one(tmp_path, 0, LayerDraws(*drawn))
 
 
 @pytest.mark.slow

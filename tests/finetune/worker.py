@@ -1,7 +1,7 @@
 """One of several processes that train a tiny model together; started by the tests through a launcher.
 
-``python -m tests.finetune.worker FOLDER SETTINGS``: SETTINGS is JSON: boundary, params, and a fault
-to meet; or ``open``, the modes in which to open boundary states instead.
+``python -m tests.finetune.worker FOLDER SETTINGS``: SETTINGS is JSON: boundary, params, draws of layers, and a
+fault to meet; or ``open``, the modes in which to open boundary states instead.
 """
 
 import json
@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 
 from stages.common.boundary_cache.folder import CacheFolder, DiskRates
 from stages.common.command import UserError, exit_code
+from stages.common.training.draws import LayerDraws
+from stages.common.training.processes import Processes, joined
+from stages.common.training.step import Stepper
 from stages.finetune.launch import end_with_launcher
-from stages.finetune.processes import Processes, joined
-from stages.finetune.step import Stepper
 from tests.common.boundary_cache.tiny_task import Task
-from tests.finetune.tiny_training import made_examples, params, run, start_of, trainable, weights
+from tests.common.training.tiny_training import made_examples, params, run, start_of, trainable, weights
 
 FAULT_AT_STEP = 3
 
@@ -34,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
             _open(folder, settings["open"], processes)
             return
         _meet(settings.get("fault"), processes.rank)
-        made, examples = trainable(settings["boundary"]), made_examples()
+        draws = LayerDraws(*settings["draws"]) if "draws" in settings else None
+        made, examples = trainable(settings["boundary"], draws=draws), made_examples()
         checkpoint = folder / "checkpoint.safetensors" if settings.get("checkpoint") else None
         done = run(
             made,

@@ -24,6 +24,12 @@ CASES = [
         PLANE,
         lambda x: 1.8 + 480.0 / x[:, 0] ** 0.35 + 2000.0 / x[:, 1] ** 0.37,
     ),
+    (
+        laws.JOINT,
+        [0.9, 40.0, 0.12, 0.08],
+        PLANE,
+        lambda x: 0.9 + 40.0 / (x[:, 0] ** 0.12 * x[:, 1] ** 0.08),
+    ),
 ]
 each_law = pytest.mark.parametrize(("law", "natural", "x", "closed_form"), CASES, ids=[c[0].name for c in CASES])
 

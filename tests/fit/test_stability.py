@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import norm
 
-from stages.fit.bootstrap import resampled_means
+from stages.common.fitting.bootstrap import resampled_means
 from stages.fit.gains import observed, win_shares
 from stages.fit.stability import STABLE, artifact, named, stabilities
 

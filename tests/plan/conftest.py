@@ -82,6 +82,8 @@ def write_law(path: Path, *, fits: bool = True, quantities: tuple[str, ...] = ("
     laws = {
         name: {
             "mean": means[name],
+            "low": [0.98 * x for x in means[name]],
+            "high": [1.02 * x for x in means[name]],
             "best": "power_tail",
             "fits": fits,
             "verdict": "a power law holds from layer 3 on." if fits else "no law fits.",
@@ -105,6 +107,16 @@ def write_gains(path: Path, *, only: tuple[str, ...] = ("deviation", "loss")) ->
     return path
 
 
+def write_signals(path: Path, **signals: list[float | None]) -> Path:
+    """The table of signals by space 0..L (7 values) or layer 1..L (6 values), as stage ``signals`` writes it."""
+    rows = ["signal,layer,value"]
+    for name, values in signals.items():
+        numbered = enumerate(values, start=LAYERS + 1 - len(values))
+        rows += [f"{name.replace('_', '-')},{number},{'' if v is None else v}" for number, v in numbered]
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
 class Workspace:
     """A folder with everything that the stage reads; ``plan(...)`` changes parameters and runs it."""
 
@@ -114,6 +126,7 @@ class Workspace:
         self.prepared = write_prepared(root / "prepared")
         self.law = write_law(root / "law.json")
         self.gains = write_gains(root / "gains.csv")
+        self.signals = write_signals(root / "signals.csv")
         self.out = root / "out" / "plan"
 
     def untie(self) -> None:
@@ -125,8 +138,11 @@ class Workspace:
     def rewrite_gains(self, **options: object) -> None:
         write_gains(self.gains, **options)
 
+    def rewrite_signals(self, **signals: list[float | None]) -> None:
+        write_signals(self.signals, **signals)
+
     def argv(self) -> list[str]:
-        names = ("base", "prepared", "law", "gains", "out")
+        names = ("base", "prepared", "law", "gains", "signals", "out")
         return [part for name in names for part in (f"--{name}", str(getattr(self, name)))]
 
     def plan(self, **params: object) -> FreezePlan:
@@ -137,7 +153,7 @@ class Workspace:
     def set(self, **plan: object) -> None:
         params = shipped_params()
         defaults = {"selector": "salf", "quantity": "deviation", "gain": "observed", "budget": 1.0, "last_n": 2}
-        defaults |= {"oracle": None}
+        defaults |= {"oracle": None, "tolerance": 1.0, "first_n": 2}
         changed = {**params, "plan": {**defaults, "seed": 1, **plan}}
         (self.root / "params.yaml").write_text(json.dumps(changed))  # JSON is YAML, and quicker to read
 

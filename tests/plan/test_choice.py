@@ -1,11 +1,12 @@
 """Which boundary is chosen, why and how surely: the stage from its files to its plan."""
 
 from collections import Counter
+from typing import get_args
 
 import pytest
 
 from stages.common.command import UserError
-from stages.common.params import Plan
+from stages.common.params import Plan, SelectorName
 from stages.plan.evidence import Evidence
 from stages.plan.selectors import SELECTORS
 
@@ -17,6 +18,8 @@ def params(**changes):
         "gain": "observed",
         "budget": 1.0,
         "last_n": 2,
+        "first_n": 2,
+        "tolerance": 1.0,
         "oracle": None,
         "seed": 1,
     }
@@ -87,9 +90,11 @@ def test_fixed_rules(workspace, selector, boundary):
     assert plan.runners_up == []
 
 
-def test_every_plan_holds_the_boundary_of_every_selector(workspace):
-    plans = [workspace.plan(selector=name) for name in SELECTORS]
+def test_every_plan_holds_the_boundary_of_every_selector_that_has_evidence(workspace):
+    rules = ["salf", "full", "none", "last-n", "random", "budget", "tolerance"]
+    plans = [workspace.plan(selector=name) for name in rules]
     assert all(plan.boundaries == plans[0].boundaries for plan in plans)
+    assert set(plans[0].boundaries) | set(plans[0].absent) == set(SELECTORS) == set(get_args(SelectorName))
     assert all(plan.boundary == plan.boundary_of(plan.selector) for plan in plans)
 
 

@@ -12,7 +12,9 @@ from rich.console import Console
 
 from stages.common.artifacts import sha256_file
 from stages.common.command import UserError
-from stages.common.freeze_plan import SCHEMA_FILE
+from stages.common.freeze_plan import SCHEMA_FILE, FreezePlan
+from stages.plan.__main__ import main
+from stages.plan.selectors import SELECTORS
 from stages.plan.summary import print_summary
 
 PROJECT = Path(__file__).parents[2]
@@ -24,6 +26,7 @@ def test_the_artifact_obeys_its_published_schema_and_names_its_evidence(workspac
     jsonschema.validate(artifact, json.loads(SCHEMA_FILE.read_text()))
     assert plan.evidence.law_sha256 == sha256_file(workspace.law)
     assert plan.evidence.gains_sha256 == sha256_file(workspace.gains)
+    assert plan.evidence.signals_sha256 == sha256_file(workspace.signals)
     assert plan.evidence.trace_sha256 == "cd" * 32
     assert [p.name for p in workspace.out.iterdir()] == ["freeze_plan.json"]
 
@@ -51,6 +54,10 @@ def test_no_torch_is_imported():
         (lambda w: w.gains.write_text(w.gains.read_text().replace("0.12", "x")), "could not convert"),
         (lambda w: w.gains.write_text(w.gains.read_text().replace("observed,5", "observed,9")), "layer 9"),
         (lambda w: w.gains.write_text(w.gains.read_text().replace("ratio", "best")), "unknown gain best"),
+        (lambda w: w.signals.unlink(), r"signals\.csv: no such file.*dvc repro signals"),
+        (lambda w: w.signals.write_text("signal,value\n"), "no column layer"),
+        (lambda w: w.signals.write_text("signal,layer,value\nprobe,1,x\n"), r"signals\.csv: line 2: could not convert"),
+        (lambda w: w.rewrite_signals(probe=[0.5] * 5), "probe is not about 6 layers; run again: dvc repro signals"),
         (lambda w: (w.prepared / "meta.json").unlink(), r"meta\.json: .*dvc repro prepare"),
         (lambda w: (w.prepared / "meta.json").write_text('{"splits": {}, "shared_prefix_tokens": 0}'), "no training"),
         (lambda w: (w.base / "config.json").unlink(), "dvc repro base"),
@@ -71,6 +78,25 @@ def test_a_trace_of_another_model_is_refused(workspace):
     (workspace.base / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 8}))
     with pytest.raises(UserError, match="traced 6 layers, the base model has 8"):
         workspace.plan()
+
+
+def test_the_help_lists_every_rule_with_a_line(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    described = {words[0]: words[1] for words in lines if len(words) == 2}
+    assert set(SELECTORS) <= set(described)
+    assert all(described[name].endswith(".") for name in SELECTORS)
+
+
+def test_without_signals_a_plan_says_so(workspace):
+    argv = workspace.argv()
+    del argv[argv.index("--signals") : argv.index("--signals") + 2]
+    workspace.set()
+    main(argv)
+    plan = FreezePlan.load(workspace.out)
+    assert plan.evidence.signals_sha256 is None
+    assert "add probe to signals.kinds" in plan.absent["probe"]
 
 
 def test_a_model_of_one_layer_has_nothing_to_choose(workspace):

@@ -71,6 +71,8 @@ class Chain:
         return [*options, "--params", str(PARAMS), *more]
 
 
+# Boundaries given by hand, that of the plan not among them; quality falls from layer 15 on.
+GRID = {f"freeze-{k}": 0.55 - 0.004 * max(0, k - 15) for k in (0, 4, 8, 12, 15, 18, 20, 23, 26, 30)}
 OUTCOMES = {
     "good": {},
     "worse": {
@@ -82,6 +84,7 @@ OUTCOMES = {
     "free": {"task": "free", "seeds": (1,)},
     "single": {"accuracy": {"salf": 0.54}, "seeds": (1,)},
     "no-runs": {"runs": False},
+    "grid": {"accuracy": {"full": 0.55, **GRID, "first-n": 0.46, "lisa": 0.54}},
 }
 
 
@@ -370,6 +373,8 @@ def _plan(root: Path, outcome: Outcome) -> None:
             "law_sha256": sha256_file(root / "reports/scaling_law.json"),
             "gains_sha256": sha256_file(root / "reports/gains.csv"),
             "trace_sha256": sha256_folder(root / "data/traces"),
+            "signals_sha256": None,
+            "pilot_sha256": None,
         },
         "exports": {
             "peft": {
@@ -391,6 +396,13 @@ COST = {
     "salf": (0.314, 31_860_576, 0.48, 1_500),
     "lora": (0.68, 2_442_240, 1.4, 2_700),
     "salf+lora": (0.24, 732_672, 0.41, 1_150),
+    "first-n": (0.75, 56_631_552, 1.7, 3_100),
+    "lisa": (0.71, 106_000_000, 1.6, 2_200),
+    **{
+        name: (1 - 0.033 * k, 134_515_008 - 3_540_000 * k, 1.9 - 0.06 * k, 3_900 - 100 * k)
+        for name in GRID
+        for k in [int(name.removeprefix("freeze-"))]
+    },
 }
 
 

@@ -78,6 +78,17 @@ def test_a_plan_without_runs_predicts_cost_and_admits_that_quality_is_unknown() 
     assert "not known" in said.verdict
 
 
+def test_full_fine_tuning_alone_says_nothing_about_freezing() -> None:
+    said = headline(facts(partial=None, difference=None))
+    assert said.verdict.startswith("No method that freezes layers has been evaluated yet")
+
+
+def test_another_methods_results_are_called_so() -> None:
+    notes = headline(facts(boundary=15, unmeasured_plan=21)).notes
+    assert "These are the results of boundary 15: no method of this run follows the plan’s own, 21." in notes
+    assert not any("results of boundary" in note for note in headline(facts()).notes)
+
+
 def test_without_full_fine_tuning_nothing_is_compared() -> None:
     said = headline(facts(full=None, difference=None, cost=None))
     assert said.title == "Train layers 22–30 of 30: accuracy 0.540, full fine-tuning not run"

@@ -57,7 +57,7 @@ class Reader(HTMLParser):
             self._rows[-1][-1] = (text + data, value)
 
 
-OUTCOMES = ("good", "worse", "no-law", "free", "single", "no-runs")
+OUTCOMES = ("good", "worse", "no-law", "free", "single", "no-runs", "grid")
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
@@ -120,6 +120,22 @@ def test_the_key_table_says_what_the_artifacts_say(pages: dict) -> None:
     assert rows["salf"][9] == 1500 * 2**20
 
 
+def test_a_grid_of_boundaries_reads_in_their_order_and_is_told_by_its_numbers(pages: dict) -> None:
+    chain, text = pages["grid"]
+    names = [row[0][0].strip() for row in Reader(text).tables["methods"][1:]]
+    grid = [f"freeze-{k}" for k in (0, 4, 8, 12, 15, 18, 20, 23, 26, 30)]
+    assert names[:13] == ["full", "first-n", *grid, "lisa"]
+    figure = ET.parse(chain.root / "reports/figures/fig-quality.svg").getroot()
+    space = {"s": "http://www.w3.org/2000/svg"}
+    written = [t.text for t in figure.iterfind(".//s:text", space)]
+    for label in ["full", "first-n", "lisa", *(name.removeprefix("freeze-") for name in grid)]:
+        assert label in written
+    described = figure.findtext("s:desc", namespaces=space)
+    assert "last frozen layer of a boundary given by hand: 0, 4, 8, 12, 15, 18, 20, 23, 26, 30." in described
+    rows = ET.parse(chain.root / "reports/figures/fig-shares.svg").getroot()
+    assert float(rows.attrib["height"]) > float(figure.attrib["height"])
+
+
 def test_the_stability_of_the_named_layer_is_told_where_it_is_known(pages: dict) -> None:
     _, text = pages["good"]
     rows = [[cell for cell, _ in row] for row in Reader(text).tables["stability"][1:]]
@@ -149,6 +165,8 @@ def test_the_frontier_table_has_every_boundary(pages: dict) -> None:
         ("no-law", "No losses were traced"),
         ("no-runs", "No fine-tuned model has been evaluated yet"),
         ("no-runs", "No predictions have been written yet"),
+        ("grid", "Train layers 21–30 of 30: 96 % of full fine-tuning’s accuracy for 34 % of its compute"),
+        ("grid", "These are the results of boundary 20: no method of this run follows the plan’s own, 21."),
         ("good", "dequantised from 4-bit GGUF weights"),
         ("good", "17 near-duplicate of another split"),
         ("good", "41 names the library itself"),

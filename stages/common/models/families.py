@@ -51,12 +51,17 @@ class Family:
             return "embedding"
         if parameter.startswith(f"{self.layers}."):
             index = int(parameter.removeprefix(f"{self.layers}.").split(".", 1)[0])
-            return f"layer-{index + 1:0{max(2, len(str(layers)))}d}"
+            return layer_unit(index + 1, layers)
         return "final"
 
     def before_layers(self, parameter: str) -> bool:
         """Whether a parameter makes space 0."""
         return any(parameter.startswith(f"{part}.") for part in (self.embedding, *self.inputs))
+
+
+def layer_unit(number: int, layers: int) -> str:
+    """The shard of a layer, from 1, of so many: ``layer-07``."""
+    return f"layer-{number:0{max(2, len(str(layers)))}d}"
 
 
 _LLAMA: Final = Family(embedding="model.embed_tokens", layers="model.layers", norm="model.norm", packed=True)

@@ -7,19 +7,37 @@ from collections.abc import Mapping
 from typing import Final
 
 from stages.common.params import SelectorName
+from stages.plan.selectors.block_influence import block_influence
+from stages.plan.selectors.budget import budget
 from stages.plan.selectors.choice import Selector
 from stages.plan.selectors.draw import draw
+from stages.plan.selectors.first_n import first_n
 from stages.plan.selectors.full import full
+from stages.plan.selectors.grad_norm import grad_norm
 from stages.plan.selectors.last_n import last_n
 from stages.plan.selectors.none import none
 from stages.plan.selectors.oracle import oracle
+from stages.plan.selectors.pilot import pilot
+from stages.plan.selectors.probe import probe
 from stages.plan.selectors.salf import salf
+from stages.plan.selectors.spectrum import spectrum
+from stages.plan.selectors.tolerance import tolerance
+from stages.plan.selectors.variability import variability
 
 SELECTORS: Final[Mapping[SelectorName, Selector]] = {
     "salf": salf,
     "full": full,
     "none": none,
     "last-n": last_n,
+    "first-n": first_n,
     "random": draw,
+    "budget": budget,
+    "tolerance": tolerance,
+    "pilot": pilot,
+    "probe": probe,
+    "block-influence": block_influence,
+    "variability": variability,
+    "grad-norm": grad_norm,
+    "spectrum": spectrum,
     "oracle": oracle,
 }

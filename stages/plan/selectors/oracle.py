@@ -3,7 +3,7 @@
 from stages.common.command import UserError
 from stages.common.params import Plan
 from stages.plan.evidence import Evidence
-from stages.plan.selectors.choice import Choice, AbsentEvidenceError
+from stages.plan.selectors.choice import AbsentEvidenceError, Choice
 
 
 def oracle(evidence: Evidence, params: Plan) -> Choice:

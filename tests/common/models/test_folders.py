@@ -12,7 +12,7 @@ from stages.base.__main__ import main as bring_base
 from stages.common.models.adapter import open_model
 from stages.common.models.families import FAMILIES
 from stages.common.models.shards import shard_hashes
-from stages.finetune.methods import Trainable
+from stages.common.training.trainable import Trainable
 from stages.finetune.save import save_model
 from tests.common.models.tiny import save_tiny
 from tests.conftest import write_params

@@ -235,7 +235,7 @@ def write_base(folder: Path) -> None:
     (folder / "base.json").write_text('{"name": "toy"}')
 
 
-def write_fine_tune(folder: Path, base: Path, boundary: int, lora: bool, changed: list[str]) -> None:
+def write_fine_tune(folder: Path, base: Path, changed: list[str]) -> None:
     folder.mkdir(parents=True)
     for shard in base.glob("*.safetensors"):
         if shard.stem in changed:
@@ -243,27 +243,36 @@ def write_fine_tune(folder: Path, base: Path, boundary: int, lora: bool, changed
         else:
             share_file(shard, folder / shard.name)
     (folder / "config.json").write_text("{}")
-    run = {"boundary": boundary, "lora": lora, "changed_units": changed, "shards": shard_hashes(folder)}
+    run = {"trained_units": changed, "changed_units": changed, "shards": shard_hashes(folder)}
     (folder / "run.json").write_text(json.dumps(run))
 
 
 @pytest.mark.parametrize(
-    ("boundary", "lora", "changed"),
+    "changed",
     [
-        (2, False, ["layer-03", "final"]),
-        (0, False, ["embedding", "layer-01", "layer-02", "layer-03", "final"]),
-        (0, True, ["layer-01", "layer-02", "layer-03"]),
-        (1, True, ["layer-02", "layer-03"]),
-        (3, False, ["final"]),
+        ["layer-03", "final"],
+        ["embedding", "layer-01", "layer-02", "layer-03", "final"],
+        ["layer-02", "layer-03"],  # adapters
+        ["embedding", "layer-01", "layer-02"],  # the first layers
+        ["embedding", "layer-01", "layer-03", "final"],  # layers that were drawn
+        ["final"],
     ],
 )
-def test_frozen_shards_are_the_bases_and_trained_ones_are_not(tmp_path, boundary, lora, changed):
+def test_frozen_shards_are_the_bases_and_trained_ones_are_not(tmp_path, changed):
     write_base(tmp_path / "base")
-    write_fine_tune(tmp_path / "model", tmp_path / "base", boundary, lora, changed)
+    write_fine_tune(tmp_path / "model", tmp_path / "base", changed)
     for unit in ["embedding", "layer-01", "layer-02", "layer-03", "final"]:
         files = [tmp_path / folder / f"{unit}.safetensors" for folder in ("base", "model")]
         assert subprocess.run(["cmp", "--silent", *files]).returncode == (unit in changed)
     assert check_shards(tmp_path / "model", tmp_path / "base", Hasher()) == []
+
+
+def test_a_record_that_does_not_say_what_trained_proves_nothing(tmp_path):
+    write_base(tmp_path / "base")
+    write_fine_tune(tmp_path / "model", tmp_path / "base", ["final"])
+    (tmp_path / "model/run.json").write_text('{"boundary": 3, "changed_units": ["final"]}')
+    (wrong,) = check_shards(tmp_path / "model", tmp_path / "base", Hasher())
+    assert "cannot be told" in wrong
 
 
 MODELS = """
@@ -278,7 +287,7 @@ def models(project):
     """A base and a fine-tune of it (layers 1 and 2 frozen) that DVC knows."""
     (project.root / "dvc.yaml").write_text(MODELS)
     write_base(project.root / "data/base")
-    write_fine_tune(project.root / "data/models/salf", project.root / "data/base", 2, False, ["layer-03", "final"])
+    write_fine_tune(project.root / "data/models/salf", project.root / "data/base", ["layer-03", "final"])
     project.dvc("commit", "--force")
     record_all(project.root)
     return project
@@ -310,7 +319,7 @@ def test_a_fine_tune_whose_shards_do_not_fit_is_found_though_every_lock_agrees(m
 
 def test_a_model_that_no_lock_knows_is_found_and_an_earlier_one_is_known(models, lineage):
     stranger = models.root / "data/models/stranger"
-    write_fine_tune(stranger, models.root / "data/base", 1, False, ["layer-02", "layer-03", "final"])
+    write_fine_tune(stranger, models.root / "data/base", ["layer-02", "layer-03", "final"])
     answer = lineage(models, "verify")
     assert answer.status == 1
     (line,) = mismatches(answer)

@@ -1,0 +1,165 @@
+"""The small fine-tunes: every boundary of the grid with every number of examples, and the validation loss of each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from stages.common.answers import Answer, Embeddings, Reader, Start
+from stages.common.artifacts import read_json, write_json
+from stages.common.batches import Example
+from stages.common.boundary_cache.cache import BoundaryCache, CacheSettings
+from stages.common.boundary_cache.key import frozen_units
+from stages.common.boundary_cache.opened import Opened, print_opened
+from stages.common.models.adapter import CausalModel, open_model
+from stages.common.trained_parameters import trained_names
+from stages.common.training.loop import train
+from stages.common.training.trainable import Trainable, train_mode
+from stages.common.training.validation import Split
+from stages.pilot.bench import Bench, Pilot
+from stages.pilot.schedule import rates_of
+
+_BATCH_TOKENS: Final = 1024  # of a pass without gradients
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What the pilots came to.
+
+    Attributes:
+        pilots: one for every boundary and number of examples, at the learning rate that won.
+        tried: all, those at learning rates that lost too.
+        untrained: losses of the validation examples before training.
+    """
+
+    pilots: tuple[Pilot, ...]
+    tried: tuple[Pilot, ...]
+    untrained: tuple[float, ...]
+
+
+def measure(bench: Bench) -> Measurements:
+    """Fine-tune at every boundary, with the largest number of examples first.
+
+    The learning rate of the lowest validation loss there (ties go to the smaller) serves the other sizes too.
+
+    Raises:
+        UserError: a learning rate is missing, or a loss is no longer a number.
+    """
+    pilots: list[Pilot] = []
+    tried: list[Pilot] = []
+    largest, *smaller = bench.grid.sizes
+    for boundary in bench.grid.boundaries:
+        place = _Boundary(bench, boundary)
+        first = [place.pilot(largest, rate) for rate in rates_of(bench.schedule, boundary)]
+        best = min(first, key=lambda pilot: pilot.loss)
+        others = [place.pilot(size, best.rate) for size in smaller]
+        pilots += [best, *others]
+        tried += [*first, *others]
+    return Measurements(tuple(pilots), tuple(tried), _untrained(bench))
+
+
+class _Boundary:
+    """One boundary's pilots: they share the states behind the frozen layers."""
+
+    def __init__(self, bench: Bench, boundary: int) -> None:
+        self.bench, self.boundary = bench, boundary
+
+    def pilot(self, size: int, rate: float) -> Pilot:
+        """Fine-tune on the first ``size`` examples, or take what an interrupted run has done."""
+        name = f"boundary-{self.boundary}-examples-{size}-rate-{rate:g}"
+        done = _once(self.bench.unfinished / f"{name}.json", lambda: asdict(self._train(size, rate)))
+        return Pilot(**{**done, "losses": tuple(done["losses"])})
+
+    def _train(self, size: int, rate: float) -> Pilot:
+        bench = self.bench
+        model = open_model(bench.base, bench.runtime.device)
+        training, validation = self._splits(model)
+        anew = bool(self._opened) and self._opened["training"].origin == "off"
+        costs, reader = bench.costs(self.boundary, frozen_anew=anew), _LastReading(model, bench)
+        done = train(
+            _unfreeze(model, self.boundary),
+            bench.runtime,
+            Split(training.examples[:size], training.start),
+            validation,
+            reader,
+            costs,
+            bench.schedule,
+            rate,
+            bench.seed,
+            f"pilot: layers 1–{self.boundary} frozen, {size} examples, rate {rate:g}",
+        )
+        before = costs.frozen(training.examples[:size], bench.shared) if self.boundary else 0
+        return Pilot(self.boundary, size, rate, reader.losses, done.flops - before, anew)
+
+    def _splits(self, model: CausalModel) -> tuple[Split, Split]:
+        bench, opened = self.bench, self._opened
+        if opened:
+            starts = [opened[name].start_for(model) for name in ("training", "validation")]
+            return Split(bench.drawn, starts[0]), Split(bench.validation, starts[1])
+        start = Embeddings.behind(model, bench.drawn[0].prompt_ids[: bench.shared])
+        return Split(bench.drawn, start), Split(bench.validation, start)
+
+    @cached_property
+    def _opened(self) -> dict[str, Opened]:
+        """The frozen layers' states of both splits; empty where nothing is frozen."""
+        if self.boundary == 0:
+            return {}
+        bench, schedule = self.bench, self.bench.schedule
+        cache = BoundaryCache(
+            CacheSettings.of(schedule.cache, schedule.cache_folder, schedule.cache_gib),
+            open_model(bench.base, bench.runtime.device),
+            bench.runtime,
+            frozen_units(read_json(bench.base / "base.json")["shards"], self.boundary),
+            bench.shared,
+            _BATCH_TOKENS,
+        )
+        passes = schedule.epochs * len(rates_of(schedule, self.boundary))
+        opened = {"training": cache.open(bench.drawn, passes), "validation": cache.open(bench.validation, passes)}
+        print_opened(self.boundary, opened)
+        return opened
+
+
+class _LastReading(Reader):
+    """Keeps what every example's loss was when the split was last read."""
+
+    def __init__(self, model: CausalModel, bench: Bench) -> None:
+        super().__init__(model, bench.runtime, None, _BATCH_TOKENS)  # losses alone: no label is looked for
+        self.losses: tuple[float, ...] = ()
+
+    def read(
+        self,
+        examples: Sequence[Example],
+        shared: int,
+        start: Start | None = None,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> list[Answer]:
+        """See :class:`Reader`."""
+        answers = super().read(examples, shared, start, advance)
+        self.losses = tuple(answer.loss for answer in answers)
+        return answers
+
+
+def _unfreeze(model: CausalModel, boundary: int) -> Trainable:
+    """Train what a plan with this boundary trains."""
+    named = dict(model.network.named_parameters())
+    chosen = trained_names(named, model.family, boundary, tied_head=model.tied_head)
+    for name in chosen:
+        named[name].requires_grad_(True)
+    train_mode(model, range(boundary + 1, model.depth + 1))
+    return Trainable(model, [named[name] for name in chosen], boundary, None)
+
+
+def _untrained(bench: Bench) -> tuple[float, ...]:
+    def read() -> list[float]:
+        reader = _LastReading(open_model(bench.base, bench.runtime.device), bench)
+        return [answer.loss for answer in reader.read(bench.validation, bench.shared)]
+
+    return tuple(_once(bench.unfinished / "untrained.json", read))
+
+
+def _once(file: Path, make: Callable[[], Any]) -> Any:
+    """What ``make`` returns, from the file where it was made before."""
+    if not file.exists():
+        write_json(file, make())
+    return read_json(file)

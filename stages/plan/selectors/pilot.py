@@ -1,0 +1,56 @@
+"""Small fine-tunes decide: freeze as much as their prediction cannot tell from the best.
+
+The stage ``pilot`` predicts the validation loss of every boundary from a few small fine-tunes and the joint law of
+Zhang et al. (arXiv 2402.17193). Of the boundaries whose loss is within one standard error of the best one's the
+cheapest is taken: the rule by which Breiman et al. (1984, §3.4.3) choose the size of a tree. The standard error is
+that of the difference to the best, over resamples that draw validation examples for all boundaries together.
+"""
+
+from stages.common.artifacts import significant
+from stages.common.freeze_plan import Certainty
+from stages.common.params import Plan
+from stages.plan.evidence import Evidence, PilotPrediction, PredictedLoss
+from stages.plan.selectors.choice import AbsentEvidenceError, Choice
+
+
+def pilot(evidence: Evidence, params: Plan) -> Choice:
+    """Freeze up to the deepest boundary whose loss, as small fine-tunes predict it, is not worse than the best.
+
+    "Not worse": by at most ``plan.tolerance`` standard errors of the difference. Behind layer L no layer trains, and
+    that is the rule ``none``.
+
+    Raises:
+        AbsentEvidenceError: there were no pilots.
+    """
+    predicted = evidence.pilot
+    if predicted is None:
+        raise AbsentEvidenceError("set pilot.enabled to true")
+    rows = predicted.predictions[: evidence.layers]
+    chosen = [row for row in rows if row.excess <= params.tolerance * row.excess_error or row.excess == 0][-1:]
+    best = chosen[0] if chosen else min(rows, key=lambda row: row.loss)
+    return Choice(
+        boundary=best.boundary,
+        reason=_reason(best, predicted, params.tolerance),
+        certainty=_certainty(best, predicted),
+        fallback=None if predicted.law.holds else predicted.law.verdict.rstrip("."),
+        scores=tuple(-row.loss for row in predicted.predictions),
+    )
+
+
+def _reason(best: PredictedLoss, predicted: PilotPrediction, tolerance: float) -> str:
+    return (
+        f"boundary {best.boundary} is the deepest whose loss, as pilots predict it ({best.loss:.4g}), is within "
+        f"{tolerance:g} standard errors ({best.excess_error:.2g}) of the best ({best.loss - best.excess:.4g}); "
+        f"the pilots cost {predicted.flops.share:.2f} times one full fine-tune"
+    )
+
+
+def _certainty(best: PredictedLoss, predicted: PilotPrediction) -> Certainty:
+    how = "the law of all pilots" if predicted.law.holds else "the largest pilots, interpolated, without a law"
+    return Certainty(
+        win_share=None,
+        value=significant(best.loss),
+        low=significant(best.low),
+        high=significant(best.high),
+        words=f"validation loss {best.low:.4g} to {best.high:.4g} by {how}",
+    )

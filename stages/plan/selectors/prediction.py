@@ -1,0 +1,50 @@
+"""How good every boundary is predicted to be, for rules that weigh quality against cost."""
+
+from dataclasses import dataclass
+
+from stages.common.params import Plan
+from stages.plan.evidence import DepthLaw, Evidence, PilotPrediction
+from stages.plan.selectors.salf import basis_of
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted quality of the boundaries 0..L.
+
+    Attributes:
+        quality: higher is better, [L+1].
+        margin: half the width of its interval, in the same units, [L+1].
+        words: what is predicted.
+    """
+
+    quality: tuple[float, ...]
+    margin: tuple[float, ...]
+    words: str
+
+
+def predicted_quality(evidence: Evidence, params: Plan) -> Prediction:
+    """What pilots predict, where there were any; else what the scaling law promises."""
+    return _of_law(evidence, params) if evidence.pilot is None else _of_pilots(evidence.pilot)
+
+
+def _of_pilots(pilot: PilotPrediction) -> Prediction:
+    """The negative of the predicted validation loss."""
+    quality = tuple(-row.loss for row in pilot.predictions)
+    margin = tuple((row.high - row.low) / 2 for row in pilot.predictions)
+    return Prediction(quality, margin, "negative validation loss, by pilots")
+
+
+def _of_law(evidence: Evidence, params: Plan) -> Prediction:
+    """The reduction of the law's quantity that training above each boundary can still change.
+
+    Layer 1's own step starts from the embedding output and is nobody's reduction: boundaries 0 and 1 get the same.
+    """
+    quantity = basis_of(evidence, params).quantity
+    law = evidence.laws[quantity]
+    end = law.predicted(evidence.layers)
+    quality = tuple(law.predicted(max(boundary, 1)) - end for boundary in range(evidence.layers + 1))
+    return Prediction(quality, _half_widths(law), f"reduction of the {quantity} that is left to train, by the law")
+
+
+def _half_widths(law: DepthLaw) -> tuple[float, ...]:
+    return tuple((high - low) / 2 for low, high in zip(law.low, law.high, strict=True))

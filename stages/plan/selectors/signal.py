@@ -1,0 +1,28 @@
+"""Takes a signal out of the evidence."""
+
+from typing import Final
+
+from stages.common.freeze_plan import Certainty
+from stages.common.params import SignalKind
+from stages.plan.evidence import Evidence, Signal
+from stages.plan.selectors.choice import AbsentEvidenceError
+
+MEASURED_ONCE: Final = Certainty(
+    win_share=None, value=None, low=None, high=None, words="measured on one sample: how sure it is, nothing says"
+)
+
+
+def signal(evidence: Evidence, name: str, kind: SignalKind) -> Signal:
+    """The values of a signal by space or layer 0..L.
+
+    Args:
+        evidence: what there is.
+        name: the signal.
+        kind: what measures it.
+
+    Raises:
+        AbsentEvidenceError: it was not measured.
+    """
+    if name not in evidence.signals:
+        raise AbsentEvidenceError(f"its signal was not measured; add {kind} to signals.kinds in params.yaml")
+    return evidence.signals[name]

@@ -1,0 +1,65 @@
+"""From a model and prepared data to the signals that were asked for."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from stages.common.artifacts import read_json
+from stages.common.batches import Example
+from stages.common.models.adapter import CausalModel, open_model
+from stages.common.params import Device, SignalKind, Signals
+from stages.common.runtime import Runtime, choose_runtime
+from stages.signals.classes import classes_of
+from stages.signals.grad_norm import gradient_norms
+from stages.signals.probe import probes
+from stages.signals.sample import draw_sample
+from stages.signals.spectrum import spectrum
+from stages.signals.states import PromptStates, prompt_states
+from stages.signals.table import Signals as Values
+from stages.signals.variability import variability
+
+_OF_STATES: Final[frozenset[SignalKind]] = frozenset({"block-influence", "variability", "probe"})
+
+
+def measure(base: Path, prepared: Path, device: Device, params: Signals) -> tuple[Values, int]:
+    """The signals of ``params.kinds``, and the model's number of layers.
+
+    Raises:
+        UserError: the data or the model cannot give a signal; says why.
+    """
+    shared = read_json(prepared / "meta.json")["shared_prefix_tokens"]
+    runtime = choose_runtime(device)
+    examples = draw_sample(prepared, params)
+    for kind in params.kinds:
+        if kind in {"variability", "probe"}:
+            classes_of(examples, kind)  # refused before anything is computed
+    model = open_model(base, runtime.device)
+    print(f"signals of {len(examples)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
+    return _measure(model, runtime, examples, shared, params), model.depth
+
+
+def _measure(model: CausalModel, runtime: Runtime, examples: Sequence[Example], shared: int, params: Signals) -> Values:
+    values: dict[str, Sequence[float]] = {}
+    sample = (model, runtime, examples, shared, params.batch_tokens)
+    if _OF_STATES & set(params.kinds):
+        values |= _of_states(prompt_states(*sample), examples, params)
+    if "grad-norm" in params.kinds:
+        values["grad-norm"] = list(gradient_norms(*sample))
+    if "spectrum" in params.kinds:
+        values["spectrum"] = list(spectrum(model))
+    return values
+
+
+def _of_states(states: PromptStates, examples: Sequence[Example], params: Signals) -> Values:
+    values: dict[str, Sequence[float]] = {}
+    if "block-influence" in params.kinds:
+        values["block-influence"] = list(1 - states.cosines)
+    classes = partial(classes_of, examples)
+    if "variability" in params.kinds:
+        values["variability"] = list(variability(states.answer, classes("variability")))
+    if "probe" in params.kinds:
+        probed = probes(states, classes("probe"), params.folds, params.seed)
+        values["probe"], values["probe-pooled"] = list(probed.answer), list(probed.pooled)
+        values["probe-error"] = list(probed.error)
+    return values

@@ -1,0 +1,82 @@
+"""What a fine-tune trained, in the words of its model card; and a method that there is none of, on the command line."""
+
+import pytest
+
+from stages.finetune.__main__ import main
+from stages.finetune.words import choice_words, frozen_words, head_words, trained_words
+
+DEPTH = 6
+
+
+def run_of(selector, layers, *, boundary=0, lora=False, final=True):
+    units = [f"layer-{layer:02d}" for layer in layers]
+    if not lora:
+        units = ["embedding"] * (boundary == 0) + units + ["final"] * final
+    settings = {"finetune": {"lisa_layers": 2, "lisa_steps": 5}}
+    return {
+        "selector": selector,
+        "boundary": boundary,
+        "lora": lora,
+        "trained_layers": layers,
+        "trained_units": units,
+        "params": settings,
+    }
+
+
+@pytest.mark.parametrize(
+    ("run", "trained", "frozen", "choice"),
+    [
+        (run_of("full", [1, 2, 3, 4, 5, 6]), "all layers", "nothing frozen", "selector `full`"),
+        (
+            run_of("salf", [4, 5, 6], boundary=3),
+            "layers 4–6",
+            "embeddings and layers 1–3 frozen",
+            "that of the selector `salf`",
+        ),
+        (run_of("freeze-5", [6], boundary=5), "layer 6", "embeddings and layers 1–5 frozen", "given by hand"),
+        (run_of("none", [], boundary=6), "the final norm only", "embeddings and layers 1–6 frozen", "`none`"),
+        (run_of("freeze-1", [2, 3, 4, 5, 6], boundary=1, lora=True), "layers 2–6", "embeddings and layer 1", "by hand"),
+        (
+            run_of("first-n", [1, 2], final=False),
+            "embeddings and layers 1–2",
+            "layers 3–6 and final norm frozen",
+            "as a control",
+        ),
+        (
+            run_of("lisa", [1, 3, 4, 6]),
+            "embeddings and layers 1, 3–4 and 6",
+            "layers 2 and 5 frozen",
+            "2 trained at a time, others after every 5 steps",
+        ),
+    ],
+)
+def test_what_was_trained_and_left_alone_and_who_chose_it(run, trained, frozen, choice):
+    assert trained_words(run, DEPTH) == trained
+    assert frozen_words(run, DEPTH).startswith(frozen)
+    assert choice in choice_words(run)
+
+
+@pytest.mark.parametrize(
+    ("run", "tied", "own"),
+    [
+        (run_of("full", [1, 2, 3, 4, 5, 6]), "and trained", "and trained"),
+        (run_of("salf", [4, 5, 6], boundary=3), "and stayed frozen", "and trained"),
+        (run_of("first-n", [1, 2], final=False), "and trained", "and stayed frozen"),
+        (run_of("lisa", [1, 2]), "and trained", "and trained"),
+        (run_of("full", [1, 2], lora=True), "are the base's", "are the base's"),
+    ],
+)
+def test_what_became_of_the_head(run, tied, own):
+    assert tied in head_words(run, tied=True)
+    assert own in head_words(run, tied=False)
+
+
+@pytest.mark.parametrize("method", ["salv", "freeze-x", "lisa+lora"])
+def test_a_method_that_there_is_none_of_ends_with_what_is_allowed(method, capsys):
+    paths = ["--base", "b", "--prepared", "p", "--plan", "f", "--out", "o", "--measured", "m", "--seed", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main([*paths, "--method", method])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"argument --method: {method}: " in said
+    assert "allowed: a selector (salf, full" in said or "never adapters" in said

@@ -1,0 +1,152 @@
+"""The stage from its files to its artifact, on a small random model."""
+
+import io
+import json
+import subprocess
+import sys
+from contextlib import redirect_stdout
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from stages.common.command import UserError
+from stages.common.cost import ModelShape
+from stages.pilot import measure
+from tests.conftest import PROJECT
+
+SMALL = {"pilot__boundaries": [0.25, 0.5], "pilot__sizes": [0.25]}
+
+
+@pytest.fixture(scope="module")
+def finished(ready):
+    """The artifact of a whole grid, and what was printed meanwhile."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.chdir(ready.root)
+        return ready.pilot(), printed.getvalue()
+
+
+@pytest.fixture
+def artifact(finished):
+    return finished[0]
+
+
+def losses_of_hugging_face(folder, split):
+    """Mean loss of each example's answer tokens before training, by Hugging Face's own forward pass."""
+    network = AutoModelForCausalLM.from_pretrained(folder / "data/base", dtype=torch.float32).eval()
+    losses = []
+    for row in pd.read_parquet(folder / f"data/prepared/{split}.parquet").itertuples():
+        ids = torch.tensor([[*row.prompt_ids, *row.answer_ids]], dtype=torch.long)
+        with torch.no_grad():
+            logits = network(ids).logits[0, len(row.prompt_ids) - 1 : -1]
+        losses.append(
+            torch.nn.functional.cross_entropy(logits, torch.tensor([*row.answer_ids], dtype=torch.long)).item()
+        )
+    return losses
+
+
+def test_every_boundary_is_piloted_with_every_size_and_learns_more_from_more(artifact):
+    pilots = pd.DataFrame(artifact["pilots"])
+    assert sorted(set(pilots.boundary)) == [0, 1, 2]
+    assert sorted(set(pilots.examples)) == [12, 24, 48]
+    assert len(pilots) == 9
+    means = pilots.groupby("examples").validation_loss.mean()
+    assert means[12] > means[24] > means[48]
+    assert pilots.validation_loss.max() < artifact["untrained_loss"]
+
+
+def test_the_loss_before_training_is_hugging_faces(artifact, ready):
+    assert artifact["untrained_loss"] == pytest.approx(
+        np.mean(losses_of_hugging_face(ready.root, "validation")), rel=1e-5
+    )
+
+
+def test_every_boundary_gets_a_prediction_within_its_interval(artifact):
+    rows = artifact["predictions"]
+    assert [row["boundary"] for row in rows] == [0, 1, 2, 3, 4]
+    assert all(row["low"] <= row["high"] for row in rows)
+    assert min(row["excess"] for row in rows) == 0
+    assert set(artifact["law"]["parameters"]) == {"E", "A", "alpha", "beta"}
+
+
+def test_what_was_computed_is_what_was_announced(finished):
+    artifact, printed = finished
+    flops = artifact["flops"]
+    assert f"{flops['share']:.2f} times the operations of one full fine-tune" in printed
+    assert flops["total"] == sum(flops[part] for part in ("frozen", "training", "reading"))
+    assert flops["training"] == sum(pilot["flops"] for pilot in artifact["pilots"])
+
+
+def test_the_full_fine_tune_is_what_the_stage_finetune_counts(artifact, workspace):
+    """At boundary 0, all examples, both epochs: a pilot of share 1 is that fine-tune."""
+    whole = workspace.pilot(pilot__boundaries=[0], pilot__sizes=[1.0])
+    (pilot,) = whole["pilots"]
+    assert pilot["examples"] == 96
+    assert whole["flops"]["full_fine_tune"] == pilot["flops"] == artifact["flops"]["full_fine_tune"]
+    config = json.loads((workspace.root / "data/base/config.json").read_text())
+    shape = ModelShape.from_config(config)
+    meta = json.loads((workspace.root / "data/prepared/meta.json").read_text())
+    maps = 6 * shape.layers * shape.linear_products * meta["splits"]["train"]["tokens"] * 2  # two epochs
+    assert 0.8 < pilot["flops"] / maps < 1.3  # attention and head on top; the last layer at answers alone
+
+
+def test_a_run_that_was_stopped_goes_on_behind_the_last_pilot_to_the_same_bytes(workspace, monkeypatch):
+    workspace.pilot(**SMALL)
+    whole, real, seen = workspace.out.read_bytes(), measure.train, []
+
+    def counting(*args, **kwargs):
+        seen.append(args[0].boundary)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    workspace.out.unlink()
+    monkeypatch.setattr(measure, "train", counting)
+    with pytest.raises(KeyboardInterrupt):
+        workspace.pilot(**SMALL)
+    assert not workspace.out.exists()
+    workspace.pilot(**SMALL)
+    assert workspace.out.read_bytes() == whole
+    assert seen == [1, 2, 2]
+    assert not list(workspace.out.parent.glob(".work/pilot.json-*"))
+
+
+def test_a_grid_of_learning_rates_is_searched_at_the_largest_size_alone(workspace):
+    rates = {"full": 0.003, "salf": [1e-6, 0.003], "lora": 0.003, "salf+lora": 0.003}
+    made = workspace.pilot(finetune__learning_rate=rates, pilot__boundaries=[0.25], pilot__sizes=[0.125, 0.25])
+    tried = [(pilot["examples"], pilot["learning_rate"], pilot["kept"]) for pilot in made["pilots"]]
+    assert tried == [(24, 1e-6, False), (24, 0.003, True), (12, 0.003, True)]
+
+
+def test_frozen_layers_that_run_for_every_batch_cost_more_and_learn_the_same(workspace):
+    kept, anew = workspace.pilot(**SMALL), workspace.pilot(**SMALL, finetune__cache="off")
+    assert anew["flops"]["total"] > kept["flops"]["total"]
+    for one, other in zip(anew["pilots"], kept["pilots"], strict=True):
+        assert one["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-3)
+
+
+def test_off_it_says_so_without_loading_torch(workspace):
+    workspace.set(pilot__enabled=False)
+    code = (
+        "import sys; from stages.pilot.__main__ import main; "
+        "main(['--base', 'nowhere', '--prepared', 'nowhere', '--out', 'reports/pilot.json']); "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(PROJECT)},
+        cwd=workspace.root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(workspace.out.read_text()) == {"schema": 1, "enabled": False}
+    assert "pilot.enabled is false" in done.stdout
+
+
+def test_a_missing_learning_rate_is_named(workspace):
+    with pytest.raises(UserError, match=r"finetune\.learning_rate has no entry for freeze-1"):
+        workspace.pilot(finetune__learning_rate={"full": 0.003}, compare__methods=["full"])

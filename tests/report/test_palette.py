@@ -1,0 +1,43 @@
+"""Every method has a colour, and boundaries given by hand are one thing in the figures."""
+
+import pytest
+
+from stages.report.grid import grid_of, labels_of, numbers_told, opacity
+from stages.report.palette import INKS, MUTED, colour, marker, variable
+
+
+@pytest.mark.parametrize(
+    ("method", "ink"),
+    [
+        ("full", "full"),
+        ("lora", "lora"),
+        ("full+lora", "lora"),
+        ("salf+lora", "salf-lora"),
+        ("freeze-3", "freeze"),
+        ("freeze-17", "freeze"),
+    ],
+)
+def test_methods_of_a_kind_have_one_colour(method, ink):
+    assert (colour(method), variable(method)) == (INKS[ink].stand_in, INKS[ink].variable)
+
+
+def test_methods_without_a_colour_of_their_own_are_muted_and_have_a_mark():
+    assert {colour(name) for name in ("lisa", "first-n", "probe", "freeze-3+lora", "last-n+lora")} == {MUTED}
+    marks = [marker(name) for name in ("full", "salf", "lora", "freeze-3", "freeze-3+lora", "first-n", "lisa")]
+    assert len(set(marks)) == len(marks)
+
+
+def test_a_small_grid_keeps_its_names_and_a_large_one_is_numbered():
+    few, many = ["full", "freeze-15", "freeze-8"], ["salf", *(f"freeze-{k}" for k in (20, 0, 5, 10))]
+    assert grid_of(few) == ["freeze-8", "freeze-15"]
+    assert labels_of(few) == {name: name for name in few}
+    assert numbers_told(labels_of(few)) == ""
+    assert labels_of(many) == {"salf": "salf", "freeze-20": "20", "freeze-0": "0", "freeze-5": "5", "freeze-10": "10"}
+    assert "20, 0, 5, 10" in numbers_told(labels_of(many))
+
+
+def test_deeper_boundaries_are_paler_and_all_are_seen():
+    found = opacity(["full", "freeze-8", "freeze-15", "freeze-30"])
+    assert found["full"] == found["freeze-8"] == 1
+    assert 1 > found["freeze-15"] > found["freeze-30"] >= 0.3
+    assert opacity(["freeze-8"]) == {"freeze-8": 1}
