@@ -151,17 +151,30 @@ def gradient_bytes(trained_parameters: int, value_bytes: int = FLOAT32_BYTES) ->
     return value_bytes * trained_parameters
 
 
-def activation_bytes_per_token(shape: ModelShape, value_bytes: int = FLOAT32_BYTES) -> int:
+def activation_bytes_per_token(
+    shape: ModelShape, value_bytes: int = FLOAT32_BYTES, stream_bytes: int | None = None
+) -> int:
     """What back-propagation keeps per token and trained layer: an approximation.
 
     Counted in the manner of Korthikanti et al. 2022 (arXiv 2205.05198, §4) for a gated layer under a
     fused attention kernel that keeps no attention matrix: for each of the two norms its input, the
     normalised values and its output (6 hidden); queries, keys, values and the attention's output
-    (2 attention + 2 kv widths); the gate before and after its activation, the other branch and their
-    product (4 intermediate; 2 without a gate).
+    (2 attention + 2 kv widths), keys and values once more for every head that shares them, and the output
+    once more as the next map takes it (3 attention widths); the gate before and after its activation, the
+    other branch and their product (4 intermediate; 2 without a gate). Norms of queries and keys, and
+    activation functions in several operations (GPT-2's), keep more: up to a quarter of it all.
+
+    Args:
+        shape: the model.
+        value_bytes: of a value that the linear maps compute.
+        stream_bytes: of a value of the residual stream and the norms, where that is another: in mixed
+            precision, which keeps a copy of the norms' outputs for the linear maps besides (2 hidden).
     """
+    stream = value_bytes if stream_bytes is None else stream_bytes
     feed_forward = (4 if shape.layer.gated else 2) * shape.layer.intermediate
-    return value_bytes * (6 * shape.hidden + 2 * shape.attention_width + 2 * shape.kv_width + feed_forward)
+    copies = 2 * shape.hidden * (stream != value_bytes)
+    inside = 5 * shape.attention_width + 2 * shape.kv_width + feed_forward + copies
+    return value_bytes * inside + stream * 6 * shape.hidden
 
 
 def _attention_flops(shape: ModelShape, attended: int) -> int:

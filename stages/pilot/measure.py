@@ -12,8 +12,8 @@ from stages.common.batches import Example
 from stages.common.boundary_cache.cache import BoundaryCache, CacheSettings
 from stages.common.boundary_cache.key import frozen_units
 from stages.common.boundary_cache.opened import Opened, print_opened
-from stages.common.freeze_plan import trained_names
 from stages.common.models.adapter import CausalModel, open_model
+from stages.common.trained_parameters import trained_names
 from stages.common.training.loop import train
 from stages.common.training.trainable import Trainable, train_mode
 from stages.common.training.validation import Split

@@ -1,9 +1,10 @@
-"""Stage ``plan``: law, gains and model shape → data/plan/freeze_plan.json."""
+"""Stage ``plan``: law, gains and model shape → data/plan/freeze_plan.json; and what else a planner is asked."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 
@@ -12,12 +13,17 @@ from stages.common.command import UserError, exit_code
 from stages.common.freeze_plan import FILE_NAME
 from stages.common.freeze_plan import Evidence as Hashes
 from stages.common.params import Finetune, Plan, Room
+from stages.plan import export
 from stages.plan.assemble import make_plan
 from stages.plan.evidence import Evidence, read_base, read_law, read_pilot, read_sizes
+from stages.plan.scale.command import main as scale
 from stages.plan.selectors import SELECTORS
 from stages.plan.selectors.choice import Selector
 from stages.plan.summary import print_summary
 from stages.plan.tables import read_gains, read_signals
+
+# Beside the stage itself: python -m stages.plan export …
+_COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], None]]] = {"export": export.main, "scale": scale}
 
 
 class PlanRoom(Room):
@@ -28,8 +34,12 @@ class PlanRoom(Room):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Choose the boundary and write the plan."""
-    args = _parser().parse_args(argv)
+    """Choose the boundary and write the plan; or do what a command beside the stage says."""
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in _COMMANDS:
+        _COMMANDS[words[0]](words[1:])
+        return
+    args = _parser().parse_args(words)
     params = PlanRoom.load()
     base, sizes = read_base(args.base), read_sizes(args.prepared)
     layers = base.shape.layers
@@ -60,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         + "".join(f"  {name:16}{_first_line(select)}\n" for name, select in SELECTORS.items())
         + "\nexample: python -m stages.plan --base data/base --prepared data/prepared "
         "--law reports/scaling_law.json\n  --gains reports/gains.csv --signals reports/signals.csv\n"
-        "  --pilot reports/pilot.json --out data/plan",
+        "  --pilot reports/pilot.json --out data/plan\n\n"
+        "beside the stage:\n  python -m stages.plan export --help  the plan in other tools' words\n"
+        "  python -m stages.plan scale --help   what boundaries cost a model of published size",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--base", type=Path, required=True, help="the base model's folder (its weights are not read)")

@@ -2,8 +2,9 @@
 
 from typing import Any, Final
 
-from stages.common.freeze_plan import Exports, trained_names
+from stages.common.freeze_plan import Exports
 from stages.common.models.families import Family, family_of
+from stages.common.trained_parameters import trained_names
 from stages.plan.evidence import BaseFacts
 
 _FACTORY_NORM: Final = (

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from stages.common.artifacts import significant
@@ -10,18 +9,22 @@ from stages.common.command import UserError
 from stages.common.cost import (
     FLOAT32_BYTES,
     activation_bytes_per_token,
-    forward_flops,
     gradient_bytes,
     optimizer_bytes,
-    training_flops,
 )
 from stages.common.freeze_plan import CostModel, FrontierPoint
 from stages.plan.evidence import BaseFacts, DepthLaw, PreparedSizes
+from stages.plan.flops import BoundaryFlops
 
 _FORMULA: Final = (
     "FLOPs of E epochs, cached: flops_frozen + E * flops_epoch; uncached: E * (flops_frozen + flops_epoch); "
     "the share of E epochs: many + (one - many) / E, with many = flops_share_many_epochs and "
     "one = flops_share_uncached"
+)
+
+COUNTED: Final = (
+    "the scope's own weights train (no LoRA); matrix products only, 2 operations per multiply-add",
+    "every row has the mean length; no padding; the head and most of the last layer at answer positions only",
 )
 
 
@@ -47,23 +50,10 @@ def cost_model(sizes: PreparedSizes, epochs: int, batch_rows: int) -> CostModel:
         assumptions=[
             f"flops and shares are those of finetune.epochs = {epochs} epochs; for others see the formula",
             f"batches of {batch_rows} rows: the {shared} tokens that all prompts begin with are computed once a batch",
-            "the scope's own weights train (no LoRA); matrix products only, 2 operations per multiply-add",
-            "every row has the mean length; no padding; the head and most of the last layer at answer positions only",
+            *COUNTED,
             "AdamW with float32 moments, float32 gradients and activations; weights themselves not counted",
         ],
     )
-
-
-@dataclass(frozen=True)
-class _Flops:
-    frozen: int
-    epoch: int
-
-    def cached(self, epochs: int) -> int:
-        return self.frozen + epochs * self.epoch
-
-    def uncached(self, epochs: int) -> int:
-        return epochs * (self.frozen + self.epoch)
 
 
 def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPoint]:
@@ -75,7 +65,7 @@ def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPo
         law: the plan's quantity over the spaces.
     """
     layers = base.shape.layers
-    costs = [_flops(base, work, boundary) for boundary in range(layers + 1)]
+    costs = [BoundaryFlops.of(base.shape, work, boundary) for boundary in range(layers + 1)]
     remaining = [_remaining_reduction(law.mean, boundary) for boundary in range(layers + 1)]
     efficient = _efficient([cost.cached(work.epochs) for cost in costs], remaining)
     return [
@@ -100,19 +90,12 @@ def within_budget(boundary: int, points: Sequence[FrontierPoint], budget: float)
     )
 
 
-def _flops(base: BaseFacts, work: CostModel, boundary: int) -> _Flops:
-    return _Flops(
-        frozen=forward_flops(base.shape, boundary, work.queries, work.attended),
-        epoch=training_flops(base.shape, boundary, work.queries, work.attended, work.positions, work.seen),
-    )
-
-
 def _point(
     base: BaseFacts,
     work: CostModel,
     law: DepthLaw,
     boundary: int,
-    costs: Sequence[_Flops],
+    costs: Sequence[BoundaryFlops],
     remaining: float | None,
     efficient: bool,
 ) -> FrontierPoint:

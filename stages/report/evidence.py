@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from stages.common.command import UserError
+from stages.common.export_formats import FORMATS
 from stages.report import identity
 from stages.report.artifacts_in import Artifacts
 from stages.report.tables import Cell, Column, Section, Table, number_cell, pairs
@@ -14,6 +16,15 @@ from stages.report.wording import count, number, parameters, percent
 
 _TEXT_LIMIT = 400
 _PROMPT_LIMIT = 3000
+_TOOLS = {
+    "peft": "PEFT",
+    "trl": "TRL",
+    "trainer": "transformers' Trainer",
+    "axolotl": "axolotl",
+    "llama-factory": "LLaMA-Factory",
+    "torchtune": "torchtune, trained parameters by name",
+    "names": "Trained parameters, by name",
+}
 
 
 def examples_section(predictions: pd.DataFrame | None, method: str | None, shown: int) -> Section:
@@ -83,16 +94,16 @@ def model_section(artifacts: Artifacts) -> Section:
 def exports_section(artifacts: Artifacts) -> Section:
     """The plan in the words of other tools, as blocks to copy."""
     section = Section("exports", "Exports", "Use the plan elsewhere")
-    exports = artifacts.plan.exports
+    plan = artifacts.plan
     section.sentences.append("The same frozen and trained layers for other tools; every block can be copied as it is.")
-    section.sentences += exports.notes
-    blocks = [
-        ("PEFT", _call("LoraConfig", exports.peft)),
-        ("axolotl", _yaml_list("unfrozen_parameters", exports.axolotl)),
-        ("LLaMA-Factory", "\n".join(f"{k}: {json.dumps(v)}" for k, v in exports.llama_factory.items())),
-        ("Trained parameters, by name", "\n".join(exports.parameter_names["trained"])),
-    ]
-    section.extra["blocks"] = [(tool, text) for tool, text in blocks if text]
+    section.sentences += plan.exports.notes
+    blocks = []
+    for name, form in FORMATS.items():
+        try:
+            blocks.append((_TOOLS[name], form(plan)))
+        except UserError as refused:
+            section.sentences += [str(refused)] * (str(refused) not in section.sentences)
+    section.extra["blocks"] = blocks
     return section
 
 
@@ -208,14 +219,3 @@ def _example_table(name: str, caption: str, rows: pd.DataFrame, full: str | None
         ]
         body.append([*cells, *([Cell(other.get(row["example_id"], ""))] if full else [])])
     return Table(name, caption, [Column(h, numeric=False) for h in headings], body)
-
-
-def _call(name: str, keywords: Mapping[str, Any]) -> str:
-    """A Python call with a keyword per line; empty where there is nothing to set."""
-    lines = [f"    {key}={value!r}," for key, value in keywords.items()]
-    return "\n".join([f"{name}(", *lines, ")"]) if lines else ""
-
-
-def _yaml_list(key: str, items: Iterable[str]) -> str:
-    """A YAML list; JSON strings are YAML, so patterns with carets or backslashes stay whole."""
-    return "\n".join([f"{key}:", *(f"  - {json.dumps(item)}" for item in items)])

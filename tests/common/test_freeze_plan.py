@@ -185,7 +185,7 @@ def test_another_model_is_refused_and_left_as_it_was(tmp_path, changes, message)
 def test_a_wrapped_model_is_refused_with_advice(tmp_path):
     wrapped = torch.nn.Module()
     wrapped.module = tiny()
-    with pytest.raises(UserError, match="before PEFT or DDP"):
+    with pytest.raises(UserError, match="before DDP or FSDP wraps"):
         saved(tmp_path).apply(wrapped)
 
 

@@ -378,7 +378,11 @@ def _plan(root: Path, outcome: Outcome) -> None:
             "pilot_sha256": None,
         },
         "exports": {
-            "peft": {"layers_to_transform": list(range(BOUNDARY, LAYERS)), "layers_pattern": "layers"},
+            "peft": {
+                "target_modules": ["q_proj", "v_proj"],
+                "layers_to_transform": list(range(BOUNDARY, LAYERS)),
+                "layers_pattern": "layers",
+            },
             "axolotl": ["^model.norm.", f"^model.layers.({'|'.join(map(str, range(BOUNDARY, LAYERS)))})."],
             "llama_factory": {"finetuning_type": "freeze", "freeze_trainable_layers": LAYERS - BOUNDARY},
             "parameter_names": {"trained": names},
