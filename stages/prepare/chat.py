@@ -63,7 +63,9 @@ class ChatTemplate:
             self._template = _compile(text)
             self.closing = self.open([{"role": "user", "content": "?"}]).closing
         except (TemplateError, RefusedRowError) as error:
-            raise UserError(f"prepare.chat_template: the model's chat template cannot be used: {error}") from None
+            raise UserError(
+                f"prepare.chat_template: the model's chat template cannot be used: {_on_one_line(error)}"
+            ) from None
 
     @classmethod
     def of(cls, folder: Path) -> "ChatTemplate":
@@ -93,12 +95,16 @@ class ChatTemplate:
         try:
             text = self._template.render(messages=answered, add_generation_prompt=False, **self._special)
         except (TemplateError, TypeError) as error:
-            raise RefusedRowError(f"conversation that the chat template refuses: {error}") from None
+            raise RefusedRowError(f"conversation that the chat template refuses: {_on_one_line(error)}") from None
         head, found, closing = text.rpartition(_ANSWER)
         if not found:
             raise RefusedRowError("conversation whose answer the chat template leaves out")
         prompt = head.rstrip(" ")
         return Opened(prompt, head[len(prompt) :], closing)
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _default(held: Any) -> str | None:
