@@ -165,7 +165,7 @@ class Reader:
         """A candidate of one token is known from its root, the right one from its losses; the others are read."""
         known: list[dict[Path, float]] = []
         for example, answer, root in zip(examples, answers, roots, strict=True):
-            single = {one.ids: root[one.ids[0]] for one in example.candidates if len(one.ids) == 1}
+            single: dict[Path, float] = {one.ids: root[one.ids[0]] for one in example.candidates if len(one.ids) == 1}
             known.append({**single, example.answer_ids: -sum(answer.token_losses)})
         asked = [(i, one.ids) for i, e in enumerate(examples) for one in e.candidates if one.ids not in known[i]]
         for (i, ids), nats in zip(asked, self._sums(examples, start, asked), strict=True):

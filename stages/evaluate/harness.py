@@ -20,16 +20,10 @@ from rich.table import Table
 from stages.common.artifacts import require, significant, write_json
 from stages.common.command import UserError, exit_code
 from stages.common.models.shards import shard_hashes, weights_digest
-from stages.common.params import Device, Room
+from stages.common.params import load_params
 from stages.common.runtime import Runtime, choose_runtime
 
 BASE: Final = "base"
-
-
-class HarnessRoom(Room):
-    """The group that is read."""
-
-    device: Device
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ Scores = dict[str, dict[str, Score]]  # task → metric → score
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the tasks on the base and on every model; compare each with the base, example by example."""
     args = _arguments(argv)
-    runtime = choose_runtime(HarnessRoom.load().device)
+    runtime = choose_runtime(load_params().device)
     folders = {BASE: require(args.base, made_by="base")}
     folders |= {folder.name: require(folder, made_by="finetune") for folder in args.models}
     harness = Harness(args.tasks, args.include, args.fewshot, args.limit, args.batch_size)
@@ -99,7 +93,7 @@ class Harness:
 
         Args:
             tasks: their names.
-            include: a folder of further tasks; where it is given, lm-eval's own need not be searched.
+            include: a folder of further tasks.
             fewshot: worked examples in front of each; ``None``: as many as the task says.
             limit: most examples of each; ``None``: all.
             batch_size: rows of a pass.
@@ -107,17 +101,22 @@ class Harness:
         Raises:
             UserError: lm-eval is not installed, or does not know a task.
         """
-        lm_eval = _import()
+        self.version: str = _import().__version__
+        self.tasks, self.fewshot, self.limit, self.batch_size = list(tasks), fewshot, limit, batch_size
+        self._manager = self._find(str(include) if include else None)
+
+    def _find(self, include: str | None) -> Any:
         from lm_eval.tasks import TaskManager
 
-        self.version: str = lm_eval.__version__
-        self.tasks, self.fewshot, self.limit, self.batch_size = list(tasks), fewshot, limit, batch_size
-        self._manager = TaskManager(include_path=str(include) if include else None)
-        unknown = [task for task in tasks if task not in self._manager.all_tasks]
-        if unknown:
-            raise UserError(
-                f"--tasks: lm-eval {self.version} has no task {', '.join(unknown)}; lm-eval ls tasks lists them"
-            )
+        # Reading lm-eval's own tasks takes half a minute: not where the folder holds all that are asked for.
+        for with_own in (False, True) if include else (True,):
+            manager = TaskManager(include_path=include, include_defaults=with_own)
+            unknown = [task for task in self.tasks if task not in manager.all_tasks]
+            if not unknown:
+                return manager
+        raise UserError(
+            f"--tasks: lm-eval {self.version} has no task {', '.join(unknown)}; lm-eval ls tasks lists them"
+        )
 
     def run(self, folder: Path, runtime: Runtime) -> Scores:
         """Score the model in ``folder``.

@@ -27,7 +27,8 @@ def load_hub(data: Data, columns: list[str]) -> Loaded:
     with _faults_named(data):
         parts = _open(data)
         _check_splits(data, names, parts)
-        rows, present = {}, {}
+        rows: dict[str, list[Row]] = {}
+        present: dict[str, None] = {}  # a set that keeps the order
         for split, name in names.items():
             rows[split], held = _read(_drawn(parts[name], data), name, columns)
             present |= dict.fromkeys(held)
@@ -83,7 +84,7 @@ def _read(part: Any, name: str, columns: list[str]) -> tuple[list[Row], list[str
         part = part.select_columns([column for column in columns if column in known])
     # Class labels are stored as numbers; their names are what a reader and label_words mean.
     names = {column: feature.names for column, feature in (part.features or {}).items() if hasattr(feature, "names")}
-    rows, held = [], dict.fromkeys(known or ())
+    rows, held = [], dict[str, None].fromkeys(known or ())
     for number, values in enumerate(part, start=1):
         held |= dict.fromkeys(values)
         values = {column: values[column] for column in columns if column in values}

@@ -19,6 +19,7 @@ from stages.common.runtime import choose_runtime
 from stages.evaluate.harness import main
 from tests.conftest import write_params
 
+pytestmark = pytest.mark.slow  # lm-eval alone takes ten seconds to load
 pytest.importorskip("lm_eval", reason="needs lm-eval, an extra of its own")
 
 ANIMALS = ["cat", "dog", "owl", "eel", "ant", "horse"]
