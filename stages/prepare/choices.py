@@ -68,10 +68,10 @@ def _candidates(values: Mapping[str, Any], choices: Choices) -> tuple[list[str],
     held = _parsed(reach(values, choices.column or ""))
     if isinstance(held, list) and held and all(isinstance(one, Mapping) for one in held):
         held = {key: [one.get(key) for one in held] for key in ("text", "label")}
-    texts, marks = (held.get("text"), held.get("label")) if isinstance(held, Mapping) else (held, None)
-    if not isinstance(texts, list):
+    listed, marks = (held.get("text"), held.get("label")) if isinstance(held, Mapping) else (held, None)
+    if not isinstance(listed, list):
         raise RefusedRowError("candidates that are no list")
-    return [as_text(one).strip() for one in texts], [as_text(mark).strip() for mark in marks or ()]
+    return [as_text(one).strip() for one in listed], [as_text(mark).strip() for mark in marks or ()]
 
 
 def _parsed(held: Any) -> Any:
