@@ -40,17 +40,17 @@ def chain(tmp_path_factory, hub_folder) -> Chain:
         trace__sample=20,
         trace__losses=20,
         fit__bootstrap=20,
-        compare__methods=["full", "salf"],
+        compare__methods=["salf"],
         evaluate__bootstrap=20,
     )
-    return Chain(root).run(["full", "salf"])
+    return Chain(root).run(["salf"])
 
 
 def test_choices_are_scored_by_accuracy_beside_baselines(chain):
     metrics = chain.json("reports/metrics.json")
     assert (metrics["task"], metrics["quality"]) == ("multiple-choice", "accuracy")
     assert set(metrics["baselines"]) == {"untrained", "tfidf", "majority"}
-    assert metrics["methods"]["full"]["loss"] < metrics["baselines"]["untrained"]["loss"]
+    assert metrics["methods"]["salf"]["loss"] < metrics["baselines"]["untrained"]["loss"]
     curve = chain.json("data/models/salf-seed1/run.json")["curve"]
     assert all(0 <= point["validation_accuracy"] <= 1 for point in curve)
 
