@@ -1,17 +1,19 @@
 """What a model says at the answer positions: logits, losses, preferred labels."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from stages.common.batches import Batch, Example, inference_batches
+from stages.common.candidates import CandidateRule
 from stages.common.label_tree import LabelTree, LogProbabilities, Path, preferences
 from stages.common.models.adapter import CausalModel
 from stages.common.models.attention import Packing
 from stages.common.models.walk import behind, embed, run_to_answers, walk_beginning
+from stages.common.rules import Rule
 from stages.common.runtime import Runtime
 
 
@@ -89,21 +91,25 @@ class Answer:
     Attributes:
         loss: mean −log probability of the true answer's tokens, in nats.
         token_losses: the same by token.
-        predicted: the preferred label; ``None`` for free answers.
-        probability: of the preferred label's distinguishing beginning; ``None`` for free answers.
+        predicted: the preferred label, or candidate's text; ``None`` for free answers.
+        correct: whether that is right; ``None`` for free answers.
+        probability: of the preferred label's distinguishing beginning, or the preferred candidate's share
+            (:class:`stages.common.candidates.Choice`); ``None`` for free answers.
     """
 
     loss: float
     token_losses: tuple[float, ...]
-    predicted: str | None
-    probability: float | None
+    predicted: str | None = None
+    correct: bool | None = None
+    probability: float | None = None
 
 
 class Reader:
     """Reads examples with a model, without gradients."""
 
-    def __init__(self, model: CausalModel, runtime: Runtime, tree: LabelTree | None, batch_tokens: int) -> None:
-        self.model, self.runtime, self.tree, self.batch_tokens = model, runtime, tree, batch_tokens
+    def __init__(self, model: CausalModel, runtime: Runtime, rule: Rule, batch_tokens: int) -> None:
+        """``rule``: how an answer is preferred; ``batch_tokens``: of a pass, padding included."""
+        self.model, self.runtime, self.rule, self.batch_tokens = model, runtime, rule, batch_tokens
 
     @torch.no_grad()
     def read(
@@ -113,7 +119,7 @@ class Reader:
         start: Start | None = None,
         advance: Callable[[int], None] = lambda _: None,
     ) -> list[Answer]:
-        """Losses and, for classification, preferred labels of ``examples``.
+        """Losses and, but for free answers, what the model prefers.
 
         Args:
             examples: the examples; they share their first ``shared`` tokens.
@@ -125,22 +131,57 @@ class Reader:
             return []
         embeddings = Embeddings.behind(self.model, examples[0].prompt_ids[:shared])
         token_losses, roots = self._teacher_forced(examples, start or embeddings, advance)
-        if self.tree is None:
-            return [Answer(sum(losses) / len(losses), losses, None, None) for losses in token_losses]
-        ranked = preferences(self.tree, roots, lambda questions: self._look(examples, embeddings, questions))
-        return [
-            Answer(
-                sum(losses) / len(losses),
-                losses,
-                self.tree.labels[preference.label],
-                min(1.0, float(torch.tensor(preference.log_probability).exp())),
-            )
-            for losses, preference in zip(token_losses, ranked, strict=True)
-        ]
+        answers = [Answer(sum(losses) / len(losses), losses) for losses in token_losses]
+        if isinstance(self.rule, LabelTree):
+            return self._with_labels(self.rule, examples, embeddings, answers, roots)
+        if isinstance(self.rule, CandidateRule):
+            return self._with_candidates(self.rule, examples, embeddings, answers, roots)
+        return answers
+
+    def _with_labels(
+        self,
+        tree: LabelTree,
+        examples: Sequence[Example],
+        start: Start,
+        answers: Sequence[Answer],
+        roots: Sequence[LogProbabilities],
+    ) -> list[Answer]:
+        ranked = preferences(tree, roots, lambda questions: self._look(tree, examples, start, questions))
+        made = []
+        for example, answer, preference in zip(examples, answers, ranked, strict=True):
+            label = tree.labels[preference.label]
+            probability = min(1.0, float(torch.tensor(preference.log_probability).exp()))
+            made.append(replace(answer, predicted=label, correct=label == example.label, probability=probability))
+        return made
+
+    def _with_candidates(
+        self,
+        rule: CandidateRule,
+        examples: Sequence[Example],
+        start: Start,
+        answers: Sequence[Answer],
+        roots: Sequence[LogProbabilities],
+    ) -> list[Answer]:
+        """A candidate of one token is known from its root, the right one from its losses; the others are read."""
+        known: list[dict[Path, float]] = []
+        for example, answer, root in zip(examples, answers, roots, strict=True):
+            single: dict[Path, float] = {one.ids: root[one.ids[0]] for one in example.candidates if len(one.ids) == 1}
+            known.append({**single, example.answer_ids: -sum(answer.token_losses)})
+        asked = [(i, one.ids) for i, e in enumerate(examples) for one in e.candidates if one.ids not in known[i]]
+        for (i, ids), nats in zip(asked, self._sums(examples, start, asked), strict=True):
+            known[i][ids] = nats
+        made = []
+        for example, answer, nats_of in zip(examples, answers, known, strict=True):
+            choice = rule.choose(example.candidates, [nats_of[one.ids] for one in example.candidates])
+            chosen = example.candidates[choice.index]
+            correct = chosen.ids == example.answer_ids
+            made.append(replace(answer, predicted=chosen.text, correct=correct, probability=choice.share))
+        return made
 
     def _teacher_forced(
         self, examples: Sequence[Example], start: Start, advance: Callable[[int], None]
     ) -> tuple[list[tuple[float, ...]], list[LogProbabilities]]:
+        """Losses by answer token, and log probabilities of the first tokens of all that may be preferred."""
         losses: list[tuple[float, ...]] = [()] * len(examples)
         roots: list[LogProbabilities] = [{}] * len(examples)
         for index, batch, log_probabilities in self._batches(examples, start):
@@ -148,12 +189,18 @@ class Reader:
             rows = batch.rows.cpu()
             for row, i in enumerate(index):
                 losses[i] = tuple(nats[rows == row].tolist())
-            if self.tree is not None:
-                first = self._children(log_probabilities[batch.answer_index == 0], ())
-                for i, root in zip(index, first, strict=True):
-                    roots[i] = root
+            if self.rule is not None:
+                first = log_probabilities[batch.answer_index == 0]
+                for i, row in zip(index, first, strict=True):
+                    roots[i] = _at(row, self._beginnings(examples[i]))
             advance(len(index))
         return losses, roots
+
+    def _beginnings(self, example: Example) -> tuple[int, ...]:
+        """The first tokens of what may be preferred."""
+        if isinstance(self.rule, LabelTree):
+            return self.rule.branches[()]
+        return tuple(dict.fromkeys(one.ids[0] for one in example.candidates))
 
     def _batches(self, examples: Sequence[Example], start: Start) -> Iterator[tuple[list[int], Batch, Tensor]]:
         """Which examples, their batch, and log probabilities at its M answer positions, [M, vocabulary]."""
@@ -166,22 +213,34 @@ class Reader:
                 yield index, batch, self.model.logits(last).float().log_softmax(-1)
 
     def _look(
-        self, examples: Sequence[Example], start: Start, questions: Sequence[tuple[int, Path]]
+        self, tree: LabelTree, examples: Sequence[Example], start: Start, questions: Sequence[tuple[int, Path]]
     ) -> list[LogProbabilities]:
         """Next-token log probabilities behind prompt + beginning of an answer."""
         # The last token of an answer is never read, only predicted: any token will do.
-        asked = [
-            Example(examples[i].example_id, None, "", "", examples[i].prompt_ids, (*path, 0)) for i, path in questions
-        ]
+        asked = [_asked(examples[i], (*path, 0)) for i, path in questions]
         answers: list[LogProbabilities] = [{}] * len(asked)
         for index, _, log_probabilities in self._batches(asked, start):
             last = torch.tensor([len(asked[i].answer_ids) for i in index]).cumsum(0) - 1
             for row, i in zip(last.tolist(), index, strict=True):
-                answers[i] = self._children(log_probabilities[row][None], questions[i][1])[0]
+                answers[i] = _at(log_probabilities[row], tree.branches[questions[i][1]])
         return answers
 
-    def _children(self, log_probabilities: Tensor, path: Path) -> list[LogProbabilities]:
-        assert self.tree is not None
-        tokens = self.tree.branches[path]
-        rows = log_probabilities[:, list(tokens)].tolist()
-        return [dict(zip(tokens, row, strict=True)) for row in rows]
+    def _sums(self, examples: Sequence[Example], start: Start, questions: Sequence[tuple[int, Path]]) -> list[float]:
+        """Log probability of whole answers behind prompts."""
+        asked = [_asked(examples[i], path) for i, path in questions]
+        sums = [0.0] * len(asked)
+        for index, batch, log_probabilities in self._batches(asked, start) if asked else ():
+            nats = log_probabilities.gather(1, batch.targets[:, None])[:, 0].cpu()
+            rows = batch.rows.cpu()
+            for row, i in enumerate(index):
+                sums[i] = sum(nats[rows == row].tolist())
+        return sums
+
+
+def _asked(example: Example, answer: Path) -> Example:
+    return Example(example.example_id, None, "", "", example.prompt_ids, answer)
+
+
+def _at(log_probabilities: Tensor, tokens: Sequence[int]) -> LogProbabilities:
+    """Of a vocabulary's log probabilities, those of some tokens."""
+    return dict(zip(tokens, log_probabilities[list(tokens)].tolist(), strict=True))

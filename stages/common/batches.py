@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,14 +18,23 @@ from stages.common.artifacts import require
 Rows = NDArray[np.int64]
 
 _COLUMNS = ("example_id", "label", "text", "answer", "prompt_ids", "answer_ids")  # in the order of Example's fields
+_CANDIDATES = "candidates"  # of multiple choice alone
 _STRETCH = 1024  # rows of a prepared split held at a time
 _BUFFER = 1 << 20  # bytes of a column read ahead
 _MEGABATCH = 16  # batches sorted together by length: little padding, and the order stays random
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """One of the answers that an example lets choose from."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Example:
-    """A prompt and its answer, as tokens."""
+    """A prompt and its answer, as tokens; ``candidates``: what is chosen from, the answer among them, if anything."""
 
     example_id: str
     label: str | None
@@ -32,6 +42,7 @@ class Example:
     answer: str
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
+    candidates: tuple[Candidate, ...] = ()
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -59,10 +70,13 @@ def stream_examples(prepared: Path, split: str, rows: Rows | None = None) -> Ite
     Raises:
         UserError: the split is missing.
     """
-    for table in stretches(prepared, split, _COLUMNS, rows):
+    held = pq.read_schema(require(prepared / f"{split}.parquet", made_by="prepare")).names
+    columns = (*_COLUMNS, *({_CANDIDATES} & set(held)))
+    for table in stretches(prepared, split, columns, rows):
         words = [table.column(name).to_pylist() for name in _COLUMNS[:4]]
         prompts, answers = (_token_lists(table.column(name)) for name in _COLUMNS[4:])
-        yield from map(Example, *words, prompts, answers)
+        candidates = _candidates(table.column(_CANDIDATES)) if _CANDIDATES in held else repeat(())
+        yield from map(Example, *words, prompts, answers, candidates)
 
 
 def stretches(prepared: Path, split: str, columns: Sequence[str], rows: Rows | None = None) -> Iterator[Any]:
@@ -82,6 +96,10 @@ def stretches(prepared: Path, split: str, columns: Sequence[str], rows: Rows | N
                 if first < last:
                     yield stretch.take(pa.array(rows[first:last] - start))
             start += len(stretch)
+
+
+def _candidates(column: Any) -> list[tuple[Candidate, ...]]:
+    return [tuple(Candidate(one["text"], tuple(one["ids"])) for one in row) for row in column.to_pylist()]
 
 
 def _token_lists(column: Any) -> list[tuple[int, ...]]:

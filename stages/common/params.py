@@ -55,6 +55,7 @@ SignalKind = Literal["block-influence", "variability", "probe", "grad-norm", "sp
 GainName = Literal["observed", "ratio", "local", "marginal"]
 Quantity = Literal["deviation", "loss"]
 CacheMode = Literal["auto", "memory", "disk", "off"]
+ChoiceScore = Literal["sum", "token", "character"]
 
 
 class Group(BaseModel):
@@ -87,6 +88,15 @@ class Limits(Group):
     test: Count | None
 
 
+class Choices(Group):
+    """Multiple choice: where a row's candidates are, and how they are answered with and scored."""
+
+    column: str | list[str] | None
+    answer: Literal["text", "letter"]
+    score: ChoiceScore
+    first: Literal[0, 1]
+
+
 class Data(Group):
     """The task: where the rows come from and what is asked of the model."""
 
@@ -95,11 +105,14 @@ class Data(Group):
     name: str | None
     config: str | None
     revision: str | None
+    stream: Count | None
     splits: Splits
-    task: Literal["classification", "free"]
+    task: Literal["classification", "multiple-choice", "free"]
     template: Annotated[str, Field(min_length=1)]
     answer_column: Annotated[str, Field(min_length=1)]
     label_words: dict[str, str]
+    choices: Choices
+    messages: str | None
     group_column: str | None
     balance: bool
     limits: Limits
@@ -109,6 +122,18 @@ class Data(Group):
     def _hub_needs_a_name(self) -> Self:
         if self.source == "hub" and not self.name:
             raise ValueError("source is hub, but name is null: set data.name")
+        return self
+
+    @model_validator(mode="after")
+    def _choices_are_complete(self) -> Self:
+        if self.task != "multiple-choice":
+            return self
+        if not self.choices.column:
+            raise ValueError("task is multiple-choice: set data.choices.column")
+        if self.messages or self.label_words:
+            raise ValueError("task is multiple-choice: data.messages stays null, data.label_words {}")
+        if self.choices.answer == "letter" and "{choices}" not in self.template:
+            raise ValueError("data.choices.answer is letter: the template must show the candidates, as {choices}")
         return self
 
 
@@ -124,6 +149,7 @@ class Prepare(Group):
 
     max_tokens: Annotated[int, Field(ge=8)]
     near_duplicate: Share
+    chat_template: bool
 
 
 class Trace(Group):
@@ -268,6 +294,12 @@ class Params(Group):
         missing = [m for m, boundary in assumed.items() if rate_entry(m, boundary, entries) is None]
         if missing:
             raise ValueError(f"finetune.learning_rate has no entry for {', '.join(missing)}")
+        return self
+
+    @model_validator(mode="after")
+    def _conversations_need_the_chat_template(self) -> Self:
+        if self.data.messages and not self.prepare.chat_template:
+            raise ValueError("data.messages holds conversations: set prepare.chat_template to true")
         return self
 
 

@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     params = EvaluateRoom.load()
     meta = read_json(args.prepared / "meta.json")
-    classes = [label["label"] for label in meta["labels"]] if meta["labels"] else None
+    classes = [label["label"] for label in meta["labels"]]
+    quality = "exact_match" if meta["task"] == "free" else "accuracy"
     test = read_examples(args.prepared, "test")
     bootstrap = Bootstrap(len(test), params.evaluate.bootstrap, params.evaluate.confidence, params.evaluate.seed)
     base_shards = read_json(args.base / "base.json")["shards"]
@@ -49,15 +50,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = {f"{m}-seed{s}": (m, s) for m in params.compare.methods for s in params.compare.seeds}
     facts = {name: read_json(require(args.models / name, made_by="finetune") / "run.json") for name in names}
     predictions = {"untrained": predictor.predict(args.base, "untrained")}
-    if classes is not None:
-        training = read_examples(args.prepared, "train")
-        predictions["tfidf"] = Predictions.of_labels(baselines.tfidf(training, test), test)
-        predictions["majority"] = Predictions.of_labels(baselines.majority(training, test), test)
+    if meta["task"] != "free":
+        plain = baselines.answers(read_examples(args.prepared, "train"), test)
+        predictions |= {name: Predictions.of_labels(said, test) for name, said in plain.items()}
     for name in names:
         frozen = frozen_layers(facts[name]["shards"], base_shards)
         predictions[name] = predictor.predict(args.models / name, name, frozen)
 
-    scores = {name: score(said, test, classes, bootstrap) for name, said in predictions.items()}
+    scores = {name: score(said, test, quality, classes, bootstrap) for name, said in predictions.items()}
     runs = {}
     for name, (method, seed) in names.items():
         run = facts[name]
@@ -66,7 +66,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         last = {key: run["curve"][-1][key] for key in ("validation_loss", "validation_accuracy")}
         share = run["flops"] / full["flops"] if full else None
         runs[name] = {"method": method, "seed": seed, **known, "flops_share": share, **last, **scores[name]}
-    quality = "accuracy" if classes is not None else "exact_match"
     curves = {name: facts[name]["curve"] for name in names}
     methods = compare_methods(runs, curves, predictions, quality, bootstrap)
     held = {name: entry for name, entry in scores.items() if name not in names}

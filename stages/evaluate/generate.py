@@ -16,15 +16,16 @@ def write_answers(
     tokenizer: Tokenizer,
     examples: Sequence[Example],
     longest: int,
+    end: int,
     batch_tokens: int,
     advance: Callable[[int], None],
 ) -> list[str]:
-    """Greedy answers of at most ``longest`` tokens, prompts of equal length batched together."""
+    """Greedy answers of at most ``longest`` tokens, prompts of equal length batched together.
+
+    ``end``: the token that an answer ends with (of a turn, in a chat); the model's own ends hold, too.
+    """
     answers = [""] * len(examples)
-    eos = model.network.config.eos_token_id
-    config = GenerationConfig(
-        max_new_tokens=longest, do_sample=False, eos_token_id=eos, pad_token_id=eos[0] if isinstance(eos, list) else eos
-    )
+    config = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=_ends(model, end), pad_token_id=end)
     by_length: dict[int, list[int]] = {}
     for i, example in enumerate(examples):
         by_length.setdefault(len(example.prompt_ids), []).append(i)
@@ -39,6 +40,11 @@ def write_answers(
                 answers[i] = tokenizer.decode(row, skip_special_tokens=True)
             advance(len(index))
     return answers
+
+
+def _ends(model: CausalModel, end: int) -> list[int]:
+    own = model.network.config.eos_token_id
+    return sorted({end, *(own if isinstance(own, list) else [own] if own is not None else [])})
 
 
 def exact_match(answer: str, reference: str, marker: str | None) -> bool:

@@ -13,10 +13,10 @@ from stages.common.batches import Example
 from stages.common.boundary_cache.cache import BoundaryCache, CacheSettings
 from stages.common.boundary_cache.key import frozen_units
 from stages.common.boundary_cache.opened import Opened, print_opened
-from stages.common.label_tree import LabelTree
 from stages.common.models.adapter import CausalModel, open_model
 from stages.common.params import Evaluate
 from stages.common.progress import progress
+from stages.common.rules import rule_of
 from stages.common.runtime import Runtime
 from stages.evaluate.generate import exact_match, write_answers
 from stages.evaluate.scores import Predictions
@@ -44,19 +44,18 @@ class Predictor:
 
     def predict(self, folder: Path, name: str, frozen: int = 0) -> Predictions:
         """Answers of the model in ``folder``, whose embedding and layers 1..frozen are the base's."""
-        labels = self.meta["labels"]
-        tree = LabelTree.of({label["label"]: label["token_ids"] for label in labels}) if labels else None
+        rule = rule_of(self.meta)
         model = open_model(folder, self.runtime.device, self.runtime.dtype)
-        reader = Reader(model, self.runtime, tree, self.params.batch_tokens)
+        reader = Reader(model, self.runtime, rule, self.params.batch_tokens)
         start = self._behind_frozen(model, frozen) if frozen else None
         with progress(f"evaluating {name}", len(self.test), "examples") as advance:
             shared = self.meta["shared_prefix_tokens"]
             answers = reader.read(self.test, shared, start, advance=lambda n: advance(n, ""))
         loss = np.array([answer.loss for answer in answers])
         tokens = np.array([len(example.answer_ids) for example in self.test], float)
-        if tree is not None:
+        if rule is not None:
             said = [answer.predicted or "" for answer in answers]
-            correct = [label == example.label for label, example in zip(said, self.test, strict=True)]
+            correct = [answer.correct or False for answer in answers]
         else:
             tokenizer = Tokenizer.from_file(str(self.base / "tokenizer.json"))
             with progress(f"{name} writes its answers", len(self.test), "examples") as advance:
@@ -65,6 +64,7 @@ class Predictor:
                     tokenizer,
                     self.test,
                     self.params.generate_tokens,
+                    self.meta["end_token_id"],
                     self.params.batch_tokens,
                     lambda n: advance(n, ""),
                 )

@@ -30,26 +30,27 @@ class Predictions:
 
     @classmethod
     def of_labels(cls, labels: Sequence[str], examples: Sequence[Example]) -> "Predictions":
-        """A baseline's labels."""
-        correct = np.array([label == example.label for label, example in zip(labels, examples, strict=True)], float)
+        """A baseline's labels, or candidates where an example has any."""
+        right = [example.answer if example.candidates else example.label for example in examples]
+        correct = np.array([label == true for label, true in zip(labels, right, strict=True)], float)
         tokens = np.array([len(example.answer_ids) for example in examples], float)
         return cls(list(labels), correct, None, tokens, [None] * len(examples))
 
 
 def score(
-    predictions: Predictions, examples: Sequence[Example], classes: Sequence[str] | None, bootstrap: Bootstrap
+    predictions: Predictions, examples: Sequence[Example], quality: str, classes: Sequence[str], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Accuracy (of free answers: exact match), macro-F1 and loss per answer token, with intervals.
+    """Share of right answers, macro-F1 and loss per answer token, with intervals.
 
     Args:
         predictions: a model's.
         examples: the test split.
-        classes: the labels; ``None`` for free answers.
+        quality: what the share of right answers is called: accuracy, or exact match where answers are free.
+        classes: the labels, for macro-F1; empty where there are none.
         bootstrap: the resamples, shared by all models.
     """
-    name = "exact_match" if classes is None else "accuracy"
-    result: dict[str, Any] = {"n": len(examples), **bootstrap.mean(predictions.correct).named(name)}
-    if classes is not None:
+    result: dict[str, Any] = {"n": len(examples), **bootstrap.mean(predictions.correct).named(quality)}
+    if classes:
         number = {label: i for i, label in enumerate(classes)}
         truth = np.array([number[example.label or ""] for example in examples])
         said = np.array([number[label] for label in predictions.predicted])

@@ -27,10 +27,10 @@ from stages.common.batches import read_examples
 from stages.common.command import exit_code
 from stages.common.cost import ModelShape
 from stages.common.freeze_plan import FILE_NAME, FreezePlan
-from stages.common.label_tree import LabelTree
 from stages.common.method_names import checked, method_of
 from stages.common.models.shards import shard_hashes
 from stages.common.params import Device, Finetune, Plan, Room, SelectorName
+from stages.common.rules import rule_of
 from stages.common.runtime import choose_runtime, machine_facts, peak_memory_bytes
 from stages.common.training.processes import Processes, are_several, joined
 from stages.finetune.card import model_card
@@ -64,7 +64,6 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
     base, meta = read_json(args.base / "base.json"), read_json(args.prepared / "meta.json")
     plan = FreezePlan.load(require(args.plan, made_by="plan"))
     runtime = choose_runtime(params.device)
-    tree = LabelTree.of({label["label"]: label["token_ids"] for label in meta["labels"]}) if meta["labels"] else None
     read = {**params.model_dump(mode="json", include={"device", "finetune"}), "plan.first_n": _first_n(params.plan)}
     data_hashes = {name: split["sha256"] for name, split in meta["splits"].items()}
     inputs = {
@@ -91,7 +90,7 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
         validation=read_examples(args.prepared, "validation"),
         shared=meta["shared_prefix_tokens"],
         unfinished=unfinished,
-        make_reader=lambda model: Reader(model, runtime, tree, batch_tokens=1024),
+        make_reader=lambda model: Reader(model, runtime, rule_of(meta), batch_tokens=1024),
         processes=processes,
     )
     print(f"{args.method}, seed {args.seed}: {runtime.device} in {runtime.dtype_name} ({runtime.reason})")

@@ -9,12 +9,13 @@ from rich.console import Console
 
 from stages.common.command import exit_code
 from stages.common.params import Data, Prepare, Room
+from stages.prepare.chat import ChatTemplate
+from stages.prepare.examples import Filler, fill_rows
 from stages.prepare.output import describe, write_prepared
 from stages.prepare.rows import TRAIN
 from stages.prepare.sources import load_rows
 from stages.prepare.splits import carve, check_not_empty, draw, separate
 from stages.prepare.summary import print_summary
-from stages.prepare.templates import fill_rows, parse_template
 from stages.prepare.tokens import PromptTokenizer, Tokenised, label_ids, tokenise
 
 
@@ -29,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the parameters and the base model's tokenizer, write the prepared folder."""
     arguments = _parser().parse_args(argv)
     room = PrepareRoom.load()
-    template = parse_template(room.data.template)
-    tokenizer = PromptTokenizer(arguments.base)
-    loaded = load_rows(room.data, {*template.columns, room.data.answer_column, room.data.group_column or ""} - {""})
-    examples, refused = fill_rows(loaded, template, room.data)
+    chat = ChatTemplate.of(arguments.base) if room.prepare.chat_template else None
+    filler, tokenizer = Filler(room.data, chat), PromptTokenizer(arguments.base, chat)
+    loaded = load_rows(room.data, filler.columns)
+    examples, refused = fill_rows(loaded, filler)
     examples = carve(examples, room.data.limits, room.data.seed)
     examples, dropped = separate(examples, room.prepare.near_duplicate)
     examples, unknown = draw(examples, room.data)
@@ -46,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         splits,
         labels,
         room.data,
-        room.prepare.max_tokens,
+        room.prepare,
+        tokenizer=tokenizer,
+        chat=chat,
         source=loaded.identity,
         dropped=dropped,
         refused=refused + unknown,

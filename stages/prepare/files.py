@@ -1,9 +1,10 @@
-"""Rows of csv, json, jsonl and parquet files."""
+"""Rows of csv, tsv, json, jsonl and parquet files."""
 
 import csv
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ import pyarrow.parquet
 
 from stages.common.command import UserError
 
-SUFFIXES: Final = (".csv", ".json", ".jsonl", ".parquet")
+SUFFIXES: Final = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -21,22 +22,42 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: unknown format, unreadable file, or a damaged row, which is named by its line.
     """
-    readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    readers = dict(zip(SUFFIXES, (_read_csv, _read_tsv, _read_json, _read_jsonl, _read_parquet), strict=True))
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: unknown format {path.suffix or '(no suffix)'!r}; known: {', '.join(SUFFIXES)}")
-    try:
+    with _faults_named(path):
         return list(reader(path))
+
+
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        UserError: it is unreadable or no UTF-8.
+    """
+    with _faults_named(path):
+        return path.read_text(encoding="utf-8-sig")
+
+
+@contextmanager
+def _faults_named(path: Path) -> Iterator[None]:
+    try:
+        yield
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
+def _read_tsv(path: Path) -> Iterator[dict[str, Any]]:
+    return _read_csv(path, delimiter="\t")
+
+
+def _read_csv(path: Path, delimiter: str = ",") -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)  # the default refuses texts of more than 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True, restkey=None, restval=None)
+        reader = csv.DictReader(file, strict=True, restkey=None, restval=None, delimiter=delimiter)
         try:
             for row in reader:
                 if None in row or None in row.values():

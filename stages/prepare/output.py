@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from stages.common.artifacts import replacing_folder, sha256_file, write_json
-from stages.common.params import Data
-from stages.prepare.tokens import Tokenised, shared_prefix
+from stages.common.params import Data, Prepare
+from stages.prepare.chat import ChatTemplate
+from stages.prepare.tokens import PromptTokenizer, Tokenised, shared_prefix
 
 SCHEMA: Final = 1
 
@@ -25,6 +26,14 @@ _COLUMNS: Final = pa.schema(
         pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
         pa.field("answer_ids", pa.list_(pa.int32()), nullable=False),
     ]
+)
+
+
+# Multiple choice alone: what the answer is chosen from, the right one among them.
+_CANDIDATES: Final = pa.field(
+    "candidates",
+    pa.list_(pa.struct([pa.field("text", pa.string()), pa.field("ids", pa.list_(pa.int32()))])),
+    nullable=False,
 )
 
 
@@ -54,8 +63,10 @@ def describe(
     splits: Mapping[str, Sequence[Tokenised]],
     labels: Mapping[str, list[int]] | None,
     data: Data,
-    max_tokens: int,
+    prepare: Prepare,
     *,
+    tokenizer: PromptTokenizer,
+    chat: ChatTemplate | None,
     source: Mapping[str, Any],
     dropped: Counter[str],
     refused: Counter[str],
@@ -63,7 +74,8 @@ def describe(
     """The contents of ``meta.json``, but for the files' hashes.
 
     ``tokens`` of a split is what a forward pass over all its examples sees: the last answer token is
-    predicted, never read.
+    predicted, never read. ``end_token_id`` is what free answers end with, ``choice_score`` how candidates are
+    compared; ``chat_template`` is the digest of the template that prompts were written with.
     """
     rows = [row for examples in splits.values() for row in examples]
     words = {row.example.label: row.example.answer for row in rows}
@@ -71,21 +83,26 @@ def describe(
         "schema": SCHEMA,
         "task": data.task,
         "source": dict(source),
+        "end_token_id": tokenizer.end if data.task == "free" else None,
+        "choice_score": data.choices.score if data.task == "multiple-choice" else None,
+        "chat_template": chat.digest if chat else None,
         "labels": [{"label": label, "word": words[label], "token_ids": ids} for label, ids in (labels or {}).items()],
         "splits": {name: _split_facts(examples) for name, examples in splits.items()},
         "dropped": dict(+dropped),
         "refused": [{"reason": reason, "count": count} for reason, count in sorted((+refused).items())],
         "truncated": sum(row.cut for row in rows),
         "shared_prefix_tokens": shared_prefix([row.prompt_ids for row in rows]),
-        "max_tokens": max_tokens,
-        "template": data.template,
+        "max_tokens": prepare.max_tokens,
+        "template": f"{{{data.messages}}}" if data.messages else data.template,
     }
 
 
 def _split_facts(examples: Sequence[Tokenised]) -> dict[str, Any]:
     labels = Counter(row.example.label for row in examples if row.example.label is not None)
     lengths = [len(row.prompt_ids) for row in examples]
+    candidates = sum(len(row.candidate_ids) for row in examples)
     return {
+        **({"candidates": candidates} if candidates else {}),
         "rows": len(examples),
         "tokens": sum(len(row.prompt_ids) + len(row.answer_ids) - 1 for row in examples),
         "prompt_tokens_min": min(lengths),
@@ -106,7 +123,11 @@ def _table(examples: Sequence[Tokenised]) -> pa.Table:
             "answer": row.example.answer,
             "prompt_ids": row.prompt_ids,
             "answer_ids": row.answer_ids,
+            "candidates": [
+                {"text": text, "ids": ids} for text, ids in zip(row.example.candidates, row.candidate_ids, strict=True)
+            ],
         }
         for row in examples
     ]
-    return pa.Table.from_pylist(rows, schema=_COLUMNS)
+    with_candidates = any(row.candidate_ids for row in examples)
+    return pa.Table.from_pylist(rows, schema=_COLUMNS.append(_CANDIDATES) if with_candidates else _COLUMNS)

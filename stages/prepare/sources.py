@@ -1,16 +1,18 @@
 """Where rows come from: the embedded docstrings, files, or the Hugging Face hub."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from stages.common.artifacts import digest_of, sha256_file
+from stages.common.artifacts import sha256_file
 from stages.common.command import UserError
 from stages.common.params import Data
 from stages.prepare.docstrings import LIBRARIES, read_docstrings
-from stages.prepare.files import SUFFIXES, read_rows
-from stages.prepare.rows import SPLITS, TEST, TRAIN, VALIDATION, Loaded, Row
+from stages.prepare.files import read_rows, read_text
+from stages.prepare.folders import TEXT, split_files
+from stages.prepare.hub import load_hub
+from stages.prepare.rows import TRAIN, Loaded, Row, split_names, top
 
 # Sentences read per sentence kept: near-duplicates and whole files that fall to one split cost some.
 _SPARE: Final = 1.4
@@ -21,7 +23,7 @@ def load_rows(data: Data, columns: Iterable[str]) -> Loaded:
 
     Args:
         data: the parameter group.
-        columns: the columns that are needed; others may be left unread.
+        columns: the columns (or paths inside them) that are needed; others may be left unread.
 
     Raises:
         UserError: the source is missing, damaged, or lacks a split that ``data.splits`` names.
@@ -29,7 +31,7 @@ def load_rows(data: Data, columns: Iterable[str]) -> Loaded:
     if data.source == "docstrings":
         return read_docstrings(data.seed, _docstrings_wanted(data))
     if data.source == "hub":
-        return _load_hub(data, sorted(set(columns)))
+        return load_hub(data, sorted({name for column in columns for name in (column, top(column))}))
     return _load_files(data)
 
 
@@ -39,84 +41,25 @@ def _docstrings_wanted(data: Data) -> int | None:
     return math.ceil(_SPARE * sum(known) / len(LIBRARIES)) if len(known) == len(limits) else None
 
 
-def _split_names(data: Data) -> dict[str, str]:
-    """Our split name to the source's, for those that the source is said to have."""
-    names = {TRAIN: data.splits.train, VALIDATION: data.splits.validation, TEST: data.splits.test}
-    return {split: name for split, name in names.items() if name is not None}
-
-
 def _load_files(data: Data) -> Loaded:
     path = Path(data.path)
     if not path.exists():
         raise UserError(f"data.path = {data.path}: no such file or folder")
-    files = {TRAIN: path} if path.is_file() else {s: _split_file(path, n) for s, n in _split_names(data).items()}
+    root = path.parent if path.is_file() else path
+    files = {TRAIN: [path]} if path.is_file() else {s: split_files(path, n) for s, n in split_names(data).items()}
     rows: dict[str, list[Row]] = {}
     columns: dict[str, None] = {}  # a set that keeps the order
-    for split, file in files.items():
+    for split, parts in files.items():
         rows[split] = []
-        for number, values in enumerate(read_rows(file), start=1):
-            columns.update(dict.fromkeys(values))
-            rows[split].append(Row(f"{file.stem}-{number:07d}", values))
-    hashes = {file.name: sha256_file(file) for file in files.values()}
+        for file in parts:
+            name = file.relative_to(root).with_suffix("").as_posix()
+            for number, values in enumerate(_read(file), start=1):
+                columns.update(dict.fromkeys(values))
+                rows[split].append(Row(f"{name}-{number:07d}", values))
+    hashes = {file.relative_to(root).as_posix(): sha256_file(file) for parts in files.values() for file in parts}
     return Loaded(rows, tuple(columns), {"kind": "files", "path": data.path, "sha256": hashes})
 
 
-def _split_file(folder: Path, name: str) -> Path:
-    found = [folder / f"{name}{suffix}" for suffix in SUFFIXES if (folder / f"{name}{suffix}").is_file()]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(f"{folder}: split {name!r} stands in two files: {', '.join(f.name for f in found)}; keep one")
-    present = ", ".join(sorted(f.name for f in folder.iterdir() if f.suffix in SUFFIXES)) or "no data file"
-    raise UserError(
-        f"{folder}: no file for split {name!r} ({' or '.join(SUFFIXES)}); found {present}; "
-        "name the splits in data.splits (null: carved out of the training split)"
-    )
-
-
-def _load_hub(data: Data, columns: list[str]) -> Loaded:
-    names = _split_names(data)
-    parts = _fetch(data)
-    missing = [name for name in names.values() if name not in parts]
-    if missing:
-        raise UserError(
-            f"data.name = {data.name}: no split {missing[0]!r}; it has {', '.join(sorted(parts))}; "
-            "name the splits in data.splits (null: carved out of the training split)"
-        )
-    rows = {split: _hub_rows(parts[name], name, columns) for split, name in names.items()}
-    present = tuple(dict.fromkeys(column for name in names.values() for column in parts[name].column_names))
-    identity = {
-        "kind": "hub",
-        "name": data.name,
-        "config": data.config,
-        "revision": data.revision,
-        "sha256": {names[split]: _rows_digest(rows[split]) for split in SPLITS if split in rows},
-    }
-    return Loaded(rows, present, identity)
-
-
-def _fetch(data: Data) -> Mapping[str, Any]:
-    import datasets  # slow, and needed by this source alone
-
-    try:
-        return dict(datasets.load_dataset(data.name, data.config, revision=data.revision))
-    except (OSError, ValueError, RuntimeError, KeyError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"data.name = {data.name}: the data set cannot be loaded: {reason}") from None
-
-
-def _hub_rows(part: Any, name: str, columns: list[str]) -> list[Row]:
-    part = part.select_columns([column for column in columns if column in part.column_names])
-    # Class labels are stored as numbers; their names are what a reader and label_words mean.
-    names = {column: feature.names for column, feature in part.features.items() if hasattr(feature, "names")}
-    rows = []
-    for number, values in enumerate(part.to_list(), start=1):
-        for column, words in names.items():
-            value = values[column]
-            values[column] = words[value] if isinstance(value, int) and value >= 0 else None
-        rows.append(Row(f"{name}-{number:07d}", values))
-    return rows
-
-
-def _rows_digest(rows: list[Row]) -> str:
-    return digest_of([{column: repr(value) for column, value in row.values.items()} for row in rows])
+def _read(file: Path) -> list[dict[str, Any]]:
+    """Rows of a table; a text in a folder that is named after its class is one row."""
+    return [{"text": read_text(file), "label": file.parent.name}] if file.suffix == TEXT else read_rows(file)

@@ -14,7 +14,7 @@ def print_summary(meta: Mapping[str, Any], example: str, console: Console) -> No
     for name in sorted(meta["splits"], key=lambda name: -meta["splits"][name]["rows"]):
         facts = meta["splits"][name]
         lengths = f"{facts['prompt_tokens_min']} to {facts['prompt_tokens_max']}"
-        classes = _spread(facts["label_counts"]) if meta["labels"] else "free answers"
+        classes = _spread(facts["label_counts"]) if meta["labels"] else _chosen_from(facts)
         table.add_row(name, f"{facts['rows']:,}", f"{facts['tokens']:,}", lengths, classes)
     console.print(table)
     for title, counts in (
@@ -28,6 +28,12 @@ def print_summary(meta: Mapping[str, Any], example: str, console: Console) -> No
     )
     console.print("an example:", style="bold")
     console.print(escape(example), highlight=False, soft_wrap=True)
+
+
+def _chosen_from(facts: Mapping[str, Any]) -> str:
+    if "candidates" not in facts:
+        return "free answers"
+    return f"{facts['candidates'] / facts['rows']:.3g} candidates a row"
 
 
 def _spread(counts: Mapping[str, int]) -> str:

@@ -1,14 +1,12 @@
-"""The prompt template and the label words: from a row's columns to an example."""
+"""The prompt template: literal text with columns in between."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
 from stages.common.command import UserError
-from stages.common.params import Data
-from stages.prepare.rows import Example, Loaded, Row, as_text
+from stages.prepare.rows import as_text, reach
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,11 @@ class Template:
 
     def fill(self, values: Mapping[str, Any]) -> str:
         """The prompt of a row; a missing value is empty text."""
-        return "".join(literal + (as_text(values.get(column)) if column else "") for literal, column in self.parts)
+        return "".join(literal + (as_text(reach(values, column)) if column else "") for literal, column in self.parts)
 
     def text(self, values: Mapping[str, Any]) -> str:
         """The row's own words: the values of the columns, joined by line ends."""
-        return "\n".join(text for column in self.columns if (text := as_text(values.get(column))).strip())
+        return "\n".join(text for column in self.columns if (text := as_text(reach(values, column))).strip())
 
 
 def parse_template(text: str) -> Template:
@@ -53,62 +51,3 @@ def parse_template(text: str) -> Template:
     if not template.columns:
         raise UserError("data.template: names no column: write {column} where the row's text goes")
     return template
-
-
-def fill_rows(loaded: Loaded, template: Template, data: Data) -> tuple[dict[str, list[Example]], Counter[str]]:
-    """Turn the rows of every split into examples.
-
-    Returns:
-        The examples by split, and the refused rows: reason to count.
-
-    Raises:
-        UserError: a column that the parameters name does not exist; a label word for a label that no row has.
-    """
-    _check_columns(loaded, template, data)
-    refused = Counter(loaded.refused)
-    examples = {
-        split: [made for row in rows if (made := _fill(row, template, data, refused)) is not None]
-        for split, rows in loaded.rows.items()
-    }
-    if data.task == "classification":
-        _check_label_words(data, (example.label for part in examples.values() for example in part))
-    return examples, refused
-
-
-def _fill(row: Row, template: Template, data: Data, refused: Counter[str]) -> Example | None:
-    text = template.text(row.values)
-    answer = as_text(row.values.get(data.answer_column)).strip()
-    if not text or not answer:
-        what = "empty text" if not text else "missing label" if data.task == "classification" else "missing answer"
-        refused[what] += 1
-        return None
-    label = answer if data.task == "classification" else None
-    group = as_text(row.values.get(data.group_column)) if data.group_column else ""
-    word = data.label_words.get(answer, answer) if label is not None else answer
-    return Example(row.example_id, group or None, label, text, template.fill(row.values), word)
-
-
-def _check_columns(loaded: Loaded, template: Template, data: Data) -> None:
-    if not any(loaded.rows.values()):
-        raise UserError(f"data: the source ({data.source}) holds no rows")
-    named = [("data.template", column) for column in template.columns]
-    named.append(("data.answer_column", data.answer_column))
-    if data.group_column:
-        named.append(("data.group_column", data.group_column))
-    for parameter, column in named:
-        if column not in loaded.columns:
-            raise UserError(f"{parameter}: no column {column!r}; the data has: {_listed(loaded.columns)}")
-
-
-def _check_label_words(data: Data, labels: Iterable[str | None]) -> None:
-    present = sorted({label for label in labels if label is not None})
-    for label, word in data.label_words.items():
-        if label not in present:
-            raise UserError(f"data.label_words: no row has the label {label!r}; labels: {_listed(present)}")
-        if not word.strip():
-            raise UserError(f"data.label_words: the word for {label!r} is empty")
-
-
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

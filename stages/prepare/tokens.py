@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from stages.common.artifacts import read_json, require
 from stages.common.command import UserError
+from stages.prepare.chat import ChatTemplate
 from stages.prepare.rows import Example
 
 _PROBES: Final = 64  # prompts on which the tokens of a label word are looked up
@@ -28,12 +29,14 @@ class Tokenised:
         prompt_ids: [T], with the beginning-of-sequence token where the model has one.
         answer_ids: [m], the tokens that follow the prompt.
         cut: whether the prompt was cut from the left.
+        candidate_ids: of every candidate, as ``answer_ids``; empty where there are none.
     """
 
     example: Example
     prompt_ids: list[int]
     answer_ids: list[int]
     cut: bool
+    candidate_ids: tuple[list[int], ...] = ()
 
 
 class PromptTokenizer:
@@ -41,10 +44,11 @@ class PromptTokenizer:
 
     Attributes:
         context: longest sequence of the model, in tokens; ``None`` where its configuration names none.
-        end: id of the end-of-sequence token; ``None`` where the model has none.
+        end: id of the token that ends an answer: a turn's end in a chat, else a sequence's; ``None`` without one.
+        chat: whether prompts are turns of a conversation: the template has written all that stands in front.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, chat: ChatTemplate | None = None) -> None:
         """Load it from ``tokenizer.json``, ``config.json`` and ``tokenizer_config.json``.
 
         Raises:
@@ -59,20 +63,24 @@ class PromptTokenizer:
         self._tokenizer.no_padding()
         config = read_json(require(folder / "config.json", "base"))
         self.context: int | None = config.get("max_position_embeddings")
-        self.end = self._end_id(config, folder / "tokenizer_config.json")
-        self._start = self._start_ids()
+        self.chat = chat is not None
+        self.end = self._end_of_turn(chat) if chat else None
+        if self.end is None:
+            self.end = self._end_id(config, folder / "tokenizer_config.json")
+        self._start = [] if chat else self._start_ids()
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of every prompt: what the tokenizer puts first (BOS), then the text; nothing at the end."""
         return [self._start + ids for ids in self._plain(texts)]
 
-    def answers(self, prompts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
-        """Token ids of every answer as they follow its prompt, set off by one space.
+    def answers(self, examples: Sequence[Example], answers: Sequence[str]) -> list[list[int]]:
+        """Token ids of every answer as they follow the prompt of its example, set off as that says.
 
         Prompt and answer are tokenised together. Where the prompt's tokens are no longer found at the
         front (the border was merged into one token), the answer is tokenised by itself.
         """
-        spaced = [separated(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        prompts = [example.prompt for example in examples]
+        spaced = [lead(example) + answer for example, answer in zip(examples, answers, strict=True)]
         joint = self._plain([prompt + answer for prompt, answer in zip(prompts, spaced, strict=True)])
         heads, apart = self._plain(prompts), self._plain(spaced)
         return [
@@ -101,6 +109,11 @@ class PromptTokenizer:
                 return full[:at]
         return []
 
+    def _end_of_turn(self, chat: ChatTemplate) -> int | None:
+        """The first of the tokenizer's own tokens that the template writes behind an answer."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return next((token for token in self._plain([chat.closing])[0] if token in added), None)
+
     def _end_id(self, config: Mapping[str, Any], path: Path) -> int | None:
         known = config.get("eos_token_id")
         if isinstance(known, list):
@@ -112,9 +125,11 @@ class PromptTokenizer:
         return known
 
 
-def separated(prompt: str, answer: str) -> str:
-    """The answer with one space in front, unless the prompt ends in white space."""
-    return answer if prompt[-1:].isspace() else f" {answer}"
+def lead(example: Example) -> str:
+    """What stands between prompt and answer."""
+    if example.lead is not None:
+        return example.lead
+    return "" if example.prompt[-1:].isspace() else " "
 
 
 def label_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> dict[str, list[int]]:
@@ -128,10 +143,10 @@ def label_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> dict[s
             tokens of the other's.
     """
     words = {example.label: example.answer for example in examples if example.label is not None}
-    prompts = [example.prompt for example in examples[:: max(1, len(examples) // _PROBES)]]
+    probes = examples[:: max(1, len(examples) // _PROBES)]
     ids: dict[str, list[int]] = {}
     for label in sorted(words):
-        seen = Counter(tuple(one) for one in tokenizer.answers(prompts, [words[label]] * len(prompts)))
+        seen = Counter(tuple(one) for one in tokenizer.answers(probes, [words[label]] * len(probes)))
         ids[label] = list(max((count, one) for one, count in seen.items())[1])
     _check_distinct(ids, words)
     return ids
@@ -140,12 +155,13 @@ def label_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> dict[s
 def tokenise(
     tokenizer: PromptTokenizer, examples: Sequence[Example], labels: Mapping[str, list[int]] | None, max_tokens: int
 ) -> tuple[list[Tokenised], Counter[str]]:
-    """Tokenise examples; a prompt too long for its place is cut from the left, its BOS kept.
+    """Tokenise examples; a prompt too long for its place is cut from the left, its BOS kept, and a turn is never cut.
 
     Args:
         tokenizer: the model's.
         examples: of one split.
-        labels: token ids of the labels' words; ``None`` where answers are free: these end with EOS.
+        labels: token ids of the labels' words; ``None`` where there are no classes: free answers end with
+            ``tokenizer.end``, candidates end where their text does.
         max_tokens: longest prompt and answer together; the model's context caps it.
 
     Returns:
@@ -157,15 +173,21 @@ def tokenise(
     room = min(max_tokens, tokenizer.context or max_tokens)
     refused: Counter[str] = Counter()
     made: list[Tokenised] = []
-    texts = [example.prompt for example in examples]
-    answers = _answer_ids(tokenizer, examples, labels)
-    longest = max(map(len, labels.values())) if labels else 0  # every label is scored behind every prompt
-    for example, prompt, answer in zip(examples, tokenizer.prompts(texts), answers, strict=True):
-        short = _cut_left(prompt, len(tokenizer.start), room - max(longest, len(answer)))
-        if short:
-            made.append(Tokenised(example, short, answer, len(short) < len(prompt)))
-        else:
+    prompts = tokenizer.prompts([example.prompt for example in examples])
+    answers, candidates = _answer_ids(tokenizer, examples, labels), _candidate_ids(tokenizer, examples)
+    every = tuple(labels.values()) if labels else ()
+    for example, prompt, answer, chosen_from in zip(examples, prompts, answers, candidates, strict=True):
+        # Every label, or candidate, is scored behind the prompt.
+        longest = max(map(len, (answer, *every, *chosen_from)))
+        short = _cut_left(prompt, len(tokenizer.start), room - longest)
+        if not short:
             refused["answer that leaves no room for a prompt (max_tokens)"] += 1
+        elif tokenizer.chat and len(short) < len(prompt):
+            refused["conversation that is too long (max_tokens)"] += 1
+        elif _are_alike(chosen_from):
+            refused["candidates that the tokenizer cannot tell apart"] += 1
+        else:
+            made.append(Tokenised(example, short, answer, len(short) < len(prompt), chosen_from))
     return made, refused
 
 
@@ -183,11 +205,24 @@ def _answer_ids(
 ) -> list[list[int]]:
     if labels is not None:
         return [labels[example.label or ""] for example in examples]
+    ids = tokenizer.answers(examples, [example.answer for example in examples])
+    if any(example.candidates for example in examples):
+        return ids
     if tokenizer.end is None:
         raise UserError("data.task = free: the model names no end-of-sequence token (eos_token_id in its config.json)")
     end = tokenizer.end
-    ids = tokenizer.answers([example.prompt for example in examples], [example.answer for example in examples])
     return [[*one, end] for one in ids]
+
+
+def _candidate_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> list[tuple[list[int], ...]]:
+    asked = [(example, candidate) for example in examples for candidate in example.candidates]
+    ids = iter(tokenizer.answers([example for example, _ in asked], [candidate for _, candidate in asked]))
+    return [tuple(next(ids) for _ in example.candidates) for example in examples]
+
+
+def _are_alike(candidates: Sequence[list[int]]) -> bool:
+    """Whether two candidates have the same tokens, or one has none."""
+    return len(set(map(tuple, candidates))) < len(candidates) or not all(candidates)
 
 
 def _cut_left(prompt: list[int], start: int, room: int) -> list[int]:

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from stages.common.answers import Embeddings, Reader
-from stages.common.batches import Example
+from stages.common.batches import Candidate, Example
+from stages.common.candidates import CandidateRule
 from stages.common.label_tree import LabelTree
 from stages.common.models.adapter import CausalModel
 from stages.common.models.families import family_of
 from stages.common.params import Device
+from stages.common.rules import rule_of
 from stages.common.runtime import choose_runtime
 from tests.common.models.tiny import tiny_network
 
@@ -68,3 +70,45 @@ def test_the_start_makes_no_difference(model, examples):
     shared = reader.read(examples, SHARED)
     alone = reader.read(examples, 0, Embeddings.behind(model, []))
     assert [a.loss for a in shared] == pytest.approx([a.loss for a in alone], rel=1e-5)
+
+
+CHOICES = [("one", (50,)), ("of several", (60, 61, 62)), ("another", (60, 63)), ("last one of all", (70, 71, 72, 73))]
+
+
+@pytest.fixture(scope="module")
+def questions():
+    made = []
+    for n, prompt in enumerate(PROMPTS):
+        candidates = tuple(Candidate(text, ids) for text, ids in CHOICES[: 2 + n % 3])
+        right = candidates[n % len(candidates)]
+        made.append(Example(str(n), None, "", right.text, tuple(prompt), right.ids, candidates))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("score", "length"),
+    [("sum", lambda _: 1), ("token", lambda one: len(one.ids)), ("character", lambda o: len(o.text))],
+)
+def test_candidates_are_compared_by_their_whole_probability(model, questions, score, length):
+    """Against Hugging Face's logits over every prompt and candidate, one by one."""
+    reader = Reader(model, choose_runtime(Device(kind="cpu", dtype="float32")), CandidateRule(score), batch_tokens=20)
+    for example, answer in zip(questions, reader.read(questions, SHARED), strict=True):
+        scores = []
+        for one in example.candidates:
+            said = log_probabilities(model, [*example.prompt_ids, *one.ids])
+            first = len(example.prompt_ids) - 1
+            nats = sum(float(said[first + at, token]) for at, token in enumerate(one.ids))
+            scores.append(nats / length(one))
+            if one.text == example.answer:
+                assert answer.loss == pytest.approx(-nats / len(one.ids), rel=1e-4)
+        best = max(range(len(scores)), key=scores.__getitem__)
+        assert answer.predicted == example.candidates[best].text
+        assert answer.correct == (answer.predicted == example.answer)
+        assert answer.probability == pytest.approx(float(torch.tensor(scores).softmax(0).max()), rel=1e-3)
+
+
+def test_the_rule_follows_from_the_data():
+    labels = [{"label": "a", "token_ids": [1]}, {"label": "b", "token_ids": [2]}]
+    assert isinstance(rule_of({"labels": labels, "task": "classification"}), LabelTree)
+    assert rule_of({"labels": [], "task": "multiple-choice", "choice_score": "sum"}) == CandidateRule("sum")
+    assert rule_of({"labels": [], "task": "free"}) is None

@@ -9,6 +9,7 @@ from stages.common.models.adapter import open_model
 from stages.evaluate.generate import write_answers
 
 LONGEST = 6
+END = 1
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,21 @@ def test_answers_are_those_of_a_plain_greedy_loop(model, hub_folder, batch_token
     prompts = [[10, 20, 30], [40, 50, 60], [70, 80, 90, 100, 110]]
     examples = [Example(str(i), None, "", "", tuple(prompt), (1,)) for i, prompt in enumerate(prompts)]
     done = []
-    written = write_answers(model, tokenizer, examples, LONGEST, batch_tokens, done.append)
+    written = write_answers(model, tokenizer, examples, LONGEST, END, batch_tokens, done.append)
     eos = model.network.config.eos_token_id
     expected = [tokenizer.decode(greedy(model.network, prompt, eos), skip_special_tokens=True) for prompt in prompts]
     assert written == expected
     assert sum(done) == 3
+
+
+def test_writing_stops_at_the_end_of_a_turn_and_at_the_models_own_end(model, hub_folder):
+    """The end of a turn is another token than the model's configuration names."""
+    tokenizer = Tokenizer.from_file(str(hub_folder / "tokenizer.json"))
+    prompt = (10, 20, 30)
+    freely = greedy(model.network, prompt, eos=None)
+    end = freely[2]
+    written = write_answers(
+        model, tokenizer, [Example("a", None, "", "", prompt, (1,))], LONGEST, end, 100, lambda _: None
+    )
+    stop = min(freely.index(token) for token in (end, model.network.config.eos_token_id) if token in freely)
+    assert written == [tokenizer.decode(freely[: stop + 1], skip_special_tokens=True)]

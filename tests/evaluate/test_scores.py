@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from stages.common.batches import Example
-from stages.evaluate.baselines import majority, tfidf
+from stages.common.batches import Candidate, Example
+from stages.evaluate.baselines import answers, majority, tfidf
 from stages.evaluate.compare import compare_methods, to_csv
 from stages.evaluate.generate import exact_match
 from stages.evaluate.intervals import Bootstrap
-from stages.evaluate.scores import Predictions, full_at_equal_compute
+from stages.evaluate.scores import Predictions, full_at_equal_compute, score
 
 
 def examples(pairs):
@@ -24,6 +24,25 @@ def test_majority_is_the_commonest_training_label_and_ties_are_settled_by_name()
 def test_tfidf_learns_words_and_word_pairs():
     train = examples([("not good at all", "neg"), ("good", "pos"), ("not bad at all", "pos"), ("bad", "neg")] * 5)
     assert tfidf(train, examples([("good", "pos"), ("not bad", "pos"), ("not good", "neg")])) == ["pos", "pos", "neg"]
+
+
+def question(n, texts, right):
+    candidates = tuple(Candidate(text, (at,)) for at, text in enumerate(texts))
+    return Example(str(n), None, "why?", texts[right], (1,), (right,), candidates)
+
+
+def test_baselines_of_multiple_choice_know_places_and_words_and_not_the_question():
+    train = [question(n, ["a fish", "a bird sings", "the sea"], 1) for n in range(6)]
+    train += [question(9, ["a bird hides", "a stone"], 0)]
+    test = [question(1, ["bird again", "a fish", "the sea"], 0), question(2, ["a stone", "bird"], 1), train[0]]
+    said = answers(train, test)
+    assert said["majority"] == ["a fish", "bird", "a bird sings"]
+    assert said["tfidf"] == ["bird again", "bird", "a bird sings"]
+    predictions = Predictions.of_labels(said["majority"], test)
+    assert predictions.correct.tolist() == [0, 1, 1]
+    scores = score(predictions, test, "accuracy", [], Bootstrap(3, 20, 0.9, 0))
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert "macro_f1" not in scores
 
 
 @pytest.mark.parametrize(

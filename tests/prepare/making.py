@@ -5,7 +5,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from stages.common.params import Data, Limits, Splits
+from stages.common.params import Choices, Data, Limits, Splits
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -50,11 +50,14 @@ def make_data(**changes: Any) -> Data:
         "name": None,
         "config": None,
         "revision": None,
+        "stream": None,
         "splits": Splits(train="train", validation=None, test=None),
         "task": "classification",
         "template": "{text}\nLabel:",
         "answer_column": "label",
         "label_words": {},
+        "choices": Choices(column=None, answer="text", score="character", first=0),
+        "messages": None,
         "group_column": None,
         "balance": True,
         "limits": Limits(train=None, validation=None, test=None),

@@ -15,15 +15,15 @@ COLUMNS = ("text", "label")
 
 def write_table(path, rows):
     frame = pd.DataFrame(rows)
-    if path.suffix == ".csv":
-        frame.to_csv(path, index=False)
+    if path.suffix in (".csv", ".tsv"):
+        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
     elif path.suffix == ".parquet":
         frame.to_parquet(path)
     else:
         frame.to_json(path, orient="records", lines=path.suffix == ".jsonl")
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
 def test_every_format_gives_the_same_rows(tmp_path, suffix):
     path = tmp_path / f"rows{suffix}"
     write_table(path, ROWS)
@@ -55,6 +55,50 @@ def test_two_files_for_one_split_are_refused(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", ROWS)
     write_table(tmp_path / "train.csv", ROWS)
     with pytest.raises(UserError, match=r"two files: train\.csv, train\.jsonl"):
+        load_rows(make_data(path=str(tmp_path)), COLUMNS)
+
+
+def test_numbered_parts_of_a_split_are_read_in_order(tmp_path):
+    write_table(tmp_path / "train-00000-of-00002.parquet", ROWS[:4])
+    write_table(tmp_path / "train-00001-of-00002.parquet", ROWS[4:])
+    loaded = load_rows(make_data(path=str(tmp_path)), COLUMNS)
+    assert [row.values["text"] for row in loaded.rows["train"]] == [row["text"] for row in ROWS]
+    assert len({row.example_id for row in loaded.rows["train"]}) == len(ROWS)
+    assert set(loaded.identity["sha256"]) == {f"train-0000{n}-of-00002.parquet" for n in range(2)}
+    (tmp_path / "train-00000-of-00002.parquet").unlink()
+    with pytest.raises(UserError, match="split 'train' has 1 of 2 parts"):
+        load_rows(make_data(path=str(tmp_path)), COLUMNS)
+
+
+def test_a_split_may_be_a_folder_of_files(tmp_path):
+    for split, n in (("train", 4), ("test", 2)):
+        write_jsonl(tmp_path / split / "first.jsonl", ROWS[:n])
+        (tmp_path / split / "more").mkdir()
+        write_table(tmp_path / split / "more" / "second.csv", ROWS[n:])
+    splits = Splits(train="train", validation=None, test="test")
+    loaded = load_rows(make_data(path=str(tmp_path), splits=splits), COLUMNS)
+    for rows in loaded.rows.values():
+        assert [row.values["text"] for row in rows] == [row["text"] for row in ROWS]
+    names = {row.example_id for rows in loaded.rows.values() for row in rows}
+    assert len(names) == 2 * len(ROWS)
+    write_jsonl(tmp_path / "train.jsonl", ROWS)
+    with pytest.raises(UserError, match=r"two files: train\.jsonl, train/first\.jsonl; keep one"):
+        load_rows(make_data(path=str(tmp_path), splits=splits), COLUMNS)
+
+
+def test_a_folder_of_texts_for_every_class(tmp_path):
+    for label in ("neg", "pos"):
+        for number in range(3):
+            file = tmp_path / "train" / label / f"{number}_7.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{label} text\n{number}", encoding="utf-8")
+    loaded = load_rows(make_data(path=str(tmp_path)), COLUMNS)
+    assert [(row.values["label"], row.values["text"]) for row in loaded.rows["train"]] == [
+        (label, f"{label} text\n{number}") for label in ("neg", "pos") for number in range(3)
+    ]
+    assert loaded.columns == COLUMNS
+    (tmp_path / "train/pos/1_7.txt").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"1_7\.txt: not UTF-8 text"):
         load_rows(make_data(path=str(tmp_path)), COLUMNS)
 
 
@@ -117,6 +161,55 @@ def test_hub_class_labels_are_read_by_their_names(hub_folder, tmp_path):
     ).to_parquet(folder / "train.parquet")
     loaded = load_rows(make_data(source="hub", name=str(folder)), COLUMNS)
     assert [row.values["label"] for row in loaded.rows["train"]] == ["yes", "no", None]
+
+
+def test_a_stream_reads_so_many_rows_drawn_by_the_seed(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"text": f"text {n}", "label": n % 2, "extra": "unread"} for n in range(100)]
+    features = datasets.Features(
+        {
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["no", "yes"]),
+            "extra": datasets.Value("string"),
+        }
+    )
+    folder = tmp_path / "large"
+    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "train.parquet")
+
+    def read(**changes):
+        return load_rows(make_data(source="hub", name=str(folder), **changes), COLUMNS)
+
+    loaded = read(stream=30)
+    texts = [row.values["text"] for row in loaded.rows["train"]]
+    assert len(set(texts)) == len(texts) == 30
+    for row in loaded.rows["train"]:
+        assert row.values["label"] == ("no", "yes")[int(row.values["text"].split()[1]) % 2]
+    assert texts != [f"text {n}" for n in range(30)]
+    assert loaded.identity["streamed"] == 30
+    assert set(loaded.columns) == {"text", "label", "extra"}
+    assert read(stream=30).identity == loaded.identity
+    assert read(stream=30, seed=2).identity["sha256"] != loaded.identity["sha256"]
+    everything = {tuple(sorted(row.values.items())) for row in read(stream=1000).rows["train"]}
+    assert everything == {tuple(sorted(row.values.items())) for row in read().rows["train"]}
+    # A stream of JSON knows its columns only when it is read.
+    write_jsonl(tmp_path / "lines" / "train.jsonl", rows)
+    loaded = load_rows(make_data(source="hub", name=str(tmp_path / "lines"), stream=5), COLUMNS)
+    assert [set(row.values) for row in loaded.rows["train"]] == [{"text", "label"}] * 5
+    assert set(loaded.columns) == {"text", "label", "extra"}
+
+
+def test_a_stream_that_breaks_off_is_one_line(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    write_jsonl(tmp_path / "torn" / "train.jsonl", ROWS)
+    with (tmp_path / "torn" / "train.jsonl").open("a") as file:
+        file.write('{"text": "unfinished')
+    with pytest.raises(UserError, match="cannot be loaded") as raised:
+        load_rows(make_data(source="hub", name=str(tmp_path / "torn"), stream=50), COLUMNS)
+    assert "\n" not in str(raised.value)
 
 
 def test_hub_faults_are_one_line(hub_folder, tmp_path):

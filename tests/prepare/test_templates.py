@@ -3,8 +3,9 @@ import math
 import pytest
 
 from stages.common.command import UserError
+from stages.prepare.examples import Filler, fill_rows
 from stages.prepare.rows import Loaded, Row, as_text
-from stages.prepare.templates import fill_rows, parse_template
+from stages.prepare.templates import parse_template
 from tests.prepare.making import make_data
 
 
@@ -38,8 +39,7 @@ def test_numbers_and_booleans_find_their_label_words():
     data = make_data(label_words={"1": "good", "true": "yes"})
     examples, _ = fill_rows(
         loaded({"text": "a", "label": 1}, {"text": "b", "label": 1.0}, {"text": "c", "label": True}),
-        parse_template(data.template),
-        data,
+        Filler(data),
     )
     assert [(e.label, e.answer) for e in examples["train"]] == [("1", "good"), ("1", "good"), ("true", "yes")]
 
@@ -49,7 +49,7 @@ def test_refuses_rows_without_text_or_label_and_counts_them():
     rows = loaded(
         {"text": "a", "label": "x"}, {"text": " \n", "label": "x"}, {"text": None, "label": "x"}, {"text": "b"}
     )
-    examples, refused = fill_rows(rows, parse_template(data.template), data)
+    examples, refused = fill_rows(rows, Filler(data))
     assert [example.example_id for example in examples["train"]] == ["r0"]
     assert refused == {"empty text": 2, "missing label": 1}
 
@@ -57,11 +57,11 @@ def test_refuses_rows_without_text_or_label_and_counts_them():
 def test_unknown_columns_are_named_with_the_known_ones():
     rows = loaded({"sentence": "a", "label": "x"})
     with pytest.raises(UserError, match=r"data\.template: no column 'text'; the data has: sentence, label"):
-        fill_rows(rows, parse_template("{text}"), make_data())
+        fill_rows(rows, Filler(make_data()))
     with pytest.raises(UserError, match=r"data\.answer_column: no column 'gold'"):
-        fill_rows(rows, parse_template("{sentence}"), make_data(answer_column="gold"))
+        fill_rows(rows, Filler(make_data(template="{sentence}", answer_column="gold")))
     with pytest.raises(UserError, match=r"data\.group_column: no column 'file'"):
-        fill_rows(rows, parse_template("{sentence}"), make_data(group_column="file"))
+        fill_rows(rows, Filler(make_data(template="{sentence}", group_column="file")))
 
 
 def test_a_label_word_for_a_label_that_does_not_occur_is_a_typing_mistake():
@@ -69,11 +69,21 @@ def test_a_label_word_for_a_label_that_does_not_occur_is_a_typing_mistake():
     with pytest.raises(UserError, match="'sprots'; labels: sports, world"):
         fill_rows(
             loaded({"text": "a", "label": "sports"}, {"text": "b", "label": "world"}),
-            parse_template(data.template),
-            data,
+            Filler(data),
         )
 
 
 def test_no_rows_at_all():
     with pytest.raises(UserError, match="holds no rows"):
-        fill_rows(Loaded({"train": []}, (), {}), parse_template("{text}"), make_data())
+        fill_rows(Loaded({"train": []}, (), {}), Filler(make_data()))
+
+
+def test_paths_reach_inside_columns_unless_a_column_has_that_very_name():
+    row = {"q": {"stem": "how", "parts": ["a", "b"]}, "q.x": "whole", "label": "x"}
+    assert parse_template("{q.stem} {q.parts.1} {q.x}|{q.none}|{q.parts.7}").fill(row) == "how b whole||"
+    data = make_data(template="{q.stem}", answer_column="q.parts.0")
+    examples, refused = fill_rows(loaded(row, {"q": {"stem": "no parts"}, "label": "x"}), Filler(data))
+    assert [(e.text, e.answer) for e in examples["train"]] == [("how", "a")]
+    assert refused == {"missing label": 1}
+    with pytest.raises(UserError, match=r"data\.template: no column 'r'; the data has: q, q\.x, label"):
+        fill_rows(loaded(row), Filler(make_data(template="{r.stem}")))

@@ -56,12 +56,12 @@ def validate(reader: Reader, split: Split, processes: Processes) -> tuple[float,
     examples = [split.examples[i] for i in chosen]
     with _in_eval_mode(reader.model.network):
         answers = reader.read(examples, split.start.shared, ChosenStart(split.start, torch.tensor(chosen)))
-    hits = [answer.predicted == example.label for answer, example in zip(answers, examples, strict=True)]
+    hits = [answer.correct or False for answer in answers]
     # In float64, to which losses convert exactly; each sum is over one process's value and zeros.
     table = torch.zeros(2, len(split.examples), dtype=torch.float64)
     table[:, chosen] = torch.tensor([[answer.loss for answer in answers], hits], dtype=torch.float64)
     loss, accuracy = processes.add_up(table.to(reader.runtime.device)).mean(1).tolist()
-    return loss, accuracy if reader.tree else None
+    return loss, accuracy if reader.rule else None
 
 
 @contextmanager

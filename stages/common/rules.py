@@ -1,0 +1,16 @@
+"""How a task's answers are told right from wrong."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stages.common.candidates import CandidateRule
+from stages.common.label_tree import LabelTree
+
+Rule = LabelTree | CandidateRule | None  # label words, candidates of each example, or free answers
+
+
+def rule_of(meta: Mapping[str, Any]) -> Rule:
+    """The rule of a prepared data set, from its ``meta.json``."""
+    if meta["labels"]:
+        return LabelTree.of({label["label"]: label["token_ids"] for label in meta["labels"]})
+    return CandidateRule(meta["choice_score"]) if meta["task"] == "multiple-choice" else None

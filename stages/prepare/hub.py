@@ -1,0 +1,99 @@
+"""Data sets of the Hugging Face hub, whole or streamed; a local folder in the hub's layout is one, too."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from stages.common.artifacts import digest_of
+from stages.common.command import UserError
+from stages.common.params import Data
+from stages.prepare.rows import SPLITS, Loaded, Row, split_names
+
+
+def load_hub(data: Data, columns: list[str]) -> Loaded:
+    """Load ``data.name``: all rows, or so many as ``data.stream`` names of every split.
+
+    Streamed rows are drawn by the seed: files in random order, and rows out of a buffer as large as the draw. No more
+    than twice the draw is read, and what lies far behind in a file is never drawn.
+
+    Args:
+        data: the parameter group.
+        columns: the columns that are needed; others are left unread.
+
+    Raises:
+        UserError: it cannot be loaded, or lacks a split that ``data.splits`` names.
+    """
+    names = split_names(data)
+    with _faults_named(data):
+        parts = _open(data)
+        _check_splits(data, names, parts)
+        rows: dict[str, list[Row]] = {}
+        present: dict[str, None] = {}  # a set that keeps the order
+        for split, name in names.items():
+            rows[split], held = _read(_drawn(parts[name], data), name, columns)
+            present |= dict.fromkeys(held)
+    identity = {
+        "kind": "hub",
+        "name": data.name,
+        "config": data.config,
+        "revision": data.revision,
+        "streamed": data.stream,
+        "sha256": {names[split]: _digest(rows[split]) for split in SPLITS if split in rows},
+    }
+    return Loaded(rows, tuple(present), identity)
+
+
+def _open(data: Data) -> Mapping[str, Any]:
+    import datasets  # slow, and needed by this source alone
+
+    streaming = data.stream is not None
+    return dict(datasets.load_dataset(data.name, data.config, revision=data.revision, streaming=streaming))
+
+
+@contextmanager
+def _faults_named(data: Data) -> Iterator[None]:
+    """One line for whatever the library, the network or a damaged file says; a stream meets them while it is read."""
+    import datasets
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"data.name = {data.name}: the data set cannot be loaded: {reason}") from None
+
+
+def _check_splits(data: Data, names: Mapping[str, str], parts: Mapping[str, Any]) -> None:
+    for name in names.values():
+        if name not in parts:
+            raise UserError(
+                f"data.name = {data.name}: no split {name!r}; it has {', '.join(sorted(parts))}; "
+                "name the splits in data.splits (null: carved out of the training split)"
+            )
+
+
+def _drawn(part: Any, data: Data) -> Any:
+    if data.stream is None:
+        return part
+    return part.shuffle(seed=data.seed, buffer_size=data.stream).take(data.stream)
+
+
+def _read(part: Any, name: str, columns: list[str]) -> tuple[list[Row], list[str]]:
+    """The rows of a split with the columns that are needed, and all columns that it has."""
+    known = part.column_names  # a stream may not know them before its first row
+    if known:
+        part = part.select_columns([column for column in columns if column in known])
+    # Class labels are stored as numbers; their names are what a reader and label_words mean.
+    names = {column: feature.names for column, feature in (part.features or {}).items() if hasattr(feature, "names")}
+    rows, held = [], dict[str, None].fromkeys(known or ())
+    for number, values in enumerate(part, start=1):
+        held |= dict.fromkeys(values)
+        values = {column: values[column] for column in columns if column in values}
+        for column, words in names.items():
+            value = values[column]
+            values[column] = words[value] if isinstance(value, int) and value >= 0 else None
+        rows.append(Row(f"{name}-{number:07d}", values))
+    return rows, list(held)
+
+
+def _digest(rows: list[Row]) -> str:
+    return digest_of([{column: repr(value) for column, value in row.values.items()} for row in rows])
