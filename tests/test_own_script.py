@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -32,8 +31,7 @@ def told(tmp_path_factory, hub_folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         for _, block in blocks(PAGE, "python"):
-            if "from trl" not in block or find_spec("trl"):
-                run_python(block, names, PAGE)
+            run_python(block, names, PAGE)
     return root, names
 
 
@@ -44,7 +42,7 @@ def changed_layers(root, folder):
     return {name.split(".")[2] if ".layers." in name else name for name in changed}
 
 
-@pytest.mark.parametrize("folder", ["out/plain", "out/trainer/checkpoint-2"])
+@pytest.mark.parametrize("folder", ["out/plain", "out/trainer/checkpoint-2", "out/trl/checkpoint-1"])
 def test_what_was_trained_lies_above_the_boundary(told, folder):
     root, _ = told
     assert changed_layers(root, folder) == {"2", "3", "model.norm.weight"}
@@ -54,12 +52,6 @@ def test_what_was_trained_lies_above_the_boundary(told, folder):
 def test_the_plan_lies_beside_the_weights(told, folder):
     root, names = told
     assert FreezePlan.load(root / folder) == names["plan"]
-
-
-@pytest.mark.skipif(not find_spec("trl"), reason="needs trl, which is not part of the environment")
-def test_trl_trains_what_the_plan_trains(told):
-    root, _ = told
-    assert changed_layers(root, "out/trl/checkpoint-1") == {"2", "3", "model.norm.weight"}
 
 
 def test_adapters_train_above_the_boundary_alone(told):
