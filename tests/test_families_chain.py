@@ -30,7 +30,10 @@ def prepare(folder, hub_folder, model_type, **overrides):
 
 
 @pytest.mark.chain
-@pytest.mark.parametrize("model_type", ["gpt2", "falcon", "gemma2", "qwen3_moe", "opt"])
+@pytest.mark.parametrize(
+    "model_type",
+    ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("falcon", "gemma2", "qwen3_moe", "opt"))],
+)
 def test_a_family_goes_through_every_stage(tmp_path, hub_folder, model_type):
     chain = prepare(tmp_path, hub_folder, model_type).run(METHODS)
     plan = chain.json("data/plan/freeze_plan.json")
@@ -47,6 +50,7 @@ def test_a_family_goes_through_every_stage(tmp_path, hub_folder, model_type):
     assert set(chain.json("reports/metrics.json")) > {"schema"}
 
 
+@pytest.mark.slow
 @pytest.mark.chain
 def test_a_type_outside_the_table_goes_as_far_as_its_cost_is_known(tmp_path, hub_folder):
     """StableLM's layers are Llama's but for their norms: found by name, traced, and not given a cost."""

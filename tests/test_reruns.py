@@ -200,6 +200,7 @@ def test_one_method_less_runs_no_fine_tune(matrix):
     assert matrix.repro() == {"evaluate", "report"}
 
 
+@pytest.mark.slow
 def test_an_edited_helper_runs_the_stages_that_import_it(copy):
     helper = copy.root / "stages/common/laws.py"
     source = helper.read_text(encoding="utf-8")
@@ -212,6 +213,7 @@ def test_an_edited_helper_runs_the_stages_that_import_it(copy):
         copy.repro()
 
 
+@pytest.mark.slow
 def test_a_parameter_changed_back_is_restored_and_not_run_again(copy):
     before = copy.get("finetune.lora_rank")
     copy.change("finetune.lora_rank", 4)

@@ -61,6 +61,7 @@ def test_a_contender_lives_in_a_process_of_its_own_and_tells_what_it_measured(tm
         assert laps[1]["peak_bytes"] - laps[2]["peak_bytes"] == pytest.approx(199 * MEBI, abs=40 * MEBI)
 
 
+@pytest.mark.slow
 def test_a_contender_that_fails_or_dies_ends_the_benchmark_with_its_reason(tmp_path):
     contender = Contender(Allocating, "at start", tmp_path / "log")
     with pytest.raises(RuntimeError, match="no such weights"):

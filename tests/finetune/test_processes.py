@@ -128,6 +128,7 @@ def test_processes_end_with_a_launcher_that_is_killed_and_the_next_run_goes_on(t
     assert_as_one(tmp_path, checkpoint_minutes=0)
 
 
+@pytest.mark.slow
 def test_processes_share_the_frozen_layers_pass_and_each_gets_all_states(tmp_path):
     """Bit by bit those of one process: the groups that go through the layers are the same."""
     status, _, said = finish(start(tmp_path, open=["memory", "auto", "auto", "disk"]))

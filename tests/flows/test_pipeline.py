@@ -156,6 +156,7 @@ def test_a_bad_request_is_one_line_and_runs_nothing(toy, monkeypatch, capsys, wo
     assert toy.calls("first") == 0
 
 
+@pytest.mark.slow
 def test_a_run_can_be_kept_as_an_experiment(git_toy, monkeypatch, capsys):
     monkeypatch.chdir(git_toy.root)
     assert main([]) == 0

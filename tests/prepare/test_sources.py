@@ -163,6 +163,7 @@ def test_hub_class_labels_are_read_by_their_names(hub_folder, tmp_path):
     assert [row.values["label"] for row in loaded.rows["train"]] == ["yes", "no", None]
 
 
+@pytest.mark.slow
 def test_a_stream_reads_so_many_rows_drawn_by_the_seed(tmp_path, monkeypatch):
     import datasets
 

@@ -74,6 +74,7 @@ def test_the_boxes_carry_the_hashes_and_the_runs(pages: dict) -> None:
     assert "was made from another" not in described(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "edit", "arrow", "said"),
     [

@@ -83,6 +83,7 @@ def test_kept_benchmarks_of_other_machines_stand_beside_it(page_with):
     assert page.count('id="table-speed-targets-') == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", [None, benchmark(quick=True), benchmark(schema_version=2), {"commit": "x", "benchmarks": []}, []]
 )

@@ -126,6 +126,7 @@ def test_a_sample_is_drawn_at_random_and_read_in_the_files_order(tmp_path):
     assert abs(np.mean(half) - 149.5) < 6  # every row is as likely: standard error 1.8
 
 
+@pytest.mark.slow
 def test_no_more_examples_are_held_than_a_shard_and_a_stretch_have(model, tmp_path, monkeypatch):
     """Counted whenever a shard is written: examples alive, and Arrow's bytes against those of the whole split."""
     monkeypatch.setattr("stages.trace.collect.SHARD_EXAMPLES", 32)

@@ -78,6 +78,7 @@ def test_a_killed_trace_resumes_to_the_same_bytes(project, monkeypatch):
     assert len(traced) == 3  # two of five were there
 
 
+@pytest.mark.slow
 def test_other_parameters_do_not_resume_what_was_left_behind(project, hub_folder, monkeypatch):
     killed(project)
     params(project, hub_folder, trace__space="raw")

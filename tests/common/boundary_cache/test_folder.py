@@ -192,6 +192,7 @@ def wait_for(condition, seconds=60):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_writes_and_the_other_waits_for_it(task):
     first, second = writer(task, 0.3), writer(task, 0.3)
     for one in (first, second):
@@ -205,6 +206,7 @@ def test_of_two_processes_one_writes_and_the_other_waits_for_it(task):
     assert {line.split()[1] for line in said} == {task.computed().rows.sum().item().hex()}
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_writes_leaves_the_work_to_the_next(task):
     killed = writer(task, 0.5)
     assert killed.line() == "ready\n"

@@ -2,6 +2,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from flows.lineage.reconcile import record_all
 from tests.flows.lineage.conftest import Project
 from tests.stage_sources import ROOT
@@ -95,6 +97,7 @@ def test_plans_are_compared_through_the_cache(project, lineage):
     assert told["plans"] == ["plan boundary: was 12, is 20"]
 
 
+@pytest.mark.slow
 def test_experiments_are_compared_by_name(tmp_path, lineage):
     project = Project(tmp_path / "plain letters")  # DVC's own experiments fail in a folder with others
     project.dvc("repro", "prepare")

@@ -152,6 +152,7 @@ def test_a_flow_s_events_go_to_the_server_and_the_key_nowhere_else(project, inbo
     assert not (project.root / openlineage.EVENTS).exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_costs_a_warning_and_shows_no_password(project, monkeypatch, caplog):
     monkeypatch.setenv("OPENLINEAGE_URL", "http://somebody:planted@127.0.0.1:9")
     with caplog.at_level(logging.WARNING):

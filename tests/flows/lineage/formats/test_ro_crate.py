@@ -135,6 +135,7 @@ def test_the_same_records_give_the_same_crate(project):
     assert (project.root / "ro-crate-metadata.json").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_a_restored_result_is_ascribed_to_the_run_that_made_it(project):
     project.export("ro-crate")
     before = entities(project.root)
