@@ -190,11 +190,13 @@ def test_one_changed_parameter_runs_its_stage_and_what_follows(copy, key, value,
     assert copy.repro() == after(first)
 
 
+@pytest.mark.slow
 def test_one_more_seed_runs_that_seed_alone(matrix):
     matrix.change("compare.seeds", [1, 2])
     assert matrix.repro() == {f"finetune@{method}-2" for method in METHODS} | {"evaluate", "report"}
 
 
+@pytest.mark.slow
 def test_one_method_less_runs_no_fine_tune(matrix):
     matrix.change("compare.methods", METHODS[:-1])
     assert matrix.repro() == {"evaluate", "report"}

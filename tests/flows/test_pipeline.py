@@ -84,6 +84,7 @@ def test_the_pictures_that_a_stage_draws_can_be_seen(toy):
     assert base64.b64decode(content) == (toy.root / "drawn/depth.svg").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_tells_openlineage_of_every_stage_as_it_happens(toy):
     def events() -> list[dict]:
         file = toy.root / "reports/lineage/openlineage.jsonl"

@@ -72,6 +72,7 @@ def test_a_missing_input_is_dvcs_line_and_does_not_pass(toy):
     assert not fault.value.passing
 
 
+@pytest.mark.slow
 def test_a_time_out_ends_dvc_and_the_stages_children(toy, monkeypatch):
     monkeypatch.setattr(guard, "GRACE_SECONDS", 1.0)
     toy.single("hang", timeout=6)

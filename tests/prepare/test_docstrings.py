@@ -64,6 +64,7 @@ def test_versions_name_no_build(loaded):
     assert not any("+" in version for version in loaded.identity["libraries"].values())
 
 
+@pytest.mark.slow
 def test_another_process_with_another_hash_seed_gives_the_same_bytes():
     script = (
         "import hashlib, json\n"

@@ -187,6 +187,7 @@ def test_hostile_text_in_data_stays_text(pages: dict, hostile: str) -> None:
     assert text.count("&lt;script&gt;") >= 3
 
 
+@pytest.mark.slow
 def test_the_same_artifacts_give_the_same_bytes(pages: dict) -> None:
     chain, text = pages["good"]
     main(chain.argv())

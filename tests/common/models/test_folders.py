@@ -43,7 +43,14 @@ def logits(network):
         return network.eval()(IDS).logits
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+# One type of every layout at once, all of them in the slow tests.
+FIRST = {"bloom", "gemma2", "gpt2", "gpt_neox", "llama", "mamba", "mixtral", "opt", "phi3"}
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [pytest.param(name, marks=[] if name in FIRST else pytest.mark.slow) for name in sorted(FAMILIES)],
+)
 def test_a_trained_suffix_is_saved_reloaded_and_writes(tmp_path, monkeypatch, hub_folder, model_type):
     source, base = bring(tmp_path, monkeypatch, hub_folder, model_type)
     model = open_model(base, CPU)

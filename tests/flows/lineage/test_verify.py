@@ -133,6 +133,7 @@ def test_a_run_that_is_not_recorded_yet_is_a_note(ran, lineage):
     assert "note: train@1 ran, and is not recorded yet: python -m flows.lineage record" in answer.lines
 
 
+@pytest.mark.slow
 def test_what_dvc_restored_without_a_flow_is_no_mismatch(ran, lineage):
     ran.params(train="other")
     ran.dvc("repro")
@@ -174,6 +175,7 @@ def test_a_killed_run_is_a_note(ran, lineage):
     assert any("was killed, or is still at work" in line for line in lineage(ran, "verify").lines)
 
 
+@pytest.mark.slow
 def test_a_fresh_clone_without_records_is_as_committed(ran, lineage, tmp_path):
     clone = type(ran).at(tmp_path / "clone")
     subprocess.run(["git", "clone", "--quiet", ran.root, clone.root], check=True)
