@@ -203,17 +203,22 @@ def test_methods_share_the_frozen_layers_states(chain):
     assert states["full"] == states["lora"] == {}
 
 
-def test_without_a_cache_a_fine_tune_costs_more_and_comes_to_the_same(chain):
+def fine_tune_otherwise(chain, setting, other, method, folder):
+    """One more fine-tune, into a folder of its own, with one line of params.yaml changed for it."""
     params = chain.root / "params.yaml"
     before = params.read_text(encoding="utf-8")
-    params.write_text(before.replace("  cache: auto", "  cache: off"), encoding="utf-8")
+    params.write_text(before.replace(setting, other), encoding="utf-8")
     try:
         chain.stage(
             "finetune", "--base", "data/base", "--prepared", "data/prepared", "--plan", "data/plan/freeze_plan.json",
-            "--method", "salf", "--seed", "1", "--out", "off/model", "--measured", "off/measured.json",
+            "--method", method, "--seed", "1", "--out", f"{folder}/model", "--measured", f"{folder}/measured.json",
         )  # fmt: skip
     finally:
         params.write_text(before, encoding="utf-8")
+
+
+def test_without_a_cache_a_fine_tune_costs_more_and_comes_to_the_same(chain):
+    fine_tune_otherwise(chain, "  cache: auto", "  cache: off", "salf", "off")
     assert chain.json("off/measured.json")["boundary_states"]["training"]["origin"] == "off"
     kept, anew = chain.json("data/models/salf-seed1/run.json"), chain.json("off/model/run.json")
     assert anew["flops"] > kept["flops"]
@@ -223,16 +228,7 @@ def test_without_a_cache_a_fine_tune_costs_more_and_comes_to_the_same(chain):
 
 
 def test_at_equal_compute_a_frozen_run_spends_what_it_saves_on_epochs(chain):
-    params = chain.root / "params.yaml"
-    before = params.read_text(encoding="utf-8")
-    params.write_text(before.replace("equal_compute: false", "equal_compute: true"), encoding="utf-8")
-    try:
-        chain.stage(
-            "finetune", "--base", "data/base", "--prepared", "data/prepared", "--plan", "data/plan/freeze_plan.json",
-            "--method", "freeze-2", "--seed", "1", "--out", "equal/model", "--measured", "equal/measured.json",
-        )  # fmt: skip
-    finally:
-        params.write_text(before, encoding="utf-8")
+    fine_tune_otherwise(chain, "equal_compute: false", "equal_compute: true", "freeze-2", "equal")
     full, longer = chain.json("data/models/full-seed1/run.json"), chain.json("equal/model/run.json")
     assert (full["epochs"], longer["boundary"]) == (3, 2)
     an_epoch = (longer["flops"] - longer["curve"][0]["flops"]) / longer["epochs"]

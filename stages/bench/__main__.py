@@ -8,12 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-import stages
 from stages.bench.measure import Plan, measure
 from stages.bench.processes import STAGES
 from stages.bench.summary import print_benchmark
 from stages.bench.workloads import EMBEDDED, SHAPES
-from stages.common.artifacts import digest_of, sha256_file, work_folder, write_json
+from stages.common.artifacts import code_hashes, digest_of, work_folder, write_json
 from stages.common.command import exit_code
 from stages.common.params import Device, Room
 from stages.common.run_record import machine
@@ -34,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "plan": repr(plan),
         "device": device.model_dump(),
         "machine": machine(),
-        "code": [sha256_file(file) for file in sorted(Path(stages.__path__[0]).rglob("*.py"))],
+        "code": code_hashes(),
     }
     unfinished = work_folder(args.out, digest_of(inputs))
     benchmark = measure(plan, device, unfinished)

@@ -23,10 +23,10 @@ from stages.common.params import Device, Finetune, load_params
 from stages.common.runtime import Runtime, choose_runtime, find_runtime
 from stages.common.training.costs import Costs
 from stages.common.training.loop import train
+from stages.common.training.starts import CACHE_BATCH_TOKENS
 from stages.common.training.validation import Split
 from stages.finetune.methods import make_trainable
 from stages.finetune.scope import Scope
-from stages.finetune.search import CACHE_BATCH_TOKENS
 from stages.trace.basis import semantic_bases
 from stages.trace.collect import Tracer, collect
 from stages.trace.sample import SPLIT, draw_sample

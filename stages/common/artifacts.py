@@ -123,6 +123,11 @@ def sha256_folder(folder: Path) -> str:
     return digest_of({str(f.relative_to(folder)): sha256_file(f) for f in sorted(folder.rglob("*")) if f.is_file()})
 
 
+def code_hashes() -> dict[str, str]:
+    """Hex SHA-256 of every file of the stages' code, by its path: unfinished work belongs to the code that began it."""
+    return {str(file): sha256_file(file) for file in sorted(Path(__file__).parents[1].rglob("*.py"))}
+
+
 def digest_of(value: Any) -> str:
     """Hex SHA-256 of a JSON-like value, independent of the order of its keys."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)

@@ -11,9 +11,9 @@ from typing import get_args
 
 import torch
 
-import stages
 from stages.common.answers import Reader
 from stages.common.artifacts import (
+    code_hashes,
     digest_of,
     read_json,
     replacing_folder,
@@ -75,7 +75,7 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
         "method": args.method,
         "seed": args.seed,
         "processes": processes.count,
-        "code": {str(file): sha256_file(file) for file in sorted(Path(stages.__path__[0]).rglob("*.py"))},
+        "code": code_hashes(),
     }
     unfinished = work_folder(args.out, digest_of(inputs))
     bench = Bench(

@@ -4,14 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from stages.common.answers import Embeddings, Reader, Start
-from stages.common.artifacts import read_json
+from stages.common.answers import Reader
 from stages.common.batches import Example
-from stages.common.boundary_cache.cache import BoundaryCache, CacheSettings
-from stages.common.boundary_cache.key import frozen_units
-from stages.common.boundary_cache.opened import Opened, print_opened
+from stages.common.boundary_cache.opened import Opened
 from stages.common.cost import ModelShape
 from stages.common.freeze_plan import FreezePlan
 from stages.common.models.adapter import CausalModel, open_model
@@ -21,13 +17,11 @@ from stages.common.training.checkpoint import Training
 from stages.common.training.costs import Costs
 from stages.common.training.loop import train
 from stages.common.training.processes import ALONE, Processes
+from stages.common.training.starts import Splits, begun, open_states
 from stages.common.training.trainable import Trainable
-from stages.common.training.validation import Split
 from stages.finetune.epochs import epochs_for_as_much
 from stages.finetune.methods import make_trainable
 from stages.finetune.scope import Scope, scope_of
-
-CACHE_BATCH_TOKENS: Final = 1024  # of a pass through the frozen layers
 
 
 @dataclass(frozen=True)
@@ -55,6 +49,11 @@ class Bench:
     unfinished: Path
     make_reader: Callable[[CausalModel], Reader]
     processes: Processes = ALONE
+
+    @property
+    def splits(self) -> Splits:
+        """What is trained on, and what the course of training is judged by."""
+        return {"training": self.training, "validation": self.validation}
 
 
 @dataclass(frozen=True)
@@ -131,15 +130,12 @@ def _train_one(
     """Train at one rate."""
     steps = epochs * math.ceil(len(bench.training) / bench.params.batch_size)
     trainable = make_trainable(model, bench.plan, scope, bench.params, seed, steps)
-    starts = _starts(bench, model, states)
-    splits = [
-        Split(examples, start) for examples, start in zip((bench.training, bench.validation), starts, strict=True)
-    ]
+    learned_from, judged_by = begun(model, bench.splits, states, bench.shared)
     training = train(
         trainable,
         bench.runtime,
-        splits[0],
-        splits[1],
+        learned_from,
+        judged_by,
         bench.make_reader(model),
         costs,
         bench.params,
@@ -178,27 +174,16 @@ def _epochs(bench: Bench, scope: Scope, costs: Costs, seed: int) -> int:
 def _open_states(bench: Bench, model: CausalModel, scope: Scope, rates: int, seed: int) -> dict[str, Opened]:
     """The frozen layers' states of both splits, for so many rates of a grid."""
     params = bench.params
-    cache = BoundaryCache(
-        CacheSettings.of(params.cache, params.cache_folder, params.cache_gib),
+    epochs = _epochs(bench, scope, _costs(bench, scope, anew=False), seed)
+    passes = {"training": rates * epochs, "validation": rates * params.epochs * params.evaluations_per_epoch}
+    return open_states(
+        bench.base,
         model,
         bench.runtime,
-        frozen_units(read_json(bench.base / "base.json")["shards"], scope.boundary),
+        params,
+        scope.boundary,
+        bench.splits,
+        passes,
         bench.shared,
-        CACHE_BATCH_TOKENS,
-        bench.processes if bench.processes.count > 1 else None,
+        bench.processes,
     )
-    points = params.epochs * params.evaluations_per_epoch
-    opened = {
-        "training": cache.open(bench.training, rates * _epochs(bench, scope, _costs(bench, scope, anew=False), seed)),
-        "validation": cache.open(bench.validation, rates * points),
-    }
-    print_opened(scope.boundary, opened)
-    return opened
-
-
-def _starts(bench: Bench, model: CausalModel, states: dict[str, Opened]) -> list[Start]:
-    """Where training and validation passes begin: behind the frozen layers, if there are any."""
-    if states:
-        return [states[split].start_for(model) for split in ("training", "validation")]
-    beginning = bench.training[0].prompt_ids[: bench.shared]
-    return [Embeddings.behind(model, beginning) for _ in range(2)]

@@ -9,6 +9,7 @@ from stages.common.cost import ModelShape
 from stages.common.params import Finetune
 from stages.common.runtime import Runtime
 from stages.common.training.costs import Costs
+from stages.common.training.starts import Splits
 from stages.pilot.grid import Grid
 
 
@@ -40,6 +41,11 @@ class Bench:
     shared: int
     seed: int
     unfinished: Path
+
+    @property
+    def splits(self) -> Splits:
+        """What pilots learn from, the largest of them from all of it, and what they are judged by."""
+        return {"training": self.drawn, "validation": self.validation}
 
     def costs(self, boundary: int, *, frozen_anew: bool = False) -> Costs:
         """Counts the operations of training a boundary's weights."""

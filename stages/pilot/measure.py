@@ -4,23 +4,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from stages.common.answers import Answer, Embeddings, Reader, Start
+from stages.common.answers import Answer, Reader, Start
 from stages.common.artifacts import read_json, write_json
 from stages.common.batches import Example
-from stages.common.boundary_cache.cache import BoundaryCache, CacheSettings
-from stages.common.boundary_cache.key import frozen_units
-from stages.common.boundary_cache.opened import Opened, print_opened
+from stages.common.boundary_cache.opened import Opened
 from stages.common.models.adapter import CausalModel, open_model
 from stages.common.trained_parameters import trained_names
 from stages.common.training.loop import train
+from stages.common.training.starts import CACHE_BATCH_TOKENS, begun, open_states
 from stages.common.training.trainable import Trainable, train_mode
 from stages.common.training.validation import Split
 from stages.pilot.bench import Bench, Pilot
 from stages.pilot.schedule import rates_of
-
-_BATCH_TOKENS: Final = 1024  # of a pass without gradients
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class _Boundary:
     def _train(self, size: int, rate: float) -> Pilot:
         bench = self.bench
         model = open_model(bench.base, bench.runtime.device)
-        training, validation = self._splits(model)
+        training, validation = begun(model, bench.splits, self._opened, bench.shared)
         anew = bool(self._opened) and self._opened["training"].origin == "off"
         costs, reader = bench.costs(self.boundary, frozen_anew=anew), _LastReading(model, bench)
         done = train(
@@ -92,39 +89,24 @@ class _Boundary:
         before = costs.frozen(training.examples[:size], bench.shared) if self.boundary else 0
         return Pilot(self.boundary, size, rate, reader.losses, done.flops - before, anew)
 
-    def _splits(self, model: CausalModel) -> tuple[Split, Split]:
-        bench, opened = self.bench, self._opened
-        if opened:
-            starts = [opened[name].start_for(model) for name in ("training", "validation")]
-            return Split(bench.drawn, starts[0]), Split(bench.validation, starts[1])
-        start = Embeddings.behind(model, bench.drawn[0].prompt_ids[: bench.shared])
-        return Split(bench.drawn, start), Split(bench.validation, start)
-
     @cached_property
     def _opened(self) -> dict[str, Opened]:
         """The frozen layers' states of both splits; empty where nothing is frozen."""
         if self.boundary == 0:
             return {}
         bench, schedule = self.bench, self.bench.schedule
-        cache = BoundaryCache(
-            CacheSettings.of(schedule.cache, schedule.cache_folder, schedule.cache_gib),
-            open_model(bench.base, bench.runtime.device),
-            bench.runtime,
-            frozen_units(read_json(bench.base / "base.json")["shards"], self.boundary),
-            bench.shared,
-            _BATCH_TOKENS,
+        model = open_model(bench.base, bench.runtime.device)
+        passes = dict.fromkeys(bench.splits, schedule.epochs * len(rates_of(schedule, self.boundary)))
+        return open_states(
+            bench.base, model, bench.runtime, schedule, self.boundary, bench.splits, passes, bench.shared
         )
-        passes = schedule.epochs * len(rates_of(schedule, self.boundary))
-        opened = {"training": cache.open(bench.drawn, passes), "validation": cache.open(bench.validation, passes)}
-        print_opened(self.boundary, opened)
-        return opened
 
 
 class _LastReading(Reader):
     """Keeps what every example's loss was when the split was last read."""
 
     def __init__(self, model: CausalModel, bench: Bench) -> None:
-        super().__init__(model, bench.runtime, None, _BATCH_TOKENS)  # losses alone: no label is looked for
+        super().__init__(model, bench.runtime, None, CACHE_BATCH_TOKENS)  # losses alone: no label is looked for
         self.losses: tuple[float, ...] = ()
 
     def read(

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import stages
-from stages.common.artifacts import digest_of, read_json, sha256_file, work_folder, write_json
+from stages.common.artifacts import code_hashes, digest_of, read_json, work_folder, write_json
 from stages.common.batches import Example, read_examples
 from stages.common.cost import ModelShape
 from stages.common.laws import Array
@@ -78,7 +77,7 @@ def _bench(base: Path, prepared: Path, out: Path, device: Device, params: Pilot,
         **_identity(base, prepared),
         "params": [schedule.model_dump(mode="json", warnings=False), params.model_dump(mode="json")],
         "runtime": [runtime.device.type, runtime.dtype_name, torch.__version__],
-        "code": {str(file): sha256_file(file) for file in sorted(Path(stages.__path__[0]).rglob("*.py"))},
+        "code": code_hashes(),
     }
     return Bench(
         base=base,
