@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 
 from flows.environment import WORKSPACE
-from flows.guard import stop_family
+from flows.guard import GRACE_SECONDS, stop_family
 
 LOCK_FILE = Path(".dvc/tmp/flow.lock")  # git-ignored by DVC's own rules
 _POLL_SECONDS = 1.0
+ENDING_SECONDS = 2 * GRACE_SECONDS + 5  # the most that a killed run's guard takes to end its stages
 
 
 class WorkspaceBusyError(Exception):
@@ -61,7 +62,8 @@ def sole_run(
     """Hold the workspace for one run.
 
     The lock is the operating system's: it ends with the last process that has the descriptor, so a
-    killed run leaves none behind. A child that inherits the descriptor keeps the lock while it lives.
+    killed run leaves none behind. A child that inherits the descriptor keeps the lock while it lives:
+    for the children of a run that was killed this waits, as their guard is ending them.
 
     Args:
         project: the DVC project.
@@ -109,18 +111,31 @@ def _works_in(process: psutil.Process, project: Path) -> bool:
 
 def _take(descriptor: int, wait: bool, on_wait: Callable[[str], None]) -> None:
     told = False
+    patience = time.monotonic() + ENDING_SECONDS
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            holder = _named(_holder(descriptor))
-        if not wait:
-            raise WorkspaceBusyError(f"{holder} is working in this folder; wait for it, or start with --wait")
+            holder = _holder(descriptor)
+        at_work = f"{_named(holder)} is working in this folder"
+        if holder and not _lives(holder.pid):
+            at_work = f"{_named(holder)} was killed, and its stages are still ending in this folder"
+        elif not wait:
+            patience = 0.0
+        if not wait and time.monotonic() >= patience:
+            raise WorkspaceBusyError(f"{at_work}; wait for it, or start with --wait")
         if not told:
-            on_wait(f"waiting: {holder} is working in this folder")
+            on_wait(f"waiting: {at_work}")
             told = True
         time.sleep(_POLL_SECONDS)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _named(holder: Holder | None) -> str:

@@ -48,18 +48,31 @@ def test_a_killed_run_frees_the_workspace_once_its_children_have_ended(tmp_path,
     process, child = holder
     process.kill()
     process.wait()
-    with pytest.raises(WorkspaceBusyError), sole_run(tmp_path, "too soon"):
+    order: list[str] = []
+    said: list[str] = []
+
+    def child_ends():
+        order.append("child ends")
+        os.kill(child, signal.SIGKILL)
+
+    ending = threading.Timer(1.5, child_ends)
+    ending.start()
+    with sole_run(tmp_path, "next", on_wait=said.append) as hold:
+        order.append("next starts")
+        assert hold.died == Holder("early-bird", process.pid, "f-1")
+    ending.join()
+    assert order == ["child ends", "next starts"]
+    holder_of_then = f"the run 'early-bird' (process {process.pid})"
+    assert said == [f"waiting: {holder_of_then} was killed, and its stages are still ending in this folder"]
+
+
+def test_children_of_a_killed_run_that_do_not_end_are_not_waited_for_for_ever(tmp_path, holder, monkeypatch):
+    process, _ = holder
+    process.kill()
+    process.wait()
+    monkeypatch.setattr("flows.workspace.ENDING_SECONDS", 0.5)
+    with pytest.raises(WorkspaceBusyError, match=r"'early-bird'.* was killed.*--wait"), sole_run(tmp_path, "too soon"):
         pass
-    os.kill(child, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            with sole_run(tmp_path, "next") as hold:
-                assert hold.died == Holder("early-bird", process.pid, "f-1")
-                return
-        except WorkspaceBusyError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
 
 
 def test_a_waiting_run_says_so_once_and_starts_after_the_first(tmp_path):
