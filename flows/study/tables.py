@@ -148,8 +148,12 @@ class Tables:
 
 
 def _whole(row: Row, columns: Mapping[str, type]) -> Row:
-    """A row with all columns, as it is read back: an absent text is empty, anything else absent is None."""
-    return {name: row.get(name, "" if kind is str else None) for name, kind in columns.items()}
+    """A row with all columns, as it is read back: of the columns' types, an absent text empty, else None."""
+    given = {name: row.get(name) for name in columns}
+    return {
+        name: ("" if kind is str else None) if given[name] is None else kind(given[name])
+        for name, kind in columns.items()
+    }
 
 
 def _merged(old: Sequence[Row], new: Sequence[Row], key: Sequence[str]) -> list[Row]:

@@ -27,6 +27,13 @@ def test_what_is_kept_is_read_back_exactly(tmp_path):
     assert [row["loss"] for row in said] == [0.5, None] * 2
 
 
+def test_what_was_kept_keeps_its_bytes_when_more_is_kept_later(tmp_path):
+    Tables(tmp_path).keep_run(run(epochs=1, seconds=2), SAID)
+    before = (tmp_path / RUNS).read_bytes()
+    Tables(tmp_path).keep_run(run("freeze-2"), SAID)
+    assert (tmp_path / RUNS).read_bytes().startswith(before)
+
+
 def test_a_run_of_the_same_key_takes_the_place_of_the_older(tmp_path):
     tables = Tables(tmp_path)
     tables.keep_run(run(), SAID)
