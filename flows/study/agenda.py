@@ -71,6 +71,11 @@ def method_of(boundary: int) -> str:
     return f"freeze-{boundary}" if boundary else FULL
 
 
+def is_boundary(fine_tune: FineTune) -> bool:
+    """Whether it is a point of the curve over boundaries."""
+    return fine_tune.method == method_of(fine_tune.boundary)
+
+
 def agenda(description: Description, cases: Sequence[Case], known: Known) -> list[FineTune]:
     """Every fine-tune wanted as far as is known yet, done or not, the most telling first."""
     planned = [case for case in cases if case in known.layers]

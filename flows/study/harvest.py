@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from flows.study.agenda import Case, FineTune
 from flows.study.forecast import units
 from flows.study.kept import Kept
-from flows.study.progress import Look
+from flows.study.progress import PLAIN, Look
 from flows.study.tables import Row
 from stages.common.run_record import machine
 
@@ -20,7 +20,7 @@ _PILOT: Final = "reports/pilot.json"
 _PLAN: Final = "data/plan/freeze_plan.json"
 _CURVES: Final = ("curve", "curve_low", "curve_high")
 _PILOTED: Final = ("pilot", "budget", "tolerance")  # selectors that rest on pilot fine-tunes
-_TRACES: Final = ("plain", "reference")  # whose laws are kept
+_TRACES: Final = (PLAIN, "reference")  # whose laws are kept
 
 
 def where() -> dict[str, Any]:
@@ -83,8 +83,8 @@ def _choice(plan: Mapping[str, Any], selector: str) -> Row:
 
 def intervals(look: Look, kept: Kept) -> list[Row]:
     """What laws and pilots predict with an interval, and what was observed, to be held against each other."""
-    rows = _pilot_rows(look, _pilot(kept)) if look.source == _TRACES[0] else []
-    return rows + _law_rows(look, kept.json(_LAW)) if look.source in _TRACES else []
+    laws = _law_rows(look, kept.json(_LAW)) if look.source in _TRACES else []
+    return _pilot_rows(look, _pilot(kept)) + laws
 
 
 def _pilot_rows(look: Look, pilot: Mapping[str, Any] | None) -> list[Row]:

@@ -75,7 +75,10 @@ class Desk:
 
 
 def ready(progress: Progress, taken: Sequence[Item]) -> list[Item]:
-    """What can be started now, in order: plans first, since they say which boundaries are wanted.
+    """What can be started now, in order.
+
+    Case by case the plan that tells the model's depth and the coarse grid, so that every data set has its curve
+    early; then the other plans, since they say which boundaries are wanted; then those.
 
     Args:
         progress: where the study stands.
@@ -84,7 +87,7 @@ def ready(progress: Progress, taken: Sequence[Item]) -> list[Item]:
     busy = {fine_tune for item in taken for fine_tune in item.fine_tunes}
     wanted = [fine_tune for fine_tune in progress.wanted(progress.known()) if fine_tune not in busy]
     items = [Item.of(look) for look in progress.looks()] + [Item.of(batch) for batch in progress.next_batches(wanted)]
-    return [item for item in items if item not in taken]
+    return sorted((item for item in items if item not in taken), key=lambda item: progress.rank(item.work))
 
 
 def run_item(item: Item, desk: Desk, environment: dict[str, str], on_line: Callable[[str], None]) -> None:

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from flows.study.agenda import Case, FineTune, Known, Result, agenda, batches
+from flows.study.agenda import Case, FineTune, Known, Result, agenda, batches, coarse, is_boundary
 from flows.study.description import Description, Rule, Settings
 from flows.study.settings import (
     AbsentError,
@@ -20,6 +20,8 @@ from flows.study.settings import (
     training_settings,
 )
 from flows.study.tables import Row, Tables
+
+PLAIN: Final = "plain"  # the parameters as they are: their plan tells the model's depth
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,8 @@ class Progress:
         for row in self.tables.runs:
             if self._counts(row, kept):
                 done[fine_tune_of(row)] = Result(row["learning_rate"], row["validation_loss"])
-        choices = [row for row in self.tables.choices if Case(row["data_set"], row["model"]) in self.settings]
-        layers = {Case(row["data_set"], row["model"]): row["layers"] for row in choices}
-        chosen = {case: frozenset(_boundaries(choices, case, self.description)) for case in layers}
+        layers = self._layers()
+        chosen = {case: frozenset(_boundaries(self.tables.choices, case, self.description)) for case in layers}
         return Known(layers, chosen, done)
 
     def wanted(self, known: Known) -> list[FineTune]:
@@ -113,7 +114,15 @@ class Progress:
 
     def next_batches(self, wanted: Sequence[FineTune]) -> list[tuple[FineTune, ...]]:
         """What can be started now, in order."""
-        return list(batches(wanted, self.description.together))
+        grid = [fine_tune for fine_tune in wanted if self._in_grid(fine_tune)]
+        others = [fine_tune for fine_tune in wanted if fine_tune not in grid]
+        return [*batches(grid, self.description.together), *batches(others, self.description.together)]
+
+    def rank(self, work: Look | Sequence[FineTune]) -> tuple[int, int]:
+        """Place in the order: a case's plain plan and coarse grid, case by case; other plans; all else."""
+        if isinstance(work, Look):
+            return (0, self.cases.index(work.case)) if work.source == PLAIN else (1, 0)
+        return (0, self.cases.index(work[0].case)) if self._in_grid(work[0]) else (2, 0)
 
     def facts(self, case: Case) -> Row:
         """Columns that all rows of a case have in common."""
@@ -129,6 +138,17 @@ class Progress:
         """The one column that a method's own parameters decide."""
         own = method_settings(self.settings[fine_tune.case].params, fine_tune.method)
         return {"method_settings": self.tables.keep_settings(own) if own else ""}
+
+    def _layers(self) -> dict[Case, int]:
+        found = {Case(row["data_set"], row["model"]): row["layers"] for row in self.tables.choices}
+        return {case: layers for case, layers in found.items() if case in self.settings}
+
+    def _in_grid(self, one: FineTune) -> bool:
+        """Whether a fine-tune is a point of its case's coarse grid, with the first seed."""
+        if (one.seed, one.budget) != (self.description.seeds[0], "epochs") or not is_boundary(one):
+            return False
+        layers = self._layers()[one.case]
+        return one.boundary in coarse(self.description.boundaries, self.description.rates_of(one.case.model), layers)
 
     def _add(self, case: Case) -> None:
         try:
@@ -152,7 +172,7 @@ class Progress:
         for source, (more, rules) in asked.items():
             values = {**self.settings[case].values, **self.description.evidence, **more}
             settings = plan_settings(parameters(self._shipped, values), self.places.project)
-            looks.append(Look(case, source or "plain", values, rules, settings))
+            looks.append(Look(case, source or PLAIN, values, rules, settings))
         return looks
 
     def _counts(self, row: Row, kept: Mapping[str, Any]) -> bool:

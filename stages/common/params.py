@@ -35,8 +35,17 @@ RateGrid = Annotated[
 
 SelectorName = Literal[
     "salf",
+    "salf-deviation-observed",
+    "salf-deviation-ratio",
+    "salf-deviation-local",
+    "salf-deviation-marginal",
+    "salf-loss-observed",
+    "salf-loss-ratio",
+    "salf-loss-local",
+    "salf-loss-marginal",
     "full",
     "none",
+    "half",
     "last-n",
     "first-n",
     "random",

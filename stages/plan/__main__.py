@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m stages.plan",
         description="Choose which layers to freeze, and say why, how surely, and what every boundary would cost.",
         epilog="rules (plan.selector):\n"
-        + "".join(f"  {name:16}{_first_line(select)}\n" for name, select in SELECTORS.items())
+        + "".join(f"  {name:25}{_first_line(select)}\n" for name, select in SELECTORS.items())
         + "\nexample: python -m stages.plan --base data/base --prepared data/prepared "
         "--law reports/scaling_law.json\n  --gains reports/gains.csv --signals reports/signals.csv\n"
         "  --pilot reports/pilot.json --out data/plan\n\n"

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from stages.common.command import UserError
-from stages.common.params import Plan, SelectorName
+from stages.common.params import GainName, Plan, Quantity, SelectorName
 from stages.plan.evidence import Evidence
 from stages.plan.selectors import SELECTORS
 
@@ -46,6 +46,33 @@ def test_the_gain_asked_for_decides(workspace, gain, boundary, share):
     assert plan.certainty.words == f"sure: layer {boundary} wins {share} of resamples"
 
 
+@pytest.mark.parametrize("quantity", get_args(Quantity))
+@pytest.mark.parametrize("gain", get_args(GainName))
+def test_a_named_gain_is_what_salf_does_when_asked_for_it(workspace, quantity, gain):
+    named, asked = workspace.plan(selector="full"), workspace.plan(quantity=quantity, gain=gain)
+    name = f"salf-{quantity}-{gain}"
+    if asked.fallback is None:
+        assert named.boundaries[name] == asked.boundaries["salf"]
+    else:
+        assert named.absent[name] in asked.fallback
+    assert (name in named.boundaries) == (asked.fallback is None)
+
+
+def test_a_named_gain_has_nothing_in_its_place_where_no_law_fits(workspace):
+    workspace.rewrite_law(fits=False)
+    plan = workspace.plan()
+    assert "no scaling law fits the deviation" in plan.absent["salf-deviation-ratio"]
+    assert plan.boundaries["salf-deviation-observed"].boundary == 5
+    with pytest.raises(UserError, match="salf-deviation-ratio: no scaling law fits"):
+        workspace.plan(selector="salf-deviation-ratio")
+
+
+def test_a_named_gain_of_losses_that_were_not_traced_is_absent(workspace):
+    workspace.rewrite_law(quantities=("deviation",))
+    workspace.rewrite_gains(only=("deviation",))
+    assert "trace.losses" in workspace.plan().absent["salf-loss-observed"]
+
+
 @pytest.mark.parametrize("gain", ["ratio", "marginal"])
 def test_a_law_that_does_not_fit_falls_back_visibly_to_observed_gains(workspace, gain, capsys):
     workspace.rewrite_law(fits=False)
@@ -82,7 +109,7 @@ def test_the_last_layer_is_never_the_boundary_although_its_gain_is_the_largest(w
     assert "among layers 2 to 5" in plan.reason
 
 
-@pytest.mark.parametrize(("selector", "boundary"), [("full", 0), ("none", 6), ("last-n", 4)])
+@pytest.mark.parametrize(("selector", "boundary"), [("full", 0), ("none", 6), ("last-n", 4), ("half", 3)])
 def test_fixed_rules(workspace, selector, boundary):
     plan = workspace.plan(selector=selector)
     assert plan.boundary == boundary

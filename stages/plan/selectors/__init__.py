@@ -1,6 +1,7 @@
 """Rules that choose a boundary, behind one interface, so that they can be compared.
 
-``salf`` is the paper's; the others are baselines and rivals: what it has to beat.
+``salf`` is the paper's, by the gain that the parameters ask for, ``salf-<quantity>-<gain>`` by that one whatever
+they say; the others are baselines and rivals: what it has to beat.
 """
 
 from collections.abc import Mapping
@@ -14,20 +15,30 @@ from stages.plan.selectors.draw import draw
 from stages.plan.selectors.first_n import first_n
 from stages.plan.selectors.full import full
 from stages.plan.selectors.grad_norm import grad_norm
+from stages.plan.selectors.half import half
 from stages.plan.selectors.last_n import last_n
 from stages.plan.selectors.none import none
 from stages.plan.selectors.oracle import oracle
 from stages.plan.selectors.pilot import pilot
 from stages.plan.selectors.probe import probe
-from stages.plan.selectors.salf import salf
+from stages.plan.selectors.salf import salf, salf_by
 from stages.plan.selectors.spectrum import spectrum
 from stages.plan.selectors.tolerance import tolerance
 from stages.plan.selectors.variability import variability
 
 SELECTORS: Final[Mapping[SelectorName, Selector]] = {
     "salf": salf,
+    "salf-deviation-observed": salf_by("deviation", "observed"),
+    "salf-deviation-ratio": salf_by("deviation", "ratio"),
+    "salf-deviation-local": salf_by("deviation", "local"),
+    "salf-deviation-marginal": salf_by("deviation", "marginal"),
+    "salf-loss-observed": salf_by("loss", "observed"),
+    "salf-loss-ratio": salf_by("loss", "ratio"),
+    "salf-loss-local": salf_by("loss", "local"),
+    "salf-loss-marginal": salf_by("loss", "marginal"),
     "full": full,
     "none": none,
+    "half": half,
     "last-n": last_n,
     "first-n": first_n,
     "random": draw,

@@ -10,7 +10,7 @@ from stages.common.command import UserError
 from stages.common.freeze_plan import Certainty, RunnerUp
 from stages.common.params import GainName, Plan, Quantity
 from stages.plan.evidence import Evidence, LayerGain
-from stages.plan.selectors.choice import Choice
+from stages.plan.selectors.choice import AbsentEvidenceError, Choice, Selector
 
 SURE: Final = 0.9  # share of resamples from which a choice is called sure
 FAIRLY_SURE: Final = 0.5
@@ -54,7 +54,24 @@ def basis_of(evidence: Evidence, params: Plan) -> Basis:
 
 def salf(evidence: Evidence, params: Plan) -> Choice:
     """Freeze up to the layer with the largest gain among 2..L-1: see :data:`stages.plan.evidence.Gains`."""
-    basis = basis_of(evidence, params)
+    return _largest(evidence, basis_of(evidence, params))
+
+
+def salf_by(quantity: Quantity, gain: GainName) -> Selector:
+    """The paper's rule by one gain of one quantity, with nothing in its place where the trace does not support it."""
+
+    def by_this_gain(evidence: Evidence, _params: Plan) -> Choice:
+        if quantity not in evidence.laws:
+            raise AbsentEvidenceError(f"the {quantity} was not traced: set trace.losses")
+        if fault := _unusable(evidence, quantity, gain):
+            raise AbsentEvidenceError(fault)
+        return _largest(evidence, Basis(quantity, gain, None))
+
+    by_this_gain.__doc__ = f"Freeze up to the layer of the largest {_WORDS[gain]} of the {quantity}."
+    return by_this_gain
+
+
+def _largest(evidence: Evidence, basis: Basis) -> Choice:
     gains = evidence.gains[basis.quantity, basis.gain]
     best = max(gains, key=lambda gain: (gain.value, gain.layer))
     return Choice(

@@ -1,0 +1,51 @@
+"""What a study starts first: curves of all data sets before anything that makes them finer."""
+
+import pytest
+
+from flows.study.agenda import Case, FineTune
+from flows.study.item import ready
+from flows.study.progress import Progress
+from flows.study.settings import Places
+from flows.study.tables import Tables
+from tests.conftest import PROJECT
+
+A, B = Case("a", "m"), Case("b", "m")
+
+
+@pytest.fixture
+def progress(described, tmp_path, monkeypatch):
+    """Two data sets, of which the first one's model was looked at already."""
+    rules = {"half": {"selector": "half"}, "raw": {"selector": "salf", "set": {"trace.space": "raw"}}}
+    description = described(methods=["lisa"], rules=rules, together=4)
+    found = Progress(description, Places(PROJECT, tmp_path, tmp_path), Tables(tmp_path / "study"), False)
+    plain = next(look for look in found.looks() if (look.case, look.source) == (A, "plain"))
+    row = {"data_set": "a", "model": "m", "rule": "half", "selector": "half", "boundary": 3, "layers": 8}
+    found.tables.keep_choices([{**row, "settings": found.tables.keep_settings(plain.settings)}], [])
+    return found
+
+
+def words(items):
+    return [item.words for item in items]
+
+
+def test_every_data_set_has_its_coarse_grid_before_another_plan_is_made(progress):
+    assert words(ready(progress, [])) == [
+        "a, m, seed 1: full, freeze-4 at equal epochs",
+        "b, m: plan (plain)",
+        "a, m: plan (trace.space=raw)",
+        "b, m: plan (trace.space=raw)",
+        "a, m, seed 1: lisa at equal epochs",
+    ]
+
+
+def test_what_runs_or_has_failed_is_not_started_again(progress):
+    first = ready(progress, [])
+    assert words(ready(progress, first[:2])) == words(first[2:])
+
+
+def test_a_boundary_of_the_grid_is_no_other_method(progress):
+    lisa = FineTune(A, 1, "lisa", 0, "epochs", (0.1,))
+    full, later = FineTune(A, 1, "full", 0, "epochs", (0.1,)), FineTune(A, 2, "full", 0, "epochs", (0.1,))
+    longer = FineTune(A, 1, "freeze-4", 4, "compute", (0.1,))
+    ranks = [progress.rank((one,)) for one in (full, lisa, later, longer)]
+    assert ranks == [(0, 0), (2, 0), (2, 0), (2, 0)]
