@@ -59,7 +59,7 @@ def deciding(prepared: Prepared, repeats: int, kept: Kept) -> dict[str, list[flo
 def _decide(prepared: Prepared) -> dict[str, float]:
     """One after the other in a folder of their own: each needs what the one before it wrote."""
     with tempfile.TemporaryDirectory() as folder:
-        base, data = ["--base", str(prepared.base)], ["--prepared", str(prepared.data)]
+        base, data = ["--base", str(prepared.base.resolve())], ["--prepared", str(prepared.data.resolve())]
         fitted = ["--law", f"{folder}/law.json", "--gains", f"{folder}/gains.csv"]
         traces = f"{folder}/traces"
         options = {

@@ -169,6 +169,7 @@ class Trace(Group):
     space: Literal["normed", "raw"]
     target: Literal["output", "virtual"]
     batch_tokens: Annotated[int, Field(ge=16)]
+    workers: Count
     seed: int
 
 

@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub, whole or streamed; a local folder in the hub's layout is one, too."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,7 @@ def load_hub(data: Data, columns: list[str]) -> Loaded:
     """
     names = split_names(data)
     with _faults_named(data):
-        parts = _open(data)
+        parts, commit = _open(data)
         _check_splits(data, names, parts)
         rows: dict[str, list[Row]] = {}
         present: dict[str, None] = {}  # a set that keeps the order
@@ -36,18 +37,23 @@ def load_hub(data: Data, columns: list[str]) -> Loaded:
         "kind": "hub",
         "name": data.name,
         "config": data.config,
-        "revision": data.revision,
+        "revision": commit or data.revision,
         "streamed": data.stream,
         "sha256": {names[split]: _digest(rows[split]) for split in SPLITS if split in rows},
     }
     return Loaded(rows, tuple(present), identity)
 
 
-def _open(data: Data) -> Mapping[str, Any]:
+def _open(data: Data) -> tuple[Mapping[str, Any], str | None]:
+    """The splits, and the commit that the revision stands for: a branch may move, a commit does not."""
     import datasets  # slow, and needed by this source alone
 
-    streaming = data.stream is not None
-    return dict(datasets.load_dataset(data.name, data.config, revision=data.revision, streaming=streaming))
+    builder = datasets.load_dataset_builder(data.name, data.config, revision=data.revision)
+    commit = builder.hash if re.fullmatch(r"[0-9a-f]{40}", builder.hash or "") else None  # a folder has none
+    if data.stream is not None:
+        return dict(builder.as_streaming_dataset()), commit
+    builder.download_and_prepare()
+    return dict(builder.as_dataset()), commit
 
 
 @contextmanager

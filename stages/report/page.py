@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from stages.common.figures.palette import style_sheet
 from stages.common.figures.svg import standalone
-from stages.report import cost, depth, evidence, lineage, quality, speed, study
+from stages.report import cost, depth, evidence, lineage, quality, rules, speed, study
 from stages.report.answer import KeyFigure, answer, key_figures
 from stages.report.artifacts_in import Artifacts
 from stages.report.headline import Headline, headline
@@ -61,6 +61,7 @@ def build(artifacts: Artifacts, parameters: Mapping[str, Any], examples_shown: i
         depth.gains_section(artifacts),
         cost.frontier_section(plan),
         cost.certainty_section(plan),
+        rules.rules_section(plan),
         *([studied] if studied else []),
         *([measured] if measured else []),
         evidence.examples_section(artifacts.predictions, found.method.name if found.method else None, examples_shown),

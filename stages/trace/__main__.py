@@ -6,16 +6,17 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from stages.common.artifacts import digest_of, read_json, replacing_folder, work_folder
 from stages.common.batches import stream_examples
-from stages.common.command import exit_code
+from stages.common.command import UserError, exit_code
 from stages.common.models.adapter import open_model
 from stages.common.models.shards import share_file
 from stages.common.params import Device, Room, Trace
 from stages.common.runtime import choose_runtime
 from stages.trace.collect import Tracer, collect
-from stages.trace.sample import SPLIT, draw_sample
+from stages.trace.sample import SPLIT, Sample, draw_sample
 
 
 class TraceRoom(Room):
@@ -56,19 +57,52 @@ def main(argv: Sequence[str] | None = None) -> None:
         "examples": len(sample.rows),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    fingerprint = digest_of({"facts": facts, "trace": params.trace.model_dump(), "device": runtime.device.type})
+    settings = params.trace.model_dump(exclude={"workers"})
+    fingerprint = digest_of({"facts": facts, "trace": settings, "device": runtime.device.type})
     unfinished = work_folder(args.out, fingerprint)
-    model = open_model(args.base, runtime.device, runtime.dtype)
     print(f"tracing {len(sample.rows)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
     first = next(stream_examples(args.prepared, SPLIT))
     beginning = first.prompt_ids[: meta["shared_prefix_tokens"]]
-    tracer = Tracer.prepare(model, runtime, params.trace, sample.tokens, beginning)
-    collect(tracer, args.prepared, sample, facts, unfinished)
+    if params.trace.workers > 1:
+        _share_out(args, params, sample, tuple(beginning), facts, unfinished)
+    else:
+        model = open_model(args.base, runtime.device, runtime.dtype)
+        tracer = Tracer.prepare(model, runtime, params.trace, sample.tokens, beginning)
+        collect(tracer, args.prepared, sample, facts, unfinished)
     with replacing_folder(args.out) as folder:
         for part in sorted(unfinished.glob("part-*.parquet")):
             share_file(part, folder / part.name)
     shutil.rmtree(unfinished)
     print(f"traced {sample.positions} answer positions of {len(sample.rows)} examples at {base['layers'] + 1} spaces")
+
+
+def _share_out(
+    args: argparse.Namespace,
+    params: TraceRoom,
+    sample: Sample,
+    beginning: tuple[int, ...],
+    facts: dict[str, Any],
+    folder: Path,
+) -> None:
+    try:
+        from stages.trace.workers import Job, collect_with_workers, threads_each
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("prefect_dask", "dask", "distributed"):
+            raise
+        raise UserError(
+            f"trace.workers = {params.trace.workers} needs the package {error.name}, which is not installed: "
+            "pip install prefect-dask, or set it to 1"
+        ) from None
+    job = Job(
+        base=args.base.resolve(),
+        prepared=args.prepared.resolve(),
+        device=params.device,
+        trace=params.trace,
+        tokens=sample.tokens,
+        beginning=beginning,
+        threads=threads_each(params.trace.workers),
+    )
+    collect_with_workers(job, sample, facts, folder)
 
 
 if __name__ == "__main__":

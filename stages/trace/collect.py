@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.common.artifacts import replacing_file
-from stages.common.batches import Batch, Example, inference_batches, stream_examples
+from stages.common.batches import Batch, Example, Rows, inference_batches, stream_examples
 from stages.common.command import UserError
 from stages.common.models.adapter import CausalModel
 from stages.common.models.attention import Packing
@@ -118,6 +119,34 @@ class _Traced:
     loss: NDArray[np.float32]  # [N, L+1]; NaN where none was asked for
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A part of the sample that is traced and written at one go.
+
+    Attributes:
+        file: where it goes.
+        rows: rows of the prepared split, ascending, [n].
+        with_losses: which of them also get losses, [n].
+    """
+
+    file: Path
+    rows: Rows
+    with_losses: NDArray[np.bool_]
+
+
+def shards(sample: Sample, folder: Path) -> list[Shard]:
+    """The sample in shards of :data:`SHARD_EXAMPLES`, in order."""
+    starts = range(0, len(sample.rows), SHARD_EXAMPLES)
+    return [
+        Shard(
+            folder / f"part-{number:05d}.parquet",
+            sample.rows[start : start + SHARD_EXAMPLES],
+            sample.with_losses[start : start + SHARD_EXAMPLES],
+        )
+        for number, start in enumerate(starts)
+    ]
+
+
 def collect(tracer: Tracer, prepared: Path, sample: Sample, facts: dict[str, Any], folder: Path) -> None:
     """Trace a sample into parquet shards in ``folder``; shards that are already there are kept.
 
@@ -132,19 +161,33 @@ def collect(tracer: Tracer, prepared: Path, sample: Sample, facts: dict[str, Any
         UserError: a state is not finite.
     """
     schema = trace_schema(tracer.model.depth, facts)
-    parts = [folder / f"part-{number:05d}.parquet" for number in range(-(-len(sample.rows) // SHARD_EXAMPLES))]
-    absent = np.array([not part.exists() for part in parts])
-    wanted = absent.repeat(SHARD_EXAMPLES)[: len(sample.rows)]
-    examples = stream_examples(prepared, SPLIT, sample.rows[wanted])
+    with missing(sample, folder) as (absent, advance):
+        wanted = np.concatenate([shard.rows for shard in absent]) if absent else sample.rows[:0]
+        examples = stream_examples(prepared, SPLIT, wanted)
+        for shard in absent:
+            write_shard(tracer, list(islice(examples, len(shard.rows))), shard, schema, advance)
+
+
+@contextmanager
+def missing(sample: Sample, folder: Path) -> Iterator[tuple[list[Shard], Advance]]:
+    """The shards that are not there yet, and a bar that has counted those that are."""
+    absent = [shard for shard in shards(sample, folder) if not shard.file.exists()]
+    there = len(sample.rows) - sum(len(shard.rows) for shard in absent)
     with progress("tracing", len(sample.rows), "examples") as advance:
-        if not wanted.all():
-            advance(int((~wanted).sum()), "already traced")
-        for number in np.flatnonzero(absent):
-            with_losses = sample.with_losses[number * SHARD_EXAMPLES :][:SHARD_EXAMPLES]
-            chosen = list(islice(examples, len(with_losses)))
-            traced = _trace_shard(tracer, chosen, with_losses, advance)
-            with replacing_file(parts[number]) as aside:
-                pq.write_table(_table(chosen, traced, schema), aside, compression="zstd")
+        if there:
+            advance(there, "already traced")
+        yield absent, advance
+
+
+def write_shard(tracer: Tracer, examples: Sequence[Example], shard: Shard, schema: pa.Schema, advance: Advance) -> None:
+    """Trace a shard's examples into its file, which is there whole or not at all.
+
+    Raises:
+        UserError: a state is not finite.
+    """
+    traced = _trace_shard(tracer, examples, shard.with_losses, advance)
+    with replacing_file(shard.file) as aside:
+        pq.write_table(_table(examples, traced, schema), aside, compression="zstd")
 
 
 def trace_schema(layers: int, facts: dict[str, Any]) -> pa.Schema:

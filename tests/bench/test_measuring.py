@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.bench import processes
 from stages.bench.clock import Lap, PeakMemory
 from stages.bench.contender import Contender
+from stages.bench.embedded import Prepared
 from stages.bench.kept import Kept
-from stages.bench.processes import startup
+from stages.bench.processes import deciding, startup
 from tests.conftest import PROJECT
 
 CPU = torch.device("cpu")
@@ -136,3 +138,25 @@ def wait_until(condition, seconds=120):
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.1)
+
+
+def test_the_stages_that_decide_run_in_their_folder_and_find_what_lies_elsewhere(tmp_path, monkeypatch):
+    """As ``make bench`` has it: all paths are relative to the project, and parameters lie in a folder below it."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("aside/base", "aside/prepared"):
+        (tmp_path / folder).mkdir(parents=True)
+    asked = []
+
+    def time_of(command, folder):
+        asked.append(command)
+        for option in ("--base", "--prepared"):
+            if option in command:
+                assert (tmp_path / folder / command[command.index(option) + 1]).is_dir()
+        return 1.0
+
+    monkeypatch.setattr(processes, "_time", time_of)
+    prepared = Prepared(Path("aside"), Path("aside/base"), Path("aside/prepared"))
+    assert deciding(prepared, 2, Kept(tmp_path / "kept.json")) == {
+        name: [1.0, 1.0] for name in ("trace", "fit", "plan")
+    }
+    assert len(asked) == 6

@@ -151,6 +151,29 @@ def test_hub_splits_are_read_by_name(hub_folder):
     assert set(loaded.identity["sha256"]) == {"train", "test"}
 
 
+def test_a_branch_is_recorded_as_the_commit_that_it_stood_for(hub_folder, monkeypatch):
+    import datasets
+
+    commit, opened = "c0ffee" * 6 + "c0ff", []
+    real = datasets.load_dataset_builder
+    data = make_data(source="hub", name=str(hub_folder), revision="v1")
+    assert load_rows(data, COLUMNS).identity["revision"] == "v1"  # a folder has no commit
+
+    def builder(name, config, revision):
+        """What the hub answers: the same data, and the commit in the place of a folder's hash."""
+        opened.append(revision)
+        found = real(name, config)
+        found.hash = commit
+        return found
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+    for stream in (None, 5):
+        loaded = load_rows(make_data(source="hub", name=str(hub_folder), revision="main", stream=stream), COLUMNS)
+        assert loaded.identity["revision"] == commit
+        assert loaded.rows["train"][0].values in ROWS
+    assert opened == ["main", "main"]
+
+
 def test_hub_class_labels_are_read_by_their_names(hub_folder, tmp_path):
     import datasets
 

@@ -1,0 +1,134 @@
+"""Tracing shared by several processes of this machine: Prefect tasks, a shard each, on Dask's workers.
+
+Each worker opens the model once. A worker that is killed (memory, a hand) is started again by Dask and its shard is
+traced anew; shards that were written stay.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import dask
+import torch
+from distributed.scheduler import KilledWorker
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import as_completed
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_dask.task_runners import DaskTaskRunner
+
+from stages.common.batches import stream_examples
+from stages.common.command import UserError
+from stages.common.models.adapter import open_model
+from stages.common.params import Device, Trace
+from stages.common.progress import Advance
+from stages.common.runtime import choose_runtime
+from stages.trace.collect import Shard, Tracer, missing, trace_schema, write_shard
+from stages.trace.sample import SPLIT, Sample
+
+_THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know to make a tracer of its own.
+
+    Attributes:
+        base: the base model's folder.
+        prepared: the prepared data's folder.
+        device: the ``device`` group.
+        trace: the ``trace`` group.
+        tokens: the distinct answer tokens, ascending.
+        beginning: the token ids that all prompts begin with.
+        threads: of each worker.
+    """
+
+    base: Path
+    prepared: Path
+    device: Device
+    trace: Trace
+    tokens: tuple[int, ...]
+    beginning: tuple[int, ...]
+    threads: int
+
+
+def collect_with_workers(job: Job, sample: Sample, facts: dict[str, Any], folder: Path) -> None:
+    """Trace a sample into parquet shards in ``folder``, as :func:`stages.trace.collect.collect` does.
+
+    Raises:
+        UserError: a state is not finite, or workers end one after the other.
+    """
+    with missing(sample, folder) as (absent, advance):
+        if not absent:
+            return
+        environment = {name: str(job.threads) for name in _THREADS}
+        scratch = folder / "workers"  # by default Dask would take a folder outside the project
+        # A worker's libraries read these when it starts; Dask sets them to 1 unless told otherwise.
+        with dask.config.set({"distributed.nanny.pre-spawn-environ": environment, "temporary-directory": str(scratch)}):
+            cluster = {
+                "n_workers": min(job.trace.workers, len(absent)),
+                "threads_per_worker": 1,
+                "dashboard_address": None,
+                "local_directory": str(scratch),
+            }
+            _run(job, absent, facts, advance, DaskTaskRunner(cluster_kwargs=cluster))
+
+
+def _run(job: Job, absent: Sequence[Shard], facts: dict[str, Any], advance: Advance, runner: Any) -> None:
+    # Without parameters: Prefect would record them, rows and all.
+    @flow(name="salf-trace", task_runner=runner)
+    def share_out() -> None:
+        sizes = {_one.submit(job, shard, facts): len(shard.rows) for shard in absent}
+        for future in as_completed(list(sizes)):
+            future.result()
+            advance(sizes[future], "")
+
+    try:
+        with _one_server():
+            share_out()
+    except KilledWorker:
+        raise UserError(
+            "tracing workers ended one after the other, as they do when memory is short: lower trace.workers or "
+            "trace.batch_tokens"
+        ) from None
+
+
+@contextmanager
+def _one_server() -> Iterator[None]:
+    """A server for flow and workers alike: without one that is known, each worker would start its own."""
+    if PREFECT_API_URL.value():
+        yield
+        return
+    server = SubprocessASGIServer()
+    server.start()
+    try:
+        with temporary_settings({PREFECT_API_URL: server.api_url}):
+            yield
+    finally:
+        server.stop()
+
+
+@task(name="trace a shard", cache_policy=NO_CACHE, persist_result=False)
+def _one(job: Job, shard: Shard, facts: dict[str, Any]) -> None:
+    tracer = _tracer(job)
+    examples = list(stream_examples(job.prepared, SPLIT, shard.rows))
+    write_shard(tracer, examples, shard, trace_schema(tracer.model.depth, facts), lambda _amount, _note: None)
+
+
+@cache
+def _tracer(job: Job) -> Tracer:
+    """The worker's own, made with its first shard."""
+    torch.set_num_threads(job.threads)
+    runtime = choose_runtime(job.device)
+    model = open_model(job.base, runtime.device, runtime.dtype)
+    return Tracer.prepare(model, runtime, job.trace, job.tokens, job.beginning)
+
+
+def threads_each(workers: int) -> int:
+    """Threads of each of so many workers: the cores that this process may use, shared out."""
+    return max(1, len(os.sched_getaffinity(0)) // workers)
