@@ -3,6 +3,7 @@
 from typing import Final
 
 from stages.common.freeze_plan import FreezePlan, SelectedBoundary
+from stages.common.method_names import FIRST_N
 from stages.report import depth_figures
 from stages.report.tables import Cell, Column, Figure, Section, Table, number_cell, pairs
 from stages.report.wording import listing, percent
@@ -42,9 +43,14 @@ def _scores(name: str, what: str, chosen: SelectedBoundary) -> Figure:
 
 
 def _table(plan: FreezePlan, found: dict[str, SelectedBoundary]) -> Table:
-    """Rules of one boundary for one reason share a row, the shallowest boundary first."""
+    """Rules of one boundary for one reason share a row, the shallowest boundary first.
+
+    The control that trains the first layers has no boundary, and its cost is none of the frontier's.
+    """
     alike: dict[tuple[int, str], list[str]] = {}
     for name, chosen in found.items():
+        if name == FIRST_N:
+            continue
         alike.setdefault((chosen.boundary, chosen.reason), []).append(name)
     rows = [
         [

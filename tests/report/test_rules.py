@@ -57,3 +57,8 @@ def test_what_a_rule_predicts_is_drawn_and_absent_rules_say_what_they_take(pages
 
 def test_the_section_is_on_the_page(pages):
     assert 'id="rules"' in pages["good"][1]
+
+
+def test_the_control_without_a_boundary_is_left_out(pages):
+    plan = plan_of(pages["good"][0], boundaries={"first-n": {"boundary": 0, "reason": "control", "scores": None}})
+    assert "first-n" not in [row[0].text for row in rules_section(plan).tables[0].rows]
