@@ -35,14 +35,6 @@ RateGrid = Annotated[
 
 SelectorName = Literal[
     "salf",
-    "salf-deviation-observed",
-    "salf-deviation-ratio",
-    "salf-deviation-local",
-    "salf-deviation-marginal",
-    "salf-loss-observed",
-    "salf-loss-ratio",
-    "salf-loss-local",
-    "salf-loss-marginal",
     "full",
     "none",
     "half",
@@ -58,6 +50,14 @@ SelectorName = Literal[
     "grad-norm",
     "spectrum",
     "oracle",
+    "salf-deviation-observed",
+    "salf-deviation-ratio",
+    "salf-deviation-local",
+    "salf-deviation-marginal",
+    "salf-loss-observed",
+    "salf-loss-ratio",
+    "salf-loss-local",
+    "salf-loss-marginal",
 ]
 MethodName = Annotated[str, AfterValidator(lambda name: checked(name, get_args(SelectorName)))]
 SignalKind = Literal["block-influence", "variability", "probe", "grad-norm", "spectrum"]

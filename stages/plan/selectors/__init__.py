@@ -28,14 +28,6 @@ from stages.plan.selectors.variability import variability
 
 SELECTORS: Final[Mapping[SelectorName, Selector]] = {
     "salf": salf,
-    "salf-deviation-observed": salf_by("deviation", "observed"),
-    "salf-deviation-ratio": salf_by("deviation", "ratio"),
-    "salf-deviation-local": salf_by("deviation", "local"),
-    "salf-deviation-marginal": salf_by("deviation", "marginal"),
-    "salf-loss-observed": salf_by("loss", "observed"),
-    "salf-loss-ratio": salf_by("loss", "ratio"),
-    "salf-loss-local": salf_by("loss", "local"),
-    "salf-loss-marginal": salf_by("loss", "marginal"),
     "full": full,
     "none": none,
     "half": half,
@@ -51,4 +43,12 @@ SELECTORS: Final[Mapping[SelectorName, Selector]] = {
     "grad-norm": grad_norm,
     "spectrum": spectrum,
     "oracle": oracle,
+    "salf-deviation-observed": salf_by("deviation", "observed"),
+    "salf-deviation-ratio": salf_by("deviation", "ratio"),
+    "salf-deviation-local": salf_by("deviation", "local"),
+    "salf-deviation-marginal": salf_by("deviation", "marginal"),
+    "salf-loss-observed": salf_by("loss", "observed"),
+    "salf-loss-ratio": salf_by("loss", "ratio"),
+    "salf-loss-local": salf_by("loss", "local"),
+    "salf-loss-marginal": salf_by("loss", "marginal"),
 }
