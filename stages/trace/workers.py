@@ -105,12 +105,9 @@ def _one_server() -> Iterator[None]:
         yield
         return
     server = SubprocessASGIServer()
-    server.start()
-    try:
-        with temporary_settings({PREFECT_API_URL: server.api_url}):
-            yield
-    finally:
-        server.stop()
+    server.start()  # it stops with this process, by an exit hook of its own, once Prefect has sent what it holds
+    with temporary_settings({PREFECT_API_URL: server.api_url}):
+        yield
 
 
 @task(name="trace a shard", cache_policy=NO_CACHE, persist_result=False)
