@@ -114,8 +114,9 @@ class Progress:
 
     def next_batches(self, wanted: Sequence[FineTune]) -> list[tuple[FineTune, ...]]:
         """What can be started now, in order."""
-        grid = [fine_tune for fine_tune in wanted if self._in_grid(fine_tune)]
-        others = [fine_tune for fine_tune in wanted if fine_tune not in grid]
+        grid, others = list[FineTune](), list[FineTune]()
+        for fine_tune in wanted:
+            (grid if self._in_grid(fine_tune) else others).append(fine_tune)
         return [*batches(grid, self.description.together), *batches(others, self.description.together)]
 
     def rank(self, work: Look | Sequence[FineTune]) -> tuple[int, int]:

@@ -148,12 +148,8 @@ class Tables:
 
 
 def _whole(row: Row, columns: Mapping[str, type]) -> Row:
-    """A row with all columns, as it is read back: of the columns' types, an absent text empty, else None."""
-    given = {name: row.get(name) for name in columns}
-    return {
-        name: ("" if kind is str else None) if given[name] is None else kind(given[name])
-        for name, kind in columns.items()
-    }
+    """A row with all columns, each of its type: of a row to be written and of one that is read."""
+    return {name: _value(kind, row.get(name)) for name, kind in columns.items()}
 
 
 def _merged(old: Sequence[Row], new: Sequence[Row], key: Sequence[str]) -> list[Row]:
@@ -165,13 +161,14 @@ def _read(path: Path, columns: Mapping[str, type]) -> list[Row]:
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        return [{name: _value(kind, row.get(name)) for name, kind in columns.items()} for row in csv.DictReader(file)]
+        return [_whole(row, columns) for row in csv.DictReader(file)]
 
 
-def _value(kind: type, text: str | None) -> Any:
-    if kind is str:
-        return text or ""
-    return kind(text) if text else None
+def _value(kind: type, value: Any) -> Any:
+    """A value of its column's type, written or not yet: an absent text is empty, anything else absent is None."""
+    if value in (None, ""):
+        return "" if kind is str else None
+    return kind(value)
 
 
 def _write_rows(path: Path, columns: Mapping[str, type], rows: Sequence[Row]) -> None:
