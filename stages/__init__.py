@@ -1,8 +1,16 @@
 """The rooms of the pipeline: one per DVC stage, and ``common`` for what several of them share."""
 
+import gc
 import os
+import sys
 
 # Read by OpenMP when torch loads, so it is set before any stage can import it. By default a thread that
 # waits for another spins on its core: beside any other busy process a step then takes several times as
 # long, and what is measured is the neighbour.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# torch and transformers make a million objects while they are imported, all of which stay: looking through
+# them for garbage, again and again, is a tenth of a stage's start. A stage that starts (python -m has no
+# name for it yet) collects none until its work begins, in stages.common.command; who imports us is left alone.
+if sys.argv[:1] == ["-m"]:
+    gc.disable()

@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 something that the user can mend (one ``error:`` line, no 
 """
 
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,9 @@ def exit_code(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str]
 
     Where DVC runs the stage, its start and its end are recorded.
     """
+    if not gc.isenabled():  # see stages/__init__.py
+        gc.freeze()  # what was imported stays: no collection looks at it again
+        gc.enable()
     try:
         run = run_record.begin(argv)
     except OSError as error:

@@ -86,6 +86,11 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
+def threads_each(processes: int) -> int:
+    """Threads for each of so many processes: those that torch has here, shared out."""
+    return max(1, torch.get_num_threads() // processes)
+
+
 def machine_facts(runtime: Runtime) -> dict[str, Any]:
     """What an auditor needs to know of the machine; no host name, no user name, no path."""
     return {

@@ -1,7 +1,8 @@
 """Makes a model ready for a method. One training loop serves them all."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -11,6 +12,9 @@ from stages.common.models.adapter import CausalModel
 from stages.common.params import Finetune
 from stages.common.training.trainable import Trainable, train_mode
 from stages.finetune.scope import Scope
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def make_trainable(
@@ -41,8 +45,10 @@ def make_trainable(
     return Trainable(model, trained, scope.boundary, adapters, layers, scope.draws)
 
 
-def _adapted(model: CausalModel, layers: tuple[int, ...], params: Finetune, seed: int) -> PeftModel:
+def _adapted(model: CausalModel, layers: tuple[int, ...], params: Finetune, seed: int) -> "PeftModel":
     """Adapters beside all linear maps of these layers; nothing else requires gradients then."""
+    from peft import LoraConfig, get_peft_model  # a second's import that no other method needs
+
     model.network.requires_grad_(False)
     torch.manual_seed(seed)  # adapters start at random
     settings = LoraConfig(

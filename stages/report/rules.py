@@ -20,9 +20,12 @@ _DRAWN: Final = {
 
 
 def rules_section(plan: FreezePlan) -> Section:
-    """Every rule's boundary, cost and reason; the curves of rules that predict something of every boundary."""
+    """Every rule's boundary, cost and reason; the curves of rules that predict something of every boundary.
+
+    The control that trains the first layers is left out: it has no boundary, and its cost is none of the frontier's.
+    """
     section = Section("rules", "Rules", "What other rules would choose")
-    found = {str(name): chosen for name, chosen in plan.boundaries.items()}
+    found = {str(name): chosen for name, chosen in plan.boundaries.items() if name != FIRST_N}
     section.sentences.append(
         f"The plan goes by {plan.selector}. {len(found)} rules have the evidence that they need: none of them "
         "knows the quality that follows, which only fine-tuning above their boundaries tells (make study)."
@@ -43,14 +46,9 @@ def _scores(name: str, what: str, chosen: SelectedBoundary) -> Figure:
 
 
 def _table(plan: FreezePlan, found: dict[str, SelectedBoundary]) -> Table:
-    """Rules of one boundary for one reason share a row, the shallowest boundary first.
-
-    The control that trains the first layers has no boundary, and its cost is none of the frontier's.
-    """
+    """Rules of one boundary for one reason share a row, the shallowest boundary first."""
     alike: dict[tuple[int, str], list[str]] = {}
     for name, chosen in found.items():
-        if name == FIRST_N:
-            continue
         alike.setdefault((chosen.boundary, chosen.reason), []).append(name)
     rows = [
         [

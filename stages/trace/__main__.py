@@ -11,10 +11,9 @@ from typing import Any
 from stages.common.artifacts import digest_of, read_json, replacing_folder, work_folder
 from stages.common.batches import stream_examples
 from stages.common.command import UserError, exit_code
-from stages.common.models.adapter import open_model
 from stages.common.models.shards import share_file
 from stages.common.params import Device, Room, Trace
-from stages.common.runtime import choose_runtime
+from stages.common.runtime import choose_runtime, threads_each
 from stages.trace.collect import Tracer, collect
 from stages.trace.sample import SPLIT, Sample, draw_sample
 
@@ -66,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if params.trace.workers > 1:
         _share_out(args, params, sample, tuple(beginning), facts, unfinished)
     else:
-        model = open_model(args.base, runtime.device, runtime.dtype)
-        tracer = Tracer.prepare(model, runtime, params.trace, sample.tokens, beginning)
+        tracer = Tracer.open(args.base, runtime, params.trace, sample.tokens, beginning)
         collect(tracer, args.prepared, sample, facts, unfinished)
     with replacing_folder(args.out) as folder:
         for part in sorted(unfinished.glob("part-*.parquet")):
@@ -85,7 +83,7 @@ def _share_out(
     folder: Path,
 ) -> None:
     try:
-        from stages.trace.workers import Job, collect_with_workers, threads_each
+        from stages.trace.workers import Job, collect_with_workers
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("prefect_dask", "dask", "distributed"):
             raise

@@ -18,7 +18,7 @@ from torch import Tensor
 from stages.common.artifacts import replacing_file
 from stages.common.batches import Batch, Example, Rows, inference_batches, stream_examples
 from stages.common.command import UserError
-from stages.common.models.adapter import CausalModel
+from stages.common.models.adapter import CausalModel, open_model
 from stages.common.models.attention import Packing
 from stages.common.models.walk import Beginning, behind, embed, run_to_answers, walk, walk_beginning
 from stages.common.params import Trace
@@ -53,6 +53,13 @@ class Tracer:
     bases: Tensor
     shared: int
     beginning: Beginning | None
+
+    @classmethod
+    def open(
+        cls, base: Path, runtime: Runtime, params: Trace, tokens: Sequence[int], shared: Sequence[int]
+    ) -> "Tracer":
+        """Open the base model's folder and prepare: see :meth:`prepare`."""
+        return cls.prepare(open_model(base, runtime.device, runtime.dtype), runtime, params, tokens, shared)
 
     @classmethod
     @torch.no_grad()

@@ -4,7 +4,6 @@ Each worker opens the model once. A worker that is killed (memory, a hand) is st
 traced anew; shards that were written stay.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from prefect_dask.task_runners import DaskTaskRunner
 
 from stages.common.batches import stream_examples
 from stages.common.command import UserError
-from stages.common.models.adapter import open_model
 from stages.common.params import Device, Trace
 from stages.common.progress import Advance
 from stages.common.runtime import choose_runtime
@@ -121,11 +119,4 @@ def _one(job: Job, shard: Shard, facts: dict[str, Any]) -> None:
 def _tracer(job: Job) -> Tracer:
     """The worker's own, made with its first shard."""
     torch.set_num_threads(job.threads)
-    runtime = choose_runtime(job.device)
-    model = open_model(job.base, runtime.device, runtime.dtype)
-    return Tracer.prepare(model, runtime, job.trace, job.tokens, job.beginning)
-
-
-def threads_each(workers: int) -> int:
-    """Threads of each of so many workers: the cores that this process may use, shared out."""
-    return max(1, len(os.sched_getaffinity(0)) // workers)
+    return Tracer.open(job.base, choose_runtime(job.device), job.trace, job.tokens, job.beginning)

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,7 +66,9 @@ def write_index(folder: Path, units: Mapping[str, Iterable[str]], total_bytes: i
 
 def shard_hashes(folder: Path) -> dict[str, str]:
     """File name → SHA-256 of every shard in a model folder."""
-    return {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    files = sorted(folder.glob("*.safetensors"))
+    with ThreadPoolExecutor() as pool:  # hashing holds no lock of the interpreter's
+        return {file.name: digest for file, digest in zip(files, pool.map(sha256_file, files), strict=True)}
 
 
 def weights_digest(hashes: Mapping[str, str]) -> str:

@@ -2,12 +2,15 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from peft import PeftModel
 from torch import nn
 
 from stages.common.models.adapter import CausalModel
 from stages.common.training.draws import LayerDraws
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Trainable:
     model: CausalModel
     parameters: list[nn.Parameter]
     boundary: int
-    adapters: PeftModel | None
+    adapters: "PeftModel | None"
     layers: Collection[int] | None = None
     draws: LayerDraws | None = None
 
