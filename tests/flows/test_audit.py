@@ -5,7 +5,8 @@ from prefect.artifacts import Artifact
 
 from flows import audit, pipeline
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+# Slow for its server alone, which takes half a minute to start in every process that tests with one.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
 def test_an_audit_passes_what_was_made_and_fails_loudly_on_what_was_edited(git_toy, monkeypatch, capsys):

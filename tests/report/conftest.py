@@ -105,15 +105,24 @@ def chain_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Chain]:
     return make
 
 
-@pytest.fixture(scope="session")
-def pages(chain_of: Callable[..., Chain]) -> dict[str, tuple[Chain, str]]:
-    """The page of every outcome, by its name, with the artifacts that it was made from."""
-    made = {}
-    for name, outcome in OUTCOMES.items():
-        chain = chain_of(**outcome)
+class Pages(dict[str, tuple[Chain, str]]):
+    """Artifacts and page of every outcome, by its name; made when first asked for: each takes seconds."""
+
+    def __init__(self, chain_of: Callable[..., Chain]) -> None:
+        super().__init__()
+        self._chain_of = chain_of
+
+    def __missing__(self, name: str) -> tuple[Chain, str]:
+        chain = self._chain_of(**OUTCOMES[name])
         main(chain.argv())
-        made[name] = (chain, chain.page.read_text(encoding="utf-8"))
-    return made
+        self[name] = (chain, chain.page.read_text(encoding="utf-8"))
+        return self[name]
+
+
+@pytest.fixture(scope="session")
+def pages(chain_of: Callable[..., Chain]) -> Pages:
+    """The pages that the tests share."""
+    return Pages(chain_of)
 
 
 def make_chain(root: Path, outcome: Outcome) -> Chain:
