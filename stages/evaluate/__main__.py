@@ -19,7 +19,7 @@ from stages.evaluate import baselines
 from stages.evaluate.compare import compare_methods, comparison_rows, to_csv
 from stages.evaluate.intervals import Bootstrap
 from stages.evaluate.predict import Predictor, frozen_layers, prediction_rows
-from stages.evaluate.scores import Predictions, score
+from stages.evaluate.scores import Predictions, named, score
 from stages.evaluate.summary import print_summary
 
 _OF_THE_RUN: Final = ("boundary", "trained_parameters", "flops", "epochs", "steps", "learning_rate", "grid")
@@ -58,17 +58,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         predictions[name] = predictor.predict(args.models / name, name, frozen)
 
     scores = {name: score(said, test, quality, classes, bootstrap) for name, said in predictions.items()}
+    written = {name: {"n": len(test), **named(each)} for name, each in scores.items()}
+    held = {name: entry for name, entry in written.items() if name not in names}
     runs = {}
     for name, (method, seed) in names.items():
         run = facts[name]
         full = facts.get(f"full-seed{seed}")
         known = {key: run[key] for key in _OF_THE_RUN}
         last = {key: run["curve"][-1][key] for key in ("validation_loss", "validation_accuracy")}
-        share = run["flops"] / full["flops"] if full else None
-        runs[name] = {"method": method, "seed": seed, **known, "flops_share": share, **last, **scores[name]}
+        shares = {
+            "flops_share": run["flops"] / full["flops"] if full else None,
+            "trained_share": run["trained_parameters"] / full["trained_parameters"] if full else None,
+        }
+        runs[name] = {"method": method, "seed": seed, **known, **shares, **last, **written[name]}
     curves = {name: facts[name]["curve"] for name in names}
-    methods = compare_methods(runs, curves, predictions, quality, bootstrap)
-    held = {name: entry for name, entry in scores.items() if name not in names}
+    methods = compare_methods(runs, curves, scores)
 
     metrics = {
         "schema": 1,

@@ -3,57 +3,51 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from stages.evaluate.intervals import Bootstrap
-from stages.evaluate.scores import Predictions, full_at_equal_compute
+from stages.evaluate.intervals import Statistic, mean_of
+from stages.evaluate.scores import full_at_equal_compute, named
 
-_SUMS = ("macro_f1", "loss", "flops", "flops_share", "epochs", "steps", "trained_parameters", "boundary")
+_MEANS: Final = ("flops", "flops_share", "epochs", "steps")
+_SAME: Final = ("trained_parameters", "trained_share", "boundary")  # for every seed
 
 
 def compare_methods(
     runs: Mapping[str, dict[str, Any]],
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
-    predictions: Mapping[str, Predictions],
-    quality: str,
-    bootstrap: Bootstrap,
+    scores: Mapping[str, Mapping[str, Statistic]],
 ) -> dict[str, dict[str, Any]]:
     """A row per method.
 
     Args:
-        runs: run name → its scores and facts (``method``, ``seed``, ``flops``...).
+        runs: run name → its facts (``method``, ``seed``, ``flops``...).
         curves: run name → its logged curve.
-        predictions: run name → its predictions.
-        quality: ``accuracy`` or ``exact_match``.
-        bootstrap: the resamples; a method's score per example is its mean over seeds.
+        scores: run name → its scores; a method's are their means over seeds.
     """
     by_method: dict[str, list[str]] = {}
     for name, run in runs.items():
         by_method.setdefault(run["method"], []).append(name)
     full = by_method.get("full")
-    reference = _mean_correct(full, predictions) if full else None
+    reference = _over_seeds(full, scores) if full else None
     rows = {}
     for method, names in by_method.items():
-        correct = _mean_correct(names, predictions)
-        row: dict[str, Any] = {
-            "seeds": [runs[name]["seed"] for name in names],
-            **bootstrap.mean(correct).named(quality),
-        }
-        for key in _SUMS:
+        own = _over_seeds(names, scores)
+        row: dict[str, Any] = {"seeds": [runs[name]["seed"] for name in names], **named(own)}
+        for key in (*_MEANS, *_SAME):
             values = [runs[name][key] for name in names if runs[name].get(key) is not None]
             if values:
-                row[key] = float(np.mean(values)) if key not in {"boundary", "trained_parameters"} else values[0]
+                row[key] = float(np.mean(values)) if key in _MEANS else values[0]
         if reference is not None:
-            row |= bootstrap.mean(correct - reference).named(f"{quality}_minus_full")
+            row |= named({f"{name}_minus_full": own[name] - reference[name] for name in own})
             row["at_equal_compute"] = _equal_compute(names, runs, curves)
         rows[method] = row
     return rows
 
 
-def _mean_correct(names: Sequence[str], predictions: Mapping[str, Predictions]) -> Any:
-    return np.mean([predictions[name].correct for name in names], axis=0)
+def _over_seeds(names: Sequence[str], scores: Mapping[str, Mapping[str, Statistic]]) -> dict[str, Statistic]:
+    return {score: mean_of([scores[name][score] for name in names]) for score in scores[names[0]]}
 
 
 def _equal_compute(
@@ -88,11 +82,12 @@ def comparison_rows(
         flat = {key: value for key, value in entry.items() if key not in {"seeds", "at_equal_compute"}}
         rows.append({"kind": "method", "name": method, "seeds": len(entry["seeds"]), **flat, **means})
     if "full" in seconds:
-        peak = next(row["peak_memory_bytes"] for row in rows if row["name"] == "full")
+        full = next(row for row in rows if row["name"] == "full")
         for row in rows:
             if row["kind"] == "method":
                 row["seconds_share"] = seconds[row["name"]] / seconds["full"]
-                row["peak_memory_share"] = row["peak_memory_bytes"] / peak
+                row["seconds_per_step_share"] = row["seconds_per_step"] / full["seconds_per_step"]
+                row["peak_memory_share"] = row["peak_memory_bytes"] / full["peak_memory_bytes"]
     return rows
 
 

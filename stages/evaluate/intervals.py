@@ -1,7 +1,8 @@
 """Scores with bootstrap intervals over test examples (Efron's percentile method)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,23 +13,46 @@ Integers = NDArray[np.integer[Any]]
 Floats = NDArray[np.floating[Any]]
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A value and the interval around it."""
+@dataclass(frozen=True, eq=False)
+class Statistic:
+    """A statistic of the examples and of each of their resamples.
+
+    Models share the resamples, so that statistics of several may be averaged and subtracted: what comes out
+    is paired.
+
+    Attributes:
+        value: of the examples themselves.
+        resampled: of every resample, [R].
+        confidence: of the interval.
+    """
 
     value: float
-    low: float
-    high: float
+    resampled: Floats
+    confidence: float
 
-    @classmethod
-    def of(cls, value: float, resampled: Floats, confidence: float) -> Self:
-        """Percentile interval of a resampled statistic."""
-        low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
-        return cls(float(value), float(low), float(high))
+    @property
+    def low(self) -> float:
+        """The percentile interval's lower end."""
+        return float(np.quantile(self.resampled, (1 - self.confidence) / 2))
+
+    @property
+    def high(self) -> float:
+        """The percentile interval's upper end."""
+        return float(np.quantile(self.resampled, (1 + self.confidence) / 2))
 
     def named(self, name: str) -> dict[str, float]:
         """``name``, ``name_low``, ``name_high``."""
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+    def __sub__(self, other: "Statistic") -> "Statistic":
+        """How far this one is above another of the same examples."""
+        return Statistic(self.value - other.value, self.resampled - other.resampled, self.confidence)
+
+
+def mean_of(parts: Sequence[Statistic]) -> Statistic:
+    """The mean of one statistic over several models, over seeds for example."""
+    resampled = np.mean([part.resampled for part in parts], axis=0)
+    return Statistic(float(np.mean([part.value for part in parts])), resampled, parts[0].confidence)
 
 
 class Bootstrap:
@@ -45,11 +69,14 @@ class Bootstrap:
         self.picks: Integers = np.random.default_rng(seed).integers(examples, size=(resamples, examples))
         self.confidence = confidence
 
-    def mean(self, values: Floats) -> Interval:
-        """Mean of a score per example, [n]; of a difference of two models' scores too."""
-        return Interval.of(float(values.mean()), values[self.picks].mean(axis=1), self.confidence)
+    def mean(self, values: Floats, weights: Floats | None = None) -> Statistic:
+        """Mean of a score per example, [n], weighted where there are weights, [n]."""
+        if weights is None:
+            return Statistic(float(values.mean()), values[self.picks].mean(axis=1), self.confidence)
+        resampled = (values * weights)[self.picks].sum(axis=1) / weights[self.picks].sum(axis=1)
+        return Statistic(float(np.average(values, weights=weights)), resampled, self.confidence)
 
-    def macro_f1(self, truth: Integers, predicted: Integers, classes: int) -> Interval:
+    def macro_f1(self, truth: Integers, predicted: Integers, classes: int) -> Statistic:
         """Macro-averaged F1 over all classes; a class that is neither there nor predicted counts 0.
 
         Args:
@@ -62,7 +89,7 @@ class Bootstrap:
             for picks in np.array_split(self.picks, max(1, len(self.picks) // _CHUNK))
         ]
         value = _macro_f1(truth[None], predicted[None], classes)[0]
-        return Interval.of(float(value), np.concatenate(parts), self.confidence)
+        return Statistic(float(value), np.concatenate(parts), self.confidence)
 
 
 def _macro_f1(truth: Integers, predicted: Integers, classes: int) -> Floats:

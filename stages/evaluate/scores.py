@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from stages.common.batches import Example
-from stages.evaluate.intervals import Bootstrap, Floats
+from stages.evaluate.intervals import Bootstrap, Floats, Statistic
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Predictions:
 
 def score(
     predictions: Predictions, examples: Sequence[Example], quality: str, classes: Sequence[str], bootstrap: Bootstrap
-) -> dict[str, Any]:
-    """Share of right answers, macro-F1 and loss per answer token, with intervals.
+) -> dict[str, Statistic]:
+    """Share of right answers, macro-F1 and loss per answer token, by their names.
 
     Args:
         predictions: a model's.
@@ -49,15 +49,20 @@ def score(
         classes: the labels, for macro-F1; empty where there are none.
         bootstrap: the resamples, shared by all models.
     """
-    result: dict[str, Any] = {"n": len(examples), **bootstrap.mean(predictions.correct).named(quality)}
+    result = {quality: bootstrap.mean(predictions.correct)}
     if classes:
         number = {label: i for i, label in enumerate(classes)}
         truth = np.array([number[example.label or ""] for example in examples])
         said = np.array([number[label] for label in predictions.predicted])
-        result |= bootstrap.macro_f1(truth, said, len(classes)).named("macro_f1")
+        result["macro_f1"] = bootstrap.macro_f1(truth, said, len(classes))
     if predictions.loss is not None:
-        result["loss"] = float(np.average(predictions.loss, weights=predictions.tokens))
+        result["loss"] = bootstrap.mean(predictions.loss, predictions.tokens)
     return result
+
+
+def named(scores: Mapping[str, Statistic]) -> dict[str, float]:
+    """Each score under its name, with the ends of its interval."""
+    return {key: value for name, score in scores.items() for key, value in score.named(name).items()}
 
 
 def full_at_equal_compute(curve: Sequence[Mapping[str, Any]], flops: float) -> dict[str, float] | None:

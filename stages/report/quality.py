@@ -33,6 +33,7 @@ class Method:
     differences: Mapping[str, Interval]
     at_equal_compute: Mapping[str, float]
     trained: float | None
+    trained_share: float | None
     cost: float | None
     cost_share: float | None
     seconds: float | None
@@ -159,7 +160,7 @@ def _cost_cells(method: Method, metric: str) -> list[Cell]:
     return [
         number_cell(gap.value if gap else None, f"{sign}{decimal(gap.value)}" if gap else "", span(gap)),
         _equal_cell(method, metric),
-        number_cell(method.trained, parameters(method.trained)),
+        number_cell(method.trained, parameters(method.trained), percent(method.trained_share)),
         number_cell(method.cost, flops(method.cost), percent(method.cost_share)),
         number_cell(method.seconds, seconds(method.seconds), _time_note(method)),
         number_cell(method.peak_memory, size(method.peak_memory), percent(method.memory_share)),
@@ -187,6 +188,7 @@ def _method(name: str, record: Mapping[str, Any], here: Mapping[str, Any]) -> Me
         differences={s: gap for s in scores if (gap := _interval(record, f"{s}_minus_full")) is not None},
         at_equal_compute={key: value for key, value in equal.items() if value is not None},
         trained=number(record.get("trained_parameters")),
+        trained_share=number(record.get("trained_share")),
         cost=number(record.get("flops")),
         cost_share=number(record.get("flops_share")),
         seconds=None if training is None else training + cache,

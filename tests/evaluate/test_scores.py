@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from stages.common.batches import Candidate, Example
 from stages.evaluate.baselines import answers, majority, tfidf
@@ -41,7 +42,7 @@ def test_baselines_of_multiple_choice_know_places_and_words_and_not_the_question
     predictions = Predictions.of_labels(said["majority"], test)
     assert predictions.correct.tolist() == [0, 1, 1]
     scores = score(predictions, test, "accuracy", [], Bootstrap(3, 20, 0.9, 0))
-    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert scores["accuracy"].value == pytest.approx(2 / 3)
     assert "macro_f1" not in scores
 
 
@@ -79,23 +80,45 @@ def test_a_method_that_costs_as_much_has_no_equal_compute():
 def test_methods_are_means_over_seeds_and_paired_with_full():
     n = 50
     rng = np.random.default_rng(0)
-    said = {
-        f"{method}-seed{seed}": Predictions(
-            ["x"] * n, rng.integers(2, size=n).astype(float), None, np.ones(n), [None] * n
+    truth, tokens = rng.integers(3, size=n), rng.integers(1, 4, size=n).astype(float)
+    labelled = examples([("x", "abc"[t]) for t in truth])
+    bootstrap = Bootstrap(n, 100, 0.95, 0)
+    said = {}
+    for name in ("full-seed1", "full-seed2", "salf-seed1", "salf-seed2"):
+        guess = rng.integers(3, size=n)
+        said[name] = Predictions(
+            ["abc"[g] for g in guess], (guess == truth).astype(float), rng.random(n), tokens, [None] * n
         )
-        for method in ("full", "salf")
-        for seed in (1, 2)
-    }
+    scores = {name: score(each, labelled, "accuracy", "abc", bootstrap) for name, each in said.items()}
     cost = {"full": 200, "salf": 100}
     runs = {
         name: {"method": name[:4], "seed": int(name[-1]), "flops": cost[name[:4]], "flops_share": cost[name[:4]] / 200}
         for name in said
     }
     curves = dict.fromkeys(said, CURVE)
-    rows = compare_methods(runs, curves, said, "accuracy", Bootstrap(n, 100, 0.95, 0))
+    rows = compare_methods(runs, curves, scores)
     mean = np.mean([said["salf-seed1"].correct.mean(), said["salf-seed2"].correct.mean()])
     assert rows["salf"]["accuracy"] == pytest.approx(mean)
     assert rows["salf"]["accuracy_minus_full"] == pytest.approx(mean - rows["full"]["accuracy"])
+    # Every resample by hand: macro-F1 by scikit-learn, the loss per token.
+    f1, losses = [], []
+    for picks in bootstrap.picks:
+        by_name = {
+            name: (
+                f1_score(truth[picks], ["abc".index(x) for x in np.array(each.predicted)[picks]], average="macro"),
+                np.average(each.loss[picks], weights=tokens[picks]),
+            )
+            for name, each in said.items()
+        }
+        gaps = np.subtract(
+            np.mean([by_name["salf-seed1"], by_name["salf-seed2"]], axis=0),
+            np.mean([by_name["full-seed1"], by_name["full-seed2"]], axis=0),
+        )
+        f1.append(gaps[0])
+        losses.append(gaps[1])
+    for name, gaps in (("macro_f1", f1), ("loss", losses)):
+        found = [rows["salf"][f"{name}_minus_full{end}"] for end in ("_low", "_high")]
+        assert found == pytest.approx(list(np.quantile(gaps, [0.025, 0.975])))
     assert rows["salf"]["seeds"] == [1, 2]
     assert rows["salf"]["flops_share"] == 0.5
     assert rows["salf"]["at_equal_compute"]["full_validation_accuracy"] == pytest.approx(0.6)
