@@ -131,7 +131,6 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
         write_json(folder / "run.json", run)
         write_text(folder / "README.md", model_card(run, plan, base, meta))
         plan.save(folder / FILE_NAME)
-    shutil.rmtree(unfinished)
     args.measured.parent.mkdir(parents=True, exist_ok=True)
     steps = best.training.step_seconds
     measured = {
@@ -145,6 +144,7 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
         "machine": machine_facts(runtime),
     }
     write_json(args.measured, {"schema": 1, "method": args.method, "seed": args.seed, **measured})
+    shutil.rmtree(unfinished)
     last = run["curve"][-1]
     print(
         f"{args.method}: {trained_words(run, base['layers'])} trained, {run['trained_parameters']:,} parameters; "

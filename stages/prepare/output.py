@@ -75,7 +75,8 @@ def describe(
 
     ``tokens`` of a split is what a forward pass over all its examples sees: the last answer token is
     predicted, never read. ``end_token_id`` is what free answers end with, ``choice_score`` how candidates are
-    compared; ``chat_template`` is the digest of the template that prompts were written with.
+    compared; ``chat_template`` is the digest of the template that prompts were written with; ``max_tokens`` is the
+    length that held: the smaller of what was asked for and the model's context.
     """
     rows = [row for examples in splits.values() for row in examples]
     words = {row.example.label: row.example.answer for row in rows}
@@ -92,7 +93,7 @@ def describe(
         "refused": [{"reason": reason, "count": count} for reason, count in sorted((+refused).items())],
         "truncated": sum(row.cut for row in rows),
         "shared_prefix_tokens": shared_prefix([row.prompt_ids for row in rows]),
-        "max_tokens": prepare.max_tokens,
+        "max_tokens": tokenizer.room(prepare.max_tokens),
         "template": f"{{{data.messages}}}" if data.messages else data.template,
     }
 

@@ -69,6 +69,10 @@ class PromptTokenizer:
             self.end = self._end_id(config, folder / "tokenizer_config.json")
         self._start = [] if chat else self._start_ids()
 
+    def room(self, max_tokens: int) -> int:
+        """Longest prompt and answer together: so many tokens, or what the model's context has where that is less."""
+        return min(max_tokens, self.context or max_tokens)
+
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of every prompt: what the tokenizer puts first (BOS), then the text; nothing at the end."""
         return [self._start + ids for ids in self._plain(texts)]
@@ -170,7 +174,7 @@ def tokenise(
     Raises:
         UserError: answers are free and the model has no end-of-sequence token.
     """
-    room = min(max_tokens, tokenizer.context or max_tokens)
+    room = tokenizer.room(max_tokens)
     refused: Counter[str] = Counter()
     made: list[Tokenised] = []
     prompts = tokenizer.prompts([example.prompt for example in examples])

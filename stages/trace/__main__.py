@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stages.common.artifacts import digest_of, read_json, replacing_folder, work_folder
+from stages.common.artifacts import code_hashes, digest_of, read_json, replacing_folder, work_folder
 from stages.common.batches import stream_examples
 from stages.common.command import UserError, exit_code
 from stages.common.models.shards import share_file
@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
     settings = params.trace.model_dump(exclude={"workers"})
-    fingerprint = digest_of({"facts": facts, "trace": settings, "device": runtime.device.type})
-    unfinished = work_folder(args.out, fingerprint)
+    inputs = {"facts": facts, "trace": settings, "device": runtime.device.type, "code": code_hashes()}
+    unfinished = work_folder(args.out, digest_of(inputs))
     print(f"tracing {len(sample.rows)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
     first = next(stream_examples(args.prepared, SPLIT))
     beginning = first.prompt_ids[: meta["shared_prefix_tokens"]]

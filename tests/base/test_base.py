@@ -85,6 +85,23 @@ def test_a_hub_name_without_a_hub_is_named(tmp_path, monkeypatch):
         bring(tmp_path, monkeypatch, "nobody/nothing")
 
 
+def test_a_hub_model_is_asked_for_at_its_revision_and_recorded_by_its_commit(tmp_path, monkeypatch, hub_folder):
+    commit = "0123456789" * 4
+    snapshot = tmp_path / "snapshots" / commit  # where the hub's cache keeps it
+    shutil.copytree(hub_folder, snapshot)
+    asked = []
+
+    def download(name, revision, allow_patterns):
+        asked.append((name, revision, "*.bin" in allow_patterns or "*.py" in allow_patterns))
+        return str(snapshot)
+
+    monkeypatch.setattr("stages.base.sources.snapshot_download", download)
+    base = bring(tmp_path, monkeypatch, "somebody/model", model__revision="main")
+    facts = json.loads((base / "base.json").read_text())
+    assert asked == [("somebody/model", "main", False)]
+    assert (facts["name"], facts["revision"]) == ("somebody/model", commit)
+
+
 def test_other_weights_than_safetensors_are_not_opened(tmp_path, monkeypatch, hub_folder):
     source = tmp_path / "pickled"
     shutil.copytree(hub_folder, source)

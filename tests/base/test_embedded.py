@@ -1,12 +1,15 @@
 """The embedded model is the real one: it predicts English."""
 
+import json
 import random
 import re
 
 import pytest
 import torch
 
+from stages.base.embedded import SHA256
 from stages.common.models.adapter import CausalModel, open_model
+from stages.common.models.shards import shard_hashes
 from tests.conftest import PROJECT, write_params
 
 pytestmark = pytest.mark.embedded
@@ -20,7 +23,9 @@ def base(tmp_path_factory):
 
     made = PROJECT / "data/base"
     if (made / "base.json").exists():
-        return made  # by the run itself: its own hashes are checked below
+        facts = json.loads((made / "base.json").read_text(encoding="utf-8"))
+        if (facts["revision"], facts["shards"]) == (SHA256, shard_hashes(made)):
+            return made  # by a run of the project, and still what that run made
     folder = tmp_path_factory.mktemp("embedded")
     write_params(folder)
     before = os.getcwd()
@@ -63,9 +68,17 @@ def test_it_knows_the_capital_of_france(base, model):
     assert tokenizer.decode(int(logits.argmax())).strip() == "Paris"
 
 
-def test_its_origin_is_stated_and_its_shape_is_that_of_the_real_model(base):
-    import json
+def test_the_default_tasks_answers_start_with_different_tokens(base, tmp_path, monkeypatch):
+    from stages.prepare.__main__ import main
 
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path)
+    main(["--base", str(base), "--out", "prepared"])
+    meta = json.loads((tmp_path / "prepared/meta.json").read_text(encoding="utf-8"))
+    assert len({entry["token_ids"][0] for entry in meta["labels"]}) == len(meta["labels"]) == 8
+
+
+def test_its_origin_is_stated_and_its_shape_is_that_of_the_real_model(base):
     facts = json.loads((base / "base.json").read_text(encoding="utf-8"))
     assert "4-bit" in facts["origin"]
     assert (facts["layers"], facts["hidden"], facts["vocabulary"], facts["tied_head"]) == (30, 576, 49152, True)

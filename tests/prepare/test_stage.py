@@ -93,6 +93,17 @@ def test_dropped_refused_and_truncated_are_counted(tmp_path, workspace):
     assert meta["splits"]["test"]["rows"] == 8
 
 
+def test_the_length_that_held_is_told_where_the_models_context_is_shorter(tmp_path, workspace, capsys):
+    long = [row | {"text": row["text"] + " and on" * 60} for row in rows(60)]
+    write_jsonl(tmp_path / "rows.jsonl", long)
+    write_base(tmp_path / "short", context=48)
+    out = workspace({}, {"max_tokens": 400}, tmp_path / "short")
+    meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
+    assert meta["max_tokens"] == 48
+    assert meta["truncated"] == sum(split["rows"] for split in meta["splits"].values())
+    assert f"cut from the left at 48 tokens: {meta['truncated']}" in capsys.readouterr().out
+
+
 def test_label_words_stand_for_labels(tmp_path, workspace):
     write_jsonl(tmp_path / "rows.jsonl", [row | {"label": TOPICS.index(row["label"])} for row in rows(60)])
     out = workspace({"label_words": {"0": "ball games", "1": "atoms", "2": "news"}})
