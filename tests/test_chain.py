@@ -34,26 +34,10 @@ class Chain:
             os.chdir(before)
 
     def run(self, methods: list[str]) -> "Chain":
-        base, prepared = ("--base", "data/base"), ("--prepared", "data/prepared")
-        law = ("--law", "reports/scaling_law.json", "--gains", "reports/gains.csv")
         (self.root / "data").mkdir()
         (self.root / "reports").mkdir()
-        self.stage("base", "--out", "data/base")
-        self.stage("prepare", *base, "--out", "data/prepared")
-        self.stage("trace", *base, *prepared, "--out", "data/traces")
-        self.stage("fit", "--traces", "data/traces", *law)
-        self.stage("signals", *base, *prepared, "--out", "reports/signals.csv")
-        self.stage("plan", *base, *prepared, *law, "--signals", "reports/signals.csv", "--out", "data/plan")
-        for method in methods:
-            self.stage(
-                "finetune", *base, *prepared, "--plan", "data/plan/freeze_plan.json", "--method", method, "--seed", "1",
-                "--out", f"data/models/{method}-seed1", "--measured", f"reports/runs/{method}-seed1.json",
-            )  # fmt: skip
-        self.stage(
-            "evaluate", *base, *prepared, "--models", "data/models", "--measured", "reports/runs",
-            "--metrics", "reports/metrics.json", "--comparison", "reports/comparison.csv",
-            "--predictions", "reports/predictions.parquet", "--curves", "reports/curves.csv",
-        )  # fmt: skip
+        for name, *argv in commands(methods):
+            self.stage(name, *argv)
         return self
 
     def json(self, path: str):
@@ -72,20 +56,47 @@ class Chain:
         return found
 
 
-def new_chain(root: Path, hub_folder: Path) -> Chain:
-    rates = {"full": 0.003, "salf": [0.001, 0.01], "lora": 0.03, "salf+lora": 0.03, "none": 0.01}
-    write_tiny_task(
-        root,
-        hub_folder,
-        data__limits={"train": 120, "validation": 30, "test": 60},
-        trace__sample=60,
-        trace__losses=30,
-        fit__bootstrap=20,
-        compare__methods=METHODS,
-        finetune__learning_rate=rates,
-        finetune__epochs=3,
-        evaluate__bootstrap=50,
-    )
+def commands(methods: list[str]) -> list[list[str]]:
+    """Every stage of the chain with its arguments, in order."""
+    base, prepared = ("--base", "data/base"), ("--prepared", "data/prepared")
+    law = ("--law", "reports/scaling_law.json", "--gains", "reports/gains.csv")
+    finetunes = [
+        [
+            "finetune", *base, *prepared, "--plan", "data/plan/freeze_plan.json", "--method", method, "--seed", "1",
+            "--out", f"data/models/{method}-seed1", "--measured", f"reports/runs/{method}-seed1.json",
+        ]
+        for method in methods
+    ]  # fmt: skip
+    return [
+        ["base", "--out", "data/base"],
+        ["prepare", *base, "--out", "data/prepared"],
+        ["trace", *base, *prepared, "--out", "data/traces"],
+        ["fit", "--traces", "data/traces", *law],
+        ["signals", *base, *prepared, "--out", "reports/signals.csv"],
+        ["plan", *base, *prepared, *law, "--signals", "reports/signals.csv", "--out", "data/plan"],
+        *finetunes,
+        [
+            "evaluate", *base, *prepared, "--models", "data/models", "--measured", "reports/runs",
+            "--metrics", "reports/metrics.json", "--comparison", "reports/comparison.csv",
+            "--predictions", "reports/predictions.parquet", "--curves", "reports/curves.csv",
+        ],
+    ]  # fmt: skip
+
+
+def new_chain(root: Path, hub_folder: Path, **changes: object) -> Chain:
+    settings: dict[str, object] = {
+        "data__limits": {"train": 120, "validation": 30, "test": 60},
+        "trace__sample": 60,
+        "trace__losses": 30,
+        "fit__bootstrap": 20,
+        "compare__methods": METHODS,
+        "finetune__learning_rate": {
+            "full": 0.003, "salf": [0.001, 0.01], "lora": 0.03, "salf+lora": 0.03, "none": 0.01
+        },
+        "finetune__epochs": 3,
+        "evaluate__bootstrap": 50,
+    }  # fmt: skip
+    write_tiny_task(root, hub_folder, **{**settings, **changes})
     return Chain(root)
 
 
@@ -272,7 +283,10 @@ def test_costs_are_relative_to_full_fine_tuning(chain):
     assert methods["salf"]["at_equal_compute"]["full_validation_loss"] > 0
     assert methods["full"]["at_equal_compute"] is None
     comparison = pd.read_csv(chain.root / "reports/comparison.csv").set_index("name")
-    assert comparison.loc["full", "seconds_share"] == 1
+    shares = ["seconds_share", "seconds_per_step_share", "peak_memory_share", "trained_share", "flops_share"]
+    assert (comparison.loc["full", shares] == 1).all()
+    assert (comparison.loc[METHODS, shares] > 0).all(axis=None)
+    assert comparison.loc["lora", "trained_share"] < 0.5
     assert (comparison.loc[METHODS, "peak_memory_bytes"] > 0).all()
 
 
@@ -280,7 +294,8 @@ def test_the_model_card_and_the_plan_travel_with_the_model(chain):
     folder = chain.root / "data/models/salf-seed1"
     card = (folder / "README.md").read_text(encoding="utf-8")
     run = chain.json("data/models/salf-seed1/run.json")
-    for fact in (run["base_sha256"], run["data_sha256"]["train"], run["plan_sha256"], "tiny-llama", "salf"):
+    hashes = (run["base_sha256"], run["data_sha256"]["train"], run["plan_sha256"])
+    for fact in (*hashes, "tiny-llama", "salf", "colours.csv", "    {text} is", "warm", torch.__version__):
         assert fact in card
     assert chain.json("data/models/salf-seed1/freeze_plan.json") == chain.json("data/plan/freeze_plan.json")
 

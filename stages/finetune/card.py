@@ -1,5 +1,7 @@
 """The model card that travels with a fine-tuned folder."""
 
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from stages.common.freeze_plan import FreezePlan
@@ -42,7 +44,13 @@ def model_card(run: dict[str, Any], plan: FreezePlan, base: dict[str, Any], meta
         "## Data",
         "",
         f"{meta['splits']['train']['rows']} training and {meta['splits']['validation']['rows']} validation examples "
-        f"({meta['task']}); training split SHA-256 `{meta['splits']['train']['sha256']}`.",
+        f"({meta['task']}) of {_source_words(meta['source'])}; "
+        f"training split SHA-256 `{meta['splits']['train']['sha256']}`.",
+        *_label_words(meta["labels"]),
+        "",
+        "Each prompt:",
+        "",
+        *(f"    {line}" for line in meta["template"].splitlines()),
         "",
         "## Scores",
         "",
@@ -55,8 +63,26 @@ def model_card(run: dict[str, Any], plan: FreezePlan, base: dict[str, Any], meta
         "",
         f"- base weights: `{base['weights_sha256']}`",
         f"- freeze plan: `{run['plan_sha256']}`",
+        f"- torch {version('torch')}, transformers {version('transformers')}, peft {version('peft')}",
         f"- peak learning rate {run['learning_rate']:g}, parameters: see `run.json`",
         f"- rewritten shards: {', '.join(run['changed_units'])}; all others are the base's, byte for byte",
+        "- code, machine and times: the project's run records, by `python -m flows.lineage show <this folder>`",
         "",
     ]
     return "\n".join(lines)
+
+
+def _source_words(source: Mapping[str, Any]) -> str:
+    parts = [
+        f"{key} ({_source_words(value)})" if isinstance(value, Mapping) else f"{key} {value}"
+        for key, value in source.items()
+        if value is not None
+    ]
+    return ", ".join(parts)
+
+
+def _label_words(labels: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not labels:
+        return []
+    words = [each["word"] if each["word"] == each["label"] else f"{each['word']} ({each['label']})" for each in labels]
+    return [f"Answers: {', '.join(words)}."]
