@@ -27,7 +27,12 @@ STAGES = {
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory, hub_folder) -> Chain:
-    changes = {"compare__methods": METHODS, "finetune__checkpoint_minutes": 0, "finetune__cache": "disk"}
+    changes = {
+        "compare__methods": METHODS,
+        "finetune__checkpoint_minutes": 0,
+        "finetune__cache": "disk",
+        "signals__kinds": ["block-influence", "spectrum"],
+    }
     return new_chain(tmp_path_factory.mktemp("interrupted"), hub_folder, **changes).run(METHODS)
 
 
@@ -56,17 +61,16 @@ def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def child(name: str, argv: list[str], **options) -> multiprocessing.Process:
-    """The stage in a child of this process, so that it starts at once."""
+def child(name: str, argv: list[str], log: int | None = None, largest: int | None = None) -> multiprocessing.Process:
+    """The stage in a child of this process, so that it starts at once; what it says goes to the file ``log``."""
 
     def work() -> None:
-        if "largest" in options:
-            log = os.open(options["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        if log is not None and largest is not None:
             os.dup2(log, 1)
             os.dup2(log, 2)
             sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1)
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (options["largest"],) * 2)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
         os._exit(exit_code(import_module(f"stages.{name}.__main__").main, argv))
 
     process = multiprocessing.get_context("fork").Process(target=work)
@@ -92,16 +96,20 @@ def test_kills_at_random_moments_end_in_the_same_bytes(chain, stage):
     assert chain.bytes_of_all() == whole
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(chain, stage, tmp_path):
+def test_a_full_disk_is_one_line_and_loses_nothing(chain, stage):
     """A limit on the size of files stands in for a full disk: the kernel refuses the write either way."""
     name, argv = stage
     before = finished(chain)
     files = [file for path in outputs(argv) for file in ([path] if path.is_file() else path.rglob("*"))]
-    largest = max(file.stat().st_size for file in files) // 2
-    process = child(name, argv, largest=max(largest, 1), log=tmp_path / "log")
+    largest = max(file.stat().st_size for file in files)
+    reading, writing = os.pipe()  # the limit is for files alone
+    process = child(name, argv, writing, largest // 2)
+    os.close(writing)
+    with os.fdopen(reading) as log:
+        said = log.read()
     process.join()
-    said = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith(("error", "Traceback"))]
-    assert process.exitcode == 2, (tmp_path / "log").read_text()
-    assert len(said) == 1
-    assert "cannot write" in said[0] or "space" in said[0]
+    assert process.exitcode == 2, said
+    faults = [line for line in said.splitlines() if line.startswith(("error", "Traceback"))]
+    assert len(faults) == 1, said
+    assert "cannot write" in faults[0] or "space" in faults[0]
     assert finished(chain) == before

@@ -10,8 +10,8 @@ from stages.fit.rules import TailRule
 
 @pytest.mark.slow
 def test_a_tails_curve_lies_in_its_intervals_as_often_as_they_say():
-    """100 traces of 60 examples each, scattered about a plateau and a power law from space 16 on; nominal 90 %."""
-    traces, nominal, rule = 100, 0.9, TailRule()
+    """60 traces of 60 examples each, scattered about a plateau and a power law from space 16 on; nominal 90 %."""
+    traces, nominal, rule = 60, 0.9, TailRule()
     depth = np.arange(1.0, 31.0)
     truth = np.where(depth < 16, 1.3, 0.2 + 40 * depth**-1.4)
     spaces = np.array([8, 16, 20, 25, 30])
