@@ -84,6 +84,17 @@ def test_the_pictures_that_a_stage_draws_can_be_seen(toy):
     assert base64.b64decode(content) == (toy.root / "drawn/depth.svg").read_bytes()
 
 
+def test_a_page_is_told_by_the_path_that_opens_it_since_browsers_follow_no_link_to_a_file(toy):
+    toy.uncached("red", "fine")
+    assert run(toy).is_completed()
+    told = Artifact.get("page-only")
+    assert told.type == "markdown"
+    page = toy.root / "page.html"
+    assert page.as_uri() in told.data.splitlines()
+    assert str(page) in told.data.splitlines()
+    assert "](file:" not in told.data
+
+
 @pytest.mark.slow
 def test_a_run_tells_openlineage_of_every_stage_as_it_happens(toy):
     def events() -> list[dict]:
