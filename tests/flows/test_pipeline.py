@@ -12,6 +12,8 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from flows import machine
 from flows import pipeline as module
+from flows.aside import keep_aside
+from flows.graph import read_graph
 from flows.pipeline import main, pipeline
 from flows.stage_run import DVC
 from flows.workspace import sole_run
@@ -93,6 +95,17 @@ def test_a_page_is_told_by_the_path_that_opens_it_since_browsers_follow_no_link_
     assert page.as_uri() in told.data.splitlines()
     assert str(page) in told.data.splitlines()
     assert "](file:" not in told.data
+
+
+def test_an_uncached_output_that_a_killed_run_lost_is_put_back_by_the_next_one(toy):
+    toy.uncached("red", "fine")
+    assert run(toy).is_completed()
+    before = (toy.root / "page.html").read_text()
+    keep_aside(read_graph(toy.root)[0], toy.root)
+    (toy.root / "page.html").unlink()
+    assert run(toy).is_completed()
+    assert outcomes() == {"only": "cached"}
+    assert (toy.root / "page.html").read_text() == before
 
 
 @pytest.mark.slow
