@@ -1,5 +1,6 @@
 """The graph of stages, read from DVC: ``dvc.yaml`` is the only place that knows it."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ class StageNode:
         upstream: names of the stages whose outputs it reads.
         outputs: paths that it writes, relative to the project.
         metrics: the outputs among them that DVC calls metrics.
+        uncached: the outputs in the project that DVC does not keep in its cache.
         retries: how often it is tried again after a failure that may pass (``meta.retries``).
         timeout: seconds after which it is stopped (``meta.timeout``); ``None``: never.
     """
@@ -33,6 +35,7 @@ class StageNode:
     upstream: tuple[str, ...]
     outputs: tuple[str, ...]
     metrics: tuple[str, ...]
+    uncached: tuple[str, ...]
     retries: int
     timeout: float | None
 
@@ -112,6 +115,11 @@ def _node(stage: Any, graph: "nx.DiGraph[Any]") -> StageNode:
         upstream=tuple(sorted(_address(parent) for parent in graph.successors(stage))),
         outputs=tuple(out.def_path for out in stage.outs),
         metrics=tuple(out.def_path for out in stage.outs if out.is_metric),
+        uncached=tuple(_in_project(out) for out in stage.outs if not out.use_cache and out.is_in_repo),
         retries=int(meta.get("retries", 0)),
         timeout=float(meta["timeout"]) if "timeout" in meta else None,
     )
+
+
+def _in_project(out: Any) -> str:
+    return Path(os.path.relpath(out.fs_path, out.repo.root_dir)).as_posix()

@@ -18,6 +18,7 @@ from prefect.runtime import flow_run
 from prefect.states import Crashed, Failed, Running
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.aside import put_back_left
 from flows.environment import stage_environment
 from flows.leftovers import clear
 from flows.overrides import take_back
@@ -54,8 +55,8 @@ def workspace(project: Path, wait: bool) -> Iterator[Workspace]:
     """Hold the project for the current flow run.
 
     A run that held it before and was killed is told so to Prefect, which would go on showing it as
-    running; its processes are ended and its overrides taken back. When the block is left by an
-    exception (a cancelled flow, a lost worker), ``stop`` is set.
+    running; its processes are ended, outputs that it had kept aside put back, its overrides taken
+    back. When the block is left by an exception (a cancelled flow, a lost worker), ``stop`` is set.
 
     Raises:
         WorkspaceBusyError: another run holds the project and ``wait`` is false; the text names it.
@@ -83,7 +84,7 @@ def workspace(project: Path, wait: bool) -> Iterator[Workspace]:
 
 
 def clear_away(project: Path, hold: Hold, found_by: str, tell: Callable[[str], None]) -> None:
-    """Clear away what a killed run left in the workspace: its state in Prefect, processes, overrides.
+    """Clear away what a killed run left in the workspace: state in Prefect, processes, lost outputs, overrides.
 
     Args:
         project: the workspace.
@@ -99,6 +100,8 @@ def clear_away(project: Path, hold: Hold, found_by: str, tell: Callable[[str], N
         tell(f"ended process {pid}, which a run that is no more had left at work")
     for line in clear(project):
         tell(line)
+    if back := put_back_left(project):
+        tell(f"put back what a run that was killed had kept aside: {', '.join(back)}")
     if take_back(project):
         tell("took back the parameter overrides of a run that was killed")
 

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 from prefect import State, Task, flow, get_run_logger, task
 from prefect.artifacts import (
     create_image_artifact,
-    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -46,6 +45,7 @@ from flows.summary import (
     duration,
     markdown_table,
     metric_rows,
+    page_text,
     plots,
     share_done,
     stage_rows,
@@ -245,8 +245,9 @@ def _show(graph: Sequence[StageNode], runs: Sequence[StageRun], project: Path, f
     for node in graph:
         for path in node.outputs:
             if path.endswith(".html") and (project / path).exists():
-                link = (project / path).as_uri()
-                create_link_artifact(link=link, link_text=path, key=artifact_key("page", node.name))
+                create_markdown_artifact(
+                    markdown=page_text(path, project), key=artifact_key("page", node.name), description=path
+                )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

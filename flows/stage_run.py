@@ -1,5 +1,6 @@
 """One stage through DVC: what happened is told by DVC's own lines."""
 
+import contextlib
 import re
 import sys
 import threading
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from flows.aside import keep_aside, let_go, put_back
 from flows.graph import StageNode
-from flows.processes import StoppedError, TimedOutError, run_streaming
+from flows.processes import TimedOutError, run_streaming
 
 # A stage that runs beside this one holds DVC's lock while its outputs are hashed: DVC alone gives up after 3 s.
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
@@ -68,6 +70,9 @@ def run_stage(
     Stages whose outputs do not overlap may be brought up to date at the same time: DVC holds its
     lock on the project only before and after a stage's command.
 
+    A stage that is stopped or fails leaves its outputs as they were before, those that DVC does not
+    cache too.
+
     Args:
         node: the stage.
         project: the folder that holds ``dvc.yaml``.
@@ -75,7 +80,7 @@ def run_stage(
         on_line: called with every line that is not empty.
         force: run it even when nothing changed.
         keep_open: file descriptors that DVC inherits.
-        stop: once set, the stage is stopped and its outputs are put back.
+        stop: once set, the stage is stopped.
 
     Raises:
         StageFailedError: the stage or DVC failed, or the stage's time-out passed.
@@ -91,24 +96,49 @@ def run_stage(
     command = [*DVC, "repro", "--single-item", node.name]
     if force:
         command.append("--force")
+    try:
+        keep_aside(node, project)
+    except OSError as error:
+        raise StageFailedError(f"{node.name}: its outputs cannot be kept aside: {error}", passing=True) from None
     started = time.monotonic()
     try:
         status = run_streaming(command, project, environment, keep, node.timeout, keep_open, stop)
     except TimedOutError:
+        _put_back(node, project, environment, keep_open, lines)
         raise StageFailedError(f"{node.name}: stopped after {node.timeout:g} s (meta.timeout)", passing=True) from None
-    except StoppedError:
-        _put_back(node, project, environment, keep_open)
+    except BaseException:  # stopped, or nobody takes its lines any more
+        _put_back(node, project, environment, keep_open, lines)
         raise
-    if status != 0 or any(line.startswith(_CACHE_FULL) for line in lines):
+    if status != 0:
+        _put_back(node, project, environment, keep_open, lines)
+        raise failure(node.name, lines, status)
+    let_go(node, project)
+    if any(line.startswith(_CACHE_FULL) for line in lines):
         raise failure(node.name, lines, status)
     return StageRun(node.name, outcome(node.name, lines), time.monotonic() - started)
 
 
-def _put_back(node: StageNode, project: Path, environment: Mapping[str, str], keep_open: Sequence[int]) -> None:
-    """Bring back the outputs that DVC's lock file knows, and remove what a stopped stage left half-done."""
+def _put_back(
+    node: StageNode, project: Path, environment: Mapping[str, str], keep_open: Sequence[int], lines: Sequence[str]
+) -> None:
+    """Bring back the outputs that DVC's lock file knows and those kept aside; remove what was left half-done."""
+    if not _has_begun(node, project, lines):
+        let_go(node, project)
+        return
+    put_back(node, project)
     command = [*DVC, "checkout", "--quiet", "--force", node.name]
     # Its status says no more than that a stage which never ran before has nothing to bring back.
-    run_streaming(command, project, environment, lambda _line: None, PUT_BACK_SECONDS, keep_open)
+    with contextlib.suppress(TimedOutError):
+        run_streaming(command, project, environment, lambda _line: None, PUT_BACK_SECONDS, keep_open)
+
+
+def _has_begun(node: StageNode, project: Path, lines: Sequence[str]) -> bool:
+    """Whether DVC may have touched the outputs; while another DVC is at work on them they are that one's."""
+    if any(_BUSY in line for line in lines):
+        return False
+    announced = _announced(node.name, lines) in (Outcome.RAN, Outcome.RESTORED)
+    # Outputs are removed before anything is said, and a missing input is found only then.
+    return announced or not all((project / path).exists() for path in node.outputs)
 
 
 def outcome(name: str, lines: Sequence[str]) -> Outcome:
@@ -117,15 +147,20 @@ def outcome(name: str, lines: Sequence[str]) -> Outcome:
     Raises:
         StageFailedError: none of DVC's lines about the stage is there.
     """
+    told = _announced(name, lines)
+    if told is None:
+        raise StageFailedError(f"{name}: DVC ended well but did not say what it did", passing=False)
+    return told
+
+
+def _announced(name: str, lines: Sequence[str]) -> Outcome | None:
+    """What DVC said that it would do about the stage, if it came to say so."""
     told = {
         f"Running stage '{name}':": Outcome.RAN,
         f"Stage '{name}' is cached - skipping run, checking out outputs": Outcome.RESTORED,
         f"Stage '{name}' didn't change, skipping": Outcome.CACHED,
     }
-    for line in lines:
-        if line in told:
-            return told[line]
-    raise StageFailedError(f"{name}: DVC ended well but did not say what it did", passing=False)
+    return next((told[line] for line in lines if line in told), None)
 
 
 def failure(name: str, lines: Sequence[str], status: int) -> StageFailedError:

@@ -76,6 +76,21 @@ def data_url(picture: Path) -> str:
     return f"data:{_PICTURES[picture.suffix]};base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
+def page_text(path: str, project: Path) -> str:
+    """Markdown that says where a page lies and how to open it; browsers follow no link from http to a file.
+
+    Args:
+        path: of the page, relative to the project.
+        project: the folder that holds ``dvc.yaml``.
+    """
+    page = project.resolve() / path
+    return (
+        f"`{path}` lies on the machine that ran this flow. Copy this line into a browser's address bar there:\n\n"
+        f"```\n{page.as_uri()}\n```\n\n"
+        f"or copy the file from there:\n\n```\n{page}\n```\n"
+    )
+
+
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     """A Markdown table of rows that share their keys; no rows: an empty text."""
     if not rows:

@@ -101,6 +101,17 @@ class ToyProject:
         stage = f"{{cmd: python toy.py only out.txt {command}, deps: [toy.py], outs: [out.txt], meta: {meta}}}"
         self.configure(graph=f"stages: {{only: {stage}}}")
 
+    def uncached(self, word: str, then: str) -> None:
+        """Make the graph one stage, ``only``, that writes an uncached and a cached output and then goes on as ``then``.
+
+        The first is ``page.html``, the second ``out.txt``; the third, ``end.txt``, is written at the end.
+        """
+        write = [f"python toy.py {name} {out} {word}" for name, out in (("page", "page.html"), ("out", "out.txt"))]
+        commands = [*write, f"python toy.py only end.txt {then}"]
+        stage = f"cmd: {commands}, deps: [toy.py], outs: [page.html: {{cache: false}}, out.txt, end.txt]"
+        meta = ", meta: {timeout: 12}" if then == "hang" else ""
+        self.configure(graph=f"stages: {{only: {{{stage}{meta}}}}}")
+
     def calls(self, name: str) -> int:
         """How often a stage's program was started."""
         record = self.root / "calls" / name

@@ -1,9 +1,14 @@
+import os
+import threading
+
 import psutil
 import pytest
 
 from flows import guard, stage_run
+from flows.aside import FOLDER
 from flows.environment import stage_environment
 from flows.graph import read_graph
+from flows.processes import StoppedError
 from flows.stage_run import Outcome, StageFailedError, failure, outcome, run_stage
 
 
@@ -84,6 +89,106 @@ def test_a_time_out_ends_dvc_and_the_stages_children(toy, monkeypatch):
     assert not any(psutil.pid_exists(pid) for pid in pids)
     toy.single("fine")  # DVC's own lock did not stay behind
     assert toy.run(only(toy)).outcome is Outcome.RAN
+
+
+def texts(toy) -> dict[str, str]:
+    return {name: (toy.root / name).read_text() for name in ("page.html", "out.txt", "end.txt")}
+
+
+def stop_at_work(toy) -> None:
+    """Run the only stage and stop it once its last command is at work."""
+    stop = threading.Event()
+
+    def on_line(line: str) -> None:
+        if line == "only at work":
+            stop.set()
+
+    with pytest.raises(StoppedError):
+        run_stage(only(toy), toy.root, stage_environment(os.environ), on_line, stop=stop)
+
+
+def test_a_stage_that_fails_leaves_its_outputs_as_they_were_uncached_ones_too(toy):
+    toy.uncached("old", "fine")
+    toy.run(only(toy))
+    before = texts(toy)
+    toy.uncached("new", "crash")
+    with pytest.raises(StageFailedError, match="exited with 1"):
+        toy.run(only(toy))
+    assert toy.calls("page") == 2
+    assert texts(toy) == before
+    assert not list((toy.root / FOLDER).iterdir())
+    toy.uncached("old", "fine")
+    assert toy.run(only(toy)).outcome is Outcome.CACHED
+
+
+def test_a_stage_that_finds_an_input_missing_leaves_its_outputs_as_they_were(toy):
+    toy.uncached("old", "fine")
+    toy.run(only(toy))
+    before = texts(toy)
+    (toy.root / "toy.py").unlink()
+    with pytest.raises(StageFailedError, match=r"toy\.py"):
+        toy.run(only(toy))
+    assert texts(toy) == before
+
+
+def test_a_stage_that_is_stopped_leaves_its_outputs_as_they_were_uncached_ones_too(toy, monkeypatch):
+    monkeypatch.setattr(guard, "GRACE_SECONDS", 1.0)
+    toy.uncached("old", "fine")
+    toy.run(only(toy))
+    before = texts(toy)
+    toy.uncached("new", "hang")
+    stop_at_work(toy)
+    assert toy.calls("page") == 2
+    assert texts(toy) == before
+
+
+def test_a_stage_that_is_stopped_the_first_time_leaves_nothing_half_done(toy, monkeypatch):
+    monkeypatch.setattr(guard, "GRACE_SECONDS", 1.0)
+    toy.uncached("new", "hang")
+    stop_at_work(toy)
+    assert toy.calls("out") == 1
+    assert not any((toy.root / name).exists() for name in ("page.html", "out.txt", "end.txt"))
+
+
+@pytest.mark.slow
+def test_a_stage_whose_time_is_up_leaves_its_outputs_as_they_were_uncached_ones_too(toy, monkeypatch):
+    monkeypatch.setattr(guard, "GRACE_SECONDS", 1.0)
+    toy.uncached("old", "fine")
+    toy.run(only(toy))
+    before = texts(toy)
+    toy.uncached("new", "hang")
+    with pytest.raises(StageFailedError, match="stopped after 12 s"):
+        toy.run(only(toy))
+    assert toy.calls("page") == 2
+    assert texts(toy) == before
+
+
+def test_while_another_dvc_is_at_work_on_the_outputs_they_are_left_to_it(toy, monkeypatch):
+    toy.uncached("old", "fine")
+    toy.run(only(toy))
+
+    def busy(_command, _folder, _environment, on_line, *_options):
+        (toy.root / "page.html").write_text("the other one's")
+        (toy.root / "out.txt").unlink()
+        on_line("ERROR: 'out.txt' is busy, it is being blocked by:")
+        return 255
+
+    monkeypatch.setattr(stage_run, "run_streaming", busy)
+    with pytest.raises(StageFailedError, match="is busy"):
+        toy.run(only(toy))
+    assert (toy.root / "page.html").read_text() == "the other one's"
+    assert not list((toy.root / FOLDER).iterdir())
+
+
+def test_outputs_that_cannot_be_kept_aside_are_not_risked(toy):
+    toy.uncached("old", "fine")
+    toy.run(only(toy))
+    (toy.root / FOLDER).rmdir()
+    (toy.root / FOLDER).write_text("in the way")
+    toy.uncached("new", "fine")
+    with pytest.raises(StageFailedError, match="only: its outputs cannot be kept aside"):
+        toy.run(only(toy))
+    assert toy.calls("page") == 1
 
 
 def test_a_busy_dvc_may_pass_and_a_refusal_may_not():
