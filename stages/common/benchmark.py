@@ -172,7 +172,8 @@ class Benchmark(Record):
 
     Attributes:
         quick: the short form: small model, fewer points.
-        startup: seconds of a process until it could begin: import and argument parsing, by stage.
+        startup: seconds of a process until it could begin: import and argument parsing, by stage;
+            ``finetune+lora`` is the start of a fine-tune with adapters.
         no_op_repro: seconds of a ``dvc repro`` with nothing to do.
         notes: what was left out, and why.
     """
