@@ -92,7 +92,7 @@ class _Run:
             deciding=deciding,
             bases=bases,
             notes=notes,
-            targets=targets(models, deciding, bases, runtime.device.type),
+            targets=targets(models, deciding, bases, startup, runtime.device.type),
         )
 
     def _task(self, name: str) -> tuple[Task, Prepared | None]:

@@ -157,7 +157,12 @@ class Bases(Record):
 
 
 class Target(Record):
-    """A goal and whether it is met; ``where`` says at which point the worst value was found."""
+    """A goal and whether it is met.
+
+    Attributes:
+        where: at which point the worst value was found.
+        why: where the time goes, in words; empty where the goal is met, and in benchmarks from before this was told.
+    """
 
     name: str
     sense: Literal["at least", "at most"]
@@ -165,6 +170,7 @@ class Target(Record):
     value: float
     where: str
     met: bool
+    why: str = ""
 
 
 class Benchmark(Record):

@@ -90,9 +90,11 @@ def result_of(tunes, tracing):
 
 
 def test_targets_are_of_the_worst_point(tunes):
-    deciding = Deciding(rows=9, epochs=3, seconds=Spread.of([1.0]), stages={}, of_trainer_full=0.04, of_our_full=0.06)
+    deciding = Deciding(
+        rows=9, epochs=3, seconds=Spread.of([1.0]), stages={"fit": 1.0}, of_trainer_full=0.04, of_our_full=0.06
+    )
     bases = Bases(vocabulary=128_000, hidden=4096, tokens=1, seconds=60.5, peak_bytes=None)
-    found = {target.name: target for target in targets([result_of(tunes, 0.95)], deciding, bases, "cpu")}
+    found = {target.name: target for target in targets([result_of(tunes, 0.95)], deciding, bases, {}, "cpu")}
     met = {name: target.met for name, target in found.items()}
     assert met == {
         "m: share of the ideal speed-up": False,
@@ -108,8 +110,9 @@ def test_targets_are_of_the_worst_point(tunes):
     assert ideal.value == worst.of_ideal
     assert ideal.where == f"boundary {worst.boundary}, {worst.epochs} epoch{'s' if worst.epochs > 1 else ''}"
     assert found["m: times as fast as LoRA on all layers"].where == "boundary 2, 3 epochs"
+    assert [bool(target.why) for target in found.values()] == [not target.met for target in found.values()]
 
 
 def test_a_gpu_is_held_to_more(tunes):
-    goals = {device: targets([result_of(tunes, 1.0)], None, None, device)[0].goal for device in ("cpu", "cuda")}
+    goals = {device: targets([result_of(tunes, 1.0)], None, None, {}, device)[0].goal for device in ("cpu", "cuda")}
     assert goals == {"cpu": 0.90, "cuda": 0.95}
