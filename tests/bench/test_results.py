@@ -1,5 +1,7 @@
 """From measured seconds to ratios, points and targets."""
 
+from dataclasses import replace
+
 import pytest
 
 from stages.bench.finetuning import LORA, OURS, PLAIN_ALLOCATOR, TRAINER, FineTunes, Grid
@@ -7,7 +9,7 @@ from stages.bench.targets import targets
 from stages.bench.tracing import WHOLE
 from stages.common.benchmark import Bases, Deciding, ModelResult, Spread, Tracing, Workload
 
-GRID = Grid(boundaries=[0, 2, 3], epochs=[1, 3], half=2, repeats=3, seconds=1)
+GRID = Grid(boundaries=[0, 2, 3], epochs=[1, 3], half=2, repeats=3, seconds=1, allocator=True)
 
 
 def rounds(*seconds, flops=(), peak=100):
@@ -67,6 +69,12 @@ def test_a_system_that_does_not_tell_its_memory_leaves_the_table_empty(tunes):
 
 def test_the_allocator_is_held_against_the_same_boundary(tunes):
     assert tunes.allocator().slower_without.median == pytest.approx(1.5)
+
+
+def test_without_the_allocators_contender_nothing_of_it_is_run_or_told(tunes):
+    alone = replace(tunes, grid=replace(GRID, allocator=False))
+    assert set(GRID.runs) - set(alone.grid.runs) == {(PLAIN_ALLOCATOR, 2)}
+    assert alone.allocator() is None
 
 
 def result_of(tunes, tracing):
