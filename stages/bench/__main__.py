@@ -51,8 +51,10 @@ def _full(args: argparse.Namespace) -> Plan:
         quarters=(0, 1, 2, 3),
         epochs=(1, 3, 5),
         repeats=args.repeats or 3,
+        starts=args.repeats or 3,
         training_seconds=args.minutes * 60 * 0.38,  # each of two models; the rest goes to all else
         tracing_seconds=60,
+        allocator=True,
         stages=STAGES,
         bases=(128_000, 4096),
     )
@@ -65,11 +67,13 @@ def _quick(args: argparse.Namespace) -> Plan:
         batch_size=args.batch_size,
         quarters=(0, 2),
         epochs=(1, 3),
-        repeats=args.repeats or 3,
-        training_seconds=40,
-        tracing_seconds=6,
+        repeats=args.repeats or 2,
+        starts=1,
+        training_seconds=20,
+        tracing_seconds=4,
+        allocator=False,
         stages=("trace",),
-        bases=(16_000, 1024),
+        bases=None,
     )
 
 
@@ -84,7 +88,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="the short form: a small model, fewer points")
     parser.add_argument("--models", nargs="+", choices=names, help=f"instead of {EMBEDDED} and 12x1024 (quick: 6x384)")
     parser.add_argument("--batch-size", type=int, default=8, help="rows of a batch, of all contenders (default: 8)")
-    parser.add_argument("--repeats", type=int, help="rounds (default: 3)")
+    parser.add_argument("--repeats", type=int, help="rounds (default: 3; quick: 2)")
     parser.add_argument("--minutes", type=float, default=40, help="the full form's wanted length (default: 40)")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmark.json"), help="the file to write")
     return parser.parse_args(argv)

@@ -35,6 +35,7 @@ class Grid:
         half: the boundary at half of the depth.
         repeats: rounds.
         seconds: wanted for one model's fine-tunes.
+        allocator: whether what its settings bring is measured too, in one more process.
     """
 
     boundaries: Sequence[int]
@@ -42,13 +43,15 @@ class Grid:
     half: int
     repeats: int
     seconds: float
+    allocator: bool
 
     @property
     def runs(self) -> list[tuple[str, int]]:
         """The contender and boundary of each run of a round; LoRA adapts all layers, whatever the boundary."""
         ours = [(OURS, boundary) for boundary in self.boundaries]
         trainer = [(TRAINER, boundary) for boundary in self.boundaries]
-        return [*ours, *trainer, (LORA, 0), (PLAIN_ALLOCATOR, self.half)]
+        plain = [(PLAIN_ALLOCATOR, self.half)] if self.allocator else []
+        return [*ours, *trainer, (LORA, 0), *plain]
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,10 @@ class FineTunes:
             for boundary in self.grid.boundaries
         ]
 
-    def allocator(self) -> Allocator:
-        """What the allocator settings bring at half depth."""
+    def allocator(self) -> Allocator | None:
+        """What the allocator settings bring at half depth; ``None`` where that was left out."""
+        if not self.grid.allocator:
+            return None
         half, epochs = self.grid.half, self.grid.epochs[-1]
         without = self.seconds(PLAIN_ALLOCATOR, half, epochs)
         slower = Spread.of_ratios(without, self.seconds(OURS, half, epochs))

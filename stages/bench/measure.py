@@ -37,7 +37,9 @@ class Plan:
         quarters: boundaries, in quarters of the depth.
         epochs: see :class:`Grid`.
         repeats: rounds.
+        starts: rounds of processes that only start, and of a ``dvc repro`` with nothing to do.
         training_seconds, tracing_seconds: wanted for each model.
+        allocator: see :class:`Grid`.
         stages: whose start is measured.
         bases: vocabulary and hidden size of the head whose bases are solved; ``None``: left out.
     """
@@ -48,8 +50,10 @@ class Plan:
     quarters: Sequence[int]
     epochs: Sequence[int]
     repeats: int
+    starts: int
     training_seconds: float
     tracing_seconds: float
+    allocator: bool
     stages: Sequence[str]
     bases: tuple[int, int] | None
 
@@ -68,8 +72,8 @@ class _Run:
 
     def benchmark(self) -> Benchmark:
         plan, runtime = self.plan, find_runtime(self.device)
-        startup, notes = processes.startup(plan.stages, plan.repeats, self.kept)
-        repro = processes.no_op_repro(plan.repeats, self.kept)
+        startup, notes = processes.startup(plan.stages, plan.starts, self.kept)
+        repro = processes.no_op_repro(plan.starts, self.kept)
         if isinstance(repro, str):
             notes.append(repro)
         bases = self._bases() if plan.bases else None
@@ -92,7 +96,7 @@ class _Run:
             deciding=deciding,
             bases=bases,
             notes=notes,
-            targets=targets(models, deciding, bases, runtime.device.type),
+            targets=targets(models, deciding, bases, startup, runtime.device.type),
         )
 
     def _task(self, name: str) -> tuple[Task, Prepared | None]:
@@ -104,7 +108,7 @@ class _Run:
     def _model(self, task: Task) -> tuple[ModelResult, FineTunes]:
         plan, layers = self.plan, task.layers
         boundaries = sorted({layers * quarter // 4 for quarter in plan.quarters})
-        grid = Grid(boundaries, plan.epochs, layers // 2, plan.repeats, plan.training_seconds)
+        grid = Grid(boundaries, plan.epochs, layers // 2, plan.repeats, plan.training_seconds, plan.allocator)
         tunes = measure_fine_tunes(task, grid, self.kept, self.folder)
         result = ModelResult(
             workload=task.described(tunes.examples),

@@ -14,16 +14,42 @@ from stages.bench.kept import Kept
 from stages.common.benchmark import Spread
 from stages.common.progress import progress
 
-STAGES: Final = ("base", "prepare", "trace", "fit", "plan", "finetune", "evaluate", "report")
+WITH_LORA: Final = "finetune+lora"
+STAGES: Final = (
+    "base",
+    "prepare",
+    "trace",
+    "fit",
+    "signals",
+    "pilot",
+    "plan",
+    "finetune",
+    WITH_LORA,
+    "evaluate",
+    "report",
+)
+# What stages.finetune.methods imports where it makes adapters, behind a start of the stage as python -m makes it.
+_START_WITH_LORA: Final = """
+import runpy, sys
+sys.argv = ["-m", "--help"]
+try:
+    runpy.run_module("stages.finetune", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    if end.code:
+        raise
+    from peft import LoraConfig, get_peft_model
+"""
 
 
 def startup(stages: Sequence[str], repeats: int, kept: Kept) -> tuple[dict[str, Spread], list[str]]:
     """Seconds until a process could begin: of bare Python, and of stages that import all and print their help.
 
+    ``finetune+lora`` is the stage ``finetune`` with what it imports later, when it makes adapters.
+
     Returns:
         Seconds by stage, and why those that are missing are.
     """
-    commands = {"python": [sys.executable, "-c", "pass"]} | {name: _stage(name, "--help") for name in stages}
+    commands = {"python": [sys.executable, "-c", "pass"]} | {name: _start(name) for name in stages}
     laps: dict[str, list[float]] = {name: [] for name in commands}
     faults: dict[str, str] = {}  # a library that only some stages need may not be installed
     with progress("starting processes", repeats * len(commands), "processes") as advance:
@@ -68,6 +94,10 @@ def _decide(prepared: Prepared) -> dict[str, float]:
             "plan": [*base, *data, *fitted, "--out", f"{folder}/plan"],
         }
         return {stage: _time(_stage(stage, *words), prepared.folder) for stage, words in options.items()}
+
+
+def _start(name: str) -> list[str]:
+    return [sys.executable, "-c", _START_WITH_LORA] if name == WITH_LORA else _stage(name, "--help")
 
 
 def _stage(name: str, *options: str) -> list[str]:

@@ -8,10 +8,13 @@ from stages.common.benchmark import Benchmark, ModelResult
 
 
 def print_benchmark(benchmark: Benchmark, console: Console) -> None:
-    """Print tables of the fine-tunes, then the targets, then what was left out."""
+    """Print tables of the fine-tunes, then the targets, where the time goes, and what was left out."""
     for model in benchmark.models:
         console.print(_points(model))
     console.print(_targets(benchmark))
+    for target in benchmark.targets:
+        if target.why:
+            console.print(f"{target.name}: {target.why}", highlight=False)
     for note in benchmark.notes:
         console.print(note)
 

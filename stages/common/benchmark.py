@@ -157,7 +157,12 @@ class Bases(Record):
 
 
 class Target(Record):
-    """A goal and whether it is met; ``where`` says at which point the worst value was found."""
+    """A goal and whether it is met.
+
+    Attributes:
+        where: at which point the worst value was found.
+        why: where the time goes, in words; empty where the goal is met, and in benchmarks from before this was told.
+    """
 
     name: str
     sense: Literal["at least", "at most"]
@@ -165,6 +170,7 @@ class Target(Record):
     value: float
     where: str
     met: bool
+    why: str = ""
 
 
 class Benchmark(Record):
@@ -172,7 +178,8 @@ class Benchmark(Record):
 
     Attributes:
         quick: the short form: small model, fewer points.
-        startup: seconds of a process until it could begin: import and argument parsing, by stage.
+        startup: seconds of a process until it could begin: import and argument parsing, by stage;
+            ``finetune+lora`` is the start of a fine-tune with adapters.
         no_op_repro: seconds of a ``dvc repro`` with nothing to do.
         notes: what was left out, and why.
     """

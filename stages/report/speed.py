@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from stages.common.benchmark import Benchmark, Memory, ModelResult, Point, Spread
-from stages.report.tables import Cell, Column, Section, Table, number_cell
+from stages.report.tables import Cell, Column, Section, Table, number_cell, pairs
 from stages.report.wording import THIN, compact, decimal, parameters, percent, seconds, size
 
 _TIMES = "×"
@@ -22,6 +22,9 @@ def speed_section(benchmarks: Mapping[str, Benchmark]) -> Section | None:
     for name, benchmark in benchmarks.items():
         section.sentences.append(_machine(name, benchmark))
         section.tables.append(_targets(name, benchmark))
+        if missed := [(target.name, target.why) for target in benchmark.targets if target.why]:
+            caption = f"{name}: where the time goes where a target is missed."
+            section.tables.append(pairs(f"speed-missed-{name}", caption, missed, ("Target", "Where the time goes")))
         for number, model in enumerate(benchmark.models):
             prefix = f"{name}-{number}"
             section.tables += [_points(prefix, model), _memory(prefix, model), _tracing(prefix, model)]

@@ -1,5 +1,7 @@
 """From measured seconds to ratios, points and targets."""
 
+from dataclasses import replace
+
 import pytest
 
 from stages.bench.finetuning import LORA, OURS, PLAIN_ALLOCATOR, TRAINER, FineTunes, Grid
@@ -7,7 +9,7 @@ from stages.bench.targets import targets
 from stages.bench.tracing import WHOLE
 from stages.common.benchmark import Bases, Deciding, ModelResult, Spread, Tracing, Workload
 
-GRID = Grid(boundaries=[0, 2, 3], epochs=[1, 3], half=2, repeats=3, seconds=1)
+GRID = Grid(boundaries=[0, 2, 3], epochs=[1, 3], half=2, repeats=3, seconds=1, allocator=True)
 
 
 def rounds(*seconds, flops=(), peak=100):
@@ -69,6 +71,12 @@ def test_the_allocator_is_held_against_the_same_boundary(tunes):
     assert tunes.allocator().slower_without.median == pytest.approx(1.5)
 
 
+def test_without_the_allocators_contender_nothing_of_it_is_run_or_told(tunes):
+    alone = replace(tunes, grid=replace(GRID, allocator=False))
+    assert set(GRID.runs) - set(alone.grid.runs) == {(PLAIN_ALLOCATOR, 2)}
+    assert alone.allocator() is None
+
+
 def result_of(tunes, tracing):
     workload = Workload(
         model="m",
@@ -90,9 +98,11 @@ def result_of(tunes, tracing):
 
 
 def test_targets_are_of_the_worst_point(tunes):
-    deciding = Deciding(rows=9, epochs=3, seconds=Spread.of([1.0]), stages={}, of_trainer_full=0.04, of_our_full=0.06)
+    deciding = Deciding(
+        rows=9, epochs=3, seconds=Spread.of([1.0]), stages={"fit": 1.0}, of_trainer_full=0.04, of_our_full=0.06
+    )
     bases = Bases(vocabulary=128_000, hidden=4096, tokens=1, seconds=60.5, peak_bytes=None)
-    found = {target.name: target for target in targets([result_of(tunes, 0.95)], deciding, bases, "cpu")}
+    found = {target.name: target for target in targets([result_of(tunes, 0.95)], deciding, bases, {}, "cpu")}
     met = {name: target.met for name, target in found.items()}
     assert met == {
         "m: share of the ideal speed-up": False,
@@ -108,8 +118,9 @@ def test_targets_are_of_the_worst_point(tunes):
     assert ideal.value == worst.of_ideal
     assert ideal.where == f"boundary {worst.boundary}, {worst.epochs} epoch{'s' if worst.epochs > 1 else ''}"
     assert found["m: times as fast as LoRA on all layers"].where == "boundary 2, 3 epochs"
+    assert [bool(target.why) for target in found.values()] == [not target.met for target in found.values()]
 
 
 def test_a_gpu_is_held_to_more(tunes):
-    goals = {device: targets([result_of(tunes, 1.0)], None, None, device)[0].goal for device in ("cpu", "cuda")}
+    goals = {device: targets([result_of(tunes, 1.0)], None, None, {}, device)[0].goal for device in ("cpu", "cuda")}
     assert goals == {"cpu": 0.90, "cuda": 0.95}

@@ -26,8 +26,10 @@ def test_a_benchmark_is_complete_and_a_second_start_measures_nothing_again(tmp_p
         quarters=(0, 2, 3),
         epochs=(1, 3),
         repeats=2,
+        starts=1,
         training_seconds=0.1,
         tracing_seconds=0.1,
+        allocator=True,
         stages=("fit",),
         bases=(500, 32),
     )

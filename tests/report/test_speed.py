@@ -10,6 +10,10 @@ from stages.report.__main__ import main
 SPREAD = {"median": 1.5, "low": 1.25, "high": 1.75}
 
 
+def target(name, **found):
+    return {"name": name, "sense": "at least", "goal": 0.9, "where": "boundary 6", **found}
+
+
 def benchmark(**changes):
     """A benchmark as ``make bench`` writes it."""
     workload = {
@@ -42,13 +46,14 @@ def benchmark(**changes):
                 "tracing": [{"what": "deviations", "examples_per_second": SPREAD, "of_plain_forward": SPREAD}],
             }
         ],
-        "startup": {"python": SPREAD, "trace": SPREAD},
+        "startup": {"python": SPREAD, "finetune": SPREAD, "finetune+lora": SPREAD},
         "no_op_repro": None,
         "deciding": None,
         "bases": {"vocabulary": 128000, "hidden": 4096, "tokens": 256, "seconds": 41.5, "peak_bytes": None},
         "notes": [],
         "targets": [
-            {"name": "ideal", "sense": "at least", "goal": 0.9, "value": 0.8125, "where": "boundary 6", "met": False}
+            target("ideal", value=0.8125, met=False, why="Epochs 2 to 3 took 3 s for 2 s."),
+            target("tracing", value=0.96875, met=True, why=""),
         ],
     }
     return {**record, **changes}
@@ -71,10 +76,24 @@ def page_with(chain_of):
 def test_a_benchmark_is_shown_with_its_machine_and_every_exact_number(page_with):
     page = page_with(benchmark=benchmark())
     assert 'id="speed"' in page
-    assert "Some &lt;b&gt;Processor&lt;/b&gt;, 2 threads, float32, 3 rounds, 2026-01-02; 0 of 1 targets met" in page
+    assert "Some &lt;b&gt;Processor&lt;/b&gt;, 2 threads, float32, 3 rounds, 2026-01-02; 1 of 2 targets met" in page
     for value in (1.5, 1.875, 0.8125, 3 << 30, 41.5):
         assert f'<data value="{value}">' in page
     assert "1.25 to 1.75" in page
+    assert "start of finetune+lora" in page
+
+
+def test_a_missed_target_says_below_the_targets_where_the_time_goes(page_with):
+    page = page_with(benchmark=benchmark())
+    targets, missed = (page.index(f'id="table-speed-{name}-benchmark"') for name in ("targets", "missed"))
+    assert targets < missed < page.index("Epochs 2 to 3 took 3 s for 2 s.") < page.index('id="table-speed-benchmark-0"')
+
+
+def test_a_benchmark_from_before_reasons_were_told_is_still_shown(page_with):
+    before = [{key: value for key, value in one.items() if key != "why"} for one in benchmark()["targets"]]
+    page = page_with(benchmark=benchmark(targets=before))
+    assert "1 of 2 targets met" in page
+    assert "speed-missed" not in page
 
 
 def test_kept_benchmarks_of_other_machines_stand_beside_it(page_with):

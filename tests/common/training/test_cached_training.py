@@ -67,16 +67,30 @@ def test_without_a_cache_the_same_batches_train_the_very_same_weights(task, runt
     assert all(torch.equal(weights[name], others[2][name]) for name in weights)
 
 
-def test_without_a_cache_batches_of_their_own_agree_to_rounding(task):
-    losses, _, _ = trained(task, "memory")
-    np.testing.assert_allclose(trained(task, "off")[0][1:], losses[1:], rtol=1e-4)
+@pytest.mark.parametrize(
+    ("runtime", "of_losses", "of_weights"),
+    [
+        pytest.param(None, 1e-4, 1e-3, id="float32"),
+        # Every product is rounded to 2^-8, and Adam's first steps take signs for sizes: training in bfloat16
+        # at all, instead of float32, moves the weights of this model by 10 to 15 % of their way.
+        pytest.param(BFLOAT16, 2e-3, 0.1, id="bfloat16"),
+    ],
+)
+def test_without_a_cache_batches_of_their_own_agree_to_rounding(task, runtime, of_losses, of_weights):
+    """Sums of other batches have another order; weights are held to a share of the way that training moved them."""
+    task.runtime = runtime or task.runtime
+    before = {name: p.detach().clone() for name, p in make_model(tie_word_embeddings=True).network.named_parameters()}
+    losses, _, weights = trained(task, "memory")
+    others = trained(task, "off")
+    np.testing.assert_allclose(others[0][1:], losses[1:], rtol=of_losses)
+    moved = distance(weights, before)
+    assert moved > 0
+    assert distance(others[2], weights) <= of_weights * moved
 
 
-def test_bfloat16_without_a_cache_agrees_within_its_precision(task):
-    """Products of other batches round differently, by 2^-8 each; Adam's first steps take signs for sizes."""
-    task.runtime = BFLOAT16
-    losses, _, _ = trained(task, "memory")
-    np.testing.assert_allclose(trained(task, "off")[0][1:], losses[1:], rtol=2e-2)
+def distance(some, others):
+    """Between all weights of two models, as one long vector."""
+    return sum(float((some[name] - others[name]).norm()) ** 2 for name in some) ** 0.5
 
 
 def test_frozen_layers_that_run_for_every_batch_are_counted_for_every_epoch(task):
