@@ -1,14 +1,17 @@
 """Ties what DVC locked to the runs that made it, by ``locked`` records in the ledger."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from flows.lineage import ledger
 from flows.lineage.ledger import Record
-from flows.lineage.lock import Entry, read_lock
+from flows.lineage.lock import Entry, LockError, read_lock
 from stages.common import run_record
 
 RAN, RESTORED, CACHED, OBSERVED = "ran", "restored", "cached", "observed"
+_REWRITTEN_SECONDS: Final = 2.0  # longest that dvc.lock is taken to be in the middle of being written
 
 
 def record_stage(project: Path, stage: str, outcome: str, flow_run: str | None) -> None:
@@ -25,7 +28,7 @@ def record_stage(project: Path, stage: str, outcome: str, flow_run: str | None) 
         LockError: dvc.lock cannot be read.
         OSError: the ledger cannot be written.
     """
-    entry = read_lock(project).get(stage)
+    entry = _entry(project, stage)
     if entry is None:
         return
     records = ledger.read(run_record.ledger_of(project))
@@ -50,6 +53,24 @@ def record_all(project: Path) -> list[str]:
     entries = read_lock(project)
     records = ledger.read(run_record.ledger_of(project))
     return [stage for stage, entry in entries.items() if _catch_up(project, records, stage, entry, None)]
+
+
+def _entry(project: Path, stage: str) -> Entry | None:
+    """What dvc.lock says of a stage that was just brought up to date.
+
+    DVC rewrites the file in place: while a stage that runs beside this one ends, it is cut short for a moment.
+    """
+    patience = time.monotonic() + _REWRITTEN_SECONDS
+    while True:
+        try:
+            entry = read_lock(project).get(stage)
+        except LockError:
+            if time.monotonic() > patience:
+                raise
+            entry = None
+        if entry is not None or time.monotonic() > patience:
+            return entry
+        time.sleep(0.05)
 
 
 def newest_locked(records: Sequence[Record], stage: str) -> Record | None:

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 from ruamel.yaml import YAML
 
@@ -21,6 +23,20 @@ def test_a_run_is_claimed_once_and_tied_to_what_dvc_locked(project):
     assert record_all(project.root) == []
     assert len(project.records("locked")) == 1
     assert check_chain(project.ledger) == []
+
+
+def test_a_lock_in_the_middle_of_being_written_is_read_again(project):
+    """DVC rewrites the file in place: a stage that ends beside this one leaves it cut short for a moment."""
+    project.dvc("repro", "prepare")
+    lock = project.root / "dvc.lock"
+    whole = lock.read_text()
+    lock.write_text(whole[: whole.index("stages:")])
+    mending = threading.Timer(0.3, lock.write_text, [whole])
+    mending.start()
+    record_stage(project.root, "prepare", "ran", None)
+    mending.join()
+    (locked,) = project.records("locked")
+    assert locked["lock"] == lock_of(project, "prepare")
 
 
 def test_what_dvc_restores_is_tied_to_the_run_that_made_it(project):
