@@ -5,13 +5,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-_QUIET = {
-    "DO_NOT_TRACK": "1",
-    "DVC_NO_ANALYTICS": "1",
-    "ITERATIVE_DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
+from stages import QUIET
+
 WORKSPACE = "SALF_WORKSPACE"  # marks the processes that work in a project for its flows
 _FLOW_RUN = "SALF_FLOW_RUN"
 _FLOW_RUN_NAME = "SALF_FLOW_RUN_NAME"
@@ -35,7 +30,7 @@ def stage_environment(
     """
     folder = str(Path(sys.executable).parent)
     path = os.pathsep.join([folder, inherited.get("PATH", os.defpath)])
-    added = {**_QUIET, "PATH": path, "PYTHONUNBUFFERED": "1"}
+    added = {**QUIET, "PATH": path, "PYTHONUNBUFFERED": "1"}
     if project is not None:
         added[WORKSPACE] = str(project)
     if flow_run is not None:

@@ -1,12 +1,19 @@
 """DVC experiments: which names are free, the state of a run under a name, what was measured."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flows.processes import run_streaming
 from flows.stage_run import DVC
+
+# Runs an experiment in a folder of its own; -P, since this package's modules are not to be found as top ones.
+RUN_APART = (
+    *(sys.executable, "-P", str(Path(__file__).with_name("dvc_in_utf8.py"))),
+    *("--wait-for-lock", "exp", "run", "--temp"),
+)
 
 
 class ExperimentError(Exception):

@@ -22,13 +22,12 @@ from pydantic import Field, JsonValue
 
 from flows import machine
 from flows.environment import with_threads
-from flows.experiment import ExperimentError, check_names, show
+from flows.experiment import RUN_APART, ExperimentError, check_names, show
 from flows.graph import GraphError, matching, read_graph
 from flows.held import THREADS, Workspace, failed, refused, workspace
 from flows.overrides import PARAMS_FILE, OverrideError, changed, parse
 from flows.pipeline import STOP_SECONDS, ExperimentName, SideBySide, exit_status
 from flows.processes import StoppedError, run_streaming
-from flows.stage_run import DVC
 from flows.summary import markdown_table, metric_rows
 from flows.workspace import WorkspaceBusyError
 from stages.common.run_record import ledger_of
@@ -122,7 +121,7 @@ def _point(name: str, values: Mapping[str, Any], stages: Sequence[str], held: Wo
             logger.info(line)
 
     settings = [word for key, value in values.items() for word in ("--set-param", f"{key}={json.dumps(value)}")]
-    command = [*DVC, "exp", "run", "--temp", "--name", name, *settings, *stages]
+    command = [*RUN_APART, "--name", name, *settings, *stages]
     try:
         status = run_streaming(command, held.project, held.environment, keep, None, [held.lock], held.stop)
     except StoppedError:

@@ -9,6 +9,17 @@ import sys
 # long, and what is measured is the neighbour.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# Nothing phones home, whoever starts a stage: a flow, make, DVC or a user. Libraries read these when they load.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "ITERATIVE_DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)
+
 # torch and transformers make a million objects while they are imported, all of which stay: looking through
 # them for garbage, again and again, is a tenth of a stage's start. A stage that starts (python -m has no
 # name for it yet) collects none until its work begins, in stages.common.command; who imports us is left alone.

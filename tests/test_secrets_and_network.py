@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.environment import stage_environment
+from stages import QUIET
 from tests.conftest import PROJECT, write_tiny_task
 
 pytestmark = [pytest.mark.chain, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -105,30 +107,35 @@ def copy_project(root: Path, hub_folder: Path) -> None:
         subprocess.run(["git", *who, *command], cwd=root, check=True, capture_output=True)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, hub_folder) -> Finished:
-    place = tmp_path_factory.mktemp("guarded")
-    root, hook = place / "project", place / "hook"
-    root.mkdir()
+def guarded_environment(place: Path) -> dict[str, str]:
+    """That of a flow, with the guard in every Python process; it writes into ``place``."""
+    hook = place / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(GUARD)
-    copy_project(root, hub_folder)
-    planted = {name: f"sk{secrets.token_hex(16)}" for name in NAMES}
-    attempts, guarded = place / "attempts", place / "guarded.txt"
     environment = {
         **stage_environment(os.environ),
-        **planted,
         "PYTHONPATH": str(hook),
-        "NETWORK_ATTEMPTS": str(attempts),
-        "NETWORK_GUARDED": str(guarded),
+        "NETWORK_ATTEMPTS": str(place / "attempts"),
+        "NETWORK_GUARDED": str(place / "guarded.txt"),
     }
     for name in ("PREFECT_API_URL", "PREFECT_HOME", "SALF_LEDGER"):
         environment.pop(name, None)
+    return environment
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, hub_folder) -> Finished:
+    place = tmp_path_factory.mktemp("guarded")
+    root = place / "project"
+    root.mkdir()
+    copy_project(root, hub_folder)
+    planted = {name: f"sk{secrets.token_hex(16)}" for name in NAMES}
+    environment = {**guarded_environment(place), **planted}
     command = [*cut_off(), sys.executable, "-m", "flows.pipeline"]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed[-6000:]
-    return Finished(root, printed, planted, environment, attempts, guarded)
+    return Finished(root, printed, planted, environment, place / "attempts", place / "guarded.txt")
 
 
 def test_the_chain_needs_no_network_and_does_not_try(finished):
@@ -157,6 +164,33 @@ def test_the_guard_sees_an_attempt(finished, tmp_path, call):
     done = subprocess.run([sys.executable, "-c", f"import socket; {call}"], env=environment, capture_output=True)
     assert done.returncode != 0
     assert (tmp_path / "seen").read_text().startswith("socket.")
+
+
+def loud(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a user who has set nothing against telemetry."""
+    return {name: value for name, value in environment.items() if name not in QUIET}
+
+
+def test_stages_under_bare_dvc_do_not_try_either(tmp_path, hub_folder):
+    root = tmp_path / "project"
+    root.mkdir()
+    copy_project(root, hub_folder)
+    command = [sys.executable, "-m", "dvc", "repro", "prepare"]
+    environment = loud(guarded_environment(tmp_path))
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    guarded = (tmp_path / "guarded.txt").read_text()
+    assert all(program in guarded for program in ("-m dvc ", "stages.base ", "stages.prepare "))
+    attempts = tmp_path / "attempts"
+    assert not attempts.exists(), attempts.read_text()
+
+
+@pytest.mark.parametrize(("given", "quiet"), [({}, "True"), (dict.fromkeys(QUIET, "0"), "False")])
+def test_a_stage_keeps_its_libraries_quiet_unless_a_user_wants_them_to_speak(given, quiet):
+    code = "import stages; from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)"
+    environment = {**loud(os.environ), **given, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == quiet
 
 
 def holds(file: Path, values: list[str]) -> bool:

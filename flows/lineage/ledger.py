@@ -1,9 +1,13 @@
 """Reads the ledger and checks its chain; shares no code with its writer, so that one judges the other.
 
 The ledger (``reports/lineage/records.jsonl``) has a line per event; its schema stands in
-``stages/common/run_record.py``, which writes it.
+``stages/common/run_record.py``, which writes it. Beside it lies its head (``records.head``): the number
+of records and the SHA-256 of the newest. Whoever rewrites both is not found by it; a head noted down
+elsewhere tells that.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterator
@@ -53,19 +57,35 @@ def read(path: Path) -> list[Record]:
 
 
 def check_chain(path: Path) -> list[Fault]:
-    """Return what is wrong with the chain: lines edited, removed, inserted or put in another order."""
+    """Return what is wrong with the chain: lines edited, removed, inserted, put in another order, cut off at the end.
+
+    The record after the one that the head tells of is no fault: a writer that was killed in between leaves it.
+
+    Raises:
+        LedgerError: ledger or head cannot be read.
+    """
     faults = []
-    previous = _BEFORE_THE_FIRST
-    for number, line in _lines(path):
+    hashes = [_BEFORE_THE_FIRST]
+    lines, told = _with_head(path)
+    for number, line in lines:
         record = _parse(line)
         if record is None:
             faults.append(Fault(number, "is no record"))
-        elif record["previous"] != previous:
+        elif record["previous"] != hashes[-1]:
             faults.append(Fault(number, "does not follow from the line before it: one of the two was changed"))
         elif record["seq"] != number:
             faults.append(Fault(number, f"has the number {record['seq']}"))
-        previous = hashlib.sha256(line).hexdigest()
+        hashes.append(hashlib.sha256(line).hexdigest())
+    ends = [f"{number} {sha256}\n".encode() for number, sha256 in list(enumerate(hashes))[-2:]]
+    if told is not None and told not in ends:
+        text = f"{_head_file(path).name} tells of another end: the newest record was edited, or records were cut off"
+        faults.append(Fault(max(1, len(hashes) - 1), text))
     return faults
+
+
+def has_head(path: Path) -> bool:
+    """Whether a head lies beside the ledger; older ones have none until the next record."""
+    return _head_file(path).is_file()
 
 
 def head(path: Path) -> Head | None:
@@ -79,6 +99,22 @@ def head(path: Path) -> Head | None:
 def holds(path: Path, sha256: str) -> bool:
     """Whether a line with this hash (or one that begins so) stands in the ledger."""
     return any(hashlib.sha256(line).hexdigest().startswith(sha256) for _, line in _lines(path))
+
+
+def _head_file(path: Path) -> Path:
+    return path.with_suffix(".head")
+
+
+def _with_head(path: Path) -> tuple[list[tuple[int, bytes]], bytes | None]:
+    """The lines and the head that belong together: no record is appended between the two looks."""
+    with contextlib.ExitStack() as stack:
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                fcntl.flock(stack.enter_context(path.open("rb")), fcntl.LOCK_SH)
+            told = _head_file(path).read_bytes() if has_head(path) else None
+        except OSError as error:
+            raise LedgerError(f"{error.filename or path}: {error.strerror}") from error
+        return list(_lines(path)), told
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -105,6 +105,8 @@ def _check_ledger(project: Project, pinned_head: str | None, report: Report) -> 
     except ledger.LedgerError:
         return []  # the fault is reported above
     report.checked["records"] = len(records)
+    if records and not ledger.has_head(project.ledger):
+        report.notes.append(f"{place} has no head yet (the next run writes it): its newest record is not proved")
     ended = {record["run"] for record in records if record["kind"] == "end"}
     killed = [r for r in records if r["kind"] == "start" and r["run"] not in ended]
     report.notes += [f"{r['stage']}: the run of {r['at']} was killed, or is still at work" for r in killed]

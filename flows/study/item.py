@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from flows.experiment import remove
+from flows.experiment import RUN_APART, remove
 from flows.held import Workspace
 from flows.processes import run_streaming
-from flows.stage_run import DVC
 from flows.study import harvest
 from flows.study.agenda import Case, FineTune
 from flows.study.description import Settings, StudyError
@@ -124,7 +123,7 @@ def _run(item: Item, desk: Desk, environment: dict[str, str], on_line: Callable[
             on_line(line)
 
     values, target = _asked(item, desk.progress)
-    command = [*DVC, "exp", "run", "--temp", "--name", item.name, *words(values), target]
+    command = [*RUN_APART, "--name", item.name, *words(values), target]
     with starting:
         status = run_streaming(command, desk.held.project, environment, keep, None, [desk.held.lock], desk.held.stop)
     if status != 0:

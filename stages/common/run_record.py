@@ -2,8 +2,10 @@
 
 The record is a file of JSON lines (the ledger) to which lines are only ever appended. Each line
 holds the hash of the one before it, so that a later change of any line is found
-(``python -m flows.lineage verify``). Only the standard library is imported, and what is slow to
-import only where it is used: every stage pays for this module at its start.
+(``python -m flows.lineage verify``). No line follows the newest: beside the ledger lies its head
+(``records.head``: how many records there are, and the newest one's hash), so that an edit of that line
+or a cut is found too. Only the standard library is imported, and what is slow to import only where it
+is used: every stage pays for this module at its start.
 
 Grain: a line per event. Kinds: ``start`` and ``end`` of a stage's process (a start without an end is
 a run that was killed), ``locked`` (DVC has taken the stage's outputs over; see flows/lineage) and
@@ -134,19 +136,40 @@ def _append(ledger: Path, descriptor: int, kind: str, facts: Mapping[str, Any]) 
     written = _read(descriptor)
     whole = written.rfind(b"\n") + 1
     torn = written[whole:]
+    head = _head_to_follow(ledger.with_suffix(".head"), written[:whole])
     if torn:
         _put_aside(ledger.with_name("records.torn"), torn)
         os.ftruncate(descriptor, whole)
-        written = _extend(descriptor, written[:whole], "repair", {"cut_bytes": len(torn)})
-    _extend(descriptor, written, kind, facts)
+        written = _extend(descriptor, head, written[:whole], "repair", {"cut_bytes": len(torn)})
+    _extend(descriptor, head, written, kind, facts)
 
 
-def _extend(descriptor: int, written: bytes, kind: str, facts: Mapping[str, Any]) -> bytes:
+def _head_to_follow(head: Path, written: bytes) -> Path | None:
+    """The head's file, to be written anew; ``None``: it tells of another end, and stays to prove that."""
+    try:
+        told = head.read_bytes()
+    except FileNotFoundError:  # no record yet, or a ledger from before there were heads
+        return head
+    # A writer that was killed between the record and the head leaves that of the record before.
+    before = written[: written.rfind(b"\n", 0, -1) + 1]
+    return head if told in (_head(written), _head(before)) else None
+
+
+def _head(written: bytes) -> bytes:
+    count = written.count(b"\n")
+    return f"{count} {_newest(written)}\n".encode()
+
+
+def _newest(written: bytes) -> str:
     last = written[written.rfind(b"\n", 0, -1) + 1 : -1]
+    return hashlib.sha256(last).hexdigest() if written else GENESIS
+
+
+def _extend(descriptor: int, head: Path | None, written: bytes, kind: str, facts: Mapping[str, Any]) -> bytes:
     record = {
         "schema": SCHEMA,
         "seq": written.count(b"\n") + 1,
-        "previous": hashlib.sha256(last).hexdigest() if written else GENESIS,
+        "previous": _newest(written),
         "kind": kind,
         "at": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
         **facts,
@@ -156,6 +179,8 @@ def _extend(descriptor: int, written: bytes, kind: str, facts: Mapping[str, Any]
     try:
         _write(descriptor, line)
         os.fsync(descriptor)
+        if head is not None:
+            _replace(head, _head(written + line))
     except OSError:
         os.ftruncate(descriptor, len(written))
         raise
@@ -176,6 +201,15 @@ def _write(descriptor: int, line: bytes) -> None:
     done = 0
     while done < len(line):
         done += os.write(descriptor, line[done:])
+
+
+def _replace(path: Path, content: bytes) -> None:
+    aside = path.with_name(f"{path.name}.new")  # whoever writes holds the ledger: no other has this file
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
 
 
 def _put_aside(path: Path, torn: bytes) -> None:

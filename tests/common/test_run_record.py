@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.lineage.ledger import check_chain, head, holds, read
+from flows.lineage.ledger import check_chain, has_head, head, holds, read
 from stages.common import run_record
 from tests.stage_sources import ROOT
 
@@ -94,13 +94,79 @@ def test_a_changed_line_breaks_the_chain(ledger, tamper):
     assert check_chain(ledger)
 
 
-def test_a_cut_ledger_no_longer_holds_the_head_that_was_noted_down(ledger):
+@pytest.fixture
+def three(ledger) -> Path:
+    """A ledger of three records."""
     for number in range(3):
         run_record.append(ledger, "note", {"number": number})
-    noted = head(ledger).sha256
-    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-1]))
-    assert check_chain(ledger) == []
-    assert not holds(ledger, noted)
+    return ledger
+
+
+def test_the_head_tells_how_many_records_there_are_and_the_newest_ones_hash(three):
+    assert three.with_suffix(".head").read_text() == f"3 {head(three).sha256}\n"
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda lines: [*lines[:-1], lines[-1].replace(b'"number":2', b'"number":7')],
+        lambda lines: lines[:-1],
+        lambda lines: lines[:1],
+        lambda lines: lines[:0],
+    ],
+    ids=["newest edited", "one cut off", "two cut off", "emptied"],
+)
+def test_an_edit_of_the_newest_record_and_a_cut_are_found_by_the_head_and_stay_so(three, tamper):
+    noted = head(three).sha256
+    three.write_bytes(b"".join(tamper(three.read_bytes().splitlines(keepends=True))))
+    assert not holds(three, noted)
+    for _ in range(4):  # records that come later hide nothing
+        (fault,) = check_chain(three)
+        assert "records.head tells of another end: the newest record was edited, or records were cut off" in fault.text
+        run_record.append(three, "note", {})
+
+
+def test_a_writer_killed_between_record_and_head_is_no_fault_and_the_next_one_mends_it(three):
+    file = three.with_suffix(".head")
+    before = file.read_bytes()
+    run_record.append(three, "note", {"number": 3})
+    file.write_bytes(before)
+    assert check_chain(three) == []
+    run_record.append(three, "note", {"number": 4})
+    assert file.read_text() == f"5 {head(three).sha256}\n"
+    assert check_chain(three) == []
+
+
+def test_only_the_last_record_may_be_beyond_the_head_and_it_must_follow(three):
+    file = three.with_suffix(".head")
+    before = file.read_bytes()
+    run_record.append(three, "note", {"number": 3})
+    whole = three.read_bytes()
+    run_record.append(three, "note", {"number": 4})
+    file.write_bytes(before)
+    assert len(check_chain(three)) == 1
+    three.write_bytes(whole.replace(json.loads(whole.splitlines()[-1])["previous"].encode(), b"1" * 64))
+    assert [fault.line for fault in check_chain(three)] == [4]
+
+
+def test_a_ledger_from_before_there_were_heads_gets_one_with_its_next_record(three):
+    file = three.with_suffix(".head")
+    file.unlink()
+    assert (check_chain(three), has_head(three)) == ([], False)
+    run_record.append(three, "note", {})
+    assert (check_chain(three), has_head(three)) == ([], True)
+
+
+def test_a_head_that_finds_no_room_takes_its_record_back(three, monkeypatch):
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = three.read_bytes()
+    monkeypatch.setattr(run_record, "_replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_record.append(three, "note", {})
+    assert three.read_bytes() == before
+    assert check_chain(three) == []
 
 
 def test_a_half_written_last_line_is_put_aside_and_the_chain_goes_on(ledger):

@@ -139,8 +139,8 @@ def toy(tmp_path) -> ToyProject:
 
 @pytest.fixture
 def git_toy(tmp_path, monkeypatch) -> ToyProject:
-    """The same under git, where experiments can be kept."""
+    """The same under git, where experiments can be kept, in a folder with letters beyond ASCII."""
     for role in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{role}_NAME", "A")
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "a@example.org")
-    return ToyProject(tmp_path / "toy project", git=True)
+    return ToyProject(tmp_path / "toy projéct", git=True)

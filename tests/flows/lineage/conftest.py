@@ -13,6 +13,7 @@ import pytest
 from dvc.repo import Repo
 
 from flows.environment import stage_environment
+from flows.experiment import RUN_APART
 from flows.lineage.__main__ import main
 from flows.lineage.ledger import Record, read
 from flows.lineage.reconcile import record_all
@@ -101,9 +102,15 @@ class Project:
         return self.git("rev-parse", "HEAD").strip()
 
     def dvc(self, *arguments: str, check: bool = True, environment: Mapping[str, str] | None = None) -> str:
+        return self._run([sys.executable, "-m", "dvc", *arguments], check, environment)
+
+    def apart(self, *arguments: str) -> str:
+        """An experiment in a folder of its own, as flows run it."""
+        return self._run([*RUN_APART, *arguments])
+
+    def _run(self, command: list[str], check: bool = True, environment: Mapping[str, str] | None = None) -> str:
         path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(self.root)])}
         whole = {**stage_environment(os.environ), **path, **(environment or {})}
-        command = [sys.executable, "-m", "dvc", *arguments]
         ended = subprocess.run(command, cwd=self.root, env=whole, text=True, capture_output=True)
         assert not check or ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout + ended.stderr

@@ -169,7 +169,28 @@ def test_a_changed_record_and_a_cut_ledger_are_found(ran, lineage):
     ]
 
 
+def test_an_edited_newest_record_and_a_cut_are_found_without_a_hash_noted_elsewhere(ran, lineage):
+    content = ran.ledger.read_bytes()
+    *older, newest = content.splitlines(keepends=True)
+    for number, tampered in enumerate([[*older, newest.replace(b'"at":"2', b'"at":"1')], older]):
+        ran.ledger.write_bytes(b"".join(tampered))
+        answer = lineage(ran, "verify")
+        assert answer.status == 1
+        line = f"ledger: records.jsonl line {len(older) + 1 - number}: records.head tells of another end"
+        assert any(found.startswith(line) for found in mismatches(answer))
+    ran.ledger.write_bytes(content)
+    assert lineage(ran, "verify").status == 0
+
+
+def test_a_ledger_without_a_head_is_a_note(ran, lineage):
+    ran.ledger.with_suffix(".head").unlink()
+    answer = lineage(ran, "verify")
+    assert (answer.status, mismatches(answer)) == (0, [])
+    assert any("has no head yet" in line for line in answer.lines)
+
+
 def test_a_killed_run_is_a_note(ran, lineage):
+    ran.ledger.with_suffix(".head").unlink()
     lines = ran.ledger.read_bytes().splitlines(keepends=True)
     ran.ledger.write_bytes(lines[0])
     assert any("was killed, or is still at work" in line for line in lineage(ran, "verify").lines)

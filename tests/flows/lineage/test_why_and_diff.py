@@ -5,7 +5,6 @@ import sys
 import pytest
 
 from flows.lineage.reconcile import record_all
-from tests.flows.lineage.conftest import Project
 from tests.stage_sources import ROOT
 
 
@@ -98,13 +97,13 @@ def test_plans_are_compared_through_the_cache(project, lineage):
 
 
 @pytest.mark.slow
-def test_experiments_are_compared_by_name(tmp_path, lineage):
-    project = Project(tmp_path / "plain letters")  # DVC's own experiments fail in a folder with others
+def test_experiments_are_compared_by_name(project, lineage):
+    project.git("config", "user.name", "Zoë")  # DVC copies it into an experiment's folder, as it does the cache's path
     project.dvc("repro", "prepare")
     record_all(project.root)
     project.commit("ran")
     for name in ("red", "blue"):
-        project.dvc("exp", "run", "--temp", "--name", name, "--set-param", f"prepare.word={name}", "prepare")
+        project.apart("--name", name, "--set-param", f"prepare.word={name}", "prepare")
     told = lineage(project, "diff", "red", "blue", "--json").json
     assert told["params"] == ['parameter prepare.word: was "red", is "blue"']
     assert any(line.startswith("artifact data/prepared: was ") for line in told["artifacts"])
