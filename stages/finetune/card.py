@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from stages.common.freeze_plan import FreezePlan
 from stages.finetune.words import choice_words, frozen_words, head_words, trained_words
 
@@ -63,7 +65,7 @@ def model_card(run: dict[str, Any], plan: FreezePlan, base: dict[str, Any], meta
         "",
         f"- base weights: `{base['weights_sha256']}`",
         f"- freeze plan: `{run['plan_sha256']}`",
-        f"- torch {version('torch')}, transformers {version('transformers')}, peft {version('peft')}",
+        f"- torch {torch.__version__}, transformers {version('transformers')}, peft {version('peft')}",
         f"- peak learning rate {run['learning_rate']:g}, parameters: see `run.json`",
         f"- rewritten shards: {', '.join(run['changed_units'])}; all others are the base's, byte for byte",
         "- code, machine and times: the project's run records, by `python -m flows.lineage show <this folder>`",
