@@ -95,6 +95,13 @@ def texts(toy) -> dict[str, str]:
     return {name: (toy.root / name).read_text() for name in ("page.html", "out.txt", "end.txt")}
 
 
+def made(toy) -> dict[str, str]:
+    """Run the only stage to a good end and return its outputs."""
+    toy.uncached("old", "fine")
+    toy.run(only(toy))
+    return texts(toy)
+
+
 def stop_at_work(toy) -> None:
     """Run the only stage and stop it once its last command is at work."""
     stop = threading.Event()
@@ -108,9 +115,7 @@ def stop_at_work(toy) -> None:
 
 
 def test_a_stage_that_fails_leaves_its_outputs_as_they_were_uncached_ones_too(toy):
-    toy.uncached("old", "fine")
-    toy.run(only(toy))
-    before = texts(toy)
+    before = made(toy)
     toy.uncached("new", "crash")
     with pytest.raises(StageFailedError, match="exited with 1"):
         toy.run(only(toy))
@@ -122,9 +127,7 @@ def test_a_stage_that_fails_leaves_its_outputs_as_they_were_uncached_ones_too(to
 
 
 def test_a_stage_that_finds_an_input_missing_leaves_its_outputs_as_they_were(toy):
-    toy.uncached("old", "fine")
-    toy.run(only(toy))
-    before = texts(toy)
+    before = made(toy)
     (toy.root / "toy.py").unlink()
     with pytest.raises(StageFailedError, match=r"toy\.py"):
         toy.run(only(toy))
@@ -133,9 +136,7 @@ def test_a_stage_that_finds_an_input_missing_leaves_its_outputs_as_they_were(toy
 
 def test_a_stage_that_is_stopped_leaves_its_outputs_as_they_were_uncached_ones_too(toy, monkeypatch):
     monkeypatch.setattr(guard, "GRACE_SECONDS", 1.0)
-    toy.uncached("old", "fine")
-    toy.run(only(toy))
-    before = texts(toy)
+    before = made(toy)
     toy.uncached("new", "hang")
     stop_at_work(toy)
     assert toy.calls("page") == 2
@@ -153,9 +154,7 @@ def test_a_stage_that_is_stopped_the_first_time_leaves_nothing_half_done(toy, mo
 @pytest.mark.slow
 def test_a_stage_whose_time_is_up_leaves_its_outputs_as_they_were_uncached_ones_too(toy, monkeypatch):
     monkeypatch.setattr(guard, "GRACE_SECONDS", 1.0)
-    toy.uncached("old", "fine")
-    toy.run(only(toy))
-    before = texts(toy)
+    before = made(toy)
     toy.uncached("new", "hang")
     with pytest.raises(StageFailedError, match="stopped after 12 s"):
         toy.run(only(toy))
@@ -164,8 +163,7 @@ def test_a_stage_whose_time_is_up_leaves_its_outputs_as_they_were_uncached_ones_
 
 
 def test_while_another_dvc_is_at_work_on_the_outputs_they_are_left_to_it(toy, monkeypatch):
-    toy.uncached("old", "fine")
-    toy.run(only(toy))
+    made(toy)
 
     def busy(_command, _folder, _environment, on_line, *_options):
         (toy.root / "page.html").write_text("the other one's")
@@ -181,8 +179,7 @@ def test_while_another_dvc_is_at_work_on_the_outputs_they_are_left_to_it(toy, mo
 
 
 def test_outputs_that_cannot_be_kept_aside_are_not_risked(toy):
-    toy.uncached("old", "fine")
-    toy.run(only(toy))
+    made(toy)
     (toy.root / FOLDER).rmdir()
     (toy.root / FOLDER).write_text("in the way")
     toy.uncached("new", "fine")
