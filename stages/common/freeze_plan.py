@@ -209,7 +209,7 @@ def _differences(plan: FreezePlan, family: Family, own: Mapping[str, Any]) -> li
     expected, wanted = plan.model, (plan.model.vocabulary, plan.model.hidden)
     layers = len({layer_index(name, family) for name in own} - {None})
     tied = f"{family.head}.weight" not in own
-    total = sum(parameter.numel() for parameter in own.values())
+    total = sum(_count(parameter) for parameter in own.values())
     facts = [
         ("layers", expected.layers, layers),
         ("embedding matrix", wanted, tuple(embedding.shape)),
@@ -217,3 +217,9 @@ def _differences(plan: FreezePlan, family: Family, own: Mapping[str, Any]) -> li
         ("parameters", plan.parameters.total, total),
     ]
     return [f"{what}: {found} instead of {planned}" for what, planned, found in facts if found != planned]
+
+
+def _count(parameter: Any) -> int:
+    """Numbers that a parameter stands for: bitsandbytes packs two of four bits into a byte."""
+    quantised = getattr(parameter, "quant_state", None)
+    return (parameter if quantised is None else quantised).shape.numel()

@@ -63,6 +63,7 @@ MethodName = Annotated[str, AfterValidator(lambda name: checked(name, get_args(S
 SignalKind = Literal["block-influence", "variability", "probe", "grad-norm", "spectrum"]
 GainName = Literal["observed", "ratio", "local", "marginal"]
 Quantity = Literal["deviation", "loss"]
+FrozenWeights = Literal["whole", "int8", "nf4", "offload"]
 CacheMode = Literal["auto", "memory", "disk", "off"]
 ChoiceScore = Literal["sum", "token", "character"]
 
@@ -151,6 +152,7 @@ class Device(Group):
 
     kind: Literal["auto", "cuda", "mps", "cpu"]
     dtype: Literal["auto", "float32", "bfloat16"]
+    frozen_weights: FrozenWeights = "whole"
 
 
 class Prepare(Group):

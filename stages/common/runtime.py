@@ -13,7 +13,8 @@ import psutil
 import torch
 
 from stages.common.command import UserError
-from stages.common.params import Device
+from stages.common.models.frozen import Frozen
+from stages.common.params import Device, FrozenWeights
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_MAX: Final = -4
@@ -21,11 +22,16 @@ _M_MMAP_MAX: Final = -4
 
 @dataclass(frozen=True)
 class Runtime:
-    """The chosen device and the precision that matrices are multiplied in."""
+    """The chosen device, the precision that matrices are multiplied in, and how frozen weights are held."""
 
     device: torch.device
     dtype: torch.dtype
     reason: str
+    frozen_weights: FrozenWeights = "whole"
+
+    def frozen(self, layers: int | None = None) -> Frozen:
+        """Layers 1..layers (``None``: all) as frozen ones are held here."""
+        return Frozen(layers, self.frozen_weights)
 
     @property
     def dtype_name(self) -> str:
@@ -51,7 +57,7 @@ def find_runtime(params: Device) -> Runtime:
     """
     device = _choose_device(params.kind)
     if params.dtype != "auto":
-        return Runtime(device, getattr(torch, params.dtype), "as set in params.yaml")
+        return Runtime(device, getattr(torch, params.dtype), "as set in params.yaml", params.frozen_weights)
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported()
         reason = "this GPU computes bfloat16" if fast else "this GPU does not compute bfloat16"
@@ -61,7 +67,7 @@ def find_runtime(params: Device) -> Runtime:
         reason = "this processor has AMX" if fast else "this processor has no AMX: bfloat16 would be slower"
     else:
         fast, reason = False, "float32 is the safe choice on this device"
-    return Runtime(device, torch.bfloat16 if fast else torch.float32, reason)
+    return Runtime(device, torch.bfloat16 if fast else torch.float32, reason, params.frozen_weights)
 
 
 def _choose_device(kind: str) -> torch.device:
@@ -77,9 +83,9 @@ def keep_freed_memory() -> None:
     """Tell glibc not to hand large blocks back to the kernel at every step.
 
     By default it does, and a step that asks for them again waits for their pages. How much that
-    costs depends on the model: without this, a fine-tune at half depth took 1.06 times as long on the
-    embedded model and 0.996 times on one of 12 layers of 1,024, so little or nothing, on two cores
-    (``allocator`` in ``reports/benchmark-2-cores-avx512.json``).
+    costs depends on the model: without this, a fine-tune at half depth took 1.04 times as long on the
+    embedded model and 1.15 times on one of 12 layers of 1,024, on two cores whose speed changed by more
+    than that between repeats (``allocator`` in ``reports/benchmark-2-cores-avx512.json``).
 
     Set through ``mallopt``, which holds however the stage was started. That torch is loaded by then makes
     no difference: glibc reads the environment's ``MALLOC_*`` into the same process-wide settings, and looks

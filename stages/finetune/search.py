@@ -100,14 +100,14 @@ def best_of_grid(bench: Bench, seed: int) -> Search:
     """
     scope = scope_of(bench.method, bench.plan, bench.params, seed, bench.first_n)
     rates = bench.params.rates(bench.method, scope.boundary)
-    model = open_model(bench.base, bench.runtime.device)
+    model = _open(bench, scope)
     states = _open_states(bench, model, scope, len(rates), seed) if scope.boundary else {}
     costs = _costs(bench, scope, anew=bool(states) and states["training"].origin == "off")
     epochs = _epochs(bench, scope, costs, seed)
     best: Candidate | None = None
     grid: list[dict[str, float]] = []
     for number, rate in enumerate(rates):
-        model = open_model(bench.base, bench.runtime.device) if number else model
+        model = _open(bench, scope) if number else model
         candidate = _train_one(bench, scope, model, states, costs, rate, seed, epochs)
         loss = candidate.training.curve[-1]["validation_loss"]
         grid.append({"rate": rate, "validation_loss": loss})
@@ -115,6 +115,10 @@ def best_of_grid(bench: Bench, seed: int) -> Search:
             best = candidate
     assert best is not None, "a grid holds one rate at least"
     return Search(scope, epochs, best, grid, states)
+
+
+def _open(bench: Bench, scope: Scope) -> CausalModel:
+    return open_model(bench.base, bench.runtime.device, frozen=bench.runtime.frozen(scope.boundary))
 
 
 def _train_one(

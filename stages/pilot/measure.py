@@ -70,7 +70,7 @@ class _Boundary:
 
     def _train(self, size: int, rate: float) -> Pilot:
         bench = self.bench
-        model = open_model(bench.base, bench.runtime.device)
+        model = open_model(bench.base, bench.runtime.device, frozen=bench.runtime.frozen(self.boundary))
         training, validation = begun(model, bench.splits, self._opened, bench.shared)
         anew = bool(self._opened) and self._opened["training"].origin == "off"
         costs, reader = bench.costs(self.boundary, frozen_anew=anew), _LastReading(model, bench)
@@ -95,7 +95,7 @@ class _Boundary:
         if self.boundary == 0:
             return {}
         bench, schedule = self.bench, self.bench.schedule
-        model = open_model(bench.base, bench.runtime.device)
+        model = open_model(bench.base, bench.runtime.device, frozen=bench.runtime.frozen(self.boundary))
         passes = dict.fromkeys(bench.splits, schedule.epochs * len(rates_of(schedule, self.boundary)))
         return open_states(
             bench.base, model, bench.runtime, schedule, self.boundary, bench.splits, passes, bench.shared
@@ -134,7 +134,7 @@ def _unfreeze(model: CausalModel, boundary: int) -> Trainable:
 
 def _untrained(bench: Bench) -> tuple[float, ...]:
     def read() -> list[float]:
-        reader = _LastReading(open_model(bench.base, bench.runtime.device), bench)
+        reader = _LastReading(open_model(bench.base, bench.runtime.device, frozen=bench.runtime.frozen()), bench)
         return [answer.loss for answer in reader.read(bench.validation, bench.shared)]
 
     return tuple(_once(bench.unfinished / "untrained.json", read))

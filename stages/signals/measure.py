@@ -8,6 +8,7 @@ from typing import Final
 from stages.common.artifacts import read_json
 from stages.common.batches import Example
 from stages.common.models.adapter import CausalModel, open_model
+from stages.common.models.frozen import WHOLE
 from stages.common.params import Device, SignalKind, Signals
 from stages.common.runtime import Runtime, choose_runtime
 from stages.signals.classes import classes_of
@@ -20,6 +21,7 @@ from stages.signals.table import Signals as Values
 from stages.signals.variability import variability
 
 _OF_STATES: Final[frozenset[SignalKind]] = frozenset({"block-influence", "variability", "probe"})
+_OF_WEIGHTS: Final[frozenset[SignalKind]] = frozenset({"grad-norm", "spectrum"})  # they read what is stored
 
 
 def measure(base: Path, prepared: Path, device: Device, params: Signals) -> tuple[Values, int]:
@@ -34,7 +36,8 @@ def measure(base: Path, prepared: Path, device: Device, params: Signals) -> tupl
     for kind in params.kinds:
         if kind in {"variability", "probe"}:
             classes_of(examples, kind)  # refused before anything is computed
-    model = open_model(base, runtime.device)
+    read = WHOLE if _OF_WEIGHTS & set(params.kinds) else runtime.frozen()
+    model = open_model(base, runtime.device, frozen=read)
     print(f"signals of {len(examples)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
     return _measure(model, runtime, examples, shared, params), model.depth
 

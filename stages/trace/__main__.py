@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
     settings = params.trace.model_dump(exclude={"workers"})
-    inputs = {"facts": facts, "trace": settings, "device": runtime.device.type, "code": code_hashes()}
+    where = {"device": runtime.device.type, "frozen_weights": runtime.frozen_weights}
+    inputs = {"facts": facts, "trace": settings, **where, "code": code_hashes()}
     unfinished = work_folder(args.out, digest_of(inputs))
     print(f"tracing {len(sample.rows)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
     first = next(stream_examples(args.prepared, SPLIT))

@@ -59,7 +59,9 @@ class Tracer:
         cls, base: Path, runtime: Runtime, params: Trace, tokens: Sequence[int], shared: Sequence[int]
     ) -> "Tracer":
         """Open the base model's folder and prepare: see :meth:`prepare`."""
-        return cls.prepare(open_model(base, runtime.device, runtime.dtype), runtime, params, tokens, shared)
+        return cls.prepare(
+            open_model(base, runtime.device, runtime.dtype, frozen=runtime.frozen()), runtime, params, tokens, shared
+        )
 
     @classmethod
     @torch.no_grad()

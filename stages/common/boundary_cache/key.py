@@ -52,6 +52,7 @@ class Key:
             "batch_tokens": batch_tokens,
             "weights": str(model.network.dtype),
             "compute": runtime.dtype_name,
+            "frozen": runtime.frozen_weights,
             "device": _device_facts(runtime),
             "versions": [torch.__version__, transformers.__version__],
             "code": _code_digest(),
