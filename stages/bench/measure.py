@@ -13,6 +13,7 @@ from stages.bench.contender import Contender
 from stages.bench.embedded import Prepared, embedded_task
 from stages.bench.finetuning import OURS, TRAINER, FineTunes, Grid, measure_fine_tunes
 from stages.bench.kept import Kept
+from stages.bench.noise import noise
 from stages.bench.ours import BasisSolver
 from stages.bench.targets import targets
 from stages.bench.tracing import measure_tracing
@@ -95,7 +96,7 @@ class _Run:
             no_op_repro=repro if isinstance(repro, Spread) else None,
             deciding=deciding,
             bases=bases,
-            notes=notes,
+            notes=[*notes, *noise(models)],
             targets=targets(models, deciding, bases, startup, runtime.device.type),
         )
 

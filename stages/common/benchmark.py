@@ -181,7 +181,7 @@ class Benchmark(Record):
         startup: seconds of a process until it could begin: import and argument parsing, by stage;
             ``finetune+lora`` is the start of a fine-tune with adapters.
         no_op_repro: seconds of a ``dvc repro`` with nothing to do.
-        notes: what was left out, and why.
+        notes: what was left out, and why; how much the machine's own speed changed.
     """
 
     schema_version: Literal[1]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from stages.bench.finetuning import LORA, OURS, PLAIN_ALLOCATOR, TRAINER, FineTunes, Grid
+from stages.bench.noise import noise
 from stages.bench.targets import targets
 from stages.bench.tracing import WHOLE
 from stages.common.benchmark import Bases, Deciding, ModelResult, Spread, Tracing, Workload
@@ -124,3 +125,16 @@ def test_targets_are_of_the_worst_point(tunes):
 def test_a_gpu_is_held_to_more(tunes):
     goals = {device: targets([result_of(tunes, 1.0)], None, None, {}, device)[0].goal for device in ("cpu", "cuda")}
     assert goals == {"cpu": 0.90, "cuda": 0.95}
+
+
+def test_a_machine_that_changed_its_speed_is_told(tunes):
+    described = Workload(
+        model="m", origin="o", layers=4, hidden=8, vocabulary=9, parameters=10, examples=16, batch_size=8,
+        mean_tokens=5.0, shared_tokens=0,
+    )  # fmt: skip
+    model = ModelResult(workload=described, points=tunes.points(), memory=[], allocator=None, tracing=[])
+    (line,) = noise([model])
+    assert line.startswith("m: ")
+    assert "took 5 to 10 s" in line or "took 8 to 16 s" in line or "took 16 to 32 s" in line
+    steady = [point.model_copy(update={"seconds": Spread.of([10.0, 11.0])}) for point in model.points]
+    assert noise([model.model_copy(update={"points": steady})]) == []
