@@ -27,15 +27,14 @@ def write_folder(source: Source, family: Family, folder: Path) -> dict[str, int]
     if found != layers or "embedding" not in units:
         raise UserError(f"{source.name}: the weights hold {found} layers, config.json says {layers}")
 
-    sizes, total_bytes = {}, 0
+    sizes = {}
     with progress("sharding by layer", len(units), "shards") as advance:
         for unit, members in units.items():
             tensors = {name: source.tensors[name] for name in members}
             write_unit(folder / f"{unit}.safetensors", tensors)
             sizes.update({name: tensor.numel() for name, tensor in tensors.items()})
-            total_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
             advance(1, unit)
-    write_index(folder, units, total_bytes)
+    write_index(folder, units)
     write_json(folder / "config.json", plain_config(source.config))
     source.tokenizer.save_pretrained(folder)
     if not (folder / "tokenizer.json").exists():

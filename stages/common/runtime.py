@@ -6,7 +6,6 @@ import platform
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
 import psutil
@@ -118,22 +117,6 @@ def machine_facts(runtime: Runtime) -> dict[str, Any]:
         "dtype_reason": runtime.reason,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "safetensors", "numpy")},
     }
-
-
-def free_memory_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that can still be had without swapping: of the machine, or of the container if that has less.
-
-    Args:
-        group: where Linux (control groups, version 2) says what this container may have.
-    """
-    free = psutil.virtual_memory().available
-    try:
-        limit = int((group / "memory.max").read_text())
-        facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(facts["inactive_file"])
-    except (OSError, ValueError, KeyError):  # no such control group, or one without a limit
-        return free
-    return min(free, limit - used)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

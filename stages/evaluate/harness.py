@@ -64,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     runtime = choose_runtime(load_params().device)
     folders = {BASE: require(args.base, made_by="base")}
-    folders |= {folder.name: require(folder, made_by="finetune") for folder in args.models}
+    for folder in args.models:
+        if folder.name in folders:
+            raise UserError(f"{folder}: another model is called {folder.name} too; results go by the folder's name")
+        folders[folder.name] = require(folder, made_by="finetune")
     harness = Harness(args.tasks, args.include, args.fewshot, args.limit, args.batch_size)
     found = {name: harness.run(folder, runtime) for name, folder in folders.items()}
     models = {

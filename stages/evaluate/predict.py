@@ -42,10 +42,14 @@ class Predictor:
     test: Sequence[Example]
     prefixes: dict[int, Opened] = field(default_factory=dict)
 
-    def predict(self, folder: Path, name: str, frozen: int = 0) -> Predictions:
-        """Answers of the model in ``folder``, whose embedding and layers 1..frozen are the base's."""
+    def predict(self, folder: Path, name: str, frozen: int | None = None) -> Predictions:
+        """Answers of the model in ``folder``, whose embedding and layers 1..frozen are the base's; ``None``: all are.
+
+        Quantised layers are those that were in training, and all of the base; offloaded are all, since nothing trains.
+        """
         rule = rule_of(self.meta)
-        model = open_model(folder, self.runtime.device, self.runtime.dtype, frozen=self.runtime.frozen(frozen))
+        held = self.runtime.frozen(None if self.runtime.frozen_weights == "offload" else frozen)
+        model = open_model(folder, self.runtime.device, self.runtime.dtype, frozen=held)
         reader = Reader(model, self.runtime, rule, self.params.batch_tokens)
         start = self._behind_frozen(model, frozen) if frozen else None
         with progress(f"evaluating {name}", len(self.test), "examples") as advance:

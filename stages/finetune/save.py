@@ -37,7 +37,7 @@ def save_model(trainable: Trainable, base: Path, folder: Path) -> list[str]:
         else:
             write_unit(folder / shard, {name: named[name].to(dtype_of) for name in names})
             rewritten.append(unit)
-    write_index(folder, units, index["metadata"]["total_size"])
+    write_index(folder, units)
     for file in base.iterdir():
         if file.is_file() and file.name not in _WEIGHTS and file.suffix != ".safetensors":
             share_file(file, folder / file.name)

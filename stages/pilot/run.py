@@ -76,7 +76,7 @@ def _bench(base: Path, prepared: Path, out: Path, device: Device, params: Pilot,
     inputs = {
         **_identity(base, prepared),
         "params": [schedule.model_dump(mode="json", warnings=False), params.model_dump(mode="json")],
-        "runtime": [runtime.device.type, runtime.dtype_name, torch.__version__],
+        "runtime": [runtime.device.type, runtime.dtype_name, runtime.frozen_weights, torch.__version__],
         "code": code_hashes(),
     }
     return Bench(

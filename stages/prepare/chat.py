@@ -93,7 +93,9 @@ class ChatTemplate:
         """
         answered = [*turns, {"role": "assistant", "content": _ANSWER}]
         try:
-            text = self._template.render(messages=answered, add_generation_prompt=False, **self._special)
+            # transformers names tools and documents to every template, and some ask whether there are any.
+            nothing = {"tools": None, "documents": None, "add_generation_prompt": False}
+            text = self._template.render(messages=answered, **nothing, **self._special)
         except (TemplateError, TypeError) as error:
             raise RefusedRowError(f"conversation that the chat template refuses: {_on_one_line(error)}") from None
         head, found, closing = text.rpartition(_ANSWER)

@@ -2,7 +2,7 @@
 
 import psutil
 
-from stages.common.runtime import free_memory_bytes
+from stages.common.memory import free_memory_bytes
 
 
 def test_free_memory_is_the_containers_where_that_is_less(tmp_path):

@@ -99,6 +99,15 @@ def test_scores_are_those_of_our_own_evaluation(project, monkeypatch):
     assert models["base"]["weights_sha256"] != models["tuned"]["weights_sha256"]
 
 
+def test_two_models_of_one_name_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path)
+    for folder in ("base", "a/tuned", "b/tuned"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(UserError, match="b/tuned: another model is called tuned too"):
+        main(["--base", "base", "--models", "a/tuned", "b/tuned", "--tasks", "any", "--out", "harness.json"])
+
+
 def test_an_unknown_task_is_named(project, monkeypatch):
     with pytest.raises(UserError, match="no task plants"):
         run(project, monkeypatch, ["animals", "plants"])

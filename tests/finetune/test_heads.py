@@ -39,7 +39,7 @@ def write_base(folder, *, tied):
     units = group_by_unit(named, family_of("llama"), LAYERS)
     for unit, names in units.items():
         write_unit(folder / f"{unit}.safetensors", {name: named[name] for name in names})
-    write_index(folder, units, 1)
+    write_index(folder, units)
     network.config.architectures = ["LlamaForCausalLM"]
     network.config.save_pretrained(folder)
     return folder

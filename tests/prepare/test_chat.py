@@ -45,6 +45,12 @@ TEMPLATES = {
         "    {%- else -%}\n{{- '<|' + message.role + '|>' + message.content -}}\n    {%- endif -%}\n{%- endfor -%}\n"
         "{%- if add_generation_prompt -%}\n{{- '<|assistant|>' -}}\n{%- endif -%}"
     ),
+    "tools": (  # asks for tools, which are never given
+        "{% if tools is not none %}{{ 'Tools: ' + tools | tojson + '\n' }}{% endif %}"
+        "{% if documents is not none %}{{ 'Documents\n' }}{% endif %}"
+        "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    ),
     "json": (  # functions, name spaces, loop controls
         "{%- set ns = namespace(seen=0) -%}{%- for message in messages -%}"
         "{%- if ns.seen > 8 -%}{%- break -%}{%- endif -%}"
@@ -56,7 +62,14 @@ SPECIAL = [
     *("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     *("[INST]", "[/INST]", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
 ]
-ENDS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "mistral": "</s>", "close": "<|end|>", "json": "</s>"}
+ENDS = {
+    "chatml": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "mistral": "</s>",
+    "close": "<|end|>",
+    "tools": "<|end|>",
+    "json": "</s>",
+}
 USER = {"role": "user", "content": "the cat <b>sat</b> on"}
 TURNS = [
     [USER],

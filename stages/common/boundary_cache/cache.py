@@ -21,10 +21,11 @@ from stages.common.boundary_cache.layout import Layout
 from stages.common.boundary_cache.opened import Opened
 from stages.common.boundary_cache.states import BoundaryStates, FrozenLayers
 from stages.common.command import UserError
+from stages.common.memory import free_memory_bytes
 from stages.common.models.adapter import CausalModel
 from stages.common.params import CacheMode
 from stages.common.progress import progress
-from stages.common.runtime import Runtime, free_memory_bytes
+from stages.common.runtime import Runtime
 
 _SAMPLE_SECONDS: Final = 1.0
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,7 +53,7 @@ class Key:
             "batch_tokens": batch_tokens,
             "weights": str(model.network.dtype),
             "compute": runtime.dtype_name,
-            "frozen": runtime.frozen_weights,
+            "frozen": _held(runtime),
             "device": _device_facts(runtime),
             "versions": [torch.__version__, transformers.__version__],
             "code": _code_digest(),
@@ -108,6 +109,12 @@ def _token_digest(examples: Sequence[Example]) -> str:
     for example in examples:
         digest.update(np.array(example.inputs, np.int64).tobytes())
     return digest.hexdigest()
+
+
+def _held(runtime: Runtime) -> list[str]:
+    """How frozen layers compute; offloaded ones give the bits of those held whole."""
+    quantised = runtime.frozen_weights in {"int8", "nf4"}
+    return [runtime.frozen_weights, version("bitsandbytes")] if quantised else []
 
 
 def _device_facts(runtime: Runtime) -> list[str | int]:

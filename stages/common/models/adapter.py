@@ -52,7 +52,7 @@ def open_model(
         config = AutoConfig.from_pretrained(folder, **options)
         held = frozen.options(config, device, dtype, trust_remote_code=trust_remote_code)
         with ExitStack() as stack:
-            if frozen.held == "offload":
+            if held and frozen.held == "offload":
                 # For weights that the network holds in another form than its files: a mixture's experts.
                 held["offload_folder"] = stack.enter_context(TemporaryDirectory(prefix="salf-offloaded-"))
             network = AutoModelForCausalLM.from_pretrained(

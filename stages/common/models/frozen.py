@@ -7,17 +7,18 @@ to the device one map at a time: in main memory beside a GPU, else in the model'
 but time, and lets a model run that is larger than memory; with a boundary cache the price is paid once.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Final
 
-import psutil
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
 
 from stages.common.command import UserError
+from stages.common.memory import free_memory_bytes
 from stages.common.models.families import family_of
 from stages.common.params import FrozenWeights
 
@@ -88,7 +89,8 @@ def _places(
 ) -> dict[str, str]:
     """Where every part of the network goes: frozen layers outside the device, all else on it."""
     size = sum(p.numel() for name in frozen for p in network.get_submodule(name).parameters()) * dtype.itemsize
-    fits = size <= _MEMORY_SHARE * psutil.virtual_memory().available
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of a launcher's: each holds the layers
+    fits = here * size <= _MEMORY_SHARE * free_memory_bytes()
     outside = "cpu" if device.type != "cpu" and fits else "disk"
     return {name: outside if name in frozen else str(device) for name in _parts(network, layers)}
 

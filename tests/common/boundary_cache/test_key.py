@@ -44,6 +44,13 @@ def test_whatever_decides_the_states_changes_the_key(model, changes):
     assert key(model, **changes).digest != key(model).digest
 
 
+@pytest.mark.parametrize("held", ["int8", "nf4"])
+def test_quantised_layers_change_the_key_and_offloaded_ones_do_not(model, held):
+    pytest.importorskip("bitsandbytes")
+    assert key(model, runtime=replace(FLOAT32, frozen_weights=held)).digest != key(model).digest
+    assert key(model, runtime=replace(FLOAT32, frozen_weights="offload")).digest == key(model).digest
+
+
 def test_the_layers_above_and_the_answers_last_tokens_do_not(model):
     shards = {**SHARDS, "layer-03.safetensors": "other", "layer-04.safetensors": "other", "final.safetensors": "other"}
     answers = [replace(e, answer_ids=(*e.answer_ids[:-1], 1), text="x", label="y") for e in make_examples()]

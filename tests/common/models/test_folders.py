@@ -70,6 +70,9 @@ def test_a_trained_suffix_is_saved_reloaded_and_writes(tmp_path, monkeypatch, hu
         "layer-01.safetensors",
         "layer-02.safetensors",
     }
+    shards = [load_file(file) for file in (tmp_path / "tuned").glob("*.safetensors")]
+    index = json.loads((tmp_path / "tuned" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for shard in shards for tensor in shard.values())
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
     torch.testing.assert_close(logits(again), logits(model.network))
     written = [network.generate(IDS, max_new_tokens=4, do_sample=False) for network in (again, model.network)]

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.common.command import UserError
 from stages.common.models import frozen
 from stages.common.models.adapter import open_model
 from stages.common.models.frozen import Frozen
-from tests.common.models.tiny import save_tiny
+from tests.common.models.tiny import save_tiny, tiny_network
 from tests.conftest import write_tiny_task
 from tests.test_chain import Chain
 
@@ -69,6 +69,29 @@ def test_only_frozen_layers_are_quantised_and_compute_with_their_own_values(tmp_
     # int8 rounds the layer's inputs as well, so it is as far from its own weights' answer as rounding goes.
     assert far < (1e-5 if held == "nf4" else 0.05)
     assert from_whole > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "free", "outside"), [("cuda", 2**40, "cpu"), ("cuda", 0, "disk"), ("cpu", 2**40, "disk")]
+)
+def test_beside_a_gpu_layers_stay_in_main_memory_if_they_fit(tmp_path, monkeypatch, kind, free, outside):
+    save_tiny(tmp_path / "model")
+    monkeypatch.setattr(frozen, "free_memory_bytes", lambda: free)
+    config = AutoConfig.from_pretrained(tmp_path / "model")
+    held = Frozen(2, "offload").options(config, torch.device(kind), torch.float32, trust_remote_code=False)
+    layers = {"model.layers.0": outside, "model.layers.1": outside, "model.layers.2": kind, "model.layers.3": kind}
+    rest = ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"]
+    assert held == {"device_map": {**layers, **dict.fromkeys(rest, kind)}}
+
+
+@pytest.mark.parametrize("held", ["offload", "int8", "nf4"])
+def test_where_no_layer_is_frozen_the_model_is_opened_as_it_always_is(tmp_path, held):
+    save_tiny(tmp_path / "model")
+    model = opened(tmp_path / "model", held, 0)
+    assert {type(part) for part in model.layers.modules()} == {type(p) for p in tiny_network().model.layers.modules()}
+    assert not hasattr(model.network, "hf_device_map")
+    config = AutoConfig.from_pretrained(tmp_path / "model")
+    assert Frozen(0, held).options(config, CPU, torch.float32, trust_remote_code=False) == {}
 
 
 def test_without_bitsandbytes_it_says_what_to_install(tmp_path, monkeypatch):

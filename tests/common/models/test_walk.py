@@ -68,16 +68,17 @@ def test_every_space_and_the_logits_are_hugging_faces_own(model_type, shared, jo
             torch.testing.assert_close(model.logits(ours[-1])[row], said.logits[0, -1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("boundary", [0, 2, 4])
-def test_prefix_and_suffix_make_the_whole(boundary):
-    model = open_tiny("llama")
-    batch = batch_of(0)
+@pytest.mark.parametrize("boundary", [2, 4])
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_a_prefix_and_the_suffix_behind_it_say_what_the_whole_model_says(model_type, boundary):
+    model, theirs, batch = open_tiny(model_type), reference(model_type), batch_of(0)
     packing = Packing.of(batch.lengths, model.device)
     with torch.no_grad():
-        states = Embeddings.behind(model, []).states(batch)
-        whole = run(model, states, 0, model.depth, packing)
-        halves = run(model, run(model, states, 0, boundary, packing), boundary, model.depth, packing)
-    torch.testing.assert_close(halves, whole)
+        kept = run(model, Embeddings.behind(model, []).states(batch), 0, boundary, packing)
+        ours = model.logits(run_to_answers(model, kept, boundary, packing, batch.answers))
+        for row, prompt in enumerate(PROMPTS):
+            said = theirs(torch.tensor([prompt])).logits[0, -1]
+            torch.testing.assert_close(ours[row], said, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("first", [0, 3, 4])
@@ -123,8 +124,11 @@ def test_a_walk_goes_on_from_the_middle_behind_a_walked_beginning(model_type):
     torch.testing.assert_close(answers, whole[batch.answers], rtol=1e-4, atol=1e-5)
 
 
-def compare_gradients(model_type, boundary, **overrides):
-    """Each example with its own copy of the beginning, through Hugging Face's forward, is the reference."""
+def compare_gradients(model_type, boundary, *, kept=False, **overrides):
+    """Each example with its own copy of the beginning, through Hugging Face's forward, is the reference.
+
+    ``kept``: the pass begins at states of the boundary that were computed before, as training above one does.
+    """
     model, theirs = open_tiny(model_type, **overrides), reference(model_type, **overrides)
     names = [name for name, _ in theirs.named_parameters() if trains(name, model, boundary)]
     for network in (model.network, theirs):
@@ -133,7 +137,14 @@ def compare_gradients(model_type, boundary, **overrides):
             network.get_parameter(name).requires_grad_(True)
 
     batch = batch_of(SHARED)
-    logits = training_logits(model, Embeddings.behind(model, PROMPTS[0][:SHARED]), batch)
+    start = Embeddings.behind(model, PROMPTS[0][:SHARED])
+    if kept:
+        packing = Packing.of(batch.lengths, model.device, past=SHARED)
+        with torch.no_grad():
+            states = run(model, start.states(batch, joined=True), 0, boundary, packing)
+        logits = model.logits(run_to_answers(model, states, boundary, packing, batch.answers))
+    else:
+        logits = training_logits(model, start, batch)
     torch.nn.functional.cross_entropy(logits, batch.targets).backward()
     logits = torch.stack([theirs(torch.tensor([p])).logits[0, -1] for p in PROMPTS])
     torch.nn.functional.cross_entropy(logits, batch.targets).backward()
@@ -158,6 +169,11 @@ def trains(name, model, boundary):
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_gradients_behind_a_shared_beginning_are_those_of_the_whole_model(model_type, boundary):
     compare_gradients(model_type, boundary)
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_gradients_behind_kept_states_are_those_of_the_whole_model_with_frozen_layers(model_type):
+    compare_gradients(model_type, 2, kept=True)
 
 
 @pytest.mark.parametrize("boundary", [0, 2])
