@@ -118,9 +118,10 @@ class BoundaryCache:
         return Opened(start, "off", 0, "nowhere", split.size, 0.0, reason)
 
     def _memory(self, split: _Split) -> Opened:
-        if split.size > (free := free_memory_bytes()):
+        needed = split.size * (self.team.count if self.team else 1)
+        if needed > (free := free_memory_bytes()):
             raise UserError(
-                f"finetune.cache = memory: the boundary states need {amount(split.size)} and {amount(free)} of memory "
+                f"finetune.cache = memory: the boundary states need {amount(needed)} and {amount(free)} of memory "
                 "are free; set it to disk, off or auto"
             )
         return self._in_memory(split, "finetune.cache = memory", self.team)
@@ -193,8 +194,9 @@ class BoundaryCache:
         try:
             folder.make_room(split.size)
             folder.write(split.key, [rows], split.layout.rows, lambda: parts.seconds)
-        except OSError as error:  # a disk that filled up meanwhile; the states are here
-            return self._opened(split, rows, "in memory", parts, begun, f"writing failed: {error.strerror}")
+        except (OSError, UserError) as error:  # a disk that filled up meanwhile; the states are here
+            reason = error.strerror if isinstance(error, OSError) else error
+            return self._opened(split, rows, "in memory", parts, begun, f"writing failed: {reason}")
         return self._opened(split, rows, "in memory and on disk", parts, begun, f"for other runs: {verdict.reason}")
 
     def _beyond_memory(self, split: _Split, parts: Timed, begun: int, passes: float) -> Opened:

@@ -132,6 +132,16 @@ def test_auto_with_a_full_disk_makes_do_with_memory(task, machine, monkeypatch):
     assert "no room" in opened.words
 
 
+def test_auto_whose_room_is_taken_by_another_makes_do_with_memory(task, machine, monkeypatch):
+    def taken(_folder, _size):
+        raise UserError("another run took the room")
+
+    monkeypatch.setattr(CacheFolder, "make_room", taken)
+    opened = task.open("auto")
+    assert (opened.kept, task.files) == ("in memory", [])
+    assert "another run took the room" in opened.words
+
+
 def test_auto_without_a_usable_folder_makes_do_with_memory(task, machine):
     task.folder.parent.mkdir(exist_ok=True)
     task.folder.write_text("a file in the folder's place")

@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from stages.common.answers import training_logits
 from stages.common.batches import Batch
 from stages.common.boundary_cache.compute import cache_boundary
+from stages.common.models.adapter import CausalModel
+from stages.common.models.families import family_of
 from stages.common.params import Device
 from stages.common.runtime import choose_runtime
 from stages.common.training.step import Stepper, cut
+from stages.common.training.trainable import Trainable
 from tests.common.training.tiny_training import (
     RUNTIME,
     SHARED,
@@ -82,6 +86,37 @@ def test_recomputed_layers_give_the_same_gradients_bit_by_bit(boundary, cached, 
     assert loss == again
     assert all(torch.equal(recomputed[name], gradient) for name, gradient in expected.items())
     assert all(gradient.any() for gradient in recomputed.values())
+
+
+def adapted(boundary):
+    """PEFT's adapters beside the linear maps above the boundary, with values that are not its zeros."""
+    network = trainable(boundary).model.network.requires_grad_(False)
+    torch.manual_seed(1)
+    settings = LoraConfig(
+        r=2,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        layers_to_transform=list(range(boundary, 4)),
+        layers_pattern="layers",
+        init_lora_weights=False,
+    )
+    adapters = get_peft_model(network, settings)
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return Trainable(CausalModel(network, family_of("llama")), parameters, boundary, adapters)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("boundary", "cached"), [(0, False), (2, False), (2, True)])
+def test_adapters_get_the_gradients_that_they_get_in_the_whole_model(boundary, cached, recompute, parts):
+    made = adapted(boundary)
+    start = cache_boundary(made.model, RUNTIME, EXAMPLES, SHARED, boundary, 64) if cached else None
+    loss, found = gradients(made, cut(WHOLE, parts), start=start, gradient_checkpointing=recompute)
+    expected_loss, expected = reference(adapted(boundary))
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert found.keys() == expected.keys()
+    assert len(expected) == (4 - boundary) * 7 * 2  # two matrices beside each of a layer's seven maps
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()) + 1e-6)
 
 
 def test_recomputed_layers_run_twice_and_frozen_ones_once():
