@@ -6,14 +6,15 @@ from stages.common.benchmark import Bases, Deciding, ModelResult, Point, Spread,
 
 
 def beside_ideal(model: ModelResult, point: Point) -> str:
-    """Which epochs took longer than their operations allow."""
+    """Which epochs took longer than their operations allow, and how far repeats of one run lie apart."""
 
     def allowed(at: Point) -> float:
         return _full_seconds(model, at.epochs) / at.ideal
 
     return (
         f"By its operations it would take {_seconds(allowed(point))} of boundary 0's "
-        f"{_seconds(_full_seconds(model, point.epochs))}; by epochs: {_epochs(model, point, allowed)}."
+        f"{_seconds(_full_seconds(model, point.epochs))}; by epochs: {_epochs(model, point, allowed)}. "
+        f"Repeats of this run took {_range(point.seconds)}, of boundary 0's {_range(_full(model, point.epochs))}."
     )
 
 
@@ -105,9 +106,13 @@ def _epochs(model: ModelResult, point: Point, other: Callable[[Point], float]) -
     return ", ".join(parts)
 
 
-def _full_seconds(model: ModelResult, epochs: int) -> float:
-    (full,) = (p.seconds.median for p in model.points if p.boundary == 0 and p.epochs == epochs)
+def _full(model: ModelResult, epochs: int) -> Spread:
+    (full,) = (p.seconds for p in model.points if p.boundary == 0 and p.epochs == epochs)
     return full
+
+
+def _full_seconds(model: ModelResult, epochs: int) -> float:
+    return _full(model, epochs).median
 
 
 def _trainer_seconds(point: Point) -> float:
@@ -128,3 +133,7 @@ def _span(first: int, last: int) -> str:
 
 def _seconds(value: float) -> str:
     return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def _range(seconds: Spread) -> str:
+    return f"{_seconds(seconds.low)} to {_seconds(seconds.high)}"
