@@ -1,8 +1,12 @@
 """What the machine says of itself."""
 
 import psutil
+import pytest
+import torch
 
 from stages.common.memory import free_memory_bytes
+from stages.common.params import Device
+from stages.common.runtime import find_runtime
 
 
 def test_free_memory_is_the_containers_where_that_is_less(tmp_path):
@@ -13,3 +17,12 @@ def test_free_memory_is_the_containers_where_that_is_less(tmp_path):
     assert free_memory_bytes(tmp_path) == 600  # of the file cache, what was not used lately can be had
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory_bytes(tmp_path) > 2**20
+
+
+@pytest.mark.parametrize(("tiles", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bfloat16_is_chosen_only_where_the_processor_computes_it(monkeypatch, tiles, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    chosen = find_runtime(Device(kind="cpu", dtype="auto"))
+    assert chosen.dtype is dtype
+    assert ("has AMX" in chosen.reason) is tiles
+    assert find_runtime(Device(kind="cpu", dtype="float32")).dtype is torch.float32  # what is asked for is taken
