@@ -13,12 +13,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from stages.base import embedded
-from stages.base.checkpoint import LazyTensors, complete_config
+from stages.base.checkpoint import LazyTensors, complete_config, weight_files
 from stages.common.artifacts import read_json
 from stages.common.command import UserError
 from stages.common.params import Model
 
 _HUB_FILES: Final = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+# Beside the checkpoint: the same weights once more, as their maker's own tools or others take them.
+_NOT_WANTED: Final = ["consolidated*.safetensors", "*/*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,11 @@ def _embedded() -> Source:
 
 def _download(params: Model) -> Path:
     try:
-        return Path(snapshot_download(params.source, revision=params.revision, allow_patterns=_HUB_FILES))
+        return Path(
+            snapshot_download(
+                params.source, revision=params.revision, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_WANTED
+            )
+        )
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
         raise UserError(
             f"model.source = {params.source}: no such folder, not in the hub's cache, and the hub cannot be reached"
@@ -83,7 +89,8 @@ def _download(params: Model) -> Path:
 
 
 def _folder(folder: Path, params: Model, name: str, origin: str, revision: str | None) -> Source:
-    if not list(folder.glob("*.safetensors")):
+    files = weight_files(folder)
+    if not files:
         raise UserError(f"{folder}: holds no .safetensors weights; other formats are not opened")
     options = {"trust_remote_code": params.trust_remote_code, "local_files_only": True}
     try:
@@ -98,5 +105,5 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
         revision=revision,
         config=complete_config(read_json(folder / "config.json"), opened),
         tokenizer=tokenizer,
-        tensors=LazyTensors(folder, opened),
+        tensors=LazyTensors(files, opened),
     )
