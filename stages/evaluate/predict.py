@@ -45,7 +45,8 @@ class Predictor:
     def predict(self, folder: Path, name: str, frozen: int = 0) -> Predictions:
         """Answers of the model in ``folder``, whose embedding and layers 1..frozen are the base's."""
         rule = rule_of(self.meta)
-        model = open_model(folder, self.runtime.device, self.runtime.dtype, frozen=self.runtime.frozen(frozen))
+        held = self.runtime.frozen(frozen)
+        model = open_model(folder, self.runtime.device, self.runtime.dtype, frozen=held, base=self.base)
         reader = Reader(model, self.runtime, rule, self.params.batch_tokens)
         start = self._behind_frozen(model, frozen) if frozen else None
         with progress(f"evaluating {name}", len(self.test), "examples") as advance:
