@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -16,6 +15,7 @@ from stages.base import embedded
 from stages.base.checkpoint import LazyTensors, complete_config, weight_files
 from stages.common.artifacts import read_json
 from stages.common.command import UserError
+from stages.common.hub import FAULTS, hub_fault
 from stages.common.params import Model
 
 _HUB_FILES: Final = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -85,13 +85,11 @@ def _download(params: Model) -> Path:
                 params.source, revision=params.revision, allow_patterns=wanted, ignore_patterns=_NOT_WANTED
             )
         )
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
-        raise UserError(
-            f"model.source = {params.source}: no such folder, not in the hub's cache, and the hub cannot be reached"
-        ) from None
-    except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.source = {params.source}: {reason}") from None
+    except FAULTS as error:
+        meaning = hub_fault(error, "model", params.source, params.revision)
+        if meaning is None:
+            raise
+        raise UserError(f"model.source = {params.source}: {meaning}") from None
 
 
 def _folder(folder: Path, params: Model, name: str, origin: str, revision: str | None) -> Source:

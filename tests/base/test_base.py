@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -146,6 +147,23 @@ def test_a_hub_model_is_asked_for_at_its_revision_and_recorded_by_its_commit(tmp
     facts = json.loads((base / "base.json").read_text())
     assert asked == [("somebody/model", "main", False)]
     assert (facts["name"], facts["revision"]) == ("somebody/model", commit)
+
+
+def test_other_copies_of_the_weights_are_not_downloaded(tmp_path, monkeypatch, hub_checkpoint):
+    (hub_checkpoint / "original").mkdir()
+    shutil.copy(hub_checkpoint / "consolidated.safetensors", hub_checkpoint / "original/model.safetensors")
+    wanted = {file.name for file in hub_checkpoint.glob("model-*.safetensors")}
+    got = set()
+
+    def download(name, revision, **patterns):
+        files = [str(file.relative_to(hub_checkpoint)) for file in hub_checkpoint.rglob("*") if file.is_file()]
+        got.update(filter_repo_objects(files, **patterns))
+        return str(hub_checkpoint)
+
+    monkeypatch.setattr("stages.base.sources.snapshot_download", download)
+    bring(tmp_path, monkeypatch, "somebody/model")
+    assert {name for name in got if name.endswith(".safetensors")} == wanted
+    assert {"config.json", "tokenizer.json", INDEX} <= got
 
 
 def test_other_weights_than_safetensors_are_not_opened(tmp_path, monkeypatch, hub_folder):
