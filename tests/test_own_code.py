@@ -8,8 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from stages.base.__main__ import main as bring_base
+from stages.common.boundary_cache.key import Key
 from stages.common.command import UserError
 from stages.common.models.adapter import open_model
+from tests.common.training.tiny_training import RUNTIME, SHARED, made_examples
 from tests.conftest import write_params
 from tests.test_families_chain import METHODS, prepare_source
 
@@ -96,6 +98,17 @@ def test_with_consent_the_code_comes_along_and_computes(tmp_path, monkeypatch, s
         torch.testing.assert_close(logits, expected(hub_folder))
         plain = AutoModelForCausalLM.from_pretrained(hub_folder)(IDS).logits
     assert (logits - plain).abs().max() > 0.01
+
+
+def test_states_are_not_taken_that_other_code_computed(tmp_path, monkeypatch, source):
+    def key():
+        model = open_model(bring(tmp_path, monkeypatch, source, trusted=True), CPU)
+        return Key.of(model, RUNTIME, ["0"], made_examples(), SHARED, 64).digest
+
+    first = key()
+    assert key() == first
+    (source / "modeling_own.py").write_text(MODELING.replace("Tanh", "ReLU"))
+    assert key() != first
 
 
 def test_without_consent_it_is_refused_in_one_line_and_no_code_ran(tmp_path, monkeypatch, source, marker):
