@@ -19,12 +19,17 @@ def prepare(folder, hub_folder, model_type, **overrides):
     shutil.copytree(hub_folder, source)
     (source / "config.json").unlink()
     save_tiny(source, model_type, vocab_size=258, bos_token_id=0, eos_token_id=1, pad_token_id=1, **overrides)
+    return prepare_source(folder, source)
+
+
+def prepare_source(folder, source, **changes):
     write_tiny_task(
         folder,
         source,
         compare__methods=METHODS,
         finetune__epochs=1,
         data__limits={"train": 40, "validation": 8, "test": 8},
+        **changes,
     )
     return Chain(folder)
 

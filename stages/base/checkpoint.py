@@ -6,7 +6,7 @@ read names and sizes without loading, so they get the current ones.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,10 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from stages.common.artifacts import read_json
+from stages.common.command import UserError
+from stages.common.models.shards import INDEX
 
 _SIZES: Final = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "tie_word_embeddings")
 _OLD_HEADS: Final = {"gpt_neox": "embed_out."}
@@ -27,12 +31,39 @@ def complete_config(raw: Mapping[str, Any], opened: PreTrainedConfig) -> dict[st
     return {**raw, **{name: value for name, value in missing.items() if value is not None}}
 
 
-class LazyTensors(Mapping[str, Tensor]):
-    """The tensors of a folder's safetensors files, each read when asked for."""
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make the model; none where the folder has none.
 
-    def __init__(self, folder: Path, config: PreTrainedConfig) -> None:
+    A folder may hold others beside them: the same weights in their maker's own form (``consolidated``), adapters.
+
+    Raises:
+        UserError: the folder's index is damaged, or names a file that is not there.
+    """
+    if (folder / INDEX).exists():
+        return _indexed(folder)
+    whole = folder / "model.safetensors"
+    return [whole] if whole.exists() else sorted(folder.glob("*.safetensors"))
+
+
+def _indexed(folder: Path) -> list[Path]:
+    try:
+        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(
+            f"{folder / INDEX}: does not say which file holds which weight; bring the folder anew"
+        ) from None
+    for name in names:
+        if not (folder / name).exists():
+            raise UserError(f"{folder}: {INDEX} names {name}, which is not there; complete the folder")
+    return [folder / name for name in names]
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """The tensors of safetensors files, each read when asked for."""
+
+    def __init__(self, files: Iterable[Path], config: PreTrainedConfig) -> None:
         stored: dict[str, Path] = {}
-        for file in sorted(folder.glob("*.safetensors")):
+        for file in files:
             with safe_open(file, framework="pt") as shard:
                 stored.update(dict.fromkeys(shard.keys(), file))
         self._place_of = {name: (stored[old], old) for old, name in current_names(stored, config).items()}

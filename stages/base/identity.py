@@ -42,6 +42,7 @@ def identity(source: Source, kind: str, family: Family, sizes: Mapping[str, int]
             "norm": per_unit.get("final", 0),
             "head": per_unit.get("head", 0),
         },
+        "trust_remote_code": bool(source.code),
         "shards": hashes,
         "weights_sha256": weights_digest(hashes),
     }

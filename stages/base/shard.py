@@ -1,9 +1,10 @@
 """Writes a source as a model folder with one shard per layer."""
 
+import shutil
 from pathlib import Path
 
 from stages.base.sources import Source
-from stages.common.artifacts import write_json
+from stages.common.artifacts import read_json, write_json
 from stages.common.command import UserError
 from stages.common.models.families import Family
 from stages.common.models.shards import group_by_unit, plain_config, write_index, write_unit
@@ -37,6 +38,16 @@ def write_folder(source: Source, family: Family, folder: Path) -> dict[str, int]
     write_index(folder, units)
     write_json(folder / "config.json", plain_config(source.config))
     source.tokenizer.save_pretrained(folder)
+    _bring_code(source, folder)
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"{source.name}: its tokenizer has no fast form (tokenizer.json), which this pipeline needs")
     return sizes
+
+
+def _bring_code(source: Source, folder: Path) -> None:
+    """Put the author's code beside the model; without the user's consent leave out what would call it, too."""
+    for file in source.code:
+        shutil.copyfile(file, folder / file.name)
+    settings = folder / "tokenizer_config.json"
+    if not source.code and "auto_map" in (said := read_json(settings)):
+        write_json(settings, {key: value for key, value in said.items() if key != "auto_map"})

@@ -1,29 +1,35 @@
 """Where a base model comes from: the embedded one, a local folder, or the hub."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from stages.base import embedded
-from stages.base.checkpoint import LazyTensors, complete_config
+from stages.base.checkpoint import LazyTensors, complete_config, weight_files
 from stages.common.artifacts import read_json
 from stages.common.command import UserError
+from stages.common.hub import FAULTS, hub_fault
 from stages.common.params import Model
 
 _HUB_FILES: Final = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+# Beside the checkpoint: the same weights once more, as their maker's own tools or others take them.
+_NOT_WANTED: Final = ["consolidated*.safetensors", "*/*.safetensors"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model at its source: what it is called, its configuration, tokenizer and tensors."""
+    """A model at its source: what it is called, its configuration, tokenizer and tensors.
+
+    Attributes:
+        code: Python files of the model's author, where the user lets them run.
+    """
 
     name: str
     origin: str
@@ -31,6 +37,7 @@ class Source:
     config: dict[str, Any]
     tokenizer: PreTrainedTokenizerBase
     tensors: Mapping[str, Tensor]
+    code: Sequence[Path] = ()
 
 
 @contextmanager
@@ -71,32 +78,63 @@ def _embedded() -> Source:
 
 
 def _download(params: Model) -> Path:
+    wanted = [*_HUB_FILES, *(["*.py"] if params.trust_remote_code else [])]
     try:
-        return Path(snapshot_download(params.source, revision=params.revision, allow_patterns=_HUB_FILES))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
-        raise UserError(
-            f"model.source = {params.source}: no such folder, not in the hub's cache, and the hub cannot be reached"
-        ) from None
-    except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.source = {params.source}: {reason}") from None
+        return Path(
+            snapshot_download(
+                params.source, revision=params.revision, allow_patterns=wanted, ignore_patterns=_NOT_WANTED
+            )
+        )
+    except FAULTS as error:
+        meaning = hub_fault(error, "model", params.source, params.revision)
+        if meaning is None:
+            raise
+        raise UserError(f"model.source = {params.source}: {meaning}") from None
 
 
 def _folder(folder: Path, params: Model, name: str, origin: str, revision: str | None) -> Source:
-    if not list(folder.glob("*.safetensors")):
+    files = weight_files(folder)
+    if not files:
         raise UserError(f"{folder}: holds no .safetensors weights; other formats are not opened")
+    code = _own_code(folder) if params.trust_remote_code else []
     options = {"trust_remote_code": params.trust_remote_code, "local_files_only": True}
     try:
         opened = AutoConfig.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:  # transformers names its own argument, and a way to look at the code online
+            reason = "it needs code that its author shipped; read that code, then set model.trust_remote_code: true"
         raise UserError(f"{folder}: cannot be opened as a model: {reason[:300]}") from None
+    config = complete_config(read_json(folder / "config.json"), opened)
     return Source(
         name=name,
         origin=origin,
         revision=revision,
-        config=complete_config(read_json(folder / "config.json"), opened),
+        config=config if code else {key: value for key, value in config.items() if key != "auto_map"},
         tokenizer=tokenizer,
-        tensors=LazyTensors(folder, opened),
+        tensors=LazyTensors(files, opened),
+        code=code,
     )
+
+
+def _own_code(folder: Path) -> list[Path]:
+    """The Python files beside the model, where the model or its tokenizer is made of classes in them."""
+    settings = [folder / name for name in ("config.json", "tokenizer_config.json")]
+    calls = [call for file in settings if file.exists() for call in _calls(read_json(file).get("auto_map"))]
+    elsewhere = sorted({call.split("--")[0] for call in calls if "--" in call})
+    if elsewhere:
+        # It would be downloaded whenever a later stage opens the model, at whatever revision it then has.
+        raise UserError(
+            f"{folder}: its code lies in another repository ({', '.join(elsewhere)}); put it into a copy of this "
+            "folder, name it without the repository in auto_map, and set model.source to that copy"
+        )
+    return sorted(folder.glob("*.py")) if calls else []
+
+
+def _calls(auto_map: Any) -> list[str]:
+    """The classes that an ``auto_map`` names, each ``module.Class`` or ``repository--module.Class``."""
+    if isinstance(auto_map, str):
+        return [auto_map]
+    parts = auto_map.values() if isinstance(auto_map, Mapping) else auto_map or []
+    return [call for part in parts for call in _calls(part)]

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from stages.common.artifacts import require, significant, write_json
 from stages.common.command import UserError, exit_code
+from stages.common.models.adapter import code_trusted
 from stages.common.models.shards import shard_hashes, weights_digest
 from stages.common.params import load_params
 from stages.common.runtime import Runtime, choose_runtime
@@ -69,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{folder}: another model is called {folder.name} too; results go by the folder's name")
         folders[folder.name] = require(folder, made_by="finetune")
     harness = Harness(args.tasks, args.include, args.fewshot, args.limit, args.batch_size)
-    found = {name: harness.run(folder, runtime) for name, folder in folders.items()}
+    trusted = code_trusted(args.base)
+    found = {name: harness.run(folder, runtime, trusted=trusted) for name, folder in folders.items()}
     models = {
         name: {
             "weights_sha256": weights_digest(shard_hashes(folders[name])),
@@ -121,8 +123,13 @@ class Harness:
             f"--tasks: lm-eval {self.version} has no task {', '.join(unknown)}; lm-eval ls tasks lists them"
         )
 
-    def run(self, folder: Path, runtime: Runtime) -> Scores:
+    def run(self, folder: Path, runtime: Runtime, *, trusted: bool = False) -> Scores:
         """Score the model in ``folder``.
+
+        Args:
+            folder: the model.
+            runtime: device and precision.
+            trusted: code that the model's author shipped may run.
 
         Raises:
             UserError: a task's data cannot be loaded.
@@ -131,7 +138,11 @@ class Harness:
         from lm_eval.models.huggingface import HFLM
 
         model = HFLM(
-            pretrained=str(folder), device=str(runtime.device), dtype=runtime.dtype_name, batch_size=self.batch_size
+            pretrained=str(folder),
+            device=str(runtime.device),
+            dtype=runtime.dtype_name,
+            batch_size=self.batch_size,
+            trust_remote_code=trusted,
         )
         try:
             told = simple_evaluate(

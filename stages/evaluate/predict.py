@@ -49,7 +49,7 @@ class Predictor:
         """
         rule = rule_of(self.meta)
         held = self.runtime.frozen(None if self.runtime.frozen_weights == "offload" else frozen)
-        model = open_model(folder, self.runtime.device, self.runtime.dtype, frozen=held)
+        model = open_model(folder, self.runtime.device, self.runtime.dtype, frozen=held, base=self.base)
         reader = Reader(model, self.runtime, rule, self.params.batch_tokens)
         start = self._behind_frozen(model, frozen) if frozen else None
         with progress(f"evaluating {name}", len(self.test), "examples") as advance:

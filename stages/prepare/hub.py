@@ -61,10 +61,19 @@ def _faults_named(data: Data) -> Iterator[None]:
     """One line for whatever the library, the network or a damaged file says; a stream meets them while it is read."""
     import datasets
 
+    from stages.common.hub import FAULTS, LOG_IN, hub_fault, hub_page
+
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except (*FAULTS, ValueError, RuntimeError, KeyError, datasets.exceptions.DatasetsError) as error:
+        name = str(data.name)
+        meaning = hub_fault(error, "data set", name, data.revision)
+        reason = meaning or " ".join(str(error).split()) or type(error).__name__
+        if meaning is None and isinstance(error, datasets.exceptions.DatasetNotFoundError):
+            # It does not say whose fault it was made of: what is not there, is gated and is private look alike.
+            reason += (
+                f" Correct the name; if it is gated, accept the terms on {hub_page('data set', name)} and {LOG_IN}"
+            )
         raise UserError(f"data.name = {data.name}: the data set cannot be loaded: {reason}") from None
 
 

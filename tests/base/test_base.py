@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from stages.base import embedded
 from stages.base.__main__ import main
 from stages.common.command import UserError
+from stages.common.models.shards import INDEX
 from tests.common.models.tiny import save_tiny
 from tests.conftest import PROJECT, write_params
 
@@ -63,6 +65,51 @@ def test_a_source_in_several_files_gives_the_same_bytes(tmp_path, monkeypatch, h
     assert json.loads((second / "base.json").read_text())["shards"] == hashes
 
 
+@pytest.fixture
+def hub_checkpoint(tmp_path, hub_folder):
+    """A sharded checkpoint with its index as transformers writes it, and the maker's own copy of the weights beside."""
+    source = tmp_path / "sharded"
+    shutil.copytree(hub_folder, source)
+    (source / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_pretrained(hub_folder).save_pretrained(source, max_shard_size="20KB")
+    assert len(list(source.glob("model-*.safetensors"))) > 2
+    tensors = load_file(hub_folder / "model.safetensors")
+    foreign = {
+        name.replace("model.layers", "layers").replace("self_attn", "attention"): t for name, t in tensors.items()
+    }
+    save_file(foreign, source / "consolidated.safetensors")
+    return source
+
+
+def test_of_a_sharded_checkpoint_what_its_index_names_is_read(tmp_path, monkeypatch, hub_folder, hub_checkpoint):
+    plain = bring(tmp_path, monkeypatch, hub_folder)
+    hashes = json.loads((plain / "base.json").read_text())["shards"]
+    sharded = bring(tmp_path, monkeypatch, hub_checkpoint)
+    assert json.loads((sharded / "base.json").read_text())["shards"] == hashes
+
+
+def test_a_whole_file_of_weights_is_read_alone(tmp_path, monkeypatch, hub_folder):
+    source = tmp_path / "doubled"
+    shutil.copytree(hub_folder, source)
+    save_file({"layers.0.wq.weight": torch.ones(2)}, source / "consolidated.safetensors")
+    names = json.loads((bring(tmp_path, monkeypatch, source) / INDEX).read_text())["weight_map"]
+    assert set(names) == set(load_file(hub_folder / "model.safetensors"))
+
+
+def test_a_file_that_the_index_names_and_the_folder_lacks_is_named(tmp_path, monkeypatch, hub_checkpoint):
+    lost = sorted(hub_checkpoint.glob("model-*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(UserError, match=rf"index\.json names {lost.name}, which is not there; complete the folder"):
+        bring(tmp_path, monkeypatch, hub_checkpoint)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"metadata": {}}', '{"weight_map": null}'])
+def test_an_index_that_names_no_files_is_refused(tmp_path, monkeypatch, hub_checkpoint, content):
+    (hub_checkpoint / INDEX).write_text(content)
+    with pytest.raises(UserError, match="does not say which file holds which weight"):
+        bring(tmp_path, monkeypatch, hub_checkpoint)
+
+
 def test_nothing_of_the_machine_gets_into_the_folder(tmp_path, monkeypatch, hub_folder):
     base = bring(tmp_path, monkeypatch, hub_folder)
     for file in base.glob("*.json"):
@@ -91,7 +138,7 @@ def test_a_hub_model_is_asked_for_at_its_revision_and_recorded_by_its_commit(tmp
     shutil.copytree(hub_folder, snapshot)
     asked = []
 
-    def download(name, revision, allow_patterns):
+    def download(name, revision, allow_patterns, ignore_patterns):
         asked.append((name, revision, "*.bin" in allow_patterns or "*.py" in allow_patterns))
         return str(snapshot)
 
@@ -100,6 +147,23 @@ def test_a_hub_model_is_asked_for_at_its_revision_and_recorded_by_its_commit(tmp
     facts = json.loads((base / "base.json").read_text())
     assert asked == [("somebody/model", "main", False)]
     assert (facts["name"], facts["revision"]) == ("somebody/model", commit)
+
+
+def test_other_copies_of_the_weights_are_not_downloaded(tmp_path, monkeypatch, hub_checkpoint):
+    (hub_checkpoint / "original").mkdir()
+    shutil.copy(hub_checkpoint / "consolidated.safetensors", hub_checkpoint / "original/model.safetensors")
+    wanted = {file.name for file in hub_checkpoint.glob("model-*.safetensors")}
+    got = set()
+
+    def download(name, revision, **patterns):
+        files = [str(file.relative_to(hub_checkpoint)) for file in hub_checkpoint.rglob("*") if file.is_file()]
+        got.update(filter_repo_objects(files, **patterns))
+        return str(hub_checkpoint)
+
+    monkeypatch.setattr("stages.base.sources.snapshot_download", download)
+    bring(tmp_path, monkeypatch, "somebody/model")
+    assert {name for name in got if name.endswith(".safetensors")} == wanted
+    assert {"config.json", "tokenizer.json", INDEX} <= got
 
 
 def test_other_weights_than_safetensors_are_not_opened(tmp_path, monkeypatch, hub_folder):

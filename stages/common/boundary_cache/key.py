@@ -56,7 +56,7 @@ class Key:
             "frozen": _held(runtime),
             "device": _device_facts(runtime),
             "versions": [torch.__version__, transformers.__version__],
-            "code": _code_digest(),
+            "code": _code_digest(model),
         }
         return cls(tuple(units), given)
 
@@ -124,8 +124,10 @@ def _device_facts(runtime: Runtime) -> list[str | int]:
     return [runtime.device.type, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
 
 
-def _code_digest() -> str:
+def _code_digest(model: CausalModel) -> str:
     """Of the sources that compute states: after a change of them no older states are taken."""
     here = Path(__file__).parent
     files = [here.parent / "batches.py", *sorted(here.glob("*.py")), *sorted((here.parent / "models").glob("*.py"))]
+    if type(model.network).__module__.startswith("transformers_modules."):  # code that came with the model
+        files += sorted(Path(model.network.name_or_path).glob("*.py"))
     return digest_of([sha256_file(file) for file in files])

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from stages.common.artifacts import read_json
 from stages.common.command import UserError
 from stages.common.models.causal_model import CausalModel
 from stages.common.models.families import Family, family_of
 from stages.common.models.frozen import WHOLE, Frozen
 from stages.common.models.probe import difference
 
-__all__ = ["CausalModel", "open_model", "take_apart"]
+__all__ = ["CausalModel", "code_trusted", "open_model", "take_apart"]
 
 # Rounding aside, the probe's logits are the model's own; a part taken for another changes all of them.
 _TOLERANCE: Final = {torch.float32: 0.01, torch.float64: 0.01}
@@ -31,7 +32,7 @@ def open_model(
     *,
     frozen: Frozen = WHOLE,
     revision: str | None = None,
-    trust_remote_code: bool = False,
+    base: Path | None = None,
 ) -> CausalModel:
     """Open a Hugging Face folder (or hub name) for inference; nothing requires a gradient.
 
@@ -41,16 +42,18 @@ def open_model(
         dtype: of its weights.
         frozen: layers that will not be trained, and how their weights are held.
         revision: of a hub name.
-        trust_remote_code: run code that the model's author shipped.
+        base: the base model's folder, which tells whether code that its author shipped may run; ``folder`` itself
+            unless given.
 
     Raises:
         UserError: the folder is no loadable model, or the model cannot be taken apart.
     """
     disable_progress_bar()  # ours tell of the long work; loading takes seconds
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    trusted = code_trusted(base or Path(folder))
+    options = {"revision": revision, "trust_remote_code": trusted}
     try:
         config = AutoConfig.from_pretrained(folder, **options)
-        held = frozen.options(config, device, dtype, trust_remote_code=trust_remote_code)
+        held = frozen.options(config, device, dtype, trust_remote_code=trusted)
         with ExitStack() as stack:
             if held and frozen.held == "offload":
                 # For weights that the network holds in another form than its files: a mixture's experts.
@@ -59,11 +62,21 @@ def open_model(
                 folder, config=config, dtype=dtype, use_safetensors=True, **options, **held
             )
             finalize(network, stack.pop_all().close)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}: cannot be opened as a causal language model: {reason[:400]}") from None
     network.requires_grad_(False)
     return take_apart(network.eval() if held else network.eval().to(device))
+
+
+def code_trusted(base: Path) -> bool:
+    """Whether the base stage was told to bring the code that the model's author shipped, and so to let it run.
+
+    Raises:
+        UserError: ``base.json`` is damaged.
+    """
+    facts = base / "base.json"
+    return facts.exists() and read_json(facts).get("trust_remote_code") is True
 
 
 def take_apart(network: PreTrainedModel) -> CausalModel:

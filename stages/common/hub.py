@@ -1,0 +1,87 @@
+"""What a fault of the Hugging Face hub means for the user, in one line."""
+
+import errno
+from collections.abc import Iterator
+from typing import Final, Literal
+
+from httpx2 import HTTPError
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+Kind = Literal["model", "data set"]
+
+FAULTS: Final = (OSError, HTTPError, HFValidationError)  # all that a download ends with
+LOG_IN: Final = "log in (hf auth login, or a token in HF_TOKEN)"
+
+_UNREACHED: Final = (
+    "the hub cannot be reached ({reason}); mend the connection or the proxy's settings, take what the hub's cache "
+    "holds with HF_HUB_OFFLINE=1, or name a local folder"
+)
+_OFFLINE: Final = "no folder here, not in the hub's cache, and HF_HUB_OFFLINE is set; unset it, or name a local folder"
+# The most telling first: a class stands before those that it derives from, a cause before what was made of it.
+_MEANINGS: Final[dict[type[BaseException], str]] = {
+    GatedRepoError: f"access is restricted; accept the terms on {{page}} and {LOG_IN}",
+    RevisionNotFoundError: "no revision {revision!r}; {page}/tree/main lists the branches and tags",
+    RepositoryNotFoundError: "no folder here, and not found on the hub; correct the name, or if it is private "
+    f"{LOG_IN}",
+    HfHubHTTPError: f"the hub answered {{reason}}; try again later, or {LOG_IN}",
+    IncompleteSnapshotError: "the hub's cache holds a part of it only, and the hub is not reached; connect to it "
+    "(and unset HF_HUB_OFFLINE), or name a local folder",
+    OfflineModeIsEnabled: _OFFLINE,
+    HTTPError: _UNREACHED,
+    LocalEntryNotFoundError: _UNREACHED,
+    FileMetadataError: _UNREACHED,
+    ConnectionError: _UNREACHED,
+    HFValidationError: "no folder here, and no name of the hub's: {reason}",
+}
+_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT}
+
+
+def hub_page(kind: Kind, name: str) -> str:
+    """Where people read about a model or data set, and accept its terms."""
+    return f"{constants.ENDPOINT}/{'datasets/' if kind == 'data set' else ''}{name}"
+
+
+def hub_fault(error: BaseException, kind: Kind, name: str, revision: str | None) -> str | None:
+    """What is wrong and what to do; ``None`` where it is no fault of the hub's or of its cache.
+
+    Args:
+        error: one of :data:`FAULTS`, or what another library made of one.
+        kind: what was asked for.
+        name: its name on the hub.
+        revision: of it.
+    """
+    chain = list(_with_causes(error))
+    if any(isinstance(each, OSError) and each.errno in _NO_ROOM for each in chain):
+        return f"no room on the disk for the hub's cache ({constants.HF_HOME}); free space, or set HF_HOME elsewhere"
+    page = hub_page(kind, name)
+    for fault, meaning in _MEANINGS.items():
+        for each in chain:
+            if isinstance(each, fault):
+                if meaning == _UNREACHED and constants.HF_HUB_OFFLINE:
+                    meaning = _OFFLINE
+                return meaning.format(page=page, revision=revision, reason=_reason(each))
+    return None
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, HfHubHTTPError):  # its text begins with the number of the request
+        told = error.server_message or ""
+        return " ".join(f"{error.response.status_code} {error.response.reason_phrase} {told}".split())
+    return " ".join(f"{type(error).__name__}: {error}".split())
