@@ -1,4 +1,4 @@
-"""What a base model is: its shape, its parameters by unit, the hashes of its shards."""
+"""What a base model is: its shape, its parameters by unit and by name, the hashes of its shards."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,6 +42,7 @@ def identity(source: Source, kind: str, family: Family, sizes: Mapping[str, int]
             "norm": per_unit.get("final", 0),
             "head": per_unit.get("head", 0),
         },
+        "parameter_names": list(source.parameter_names),
         "shards": hashes,
         "weights_sha256": weights_digest(hashes),
     }

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from stages.base import embedded
 from stages.base.checkpoint import LazyTensors, complete_config
+from stages.base.names import loaded_names, parameter_names
 from stages.common.artifacts import read_json
 from stages.common.command import UserError
 from stages.common.params import Model
@@ -23,7 +24,11 @@ _HUB_FILES: Final = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 @dataclass(frozen=True)
 class Source:
-    """A model at its source: what it is called, its configuration, tokenizer and tensors."""
+    """A model at its source: what it is called, its configuration, tokenizer and tensors.
+
+    Attributes:
+        parameter_names: of the loaded network; its files may hold some of its tensors in parts.
+    """
 
     name: str
     origin: str
@@ -31,6 +36,7 @@ class Source:
     config: dict[str, Any]
     tokenizer: PreTrainedTokenizerBase
     tensors: Mapping[str, Tensor]
+    parameter_names: tuple[str, ...]
 
 
 @contextmanager
@@ -67,6 +73,7 @@ def _embedded() -> Source:
         config=config,
         tokenizer=tokenizer,
         tensors=network.state_dict(),
+        parameter_names=parameter_names(network),
     )
 
 
@@ -89,6 +96,7 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
     try:
         opened = AutoConfig.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        names = loaded_names(opened, trust_remote_code=params.trust_remote_code)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}: cannot be opened as a model: {reason[:300]}") from None
@@ -99,4 +107,5 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
         config=complete_config(read_json(folder / "config.json"), opened),
         tokenizer=tokenizer,
         tensors=LazyTensors(folder, opened),
+        parameter_names=names,
     )
