@@ -144,11 +144,12 @@ class FreezePlan(Record):
         return boundary
 
     def apply(self, model: CausalModel, scope: str | None = None) -> list[Any]:
-        """Freeze and unfreeze a model's parameters as planned, before or after PEFT wraps it.
+        """Freeze and unfreeze a model's parameters as planned; when PEFT wraps it, after that (again).
 
-        A model that PEFT has wrapped keeps what PEFT decided (adapters train, the weights beside them do
-        not), and loses what lies below the boundary; what was frozen there stays frozen when another plan
-        is applied later.
+        PEFT freezes the whole network and puts adapters that train wherever its own settings say, below the
+        boundary too, whatever was applied before. A model that it has wrapped keeps what PEFT decided (adapters
+        train, the weights beside them do not), and loses what lies below the boundary; what was frozen there
+        stays frozen when another plan is applied later.
 
         Compared are the model type where the model has a configuration, the number of layers, the embedding
         matrix' shape, whether the head is tied, and the number of parameters. Other weights of the same shape
