@@ -34,6 +34,15 @@ def test_the_plan_lies_beside_the_weights(told, folder):
     assert FreezePlan.load(root / folder) == names["plan"]
 
 
+def test_adapters_that_trl_makes_learn_above_the_boundary_alone(told):
+    _, names = told
+    # B begins at zero: where it is none any more, the adapter has learned.
+    ups = {name: parameter for name, parameter in names["trainer"].model.named_parameters() if ".lora_B." in name}
+    assert len(ups) == 4 * 7
+    learned = {name for name, parameter in ups.items() if parameter.any()}
+    assert learned == {name for name in ups if ".layers.2." in name or ".layers.3." in name}
+
+
 def test_adapters_train_above_the_boundary_alone(told):
     _, names = told
     trained = [name for name, parameter in names["adapted"].named_parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""What a base model is: its shape, its parameters by unit, the hashes of its shards."""
+"""What a base model is: its shape, its parameters by unit and by name, the hashes of its shards."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +43,7 @@ def identity(source: Source, kind: str, family: Family, sizes: Mapping[str, int]
             "head": per_unit.get("head", 0),
         },
         "trust_remote_code": bool(source.code),
+        "parameter_names": list(source.parameter_names),
         "shards": hashes,
         "weights_sha256": weights_digest(hashes),
     }

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from stages.base import embedded
 from stages.base.checkpoint import LazyTensors, complete_config, weight_files
+from stages.base.names import loaded_names, parameter_names
 from stages.common.artifacts import read_json
 from stages.common.command import UserError
 from stages.common.hub import FAULTS, hub_fault
@@ -28,6 +29,7 @@ class Source:
     """A model at its source: what it is called, its configuration, tokenizer and tensors.
 
     Attributes:
+        parameter_names: of the loaded network; its files may hold some of its tensors in parts.
         code: Python files of the model's author, where the user lets them run.
     """
 
@@ -37,6 +39,7 @@ class Source:
     config: dict[str, Any]
     tokenizer: PreTrainedTokenizerBase
     tensors: Mapping[str, Tensor]
+    parameter_names: tuple[str, ...]
     code: Sequence[Path] = ()
 
 
@@ -74,6 +77,7 @@ def _embedded() -> Source:
         config=config,
         tokenizer=tokenizer,
         tensors=network.state_dict(),
+        parameter_names=parameter_names(network),
     )
 
 
@@ -101,6 +105,7 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
     try:
         opened = AutoConfig.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        names = loaded_names(opened, trust_remote_code=params.trust_remote_code)
     except (ImportError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason:  # transformers names its own argument, and a way to look at the code online
@@ -114,6 +119,7 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
         config=config if code else {key: value for key, value in config.items() if key != "auto_map"},
         tokenizer=tokenizer,
         tensors=LazyTensors(files, opened),
+        parameter_names=names,
         code=code,
     )
 

@@ -144,11 +144,16 @@ class FreezePlan(Record):
         return boundary
 
     def apply(self, model: CausalModel, scope: str | None = None) -> list[Any]:
-        """Freeze and unfreeze a model's parameters as planned, before or after PEFT wraps it.
+        """Freeze and unfreeze a model's parameters as planned; when PEFT wraps it, after that (again).
 
-        A model that PEFT has wrapped keeps what PEFT decided (adapters train, the weights beside them do
-        not), and loses what lies below the boundary; what was frozen there stays frozen when another plan
-        is applied later.
+        PEFT freezes the whole network and puts adapters that train wherever its own settings say, below the
+        boundary too, whatever was applied before. A model that it has wrapped keeps what PEFT decided (adapters
+        train, the weights beside them do not), and loses what lies below the boundary; what was frozen there
+        stays frozen when another plan is applied later.
+
+        Compared are the model type where the model has a configuration, the number of layers, the embedding
+        matrix' shape, whether the head is tied, and the number of parameters. Other weights of the same shape
+        (a base model and its instruction-tuned form) are not told apart.
 
         Args:
             model: a Hugging Face causal language model, not yet wrapped by DDP or FSDP.
@@ -161,11 +166,12 @@ class FreezePlan(Record):
             UserError: the model is not the planned one (says in what it differs), the plan has no such scope, or
                 nothing is left to train.
         """
+        _require_type(self.model, model)
         parameters = NetworkParameters.of(model)
         family = family_of(self.model.family, parameters.own)
         differences = _differences(self, family, parameters.own)
         if differences:
-            raise UserError(f"the freeze plan is for {self.model.name}, this model differs: {'; '.join(differences)}")
+            raise _another_model(self.model, differences)
         boundary = self.boundary_of(scope)
         trained = parameters.train_above(family, boundary, tied_head=self.model.tied_head)
         if not trained:
@@ -200,6 +206,17 @@ def apply_freeze_plan(model: CausalModel, plan: FreezePlan | str | Path, scope: 
 def write_schema(path: Path = SCHEMA_FILE) -> None:
     """Write the JSON Schema of the artifact."""
     write_json(path, FreezePlan.model_json_schema())
+
+
+def _require_type(planned: PlannedModel, model: CausalModel) -> None:
+    """Before all else: another type may keep its parts elsewhere, and sizes could not be compared."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind not in (None, planned.family):
+        raise _another_model(planned, [f"model type: {kind} instead of {planned.family}"])
+
+
+def _another_model(planned: PlannedModel, differences: list[str]) -> UserError:
+    return UserError(f"the freeze plan is for {planned.name}, this model differs: {'; '.join(differences)}")
 
 
 def _differences(plan: FreezePlan, family: Family, own: Mapping[str, Any]) -> list[str]:

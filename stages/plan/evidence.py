@@ -141,11 +141,12 @@ class ParameterSizes(BaseModel):
 
 
 class BaseIdentity(BaseModel):
-    """``base.json``, as far as a plan reads it."""
+    """``base.json``, as far as a plan reads it; ``parameter_names`` are the loaded network's."""
 
     name: str
     weights_sha256: str
     parameters: ParameterSizes
+    parameter_names: list[str]
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,6 @@ class BaseFacts:
     identity: BaseIdentity
     family: str
     shape: ModelShape
-    parameter_names: tuple[str, ...]
 
     @property
     def total_parameters(self) -> int:
@@ -197,12 +197,10 @@ def read_base(folder: Path) -> BaseFacts:
         UserError: something is missing or damaged.
     """
     config = read_json(require(folder / "config.json", made_by="base"))
-    index = read_json(require(folder / "model.safetensors.index.json", made_by="base"))
     base = BaseFacts(
         identity=_checked(BaseIdentity, folder / "base.json", made_by="base"),
         family=str(config.get("model_type")),
         shape=ModelShape.from_config(config),
-        parameter_names=tuple(sorted(index["weight_map"])),
     )
     held = set(base.identity.parameters.per_layer)
     if held != {base.shape.layer_parameters}:

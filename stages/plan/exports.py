@@ -17,7 +17,8 @@ _PEFT_NOTHING: Final = "PEFT: no layer is left to adapt; an empty layers_to_tran
 
 def exports(base: BaseFacts, boundary: int) -> Exports:
     """Settings that make other tools train what the plan trains, and notes on what they cannot express."""
-    family, layers, tied = family_of(base.family, base.parameter_names), base.shape.layers, base.shape.tied_head
+    names, layers, tied = base.identity.parameter_names, base.shape.layers, base.shape.tied_head
+    family = family_of(base.family, names)
     notes = [_PEFT_NOTHING] if boundary == layers else []
     if boundary:
         notes.append(_FACTORY_NOTHING if boundary == layers and tied else _FACTORY_NORM)
@@ -25,7 +26,7 @@ def exports(base: BaseFacts, boundary: int) -> Exports:
         peft=_peft(base, family, boundary),
         axolotl=_axolotl(family, layers, boundary, tied),
         llama_factory=_llama_factory(family, layers, boundary, tied),
-        parameter_names={"trained": trained_names(base.parameter_names, family, boundary, tied_head=tied)},
+        parameter_names={"trained": trained_names(names, family, boundary, tied_head=tied)},
         notes=notes,
     )
 

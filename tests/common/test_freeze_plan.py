@@ -5,26 +5,27 @@ import json
 import jsonschema
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig
 
 from stages.common import freeze_plan
 from stages.common.command import UserError
 from stages.common.freeze_plan import FreezePlan
 
 LAYERS = 4
+SIZES = {
+    "vocab_size": 53,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def tiny(*, tied=True, **changes):
     torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 53,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
-    return AutoModelForCausalLM.from_config(LlamaConfig(**{**sizes, **changes}, tie_word_embeddings=tied))
+    return AutoModelForCausalLM.from_config(LlamaConfig(**{**SIZES, **changes}, tie_word_embeddings=tied))
 
 
 def point(boundary):
@@ -180,6 +181,46 @@ def test_another_model_is_refused_and_left_as_it_was(tmp_path, changes, message)
     with pytest.raises(UserError, match=message):
         saved(tmp_path).apply(model)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "built"),
+    [
+        (
+            "mistral",
+            MistralConfig(**SIZES, tie_word_embeddings=True),
+        ),  # the same names, shapes and number of parameters
+        ("gpt2", GPT2Config(vocab_size=53, n_embd=16, n_layer=LAYERS, n_head=4)),  # other names: nothing to compare
+    ],
+)
+def test_another_model_type_is_refused_by_its_name(tmp_path, model_type, built):
+    model, plan = AutoModelForCausalLM.from_config(built), saved(tmp_path)
+    with pytest.raises(UserError, match=f"is for tiny, this model differs: model type: {model_type} instead of llama$"):
+        plan.apply(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    with pytest.raises(UserError, match=f"{model_type} instead of llama"):
+        plan.apply(adapted)
+
+
+def test_a_model_without_a_configuration_is_held_to_its_shape_alone(tmp_path):
+    class Bare(torch.nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.model, self.lm_head = network.model, network.lm_head
+
+    assert saved(tmp_path).apply(Bare(tiny()))
+    with pytest.raises(UserError, match="layers: 3 instead of 4"):
+        saved(tmp_path).apply(Bare(tiny(num_hidden_layers=3)))
+
+
+def test_other_weights_of_the_same_shape_are_not_told_apart(tmp_path):
+    """The limit that the docs name."""
+    model = tiny()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    assert saved(tmp_path).apply(model)
 
 
 def test_a_wrapped_model_is_refused_with_advice(tmp_path):

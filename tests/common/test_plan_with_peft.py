@@ -49,13 +49,29 @@ def test_a_step_changes_adapters_above_the_boundary_and_nothing_else(tmp_path):
     assert changed == {name for name in above(changed, 3) if ".lora_" in name}
 
 
-def test_a_plan_before_peft_leaves_peft_its_own_way(tmp_path):
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_peft_adapts_below_the_boundary_of_a_plan_that_came_before_until_it_is_applied_again(tmp_path, kind):
     model, plan = tiny(), saved(tmp_path, boundary=2)
     plan.apply(model)
-    layers = {"layers_to_transform": [2, 3], "layers_pattern": "layers"}
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], **layers))
-    assert training(adapted) == above(training(adapted), 2)
-    assert {id(p) for p in plan.apply(adapted)} == {id(p) for p in adapted.parameters() if p.requires_grad}
+    adapted = get_peft_model(model, ADAPTERS[kind])
+    put = training(adapted)
+    assert put > above(put, 2)
+    returned = plan.apply(adapted)
+    assert training(adapted) == above(put, 2)
+    assert {id(p) for p in returned} == {id(p) for p in adapted.parameters() if p.requires_grad}
+
+
+def test_a_plan_before_peft_and_again_after_it_lets_no_adapter_learn_below_the_boundary(tmp_path):
+    model, plan = tiny(), saved(tmp_path, boundary=2)
+    plan.apply(model)
+    adapted = get_peft_model(model, ADAPTERS["lora"])
+    before = {name: parameter.detach().clone() for name, parameter in adapted.named_parameters()}
+    optimizer = torch.optim.AdamW(plan.apply(adapted), lr=0.1, weight_decay=0.5)
+    adapted(input_ids=torch.arange(12).reshape(2, 6)).logits.square().mean().backward()
+    optimizer.step()
+    changed = {name for name, parameter in adapted.named_parameters() if not torch.equal(before[name], parameter)}
+    assert changed
+    assert changed == {name for name in above(changed, 2) if ".lora_" in name}
 
 
 @pytest.mark.parametrize(("tied", "boundary", "trains"), [(False, 2, True), (True, 2, False), (True, 0, True)])

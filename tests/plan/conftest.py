@@ -59,10 +59,10 @@ def write_base(folder: Path, *, tied: bool = True) -> Path:
             "norm": HIDDEN,
             "head": 0 if tied else VOCABULARY * HIDDEN,
         },
+        "parameter_names": sorted(names),
     }
     files = {
         "config.json": {**CONFIG, "tie_word_embeddings": tied},
-        "model.safetensors.index.json": {"weight_map": dict.fromkeys(names, "shard")},
         "base.json": identity,
     }
     for name, value in files.items():

@@ -4,9 +4,19 @@ import re
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from ruamel.yaml import YAML
-from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
 
 from stages.common.command import UserError
 from stages.common.export_formats import FORMATS
@@ -90,6 +100,30 @@ def test_a_trainer_trains_what_the_function_left(make, export, tied, tmp_path):
     Trainer(model, TrainingArguments(str(tmp_path / "out"), **settings), train_dataset=rows).train()
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
     assert changed == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["weights", "adapters"])
+def test_trls_own_trainer_trains_what_the_export_says(make, export, tied, tmp_path, hub_folder, adapters):
+    make(4)
+    written, model = python(export("trl")), tiny(tied)
+    if not adapters:
+        written["apply_freeze_plan"](model)
+    settings = {"max_steps": 1, "learning_rate": 0.1, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(str(tmp_path / "out"), gradient_checkpointing=False, bf16=False, **settings),
+        train_dataset=Dataset.from_dict({"input_ids": [[1, 2, 3, 4]] * 2}),
+        processing_class=AutoTokenizer.from_pretrained(hub_folder),
+        peft_config=written["lora"] if adapters else None,
+    )
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {n for n, p in trainer.model.named_parameters() if not torch.equal(before[n], p)}
+    layers = {int(match[1]) for match in (re.search(r"layers\.(\d+)\.", name) for name in changed) if match}
+    assert layers == {4, 5}
+    beside = {name for name in changed if ".layers." not in name}
+    assert beside == (set() if adapters else {"model.norm.weight"} | ({"lm_head.weight"} if not tied else set()))
+    assert all(".lora_" in name for name in changed) == adapters
 
 
 def test_axolotl_and_llama_factory_get_yaml_of_the_plans_settings(make, export):

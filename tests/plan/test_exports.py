@@ -65,10 +65,13 @@ def test_axolotls_patterns_match_what_the_plan_trains(plan, tied, boundary):
     assert matched == trained_by_the_plan(made, model)
 
 
+@pytest.mark.parametrize("applied", [False, True], ids=["alone", "after-the-plan"])
 @pytest.mark.parametrize("boundary", [0, 1, 4])
-def test_peft_adapts_the_trained_layers_and_no_other(plan, tied, boundary):
-    settings = plan(boundary).exports.peft
-    adapted = get_peft_model(tiny(tied), LoraConfig(r=2, **settings))
+def test_peft_adapts_the_trained_layers_and_no_other(plan, tied, boundary, applied):
+    made, model = plan(boundary), tiny(tied)
+    if applied:
+        made.apply(model)
+    adapted = get_peft_model(model, LoraConfig(r=2, **made.exports.peft))
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     layers = {int(re.search(r"layers\.(\d+)\.", name).group(1)) for name in trained}
     assert layers == set(range(boundary, 6))

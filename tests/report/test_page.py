@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stages.common.command import UserError
+from stages.plan.__main__ import main as plan_main
 from stages.report.__main__ import main
 
 LOADING = {"src", "srcset", "data", "poster", "action", "formaction", "background", "xlink:href"}
@@ -221,3 +223,51 @@ def test_a_damaged_csv_is_one_clear_line(chain_of: Callable) -> None:
     Path(chain.root / "reports/gains.csv").write_bytes(b'a,b\n"\xff\xfe,1\n')
     with pytest.raises(UserError, match=r"gains\.csv: damaged CSV"):
         main(chain.argv())
+
+
+TOOLS = {
+    "PEFT": "peft",
+    "TRL": "trl",
+    "transformers' Trainer": "trainer",
+    "axolotl": "axolotl",
+    "LLaMA-Factory": "llama-factory",
+    "torchtune, trained parameters by name": "torchtune",
+    "Trained parameters, by name": "names",
+}
+
+
+def copied(text: str) -> dict[str, str]:
+    """What the page's buttons copy, by the title above."""
+    blocks = re.findall(r'<div class="block">.*?<h3>(.*?)</h3>.*?<code>(.*?)</code>', text, flags=re.DOTALL)
+    return {html.unescape(title): html.unescape(block) for title, block in blocks}
+
+
+def printed(chain: Any, form: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What ``python -m stages.plan export`` prints."""
+    capsys.readouterr()
+    plan_main(["export", "--plan", str(chain.root / "data/plan"), "--format", form])
+    return capsys.readouterr().out
+
+
+def test_the_pages_exports_are_what_the_export_command_prints(pages: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    chain, text = pages["good"]
+    blocks = copied(text)
+    assert set(blocks) == set(TOOLS)
+    for title, form in TOOLS.items():
+        assert f"{blocks[title]}\n" == printed(chain, form, capsys)
+
+
+def test_a_tool_that_the_export_command_refuses_has_its_reason_in_place_of_a_block(
+    chain_of: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain = chain_of(runs=False)
+    path = chain.root / "data/plan/freeze_plan.json"
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    plan["model"]["family"] = "gpt2"
+    path.write_text(json.dumps(plan), encoding="utf-8")
+    main(chain.argv())
+    text = chain.page.read_text(encoding="utf-8")
+    assert set(TOOLS) - set(copied(text)) == {"torchtune, trained parameters by name"}
+    with pytest.raises(UserError) as refused:
+        printed(chain, "torchtune", capsys)
+    assert str(refused.value) in html.unescape(text)

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -10,11 +11,12 @@ from stages.common.artifacts import write_json
 from stages.common.command import UserError
 from stages.plan.evidence import PreparedSizes, SplitSize, read_sizes
 from stages.plan.frontier import cost_model
+from stages.plan.scale.comparison import compare
 from stages.plan.scale.machine import DEVICES, UTILISATION, Machine, device, given_rate, measured_by
 from stages.plan.scale.memory import PRECISIONS
 from stages.plan.scale.prediction import predict
 from stages.plan.scale.published import configuration, published
-from stages.plan.scale.table import print_prediction
+from stages.plan.scale.table import print_comparison, print_prediction
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,10 +26,17 @@ def main(argv: Sequence[str]) -> None:
     work = cost_model(sizes, args.epochs, args.batch_rows)
     models = [configuration(given) for given in args.config]
     predictions = [predict(model, work, machine, PRECISIONS[args.precision], args.passes) for model in models]
+    compared = compare(machine, args.measured, Path()) if args.measured else []
     for prediction in predictions:
         print_prediction(prediction, Console())
+    if compared:
+        print_comparison(compared, machine, Console())
     if args.json:
-        write_json(args.json, {"schema": 1, "predictions": [prediction.as_json() for prediction in predictions]})
+        written = {
+            "predictions": [prediction.as_json() for prediction in predictions],
+            "predicted_and_measured": [asdict(fine_tune) for fine_tune in compared],
+        }
+        write_json(args.json, {"schema": 1, **written})
 
 
 def _machine(args: argparse.Namespace) -> Machine:
@@ -74,7 +83,11 @@ def _parser() -> argparse.ArgumentParser:
         "--utilisation", type=_above(0, float), default=UTILISATION, help=f"of its peak (default: {UTILISATION})"
     )
     where.add_argument("--teraflops", type=_above(0, float), help="instead: the rate that training reaches, in 1e12/s")
-    where.add_argument("--measured", help="instead: the rate of a fine-tune made here, by its name, e.g. full-seed1")
+    where.add_argument(
+        "--measured",
+        help="instead: the rate of a fine-tune made here, by its name, e.g. full-seed1; "
+        "this chain's fine-tunes are then held to their predictions",
+    )
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     return parser
 

@@ -1,12 +1,14 @@
-"""A prediction on a terminal."""
+"""Predictions on a terminal, and what became of them."""
 
 import math
+from collections.abc import Sequence
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from stages.plan.scale.machine import GIB
+from stages.plan.scale.comparison import Compared
+from stages.plan.scale.machine import GIB, Machine
 from stages.plan.scale.prediction import Boundary, Prediction
 
 _UNITS = (("days", 86_400), ("h", 3600), ("min", 60))
@@ -27,6 +29,19 @@ def print_prediction(prediction: Prediction, console: Console) -> None:
     console.print(table)
     for line in prediction.assumptions:
         console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_comparison(compared: Sequence[Compared], machine: Machine, console: Console) -> None:
+    """Print a row per fine-tune that was made here."""
+    table = Table(title=f"Predicted and measured: this chain's fine-tunes at {machine.words}", box=SIMPLE)
+    table.add_column("run")
+    for heading in ("frozen up to", "predicted", "measured", "predicted / measured"):
+        table.add_column(heading, justify="right")
+    for one in compared:
+        seconds = (duration(one.predicted_seconds), duration(one.measured_seconds))
+        table.add_row(one.run, str(one.boundary), *seconds, f"{one.ratio:.2f}")
+    console.print(table)
+    console.print("- measured: training steps, and the frozen layers' pass over the training split", highlight=False)
 
 
 def _cells(boundary: Boundary, device_bytes: int | None) -> list[str]:
