@@ -116,6 +116,22 @@ def test_the_base_folder_is_the_source_model(chain, hub_folder):
     assert mine(text)["input_ids"] == theirs(text)["input_ids"]
 
 
+def test_fine_tunes_of_weights_are_held_to_what_scale_predicts_for_them(chain, tmp_path):
+    words = ("--config", "data/base", "--measured", "full-seed1", "--json", str(tmp_path / "scale.json"))
+    chain.stage("plan", "scale", *words)
+    told = json.loads((tmp_path / "scale.json").read_text())
+    compared = {row["run"]: row for row in told["predicted_and_measured"]}
+    assert set(compared) == {f"{method}-seed1" for method in ("full", "salf", "none", "freeze-1")}
+    rate = told["predictions"][0]["machine"]["flops_per_second"]
+    for name, row in compared.items():
+        counted, clock = chain.json(f"data/models/{name}/run.json"), chain.json(f"reports/runs/{name}.json")
+        assert row["boundary"] == counted["boundary"]
+        # Counted batch by batch while it trained, predicted from sums over the split.
+        assert row["predicted_seconds"] * rate == pytest.approx(counted["flops"], rel=0.02)
+        frozen = clock["boundary_states"]["training"]["seconds_computing"] if row["boundary"] else 0
+        assert row["measured_seconds"] == pytest.approx(clock["seconds_training"] + frozen)
+
+
 def test_the_trace_is_what_hugging_face_and_numpy_say(chain):
     """Hidden states by Hugging Face, bases by numpy's pinv, one example at a time."""
     network = AutoModelForCausalLM.from_pretrained(chain.root / "data/base", dtype=torch.float32).eval()

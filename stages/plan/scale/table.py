@@ -41,7 +41,8 @@ def print_comparison(compared: Sequence[Compared], machine: Machine, console: Co
         seconds = (duration(one.predicted_seconds), duration(one.measured_seconds))
         table.add_row(one.run, str(one.boundary), *seconds, f"{one.ratio:.2f}")
     console.print(table)
-    console.print("- measured: training steps, and the frozen layers' pass over the training split", highlight=False)
+    held = "- measured: training steps, and the frozen layers' pass over the training split; no loading or validation"
+    console.print(held, highlight=False, soft_wrap=True)
 
 
 def _cells(boundary: Boundary, device_bytes: int | None) -> list[str]:
