@@ -13,10 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from stages.base import embedded
 from stages.base.checkpoint import LazyTensors, complete_config, weight_files
-from stages.base.names import loaded_names, parameter_names
+from stages.base.names import parameter_names
 from stages.common.artifacts import read_json
 from stages.common.command import UserError
 from stages.common.hub import FAULTS, hub_fault
+from stages.common.models.skeleton import without_weights
 from stages.common.params import Model
 
 _HUB_FILES: Final = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -105,7 +106,7 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
     try:
         opened = AutoConfig.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        names = loaded_names(opened, trust_remote_code=params.trust_remote_code)
+        names = parameter_names(without_weights(opened, trust_remote_code=params.trust_remote_code))
     except (ImportError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason:  # transformers names its own argument, and a way to look at the code online

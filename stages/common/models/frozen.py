@@ -15,11 +15,12 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
+from transformers import BitsAndBytesConfig, PretrainedConfig
 
 from stages.common.command import UserError
 from stages.common.memory import free_memory_bytes
 from stages.common.models.families import family_of
+from stages.common.models.skeleton import without_weights
 from stages.common.params import FrozenWeights
 
 _MEMORY_SHARE: Final = 0.8  # of free main memory that offloaded layers may take: what runs needs some as well
@@ -47,7 +48,7 @@ class Frozen:
         """
         if self.held == "whole" or self.layers == 0:
             return {}
-        network = _without_weights(config, trust_remote_code)
+        network = without_weights(config, trust_remote_code=trust_remote_code)
         names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
         path = family_of(config.model_type, names).layers
         frozen = [f"{path}.{number}" for number, _ in network.get_submodule(path).named_children()][: self.layers]
@@ -57,12 +58,6 @@ class Frozen:
 
 
 WHOLE: Final = Frozen(layers=0, held="whole")
-
-
-def _without_weights(config: PretrainedConfig, trust_remote_code: bool) -> nn.Module:
-    with torch.device("meta"):
-        network: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return network
 
 
 def _quantisation(held: FrozenWeights, network: nn.Module, frozen: list[str], dtype: torch.dtype) -> BitsAndBytesConfig:
