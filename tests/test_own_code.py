@@ -180,6 +180,7 @@ def test_code_is_downloaded_with_consent_only(tmp_path, monkeypatch, source, tru
 
 
 @pytest.mark.chain
+@pytest.mark.slow
 def test_the_code_goes_through_every_stage(tmp_path, source, hub_folder):
     chain = prepare_source(tmp_path, source, model__trust_remote_code=True).run(METHODS)
     for method in METHODS:

@@ -86,6 +86,7 @@ def test_a_cache_that_may_not_be_written_stays_a_fault_of_the_disk(tmp_path, mon
         bring(tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_model_in_the_hubs_cache_needs_no_network(tmp_path, hub_folder):
     commit = "0123456789" * 4
     cached = tmp_path / "cache/models--somebody--thing"

@@ -119,8 +119,9 @@ def run_chain(folder, hub_folder, held, cache):
     return Chain(folder).run(METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.chain
-@pytest.mark.parametrize("cache", ["memory", pytest.param("off", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cache", ["memory", "off"])
 def test_a_chain_with_offloaded_layers_gives_the_same_bits(tmp_path, hub_folder, cache):
     whole, offloaded = (run_chain(tmp_path / held, hub_folder, held, cache) for held in ("whole", "offload"))
     for method in METHODS:
