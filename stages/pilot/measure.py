@@ -68,9 +68,13 @@ class _Boundary:
         done = _once(self.bench.unfinished / f"{name}.json", lambda: asdict(self._train(size, rate)))
         return Pilot(**{**done, "losses": tuple(done["losses"])})
 
+    def _open(self) -> CausalModel:
+        runtime = self.bench.runtime
+        return open_model(self.bench.base, runtime.device, frozen=runtime.frozen(self.boundary))
+
     def _train(self, size: int, rate: float) -> Pilot:
         bench = self.bench
-        model = open_model(bench.base, bench.runtime.device, frozen=bench.runtime.frozen(self.boundary))
+        model = self._open()
         training, validation = begun(model, bench.splits, self._opened, bench.shared)
         anew = bool(self._opened) and self._opened["training"].origin == "off"
         costs, reader = bench.costs(self.boundary, frozen_anew=anew), _LastReading(model, bench)
@@ -95,7 +99,7 @@ class _Boundary:
         if self.boundary == 0:
             return {}
         bench, schedule = self.bench, self.bench.schedule
-        model = open_model(bench.base, bench.runtime.device, frozen=bench.runtime.frozen(self.boundary))
+        model = self._open()
         passes = dict.fromkeys(bench.splits, schedule.epochs * len(rates_of(schedule, self.boundary)))
         return open_states(
             bench.base, model, bench.runtime, schedule, self.boundary, bench.splits, passes, bench.shared
