@@ -2,7 +2,7 @@
 
 Order: what decides most comes first. For the first seed the coarse grid of boundaries of every data set, then
 the boundaries that the rules choose, then denser where the validation loss changes most; the same boundaries
-for the other seeds; last, at equal compute.
+for the other seeds; last, methods that are no boundary, and some boundaries at equal compute.
 """
 
 import math
@@ -86,13 +86,11 @@ def agenda(description: Description, cases: Sequence[Case], known: Known) -> lis
             for case in planned:
                 grid = phases[case][phase] if phase < len(phases[case]) else []
                 wanted += [_freeze(description, case, seed, boundary, known) for boundary in grid]
+    for seed in description.seeds:
         for case in planned:
+            grid = at_depths(description.equal_compute, known.layers[case])
+            wanted += [_freeze(description, case, seed, boundary, known, "compute") for boundary in grid]
             wanted += [_other(description, case, seed, method, known) for method in description.methods]
-    if description.equal_compute:
-        for seed in description.seeds:
-            for case in planned:
-                grid = [boundary for phase in phases[case] for boundary in phase if boundary]
-                wanted += [_freeze(description, case, seed, boundary, known, "compute") for boundary in grid]
     return list(dict.fromkeys(wanted))
 
 
@@ -113,9 +111,14 @@ def coarse(boundaries: Sequence[float], rates: Rates, layers: int) -> list[int]:
         rates: grids of learning rates.
         layers: the depth.
     """
-    grid = sorted({math.ceil(share * layers) for share in boundaries})
+    grid = at_depths(boundaries, layers)
     leaders = {region(rates, boundary / layers): boundary for boundary in reversed(grid)}
     return sorted(leaders.values()) + [boundary for boundary in grid if boundary not in leaders.values()]
+
+
+def at_depths(shares: Sequence[float], layers: int) -> list[int]:
+    """The boundaries that freeze these shares of the layers, rounded up."""
+    return sorted({math.ceil(share * layers) for share in shares})
 
 
 def region(rates: Rates, share: float) -> float:

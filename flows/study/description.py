@@ -86,7 +86,7 @@ class Description(Part):
     boundaries: Annotated[list[Share], Field(min_length=2)]
     refine: Refine
     learning_rates: Rates
-    equal_compute: bool
+    equal_compute: list[Share]
     methods: list[str]
     common: Settings
     evidence: Settings
@@ -99,6 +99,8 @@ class Description(Part):
     def _consistent(self) -> Self:
         if any(0 not in self.rates_of(model) for model in self.models):
             raise ValueError("learning_rates has no entry for depth 0")
+        if 0 in self.equal_compute:
+            raise ValueError("equal_compute holds 0: full fine-tuning is what the others are given as much as")
         if 0 not in self.boundaries:
             raise ValueError("boundaries lacks 0: costs are shares of full fine-tuning's")
         for name, model in self.models.items():

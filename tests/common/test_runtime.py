@@ -19,10 +19,18 @@ def test_free_memory_is_the_containers_where_that_is_less(tmp_path):
     assert free_memory_bytes(tmp_path) > 2**20
 
 
-@pytest.mark.parametrize(("tiles", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_bfloat16_is_chosen_only_where_the_processor_computes_it(monkeypatch, tiles, dtype):
+@pytest.mark.parametrize(
+    ("tiles", "products", "dtype", "named"),
+    [
+        (True, False, torch.bfloat16, "has AMX"),
+        (False, True, torch.bfloat16, "has AVX512_BF16"),
+        (False, False, torch.float32, "no bfloat16"),
+    ],
+)
+def test_bfloat16_is_chosen_only_where_the_processor_computes_it(monkeypatch, tiles, products, dtype, named):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: products)
     chosen = find_runtime(Device(kind="cpu", dtype="auto"))
     assert chosen.dtype is dtype
-    assert ("has AMX" in chosen.reason) is tiles
+    assert named in chosen.reason
     assert find_runtime(Device(kind="cpu", dtype="float32")).dtype is torch.float32  # what is asked for is taken

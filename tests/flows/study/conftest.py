@@ -18,7 +18,7 @@ def described():
                 "boundaries": [0, 0.5, 1],
                 "refine": {"rounds": 1, "midpoints": 1},
                 "learning_rates": {0: [0.001, 0.002], 0.5: [0.01, 0.02]},
-                "equal_compute": False,
+                "equal_compute": [],
                 "methods": [],
                 "common": {},
                 "evidence": {},

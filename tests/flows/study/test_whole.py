@@ -28,7 +28,7 @@ DESCRIPTION = {
     "boundaries": [0, 0.5, 1],
     "refine": {"rounds": 0, "midpoints": 1},
     "learning_rates": {0: [0.001, 0.003], 0.5: [0.003]},
-    "equal_compute": False,
+    "equal_compute": [],
     "methods": [],
     "common": {
         "data.source": "files",
