@@ -40,6 +40,17 @@ def hub_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def fused_attention(monkeypatch) -> None:
+    """Attention by the fused kernel whatever the length: its operations are what costs count.
+
+    PyTorch does not count that kernel on a CPU, and plain products over whole grids, masked places included.
+    """
+    from stages.common.models import attention
+
+    monkeypatch.setattr(attention, "_short", lambda _: False)
+
+
 def write_params(folder: Path, **changes: object) -> Path:
     """The shipped params.yaml with some values changed; ``group__key=value``, deeper keys likewise."""
     yaml = YAML()

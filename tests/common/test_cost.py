@@ -18,6 +18,8 @@ from stages.common.models.families import family_of
 from stages.common.params import Device
 from stages.common.runtime import choose_runtime
 
+pytestmark = pytest.mark.usefixtures("fused_attention")
+
 BATCH, TOKENS, RANK = 3, 11, 4
 QUERIES, SQUARE = BATCH * TOKENS, BATCH * TOKENS * TOKENS  # eager attention computes the whole square
 SHARED = 2

@@ -15,7 +15,7 @@ from stages.common.artifacts import read_json
 from stages.common.command import UserError
 from stages.common.models.causal_model import CausalModel
 from stages.common.models.families import Family, family_of
-from stages.common.models.frozen import WHOLE, Frozen
+from stages.common.models.frozen import WHOLE, Frozen, compute_as_quantised
 from stages.common.models.probe import difference
 
 __all__ = ["CausalModel", "code_trusted", "open_model", "take_apart"]
@@ -65,6 +65,7 @@ def open_model(
     except (ImportError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}: cannot be opened as a causal language model: {reason[:400]}") from None
+    compute_as_quantised(network)
     network.requires_grad_(False)
     return take_apart(network.eval() if held else network.eval().to(device))
 

@@ -211,12 +211,13 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention by transformers' interface; without a packing it is transformers' ``sdpa``.
 
-    Soft-capped scores (Gemma 2) are computed as transformers' ``eager`` does: ``sdpa`` knows no cap.
+    Soft-capped scores (Gemma 2) are computed as transformers' ``eager`` does: ``sdpa`` knows no cap. So are short
+    sequences on a CPU, whose fused kernel is slow there when it goes backwards.
     """
 
     def kernel(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        if softcap is not None:
-            return _soft_capped(module, queries, keys, values, mask, softcap, **options)
+        if softcap is not None or (packing is not None and _short(keys)):
+            return _by_products(module, queries, keys, values, mask, softcap, **options)
         return sdpa_attention_forward(module, queries, keys, values, mask, **options)[0]
 
     if packing is None:
@@ -224,31 +225,48 @@ def packed_attention(
     return packing.attend(module, query, key, value, kernel, sliding_window or sys.maxsize), None
 
 
-def _soft_capped(
+def _short(keys: Tensor) -> bool:
+    """Whether plain products are faster than the fused kernel, and their weights [queries, keys] small.
+
+    16 sequences of 40 queries and 130 keys, 9 heads of 64 and 3 for keys, two cores with AVX512_BF16, forwards and
+    backwards: 4.9 ms in place of 17.1 in bfloat16, 5.0 in place of 8.3 in float32.
+    """
+    return keys.device.type == "cpu" and keys.shape[2] <= 4 * keys.shape[3]
+
+
+def _by_products(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
-    softcap: float,
+    softcap: float | None = None,
     *,
-    scaling: float,
+    scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
 ) -> Tensor:
-    """softmax(c·tanh(QKᵀ·scaling / c))V; [B, heads, queries, head size] to [B, queries, heads, head size].
+    """softmax(QKᵀ·scaling)V, with a cap c softmax(c·tanh(QKᵀ·scaling / c))V.
 
-    Without a mask the queries are the last of the keys' positions, and causal.
+    Without a mask the queries are the last of the keys' positions, and causal. The queries that share a head of
+    keys lie side by side, so that no keys and values are copied.
+
+    Queries are [B, heads, queries, head size], keys and values [B, key-value heads, keys, head size], and the mask
+    says what may be seen, [B or 1, 1, queries, keys]; returns [B, queries, heads, head size].
     """
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap))
+    (sequences, heads, queries, size), (_, shared, keys, _) = query.shape, key.shape
+    scaled = query * (size**-0.5 if scaling is None else scaling)
+    scores = scaled.reshape(sequences, shared, -1, size) @ key.transpose(2, 3)
+    scores = scores.view(sequences, shared, heads // shared, queries, keys)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if mask is None:
-        queries, keys = scores.shape[2:]
-        mask = _visible(torch.arange(keys - queries, keys, device=query.device), keys, sys.maxsize)
-    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1, dtype=torch.float32)
-    weights = nn.functional.dropout(weights.to(query.dtype), dropout, module.training)
-    return (weights @ value).transpose(1, 2).contiguous()
+        mask = _visible(torch.arange(keys - queries, keys, device=query.device), keys, sys.maxsize)[None, None]
+    scores = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, dropout, module.training)
+    attended = weights.view(sequences, shared, -1, keys) @ value
+    return attended.view(sequences, heads, queries, -1).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -60,6 +60,17 @@ class Frozen:
 WHOLE: Final = Frozen(layers=0, held="whole")
 
 
+def compute_as_quantised(network: nn.Module) -> None:
+    """Let four-bit maps compute with the values and in the precision that they were opened with, on every processor.
+
+    Where a processor has AVX512_BF16, bitsandbytes 0.50 otherwise packs them anew at the first pass: then they
+    round their constants and inputs to bfloat16, give no gradients, and refuse widths that are no multiple of 64.
+    """
+    for part in network.modules():
+        if getattr(part, "support_avx512bf16_for_cpu", False):
+            part.support_avx512bf16_for_cpu = False
+
+
 def _quantisation(held: FrozenWeights, network: nn.Module, frozen: list[str], dtype: torch.dtype) -> BitsAndBytesConfig:
     if find_spec("bitsandbytes") is None:
         raise UserError(f"device.frozen_weights = {held}: bitsandbytes is not installed; pip install bitsandbytes")

@@ -15,6 +15,8 @@ from stages.common.models.families import FAMILIES, family_of
 from stages.common.models.walk import run
 from tests.common.models.tiny import tiny_network
 
+pytestmark = pytest.mark.usefixtures("fused_attention")
+
 MODELLED = sorted(set(FAMILIES) - {"mamba"})
 VARIANTS = [
     *((kind, {}) for kind in MODELLED),

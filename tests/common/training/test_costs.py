@@ -16,6 +16,8 @@ from stages.common.training.step import cut
 from tests.common.test_cost import EXAMPLES, RANK, SHARED, freeze_below, llama
 from tests.common.training.tiny_training import RUNTIME
 
+pytestmark = pytest.mark.usefixtures("fused_attention")
+
 
 def made(boundary, technique):
     network, shape = llama(tie_word_embeddings=True)

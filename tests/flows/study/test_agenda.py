@@ -80,14 +80,14 @@ def test_a_method_that_is_no_boundary_has_a_grid_of_its_own(described):
     assert told(left) == ["a2 lisa e [0.002]"]
 
 
-def test_equal_compute_comes_last_and_has_no_boundary_0(described):
-    description, known = described(equal_compute=True, seeds=[1]), fresh()
+def test_equal_compute_comes_last(described):
+    description, known = described(equal_compute=[0.25, 0.9], seeds=[1]), fresh()
     while batch := next(batches(missing(description, known), 3), None):
         known = end(known, batch)
     last = [one for one in known.done if one.budget == "compute"]
-    grid = ["1 freeze-4 c [0.02]", "1 freeze-8 c [0.02]", "1 freeze-2 c [0.002]"]
+    grid = ["1 freeze-2 c [0.002]", "1 freeze-8 c [0.02]"]
     assert told(last) == [f"{data_set}{one}" for data_set in "ab" for one in grid]
-    assert list(known.done)[-6:] == last
+    assert list(known.done)[-4:] == last
 
 
 def test_a_case_whose_depth_is_not_known_waits(described):
@@ -97,7 +97,7 @@ def test_a_case_whose_depth_is_not_known_waits(described):
 
 def test_a_study_that_is_stopped_anywhere_comes_to_the_same(described):
     """Whatever had ended: what is left and what is there are the same fine-tunes in the end."""
-    description = described(equal_compute=True, methods=["lisa"])
+    description = described(equal_compute=[0.5], methods=["lisa"])
 
     def finish(known):
         while batch := next(batches(missing(description, known), 2), None):

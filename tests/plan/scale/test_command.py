@@ -17,6 +17,8 @@ from stages.plan.__main__ import main
 from stages.plan.scale.table import duration
 from tests.common.models.tiny import tiny_network
 
+pytestmark = pytest.mark.usefixtures("fused_attention")
+
 ROWS, TOKENS, ANSWER, SHARED, BATCH, EPOCHS = 10, 12, 3, 4, 4, 3
 WORKLOAD = [
     f"--{name}={value}"
