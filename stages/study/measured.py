@@ -98,7 +98,8 @@ class Study:
 def read_study(folder: Path) -> Study:
     """Read the tables of a study.
 
-    Of every case the rows of its last settings count; rows of earlier ones are another study's.
+    Of every case the rows of its last settings count; rows of earlier ones are another study's. A seed counts
+    when all boundaries have it: one boundary's lucky seed shall not be held against others that lack it.
 
     Raises:
         UserError: a table is missing or damaged, or no case has full fine-tuning to compare with.
@@ -108,13 +109,24 @@ def read_study(folder: Path) -> Study:
     intervals = _csv(folder / "intervals.csv", {})
     said = _predictions(folder / "predictions.parquet")
     last = runs.groupby(["data_set", "model"])["settings"].transform("last")
-    runs = runs[runs["settings"] == last]
+    runs = _complete(runs[runs["settings"] == last])
     cases = tuple(
         _case(rows, choices, said) for _, rows in runs.groupby(["data_set", "model"], sort=False) if _has_full(rows)
     )
     if not cases:
         raise UserError(f"{folder}: no data set's full fine-tuning is measured yet; run: {_MADE_BY}")
     return Study(cases, runs, intervals)
+
+
+def _complete(runs: pd.DataFrame) -> pd.DataFrame:
+    """Without the fine-tunes at equal epochs of a seed with which not all boundaries of the case are measured."""
+    at_boundary = (runs["method"].str.match(r"freeze-\d+$") | (runs["method"] == FULL)) & (runs["budget"] == "epochs")
+    left = runs.copy()
+    for _, rows in runs[at_boundary].groupby(["data_set", "model"]):
+        methods = rows["method"].nunique()
+        count = rows.groupby("seed")["method"].nunique()
+        left = left.drop(rows.index[rows["seed"].isin(count[count < methods].index)])
+    return left
 
 
 def _has_full(rows: pd.DataFrame) -> bool:

@@ -2,8 +2,8 @@
 
 Examples and seeds are drawn with replacement, each resample the same for all methods of a case, so that
 differences between methods are paired (Efron and Tibshirani 1993, chapter 10; both levels are resampled since
-another study would have other examples and other seeds). A method that lacks a drawn seed is read at those
-drawn that it has.
+another study would have other examples and other seeds). All boundaries of a case have the same seeds; a method
+that is none and lacks a drawn seed is read at those drawn that it has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,23 +73,27 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def cross_fitted(runs: Sequence[Run], folds: int = FOLDS) -> Floats:
-    """Per example [n], the quality of the run that is the best on the other folds.
+    """Per example [n], the quality of the run that is the best by other seeds on other folds, mean over seeds.
 
     The best of several measured means is better than it will be again, since luck helped to choose it; a run
-    that is chosen without an example owes nothing to it.
+    that is chosen without a seed and without an example owes nothing to either. With one seed there are no others,
+    and its luck counts.
 
     Args:
-        runs: the candidates.
+        runs: the candidates, all with the same seeds.
         folds: parts into which the examples are dealt in turns.
     """
-    values = np.array([run.values.mean(axis=0) for run in runs])
-    fold: NDArray[np.integer[Any]] = np.arange(values.shape[1]) % folds
-    chosen = np.empty(values.shape[1])
-    for part in np.unique(fold):
-        inside = fold == part
-        best = int(values[:, ~inside].mean(axis=1).argmax()) if not inside.all() else 0
-        chosen[inside] = values[best, inside]
-    return chosen
+    values = np.array([run.values for run in runs])
+    _, seeds, examples = values.shape
+    fold: NDArray[np.integer[Any]] = np.arange(examples) % folds
+    chosen = np.empty((seeds, examples))
+    for seed in range(seeds):
+        judging = values[:, [other for other in range(seeds) if other != seed] or [seed]].mean(axis=1)
+        for part in np.unique(fold):
+            inside = fold == part
+            best = int(judging[:, ~inside].mean(axis=1).argmax()) if not inside.all() else 0
+            chosen[seed, inside] = values[best, seed, inside]
+    return chosen.mean(axis=0)
 
 
 def _over_seeds(means: Floats, drawn: NDArray[np.integer[Any]]) -> Floats:

@@ -66,16 +66,31 @@ def test_seeds_are_resampled_too_and_the_same_for_all_methods(tables):
     assert np.abs(one.difference("freeze-2", "full")).max() == pytest.approx(0)
 
 
-def test_a_method_without_a_drawn_seed_is_read_at_those_that_it_has(tables):
-    tables.run("a", "full", 40, seed=1)
-    tables.run("a", "full", 0, seed=2)
+def test_a_seed_counts_when_every_boundary_has_it(tables):
+    for seed, right in ((1, 40), (2, 0)):
+        tables.run("a", "full", right, seed)
+        tables.run("a", "lisa", right, seed)
     tables.run("a", "freeze-2", 20, seed=1)
     tables.choice("a", "half", 2)
     (case,) = read_study(tables.write()).cases
-    drawn = Resamples(case, 500, 1).means["freeze-2", "epochs"]
-    assert drawn.mean() == pytest.approx(0.5, abs=0.02)
+    assert {method: run.seeds for (method, _), run in case.runs.items()} == {
+        "full": (1,),
+        "freeze-2": (1,),
+        "lisa": (1, 2),
+    }
+    tables.run("a", "freeze-2", 20, seed=2)
+    (case,) = read_study(tables.write()).cases
     (half,) = [v for v in verdicts(Resamples(case, 500, 1), 0.95) if v.rule == "half"]
-    assert (half.seeds, half.quality) == (1, 50.0)
+    assert (half.seeds, half.quality, half.behind_full) == (2, 50.0, 0.0)
+
+
+def test_a_method_without_a_drawn_seed_is_read_at_those_that_it_has(tables):
+    tables.run("a", "full", 40, seed=1)
+    tables.run("a", "full", 0, seed=2)
+    tables.run("a", "lisa", 20, seed=1)
+    tables.choice("a", "full", 0)
+    (case,) = read_study(tables.write()).cases
+    assert Resamples(case, 500, 1).means["lisa", "epochs"].mean() == pytest.approx(0.5, abs=0.02)
 
 
 def test_the_best_of_equals_is_not_better_than_they_are():
@@ -88,3 +103,14 @@ def test_the_best_of_equals_is_not_better_than_they_are():
         fair.append(cross_fitted(runs).mean())
     assert np.mean(lucky) > 0.6
     assert np.mean(fair) == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_lucky_seed_does_not_count():
+    """Each of nine methods is right on everything with one of three seeds, and a fair coin with the other two."""
+    values = np.random.default_rng(3).integers(2, size=(9, 3, 400)).astype(float)
+    for method in range(9):
+        values[method, method % 3] = 1.0
+    runs = [Run((1, 2, 3), each, 1.0, 1.0) for each in values]
+    assert cross_fitted(runs).mean() == pytest.approx(0.5, abs=0.03)
+    assert max(run.values.mean() for run in runs) > 0.65
+    assert cross_fitted([Run((1,), values[0, :1], 1.0, 1.0)]).mean() == 1.0  # one seed: its luck counts

@@ -254,7 +254,7 @@ def _by_products(
     Queries are [B, heads, queries, head size], keys and values [B, key-value heads, keys, head size], and the mask
     says what may be seen, [B or 1, 1, queries, keys]; returns [B, queries, heads, head size].
     """
-    (sequences, heads, queries, size), (_, shared, keys, _) = query.shape, key.shape
+    (sequences, heads, queries, size), (shared, keys) = query.shape, key.shape[1:3]
     scaled = query * (size**-0.5 if scaling is None else scaling)
     scores = scaled.reshape(sequences, shared, -1, size) @ key.transpose(2, 3)
     scores = scores.view(sequences, shared, heads // shared, queries, keys)

@@ -66,6 +66,7 @@ def compute_as_quantised(network: nn.Module) -> None:
     Where a processor has AVX512_BF16, bitsandbytes 0.50 otherwise packs them anew at the first pass: then they
     round their constants and inputs to bfloat16, give no gradients, and refuse widths that are no multiple of 64.
     """
+    part: Any
     for part in network.modules():
         if getattr(part, "support_avx512bf16_for_cpu", False):
             part.support_avx512bf16_for_cpu = False
