@@ -1,8 +1,8 @@
 """What a study wants next, from what it has: no state of its own, so that it goes on wherever its tables are.
 
-Order: what decides most comes first. For the first seed the coarse grid of boundaries of every data set, then
-the boundaries that the rules choose, then denser where the validation loss changes most; the same boundaries
-for the other seeds; last, methods that are no boundary, and some boundaries at equal compute.
+Order: what decides most comes first. For every seed the coarse grid of boundaries of every data set (``Progress``
+sees to that), then the boundaries that the rules choose, then denser where the validation loss of the first seed
+changes most; last, methods that are no boundary, and some boundaries at equal compute.
 """
 
 import math

@@ -77,7 +77,7 @@ def ready(progress: Progress, taken: Sequence[Item]) -> list[Item]:
     """What can be started now, in order.
 
     Case by case the plan that tells the model's depth and the coarse grid, so that every data set has its curve
-    early; then the other plans, since they say which boundaries are wanted; then those.
+    early; then the other plans, since they say which boundaries are wanted; then those: see ``Progress.rank``.
 
     Args:
         progress: where the study stands.

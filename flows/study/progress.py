@@ -119,11 +119,16 @@ class Progress:
             (grid if self._in_grid(fine_tune) else others).append(fine_tune)
         return [*batches(grid, self.description.together), *batches(others, self.description.together)]
 
-    def rank(self, work: Look | Sequence[FineTune]) -> tuple[int, int]:
-        """Place in the order: a case's plain plan and coarse grid, case by case; other plans; all else."""
+    def rank(self, work: Look | Sequence[FineTune]) -> tuple[int, ...]:
+        """Place in the order: plain plans and coarse grids, model by model, seed by seed; then what makes them finer.
+
+        Of that, too, model by model: first the other plans, since they say which boundaries are wanted.
+        """
+        case, seeds = work.case if isinstance(work, Look) else work[0].case, self.description.seeds
+        model, place = list(self.description.models).index(case.model), self.cases.index(case)
         if isinstance(work, Look):
-            return (0, self.cases.index(work.case)) if work.source == PLAIN else (1, 0)
-        return (0, self.cases.index(work[0].case)) if self._in_grid(work[0]) else (2, 0)
+            return (0, model, 0, place) if work.source == PLAIN else (1, model, 0, 0)
+        return (0, model, seeds.index(work[0].seed), place) if self._in_grid(work[0]) else (1, model, 1, 0)
 
     def facts(self, case: Case) -> Row:
         """Columns that all rows of a case have in common."""
@@ -145,8 +150,8 @@ class Progress:
         return {case: layers for case, layers in found.items() if case in self.settings}
 
     def _in_grid(self, one: FineTune) -> bool:
-        """Whether a fine-tune is a point of its case's coarse grid, with the first seed."""
-        if (one.seed, one.budget) != (self.description.seeds[0], "epochs") or not is_boundary(one):
+        """Whether a fine-tune is a point of its case's coarse grid."""
+        if one.budget != "epochs" or not is_boundary(one):
             return False
         layers = self._layers()[one.case]
         return one.boundary in coarse(self.description.boundaries, self.description.rates_of(one.case.model), layers)
