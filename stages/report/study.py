@@ -58,12 +58,16 @@ def _rules(summary: Json) -> Table:
 def _rule(one: Json, default: bool) -> list[Cell]:
     return [
         Cell(one["rule"], mark="best" if default else ""),
-        number_cell(one["groups"], str(one["groups"])),
+        number_cell(one["groups"], str(one["groups"]), _between(one["interpolated"])),
         number_cell(one["cost_share"], percent(one["cost_share"])),
         *(_points(one[name]) for name in ("regret", "regret_at_cost", "regret_cross_fitted", "behind_full")),
         number_cell(one["worst"], decimal(one["worst"], 1), one["worst_on"]),
         number_cell(one["rank_correlation"], decimal(number(one["rank_correlation"]), 2)),
     ]
+
+
+def _between(cases: int) -> str:
+    return f"{cases} read between measured boundaries" if cases else ""
 
 
 def _left_out(left: Json) -> Table:

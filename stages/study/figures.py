@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -29,6 +30,10 @@ def curve(resamples: Resamples, verdicts: Sequence[Verdict], leading: Sequence[s
     methods = case.curve()
     quality = {b: case.scale * float(case.runs[m, "epochs"].values.mean()) for b, m in methods.items()}
     bounds = [interval(case.scale * resamples.means[m, "epochs"], confidence) for m in methods.values()]
+
+    def at(boundary: int) -> float:
+        return float(np.interp(boundary, list(quality), list(quality.values())))
+
     what = "accuracy (%)" if case.measure == "accuracy" else "minus loss (nats)"
 
     def paint(axes: Axes) -> None:
@@ -39,18 +44,18 @@ def curve(resamples: Resamples, verdicts: Sequence[Verdict], leading: Sequence[s
             axes.plot(list(longer), list(longer.values()), color=MUTED, linewidth=1.4, linestyle=(0, (4, 2)))
         marks = _marks(verdicts, leading)
         for boundary in marks:
-            axes.plot(boundary, quality[boundary], "s", color=ACCENT, markersize=7)
+            axes.plot(boundary, at(boundary), "s", color=ACCENT, markersize=7)
         axes.set_xlim(-0.5, case.layers + 0.5)
         axes.margins(y=0.14)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axes.set_xlabel("last frozen layer")
         axes.set_ylabel(what)
-        named = [(float(b), quality[b], text, ACCENT) for b, text in list(marks.items())[:_LABELLED]]
+        named = [(float(b), at(b), text, ACCENT) for b, text in list(marks.items())[:_LABELLED]]
         place_labels(axes, named, list(quality.items()))
 
     described = (
         "Solid: equal epochs, with its interval; dashed: equal compute, where it was measured; squares: boundaries "
-        "that rules choose."
+        "that rules choose, on the line where they were not measured themselves."
     )
     name = f"study-{case.data_set}-{case.model}"
     title = f"{case.data_set}, {case.model}: quality against the boundary"

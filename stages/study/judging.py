@@ -21,6 +21,7 @@ class Overall:
 
     Attributes:
         groups: how many groups of data sets.
+        interpolated: on how many cases its boundary was read between measured ones.
         cost_share, regret, regret_at_cost, regret_cross_fitted, behind_full: means over groups.
         worst: the largest regret on any data set, and where.
         rank_correlation: mean over the cases where the rule predicts something.
@@ -28,6 +29,7 @@ class Overall:
 
     rule: str
     groups: int
+    interpolated: int
     cost_share: float
     regret: float
     regret_at_cost: float
@@ -141,6 +143,7 @@ def _overall(rule: str, mine: Sequence[Verdict]) -> Overall:
     return Overall(
         rule=rule,
         groups=len(groups),
+        interpolated=sum(v.interpolated for v in mine),
         cost_share=mean("cost_share"),
         regret=mean("regret"),
         regret_at_cost=mean("regret_at_cost"),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -25,7 +25,8 @@ class Run:
 
     Attributes:
         seeds: the seeds.
-        values: quality of every test example [seeds, examples]: 1 for a right answer, or minus its loss.
+        values: quality of every test example [seeds, examples]: 1 for a right answer, or minus its loss; between two
+            boundaries a mixture of theirs.
         flops: counted, mean over seeds.
         validation_loss: mean over seeds.
     """
@@ -60,6 +61,7 @@ class Case:
         measure: ``accuracy`` or ``loss``.
         runs: by method and budget.
         boundaries: method → boundary, for those that freeze up to a layer.
+        between: the same for boundaries that rules choose and nobody measured: their runs mix their neighbours'.
     """
 
     data_set: str
@@ -69,6 +71,7 @@ class Case:
     layers: int
     runs: dict[tuple[str, Budget], Run]
     boundaries: dict[str, int]
+    between: dict[str, int]
     choices: tuple[Choice, ...]
 
     @property
@@ -137,7 +140,8 @@ def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame) -> Case
     first = rows.iloc[0]
     mine = choices[(choices["data_set"] == first["data_set"]) & (choices["model"] == first["model"])]
     freezes = rows[rows["method"].str.match(r"freeze-\d+$") | (rows["method"] == FULL)]
-    return Case(
+    choices_made = tuple(_choice(row) for row in mine.to_dict("records") if row["selector"])
+    case = Case(
         data_set=first["data_set"],
         group=first["group"],
         model=first["model"],
@@ -145,7 +149,37 @@ def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame) -> Case
         layers=int(first["layers"]),
         runs=dict(_runs(rows, said, first["measure"])),
         boundaries=dict(zip(freezes["method"], freezes["boundary"].astype(int).tolist(), strict=True)),
-        choices=tuple(_choice(row) for row in mine.to_dict("records") if row["selector"]),
+        between={},
+        choices=choices_made,
+    )
+    wanted = sorted({choice.boundary for choice in choices_made if choice.boundary is not None})
+    found = {b: run for b in wanted if (run := _between(case, b))}
+    mixed: dict[tuple[str, Budget], Run] = {(f"freeze-{b}", "epochs"): run for b, run in found.items()}
+    return replace(case, runs={**case.runs, **mixed}, between={f"freeze-{b}": b for b in found})
+
+
+def _between(case: Case, boundary: int) -> Run | None:
+    """What a boundary that was not measured comes to, by its measured neighbours; ``None`` where that says nothing.
+
+    Of every example the chance of a right answer is taken to change evenly from the one to the other. Not towards
+    boundary L: there no layer trains, and quality falls off a cliff.
+    """
+    curve = case.curve()
+    below = max((b for b in curve if b < boundary), default=None)
+    above = min((b for b in curve if b > boundary), default=case.layers)
+    if boundary in curve or below is None or above == case.layers:
+        return None
+    low, high = case.runs[curve[below], "epochs"], case.runs[curve[above], "epochs"]
+    share = (boundary - below) / (above - below)
+
+    def mixed(one: Any, other: Any) -> Any:
+        return (1 - share) * one + share * other
+
+    return Run(
+        seeds=low.seeds,
+        values=mixed(low.values, high.values),
+        flops=mixed(low.flops, high.flops),
+        validation_loss=mixed(low.validation_loss, high.validation_loss),
     )
 
 

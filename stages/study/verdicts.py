@@ -7,7 +7,7 @@ those it is scored on, so that luck in its choice does not count against the rul
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -26,6 +26,7 @@ class Verdict:
 
     Attributes:
         method: the fine-tune that does what the rule says.
+        interpolated: it was not measured, and is read between its measured neighbours.
         seeds: how many were measured.
         cost_share: counted operations at equal epochs, as a share of full fine-tuning's.
         behind_full: full fine-tuning's quality less the rule's, with its interval.
@@ -43,6 +44,7 @@ class Verdict:
     boundary: int | None
     method: str
     unit: str
+    interpolated: bool = False
     seeds: int = 0
     quality: float | None = None
     quality_low: float | None = None
@@ -64,7 +66,7 @@ class Verdict:
 
     @property
     def measured(self) -> bool:
-        """Whether the rule's own fine-tune is there."""
+        """Whether the rule's own fine-tune is there, or those on either side of it."""
         return self.quality is not None
 
 
@@ -81,7 +83,7 @@ def method_of(case: Case, choice: Choice) -> str:
     """The measured method that does what a rule says: a method of its own, or one that freezes up to its boundary."""
     if (choice.selector, "epochs") in case.runs and choice.selector not in case.boundaries:
         return choice.selector
-    by_boundary = {boundary: method for method, boundary in case.boundaries.items()}
+    by_boundary = {boundary: method for method, boundary in {**case.between, **case.boundaries}.items()}
     return by_boundary.get(-1 if choice.boundary is None else choice.boundary, "")
 
 
@@ -117,7 +119,8 @@ def _verdict(choice: Choice, resamples: Resamples, confidence: float) -> Verdict
     )
     if (method, "epochs") not in case.runs:
         return verdict
-    return _with(verdict, **_quality(method, resamples, confidence), **_regrets(case, method))
+    found = {**_quality(method, resamples, confidence), **_regrets(case, method)}
+    return _with(replace(verdict, interpolated=method in case.between), **found)
 
 
 def _quality(method: str, resamples: Resamples, confidence: float) -> dict[str, float | int | None]:
@@ -162,7 +165,8 @@ def _regrets(case: Case, method: str) -> dict[str, float | int | None]:
 def _own_methods(case: Case) -> list[Choice]:
     """Methods that are no boundary and that no rule is named after: they speak for themselves."""
     named = {choice.selector for choice in case.choices}
-    methods = [method for method, budget in case.runs if budget == "epochs" and method not in case.boundaries]
+    at_boundary = case.boundaries.keys() | case.between.keys()
+    methods = [method for method, budget in case.runs if budget == "epochs" and method not in at_boundary]
     return [Choice(m, m, None, "a method of its own, measured as it is", ()) for m in methods if m not in named]
 
 
@@ -179,7 +183,7 @@ def _mean(run: Run) -> float:
 
 def _with(verdict: Verdict, **values: float | int | None) -> Verdict:
     rounded = {name: significant(value) if isinstance(value, float) else value for name, value in values.items()}
-    return Verdict(**{**asdict(verdict), **rounded})
+    return replace(verdict, **rounded)  # type: ignore[arg-type]  # by their names
 
 
 def rows_of(found: Sequence[Verdict]) -> list[dict[str, object]]:

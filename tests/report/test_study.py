@@ -9,6 +9,7 @@ from stages.report.__main__ import main
 RULE = {
     "rule": "probe",
     "groups": 7,
+    "interpolated": 2,
     "cost_share": 0.53,
     "regret": 0.4375,
     "regret_at_cost": 0.125,
@@ -65,6 +66,7 @@ def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
     assert "84 fine-tunes of embedded on trec and sst5, 3 seeds; measured on Some Processor, cpu, float32." in page
     for value in (0.4375, 8.0625, -0.0625, 0.875, 0.9375):
         assert f'<data value="{value}">' in page
+    assert "2 read between measured boundaries" in page
 
 
 def test_its_figures_take_the_pages_colours(page):

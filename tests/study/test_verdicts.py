@@ -48,8 +48,21 @@ def test_what_a_rule_predicts_is_ranked_against_what_was_measured(two_data_sets)
     assert one(found, "b", "none").rank_correlation is None
 
 
+def test_a_boundary_that_was_not_measured_is_read_between_its_neighbours_and_says_so(two_data_sets):
+    """On b boundary 0 tells 36 of 40 right for 100, boundary 2 tells 32 right for 50: 34 right for 75 between."""
+    two_data_sets.choice("b", "early", 1)
+    early = one(judged(two_data_sets), "b", "early")
+    assert (early.interpolated, early.boundary, early.quality, early.cost_share) == (True, 1, 85.0, 0.75)
+    assert (early.regret, early.best_boundary, early.seeds) == (5.0, 0, 2)
+    for seed in (1, 2):
+        two_data_sets.run("b", "freeze-1", 20, seed, flops=75)
+    found = judged(two_data_sets)
+    assert (one(found, "b", "early").interpolated, one(found, "b", "early").quality) == (False, 50.0)
+    assert {v.rule for v in found if v.interpolated} == set()
+
+
 def test_a_choice_that_was_not_measured_says_so_and_counts_nowhere(two_data_sets):
-    two_data_sets.choice("a", "odd", 3)
+    two_data_sets.choice("a", "odd", 3)  # nothing is read towards L, where no layer trains
     two_data_sets.choice("a", "blind", None)
     found = judged(two_data_sets)
     assert not one(found, "a", "odd").measured
