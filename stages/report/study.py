@@ -10,10 +10,10 @@ from stages.report.wording import decimal, listing, number, percent
 Json = Mapping[str, Any]
 
 _REGRET: Final = (
-    "Regret is what a rule loses to the best boundary that was measured, in points of accuracy, whatever that one "
-    "costs; at cost: to the best at equal or lower cost; cross-fitted: the best boundary is found on other test "
-    "examples than those that it is scored on, so that its luck does not count. This section is not part of the "
-    "chain: make study measures it."
+    "Regret is what a rule loses to the best boundary that was measured, in points of accuracy. At cost: to the best "
+    "of equal or lower cost; at any: whatever that one costs; cross-fitted: the same, the best boundary found by other "
+    "seeds on other test examples than those that it is scored on, so that its luck does not count. This section is "
+    "not part of the chain: make study measures it."
 )
 
 
@@ -46,7 +46,10 @@ def _scope(summary: Json) -> str:
 
 
 def _rules(summary: Json) -> Table:
-    headings = ("Rule", "Data sets", "Cost", "Regret", "At cost", "Cross-fitted", "Behind full", "Worst", "Rank corr.")
+    headings = (
+        *("Rule", "Data sets", "Cost", "Regret at cost", "Worst", "Regret at any", "Worst", "Cross-fitted"),
+        *("Behind full", "Rank corr."),
+    )
     rows = [_rule(one, one["rule"] == summary["default_rule"]) for one in summary["rules"].values()]
     caption = (
         "Every rule, mean over data sets: counted operations as a share of full fine-tuning's; regrets in points; "
@@ -60,8 +63,11 @@ def _rule(one: Json, default: bool) -> list[Cell]:
         Cell(one["rule"], mark="best" if default else ""),
         number_cell(one["groups"], str(one["groups"]), _between(one["interpolated"])),
         number_cell(one["cost_share"], percent(one["cost_share"])),
-        *(_points(one[name]) for name in ("regret", "regret_at_cost", "regret_cross_fitted", "behind_full")),
+        _points(one["regret_at_cost"]),
+        number_cell(one["worst_at_cost"], decimal(one["worst_at_cost"], 1), one["worst_at_cost_on"]),
+        _points(one["regret"]),
         number_cell(one["worst"], decimal(one["worst"], 1), one["worst_on"]),
+        *(_points(one[name]) for name in ("regret_cross_fitted", "behind_full")),
         number_cell(one["rank_correlation"], decimal(number(one["rank_correlation"]), 2)),
     ]
 
@@ -71,12 +77,20 @@ def _between(cases: int) -> str:
 
 
 def _left_out(left: Json) -> Table:
-    headings = ("Left out", "Chosen on the others", "Regret", "Cross-fitted", "Behind full", "Cost")
+    headings = (
+        "Left out",
+        "Chosen on the others",
+        "Regret at cost",
+        "Regret at any",
+        "Cross-fitted",
+        "Behind full",
+        "Cost",
+    )
     rows = [
         [
             Cell(one["group"]),
             Cell(one["rule"]),
-            *(_points(one[name]) for name in ("regret", "regret_cross_fitted", "behind_full")),
+            *(_points(one[name]) for name in ("regret_at_cost", "regret", "regret_cross_fitted", "behind_full")),
             number_cell(one["cost_share"], percent(one["cost_share"])),
         ]
         for one in left["groups"]

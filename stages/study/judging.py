@@ -5,7 +5,7 @@ out-of-domain sister) are left out together. Only accuracies are averaged: a nat
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from statistics import fmean
 
 import numpy as np
@@ -23,7 +23,7 @@ class Overall:
         groups: how many groups of data sets.
         interpolated: on how many cases its boundary was read between measured ones.
         cost_share, regret, regret_at_cost, regret_cross_fitted, behind_full: means over groups.
-        worst: the largest regret on any data set, and where.
+        worst: the largest regret on any data set, and where; ``worst_at_cost`` likewise.
         rank_correlation: mean over the cases where the rule predicts something.
     """
 
@@ -37,6 +37,8 @@ class Overall:
     behind_full: float
     worst: float
     worst_on: str
+    worst_at_cost: float
+    worst_at_cost_on: str
     rank_correlation: float | None
 
 
@@ -47,6 +49,7 @@ class LeftOut:
     group: str
     rule: str
     regret: float
+    regret_at_cost: float
     regret_cross_fitted: float
     behind_full: float
     cost_share: float
@@ -95,8 +98,8 @@ def leave_one_out(verdicts: Sequence[Verdict], cost_cap: float) -> list[LeftOut]
         rule = choose([v for v in verdicts if v.group != group], cost_cap)
         mine = [v for v in verdicts if v.group == group and v.rule == rule and v.measured]
         if rule is not None and mine:
-            one = _overall(rule, mine)
-            found.append(LeftOut(group, rule, one.regret, one.regret_cross_fitted, one.behind_full, one.cost_share))
+            one = asdict(_overall(rule, mine))
+            found.append(LeftOut(group, **{field.name: one[field.name] for field in fields(LeftOut)[1:]}))
     return found
 
 
@@ -134,7 +137,7 @@ def _difference(resamples: Resamples, mine: str, theirs: str) -> float:
 
 def _overall(rule: str, mine: Sequence[Verdict]) -> Overall:
     groups = {v.group: [w for w in mine if w.group == v.group] for v in mine}
-    worst = max(mine, key=lambda v: v.regret or 0)
+    worst, at_cost = (max(mine, key=lambda v: getattr(v, name) or 0.0) for name in ("regret", "regret_at_cost"))
     correlations = [v.rank_correlation for v in mine if v.rank_correlation is not None]
 
     def mean(name: str) -> float:
@@ -151,5 +154,7 @@ def _overall(rule: str, mine: Sequence[Verdict]) -> Overall:
         behind_full=mean("behind_full"),
         worst=worst.regret or 0.0,
         worst_on=f"{worst.data_set}, {worst.model}",
+        worst_at_cost=at_cost.regret_at_cost or 0.0,
+        worst_at_cost_on=f"{at_cost.data_set}, {at_cost.model}",
         rank_correlation=fmean(correlations) if correlations else None,
     )

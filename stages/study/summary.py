@@ -59,22 +59,28 @@ def headline(chosen: Overall | None, left: Sequence[LeftOut], paper: Overall | N
     """What the study found, in words, whatever it is."""
     if chosen is None:
         return "No rule was measured on every data set within the cost cap: the study does not name a default."
-    text = f"{chosen.rule}: {_told(chosen)}, at most {chosen.worst:.1f} ({chosen.worst_on})."
+    text = f"{chosen.rule}: {_told(chosen)}."
     if left:
-        regret, cost = fmean(one.regret for one in left), fmean(one.cost_share for one in left)
+        at_cost, regret, cost = (
+            fmean(getattr(one, name) for one in left) for name in ("regret_at_cost", "regret", "cost_share")
+        )
         text += (
-            f" Chosen each time without the data set that it is judged on, the best rule stays {regret:.2f} points "
-            f"behind at {cost:.0%}, at most {max(one.regret for one in left):.1f}."
+            " Chosen each time without the data set that it is judged on, the best rule stays "
+            f"{at_cost:.2f} points behind at its cost and {regret:.2f} at any, at {cost:.0%}, at most "
+            f"{max(one.regret_at_cost for one in left):.1f} and {max(one.regret for one in left):.1f}."
         )
     if paper is not None and paper.rule != chosen.rule:
-        text += f" The paper's rule, {paper.rule}: {_told(paper)}, at most {paper.worst:.1f} ({paper.worst_on})."
+        text += f" The paper's rule, {paper.rule}: {_told(paper)}."
     return text
 
 
 def _told(one: Overall) -> str:
+    full = f"{abs(one.behind_full):.2f} {'behind' if one.behind_full >= 0 else 'ahead of'} full fine-tuning"
     return (
-        f"{one.regret:.2f} points of accuracy behind the best measured boundary at {one.cost_share:.0%} of full "
-        f"fine-tuning's operations, mean over {one.groups} data sets"
+        f"{one.regret_at_cost:.2f} points of accuracy behind the best measured boundary of equal or lower cost (at "
+        f"most {one.worst_at_cost:.1f}, {one.worst_at_cost_on}), {one.regret:.2f} behind the best at any cost (at "
+        f"most {one.worst:.1f}, {one.worst_on}) and {full}, at {one.cost_share:.0%} of its operations, mean over "
+        f"{one.groups} data sets"
     )
 
 
@@ -92,12 +98,13 @@ def _identity(study: Study) -> Json:
 
 
 def _figures(chosen: Overall | None) -> Json:
-    """The default rule's figures; null where there is no default."""
+    """The default rule's figures; null where there is no default. Regret is that at equal or lower cost."""
     names = {
-        "mean_regret_points": "regret",
-        "max_regret_points": "worst",
+        "mean_regret_points": "regret_at_cost",
+        "max_regret_points": "worst_at_cost",
         "cost_share": "cost_share",
-        "mean_regret_at_cost_points": "regret_at_cost",
+        "mean_regret_any_cost_points": "regret",
+        "max_regret_any_cost_points": "worst",
         "mean_regret_cross_fitted_points": "regret_cross_fitted",
         "mean_behind_full_points": "behind_full",
     }
@@ -108,8 +115,10 @@ def _left_out(left: Sequence[LeftOut]) -> Json | None:
     if not left:
         return None
     return {
-        "mean_regret_points": fmean(one.regret for one in left),
-        "max_regret_points": max(one.regret for one in left),
+        "mean_regret_points": fmean(one.regret_at_cost for one in left),
+        "max_regret_points": max(one.regret_at_cost for one in left),
+        "mean_regret_any_cost_points": fmean(one.regret for one in left),
+        "max_regret_any_cost_points": max(one.regret for one in left),
         "mean_regret_cross_fitted_points": fmean(one.regret_cross_fitted for one in left),
         "mean_behind_full_points": fmean(one.behind_full for one in left),
         "cost_share": fmean(one.cost_share for one in left),

@@ -17,6 +17,8 @@ RULE = {
     "behind_full": 0.25,
     "worst": 1.5,
     "worst_on": "sst5, embedded",
+    "worst_at_cost": 1.25,
+    "worst_at_cost_on": "trec, embedded",
     "rank_correlation": 0.75,
     "over_salf": None,
 }
@@ -35,6 +37,7 @@ SUMMARY = {
                 "group": "trec",
                 "rule": "pilot",
                 "regret": 0.875,
+                "regret_at_cost": 0.75,
                 "regret_cross_fitted": 0.5,
                 "behind_full": 0.25,
                 "cost_share": 0.53,

@@ -35,13 +35,15 @@ def test_the_summary_names_the_default_and_its_figures_are_those_of_the_table(an
     assert (summary["data_sets"], summary["models"], summary["seeds"]) == (["a", "b"], ["tiny"], [1, 2])
     with (analysed / "table.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["rule"] == "half"]
-    assert summary["mean_regret_points"] == sum(float(row["regret"]) for row in rows) / 2 == 5.0
-    assert summary["max_regret_points"] == max(float(row["regret"]) for row in rows) == 10.0
+    assert summary["mean_regret_points"] == sum(float(row["regret_at_cost"]) for row in rows) / 2 == 0.0
+    assert summary["mean_regret_any_cost_points"] == sum(float(row["regret"]) for row in rows) / 2 == 5.0
+    assert summary["max_regret_any_cost_points"] == max(float(row["regret"]) for row in rows) == 10.0
     assert summary["cost_share"] == sum(float(row["cost_share"]) for row in rows) / 2 == 0.5
     assert summary["machines"] == ["Some Processor, cpu, float32"]
-    assert summary["leave_one_out"]["mean_regret_points"] == 5.0
-    assert "half: 5.00 points of accuracy behind the best measured boundary at 50% of full" in summary["headline"]
-    assert "The paper's rule, salf: 30.00 points" in summary["headline"]
+    assert summary["leave_one_out"]["mean_regret_any_cost_points"] == 5.0
+    assert "half: 0.00 points of accuracy behind the best measured boundary of equal or lower" in summary["headline"]
+    assert "5.00 behind the best at any cost (at most 10.0, b, tiny)" in summary["headline"]
+    assert "The paper's rule, salf: 0.00 points" in summary["headline"]
 
 
 def test_coverage_is_counted(analysed):

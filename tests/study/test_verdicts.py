@@ -122,6 +122,7 @@ def test_data_sets_of_one_group_are_left_out_together(two_data_sets):
     assert leave_one_out(found, 0.6) == []
     half = next(rule for rule in overall(found) if rule.rule == "half")
     assert (half.groups, half.regret, half.worst, half.worst_on) == (1, 5.0, 10.0, "b, tiny")
+    assert (half.regret_at_cost, half.worst_at_cost) == (0.0, 0.0)  # what is cheaper is worse
 
 
 def test_rules_are_compared_over_the_cases_that_both_were_measured_on(two_data_sets):
