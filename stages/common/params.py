@@ -252,7 +252,7 @@ class Finetune(Group):
     lisa_layers: Count
     lisa_steps: Count
     equal_compute: bool
-    evaluations_per_epoch: Count
+    evaluations_per_epoch: Annotated[int, Field(ge=0)]
     checkpoint_minutes: Annotated[float, Field(ge=0)]
     cache: CacheMode
     cache_folder: Annotated[str, Field(min_length=1)]

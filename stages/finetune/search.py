@@ -179,7 +179,8 @@ def _open_states(bench: Bench, model: CausalModel, scope: Scope, rates: int, see
     """The frozen layers' states of both splits, for so many rates of a grid."""
     params = bench.params
     epochs = _epochs(bench, scope, _costs(bench, scope, anew=False), seed)
-    passes = {"training": rates * epochs, "validation": rates * params.epochs * params.evaluations_per_epoch}
+    looks = max(1, params.epochs * params.evaluations_per_epoch)
+    passes = {"training": rates * epochs, "validation": rates * looks}
     return open_states(
         bench.base,
         model,
