@@ -12,12 +12,13 @@ from typing import Any
 from stages.common.artifacts import replacing_folder, write_json, write_text
 from stages.common.command import exit_code
 from stages.study import figures
+from stages.study.ablation import VARIATIONS, variations
 from stages.study.coverage import coverage
-from stages.study.judging import overall
-from stages.study.measured import read_study
+from stages.study.judging import Overall, overall
+from stages.study.measured import Study, read_study, with_choices
 from stages.study.resamples import Resamples
 from stages.study.summary import PAPER, summarise
-from stages.study.verdicts import ORACLE, verdicts
+from stages.study.verdicts import ORACLE, Verdict, verdicts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = summarise(study, found, drawn, covered, given.cost_cap, given.confidence)
 
     write_text(given.study / "table.csv", _csv([asdict(verdict) for verdict in found]))
+    write_text(given.study / "ablation.csv", _csv([asdict(one) for one in _ablation(study, given)]))
     write_text(given.study / "coverage.csv", _csv([asdict(one) | {"share": one.share} for one in covered]))
     write_json(given.study / "summary.json", summary)
     leading = [rule for rule in (summary["default_rule"], PAPER) if rule]
@@ -45,6 +47,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if rules:
             write_text(folder / "costs.svg", figures.costs(rules))
     print(summary["headline"])
+
+
+def _ablation(study: Study, given: argparse.Namespace) -> list[Overall]:
+    """The paper's rule with one thing changed at a time, over all cases."""
+    found = list[Verdict]()
+    for number, case in enumerate(study.cases):
+        varied = with_choices(case, variations(case, study.intervals))
+        found += verdicts(Resamples(varied, given.resamples, given.seed + number), given.confidence)
+    return [one for one in overall(found) if one.rule in VARIATIONS]
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

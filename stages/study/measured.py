@@ -1,7 +1,7 @@
 """What a study measured, case by case: quality of every test example under every fine-tune."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -140,7 +140,6 @@ def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame) -> Case
     first = rows.iloc[0]
     mine = choices[(choices["data_set"] == first["data_set"]) & (choices["model"] == first["model"])]
     freezes = rows[rows["method"].str.match(r"freeze-\d+$") | (rows["method"] == FULL)]
-    choices_made = tuple(_choice(row) for row in mine.to_dict("records") if row["selector"])
     case = Case(
         data_set=first["data_set"],
         group=first["group"],
@@ -150,12 +149,19 @@ def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame) -> Case
         runs=dict(_runs(rows, said, first["measure"])),
         boundaries=dict(zip(freezes["method"], freezes["boundary"].astype(int).tolist(), strict=True)),
         between={},
-        choices=choices_made,
+        choices=(),
     )
-    wanted = sorted({choice.boundary for choice in choices_made if choice.boundary is not None})
-    found = {b: run for b in wanted if (run := _between(case, b))}
+    return with_choices(case, [_choice(row) for row in mine.to_dict("records") if row["selector"]])
+
+
+def with_choices(case: Case, choices: Sequence[Choice]) -> Case:
+    """The case with what these rules choose; boundaries that nobody measured are read between their neighbours."""
+    runs = {key: run for key, run in case.runs.items() if key[0] not in case.between}
+    plain = replace(case, runs=runs, between={}, choices=tuple(choices))
+    wanted = sorted({choice.boundary for choice in choices if choice.boundary is not None})
+    found = {b: run for b in wanted if (run := _between(plain, b))}
     mixed: dict[tuple[str, Budget], Run] = {(f"freeze-{b}", "epochs"): run for b, run in found.items()}
-    return replace(case, runs={**case.runs, **mixed}, between={f"freeze-{b}": b for b in found})
+    return replace(plain, runs={**runs, **mixed}, between={f"freeze-{b}": b for b in found})
 
 
 def _between(case: Case, boundary: int) -> Run | None:

@@ -1,0 +1,75 @@
+"""The paper's rule with one thing changed at a time, on the mean curves that a study keeps of its traces.
+
+What is changed: the quantity (deviation or loss), how a layer's gain is counted (what it took off, or the exponent of
+the power law through its two spaces), how many examples were traced, and whether the curve is smoothed over
+neighbouring spaces first. Norm convention and target are changed by rules of their own, since they take other traces.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product, starmap
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from stages.study.measured import Case, Choice, Floats
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One reading of the paper's rule.
+
+    Attributes:
+        trace: ``plain`` (the plan's own) or ``reference``.
+        window: neighbouring spaces of the moving mean; 1: none.
+    """
+
+    trace: str
+    quantity: str
+    gain: str
+    window: int
+
+    @property
+    def name(self) -> str:
+        """Its name in ``ablation.csv``."""
+        smooth = f"mean of {self.window} spaces" if self.window > 1 else "not smoothed"
+        return f"{self.quantity}, {self.gain} gain, {_TRACES[self.trace]}, {smooth}"
+
+
+_TRACES: Final[Mapping[str, str]] = {"plain": "the plan's trace", "reference": "a larger trace"}
+VARIATIONS: Final[Mapping[str, Variation]] = {
+    one.name: one
+    for one in starmap(Variation, product(_TRACES, ("deviation", "loss"), ("observed", "local"), (1, 3, 5)))
+}
+
+
+def variations(case: Case, intervals: pd.DataFrame) -> list[Choice]:
+    """What every variation chooses among layers 2..L-1, where its trace was made.
+
+    Args:
+        case: the data set and model.
+        intervals: the study's ``intervals.csv``, whose column ``observed`` holds the traces' means by space.
+    """
+    mine = intervals[(intervals["data_set"] == case.data_set) & (intervals["model"] == case.model)]
+    found = []
+    for name, one in VARIATIONS.items():
+        rows = mine[(mine["source"] == f"{one.trace}:{one.quantity}") & mine["observed"].notna()].sort_values("place")
+        if list(rows["place"]) == list(range(case.layers + 1)):
+            curve = smoothed(rows["observed"].to_numpy(float), one.window)
+            found.append(Choice(name, "salf", largest_gain(curve, one.gain), "", ()))
+    return found
+
+
+def smoothed(curve: Floats, window: int) -> Floats:
+    """Centred moving mean over so many neighbours; near the ends over those that are there."""
+    kernel = np.ones(window)
+    return np.convolve(curve, kernel, "same") / np.convolve(np.ones(len(curve)), kernel, "same")
+
+
+def largest_gain(curve: Floats, gain: str) -> int:
+    """The layer of 2..L-1 with the largest gain of a positive curve over spaces 0..L; of equals the deepest."""
+    before, after = curve[1:-2], curve[2:-1]
+    layers = np.arange(2, len(curve) - 1)
+    gains = before - after if gain == "observed" else np.log(before / after) / np.log((layers + 1) / layers)
+    return int(layers[len(gains) - 1 - gains[::-1].argmax()])
