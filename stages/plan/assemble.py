@@ -21,8 +21,8 @@ def make_plan(
 ) -> FreezePlan:
     """Choose the boundary and describe it.
 
-    The budget caps the plan's own boundary and salf's; the baselines that it is compared with keep
-    their own rule.
+    The budget caps the plan's own boundary, its rule's in the comparison, and salf's; the baselines that these are
+    compared with keep their own rule, ``full`` always.
 
     Raises:
         UserError: nothing fits the budget, the trace has no gains, or the evidence of the rule that was asked for
@@ -58,7 +58,7 @@ def make_plan(
         certainty=choice.certainty,
         fallback=choice.fallback,
         runners_up=list(choice.runners_up),
-        boundaries=_boundaries(choices, points, params.budget),
+        boundaries=_boundaries(choices, points, params),
         absent=absent,
         frontier=points,
         cost_model=work,
@@ -79,10 +79,13 @@ def _choices(evidence: Evidence, params: Plan) -> tuple[dict[SelectorName, Choic
 
 
 def _boundaries(
-    choices: Mapping[SelectorName, Choice], points: list[FrontierPoint], budget: float
+    choices: Mapping[SelectorName, Choice], points: list[FrontierPoint], params: Plan
 ) -> dict[SelectorName, SelectedBoundary]:
-    capped = replace(choices["salf"], boundary=within_budget(choices["salf"].boundary, points, budget))
-    return {name: _selected(choice) for name, choice in {**choices, "salf": capped}.items()}
+    capped = {
+        name: replace(choices[name], boundary=within_budget(choices[name].boundary, points, params.budget))
+        for name in {"salf", params.selector} - {"full"}
+    }
+    return {name: _selected(choice) for name, choice in {**choices, **capped}.items()}
 
 
 def _selected(choice: Choice) -> SelectedBoundary:

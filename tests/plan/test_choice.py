@@ -157,9 +157,27 @@ def test_a_budget_caps_salf_in_the_comparison_too(workspace):
     assert plan.boundary == plan.boundary_of("salf") == 6
 
 
+def test_a_budget_caps_the_plans_own_rule_in_the_comparison(workspace):
+    share = workspace.plan().frontier[4].flops_share
+    own, other = (workspace.plan(selector=name, budget=share) for name in ("half", "salf"))
+    assert own.boundary == own.boundary_of("half") == 4
+    assert other.boundary_of("half") == 3  # a baseline there
+
+
+@pytest.mark.parametrize(("allowed", "boundary"), [(0, 0), (2, 2), (3, 3), (6, 6)])
+def test_what_the_budget_pays_for_is_trained(workspace, allowed, boundary):
+    share = workspace.plan().frontier[allowed].flops_share
+    plan = workspace.plan(selector="affordable", budget=share)
+    assert plan.boundary == boundary
+    assert f"pays for all layers above {boundary}" in plan.reason
+    assert plan.boundaries["affordable"].scores == [point.flops_share for point in plan.frontier]
+    assert workspace.plan(selector="affordable").boundary == 0  # the whole budget
+
+
 def test_a_budget_that_nothing_fits_is_refused_with_what_is_allowed(workspace):
-    with pytest.raises(UserError, match=r"plan\.budget = 0\.01: .* allowed here: 0\.\d+ to 1"):
-        workspace.plan(budget=0.01)
+    for selector in ("salf", "affordable"):
+        with pytest.raises(UserError, match=r"plan\.budget = 0\.01: .* allowed here: 0\.\d+ to 1"):
+            workspace.plan(selector=selector, budget=0.01)
 
 
 def test_gains_without_any_layer_are_refused(workspace):

@@ -16,7 +16,7 @@ PROBE = {
     "probe_pooled": [0.6, 0.7, 0.72, 0.78, 0.8, 0.7, 0.75],
     "probe_error": [0.05, 0.04, 0.03, 0.03, 0.0, 0.03, 0.03],
 }
-RULES = ["block-influence", "variability", "probe", "grad-norm", "spectrum", "oracle"]
+RULES = ["block-influence", "variability", "arrival", "probe", "grad-norm", "spectrum", "oracle"]
 
 
 def chosen(plan, name):
@@ -34,7 +34,8 @@ def test_a_rule_without_evidence_is_left_out_and_the_plan_says_what_it_takes(wor
 
 @pytest.mark.parametrize("rule", RULES)
 def test_asking_for_a_rule_without_evidence_is_one_line_that_names_the_parameter(workspace, rule):
-    needed = "plan.oracle" if rule == "oracle" else f"add {rule} to signals.kinds"
+    kind = "probe" if rule == "arrival" else rule
+    needed = "plan.oracle" if rule == "oracle" else f"add {kind} to signals.kinds"
     with pytest.raises(UserError, match=f"plan.selector = {rule}: .*{needed}") as fault:
         workspace.plan(selector=rule)
     assert "\n" not in str(fault.value)
@@ -52,6 +53,24 @@ def test_block_influence_ends_the_freeze_at_the_layer_that_turns_the_states_most
     assert plan.boundary == 5  # of the equals at 3 and 5 the deeper, as the paper's rule does
     assert chosen(plan, "block-influence").scores == [None, None, 0.2, 0.4, 0.1, 0.4, None]
     assert "how sure it is, nothing says" in plan.certainty.words
+
+
+def test_arrival_is_the_layer_that_takes_away_most_of_the_errors(workspace):
+    """Layer 5 halves what is wrong; layer 1, which takes more, may not be chosen, nor may the last."""
+    workspace.rewrite_signals(**{**PROBE, "probe": [0.0, 0.5, 0.6, 0.58, 0.6, 0.8, 1.0]})
+    plan = workspace.plan(selector="arrival")
+    assert plan.boundary == 5
+    scores = plan.boundaries["arrival"].scores
+    np.testing.assert_allclose(scores[2:6], np.log([0.5 / 0.4, 0.4 / 0.42, 0.42 / 0.4, 0.4 / 0.2]), rtol=1e-5)
+    assert [scores[0], scores[1], scores[6]] == [None, None, None]
+    assert "40% before it, 20% behind it" in plan.reason
+
+
+def test_arrival_counts_no_errors_as_few(workspace):
+    workspace.rewrite_signals(**{**PROBE, "probe": [0.0, 0.5, 0.9, 1.0, 1.0, 1.0, 1.0]})
+    plan = workspace.plan(selector="arrival")
+    assert plan.boundary == 3
+    assert plan.boundaries["arrival"].scores[4:6] == [0.0, 0.0]
 
 
 def test_variability_freezes_up_to_the_space_that_tells_classes_apart_best(workspace):

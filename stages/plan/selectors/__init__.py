@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from stages.common.params import SelectorName
+from stages.plan.selectors.affordable import affordable
+from stages.plan.selectors.arrival import arrival
 from stages.plan.selectors.block_influence import block_influence
 from stages.plan.selectors.budget import budget
 from stages.plan.selectors.choice import Selector
@@ -34,9 +36,11 @@ SELECTORS: Final[Mapping[SelectorName, Selector]] = {
     "last-n": last_n,
     "first-n": first_n,
     "random": draw,
+    "affordable": affordable,
     "budget": budget,
     "tolerance": tolerance,
     "pilot": pilot,
+    "arrival": arrival,
     "probe": probe,
     "block-influence": block_influence,
     "variability": variability,
