@@ -37,7 +37,9 @@ def certainty_section(plan: FreezePlan) -> Section:
     chosen = plan.certainty
     rows = [_candidate(plan, plan.boundary, chosen.value, chosen.win_share, "best")]
     rows += [_candidate(plan, r.boundary, r.value, r.win_share) for r in plan.runners_up]
-    caption = f"The chosen boundary and its runners-up by {plan.gain} gain in {plan.quantity}."
+    caption = "The chosen boundary."
+    if plan.runners_up:
+        caption = f"The chosen boundary and its runners-up by {plan.gain} gain in {plan.quantity}."
     section.tables.append(Table("runners-up", caption, columns, rows))
     return section
 
