@@ -56,7 +56,8 @@ def variations(case: Case, intervals: pd.DataFrame) -> list[Choice]:
     for name, one in VARIATIONS.items():
         rows = mine[(mine["source"] == f"{one.trace}:{one.quantity}") & mine["observed"].notna()].sort_values("place")
         if list(rows["place"]) == list(range(case.layers + 1)):
-            curve = smoothed(rows["observed"].to_numpy(float), one.window)
+            # The step from the embeddings is nobody's gain: space 0 is no neighbour.
+            curve = smoothed(rows["observed"].to_numpy(float)[1:], one.window)
             found.append(Choice(name, "salf", largest_gain(curve, one.gain), "", ()))
     return found
 
@@ -68,8 +69,8 @@ def smoothed(curve: Floats, window: int) -> Floats:
 
 
 def largest_gain(curve: Floats, gain: str) -> int:
-    """The layer of 2..L-1 with the largest gain of a positive curve over spaces 0..L; of equals the deepest."""
-    before, after = curve[1:-2], curve[2:-1]
-    layers = np.arange(2, len(curve) - 1)
+    """The layer of 2..L-1 with the largest gain of a positive curve over spaces 1..L; of equals the deepest."""
+    before, after = curve[:-2], curve[1:-1]
+    layers = np.arange(2, len(curve))
     gains = before - after if gain == "observed" else np.log(before / after) / np.log((layers + 1) / layers)
     return int(layers[len(gains) - 1 - gains[::-1].argmax()])

@@ -21,10 +21,10 @@ def test_smoothing_is_a_centred_moving_mean():
 def test_layers_one_and_last_are_never_chosen_and_small_values_need_less():
     """Drops of 90, 1, 3, 1.9 and 3.5 by layer: the third is the largest inside, the fourth in its share."""
     curve = np.array([100.0, 10.0, 9.0, 6.0, 4.1, 0.6])
-    assert largest_gain(curve, "observed") == 3
+    assert largest_gain(curve[1:], "observed") == 3
     local = np.log(curve[:-1] / curve[1:]) / np.log((np.arange(1, 6) + 1) / np.arange(1, 6))
-    assert largest_gain(curve, "local") == 2 + int(local[1:4].argmax())
-    assert largest_gain(np.array([5.0, 4.0, 3.0, 2.0, 1.0, 0.5]), "observed") == 4  # of equals the deepest
+    assert largest_gain(curve[1:], "local") == 2 + int(local[1:4].argmax())
+    assert largest_gain(np.array([4.0, 3.0, 2.0, 1.0, 0.5]), "observed") == 4  # of equals the deepest
 
 
 @pytest.fixture
@@ -35,6 +35,14 @@ def traced(two_data_sets):
             two_data_sets.interval(data_set, "plain:loss", space, observed=float(plain))
             two_data_sets.interval(data_set, "reference:loss", space, observed=float(larger))
     return two_data_sets
+
+
+def test_the_step_from_the_embeddings_is_not_smoothed_into_layer_two(traced):
+    for row in traced.intervals:
+        row["observed"] = {0: 900.0, 1: 8.0, 2: 7.9, 3: 2.0, 4: 1.0}[row["place"]]
+    study = read_study(traced.write())
+    found = {choice.rule: choice.boundary for choice in variations(study.cases[0], study.intervals)}
+    assert found["loss, observed gain, the plan's trace, mean of 3 spaces"] == 3
 
 
 def test_every_variation_whose_trace_is_there_is_read_off(traced):
