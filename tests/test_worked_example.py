@@ -20,7 +20,7 @@ PAGE = "worked-example.md"
 FILE = YAML()
 SMALLER = {  # the page's own settings stay as they are
     "device": {"kind": "cpu", "dtype": "float32"},
-    "compare": {"methods": ["full", "affordable"]},
+    "compare": {"methods": ["full", "half"]},
     "fit": {"bootstrap": 20},
     "evaluate": {"bootstrap": 20},
     "finetune": {"epochs": 1},

@@ -39,8 +39,8 @@ INKS: Final = _inks(
     ("none", "#6a4fb0", "#b7a3f2"),
     ("random", "#4d5a66", "#a9b7c4"),
     ("freeze", "#7a5230", "#cfa57a"),
-    ("affordable", "#a8202e", "#ff8a8f"),
-    ("affordable-lora", "#5b6b00", "#c3d65a"),
+    ("half", "#a8202e", "#ff8a8f"),
+    ("half-lora", "#5b6b00", "#c3d65a"),
 )
 
 _MARKERS: Final = {
@@ -53,8 +53,8 @@ _MARKERS: Final = {
     "random": "X",
     "freeze": "h",
     "freeze-lora": "H",
-    "affordable": "p",
-    "affordable-lora": "d",
+    "half": "p",
+    "half-lora": "d",
     "first-n": "<",
     "lisa": "*",
 }
