@@ -38,10 +38,11 @@ def study_section(summary: Json | None, figures: Mapping[str, str]) -> Section |
 
 
 def _scope(summary: Json) -> str:
-    models, seeds = summary["models"], summary["seeds"]
+    least, most = (extreme(summary["seeds_each"].values()) for extreme in (min, max))
+    seeds = f"{least} to {most} seeds" if least < most else f"{most} {'seeds' if most > 1 else 'seed'}"
     return (
-        f"{summary['fine_tunes']} fine-tunes of {listing(models)} on {listing(summary['data_sets'])}, "
-        f"{len(seeds)} {'seeds' if len(seeds) > 1 else 'seed'}; measured on {listing(summary['machines'])}."
+        f"{summary['fine_tunes']} fine-tunes of {listing(summary['models'])} on {listing(summary['data_sets'])}, "
+        f"{seeds}; measured on {listing(summary['machines'])}."
     )
 
 

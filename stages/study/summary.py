@@ -8,7 +8,7 @@ from typing import Any, Final
 from stages.common.artifacts import significant
 from stages.study.coverage import Coverage
 from stages.study.judging import Comparison, LeftOut, Overall, choose, compared, leave_one_out, overall
-from stages.study.measured import Study
+from stages.study.measured import FULL, Study
 from stages.study.resamples import Resamples
 from stages.study.verdicts import Verdict
 
@@ -91,6 +91,7 @@ def _identity(study: Study) -> Json:
         "data_sets": list(dict.fromkeys(case.data_set for case in study.cases)),
         "models": list(dict.fromkeys(case.model for case in study.cases)),
         "seeds": sorted(int(seed) for seed in runs["seed"].unique()),
+        "seeds_each": {f"{case.data_set}, {case.model}": len(case.runs[FULL, "epochs"].seeds) for case in study.cases},
         "fine_tunes": len(runs),
         "machines": sorted({f"{row.machine}, {row.device}, {row.dtype}" for row in runs.itertuples()}),
         "code_versions": int(runs["code"].nunique()),

@@ -4,6 +4,7 @@ import pytest
 
 from stages.common.figures.palette import INKS, MUTED, colour, marker, variable
 from stages.report.grid import grid_of, labels_of, numbers_told, opacity
+from tests.conftest import PROJECT
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,12 @@ from stages.report.grid import grid_of, labels_of, numbers_told, opacity
 )
 def test_methods_of_a_kind_have_one_colour(method, ink):
     assert (colour(method), variable(method)) == (INKS[ink].stand_in, INKS[ink].variable)
+
+
+def test_every_method_with_a_colour_has_it_in_tables_too():
+    style = (PROJECT / "stages/report/style.css").read_text(encoding="utf-8")
+    for name in set(INKS) - {"ink", "muted", "rule", "card"}:
+        assert f".method.{name} {{ --method: var(--{name}); }}" in style
 
 
 def test_methods_without_a_colour_of_their_own_are_muted_and_have_a_mark():

@@ -29,6 +29,7 @@ SUMMARY = {
     "data_sets": ["trec", "sst5"],
     "models": ["embedded"],
     "seeds": [1, 2, 3],
+    "seeds_each": {"trec, embedded": 3, "sst5, embedded": 2},
     "fine_tunes": 84,
     "machines": ["Some Processor, cpu, float32"],
     "leave_one_out": {
@@ -66,7 +67,7 @@ def page(chain_of):
 def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
     assert 'id="study"' in page
     assert "probe: 0.44 points &lt;b&gt;behind&lt;/b&gt; the best." in page
-    assert "84 fine-tunes of embedded on trec and sst5, 3 seeds; measured on Some Processor, cpu, float32." in page
+    assert "84 fine-tunes of embedded on trec and sst5, 2 to 3 seeds; measured on Some Processor, cpu, float32." in page
     for value in (0.4375, 8.0625, -0.0625, 0.875, 0.9375):
         assert f'<data value="{value}">' in page
     assert "2 read between measured boundaries" in page

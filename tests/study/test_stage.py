@@ -33,6 +33,7 @@ def test_the_summary_names_the_default_and_its_figures_are_those_of_the_table(an
     summary = summary_of(analysed)
     assert (summary["default_rule"], summary["default_selector"]) == ("half", "half")
     assert (summary["data_sets"], summary["models"], summary["seeds"]) == (["a", "b"], ["tiny"], [1, 2])
+    assert summary["seeds_each"] == {"a, tiny": 2, "b, tiny": 2}
     with (analysed / "table.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["rule"] == "half"]
     assert summary["mean_regret_points"] == sum(float(row["regret_at_cost"]) for row in rows) / 2 == 0.0
