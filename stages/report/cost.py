@@ -79,7 +79,11 @@ def _benefit(plan: FreezePlan) -> Figure:
 def _cost(plan: FreezePlan) -> Figure:
     cached = [p.flops_share for p in plan.frontier]
     uncached = [p.flops_share_uncached for p in plan.frontier]
-    marks = {str(name): chosen.boundary for name, chosen in plan.boundaries.items() if name in _MARKED}
+    marks = {
+        str(name): chosen.boundary
+        for name, chosen in plan.boundaries.items()
+        if name in _MARKED or name == plan.selector
+    }
     title = f"Training above layer {plan.boundary} costs {percent(cached[plan.boundary])} of full fine-tuning’s FLOPs"
     svg = figures.boundary_cost("fig-cost", title, cached, uncached, marks)
     return Figure(title, svg, "Solid: the boundary’s hidden states are computed once; dashed: again in every epoch.")

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_text(folder / f"{data_set}-{model}.svg", svg)
         rules = [one for one in overall(found) if one.rule != ORACLE]
         if rules:
-            write_text(folder / "costs.svg", figures.costs(rules))
+            write_text(folder / "costs.svg", figures.costs(rules, leading))
     print(summary["headline"])
 
 

@@ -15,6 +15,7 @@ from stages.study.resamples import Resamples, interval
 from stages.study.verdicts import ORACLE, Verdict
 
 _LABELLED: Final = 4  # marks of one figure that are named; the table names all
+_NAMED: Final = 4  # of the rules of least regret
 
 
 def curve(resamples: Resamples, verdicts: Sequence[Verdict], leading: Sequence[str], confidence: float) -> str:
@@ -62,18 +63,25 @@ def curve(resamples: Resamples, verdicts: Sequence[Verdict], leading: Sequence[s
     return standalone(panel(name, title, described, paint))[1]
 
 
-def costs(rules: Sequence[Overall]) -> str:
-    """Mean regret against mean cost, a mark per rule, as an SVG file."""
+def costs(rules: Sequence[Overall], leading: Sequence[str]) -> str:
+    """Mean regret against mean cost, a mark per rule, as an SVG file.
+
+    Args:
+        rules: those of least regret first.
+        leading: rules that are named beside these, the default rule at the head.
+    """
+    named = {one.rule for one in rules[:_NAMED]} | set(leading)
 
     def paint(axes: Axes) -> None:
         for one in rules:
-            axes.plot(one.cost_share, one.regret, "o", color=ACCENT if one == rules[0] else MUTED, markersize=6)
+            axes.plot(one.cost_share, one.regret, "o", color=ACCENT if one.rule in leading[:1] else MUTED, markersize=6)
         axes.set_xlim(0, 1.12)
         axes.margins(y=0.14)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("share of full fine-tuning’s FLOPs")
         axes.set_ylabel("mean regret (points)")
-        place_labels(axes, [(one.cost_share, one.regret, one.rule, INK) for one in rules])
+        dots = [(one.cost_share, one.regret) for one in rules]
+        place_labels(axes, [(x.cost_share, x.regret, x.rule, INK) for x in rules if x.rule in named], dots)
 
     described = "A mark per rule: points of accuracy behind the best measured boundary against cost, over data sets."
     return standalone(panel("study-costs", "What the rules cost, and what they miss", described, paint, height=330))[1]
