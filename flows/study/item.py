@@ -13,7 +13,7 @@ from flows.processes import run_streaming
 from flows.study import harvest
 from flows.study.agenda import Case, FineTune
 from flows.study.description import Settings, StudyError
-from flows.study.kept import Kept, objects, read_kept
+from flows.study.kept import Kept, first_seen, forget, read_kept
 from flows.study.progress import Look, Progress
 from flows.study.settings import digest, for_training, words
 
@@ -96,7 +96,7 @@ def run_item(item: Item, desk: Desk, environment: dict[str, str], on_line: Calla
         StudyError: it failed; the text says why.
         StoppedError: the study was stopped.
     """
-    before, began = objects(desk.cache), time.monotonic()
+    before, began = first_seen(desk.held.project, desk.cache, item.name), time.monotonic()
     # Left by a study that was killed: what had ended then comes back from DVC's cache.
     remove(item.name, desk.held.project, environment)
     _run(item, desk, environment, on_line)
@@ -109,6 +109,7 @@ def run_item(item: Item, desk: Desk, environment: dict[str, str], on_line: Calla
         if not desk.keep:
             kept.drop_models(before)
             remove(item.name, desk.held.project, environment)
+        forget(desk.held.project, item.name)
 
 
 def _run(item: Item, desk: Desk, environment: dict[str, str], on_line: Callable[[str], None]) -> None:

@@ -120,6 +120,30 @@ def objects(cache: Path) -> frozenset[str]:
     return frozenset(file.parent.name + file.name for file in cache.glob("??/*"))
 
 
+def first_seen(project: Path, cache: Path, experiment: str) -> frozenset[str]:
+    """The objects that the cache held before an experiment was first begun.
+
+    Written down until :func:`forget`: one that is killed has models in the cache already, and its next run finds
+    them there; they are none of what was there before it.
+    """
+    note = _note(project, experiment)
+    if not note.exists():
+        note.parent.mkdir(parents=True, exist_ok=True)
+        aside = note.with_suffix(".part")
+        aside.write_text("\n".join(sorted(objects(cache))), encoding="utf-8")
+        aside.replace(note)
+    return frozenset(note.read_text(encoding="utf-8").split())
+
+
+def forget(project: Path, experiment: str) -> None:
+    """An experiment's results are kept: what was there before it does not matter any more."""
+    _note(project, experiment).unlink(missing_ok=True)
+
+
+def _note(project: Path, experiment: str) -> Path:
+    return project / ".dvc" / "tmp" / "study" / experiment
+
+
 def _git(project: Path, *words: str) -> str:
     done = subprocess.run(["git", *words], cwd=project, capture_output=True, text=True, check=False)
     if done.returncode != 0:
