@@ -12,6 +12,7 @@ from dvc.repo import Repo
 from flows.lineage.artifacts import cache_path, named, read_manifest
 from flows.lineage.lock import LOCK_FILE, LockError, parse_lock, read_lock
 from flows.study.description import StudyError
+from flows.study.tables import write_aside
 
 _MODELS: Final = "data/models/"
 
@@ -128,10 +129,8 @@ def first_seen(project: Path, cache: Path, experiment: str) -> frozenset[str]:
     """
     note = _note(project, experiment)
     if not note.exists():
-        note.parent.mkdir(parents=True, exist_ok=True)
-        aside = note.with_suffix(".part")
-        aside.write_text("\n".join(sorted(objects(cache))), encoding="utf-8")
-        aside.replace(note)
+        names = "\n".join(sorted(objects(cache)))
+        write_aside(note, lambda aside: aside.write_text(names, encoding="utf-8"))
     return frozenset(note.read_text(encoding="utf-8").split())
 
 

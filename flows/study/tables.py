@@ -118,7 +118,7 @@ class Tables:
         if name not in self.settings:
             self.settings = {**self.settings, name: value}
             text = json.dumps(self.settings, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-            _write(self.folder / SETTINGS, lambda aside: aside.write_text(text, encoding="utf-8"))
+            write_aside(self.folder / SETTINGS, lambda aside: aside.write_text(text, encoding="utf-8"))
         return name
 
     def keep_run(self, row: Row, predictions: pa.Table) -> None:
@@ -131,7 +131,7 @@ class Tables:
             before = pq.read_table(path).cast(_PREDICTION_SCHEMA)
             stays = [point != row["point"] for point in before["point"].to_pylist()]
             said = pa.concat_tables([before.filter(pa.array(stays, pa.bool_())), said]).unify_dictionaries()
-        _write(path, lambda aside: pq.write_table(said, aside, compression="zstd"))
+        write_aside(path, lambda aside: pq.write_table(said, aside, compression="zstd"))
         # Last: a row is there only when its predictions are.
         self.runs = [*(old for old in self.runs if old["point"] != row["point"]), row]
         _write_rows(self.folder / RUNS, _RUN_COLUMNS, self.runs)
@@ -178,10 +178,11 @@ def _write_rows(path: Path, columns: Mapping[str, type], rows: Sequence[Row]) ->
             writer.writeheader()
             writer.writerows(rows)
 
-    _write(path, fill)
+    write_aside(path, fill)
 
 
-def _write(path: Path, fill: Callable[[Path], Any]) -> None:
+def write_aside(path: Path, fill: Callable[[Path], Any]) -> None:
+    """Let ``fill`` write a file aside, and give it its name in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     fill(aside)

@@ -123,13 +123,17 @@ def read_study(folder: Path) -> Study:
 
 def _complete(runs: pd.DataFrame) -> pd.DataFrame:
     """Without the fine-tunes at equal epochs of a seed with which not all boundaries of the case are measured."""
-    at_boundary = (runs["method"].str.match(r"freeze-\d+$") | (runs["method"] == FULL)) & (runs["budget"] == "epochs")
     left = runs.copy()
-    for _, rows in runs[at_boundary].groupby(["data_set", "model"]):
+    for _, rows in runs[_at_boundary(runs) & (runs["budget"] == "epochs")].groupby(["data_set", "model"]):
         methods = rows["method"].nunique()
         count = rows.groupby("seed")["method"].nunique()
         left = left.drop(rows.index[rows["seed"].isin(count[count < methods].index)])
     return left
+
+
+def _at_boundary(runs: pd.DataFrame) -> "pd.Series[bool]":
+    """Which fine-tunes freeze the layers up to a boundary, 0 included."""
+    return runs["method"].str.match(r"freeze-\d+$") | (runs["method"] == FULL)
 
 
 def _has_full(rows: pd.DataFrame) -> bool:
@@ -139,7 +143,7 @@ def _has_full(rows: pd.DataFrame) -> bool:
 def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame) -> Case:
     first = rows.iloc[0]
     mine = choices[(choices["data_set"] == first["data_set"]) & (choices["model"] == first["model"])]
-    freezes = rows[rows["method"].str.match(r"freeze-\d+$") | (rows["method"] == FULL)]
+    freezes = rows[_at_boundary(rows)]
     case = Case(
         data_set=first["data_set"],
         group=first["group"],
