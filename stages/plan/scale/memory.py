@@ -70,7 +70,8 @@ def memory(shape: ModelShape, work: CostModel, boundary: int, precision: Precisi
 
     While back-propagation walks down, activations go and gradients come: the most is held at its start,
     when the head has its gradient, or at its end. With several passes to a step (accumulated gradients)
-    the earlier passes' gradients are there all the time.
+    the earlier passes' gradients are there all the time. Attention is taken to be a fused kernel's, which
+    keeps no probabilities: short sequences on a CPU, computed by plain products, hold some more.
 
     Args:
         shape: the model.

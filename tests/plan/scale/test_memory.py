@@ -18,6 +18,8 @@ from stages.plan.frontier import cost_model
 from stages.plan.scale.memory import PRECISIONS, memory
 from tests.common.models.tiny import tiny_network
 
+pytestmark = pytest.mark.usefixtures("fused_attention")
+
 ROWS, TOKENS, ANSWER, LAYERS = 8, 64, 16, 6
 SIZES = {
     "hidden_size": 128,
