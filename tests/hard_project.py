@@ -1,5 +1,6 @@
 """A git and DVC project in an awkward folder whose two small stages write as the real ones do."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -160,7 +161,8 @@ def kill_group(process: "subprocess.Popen[str]", alone: bool) -> None:
     """Kill the stage's process alone, or DVC with everything that it started."""
     if alone:
         for child in psutil.Process(process.pid).children(recursive=True):
-            if "stage.py" in " ".join(child.cmdline()):
-                child.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since, or is ending
+                if "stage.py" in " ".join(child.cmdline()):
+                    child.kill()
         return
     os.killpg(process.pid, signal.SIGKILL)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.pipeline import exit_status
-from flows.study.description import DESCRIPTION, StudyError, read_description
-from flows.study.flow import only, outlook, study
+from flows.study.description import DESCRIPTION, StudyError, only, read_description
+from flows.study.flow import outlook, study
 from flows.study.progress import Progress
 from flows.study.settings import Places
 from flows.study.tables import Tables

@@ -1,5 +1,6 @@
 """``study.yaml``: which data sets, models, boundaries, rules and seeds a study compares."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -129,6 +130,19 @@ def read_description(path: Path) -> Description:
         raise StudyError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         raise StudyError("; ".join(_line(path, fault) for fault in error.errors())) from None
+
+
+def only(description: Description, data_sets: Sequence[str]) -> Description:
+    """The description with these data sets alone; none: all.
+
+    Raises:
+        StudyError: one of them is not described.
+    """
+    unknown = [name for name in data_sets if name not in description.data_sets]
+    if unknown:
+        raise StudyError(f"no data set {unknown[0]!r} is described; there are: {', '.join(description.data_sets)}")
+    chosen = {name: part for name, part in description.data_sets.items() if name in data_sets or not data_sets}
+    return description.model_copy(update={"data_sets": chosen})
 
 
 def _line(path: Path, fault: Any) -> str:

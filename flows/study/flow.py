@@ -21,9 +21,10 @@ from flows.held import THREADS, Workspace, failed, refused, workspace
 from flows.pipeline import STOP_SECONDS, SideBySide
 from flows.processes import StoppedError, run_streaming
 from flows.study import harvest
-from flows.study.description import DESCRIPTION, Description, StudyError, read_description
+from flows.study.description import DESCRIPTION, StudyError, only, read_description
+from flows.study.experiment import Desk, run_item
 from flows.study.forecast import Forecast
-from flows.study.item import Desk, Item, ready, run_item
+from flows.study.item import Item, ready
 from flows.study.kept import object_cache
 from flows.study.progress import Progress
 from flows.study.settings import Places
@@ -76,19 +77,6 @@ def study(
     if faults:
         return failed(f"{len(faults)} experiments failed: {faults[0]}")
     return Completed(message=outlook(progress))
-
-
-def only(description: Description, data_sets: Sequence[str]) -> Description:
-    """The description with these data sets alone; none: all.
-
-    Raises:
-        StudyError: one of them is not described.
-    """
-    unknown = [name for name in data_sets if name not in description.data_sets]
-    if unknown:
-        raise StudyError(f"no data set {unknown[0]!r} is described; there are: {', '.join(description.data_sets)}")
-    chosen = {name: part for name, part in description.data_sets.items() if name in data_sets or not data_sets}
-    return description.model_copy(update={"data_sets": chosen})
 
 
 def outlook(progress: Progress) -> str:

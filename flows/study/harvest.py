@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,7 +11,6 @@ import pyarrow.parquet as pq
 
 from flows.study.agenda import Case, FineTune
 from flows.study.forecast import units
-from flows.study.kept import Kept
 from flows.study.progress import PLAIN, Look
 from flows.study.tables import Row
 from stages.common.run_record import machine
@@ -23,17 +23,30 @@ _PILOTED: Final = ("pilot", "budget", "tolerance")  # selectors that rest on pil
 _TRACES: Final = (PLAIN, "reference")  # whose laws are kept
 
 
+class Artifacts(Protocol):
+    """What stages left, by their paths in the project."""
+
+    def json(self, path: str) -> Any:
+        """The content of a JSON artifact."""
+
+    def file(self, path: str) -> Path:
+        """Where an artifact lies."""
+
+    def has(self, path: str) -> bool:
+        """Whether a stage made it."""
+
+
 def where() -> dict[str, Any]:
     """Processor or accelerators of this machine, and its cores: no name, no path."""
     facts = machine()
     return {"machine": ", ".join(facts["accelerators"]) or facts["cpu"] or facts["system"], "cores": facts["cores"]}
 
 
-def results(kept: Kept, batch: Sequence[FineTune], facts: Mapping[str, Any]) -> list[tuple[Row, pa.Table]]:
+def results(kept: Artifacts, batch: Sequence[FineTune], facts: Mapping[str, Any]) -> list[tuple[Row, pa.Table]]:
     """A row and the predictions of every fine-tune of an experiment.
 
     Args:
-        kept: the experiment.
+        kept: what the experiment's stages left.
         batch: the fine-tunes.
         facts: columns that all have in common.
     """
@@ -49,7 +62,7 @@ def results(kept: Kept, batch: Sequence[FineTune], facts: Mapping[str, Any]) -> 
     return found
 
 
-def choices(look: Look, kept: Kept) -> list[Row]:
+def choices(look: Look, kept: Artifacts) -> list[Row]:
     """What every rule chooses by a plan; a rule whose evidence the plan lacks keeps the plan's reason."""
     plan, share = kept.json(_PLAN), (_pilot(kept) or {"flops": {"share": None}})["flops"]["share"]
     facts = {"data_set": look.case.data_set, "model": look.case.model, "layers": plan["model"]["layers"]}
@@ -67,7 +80,7 @@ def choices(look: Look, kept: Kept) -> list[Row]:
     ]
 
 
-def _pilot(kept: Kept) -> dict[str, Any] | None:
+def _pilot(kept: Artifacts) -> dict[str, Any] | None:
     """The pilots' artifact, where there were pilots."""
     found: dict[str, Any] = kept.json(_PILOT) if kept.has(_PILOT) else {"enabled": False}
     return found if found["enabled"] else None
@@ -81,7 +94,7 @@ def _choice(plan: Mapping[str, Any], selector: str) -> Row:
     return {"selector": selector, "boundary": entry["boundary"], "reason": entry["reason"], "scores": scores}
 
 
-def intervals(look: Look, kept: Kept) -> list[Row]:
+def intervals(look: Look, kept: Artifacts) -> list[Row]:
     """What laws and pilots predict with an interval, and what was observed, to be held against each other."""
     laws = _law_rows(look, kept.json(_LAW)) if look.source in _TRACES else []
     return _pilot_rows(look, _pilot(kept)) + laws

@@ -85,7 +85,7 @@ class Progress:
             self._add(case)
         for values in [description.evidence, description.reference or {}, *(r.set for r in description.rules.values())]:
             check(places.project, values)
-        self._all_looks = [look for case in self.settings for look in self._looks(case)]
+        self.every_look = [look for case in self.settings for look in self._looks(case)]
 
     @property
     def cases(self) -> list[Case]:
@@ -96,7 +96,7 @@ class Progress:
         """Plans that are still to be made."""
         kept = self.tables.settings
         rows = {(row["data_set"], row["model"], row["rule"]): row for row in self.tables.choices}
-        return [look for look in self._all_looks if not _made(look, rows, kept)]
+        return [look for look in self.every_look if not _made(look, rows, kept)]
 
     def known(self) -> Known:
         """What the tables hold that counts under the present parameters."""

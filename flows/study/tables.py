@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.study.settings import digest
@@ -121,19 +122,22 @@ class Tables:
             write_aside(self.folder / SETTINGS, lambda aside: aside.write_text(text, encoding="utf-8"))
         return name
 
-    def keep_run(self, row: Row, predictions: pa.Table) -> None:
-        """Keep a fine-tune's row and its predictions, in place of an older one of the same key."""
-        row = _whole({**row, "point": digest([row[name] for name in _RUN_KEY])}, _RUN_COLUMNS)
-        said = predictions.append_column("point", pa.array([row["point"]] * len(predictions)))
-        said = said.select(_PREDICTION_SCHEMA.names).cast(_PREDICTION_SCHEMA)
+    def keep_runs(self, fine_tunes: Sequence[tuple[Row, pa.Table]]) -> None:
+        """Keep rows of fine-tunes and their predictions, in place of older ones of the same keys."""
+        rows = [
+            _whole({**row, "point": digest([row[name] for name in _RUN_KEY])}, _RUN_COLUMNS) for row, _ in fine_tunes
+        ]
+        points = {row["point"] for row in rows}
+        parts = [_predictions(row, said) for row, (_, said) in zip(rows, fine_tunes, strict=True)]
         path = self.folder / PREDICTIONS
         if path.exists():
             before = pq.read_table(path).cast(_PREDICTION_SCHEMA)
-            stays = [point != row["point"] for point in before["point"].to_pylist()]
-            said = pa.concat_tables([before.filter(pa.array(stays, pa.bool_())), said]).unify_dictionaries()
+            replaced = pc.is_in(before["point"].cast(pa.string()), pa.array(points, pa.string()))
+            parts = [before.filter(pc.invert(replaced)), *parts]
+        said = pa.concat_tables(parts).unify_dictionaries()
         write_aside(path, lambda aside: pq.write_table(said, aside, compression="zstd"))
         # Last: a row is there only when its predictions are.
-        self.runs = [*(old for old in self.runs if old["point"] != row["point"]), row]
+        self.runs = [*(old for old in self.runs if old["point"] not in points), *rows]
         _write_rows(self.folder / RUNS, _RUN_COLUMNS, self.runs)
 
     def keep_choices(self, rows: Sequence[Row], intervals: Sequence[Row]) -> None:
@@ -145,6 +149,11 @@ class Tables:
         )
         _write_rows(self.folder / INTERVALS, _INTERVAL_COLUMNS, self.intervals)
         _write_rows(self.folder / CHOICES, _CHOICE_COLUMNS, self.choices)
+
+
+def _predictions(row: Row, said: pa.Table) -> pa.Table:
+    named = said.append_column("point", pa.array([row["point"]] * len(said)))
+    return named.select(_PREDICTION_SCHEMA.names).cast(_PREDICTION_SCHEMA)
 
 
 def _whole(row: Row, columns: Mapping[str, type]) -> Row:

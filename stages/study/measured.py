@@ -1,8 +1,9 @@
 """What a study measured, case by case: quality of every test example under every fine-tune."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -101,8 +102,9 @@ class Study:
 def read_study(folder: Path) -> Study:
     """Read the tables of a study.
 
-    Of every case the rows of its last settings count; rows of earlier ones are another study's. A seed counts
-    when all boundaries have it: one boundary's lucky seed shall not be held against others that lack it.
+    Of every case the rows of its last settings count; rows of earlier ones are another study's. All boundaries
+    of a case are read with the same seeds, those that keep most fine-tunes: one boundary's lucky seed shall not
+    be held against others that lack it.
 
     Raises:
         UserError: a table is missing or damaged, or no case has full fine-tuning to compare with.
@@ -122,13 +124,24 @@ def read_study(folder: Path) -> Study:
 
 
 def _complete(runs: pd.DataFrame) -> pd.DataFrame:
-    """Without the fine-tunes at equal epochs of a seed with which not all boundaries of the case are measured."""
+    """Of every case's fine-tunes at equal epochs the largest whole table of boundaries and seeds."""
     left = runs.copy()
     for _, rows in runs[_at_boundary(runs) & (runs["budget"] == "epochs")].groupby(["data_set", "model"]):
-        methods = rows["method"].nunique()
-        count = rows.groupby("seed")["method"].nunique()
-        left = left.drop(rows.index[rows["seed"].isin(count[count < methods].index)])
+        seeds_of = {str(method): frozenset(group["seed"]) for method, group in rows.groupby("method")}
+        seeds = _most_seeds(seeds_of)
+        whole = rows["method"].map(lambda method, of=seeds_of, all_of=seeds: of[method] >= all_of)
+        left = left.drop(rows.index[~(whole & rows["seed"].isin(seeds))])
     return left
+
+
+def _most_seeds(seeds_of: Mapping[str, frozenset[int]]) -> frozenset[int]:
+    """The seeds that, times the boundaries measured with all of them, are most; of equals those with more boundaries.
+
+    Full fine-tuning is one of these boundaries wherever it was measured at all.
+    """
+    seeds = sorted(seeds_of.get(FULL) or frozenset.union(*seeds_of.values()))
+    some = [frozenset(chosen) for k in range(1, len(seeds) + 1) for chosen in combinations(seeds, k)]
+    return max(some, key=lambda chosen: len(chosen) * sum(of >= chosen for of in seeds_of.values()))
 
 
 def _at_boundary(runs: pd.DataFrame) -> "pd.Series[bool]":

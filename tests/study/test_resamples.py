@@ -66,7 +66,17 @@ def test_seeds_are_resampled_too_and_the_same_for_all_methods(tables):
     assert np.abs(one.difference("freeze-2", "full")).max() == pytest.approx(0)
 
 
-def test_a_seed_counts_when_every_boundary_has_it(tables):
+def test_a_boundary_that_few_seeds_have_does_not_cost_the_others_theirs(tables):
+    for seed in (1, 2, 3):
+        for method in ("full", "freeze-2"):
+            tables.run("a", method, 20, seed)
+    tables.run("a", "freeze-3", 40, seed=1)
+    tables.choice("a", "half", 2)
+    (case,) = read_study(tables.write()).cases
+    assert {method: run.seeds for (method, _), run in case.runs.items()} == {"full": (1, 2, 3), "freeze-2": (1, 2, 3)}
+
+
+def test_all_boundaries_are_read_with_the_same_seeds(tables):
     for seed, right in ((1, 40), (2, 0)):
         tables.run("a", "full", right, seed)
         tables.run("a", "lisa", right, seed)

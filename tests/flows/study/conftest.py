@@ -3,6 +3,22 @@
 import pytest
 
 from flows.study.description import Description
+from tests.conftest import PROJECT
+from tests.flows.study.small import make_project
+
+
+@pytest.fixture
+def project(tmp_path, hub_folder, monkeypatch):
+    """The folder of a small study's project, and the working folder."""
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "A")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "a@example.org")
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))  # the flows are this project's, the stages the copy's
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    root = tmp_path / "a project"
+    make_project(root, hub_folder)
+    monkeypatch.chdir(root)
+    return root
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ def run(method="full", seed=1, settings="s", **more):
 
 def test_what_is_kept_is_read_back_exactly(tmp_path):
     tables = Tables(tmp_path / "study")
-    tables.keep_run(run(), SAID)
-    tables.keep_run(run("freeze-2", learning_rate=5e-05), SAID)
+    tables.keep_runs([(run(), SAID)])
+    tables.keep_runs([(run("freeze-2", learning_rate=5e-05), SAID)])
     again = Tables(tmp_path / "study")
     assert again.runs == tables.runs
     assert again.runs[0]["quality"] == 0.1 + 0.2
@@ -28,17 +28,17 @@ def test_what_is_kept_is_read_back_exactly(tmp_path):
 
 
 def test_what_was_kept_keeps_its_bytes_when_more_is_kept_later(tmp_path):
-    Tables(tmp_path).keep_run(run(epochs=1, seconds=2), SAID)
+    Tables(tmp_path).keep_runs([(run(epochs=1, seconds=2), SAID)])
     before = (tmp_path / RUNS).read_bytes()
-    Tables(tmp_path).keep_run(run("freeze-2"), SAID)
+    Tables(tmp_path).keep_runs([(run("freeze-2"), SAID)])
     assert (tmp_path / RUNS).read_bytes().startswith(before)
 
 
 def test_a_run_of_the_same_key_takes_the_place_of_the_older(tmp_path):
     tables = Tables(tmp_path)
-    tables.keep_run(run(), SAID)
-    tables.keep_run(run("freeze-2"), SAID)
-    tables.keep_run(run(code="later"), SAID.slice(0, 1))
+    tables.keep_runs([(run(), SAID)])
+    tables.keep_runs([(run("freeze-2"), SAID)])
+    tables.keep_runs([(run(code="later"), SAID.slice(0, 1))])
     assert [(row["method"], row.get("code")) for row in tables.runs] == [("freeze-2", ""), ("full", "later")]
     points = pq.read_table(tmp_path / PREDICTIONS)["point"].to_pylist()
     assert points == [tables.runs[0]["point"]] * 2 + [tables.runs[1]["point"]]
@@ -46,9 +46,9 @@ def test_a_run_of_the_same_key_takes_the_place_of_the_older(tmp_path):
 
 def test_other_settings_are_another_run(tmp_path):
     tables = Tables(tmp_path)
-    tables.keep_run(run(), SAID)
-    tables.keep_run(run(settings="t"), SAID)
-    tables.keep_run(run(seed=2), SAID)
+    tables.keep_runs([(run(), SAID)])
+    tables.keep_runs([(run(settings="t"), SAID)])
+    tables.keep_runs([(run(seed=2), SAID)])
     assert len({row["point"] for row in tables.runs}) == 3
 
 
@@ -72,17 +72,17 @@ def test_a_choice_takes_the_place_of_the_same_rules(tmp_path):
 def test_a_row_is_never_there_without_its_predictions(tmp_path, monkeypatch):
     """Killed between the two files: the predictions are there, the row is not, and the next run writes both."""
     tables = Tables(tmp_path)
-    tables.keep_run(run(), SAID)
+    tables.keep_runs([(run(), SAID)])
 
     def dies(path, *_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("flows.study.tables._write_rows", dies)
     with pytest.raises(KeyboardInterrupt):
-        tables.keep_run(run("freeze-2"), SAID)
+        tables.keep_runs([(run("freeze-2"), SAID)])
     monkeypatch.undo()
     again = Tables(tmp_path)
     assert [row["method"] for row in again.runs] == ["full"]
-    again.keep_run(run("freeze-2"), SAID)
+    again.keep_runs([(run("freeze-2"), SAID)])
     assert len(pq.read_table(tmp_path / PREDICTIONS)) == 4
     assert (tmp_path / RUNS).read_text().count("\n") == 3

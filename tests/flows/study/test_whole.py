@@ -1,6 +1,5 @@
 """A whole small study through Prefect and DVC: stopped by its budget, killed, gone on with, finished, repeated."""
 
-import csv
 import json
 import os
 import shutil
@@ -10,102 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
-from dvc.repo import Repo
 from prefect.settings import PREFECT_API_URL
 from ruamel.yaml import YAML
 
 from flows.study.__main__ import main
 from flows.study.kept import object_cache, objects
-from tests.conftest import PROJECT, write_colours, write_params
+from tests.flows.study.small import git, rows, study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("prefect_server")]
-
-COPIED = ("stages", ".dvcignore", ".gitignore", "dvc.yaml", "requirements.lock", "requirements-model.lock")
-DESCRIPTION = {
-    "budget_hours": 1.0,
-    "seeds": [1],
-    "together": 2,
-    "boundaries": [0, 0.5, 1],
-    "refine": {"rounds": 0, "midpoints": 1},
-    "learning_rates": {0: [0.001, 0.003], 0.5: [0.003]},
-    "equal_compute": [],
-    "methods": [],
-    "common": {
-        "data.source": "files",
-        "data.template": "{text} is",
-        "data.answer_column": "label",
-        "data.group_column": None,
-        "data.splits": {"train": "train", "validation": None, "test": None},
-        "data.limits": {"train": 60, "validation": 12, "test": 24},
-        "device.kind": "cpu",
-        "device.dtype": "float32",
-        "trace.sample": 16,
-        "trace.losses": 8,
-        "fit.bootstrap": 20,
-        "finetune.epochs": 1,
-        "evaluate.bootstrap": 20,
-    },
-    "evidence": {},
-    "reference": {"trace.sample": 32, "trace.seed": 2},
-    "rules": {
-        "half": {"selector": "last-n", "set": {"plan.last_n": 2}},
-        "salf": {"selector": "salf"},
-        "full": {"selector": "full"},
-        "blind": {"selector": "pilot"},
-    },
-    "models": {"tiny": {"path": "tiny"}},
-    "data_sets": {"colours": {"path": "colours.csv"}, "elsewhere": {"path": "not-there"}},
-}
-
-
-@pytest.fixture
-def project(tmp_path, hub_folder, monkeypatch):
-    """A copy of this project under git, and beside it a data set and a model."""
-    root = tmp_path / "a project"
-    root.mkdir()
-    for name in COPIED:
-        source = PROJECT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, root / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {}))
-    write_params(root)
-    for folder in ("data", "data/raw", "reports", "flows"):
-        (root / folder).mkdir(exist_ok=True)
-        if (PROJECT / folder / ".gitignore").exists():
-            shutil.copy(PROJECT / folder / ".gitignore", root / folder)
-    (root / "data/raw/README.md").write_text("data\n")
-    with (root / "flows/study.yaml").open("w", encoding="utf-8") as file:
-        YAML().dump(DESCRIPTION, file)
-    for role in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{role}_NAME", "A")
-        monkeypatch.setenv(f"GIT_{role}_EMAIL", "a@example.org")
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))  # the flows are this project's, the stages the copy's
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    git(root, "init", "-q", "-b", "main")
-    Repo.init(str(root)).close()
-    shutil.copy(PROJECT / ".dvc/config", root / ".dvc/config")
-    git(root, "add", "-A")
-    git(root, "commit", "-qm", "state")
-    (tmp_path / "data").mkdir()
-    write_colours(tmp_path / "data/colours.csv", rows=120)
-    shutil.copytree(hub_folder, tmp_path / "models/tiny")
-    monkeypatch.chdir(root)
-    return root
-
-
-def git(root, *words):
-    return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout
-
-
-def study(*more):
-    return ["--data", "../data", "--models", "../models", *more]
-
-
-def rows(root, name="runs.csv"):
-    path = root / "reports/study" / name
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def killed_when_something_is_kept(root):

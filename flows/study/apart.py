@@ -1,0 +1,300 @@
+"""A study on a machine that has no DVC, no Prefect and no network: a GPU that is lent for minutes.
+
+The stages' own commands run, as dvc.yaml has them, in worker processes that stay: starting a stage takes longer
+than a short fine-tune on a GPU. The tables are those of flows.study, and either goes on from the other's.
+
+Every case has a folder of its own under --work: cases/<data set>,<model>/data/prepared and data/plan, and the base
+models lie in bases/<model>. What is there already is taken as it is (prepared elsewhere, where the libraries are
+whose docstrings are a data set).
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
+from typing import Any, Final
+
+from ruamel.yaml import YAML
+
+from flows.overrides import PARAMS_FILE, changed
+from flows.study.agenda import Case
+from flows.study.description import DESCRIPTION, Settings, StudyError, only, read_description
+from flows.study.item import Item, asked, keep, ready
+from flows.study.progress import PLAIN, Look, Progress
+from flows.study.settings import Places
+from flows.study.tables import Tables
+
+_PLANNING: Final = ("trace", "fit", "signals", "pilot", "plan")
+_EXAMPLES: Final = """examples:
+  python -m flows.study.apart --only-prepare                         where the libraries are
+  python -m flows.study.apart --minutes 9 --workers 14 --work /dev/shm/study     on the lent machine, with data/study
+exit status: 0 done or the time is over, 1 a job failed, 2 the request was refused
+"""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What stages left in a folder (see :class:`flows.study.harvest.Artifacts`)."""
+
+    path: Path
+
+    def json(self, path: str) -> Any:
+        """The content of a JSON artifact."""
+        return json.loads((self.path / path).read_bytes())
+
+    def file(self, path: str) -> Path:
+        """Where an artifact lies."""
+        return self.path / path
+
+    def has(self, path: str) -> bool:
+        """Whether a stage made it."""
+        return (self.path / path).exists()
+
+
+class Workers:
+    """Processes that run stages; a job takes the next that is free.
+
+    Args:
+        project: the folder that holds ``stages``.
+        count: how many.
+    """
+
+    def __init__(self, project: Path, count: int) -> None:
+        places = [str(project), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
+        self._processes: list[subprocess.Popen[str]] = []
+        self._free: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+        self._stopped = False
+        for _ in range(count):
+            self._start()
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "flows.study.worker"]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment
+        )
+        self._processes.append(process)
+        self._free.put(process)
+
+    def run(self, folder: Path, commands: Sequence[Sequence[str]]) -> None:
+        """Run commands in a folder.
+
+        Raises:
+            StudyError: one of them failed; the text is the last line that it printed.
+        """
+        process = self._free.get()
+        assert process.stdin
+        assert process.stdout
+        try:
+            print(json.dumps({"folder": str(folder), "commands": commands}), file=process.stdin, flush=True)
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            if not self._stopped:
+                self._start()
+            raise StudyError(f"{folder.name}: its worker was stopped")
+        self._free.put(process)
+        answer = json.loads(line)
+        if answer["status"] != 0:
+            raise StudyError(f"{folder.name}: {(answer['said'].strip().splitlines() or ['no word'])[-1]}")
+
+    def stop(self) -> None:
+        """End all processes, whatever they do."""
+        self._stopped = True
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all jobs share.
+
+    Attributes:
+        progress: where the study stands.
+        commands: stage → its command, of dvc.yaml.
+        workers: who runs them.
+        work: where jobs have their folders.
+        alone: held while the tables are read or written.
+    """
+
+    progress: Progress
+    commands: dict[str, list[str]]
+    workers: Workers
+    work: Path
+    alone: Lock = field(default_factory=Lock)
+
+    def open_base(self, case: Case) -> None:
+        """Bring a case's base model in, unless it is there."""
+        if not (self.work / "bases" / case.model).exists():
+            with self._folder("base-" + case.model, self.progress.settings[case].values) as folder:
+                self.workers.run(folder, [self.commands["base"]])
+                self._take(folder / "data/base", self.work / "bases" / case.model)
+
+    def prepare(self, case: Case) -> None:
+        """Prepare a case's data, unless that is done."""
+        if not (self._home(case) / "prepared").exists():
+            with self._folder(
+                f"prepare-{_name(case)}", self.progress.settings[case].values, {"base": self._base(case)}
+            ) as folder:
+                self.workers.run(folder, [self.commands["prepare"]])
+                self._take(folder / "data/prepared", self._home(case) / "prepared")
+
+    def plan(self, case: Case) -> None:
+        """Make a case's plan, unless it is there: fine-tunes read it."""
+        if not (self._home(case) / "plan").exists():
+            looks = [look for look in self.progress.every_look if look.case == case and look.source == PLAIN]
+            self.do(Item.of(looks[0]))
+
+    def do(self, item: Item) -> None:
+        """Run an item and keep its results."""
+        values, _ = asked(item, self.progress)
+        home, began = self._home(item.case), time.monotonic()
+        given = {"base": self._base(item.case), "prepared": home / "prepared"}
+        if not isinstance(item.work, Look):
+            given["plan"] = home / "plan"
+        with self._folder(item.name, values, given) as folder:
+            self.workers.run(folder, self._commands(item))
+            if isinstance(item.work, Look) and item.work.source == PLAIN:
+                shutil.copytree(folder / "data/plan", home / "plan", dirs_exist_ok=True)
+            with self.alone:
+                keep(item, Folder(folder), self.progress, time.monotonic() - began)
+
+    def _commands(self, item: Item) -> list[list[str]]:
+        if isinstance(item.work, Look):
+            return [self.commands[stage] for stage in _PLANNING]
+        training = [
+            [word.replace("${item.method}", one.method).replace("${item.seed}", str(one.seed)) for word in command]
+            for one in item.work
+            for command in [self.commands["finetune"]]
+        ]
+        return [*training, self.commands["evaluate"]]
+
+    @contextmanager
+    def _folder(self, name: str, values: Settings, given: dict[str, Path] | None = None) -> Iterator[Path]:
+        """A job's folder with its parameters and what was made before; taken away when all is well."""
+        folder = self.work / "jobs" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "data").mkdir(parents=True)
+        (folder / "reports").mkdir()
+        for part, path in (given or {}).items():
+            (folder / "data" / part).symlink_to(path)
+        text = (self.progress.places.project / PARAMS_FILE).read_text(encoding="utf-8")
+        (folder / PARAMS_FILE).write_text(changed(text, values), encoding="utf-8")
+        yield folder
+        shutil.rmtree(folder)
+
+    def _take(self, made: Path, place: Path) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        made.rename(place)
+
+    def _base(self, case: Case) -> Path:
+        return self.work / "bases" / case.model
+
+    def _home(self, case: Case) -> Path:
+        return self.work / "cases" / _name(case)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study from a command line; returns the exit status (see ``--help``)."""
+    args = _parser().parse_args(argv)
+    deadline = time.monotonic() + 60 * args.minutes
+    try:
+        project = Path().resolve()
+        described = read_description(args.description).model_copy(update={"together": args.together})
+        wanted = only(described, args.data_sets)
+        places = Places(project, args.data.resolve(), args.models.resolve())
+        progress = Progress(wanted, places, Tables(args.out), same_code=False)
+        with ExitStack() as stack:
+            workers = Workers(project, args.workers)
+            stack.callback(workers.stop)
+            bench = Bench(progress, commands_of(project), workers, args.work.resolve())
+            faults = _run_all(bench, args.workers, deadline, args.only_prepare)
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def commands_of(project: Path) -> dict[str, list[str]]:
+    """Every stage's command without ``python -m``, from ``dvc.yaml``."""
+    stages = YAML(typ="safe", pure=True).load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return {name: stage["cmd"].split()[2:] for name, stage in stages.items()}
+
+
+def _run_all(bench: Bench, at_once: int, deadline: float, only_prepare: bool) -> list[str]:
+    """Open every case, then run what is wanted as long as there is time; returns what went wrong."""
+    progress, faults = bench.progress, list[str]()
+    running: dict[Future[None], Item] = {}
+    with ThreadPoolExecutor(at_once) as pool:
+        models = {case.model: case for case in progress.cases}
+        there = {case.model for case in _all(pool, bench.open_base, list(models.values()), faults)}
+        usable = _all(pool, bench.prepare, [case for case in progress.cases if case.model in there], faults)
+        if only_prepare:
+            return faults
+        usable = _all(pool, bench.plan, usable, faults)
+        taken: list[Item] = []
+        while True:
+            with bench.alone:
+                items = [item for item in ready(progress, taken) if item.case in usable]
+            for item in items[: at_once - len(running)] if time.monotonic() < deadline else []:
+                taken.append(item)
+                running[pool.submit(bench.do, item)] = item
+            if not running:
+                return faults
+            ended, _ = wait(running, timeout=max(0.0, deadline - time.monotonic()), return_when=FIRST_COMPLETED)
+            if not ended:
+                bench.workers.stop()
+                return faults
+            for future in ended:
+                fault, item = future.exception(), running.pop(future)
+                faults += [str(fault)] * bool(fault)
+                print(f"{time.strftime('%X')} {f'failed: {fault}' if fault else 'kept'}: {item.words}", flush=True)
+
+
+def _all(pool: ThreadPoolExecutor, work: Any, cases: Sequence[Case], faults: list[str]) -> list[Case]:
+    """Do something for every case; returns those for which it was done."""
+    futures = {case: pool.submit(work, case) for case in cases}
+    faults += [str(fault) for future in futures.values() if (fault := future.exception())]
+    return [case for case, future in futures.items() if future.exception() is None]
+
+
+def _name(case: Case) -> str:
+    return f"{case.data_set},{case.model}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.study.apart",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--description", type=Path, default=DESCRIPTION, help="what is studied (flows/study.yaml)")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data sets")
+    parser.add_argument("--models", type=Path, default=Path("../shared/models"), help="folder of the models")
+    parser.add_argument("--out", type=Path, default=Path("reports/study"), help="folder of the tables")
+    parser.add_argument("--work", type=Path, default=Path("data/study"), help="folder of what is made on the way")
+    parser.add_argument("--data-sets", nargs="+", default=[], metavar="NAME", help="only these")
+    parser.add_argument("--minutes", type=float, default=60, help="what runs then is stopped and lost (60)")
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2), help="processes (cores - 2)")
+    parser.add_argument("--together", type=int, default=2, metavar="N", help="fine-tunes that share an evaluation (2)")
+    parser.add_argument("--only-prepare", action="store_true", help="base models and data, to be taken elsewhere")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""A study without DVC gives the tables of the study with it."""
+
+import pytest
+
+from flows.study.__main__ import main as through_dvc
+from flows.study.apart import main as apart
+from tests.flows.study.small import rows, study
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("prefect_server")]
+
+CLOCK = ("seconds", "seconds_wall")
+
+
+def without_the_clock(found):
+    return sorted(([(k, v) for k, v in row.items() if k not in CLOCK] for row in found), key=str)
+
+
+def test_both_ways_give_the_same_rows_and_either_goes_on_from_the_other(project, capsys):
+    elsewhere = project / "reports/elsewhere"
+    work = ["--work", str(project.parent / "work"), "--workers", "1"]
+    assert apart(study("--out", str(elsewhere), *work)) == 0
+    assert not list((project.parent / "work/jobs").iterdir())
+
+    assert through_dvc(study()) == 0
+    for name in ("runs.csv", "choices.csv", "intervals.csv"):
+        assert rows(project, name)
+        there = rows(project, f"../elsewhere/{name}")
+        assert without_the_clock(there) == without_the_clock(rows(project, name))
+
+    capsys.readouterr()
+    assert through_dvc(study("--out", str(elsewhere), "--plan")) == 0
+    assert "0 fine-tunes left" in capsys.readouterr().out
+    before = rows(project)
+    assert apart(study(*work)) == 0
+    assert rows(project) == before
+
+
+def test_what_is_absent_or_over_is_told(project, capsys):
+    assert apart(study("--data-sets", "nothing")) == 2
+    assert capsys.readouterr().err.startswith("error: no data set 'nothing' is described")
+    assert apart(study("--minutes", "0", "--workers", "1", "--work", "../work")) == 0
+    assert rows(project) == []
+    assert rows(project, "choices.csv")  # without its plan nobody knows the model's depth
