@@ -14,6 +14,7 @@ from stages.common.command import exit_code
 from stages.study import figures
 from stages.study.ablation import VARIATIONS, variations
 from stages.study.coverage import coverage
+from stages.study.curves import curve_points
 from stages.study.judging import Overall, overall
 from stages.study.measured import Study, read_study, with_choices
 from stages.study.resamples import Resamples
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = summarise(study, found, drawn, covered, given.cost_cap, given.confidence)
 
     write_text(given.study / "table.csv", _csv([asdict(verdict) for verdict in found]))
+    points = [point for one in drawn.values() for point in curve_points(one, given.confidence)]
+    write_text(given.study / "curves.csv", _csv([asdict(point) for point in points]))
     write_text(given.study / "ablation.csv", _csv([asdict(one) for one in _ablation(study, given)]))
     write_text(given.study / "coverage.csv", _csv([asdict(one) | {"share": one.share} for one in covered]))
     write_json(given.study / "summary.json", summary)

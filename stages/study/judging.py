@@ -23,6 +23,8 @@ class Overall:
         groups: how many groups of data sets.
         interpolated: on how many cases its boundary was read between measured ones.
         cost_share, regret, regret_at_cost, regret_cross_fitted, behind_full: means over groups.
+        equal_compute_behind_full: behind full fine-tuning at its operations, mean over the groups where that was
+            measured, of which there are ``equal_compute_groups``.
         worst: the largest regret on any data set, and where; ``worst_at_cost`` likewise.
         rank_correlation: mean over the cases where the rule predicts something.
     """
@@ -35,6 +37,8 @@ class Overall:
     regret_at_cost: float
     regret_cross_fitted: float
     behind_full: float
+    equal_compute_behind_full: float | None
+    equal_compute_groups: int
     worst: float
     worst_on: str
     worst_at_cost: float
@@ -140,8 +144,15 @@ def _overall(rule: str, mine: Sequence[Verdict]) -> Overall:
     worst, at_cost = (max(mine, key=lambda v: getattr(v, name) or 0.0) for name in ("regret", "regret_at_cost"))
     correlations = [v.rank_correlation for v in mine if v.rank_correlation is not None]
 
+    def means(name: str) -> list[float]:
+        """Of every group that has the value."""
+        there = ([value for v in group if (value := getattr(v, name)) is not None] for group in groups.values())
+        return [fmean(values) for values in there if values]
+
     def mean(name: str) -> float:
-        return fmean(fmean(getattr(v, name) for v in group) for group in groups.values())
+        return fmean(means(name))
+
+    longer = means("equal_compute_behind_full")
 
     return Overall(
         rule=rule,
@@ -152,6 +163,8 @@ def _overall(rule: str, mine: Sequence[Verdict]) -> Overall:
         regret_at_cost=mean("regret_at_cost"),
         regret_cross_fitted=mean("regret_cross_fitted"),
         behind_full=mean("behind_full"),
+        equal_compute_behind_full=fmean(longer) if longer else None,
+        equal_compute_groups=len(longer),
         worst=worst.regret or 0.0,
         worst_on=f"{worst.data_set}, {worst.model}",
         worst_at_cost=at_cost.regret_at_cost or 0.0,

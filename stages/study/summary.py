@@ -93,9 +93,14 @@ def _identity(study: Study) -> Json:
         "seeds": sorted(int(seed) for seed in runs["seed"].unique()),
         "seeds_each": {f"{case.data_set}, {case.model}": len(case.runs[FULL, "epochs"].seeds) for case in study.cases},
         "fine_tunes": len(runs),
-        "machines": sorted({f"{row.machine}, {row.device}, {row.dtype}" for row in runs.itertuples()}),
+        "machines": sorted({_machine(row) for row in runs[["machine", "device", "dtype"]].to_dict("records")}),
         "code_versions": int(runs["code"].nunique()),
     }
+
+
+def _machine(row: Mapping[Any, Any]) -> str:
+    """A GPU is machine and device in one."""
+    return ", ".join(dict.fromkeys(map(str, row.values())))
 
 
 def _figures(chosen: Overall | None) -> Json:

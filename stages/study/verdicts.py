@@ -6,8 +6,7 @@ almost none. ``regret_cross_fitted``: as the first, but the best boundary is fou
 those it is scored on, so that luck in its choice does not count against the rule; it may be negative.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -184,8 +183,3 @@ def _mean(run: Run) -> float:
 def _with(verdict: Verdict, **values: float | int | None) -> Verdict:
     rounded = {name: significant(value) if isinstance(value, float) else value for name, value in values.items()}
     return replace(verdict, **rounded)  # type: ignore[arg-type]  # by their names
-
-
-def rows_of(found: Sequence[Verdict]) -> list[dict[str, object]]:
-    """Rows of ``table.csv``; grain: data set, model and rule."""
-    return [asdict(verdict) for verdict in found]

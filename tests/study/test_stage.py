@@ -47,6 +47,22 @@ def test_the_summary_names_the_default_and_its_figures_are_those_of_the_table(an
     assert "The paper's rule, salf: 0.00 points" in summary["headline"]
 
 
+def test_every_measured_boundary_has_its_point(analysed):
+    with (analysed / "curves.csv").open(encoding="utf-8") as file:
+        points = {(row["data_set"], int(row["boundary"])): row for row in csv.DictReader(file)}
+    assert [key for key in points if key[0] == "b"] == [("b", 0), ("b", 2), ("b", 4)]
+    half = points["b", 2]
+    assert (float(half["quality"]), float(half["cost_share"]), half["seeds"], half["longer"]) == (80.0, 0.5, "2", "")
+    assert float(half["low"]) < 80 < float(half["high"])
+
+
+def test_a_gpu_is_named_once(two_data_sets):
+    for row in two_data_sets.runs:
+        row.update(machine="Some GPU", device="Some GPU")
+    main(["--study", str(two_data_sets.write()), "--resamples", "50"])
+    assert summary_of(two_data_sets.folder)["machines"] == ["Some GPU, float32"]
+
+
 def test_coverage_is_counted(analysed):
     """Laws: spaces 1 to 4 have an interval, 1, 2 and 4 are in it. Pilots: measured at 0, 2, 4, always 1.0."""
     coverage = {one["source"]: one for one in summary_of(analysed)["coverage"]}

@@ -88,6 +88,10 @@ def test_equal_compute_is_held_against_full_fine_tuning(two_data_sets):
     half = one(judged(two_data_sets), "b", "half")
     assert (half.equal_compute, half.equal_compute_behind_full) == (95.0, -5.0)
     assert half.quality == 80.0
+    (mean,) = [r for r in overall(judged(two_data_sets)) if r.rule == "half"]
+    assert (mean.equal_compute_behind_full, mean.equal_compute_groups) == (-5.0, 1)  # of the one data set alone
+    (full,) = [r for r in overall(judged(two_data_sets)) if r.rule == "full"]
+    assert (full.equal_compute_behind_full, full.equal_compute_groups) == (None, 0)
 
 
 def test_a_loss_is_reported_in_nats_and_never_averaged_with_points(two_data_sets):

@@ -1,0 +1,50 @@
+"""What was measured of every boundary: the curves behind the verdicts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stages.common.artifacts import significant
+from stages.study.resamples import Resamples, interval
+
+
+@dataclass(frozen=True)
+class Point:
+    """One boundary of a case at equal epochs; quality in ``unit``, mean over seeds, with its interval.
+
+    Attributes:
+        cost_share: counted operations as a share of full fine-tuning's.
+        longer: quality at full fine-tuning's operations, where that was measured.
+    """
+
+    data_set: str
+    model: str
+    boundary: int
+    layers: int
+    cost_share: float
+    unit: str
+    quality: float
+    low: float
+    high: float
+    seeds: int
+    longer: float | None
+
+
+def curve_points(resamples: Resamples, confidence: float) -> Iterator[Point]:
+    """Points of a case, from boundary 0 to the deepest that was measured."""
+    case = resamples.case
+    for boundary, method in case.curve().items():
+        run, longer = case.runs[method, "epochs"], case.runs.get((method, "compute"))
+        low, high = interval(case.scale * resamples.means[method, "epochs"], confidence)
+        yield Point(
+            data_set=case.data_set,
+            model=case.model,
+            boundary=boundary,
+            layers=case.layers,
+            cost_share=significant(case.cost_share(method)),
+            unit="points" if case.measure == "accuracy" else "nats",
+            quality=significant(case.scale * float(run.values.mean())),
+            low=significant(low),
+            high=significant(high),
+            seeds=len(run.seeds),
+            longer=significant(case.scale * float(longer.values.mean())) if longer else None,
+        )
