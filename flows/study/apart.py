@@ -3,24 +3,22 @@
 The stages' own commands run, as dvc.yaml has them, in worker processes that stay: starting a stage takes longer
 than a short fine-tune on a GPU. The tables are those of flows.study, and either goes on from the other's.
 
-Every case has a folder of its own under --work: cases/<data set>,<model>/data/prepared and data/plan, and the base
-models lie in bases/<model>. What is there already is taken as it is (prepared elsewhere, where the libraries are
-whose docstrings are a data set).
+Base models lie in --work, in bases/<model>, and every case's data and plan in cases/<data set>,<model>. What is there
+already is taken as it is: prepared elsewhere, say, where the libraries are whose docstrings are a data set.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Lock
 from typing import Any, Final
 
@@ -33,12 +31,13 @@ from flows.study.item import Item, asked, keep, ready
 from flows.study.progress import PLAIN, Look, Progress
 from flows.study.settings import Places
 from flows.study.tables import Tables
+from flows.study.workers import Workers
 
 _PLANNING: Final = ("trace", "fit", "signals", "pilot", "plan")
 _EXAMPLES: Final = """examples:
   python -m flows.study.apart --only-prepare                         where the libraries are
   python -m flows.study.apart --minutes 9 --workers 14 --work /dev/shm/study     on the lent machine, with data/study
-exit status: 0 done or the time is over, 1 a job failed, 2 the request was refused
+exit status: 0 done or the time is over, 1 a job failed, 2 the request was refused, 130 interrupted
 """
 
 
@@ -59,62 +58,6 @@ class Folder:
     def has(self, path: str) -> bool:
         """Whether a stage made it."""
         return (self.path / path).exists()
-
-
-class Workers:
-    """Processes that run stages; a job takes the next that is free.
-
-    Args:
-        project: the folder that holds ``stages``.
-        count: how many.
-    """
-
-    def __init__(self, project: Path, count: int) -> None:
-        places = [str(project), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
-        self._processes: list[subprocess.Popen[str]] = []
-        self._free: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
-        self._stopped = False
-        for _ in range(count):
-            self._start()
-
-    def _start(self) -> None:
-        command = [sys.executable, "-m", "flows.study.worker"]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment
-        )
-        self._processes.append(process)
-        self._free.put(process)
-
-    def run(self, folder: Path, commands: Sequence[Sequence[str]]) -> None:
-        """Run commands in a folder.
-
-        Raises:
-            StudyError: one of them failed; the text is the last line that it printed.
-        """
-        process = self._free.get()
-        assert process.stdin
-        assert process.stdout
-        try:
-            print(json.dumps({"folder": str(folder), "commands": commands}), file=process.stdin, flush=True)
-            line = process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            if not self._stopped:
-                self._start()
-            raise StudyError(f"{folder.name}: its worker was stopped")
-        self._free.put(process)
-        answer = json.loads(line)
-        if answer["status"] != 0:
-            raise StudyError(f"{folder.name}: {(answer['said'].strip().splitlines() or ['no word'])[-1]}")
-
-    def stop(self) -> None:
-        """End all processes, whatever they do."""
-        self._stopped = True
-        for process in self._processes:
-            process.kill()
-            process.wait()
 
 
 @dataclass(frozen=True)
@@ -145,9 +88,8 @@ class Bench:
     def prepare(self, case: Case) -> None:
         """Prepare a case's data, unless that is done."""
         if not (self._home(case) / "prepared").exists():
-            with self._folder(
-                f"prepare-{_name(case)}", self.progress.settings[case].values, {"base": self._base(case)}
-            ) as folder:
+            values = self.progress.settings[case].values
+            with self._folder(f"prepare-{_name(case)}", values, {"base": self._base(case)}) as folder:
                 self.workers.run(folder, [self.commands["prepare"]])
                 self._take(folder / "data/prepared", self._home(case) / "prepared")
 
@@ -216,14 +158,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted = only(described, args.data_sets)
         places = Places(project, args.data.resolve(), args.models.resolve())
         progress = Progress(wanted, places, Tables(args.out), same_code=False)
-        with ExitStack() as stack:
-            workers = Workers(project, args.workers)
-            stack.callback(workers.stop)
+        with _held(args.out), _working(project, args.workers) as workers:
             bench = Bench(progress, commands_of(project), workers, args.work.resolve())
             faults = _run_all(bench, args.workers, deadline, args.only_prepare)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; run again to go on", file=sys.stderr)
+        return 130
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     return 1 if faults else 0
@@ -235,41 +178,82 @@ def commands_of(project: Path) -> dict[str, list[str]]:
     return {name: stage["cmd"].split()[2:] for name, stage in stages.items()}
 
 
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Two that write the same tables would lose each other's rows."""
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise StudyError(f"{out}: another study is writing there; wait for it, or name another --out") from None
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _working(project: Path, count: int) -> Iterator[Workers]:
+    workers = Workers(project, count)
+    try:
+        yield workers
+    finally:
+        workers.stop()
+
+
 def _run_all(bench: Bench, at_once: int, deadline: float, only_prepare: bool) -> list[str]:
     """Open every case, then run what is wanted as long as there is time; returns what went wrong."""
-    progress, faults = bench.progress, list[str]()
-    running: dict[Future[None], Item] = {}
     with ThreadPoolExecutor(at_once) as pool:
-        models = {case.model: case for case in progress.cases}
-        there = {case.model for case in _all(pool, bench.open_base, list(models.values()), faults)}
-        usable = _all(pool, bench.prepare, [case for case in progress.cases if case.model in there], faults)
-        if only_prepare:
+        try:
+            return _in_turn(bench, pool, at_once, deadline, only_prepare)
+        finally:  # the pool waits for what runs
+            bench.workers.stop()
+
+
+def _in_turn(bench: Bench, pool: ThreadPoolExecutor, at_once: int, deadline: float, only_prepare: bool) -> list[str]:
+    progress, faults = bench.progress, list[str]()
+    models = {case.model: case for case in progress.cases}
+    there = {case.model for case in _all(pool, bench.open_base, list(models.values()), faults)}
+    usable = _all(pool, bench.prepare, [case for case in progress.cases if case.model in there], faults)
+    if only_prepare:
+        return faults
+    usable = _all(pool, bench.plan, usable, faults)
+    running: dict[Future[None], Item] = {}
+    taken: list[Item] = []
+    while True:
+        with bench.alone:
+            items = [item for item in ready(progress, taken) if item.case in usable]
+        for item in items[: at_once - len(running)] if time.monotonic() < deadline else []:
+            taken.append(item)
+            running[pool.submit(bench.do, item)] = item
+        if not running:
             return faults
-        usable = _all(pool, bench.plan, usable, faults)
-        taken: list[Item] = []
-        while True:
-            with bench.alone:
-                items = [item for item in ready(progress, taken) if item.case in usable]
-            for item in items[: at_once - len(running)] if time.monotonic() < deadline else []:
-                taken.append(item)
-                running[pool.submit(bench.do, item)] = item
-            if not running:
-                return faults
-            ended, _ = wait(running, timeout=max(0.0, deadline - time.monotonic()), return_when=FIRST_COMPLETED)
-            if not ended:
-                bench.workers.stop()
-                return faults
-            for future in ended:
-                fault, item = future.exception(), running.pop(future)
-                faults += [str(fault)] * bool(fault)
-                print(f"{time.strftime('%X')} {f'failed: {fault}' if fault else 'kept'}: {item.words}", flush=True)
+        ended, _ = wait(running, timeout=max(0.0, deadline - time.monotonic()), return_when=FIRST_COMPLETED)
+        if not ended:
+            return faults
+        for future in ended:
+            fault, item = _fault(future), running.pop(future)
+            faults += [fault] * bool(fault)
+            print(f"{time.strftime('%X')} {'failed' if fault else 'kept'}: {item.words}", flush=True)
 
 
-def _all(pool: ThreadPoolExecutor, work: Any, cases: Sequence[Case], faults: list[str]) -> list[Case]:
+def _all(
+    pool: ThreadPoolExecutor, work: Callable[[Case], None], cases: Sequence[Case], faults: list[str]
+) -> list[Case]:
     """Do something for every case; returns those for which it was done."""
     futures = {case: pool.submit(work, case) for case in cases}
-    faults += [str(fault) for future in futures.values() if (fault := future.exception())]
-    return [case for case, future in futures.items() if future.exception() is None]
+    found = {case: _fault(future) for case, future in futures.items()}
+    faults += [fault for fault in found.values() if fault]
+    return [case for case, fault in found.items() if not fault]
+
+
+def _fault(future: Future[None]) -> str:
+    """What a stage refused or broke on; anything else is a bug of ours and is raised."""
+    try:
+        future.result()
+    except StudyError as error:
+        return str(error)
+    return ""
 
 
 def _name(case: Case) -> str:

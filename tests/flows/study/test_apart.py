@@ -1,6 +1,10 @@
 """A study without DVC gives the tables of the study with it."""
 
+import fcntl
+import os
+
 import pytest
+from ruamel.yaml import YAML
 
 from flows.study.__main__ import main as through_dvc
 from flows.study.apart import main as apart
@@ -41,3 +45,24 @@ def test_what_is_absent_or_over_is_told(project, capsys):
     assert apart(study("--minutes", "0", "--workers", "1", "--work", "../work")) == 0
     assert rows(project) == []
     assert rows(project, "choices.csv")  # without its plan nobody knows the model's depth
+
+    path = project / "flows/study.yaml"
+    described = YAML(typ="safe").load(path.read_text())
+    described["rules"]["odd"] = {"selector": "salf", "set": {"trace.batch_tokens": 1}}  # out of range
+    described["boundaries"] = [0, 1]
+    with path.open("w", encoding="utf-8") as file:
+        YAML().dump(described, file)
+    capsys.readouterr()
+    assert apart(study("--workers", "1", "--work", "../work")) == 1
+    assert "trace.batch_tokens" in capsys.readouterr().err.splitlines()[-1]
+    assert "full" in {row["method"] for row in rows(project)}
+
+
+def test_two_do_not_write_the_same_tables(project, capsys):
+    folder = os.open(project, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        assert apart(study("--out", str(project), "--workers", "1")) == 2
+    finally:
+        os.close(folder)
+    assert "another study is writing there" in capsys.readouterr().err

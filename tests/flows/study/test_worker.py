@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from flows.study.apart import Workers, commands_of
+from flows.study.apart import commands_of
 from flows.study.description import StudyError
+from flows.study.workers import Workers
 from tests.conftest import PROJECT
 
 MODULES = {
