@@ -49,11 +49,12 @@ def _scope(summary: Json) -> str:
 def _rules(summary: Json) -> Table:
     headings = (
         *("Rule", "Data sets", "Cost", "Regret at cost", "Worst", "Regret at any", "Worst", "Cross-fitted"),
-        *("Behind full", "Rank corr."),
+        *("Behind full", "At equal compute", "Rank corr."),
     )
     rows = [_rule(one, one["rule"] == summary["default_rule"]) for one in summary["rules"].values()]
     caption = (
         "Every rule, mean over data sets: counted operations as a share of full fine-tuning's; regrets in points; "
+        "behind full at equal epochs, and when what is saved is spent on more epochs; "
         "Spearman's correlation of what the rule predicts of the boundaries with what was measured there."
     )
     return Table("study-rules", caption, _columns(headings), rows)
@@ -69,8 +70,14 @@ def _rule(one: Json, default: bool) -> list[Cell]:
         _points(one["regret"]),
         number_cell(one["worst"], decimal(one["worst"], 1), one["worst_on"]),
         *(_points(one[name]) for name in ("regret_cross_fitted", "behind_full")),
+        _longer(one),
         number_cell(one["rank_correlation"], decimal(number(one["rank_correlation"]), 2)),
     ]
+
+
+def _longer(one: Json) -> Cell:
+    value = number(one["equal_compute_behind_full"])
+    return number_cell(value, decimal(value, 2), f"{one['equal_compute_groups']} data sets")
 
 
 def _between(cases: int) -> str:

@@ -15,6 +15,8 @@ RULE = {
     "regret_at_cost": 0.125,
     "regret_cross_fitted": -0.0625,
     "behind_full": 0.25,
+    "equal_compute_behind_full": -0.375,
+    "equal_compute_groups": 5,
     "worst": 1.5,
     "worst_on": "sst5, embedded",
     "worst_at_cost": 1.25,
@@ -68,9 +70,10 @@ def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
     assert 'id="study"' in page
     assert "probe: 0.44 points &lt;b&gt;behind&lt;/b&gt; the best." in page
     assert "84 fine-tunes of embedded on trec and sst5, 2 to 3 seeds; measured on Some Processor, cpu, float32." in page
-    for value in (0.4375, 8.0625, -0.0625, 0.875, 0.9375):
+    for value in (0.4375, 8.0625, -0.0625, -0.375, 0.875, 0.9375):
         assert f'<data value="{value}">' in page
     assert "2 read between measured boundaries" in page
+    assert "5 data sets" in page
 
 
 def test_its_figures_take_the_pages_colours(page):
