@@ -27,6 +27,7 @@ from pydantic import Field, JsonValue
 
 from flows import experiment as experiments
 from flows import machine
+from flows.durations import duration
 from flows.environment import with_threads
 from flows.experiment import ExperimentError
 from flows.graph import GraphError, StageNode, matching, read_graph, select
@@ -42,7 +43,6 @@ from flows.summary import (
     artifact_key,
     counts_line,
     data_url,
-    duration,
     markdown_table,
     metric_rows,
     page_text,

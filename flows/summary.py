@@ -6,23 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from flows.durations import duration
 from flows.graph import StageNode
 from flows.stage_run import StageRun
 
 _PICTURES: Final = {".svg": "image/svg+xml", ".png": "image/png"}
 _NOT_REACHED = "not reached"
 _SHARE = re.compile(r": \S+/\S+ .*\((\d{1,3})%\), ")
-
-
-def duration(seconds: float) -> str:
-    """``83.4`` → ``1 min 23 s``; below ten seconds with one decimal."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def stage_rows(graph: Sequence[StageNode], runs: Sequence[StageRun], failed: str | None = None) -> list[dict[str, str]]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from flows.pipeline import exit_status
 from flows.study.description import DESCRIPTION, StudyError, only, read_description
-from flows.study.flow import outlook, study
+from flows.study.flow import study
+from flows.study.outlook import outlook
 from flows.study.progress import Progress
 from flows.study.settings import Places
 from flows.study.tables import Tables

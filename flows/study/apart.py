@@ -3,18 +3,17 @@
 The stages' own commands run, as dvc.yaml has them, in worker processes that stay: starting a stage takes longer
 than a short fine-tune on a GPU. The tables are those of flows.study, and either goes on from the other's.
 
-Base models lie in --work, in bases/<model>, and every case's data and plan in cases/<data set>,<model>. What is there
-already is taken as it is: prepared elsewhere, say, where the libraries are whose docstrings are a data set.
+Base models, prepared data and first plans lie in --work, each named after all that it is made of. What is there
+already is not made again: it may come from elsewhere, from where the libraries are whose docstrings are a data set.
 """
 
 import argparse
-import fcntl
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,9 +27,11 @@ from flows.overrides import PARAMS_FILE, changed
 from flows.study.agenda import Case
 from flows.study.description import DESCRIPTION, Settings, StudyError, only, read_description
 from flows.study.item import Item, asked, keep, ready
+from flows.study.outlook import outlook
 from flows.study.progress import PLAIN, Look, Progress
-from flows.study.settings import Places
-from flows.study.tables import Tables
+from flows.study.settings import Places, digest
+from flows.study.tables import Tables, sole_writer
+from flows.study.worker import LOG
 from flows.study.workers import Workers
 
 _PLANNING: Final = ("trace", "fit", "signals", "pilot", "plan")
@@ -80,18 +81,16 @@ class Bench:
 
     def open_base(self, case: Case) -> None:
         """Bring a case's base model in, unless it is there."""
-        if not (self.work / "bases" / case.model).exists():
-            with self._folder("base-" + case.model, self.progress.settings[case].values) as folder:
-                self.workers.run(folder, [self.commands["base"]])
-                self._take(folder / "data/base", self.work / "bases" / case.model)
+        if not self._base(case).exists():
+            with self._made(f"base of {case.model}", case, {}, [self.commands["base"]]) as folder:
+                _take(folder / "data/base", self._base(case))
 
     def prepare(self, case: Case) -> None:
         """Prepare a case's data, unless that is done."""
         if not (self._home(case) / "prepared").exists():
-            values = self.progress.settings[case].values
-            with self._folder(f"prepare-{_name(case)}", values, {"base": self._base(case)}) as folder:
-                self.workers.run(folder, [self.commands["prepare"]])
-                self._take(folder / "data/prepared", self._home(case) / "prepared")
+            given = {"base": self._base(case)}
+            with self._made(f"{_name(case)}: data", case, given, [self.commands["prepare"]]) as folder:
+                _take(folder / "data/prepared", self._home(case) / "prepared")
 
     def plan(self, case: Case) -> None:
         """Make a case's plan, unless it is there: fine-tunes read it."""
@@ -101,17 +100,16 @@ class Bench:
 
     def do(self, item: Item) -> None:
         """Run an item and keep its results."""
-        values, _ = asked(item, self.progress)
         home, began = self._home(item.case), time.monotonic()
         given = {"base": self._base(item.case), "prepared": home / "prepared"}
         if not isinstance(item.work, Look):
             given["plan"] = home / "plan"
-        with self._folder(item.name, values, given) as folder:
-            self.workers.run(folder, self._commands(item))
-            if isinstance(item.work, Look) and item.work.source == PLAIN:
-                shutil.copytree(folder / "data/plan", home / "plan", dirs_exist_ok=True)
+        values, _ = asked(item, self.progress)
+        with self._made(item.words, item.case, given, self._commands(item), values, item.name) as folder:
             with self.alone:
                 keep(item, Folder(folder), self.progress, time.monotonic() - began)
+            if isinstance(item.work, Look) and item.work.source == PLAIN and not (home / "plan").exists():
+                _take(folder / "data/plan", home / "plan")
 
     def _commands(self, item: Item) -> list[list[str]]:
         if isinstance(item.work, Look):
@@ -124,28 +122,49 @@ class Bench:
         return [*training, self.commands["evaluate"]]
 
     @contextmanager
-    def _folder(self, name: str, values: Settings, given: dict[str, Path] | None = None) -> Iterator[Path]:
-        """A job's folder with its parameters and what was made before; taken away when all is well."""
-        folder = self.work / "jobs" / name
+    def _made(
+        self,
+        words: str,
+        case: Case,
+        given: Mapping[str, Path],
+        commands: Sequence[Sequence[str]],
+        values: Settings | None = None,
+        name: str | None = None,
+    ) -> Iterator[Path]:
+        """A folder in which commands have run, beside what was made before; taken away when all is well.
+
+        Args:
+            words: what it is, for a reader.
+            case: whose.
+            given: folders of data that are there already, by their names.
+            commands: of stages, in order.
+            values: parameters; of the case, where there are none of its own.
+            name: of the folder; after the words, where there is none.
+        """
+        folder = self.work / "jobs" / (name or digest(words))
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "data").mkdir(parents=True)
         (folder / "reports").mkdir()
-        for part, path in (given or {}).items():
+        for part, path in given.items():
             (folder / "data" / part).symlink_to(path)
         text = (self.progress.places.project / PARAMS_FILE).read_text(encoding="utf-8")
-        (folder / PARAMS_FILE).write_text(changed(text, values), encoding="utf-8")
+        text = changed(text, values or self.progress.settings[case].values)
+        (folder / PARAMS_FILE).write_text(text, encoding="utf-8")
+        try:
+            self.workers.run(folder, commands)
+        except StudyError as error:
+            raise StudyError(f"{words}: {error} (all it said: {folder / LOG})") from None
         yield folder
         shutil.rmtree(folder)
 
-    def _take(self, made: Path, place: Path) -> None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        made.rename(place)
-
     def _base(self, case: Case) -> Path:
-        return self.work / "bases" / case.model
+        """Named after what it is made of: another model of the same name has a folder of its own."""
+        model = self.progress.settings[case].training["model"]
+        return self.work / "bases" / f"{case.model},{digest(model)}"
 
     def _home(self, case: Case) -> Path:
-        return self.work / "cases" / _name(case)
+        """Named after all that decides what lies in it, like the rows of the tables."""
+        return self.work / "cases" / f"{_name(case)},{digest(self.progress.settings[case].training)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,23 +172,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     deadline = time.monotonic() + 60 * args.minutes
     try:
-        project = Path().resolve()
-        described = read_description(args.description).model_copy(update={"together": args.together})
-        wanted = only(described, args.data_sets)
-        places = Places(project, args.data.resolve(), args.models.resolve())
-        progress = Progress(wanted, places, Tables(args.out), same_code=False)
-        with _held(args.out), _working(project, args.workers) as workers:
-            bench = Bench(progress, commands_of(project), workers, args.work.resolve())
-            faults = _run_all(bench, args.workers, deadline, args.only_prepare)
+        with sole_writer(args.out), sole_writer(args.work):
+            progress = _progress(args)
+            with _working(args.workers) as workers:
+                bench = Bench(progress, commands_of(Path()), workers, args.work.resolve())
+                faults = _run_all(bench, args.workers, deadline, args.only_prepare)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted; run again to go on", file=sys.stderr)
         return 130
+    print(outlook(progress))
+    if progress.tables.runs:
+        print(f"the analysis: python -m stages.study --study {args.out}")
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     return 1 if faults else 0
+
+
+def _progress(args: argparse.Namespace) -> Progress:
+    described = read_description(args.description).model_copy(update={"together": args.together})
+    places = Places(Path().resolve(), args.data.resolve(), args.models.resolve())
+    return Progress(only(described, args.data_sets), places, Tables(args.out), same_code=False)
 
 
 def commands_of(project: Path) -> dict[str, list[str]]:
@@ -179,22 +204,8 @@ def commands_of(project: Path) -> dict[str, list[str]]:
 
 
 @contextmanager
-def _held(out: Path) -> Iterator[None]:
-    """Two that write the same tables would lose each other's rows."""
-    out.mkdir(parents=True, exist_ok=True)
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise StudyError(f"{out}: another study is writing there; wait for it, or name another --out") from None
-    finally:
-        os.close(folder)
-
-
-@contextmanager
-def _working(project: Path, count: int) -> Iterator[Workers]:
-    workers = Workers(project, count)
+def _working(count: int) -> Iterator[Workers]:
+    workers = Workers(Path().resolve(), count)
     try:
         yield workers
     finally:
@@ -206,15 +217,18 @@ def _run_all(bench: Bench, at_once: int, deadline: float, only_prepare: bool) ->
     with ThreadPoolExecutor(at_once) as pool:
         try:
             return _in_turn(bench, pool, at_once, deadline, only_prepare)
-        finally:  # the pool waits for what runs
+        finally:  # the pool waits for what runs, and would begin what waits
+            pool.shutdown(wait=False, cancel_futures=True)
             bench.workers.stop()
 
 
 def _in_turn(bench: Bench, pool: ThreadPoolExecutor, at_once: int, deadline: float, only_prepare: bool) -> list[str]:
     progress, faults = bench.progress, list[str]()
-    models = {case.model: case for case in progress.cases}
+    needed = {item.case for item in ready(progress, [])}
+    models = {case.model: case for case in progress.cases if case in needed}
     there = {case.model for case in _all(pool, bench.open_base, list(models.values()), faults)}
-    usable = _all(pool, bench.prepare, [case for case in progress.cases if case.model in there], faults)
+    opened = [case for case in progress.cases if case in needed and case.model in there]
+    usable = _all(pool, bench.prepare, opened, faults)
     if only_prepare:
         return faults
     usable = _all(pool, bench.plan, usable, faults)
@@ -256,6 +270,11 @@ def _fault(future: Future[None]) -> str:
     return ""
 
 
+def _take(made: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    made.rename(place)
+
+
 def _name(case: Case) -> str:
     return f"{case.data_set},{case.model}"
 
@@ -273,11 +292,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("reports/study"), help="folder of the tables")
     parser.add_argument("--work", type=Path, default=Path("data/study"), help="folder of what is made on the way")
     parser.add_argument("--data-sets", nargs="+", default=[], metavar="NAME", help="only these")
-    parser.add_argument("--minutes", type=float, default=60, help="what runs then is stopped and lost (60)")
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2), help="processes (cores - 2)")
-    parser.add_argument("--together", type=int, default=2, metavar="N", help="fine-tunes that share an evaluation (2)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=60,
+        help="after them nothing is begun, and fine-tunes at work are stopped and lost; models, data and first plans "
+        "are made to the end (60)",
+    )
+    cores = max(1, (os.cpu_count() or 1) - 2)
+    parser.add_argument("--workers", type=_count, default=cores, metavar="N", help="processes (cores - 2)")
+    parser.add_argument("--together", type=_count, default=2, metavar="N", help="fine-tunes sharing an evaluation (2)")
     parser.add_argument("--only-prepare", action="store_true", help="base models and data, to be taken elsewhere")
     return parser
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r}: expected a number from 1 on")
+    return int(word)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from flows import machine
+from flows.durations import duration
 from flows.environment import with_threads
 from flows.experiment import ExperimentError
 from flows.graph import GraphError
@@ -26,10 +27,10 @@ from flows.study.experiment import Desk, run_item
 from flows.study.forecast import Forecast
 from flows.study.item import Item, ready
 from flows.study.kept import object_cache
+from flows.study.outlook import outlook
 from flows.study.progress import Progress
 from flows.study.settings import Places
-from flows.study.tables import Tables
-from flows.summary import duration
+from flows.study.tables import Tables, sole_writer
 from flows.workspace import WorkspaceBusyError
 from stages.common.run_record import ledger_of
 
@@ -66,7 +67,7 @@ def study(
     project = project.resolve()
     try:
         wanted = only(read_description(project / description), data_sets)
-        with workspace(project, wait) as held:
+        with workspace(project, wait) as held, sole_writer(project / out):
             places = Places(project, project / data, project / models)
             progress = Progress(wanted, places, Tables(project / out), same_code)
             desk = Desk(_recorded(held), progress, object_cache(project), keep)
@@ -77,21 +78,6 @@ def study(
     if faults:
         return failed(f"{len(faults)} experiments failed: {faults[0]}")
     return Completed(message=outlook(progress))
-
-
-def outlook(progress: Progress) -> str:
-    """What there is, what is left, and how long that takes here."""
-    known, here = progress.known(), harvest.where()
-    left, looks = progress.wanted(known), len(progress.looks())
-    forecast = Forecast(progress.tables.runs, here)
-    seconds = forecast.seconds(left, known.layers)
-    parts = [f"{len(progress.cases)} pairs of data set and model", f"{len(known.done)} fine-tunes there"]
-    parts += [f"{looks} plans to make, from which more fine-tunes may follow"] * bool(looks)
-    parts.append(f"{len(left)} fine-tunes left")
-    takes = f"about {duration(seconds)}" if seconds is not None else "how long is known after the first of each model"
-    parts.append(f"{takes} on this machine ({here['machine']}; {forecast.measured} fine-tunes measured here)")
-    parts += [f"left out: {', '.join(progress.absent)}"] * bool(progress.absent)
-    return f"study: {', '.join(parts)}"
 
 
 def _recorded(held: Workspace) -> Workspace:

@@ -5,9 +5,11 @@ and renamed: a study that is killed leaves whole tables.
 """
 
 import csv
+import fcntl
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from flows.study.description import StudyError
 from flows.study.settings import digest
 
 Row = dict[str, Any]
@@ -90,6 +93,26 @@ _PREDICTION_SCHEMA: Final = pa.schema(
         ("loss", pa.float32()),
     ]
 )
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder: of two studies that write the same tables each would lose the other's rows.
+
+    Raises:
+        StudyError: another study holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise StudyError(f"{folder}: another study is at work there; wait for it, or name another folder") from None
+    try:
+        yield
+    finally:
+        os.close(held)
 
 
 class Tables:

@@ -12,9 +12,10 @@ import runpy
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-_LAST_BYTES = 4000
+LOG: Final = "log"  # in the job's folder
+_LAST_BYTES: Final = 4000
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
 
 def _done(folder: Path, commands: list[list[str]]) -> dict[str, Any]:
     os.chdir(folder)
-    log = folder / "log"
+    log = folder / LOG
     with log.open("w", encoding="utf-8") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)

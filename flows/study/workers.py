@@ -31,7 +31,12 @@ class Workers:
     def _start(self) -> None:
         command = [sys.executable, "-m", "flows.study.worker"]
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self._environment,
+            start_new_session=True,  # an interrupt is this process's to deal with
         )
         self._processes.append(process)
         self._free.put(process)
@@ -42,6 +47,8 @@ class Workers:
         Raises:
             StudyError: one of them failed; the text is the last line that it printed.
         """
+        if self._stopped:
+            raise StudyError("stopped")
         process = self._free.get()
         assert process.stdin
         assert process.stdout
@@ -51,13 +58,14 @@ class Workers:
         except BrokenPipeError:
             line = ""
         if not line:
+            status = process.wait()
             if not self._stopped:
                 self._start()
-            raise StudyError(f"{folder.name}: its worker was stopped")
-        self._free.put(process)
+            raise StudyError(f"its process ended with {status}")
         answer = json.loads(line)
+        self._free.put(process)
         if answer["status"] != 0:
-            raise StudyError(f"{folder.name}: {(answer['said'].strip().splitlines() or ['no word'])[-1]}")
+            raise StudyError((answer["said"].strip().splitlines() or ["no word"])[-1].removeprefix("error: "))
 
     def stop(self) -> None:
         """End all processes, whatever they do."""

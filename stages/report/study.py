@@ -41,8 +41,9 @@ def _scope(summary: Json) -> str:
     least, most = (extreme(summary["seeds_each"].values()) for extreme in (min, max))
     seeds = f"{least} to {most} seeds" if least < most else f"{most} {'seeds' if most > 1 else 'seed'}"
     return (
-        f"{summary['fine_tunes']} fine-tunes of {listing(summary['models'])} on {listing(summary['data_sets'])}, "
-        f"{seeds}; measured on {listing(summary['machines'])}."
+        f"{summary['fine_tunes']} of {summary['fine_tunes_measured']} fine-tunes of {listing(summary['models'])} "
+        f"on {listing(summary['data_sets'])}, "
+        f"{seeds}, the same for all boundaries of a data set; measured on {listing(summary['machines'])}."
     )
 
 
@@ -77,7 +78,8 @@ def _rule(one: Json, default: bool) -> list[Cell]:
 
 def _longer(one: Json) -> Cell:
     value = number(one["equal_compute_behind_full"])
-    return number_cell(value, decimal(value, 2), f"{one['equal_compute_groups']} data sets")
+    groups = one["equal_compute_groups"]
+    return number_cell(value, decimal(value, 2), f"{groups} data {'sets' if groups > 1 else 'set'}")
 
 
 def _between(cases: int) -> str:

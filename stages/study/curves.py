@@ -13,7 +13,8 @@ class Point:
 
     Attributes:
         cost_share: counted operations as a share of full fine-tuning's.
-        longer: quality at full fine-tuning's operations, where that was measured.
+        longer: quality at full fine-tuning's operations, where that was measured; ``longer_full``: full fine-tuning's,
+            over the same seeds.
     """
 
     data_set: str
@@ -27,13 +28,14 @@ class Point:
     high: float
     seeds: int
     longer: float | None
+    longer_full: float | None
 
 
 def curve_points(resamples: Resamples, confidence: float) -> Iterator[Point]:
     """Points of a case, from boundary 0 to the deepest that was measured."""
     case = resamples.case
     for boundary, method in case.curve().items():
-        run, longer = case.runs[method, "epochs"], case.runs.get((method, "compute"))
+        run, longer = case.runs[method, "epochs"], case.at_equal_compute(method)
         low, high = interval(case.scale * resamples.means[method, "epochs"], confidence)
         yield Point(
             data_set=case.data_set,
@@ -46,5 +48,6 @@ def curve_points(resamples: Resamples, confidence: float) -> Iterator[Point]:
             low=significant(low),
             high=significant(high),
             seeds=len(run.seeds),
-            longer=significant(case.scale * float(longer.values.mean())) if longer else None,
+            longer=significant(case.scale * longer[0]) if longer else None,
+            longer_full=significant(case.scale * longer[1]) if longer else None,
         )

@@ -82,8 +82,21 @@ class Case:
 
     def curve(self) -> dict[int, str]:
         """Boundary → method, for those measured at equal epochs, ascending."""
-        found = {b: method for method, b in self.boundaries.items() if (method, "epochs") in self.runs}
+        measured = {method: b for method, b in self.boundaries.items() if method not in self.between}
+        found = {b: method for method, b in measured.items() if (method, "epochs") in self.runs}
         return dict(sorted(found.items()))
+
+    def at_equal_compute(self, method: str) -> tuple[float, float] | None:
+        """Mean quality of a method at full fine-tuning's operations, and of full fine-tuning, over their common seeds.
+
+        ``None``: they have none.
+        """
+        longer, full = self.runs.get((method, "compute")), self.runs[FULL, "epochs"]
+        common = [seed for seed in longer.seeds if seed in full.seeds] if longer else []
+        if longer is None or not common:
+            return None
+        own, theirs = (run.values[[run.seeds.index(seed) for seed in common]].mean() for run in (longer, full))
+        return float(own), float(theirs)
 
     def cost_share(self, method: str) -> float:
         """Counted operations of a method's fine-tune at equal epochs as a share of full fine-tuning's."""
@@ -92,10 +105,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Study:
-    """All cases whose full fine-tuning was measured, and what the numbers come from."""
+    """All cases whose full fine-tuning was measured, and what the numbers come from.
+
+    Attributes:
+        runs: the fine-tunes that are read.
+        measured: how many there are; those that make no whole table of boundaries and seeds are not read.
+    """
 
     cases: tuple[Case, ...]
     runs: pd.DataFrame
+    measured: int
     intervals: pd.DataFrame
 
 
@@ -114,13 +133,14 @@ def read_study(folder: Path) -> Study:
     intervals = _csv(folder / "intervals.csv", {})
     said = _predictions(folder / "predictions.parquet")
     last = runs.groupby(["data_set", "model"])["settings"].transform("last")
-    runs = _complete(runs[runs["settings"] == last])
+    present = runs[runs["settings"] == last]
+    runs = _complete(present)
     cases = tuple(
         _case(rows, choices, said) for _, rows in runs.groupby(["data_set", "model"], sort=False) if _has_full(rows)
     )
     if not cases:
         raise UserError(f"{folder}: no data set's full fine-tuning is measured yet; run: {_MADE_BY}")
-    return Study(cases, runs, intervals)
+    return Study(cases, runs, len(present), intervals)
 
 
 def _complete(runs: pd.DataFrame) -> pd.DataFrame:
@@ -173,7 +193,7 @@ def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame) -> Case
 
 def with_choices(case: Case, choices: Sequence[Choice]) -> Case:
     """The case with what these rules choose; boundaries that nobody measured are read between their neighbours."""
-    runs = {key: run for key, run in case.runs.items() if key[0] not in case.between}
+    runs = {key: run for key, run in case.runs.items() if key not in {(m, "epochs") for m in case.between}}
     plain = replace(case, runs=runs, between={}, choices=tuple(choices))
     wanted = sorted({choice.boundary for choice in choices if choice.boundary is not None})
     found = {b: run for b in wanted if (run := _between(plain, b))}

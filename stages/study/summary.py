@@ -93,6 +93,7 @@ def _identity(study: Study) -> Json:
         "seeds": sorted(int(seed) for seed in runs["seed"].unique()),
         "seeds_each": {f"{case.data_set}, {case.model}": len(case.runs[FULL, "epochs"].seeds) for case in study.cases},
         "fine_tunes": len(runs),
+        "fine_tunes_measured": study.measured,
         "machines": sorted({_machine(row) for row in runs[["machine", "device", "dtype"]].to_dict("records")}),
         "code_versions": int(runs["code"].nunique()),
     }

@@ -25,12 +25,13 @@ class Verdict:
 
     Attributes:
         method: the fine-tune that does what the rule says.
-        interpolated: it was not measured, and is read between its measured neighbours.
+        interpolated: it was not measured with all of the case's seeds, and is read between its neighbours.
         seeds: how many were measured.
         cost_share: counted operations at equal epochs, as a share of full fine-tuning's.
         behind_full: full fine-tuning's quality less the rule's, with its interval.
         p: of no difference from full fine-tuning; ``p_holm``: adjusted over the case's rules.
-        equal_compute: quality at full fine-tuning's operations; ``equal_compute_behind_full`` against that.
+        equal_compute: quality at full fine-tuning's operations; ``equal_compute_behind_full`` against that, over the
+            seeds that both have.
         rank_correlation: Spearman's, between what the rule predicts of the measured boundaries and their quality.
         best_boundary: the best that was measured.
     """
@@ -127,8 +128,7 @@ def _quality(method: str, resamples: Resamples, confidence: float) -> dict[str, 
     run, behind = case.runs[method, "epochs"], -resamples.difference(method, FULL)
     low, high = interval(case.scale * resamples.means[method, "epochs"], confidence)
     behind_low, behind_high = interval(behind, confidence)
-    longer = case.runs.get((method, "compute"))
-    full = _mean(case.runs[FULL, "epochs"])
+    longer, full = case.at_equal_compute(method), _mean(case.runs[FULL, "epochs"])
     return {
         "seeds": len(run.seeds),
         "quality": case.scale * _mean(run),
@@ -139,8 +139,8 @@ def _quality(method: str, resamples: Resamples, confidence: float) -> dict[str, 
         "behind_full_low": behind_low,
         "behind_full_high": behind_high,
         "p": p_value(behind) if method != FULL else None,
-        "equal_compute": case.scale * _mean(longer) if longer else None,
-        "equal_compute_behind_full": case.scale * (full - _mean(longer)) if longer else None,
+        "equal_compute": case.scale * longer[0] if longer else None,
+        "equal_compute_behind_full": case.scale * (longer[1] - longer[0]) if longer else None,
     }
 
 

@@ -33,6 +33,7 @@ SUMMARY = {
     "seeds": [1, 2, 3],
     "seeds_each": {"trec, embedded": 3, "sst5, embedded": 2},
     "fine_tunes": 84,
+    "fine_tunes_measured": 90,
     "machines": ["Some Processor, cpu, float32"],
     "leave_one_out": {
         "groups": [
@@ -69,7 +70,10 @@ def page(chain_of):
 def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
     assert 'id="study"' in page
     assert "probe: 0.44 points &lt;b&gt;behind&lt;/b&gt; the best." in page
-    assert "84 fine-tunes of embedded on trec and sst5, 2 to 3 seeds; measured on Some Processor, cpu, float32." in page
+    assert (
+        "84 of 90 fine-tunes of embedded on trec and sst5, 2 to 3 seeds, the same for all boundaries of a data set; "
+        "measured on Some Processor, cpu, float32."
+    ) in page
     for value in (0.4375, 8.0625, -0.0625, -0.375, 0.875, 0.9375):
         assert f'<data value="{value}">' in page
     assert "2 read between measured boundaries" in page

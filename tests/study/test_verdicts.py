@@ -94,6 +94,27 @@ def test_equal_compute_is_held_against_full_fine_tuning(two_data_sets):
     assert (full.equal_compute_behind_full, full.equal_compute_groups) == (None, 0)
 
 
+def test_equal_compute_is_read_over_the_seeds_that_both_have(tables):
+    for seed, right in ((1, 40), (2, 20)):
+        tables.run("a", "full", right, seed)
+        tables.run("a", "freeze-2", 20, seed, flops=50)
+    tables.run("a", "freeze-2", 30, seed=2, budget="compute")
+    tables.choice("a", "half", 2)
+    half = one(judged(tables), "a", "half")
+    assert (half.equal_compute, half.equal_compute_behind_full) == (75.0, 50.0 - 75.0)
+    assert half.behind_full == 75.0 - 50.0
+
+
+def test_a_boundary_that_few_seeds_have_stays_between_its_neighbours_whatever_longer_training_gave(two_data_sets):
+    two_data_sets.run("b", "freeze-1", 40, 1)
+    two_data_sets.run("b", "freeze-1", 38, 1, budget="compute")
+    two_data_sets.choice("b", "shallow", 1)
+    found = judged(two_data_sets)
+    shallow, oracle = one(found, "b", "shallow"), one(found, "b", "oracle")
+    assert (shallow.interpolated, shallow.quality, shallow.equal_compute) == (True, 85.0, 95.0)
+    assert oracle.reason.startswith("the best of 3 measured boundaries")
+
+
 def test_a_loss_is_reported_in_nats_and_never_averaged_with_points(two_data_sets):
     two_data_sets.run("sums", "full", 40, measure="loss")
     two_data_sets.run("sums", "freeze-2", 20, measure="loss", flops=50)

@@ -92,10 +92,18 @@ def test_other_parameters_do_not_resume_what_was_left_behind(project, hub_folder
     assert parts(project) == raw
 
 
+@pytest.fixture
+def one_thread():
+    """A forked child would wait for ever for the threads of its parent's pool."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
-def test_kills_at_random_moments_end_in_the_same_bytes(project):
+def test_kills_at_random_moments_end_in_the_same_bytes(project, one_thread):
     """Children of this process, so that each starts at once; every one goes on from what the last left."""
-    torch.set_num_threads(1)  # a forked child would wait for ever for the threads of its parent's pool
     main(ARGV)
     whole = parts(project)
     shutil.rmtree(project / "traces")
@@ -107,7 +115,7 @@ def test_kills_at_random_moments_end_in_the_same_bytes(project):
     while not (project / "traces").exists():
         assert len(statuses) < 60
         # longer and longer: it ends on a machine whose speed changes, too
-        statuses.append(child(usual * rng.uniform(0.1, 0.6) * (1 + len(statuses) / 10)))
+        statuses.append(child(usual * rng.uniform(0.05, 0.3) * (1 + len(statuses) / 5)))
     assert -signal.SIGKILL in statuses
     assert parts(project) == whole
 

@@ -1,13 +1,13 @@
 """A study without DVC gives the tables of the study with it."""
 
-import fcntl
-import os
+import json
 
 import pytest
 from ruamel.yaml import YAML
 
 from flows.study.__main__ import main as through_dvc
 from flows.study.apart import main as apart
+from flows.study.tables import sole_writer
 from tests.flows.study.small import rows, study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("prefect_server")]
@@ -33,7 +33,7 @@ def test_both_ways_give_the_same_rows_and_either_goes_on_from_the_other(project,
 
     capsys.readouterr()
     assert through_dvc(study("--out", str(elsewhere), "--plan")) == 0
-    assert "0 fine-tunes left" in capsys.readouterr().out
+    assert ", 0 fine-tunes left" in capsys.readouterr().out
     before = rows(project)
     assert apart(study(*work)) == 0
     assert rows(project) == before
@@ -54,15 +54,45 @@ def test_what_is_absent_or_over_is_told(project, capsys):
         YAML().dump(described, file)
     capsys.readouterr()
     assert apart(study("--workers", "1", "--work", "../work")) == 1
-    assert "trace.batch_tokens" in capsys.readouterr().err.splitlines()[-1]
+    told = capsys.readouterr()
+    assert told.err.startswith(
+        "error: colours, tiny: plan (trace.batch_tokens=1): params.yaml: trace.batch_tokens = 1: "
+    )
+    assert "left out: elsewhere: no " in told.out
     assert "full" in {row["method"] for row in rows(project)}
 
 
-def test_two_do_not_write_the_same_tables(project, capsys):
-    folder = os.open(project, os.O_RDONLY)
-    fcntl.flock(folder, fcntl.LOCK_EX)
-    try:
-        assert apart(study("--out", str(project), "--workers", "1")) == 2
-    finally:
-        os.close(folder)
-    assert "another study is writing there" in capsys.readouterr().err
+def test_other_data_are_prepared_anew(project):
+    work = project.parent / "work"
+    asked = study("--workers", "1", "--work", str(work), "--only-prepare")
+    assert apart(asked) == 0
+    assert apart(asked) == 0
+    assert len(list((work / "cases").iterdir())) == 1
+    path = project / "flows/study.yaml"
+    described = YAML(typ="safe").load(path.read_text())
+    described["common"]["data.limits"] = {"train": 30, "validation": 12, "test": 24}
+    with path.open("w", encoding="utf-8") as file:
+        YAML().dump(described, file)
+    assert apart(asked) == 0
+    made = sorted(json.loads(meta.read_text())["splits"]["train"]["rows"] for meta in work.glob("cases/*/*/meta.json"))
+    assert made == [30, 60]
+    assert len(list((work / "bases").iterdir())) == 1
+
+
+@pytest.mark.parametrize("folder", ["--out", "--work"])
+def test_two_do_not_write_the_same_tables(project, capsys, folder):
+    held = project.parent / "held"
+    with sole_writer(held):
+        assert apart(study(folder, str(held), "--workers", "1")) == 2
+    assert f"{held}: another study is at work there" in capsys.readouterr().err
+
+
+def test_a_bug_ends_it_at_once_with_its_traceback(project, monkeypatch):
+    """What waits for a worker must not keep a broken study from ending."""
+
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("flows.study.apart.Bench.open_base", broken)
+    with pytest.raises(ZeroDivisionError):
+        apart(study("--workers", "1", "--work", "../work"))
