@@ -56,6 +56,7 @@ def _rules(summary: Json) -> Table:
     caption = (
         "Every rule, mean over data sets: counted operations as a share of full fine-tuning's; regrets in points; "
         "behind full at equal epochs, and when what is saved is spent on more epochs; "
+        "interpolated: cases whose boundary is read between measured ones; "
         "Spearman's correlation of what the rule predicts of the boundaries with what was measured there."
     )
     return Table("study-rules", caption, _columns(headings), rows)
@@ -83,7 +84,7 @@ def _longer(one: Json) -> Cell:
 
 
 def _between(cases: int) -> str:
-    return f"{cases} read between measured boundaries" if cases else ""
+    return f"{cases} interpolated" if cases else ""
 
 
 def _left_out(left: Json) -> Table:

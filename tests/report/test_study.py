@@ -76,7 +76,7 @@ def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
     ) in page
     for value in (0.4375, 8.0625, -0.0625, -0.375, 0.875, 0.9375):
         assert f'<data value="{value}">' in page
-    assert "2 read between measured boundaries" in page
+    assert "2 interpolated" in page
     assert "5 data sets" in page
 
 
