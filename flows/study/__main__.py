@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.pipeline import exit_status
-from flows.study.description import DESCRIPTION, StudyError, only, read_description
+from flows.study import options
+from flows.study.description import StudyError, only, read_description
 from flows.study.flow import study
 from flows.study.outlook import outlook
 from flows.study.progress import Progress
@@ -50,17 +51,7 @@ def _tell(given: dict[str, Any]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.study",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--description", type=Path, default=DESCRIPTION, help="what is studied (flows/study.yaml)")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data sets")
-    parser.add_argument("--models", type=Path, default=Path("../shared/models"), help="folder of the models")
-    parser.add_argument("--out", type=Path, default=Path("reports/study"), help="folder of the tables and figures")
-    parser.add_argument("--data-sets", nargs="+", default=[], metavar="NAME", help="only these")
+    parser = options.parser("python -m flows.study", __doc__, _EXAMPLES)
     parser.add_argument("--budget-hours", type=float, metavar="HOURS", help="instead of the description's")
     parser.add_argument("--side-by-side", type=int, default=0, metavar="N", help="experiments at once (0: auto)")
     parser.add_argument("--same-code", action="store_true", help="run again what another version of the stages made")

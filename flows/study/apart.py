@@ -24,8 +24,9 @@ from typing import Any, Final
 from ruamel.yaml import YAML
 
 from flows.overrides import PARAMS_FILE, changed
+from flows.study import options
 from flows.study.agenda import Case
-from flows.study.description import DESCRIPTION, Settings, StudyError, only, read_description
+from flows.study.description import Settings, StudyError, only, read_description
 from flows.study.item import Item, asked, keep, ready
 from flows.study.outlook import outlook
 from flows.study.progress import PLAIN, Look, Progress
@@ -173,10 +174,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     deadline = time.monotonic() + 60 * args.minutes
     try:
         with sole_writer(args.out), sole_writer(args.work):
-            progress = _progress(args)
-            with _working(args.workers) as workers:
-                bench = Bench(progress, commands_of(Path()), workers, args.work.resolve())
-                faults = _run_all(bench, args.workers, deadline, args.only_prepare)
+            progress, commands = _progress(args), commands_of(Path())
+            workers = Workers(Path().resolve(), args.workers)
+            bench = Bench(progress, commands, workers, args.work.resolve())
+            faults = _run_all(bench, args.workers, deadline, args.only_prepare)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -203,17 +204,8 @@ def commands_of(project: Path) -> dict[str, list[str]]:
     return {name: stage["cmd"].split()[2:] for name, stage in stages.items()}
 
 
-@contextmanager
-def _working(count: int) -> Iterator[Workers]:
-    workers = Workers(Path().resolve(), count)
-    try:
-        yield workers
-    finally:
-        workers.stop()
-
-
 def _run_all(bench: Bench, at_once: int, deadline: float, only_prepare: bool) -> list[str]:
-    """Open every case, then run what is wanted as long as there is time; returns what went wrong."""
+    """Open every case, then run what is wanted as long as there is time, and stop; returns what went wrong."""
     with ThreadPoolExecutor(at_once) as pool:
         try:
             return _in_turn(bench, pool, at_once, deadline, only_prepare)
@@ -280,18 +272,8 @@ def _name(case: Case) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.study.apart",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--description", type=Path, default=DESCRIPTION, help="what is studied (flows/study.yaml)")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data sets")
-    parser.add_argument("--models", type=Path, default=Path("../shared/models"), help="folder of the models")
-    parser.add_argument("--out", type=Path, default=Path("reports/study"), help="folder of the tables")
+    parser = options.parser("python -m flows.study.apart", __doc__, _EXAMPLES)
     parser.add_argument("--work", type=Path, default=Path("data/study"), help="folder of what is made on the way")
-    parser.add_argument("--data-sets", nargs="+", default=[], metavar="NAME", help="only these")
     parser.add_argument(
         "--minutes",
         type=float,

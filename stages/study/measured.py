@@ -193,7 +193,7 @@ def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame) -> Case
 
 def with_choices(case: Case, choices: Sequence[Choice]) -> Case:
     """The case with what these rules choose; boundaries that nobody measured are read between their neighbours."""
-    runs = {key: run for key, run in case.runs.items() if key not in {(m, "epochs") for m in case.between}}
+    runs = {key: run for key, run in case.runs.items() if key[1] != "epochs" or key[0] not in case.between}
     plain = replace(case, runs=runs, between={}, choices=tuple(choices))
     wanted = sorted({choice.boundary for choice in choices if choice.boundary is not None})
     found = {b: run for b in wanted if (run := _between(plain, b))}

@@ -48,6 +48,9 @@ DESCRIPTION = {
 }
 
 
+OUT_OF_RANGE = {"selector": "salf", "set": {"trace.batch_tokens": 1}}  # a rule whose plan the trace refuses
+
+
 def make_project(root: Path, model: Path) -> None:
     """A copy of this project under git, and beside it a data set and a model."""
     root.mkdir()
@@ -75,6 +78,16 @@ def make_project(root: Path, model: Path) -> None:
 
 def git(root, *words):
     return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def describe(root, **changes):
+    """Change parts of a study's description; of a mapping the entries that are named."""
+    path = root / "flows/study.yaml"
+    described = YAML(typ="safe").load(path.read_text())
+    for name, value in changes.items():
+        described[name] = {**described[name], **value} if isinstance(value, dict) else value
+    with path.open("w", encoding="utf-8") as file:
+        YAML().dump(described, file)
 
 
 def study(*more):

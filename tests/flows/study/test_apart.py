@@ -3,12 +3,11 @@
 import json
 
 import pytest
-from ruamel.yaml import YAML
 
 from flows.study.__main__ import main as through_dvc
 from flows.study.apart import main as apart
 from flows.study.tables import sole_writer
-from tests.flows.study.small import rows, study
+from tests.flows.study.small import OUT_OF_RANGE, describe, rows, study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("prefect_server")]
 
@@ -46,12 +45,7 @@ def test_what_is_absent_or_over_is_told(project, capsys):
     assert rows(project) == []
     assert rows(project, "choices.csv")  # without its plan nobody knows the model's depth
 
-    path = project / "flows/study.yaml"
-    described = YAML(typ="safe").load(path.read_text())
-    described["rules"]["odd"] = {"selector": "salf", "set": {"trace.batch_tokens": 1}}  # out of range
-    described["boundaries"] = [0, 1]
-    with path.open("w", encoding="utf-8") as file:
-        YAML().dump(described, file)
+    describe(project, rules={"odd": OUT_OF_RANGE}, boundaries=[0, 1])
     capsys.readouterr()
     assert apart(study("--workers", "1", "--work", "../work")) == 1
     told = capsys.readouterr()
@@ -68,11 +62,7 @@ def test_other_data_are_prepared_anew(project):
     assert apart(asked) == 0
     assert apart(asked) == 0
     assert len(list((work / "cases").iterdir())) == 1
-    path = project / "flows/study.yaml"
-    described = YAML(typ="safe").load(path.read_text())
-    described["common"]["data.limits"] = {"train": 30, "validation": 12, "test": 24}
-    with path.open("w", encoding="utf-8") as file:
-        YAML().dump(described, file)
+    describe(project, common={"data.limits": {"train": 30, "validation": 12, "test": 24}})
     assert apart(asked) == 0
     made = sorted(json.loads(meta.read_text())["splits"]["train"]["rows"] for meta in work.glob("cases/*/*/meta.json"))
     assert made == [30, 60]

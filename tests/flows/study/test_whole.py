@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 from prefect.settings import PREFECT_API_URL
-from ruamel.yaml import YAML
 
 from flows.study.__main__ import main
 from flows.study.kept import object_cache, objects
-from tests.flows.study.small import git, rows, study
+from tests.flows.study.small import OUT_OF_RANGE, describe, git, rows, study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("prefect_server")]
 
@@ -123,12 +122,7 @@ def test_a_study_that_cannot_be_done_is_refused_in_one_line(project, capsys):
 
 
 def test_an_experiment_that_fails_is_told_and_does_not_stop_the_others(project, capsys):
-    path = project / "flows/study.yaml"
-    described = YAML(typ="safe").load(path.read_text())
-    described["rules"]["odd"] = {"selector": "salf", "set": {"trace.batch_tokens": 1}}  # out of range
-    described["boundaries"] = [0, 1]
-    with path.open("w", encoding="utf-8") as file:
-        YAML().dump(described, file)
+    describe(project, rules={"odd": OUT_OF_RANGE}, boundaries=[0, 1])
     assert main(study()) == 1
     assert "trace.batch_tokens" in capsys.readouterr().err.splitlines()[-1]
     assert "full" in {row["method"] for row in rows(project)}
