@@ -15,6 +15,7 @@ from stages.study import figures
 from stages.study.ablation import VARIATIONS, variations
 from stages.study.coverage import coverage
 from stages.study.curves import curve_points
+from stages.study.depth import by_depth
 from stages.study.judging import Overall, overall
 from stages.study.measured import Study, read_study, with_choices
 from stages.study.resamples import Resamples
@@ -46,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for (data_set, model), one in drawn.items():
             svg = figures.curve(one, by_case[data_set, model], leading, given.confidence)
             write_text(folder / f"{data_set}-{model}.svg", svg)
+        depth = by_depth(list(drawn.values()), given.confidence)
+        if depth:
+            write_text(folder / "depth.svg", figures.lost(depth))
         rules = [one for one in overall(found) if one.rule != ORACLE]
         if rules:
             write_text(folder / "costs.svg", figures.costs(rules, leading))

@@ -44,7 +44,7 @@ def curve_points(resamples: Resamples, confidence: float) -> Iterator[Point]:
             layers=case.layers,
             cost_share=significant(case.cost_share(method)),
             unit="points" if case.measure == "accuracy" else "nats",
-            quality=significant(case.scale * float(run.values.mean())),
+            quality=significant(case.quality(method)),
             low=significant(low),
             high=significant(high),
             seeds=len(run.seeds),

@@ -5,10 +5,11 @@ from typing import Final
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from stages.common.figures.palette import ACCENT, INK, MUTED, RULE
 from stages.common.figures.svg import panel, place_labels, standalone
+from stages.study.depth import Depth
 from stages.study.judging import Overall
 from stages.study.measured import Case
 from stages.study.resamples import Resamples, interval
@@ -16,6 +17,7 @@ from stages.study.verdicts import ORACLE, Verdict
 
 _LABELLED: Final = 4  # marks of one figure that are named; the table names all
 _NAMED: Final = 4  # of the rules of least regret
+_MARGIN: Final = 1.05  # below the lowest value that is shown
 
 
 def curve(resamples: Resamples, verdicts: Sequence[Verdict], leading: Sequence[str], confidence: float) -> str:
@@ -29,7 +31,7 @@ def curve(resamples: Resamples, verdicts: Sequence[Verdict], leading: Sequence[s
     """
     case = resamples.case
     methods = case.curve()
-    quality = {b: case.scale * float(case.runs[m, "epochs"].values.mean()) for b, m in methods.items()}
+    quality = {b: case.quality(m) for b, m in methods.items()}
     bounds = [interval(case.scale * resamples.means[m, "epochs"], confidence) for m in methods.values()]
 
     def at(boundary: int) -> float:
@@ -52,7 +54,8 @@ def curve(resamples: Resamples, verdicts: Sequence[Verdict], leading: Sequence[s
         axes.set_xlabel("last frozen layer")
         axes.set_ylabel(what)
         named = [(float(b), at(b), text, ACCENT) for b, text in list(marks.items())[:_LABELLED]]
-        place_labels(axes, named, list(quality.items()))
+        line = np.linspace(0, case.layers, 2 * case.layers + 1)
+        place_labels(axes, named, [*quality.items(), *((float(b), at(b)) for b in line)])
 
     described = (
         "Solid: equal epochs, with its interval; dashed: equal compute, where it was measured; squares: boundaries "
@@ -61,6 +64,30 @@ def curve(resamples: Resamples, verdicts: Sequence[Verdict], leading: Sequence[s
     name = f"study-{case.data_set}-{case.model}"
     title = f"{case.data_set}, {case.model}: quality against the boundary"
     return standalone(panel(name, title, described, paint))[1]
+
+
+def lost(depth: Depth) -> str:
+    """Points over full fine-tuning against the share of frozen layers: every case, and their mean, as an SVG file."""
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(0, color=INK, linewidth=0.8)
+        for line in depth.lines:
+            axes.plot(line.shares, line.over_full, color=MUTED, linewidth=0.8, alpha=0.6)
+        axes.fill_between(depth.shares, depth.low, depth.high, color=RULE, linewidth=0)
+        axes.plot(depth.shares, depth.mean, color=ACCENT, linewidth=2.2)
+        axes.set_xlim(0, 1)
+        lows = [line.over_full[line.shares <= depth.shares[-1]].min() for line in depth.lines]
+        axes.set_ylim(_MARGIN * min(lows), None)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel("share of the layers that is frozen")
+        axes.set_ylabel("points over full fine-tuning")
+
+    described = (
+        "Grey: every data set with every model, straight between measured boundaries; what falls below the figure is "
+        "cut off. Coloured: mean over data sets with its interval, as deep as every case was measured."
+    )
+    title = "What freezing costs, by the share of the layers"
+    return standalone(panel("study-depth", title, described, paint, height=330))[1]
 
 
 def costs(rules: Sequence[Overall], leading: Sequence[str]) -> str:
@@ -73,29 +100,39 @@ def costs(rules: Sequence[Overall], leading: Sequence[str]) -> str:
     named = {one.rule for one in rules[:_NAMED]} | set(leading)
 
     def paint(axes: Axes) -> None:
+        everywhere = max(one.groups for one in rules)
         for one in rules:
-            axes.plot(one.cost_share, one.regret, "o", color=ACCENT if one.rule in leading[:1] else MUTED, markersize=6)
+            colour = ACCENT if one.rule in leading[:1] else MUTED
+            inside = colour if one.groups == everywhere else "none"
+            axes.plot(one.cost_share, one.regret, "o", color=colour, markerfacecolor=inside, markersize=6)
         axes.set_xlim(0, 1.12)
+        axes.set_yscale("symlog", linthresh=1)  # most rules lie within two points, a few at twenty
         axes.margins(y=0.14)
+        axes.yaxis.set_major_locator(FixedLocator([-1, 0, 0.5, 1, 2, 5, 10, 20, 50]))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("share of full fine-tuning’s FLOPs")
         axes.set_ylabel("mean regret (points)")
         dots = [(one.cost_share, one.regret) for one in rules]
         place_labels(axes, [(x.cost_share, x.regret, x.rule, INK) for x in rules if x.rule in named], dots)
 
-    described = "A mark per rule: points of accuracy behind the best measured boundary against cost, over data sets."
+    described = (
+        "A mark per rule: points of accuracy behind the best measured boundary against cost, mean over data sets; "
+        "hollow: over some of them."
+    )
     return standalone(panel("study-costs", "What the rules cost, and what they miss", described, paint, height=330))[1]
 
 
 def _longer(case: Case) -> dict[int, float]:
     """Quality at equal compute by boundary; full fine-tuning is its own."""
     found = {
-        boundary: case.scale * float(case.runs[method, "compute"].values.mean())
+        boundary: case.quality(method, "compute")
         for boundary, method in case.curve().items()
         if (method, "compute") in case.runs
     }
     full = case.curve().get(0)
-    return {0: case.scale * float(case.runs[full, "epochs"].values.mean()), **found} if found and full else {}
+    return {0: case.quality(full), **found} if found and full else {}
 
 
 def _marks(verdicts: Sequence[Verdict], leading: Sequence[str]) -> dict[int, str]:

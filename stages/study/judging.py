@@ -11,7 +11,7 @@ from statistics import fmean
 import numpy as np
 
 from stages.study.measured import FULL, Floats
-from stages.study.resamples import Resamples, holm, interval, p_value
+from stages.study.resamples import Resamples, holm, interval, over_groups, p_value
 from stages.study.verdicts import ORACLE, Verdict
 
 
@@ -61,7 +61,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A rule's mean quality over another's, in points, over the cases that both were measured on."""
+    """A rule's mean quality over another's, in points, over the cases that both were measured on, groups alike."""
 
     rule: str
     other: str
@@ -125,18 +125,14 @@ def compared(
         both = [(d, m) for d, m, r in methods if r == rule and (d, m, other) in methods]
         pairs = [(resamples[case], methods[*case, rule], methods[*case, other]) for case in both]
         if pairs:
-            drawn[rule] = np.mean([one.difference(mine, theirs) for one, mine, theirs in pairs], axis=0)
-            means[rule] = fmean(_difference(one, mine, theirs) for one, mine, theirs in pairs)
+            drawn[rule] = over_groups([(one.case.group, one.difference(mine, theirs)) for one, mine, theirs in pairs])
+            gaps = [(one.case, one.case.quality(mine) - one.case.quality(theirs)) for one, mine, theirs in pairs]
+            means[rule] = float(over_groups([(case.group, np.array(gap)) for case, gap in gaps]))
     adjusted = holm({rule: p_value(values) for rule, values in drawn.items()})
     return [
         Comparison(rule, other, means[rule], *interval(values, confidence), adjusted[rule])
         for rule, values in drawn.items()
     ]
-
-
-def _difference(resamples: Resamples, mine: str, theirs: str) -> float:
-    case = resamples.case
-    return case.scale * float(case.runs[mine, "epochs"].values.mean() - case.runs[theirs, "epochs"].values.mean())
 
 
 def _overall(rule: str, mine: Sequence[Verdict]) -> Overall:

@@ -86,6 +86,10 @@ class Case:
         found = {b: method for method, b in measured.items() if (method, "epochs") in self.runs}
         return dict(sorted(found.items()))
 
+    def quality(self, method: str, budget: Budget = "epochs") -> float:
+        """Mean of a method over seeds and examples, in points or as minus nats."""
+        return self.scale * float(self.runs[method, budget].values.mean())
+
     def at_equal_compute(self, method: str) -> tuple[float, float] | None:
         """Mean quality of a method at full fine-tuning's operations, and of full fine-tuning, over their common seeds.
 

@@ -48,7 +48,7 @@ class Resamples:
 
 
 def interval(values: Floats, confidence: float) -> tuple[float, float]:
-    """Percentile interval of a resampled value."""
+    """Percentile interval of a resampled value [R]."""
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
@@ -70,6 +70,14 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
         adjusted[name] = largest
     return {name: adjusted[name] for name in p_values}
+
+
+def over_groups(values: Sequence[tuple[str, Floats]]) -> Floats:
+    """Mean of arrays of one shape, given with their groups: within the groups first, so that data sets count alike."""
+    groups: dict[str, list[Floats]] = {}
+    for group, value in values:
+        groups.setdefault(group, []).append(value)
+    return np.mean([np.mean(each, axis=0) for each in groups.values()], axis=0)
 
 
 def cross_fitted(runs: Sequence[Run], folds: int = FOLDS) -> Floats:

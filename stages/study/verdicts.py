@@ -8,11 +8,10 @@ those it is scored on, so that luck in its choice does not count against the rul
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 from scipy.stats import spearmanr
 
 from stages.common.artifacts import significant
-from stages.study.measured import FULL, Case, Choice, Run
+from stages.study.measured import FULL, Case, Choice
 from stages.study.resamples import Resamples, cross_fitted, holm, interval, p_value
 
 ORACLE = "oracle"
@@ -92,7 +91,7 @@ def rank_correlation(case: Case, choice: Choice) -> float | None:
     if len(choice.scores) != case.layers + 1:
         return None
     pairs = [
-        (score, _mean(case.runs[method, "epochs"]))
+        (score, case.quality(method))
         for boundary, method in case.curve().items()
         if (score := choice.scores[boundary]) is not None
     ]
@@ -128,14 +127,14 @@ def _quality(method: str, resamples: Resamples, confidence: float) -> dict[str, 
     run, behind = case.runs[method, "epochs"], -resamples.difference(method, FULL)
     low, high = interval(case.scale * resamples.means[method, "epochs"], confidence)
     behind_low, behind_high = interval(behind, confidence)
-    longer, full = case.at_equal_compute(method), _mean(case.runs[FULL, "epochs"])
+    longer = case.at_equal_compute(method)
     return {
         "seeds": len(run.seeds),
-        "quality": case.scale * _mean(run),
+        "quality": case.quality(method),
         "quality_low": low,
         "quality_high": high,
         "cost_share": case.cost_share(method),
-        "behind_full": case.scale * (full - _mean(run)),
+        "behind_full": case.quality(FULL) - case.quality(method),
         "behind_full_low": behind_low,
         "behind_full_high": behind_high,
         "p": p_value(behind) if method != FULL else None,
@@ -146,17 +145,18 @@ def _quality(method: str, resamples: Resamples, confidence: float) -> dict[str, 
 
 def _regrets(case: Case, method: str) -> dict[str, float | int | None]:
     """Against the boundaries measured at equal epochs; a method that is no boundary against the same."""
-    own, curve = case.runs[method, "epochs"], case.curve()
+    own, curve = case.quality(method), case.curve()
     share = case.cost_share(method)
     cheaper = [m for m in curve.values() if case.cost_share(m) <= share + _SAME_COST]
-    quality = {m: _mean(case.runs[m, "epochs"]) for m in curve.values()}
+    quality = {m: case.quality(m) for m in curve.values()}
     best = max(curve, key=lambda boundary: (quality[curve[boundary]], boundary))
     others = cross_fitted([case.runs[m, "epochs"] for m in curve.values()])
-    at_cost = max([quality[m] for m in cheaper], default=_mean(own))
+    at_cost = max([quality[m] for m in cheaper], default=own)
+    ahead = others - case.runs[method, "epochs"].values.mean(axis=0)
     return {
-        "regret": case.scale * (quality[curve[best]] - _mean(own)),
-        "regret_at_cost": case.scale * max(0.0, at_cost - _mean(own)),
-        "regret_cross_fitted": case.scale * float(np.mean(others - own.values.mean(axis=0))),
+        "regret": quality[curve[best]] - own,
+        "regret_at_cost": max(0.0, at_cost - own),
+        "regret_cross_fitted": case.scale * float(ahead.mean()),
         "best_boundary": best,
     }
 
@@ -172,12 +172,8 @@ def _own_methods(case: Case) -> list[Choice]:
 def _oracle(case: Case) -> Choice:
     """The best boundary that was measured; what a rule would choose that had seen the test split."""
     curve = case.curve()
-    best = max(curve, key=lambda boundary: (_mean(case.runs[curve[boundary], "epochs"]), boundary))
+    best = max(curve, key=lambda boundary: (case.quality(curve[boundary]), boundary))
     return Choice(ORACLE, ORACLE, best, f"the best of {len(curve)} measured boundaries, seen afterwards", ())
-
-
-def _mean(run: Run) -> float:
-    return float(run.values.mean())
 
 
 def _with(verdict: Verdict, **values: float | int | None) -> Verdict:

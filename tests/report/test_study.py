@@ -48,7 +48,10 @@ SUMMARY = {
             }
         ]
     },
-    "rules": {"probe": RULE, "salf": {**RULE, "rule": "salf", "regret": 8.0625, "rank_correlation": None}},
+    "rules": {
+        "probe": {**RULE, "over_salf": {"difference": 3.0625, "low": 2.5, "high": 3.5, "p_holm": 0.027}},
+        "salf": {**RULE, "rule": "salf", "regret": 8.0625, "rank_correlation": None},
+    },
     "coverage": [{"source": "pilot", "cases": 2, "places": 12, "covered": 0.9375, "nominal": 0.9}],
 }
 
@@ -62,7 +65,8 @@ def page(chain_of):
     chain = chain_of(seeds=(1,))
     (chain.root / "reports/study/figures").mkdir(parents=True)
     write_json(chain.root / "reports/study/summary.json", SUMMARY)
-    write_text(chain.root / "reports/study/figures/trec-embedded.svg", drawn())
+    write_text(chain.root / "reports/study/figures/a-embedded.svg", drawn())
+    write_text(chain.root / "reports/study/figures/depth.svg", drawn().replace("study-trec", "study-depth"))
     main(chain.argv())
     return chain.page.read_text(encoding="utf-8")
 
@@ -74,10 +78,11 @@ def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
         "84 of 90 fine-tunes of embedded on trec and sst5, 2 to 3 seeds, the same for all boundaries of a data set; "
         "measured on Some Processor, cpu, float32."
     ) in page
-    for value in (0.4375, 8.0625, -0.0625, -0.375, 0.875, 0.9375):
+    for value in (0.4375, 8.0625, -0.0625, -0.375, 0.875, 0.9375, 3.0625):
         assert f'<data value="{value}">' in page
     assert "2 interpolated" in page
     assert "5 data sets" in page
+    assert "p = 0.03" in page
 
 
 def test_its_figures_take_the_pages_colours(page):
@@ -86,6 +91,11 @@ def test_its_figures_take_the_pages_colours(page):
     assert "<style>" not in figure
     assert "--ink:" not in figure
     assert "var(--" in figure
+
+
+def test_what_is_over_all_data_sets_comes_first(page):
+    shown = page.partition('id="study"')[2]
+    assert 0 < shown.index("What freezing costs") < shown.index("Quality against the boundary: a-embedded")
 
 
 def test_a_figure_for_a_page_is_the_panel_that_its_file_was_made_from():

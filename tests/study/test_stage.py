@@ -73,7 +73,7 @@ def test_coverage_is_counted(analysed):
 
 def test_every_data_set_has_a_figure_that_is_valid_and_marks_the_choices(analysed):
     figures = {file.name: file.read_text(encoding="utf-8") for file in (analysed / "figures").iterdir()}
-    assert sorted(figures) == ["a-tiny.svg", "b-tiny.svg", "costs.svg"]
+    assert sorted(figures) == ["a-tiny.svg", "b-tiny.svg", "costs.svg", "depth.svg"]
     for text in figures.values():
         assert ET.fromstring(text).tag.endswith("svg")
     assert "half" in figures["b-tiny.svg"]

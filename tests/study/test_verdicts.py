@@ -150,6 +150,23 @@ def test_data_sets_of_one_group_are_left_out_together(two_data_sets):
     assert (half.regret_at_cost, half.worst_at_cost) == (0.0, 0.0)  # what is cheaper is worse
 
 
+def test_data_sets_count_alike_when_rules_are_compared_however_many_models_they_have(two_data_sets):
+    """salf freezes all of a, which costs 50 points against half there, and does as half does on b, with two models."""
+    for method, count in (("full", 36), ("freeze-2", 32), ("freeze-4", 8)):
+        for seed in (1, 2):
+            two_data_sets.run("b2", method, count, seed, group="b")
+    for rule in ("half", "salf"):
+        two_data_sets.choice("b2", rule, 2)
+    cases = read_study(two_data_sets.write()).cases
+    drawn = {(case.data_set, case.model): Resamples(case, 200, n) for n, case in enumerate(cases)}
+    found = [v for one in drawn.values() for v in verdicts(one, 0.95)]
+    (half,) = [c for c in compared(found, drawn, "salf", 0.95) if c.rule == "half"]
+    assert half.difference == pytest.approx(25.0)
+    by_rule = {o.rule: o for o in overall(found)}
+    assert half.difference == pytest.approx(by_rule["salf"].behind_full - by_rule["half"].behind_full)
+    assert half.low < 25 < half.high
+
+
 def test_rules_are_compared_over_the_cases_that_both_were_measured_on(two_data_sets):
     study = read_study(two_data_sets.write())
     drawn = {(c.data_set, c.model): Resamples(c, 500, n) for n, c in enumerate(study.cases)}

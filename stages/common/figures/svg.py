@@ -132,6 +132,7 @@ def place_labels(
     Works in shares of the axes, with the width of a letter taken from the font's size; call it when
     the axes' limits are final. Of places that cover equally little the nearest is taken.
     """
+    axes.autoscale_view()  # matplotlib would find the limits when it draws
     taken: list[_Box] = []
     marks = [_share(axes, x, y) for x, y, _, _ in labels]
     blocked = [_share(axes, x, y) for x, y in obstacles]
