@@ -61,7 +61,8 @@ def _rules(summary: Json) -> Table:
     )
     rows = [_rule(one, one["rule"] == summary["default_rule"]) for one in summary["rules"].values()]
     caption = (
-        "Every rule, mean over data sets: counted operations as a share of full fine-tuning's; regrets in points; "
+        "Every rule, mean over data sets: counted operations as a share of full fine-tuning's, and those of the "
+        "fine-tunes by which it decides; regrets in points; "
         "behind full at equal epochs, and when what is saved is spent on more epochs; "
         "ahead of salf, the paper's rule, where both were measured, p adjusted over all rules by Holm's procedure; "
         "interpolated: cases whose boundary is read between measured ones; "
@@ -74,7 +75,7 @@ def _rule(one: Json, default: bool) -> list[Cell]:
     return [
         Cell(one["rule"], mark="best" if default else ""),
         number_cell(one["groups"], str(one["groups"]), _between(one["interpolated"])),
-        number_cell(one["cost_share"], percent(one["cost_share"])),
+        number_cell(one["cost_share"], percent(one["cost_share"]), _deciding(one["deciding_share"])),
         _points(one["regret_at_cost"]),
         number_cell(one["worst_at_cost"], decimal(one["worst_at_cost"], 1), one["worst_at_cost_on"]),
         _points(one["regret"]),
@@ -96,6 +97,10 @@ def _ahead(over: Json | None) -> Cell:
     if over is None:
         return number_cell(None, "")
     return number_cell(over["difference"], decimal(over["difference"], 2), f"p = {decimal(over['p_holm'], 2)}")
+
+
+def _deciding(share: float) -> str:
+    return f"and {percent(share)} to decide" if share else ""
 
 
 def _between(cases: int) -> str:

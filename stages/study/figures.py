@@ -11,7 +11,7 @@ from stages.common.figures.palette import ACCENT, INK, MUTED, RULE
 from stages.common.figures.svg import panel, place_labels, standalone
 from stages.study.depth import Depth
 from stages.study.judging import Overall
-from stages.study.measured import Case
+from stages.study.measured import FULL, Case
 from stages.study.resamples import Resamples, interval
 from stages.study.verdicts import ORACLE, Verdict
 
@@ -125,14 +125,11 @@ def costs(rules: Sequence[Overall], leading: Sequence[str]) -> str:
 
 
 def _longer(case: Case) -> dict[int, float]:
-    """Quality at equal compute by boundary; full fine-tuning is its own."""
-    found = {
-        boundary: case.quality(method, "compute")
-        for boundary, method in case.curve().items()
-        if (method, "compute") in case.runs
-    }
-    full = case.curve().get(0)
-    return {0: case.quality(full), **found} if found and full else {}
+    """Quality at equal compute by boundary, as far from full fine-tuning's as over the seeds that both have."""
+    full = case.quality(FULL)
+    pairs = {boundary: case.at_equal_compute(method) for boundary, method in case.curve().items()}
+    longer = {boundary: full + case.scale * (pair[0] - pair[1]) for boundary, pair in pairs.items() if pair}
+    return {0: full, **longer} if longer else {}
 
 
 def _marks(verdicts: Sequence[Verdict], leading: Sequence[str]) -> dict[int, str]:

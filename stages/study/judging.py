@@ -22,7 +22,7 @@ class Overall:
     Attributes:
         groups: how many groups of data sets.
         interpolated: on how many cases its boundary was read between measured ones.
-        cost_share, regret, regret_at_cost, regret_cross_fitted, behind_full: means over groups.
+        cost_share, deciding_share, regret, regret_at_cost, regret_cross_fitted, behind_full: means over groups.
         equal_compute_behind_full: behind full fine-tuning at its operations, mean over the groups where that was
             measured, of which there are ``equal_compute_groups``.
         worst: the largest regret on any data set, and where; ``worst_at_cost`` likewise.
@@ -33,6 +33,7 @@ class Overall:
     groups: int
     interpolated: int
     cost_share: float
+    deciding_share: float
     regret: float
     regret_at_cost: float
     regret_cross_fitted: float
@@ -84,13 +85,15 @@ def choose(verdicts: Sequence[Verdict], cost_cap: float) -> str | None:
 
     Args:
         verdicts: on the groups that may be seen.
-        cost_cap: largest mean share of full fine-tuning's cost.
+        cost_cap: largest mean share of full fine-tuning's cost, what deciding costs included.
     """
     everywhere = len({v.group for v in verdicts if v.unit == "points" and v.rule == ORACLE})
     fitting = [
         one
         for one in overall(verdicts)
-        if one.groups == everywhere and one.cost_share <= cost_cap and one.rule not in (FULL, ORACLE)
+        if one.groups == everywhere
+        and one.cost_share + one.deciding_share <= cost_cap
+        and one.rule not in (FULL, ORACLE)
     ]
     return min(fitting, key=lambda one: (one.regret, one.cost_share, one.rule)).rule if fitting else None
 
@@ -155,6 +158,7 @@ def _overall(rule: str, mine: Sequence[Verdict]) -> Overall:
         groups=len(groups),
         interpolated=sum(v.interpolated for v in mine),
         cost_share=mean("cost_share"),
+        deciding_share=mean("deciding_share"),
         regret=mean("regret"),
         regret_at_cost=mean("regret_at_cost"),
         regret_cross_fitted=mean("regret_cross_fitted"),

@@ -44,6 +44,7 @@ class Choice:
 
     Attributes:
         scores: what it predicts for boundaries 0..L; empty where it predicts nothing.
+        deciding_share: operations of the fine-tunes by which it decides, as a share of full fine-tuning's.
     """
 
     rule: str
@@ -51,6 +52,7 @@ class Choice:
     boundary: int | None
     reason: str
     scores: tuple[float | None, ...]
+    deciding_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,15 @@ def _runs(rows: pd.DataFrame, said: pd.DataFrame, measure: str) -> Iterator[tupl
 def _choice(row: dict[Any, Any]) -> Choice:
     boundary = None if pd.isna(row["boundary"]) else int(row["boundary"])
     scores = tuple(json.loads(row["scores"])) if row["scores"] else ()
-    return Choice(row["rule"], row["selector"], boundary, row["reason"], scores)
+    deciding = row.get("deciding_share")
+    return Choice(
+        rule=row["rule"],
+        selector=row["selector"],
+        boundary=boundary,
+        reason=row["reason"],
+        scores=scores,
+        deciding_share=0.0 if deciding is None or pd.isna(deciding) else float(deciding),
+    )
 
 
 def _csv(path: Path, text: dict[str, type]) -> pd.DataFrame:

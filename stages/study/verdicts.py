@@ -26,7 +26,8 @@ class Verdict:
         method: the fine-tune that does what the rule says.
         interpolated: it was not measured with all of the case's seeds, and is read between its neighbours.
         seeds: how many were measured.
-        cost_share: counted operations at equal epochs, as a share of full fine-tuning's.
+        cost_share: counted operations at equal epochs, as a share of full fine-tuning's; without ``deciding_share``,
+            those of the fine-tunes by which the rule decides.
         behind_full: full fine-tuning's quality less the rule's, with its interval.
         p: of no difference from full fine-tuning; ``p_holm``: adjusted over the case's rules.
         equal_compute: quality at full fine-tuning's operations; ``equal_compute_behind_full`` against that, over the
@@ -49,6 +50,7 @@ class Verdict:
     quality_low: float | None = None
     quality_high: float | None = None
     cost_share: float | None = None
+    deciding_share: float = 0.0
     regret: float | None = None
     regret_at_cost: float | None = None
     regret_cross_fitted: float | None = None
@@ -113,6 +115,7 @@ def _verdict(choice: Choice, resamples: Resamples, confidence: float) -> Verdict
         boundary=choice.boundary,
         method=method,
         unit="points" if case.measure == "accuracy" else "nats",
+        deciding_share=choice.deciding_share,
         rank_correlation=rank_correlation(case, choice),
         reason=choice.reason,
     )

@@ -5,12 +5,14 @@ import pytest
 from stages.common.artifacts import write_json, write_text
 from stages.common.figures.svg import inline, panel, standalone
 from stages.report.__main__ import main
+from stages.report.wording import THIN
 
 RULE = {
     "rule": "probe",
     "groups": 7,
     "interpolated": 2,
     "cost_share": 0.53,
+    "deciding_share": 1.5,
     "regret": 0.4375,
     "regret_at_cost": 0.125,
     "regret_cross_fitted": -0.0625,
@@ -83,6 +85,7 @@ def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
     assert "2 interpolated" in page
     assert "5 data sets" in page
     assert "p = 0.03" in page
+    assert f"and 150{THIN}% to decide" in page
 
 
 def test_its_figures_take_the_pages_colours(page):

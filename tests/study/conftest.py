@@ -53,7 +53,7 @@ class Tables:
             for i, one in enumerate(correct)
         ]
 
-    def choice(self, data_set, rule, boundary, scores=None, selector=None):
+    def choice(self, data_set, rule, boundary, scores=None, selector=None, deciding_share=None):
         self.choices.append(
             {
                 "data_set": data_set,
@@ -64,6 +64,7 @@ class Tables:
                 "layers": 4,
                 "reason": "because",
                 "scores": json.dumps(scores) if scores else "",
+                "deciding_share": deciding_share,
             }
         )
 

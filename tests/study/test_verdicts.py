@@ -125,6 +125,17 @@ def test_a_loss_is_reported_in_nats_and_never_averaged_with_points(two_data_sets
     assert next(rule for rule in overall(found) if rule.rule == "half").groups == 2
 
 
+def test_what_deciding_costs_counts_against_a_rule(two_data_sets):
+    for data_set, share in (("a", 1.0), ("b", 2.0)):
+        two_data_sets.choice(data_set, "pilot", 0 if data_set == "b" else 2, deciding_share=share)
+    found = judged(two_data_sets)
+    pilot = next(rule for rule in overall(found) if rule.rule == "pilot")
+    assert (pilot.regret, pilot.cost_share, pilot.deciding_share) == (0.0, 0.75, 1.5)
+    assert next(rule for rule in overall(found) if rule.rule == "half").deciding_share == 0
+    assert choose(found, 0.8) == "half"  # although pilot misses nothing
+    assert choose(found, 2.25) == "pilot"
+
+
 def test_the_rule_is_the_one_of_least_regret_within_the_cost_on_every_data_set(two_data_sets):
     found = judged(two_data_sets)
     assert choose(found, 0.6) == "half"  # full costs too much
