@@ -2,7 +2,7 @@
 
 Order: what decides most comes first. For every seed the coarse grid of boundaries of every data set (``Progress``
 sees to that), then the boundaries that the rules choose, then denser where the validation loss of the first seed
-changes most; last, methods that are no boundary, and some boundaries at equal compute.
+bends most; last, methods that are no boundary, and some boundaries at equal compute.
 """
 
 import math
@@ -127,14 +127,17 @@ def region(rates: Rates, share: float) -> float:
 
 
 def midpoints(curve: Mapping[int, float], most: int) -> list[int]:
-    """The middle of those neighbouring boundaries between which a measured value changes most.
+    """The middle of those gaps between neighbouring boundaries at whose ends a measured curve bends most.
 
     Args:
         curve: boundary → value.
         most: how many.
     """
-    gaps = sorted(pairwise(sorted(curve)), key=lambda gap: (-abs(curve[gap[0]] - curve[gap[1]]), gap))
-    return [(low + high) // 2 for low, high in gaps if high - low > 1][:most]
+    gaps = list(pairwise(sorted(curve)))
+    slopes = {gap: (curve[gap[1]] - curve[gap[0]]) / (gap[1] - gap[0]) for gap in gaps}
+    bends = {left[1]: abs(slopes[right] - slopes[left]) for left, right in pairwise(gaps)}
+    sharpest = sorted(gaps, key=lambda gap: (-max(bends.get(end, 0.0) for end in gap), gap))
+    return [(low + high) // 2 for low, high in sharpest if high - low > 1][:most]
 
 
 def _phases(description: Description, case: Case, known: Known) -> list[list[int]]:
@@ -145,7 +148,9 @@ def _phases(description: Description, case: Case, known: Known) -> list[list[int
         curve = _curve(description, case, [b for phase in phases for b in phase], known)
         if curve is None:
             break
-        phases.append(midpoints(curve, description.refine.midpoints))
+        # No layer trains behind the last boundary: that cliff is no bend of the curve before it.
+        trained = {boundary: value for boundary, value in curve.items() if boundary < known.layers[case]}
+        phases.append(midpoints(trained, description.refine.midpoints))
     return phases
 
 

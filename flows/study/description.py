@@ -36,14 +36,15 @@ class DataSet(Part):
     Attributes:
         path: file or folder below the folder of data sets; ``None``: ``data.source`` needs none.
         group: data sets of one group are left out together when rules are judged; its own name where absent.
-        measure: what counts as quality: the test split's accuracy, or (for free answers) its loss.
+        measure: what counts as quality: the test split's accuracy, the mean of the labels' own accuracies (where
+            the test split has more of one than of another), or (for free answers) its loss.
         data: values of the group ``data``.
         set: values of other parameters, by dotted name.
     """
 
     path: str | None = None
     group: str | None = None
-    measure: Literal["accuracy", "loss"] = "accuracy"
+    measure: Literal["accuracy", "balanced-accuracy", "loss"] = "accuracy"
     data: Settings = {}
     set: Settings = {}
 
@@ -72,7 +73,7 @@ class Rule(Part):
 
 
 class Refine(Part):
-    """Boundaries added in the middle of where the validation loss changes most: so many in each round."""
+    """Boundaries added in the middle of where the validation loss bends most: so many in each round."""
 
     rounds: Natural
     midpoints: Count

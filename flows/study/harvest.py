@@ -51,7 +51,9 @@ def results(kept: Artifacts, batch: Sequence[FineTune], facts: Mapping[str, Any]
         facts: columns that all have in common.
     """
     metrics = kept.json("reports/metrics.json")
-    said = pq.read_table(kept.file("reports/predictions.parquet"), columns=["run", "example_id", "correct", "loss"])
+    said = pq.read_table(
+        kept.file("reports/predictions.parquet"), columns=["run", "example_id", "label", "correct", "loss"]
+    )
     found = []
     for fine_tune in batch:
         name = f"{fine_tune.method}-seed{fine_tune.seed}"
@@ -114,7 +116,8 @@ def _law_rows(look: Look, fitted: Mapping[str, Any]) -> list[Row]:
         best = next((law for law in entry["laws"] if law["name"] == entry["best"]), None) if entry["fits"] else None
         for space, observed in enumerate(entry["mean"]):
             bounds = [best[name][space - 1] for name in _CURVES] if best and space else [None] * len(_CURVES)
-            rows.append({**_interval(look.case, f"{look.source}:{quantity}", space, bounds), "observed": observed})
+            row = _interval(look.case, f"{look.source}:{quantity}", space, bounds)
+            rows.append({**row, "observed": observed, "confidence": fitted["confidence"] if best and space else None})
     return rows
 
 

@@ -89,6 +89,7 @@ _PREDICTION_SCHEMA: Final = pa.schema(
     [
         ("point", pa.dictionary(pa.int32(), pa.string())),
         ("example_id", pa.string()),
+        ("label", pa.dictionary(pa.int32(), pa.string())),
         ("correct", pa.bool_()),
         ("loss", pa.float32()),
     ]

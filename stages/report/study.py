@@ -35,7 +35,7 @@ def study_section(summary: Json | None, figures: Mapping[str, str]) -> Section |
     section.sentences += [summary["headline"], _scope(summary), _REGRET]
     if summary["leave_one_out"]:
         section.tables.append(_left_out(summary["leave_one_out"]))
-    section.tables.append(_rules(summary))
+    section.tables += [_rules(summary), _sensitivity(summary)]
     if summary["coverage"]:
         section.tables.append(_coverage(summary))
     names = sorted(figures, key=lambda name: name not in _OVER_ALL)
@@ -57,14 +57,14 @@ def _scope(summary: Json) -> str:
 def _rules(summary: Json) -> Table:
     headings = (
         *("Rule", "Data sets", "Cost", "Regret at cost", "Worst", "Regret at any", "Worst", "Cross-fitted"),
-        *("Behind full", "At equal compute", "Ahead of salf", "Rank corr."),
+        *("Behind full", "Ahead of full at equal compute", "Ahead of salf", "Rank corr."),
     )
     rows = [_rule(one, one["rule"] == summary["default_rule"]) for one in summary["rules"].values()]
     caption = (
         "Every rule, mean over data sets: counted operations as a share of full fine-tuning's, and those of the "
         "fine-tunes by which it decides; regrets in points; "
-        "behind full at equal epochs, and when what is saved is spent on more epochs; "
-        "ahead of salf, the paper's rule, where both were measured, p adjusted over all rules by Holm's procedure; "
+        "behind full at equal epochs, on so many of the data sets; ahead of it with the savings spent on more epochs; "
+        "ahead of salf, the paper's rule, where both were measured, with intervals; "
         "interpolated: cases whose boundary is read between measured ones; "
         "Spearman's correlation of what the rule predicts of the boundaries with what was measured there."
     )
@@ -74,37 +74,57 @@ def _rules(summary: Json) -> Table:
 def _rule(one: Json, default: bool) -> list[Cell]:
     return [
         Cell(one["rule"], mark="best" if default else ""),
-        number_cell(one["groups"], str(one["groups"]), _between(one["interpolated"])),
+        number_cell(one["groups"], str(one["groups"]), _cases(one)),
         number_cell(one["cost_share"], percent(one["cost_share"]), _deciding(one["deciding_share"])),
         _points(one["regret_at_cost"]),
         number_cell(one["worst_at_cost"], decimal(one["worst_at_cost"], 1), one["worst_at_cost_on"]),
         _points(one["regret"]),
         number_cell(one["worst"], decimal(one["worst"], 1), one["worst_on"]),
-        *(_points(one[name]) for name in ("regret_cross_fitted", "behind_full")),
-        _longer(one),
+        _points(one["regret_cross_fitted"]),
+        number_cell(one["behind_full"], decimal(one["behind_full"], 2), f"on {one['groups_behind']}"),
+        _ahead(one["equal_compute_over_full"]),
         _ahead(one["over_salf"]),
         number_cell(one["rank_correlation"], decimal(number(one["rank_correlation"]), 2)),
     ]
 
 
-def _longer(one: Json) -> Cell:
-    value = number(one["equal_compute_behind_full"])
-    groups = one["equal_compute_groups"]
-    return number_cell(value, decimal(value, 2), f"{groups} data {'sets' if groups > 1 else 'set'}")
-
-
 def _ahead(over: Json | None) -> Cell:
+    """A difference with its interval, and of how many data sets."""
     if over is None:
         return number_cell(None, "")
-    return number_cell(over["difference"], decimal(over["difference"], 2), f"p = {decimal(over['p_holm'], 2)}")
+    low, high = (decimal(over[name], 1) for name in ("low", "high"))
+    return number_cell(over["difference"], decimal(over["difference"], 2), f"{low} to {high}, {over['groups']} sets")
 
 
 def _deciding(share: float) -> str:
     return f"and {percent(share)} to decide" if share else ""
 
 
-def _between(cases: int) -> str:
-    return f"{cases} interpolated" if cases else ""
+def _cases(one: Json) -> str:
+    """How many cases were measured, and how."""
+    lacking = f"{one['cases']} of {one['asked']} cases" if one["cases"] < one["asked"] else f"{one['cases']} cases"
+    return f"{lacking}, {one['interpolated']} interpolated" if one["interpolated"] else lacking
+
+
+def _sensitivity(summary: Json) -> Table:
+    rows = [
+        [
+            Cell(one["what"]),
+            Cell(one["rule"]),
+            number_cell(one["groups"], str(one["groups"])),
+            number_cell(one["cost_share"], percent(one["cost_share"])),
+            number_cell(one["behind_full"], decimal(one["behind_full"], 2), f"on {one['groups_behind']}"),
+            *(_points(one[name]) for name in ("regret_at_cost", "regret", "worst")),
+        ]
+        for one in summary["sensitivity"]
+    ]
+    headings = ("Part", "Rule", "Data sets", "Cost", "Behind full", "Regret at cost", "Regret at any", "Worst")
+    caption = (
+        "What the verdict hangs on: the rule that other cost caps would choose, and the default on parts of the study."
+    )
+    return Table(
+        "study-sensitivity", caption, [Column(name, numeric=place > 1) for place, name in enumerate(headings)], rows
+    )
 
 
 def _left_out(left: Json) -> Table:
@@ -134,17 +154,18 @@ def _coverage(summary: Json) -> Table:
     rows = [
         [
             Cell(one["source"]),
-            number_cell(one["places"], str(one["places"])),
+            number_cell(one["fitted"], f"{one['fitted']} of {one['asked']}"),
+            number_cell(one["places"], str(one["places"]), f"{one['cases']} cases"),
             number_cell(one["covered"], percent(one["covered"])),
             number_cell(one["nominal"], percent(number(one["nominal"]))),
         ]
         for one in summary["coverage"]
     ]
     caption = (
-        "How often predicted intervals cover what was measured later: laws against larger traces of other examples, "
-        "pilots against whole fine-tunes."
+        "On how many cases a law fits at all (or pilots were run), and how often the intervals of those cover what was "
+        "measured later: laws against larger traces, pilots against whole fine-tunes."
     )
-    return Table("study-coverage", caption, _columns(("Source", "Places", "Covered", "Nominal")), rows)
+    return Table("study-coverage", caption, _columns(("Source", "Fits", "Places", "Covered", "Nominal")), rows)
 
 
 def _points(value: float) -> Cell:

@@ -12,25 +12,22 @@ from typing import Any
 from stages.common.artifacts import replacing_folder, write_json, write_text
 from stages.common.command import exit_code
 from stages.study import figures
-from stages.study.ablation import VARIATIONS, variations
+from stages.study.ablation import ablation
 from stages.study.coverage import coverage
 from stages.study.curves import curve_points
 from stages.study.depth import by_depth
-from stages.study.judging import Overall, overall
-from stages.study.measured import Study, read_study, with_choices
+from stages.study.judging import overall
+from stages.study.reading import read_study
 from stages.study.resamples import Resamples
 from stages.study.summary import PAPER, summarise
-from stages.study.verdicts import ORACLE, Verdict, verdicts
+from stages.study.verdicts import ORACLE, verdicts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the analysis of a study's tables."""
     given = _arguments(argv)
     study = read_study(given.study)
-    drawn = {
-        (case.data_set, case.model): Resamples(case, given.resamples, given.seed + number)
-        for number, case in enumerate(study.cases)
-    }
+    drawn = {(case.data_set, case.model): Resamples(case, given.resamples, given.seed) for case in study.cases}
     by_case = {case: verdicts(one, given.confidence) for case, one in drawn.items()}
     found = [verdict for each in by_case.values() for verdict in each]
     covered = coverage(study.intervals, study.cases)
@@ -39,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_text(given.study / "table.csv", _csv([asdict(verdict) for verdict in found]))
     points = [point for one in drawn.values() for point in curve_points(one, given.confidence)]
     write_text(given.study / "curves.csv", _csv([asdict(point) for point in points]))
-    write_text(given.study / "ablation.csv", _csv([asdict(one) for one in _ablation(study, given)]))
+    write_text(
+        given.study / "ablation.csv",
+        _csv([asdict(one) for one in ablation(study, given.resamples, given.seed, given.confidence)]),
+    )
     write_text(given.study / "coverage.csv", _csv([asdict(one) | {"share": one.share} for one in covered]))
     write_json(given.study / "summary.json", summary)
     leading = [rule for rule in (summary["default_rule"], PAPER) if rule]
@@ -54,15 +54,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if rules:
             write_text(folder / "costs.svg", figures.costs(rules, leading))
     print(summary["headline"])
-
-
-def _ablation(study: Study, given: argparse.Namespace) -> list[Overall]:
-    """The paper's rule with one thing changed at a time, over all cases."""
-    found = list[Verdict]()
-    for number, case in enumerate(study.cases):
-        varied = with_choices(case, variations(case, study.intervals))
-        found += verdicts(Resamples(varied, given.resamples, given.seed + number), given.confidence)
-    return [one for one in overall(found) if one.rule in VARIATIONS]
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -81,7 +72,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--study", type=Path, default=Path("reports/study"), help="folder of the study's tables")
     parser.add_argument("--cost-cap", type=float, default=0.6, help="most that a default rule may cost of full (0.6)")
-    parser.add_argument("--resamples", type=int, default=2000, help="of examples and seeds (2000)")
+    parser.add_argument("--resamples", type=int, default=10000, help="of examples and seeds (10000)")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals (0.95)")
     parser.add_argument("--seed", type=int, default=1, help="of the resamples")
     return parser.parse_args(argv)

@@ -2,7 +2,8 @@
 
 What is changed: the quantity (deviation or loss), how a layer's gain is counted (what it took off, or the exponent of
 the power law through its two spaces), how many examples were traced, and whether the curve is smoothed over
-neighbouring spaces first. Norm convention and target are changed by rules of their own, since they take other traces.
+neighbouring spaces first. Norm convention, target and the gains that a law gives are changed by rules of their own,
+since they take other traces, or the law: these stand beside.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,12 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from stages.study.measured import Case, Choice, Floats
+from stages.common.artifacts import significant
+from stages.study.comparisons import Comparison, compared
+from stages.study.judging import Overall, overall
+from stages.study.measured import Case, Choice, Floats, Study, with_choices
+from stages.study.resamples import Resamples
+from stages.study.verdicts import Verdict, verdicts
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,70 @@ VARIATIONS: Final[Mapping[str, Variation]] = {
     one.name: one
     for one in starmap(Variation, product(_TRACES, ("deviation", "loss"), ("observed", "local"), (1, 3, 5)))
 }
+
+
+BASE: Final = Variation("plain", "loss", "observed", 1).name
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """One reading over all data sets, and beside the one that is ablated, where both were measured.
+
+    Attributes:
+        over_base: points ahead of the ablated reading, with an interval; ``p_holm``: adjusted over the readings.
+    """
+
+    rule: str
+    groups: int
+    cases: int
+    asked: int
+    interpolated: int
+    cost_share: float
+    behind_full: float
+    regret: float
+    regret_at_cost: float
+    over_base: float | None
+    over_base_low: float | None
+    over_base_high: float | None
+    p_holm: float | None
+
+
+def ablation(study: Study, resamples: int, seed: int, confidence: float) -> list[Ablated]:
+    """Every reading of the paper's rule, over all cases.
+
+    Args:
+        study: what was measured.
+        resamples: how many.
+        seed: of the draw.
+        confidence: of the intervals.
+    """
+    drawn, found = dict[tuple[str, str], Resamples](), list[Verdict]()
+    for case in study.cases:
+        own = [choice for choice in case.choices if choice.selector.startswith("salf")]
+        varied = with_choices(case, [*variations(case, study.intervals), *own])
+        drawn[case.data_set, case.model] = Resamples(varied, resamples, seed)
+        found += verdicts(drawn[case.data_set, case.model], confidence)
+    readings = [v for v in found if v.rule in VARIATIONS or v.selector.startswith("salf")]
+    beside = {one.rule: one for one in compared(readings, drawn, BASE, confidence, seed=seed)}
+    return [_ablated(one, beside.get(one.rule)) for one in overall(readings)]
+
+
+def _ablated(one: Overall, over: Comparison | None) -> Ablated:
+    return Ablated(
+        rule=one.rule,
+        groups=one.groups,
+        cases=one.cases,
+        asked=one.asked,
+        interpolated=one.interpolated,
+        cost_share=significant(one.cost_share),
+        behind_full=significant(one.behind_full),
+        regret=significant(one.regret),
+        regret_at_cost=significant(one.regret_at_cost),
+        over_base=significant(over.difference) if over else None,
+        over_base_low=significant(over.low) if over else None,
+        over_base_high=significant(over.high) if over else None,
+        p_holm=significant(over.p_holm) if over else None,
+    )
 
 
 def variations(case: Case, intervals: pd.DataFrame) -> list[Choice]:

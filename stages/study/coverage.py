@@ -1,7 +1,8 @@
 """How often predicted intervals cover what was measured later.
 
-Laws are fitted to the trace of few examples and held against the means of a larger trace of other examples;
-pilots are small fine-tunes and held against the validation loss of whole ones at the boundaries that were measured.
+Laws are fitted to the trace of few examples and held against the means of a larger trace of another draw, where they
+fit at all: a law fits when it also predicts the last layers, left out of it, better than no law. Pilots are small
+fine-tunes and held against the validation loss of whole ones at the boundaries that were measured.
 """
 
 from collections.abc import Sequence
@@ -53,6 +54,18 @@ def coverage(intervals: pd.DataFrame, cases: Sequence[Case]) -> list[Coverage]:
             rows = mine[mine["source"] == (name if name == _PILOT else f"{_PLAIN}:{name}")]
             entry = _covered(case, name, rows.dropna(subset=["low", "high"]), truth)
             found += [entry] if entry else []
+    return found
+
+
+def fits(intervals: pd.DataFrame, cases: Sequence[Case]) -> dict[str, tuple[int, int]]:
+    """Source → on how many cases a law or pilots predict with an interval, of those where they were asked."""
+    here = {(case.data_set, case.model) for case in cases}
+    found: dict[str, tuple[int, int]] = {}
+    for (data_set, model, source), rows in intervals.groupby(["data_set", "model", "source"]):
+        kind, _, quantity = str(source).partition(":")
+        if (data_set, model) in here and kind in (_PILOT, _PLAIN):
+            fitting, asked = found.get(quantity or kind, (0, 0))
+            found[quantity or kind] = (fitting + bool(rows["low"].notna().any()), asked + 1)
     return found
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stages.common.artifacts import significant
+from stages.study.measured import FULL
 from stages.study.resamples import Resamples, interval
 
 
@@ -35,19 +36,19 @@ def curve_points(resamples: Resamples, confidence: float) -> Iterator[Point]:
     """Points of a case, from boundary 0 to the deepest that was measured."""
     case = resamples.case
     for boundary, method in case.curve().items():
-        run, longer = case.runs[method, "epochs"], case.at_equal_compute(method)
-        low, high = interval(case.scale * resamples.means[method, "epochs"], confidence)
+        run, seeds = case.runs[method, "epochs"], case.common_seeds(method, FULL, "compute")
+        low, high = interval(resamples.quality(method), confidence)
         yield Point(
             data_set=case.data_set,
             model=case.model,
             boundary=boundary,
             layers=case.layers,
             cost_share=significant(case.cost_share(method)),
-            unit="points" if case.measure == "accuracy" else "nats",
+            unit=case.unit,
             quality=significant(case.quality(method)),
             low=significant(low),
             high=significant(high),
             seeds=len(run.seeds),
-            longer=significant(case.scale * longer[0]) if longer else None,
-            longer_full=significant(case.scale * longer[1]) if longer else None,
+            longer=significant(case.quality(method, "compute", seeds)) if seeds else None,
+            longer_full=significant(case.quality(FULL, "epochs", seeds)) if seeds else None,
         )

@@ -45,10 +45,10 @@ def by_depth(drawn: Sequence[Resamples], confidence: float) -> Depth | None:
     out-of-domain sister) are averaged first, so that data sets count alike.
 
     Args:
-        drawn: of every case, drawn independently of each other.
+        drawn: of every case.
         confidence: of the interval of the mean.
     """
-    cases = [one for one in drawn if one.case.measure == "accuracy" and set(one.case.curve()) - {0, one.case.layers}]
+    cases = [one for one in drawn if one.case.unit == "points" and set(one.case.curve()) - {0, one.case.layers}]
     if not cases:
         return None
     lines = tuple(_line(one.case) for one in cases)
@@ -69,5 +69,5 @@ def _line(case: Case) -> Line:
 
 def _between(shares: Floats, line: Line, drawn: Resamples) -> Floats:
     """Every resample's line at the shares of the mean [R, S]."""
-    measured = np.array([drawn.difference(method, FULL) for method in drawn.case.curve().values()])
+    measured = np.array([drawn.over(method, FULL) for method in drawn.case.curve().values()])
     return np.array([np.interp(shares, line.shares, each) for each in measured.T])

@@ -11,12 +11,13 @@ from stages.common.figures.palette import ACCENT, INK, MUTED, RULE
 from stages.common.figures.svg import panel, place_labels, standalone
 from stages.study.depth import Depth
 from stages.study.judging import Overall
-from stages.study.measured import FULL, Case
+from stages.study.measured import BALANCED, FULL, LOSS, Case
 from stages.study.resamples import Resamples, interval
 from stages.study.verdicts import ORACLE, Verdict
 
 _LABELLED: Final = 4  # marks of one figure that are named; the table names all
 _NAMED: Final = 4  # of the rules of least regret
+_MEASURES: Final = {"accuracy": "accuracy (%)", BALANCED: "balanced accuracy (%)", LOSS: "minus loss (nats)"}
 _MARGIN: Final = 1.05  # below the lowest value that is shown
 
 
@@ -32,12 +33,12 @@ def curve(resamples: Resamples, verdicts: Sequence[Verdict], leading: Sequence[s
     case = resamples.case
     methods = case.curve()
     quality = {b: case.quality(m) for b, m in methods.items()}
-    bounds = [interval(case.scale * resamples.means[m, "epochs"], confidence) for m in methods.values()]
+    bounds = [interval(resamples.quality(m), confidence) for m in methods.values()]
 
     def at(boundary: int) -> float:
         return float(np.interp(boundary, list(quality), list(quality.values())))
 
-    what = "accuracy (%)" if case.measure == "accuracy" else "minus loss (nats)"
+    what = _MEASURES[case.measure]
 
     def paint(axes: Axes) -> None:
         axes.fill_between(list(quality), [b[0] for b in bounds], [b[1] for b in bounds], color=RULE, linewidth=0)
@@ -127,8 +128,8 @@ def costs(rules: Sequence[Overall], leading: Sequence[str]) -> str:
 def _longer(case: Case) -> dict[int, float]:
     """Quality at equal compute by boundary, as far from full fine-tuning's as over the seeds that both have."""
     full = case.quality(FULL)
-    pairs = {boundary: case.at_equal_compute(method) for boundary, method in case.curve().items()}
-    longer = {boundary: full + case.scale * (pair[0] - pair[1]) for boundary, pair in pairs.items() if pair}
+    gaps = {boundary: case.over(method, FULL, "compute") for boundary, method in case.curve().items()}
+    longer = {boundary: full + gap for boundary, gap in gaps.items() if gap is not None}
     return {0: full, **longer} if longer else {}
 
 

@@ -4,14 +4,11 @@ Data sets count alike, however many models they were studied with, and those of 
 out-of-domain sister) are left out together. Only accuracies are averaged: a nat is no point.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from statistics import fmean
+from statistics import fmean, median
 
-import numpy as np
-
-from stages.study.measured import FULL, Floats
-from stages.study.resamples import Resamples, holm, interval, over_groups, p_value
+from stages.study.measured import FULL
 from stages.study.verdicts import ORACLE, Verdict
 
 
@@ -21,16 +18,18 @@ class Overall:
 
     Attributes:
         groups: how many groups of data sets.
+        cases, asked: how many data sets with a model were measured, of those where the rule chose.
         interpolated: on how many cases its boundary was read between measured ones.
         cost_share, deciding_share, regret, regret_at_cost, regret_cross_fitted, behind_full: means over groups.
-        equal_compute_behind_full: behind full fine-tuning at its operations, mean over the groups where that was
-            measured, of which there are ``equal_compute_groups``.
-        worst: the largest regret on any data set, and where; ``worst_at_cost`` likewise.
-        rank_correlation: mean over the cases where the rule predicts something.
+        behind_full_median: over groups; behind full fine-tuning are ``groups_behind`` of them.
+        worst: the largest regret on any case, and where; ``worst_at_cost`` likewise.
+        rank_correlation: mean over the groups where the rule predicts something.
     """
 
     rule: str
     groups: int
+    cases: int
+    asked: int
     interpolated: int
     cost_share: float
     deciding_share: float
@@ -38,8 +37,8 @@ class Overall:
     regret_at_cost: float
     regret_cross_fitted: float
     behind_full: float
-    equal_compute_behind_full: float | None
-    equal_compute_groups: int
+    behind_full_median: float
+    groups_behind: int
     worst: float
     worst_on: str
     worst_at_cost: float
@@ -49,7 +48,7 @@ class Overall:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A rule chosen on all other groups, on the one that was left out: means over its cases."""
+    """A rule chosen on all other groups, on the one that was left out: means over its cases, and its worst case."""
 
     group: str
     rule: str
@@ -58,40 +57,30 @@ class LeftOut:
     regret_cross_fitted: float
     behind_full: float
     cost_share: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A rule's mean quality over another's, in points, over the cases that both were measured on, groups alike."""
-
-    rule: str
-    other: str
-    difference: float
-    low: float
-    high: float
-    p_holm: float
+    worst: float
+    worst_at_cost: float
 
 
 def overall(verdicts: Sequence[Verdict]) -> list[Overall]:
     """Every rule over its groups, those that were measured on most groups first, then by regret."""
-    counted = [v for v in verdicts if v.measured and v.unit == "points"]
-    rules = dict.fromkeys(v.rule for v in counted)
-    found = [_overall(rule, [v for v in counted if v.rule == rule]) for rule in rules]
+    counted = [v for v in verdicts if v.unit == "points"]
+    rules = {v.rule: [w for w in counted if w.rule == v.rule] for v in counted if v.measured}
+    found = [_overall(rule, mine) for rule, mine in rules.items()]
     return sorted(found, key=lambda one: (-one.groups, one.regret, one.cost_share, one.rule))
 
 
 def choose(verdicts: Sequence[Verdict], cost_cap: float) -> str | None:
-    """The rule of the lowest mean regret among those within the cost cap that were measured on every group.
+    """The rule of the lowest mean regret among those within the cost cap that were measured on every case.
 
     Args:
         verdicts: on the groups that may be seen.
         cost_cap: largest mean share of full fine-tuning's cost, what deciding costs included.
     """
-    everywhere = len({v.group for v in verdicts if v.unit == "points" and v.rule == ORACLE})
+    everywhere = sum(v.unit == "points" and v.rule == ORACLE for v in verdicts)
     fitting = [
         one
         for one in overall(verdicts)
-        if one.groups == everywhere
+        if one.cases == everywhere
         and one.cost_share + one.deciding_share <= cost_cap
         and one.rule not in (FULL, ORACLE)
     ]
@@ -110,38 +99,10 @@ def leave_one_out(verdicts: Sequence[Verdict], cost_cap: float) -> list[LeftOut]
     return found
 
 
-def compared(
-    verdicts: Sequence[Verdict], resamples: Mapping[tuple[str, str], Resamples], other: str, confidence: float
-) -> list[Comparison]:
-    """Every rule against one of them, over the cases that both were measured on; p-values by Holm's procedure.
-
-    Args:
-        verdicts: on all cases.
-        resamples: of every case, by data set and model; drawn independently of each other.
-        other: the rule to compare with.
-        confidence: of the intervals.
-    """
-    methods = {(v.data_set, v.model, v.rule): v.method for v in verdicts if v.measured and v.unit == "points"}
-    drawn: dict[str, Floats] = {}
-    means: dict[str, float] = {}
-    for rule in dict.fromkeys(rule for _, _, rule in methods if rule not in (other, ORACLE)):
-        both = [(d, m) for d, m, r in methods if r == rule and (d, m, other) in methods]
-        pairs = [(resamples[case], methods[*case, rule], methods[*case, other]) for case in both]
-        if pairs:
-            drawn[rule] = over_groups([(one.case.group, one.difference(mine, theirs)) for one, mine, theirs in pairs])
-            gaps = [(one.case, one.case.quality(mine) - one.case.quality(theirs)) for one, mine, theirs in pairs]
-            means[rule] = float(over_groups([(case.group, np.array(gap)) for case, gap in gaps]))
-    adjusted = holm({rule: p_value(values) for rule, values in drawn.items()})
-    return [
-        Comparison(rule, other, means[rule], *interval(values, confidence), adjusted[rule])
-        for rule, values in drawn.items()
-    ]
-
-
-def _overall(rule: str, mine: Sequence[Verdict]) -> Overall:
+def _overall(rule: str, asked: Sequence[Verdict]) -> Overall:
+    mine = [v for v in asked if v.measured]
     groups = {v.group: [w for w in mine if w.group == v.group] for v in mine}
     worst, at_cost = (max(mine, key=lambda v: getattr(v, name) or 0.0) for name in ("regret", "regret_at_cost"))
-    correlations = [v.rank_correlation for v in mine if v.rank_correlation is not None]
 
     def means(name: str) -> list[float]:
         """Of every group that has the value."""
@@ -151,20 +112,21 @@ def _overall(rule: str, mine: Sequence[Verdict]) -> Overall:
     def mean(name: str) -> float:
         return fmean(means(name))
 
-    longer = means("equal_compute_behind_full")
-
+    behind, correlations = means("behind_full"), means("rank_correlation")
     return Overall(
         rule=rule,
         groups=len(groups),
+        cases=len(mine),
+        asked=len(asked),
         interpolated=sum(v.interpolated for v in mine),
         cost_share=mean("cost_share"),
         deciding_share=mean("deciding_share"),
         regret=mean("regret"),
         regret_at_cost=mean("regret_at_cost"),
         regret_cross_fitted=mean("regret_cross_fitted"),
-        behind_full=mean("behind_full"),
-        equal_compute_behind_full=fmean(longer) if longer else None,
-        equal_compute_groups=len(longer),
+        behind_full=fmean(behind),
+        behind_full_median=median(behind),
+        groups_behind=sum(value > 0 for value in behind),
         worst=worst.regret or 0.0,
         worst_on=f"{worst.data_set}, {worst.model}",
         worst_at_cost=at_cost.regret_at_cost or 0.0,

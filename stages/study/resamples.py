@@ -2,23 +2,25 @@
 
 Examples and seeds are drawn with replacement, each resample the same for all methods of a case, so that
 differences between methods are paired (Efron and Tibshirani 1993, chapter 10; both levels are resampled since
-another study would have other examples and other seeds). All boundaries of a case have the same seeds; a method
-that is none and lacks a drawn seed is read at those drawn that it has.
+another study would have other examples and other seeds). Cases with the same test examples draw them alike. All
+boundaries of a case have the same seeds; a method that is none is compared over the seeds that both have, and where
+none of these was drawn, over all of them.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.study.measured import Case, Floats, Run
+from stages.study.measured import Budget, Case, Floats, Run
 
 FOLDS: Final = 10
 
 
 class Resamples:
-    """Mean quality of every run of a case in every resample.
+    """Quality of every run of a case in every resample.
 
     Args:
         case: the case.
@@ -27,24 +29,30 @@ class Resamples:
 
     Attributes:
         case: the case.
-        means: run → its mean quality in every resample, [R].
     """
 
     def __init__(self, case: Case, resamples: int, seed: int) -> None:
         self.case = case
-        rng = np.random.default_rng(seed)
-        seeds = sorted({one for run in case.runs.values() for one in run.seeds})
+        self._seeds = sorted({one for run in case.runs.values() for one in run.seeds})
         examples = next(iter(case.runs.values())).values.shape[1]
-        weights = rng.multinomial(examples, np.full(examples, 1 / examples), size=resamples) / examples
-        drawn = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=resamples)
-        self.means: dict[tuple[str, str], Floats] = {
-            key: _over_seeds(weights @ run.values.T, drawn[:, [seeds.index(one) for one in run.seeds]])
-            for key, run in case.runs.items()
+        weights = _drawn(np.random.default_rng([seed, case.test_set]), examples, resamples) / examples
+        name = crc32(f"{case.data_set}, {case.model}".encode())
+        self._drawn = _drawn(np.random.default_rng([seed, name]), len(self._seeds), resamples)
+        self._by_seed: dict[tuple[str, str], Floats] = {
+            key: case.scale * weights @ run.values.T for key, run in case.runs.items()
         }
 
-    def difference(self, method: str, other: str, budget: str = "epochs") -> Floats:
-        """Quality of one method over another's at equal epochs, [R]; in points, or nats."""
-        return self.case.scale * (self.means[method, budget] - self.means[other, "epochs"])
+    def quality(self, method: str, budget: Budget = "epochs", seeds: Sequence[int] | None = None) -> Floats:
+        """Mean quality of a method over its seeds, or over some of them, [R]; in points, or minus nats."""
+        own = self.case.runs[method, budget].seeds
+        chosen = own if seeds is None else seeds
+        counts = self._drawn[:, [self._seeds.index(one) for one in chosen]]
+        return _over_seeds(self._by_seed[method, budget][:, [own.index(one) for one in chosen]], counts)
+
+    def over(self, method: str, other: str, budget: Budget = "epochs") -> Floats:
+        """Quality of a method over another's at equal epochs, over their common seeds, [R]; in points, or nats."""
+        seeds = self.case.common_seeds(method, other, budget)
+        return self.quality(method, budget, seeds) - self.quality(other, "epochs", seeds)
 
 
 def interval(values: Floats, confidence: float) -> tuple[float, float]:
@@ -70,6 +78,14 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
         adjusted[name] = largest
     return {name: adjusted[name] for name in p_values}
+
+
+def over_drawn_groups(values: Sequence[tuple[str, Floats]], seed: int) -> Floats:
+    """As :func:`over_groups`, of resampled values [R], the groups drawn anew in every resample: other data sets."""
+    groups = dict.fromkeys(group for group, _ in values)
+    means = np.array([over_groups([one for one in values if one[0] == group]) for group in groups])
+    counts = _drawn(np.random.default_rng(seed), len(groups), means.shape[1])
+    return (means * counts.T).sum(axis=0) / len(groups)
 
 
 def over_groups(values: Sequence[tuple[str, Floats]]) -> Floats:
@@ -102,6 +118,11 @@ def cross_fitted(runs: Sequence[Run], folds: int = FOLDS) -> Floats:
             best = int(judging[:, ~inside].mean(axis=1).argmax()) if not inside.all() else 0
             chosen[seed, inside] = values[best, seed, inside]
     return chosen.mean(axis=0)
+
+
+def _drawn(rng: np.random.Generator, things: int, resamples: int) -> NDArray[np.integer[Any]]:
+    """How often each of so many things is drawn in every resample [R, things]."""
+    return rng.multinomial(things, np.full(things, 1 / things), size=resamples)
 
 
 def _over_seeds(means: Floats, drawn: NDArray[np.integer[Any]]) -> Floats:

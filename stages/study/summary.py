@@ -6,10 +6,12 @@ from statistics import fmean
 from typing import Any, Final
 
 from stages.common.artifacts import significant
-from stages.study.coverage import Coverage
-from stages.study.judging import Comparison, LeftOut, Overall, choose, compared, leave_one_out, overall
+from stages.study.comparisons import Comparison, compared
+from stages.study.coverage import Coverage, fits
+from stages.study.judging import LeftOut, Overall, choose, leave_one_out, overall
 from stages.study.measured import FULL, Study
 from stages.study.resamples import Resamples
+from stages.study.sensitivity import sensitivity
 from stages.study.verdicts import Verdict
 
 PAPER: Final = "salf"  # the rule of this name is the paper's, and what the others are compared with
@@ -37,17 +39,23 @@ def summarise(
     rules, default = overall(verdicts), choose(verdicts, cost_cap)
     left = leave_one_out(verdicts, cost_cap)
     chosen = next((one for one in rules if one.rule == default), None)
-    beside = compared(verdicts, resamples, PAPER, confidence)
+    beside = {
+        f"over_{PAPER}": compared(verdicts, resamples, PAPER, confidence),
+        "over_full": compared(verdicts, resamples, FULL, confidence),
+        "equal_compute_over_full": compared(verdicts, resamples, FULL, confidence, "compute"),
+    }
+    against_full = next((one for one in beside["over_full"] if one.rule == default), None)
     found = {
         "schema": 1,
-        "headline": headline(chosen, left, next((one for one in rules if one.rule == PAPER), None)),
+        "headline": headline(chosen, against_full, left, next((one for one in rules if one.rule == PAPER), None)),
         "default_rule": default,
         "default_selector": next((v.selector for v in verdicts if v.rule == default), None),
         **_identity(study),
         **_figures(chosen),
         "leave_one_out": _left_out(left),
+        "sensitivity": [asdict(one) for one in sensitivity(verdicts, default)],
         "rules": {one.rule: _rule(one, beside) for one in rules},
-        "coverage": _coverage(covered),
+        "coverage": _coverage(covered, fits(study.intervals, study.cases)),
         "cost_cap": cost_cap,
         "confidence": confidence,
     }
@@ -55,33 +63,55 @@ def summarise(
     return rounded
 
 
-def headline(chosen: Overall | None, left: Sequence[LeftOut], paper: Overall | None) -> str:
-    """What the study found, in words, whatever it is."""
+def headline(
+    chosen: Overall | None, over_full: Comparison | None, left: Sequence[LeftOut], paper: Overall | None
+) -> str:
+    """What the study found, in words, whatever it is.
+
+    Args:
+        chosen: the default rule.
+        over_full: the default rule against full fine-tuning.
+        left: the rules that were chosen without a data set, on that one.
+        paper: the paper's rule.
+    """
     if chosen is None:
         return "No rule was measured on every data set within the cost cap: the study does not name a default."
-    text = f"{chosen.rule}: {_told(chosen)}."
+    text = f"{chosen.rule} {_told(chosen)}"
+    if over_full is not None:
+        text += (
+            f" The difference lies between {_points(over_full.low)} and {_points(over_full.high)} with other examples "
+            f"and seeds, between {_points(over_full.low_elsewhere)} and {_points(over_full.high_elsewhere)} with other "
+            "data sets, too."
+        )
     if left:
         at_cost, regret, cost = (
             fmean(getattr(one, name) for one in left) for name in ("regret_at_cost", "regret", "cost_share")
         )
         text += (
-            " Chosen each time without the data set that it is judged on, the best rule stays "
-            f"{at_cost:.2f} points behind at its cost and {regret:.2f} at any, at {cost:.0%}, at most "
-            f"{max(one.regret_at_cost for one in left):.1f} and {max(one.regret for one in left):.1f}."
+            f" Chosen each time without the data set that it is judged on, the best rule of {cost:.0%} stays "
+            f"{regret:.2f} points behind the best (at most {max(one.worst for one in left):.1f}) and {at_cost:.2f} "
+            f"behind the best of its cost (at most {max(one.worst_at_cost for one in left):.1f})."
         )
     if paper is not None and paper.rule != chosen.rule:
-        text += f" The paper's rule, {paper.rule}: {_told(paper)}."
+        text += f" The paper's rule, {paper.rule}, {_told(paper)}"
     return text
 
 
 def _told(one: Overall) -> str:
-    full = f"{abs(one.behind_full):.2f} {'behind' if one.behind_full >= 0 else 'ahead of'} full fine-tuning"
+    side = "behind" if one.behind_full >= 0 else "ahead of"
+    deciding = f", and {one.deciding_share:.0%} to decide" if one.deciding_share else ""
+    middle = "behind" if one.behind_full_median >= 0 else "ahead"
     return (
-        f"{one.regret_at_cost:.2f} points of accuracy behind the best measured boundary of equal or lower cost (at "
-        f"most {one.worst_at_cost:.1f}, {one.worst_at_cost_on}), {one.regret:.2f} behind the best at any cost (at "
-        f"most {one.worst:.1f}, {one.worst_on}) and {full}, at {one.cost_share:.0%} of its operations, mean over "
-        f"{one.groups} data sets"
+        f"costs {one.cost_share:.0%} of full fine-tuning's operations{deciding}, and is {abs(one.behind_full):.2f} "
+        f"points of accuracy {side} it, mean over {one.groups} data sets (behind on {one.groups_behind}, median "
+        f"{abs(one.behind_full_median):.2f} {middle}). It is {one.regret:.2f} behind the best measured boundary (at "
+        f"most {one.worst:.1f}, {one.worst_on}), {one.regret_at_cost:.2f} behind the best of equal or lower cost (at "
+        f"most {one.worst_at_cost:.1f}, {one.worst_at_cost_on})."
     )
+
+
+def _points(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _identity(study: Study) -> Json:
@@ -90,6 +120,7 @@ def _identity(study: Study) -> Json:
     return {
         "data_sets": list(dict.fromkeys(case.data_set for case in study.cases)),
         "models": list(dict.fromkeys(case.model for case in study.cases)),
+        "groups": sorted({case.group for case in study.cases if case.unit == "points"}),
         "seeds": sorted(int(seed) for seed in runs["seed"].unique()),
         "seeds_each": {f"{case.data_set}, {case.model}": len(case.runs[FULL, "epochs"].seeds) for case in study.cases},
         "fine_tunes": len(runs),
@@ -123,9 +154,9 @@ def _left_out(left: Sequence[LeftOut]) -> Json | None:
         return None
     return {
         "mean_regret_points": fmean(one.regret_at_cost for one in left),
-        "max_regret_points": max(one.regret_at_cost for one in left),
+        "max_regret_points": max(one.worst_at_cost for one in left),
         "mean_regret_any_cost_points": fmean(one.regret for one in left),
-        "max_regret_any_cost_points": max(one.regret for one in left),
+        "max_regret_any_cost_points": max(one.worst for one in left),
         "mean_regret_cross_fitted_points": fmean(one.regret_cross_fitted for one in left),
         "mean_behind_full_points": fmean(one.behind_full for one in left),
         "cost_share": fmean(one.cost_share for one in left),
@@ -133,12 +164,13 @@ def _left_out(left: Sequence[LeftOut]) -> Json | None:
     }
 
 
-def _rule(one: Overall, beside: Sequence[Comparison]) -> Json:
-    match = next((asdict(c) for c in beside if c.rule == one.rule), {})
-    return {**asdict(one), f"over_{PAPER}": {key: match[key] for key in match if key not in ("rule", "other")} or None}
+def _rule(one: Overall, beside: Mapping[str, Sequence[Comparison]]) -> Json:
+    """A rule's figures, and how it compares; null where it was not measured beside the other."""
+    found = {name: next((asdict(c) for c in every if c.rule == one.rule), None) for name, every in beside.items()}
+    return {**asdict(one), **found}
 
 
-def _coverage(covered: Sequence[Coverage]) -> list[Json]:
+def _coverage(covered: Sequence[Coverage], fitting: Mapping[str, tuple[int, int]]) -> list[Json]:
     """By source, over all cases."""
     found = []
     for source in sorted({one.source for one in covered}):
@@ -146,7 +178,18 @@ def _coverage(covered: Sequence[Coverage]) -> list[Json]:
         places = sum(one.places for one in mine)
         share = sum(one.covered for one in mine) / places
         nominal = mine[0].nominal
-        found.append({"source": source, "cases": len(mine), "places": places, "covered": share, "nominal": nominal})
+        fitted, asked = fitting[source]
+        found.append(
+            {
+                "source": source,
+                "fitted": fitted,
+                "asked": asked,
+                "cases": len(mine),
+                "places": places,
+                "covered": share,
+                "nominal": nominal,
+            }
+        )
     return found
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from scipy.stats import spearmanr
 
 from stages.common.artifacts import significant
-from stages.study.measured import FULL, Case, Choice
+from stages.study.measured import FULL, Budget, Case, Choice
 from stages.study.resamples import Resamples, cross_fitted, holm, interval, p_value
 
 ORACLE = "oracle"
@@ -30,9 +30,10 @@ class Verdict:
             those of the fine-tunes by which the rule decides.
         behind_full: full fine-tuning's quality less the rule's, with its interval.
         p: of no difference from full fine-tuning; ``p_holm``: adjusted over the case's rules.
-        equal_compute: quality at full fine-tuning's operations; ``equal_compute_behind_full`` against that, over the
-            seeds that both have.
+        equal_compute: quality at full fine-tuning's operations, over the seeds that full fine-tuning has too;
+            ``equal_compute_behind_full`` against that, with its interval.
         rank_correlation: Spearman's, between what the rule predicts of the measured boundaries and their quality.
+        above_chance: whether full fine-tuning is surely better here than naming the most frequent label always.
         best_boundary: the best that was measured.
     """
 
@@ -61,14 +62,17 @@ class Verdict:
     p_holm: float | None = None
     equal_compute: float | None = None
     equal_compute_behind_full: float | None = None
+    equal_compute_behind_full_low: float | None = None
+    equal_compute_behind_full_high: float | None = None
     rank_correlation: float | None = None
     best_boundary: int | None = None
+    above_chance: bool = True
     reason: str = ""
 
     @property
     def measured(self) -> bool:
-        """Whether the rule's own fine-tune is there, or those on either side of it."""
-        return self.quality is not None
+        """Whether the rule's own fine-tune is there, or those on either side of it, and full fine-tuning's beside."""
+        return self.behind_full is not None
 
 
 def verdicts(resamples: Resamples, confidence: float) -> list[Verdict]:
@@ -77,7 +81,8 @@ def verdicts(resamples: Resamples, confidence: float) -> list[Verdict]:
     found = [_verdict(choice, resamples, confidence) for choice in [*case.choices, *_own_methods(case), _oracle(case)]]
     compared = {v.rule: v.p for v in found if v.p is not None and v.method != FULL and v.rule != ORACLE}
     adjusted = holm(compared)
-    return [_with(verdict, p_holm=adjusted.get(verdict.rule)) for verdict in found]
+    above = case.chance is None or interval(resamples.quality(FULL), confidence)[0] > case.scale * case.chance
+    return [_with(replace(verdict, above_chance=above), p_holm=adjusted.get(verdict.rule)) for verdict in found]
 
 
 def method_of(case: Case, choice: Choice) -> str:
@@ -89,13 +94,17 @@ def method_of(case: Case, choice: Choice) -> str:
 
 
 def rank_correlation(case: Case, choice: Choice) -> float | None:
-    """Spearman's correlation over measured boundaries; ``None`` where three values or a spread are lacking."""
+    """Spearman's correlation over measured boundaries between 0 and L; ``None``: no three values, or no spread.
+
+    Gains say nothing of 0 and L, and that full fine-tuning is good and none is bad any rule may guess: so that all
+    rules that predict are scored on the same boundaries, these two are left out.
+    """
     if len(choice.scores) != case.layers + 1:
         return None
     pairs = [
         (score, case.quality(method))
         for boundary, method in case.curve().items()
-        if (score := choice.scores[boundary]) is not None
+        if 0 < boundary < case.layers and (score := choice.scores[boundary]) is not None
     ]
     predicted, quality = ([pair[side] for pair in pairs] for side in (0, 1))
     if len(pairs) < 3 or len(set(predicted)) == 1 or len(set(quality)) == 1:
@@ -114,7 +123,7 @@ def _verdict(choice: Choice, resamples: Resamples, confidence: float) -> Verdict
         selector=choice.selector,
         boundary=choice.boundary,
         method=method,
-        unit="points" if case.measure == "accuracy" else "nats",
+        unit=case.unit,
         deciding_share=choice.deciding_share,
         rank_correlation=rank_correlation(case, choice),
         reason=choice.reason,
@@ -127,39 +136,49 @@ def _verdict(choice: Choice, resamples: Resamples, confidence: float) -> Verdict
 
 def _quality(method: str, resamples: Resamples, confidence: float) -> dict[str, float | int | None]:
     case = resamples.case
-    run, behind = case.runs[method, "epochs"], -resamples.difference(method, FULL)
-    low, high = interval(case.scale * resamples.means[method, "epochs"], confidence)
-    behind_low, behind_high = interval(behind, confidence)
-    longer = case.at_equal_compute(method)
-    return {
-        "seeds": len(run.seeds),
+    low, high = interval(resamples.quality(method), confidence)
+    found: dict[str, float | int | None] = {
+        "seeds": len(case.runs[method, "epochs"].seeds),
         "quality": case.quality(method),
         "quality_low": low,
         "quality_high": high,
         "cost_share": case.cost_share(method),
-        "behind_full": case.quality(FULL) - case.quality(method),
-        "behind_full_low": behind_low,
-        "behind_full_high": behind_high,
-        "p": p_value(behind) if method != FULL else None,
-        "equal_compute": case.scale * longer[0] if longer else None,
-        "equal_compute_behind_full": case.scale * (longer[1] - longer[0]) if longer else None,
+        **_behind_full(method, "epochs", "behind_full", resamples, confidence),
+        **_behind_full(method, "compute", "equal_compute_behind_full", resamples, confidence),
     }
+    longer = case.common_seeds(method, FULL, "compute")
+    if longer:
+        found["equal_compute"] = case.quality(method, "compute", longer)
+    if method != FULL and case.common_seeds(method, FULL):
+        found["p"] = p_value(resamples.over(method, FULL))
+    return found
+
+
+def _behind_full(
+    method: str, budget: Budget, name: str, resamples: Resamples, confidence: float
+) -> dict[str, float | int | None]:
+    """Over the seeds that both have, with its interval; nothing where they have none."""
+    over = resamples.case.over(method, FULL, budget)
+    if over is None:
+        return {}
+    low, high = interval(-resamples.over(method, FULL, budget), confidence)
+    return {name: -over, f"{name}_low": low, f"{name}_high": high}
 
 
 def _regrets(case: Case, method: str) -> dict[str, float | int | None]:
-    """Against the boundaries measured at equal epochs; a method that is no boundary against the same."""
-    own, curve = case.quality(method), case.curve()
-    share = case.cost_share(method)
-    cheaper = [m for m in curve.values() if case.cost_share(m) <= share + _SAME_COST]
-    quality = {m: case.quality(m) for m in curve.values()}
+    """Against the boundaries measured at equal epochs; a method that is none over the seeds that they have too."""
+    curve, seeds, share = case.curve(), case.common_seeds(method, FULL), case.cost_share(method)
+    if not seeds:
+        return {}
+    own = case.quality(method, seeds=seeds)
+    quality = {m: case.quality(m, seeds=seeds) for m in curve.values()}
     best = max(curve, key=lambda boundary: (quality[curve[boundary]], boundary))
-    others = cross_fitted([case.runs[m, "epochs"] for m in curve.values()])
-    at_cost = max([quality[m] for m in cheaper], default=own)
-    ahead = others - case.runs[method, "epochs"].values.mean(axis=0)
+    at_cost = max([quality[m] for m in curve.values() if case.cost_share(m) <= share + _SAME_COST], default=own)
+    others = case.scale * float(cross_fitted([case.runs[m, "epochs"].only(seeds) for m in curve.values()]).mean())
     return {
         "regret": quality[curve[best]] - own,
         "regret_at_cost": max(0.0, at_cost - own),
-        "regret_cross_fitted": case.scale * float(ahead.mean()),
+        "regret_cross_fitted": others - own,
         "best_boundary": best,
     }
 

@@ -10,6 +10,8 @@ from stages.report.wording import THIN
 RULE = {
     "rule": "probe",
     "groups": 7,
+    "cases": 9,
+    "asked": 11,
     "interpolated": 2,
     "cost_share": 0.53,
     "deciding_share": 1.5,
@@ -17,8 +19,10 @@ RULE = {
     "regret_at_cost": 0.125,
     "regret_cross_fitted": -0.0625,
     "behind_full": 0.25,
-    "equal_compute_behind_full": -0.375,
-    "equal_compute_groups": 5,
+    "behind_full_median": 0.125,
+    "groups_behind": 6,
+    "equal_compute_over_full": {"difference": 0.375, "low": -0.5, "high": 1.25, "groups": 5, "p_holm": 0.4},
+    "over_full": None,
     "worst": 1.5,
     "worst_on": "sst5, embedded",
     "worst_at_cost": 1.25,
@@ -47,14 +51,31 @@ SUMMARY = {
                 "regret_cross_fitted": 0.5,
                 "behind_full": 0.25,
                 "cost_share": 0.53,
+                "worst": 1.75,
+                "worst_at_cost": 1.5,
             }
         ]
     },
+    "sensitivity": [
+        {
+            "what": "cost cap 30%",
+            "rule": "salf",
+            "groups": 7,
+            "groups_behind": 7,
+            "cost_share": 0.28,
+            "behind_full": 4.375,
+            "regret": 5.125,
+            "regret_at_cost": 0.25,
+            "worst": 12.0,
+        }
+    ],
     "rules": {
-        "probe": {**RULE, "over_salf": {"difference": 3.0625, "low": 2.5, "high": 3.5, "p_holm": 0.027}},
+        "probe": {**RULE, "over_salf": {"difference": 3.0625, "low": 2.5, "high": 3.5, "groups": 7, "p_holm": 0.027}},
         "salf": {**RULE, "rule": "salf", "regret": 8.0625, "rank_correlation": None},
     },
-    "coverage": [{"source": "pilot", "cases": 2, "places": 12, "covered": 0.9375, "nominal": 0.9}],
+    "coverage": [
+        {"source": "pilot", "fitted": 4, "asked": 5, "cases": 2, "places": 12, "covered": 0.9375, "nominal": 0.9}
+    ],
 }
 
 
@@ -80,11 +101,10 @@ def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
         "84 of 90 fine-tunes of embedded on trec and sst5, 2 to 3 seeds, the same for all boundaries of a data set; "
         "measured on Some Processor, cpu, float32."
     ) in page
-    for value in (0.4375, 8.0625, -0.0625, -0.375, 0.875, 0.9375, 3.0625):
+    for value in (0.4375, 8.0625, -0.0625, 0.375, 0.875, 0.9375, 3.0625, 4.375):
         assert f'<data value="{value}">' in page
-    assert "2 interpolated" in page
-    assert "5 data sets" in page
-    assert "p = 0.03" in page
+    for words in ("9 of 11 cases, 2 interpolated", "2.5 to 3.5, 7 sets", "on 6", "cost cap 30%", "4 of 5"):
+        assert words in page
     assert f"and 150{THIN}% to decide" in page
 
 

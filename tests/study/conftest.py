@@ -49,9 +49,13 @@ class Tables:
         }
         self.runs.append({**row, **more})
         self.said += [
-            {"point": point, "example_id": f"x{i:03d}", "correct": bool(one), "loss": 2.0 - one}
+            {"point": point, "example_id": f"x{i:03d}", "label": self.label(i), "correct": bool(one), "loss": 2.0 - one}
             for i, one in enumerate(correct)
         ]
+
+    def label(self, example):
+        """Of a test example: three of four are common."""
+        return "rare" if example % 4 == 0 else "common"
 
     def choice(self, data_set, rule, boundary, scores=None, selector=None, deciding_share=None):
         self.choices.append(

@@ -8,7 +8,7 @@ import pytest
 
 from stages.study.__main__ import main
 from stages.study.ablation import VARIATIONS, largest_gain, smoothed, variations
-from stages.study.measured import read_study
+from stages.study.reading import read_study
 
 
 def test_smoothing_is_a_centred_moving_mean():

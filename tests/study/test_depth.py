@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from stages.study.depth import by_depth
-from stages.study.measured import read_study
+from stages.study.reading import read_study
 from stages.study.resamples import Resamples
 
 

@@ -1,10 +1,15 @@
 import numpy as np
 import pytest
+from sklearn.metrics import balanced_accuracy_score
 from scipy.stats import false_discovery_control, norm
 
-from stages.study.measured import Run, read_study
-from stages.study.resamples import Resamples, cross_fitted, holm, p_value
+from stages.common.command import UserError
+from stages.study.measured import Run
+from stages.study.reading import read_study
+from stages.study.resamples import Resamples, cross_fitted, holm, over_drawn_groups, over_groups, p_value
 from stages.study.verdicts import verdicts
+
+EXAMPLES = 40
 
 
 def test_holm_is_the_procedure_worked_by_hand():
@@ -37,9 +42,9 @@ def test_the_resampled_mean_of_one_seed_has_the_binomial_error(tables):
     tables.run("a", "full", 30)
     tables.choice("a", "full", 0)
     (case,) = read_study(tables.write()).cases
-    drawn = Resamples(case, 20_000, 1).means["full", "epochs"]
-    assert drawn.mean() == pytest.approx(0.75, abs=0.002)
-    assert drawn.std() == pytest.approx(np.sqrt(0.75 * 0.25 / 40), rel=0.03)
+    drawn = Resamples(case, 20_000, 1).quality("full")
+    assert drawn.mean() == pytest.approx(75, abs=0.2)
+    assert drawn.std() == pytest.approx(100 * np.sqrt(0.75 * 0.25 / 40), rel=0.03)
 
 
 def test_differences_are_paired(tables):
@@ -48,7 +53,7 @@ def test_differences_are_paired(tables):
     tables.run("a", "freeze-2", 30, flops=50)
     tables.choice("a", "half", 2)
     (case,) = read_study(tables.write()).cases
-    drawn = Resamples(case, 20_000, 1).difference("freeze-2", "full")
+    drawn = Resamples(case, 20_000, 1).over("freeze-2", "full")
     share = 2 / 40
     assert drawn.std() == pytest.approx(100 * np.sqrt(share * (1 - share) / 40), rel=0.03)
 
@@ -61,9 +66,9 @@ def test_seeds_are_resampled_too_and_the_same_for_all_methods(tables):
     tables.choice("a", "half", 2)
     (case,) = read_study(tables.write()).cases
     one = Resamples(case, 20_000, 1)
-    assert sorted(set(one.means["full", "epochs"].round(9))) == [0.0, 0.5, 1.0]
-    assert one.means["full", "epochs"].std() == pytest.approx(np.sqrt(0.125), rel=0.03)
-    assert np.abs(one.difference("freeze-2", "full")).max() == pytest.approx(0)
+    assert sorted(set(one.quality("full").round(7))) == [0.0, 50.0, 100.0]
+    assert one.quality("full").std() == pytest.approx(100 * np.sqrt(0.125), rel=0.03)
+    assert np.abs(one.over("freeze-2", "full")).max() == pytest.approx(0)
 
 
 def test_a_boundary_that_few_seeds_have_does_not_cost_the_others_theirs(tables):
@@ -94,13 +99,68 @@ def test_all_boundaries_are_read_with_the_same_seeds(tables):
     assert (half.seeds, half.quality, half.behind_full) == (2, 50.0, 0.0)
 
 
-def test_a_method_without_a_drawn_seed_is_read_at_those_that_it_has(tables):
+def test_a_method_that_lacks_seeds_is_compared_over_those_that_both_have(tables):
+    """Lisa with the first seed alone, in which full fine-tuning was lucky."""
     tables.run("a", "full", 40, seed=1)
     tables.run("a", "full", 0, seed=2)
     tables.run("a", "lisa", 20, seed=1)
     tables.choice("a", "full", 0)
     (case,) = read_study(tables.write()).cases
-    assert Resamples(case, 500, 1).means["lisa", "epochs"].mean() == pytest.approx(0.5, abs=0.02)
+    drawn = Resamples(case, 500, 1)
+    assert drawn.quality("lisa").mean() == pytest.approx(50, abs=2)
+    assert drawn.over("lisa", "full").mean() == pytest.approx(-50, abs=2)
+    lisa = next(v for v in verdicts(drawn, 0.95) if v.rule == "lisa")
+    assert (lisa.quality, lisa.behind_full, lisa.regret, lisa.seeds) == (50.0, 50.0, 50.0, 1)
+    assert lisa.behind_full_low < 50 < lisa.behind_full_high
+
+
+def test_cases_with_the_same_test_examples_draw_them_alike_and_others_do_not(tables):
+    for data_set, examples in (("a", EXAMPLES), ("b", EXAMPLES), ("c", EXAMPLES - 1)):
+        tables.run(data_set, "full", [i % 2 for i in range(examples)])
+        tables.choice(data_set, "full", 0)
+    a, b, c = (Resamples(case, 300, 1).quality("full") for case in read_study(tables.write()).cases)
+    np.testing.assert_array_equal(a, b)
+    assert abs(np.corrcoef(a, c)[0, 1]) < 0.2
+
+
+def test_other_data_sets_are_drawn_whole():
+    """Two groups that differ by ten, without any noise of their own: their mean of two is 0, 5 or 10."""
+    values = [("a", np.zeros(20_000)), ("b", np.full(20_000, 5.0)), ("b", np.full(20_000, 15.0))]
+    drawn = over_drawn_groups(values, 1)
+    assert sorted(set(drawn)) == [0.0, 5.0, 10.0]
+    assert drawn.mean() == pytest.approx(float(over_groups(values)[0]), abs=0.1) == pytest.approx(5, abs=0.1)
+    assert drawn.std() == pytest.approx(5 / np.sqrt(2), rel=0.03)
+
+
+def test_balanced_accuracy_is_that_of_scikit_learn(tables):
+    right = np.random.default_rng(4).integers(2, size=EXAMPLES).tolist()
+    tables.run("a", "full", right, measure="balanced-accuracy")
+    tables.choice("a", "full", 0)
+    (case,) = read_study(tables.write()).cases
+    truth = [tables.label(i) for i in range(EXAMPLES)]
+    other = {"rare": "common", "common": "rare"}
+    said = [label if one else other[label] for label, one in zip(truth, right, strict=True)]
+    assert case.quality("full") == pytest.approx(100 * balanced_accuracy_score(truth, said))
+    assert (case.unit, case.chance) == ("points", pytest.approx(0.5))
+
+
+def test_chance_is_the_most_frequent_labels_share(tables):
+    tables.run("a", "full", 33)
+    tables.choice("a", "full", 0)
+    tables.run("b", "full", 38)
+    tables.choice("b", "full", 0)
+    cases = read_study(tables.write()).cases
+    assert [case.chance for case in cases] == [0.75, 0.75]
+    above = [v.above_chance for case in cases for v in verdicts(Resamples(case, 500, 1), 0.95) if v.rule == "full"]
+    assert above == [False, True]  # 82 of 100 is not surely more than 75
+
+
+def test_labels_that_were_not_kept_cannot_be_counted_by(tables):
+    tables.label = lambda example: None
+    tables.run("a", "full", 30, measure="balanced-accuracy")
+    tables.choice("a", "full", 0)
+    with pytest.raises(UserError, match="a, tiny: test examples without labels"):
+        read_study(tables.write())
 
 
 def test_the_best_of_equals_is_not_better_than_they_are():

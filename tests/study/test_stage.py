@@ -42,9 +42,33 @@ def test_the_summary_names_the_default_and_its_figures_are_those_of_the_table(an
     assert summary["cost_share"] == sum(float(row["cost_share"]) for row in rows) / 2 == 0.5
     assert summary["machines"] == ["Some Processor, cpu, float32"]
     assert summary["leave_one_out"]["mean_regret_any_cost_points"] == 5.0
-    assert "half: 0.00 points of accuracy behind the best measured boundary of equal or lower" in summary["headline"]
-    assert "5.00 behind the best at any cost (at most 10.0, b, tiny)" in summary["headline"]
-    assert "The paper's rule, salf: 0.00 points" in summary["headline"]
+    assert summary["leave_one_out"]["max_regret_any_cost_points"] == 10.0
+    assert "half costs 50% of full fine-tuning's operations, and is 5.00 points of accuracy behind it" in summary["headline"]
+    assert "(behind on 1, median 5.00 behind)" in summary["headline"]
+    assert "It is 5.00 behind the best measured boundary (at most 10.0, b, tiny)" in summary["headline"]
+    assert "The paper's rule, salf, costs 30% of full" in summary["headline"]
+
+
+def test_a_difference_has_an_interval_of_the_examples_and_a_wider_one_of_the_data_sets(analysed):
+    over = summary_of(analysed)["rules"]["half"]["over_full"]
+    assert over["difference"] == -5.0
+    assert over["low_elsewhere"] < over["low"] < -5.0 < over["high"] <= over["high_elsewhere"] == 0.0
+    assert summary_of(analysed)["rules"]["half"]["equal_compute_over_full"] is None
+
+
+def test_what_the_verdict_hangs_on_is_said(analysed):
+    """Freezing all costs a tenth; on a it is salf's choice, on b half's: 0.3 on the mean."""
+    found = {one["what"]: one for one in summary_of(analysed)["sensitivity"]}
+    assert {what: one["rule"] for what, one in found.items() if what.startswith("cost cap")} == {
+        "cost cap 30%": "salf",
+        "cost cap 40%": "salf",
+        "cost cap 50%": "half",
+        "cost cap 60%": "half",
+        "cost cap 80%": "half",
+        "cost cap 100%": "half",
+    }
+    assert (found["without a"]["behind_full"], found["without b"]["behind_full"]) == (10.0, 0.0)
+    assert "tiny alone" not in found  # there is no other model
 
 
 def test_every_measured_boundary_has_its_point(analysed):
@@ -68,6 +92,7 @@ def test_coverage_is_counted(analysed):
     coverage = {one["source"]: one for one in summary_of(analysed)["coverage"]}
     assert (coverage["loss"]["places"], coverage["loss"]["covered"]) == (8, 0.75)
     assert (coverage["pilot"]["places"], coverage["pilot"]["covered"]) == (6, pytest.approx(2 / 3))
+    assert (coverage["loss"]["fitted"], coverage["loss"]["asked"]) == (2, 2)
     assert coverage["pilot"]["nominal"] == 0.9
 
 

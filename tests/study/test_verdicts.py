@@ -1,8 +1,9 @@
 import pytest
 
 from stages.common.command import UserError
-from stages.study.judging import choose, compared, leave_one_out, overall
-from stages.study.measured import read_study
+from stages.study.comparisons import compared
+from stages.study.judging import choose, leave_one_out, overall
+from stages.study.reading import read_study
 from stages.study.resamples import Resamples
 from stages.study.verdicts import verdicts
 
@@ -42,7 +43,14 @@ def test_p_values_are_adjusted_over_the_rules_of_a_case(two_data_sets):
 
 
 def test_what_a_rule_predicts_is_ranked_against_what_was_measured(two_data_sets):
-    """Predicted 0.0, 1.0, -1.0 at boundaries 0, 2, 4; measured on b 90, 80, 20: one of three pairs is wrong."""
+    """Predicted 0.9, 1.0, 0.5 at boundaries 1, 2, 3; measured on b 87.5, 80, 50: one of three pairs is wrong.
+
+    Of 0 and 4, where full and none are good and bad without a rule, nothing counts.
+    """
+    assert one(judged(two_data_sets), "b", "half").rank_correlation is None  # one boundary in between
+    for method, right in (("freeze-1", 35), ("freeze-3", 20)):
+        for seed in (1, 2):
+            two_data_sets.run("b", method, right, seed)
     found = judged(two_data_sets)
     assert one(found, "b", "half").rank_correlation == pytest.approx(0.5)
     assert one(found, "b", "none").rank_correlation is None
@@ -85,13 +93,16 @@ def test_a_method_that_is_no_boundary_is_judged_by_its_own_fine_tune(two_data_se
 def test_equal_compute_is_held_against_full_fine_tuning(two_data_sets):
     for seed in (1, 2):
         two_data_sets.run("b", "freeze-2", 38, seed, budget="compute")
-    half = one(judged(two_data_sets), "b", "half")
+    cases = read_study(two_data_sets.write()).cases
+    drawn = {(case.data_set, case.model): Resamples(case, 500, 1) for case in cases}
+    found = [v for each in drawn.values() for v in verdicts(each, 0.95)]
+    half = one(found, "b", "half")
     assert (half.equal_compute, half.equal_compute_behind_full) == (95.0, -5.0)
+    assert half.equal_compute_behind_full_low < -5 < half.equal_compute_behind_full_high
     assert half.quality == 80.0
-    (mean,) = [r for r in overall(judged(two_data_sets)) if r.rule == "half"]
-    assert (mean.equal_compute_behind_full, mean.equal_compute_groups) == (-5.0, 1)  # of the one data set alone
-    (full,) = [r for r in overall(judged(two_data_sets)) if r.rule == "full"]
-    assert (full.equal_compute_behind_full, full.equal_compute_groups) == (None, 0)
+    over = {c.rule: c for c in compared(found, drawn, "full", 0.95, "compute")}
+    assert (over["half"].difference, over["half"].groups) == (5.0, 1)  # of the one data set alone
+    assert "none" not in over
 
 
 def test_equal_compute_is_read_over_the_seeds_that_both_have(tables):
@@ -123,6 +134,21 @@ def test_a_loss_is_reported_in_nats_and_never_averaged_with_points(two_data_sets
     half = one(found, "sums", "half")
     assert (half.unit, half.quality, half.regret) == ("nats", -1.5, 0.5)
     assert next(rule for rule in overall(found) if rule.rule == "half").groups == 2
+
+
+def test_a_rule_that_was_not_measured_everywhere_is_no_default(two_data_sets):
+    """Towards boundary 4 nothing is read in between, so that nobody knows what layer 3 comes to on b."""
+    two_data_sets.choice("a", "lucky", 2)
+    two_data_sets.choice("b", "lucky", 3)
+    for seed in (1, 2):
+        two_data_sets.run("b2", "full", 30, seed, group="b")
+    two_data_sets.choice("b2", "lucky", 0)
+    for rule in ("half", "none", "salf"):
+        two_data_sets.choice("b2", rule, 0)
+    found = judged(two_data_sets)
+    lucky = next(rule for rule in overall(found) if rule.rule == "lucky")
+    assert (lucky.regret, lucky.groups, lucky.cases, lucky.asked) == (0.0, 2, 2, 3)
+    assert choose(found, 0.9) == "half"
 
 
 def test_what_deciding_costs_counts_against_a_rule(two_data_sets):
@@ -157,6 +183,7 @@ def test_data_sets_of_one_group_are_left_out_together(two_data_sets):
     found = judged(two_data_sets)
     assert leave_one_out(found, 0.6) == []
     half = next(rule for rule in overall(found) if rule.rule == "half")
+    assert (half.behind_full_median, half.groups_behind) == (5.0, 1)
     assert (half.groups, half.regret, half.worst, half.worst_on) == (1, 5.0, 10.0, "b, tiny")
     assert (half.regret_at_cost, half.worst_at_cost) == (0.0, 0.0)  # what is cheaper is worse
 

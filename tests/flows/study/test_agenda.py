@@ -51,18 +51,22 @@ def test_every_data_set_has_its_coarse_grid_before_any_has_a_second_seed(describ
     assert order == [(1, 0), (1, 4), (1, 8)] * 2 + [(2, 0), (2, 4), (2, 8)] * 2
 
 
-def test_it_is_denser_where_the_validation_loss_changes_most(described):
+def test_it_is_denser_where_the_validation_loss_bends_most(described):
     description, known = described(), fresh()
     while batch := next(batches([one for one in missing(description, known) if one.seed == 1], 3), None):
         known = end(known, batch, {0: 1.0, 4: 1.1, 8: 3.0})
-    assert {one.boundary for one in known.done if one.case == A} == {0, 4, 6, 8}
+    assert {one.boundary for one in known.done if one.case == A} == {0, 2, 4, 8}  # 8 of 8 is a cliff, no bend
     second = [one.boundary for one in missing(description, known) if one.case == A]
-    assert second == [0, 4, 8, 6]
+    assert second == [0, 4, 8, 2]
 
 
-def test_midpoints_halve_the_steepest_gaps():
-    assert midpoints({0: 1.0, 8: 1.1, 15: 1.15, 23: 2.0, 30: 4.0}, 2) == [26, 19]
+def test_midpoints_halve_the_gaps_beside_the_sharpest_bend():
+    """Slopes 0, 0, 0.25, 0.25: the bend is at 16, however steep the curve is behind it."""
+    bent = {0: 1.0, 8: 1.0, 16: 1.0, 20: 2.0, 28: 4.0}
+    assert midpoints(bent, 2) == [12, 18]
+    assert midpoints(bent, 1) == [12]
     assert midpoints({0: 1.0, 1: 9.0, 2: 9.5}, 2) == []
+    assert midpoints({0: 1.0, 6: 2.0}, 2) == [3]
 
 
 def test_the_coarse_grid_leads_with_the_boundaries_that_are_tuned():

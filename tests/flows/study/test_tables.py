@@ -6,7 +6,14 @@ import pytest
 
 from flows.study.tables import PREDICTIONS, RUNS, Tables
 
-SAID = pa.table({"example_id": ["x", "y"], "correct": [True, False], "loss": pa.array([0.5, None], pa.float64())})
+SAID = pa.table(
+    {
+        "example_id": ["x", "y"],
+        "label": ["yes", None],
+        "correct": [True, False],
+        "loss": pa.array([0.5, None], pa.float64()),
+    }
+)
 
 
 def run(method="full", seed=1, settings="s", **more):
@@ -25,6 +32,7 @@ def test_what_is_kept_is_read_back_exactly(tmp_path):
     said = pq.read_table(tmp_path / "study" / PREDICTIONS).to_pylist()
     assert [row["point"] for row in said] == [row["point"] for row in again.runs for _ in range(2)]
     assert [row["loss"] for row in said] == [0.5, None] * 2
+    assert [row["label"] for row in said] == ["yes", None] * 2
 
 
 def test_what_was_kept_keeps_its_bytes_when_more_is_kept_later(tmp_path):

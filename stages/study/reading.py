@@ -1,0 +1,185 @@
+"""A study's tables, read: which rows count, and what every case measured."""
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from stages.common.command import UserError
+from stages.study.measured import BALANCED, FULL, LOSS, Budget, Case, Choice, Floats, Run, Study, with_choices
+
+_MADE_BY: Final = "python -m flows.study"
+
+
+def read_study(folder: Path) -> Study:
+    """Read the tables of a study.
+
+    Of every case the rows of its last settings count, and of a method's own settings the last; rows of earlier ones
+    are another study's. All boundaries
+    of a case are read with the same seeds, those that keep most fine-tunes: one boundary's lucky seed shall not
+    be held against others that lack it.
+
+    Raises:
+        UserError: a table is missing or damaged, or no case has full fine-tuning to compare with.
+    """
+    runs = _csv(folder / "runs.csv", {"method_settings": str, "settings": str})
+    choices = _csv(folder / "choices.csv", {"reason": str, "scores": str, "selector": str})
+    intervals = _csv(folder / "intervals.csv", {})
+    said = _predictions(folder / "predictions.parquet")
+    last = runs.groupby(["data_set", "model"])["settings"].transform("last")
+    present = runs[runs["settings"] == last].drop_duplicates(
+        ["data_set", "model", "method", "seed", "budget"], keep="last"
+    )
+    runs = _complete(present)
+    cases = tuple(
+        _case(rows, choices, said) for _, rows in runs.groupby(["data_set", "model"], sort=False) if _has_full(rows)
+    )
+    if not cases:
+        raise UserError(f"{folder}: no data set's full fine-tuning is measured yet; run: {_MADE_BY}")
+    return Study(cases, runs, len(present), intervals)
+
+
+def _complete(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of every case's fine-tunes at equal epochs the largest whole table of boundaries and seeds."""
+    left = runs.copy()
+    for _, rows in runs[_at_boundary(runs) & (runs["budget"] == "epochs")].groupby(["data_set", "model"]):
+        seeds_of = {str(method): frozenset(group["seed"]) for method, group in rows.groupby("method")}
+        seeds = _most_seeds(seeds_of)
+        whole = rows["method"].map(lambda method, of=seeds_of, all_of=seeds: of[method] >= all_of)
+        left = left.drop(rows.index[~(whole & rows["seed"].isin(seeds))])
+    return left
+
+
+def _most_seeds(seeds_of: Mapping[str, frozenset[int]]) -> frozenset[int]:
+    """The seeds that, times the boundaries measured with all of them, are most; of equals those with more boundaries.
+
+    Full fine-tuning is one of these boundaries wherever it was measured at all.
+    """
+    seeds = sorted(seeds_of.get(FULL) or frozenset.union(*seeds_of.values()))
+    some = [frozenset(chosen) for k in range(1, len(seeds) + 1) for chosen in combinations(seeds, k)]
+    return max(some, key=lambda chosen: len(chosen) * sum(of >= chosen for of in seeds_of.values()))
+
+
+def _at_boundary(runs: pd.DataFrame) -> "pd.Series[bool]":
+    """Which fine-tunes freeze the layers up to a boundary, 0 included."""
+    return runs["method"].str.match(r"freeze-\d+$") | (runs["method"] == FULL)
+
+
+def _has_full(rows: pd.DataFrame) -> bool:
+    return bool(((rows["method"] == FULL) & (rows["budget"] == "epochs")).any())
+
+
+def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame) -> Case:
+    first = rows.iloc[0]
+    mine = choices[(choices["data_set"] == first["data_set"]) & (choices["model"] == first["model"])]
+    freezes = rows[_at_boundary(rows)]
+    examples = _examples(said, first["point"])
+    labels = examples["label"]
+    if first["measure"] == BALANCED and labels.isna().any():
+        raise UserError(f"{first['data_set']}, {first['model']}: test examples without labels cannot count by label")
+    weights = None if first["measure"] == LOSS else _weights(labels, balanced=first["measure"] == BALANCED)
+    case = Case(
+        data_set=first["data_set"],
+        group=first["group"],
+        model=first["model"],
+        measure=first["measure"],
+        test_set=crc32("\n".join(examples["example_id"]).encode()),
+        chance=None if weights is None or labels.isna().any() else _chance(labels, weights),
+        layers=int(first["layers"]),
+        runs=dict(_runs(rows, said, weights)),
+        boundaries=dict(zip(freezes["method"], freezes["boundary"].astype(int).tolist(), strict=True)),
+        between={},
+        choices=(),
+    )
+    return with_choices(case, [_choice(row) for row in mine.to_dict("records") if row["selector"]])
+
+
+def _examples(said: pd.DataFrame, point: str) -> pd.DataFrame:
+    """What one fine-tune said of the test examples, in the order of their names."""
+    return said.loc[[point]].sort_values("example_id") if point in said.index else said.iloc[:0]
+
+
+def _weights(labels: "pd.Series[str]", *, balanced: bool) -> Floats:
+    """What a right answer to every example counts, 1 on the mean; balanced: so that all labels count alike."""
+    if not balanced:
+        return np.ones(len(labels))
+    return (len(labels) / (labels.nunique() * labels.map(labels.value_counts()))).to_numpy(float)
+
+
+def _chance(labels: "pd.Series[str]", weights: Floats) -> float:
+    """Quality of naming the most frequent label always."""
+    return float((weights * (labels == labels.mode()[0])).mean())
+
+
+def _runs(rows: pd.DataFrame, said: pd.DataFrame, weights: Floats | None) -> Iterator[tuple[tuple[str, Budget], Run]]:
+    """Runs by method and budget; test examples in the order of their names, the same for all.
+
+    Args:
+        rows: of the case.
+        said: by every fine-tune.
+        weights: of right answers; ``None``: the loss counts.
+
+    Raises:
+        UserError: two runs of a case were tested on different examples.
+    """
+    examples: list[str] | None = None
+    for (method, budget), group in rows.sort_values("seed", kind="stable").groupby(["method", "budget"], sort=False):
+        values = []
+        for point in group["point"]:
+            mine = _examples(said, point)
+            names = list(mine["example_id"])
+            if names != (examples := examples or names):
+                where = f"{group.iloc[0]['data_set']}, {group.iloc[0]['model']}: {method}"
+                raise UserError(f"{where}: its test examples differ from the other methods'; run again: {_MADE_BY}")
+            values.append(-mine["loss"] if weights is None else mine["correct"] * weights)
+        run = Run(
+            seeds=tuple(int(seed) for seed in group["seed"]),
+            values=np.array(values, float),
+            flops=float(group["flops"].mean()),
+            validation_loss=float(group["validation_loss"].mean()),
+        )
+        yield (str(method), str(budget)), run  # type: ignore[misc]  # the column holds these two words
+
+
+def _choice(row: dict[Any, Any]) -> Choice:
+    boundary = None if pd.isna(row["boundary"]) else int(row["boundary"])
+    scores = tuple(json.loads(row["scores"])) if row["scores"] else ()
+    deciding = row.get("deciding_share")
+    return Choice(
+        rule=row["rule"],
+        selector=row["selector"],
+        boundary=boundary,
+        reason=row["reason"],
+        scores=scores,
+        deciding_share=0.0 if deciding is None or pd.isna(deciding) else float(deciding),
+    )
+
+
+def _csv(path: Path, text: dict[str, type]) -> pd.DataFrame:
+    """A table; an empty field of a column of texts is an empty text."""
+    _require(path)
+    try:
+        table = pd.read_csv(path, dtype=text)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged table ({error})") from None
+    return table.fillna(dict.fromkeys(text, ""))
+
+
+def _predictions(path: Path) -> pd.DataFrame:
+    _require(path)
+    try:
+        table = pq.read_table(path).to_pandas()
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: damaged table ({error})") from None
+    return table.assign(label=table.get("label")).astype({"point": str}).set_index("point").sort_index()
+
+
+def _require(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; it is made by: {_MADE_BY}")
