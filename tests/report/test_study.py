@@ -1,10 +1,14 @@
 """The study's section of the page."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from stages.common.artifacts import write_json, write_text
 from stages.common.figures.svg import inline, panel, standalone
 from stages.report.__main__ import main
+from stages.report.study import study_section
 from stages.report.wording import THIN
 
 RULE = {
@@ -130,3 +134,13 @@ def test_a_figure_for_a_page_is_the_panel_that_its_file_was_made_from():
 
 def test_no_section_without_a_study(pages):
     assert 'id="study"' not in pages["good"][1]
+
+
+def test_the_study_that_lies_in_the_repository_is_shown():
+    """Its summary was written by this analysis, and its figures are all there."""
+    folder = Path(__file__).parents[2] / "reports/study"
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    figures = {file.stem: file.read_text(encoding="utf-8") for file in (folder / "figures").glob("*.svg")}
+    section = study_section(summary, figures)
+    assert [table.name for table in section.tables][:2] == ["study-left-out", "study-rules"]
+    assert len(section.figures) == len(summary["seeds_each"]) + 2
