@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -61,7 +62,8 @@ class Workers:
             status = process.wait()
             if not self._stopped:
                 self._start()
-            raise StudyError(f"its process ended with {status}")
+            killed = " (killed; if memory ran out: fewer --workers)" if status == -signal.SIGKILL else ""
+            raise StudyError(f"its process ended with {status}{killed}")
         answer = json.loads(line)
         self._free.put(process)
         if answer["status"] != 0:

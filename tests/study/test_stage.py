@@ -43,7 +43,10 @@ def test_the_summary_names_the_default_and_its_figures_are_those_of_the_table(an
     assert summary["machines"] == ["Some Processor, cpu, float32"]
     assert summary["leave_one_out"]["mean_regret_any_cost_points"] == 5.0
     assert summary["leave_one_out"]["max_regret_any_cost_points"] == 10.0
-    assert "half costs 50% of full fine-tuning's operations, and is 5.00 points of accuracy behind it" in summary["headline"]
+    assert (
+        "half costs 50% of full fine-tuning's operations, and is 5.00 points of accuracy behind it"
+        in summary["headline"]
+    )
     assert "(behind on 1, median 5.00 behind)" in summary["headline"]
     assert "It is 5.00 behind the best measured boundary (at most 10.0, b, tiny)" in summary["headline"]
     assert "The paper's rule, salf, costs 30% of full" in summary["headline"]

@@ -177,6 +177,15 @@ def test_a_rule_is_judged_where_it_was_not_chosen(two_data_sets):
     assert (left["a"].regret, left["b"].regret) == (0.0, 10.0)
 
 
+def test_the_worst_of_what_was_left_out_is_a_case_and_no_mean(two_data_sets):
+    for method, count in (("full", 36), ("freeze-2", 24), ("freeze-4", 8)):
+        for seed in (1, 2):
+            two_data_sets.run("b2", method, count, seed, group="b", flops={"full": 100, "freeze-2": 50}.get(method, 10))
+    two_data_sets.choice("b2", "half", 2)
+    (b,) = [one for one in leave_one_out(judged(two_data_sets), 0.6) if one.group == "b"]
+    assert (b.rule, b.regret, b.worst, b.worst_at_cost) == ("half", 20.0, 30.0, 0.0)
+
+
 def test_data_sets_of_one_group_are_left_out_together(two_data_sets):
     for row in two_data_sets.runs:
         row["group"] = "one"

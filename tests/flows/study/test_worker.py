@@ -16,6 +16,7 @@ MODULES = {
     "refuses": "import sys\nprint('error: not so', file=sys.stderr)\nsys.exit(2)\n",
     "breaks": "1 / 0\n",
     "dies": "import os\nos._exit(7)\n",
+    "is_killed": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n",
 }
 
 
@@ -57,6 +58,8 @@ def test_the_first_command_that_fails_ends_the_job_and_its_last_line_is_told(wor
 def test_a_worker_that_dies_is_told_and_another_takes_its_place(worker, folders):
     with pytest.raises(StudyError, match="its process ended with 7"):
         worker.run(folders[0], [["dies"]])
+    with pytest.raises(StudyError, match=r"its process ended with -9 \(killed; if memory ran out: fewer --workers\)"):
+        worker.run(folders[0], [["is_killed"]])
     worker.run(folders[1], [["says", "again"]])
 
 
