@@ -16,7 +16,6 @@ _STEPS: Final = 40
 class Line:
     """Of one case: points of accuracy over full fine-tuning [B] at the shares of the layers that were frozen [B]."""
 
-    model: str
     shares: Floats
     over_full: Floats
 
@@ -64,7 +63,7 @@ def by_depth(drawn: Sequence[Resamples], confidence: float) -> Depth | None:
 def _line(case: Case) -> Line:
     curve = case.curve()
     shares = np.array([boundary / case.layers for boundary in curve])
-    return Line(case.model, shares, np.array([case.quality(m) - case.quality(FULL) for m in curve.values()]))
+    return Line(shares, np.array([case.quality(m) - case.quality(FULL) for m in curve.values()]))
 
 
 def _between(shares: Floats, line: Line, drawn: Resamples) -> Floats:

@@ -101,10 +101,10 @@ def costs(rules: Sequence[Overall], leading: Sequence[str]) -> str:
     named = {one.rule for one in rules[:_NAMED]} | set(leading)
 
     def paint(axes: Axes) -> None:
-        everywhere = max(one.groups for one in rules)
+        everywhere = max(one.cases for one in rules)
         for one in rules:
             colour = ACCENT if one.rule in leading[:1] else MUTED
-            inside = colour if one.groups == everywhere else "none"
+            inside = colour if one.cases == everywhere else "none"
             axes.plot(one.cost_share, one.regret, "o", color=colour, markerfacecolor=inside, markersize=6)
         axes.set_xlim(0, 1.12)
         axes.set_yscale("symlog", linthresh=1)  # most rules lie within two points, a few at twenty
@@ -120,7 +120,7 @@ def costs(rules: Sequence[Overall], leading: Sequence[str]) -> str:
 
     described = (
         "A mark per rule: points of accuracy behind the best measured boundary against cost, mean over data sets; "
-        "hollow: over some of them."
+        "hollow: over some of them. What pilots cost before they decide is left out."
     )
     return standalone(panel("study-costs", "What the rules cost, and what they miss", described, paint, height=330))[1]
 

@@ -21,9 +21,8 @@ def read_study(folder: Path) -> Study:
     """Read the tables of a study.
 
     Of every case the rows of its last settings count, and of a method's own settings the last; rows of earlier ones
-    are another study's. All boundaries
-    of a case are read with the same seeds, those that keep most fine-tunes: one boundary's lucky seed shall not
-    be held against others that lack it.
+    are another study's. All boundaries of a case are read with the same seeds, those that keep most fine-tunes: one
+    boundary's lucky seed shall not be held against others that lack it.
 
     Raises:
         UserError: a table is missing or damaged, or no case has full fine-tuning to compare with.
