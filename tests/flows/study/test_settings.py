@@ -185,9 +185,11 @@ def test_an_unknown_parameter_is_refused_with_its_name(description, places):
         check(places.project, {"finetune.epoch": 3})
 
 
-def test_the_shipped_description_is_valid_and_its_parameters_exist(shared):
+def test_the_shipped_description_is_valid_and_its_parameters_exist(shared, tmp_path):
     description = read_description(PROJECT / DESCRIPTION)
-    places, asked = Places(PROJECT, shared / "data", shared / "models"), {}
+    for model in description.models.values():
+        (tmp_path / (model.path or "")).mkdir(exist_ok=True)
+    places, asked = Places(PROJECT, shared / "data", tmp_path), {}
     for name, model in description.models.items():
         for data_set in model.data_sets or description.data_sets:
             values = overrides(description, Case(data_set, name), places)
