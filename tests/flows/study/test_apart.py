@@ -1,12 +1,17 @@
 """A study without DVC gives the tables of the study with it."""
 
 import json
+import os
+import sys
+import time
 
+import psutil
 import pytest
 
 from flows.study.__main__ import main as through_dvc
 from flows.study.apart import main as apart
 from flows.study.tables import sole_writer
+from tests.conftest import PROJECT
 from tests.flows.study.small import OUT_OF_RANGE, describe, rows, study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("prefect_server")]
@@ -75,6 +80,20 @@ def test_two_do_not_write_the_same_tables(project, capsys, folder):
     with sole_writer(held):
         assert apart(study(folder, str(held), "--workers", "1")) == 2
     assert f"{held}: another study is at work there" in capsys.readouterr().err
+
+
+def test_a_study_that_is_told_to_end_leaves_no_worker(project):
+    command = [sys.executable, "-m", "flows.study.apart", *study("--workers", "2", "--work", "../work")]
+    running = psutil.Popen(command, env={**os.environ, "PYTHONPATH": str(PROJECT)})
+    workers = []
+    while len(workers) < 2:
+        assert running.is_running()
+        time.sleep(0.1)
+        workers = running.children()
+    running.terminate()
+    assert running.wait(60) == 143
+    gone, _ = psutil.wait_procs(workers, timeout=10)
+    assert len(gone) == 2
 
 
 def test_a_bug_ends_it_at_once_with_its_traceback(project, monkeypatch):
