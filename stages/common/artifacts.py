@@ -141,6 +141,15 @@ def significant(value: float, digits: int = 10) -> float:
     return round(value, digits - 1 - math.floor(math.log10(abs(value))))
 
 
+def rounded(value: Any) -> Any:
+    """A value with every float in it, in dictionaries and lists too, rounded to significant digits."""
+    if isinstance(value, float):
+        return significant(value)
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return [rounded(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _aside(path: Path) -> Path:
     room = path.parent / WORK_FOLDER
     room.mkdir(parents=True, exist_ok=True)

@@ -126,9 +126,7 @@ def _sensitivity(summary: Json) -> Table:
     caption = (
         "What the verdict hangs on: the rule that other cost caps would choose, and the default on parts of the study."
     )
-    return Table(
-        "study-sensitivity", caption, [Column(name, numeric=place > 1) for place, name in enumerate(headings)], rows
-    )
+    return Table("study-sensitivity", caption, _columns(headings, words=2), rows)
 
 
 def _left_out(left: Json) -> Table:
@@ -150,8 +148,12 @@ def _left_out(left: Json) -> Table:
         ]
         for one in left["groups"]
     ]
-    columns = [Column(heading, numeric=place > 1) for place, heading in enumerate(headings)]
-    return Table("study-left-out", "The rule that all other data sets choose, on the one left out.", columns, rows)
+    return Table(
+        "study-left-out",
+        "The rule that all other data sets choose, on the one left out.",
+        _columns(headings, words=2),
+        rows,
+    )
 
 
 def _coverage(summary: Json) -> Table:
@@ -176,5 +178,6 @@ def _points(value: float) -> Cell:
     return number_cell(value, decimal(value, 2))
 
 
-def _columns(headings: tuple[str, ...]) -> list[Column]:
-    return [Column(heading, numeric=place > 0) for place, heading in enumerate(headings)]
+def _columns(headings: tuple[str, ...], words: int = 1) -> list[Column]:
+    """The first ones hold words, the others numbers."""
+    return [Column(heading, numeric=place >= words) for place, heading in enumerate(headings)]

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stages.common.artifacts import replacing_folder, write_json, write_text
+from stages.common.artifacts import replacing_folder, rounded, write_json, write_text
 from stages.common.command import exit_code
 from stages.study import figures
 from stages.study.ablation import ablation
@@ -35,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     write_text(given.study / "table.csv", _csv([asdict(verdict) for verdict in found]))
     points = [point for one in drawn.values() for point in curve_points(one, given.confidence)]
-    write_text(given.study / "curves.csv", _csv([asdict(point) for point in points]))
+    write_text(given.study / "curves.csv", _csv([rounded(asdict(point)) for point in points]))
     write_text(
         given.study / "ablation.csv",
-        _csv([asdict(one) for one in ablation(study, given.resamples, given.seed, given.confidence)]),
+        _csv([rounded(asdict(one)) for one in ablation(study, given.resamples, given.seed, given.confidence)]),
     )
     write_text(given.study / "coverage.csv", _csv([asdict(one) | {"share": one.share} for one in covered]))
     write_json(given.study / "summary.json", summary)

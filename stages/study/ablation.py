@@ -14,7 +14,6 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from stages.common.artifacts import significant
 from stages.study.comparisons import Comparison, compared
 from stages.study.judging import Overall, overall
 from stages.study.measured import Case, Choice, Floats, Study, with_choices
@@ -48,8 +47,6 @@ VARIATIONS: Final[Mapping[str, Variation]] = {
     one.name: one
     for one in starmap(Variation, product(_TRACES, ("deviation", "loss"), ("observed", "local"), (1, 3, 5)))
 }
-
-
 BASE: Final = Variation("plain", "loss", "observed", 1).name
 
 
@@ -103,14 +100,14 @@ def _ablated(one: Overall, over: Comparison | None) -> Ablated:
         cases=one.cases,
         asked=one.asked,
         interpolated=one.interpolated,
-        cost_share=significant(one.cost_share),
-        behind_full=significant(one.behind_full),
-        regret=significant(one.regret),
-        regret_at_cost=significant(one.regret_at_cost),
-        over_base=significant(over.difference) if over else None,
-        over_base_low=significant(over.low) if over else None,
-        over_base_high=significant(over.high) if over else None,
-        p_holm=significant(over.p_holm) if over else None,
+        cost_share=one.cost_share,
+        behind_full=one.behind_full,
+        regret=one.regret,
+        regret_at_cost=one.regret_at_cost,
+        over_base=over.difference if over else None,
+        over_base_low=over.low if over else None,
+        over_base_high=over.high if over else None,
+        p_holm=over.p_holm if over else None,
     )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stages.common.artifacts import significant
 from stages.study.measured import FULL
 from stages.study.resamples import Resamples, interval
 
@@ -43,12 +42,12 @@ def curve_points(resamples: Resamples, confidence: float) -> Iterator[Point]:
             model=case.model,
             boundary=boundary,
             layers=case.layers,
-            cost_share=significant(case.cost_share(method)),
+            cost_share=case.cost_share(method),
             unit=case.unit,
-            quality=significant(case.quality(method)),
-            low=significant(low),
-            high=significant(high),
+            quality=case.quality(method),
+            low=low,
+            high=high,
             seeds=len(run.seeds),
-            longer=significant(case.quality(method, "compute", seeds)) if seeds else None,
-            longer_full=significant(case.quality(FULL, "epochs", seeds)) if seeds else None,
+            longer=case.quality(method, "compute", seeds) if seeds else None,
+            longer_full=case.quality(FULL, "epochs", seeds) if seeds else None,
         )

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any, Final
 
-from stages.common.artifacts import significant
+from stages.common.artifacts import rounded
 from stages.study.comparisons import Comparison, compared
 from stages.study.coverage import Coverage, fits
 from stages.study.judging import LeftOut, Overall, choose, leave_one_out, overall
@@ -59,8 +59,8 @@ def summarise(
         "cost_cap": cost_cap,
         "confidence": confidence,
     }
-    rounded: Json = _rounded(found)
-    return rounded
+    summary: Json = rounded(found)
+    return summary
 
 
 def headline(
@@ -191,11 +191,3 @@ def _coverage(covered: Sequence[Coverage], fitting: Mapping[str, tuple[int, int]
             }
         )
     return found
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return significant(value)
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    return [_rounded(inner) for inner in value] if isinstance(value, list) else value

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from scipy.stats import spearmanr
 
-from stages.common.artifacts import significant
+from stages.common.artifacts import rounded
 from stages.study.measured import FULL, Budget, Case, Choice
 from stages.study.resamples import Resamples, cross_fitted, holm, interval, p_value
 
@@ -199,5 +199,4 @@ def _oracle(case: Case) -> Choice:
 
 
 def _with(verdict: Verdict, **values: float | int | None) -> Verdict:
-    rounded = {name: significant(value) if isinstance(value, float) else value for name, value in values.items()}
-    return replace(verdict, **rounded)  # type: ignore[arg-type]  # by their names
+    return replace(verdict, **rounded(values))

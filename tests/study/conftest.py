@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 EXAMPLES = 40
+FLOPS = {"full": 100, "freeze-2": 50, "freeze-4": 10}
 
 
 @dataclass
@@ -53,6 +54,12 @@ class Tables:
             for i, one in enumerate(correct)
         ]
 
+    def both_seeds(self, data_set, right, **more):
+        """Fine-tunes by method, alike with both seeds; their operations are those of FLOPS."""
+        for method, count in right.items():
+            for seed in (1, 2):
+                self.run(data_set, method, count, seed, flops=FLOPS[method], **more)
+
     def label(self, example):
         """Of a test example: three of four are common."""
         return "rare" if example % 4 == 0 else "common"
@@ -94,11 +101,8 @@ def tables(tmp_path) -> Tables:
 def two_data_sets(tables) -> Tables:
     """On ``a`` freezing two of four layers is as good as full; on ``b`` it costs a tenth; freezing all is bad."""
     right = {"a": {"full": 32, "freeze-2": 32, "freeze-4": 12}, "b": {"full": 36, "freeze-2": 32, "freeze-4": 8}}
-    flops = {"full": 100, "freeze-2": 50, "freeze-4": 10}
     for data_set, methods in right.items():
-        for method, count in methods.items():
-            for seed in (1, 2):
-                tables.run(data_set, method, count, seed, flops=flops[method])
+        tables.both_seeds(data_set, methods)
         tables.choice(data_set, "half", 2, [0.0, 0.9, 1.0, 0.5, -1.0])
         tables.choice(data_set, "none", 4)
         tables.choice(data_set, "full", 0)

@@ -25,9 +25,7 @@ def test_the_mean_over_data_sets_is_the_one_worked_by_hand(two_data_sets):
 
 
 def test_data_sets_of_one_group_count_as_one(two_data_sets):
-    for method, count in (("full", 36), ("freeze-2", 24), ("freeze-4", 8)):
-        for seed in (1, 2):
-            two_data_sets.run("b2", method, count, seed, group="b")
+    two_data_sets.both_seeds("b2", {"full": 36, "freeze-2": 24, "freeze-4": 8}, group="b")
     two_data_sets.choice("b2", "full", 0)
     assert by_depth_of(two_data_sets).mean[-1] == pytest.approx((0 + (-10 - 30) / 2) / 2)
 

@@ -8,9 +8,15 @@ from stages.study.resamples import Resamples
 from stages.study.verdicts import verdicts
 
 
-def judged(tables, resamples=200):
+def drawn_and_judged(tables, resamples):
+    """By data set and model what was drawn, and every verdict, from one draw of all test sets."""
     cases = read_study(tables.write()).cases
-    return [v for n, case in enumerate(cases) for v in verdicts(Resamples(case, resamples, n), 0.95)]
+    drawn = {(case.data_set, case.model): Resamples(case, resamples, 1) for case in cases}
+    return drawn, [v for each in drawn.values() for v in verdicts(each, 0.95)]
+
+
+def judged(tables, resamples=200):
+    return drawn_and_judged(tables, resamples)[1]
 
 
 def one(found, data_set, rule):
@@ -93,9 +99,7 @@ def test_a_method_that_is_no_boundary_is_judged_by_its_own_fine_tune(two_data_se
 def test_equal_compute_is_held_against_full_fine_tuning(two_data_sets):
     for seed in (1, 2):
         two_data_sets.run("b", "freeze-2", 38, seed, budget="compute")
-    cases = read_study(two_data_sets.write()).cases
-    drawn = {(case.data_set, case.model): Resamples(case, 500, 1) for case in cases}
-    found = [v for each in drawn.values() for v in verdicts(each, 0.95)]
+    drawn, found = drawn_and_judged(two_data_sets, 500)
     half = one(found, "b", "half")
     assert (half.equal_compute, half.equal_compute_behind_full) == (95.0, -5.0)
     assert half.equal_compute_behind_full_low < -5 < half.equal_compute_behind_full_high
@@ -140,8 +144,7 @@ def test_a_rule_that_was_not_measured_everywhere_is_no_default(two_data_sets):
     """Towards boundary 4 nothing is read in between, so that nobody knows what layer 3 comes to on b."""
     two_data_sets.choice("a", "lucky", 2)
     two_data_sets.choice("b", "lucky", 3)
-    for seed in (1, 2):
-        two_data_sets.run("b2", "full", 30, seed, group="b")
+    two_data_sets.both_seeds("b2", {"full": 30}, group="b")
     two_data_sets.choice("b2", "lucky", 0)
     for rule in ("half", "none", "salf"):
         two_data_sets.choice("b2", rule, 0)
@@ -178,9 +181,7 @@ def test_a_rule_is_judged_where_it_was_not_chosen(two_data_sets):
 
 
 def test_the_worst_of_what_was_left_out_is_a_case_and_no_mean(two_data_sets):
-    for method, count in (("full", 36), ("freeze-2", 24), ("freeze-4", 8)):
-        for seed in (1, 2):
-            two_data_sets.run("b2", method, count, seed, group="b", flops={"full": 100, "freeze-2": 50}.get(method, 10))
+    two_data_sets.both_seeds("b2", {"full": 36, "freeze-2": 24, "freeze-4": 8}, group="b")
     two_data_sets.choice("b2", "half", 2)
     (b,) = [one for one in leave_one_out(judged(two_data_sets), 0.6) if one.group == "b"]
     assert (b.rule, b.regret, b.worst, b.worst_at_cost) == ("half", 20.0, 30.0, 0.0)
@@ -199,14 +200,10 @@ def test_data_sets_of_one_group_are_left_out_together(two_data_sets):
 
 def test_data_sets_count_alike_when_rules_are_compared_however_many_models_they_have(two_data_sets):
     """salf freezes all of a, which costs 50 points against half there, and does as half does on b, with two models."""
-    for method, count in (("full", 36), ("freeze-2", 32), ("freeze-4", 8)):
-        for seed in (1, 2):
-            two_data_sets.run("b2", method, count, seed, group="b")
+    two_data_sets.both_seeds("b2", {"full": 36, "freeze-2": 32, "freeze-4": 8}, group="b")
     for rule in ("half", "salf"):
         two_data_sets.choice("b2", rule, 2)
-    cases = read_study(two_data_sets.write()).cases
-    drawn = {(case.data_set, case.model): Resamples(case, 200, n) for n, case in enumerate(cases)}
-    found = [v for one in drawn.values() for v in verdicts(one, 0.95)]
+    drawn, found = drawn_and_judged(two_data_sets, 200)
     (half,) = [c for c in compared(found, drawn, "salf", 0.95) if c.rule == "half"]
     assert half.difference == pytest.approx(25.0)
     by_rule = {o.rule: o for o in overall(found)}
@@ -215,9 +212,7 @@ def test_data_sets_count_alike_when_rules_are_compared_however_many_models_they_
 
 
 def test_rules_are_compared_over_the_cases_that_both_were_measured_on(two_data_sets):
-    study = read_study(two_data_sets.write())
-    drawn = {(c.data_set, c.model): Resamples(c, 500, n) for n, c in enumerate(study.cases)}
-    found = [v for one in drawn.values() for v in verdicts(one, 0.95)]
+    drawn, found = drawn_and_judged(two_data_sets, 500)
     by_rule = {c.rule: c for c in compared(found, drawn, "salf", 0.95)}
     assert set(by_rule) == {"half", "none", "full"}
     assert by_rule["half"].difference == pytest.approx((50 + 0) / 2)
