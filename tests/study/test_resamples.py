@@ -36,6 +36,7 @@ def test_p_values_are_those_of_a_normal_difference():
         assert p_value(drawn) == pytest.approx(2 * norm.sf(shift), abs=0.005)
     assert p_value(np.ones(99)) == 2 / 100  # never 0
     assert p_value(np.zeros(99)) == 1.0
+    assert p_value(np.array([0.1 + 0.2 - 0.3] * 99)) == 1.0  # the same sums in another order
 
 
 def test_the_resampled_mean_of_one_seed_has_the_binomial_error(tables):
