@@ -217,7 +217,7 @@ class Plan(Group):
     budget: Share
     tolerance: Annotated[float, Field(ge=0)]
     last_n: Count
-    first_n: Count
+    first_n: Count | None
     oracle: Annotated[int, Field(ge=0)] | None
     seed: int
 

@@ -152,7 +152,7 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
     )
 
 
-def _first_n(selection: Plan) -> int:
+def _first_n(selection: Plan) -> int | None:
     """The one parameter of the plan that is read here."""
     return selection.first_n
 

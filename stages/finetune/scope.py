@@ -58,7 +58,7 @@ class Scope:
         return ["embedding"] * (self.boundary == 0) + layers + ["final"] * self.final
 
 
-def scope_of(name: str, plan: FreezePlan, params: Finetune, seed: int, first_n: int) -> Scope:
+def scope_of(name: str, plan: FreezePlan, params: Finetune, seed: int, first_n: int | None) -> Scope:
     """The scope of a method for the planned model.
 
     Args:
@@ -66,14 +66,15 @@ def scope_of(name: str, plan: FreezePlan, params: Finetune, seed: int, first_n: 
         plan: gives the selectors' boundaries and the model's depth.
         params: ``lisa_layers`` and ``lisa_steps``.
         seed: of the layers that ``lisa`` draws.
-        first_n: the layers that ``first-n`` trains, as far as there are so many.
+        first_n: the layers that ``first-n`` trains, as far as there are so many; ``None``: as many as the plan trains.
 
     Raises:
         UserError: the plan has no such boundary, or leaves the method nothing to train; there are too few layers.
     """
     method, depth = method_of(name), plan.model.layers
     if method.scope == FIRST_N:
-        return Scope(depth, 0, tuple(range(1, min(first_n, depth) + 1)), final=False)
+        trained = max(1, depth - plan.boundary) if first_n is None else min(first_n, depth)
+        return Scope(depth, 0, tuple(range(1, trained + 1)), final=False)
     if method.scope == LISA:
         if params.lisa_layers > depth:
             raise UserError(f"params.yaml: finetune.lisa_layers = {params.lisa_layers}: the model has {depth} layers")

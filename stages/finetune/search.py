@@ -29,7 +29,7 @@ class Bench:
     """All that the candidates of a grid have in common.
 
     Attributes:
-        first_n: layers that the method ``first-n`` trains.
+        first_n: layers that the method ``first-n`` trains; ``None``: as many as the plan.
         shared: tokens of the beginning that all prompts share.
         unfinished: where training that was stopped is kept, to go on from.
         make_reader: gives what scores a model on the validation split.
@@ -41,7 +41,7 @@ class Bench:
     method: str
     runtime: Runtime
     params: Finetune
-    first_n: int
+    first_n: int | None
     shape: ModelShape
     training: Sequence[Example]
     validation: Sequence[Example]

@@ -112,6 +112,13 @@ def test_the_first_layers_are_at_most_all_layers(tmp_path, examples):
     assert sorted(changed_shards(base, folder)) == rewritten
 
 
+@pytest.mark.parametrize(("boundary", "trained"), [(3, 1), (1, 3), (4, 1)])
+def test_the_reversed_freeze_trains_as_many_layers_as_the_plan_unless_told(boundary, trained):
+    plan = FreezePlan.model_validate(artifact(boundary))
+    scope = scope_of("first-n", plan, params(), seed=1, first_n=None)
+    assert (scope.boundary, scope.layers) == (0, tuple(range(1, trained + 1)))
+
+
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [

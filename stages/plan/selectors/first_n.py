@@ -7,7 +7,7 @@ from stages.plan.selectors.choice import Choice
 
 
 def first_n(_evidence: Evidence, params: Plan) -> Choice:
-    """Train the first ``plan.first_n`` layers and the embeddings: a control, and no plan.
+    """Train the first ``plan.first_n`` layers, or as many as the plan, and the embeddings: a control, and no plan.
 
     Its boundary is 0: gradients pass through every layer on their way to the first ones.
 
@@ -19,4 +19,7 @@ def first_n(_evidence: Evidence, params: Plan) -> Choice:
             "params.yaml: plan.selector = first-n: a plan freezes the first layers, and this control the last; "
             "compare it as a method: add first-n to compare.methods"
         )
-    return Choice(0, f"layers 1 to {params.first_n} and the embeddings train: gradients pass through all layers")
+    trained = (
+        "the first layers, as many as the plan trains," if params.first_n is None else f"layers 1 to {params.first_n}"
+    )
+    return Choice(0, f"{trained} and the embeddings train: gradients pass through all layers")
