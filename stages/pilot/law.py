@@ -11,7 +11,7 @@ embeddings with it. D is the number of training examples; epochs and schedule ar
 
 1. the optimiser converged, and both exponents are positive: more to train and more data lower the loss;
 2. fitted without one of the boundaries, it predicts that boundary's losses no worse than interpolation
-   between the others does, all boundaries in turn;
+   between the others and the untrained loss at the last layer does, all boundaries in turn;
 3. fitted without the largest size, it predicts that size's losses no worse than "as at the size before".
 
 It has four parameters and some twelve points: measures of fit on the points themselves would say little.
@@ -118,13 +118,18 @@ def verdict(law: JointLaw) -> str:
 def interpolated(boundaries: Array, losses: Array, untrained: float, depth: int, at: Array) -> Array:
     """Losses [m] at boundaries ``at`` [m], on straight lines between the measured ones [n].
 
-    In front of the first, as there; behind the last, on the line to the loss before training at ``depth``.
+    In front of the first, as there. Behind the last, on the line of the last two, as far as it rises and not above the
+    loss before training: the first layer that trains takes most of that away, so a line up to it says far too much.
+    At ``depth``, where no layer trains and nothing was measured, the loss before training.
     """
     order = np.argsort(boundaries)
     known, values = boundaries[order], losses[order]
-    if known[-1] < depth:
-        known, values = np.append(known, depth), np.append(values, untrained)
-    return np.interp(at, known, values)
+    found = np.interp(at, known, values)
+    if len(known) > 1:
+        slope = max(0.0, (values[-1] - values[-2]) / (known[-1] - known[-2]))
+        behind = at > known[-1]
+        found[behind] = np.minimum(values[-1] + slope * (at[behind] - known[-1]), untrained)
+    return np.where((at == depth) & (known[-1] < depth), untrained, found)
 
 
 def _variables(points: Points) -> Array:
@@ -180,14 +185,15 @@ def _by_law(points: Points, part: Mask) -> Array:
 
 
 def _between_boundaries(points: Points, part: Mask) -> Array:
-    """Every point of the part from the others of its size."""
-    before = float(points.untrained.mean())
+    """Every point of the part on lines between the others of its size, and to what was untrained at the last layer."""
     found = []
     for boundary, size in zip(points.boundaries[part], points.examples[part], strict=True):
         known = ~part & (points.examples == size)
-        at = np.array([boundary])
-        found.append(interpolated(points.boundaries[known], points.mean[known], before, points.depth, at))
-    return np.concatenate(found)
+        at = np.append(points.boundaries[known], points.depth)
+        order = np.argsort(at, kind="stable")
+        losses = np.append(points.mean[known], points.untrained.mean())
+        found.append(np.interp(boundary, at[order], losses[order]))
+    return np.array(found)
 
 
 def _size_before(points: Points, part: Mask) -> Array:

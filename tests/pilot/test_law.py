@@ -81,8 +81,22 @@ def test_left_out_boundaries_without_a_law_are_numpys_lines_between_the_others()
     assert joint_law(made).boundaries.without == pytest.approx(np.sqrt(np.mean(np.square(errors))))
 
 
-def test_interpolation_keeps_the_first_level_and_ends_at_the_untrained_loss():
+@pytest.mark.parametrize(
+    ("losses", "untrained", "expected"),
+    [
+        ([3.0, 1.0], 7.0, [1, 1, 1, 1, 1, 1.5, 2, 2.5, 3, 3.5, 7]),
+        ([3.0, 1.0], 3.2, [1, 1, 1, 1, 1, 1.5, 2, 2.5, 3, 3.2, 3.2]),  # never above the loss before training
+        ([1.0, 3.0], 7.0, [3, 3, 3, 3, 3, 2.5, 2, 1.5, 1, 1, 7]),  # what falls goes on level
+    ],
+)
+def test_without_a_law_losses_go_on_behind_the_last_pilot_and_nothing_is_learned_in_the_end(
+    losses, untrained, expected
+):
     at = np.arange(11.0)
-    found = interpolated(np.array([8.0, 4.0]), np.array([3.0, 1.0]), 7.0, 10, at)
-    np.testing.assert_allclose(found, [1, 1, 1, 1, 1, 1.5, 2, 2.5, 3, 5, 7])
-    assert interpolated(np.array([10.0]), np.array([2.0]), 7.0, 10, at)[-1] == 2.0  # measured there
+    np.testing.assert_allclose(interpolated(np.array([8.0, 4.0]), np.array(losses), untrained, 10, at), expected)
+
+
+def test_what_was_measured_stands_also_at_the_last_layer():
+    at = np.arange(11.0)
+    assert interpolated(np.array([10.0]), np.array([2.0]), 7.0, 10, at)[-1] == 2.0
+    assert set(interpolated(np.array([5.0]), np.array([2.0]), 7.0, 10, at)) == {2.0, 7.0}  # one pilot has no slope
