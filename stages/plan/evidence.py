@@ -11,15 +11,17 @@ from stages.common.artifacts import read_json, require
 from stages.common.command import UserError
 from stages.common.cost import ModelShape
 from stages.common.freeze_plan import FrontierPoint
+from stages.common.laws import POWER
 from stages.common.params import GainName, Quantity
 
 Artifact = TypeVar("Artifact", bound=BaseModel)
 
 
 class Curve(BaseModel):
-    """A fitted law over spaces 1..L; null outside its reach."""
+    """A law fitted to spaces 1..L, and whether it describes them; null outside its reach."""
 
     name: str
+    fits: bool
     curve: list[float | None]
 
 
@@ -33,6 +35,11 @@ class DepthLaw(BaseModel):
     best: str | None
     fits: bool
     verdict: str
+
+    @property
+    def power_fits(self) -> bool:
+        """Whether the paper's law does, the power law over the whole depth; another may fit where it does not."""
+        return any(law.fits for law in self.laws if law.name == POWER.name)
 
     def predicted(self, space: int) -> float:
         """The best law's value where a law fits and reaches, else the observed mean."""

@@ -77,7 +77,10 @@ def write_prepared(folder: Path) -> Path:
     return folder
 
 
-def write_law(path: Path, *, fits: bool = True, quantities: tuple[str, ...] = ("deviation", "loss")) -> Path:
+def write_law(
+    path: Path, *, fits: bool = True, power: bool = True, quantities: tuple[str, ...] = ("deviation", "loss")
+) -> Path:
+    """Laws of which the tail's is the best: whether it fits, and whether that of the whole depth does, too."""
     means = {"deviation": DEVIATION, "loss": LOSS}
     laws = {
         name: {
@@ -87,7 +90,10 @@ def write_law(path: Path, *, fits: bool = True, quantities: tuple[str, ...] = ("
             "best": "power_tail",
             "fits": fits,
             "verdict": "a power law holds from layer 3 on." if fits else "no law fits.",
-            "laws": [{"name": "power_tail", "curve": [None, None, *(x + 0.001 for x in means[name][3:])]}],
+            "laws": [
+                {"name": "power", "fits": fits and power, "curve": means[name][1:]},
+                {"name": "power_tail", "fits": fits, "curve": [None, None, *(x + 0.001 for x in means[name][3:])]},
+            ],
         }
         for name in quantities
     }

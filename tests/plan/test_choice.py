@@ -58,12 +58,14 @@ def test_a_named_gain_is_what_salf_does_when_asked_for_it(workspace, quantity, g
     assert (name in named.boundaries) == (asked.fallback is None)
 
 
-def test_a_named_gain_has_nothing_in_its_place_where_no_law_fits(workspace):
-    workspace.rewrite_law(fits=False)
+@pytest.mark.parametrize("law", [{"fits": False}, {"power": False}])
+def test_a_named_gain_has_nothing_in_its_place_where_its_law_does_not_fit(workspace, law):
+    """Both gains are computed from the power law over the whole depth: another law that fits does not help them."""
+    workspace.rewrite_law(**law)
     plan = workspace.plan()
-    assert "no scaling law fits the deviation" in plan.absent["salf-deviation-ratio"]
+    assert "no power law over the whole depth fits the deviation" in plan.absent["salf-deviation-ratio"]
     assert plan.boundaries["salf-deviation-observed"].boundary == 5
-    with pytest.raises(UserError, match="salf-deviation-ratio: no scaling law fits"):
+    with pytest.raises(UserError, match="salf-deviation-ratio: no power law over the whole depth fits"):
         workspace.plan(selector="salf-deviation-ratio")
 
 

@@ -156,5 +156,6 @@ def test_the_reversed_freeze_is_a_control_and_no_plan(workspace):
     plan = workspace.plan(first_n=2)
     assert plan.boundary_of("first-n") == 0
     assert "layers 1 to 2" in chosen(plan, "first-n").reason
+    assert "as many as the plan trains" in chosen(workspace.plan(first_n=None), "first-n").reason
     with pytest.raises(UserError, match=r"plan\.selector = first-n: .*compare\.methods"):
         workspace.plan(selector="first-n")

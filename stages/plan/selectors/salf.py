@@ -15,7 +15,7 @@ from stages.plan.selectors.choice import AbsentEvidenceError, Choice, Selector
 SURE: Final = 0.9  # share of resamples from which a choice is called sure
 FAIRLY_SURE: Final = 0.5
 _RUNNERS_UP: Final = 3
-_NEEDS_A_LAW: Final[frozenset[GainName]] = frozenset({"ratio", "marginal"})
+_OF_THE_POWER_LAW: Final[frozenset[GainName]] = frozenset({"ratio", "marginal"})
 _WORDS: Final[Mapping[GainName, str]] = {
     "observed": "observed gain",
     "ratio": "gain relative to the law's (capability ratio)",
@@ -53,7 +53,7 @@ def basis_of(evidence: Evidence, params: Plan) -> Basis:
 
 
 def salf(evidence: Evidence, params: Plan) -> Choice:
-    """Freeze up to the layer with the largest gain among 2..L-1: see :data:`stages.plan.evidence.Gains`."""
+    """Freeze up to the layer with the largest gain: of 2..L-1, since layer 1's is the embedding step's."""
     return _largest(evidence, basis_of(evidence, params))
 
 
@@ -92,8 +92,8 @@ def _scores(gains: tuple[LayerGain, ...], layers: int) -> tuple[float | None, ..
 
 def _unusable(evidence: Evidence, quantity: Quantity, gain: GainName) -> str | None:
     law = evidence.laws[quantity]
-    if gain in _NEEDS_A_LAW and not law.fits:
-        return f"no scaling law fits the {quantity} ({law.verdict.rstrip('.')})"
+    if gain in _OF_THE_POWER_LAW and not law.power_fits:
+        return f"no power law over the whole depth fits the {quantity} ({law.verdict.rstrip('.')})"
     if not evidence.gains.get((quantity, gain)):
         return f"no layer has a {_WORDS[gain]} of the {quantity}"
     return None
