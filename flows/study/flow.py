@@ -24,11 +24,11 @@ from flows.processes import StoppedError, run_streaming
 from flows.study import harvest
 from flows.study.description import DESCRIPTION, StudyError, only, read_description
 from flows.study.experiment import Desk, run_item
-from flows.study.forecast import Forecast
+from flows.study.forecast import Forecast, Machine
 from flows.study.item import Item, ready
 from flows.study.kept import object_cache
 from flows.study.outlook import outlook
-from flows.study.progress import Progress
+from flows.study.progress import Look, Progress
 from flows.study.settings import Places
 from flows.study.tables import Tables, sole_writer
 from flows.workspace import WorkspaceBusyError
@@ -126,7 +126,11 @@ def _start(
 
 def _fits(item: Item, progress: Progress, deadline: float) -> bool:
     """Whether an experiment is expected to end within the budget; one that nobody can foresee may begin within it."""
-    seconds = Forecast(progress.tables.runs, harvest.where()).seconds(item.fine_tunes, progress.known().layers)
+    forecast = Forecast(progress.tables.runs, progress.tables.choices, Machine.of(harvest.where()))
+    if isinstance(item.work, Look):
+        seconds = forecast.of_plans([item.work])
+    else:
+        seconds = forecast.seconds(item.work, progress.known().layers)
     left = deadline - time.monotonic()
     if left > (seconds or 0):
         return True

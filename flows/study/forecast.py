@@ -1,13 +1,35 @@
-"""How long a study will take: from what this machine has measured, and from nothing else."""
+"""How long a study will take: from what one machine has measured, and from nothing else."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Final
+from typing import Any, Final
 
 from flows.study.agenda import Case, FineTune
+from flows.study.progress import Look
 from flows.study.tables import Row
 
 _FREE: Final = 0.9  # about what freezing all layers saves of a full fine-tune: the frozen pass stays
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Whose seconds count."""
+
+    name: str
+    cores: int
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "Machine":
+        """By a row's columns ``machine`` and ``cores``."""
+        return cls(facts["machine"], facts["cores"])
+
+
+def nearest(rows: Sequence[Row], here: Machine) -> Machine:
+    """Here, where anything was measured here or nothing anywhere; else the machine that has measured most."""
+    counts = Counter(Machine.of(row) for row in rows if row["seconds_wall"])
+    return here if here in counts or not counts else counts.most_common(1)[0][0]
 
 
 def units(fine_tune: FineTune, layers: int) -> float:
@@ -17,15 +39,16 @@ def units(fine_tune: FineTune, layers: int) -> float:
 
 
 class Forecast:
-    """Seconds per unit, by case and by model, as measured here.
+    """Seconds per unit, by case and by model, and per plan, by model, as one machine has measured them.
 
     Args:
-        rows: the study's runs.
-        here: ``machine`` and ``cores`` of this machine; what others measured is left aside.
+        runs: the study's fine-tunes.
+        choices: the study's choices, a row per rule.
+        machine: what others measured is left aside.
     """
 
-    def __init__(self, rows: Sequence[Row], here: Mapping[str, object]) -> None:
-        mine = [row for row in rows if row["seconds_wall"] and all(row[name] == value for name, value in here.items())]
+    def __init__(self, runs: Sequence[Row], choices: Sequence[Row], machine: Machine) -> None:
+        mine = [row for row in runs if row["seconds_wall"] and Machine.of(row) == machine]
         self.measured = len(mine)
         self._by_case: dict[Case, list[float]] = {}
         self._by_model: dict[str, list[float]] = {}
@@ -36,6 +59,11 @@ class Forecast:
             each = row["seconds_wall"] / units(done, row["layers"])
             self._by_case.setdefault(case, []).append(each)
             self._by_model.setdefault(case.model, []).append(each)
+        self._by_rule = {
+            (row["model"], row["rule"]): row["seconds"]
+            for row in choices
+            if row["seconds"] is not None and row["machine"] == machine.name
+        }
 
     def seconds(self, fine_tunes: Sequence[FineTune], layers: Mapping[Case, int]) -> float | None:
         """Of all of them, one after the other; ``None``: nothing was measured with one of the models."""
@@ -46,3 +74,8 @@ class Forecast:
                 return None
             found += fmean(known) * units(fine_tune, layers[fine_tune.case])
         return found
+
+    def of_plans(self, looks: Sequence[Look]) -> float | None:
+        """Of all these plans; ``None``: none with the parameters of one of them was made with its model."""
+        found = [self._by_rule.get((look.case.model, look.names[0])) for look in looks]
+        return None if None in found else sum(filter(None, found))

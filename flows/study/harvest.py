@@ -68,6 +68,7 @@ def choices(look: Look, kept: Artifacts) -> list[Row]:
     """What every rule chooses by a plan; a rule whose evidence the plan lacks keeps the plan's reason."""
     plan, share = kept.json(_PLAN), (_pilot(kept) or {"flops": {"share": None}})["flops"]["share"]
     facts = {"data_set": look.case.data_set, "model": look.case.model, "layers": plan["model"]["layers"]}
+    facts["machine"] = where()["machine"]
     if not look.rules:
         return [{**facts, "rule": name} for name in look.names]
     deciding = dict.fromkeys(_PILOTED, share)
@@ -97,7 +98,10 @@ def _choice(plan: Mapping[str, Any], selector: str) -> Row:
 
 
 def intervals(look: Look, kept: Artifacts) -> list[Row]:
-    """What laws and pilots predict with an interval, and what was observed, to be held against each other."""
+    """What laws and pilots predict with an interval, and what was observed, to be held against each other.
+
+    Every row names the law that predicts; none where what was observed, of pilots too, stands without one.
+    """
     laws = _law_rows(look, kept.json(_LAW)) if look.source in _TRACES else []
     return _pilot_rows(look, _pilot(kept)) + laws
 
@@ -106,7 +110,8 @@ def _pilot_rows(look: Look, pilot: Mapping[str, Any] | None) -> list[Row]:
     if pilot is None:
         return []
     bounds = [(one["boundary"], [one["loss"], one["low"], one["high"]]) for one in pilot["predictions"]]
-    return [{**_interval(look.case, "pilot", k, each), "confidence": pilot["confidence"]} for k, each in bounds]
+    facts = {"law": "joint" if pilot["law"]["holds"] else "", "confidence": pilot["confidence"]}
+    return [{**_interval(look.case, "pilot", k, each), **facts} for k, each in bounds]
 
 
 def _law_rows(look: Look, fitted: Mapping[str, Any]) -> list[Row]:
@@ -117,7 +122,8 @@ def _law_rows(look: Look, fitted: Mapping[str, Any]) -> list[Row]:
         for space, observed in enumerate(entry["mean"]):
             bounds = [best[name][space - 1] for name in _CURVES] if best and space else [None] * len(_CURVES)
             row = _interval(look.case, f"{look.source}:{quantity}", space, bounds)
-            rows.append({**row, "observed": observed, "confidence": fitted["confidence"] if best and space else None})
+            facts = {"law": best["name"], "confidence": fitted["confidence"]} if best and space else {}
+            rows.append({**row, "observed": observed, **facts})
     return rows
 
 

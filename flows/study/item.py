@@ -74,17 +74,17 @@ def keep(item: Item, made: Artifacts, progress: Progress, seconds: float) -> Non
         item: a plan or fine-tunes.
         made: what the stages left.
         progress: where the study stands.
-        seconds: what it took; every fine-tune carries its part, shared out by size.
+        seconds: what it took; every fine-tune carries its part, shared out by size, every rule of a plan all of it.
     """
     if isinstance(item.work, Look):
-        _keep_look(item.work, made, progress)
+        _keep_look(item.work, made, progress, seconds)
     else:
         _keep_runs(item.work, made, progress, seconds)
 
 
-def _keep_look(look: Look, made: Artifacts, progress: Progress) -> None:
-    name = progress.tables.keep_settings(look.settings)
-    rows = [{**row, "settings": name} for row in harvest.choices(look, made)]
+def _keep_look(look: Look, made: Artifacts, progress: Progress, seconds: float) -> None:
+    facts = {"settings": progress.tables.keep_settings(look.settings), "seconds": seconds}
+    rows = [{**row, **facts} for row in harvest.choices(look, made)]
     progress.tables.keep_choices(rows, harvest.intervals(look, made))
 
 

@@ -2,20 +2,26 @@
 
 from flows.durations import duration
 from flows.study import harvest
-from flows.study.forecast import Forecast
+from flows.study.forecast import Forecast, Machine, nearest
 from flows.study.progress import Progress
 
 
 def outlook(progress: Progress) -> str:
-    """What there is, what is left, and how long that takes here."""
-    known, here = progress.known(), harvest.where()
-    left, looks = progress.wanted(known), len(progress.looks())
-    forecast = Forecast(progress.tables.runs, here)
-    seconds = forecast.seconds(left, known.layers)
+    """What there is, what is left, and how long that takes, here or where most was measured."""
+    known, here = progress.known(), Machine.of(harvest.where())
+    left, looks = progress.wanted(known), progress.looks()
+    machine = nearest(progress.tables.runs, here)
+    forecast = Forecast(progress.tables.runs, progress.tables.choices, machine)
+    seconds, planning = forecast.seconds(left, known.layers), forecast.of_plans(looks)
     parts = [f"{len(progress.cases)} pairs of data set and model", f"{len(known.done)} fine-tunes there"]
-    parts += [f"{looks} plans to make, from which more fine-tunes may follow"] * bool(looks)
+    if looks:
+        takes = f"about {duration(planning)}" if planning is not None else "how long is known after the first of each"
+        parts.append(f"{len(looks)} plans to make ({takes}), from which more fine-tunes may follow")
     parts.append(f"{len(left)} fine-tunes left")
     takes = f"about {duration(seconds)}" if seconds is not None else "how long is known after the first of each model"
-    parts.append(f"{takes} on this machine ({here['machine']}; {forecast.measured} fine-tunes measured here)")
+    if machine == here:
+        parts.append(f"{takes} on this machine ({here.name}; {forecast.measured} fine-tunes measured here)")
+    else:
+        parts.append(f"{takes} on {machine.name}, which measured most; nothing was on this machine ({here.name}) yet")
     parts += [f"left out: {', '.join(progress.absent)}"] * bool(progress.absent)
     return f"study: {', '.join(parts)}"

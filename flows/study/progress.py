@@ -16,10 +16,10 @@ from flows.study.settings import (
     parameters,
     plan_settings,
     read_parameters,
-    still_holds,
     training_settings,
 )
 from flows.study.tables import Row, Tables
+from stages.common.kept_settings import still_holds
 
 PLAIN: Final = "plain"  # the parameters as they are: their plan tells the model's depth
 

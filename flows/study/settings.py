@@ -42,6 +42,7 @@ _ASIDE: Final = frozenset(
 _SCORING: Final = ("answer_marker", "generate_tokens")
 # A method's own parameters decide nothing for the others: prefixes in finetune, by what the method's name holds.
 _OWN: Final = {"lora": "lora_", "lisa": "lisa_"}
+_CONTROL: Final = "first_n"  # of plan: no boundary depends on it
 _CODE: Final = ("base", "common", "evaluate", "finetune", "prepare")
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ /+.$%*@?|-]*")
 
@@ -139,29 +140,23 @@ def training_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any
 
 
 def method_settings(params: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """What decides the result of one method alone; nothing for those that freeze up to a layer."""
+    """What decides the result of one method alone; nothing for those that freeze up to a layer.
+
+    ``first-n`` trains as many layers as the plan, unless told: all that decides the plan's choice counts.
+    """
     prefixes = tuple(prefix for word, prefix in _OWN.items() if word in method)
     own = {key: value for key, value in params["finetune"].items() if prefixes and key.startswith(prefixes)}
     name = method.partition("+")[0].replace("-", "_")
-    return own | {key: value for key, value in params["plan"].items() if key == name}
+    return own | {key: value for key, value in params["plan"].items() if name in (key, _CONTROL)}
 
 
 def plan_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any]:
     """What decides a plan: every group that a stage before it reads."""
-    groups = ("trace", "fit", "signals", "pilot", "plan")
+    groups = ("trace", "fit", "signals", "pilot")
     finetune = {key: value for key, value in params["finetune"].items() if not key.startswith("cache")}
-    return {
-        **_inputs(params, project),
-        **{name: params[name] for name in groups if name in params},
-        "finetune": finetune,
-    }
-
-
-def still_holds(kept: Any, now: Any) -> bool:
-    """Whether all that kept settings name has the value that it has now; what they do not name may be new."""
-    if isinstance(kept, Mapping):
-        return isinstance(now, Mapping) and all(key in now and still_holds(kept[key], now[key]) for key in kept)
-    return bool(kept == now)
+    found = {**_inputs(params, project), **{name: params[name] for name in groups if name in params}}
+    found["plan"] = {key: value for key, value in params["plan"].items() if key != _CONTROL}
+    return {**found, "finetune": finetune}
 
 
 def digest(value: Any) -> str:

@@ -72,11 +72,14 @@ _CHOICE_COLUMNS: Final[Mapping[str, type]] = {
     "reason": str,
     "scores": str,
     "settings": str,
+    "machine": str,
+    "seconds": float,
 }
 _INTERVAL_COLUMNS: Final[Mapping[str, type]] = {
     "data_set": str,
     "model": str,
     "source": str,
+    "law": str,
     "place": int,
     "predicted": float,
     "low": float,

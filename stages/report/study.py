@@ -160,7 +160,7 @@ def _coverage(summary: Json) -> Table:
     rows = [
         [
             Cell(one["source"]),
-            number_cell(one["fitted"], f"{one['fitted']} of {one['asked']}"),
+            number_cell(one["fitted"], f"{one['fitted']} of {one['asked']}", _laws(one["laws"])),
             number_cell(one["places"], str(one["places"]), f"{one['cases']} cases"),
             number_cell(one["covered"], percent(one["covered"])),
             number_cell(one["nominal"], percent(number(one["nominal"]))),
@@ -168,10 +168,15 @@ def _coverage(summary: Json) -> Table:
         for one in summary["coverage"]
     ]
     caption = (
-        "On how many cases a law fits at all (or pilots were run), and how often the intervals of those cover what was "
-        "measured later: laws against larger traces, pilots against whole fine-tunes."
+        "On how many cases a law fits at all, which one, and how often the intervals cover what was measured later: "
+        "laws against larger traces, pilots (interpolated where their law does not hold) against whole fine-tunes."
     )
     return Table("study-coverage", caption, _columns(("Source", "Fits", "Places", "Covered", "Nominal")), rows)
+
+
+def _laws(counts: Mapping[str, int]) -> str:
+    """Which fit how often: ``power 2, exponential 1``."""
+    return ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items())
 
 
 def _points(value: float) -> Cell:

@@ -1,9 +1,9 @@
 """The paper's rule with one thing changed at a time, on the mean curves that a study keeps of its traces.
 
-What is changed: the quantity (deviation or loss), how a layer's gain is counted (what it took off, or the exponent of
-the power law through its two spaces), how many examples were traced, and whether the curve is smoothed over
-neighbouring spaces first. Norm convention, target and the gains that a law gives are changed by rules of their own,
-since they take other traces, or the law: these stand beside.
+What is changed: the quantity (deviation or loss), how a layer's gain is counted (what it took off, the exponent of the
+power law through its two spaces, or by a law), which spaces that law is fitted to, how many examples were traced, and
+whether the curve is smoothed over neighbouring spaces first. Norm convention and target are changed by rules of their
+own, since they take other traces: these stand beside, as do the gains by a law where it fits.
 """
 
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from itertools import product, starmap
 from typing import Final
 
-import numpy as np
 import pandas as pd
 
 from stages.study.comparisons import Comparison, compared
+from stages.study.gains import Span, layer_of_largest, local, observed, of_law, smoothed
 from stages.study.judging import Overall, overall
 from stages.study.measured import Case, Choice, Floats, Study, with_choices
 from stages.study.resamples import Resamples
@@ -28,26 +28,41 @@ class Variation:
     Attributes:
         trace: ``plain`` (the plan's own) or ``reference``.
         window: neighbouring spaces of the moving mean; 1: none.
+        span: the spaces that the law of a gain by a law is fitted to; ``None``: the gain needs none.
     """
 
     trace: str
     quantity: str
     gain: str
-    window: int
+    window: int = 1
+    span: Span | None = None
 
     @property
     def name(self) -> str:
         """Its name in ``ablation.csv``."""
         smooth = f"mean of {self.window} spaces" if self.window > 1 else "not smoothed"
-        return f"{self.quantity}, {self.gain} gain, {_TRACES[self.trace]}, {smooth}"
+        fitted = f" by a law {_SPANS[self.span]}" if self.span else ""
+        return f"{self.quantity}, {self.gain} gain{fitted}, {_TRACES[self.trace]}, {smooth}"
+
+    def layer(self, curve: Floats) -> int:
+        """What it names on a curve [L] over spaces 1..L."""
+        smooth = smoothed(curve, self.window)
+        if self.span:
+            return layer_of_largest(of_law(smooth, self.gain, self.span))
+        return layer_of_largest(observed(smooth) if self.gain == "observed" else local(smooth))
 
 
 _TRACES: Final[Mapping[str, str]] = {"plain": "the plan's trace", "reference": "a larger trace"}
+_SPANS: Final[Mapping[Span, str]] = {"whole": "over the whole depth", "falling": "from the peak on"}
+_QUANTITIES: Final = ("deviation", "loss")
 VARIATIONS: Final[Mapping[str, Variation]] = {
     one.name: one
-    for one in starmap(Variation, product(_TRACES, ("deviation", "loss"), ("observed", "local"), (1, 3, 5)))
+    for one in [
+        *starmap(Variation, product(_TRACES, _QUANTITIES, ("observed", "local"), (1, 3, 5))),
+        *starmap(Variation, product(["plain"], _QUANTITIES, ("ratio", "marginal"), [1], _SPANS)),
+    ]
 }
-BASE: Final = Variation("plain", "loss", "observed", 1).name
+BASE: Final = Variation("plain", "deviation", "observed").name
 
 
 @dataclass(frozen=True)
@@ -124,20 +139,6 @@ def variations(case: Case, intervals: pd.DataFrame) -> list[Choice]:
         rows = mine[(mine["source"] == f"{one.trace}:{one.quantity}") & mine["observed"].notna()].sort_values("place")
         if list(rows["place"]) == list(range(case.layers + 1)):
             # The step from the embeddings is nobody's gain: space 0 is no neighbour.
-            curve = smoothed(rows["observed"].to_numpy(float)[1:], one.window)
-            found.append(Choice(name, "salf", largest_gain(curve, one.gain), "", ()))
+            layer = one.layer(rows["observed"].to_numpy(float)[1:])
+            found.append(Choice(name, "salf", layer, "", ()))
     return found
-
-
-def smoothed(curve: Floats, window: int) -> Floats:
-    """Centred moving mean over so many neighbours; near the ends over those that are there."""
-    kernel = np.ones(window)
-    return np.convolve(curve, kernel, "same") / np.convolve(np.ones(len(curve)), kernel, "same")
-
-
-def largest_gain(curve: Floats, gain: str) -> int:
-    """The layer of 2..L-1 with the largest gain of a positive curve over spaces 1..L; of equals the deepest."""
-    before, after = curve[:-2], curve[1:-1]
-    layers = np.arange(2, len(curve))
-    gains = before - after if gain == "observed" else np.log(before / after) / np.log((layers + 1) / layers)
-    return int(layers[len(gains) - 1 - gains[::-1].argmax()])

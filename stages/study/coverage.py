@@ -5,7 +5,8 @@ fit at all: a law fits when it also predicts the last layers, left out of it, be
 fine-tunes and held against the validation loss of whole ones at the boundaries that were measured.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -57,16 +58,33 @@ def coverage(intervals: pd.DataFrame, cases: Sequence[Case]) -> list[Coverage]:
     return found
 
 
-def fits(intervals: pd.DataFrame, cases: Sequence[Case]) -> dict[str, tuple[int, int]]:
-    """Source → on how many cases a law or pilots predict with an interval, of those where they were asked."""
+@dataclass(frozen=True)
+class Fits:
+    """How often a source's laws fit.
+
+    Attributes:
+        asked: on so many cases.
+        laws: law → on how many of them it is the one that fits.
+    """
+
+    asked: int
+    laws: Mapping[str, int]
+
+    @property
+    def fitted(self) -> int:
+        """On how many cases any does."""
+        return sum(self.laws.values())
+
+
+def fits(intervals: pd.DataFrame, cases: Sequence[Case]) -> dict[str, Fits]:
+    """Which law fits how often, of every source."""
     here = {(case.data_set, case.model) for case in cases}
-    found: dict[str, tuple[int, int]] = {}
+    named: dict[str, list[str]] = {}
     for (data_set, model, source), rows in intervals.groupby(["data_set", "model", "source"]):
         kind, _, quantity = str(source).partition(":")
         if (data_set, model) in here and kind in (_PILOT, _PLAIN):
-            fitting, asked = found.get(quantity or kind, (0, 0))
-            found[quantity or kind] = (fitting + bool(rows["low"].notna().any()), asked + 1)
-    return found
+            named.setdefault(quantity or kind, []).append(max(rows["law"]))
+    return {source: Fits(len(laws), Counter(sorted(filter(None, laws)))) for source, laws in named.items()}
 
 
 def _validation_losses(case: Case) -> dict[int, float]:

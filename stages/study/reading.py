@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from stages.common.command import UserError
+from stages.common.kept_settings import still_holds
 from stages.study.measured import BALANCED, FULL, LOSS, Budget, Case, Choice, Floats, Run, Study, with_choices
 
 _MADE_BY: Final = "python -m flows.study"
@@ -20,19 +21,18 @@ _MADE_BY: Final = "python -m flows.study"
 def read_study(folder: Path) -> Study:
     """Read the tables of a study.
 
-    Of every case the rows of its last settings count, and of a method's own settings the last; rows of earlier ones
-    are another study's. All boundaries of a case are read with the same seeds, those that keep most fine-tunes: one
-    boundary's lucky seed shall not be held against others that lack it.
+    Of every case the rows count whose settings hold under its last ones (a parameter may have come since), and of a
+    method's own settings the last; others are another study's. All boundaries of a case are read with the same seeds,
+    those that keep most fine-tunes: one boundary's lucky seed shall not be held against others that lack it.
 
     Raises:
         UserError: a table is missing or damaged, or no case has full fine-tuning to compare with.
     """
     runs = _csv(folder / "runs.csv", {"method_settings": str, "settings": str})
     choices = _csv(folder / "choices.csv", {"reason": str, "scores": str, "selector": str})
-    intervals = _csv(folder / "intervals.csv", {})
+    intervals = _csv(folder / "intervals.csv", {"law": str})
     said = _predictions(folder / "predictions.parquet")
-    last = runs.groupby(["data_set", "model"])["settings"].transform("last")
-    present = runs[runs["settings"] == last].drop_duplicates(
+    present = runs[_of_last_settings(runs, _kept_settings(folder / "settings.json"))].drop_duplicates(
         ["data_set", "model", "method", "seed", "budget"], keep="last"
     )
     runs = _complete(present)
@@ -42,6 +42,13 @@ def read_study(folder: Path) -> Study:
     if not cases:
         raise UserError(f"{folder}: no data set's full fine-tuning is measured yet; run: {_MADE_BY}")
     return Study(cases, runs, len(present), intervals)
+
+
+def _of_last_settings(runs: pd.DataFrame, kept: Mapping[str, Any]) -> "pd.Series[bool]":
+    """Which rows were made under settings that hold under the last ones of their case."""
+    last = runs.groupby(["data_set", "model"])["settings"].transform("last")
+    pairs = zip(runs["settings"], last, strict=True)
+    return pd.Series([still_holds(kept.get(own, own), kept.get(newest, newest)) for own, newest in pairs], runs.index)
 
 
 def _complete(runs: pd.DataFrame) -> pd.DataFrame:
@@ -158,6 +165,16 @@ def _choice(row: dict[Any, Any]) -> Choice:
         scores=scores,
         deciding_share=0.0 if deciding is None or pd.isna(deciding) else float(deciding),
     )
+
+
+def _kept_settings(path: Path) -> dict[str, Any]:
+    """Settings by their digests, as rows name them."""
+    _require(path)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error})") from None
+    return found
 
 
 def _csv(path: Path, text: dict[str, type]) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from stages.common.artifacts import rounded
 from stages.study.comparisons import Comparison, compared
-from stages.study.coverage import Coverage, fits
+from stages.study.coverage import Coverage, Fits, fits
 from stages.study.judging import LeftOut, Overall, choose, leave_one_out, overall
 from stages.study.measured import FULL, Study
 from stages.study.resamples import Resamples
@@ -43,6 +43,7 @@ def summarise(
         f"over_{PAPER}": compared(verdicts, resamples, PAPER, confidence),
         "over_full": compared(verdicts, resamples, FULL, confidence),
         "equal_compute_over_full": compared(verdicts, resamples, FULL, confidence, "compute"),
+        **({"over_default": compared(verdicts, resamples, default, confidence)} if default else {}),
     }
     against_full = next((one for one in beside["over_full"] if one.rule == default), None)
     found = {
@@ -170,20 +171,20 @@ def _rule(one: Overall, beside: Mapping[str, Sequence[Comparison]]) -> Json:
     return {**asdict(one), **found}
 
 
-def _coverage(covered: Sequence[Coverage], fitting: Mapping[str, tuple[int, int]]) -> list[Json]:
+def _coverage(covered: Sequence[Coverage], fitting: Mapping[str, Fits]) -> list[Json]:
     """By source, over all cases."""
     found = []
     for source in sorted({one.source for one in covered}):
         mine = [one for one in covered if one.source == source]
         places = sum(one.places for one in mine)
         share = sum(one.covered for one in mine) / places
-        nominal = mine[0].nominal
-        fitted, asked = fitting[source]
+        nominal, fit = mine[0].nominal, fitting[source]
         found.append(
             {
                 "source": source,
-                "fitted": fitted,
-                "asked": asked,
+                "fitted": fit.fitted,
+                "asked": fit.asked,
+                "laws": dict(fit.laws),
                 "cases": len(mine),
                 "places": places,
                 "covered": share,

@@ -1,9 +1,9 @@
 """Every rule on every case: what it chose, what came of it, and how far that is from the best that was measured.
 
 Three regrets, since none alone is fair to all rules. ``regret``: behind the best measured boundary, whatever that
-costs. ``regret_at_cost``: behind the best at equal or lower cost; a rule that freezes nearly everything has
-almost none. ``regret_cross_fitted``: as the first, but the best boundary is found on other test examples than
-those it is scored on, so that luck in its choice does not count against the rule; it may be negative.
+costs. ``regret_at_cost``: behind the best at equal or lower cost, what deciding costs included; a rule that freezes
+nearly everything has almost none. ``regret_cross_fitted``: as the first, but the best boundary is found on other test
+examples than those it is scored on, so that luck in its choice does not count against the rule; it may be negative.
 """
 
 from dataclasses import dataclass, replace
@@ -130,7 +130,7 @@ def _verdict(choice: Choice, resamples: Resamples, confidence: float) -> Verdict
     )
     if (method, "epochs") not in case.runs:
         return verdict
-    found = {**_quality(method, resamples, confidence), **_regrets(case, method)}
+    found = {**_quality(method, resamples, confidence), **_regrets(case, method, choice.deciding_share)}
     return _with(replace(verdict, interpolated=method in case.between), **found)
 
 
@@ -165,9 +165,10 @@ def _behind_full(
     return {name: -over, f"{name}_low": low, f"{name}_high": high}
 
 
-def _regrets(case: Case, method: str) -> dict[str, float | int | None]:
+def _regrets(case: Case, method: str, deciding_share: float) -> dict[str, float | int | None]:
     """Against the boundaries measured at equal epochs; a method that is none over the seeds that they have too."""
-    curve, seeds, share = case.curve(), case.common_seeds(method, FULL), case.cost_share(method)
+    curve, seeds = case.curve(), case.common_seeds(method, FULL)
+    share = case.cost_share(method) + deciding_share
     if not seeds:
         return {}
     own = case.quality(method, seeds=seeds)

@@ -78,7 +78,16 @@ SUMMARY = {
         "salf": {**RULE, "rule": "salf", "regret": 8.0625, "rank_correlation": None},
     },
     "coverage": [
-        {"source": "pilot", "fitted": 4, "asked": 5, "cases": 2, "places": 12, "covered": 0.9375, "nominal": 0.9}
+        {
+            "source": "loss",
+            "fitted": 4,
+            "asked": 5,
+            "laws": {"broken_power": 3, "power": 1},
+            "cases": 2,
+            "places": 12,
+            "covered": 0.9375,
+            "nominal": 0.9,
+        }
     ],
 }
 
@@ -107,7 +116,14 @@ def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
     ) in page
     for value in (0.4375, 8.0625, -0.0625, 0.375, 0.875, 0.9375, 3.0625, 4.375):
         assert f'<data value="{value}">' in page
-    for words in ("9 of 11 cases, 2 interpolated", "2.5 to 3.5, 7 sets", "on 6", "cost cap 30%", "4 of 5"):
+    for words in (
+        "9 of 11 cases, 2 interpolated",
+        "2.5 to 3.5, 7 sets",
+        "on 6",
+        "cost cap 30%",
+        "4 of 5",
+        "broken power 3, power 1",
+    ):
         assert words in page
     assert f"and 150{THIN}% to decide" in page
 

@@ -15,13 +15,14 @@ FLOPS = {"full": 100, "freeze-2": 50, "freeze-4": 10}
 
 @dataclass
 class Tables:
-    """Makes runs.csv, choices.csv, intervals.csv and predictions.parquet out of how many answers were right."""
+    """Makes a study's tables out of how many answers were right."""
 
     folder: Path
     runs: list[dict] = field(default_factory=list)
     said: list[dict] = field(default_factory=list)
     choices: list[dict] = field(default_factory=list)
     intervals: list[dict] = field(default_factory=list)
+    settings: dict[str, dict] = field(default_factory=lambda: {"s": {"epochs": 3}, "later": {"epochs": 4}})
 
     def run(self, data_set, method, right, seed=1, budget="epochs", flops=100, **more):
         """A fine-tune whose first ``right`` examples are answered rightly; ``right`` may be a list of 0 and 1."""
@@ -79,16 +80,19 @@ class Tables:
             }
         )
 
-    def interval(self, data_set, source, place, predicted=None, low=None, high=None, observed=None):
-        row = {"data_set": data_set, "model": "tiny", "source": source, "place": place, "predicted": predicted}
-        self.intervals.append({**row, "low": low, "high": high, "observed": observed, "confidence": 0.9})
+    def interval(self, data_set, source, place, predicted=None, low=None, high=None, observed=None, law=None):
+        row = {"data_set": data_set, "model": "tiny", "source": source, "law": law, "place": place}
+        row |= {"predicted": predicted, "low": low, "high": high}
+        self.intervals.append({**row, "observed": observed, "confidence": 0.9})
 
     def write(self) -> Path:
-        columns = ["data_set", "model", "source", "place", "predicted", "low", "high", "observed", "confidence"]
+        columns = ["data_set", "model", "source", "law", "place"]
+        columns += ["predicted", "low", "high", "observed", "confidence"]
         pd.DataFrame(self.runs).to_csv(self.folder / "runs.csv", index=False)
         pd.DataFrame(self.choices, columns=list(self.choices[0])).to_csv(self.folder / "choices.csv", index=False)
         pd.DataFrame(self.intervals, columns=columns).to_csv(self.folder / "intervals.csv", index=False)
         pq.write_table(pa.Table.from_pylist(self.said), self.folder / "predictions.parquet")
+        (self.folder / "settings.json").write_text(json.dumps(self.settings))
         return self.folder
 
 

@@ -2,29 +2,11 @@
 
 import csv
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from stages.study.__main__ import main
-from stages.study.ablation import VARIATIONS, largest_gain, smoothed, variations
+from stages.study.ablation import VARIATIONS, variations
 from stages.study.reading import read_study
-
-
-def test_smoothing_is_a_centred_moving_mean():
-    curve = np.random.default_rng(0).uniform(size=31)
-    for window in (1, 3, 5):
-        expected = pd.Series(curve).rolling(window, center=True, min_periods=1).mean()
-        np.testing.assert_allclose(smoothed(curve, window), expected)
-
-
-def test_layers_one_and_last_are_never_chosen_and_small_values_need_less():
-    """Drops of 90, 1, 3, 1.9 and 3.5 by layer: the third is the largest inside, the fourth in its share."""
-    curve = np.array([100.0, 10.0, 9.0, 6.0, 4.1, 0.6])
-    assert largest_gain(curve[1:], "observed") == 3
-    local = np.log(curve[:-1] / curve[1:]) / np.log((np.arange(1, 6) + 1) / np.arange(1, 6))
-    assert largest_gain(curve[1:], "local") == 2 + int(local[1:4].argmax())
-    assert largest_gain(np.array([4.0, 3.0, 2.0, 1.0, 0.5]), "observed") == 4  # of equals the deepest
 
 
 @pytest.fixture

@@ -15,11 +15,13 @@ def analysed(two_data_sets):
     for data_set in ("a", "b"):
         for space, (low, high) in enumerate([(None, None), (0.9, 1.1), (0.7, 0.8), (0.4, 0.5), (0.1, 0.2)]):
             middle = None if low is None else (low + high) / 2
-            two_data_sets.interval(data_set, "plain:loss", space, middle, low, high, observed=1.0)
+            law = "exponential" if middle else ""
+            two_data_sets.interval(data_set, "plain:loss", space, middle, low, high, observed=1.0, law=law)
         for space, observed in enumerate([2.0, 1.0, 0.75, 0.55, 0.15]):
             two_data_sets.interval(data_set, "reference:loss", space, observed=observed)
         for boundary in range(5):
-            two_data_sets.interval(data_set, "pilot", boundary, 1.25, 0.5 + 0.2 * boundary, 2.0)
+            law = "joint" if data_set == "a" else ""
+            two_data_sets.interval(data_set, "pilot", boundary, 1.25, 0.5 + 0.2 * boundary, 2.0, law=law)
     folder = two_data_sets.write()
     main(["--study", str(folder), "--resamples", "200"])
     return folder
@@ -95,7 +97,8 @@ def test_coverage_is_counted(analysed):
     coverage = {one["source"]: one for one in summary_of(analysed)["coverage"]}
     assert (coverage["loss"]["places"], coverage["loss"]["covered"]) == (8, 0.75)
     assert (coverage["pilot"]["places"], coverage["pilot"]["covered"]) == (6, pytest.approx(2 / 3))
-    assert (coverage["loss"]["fitted"], coverage["loss"]["asked"]) == (2, 2)
+    assert [coverage["loss"][name] for name in ("fitted", "asked", "laws")] == [2, 2, {"exponential": 2}]
+    assert [coverage["pilot"][name] for name in ("fitted", "asked", "laws")] == [1, 2, {"joint": 1}]
     assert coverage["pilot"]["nominal"] == 0.9
 
 

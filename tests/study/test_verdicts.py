@@ -165,6 +165,14 @@ def test_what_deciding_costs_counts_against_a_rule(two_data_sets):
     assert choose(found, 2.25) == "pilot"
 
 
+def test_beside_what_is_as_cheap_what_deciding_costs_counts_too(two_data_sets):
+    for data_set in ("a", "b"):
+        two_data_sets.choice(data_set, "pilot", 2, deciding_share=0.4 if data_set == "a" else 0.5)
+    b = one(judged(two_data_sets), "b", "pilot")
+    assert (b.regret, b.regret_at_cost) == (10.0, 10.0)  # for a half and a half one has full fine-tuning
+    assert one(judged(two_data_sets), "b", "half").regret_at_cost == 0
+
+
 def test_the_rule_is_the_one_of_least_regret_within_the_cost_on_every_data_set(two_data_sets):
     found = judged(two_data_sets)
     assert choose(found, 0.6) == "half"  # full costs too much
@@ -229,6 +237,15 @@ def test_only_the_last_settings_of_a_case_count(two_data_sets):
     found = judged(two_data_sets)
     assert (one(found, "a", "full").quality, one(found, "a", "full").seeds) == (50.0, 1)
     assert one(found, "b", "full").quality == 90.0
+
+
+def test_a_parameter_that_came_since_leaves_earlier_rows_in_the_study(two_data_sets):
+    """As the study itself, which does not measure them again, takes it."""
+    two_data_sets.settings["later"] = {"epochs": 3, "new": True}
+    two_data_sets.run("a", "freeze-3", 20, settings="later")
+    two_data_sets.run("a", "freeze-3", 20, 2, settings="later")
+    found = judged(two_data_sets)
+    assert (one(found, "a", "full").quality, one(found, "a", "full").seeds) == (80.0, 2)
 
 
 def test_other_test_examples_are_refused(two_data_sets):

@@ -3,7 +3,9 @@
 import pytest
 
 from flows.study.agenda import Case, FineTune, Known, Result, agenda, batches, coarse, midpoints
-from flows.study.forecast import Forecast
+from flows.study.description import Rule
+from flows.study.forecast import Forecast, Machine, nearest
+from flows.study.progress import Look
 
 A, B = Case("a", "m"), Case("b", "m")
 
@@ -122,9 +124,9 @@ def row(data_set, boundary, seconds, machine="here", model="m", rates="0.1"):
 
 
 def test_the_forecast_follows_what_was_measured_here():
-    here = {"machine": "here", "cores": 2}
+    here = Machine("here", 2)
     rows = [row("a", 0, 300.0, rates="0.1 0.2 0.3"), row("a", 8, 10.0), row("a", 0, 1e6, machine="elsewhere")]
-    forecast = Forecast(rows, here)
+    forecast = Forecast(rows, [], here)
     assert forecast.measured == 2
     full, deep = FineTune(A, 2, "full", 0, "epochs", (0.1,)), FineTune(A, 2, "freeze-8", 8, "epochs", (0.1,))
     layers = {A: 8, B: 8}
@@ -132,3 +134,25 @@ def test_the_forecast_follows_what_was_measured_here():
     assert forecast.seconds([deep, deep], layers) == pytest.approx(20)
     assert forecast.seconds([FineTune(B, 1, "full", 0, "epochs", (0.1,))], layers) == pytest.approx(100)  # as on a
     assert forecast.seconds([FineTune(Case("a", "other"), 1, "full", 0, "epochs", ())], {Case("a", "other"): 8}) is None
+
+
+def test_a_machine_that_has_measured_nothing_is_told_what_another_took():
+    rows = [row("a", 0, 1.0, machine="slow"), row("a", 4, 1.0, machine="slow"), row("a", 0, 1.0, machine="fast")]
+    assert nearest(rows, Machine("new", 8)) == Machine("slow", 2)
+    assert nearest(rows, Machine("fast", 2)) == Machine("fast", 2)
+    assert nearest([], Machine("new", 8)) == Machine("new", 8)
+
+
+def test_plans_take_what_those_with_the_same_parameters_took_here():
+    facts = {"data_set": "a", "model": "m", "rule": "pilot", "machine": "here", "seconds": 90.0}
+    choices = [facts, {**facts, "rule": "half", "seconds": 30.0}, {**facts, "rule": "raw", "machine": "elsewhere"}]
+    choices.append({**facts, "rule": "early", "seconds": None})
+    forecast = Forecast([], choices, Machine("here", 2))
+
+    def look(name, model="m"):
+        return Look(Case("b", model), name, {}, {name: Rule(selector="half")}, {})
+
+    assert forecast.of_plans([look("pilot"), look("half")]) == 120.0
+    assert forecast.of_plans([]) == 0.0
+    for unknown in (look("raw"), look("early"), look("half", model="other")):
+        assert forecast.of_plans([look("half"), unknown]) is None

@@ -18,10 +18,10 @@ from flows.study.settings import (
     parameters,
     plan_settings,
     read_parameters,
-    still_holds,
     training_settings,
     words,
 )
+from stages.common.kept_settings import still_holds
 from tests.conftest import PROJECT
 
 CASE = Case("colours", "folder")
@@ -145,19 +145,12 @@ def test_what_decides_a_result_changes_its_settings_and_nothing_else_does(descri
     assert not still_holds(before, settings(description, places))
 
 
-def test_a_parameter_that_came_later_leaves_results_as_they_were():
-    kept = {"finetune": {"epochs": 3}, "content": {"a": "1"}}
-    assert still_holds(kept, {"finetune": {"epochs": 3, "new": True}, "content": {"a": "1"}, "more": {}})
-    assert not still_holds(kept, {"finetune": {"epochs": 4}, "content": {"a": "1"}})
-    assert not still_holds(kept, {"finetune": {}, "content": {"a": "1"}})
-    assert not still_holds(kept, {"finetune": {"epochs": 3}, "content": None})
-
-
 def test_a_methods_own_parameters_decide_its_results_alone(project):
     params = read(project / "params.yaml")
     assert set(method_settings(params, "lora")) == {"lora_rank", "lora_alpha"}
     assert method_settings(params, "last-n") == {"last_n": params["plan"]["last_n"]}
     assert method_settings(params, "freeze-8") == method_settings(params, "full") == {}
+    assert method_settings(params, "first-n") == params["plan"]  # it trains as many layers as the plan
 
 
 def test_plans_depend_on_what_makes_them(description, places):
@@ -166,7 +159,7 @@ def test_plans_depend_on_what_makes_them(description, places):
     def of(**more):
         return plan_settings(parameters(read_parameters(places.project), {**values, **more}), places.project)
 
-    assert of() == of(**{"evaluate.bootstrap": 50, "finetune.cache": "off"})
+    assert of() == of(**{"evaluate.bootstrap": 50, "finetune.cache": "off", "plan.first_n": 3})
     for key, value in {"trace.space": "raw", "plan.gain": "local", "finetune.epochs": 9}.items():
         assert of(**{key: value}) != of()
 

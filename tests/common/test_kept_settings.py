@@ -1,0 +1,11 @@
+"""What was kept under other settings and still counts."""
+
+from stages.common.kept_settings import still_holds
+
+
+def test_a_parameter_that_came_later_leaves_results_as_they_were():
+    kept = {"finetune": {"epochs": 3}, "content": {"a": "1"}}
+    assert still_holds(kept, {"finetune": {"epochs": 3, "new": True}, "content": {"a": "1"}, "more": {}})
+    assert not still_holds(kept, {"finetune": {"epochs": 4}, "content": {"a": "1"}})
+    assert not still_holds(kept, {"finetune": {}, "content": {"a": "1"}})
+    assert not still_holds(kept, {"finetune": {"epochs": 3}, "content": None})
