@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -11,10 +11,10 @@ from stages.common.artifacts import read_json, require
 from stages.common.command import UserError
 from stages.common.cost import ModelShape
 from stages.common.freeze_plan import FrontierPoint
-from stages.common.laws import POWER
 from stages.common.params import GainName, Quantity
 
 Artifact = TypeVar("Artifact", bound=BaseModel)
+_POWER: Final = "power"  # as the artifact names it
 
 
 class Curve(BaseModel):
@@ -39,7 +39,7 @@ class DepthLaw(BaseModel):
     @property
     def power_fits(self) -> bool:
         """Whether the paper's law does, the power law over the whole depth; another may fit where it does not."""
-        return any(law.fits for law in self.laws if law.name == POWER.name)
+        return any(law.fits for law in self.laws if law.name == _POWER)
 
     def predicted(self, space: int) -> float:
         """The best law's value where a law fits and reaches, else the observed mean."""
