@@ -118,11 +118,21 @@ def _sensitivity(summary: Json) -> Table:
             number_cell(one["groups"], str(one["groups"])),
             number_cell(one["cost_share"], percent(one["cost_share"])),
             number_cell(one["behind_full"], decimal(one["behind_full"], 2), f"on {one['groups_behind']}"),
-            *(_points(one[name]) for name in ("regret_at_cost", "regret", "worst")),
+            *(_points(one[name]) for name in ("regret_at_cost", "worst_at_cost", "regret", "worst")),
         ]
         for one in summary["sensitivity"]
     ]
-    headings = ("Part", "Rule", "Data sets", "Cost", "Behind full", "Regret at cost", "Regret at any", "Worst")
+    headings = (
+        "Part",
+        "Rule",
+        "Data sets",
+        "Cost",
+        "Behind full",
+        "Regret at cost",
+        "Most at cost",
+        "Regret at any",
+        "Most at any",
+    )
     caption = (
         "What the verdict hangs on: the rule that other cost caps would choose, and the default on parts of the study."
     )

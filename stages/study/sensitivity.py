@@ -23,6 +23,7 @@ class Part:
     regret: float
     regret_at_cost: float
     worst: float
+    worst_at_cost: float
 
 
 def sensitivity(verdicts: Sequence[Verdict], default: str | None) -> list[Part]:
@@ -64,4 +65,5 @@ def _part(what: str, one: Overall) -> Part:
         regret=one.regret,
         regret_at_cost=one.regret_at_cost,
         worst=one.worst,
+        worst_at_cost=one.worst_at_cost,
     )

@@ -71,6 +71,7 @@ SUMMARY = {
             "regret": 5.125,
             "regret_at_cost": 0.25,
             "worst": 12.0,
+            "worst_at_cost": 1.6875,
         }
     ],
     "rules": {
@@ -114,7 +115,7 @@ def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
         "84 of 90 fine-tunes of embedded on trec and sst5, 2 to 3 seeds, the same for all boundaries of a data set; "
         "measured on Some Processor, cpu, float32."
     ) in page
-    for value in (0.4375, 8.0625, -0.0625, 0.375, 0.875, 0.9375, 3.0625, 4.375):
+    for value in (0.4375, 8.0625, -0.0625, 0.375, 0.875, 0.9375, 3.0625, 4.375, 1.6875):
         assert f'<data value="{value}">' in page
     for words in (
         "9 of 11 cases, 2 interpolated",
