@@ -39,6 +39,7 @@ class DataSet(Part):
         measure: what counts as quality: the test split's accuracy, the mean of the labels' own accuracies (where
             the test split has more of one than of another), or (for free answers) its loss.
         data: values of the group ``data``.
+        bare: the template without worked examples, for models that ask for it.
         set: values of other parameters, by dotted name.
     """
 
@@ -46,6 +47,7 @@ class DataSet(Part):
     group: str | None = None
     measure: Literal["accuracy", "balanced-accuracy", "loss"] = "accuracy"
     data: Settings = {}
+    bare: str = "{text}\nAnswer:"
     set: Settings = {}
 
 
@@ -56,12 +58,14 @@ class Model(Part):
         path: folder below the folder of models; ``None``: ``set`` names the source, or it is the embedded one.
         data_sets: those it is studied on; ``None``: all.
         learning_rates: instead of the description's.
+        bare: prompts have no worked examples.
         set: values of parameters, by dotted name; they go before a data set's.
     """
 
     path: str | None = None
     data_sets: list[str] | None = None
     learning_rates: Rates | None = None
+    bare: bool = False
     set: Settings = {}
 
 

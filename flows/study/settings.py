@@ -74,7 +74,8 @@ def overrides(description: Description, case: Case, places: Places) -> Settings:
     """
     data_set, model = description.data_sets[case.data_set], description.models[case.model]
     data = {f"data.{name}": value for name, value in data_set.data.items()}
-    values = {**description.common, **data, **data_set.set, **model.set}
+    bare = {"data.template": data_set.bare} if model.bare else {}
+    values = {**description.common, **data, **bare, **data_set.set, **model.set}
     if data_set.path is not None:
         values["data.path"] = str(_found(places.data / data_set.path, case.data_set))
     if model.path is not None:

@@ -202,6 +202,17 @@ def test_label_words_of_the_shipped_description_are_the_data_sets_labels(shared)
             assert len(set(words_of.values())) == len(words_of), name
 
 
+def test_a_model_that_asks_for_it_gets_prompts_without_worked_examples(described, places):
+    data_sets = {"a": {"data": {"template": "one: two\n{text}:"}}, "b": {"bare": "{question}\nAnswer:"}}
+    description = described(models={"m": {}, "small": {"bare": True}}, data_sets=data_sets)
+
+    def template(data_set, model):
+        return overrides(description, Case(data_set, model), places).get("data.template")
+
+    assert (template("a", "m"), template("a", "small")) == ("one: two\n{text}:", "{text}\nAnswer:")
+    assert (template("b", "m"), template("b", "small")) == (None, "{question}\nAnswer:")
+
+
 def test_no_worked_example_of_the_shipped_description_is_in_its_data(shared):
     for name, data_set in read_description(PROJECT / DESCRIPTION).data_sets.items():
         examples = data_set.data.get("template", "").rpartition("{")[0]
