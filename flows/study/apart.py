@@ -96,22 +96,21 @@ class Bench:
 
     def plan(self, case: Case) -> None:
         """Make a case's plan, unless it is there: fine-tunes read it."""
-        if not (self._home(case) / "plan").exists():
-            looks = [look for look in self.progress.every_look if look.case == case and look.source == PLAIN]
-            self.do(Item.of(looks[0]))
+        if not self._plan(case).exists():
+            self.do(Item.of(self._plain(case)))
 
     def do(self, item: Item) -> None:
         """Run an item and keep its results."""
         home, began = self._home(item.case), time.monotonic()
         given = {"base": self._base(item.case), "prepared": home / "prepared"}
         if not isinstance(item.work, Look):
-            given["plan"] = home / "plan"
+            given["plan"] = self._plan(item.case)
         values, _ = asked(item, self.progress)
         with self._made(item.words, item.case, given, self._commands(item), values, item.name) as folder:
             with self.alone:
                 keep(item, Folder(folder), self.progress, time.monotonic() - began)
-            if isinstance(item.work, Look) and item.work.source == PLAIN and not (home / "plan").exists():
-                _take(folder / "data/plan", home / "plan")
+            if isinstance(item.work, Look) and item.work.source == PLAIN and not self._plan(item.case).exists():
+                _take(folder / "data/plan", self._plan(item.case))
 
     def _commands(self, item: Item) -> list[list[str]]:
         if isinstance(item.work, Look):
@@ -163,6 +162,14 @@ class Bench:
         """Named after what it is made of: another model of the same name has a folder of its own."""
         model = self.progress.settings[case].training["model"]
         return self.work / "bases" / f"{case.model},{digest(model)}"
+
+    def _plain(self, case: Case) -> Look:
+        """The look at the parameters as they are."""
+        return next(look for look in self.progress.every_look if look.case == case and look.source == PLAIN)
+
+    def _plan(self, case: Case) -> Path:
+        """Named after what decides it: methods train what it says."""
+        return self._home(case) / f"plan,{digest(self._plain(case).settings)}"
 
     def _home(self, case: Case) -> Path:
         """Named after all that decides what lies in it, like the rows of the tables."""

@@ -20,13 +20,16 @@ class Machine:
     name: str
     cores: int
 
+    def __str__(self) -> str:
+        return f"{self.name} with {self.cores} {'cores' if self.cores > 1 else 'core'}"
+
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Machine":
         """By a row's columns ``machine`` and ``cores``."""
         return cls(facts["machine"], facts["cores"])
 
 
-def nearest(rows: Sequence[Row], here: Machine) -> Machine:
+def best_known(rows: Sequence[Row], here: Machine) -> Machine:
     """Here, where anything was measured here or nothing anywhere; else the machine that has measured most."""
     counts = Counter(Machine.of(row) for row in rows if row["seconds_wall"])
     return here if here in counts or not counts else counts.most_common(1)[0][0]
@@ -39,7 +42,7 @@ def units(fine_tune: FineTune, layers: int) -> float:
 
 
 class Forecast:
-    """Seconds per unit, by case and by model, and per plan, by model, as one machine has measured them.
+    """Seconds per unit, by case and by model, and per plan, by model and by its first rule, as one machine took them.
 
     Args:
         runs: the study's fine-tunes.
@@ -59,11 +62,10 @@ class Forecast:
             each = row["seconds_wall"] / units(done, row["layers"])
             self._by_case.setdefault(case, []).append(each)
             self._by_model.setdefault(case.model, []).append(each)
-        self._by_rule = {
-            (row["model"], row["rule"]): row["seconds"]
-            for row in choices
-            if row["seconds"] is not None and row["machine"] == machine.name
-        }
+        self._by_rule: dict[tuple[str, str], list[float]] = {}
+        for row in choices:
+            if row["seconds"] is not None and Machine.of(row) == machine:
+                self._by_rule.setdefault((row["model"], row["rule"]), []).append(row["seconds"])
 
     def seconds(self, fine_tunes: Sequence[FineTune], layers: Mapping[Case, int]) -> float | None:
         """Of all of them, one after the other; ``None``: nothing was measured with one of the models."""
@@ -76,6 +78,6 @@ class Forecast:
         return found
 
     def of_plans(self, looks: Sequence[Look]) -> float | None:
-        """Of all these plans; ``None``: none with the parameters of one of them was made with its model."""
-        found = [self._by_rule.get((look.case.model, look.names[0])) for look in looks]
-        return None if None in found else sum(filter(None, found))
+        """Of all these plans; ``None``: for one of them nothing was measured with its model and its first rule."""
+        known = [self._by_rule.get((look.case.model, look.names[0]), []) for look in looks]
+        return sum(map(fmean, known)) if all(known) else None

@@ -67,8 +67,7 @@ def results(kept: Artifacts, batch: Sequence[FineTune], facts: Mapping[str, Any]
 def choices(look: Look, kept: Artifacts) -> list[Row]:
     """What every rule chooses by a plan; a rule whose evidence the plan lacks keeps the plan's reason."""
     plan, share = kept.json(_PLAN), (_pilot(kept) or {"flops": {"share": None}})["flops"]["share"]
-    facts = {"data_set": look.case.data_set, "model": look.case.model, "layers": plan["model"]["layers"]}
-    facts["machine"] = where()["machine"]
+    facts = {**where(), "data_set": look.case.data_set, "model": look.case.model, "layers": plan["model"]["layers"]}
     if not look.rules:
         return [{**facts, "rule": name} for name in look.names]
     deciding = dict.fromkeys(_PILOTED, share)

@@ -2,7 +2,7 @@
 
 from flows.durations import duration
 from flows.study import harvest
-from flows.study.forecast import Forecast, Machine, nearest
+from flows.study.forecast import Forecast, Machine, best_known
 from flows.study.progress import Progress
 
 
@@ -10,7 +10,7 @@ def outlook(progress: Progress) -> str:
     """What there is, what is left, and how long that takes, here or where most was measured."""
     known, here = progress.known(), Machine.of(harvest.where())
     left, looks = progress.wanted(known), progress.looks()
-    machine = nearest(progress.tables.runs, here)
+    machine = best_known(progress.tables.runs, here)
     forecast = Forecast(progress.tables.runs, progress.tables.choices, machine)
     seconds, planning = forecast.seconds(left, known.layers), forecast.of_plans(looks)
     parts = [f"{len(progress.cases)} pairs of data set and model", f"{len(known.done)} fine-tunes there"]
@@ -20,8 +20,8 @@ def outlook(progress: Progress) -> str:
     parts.append(f"{len(left)} fine-tunes left")
     takes = f"about {duration(seconds)}" if seconds is not None else "how long is known after the first of each model"
     if machine == here:
-        parts.append(f"{takes} on this machine ({here.name}; {forecast.measured} fine-tunes measured here)")
+        parts.append(f"{takes} on this machine ({here}; {forecast.measured} fine-tunes measured here)")
     else:
-        parts.append(f"{takes} on {machine.name}, which measured most; nothing was on this machine ({here.name}) yet")
+        parts.append(f"{takes} on {machine}, which measured most; nothing was measured on this machine ({here}) yet")
     parts += [f"left out: {', '.join(progress.absent)}"] * bool(progress.absent)
     return f"study: {', '.join(parts)}"

@@ -142,7 +142,7 @@ class Progress:
 
     def method_facts(self, fine_tune: FineTune) -> Row:
         """The one column that a method's own parameters decide."""
-        own = method_settings(self.settings[fine_tune.case].params, fine_tune.method)
+        own = self._own(fine_tune.case, fine_tune.method)
         return {"method_settings": self.tables.keep_settings(own) if own else ""}
 
     def _layers(self) -> dict[Case, int]:
@@ -185,10 +185,12 @@ class Progress:
         case = Case(row["data_set"], row["model"])
         if case not in self.settings or (self.same_code and row["code"] != self.code):
             return False
-        own = method_settings(self.settings[case].params, row["method"])
         return still_holds(kept.get(row["settings"], row), self.settings[case].training) and still_holds(
-            kept.get(row["method_settings"], {}), own
+            kept.get(row["method_settings"], {}), self._own(case, row["method"])
         )
+
+    def _own(self, case: Case, method: str) -> dict[str, Any]:
+        return method_settings(self.settings[case].params, method, self.places.project)
 
 
 def fine_tune_of(row: Row) -> FineTune:
@@ -223,4 +225,8 @@ def _boundaries(choices: Sequence[Row], case: Case, description: Description) ->
 def _made(look: Look, rows: Mapping[tuple[str, str, str], Row], kept: Mapping[str, Any]) -> bool:
     """Whether the tables hold what this look would show, made with the same settings."""
     found = [rows.get((look.case.data_set, look.case.model, name)) for name in look.names]
-    return all(row is not None and still_holds(kept.get(row["settings"], row), look.settings) for row in found)
+    asked = [rule.selector for rule in look.rules.values()] or [""]
+    return all(
+        row is not None and row["selector"] == selector and still_holds(kept.get(row["settings"], row), look.settings)
+        for row, selector in zip(found, asked, strict=True)
+    )

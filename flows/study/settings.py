@@ -140,15 +140,17 @@ def training_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any
     return {**_inputs(params, project), "finetune": shared, "evaluate": scoring}
 
 
-def method_settings(params: Mapping[str, Any], method: str) -> dict[str, Any]:
+def method_settings(params: Mapping[str, Any], method: str, project: Path) -> dict[str, Any]:
     """What decides the result of one method alone; nothing for those that freeze up to a layer.
 
-    ``first-n`` trains as many layers as the plan, unless told: all that decides the plan's choice counts.
+    ``first-n`` trains as many layers as the plan, unless told: then all that decides the plan counts.
     """
     prefixes = tuple(prefix for word, prefix in _OWN.items() if word in method)
     own = {key: value for key, value in params["finetune"].items() if prefixes and key.startswith(prefixes)}
     name = method.partition("+")[0].replace("-", "_")
-    return own | {key: value for key, value in params["plan"].items() if name in (key, _CONTROL)}
+    if name == _CONTROL and params["plan"][_CONTROL] is None:
+        return plan_settings(params, project)
+    return own | {key: value for key, value in params["plan"].items() if key == name}
 
 
 def plan_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any]:

@@ -73,6 +73,7 @@ _CHOICE_COLUMNS: Final[Mapping[str, type]] = {
     "scores": str,
     "settings": str,
     "machine": str,
+    "cores": int,
     "seconds": float,
 }
 _INTERVAL_COLUMNS: Final[Mapping[str, type]] = {

@@ -8,10 +8,11 @@ import numpy as np
 
 from stages.common.artifacts import significant
 from stages.common.fitting.bootstrap import interval, resampled_means
+from stages.common.gains import local, next_reduction
 from stages.common.laws import Array
 from stages.common.params import Fit
 from stages.fit.compare import Assessment, assess, choose, faults, verdict
-from stages.fit.gains import Gain, all_gains, local, next_reduction
+from stages.fit.gains import Gain, all_gains
 from stages.fit.rules import BASELINES, LAWS, POWER_RULE, Rule
 from stages.fit.stability import Stability, stabilities
 from stages.fit.stability import artifact as stability_artifact

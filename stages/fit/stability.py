@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 
 from stages.common.artifacts import significant
+from stages.common.gains import local, observed
 from stages.common.laws import Array
-from stages.fit.gains import local, observed
 
 STABLE: Final = 0.9
 SMALLEST: Final = 8

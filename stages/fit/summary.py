@@ -5,9 +5,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stages.fit.compare import choose, verdict
-from stages.fit.gains import Gain
+from stages.fit.compare import choose, faults, verdict
+from stages.fit.gains import OF_THE_POWER_LAW, Gain
 from stages.fit.quantity import Analysis
+from stages.fit.rules import POWER_RULE
 from stages.fit.stability import in_words
 
 _TOP = 3
@@ -25,9 +26,11 @@ def show(analysis: Analysis, console: Console) -> None:
             _cell(each.holdout_rmse, ".3g"),
         )  # fmt: skip
     console.print(table)
+    power_fits = any(a.rule is POWER_RULE and not faults(a, analysis.assessments) for a in analysis.assessments)
     console.print(escape(verdict(analysis.name, analysis.assessments, analysis.mean[1:])))
     for gain in analysis.gains:
-        console.print(f"  {gain.name:8} gain is largest at {_top(gain)}", highlight=False)
+        doubt = "" if power_fits or gain.name not in OF_THE_POWER_LAW else ", by a law that does not fit"
+        console.print(f"  {gain.name:8} gain is largest at {_top(gain)}{doubt}", highlight=False)
     for name, stability in analysis.stabilities.items():
         console.print(f"  {in_words(name, stability)}", highlight=False)
     for note in analysis.notes:

@@ -28,6 +28,7 @@ _GAINS: Final = {
     "local": "local-law gain",
     "marginal": "marginal gain of the law",
 }
+_OF_THE_POWER_LAW: Final = ("ratio", "marginal")
 
 
 def trace_section(artifacts: Artifacts) -> Section:
@@ -202,7 +203,18 @@ def _other_gain(gains: pd.DataFrame, quantity: str, gain: str, artifacts: Artifa
         return None
     layer, _ = _largest(rows, "value", artifacts.plan.model.layers)
     title = f"By the {_GAINS[gain]} in {quantity}, layer {layer} would win"
-    return Figure(title, _bars(f"fig-gain-{quantity}-{gain}", title, _GAINS[gain], rows, artifacts))
+    svg = _bars(f"fig-gain-{quantity}-{gain}", title, _GAINS[gain], rows, artifacts)
+    return Figure(title, svg, _law_words(quantity, gain, artifacts.law))
+
+
+def _law_words(quantity: str, gain: str, law: Mapping[str, Any] | None) -> str:
+    """Of a gain that rests on the power law over the whole depth, whether that law fits."""
+    laws = (law or {}).get("quantities", {}).get(quantity, {}).get("laws", [])
+    if gain not in _OF_THE_POWER_LAW or any(one["name"] == "power" and one["fits"] for one in laws):
+        return ""
+    return (
+        f"No rule goes by it here: it rests on the power law over the whole depth, which does not fit the {quantity}."
+    )
 
 
 def _wins(rows: pd.DataFrame, artifacts: Artifacts) -> Figure:

@@ -11,9 +11,9 @@ Json = Mapping[str, Any]
 
 _REGRET: Final = (
     "Regret is what a rule loses to the best boundary that was measured, in points of accuracy. At cost: to the best "
-    "of equal or lower cost; at any: whatever that one costs; cross-fitted: the same, the best boundary found by other "
-    "seeds on other test examples than those that it is scored on, so that its luck does not count. This section is "
-    "not part of the chain: make study measures it."
+    "of equal or lower cost, deciding included; at any: whatever that one costs; cross-fitted: the same, the best "
+    "boundary found by other seeds on other test examples than those that it is scored on, so that its luck does not "
+    "count. This section is not part of the chain: make study measures it."
 )
 # Figures over all data sets, which come first.
 _OVER_ALL: Final = {
@@ -56,7 +56,7 @@ def _scope(summary: Json) -> str:
 
 def _rules(summary: Json) -> Table:
     headings = (
-        *("Rule", "Data sets", "Cost", "Behind full", "Ahead at equal compute", "Ahead of salf"),
+        *("Rule", "Data sets", "Cost", "Behind full", "Ahead at equal compute", "Ahead of salf", "Of the default"),
         *("Regret at any", "Regret at cost", "Cross-fitted", "Rank corr."),
     )
     rows = [_rule(one, one["rule"] == summary["default_rule"]) for one in summary["rules"].values()]
@@ -64,7 +64,7 @@ def _rules(summary: Json) -> Table:
         "Every rule, mean over data sets: counted operations as a share of full fine-tuning's, and those of the "
         "fine-tunes by which it decides; regrets in points; "
         "behind full at equal epochs, on so many of the data sets; ahead of it with the savings spent on more epochs; "
-        "ahead of salf, the paper's rule, where both were measured, with intervals; "
+        "ahead of salf, the paper's rule, and of the default, where both were measured, with intervals; "
         "regrets with the largest of any case; interpolated: cases whose boundary is read between measured ones; "
         "Spearman's correlation of what the rule predicts of the boundaries with what was measured there."
     )
@@ -79,6 +79,7 @@ def _rule(one: Json, default: bool) -> list[Cell]:
         number_cell(one["behind_full"], decimal(one["behind_full"], 2), f"on {one['groups_behind']}"),
         _ahead(one["equal_compute_over_full"]),
         _ahead(one["over_salf"]),
+        _ahead(one["over_default"]),
         _regret(one, "regret", "worst"),
         _regret(one, "regret_at_cost", "worst_at_cost"),
         _points(one["regret_cross_fitted"]),

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from itertools import product, starmap
 from typing import Final
 
+import numpy as np
 import pandas as pd
 
+from stages.common.laws import Array
 from stages.study.comparisons import Comparison, compared
-from stages.study.gains import Span, layer_of_largest, local, observed, of_law, smoothed
+from stages.study.gains import FEWEST, Span, by_law, by_step, layer_of_largest, smoothed
 from stages.study.judging import Overall, overall
-from stages.study.measured import Case, Choice, Floats, Study, with_choices
+from stages.study.measured import Case, Choice, Study, with_choices
 from stages.study.resamples import Resamples
 from stages.study.verdicts import Verdict, verdicts
 
@@ -44,12 +46,10 @@ class Variation:
         fitted = f" by a law {_SPANS[self.span]}" if self.span else ""
         return f"{self.quantity}, {self.gain} gain{fitted}, {_TRACES[self.trace]}, {smooth}"
 
-    def layer(self, curve: Floats) -> int:
-        """What it names on a curve [L] over spaces 1..L."""
+    def layer(self, curve: Array) -> int:
+        """What it names on a curve [L+1]."""
         smooth = smoothed(curve, self.window)
-        if self.span:
-            return layer_of_largest(of_law(smooth, self.gain, self.span))
-        return layer_of_largest(observed(smooth) if self.gain == "observed" else local(smooth))
+        return layer_of_largest(by_law(smooth, self.gain, self.span) if self.span else by_step(smooth, self.gain))
 
 
 _TRACES: Final[Mapping[str, str]] = {"plain": "the plan's trace", "reference": "a larger trace"}
@@ -137,8 +137,7 @@ def variations(case: Case, intervals: pd.DataFrame) -> list[Choice]:
     found = []
     for name, one in VARIATIONS.items():
         rows = mine[(mine["source"] == f"{one.trace}:{one.quantity}") & mine["observed"].notna()].sort_values("place")
-        if list(rows["place"]) == list(range(case.layers + 1)):
-            # The step from the embeddings is nobody's gain: space 0 is no neighbour.
-            layer = one.layer(rows["observed"].to_numpy(float)[1:])
+        if case.layers >= FEWEST and list(rows["place"]) == list(range(case.layers + 1)):
+            layer = one.layer(rows["observed"].to_numpy(np.float64))
             found.append(Choice(name, "salf", layer, "", ()))
     return found

@@ -1,62 +1,55 @@
-"""Which layer a curve's largest gain names, read off the mean curve alone.
+"""Which layer a mean curve's largest gain names, its law fitted where one wants it, whether or not that law fits.
 
-As the stage ``fit`` counts gains, with two differences: a law may be fitted to a part of the depth, and nothing is
-asked about whether it fits. Curves are positive and hold spaces 1..L; layer k leads from space k-1 to k.
+Curves hold spaces 0..L. The step from the embeddings (layer 1's) is nobody's gain, and behind layer L nothing is left
+to train: layers 2..L-1 compete.
 """
 
 from typing import Final, Literal
 
 import numpy as np
 
+from stages.common import gains
 from stages.common.fitting.engine import fit_law
-from stages.common.laws import POWER
-from stages.study.measured import Floats
+from stages.common.laws import POWER, Array
 
 Span = Literal["whole", "falling"]
+FEWEST: Final = 3  # layers of a model that leaves one to choose
 _TAIL: Final = 5  # fewest spaces for a law of three parameters
-_FLOOR: Final = 1e-3  # of a curve's mean: what a law predicts below it is no more than a trace can tell
+_FLOOR: Final = 1e-3  # of a curve's mean: for want of resamples, what a law predicts below it is not told from noise
 
 
-def smoothed(curve: Floats, window: int) -> Floats:
-    """Centred moving mean over so many neighbours; near the ends over those that are there."""
-    kernel = np.ones(window)
-    return np.convolve(curve, kernel, "same") / np.convolve(np.ones(len(curve)), kernel, "same")
+def smoothed(curve: Array, window: int) -> Array:
+    """Centred moving mean of spaces 1..L over so many neighbours, near the ends over those that are there."""
+    kernel, inner = np.ones(window), curve[1:]
+    means = np.convolve(inner, kernel, "same") / np.convolve(np.ones(len(inner)), kernel, "same")
+    return np.concatenate([curve[:1], means])
 
 
-def observed(curve: Floats) -> Floats:
-    """What layers 2..L take off [L-1]."""
-    return curve[:-1] - curve[1:]
+def by_step(curve: Array, gain: str) -> Array:
+    """``observed`` or ``local`` gains of layers 1..L [L]: what needs no law."""
+    return (gains.observed(curve[None]) if gain == "observed" else gains.local(curve[None]))[0]
 
 
-def local(curve: Floats) -> Floats:
-    """Exponents of the power law through two neighbours, for layers 2..L [L-1]."""
-    layers = np.arange(2, len(curve) + 1)
-    return np.log(curve[:-1] / curve[1:]) / np.log((layers + 1) / layers)
-
-
-def of_law(curve: Floats, gain: str, span: Span) -> Floats:
-    """Gains that rest on the power law, for layers 2..L [L-1]; minus infinity for those in front of its spaces.
+def by_law(curve: Array, gain: str, span: Span) -> Array:
+    """``ratio`` or ``marginal`` gains of layers 1..L [L] by a power law; minus infinity up to where it starts.
 
     Args:
-        curve: the curve.
-        gain: ``ratio``, what a layer took off over what the law says; ``marginal``, the law's slope α·δ_k/k.
-        span: the spaces that the law is fitted to: the ``whole`` depth, or those from the curve's peak on, where it
-            is ``falling`` at last.
+        curve: the curve [L+1].
+        gain: which.
+        span: the spaces that the law is fitted to: the ``whole`` depth, or from the curve's peak on, where it is
+            ``falling`` at last, at least the last five.
     """
-    spaces = np.arange(1.0, len(curve) + 1)
-    start = 1 + int(curve[: max(1, len(curve) - _TAIL + 1)].argmax()) if span == "falling" else 1
-    used = spaces >= start
-    theta = fit_law(POWER, spaces[used], curve[used][None].astype(float)).theta
-    layers = spaces[1:]
+    spaces = np.arange(1.0, len(curve))
+    start = 1 + int(curve[1 : max(2, len(curve) - _TAIL + 1)].argmax()) if span == "falling" else 1
+    theta = fit_law(POWER, spaces[start - 1 :], curve[None, start:]).theta
     if gain == "ratio":
-        expected = -np.diff(POWER.curve(theta, spaces)[0])
-        found = observed(curve) / np.maximum(expected, _FLOOR * curve.mean())
+        found = gains.ratio(curve[None], theta, _FLOOR * float(curve[1:].mean()))[0]
     else:
-        found = POWER.natural(theta)[0][POWER.parameters.index("alpha")] * curve[1:] / layers
-    return np.where(layers > start, found, -np.inf)
+        found = gains.marginal(curve[None], theta)[0]
+    return np.where(spaces > start, found, -np.inf)
 
 
-def layer_of_largest(gains: Floats) -> int:
-    """The layer of 2..L-1 with the largest of the gains of layers 2..L; of equals the deepest."""
-    inside = gains[:-1]
+def layer_of_largest(values: Array) -> int:
+    """The layer of 2..L-1 with the largest of the gains of layers 1..L [L]; of equals the deepest."""
+    inside = values[1:-1]
     return 1 + len(inside) - int(inside[::-1].argmax())

@@ -48,7 +48,11 @@ class Overall:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A rule chosen on all other groups, on the one that was left out: means over its cases, and its worst case."""
+    """A rule chosen on all other groups, on the one that was left out: means over its cases, and its worst case.
+
+    Attributes:
+        cost_share: what deciding costs included.
+    """
 
     group: str
     rule: str
@@ -95,6 +99,7 @@ def leave_one_out(verdicts: Sequence[Verdict], cost_cap: float) -> list[LeftOut]
         mine = [v for v in verdicts if v.group == group and v.rule == rule and v.measured]
         if rule is not None and mine:
             one = asdict(_overall(rule, mine))
+            one["cost_share"] += one["deciding_share"]
             found.append(LeftOut(group, **{field.name: one[field.name] for field in fields(LeftOut)[1:]}))
     return found
 

@@ -21,9 +21,10 @@ _MADE_BY: Final = "python -m flows.study"
 def read_study(folder: Path) -> Study:
     """Read the tables of a study.
 
-    Of every case the rows count whose settings hold under its last ones (a parameter may have come since), and of a
-    method's own settings the last; others are another study's. All boundaries of a case are read with the same seeds,
-    those that keep most fine-tunes: one boundary's lucky seed shall not be held against others that lack it.
+    Of every case the rows count whose settings hold under its last ones (a parameter may have come since), of a method
+    with settings of its own under its last ones, too; others are another study's. All boundaries of a case are read
+    with the same seeds, those that keep most fine-tunes: one boundary's lucky seed shall not be held against others
+    that lack it.
 
     Raises:
         UserError: a table is missing or damaged, or no case has full fine-tuning to compare with.
@@ -32,9 +33,10 @@ def read_study(folder: Path) -> Study:
     choices = _csv(folder / "choices.csv", {"reason": str, "scores": str, "selector": str})
     intervals = _csv(folder / "intervals.csv", {"law": str})
     said = _predictions(folder / "predictions.parquet")
-    present = runs[_of_last_settings(runs, _kept_settings(folder / "settings.json"))].drop_duplicates(
-        ["data_set", "model", "method", "seed", "budget"], keep="last"
-    )
+    kept = _kept_settings(folder / "settings.json")
+    present = runs[_of_last(runs, "settings", ["data_set", "model"], kept)]
+    present = present[_of_last(present, "method_settings", ["data_set", "model", "method"], kept)]
+    present = present.drop_duplicates(["data_set", "model", "method", "seed", "budget"], keep="last")
     runs = _complete(present)
     cases = tuple(
         _case(rows, choices, said) for _, rows in runs.groupby(["data_set", "model"], sort=False) if _has_full(rows)
@@ -44,11 +46,11 @@ def read_study(folder: Path) -> Study:
     return Study(cases, runs, len(present), intervals)
 
 
-def _of_last_settings(runs: pd.DataFrame, kept: Mapping[str, Any]) -> "pd.Series[bool]":
-    """Which rows were made under settings that hold under the last ones of their case."""
-    last = runs.groupby(["data_set", "model"])["settings"].transform("last")
-    pairs = zip(runs["settings"], last, strict=True)
-    return pd.Series([still_holds(kept.get(own, own), kept.get(newest, newest)) for own, newest in pairs], runs.index)
+def _of_last(runs: pd.DataFrame, column: str, by: list[str], kept: Mapping[str, Any]) -> "pd.Series[bool]":
+    """Which rows were made under settings that hold under the last ones of their group."""
+    pairs = zip(runs[column], runs.groupby(by)[column].transform("last"), strict=True)
+    holding = [still_holds(kept.get(own, own), kept.get(newest, newest)) for own, newest in pairs]
+    return pd.Series(holding, runs.index, dtype=bool)
 
 
 def _complete(runs: pd.DataFrame) -> pd.DataFrame:
@@ -178,13 +180,13 @@ def _kept_settings(path: Path) -> dict[str, Any]:
 
 
 def _csv(path: Path, text: dict[str, type]) -> pd.DataFrame:
-    """A table; an empty field of a column of texts is an empty text."""
+    """A table; of a column of texts what is empty, or was not kept when the table was made, is an empty text."""
     _require(path)
     try:
         table = pd.read_csv(path, dtype=text)
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged table ({error})") from None
-    return table.fillna(dict.fromkeys(text, ""))
+    return table.assign(**{name: "" for name in text if name not in table}).fillna(dict.fromkeys(text, ""))
 
 
 def _predictions(path: Path) -> pd.DataFrame:

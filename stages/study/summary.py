@@ -43,7 +43,7 @@ def summarise(
         f"over_{PAPER}": compared(verdicts, resamples, PAPER, confidence),
         "over_full": compared(verdicts, resamples, FULL, confidence),
         "equal_compute_over_full": compared(verdicts, resamples, FULL, confidence, "compute"),
-        **({"over_default": compared(verdicts, resamples, default, confidence)} if default else {}),
+        "over_default": compared(verdicts, resamples, default, confidence) if default else [],
     }
     against_full = next((one for one in beside["over_full"] if one.rule == default), None)
     found = {

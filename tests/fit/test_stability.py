@@ -4,7 +4,8 @@ import numpy as np
 from scipy.stats import norm
 
 from stages.common.fitting.bootstrap import resampled_means
-from stages.fit.gains import observed, win_shares
+from stages.common.gains import observed
+from stages.fit.gains import win_shares
 from stages.fit.stability import STABLE, artifact, named, stabilities
 
 FLOOR = 1e-9

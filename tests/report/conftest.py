@@ -279,6 +279,7 @@ def _one_law(name: str, curve: np.ndarray, rank: int) -> dict:
         "parameters": {"E": 0.5 + rank, "A": 1.25, "alpha": 0.3},
         "intervals": {"E": [0.4, 0.6 + rank], "A": [1.0, 1.5], "alpha": [0.2, 0.4]},
         "converged": rank != 2,
+        "fits": rank == 0,
         "r2": 0.97 - 0.2 * rank,
         "rmse": 0.0123 + rank / 100,
         "aicc": None if rank == 3 else -120.5 + 10 * rank,

@@ -27,7 +27,7 @@ class Tables:
     def run(self, data_set, method, right, seed=1, budget="epochs", flops=100, **more):
         """A fine-tune whose first ``right`` examples are answered rightly; ``right`` may be a list of 0 and 1."""
         correct = right if isinstance(right, list) else [int(i < right) for i in range(EXAMPLES)]
-        point = f"{data_set}-{method}-{seed}-{budget}-{more.get('settings', 's')}"
+        point = f"{data_set}-{method}-{seed}-{budget}-{more.get('settings', 's')}{more.get('method_settings', '')}"
         boundary = int(method.removeprefix("freeze-")) if method.startswith("freeze-") else 0
         row = {
             "point": point,

@@ -61,6 +61,13 @@ def test_a_difference_has_an_interval_of_the_examples_and_a_wider_one_of_the_dat
     assert summary_of(analysed)["rules"]["half"]["equal_compute_over_full"] is None
 
 
+def test_every_rule_is_held_against_the_default(analysed):
+    rules = summary_of(analysed)["rules"]
+    assert rules["half"]["over_default"] is None
+    assert rules["full"]["over_default"]["difference"] == -rules["half"]["over_full"]["difference"] == 5.0
+    assert rules["none"]["over_default"]["p_holm"] < 0.05
+
+
 def test_what_the_verdict_hangs_on_is_said(analysed):
     """Freezing all costs a tenth; on a it is salf's choice, on b half's: 0.3 on the mean."""
     found = {one["what"]: one for one in summary_of(analysed)["sensitivity"]}

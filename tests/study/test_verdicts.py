@@ -248,6 +248,15 @@ def test_a_parameter_that_came_since_leaves_earlier_rows_in_the_study(two_data_s
     assert (one(found, "a", "full").quality, one(found, "a", "full").seeds) == (80.0, 2)
 
 
+def test_of_a_method_with_settings_of_its_own_the_last_count(two_data_sets):
+    for seed in (1, 2):
+        two_data_sets.run("a", "lisa", 10, seed)
+    two_data_sets.settings["own"] = {"lisa_layers": 4}
+    two_data_sets.run("a", "lisa", 30, method_settings="own")
+    lisa = one(judged(two_data_sets), "a", "lisa")
+    assert (lisa.seeds, lisa.quality) == (1, 75.0)
+
+
 def test_other_test_examples_are_refused(two_data_sets):
     two_data_sets.said.pop()
     with pytest.raises(UserError, match="b, tiny: freeze-4: its test examples differ"):

@@ -4,7 +4,7 @@ import pytest
 
 from flows.study.agenda import Case, FineTune, Known, Result, agenda, batches, coarse, midpoints
 from flows.study.description import Rule
-from flows.study.forecast import Forecast, Machine, nearest
+from flows.study.forecast import Forecast, Machine, best_known
 from flows.study.progress import Look
 
 A, B = Case("a", "m"), Case("b", "m")
@@ -138,21 +138,23 @@ def test_the_forecast_follows_what_was_measured_here():
 
 def test_a_machine_that_has_measured_nothing_is_told_what_another_took():
     rows = [row("a", 0, 1.0, machine="slow"), row("a", 4, 1.0, machine="slow"), row("a", 0, 1.0, machine="fast")]
-    assert nearest(rows, Machine("new", 8)) == Machine("slow", 2)
-    assert nearest(rows, Machine("fast", 2)) == Machine("fast", 2)
-    assert nearest([], Machine("new", 8)) == Machine("new", 8)
+    assert best_known(rows, Machine("new", 8)) == Machine("slow", 2)
+    assert best_known(rows, Machine("fast", 2)) == Machine("fast", 2)
+    assert best_known(rows, Machine("fast", 8)) == Machine("slow", 2)
+    assert best_known([], Machine("new", 8)) == Machine("new", 8)
 
 
 def test_plans_take_what_those_with_the_same_parameters_took_here():
-    facts = {"data_set": "a", "model": "m", "rule": "pilot", "machine": "here", "seconds": 90.0}
-    choices = [facts, {**facts, "rule": "half", "seconds": 30.0}, {**facts, "rule": "raw", "machine": "elsewhere"}]
+    facts = {"data_set": "a", "model": "m", "rule": "pilot", "machine": "here", "cores": 2, "seconds": 90.0}
+    choices = [facts, {**facts, "data_set": "c", "seconds": 110.0}, {**facts, "rule": "half", "seconds": 30.0}]
+    choices += [{**facts, "rule": "raw", "machine": "elsewhere"}, {**facts, "rule": "raw", "cores": 64}]
     choices.append({**facts, "rule": "early", "seconds": None})
     forecast = Forecast([], choices, Machine("here", 2))
 
     def look(name, model="m"):
         return Look(Case("b", model), name, {}, {name: Rule(selector="half")}, {})
 
-    assert forecast.of_plans([look("pilot"), look("half")]) == 120.0
+    assert forecast.of_plans([look("pilot"), look("half")]) == 130.0
     assert forecast.of_plans([]) == 0.0
     for unknown in (look("raw"), look("early"), look("half", model="other")):
         assert forecast.of_plans([look("half"), unknown]) is None

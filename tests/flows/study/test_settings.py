@@ -147,10 +147,16 @@ def test_what_decides_a_result_changes_its_settings_and_nothing_else_does(descri
 
 def test_a_methods_own_parameters_decide_its_results_alone(project):
     params = read(project / "params.yaml")
-    assert set(method_settings(params, "lora")) == {"lora_rank", "lora_alpha"}
-    assert method_settings(params, "last-n") == {"last_n": params["plan"]["last_n"]}
-    assert method_settings(params, "freeze-8") == method_settings(params, "full") == {}
-    assert method_settings(params, "first-n") == params["plan"]  # it trains as many layers as the plan
+
+    def of(method, **changes):
+        return method_settings(parameters(params, changes), method, project)
+
+    assert set(of("lora")) == {"lora_rank", "lora_alpha"}
+    assert of("last-n") == {"last_n": params["plan"]["last_n"]}
+    assert of("freeze-8") == of("full") == {}
+    for changed in ({"plan.selector": "salf"}, {"trace.sample": 999}, {"plan.last_n": 3}):
+        assert of("first-n", **changed) != of("first-n")  # it trains as many layers as the plan
+        assert of("first-n", **changed, **{"plan.first_n": 4}) == {"first_n": 4}
 
 
 def test_plans_depend_on_what_makes_them(description, places):
