@@ -3,7 +3,9 @@
 import pytest
 
 from flows.study.agenda import Case, FineTune
+from flows.study.description import Rule
 from flows.study.item import ready
+from flows.study.outlook import outlook
 from flows.study.progress import Progress
 from flows.study.settings import Places
 from flows.study.tables import Tables
@@ -49,3 +51,29 @@ def test_a_boundary_of_the_grid_is_no_other_method(progress):
     longer = FineTune(A, 1, "freeze-4", 4, "compute", (0.1,))
     ranks = [progress.rank((one,)) for one in (full, lisa, later, longer)]
     assert ranks == [(0, 0, 0, 0), (1, 0, 1, 0), (0, 0, 1, 0), (1, 0, 1, 0)]
+
+
+def test_a_rule_that_stands_for_another_selector_is_looked_at_again(progress):
+    row = progress.tables.choices[0]
+    progress.tables.keep_choices([{**row, "selector": "full"}], [])
+    assert (A, "plain") in [(look.case, look.source) for look in progress.looks()]
+
+
+def test_what_is_left_takes_as_long_as_it_took_here_or_elsewhere(progress, monkeypatch):
+    """A plan of half a minute and a full fine-tune of ten seconds were measured by a machine with two cores."""
+    where = {"machine": "Some Processor", "cores": 2}
+    monkeypatch.setattr("flows.study.harvest.where", lambda: where)
+    assert "how long is known after the first of each)" in outlook(progress)
+    row = progress.tables.choices[0]
+    progress.tables.keep_choices([{**row, **where, "seconds": 30.0}], [])
+    done = {"data_set": "a", "model": "m", "method": "full", "boundary": 0, "layers": 8, "seed": 9, "rates": "0.1"}
+    done |= {**where, "budget": "epochs", "seconds_wall": 10.0, "settings": "of another study"}
+    progress.tables.runs.append(done)
+    progress.description = progress.description.model_copy(update={"rules": {"half": Rule(selector="half")}})
+    progress.every_look = [look for look in progress.every_look if look.source == "plain"]
+    assert "1 plans to make (about 30 s)" in outlook(progress)
+    assert "on this machine (Some Processor with 2 cores; 1 fine-tunes measured here)" in outlook(progress)
+    monkeypatch.setattr("flows.study.harvest.where", lambda: {"machine": "Another", "cores": 1})
+    said = outlook(progress)
+    assert "on Some Processor with 2 cores, which measured most" in said
+    assert "nothing was measured on this machine (Another with 1 core) yet" in said
