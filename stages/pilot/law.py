@@ -14,7 +14,9 @@ embeddings with it. D is the number of training examples; epochs and schedule ar
    between the others and the untrained loss at the last layer does, all boundaries in turn;
 3. fitted without the largest size, it predicts that size's losses no worse than "as at the size before".
 
-It has four parameters and some twelve points: measures of fit on the points themselves would say little.
+It has four parameters and some twelve points: measures of fit on the points themselves would say little. The bar of
+the second is lower than what stands in for a law that does not hold (:func:`interpolated`): beside that, laws that
+are true fail by the noise of so few trainings (with 3 % each, intervals of 90 % then covered 68 % of outcomes).
 """
 
 from collections.abc import Callable, Iterator, Sequence
