@@ -8,6 +8,7 @@ none of these was drawn, over all of them.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 from zlib import crc32
 
@@ -36,7 +37,7 @@ class Resamples:
         self.case = case
         self._seeds = sorted({one for run in case.runs.values() for one in run.seeds})
         examples = next(iter(case.runs.values())).values.shape[1]
-        weights = _drawn(np.random.default_rng([seed, case.test_set]), examples, resamples) / examples
+        weights = _test_examples(seed, case.test_set, examples, resamples) / examples
         name = crc32(f"{case.data_set}, {case.model}".encode())
         self._drawn = _drawn(np.random.default_rng([seed, name]), len(self._seeds), resamples)
         self._by_seed: dict[tuple[str, str], Floats] = {
@@ -119,6 +120,12 @@ def cross_fitted(runs: Sequence[Run], folds: int = FOLDS) -> Floats:
             best = int(judging[:, ~inside].mean(axis=1).argmax()) if not inside.all() else 0
             chosen[seed, inside] = values[best, seed, inside]
     return chosen.mean(axis=0)
+
+
+@lru_cache(maxsize=16)  # cases of one test set, and the ablation, which sees every case again
+def _test_examples(seed: int, test_set: int, examples: int, resamples: int) -> NDArray[np.integer[Any]]:
+    """How often each test example is drawn [R, examples]."""
+    return _drawn(np.random.default_rng([seed, test_set]), examples, resamples).astype(np.uint16)
 
 
 def _drawn(rng: np.random.Generator, things: int, resamples: int) -> NDArray[np.integer[Any]]:
