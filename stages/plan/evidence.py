@@ -102,6 +102,12 @@ class PilotLaw(BaseModel):
     verdict: str
 
 
+class Piloted(BaseModel):
+    """A fine-tune that was made."""
+
+    boundary: int
+
+
 class PilotOperations(BaseModel):
     """What the pilots cost; ``share`` of one full fine-tune's operations."""
 
@@ -112,9 +118,15 @@ class PilotPrediction(BaseModel):
     """``reports/pilot.json`` where pilots were run, as far as a plan reads it."""
 
     layers: int
+    pilots: list[Piloted]
     predictions: list[PredictedLoss]
     law: PilotLaw
     flops: PilotOperations
+
+    @property
+    def deepest(self) -> int:
+        """The deepest boundary that was fine-tuned: behind it predictions are extrapolated, and no rule goes there."""
+        return max(one.boundary for one in self.pilots)
 
 
 @dataclass(frozen=True)

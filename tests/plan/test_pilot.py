@@ -17,7 +17,7 @@ def write_pilot(workspace, losses=LOSSES, errors=ERRORS, *, holds=True, **change
     ]
     verdict = "The loss falls." if holds else "No joint law holds: it does not fall."
     found = {"layers": len(losses) - 1, "predictions": rows, "law": {"holds": holds, "verdict": verdict}}
-    found |= {"enabled": True, "flops": {"share": 0.83}, **changes}
+    found |= {"pilots": [{"boundary": 0}, {"boundary": 5}], "enabled": True, "flops": {"share": 0.83}, **changes}
     workspace.pilot = workspace.root / "pilot.json"
     workspace.pilot.write_text(json.dumps(found))
 
@@ -54,6 +54,25 @@ def test_what_pilots_predict_is_what_budget_and_tolerance_weigh(piloted):
     assert piloted.plan(budget=plan.frontier[3].flops_share).boundary_of("budget") == 3
     assert plan.boundaries["tolerance"].scores == [-x for x in LOSSES]
     assert "negative validation loss, by pilots" in plan.boundaries["budget"].reason
+
+
+FALLING = [1.30, 1.25, 1.20, 1.10, 1.00, 0.90, 3.00]  # deeper is better, as of small data it often seems
+
+
+@pytest.mark.parametrize("name", ["pilot", "budget", "tolerance"])
+def test_no_rule_goes_behind_the_deepest_pilot(piloted, name):
+    """What is predicted there is extrapolated."""
+    write_pilot(piloted, FALLING, pilots=[{"boundary": 0}, {"boundary": 3}, {"boundary": 2}])
+    plan = piloted.plan()
+    assert plan.boundary_of(name) == 3
+    if name == "pilot":
+        assert "of the best (1.1), of those up to the deepest pilot, 3;" in plan.boundaries["pilot"].reason
+
+
+def test_a_budget_behind_the_deepest_pilot_takes_the_shallowest_that_it_pays_for(piloted):
+    write_pilot(piloted, FALLING, pilots=[{"boundary": 0}, {"boundary": 2}])
+    points = piloted.plan().frontier
+    assert piloted.plan(budget=points[4].flops_share).boundary_of("budget") == 4
 
 
 def test_without_a_law_the_plan_says_what_decided_instead(piloted):

@@ -16,8 +16,8 @@ from stages.plan.selectors.choice import AbsentEvidenceError, Choice
 def pilot(evidence: Evidence, params: Plan) -> Choice:
     """Freeze up to the deepest boundary whose loss, as small fine-tunes predict it, is not worse than the best.
 
-    "Not worse": by at most ``plan.tolerance`` standard errors of the difference. Behind layer L no layer trains, and
-    that is the rule ``none``.
+    "Not worse": by at most ``plan.tolerance`` standard errors of the difference. Of those up to the deepest pilot: what
+    lies behind it is extrapolated. Behind layer L no layer trains, and that is the rule ``none``.
 
     Raises:
         AbsentEvidenceError: there were no pilots.
@@ -25,32 +25,32 @@ def pilot(evidence: Evidence, params: Plan) -> Choice:
     predicted = evidence.pilot
     if predicted is None:
         raise AbsentEvidenceError("set pilot.enabled to true")
-    rows = predicted.predictions[: evidence.layers]
-    chosen = [row for row in rows if row.excess <= params.tolerance * row.excess_error or row.excess == 0][-1:]
-    best = chosen[0] if chosen else min(rows, key=lambda row: row.loss)
+    rows = predicted.predictions[: min(predicted.deepest + 1, evidence.layers)]
+    least = min(row.loss for row in rows)
+    chosen = [row for row in rows if row.loss - least <= params.tolerance * row.excess_error or row.loss == least][-1]
     return Choice(
-        boundary=best.boundary,
-        reason=_reason(best, predicted, params.tolerance),
-        certainty=_certainty(best, predicted),
+        boundary=chosen.boundary,
+        reason=_reason(chosen, least, predicted, params.tolerance),
+        certainty=_certainty(chosen, predicted),
         fallback=None if predicted.law.holds else predicted.law.verdict.rstrip("."),
         scores=tuple(-row.loss for row in predicted.predictions),
     )
 
 
-def _reason(best: PredictedLoss, predicted: PilotPrediction, tolerance: float) -> str:
+def _reason(chosen: PredictedLoss, least: float, predicted: PilotPrediction, tolerance: float) -> str:
     return (
-        f"boundary {best.boundary} is the deepest whose loss, as pilots predict it ({best.loss:.4g}), is within "
-        f"{tolerance:g} standard errors ({best.excess_error:.2g}) of the best ({best.loss - best.excess:.4g}); "
-        f"the pilots cost {predicted.flops.share:.2f} times one full fine-tune"
+        f"boundary {chosen.boundary} is the deepest whose loss, as pilots predict it ({chosen.loss:.4g}), is within "
+        f"{tolerance:g} standard errors ({chosen.excess_error:.2g}) of the best ({least:.4g}), of those up to the "
+        f"deepest pilot, {predicted.deepest}; the pilots cost {predicted.flops.share:.2f} times one full fine-tune"
     )
 
 
-def _certainty(best: PredictedLoss, predicted: PilotPrediction) -> Certainty:
+def _certainty(chosen: PredictedLoss, predicted: PilotPrediction) -> Certainty:
     how = "the law of all pilots" if predicted.law.holds else "the largest pilots, interpolated, without a law"
     return Certainty(
         win_share=None,
-        value=significant(best.loss),
-        low=significant(best.low),
-        high=significant(best.high),
-        words=f"validation loss {best.low:.4g} to {best.high:.4g} by {how}",
+        value=significant(chosen.loss),
+        low=significant(chosen.low),
+        high=significant(chosen.high),
+        words=f"validation loss {chosen.low:.4g} to {chosen.high:.4g} by {how}",
     )

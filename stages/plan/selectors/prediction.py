@@ -15,11 +15,13 @@ class Prediction:
         quality: higher is better, [L+1].
         margin: half the width of its interval, in the same units, [L+1].
         words: what is predicted.
+        reach: the deepest boundary of which it speaks; behind it, it is extrapolated.
     """
 
     quality: tuple[float, ...]
     margin: tuple[float, ...]
     words: str
+    reach: int
 
 
 def predicted_quality(evidence: Evidence, params: Plan) -> Prediction:
@@ -31,7 +33,7 @@ def _of_pilots(pilot: PilotPrediction) -> Prediction:
     """The negative of the predicted validation loss."""
     quality = tuple(-row.loss for row in pilot.predictions)
     margin = tuple((row.high - row.low) / 2 for row in pilot.predictions)
-    return Prediction(quality, margin, "negative validation loss, by pilots")
+    return Prediction(quality, margin, "negative validation loss, by pilots", pilot.deepest)
 
 
 def _of_law(evidence: Evidence, params: Plan) -> Prediction:
@@ -43,7 +45,8 @@ def _of_law(evidence: Evidence, params: Plan) -> Prediction:
     law = evidence.laws[quantity]
     end = law.predicted(evidence.layers)
     quality = tuple(law.predicted(max(boundary, 1)) - end for boundary in range(evidence.layers + 1))
-    return Prediction(quality, _half_widths(law), f"reduction of the {quantity} that is left to train, by the law")
+    words = f"reduction of the {quantity} that is left to train, by the law"
+    return Prediction(quality, _half_widths(law), words, evidence.layers)
 
 
 def _half_widths(law: DepthLaw) -> tuple[float, ...]:

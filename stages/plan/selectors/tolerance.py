@@ -10,13 +10,14 @@ def tolerance(evidence: Evidence, params: Plan) -> Choice:
     """Take the cheapest boundary whose predicted quality is within ``plan.tolerance`` of full fine-tuning's.
 
     The tolerance counts half-widths of the prediction's own interval, so it knows no units. Costs fall with the
-    boundary: the cheapest is the deepest. Behind layer L no layer trains, and that is the rule ``none``.
+    boundary: the cheapest is the deepest, of those within the prediction's reach. Behind layer L no layer trains, and
+    that is the rule ``none``.
     """
     predicted = predicted_quality(evidence, params)
     whole = predicted.quality[0]
     within = [
         boundary
-        for boundary in range(evidence.layers)
+        for boundary in range(min(predicted.reach + 1, evidence.layers))
         if predicted.quality[boundary] >= whole - params.tolerance * predicted.margin[boundary]
     ]
     best = within[-1]
