@@ -80,7 +80,7 @@ def headline(
     text = f"{chosen.rule} {_told(chosen)}"
     if over_full is not None:
         text += (
-            f" The difference lies between {_points(over_full.low)} and {_points(over_full.high)} with other examples "
+            f" Its quality over full fine-tuning's lies between {_points(over_full.low)} and {_points(over_full.high)} with other examples "
             f"and seeds, between {_points(over_full.low_elsewhere)} and {_points(over_full.high_elsewhere)} with other "
             "data sets, too."
         )
