@@ -80,9 +80,9 @@ def headline(
     text = f"{chosen.rule} {_told(chosen)}"
     if over_full is not None:
         text += (
-            f" Its quality over full fine-tuning's lies between {_points(over_full.low)} and {_points(over_full.high)} with other examples "
-            f"and seeds, between {_points(over_full.low_elsewhere)} and {_points(over_full.high_elsewhere)} with other "
-            "data sets, too."
+            f" Its quality over full fine-tuning's lies between {_points(over_full.low)} and {_points(over_full.high)} "
+            f"with other examples and seeds, between {_points(over_full.low_elsewhere)} and "
+            f"{_points(over_full.high_elsewhere)} with other data sets, too."
         )
     if left:
         at_cost, regret, cost = (
