@@ -32,7 +32,6 @@ RULE = {
     "worst_at_cost": 1.25,
     "worst_at_cost_on": "trec, embedded",
     "rank_correlation": 0.75,
-    "over_salf": None,
     "over_default": {"difference": -0.6875, "low": -1.5, "high": 0.25, "groups": 7, "p_holm": 1.0},
 }
 SUMMARY = {
@@ -76,7 +75,10 @@ SUMMARY = {
         }
     ],
     "rules": {
-        "probe": {**RULE, "over_salf": {"difference": 3.0625, "low": 2.5, "high": 3.5, "groups": 7, "p_holm": 0.027}},
+        "probe": {
+            **RULE,
+            "over_default": {"difference": 3.0625, "low": 2.5, "high": 3.5, "groups": 7, "p_holm": 0.027},
+        },
         "salf": {**RULE, "rule": "salf", "regret": 8.0625, "rank_correlation": None},
     },
     "coverage": [
