@@ -87,8 +87,8 @@ def _rule(one: Json, default: bool) -> list[Cell]:
 
 
 def _regret(one: Json, mean: str, worst: str) -> Cell:
-    """A mean regret, and the largest."""
-    return number_cell(one[mean], decimal(one[mean], 2), f"{decimal(one[worst], 1)} on {one[f'{worst}_on']}")
+    """A mean regret, and the largest; ``summary.json`` names the case."""
+    return number_cell(one[mean], decimal(one[mean], 2), f"at most {decimal(one[worst], 1)}")
 
 
 def _ahead(over: Json | None) -> Cell:
