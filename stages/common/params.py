@@ -6,7 +6,7 @@ only the declared groups, so that a stage cannot see a value that ``dvc.yaml`` d
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -64,6 +64,7 @@ SelectorName = Literal[
 MethodName = Annotated[str, AfterValidator(lambda name: checked(name, get_args(SelectorName)))]
 SignalKind = Literal["block-influence", "variability", "probe", "grad-norm", "spectrum"]
 GainName = Literal["observed", "ratio", "local", "marginal"]
+OF_THE_POWER_LAW: Final[frozenset[GainName]] = frozenset({"ratio", "marginal"})  # computed from it, over all depth
 Quantity = Literal["deviation", "loss"]
 FrozenWeights = Literal["whole", "int8", "nf4", "offload"]
 CacheMode = Literal["auto", "memory", "disk", "off"]

@@ -16,7 +16,6 @@ from stages.common.gains import local, marginal, observed, ratio
 from stages.common.laws import Array
 
 NAMES: Final = ("observed", "ratio", "local", "marginal")
-OF_THE_POWER_LAW: Final = frozenset({"ratio", "marginal"})
 
 
 @dataclass(frozen=True)

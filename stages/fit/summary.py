@@ -5,8 +5,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from stages.common.params import OF_THE_POWER_LAW
 from stages.fit.compare import choose, faults, verdict
-from stages.fit.gains import OF_THE_POWER_LAW, Gain
+from stages.fit.gains import Gain
 from stages.fit.quantity import Analysis
 from stages.fit.rules import POWER_RULE
 from stages.fit.stability import in_words

@@ -83,15 +83,13 @@ class PredictedLoss(BaseModel):
 
     Attributes:
         low, high: interval of one fine-tune's loss.
-        excess: over the loss of the best boundary.
-        excess_error: standard error of that difference.
+        excess_error: standard error of what it is over the loss of the best boundary.
     """
 
     boundary: int
     loss: float
     low: float
     high: float
-    excess: float
     excess_error: float
 
 

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from stages.common.params import OF_THE_POWER_LAW
 from stages.report import depth_figures
 from stages.report.artifacts_in import Artifacts, Json
 from stages.report.depth_figures import Bars, LawCurve, profile_of
@@ -28,7 +29,6 @@ _GAINS: Final = {
     "local": "local-law gain",
     "marginal": "marginal gain of the law",
 }
-_OF_THE_POWER_LAW: Final = ("ratio", "marginal")
 
 
 def trace_section(artifacts: Artifacts) -> Section:
@@ -210,7 +210,7 @@ def _other_gain(gains: pd.DataFrame, quantity: str, gain: str, artifacts: Artifa
 def _law_words(quantity: str, gain: str, law: Mapping[str, Any] | None) -> str:
     """Of a gain that rests on the power law over the whole depth, whether that law fits."""
     laws = (law or {}).get("quantities", {}).get(quantity, {}).get("laws", [])
-    if gain not in _OF_THE_POWER_LAW or any(one["name"] == "power" and one["fits"] for one in laws):
+    if gain not in OF_THE_POWER_LAW or any(one["name"] == "power" and one["fits"] for one in laws):
         return ""
     return (
         f"No rule goes by it here: it rests on the power law over the whole depth, which does not fit the {quantity}."

@@ -8,14 +8,13 @@ from typing import Final
 from stages.common.artifacts import significant
 from stages.common.command import UserError
 from stages.common.freeze_plan import Certainty, RunnerUp
-from stages.common.params import GainName, Plan, Quantity
+from stages.common.params import OF_THE_POWER_LAW, GainName, Plan, Quantity
 from stages.plan.evidence import Evidence, LayerGain
 from stages.plan.selectors.choice import AbsentEvidenceError, Choice, Selector
 
 SURE: Final = 0.9  # share of resamples from which a choice is called sure
 FAIRLY_SURE: Final = 0.5
 _RUNNERS_UP: Final = 3
-_OF_THE_POWER_LAW: Final[frozenset[GainName]] = frozenset({"ratio", "marginal"})
 _WORDS: Final[Mapping[GainName, str]] = {
     "observed": "observed gain",
     "ratio": "gain relative to the law's (capability ratio)",
@@ -92,7 +91,7 @@ def _scores(gains: tuple[LayerGain, ...], layers: int) -> tuple[float | None, ..
 
 def _unusable(evidence: Evidence, quantity: Quantity, gain: GainName) -> str | None:
     law = evidence.laws[quantity]
-    if gain in _OF_THE_POWER_LAW and not law.power_fits:
+    if gain in OF_THE_POWER_LAW and not law.power_fits:
         return f"no power law over the whole depth fits the {quantity} ({law.verdict.rstrip('.')})"
     if not evidence.gains.get((quantity, gain)):
         return f"no layer has a {_WORDS[gain]} of the {quantity}"
