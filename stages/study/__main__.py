@@ -17,9 +17,10 @@ from stages.study.coverage import coverage
 from stages.study.curves import curve_points
 from stages.study.depth import by_depth
 from stages.study.judging import overall
+from stages.study.measured import PAPER
 from stages.study.reading import read_study
 from stages.study.resamples import Resamples
-from stages.study.summary import PAPER, summarise
+from stages.study.summary import summarise
 from stages.study.verdicts import ORACLE, verdicts
 
 

@@ -3,7 +3,7 @@
 What is changed: the quantity (deviation or loss), how a layer's gain is counted (what it took off, the exponent of the
 power law through its two spaces, or by a law), which spaces that law is fitted to, how many examples were traced, and
 whether the curve is smoothed over neighbouring spaces first. Norm convention and target are changed by rules of their
-own, since they take other traces: these stand beside, as do the gains by a law where it fits.
+own, since they take other traces: these stand beside.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from stages.common.laws import Array
 from stages.study.comparisons import Comparison, compared
 from stages.study.gains import FEWEST, Span, by_law, by_step, layer_of_largest, smoothed
 from stages.study.judging import Overall, overall
-from stages.study.measured import Case, Choice, Study, with_choices
+from stages.study.measured import PAPER, Case, Choice, Study, with_choices
 from stages.study.resamples import Resamples
 from stages.study.verdicts import Verdict, verdicts
 
@@ -99,13 +99,18 @@ def ablation(study: Study, resamples: int, seed: int, confidence: float) -> list
     """
     drawn, found = dict[tuple[str, str], Resamples](), list[Verdict]()
     for case in study.cases:
-        own = [choice for choice in case.choices if choice.selector.startswith("salf")]
-        varied = with_choices(case, [*variations(case, study.intervals), *own])
+        varied = with_choices(case, [*variations(case, study.intervals), *_of_other_traces(case)])
         drawn[case.data_set, case.model] = Resamples(varied, resamples, seed)
         found += verdicts(drawn[case.data_set, case.model], confidence)
     readings = [v for v in found if v.rule in VARIATIONS or v.selector.startswith("salf")]
     beside = {one.rule: one for one in compared(readings, drawn, BASE, confidence, seed=seed)}
     return [_ablated(one, beside.get(one.rule)) for one in overall(readings)]
+
+
+def _of_other_traces(case: Case) -> list[Choice]:
+    """Choices of the paper's kind by other plans than the paper's rule's own: its plan's trace the readings read."""
+    own = {choice.plan for choice in case.choices if choice.rule == PAPER}
+    return [choice for choice in case.choices if choice.selector.startswith("salf") and choice.plan not in own]
 
 
 def _ablated(one: Overall, over: Comparison | None) -> Ablated:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 Budget = Literal["epochs", "compute"]
 FULL: Final = "full"
+PAPER: Final = "salf"  # the rule of this name is the paper's, and what the others are compared with
 LOSS: Final = "loss"
 BALANCED: Final = "balanced-accuracy"
 
@@ -44,6 +45,7 @@ class Choice:
     Attributes:
         scores: what it predicts for boundaries 0..L; empty where it predicts nothing.
         deciding_share: operations of the fine-tunes by which it decides, as a share of full fine-tuning's.
+        plan: the same for choices that one plan made, from the same evidence.
     """
 
     rule: str
@@ -52,6 +54,7 @@ class Choice:
     reason: str
     scores: tuple[float | None, ...]
     deciding_share: float = 0.0
+    plan: str = ""
 
 
 @dataclass(frozen=True)

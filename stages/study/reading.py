@@ -30,7 +30,7 @@ def read_study(folder: Path) -> Study:
         UserError: a table is missing or damaged, or no case has full fine-tuning to compare with.
     """
     runs = _csv(folder / "runs.csv", {"method_settings": str, "settings": str})
-    choices = _csv(folder / "choices.csv", {"reason": str, "scores": str, "selector": str})
+    choices = _csv(folder / "choices.csv", {"reason": str, "scores": str, "selector": str, "settings": str})
     intervals = _csv(folder / "intervals.csv", {"law": str})
     said = _predictions(folder / "predictions.parquet")
     kept = _kept_settings(folder / "settings.json")
@@ -166,6 +166,7 @@ def _choice(row: dict[Any, Any]) -> Choice:
         reason=row["reason"],
         scores=scores,
         deciding_share=0.0 if deciding is None or pd.isna(deciding) else float(deciding),
+        plan=row["settings"],
     )
 
 

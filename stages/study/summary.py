@@ -3,18 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
-from typing import Any, Final
+from typing import Any
 
 from stages.common.artifacts import rounded
 from stages.study.comparisons import Comparison, compared
 from stages.study.coverage import Coverage, Fits, fits
 from stages.study.judging import LeftOut, Overall, choose, leave_one_out, overall
-from stages.study.measured import FULL, Study
+from stages.study.measured import FULL, PAPER, Study
 from stages.study.resamples import Resamples
 from stages.study.sensitivity import sensitivity
 from stages.study.verdicts import Verdict
 
-PAPER: Final = "salf"  # the rule of this name is the paper's, and what the others are compared with
 Json = dict[str, Any]
 
 

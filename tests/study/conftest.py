@@ -65,7 +65,7 @@ class Tables:
         """Of a test example: three of four are common."""
         return "rare" if example % 4 == 0 else "common"
 
-    def choice(self, data_set, rule, boundary, scores=None, selector=None, deciding_share=None):
+    def choice(self, data_set, rule, boundary, scores=None, selector=None, deciding_share=None, plan="s"):
         self.choices.append(
             {
                 "data_set": data_set,
@@ -77,6 +77,7 @@ class Tables:
                 "reason": "because",
                 "scores": json.dumps(scores) if scores else "",
                 "deciding_share": deciding_share,
+                "settings": plan,
             }
         )
 

@@ -43,3 +43,15 @@ def test_what_it_comes_to_is_read_off_the_measured_boundaries(traced):
     one = rows["loss, observed gain, the plan's trace, not smoothed"]
     assert (float(one["behind_full"]), float(one["cost_share"]), one["groups"]) == (5.0, 0.5, "2")
     assert not any("larger trace, not" in name for name in rows)  # boundary 3 lies towards L: nothing is read there
+
+
+def test_a_rule_that_is_one_of_the_readings_does_not_stand_twice(traced):
+    for data_set in ("a", "b"):
+        traced.choice(data_set, "salf", 2, selector="salf-deviation-observed")
+        traced.choice(data_set, "salf-loss", 2, selector="salf-loss-observed")
+        traced.choice(data_set, "salf-raw", 2, selector="salf-deviation-observed", plan="raw states")
+    folder = traced.write()
+    main(["--study", str(folder), "--resamples", "50"])
+    with (folder / "ablation.csv").open(encoding="utf-8") as file:
+        rules = {row["rule"] for row in csv.DictReader(file)} - set(VARIATIONS)
+    assert rules == {"salf-raw"}
