@@ -60,7 +60,7 @@ __all__ = [
     "write_schema",
 ]
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 FILE_NAME: Final = "freeze_plan.json"
 SCHEMA_FILE: Final = Path(__file__).with_suffix(".schema.json")
 
@@ -73,7 +73,7 @@ class FreezePlan(Record):
         absent: the other rules, each with what its evidence takes.
     """
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     model: PlannedModel
     selector: SelectorName
     quantity: Quantity

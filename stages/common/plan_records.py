@@ -111,7 +111,12 @@ class FrontierPoint(Record):
 
 
 class CostModel(Record):
-    """The sums behind the frontier's costs (see ``stages/common/cost.py``) and what was assumed."""
+    """The sums behind the frontier's costs (see ``stages/common/cost.py``) and what was assumed.
+
+    Attributes:
+        queries, attended, positions, seen: of one epoch's training.
+        frozen_queries, frozen_attended: of the frozen layers' pass over the data, before the first step.
+    """
 
     epochs: Positive
     batch_rows: Positive
@@ -121,6 +126,8 @@ class CostModel(Record):
     attended: Positive
     positions: Positive
     seen: Positive
+    frozen_queries: Positive
+    frozen_attended: Positive
     formula: str
     assumptions: list[str]
 

@@ -39,7 +39,7 @@ def make_plan(
     layers, tied = base.shape.layers, base.shape.tied_head
     trained = base.trained_parameters(boundary)
     return FreezePlan(
-        schema_version=2,
+        schema_version=3,
         model=_planned_model(base),
         selector=params.selector,
         quantity=basis.quantity,

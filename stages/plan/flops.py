@@ -17,7 +17,7 @@ class BoundaryFlops:
     def of(cls, shape: ModelShape, work: CostModel, boundary: int) -> "BoundaryFlops":
         """Count a boundary of 0..L."""
         return cls(
-            frozen=forward_flops(shape, boundary, work.queries, work.attended),
+            frozen=forward_flops(shape, boundary, work.frozen_queries, work.frozen_attended),
             epoch=training_flops(shape, boundary, work.queries, work.attended, work.positions, work.seen),
         )
 

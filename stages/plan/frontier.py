@@ -29,27 +29,34 @@ COUNTED: Final = (
 
 
 def cost_model(sizes: PreparedSizes, epochs: int, batch_rows: int) -> CostModel:
-    """The sums over one epoch of the training split that the costs are counted from.
+    """The sums over the training split that the costs are counted from.
 
-    Rows are taken at their mean length: the attention's share is a little more when they vary.
+    The tokens that all prompts begin with go through the trained layers once a batch, and through the frozen ones
+    once in all: no step changes what comes of them there. Rows are taken at their mean length: the attention's share
+    is a little more when they vary.
     """
     train, shared = sizes.splits["train"], sizes.shared_prefix_tokens
     batches = math.ceil(train.rows / batch_rows)
     own = train.tokens / train.rows - shared
     answer = train.answer_tokens / train.rows
+    own_tokens, own_attended = train.tokens - train.rows * shared, round(train.rows * own * (shared + (own + 1) / 2))
+    shared_attended = shared * (shared + 1) // 2
     return CostModel(
         epochs=epochs,
         batch_rows=batch_rows,
         value_bytes=FLOAT32_BYTES,
         rows=train.rows,
-        queries=train.tokens - train.rows * shared + batches * shared,
-        attended=round(train.rows * (own * shared + own * (own + 1) / 2)) + batches * shared * (shared + 1) // 2,
+        queries=own_tokens + batches * shared,
+        attended=own_attended + batches * shared_attended,
         positions=train.answer_tokens,
         seen=round(train.answer_tokens * (shared + own - (answer - 1) / 2)),
+        frozen_queries=own_tokens + shared,
+        frozen_attended=own_attended + shared_attended,
         formula=_FORMULA,
         assumptions=[
             f"flops and shares are those of finetune.epochs = {epochs} epochs; for others see the formula",
-            f"batches of {batch_rows} rows: the {shared} tokens that all prompts begin with are computed once a batch",
+            f"batches of {batch_rows} rows: the {shared} tokens that all prompts begin with are computed once a batch, "
+            "in frozen layers once in all",
             *COUNTED,
             "AdamW with float32 moments, float32 gradients and activations; weights themselves not counted",
         ],
@@ -116,7 +123,7 @@ def _point(
         optimizer_bytes=optimizer_bytes(trained),
         gradient_bytes=gradient_bytes(trained, work.value_bytes),
         activation_bytes=round(depth * batch_tokens * activation_bytes_per_token(base.shape, work.value_bytes)),
-        cache_bytes=work.queries * base.shape.hidden * work.value_bytes if boundary else 0,
+        cache_bytes=work.frozen_queries * base.shape.hidden * work.value_bytes if boundary else 0,
         observed=significant(law.mean[boundary]),
         predicted=significant(law.predicted(boundary)),
         remaining_reduction=remaining,

@@ -58,7 +58,7 @@ def artifact(boundary=2, *, tied=True):
     chosen = {"salf": boundary, "full": 0, "none": LAYERS, "last-n": 3, "random": 1}
     total = sum(parameter.numel() for parameter in tiny(tied=tied).parameters())
     return {
-        "schema_version": 2,
+        "schema_version": 3,
         "model": {
             "name": "tiny",
             "weights_sha256": "ab",
@@ -87,9 +87,8 @@ def artifact(boundary=2, *, tied=True):
         "absent": {"oracle": "set plan.oracle"},
         "frontier": [point(k) for k in range(LAYERS + 1)],
         "cost_model": {
-            **dict.fromkeys(
-                ["epochs", "batch_rows", "value_bytes", "rows", "queries", "attended", "positions", "seen"], 1
-            ),
+            **dict.fromkeys(["epochs", "batch_rows", "value_bytes", "rows"], 1),
+            **dict.fromkeys(["queries", "attended", "positions", "seen", "frozen_queries", "frozen_attended"], 1),
             "formula": "",
             "assumptions": [],
         },
@@ -257,7 +256,7 @@ def test_the_published_schema_is_up_to_date_and_accepts_a_plan(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"schema_version": 1}, "version 1, this program reads version 2"),
+        ({"schema_version": 1}, "version 1, this program reads version 3"),
         ({"boundary": "two"}, "boundary: Input should be a valid integer"),
         ({"surprise": 1}, "surprise: Extra inputs"),
         ({"boundary": 3}, "boundary is not the number of frozen layers"),

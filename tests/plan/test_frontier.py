@@ -4,6 +4,13 @@ import math
 
 import pytest
 
+from stages.common.batches import Batch, Example
+from stages.common.training.costs import Costs
+from stages.plan.evidence import PreparedSizes, SplitSize
+from stages.plan.flops import BoundaryFlops
+from stages.plan.frontier import cost_model
+from tests.common.test_cost import llama
+
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 6, 32, 56, 53
 ROWS, TOKENS, SHARED, BATCH = 40, 25, 5, 16
 EPOCHS = 2  # as params.yaml says
@@ -11,9 +18,9 @@ BATCHES = 3
 LINEAR = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * HIDDEN // 2 + 3 * HIDDEN * INTERMEDIATE  # q, o; k, v; the gated part
 
 
-def work():
+def work(passes_of_the_shared=BATCHES):
     """Queries and attended keys, one token at a time: 40 rows of 20 own tokens behind 5 shared ones."""
-    shared = [position + 1 for _ in range(BATCHES) for position in range(SHARED)]
+    shared = [position + 1 for _ in range(passes_of_the_shared) for position in range(SHARED)]
     own = [position + 1 for _ in range(ROWS) for position in range(SHARED, TOKENS)]
     return len(shared + own), sum(shared + own)
 
@@ -21,6 +28,7 @@ def work():
 def test_the_sums_are_those_of_counting_token_by_token(workspace):
     model = workspace.plan().cost_model
     assert (model.queries, model.attended) == work()
+    assert (model.frozen_queries, model.frozen_attended) == work(1)
     assert (model.positions, model.rows, model.batch_rows) == (40, ROWS, BATCH)
     assert model.seen == ROWS * TOKENS  # one answer token each, at the last of its row's tokens
 
@@ -28,6 +36,8 @@ def test_the_sums_are_those_of_counting_token_by_token(workspace):
 def test_flops_against_a_closed_form(workspace):
     queries, attended = work()
     layer = 2 * LINEAR * queries + 4 * HIDDEN * attended
+    frozen_queries, frozen_attended = work(1)
+    frozen = 2 * LINEAR * frozen_queries + 4 * HIDDEN * frozen_attended
     head = 2 * HIDDEN * VOCABULARY * ROWS
     # The last layer: keys and values of all tokens and everything at the answers, forward and back; besides,
     # forward alone, the queries of all tokens and keys and values of the answers, which nothing uses.
@@ -39,10 +49,22 @@ def test_flops_against_a_closed_form(workspace):
         epoch = (2 if k else 3) * head  # a tied head's gradient: only with the embeddings
         if k < LAYERS:
             epoch += 3 * (LAYERS - k - 1) * layer + last
-        assert point.flops_frozen == k * layer
+        assert point.flops_frozen == k * frozen
         assert point.flops_epoch == epoch
-        assert point.flops == k * layer + EPOCHS * epoch
-        assert point.flops_uncached == EPOCHS * (k * layer + epoch)
+        assert point.flops == k * frozen + EPOCHS * epoch
+        assert point.flops_uncached == EPOCHS * (k * frozen + epoch)
+
+
+@pytest.mark.parametrize("boundary", range(5))
+def test_what_a_plan_foresees_is_what_training_counts(boundary):
+    """Of rows of one length, 4 of 10 tokens shared, 2 of the answer; of unequal ones the plan knows the mean."""
+    _, shape = llama(tie_word_embeddings=True)
+    rows = [Example(f"{n}", None, "", "", tuple(range(9)), (11, 12)) for n in range(6)]
+    sizes = PreparedSizes(splits={"train": SplitSize(rows=6, tokens=60, answer_tokens=12)}, shared_prefix_tokens=4)
+    costs = Costs(shape, boundary, "weights", 0)
+    batches = [Batch.of(rows, range(at, at + 2), 4) for at in (0, 2, 4)]
+    counted = costs.frozen(rows, 4) + EPOCHS * sum(costs.step([batch], 4) for batch in batches)
+    assert BoundaryFlops.of(shape, cost_model(sizes, EPOCHS, 2), boundary).cached(EPOCHS) == counted
 
 
 def test_shares_follow_the_stated_formula(workspace):
@@ -87,7 +109,7 @@ def test_memory_falls_with_the_boundary_and_the_cache_appears_with_it(workspace)
     assert kept == sorted(kept, reverse=True)
     assert kept[-1] == 0
     assert frontier[0].cache_bytes == 0
-    assert {point.cache_bytes for point in frontier[1:]} == {work()[0] * HIDDEN * 4}
+    assert {point.cache_bytes for point in frontier[1:]} == {work(1)[0] * HIDDEN * 4}
 
 
 def test_predicted_is_the_laws_value_where_it_reaches_and_the_observed_one_elsewhere(workspace):

@@ -337,7 +337,7 @@ def _plan(root: Path, outcome: Outcome) -> None:
     total = 28_311_552 + 3_540_000 * LAYERS + 576
     trained = 3_540_000 * (LAYERS - BOUNDARY) + 576
     plan = {
-        "schema_version": 2,
+        "schema_version": 3,
         "model": {
             "name": "SmolLM2-135M-Instruct",
             "weights_sha256": read_json(root / "data/base/base.json")["weights_sha256"],
@@ -377,6 +377,8 @@ def _plan(root: Path, outcome: Outcome) -> None:
             "attended": 2_000_000,
             "seen": 20_000,
             "positions": 384,
+            "frozen_queries": 39_000,
+            "frozen_attended": 1_990_000,
             "formula": "forward + 2 × backward",
             "assumptions": ["Boundary states are computed once."],
         },

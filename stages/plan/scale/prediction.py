@@ -78,11 +78,12 @@ def predict(model: Configuration, work: CostModel, machine: Machine, precision: 
             flops_share=significant(flops / whole),
             seconds=significant(flops / machine.flops_per_second),
             memory=memory(shape, work, boundary, precision, passes),
-            cache_bytes=work.queries * shape.hidden * precision.value if boundary else 0,
+            cache_bytes=work.frozen_queries * shape.hidden * precision.value if boundary else 0,
         )
 
     assumptions = [
-        f"{work.rows:,} examples in batches of {work.batch_rows}, what all begin with computed once a batch; "
+        f"{work.rows:,} examples in batches of {work.batch_rows}, what all begin with computed once a batch, in "
+        f"frozen layers once in all; "
         f"{work.epochs} epochs, the frozen layers' output computed once and kept",
         *COUNTED,
         f"{precision.words}; AdamW; attention by a kernel that keeps no matrix; no gradient checkpointing",

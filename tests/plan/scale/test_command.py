@@ -82,31 +82,29 @@ def test_operations_are_those_that_pytorch_counts_in_a_whole_fine_tune(scale, tm
         layers, width = 4, 32
         own = TOKENS - SHARED
         batches = -(-ROWS // BATCH)
-        beginning = batches * SHARED * (SHARED + 1) // 2
-        attended = ROWS * (own * SHARED + own * (own + 1) // 2) + beginning
+        beginning = SHARED * (SHARED + 1) // 2
+        by_rows = ROWS * (own * SHARED + own * (own + 1) // 2)
         seen = sum(TOKENS - n for n in range(ANSWER)) * ROWS
-        suffix = 3 * ((layers - boundary - 1) * attended + seen) if boundary < layers else 0
-        attention = 4 * width * (boundary * attended + EPOCHS * suffix)
+        suffix = 3 * ((layers - boundary - 1) * (by_rows + batches * beginning) + seen) if boundary < layers else 0
+        attention = 4 * width * (boundary * (by_rows + beginning) + EPOCHS * suffix)
         assert prediction["boundaries"][boundary]["flops"] - attention == counted, boundary
 
 
 def count(network, rows, boundary):
-    """All epochs above a boundary and the frozen layers once, batch by batch."""
+    """All epochs above a boundary, batch by batch, and before them the frozen layers once over all rows."""
     model = CausalModel(network, family_of("llama"))
     for part in [model.embedding, *model.layers[:boundary]] if boundary else []:
         part.requires_grad_(False)
     runtime = choose_runtime(Device(kind="cpu", dtype="float32"))
-    total = 0
-    for some in (rows[at : at + BATCH] for at in range(0, ROWS, BATCH)):
-        start = Embeddings.behind(model, range(1, 1 + SHARED))
-        with FlopCounterMode(display=False) as frozen:
-            if boundary:
-                start = cache_boundary(model, runtime, some, SHARED, boundary, batch_tokens=BATCH * TOKENS)
-        with FlopCounterMode(display=False) as trained:
-            batch = Batch.of(some, range(len(some)), SHARED)
+    start = Embeddings.behind(model, range(1, 1 + SHARED))
+    with FlopCounterMode(display=False) as frozen:
+        if boundary:
+            start = cache_boundary(model, runtime, rows, SHARED, boundary, batch_tokens=BATCH * TOKENS)
+    with FlopCounterMode(display=False) as trained:
+        for at in range(0, ROWS, BATCH):
+            batch = Batch.of(rows, range(at, min(at + BATCH, ROWS)), SHARED)
             training_logits(model, start, batch).square().mean().backward()
-        total += frozen.get_total_flops() + EPOCHS * trained.get_total_flops()
-    return total
+    return frozen.get_total_flops() + EPOCHS * trained.get_total_flops()
 
 
 def test_time_is_operations_over_the_rate_that_was_asked_for(scale):
