@@ -13,11 +13,14 @@ def outlook(progress: Progress) -> str:
     machine = best_known(progress.tables.runs, here)
     forecast = Forecast(progress.tables.runs, progress.tables.choices, machine)
     seconds, planning = forecast.seconds(left, known.layers), forecast.of_plans(looks)
-    parts = [f"{len(progress.cases)} pairs of data set and model", f"{len(known.done)} fine-tunes there"]
+    parts = [
+        f"{_counted(len(progress.cases), 'pair')} of data set and model",
+        f"{_counted(len(known.done), 'fine-tune')} there",
+    ]
     if looks:
         takes = f"about {duration(planning)}" if planning is not None else "how long is known after the first of each"
-        parts.append(f"{len(looks)} plans to make ({takes}), from which more fine-tunes may follow")
-    parts.append(f"{len(left)} fine-tunes left")
+        parts.append(f"{_counted(len(looks), 'plan')} to make ({takes}), from which more fine-tunes may follow")
+    parts.append(f"{_counted(len(left), 'fine-tune')} left")
     takes = f"about {duration(seconds)}" if seconds is not None else "how long is known after the first of each model"
     if machine == here:
         parts.append(f"{takes} on this machine ({here}; {forecast.measured} fine-tunes measured here)")
@@ -25,3 +28,7 @@ def outlook(progress: Progress) -> str:
         parts.append(f"{takes} on {machine}, which measured most; nothing was measured on this machine ({here}) yet")
     parts += [f"left out: {', '.join(progress.absent)}"] * bool(progress.absent)
     return f"study: {', '.join(parts)}"
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
