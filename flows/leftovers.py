@@ -6,6 +6,7 @@ that cannot be had again: a torn table of workers names no living worker, and DV
 gives every finished stage back to an empty ``dvc.lock`` without running it.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -83,5 +84,11 @@ def _is_whole(content: bytes) -> bool:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="python -m flows.leftovers",
+        description="Put aside what a killed DVC left half-written in this folder. Call it where nothing else runs; "
+        "make run does so first.",
+        epilog="example: python -m flows.leftovers",
+    ).parse_args()
     for line in clear(Path()):
         print(line, file=sys.stderr)

@@ -33,8 +33,8 @@ from flows.workspace import WorkspaceBusyError
 from stages.common.run_record import ledger_of
 
 _EXAMPLES = """example:
-  python -m flows.sweep --name depth --set plan.last_n=[2,4,8] --set finetune.epochs=[1,2] --targets evaluate
-                            six experiments, depth-1 to depth-6; then: dvc exp show, dvc exp apply depth-3
+  python -m flows.sweep --name budget --set plan.budget=[0.2,0.4,0.6] --set finetune.epochs=[1,2] --targets evaluate
+                            six experiments, budget-1 to budget-6; then: dvc exp show, dvc exp apply budget-3
 exit status: 0 done, 1 a point failed, 2 the request was refused
 """
 

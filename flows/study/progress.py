@@ -160,7 +160,8 @@ class Progress:
         try:
             values = overrides(self.description, case, self.places)
         except AbsentError as error:
-            self.absent.append(str(error))
+            if str(error) not in self.absent:  # one missing folder is told once, whatever was to be done with it
+                self.absent.append(str(error))
             return
         check(self.places.project, values)
         params = parameters(self._shipped, values)

@@ -82,7 +82,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m stages.bench",
         description="Measure fine-tuning, tracing and deciding beside transformers' Trainer, peft and plain forward "
         "passes, in turn on this machine. A benchmark that was stopped goes on where it was.",
-        epilog="example: python -m stages.bench --quick --out reports/benchmark.json",
+        epilog="example: python -m stages.bench --quick --out reports/benchmark-quick.json",
     )
     names = [EMBEDDED, *SHAPES]
     parser.add_argument("--quick", action="store_true", help="the short form: a small model, fewer points")
@@ -90,7 +90,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8, help="rows of a batch, of all contenders (default: 8)")
     parser.add_argument("--repeats", type=int, help="rounds (default: 3; quick: 2)")
     parser.add_argument("--minutes", type=float, default=40, help="the full form's wanted length (default: 40)")
-    parser.add_argument("--out", type=Path, default=Path("reports/benchmark.json"), help="the file to write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("reports/benchmark.json"), help="the file to write (reports/benchmark.json)"
+    )
     return parser.parse_args(argv)
 
 

@@ -19,6 +19,7 @@ from stages.plan.evidence import Evidence, read_base, read_law, read_pilot, read
 from stages.plan.scale.command import main as scale
 from stages.plan.selectors import SELECTORS
 from stages.plan.selectors.choice import Selector
+from stages.plan.selectors.first_n import first_n
 from stages.plan.summary import print_summary
 from stages.plan.tables import read_gains, read_signals
 
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m stages.plan",
         description="Choose which layers to freeze, and say why, how surely, and what every boundary would cost.",
         epilog="rules (plan.selector):\n"
-        + "".join(f"  {name:25}{_first_line(select)}\n" for name, select in SELECTORS.items())
+        + "".join(f"  {name:25}{_first_line(select)}\n" for name, select in SELECTORS.items() if select is not first_n)
         + "\nexample: python -m stages.plan --base data/base --prepared data/prepared "
         "--law reports/scaling_law.json\n  --gains reports/gains.csv --signals reports/signals.csv\n"
         "  --pilot reports/pilot.json --out data/plan\n\n"
