@@ -8,8 +8,8 @@ Cholesky factorisation in float64 and one triangular solve per distinct token. T
 square the condition number, which LAPACK estimates from the factor; where that would cost more than half of
 float64's digits, or where the head is wide (V < H) or rank-deficient, the factorisation is a singular value
 decomposition of W itself (of its QR factor, when W is tall) and singular values below the tolerance of
-``numpy.linalg.pinv(rtol=max(V, H)·eps)`` are dropped, with the eps of the type that W is stored in:
-what rounding to that type put there is noise.
+``numpy.linalg.pinv(rtol=max(V, H)·eps)`` are dropped, with the eps of the type that W is stored in,
+float32's for 16 bits: what rounding to that type put there is noise.
 
 Nearly all of the time goes to WᵀW: V·H²/2 multiply-adds, since BLAS computes one half of a symmetric product alone.
 """
@@ -100,7 +100,9 @@ def _by_singular_values(weight: Tensor, bias: Tensor | None, index: Tensor) -> T
         left = orthogonal @ inner
     else:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    tolerance = max(matrix.shape) * torch.finfo(weight.dtype).eps * values[0]
+    # By the eps of 16 bits, max(V, H)·eps would exceed 1: all singular values would be dropped.
+    eps = min(torch.finfo(weight.dtype).eps, torch.finfo(torch.float32).eps)
+    tolerance = max(matrix.shape) * eps * values[0]
     inverse = torch.where(values > tolerance, values.reciprocal(), torch.zeros_like(values))
     targets = left[index]
     if bias is not None:

@@ -88,3 +88,13 @@ def test_a_head_of_few_bits_is_solved_in_float64(dtype):
     weight = torch.from_numpy(CASES["tall"]).to(dtype)
     ours = semantic_bases(weight, None, range(300)).numpy()
     np.testing.assert_allclose(ours, np.linalg.pinv(weight.double().numpy()).T, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rows", "columns", "dead"), [(320, 1024, 0), (256, 320, 0), (4000, 64, 1)])
+def test_wide_and_dead_heads_of_sixteen_bits_keep_their_bases(rows, columns, dead, dtype):
+    """numpy's tolerance with such an eps would be above the largest singular value: every basis zero."""
+    weight = torch.from_numpy(head(rows, columns)).to(dtype)
+    weight[:, :dead] = 0
+    ours = semantic_bases(weight, None, [0, rows - 1]).numpy()
+    np.testing.assert_allclose(ours, np.linalg.pinv(weight.double().numpy()).T[[0, rows - 1]], rtol=1e-6, atol=1e-9)
