@@ -38,11 +38,11 @@ def resolution(resamples: Array) -> float:
 
 
 def win_shares(gains: Array) -> Array:
-    """For each layer the share of resamples [B, L] in which it is the largest of layers 2..L-1; ties: the first."""
+    """For each layer the share of resamples [B, L] in which it is the largest of layers 2..L-1; ties: the deepest."""
     shares = np.zeros(gains.shape[1])
     eligible = gains[:, 1:-1]
     if eligible.size and not np.isnan(eligible).any():
-        winners, wins = np.unique(eligible.argmax(axis=1) + 1, return_counts=True)
+        winners, wins = np.unique(eligible.shape[1] - eligible[:, ::-1].argmax(axis=1), return_counts=True)
         shares[winners] = wins / len(gains)
     return shares
 

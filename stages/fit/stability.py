@@ -76,8 +76,8 @@ def stabilities(examples: Array, floor: float, draws: int, seed: int) -> dict[st
 
 
 def named(gains: Array) -> Array:
-    """The layer of the largest gain [C] among layers 2..L-1 of gains [C, L]; ties: the first."""
-    return np.asarray(gains[:, 1:-1].argmax(axis=1) + 2)
+    """The layer of the largest gain [C] among layers 2..L-1 of gains [C, L]; ties: the deepest."""
+    return np.asarray(gains.shape[1] - 1 - gains[:, -2:0:-1].argmax(axis=1))
 
 
 def artifact(stability: Stability, confidence: float) -> dict[str, Any]:

@@ -61,4 +61,4 @@ def test_same_seed_same_shares():
 
 def test_only_layers_between_the_first_and_the_last_are_named():
     gains = np.array([[9.0, 1.0, 2.0, 8.0], [9.0, 3.0, 3.0, 8.0]])
-    assert named(gains).tolist() == [3, 2]
+    assert named(gains).tolist() == [3, 3]
