@@ -56,7 +56,8 @@ class Filler:
         """
         if self.data.messages:
             turns, answer = read_conversation(reach(row.values, self.data.messages))
-            text = "\n".join(turn["content"] for turn in turns)
+            # A system turn that all conversations share tells none of them from the others.
+            text = "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
             return self._labelled(self._opened(self._plain(row, text, "", answer), turns))
         if self.data.task == "multiple-choice":
             return self._asked(self._multiple_choice(row))

@@ -59,6 +59,9 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True, restkey=None, restval=None, delimiter=delimiter)
         try:
+            header = list(reader.fieldnames or [])
+            if twice := sorted({name for name in header if header.count(name) > 1}):
+                raise UserError(f"{path}: the header names {', '.join(twice)} more than once; rename a column")
             for row in reader:
                 if None in row or None in row.values():
                     expected = len(reader.fieldnames or [])

@@ -49,10 +49,15 @@ def _load_files(data: Data) -> Loaded:
     files = {TRAIN: [path]} if path.is_file() else {s: split_files(path, n) for s, n in split_names(data).items()}
     rows: dict[str, list[Row]] = {}
     columns: dict[str, None] = {}  # a set that keeps the order
+    names: dict[str, Path] = {}
     for split, parts in files.items():
         rows[split] = []
         for file in parts:
             name = file.relative_to(root).with_suffix("").as_posix()
+            if names.setdefault(name, file) != file:
+                raise UserError(
+                    f"{file}: stands beside {names[name].name}, and rows are named without the suffix; rename one"
+                )
             for number, values in enumerate(_read(file), start=1):
                 columns.update(dict.fromkeys(values))
                 rows[split].append(Row(f"{name}-{number:07d}", values))

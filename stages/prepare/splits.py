@@ -94,8 +94,9 @@ def check_not_empty(examples: Mapping[str, Sequence[object]]) -> None:
     for split, rows in examples.items():
         if not rows:
             raise UserError(
-                f"data: the {split} split is empty (the source has too few usable rows or groups); "
-                "give more rows, or name other splits in data.splits"
+                f"data: the {split} split is empty (the source has too few usable rows or groups, or they "
+                "resemble those of other splits: prepare.near_duplicate); give more rows, raise that, or name "
+                "other splits in data.splits"
             )
 
 

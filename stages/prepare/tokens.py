@@ -62,7 +62,7 @@ class PromptTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         config = read_json(require(folder / "config.json", "base"))
-        self.context: int | None = config.get("max_position_embeddings")
+        self.context: int | None = config.get("max_position_embeddings", config.get("n_positions"))
         self.chat = chat is not None
         self.end = self._end_of_turn(chat) if chat else None
         if self.end is None:

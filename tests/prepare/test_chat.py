@@ -202,6 +202,26 @@ def test_a_data_set_of_messages(tmp_path, workspace):
         assert row["prompt_ids"] + row["answer_ids"] == expected
 
 
+def test_conversations_that_share_a_long_system_turn_are_not_taken_for_each_other(tmp_path, workspace):
+    base = write_chat_base(tmp_path / "base", TEMPLATES["chatml"])
+    system = {"role": "system", "content": " ".join(f"rule{n}" for n in range(60))}
+    rows = [
+        {
+            "messages": [
+                system,
+                {"role": "user", "content": f"ask {n} of {n * 7}"},
+                {"role": "assistant", "content": f"a{n}"},
+            ]
+        }
+        for n in range(40)
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    out = workspace({"task": "free", "messages": "messages"}, {"chat_template": True, "max_tokens": 2000}, base)
+    kept = [pq.read_table(out / f"{split}.parquet") for split in ("train", "validation", "test")]
+    assert sum(len(table) for table in kept) == 40
+    assert all("rule1" not in text for table in kept for text in table["text"].to_pylist())
+
+
 def test_any_task_can_be_asked_in_the_chat_form(tmp_path, workspace):
     base = write_chat_base(tmp_path / "base", TEMPLATES["chatml"])
     reference = PreTrainedTokenizerFast.from_pretrained(base)

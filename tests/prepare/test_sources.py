@@ -111,6 +111,7 @@ def test_a_folder_of_texts_for_every_class(tmp_path):
         ("rows.json", b"[1, 2]", "entry 1 is no object"),
         ("rows.csv", b"text,label\na,1\nb\n", r"rows\.csv:3: not the 2 fields"),
         ("rows.csv", b"text,label\na,1,2\n", r"rows\.csv:2: not the 2 fields"),
+        ("rows.csv", b"text,label,text\na,1,b\n", r"rows\.csv: the header names text more than once"),
         ("rows.csv", b'text,label\n"a,1\n', r"rows\.csv:2: damaged csv"),
         ("rows.jsonl", b'{"text": "\xff\xfe"}\n', "not UTF-8"),
         ("rows.parquet", b"no parquet", "damaged parquet"),
@@ -123,6 +124,13 @@ def test_damaged_files_are_one_line_that_says_where(tmp_path, name, content, mes
     with pytest.raises(UserError, match=message) as raised:
         load_rows(make_data(path=str(path)), COLUMNS)
     assert "\n" not in str(raised.value)
+
+
+def test_two_files_whose_rows_would_have_the_same_names(tmp_path):
+    write_jsonl(tmp_path / "train" / "x.jsonl", ROWS)
+    write_table(tmp_path / "train" / "x.csv", ROWS)
+    with pytest.raises(UserError, match=r"x\.jsonl: stands beside x\.csv"):
+        load_rows(make_data(path=str(tmp_path)), COLUMNS)
 
 
 def test_a_missing_file(tmp_path):

@@ -108,6 +108,12 @@ def test_the_models_context_caps_the_length(tmp_path):
     assert len(made[0].prompt_ids) + len(made[0].answer_ids) == 12
 
 
+def test_a_context_under_gpt2s_name_for_it_caps_the_length(tmp_path):
+    folder = write_base(tmp_path)
+    (folder / "config.json").write_text('{"n_positions": 9, "eos_token_id": 1}')
+    assert PromptTokenizer(folder).room(500) == 9
+
+
 def test_an_answer_that_leaves_no_room_is_refused(tokenizer):
     made, refused = tokenise(tokenizer, [example("cat", "so long an answer " * 20), example("cat", "no")], None, 20)
     assert len(made) == 1
