@@ -1,13 +1,17 @@
 """What a reader would compare with: the commonest answer, and bag-of-words with logistic regression."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Final
 
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from stages.common.batches import Example
+
+_WORD: Final = r"(?u)\b\w+\b"
 
 
 def answers(training: Sequence[Example], test: Sequence[Example]) -> dict[str, list[str]]:
@@ -33,8 +37,9 @@ def commonest_place(training: Sequence[Example], test: Sequence[Example]) -> lis
 
 def tfidf(training: Sequence[Example], test: Sequence[Example]) -> list[str]:
     """TF-IDF of words and word pairs, logistic regression: trained on what the model is trained on."""
-    pipeline = _bag_of_words()
-    pipeline.fit([example.text for example in training], [example.label for example in training])
+    texts = [example.text for example in training]
+    pipeline = _bag_of_words(texts)
+    pipeline.fit(texts, [example.label for example in training])
     return [str(label) for label in pipeline.predict([example.text for example in test])]
 
 
@@ -43,14 +48,14 @@ def tfidf_of_candidates(training: Sequence[Example], test: Sequence[Example]) ->
 
     What candidates alone give away: a model that is no better has learned nothing of the questions.
     """
-    pipeline = _bag_of_words()
     told = [(one.text, at == _right(example)) for example in training for at, one in enumerate(example.candidates)]
-    pipeline.fit(*zip(*told, strict=True))
+    candidates, right = zip(*told, strict=True)
+    pipeline = _bag_of_words(candidates)
+    pipeline.fit(candidates, right)
     chosen = []
     for example in test:
         texts = [one.text for one in example.candidates]
-        right = pipeline.predict_proba(texts)[:, 1]
-        chosen.append(texts[int(right.argmax())])
+        chosen.append(texts[int(pipeline.predict_proba(texts)[:, 1].argmax())])
     return chosen
 
 
@@ -58,8 +63,11 @@ def _right(example: Example) -> int:
     return next(at for at, one in enumerate(example.candidates) if one.ids == example.answer_ids)
 
 
-def _bag_of_words() -> Pipeline:
+def _bag_of_words(texts: Sequence[str]) -> Pipeline:
+    """Of characters where no text has a word: smileys, operators."""
+    pattern = _WORD if any(re.search(_WORD, text) for text in texts) else None
+    analyzer = "word" if pattern else "char"
     return make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"),
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=pattern, analyzer=analyzer),
         LogisticRegression(C=10.0, max_iter=2000),
     )

@@ -11,7 +11,7 @@ from stages.evaluate.intervals import Statistic, mean_of
 from stages.evaluate.scores import full_at_equal_compute, named
 
 _MEANS: Final = ("flops", "flops_share", "epochs", "steps")
-_SAME: Final = ("trained_parameters", "trained_share", "boundary")  # for every seed
+_SAME: Final = ("trained_parameters", "trained_share", "boundary")  # for every seed, but where layers are drawn
 
 
 def compare_methods(
@@ -38,7 +38,7 @@ def compare_methods(
         for key in (*_MEANS, *_SAME):
             values = [runs[name][key] for name in names if runs[name].get(key) is not None]
             if values:
-                row[key] = float(np.mean(values)) if key in _MEANS else values[0]
+                row[key] = values[0] if key in _SAME and len(set(values)) == 1 else float(np.mean(values))
         if reference is not None:
             row |= named({f"{name}_minus_full": own[name] - reference[name] for name in own})
             row["at_equal_compute"] = _equal_compute(names, runs, curves)

@@ -20,18 +20,21 @@ def write_answers(
     batch_tokens: int,
     advance: Callable[[int], None],
 ) -> list[str]:
-    """Greedy answers of at most ``longest`` tokens, prompts of equal length batched together.
+    """Greedy answers of at most ``longest`` tokens, or what the context has left; prompts of a length batched together.
 
     ``end``: the token that an answer ends with (of a turn, in a chat); the model's own ends hold, too.
     """
     answers = [""] * len(examples)
-    config = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=_ends(model, end), pad_token_id=end)
     by_length: dict[int, list[int]] = {}
     for i, example in enumerate(examples):
         by_length.setdefault(len(example.prompt_ids), []).append(i)
     # Equal lengths need no padding, and an unpadded prompt is what the model was trained on.
     for length, members in sorted(by_length.items()):
-        size = max(1, batch_tokens // (length + longest))
+        room = min(longest, _context(model, length + longest) - length)
+        config = GenerationConfig(
+            max_new_tokens=room, do_sample=False, eos_token_id=_ends(model, end), pad_token_id=end
+        )
+        size = max(1, batch_tokens // (length + room))
         for at in range(0, len(members), size):
             index = members[at : at + size]
             ids = torch.tensor([examples[i].prompt_ids for i in index], device=model.device)
@@ -40,6 +43,11 @@ def write_answers(
                 answers[i] = tokenizer.decode(row, skip_special_tokens=True)
             advance(len(index))
     return answers
+
+
+def _context(model: CausalModel, otherwise: int) -> int:
+    """Longest sequence of the model; ``otherwise`` where its configuration names none."""
+    return int(getattr(model.network.config, "max_position_embeddings", None) or otherwise)
 
 
 def _ends(model: CausalModel, end: int) -> list[int]:

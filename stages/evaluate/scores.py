@@ -68,10 +68,11 @@ def named(scores: Mapping[str, Statistic]) -> dict[str, float]:
 def full_at_equal_compute(curve: Sequence[Mapping[str, Any]], flops: float) -> dict[str, float] | None:
     """Validation scores of full fine-tuning when it had spent ``flops``, from its logged curve.
 
-    Linear between the logged points; ``None`` where full fine-tuning as a whole costs no more.
+    Linear between the logged points; ``None`` where full fine-tuning as a whole costs no more, or nothing was logged
+    of it by then.
     """
     spent = [point["flops"] for point in curve]
-    if flops >= spent[-1]:
+    if not spent[0] <= flops < spent[-1]:
         return None
     names = [name for name in ("validation_accuracy", "validation_loss") if curve[0][name] is not None]
     return {name: float(np.interp(flops, spent, [point[name] for point in curve])) for name in names}

@@ -51,3 +51,12 @@ def test_writing_stops_at_the_end_of_a_turn_and_at_the_models_own_end(model, hub
     )
     stop = min(freely.index(token) for token in (end, model.network.config.eos_token_id) if token in freely)
     assert written == [tokenizer.decode(freely[: stop + 1], skip_special_tokens=True)]
+
+
+def test_an_answer_never_leaves_the_models_context(model, hub_folder, monkeypatch):
+    tokenizer = Tokenizer.from_file(str(hub_folder / "tokenizer.json"))
+    monkeypatch.setattr(model.network.config, "max_position_embeddings", 5)
+    asked = [Example("0", None, "", "", (10, 20, 30), (1,))]
+    (written,) = write_answers(model, tokenizer, asked, LONGEST, END, 100, lambda _: None)
+    two = greedy(model.network, [10, 20, 30], model.network.config.eos_token_id)[:2]
+    assert written == tokenizer.decode(two, skip_special_tokens=True)

@@ -77,6 +77,29 @@ def test_a_method_that_costs_as_much_has_no_equal_compute():
     assert full_at_equal_compute(CURVE, 200) is None
 
 
+def test_what_was_not_logged_by_then_is_not_taken_from_later():
+    assert full_at_equal_compute(CURVE[-1:], 100) is None
+
+
+def test_drawn_layers_differ_by_seed_and_count_on_the_mean():
+    bootstrap = Bootstrap(2, 20, 0.95, 0)
+    said = Predictions(["a", "a"], np.array([1.0, 0.0]), np.ones(2), np.ones(2), [None, None])
+    scores = dict.fromkeys(
+        ["lisa-seed1", "lisa-seed2"], score(said, examples(["xa", "xb"]), "accuracy", "ab", bootstrap)
+    )
+    runs = {
+        f"lisa-seed{seed}": {"method": "lisa", "seed": seed, "flops": 1, "trained_parameters": trained, "boundary": 0}
+        for seed, trained in ((1, 8), (2, 10))
+    }
+    row = compare_methods(runs, dict.fromkeys(runs, CURVE), scores)["lisa"]
+    assert (row["trained_parameters"], row["boundary"]) == (9, 0)
+
+
+def test_baselines_of_texts_without_words_go_by_their_characters():
+    train = examples([(":-)", "glad"), (":-(", "sad")] * 4)
+    assert answers(train, examples([("(-:  :-)", "glad"), (":-( :-(", "sad")]))["tfidf"][1] == "sad"
+
+
 def test_methods_are_means_over_seeds_and_paired_with_full():
     n = 50
     rng = np.random.default_rng(0)
