@@ -26,6 +26,7 @@ PARAMS_FILE = Path("params.yaml")
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator of random numbers takes
 Confidence = Annotated[float, Field(gt=0, lt=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 # A single rate is a grid of one.
@@ -129,7 +130,7 @@ class Data(Group):
     group_column: str | None
     balance: bool
     limits: Limits
-    seed: int
+    seed: Seed
 
     @model_validator(mode="after")
     def _hub_needs_a_name(self) -> Self:
@@ -175,7 +176,7 @@ class Trace(Group):
     target: Literal["output", "virtual"]
     batch_tokens: Annotated[int, Field(ge=16)]
     workers: Count
-    seed: int
+    seed: Seed
 
 
 class Fit(Group):
@@ -184,7 +185,7 @@ class Fit(Group):
     bootstrap: Annotated[int, Field(ge=20)]
     holdout_layers: Count
     confidence: Confidence
-    seed: int
+    seed: Seed
 
 
 class Signals(Group):
@@ -194,7 +195,7 @@ class Signals(Group):
     sample: Count
     folds: Annotated[int, Field(ge=2)]
     batch_tokens: Annotated[int, Field(ge=16)]
-    seed: int
+    seed: Seed
 
 
 class Pilot(Group):
@@ -206,7 +207,7 @@ class Pilot(Group):
     epochs: Count | None
     bootstrap: Annotated[int, Field(ge=20)]
     confidence: Confidence
-    seed: int
+    seed: Seed
 
 
 class Plan(Group):
@@ -220,14 +221,14 @@ class Plan(Group):
     last_n: Count
     first_n: Count | None
     oracle: Annotated[int, Field(ge=0)] | None
-    seed: int
+    seed: Seed
 
 
 class Compare(Group):
     """The matrix of fine-tunes."""
 
     methods: Annotated[list[MethodName], Field(min_length=1)]
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
 
     @field_validator("methods", "seeds")
     @classmethod
@@ -282,7 +283,7 @@ class Evaluate(Group):
     generate_tokens: Count
     answer_marker: str | None
     examples_shown: Annotated[int, Field(ge=0)]
-    seed: int
+    seed: Seed
 
 
 class Params(Group):

@@ -164,6 +164,12 @@ def _method(name: str) -> str:
         raise argparse.ArgumentTypeError(f"{name}: {error}") from None
 
 
+def _seed(word: str) -> int:
+    if not word.isdecimal() or int(word) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{word}: expected a whole number from 0 to {2**32 - 1}")
+    return int(word)
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stages.finetune",
@@ -182,7 +188,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         help="what is trained, and how: a selector of the plan or freeze-<k>, alone or with +lora; lora; first-n; lisa",
     )
-    parser.add_argument("--seed", type=int, required=True, help="of the order of examples and of adapters")
+    parser.add_argument("--seed", type=_seed, required=True, help="of the order of examples and of adapters")
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
     parser.add_argument("--measured", type=Path, required=True, help="where seconds and memory are written")
     return parser.parse_args(argv)

@@ -50,6 +50,8 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
         ({"finetune__learning_rate": {"ful": 1e-4}}, "finetune.learning_rate.ful = 'ful': no such method"),
         ({"data__source": "hub"}, "source is hub, but name is null: set data.name"),
         ({"model__trust_remote_code": "yes"}, "model.trust_remote_code = 'yes': Input should be a valid boolean"),
+        ({"compare__seeds": [-1]}, "compare.seeds.0 = -1: Input should be greater than or equal to 0"),
+        ({"fit__seed": 2**32}, "fit.seed = 4294967296: Input should be less than 4294967296"),
         ({"nonsense": {}}, "nonsense: unknown parameter; known here: compare, data, device"),
     ],
 )
