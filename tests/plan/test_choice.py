@@ -85,6 +85,18 @@ def test_a_law_that_does_not_fit_falls_back_visibly_to_observed_gains(workspace,
     assert plan.fallback in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("selector", ["budget", "tolerance"])
+def test_rules_that_weigh_predictions_say_how_sure_and_when_no_law_predicts(workspace, selector):
+    sure = workspace.plan(selector=selector)
+    assert sure.fallback is None
+    assert sure.certainty.low <= sure.certainty.value <= sure.certainty.high
+    assert sure.certainty.words.endswith("by the law")
+    workspace.rewrite_law(fits=False)
+    plan = workspace.plan(selector=selector)
+    assert "no law fits the deviation" in plan.fallback
+    assert "by the law" not in plan.reason
+
+
 def test_gains_that_need_no_law_do_not_fall_back_without_one(workspace):
     workspace.rewrite_law(fits=False)
     plan = workspace.plan(gain="local")

@@ -82,6 +82,12 @@ def test_without_a_law_the_plan_says_what_decided_instead(piloted):
     assert "the largest pilots, interpolated" in plan.certainty.words
 
 
+@pytest.mark.parametrize("name", ["budget", "tolerance"])
+def test_without_a_law_of_pilots_whoever_weighs_them_says_so(piloted, name):
+    write_pilot(piloted, holds=False)
+    assert piloted.plan(selector=name).fallback == "No joint law holds: it does not fall"
+
+
 def test_without_pilots_the_rule_is_absent_and_asking_for_it_names_the_parameter(piloted):
     piloted.pilot.write_text('{"schema": 1, "enabled": false}')
     plan = piloted.plan()

@@ -20,5 +20,7 @@ def budget(evidence: Evidence, params: Plan) -> Choice:
         boundary=best,
         reason=f"of the boundaries that cost at most {params.budget:.0%} of full fine-tuning, {best} has the best "
         f"predicted quality ({predicted.quality[best]:.4g}: {predicted.words})",
+        certainty=predicted.certainty(best),
+        fallback=predicted.fallback,
         scores=predicted.quality,
     )

@@ -26,5 +26,7 @@ def tolerance(evidence: Evidence, params: Plan) -> Choice:
         reason=f"boundary {best} is the deepest whose predicted quality ({predicted.quality[best]:.4g}: "
         f"{predicted.words}) is within {params.tolerance:g} half-widths of its interval "
         f"({predicted.margin[best]:.2g}) of full fine-tuning's ({whole:.4g})",
+        certainty=predicted.certainty(best),
+        fallback=predicted.fallback,
         scores=predicted.quality,
     )
