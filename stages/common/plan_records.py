@@ -81,7 +81,7 @@ class FrontierPoint(Record):
         flops_share, flops_share_uncached: of the same at boundary 0; the uncached share is also that
             of a single epoch.
         flops_share_many_epochs: what flops_share falls to as epochs are added.
-        activation_bytes: kept for back-propagation in one batch, an approximation.
+        activation_bytes: kept for back-propagation in one part of a batch, an approximation.
         cache_bytes: the boundary's hidden states of the whole training split.
         observed: mean of the plan's quantity at space ``boundary`` in the trace.
         predicted: the best law's value there, and the observed one where no law fits or reaches.
@@ -114,6 +114,8 @@ class CostModel(Record):
     """The sums behind the frontier's costs (see ``stages/common/cost.py``) and what was assumed.
 
     Attributes:
+        parts: that a batch is computed in.
+        shared: tokens that all prompts begin with.
         queries, attended, positions, seen: of one epoch's training.
         frozen_queries, frozen_attended: of the frozen layers' pass over the data, before the first step.
     """
@@ -122,6 +124,8 @@ class CostModel(Record):
     batch_rows: Positive
     value_bytes: Positive
     rows: Positive
+    parts: Positive
+    shared: Natural
     queries: Positive
     attended: Positive
     positions: Positive

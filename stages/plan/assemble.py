@@ -29,7 +29,8 @@ def make_plan(
             is absent.
     """
     basis = basis_of(evidence, params)
-    work = cost_model(sizes, schedule.epochs, schedule.batch_size)
+    parts = schedule.accumulate * schedule.processes
+    work = cost_model(sizes, schedule.epochs, schedule.batch_size, parts=parts, packed=base.shape.packed)
     points = frontier(base, work, evidence.laws[basis.quantity])
     choices, absent = _choices(replace(evidence, frontier=tuple(points)), params)
     if params.selector in absent:

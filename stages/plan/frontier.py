@@ -28,15 +28,24 @@ COUNTED: Final = (
 )
 
 
-def cost_model(sizes: PreparedSizes, epochs: int, batch_rows: int) -> CostModel:
+def cost_model(sizes: PreparedSizes, epochs: int, batch_rows: int, *, parts: int = 1, packed: bool = True) -> CostModel:
     """The sums over the training split that the costs are counted from.
 
-    The tokens that all prompts begin with go through the trained layers once a batch, and through the frozen ones
-    once in all: no step changes what comes of them there. Rows are taken at their mean length: the attention's share
-    is a little more when they vary.
+    The tokens that all prompts begin with go through trained layers once for every part of a batch, and through
+    frozen ones once in all: no step changes what comes of them there. Layers that run padded take them with every
+    row. Rows are taken at their mean length: the attention's share is a little more when they vary.
+
+    Args:
+        sizes: the prepared splits'.
+        epochs: over the training split.
+        batch_rows: of a batch.
+        parts: that a batch is computed in, one after the other or on several devices.
+        packed: the model's layers run without padding.
     """
     train, shared = sizes.splits["train"], sizes.shared_prefix_tokens
-    batches = math.ceil(train.rows / batch_rows)
+    whole, rest = divmod(train.rows, batch_rows)
+    walked = whole * min(parts, batch_rows) + min(parts, rest) if packed else train.rows
+    frozen_walked = 1 if packed else train.rows
     own = train.tokens / train.rows - shared
     answer = train.answer_tokens / train.rows
     own_tokens, own_attended = train.tokens - train.rows * shared, round(train.rows * own * (shared + (own + 1) / 2))
@@ -46,20 +55,32 @@ def cost_model(sizes: PreparedSizes, epochs: int, batch_rows: int) -> CostModel:
         batch_rows=batch_rows,
         value_bytes=FLOAT32_BYTES,
         rows=train.rows,
-        queries=own_tokens + batches * shared,
-        attended=own_attended + batches * shared_attended,
+        parts=parts,
+        shared=shared,
+        queries=own_tokens + walked * shared,
+        attended=own_attended + walked * shared_attended,
         positions=train.answer_tokens,
         seen=round(train.answer_tokens * (shared + own - (answer - 1) / 2)),
-        frozen_queries=own_tokens + shared,
-        frozen_attended=own_attended + shared_attended,
+        frozen_queries=own_tokens + frozen_walked * shared,
+        frozen_attended=own_attended + frozen_walked * shared_attended,
         formula=_FORMULA,
         assumptions=[
             f"flops and shares are those of finetune.epochs = {epochs} epochs; for others see the formula",
-            f"batches of {batch_rows} rows: the {shared} tokens that all prompts begin with are computed once a batch, "
-            "in frozen layers once in all",
+            beginning(batch_rows, shared, parts, packed),
             *COUNTED,
             "AdamW with float32 moments, float32 gradients and activations; weights themselves not counted",
         ],
+    )
+
+
+def beginning(batch_rows: int, shared: int, parts: int, packed: bool) -> str:
+    """How often what all prompts begin with is computed, in words."""
+    batches = f"batches of {batch_rows} rows" + (f" in {parts} parts" if parts > 1 else "")
+    if not packed:
+        return f"{batches}: the {shared} tokens that all prompts begin with are computed in every row"
+    often = "a part" if parts > 1 else "a batch"
+    return (
+        f"{batches}: the {shared} tokens that all prompts begin with are computed once {often}, once in frozen layers"
     )
 
 
@@ -90,7 +111,7 @@ def within_budget(boundary: int, points: Sequence[FrontierPoint], budget: float)
     for point in points[boundary:]:
         if point.flops_share <= budget:
             return point.boundary
-    least = points[-1].flops_share
+    least = min(point.flops_share for point in points[boundary:])  # L's frozen pass may cost more than L-1's training
     raise UserError(
         f"params.yaml: plan.budget = {budget}: with every layer frozen, {least:.3f} of full fine-tuning's cost "
         f"remains; allowed here: {math.ceil(least * 1000) / 1000} to 1"
@@ -108,7 +129,7 @@ def _point(
 ) -> FrontierPoint:
     cost, whole, trained = costs[boundary], costs[0], base.trained_parameters(boundary)
     depth = base.shape.layers - boundary
-    batch_tokens = work.queries / math.ceil(work.rows / work.batch_rows)
+    part_tokens = work.queries / (math.ceil(work.rows / work.batch_rows) * work.parts)
     return FrontierPoint(
         boundary=boundary,
         trained_layers=depth,
@@ -122,7 +143,7 @@ def _point(
         flops_share_many_epochs=significant(cost.epoch / whole.epoch),
         optimizer_bytes=optimizer_bytes(trained),
         gradient_bytes=gradient_bytes(trained, work.value_bytes),
-        activation_bytes=round(depth * batch_tokens * activation_bytes_per_token(base.shape, work.value_bytes)),
+        activation_bytes=round(depth * part_tokens * activation_bytes_per_token(base.shape, work.value_bytes)),
         cache_bytes=work.frozen_queries * base.shape.hidden * work.value_bytes if boundary else 0,
         observed=significant(law.mean[boundary]),
         predicted=significant(law.predicted(boundary)),

@@ -87,7 +87,7 @@ def artifact(boundary=2, *, tied=True):
         "absent": {"oracle": "set plan.oracle"},
         "frontier": [point(k) for k in range(LAYERS + 1)],
         "cost_model": {
-            **dict.fromkeys(["epochs", "batch_rows", "value_bytes", "rows"], 1),
+            **dict.fromkeys(["epochs", "batch_rows", "value_bytes", "rows", "parts", "shared"], 1),
             **dict.fromkeys(["queries", "attended", "positions", "seen", "frozen_queries", "frozen_attended"], 1),
             "formula": "",
             "assumptions": [],

@@ -1,11 +1,13 @@
 """The costs of every boundary, against closed forms of their own."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from stages.common.batches import Batch, Example
 from stages.common.training.costs import Costs
+from stages.common.training.step import cut
 from stages.plan.evidence import PreparedSizes, SplitSize
 from stages.plan.flops import BoundaryFlops
 from stages.plan.frontier import cost_model
@@ -55,16 +57,18 @@ def test_flops_against_a_closed_form(workspace):
         assert point.flops_uncached == EPOCHS * (k * frozen + epoch)
 
 
+@pytest.mark.parametrize(("packed", "parts"), [(True, 1), (True, 3), (False, 1)])
 @pytest.mark.parametrize("boundary", range(5))
-def test_what_a_plan_foresees_is_what_training_counts(boundary):
+def test_what_a_plan_foresees_is_what_training_counts(boundary, packed, parts):
     """Of rows of one length, 4 of 10 tokens shared, 2 of the answer; of unequal ones the plan knows the mean."""
-    _, shape = llama(tie_word_embeddings=True)
+    shape = replace(llama(tie_word_embeddings=True)[1], packed=packed)
     rows = [Example(f"{n}", None, "", "", tuple(range(9)), (11, 12)) for n in range(6)]
     sizes = PreparedSizes(splits={"train": SplitSize(rows=6, tokens=60, answer_tokens=12)}, shared_prefix_tokens=4)
     costs = Costs(shape, boundary, "weights", 0)
-    batches = [Batch.of(rows, range(at, at + 2), 4) for at in (0, 2, 4)]
-    counted = costs.frozen(rows, 4) + EPOCHS * sum(costs.step([batch], 4) for batch in batches)
-    assert BoundaryFlops.of(shape, cost_model(sizes, EPOCHS, 2), boundary).cached(EPOCHS) == counted
+    batches = [[Batch.of(rows, part, 4) for part in cut(range(at, min(at + 4, 6)), parts)] for at in (0, 4)]
+    counted = costs.frozen(rows, 4) + EPOCHS * sum(costs.step(batch, 4) for batch in batches)
+    work = cost_model(sizes, EPOCHS, 4, parts=parts, packed=packed)
+    assert BoundaryFlops.of(shape, work, boundary).cached(EPOCHS) == counted
 
 
 def test_shares_follow_the_stated_formula(workspace):

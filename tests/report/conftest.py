@@ -373,6 +373,8 @@ def _plan(root: Path, outcome: Outcome) -> None:
             "batch_rows": 16,
             "value_bytes": 4,
             "rows": 384,
+            "parts": 1,
+            "shared": 10,
             "queries": 40_000,
             "attended": 2_000_000,
             "seen": 20_000,

@@ -23,9 +23,10 @@ def main(argv: Sequence[str]) -> None:
     """Say what every boundary would cost models of the given configurations."""
     args = _parser().parse_args(argv)
     machine, sizes = _machine(args), _sizes(args)
-    work = cost_model(sizes, args.epochs, args.batch_rows)
-    models = [configuration(given) for given in args.config]
-    predictions = [predict(model, work, machine, PRECISIONS[args.precision], args.passes) for model in models]
+    predictions = []
+    for model in map(configuration, args.config):
+        work = cost_model(sizes, args.epochs, args.batch_rows, parts=args.passes, packed=model.shape.packed)
+        predictions.append(predict(model, work, machine, PRECISIONS[args.precision]))
     compared = compare(machine, args.measured, Path()) if args.measured else []
     for prediction in predictions:
         print_prediction(prediction, Console())

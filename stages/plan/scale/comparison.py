@@ -85,7 +85,9 @@ def _compared(
     name: str, run: Mapping[str, Any], clock: Mapping[str, Any], base: BaseFacts, sizes: PreparedSizes, machine: Machine
 ) -> Compared:
     boundary, epochs = run["boundary"], run["epochs"]
-    work = cost_model(sizes, epochs, run["params"]["finetune"]["batch_size"])
+    schedule = run["params"]["finetune"]
+    parts = schedule["accumulate"] * clock["processes"]
+    work = cost_model(sizes, epochs, schedule["batch_size"], parts=parts, packed=base.shape.packed)
     flops = BoundaryFlops.of(base.shape, work, boundary)
     states = clock["boundary_states"]["training"] if boundary else {"origin": "computed", "seconds_computing": 0.0}
     # Without a cache the frozen layers ran within the steps.

@@ -65,12 +65,12 @@ class Memory:
     peak: int
 
 
-def memory(shape: ModelShape, work: CostModel, boundary: int, precision: Precision, passes: int = 1) -> Memory:
+def memory(shape: ModelShape, work: CostModel, boundary: int, precision: Precision) -> Memory:
     """Bytes above a boundary 0..L.
 
     While back-propagation walks down, activations go and gradients come: the most is held at its start,
-    when the head has its gradient, or at its end. With several passes to a step (accumulated gradients)
-    the earlier passes' gradients are there all the time. Attention is taken to be a fused kernel's, which
+    when the head has its gradient, or at its end. With several parts to a batch (accumulated gradients)
+    the earlier parts' gradients are there all the time. Attention is taken to be a fused kernel's, which
     keeps no probabilities: short sequences on a CPU, computed by plain products, hold some more.
 
     Args:
@@ -78,19 +78,18 @@ def memory(shape: ModelShape, work: CostModel, boundary: int, precision: Precisi
         work: sums over an epoch, from which those of a batch follow.
         boundary: layers 1..boundary are frozen.
         precision: bytes of the values.
-        passes: parts that a step's batch is computed in, one after the other.
     """
     trained = shape.trained_parameters(boundary)
-    batches = math.ceil(work.rows / work.batch_rows) * passes
+    parts = math.ceil(work.rows / work.batch_rows) * work.parts
     per_token = activation_bytes_per_token(shape, precision.value, precision.stream)
-    activations = round(_kept_tokens(shape, work, boundary) / batches * per_token)
-    logits = round(work.positions / batches * shape.vocabulary * precision.logit)
+    activations = round(_kept_tokens(shape, work, boundary) / parts * per_token)
+    logits = round(work.positions / parts * shape.vocabulary * precision.logit)
     gradients = trained * precision.gradient
     weights = (shape.parameters - trained) * precision.frozen + trained * precision.trained
     moments = trained * precision.moments
     head_trains = boundary == 0 or not shape.tied_head
     head = head_trains * shape.hidden * shape.vocabulary * precision.gradient
-    walking = activations + logits + (head if passes == 1 else gradients)
+    walking = activations + logits + (head if work.parts == 1 else gradients)
     return Memory(weights, gradients, moments, activations, logits, weights + moments + max(gradients, walking))
 
 

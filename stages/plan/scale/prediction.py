@@ -7,7 +7,7 @@ from typing import Any
 from stages.common.artifacts import significant
 from stages.common.freeze_plan import CostModel
 from stages.plan.flops import BoundaryFlops
-from stages.plan.frontier import COUNTED
+from stages.plan.frontier import COUNTED, beginning
 from stages.plan.scale.machine import Machine
 from stages.plan.scale.memory import Memory, Precision, memory
 from stages.plan.scale.published import Configuration
@@ -57,7 +57,7 @@ class Prediction:
         }
 
 
-def predict(model: Configuration, work: CostModel, machine: Machine, precision: Precision, passes: int) -> Prediction:
+def predict(model: Configuration, work: CostModel, machine: Machine, precision: Precision) -> Prediction:
     """Count every boundary.
 
     Args:
@@ -65,7 +65,6 @@ def predict(model: Configuration, work: CostModel, machine: Machine, precision: 
         work: the sums over one epoch, and the epochs.
         machine: where it would run.
         precision: bytes of the values.
-        passes: parts that a step's batch is computed in.
     """
     shape, whole = model.shape, BoundaryFlops.of(model.shape, work, 0).cached(work.epochs)
 
@@ -77,17 +76,16 @@ def predict(model: Configuration, work: CostModel, machine: Machine, precision: 
             flops=flops,
             flops_share=significant(flops / whole),
             seconds=significant(flops / machine.flops_per_second),
-            memory=memory(shape, work, boundary, precision, passes),
+            memory=memory(shape, work, boundary, precision),
             cache_bytes=work.frozen_queries * shape.hidden * precision.value if boundary else 0,
         )
 
     assumptions = [
-        f"{work.rows:,} examples in batches of {work.batch_rows}, what all begin with computed once a batch, in "
-        f"frozen layers once in all; "
-        f"{work.epochs} epochs, the frozen layers' output computed once and kept",
+        f"{work.rows:,} examples, {work.epochs} epochs, the frozen layers' output computed once and kept",
+        beginning(work.batch_rows, work.shared, work.parts, shape.packed),
         *COUNTED,
         f"{precision.words}; AdamW; attention by a kernel that keeps no matrix; no gradient checkpointing",
-        f"a step's batch in {passes} part{'s' * (passes > 1)}; the frozen layers' weights stay in memory",
+        "the frozen layers' weights stay in memory",
         f"{machine.name} computes at {machine.words}; the optimizer's update and the data's way are not timed",
         "several devices: weights, gradients, moments and activations divide evenly (FSDP), communication is free",
     ]
