@@ -71,8 +71,17 @@ def train(
     done = kept.resume(done)
     processes.agree(done.steps, "steps taken before")
 
+    def check(loss: float, name: str) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"{what}: the {name} became {loss} at step {done.steps} of {total} with learning rate {rate:g}; "
+                "lower finetune.learning_rate for this method, or set device.dtype to float32"
+            )
+
     def add_point(epoch: float) -> None:
         loss, accuracy = validate(reader, validation, processes)
+        if done.steps:  # the last update may be what breaks the weights
+            check(loss, "validation loss")
         done.curve.append(
             {
                 "step": done.steps,
@@ -97,11 +106,7 @@ def train(
             done.step_seconds.append(time.perf_counter() - began)
             done.flops += costs.step(parts, training.start.shared, trainable.layers_at(done.steps))
             done.steps += 1
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"{what}: the loss became {loss} at step {done.steps} of {total} with learning rate {rate:g}; "
-                    "lower finetune.learning_rate for this method, or set device.dtype to float32"
-                )
+            check(loss, "loss")
             done.losses.append(loss)
             if done.steps in marks or done.steps == total:
                 add_point(done.steps / per_epoch)

@@ -108,6 +108,14 @@ def test_a_loss_that_is_no_number_stops_with_advice(examples):
         run(made, examples, start, params())
 
 
+def test_a_last_update_that_breaks_the_weights_is_seen_by_the_validation_loss(examples):
+    made = trainable(2)
+    start = Embeddings.behind(made.model, examples[0].prompt_ids[:SHARED])
+    once = params(batch_size=len(examples), epochs=1, warmup_share=0.0, schedule="constant")
+    with pytest.raises(UserError, match=r"the validation loss became nan at step 1 of 1 with learning rate 1e\+38"):
+        run(made, examples, start, once, rate=1e38)
+
+
 def test_the_rate_warms_up_and_then_falls_or_stays():
     cosine, constant = params(warmup_share=0.25), params(warmup_share=0.25, schedule="constant")
     factors = [rate_factor(step, 40, cosine) for step in range(41)]
