@@ -16,7 +16,8 @@ from stages.study.resamples import Resamples, interval
 from stages.study.verdicts import ORACLE, Verdict
 
 _LABELLED: Final = 4  # marks of one figure that are named; the table names all
-_NAMED: Final = 4  # of the rules of least regret
+_NAMED: Final = 9  # of the rules of least regret
+_DEAREST: Final = 1.12  # share of full fine-tuning's cost, up to which rules are drawn
 _MEASURES: Final = {"accuracy": "accuracy (%)", BALANCED: "balanced accuracy (%)", LOSS: "minus loss (nats)"}
 _MARGIN: Final = 1.05  # below the lowest value that is shown
 
@@ -98,15 +99,16 @@ def costs(rules: Sequence[Overall], leading: Sequence[str]) -> str:
         rules: those of least regret first.
         leading: rules that are named beside these, the default rule at the head.
     """
-    named = {one.rule for one in rules[:_NAMED]} | set(leading)
+    everywhere = max(one.cases for one in rules)
+    shown = [one for one in rules if _price(one) <= _DEAREST and one.cases >= everywhere / 2]
+    named = {one.rule for one in shown[:_NAMED]} | set(leading)
 
     def paint(axes: Axes) -> None:
-        everywhere = max(one.cases for one in rules)
-        for one in rules:
+        for one in shown:
             colour = ACCENT if one.rule in leading[:1] else MUTED
             inside = colour if one.cases == everywhere else "none"
-            axes.plot(one.cost_share, one.regret, "o", color=colour, markerfacecolor=inside, markersize=6)
-        axes.set_xlim(0, 1.12)
+            axes.plot(_price(one), one.regret, "o", color=colour, markerfacecolor=inside, markersize=6)
+        axes.set_xlim(0, _DEAREST)
         axes.set_yscale("symlog", linthresh=1)  # most rules lie within two points, a few at twenty
         axes.margins(y=0.14)
         axes.yaxis.set_major_locator(FixedLocator([-1, 0, 0.5, 1, 2, 5, 10, 20, 50]))
@@ -114,15 +116,21 @@ def costs(rules: Sequence[Overall], leading: Sequence[str]) -> str:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("share of full fine-tuning’s FLOPs")
-        axes.set_ylabel("mean regret (points)")
-        dots = [(one.cost_share, one.regret) for one in rules]
-        place_labels(axes, [(x.cost_share, x.regret, x.rule, INK) for x in rules if x.rule in named], dots)
+        axes.set_ylabel("mean regret (points; logarithmic above 1)")
+        dots = [(_price(one), one.regret) for one in shown]
+        place_labels(axes, [(_price(x), x.regret, x.rule, INK) for x in shown if x.rule in named], dots)
 
     described = (
         "A mark per rule: points of accuracy behind the best measured boundary against cost, mean over data sets; "
-        "hollow: over some of them. What pilots cost before they decide is left out."
+        "hollow: over some of them. Left out: rules that were measured on less than half of the cases, and those that "
+        "cost more than full fine-tuning once what they spend on deciding is counted."
     )
     return standalone(panel("study-costs", "What the rules cost, and what they miss", described, paint, height=330))[1]
+
+
+def _price(rule: Overall) -> float:
+    """What a rule's fine-tune costs, and deciding."""
+    return rule.cost_share + rule.deciding_share
 
 
 def _longer(case: Case) -> dict[int, float]:
