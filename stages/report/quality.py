@@ -237,7 +237,10 @@ def _seen(compared: list[Method], metric: str) -> str:
     cheapest = min((m for m in best if m.cost_share is not None), key=lambda m: m.cost_share or 0.0)
     word = "Lowest" if metric == "loss" else "Highest"
     price = f"{cheapest.name} at {percent(cheapest.cost_share)} of full’s FLOPs"
-    return f"{word} {plain_name(metric)}: {top.name}; cheapest: {price}"
+    gap = top.differences.get(metric)
+    unsure = gap is not None and gap.low is not None and gap.high is not None and gap.low <= 0 <= gap.high
+    lead = " (not surely ahead of full)" * (unsure and top.name != "full")
+    return f"{word} {plain_name(metric)}: {top.name}{lead}; cheapest: {price}"
 
 
 def _interval(record: Mapping[str, Any], name: str) -> Interval | None:
