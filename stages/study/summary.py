@@ -1,5 +1,6 @@
 """``summary.json``: the study in one file, its headline in words, every number from the study's own table."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
@@ -47,7 +48,9 @@ def summarise(
     against_full = next((one for one in beside["over_full"] if one.rule == default), None)
     found = {
         "schema": 1,
-        "headline": headline(chosen, against_full, left, next((one for one in rules if one.rule == PAPER), None)),
+        "headline": headline(
+            chosen, against_full, left, next((one for one in rules if one.rule == PAPER), None), confidence
+        ),
         "default_rule": default,
         "default_selector": next((v.selector for v in verdicts if v.rule == default), None),
         **_identity(study),
@@ -64,7 +67,11 @@ def summarise(
 
 
 def headline(
-    chosen: Overall | None, over_full: Comparison | None, left: Sequence[LeftOut], paper: Overall | None
+    chosen: Overall | None,
+    over_full: Comparison | None,
+    left: Sequence[LeftOut],
+    paper: Overall | None,
+    confidence: float,
 ) -> str:
     """What the study found, in words, whatever it is.
 
@@ -73,22 +80,25 @@ def headline(
         over_full: the default rule against full fine-tuning.
         left: the rules that were chosen without a data set, on that one.
         paper: the paper's rule.
+        confidence: of the intervals.
     """
     if chosen is None:
         return "No rule was measured on every data set within the cost cap: the study does not name a default."
     text = f"{chosen.rule} {_told(chosen)}"
     if over_full is not None:
         text += (
-            f" Its quality over full fine-tuning's lies between {_points(over_full.low)} and {_points(over_full.high)} "
-            f"with other examples and seeds, between {_points(over_full.low_elsewhere)} and "
-            f"{_points(over_full.high_elsewhere)} with other data sets, too."
+            f" Its difference from full fine-tuning is {_points(over_full.low)} to {_points(over_full.high)} points "
+            f"({confidence:.0%} interval over examples and seeds), {_points(over_full.low_elsewhere)} to "
+            f"{_points(over_full.high_elsewhere)} if data sets are resampled, too."
         )
     if left:
         at_cost, regret, cost = (
             fmean(getattr(one, name) for one in left) for name in ("regret_at_cost", "regret", "cost_share")
         )
+        names = Counter(one.rule for one in left).most_common()
+        chosen_as = " and ".join(f"{rule} ({times} of {len(left)} times)" for rule, times in names)
         text += (
-            f" Chosen each time without the data set that it is judged on, the best rule of {cost:.0%} stays "
+            f" With the data set left out that a rule is judged on, the others choose {chosen_as}: at {cost:.0%} it is "
             f"{regret:.2f} points behind the best (at most {max(one.worst for one in left):.1f}) and {at_cost:.2f} "
             f"behind the best of its cost (at most {max(one.worst_at_cost for one in left):.1f})."
         )
