@@ -136,9 +136,9 @@ def _unlike(
 
 
 def _distinct(train: list[Example], dropped: Counter[str]) -> list[Example]:
-    kept: dict[str, Example] = {}
-    for example in train:
-        first = kept.setdefault(example.text, example)
+    kept: dict[tuple[str, ...], Example] = {}
+    for example in train:  # the same question about other candidates is another one
+        first = kept.setdefault((example.text, *example.candidates), example)
         if first is not example:
             same = (first.label, first.answer) == (example.label, example.answer)
             dropped["train row that stands twice" if same else "train row seen with another answer"] += 1

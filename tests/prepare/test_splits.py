@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -83,6 +84,16 @@ def test_leaks_are_dropped_from_the_training_side_and_counted():
         "train row that stands twice": 1,
         "train row seen with another answer": 1,
     }
+
+
+def test_one_question_about_other_candidates_is_another_one():
+    asked = [
+        replace(example(f"r{n}", label=None, text="Which of these floats in water?"), candidates=candidates)
+        for n, candidates in enumerate([("cork", "lead"), ("gold", "pine"), ("cork", "lead")])
+    ]
+    kept, dropped = separate({"train": asked, "validation": [], "test": []}, 0.8)
+    assert [one.candidates for one in kept["train"]] == [("cork", "lead"), ("gold", "pine")]
+    assert dropped["train row that stands twice"] == 1
 
 
 def splits_of(train: list[Example]) -> dict[str, list[Example]]:
