@@ -16,7 +16,7 @@ from stages.study.resamples import Resamples, interval
 from stages.study.verdicts import ORACLE, Verdict
 
 _LABELLED: Final = 4  # marks of one figure that are named; the table names all
-_NAMED: Final = 9  # of the rules of least regret
+_NAMED: Final = 6  # of the rules of least regret
 _DEAREST: Final = 1.12  # share of full fine-tuning's cost, up to which rules are drawn
 _MEASURES: Final = {"accuracy": "accuracy (%)", BALANCED: "balanced accuracy (%)", LOSS: "minus loss (nats)"}
 _MARGIN: Final = 1.05  # below the lowest value that is shown

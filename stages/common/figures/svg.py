@@ -1,6 +1,7 @@
 """From a matplotlib figure to an inline SVG that follows the page: its fonts, colours and width."""
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from html import escape
@@ -23,6 +24,7 @@ _Box = tuple[float, float, float, float]
 _LETTER: Final = 0.0195
 _LINE: Final = 0.085
 _GAP: Final = 0.028
+_BESIDE: Final = 0.045  # from its point to a label that needs no line
 _HALO: Final = "halo"  # texts of this id get an outline in the ground's colour, from the style sheet
 _OUTLINE: Final = "paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round"
 
@@ -130,7 +132,8 @@ def place_labels(
     """Write (x, y, text, colour) labels beside their points, clear of each other and of the obstacles.
 
     Works in shares of the axes, with the width of a letter taken from the font's size; call it when
-    the axes' limits are final. Of places that cover equally little the nearest is taken.
+    the axes' limits are final. Of places that cover equally little the nearest is taken; a label that
+    lies apart from its point is led to it by a line.
     """
     axes.autoscale_view()  # matplotlib would find the limits when it draws
     taken: list[_Box] = []
@@ -141,10 +144,19 @@ def place_labels(
         others = [m for m in [*marks, *blocked] if m != mark]
         left, bottom = min(_places(*mark, width), key=lambda place: _covered(place, width, taken, others))
         taken.append((left, bottom, left + width, bottom + _LINE))
+        _lead(axes, mark, taken[-1], colour)
         label = axes.text(
             left, bottom + _LINE / 2, text, transform=axes.transAxes, color=colour, va="center", fontweight="bold"
         )
         halo(label)
+
+
+def _lead(axes: Axes, mark: tuple[float, float], box: _Box, colour: str) -> None:
+    """A thin line from a point to the nearest place of its label, where that is not beside it."""
+    left, bottom, right, top = box
+    x, y = min(max(mark[0], left), right), min(max(mark[1], bottom), top)
+    if math.hypot(x - mark[0], y - mark[1]) > _BESIDE:
+        axes.plot([mark[0], x], [mark[1], y], transform=axes.transAxes, color=colour, linewidth=0.6)
 
 
 def _places(x: float, y: float, width: float) -> list[tuple[float, float]]:
