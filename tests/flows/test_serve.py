@@ -99,7 +99,15 @@ def served(tmp_path_factory) -> Iterator[Served]:
     environment.pop(WORKSPACE, None)
     log = (toy.root / "serve.log").open("wb")
     command = [sys.executable, "-m", "flows.serve", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=toy.root, env=environment, stdout=log, stderr=log)
+    # Tests that a shell started in the background ignore Ctrl-C, and what they start would, too.
+    process = subprocess.Popen(
+        command,
+        cwd=toy.root,
+        env=environment,
+        stdout=log,
+        stderr=log,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         with (
             temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}),
