@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         stdin=subprocess.DEVNULL,
         close_fds=False,
         start_new_session=True,
-        preexec_fn=_listen_again,
+        preexec_fn=listen_again,
     )
     stopping = threading.Event()
     watch = threading.Thread(target=_stop_at_end_of_input, args=(child.pid, grace, stopping), daemon=True)
@@ -68,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _listen_again() -> None:
+def listen_again() -> None:
+    """Have signals their usual effect, whatever this process was told to ignore; for a child, before it begins."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 

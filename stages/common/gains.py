@@ -22,6 +22,7 @@ gains by "a derived formula of scaling law". No public copy of that formula was 
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stages.common.laws import POWER, Array
 
@@ -55,3 +56,8 @@ def next_reduction(curves: Array) -> Array:
 def marginal(curves: Array, theta: Array) -> Array:
     """α·δ_k/k [C, L] with the exponents of the power laws θ [C, 3]."""
     return theta[:, 2:] * curves[:, 1:] / np.arange(1, curves.shape[1], dtype=float)
+
+
+def named(gains: Array) -> NDArray[np.intp]:
+    """The layer of the largest gain [C] among layers 2..L-1 of gains [C, L]; ties: the deepest."""
+    return np.asarray(gains.shape[1] - 1 - gains[:, -2:0:-1].argmax(axis=1))

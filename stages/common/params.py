@@ -26,7 +26,8 @@ PARAMS_FILE = Path("params.yaml")
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator of random numbers takes
+SEEDS: Final = 2**32  # 0 to this, without it: what every generator of random numbers takes
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 # A single rate is a grid of one.

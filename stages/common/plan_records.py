@@ -1,5 +1,6 @@
 """The parts of a freeze plan: plain, frozen records. ``freeze_plan`` puts them together."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -134,6 +135,11 @@ class CostModel(Record):
     frozen_attended: Positive
     formula: str
     assumptions: list[str]
+
+    @property
+    def parts_per_epoch(self) -> int:
+        """Parts of all batches together: what is held at a time is an epoch's sum over so many."""
+        return math.ceil(self.rows / self.batch_rows) * self.parts
 
 
 class Evidence(Record):

@@ -29,7 +29,7 @@ from stages.common.cost import ModelShape
 from stages.common.freeze_plan import FILE_NAME, FreezePlan
 from stages.common.method_names import checked, method_of
 from stages.common.models.shards import shard_hashes
-from stages.common.params import Device, Finetune, Plan, Room, SelectorName
+from stages.common.params import SEEDS, Device, Finetune, Plan, Room, SelectorName
 from stages.common.rules import rule_of
 from stages.common.runtime import choose_runtime, machine_facts, peak_memory_bytes
 from stages.common.training.processes import Processes, are_several, joined
@@ -165,8 +165,8 @@ def _method(name: str) -> str:
 
 
 def _seed(word: str) -> int:
-    if not word.isdecimal() or int(word) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{word}: expected a whole number from 0 to {2**32 - 1}")
+    if not word.isdecimal() or int(word) >= SEEDS:
+        raise argparse.ArgumentTypeError(f"{word}: expected a whole number from 0 to {SEEDS - 1}")
     return int(word)
 
 

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from stages.common.fitting.bootstrap import interval
-from stages.common.gains import local, marginal, observed, ratio
+from stages.common.gains import local, marginal, named, observed, ratio
 from stages.common.laws import Array
 
 NAMES: Final = ("observed", "ratio", "local", "marginal")
@@ -42,8 +42,8 @@ def win_shares(gains: Array) -> Array:
     shares = np.zeros(gains.shape[1])
     eligible = gains[:, 1:-1]
     if eligible.size and not np.isnan(eligible).any():
-        winners, wins = np.unique(eligible.shape[1] - eligible[:, ::-1].argmax(axis=1), return_counts=True)
-        shares[winners] = wins / len(gains)
+        winners, wins = np.unique(named(gains), return_counts=True)
+        shares[winners - 1] = wins / len(gains)
     return shares
 
 

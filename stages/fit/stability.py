@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stages.common.artifacts import significant
-from stages.common.gains import local, observed
+from stages.common.gains import local, named, observed
 from stages.common.laws import Array
 
 STABLE: Final = 0.9
@@ -75,11 +76,6 @@ def stabilities(examples: Array, floor: float, draws: int, seed: int) -> dict[st
     }
 
 
-def named(gains: Array) -> Array:
-    """The layer of the largest gain [C] among layers 2..L-1 of gains [C, L]; ties: the deepest."""
-    return np.asarray(gains.shape[1] - 1 - gains[:, -2:0:-1].argmax(axis=1))
-
-
 def artifact(stability: Stability, confidence: float) -> dict[str, Any]:
     """One gain's entry in ``scaling_law.json``: for each size the share, and the interval of the named layer."""
     return {
@@ -115,7 +111,7 @@ def _means(examples: Array, size: int, draws: int, seed: int) -> Array:
     return np.asarray(drawn @ examples / size)
 
 
-def _shares(layers: Array, depth: int) -> Array:
+def _shares(layers: NDArray[np.intp], depth: int) -> Array:
     return np.bincount(layers, minlength=depth + 1)[1:] / len(layers)
 
 

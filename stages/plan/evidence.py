@@ -126,6 +126,11 @@ class PilotPrediction(BaseModel):
         """The deepest boundary that was fine-tuned: behind it predictions are extrapolated, and no rule goes there."""
         return max(one.boundary for one in self.pilots)
 
+    @property
+    def fallback(self) -> str | None:
+        """Why no joint law predicts; ``None`` where one does."""
+        return None if self.law.holds else self.law.verdict.rstrip(".")
+
 
 @dataclass(frozen=True)
 class Evidence:

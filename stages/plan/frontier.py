@@ -129,7 +129,7 @@ def _point(
 ) -> FrontierPoint:
     cost, whole, trained = costs[boundary], costs[0], base.trained_parameters(boundary)
     depth = base.shape.layers - boundary
-    part_tokens = work.queries / (math.ceil(work.rows / work.batch_rows) * work.parts)
+    part_tokens = work.queries / work.parts_per_epoch
     return FrontierPoint(
         boundary=boundary,
         trained_layers=depth,

@@ -79,8 +79,8 @@ def standing_of(facts: Facts) -> Standing:
     if facts.full is None:
         return "alone"
     gap = facts.partial.value - facts.full.value
-    if facts.difference is not None and facts.difference.low is not None and facts.difference.high is not None:
-        clear = facts.difference.low > 0 or facts.difference.high < 0
+    if facts.difference is not None and facts.difference.includes_zero is not None:
+        clear = not facts.difference.includes_zero
     elif not (facts.partial.bounded and facts.full.bounded):
         return "open"
     else:

@@ -238,8 +238,8 @@ def _seen(compared: list[Method], metric: str) -> str:
     word = "Lowest" if metric == "loss" else "Highest"
     price = f"{cheapest.name} at {percent(cheapest.cost_share)} of full’s FLOPs"
     gap = top.differences.get(metric)
-    unsure = gap is not None and gap.low is not None and gap.high is not None and gap.low <= 0 <= gap.high
-    lead = " (not surely ahead of full)" * (unsure and top.name != "full")
+    unsure = top.name != "full" and gap is not None and gap.includes_zero
+    lead = " (not surely ahead of full)" if unsure else ""
     return f"{word} {plain_name(metric)}: {top.name}{lead}; cheapest: {price}"
 
 

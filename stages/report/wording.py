@@ -23,6 +23,11 @@ class Interval:
         """Whether both bounds are known."""
         return self.low is not None and self.high is not None
 
+    @property
+    def includes_zero(self) -> bool | None:
+        """Whether zero lies within the bounds; ``None`` where they are not known."""
+        return None if self.low is None or self.high is None else self.low <= 0 <= self.high
+
     def overlaps(self, other: "Interval") -> bool:
         """Whether two bounded intervals share a point; unbounded ones are taken to overlap."""
         if self.low is None or self.high is None or other.low is None or other.high is None:

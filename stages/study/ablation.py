@@ -102,7 +102,7 @@ def ablation(study: Study, resamples: int, seed: int, confidence: float) -> list
         varied = with_choices(case, [*variations(case, study.intervals), *_of_other_traces(case)])
         drawn[case.data_set, case.model] = Resamples(varied, resamples, seed)
         found += verdicts(drawn[case.data_set, case.model], confidence)
-    readings = [v for v in found if v.rule in VARIATIONS or v.selector.startswith("salf")]
+    readings = [v for v in found if v.selector.startswith("salf")]
     beside = {one.rule: one for one in compared(readings, drawn, BASE, confidence, seed=seed)}
     return [_ablated(one, beside.get(one.rule)) for one in overall(readings)]
 

@@ -100,14 +100,14 @@ def costs(rules: Sequence[Overall], leading: Sequence[str]) -> str:
         leading: rules that are named beside these, the default rule at the head.
     """
     everywhere = max(one.cases for one in rules)
-    shown = [one for one in rules if _price(one) <= _DEAREST and one.cases >= everywhere / 2]
+    shown = [one for one in rules if one.price <= _DEAREST and one.cases >= everywhere / 2]
     named = {one.rule for one in shown[:_NAMED]} | set(leading)
 
     def paint(axes: Axes) -> None:
         for one in shown:
             colour = ACCENT if one.rule in leading[:1] else MUTED
             inside = colour if one.cases == everywhere else "none"
-            axes.plot(_price(one), one.regret, "o", color=colour, markerfacecolor=inside, markersize=6)
+            axes.plot(one.price, one.regret, "o", color=colour, markerfacecolor=inside, markersize=6)
         axes.set_xlim(0, _DEAREST)
         axes.set_yscale("symlog", linthresh=1)  # most rules lie within two points, a few at twenty
         axes.margins(y=0.14)
@@ -117,8 +117,8 @@ def costs(rules: Sequence[Overall], leading: Sequence[str]) -> str:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("share of full fine-tuning’s FLOPs")
         axes.set_ylabel("mean regret (points; logarithmic above 1)")
-        dots = [(_price(one), one.regret) for one in shown]
-        place_labels(axes, [(_price(x), x.regret, x.rule, INK) for x in shown if x.rule in named], dots)
+        dots = [(one.price, one.regret) for one in shown]
+        place_labels(axes, [(x.price, x.regret, x.rule, INK) for x in shown if x.rule in named], dots)
 
     described = (
         "A mark per rule: points of accuracy behind the best measured boundary against cost, mean over data sets; "
@@ -126,11 +126,6 @@ def costs(rules: Sequence[Overall], leading: Sequence[str]) -> str:
         "cost more than full fine-tuning once what they spend on deciding is counted."
     )
     return standalone(panel("study-costs", "What the rules cost, and what they miss", described, paint, height=330))[1]
-
-
-def _price(rule: Overall) -> float:
-    """What a rule's fine-tune costs, and deciding."""
-    return rule.cost_share + rule.deciding_share
 
 
 def _longer(case: Case) -> dict[int, float]:

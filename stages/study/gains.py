@@ -51,5 +51,4 @@ def by_law(curve: Array, gain: str, span: Span) -> Array:
 
 def layer_of_largest(values: Array) -> int:
     """The layer of 2..L-1 with the largest of the gains of layers 1..L [L]; of equals the deepest."""
-    inside = values[1:-1]
-    return 1 + len(inside) - int(inside[::-1].argmax())
+    return int(gains.named(values[None])[0])

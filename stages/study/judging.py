@@ -45,6 +45,11 @@ class Overall:
     worst_at_cost_on: str
     rank_correlation: float | None
 
+    @property
+    def price(self) -> float:
+        """What the rule's fine-tune costs, and deciding."""
+        return self.cost_share + self.deciding_share
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -84,9 +89,7 @@ def choose(verdicts: Sequence[Verdict], cost_cap: float) -> str | None:
     fitting = [
         one
         for one in overall(verdicts)
-        if one.cases == everywhere
-        and one.cost_share + one.deciding_share <= cost_cap
-        and one.rule not in (FULL, ORACLE)
+        if one.cases == everywhere and one.price <= cost_cap and one.rule not in (FULL, ORACLE)
     ]
     return min(fitting, key=lambda one: (one.regret, one.cost_share, one.rule)).rule if fitting else None
 
@@ -98,9 +101,9 @@ def leave_one_out(verdicts: Sequence[Verdict], cost_cap: float) -> list[LeftOut]
         rule = choose([v for v in verdicts if v.group != group], cost_cap)
         mine = [v for v in verdicts if v.group == group and v.rule == rule and v.measured]
         if rule is not None and mine:
-            one = asdict(_overall(rule, mine))
-            one["cost_share"] += one["deciding_share"]
-            found.append(LeftOut(group, **{field.name: one[field.name] for field in fields(LeftOut)[1:]}))
+            one = _overall(rule, mine)
+            known = {**asdict(one), "cost_share": one.price}
+            found.append(LeftOut(group, **{field.name: known[field.name] for field in fields(LeftOut)[1:]}))
     return found
 
 

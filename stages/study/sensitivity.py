@@ -60,7 +60,7 @@ def _part(what: str, one: Overall) -> Part:
         rule=one.rule,
         groups=one.groups,
         groups_behind=one.groups_behind,
-        cost_share=one.cost_share + one.deciding_share,
+        cost_share=one.price,
         behind_full=one.behind_full,
         regret=one.regret,
         regret_at_cost=one.regret_at_cost,

@@ -4,9 +4,9 @@ import numpy as np
 from scipy.stats import norm
 
 from stages.common.fitting.bootstrap import resampled_means
-from stages.common.gains import observed
+from stages.common.gains import named, observed
 from stages.fit.gains import win_shares
-from stages.fit.stability import STABLE, artifact, named, stabilities
+from stages.fit.stability import STABLE, artifact, stabilities
 
 FLOOR = 1e-9
 

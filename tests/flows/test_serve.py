@@ -23,6 +23,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
 from flows.environment import WORKSPACE, stage_environment
+from flows.guard import listen_again
 from tests.flows.conftest import ToyProject
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,7 +107,7 @@ def served(tmp_path_factory) -> Iterator[Served]:
         env=environment,
         stdout=log,
         stderr=log,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=listen_again,
     )
     try:
         with (

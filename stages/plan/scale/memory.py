@@ -1,6 +1,5 @@
 """Memory of a fine-tune above a boundary at its highest, from a model's sizes."""
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,7 +79,7 @@ def memory(shape: ModelShape, work: CostModel, boundary: int, precision: Precisi
         precision: bytes of the values.
     """
     trained = shape.trained_parameters(boundary)
-    parts = math.ceil(work.rows / work.batch_rows) * work.parts
+    parts = work.parts_per_epoch
     per_token = activation_bytes_per_token(shape, precision.value, precision.stream)
     activations = round(_kept_tokens(shape, work, boundary) / parts * per_token)
     logits = round(work.positions / parts * shape.vocabulary * precision.logit)

@@ -32,7 +32,7 @@ def pilot(evidence: Evidence, params: Plan) -> Choice:
         boundary=chosen.boundary,
         reason=_reason(chosen, least, predicted, params.tolerance),
         certainty=_certainty(chosen, predicted),
-        fallback=None if predicted.law.holds else predicted.law.verdict.rstrip("."),
+        fallback=predicted.fallback,
         scores=tuple(-row.loss for row in predicted.predictions),
     )
 

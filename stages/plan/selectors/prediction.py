@@ -48,8 +48,7 @@ def _of_pilots(pilot: PilotPrediction) -> Prediction:
     """The negative of the predicted validation loss."""
     quality = tuple(-row.loss for row in pilot.predictions)
     margin = tuple((row.high - row.low) / 2 for row in pilot.predictions)
-    fallback = None if pilot.law.holds else pilot.law.verdict.rstrip(".")
-    return Prediction(quality, margin, "negative validation loss, by pilots", pilot.deepest, fallback)
+    return Prediction(quality, margin, "negative validation loss, by pilots", pilot.deepest, pilot.fallback)
 
 
 def _of_law(evidence: Evidence, params: Plan) -> Prediction:
@@ -63,9 +62,8 @@ def _of_law(evidence: Evidence, params: Plan) -> Prediction:
     quality = tuple(law.predicted(max(boundary, 1)) - end for boundary in range(evidence.layers + 1))
     words = f"reduction of the {basis.quantity} that is left to train, {'by the law' if law.fits else 'as observed'}"
     notes = [basis.fallback] if basis.fallback else []
-    notes += [f"no law fits the {basis.quantity} ({law.verdict.rstrip('.')}): its observed mean predicts"] * (
-        not law.fits
-    )
+    if not law.fits:
+        notes.append(f"no law fits the {basis.quantity} ({law.verdict.rstrip('.')}): its observed mean predicts")
     return Prediction(quality, _half_widths(law), words, evidence.layers, "; ".join(notes) or None)
 
 
