@@ -7,11 +7,11 @@ bends most; last, methods that are no boundary, and some boundaries at equal com
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from typing import Final, Literal
 
-from flows.study.description import Description, Rates
+from flows.study.description import MOST_RATE, Description, Rates
 
 Budget = Literal["epochs", "compute"]
 FULL: Final = "full"
@@ -32,7 +32,9 @@ class FineTune:
     Attributes:
         boundary: layers 1..boundary are frozen; 0 for methods that are no boundary.
         budget: ``epochs``: as long as all others; ``compute``: as many epochs as full fine-tuning's FLOPs allow.
-        rates: the grid of learning rates; empty: known when another fine-tune has ended.
+        rates: the grid of learning rates, those it was widened by in the end; empty: known when another fine-tune
+            has ended.
+        tried: how many of them, from the first, the tables have the best of already.
     """
 
     case: Case
@@ -41,6 +43,12 @@ class FineTune:
     boundary: int
     budget: Budget
     rates: tuple[float, ...]
+    tried: int = field(default=0, compare=False)
+
+    @property
+    def new_rates(self) -> tuple[float, ...]:
+        """Those that are to be trained at."""
+        return self.rates[self.tried :]
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,21 @@ def region(rates: Rates, share: float) -> float:
     return max(start for start in rates if start <= share)
 
 
+def widened(rates: Sequence[float], best: float) -> float | None:
+    """The rate beyond the end of a grid that won, as far from it as its neighbour; ``None``: an inner one won.
+
+    Args:
+        rates: the grid, in any order.
+        best: the one that won.
+    """
+    grid = sorted(rates)
+    if len(grid) == 1 or best not in (grid[0], grid[-1]):
+        return None
+    end, neighbour = (grid[-1], grid[-2]) if best == grid[-1] else (grid[0], grid[1])
+    beyond = float(f"{end * end / neighbour:.2g}")
+    return beyond if beyond <= MOST_RATE else None
+
+
 def midpoints(curve: Mapping[int, float], most: int) -> list[int]:
     """The middle of those gaps between neighbouring boundaries at whose ends a measured curve bends most.
 
@@ -172,7 +195,8 @@ def _freeze(
     here = region(rates, boundary / layers)
     grid = coarse(description.boundaries, rates, layers)
     leader = next((one for one in grid if region(rates, one / layers) == here), boundary)
-    tuned = FineTune(case, first, method_of(leader), leader, "epochs", tuple(rates[here]))
+    begun = FineTune(case, first, method_of(leader), leader, "epochs", tuple(rates[here]))
+    tuned = _widest(begun, description.widen, known)
     if (boundary, seed, budget) == (leader, first, "epochs"):
         return tuned
     return FineTune(case, seed, method_of(boundary), boundary, budget, _tuned(tuned, known))
@@ -181,12 +205,41 @@ def _freeze(
 def _other(description: Description, case: Case, seed: int, method: str, known: Known) -> FineTune:
     """A method that is no boundary has rates of its own, from the grid of full fine-tuning."""
     rates = tuple(description.rates_of(case.model)[0])
-    tuned = FineTune(case, description.seeds[0], method, 0, "epochs", rates)
+    tuned = _widest(FineTune(case, description.seeds[0], method, 0, "epochs", rates), description.widen, known)
     if seed == tuned.seed:
         return tuned
     return FineTune(case, seed, method, 0, "epochs", _tuned(tuned, known))
 
 
+def _widest(begun: FineTune, most: int, known: Known) -> FineTune:
+    """The fine-tune with the grid it has come to: widened by a rate whenever the one at its end won.
+
+    Args:
+        begun: with the grid of the description.
+        most: rates that are added.
+        known: of the grids that it may have come to, the longest counts.
+    """
+    grids = [grid for end in (max, min) for grid in _grids(begun.rates, end(begun.rates), most)]
+    ended = [one for grid in grids if (one := replace(begun, rates=grid)) in known.done]
+    if not ended:
+        return begun
+    done = max(ended, key=lambda one: len(one.rates))
+    beyond = widened(done.rates, known.done[done].learning_rate)
+    if beyond is None or len(done.rates) == len(begun.rates) + most:
+        return done
+    return replace(done, rates=(*done.rates, beyond), tried=len(done.rates))
+
+
+def _grids(rates: tuple[float, ...], end: float, most: int) -> list[tuple[float, ...]]:
+    """A grid, and what it becomes as long as the rate at this end of it wins."""
+    grids = [rates]
+    while len(grids) <= most and (beyond := widened(rates, end)) is not None:
+        rates, end = (*rates, beyond), beyond
+        grids.append(rates)
+    return grids
+
+
 def _tuned(leader: FineTune, known: Known) -> tuple[float, ...]:
+    """The rate that the others of a region take over; none while the leader's grid is not at its end."""
     result = known.done.get(leader)
     return (result.learning_rate,) if result else ()

@@ -11,7 +11,8 @@ from ruamel.yaml.error import YAMLError
 DESCRIPTION: Final = Path("flows/study.yaml")
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0, le=1)]
+MOST_RATE: Final = 1.0
+Rate = Annotated[float, Field(gt=0, le=MOST_RATE)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Settings = dict[str, Any]  # values by the dotted names of parameters, as in params.yaml
@@ -92,6 +93,7 @@ class Description(Part):
     boundaries: Annotated[list[Share], Field(min_length=2)]
     refine: Refine
     learning_rates: Rates
+    widen: Natural
     equal_compute: list[Share]
     methods: list[str]
     common: Settings

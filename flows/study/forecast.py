@@ -36,9 +36,9 @@ def best_known(rows: Sequence[Row], here: Machine) -> Machine:
 
 
 def units(fine_tune: FineTune, layers: int) -> float:
-    """About how many full fine-tunes one is worth, its whole grid of learning rates counted."""
+    """About how many full fine-tunes one is worth, every learning rate that it is trained at counted."""
     share = 1.0 if fine_tune.budget == "compute" else 1 - _FREE * fine_tune.boundary / layers
-    return share * max(1, len(fine_tune.rates))
+    return share * max(1, len(fine_tune.new_rates))
 
 
 class Forecast:

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from flows.study import harvest
 from flows.study.agenda import Case, FineTune
 from flows.study.description import Settings
 from flows.study.harvest import Artifacts
 from flows.study.progress import Look, Progress
 from flows.study.settings import digest, for_training
+from flows.study.tables import Row
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,20 @@ def _keep_runs(batch: tuple[FineTune, ...], made: Artifacts, progress: Progress,
     layers = progress.known().layers[batch[0].case]
     facts = {**progress.facts(batch[0].case), **harvest.where(), "layers": layers}
     told = zip(harvest.results(made, batch, facts), batch, harvest.shared_out(seconds, batch, layers), strict=True)
-    progress.tables.keep_runs(
-        [({**row, **progress.method_facts(one), "seconds_wall": wall}, said) for (row, said), one, wall in told]
-    )
+    found = [
+        _best(({**row, **progress.method_facts(one), "seconds_wall": wall}, said), one, progress)
+        for (row, said), one, wall in told
+    ]
+    progress.tables.keep_runs(found)
+
+
+def _best(found: tuple[Row, pa.Table], fine_tune: FineTune, progress: Progress) -> tuple[Row, pa.Table]:
+    """What was found, or the best of the rates tried before, where its validation loss is not higher."""
+    row, said = found
+    before = progress.before(fine_tune)
+    if before is None:
+        return found
+    wall = (before["seconds_wall"] or 0.0) + row["seconds_wall"]
+    if before["validation_loss"] <= row["validation_loss"]:
+        row, said = {**before, "rates": row["rates"]}, progress.tables.predictions(before)
+    return {**row, "seconds_wall": wall}, said

@@ -1,7 +1,7 @@
 """Where a study stands: its cases, what its tables hold that still counts, and what is to be done next."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from flows.study.agenda import Case, FineTune, Known, Result, agenda, batches, coarse, is_boundary
@@ -100,13 +100,15 @@ class Progress:
 
     def known(self) -> Known:
         """What the tables hold that counts under the present parameters."""
-        kept, done = self.tables.settings, dict[FineTune, Result]()
-        for row in self.tables.runs:
-            if self._counts(row, kept):
-                done[fine_tune_of(row)] = Result(row["learning_rate"], row["validation_loss"])
+        rows = self._rows()
+        done = {one: Result(row["learning_rate"], row["validation_loss"]) for one, row in rows.items()}
         layers = self._layers()
         chosen = {case: frozenset(_boundaries(self.tables.choices, case, self.description)) for case in layers}
         return Known(layers, chosen, done)
+
+    def before(self, fine_tune: FineTune) -> Row | None:
+        """The best of the rates that were tried before; ``None``: there were none."""
+        return self._rows()[replace(fine_tune, rates=fine_tune.rates[: fine_tune.tried])] if fine_tune.tried else None
 
     def wanted(self, known: Known) -> list[FineTune]:
         """Fine-tunes that are not there yet, in order; those without rates wait for others."""
@@ -144,6 +146,11 @@ class Progress:
         """The one column that a method's own parameters decide."""
         own = self._own(fine_tune.case, fine_tune.method)
         return {"method_settings": self.tables.keep_settings(own) if own else ""}
+
+    def _rows(self) -> dict[FineTune, Row]:
+        """Rows that count under the present parameters."""
+        kept = self.tables.settings
+        return {fine_tune_of(row): row for row in self.tables.runs if self._counts(row, kept)}
 
     def _layers(self) -> dict[Case, int]:
         found = {Case(row["data_set"], row["model"]): row["layers"] for row in self.tables.choices}

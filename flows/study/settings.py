@@ -89,7 +89,7 @@ def for_training(case_values: Settings, batch: tuple[FineTune, ...]) -> Settings
     values = dict(case_values)
     values["compare.methods"] = [fine_tune.method for fine_tune in batch]
     values["compare.seeds"] = [batch[0].seed]
-    values["finetune.learning_rate"] = {fine_tune.method: list(fine_tune.rates) for fine_tune in batch}
+    values["finetune.learning_rate"] = {fine_tune.method: list(fine_tune.new_rates) for fine_tune in batch}
     if batch[0].budget == "compute":
         values["finetune.equal_compute"] = True
     return values

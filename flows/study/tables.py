@@ -168,6 +168,11 @@ class Tables:
         self.runs = [*(old for old in self.runs if old["point"] not in points), *rows]
         _write_rows(self.folder / RUNS, _RUN_COLUMNS, self.runs)
 
+    def predictions(self, row: Row) -> pa.Table:
+        """What a kept fine-tune said of the test examples."""
+        said = pq.read_table(self.folder / PREDICTIONS, filters=[("point", "==", row["point"])])
+        return said.drop_columns(["point"])
+
     def keep_choices(self, rows: Sequence[Row], intervals: Sequence[Row]) -> None:
         """Keep rules' choices, and predicted intervals, in place of older ones of the same rules and sources."""
         whole = [_whole(row, _INTERVAL_COLUMNS) for row in intervals]

@@ -18,6 +18,7 @@ DESCRIPTION = {
     "boundaries": [0, 0.5, 1],
     "refine": {"rounds": 0, "midpoints": 1},
     "learning_rates": {0: [0.001, 0.003], 0.5: [0.003]},
+    "widen": 0,
     "equal_compute": [],
     "methods": [],
     "common": {

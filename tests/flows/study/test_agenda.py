@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.study.agenda import Case, FineTune, Known, Result, agenda, batches, coarse, midpoints
+from flows.study.agenda import Case, FineTune, Known, Result, agenda, batches, coarse, midpoints, widened
 from flows.study.description import Rule
 from flows.study.forecast import Forecast, Machine, best_known
 from flows.study.progress import Look
@@ -46,6 +46,45 @@ def test_others_take_over_the_rate_of_their_region(described):
         "a1 freeze-2 e [0.002]",
         "a1 freeze-6 e [0.02]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("rates", "best", "beyond"),
+    [
+        ([0.001, 0.002, 0.005], 0.002, None),
+        ([0.001, 0.002, 0.005], 0.005, 0.013),
+        ([0.001, 0.002, 0.005, 0.0005], 0.0005, 0.00025),  # in any order
+        ([0.2, 0.7], 0.7, None),  # no rate is above 1
+        ([0.1], 0.1, None),
+    ],
+)
+def test_a_grid_is_continued_by_its_own_step_beyond_the_end_that_won(rates, best, beyond):
+    assert widened(rates, best) == beyond
+
+
+def test_a_grid_is_widened_until_an_inner_rate_wins_and_the_others_wait_for_it(described):
+    """Full fine-tuning's best is 0.008, which is there after three more rates; the other region's is an inner one."""
+    description, known = described(seeds=[1, 2], widen=4, data_sets={"a": {}}), fresh()
+    trained = []
+
+    def best(one):
+        return max((rate for rate in one.rates if rate <= 0.008), default=min(one.rates)) if not one.boundary else 0.01
+
+    while batch := next(batches(missing(description, known), 1), None):
+        trained += [(one.seed, one.method, one.new_rates) for one in batch if one.case == A]
+        known = Known(known.layers, known.chosen, {**known.done, **{one: Result(best(one), 1.0) for one in batch}})
+    full = [(seed, rates) for seed, method, rates in trained if method == "full"]
+    assert full == [(1, (0.001, 0.002)), (1, (0.004,)), (1, (0.008,)), (1, (0.016,)), (2, (0.008,))]
+    deep = [rates for seed, method, rates in trained if (seed, method) == (1, "freeze-4")]
+    assert deep == [(0.01, 0.02), (0.005,)]
+
+
+def test_a_grid_is_widened_no_further_than_is_asked(described):
+    description, known = described(seeds=[1, 2], widen=2), fresh()
+    while batch := next(batches(missing(description, known), 3), None):
+        known = end(known, batch)
+    assert told(known.done)[-1] == "b2 freeze-2 e [0.008]"
+    assert max((one.rates for one in known.done if one.method == "full"), key=len) == (0.001, 0.002, 0.004, 0.008)
 
 
 def test_every_data_set_has_its_coarse_grid_before_any_has_a_second_seed(described):

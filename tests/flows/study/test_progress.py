@@ -1,14 +1,16 @@
 """What a study starts first: curves of all data sets before anything that makes them finer."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flows.study.agenda import Case, FineTune
 from flows.study.description import Rule
-from flows.study.item import ready
+from flows.study.item import Item, asked, keep, ready
 from flows.study.outlook import outlook
 from flows.study.progress import Progress
 from flows.study.settings import Places
-from flows.study.tables import Tables
+from flows.study.tables import PREDICTIONS, Tables
 from tests.conftest import PROJECT
 
 A, B = Case("a", "m"), Case("b", "m")
@@ -77,3 +79,38 @@ def test_what_is_left_takes_as_long_as_it_took_here_or_elsewhere(progress, monke
     said = outlook(progress)
     assert "on Some Processor with 2 cores, which measured most" in said
     assert "nothing was measured on this machine (Another with 1 core) yet" in said
+
+
+@pytest.mark.parametrize(("loss", "rate"), [(0.8, 0.004), (1.0, 0.002), (1.2, 0.002)])
+def test_of_a_widened_grid_the_best_rate_is_kept_wherever_it_was_tried(progress, monkeypatch, loss, rate):
+    """Of equals the one tried before; what it said of the test examples is kept with it."""
+
+    def results(_made, batch, facts):
+        for one in batch:
+            best = min(one.new_rates[-1], 0.004)
+            value = loss if best == 0.004 else 1.0
+            row = {"seed": one.seed, "method": one.method, "budget": one.budget, "boundary": one.boundary}
+            where = {"data_set": "a", "model": "m", "rates": " ".join(map(repr, one.rates))}
+            yield {**facts, **row, **where, "learning_rate": best, "validation_loss": value}, said(best)
+
+    def said(value):
+        names = {"example_id": ["x", "y"], "label": ["yes", "no"], "correct": [True, value > 0.003]}
+        return pa.table({**names, "loss": pa.array([value, value])})
+
+    def run():
+        item = next(item for item in ready(progress, []) if item.fine_tunes and item.fine_tunes[0].method == "full")
+        only = Item.of((item.fine_tunes[0],))
+        keep(only, None, progress, 10.0)
+        return asked(only, progress)[0]["finetune.learning_rate"]["full"]
+
+    monkeypatch.setattr("flows.study.harvest.results", results)
+    progress.description = progress.description.model_copy(update={"widen": 1})
+    assert [run(), run()] == [[0.001, 0.002], [0.004]]
+    (row,) = progress.tables.runs
+    assert (row["rates"], row["learning_rate"], row["seconds_wall"]) == ("0.001 0.002 0.004", rate, 20.0)
+    assert row["validation_loss"] == min(loss, 1.0)
+    kept = pq.read_table(progress.tables.folder / PREDICTIONS).to_pylist()
+    assert [(one["example_id"], one["correct"]) for one in kept] == [("x", True), ("y", rate > 0.003)]
+    assert Tables(progress.tables.folder).runs == progress.tables.runs
+    left = [(one.seed, one.rates) for item in ready(progress, []) for one in item.fine_tunes if one.method == "full"]
+    assert left == [(2, (rate,))]
