@@ -7,6 +7,7 @@ from typing import Final
 
 from stages.common.artifacts import read_json
 from stages.common.batches import Example
+from stages.common.command import UserError
 from stages.common.models.adapter import CausalModel, open_model
 from stages.common.models.frozen import WHOLE
 from stages.common.params import Device, SignalKind, Signals
@@ -21,25 +22,43 @@ from stages.signals.table import Signals as Values
 from stages.signals.variability import variability
 
 _OF_STATES: Final[frozenset[SignalKind]] = frozenset({"block-influence", "variability", "probe"})
+_OF_CLASSES: Final[frozenset[SignalKind]] = frozenset({"variability", "probe"})
 _OF_WEIGHTS: Final[frozenset[SignalKind]] = frozenset({"grad-norm", "spectrum"})  # they read what is stored
 
 
 def measure(base: Path, prepared: Path, device: Device, params: Signals) -> tuple[Values, int]:
     """The signals of ``params.kinds``, and the model's number of layers.
 
+    A kind that these examples cannot give is left out, which is told, as long as there are others.
+
     Raises:
-        UserError: the data or the model cannot give a signal; says why.
+        UserError: the data or the model can give none of the signals; says why.
     """
     shared = read_json(prepared / "meta.json")["shared_prefix_tokens"]
     runtime = choose_runtime(device)
     examples = draw_sample(prepared, params)
-    for kind in params.kinds:
-        if kind in {"variability", "probe"}:
-            classes_of(examples, kind)  # refused before anything is computed
+    params = params.model_copy(update={"kinds": _possible(params.kinds, examples)})
     read = WHOLE if _OF_WEIGHTS & set(params.kinds) else runtime.frozen()
     model = open_model(base, runtime.device, frozen=read)
     print(f"signals of {len(examples)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
     return _measure(model, runtime, examples, shared, params), model.depth
+
+
+def _possible(kinds: Sequence[SignalKind], examples: Sequence[Example]) -> list[SignalKind]:
+    """The kinds that these examples can give; known before anything is computed."""
+    faults: dict[SignalKind, UserError] = {}
+    for kind in kinds:
+        try:
+            if kind in _OF_CLASSES:
+                classes_of(examples, kind)
+        except UserError as fault:
+            faults[kind] = fault
+    possible = [kind for kind in kinds if kind not in faults]
+    if not possible:
+        raise next(iter(faults.values()))
+    for kind, fault in faults.items():
+        print(f"{kind} is left out: {fault}")
+    return possible
 
 
 def _measure(model: CausalModel, runtime: Runtime, examples: Sequence[Example], shared: int, params: Signals) -> Values:

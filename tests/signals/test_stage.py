@@ -80,14 +80,18 @@ def test_free_answers_are_told_apart_by_their_first_token(workspace):
     ],
     ids=["one class", "answers that all differ"],
 )
-def test_a_sample_without_classes_is_refused_and_destroys_nothing(workspace, kind, rows, message):
+def test_a_sample_without_classes_is_refused_and_destroys_nothing(workspace, kind, rows, message, capsys):
     workspace.run(kinds=["block-influence"])
     before = workspace.out.read_bytes()
     workspace.write(rows)
     with pytest.raises(UserError, match=f"signals.kinds: {kind} .*{message}") as fault:
-        workspace.run(kinds=["block-influence", kind])
+        workspace.run(kinds=[kind])
     assert "\n" not in str(fault.value)
     assert workspace.out.read_bytes() == before
+
+    capsys.readouterr()  # beside another kind it is left out, and the reason is told
+    assert set(workspace.run(kinds=[kind, "block-influence"])) == {"block-influence"}
+    assert f"{kind} is left out: {fault.value}" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(
