@@ -15,7 +15,7 @@ from stages.common.params import Finetune
 from stages.common.runtime import Runtime
 from stages.common.training.checkpoint import Training
 from stages.common.training.costs import Costs
-from stages.common.training.loop import train
+from stages.common.training.loop import DivergedError, train
 from stages.common.training.processes import ALONE, Processes
 from stages.common.training.starts import Splits, begun, open_states
 from stages.common.training.trainable import Trainable
@@ -73,14 +73,14 @@ class Search:
         scope: what was trained.
         epochs: of every candidate.
         best: lowest final validation loss.
-        grid: every rate and its final validation loss.
+        grid: every rate and its final validation loss; ``None``: training diverged.
         states: where the passes of training and validation began, by split; empty where nothing is frozen.
     """
 
     scope: Scope
     epochs: int
     best: Candidate
-    grid: list[dict[str, float]]
+    grid: list[dict[str, float | None]]
     states: dict[str, Opened]
 
     @property
@@ -95,8 +95,10 @@ class Search:
 def best_of_grid(bench: Bench, seed: int) -> Search:
     """Train at every rate of the grid; the lowest final validation loss wins (ties go to the smaller rate).
 
+    A rate at which training diverges has lost, which is told.
+
     Raises:
-        UserError: the method cannot be trained here, or has no learning rate; says why.
+        UserError: the method cannot be trained here, has no learning rate, or diverges at all of them; says why.
     """
     scope = scope_of(bench.method, bench.plan, bench.params, seed, bench.first_n)
     rates = bench.params.rates(bench.method, scope.boundary)
@@ -105,15 +107,24 @@ def best_of_grid(bench: Bench, seed: int) -> Search:
     costs = _costs(bench, scope, anew=bool(states) and states["training"].origin == "off")
     epochs = _epochs(bench, scope, costs, seed)
     best: Candidate | None = None
-    grid: list[dict[str, float]] = []
+    grid: list[dict[str, float | None]] = []
     for number, rate in enumerate(rates):
         model = _open(bench, scope) if number else model
-        candidate = _train_one(bench, scope, model, states, costs, rate, seed, epochs)
+        try:
+            candidate = _train_one(bench, scope, model, states, costs, rate, seed, epochs)
+        except DivergedError as fault:
+            if best is None and rate == rates[-1]:
+                raise
+            print(f"{fault}; the other rates of the grid decide")
+            grid.append({"rate": rate, "validation_loss": None})
+            continue
         loss = candidate.training.curve[-1]["validation_loss"]
         grid.append({"rate": rate, "validation_loss": loss})
         if best is None or loss < best.training.curve[-1]["validation_loss"]:
             best = candidate
     assert best is not None, "a grid holds one rate at least"
+    if len(rates) > 1 and best.rate in (rates[0], rates[-1]):
+        print(f"{bench.method}: {best.rate:g} won, an end of the grid: beyond it a better rate may lie")
     return Search(scope, epochs, best, grid, states)
 
 

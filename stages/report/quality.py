@@ -219,7 +219,7 @@ def _rates(artifacts: Artifacts) -> Table:
     rows = [
         [
             Cell(run),
-            number_cell(number(r.get("learning_rate")), f"{r.get('learning_rate'):g}"),
+            number_cell(number(r.get("learning_rate")), f"{r.get('learning_rate'):g}", _place_in_grid(r)),
             number_cell(number(r.get("steps")), count(number(r.get("steps")))),
             number_cell(number(r.get("trained_parameters")), parameters(number(r.get("trained_parameters")))),
             number_cell(number(r.get("flops")), flops(number(r.get("flops")))),
@@ -228,6 +228,15 @@ def _rates(artifacts: Artifacts) -> Table:
     ]
     columns = [Column(h, numeric=i > 0) for i, h in enumerate(headings)]
     return Table("runs", "Every fine-tune with the learning rate that won on the validation split.", columns, rows)
+
+
+def _place_in_grid(record: Mapping[str, Any]) -> str:
+    """Where the rate that won lies among those tried: beyond an end of the grid a better one may lie."""
+    tried = sorted(one["rate"] for one in record.get("grid", []))
+    if len(tried) < 2:
+        return ""
+    ends = {tried[0]: "the lowest tried", tried[-1]: "the highest tried"}
+    return ends.get(record["learning_rate"], f"of {len(tried)} tried")
 
 
 def _seen(compared: list[Method], metric: str) -> str:

@@ -56,8 +56,8 @@ def _possible(kinds: Sequence[SignalKind], examples: Sequence[Example]) -> list[
     possible = [kind for kind in kinds if kind not in faults]
     if not possible:
         raise next(iter(faults.values()))
-    for kind, fault in faults.items():
-        print(f"{kind} is left out: {fault}")
+    for kind, reason in faults.items():
+        print(f"{kind} is left out: {reason}")
     return possible
 
 

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from stages.report.quality import Method, _seen
+from stages.report.quality import Method, _place_in_grid, _seen
 from stages.report.wording import Interval
 
 
@@ -31,3 +31,21 @@ def test_a_lead_that_may_be_luck_is_called_so(gap, said):
 
 def test_full_fine_tuning_is_not_held_against_itself():
     assert _seen([method("full", 0.7, 1.0, Interval(0.0, 0.0, 0.0))], "accuracy").startswith("Highest accuracy: full;")
+
+
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [
+        ([0.1], ""),
+        ([0.1, 0.2], "the lowest tried"),
+        ([0.05, 0.1], "the highest tried"),
+        ([0.2, 0.1, 0.05], "of 3 tried"),
+    ],
+)
+def test_a_learning_rate_says_where_in_its_grid_it_lies(rates, words):
+    grid = [{"rate": rate, "validation_loss": None} for rate in rates]
+    assert _place_in_grid({"learning_rate": 0.1, "grid": grid}) == words
+
+
+def test_a_run_of_an_older_version_has_no_grid():
+    assert _place_in_grid({"learning_rate": 0.1}) == ""

@@ -22,6 +22,10 @@ from stages.common.training.trainable import Trainable
 from stages.common.training.validation import Split, validate
 
 
+class DivergedError(UserError):
+    """The loss of a training is no longer a number."""
+
+
 def train(
     trainable: Trainable,
     runtime: Runtime,
@@ -55,7 +59,7 @@ def train(
         epochs: instead of those of ``params``, whose schedule and validations are stretched over them.
 
     Raises:
-        UserError: the loss is no longer a number; says at which step and what to try.
+        DivergedError: the loss is no longer a number; says at which step and what to try.
         ProcessLostError: another process is gone.
     """
     done = Training(flops=costs.frozen(training.examples, training.start.shared) if costs.boundary else 0)
@@ -73,7 +77,7 @@ def train(
 
     def check(loss: float, name: str) -> None:
         if not math.isfinite(loss):
-            raise UserError(
+            raise DivergedError(
                 f"{what}: the {name} became {loss} at step {done.steps} of {total} with learning rate {rate:g}; "
                 "lower finetune.learning_rate for this method, or set device.dtype to float32"
             )

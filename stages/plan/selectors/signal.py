@@ -25,7 +25,7 @@ def signal(evidence: Evidence, name: str, kind: SignalKind) -> Signal:
     """
     if name not in evidence.signals:
         raise AbsentEvidenceError(
-            f"its signal was not measured; add {kind} to signals.kinds in params.yaml (where it is there already, these "
-            "examples cannot give it: dvc repro --force --single-item signals says why)"
+            f"its signal was not measured; add {kind} to signals.kinds in params.yaml (where it is there already, "
+            "these examples cannot give it: dvc repro --force --single-item signals says why)"
         )
     return evidence.signals[name]
