@@ -47,10 +47,13 @@ def study_section(summary: Json | None, figures: Mapping[str, str]) -> Section |
 def _scope(summary: Json) -> str:
     least, most = (extreme(summary["seeds_each"].values()) for extreme in (min, max))
     seeds = f"{least} to {most} seeds" if least < most else f"{most} {'seeds' if most > 1 else 'seed'}"
+    at_an_end = summary["tuned_rates_at_an_end"]
     return (
         f"{summary['fine_tunes']} of {summary['fine_tunes_measured']} fine-tunes of {listing(summary['models'])} "
         f"on {listing(summary['data_sets'])}, "
-        f"{seeds}, the same for all boundaries of a data set; measured on {listing(summary['machines'])}."
+        f"{seeds}, the same for all boundaries of a data set; measured on {listing(summary['machines'])}. "
+        f"{summary['tuned_rates']} learning rates were tuned on validation data, for a region of boundaries or a "
+        f"method each; {at_an_end} of them {'lies' if at_an_end == 1 else 'lie'} at an end of what was tried."
     )
 
 

@@ -29,7 +29,7 @@ def read_study(folder: Path) -> Study:
     Raises:
         UserError: a table is missing or damaged, or no case has full fine-tuning to compare with.
     """
-    runs = _csv(folder / "runs.csv", {"method_settings": str, "settings": str})
+    runs = _csv(folder / "runs.csv", {"method_settings": str, "rates": str, "settings": str})
     choices = _csv(folder / "choices.csv", {"reason": str, "scores": str, "selector": str, "settings": str})
     intervals = _csv(folder / "intervals.csv", {"law": str})
     said = _predictions(folder / "predictions.parquet")

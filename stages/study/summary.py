@@ -6,6 +6,8 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
+
 from stages.common.artifacts import rounded
 from stages.study.comparisons import Comparison, compared
 from stages.study.coverage import Coverage, Fits, fits
@@ -135,8 +137,19 @@ def _identity(study: Study) -> Json:
         "seeds_each": {f"{case.data_set}, {case.model}": len(case.runs[FULL, "epochs"].seeds) for case in study.cases},
         "fine_tunes": len(runs),
         "fine_tunes_measured": study.measured,
+        **_tuned(runs),
         "machines": sorted({_machine(row) for row in runs[["machine", "device", "dtype"]].to_dict("records")}),
         "code_versions": int(runs["code"].nunique()),
+    }
+
+
+def _tuned(runs: pd.DataFrame) -> Json:
+    """Learning rates that a grid decided, and those of them beyond which nothing was tried."""
+    grids = [[float(rate) for rate in rates.split()] for rates in runs["rates"]]
+    tuned = [(grid, rate) for grid, rate in zip(grids, runs["learning_rate"], strict=True) if len(grid) > 1]
+    return {
+        "tuned_rates": len(tuned),
+        "tuned_rates_at_an_end": sum(rate in (min(grid), max(grid)) for grid, rate in tuned),
     }
 
 

@@ -44,6 +44,8 @@ SUMMARY = {
     "seeds_each": {"trec, embedded": 3, "sst5, embedded": 2},
     "fine_tunes": 84,
     "fine_tunes_measured": 90,
+    "tuned_rates": 12,
+    "tuned_rates_at_an_end": 1,
     "machines": ["Some Processor, cpu, float32"],
     "leave_one_out": {
         "groups": [
@@ -116,7 +118,8 @@ def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
     assert "probe: 0.44 points &lt;b&gt;behind&lt;/b&gt; the best." in page
     assert (
         "84 of 90 fine-tunes of embedded on trec and sst5, 2 to 3 seeds, the same for all boundaries of a data set; "
-        "measured on Some Processor, cpu, float32."
+        "measured on Some Processor, cpu, float32. 12 learning rates were tuned on validation data, for a region of "
+        "boundaries or a method each; 1 of them lies at an end of what was tried."
     ) in page
     for value in (0.4375, 8.0625, -0.0625, 0.375, 0.875, 0.9375, 3.0625, 4.375, 1.6875, -0.6875):
         assert f'<data value="{value}">' in page

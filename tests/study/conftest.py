@@ -40,6 +40,8 @@ class Tables:
             "boundary": boundary,
             "layers": 4,
             "budget": budget,
+            "rates": "0.1",
+            "learning_rate": 0.1,
             "validation_loss": 1.0,
             "flops": flops,
             "machine": "Some Processor",

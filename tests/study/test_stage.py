@@ -99,6 +99,15 @@ def test_a_gpu_is_named_once(two_data_sets):
     assert summary_of(two_data_sets.folder)["machines"] == ["Some GPU, float32"]
 
 
+def test_rates_that_a_grid_decided_are_counted_and_those_at_its_ends(two_data_sets):
+    grids = [("0.1 0.2 0.4", 0.2), ("0.1 0.2 0.05", 0.05), ("0.1 0.2", 0.2), ("0.4", 0.4)]
+    for row, (rates, best) in zip(two_data_sets.runs, grids, strict=False):
+        row.update(rates=rates, learning_rate=best)
+    main(["--study", str(two_data_sets.write()), "--resamples", "50"])
+    summary = summary_of(two_data_sets.folder)
+    assert (summary["tuned_rates"], summary["tuned_rates_at_an_end"]) == (3, 2)
+
+
 def test_coverage_is_counted(analysed):
     """Laws: spaces 1 to 4 have an interval, 1, 2 and 4 are in it. Pilots: measured at 0, 2, 4, always 1.0."""
     coverage = {one["source"]: one for one in summary_of(analysed)["coverage"]}
