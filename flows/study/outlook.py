@@ -23,7 +23,7 @@ def outlook(progress: Progress) -> str:
     parts.append(f"{_counted(len(left), 'fine-tune')} left")
     takes = f"about {duration(seconds)}" if seconds is not None else "how long is known after the first of each model"
     if machine == here:
-        parts.append(f"{takes} on this machine ({here}; {forecast.measured} fine-tunes measured here)")
+        parts.append(f"{takes} on this machine ({here}; {_counted(forecast.measured, 'fine-tune')} measured here)")
     else:
         parts.append(f"{takes} on {machine}, which measured most; nothing was measured on this machine ({here}) yet")
     parts += [f"left out: {', '.join(progress.absent)}"] * bool(progress.absent)

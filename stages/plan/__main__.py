@@ -46,9 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     layers = base.shape.layers
     if layers < 3:
         raise UserError(f"{args.base}: a model of {layers} layers leaves no boundary to choose; take a deeper one")
-    law = read_law(args.law, layers)
+    weights = base.identity.weights_sha256
+    law = read_law(args.law, layers, weights)
     signals = read_signals(args.signals, layers) if args.signals else {}
-    pilot = read_pilot(args.pilot, layers) if args.pilot else None
+    pilot = read_pilot(args.pilot, layers, weights) if args.pilot else None
     evidence = Evidence(layers, law.quantities, read_gains(args.gains, layers), signals=signals, pilot=pilot)
     hashes = Hashes(
         law_sha256=sha256_file(args.law),

@@ -51,11 +51,18 @@ class DepthLaw(BaseModel):
         return next((law.curve for law in self.laws if law.name == self.best), [None] * (len(self.mean) - 1))
 
 
+class Traced(BaseModel):
+    """What was traced; ``None``: an older fit did not say."""
+
+    weights_sha256: str | None = None
+
+
 class ScalingLaw(BaseModel):
     """``reports/scaling_law.json``, as far as a plan reads it."""
 
     layers: int
     trace_sha256: str
+    trace: Traced = Traced()
     quantities: dict[Quantity, DepthLaw]
 
 
@@ -116,6 +123,7 @@ class PilotPrediction(BaseModel):
     """``reports/pilot.json`` where pilots were run, as far as a plan reads it."""
 
     layers: int
+    base_sha256: str | None = None
     pilots: list[Piloted]
     predictions: list[PredictedLoss]
     law: PilotLaw
@@ -247,8 +255,8 @@ def read_sizes(prepared: Path) -> PreparedSizes:
     return sizes
 
 
-def read_law(path: Path, layers: int) -> ScalingLaw:
-    """Read the laws of a trace of a model with so many layers.
+def read_law(path: Path, layers: int, weights: str) -> ScalingLaw:
+    """Read the laws of a trace of a model with so many layers and weights of this hash.
 
     Raises:
         UserError: the file is missing or damaged, or of another model.
@@ -258,13 +266,14 @@ def read_law(path: Path, layers: int) -> ScalingLaw:
     if lengths != {layers}:
         found = ", ".join(map(str, sorted(lengths)))
         raise UserError(f"{path}: traced {found} layers, the base model has {layers}; run again: dvc repro fit")
+    _check_weights(path, law.trace.weights_sha256, weights, "dvc repro trace fit")
     if "deviation" not in law.quantities:
         raise UserError(f"{path}: no deviation, which is always traced; run again: dvc repro fit")
     return law
 
 
-def read_pilot(path: Path, layers: int) -> PilotPrediction | None:
-    """Read what the pilots of a model of so many layers predict; ``None`` where none were run.
+def read_pilot(path: Path, layers: int, weights: str) -> PilotPrediction | None:
+    """Read what the pilots of a model of so many layers and these weights predict; ``None`` where none were run.
 
     Raises:
         UserError: the file is missing or damaged, or of another model.
@@ -275,7 +284,13 @@ def read_pilot(path: Path, layers: int) -> PilotPrediction | None:
     pilot = _checked(PilotPrediction, path, made_by="pilot")
     if [row.boundary for row in pilot.predictions] != list(range(layers + 1)):
         raise UserError(f"{path}: pilots of {pilot.layers} layers, the base model has {layers}; dvc repro pilot")
+    _check_weights(path, pilot.base_sha256, weights, "dvc repro pilot")
     return pilot
+
+
+def _check_weights(path: Path, found: str | None, weights: str, command: str) -> None:
+    if found not in (None, weights):
+        raise UserError(f"{path}: made of other weights than the base model's (a fine-tune of it?); run: {command}")
 
 
 def _checked(kind: type[Artifact], path: Path, made_by: str) -> Artifact:

@@ -103,6 +103,7 @@ def test_without_pilots_the_rule_is_absent_and_asking_for_it_names_the_parameter
         (lambda w: w.pilot.unlink(), r"pilot\.json: no such file.*dvc repro pilot"),
         (lambda w: w.pilot.write_text("{}"), "pilot.json: layers: Field required; run again: dvc repro pilot"),
         (lambda w: write_pilot(w, [1.0] * 5, [0.1] * 5), "pilots of 4 layers, the base model has 6"),
+        (lambda w: write_pilot(w, base_sha256="cd" * 32), "made of other weights than the base model's"),
     ],
 )
 def test_bad_pilots_are_one_line(piloted, spoil, message):

@@ -80,6 +80,15 @@ def test_a_trace_of_another_model_is_refused(workspace):
         workspace.plan()
 
 
+def test_a_trace_of_other_weights_of_the_same_shape_is_refused(workspace):
+    law = json.loads(workspace.law.read_text())
+    workspace.law.write_text(json.dumps({**law, "trace": {"weights_sha256": "ab" * 32}}))
+    workspace.plan()
+    workspace.law.write_text(json.dumps({**law, "trace": {"weights_sha256": "cd" * 32}}))
+    with pytest.raises(UserError, match=r"made of other weights than the base model's .*; run: dvc repro trace fit"):
+        workspace.plan()
+
+
 def test_the_help_lists_every_rule_with_a_line(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])

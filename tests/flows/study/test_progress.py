@@ -74,7 +74,7 @@ def test_what_is_left_takes_as_long_as_it_took_here_or_elsewhere(progress, monke
     progress.description = progress.description.model_copy(update={"rules": {"half": Rule(selector="half")}})
     progress.every_look = [look for look in progress.every_look if look.source == "plain"]
     assert "1 plan to make (about 30 s)" in outlook(progress)
-    assert "on this machine (Some Processor with 2 cores; 1 fine-tunes measured here)" in outlook(progress)
+    assert "on this machine (Some Processor with 2 cores; 1 fine-tune measured here)" in outlook(progress)
     monkeypatch.setattr("flows.study.harvest.where", lambda: {"machine": "Another", "cores": 1})
     said = outlook(progress)
     assert "on Some Processor with 2 cores, which measured most" in said
