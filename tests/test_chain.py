@@ -130,6 +130,7 @@ def test_fine_tunes_of_weights_are_held_to_what_scale_predicts_for_them(chain, t
         assert row["predicted_seconds"] * rate == pytest.approx(counted["flops"], rel=0.02)
         frozen = clock["boundary_states"]["training"]["seconds_computing"] if row["boundary"] else 0
         assert row["measured_seconds"] == pytest.approx(clock["seconds_training"] + frozen)
+        assert clock["seconds_cache"] == frozen
 
 
 def test_the_trace_is_what_hugging_face_and_numpy_say(chain):
