@@ -60,6 +60,7 @@ def _scope(summary: Json) -> str:
 def _rules(summary: Json) -> Table:
     headings = (
         *("Rule", "Data sets", "Cost", "Behind full", "Ahead at equal compute", "Ahead of the default"),
+        "Ahead of a fixed depth",
         *("Regret at any", "Regret at cost", "Cross-fitted", "Rank corr."),
     )
     rows = [_rule(one, one["rule"] == summary["default_rule"]) for one in summary["rules"].values()]
@@ -67,7 +68,8 @@ def _rules(summary: Json) -> Table:
         "Every rule, mean over data sets: counted operations as a share of full fine-tuning's, and those of the "
         "fine-tunes by which it decides; regrets in points; "
         "behind full at equal epochs, on so many of the data sets; ahead of it with the savings spent on more epochs; "
-        "ahead of the default, where both were measured, with intervals (salf is the paper's rule); "
+        "ahead of the default, where both were measured, with intervals (salf is the paper's rule); ahead of freezing "
+        "as many layers on all data sets as cost the same on the mean, for rules that do not; "
         "regrets with the largest of any case; interpolated: cases whose boundary is read between measured ones; "
         "Spearman's correlation of what the rule predicts of the boundaries with what was measured there."
     )
@@ -82,6 +84,7 @@ def _rule(one: Json, default: bool) -> list[Cell]:
         number_cell(one["behind_full"], decimal(one["behind_full"], 2), f"on {one['groups_behind']}"),
         _ahead(one["equal_compute_over_full"]),
         _ahead(one["over_default"]),
+        _ahead(one["over_constant"]),
         _regret(one, "regret", "worst"),
         _regret(one, "regret_at_cost", "worst_at_cost"),
         _points(one["regret_cross_fitted"]),

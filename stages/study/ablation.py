@@ -16,6 +16,7 @@ import pandas as pd
 
 from stages.common.laws import Array
 from stages.study.comparisons import Comparison, compared
+from stages.study.constant import over_constant
 from stages.study.gains import FEWEST, Span, by_law, by_step, layer_of_largest, smoothed
 from stages.study.judging import Overall, overall
 from stages.study.measured import PAPER, Case, Choice, Study, with_choices
@@ -71,6 +72,7 @@ class Ablated:
 
     Attributes:
         over_base: points ahead of the ablated reading, with an interval; ``p_holm``: adjusted over the readings.
+        over_constant: points ahead of the fixed depth of the same price, likewise (see :mod:`stages.study.constant`).
     """
 
     rule: str
@@ -86,6 +88,10 @@ class Ablated:
     over_base_low: float | None
     over_base_high: float | None
     p_holm: float | None
+    over_constant: float | None
+    over_constant_low: float | None
+    over_constant_high: float | None
+    over_constant_p_holm: float | None
 
 
 def ablation(study: Study, resamples: int, seed: int, confidence: float) -> list[Ablated]:
@@ -104,7 +110,8 @@ def ablation(study: Study, resamples: int, seed: int, confidence: float) -> list
         found += verdicts(drawn[case.data_set, case.model], confidence)
     readings = [v for v in found if v.selector.startswith("salf")]
     beside = {one.rule: one for one in compared(readings, drawn, BASE, confidence, seed=seed)}
-    return [_ablated(one, beside.get(one.rule)) for one in overall(readings)]
+    fixed = {one.rule: one for one in over_constant(readings, drawn, confidence)}
+    return [_ablated(one, beside.get(one.rule), fixed.get(one.rule)) for one in overall(readings)]
 
 
 def _of_other_traces(case: Case) -> list[Choice]:
@@ -113,7 +120,7 @@ def _of_other_traces(case: Case) -> list[Choice]:
     return [choice for choice in case.choices if choice.selector.startswith("salf") and choice.plan not in own]
 
 
-def _ablated(one: Overall, over: Comparison | None) -> Ablated:
+def _ablated(one: Overall, over: Comparison | None, fixed: Comparison | None) -> Ablated:
     return Ablated(
         rule=one.rule,
         groups=one.groups,
@@ -128,6 +135,10 @@ def _ablated(one: Overall, over: Comparison | None) -> Ablated:
         over_base_low=over.low if over else None,
         over_base_high=over.high if over else None,
         p_holm=over.p_holm if over else None,
+        over_constant=fixed.difference if fixed else None,
+        over_constant_low=fixed.low if fixed else None,
+        over_constant_high=fixed.high if fixed else None,
+        over_constant_p_holm=fixed.p_holm if fixed else None,
     )
 
 

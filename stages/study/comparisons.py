@@ -9,6 +9,8 @@ from stages.study.measured import Budget, Floats
 from stages.study.resamples import Resamples, holm, interval, over_drawn_groups, over_groups, p_value
 from stages.study.verdicts import ORACLE, Verdict
 
+Gap = tuple[str, Floats, Floats]  # of one case: its group, the difference, and the same in every resample [R]
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -50,21 +52,31 @@ def compared(
         seed: of the draw of data sets.
     """
     methods = {(v.data_set, v.model, v.rule): v.method for v in verdicts if v.measured and v.unit == "points"}
-    drawn: dict[str, list[tuple[str, Floats]]] = {}
-    gaps: dict[str, list[tuple[str, Floats]]] = {}
+    gaps: dict[str, list[Gap]] = {}
     for (data_set, model, rule), method in methods.items():
         one, theirs = resamples[data_set, model], methods.get((data_set, model, other))
         gap = one.case.over(method, theirs, budget) if theirs and rule not in (other, ORACLE) else None
         if theirs and gap is not None:
-            gaps.setdefault(rule, []).append((one.case.group, np.array(gap)))
-            drawn.setdefault(rule, []).append((one.case.group, one.over(method, theirs, budget)))
+            gaps.setdefault(rule, []).append((one.case.group, np.array(gap), one.over(method, theirs, budget)))
+    return over_all(gaps, confidence, seed)
+
+
+def over_all(gaps: Mapping[str, Sequence[Gap]], confidence: float, seed: int = 1) -> list[Comparison]:
+    """Of every rule the mean over its groups, intervals and adjusted p-value.
+
+    Args:
+        gaps: by rule, of every case.
+        confidence: of the intervals.
+        seed: of the draw of data sets.
+    """
+    drawn = {rule: [(group, values) for group, _, values in each] for rule, each in gaps.items()}
     means = {rule: over_groups(values) for rule, values in drawn.items()}
     adjusted = holm({rule: p_value(values) for rule, values in means.items()})
     return [
         Comparison(
             rule,
-            len({group for group, _ in gaps[rule]}),
-            float(over_groups(gaps[rule])),
+            len({group for group, _, _ in gaps[rule]}),
+            float(over_groups([(group, gap) for group, gap, _ in gaps[rule]])),
             *interval(values, confidence),
             *interval(over_drawn_groups(drawn[rule], seed), confidence),
             adjusted[rule],

@@ -10,6 +10,7 @@ import pandas as pd
 
 from stages.common.artifacts import rounded
 from stages.study.comparisons import Comparison, compared
+from stages.study.constant import over_constant
 from stages.study.coverage import Coverage, Fits, fits
 from stages.study.judging import LeftOut, Overall, choose, leave_one_out, overall
 from stages.study.measured import FULL, PAPER, Study
@@ -45,13 +46,19 @@ def summarise(
         f"over_{PAPER}": compared(verdicts, resamples, PAPER, confidence),
         "over_full": compared(verdicts, resamples, FULL, confidence),
         "equal_compute_over_full": compared(verdicts, resamples, FULL, confidence, "compute"),
+        "over_constant": over_constant(verdicts, resamples, confidence),
         "over_default": compared(verdicts, resamples, default, confidence) if default else [],
     }
     against_full = next((one for one in beside["over_full"] if one.rule == default), None)
     found = {
         "schema": 1,
         "headline": headline(
-            chosen, against_full, left, next((one for one in rules if one.rule == PAPER), None), confidence
+            chosen,
+            against_full,
+            left,
+            next((one for one in rules if one.rule == PAPER), None),
+            beside["over_constant"],
+            confidence,
         ),
         "default_rule": default,
         "default_selector": next((v.selector for v in verdicts if v.rule == default), None),
@@ -73,6 +80,7 @@ def headline(
     over_full: Comparison | None,
     left: Sequence[LeftOut],
     paper: Overall | None,
+    over_constants: Sequence[Comparison],
     confidence: float,
 ) -> str:
     """What the study found, in words, whatever it is.
@@ -82,6 +90,7 @@ def headline(
         over_full: the default rule against full fine-tuning.
         left: the rules that were chosen without a data set, on that one.
         paper: the paper's rule.
+        over_constants: rules against a fixed depth of the same price.
         confidence: of the intervals.
     """
     if chosen is None:
@@ -106,7 +115,24 @@ def headline(
         )
     if paper is not None and paper.rule != chosen.rule:
         text += f" The paper's rule, {paper.rule}, {_told(paper)}"
-    return text
+    return text + _told_of_constants(over_constants, confidence)
+
+
+def _told_of_constants(over: Sequence[Comparison], confidence: float) -> str:
+    """Whether rules that look at data or model gain by it."""
+    if not over:
+        return ""
+    better, worse = [one.rule for one in over if one.low > 0], [one.rule for one in over if one.high < 0]
+    surely = f"Of {len(over)} rules that choose by what they see of data or model, {_counted(better)} surely better"
+    return (
+        f" {surely} than a fixed depth of the same price, {_counted(worse)} surely worse ({confidence:.0%} intervals "
+        "over examples and seeds)."
+    )
+
+
+def _counted(rules: Sequence[str]) -> str:
+    named = f" ({', '.join(sorted(rules))})" if rules else ""
+    return f"{len(rules) or 'none'}{named} {'are' if len(rules) > 1 else 'is'}"
 
 
 def _told(one: Overall) -> str:

@@ -61,6 +61,13 @@ def test_a_difference_has_an_interval_of_the_examples_and_a_wider_one_of_the_dat
     assert summary_of(analysed)["rules"]["half"]["equal_compute_over_full"] is None
 
 
+def test_a_rule_that_chooses_by_data_set_is_held_against_a_fixed_depth_of_its_price(analysed):
+    """salf takes 4 of 4 on a: no depth above which a layer trains costs as little."""
+    rules = summary_of(analysed)["rules"]
+    assert [rule for rule, one in rules.items() if one["over_constant"]] == []
+    assert "fixed depth" not in summary_of(analysed)["headline"]
+
+
 def test_every_rule_is_held_against_the_default(analysed):
     rules = summary_of(analysed)["rules"]
     assert rules["half"]["over_default"] is None
