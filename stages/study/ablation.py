@@ -109,7 +109,7 @@ def ablation(study: Study, resamples: int, seed: int, confidence: float) -> list
         drawn[case.data_set, case.model] = Resamples(varied, resamples, seed)
         found += verdicts(drawn[case.data_set, case.model], confidence)
     readings = [v for v in found if v.selector.startswith("salf")]
-    beside = {one.rule: one for one in compared(readings, drawn, BASE, confidence, seed=seed)}
+    beside = {one.rule: one for one in compared(readings, drawn, BASE, confidence)}
     fixed = {one.rule: one for one in over_constant(readings, drawn, confidence)}
     return [_ablated(one, beside.get(one.rule), fixed.get(one.rule)) for one in overall(readings)]
 

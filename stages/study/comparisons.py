@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.study.measured import Budget, Floats
-from stages.study.resamples import Resamples, holm, interval, over_drawn_groups, over_groups, p_value
+from stages.study.resamples import Resamples, holm, interval, over_groups, over_other_groups, p_value
 from stages.study.verdicts import ORACLE, Verdict
 
 Gap = tuple[str, Floats, Floats]  # of one case: its group, the difference, and the same in every resample [R]
@@ -18,9 +18,9 @@ class Comparison:
 
     Attributes:
         groups: how many groups of data sets.
-        low, high: of other examples and seeds of these data sets.
-        low_elsewhere, high_elsewhere: of other data sets, too.
-        p_holm: of no difference with other examples and seeds, adjusted over the rules.
+        low, high: of other test examples and seeds of these data sets.
+        low_elsewhere, high_elsewhere: of other data sets, too; ``None``: it is one.
+        p_holm: of no difference with other test examples and seeds, adjusted over the rules.
     """
 
     rule: str
@@ -28,8 +28,8 @@ class Comparison:
     difference: float
     low: float
     high: float
-    low_elsewhere: float
-    high_elsewhere: float
+    low_elsewhere: float | None
+    high_elsewhere: float | None
     p_holm: float
 
 
@@ -39,7 +39,6 @@ def compared(
     other: str,
     confidence: float,
     budget: Budget = "epochs",
-    seed: int = 1,
 ) -> list[Comparison]:
     """Every rule against one of them.
 
@@ -49,7 +48,6 @@ def compared(
         other: the rule to compare with, at equal epochs.
         confidence: of the intervals.
         budget: of the others; ``compute``: at the operations of full fine-tuning.
-        seed: of the draw of data sets.
     """
     methods = {(v.data_set, v.model, v.rule): v.method for v in verdicts if v.measured and v.unit == "points"}
     gaps: dict[str, list[Gap]] = {}
@@ -58,28 +56,32 @@ def compared(
         gap = one.case.over(method, theirs, budget) if theirs and rule not in (other, ORACLE) else None
         if theirs and gap is not None:
             gaps.setdefault(rule, []).append((one.case.group, np.array(gap), one.over(method, theirs, budget)))
-    return over_all(gaps, confidence, seed)
+    return over_all(gaps, confidence)
 
 
-def over_all(gaps: Mapping[str, Sequence[Gap]], confidence: float, seed: int = 1) -> list[Comparison]:
+def over_all(gaps: Mapping[str, Sequence[Gap]], confidence: float) -> list[Comparison]:
     """Of every rule the mean over its groups, intervals and adjusted p-value.
 
     Args:
         gaps: by rule, of every case.
         confidence: of the intervals.
-        seed: of the draw of data sets.
     """
-    drawn = {rule: [(group, values) for group, _, values in each] for rule, each in gaps.items()}
-    means = {rule: over_groups(values) for rule, values in drawn.items()}
+    means = {rule: over_groups([(group, values) for group, _, values in each]) for rule, each in gaps.items()}
     adjusted = holm({rule: p_value(values) for rule, values in means.items()})
-    return [
-        Comparison(
-            rule,
-            len({group for group, _, _ in gaps[rule]}),
-            float(over_groups([(group, gap) for group, gap, _ in gaps[rule]])),
-            *interval(values, confidence),
-            *interval(over_drawn_groups(drawn[rule], seed), confidence),
-            adjusted[rule],
-        )
-        for rule, values in means.items()
-    ]
+    return [_comparison(rule, each, means[rule], adjusted[rule], confidence) for rule, each in gaps.items()]
+
+
+def _comparison(rule: str, gaps: Sequence[Gap], drawn: Floats, p_holm: float, confidence: float) -> Comparison:
+    measured = [(group, gap) for group, gap, _ in gaps]
+    low, high = interval(drawn, confidence)
+    low_elsewhere, high_elsewhere = over_other_groups(measured, confidence) or (None, None)
+    return Comparison(
+        rule=rule,
+        groups=len({group for group, _ in measured}),
+        difference=float(over_groups(measured)),
+        low=low,
+        high=high,
+        low_elsewhere=low_elsewhere,
+        high_elsewhere=high_elsewhere,
+        p_holm=p_holm,
+    )

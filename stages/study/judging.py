@@ -57,10 +57,13 @@ class LeftOut:
 
     Attributes:
         cost_share: what deciding costs included.
+        cases, interpolated: on how many it was judged, and of these read between measured boundaries.
     """
 
     group: str
     rule: str
+    cases: int
+    interpolated: int
     regret: float
     regret_at_cost: float
     regret_cross_fitted: float
@@ -80,6 +83,8 @@ def overall(verdicts: Sequence[Verdict]) -> list[Overall]:
 
 def choose(verdicts: Sequence[Verdict], cost_cap: float) -> str | None:
     """The rule of the lowest mean regret among those within the cost cap that were measured on every case.
+
+    Full fine-tuning is what a rule is to save on, and never chosen.
 
     Args:
         verdicts: on the groups that may be seen.

@@ -65,6 +65,7 @@ class Case:
         group: data sets of one group are left out together.
         measure: ``accuracy``, ``balanced-accuracy`` (mean over labels) or ``loss``.
         test_set: a number that cases share whose test examples are the same.
+        labels: of every test example, as numbers, where all labels count alike [examples]; elsewhere ``None``.
         chance: quality of naming one label always, the most frequent; ``None``: there are no labels.
         runs: by method and budget.
         boundaries: method → boundary, for those that freeze up to a layer.
@@ -76,6 +77,7 @@ class Case:
     model: str
     measure: str
     test_set: int
+    labels: NDArray[np.integer[Any]] | None
     chance: float | None
     layers: int
     runs: dict[tuple[str, Budget], Run]

@@ -91,13 +91,15 @@ def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame) -> Case
     labels = examples["label"]
     if first["measure"] == BALANCED and labels.isna().any():
         raise UserError(f"{first['data_set']}, {first['model']}: test examples without labels cannot count by label")
-    weights = None if first["measure"] == LOSS else _weights(labels, balanced=first["measure"] == BALANCED)
+    balanced = first["measure"] == BALANCED
+    weights = None if first["measure"] == LOSS else _weights(labels, balanced=balanced)
     case = Case(
         data_set=first["data_set"],
         group=first["group"],
         model=first["model"],
         measure=first["measure"],
-        test_set=crc32("\n".join(examples["example_id"]).encode()),
+        test_set=crc32("\n".join([first["group"], *examples["example_id"]]).encode()),
+        labels=pd.factorize(labels)[0] if balanced else None,
         chance=None if weights is None or labels.isna().any() else _chance(labels, weights),
         layers=int(first["layers"]),
         runs=dict(_runs(rows, said, weights)),

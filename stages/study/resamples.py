@@ -14,6 +14,7 @@ from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from stages.study.measured import Budget, Case, Floats, Run
 
@@ -37,7 +38,7 @@ class Resamples:
         self.case = case
         self._seeds = sorted({one for run in case.runs.values() for one in run.seeds})
         examples = next(iter(case.runs.values())).values.shape[1]
-        weights = _test_examples(seed, case.test_set, examples, resamples) / examples
+        weights = _weights(_test_examples(seed, case.test_set, examples, resamples), case.labels)
         name = crc32(f"{case.data_set}, {case.model}".encode())
         self._drawn = _drawn(np.random.default_rng([seed, name]), len(self._seeds), resamples)
         self._by_seed: dict[tuple[str, str], Floats] = {
@@ -82,12 +83,26 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def over_drawn_groups(values: Sequence[tuple[str, Floats]], seed: int) -> Floats:
-    """As :func:`over_groups`, of resampled values [R], the groups drawn anew in every resample: other data sets."""
-    groups = dict.fromkeys(group for group, _ in values)
-    means = np.array([over_groups([one for one in values if one[0] == group]) for group in groups])
-    counts = _drawn(np.random.default_rng(seed), len(groups), means.shape[1])
-    return (means * counts.T).sum(axis=0) / len(groups)
+def over_other_groups(values: Sequence[tuple[str, Floats]], confidence: float) -> tuple[float, float] | None:
+    """Interval of the mean over groups for groups like these: Student's t over the groups' own means.
+
+    What examples and seeds contribute is in the groups' spread already.
+
+    Args:
+        values: of every case its group and what was measured [].
+        confidence: of the interval.
+
+    Returns:
+        ``None`` for one group, of whose kind nothing is known.
+    """
+    means = np.array(
+        [over_groups([one for one in values if one[0] == group]) for group in {g: None for g, _ in values}]
+    )
+    if len(means) < 2:
+        return None
+    error = means.std(ddof=1) / np.sqrt(len(means))
+    half_width = float(student.ppf((1 + confidence) / 2, len(means) - 1) * error)
+    return float(means.mean()) - half_width, float(means.mean()) + half_width
 
 
 def over_groups(values: Sequence[tuple[str, Floats]]) -> Floats:
@@ -120,6 +135,18 @@ def cross_fitted(runs: Sequence[Run], folds: int = FOLDS) -> Floats:
             best = int(judging[:, ~inside].mean(axis=1).argmax()) if not inside.all() else 0
             chosen[seed, inside] = values[best, seed, inside]
     return chosen.mean(axis=0)
+
+
+def _weights(drawn: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]] | None) -> Floats:
+    """What every example counts in the mean of a resample [R, examples].
+
+    Where all labels count alike, every resample has its own numbers of them: values were weighed by the whole's.
+    """
+    weights: Floats = drawn / drawn.shape[1]
+    for label in np.unique(labels) if labels is not None else []:
+        mine = labels == label
+        weights[:, mine] *= mine.sum() / np.maximum(1, drawn[:, mine].sum(axis=1, keepdims=True))
+    return weights
 
 
 @lru_cache(maxsize=16)  # cases of one test set, and the ablation, which sees every case again

@@ -99,15 +99,22 @@ def headline(
     if over_full is not None:
         text += (
             f" Its difference from full fine-tuning is {_points(over_full.low)} to {_points(over_full.high)} points "
-            f"({confidence:.0%} interval over examples and seeds), {_points(over_full.low_elsewhere)} to "
-            f"{_points(over_full.high_elsewhere)} if data sets are resampled, too."
+            f"({confidence:.0%} interval over test examples and seeds)"
         )
+        if over_full.low_elsewhere is not None and over_full.high_elsewhere is not None:
+            text += (
+                f", {_points(over_full.low_elsewhere)} to {_points(over_full.high_elsewhere)} over data sets like these"
+            )
+        text += "."
     if left:
         at_cost, regret, cost = (
             fmean(getattr(one, name) for one in left) for name in ("regret_at_cost", "regret", "cost_share")
         )
         names = Counter(one.rule for one in left).most_common()
         chosen_as = " and ".join(f"{rule} ({times} of {len(left)} times)" for rule, times in names)
+        between = sum(one.interpolated for one in left)
+        if between:
+            chosen_as += f", {between} of {sum(one.cases for one in left)} cases read between measured boundaries"
         text += (
             f" With the data set left out that a rule is judged on, the others choose {chosen_as}: at {cost:.0%} it is "
             f"{regret:.2f} points behind the best (at most {max(one.worst for one in left):.1f}) and {at_cost:.2f} "
@@ -126,7 +133,7 @@ def _told_of_constants(over: Sequence[Comparison], confidence: float) -> str:
     surely = f"Of {len(over)} rules that choose by what they see of data or model, {_counted(better)} surely better"
     return (
         f" {surely} than a fixed depth of the same price, {_counted(worse)} surely worse ({confidence:.0%} intervals "
-        "over examples and seeds)."
+        "over test examples and seeds)."
     )
 
 
@@ -185,11 +192,14 @@ def _machine(row: Mapping[Any, Any]) -> str:
 
 
 def _figures(chosen: Overall | None) -> Json:
-    """The default rule's figures; null where there is no default. Regret is that at equal or lower cost."""
+    """The default rule's figures; null where there is no default. Regret is that at equal or lower cost.
+
+    What deciding costs is in the share.
+    """
     names = {
         "mean_regret_points": "regret_at_cost",
         "max_regret_points": "worst_at_cost",
-        "cost_share": "cost_share",
+        "cost_share": "price",
         "mean_regret_any_cost_points": "regret",
         "max_regret_any_cost_points": "worst",
         "mean_regret_cross_fitted_points": "regret_cross_fitted",

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
-from scipy.stats import false_discovery_control, norm
+from scipy.stats import false_discovery_control, norm, ttest_1samp
 from sklearn.metrics import balanced_accuracy_score
 
 from stages.common.command import UserError
 from stages.study.measured import Run
 from stages.study.reading import read_study
-from stages.study.resamples import Resamples, cross_fitted, holm, over_drawn_groups, over_groups, p_value
+from stages.study.resamples import Resamples, cross_fitted, holm, over_other_groups, p_value
 from stages.study.verdicts import verdicts
 
 EXAMPLES = 40
@@ -117,20 +117,27 @@ def test_a_method_that_lacks_seeds_is_compared_over_those_that_both_have(tables)
 
 def test_cases_with_the_same_test_examples_draw_them_alike_and_others_do_not(tables):
     for data_set, examples in (("a", EXAMPLES), ("b", EXAMPLES), ("c", EXAMPLES - 1)):
-        tables.run(data_set, "full", [i % 2 for i in range(examples)])
+        tables.run(data_set, "full", [i % 2 for i in range(examples)], group="g")
         tables.choice(data_set, "full", 0)
     a, b, c = (Resamples(case, 300, 1).quality("full") for case in read_study(tables.write()).cases)
     np.testing.assert_array_equal(a, b)
     assert abs(np.corrcoef(a, c)[0, 1]) < 0.2
 
 
-def test_other_data_sets_are_drawn_whole():
-    """Two groups that differ by ten, without any noise of their own: their mean of two is 0, 5 or 10."""
-    values = [("a", np.zeros(20_000)), ("b", np.full(20_000, 5.0)), ("b", np.full(20_000, 15.0))]
-    drawn = over_drawn_groups(values, 1)
-    assert sorted(set(drawn)) == [0.0, 5.0, 10.0]
-    assert drawn.mean() == pytest.approx(float(over_groups(values)[0]), abs=0.1) == pytest.approx(5, abs=0.1)
-    assert drawn.std() == pytest.approx(5 / np.sqrt(2), rel=0.03)
+def test_the_interval_over_other_data_sets_is_students_over_their_means():
+    """Of a group with two models the mean counts."""
+    values = [("a", 1.0), ("b", 5.0), ("b", 15.0), ("c", 4.0)]
+    found = over_other_groups([(group, np.array(value)) for group, value in values], 0.95)
+    assert found == pytest.approx(ttest_1samp([1.0, 10.0, 4.0], 0).confidence_interval(0.95))
+    assert over_other_groups([("a", np.array(1.0)), ("a", np.array(2.0))], 0.95) is None
+
+
+def test_the_interval_over_other_data_sets_covers_their_mean_as_often_as_it_says():
+    """Nine data sets of a spread of their own, measured with noise: what is measured is spread by both."""
+    rng = np.random.default_rng(3)
+    measured = rng.normal(1.0, 1.2, (2000, 9)) + rng.normal(0, 0.9, (2000, 9))
+    bounds = [over_other_groups([(str(i), np.array(v)) for i, v in enumerate(one)], 0.9) for one in measured]
+    assert np.mean([low <= 1.0 <= high for low, high in bounds]) == pytest.approx(0.9, abs=0.02)
 
 
 def test_balanced_accuracy_is_that_of_scikit_learn(tables):
@@ -143,6 +150,13 @@ def test_balanced_accuracy_is_that_of_scikit_learn(tables):
     said = [label if one else other[label] for label, one in zip(truth, right, strict=True)]
     assert case.quality("full") == pytest.approx(100 * balanced_accuracy_score(truth, said))
     assert (case.unit, case.chance) == ("points", pytest.approx(0.5))
+    drawn = Resamples(case, 200, 1)
+    counts = np.random.default_rng([1, case.test_set]).multinomial(EXAMPLES, np.full(EXAMPLES, 1 / EXAMPLES), size=200)
+    resampled = [(np.repeat(truth, count), np.repeat(said, count)) for count in counts]
+    whole = [i for i, (labels, _) in enumerate(resampled) if set(labels) == set(truth)]
+    assert len(whole) > 190
+    expected = [100 * balanced_accuracy_score(*resampled[i]) for i in whole]
+    np.testing.assert_allclose(drawn.quality("full")[whole], expected)
 
 
 def test_chance_is_the_most_frequent_labels_share(tables):
