@@ -153,6 +153,7 @@ def _learned(run: Mapping[str, Any], scores: Mapping[str, Any]) -> Row:
         "loss": scores["loss"],
         "validation_loss": last["validation_loss"],
         "validation_accuracy": last["validation_accuracy"],
+        "validation_examples": run["validation_examples"],
         "flops": run["flops"],
         "trained_parameters": run["trained_parameters"],
         "test_examples": scores["n"],

@@ -12,6 +12,7 @@ from flows.study.harvest import Artifacts
 from flows.study.progress import Look, Progress
 from flows.study.settings import digest, for_training
 from flows.study.tables import Row
+from stages.common.rate_choice import Tried, beats
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,16 @@ def _keep_runs(batch: tuple[FineTune, ...], made: Artifacts, progress: Progress,
 
 
 def _best(found: tuple[Row, pa.Table], fine_tune: FineTune, progress: Progress) -> tuple[Row, pa.Table]:
-    """What was found, or the best of the rates tried before, where its validation loss is not higher."""
+    """What was found, or the best of the rates tried before, unless the new one beats it."""
     row, said = found
     before = progress.before(fine_tune)
     if before is None:
         return found
     wall = (before["seconds_wall"] or 0.0) + row["seconds_wall"]
-    if before["validation_loss"] <= row["validation_loss"]:
+    if not beats(_stood(row), _stood(before), row["validation_examples"]):
         row, said = {**before, "rates": row["rates"]}, progress.tables.predictions(before)
     return {**row, "seconds_wall": wall}, said
+
+
+def _stood(row: Row) -> Tried:
+    return Tried(row["validation_loss"], row["validation_accuracy"])

@@ -46,6 +46,7 @@ _RUN_COLUMNS: Final[Mapping[str, type]] = {
     "loss": float,
     "validation_loss": float,
     "validation_accuracy": float,
+    "validation_examples": int,
     "flops": int,
     "trained_parameters": int,
     "test_examples": int,

@@ -116,6 +116,7 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
         "trained_parameters": best.trainable.count,
         "learning_rate": best.rate,
         "grid": search.grid,
+        "validation_examples": len(bench.validation),
         "epochs": search.epochs,
         "steps": best.training.steps,
         "flops": best.training.flops,

@@ -12,6 +12,7 @@ from stages.common.cost import ModelShape
 from stages.common.freeze_plan import FreezePlan
 from stages.common.models.adapter import CausalModel, open_model
 from stages.common.params import Finetune
+from stages.common.rate_choice import Tried, beats
 from stages.common.runtime import Runtime
 from stages.common.training.checkpoint import Training
 from stages.common.training.costs import Costs
@@ -64,6 +65,12 @@ class Candidate:
     trainable: Trainable
     training: Training
 
+    @property
+    def stood(self) -> Tried:
+        """How it stood on the validation split in the end."""
+        last = self.training.curve[-1]
+        return Tried(last["validation_loss"], last["validation_accuracy"])
+
 
 @dataclass(frozen=True)
 class Search:
@@ -72,8 +79,8 @@ class Search:
     Attributes:
         scope: what was trained.
         epochs: of every candidate.
-        best: lowest final validation loss.
-        grid: every rate and its final validation loss; ``None``: training diverged.
+        best: the one that won on the validation split (see :func:`stages.common.rate_choice.beats`).
+        grid: every rate, and its final validation loss and accuracy; ``None``: training diverged.
         states: where the passes of training and validation began, by split; empty where nothing is frozen.
     """
 
@@ -94,7 +101,7 @@ class Search:
 
 
 def best_of_grid(bench: Bench, seed: int) -> Search:
-    """Train at every rate of the grid; the lowest final validation loss wins (ties go to the smaller rate).
+    """Train at every rate of the grid, from the lowest on; the one that wins on the validation split is kept.
 
     A rate at which training diverges has lost, which is told.
 
@@ -117,11 +124,11 @@ def best_of_grid(bench: Bench, seed: int) -> Search:
             if best is None and rate == rates[-1]:
                 raise
             print(f"{fault}; the other rates of the grid decide")
-            grid.append({"rate": rate, "validation_loss": None})
+            grid.append({"rate": rate, "validation_loss": None, "validation_accuracy": None})
             continue
-        loss = candidate.training.curve[-1]["validation_loss"]
-        grid.append({"rate": rate, "validation_loss": loss})
-        if best is None or loss < best.training.curve[-1]["validation_loss"]:
+        stood = candidate.stood
+        grid.append({"rate": rate, "validation_loss": stood.loss, "validation_accuracy": stood.accuracy})
+        if best is None or beats(stood, best.stood, len(bench.validation)):
             best = candidate
     assert best is not None, "a grid holds one rate at least"
     if len(rates) > 1 and best.rate in (rates[0], rates[-1]):

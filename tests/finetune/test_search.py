@@ -51,7 +51,7 @@ def test_the_lowest_validation_loss_wins_and_an_end_of_the_grid_is_told(bench, r
 def test_a_rate_at_which_training_diverges_loses(bench, capsys):
     found = best_of_grid(bench([0.001, DIVERGING]), seed=1)
     assert found.best.rate == 0.001
-    assert found.grid[1] == {"rate": DIVERGING, "validation_loss": None}
+    assert found.grid[1] == {"rate": DIVERGING, "validation_loss": None, "validation_accuracy": None}
     assert "with learning rate 1e+38; lower finetune.learning_rate" in capsys.readouterr().out
 
 

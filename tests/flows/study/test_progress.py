@@ -90,8 +90,9 @@ def test_of_a_widened_grid_the_best_rate_is_kept_wherever_it_was_tried(progress,
             best = min(one.new_rates[-1], 0.004)
             value = loss if best == 0.004 else 1.0
             row = {"seed": one.seed, "method": one.method, "budget": one.budget, "boundary": one.boundary}
+            seen = {"validation_accuracy": None, "validation_examples": 100}
             where = {"data_set": "a", "model": "m", "rates": " ".join(map(repr, one.rates))}
-            yield {**facts, **row, **where, "learning_rate": best, "validation_loss": value}, said(best)
+            yield {**facts, **row, **where, "learning_rate": best, "validation_loss": value, **seen}, said(best)
 
     def said(value):
         names = {"example_id": ["x", "y"], "label": ["yes", "no"], "correct": [True, value > 0.003]}
