@@ -15,6 +15,15 @@ _REGRET: Final = (
     "boundary found by other seeds on other test examples than those that it is scored on, so that its luck does not "
     "count. This section is not part of the chain: make study measures it."
 )
+_RULES: Final = (
+    "Every rule, mean over data sets: counted operations as a share of full fine-tuning's, and those of the "
+    "fine-tunes by which it decides; regrets in points; "
+    "behind full at equal epochs, on so many of the data sets; ahead of it with the savings spent on more epochs; "
+    "ahead of the default, where both were measured, with intervals (salf is the paper's rule); ahead of freezing as "
+    "many layers on all data sets as cost the same on the mean, for rules that do not; "
+    "regrets with the largest of any case; interpolated: cases whose boundary is read between measured ones; "
+    "Spearman's correlation of what the rule predicts of the boundaries with what was measured there."
+)
 # Figures over all data sets, which come first.
 _OVER_ALL: Final = {
     "costs": "What the rules cost, and what they miss",
@@ -35,7 +44,11 @@ def study_section(summary: Json | None, figures: Mapping[str, str]) -> Section |
     section.sentences += [summary["headline"], _scope(summary), _REGRET]
     if summary["leave_one_out"]:
         section.tables.append(_left_out(summary["leave_one_out"]))
-    section.tables += [_rules(summary), _sensitivity(summary)]
+    section.tables.append(_rules("study-rules", _RULES, summary["rules"], summary))
+    if summary["alone"]:
+        alone = f"The same with {summary['alone']['model']} alone."
+        section.tables.append(_rules("study-rules-alone", alone, summary["alone"]["rules"], summary))
+    section.tables.append(_sensitivity(summary))
     if summary["coverage"]:
         section.tables.append(_coverage(summary))
     names = sorted(figures, key=lambda name: name not in _OVER_ALL)
@@ -57,23 +70,14 @@ def _scope(summary: Json) -> str:
     )
 
 
-def _rules(summary: Json) -> Table:
+def _rules(name: str, caption: str, rules: Json, summary: Json) -> Table:
     headings = (
         *("Rule", "Data sets", "Cost", "Behind full", "Ahead at equal compute", "Ahead of the default"),
         "Ahead of a fixed depth",
         *("Regret at any", "Regret at cost", "Cross-fitted", "Rank corr."),
     )
-    rows = [_rule(one, one["rule"] == summary["default_rule"]) for one in summary["rules"].values()]
-    caption = (
-        "Every rule, mean over data sets: counted operations as a share of full fine-tuning's, and those of the "
-        "fine-tunes by which it decides; regrets in points; "
-        "behind full at equal epochs, on so many of the data sets; ahead of it with the savings spent on more epochs; "
-        "ahead of the default, where both were measured, with intervals (salf is the paper's rule); ahead of freezing "
-        "as many layers on all data sets as cost the same on the mean, for rules that do not; "
-        "regrets with the largest of any case; interpolated: cases whose boundary is read between measured ones; "
-        "Spearman's correlation of what the rule predicts of the boundaries with what was measured there."
-    )
-    return Table("study-rules", caption, _columns(headings), rows)
+    rows = [_rule(one, one["rule"] == summary["default_rule"]) for one in rules.values()]
+    return Table(name, caption, _columns(headings), rows)
 
 
 def _rule(one: Json, default: bool) -> list[Cell]:

@@ -14,10 +14,11 @@ from stages.common.command import exit_code
 from stages.study import figures
 from stages.study.ablation import ablation
 from stages.study.coverage import coverage
-from stages.study.curves import curve_points
+from stages.study.curves import Point, curve_points
 from stages.study.depth import by_depth
 from stages.study.judging import overall
 from stages.study.measured import PAPER
+from stages.study.page import update
 from stages.study.reading import read_study
 from stages.study.resamples import Resamples
 from stages.study.summary import summarise
@@ -35,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = summarise(study, found, drawn, covered, given.cost_cap, given.confidence)
 
     write_text(given.study / "table.csv", _csv([asdict(verdict) for verdict in found]))
-    points = [point for one in drawn.values() for point in curve_points(one, given.confidence)]
-    write_text(given.study / "curves.csv", _csv([rounded(asdict(point)) for point in points]))
+    measured = [point for one in drawn.values() for point in curve_points(one, given.confidence)]
+    points = [Point(**rounded(asdict(point))) for point in measured]
+    write_text(given.study / "curves.csv", _csv([asdict(point) for point in points]))
     write_text(
         given.study / "ablation.csv",
         _csv([rounded(asdict(one)) for one in ablation(study, given.resamples, given.seed, given.confidence)]),
@@ -54,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         rules = [one for one in overall(found) if one.rule != ORACLE]
         if rules:
             write_text(folder / "costs.svg", figures.costs(rules, leading))
+    if given.page is not None:
+        update(given.page, summary, points)
     print(summary["headline"])
 
 
@@ -69,9 +73,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stages.study",
         description="Judge the rules for the boundary by what a study has measured so far (make study).",
-        epilog="example: python -m stages.study --study reports/study",
+        epilog="example: python -m stages.study --study reports/study --page docs/method.md",
     )
     parser.add_argument("--study", type=Path, default=Path("reports/study"), help="folder of the study's tables")
+    parser.add_argument("--page", type=Path, help="a page whose marked parts are written anew, as docs/method.md")
     parser.add_argument("--cost-cap", type=float, default=0.6, help="most that a default rule may cost of full (0.6)")
     parser.add_argument("--resamples", type=int, default=10000, help="of examples and seeds (10000)")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals (0.95)")

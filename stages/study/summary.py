@@ -14,7 +14,7 @@ from stages.study.constant import over_constant
 from stages.study.coverage import Coverage, Fits, fits
 from stages.study.judging import LeftOut, Overall, choose, leave_one_out, overall
 from stages.study.measured import FULL, PAPER, Study
-from stages.study.resamples import Resamples
+from stages.study.resamples import Resamples, holm
 from stages.study.sensitivity import sensitivity
 from stages.study.verdicts import Verdict
 
@@ -42,13 +42,7 @@ def summarise(
     rules, default = overall(verdicts), choose(verdicts, cost_cap)
     left = leave_one_out(verdicts, cost_cap)
     chosen = next((one for one in rules if one.rule == default), None)
-    beside = {
-        f"over_{PAPER}": compared(verdicts, resamples, PAPER, confidence),
-        "over_full": compared(verdicts, resamples, FULL, confidence),
-        "equal_compute_over_full": compared(verdicts, resamples, FULL, confidence, "compute"),
-        "over_constant": over_constant(verdicts, resamples, confidence),
-        "over_default": compared(verdicts, resamples, default, confidence) if default else [],
-    }
+    beside = _beside(verdicts, resamples, default, confidence)
     against_full = next((one for one in beside["over_full"] if one.rule == default), None)
     found = {
         "schema": 1,
@@ -64,15 +58,48 @@ def summarise(
         "default_selector": next((v.selector for v in verdicts if v.rule == default), None),
         **_identity(study),
         **_figures(chosen),
+        "differing": _differing([v for v in verdicts if v.rule == default], confidence),
         "leave_one_out": _left_out(left),
         "sensitivity": [asdict(one) for one in sensitivity(verdicts, default)],
         "rules": {one.rule: _rule(one, beside) for one in rules},
+        "alone": _alone(verdicts, resamples, default, confidence),
         "coverage": _coverage(covered, fits(study.intervals, study.cases)),
         "cost_cap": cost_cap,
         "confidence": confidence,
     }
     summary: Json = rounded(found)
     return summary
+
+
+def _beside(
+    verdicts: Sequence[Verdict],
+    resamples: Mapping[tuple[str, str], Resamples],
+    default: str | None,
+    confidence: float,
+) -> dict[str, list[Comparison]]:
+    """Every rule held against what tells something of it."""
+    return {
+        f"over_{PAPER}": compared(verdicts, resamples, PAPER, confidence),
+        "over_full": compared(verdicts, resamples, FULL, confidence),
+        "equal_compute_over_full": compared(verdicts, resamples, FULL, confidence, "compute"),
+        "over_constant": over_constant(verdicts, resamples, confidence),
+        "over_default": compared(verdicts, resamples, default, confidence) if default else [],
+    }
+
+
+def _alone(
+    verdicts: Sequence[Verdict],
+    resamples: Mapping[tuple[str, str], Resamples],
+    default: str | None,
+    confidence: float,
+) -> Json | None:
+    """The same of the study's first model alone; ``None``: there are no others."""
+    models = list(dict.fromkeys(v.model for v in verdicts if v.unit == "points"))
+    if len(models) < 2:
+        return None
+    mine = [v for v in verdicts if v.model == models[0]]
+    beside = _beside(mine, resamples, default, confidence)
+    return {"model": models[0], "rules": {one.rule: _rule(one, beside) for one in overall(mine)}}
 
 
 def headline(
@@ -206,6 +233,21 @@ def _figures(chosen: Overall | None) -> Json:
         "mean_behind_full_points": "behind_full",
     }
     return {name: getattr(chosen, attribute) if chosen else None for name, attribute in names.items()}
+
+
+def _differing(verdicts: Sequence[Verdict], confidence: float) -> Json:
+    """The pairs of data set and model where one rule surely differs from full fine-tuning, adjusted over all its pairs.
+
+    The column ``p_holm`` of ``table.csv`` adjusts over the rules of a pair instead.
+    """
+    own = {f"{v.data_set}, {v.model}": v for v in verdicts if v.p is not None}
+    adjusted = holm({pair: v.p for pair, v in own.items() if v.p is not None})
+    sure = [pair for pair, p in adjusted.items() if p < 1 - confidence]
+    return {
+        "pairs": len(own),
+        "behind": [pair for pair in sure if (own[pair].behind_full or 0.0) > 0],
+        "ahead": [pair for pair in sure if (own[pair].behind_full or 0.0) < 0],
+    }
 
 
 def _left_out(left: Sequence[LeftOut]) -> Json | None:

@@ -84,6 +84,7 @@ SUMMARY = {
         },
         "salf": {**RULE, "rule": "salf", "regret": 8.0625, "rank_correlation": None},
     },
+    "alone": {"model": "embedded", "rules": {"probe": {**RULE, "behind_full": 0.3125}}},
     "coverage": [
         {
             "source": "loss",
@@ -122,9 +123,10 @@ def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
         "measured on Some Processor, cpu, float32. 12 learning rates were tuned on validation data, for a region of "
         "boundaries or a method each; 1 of them lies at an end of what was tried."
     ) in page
-    for value in (0.4375, 8.0625, -0.0625, 0.375, 0.875, 0.9375, 3.0625, 4.375, 1.6875, -0.6875, -0.8125):
+    for value in (0.4375, 8.0625, -0.0625, 0.375, 0.875, 0.9375, 3.0625, 4.375, 1.6875, -0.6875, -0.8125, 0.3125):
         assert f'<data value="{value}">' in page
     for words in (
+        "The same with embedded alone.",
         "9 of 11 cases, 2 interpolated",
         "2.5 to 3.5, 7 sets",
         "on 6",

@@ -7,81 +7,62 @@ from pathlib import Path
 
 import pytest
 
+from stages.common.command import UserError
+from stages.study.curves import Point
+from stages.study.page import update
+
 PROJECT = Path(__file__).parents[2]
+PAGE = PROJECT / "docs/method.md"
 
 
-def tables():
-    """Every table of the page: its headings, and its rows."""
-    text = (PROJECT / "docs/method.md").read_text(encoding="utf-8")
-    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
-        head, _, *rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in block.splitlines()]
-        yield head, rows
+def points():
+    """The committed study's."""
+    kinds = {"boundary": int, "layers": int, "seeds": int, "data_set": str, "model": str, "unit": str}
+    with (PROJECT / "reports/study/curves.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            yield Point(**{name: kinds.get(name, float)(value) if value else None for name, value in row.items()})
 
 
-def rows_of(name):
-    with (PROJECT / "reports/study" / name).open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def summary():
+    return json.loads((PROJECT / "reports/study/summary.json").read_text(encoding="utf-8"))
 
 
-def written(value, like):
-    """A value rounded as it is written."""
-    digits = len(like.partition(".")[2])
-    return f"{value:.{digits}f}"
+def test_the_page_quotes_the_study_as_it_is(tmp_path):
+    copy = tmp_path / "page.md"
+    copy.write_bytes(PAGE.read_bytes())
+    update(copy, summary(), list(points()))
+    assert copy.read_bytes() == PAGE.read_bytes()
+    assert f"> {summary()['headline']}\n" in PAGE.read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def measured():
-    return {(row["data_set"], row["model"], int(row["boundary"])): row for row in rows_of("curves.csv")}
-
-
-DATA_SETS = {
-    "docstrings": "docstrings",
-    "TREC": "trec",
-    "TREC, bare": "trec-bare",
-    "SST-5": "sst5",
-    "SUBJ": "subj",
-    "web snippets": "webss",
-    "MRPC": "mrpc",
-    "CoLA": "cola",
-    "CoLA, other books": "cola-out-of-domain",
-    "Banking77": "banking77",
-    "AG News": "ag-news",
-    "GSM8K, loss": "gsm8k",
-}
-
-
-def shown(row):
-    """Points as they are, losses without their minus."""
-    return float(row["quality"]) if row["unit"] == "points" else -float(row["quality"])
-
-
-def test_the_tables_of_accuracies_are_those_that_were_measured(measured):
+def test_a_table_of_qualities_is_what_was_measured():
+    """By the headings, against the rows of curves.csv."""
+    text = PAGE.read_text(encoding="utf-8")
+    by_place = {(one.data_set, one.model, one.boundary): one for one in points()}
     checked = 0
-    for head, rows in tables():
-        if head[0] not in ("last frozen layer", "model"):
-            continue
-        for cells in rows:
-            named = dict(zip(head, cells, strict=True))
-            model = named.get("model", "embedded")
-            boundary = int(re.match(r"\d+", named["last frozen layer"])[0])
-            for heading, cell in named.items():
-                row = measured.get((DATA_SETS.get(heading), model, boundary))
-                if heading in DATA_SETS and cell:
-                    assert cell == written(shown(row), cell), (model, boundary, heading)
+    for model, table in re.findall(r"<!-- study: quality of (\S+) -->\n(.*?)<!-- end -->", text, flags=re.DOTALL):
+        head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
+        for boundary, _, *cells in rows:
+            for heading, cell in zip(head[2:], cells, strict=True):
+                if cell:
+                    one = by_place[heading.removesuffix(" (nats)"), model, int(boundary)]
+                    assert float(cell) == pytest.approx(abs(one.quality), abs=0.05 if one.unit == "points" else 0.005)
                     checked += 1
-                if heading == "operations":
-                    of_model = [float(r["cost_share"]) for k, r in measured.items() if k[1:] == (model, boundary)]
-                    assert cell == f"{sum(of_model) / len(of_model):.0%}".replace("%", " %"), (model, boundary)
     assert checked > 80
 
 
-def test_the_page_quotes_the_headline():
-    summary = json.loads((PROJECT / "reports/study/summary.json").read_text(encoding="utf-8"))
-    assert f"> {summary['headline']}\n" in (PROJECT / "docs/method.md").read_text(encoding="utf-8")
+def test_a_part_that_there_is_none_of_is_one_line_and_changes_nothing(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n<!-- study: weather -->\nsunny\n<!-- end -->\n")
+    with pytest.raises(UserError, match="no part 'weather' of the study; there are: headline, rules"):
+        update(page, summary(), list(points()))
+    assert "sunny" in page.read_text()
+    with pytest.raises(UserError, match="no such file"):
+        update(tmp_path / "none.md", summary(), [])
 
 
 def test_every_figure_that_the_page_shows_is_there():
-    text = (PROJECT / "docs/method.md").read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     figures = re.findall(r"!\[[^\]]+\]\(([^)]+\.svg)\)", text)
     assert len(figures) >= 4
     assert all((PROJECT / "docs" / figure).resolve().is_file() for figure in figures)
