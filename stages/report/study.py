@@ -76,7 +76,8 @@ def _rules(name: str, caption: str, rules: Json, summary: Json) -> Table:
         "Ahead of a fixed depth",
         *("Regret at any", "Regret at cost", "Cross-fitted", "Rank corr."),
     )
-    rows = [_rule(one, one["rule"] == summary["default_rule"]) for one in rules.values()]
+    by_groups = sorted(rules.values(), key=lambda one: (-one["groups"], one["behind_full"], one["rule"]))
+    rows = [_rule(one, one["rule"] == summary["default_rule"]) for one in by_groups]
     return Table(name, caption, _columns(headings), rows)
 
 

@@ -58,7 +58,8 @@ def _rules(rules: Json) -> str:
         *("rule", "data sets", "operations", "behind full", "ahead of a fixed depth of its price"),
         *("regret at any cost", "at its cost", "cross-fitted"),
     ]
-    return _table(headings, [_rule(one) for one in rules.values()])
+    by_groups = sorted(rules.values(), key=lambda one: (-one["groups"], one["behind_full"], one["rule"]))
+    return _table(headings, [_rule(one) for one in by_groups])
 
 
 def _rule(one: Json) -> list[str]:
