@@ -7,14 +7,17 @@ cost the same on the mean (what deciding costs aside); between measured boundari
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from scipy.optimize import brentq
 
 from stages.study.comparisons import Comparison, Gap, over_all
 from stages.study.measured import FULL, Case, Floats
-from stages.study.resamples import Resamples
+from stages.study.resamples import Resamples, over_groups
 from stages.study.verdicts import ORACLE, Verdict
+
+_STEPS: Final = 40
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class _Line:
     def cost(self, depth: float) -> float:
         """Share of full fine-tuning's."""
         return float(np.interp(depth, self.boundaries, self.costs))
+
+    def regret(self, depth: float) -> float:
+        """Points behind the best of these boundaries."""
+        return float(self.over_full.max() - np.interp(depth, self.boundaries, self.over_full))
 
     def at(self, depth: float) -> tuple[float, Floats]:
         """Points over full fine-tuning, and the same in every resample [R]."""
@@ -68,6 +75,22 @@ def over_constant(
         if any(len({v.boundary for v in chosen}) > 1 for chosen in models.values()):
             gaps[rule] = [gap for chosen in models.values() for gap in _gaps(chosen, lines, resamples)]
     return over_all({rule: found for rule, found in gaps.items() if found}, confidence)
+
+
+def fixed_depths(drawn: Sequence[Resamples]) -> tuple[Floats, Floats]:
+    """Mean cost and mean regret at any cost of freezing one share of the layers everywhere [S], groups alike.
+
+    From nothing to the deepest share short of all layers that every case reaches.
+
+    Args:
+        drawn: of every case; at least one measures accuracy.
+    """
+    cases = [one for one in drawn if one.case.unit == "points"]
+    lines = [(one.case.group, one.case.layers, _Line.of(one)) for one in cases]
+    shares = np.linspace(0, min(line.boundaries[-1] / layers for _, layers, line in lines), _STEPS + 1)
+    costs = [(group, np.array([line.cost(share * layers) for share in shares])) for group, layers, line in lines]
+    regrets = [(group, np.array([line.regret(share * layers) for share in shares])) for group, layers, line in lines]
+    return over_groups(costs), over_groups(regrets)
 
 
 def _at_boundary(verdict: Verdict, case: Case) -> bool:

@@ -11,12 +11,11 @@ from stages.common.figures.palette import ACCENT, INK, MUTED, RULE
 from stages.common.figures.svg import panel, place_labels, standalone
 from stages.study.depth import Depth
 from stages.study.judging import Overall
-from stages.study.measured import BALANCED, FULL, LOSS, Case
+from stages.study.measured import BALANCED, FULL, LOSS, PAPER, Case, Floats
 from stages.study.resamples import Resamples, interval
 from stages.study.verdicts import ORACLE, Verdict
 
 _LABELLED: Final = 4  # marks of one figure that are named; the table names all
-_NAMED: Final = 6  # of the rules of least regret
 _DEAREST: Final = 1.12  # share of full fine-tuning's cost, up to which rules are drawn
 _MEASURES: Final = {"accuracy": "accuracy (%)", BALANCED: "balanced accuracy (%)", LOSS: "minus loss (nats)"}
 _MARGIN: Final = 1.05  # below the lowest value that is shown
@@ -89,21 +88,22 @@ def lost(depth: Depth) -> str:
         "cut off. Coloured: mean over data sets with its interval, as deep as every case was measured."
     )
     title = "What freezing costs, by the share of the layers"
-    return standalone(panel("study-depth", title, described, paint, height=330))[1]
+    return standalone(panel("study-depth", title, described, paint, height=420))[1]
 
 
-def costs(rules: Sequence[Overall], leading: Sequence[str]) -> str:
-    """Mean regret against mean cost, a mark per rule, as an SVG file.
+def costs(rules: Sequence[Overall], fixed: tuple[Floats, Floats], leading: Sequence[str]) -> str:
+    """Mean regret against mean cost, a mark per rule, and the line of fixed depths, as an SVG file.
 
     Args:
-        rules: those of least regret first.
-        leading: rules that are named beside these, the default rule at the head.
+        rules: those of least regret first; other readings of the paper's rule have no name beside their mark.
+        fixed: cost and regret of freezing one share of the layers everywhere.
+        leading: the default rule at the head.
     """
     everywhere = max(one.cases for one in rules)
     shown = [one for one in rules if one.price <= _DEAREST and one.cases >= everywhere / 2]
-    named = {one.rule for one in shown[:_NAMED]} | set(leading)
 
     def paint(axes: Axes) -> None:
+        axes.plot(*fixed, color=RULE, linewidth=2, zorder=1)
         for one in shown:
             colour = ACCENT if one.rule in leading[:1] else MUTED
             inside = colour if one.cases == everywhere else "none"
@@ -118,14 +118,18 @@ def costs(rules: Sequence[Overall], leading: Sequence[str]) -> str:
         axes.set_xlabel("share of full fine-tuning’s FLOPs")
         axes.set_ylabel("mean regret (points; logarithmic above 1)")
         dots = [(one.price, one.regret) for one in shown]
-        place_labels(axes, [(x.price, x.regret, x.rule, INK) for x in shown if x.rule in named], dots)
+        middle = len(fixed[0]) * 4 // 5
+        line = (float(fixed[0][middle]), float(fixed[1][middle]), "a fixed depth", MUTED)
+        named = [(x.price, x.regret, x.rule, INK) for x in shown if not x.rule.startswith(f"{PAPER}-")]
+        place_labels(axes, [*named, line], dots)
 
     described = (
         "A mark per rule: points of accuracy behind the best measured boundary against cost, mean over data sets; "
-        "hollow: over some of them. Left out: rules that were measured on less than half of the cases, and those that "
-        "cost more than full fine-tuning once what they spend on deciding is counted."
+        "hollow: over some of them; the line: freezing one share of the layers everywhere. Left out: rules that were "
+        "measured on less than half of the cases, and those that cost more than full fine-tuning once what they spend "
+        "on deciding is counted."
     )
-    return standalone(panel("study-costs", "What the rules cost, and what they miss", described, paint, height=330))[1]
+    return standalone(panel("study-costs", "What the rules cost, and what they miss", described, paint, height=420))[1]
 
 
 def _longer(case: Case) -> dict[int, float]:
