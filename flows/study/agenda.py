@@ -34,7 +34,7 @@ class FineTune:
         budget: ``epochs``: as long as all others; ``compute``: as many epochs as full fine-tuning's FLOPs allow.
         rates: the grid of learning rates, those it was widened by in the end; empty: known when another fine-tune
             has ended.
-        tried: how many of them, from the first, the tables have the best of already.
+        tried: how many of the rates, from the first, were trained at before; the tables have the best of these.
     """
 
     case: Case
@@ -135,7 +135,7 @@ def region(rates: Rates, share: float) -> float:
 
 
 def widened(rates: Sequence[float], best: float) -> float | None:
-    """The rate beyond the end of a grid that won, as far from it as its neighbour; ``None``: an inner one won.
+    """The rate beyond the end of a grid that won, as far from it as its neighbour; ``None``: there is none to try.
 
     Args:
         rates: the grid, in any order.
@@ -146,7 +146,7 @@ def widened(rates: Sequence[float], best: float) -> float | None:
         return None
     end, neighbour = (grid[-1], grid[-2]) if best == grid[-1] else (grid[0], grid[1])
     beyond = float(f"{end * end / neighbour:.2g}")
-    return beyond if beyond <= MOST_RATE else None
+    return beyond if beyond <= MOST_RATE and beyond not in rates else None
 
 
 def midpoints(curve: Mapping[int, float], most: int) -> list[int]:
@@ -219,24 +219,15 @@ def _widest(begun: FineTune, most: int, known: Known) -> FineTune:
         most: rates that are added.
         known: of the grids that it may have come to, the longest counts.
     """
-    grids = [grid for end in (max, min) for grid in _grids(begun.rates, end(begun.rates), most)]
-    ended = [one for grid in grids if (one := replace(begun, rates=grid)) in known.done]
+    size = len(begun.rates)
+    ended = [one for one in known.done if replace(one, rates=one.rates[:size]) == begun]
     if not ended:
         return begun
     done = max(ended, key=lambda one: len(one.rates))
     beyond = widened(done.rates, known.done[done].learning_rate)
-    if beyond is None or len(done.rates) == len(begun.rates) + most:
+    if beyond is None or len(done.rates) >= size + most:
         return done
     return replace(done, rates=(*done.rates, beyond), tried=len(done.rates))
-
-
-def _grids(rates: tuple[float, ...], end: float, most: int) -> list[tuple[float, ...]]:
-    """A grid, and what it becomes as long as the rate at this end of it wins."""
-    grids = [rates]
-    while len(grids) <= most and (beyond := widened(rates, end)) is not None:
-        rates, end = (*rates, beyond), beyond
-        grids.append(rates)
-    return grids
 
 
 def _tuned(leader: FineTune, known: Known) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from flows.study.description import Settings
 from flows.study.harvest import Artifacts
 from flows.study.progress import Look, Progress
 from flows.study.settings import digest, for_training
-from flows.study.tables import Row
+from flows.study.tables import Row, Tables
 from stages.common.rate_choice import Tried, beats
 
 
@@ -95,23 +95,20 @@ def _keep_look(look: Look, made: Artifacts, progress: Progress, seconds: float) 
 def _keep_runs(batch: tuple[FineTune, ...], made: Artifacts, progress: Progress, seconds: float) -> None:
     layers = progress.known().layers[batch[0].case]
     facts = {**progress.facts(batch[0].case), **harvest.where(), "layers": layers}
-    told = zip(harvest.results(made, batch, facts), batch, harvest.shared_out(seconds, batch, layers), strict=True)
-    found = [
-        _best(({**row, **progress.method_facts(one), "seconds_wall": wall}, said), one, progress)
-        for (row, said), one, wall in told
-    ]
-    progress.tables.keep_runs(found)
+    results, walls = harvest.results(made, batch, facts), harvest.shared_out(seconds, batch, layers)
+    found, before = [], [progress.before(one) for one in batch]
+    for (row, said), one, wall, old in zip(results, batch, walls, before, strict=True):
+        whole = {**row, **progress.method_facts(one), "seconds_wall": wall}
+        found.append(_best((whole, said), old, progress.tables) if old else (whole, said))
+    progress.tables.keep_runs(found, [old for old in before if old])
 
 
-def _best(found: tuple[Row, pa.Table], fine_tune: FineTune, progress: Progress) -> tuple[Row, pa.Table]:
+def _best(found: tuple[Row, pa.Table], before: Row, tables: Tables) -> tuple[Row, pa.Table]:
     """What was found, or the best of the rates tried before, unless the new one beats it."""
     row, said = found
-    before = progress.before(fine_tune)
-    if before is None:
-        return found
     wall = (before["seconds_wall"] or 0.0) + row["seconds_wall"]
     if not beats(_stood(row), _stood(before), row["validation_examples"]):
-        row, said = {**before, "rates": row["rates"]}, progress.tables.predictions(before)
+        row, said = {**before, "rates": row["rates"]}, tables.predictions(before)
     return {**row, "seconds_wall": wall}, said
 
 

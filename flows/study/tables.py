@@ -151,12 +151,12 @@ class Tables:
             write_aside(self.folder / SETTINGS, lambda aside: aside.write_text(text, encoding="utf-8"))
         return name
 
-    def keep_runs(self, fine_tunes: Sequence[tuple[Row, pa.Table]]) -> None:
-        """Keep rows of fine-tunes and their predictions, in place of older ones of the same keys."""
+    def keep_runs(self, fine_tunes: Sequence[tuple[Row, pa.Table]], instead_of: Sequence[Row] = ()) -> None:
+        """Keep rows of fine-tunes and their predictions, in place of older ones of the same keys, and of these."""
         rows = [
             _whole({**row, "point": digest([row[name] for name in _RUN_KEY])}, _RUN_COLUMNS) for row, _ in fine_tunes
         ]
-        points = {row["point"] for row in rows}
+        points = {row["point"] for row in [*rows, *instead_of]}
         parts = [_predictions(row, said) for row, (_, said) in zip(rows, fine_tunes, strict=True)]
         path = self.folder / PREDICTIONS
         if path.exists():

@@ -17,22 +17,24 @@ class Tried:
     accuracy: float | None
 
 
-def beats(challenger: Tried, champion: Tried, examples: int) -> bool:
+def beats(challenger: Tried, champion: Tried, examples: int, highest: float | None = None) -> bool:
     """Whether one rate is to be preferred to another that was tried before it.
 
-    A clear difference in accuracy decides, and the loss where there is none. The loss tells more of two models than
-    the accuracy of a few hundred examples does, but both may fall together: over labels of several tokens the loss is
-    mostly that of spelling them. Clear is what exceeds a standard error of the higher accuracy, as in the
-    one-standard-error rule (Breiman et al. 1984, 3.4.3).
+    Of the rates whose accuracy is within one standard error of the highest, the one of the lowest loss is the best
+    (the one-standard-error rule: Breiman et al. 1984, 3.4.3). The loss tells more of two models than the accuracy of a
+    few hundred examples does, but both may fall together: over labels of several tokens the loss is mostly that of
+    spelling them.
 
     Args:
         challenger: of the rate that is tried later.
         champion: of the best rate before; of equals it stays.
         examples: of the validation split.
+        highest: accuracy of any rate before; the champion's where it is not known.
     """
     if challenger.accuracy is not None and champion.accuracy is not None:
-        higher = max(challenger.accuracy, champion.accuracy)
-        ahead = challenger.accuracy - champion.accuracy
-        if abs(ahead) > math.sqrt(higher * (1 - higher) / examples):
-            return ahead > 0
+        best = max(challenger.accuracy, champion.accuracy, highest or 0.0)
+        share = (best * examples + 2) / (examples + 4)  # a perfect score has an error, too (Agresti and Coull 1998)
+        least = best - math.sqrt(share * (1 - share) / examples)
+        if min(challenger.accuracy, champion.accuracy) < least:
+            return challenger.accuracy >= least
     return challenger.loss < champion.loss

@@ -115,6 +115,7 @@ def best_of_grid(bench: Bench, seed: int) -> Search:
     costs = _costs(bench, scope, anew=bool(states) and states["training"].origin == "off")
     epochs = _epochs(bench, scope, costs, seed)
     best: Candidate | None = None
+    highest = 0.0
     grid: list[dict[str, float | None]] = []
     for number, rate in enumerate(rates):
         model = _open(bench, scope) if number else model
@@ -128,8 +129,9 @@ def best_of_grid(bench: Bench, seed: int) -> Search:
             continue
         stood = candidate.stood
         grid.append({"rate": rate, "validation_loss": stood.loss, "validation_accuracy": stood.accuracy})
-        if best is None or beats(stood, best.stood, len(bench.validation)):
+        if best is None or beats(stood, best.stood, len(bench.validation), highest):
             best = candidate
+        highest = max(highest, stood.accuracy or 0.0)
     assert best is not None, "a grid holds one rate at least"
     if len(rates) > 1 and best.rate in (rates[0], rates[-1]):
         print(f"{bench.method}: {best.rate:g} won, an end of the grid: beyond it a better rate may lie")

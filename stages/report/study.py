@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from stages.common.command import UserError
 from stages.common.figures.svg import inline
+from stages.common.study_schema import SUMMARY_SCHEMA
 from stages.report.tables import Cell, Column, Figure, Section, Table, number_cell
 from stages.report.wording import decimal, listing, number, percent
 
@@ -37,9 +39,14 @@ def study_section(summary: Json | None, figures: Mapping[str, str]) -> Section |
     Args:
         summary: ``reports/study/summary.json``.
         figures: SVG files of the study by name.
+
+    Raises:
+        UserError: another version of the analysis wrote it.
     """
     if summary is None:
         return None
+    if summary["schema"] != SUMMARY_SCHEMA:
+        raise UserError("reports/study/summary.json: of another version; run: python -m stages.study")
     section = Section("study", "The study", "Is the boundary right? What the study measured")
     section.sentences += [summary["headline"], _scope(summary), _REGRET]
     if summary["leave_one_out"]:
@@ -76,8 +83,8 @@ def _rules(name: str, caption: str, rules: Json, summary: Json) -> Table:
         "Ahead of a fixed depth",
         *("Regret at any", "Regret at cost", "Cross-fitted", "Rank corr."),
     )
-    by_groups = sorted(rules.values(), key=lambda one: (-one["groups"], one["behind_full"], one["rule"]))
-    rows = [_rule(one, one["rule"] == summary["default_rule"]) for one in by_groups]
+    ranked = sorted(rules.values(), key=lambda one: one["rank"])
+    rows = [_rule(one, one["rule"] == summary["default_rule"]) for one in ranked]
     return Table(name, caption, _columns(headings), rows)
 
 

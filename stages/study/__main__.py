@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if depth:
             write_text(folder / "depth.svg", figures.lost(depth))
         rules = [one for one in overall(found) if one.rule != ORACLE]
-        if rules:
+        if rules and depth:
             write_text(folder / "costs.svg", figures.costs(rules, fixed_depths(list(drawn.values())), leading))
     if given.page is not None:
         update(given.page, summary, points)

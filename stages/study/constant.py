@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from stages.study.comparisons import Comparison, Gap, over_all
 from stages.study.measured import FULL, Case, Floats
 from stages.study.resamples import Resamples, over_groups
-from stages.study.verdicts import ORACLE, Verdict
+from stages.study.verdicts import ORACLE, SAME_COST, Verdict
 
 _STEPS: Final = 40
 
@@ -83,9 +83,9 @@ def fixed_depths(drawn: Sequence[Resamples]) -> tuple[Floats, Floats]:
     From nothing to the deepest share short of all layers that every case reaches.
 
     Args:
-        drawn: of every case; at least one measures accuracy.
+        drawn: of every case; at least one measures accuracy at a boundary between.
     """
-    cases = [one for one in drawn if one.case.unit == "points"]
+    cases = [one for one in drawn if one.case.unit == "points" and set(one.case.curve()) - {0, one.case.layers}]
     lines = [(one.case.group, one.case.layers, _Line.of(one)) for one in cases]
     shares = np.linspace(0, min(line.boundaries[-1] / layers for _, layers, line in lines), _STEPS + 1)
     costs = [(group, np.array([line.cost(share * layers) for share in shares])) for group, layers, line in lines]
@@ -101,7 +101,8 @@ def _gaps(
     chosen: Sequence[Verdict], lines: Mapping[tuple[str, str], _Line], resamples: Mapping[tuple[str, str], Resamples]
 ) -> list[Gap]:
     """What a rule's choices with one model are ahead of the fixed depth that costs as much."""
-    depth = _priced_like(chosen, [lines[v.data_set, v.model] for v in chosen])
+    price = np.mean([resamples[v.data_set, v.model].case.cost_share(v.method) for v in chosen])
+    depth = _priced(float(price), [lines[v.data_set, v.model] for v in chosen])
     if depth is None:
         return []
     found: list[Gap] = []
@@ -113,14 +114,14 @@ def _gaps(
     return found
 
 
-def _priced_like(chosen: Sequence[Verdict], lines: Sequence[_Line]) -> float | None:
-    """The depth that costs as much on the mean; ``None``: none short of all layers does."""
-    price = float(np.mean([v.cost_share for v in chosen]))
-    deepest = min(line.boundaries[-1] for line in lines)
+def _priced(price: float, lines: Sequence[_Line]) -> float | None:
+    """The depth that costs so much on the mean; ``None``: none short of all layers does."""
+    deepest = float(min(line.boundaries[-1] for line in lines))
 
     def dearer(depth: float) -> float:
         return float(np.mean([line.cost(depth) for line in lines])) - price
 
-    if dearer(0) <= 0 or dearer(deepest) > 0:
-        return 0.0 if dearer(0) == 0 else None
-    return float(brentq(dearer, 0, deepest))
+    for end in (0.0, deepest):  # a rule that always stops there costs the same but for the order of the sums
+        if abs(dearer(end)) < SAME_COST:
+            return end
+    return float(brentq(dearer, 0, deepest)) if dearer(0) > 0 > dearer(deepest) else None

@@ -10,7 +10,7 @@ from stages.common.command import UserError
 from stages.study.curves import Point
 
 Json = Mapping[str, Any]
-_PART: Final = re.compile(r"<!-- study: (?P<name>[^>]+?) -->\n.*?<!-- end -->\n", flags=re.DOTALL)
+_PART: Final = re.compile(r"<!-- study: (?P<name>[^>]+?) -->\n(?:(?!<!-- study:).)*?<!-- end -->", flags=re.DOTALL)
 _FEW: Final = 3  # a boundary that fewer data sets were measured at has no row
 _MINUS: Final = "\N{MINUS SIGN}"
 
@@ -24,13 +24,15 @@ def update(page: Path, summary: Json, points: Sequence[Point]) -> None:
         points: every measured boundary.
 
     Raises:
-        UserError: the page is missing, or names a part that there is none of.
+        UserError: the page is missing, a part has no end, or there is none of its name.
     """
     try:
         text = page.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{page}: no such file") from None
     parts = _parts(summary, points)
+    if len(_PART.findall(text)) != text.count("<!-- study:"):
+        raise UserError(f"{page}: a part of the study has no end; put <!-- end --> behind every <!-- study: NAME -->")
     unknown = [found["name"] for found in _PART.finditer(text) if found["name"] not in parts]
     if unknown:
         raise UserError(f"{page}: no part {unknown[0]!r} of the study; there are: {', '.join(parts)}")
@@ -38,7 +40,7 @@ def update(page: Path, summary: Json, points: Sequence[Point]) -> None:
 
 
 def _marked(name: str, content: str) -> str:
-    return f"<!-- study: {name} -->\n{content}\n<!-- end -->\n"
+    return f"<!-- study: {name} -->\n{content}\n<!-- end -->"
 
 
 def _parts(summary: Json, points: Sequence[Point]) -> dict[str, str]:
@@ -58,8 +60,7 @@ def _rules(rules: Json) -> str:
         *("rule", "data sets", "operations", "behind full", "ahead of a fixed depth of its price"),
         *("regret at any cost", "at its cost", "cross-fitted"),
     ]
-    by_groups = sorted(rules.values(), key=lambda one: (-one["groups"], one["behind_full"], one["rule"]))
-    return _table(headings, [_rule(one) for one in by_groups])
+    return _table(headings, [_rule(one) for one in sorted(rules.values(), key=lambda one: one["rank"])])
 
 
 def _rule(one: Json) -> list[str]:

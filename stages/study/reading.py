@@ -22,9 +22,10 @@ def read_study(folder: Path) -> Study:
     """Read the tables of a study.
 
     Of every case the rows count whose settings hold under its last ones (a parameter may have come since), of a method
-    with settings of its own under its last ones, too; others are another study's. All boundaries of a case are read
-    with the same seeds, those that keep most fine-tunes: one boundary's lucky seed shall not be held against others
-    that lack it.
+    with settings of its own under its last ones, too; others are another study's. A method's first seed says at which
+    learning rate it is read: what is at another one waits to be done again since the rate was tuned further. All
+    boundaries of a case are read with the same seeds, those that keep most fine-tunes: one boundary's lucky seed shall
+    not be held against others that lack it.
 
     Raises:
         UserError: a table is missing or damaged, or no case has full fine-tuning to compare with.
@@ -37,7 +38,7 @@ def read_study(folder: Path) -> Study:
     present = runs[_of_last(runs, "settings", ["data_set", "model"], kept)]
     present = present[_of_last(present, "method_settings", ["data_set", "model", "method"], kept)]
     present = present.drop_duplicates(["data_set", "model", "method", "seed", "budget"], keep="last")
-    runs = _complete(present)
+    runs = _complete(present[_at_one_rate(present)])
     cases = tuple(
         _case(rows, choices, said) for _, rows in runs.groupby(["data_set", "model"], sort=False) if _has_full(rows)
     )
@@ -51,6 +52,14 @@ def _of_last(runs: pd.DataFrame, column: str, by: list[str], kept: Mapping[str, 
     pairs = zip(runs[column], runs.groupby(by)[column].transform("last"), strict=True)
     holding = [still_holds(kept.get(own, own), kept.get(newest, newest)) for own, newest in pairs]
     return pd.Series(holding, runs.index, dtype=bool)
+
+
+def _at_one_rate(runs: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows have the learning rate of their method's first seed at equal epochs, where that was measured."""
+    key = ["data_set", "model", "method"]
+    first = runs[runs["budget"] == "epochs"].sort_values("seed", kind="stable").drop_duplicates(key)
+    rates = runs[key].merge(first[[*key, "learning_rate"]], on=key, how="left")["learning_rate"]
+    return pd.Series(rates.isna().to_numpy() | (rates.to_numpy() == runs["learning_rate"].to_numpy()), runs.index)
 
 
 def _complete(runs: pd.DataFrame) -> pd.DataFrame:

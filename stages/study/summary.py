@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from stages.common.artifacts import rounded
+from stages.common.study_schema import SUMMARY_SCHEMA
 from stages.study.comparisons import Comparison, compared
 from stages.study.constant import over_constant
 from stages.study.coverage import Coverage, Fits, fits
@@ -16,7 +17,7 @@ from stages.study.judging import LeftOut, Overall, choose, leave_one_out, overal
 from stages.study.measured import FULL, PAPER, Study
 from stages.study.resamples import Resamples, holm
 from stages.study.sensitivity import sensitivity
-from stages.study.verdicts import Verdict
+from stages.study.verdicts import ORACLE, Verdict
 
 Json = dict[str, Any]
 
@@ -45,7 +46,7 @@ def summarise(
     beside = _beside(verdicts, resamples, default, confidence)
     against_full = next((one for one in beside["over_full"] if one.rule == default), None)
     found = {
-        "schema": 1,
+        "schema": SUMMARY_SCHEMA,
         "headline": headline(
             chosen,
             against_full,
@@ -61,7 +62,7 @@ def summarise(
         "differing": _differing([v for v in verdicts if v.rule == default], confidence),
         "leave_one_out": _left_out(left),
         "sensitivity": [asdict(one) for one in sensitivity(verdicts, default)],
-        "rules": {one.rule: _rule(one, beside) for one in rules},
+        "rules": _rules(rules, beside),
         "alone": _alone(verdicts, resamples, default, confidence),
         "coverage": _coverage(covered, fits(study.intervals, study.cases)),
         "cost_cap": cost_cap,
@@ -93,13 +94,14 @@ def _alone(
     default: str | None,
     confidence: float,
 ) -> Json | None:
-    """The same of the study's first model alone; ``None``: there are no others."""
-    models = list(dict.fromkeys(v.model for v in verdicts if v.unit == "points"))
-    if len(models) < 2:
+    """The same of the model with the most data sets alone; ``None``: there are no others."""
+    data_sets = Counter(v.model for v in verdicts if v.unit == "points" and v.rule == ORACLE)
+    if len(data_sets) < 2:
         return None
-    mine = [v for v in verdicts if v.model == models[0]]
+    model = max(data_sets, key=lambda name: data_sets[name])
+    mine = [v for v in verdicts if v.model == model]
     beside = _beside(mine, resamples, default, confidence)
-    return {"model": models[0], "rules": {one.rule: _rule(one, beside) for one in overall(mine)}}
+    return {"model": model, "rules": _rules(overall(mine), beside)}
 
 
 def headline(
@@ -263,6 +265,11 @@ def _left_out(left: Sequence[LeftOut]) -> Json | None:
         "cost_share": fmean(one.cost_share for one in left),
         "groups": [asdict(one) for one in left],
     }
+
+
+def _rules(rules: Sequence[Overall], beside: Mapping[str, Sequence[Comparison]]) -> Json:
+    """By name, since a JSON object has no order of its own with their ``rank``."""
+    return {one.rule: {**_rule(one, beside), "rank": rank} for rank, one in enumerate(rules)}
 
 
 def _rule(one: Overall, beside: Mapping[str, Sequence[Comparison]]) -> Json:

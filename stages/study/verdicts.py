@@ -15,7 +15,7 @@ from stages.study.measured import FULL, Budget, Case, Choice
 from stages.study.resamples import Resamples, cross_fitted, holm, interval, p_value
 
 ORACLE = "oracle"
-_SAME_COST = 1e-9  # shares of one boundary's cost differ by rounding alone
+SAME_COST = 1e-9  # shares of one boundary's cost differ by rounding alone
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _regrets(case: Case, method: str, deciding_share: float) -> dict[str, float 
     own = case.quality(method, seeds=seeds)
     quality = {m: case.quality(m, seeds=seeds) for m in curve.values()}
     best = max(curve, key=lambda boundary: (quality[curve[boundary]], boundary))
-    at_cost = max([quality[m] for m in curve.values() if case.cost_share(m) <= share + _SAME_COST], default=own)
+    at_cost = max([quality[m] for m in curve.values() if case.cost_share(m) <= share + SAME_COST], default=own)
     others = case.scale * float(cross_fitted([case.runs[m, "epochs"].only(seeds) for m in curve.values()]).mean())
     return {
         "regret": quality[curve[best]] - own,

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from stages.common.artifacts import write_json, write_text
+from stages.common.command import UserError
 from stages.common.figures.svg import inline, panel, standalone
+from stages.common.study_schema import SUMMARY_SCHEMA
 from stages.report.__main__ import main
 from stages.report.study import study_section
 from stages.report.wording import THIN
@@ -27,6 +29,7 @@ RULE = {
     "groups_behind": 6,
     "equal_compute_over_full": {"difference": 0.375, "low": -0.5, "high": 1.25, "groups": 5, "p_holm": 0.4},
     "over_full": None,
+    "rank": 0,
     "worst": 1.5,
     "worst_on": "sst5, embedded",
     "worst_at_cost": 1.25,
@@ -36,7 +39,7 @@ RULE = {
     "over_constant": {"difference": -0.8125, "low": -1.5, "high": 0.25, "groups": 7, "p_holm": 1.0},
 }
 SUMMARY = {
-    "schema": 1,
+    "schema": SUMMARY_SCHEMA,
     "headline": "probe: 0.44 points <b>behind</b> the best.",
     "default_rule": "probe",
     "data_sets": ["trec", "sst5"],
@@ -82,7 +85,7 @@ SUMMARY = {
             **RULE,
             "over_default": {"difference": 3.0625, "low": 2.5, "high": 3.5, "groups": 7, "p_holm": 0.027},
         },
-        "salf": {**RULE, "rule": "salf", "regret": 8.0625, "rank_correlation": None},
+        "salf": {**RULE, "rule": "salf", "rank": 1, "regret": 8.0625, "rank_correlation": None},
     },
     "alone": {"model": "embedded", "rules": {"probe": {**RULE, "behind_full": 0.3125}}},
     "coverage": [
@@ -160,6 +163,11 @@ def test_a_figure_for_a_page_is_the_panel_that_its_file_was_made_from():
 
 def test_no_section_without_a_study(pages):
     assert 'id="study"' not in pages["good"][1]
+
+
+def test_a_study_of_another_version_is_one_line():
+    with pytest.raises(UserError, match=r"summary\.json: of another version; run: python -m stages\.study"):
+        study_section({**SUMMARY, "schema": 1}, {})
 
 
 def test_the_study_that_lies_in_the_repository_is_shown():

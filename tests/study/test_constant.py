@@ -1,5 +1,6 @@
 """A rule beside the fixed depth of its price, against sums by hand."""
 
+import numpy as np
 import pytest
 
 from stages.study.constant import fixed_depths, over_constant
@@ -59,6 +60,21 @@ def test_a_fixed_depth_is_its_own_twin_and_not_compared(study):
 def test_a_model_is_left_out_where_no_depth_costs_as_little(study):
     """Of 10 and 20 per cent the mean is less than boundary 3 costs, the deepest above which a layer trains."""
     assert over(study, deep=(4, 3)) == {}
+
+
+def test_a_model_where_a_rule_always_takes_the_deepest_is_not_lost_to_rounding(study):
+    for row in study.runs:
+        row["flops"] = {"full": 3, "freeze-1": 2.5, "freeze-2": 2, "freeze-3": 1, "freeze-4": 0.5}[row["method"]]
+    for boundary, right in enumerate((30, 28, 20)):
+        method = f"freeze-{boundary}" if boundary else "full"
+        for seed in (1, 2):
+            study.run("b2", method, right, seed, group="b", model="other", flops=3 - boundary / 3, layers=4)
+    study.choice("b2", "near", 2)
+    study.choices[-1]["model"] = "other"
+    found = over(study, near=(2, 3))
+    twin = [np.interp(2.5, range(5), [points(data_set, k) for k in range(5)]) for data_set in "ab"]
+    gap_b = (points("b", 3) - twin[1] + 0.0) / 2  # with the other model it is its own twin
+    assert found["near"].difference == pytest.approx((points("a", 2) - twin[0] + gap_b) / 2)
 
 
 def test_losses_are_no_points(study):

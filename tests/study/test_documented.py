@@ -57,6 +57,11 @@ def test_a_part_that_there_is_none_of_is_one_line_and_changes_nothing(tmp_path):
     with pytest.raises(UserError, match="no part 'weather' of the study; there are: headline, rules"):
         update(page, summary(), list(points()))
     assert "sunny" in page.read_text()
+    open_ended = "<!-- study: headline -->\nlost\n\n# Title\n<!-- study: rules -->\n<!-- end -->"
+    page.write_text(open_ended)
+    with pytest.raises(UserError, match="a part of the study has no end"):
+        update(page, summary(), list(points()))
+    assert page.read_text() == open_ended
     with pytest.raises(UserError, match="no such file"):
         update(tmp_path / "none.md", summary(), [])
 

@@ -100,6 +100,24 @@ def test_all_boundaries_are_read_with_the_same_seeds(tables):
     assert (half.seeds, half.quality, half.behind_full) == (2, 50.0, 0.0)
 
 
+def test_what_is_at_another_learning_rate_than_the_methods_first_seed_is_not_read(tables):
+    """Since it was tuned further; another boundary waits for its own first seed."""
+    for seed in (1, 2):
+        for method in ("full", "freeze-2"):
+            tables.run("a", method, 20, seed)
+    tables.run("a", "full", 20, seed=1, budget="compute")
+    tables.choice("a", "half", 2)
+    for row in tables.runs:
+        if (row["method"], row["seed"], row["budget"]) == ("full", 1, "epochs"):
+            row["learning_rate"] = 0.2
+    study = read_study(tables.write())
+    assert {(method, budget): run.seeds for (method, budget), run in study.cases[0].runs.items()} == {
+        ("full", "epochs"): (1,),
+        ("freeze-2", "epochs"): (1,),
+    }
+    assert (len(study.runs), study.measured) == (2, 5)
+
+
 def test_a_method_that_lacks_seeds_is_compared_over_those_that_both_have(tables):
     """Lisa with the first seed alone, in which full fine-tuning was lucky."""
     tables.run("a", "full", 40, seed=1)

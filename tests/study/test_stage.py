@@ -7,6 +7,11 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from stages.study.__main__ import main
+from stages.study.comparisons import Comparison
+from stages.study.judging import Overall
+from stages.study.summary import headline
+
+SOME = Overall("r", 2, 2, 2, 0, 0.5, 0.0, 1.0, 0.5, 0.5, 0.1, 0.1, 1, 2.0, "a, m", 1.0, "a, m", None)
 
 
 @pytest.fixture
@@ -62,11 +67,26 @@ def test_a_difference_has_an_interval_of_the_examples_and_a_wider_one_of_the_dat
     assert summary_of(analysed)["rules"]["half"]["equal_compute_over_full"] is None
 
 
-def test_a_rule_that_chooses_by_data_set_is_held_against_a_fixed_depth_of_its_price(analysed):
+def test_where_no_depth_costs_as_little_no_rule_is_held_against_one(analysed):
     """salf takes 4 of 4 on a: no depth above which a layer trains costs as little."""
     rules = summary_of(analysed)["rules"]
     assert [rule for rule, one in rules.items() if one["over_constant"]] == []
     assert "fixed depth" not in summary_of(analysed)["headline"]
+
+
+def test_the_headline_says_how_many_rules_are_better_and_worse_than_a_fixed_depth():
+    def over(rule, low, high):
+        return Comparison(rule, 2, (low + high) / 2, low, high, None, None, 0.5)
+
+    def told(*found):
+        return headline(SOME, None, [], None, found, 0.95).rpartition("Of ")[2]
+
+    assert told(over("a", 0.1, 1.0), over("b", -0.5, 0.5), over("c", -1.0, -0.1)).startswith(
+        "3 rules that choose by what they see of data or model, 1 (a) is surely better than a fixed depth of the same "
+        "price, 1 (c) is surely worse"
+    )
+    assert "none is surely better" in told(over("b", -0.5, 0.5))
+    assert "2 (b, c) are surely worse" in told(over("c", -2.0, -1.0), over("b", -2.0, -1.0))
 
 
 def test_pairs_that_surely_differ_from_full_fine_tuning_are_named(two_data_sets):
@@ -126,7 +146,7 @@ def test_a_gpu_is_named_once(two_data_sets):
 
 
 def test_rates_that_a_grid_decided_are_counted_and_those_at_its_ends(two_data_sets):
-    grids = [("0.1 0.2 0.4", 0.2), ("0.1 0.2 0.05", 0.05), ("0.1 0.2", 0.2), ("0.4", 0.4)]
+    grids = [("0.1 0.2 0.4", 0.2), ("0.2", 0.2), ("0.1 0.2 0.05", 0.05), ("0.05", 0.05), ("0.1 0.2", 0.2), ("0.2", 0.2)]
     for row, (rates, best) in zip(two_data_sets.runs, grids, strict=False):
         row.update(rates=rates, learning_rate=best)
     main(["--study", str(two_data_sets.write()), "--resamples", "50"])

@@ -56,6 +56,7 @@ def test_others_take_over_the_rate_of_their_region(described):
         ([0.001, 0.002, 0.005, 0.0005], 0.0005, 0.00025),  # in any order
         ([0.2, 0.7], 0.7, None),  # no rate is above 1
         ([0.1], 0.1, None),
+        ([0.001, 0.00101], 0.00101, None),  # rounded it is one of the grid's
     ],
 )
 def test_a_grid_is_continued_by_its_own_step_beyond_the_end_that_won(rates, best, beyond):
@@ -85,6 +86,16 @@ def test_a_grid_is_widened_no_further_than_is_asked(described):
         known = end(known, batch)
     assert told(known.done)[-1] == "b2 freeze-2 e [0.008]"
     assert max((one.rates for one in known.done if one.method == "full"), key=len) == (0.001, 0.002, 0.004, 0.008)
+
+
+def test_what_was_tried_counts_though_fewer_rates_are_asked_for_later(described):
+    known = fresh()
+    while batch := next(batches(missing(described(seeds=[1], widen=2), known), 3), None):
+        known = end(known, batch)
+    tried = max((one.rates for one in known.done if one.method == "full"), key=len)
+    only = {one: result for one, result in known.done.items() if one.method != "full" or one.rates == tried}
+    (full, *_) = agenda(described(seeds=[1], widen=1), [A], Known(known.layers, known.chosen, only))
+    assert (full.method, full.rates, full in only) == ("full", tried, True)
 
 
 def test_every_data_set_has_its_coarse_grid_before_any_has_a_second_seed(described):

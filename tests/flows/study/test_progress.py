@@ -81,16 +81,19 @@ def test_what_is_left_takes_as_long_as_it_took_here_or_elsewhere(progress, monke
     assert "nothing was measured on this machine (Another with 1 core) yet" in said
 
 
-@pytest.mark.parametrize(("loss", "rate"), [(0.8, 0.004), (1.0, 0.002), (1.2, 0.002)])
-def test_of_a_widened_grid_the_best_rate_is_kept_wherever_it_was_tried(progress, monkeypatch, loss, rate):
-    """Of equals the one tried before; what it said of the test examples is kept with it."""
+@pytest.mark.parametrize(
+    ("loss", "accuracy", "rate"),
+    [(0.8, None, 0.004), (1.0, None, 0.002), (1.2, None, 0.002), (0.8, 0.5, 0.002), (1.2, 0.9, 0.004)],
+)
+def test_of_a_widened_grid_the_best_rate_is_kept_wherever_it_was_tried(progress, monkeypatch, loss, accuracy, rate):
+    """Of equals the one tried before, whose accuracy is 0.8; what it said of the test examples is kept with it."""
 
     def results(_made, batch, facts):
         for one in batch:
             best = min(one.new_rates[-1], 0.004)
             value = loss if best == 0.004 else 1.0
             row = {"seed": one.seed, "method": one.method, "budget": one.budget, "boundary": one.boundary}
-            seen = {"validation_accuracy": None, "validation_examples": 100}
+            seen = {"validation_accuracy": accuracy if best == 0.004 else accuracy and 0.8, "validation_examples": 100}
             where = {"data_set": "a", "model": "m", "rates": " ".join(map(repr, one.rates))}
             yield {**facts, **row, **where, "learning_rate": best, "validation_loss": value, **seen}, said(best)
 
@@ -109,7 +112,7 @@ def test_of_a_widened_grid_the_best_rate_is_kept_wherever_it_was_tried(progress,
     assert [run(), run()] == [[0.001, 0.002], [0.004]]
     (row,) = progress.tables.runs
     assert (row["rates"], row["learning_rate"], row["seconds_wall"]) == ("0.001 0.002 0.004", rate, 20.0)
-    assert row["validation_loss"] == min(loss, 1.0)
+    assert row["validation_loss"] == (loss if rate == 0.004 else 1.0)
     kept = pq.read_table(progress.tables.folder / PREDICTIONS).to_pylist()
     assert [(one["example_id"], one["correct"]) for one in kept] == [("x", True), ("y", rate > 0.003)]
     assert Tables(progress.tables.folder).runs == progress.tables.runs
