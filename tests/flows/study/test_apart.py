@@ -42,6 +42,17 @@ def test_both_ways_give_the_same_rows_and_either_goes_on_from_the_other(project,
     assert apart(study(*work)) == 0
     assert rows(project) == before
 
+    describe(project, widen=1)  # the best of two rates is an end of the grid: one more is tried, and nothing else anew
+    assert apart(study(*work)) == 0
+    after = {row["method"]: row for row in rows(project)}
+    (first,) = [row for row in before if row["method"] == "full"]
+    beyond = {"0.001": "0.00033", "0.003": "0.009"}[first["learning_rate"]]
+    assert after["full"]["rates"] == f"0.001 0.003 {beyond}"
+    assert after["full"]["learning_rate"] in (first["learning_rate"], beyond)
+    assert float(after["full"]["seconds_wall"]) > float(first["seconds_wall"])
+    assert {method for method, row in after.items() if row not in before} == {"full"}
+    assert len(rows(project)) == len(before)
+
 
 def test_what_is_absent_or_over_is_told(project, capsys):
     assert apart(study("--data-sets", "nothing")) == 2
