@@ -158,11 +158,12 @@ def _told_of_constants(over: Sequence[Comparison], confidence: float) -> str:
     """Whether rules that look at data or model gain by it."""
     if not over:
         return ""
-    better, worse = [one.rule for one in over if one.low > 0], [one.rule for one in over if one.high < 0]
+    sure = [one for one in over if one.p_holm < 1 - confidence]
+    better, worse = ([one.rule for one in sure if sign * one.difference > 0] for sign in (1, -1))
     surely = f"Of {len(over)} rules that choose by what they see of data or model, {_counted(better)} surely better"
     return (
-        f" {surely} than a fixed depth of the same price, {_counted(worse)} surely worse ({confidence:.0%} intervals "
-        "over test examples and seeds)."
+        f" {surely} than a fixed depth of the same price, {_counted(worse)} surely worse (Holm's procedure, at "
+        f"{1 - confidence:.0%})."
     )
 
 

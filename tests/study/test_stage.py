@@ -75,18 +75,18 @@ def test_where_no_depth_costs_as_little_no_rule_is_held_against_one(analysed):
 
 
 def test_the_headline_says_how_many_rules_are_better_and_worse_than_a_fixed_depth():
-    def over(rule, low, high):
-        return Comparison(rule, 2, (low + high) / 2, low, high, None, None, 0.5)
+    def over(rule, difference, p_holm):
+        return Comparison(rule, 2, difference, difference - 1, difference + 1, None, None, p_holm)
 
     def told(*found):
         return headline(SOME, None, [], None, found, 0.95).rpartition("Of ")[2]
 
-    assert told(over("a", 0.1, 1.0), over("b", -0.5, 0.5), over("c", -1.0, -0.1)).startswith(
+    assert told(over("a", 0.5, 0.01), over("b", -0.5, 0.06), over("c", -0.6, 0.04)).startswith(
         "3 rules that choose by what they see of data or model, 1 (a) is surely better than a fixed depth of the same "
-        "price, 1 (c) is surely worse"
+        "price, 1 (c) is surely worse (Holm's procedure, at 5%)"
     )
-    assert "none is surely better" in told(over("b", -0.5, 0.5))
-    assert "2 (b, c) are surely worse" in told(over("c", -2.0, -1.0), over("b", -2.0, -1.0))
+    assert "none is surely better" in told(over("b", 0.5, 0.5))
+    assert "2 (b, c) are surely worse" in told(over("c", -2.0, 0.01), over("b", -2.0, 0.02))
 
 
 def test_pairs_that_surely_differ_from_full_fine_tuning_are_named(two_data_sets):
