@@ -8,6 +8,7 @@ bends most; last, methods that are no boundary, and some boundaries at equal com
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby, pairwise
 from typing import Final, Literal
 
@@ -72,6 +73,14 @@ class Known:
     layers: Mapping[Case, int]
     chosen: Mapping[Case, frozenset[int]]
     done: Mapping[FineTune, Result]
+
+    @cached_property
+    def ended(self) -> Mapping[FineTune, list[FineTune]]:
+        """What has ended, by what it is whatever its rates are: an agenda asks for the grids of many."""
+        found: dict[FineTune, list[FineTune]] = {}
+        for one in self.done:
+            found.setdefault(replace(one, rates=()), []).append(one)
+        return found
 
 
 def method_of(boundary: int) -> str:
@@ -220,7 +229,7 @@ def _widest(begun: FineTune, most: int, known: Known) -> FineTune:
         known: of the grids that it may have come to, the longest counts.
     """
     size = len(begun.rates)
-    ended = [one for one in known.done if replace(one, rates=one.rates[:size]) == begun]
+    ended = [one for one in known.ended.get(replace(begun, rates=()), []) if one.rates[:size] == begun.rates]
     if not ended:
         return begun
     done = max(ended, key=lambda one: len(one.rates))

@@ -269,7 +269,7 @@ def _left_out(left: Sequence[LeftOut]) -> Json | None:
 
 
 def _rules(rules: Sequence[Overall], beside: Mapping[str, Sequence[Comparison]]) -> Json:
-    """By name, since a JSON object has no order of its own with their ``rank``."""
+    """By name, with their ``rank``: a JSON object has no order of its own."""
     return {one.rule: {**_rule(one, beside), "rank": rank} for rank, one in enumerate(rules)}
 
 
