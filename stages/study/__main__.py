@@ -13,7 +13,6 @@ from stages.common.artifacts import replacing_folder, rounded, write_json, write
 from stages.common.command import exit_code
 from stages.study import figures
 from stages.study.ablation import ablation
-from stages.study.constant import fixed_depths
 from stages.study.coverage import coverage
 from stages.study.curves import Point, curve_points
 from stages.study.depth import by_depth
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_text(folder / "depth.svg", figures.lost(depth))
         rules = [one for one in overall(found) if one.rule != ORACLE]
         if rules and depth:
-            write_text(folder / "costs.svg", figures.costs(rules, fixed_depths(list(drawn.values())), leading))
+            write_text(folder / "costs.svg", figures.costs(rules, depth, leading))
     if given.page is not None:
         update(given.page, summary, points)
     print(summary["headline"])

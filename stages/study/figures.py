@@ -11,7 +11,7 @@ from stages.common.figures.palette import ACCENT, INK, MUTED, RULE
 from stages.common.figures.svg import panel, place_labels, standalone
 from stages.study.depth import Depth
 from stages.study.judging import Overall
-from stages.study.measured import BALANCED, FULL, LOSS, PAPER, Case, Floats
+from stages.study.measured import BALANCED, FULL, LOSS, PAPER, Case
 from stages.study.resamples import Resamples, interval
 from stages.study.verdicts import ORACLE, Verdict
 
@@ -91,19 +91,19 @@ def lost(depth: Depth) -> str:
     return standalone(panel("study-depth", title, described, paint, height=420))[1]
 
 
-def costs(rules: Sequence[Overall], fixed: tuple[Floats, Floats], leading: Sequence[str]) -> str:
+def costs(rules: Sequence[Overall], depth: Depth, leading: Sequence[str]) -> str:
     """Mean regret against mean cost, a mark per rule, and the line of fixed depths, as an SVG file.
 
     Args:
         rules: those of least regret first; other readings of the paper's rule have no name beside their mark.
-        fixed: cost and regret of freezing one share of the layers everywhere.
+        depth: all cases, of which the line is drawn.
         leading: the default rule at the head.
     """
     everywhere = max(one.cases for one in rules)
     shown = [one for one in rules if one.price <= _DEAREST and one.cases >= everywhere / 2]
 
     def paint(axes: Axes) -> None:
-        axes.plot(*fixed, color=RULE, linewidth=2, zorder=1)
+        axes.plot(depth.costs, depth.regrets, color=RULE, linewidth=2, zorder=1)
         for one in shown:
             colour = ACCENT if one.rule in leading[:1] else MUTED
             inside = colour if one.cases == everywhere else "none"
@@ -118,8 +118,8 @@ def costs(rules: Sequence[Overall], fixed: tuple[Floats, Floats], leading: Seque
         axes.set_xlabel("share of full fine-tuning’s FLOPs")
         axes.set_ylabel("mean regret (points; logarithmic above 1)")
         dots = [(one.price, one.regret) for one in shown]
-        middle = len(fixed[0]) * 4 // 5
-        line = (float(fixed[0][middle]), float(fixed[1][middle]), "a fixed depth", MUTED)
+        place = len(depth.shares) * 4 // 5
+        line = (float(depth.costs[place]), float(depth.regrets[place]), "a fixed depth", MUTED)
         named = [(x.price, x.regret, x.rule, INK) for x in shown if not x.rule.startswith(f"{PAPER}-")]
         place_labels(axes, [*named, line], dots)
 

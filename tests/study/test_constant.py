@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.study.constant import fixed_depths, over_constant
+from stages.study.constant import over_constant
+from stages.study.depth import by_depth
 from stages.study.reading import read_study
 from stages.study.resamples import Resamples
 from stages.study.verdicts import verdicts
@@ -87,7 +88,8 @@ def test_the_line_of_fixed_depths_is_the_mean_over_the_data_sets(study):
     """From nothing to three of four layers; the best of a is full (and 1), of b full."""
     study.choice("a", "full", 0)
     drawn = [Resamples(case, 20, 1) for case in read_study(study.write()).cases]
-    costs, regrets = fixed_depths(drawn)
+    depth = by_depth(drawn, 0.95)
+    costs, regrets = depth.costs, depth.regrets
     assert (costs[0], regrets[0]) == (1.0, 0.0)
     assert costs[-1] == pytest.approx(0.2)
     assert regrets[-1] == pytest.approx((points("a", 0) - points("a", 3) + points("b", 0) - points("b", 3)) / 2)
