@@ -33,6 +33,7 @@ __all__ = [
     "layer_forward_flops",
     "optimizer_bytes",
     "reading_flops",
+    "recomputed_flops",
     "training_flops",
     "weight_gradient_flops",
 ]
@@ -129,6 +130,37 @@ def training_flops(
         inputs -= _lowest_inputs(shape, below, queries, positions)
     weights = weight_gradient_flops(shape, below, 1, queries, positions)
     return forward + inputs + weights + (boundary == 0 or not shape.tied_head) * head
+
+
+def recomputed_flops(
+    shape: ModelShape,
+    boundary: int,
+    queries: int,
+    attended: int,
+    positions: int,
+    seen: int,
+    *,
+    method: Technique = "weights",
+    rank: int = 8,
+) -> int:
+    """The second forward pass of layers boundary+1..L, where back-propagation computes them anew.
+
+    It ends as soon as all that back-propagation reads is there again: before the last product of each layer's last
+    linear map (with adapters: of the adapter beside it), unless a norm or a mixture's weights read that. The
+    arguments are those of :func:`training_flops`.
+    """
+    if boundary == shape.layers:
+        return 0
+    below, last = shape.layers - boundary - 1, last_layer_rows(shape, queries, positions)
+    flops = forward_flops(shape, below, queries, attended)
+    flops += 2 * sum(part.products * computed for part, (computed, _) in last)
+    flops += _attention_flops(shape, seen if shape.packed else attended)
+    end, (_, leaving) = last[-1]
+    ends = (below * queries + leaving) * shape.layer.ends_in_map  # rows of the last map that are not needed
+    if method == "weights":
+        return flops - 2 * end.products * ends
+    adapters = sum((part.wide + part.high) * (below * queries + rows[0]) for part, rows in last if part.adapted)
+    return flops + 2 * rank * (adapters - end.high * ends)
 
 
 def weight_gradient_flops(shape: ModelShape, below: int, last: int, queries: int, positions: int) -> int:

@@ -119,6 +119,7 @@ class CostModel(Record):
         shared: tokens that all prompts begin with.
         queries, attended, positions, seen: of one epoch's training.
         frozen_queries, frozen_attended: of the frozen layers' pass over the data, before the first step.
+        recompute: trained layers run a second time for back-propagation (``finetune.gradient_checkpointing``).
     """
 
     epochs: Positive
@@ -133,6 +134,7 @@ class CostModel(Record):
     seen: Positive
     frozen_queries: Positive
     frozen_attended: Positive
+    recompute: bool = False
     formula: str
     assumptions: list[str]
 

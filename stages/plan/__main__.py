@@ -28,7 +28,7 @@ _COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], None]]] = {"export": exp
 
 
 class PlanRoom(Room):
-    """The groups that this stage reads; of ``finetune`` what decides the cost: epochs, batches, parts."""
+    """The groups that this stage reads; of ``finetune`` what decides the cost."""
 
     plan: Plan
     finetune: Finetune

@@ -30,7 +30,14 @@ def make_plan(
     """
     basis = basis_of(evidence, params)
     parts = schedule.accumulate * schedule.processes
-    work = cost_model(sizes, schedule.epochs, schedule.batch_size, parts=parts, packed=base.shape.packed)
+    work = cost_model(
+        sizes,
+        schedule.epochs,
+        schedule.batch_size,
+        parts=parts,
+        packed=base.shape.packed,
+        recompute=schedule.gradient_checkpointing,
+    )
     points = frontier(base, work, evidence.laws[basis.quantity])
     choices, absent = _choices(replace(evidence, frontier=tuple(points)), params)
     if params.selector in absent:

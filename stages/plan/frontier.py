@@ -8,6 +8,7 @@ from stages.common.artifacts import significant
 from stages.common.command import UserError
 from stages.common.cost import (
     FLOAT32_BYTES,
+    ModelShape,
     activation_bytes_per_token,
     gradient_bytes,
     optimizer_bytes,
@@ -27,8 +28,20 @@ COUNTED: Final = (
     "every row has the mean length; no padding; the head and most of the last layer at answer positions only",
 )
 
+_RECOMPUTED: Final = (
+    "gradient checkpointing: each trained layer keeps its input alone, and runs again for back-propagation"
+)
 
-def cost_model(sizes: PreparedSizes, epochs: int, batch_rows: int, *, parts: int = 1, packed: bool = True) -> CostModel:
+
+def cost_model(
+    sizes: PreparedSizes,
+    epochs: int,
+    batch_rows: int,
+    *,
+    parts: int = 1,
+    packed: bool = True,
+    recompute: bool = False,
+) -> CostModel:
     """The sums over the training split that the costs are counted from.
 
     The tokens that all prompts begin with go through trained layers once for every part of a batch, and through
@@ -41,6 +54,7 @@ def cost_model(sizes: PreparedSizes, epochs: int, batch_rows: int, *, parts: int
         batch_rows: of a batch.
         parts: that a batch is computed in, one after the other or on several devices.
         packed: the model's layers run without padding.
+        recompute: trained layers run a second time for back-propagation.
     """
     train, shared = sizes.splits["train"], sizes.shared_prefix_tokens
     whole, rest = divmod(train.rows, batch_rows)
@@ -63,11 +77,13 @@ def cost_model(sizes: PreparedSizes, epochs: int, batch_rows: int, *, parts: int
         seen=round(train.answer_tokens * (shared + own - (answer - 1) / 2)),
         frozen_queries=own_tokens + frozen_walked * shared,
         frozen_attended=own_attended + frozen_walked * shared_attended,
+        recompute=recompute,
         formula=_FORMULA,
         assumptions=[
             f"flops and shares are those of finetune.epochs = {epochs} epochs; for others see the formula",
             beginning(batch_rows, shared, parts, packed),
             *COUNTED,
+            *([_RECOMPUTED] if recompute else []),
             "AdamW with float32 moments, float32 gradients and activations; weights themselves not counted",
         ],
     )
@@ -143,13 +159,21 @@ def _point(
         flops_share_many_epochs=significant(cost.epoch / whole.epoch),
         optimizer_bytes=optimizer_bytes(trained),
         gradient_bytes=gradient_bytes(trained, work.value_bytes),
-        activation_bytes=round(depth * part_tokens * activation_bytes_per_token(base.shape, work.value_bytes)),
+        activation_bytes=round(part_tokens * _kept_bytes_per_token(base.shape, work, depth)),
         cache_bytes=work.frozen_queries * base.shape.hidden * work.value_bytes if boundary else 0,
         observed=significant(law.mean[boundary]),
         predicted=significant(law.predicted(boundary)),
         remaining_reduction=remaining,
         efficient=efficient,
     )
+
+
+def _kept_bytes_per_token(shape: ModelShape, work: CostModel, depth: int) -> int:
+    """What back-propagation through so many layers keeps; recomputed ones are there one at a time."""
+    layer = activation_bytes_per_token(shape, work.value_bytes)
+    if not work.recompute:
+        return depth * layer
+    return depth * shape.hidden * work.value_bytes + (layer if depth else 0)
 
 
 def _remaining_reduction(mean: Sequence[float], boundary: int) -> float | None:

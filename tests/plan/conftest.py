@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -151,16 +152,17 @@ class Workspace:
         names = ("base", "prepared", "law", "gains", "signals", "out")
         return [part for name in names for part in (f"--{name}", str(getattr(self, name)))]
 
-    def plan(self, **params: object) -> FreezePlan:
-        self.set(**params)
+    def plan(self, finetune: Mapping[str, object] | None = None, **params: object) -> FreezePlan:
+        self.set(finetune, **params)
         main(self.argv())
         return FreezePlan.load(self.out)
 
-    def set(self, **plan: object) -> None:
+    def set(self, finetune: Mapping[str, object] | None = None, **plan: object) -> None:
         params = shipped_params()
         defaults = {"selector": "salf", "quantity": "deviation", "gain": "observed", "budget": 1.0, "last_n": 2}
         defaults |= {"oracle": None, "tolerance": 1.0, "first_n": 2}
         changed = {**params, "plan": {**defaults, "seed": 1, **plan}}
+        changed["finetune"] = {**params["finetune"], **(finetune or {})}
         (self.root / "params.yaml").write_text(json.dumps(changed))  # JSON is YAML, and quicker to read
 
 

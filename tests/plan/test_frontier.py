@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -57,17 +58,18 @@ def test_flops_against_a_closed_form(workspace):
         assert point.flops_uncached == EPOCHS * (k * frozen + epoch)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("packed", "parts"), [(True, 1), (True, 3), (False, 1)])
 @pytest.mark.parametrize("boundary", range(5))
-def test_what_a_plan_foresees_is_what_training_counts(boundary, packed, parts):
+def test_what_a_plan_foresees_is_what_training_counts(boundary, packed, parts, recompute):
     """Of rows of one length, 4 of 10 tokens shared, 2 of the answer; of unequal ones the plan knows the mean."""
     shape = replace(llama(tie_word_embeddings=True)[1], packed=packed)
     rows = [Example(f"{n}", None, "", "", tuple(range(9)), (11, 12)) for n in range(6)]
     sizes = PreparedSizes(splits={"train": SplitSize(rows=6, tokens=60, answer_tokens=12)}, shared_prefix_tokens=4)
-    costs = Costs(shape, boundary, "weights", 0)
+    costs = Costs(shape, boundary, "weights", 0, recompute=recompute)
     batches = [[Batch.of(rows, part, 4) for part in cut(range(at, min(at + 4, 6)), parts)] for at in (0, 4)]
     counted = costs.frozen(rows, 4) + EPOCHS * sum(costs.step(batch, 4) for batch in batches)
-    work = cost_model(sizes, EPOCHS, 4, parts=parts, packed=packed)
+    work = cost_model(sizes, EPOCHS, 4, parts=parts, packed=packed, recompute=recompute)
     assert BoundaryFlops.of(shape, work, boundary).cached(EPOCHS) == counted
 
 
@@ -114,6 +116,23 @@ def test_memory_falls_with_the_boundary_and_the_cache_appears_with_it(workspace)
     assert kept[-1] == 0
     assert frontier[0].cache_bytes == 0
     assert {point.cache_bytes for point in frontier[1:]} == {work(1)[0] * HIDDEN * 4}
+
+
+def test_with_gradient_checkpointing_a_layer_more_holds_its_input_and_costs_a_forward_pass_more(workspace):
+    kept, anew = workspace.plan(), workspace.plan({"gradient_checkpointing": True})
+    queries, attended = work()
+    row = 4 * HIDDEN * queries / BATCHES  # of float32 states
+    inputs = [high.activation_bytes - low.activation_bytes for high, low in pairwise(anew.frontier[:-1])]
+    assert inputs == [pytest.approx(row, abs=1)] * (LAYERS - 1)
+    # One layer trains: it runs again, and what it holds is there beside its input.
+    assert anew.frontier[-2].activation_bytes - kept.frontier[-2].activation_bytes == pytest.approx(row, abs=1)
+    last = anew.frontier[-1]
+    assert (last.activation_bytes, last.flops) == (0, kept.frontier[-1].flops)  # nothing goes back through a layer
+    # The last product of a layer's feed-forward part is not read again.
+    again = 2 * (LINEAR - HIDDEN * INTERMEDIATE) * queries + 4 * HIDDEN * attended
+    more = [ours.flops_epoch - theirs.flops_epoch for ours, theirs in zip(anew.frontier, kept.frontier, strict=True)]
+    assert [high - low for high, low in pairwise(more[:-1])] == [again] * (LAYERS - 1)
+    assert any("checkpointing" in words for words in anew.cost_model.assumptions)
 
 
 def test_predicted_is_the_laws_value_where_it_reaches_and_the_observed_one_elsewhere(workspace):

@@ -9,9 +9,8 @@ from stages.common.cost import (
     Technique,
     forward_flops,
     head_forward_flops,
-    last_layer_rows,
-    layer_forward_flops,
     reading_flops,
+    recomputed_flops,
     training_flops,
     weight_gradient_flops,
 )
@@ -76,13 +75,14 @@ class Costs:
     def _pass(self, batch: Batch, shared: int) -> int:
         queries, attended = _sums(self.shape, batch, shared)
         positions, seen = len(batch.targets), batch.seen(shared)
-        flops = training_flops(
-            self.shape, self.boundary, queries, attended, positions, seen, method=self.technique, rank=self.rank
-        )
+        work = (self.shape, self.boundary, queries, attended, positions, seen)
+        flops = training_flops(*work, method=self.technique, rank=self.rank)
+        if self.recompute:
+            flops += recomputed_flops(*work, method=self.technique, rank=self.rank)
         if self.frozen_anew:  # a packed beginning was walked before
             own = (batch.ids.numel(), batch.attended(shared)) if self.shape.packed else (queries, attended)
             flops += forward_flops(self.shape, self.boundary, *own)
-        return flops + (self._recomputed(queries, attended, positions, seen) if self.recompute else 0)
+        return flops
 
     def _spared(self, batch: Batch, shared: int, layers: Collection[int] | None) -> int:
         """The gradients of weights above the boundary that do not train."""
@@ -92,26 +92,6 @@ class Costs:
         spared = weight_gradient_flops(self.shape, len(idle - {depth}), len(idle & {depth}), queries, positions)
         head = self.own_head_frozen and not self.shape.tied_head
         return spared + head * head_forward_flops(self.shape, positions)
-
-    def _recomputed(self, queries: int, attended: int, positions: int, seen: int) -> int:
-        """The second forward pass of the suffix's layers.
-
-        It ends as soon as all that back-propagation reads is there again: before the last product of
-        each layer's last linear map (with adapters: of the adapter beside it), unless a norm or a
-        mixture's weights read that.
-        """
-        if self.boundary == self.shape.layers:
-            return 0
-        below, last = self.shape.layers - self.boundary - 1, last_layer_rows(self.shape, queries, positions)
-        flops = forward_flops(self.shape, below, queries, attended)
-        flops += 2 * sum(part.products * computed for part, (computed, _) in last)
-        flops += layer_forward_flops(self.shape, 0, seen if self.shape.packed else attended)
-        end, (_, leaving) = last[-1]
-        ends = (below * queries + leaving) * self.shape.layer.ends_in_map  # rows of the last map that are not needed
-        if self.technique == "weights":
-            return flops - 2 * end.products * ends
-        adapters = sum((part.wide + part.high) * (below * queries + rows[0]) for part, rows in last if part.adapted)
-        return flops + 2 * self.rank * (adapters - end.high * ends)
 
 
 def _sums(shape: ModelShape, batch: Batch, shared: int) -> tuple[int, int]:

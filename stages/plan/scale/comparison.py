@@ -87,7 +87,14 @@ def _compared(
     boundary, epochs = run["boundary"], run["epochs"]
     schedule = run["params"]["finetune"]
     parts = schedule["accumulate"] * clock["processes"]
-    work = cost_model(sizes, epochs, schedule["batch_size"], parts=parts, packed=base.shape.packed)
+    work = cost_model(
+        sizes,
+        epochs,
+        schedule["batch_size"],
+        parts=parts,
+        packed=base.shape.packed,
+        recompute=schedule["gradient_checkpointing"],
+    )
     flops = BoundaryFlops.of(base.shape, work, boundary)
     states = clock["boundary_states"]["training"] if boundary else {"origin": "computed", "seconds_computing": 0.0}
     # Without a cache the frozen layers ran within the steps.

@@ -48,7 +48,7 @@ class Chain:
             "lora": False,
             "boundary": boundary,
             "epochs": EPOCHS,
-            "params": {"finetune": {"batch_size": BATCH, "accumulate": 1}},
+            "params": {"finetune": {"batch_size": BATCH, "accumulate": 1, "gradient_checkpointing": False}},
             "flops": 1e12 * (training + 2 * cache),
             "base_sha256": "ab" * 32,
             "data_sha256": {"train": "d1"},
