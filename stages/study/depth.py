@@ -56,7 +56,7 @@ class Depth:
         lines: of every case, from nothing frozen to the deepest that was measured.
         shares: of the mean [S], up to the deepest share short of all layers that every case reaches.
         mean, low, high: of all groups of data sets alike [S], points over full fine-tuning, with an interval.
-        costs, regrets: means likewise [S], of the cost and of the points behind the best boundary short of all layers.
+        costs, regrets: means likewise [S], of the cost and of the points behind the best boundary.
     """
 
     lines: tuple[Line, ...]
@@ -93,7 +93,5 @@ def by_depth(drawn: Sequence[Resamples], confidence: float) -> Depth | None:
         low=low,
         high=high,
         costs=over_groups([(group, line.costs @ weights) for group, line, weights in at]),
-        regrets=over_groups(
-            [(g, line.over_full[line.shares < 1].max() - line.over_full @ weights) for g, line, weights in at]
-        ),
+        regrets=over_groups([(group, line.over_full.max() - line.over_full @ weights) for group, line, weights in at]),
     )
