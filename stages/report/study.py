@@ -81,7 +81,7 @@ def _rules(name: str, caption: str, rules: Json, summary: Json) -> Table:
     headings = (
         *("Rule", "Data sets", "Cost", "Behind full", "Ahead at equal compute", "Ahead of the default"),
         "Ahead of a fixed depth",
-        *("Regret at any", "Regret at cost", "Cross-fitted", "Rank corr."),
+        *("Regret at any", "Cross-fitted", "Regret at cost", "Cross-fitted", "Rank corr."),
     )
     ranked = sorted(rules.values(), key=lambda one: one["rank"])
     rows = [_rule(one, one["rule"] == summary["default_rule"]) for one in ranked]
@@ -98,8 +98,9 @@ def _rule(one: Json, default: bool) -> list[Cell]:
         _ahead(one["over_default"]),
         _ahead(one["over_constant"]),
         _regret(one, "regret", "worst"),
-        _regret(one, "regret_at_cost", "worst_at_cost"),
         _points(one["regret_cross_fitted"]),
+        _regret(one, "regret_at_cost", "worst_at_cost"),
+        _points(one["regret_at_cost_cross_fitted"]),
         number_cell(one["rank_correlation"], decimal(number(one["rank_correlation"]), 2)),
     ]
 
@@ -162,6 +163,7 @@ def _left_out(left: Json) -> Table:
         "Left out",
         "Chosen on the others",
         "Regret at cost",
+        "Cross-fitted",
         "Regret at any",
         "Cross-fitted",
         "Behind full",
@@ -171,7 +173,8 @@ def _left_out(left: Json) -> Table:
         [
             Cell(one["group"]),
             Cell(one["rule"]),
-            *(_points(one[name]) for name in ("regret_at_cost", "regret", "regret_cross_fitted", "behind_full")),
+            *(_points(one[name]) for name in ("regret_at_cost", "regret_at_cost_cross_fitted")),
+            *(_points(one[name]) for name in ("regret", "regret_cross_fitted", "behind_full")),
             number_cell(one["cost_share"], percent(one["cost_share"])),
         ]
         for one in left["groups"]

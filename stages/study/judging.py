@@ -20,7 +20,8 @@ class Overall:
         groups: how many groups of data sets.
         cases, asked: how many data sets with a model were measured, of those where the rule chose.
         interpolated: on how many cases its boundary was read between measured ones.
-        cost_share, deciding_share, regret, regret_at_cost, regret_cross_fitted, behind_full: means over groups.
+        cost_share, deciding_share, regret, regret_at_cost, behind_full: means over groups; so are
+            ``regret_cross_fitted`` and ``regret_at_cost_cross_fitted``.
         behind_full_median: over groups; behind full fine-tuning are ``groups_behind`` of them.
         worst: the largest regret on any case, and where; ``worst_at_cost`` likewise.
         rank_correlation: mean over the groups where the rule predicts something.
@@ -36,6 +37,7 @@ class Overall:
     regret: float
     regret_at_cost: float
     regret_cross_fitted: float
+    regret_at_cost_cross_fitted: float
     behind_full: float
     behind_full_median: float
     groups_behind: int
@@ -67,6 +69,7 @@ class LeftOut:
     regret: float
     regret_at_cost: float
     regret_cross_fitted: float
+    regret_at_cost_cross_fitted: float
     behind_full: float
     cost_share: float
     worst: float
@@ -137,6 +140,7 @@ def _overall(rule: str, asked: Sequence[Verdict]) -> Overall:
         regret=mean("regret"),
         regret_at_cost=mean("regret_at_cost"),
         regret_cross_fitted=mean("regret_cross_fitted"),
+        regret_at_cost_cross_fitted=mean("regret_at_cost_cross_fitted"),
         behind_full=fmean(behind),
         behind_full_median=median(behind),
         groups_behind=sum(value > 0 for value in behind),

@@ -13,6 +13,7 @@ Json = Mapping[str, Any]
 _PART: Final = re.compile(r"<!-- study: (?P<name>[^>]+?) -->\n(?:(?!<!-- study:).)*?<!-- end -->", flags=re.DOTALL)
 _FEW: Final = 3  # a boundary that fewer data sets were measured at has no row
 _MINUS: Final = "\N{MINUS SIGN}"
+_REGRETS: Final = ("regret", "regret_cross_fitted", "regret_at_cost", "regret_at_cost_cross_fitted")
 
 
 def update(page: Path, summary: Json, points: Sequence[Point]) -> None:
@@ -58,7 +59,7 @@ def _parts(summary: Json, points: Sequence[Point]) -> dict[str, str]:
 def _rules(rules: Json) -> str:
     headings = [
         *("rule", "data sets", "operations", "behind full", "ahead of a fixed depth of its price"),
-        *("regret at any cost", "at its cost", "cross-fitted"),
+        *("regret at any cost", "cross-fitted", "at its cost", "cross-fitted"),
     ]
     return _table(headings, [_rule(one) for one in sorted(rules.values(), key=lambda one: one["rank"])])
 
@@ -71,7 +72,7 @@ def _rule(one: Json) -> list[str]:
         f"{one['cost_share']:.0%}{deciding}".replace("%", " %"),
         _interval(one["behind_full"], one["over_full"], -1),
         _interval(None, one["over_constant"], 1),
-        *(_number(one[name], 2) for name in ("regret", "regret_at_cost", "regret_cross_fitted")),
+        *(_number(one[name], 2) for name in _REGRETS),
     ]
 
 

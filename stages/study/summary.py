@@ -176,12 +176,14 @@ def _told(one: Overall) -> str:
     side = "behind" if one.behind_full >= 0 else "ahead of"
     deciding = f", and {one.deciding_share:.0%} to decide" if one.deciding_share else ""
     middle = "behind" if one.behind_full_median >= 0 else "ahead"
+    fair = round(one.regret_at_cost_cross_fitted, 2)
     return (
         f"costs {one.cost_share:.0%} of full fine-tuning's operations{deciding}, and is {abs(one.behind_full):.2f} "
         f"points of accuracy {side} it, mean over {one.groups} data sets (behind on {one.groups_behind}, median "
         f"{abs(one.behind_full_median):.2f} {middle}). It is {one.regret:.2f} behind the best measured boundary (at "
         f"most {one.worst:.1f}, {one.worst_on}), {one.regret_at_cost:.2f} behind the best of equal or lower cost (at "
-        f"most {one.worst_at_cost:.1f}, {one.worst_at_cost_on})."
+        f"most {one.worst_at_cost:.1f}, {one.worst_at_cost_on}), and {abs(fair):.2f} "
+        f"{'behind' if fair >= 0 else 'ahead of'} the one that other seeds and examples call the best of these."
     )
 
 
@@ -233,6 +235,7 @@ def _figures(chosen: Overall | None) -> Json:
         "mean_regret_any_cost_points": "regret",
         "max_regret_any_cost_points": "worst",
         "mean_regret_cross_fitted_points": "regret_cross_fitted",
+        "mean_regret_at_cost_cross_fitted_points": "regret_at_cost_cross_fitted",
         "mean_behind_full_points": "behind_full",
     }
     return {name: getattr(chosen, attribute) if chosen else None for name, attribute in names.items()}
@@ -262,6 +265,7 @@ def _left_out(left: Sequence[LeftOut]) -> Json | None:
         "mean_regret_any_cost_points": fmean(one.regret for one in left),
         "max_regret_any_cost_points": max(one.worst for one in left),
         "mean_regret_cross_fitted_points": fmean(one.regret_cross_fitted for one in left),
+        "mean_regret_at_cost_cross_fitted_points": fmean(one.regret_at_cost_cross_fitted for one in left),
         "mean_behind_full_points": fmean(one.behind_full for one in left),
         "cost_share": fmean(one.cost_share for one in left),
         "groups": [asdict(one) for one in left],

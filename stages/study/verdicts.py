@@ -1,11 +1,13 @@
 """Every rule on every case: what it chose, what came of it, and how far that is from the best that was measured.
 
-Three regrets, since none alone is fair to all rules. ``regret``: behind the best measured boundary, whatever that
+Four regrets, since none alone is fair to all rules. ``regret``: behind the best measured boundary, whatever that
 costs. ``regret_at_cost``: behind the best at equal or lower cost, what deciding costs included; a rule that freezes
 nearly everything has almost none. ``regret_cross_fitted``: as the first, but the best boundary is found on other test
 examples than those it is scored on, so that luck in its choice does not count against the rule; it may be negative.
+``regret_at_cost_cross_fitted``: the same of the best at equal or lower cost, the rule's own fine-tune among them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from scipy.stats import spearmanr
@@ -55,6 +57,7 @@ class Verdict:
     regret: float | None = None
     regret_at_cost: float | None = None
     regret_cross_fitted: float | None = None
+    regret_at_cost_cross_fitted: float | None = None
     behind_full: float | None = None
     behind_full_low: float | None = None
     behind_full_high: float | None = None
@@ -174,14 +177,19 @@ def _regrets(case: Case, method: str, deciding_share: float) -> dict[str, float 
     own = case.quality(method, seeds=seeds)
     quality = {m: case.quality(m, seeds=seeds) for m in curve.values()}
     best = max(curve, key=lambda boundary: (quality[curve[boundary]], boundary))
-    at_cost = max([quality[m] for m in curve.values() if case.cost_share(m) <= share + SAME_COST], default=own)
-    others = case.scale * float(cross_fitted([case.runs[m, "epochs"].only(seeds) for m in curve.values()]).mean())
+    cheaper = [m for m in curve.values() if case.cost_share(m) <= share + SAME_COST]
     return {
         "regret": quality[curve[best]] - own,
-        "regret_at_cost": max(0.0, at_cost - own),
-        "regret_cross_fitted": others - own,
+        "regret_at_cost": max(0.0, max((quality[m] for m in cheaper), default=own) - own),
+        "regret_cross_fitted": _found_elsewhere(case, list(curve.values()), seeds) - own,
+        "regret_at_cost_cross_fitted": _found_elsewhere(case, list(dict.fromkeys([*cheaper, method])), seeds) - own,
         "best_boundary": best,
     }
+
+
+def _found_elsewhere(case: Case, methods: Sequence[str], seeds: Sequence[int]) -> float:
+    """Quality of the best of some methods, each time the best by other seeds and examples than it is scored on."""
+    return case.scale * float(cross_fitted([case.runs[m, "epochs"].only(seeds) for m in methods]).mean())
 
 
 def _own_methods(case: Case) -> list[Choice]:

@@ -24,6 +24,7 @@ RULE = {
     "regret": 0.4375,
     "regret_at_cost": 0.125,
     "regret_cross_fitted": -0.0625,
+    "regret_at_cost_cross_fitted": -0.3125,
     "behind_full": 0.25,
     "behind_full_median": 0.125,
     "groups_behind": 6,
@@ -59,6 +60,7 @@ SUMMARY = {
                 "regret": 0.875,
                 "regret_at_cost": 0.75,
                 "regret_cross_fitted": 0.5,
+                "regret_at_cost_cross_fitted": 0.375,
                 "behind_full": 0.25,
                 "cost_share": 0.53,
                 "worst": 1.75,
@@ -126,7 +128,21 @@ def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
         "measured on Some Processor, cpu, float32. 12 learning rates were tuned on validation data, for a region of "
         "boundaries or a method each; 1 of them lies at an end of what was tried."
     ) in page
-    for value in (0.4375, 8.0625, -0.0625, 0.375, 0.875, 0.9375, 3.0625, 4.375, 1.6875, -0.6875, -0.8125, 0.3125):
+    for value in (
+        0.4375,
+        8.0625,
+        -0.0625,
+        0.375,
+        0.875,
+        0.9375,
+        3.0625,
+        4.375,
+        1.6875,
+        -0.6875,
+        -0.8125,
+        -0.3125,
+        0.3125,
+    ):
         assert f'<data value="{value}">' in page
     for words in (
         "The same with embedded alone.",

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from stages.study.comparisons import Comparison
 from stages.study.judging import Overall
 from stages.study.summary import headline
 
-SOME = Overall("r", 2, 2, 2, 0, 0.5, 0.0, 1.0, 0.5, 0.5, 0.1, 0.1, 1, 2.0, "a, m", 1.0, "a, m", None)
+SOME = Overall("r", 2, 2, 2, 0, 0.5, 0.0, 1.0, 0.5, 0.5, -0.25, 0.1, 0.1, 1, 2.0, "a, m", 1.0, "a, m", None)
 
 
 @pytest.fixture
@@ -87,6 +88,12 @@ def test_the_headline_says_how_many_rules_are_better_and_worse_than_a_fixed_dept
     )
     assert "none is surely better" in told(over("b", 0.5, 0.5))
     assert "2 (b, c) are surely worse" in told(over("c", -2.0, 0.01), over("b", -2.0, 0.02))
+
+
+def test_the_headline_says_on_which_side_of_the_best_that_others_call_the_rule_is():
+    for fair, words in ((-0.25, "and 0.25 ahead of"), (0.25, "and 0.25 behind"), (-0.001, "and 0.00 behind")):
+        told = headline(replace(SOME, regret_at_cost_cross_fitted=fair), None, [], None, [], 0.95)
+        assert f"{words} the one that other seeds and examples call the best of these." in told
 
 
 def test_pairs_that_surely_differ_from_full_fine_tuning_are_named(two_data_sets):

@@ -40,6 +40,17 @@ def test_regrets_costs_and_differences_are_those_worked_by_hand(two_data_sets):
     assert one(found, "b", "none").p < 0.02
 
 
+def test_luck_of_a_seed_is_no_regret_when_other_seeds_say_which_boundary_is_the_best(two_data_sets):
+    """Half is right on 32 of 40 with both seeds, a rival of lower cost on 36 and 30."""
+    for seed, right in ((1, 36), (2, 30)):
+        two_data_sets.run("b", "freeze-3", right, seed, flops=30)
+    half = one(judged(two_data_sets), "b", "half")
+    assert half.regret_at_cost == 2.5  # 33 of 40
+    # Seed 2 names half, which has 32 with seed 1; seed 1 names the rival, which has 30 with seed 2.
+    assert half.regret_at_cost_cross_fitted == -2.5
+    assert one(judged(two_data_sets), "b", "none").regret_at_cost_cross_fitted == 0  # nothing else is as cheap
+
+
 def test_p_values_are_adjusted_over_the_rules_of_a_case(two_data_sets):
     found = [v for v in judged(two_data_sets) if v.data_set == "b" and v.rule not in ("full", "oracle")]
     assert len(found) == 3
