@@ -8,9 +8,9 @@ LOCKED := $(shell { cat requirements.lock requirements-model.lock .ci/setup; gre
 STAMP := $(VENV)/.installed-$(LOCKED)
 
 # Test files run side by side in this many processes, each with one thread for torch: more threads
-# than cores wait for each other.
+# than cores wait for each other. A test that hangs costs its process, and is not tried for ever.
 JOBS ?= 2
-PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 2
 
 export PATH := $(BIN):$(PATH)
 export PYTHON TORCH_FLAGS
