@@ -68,11 +68,13 @@ class Known:
         layers: depth of the cases' models, for those whose plans were read.
         chosen: boundaries that the rules choose.
         done: what has ended.
+        failed: what was begun and did not come to its end.
     """
 
     layers: Mapping[Case, int]
     chosen: Mapping[Case, frozenset[int]]
     done: Mapping[FineTune, Result]
+    failed: frozenset[FineTune] = frozenset()
 
     @cached_property
     def ended(self) -> Mapping[FineTune, list[FineTune]]:
@@ -112,9 +114,12 @@ def agenda(description: Description, cases: Sequence[Case], known: Known) -> lis
 
 
 def batches(wanted: Sequence[FineTune], together: int) -> Iterator[tuple[FineTune, ...]]:
-    """Fine-tunes that go into one experiment: neighbours of one case, seed and budget, so many at most."""
+    """Fine-tunes that go into one experiment: neighbours of one case, seed and budget, so many at most.
+
+    One whose grid is widened goes by itself: training may diverge at a rate beyond those that were meant.
+    """
     ready = [fine_tune for fine_tune in wanted if fine_tune.rates]
-    for _, group in groupby(ready, key=lambda one: (one.case, one.seed, one.budget)):
+    for _, group in groupby(ready, key=lambda one: (one.case, one.seed, one.budget, one.tried and one.method)):
         members = list(group)
         for start in range(0, len(members), together):
             yield tuple(members[start : start + together])
@@ -223,6 +228,8 @@ def _other(description: Description, case: Case, seed: int, method: str, known: 
 def _widest(begun: FineTune, most: int, known: Known) -> FineTune:
     """The fine-tune with the grid it has come to: widened by a rate whenever the one at its end won.
 
+    A rate that failed widens nothing: the best of those before it counts.
+
     Args:
         begun: with the grid of the description.
         most: rates that are added.
@@ -236,7 +243,8 @@ def _widest(begun: FineTune, most: int, known: Known) -> FineTune:
     beyond = widened(done.rates, known.done[done].learning_rate)
     if beyond is None or len(done.rates) >= size + most:
         return done
-    return replace(done, rates=(*done.rates, beyond), tried=len(done.rates))
+    further = replace(done, rates=(*done.rates, beyond), tried=len(done.rates))
+    return done if further in known.failed else further
 
 
 def _tuned(leader: FineTune, known: Known) -> tuple[float, ...]:

@@ -247,7 +247,9 @@ def _in_turn(bench: Bench, pool: ThreadPoolExecutor, at_once: int, deadline: flo
             return faults
         for future in ended:
             fault, item = _fault(future), running.pop(future)
-            faults += [fault] * bool(fault)
+            if fault:
+                faults.append(fault)
+                progress.failed.update(item.fine_tunes)
             print(f"{time.strftime('%X')} {'failed' if fault else 'kept'}: {item.words}", flush=True)
 
 

@@ -100,6 +100,7 @@ def _run_all(desk: Desk, budget_hours: float, at_once: int) -> list[str]:
             if not future.state.is_completed():
                 faults.append(str(future.state.message or future.state.name))
                 broken.append(item)
+                desk.progress.failed.update(item.fine_tunes)
             logger.info(outlook(desk.progress))
     except BaseException:  # cancelled, the worker is gone, a bug: no experiment outlives its flow
         desk.held.stop.set()

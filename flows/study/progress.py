@@ -71,6 +71,9 @@ class Progress:
         tables: what is there.
         same_code: results of another version of the stages do not count.
 
+    Attributes:
+        failed: fine-tunes that were begun and did not come to their end; they are begun again by the next call.
+
     Raises:
         StudyError: params.yaml has no place for a value of the description.
     """
@@ -79,6 +82,7 @@ class Progress:
         self.description, self.places, self.tables, self.same_code = description, places, tables, same_code
         self.code = code_version(places.project)
         self.absent: list[str] = []
+        self.failed: set[FineTune] = set()
         self.settings: dict[Case, Setting] = {}
         self._shipped = read_parameters(places.project)
         for case in _cases(description):
@@ -104,7 +108,7 @@ class Progress:
         done = {one: Result(row["learning_rate"], row["validation_loss"]) for one, row in rows.items()}
         layers = self._layers()
         chosen = {case: frozenset(_boundaries(self.tables.choices, case, self.description)) for case in layers}
-        return Known(layers, chosen, done)
+        return Known(layers, chosen, done, frozenset(self.failed))
 
     def before(self, fine_tune: FineTune) -> Row | None:
         """The best of the rates that were tried before; ``None``: there were none."""

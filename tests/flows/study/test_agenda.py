@@ -88,6 +88,21 @@ def test_a_grid_is_widened_no_further_than_is_asked(described):
     assert max((one.rates for one in known.done if one.method == "full"), key=len) == (0.001, 0.002, 0.004, 0.008)
 
 
+def test_a_widened_grid_whose_new_rate_failed_is_as_it_was_and_the_others_go_on(described):
+    description, known = described(seeds=[1, 2], widen=2, data_sets={"a": {}}), fresh()
+    known = end(known, next(batches(missing(description, known), 3)))
+    widening = list(batches([one for one in missing(description, known) if one.case == A and one.seed == 1], 3))
+    assert [told(batch) for batch in widening] == [
+        ["a1 full e [0.001, 0.002, 0.004]"],  # by itself, whatever may go together
+        ["a1 freeze-4 e [0.01, 0.02, 0.04]"],
+    ]
+    broken = Known(known.layers, known.chosen, known.done, frozenset(widening[0]))
+    assert [line for line in told(missing(description, broken)) if line.startswith("a2")][:2] == [
+        "a2 full e [0.002]",
+        "a2 freeze-4 e []",
+    ]
+
+
 def test_what_was_tried_counts_though_fewer_rates_are_asked_for_later(described):
     known = fresh()
     while batch := next(batches(missing(described(seeds=[1], widen=2), known), 3), None):
