@@ -107,7 +107,7 @@ def agenda(description: Description, cases: Sequence[Case], known: Known) -> lis
                 wanted += [_freeze(description, case, seed, boundary, known) for boundary in grid]
     for seed in description.seeds:
         for case in planned:
-            grid = at_depths(description.equal_compute, known.layers[case])
+            grid = longer(description.equal_compute, known.layers[case])
             wanted += [_freeze(description, case, seed, boundary, known, "compute") for boundary in grid]
             wanted += [_other(description, case, seed, method, known) for method in description.methods]
     return list(dict.fromkeys(wanted))
@@ -141,6 +141,14 @@ def coarse(boundaries: Sequence[float], rates: Rates, layers: int) -> list[int]:
 def at_depths(shares: Sequence[float], layers: int) -> list[int]:
     """The boundaries that freeze these shares of the layers, rounded up."""
     return sorted({math.ceil(share * layers) for share in shares})
+
+
+def longer(shares: Sequence[float], layers: int) -> list[int]:
+    """The boundaries that are trained at equal compute: these shares of the layers, rounded down as the rule half does.
+
+    At least one layer is frozen: full fine-tuning saves nothing to train on with.
+    """
+    return sorted({max(1, math.floor(round(share * layers, 9))) for share in shares})
 
 
 def region(rates: Rates, share: float) -> float:

@@ -151,12 +151,12 @@ def test_a_method_that_is_no_boundary_has_a_grid_of_its_own(described):
     assert told(left) == ["a2 lisa e [0.002]"]
 
 
-def test_equal_compute_comes_last(described):
+def test_equal_compute_comes_last_above_layers_rounded_down(described):
     description, known = described(equal_compute=[0.25, 0.9], seeds=[1]), fresh()
     while batch := next(batches(missing(description, known), 3), None):
         known = end(known, batch)
     last = [one for one in known.done if one.budget == "compute"]
-    grid = ["1 freeze-2 c [0.002]", "1 freeze-8 c [0.02]"]
+    grid = ["1 freeze-2 c [0.002]", "1 freeze-7 c [0.02]"]
     assert told(last) == [f"{data_set}{one}" for data_set in "ab" for one in grid]
     assert list(known.done)[-4:] == last
 
