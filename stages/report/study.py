@@ -19,12 +19,15 @@ _REGRET: Final = (
 )
 _RULES: Final = (
     "Every rule, mean over data sets: counted operations as a share of full fine-tuning's, and those of the "
-    "fine-tunes by which it decides; regrets in points; "
-    "behind full at equal epochs, on so many of the data sets; ahead of it with the savings spent on more epochs; "
-    "ahead of the default, where both were measured, with intervals (salf is the paper's rule); ahead of freezing as "
-    "many layers on all data sets as cost the same on the mean, for rules that do not; "
-    "regrets with the largest of any case; interpolated: cases whose boundary is read between measured ones; "
-    "Spearman's correlation of what the rule predicts of the boundaries with what was measured there."
+    "fine-tunes by which it decides; points behind full at equal epochs, on so many of the data sets; ahead of it with "
+    "the savings spent on more epochs, where that was measured; ahead of freezing as many layers on all data sets as "
+    "cost the same on the mean, for rules that do not; ahead of the default, where both were measured, with intervals "
+    "(salf is the paper's rule)."
+)
+_REGRETS: Final = (
+    "What every rule misses, in points, with the largest of any case, a data set with a model; interpolated: cases "
+    "whose boundary is read between measured ones; Spearman's correlation of what the rule predicts of the boundaries "
+    "with what was measured there."
 )
 # Figures over all data sets, which come first.
 _OVER_ALL: Final = {
@@ -52,9 +55,11 @@ def study_section(summary: Json | None, figures: Mapping[str, str]) -> Section |
     if summary["leave_one_out"]:
         section.tables.append(_left_out(summary["leave_one_out"]))
     section.tables.append(_rules("study-rules", _RULES, summary["rules"], summary))
+    section.tables.append(_regrets("study-regrets", _REGRETS, summary["rules"], summary))
     if summary["alone"]:
-        alone = f"The same with {summary['alone']['model']} alone."
-        section.tables.append(_rules("study-rules-alone", alone, summary["alone"]["rules"], summary))
+        rules, model = summary["alone"]["rules"], summary["alone"]["model"]
+        section.tables.append(_rules("study-rules-alone", f"Every rule, with {model} alone.", rules, summary))
+        section.tables.append(_regrets("study-regrets-alone", f"What it misses, with {model} alone.", rules, summary))
     section.tables.append(_sensitivity(summary))
     if summary["coverage"]:
         section.tables.append(_coverage(summary))
@@ -79,30 +84,45 @@ def _scope(summary: Json) -> str:
 
 def _rules(name: str, caption: str, rules: Json, summary: Json) -> Table:
     headings = (
-        *("Rule", "Data sets", "Cost", "Behind full", "Ahead at equal compute", "Ahead of the default"),
-        "Ahead of a fixed depth",
-        *("Regret at any", "Cross-fitted", "Regret at cost", "Cross-fitted", "Rank corr."),
+        *("Rule", "Data sets", "Cost", "Behind full", "Ahead at equal compute", "Ahead of a fixed depth"),
+        "Ahead of the default",
     )
-    ranked = sorted(rules.values(), key=lambda one: one["rank"])
-    rows = [_rule(one, one["rule"] == summary["default_rule"]) for one in ranked]
+    rows = [
+        [
+            _name(one, summary),
+            number_cell(one["groups"], str(one["groups"])),
+            number_cell(one["cost_share"], percent(one["cost_share"]), _deciding(one["deciding_share"])),
+            number_cell(one["behind_full"], decimal(one["behind_full"], 2), f"on {one['groups_behind']}"),
+            *(_ahead(one[name]) for name in ("equal_compute_over_full", "over_constant", "over_default")),
+        ]
+        for one in _ranked(rules)
+    ]
     return Table(name, caption, _columns(headings), rows)
 
 
-def _rule(one: Json, default: bool) -> list[Cell]:
-    return [
-        Cell(one["rule"], mark="best" if default else ""),
-        number_cell(one["groups"], str(one["groups"]), _cases(one)),
-        number_cell(one["cost_share"], percent(one["cost_share"]), _deciding(one["deciding_share"])),
-        number_cell(one["behind_full"], decimal(one["behind_full"], 2), f"on {one['groups_behind']}"),
-        _ahead(one["equal_compute_over_full"]),
-        _ahead(one["over_default"]),
-        _ahead(one["over_constant"]),
-        _regret(one, "regret", "worst"),
-        _points(one["regret_cross_fitted"]),
-        _regret(one, "regret_at_cost", "worst_at_cost"),
-        _points(one["regret_at_cost_cross_fitted"]),
-        number_cell(one["rank_correlation"], decimal(number(one["rank_correlation"]), 2)),
+def _regrets(name: str, caption: str, rules: Json, summary: Json) -> Table:
+    headings = ("Rule", "Cases", "Regret at cost", "Cross-fitted", "Regret at any", "Cross-fitted", "Rank corr.")
+    rows = [
+        [
+            _name(one, summary),
+            number_cell(one["cases"], _of_asked(one), _interpolated(one)),
+            _regret(one, "regret_at_cost", "worst_at_cost"),
+            _points(one["regret_at_cost_cross_fitted"]),
+            _regret(one, "regret", "worst"),
+            _points(one["regret_cross_fitted"]),
+            number_cell(one["rank_correlation"], decimal(number(one["rank_correlation"]), 2)),
+        ]
+        for one in _ranked(rules)
     ]
+    return Table(name, caption, _columns(headings), rows)
+
+
+def _ranked(rules: Json) -> list[Json]:
+    return sorted(rules.values(), key=lambda one: one["rank"])
+
+
+def _name(one: Json, summary: Json) -> Cell:
+    return Cell(one["rule"], mark="best" if one["rule"] == summary["default_rule"] else "")
 
 
 def _regret(one: Json, mean: str, worst: str) -> Cell:
@@ -123,10 +143,12 @@ def _deciding(share: float) -> str:
     return f"and {percent(share)} to decide" if share else ""
 
 
-def _cases(one: Json) -> str:
-    """How many cases were measured, and how."""
-    lacking = f"{one['cases']} of {one['asked']} cases" if one["cases"] < one["asked"] else f"{one['cases']} cases"
-    return f"{lacking}, {one['interpolated']} interpolated" if one["interpolated"] else lacking
+def _of_asked(one: Json) -> str:
+    return f"{one['cases']} of {one['asked']}" if one["cases"] < one["asked"] else str(one["cases"])
+
+
+def _interpolated(one: Json) -> str:
+    return f"{one['interpolated']} interpolated" if one["interpolated"] else ""
 
 
 def _sensitivity(summary: Json) -> Table:

@@ -145,8 +145,10 @@ def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
     ):
         assert f'<data value="{value}">' in page
     for words in (
-        "The same with embedded alone.",
-        "9 of 11 cases, 2 interpolated",
+        "Every rule, with embedded alone.",
+        "What it misses, with embedded alone.",
+        "9 of 11",
+        "2 interpolated",
         "2.5 to 3.5, 7 sets",
         "on 6",
         "cost cap 30%",
@@ -192,5 +194,5 @@ def test_the_study_that_lies_in_the_repository_is_shown():
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     figures = {file.stem: file.read_text(encoding="utf-8") for file in (folder / "figures").glob("*.svg")}
     section = study_section(summary, figures)
-    assert [table.name for table in section.tables][:2] == ["study-left-out", "study-rules"]
+    assert [table.name for table in section.tables][:3] == ["study-left-out", "study-rules", "study-regrets"]
     assert len(section.figures) == len(summary["seeds_each"]) + 2
