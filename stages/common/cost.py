@@ -33,7 +33,6 @@ __all__ = [
     "layer_forward_flops",
     "optimizer_bytes",
     "reading_flops",
-    "recomputed_flops",
     "training_flops",
     "weight_gradient_flops",
 ]
@@ -84,6 +83,7 @@ def training_flops(
     *,
     method: Technique = "weights",
     rank: int = 8,
+    recompute: bool = False,
 ) -> int:
     """One pass of suffix training: forward and backward of layers boundary+1..L and the head.
 
@@ -109,6 +109,7 @@ def training_flops(
         method: what is trained in the layers above the boundary; ``lora`` trains adapters alone (no
             norm, no head) of rank ``rank`` beside all linear maps but experts.
         rank: of the adapters.
+        recompute: the layers' forward pass runs a second time, for back-propagation (gradient checkpointing).
 
     Raises:
         ValueError: the boundary is no space of the model, or nothing is left to adapt.
@@ -122,6 +123,8 @@ def training_flops(
     attention = _attention_flops(shape, seen if shape.packed else attended)
     used = sum(part.products * rows for part, (_, rows) in last_layer_rows(shape, queries, positions))
     forward = reading_flops(shape, boundary, queries, attended, positions, seen)
+    if recompute:
+        forward += forward - head - _spared_again(shape, below, queries, positions, method, rank)
     inputs = below * (layer + _attention_flops(shape, attended)) + 2 * used + 2 * attention + head
     if method == "lora":
         lowest = _lowest_inputs(shape, below, queries, positions)
@@ -130,37 +133,6 @@ def training_flops(
         inputs -= _lowest_inputs(shape, below, queries, positions)
     weights = weight_gradient_flops(shape, below, 1, queries, positions)
     return forward + inputs + weights + (boundary == 0 or not shape.tied_head) * head
-
-
-def recomputed_flops(
-    shape: ModelShape,
-    boundary: int,
-    queries: int,
-    attended: int,
-    positions: int,
-    seen: int,
-    *,
-    method: Technique = "weights",
-    rank: int = 8,
-) -> int:
-    """The second forward pass of layers boundary+1..L, where back-propagation computes them anew.
-
-    It ends as soon as all that back-propagation reads is there again: before the last product of each layer's last
-    linear map (with adapters: of the adapter beside it), unless a norm or a mixture's weights read that. The
-    arguments are those of :func:`training_flops`.
-    """
-    if boundary == shape.layers:
-        return 0
-    below, last = shape.layers - boundary - 1, last_layer_rows(shape, queries, positions)
-    flops = forward_flops(shape, below, queries, attended)
-    flops += 2 * sum(part.products * computed for part, (computed, _) in last)
-    flops += _attention_flops(shape, seen if shape.packed else attended)
-    end, (_, leaving) = last[-1]
-    ends = (below * queries + leaving) * shape.layer.ends_in_map  # rows of the last map that are not needed
-    if method == "weights":
-        return flops - 2 * end.products * ends
-    adapters = sum((part.wide + part.high) * (below * queries + rows[0]) for part, rows in last if part.adapted)
-    return flops + 2 * rank * (adapters - end.high * ends)
 
 
 def weight_gradient_flops(shape: ModelShape, below: int, last: int, queries: int, positions: int) -> int:
@@ -236,6 +208,21 @@ def _lowest_inputs(shape: ModelShape, below: int, queries: int, positions: int) 
     """Operations that the lowest trained layer saves where what reads its own input passes nothing down."""
     last = last_layer_rows(shape, queries, positions)
     return 2 * sum(part.products * (queries if below else used) for part, (_, used) in last if part.first)
+
+
+def _spared_again(shape: ModelShape, below: int, queries: int, positions: int, method: Technique, rank: int) -> int:
+    """Operations that a recomputed forward pass lacks beside the first; adapters, not counted there, come on top.
+
+    It ends as soon as all that back-propagation reads is there again: before the last product of each layer's last
+    linear map (with adapters: of the adapter beside it), unless a norm or a mixture's weights read that.
+    """
+    last = last_layer_rows(shape, queries, positions)
+    end, (_, leaving) = last[-1]
+    ends = (below * queries + leaving) * shape.layer.ends_in_map  # rows of the last map that are not needed
+    if method == "weights":
+        return 2 * end.products * ends
+    adapters = sum((part.wide + part.high) * (below * queries + rows) for part, (rows, _) in last if part.adapted)
+    return 2 * rank * (end.high * ends - adapters)
 
 
 def _lora_flops(shape: ModelShape, below: int, queries: int, positions: int, rank: int) -> int:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stages.common.cost import ModelShape, forward_flops, recomputed_flops, training_flops
+from stages.common.cost import ModelShape, forward_flops, training_flops
 from stages.common.freeze_plan import CostModel
 
 
@@ -17,10 +17,10 @@ class BoundaryFlops:
     def of(cls, shape: ModelShape, work: CostModel, boundary: int) -> "BoundaryFlops":
         """Count a boundary of 0..L."""
         sums = (work.queries, work.attended, work.positions, work.seen)
-        epoch = training_flops(shape, boundary, *sums)
-        if work.recompute:
-            epoch += recomputed_flops(shape, boundary, *sums)
-        return cls(frozen=forward_flops(shape, boundary, work.frozen_queries, work.frozen_attended), epoch=epoch)
+        return cls(
+            frozen=forward_flops(shape, boundary, work.frozen_queries, work.frozen_attended),
+            epoch=training_flops(shape, boundary, *sums, recompute=work.recompute),
+        )
 
     def cached(self, epochs: int) -> int:
         """All epochs, the frozen layers' output computed once."""

@@ -10,7 +10,6 @@ from stages.common.cost import (
     forward_flops,
     head_forward_flops,
     reading_flops,
-    recomputed_flops,
     training_flops,
     weight_gradient_flops,
 )
@@ -75,10 +74,17 @@ class Costs:
     def _pass(self, batch: Batch, shared: int) -> int:
         queries, attended = _sums(self.shape, batch, shared)
         positions, seen = len(batch.targets), batch.seen(shared)
-        work = (self.shape, self.boundary, queries, attended, positions, seen)
-        flops = training_flops(*work, method=self.technique, rank=self.rank)
-        if self.recompute:
-            flops += recomputed_flops(*work, method=self.technique, rank=self.rank)
+        flops = training_flops(
+            self.shape,
+            self.boundary,
+            queries,
+            attended,
+            positions,
+            seen,
+            method=self.technique,
+            rank=self.rank,
+            recompute=self.recompute,
+        )
         if self.frozen_anew:  # a packed beginning was walked before
             own = (batch.ids.numel(), batch.attended(shared)) if self.shape.packed else (queries, attended)
             flops += forward_flops(self.shape, self.boundary, *own)
