@@ -27,7 +27,7 @@ _EXAMPLES = """examples:
   python -m flows.lineage why plan                          what changed since the plan was made
   python -m flows.lineage verify                            hash everything anew; exit status 1 on any mismatch
   python -m flows.lineage verify --head HASH                and prove that the ledger was not cut since
-  python -m flows.lineage diff main workspace               parameters, data, code, metrics, plans
+  python -m flows.lineage diff main workspace               the freeze plans (dvc params|metrics diff: the rest)
   python -m flows.lineage export ro-crate --out crate       files, runs, parameters and hashes, as others read them
   python -m flows.lineage record                            take over what `dvc repro` did without a flow
   python -m flows.lineage head                              the ledger's newest record, to be noted elsewhere
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     command = add("verify", "hash workspace and cache anew against dvc.lock and the ledger", _verify)
     command.add_argument("--head", metavar="HASH", help="a record's hash noted down before; it must still be there")
     command.add_argument("--whole-cache", action="store_true", help="hash what dvc.lock does not name, too")
-    command = add("diff", "what differs between two commits, branches or experiments", _diff)
+    command = add("diff", "compare the freeze plans of two commits, branches or experiments", _diff)
     command.add_argument("old", help="a commit, branch, tag or experiment, or: workspace")
     command.add_argument("new", nargs="?", default=diff.HERE, help="another (default: workspace)")
     export.add_arguments(add("export", "write the records as RO-Crate, OpenLineage or SLSA provenance", export.run))

@@ -1,4 +1,4 @@
-"""What git knows: files at a commit, the commits that touched a file, what changed between two."""
+"""What git knows: files at a commit, the commits that touched a file, what changed since one."""
 
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -54,25 +54,15 @@ def commits_of_lock(project: Path) -> Iterator[str]:
     yield from (found or b"").decode().split()
 
 
-def changed_files(project: Path, old: str, new: str | None, paths: Sequence[str]) -> list[str] | None:
-    """Lines as ``M stages/fit/gains.py`` for what differs below the paths; ``None``: git cannot tell.
-
-    Args:
-        project: the project's folder.
-        old: a commit.
-        new: another one; ``None``: the files as they lie here.
-        paths: what is looked at; none: everything.
-    """
-    revisions = [old] if new is None else [old, new]
-    flags = ["--name-status", "--no-renames", "--relative", "-z"]
-    found = _git(project, "diff", *flags, *revisions, "--", *paths)
+def changed_files(project: Path, commit: str, paths: Sequence[str]) -> list[str] | None:
+    """Lines as ``M stages/fit/gains.py`` for what differs below the paths since a commit; ``None``: git cannot tell."""
+    found = _git(project, "diff", "--name-status", "--no-renames", "--relative", "-z", commit, "--", *paths)
     if found is None:
         return None
     fields = found.decode(errors="replace").split("\0")[:-1]
     lines = [f"{status} {path}" for status, path in zip(fields[::2], fields[1::2], strict=True)]
-    if new is None:
-        others = _git(project, "ls-files", "--others", "--exclude-standard", "-z", "--", *paths) or b""
-        lines += [f"A {path}" for path in others.decode(errors="replace").split("\0")[:-1]]
+    others = _git(project, "ls-files", "--others", "--exclude-standard", "-z", "--", *paths) or b""
+    lines += [f"A {path}" for path in others.decode(errors="replace").split("\0")[:-1]]
     return sorted(lines, key=lambda line: line[2:])
 
 

@@ -62,11 +62,7 @@ def _changes(universe: Universe, stage: str) -> list[str]:
     lines = []
     for change in changes_since(project, declared, entry):
         lines.append(str(change))
-        if (
-            change.kind == "input"
-            and commit
-            and (files := history.changed_files(project.root, commit, None, [change.name]))
-        ):
+        if change.kind == "input" and commit and (files := history.changed_files(project.root, commit, [change.name])):
             lines.append(f"  since commit {commit[:12]}: {', '.join(files)}")
     for path, name in named(entry, "outs"):
         now = project.name_of(path)
