@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from stages.common.command import UserError
@@ -71,3 +72,18 @@ def test_every_figure_that_the_page_shows_is_there():
     figures = re.findall(r"!\[[^\]]+\]\(([^)]+\.svg)\)", text)
     assert len(figures) >= 4
     assert all((PROJECT / "docs" / figure).resolve().is_file() for figure in figures)
+
+
+def test_the_outcomes_of_other_rates_belong_to_runs_and_hold_the_winners():
+    """Web snippets at one rate: full and half differ by 0.2 points with seed 1, where the winners differ by 6.8."""
+    runs, rates = (pd.read_csv(PROJECT / f"reports/study/{name}.csv") for name in ("runs", "rates"))
+    both = rates.merge(runs, on="point", suffixes=("", "_kept"), validate="many_to_one")
+    assert len(both) == len(rates) == len(rates.drop_duplicates(["point", "learning_rate"]))
+    won = both[both["learning_rate"] == both["learning_rate_kept"]]
+    assert set(won["point"]) == set(rates["point"])
+    assert (won["validation_loss"] == won["validation_loss_kept"]).all()
+    webss = rates[(rates["data_set"] == "webss") & (rates["model"] == "embedded") & (rates["seed"] == 1)]
+    full = webss[webss["method"] == "full"].set_index("learning_rate")["test_accuracy"]
+    half = runs.query("data_set == 'webss' and model == 'embedded' and seed == 1 and method == 'freeze-15'")
+    assert dict(full) == pytest.approx({1e-4: 0.9, 2e-4: 0.88667, 4e-4: 0.83333}, abs=1e-5)
+    assert dict(zip(half["learning_rate"], half["quality"], strict=True))[1e-4] == pytest.approx(0.90167, abs=1e-5)
