@@ -77,7 +77,7 @@ def predict(model: Configuration, work: CostModel, machine: Machine, precision: 
             flops_share=significant(flops / whole),
             seconds=significant(flops / machine.flops_per_second),
             memory=memory(shape, work, boundary, precision),
-            cache_bytes=work.frozen_queries * shape.hidden * precision.value if boundary else 0,
+            cache_bytes=work.frozen_queries * shape.hidden * precision.stream if boundary else 0,
         )
 
     assumptions = [

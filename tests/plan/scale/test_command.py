@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from stages.common.answers import Embeddings, training_logits
@@ -88,6 +89,19 @@ def test_operations_are_those_that_pytorch_counts_in_a_whole_fine_tune(scale, tm
         suffix = 3 * ((layers - boundary - 1) * (by_rows + batches * beginning) + seen) if boundary < layers else 0
         attention = 4 * width * (boundary * (by_rows + beginning) + EPOCHS * suffix)
         assert prediction["boundaries"][boundary]["flops"] - attention == counted, boundary
+
+
+@pytest.mark.parametrize(("precision", "weights"), [("mixed", "float32"), ("bfloat16", "bfloat16")])
+def test_the_cache_has_the_bytes_of_the_states_that_are_stored(scale, tmp_path, precision, weights):
+    """Under autocast the residual stream stays in the weights' precision."""
+    tiny_network().save_pretrained(tmp_path / "tiny")
+    (prediction,), _ = scale("--config", "tiny", *WORKLOAD, "--precision", precision)
+    prompt = (1, 2, 3, 4, *range(10, 19 - ANSWER))
+    rows = [Example(str(n), None, "", "", prompt, tuple(range(5, 5 + ANSWER))) for n in range(ROWS)]
+    model = CausalModel(tiny_network().to(getattr(torch, weights)), family_of("llama"))
+    runtime = choose_runtime(Device(kind="cpu", dtype="bfloat16"))
+    stored = cache_boundary(model, runtime, rows, SHARED, 2, batch_tokens=BATCH * TOKENS).rows
+    assert {point["cache_bytes"] for point in prediction["boundaries"][1:]} == {stored.nbytes}
 
 
 def count(network, rows, boundary):
