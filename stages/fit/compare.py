@@ -6,20 +6,24 @@ out, −2 ln L = 2n·ln(2b) + 2n, and AICc = −2 ln L + 2p + 2p(p+1)/(n−p−1
 parameters that the data chose, b included. Every rule is judged on *all* spaces 1..L, since criteria
 over different data cannot be compared. It is undefined, and null, where n ≤ p + 1.
 
-**Leave-last-layers-out.** The rule is fitted to spaces 1..L−h and predicts the last h. Who knows no law
-says "as before" (isotonic: stays at its last level; constant: stays at the median): a law that
-predicts worse than that has described, not explained.
+**Leave-last-layers-out.** The rule is fitted to spaces 1..L−h and predicts the last h. Without a law the
+prediction is "as before" (isotonic: stays at its last level; constant: stays at the median). Where a curve has
+flattened, a true law and "as before" predict equally well, and noise decides which is ahead: the law may be worse
+by one standard error of the difference, taken over resamples of the examples that are fitted alike.
 
 **A law fits** when all of these hold; the verdict names those that fail:
 
 1. its AICc is below that of both baselines by at least :data:`MARGIN` (below a tenth, models have "essentially
    no support", Burnham & Anderson 2002, §2.6);
 2. its r² over the spaces that it claims, first_space..L, is at least :data:`R2_BOUND`;
-3. its leave-last-layers-out error is not above that of the better baseline;
+3. its leave-last-layers-out error is at most one standard error above that of the better baseline;
 4. its curve falls over these spaces, and the optimiser converged.
 
 Of the laws that fit, the one of the lowest AICc is the best; when none does, the rule of the lowest
 AICc is named, be it a baseline or a law that failed elsewhere, and ``fits`` is false.
+
+A law that fits is no evidence for scaling: smooth curves pass as well. A straight line is accepted as a broken power
+law or an exponential (:data:`SMOOTH` says so in the artifact).
 """
 
 from collections.abc import Sequence
@@ -33,6 +37,11 @@ from stages.fit.rules import BASELINES, Fitted, Rule
 
 MARGIN: Final = 10.0
 R2_BOUND: Final = 0.9
+SMOOTH: Final = (
+    "A law that fits describes the curve; it is no evidence for scaling, since smooth curves pass as well: "
+    "a straight line fits as a broken power law or an exponential."
+)
+_RESAMPLES: Final = 50  # fitted again for the standard error of the hold-out error, which they give to 10 %
 _RESOLUTION: Final = 1e-7  # relative: of float32 traces; smaller residuals tell nothing
 
 
@@ -47,7 +56,12 @@ class Assessment:
     r2: float | None
     rmse: float
     aicc: float | None
-    holdout_rmse: float | None
+    holdout: Array | None  # root mean squared error on the last layers, of the curve and of its resamples [1 + R]
+
+    @property
+    def holdout_rmse(self) -> float | None:
+        """The curve's own."""
+        return None if self.holdout is None else float(self.holdout[0])
 
     @property
     def is_baseline(self) -> bool:
@@ -60,8 +74,15 @@ class Assessment:
         return bool(self.curve[-1] < self.curve[self.first_space - 1])
 
 
-def assess(rule: Rule, curve: Array, holdout: int) -> Assessment:
-    """Fit a rule to a curve [L] over spaces 1..L and judge it; ``holdout`` last layers are predicted."""
+def assess(rule: Rule, curve: Array, resamples: Array, holdout: int) -> Assessment:
+    """Fit a rule to a curve [L] over spaces 1..L and judge it; ``holdout`` last layers are predicted.
+
+    Args:
+        rule: the rule.
+        curve: the mean over examples.
+        resamples: bootstrap means [B, L]; the first ones give the standard error of the hold-out error.
+        holdout: how many layers are left out.
+    """
     fitted = rule.fit(curve[None])
     theta = fitted.theta[0]
     spaces = np.arange(1, len(curve) + 1, dtype=float)
@@ -76,7 +97,7 @@ def assess(rule: Rule, curve: Array, holdout: int) -> Assessment:
         r2=r_squared(curve[claimed], predicted[claimed]),
         rmse=_rmse(curve[claimed], predicted[claimed]),
         aicc=aicc(np.log(predicted / curve), rule.degrees(theta) + 1),
-        holdout_rmse=_holdout(rule, curve, holdout),
+        holdout=_holdout(rule, np.concatenate([curve[None], resamples[:_RESAMPLES]]), holdout),
     )
 
 
@@ -106,7 +127,6 @@ def choose(assessments: Sequence[Assessment]) -> tuple[Assessment, bool]:
 def faults(law: Assessment, assessments: Sequence[Assessment]) -> list[str]:
     """Why a law does not fit, in words; empty when it does."""
     bars = [a.aicc for a in assessments if a.is_baseline and a.aicc is not None]
-    unknowing = [a.holdout_rmse for a in assessments if a.is_baseline and a.holdout_rmse is not None]
     found = []
     if law.aicc is None or not bars:
         found.append("too few layers for an AICc")
@@ -114,15 +134,31 @@ def faults(law: Assessment, assessments: Sequence[Assessment]) -> list[str]:
         found.append(f"AICc {law.aicc:.1f} is not {MARGIN:g} below the best without a law ({min(bars):.1f})")
     if law.r2 is None or law.r2 < R2_BOUND:
         found.append("the curve does not vary" if law.r2 is None else f"r² {law.r2:.2f} is below {R2_BOUND:g}")
-    if law.holdout_rmse is None or not unknowing:
+    excess = holdout_excess(law, assessments)
+    if excess is None:
         found.append("too few layers to leave some out")
-    elif law.holdout_rmse > min(unknowing):
-        found.append(f"it predicts the last layers worse than no law ({law.holdout_rmse:.3g} > {min(unknowing):.3g})")
+    elif excess[0] > excess[1]:
+        found.append(
+            f"its error on the last layers is {excess[0]:.3g} above that of no law, more than a standard error "
+            f"({excess[1]:.3g})"
+        )
     if not law.falls:
         found.append("it does not fall")
     if not law.fitted.converged[0]:
         found.append("the optimiser did not converge")
     return found
+
+
+def holdout_excess(law: Assessment, assessments: Sequence[Assessment]) -> tuple[float, float] | None:
+    """By how much a law's hold-out error is above the better baseline's, and its standard error; None: too few layers.
+
+    Without resamples, and with one, the standard error is 0.
+    """
+    bars = [a.holdout for a in assessments if a.is_baseline and a.holdout is not None]
+    if law.holdout is None or not bars:
+        return None
+    over = law.holdout - min(bars, key=lambda errors: float(errors[0]))
+    return float(over[0]), float(over[1:].std(ddof=1)) if len(over) > 2 else 0.0
 
 
 def verdict(quantity: str, assessments: Sequence[Assessment], curve: Array) -> str:
@@ -161,13 +197,15 @@ def _by_aicc(assessment: Assessment) -> float:
     return np.inf if assessment.aicc is None else assessment.aicc
 
 
-def _holdout(rule: Rule, curve: Array, layers: int) -> float | None:
-    known = len(curve) - layers
+def _holdout(rule: Rule, curves: Array, layers: int) -> Array | None:
+    """Root mean squared errors [C] on the last layers of curves [C, L], each fitted to its first L−h spaces."""
+    known = curves.shape[1] - layers
     if known < rule.points:
         return None
-    left_out = np.arange(known + 1, len(curve) + 1, dtype=float)
-    predicted = rule.curve(rule.fit(curve[None, :known]).theta, left_out)[0]
-    return _rmse(curve[known:], predicted)
+    first = rule.fit(curves[:1, :known])
+    theta = np.concatenate([first.theta, rule.fit(curves[1:, :known], first.warm).theta])
+    predicted = rule.curve(theta, np.arange(known + 1, curves.shape[1] + 1, dtype=float))
+    return np.asarray(np.sqrt(((curves[:, known:] - predicted) ** 2).mean(axis=1)))
 
 
 def _rmse(values: Array, predicted: Array) -> float:

@@ -11,7 +11,7 @@ from stages.common.fitting.bootstrap import interval, resampled_means
 from stages.common.gains import local, next_reduction
 from stages.common.laws import Array
 from stages.common.params import Fit
-from stages.fit.compare import Assessment, assess, choose, faults, verdict
+from stages.fit.compare import SMOOTH, Assessment, assess, choose, faults, holdout_excess, verdict
 from stages.fit.gains import Gain, all_gains
 from stages.fit.rules import BASELINES, LAWS, POWER_RULE, Rule
 from stages.fit.stability import Stability, stabilities
@@ -77,7 +77,8 @@ def analyse(name: str, examples: Array, params: Fit, progress: Progress = lambda
     thetas = None if power is None else intervals[power].thetas
     gains = all_gains(mean, resamples, theta, thetas, params.confidence)
     sizes = stabilities(examples, _FLOOR, params.bootstrap, params.seed)
-    return Analysis(name, examples, mean, resamples, assessments, intervals, gains, sizes, _notes(examples, mean))
+    notes = _notes(examples, mean) + [SMOOTH] * choose(assessments)[1]
+    return Analysis(name, examples, mean, resamples, assessments, intervals, gains, sizes, notes)
 
 
 def artifact(analysis: Analysis, confidence: float) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def artifact(analysis: Analysis, confidence: float) -> dict[str, Any]:
 
 
 def _fit(rule: Rule, curve: Array, resamples: Array, holdout: int) -> tuple[Assessment, Interval]:
-    assessment = assess(rule, curve, holdout)
+    assessment = assess(rule, curve, resamples, holdout)
     again = rule.fit(resamples, assessment.fitted.warm)
     spaces = np.arange(1, len(curve) + 1, dtype=float)
     return assessment, Interval(rule.natural(again.theta), rule.curve(again.theta, spaces), again.theta)
@@ -119,6 +120,7 @@ def _law(assessment: Assessment, bootstrap: Interval, rivals: list[Assessment], 
     low, high = interval(bootstrap.parameters, confidence)
     curve_low, curve_high = interval(bootstrap.curves, confidence)
     first = assessment.first_space
+    excess = None if assessment.is_baseline else holdout_excess(assessment, rivals)
     return {
         "name": rule.name,
         "formula": rule.formula,
@@ -130,6 +132,7 @@ def _law(assessment: Assessment, bootstrap: Interval, rivals: list[Assessment], 
         "rmse": _number(assessment.rmse),
         "aicc": _number(assessment.aicc),
         "holdout_rmse": _number(assessment.holdout_rmse),
+        "holdout_excess_se": _number(excess[1]) if excess else None,
         "fits": not assessment.is_baseline and not faults(assessment, rivals),
         "curve": _from(first, assessment.curve),
         "curve_low": _from(first, curve_low),

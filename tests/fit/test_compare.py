@@ -2,15 +2,17 @@ import numpy as np
 import pytest
 from sklearn.isotonic import IsotonicRegression
 
-from stages.fit.compare import aicc, assess, choose, faults, r_squared, verdict
+from stages.common.fitting.bootstrap import resampled_means
+from stages.fit.compare import aicc, assess, choose, faults, holdout_excess, r_squared, verdict
 from stages.fit.rules import BASELINES, LAWS, IsotonicRule, TailRule
 from tests.fit.shapes import late_deviation, late_loss, noisy_examples
 
 DEPTH = np.arange(1.0, 31.0)
 
 
-def every_rule(curve, holdout=3):
-    return [assess(rule, curve, holdout) for rule in (*LAWS, *BASELINES)]
+def every_rule(curve, resamples=None, holdout=3):
+    resamples = curve[None] if resamples is None else resamples
+    return [assess(rule, curve, resamples, holdout) for rule in (*LAWS, *BASELINES)]
 
 
 def noise(scale, seed=0):
@@ -111,14 +113,49 @@ def test_left_out_layers_are_predicted_from_the_others_alone():
     """Whatever the last layers are, the prediction is the same: the error follows by hand for a constant."""
     curve = np.full(30, 2.0)
     curve[-3:] = [1.0, 1.5, 2.0]
-    constant = assess(BASELINES[1], curve, 3)
+    constant = assess(BASELINES[1], curve, curve[None], 3)
     assert constant.holdout_rmse == pytest.approx(np.sqrt((1 + 0.25 + 0) / 3), rel=1e-6)
-    assert assess(BASELINES[1], curve, 29).holdout_rmse is None
+    assert assess(BASELINES[1], curve, curve[None], 29).holdout_rmse is None
 
 
 def test_four_layers_are_too_few_for_a_verdict_but_not_an_error():
     curve = np.array([1.0, 0.8, 0.7, 0.65])
-    assessments = [assess(rule, curve, 3) for rule in (*LAWS, *BASELINES) if len(curve) >= rule.points]
+    assessments = [assess(rule, curve, curve[None], 3) for rule in (*LAWS, *BASELINES) if len(curve) >= rule.points]
     assert [a.rule.name for a in assessments] == ["power", "exponential", "isotonic", "constant"]
     assert not choose(assessments)[1]
     assert "too few layers" in verdict("loss", assessments, curve)
+
+
+NOISY = {
+    "power": 0.3 + 0.7 * DEPTH**-0.7,
+    "straight": 1 - 0.02 * DEPTH,
+    "logistic": 0.3 + 0.7 / (1 + np.exp((DEPTH - 15) / 2)),
+}
+
+
+def accepted(shape, curves):
+    """Of noisy means (1 % at every space) of one shape: the laws that fit, and how often without a margin, too."""
+    found, without = [], 0
+    for seed in range(curves):
+        examples = NOISY[shape] * np.exp(np.random.default_rng([9, seed]).normal(scale=0.08, size=(64, 30)))
+        mean = examples.mean(axis=0)
+        assessments = every_rule(mean, resampled_means(examples, 50, seed))
+        laws = {a.rule.name for a in assessments if not a.is_baseline and not faults(a, assessments)}
+        found.append(laws)
+        power = assessments[0]
+        without += "power" in laws and holdout_excess(power, assessments)[0] <= 0
+    return found, without
+
+
+def test_a_true_law_with_noise_is_accepted_far_more_often_than_by_a_coin_flip():
+    """Where the curve has flattened, "as before" predicts as well: which is ahead is chance, and no fault."""
+    found, without = accepted("power", 16)
+    assert sum("power" in laws for laws in found) >= 14
+    assert without <= 12
+
+
+def test_smooth_curves_pass_as_laws_and_other_shapes_do_not():
+    """A straight line passes as an exponential or a broken power law, which the artifact says; an S does not."""
+    straight, _ = accepted("straight", 4)
+    assert sum(bool(laws & {"exponential", "broken_power"}) for laws in straight) >= 3
+    assert accepted("logistic", 4)[0] == [set()] * 4
