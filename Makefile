@@ -26,7 +26,7 @@ export ITERATIVE_DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup run flow audit serve bench bench-quick study test coverage test-slow lint lock clean
+.PHONY: help setup run flow audit serve bench bench-quick study test coverage test-slow lint docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -79,10 +79,13 @@ lint: setup ## check format, style, types and the direction of imports
 	@mypy
 	@lint-imports
 
+docs: setup ## build the documentation into site/ (open site/index.html)
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+
 lock: setup ## compile requirements.lock anew from pyproject.toml
 	@uv pip compile pyproject.toml --extra dev --universal --fork-strategy fewest --generate-hashes \
 	  --python-version 3.11 --excludes .ci/lock-excludes.txt --no-header --quiet -o requirements.lock
 
 clean: ## remove caches and the environment; data, models, reports and DVC's cache stay
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage site
 	@find stages flows tests -name __pycache__ -type d -prune -exec rm -rf {} +

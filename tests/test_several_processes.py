@@ -1,4 +1,4 @@
-"""docs/several-processes.md does what it says: its script, sharded over two processes, trains what one process does."""
+"""docs/large-models.md does what it says: its script, sharded over two processes, trains what one process does."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.conftest import PROJECT
 from tests.docs_blocks import blocks
 from tests.own_plan import changed_parts, write_plan_and_base
 
-PAGE = "several-processes.md"
+PAGE, SECTION = "large-models.md", "Sharded weights with FSDP"
 
 
 def alone(root: Path) -> dict[str, torch.Tensor]:
@@ -40,8 +40,8 @@ def alone(root: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.timeout(300)
 def test_the_sharded_script_trains_what_one_process_does(tmp_path, hub_folder):
     write_plan_and_base(tmp_path, hub_folder)
-    ((_, script),) = blocks(PAGE, "python")
-    ((_, command),) = blocks(PAGE, "sh")
+    ((_, script),) = blocks(PAGE, "python", SECTION)
+    ((_, command),) = blocks(PAGE, "sh", SECTION)
     (tmp_path / "fsdp.py").write_text(script)
     scripts = Path(sys.executable).parent
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""docs/worked-example.md, command by command, in a copy of the project with a small random model in it."""
+"""The worked example of docs/your-data.md, command by command, in a copy of the project with a small random model."""
 
 import json
 import os
@@ -16,9 +16,9 @@ from tests.docs_blocks import blocks, run_python
 
 pytestmark = [pytest.mark.chain, pytest.mark.slow]
 
-PAGE = "worked-example.md"
+PAGE, SECTION = "your-data.md", "Worked example: support tickets"
 FILE = YAML()
-SMALLER = {  # the page's own settings stay as they are
+SMALLER = {  # the section's own settings stay as they are
     "device": {"kind": "cpu", "dtype": "float32"},
     "compare": {"methods": ["full", "half"]},
     "fit": {"bootstrap": 20},
@@ -64,13 +64,13 @@ def run(root: Path, command: str) -> str:
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory, hub_folder):
-    """The copy after the whole page, and what each command printed."""
+    """The copy after the whole section, and what each command printed."""
     root = tmp_path_factory.mktemp("tickets") / "project"
     root.mkdir()
     new_project(root)
     change_params(root, {**SMALLER, "model": {"source": str(hub_folder)}})
     printed: dict[str, str] = {}
-    for language, block in blocks(PAGE):
+    for language, block in blocks(PAGE, section=SECTION):
         if language == "yaml":
             change_params(root, FILE.load(block))
         elif language == "sh":

@@ -1,20 +1,20 @@
-"""What the README tells a user to type for the deployments is what prefect.yaml and the flows understand."""
+"""What docs/flows.md tells a user to type for the deployments is what prefect.yaml and the flows understand."""
 
 import json
-import shlex
 from pathlib import Path
 
 import pytest
 from prefect.flows import load_flow_from_entrypoint
 from ruamel.yaml import YAML
 
+from tests.docs_blocks import commands
+
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYED = YAML(typ="safe", pure=True).load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
-LINES = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
 
 
 def words(start: str) -> list[list[str]]:
-    return [shlex.split(line, comments=True) for line in LINES if line.startswith(start)]
+    return [command for command in commands("flows.md") if " ".join(command).startswith(start)]
 
 
 def value(text: str) -> object:
