@@ -1,4 +1,4 @@
-"""Verifies the lineage of everything in the workspace, for a schedule: a mismatch fails the run."""
+"""Verify the lineage of everything in the workspace, for schedules: a mismatch fails the run."""
 
 import argparse
 import json
@@ -84,10 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m flows.audit",
         description=__doc__,
-        epilog="example:\n  python -m flows.audit --wait    after the run that is working in this folder",
+        epilog="example:\n  python -m flows.audit --wait    after the run that is active in this folder",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--wait", action="store_true", help="wait for a run that is working in this folder")
+    parser.add_argument("--wait", action="store_true", help="wait for a run that is active in this folder")
     return exit_status(audit(wait=parser.parse_args(argv).wait, return_state=True))
 
 

@@ -86,8 +86,8 @@ def _is_whole(content: bytes) -> bool:
 if __name__ == "__main__":
     argparse.ArgumentParser(
         prog="python -m flows.leftovers",
-        description="Put aside what a killed DVC left half-written in this folder. Call it where nothing else runs; "
-        "make run does so first.",
+        description="Move aside files that a killed DVC left half-written here; make run calls it first. Call it only "
+        "if nothing else runs.",
         epilog="example: python -m flows.leftovers",
     ).parse_args()
     for line in clear(Path()):

@@ -58,12 +58,12 @@ _DESCRIPTION = "Run the chain as a Prefect flow: one task per stage of dvc.yaml,
 _EXAMPLES = """examples:
   python -m flows.pipeline                            what changed, and nothing else
   python -m flows.pipeline --targets plan             up to the plan
-  python -m flows.pipeline --targets finetune         every fine-tune of the matrix, and what they need
-  python -m flows.pipeline --force evaluate report    these two even when nothing changed
+  python -m flows.pipeline --targets finetune         all fine-tunes of the matrix, and what they need
+  python -m flows.pipeline --force evaluate report    these two even if nothing changed
   python -m flows.pipeline --set finetune.epochs=3 --experiment longer
                                                       with another parameter, kept as a DVC experiment
   python -m flows.pipeline --side-by-side 2           two independent stages at a time
-  python -m flows.pipeline --wait                     after the run that is working in this folder
+  python -m flows.pipeline --wait                     after the run that is active in this folder
 exit status: 0 done, 1 a stage or the flow failed, 2 the request was refused, 130 interrupted
 """
 
@@ -258,12 +258,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--targets", nargs="+", default=[], metavar="STAGE", help="only these and what they need")
-    parser.add_argument("--force", nargs="+", default=[], metavar="STAGE", help="run these even when nothing changed")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of this run alone")
+    parser.add_argument("--targets", nargs="+", default=[], metavar="STAGE", help="these stages and what they need")
+    parser.add_argument("--force", nargs="+", default=[], metavar="STAGE", help="run these even if nothing changed")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter for this run only")
     parser.add_argument("--experiment", metavar="NAME", help="keep the result as a DVC experiment")
     parser.add_argument("--side-by-side", type=int, default=0, metavar="N", help="independent stages at once (0: auto)")
-    parser.add_argument("--wait", action="store_true", help="wait for a run that is working in this folder")
+    parser.add_argument("--wait", action="store_true", help="wait for a run that is active in this folder")
     arguments = parser.parse_args(argv)
     try:
         state = pipeline(

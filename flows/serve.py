@@ -1,7 +1,7 @@
-"""Everything that scheduled runs need, in one command: server, work pool, deployments, worker.
+"""Serve the deployments of prefect.yaml: starts server, work pool, deployments and worker.
 
-A server that PREFECT_API_URL names is used as it is; otherwise one is started on this machine and
-ends with this command. What is deployed stands in ``prefect.yaml``, and nowhere else.
+If PREFECT_API_URL names a server, that server is used. Otherwise one starts on this machine and
+ends with this command.
 """
 
 import argparse
@@ -176,8 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--host", default="127.0.0.1", help="of the server that is started (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=4200, help="of the server that is started (4200)")
+    parser.add_argument("--host", default="127.0.0.1", help="host of the server (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=4200, help="port of the server (4200)")
     given = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

@@ -1,7 +1,7 @@
-"""A grid of parameters, each point a DVC experiment in a copy of the project, and one table of all.
+"""Run a grid of parameters, each point as a DVC experiment, and show all results in one table.
 
-The workspace itself is not touched: DVC runs a point in a folder of its own, from the state that
-the workspace is in now, and shares the cache, so that what two points have in common runs once.
+The workspace is not changed. DVC runs each point in a copy of its current state. All copies share the
+cache, so work that two points have in common runs once.
 """
 
 import argparse
@@ -172,11 +172,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--set", action="append", required=True, metavar="KEY=[VALUES]", help="an axis of the grid")
-    parser.add_argument("--name", default="sweep", help="the experiments are called NAME-1, NAME-2, ...")
-    parser.add_argument("--targets", nargs="+", default=[], metavar="STAGE", help="only these and what they need")
+    parser.add_argument("--set", action="append", required=True, metavar="KEY=[VALUES]", help="one axis of the grid")
+    parser.add_argument("--name", default="sweep", help="name of the experiments: NAME-1, NAME-2, ...")
+    parser.add_argument("--targets", nargs="+", default=[], metavar="STAGE", help="these stages and what they need")
     parser.add_argument("--side-by-side", type=int, default=0, metavar="N", help="experiments at once (0: auto)")
-    parser.add_argument("--wait", action="store_true", help="wait for a run that is working in this folder")
+    parser.add_argument("--wait", action="store_true", help="wait for a run that is active in this folder")
     given = parser.parse_args(argv)
     try:
         grid = {key: value if isinstance(value, list) else [value] for key, value in parse(given.set).items()}

@@ -23,15 +23,15 @@ FINE, NOT_SO, BAD_USAGE = 0, 1, 2
 _EXAMPLES = """examples:
   python -m flows.lineage show reports/metrics.json         from the metrics back to raw data and base model
   python -m flows.lineage show /elsewhere/salf-seed1        a model folder found anywhere, by its content
-  python -m flows.lineage show 18d4e6eb                     by a hash, or its beginning
+  python -m flows.lineage show 18d4e6eb                     by a hash, or its first digits
   python -m flows.lineage why plan                          what changed since the plan was made
-  python -m flows.lineage verify                            hash everything anew; exit status 1 on any mismatch
-  python -m flows.lineage verify --head HASH                and prove that the ledger was not cut since
-  python -m flows.lineage diff main workspace               the freeze plans (dvc params|metrics diff: the rest)
-  python -m flows.lineage export ro-crate --out crate       files, runs, parameters and hashes, as others read them
-  python -m flows.lineage record                            take over what `dvc repro` did without a flow
-  python -m flows.lineage head                              the ledger's newest record, to be noted elsewhere
-exit status: 0 fine; 1 a mismatch, or nothing known of what was asked for; 2 bad usage or an unreadable project
+  python -m flows.lineage verify                            recompute every hash; exit status 1 on any mismatch
+  python -m flows.lineage verify --head HASH                also prove that the ledger was not truncated since
+  python -m flows.lineage diff main workspace               compare freeze plans (others: dvc params|metrics diff)
+  python -m flows.lineage export ro-crate --out crate       files, runs, parameters and hashes in a standard format
+  python -m flows.lineage record                            add what `dvc repro` did without a flow
+  python -m flows.lineage head                              the ledger's newest record, to note elsewhere
+exit status: 0 fine; 1 a mismatch, or an unknown subject; 2 bad usage or an unreadable project
 """
 
 
@@ -51,13 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m flows.lineage",
-        description="What made an artifact, whether it still is what was made, and what changed since.",
+        description="Show what made an artifact, whether it is still unchanged, and what changed since.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--project", type=Path, default=Path(), metavar="DIR", help="the DVC project (here)")
-    common.add_argument("--json", action="store_true", help="for tools")
+    common.add_argument("--json", action="store_true", help="print JSON")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def add(name: str, text: str, run: Any) -> argparse.ArgumentParser:
@@ -66,14 +66,18 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     command = add("show", "trace an artifact, file, stage or hash back to raw data and base model", _show)
-    command.add_argument("subject", help="a path (in the project or elsewhere), a stage, or a hash (its beginning)")
-    command = add("why", "what changed since a stage last ran", _why)
-    command.add_argument("stage", help="a stage, a matrix item with its name (finetune@salf-1)")
-    command = add("verify", "hash workspace and cache anew against dvc.lock and the ledger", _verify)
-    command.add_argument("--head", metavar="HASH", help="a record's hash noted down before; it must still be there")
-    command.add_argument("--whole-cache", action="store_true", help="hash what dvc.lock does not name, too")
+    command.add_argument(
+        "subject", help="a path (in the project or elsewhere), a stage, or a hash (or its first digits)"
+    )
+    command = add("why", "show what changed since a stage last ran", _why)
+    command.add_argument("stage", help="a stage, or a matrix item such as finetune@salf-1")
+    command = add(
+        "verify", "recompute the hashes of workspace and cache and compare them with dvc.lock and the ledger", _verify
+    )
+    command.add_argument("--head", metavar="HASH", help="hash of a record, noted earlier; it must still exist")
+    command.add_argument("--whole-cache", action="store_true", help="also hash cache files that dvc.lock does not name")
     command = add("diff", "compare the freeze plans of two commits, branches or experiments", _diff)
-    command.add_argument("old", help="a commit, branch, tag or experiment, or: workspace")
+    command.add_argument("old", help="a commit, branch, tag or experiment, or the word workspace")
     command.add_argument("new", nargs="?", default=diff.HERE, help="another (default: workspace)")
     export.add_arguments(add("export", "write the records as RO-Crate, OpenLineage or SLSA provenance", export.run))
     add("record", "record what DVC has locked since the ledger's last entry", _record)

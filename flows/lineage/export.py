@@ -17,8 +17,8 @@ from flows.lineage.project import Project, ProjectError, open_project
 # The formats and their libraries are imported where they are asked for: together they take seconds.
 
 _EXAMPLES: Final = """examples:
-  python -m flows.lineage export ro-crate                    describe this folder: ro-crate-metadata.json in it
-  python -m flows.lineage export ro-crate --out crate        a folder that can be handed on, with copies of all files
+  python -m flows.lineage export ro-crate                    describe this folder in its ro-crate-metadata.json
+  python -m flows.lineage export ro-crate --out crate        a self-contained folder with copies of all files
   python -m flows.lineage export openlineage                 the events of all runs, as JSON lines
   python -m flows.lineage export slsa --key key.pem          a signed statement for each model folder
 """
@@ -36,8 +36,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Give the subcommand ``export`` its arguments; ``--project`` and ``--json`` come from the caller."""
     command.epilog = _EXAMPLES
     command.formatter_class = argparse.RawDescriptionHelpFormatter
-    command.add_argument("format", choices=sorted(_FORMATS), help="what to write")
-    command.add_argument("--out", type=Path, metavar="PATH", help="where to (a folder; for openlineage a file)")
+    command.add_argument("format", choices=sorted(_FORMATS), help="format to write")
+    command.add_argument("--out", type=Path, metavar="PATH", help="output folder (for openlineage: a file)")
     command.add_argument("--key", type=Path, metavar="FILE", help="slsa: sign with this Ed25519 key (PEM)")
 
 

@@ -1,6 +1,6 @@
-"""Runs the study that a file describes: DVC experiments, their results kept one by one, then the analysis.
+"""Run a study as DVC experiments, save each result, then analyse them all.
 
-A second call skips what the tables hold, also those of another machine: it goes on where the first one stopped.
+A second call resumes where the first one stopped: it skips results in the tables, from whatever machine they are.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from flows.study.tables import Tables
 
 _EXAMPLES = """examples:
   python -m flows.study                             the study of flows/study.yaml, into reports/study
-  python -m flows.study --budget-hours 2            as far as it gets in two hours
-  python -m flows.study --data-sets trec --plan     only what that takes: nothing is run
+  python -m flows.study --budget-hours 2            stop after two hours
+  python -m flows.study --data-sets trec --plan     only show what is missing; nothing is run
 exit status: 0 done or the budget is spent, 1 an experiment failed, 2 the request was refused, 130 interrupted
 """
 
@@ -52,12 +52,12 @@ def _tell(given: dict[str, Any]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = options.parser("python -m flows.study", __doc__, _EXAMPLES)
-    parser.add_argument("--budget-hours", type=float, metavar="HOURS", help="instead of the description's")
+    parser.add_argument("--budget-hours", type=float, metavar="HOURS", help="replaces the budget of the description")
     parser.add_argument("--side-by-side", type=int, default=0, metavar="N", help="experiments at once (0: auto)")
-    parser.add_argument("--same-code", action="store_true", help="run again what another version of the stages made")
+    parser.add_argument("--same-code", action="store_true", help="repeat results of other versions of the stages")
     parser.add_argument("--keep", action="store_true", help="keep experiments, with their models in DVC's cache")
-    parser.add_argument("--plan", action="store_true", help="say what there is and what is left, and run nothing")
-    parser.add_argument("--wait", action="store_true", help="wait for a run that is working in this folder")
+    parser.add_argument("--plan", action="store_true", help="show what exists and what is missing, and run nothing")
+    parser.add_argument("--wait", action="store_true", help="wait for a run that is active in this folder")
     return parser
 
 

@@ -1,10 +1,10 @@
-"""A study on a machine that has no DVC, no Prefect and no network: a GPU that is lent for minutes.
+"""Run a study on a machine without DVC, Prefect and network, for example a GPU that is available for minutes.
 
-The stages' own commands run, as dvc.yaml has them, in worker processes that stay: starting a stage takes longer
-than a short fine-tune on a GPU. The tables are those of flows.study, and either goes on from the other's.
+The commands of dvc.yaml run in long-lived worker processes, because starting a stage takes longer than a short
+fine-tune on a GPU. The tables are those of flows.study, and each runner resumes the other's.
 
-Base models, prepared data and first plans lie in --work, each named after all that it is made of. What is there
-already is not made again: it may come from elsewhere, from where the libraries are whose docstrings are a data set.
+--work holds base models, prepared data and first plans, each named after all its inputs. Existing ones are reused,
+so they can be made on another machine, for example one with the libraries whose docstrings are a dataset.
 """
 
 import argparse
@@ -38,9 +38,9 @@ from flows.study.workers import Workers
 
 _PLANNING: Final = ("trace", "fit", "signals", "pilot", "plan")
 _EXAMPLES: Final = """examples:
-  python -m flows.study.apart --only-prepare                         where the libraries are
-  python -m flows.study.apart --minutes 9 --workers 14 --work /dev/shm/study     on the lent machine, with data/study
-exit status: 0 done or the time is over, 1 a job failed, 2 the request was refused, 130 interrupted
+  python -m flows.study.apart --only-prepare                         on a machine with the libraries
+  python -m flows.study.apart --minutes 9 --workers 14 --work /dev/shm/study     on the GPU machine, with data/study
+exit status: 0 done or out of time, 1 a job failed, 2 the request was refused, 130 interrupted
 """
 
 
@@ -283,18 +283,17 @@ def _name(case: Case) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = options.parser("python -m flows.study.apart", __doc__, _EXAMPLES)
-    parser.add_argument("--work", type=Path, default=Path("data/study"), help="folder of what is made on the way")
+    parser.add_argument("--work", type=Path, default=Path("data/study"), help="folder of intermediate results")
     parser.add_argument(
         "--minutes",
         type=float,
         default=60,
-        help="after them nothing is begun, and fine-tunes at work are stopped and lost; models, data and first plans "
-        "are made to the end (60)",
+        help="stop after this time; unfinished fine-tunes are lost, but models, data and first plans are finished (60)",
     )
     cores = max(1, (os.cpu_count() or 1) - 2)
-    parser.add_argument("--workers", type=_count, default=cores, metavar="N", help="processes (cores - 2)")
-    parser.add_argument("--together", type=_count, default=2, metavar="N", help="fine-tunes sharing an evaluation (2)")
-    parser.add_argument("--only-prepare", action="store_true", help="base models and data, to be taken elsewhere")
+    parser.add_argument("--workers", type=_count, default=cores, metavar="N", help="number of processes (cores - 2)")
+    parser.add_argument("--together", type=_count, default=2, metavar="N", help="fine-tunes per evaluation (2)")
+    parser.add_argument("--only-prepare", action="store_true", help="make only base models and data, to copy elsewhere")
     return parser
 
 

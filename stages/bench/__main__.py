@@ -80,18 +80,18 @@ def _quick(args: argparse.Namespace) -> Plan:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stages.bench",
-        description="Measure fine-tuning, tracing and deciding beside transformers' Trainer, peft and plain forward "
-        "passes, in turn on this machine. A benchmark that was stopped goes on where it was.",
+        description="Compare fine-tuning, tracing and deciding with transformers' Trainer, PEFT and plain forward "
+        "passes, in turn on this machine. A stopped benchmark resumes where it stopped.",
         epilog="example: python -m stages.bench --quick --out reports/benchmark-quick.json",
     )
     names = [EMBEDDED, *SHAPES]
     parser.add_argument("--quick", action="store_true", help="the short form: a small model, fewer points")
-    parser.add_argument("--models", nargs="+", choices=names, help=f"instead of {EMBEDDED} and 12x1024 (quick: 6x384)")
-    parser.add_argument("--batch-size", type=int, default=8, help="rows of a batch, of all contenders (default: 8)")
+    parser.add_argument("--models", nargs="+", choices=names, help=f"default: {EMBEDDED} 12x1024 (quick: 6x384)")
+    parser.add_argument("--batch-size", type=int, default=8, help="examples per batch, for all contenders (default: 8)")
     parser.add_argument("--repeats", type=int, help="rounds (default: 3; quick: 2)")
-    parser.add_argument("--minutes", type=float, default=40, help="the full form's wanted length (default: 40)")
+    parser.add_argument("--minutes", type=float, default=40, help="target duration of the full form (default: 40)")
     parser.add_argument(
-        "--out", type=Path, default=Path("reports/benchmark.json"), help="the file to write (reports/benchmark.json)"
+        "--out", type=Path, default=Path("reports/benchmark.json"), help="file to write (reports/benchmark.json)"
     )
     return parser.parse_args(argv)
 

@@ -100,7 +100,7 @@ def _cache_settings(finetune: Finetune) -> CacheSettings:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stages.evaluate",
-        description="Score every fine-tune, the untrained model and simple baselines on the test split.",
+        description="Score every fine-tuned model, the untrained model and simple baselines on the test split.",
         epilog="example: python -m stages.evaluate --base data/base --prepared data/prepared --models data/models "
         "--measured reports/runs --metrics reports/metrics.json --comparison reports/comparison.csv "
         "--predictions reports/predictions.parquet --curves reports/curves.csv",
@@ -109,10 +109,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prepared", type=Path, required=True, help="the prepared data's folder")
     parser.add_argument("--models", type=Path, required=True, help="the folder of fine-tuned model folders")
     parser.add_argument("--measured", type=Path, required=True, help="the folder of measured seconds and memory")
-    parser.add_argument("--metrics", type=Path, required=True, help="scores and counted costs, JSON")
-    parser.add_argument("--comparison", type=Path, required=True, help="methods side by side, CSV")
-    parser.add_argument("--predictions", type=Path, required=True, help="every model's answers, Parquet")
-    parser.add_argument("--curves", type=Path, required=True, help="validation along training, CSV")
+    parser.add_argument("--metrics", type=Path, required=True, help="JSON to write: scores and counted costs")
+    parser.add_argument("--comparison", type=Path, required=True, help="CSV to write: one row per method")
+    parser.add_argument("--predictions", type=Path, required=True, help="Parquet to write: every model's answers")
+    parser.add_argument("--curves", type=Path, required=True, help="CSV to write: validation during training")
     return parser.parse_args(argv)
 
 

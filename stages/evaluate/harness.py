@@ -208,7 +208,7 @@ def _table(models: Mapping[str, Any]) -> Table:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stages.evaluate.harness",
-        description="Run tasks of the LM Evaluation Harness on the base and on fine-tuned models: what was forgotten?",
+        description="Score the base and fine-tuned models on tasks of the LM Evaluation Harness: what was forgotten?",
         epilog="example: python -m stages.evaluate.harness --base data/base --models data/models/salf-seed1 "
         "--tasks arc_easy hellaswag --limit 200 --out reports/harness.json",
     )
@@ -216,10 +216,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", type=Path, nargs="*", default=[], help="folders of fine-tuned models")
     parser.add_argument("--tasks", nargs="+", required=True, help="lm-eval's names of tasks or groups of tasks")
     parser.add_argument("--include", type=Path, help="a folder of tasks of your own (YAML)")
-    parser.add_argument("--fewshot", type=int, help="worked examples in front of each (default: as the task says)")
-    parser.add_argument("--limit", type=int, help="most examples of each task (default: all)")
-    parser.add_argument("--batch-size", type=int, default=16, help="rows of a pass (default: 16)")
-    parser.add_argument("--out", type=Path, required=True, help="where the scores are written, JSON")
+    parser.add_argument("--fewshot", type=int, help="worked examples per prompt (default: the task's own number)")
+    parser.add_argument("--limit", type=int, help="maximum number of examples per task (default: all)")
+    parser.add_argument("--batch-size", type=int, default=16, help="examples per forward pass (default: 16)")
+    parser.add_argument("--out", type=Path, required=True, help="JSON to write: the scores")
     return parser.parse_args(argv)
 
 

@@ -174,8 +174,8 @@ def _seed(word: str) -> int:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stages.finetune",
-        description="Fine-tune the base model by one method with one seed; frozen layers keep their bytes. "
-        "A killed run goes on from its last checkpoint.",
+        description="Fine-tune the base model by one method with one seed. Frozen layers stay byte-identical. "
+        "A killed run resumes from its last checkpoint.",
         epilog="example: python -m stages.finetune --base data/base --prepared data/prepared "
         "--plan data/plan/freeze_plan.json --method salf --seed 1 --out data/models/salf-seed1 "
         "--measured reports/runs/salf-seed1.json",
@@ -187,11 +187,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--method",
         type=_method,
         required=True,
-        help="what is trained, and how: a selector of the plan or freeze-<k>, alone or with +lora; lora; first-n; lisa",
+        help="a selector or freeze-<k>, alone or with +lora; or lora, first-n, lisa",
     )
-    parser.add_argument("--seed", type=_seed, required=True, help="of the order of examples and of adapters")
+    parser.add_argument("--seed", type=_seed, required=True, help="seed of the order of examples and of adapters")
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
-    parser.add_argument("--measured", type=Path, required=True, help="where seconds and memory are written")
+    parser.add_argument("--measured", type=Path, required=True, help="JSON to write: seconds and memory")
     return parser.parse_args(argv)
 
 

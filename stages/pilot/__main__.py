@@ -35,13 +35,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stages.pilot",
-        description="A few small fine-tunes at a few boundaries, and from them the loss of every boundary. Off unless "
-        "pilot.enabled is true. A killed run goes on behind the last pilot that was done.",
+        description="Run a few small fine-tunes and predict the loss of every boundary from them. Does nothing unless "
+        "pilot.enabled is true. A killed run resumes after the last finished pilot.",
         epilog="example: python -m stages.pilot --base data/base --prepared data/prepared --out reports/pilot.json",
     )
     parser.add_argument("--base", type=Path, required=True, help="the base model's folder")
     parser.add_argument("--prepared", type=Path, required=True, help="the prepared data's folder")
-    parser.add_argument("--out", type=Path, required=True, help="JSON to write: pilots, law, predictions, operations")
+    parser.add_argument("--out", type=Path, required=True, help="JSON to write: pilots, law, predictions, FLOPs")
     return parser.parse_args(argv)
 
 

@@ -67,22 +67,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stages.plan",
-        description="Choose which layers to freeze, and say why, how surely, and what every boundary would cost.",
-        epilog="rules (plan.selector):\n"
+        description="Choose which layers to freeze; state the reason, the certainty and the cost of every boundary.",
+        epilog="selectors (plan.selector):\n"
         + "".join(f"  {name:25}{_first_line(select)}\n" for name, select in SELECTORS.items() if select is not first_n)
         + "\nexample: python -m stages.plan --base data/base --prepared data/prepared "
         "--law reports/scaling_law.json\n  --gains reports/gains.csv --signals reports/signals.csv\n"
         "  --pilot reports/pilot.json --out data/plan\n\n"
-        "beside the stage:\n  python -m stages.plan export --help  the plan in other tools' words\n"
-        "  python -m stages.plan scale --help   what boundaries cost a model of published size",
+        "other commands:\n  python -m stages.plan export --help  translate a plan for another tool\n"
+        "  python -m stages.plan scale --help   estimate the cost of every boundary from a config.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--base", type=Path, required=True, help="the base model's folder (its weights are not read)")
     parser.add_argument("--prepared", type=Path, required=True, help="the prepared data's folder (for its size)")
     parser.add_argument("--law", type=Path, required=True, help="the scaling laws")
     parser.add_argument("--gains", type=Path, required=True, help="the gain of every layer")
-    parser.add_argument("--signals", type=Path, help="what rival rules see, where it was measured")
-    parser.add_argument("--pilot", type=Path, help="what small fine-tunes predict, where there were any")
+    parser.add_argument("--signals", type=Path, help="evidence for other selectors, if it was measured")
+    parser.add_argument("--pilot", type=Path, help="predictions of pilots, if there are any")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write the plan to")
     return parser
 

@@ -82,15 +82,15 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "gains": ("reports/gains.csv", "gain of every layer"),
         "plan": ("data/plan/freeze_plan.json", "freeze plan"),
         "models": ("data/models", "folder of the fine-tuned models"),
-        "measured": ("reports/runs", "folder of what was measured while they trained"),
+        "measured": ("reports/runs", "folder of measured seconds and memory"),
         "metrics": ("reports/metrics.json", "scores and costs"),
         "comparison": ("reports/comparison.csv", "the same as a table"),
         "predictions": ("reports/predictions.parquet", "answers to the test examples"),
-        "benchmarks": ("reports", "folder of benchmark*.json, which make bench writes"),
-        "study": ("reports/study", "folder of the study's summary and figures, which make study writes"),
+        "benchmarks": ("reports", "folder of benchmark*.json, written by make bench"),
+        "study": ("reports/study", "folder of the study's summary and figures, written by make study"),
         "params": ("params.yaml", "parameters"),
         "out": ("reports/index.html", "page to write"),
-        "figures": ("reports/figures", "folder for the page's figures, an SVG file each"),
+        "figures": ("reports/figures", "folder for the page's figures, one SVG file each"),
     }
     for name, (default, what) in paths.items():
         parser.add_argument(f"--{name}", type=Path, default=Path(default), help=f"{what} (default: {default})")

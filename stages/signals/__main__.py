@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stages.signals",
-        description="What rival rules for the boundary see: block influence, hidden-state variability, probes, "
+        description="Measure evidence for other selectors: block influence, hidden-state variability, probes, "
         "gradient norms, the weights' spectrum; as many as signals.kinds names.",
         epilog="example: python -m stages.signals --base data/base --prepared data/prepared --out reports/signals.csv",
     )

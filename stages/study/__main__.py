@@ -72,15 +72,15 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stages.study",
-        description="Judge the rules for the boundary by what a study has measured so far (make study).",
+        description="Analyse a study: compare the selectors by the fine-tunes measured so far (make study).",
         epilog="example: python -m stages.study --study reports/study --page docs/method.md",
     )
     parser.add_argument("--study", type=Path, default=Path("reports/study"), help="folder of the study's tables")
-    parser.add_argument("--page", type=Path, help="a page whose marked parts are written anew, as docs/method.md")
-    parser.add_argument("--cost-cap", type=float, default=0.6, help="most that a default rule may cost of full (0.6)")
-    parser.add_argument("--resamples", type=int, default=10000, help="of examples and seeds (10000)")
-    parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals (0.95)")
-    parser.add_argument("--seed", type=int, default=1, help="of the resamples")
+    parser.add_argument("--page", type=Path, help="a page whose marked parts are updated, e.g. docs/method.md")
+    parser.add_argument("--cost-cap", type=float, default=0.6, help="highest cost share of a default selector (0.6)")
+    parser.add_argument("--resamples", type=int, default=10000, help="resamples of examples and seeds (10000)")
+    parser.add_argument("--confidence", type=float, default=0.95, help="confidence level of the intervals (0.95)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the resamples")
     return parser.parse_args(argv)
 
 

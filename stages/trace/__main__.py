@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Trace deviations (and losses) of every latent space at every answer position."""
     parser = argparse.ArgumentParser(
         prog="python -m stages.trace",
-        description="One forward pass over a sample of the training split: how far is every latent space "
-        "from the answer's meaning? A killed run resumes where it stopped.",
+        description="Trace a sample of the training split: the deviation and loss of every latent space at every "
+        "answer position. A killed run resumes where it stopped.",
         epilog="example: python -m stages.trace --base data/base --prepared data/prepared --out data/traces",
     )
     parser.add_argument("--base", type=Path, required=True, help="the base model's folder")

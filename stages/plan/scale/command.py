@@ -61,8 +61,8 @@ def _sizes(args: argparse.Namespace) -> PreparedSizes:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stages.plan scale",
-        description="What fine-tuning above every boundary takes of operations, time and memory, from a model's "
-        "configuration alone: no weights, no GPU. The assumptions are printed with the numbers.",
+        description="Estimate FLOPs, time and memory of fine-tuning above every boundary from a model's config.json: "
+        "no weights, no GPU. The assumptions are printed with the numbers.",
         epilog="example: python -m stages.plan scale --config llama-8b llama-70b --device h100 --rows 20000",
     )
     known = ", ".join(published())
@@ -72,22 +72,22 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--rows", type=count, default=10_000, help="training examples (default: 10000)")
     work.add_argument("--tokens", type=count, default=512, help="tokens of an example, answer included (default: 512)")
     work.add_argument("--answer-tokens", type=count, default=128, help="tokens of its answer (default: 128)")
-    work.add_argument("--shared-tokens", type=_above(-1, int), default=0, help="tokens that all prompts begin with")
-    work.add_argument("--prepared", type=Path, help="prepared data to take these four from, e.g. data/prepared")
+    work.add_argument("--shared-tokens", type=_above(-1, int), default=0, help="tokens of the shared prefix")
+    work.add_argument("--prepared", type=Path, help="prepared data that replaces these four values, e.g. data/prepared")
     work.add_argument("--epochs", type=count, default=3, help="default: 3")
-    work.add_argument("--batch-rows", type=count, default=16, help="examples of an optimizer step (default: 16)")
-    work.add_argument("--passes", type=count, default=1, help="parts that a batch is computed in (default: 1)")
+    work.add_argument("--batch-rows", type=count, default=16, help="examples per optimizer step (default: 16)")
+    work.add_argument("--passes", type=count, default=1, help="parts in which a batch is computed (default: 1)")
     where = parser.add_argument_group("machine")
     where.add_argument("--precision", choices=PRECISIONS, default="mixed", help="default: mixed")
     where.add_argument("--device", choices=DEVICES, default="h100", help="default: h100")
     where.add_argument(
-        "--utilisation", type=_above(0, float), default=UTILISATION, help=f"of its peak (default: {UTILISATION})"
+        "--utilisation", type=_above(0, float), default=UTILISATION, help=f"of the peak (default: {UTILISATION})"
     )
-    where.add_argument("--teraflops", type=_above(0, float), help="instead: the rate that training reaches, in 1e12/s")
+    where.add_argument("--teraflops", type=_above(0, float), help="replaces both: training throughput in 1e12 FLOP/s")
     where.add_argument(
         "--measured",
-        help="instead: the rate of a fine-tune made here, by its name, e.g. full-seed1; "
-        "this chain's fine-tunes are then held to their predictions",
+        help="replaces both: the throughput of a fine-tune made here, e.g. full-seed1; "
+        "also compares predicted and measured seconds of this chain's fine-tunes",
     )
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     return parser

@@ -23,7 +23,7 @@ _LEAST_ERROR: Final = 1e-3
 
 
 def arrival(evidence: Evidence, _params: Plan) -> Choice:
-    """Freeze up to the layer of 2..L-1 behind which the answer's position knows most more of the task."""
+    """Freeze up to the layer of 2..L-1 that removes most errors of a classifier at the answer's position."""
     errors = [max(1 - known, _LEAST_ERROR) for known in signal(evidence, "probe", "probe")]
     layers = range(2, evidence.layers)
     gains = {layer: math.log(errors[layer - 1] / errors[layer]) for layer in layers}

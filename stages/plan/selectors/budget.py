@@ -7,7 +7,7 @@ from stages.plan.selectors.prediction import predicted_quality
 
 
 def budget(evidence: Evidence, params: Plan) -> Choice:
-    """Take the best predicted quality that costs at most ``plan.budget``; of equals the cheapest.
+    """Take the best predicted quality within ``plan.budget``; of equals the cheapest.
 
     Where all that is paid for lies behind the prediction's reach, the shallowest of it. A budget that nothing fits
     gives the cheapest boundary, L, which the plan then refuses.

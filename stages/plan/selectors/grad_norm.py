@@ -12,5 +12,5 @@ from stages.plan.selectors.signal import signal
 
 
 def grad_norm(evidence: Evidence, _params: Plan) -> Choice:
-    """Keep more of the relative gradient norms than of the cost (surgical fine-tuning)."""
+    """Freeze where the retained share of gradient norms most exceeds the share of the cost (surgical fine-tuning)."""
     return most_excess(evidence, signal(evidence, "grad-norm", "grad-norm"), "the relative gradient norms")

@@ -6,5 +6,5 @@ from stages.plan.selectors.choice import Choice
 
 
 def none(evidence: Evidence, _params: Plan) -> Choice:
-    """Freeze every layer: the final norm trains, and the head where it is not tied."""
+    """Freeze every layer: only the final norm trains, and an untied head."""
     return Choice(evidence.layers, "every layer is frozen: only what follows the last layer trains")

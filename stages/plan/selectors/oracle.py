@@ -7,7 +7,7 @@ from stages.plan.selectors.choice import AbsentEvidenceError, Choice
 
 
 def oracle(evidence: Evidence, params: Plan) -> Choice:
-    """Take the boundary ``plan.oracle``, given by hand because it was measured to be the best.
+    """Take the boundary ``plan.oracle``, which was measured to be the best.
 
     Raises:
         AbsentEvidenceError: none is given.

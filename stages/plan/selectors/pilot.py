@@ -14,7 +14,7 @@ from stages.plan.selectors.choice import AbsentEvidenceError, Choice
 
 
 def pilot(evidence: Evidence, params: Plan) -> Choice:
-    """Freeze up to the deepest boundary whose loss, as small fine-tunes predict it, is not worse than the best.
+    """Freeze up to the deepest boundary whose loss, predicted by small fine-tunes, is not worse than the best.
 
     "Not worse": by at most ``plan.tolerance`` standard errors of the difference. Of those up to the deepest pilot: what
     lies behind it is extrapolated. Behind layer L no layer trains, and that is the rule ``none``.

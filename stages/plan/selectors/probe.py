@@ -21,7 +21,7 @@ from stages.plan.selectors.signal import signal
 
 
 def probe(evidence: Evidence, _params: Plan) -> Choice:
-    """Freeze up to the first space of 1..L-1 whose prompt states know the task as well as any space's do."""
+    """Freeze up to the first space of 1..L-1 whose prompt states predict the task as well as the best space's."""
     answer, pooled, errors = (signal(evidence, name, "probe") for name in ("probe", "probe-pooled", "probe-error"))
     short = [max(pooled) - known for known in pooled]
     inner = range(1, evidence.layers)

@@ -52,7 +52,7 @@ def basis_of(evidence: Evidence, params: Plan) -> Basis:
 
 
 def salf(evidence: Evidence, params: Plan) -> Choice:
-    """Freeze up to the layer with the largest gain: of 2..L-1, since layer 1's is the embedding step's."""
+    """Freeze up to the layer of 2..L-1 with the largest gain (layer 1's gain is the embedding step's)."""
     return _largest(evidence, basis_of(evidence, params))
 
 

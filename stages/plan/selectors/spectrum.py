@@ -12,5 +12,5 @@ from stages.plan.selectors.signal import signal
 
 
 def spectrum(evidence: Evidence, _params: Plan) -> Choice:
-    """Keep more of the weights' signal-to-noise ratios than of the cost (Spectrum)."""
+    """Freeze where the retained signal-to-noise ratio of the weights most exceeds the share of the cost (Spectrum)."""
     return most_excess(evidence, signal(evidence, "spectrum", "spectrum"), "the weights' signal-to-noise ratios")

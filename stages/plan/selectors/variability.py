@@ -15,7 +15,7 @@ from stages.plan.selectors.signal import MEASURED_ONCE, signal
 
 
 def variability(evidence: Evidence, _params: Plan) -> Choice:
-    """Freeze up to the space of 1..L-1 that tells the classes apart best (hidden-state variability).
+    """Freeze up to the space of 1..L-1 that separates the classes best (hidden-state variability).
 
     Raises:
         AbsentEvidenceError: it was not measured, or no space tells any class from another.
