@@ -10,8 +10,10 @@ import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,13 +24,21 @@ _CHUNK: Final = 1 << 20
 
 
 @contextmanager
-def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a path aside; when the block ends well, it takes ``path``'s place in one step."""
+def replacing_file(path: Path, *, sealed: bool = False) -> Iterator[Path]:
+    """Yield a path aside; when the block ends well, it takes ``path``'s place in one step.
+
+    ``sealed``: the file is unfinished work, and its name gets a checksum of its content: see :func:`sealed_file`.
+    """
     aside = _aside(path)
     try:
         yield aside
         _flush(aside)
-        os.replace(aside, path)
+        before = _seals(path) if sealed else []
+        target = _seal(path, aside) if sealed else path
+        os.replace(aside, target)
+        for file in before:
+            if file != target:
+                file.unlink()
     finally:
         aside.unlink(missing_ok=True)
 
@@ -53,6 +63,27 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def sealed_file(path: Path) -> Path | None:
+    """The whole file that :func:`replacing_file` sealed for ``path``, if there is one.
+
+    A file that was cut, changed or put in another's place is not returned; a line names it.
+    """
+    for file in sorted(_seals(path), key=lambda file: file.stat().st_mtime_ns, reverse=True):
+        if file == _seal(path, file):
+            return file
+        print(f"{file}: damaged, its checksum does not match: this work is done again", flush=True)
+    return None
+
+
+def checksum(path: Path, begun: int = 0, start: int = 0) -> int:
+    """CRC-32 of a file's bytes from ``start`` on, continuing the CRC-32 ``begun``."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while chunk := file.read(_CHUNK):
+            begun = zlib.crc32(chunk, begun)
+    return begun
 
 
 def work_folder(path: Path, fingerprint: str) -> Path:
@@ -148,6 +179,15 @@ def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: rounded(inner) for key, inner in value.items()}
     return [rounded(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _seal(path: Path, file: Path) -> Path:
+    """``path`` with the checksum of ``file``'s content in its name, different for every ``path``."""
+    return path.with_name(f"{path.stem}-{checksum(file, zlib.crc32(path.name.encode())):08x}{path.suffix}")
+
+
+def _seals(path: Path) -> list[Path]:
+    return list(path.parent.glob(f"{escape(path.stem)}-{'[0-9a-f]' * 8}{escape(path.suffix)}"))
 
 
 def _aside(path: Path) -> Path:

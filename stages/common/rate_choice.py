@@ -1,40 +1,40 @@
-"""Which of two learning rates won on the validation split."""
+"""Which of the learning rates that were tried wins on the validation split."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Tried:
-    """How the model trained at a learning rate stood on the validation split in the end.
+    """A learning rate, and the validation results at the end of its training.
 
     Attributes:
+        rate: peak learning rate.
         loss: nats per answer token.
         accuracy: 0 to 1; ``None`` for free answers.
     """
 
+    rate: float
     loss: float
     accuracy: float | None
 
 
-def beats(challenger: Tried, champion: Tried, examples: int, highest: float | None = None) -> bool:
-    """Whether one rate is to be preferred to another that was tried before it.
+def choose(tried: Sequence[Tried], examples: int) -> Tried:
+    """Of the rates whose accuracy is within one standard error of the highest, the one with the lowest loss.
 
-    Of the rates whose accuracy is within one standard error of the highest, the one of the lowest loss is the best
-    (the one-standard-error rule: Breiman et al. 1984, 3.4.3). The loss tells more of two models than the accuracy of a
-    few hundred examples does, but both may fall together: over labels of several tokens the loss is mostly that of
-    spelling them.
+    This is the one-standard-error rule (Breiman et al. 1984, 3.4.3), applied once to all rates: their order does not
+    matter. The loss separates two models better than the accuracy of a few hundred examples does. But both may fall
+    together: over labels of several tokens the loss is mostly that of spelling them.
+
+    Of equal losses the higher accuracy wins, then the lower rate.
 
     Args:
-        challenger: of the rate that is tried later.
-        champion: of the best rate before; of equals it stays.
+        tried: at least one; rates at which training diverged are left out.
         examples: of the validation split.
-        highest: accuracy of any rate before; the champion's where it is not known.
     """
-    if challenger.accuracy is not None and champion.accuracy is not None:
-        best = max(challenger.accuracy, champion.accuracy, highest or 0.0)
-        share = (best * examples + 2) / (examples + 4)  # a perfect score has an error, too (Agresti and Coull 1998)
-        least = best - math.sqrt(share * (1 - share) / examples)
-        if min(challenger.accuracy, champion.accuracy) < least:
-            return challenger.accuracy >= least
-    return challenger.loss < champion.loss
+    best = max(one.accuracy or 0.0 for one in tried)
+    share = (best * examples + 2) / (examples + 4)  # a perfect score has an error, too (Agresti and Coull 1998)
+    least = best - math.sqrt(share * (1 - share) / examples)
+    within = [one for one in tried if one.accuracy is None or one.accuracy >= least]
+    return min(within, key=lambda one: (one.loss, -(one.accuracy or 0.0), one.rate))

@@ -6,10 +6,9 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
-
-import torch
 
 from stages.common.answers import Reader
 from stages.common.artifacts import (
@@ -67,11 +66,12 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
     read = {**params.model_dump(mode="json", include={"device", "finetune"}), "plan.first_n": _first_n(params.plan)}
     data_hashes = {name: split["sha256"] for name, split in meta["splits"].items()}
     inputs = {
-        "base": base["weights_sha256"],
-        "data": data_hashes,
+        "base": [base["weights_sha256"], sha256_file(args.base / "config.json")],
+        "data": [data_hashes, meta],
         "plan": sha256_file(args.plan),
         "params": read,
-        "runtime": [runtime.device.type, runtime.dtype_name, torch.__version__],
+        "runtime": [runtime.device.type, runtime.dtype_name],
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "method": args.method,
         "seed": args.seed,
         "processes": processes.count,
@@ -88,6 +88,7 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
         shape=ModelShape.from_config(read_json(args.base / "config.json")),
         training=read_examples(args.prepared, "train"),
         validation=read_examples(args.prepared, "validation"),
+        test=read_examples(args.prepared, "test"),
         shared=meta["shared_prefix_tokens"],
         unfinished=unfinished,
         make_reader=lambda model: Reader(model, runtime, rule_of(meta), batch_tokens=1024),

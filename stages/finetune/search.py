@@ -12,14 +12,15 @@ from stages.common.cost import ModelShape
 from stages.common.freeze_plan import FreezePlan
 from stages.common.models.adapter import CausalModel, open_model
 from stages.common.params import Finetune
-from stages.common.rate_choice import Tried, beats
+from stages.common.rate_choice import Tried, choose
 from stages.common.runtime import Runtime
-from stages.common.training.checkpoint import Training
+from stages.common.training.checkpoint import Checkpoint, Training
 from stages.common.training.costs import Costs
 from stages.common.training.loop import DivergedError, train
 from stages.common.training.processes import ALONE, Processes
 from stages.common.training.starts import Splits, begun, open_states
 from stages.common.training.trainable import Trainable
+from stages.common.training.validation import Split, validate
 from stages.finetune.epochs import epochs_for_as_much
 from stages.finetune.methods import make_trainable
 from stages.finetune.scope import Scope, scope_of
@@ -31,6 +32,7 @@ class Bench:
 
     Attributes:
         first_n: layers that the method ``first-n`` trains; ``None``: as many as the plan.
+        test: scored with every rate of a grid, for the record; no choice depends on it.
         shared: tokens of the beginning that all prompts share.
         unfinished: where training that was stopped is kept, to go on from.
         make_reader: gives what scores a model on the validation split.
@@ -46,42 +48,45 @@ class Bench:
     shape: ModelShape
     training: Sequence[Example]
     validation: Sequence[Example]
+    test: Sequence[Example]
     shared: int
     unfinished: Path
     make_reader: Callable[[CausalModel], Reader]
     processes: Processes = ALONE
 
-    @property
-    def splits(self) -> Splits:
-        """What is trained on, and what the course of training is judged by."""
-        return {"training": self.training, "validation": self.validation}
+    def splits(self, rates: int) -> Splits:
+        """What is trained on, what training is judged by, and what every rate of a grid of several is scored on."""
+        splits = {"training": self.training, "validation": self.validation}
+        return {**splits, "test": self.test} if rates > 1 else splits
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished training run at one learning rate."""
+    """A finished training run at one learning rate, and the split that its rate is scored on if the grid has others."""
 
     rate: float
     trainable: Trainable
     training: Training
+    test: Split | None = None
 
     @property
-    def stood(self) -> Tried:
-        """How it stood on the validation split in the end."""
+    def tried(self) -> Tried:
+        """Its results on the validation split."""
         last = self.training.curve[-1]
-        return Tried(last["validation_loss"], last["validation_accuracy"])
+        return Tried(self.rate, last["validation_loss"], last["validation_accuracy"])
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a grid came to.
+    """The result of a grid.
 
     Attributes:
         scope: what was trained.
         epochs: of every candidate.
-        best: the one that won on the validation split (see :func:`stages.common.rate_choice.beats`).
-        grid: every rate, and its final validation loss and accuracy; ``None``: training diverged.
-        states: where the passes of training and validation began, by split; empty where nothing is frozen.
+        best: the one that won on the validation split (see :func:`stages.common.rate_choice.choose`).
+        grid: every rate with its final loss and accuracy on the validation split and, where the grid has several rates,
+            on the test split; ``None``: training diverged.
+        states: where the passes over each split began; empty where nothing is frozen.
     """
 
     scope: Scope
@@ -103,7 +108,9 @@ class Search:
 def best_of_grid(bench: Bench, seed: int) -> Search:
     """Train at every rate of the grid, from the lowest on; the one that wins on the validation split is kept.
 
-    A rate at which training diverges has lost, which is told.
+    The choice is made once, when all rates are trained. Until then the trained parameters of every candidate are on
+    disk: memory holds one model. A rate at which training diverges has lost, which is told. Scoring the test split
+    counts neither as FLOPs nor as seconds of training.
 
     Raises:
         UserError: the method cannot be trained here, has no learning rate, or diverges at all of them; says why.
@@ -114,28 +121,49 @@ def best_of_grid(bench: Bench, seed: int) -> Search:
     states = _open_states(bench, model, scope, len(rates), seed) if scope.boundary else {}
     costs = _costs(bench, scope, anew=bool(states) and states["training"].origin == "off")
     epochs = _epochs(bench, scope, costs, seed)
-    best: Candidate | None = None
-    highest = 0.0
+
+    def candidate_at(rate: float, model: CausalModel) -> Candidate:
+        return _train_one(bench, scope, model, states, costs, rate, seed, epochs, len(rates))
+
+    candidate: Candidate | None = None
+    tried: list[Tried] = []
     grid: list[dict[str, float | None]] = []
     for number, rate in enumerate(rates):
-        model = _open(bench, scope) if number else model
+        if number:
+            candidate = None
+            del model  # before the next one is opened
+            model = _open(bench, scope)
         try:
-            candidate = _train_one(bench, scope, model, states, costs, rate, seed, epochs)
+            candidate = candidate_at(rate, model)
         except DivergedError as fault:
-            if best is None and rate == rates[-1]:
+            if not tried and rate == rates[-1]:
                 raise
             print(f"{fault}; the other rates of the grid decide")
-            grid.append({"rate": rate, "validation_loss": None, "validation_accuracy": None})
+            grid.append(_outcome(bench, rate, None))
             continue
-        stood = candidate.stood
-        grid.append({"rate": rate, "validation_loss": stood.loss, "validation_accuracy": stood.accuracy})
-        if best is None or beats(stood, best.stood, len(bench.validation), highest):
-            best = candidate
-        highest = max(highest, stood.accuracy or 0.0)
-    assert best is not None, "a grid holds one rate at least"
+        tried.append(candidate.tried)
+        grid.append(_outcome(bench, rate, candidate))
+    best = choose(tried, len(bench.validation))
+    if candidate is None or candidate.rate != best.rate:
+        del model
+        candidate = candidate_at(best.rate, _open(bench, scope))
     if len(rates) > 1 and best.rate in (rates[0], rates[-1]):
         print(f"{bench.method}: {best.rate:g} won, an end of the grid: beyond it a better rate may lie")
-    return Search(scope, epochs, best, grid, states)
+    return Search(scope, epochs, candidate, grid, states)
+
+
+def _outcome(bench: Bench, rate: float, candidate: Candidate | None) -> dict[str, float | None]:
+    """A rate's entry in the grid; ``None``: training diverged."""
+    stood = candidate.tried if candidate else None
+    entry = {
+        "rate": rate,
+        "validation_loss": stood and stood.loss,
+        "validation_accuracy": stood and stood.accuracy,
+    }
+    if candidate is None or candidate.test is None:
+        return entry
+    loss, accuracy = validate(bench.make_reader(candidate.trainable.model), candidate.test, bench.processes)
+    return {**entry, "test_loss": loss, "test_accuracy": accuracy}
 
 
 def _open(bench: Bench, scope: Scope) -> CausalModel:
@@ -151,11 +179,13 @@ def _train_one(
     rate: float,
     seed: int,
     epochs: int,
+    rates: int,
 ) -> Candidate:
-    """Train at one rate."""
+    """Train at one of so many rates; one that was trained before is read back."""
     steps = epochs * math.ceil(len(bench.training) / bench.params.batch_size)
     trainable = make_trainable(model, bench.plan, scope, bench.params, seed, steps)
-    learned_from, judged_by = begun(model, bench.splits, states, bench.shared)
+    learned_from, judged_by, *test = begun(model, bench.splits(rates), states, bench.shared)
+    kept = bench.unfinished / f"rate-{rate!r}.safetensors"
     training = train(
         trainable,
         bench.runtime,
@@ -167,11 +197,14 @@ def _train_one(
         rate,
         seed,
         f"{bench.method} at rate {rate:g}",
-        bench.unfinished / f"rate-{rate:g}.safetensors",
+        kept,
         bench.processes,
         epochs,
     )
-    return Candidate(rate, trainable, training)
+    if not test:
+        return Candidate(rate, trainable, training)
+    Checkpoint(kept, trainable.parameters, writes=bench.processes.main).save(training)
+    return Candidate(rate, trainable, training, test[0])
 
 
 def _costs(bench: Bench, scope: Scope, *, anew: bool) -> Costs:
@@ -201,14 +234,14 @@ def _open_states(bench: Bench, model: CausalModel, scope: Scope, rates: int, see
     params = bench.params
     epochs = _epochs(bench, scope, _costs(bench, scope, anew=False), seed)
     looks = max(1, params.epochs * params.evaluations_per_epoch)
-    passes = {"training": rates * epochs, "validation": rates * looks}
+    passes = {"training": rates * epochs, "validation": rates * looks, "test": rates}
     return open_states(
         bench.base,
         model,
         bench.runtime,
         params,
         scope.boundary,
-        bench.splits,
+        bench.splits(rates),
         passes,
         bench.shared,
         bench.processes,

@@ -8,13 +8,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stages.common.artifacts import code_hashes, digest_of, read_json, replacing_folder, work_folder
+from stages.common.artifacts import (
+    code_hashes,
+    digest_of,
+    read_json,
+    replacing_folder,
+    sealed_file,
+    sha256_file,
+    work_folder,
+)
 from stages.common.batches import stream_examples
 from stages.common.command import UserError, exit_code
 from stages.common.models.shards import share_file
 from stages.common.params import Device, Room, Trace
 from stages.common.runtime import choose_runtime, threads_each
-from stages.trace.collect import Tracer, collect
+from stages.trace.collect import Tracer, collect, shards
 from stages.trace.sample import SPLIT, Sample, draw_sample
 
 
@@ -58,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     settings = params.trace.model_dump(exclude={"workers"})
     where = {"device": runtime.device.type, "frozen_weights": runtime.frozen_weights}
-    inputs = {"facts": facts, "trace": settings, **where, "code": code_hashes()}
+    config = sha256_file(args.base / "config.json")
+    inputs = {"facts": facts, "config": config, "trace": settings, **where, "code": code_hashes()}
     unfinished = work_folder(args.out, digest_of(inputs))
     print(f"tracing {len(sample.rows)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
     first = next(stream_examples(args.prepared, SPLIT))
@@ -69,8 +78,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         tracer = Tracer.open(args.base, runtime, params.trace, sample.tokens, beginning)
         collect(tracer, args.prepared, sample, facts, unfinished)
     with replacing_folder(args.out) as folder:
-        for part in sorted(unfinished.glob("part-*.parquet")):
-            share_file(part, folder / part.name)
+        for shard in shards(sample, unfinished):
+            if (part := sealed_file(shard.file)) is None:
+                raise UserError(f"{shard.file}: damaged since it was written; run again")
+            share_file(part, folder / shard.file.name)
     shutil.rmtree(unfinished)
     print(f"traced {sample.positions} answer positions of {len(sample.rows)} examples at {base['layers'] + 1} spaces")
 

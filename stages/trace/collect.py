@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.common.artifacts import replacing_file
+from stages.common.artifacts import replacing_file, sealed_file
 from stages.common.batches import Batch, Example, Rows, inference_batches, stream_examples
 from stages.common.command import UserError
 from stages.common.models.adapter import CausalModel, open_model
@@ -133,7 +133,7 @@ class Shard:
     """A part of the sample that is traced and written at one go.
 
     Attributes:
-        file: where it goes.
+        file: where it goes; in unfinished work its name gets a checksum.
         rows: rows of the prepared split, ascending, [n].
         with_losses: which of them also get losses, [n].
     """
@@ -180,8 +180,10 @@ def collect(tracer: Tracer, prepared: Path, sample: Sample, facts: dict[str, Any
 @contextmanager
 def missing(sample: Sample, folder: Path) -> Iterator[tuple[list[Shard], Advance]]:
     """The shards that are not there yet, and a bar that has counted those that are."""
-    absent = [shard for shard in shards(sample, folder) if not shard.file.exists()]
+    absent = [shard for shard in shards(sample, folder) if sealed_file(shard.file) is None]
     there = len(sample.rows) - sum(len(shard.rows) for shard in absent)
+    if there:
+        print(f"goes on from example {there} of {len(sample.rows)}", flush=True)
     with progress("tracing", len(sample.rows), "examples") as advance:
         if there:
             advance(there, "already traced")
@@ -195,7 +197,7 @@ def write_shard(tracer: Tracer, examples: Sequence[Example], shard: Shard, schem
         UserError: a state is not finite.
     """
     traced = _trace_shard(tracer, examples, shard.with_losses, advance)
-    with replacing_file(shard.file) as aside:
+    with replacing_file(shard.file, sealed=True) as aside:
         pq.write_table(_table(examples, traced, schema), aside, compression="zstd")
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from stages.common.artifacts import (
     read_json,
     replacing_file,
     replacing_folder,
+    sealed_file,
     sha256_folder,
     significant,
     work_folder,
@@ -63,6 +65,59 @@ def test_a_failed_block_leaves_the_old_file_and_folder(tmp_path):
     with pytest.raises(RuntimeError), replacing_folder(tmp_path / "folder") as aside:
         fail_after_writing(aside / "x")
     assert (tmp_path / "file").read_text() == (tmp_path / "folder/x").read_text() == "old"
+
+
+def sealed(path, content):
+    with replacing_file(path, sealed=True) as aside:
+        aside.write_bytes(content)
+    return sealed_file(path)
+
+
+def changed(file, content):
+    file.write_bytes(content)
+    return file
+
+
+DATA = bytes(range(256)) * 40
+HARM = {
+    "a bit": lambda file, _: changed(file, DATA[:-1] + bytes([DATA[-1] ^ 128])),
+    "zeros": lambda file, _: changed(file, bytes(4096) + DATA[4096:]),
+    "cut": lambda file, _: changed(file, DATA[:-1]),
+    "empty": lambda file, _: changed(file, b""),
+    "longer": lambda file, _: changed(file, DATA + b"0"),
+    "blocks in another order": lambda file, _: changed(file, DATA[5000:] + DATA[:5000]),
+    "the content of another": lambda file, other: shutil.copy(other, file),
+    "another under this name": lambda file, other: (
+        os.replace(other, f"{file.parent}/part-1.5-{other.name[-12:]}") or file.unlink()
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_sealed_work_that_was_changed_is_named_and_not_taken(tmp_path, harm, capsys):
+    path, other = tmp_path / "part-1.5.bin", tmp_path / "part-1.bin"
+    file = sealed(path, DATA)
+    other_file = sealed(other, DATA[::-1])
+    assert file.read_bytes() == DATA
+    assert sealed(path, DATA) == file
+    assert capsys.readouterr().out == ""
+    HARM[harm](file, other_file)
+    assert sealed_file(path) is None
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{path.parent}/part-1.5-")
+    assert line.endswith(": damaged, its checksum does not match: this work is done again")
+    assert sealed(path, b"new").read_bytes() == b"new"
+    assert len(list(tmp_path.glob("part-1.5-*"))) == 1  # the damaged one is gone
+
+
+def test_sealed_work_replaces_older_work_of_its_own_name_alone(tmp_path):
+    names = ["a.bin", "a-1.bin", "a-[0].bin", "a-0123abcd.bin"]
+    for content in (b"old", b"new"):
+        for name in names:
+            sealed(tmp_path / name, content)
+    assert len(list(tmp_path.glob("*.bin"))) == len(names)
+    assert {sealed_file(tmp_path / name).read_bytes() for name in names} == {b"new"}
+    assert sealed_file(tmp_path / "b.bin") is None
 
 
 def test_a_folder_takes_its_place_whole(tmp_path):

@@ -1,15 +1,22 @@
 """A grid of learning rates: which one wins, and what becomes of one at which training diverges."""
 
+import gc
+import weakref
+from dataclasses import replace
+
 import pytest
+import torch
 
 from stages.common.answers import Reader
 from stages.common.command import UserError
 from stages.common.cost import ModelShape
 from stages.common.freeze_plan import FreezePlan
 from stages.common.training.checkpoint import Training
+from stages.common.training.step import Stepper
+from stages.finetune import search
 from stages.finetune.search import Bench, Candidate, best_of_grid
 from tests.common.models.tiny import tiny_network
-from tests.common.training.tiny_training import RUNTIME, SHARED, made_examples, params
+from tests.common.training.tiny_training import RUNTIME, SHARED, assert_equal_weights, made_examples, params
 from tests.own_plan import write_plan_and_base
 
 DIVERGING = 1e38
@@ -31,6 +38,7 @@ def bench(tmp_path, hub_folder):
             shape=ModelShape.from_config(tiny_network(tie_word_embeddings=True).config.to_dict()),
             training=made_examples(),
             validation=made_examples(),
+            test=made_examples()[:5],
             shared=SHARED,
             unfinished=tmp_path / "unfinished",
             make_reader=lambda model: Reader(model, RUNTIME, None, batch_tokens=64),
@@ -47,6 +55,77 @@ def test_without_labels_the_lowest_validation_loss_wins_and_an_end_of_the_grid_i
     assert found.best.rate == min(losses, key=losses.get) == 0.01
     assert ("an end of the grid" in capsys.readouterr().out) == (max(rates) == 0.01)
     assert found.best.training.curve[-1]["validation_loss"] == min(losses.values())
+
+
+def test_every_rate_is_scored_on_the_test_split_which_decides_nothing(bench):
+    """Each entry is that of a run at this rate alone, scored here by transformers itself."""
+    made = bench([0.0001, 0.01, 0.001])
+    found = best_of_grid(made, seed=1)
+    for entry in found.grid:
+        alone = bench([entry["rate"]])
+        one = best_of_grid(replace(alone, unfinished=alone.unfinished / "alone"), seed=1)
+        assert set(one.grid[0]) == {"rate", "validation_loss", "validation_accuracy"}
+        losses = []
+        for example in made.test:
+            ids = torch.tensor([[*example.prompt_ids, *example.answer_ids]])
+            labels = ids.clone()
+            labels[0, : len(example.prompt_ids)] = -100
+            losses.append(one.best.trainable.model.network(ids, labels=labels).loss.item())
+        assert entry["test_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+        assert entry["validation_loss"] == one.grid[0]["validation_loss"]
+        assert entry["test_accuracy"] is None
+        assert one.best.training.flops == found.best.training.flops
+    worse = replace(made, test=made.test[::-1], unfinished=made.unfinished / "other")
+    assert best_of_grid(worse, seed=1).best.rate == found.best.rate
+
+
+@pytest.mark.parametrize("rates", [[0.001, 0.01, 1.0], [0.001, 0.0010000001]], ids=["inside", "nearly equal"])
+def test_the_winner_is_read_back_with_the_weights_that_it_was_trained_to(bench, rates):
+    made = bench(rates)
+    found = best_of_grid(made, seed=1)
+    alone = bench([found.best.rate])
+    one = best_of_grid(replace(alone, unfinished=made.unfinished / "alone"), seed=1)
+    assert_equal_weights(found.best.trainable, one.best.trainable)
+    assert found.best.training.curve == one.best.training.curve
+
+
+def test_a_grid_that_was_stopped_trains_no_rate_twice(bench, monkeypatch):
+    made = bench([0.001, 0.01, 0.1])
+    whole = best_of_grid(replace(made, unfinished=made.unfinished / "whole"), seed=1)
+    steps, take = [], Stepper.take
+
+    def stopping(self, parts, rate, number):
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        steps.append((rate, number))
+        return take(self, parts, rate, number)
+
+    monkeypatch.setattr(Stepper, "take", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        best_of_grid(made, seed=1)
+    monkeypatch.setattr(
+        Stepper, "take", lambda self, parts, rate, n: steps.append((rate, n)) or take(self, parts, rate, n)
+    )
+    again = best_of_grid(made, seed=1)
+    assert steps == [(rate, number) for rate in (0.001, 0.01, 0.1) for number in range(3)]
+    assert again.grid == whole.grid
+    assert_equal_weights(again.best.trainable, whole.best.trainable)
+
+
+def test_a_grid_holds_one_network_at_a_time(bench, monkeypatch):
+    opened, alive = [], []
+
+    def opening(*args):
+        gc.collect()
+        alive.append(sum(network() is not None for network in opened))
+        model = open_one(*args)
+        opened.append(weakref.ref(model.network))
+        return model
+
+    open_one = search._open
+    monkeypatch.setattr(search, "_open", opening)
+    best_of_grid(bench([0.001, 0.01, 1.0]), seed=1)  # the middle one wins: it is opened again
+    assert alive == [0, 0, 0, 0]
 
 
 def test_a_clear_difference_in_accuracy_decides_a_grid(bench, monkeypatch):

@@ -80,6 +80,28 @@ def test_a_killed_trace_resumes_to_the_same_bytes(project, monkeypatch):
     assert len(traced) == 3  # two of five were there
 
 
+@pytest.mark.parametrize("harm", [None, "a bit", "another's content"])
+def test_what_was_traced_before_a_kill_is_checked(project, harm, capsys):
+    main(ARGV)
+    whole = parts(project)
+    shutil.rmtree(project / "traces")
+    killed(project)
+    first, second = sorted((project / ".work").glob("traces-*/part-*.parquet"))
+    if harm == "a bit":
+        data = bytearray(first.read_bytes())
+        data[len(data) // 2] ^= 1
+        first.write_bytes(bytes(data))
+    elif harm:
+        shutil.copy(second, first)
+    capsys.readouterr()
+    main(ARGV)
+    said = capsys.readouterr().out
+    assert said.count("damaged") == bool(harm)
+    assert (f"{first.name}: damaged, its checksum does not match" in said) is bool(harm)
+    assert f"goes on from example {16 if harm else 32} of 80" in said
+    assert parts(project) == whole
+
+
 @pytest.mark.slow
 def test_other_parameters_do_not_resume_what_was_left_behind(project, hub_folder, monkeypatch):
     killed(project)

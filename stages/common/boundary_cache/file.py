@@ -12,12 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stages.common.artifacts import replacing_file
+from stages.common.artifacts import checksum, replacing_file
 
 _TENSOR: Final = "states"
 _TYPES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _ALIGNED: Final = 64  # bytes: where the data begins
-_CHUNK: Final = 1 << 22
 # Missing, torn, of another format, without our facts (metadata() is None), or with others in their place.
 _UNUSABLE: Final = (OSError, SafetensorError, KeyError, TypeError, ValueError)
 
@@ -76,7 +75,7 @@ def read_states(path: Path, digest: str) -> StatesFile | None:
         with safe_open(path, framework="pt") as file:
             facts = file.metadata()
             rows = file.get_tensor(_TENSOR)
-        if facts["key"] != digest or int(facts["crc32"], 16) != _check_sum(path, rows):
+        if facts["key"] != digest or int(facts["crc32"], 16) != _of_data(path, rows):
             return None
         return StatesFile(rows, float(facts["seconds"]))
     except _UNUSABLE:
@@ -102,11 +101,6 @@ def _header(digest: str, dtype: torch.dtype, shape: tuple[int, int], check: int,
     return len(text).to_bytes(8, "little") + text
 
 
-def _check_sum(path: Path, rows: Tensor) -> int:
+def _of_data(path: Path, rows: Tensor) -> int:
     """CRC-32 of the data at the end of the file."""
-    check = 0
-    with path.open("rb") as file:
-        file.seek(-rows.numel() * rows.element_size(), 2)
-        while chunk := file.read(_CHUNK):
-            check = zlib.crc32(chunk, check)
-    return check
+    return checksum(path, start=path.stat().st_size - rows.numel() * rows.element_size())

@@ -1,6 +1,7 @@
 """Unfinished training, kept on disk: a killed run goes on where it last stood."""
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from stages.common.artifacts import replacing_file
+from stages.common.artifacts import replacing_file, sealed_file
 from stages.common.models.shards import write_tensors
 
 _ADAM: Final = ("exp_avg", "exp_avg_sq", "step")
@@ -36,7 +37,7 @@ class Training:
 
 
 class Checkpoint:
-    """Trained parameters, AdamW's moments and the record so far, in one safetensors file.
+    """Trained parameters, AdamW's moments and the record so far, in one safetensors file with a checksum.
 
     A run that goes on from it takes the same steps as one that was never stopped: the order of
     examples follows from the seed, the learning rate from the step, what dropout drops from both.
@@ -46,50 +47,57 @@ class Checkpoint:
         self,
         path: Path | None,
         parameters: Sequence[nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        seconds: float,
+        optimizer: torch.optim.Optimizer | None = None,
+        seconds: float = math.inf,
         *,
         writes: bool = True,
     ) -> None:
-        """Keep ``parameters`` and ``optimizer`` at ``path`` every so many seconds; ``None``: keep nothing.
+        """Keep ``parameters`` and ``optimizer`` at ``path``, when due every so many seconds; ``None``: keep nothing.
 
-        ``writes``: of several processes, which all read it, one does.
+        Training that has ended needs no optimizer any more. ``writes``: of several processes, which all read it, one
+        does.
         """
         self.path, self.parameters, self.optimizer, self.seconds = path, parameters, optimizer, seconds
         self.writes = writes
         self._saved = time.monotonic()
 
     def save_when_due(self, done: Training) -> None:
-        """Save, if the last time is long enough ago.
+        """Save, if the last time is long enough ago: see :meth:`save`."""
+        if time.monotonic() - self._saved >= self.seconds:
+            self.save(done)
+            self._saved = time.monotonic()
+
+    def save(self, done: Training) -> None:
+        """Save in place of an earlier checkpoint.
 
         Raises:
             OSError: the disk is full; an earlier checkpoint is kept.
         """
-        if self.path is None or not self.writes or time.monotonic() - self._saved < self.seconds:
+        if self.path is None or not self.writes:
             return
         tensors: dict[str, Tensor] = {}
         for number, parameter in enumerate(self.parameters):
             tensors[str(number)] = parameter
-            if state := self.optimizer.state.get(parameter):  # none: it has not trained yet, or not lately
+            if self.optimizer and (state := self.optimizer.state.get(parameter)):  # none: it has not trained (lately)
                 tensors |= {f"{number}.{name}": state[name] for name in _ADAM}
-        with replacing_file(self.path) as aside:
+        with replacing_file(self.path, sealed=True) as aside:
             write_tensors(aside, tensors, {"training": json.dumps(asdict(done), allow_nan=False)})
-        self._saved = time.monotonic()
 
     def resume(self, fresh: Training) -> Training:
-        """What was done so far, with parameters and optimizer as they were; ``fresh`` where nothing was kept."""
-        if self.path is None or not self.path.exists():
+        """What was done so far, with parameters and optimizer as they were.
+
+        ``fresh`` where nothing was kept, or where what was kept is damaged: then nothing is lost but time.
+        """
+        kept = sealed_file(self.path) if self.path else None
+        if kept is None:
             return fresh
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                done = Training(**json.loads(file.metadata()["training"]))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except SafetensorError:
-            return fresh  # damaged: training starts again, nothing is lost but time
+        with safe_open(kept, framework="pt") as file:
+            done = Training(**json.loads(file.metadata()["training"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         with torch.no_grad():
             for number, parameter in enumerate(self.parameters):
                 parameter.copy_(tensors[str(number)])
-                if f"{number}.{_ADAM[0]}" in tensors:
+                if self.optimizer and f"{number}.{_ADAM[0]}" in tensors:
                     state = {name: tensors[f"{number}.{name}"].to(parameter.device) for name in _ADAM}
                     self.optimizer.state[parameter] = state
         return done

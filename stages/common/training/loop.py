@@ -74,6 +74,8 @@ def train(
     )
     done = kept.resume(done)
     processes.agree(done.steps, "steps taken before")
+    if 0 < done.steps < total:
+        print(f"{what}: goes on from step {done.steps} of {total}", flush=True)
 
     def check(loss: float, name: str) -> None:
         if not math.isfinite(loss):

@@ -1,6 +1,7 @@
 """Suffix training: cached and uncached agree, and both with Hugging Face's own forward and AdamW."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,10 +190,49 @@ def test_dropout_is_for_training_steps_and_not_for_validation(examples):
     assert [layer.training for layer in dropping.model.layers] == [False, False, True, True]  # as before
 
 
-def test_a_damaged_checkpoint_costs_time_and_nothing_else(examples, tmp_path):
-    kept = tmp_path / "checkpoint.safetensors"
-    kept.write_bytes(b"half a file")
+@pytest.fixture
+def stopped(examples, tmp_path, monkeypatch):
+    """The checkpoints of a training that was killed after each of its first three steps, the newest last."""
+    take = Stepper.take
+
+    def fatal(self, parts, rate, number):
+        if number == 3:
+            raise KilledError
+        return take(self, parts, rate, number)
+
+    made = trainable(2)
+    monkeypatch.setattr(Stepper, "take", fatal)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # as if killed before the older file goes
+    with pytest.raises(KilledError):
+        run(
+            made,
+            examples,
+            start_of(made, examples),
+            params(checkpoint_minutes=0),
+            checkpoint=tmp_path / "a.safetensors",
+        )
+    monkeypatch.undo()
+    return sorted(tmp_path.glob("a-*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+
+
+@pytest.mark.parametrize(("damaged", "step"), [(0, 3), (1, 2), (3, None)])
+def test_a_damaged_checkpoint_is_told_and_training_goes_on_from_the_last_whole_one(
+    examples, stopped, damaged, step, capsys
+):
+    assert len(stopped) == 3
+    for file in stopped[3 - damaged :]:
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1  # inside a tensor
+        file.write_bytes(bytes(data))
     whole, again = trainable(2), trainable(2)
     run(whole, examples, start_of(whole, examples), params())
-    run(again, examples, start_of(again, examples), params(), checkpoint=kept)
+    capsys.readouterr()
+    kept = stopped[0].with_name("a.safetensors")
+    run(again, examples, start_of(again, examples), params(checkpoint_minutes=0), checkpoint=kept)
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in told if "damaged" in line] == [
+        str(file) for file in stopped[: -damaged - 1 : -1]
+    ]
+    assert [line for line in told if "goes on" in line] == ([f"test: goes on from step {step} of 6"] if step else [])
     assert_equal_weights(whole, again)
+    assert len(list(kept.parent.glob("a-*"))) == 1
