@@ -145,6 +145,7 @@ def best_of_grid(bench: Bench, seed: int) -> Search:
         grid.append(_outcome(bench, rate, candidate))
     best = choose(tried, len(bench.validation))
     if candidate is None or candidate.rate != best.rate:
+        candidate = None
         del model
         candidate = candidate_at(best.rate, _open(bench, scope))
     if len(rates) > 1 and best.rate in (rates[0], rates[-1]):
