@@ -69,12 +69,14 @@ class Known:
         chosen: boundaries that the rules choose.
         done: what has ended.
         failed: what was begun and did not come to its end.
+        tried: fine-tunes, each with a rate that it was tried at, whether its result takes that into account or not.
     """
 
     layers: Mapping[Case, int]
     chosen: Mapping[Case, frozenset[int]]
     done: Mapping[FineTune, Result]
     failed: frozenset[FineTune] = frozenset()
+    tried: frozenset[tuple[FineTune, float]] = frozenset()
 
     @cached_property
     def ended(self) -> Mapping[FineTune, list[FineTune]]:
@@ -251,7 +253,9 @@ def _widest(begun: FineTune, most: int, known: Known) -> FineTune:
     beyond = widened(done.rates, known.done[done].learning_rate)
     if beyond is None or len(done.rates) >= size + most:
         return done
-    further = replace(done, rates=(*done.rates, beyond), tried=len(done.rates))
+    # Tried already: it brought back an earlier rate, whose model is gone, so that all are trained again.
+    tried = 0 if (done, beyond) in known.tried else len(done.rates)
+    further = replace(done, rates=(*done.rates, beyond), tried=tried)
     return done if further in known.failed else further
 
 

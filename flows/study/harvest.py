@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from flows.study.agenda import Case, FineTune
 from flows.study.forecast import units
 from flows.study.progress import PLAIN, Look
-from flows.study.tables import Row
+from flows.study.tables import Row, outcome_of
 from stages.common.run_record import machine
 
 _LAW: Final = "reports/scaling_law.json"
@@ -43,7 +43,7 @@ def where() -> dict[str, Any]:
 
 
 def results(kept: Artifacts, batch: Sequence[FineTune], facts: Mapping[str, Any]) -> list[tuple[Row, pa.Table]]:
-    """A row and the predictions of every fine-tune of an experiment.
+    """A row and the predictions of every fine-tune of an experiment; ``outcomes`` of a row: those of a grid's rates.
 
     Args:
         kept: what the experiment's stages left.
@@ -60,7 +60,8 @@ def results(kept: Artifacts, batch: Sequence[FineTune], facts: Mapping[str, Any]
         run, measured = kept.json(f"data/models/{name}/run.json"), kept.json(f"reports/runs/{name}.json")
         mine = said.filter(pc.equal(said["run"], name)).drop_columns(["run"])
         scores = {**metrics["runs"][name], "quality": metrics["runs"][name][metrics["quality"]]}
-        found.append(({**facts, **_wanted(fine_tune), **_learned(run, scores), **_clock(measured)}, mine))
+        row = {**facts, **_wanted(fine_tune), **_learned(run, scores), **_clock(measured)}
+        found.append(({**row, "outcomes": _outcomes(run, row) if len(fine_tune.rates) > 1 else []}, mine))
     return found
 
 
@@ -160,6 +161,12 @@ def _learned(run: Mapping[str, Any], scores: Mapping[str, Any]) -> Row:
         "data_sha256": run["data_sha256"]["train"],
         "model_sha256": run["base_sha256"],
     }
+
+
+def _outcomes(run: Mapping[str, Any], row: Row) -> list[Row]:
+    """The outcome of every rate at which training did not diverge; the winner's test results are those of evaluate."""
+    tried = [{**one, "learning_rate": one["rate"]} for one in run["grid"] if one["validation_loss"] is not None]
+    return [outcome_of(row) if one["learning_rate"] == run["learning_rate"] else one for one in tried]
 
 
 def _clock(measured: Mapping[str, Any]) -> Row:

@@ -11,8 +11,8 @@ from flows.study.description import Settings
 from flows.study.harvest import Artifacts
 from flows.study.progress import Look, Progress
 from flows.study.settings import digest, for_training
-from flows.study.tables import Row, Tables
-from stages.common.rate_choice import Tried, beats
+from flows.study.tables import Row, Tables, outcome_of
+from stages.common.rate_choice import Tried, choose
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,21 @@ def _keep_runs(batch: tuple[FineTune, ...], made: Artifacts, progress: Progress,
 
 
 def _best(found: tuple[Row, pa.Table], before: Row, tables: Tables) -> tuple[Row, pa.Table]:
-    """What was found, or the best of the rates tried before, unless the new one beats it."""
+    """Whichever wins over all rates: what was found, or the best of those that were tried before.
+
+    Where the new rate brings back an earlier one that had lost, whose predictions are gone, everything stays as it was
+    but the new outcome: the next experiment trains at all rates (see :func:`flows.study.agenda.agenda`).
+    """
     row, said = found
-    wall = (before["seconds_wall"] or 0.0) + row["seconds_wall"]
-    if not beats(_stood(row), _stood(before), row["validation_examples"]):
-        row, said = {**before, "rates": row["rates"]}, tables.predictions(before)
-    return {**row, "seconds_wall": wall}, said
+    new, kept = row["outcomes"], outcome_of(before)
+    known = [*tables.outcomes(before), kept, *new]
+    best = choose([_tried(one) for one in known], row["validation_examples"]).rate
+    if best != row["learning_rate"]:
+        rates = row["rates"] if best == kept["learning_rate"] else before["rates"]
+        row, said = {**before, "rates": rates}, tables.predictions(before)
+    wall = (before["seconds_wall"] or 0.0) + found[0]["seconds_wall"]
+    return {**row, "seconds_wall": wall, "outcomes": [kept, *new]}, said
 
 
-def _stood(row: Row) -> Tried:
-    return Tried(row["validation_loss"], row["validation_accuracy"])
+def _tried(outcome: Row) -> Tried:
+    return Tried(outcome["learning_rate"], outcome["validation_loss"], outcome["validation_accuracy"])

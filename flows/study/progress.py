@@ -108,7 +108,13 @@ class Progress:
         done = {one: Result(row["learning_rate"], row["validation_loss"]) for one, row in rows.items()}
         layers = self._layers()
         chosen = {case: frozenset(_boundaries(self.tables.choices, case, self.description)) for case in layers}
-        return Known(layers, chosen, done, frozenset(self.failed))
+        points = {row["point"]: one for one, row in rows.items()}
+        own = {
+            (points[row["point"]], row["learning_rate"])
+            for row in self.tables.rates
+            if row["point"] in points and not row["source"]
+        }
+        return Known(layers, chosen, done, frozenset(self.failed), frozenset(own))
 
     def before(self, fine_tune: FineTune) -> Row | None:
         """The best of the rates that were tried before; ``None``: there were none."""

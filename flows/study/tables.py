@@ -24,6 +24,7 @@ Row = dict[str, Any]
 RUNS: Final = "runs.csv"
 CHOICES: Final = "choices.csv"
 INTERVALS: Final = "intervals.csv"
+RATES: Final = "rates.csv"
 PREDICTIONS: Final = "predictions.parquet"
 SETTINGS: Final = "settings.json"
 
@@ -89,6 +90,20 @@ _INTERVAL_COLUMNS: Final[Mapping[str, type]] = {
     "observed": float,
     "confidence": float,
 }
+_RATE_COLUMNS: Final[Mapping[str, type]] = {
+    "data_set": str,
+    "model": str,
+    "seed": int,
+    "method": str,
+    "budget": str,
+    "learning_rate": float,
+    "validation_loss": float,
+    "validation_accuracy": float,
+    "test_loss": float,
+    "test_accuracy": float,
+    "point": str,
+    "source": str,
+}
 _RUN_KEY: Final = ("data_set", "model", "seed", "method", "budget", "settings", "method_settings")
 _PREDICTION_SCHEMA: Final = pa.schema(
     [
@@ -131,6 +146,7 @@ class Tables:
         runs: a row per fine-tune that has ended; key: data set, model, seed, method, budget and settings.
         choices: a row per data set, model and rule; no boundary where the plan could not evaluate the selector.
         intervals: a row per data set, model, source and place: what was predicted and what was observed.
+        rates: a row per learning rate whose outcome is known, of fine-tunes that were trained at several.
         settings: settings by their digest.
     """
 
@@ -139,6 +155,7 @@ class Tables:
         self.runs = _read(folder / RUNS, _RUN_COLUMNS)
         self.choices = _read(folder / CHOICES, _CHOICE_COLUMNS)
         self.intervals = _read(folder / INTERVALS, _INTERVAL_COLUMNS)
+        self.rates = _read(folder / RATES, _RATE_COLUMNS)
         path = folder / SETTINGS
         self.settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -152,7 +169,10 @@ class Tables:
         return name
 
     def keep_runs(self, fine_tunes: Sequence[tuple[Row, pa.Table]], instead_of: Sequence[Row] = ()) -> None:
-        """Keep rows of fine-tunes and their predictions, in place of older ones of the same keys, and of these."""
+        """Keep rows of fine-tunes and their predictions, in place of older ones of the same keys, and of these.
+
+        The outcomes of every rate, ``outcomes`` of a row, take the place of the same rates' of the same fine-tune.
+        """
         rows = [
             _whole({**row, "point": digest([row[name] for name in _RUN_KEY])}, _RUN_COLUMNS) for row, _ in fine_tunes
         ]
@@ -165,6 +185,13 @@ class Tables:
             parts = [before.filter(pc.invert(replaced)), *parts]
         said = pa.concat_tables(parts).unify_dictionaries()
         write_aside(path, lambda aside: pq.write_table(said, aside, compression="zstd"))
+        self.keep_rates(
+            [
+                {**row, **one}
+                for row, (found, _) in zip(rows, fine_tunes, strict=True)
+                for one in found.get("outcomes", [])
+            ]
+        )
         # Last: a row is there only when its predictions are.
         self.runs = [*(old for old in self.runs if old["point"] not in points), *rows]
         _write_rows(self.folder / RUNS, _RUN_COLUMNS, self.runs)
@@ -173,6 +200,18 @@ class Tables:
         """What a kept fine-tune said of the test examples."""
         said = pq.read_table(self.folder / PREDICTIONS, filters=[("point", "==", row["point"])])
         return said.drop_columns(["point"])
+
+    def outcomes(self, row: Row) -> list[Row]:
+        """What is known of the rates that a kept fine-tune was tried at."""
+        rates = set(map(float, row["rates"].split()))
+        return [one for one in self.rates if one["point"] == row["point"] and one["learning_rate"] in rates]
+
+    def keep_rates(self, rows: Sequence[Row]) -> None:
+        """Keep outcomes of learning rates, in place of older ones of the same fine-tunes and rates."""
+        if rows:
+            whole = [_whole(row, _RATE_COLUMNS) for row in rows]
+            self.rates = _merged(self.rates, whole, ("point", "learning_rate"))
+            _write_rows(self.folder / RATES, _RATE_COLUMNS, self.rates)
 
     def keep_choices(self, rows: Sequence[Row], intervals: Sequence[Row]) -> None:
         """Keep rules' choices, and predicted intervals, in place of older ones of the same rules and sources."""
@@ -183,6 +222,12 @@ class Tables:
         )
         _write_rows(self.folder / INTERVALS, _INTERVAL_COLUMNS, self.intervals)
         _write_rows(self.folder / CHOICES, _CHOICE_COLUMNS, self.choices)
+
+
+def outcome_of(row: Row) -> Row:
+    """The outcome of the learning rate that a fine-tune's row is the result of."""
+    same = {name: row[name] for name in ("learning_rate", "validation_loss", "validation_accuracy")}
+    return {**same, "test_loss": row["loss"], "test_accuracy": row["quality"]}
 
 
 def _predictions(row: Row, said: pa.Table) -> pa.Table:

@@ -155,13 +155,11 @@ def best_of_grid(bench: Bench, seed: int) -> Search:
 
 def _outcome(bench: Bench, rate: float, candidate: Candidate | None) -> dict[str, float | None]:
     """A rate's entry in the grid; ``None``: training diverged."""
-    stood = candidate.tried if candidate else None
-    entry = {
-        "rate": rate,
-        "validation_loss": stood and stood.loss,
-        "validation_accuracy": stood and stood.accuracy,
-    }
-    if candidate is None or candidate.test is None:
+    if candidate is None:
+        return {"rate": rate, **dict.fromkeys(("validation_loss", "validation_accuracy", "test_loss", "test_accuracy"))}
+    tried = candidate.tried
+    entry = {"rate": rate, "validation_loss": tried.loss, "validation_accuracy": tried.accuracy}
+    if candidate.test is None:
         return entry
     loss, accuracy = validate(bench.make_reader(candidate.trainable.model), candidate.test, bench.processes)
     return {**entry, "test_loss": loss, "test_accuracy": accuracy}

@@ -11,6 +11,7 @@ from flows.study.outlook import outlook
 from flows.study.progress import Progress
 from flows.study.settings import Places
 from flows.study.tables import PREDICTIONS, Tables
+from stages.common.rate_choice import Tried, choose
 from tests.conftest import PROJECT
 
 A, B = Case("a", "m"), Case("b", "m")
@@ -81,40 +82,76 @@ def test_what_is_left_takes_as_long_as_it_took_here_or_elsewhere(progress, monke
     assert "nothing was measured on this machine (Another with 1 core) yet" in said
 
 
+def outcome(rate, loss, accuracy):
+    tested = {"test_loss": loss + 1, "test_accuracy": accuracy and accuracy - 0.1}
+    return {"learning_rate": rate, "validation_loss": loss, "validation_accuracy": accuracy, **tested}
+
+
+@pytest.fixture
+def run(progress, monkeypatch):
+    """Runs the first full fine-tune that is wanted, whose rates have these outcomes; returns the rates trained at."""
+
+    def run(outcomes):
+        def results(_made, batch, facts):
+            for one in batch:
+                tried = [outcome(rate, *outcomes[rate]) for rate in one.new_rates]
+                stood = [Tried(rate, *outcomes[rate]) for rate in one.new_rates]
+                best = outcome(choose(stood, 256).rate, *outcomes[choose(stood, 256).rate])
+                row = {"seed": one.seed, "method": one.method, "budget": one.budget, "boundary": one.boundary}
+                row |= {"data_set": "a", "model": "m", "rates": " ".join(map(repr, one.rates)), **best}
+                row |= {"loss": best["test_loss"], "quality": best["test_accuracy"], "validation_examples": 256}
+                yield {**facts, **row, "outcomes": tried if len(one.rates) > 1 else []}, said(best["learning_rate"])
+
+        item = next(item for item in ready(progress, []) if item.fine_tunes and item.fine_tunes[0].method == "full")
+        only = Item.of((item.fine_tunes[0],))
+        monkeypatch.setattr("flows.study.harvest.results", results)
+        keep(only, None, progress, 10.0)
+        return asked(only, progress)[0]["finetune.learning_rate"]["full"]
+
+    progress.description = progress.description.model_copy(update={"widen": 1})
+    return run
+
+
+def said(rate):
+    names = {"example_id": ["x", "y"], "label": ["yes", "no"], "correct": [True, False]}
+    return pa.table({**names, "loss": pa.array([rate, rate])})
+
+
 @pytest.mark.parametrize(
     ("loss", "accuracy", "rate"),
     [(0.8, None, 0.004), (1.0, None, 0.002), (1.2, None, 0.002), (0.8, 0.5, 0.002), (1.2, 0.9, 0.004)],
 )
-def test_of_a_widened_grid_the_best_rate_is_kept_wherever_it_was_tried(progress, monkeypatch, loss, accuracy, rate):
-    """Of equals the one tried before, whose accuracy is 0.8; what it said of the test examples is kept with it."""
-
-    def results(_made, batch, facts):
-        for one in batch:
-            best = min(one.new_rates[-1], 0.004)
-            value = loss if best == 0.004 else 1.0
-            row = {"seed": one.seed, "method": one.method, "budget": one.budget, "boundary": one.boundary}
-            seen = {"validation_accuracy": accuracy if best == 0.004 else accuracy and 0.8, "validation_examples": 100}
-            where = {"data_set": "a", "model": "m", "rates": " ".join(map(repr, one.rates))}
-            yield {**facts, **row, **where, "learning_rate": best, "validation_loss": value, **seen}, said(best)
-
-    def said(value):
-        names = {"example_id": ["x", "y"], "label": ["yes", "no"], "correct": [True, value > 0.003]}
-        return pa.table({**names, "loss": pa.array([value, value])})
-
-    def run():
-        item = next(item for item in ready(progress, []) if item.fine_tunes and item.fine_tunes[0].method == "full")
-        only = Item.of((item.fine_tunes[0],))
-        keep(only, None, progress, 10.0)
-        return asked(only, progress)[0]["finetune.learning_rate"]["full"]
-
-    monkeypatch.setattr("flows.study.harvest.results", results)
-    progress.description = progress.description.model_copy(update={"widen": 1})
-    assert [run(), run()] == [[0.001, 0.002], [0.004]]
+def test_of_a_widened_grid_the_best_rate_is_kept_wherever_it_was_tried(progress, run, loss, accuracy, rate):
+    """What it said of the test examples is kept with it, and the outcome of every rate."""
+    stood = accuracy and 0.8
+    outcomes = {0.001: (1.5, stood), 0.002: (1.0, stood), 0.004: (loss, accuracy)}
+    assert [run(outcomes), run(outcomes)] == [[0.001, 0.002], [0.004]]
     (row,) = progress.tables.runs
     assert (row["rates"], row["learning_rate"], row["seconds_wall"]) == ("0.001 0.002 0.004", rate, 20.0)
     assert row["validation_loss"] == (loss if rate == 0.004 else 1.0)
-    kept = pq.read_table(progress.tables.folder / PREDICTIONS).to_pylist()
-    assert [(one["example_id"], one["correct"]) for one in kept] == [("x", True), ("y", rate > 0.003)]
-    assert Tables(progress.tables.folder).runs == progress.tables.runs
+    assert pq.read_table(progress.tables.folder / PREDICTIONS)["loss"].to_pylist() == pytest.approx([rate, rate])
+    again = Tables(progress.tables.folder)
+    assert (again.runs, again.rates) == (progress.tables.runs, progress.tables.rates)
+    names = ("learning_rate", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
+    assert sorted(tuple(one[name] for name in names) for one in again.rates) == [
+        tuple(outcome(rate, *stood)[name] for name in names) for rate, stood in outcomes.items()
+    ]
+    assert {(one["point"], one["method"], one["source"]) for one in again.rates} == {(row["point"], "full", "")}
     left = [(one.seed, one.rates) for item in ready(progress, []) for one in item.fine_tunes if one.method == "full"]
     assert left == [(2, (rate,))]
+    assert run(outcomes) == [rate]
+    assert len(progress.tables.rates) == 3  # a single rate is in runs.csv
+
+
+def test_where_a_new_rate_brings_back_one_that_had_lost_all_are_trained_again(progress, run):
+    """The audit's example; another process goes on from the tables."""
+    outcomes = {0.001: (0.40, 0.84), 0.002: (0.50, 0.86), 0.0005: (0.60, 0.87)}
+    assert [run(outcomes), run(outcomes)] == [[0.001, 0.002], [0.0005]]
+    (before,) = progress.tables.runs
+    assert (before["rates"], before["learning_rate"], before["seconds_wall"]) == ("0.001 0.002", 0.001, 20.0)
+    progress.tables = Tables(progress.tables.folder)
+    assert len(progress.tables.rates) == 3
+    assert run(outcomes) == [0.001, 0.002, 0.0005]
+    (row,) = progress.tables.runs
+    assert (row["rates"], row["learning_rate"]) == ("0.001 0.002 0.0005", 0.002)
+    assert run(outcomes) == [0.002]  # the next seed

@@ -65,6 +65,15 @@ def test_a_study_is_stopped_killed_finished_and_never_done_twice(project, capsys
         < float(by_method["full"]["flops"])
     )
 
+    outcomes = {float(row["learning_rate"]): row for row in rows(project, "rates.csv")}
+    won = outcomes[float(by_method["full"]["learning_rate"])]
+    assert sorted(outcomes) == [0.001, 0.003]
+    assert {row["point"] for row in outcomes.values()} == {by_method["full"]["point"]}
+    assert (won["validation_loss"], won["test_loss"], won["test_accuracy"]) == tuple(
+        by_method["full"][name] for name in ("validation_loss", "loss", "quality")
+    )
+    assert all(float(row["test_loss"]) > 0 and 0 <= float(row["test_accuracy"]) <= 1 for row in outcomes.values())
+
     summary = json.loads((project / "reports/study/summary.json").read_text())
     assert summary["data_sets"] == ["colours"]
     assert {"half", "salf", "full"} <= set(summary["rules"])
