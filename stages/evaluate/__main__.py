@@ -39,13 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     params = EvaluateRoom.load()
     meta = read_json(args.prepared / "meta.json")
-    classes = [label["label"] for label in meta["labels"]]
     quality = "exact_match" if meta["task"] == "free" else "accuracy"
     test = read_examples(args.prepared, "test")
-    bootstrap = Bootstrap(len(test), params.evaluate.bootstrap, params.evaluate.confidence, params.evaluate.seed)
+    labels = [example.label or "" for example in test] if meta["labels"] else None
+    asked = params.evaluate
+    bootstrap = Bootstrap(len(test), asked.bootstrap, asked.confidence, asked.seed, labels)
     base_shards = read_json(args.base / "base.json")["shards"]
     cache = _cache_settings(params.finetune)
-    predictor = Predictor(choose_runtime(params.device), params.evaluate, meta, args.base, base_shards, cache, test)
+    predictor = Predictor(choose_runtime(params.device), asked, meta, args.base, base_shards, cache, test)
 
     names = {f"{m}-seed{s}": (m, s) for m in params.compare.methods for s in params.compare.seeds}
     facts = {name: read_json(require(args.models / name, made_by="finetune") / "run.json") for name in names}
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         frozen = frozen_layers(facts[name]["shards"], base_shards)
         predictions[name] = predictor.predict(args.models / name, name, frozen)
 
-    scores = {name: score(said, test, quality, classes, bootstrap) for name, said in predictions.items()}
+    scores = {name: score(said, quality, bootstrap) for name, said in predictions.items()}
     written = {name: {"n": len(test), **named(each)} for name, each in scores.items()}
     held = {name: entry for name, entry in written.items() if name not in names}
     runs = {}
@@ -78,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "schema": 1,
         "task": meta["task"],
         "quality": quality,
+        "intervals": {"resamples": asked.bootstrap, "confidence": asked.confidence},
         "baselines": held,
         "runs": runs,
         "methods": methods,

@@ -40,7 +40,8 @@ def compare_methods(
             if values:
                 row[key] = values[0] if key in _SAME and len(set(values)) == 1 else float(np.mean(values))
         if reference is not None:
-            row |= named({f"{name}_minus_full": own[name] - reference[name] for name in own})
+            gaps = {f"{name}_minus_full": own[name] - reference[name] for name in own}
+            row |= named(gaps) | {f"{name}_detectable": gap.detectable for name, gap in gaps.items()}
             row["at_equal_compute"] = _equal_compute(names, runs, curves)
         rows[method] = row
     return rows

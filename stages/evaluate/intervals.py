@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 _CHUNK: Final = 100  # resamples held at once
+_POWER: Final = 0.8
 
 Integers = NDArray[np.integer[Any]]
 Floats = NDArray[np.floating[Any]]
@@ -40,6 +42,13 @@ class Statistic:
         """The percentile interval's upper end."""
         return float(np.quantile(self.resampled, (1 + self.confidence) / 2))
 
+    @property
+    def detectable(self) -> float:
+        """The smallest true value that a two-sided test against zero at this confidence finds with 80 % power."""
+        normal = NormalDist()
+        errors = normal.inv_cdf((1 + self.confidence) / 2) + normal.inv_cdf(_POWER)
+        return errors * float(self.resampled.std(ddof=1))
+
     def named(self, name: str) -> dict[str, float]:
         """``name``, ``name_low``, ``name_high``."""
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
@@ -60,14 +69,23 @@ class Bootstrap:
 
     Args:
         examples: n.
-        resamples: how many.
+        resamples: R.
         confidence: of the intervals.
         seed: of the draw.
+        labels: of the examples, [n], where they have labels.
     """
 
-    def __init__(self, examples: int, resamples: int, confidence: float, seed: int) -> None:
-        self.picks: Integers = np.random.default_rng(seed).integers(examples, size=(resamples, examples))
+    def __init__(
+        self, examples: int, resamples: int, confidence: float, seed: int, labels: Sequence[str] | None = None
+    ) -> None:
+        draw = np.random.default_rng(seed).integers
+        self.picks: Integers = draw(examples, size=(resamples, examples))  # [R, n]
         self.confidence = confidence
+        self.labels = labels
+        if labels is not None:
+            classes = [np.flatnonzero(np.equal(labels, label)) for label in sorted(set(labels))]
+            within = [members[draw(len(members), size=(resamples, len(members)))] for members in classes]
+            self.picks_within_classes: Integers = np.concatenate(within, axis=1)  # [R, n]
 
     def mean(self, values: Floats, weights: Floats | None = None) -> Statistic:
         """Mean of a score per example, [n], weighted where there are weights, [n]."""
@@ -76,28 +94,38 @@ class Bootstrap:
         resampled = (values * weights)[self.picks].sum(axis=1) / weights[self.picks].sum(axis=1)
         return Statistic(float(np.average(values, weights=weights)), resampled, self.confidence)
 
-    def macro_f1(self, truth: Integers, predicted: Integers, classes: int) -> Statistic:
-        """Macro-averaged F1 over all classes; a class that is neither there nor predicted counts 0.
+    def over_classes(self, predicted: Sequence[str]) -> dict[str, Statistic]:
+        """``balanced_accuracy`` and ``macro_f1`` of predicted labels, [n], as scikit-learn defines them.
 
-        Args:
-            truth: class numbers, [n].
-            predicted: class numbers, [n].
-            classes: how many there are.
+        Each class is resampled on its own, so that none is missing from a resample. A class of fewer than about
+        ten examples makes both intervals too narrow.
+
+        Raises:
+            ValueError: the examples have no labels.
         """
-        parts = [
-            _macro_f1(truth[picks], predicted[picks], classes)
-            for picks in np.array_split(self.picks, max(1, len(self.picks) // _CHUNK))
-        ]
-        value = _macro_f1(truth[None], predicted[None], classes)[0]
-        return Statistic(float(value), np.concatenate(parts), self.confidence)
+        if self.labels is None:
+            raise ValueError("scores over classes need the examples' labels")
+        classes, numbers = np.unique([*self.labels, *predicted], return_inverse=True)
+        truth, said = np.split(numbers, 2)
+        values = _over_classes(truth[None], said[None], len(classes))
+        chunks = np.array_split(self.picks_within_classes, -(-len(self.picks) // _CHUNK))
+        resampled = np.hstack([_over_classes(truth[picks], said[picks], len(classes)) for picks in chunks])  # [2, R]
+        return {
+            name: Statistic(float(value[0]), each, self.confidence)
+            for name, value, each in zip(("balanced_accuracy", "macro_f1"), values, resampled, strict=True)
+        }
 
 
-def _macro_f1(truth: Integers, predicted: Integers, classes: int) -> Floats:
-    """Macro-F1 of every row: [R, n] to [R]."""
-    scores = []
-    for label in range(classes):
-        true, said = truth == label, predicted == label
-        found = (true & said).sum(axis=1)
-        both = true.sum(axis=1) + said.sum(axis=1)
-        scores.append(np.where(both > 0, 2 * found / np.maximum(both, 1), 0.0))
-    return np.mean(scores, axis=0)
+def _over_classes(truth: Integers, said: Integers, classes: int) -> Floats:
+    """Mean recall over the classes that occur, and mean F1 over all classes: two times [R, n] to [2, R]."""
+    rows = len(truth)
+    offsets = classes * np.arange(rows)[:, None]
+
+    def count(labels: Integers, counted: Floats) -> Floats:
+        cells = np.bincount((labels + offsets).ravel(), counted.ravel(), rows * classes)
+        return cells.astype(float).reshape(rows, classes)  # [R, C]
+
+    every = np.ones(truth.shape)
+    true, found = count(truth, every), count(said, (truth == said).astype(float))
+    recall = np.sum(found / np.maximum(true, 1), axis=1) / np.sum(true > 0, axis=1)
+    return np.stack([recall, np.mean(2 * found / np.maximum(true + count(said, every), 1), axis=1)])

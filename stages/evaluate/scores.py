@@ -37,24 +37,17 @@ class Predictions:
         return cls(list(labels), correct, None, tokens, [None] * len(examples))
 
 
-def score(
-    predictions: Predictions, examples: Sequence[Example], quality: str, classes: Sequence[str], bootstrap: Bootstrap
-) -> dict[str, Statistic]:
-    """Share of right answers, macro-F1 and loss per answer token, by their names.
+def score(predictions: Predictions, quality: str, bootstrap: Bootstrap) -> dict[str, Statistic]:
+    """Share of right answers, balanced accuracy and macro-F1 over labels, and loss per answer token, by name.
 
     Args:
         predictions: a model's.
-        examples: the test split.
         quality: what the share of right answers is called: accuracy, or exact match where answers are free.
-        classes: the labels, for macro-F1; empty where there are none.
         bootstrap: the resamples, shared by all models.
     """
     result = {quality: bootstrap.mean(predictions.correct)}
-    if classes:
-        number = {label: i for i, label in enumerate(classes)}
-        truth = np.array([number[example.label or ""] for example in examples])
-        said = np.array([number[label] for label in predictions.predicted])
-        result["macro_f1"] = bootstrap.macro_f1(truth, said, len(classes))
+    if bootstrap.labels is not None:
+        result |= bootstrap.over_classes(predictions.predicted)
     if predictions.loss is not None:
         result["loss"] = bootstrap.mean(predictions.loss, predictions.tokens)
     return result

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from stages.common.batches import Candidate, Example
 from stages.evaluate.baselines import answers, majority, tfidf
@@ -41,9 +41,9 @@ def test_baselines_of_multiple_choice_know_places_and_words_and_not_the_question
     assert said["tfidf"] == ["bird again", "bird", "a bird sings"]
     predictions = Predictions.of_labels(said["majority"], test)
     assert predictions.correct.tolist() == [0, 1, 1]
-    scores = score(predictions, test, "accuracy", [], Bootstrap(3, 20, 0.9, 0))
+    scores = score(predictions, "accuracy", Bootstrap(3, 20, 0.9, 0))
     assert scores["accuracy"].value == pytest.approx(2 / 3)
-    assert "macro_f1" not in scores
+    assert set(scores) == {"accuracy"}
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,9 @@ def test_what_was_not_logged_by_then_is_not_taken_from_later():
 
 
 def test_drawn_layers_differ_by_seed_and_count_on_the_mean():
-    bootstrap = Bootstrap(2, 20, 0.95, 0)
+    bootstrap = Bootstrap(2, 20, 0.95, 0, ["a", "b"])
     said = Predictions(["a", "a"], np.array([1.0, 0.0]), np.ones(2), np.ones(2), [None, None])
-    scores = dict.fromkeys(
-        ["lisa-seed1", "lisa-seed2"], score(said, examples(["xa", "xb"]), "accuracy", "ab", bootstrap)
-    )
+    scores = dict.fromkeys(["lisa-seed1", "lisa-seed2"], score(said, "accuracy", bootstrap))
     runs = {
         f"lisa-seed{seed}": {"method": "lisa", "seed": seed, "flops": 1, "trained_parameters": trained, "boundary": 0}
         for seed, trained in ((1, 8), (2, 10))
@@ -104,15 +102,14 @@ def test_methods_are_means_over_seeds_and_paired_with_full():
     n = 50
     rng = np.random.default_rng(0)
     truth, tokens = rng.integers(3, size=n), rng.integers(1, 4, size=n).astype(float)
-    labelled = examples([("x", "abc"[t]) for t in truth])
-    bootstrap = Bootstrap(n, 100, 0.95, 0)
+    bootstrap = Bootstrap(n, 100, 0.95, 0, ["abc"[t] for t in truth])
     said = {}
     for name in ("full-seed1", "full-seed2", "salf-seed1", "salf-seed2"):
         guess = rng.integers(3, size=n)
         said[name] = Predictions(
             ["abc"[g] for g in guess], (guess == truth).astype(float), rng.random(n), tokens, [None] * n
         )
-    scores = {name: score(each, labelled, "accuracy", "abc", bootstrap) for name, each in said.items()}
+    scores = {name: score(each, "accuracy", bootstrap) for name, each in said.items()}
     cost = {"full": 200, "salf": 100}
     runs = {
         name: {"method": name[:4], "seed": int(name[-1]), "flops": cost[name[:4]], "flops_share": cost[name[:4]] / 200}
@@ -123,25 +120,23 @@ def test_methods_are_means_over_seeds_and_paired_with_full():
     mean = np.mean([said["salf-seed1"].correct.mean(), said["salf-seed2"].correct.mean()])
     assert rows["salf"]["accuracy"] == pytest.approx(mean)
     assert rows["salf"]["accuracy_minus_full"] == pytest.approx(mean - rows["full"]["accuracy"])
-    # Every resample by hand: macro-F1 by scikit-learn, the loss per token.
-    f1, losses = [], []
-    for picks in bootstrap.picks:
-        by_name = {
-            name: (
-                f1_score(truth[picks], ["abc".index(x) for x in np.array(each.predicted)[picks]], average="macro"),
-                np.average(each.loss[picks], weights=tokens[picks]),
-            )
-            for name, each in said.items()
-        }
-        gaps = np.subtract(
-            np.mean([by_name["salf-seed1"], by_name["salf-seed2"]], axis=0),
-            np.mean([by_name["full-seed1"], by_name["full-seed2"]], axis=0),
-        )
-        f1.append(gaps[0])
-        losses.append(gaps[1])
-    for name, gaps in (("macro_f1", f1), ("loss", losses)):
-        found = [rows["salf"][f"{name}_minus_full{end}"] for end in ("_low", "_high")]
+    # Every resample by hand: scores over classes by scikit-learn, the loss per token.
+    number = {name: np.array(["abc".index(label) for label in each.predicted]) for name, each in said.items()}
+    by_hand = {
+        "accuracy": lambda name, picks: said[name].correct[picks].mean(),
+        "loss": lambda name, picks: np.average(said[name].loss[picks], weights=tokens[picks]),
+        "macro_f1": lambda name, picks: f1_score(truth[picks], number[name][picks], average="macro"),
+        "balanced_accuracy": lambda name, picks: balanced_accuracy_score(truth[picks], number[name][picks]),
+    }
+    for key, of in by_hand.items():
+        within = key in ("macro_f1", "balanced_accuracy")
+        gaps = [
+            np.mean([of(f"salf-seed{seed}", picks) - of(f"full-seed{seed}", picks) for seed in (1, 2)])
+            for picks in (bootstrap.picks_within_classes if within else bootstrap.picks)
+        ]
+        found = [rows["salf"][f"{key}_minus_full{end}"] for end in ("_low", "_high")]
         assert found == pytest.approx(list(np.quantile(gaps, [0.025, 0.975])))
+        assert rows["salf"][f"{key}_minus_full_detectable"] == pytest.approx(2.8016 * np.std(gaps, ddof=1), rel=1e-4)
     assert rows["salf"]["seeds"] == [1, 2]
     assert rows["salf"]["flops_share"] == 0.5
     assert rows["salf"]["at_equal_compute"]["full_validation_accuracy"] == pytest.approx(0.6)
