@@ -8,7 +8,7 @@ from stages.common.freeze_plan import FreezePlan
 from stages.common.method_names import frozen_by_name, method_of
 from stages.report.artifacts_in import Artifacts
 from stages.report.headline import Facts
-from stages.report.quality import Method, baselines, methods, plain_name
+from stages.report.quality import OVER_CLASSES, SCORES, Method, baselines, label_shares, methods
 from stages.report.wording import Interval, decimal, parameters, percent, seconds, size, span
 
 _MEANINGFUL_MATCH: Final = 0.05
@@ -79,8 +79,8 @@ def _quality_tile(found: Answer) -> KeyFigure:
     if method is None:
         raise ValueError("a quality tile needs an evaluated method")
     mine = method.scores[metric]
-    beside = f"full: {decimal(full.scores[metric].value)}" if full and metric in full.scores else span(mine)
-    return KeyFigure(f"test {plain_name(metric)}", decimal(mine.value), beside)
+    note = f"full: {decimal(full.scores[metric].value)}" if full and metric in full.scores else span(mine)
+    return KeyFigure(f"test {SCORES[metric]}", decimal(mine.value), note)
 
 
 def _measured_tiles(method: Method, full: Method) -> list[KeyFigure]:
@@ -97,7 +97,8 @@ def _measured_tiles(method: Method, full: Method) -> list[KeyFigure]:
 def _chosen(artifacts: Artifacts, compared: Mapping[str, Method]) -> Method | None:
     """The method that follows the plan's selector, else one with its boundary, else ``salf``, else the nearest."""
     plan = artifacts.plan
-    found = {name: boundary for name in compared if (boundary := _boundary_of(plan, name))}
+    boundaries = {name: _boundary_of(plan, name) for name in compared if method_of(name).scope != "full"}
+    found = {name: boundary for name, boundary in boundaries.items() if boundary is not None}
     preference = {name: rank for rank, name in enumerate((str(plan.selector), f"{plan.selector}+lora"))}
 
     def rank(name: str) -> tuple[int, bool, bool, int, bool]:
@@ -122,22 +123,31 @@ def _facts(
     metric: str,
 ) -> Facts:
     plan = artifacts.plan
-    boundary = (_boundary_of(plan, method.name) if method else None) or plan.boundary
-    measured = {_boundary_of(plan, name) for name in (artifacts.metrics or {}).get("methods", {})}
+    metrics = artifacts.metrics or {}
+    own = _boundary_of(plan, method.name) if method else None
+    boundary = plan.boundary if own is None else own
+    measured = {_boundary_of(plan, name) for name in metrics.get("methods", {})}
+    shares = label_shares(artifacts.meta, "test")
     scores = method.scores.get(metric) if method else None
     law = (artifacts.law or {}).get("quantities", {}).get(plan.quantity)
     return Facts(
         layers=plan.model.layers,
         boundary=boundary,
         unmeasured_plan=plan.boundary if method and plan.boundary not in measured else None,
-        metric=plain_name(metric),
+        metric=SCORES[metric],
         partial=scores,
         full=full.scores.get(metric) if full else None,
         difference=method.differences.get(metric) if method else None,
+        detectable=method.detectable.get(metric) if method else None,
+        confidence=metrics.get("intervals", {}).get("confidence"),
         cost=method.cost_share if method and scores else plan.frontier[boundary].flops_share,
         examples=(artifacts.meta.get("splits", {}).get("test") or {}).get("rows"),
         seeds=method.seeds if method else 1,
         baselines={name: record[metric] for name, record in plain.items() if metric in record},
+        frequencies=(min(shares.values()), max(shares.values())) if shares else None,
+        other_scores={SCORES[name]: method.scores[name] for name in OVER_CLASSES if name in method.scores}
+        if method
+        else {},
         law_fits=law["fits"] if law else None,
         fallback=plan.fallback,
     )

@@ -239,12 +239,11 @@ def frontier(name: str, title: str, what: str, points: Sequence[FrontierDot], bo
     return panel(name, title, described, paint)
 
 
-def _between(xs: Sequence[float], ys: Sequence[float | None], steps: int = 16) -> list[tuple[float, float]]:
-    """Points along a drawn line, for labels to keep clear of; none where an end is unknown."""
-    known = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None]
+def _between(xs: Sequence[float], ys: Sequence[float], steps: int = 16) -> list[tuple[float, float]]:
+    """Points along a drawn line, for labels to keep clear of."""
     return [
         (x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps)
-        for (x0, y0), (x1, y1) in pairwise(known)
+        for (x0, y0), (x1, y1) in pairwise(zip(xs, ys, strict=True))
         for i in range(steps + 1)
     ]
 
@@ -255,8 +254,6 @@ def _fill(kind: str, kinds: Sequence[str], method: str) -> str:
 
 
 def _errors(quality: Interval) -> tuple[float, float]:
-    if quality.low is None or quality.high is None:
-        return 0.0, 0.0
     return max(quality.value - quality.low, 0.0), max(quality.high - quality.value, 0.0)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from stages.report.wording import Interval, count, decimal, layer_range, listing, percent, points, span
+from stages.report.wording import THIN, Interval, count, decimal, layer_range, listing, percent, span
 
-Standing = Literal["unmeasured", "alone", "open", "better", "level", "worse"]
+Standing = Literal["unmeasured", "alone", "better", "level", "worse"]
 
 _BASELINES: Final = {
     "untrained": "the untrained model",
@@ -22,11 +22,19 @@ _BASELINES: Final = {
 class Facts:
     """What the headline is made of.
 
-    ``metric`` is ``accuracy``, ``exact match`` or ``loss`` (where lower is better); ``cost`` is the
-    share of full fine-tuning's FLOPs, measured where ``partial`` was, else predicted by the plan;
-    ``difference`` is partial minus full, with its paired interval where one was computed.
-    ``unmeasured_plan`` is the plan's own boundary, where ``boundary`` is that of another method for want
-    of one that follows the plan.
+    Attributes:
+        boundary: of the measured method; else the plan's.
+        unmeasured_plan: the plan's own boundary, where no method of the run follows it.
+        metric: ``accuracy``, ``exact match`` or ``loss`` (lower is better).
+        partial: the measured method's score.
+        full: full fine-tuning's score.
+        difference: partial minus full, with its paired interval.
+        detectable: the difference that the paired test finds with 80 % power.
+        confidence: of the intervals.
+        cost: share of full fine-tuning's FLOPs, counted where ``partial`` was measured, else predicted by the plan.
+        examples: in the test split.
+        frequencies: shares of the rarest and the most frequent label in the test split.
+        other_scores: of the measured method by plain name, for uneven labels.
     """
 
     layers: int
@@ -36,10 +44,14 @@ class Facts:
     partial: Interval | None = None
     full: Interval | None = None
     difference: Interval | None = None
+    detectable: float | None = None
+    confidence: float | None = None
     cost: float | None = None
     examples: int | None = None
     seeds: int = 1
     baselines: Mapping[str, Interval] = field(default_factory=dict)
+    frequencies: tuple[float, float] | None = None
+    other_scores: Mapping[str, Interval] = field(default_factory=dict)
     law_fits: bool | None = None
     fallback: str | None = None
 
@@ -62,133 +74,131 @@ class Headline:
 def headline(facts: Facts) -> Headline:
     """Put the outcome in words."""
     standing = standing_of(facts)
-    notes = [*_baseline_notes(facts), *_certainty_notes(facts, standing)]
+    notes = [*_class_notes(facts), *_baseline_notes(facts), *_certainty_notes(facts)]
     return Headline(_title(facts, standing), _verdict(facts, standing), tuple(notes), standing)
 
 
 def standing_of(facts: Facts) -> Standing:
-    """Whether partial fine-tuning is better, worse, or not told apart (``level``) from full fine-tuning.
+    """Whether partial fine-tuning is significantly better or worse than full fine-tuning, by the paired interval.
 
-    ``open``: no interval was computed; ``alone``: full fine-tuning was not run.
-
-    The paired interval of the difference decides where there is one, else the overlap of the two
-    intervals, which is the more cautious test.
+    ``level``: not significant; ``alone``: full fine-tuning was not run.
     """
     if facts.partial is None:
         return "unmeasured"
-    if facts.full is None:
+    if facts.difference is None:
         return "alone"
-    gap = facts.partial.value - facts.full.value
-    if facts.difference is not None and facts.difference.includes_zero is not None:
-        clear = not facts.difference.includes_zero
-    elif not (facts.partial.bounded and facts.full.bounded):
-        return "open"
-    else:
-        clear = not facts.partial.overlaps(facts.full)
-    if not clear:
+    if facts.difference.includes_zero:
         return "level"
-    return "better" if (gap < 0) == facts.lower_is_better else "worse"
+    return "better" if (facts.difference.value < 0) == facts.lower_is_better else "worse"
 
 
 def _title(facts: Facts, standing: Standing) -> str:
-    trained = layer_range(facts.boundary + 1, facts.layers)
     if facts.boundary >= facts.layers:
         scope = "Train no layer, only the final norm"
     elif facts.boundary == 0:
         scope = f"Train all {facts.layers} layers"
-    elif standing == "worse":
-        scope = f"Training only {trained} of {facts.layers} costs {facts.metric}"
     else:
-        scope = f"Train {trained} of {facts.layers}"
-    return f"{scope}: {_trade(facts)}"
+        verb = "Training only" if standing == "worse" else "Train"
+        scope = f"{verb} {layer_range(facts.boundary + 1, facts.layers)} of {facts.layers}"
+    return f"{scope}: {_trade(facts, standing)}"
 
 
-def _trade(facts: Facts) -> str:
-    share = f"{percent(facts.cost)} of its compute" if facts.cost is not None else "a compute not counted"
+def _trade(facts: Facts, standing: Standing) -> str:
     if facts.partial is None:
-        predicted = f"a predicted {percent(facts.cost)} of full fine-tuning’s compute"
-        return predicted if facts.cost is not None else "not measured yet"
-    if facts.full is None:
+        return f"a predicted {percent(facts.cost)} of full fine-tuning’s compute"
+    if facts.difference is None:
         return f"{facts.metric} {decimal(facts.partial.value)}, full fine-tuning not run"
-    if facts.lower_is_better or facts.full.value <= 0:
-        values = f"{facts.metric} {decimal(facts.partial.value)} against {decimal(facts.full.value)}"
-        return f"{values} with full fine-tuning, for {share}"
-    return f"{percent(facts.partial.value / facts.full.value)} of full fine-tuning’s {facts.metric} for {share}"
+    half = f"±{THIN}{_amount(facts, (facts.difference.high - facts.difference.low) / 2)}"
+    outcome = f"no significant difference ({half}) from full fine-tuning’s {facts.metric}"
+    if standing != "level":
+        gap = _amount(facts, facts.difference.value, signed=True)
+        outcome = f"significantly {standing} than full fine-tuning’s {facts.metric} ({gap} {half})"
+    return f"{outcome}, for {percent(facts.cost)} of its compute"
 
 
 def _verdict(facts: Facts, standing: Standing) -> str:
-    if facts.partial is None and facts.full is not None:
-        return "No method that freezes layers has been evaluated yet, so what this costs in quality is not known."
     if facts.partial is None:
-        return "No fine-tuned model has been evaluated yet, so what this costs in quality is not known."
+        what = "fine-tuned model" if facts.full is None else "method that freezes layers"
+        return f"No {what} has been evaluated yet, so what this costs in quality is not known."
     measured = f"{facts.metric.capitalize()} {_with_span(facts.partial)}"
     where = f" on {count(facts.examples)} test examples" if facts.examples else ""
-    if facts.full is None:
-        return f"{measured}{where}. Full fine-tuning was not run, so there is nothing to hold it against."
-    beside = f"{measured} against {_with_span(facts.full)} for full fine-tuning{where}"
-    gap = _difference(facts)
-    return {
-        "open": f"{beside}. The difference of {gap} has no interval, so chance cannot be ruled out.",
-        "level": f"{beside}. The difference of {gap} cannot be told from chance: {_reach(facts)}.",
-        "worse": f"{beside}. The difference of {gap} is larger than chance explains: this saving is paid for.",
-        "better": f"{beside}. The difference of {gap} is larger than chance explains: freezing helped here.",
-    }[standing]
+    if facts.full is None or facts.difference is None:
+        return f"{measured}{where}. Full fine-tuning was not run, so there is nothing to compare with."
+    test = f"paired bootstrap over the test examples, {percent(facts.confidence)} interval"
+    power = f" The test would detect a difference of {_amount(facts, facts.detectable)} with 80{THIN}% power."
+    return (
+        f"{measured} against {_with_span(facts.full)} for full fine-tuning{where}. The difference of "
+        f"{_difference(facts, facts.difference)} is {'not ' if standing == 'level' else ''}significant ({test})"
+        f"{_reach(facts, facts.difference) if standing == 'level' else ''}."
+        f"{power if facts.detectable else ''} {_scope(facts)}"
+    )
 
 
-def _reach(facts: Facts) -> str:
-    """How large a loss the data still allow: no difference seen is no proof that there is none."""
-    difference = facts.difference
-    if difference is None or difference.low is None or difference.high is None:
-        return "the two intervals overlap, which does not prove that both are equal"
+def _reach(facts: Facts, difference: Interval) -> str:
+    """How large a loss the data still allow: no significant difference is no proof of equality."""
     worst = difference.high if facts.lower_is_better else -difference.low
-    if worst <= 0:
-        return "its interval includes zero"
-    amount = decimal(worst) if facts.lower_is_better else points(worst).lstrip("+")
-    return f"its interval includes zero, but also a loss of up to {amount}"
+    return f": its interval still allows a loss of up to {_amount(facts, worst)}" if worst > 0 else ""
 
 
-def _difference(facts: Facts) -> str:
-    if facts.partial is None or facts.full is None:
-        return ""
-    difference = facts.difference or Interval(facts.partial.value - facts.full.value)
-    if facts.lower_is_better:
-        sign = "+" if difference.value > 0 else ""
-        return f"{sign}{decimal(difference.value)} {span(difference)}".strip()
-    if difference.low is None or difference.high is None:
-        return points(difference.value)
-    return f"{points(difference.value)} [{decimal(100 * difference.low, 1)}, {decimal(100 * difference.high, 1)}]"
+def _scope(facts: Facts) -> str:
+    if facts.seeds == 1:
+        return "This holds for this test set and one seed: how much the result varies between seeds was not measured."
+    return f"This holds for this test set and the mean of these {facts.seeds} seeds, not for other data."
+
+
+def _difference(facts: Facts, difference: Interval) -> str:
+    scale, digits = (1, 3) if facts.lower_is_better else (100, 1)
+    ends = Interval(*(scale * end for end in (difference.value, difference.low, difference.high)))
+    return f"{_amount(facts, difference.value, signed=True)} {span(ends, digits)}"
+
+
+def _amount(facts: Facts, value: float | None, signed: bool = False) -> str:
+    """A loss in nats, or a share in percentage points."""
+    sign = "+" if signed and value is not None and value > 0 else ""
+    if facts.lower_is_better or value is None:
+        return f"{sign}{decimal(value)}"
+    return f"{sign}{decimal(100 * value, 1)}{THIN}points"
+
+
+def _class_notes(facts: Facts) -> list[str]:
+    if facts.partial is None or facts.frequencies is None or facts.frequencies[0] == facts.frequencies[1]:
+        return []
+    majority = facts.baselines.get("majority")
+    scores = {facts.metric: facts.partial, **facts.other_scores}
+    known = [f"{name} {_with_span(score)}" for name, score in scores.items()]
+    known += [f"{facts.metric} of the majority class {decimal(majority.value)}"] if majority else []
+    rare, common = (percent(share, 1) for share in facts.frequencies)
+    return [f"The test split’s labels are uneven, from {rare} to {common} of the examples: {listing(known)}."]
 
 
 def _baseline_notes(facts: Facts) -> list[str]:
     if facts.partial is None:
         return []
-    clear: list[str] = []
+    apart: list[str] = []
     near: list[str] = []
-    behind: list[str] = []
+    above: list[str] = []
     for name, score in facts.baselines.items():
-        ahead = (facts.partial.value < score.value) == facts.lower_is_better and facts.partial.value != score.value
-        group = behind if not ahead else near if facts.partial.overlaps(score) else clear
+        better = (facts.partial.value < score.value) == facts.lower_is_better and facts.partial.value != score.value
+        group = above if not better else near if facts.partial.overlaps(score) else apart
         group.append(f"{_BASELINES.get(name, name)} ({decimal(score.value)})")
-    notes = []
-    if clear:
-        notes.append(f"It is clearly ahead of {listing(clear)}.")
-    if near:
-        reason = "the intervals overlap" if facts.partial.bounded else "without an interval this may be chance"
-        notes.append(f"It is ahead of {listing(near)}, but {reason}.")
-    if behind:
-        notes.append(f"It is not ahead of {listing(behind)}.")
-    return notes
+    return [
+        sentence.format(listing(names))
+        for sentence, names in (
+            ("It is better than {}: the intervals do not overlap.", apart),
+            ("It is better than {}, but the intervals overlap.", near),
+            ("It is not better than {}.", above),
+        )
+        if names
+    ]
 
 
-def _certainty_notes(facts: Facts, standing: Standing) -> list[str]:
+def _certainty_notes(facts: Facts) -> list[str]:
     notes = []
     if facts.unmeasured_plan is not None:
         notes.append(
             f"These are the results of boundary {facts.boundary}: no method of this run follows the plan’s own, "
             f"{facts.unmeasured_plan}."
         )
-    if standing not in ("unmeasured", "alone") and facts.seeds == 1:
-        notes.append("One seed: how much the result varies from run to run was not measured.")
     if facts.law_fits is False:
         notes.append("No scaling law fits the trace well; see the law below for what the boundary rests on.")
     if facts.fallback:
@@ -197,4 +207,4 @@ def _certainty_notes(facts: Facts, standing: Standing) -> list[str]:
 
 
 def _with_span(interval: Interval) -> str:
-    return f"{decimal(interval.value)} {span(interval)}".strip()
+    return f"{decimal(interval.value)} {span(interval)}"

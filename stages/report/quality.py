@@ -16,6 +16,14 @@ BASELINE_NAMES: Final = {
     "majority": "majority class",
     "tfidf": "TF-IDF + logistic regression",
 }
+SCORES: Final = {
+    "accuracy": "accuracy",
+    "exact_match": "exact match",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "loss": "loss",
+}
+OVER_CLASSES: Final = ("balanced_accuracy", "macro_f1")
 _NO_RUNS: Final = "No fine-tuned model has been evaluated yet; dvc repro trains and scores the methods of compare."
 
 
@@ -23,14 +31,16 @@ _NO_RUNS: Final = "No fine-tuned model has been evaluated yet; dvc repro trains 
 class Method:
     """A compared method over its seeds: mean scores, cost, and what was measured on the machine.
 
-    Shares are of full fine-tuning. ``seconds`` is the whole training, the boundary's cache included;
-    ``peak_memory`` is in bytes; ``at_equal_compute`` holds the method's last validation scores and,
-    prefixed with ``full_``, those of full fine-tuning when it had spent as much.
+    Shares are of full fine-tuning. ``detectable`` differences from it are those at 80 % power. ``seconds`` is the
+    whole training, the boundary's cache included; ``peak_memory`` is in bytes; ``at_equal_compute`` holds the
+    method's last validation scores and, prefixed with ``full_``, those of full fine-tuning when it had spent as much,
+    in the middle of its schedule.
     """
 
     name: str
     scores: Mapping[str, Interval]
     differences: Mapping[str, Interval]
+    detectable: Mapping[str, float]
     at_equal_compute: Mapping[str, float]
     trained: float | None
     trained_share: float | None
@@ -60,14 +70,14 @@ def baselines(artifacts: Artifacts) -> dict[str, dict[str, Interval]]:
 
 def scores_of(record: Mapping[str, Any]) -> dict[str, Interval]:
     """The scores of a SCORE record, each with its interval where there is one."""
-    names = ("accuracy", "macro_f1", "loss", "exact_match")
-    scores = {name: _interval(record, name) for name in names}
+    scores = {name: _interval(record, name) for name in SCORES}
     return {name: score for name, score in scores.items() if score is not None}
 
 
-def plain_name(metric: str) -> str:
-    """A metric as a reader calls it: ``exact match``, ``macro-F1``."""
-    return {"exact_match": "exact match", "macro_f1": "macro-F1"}.get(metric, metric)
+def label_shares(meta: Mapping[str, Any], split: str) -> dict[str, float]:
+    """Each label's share of a split's examples; empty where there are no labels."""
+    counts: Mapping[str, int] = (meta["splits"].get(split) or {}).get("label_counts") or {}
+    return {label["label"]: counts.get(label["label"], 0) / sum(counts.values()) for label in meta["labels"] if counts}
 
 
 def quality_section(artifacts: Artifacts, metric: str) -> Section:
@@ -77,7 +87,9 @@ def quality_section(artifacts: Artifacts, metric: str) -> Section:
     if not compared:
         section.sentences.append(_NO_RUNS)
     if compared or plain:
-        section.tables.append(_table(compared, plain, metric))
+        section.tables.append(_scores(compared, plain, metric))
+    if compared:
+        section.tables.append(_costs(compared))
     points = [
         figures.Point(m.name, m.cost_share, m.scores[metric])
         for m in compared
@@ -86,10 +98,10 @@ def quality_section(artifacts: Artifacts, metric: str) -> Section:
     if points:
         lines = {BASELINE_NAMES[name]: scores[metric].value for name, scores in plain.items() if metric in scores}
         title = _seen(compared, metric)
-        svg = figures.quality_cost("fig-quality", title, f"test {plain_name(metric)}", points, lines)
+        svg = figures.quality_cost("fig-quality", title, f"test {SCORES[metric]}", points, lines)
         caption = "Vertical strokes: interval over the test examples. Dashed lines: baselines without fine-tuning."
         section.figures.append(Figure(title, svg, caption))
-        section.figures.append(_costs(compared))
+        section.figures.append(_cost_shares(compared))
     return section
 
 
@@ -109,7 +121,8 @@ def curves_section(artifacts: Artifacts) -> Section:
         section.figures.append(Figure(title, svg))
     if section.figures:
         section.sentences.append(
-            "Read upwards at one place of the horizontal axis to compare methods at equal compute."
+            "Points above one place of the horizontal axis compare methods at equal compute; inside a curve, the "
+            "learning-rate schedule is unfinished."
         )
         section.tables.append(_rates(artifacts))
     else:
@@ -122,7 +135,7 @@ def _by_number(name: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _costs(compared: list[Method]) -> Figure:
+def _cost_shares(compared: list[Method]) -> Figure:
     kinds = {
         m.name: {"FLOPs": m.cost_share, "training time": m.seconds_share, "peak memory": m.memory_share}
         for m in compared
@@ -135,42 +148,56 @@ def _costs(compared: list[Method]) -> Figure:
     )
 
 
-def _table(compared: list[Method], plain: Mapping[str, Mapping[str, Interval]], metric: str) -> Table:
-    shown = [name for name in ("accuracy", "exact_match", "macro_f1", "loss") if _any_has(compared, plain, name)]
-    headings = {"accuracy": "Accuracy", "exact_match": "Exact match", "macro_f1": "Macro-F1", "loss": "Loss (nats)"}
-    columns = [Column("Method", numeric=False), *(Column(headings[name]) for name in shown)]
-    cost = ("Against full", "At equal compute", "Trained", "FLOPs", "Training time", "Peak memory")
-    columns += [Column(heading) for heading in cost]
-    rows = [[_named(m.name), *(_score(m.scores.get(s)) for s in shown), *_cost_cells(m, metric)] for m in compared]
-    absent = [number_cell(None, "")] * len(cost)
+def _scores(compared: list[Method], plain: Mapping[str, Mapping[str, Interval]], metric: str) -> Table:
+    held = [*(method.scores for method in compared), *plain.values()]
+    shown = [name for name in SCORES if any(name in scores for scores in held)]
+    columns = [Column("Method", numeric=False), *(Column(SCORES[name][0].upper() + SCORES[name][1:]) for name in shown)]
+    columns += [Column("Against full"), Column("At equal compute")]
+    rows = [
+        [_named(m.name), *(_score(m.scores.get(s)) for s in shown), _gap(m, metric), _equal(m, metric)]
+        for m in compared
+    ]
     rows += [
-        [Cell(BASELINE_NAMES[name], mark="baseline"), *(_score(scores.get(s)) for s in shown), *absent]
+        [Cell(BASELINE_NAMES[name], mark="baseline"), *(_score(scores.get(s)) for s in shown), Cell(""), Cell("")]
         for name, scores in plain.items()
     ]
     caption = (
-        "Scores on the test split with their intervals; costs, and in small print their shares of full fine-tuning. "
-        "At equal compute: the last validation score and, in small print, full fine-tuning’s when it had spent as much."
+        "Scores on the test split with their intervals; loss in nats per answer token. Against full: the paired "
+        f"difference in {SCORES[metric]}, its interval, and the difference that the test detects with 80 % power. "
+        "At equal compute: the last validation score beside full fine-tuning’s when it had spent as much, read from "
+        "an unfinished learning-rate schedule."
     )
     return Table("methods", caption, columns, rows)
 
 
-def _cost_cells(method: Method, metric: str) -> list[Cell]:
-    gap = method.differences.get(metric)
-    sign = "+" if gap and gap.value > 0 else ""
-    return [
-        number_cell(gap.value if gap else None, f"{sign}{decimal(gap.value)}" if gap else "", span(gap)),
-        _equal_cell(method, metric),
-        number_cell(method.trained, parameters(method.trained), percent(method.trained_share)),
-        number_cell(method.cost, flops(method.cost), percent(method.cost_share)),
-        number_cell(method.seconds, seconds(method.seconds), _time_note(method)),
-        number_cell(method.peak_memory, size(method.peak_memory), percent(method.memory_share)),
+def _costs(compared: list[Method]) -> Table:
+    rows = [
+        [
+            _named(m.name),
+            number_cell(m.trained, parameters(m.trained), percent(m.trained_share)),
+            number_cell(m.cost, flops(m.cost), percent(m.cost_share)),
+            number_cell(m.seconds, seconds(m.seconds), _time_note(m)),
+            number_cell(m.peak_memory, size(m.peak_memory), percent(m.memory_share)),
+        ]
+        for m in compared
     ]
+    columns = [Column("Method", numeric=False)]
+    columns += [Column(heading) for heading in ("Trained", "FLOPs", "Training time", "Peak memory")]
+    return Table("costs", "Costs, and in small print their shares of full fine-tuning.", columns, rows)
 
 
-def _equal_cell(method: Method, metric: str) -> Cell:
+def _gap(method: Method, metric: str) -> Cell:
+    gap, detectable = method.differences.get(metric), method.detectable.get(metric)
+    if gap is None or method.name == "full":
+        return Cell("")
+    note = f"{span(gap)}\ndetects {decimal(detectable)}" if detectable is not None else span(gap)
+    return number_cell(gap.value, f"{'+' if gap.value > 0 else ''}{decimal(gap.value)}", note)
+
+
+def _equal(method: Method, metric: str) -> Cell:
     key = "validation_accuracy" if metric == "accuracy" else "validation_loss"
     own, full = method.at_equal_compute.get(key), method.at_equal_compute.get(f"full_{key}")
-    return number_cell(own, decimal(own), f"full: {decimal(full)}")
+    return Cell("") if own is None else number_cell(own, decimal(own), f"full, unfinished: {decimal(full)}")
 
 
 def _time_note(method: Method) -> str:
@@ -186,6 +213,9 @@ def _method(name: str, record: Mapping[str, Any], here: Mapping[str, Any]) -> Me
         name=name,
         scores=scores,
         differences={s: gap for s in scores if (gap := _interval(record, f"{s}_minus_full")) is not None},
+        detectable={
+            s: found for s in scores if (found := number(record.get(f"{s}_minus_full_detectable"))) is not None
+        },
         at_equal_compute={key: value for key, value in equal.items() if value is not None},
         trained=number(record.get("trained_parameters")),
         trained_share=number(record.get("trained_share")),
@@ -248,15 +278,13 @@ def _seen(compared: list[Method], metric: str) -> str:
     price = f"{cheapest.name} at {percent(cheapest.cost_share)} of full’s FLOPs"
     gap = top.differences.get(metric)
     unsure = top.name != "full" and gap is not None and gap.includes_zero
-    lead = " (not surely ahead of full)" if unsure else ""
-    return f"{word} {plain_name(metric)}: {top.name}{lead}; cheapest: {price}"
+    lead = " (not significantly different from full)" if unsure else ""
+    return f"{word} {SCORES[metric]}: {top.name}{lead}; cheapest: {price}"
 
 
 def _interval(record: Mapping[str, Any], name: str) -> Interval | None:
-    value = number(record.get(name))
-    if value is None:
-        return None
-    return Interval(value, number(record.get(f"{name}_low")), number(record.get(f"{name}_high")))
+    value, low, high = (number(record.get(name + end)) for end in ("", "_low", "_high"))
+    return None if value is None or low is None or high is None else Interval(value, low, high)
 
 
 def _score(score: Interval | None) -> Cell:
@@ -265,7 +293,3 @@ def _score(score: Interval | None) -> Cell:
 
 def _named(method: str) -> Cell:
     return Cell(method, mark=f"method {variable(method).lstrip('-')}")
-
-
-def _any_has(compared: list[Method], plain: Mapping[str, Mapping[str, Interval]], name: str) -> bool:
-    return any(name in m.scores for m in compared) or any(name in scores for scores in plain.values())

@@ -1,5 +1,6 @@
-"""The short summary that ends ``make run``: the boundary and why, quality and cost, and where the page is."""
+"""The summary at the end of ``make run``: the boundary and why, quality and cost, and where the page is."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -11,7 +12,7 @@ from rich.text import Text
 from stages.report.answer import Answer, answer
 from stages.report.artifacts_in import Artifacts
 from stages.report.headline import headline
-from stages.report.quality import BASELINE_NAMES, Method, baselines, methods, plain_name
+from stages.report.quality import BASELINE_NAMES, OVER_CLASSES, SCORES, Method, baselines, methods
 from stages.report.wording import Interval, decimal, layer_range, parameters, percent, seconds, size, span
 
 
@@ -36,15 +37,20 @@ def _words(artifacts: Artifacts, found: Answer) -> RenderableType:
 
 
 def _table(compared: list[Method], artifacts: Artifacts, metric: str) -> Table:
-    table = Table(title="Quality and cost beside full fine-tuning", title_justify="left", box=SIMPLE)
+    table = Table(title="Quality and cost", title_justify="left", box=SIMPLE)
     table.add_column("method")
-    table.add_column(f"test {plain_name(metric)}", no_wrap=True)
-    for heading in ("trained", "FLOPs of full", "training time", "peak memory"):
+    table.add_column(f"test {SCORES[metric]}", no_wrap=True)
+    others = [name for name in OVER_CLASSES if name in compared[0].scores]
+    for heading in (*(SCORES[name] for name in others), "trained", "FLOPs of full", "training time", "peak memory"):
         table.add_column(heading, justify="right")
+
+    def scores(found: Mapping[str, Interval]) -> list[str]:
+        return [_score(found.get(metric)), *(decimal(found[name].value) for name in others)]
+
     for method in compared:
-        table.add_row(method.name, _score(method.scores.get(metric)), *_costs(method))
-    for name, scores in baselines(artifacts).items():
-        table.add_row(Text(BASELINE_NAMES[name], style="dim"), _score(scores.get(metric)))
+        table.add_row(method.name, *scores(method.scores), *_costs(method))
+    for name, found in baselines(artifacts).items():
+        table.add_row(Text(BASELINE_NAMES[name], style="dim"), *scores(found))
     return table
 
 

@@ -12,26 +12,19 @@ MINUS: Final = "\u2212"
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and its interval; the bounds are ``None`` where none was computed."""
+    """A value and its interval."""
 
     value: float
-    low: float | None = None
-    high: float | None = None
+    low: float
+    high: float
 
     @property
-    def bounded(self) -> bool:
-        """Whether both bounds are known."""
-        return self.low is not None and self.high is not None
-
-    @property
-    def includes_zero(self) -> bool | None:
-        """Whether zero lies within the bounds; ``None`` where they are not known."""
-        return None if self.low is None or self.high is None else self.low <= 0 <= self.high
+    def includes_zero(self) -> bool:
+        """Whether zero lies within the bounds."""
+        return self.low <= 0 <= self.high
 
     def overlaps(self, other: "Interval") -> bool:
-        """Whether two bounded intervals share a point; unbounded ones are taken to overlap."""
-        if self.low is None or self.high is None or other.low is None or other.high is None:
-            return True
+        """Whether two intervals share a point."""
         return self.low <= other.high and other.low <= self.high
 
 
@@ -66,13 +59,6 @@ def percent(value: float | None, digits: int = 0) -> str:
     return f"{decimal(100 * value, digits)}{THIN}%"
 
 
-def points(value: float | None) -> str:
-    """A difference of shares in percentage points, signed."""
-    if value is None:
-        return ABSENT
-    return f"{'+' if value > 0 else ''}{decimal(100 * value, 1)}{THIN}points"
-
-
 def count(value: float | None) -> str:
     """A whole number with thin spaces between thousands."""
     return ABSENT if value is None else f"{round(value):,}".replace(",", THIN).replace("-", MINUS)
@@ -103,10 +89,8 @@ def seconds(value: float | None) -> str:
 
 
 def span(interval: Interval | None, digits: int = 3) -> str:
-    """The bounds of an interval in brackets; empty where there are none."""
-    if interval is None or not interval.bounded:
-        return ""
-    return f"[{decimal(interval.low, digits)}, {decimal(interval.high, digits)}]"
+    """The bounds of an interval in brackets; empty where there is none."""
+    return "" if interval is None else f"[{decimal(interval.low, digits)}, {decimal(interval.high, digits)}]"
 
 
 def layer_range(first: int, last: int) -> str:

@@ -31,7 +31,8 @@ class Outcome:
         default_factory=lambda: {"full": 0.55, "salf": 0.54, "lora": 0.57, "salf+lora": 0.525}
     )
     half_width: float = 0.06
-    difference_half_width: float | None = 0.04
+    difference_half_width: float = 0.04
+    counts: tuple[int, int, int] = (80, 80, 80)  # test examples of each label
     task: str = "classification"
     fits: bool = True
     losses: bool = True
@@ -85,6 +86,7 @@ OUTCOMES = {
     "free": {"task": "free", "seeds": (1,)},
     "single": {"accuracy": {"salf": 0.54}, "seeds": (1,)},
     "no-runs": {"runs": False},
+    "uneven": {"counts": (228, 12, 0)},
     "grid": {"accuracy": {"full": 0.55, **GRID, "first-n": 0.46, "lisa": 0.54}},
 }
 
@@ -171,7 +173,7 @@ def _prepared(folder: Path, outcome: Outcome) -> None:
     for number, name in enumerate(SPLITS):
         pq.write_table(pa.table({**rows, "example_id": [f"t{number}"]}), folder / f"{name}.parquet")
     split = {"tokens": 40_000, "prompt_tokens_max": 118, "answer_tokens": 384}
-    counts = {entry["label"]: 80 for entry in labels} if classes else None
+    counts = {entry["label"]: n for entry, n in zip(labels, outcome.counts, strict=True)} if classes else None
     write_json(
         folder / "meta.json",
         {
@@ -462,21 +464,18 @@ def _curve_point(i: int, share: float, accuracy: float, outcome: Outcome, seed: 
     return point
 
 
+def _bounded(name: str, value: float, width: float) -> dict:
+    return {name: value, f"{name}_low": value - width, f"{name}_high": value + width}
+
+
 def _score(accuracy: float, outcome: Outcome, loss: float) -> dict:
+    found = {**_bounded("loss", loss, 0.1), "n": 240}
     if outcome.task == "free":
-        return {"loss": loss, "exact_match": 0.01, "exact_match_low": 0.0, "exact_match_high": 0.02, "n": 240}
-    width = outcome.half_width
-    f1 = accuracy - 0.013
-    return {
-        "accuracy": accuracy,
-        "accuracy_low": accuracy - width,
-        "accuracy_high": accuracy + width,
-        "macro_f1": f1,
-        "macro_f1_low": f1 - width,
-        "macro_f1_high": f1 + width,
-        "loss": loss,
-        "n": 240,
-    }
+        return _bounded("exact_match", 0.01, 0.01) | found
+    scores = {"accuracy": accuracy, "balanced_accuracy": accuracy - 0.007, "macro_f1": accuracy - 0.013}
+    for name, value in scores.items():
+        found |= _bounded(name, value, outcome.half_width)
+    return found
 
 
 def _metrics(folder: Path, outcome: Outcome) -> None:
@@ -501,6 +500,7 @@ def _metrics(folder: Path, outcome: Outcome) -> None:
         "schema": 1,
         "task": outcome.task,
         "quality": quality,
+        "intervals": {"resamples": 1000, "confidence": 0.95},
         "baselines": baselines,
         "runs": runs,
         "methods": methods,
@@ -527,14 +527,11 @@ def _comparison(folder: Path, methods: dict, baselines: dict) -> None:
 
 
 def _beside_full(difference: float, outcome: Outcome) -> dict:
-    if outcome.task == "free":
-        return {"exact_match_minus_full": 0.0, "at_equal_compute": None}
-    validation = {"validation_accuracy": 0.5 + difference, "full_validation_accuracy": 0.47}
-    found = {"accuracy_minus_full": difference, "at_equal_compute": validation}
-    width = outcome.difference_half_width
-    if width is not None:
-        found |= {"accuracy_minus_full_low": difference - width, "accuracy_minus_full_high": difference + width}
-    return found
+    gap, score = (-2 * difference, "loss") if outcome.task == "free" else (difference, "accuracy")
+    found = _bounded(f"{score}_minus_full", gap, outcome.difference_half_width)
+    found |= {f"{score}_minus_full_detectable": 1.43 * outcome.difference_half_width}
+    equal = {"validation_accuracy": 0.5 + difference, "full_validation_accuracy": 0.47}
+    return {**found, "at_equal_compute": None if score == "loss" else equal}
 
 
 def _predictions(folder: Path, outcome: Outcome) -> None:

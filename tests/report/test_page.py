@@ -59,7 +59,7 @@ class Reader(HTMLParser):
             self._rows[-1][-1] = (text + data, value)
 
 
-OUTCOMES = ("good", "worse", "no-law", "free", "single", "no-runs", "grid")
+OUTCOMES = ("good", "worse", "no-law", "free", "single", "no-runs", "uneven", "grid")
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
@@ -111,15 +111,20 @@ def test_every_figure_stands_alone_in_a_file_too(pages: dict, name: str) -> None
 def test_the_key_table_says_what_the_artifacts_say(pages: dict) -> None:
     chain, text = pages["good"]
     metrics = json.loads((chain.root / "reports/metrics.json").read_text())
-    rows = {row[0][0].strip(): [value for _, value in row] for row in Reader(text).tables["methods"][1:]}
+    tables = Reader(text).tables
+    rows, costs = (
+        {row[0][0].strip(): [value for _, value in row] for row in tables[name][1:]} for name in ("methods", "costs")
+    )
     assert set(rows) >= {"full", "salf", "lora", "salf+lora"}
     for name, entry in metrics["methods"].items():
         equal = entry["at_equal_compute"]["validation_accuracy"]
-        scores = [entry[key] for key in ("accuracy", "macro_f1", "loss", "accuracy_minus_full")]
-        assert rows[name][1:8] == [*scores, equal, entry["trained_parameters"], entry["flops"]]
+        scores = [entry[key] for key in ("accuracy", "balanced_accuracy", "macro_f1", "loss")]
+        gap = None if name == "full" else entry["accuracy_minus_full"]
+        assert rows[name][1:] == [*scores, gap, equal]
+        assert costs[name][1:3] == [entry["trained_parameters"], entry["flops"]]
     assert rows["TF-IDF + logistic regression"][1] == metrics["baselines"]["tfidf"]["accuracy"]
-    assert rows["salf"][8] == pytest.approx(48 * 0.48 + 7.0)
-    assert rows["salf"][9] == 1500 * 2**20
+    assert costs["salf"][3] == pytest.approx(48 * 0.48 + 7.0)
+    assert costs["salf"][4] == 1500 * 2**20
 
 
 def test_a_grid_of_boundaries_reads_in_their_order_and_is_told_by_its_numbers(pages: dict) -> None:
@@ -158,9 +163,15 @@ def test_the_frontier_table_has_every_boundary(pages: dict) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("good", "Train layers 22–30 of 30: 98 % of full fine-tuning’s accuracy for 31 % of its compute"),
-        ("worse", "Training only layers 22–30 of 30 costs accuracy: 58 % of full fine-tuning’s accuracy"),
-        ("free", "loss 1.920 against 1.900 with full fine-tuning"),
+        ("good", "Train layers 22–30 of 30: no significant difference (± 4.0 points) from full fine-tuning’s accuracy"),
+        (
+            "worse",
+            "Training only layers 22–30 of 30: significantly worse than full fine-tuning’s accuracy (−25.0 points",
+        ),
+        ("free", "no significant difference (± 0.040) from full fine-tuning’s loss"),
+        ("good", "read from an unfinished learning-rate schedule"),
+        ("uneven", "uneven, from 0.0 % to 95.0 % of the examples: accuracy 0.540"),
+        ("uneven", "accuracy of the majority class 0.125"),
         ("single", "accuracy 0.540, full fine-tuning not run"),
         ("no-runs", "a predicted 31 % of full fine-tuning’s compute"),
         ("no-law", "The plan fell back: no law fits, so observed gains decide."),
@@ -168,7 +179,7 @@ def test_the_frontier_table_has_every_boundary(pages: dict) -> None:
         ("no-law", "No losses were traced"),
         ("no-runs", "No fine-tuned model has been evaluated yet"),
         ("no-runs", "No predictions have been written yet"),
-        ("grid", "Train layers 21–30 of 30: 96 % of full fine-tuning’s accuracy for 34 % of its compute"),
+        ("grid", "Train layers 21–30 of 30: no significant difference (± 4.0 points)"),
         ("grid", "These are the results of boundary 20: no method of this run follows the plan’s own, 21."),
         ("good", "dequantised from 4-bit GGUF weights"),
         ("good", "17 near-duplicate of another split"),
@@ -205,7 +216,7 @@ def test_the_summary_prints_the_answer_and_writes_nothing(
     said = " ".join(capsys.readouterr().out.replace("\u202f", " ").replace("│", " ").split())
     assert "Boundary 21 of 30: layers 1–21 frozen, layers 22–30 trained." in said
     assert "Layer 21 has the largest observed gain in deviation." in said
-    assert "0.540 [0.480, 0.600]" in said
+    assert "0.540 [0.480, 0.600] 0.533 0.527" in said
     assert "TF-IDF" in said
     assert "index.html" in said.replace(" ", "")
     assert not chain.page.exists()

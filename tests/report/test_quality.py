@@ -21,7 +21,10 @@ def method(name, accuracy, share, gap=None):
 @pytest.mark.parametrize(
     ("gap", "said"),
     [
-        (Interval(0.1, -0.01, 0.2), "Highest accuracy: half (not surely ahead of full); cheapest: half at 55"),
+        (
+            Interval(0.1, -0.01, 0.2),
+            "Highest accuracy: half (not significantly different from full); cheapest: half at 55",
+        ),
         (Interval(0.1, 0.02, 0.2), "Highest accuracy: half; cheapest: half at 55"),
     ],
 )
