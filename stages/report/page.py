@@ -1,7 +1,9 @@
 """From sections to one self-contained HTML page."""
 
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,10 +90,11 @@ def standalone_figures(page: Page) -> dict[str, str]:
 
 
 def render(page: Page) -> str:
-    """Fill the template; every text from an artifact is escaped, only our own SVG and CSS are not."""
+    """Fill the template; every text from an artifact is escaped, only our own SVG, CSS and script are not."""
     environment = Environment(
         loader=FileSystemLoader(_ROOM), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["svg"] = Markup
+    environment.filters["sha256"] = lambda text: b64encode(sha256(text.encode()).digest()).decode()
     style = Markup(style_sheet() + "\n" + (_ROOM / _STYLE).read_text(encoding="utf-8"))
     return environment.get_template(_TEMPLATE).render(page=page, style=style) + "\n"

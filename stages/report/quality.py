@@ -9,7 +9,19 @@ from stages.common.figures.palette import variable
 from stages.report import figures
 from stages.report.artifacts_in import Artifacts
 from stages.report.tables import Cell, Column, Figure, Section, Table, number_cell
-from stages.report.wording import Interval, count, decimal, flops, number, parameters, percent, seconds, size, span
+from stages.report.wording import (
+    THIN,
+    Interval,
+    count,
+    decimal,
+    flops,
+    number,
+    parameters,
+    percent,
+    seconds,
+    size,
+    span,
+)
 
 BASELINE_NAMES: Final = {
     "untrained": "untrained model",
@@ -190,14 +202,14 @@ def _gap(method: Method, metric: str) -> Cell:
     gap, detectable = method.differences.get(metric), method.detectable.get(metric)
     if gap is None or method.name == "full":
         return Cell("")
-    note = f"{span(gap)}\ndetects {decimal(detectable)}" if detectable is not None else span(gap)
+    note = f"{span(gap)}\n80{THIN}% power: {decimal(detectable)}" if detectable is not None else span(gap)
     return number_cell(gap.value, f"{'+' if gap.value > 0 else ''}{decimal(gap.value)}", note)
 
 
 def _equal(method: Method, metric: str) -> Cell:
     key = "validation_accuracy" if metric == "accuracy" else "validation_loss"
     own, full = method.at_equal_compute.get(key), method.at_equal_compute.get(f"full_{key}")
-    return Cell("") if own is None else number_cell(own, decimal(own), f"full, unfinished: {decimal(full)}")
+    return Cell("") if own is None else number_cell(own, decimal(own), f"full, unfinished:\n{decimal(full)}")
 
 
 def _time_note(method: Method) -> str:

@@ -3,18 +3,22 @@
 import html
 import json
 import re
+import subprocess
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from shutil import which
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from stages.common.command import UserError
 from stages.plan.__main__ import main as plan_main
 from stages.report.__main__ import main
+from tests.report.conftest import GRID
 
 LOADING = {"src", "srcset", "data", "poster", "action", "formaction", "background", "xlink:href"}
 
@@ -199,6 +203,59 @@ def test_hostile_text_in_data_stays_text(pages: dict, hostile: str) -> None:
     assert hostile not in text
     assert "{{ 7 * 7 }}" in text
     assert text.count("&lt;script&gt;") >= 3
+
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := which(name))), "")
+needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="measures in headless Chromium, which is not installed")
+WIDTHS = """<script>
+document.querySelectorAll("details").forEach((fold) => { fold.open = true; });
+document.title = JSON.stringify([document.documentElement, ...document.querySelectorAll(".table-box")].map(
+  (box) => [box.querySelector("table").className, box.scrollWidth, box.clientWidth]));
+</script>"""
+POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+
+
+def shown(text: str, width: int, folder: Path) -> str:
+    """The page's document after Chromium has run its scripts in a window of a width in pixels."""
+    page = folder / "page.html"
+    page.write_text(text, encoding="utf-8")
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--dump-dom"]
+    return subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_every_table_lies_in_a_box_that_scrolls(pages: dict) -> None:
+    text = pages["grid"][1]
+    boxes = re.findall(r'<div class="table-box"[^>]*>\s*<table', text)
+    assert len(boxes) == Reader(text).tags["table"]
+    assert re.search(r"\.table-box \{ overflow-x: auto;", text)
+
+
+@needs_chromium
+def test_no_table_is_cut_in_a_window_of_1280_pixels(chain_of: Callable, tmp_path: Path) -> None:
+    """With the study, a benchmark, a grid of boundaries, and words that have no place to break."""
+    chain = chain_of(accuracy={"full": 0.55, "salf": 0.54, "lora": 0.57, "salf+lora": 0.525, **GRID}, half_width=20.0)
+    meta_file, long = chain.root / "data/prepared/meta.json", "x" * 300
+    meta = json.loads(meta_file.read_text())
+    meta["labels"][0] |= {"label": long, "word": long}
+    meta["source"]["path"] = f"/{long}/{long}"
+    meta_file.write_text(json.dumps(meta))
+    said = pd.read_parquet(chain.root / "reports/predictions.parquet").assign(label=long, predicted=long, text=long)
+    said.to_parquet(chain.root / "reports/predictions.parquet")
+    reports = Path(__file__).parents[2] / "reports"
+    main(chain.argv("--study", str(reports / "study"), "--benchmarks", str(reports)))
+    text = POLICY.sub("", chain.page.read_text(encoding="utf-8")).replace("</body>", f"{WIDTHS}</body>")
+    widths = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", shown(text, 1280, tmp_path))[1]))
+    assert {name for name, _, _ in widths} > {"methods", "labels", "study-rules", "examples-wrong", "lineage-links"}
+    assert [(name, wide, room) for name, wide, room in widths if wide > room] == []
+
+
+@needs_chromium
+def test_the_policy_lets_only_the_pages_own_script_run(pages: dict, tmp_path: Path) -> None:
+    text = pages["no-runs"][1].replace("</body>", "<script>document.title = 'foreign'</script></body>")
+    assert len(POLICY.findall(text)) == 1
+    seen = shown(text, 1280, tmp_path)
+    assert '<button type="button">Copy</button>' in seen
+    assert "<title>foreign" not in seen
 
 
 @pytest.mark.slow
