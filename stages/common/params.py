@@ -5,6 +5,7 @@ A stage's room declares the groups that it reads as a :class:`Room`; loading che
 only the declared groups, so that a stage cannot see a value that ``dvc.yaml`` does not list for it.
 """
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
@@ -125,7 +126,7 @@ class Data(Group):
     task: Literal["classification", "multiple-choice", "free"]
     template: Annotated[str, Field(min_length=1)]
     answer_column: Annotated[str, Field(min_length=1)]
-    label_words: dict[str, str]
+    label_words: dict[str | int | float | bool | date | None, str]  # a label may look like a number in YAML
     choices: Choices
     messages: str | None
     group_column: str | None

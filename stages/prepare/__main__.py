@@ -12,9 +12,9 @@ from stages.common.params import Data, Prepare, Room
 from stages.prepare.chat import ChatTemplate
 from stages.prepare.examples import Filler, fill_rows
 from stages.prepare.output import describe, write_prepared
-from stages.prepare.rows import TRAIN
+from stages.prepare.rows import SPLITS, TRAIN, Lost
 from stages.prepare.sources import load_rows
-from stages.prepare.splits import carve, check_not_empty, draw, separate
+from stages.prepare.splits import carve, check_usable, draw, of_labels, separate
 from stages.prepare.summary import print_summary
 from stages.prepare.tokens import PromptTokenizer, Tokenised, label_ids, tokenise
 
@@ -34,15 +34,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     filler, tokenizer = Filler(room.data, chat), PromptTokenizer(arguments.base, chat)
     loaded = load_rows(room.data, filler.columns)
     examples, refused = fill_rows(loaded, filler)
+    carved = [split for split in SPLITS if split not in loaded.rows]
+    source = loaded.identity
+    del loaded  # the rows are examples now
     examples = carve(examples, room.data.limits, room.data.seed)
     examples, dropped = separate(examples, room.prepare.near_duplicate)
     examples, unknown = draw(examples, room.data)
+    refused += unknown
+
+    def check(labels: dict[str, list[str | None]]) -> None:
+        check_usable(labels, carved, refused + dropped, filler.classes)
+
+    check({name: [example.label for example in part] for name, part in examples.items()})
     labels = label_ids(tokenizer, examples[TRAIN]) if room.data.task == "classification" else None
     splits: dict[str, list[Tokenised]] = {}
-    for name, part in examples.items():
-        splits[name], unfit = tokenise(tokenizer, part, labels, room.prepare.max_tokens)
-        refused += unfit
-    check_not_empty(splits)
+    for name in SPLITS:  # train first: the others are asked about its labels
+        part, unfit = of_labels(examples[name], labels or {None})
+        splits[name], too_long = tokenise(tokenizer, part, labels, room.prepare.max_tokens)
+        refused += Lost({(name, reason): count for reason, count in (unfit + too_long).items()})
+        if labels and name == TRAIN:
+            kept = {row.example.label for row in splits[TRAIN]}
+            labels = {label: ids for label, ids in labels.items() if label in kept}
+    check({name: [row.example.label for row in part] for name, part in splits.items()})
     meta = describe(
         splits,
         labels,
@@ -50,9 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         room.prepare,
         tokenizer=tokenizer,
         chat=chat,
-        source=loaded.identity,
+        source=source,
         dropped=dropped,
-        refused=refused + unknown,
+        refused=refused,
+        filler=filler,
     )
     meta = write_prepared(arguments.out, splits, meta)
     shown = splits[TRAIN][0].example

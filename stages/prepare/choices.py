@@ -6,13 +6,15 @@ one: its number, its letter, the mark that the row itself gives it, or its text.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Number
 from string import ascii_uppercase
 from typing import Any
 
 from stages.common.params import Choices
-from stages.prepare.rows import RefusedRowError, as_text, reach
+from stages.prepare.rows import RefusedRowError, as_text, reach, text_at
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def read_question(values: Mapping[str, Any], choices: Choices, answer_column: st
     if len(set(texts)) < len(texts):
         raise RefusedRowError("two candidates alike")
     answer = reach(values, answer_column)
-    if not as_text(answer).strip():
+    if not text_at(values, answer_column, "data.answer_column").strip():
         raise RefusedRowError("missing answer")
     found = _named(answer, texts, marks, choices.first)
     if len(found) != 1:
@@ -61,7 +63,7 @@ def read_question(values: Mapping[str, Any], choices: Choices, answer_column: st
 def _candidates(values: Mapping[str, Any], choices: Choices) -> tuple[list[str], list[str]]:
     """The candidates' texts, and the marks that the row gives them (none: an empty list)."""
     if isinstance(choices.column, list):
-        texts = [as_text(reach(values, column)).strip() for column in choices.column]
+        texts = [text_at(values, column, "data.choices.column").strip() for column in choices.column]
         while texts and not texts[-1]:  # a row with fewer candidates than there are columns
             texts.pop()
         return texts, []
@@ -78,7 +80,7 @@ def _parsed(held: Any) -> Any:
     if isinstance(held, str) and held.lstrip().startswith(("[", "{")):
         try:
             return json.loads(held)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return held
     return held
 
@@ -86,9 +88,9 @@ def _parsed(held: Any) -> Any:
 def _named(answer: Any, texts: list[str], marks: list[str], first: int) -> set[int]:
     """Every candidate that an answer may mean: a number is one, text may be a mark, a text, a letter or a number."""
     text = as_text(answer).strip()
-    number = int(text) - first if text.isascii() and text.isdigit() else -1
-    numbered = {number} & set(range(len(texts)))
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
+    number = re.fullmatch(r"([0-9]{1,9})(\.0+)?", text)  # pandas writes 1.0 in a csv where an answer is missing
+    numbered = {int(number[1]) - first} & set(range(len(texts))) if number else set()
+    if isinstance(answer, Number) and not isinstance(answer, bool):
         return numbered
     if text in marks:
         return {marks.index(text)}

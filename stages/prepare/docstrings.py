@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 from stages.common.command import UserError
-from stages.prepare.rows import TRAIN, Loaded, Row
+from stages.prepare.rows import TRAIN, Loaded, Lost, Row
 
 
 class Library(NamedTuple):
@@ -88,7 +88,8 @@ def read_docstrings(seed: int, per_library: int | None) -> Loaded:
     for library in LIBRARIES:
         rows += _read_library(library, seed, per_library, refused)
     rows = _distinct(sorted(rows, key=lambda row: row.example_id), refused)
-    return Loaded({TRAIN: rows}, COLUMNS, {"kind": "docstrings", "libraries": _versions()}, refused)
+    lost = Lost({(TRAIN, reason): count for reason, count in refused.items()})
+    return Loaded({TRAIN: rows}, COLUMNS, {"kind": "docstrings", "libraries": _versions()}, lost)
 
 
 def first_sentence(docstring: str) -> str:

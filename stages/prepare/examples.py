@@ -1,19 +1,34 @@
 """From a row's columns to an example: prompt, answer, label or candidates."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from stages.common.command import UserError
 from stages.common.params import Data
 from stages.prepare.chat import ChatTemplate
 from stages.prepare.choices import read_question
 from stages.prepare.conversations import Turn, read_conversation
-from stages.prepare.rows import Example, Loaded, RefusedRowError, Row, as_text, reach, top
+from stages.prepare.rows import (
+    Example,
+    Loaded,
+    Lost,
+    RefusedRowError,
+    Row,
+    as_text,
+    described,
+    listed,
+    one_spelling,
+    reach,
+    text_at,
+    top,
+)
 from stages.prepare.templates import parse_template
 
 LISTED: Final = "choices"  # in a template of multiple choice: the candidates, a line each
+BROKEN: Final = "with half of a surrogate pair (text that was cut within a character)"
+_REASONS: Final = 1000  # different reasons that are told apart
 
 
 class Filler:
@@ -23,15 +38,21 @@ class Filler:
         data: the parameter group.
         template: its template.
         chat: the model's chat template, where prompts are turns of a conversation.
+        classes: label to the rows that have it, usable or not; ``count_classes`` fills it.
+        blank: column (or path) of the template, or of the group, to the examples in which it is empty.
     """
 
     def __init__(self, data: Data, chat: ChatTemplate | None = None) -> None:
         """Parse the template.
 
         Raises:
-            UserError: it is broken.
+            UserError: it is broken, or a label word is.
         """
         self.data, self.template, self.chat = data, parse_template(data.template), chat
+        self.classes: Counter[str] = Counter()
+        self.blank: Counter[str] = Counter()
+        self._words = _label_words(data)
+        self._spelling: dict[str, str] = {}
 
     @property
     def columns(self) -> dict[str, str]:
@@ -48,44 +69,86 @@ class Filler:
             named |= {data.answer_column: "data.answer_column"}
         return named | ({data.group_column: "data.group_column"} if data.group_column else {})
 
+    def count_classes(self, rows: Iterable[Row]) -> None:
+        """Settle how labels are spelled (see ``one_spelling``), and count them.
+
+        Args:
+            rows: of all splits.
+
+        Raises:
+            UserError: a label word for a label that no row has.
+        """
+        found = Counter(label for row in rows if (label := self._label(row)))
+        self._spelling = one_spelling(found.keys() | self._words.keys())
+        for label, count in found.items():
+            self.classes[self._spelling.get(label, label)] += count
+        self._words = {self._spelling.get(label, label): word for label, word in self._words.items()}
+        if unknown := sorted(self._words.keys() - self.classes.keys()):
+            raise UserError(
+                f"data.label_words: no row has the label {unknown[0]!r}; labels: {listed(sorted(self.classes))}"
+            )
+
     def fill(self, row: Row) -> Example:
         """The example of a row.
 
         Raises:
             RefusedRowError: the row cannot be used.
         """
+        example, blank = self._filled(row)
+        try:
+            "".join((example.text, example.prompt, example.answer, *example.candidates, example.group or "")).encode()
+        except UnicodeEncodeError:
+            raise RefusedRowError(BROKEN) from None
+        self.blank.update(blank)
+        return example
+
+    def _filled(self, row: Row) -> tuple[Example, list[str]]:
+        """The example, and the columns that are empty in it."""
+        column = self.data.group_column
+        group = text_at(row.values, column, "data.group_column") if column else ""
+        blank = [column] if column and not group else []
         if self.data.messages:
             turns, answer = read_conversation(reach(row.values, self.data.messages))
             # A system turn that all conversations share tells none of them from the others.
             text = "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
-            return self._labelled(self._opened(self._plain(row, text, "", answer), turns))
+            example = self._opened(self._labelled(self._plain(row, group, text, "", answer)), turns)
+            return example, blank
+        values, candidates = row.values, tuple[str, ...]()
         if self.data.task == "multiple-choice":
-            return self._asked(self._multiple_choice(row))
-        answer = as_text(reach(row.values, self.data.answer_column)).strip()
-        return self._asked(self._labelled(self._filled(row, row.values, answer)))
+            question = read_question(row.values, self.data.choices, self.data.answer_column)
+            candidates = question.texts if self.data.choices.answer == "text" else question.letters
+            values, answer = {**row.values, LISTED: question.listed}, candidates[question.right]
+        else:
+            answer = text_at(row.values, self.data.answer_column, "data.answer_column").strip()
+        prompt, texts = self.template.fill(values)
+        text = "\n".join(text for text in texts.values() if text.strip())
+        example = replace(self._labelled(self._plain(row, group, text, prompt, answer)), candidates=candidates)
+        return self._asked(example), blank + [name for name, text in texts.items() if not text.strip()]
 
-    def _multiple_choice(self, row: Row) -> Example:
-        choices = self.data.choices
-        question = read_question(row.values, choices, self.data.answer_column)
-        candidates = question.texts if choices.answer == "text" else question.letters
-        made = self._filled(row, {**row.values, LISTED: question.listed}, candidates[question.right])
-        return replace(made, candidates=candidates)
-
-    def _filled(self, row: Row, values: Mapping[str, Any], answer: str) -> Example:
-        return self._plain(row, self.template.text(values), self.template.fill(values), answer)
-
-    def _plain(self, row: Row, text: str, prompt: str, answer: str) -> Example:
+    def _plain(self, row: Row, group: str, text: str, prompt: str, answer: str) -> Example:
         if not text:
             raise RefusedRowError("empty text")
         if not answer:
-            raise RefusedRowError("missing label" if self.data.task == "classification" else "missing answer")
-        group = as_text(reach(row.values, self.data.group_column)) if self.data.group_column else ""
+            raise RefusedRowError("without a label" if self.data.task == "classification" else "missing answer")
         return Example(row.example_id, group or None, None, text, prompt, answer)
+
+    def _label(self, row: Row) -> str:
+        """The label as the row spells it; empty where it has none."""
+        try:
+            if self.data.messages:
+                label = read_conversation(reach(row.values, self.data.messages))[1]
+            else:
+                label = as_text(reach(row.values, self.data.answer_column)).strip()
+            label.encode()
+        except (RefusedRowError, UnicodeEncodeError):
+            return ""
+        return label
 
     def _labelled(self, example: Example) -> Example:
         if self.data.task != "classification":
             return example
-        return replace(example, label=example.answer, answer=self.data.label_words.get(example.answer, example.answer))
+        label = self._spelling.get(example.answer, example.answer)
+        return replace(example, label=label, answer=self._words.get(label, label))
 
     def _asked(self, example: Example) -> Example:
         """The prompt as a user's turn, where there is a chat template."""
@@ -97,46 +160,50 @@ class Filler:
         return replace(example, prompt=opened.prompt, lead=opened.lead)
 
 
-def fill_rows(loaded: Loaded, filler: Filler) -> tuple[dict[str, list[Example]], Counter[str]]:
+def fill_rows(loaded: Loaded, filler: Filler) -> tuple[dict[str, list[Example]], Lost]:
     """Turn the rows of every split into examples.
 
     Returns:
-        The examples by split, and the refused rows: reason to count.
+        The examples by split, and the refused rows.
 
     Raises:
-        UserError: a column that the parameters name does not exist; a label word for a label that no row has.
+        UserError: a column or path that the parameters name does not exist; a label word for a label that no row has.
     """
     _check_columns(loaded, filler)
-    refused = Counter(loaded.refused)
+    if filler.data.task == "classification":
+        filler.count_classes(row for rows in loaded.rows.values() for row in rows)
+    refused = Lost(loaded.refused)
     examples: dict[str, list[Example]] = {split: [] for split in loaded.rows}
     for split, rows in loaded.rows.items():
         for row in rows:
             try:
                 examples[split].append(filler.fill(row))
             except RefusedRowError as error:
-                refused[str(error)] += 1
-    if filler.data.task == "classification":
-        _check_label_words(filler.data, (example.label for part in examples.values() for example in part))
+                known = (split, str(error)) in refused or len(refused) < _REASONS
+                refused[split, str(error) if known else "for other reasons"] += 1
     return examples, refused
 
 
 def _check_columns(loaded: Loaded, filler: Filler) -> None:
-    if not any(loaded.rows.values()):
+    rows = [row.values for part in loaded.rows.values() for row in part]
+    if not rows:
         raise UserError(f"data: the source ({filler.data.source}) holds no rows")
     for column, parameter in filler.columns.items():
         if column not in loaded.columns and top(column) not in loaded.columns:
-            raise UserError(f"{parameter}: no column {top(column)!r}; the data has: {_listed(loaded.columns)}")
+            raise UserError(f"{parameter}: no column {top(column)!r}; the data has: {listed(loaded.columns)}")
+        if all(reach(values, column) is None for values in rows):
+            held = next((value for values in rows if (value := reach(values, top(column))) is not None), None)
+            holds = f"is empty in all {len(rows):,} rows" if held is None else f"holds {described(held)}"
+            raise UserError(f"{parameter}: no row has {column!r}: column {top(column)!r} {holds}")
 
 
-def _check_label_words(data: Data, labels: Iterable[str | None]) -> None:
-    present = sorted({label for label in labels if label is not None})
-    for label, word in data.label_words.items():
-        if label not in present:
-            raise UserError(f"data.label_words: no row has the label {label!r}; labels: {_listed(present)}")
+def _label_words(data: Data) -> dict[str, str]:
+    """Label to word, both as text and stripped; in YAML, a label may be a number, a boolean or null."""
+    words: dict[str, str] = {}
+    for key, word in data.label_words.items():
+        label = "null" if key is None else as_text(key).strip()
         if not word.strip():
             raise UserError(f"data.label_words: the word for {label!r} is empty")
-
-
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+        if words.setdefault(label, word.strip()) != word.strip():
+            raise UserError(f"data.label_words: two words for the label {label!r}; keep one")
+    return words

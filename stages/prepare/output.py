@@ -11,6 +11,8 @@ import pyarrow.parquet
 from stages.common.artifacts import replacing_folder, sha256_file, write_json
 from stages.common.params import Data, Prepare
 from stages.prepare.chat import ChatTemplate
+from stages.prepare.examples import Filler
+from stages.prepare.rows import Lost
 from stages.prepare.tokens import PromptTokenizer, Tokenised, shared_prefix
 
 SCHEMA: Final = 1
@@ -68,15 +70,18 @@ def describe(
     tokenizer: PromptTokenizer,
     chat: ChatTemplate | None,
     source: Mapping[str, Any],
-    dropped: Counter[str],
-    refused: Counter[str],
+    dropped: Lost,
+    refused: Lost,
+    filler: Filler,
 ) -> dict[str, Any]:
     """The contents of ``meta.json``, but for the files' hashes.
 
     ``tokens`` of a split is what a forward pass over all its examples sees: the last answer token is
     predicted, never read. ``end_token_id`` is what free answers end with, ``choice_score`` how candidates are
     compared; ``chat_template`` is the digest of the template that prompts were written with; ``max_tokens`` is the
-    length that held: the smaller of what was asked for and the model's context.
+    length that held: the smaller of what was asked for and the model's context. ``classes_left_out`` are labels
+    without a training row that could be kept, and the rows that have them; ``blank`` counts the examples in which a
+    column of the template (or of the group) is empty.
     """
     rows = [row for examples in splits.values() for row in examples]
     words = {row.example.label: row.example.answer for row in rows}
@@ -89,8 +94,12 @@ def describe(
         "chat_template": chat.digest if chat else None,
         "labels": [{"label": label, "word": words[label], "token_ids": ids} for label, ids in (labels or {}).items()],
         "splits": {name: _split_facts(examples) for name, examples in splits.items()},
-        "dropped": dict(+dropped),
-        "refused": [{"reason": reason, "count": count} for reason, count in sorted((+refused).items())],
+        "dropped": {reason: count for (_, reason), count in sorted(dropped.items())},
+        "refused": [
+            {"split": split, "reason": reason, "count": count} for (split, reason), count in sorted(refused.items())
+        ],
+        "classes_left_out": {label: n for label, n in sorted(filler.classes.items()) if label not in (labels or {})},
+        "blank": dict(filler.blank),
         "truncated": sum(row.cut for row in rows),
         "shared_prefix_tokens": shared_prefix([row.prompt_ids for row in rows]),
         "max_tokens": tokenizer.room(prepare.max_tokens),
@@ -114,21 +123,15 @@ def _split_facts(examples: Sequence[Tokenised]) -> dict[str, Any]:
 
 
 def _table(examples: Sequence[Tokenised]) -> pa.Table:
-    rows = [
-        {
-            "example_id": row.example.example_id,
-            "group": row.example.group,
-            "label": row.example.label,
-            "text": row.example.text,
-            "prompt": row.example.prompt,
-            "answer": row.example.answer,
-            "prompt_ids": row.prompt_ids,
-            "answer_ids": row.answer_ids,
-            "candidates": [
-                {"text": text, "ids": ids} for text, ids in zip(row.example.candidates, row.candidate_ids, strict=True)
-            ],
-        }
-        for row in examples
-    ]
-    with_candidates = any(row.candidate_ids for row in examples)
-    return pa.Table.from_pylist(rows, schema=_COLUMNS.append(_CANDIDATES) if with_candidates else _COLUMNS)
+    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS.names}
+    for row in examples:
+        for name, values in columns.items():
+            values.append(getattr(row if name.endswith("_ids") else row.example, name))
+    schema = _COLUMNS
+    if any(row.candidate_ids for row in examples):
+        schema = _COLUMNS.append(_CANDIDATES)
+        columns[_CANDIDATES.name] = [
+            [{"text": text, "ids": ids} for text, ids in zip(row.example.candidates, row.candidate_ids, strict=True)]
+            for row in examples
+        ]
+    return pa.table(columns, schema=schema)

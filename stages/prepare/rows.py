@@ -1,10 +1,15 @@
 """What a data source hands over, and how its values are read as text."""
 
-import math
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any, Final
+from uuid import UUID
+
+import numpy
 
 from stages.common.params import Data
 
@@ -12,6 +17,14 @@ TRAIN: Final = "train"
 VALIDATION: Final = "validation"
 TEST: Final = "test"
 SPLITS: Final = (TRAIN, VALIDATION, TEST)
+
+# Rows that are not kept: (split, reason) to count. A reason is read after a count: "3 without a label".
+Lost = Counter[tuple[str, str]]
+
+_INDEX: Final = re.compile(r"[0-9]{1,9}")
+_NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.0+|\.[0-9]*[1-9])?")  # as programs print them
+_TEXT_KEYS: Final = ("content", "text", "value")
+_DEPTH: Final = 4  # steps into a value in search of text
 
 
 @dataclass(frozen=True)
@@ -30,13 +43,13 @@ class Loaded:
         rows: split name (train, validation, test) to rows, in the source's order.
         columns: every column that the source has, whether a row holds it or not.
         identity: what was read, with versions or hashes; stands in ``meta.json``.
-        refused: reason to count, for what the source itself left out.
+        refused: what the source itself left out.
     """
 
     rows: dict[str, list[Row]]
     columns: tuple[str, ...]
     identity: dict[str, Any]
-    refused: Counter[str] = field(default_factory=Counter)
+    refused: Lost = field(default_factory=Lost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +90,7 @@ def reach(values: Mapping[str, Any], path: str) -> Any:
     for part in path.split("."):
         if isinstance(value, Mapping):
             value = value.get(part)
-        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+        elif isinstance(value, list) and _INDEX.fullmatch(part) and int(part) < len(value):
             value = value[int(part)]
         else:
             return None
@@ -90,20 +103,95 @@ def top(path: str) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A value as text: nothing for a missing one, ``1`` for 1.0, ``true`` for a boolean.
+    """A value as text, in one spelling whatever file format it comes from.
 
-    Labels reach us as numbers from one file format and as words from another; one spelling makes
-    ``label_words`` match in all of them.
+    A missing value is empty text. Numbers have no exponent and no trailing zeros: ``1`` for 1.0 and
+    Decimal("1.00"), ``0.1`` for 0.1 in single precision. Booleans are ``true`` and ``false``, dates and times
+    as Python prints them.
+
+    Raises:
+        RefusedRowError: a list, a mapping, bytes or another value that is not text.
     """
-    if value is None:
-        return ""
-    if isinstance(value, bool):
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, numpy.generic):  # single precision prints its own shortest digits
+        value = float(str(value)) if isinstance(value, numpy.floating) else value.item()
+    if isinstance(value, int):
         return str(value).lower()
-    if isinstance(value, float):
-        if math.isnan(value):
-            return ""
-        return str(int(value)) if value.is_integer() else repr(value)
-    return str(value)
+    if isinstance(value, float | Decimal):
+        number = value if isinstance(value, Decimal) else Decimal(float.__repr__(value))
+        if not number.is_finite():
+            return "" if number.is_nan() else str(float(number))
+        text = format(number, "f")
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+        return "0" if text == "-0" else text
+    if isinstance(value, date | time | timedelta | UUID):
+        return str(value)
+    raise RefusedRowError(f"with {described(value)} where text is needed")
+
+
+def text_at(values: Mapping[str, Any], path: str, parameter: str) -> str:
+    """The text of a column, or of what lies inside it.
+
+    Raises:
+        RefusedRowError: it holds no text; the reason says what to write as ``parameter`` instead.
+    """
+    value = reach(values, path)
+    try:
+        return as_text(value)
+    except RefusedRowError:
+        inside, turns = _text_inside(value, path), _is_conversation(value)
+        write = f"write {{{inside}}} in {parameter}" if parameter == "data.template" else f"set {parameter}: {inside}"
+        advice = f": {write}{', or set data.messages' if turns else ''}" if inside else ""
+        raise RefusedRowError(f"with {described(value)} in column {path!r}{advice}") from None
+
+
+def described(value: Any) -> str:
+    """What kind of value it is, as a person says it."""
+    if isinstance(value, Mapping):
+        return f"an object with the keys {listed([repr(key) for key in value], 5)}"
+    kinds = {list | tuple: "a list", bytes: "bytes", str: "text", bool: "a boolean", int | float | Decimal: "a number"}
+    return next((name for kind, name in kinds.items() if isinstance(value, kind)), f"a {type(value).__name__}")
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Names, the first ones of many."""
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def one_spelling(labels: Collection[str]) -> dict[str, str]:
+    """How labels must be respelled so that one class has one name; empty where nothing has to change.
+
+    A csv file knows no numbers: pandas writes the classes 0 and 1 as ``0.0`` and ``1.0`` once a label is missing,
+    and ``True`` where JSON has ``true``. Labels are respelled only where *every* label is a number (or a boolean),
+    and one of them occurs in two spellings. Codes (``007``) and versions (``1.10``, which is not 1.1) are no numbers.
+
+    Args:
+        labels: all labels of all splits, and the keys of ``data.label_words``.
+    """
+    numbers = {label: as_text(Decimal(label)) for label in labels if _NUMBER.fullmatch(label)}
+    booleans = {label: label.lower() for label in labels if label.lower() in ("true", "false")}
+    for spelled in (numbers, booleans):
+        if len(set(spelled.values())) < len(spelled) == len(labels):
+            return spelled
+    return {}
+
+
+def _text_inside(value: Any, path: str) -> str | None:
+    """The path to the first text in a list or mapping; ``None`` where there is none."""
+    for _ in range(_DEPTH):
+        if isinstance(value, Mapping) and value:
+            key = next((name for name in _TEXT_KEYS if name in value), next(iter(value)))
+            path, value = f"{path}.{key}", value[key]
+        elif isinstance(value, list) and value:
+            path, value = f"{path}.0", value[0]
+    return None if isinstance(value, Mapping | list | tuple | bytes) else path
+
+
+def _is_conversation(value: Any) -> bool:
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, Mapping) and ("role" in first or "from" in first)
 
 
 def split_names(data: Data) -> dict[str, str]:

@@ -6,12 +6,12 @@ source, and an added row does not reshuffle the others.
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from stages.common.command import UserError
 from stages.common.params import Data, Limits
 from stages.prepare.near_duplicates import have_near_duplicate
-from stages.prepare.rows import SPLITS, TEST, TRAIN, VALIDATION, Example
+from stages.prepare.rows import SPLITS, TEST, TRAIN, VALIDATION, Example, Lost, listed
 
 Examples = dict[str, list[Example]]
 
@@ -46,58 +46,86 @@ def carve(examples: Examples, limits: Limits, seed: int) -> Examples:
     return {**examples, **carved}
 
 
-def separate(examples: Examples, threshold: float) -> tuple[Examples, Counter[str]]:
+def separate(examples: Examples, threshold: float) -> tuple[Examples, Lost]:
     """Drop what leaks from one split into another, and what stands twice in the training split.
 
     The test split is left as it is: rows of validation that share a group or are near-duplicates with
     test go, and rows of training that do so with either.
 
     Returns:
-        The splits, and what was dropped: reason to count.
+        The splits, and what was dropped.
     """
-    dropped: Counter[str] = Counter()
+    dropped = Lost()
     test = examples[TEST]
     validation = _unlike(examples[VALIDATION], test, VALIDATION, TEST, threshold, dropped)
     train = _unlike(examples[TRAIN], test, TRAIN, TEST, threshold, dropped)
     train = _unlike(train, validation, TRAIN, VALIDATION, threshold, dropped)
-    return {TRAIN: _distinct(train, dropped), VALIDATION: validation, TEST: test}, dropped
+    return {TRAIN: _distinct(train, dropped), VALIDATION: validation, TEST: test}, +dropped
 
 
-def draw(examples: Examples, data: Data) -> tuple[Examples, Counter[str]]:
+def draw(examples: Examples, data: Data) -> tuple[Examples, Lost]:
     """Draw the rows to keep within the limits, balanced over the labels where asked, in a drawn order.
 
     Returns:
-        The splits, and the refused rows (their label is in no kept training example): reason to count.
-
-    Raises:
-        UserError: a split is empty, or the training split has a single label.
+        The splits, and the refused rows: those whose label is in no kept training example.
     """
-    refused: Counter[str] = Counter()
+    refused = Lost()
     kept = {TRAIN: _limit(examples[TRAIN], data.limits.train, data)}
     labels = {example.label for example in kept[TRAIN]}
     for split, limit in ((VALIDATION, data.limits.validation), (TEST, data.limits.test)):
-        known = [example for example in examples[split] if example.label in labels]
-        refused[f"label of {split} that is not in train"] += len(examples[split]) - len(known)
+        known, unknown = of_labels(examples[split], labels)
+        refused += Lost({(split, reason): count for reason, count in unknown.items()})
         kept[split] = _limit(known, limit, data)
-    check_not_empty(kept)
-    if data.task == "classification" and len(labels) < 2:
-        only = next(iter(labels))
+    return kept, refused
+
+
+def of_labels(examples: Sequence[Example], labels: Collection[str | None]) -> tuple[list[Example], Counter[str]]:
+    """The examples that have one of the labels, and the others: reason to count."""
+    known = [example for example in examples if example.label in labels]
+    lacking = sorted({str(example.label) for example in examples} - {str(label) for label in labels})
+    reason = f"with a label that train lacks ({listed([repr(label) for label in lacking], 3)})"
+    return known, +Counter({reason: len(examples) - len(known)})
+
+
+def check_usable(
+    splits: Mapping[str, Sequence[str | None]], carved: Collection[str], lost: Lost, classes: Collection[str]
+) -> None:
+    """Check that every split has examples, and the training split two classes where there are classes.
+
+    Args:
+        splits: split to the labels of its examples (``None`` where there are no classes).
+        carved: splits that were carved out of the training split.
+        lost: all rows that were left out so far.
+        classes: all labels that rows of the source have.
+
+    Raises:
+        UserError: a split is empty, or a single class is left; the line says what became of the rows.
+    """
+    for split, labels in splits.items():
+        if labels:
+            continue
+        if any(of == split for of, _ in lost):
+            raise UserError(f"data: no {split} row is usable: {_fate(split, lost)}")
+        usable = sum(len(splits[name]) for name in (TRAIN, *carved))
+        given = f", which is carved out of train ({_fate(TRAIN, lost, usable)})" if split in carved else ""
+        raise UserError(f"data: no row for {split}{given}; give more rows or groups, or name a split in data.splits")
+    present = set(splits[TRAIN])
+    if len(present) < 2 and None not in present:
+        others = [repr(label) for label in sorted(set(classes) - present)]
+        gone = f"; no row is left of {listed(others, 5)}: {_fate(TRAIN, lost, len(splits[TRAIN]))}" if others else ""
         raise UserError(
-            f"data.answer_column = {data.answer_column}: only one class ({only!r}) in the training split; "
-            "classification needs two or more"
+            f"data.answer_column: only one class ({present.pop()!r}) in the training split; "
+            f"classification needs two or more{gone}"
         )
-    return kept, +refused
 
 
-def check_not_empty(examples: Mapping[str, Sequence[object]]) -> None:
-    """Raise a ``UserError`` that names an empty split."""
-    for split, rows in examples.items():
-        if not rows:
-            raise UserError(
-                f"data: the {split} split is empty (the source has too few usable rows or groups, or they "
-                "resemble those of other splits: prepare.near_duplicate); give more rows, raise that, or name "
-                "other splits in data.splits"
-            )
+def _fate(split: str, lost: Lost, usable: int = 0, most: int = 5) -> str:
+    """How many rows a split had, and what became of those that are lost."""
+    reasons = Counter({reason: count for (of, reason), count in lost.items() if of == split})
+    told = [f"{count:,} {reason}" for reason, count in reasons.most_common(most)]
+    if len(reasons) > most:
+        told.append(f"{sum(sorted(reasons.values())[:-most]):,} for {len(reasons) - most} other reasons")
+    return ": ".join([f"{reasons.total() + usable:,} rows", *filter(None, ["; ".join(told)])])
 
 
 def _shares(limits: Limits, absent: Sequence[str]) -> dict[str, float]:
@@ -125,23 +153,23 @@ def _fit(
 
 
 def _unlike(
-    examples: list[Example], held_out: list[Example], name: str, other: str, threshold: float, dropped: Counter[str]
+    examples: list[Example], held_out: list[Example], name: str, other: str, threshold: float, dropped: Lost
 ) -> list[Example]:
     groups = {example.group for example in held_out} - {None}
     apart = [example for example in examples if example.group not in groups]
-    dropped[f"{name} row of a group that {other} holds"] += len(examples) - len(apart)
+    dropped[name, f"{name} row of a group that {other} holds"] += len(examples) - len(apart)
     alike = have_near_duplicate([e.text for e in apart], [e.text for e in held_out], threshold)
-    dropped[f"{name} row that is a near-duplicate of one in {other}"] += sum(alike)
+    dropped[name, f"{name} row that is a near-duplicate of one in {other}"] += sum(alike)
     return [example for example, found in zip(apart, alike, strict=True) if not found]
 
 
-def _distinct(train: list[Example], dropped: Counter[str]) -> list[Example]:
+def _distinct(train: list[Example], dropped: Lost) -> list[Example]:
     kept: dict[tuple[str, ...], Example] = {}
     for example in train:  # the same question about other candidates is another one
         first = kept.setdefault((example.text, *example.candidates), example)
         if first is not example:
             same = (first.label, first.answer) == (example.label, example.answer)
-            dropped["train row that stands twice" if same else "train row seen with another answer"] += 1
+            dropped[TRAIN, "train row that stands twice" if same else "train row seen with another answer"] += 1
     return list(kept.values())
 
 

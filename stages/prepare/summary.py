@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from stages.prepare.rows import listed
+
 
 def print_summary(meta: Mapping[str, Any], example: str, console: Console) -> None:
     """Print rows, classes, what was left out, lengths, and one example prompt."""
@@ -17,11 +19,15 @@ def print_summary(meta: Mapping[str, Any], example: str, console: Console) -> No
         classes = _spread(facts["label_counts"]) if meta["labels"] else _chosen_from(facts)
         table.add_row(name, f"{facts['rows']:,}", f"{facts['tokens']:,}", lengths, classes)
     console.print(table)
-    for title, counts in (
-        ("dropped", meta["dropped"]),
-        ("refused", {entry["reason"]: entry["count"] for entry in meta["refused"]}),
-    ):
-        console.print(f"{title}: " + ("; ".join(f"{n:,} {reason}" for reason, n in sorted(counts.items())) or "none"))
+    lists = {
+        "dropped": [f"{n:,} {reason}" for reason, n in meta["dropped"].items()],
+        "refused": [f"{one['split']}: {one['count']:,} {one['reason']}" for one in meta["refused"]],
+        "classes left out": [f"{label} ({n:,} rows)" for label, n in meta["classes_left_out"].items()],
+        "empty": [f"{column} in {n:,} rows" for column, n in meta["blank"].items()],
+    }
+    for title, told in lists.items():
+        if told or title in ("dropped", "refused"):
+            console.print(f"{title}: {listed(told, 10) or 'none'}", markup=False, highlight=False)
     console.print(
         f"cut from the left at {meta['max_tokens']:,} tokens: {meta['truncated']:,}; "
         f"all prompts share their first {meta['shared_prefix_tokens']:,} tokens"

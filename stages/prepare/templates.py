@@ -6,7 +6,7 @@ from string import Formatter
 from typing import Any
 
 from stages.common.command import UserError
-from stages.prepare.rows import as_text, reach
+from stages.prepare.rows import text_at
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,14 @@ class Template:
         """The columns that it names, each once, in order of appearance."""
         return tuple(dict.fromkeys(column for _, column in self.parts if column is not None))
 
-    def fill(self, values: Mapping[str, Any]) -> str:
-        """The prompt of a row; a missing value is empty text."""
-        return "".join(literal + (as_text(reach(values, column)) if column else "") for literal, column in self.parts)
+    def fill(self, values: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+        """The prompt of a row, and the texts of its columns; a missing value is empty text.
 
-    def text(self, values: Mapping[str, Any]) -> str:
-        """The row's own words: the values of the columns, joined by line ends."""
-        return "\n".join(text for column in self.columns if (text := as_text(reach(values, column))).strip())
+        Raises:
+            RefusedRowError: a column holds no text.
+        """
+        texts = {column: text_at(values, column, "data.template") for column in self.columns}
+        return "".join(literal + (texts[column] if column else "") for literal, column in self.parts), texts
 
 
 def parse_template(text: str) -> Template:

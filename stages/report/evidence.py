@@ -161,7 +161,7 @@ def _measured_on(artifacts: Artifacts) -> Iterable[Table]:
 
 def _losses(meta: Mapping[str, Any]) -> str:
     dropped = [f"{count(n)} {reason}" for reason, n in sorted(meta.get("dropped", {}).items()) if n]
-    refused = [f"{count(r['count'])} {r['reason']}" for r in meta.get("refused", []) if r["count"]]
+    refused = [f"{r.get('split', '')} {count(r['count'])} {r['reason']}".strip() for r in meta.get("refused", [])]
     return (
         f"Dropped: {', '.join(dropped) or 'none'}. Refused: {', '.join(refused) or 'none'}. "
         f"Cut from the left to {count(meta.get('max_tokens'))} tokens: {count(meta.get('truncated', 0))} prompts."

@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -6,7 +7,7 @@ import pytest
 from stages.common.command import UserError
 from stages.common.params import Limits
 from stages.prepare.rows import Example
-from stages.prepare.splits import carve, check_not_empty, draw, separate
+from stages.prepare.splits import carve, check_usable, draw, separate
 from tests.prepare.making import make_data
 
 OPEN = Limits(train=None, validation=None, test=None)
@@ -76,13 +77,13 @@ def test_leaks_are_dropped_from_the_training_side_and_counted():
     assert [e.example_id for e in parts["test"]] == ["t1", "t2"]
     assert [e.example_id for e in parts["validation"]] == ["v2"]
     assert [e.example_id for e in parts["train"]] == ["n4"]
-    assert +dropped == {
-        "validation row that is a near-duplicate of one in test": 1,
-        "train row that is a near-duplicate of one in test": 1,
-        "train row that is a near-duplicate of one in validation": 1,
-        "train row of a group that test holds": 1,
-        "train row that stands twice": 1,
-        "train row seen with another answer": 1,
+    assert dropped == {
+        ("validation", "validation row that is a near-duplicate of one in test"): 1,
+        ("train", "train row that is a near-duplicate of one in test"): 1,
+        ("train", "train row that is a near-duplicate of one in validation"): 1,
+        ("train", "train row of a group that test holds"): 1,
+        ("train", "train row that stands twice"): 1,
+        ("train", "train row seen with another answer"): 1,
     }
 
 
@@ -93,7 +94,7 @@ def test_one_question_about_other_candidates_is_another_one():
     ]
     kept, dropped = separate({"train": asked, "validation": [], "test": []}, 0.8)
     assert [one.candidates for one in kept["train"]] == [("cork", "lead"), ("gold", "pine")]
-    assert dropped["train row that stands twice"] == 1
+    assert dropped == {("train", "train row that stands twice"): 1}
 
 
 def splits_of(train: list[Example]) -> dict[str, list[Example]]:
@@ -130,13 +131,48 @@ def test_labels_that_training_does_not_know_are_refused():
     parts = splits_of(many("a", 3) + many("b", 3)) | {"test": many("a", 2) + many("new", 4)}
     kept, refused = draw(parts, make_data())
     assert {e.label for e in kept["test"]} == {"a"}
-    assert refused == {"label of test that is not in train": 4}
+    assert refused == {("test", "with a label that train lacks ('new')"): 4}
 
 
-def test_one_class_and_empty_splits_are_one_clear_line():
-    with pytest.raises(UserError, match="only one class \\('a'\\)"):
-        draw(splits_of(many("a", 9)), make_data())
-    with pytest.raises(UserError, match="the validation split is empty"):
-        draw(splits_of(many("a", 2) + many("b", 2)) | {"validation": []}, make_data())
-    with pytest.raises(UserError, match="the test split is empty"):
-        check_not_empty({"train": [1], "test": []})
+FULL = {"train": ["a", "b"], "validation": ["a"], "test": ["b"]}
+
+
+@pytest.mark.parametrize(
+    ("splits", "carved", "lost", "told"),
+    [
+        ({"test": []}, [], {("test", "R"): 20}, "no test row is usable: 20 rows: 20 R"),
+        (
+            {"train": []},
+            [],
+            {("train", reason): n for n, reason in enumerate("ABCDEFG", 1)} | {("test", "Z"): 99},
+            "no train row is usable: 28 rows: 7 G; 6 F; 5 E; 4 D; 3 C; 3 for 2 other reasons",
+        ),
+        ({"test": []}, [], {("train", "R"): 5}, "no row for test; give more rows or groups, or name a split"),
+        (
+            {"validation": []},
+            ["validation"],
+            {("train", "R"): 88},
+            "no row for validation, which is carved out of train (90 rows: 88 R); give more",
+        ),
+        ({"train": ["a", "a"]}, [], {}, "only one class ('a') in the training split; classification needs two or more"),
+        (
+            {"train": ["a"]},
+            [],
+            {("train", "R"): 3},
+            "only one class ('a') in the training split; classification needs two or more; "
+            "no row is left of 'b': 4 rows: 3 R",
+        ),
+    ],
+)
+def test_an_empty_split_or_a_single_class_says_what_became_of_the_rows(splits, carved, lost, told):
+    classes = ["a", "b"] if lost else ["a"]
+    with pytest.raises(UserError, match=f"^data.*: {re.escape(told)}"):
+        check_usable(FULL | splits, carved, Counter(lost), classes)
+    check_usable(FULL, carved, Counter(lost), classes)
+    check_usable({split: [None] for split in FULL}, carved, Counter(lost), [])  # no classes
+
+
+def test_labels_that_training_lacks_are_shown():
+    parts = splits_of(many("a", 3) + many("b", 3)) | {"test": [example(str(n), f"l{n}") for n in range(5)]}
+    _, refused = draw(parts, make_data())
+    assert refused == {("test", "with a label that train lacks ('l0', 'l1', 'l2', ... (5 in all))"): 5}

@@ -1,7 +1,10 @@
 import json
 import subprocess
 import sys
+from decimal import Decimal
 
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
@@ -86,8 +89,12 @@ def test_dropped_refused_and_truncated_are_counted(tmp_path, workspace):
     write_jsonl(tmp_path / "d" / "test.jsonl", [*rows(6, start=100), long, odd, near])
     out = workspace({"path": "d", "splits": {"train": "train", "validation": None, "test": "test"}}, {"max_tokens": 60})
     meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
-    refused = {entry["reason"]: entry["count"] for entry in meta["refused"]}
-    assert refused == {"empty text": 1, "missing label": 1, "label of test that is not in train": 1}
+    assert [tuple(entry.values()) for entry in meta["refused"]] == [
+        (1, "with a label that train lacks ('weather')", "test"),
+        (1, "empty text", "train"),
+        (1, "without a label", "train"),
+    ]
+    assert meta["classes_left_out"] == {"weather": 1}
     assert sum(meta["dropped"].values()) == 2  # the copy across splits and the row that stands twice
     assert meta["truncated"] == 1
     assert meta["splits"]["test"]["rows"] == 8
@@ -110,6 +117,84 @@ def test_label_words_stand_for_labels(tmp_path, workspace):
     meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
     assert {entry["label"]: entry["word"] for entry in meta["labels"]} == {"0": "ball games", "1": "atoms", "2": "news"}
     assert {row["answer"] for row in read(out, "train") if row["label"] == "0"} == {"ball games"}
+
+
+SPLITS = {"train": "train", "validation": "validation", "test": "test"}
+
+
+def test_one_class_has_one_name_in_every_format_and_split(tmp_path, workspace):
+    texts = [f"item {at} number {at * 7} of the list {at * 13}" for at in range(60)]
+    labels = [at % 2 for at in range(60)]
+    (tmp_path / "d").mkdir()
+    train = pd.DataFrame({"text": texts[:40], "label": [None, *labels[1:40]]})
+    train.to_csv(tmp_path / "d" / "train.csv", index=False)  # 0.0 and 1.0, as one is missing
+    write_jsonl(
+        tmp_path / "d" / "test.jsonl",
+        [{"text": t, "label": n} for t, n in zip(texts[40:50], labels[40:50], strict=True)],
+    )
+    exact = pa.array([Decimal(n) for n in labels[50:]], pa.decimal128(5, 2))
+    pq.write_table(pa.table({"text": texts[50:], "label": exact}), tmp_path / "d" / "validation.parquet")
+    out = workspace({"path": "d", "splits": SPLITS, "label_words": {0: "bad", 1: "good "}})
+    meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
+    assert [(entry["label"], entry["word"]) for entry in meta["labels"]] == [("0", "bad"), ("1", "good")]
+    assert meta["refused"] == [{"split": "train", "reason": "without a label", "count": 1}]
+    for split, n in (("train", 39), ("validation", 10), ("test", 10)):
+        assert sum(meta["splits"][split]["label_counts"].values()) == n
+        for row in read(out, split):
+            at = texts.index(row["text"])
+            assert (row["label"], row["answer"]) == (str(labels[at]), ("bad", "good")[labels[at]])
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [(-1, r"20 with a label that train lacks \('-1'\)"), (None, "20 without a label"), ("", "20 without a label")],
+)
+def test_a_test_split_whose_labels_are_held_back(tmp_path, workspace, label, told):
+    write_jsonl(tmp_path / "d" / "train.jsonl", rows(60))
+    write_jsonl(tmp_path / "d" / "test.jsonl", [row | {"label": label} for row in rows(20, start=70)])
+    with pytest.raises(UserError, match=f"^data: no test row is usable: 20 rows: {told}$"):
+        workspace({"path": "d", "splits": SPLITS | {"validation": None}})
+
+
+def test_lists_in_every_row_are_an_error_that_says_what_to_write(tmp_path, workspace):
+    turns = [{"prompt": [{"role": "user", "content": row["text"]}], "label": row["label"]} for row in rows(30)]
+    write_jsonl(tmp_path / "rows.jsonl", turns)
+    advice = r"write \{prompt\.0\.content\} in data\.template, or set data\.messages$"
+    with pytest.raises(
+        UserError, match=r"no train row is usable: 30 rows: 30 with a list in column 'prompt': " + advice
+    ):
+        workspace({"template": "{prompt}"})
+    assert read(workspace({"template": "{prompt.0.content}"}), "train")
+
+
+def test_a_class_whose_training_rows_are_all_too_long_is_left_out_and_named(tmp_path, workspace, base, capsys):
+    (tmp_path / "chat").mkdir()
+    for file in base.iterdir():
+        (tmp_path / "chat" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "chat" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    long = [row | {"text": row["text"] * (9 if row["label"] == "world" else 1)} for row in rows(90)]
+    write_jsonl(tmp_path / "rows.jsonl", long)
+    out = workspace({"template": "{text}"}, {"chat_template": True, "max_tokens": 80}, tmp_path / "chat")
+    meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
+    assert [entry["label"] for entry in meta["labels"]] == ["science", "sports"]
+    assert meta["classes_left_out"] == {"world": 30}
+    assert {row["label"] for split in SPLITS for row in read(out, split)} == {"science", "sports"}
+    assert "classes left out: world (30 rows)" in capsys.readouterr().out
+    fates = {(entry["split"], entry["reason"]): entry["count"] for entry in meta["refused"]}
+    assert fates["train", "conversation that is too long (max_tokens)"] == 21
+    assert fates["test", "with a label that train lacks ('world')"] == 6
+    write_jsonl(tmp_path / "rows.jsonl", [row for row in long if row["label"] != "sports"])
+    with pytest.raises(UserError, match=r"only one class \('science'\).*no row is left of 'world': 42 rows: 21 conv"):
+        workspace({"template": "{text}"}, {"chat_template": True, "max_tokens": 80}, tmp_path / "chat")
+
+
+def test_rows_with_half_a_character_are_refused_and_counted(tmp_path, workspace):
+    broken = [row | {"text": f"{row['text']} \ud83d"} for row in rows(3, start=100)]
+    write_jsonl(tmp_path / "rows.jsonl", [*rows(60), *broken, rows(1, start=200)[0] | {"label": "\ud83d"}])
+    meta = json.loads((workspace({}) / "meta.json").read_text(encoding="utf-8"))
+    assert [(entry["reason"][:31], entry["count"]) for entry in meta["refused"]] == [
+        ("with half of a surrogate pair (", 4)
+    ]
 
 
 def test_free_answers_end_with_the_end_token(tmp_path, workspace):

@@ -1,10 +1,13 @@
 import math
+from datetime import date, datetime
+from decimal import Decimal
 
+import numpy as np
 import pytest
 
 from stages.common.command import UserError
-from stages.prepare.examples import Filler, fill_rows
-from stages.prepare.rows import Loaded, Row, as_text
+from stages.prepare.examples import BROKEN, Filler, fill_rows
+from stages.prepare.rows import Loaded, RefusedRowError, Row, as_text, one_spelling
 from stages.prepare.templates import parse_template
 from tests.prepare.making import make_data
 
@@ -17,8 +20,9 @@ def loaded(*rows: dict) -> Loaded:
 def test_fills_columns_keeps_braces_and_does_not_read_values_as_templates():
     template = parse_template("Q: {question} {{x}}\nC: {context}\n{question}!")
     assert template.columns == ("question", "context")
-    assert template.fill({"question": "a {b}", "context": 3}) == "Q: a {b} {x}\nC: 3\na {b}!"
-    assert template.text({"question": "a {b}", "context": 3}) == "a {b}\n3"
+    prompt, texts = template.fill({"question": "a {b}", "context": 3})
+    assert prompt == "Q: a {b} {x}\nC: 3\na {b}!"
+    assert texts == {"question": "a {b}", "context": "3"}
 
 
 @pytest.mark.parametrize("broken", ["{text", "text}", "{}", "{text:>9}", "{text!r}", "no column at all"])
@@ -29,14 +33,114 @@ def test_broken_templates_are_refused(broken):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1, "1"), (1.0, "1"), (0.5, "0.5"), (True, "true"), (None, ""), (math.nan, ""), ("x", "x")],
+    [
+        (1, "1"),
+        (1.0, "1"),
+        (0.5, "0.5"),
+        (True, "true"),
+        (None, ""),
+        (math.nan, ""),
+        ("x", "x"),
+        ("1.10", "1.10"),
+        (1e3, "1000"),
+        (-0.0, "0"),
+        (1e-7, "0.0000001"),
+        (math.inf, "inf"),
+        (2**70, str(2**70)),
+        (Decimal("1.00"), "1"),
+        (Decimal("1.50"), "1.5"),
+        (Decimal("1E+2"), "100"),
+        (Decimal("NaN"), ""),
+        (np.float32(0.1), "0.1"),
+        (np.float64(2), "2"),
+        (np.int64(7), "7"),
+        (np.bool_(False), "false"),
+        (date(2024, 1, 5), "2024-01-05"),
+        (datetime(2024, 1, 5, 10), "2024-01-05 10:00:00"),
+    ],
 )
 def test_one_spelling_of_a_value_whatever_the_file_format(value, text):
     assert as_text(value) == text
 
 
+@pytest.mark.parametrize("value", [[], ["x"], {"a": 1}, (1, 2), b"x", {1}, object()])
+def test_what_is_not_text_is_refused(value):
+    with pytest.raises(RefusedRowError, match="where text is needed"):
+        as_text(value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "respelled"),
+    [
+        (["0.0", "1.0", "0", "1"], {"0.0": "0", "1.0": "1", "0": "0", "1": "1"}),
+        (["1", "1.0", "1.00", "2.5", "-3.0"], {"1": "1", "1.0": "1", "1.00": "1", "2.5": "2.5", "-3.0": "-3"}),
+        (["True", "true", "FALSE"], {"True": "true", "true": "true", "FALSE": "false"}),
+        (["0.0", "1.0"], {}),  # one spelling each already
+        (["1.1", "1.10", "1", "1.0"], {}),  # versions: 1.10 is not 1.1
+        (["007", "7", "7.0"], {}),
+        (["0", "0.0", "none"], {}),
+        (["1e3", "1000", "1000.0"], {}),
+    ],
+)
+def test_labels_are_respelled_only_where_all_are_numbers_or_booleans_in_two_spellings(labels, respelled):
+    assert one_spelling(labels) == respelled
+
+
+TURNS = [{"role": "user", "content": "how?"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "row", "reason"),
+    [
+        ({}, {"text": TURNS}, "a list in column 'text': write {text.0.content} in data.template, or set data.messages"),
+        ({}, {"text": {"en": "a", "de": "b"}}, "with the keys 'en', 'de' in column 'text': write {text.en} in"),
+        ({}, {"text": b"raw"}, "with bytes in column 'text'"),
+        ({}, {"label": ["x"]}, "a list in column 'label': set data.answer_column: label.0"),
+        ({"group_column": "file"}, {"file": {"id": [4]}}, "'id' in column 'file': set data.group_column: file.id.0"),
+    ],
+)
+def test_lists_mappings_and_bytes_are_refused_with_what_to_write(changes, row, reason):
+    good = {"text": "a", "label": "x", "file": "f"}
+    examples, refused = fill_rows(loaded(good, good | row, good | row), Filler(make_data(**changes)))
+    assert len(examples["train"]) == 1
+    [((split, told), count)] = refused.items()
+    assert (split, count) == ("train", 2)
+    assert reason in told
+
+
+HALF = "cut \ud83d"
+
+
+@pytest.mark.parametrize("column", ["text", "label", "file"])
+def test_half_of_a_surrogate_pair_anywhere_refuses_the_row(column):
+    good = {"text": "a", "label": "x", "file": "f"}
+    data = make_data(group_column="file")
+    examples, refused = fill_rows(loaded(good, good | {column: HALF}, good | {column: "\U0001f600"}), Filler(data))
+    assert [example.example_id for example in examples["train"]] == ["r0", "r2"]
+    assert refused == {("train", BROKEN): 1}
+
+
+def test_a_path_that_no_row_has_is_an_error_and_one_that_some_lack_is_counted():
+    rows = [{"text": "a", "q": {"stem": "how"}, "label": "x"}, {"text": "b", "q": {}, "label": "y"}]
+    for template, told in [
+        ("{text.nope}", r"data\.template: no row has 'text\.nope': column 'text' holds text"),
+        ("{q.steam}", r"no row has 'q\.steam': column 'q' holds an object with the keys 'stem'"),
+        ("{text}{none}", r"no row has 'none': column 'none' is empty in all 2 rows"),
+        ("{text}{q.\u00b2}", r"no row has 'q\.\u00b2'"),
+    ]:
+        with pytest.raises(UserError, match=told):
+            fill_rows(loaded(*(row | {"none": None} for row in rows)), Filler(make_data(template=template)))
+    with pytest.raises(UserError, match=r"data\.group_column: no row has 'q\.file'"):
+        fill_rows(loaded(*rows), Filler(make_data(group_column="q.file")))
+    filler = Filler(make_data(template="{text}{q.stem}", group_column="q.stem"))
+    examples, refused = fill_rows(loaded(*rows), filler)
+    assert [example.prompt for example in examples["train"]] == ["ahow", "b"]
+    assert not refused
+    assert filler.blank == {"q.stem": 2}
+
+
 def test_numbers_and_booleans_find_their_label_words():
-    data = make_data(label_words={"1": "good", "true": "yes"})
+    data = make_data(label_words={1: "good\n", "true": " yes"})
     examples, _ = fill_rows(
         loaded({"text": "a", "label": 1}, {"text": "b", "label": 1.0}, {"text": "c", "label": True}),
         Filler(data),
@@ -51,7 +155,7 @@ def test_refuses_rows_without_text_or_label_and_counts_them():
     )
     examples, refused = fill_rows(rows, Filler(data))
     assert [example.example_id for example in examples["train"]] == ["r0"]
-    assert refused == {"empty text": 2, "missing label": 1}
+    assert refused == {("train", "empty text"): 2, ("train", "without a label"): 1}
 
 
 def test_unknown_columns_are_named_with_the_known_ones():
@@ -66,11 +170,27 @@ def test_unknown_columns_are_named_with_the_known_ones():
 
 def test_a_label_word_for_a_label_that_does_not_occur_is_a_typing_mistake():
     data = make_data(label_words={"sprots": "sports"})
+    rows = loaded({"text": "a", "label": "sports"}, {"text": "", "label": "world"})
     with pytest.raises(UserError, match="'sprots'; labels: sports, world"):
-        fill_rows(
-            loaded({"text": "a", "label": "sports"}, {"text": "b", "label": "world"}),
-            Filler(data),
-        )
+        fill_rows(rows, Filler(data))
+    fill_rows(rows, Filler(make_data(label_words={"world": "Earth"})))  # refused rows have their label, too
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [({"x": " \n"}, "the word for 'x' is empty"), ({1: "a", "1": "b"}, "two words for the label '1'")],
+)
+def test_label_words_that_say_nothing_or_two_things(words, told):
+    with pytest.raises(UserError, match=rf"data\.label_words: {told}"):
+        Filler(make_data(label_words=words))
+
+
+def test_a_csvs_numbers_find_label_words_that_yaml_holds_as_numbers():
+    rows = [{"text": "a", "label": "0.0"}, {"text": "b", "label": "1.0"}, {"text": "c", "label": "null"}]
+    examples, _ = fill_rows(loaded(*rows[:2]), Filler(make_data(label_words={0: "bad", 1: "good"})))
+    assert [(e.label, e.answer) for e in examples["train"]] == [("0", "bad"), ("1", "good")]
+    examples, _ = fill_rows(loaded(*rows), Filler(make_data(label_words={None: "nothing"})))
+    assert [(e.label, e.answer) for e in examples["train"]][1:] == [("1.0", "1.0"), ("null", "nothing")]
 
 
 def test_no_rows_at_all():
@@ -80,10 +200,10 @@ def test_no_rows_at_all():
 
 def test_paths_reach_inside_columns_unless_a_column_has_that_very_name():
     row = {"q": {"stem": "how", "parts": ["a", "b"]}, "q.x": "whole", "label": "x"}
-    assert parse_template("{q.stem} {q.parts.1} {q.x}|{q.none}|{q.parts.7}").fill(row) == "how b whole||"
+    assert parse_template("{q.stem} {q.parts.1} {q.x}|{q.none}|{q.parts.7}").fill(row)[0] == "how b whole||"
     data = make_data(template="{q.stem}", answer_column="q.parts.0")
     examples, refused = fill_rows(loaded(row, {"q": {"stem": "no parts"}, "label": "x"}), Filler(data))
     assert [(e.text, e.answer) for e in examples["train"]] == [("how", "a")]
-    assert refused == {"missing label": 1}
+    assert refused == {("train", "without a label"): 1}
     with pytest.raises(UserError, match=r"data\.template: no column 'r'; the data has: q, q\.x, label"):
         fill_rows(loaded(row), Filler(make_data(template="{r.stem}")))
