@@ -3,22 +3,22 @@
 SHELL := /bin/sh
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-# The environment is made anew when a lock file or the pinned torch changes, and only then.
+# The environment is rebuilt only when a lock file or the pinned torch changes.
 LOCKED := $(shell { cat requirements.lock requirements-model.lock .ci/setup; grep torch== pyproject.toml; } | cksum | tr ' ' '-')
 STAMP := $(VENV)/.installed-$(LOCKED)
 
-# Test files run side by side in this many processes, each with one thread for torch: more threads
-# than cores wait for each other. A test that hangs costs its process, and is not tried for ever.
+# Test files run in this many parallel processes, each with one thread for torch: more threads than
+# cores wait for each other. A hanging test costs its process, and is not retried forever.
 JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 2
 
 export PATH := $(BIN):$(PATH)
 export PYTHON TORCH_FLAGS
 export PYTHONUNBUFFERED := 1
-# Eleven stages load torch and transformers: without byte code, each would compile 3,000 modules anew.
+# Several stages load torch and transformers: without byte code, each would compile 3,000 modules again.
 unexport PYTHONDONTWRITEBYTECODE
 export PREFECT_HOME := $(CURDIR)/.prefect
-# Nothing phones home, and nothing spins more threads than it was given.
+# No telemetry, and no more threads than assigned.
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := 1
@@ -37,43 +37,43 @@ $(STAMP):
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-setup: $(STAMP) ## make the environment from the lock files (once; the other targets call it)
+setup: $(STAMP) ## create the environment from the lock files (called by the other targets)
 
-run: setup ## run what changed of the chain (TARGETS=...: only up to these stages), then print the result
+run: setup ## run the stages that changed (TARGETS=...: only up to these), then print the result
 	@python -m flows.leftovers
 	@before=$$(cksum dvc.lock 2>/dev/null); dvc repro $(TARGETS) && \
 	if [ "$$before" = "$$(cksum dvc.lock 2>/dev/null)" ]; then echo "Nothing had to be done: every stage is up to date."; fi
 	@python -m flows.lineage record
 	@python -m stages.report --summary
 
-flow: setup ## the same chain as a Prefect flow, one task per stage, on a local server of its own
+flow: setup ## run the chain as a Prefect flow, one task per stage, on a local server
 	@python -m flows.pipeline $(if $(TARGETS),--targets $(TARGETS))
 
-serve: setup ## serve the deployments of prefect.yaml: local server, schedules and a worker, until Ctrl-C
+serve: setup ## serve the deployments of prefect.yaml: server, schedules and worker, until Ctrl-C
 	@python -m flows.serve $(if $(PORT),--port $(PORT))
 
-audit: setup ## hash everything anew: is it what dvc.lock and the run records say?
+audit: setup ## recompute every hash and compare with dvc.lock and the run records
 	@python -m flows.lineage verify
 
-bench: setup ## measure this project beside what people use (up to 40 minutes) into reports/benchmark.json
+bench: setup ## compare speed with transformers' Trainer (up to 40 minutes) into reports/benchmark.json
 	@python -m stages.bench
 
-bench-quick: setup ## the short form: a small model, fewer points (3 minutes)
+bench-quick: setup ## the short benchmark: a small model, fewer points (3 minutes)
 	@python -m stages.bench --quick --out reports/benchmark-quick.json
 
-study: setup ## measure which rule for the boundary is right, over data sets (hours; goes on where it stopped; HOURS=2)
+study: setup ## compare the selectors over many datasets (hours; resumes where it stopped; HOURS=2)
 	@python -m flows.study $(if $(HOURS),--budget-hours $(HOURS))
 
 test: setup ## run the tests (TESTS=...: only these)
 	@$(PYTEST) -m "not slow" $(TESTS)
 
-coverage: setup ## the same, and show their coverage (counting lines takes about half as long again)
+coverage: setup ## run the tests and show their line coverage (takes half as long again)
 	@$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered $(TESTS)
 
-test-slow: setup ## run those that take up to minutes each: kills, servers, remotes, validators
+test-slow: setup ## run the slow tests: kills, servers, remotes, validators
 	@$(PYTEST) -m slow $(TESTS)
 
-lint: setup ## check format, style, types and the direction of imports
+lint: setup ## check format, style, types and import directions
 	@ruff format --check .
 	@ruff check .
 	@mypy
@@ -82,7 +82,7 @@ lint: setup ## check format, style, types and the direction of imports
 docs: setup ## build the documentation into site/ (open site/index.html)
 	@NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 
-lock: setup ## compile requirements.lock anew from pyproject.toml
+lock: setup ## recompile requirements.lock from pyproject.toml
 	@uv pip compile pyproject.toml --extra dev --universal --fork-strategy fewest --generate-hashes \
 	  --python-version 3.11 --excludes .ci/lock-excludes.txt --no-header --quiet -o requirements.lock
 

@@ -101,7 +101,7 @@ def clear_away(project: Path, hold: Hold, found_by: str, tell: Callable[[str], N
     for line in clear(project):
         tell(line)
     if back := put_back_left(project):
-        tell(f"put back what a run that was killed had kept aside: {', '.join(back)}")
+        tell(f"restored the outputs that a killed run had backed up: {', '.join(back)}")
     if take_back(project):
         tell("took back the parameter overrides of a run that was killed")
 

@@ -70,7 +70,7 @@ def _clear_lock(project: Path) -> str | None:
         return None
     aside = path.with_name("dvc.lock.torn")
     os.replace(path, aside)
-    return f"{LOCK}: half-written by a DVC that was killed; put aside as {aside.name}, DVC fills it anew from its cache"
+    return f"{LOCK}: half-written by a killed DVC; moved to {aside.name}, DVC rebuilds it from its cache"
 
 
 def _is_whole(content: bytes) -> bool:

@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OverrideError as error:
         return _report(str(error), 2)
     except KeyboardInterrupt:
-        return _report("interrupted; run again to go on", 130)
+        return _report("interrupted; run again to resume", 130)
     return exit_status(state)
 
 

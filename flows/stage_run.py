@@ -99,7 +99,7 @@ def run_stage(
     try:
         keep_aside(node, project)
     except OSError as error:
-        raise StageFailedError(f"{node.name}: its outputs cannot be kept aside: {error}", passing=True) from None
+        raise StageFailedError(f"{node.name}: its outputs cannot be backed up: {error}", passing=True) from None
     started = time.monotonic()
     try:
         status = run_streaming(command, project, environment, keep, node.timeout, keep_open, stop)

@@ -75,7 +75,7 @@ def page_text(path: str, project: Path) -> str:
     """
     page = project.resolve() / path
     return (
-        f"`{path}` lies on the machine that ran this flow. Copy this line into a browser's address bar there:\n\n"
+        f"`{path}` is on the machine that ran this flow. Open it there with this address:\n\n"
         f"```\n{page.as_uri()}\n```\n\n"
         f"or copy the file from there:\n\n```\n{page}\n```\n"
     )

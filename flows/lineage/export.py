@@ -82,7 +82,9 @@ def _export_ro_crate(project: Project, out: Path | None, _key: Path | None) -> l
     found = _current(project)
     told = {path: text for path, text in _TOLD.items() if (project.root / path).is_file()}
     if project.ledger.is_relative_to(project.root):
-        told[project.ledger.relative_to(project.root).as_posix()] = "every run, each line with the hash of the last"
+        told[project.ledger.relative_to(project.root).as_posix()] = (
+            "every run, each line with the hash of the previous one"
+        )
     document = ro_crate.crate(found, told)
     if out is not None:
         artifacts = [path for path, artifact in members(found).items() if artifact.is_inside]

@@ -29,7 +29,7 @@ def check_shards(model: Path, base: Path, hasher: Hasher) -> list[str]:
         run = json.loads((model / "run.json").read_text(encoding="utf-8"))
         trained, claimed = set(run["trained_units"]), set(run["changed_units"])
     except (OSError, ValueError, KeyError, TypeError):
-        return ["run.json is damaged or of another version: which layers were frozen cannot be told"]
+        return ["run.json is damaged or of another version: the frozen layers are unknown"]
     ours, theirs = _hashes(model, hasher), _hashes(base, hasher)
     faults = [f"{unit} is missing" for unit in sorted(theirs.keys() - ours.keys())]
     faults += [f"{unit} is not a part of the base" for unit in sorted(ours.keys() - theirs.keys())]

@@ -98,7 +98,7 @@ def _check_ledger(project: Project, pinned_head: str | None, report: Report) -> 
     faults = ledger.check_chain(project.ledger)
     report.mismatches += [Mismatch("ledger", f"{place} line {fault.line}", fault.text) for fault in faults]
     if pinned_head is not None and not ledger.holds(project.ledger, pinned_head):
-        text = f"the record {pinned_head} is no longer there: the ledger was cut or written anew"
+        text = f"record {pinned_head} no longer exists: the ledger was truncated or rewritten"
         report.mismatches.append(Mismatch("ledger", place, text))
     try:
         records = ledger.read(project.ledger)
@@ -138,7 +138,7 @@ def _check_lock(universe: Universe, stage: str, entry: Entry, report: Report) ->
     elif newest_locked(records, stage) is None and _committed(project, stage, entry):
         report.notes.append(f"{stage}: what made it is not recorded here; dvc.lock is as committed")
     else:
-        text = "its entry in dvc.lock stands in no record: edited by hand, or made elsewhere"
+        text = "no record has its entry in dvc.lock: edited by hand, or made elsewhere"
         report.mismatches.append(Mismatch("lock", stage, text))
 
 
@@ -249,7 +249,7 @@ def _check_models(project: Project, universe: Universe, report: Report) -> None:
             if universe.named(name):
                 report.notes.append(f"{path}: a model of an earlier run, known by its hash")
             else:
-                text = f"its hash {name} stands in no lock: not in dvc.lock, the ledger or a commit"
+                text = f"unknown hash {name}: not in dvc.lock, the ledger or any commit"
                 report.mismatches.append(Mismatch("unknown model", path, text))
         elif is_fine_tune(folder):
             base = _base_of(project, universe.lock[outs[path]])

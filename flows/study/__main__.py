@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _tell(given)
         return exit_status(study(**given, return_state=True))
     except KeyboardInterrupt:
-        print("error: interrupted; run again to go on", file=sys.stderr)
+        print("error: interrupted; run again to resume", file=sys.stderr)
         return 130
 
 

@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("error: interrupted; run again to go on", file=sys.stderr)
+        print("error: interrupted; run again to resume", file=sys.stderr)
         return 130
     print(outlook(progress))
     if progress.tables.runs:

@@ -20,7 +20,7 @@ def beside_ideal(model: ModelResult, point: Point) -> str:
 
 def beside_trainer(model: ModelResult, point: Point) -> str:
     """Which epochs took longer than the Trainer's."""
-    return f"By epochs, beside the Trainer's: {_epochs(model, point, _trainer_seconds)}."
+    return f"By epochs, compared with the Trainer's: {_epochs(model, point, _trainer_seconds)}."
 
 
 def beside_lora(model: ModelResult, point: Point, goal: float) -> str:
@@ -46,7 +46,7 @@ def beside_lora(model: ModelResult, point: Point, goal: float) -> str:
     if allowed < goal and enough:
         words += f" Layer passes allow {goal:g} times from boundary {enough[0]} on."
     if reached < allowed:
-        words += f" By epochs, beside LoRA's: {_epochs(model, point, _lora_seconds)}."
+        words += f" By epochs, compared with LoRA's: {_epochs(model, point, _lora_seconds)}."
     return words
 
 

@@ -1,4 +1,4 @@
-"""A freeze plan as text that other tools take: what ``python -m stages.plan export`` writes and the report shows."""
+"""Translate a freeze plan for other tools: the output of ``python -m stages.plan export``, shown on the report page."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +10,7 @@ from stages.common.torchtune_names import torchtune_names
 
 
 def peft(plan: FreezePlan) -> str:
-    """A call of ``peft.LoraConfig`` that adapts the trained layers; rank and alpha are the user's.
+    """Return a call of ``peft.LoraConfig`` that adapts the trained layers; rank and alpha are left to the user.
 
     Raises:
         UserError: no layer is left to adapt.
@@ -22,7 +22,7 @@ def peft(plan: FreezePlan) -> str:
 
 
 def trainer(plan: FreezePlan) -> str:
-    """A function that freezes as planned, without this project, for any loop that begins with a model."""
+    """Return a Python function that freezes a model as planned, without this project."""
     used = [
         "apply_freeze_plan(model)",
         'trainer = Trainer(model=model, args=TrainingArguments("out"), train_dataset=dataset)',
@@ -31,7 +31,7 @@ def trainer(plan: FreezePlan) -> str:
 
 
 def trl(plan: FreezePlan) -> str:
-    """The same for TRL, and the adapters that take its place where they are trained instead of weights."""
+    """Return the same function for TRL, and settings to train adapters instead of weights."""
     used = [
         "apply_freeze_plan(model)",
         'trainer = SFTTrainer(model=model, args=SFTConfig("out"), train_dataset=dataset)',
@@ -44,7 +44,7 @@ def trl(plan: FreezePlan) -> str:
 
 
 def axolotl(plan: FreezePlan) -> str:
-    """Entries of a configuration for full fine-tuning; as comments, those for adapters instead.
+    """Return configuration entries for full fine-tuning, and entries for adapters as comments.
 
     Axolotl refuses both together.
     """
@@ -62,10 +62,10 @@ def axolotl(plan: FreezePlan) -> str:
 
 
 def llama_factory(plan: FreezePlan) -> str:
-    """Entries of a training configuration.
+    """Return entries of a training configuration.
 
     Raises:
-        UserError: it has no settings for this plan.
+        UserError: LLaMA-Factory has no settings for this plan.
     """
     if not plan.exports.llama_factory:
         raise UserError(_told(plan, "LLaMA-Factory"))
@@ -73,16 +73,16 @@ def llama_factory(plan: FreezePlan) -> str:
 
 
 def torchtune(plan: FreezePlan) -> str:
-    """Names of the trained parameters in torchtune's words, one a line: for its ``set_trainable_params``.
+    """Return torchtune's names of the trained parameters, one per line, for its ``set_trainable_params``.
 
     Raises:
-        UserError: torchtune has other names for this architecture than the ones known here.
+        UserError: torchtune's names for this architecture are unknown.
     """
     return "\n".join(torchtune_names(plan.model.family, plan.exports.parameter_names["trained"]))
 
 
 def names(plan: FreezePlan) -> str:
-    """Names of the trained parameters, one a line."""
+    """Return the names of the trained parameters, one per line."""
     return "\n".join(plan.exports.parameter_names["trained"])
 
 

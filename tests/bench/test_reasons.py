@@ -49,7 +49,7 @@ def test_less_than_layer_passes_allow_is_told_by_epochs():
     deep = point(10, 3, 12.0, lora=1.5)
     words = reasons.beside_lora(model(point(10, 1, 7.0, lora=1.0), deep), deep, 2.0)
     assert words.endswith(
-        "they allow 2.57 times; 1.50 are 58% of that. By epochs, beside LoRA's: "
+        "they allow 2.57 times; 1.50 are 58% of that. By epochs, compared with LoRA's: "
         "epoch 1 with the states at the boundary 7.0 s against 7.0 s, epochs 2 to 3 5.0 s against 11.0 s."
     )
 
@@ -67,7 +67,7 @@ def test_epochs_beside_their_operations_tell_building_the_states_from_training()
 def test_epochs_beside_the_trainers():
     start, both = point(0, 1, 0.5, frozen=0.5), point(0, 2, 2.0, frozen=0.75)
     assert reasons.beside_trainer(model(both, start), both) == (
-        "By epochs, beside the Trainer's: epoch 1 500 ms against 250 ms, epoch 2 1.5 s against 1.2 s."
+        "By epochs, compared with the Trainer's: epoch 1 500 ms against 250 ms, epoch 2 1.5 s against 1.2 s."
     )
     assert reasons.beside_trainer(model(both, start), start).endswith("epoch 1 500 ms against 250 ms.")
 

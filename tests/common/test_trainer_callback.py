@@ -49,7 +49,7 @@ def test_adapters_are_frozen_below_the_boundary(tmp_path):
 def test_a_callback_that_comes_late_stops_the_training(tmp_path):
     trainer = make_trainer(tmp_path, tiny())
     trainer.add_callback(FreezePlanCallback(saved(tmp_path)))
-    with pytest.raises(UserError, match="hand the callback over when the Trainer is made"):
+    with pytest.raises(UserError, match="pass the callback when the Trainer is created"):
         trainer.train()
 
 

@@ -183,7 +183,7 @@ def test_outputs_that_cannot_be_kept_aside_are_not_risked(toy):
     (toy.root / FOLDER).rmdir()
     (toy.root / FOLDER).write_text("in the way")
     toy.uncached("new", "fine")
-    with pytest.raises(StageFailedError, match="only: its outputs cannot be kept aside"):
+    with pytest.raises(StageFailedError, match="only: its outputs cannot be backed up"):
         toy.run(only(toy))
     assert toy.calls("page") == 1
 

@@ -160,7 +160,7 @@ def test_a_changed_record_and_a_cut_ledger_are_found(ran, lineage):
     ran.ledger.write_bytes(b"".join(content.splitlines(keepends=True)[:-4]))
     answer = lineage(ran, "verify", "--head", noted)
     assert answer.status == 1
-    assert any("the ledger was cut" in line for line in mismatches(answer))
+    assert any("the ledger was truncated" in line for line in mismatches(answer))
     ran.ledger.write_bytes(content.replace(b'"dirty":false', b'"dirty":true ', 1))
     answer = lineage(ran, "verify")
     assert answer.status == 1
@@ -295,7 +295,7 @@ def test_a_record_that_does_not_say_what_trained_proves_nothing(tmp_path):
     write_fine_tune(tmp_path / "model", tmp_path / "base", ["final"])
     (tmp_path / "model/run.json").write_text('{"boundary": 3, "changed_units": ["final"]}')
     (wrong,) = check_shards(tmp_path / "model", tmp_path / "base", Hasher())
-    assert "cannot be told" in wrong
+    assert "the frozen layers are unknown" in wrong
 
 
 MODELS = """
