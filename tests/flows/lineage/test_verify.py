@@ -346,7 +346,7 @@ def test_a_model_that_no_lock_knows_is_found_and_an_earlier_one_is_known(models,
     answer = lineage(models, "verify")
     assert answer.status == 1
     (line,) = mismatches(answer)
-    assert line.startswith("unknown model: data/models/stranger: its hash ")
+    assert line.startswith("unknown model: data/models/stranger: unknown hash ")
     (models.root / "dvc.yaml").write_text(MODELS.replace("data/models/salf", "data/models/other"))
     (models.root / "data/models/stranger").rename(models.root / "data/models/other")
     models.dvc("commit", "--force")
