@@ -1,5 +1,6 @@
 """README.md and docs/: the site builds from them without network, and the programs understand every command."""
 
+import json
 import re
 import runpy
 import shutil
@@ -55,6 +56,23 @@ def test_every_link_of_the_readme_leads_somewhere():
     links = re.findall(r"\]\(((?!https?:)[^)#]+)", text_of("README.md"))
     assert len(links) > 5
     assert not [link for link in links if not (PROJECT / link).exists()]
+
+
+def test_the_readme_is_short():
+    assert len(re.sub(r"```.*?```", "", text_of("README.md"), flags=re.DOTALL).split()) <= 900
+
+
+def test_the_readme_quotes_the_study():
+    rules = json.loads((PROJECT / "reports/study/summary.json").read_text(encoding="utf-8"))["alone"]["rules"]
+    half, paper, readme = rules["half"], rules["salf"], text_of("README.md").replace("−", "-")
+    over, compute = half["over_full"], half["equal_compute_over_full"]
+    assert f"costs {100 * half['cost_share']:.0f} % of full fine-tuning's FLOPs" in readme
+    interval = f"(95 % interval {over['low']:.1f} to {over['high']:.1f})"
+    assert f"{over['difference']:+.1f} points on the mean of nine datasets {interval}" in readme
+    assert (over["groups"], half["groups_behind"], compute["groups"]) == (9, 6, 8)
+    assert f"loses {paper['behind_full']:.1f} points at {100 * paper['cost_share']:.0f} % of the cost" in readme
+    assert f"half is {compute['difference']:.1f} points above full fine-tuning" in readme
+    assert f"({compute['low']:.1f} to {compute['high']:.1f}, eight datasets)" in readme
 
 
 def test_every_command_is_of_a_program_that_is_checked():
