@@ -30,6 +30,7 @@ __all__ = [
     "gradient_bytes",
     "head_forward_flops",
     "last_layer_rows",
+    "last_map_flops",
     "layer_forward_flops",
     "optimizer_bytes",
     "reading_flops",
@@ -145,6 +146,12 @@ def weight_gradient_flops(shape: ModelShape, below: int, last: int, queries: int
     return 2 * (below * shape.linear_products * queries + last * used)
 
 
+def last_map_flops(shape: ModelShape, below: int, last: int, queries: int, positions: int) -> int:
+    """The last linear map of so many layers below the last, and of the last if ``last`` is 1."""
+    end, (_, leaving) = last_layer_rows(shape, queries, positions)[-1]
+    return 2 * end.products * (below * queries + last * leaving)
+
+
 def optimizer_bytes(trained_parameters: int) -> int:
     """AdamW's state: two float32 moments for each trained parameter."""
     return _ADAM_MOMENTS * FLOAT32_BYTES * trained_parameters
@@ -214,15 +221,15 @@ def _spared_again(shape: ModelShape, below: int, queries: int, positions: int, m
     """Operations that a recomputed forward pass lacks beside the first; adapters, not counted there, come on top.
 
     It ends as soon as all that back-propagation reads is there again: before the last product of each layer's last
-    linear map (with adapters: of the adapter beside it), unless a norm or a mixture's weights read that.
+    linear map (with adapters: of the adapter beside it), unless a norm, a mixture's weights or dropout read that.
     """
     last = last_layer_rows(shape, queries, positions)
-    end, (_, leaving) = last[-1]
-    ends = (below * queries + leaving) * shape.layer.ends_in_map  # rows of the last map that are not needed
+    ends = shape.layer.ends_in_map and not shape.layer.drops
     if method == "weights":
-        return 2 * end.products * ends
+        return ends * last_map_flops(shape, below, 1, queries, positions)
+    end, (_, leaving) = last[-1]
     adapters = sum((part.wide + part.high) * (below * queries + rows) for part, (rows, _) in last if part.adapted)
-    return 2 * rank * (end.high * ends - adapters)
+    return 2 * rank * (ends * end.high * (below * queries + leaving) - adapters)
 
 
 def _lora_flops(shape: ModelShape, below: int, queries: int, positions: int, rank: int) -> int:

@@ -34,6 +34,11 @@ class Config:
         found = self.raw.get(name)
         return default if found is None else bool(found)
 
+    def share(self, name: str, default: float) -> float:
+        """An entry from 0 to 1."""
+        found = self.raw.get(name)
+        return default if found is None else float(found)
+
     @property
     def hidden(self) -> int:
         """H."""

@@ -62,6 +62,7 @@ class LayerSizes:
         gated: the feed-forward part has a gate.
         input_norm: a norm with weights of its own reads the layer's input.
         ends_in_map: nothing reads the output of the last linear map but the sum of the layer.
+        drops: dropout reads it as well, in layers that train.
         final_norm: parameters of the final norm.
         inputs: parameters that make space 0 beside the embedding matrix.
         head_bias: the head carries a bias.
@@ -73,11 +74,25 @@ class LayerSizes:
     gated: bool
     input_norm: bool
     ends_in_map: bool
+    drops: bool
     final_norm: int
     inputs: int = 0
     head_bias: bool = False
 
 
+# The entry for dropout after a layer's last linear map, and what holds where it is absent.
+_DROPOUT: Final = {
+    "bloom": ("hidden_dropout", 0.0),
+    "falcon": ("hidden_dropout", 0.0),
+    "gpt2": ("resid_pdrop", 0.1),
+    "gpt_bigcode": ("resid_pdrop", 0.1),
+    "gpt_neox": ("hidden_dropout", 0.0),
+    "gptj": ("resid_pdrop", 0.0),
+    "opt": ("dropout", 0.1),
+    "phi": ("resid_pdrop", 0.0),
+    "phi3": ("resid_pdrop", 0.0),
+    "starcoder2": ("residual_dropout", 0.0),
+}
 _LAYER_NORMS: Final = {"bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "opt", "phi", "starcoder2"}
 
 
@@ -103,6 +118,7 @@ def layer_sizes(raw: Mapping[str, Any]) -> LayerSizes:
         gated=config.kind not in _PLAIN,
         input_norm=config.kind not in {"olmo", "olmo2"},
         ends_in_map=config.kind not in {"gemma2", "gemma3_text", "olmo2", *_EXPERT_WIDTH},
+        drops=config.kind in _DROPOUT and config.share(*_DROPOUT[config.kind]) > 0,
         final_norm=0 if config.kind == "olmo" else norm,
         inputs=_inputs(config),
         head_bias=config.kind in {"phi", "gptj"},

@@ -9,6 +9,7 @@ from stages.common.cost import (
     Technique,
     forward_flops,
     head_forward_flops,
+    last_map_flops,
     reading_flops,
     training_flops,
     weight_gradient_flops,
@@ -91,11 +92,14 @@ class Costs:
         return flops
 
     def _spared(self, batch: Batch, shared: int, layers: Collection[int] | None) -> int:
-        """The gradients of weights above the boundary that do not train."""
+        """The gradients of weights above the boundary that do not train, and what dropout there would recompute."""
         depth, positions = self.shape.layers, len(batch.targets)
         idle = set(range(self.boundary + 1, depth + 1)) - set(layers) if layers is not None else set()
         queries, _ = _sums(self.shape, batch, shared)
-        spared = weight_gradient_flops(self.shape, len(idle - {depth}), len(idle & {depth}), queries, positions)
+        counts = len(idle - {depth}), len(idle & {depth})
+        spared = weight_gradient_flops(self.shape, *counts, queries, positions)
+        if self.recompute and self.shape.layer.ends_in_map and self.shape.layer.drops:
+            spared += last_map_flops(self.shape, *counts, queries, positions)
         head = self.own_head_frozen and not self.shape.tied_head
         return spared + head * head_forward_flops(self.shape, positions)
 

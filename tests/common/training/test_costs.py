@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -10,9 +11,12 @@ from stages.common.answers import Embeddings, Reader, training_logits
 from stages.common.batches import Batch
 from stages.common.boundary_cache.compute import cache_boundary
 from stages.common.models.adapter import CausalModel
-from stages.common.models.families import family_of
+from stages.common.models.families import FAMILIES, family_of
+from stages.common.models.shape import ModelShape
 from stages.common.training.costs import Costs
 from stages.common.training.step import cut
+from stages.common.training.trainable import train_mode
+from tests.common.models.tiny import tiny_network
 from tests.common.test_cost import EXAMPLES, RANK, SHARED, freeze_below, llama
 from tests.common.training.tiny_training import RUNTIME
 
@@ -85,6 +89,63 @@ def test_frozen_layers_that_back_propagation_passes_spare_their_weights_gradient
             training_logits(model, start, batch, recompute=recompute).square().mean().backward()
     costs = Costs(shape, 0, "weights", RANK, recompute=recompute, own_head_frozen=not final)
     assert counter.get_total_flops() == without_attention(costs, batches, layers)
+
+
+DROPOUT = {
+    "bloom": "hidden_dropout",
+    "falcon": "hidden_dropout",
+    "gpt2": "resid_pdrop",
+    "gpt_bigcode": "resid_pdrop",
+    "gpt_neox": "hidden_dropout",
+    "gptj": "resid_pdrop",
+    "opt": "dropout",
+    "phi": "resid_pdrop",
+    "phi3": "resid_pdrop",
+    "starcoder2": "residual_dropout",
+}
+
+
+def counted_with_dropout(kind, share, technique, layers):
+    """PyTorch's count and ours of a step at boundary 0 with recomputed layers, of which ``layers`` train."""
+    attention = {"attn_pdrop": 0.0, "attention_dropout": 0.0}
+    network = tiny_network(kind, **{DROPOUT[kind]: share}, **attention)
+    shape = ModelShape.from_config(network.config.to_dict())
+    if technique == "lora":
+        maps = {"target_modules": shape.adapted_maps, "fan_in_fan_out": kind in {"gpt2", "gpt_bigcode"}}
+        get_peft_model(network, LoraConfig(r=RANK, **maps))
+    model = CausalModel(network, family_of(kind))
+    train_mode(model, layers)
+    if technique == "weights":
+        for number, layer in enumerate(model.layers, 1):
+            layer.requires_grad_(number in layers)
+    batches = [Batch.of(EXAMPLES, range(len(EXAMPLES)), SHARED)]
+    start = Embeddings.behind(model, range(2, 2 + SHARED))
+    with FlopCounterMode(display=False) as counter:
+        training_logits(model, start, batches[0], recompute=True).square().mean().backward()
+    costs = Costs(shape, 0, technique, RANK, recompute=True)
+    ours = without_attention(costs, batches, layers) if shape.packed else costs.step(batches, SHARED, layers)
+    return counter.get_total_flops(), ours, shape
+
+
+@pytest.mark.parametrize("kind", DROPOUT)
+@pytest.mark.parametrize(
+    ("technique", "layers"), [("weights", (1, 2, 3, 4)), ("weights", (1, 3)), ("weights", (4,)), ("lora", (1, 2, 3, 4))]
+)
+def test_dropout_after_the_last_map_has_that_map_recomputed_where_it_trains(kind, technique, layers):
+    without, with_dropout = (counted_with_dropout(kind, share, technique, layers) for share in (0.0, 0.1))
+    assert with_dropout[0] - without[0] == with_dropout[1] - without[1] > 0
+    if without[2].packed and kind != "bloom":  # the others' attention is plain products, which the counter sees
+        assert without[0] == without[1]
+
+
+def test_what_a_configuration_does_not_say_of_dropout_is_what_transformers_takes():
+    for kind in sorted(set(FAMILIES) - {"mamba"}):
+        network = tiny_network(kind)
+        raw = {name: value for name, value in network.config.to_dict().items() if "drop" not in name}
+        network.train()
+        shares = [part.p for part in network.modules() if isinstance(part, torch.nn.Dropout)]
+        shares.append(getattr(network.config, DROPOUT.get(kind, ""), 0.0))
+        assert ModelShape.from_config(raw).layer.drops == (max(shares) > 0), kind
 
 
 @pytest.mark.parametrize("boundary", range(5))
