@@ -67,7 +67,8 @@ def test_the_readme_quotes_the_study():
     half, paper, readme = rules["half"], rules["salf"], text_of("README.md").replace("−", "-")
     over, compute = half["over_full"], half["equal_compute_over_full"]
     assert f"costs {100 * half['cost_share']:.0f} % of full fine-tuning's FLOPs" in readme
-    interval = f"(95 % interval {over['low']:.1f} to {over['high']:.1f})"
+    elsewhere = f"over datasets like these {over['low_elsewhere']:.1f} to {over['high_elsewhere']:.1f}"
+    interval = f"(95 % interval {over['low']:.1f} to {over['high']:.1f}; {elsewhere})"
     assert f"{over['difference']:+.1f} points on the mean of nine datasets {interval}" in readme
     assert (over["groups"], half["groups_behind"], compute["groups"]) == (9, 6, 8)
     assert f"loses {paper['behind_full']:.1f} points at {100 * paper['cost_share']:.0f} % of the cost" in readme
