@@ -21,7 +21,7 @@ class LabelTree:
 
     Attributes:
         labels: the labels.
-        leaf: shortest distinguishing beginning → index of its label.
+        leaf: shortest distinguishing beginning, or the whole word → index of its label.
         branches: inner beginning (the empty one first) → the tokens that may follow.
     """
 
@@ -30,8 +30,11 @@ class LabelTree:
     branches: Mapping[Path, tuple[int, ...]]
 
     @classmethod
-    def of(cls, words: Mapping[str, Sequence[int]]) -> Self:
+    def of(cls, words: Mapping[str, Sequence[int]], *, whole: bool = False) -> Self:
         """Build the tree from label → token ids of its word.
+
+        ``whole``: words are scored to their last token. It ends the answer where one word begins another (1 and 10):
+        with it every label is an answer of its own, and none has the advantage of a shorter sum.
 
         Raises:
             ValueError: one word's tokens are the beginning of another's.
@@ -44,7 +47,8 @@ class LabelTree:
             others = paths[:index] + paths[index + 1 :]
             if any(other[: len(path)] == path for other in others):
                 raise ValueError(f"the word of {labels[index]!r} is the beginning of another label's word")
-            cut = next(n for n in range(1, len(path) + 1) if all(other[:n] != path[:n] for other in others))
+            shortest = next(n for n in range(1, len(path) + 1) if all(other[:n] != path[:n] for other in others))
+            cut = len(path) if whole else shortest
             leaf[path[:cut]] = index
             for at in range(cut):
                 branches.setdefault(path[:at], set()).add(path[at])

@@ -12,5 +12,6 @@ Rule = LabelTree | CandidateRule | None  # label words, candidates of each examp
 def rule_of(meta: Mapping[str, Any]) -> Rule:
     """The rule of a prepared data set, from its ``meta.json``."""
     if meta["labels"]:
-        return LabelTree.of({label["label"]: label["token_ids"] for label in meta["labels"]})
+        words = {label["label"]: label["token_ids"] for label in meta["labels"]}
+        return LabelTree.of(words, whole=meta.get("end_token_id") is not None)
     return CandidateRule(meta["choice_score"]) if meta["task"] == "multiple-choice" else None

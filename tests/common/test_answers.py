@@ -1,5 +1,6 @@
 """What a reader says of examples, against Hugging Face's own logits."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,24 @@ def test_labels_are_those_of_brute_force(model, examples, answers):
         best = max(scores, key=lambda label: float(scores[label]))
         assert answer.predicted == best
         assert answer.probability == pytest.approx(float(scores[best].exp()), rel=1e-3)
+
+
+def test_labels_of_which_one_begins_another_are_those_of_brute_force(model):
+    """As meta.json has them: every word with the end token, all of it scored."""
+    words = {"1": (50, 2), "10": (50, 51, 2), "100": (50, 51, 51, 2), "2": (52, 2)}
+    labels = [{"label": label, "token_ids": list(ids)} for label, ids in words.items()]
+    rule = rule_of({"labels": labels, "task": "classification", "end_token_id": 2})
+    asked = [Example(str(n), label, "", "", tuple(PROMPTS[n]), words[label]) for n, label in enumerate(words)]
+    reader = Reader(model, choose_runtime(Device(kind="cpu", dtype="float32")), rule, batch_tokens=20)
+    for example, answer in zip(asked, reader.read(asked, SHARED), strict=True):
+        scores = {}
+        for label, ids in words.items():
+            said, first = log_probabilities(model, [*example.prompt_ids, *ids]), len(example.prompt_ids) - 1
+            scores[label] = sum(float(said[first + at, token]) for at, token in enumerate(ids))
+        best = max(scores, key=scores.__getitem__)
+        assert (answer.predicted, answer.correct) == (best, best == example.label)
+        assert answer.probability == pytest.approx(np.exp(scores[best]), rel=1e-3)
+        assert answer.loss == pytest.approx(-scores[example.label] / len(words[example.label]), rel=1e-4)
 
 
 def test_the_start_makes_no_difference(model, examples):

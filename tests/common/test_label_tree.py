@@ -44,6 +44,22 @@ def test_words_with_their_own_first_token_need_no_second_look():
     assert preferences(tree, [root], lambda asked: pytest.fail(f"asked for {asked}"))[0].label == 1
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_words_that_close_with_an_end_token_are_scored_to_it(seed):
+    """One to twelve, a token a digit: 1 begins 10, 11 and 12, and the sums run over all tokens of each."""
+    model, end = language_model(seed), 11
+    words = {str(n): [*map(int, str(n)), end] for n in range(1, 13)}
+    tree = LabelTree.of(words, whole=True)
+    found = preferences(tree, [model(i, ()) for i in range(100)], lambda asked: [model(i, path) for i, path in asked])
+    chosen = set()
+    for i, preference in enumerate(found):
+        scores = [sum(model(i, tuple(p[:n]))[p[n]] for n in range(len(p))) for p in words.values()]
+        assert preference.label == int(np.argmax(scores))
+        assert preference.log_probability == pytest.approx(max(scores))
+        chosen.add(tree.labels[preference.label])
+    assert {"1", "10", "12"} & chosen
+
+
 def test_a_word_that_begins_another_is_refused():
     with pytest.raises(ValueError, match="'art'"):
         LabelTree.of({"art": [1], "art history": [1, 2]})
