@@ -73,7 +73,9 @@ class Predictor:
                     lambda n: advance(n, ""),
                 )
             marker = self.params.answer_marker
-            correct = [exact_match(text, example.answer, marker) for text, example in zip(said, self.test, strict=True)]
+            # Both sides without special tokens, which chat templates put into answers, too.
+            asked = [tokenizer.decode(example.answer_ids, skip_special_tokens=True) for example in self.test]
+            correct = [exact_match(text, reference, marker) for text, reference in zip(said, asked, strict=True)]
         return Predictions(said, np.array(correct, float), loss, tokens, [answer.probability for answer in answers])
 
     def _behind_frozen(self, model: CausalModel, frozen: int) -> Start:

@@ -17,6 +17,7 @@ from stages.prepare.sources import load_rows
 from stages.prepare.splits import carve, check_usable, draw, of_labels, separate
 from stages.prepare.summary import print_summary
 from stages.prepare.tokens import PromptTokenizer, Tokenised, label_ids, tokenise
+from stages.prepare.trial import try_out
 
 
 class PrepareRoom(Room):
@@ -30,9 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the parameters and the base model's tokenizer, write the prepared folder."""
     arguments = _parser().parse_args(argv)
     room = PrepareRoom.load()
+    try_out(arguments.base, chat=room.prepare.chat_template)
     chat = ChatTemplate.of(arguments.base) if room.prepare.chat_template else None
     filler, tokenizer = Filler(room.data, chat), PromptTokenizer(arguments.base, chat)
-    loaded = load_rows(room.data, filler.columns)
+    loaded = load_rows(room.data, [*filler.columns, *filler.extra_columns])
     examples, refused = fill_rows(loaded, filler)
     carved = [split for split in SPLITS if split not in loaded.rows]
     source = loaded.identity

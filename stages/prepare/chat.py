@@ -8,39 +8,53 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from jinja2 import Template, TemplateError
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node, Scope
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from stages.common.artifacts import digest_of, read_json
 from stages.common.command import UserError
-from stages.prepare.conversations import Turn
+from stages.prepare.conversations import Turn, words
 from stages.prepare.rows import RefusedRowError
+
+Tools = Sequence[Mapping[str, Any]]
 
 # Stands where the answer will: private-use characters, which no template treats as anything but text.
 _ANSWER: Final = "\ue000answer\ue001"
 # What a template gets that asks for today's date: with the real one, every day's data would be other data.
 _TODAY: Final = date(2025, 1, 1)
+# Names under which data hold an answer's thoughts; transformers lets every template find them under the first two.
+_THOUGHTS: Final = ("reasoning_content", "thinking", "reasoning")
+_FILE: Final = "chat_template.jinja"
+_LONGEST: Final = 10_000_000  # characters of a rendered conversation
+
+_REWRITTEN: Final = "with a prompt that the chat template writes otherwise when the model has to answer it"
+_CUT: Final = "with an answer of which the chat template leaves out a part (thoughts, say)"
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A conversation, cut where the answer goes.
+class Cut:
+    """A rendered conversation, cut where its last answer begins and ends.
 
     Attributes:
-        prompt: all in front of it, without the spaces that set the answer off.
+        prompt: the text in front of the answer, without the spaces that set the answer off.
         lead: these spaces.
-        closing: what the template writes behind an answer.
+        answer: the answer as the template writes it, thoughts and calls included.
+        notes: what the reader should know about it.
     """
 
     prompt: str
     lead: str
-    closing: str
+    answer: str
+    notes: tuple[str, ...] = ()
 
 
 class ChatTemplate:
@@ -48,24 +62,37 @@ class ChatTemplate:
 
     Attributes:
         digest: SHA-256 of its text and of the special tokens that it may write.
-        closing: what it writes behind an answer.
+        closing: what it writes after an answer.
     """
 
-    def __init__(self, text: str, special: Mapping[str, str]) -> None:
-        """Compile a template; ``special``: names of tokens (``bos_token``) and their texts.
+    def __init__(self, text: str, special: Mapping[str, str], for_tools: str | None = None) -> None:
+        """Compile a template.
+
+        Args:
+            text: the template.
+            special: names of tokens (``bos_token``) and their texts.
+            for_tools: the template of conversations with tools, where the tokenizer has one of its own for them.
 
         Raises:
             UserError: it is no valid template.
         """
-        self.digest = digest_of([text, dict(special)])
+        self.digest = digest_of([text, dict(special), *([for_tools] if for_tools else [])])
         self._special = dict(special)
+        asked: list[Turn] = [{"role": "user", "content": "?"}]
         try:
             self._template = _compile(text)
-            self.closing = self.open([{"role": "user", "content": "?"}]).closing
-        except (TemplateError, RefusedRowError) as error:
+            self._for_tools = _compile(for_tools) if for_tools else self._template
+            _, self.closing = self._around(asked, None)
+            self._invites = self.render(asked, prompt=True) != self.render(asked)
+        except Exception as error:  # a template is its author's program: it may fail in any way
             raise UserError(
                 f"prepare.chat_template: the model's chat template cannot be used: {_on_one_line(error)}"
             ) from None
+
+    @staticmethod
+    def file(folder: Path) -> Path:
+        """The file of a model's folder that holds the template."""
+        return folder / _FILE if (folder / _FILE).exists() else folder / "tokenizer_config.json"
 
     @classmethod
     def of(cls, folder: Path) -> "ChatTemplate":
@@ -76,45 +103,129 @@ class ChatTemplate:
         """
         path = folder / "tokenizer_config.json"
         config = read_json(path) if path.exists() else {}
-        file = folder / "chat_template.jinja"
-        text = file.read_text(encoding="utf-8") if file.exists() else _default(config.get("chat_template"))
-        if not text:
+        named = _named(config.get("chat_template"))
+        for name, place in (("default", _FILE), ("tool_use", "additional_chat_templates/tool_use.jinja")):
+            if (folder / place).exists():
+                named[name] = (folder / place).read_text(encoding="utf-8")
+        if not named.get("default"):
             raise UserError(
                 f"prepare.chat_template: the tokenizer in {folder} has no chat template: "
                 "take a model that was tuned for chat, or set it to false"
             )
-        return cls(text, _special_tokens(config))
+        return cls(named["default"], _special_tokens(config), named.get("tool_use"))
 
-    def open(self, turns: Sequence[Turn]) -> Opened:
-        """Render a conversation up to the place where the assistant's next answer goes.
+    def render(self, turns: Sequence[Turn], tools: Tools | None = None, *, prompt: bool = False) -> str:
+        """Render a conversation as transformers' ``apply_chat_template`` does.
+
+        Args:
+            turns: the conversation.
+            tools: what the template is told of tools.
+            prompt: the template invites the model to answer (``add_generation_prompt``).
 
         Raises:
-            RefusedRowError: the template refuses the conversation (two turns of one role, say), or leaves out answers.
+            RefusedRowError: the template fails on the conversation or refuses it (two turns of one role, say).
         """
-        answered = [*turns, {"role": "assistant", "content": _ANSWER}]
+        messages = [_as_transformers(turn) for turn in turns]
+        template = self._template if tools is None else self._for_tools
+        pieces, length = [], 0
         try:
-            # transformers names tools and documents to every template, and some ask whether there are any.
-            nothing = {"tools": None, "documents": None, "add_generation_prompt": False}
-            text = self._template.render(messages=answered, **nothing, **self._special)
-        except (TemplateError, TypeError) as error:
-            raise RefusedRowError(f"conversation that the chat template refuses: {_on_one_line(error)}") from None
-        head, found, closing = text.rpartition(_ANSWER)
+            for piece in template.generate(
+                # Every template is told of documents, and some ask whether there are any.
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=prompt,
+                **self._special,
+            ):
+                pieces.append(piece)
+                length += len(piece)
+                if length > _LONGEST:
+                    raise TemplateError(f"more than {_LONGEST:,} characters")
+        except Exception as error:
+            raise RefusedRowError(f"conversation that the chat template refuses: {_on_one_line(error)}") from error
+        return "".join(pieces)
+
+    def cut(self, turns: Sequence[Turn], answer: Turn, tools: Tools | None = None, *, bare: bool = False) -> Cut:
+        """Render a whole conversation and cut it where the answer begins and ends.
+
+        Prompt, lead and answer, with what the template writes after every answer, are that rendering. The prompt is
+        what the model is given to continue, where the rendering begins so; else what precedes any answer, or as much
+        of that as precedes this one.
+
+        Args:
+            turns: the conversation without the answer.
+            answer: the assistant's turn.
+            tools: what the template is told of tools.
+            bare: the answer is chosen among several after one prompt: its content alone may depend on it.
+
+        Raises:
+            RefusedRowError: the template refuses the conversation, leaves out what was called, or writes something
+                else in the prompt's or the answer's place.
+        """
+        conversation = [*turns, answer]
+        whole = self.render(conversation, tools)
+        self._check_calls(conversation, tools, whole)
+        if not whole.endswith(self.closing):
+            raise RefusedRowError(
+                f"answer that the chat template does not close as it closes others ({self.closing.strip()!r})"
+            )
+        body = whole.removesuffix(self.closing)
+        invited = self.render(turns, tools, prompt=True)
+        before, _ = self._around(turns, tools)
+        heads = [before] if bare else [*([invited] if self._invites else []), before]
+        head = next((head for head in heads if body.startswith(head)), commonprefix([body, before]))  # noqa: RUF071
+        fits = head in heads or head.startswith(self.render(turns, tools))
+        if not fits or (bare and body[len(head) :] != answer["content"]):
+            raise RefusedRowError(
+                "conversation that the chat template writes otherwise with this answer than before it"
+            )
+        prompt = head.rstrip(" ")
+        said = body[len(prompt) :]
+        notes = [_REWRITTEN] if self._invites and not head.startswith(invited) else []
+        notes += [
+            f"with a {turn['role']} turn that the chat template leaves out"
+            for turn in turns
+            if turn["role"] != "assistant" and _lacks(whole, words(turn))
+        ]
+        if any(_lacks(whole, str(answer.get(key) or "")) for key in ("content", *_THOUGHTS)):
+            notes.append(_CUT)
+        start = len(said) - len(said.lstrip())
+        return Cut(prompt, said[:start], said[start:], tuple(dict.fromkeys(notes)))
+
+    def _around(self, turns: Sequence[Turn], tools: Tools | None) -> tuple[str, str]:
+        """What precedes and what follows any answer."""
+        text = self.render([*turns, {"role": "assistant", "content": _ANSWER}], tools)
+        before, found, after = text.rpartition(_ANSWER)
         if not found:
             raise RefusedRowError("conversation whose answer the chat template leaves out")
-        prompt = head.rstrip(" ")
-        return Opened(prompt, head[len(prompt) :], closing)
+        return before, after
+
+    def _check_calls(self, turns: Sequence[Turn], tools: Tools | None, whole: str) -> None:
+        for at, turn in enumerate(turns):
+            if turn.get("tool_calls"):
+                silent = {key: value for key, value in turn.items() if key != "tool_calls"}
+                try:
+                    without = self.render([*turns[:at], silent, *turns[at + 1 :]], tools)
+                except RefusedRowError:
+                    continue
+                if without == whole:
+                    raise RefusedRowError("conversation whose tool calls the chat template leaves out")
+
+
+def _lacks(text: str, part: str) -> bool:
+    """Whether a part is not found in a text, white space aside, nor as it stands in JSON."""
+    return "".join(part.split()) not in "".join(text.split()) and json.dumps(part, ensure_ascii=False)[1:-1] not in text
 
 
 def _on_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _default(held: Any) -> str | None:
-    """The template of a configuration: text, or a list of named ones of which one is the default."""
+def _named(held: Any) -> dict[str, str]:
+    """The templates of a configuration by name: text is the default one."""
     if isinstance(held, list):
-        named = {one["name"]: one["template"] for one in held}
-        return named.get("default")
-    return held
+        return {one["name"]: one["template"] for one in held}
+    return {"default": held} if held else {}
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -124,6 +235,13 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         for name, value in tokens.items()
         if isinstance(value, str | Mapping)
     }
+
+
+def _as_transformers(turn: Turn) -> Turn:
+    """A turn as transformers hands it to templates: without empty keys, its thoughts under the names they know."""
+    told = {key: value for key, value in turn.items() if value is not None}
+    thoughts = next((told[key] for key in _THOUGHTS if key in told), None)
+    return told if thoughts is None else {"thinking": thoughts, **told, "reasoning_content": thoughts}
 
 
 class _Generation(Extension):
@@ -137,18 +255,51 @@ class _Generation(Extension):
         return Scope(body).set_lineno(line)
 
 
+class _Dict:
+    """Python's ``dict`` without its methods, which would change what a template is given."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Namespace(Namespace):
+    """Jinja's ``namespace`` without names that lead into Python itself."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        Namespace.__init__(args[0])
+        for name, value in dict(*args[1:], **kwargs).items():
+            args[0][name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            raise SecurityError(f"a namespace holds no name like {name!r}")
+        super().__setitem__(name, value)
+
+
 def _compile(text: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
     )
     environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": _raise, "strftime_now": _date}
+    for idle in ("cycler", "joiner", "lipsum"):
+        del environment.globals[idle]
+    environment.globals |= {
+        "dict": _Dict(),
+        "namespace": _Namespace,
+        "raise_exception": _raise,
+        "strftime_now": _date,
+    }
     return environment.from_string(text)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
     """Jinja's own filter writes HTML's escapes."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise(message: str) -> NoReturn:

@@ -67,7 +67,7 @@ def _candidates(values: Mapping[str, Any], choices: Choices) -> tuple[list[str],
         while texts and not texts[-1]:  # a row with fewer candidates than there are columns
             texts.pop()
         return texts, []
-    held = _parsed(reach(values, choices.column or ""))
+    held = parsed(reach(values, choices.column or ""))
     if isinstance(held, list) and held and all(isinstance(one, Mapping) for one in held):
         held = {key: [one.get(key) for one in held] for key in ("text", "label")}
     listed, marks = (held.get("text"), held.get("label")) if isinstance(held, Mapping) else (held, None)
@@ -76,7 +76,8 @@ def _candidates(values: Mapping[str, Any], choices: Choices) -> tuple[list[str],
     return [as_text(one).strip() for one in listed], [as_text(mark).strip() for mark in marks or ()]
 
 
-def _parsed(held: Any) -> Any:
+def parsed(held: Any) -> Any:
+    """A column's value, out of its JSON text where it is the text of a list or an object."""
     if isinstance(held, str) and held.lstrip().startswith(("[", "{")):
         try:
             return json.loads(held)

@@ -7,9 +7,9 @@ from typing import Final
 
 from stages.common.command import UserError
 from stages.common.params import Data
-from stages.prepare.chat import ChatTemplate
+from stages.prepare.chat import ChatTemplate, Tools
 from stages.prepare.choices import read_question
-from stages.prepare.conversations import Turn, read_conversation
+from stages.prepare.conversations import TOOLS, Turn, read_conversation, read_tools, words
 from stages.prepare.rows import (
     Example,
     Loaded,
@@ -69,6 +69,11 @@ class Filler:
             named |= {data.answer_column: "data.answer_column"}
         return named | ({data.group_column: "data.group_column"} if data.group_column else {})
 
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        """The columns that are read where the source has them."""
+        return (TOOLS,) if self.data.messages else ()
+
     def count_classes(self, rows: Iterable[Row]) -> None:
         """Settle how labels are spelled (see ``one_spelling``), and count them.
 
@@ -108,11 +113,11 @@ class Filler:
         group = text_at(row.values, column, "data.group_column") if column else ""
         blank = [column] if column and not group else []
         if self.data.messages:
-            turns, answer = read_conversation(reach(row.values, self.data.messages))
+            *turns, last = read_conversation(reach(row.values, self.data.messages))
             # A system turn that all conversations share tells none of them from the others.
-            text = "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
-            example = self._opened(self._labelled(self._plain(row, group, text, "", answer)), turns)
-            return example, blank
+            text = "\n".join(words(turn) for turn in turns if turn["role"] != "system")
+            example = self._labelled(Example(row.example_id, group or None, None, text, "", words(last)))
+            return self._cut(example, turns, last, read_tools(row.values.get(TOOLS))), blank
         values, candidates = row.values, tuple[str, ...]()
         if self.data.task == "multiple-choice":
             question = read_question(row.values, self.data.choices, self.data.answer_column)
@@ -128,15 +133,15 @@ class Filler:
     def _plain(self, row: Row, group: str, text: str, prompt: str, answer: str) -> Example:
         if not text:
             raise RefusedRowError("empty text")
-        if not answer:
-            raise RefusedRowError("without a label" if self.data.task == "classification" else "missing answer")
+        if not answer and self.data.task != "classification":
+            raise RefusedRowError("missing answer")
         return Example(row.example_id, group or None, None, text, prompt, answer)
 
     def _label(self, row: Row) -> str:
         """The label as the row spells it; empty where it has none."""
         try:
             if self.data.messages:
-                label = read_conversation(reach(row.values, self.data.messages))[1]
+                label = words(read_conversation(reach(row.values, self.data.messages))[-1])
             else:
                 label = as_text(reach(row.values, self.data.answer_column)).strip()
             label.encode()
@@ -147,17 +152,24 @@ class Filler:
     def _labelled(self, example: Example) -> Example:
         if self.data.task != "classification":
             return example
+        if not example.answer:
+            raise RefusedRowError("without a label")
         label = self._spelling.get(example.answer, example.answer)
         return replace(example, label=label, answer=self._words.get(label, label))
 
     def _asked(self, example: Example) -> Example:
         """The prompt as a user's turn, where there is a chat template."""
-        return self._opened(example, [{"role": "user", "content": example.prompt}]) if self.chat else example
+        if self.chat is None:
+            return example
+        asked: list[Turn] = [{"role": "user", "content": example.prompt}]
+        return self._cut(example, asked, {"role": "assistant", "content": example.answer}, None)
 
-    def _opened(self, example: Example, turns: Sequence[Turn]) -> Example:
+    def _cut(self, example: Example, turns: Sequence[Turn], answer: Turn, tools: Tools | None) -> Example:
         assert self.chat is not None, "params.yaml allows conversations with a chat template alone"
-        opened = self.chat.open(turns)
-        return replace(example, prompt=opened.prompt, lead=opened.lead)
+        bare = self.data.task != "free"  # labels and candidates are all scored after one prompt
+        answer = {**answer, "content": example.answer} if bare else answer
+        cut = self.chat.cut(turns, answer, tools, bare=bare)
+        return replace(example, prompt=cut.prompt, lead=cut.lead, answer=cut.answer, notes=cut.notes)
 
 
 def fill_rows(loaded: Loaded, filler: Filler) -> tuple[dict[str, list[Example]], Lost]:

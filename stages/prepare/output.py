@@ -77,19 +77,22 @@ def describe(
     """The contents of ``meta.json``, but for the files' hashes.
 
     ``tokens`` of a split is what a forward pass over all its examples sees: the last answer token is
-    predicted, never read. ``end_token_id`` is what free answers end with, ``choice_score`` how candidates are
-    compared; ``chat_template`` is the digest of the template that prompts were written with; ``max_tokens`` is the
-    length that held: the smaller of what was asked for and the model's context. ``classes_left_out`` are labels
+    predicted, never read. ``end_token_id`` is what answers end with: free ones, and label words where one begins
+    another; ``choice_score`` is how candidates are compared; ``chat_template`` is the digest of the template that
+    prompts were written with; ``max_tokens`` is the length that held: the smaller of what was asked for and the model's
+    context. ``noted`` says what is unusual about kept rows. ``classes_left_out`` are labels
     without a training row that could be kept, and the rows that have them; ``blank`` counts the examples in which a
     column of the template (or of the group) is empty.
     """
     rows = [row for examples in splits.values() for row in examples]
     words = {row.example.label: row.example.answer for row in rows}
+    ended = data.task == "free" or (labels and all(ids[-1] == tokenizer.end for ids in labels.values()))
+    noted = Counter(note for row in rows for note in tokenizer.notes(row))
     return {
         "schema": SCHEMA,
         "task": data.task,
         "source": dict(source),
-        "end_token_id": tokenizer.end if data.task == "free" else None,
+        "end_token_id": tokenizer.end if ended else None,
         "choice_score": data.choices.score if data.task == "multiple-choice" else None,
         "chat_template": chat.digest if chat else None,
         "labels": [{"label": label, "word": words[label], "token_ids": ids} for label, ids in (labels or {}).items()],
@@ -100,6 +103,7 @@ def describe(
         ],
         "classes_left_out": {label: n for label, n in sorted(filler.classes.items()) if label not in (labels or {})},
         "blank": dict(filler.blank),
+        "noted": [{"reason": reason, "count": count} for reason, count in sorted(noted.items())],
         "truncated": sum(row.cut for row in rows),
         "shared_prefix_tokens": shared_prefix([row.prompt_ids for row in rows]),
         "max_tokens": tokenizer.room(prepare.max_tokens),

@@ -62,6 +62,7 @@ class Example:
         label: ``None`` where there are no classes.
         candidates: multiple choice: what is chosen from, distinct; empty for other tasks.
         lead: what sets the answer off; ``None``: one space, unless the prompt ends in white space.
+        notes: what the reader should know about the row.
     """
 
     example_id: str
@@ -72,6 +73,7 @@ class Example:
     answer: str
     candidates: tuple[str, ...] = ()
     lead: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class RefusedRowError(Exception):

@@ -22,6 +22,7 @@ def print_summary(meta: Mapping[str, Any], example: str, console: Console) -> No
     lists = {
         "dropped": [f"{n:,} {reason}" for reason, n in meta["dropped"].items()],
         "refused": [f"{one['split']}: {one['count']:,} {one['reason']}" for one in meta["refused"]],
+        "kept, but see": [f"{one['count']:,} {one['reason']}" for one in meta["noted"]],
         "classes left out": [f"{label} ({n:,} rows)" for label, n in meta["classes_left_out"].items()],
         "empty": [f"{column} in {n:,} rows" for column, n in meta["blank"].items()],
     }

@@ -3,6 +3,7 @@
 Ids are read with the ``tokenizers`` library, so that preparing data needs neither torch nor transformers.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class PromptTokenizer:
     Attributes:
         context: longest sequence of the model, in tokens; ``None`` where its configuration names none.
         end: id of the token that ends an answer: a turn's end in a chat, else a sequence's; ``None`` without one.
+        rows: of the model's embedding: ids from there on have none; ``None`` where its configuration names no number.
         chat: whether prompts are turns of a conversation: the template has written all that stands in front.
     """
 
@@ -52,7 +54,7 @@ class PromptTokenizer:
         """Load it from ``tokenizer.json``, ``config.json`` and ``tokenizer_config.json``.
 
         Raises:
-            UserError: a file is missing or damaged.
+            UserError: a file is missing or damaged, or the embedding has no row for a token.
         """
         path = require(folder / "tokenizer.json", "base")
         try:
@@ -63,11 +65,15 @@ class PromptTokenizer:
         self._tokenizer.no_padding()
         config = read_json(require(folder / "config.json", "base"))
         self.context: int | None = config.get("max_position_embeddings", config.get("n_positions"))
+        self.rows: int | None = config.get("vocab_size")
         self.chat = chat is not None
-        self.end = self._end_of_turn(chat) if chat else None
+        special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+        self.end, self._tail = self._end_of_turn(chat.closing) if chat else (None, "")
         if self.end is None:
             self.end = self._end_id(config, folder / "tokenizer_config.json")
         self._start = [] if chat else self._start_ids()
+        self._check_rows([self.end or 0, *self._start])
 
     def room(self, max_tokens: int) -> int:
         """Longest prompt and answer together: so many tokens, or what the model's context has where that is less."""
@@ -77,18 +83,21 @@ class PromptTokenizer:
         """Token ids of every prompt: what the tokenizer puts first (BOS), then the text; nothing at the end."""
         return [self._start + ids for ids in self._plain(texts)]
 
-    def answers(self, examples: Sequence[Example], answers: Sequence[str]) -> list[list[int]]:
+    def answers(self, examples: Sequence[Example], answers: Sequence[str], *, ended: bool = False) -> list[list[int]]:
         """Token ids of every answer as they follow the prompt of its example, set off as that says.
+
+        ``ended``: up to the token that ends an answer.
 
         Prompt and answer are tokenised together. Where the prompt's tokens are no longer found at the
         front (the border was merged into one token), the answer is tokenised by itself.
         """
         prompts = [example.prompt for example in examples]
-        spaced = [lead(example) + answer for example, answer in zip(examples, answers, strict=True)]
+        tail, end = (self._tail, [self.end]) if ended and self.end is not None else ("", [])
+        spaced = [lead(example) + answer + tail for example, answer in zip(examples, answers, strict=True)]
         joint = self._plain([prompt + answer for prompt, answer in zip(prompts, spaced, strict=True)])
         heads, apart = self._plain(prompts), self._plain(spaced)
         return [
-            both[len(head) :] if both[: len(head)] == head else alone
+            [*(both[len(head) :] if both[: len(head)] == head else alone), *end]
             for head, both, alone in zip(heads, joint, apart, strict=True)
         ]
 
@@ -102,7 +111,26 @@ class PromptTokenizer:
         for start in range(0, len(texts), _BATCH):
             encoded = self._tokenizer.encode_batch(list(texts[start : start + _BATCH]), add_special_tokens=False)
             ids += [one.ids for one in encoded]
+        self._check_rows([max(one, default=0) for one in ids])
         return ids
+
+    def _check_rows(self, ids: Sequence[int]) -> None:
+        worst = max(ids, default=0)
+        if self.rows is not None and worst >= self.rows:
+            raise UserError(
+                f"model: token {self._tokenizer.id_to_token(worst)!r} has the id {worst}, and the embedding has "
+                f"{self.rows} rows (ids 0 to {self.rows - 1}): take a tokenizer that fits the model, or resize the "
+                "model to it (resize_token_embeddings)"
+            )
+
+    def notes(self, row: "Tokenised") -> list[str]:
+        """What the reader should know about a row: special tokens that its own text holds, besides what is said."""
+        example = row.example
+        held = self._special.findall(example.text if self.chat else f"{example.text}\n{example.answer}")
+        notes = [f"with text that holds a special token of the tokenizer: {token!r}" for token in dict.fromkeys(held)]
+        if self.end in row.answer_ids[:-1]:
+            notes.append("with an answer that holds the token that ends answers")
+        return [*example.notes, *notes]
 
     def _start_ids(self) -> list[int]:
         """What the post-processor adds in front, told from what it may add at the end."""
@@ -113,10 +141,12 @@ class PromptTokenizer:
                 return full[:at]
         return []
 
-    def _end_of_turn(self, chat: ChatTemplate) -> int | None:
-        """The first of the tokenizer's own tokens that the template writes behind an answer."""
+    def _end_of_turn(self, closing: str) -> tuple[int | None, str]:
+        """The first added token in what a template writes after an answer, and the text in front of it."""
         added = self._tokenizer.get_added_tokens_decoder()
-        return next((token for token in self._plain([chat.closing])[0] if token in added), None)
+        encoded = self._tokenizer.encode(closing, add_special_tokens=False)
+        found = ((i, closing[:at]) for i, (at, _) in zip(encoded.ids, encoded.offsets, strict=True) if i in added)
+        return next(found, (None, ""))
 
     def _end_id(self, config: Mapping[str, Any], path: Path) -> int | None:
         known = config.get("eos_token_id")
@@ -142,17 +172,26 @@ def label_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> dict[s
     They are looked up behind prompts drawn evenly from the examples; where prompts disagree (a word
     that merges with the end of some), the most frequent answer holds for all.
 
+    Where one word's tokens begin another's (1 and 10), all words close with the token that ends an answer.
+
     Raises:
-        UserError: a word has no tokens, or cannot be told from another: the same tokens, or the first
-            tokens of the other's.
+        UserError: a word has no tokens, or the same ones as another; one begins another, and the model names no
+            token that ends an answer.
     """
     words = {example.label: example.answer for example in examples if example.label is not None}
     probes = examples[:: max(1, len(examples) // _PROBES)]
-    ids: dict[str, list[int]] = {}
-    for label in sorted(words):
-        seen = Counter(tuple(one) for one in tokenizer.answers(probes, [words[label]] * len(probes)))
-        ids[label] = list(max((count, one) for one, count in seen.items())[1])
-    _check_distinct(ids, words)
+    ids = _word_ids(tokenizer, probes, words, ended=False)
+    alike = _first_alike(ids)
+    if alike and tokenizer.end is not None:
+        ids = _word_ids(tokenizer, probes, words, ended=True)
+        alike = _first_alike(ids)
+    if alike:
+        told = " from ".join(f"{words[label]!r} (label {label!r})" for label in alike)
+        same = len({tuple(ids[label]) for label in alike}) == 1
+        why = "they have the same tokens" if same else "the tokens of one begin the other's"
+        if tokenizer.end is None:
+            why += ", and the model names no end-of-sequence token (eos_token_id in its config.json)"
+        raise UserError(f"data.label_words: the tokenizer cannot tell {told}: {why}; give one another word")
     return ids
 
 
@@ -209,13 +248,10 @@ def _answer_ids(
 ) -> list[list[int]]:
     if labels is not None:
         return [labels[example.label or ""] for example in examples]
-    ids = tokenizer.answers(examples, [example.answer for example in examples])
-    if any(example.candidates for example in examples):
-        return ids
-    if tokenizer.end is None:
+    free = not any(example.candidates for example in examples)
+    if free and tokenizer.end is None:
         raise UserError("data.task = free: the model names no end-of-sequence token (eos_token_id in its config.json)")
-    end = tokenizer.end
-    return [[*one, end] for one in ids]
+    return tokenizer.answers(examples, [example.answer for example in examples], ended=free)
 
 
 def _candidate_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> list[tuple[list[int], ...]]:
@@ -236,14 +272,21 @@ def _cut_left(prompt: list[int], start: int, room: int) -> list[int]:
     return prompt if len(prompt) <= room else prompt[:start] + prompt[len(prompt) - (room - start) :]
 
 
-def _check_distinct(ids: Mapping[str, list[int]], words: Mapping[str, str]) -> None:
-    for label, one in ids.items():
-        if not one:
-            raise UserError(f"data.label_words: the tokenizer makes nothing of {words[label]!r} (label {label!r})")
-    # In lexicographic order a sequence stands directly before one that it begins.
+def _word_ids(
+    tokenizer: PromptTokenizer, probes: Sequence[Example], words: Mapping[str, str], *, ended: bool
+) -> dict[str, list[int]]:
+    ids: dict[str, list[int]] = {}
+    for label, word in sorted(words.items()):
+        seen = Counter(tuple(one) for one in tokenizer.answers(probes, [word] * len(probes), ended=ended))
+        ids[label] = list(max((count, one) for one, count in seen.items())[1])
+        if not ids[label]:
+            raise UserError(f"data.label_words: the tokenizer makes nothing of {word!r} (label {label!r})")
+    return ids
+
+
+def _first_alike(ids: Mapping[str, list[int]]) -> tuple[str, str] | None:
+    """Two labels of which one's tokens begin the other's: in lexicographic order such two stand side by side."""
     for (left, one), (right, other) in pairwise(sorted(ids.items(), key=lambda item: item[1])):
         if other[: len(one)] == one:
-            raise UserError(
-                f"data.label_words: the tokenizer cannot tell {words[left]!r} (label {left!r}) from "
-                f"{words[right]!r} (label {right!r}): the tokens of one begin the other's; give one another word"
-            )
+            return left, right
+    return None

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ Classes = NDArray[np.int64]
 
 
 def classes_of(examples: Sequence[Example], kind: str) -> Classes:
-    """The class of each example as a number 0..C-1: its label, or its answer's first token where answers are free.
+    """The class of each example as a number 0..C-1: its label, or the first token in which free answers differ.
 
     Args:
         examples: the examples.
@@ -22,7 +23,10 @@ def classes_of(examples: Sequence[Example], kind: str) -> Classes:
     Raises:
         UserError: they form one class only, or most of them are the only one of their class.
     """
-    keys = [example.answer_ids[0] if example.label is None else example.label for example in examples]
+    # A chat template may begin all answers alike (an empty block of thoughts).
+    places = zip(*(example.answer_ids for example in examples), strict=False)
+    first = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, places))
+    keys = [example.answer_ids[first : first + 1] if example.label is None else example.label for example in examples]
     counts = Counter(keys)
     alone = sum(count == 1 for count in counts.values())
     what = "answers' first tokens" if examples[0].label is None else "labels"

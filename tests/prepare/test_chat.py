@@ -1,19 +1,23 @@
 """Chat templates rendered as transformers renders them, and conversations as rows."""
 
 import json
+from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
 from stages.common.command import UserError
 from stages.common.params import load_params
+from stages.prepare import trial
 from stages.prepare.chat import ChatTemplate
-from stages.prepare.conversations import read_conversation
-from stages.prepare.rows import RefusedRowError
-from stages.prepare.tokens import PromptTokenizer
+from stages.prepare.conversations import read_conversation, read_tools
+from stages.prepare.rows import Example, RefusedRowError
+from stages.prepare.tokens import PromptTokenizer, tokenise
 from tests.conftest import write_params
 from tests.prepare.making import byte_level_tokenizer, write_jsonl
 
@@ -84,7 +88,7 @@ def write_chat_base(folder: Path, template: str | None, tokenizer=None) -> Path:
     raw.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     fast = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", chat_template=template)
     fast.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 512, "eos_token_id": 1}))
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 2048, "eos_token_id": 1}))
     return folder
 
 
@@ -93,22 +97,28 @@ def named(request, tmp_path_factory):
     return request.param, write_chat_base(tmp_path_factory.mktemp("chat"), TEMPLATES[request.param])
 
 
+def cut_last(chat, turns, tools=None, **options):
+    *asked, answer = read_conversation(turns)
+    return chat.cut(asked, answer, tools, **options)
+
+
 @pytest.mark.parametrize("turns", TURNS, ids=["one", "system", "three"])
 def test_prompts_are_what_transformers_gives_to_be_continued(named, turns):
     name, folder = named
     reference = PreTrainedTokenizerFast.from_pretrained(folder)
     chat = ChatTemplate.of(folder)
+    answered = [*turns, {"role": "assistant", "content": "a moon"}]
     if name == "mistral" and turns[0]["role"] == "system":
         with pytest.raises(RefusedRowError, match="refuses: Conversation roles must alternate"):
-            chat.open(turns)
+            cut_last(chat, answered)
         return
-    opened = chat.open(turns)
     expected = reference.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    if name == "json":  # the order of a turn's keys, and nothing behind the prompt that belongs to the answer
-        assert opened.prompt.endswith('"content": "')
-    assert (opened.prompt + opened.lead).rstrip(" ") == expected
-    whole = reference.apply_chat_template([*turns, {"role": "assistant", "content": "a moon"}], tokenize=False)
-    assert opened.prompt + opened.lead + "a moon" + opened.closing == whole
+    for bare in (False, True):
+        cut = cut_last(chat, answered, bare=bare)
+        assert (cut.prompt + cut.lead).rstrip(" ") == expected
+        whole = reference.apply_chat_template(answered, tokenize=False)
+        assert cut.prompt + cut.lead + cut.answer + chat.closing == whole
+        assert (cut.answer, cut.notes) == ("a moon", ())
 
 
 def test_tokens_of_a_prompt_are_those_of_transformers_with_its_start_token_once(named):
@@ -116,22 +126,239 @@ def test_tokens_of_a_prompt_are_those_of_transformers_with_its_start_token_once(
     reference = PreTrainedTokenizerFast.from_pretrained(folder)
     chat = ChatTemplate.of(folder)
     tokenizer = PromptTokenizer(folder, chat)
-    ids = tokenizer.prompts([chat.open([USER]).prompt])[0]
+    ids = tokenizer.prompts([cut_last(chat, [USER, {"role": "assistant", "content": "a"}]).prompt])[0]
     expected = reference.apply_chat_template([USER], add_generation_prompt=True, return_dict=False)
     assert ids == expected
     assert tokenizer.end == reference.convert_tokens_to_ids(ENDS[name])
 
 
+CALL = [{"id": "abcdefgh1", "type": "function", "function": {"name": "weather", "arguments": {"town": "Ulm"}}}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "now",
+            "parameters": {"type": "object", "properties": {"town": {"type": "string", "description": "where"}}},
+        },
+    }
+]
+RESULT = {"role": "tool", "tool_call_id": "abcdefgh1", "name": "weather", "content": '15 "C"'}
+SHAREGPT = [
+    {"from": "human", "value": "how warm?"},
+    {"from": "function_call", "value": json.dumps(CALL[0]["function"])},
+    {"from": "observation", "value": "15"},
+    {"from": "gpt", "value": "mild"},
+]
+OPENAI = [  # the same, as transformers takes it
+    {"role": "user", "content": "how warm?"},
+    {"role": "assistant", "tool_calls": [{"type": "function", "function": CALL[0]["function"]}]},
+    {"role": "tool", "content": "15"},
+    {"role": "assistant", "content": "mild"},
+]
+
+
+def said(content, **others):
+    return {"role": "assistant", "content": content, **others}
+
+
+CONVERSATIONS = {
+    "plain": [USER, said("It is 4.")],
+    "spaces": [USER, said(" It is 4.\n")],
+    "marks": [USER, said("<b>4</b>")],
+    "system": [{"role": "system", "content": "Be brief."}, USER, said("4")],
+    "three": [USER, said("4"), {"role": "user", "content": "And 3 + 3?"}, said("6")],
+    "thoughts inside": [USER, said("<think>\nadd them\n</think>\n\n4")],
+    "thoughts beside": [USER, said("4", reasoning_content="add them")],
+    "thoughts under an older name": [USER, said("4", reasoning="add them", reasoning_content=None)],
+    "thoughts before": [USER, said("<think>\na\n</think>\n\n4"), USER, said("<think>\nb\n</think>\n\n5")],
+    "thoughts beside before": [USER, said("4", reasoning_content="a"), USER, said("5", thinking="b")],
+    "call": [USER, said(None, tool_calls=CALL)],
+    "call with thoughts": [USER, said("", reasoning_content="must look", tool_calls=CALL)],
+    "call with words": [USER, said("Let me see.", tool_calls=CALL), RESULT, said("15 degrees")],
+    "called": [USER, said(None, tool_calls=CALL), RESULT, said("15 degrees")],
+    "call between": [USER, said(None, tool_calls=CALL), USER, said("well")],
+    "sharegpt": SHAREGPT,
+}
+# Real ones, of many makers; they show pictures, too, with contents that are lists of parts.
+PUBLIC = Path(find_spec("trl").origin).parent / "chat_templates"
+OF_TEXT = sorted(path for path in PUBLIC.glob("*.jinja") if not path.stem.startswith(("idefics", "llava", "smolvlm")))
+
+
+class _TheDay(datetime):
+    @classmethod
+    def now(cls, *_):
+        return cls(2025, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Renders any template as transformers does."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level_tokenizer(), bos_token="<s>", eos_token="</s>")
+
+    def render(template, turns, **options):
+        return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat_template_utils, "datetime", _TheDay)
+        yield render
+
+
+def attempt(work, *args, **options):
+    """What comes of it, and the words of what it raises."""
+    try:
+        return work(*args, **options), ""
+    except Exception as error:
+        return None, f"{error!r}"
+
+
+@pytest.mark.parametrize("path", OF_TEXT, ids=lambda path: path.stem)
+def test_public_templates_write_whole_conversations_as_in_transformers(reference, path):
+    """Thoughts, tool calls, tools: huggingface/trl#6361, THUDM/slime#330, NVIDIA-NeMo/Automodel#1644 and #3024."""
+    template = path.read_text(encoding="utf-8")
+    chat = ChatTemplate(template, {"bos_token": "<s>", "eos_token": "</s>"})
+    read = 0
+    for name, turns in CONVERSATIONS.items():
+        tools = TOOLS if "call" in name or name == "sharegpt" else None
+        known = OPENAI if name == "sharegpt" else turns
+        cut, refusal = attempt(cut_last, chat, turns, tools)
+        whole, _ = attempt(reference, template, known, tools=tools)
+        if whole is None:
+            assert refusal, name
+            continue
+        if refusal:
+            silent = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in known]
+            left_out = "leaves out" in refusal and reference(template, silent, tools=tools) == whole
+            assert left_out or ("does not close" in refusal and not whole.endswith(chat.closing)), name
+            continue
+        read += 1
+        assert cut.prompt + cut.lead + cut.answer + chat.closing == whole, name
+        asked = reference(template, known[:-1], tools=tools, add_generation_prompt=True)
+        otherwise = any("writes otherwise" in note for note in cut.notes)
+        assert otherwise or (cut.prompt + cut.lead).rstrip(" ").startswith(asked.rstrip(" ")), name
+        assert len(reference(template, known[:-1], tools=tools).rstrip()) <= len(cut.prompt + cut.lead) or otherwise
+    assert read >= 8
+
+
+def test_templates_of_qwen3s_kind_train_thoughts_and_calls(reference):
+    """The answer begins where the model is given to continue, with its thoughts, or the empty block of none."""
+    template = (PUBLIC / "qwen3.jinja").read_text(encoding="utf-8")
+    chat = ChatTemplate(template, {})
+    answers = {name: cut_last(chat, CONVERSATIONS[name]).answer for name in CONVERSATIONS if "sharegpt" not in name}
+    assert answers["plain"] == "<think>\n\n</think>\n\nIt is 4."
+    for name in ("thoughts inside", "thoughts beside", "thoughts under an older name"):
+        assert answers[name] == "<think>\nadd them\n</think>\n\n4"
+    assert answers["thoughts before"] == answers["thoughts beside before"] == "<think>\nb\n</think>\n\n5"
+    assert "must look" in answers["call with thoughts"]
+    assert json.loads(answers["call"].split("<tool_call>")[1].split("</tool_call>")[0]) == CALL[0]["function"]
+    bare = cut_last(chat, CONVERSATIONS["plain"], bare=True)
+    assert (bare.prompt[-len("<think>\n\n</think>\n\n") :], bare.answer) == ("<think>\n\n</think>\n\n", "It is 4.")
+    with pytest.raises(RefusedRowError, match="writes otherwise with this answer"):
+        cut_last(chat, CONVERSATIONS["thoughts beside"], bare=True)
+
+
+THINKS = (  # no generation prompt, and a block of thoughts before every last answer
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and (loop.last or m.reasoning_content) %}"
+    "<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+)
+SYSTEM_LAST = (  # as Mistral's: the system turn stands in the last turn, which is the answer in a whole conversation
+    "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set others = messages[1:] %}"
+    "{% else %}{% set others = messages %}{% endif %}{% for m in others %}{% if m.role == 'user' %}[INST] "
+    "{% if loop.last and system is defined %}{{ system }}\n\n{% endif %}{{ m.content }}[/INST]"
+    "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+)
+OPENS = (  # as DeepSeek-R1's: the prompt opens thoughts, and the whole conversation has none
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}"
+    "{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+)
+LLAMA2 = (  # a space behind the answer, too
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }} </s>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "prompt", "answer", "noted"),
+    [
+        (THINKS, "thoughts beside", "<|im_start|>assistant\n<think>\n", "add them\n</think>\n\n4", ""),
+        (THINKS, "plain", "<|im_start|>assistant\n<think>\n\n</think>\n\n", "It is 4.", ""),
+        (
+            SYSTEM_LAST,
+            "system",
+            "[INST] the cat <b>sat</b> on[/INST]",
+            "4",
+            "system turn that the chat template leaves out",
+        ),
+        (OPENS, "thoughts inside", "<|assistant|>", "4", "answer of which the chat template leaves out a part"),
+        (OPENS, "marks", "<|assistant|>", "<b>4</b>", "prompt that the chat template writes otherwise"),
+        (LLAMA2, "plain", "[/INST]", "It is 4.", ""),
+    ],
+)
+def test_where_the_prompt_is_no_beginning_of_the_whole(reference, template, name, prompt, answer, noted):
+    chat = ChatTemplate(template, {})
+    cut = cut_last(chat, CONVERSATIONS[name])
+    assert cut.prompt + cut.lead + cut.answer + chat.closing == reference(template, CONVERSATIONS[name])
+    assert cut.prompt.endswith(prompt)
+    assert cut.answer.lstrip() == answer
+    assert noted in " ".join(cut.notes)
+    assert bool(noted) == bool(cut.notes)
+
+
+def test_what_stands_between_answer_and_end_is_trained(tmp_path):
+    folder = write_chat_base(tmp_path, LLAMA2)
+    chat = ChatTemplate.of(folder)
+    tokenizer = PromptTokenizer(folder, chat)
+    cut = cut_last(chat, [USER, said("the moon")])
+    example = Example("e", None, None, "x", cut.prompt, cut.answer, lead=cut.lead)
+    made, _ = tokenise(tokenizer, [example], None, 200)
+    whole = PreTrainedTokenizerFast.from_pretrained(folder).apply_chat_template(
+        [USER, said("the moon")], return_dict=False
+    )
+    assert made[0].prompt_ids + made[0].answer_ids == whole
+
+
+@pytest.mark.parametrize(
+    ("template", "turns"),
+    [
+        (TEMPLATES["chatml"].replace("message['content']", "(message.content or '')"), CONVERSATIONS["call between"]),
+        (TEMPLATES["chatml"].replace("message['content']", "(message.content or '')"), CONVERSATIONS["call"]),
+    ],
+)
+def test_calls_that_a_template_does_not_write_are_refused(template, turns):
+    with pytest.raises(RefusedRowError, match="tool calls the chat template leaves out"):
+        cut_last(ChatTemplate(template, {}), turns)
+
+
+def test_a_template_for_tools_is_used_where_there_are_tools(tmp_path, reference):
+    plain, tooled = TEMPLATES["close"], TEMPLATES["tools"]
+    raw = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level_tokenizer(),
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template={"default": plain, "tool_use": tooled},
+    )
+    raw.save_pretrained(tmp_path)
+    chat, turns = ChatTemplate.of(tmp_path), [USER, said("a")]
+    for tools in (None, TOOLS):
+        cut = cut_last(chat, turns, tools)
+        assert cut.prompt + cut.lead + cut.answer + chat.closing == raw.apply_chat_template(
+            turns, tools=tools, tokenize=False
+        )
+    assert chat.digest != ChatTemplate(plain, {"bos_token": "<s>", "eos_token": "</s>"}).digest
+
+
 def test_a_template_that_asks_for_the_date_gets_the_same_one_every_day():
     chat = ChatTemplate("{{ strftime_now('%d %b %Y') }}{% for m in messages %}|{{ m.content }}{% endfor %}", {})
-    assert chat.open([USER]).prompt == "01 Jan 2025|the cat <b>sat</b> on|"
+    assert cut_last(chat, [USER, said("a")]).prompt == "01 Jan 2025|the cat <b>sat</b> on|"
 
 
 def test_templates_in_the_configuration_are_found(tmp_path):
     for held in ("{{ messages[-1].content }}", [{"name": "default", "template": "{{ messages[-1].content }}"}]):
         config = {"chat_template": held, "bos_token": {"content": "<s>"}}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-        assert ChatTemplate.of(tmp_path).open([USER]).prompt == ""
+        assert cut_last(ChatTemplate.of(tmp_path), [USER, said("a")]).answer == "a"
 
 
 @pytest.mark.parametrize(
@@ -142,6 +369,14 @@ def test_templates_in_the_configuration_are_found(tmp_path):
         ("{{ raise_exception('not today') }}", "not today"),
         ("{{ messages[0].content }}", "leaves out"),
         ("{{ messages.__class__.mro() }}", "unsafe"),
+        ("{{ range(10 ** 9) }}", "Range too big"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{{ lipsum(n=9) }}", "'lipsum' is undefined"),
+        ("{{ cycler('a').next() }}", "'cycler' is undefined"),
+        ("{% for n in range(99999) %}{{ 'a' * 9999 }}{% endfor %}", "more than 10,000,000 characters"),
+        ("{{ dict.update(messages[0], {'content': 'x'}) }}", "no attribute 'update'"),
+        ("{% set ns = namespace() %}{% set ns.__class__ = 1 %}", "holds no name like '__class__'"),
     ],
 )
 def test_absent_and_broken_templates_are_one_line(tmp_path, template, told):
@@ -151,11 +386,94 @@ def test_absent_and_broken_templates_are_one_line(tmp_path, template, told):
     assert "\n" not in str(caught.value)
 
 
-def test_the_last_answer_is_what_is_asked_for():
-    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]
-    assert read_conversation(turns) == ([{"role": "user", "content": "a"}], "b")
-    parts = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]}]
-    assert read_conversation([*parts, {"role": "assistant", "content": "z"}])[0][0]["content"] == "xy"
+@pytest.mark.parametrize("fault", ["1 / 0", "'a' * 10 ** 16", "messages[9].content.x", "messages[0].content + 1"])
+def test_a_template_that_fails_on_a_row_refuses_that_row(fault):
+    chat = ChatTemplate(f"{{{{ {fault} if messages[0].content == 'b' }}}}{{{{ messages[-1].content }}}}", {})
+    assert cut_last(chat, [USER, said("a")]).answer == "a"
+    with pytest.raises(RefusedRowError, match=r"chat template refuses: \S"):
+        cut_last(chat, [{"role": "user", "content": "b"}, said("a")])
+
+
+HUNGRY = {  # a trial with a short text ends these
+    "loops": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "s of processor time"),
+    "repeats": ("{{ 'a' * 10 ** 11 }}", "GiB of memory"),
+    "doubles": (
+        "{% set ns = namespace(a='aa') %}{% for n in range(99) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}",
+        "GiB of memory",
+    ),
+    "indents": ("{{ messages | tojson(indent=999999999) }}", "GiB of memory"),
+}
+
+
+@pytest.mark.parametrize("name", HUNGRY)
+def test_hungry_templates_end_in_one_line(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(trial, "_SECONDS", 0)
+    template, limit = HUNGRY[name]
+    folder = write_chat_base(tmp_path, template)
+    with pytest.raises(UserError, match=rf"chat_template\.jinja: a trial .* took more than \d {limit}"):
+        trial.try_out(folder, chat=True)
+    trial.try_out(folder, chat=False)
+
+
+def test_hungry_tokenizers_end_in_one_line(tmp_path):
+    folder = write_chat_base(tmp_path, TEMPLATES["chatml"])
+    trial.try_out(folder, chat=True)
+    held = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    grow = {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 1000}
+    held["normalizer"] = {"type": "Sequence", "normalizers": [grow, grow, grow]}
+    (folder / "tokenizer.json").write_text(json.dumps(held), encoding="utf-8")
+    with pytest.raises(UserError, match=r"tokenizer\.json: a trial .* took more than 2 GiB of memory"):
+        trial.try_out(folder, chat=False)
+
+
+def test_the_trial_says_what_is_wrong_with_a_file(tmp_path):
+    folder = write_chat_base(tmp_path, "{% for %}")
+    with pytest.raises(UserError, match=r"prepare\.chat_template: .* cannot be used"):
+        trial.try_out(folder, chat=True)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="damaged tokenizer"):
+        trial.try_out(folder, chat=True)
+
+
+ASKS = {"role": "user", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("asks", "answers"),
+    [
+        (("from", "human", "value"), ("from", "gpt", "value")),
+        (("role", " User", "content"), ("role", "ASSISTANT ", "content")),
+        (("from", "USER", "value"), ("from", "ChatGPT", "value")),
+        (("role", "user", "content"), ("role", "model", "content")),
+        (("role", "prompter", "content"), ("role", "AI", "content")),
+    ],
+)
+def test_roles_in_common_use_are_read(asks, answers):
+    turns = [{key[0]: key[1], key[2]: text} for key, text in ((asks, "a"), (answers, " b"), (asks, "c"))]
+    expected = [ASKS, said(" b")]
+    assert read_conversation(turns) == expected
+    assert read_conversation(json.dumps(turns)) == expected
+
+
+def test_other_turns_keep_their_keys():
+    told = read_conversation(
+        [
+            {"role": "Developer", "content": "brief", "name": "x"},
+            {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]},
+            said(None, tool_calls=json.dumps(CALL), weight=0),
+            {"role": "ipython", "content": "5", "tool_call_id": "abcdefgh1"},
+            {"role": "function", "content": "6", "name": "f"},
+            said("z", reasoning_content="r"),
+        ]
+    )
+    assert told == [
+        {"role": "system", "content": "brief", "name": "x"},
+        {"role": "user", "content": "xy"},
+        said(None, tool_calls=CALL, weight=0),
+        {"role": "tool", "content": "5", "tool_call_id": "abcdefgh1"},
+        {"role": "tool", "content": "6", "name": "f"},
+        said("z", reasoning_content="r"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -163,16 +481,33 @@ def test_the_last_answer_is_what_is_asked_for():
     [
         (None, "no list of turns"),
         (["hello"], "no list of turns"),
-        ([{"role": "user", "content": "a"}], "without an answer"),
-        ([{"role": "assistant", "content": "a"}], "asks nothing"),
-        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}], "missing answer"),
-        ([{"role": "tool", "content": "a"}], "unknown role"),
+        ("[" * 100_000, "no list of turns"),
+        ([ASKS], "without an answer"),
+        ([said("a")], "asks nothing"),
+        ([ASKS, said(" ")], "missing answer"),
+        ([ASKS, said(None, reasoning_content="hm")], "missing answer"),
+        ([ASKS, said(None), ASKS, said("b")], "empty turn of the assistant"),
+        ([ASKS, said("", tool_calls=[]), ASKS, said("b")], "empty turn of the assistant"),
+        ([{"role": "narrator", "content": "a"}], r"unknown role \('narrator'\)"),
+        ([{"content": "a"}], r"unknown role \(''\)"),
         ([{"role": "user", "content": [{"type": "image"}]}], "not text"),
+        ([{"role": "tool", "content": {"a": 1}}], "not text"),
+        ([{"from": "function_call", "value": "{}"}], "lacks its name or arguments"),
+        ([{"from": "function_call", "value": "weather(Ulm)"}], "no JSON objects"),
+        ([ASKS, said(None, tool_calls=["weather"])], "no JSON objects"),
     ],
 )
 def test_conversations_that_cannot_be_used_are_refused_with_a_reason(value, reason):
     with pytest.raises(RefusedRowError, match=reason):
         read_conversation(value)
+
+
+def test_tools_are_a_list_or_its_text():
+    for value in (TOOLS, json.dumps(TOOLS), [json.dumps(tool) for tool in TOOLS]):
+        assert read_tools(value) == TOOLS
+    assert (read_tools(None), read_tools(""), read_tools([])) == (None, None, [])
+    with pytest.raises(RefusedRowError, match="column tools that holds no JSON objects"):
+        read_tools("hammer, saw")
 
 
 def test_a_data_set_of_messages(tmp_path, workspace):
@@ -200,6 +535,33 @@ def test_a_data_set_of_messages(tmp_path, workspace):
         turns = [{"role": "user", "content": f"count {number}"}, {"role": "assistant", "content": row["answer"]}]
         expected = reference.apply_chat_template(turns, return_dict=False)
         assert row["prompt_ids"] + row["answer_ids"] == expected
+
+
+def test_a_data_set_of_tool_calls(tmp_path, workspace):
+    base = write_chat_base(tmp_path / "base", (PUBLIC / "qwen2_5.jinja").read_text(encoding="utf-8"))
+    reference = PreTrainedTokenizerFast.from_pretrained(base)
+    called = [said(None, tool_calls=CALL), RESULT]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"how warm in {n}?"},
+                *(called[:1] if n % 2 else [*called, said(f"{n} degrees")]),
+            ],
+            "tools": json.dumps(TOOLS) if n % 3 else TOOLS,
+        }
+        for n in range(40)
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    settings = {"chat_template": True, "max_tokens": 2000, "near_duplicate": 1.0}
+    out = workspace({"task": "free", "messages": "messages"}, settings, base)
+    known = [reference.apply_chat_template(row["messages"], tools=TOOLS, tokenize=False) for row in rows]
+    made = [
+        row for name in ("train", "validation", "test") for row in pq.read_table(out / f"{name}.parquet").to_pylist()
+    ]
+    assert sorted(row["prompt"] + row["answer"] + "<|im_end|>\n" for row in made) == sorted(known)
+    assert sum(row["answer"].startswith("<tool_call>") for row in made) == 20
+    meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
+    assert (meta["refused"], meta["noted"]) == ([], [])
 
 
 def test_conversations_that_share_a_long_system_turn_are_not_taken_for_each_other(tmp_path, workspace):
@@ -231,6 +593,7 @@ def test_any_task_can_be_asked_in_the_chat_form(tmp_path, workspace):
     out = workspace({}, {"chat_template": True}, base)
     meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
     assert meta["chat_template"] == ChatTemplate.of(base).digest
+    assert (meta["end_token_id"], meta["noted"]) == (None, [])
     for row in pq.read_table(out / "test.parquet").to_pylist():
         turns = [{"role": "user", "content": f"{row['text']}\nLabel:"}, {"role": "assistant", "content": row["label"]}]
         whole = reference.apply_chat_template(turns, return_dict=False)

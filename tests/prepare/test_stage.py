@@ -197,6 +197,22 @@ def test_rows_with_half_a_character_are_refused_and_counted(tmp_path, workspace)
     ]
 
 
+def test_labels_of_which_one_begins_another_close_with_the_end_token(tmp_path, workspace, capsys):
+    numbers = [{"text": f"</s> number {at} of {at * 7}", "label": at % 12 + 1} for at in range(120)]
+    write_jsonl(tmp_path / "rows.jsonl", numbers)
+    out = workspace({})
+    meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
+    words = {entry["label"]: entry["token_ids"] for entry in meta["labels"]}
+    assert meta["end_token_id"] == 1
+    assert words["1"][:-1] == words["10"][: len(words["1"]) - 1]
+    assert all(ids[-1] == 1 for ids in words.values())
+    assert all(row["answer_ids"] == words[row["label"]] for row in read(out, "train"))
+    kept = sum(split["rows"] for split in meta["splits"].values())
+    noted = "with text that holds a special token of the tokenizer: '</s>'"
+    assert meta["noted"] == [{"reason": noted, "count": kept}]
+    assert f"kept, but see: {kept} with text that holds a special token" in " ".join(capsys.readouterr().out.split())
+
+
 def test_free_answers_end_with_the_end_token(tmp_path, workspace):
     write_jsonl(tmp_path / "rows.jsonl", [{"q": f"question {at}?", "a": f"so\nit is {at}"} for at in range(30)])
     out = workspace({"task": "free", "template": "Q: {q}\nA:", "answer_column": "a"})

@@ -70,11 +70,73 @@ def test_sentencepiece_like_tokenizers_do_not_get_a_second_space(tmp_path):
     assert labels == {"yes": [4], "no": [5]}
 
 
-@pytest.mark.parametrize(("left", "right"), [("sports", "sports now"), ("yes", "yes")])
-def test_words_that_cannot_be_told_apart_are_both_named(tokenizer, left, right):
-    examples = [example("x\nLabel:", left, "first"), example("x\nLabel:", right, "second")]
-    with pytest.raises(UserError, match=f"cannot tell '{left}' .*first.* from '{right}' .*second"):
+def test_words_that_cannot_be_told_apart_are_both_named(tokenizer):
+    examples = [example("x\nLabel:", "yes", label) for label in ("first", "second")]
+    with pytest.raises(UserError, match=r"cannot tell 'yes' .*first.* from 'yes' .*second.*the same tokens; give one"):
         label_ids(tokenizer, examples)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sports", "sports now", "world"),
+        [str(n) for n in range(1, 13)],  # huggingface/trl and others: ratings, a token a digit
+        ("pto_request", "pto_request_status", "pay"),
+        ("a", "a a", "a a a"),
+    ],
+)
+def test_words_of_which_one_begins_another_all_close_with_the_end_token(tokenizer, raw, words):
+    examples = [example("x\nLabel:", word, word) for word in words]
+    ids = label_ids(tokenizer, examples)
+    assert ids == {word: [*raw.encode(f" {word}", add_special_tokens=False).ids, 1] for word in words}
+    made, _ = tokenise(tokenizer, examples, ids, 200)
+    assert [row.answer_ids for row in made] == [ids[word] for word in words]
+
+
+def test_words_of_which_one_begins_another_need_an_end_token(tmp_path):
+    folder = write_base(tmp_path)
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer_config.json").unlink()
+    examples = [example("x\nLabel:", word, word) for word in ("sports", "sports now")]
+    with pytest.raises(UserError, match=r"cannot tell 'sports' .* from 'sports now' .*names no end-of-sequence token"):
+        label_ids(PromptTokenizer(folder), examples)
+
+
+@pytest.mark.parametrize(("rows", "end", "token"), [(300, 1, "moon"), (338, 338, "None"), (338, [400, 1], "None")])
+def test_tokens_beyond_the_embedding_are_named_with_both_numbers(tmp_path, raw, rows, end, token):
+    """huggingface/transformers#12763 and #11102, hiyouga/LLaMA-Factory#9338."""
+    folder = write_base(tmp_path)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": rows, "eos_token_id": end}))
+    with pytest.raises(
+        UserError, match=rf"id (\d+), and the embedding has {rows} rows \(ids 0 to {rows - 1}\)"
+    ) as told:
+        tokenise(PromptTokenizer(folder), [example("a moon Label: sports", "yes")], None, 200)
+    worst = end if end == rows else 400 if isinstance(end, list) else max(raw.encode("a moon Label: sports").ids)
+    assert f"token {raw.id_to_token(worst)!r} has the id {worst}," in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "notes"),
+    [
+        ("a < b > c", "yes", []),
+        ("a </s> b </s>", "yes", ["with text that holds a special token of the tokenizer: '</s>'"]),
+        ("<s>", "no", ["with text that holds a special token of the tokenizer: '<s>'"]),
+        (
+            "a",
+            "yes </s> no",
+            [
+                "with text that holds a special token of the tokenizer: '</s>'",
+                "with an answer that holds the token that ends answers",
+            ],
+        ),
+    ],
+)
+def test_texts_that_hold_special_tokens_are_noted(tokenizer, raw, text, answer, notes):
+    """As transformers, the tokenizer reads them as its own: FranxYao/Long-Context-Data-Engineering#14."""
+    made, _ = tokenise(tokenizer, [example(text, answer)], None, 200)
+    assert tokenizer.notes(made[0]) == notes
+    own = [token for token in (*made[0].prompt_ids[1:], *made[0].answer_ids[:-1]) if token < 2]
+    assert bool(own) == bool(notes)
 
 
 def test_words_with_a_common_beginning_are_fine(tokenizer):
