@@ -19,7 +19,7 @@ def print_summary(methods: Mapping[str, dict[str, Any]], baselines: Mapping[str,
         table.add_row(
             name,
             f"{row[quality]:.3f}",
-            f"{row[f'{quality}_low']:.3f} to {row[f'{quality}_high']:.3f}",
+            f"[{row[f'{quality}_low']:.3f}, {row[f'{quality}_high']:.3f}]",
             *(f"{row[other]:.3f}" if other in row else "" for other in others),
             f"{share:.0%}" if share is not None else "",
         )

@@ -22,7 +22,7 @@ def print_summary(artifacts: Artifacts, page: Path, console: Console) -> None:
     console.print(Panel(_words(artifacts, found), padding=(1, 2)))
     compared = methods(artifacts)
     if compared:
-        console.print(_table(compared, artifacts, found.metric))
+        console.print(_quality(compared, artifacts, found.metric), _costs(compared))
     console.print(Text.assemble("Report: ", (str(page), "bold")), soft_wrap=True)
 
 
@@ -36,32 +36,32 @@ def _words(artifacts: Artifacts, found: Answer) -> RenderableType:
     return Group(Text(said.title, style="bold"), *(Text(line) for line in lines))
 
 
-def _table(compared: list[Method], artifacts: Artifacts, metric: str) -> Table:
-    table = Table(title="Quality and cost", title_justify="left", box=SIMPLE)
-    table.add_column("method")
-    table.add_column(f"test {SCORES[metric]}", no_wrap=True)
+def _quality(compared: list[Method], artifacts: Artifacts, metric: str) -> Table:
     others = [name for name in OVER_CLASSES if name in compared[0].scores]
-    for heading in (*(SCORES[name] for name in others), "trained", "FLOPs of full", "training time", "peak memory"):
-        table.add_column(heading, justify="right")
+    table = _table("Quality on the test split", *(SCORES[name] for name in (metric, *others)))
 
     def scores(found: Mapping[str, Interval]) -> list[str]:
-        return [_score(found.get(metric)), *(decimal(found[name].value) for name in others)]
+        lead = f"{decimal(found[metric].value)} {span(found[metric])}" if metric in found else decimal(None)
+        return [lead, *(decimal(found[name].value) for name in others)]
 
     for method in compared:
-        table.add_row(method.name, *scores(method.scores), *_costs(method))
+        table.add_row(method.name, *scores(method.scores))
     for name, found in baselines(artifacts).items():
         table.add_row(Text(BASELINE_NAMES[name], style="dim"), *scores(found))
     return table
 
 
-def _score(score: Interval | None) -> str:
-    return f"{decimal(score.value)} {span(score)}".strip() if score else decimal(None)
+def _costs(compared: list[Method]) -> Table:
+    table = _table("Cost", "trained", "FLOPs of full", "training time", "peak memory")
+    for m in compared:
+        costs = (parameters(m.trained), percent(m.cost_share), seconds(m.seconds), size(m.peak_memory))
+        table.add_row(m.name, *costs)
+    return table
 
 
-def _costs(method: Method) -> list[str]:
-    return [
-        parameters(method.trained),
-        percent(method.cost_share),
-        seconds(method.seconds),
-        size(method.peak_memory),
-    ]
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    table.add_column("method")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
