@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from typing import Final
 
 from stages.common import run_record
@@ -28,6 +29,9 @@ def exit_code(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str]
 
     Where DVC runs the stage, its start and its end are recorded.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "±" must not end finished work
     if not gc.isenabled():  # see stages/__init__.py
         gc.freeze()  # what was imported stays: no collection looks at it again
         gc.enable()

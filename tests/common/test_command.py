@@ -1,6 +1,9 @@
 """From faults to exit codes and one clear line."""
 
 import errno
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -39,3 +42,10 @@ def test_an_interrupt_is_told_apart(capsys):
 def test_a_bug_of_ours_keeps_its_traceback(bug):
     with pytest.raises(type(bug)):
         exit_code(raising(bug))
+
+
+def test_a_terminal_of_few_characters_ends_no_finished_work():
+    program = "from stages.common.command import exit_code; exit(exit_code(lambda _: print('R\\u00b2 \\u00b1 0.1')))"
+    plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], env=plain, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "R? ? 0.1\n", "")
