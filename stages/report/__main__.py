@@ -24,9 +24,7 @@ from stages.common.params import (
     Signals,
     Trace,
 )
-from stages.report.answer import answer
 from stages.report.artifacts_in import Sources, load
-from stages.report.headline import headline
 from stages.report.page import build, render, standalone_figures
 from stages.report.summary import print_summary
 
@@ -65,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with replacing_folder(options.figures) as folder:
         for name, svg in standalone_figures(page).items():
             write_text(folder / f"{name}.svg", svg)
-    print(f"{headline(answer(artifacts).facts).title}\nreport: {options.out}")
+    print(f"{page.headline.title}\nreport: {options.out}")
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:

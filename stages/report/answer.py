@@ -53,10 +53,9 @@ def leading_metric(artifacts: Artifacts, compared: Sequence[Method]) -> str:
     return quality if quality == "accuracy" or best >= _MEANINGFUL_MATCH else "loss"
 
 
-def key_figures(artifacts: Artifacts) -> list[KeyFigure]:
-    """Quality kept, compute, time and memory beside full fine-tuning, and the certainty of the boundary."""
-    found = answer(artifacts)
-    plan, method, full = artifacts.plan, found.method, found.full
+def key_figures(found: Answer, plan: FreezePlan) -> list[KeyFigure]:
+    """Quality, compute, time and memory beside full fine-tuning, and the certainty of the boundary."""
+    method, full = found.method, found.full
     tiles = [_quality_tile(found)] if method and found.metric in method.scores else []
     share = found.facts.cost
     tiles.append(

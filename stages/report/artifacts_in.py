@@ -80,9 +80,9 @@ def load(sources: Sources) -> Artifacts:
         plan=FreezePlan.load(require(sources.plan, "plan")),
         example=_first_row(sources.prepared / "train.parquet"),
         trace=_trace_record(sources.traces),
-        law=read_json(sources.law) if sources.law.exists() else None,
+        law=_json(sources.law),
         gains=_csv(sources.gains),
-        metrics=read_json(sources.metrics) if sources.metrics.exists() else None,
+        metrics=_json(sources.metrics),
         comparison=_csv(sources.comparison),
         predictions=_parquet(sources.predictions),
         runs={file.parent.name: read_json(file) for file in sorted(sources.models.glob("[!.]*/run.json"))},
@@ -90,7 +90,7 @@ def load(sources: Sources) -> Artifacts:
         hashes=_hashes(sources),
         digests=_digests(sources),
         benchmarks=_benchmarks(sources.benchmarks),
-        study=read_json(sources.study / "summary.json") if (sources.study / "summary.json").exists() else None,
+        study=_json(sources.study / "summary.json"),
         study_figures={
             file.stem: file.read_text(encoding="utf-8") for file in sorted((sources.study / "figures").glob("*.svg"))
         },
@@ -125,6 +125,10 @@ def _digests(sources: Sources) -> dict[str, str]:
     if any(sources.traces.glob("*.parquet")):
         found["traces"] = sha256_folder(sources.traces)
     return found
+
+
+def _json(path: Path) -> Json | None:
+    return read_json(path) if path.exists() else None
 
 
 def _csv(path: Path) -> pd.DataFrame | None:

@@ -5,7 +5,7 @@ from typing import Final
 from stages.common.freeze_plan import FreezePlan, FrontierPoint
 from stages.report import figures
 from stages.report.figures import FrontierDot
-from stages.report.tables import Cell, Column, Figure, Section, Table, number_cell
+from stages.report.tables import Cell, Figure, Section, Table, columns, number_cell
 from stages.report.wording import compact, count, decimal, flops, parameters, percent, size
 
 _MARKED: Final = ("full", "salf", "last-n")
@@ -33,14 +33,14 @@ def certainty_section(plan: FreezePlan) -> Section:
     section.sentences += [plan.reason, plan.certainty.words]
     if plan.fallback:
         section.sentences.append(f"Fallback: {plan.fallback}")
-    columns = [Column("Boundary"), Column("Gain"), Column("Wins"), Column("FLOPs of full"), Column("Trained layers")]
+    headings = ("Boundary", "Gain", "Wins", "FLOPs of full", "Trained layers")
     chosen = plan.certainty
     rows = [_candidate(plan, plan.boundary, chosen.value, chosen.win_share, "best")]
     rows += [_candidate(plan, r.boundary, r.value, r.win_share) for r in plan.runners_up]
     caption = "The chosen boundary."
     if plan.runners_up:
         caption = f"The chosen boundary and its runners-up by {plan.gain} gain in {plan.quantity}."
-    section.tables.append(Table("runners-up", caption, columns, rows))
+    section.tables.append(Table("runners-up", caption, columns(headings, words=0), rows))
     return section
 
 
@@ -106,7 +106,8 @@ def _memory_of(point: FrontierPoint) -> int:
 
 
 def _table(plan: FreezePlan) -> Table:
-    headings = ("Boundary", "Trained layers", "Trained", "FLOPs", "Of full", "Uncached", "Memory", plan.quantity, "Law")
+    headings = ["Boundary", "Trained layers", "Trained", "FLOPs", "Of full", "Uncached", "Memory"]
+    headings += [plan.quantity.capitalize(), "Law"]
     rows = [
         [
             number_cell(p.boundary, str(p.boundary), mark="best" if p.boundary == plan.boundary else ""),
@@ -122,4 +123,4 @@ def _table(plan: FreezePlan) -> Table:
         for p in plan.frontier
     ]
     caption = f"Every boundary: predicted cost, and {plan.quantity} at its space, traced and by the law."
-    return Table("frontier-table", caption, [Column(h.capitalize() if h.islower() else h) for h in headings], rows)
+    return Table("frontier-table", caption, columns(headings, words=0), rows)

@@ -10,7 +10,7 @@ from stages.report import depth_figures
 from stages.report.artifacts_in import Artifacts, Json
 from stages.report.depth_figures import Bars, LawCurve, profile_of
 from stages.report.stability import add_stability
-from stages.report.tables import Cell, Column, Figure, Section, Table, number_cell
+from stages.report.tables import Cell, Figure, Section, Table, columns, number_cell
 from stages.report.wording import compact, count, decimal, number, percent
 
 QUANTITIES: Final = {"deviation": "deviation", "loss": "loss (nats)"}
@@ -148,12 +148,9 @@ def _curve(entry: Mapping[str, Any]) -> LawCurve:
 
 def _law_table(quantity: str, found: Json, confidence: float | None) -> Table:
     headings = ("Law", "Parameters", "AICc", "R²", "RMSE", "Error on held-out layers", "From layer")
-    columns = [Column(heading, numeric=i > 1) for i, heading in enumerate(headings)]
     rows = [
         [
-            Cell(
-                _plain(entry["name"]), entry.get("formula", ""), mark="best" if entry["name"] == found["best"] else ""
-            ),
+            Cell(_plain(entry["name"]), entry.get("formula", ""), mark=_mark(entry, found)),
             Cell(_estimates(entry), mark="lines"),
             number_cell(number(entry.get("aicc")), decimal(number(entry.get("aicc")), 1)),
             number_cell(number(entry.get("r2")), decimal(number(entry.get("r2")))),
@@ -167,7 +164,7 @@ def _law_table(quantity: str, found: Json, confidence: float | None) -> Table:
         f"Laws of the {quantity} compared: lower AICc and error are better. Brackets: {percent(confidence)} intervals "
         "over resampled examples. AICc judges every law on all layers, R² and RMSE from the layer on where it holds."
     )
-    return Table(f"laws-{quantity}", caption, columns, rows)
+    return Table(f"laws-{quantity}", caption, columns(headings, words=2), rows)
 
 
 def _mark(entry: Mapping[str, Any], found: Json) -> str:

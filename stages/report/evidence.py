@@ -11,7 +11,8 @@ from stages.common.command import UserError
 from stages.common.export_formats import FORMATS
 from stages.report import identity
 from stages.report.artifacts_in import Artifacts
-from stages.report.tables import Cell, Column, Section, Table, number_cell, pairs
+from stages.report.quality import label_shares
+from stages.report.tables import Cell, Column, Section, Table, columns, number_cell, pairs
 from stages.report.wording import count, number, parameters, percent
 
 _TEXT_LIMIT = 400
@@ -169,31 +170,36 @@ def _losses(meta: Mapping[str, Any]) -> str:
 
 
 def _splits(meta: Mapping[str, Any]) -> Table:
-    headings = ("Split", "Rows", "Tokens", "Longest prompt", "SHA-256")
-    columns = [Column(h, numeric=0 < i < 4) for i, h in enumerate(headings)]
-    names = [name for name in ("train", "validation", "test") if name in meta["splits"]]
     rows = [
         [
             Cell(name),
             *(
-                number_cell(number(meta["splits"][name].get(key)), count(number(meta["splits"][name].get(key))))
-                for key in ("rows", "tokens", "prompt_tokens_max")
+                number_cell(number(split.get(k)), count(number(split.get(k))))
+                for k in ("rows", "tokens", "prompt_tokens_max")
             ),
-            Cell(str(meta["splits"][name].get("sha256", "")), mark="hash"),
+            Cell(str(split.get("sha256", "")), mark="hash"),
         ]
-        for name in names
+        for name, split in _in_order(meta)
     ]
-    return Table("splits", "The splits; no group of rows falls into two of them.", columns, rows)
+    headings = [*columns(("Split", "Rows", "Tokens", "Longest prompt")), Column("SHA-256", numeric=False)]
+    return Table("splits", "The splits; no group of rows falls into two of them.", headings, rows)
 
 
 def _labels(meta: Mapping[str, Any]) -> Table:
-    names = [name for name in ("train", "validation", "test") if name in meta["splits"]]
-    columns = [Column("Label", numeric=False), Column("Word", numeric=False), *(Column(n.capitalize()) for n in names)]
+    splits = _in_order(meta)
+    shares = {name: label_shares(meta, name) for name, _ in splits}
     rows = []
     for entry in meta["labels"]:
-        counts = [number((meta["splits"][n].get("label_counts") or {}).get(entry["label"], 0)) for n in names]
-        rows.append([Cell(entry["label"]), Cell(entry["word"]), *(number_cell(c, count(c)) for c in counts)])
-    return Table("labels", "Classes, their label words, and rows per split.", columns, rows)
+        label = entry["label"]
+        counts = [(name, (split.get("label_counts") or {}).get(label, 0)) for name, split in splits]
+        cells = [number_cell(n, count(n), percent(shares[name].get(label), 1)) for name, n in counts]
+        rows.append([Cell(label), Cell(entry["word"]), *cells])
+    headings = ("Label", "Word", *(name.capitalize() for name, _ in splits))
+    return Table("labels", "Labels, their words, and rows per split.", columns(headings, words=2), rows)
+
+
+def _in_order(meta: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(name, meta["splits"][name]) for name in ("train", "validation", "test") if name in meta["splits"]]
 
 
 def _surest(rows: pd.DataFrame, shown: int) -> pd.DataFrame:
@@ -218,4 +224,4 @@ def _example_table(name: str, caption: str, rows: pd.DataFrame, full: str | None
             Cell(str(row["predicted"]), f"probability {percent(sure)}" if sure is not None else ""),
         ]
         body.append([*cells, *([Cell(other.get(row["example_id"], ""))] if full else [])])
-    return Table(name, caption, [Column(h, numeric=False) for h in headings], body)
+    return Table(name, caption, columns(headings, words=len(headings)), body)

@@ -8,7 +8,7 @@ from typing import Any, Final
 from stages.common.artifacts import digest_of
 from stages.report.artifacts_in import Artifacts
 from stages.report.lineage_figure import Arrow, Box, lineage_figure
-from stages.report.tables import Cell, Column, Figure, Section, Table
+from stages.report.tables import Cell, Figure, Section, Table, columns
 from stages.report.wording import ABSENT, count
 
 SHORT: Final = 8  # characters of a hash in the figure; the table has all of them
@@ -196,7 +196,7 @@ def _table(found: Iterable[Link]) -> Table:
         for link in found
     ]
     caption = "Every reading of one artifact by another, with both hashes."
-    return Table("lineage-links", caption, [Column(h, numeric=False) for h in headings], rows)
+    return Table("lineage-links", caption, columns(headings, words=5), rows)
 
 
 def _short(digest: str | None) -> str:

@@ -79,7 +79,7 @@ def build(artifacts: Artifacts, parameters: Mapping[str, Any], examples_shown: i
         headline=headline(found.facts),
         layers=plan.model.layers,
         boundary=found.facts.boundary,
-        key_figures=key_figures(artifacts),
+        key_figures=key_figures(found, plan),
         sections=sections,
     )
 

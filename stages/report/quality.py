@@ -8,7 +8,7 @@ from typing import Any, Final
 from stages.common.figures.palette import variable
 from stages.report import figures
 from stages.report.artifacts_in import Artifacts
-from stages.report.tables import Cell, Column, Figure, Section, Table, number_cell
+from stages.report.tables import Cell, Figure, Section, Table, columns, number_cell
 from stages.report.wording import (
     THIN,
     Interval,
@@ -163,8 +163,8 @@ def _cost_shares(compared: list[Method]) -> Figure:
 def _scores(compared: list[Method], plain: Mapping[str, Mapping[str, Interval]], metric: str) -> Table:
     held = [*(method.scores for method in compared), *plain.values()]
     shown = [name for name in SCORES if any(name in scores for scores in held)]
-    columns = [Column("Method", numeric=False), *(Column(SCORES[name][0].upper() + SCORES[name][1:]) for name in shown)]
-    columns += [Column("Against full"), Column("At equal compute")]
+    scores = [SCORES[name][0].upper() + SCORES[name][1:] for name in shown]
+    headings = ("Method", *scores, "Against full", "At equal compute")
     rows = [
         [_named(m.name), *(_score(m.scores.get(s)) for s in shown), _gap(m, metric), _equal(m, metric)]
         for m in compared
@@ -179,7 +179,7 @@ def _scores(compared: list[Method], plain: Mapping[str, Mapping[str, Interval]],
         "At equal compute: the last validation score beside full fine-tuning’s when it had spent as much, read from "
         "an unfinished learning-rate schedule."
     )
-    return Table("methods", caption, columns, rows)
+    return Table("methods", caption, columns(headings), rows)
 
 
 def _costs(compared: list[Method]) -> Table:
@@ -193,9 +193,8 @@ def _costs(compared: list[Method]) -> Table:
         ]
         for m in compared
     ]
-    columns = [Column("Method", numeric=False)]
-    columns += [Column(heading) for heading in ("Trained", "FLOPs", "Training time", "Peak memory")]
-    return Table("costs", "Costs, and in small print their shares of full fine-tuning.", columns, rows)
+    headings = ("Method", "Trained", "FLOPs", "Training time", "Peak memory")
+    return Table("costs", "Costs, and in small print their shares of full fine-tuning.", columns(headings), rows)
 
 
 def _gap(method: Method, metric: str) -> Cell:
@@ -268,8 +267,8 @@ def _rates(artifacts: Artifacts) -> Table:
         ]
         for run, r in artifacts.runs.items()
     ]
-    columns = [Column(h, numeric=i > 0) for i, h in enumerate(headings)]
-    return Table("runs", "Every fine-tune with the learning rate that won on the validation split.", columns, rows)
+    caption = "Every fine-tune with the learning rate that won on the validation split."
+    return Table("runs", caption, columns(headings), rows)
 
 
 def _place_in_grid(record: Mapping[str, Any]) -> str:

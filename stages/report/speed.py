@@ -1,9 +1,9 @@
 """How fast this project is beside what people use: the tables of the benchmarks that lie beside the reports."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from stages.common.benchmark import Benchmark, Memory, ModelResult, Point, Spread
-from stages.report.tables import Cell, Column, Section, Table, number_cell, pairs
+from stages.report.tables import Cell, Column, Section, Table, columns, number_cell, pairs
 from stages.report.wording import THIN, compact, decimal, parameters, percent, seconds, size
 
 _TIMES = "×"
@@ -43,7 +43,7 @@ def _machine(name: str, benchmark: Benchmark) -> str:
 
 def _targets(name: str, benchmark: Benchmark) -> Table:
     headings = ("Target", "Goal", "Value", "Worst at", "Met")
-    columns = [Column(h, numeric=h in ("Goal", "Value")) for h in headings]
+    numeric = [Column(h, numeric=h in ("Goal", "Value")) for h in headings]
     rows = [
         [
             Cell(target.name),
@@ -54,7 +54,7 @@ def _targets(name: str, benchmark: Benchmark) -> Table:
         ]
         for target in benchmark.targets
     ]
-    return Table(f"speed-targets-{name}", f"{name}: targets.", columns, rows)
+    return Table(f"speed-targets-{name}", f"{name}: targets.", numeric, rows)
 
 
 def _points(prefix: str, model: ModelResult) -> Table:
@@ -75,7 +75,7 @@ def _points(prefix: str, model: ModelResult) -> Table:
         f"{work.examples} examples of {work.mean_tokens:.0f} tokens, {work.shared_tokens} of them shared, in batches "
         f"of {work.batch_size}: our seconds, and how many times as fast as each."
     )
-    return Table(f"speed-{prefix}", caption, _columns(headings), [_point(point) for point in model.points])
+    return Table(f"speed-{prefix}", caption, columns(headings, words=0), [_point(point) for point in model.points])
 
 
 def _point(point: Point) -> list[Cell]:
@@ -94,7 +94,9 @@ def _point(point: Point) -> list[Cell]:
 def _memory(prefix: str, model: ModelResult) -> Table:
     headings = ("Boundary", "Ours", "Trainer", "Trainer, frozen", "Trainer, LoRA")
     caption = f"{model.workload.model}: peak memory of the process, libraries and weights included (GPU: allocated)."
-    return Table(f"speed-memory-{prefix}", caption, _columns(headings), [_peaks(memory) for memory in model.memory])
+    return Table(
+        f"speed-memory-{prefix}", caption, columns(headings, words=0), [_peaks(memory) for memory in model.memory]
+    )
 
 
 def _peaks(memory: Memory) -> list[Cell]:
@@ -103,13 +105,13 @@ def _peaks(memory: Memory) -> list[Cell]:
 
 
 def _tracing(prefix: str, model: ModelResult) -> Table:
-    columns = [Column("Way", numeric=False), Column("Examples per second"), Column("Of a plain forward pass")]
+    headings = ("Way", "Examples per second", "Of a plain forward pass")
     rows = [
         [Cell(way.what), number_cell(way.examples_per_second.median, compact(way.examples_per_second.median)), share]
         for way in model.tracing
         for share in [_ratio(way.of_plain_forward)]
     ]
-    return Table(f"speed-tracing-{prefix}", f"{model.workload.model}: tracing.", columns, rows)
+    return Table(f"speed-tracing-{prefix}", f"{model.workload.model}: tracing.", columns(headings), rows)
 
 
 def _processes(name: str, benchmark: Benchmark) -> Table:
@@ -125,8 +127,7 @@ def _processes(name: str, benchmark: Benchmark) -> Table:
         if model.allocator:
             what = f"{model.workload.model}: time without the allocator settings"
             rows.append([Cell(what), _ratio(model.allocator.slower_without)])
-    columns = [Column("What", numeric=False), Column("Time")]
-    return Table(f"speed-processes-{name}", f"{name}: whole processes and settings.", columns, rows)
+    return Table(f"speed-processes-{name}", f"{name}: whole processes and settings.", columns(("What", "Time")), rows)
 
 
 def _seconds(laps: Spread) -> Cell:
@@ -136,7 +137,3 @@ def _seconds(laps: Spread) -> Cell:
 def _ratio(ratio: Spread) -> Cell:
     note = f"{decimal(ratio.low, 2)} to {decimal(ratio.high, 2)}"
     return number_cell(ratio.median, f"{decimal(ratio.median, 2)}{_TIMES}", note)
-
-
-def _columns(headings: Sequence[str]) -> list[Column]:
-    return [Column(heading) for heading in headings]

@@ -60,6 +60,11 @@ class Section:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+def columns(headings: Sequence[str], words: int = 1) -> list[Column]:
+    """Columns of which the first ones hold words, the others numbers."""
+    return [Column(heading, numeric=place >= words) for place, heading in enumerate(headings)]
+
+
 def number_cell(value: float | None, text: str, note: str = "", mark: str = "") -> Cell:
     """A numeric cell; an absent value shows a dash."""
     return Cell(ABSENT, "", None, mark) if value is None else Cell(text, note, value, mark)
@@ -67,4 +72,4 @@ def number_cell(value: float | None, text: str, note: str = "", mark: str = "") 
 
 def pairs(name: str, caption: str, rows: Sequence[tuple[str, str]], headings: tuple[str, str]) -> Table:
     """A table of two text columns."""
-    return Table(name, caption, [Column(h, numeric=False) for h in headings], [[Cell(k), Cell(v)] for k, v in rows])
+    return Table(name, caption, columns(headings, words=2), [[Cell(k), Cell(v)] for k, v in rows])
