@@ -24,6 +24,7 @@ def classes(*sizes):
 @pytest.mark.parametrize("known", [5, 3], ids=["all classes occur", "some are only predicted"])
 @pytest.mark.parametrize("seed", range(3))
 def test_scores_over_classes_are_scikit_learns(seed, known):
+    """Recalls of classes that are only predicted do not count: online-ml/river#1953."""
     rng = np.random.default_rng(seed)
     truth, said = rng.integers(known, size=60).astype(str), rng.integers(5, size=60).astype(str)
     ours = Bootstrap(60, 50, 0.95, 0, list(truth)).over_classes(list(said))
@@ -48,6 +49,7 @@ def test_every_resample_keeps_the_classes_sizes_and_is_scored_by_itself():
 
 @pytest.mark.parametrize("sizes", [(30, 30, 1), (3,) * 20, (1, 1), (500, 1, 1), (40,)])
 def test_a_perfect_predictor_is_certain_however_rare_a_class_is(sizes):
+    """A class without test examples costs nothing (Lightning-AI/torchmetrics#300), a rare one neither."""
     truth = list(classes(*sizes))
     for score in Bootstrap(len(truth), 200, 0.95, 0, truth).over_classes(truth).values():
         assert (score.low, score.value, score.high) == (1, 1, 1)
