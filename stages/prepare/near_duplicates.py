@@ -1,77 +1,117 @@
-"""Near-duplicate texts by the Jaccard similarity of their word trigrams, exactly and without comparing all pairs.
+"""Near-duplicate texts: the Jaccard similarity of their trigrams of words and signs, without comparing all pairs.
 
 Two sets of similarity t or more share at least ⌈t·|x|⌉ elements, so any |x| − ⌈t·|x|⌉ + 1 elements of x hold one
 that y has too. With all elements in one global order, rarest first, it is enough to look at so long a prefix of
 both (prefix filtering: Chaudhuri, Ganti, Kaushik 2006; Bayardo, Ma, Srikant 2007, §3). Rare trigrams stand in few
-texts, which keeps the candidates few; these are compared in full: nothing is missed and nothing is guessed.
+texts, which keeps the candidates few; these are compared in full, and nothing is missed.
+
+Rows generated from a template have no rare trigrams: every row would be every other's candidate. So the work per
+text is bounded: at most ``COMPARED`` candidates are compared, those of the rarest trigrams first. A text with more
+candidates may keep a near-duplicate among the others; equal ones are always found.
 """
 
 import math
-import re
+import unicodedata
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from typing import Final
+
+import regex
 
 Shingle = tuple[str, ...]
 
-_ORDER: Final = 3  # words in a shingle
-_WORD: Final = re.compile(r"\w+")
+COMPARED: Final = 20  # candidates of one text
+
+_ORDER: Final = 3  # tokens in a shingle
 _ROUNDING: Final = 1e-9
+
+# Letters of scripts that put no spaces between words.
+_UNSPACED: Final = (
+    r"[\p{L}&&[\p{Han}\p{scx=Hiragana}\p{scx=Katakana}\p{Bopomofo}\p{Yi}\p{Tibetan}\p{Javanese}\p{Balinese}\p{LB=SA}]]"
+)
+_TOKEN: Final = regex.compile(rf"(?V1)(?:[0-9a-z_]|[\w--{_UNSPACED}])+|\S\p{{M}}*")  # the first class is the faster
+_INVISIBLE: Final = regex.compile(r"\p{Default_Ignorable_Code_Point}")
+_ENOUGH: Final = rf"(?:[\p{{L}}\p{{M}}]{{2}}|{_UNSPACED})"  # of a word, not to be a variable's name
+_WORD: Final = regex.compile(rf"(?V1){_UNSPACED}|[\p{{L}}\p{{M}}]{{2,}}")
+_FORMAL: Final = regex.compile(r"[\p{Sm}{}\[\]\\^_*]|(?<=\w)\(")  # signs of mathematics and code
+_WORDS_PER_FORMAL: Final = 4  # fewer: not prose
+_MARK_BEYOND_ASCII: Final = regex.compile(r"(?V1)[[\p{Terminal_Punctuation}\p{Quotation_Mark}…¿¡]--[\x00-\x7f]]")
+_MARK: Final = regex.compile(
+    rf"""(?V1)(?<={_ENOUGH}|\))\s*[.,;:!?"']+(?=\s|$|{_UNSPACED})"""  # ends a word
+    rf"""|(?<={_ENOUGH})(?:[,;!?]|\s*\p{{Pd}}+\s*)(?={_ENOUGH})"""  # parts two, a space forgotten
+    r"""|(?<=\w)[.,;:?"']+(?=\s|$)"""  # ends a number or a letter: there "!" may be the factorial
+    rf"""|(?<!\S)["']+(?={_ENOUGH})|(?<=\p{{L}})'(?=\p{{L}})"""  # begins a word, or is an apostrophe
+)
 
 
 def shingles(text: str) -> frozenset[Shingle]:
-    """The set of word trigrams of a text, in lower case and without punctuation.
+    """The set of trigrams of a text's tokens; a text of one or two tokens is one shingle.
 
-    A text of one or two words is one shingle; one without words is a shingle of its characters: such
-    texts are near-duplicates only of texts with the same words.
+    A token is a word, a letter of a script without spaces, or any other sign. Case, Unicode's forms of one character,
+    invisible characters and spacing do not count. In prose, punctuation and quotes do not count either where
+    they end or begin a word. Any other sign does: brackets, operators, currencies, emoji.
     """
-    words = _WORD.findall(text.lower())
-    if len(words) < _ORDER:
-        return frozenset([tuple(words) or (text.strip(),)])
-    return frozenset(zip(*(words[start:] for start in range(_ORDER)), strict=False))
-
-
-def jaccard(left: frozenset[Shingle], right: frozenset[Shingle]) -> float:
-    """|left ∩ right| / |left ∪ right|, in [0, 1]; both not empty."""
-    shared = len(left & right)
-    return shared / (len(left) + len(right) - shared)
+    tokens = _TOKEN.findall(_plain(text))
+    if len(tokens) < _ORDER:
+        return frozenset([tuple(tokens) or (text.strip(),)])
+    return frozenset(zip(*(tokens[start:] for start in range(_ORDER)), strict=False))
 
 
 def have_near_duplicate(texts: Sequence[str], references: Sequence[str], threshold: float) -> list[bool]:
     """For each text, whether some reference has a Jaccard similarity of at least ``threshold``, in (0, 1].
 
-    Time grows with the number of texts and of candidates that share a rare trigram, memory with the
-    trigrams of the references.
+    Time grows with the number of texts, memory with the trigrams of the references.
     """
-    known = list(dict.fromkeys(map(shingles, references)))
-    asked = list(map(shingles, texts))
-    frequency = Counter(shingle for group in (known, asked) for one in group for shingle in one)
-    index: defaultdict[Shingle, list[int]] = defaultdict(list)
-    for position, reference in enumerate(known):
-        for shingle in _prefix(reference, frequency, threshold):
-            index[shingle].append(position)
-    return [
-        any(jaccard(one, known[at]) >= threshold for at in _candidates(one, known, index, frequency, threshold))
-        for one in asked
-    ]
+    index = _Index(dict.fromkeys(map(shingles, references)), threshold)
+    return [index.holds_one_like(shingles(text)) for text in texts]
 
 
-def _candidates(
-    one: frozenset[Shingle],
-    known: Sequence[frozenset[Shingle]],
-    index: defaultdict[Shingle, list[int]],
-    frequency: Counter[Shingle],
-    threshold: float,
-) -> Iterator[int]:
-    seen: set[int] = set()
-    for shingle in _prefix(one, frequency, threshold):
-        for position in index.get(shingle, ()):
-            sizes = sorted((len(one), len(known[position])))
-            if position not in seen and sizes[0] >= threshold * sizes[1] - _ROUNDING:
-                seen.add(position)
-                yield position
+class _Index:
+    """The references by the rarest of their shingles, each shingle as its rank in the global order."""
+
+    def __init__(self, known: dict[frozenset[Shingle], None], threshold: float) -> None:
+        self.known, self.threshold = known, threshold
+        frequency = Counter(chain.from_iterable(known))
+        ordered = sorted(frequency, key=lambda shingle: (frequency[shingle], shingle))
+        self.rank = {shingle: at for at, shingle in enumerate(ordered)}
+        self.references = [array("I", sorted(map(self.rank.__getitem__, one))) for one in known]
+        self.postings: defaultdict[int, list[int]] = defaultdict(list)
+        for position, ranks in enumerate(self.references):
+            for rank in ranks[: self._prefix(len(ranks))]:
+                self.postings[rank].append(position)
+
+    def holds_one_like(self, one: frozenset[Shingle]) -> bool:
+        """Whether a reference is near enough to the text of these shingles."""
+        if one in self.known:
+            return True
+        ranks = sorted(self.rank[shingle] for shingle in one if shingle in self.rank)
+        unknown = len(one) - len(ranks)  # these come first in the order: no reference holds them
+        prefix = ranks[: max(self._prefix(len(one)) - unknown, 0)]
+        seen, own = set[int](), frozenset(ranks)
+        for position in chain.from_iterable(self.postings.get(rank, ()) for rank in prefix):
+            if len(seen) == COMPARED:
+                return False
+            if position not in seen and _jaccard(own, self.references[position], unknown) >= self.threshold:
+                return True
+            seen.add(position)
+        return False
+
+    def _prefix(self, size: int) -> int:
+        return size - math.ceil(self.threshold * size - _ROUNDING) + 1
 
 
-def _prefix(one: frozenset[Shingle], frequency: Counter[Shingle], threshold: float) -> Iterable[Shingle]:
-    ordered = sorted(one, key=lambda shingle: (frequency[shingle], shingle))
-    return ordered[: len(ordered) - math.ceil(threshold * len(ordered) - _ROUNDING) + 1]
+def _jaccard(left: frozenset[int], right: "array[int]", only_left: int) -> float:
+    shared = len(left.intersection(right))
+    return shared / (len(left) + only_left + len(right) - shared)
+
+
+def _plain(text: str) -> str:
+    """One form of a text for all that differ in what does not count; spaces still part its words."""
+    if not text.isascii():
+        text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    text = text.casefold()
+    if _WORDS_PER_FORMAL * len(_FORMAL.findall(text)) >= len(_WORD.findall(text)):
+        return text
+    return _MARK.sub(" ", text if text.isascii() else _MARK_BEYOND_ASCII.sub(" ", text))
