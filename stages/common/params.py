@@ -165,7 +165,7 @@ class Prepare(Group):
     """Limits of the prepared examples."""
 
     max_tokens: Annotated[int, Field(ge=8)]
-    near_duplicate: Share
+    near_duplicate: Share | None
     chat_template: bool
 
 

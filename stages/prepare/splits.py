@@ -46,11 +46,12 @@ def carve(examples: Examples, limits: Limits, seed: int) -> Examples:
     return {**examples, **carved}
 
 
-def separate(examples: Examples, threshold: float) -> tuple[Examples, Lost]:
+def separate(examples: Examples, threshold: float | None) -> tuple[Examples, Lost]:
     """Drop what leaks from one split into another, and what stands twice in the training split.
 
     The test split is left as it is: rows of validation that share a group or are near-duplicates with
-    test go, and rows of training that do so with either.
+    test go, and rows of training that do so with either. Without a threshold, texts of different splits are not
+    compared, and the same text may stand in two.
 
     Returns:
         The splits, and what was dropped.
@@ -153,11 +154,13 @@ def _fit(
 
 
 def _unlike(
-    examples: list[Example], held_out: list[Example], name: str, other: str, threshold: float, dropped: Lost
+    examples: list[Example], held_out: list[Example], name: str, other: str, threshold: float | None, dropped: Lost
 ) -> list[Example]:
     groups = {example.group for example in held_out} - {None}
     apart = [example for example in examples if example.group not in groups]
     dropped[name, f"{name} row of a group that {other} holds"] += len(examples) - len(apart)
+    if threshold is None:
+        return apart
     alike = have_near_duplicate([e.text for e in apart], [e.text for e in held_out], threshold)
     dropped[name, f"{name} row that is a near-duplicate of one in {other}"] += sum(alike)
     return [example for example, found in zip(apart, alike, strict=True) if not found]

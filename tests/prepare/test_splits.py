@@ -87,6 +87,13 @@ def test_leaks_are_dropped_from_the_training_side_and_counted():
     }
 
 
+def test_without_a_threshold_groups_alone_are_kept_apart():
+    rows = {name: [example(name, text="the same words")] for name in ("train", "validation", "test")}
+    assert separate(rows, None)[0] == rows
+    grouped = {**rows, "train": [example("a", group="g")], "test": [example("b", group="g")]}
+    assert separate(grouped, None)[0]["train"] == []
+
+
 def test_one_question_about_other_candidates_is_another_one():
     asked = [
         replace(example(f"r{n}", label=None, text="Which of these floats in water?"), candidates=candidates)
