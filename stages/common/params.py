@@ -113,6 +113,12 @@ class Choices(Group):
     first: Literal[0, 1]
 
 
+OLD_BALANCE: Final = {True: "all", False: "none"}  # as release 0.1.0 spelled them
+Balance = Annotated[
+    Literal["train", "all", "none"], BeforeValidator(lambda v: OLD_BALANCE[v] if isinstance(v, bool) else v)
+]
+
+
 class Data(Group):
     """The task: where the rows come from and what is asked of the model."""
 
@@ -130,7 +136,7 @@ class Data(Group):
     choices: Choices
     messages: str | None
     group_column: str | None
-    balance: bool
+    balance: Balance
     limits: Limits
     seed: Seed
 

@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = loaded.identity
     del loaded  # the rows are examples now
     examples = carve(examples, room.data.limits, room.data.seed)
-    examples, dropped = separate(examples, room.prepare.near_duplicate)
-    examples, unknown = draw(examples, room.data)
+    before, dropped = separate(examples, room.prepare.near_duplicate)
+    examples, unknown = draw(before, room.data)
     refused += unknown
 
     def check(labels: dict[str, list[str | None]]) -> None:
@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dropped=dropped,
         refused=refused,
         filler=filler,
+        before=before,
     )
     meta = write_prepared(arguments.out, splits, meta)
     shown = splits[TRAIN][0].example

@@ -1,7 +1,7 @@
 """The prepared folder: one parquet file per split, and ``meta.json``."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from stages.common.artifacts import replacing_folder, sha256_file, write_json
 from stages.common.params import Data, Prepare
 from stages.prepare.chat import ChatTemplate
 from stages.prepare.examples import Filler
-from stages.prepare.rows import Lost
+from stages.prepare.rows import Example, Lost
 from stages.prepare.tokens import PromptTokenizer, Tokenised, shared_prefix
 
 SCHEMA: Final = 1
@@ -73,6 +73,7 @@ def describe(
     dropped: Lost,
     refused: Lost,
     filler: Filler,
+    before: Mapping[str, Sequence[Example]],
 ) -> dict[str, Any]:
     """The contents of ``meta.json``, but for the files' hashes.
 
@@ -82,7 +83,9 @@ def describe(
     prompts were written with; ``max_tokens`` is the length that held: the smaller of what was asked for and the model's
     context. ``noted`` says what is unusual about kept rows. ``classes_left_out`` are labels
     without a training row that could be kept, and the rows that have them; ``blank`` counts the examples in which a
-    column of the template (or of the group) is empty.
+    column of the template (or of the group) is empty. ``balance`` names the splits that were balanced over their labels
+    where a limit cut them; ``label_counts`` are those of the kept rows, ``source_label_counts`` those of the rows
+    ``before`` the limits.
     """
     rows = [row for examples in splits.values() for row in examples]
     words = {row.example.label: row.example.answer for row in rows}
@@ -96,7 +99,8 @@ def describe(
         "choice_score": data.choices.score if data.task == "multiple-choice" else None,
         "chat_template": chat.digest if chat else None,
         "labels": [{"label": label, "word": words[label], "token_ids": ids} for label, ids in (labels or {}).items()],
-        "splits": {name: _split_facts(examples) for name, examples in splits.items()},
+        "balance": data.balance if data.task == "classification" else None,
+        "splits": {name: _split_facts(examples, before[name]) for name, examples in splits.items()},
         "dropped": {reason: count for (_, reason), count in sorted(dropped.items())},
         "refused": [
             {"split": split, "reason": reason, "count": count} for (split, reason), count in sorted(refused.items())
@@ -111,8 +115,7 @@ def describe(
     }
 
 
-def _split_facts(examples: Sequence[Tokenised]) -> dict[str, Any]:
-    labels = Counter(row.example.label for row in examples if row.example.label is not None)
+def _split_facts(examples: Sequence[Tokenised], before: Sequence[Example]) -> dict[str, Any]:
     lengths = [len(row.prompt_ids) for row in examples]
     candidates = sum(len(row.candidate_ids) for row in examples)
     return {
@@ -122,8 +125,13 @@ def _split_facts(examples: Sequence[Tokenised]) -> dict[str, Any]:
         "prompt_tokens_min": min(lengths),
         "prompt_tokens_max": max(lengths),
         "answer_tokens": sum(len(row.answer_ids) for row in examples),
-        "label_counts": dict(labels),
+        "label_counts": _label_counts(row.example for row in examples),
+        "source_label_counts": _label_counts(before),
     }
+
+
+def _label_counts(examples: Iterable[Example]) -> dict[str, int]:
+    return dict(Counter(example.label for example in examples if example.label is not None))
 
 
 def _table(examples: Sequence[Tokenised]) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Which example falls into which split: groups kept whole, labels balanced, no leaks between splits.
+"""Which example falls into which split: groups kept whole, training labels balanced, no leaks between splits.
 
 Every draw orders the examples by a hash of the seed and a name: it does not depend on the order of the
 source, and an added row does not reshuffle the others.
@@ -65,18 +65,21 @@ def separate(examples: Examples, threshold: float | None) -> tuple[Examples, Los
 
 
 def draw(examples: Examples, data: Data) -> tuple[Examples, Lost]:
-    """Draw the rows to keep within the limits, balanced over the labels where asked, in a drawn order.
+    """Draw the rows to keep within the limits, in a drawn order.
+
+    A split that ``data.balance`` names and its limit cuts gets as many rows of every label as there are; any other
+    keeps the frequencies of its labels.
 
     Returns:
         The splits, and the refused rows: those whose label is in no kept training example.
     """
     refused = Lost()
-    kept = {TRAIN: _limit(examples[TRAIN], data.limits.train, data)}
+    kept = {TRAIN: _limit(examples[TRAIN], TRAIN, data)}
     labels = {example.label for example in kept[TRAIN]}
-    for split, limit in ((VALIDATION, data.limits.validation), (TEST, data.limits.test)):
+    for split in (VALIDATION, TEST):
         known, unknown = of_labels(examples[split], labels)
         refused += Lost({(split, reason): count for reason, count in unknown.items()})
-        kept[split] = _limit(known, limit, data)
+        kept[split] = _limit(known, split, data)
     return kept, refused
 
 
@@ -176,11 +179,12 @@ def _distinct(train: list[Example], dropped: Lost) -> list[Example]:
     return list(kept.values())
 
 
-def _limit(examples: list[Example], limit: int | None, data: Data) -> list[Example]:
+def _limit(examples: list[Example], split: str, data: Data) -> list[Example]:
     drawn = sorted(examples, key=lambda example: _hash(data.seed, example.example_id))
+    limit: int | None = getattr(data.limits, split)
     if limit is None or len(drawn) <= limit:
         return drawn
-    if data.task == "classification" and data.balance:
+    if data.task == "classification" and data.balance in (split, "all"):
         return _balanced(drawn, limit)
     return drawn[:limit]
 

@@ -59,7 +59,7 @@ def make_data(**changes: Any) -> Data:
         "choices": Choices(column=None, answer="text", score="character", first=0),
         "messages": None,
         "group_column": None,
-        "balance": True,
+        "balance": "train",
         "limits": Limits(train=None, validation=None, test=None),
         "seed": 1,
     }

@@ -114,12 +114,24 @@ def test_balanced_limit_gives_what_a_rare_label_lacks_to_the_others():
     assert Counter(e.label for e in kept["train"]) == {"a": 15, "b": 15, "c": 4}
 
 
-def test_without_balance_the_proportions_stay():
-    train = many("a", 800) + many("b", 200)
-    kept, _ = draw(splits_of(train), make_data(balance=False, limits=Limits(train=500, validation=None, test=None)))
-    counts = Counter(e.label for e in kept["train"])
-    assert counts.total() == 500
-    assert counts["b"] == pytest.approx(100, abs=25)  # three standard deviations of the draw
+@pytest.mark.parametrize(
+    ("balance", "balanced"),
+    [
+        ("train", {"train"}),
+        ("all", {"train", "validation", "test"}),
+        ("none", set()),
+        (True, {"train", "validation", "test"}),  # as release 0.1.0 spelled it
+        (False, set()),
+    ],
+)
+def test_the_splits_that_balance_names_are_balanced_and_the_others_keep_their_proportions(balance, balanced):
+    rows = {split: many("a", 2700) + many("b", 300) for split in ("train", "validation", "test")}
+    limits = Limits(train=500, validation=400, test=600)
+    kept, _ = draw(rows, make_data(balance=balance, limits=limits))
+    for split, part in kept.items():
+        rare = sum(e.label == "b" for e in part)
+        assert len(part) == getattr(limits, split)
+        assert rare == (min(300, len(part) / 2) if split in balanced else pytest.approx(len(part) / 10, abs=25))
 
 
 def test_a_larger_limit_adds_rows_and_keeps_the_others():

@@ -293,7 +293,9 @@ def run(folder, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_the_shipped_default_is_balanced_split_by_file_and_apart_from_its_worked_examples(tmp_path, monkeypatch):
+def test_the_shipped_default_is_balanced_in_training_split_by_file_and_apart_from_its_worked_examples(
+    tmp_path, monkeypatch
+):
     params = (PROJECT / "params.yaml").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(params.replace("max_tokens: 512", "max_tokens: 8000"), encoding="utf-8")
@@ -304,9 +306,15 @@ def test_the_shipped_default_is_balanced_split_by_file_and_apart_from_its_worked
     for split, limit in (("train", limits.train), ("validation", limits.validation), ("test", limits.test)):
         part = read(tmp_path / "prepared", split)
         assert len(part) == limit
-        assert meta["splits"][split]["label_counts"] == dict.fromkeys(LIBRARIES, limit // len(LIBRARIES))
+        kept, source = meta["splits"][split]["label_counts"], meta["splits"][split]["source_label_counts"]
+        even = dict.fromkeys(LIBRARIES, limit // len(LIBRARIES))
+        natural = {label: limit * n / sum(source.values()) for label, n in source.items()}
+        for label, expected in (even if split == "train" else natural).items():
+            deviation = 0 if split == "train" else 4 * expected**0.5  # a binomial draw's standard deviation at most
+            assert abs(kept.get(label, 0) - expected) <= deviation
         texts += [row["text"] for row in part]
         files.append({row["group"] for row in part})
+    assert meta["balance"] == "train"
     assert sum(map(len, files)) == len(set().union(*files))
     assert len({text.lower() for text in texts}) == len(texts)
     assert meta["truncated"] == 0

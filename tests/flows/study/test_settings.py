@@ -44,7 +44,7 @@ def given(values):
         {"data.template": "it's {text}, [x]: {{y}} = $ # % ümlaut\n\n"},
         {"data.label_words": {"very negative": "so, so", "a-b": "", "Why?": "x: y", "co/de": "(z)"}},
         {"finetune.learning_rate": {"freeze-15": [5e-05, 0.0001], "salf+lora": [0.001]}},
-        {"data.group_column": None, "data.balance": False, "finetune.epochs": 7},
+        {"data.group_column": None, "data.balance": "none", "finetune.epochs": 7},
         {"data.splits": {"train": "all", "validation": None, "test": "test"}},
         {"compare.methods": ["full", "freeze-8"], "compare.seeds": [3]},
     ],
