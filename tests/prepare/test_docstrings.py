@@ -184,7 +184,7 @@ def test_generated_vendored_test_and_broken_files_are_left_out(tiny_libraries):
     tiny_libraries("lib_one_here/broken.py", "def (:")
     loaded = read_docstrings(1, None)
     assert [row.example_id for row in loaded.rows["train"]] == ["lib_one_here/kept.py:1"]
-    assert loaded.refused["source file that Python cannot read"] == 1
+    assert loaded.refused["train", "source file that Python cannot read"] == 1
     assert loaded.identity["libraries"] == {"one": "one-1.0", "two": "two-1.0"}
 
 
@@ -195,8 +195,8 @@ def test_a_sentence_of_two_libraries_is_of_none(tiny_libraries):
     tiny_libraries("lib_one_here/c.py", '"""ONLY the library called lib_one_here says this."""')
     loaded = read_docstrings(1, None)
     assert len(loaded.rows["train"]) == 2
-    assert loaded.refused["docstring of two libraries"] == 2
-    assert loaded.refused["docstring seen before"] == 1
+    assert loaded.refused["train", "docstring of two libraries"] == 2
+    assert loaded.refused["train", "docstring seen before"] == 1
 
 
 def test_a_library_that_is_not_installed(monkeypatch):
