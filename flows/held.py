@@ -97,13 +97,13 @@ def clear_away(project: Path, hold: Hold, found_by: str, tell: Callable[[str], N
         tell(f"the run {hold.died.run!r} was killed: {message}")
         _bury(hold.died, message)
     for pid in stop_leftovers(project):
-        tell(f"ended process {pid}, which a run that is no more had left at work")
+        tell(f"ended process {pid}, left running by a run that no longer exists")
     for line in clear(project):
         tell(line)
     if back := put_back_left(project):
         tell(f"restored the outputs that a killed run had backed up: {', '.join(back)}")
     if take_back(project):
-        tell("took back the parameter overrides of a run that was killed")
+        tell("removed the parameter overrides of a killed run")
 
 
 def refused(message: str) -> State[Any]:

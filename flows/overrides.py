@@ -53,7 +53,7 @@ def overridden(project: Path, overrides: Mapping[str, Any]) -> Iterator[None]:
         return
     path = project / PARAMS_FILE
     if not path.exists():
-        raise OverrideError(f"{PARAMS_FILE}: no such file, so nothing can be overridden")
+        raise OverrideError(f"{PARAMS_FILE}: no such file, so no parameter can be overridden")
     before = path.read_text(encoding="utf-8")
     during = changed(before, overrides)
     _write(project / _JOURNAL, json.dumps({"before": before, "during": during}))

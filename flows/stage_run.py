@@ -149,7 +149,7 @@ def outcome(name: str, lines: Sequence[str]) -> Outcome:
     """
     told = _announced(name, lines)
     if told is None:
-        raise StageFailedError(f"{name}: DVC ended well but did not say what it did", passing=False)
+        raise StageFailedError(f"{name}: DVC succeeded but did not report what it did", passing=False)
     return told
 
 

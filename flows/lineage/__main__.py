@@ -140,7 +140,7 @@ def _head(arguments: argparse.Namespace) -> int:
     with open_project(arguments.project) as project:
         newest = ledger.head(run_record.ledger_of(project.root))
     if newest is None:
-        return _fail("the ledger is empty: no stage has been run by DVC here", NOT_SO)
+        return _fail("the ledger is empty: DVC has run no stage here", NOT_SO)
     _say(asdict(newest), f"{newest.seq} {newest.sha256}", arguments.json)
     return FINE
 

@@ -68,7 +68,7 @@ def export(name: str, project: Path, out: Path | None = None, key: Path | None =
         ProjectError: the folder is no DVC project.
     """
     if key is not None and name != "slsa":
-        raise ExportError(f"--key signs SLSA provenance; {name} takes none")
+        raise ExportError(f"--key applies to slsa only, not to {name}")
     try:
         with open_project(project) as opened:
             return _FORMATS[name](opened, out, key)
@@ -98,7 +98,7 @@ def _export_openlineage(project: Project, out: Path | None, _key: Path | None) -
 
     found = openlineage.events(ledger.read(project.ledger))
     if not found:
-        raise ExportError("no run is on record: run the chain first (make run)")
+        raise ExportError("no run is recorded: run the chain first (make run)")
     if out is None and openlineage.server():
         openlineage.post(found)
         return []
@@ -129,7 +129,7 @@ def _current(project: Project) -> list[Result]:
     changed = [path for path, artifact in members(found).items() if project.name_of(path) != artifact.md5]
     if changed:
         names = ", ".join(changed)
-        raise ExportError(f"the folder is not what dvc.lock says ({names}): bring it up to date (dvc pull; dvc repro)")
+        raise ExportError(f"the folder does not match dvc.lock ({names}): update it (dvc pull; dvc repro)")
     return found
 
 

@@ -104,8 +104,8 @@ def find(universe: Universe, asked: str) -> Subject:
     if len(asked) >= _SHORTEST_HASH and set(asked.removesuffix(".dir")) <= set("0123456789abcdef"):
         if subject := _by_hash(universe, asked):
             return subject
-        raise NotFoundError(f"{asked}: no lock, record or commit knows this hash")
-    raise NotFoundError(f"{asked}: no stage that ran, no file or folder, and no hash")
+        raise NotFoundError(f"{asked}: unknown hash: not in dvc.lock, the ledger or any commit")
+    raise NotFoundError(f"{asked}: not a stage that ran, a file, a folder or a hash")
 
 
 def text(answer: dict[str, Any]) -> str:
@@ -140,7 +140,9 @@ def _by_content(universe: Universe, place: Path) -> Subject:
         return Subject(known, file, name, f"{place} has the content of {file}")
     made_here = path is not None and any(path == out for e in universe.lock.values() for out, _ in named(e, "outs"))
     why = "it was changed since its stage made it" if made_here else "no stage made it"
-    raise NotFoundError(f"{place}: no lock, record or commit knows its hash {name}; {why}{_nearest(universe, place)}")
+    raise NotFoundError(
+        f"{place}: unknown hash {name}: not in dvc.lock, the ledger or any commit; {why}{_nearest(universe, place)}"
+    )
 
 
 def _nearest(universe: Universe, place: Path) -> str:

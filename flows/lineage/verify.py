@@ -106,10 +106,10 @@ def _check_ledger(project: Project, pinned_head: str | None, report: Report) -> 
         return []  # the fault is reported above
     report.checked["records"] = len(records)
     if records and not ledger.has_head(project.ledger):
-        report.notes.append(f"{place} has no head yet (the next run writes it): its newest record is not proved")
+        report.notes.append(f"{place} has no head file yet (the next run writes it): its newest record is not verified")
     ended = {record["run"] for record in records if record["kind"] == "end"}
     killed = [r for r in records if r["kind"] == "start" and r["run"] not in ended]
-    report.notes += [f"{r['stage']}: the run of {r['at']} was killed, or is still at work" for r in killed]
+    report.notes += [f"{r['stage']}: the run of {r['at']} was killed, or is still active" for r in killed]
     return records
 
 
@@ -121,22 +121,22 @@ def _check_lock(universe: Universe, stage: str, entry: Entry, report: Report) ->
     if recorded is not None:
         made = _made_otherwise(locked, entry) if recorded["run"] is None else None
         if made and _committed(project, stage, entry):  # a colleague's run, say: git names who stands for it
-            report.notes.append(f"{stage}: other outputs than record {made['seq']} made, taken over from a commit")
+            report.notes.append(f"{stage}: outputs differ from record {made['seq']}; they come from a commit")
         elif made:
-            text = f"other outputs than record {made['seq']} made from the same inputs, and no run explains them"
+            text = f"outputs differ from record {made['seq']} for the same inputs, and no run explains them"
             report.mismatches.append(Mismatch("lock", stage, text))
         elif recorded["run"] is None:
-            report.notes.append(f"{stage}: what made it is not recorded")
+            report.notes.append(f"{stage}: its origin is not recorded")
     elif made := _made_otherwise(locked, entry):
         if unclaimed_run(records, stage) is None:
-            text = f"other outputs than record {made['seq']} made from the same inputs: dvc.lock was edited"
+            text = f"outputs differ from record {made['seq']} for the same inputs: dvc.lock was edited"
             report.mismatches.append(Mismatch("lock", stage, text))
         else:
             report.notes.append(f"{stage} ran, and is not recorded yet: python -m flows.lineage record")
     elif unclaimed_run(records, stage) is not None or _remembered(project.run_cache, entry):
         report.notes.append(f"{stage} ran, and is not recorded yet: python -m flows.lineage record")
     elif newest_locked(records, stage) is None and _committed(project, stage, entry):
-        report.notes.append(f"{stage}: what made it is not recorded here; dvc.lock is as committed")
+        report.notes.append(f"{stage}: its origin is not recorded here; dvc.lock is as committed")
     else:
         text = "no record has its entry in dvc.lock: edited by hand, or made elsewhere"
         report.mismatches.append(Mismatch("lock", stage, text))

@@ -129,7 +129,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(held)
-        raise StudyError(f"{folder}: another study is at work there; wait for it, or name another folder") from None
+        raise StudyError(f"{folder}: another study is active there; wait for it, or name another folder") from None
     try:
         yield
     finally:

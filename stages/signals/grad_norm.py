@@ -50,7 +50,9 @@ def gradient_norms(
     model.network.zero_grad(set_to_none=True)
     if not np.isfinite(norms).all():
         where = int(np.flatnonzero(~np.isfinite(norms))[0]) + 1
-        raise UserError(f"signals.kinds: grad-norm: the gradient of layer {where} is not a number; use float32")
+        raise UserError(
+            f"signals.kinds: grad-norm: the gradient of layer {where} is not a number; set device.dtype to float32"
+        )
     return norms
 
 

@@ -91,7 +91,7 @@ def _run(job: Job, absent: Sequence[Shard], facts: dict[str, Any], advance: Adva
             share_out()
     except KilledWorker:
         raise UserError(
-            "tracing workers ended one after the other, as they do when memory is short: lower trace.workers or "
+            "tracing workers ended one after the other, probably because memory is short: lower trace.workers or "
             "trace.batch_tokens"
         ) from None
 

@@ -121,7 +121,7 @@ def post(found: Iterable[RunEvent]) -> None:
             transport.emit(event)
     except Exception as fault:  # the library passes on whatever its HTTP stack raises
         # The address may hold a password, and the fault's text the address.
-        raise ExportError(f"the server of {_URL} did not take it ({type(fault).__name__})") from None
+        raise ExportError(f"the server of {_URL} refused it ({type(fault).__name__})") from None
 
 
 def lines(found: Iterable[RunEvent]) -> str:

@@ -90,7 +90,7 @@ def results(records: Sequence[Record], lock: Mapping[str, Any]) -> list[Result]:
     unknown = [name for name, entry in lock.items() if name not in newest or newest[name]["lock"] != entry]
     if unknown:
         names = ", ".join(unknown)
-        raise ExportError(f"no record of what dvc.lock says of {names}; first: python -m flows.lineage record")
+        raise ExportError(f"dvc.lock has unrecorded entries of {names}; first run: python -m flows.lineage record")
     starts, ends = run_records(records)
     return _in_order([_result(newest[name], starts, ends) for name in lock])
 

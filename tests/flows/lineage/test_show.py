@@ -59,7 +59,7 @@ def test_a_folder_found_elsewhere_is_known_by_its_content(ran, lineage, tmp_path
     (elsewhere / "one").write_text("edited")
     answer = lineage(ran, "show", str(elsewhere))
     assert answer.status == 1
-    assert "no lock, record or commit knows its hash" in answer.err
+    assert "not in dvc.lock, the ledger or any commit" in answer.err
     assert "1 of its 2 different files are also in data/prepared of prepare" in answer.err
 
 
@@ -119,5 +119,5 @@ def test_a_base_model_says_where_it_came_from(project, lineage):
 def test_what_is_not_known_is_one_line(ran, lineage, asked):
     answer = lineage(ran, "show", asked)
     assert answer.status == 1
-    assert answer.err.startswith(f"error: {asked}: no ")
+    assert answer.err.startswith((f"error: {asked}: not a stage that ran", f"error: {asked}: unknown hash"))
     assert len(answer.err.splitlines()) == 1

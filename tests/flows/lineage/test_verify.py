@@ -119,7 +119,7 @@ def test_an_edit_that_was_committed_to_dvc_is_found_even_after_it_was_recorded(r
     for _ in range(2):
         answer = lineage(ran, "verify")
         assert answer.status == 1
-        assert any("lock: prepare: other outputs than record" in line for line in mismatches(answer))
+        assert any("lock: prepare: outputs differ from record" in line for line in mismatches(answer))
         assert record_all(ran.root) in (["prepare"], [])
     ran.commit("taken over")  # now git names who stands for it
     assert not any(line.startswith("lock: ") for line in mismatches(lineage(ran, "verify")))
@@ -186,14 +186,14 @@ def test_a_ledger_without_a_head_is_a_note(ran, lineage):
     ran.ledger.with_suffix(".head").unlink()
     answer = lineage(ran, "verify")
     assert (answer.status, mismatches(answer)) == (0, [])
-    assert any("has no head yet" in line for line in answer.lines)
+    assert any("has no head file yet" in line for line in answer.lines)
 
 
 def test_a_killed_run_is_a_note(ran, lineage):
     ran.ledger.with_suffix(".head").unlink()
     lines = ran.ledger.read_bytes().splitlines(keepends=True)
     ran.ledger.write_bytes(lines[0])
-    assert any("was killed, or is still at work" in line for line in lineage(ran, "verify").lines)
+    assert any("was killed, or is still active" in line for line in lineage(ran, "verify").lines)
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_a_fresh_clone_without_records_is_as_committed(ran, lineage, tmp_path):
     clone.dvc("pull")
     answer = lineage(clone, "verify")
     assert (answer.status, mismatches(answer)) == (0, []), answer.out
-    assert "note: train@1: what made it is not recorded here; dvc.lock is as committed" in answer.lines
+    assert "note: train@1: its origin is not recorded here; dvc.lock is as committed" in answer.lines
 
 
 def test_what_a_stage_made_that_is_no_more_may_be_thrown_away(ran, lineage):

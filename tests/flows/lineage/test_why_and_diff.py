@@ -111,6 +111,6 @@ def test_help_shows_examples_and_bad_usage_ends_with_2():
 
 def test_an_empty_ledger_has_no_head(project, lineage):
     answer = lineage(project, "head")
-    assert (answer.status, answer.err) == (1, "error: the ledger is empty: no stage has been run by DVC here\n")
+    assert (answer.status, answer.err) == (1, "error: the ledger is empty: DVC has run no stage here\n")
     assert lineage(project, "verify").status == 0
     assert lineage(project, "record").out == "recorded: nothing new\n"

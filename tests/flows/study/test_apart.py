@@ -90,7 +90,7 @@ def test_two_do_not_write_the_same_tables(project, capsys, folder):
     held = project.parent / "held"
     with sole_writer(held):
         assert apart(study(folder, str(held), "--workers", "1")) == 2
-    assert f"{held}: another study is at work there" in capsys.readouterr().err
+    assert f"{held}: another study is active there" in capsys.readouterr().err
 
 
 def test_a_study_that_is_told_to_end_leaves_no_worker(project):

@@ -152,5 +152,5 @@ def test_a_restored_result_is_ascribed_to_the_run_that_made_it(project):
 
 def test_what_is_not_as_dvc_locked_it_is_not_described(project):
     (project.root / "raw.csv").write_text("text,label\n")
-    with pytest.raises(AssertionError, match="error: the folder is not what"):
+    with pytest.raises(AssertionError, match="error: the folder does not match"):
         project.export("ro-crate")

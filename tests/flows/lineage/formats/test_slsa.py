@@ -90,7 +90,7 @@ def test_an_edited_model_gets_no_statement(project):
     content = file.read_bytes()
     file.unlink()  # it is a link to the cache's copy
     file.write_bytes(content[::-1])
-    with pytest.raises(AssertionError, match="error: the folder is not what"):
+    with pytest.raises(AssertionError, match="error: the folder does not match"):
         project.export("slsa")
     assert not written(project).exists()
 
