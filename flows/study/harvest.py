@@ -94,7 +94,9 @@ def _choice(plan: Mapping[str, Any], selector: str) -> Row:
     if entry is None:
         return {"selector": selector, "reason": plan["absent"].get(selector, "the plan knows no such selector")}
     scores = json.dumps(entry["scores"]) if entry["scores"] else ""
-    return {"selector": selector, "boundary": entry["boundary"], "reason": entry["reason"], "scores": scores}
+    before = entry.get("before_budget") if selector != plan["selector"] else None  # the budget is the plan's own rule's
+    boundary = entry["boundary"] if before is None else before
+    return {"selector": selector, "boundary": boundary, "reason": entry["reason"], "scores": scores}
 
 
 def intervals(look: Look, kept: Artifacts) -> list[Row]:

@@ -61,11 +61,13 @@ class RunnerUp(Record):
 class SelectedBoundary(Record):
     """What one rule chooses and why.
 
+    ``before_budget`` is the boundary that it would choose without ``plan.budget``; null where that is ``boundary``.
     ``scores`` is what the rule predicts for the boundaries 0..L, higher for better expected quality, in units of
     its own; null at a boundary that it says nothing of, and altogether where it predicts nothing.
     """
 
     boundary: Natural
+    before_budget: Natural | None = None
     reason: str
     scores: list[float | None] | None
 

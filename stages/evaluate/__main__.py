@@ -22,7 +22,16 @@ from stages.evaluate.predict import Predictor, frozen_layers, prediction_rows
 from stages.evaluate.scores import Predictions, named, score
 from stages.evaluate.summary import print_summary
 
-_OF_THE_RUN: Final = ("boundary", "trained_parameters", "flops", "epochs", "steps", "learning_rate", "grid")
+_OF_THE_RUN: Final = (
+    "boundary",
+    "boundary_before_budget",
+    "trained_parameters",
+    "flops",
+    "epochs",
+    "steps",
+    "learning_rate",
+    "grid",
+)
 
 
 class EvaluateRoom(Room):

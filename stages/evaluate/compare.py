@@ -11,7 +11,12 @@ from stages.evaluate.intervals import Statistic, mean_of
 from stages.evaluate.scores import full_at_equal_compute, named
 
 _MEANS: Final = ("flops", "flops_share", "epochs", "steps")
-_SAME: Final = ("trained_parameters", "trained_share", "boundary")  # for every seed, but where layers are drawn
+_SAME: Final = (
+    "trained_parameters",
+    "trained_share",
+    "boundary",
+    "boundary_before_budget",
+)  # for every seed, but where layers are drawn
 
 
 def compare_methods(

@@ -104,6 +104,7 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
         return
 
     method = method_of(args.method)
+    before_budget = next((each.before_budget for name, each in plan.boundaries.items() if name == method.scope), None)
     run = {
         "schema": 1,
         "method": args.method,
@@ -111,6 +112,7 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
         "lora": method.lora,
         "seed": args.seed,
         "boundary": search.scope.boundary,
+        "boundary_before_budget": before_budget,
         "trained_layers": list(search.scope.layers_within(best.training.steps)),
         "trained_units": search.scope.units(best.training.steps),
         "parameters": plan.parameters.total,

@@ -45,7 +45,9 @@ def choice_words(run: Mapping[str, Any]) -> str:
             f"Layers drawn at random: {settings['lisa_layers']} trained at a time, others after every "
             f"{settings['lisa_steps']} steps (LISA, arXiv 2403.17919); those named are all that were drawn."
         )
-    return f"The boundary is that of the selector `{scope}`."
+    before = run.get("boundary_before_budget")
+    moved = "" if before is None else f"; without `plan.budget` it would be {before}"
+    return f"The boundary is that of the selector `{scope}`{moved}."
 
 
 def _ranges(layers: Sequence[int]) -> str:

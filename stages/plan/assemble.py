@@ -1,7 +1,7 @@
 """Puts the chosen boundary, its reasons, its costs and its exports together."""
 
-from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
 
 from stages.common.artifacts import significant
 from stages.common.command import UserError
@@ -21,8 +21,8 @@ def make_plan(
 ) -> FreezePlan:
     """Choose the boundary and describe it.
 
-    The budget caps the plan's own boundary, its rule's in the comparison, and salf's; the baselines that these are
-    compared with keep their own rule, ``full`` always.
+    The budget caps every selector that rests on evidence. A fixed depth (``half``, ``full``, ``last-n``...) is never
+    moved; where the plan's own costs more than the budget, its reason says so.
 
     Raises:
         UserError: nothing fits the budget, the trace has no gains, or the evidence of the rule that was asked for
@@ -43,7 +43,7 @@ def make_plan(
     if params.selector in absent:
         raise UserError(f"params.yaml: plan.selector = {params.selector}: {absent[params.selector]}")
     choice = choices[params.selector]
-    boundary = within_budget(choice.boundary, points, params.budget)
+    boundary = _capped(choice, points, params.budget)
     layers, tied = base.shape.layers, base.shape.tied_head
     trained = base.trained_parameters(boundary)
     return FreezePlan(
@@ -66,7 +66,7 @@ def make_plan(
         certainty=choice.certainty,
         fallback=choice.fallback,
         runners_up=list(choice.runners_up),
-        boundaries=_boundaries(choices, points, params),
+        boundaries={name: _selected(each, _capped(each, points, params.budget)) for name, each in choices.items()},
         absent=absent,
         frontier=points,
         cost_model=work,
@@ -86,21 +86,16 @@ def _choices(evidence: Evidence, params: Plan) -> tuple[dict[SelectorName, Choic
     return choices, absent
 
 
-def _boundaries(
-    choices: Mapping[SelectorName, Choice], points: list[FrontierPoint], params: Plan
-) -> dict[SelectorName, SelectedBoundary]:
-    capped = {
-        name: replace(choices[name], boundary=within_budget(choices[name].boundary, points, params.budget))
-        for name in {"salf", params.selector} - {"full"}
-    }
-    return {name: _selected(choice) for name, choice in {**choices, **capped}.items()}
+def _capped(choice: Choice, points: list[FrontierPoint], budget: float) -> int:
+    return choice.boundary if choice.fixed else within_budget(choice.boundary, points, budget)
 
 
-def _selected(choice: Choice) -> SelectedBoundary:
+def _selected(choice: Choice, boundary: int) -> SelectedBoundary:
     scores = None
     if choice.scores is not None:
         scores = [None if score is None else significant(score) for score in choice.scores]
-    return SelectedBoundary(boundary=choice.boundary, reason=choice.reason, scores=scores)
+    before = None if boundary == choice.boundary else choice.boundary
+    return SelectedBoundary(boundary=boundary, before_budget=before, reason=choice.reason, scores=scores)
 
 
 def _planned_model(base: BaseFacts) -> PlannedModel:
@@ -123,10 +118,14 @@ def _head_note(tied: bool, boundary: int) -> str:
 
 
 def _reason(choice: Choice, boundary: int, points: list[FrontierPoint], budget: float) -> str:
-    if boundary == choice.boundary:
+    share, taken = points[choice.boundary].flops_share, points[boundary].flops_share
+    if share <= budget:
         return choice.reason
-    share, fitting = points[choice.boundary].flops_share, points[boundary].flops_share
+    digits = next(n for n in count() if f"{share:.{n}%}" != f"{budget:.{n}%}")
+    cost, limit = f"{share:.{digits}%} of full fine-tuning", f"plan.budget = {budget:.{digits}%}"
+    if choice.fixed:
+        return f"{choice.reason}; it costs {cost}, more than {limit}: a fixed depth is not moved"
     return (
-        f"{choice.reason}; boundary {choice.boundary} would cost {share:.0%} of full fine-tuning, the budget is "
-        f"{budget:.0%}: from the deepest layer downwards it pays for layers above {boundary} ({fitting:.0%})"
+        f"{choice.reason}; boundary {choice.boundary} would cost {cost}, more than {limit}: "
+        f"the next one within it is {boundary} ({taken:.{digits}%})"
     )

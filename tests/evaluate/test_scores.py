@@ -1,12 +1,14 @@
 """Baselines, free answers, equal compute."""
 
+import csv
+
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from stages.common.batches import Candidate, Example
 from stages.evaluate.baselines import answers, majority, tfidf
-from stages.evaluate.compare import compare_methods, to_csv
+from stages.evaluate.compare import compare_methods, comparison_rows, to_csv
 from stages.evaluate.generate import exact_match
 from stages.evaluate.intervals import Bootstrap
 from stages.evaluate.scores import Predictions, full_at_equal_compute, score
@@ -91,6 +93,25 @@ def test_drawn_layers_differ_by_seed_and_count_on_the_mean():
     }
     row = compare_methods(runs, dict.fromkeys(runs, CURVE), scores)["lisa"]
     assert (row["trained_parameters"], row["boundary"]) == (9, 0)
+
+
+def test_the_comparison_holds_both_boundaries_where_a_budget_moved_one():
+    bootstrap = Bootstrap(2, 20, 0.95, 0, ["a", "b"])
+    said = Predictions(["a", "a"], np.array([1.0, 0.0]), np.ones(2), np.ones(2), [None, None])
+    runs = {
+        f"{method}-seed1": {
+            "method": method,
+            "seed": 1,
+            "flops": 1,
+            "boundary": boundary,
+            "boundary_before_budget": before,
+        }
+        for method, boundary, before in (("half", 15, None), ("salf", 18, 0))
+    }
+    rows = compare_methods(runs, dict.fromkeys(runs, CURVE), dict.fromkeys(runs, score(said, "accuracy", bootstrap)))
+    measured = dict.fromkeys(("seconds_per_step", "seconds_training", "seconds_cache", "peak_memory_bytes"), 1)
+    table = list(csv.DictReader(to_csv(comparison_rows(rows, {}, dict.fromkeys(runs, measured), runs)).splitlines()))
+    assert [(row["boundary"], row["boundary_before_budget"]) for row in table] == [("15", ""), ("18", "0")]
 
 
 def test_baselines_of_texts_without_words_go_by_their_characters():

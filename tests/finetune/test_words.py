@@ -33,6 +33,12 @@ def run_of(selector, layers, *, boundary=0, lora=False, final=True):
             "embeddings and layers 1–3 frozen",
             "that of the selector `salf`",
         ),
+        (
+            run_of("salf", [6], boundary=5) | {"boundary_before_budget": 0},
+            "layer 6",
+            "embeddings",
+            "`salf`; without `plan.budget` it would be 0.",
+        ),
         (run_of("freeze-5", [6], boundary=5), "layer 6", "embeddings and layers 1–5 frozen", "given by hand"),
         (run_of("none", [], boundary=6), "the final norm only", "embeddings and layers 1–6 frozen", "`none`"),
         (run_of("freeze-1", [2, 3, 4, 5, 6], boundary=1, lora=True), "layers 2–6", "embeddings and layer 1", "by hand"),

@@ -1,5 +1,6 @@
 """Which boundary is chosen, why and how surely: the stage from its files to its plan."""
 
+import re
 from collections import Counter
 from typing import get_args
 
@@ -155,27 +156,43 @@ def test_random_is_uniform_over_the_inner_boundaries_and_repeats_with_its_seed()
     assert draws[7] == SELECTORS["random"](evidence, params(seed=7)).boundary
 
 
-def test_a_budget_moves_the_boundary_deeper_and_says_so(workspace):
-    free = workspace.plan(selector="full")
-    share = free.frontier[4].flops_share
-    plan = workspace.plan(selector="full", budget=share)
-    assert plan.boundary == 4
-    assert "the budget is" in plan.reason
-    assert plan.frontier[4].flops_share <= share < plan.frontier[3].flops_share
-    assert plan.boundary_of("full") == 0  # the baseline of the comparison stays what it is
+DEEPEST = {"salf", "probe", "salf-deviation-observed"}  # rest on evidence; the trace's and the signal's name boundary 5
 
 
-def test_a_budget_caps_salf_in_the_comparison_too(workspace):
-    least = workspace.plan().frontier[6].flops_share
-    plan = workspace.plan(budget=least)
-    assert plan.boundary == plan.boundary_of("salf") == 6
+@pytest.mark.parametrize("own", ["full", "half", "salf", "probe"])
+def test_a_budget_moves_what_rests_on_evidence_and_never_a_fixed_depth(workspace, own):
+    workspace.rewrite_signals(probe=[0.5] * 7, probe_pooled=[0, 0, 0, 0, 0, 1, 1], probe_error=[0.01] * 7)
+    free = workspace.plan(selector=own)
+    plan = workspace.plan(selector=own, budget=free.frontier[6].flops_share)
+    for name, before in free.boundaries.items():
+        after = plan.boundaries[name]
+        assert before.before_budget is None
+        if name in ("full", "half", "last-n", "none", "random", "first-n"):
+            assert after == before
+        elif name in DEEPEST:
+            assert (after.boundary, after.before_budget, after.reason) == (6, 5, before.reason)
+        else:
+            assert after.boundary == 6
+    assert plan.boundary == plan.boundary_of(own)
+    moved = "boundary 5 would cost" in plan.reason and "the next one within it is 6" in plan.reason
+    assert moved == (own in DEEPEST)
+    assert ("a fixed depth is not moved" in plan.reason) == (own not in DEEPEST)
+    assert ";" not in free.reason
 
 
-def test_a_budget_caps_the_plans_own_rule_in_the_comparison(workspace):
-    share = workspace.plan().frontier[4].flops_share
-    own, other = (workspace.plan(selector=name, budget=share) for name in ("half", "salf"))
-    assert own.boundary == own.boundary_of("half") == 4
-    assert other.boundary_of("half") == 3  # a baseline there
+@pytest.mark.parametrize("epochs", [1, 2, 10])
+def test_half_is_half_of_the_layers_at_any_number_of_epochs(workspace, epochs):
+    for own in ("salf", "half", "last-n"):
+        plan = workspace.plan({"epochs": epochs}, selector=own, budget=0.4)
+        assert (plan.boundary_of("half"), plan.boundary_of("last-n"), plan.boundary_of("full")) == (3, 4, 0)
+
+
+def test_a_cost_just_above_the_budget_is_told_from_it(workspace):
+    share = workspace.plan(selector="half").frontier[3].flops_share
+    reason = workspace.plan(selector="half", budget=share - 1e-5).reason
+    cost, budget = re.findall(r"[\d.]+%", reason)
+    assert cost != budget
+    assert float(cost[:-1]) == pytest.approx(100 * share, abs=1e-3)
 
 
 @pytest.mark.parametrize(("allowed", "boundary"), [(0, 0), (2, 2), (3, 3), (6, 6)])

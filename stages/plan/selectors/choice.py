@@ -35,5 +35,10 @@ class Choice:
     fallback: str | None = None
     scores: tuple[float | None, ...] | None = None
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the boundary is a depth given beforehand, and rests on no evidence."""
+        return self.certainty == FIXED_RULE
+
 
 Selector = Callable[[Evidence, Plan], Choice]

@@ -29,7 +29,12 @@ class Artifacts:
             "reports/pilot.json": {**pilot, "flops": {"share": 1.5}} if pilots else {"enabled": False},
             "data/plan/freeze_plan.json": {
                 "model": {"layers": 2},
-                "boundaries": {"half": half, "pilot": {**half, "scores": None}},
+                "selector": "arrival",
+                "boundaries": {
+                    "half": half,
+                    "pilot": {**half, "scores": None},
+                    **{key: {**half, "boundary": 2, "before_budget": 0} for key in ("arrival", "tolerance")},
+                },
                 "absent": {"probe": "no signals"},
             },
         }
@@ -54,6 +59,11 @@ def test_a_rule_without_its_evidence_keeps_the_reason_and_pilots_their_price():
     assert (rows["half"]["deciding_share"], rows["cheap"]["deciding_share"]) == (None, 1.5)
     assert ("boundary" in rows["probe"], rows["probe"]["reason"]) == (False, "no signals")
     assert all(row["machine"] and row["cores"] >= 1 for row in rows.values())
+
+
+def test_the_budget_counts_for_the_plans_own_rule_alone():
+    rows = {row["rule"]: row["boundary"] for row in choices(look(own="arrival", other="tolerance"), Artifacts())}
+    assert rows == {"own": 2, "other": 0}
 
 
 @pytest.mark.parametrize("fits", [True, False])
