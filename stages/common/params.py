@@ -88,12 +88,28 @@ class Model(Group):
     trust_remote_code: bool
 
 
+def _split_name(name: str) -> str:
+    if not name.isprintable() or name in ("", ".", "..") or set(name) & set("/\\"):
+        raise ValueError("a split's name is a plain name, not a path")
+    return name
+
+
+SplitName = Annotated[str, AfterValidator(_split_name)]
+
+
 class Splits(Group):
     """Names of the source's own splits; ``None``: carved out of the training split."""
 
-    train: str
-    validation: str | None
-    test: str | None
+    train: SplitName
+    validation: SplitName | None
+    test: SplitName | None
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [name for name in (self.train, self.validation, self.test) if name is not None]
+        if len(set(names)) < len(names):
+            raise ValueError("two splits have one name; null is carved out of the training split")
+        return self
 
 
 class Limits(Group):

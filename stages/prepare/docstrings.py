@@ -8,7 +8,6 @@ differs between builds of one version, or stands in two libraries.
 """
 
 import ast
-import hashlib
 import importlib.util
 import re
 import warnings
@@ -19,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 from stages.common.command import UserError
-from stages.prepare.rows import TRAIN, Loaded, Lost, Row
+from stages.prepare.rows import TRAIN, Loaded, Lost, Row, draw_key
 
 
 class Library(NamedTuple):
@@ -133,7 +132,7 @@ def _read_library(library: str, seed: int, wanted: int | None, refused: Counter[
     package = LIBRARIES[library].package
     root = _folder_of(library, package)
     rows: list[Row] = []
-    for path in sorted(_source_files(root), key=lambda path: _draw(seed, f"{package}/{path}")):
+    for path in sorted(_source_files(root), key=lambda path: draw_key(seed, f"{package}/{path}")):
         if wanted is not None and len(rows) >= wanted:
             break
         rows += _read_file(root / path, f"{package}/{path}", library, seed, refused)
@@ -154,7 +153,7 @@ def _read_file(path: Path, name: str, library: str, seed: int, refused: Counter[
             refused[reason] += 1
         else:
             kept.setdefault(sentence, line)
-    drawn = sorted(kept.items(), key=lambda item: _draw(seed, f"{name}:{item[1]}"))
+    drawn = sorted(kept.items(), key=lambda item: draw_key(seed, f"{name}:{item[1]}"))
     refused["docstring beyond those drawn of its file"] += max(0, len(drawn) - PER_FILE)
     return [
         Row(f"{name}:{line}", {"text": text, "library": library, "source_file": name})
@@ -198,10 +197,6 @@ def _versions() -> dict[str, str]:
         return {one.distribution: version(one.distribution).split("+")[0] for one in LIBRARIES.values()}
     except PackageNotFoundError as error:
         raise UserError(f"data.source = docstrings: {error}; install the lock file (make setup)") from None
-
-
-def _draw(seed: int, name: str) -> str:
-    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
 
 
 def _is_prose(sentence: str) -> bool:

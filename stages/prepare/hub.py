@@ -1,14 +1,16 @@
 """Data sets of the Hugging Face hub, whole or streamed; a local folder in the hub's layout is one, too."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from stages.common.artifacts import digest_of
+import numpy
+
 from stages.common.command import UserError
 from stages.common.params import Data
-from stages.prepare.rows import SPLITS, Loaded, Row, split_names
+from stages.prepare.rows import Loaded, Lost, Row, hold, split_names
 
 
 def load_hub(data: Data, columns: list[str]) -> Loaded:
@@ -29,19 +31,22 @@ def load_hub(data: Data, columns: list[str]) -> Loaded:
         parts, commit = _open(data)
         _check_splits(data, names, parts)
         rows: dict[str, list[Row]] = {}
+        refused = Lost()
         present: dict[str, None] = {}  # a set that keeps the order
+        digests = {name: hashlib.sha256() for name in names.values()}
         for split, name in names.items():
-            rows[split], held = _read(_drawn(parts[name], data), name, columns)
-            present |= dict.fromkeys(held)
+            found = _read(_drawn(parts[name], data), name, columns, present, digests[name])
+            rows[split], not_drawn = hold(found, split, data)
+            refused += not_drawn
     identity = {
         "kind": "hub",
         "name": data.name,
         "config": data.config,
         "revision": commit or data.revision,
         "streamed": data.stream,
-        "sha256": {names[split]: _digest(rows[split]) for split in SPLITS if split in rows},
+        "sha256": {name: digest.hexdigest() for name, digest in digests.items()},
     }
-    return Loaded(rows, tuple(present), identity)
+    return Loaded(rows, tuple(present), identity, refused)
 
 
 def _open(data: Data) -> tuple[Mapping[str, Any], str | None]:
@@ -92,23 +97,23 @@ def _drawn(part: Any, data: Data) -> Any:
     return part.shuffle(seed=data.seed, buffer_size=data.stream).take(data.stream)
 
 
-def _read(part: Any, name: str, columns: list[str]) -> tuple[list[Row], list[str]]:
-    """The rows of a split with the columns that are needed, and all columns that it has."""
+def _read(part: Any, name: str, columns: list[str], present: dict[str, None], digest: "hashlib._Hash") -> Iterator[Row]:
+    """The rows of a split with the columns that are needed; ``present`` takes all that it has, ``digest`` the rows."""
     known = part.column_names  # a stream may not know them before its first row
+    present |= dict.fromkeys(known or ())
     if known:
         part = part.select_columns([column for column in columns if column in known])
+    features = part.features or {}
     # Class labels are stored as numbers; their names are what a reader and label_words mean.
-    names = {column: feature.names for column, feature in (part.features or {}).items() if hasattr(feature, "names")}
-    rows, held = [], dict[str, None].fromkeys(known or ())
+    names = {column: feature.names for column, feature in features.items() if hasattr(feature, "names")}
+    single = [column for column, feature in features.items() if getattr(feature, "dtype", None) == "float32"]
     for number, values in enumerate(part, start=1):
-        held |= dict.fromkeys(values)
+        present |= dict.fromkeys(values)
         values = {column: values[column] for column in columns if column in values}
         for column, words in names.items():
             value = values[column]
-            values[column] = words[value] if isinstance(value, int) and value >= 0 else None
-        rows.append(Row(f"{name}-{number:07d}", values))
-    return rows, list(held)
-
-
-def _digest(rows: list[Row]) -> str:
-    return digest_of([{column: repr(value) for column, value in row.values.items()} for row in rows])
+            values[column] = words[value] if isinstance(value, int) and 0 <= value < len(words) else None
+        for column in single:
+            values[column] = None if values[column] is None else numpy.float32(values[column])
+        digest.update(repr(sorted(values.items())).encode(errors="surrogatepass"))
+        yield Row(f"{name}-{number:07d}", values)

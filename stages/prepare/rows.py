@@ -1,16 +1,23 @@
 """What a data source hands over, and how its values are read as text."""
 
+import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time, timedelta
 from decimal import Decimal
+from heapq import nsmallest
+from itertools import chain, count, islice
+from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID
 
 import numpy
+import psutil
 
+from stages.common.command import UserError
+from stages.common.memory import free_memory_bytes
 from stages.common.params import Data
 
 TRAIN: Final = "train"
@@ -25,9 +32,11 @@ _INDEX: Final = re.compile(r"[0-9]{1,9}")
 _NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.0+|\.[0-9]*[1-9])?")  # as programs print them
 _TEXT_KEYS: Final = ("content", "text", "value")
 _DEPTH: Final = 4  # steps into a value in search of text
+_MOST: Final = 500_000  # rows of a split
+_WATCH: Final = 256  # rows between two looks at the memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One row of a source: a stable unique name and its columns."""
 
@@ -78,6 +87,53 @@ class Example:
 
 class RefusedRowError(Exception):
     """A row that cannot be used; the message is the reason under which such rows are counted."""
+
+
+def draw_key(seed: int, name: str) -> str:
+    """What draws are ordered by: they do not depend on the order of the rows, and an added row moves no other."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+
+
+def hold(rows: Iterable[Row], split: str, data: Data) -> tuple[list[Row], Lost]:
+    """Take in the rows of a split, in their order.
+
+    Where limits are set, at most ``_MOST`` rows (or ten times the limit) are held: those that the seed draws.
+
+    Returns:
+        The rows, and those that were not drawn.
+
+    Raises:
+        UserError: half of the memory that was free is used up.
+    """
+    watched = _watched(rows, split)
+    most = _most(split, data)
+    first = list(islice(watched, most))
+    following = next(watched, None)
+    if following is None or most is None:
+        return first, Lost()
+    number = count()
+    numbered = zip(chain(first, [following], watched), number, strict=False)
+    drawn = nsmallest(most, numbered, key=lambda one: draw_key(data.seed, one[0].example_id))
+    kept = [row for row, _ in sorted(drawn, key=itemgetter(1))]
+    return kept, Lost({(split, f"beyond the {most:,} rows drawn of very many"): next(number) - most})
+
+
+def _most(split: str, data: Data) -> int | None:
+    limits, named = data.limits.model_dump(), split_names(data)
+    wanted = [limits[split], *(limits[other] for other in SPLITS if split == TRAIN and other not in named)]
+    return None if None in wanted else max(_MOST, 10 * sum(wanted))
+
+
+def _watched(rows: Iterable[Row], split: str) -> Iterator[Row]:
+    process = psutil.Process()
+    start = process.memory_info().rss
+    for number, row in enumerate(rows):
+        if number % _WATCH == 0 and process.memory_info().rss - start > free_memory_bytes():
+            raise UserError(
+                f"data: memory runs out after {number:,} rows of {split}; give fewer or shorter rows, "
+                f"or set data.limits (of more than {_MOST:,} rows, so many are then drawn)"
+            )
+        yield row
 
 
 def reach(values: Mapping[str, Any], path: str) -> Any:

@@ -1,7 +1,7 @@
 """Where rows come from: the embedded docstrings, files, or the Hugging Face hub."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,10 +9,10 @@ from stages.common.artifacts import sha256_file
 from stages.common.command import UserError
 from stages.common.params import Data
 from stages.prepare.docstrings import LIBRARIES, read_docstrings
-from stages.prepare.files import read_rows, read_text
+from stages.prepare.files import faults_named, read_rows, read_text
 from stages.prepare.folders import TEXT, split_files
 from stages.prepare.hub import load_hub
-from stages.prepare.rows import TRAIN, Loaded, Row, split_names, top
+from stages.prepare.rows import TRAIN, Loaded, Lost, Row, hold, split_names, top
 
 # Sentences read per sentence kept: near-duplicates and whole files that fall to one split cost some.
 _SPARE: Final = 1.4
@@ -30,9 +30,8 @@ def load_rows(data: Data, columns: Iterable[str]) -> Loaded:
     """
     if data.source == "docstrings":
         return read_docstrings(data.seed, _docstrings_wanted(data))
-    if data.source == "hub":
-        return load_hub(data, sorted({name for column in columns for name in (column, top(column))}))
-    return _load_files(data)
+    wanted = sorted({name for column in columns for name in (column, top(column))})
+    return load_hub(data, wanted) if data.source == "hub" else _load_files(data, wanted)
 
 
 def _docstrings_wanted(data: Data) -> int | None:
@@ -41,30 +40,58 @@ def _docstrings_wanted(data: Data) -> int | None:
     return math.ceil(_SPARE * sum(known) / len(LIBRARIES)) if len(known) == len(limits) else None
 
 
-def _load_files(data: Data) -> Loaded:
+def _load_files(data: Data, wanted: Collection[str]) -> Loaded:
     path = Path(data.path)
-    if not path.exists():
-        raise UserError(f"data.path = {data.path}: no such file or folder")
-    root = path.parent if path.is_file() else path
-    files = {TRAIN: [path]} if path.is_file() else {s: split_files(path, n) for s, n in split_names(data).items()}
+    with faults_named(path):
+        files = _files(path, split_names(data))
+    root = path if path.is_dir() else path.parent
     rows: dict[str, list[Row]] = {}
+    refused = Lost()
     columns: dict[str, None] = {}  # a set that keeps the order
-    names: dict[str, Path] = {}
+    for split, named in _named(files, root).items():
+        found = (
+            Row(f"{name}-{number:07d}", values)
+            for name, file in named.items()
+            for number, values in enumerate(_read(file, wanted, columns), start=1)
+        )
+        rows[split], not_drawn = hold(found, split, data)
+        refused += not_drawn
+    hashes = {file.relative_to(root).as_posix(): sha256_file(file) for parts in files.values() for file in parts}
+    return Loaded(rows, tuple(columns), {"kind": "files", "path": data.path, "sha256": hashes}, refused)
+
+
+def _files(path: Path, names: Mapping[str, str]) -> dict[str, list[Path]]:
+    """The files of every split."""
+    if path.is_file():
+        return {TRAIN: [path]}
+    if path.is_dir():
+        return {split: split_files(path, name) for split, name in names.items()}
+    fault = "is neither a file nor a folder" if path.exists() else "no such file or folder"
+    raise UserError(f"data.path = {path}: {fault}")
+
+
+def _named(files: Mapping[str, Sequence[Path]], root: Path) -> dict[str, dict[str, Path]]:
+    """The files of every split by the names that their rows begin with."""
+    every: dict[str, Path] = {}
+    named: dict[str, dict[str, Path]] = {}
     for split, parts in files.items():
-        rows[split] = []
+        named[split] = {}
         for file in parts:
             name = file.relative_to(root).with_suffix("").as_posix()
-            if names.setdefault(name, file) != file:
+            if not name.isprintable():  # half of a surrogate pair stands for a byte that is not UTF-8
+                raise UserError(f"{str(file)!r}: the file's name is not plain UTF-8 text; rename it")
+            if every.setdefault(name, file) != file:
                 raise UserError(
-                    f"{file}: stands beside {names[name].name}, and rows are named without the suffix; rename one"
+                    f"{file}: stands beside {every[name].name}, and rows are named without the suffix; rename one"
                 )
-            for number, values in enumerate(_read(file), start=1):
-                columns.update(dict.fromkeys(values))
-                rows[split].append(Row(f"{name}-{number:07d}", values))
-    hashes = {file.relative_to(root).as_posix(): sha256_file(file) for parts in files.values() for file in parts}
-    return Loaded(rows, tuple(columns), {"kind": "files", "path": data.path, "sha256": hashes})
+            named[split][name] = file
+    return named
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
+def _read(file: Path, wanted: Collection[str], columns: dict[str, None]) -> Iterator[dict[str, Any]]:
     """Rows of a table; a text in a folder that is named after its class is one row."""
-    return [{"text": read_text(file), "label": file.parent.name}] if file.suffix == TEXT else read_rows(file)
+    if file.suffix != TEXT:
+        return read_rows(file, wanted, columns)
+    row = {"text": read_text(file), "label": file.parent.name}
+    columns.update(dict.fromkeys(row))
+    return iter([row])

@@ -4,14 +4,13 @@ Every draw orders the examples by a hash of the seed and a name: it does not dep
 source, and an added row does not reshuffle the others.
 """
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from stages.common.command import UserError
 from stages.common.params import Data, Limits
 from stages.prepare.near_duplicates import have_near_duplicate
-from stages.prepare.rows import SPLITS, TEST, TRAIN, VALIDATION, Example, Lost, listed
+from stages.prepare.rows import SPLITS, TEST, TRAIN, VALIDATION, Example, Lost, draw_key, listed
 
 Examples = dict[str, list[Example]]
 
@@ -145,7 +144,7 @@ def _groups(examples: Iterable[Example], seed: int) -> list[list[Example]]:
     groups: defaultdict[tuple[bool, str], list[Example]] = defaultdict(list)
     for example in examples:
         groups[example.group is None, example.group or example.example_id].append(example)
-    return [groups[key] for key in sorted(groups, key=lambda key: _hash(seed, key[1]))]
+    return [groups[key] for key in sorted(groups, key=lambda key: draw_key(seed, key[1]))]
 
 
 def _fit(
@@ -180,7 +179,7 @@ def _distinct(train: list[Example], dropped: Lost) -> list[Example]:
 
 
 def _limit(examples: list[Example], split: str, data: Data) -> list[Example]:
-    drawn = sorted(examples, key=lambda example: _hash(data.seed, example.example_id))
+    drawn = sorted(examples, key=lambda example: draw_key(data.seed, example.example_id))
     limit: int | None = getattr(data.limits, split)
     if limit is None or len(drawn) <= limit:
         return drawn
@@ -201,7 +200,3 @@ def _balanced(drawn: list[Example], limit: int) -> list[Example]:
             room[example.label] -= 1
             kept.append(example)
     return kept
-
-
-def _hash(seed: int, name: str) -> str:
-    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()

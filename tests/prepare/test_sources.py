@@ -1,11 +1,18 @@
+import gzip
 import json
+import os
+from decimal import Decimal
+from types import SimpleNamespace
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stages.common.artifacts import sha256_file
 from stages.common.command import UserError
 from stages.common.params import Limits, Splits
+from stages.prepare.rows import as_text
 from stages.prepare.sources import load_rows
 from tests.prepare.making import make_data, write_jsonl
 
@@ -102,19 +109,73 @@ def test_a_folder_of_texts_for_every_class(tmp_path):
         load_rows(make_data(path=str(tmp_path)), COLUMNS)
 
 
+ROW = b'{"text": "a", "label": "x"}'
+LINES = ROW + b"\n" + ROW + b"\n"
+DEEP = b"[" * 200_000 + b"]" * 200_000
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("rows.jsonl", b'{"text": "a", "label": 1}\n{"text": \n', r"rows\.jsonl:2: damaged JSON"),
         ("rows.jsonl", b'{"text": "a"}\n\n[1]\n', r"rows\.jsonl:3: expected an object"),
+        ("rows.jsonl", LINES + b'{"text": ' + DEEP + b"}", r"rows\.jsonl:3: damaged JSON: nested too deep"),
+        (
+            "rows.jsonl",
+            LINES + b'{"n": ' + b"9" * 5000 + b"}",
+            r"rows\.jsonl:3: damaged JSON: Exceeds the limit \(4300",
+        ),
+        ("rows.jsonl", b'{"text": ' + DEEP + b"}", r"rows\.jsonl:1: damaged JSON: nested too deep"),
+        (
+            "rows.jsonl",
+            LINES + b'{"text": "a", "text": "b"}',
+            r"rows\.jsonl:3: damaged JSON: an object names a key twice",
+        ),
+        ("rows.jsonl", LINES + b"\xef\xbb\xbf" + ROW, r"rows\.jsonl:3: damaged JSON"),
         ("rows.json", b'[{"text": "a"},\n {"text" 1}]', r"rows\.json:2: damaged JSON"),
-        ("rows.json", b"[1, 2]", "entry 1 is no object"),
+        ("rows.json", b'[{"text": "a"}\n {"text": "b"}]', r"rows\.json:2: damaged JSON: Expecting ',' delimiter"),
+        ("rows.json", b'[{"text": "a"}', r"rows\.json:1: damaged JSON"),
+        ("rows.json", b'[{"text": "a"}] {"text": "b"}', r"""damaged JSON: more follows the list: '{"text": "b"}'"""),
+        ("rows.json", b"[" + ROW + b",\n" + DEEP + b"]", r"rows\.json:2: damaged JSON: nested too deep"),
+        ("rows.json", b"[1, 2]", r"rows\.json:1: expected an object with columns, found a number"),
+        ("rows.json", b'"[{}, {}]"', "expected an object with columns, found text"),
+        (
+            "rows.json",
+            b'{"version": 1, "data": [' + ROW + b"]}",
+            r"the keys 'version', 'data', not .*list in 'data' alone",
+        ),
+        ("rows.json", b'{"version": 1,\n "data": [\n' + ROW + b"]}", r"the keys 'version', 'data', not a list of rows"),
+        ("rows.json", b'{"columns": ["text"], "index": [0], "data": [["a"]]}', "not a list of rows"),
+        (
+            "rows.json",
+            b'{"text": {"0": "a", "1": "b"}, "label": {"0": 1, "1": 2}}',
+            "whole columns in one object.*'records'",
+        ),
+        ("rows.json", b'{"text": ["a", "b"],\n "label": [1, 2]}', "whole columns in one object"),
+        (
+            "rows.json",
+            b'{"error": "no access"}',
+            "an object with the keys 'error', not a list of rows; write a list of",
+        ),
         ("rows.csv", b"text,label\na,1\nb\n", r"rows\.csv:3: not the 2 fields"),
         ("rows.csv", b"text,label\na,1,2\n", r"rows\.csv:2: not the 2 fields"),
         ("rows.csv", b"text,label,text\na,1,b\n", r"rows\.csv: the header names text more than once"),
         ("rows.csv", b'text,label\n"a,1\n', r"rows\.csv:2: damaged csv"),
+        ("rows.csv", b"text;label\na, b;1\n", r"rows\.csv: the columns look separated by ';'; save the file with ','"),
+        ("rows.csv", b'"id";"text, long";"label"\n1;a;1\n', "look separated by ';'"),
+        ("rows.csv", b"sep=;\r\ntext;label\r\na;1\r\n", "look separated by ';'"),
+        ("rows.csv", b"text\tlabel\na\t1\n", r"look separated by '\\t'"),
+        ("rows.tsv", b"text,label\na,1\n", r"look separated by ','; save the file with '\\t'"),
+        ("rows.csv", "text,label\na,1\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        ("rows.csv", "text,label\na,1\n".encode("utf-16-be"), "is UTF-16 text; save it as UTF-8"),
+        ("rows.jsonl", gzip.compress(ROW), "is packed with gzip; unpack it"),
+        ("rows.csv", b"PK\x03\x04...", "is a zip archive or an Excel workbook"),
+        ("rows.parquet", b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer"),
+        ("rows.csv", b"PAR1...", "holds parquet; name it .parquet"),
         ("rows.jsonl", b'{"text": "\xff\xfe"}\n', "not UTF-8"),
         ("rows.parquet", b"no parquet", "damaged parquet"),
+        ("rows.parquet", b"", "damaged parquet"),
+        ("rows.jsonl.gz", b"", "unknown format '.gz'"),
         ("rows.xlsx", b"", "unknown format '.xlsx'"),
     ],
 )
@@ -124,6 +185,137 @@ def test_damaged_files_are_one_line_that_says_where(tmp_path, name, content, mes
     with pytest.raises(UserError, match=message) as raised:
         load_rows(make_data(path=str(path)), COLUMNS)
     assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", b"\xef\xbb\xbf" + LINES),
+        ("rows.jsonl", json.dumps([json.loads(ROW)] * 2).encode()),
+        ("rows.jsonl", b'{"text": "a",\n "label": "x"}\n{"text": "a",\n "label": "x"}\n'),
+        ("rows.json", b"\n  [" + ROW + b" ,\n" + ROW + b"]\n"),
+        ("rows.json", b"\xef\xbb\xbf" + LINES),
+        ("rows.csv", b'\xef\xbb\xbftext,label\r\n\r\na,x\r\n"a","x"\r\n'),
+        ("rows.csv", b"other,text,label\r,a,x\r;,a,x\r"),
+    ],
+)
+def test_forms_that_programs_write_are_read(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    loaded = load_rows(make_data(path=str(tmp_path / name)), COLUMNS)
+    assert [row.values for row in loaded.rows["train"]] == [json.loads(ROW)] * 2
+
+
+def test_json_numbers_that_are_no_numbers(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b'{"text": "a", "label": NaN}\n{"text": "b", "label": -Infinity}\n')
+    rows = load_rows(make_data(path=str(tmp_path / "rows.jsonl")), COLUMNS).rows["train"]
+    assert [as_text(row.values["label"]) for row in rows] == ["", "-inf"]
+
+
+def write_parquet(path, columns: dict[str, pa.Array], names=None):
+    pq.write_table(pa.table(list(columns.values()), names=names or list(columns)), path)
+    return make_data(path=str(path))
+
+
+def test_parquet_columns_that_nobody_reads_do_no_harm_and_those_read_are_named(tmp_path):
+    odd = {"text": pa.array(["a"]), "label": pa.array(["x"]), "when": pa.array([2**62], pa.timestamp("us"))}
+    data = write_parquet(tmp_path / "rows.parquet", odd)
+    loaded = load_rows(data, COLUMNS)
+    assert loaded.rows["train"][0].values == {"text": "a", "label": "x"}
+    assert loaded.columns == ("text", "label", "when")
+    with pytest.raises(UserError, match=r"rows\.parquet: column 'when' cannot be read: .*out of range"):
+        load_rows(data, ["text", "when"])
+    twice = write_parquet(tmp_path / "twice.parquet", odd, names=["text", "label", "text"])
+    with pytest.raises(UserError, match=r"twice\.parquet: the header names text more than once"):
+        load_rows(twice, COLUMNS)
+
+
+def test_parquet_values_are_read_as_text_in_their_own_precision(tmp_path):
+    halves = pa.Array.from_buffers(
+        pa.string(),
+        2,
+        [None, pa.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0, 4, 0, 0, 0])), pa.py_buffer(b"a\xed\xa0\xbd")],
+    )
+    columns = {
+        "single": pa.array([0.1, None], pa.float32()),
+        "half": pa.array([0.1, 2], pa.float16()),
+        "exact": pa.array([Decimal("1.00"), Decimal("0.50")]),
+        "cat": pa.array(["u", "v"]).dictionary_encode(),
+        "q": pa.array([{"x": "in"}, None]),
+        "q.x": pa.array(["whole", "w"]),
+        "cut": halves,
+    }
+    rows = load_rows(write_parquet(tmp_path / "rows.parquet", columns), ["q.x", "q", *columns]).rows["train"]
+    texts = {name: [as_text(row.values[name]) for row in rows] for name in columns if name != "q"}
+    assert texts.pop("cut")[0] == "a"
+    assert texts == {
+        "single": ["0.1", ""],
+        "half": ["0.1", "2"],
+        "exact": ["1", "0.5"],
+        "cat": ["u", "v"],
+        "q.x": ["whole", "w"],
+    }
+    with pytest.raises(UnicodeEncodeError):
+        rows[1].values["cut"].encode()  # half of a surrogate pair: such a row is refused
+
+
+def test_what_is_no_plain_file_is_one_line(tmp_path):
+    os.mkfifo(tmp_path / "rows.csv")
+    for path in (tmp_path / "rows.csv", "/dev/zero"):
+        with pytest.raises(UserError, match="is neither a file nor a folder"):
+            load_rows(make_data(path=str(path)), COLUMNS)
+    (tmp_path / "train.csv").mkdir()
+    os.mkfifo(tmp_path / "train.jsonl")
+    (tmp_path / "train.parquet").symlink_to("/dev/zero")
+    (tmp_path / "train.tsv").symlink_to("nowhere")
+    with pytest.raises(UserError, match="no file for split 'train'"):
+        load_rows(make_data(path=str(tmp_path)), COLUMNS)
+    for path in ("x" * 5000, "a\0b", tmp_path / "train.tsv"):
+        with pytest.raises(UserError, match=r"no such file or folder|cannot be read: File name too long"):
+            load_rows(make_data(path=str(path)), COLUMNS)
+    (tmp_path / "d" / "train").mkdir(parents=True)
+    (tmp_path / "d" / "train" / os.fsdecode(b"caf\xe9.csv")).write_bytes(b"text,label\na,x\n")
+    with pytest.raises(UserError, match=r"caf\\udce9\.csv': the file's name is not plain UTF-8"):
+        load_rows(make_data(path=str(tmp_path / "d")), COLUMNS)
+
+
+def test_of_very_many_rows_so_many_are_drawn_by_the_seed_as_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.prepare.rows._MOST", 30)
+    texts = [f"text {n}" for n in range(100)]
+    data = write_parquet(tmp_path / "rows.parquet", {"text": pa.array(texts), "label": pa.array(["x"] * 100)})
+
+    def read(**changes):
+        loaded = load_rows(data.model_copy(update=changes), COLUMNS)
+        return [row.values["text"] for row in loaded.rows["train"]], loaded.refused
+
+    limits = {"limits": Limits(train=1, validation=1, test=1)}
+    drawn, refused = read(**limits)
+    assert refused == {("train", "beyond the 30 rows drawn of very many"): 70}
+    assert len(drawn) == 30
+    assert drawn == sorted(drawn, key=texts.index)
+    assert read(**limits)[0] == drawn
+    assert read(**limits, seed=2)[0] != drawn
+    assert len(read(limits=Limits(train=2, validation=2, test=2))[0]) == 60
+    assert read() == (texts, {})  # no limit, no draw
+    assert read(limits=Limits(train=1, validation=None, test=1)) == (texts, {})
+
+
+def test_rows_that_do_not_fit_into_memory_are_refused_while_they_are_read(tmp_path, monkeypatch):
+    grown = iter(range(0, 1000, 10))
+    monkeypatch.setattr("stages.prepare.rows._WATCH", 10)
+    monkeypatch.setattr("stages.prepare.rows.free_memory_bytes", lambda: 35)
+    monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=next(grown))))
+    data = make_data(path=str(write_jsonl(tmp_path / "rows.jsonl", ROWS * 20)))
+    with pytest.raises(UserError, match=r"data: memory runs out after 30 rows of train; .*set data\.limits"):
+        load_rows(data, COLUMNS)
+
+
+def test_a_line_without_end_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.prepare.files._LONGEST", 1000)
+    for name, content in (("rows.csv", "text,label\n" + "a" * 5000), ("rows.jsonl", '{"text": "' + "a" * 5000)):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=r"rows\..*:\d: a line of more than 1,000 characters"):
+            load_rows(make_data(path=str(tmp_path / name)), COLUMNS)
 
 
 def test_two_files_whose_rows_would_have_the_same_names(tmp_path):
@@ -263,4 +455,4 @@ def test_real_files(shared):
     loaded = load_rows(data, COLUMNS)
     assert {split: len(rows) for split, rows in loaded.rows.items()} == {"train": 5452, "test": 500}
     first = json.loads((shared / "data" / "trec" / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    assert loaded.rows["train"][0].values == first
+    assert loaded.rows["train"][0].values == {column: first[column] for column in COLUMNS}
