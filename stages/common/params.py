@@ -5,6 +5,7 @@ A stage's room declares the groups that it reads as a :class:`Room`; loading che
 only the declared groups, so that a stage cannot see a value that ``dvc.yaml`` does not list for it.
 """
 
+import os
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
@@ -88,6 +89,13 @@ class Model(Group):
     trust_remote_code: bool
 
 
+def _watched_path(path: str) -> str:
+    expanded = os.path.expanduser(path)
+    if expanded != path and "DVC_STAGE" in os.environ:  # its dependency is the path as it is written
+        raise ValueError(f"DVC does not expand ~; write {expanded}")
+    return expanded
+
+
 def _split_name(name: str) -> str:
     if not name.isprintable() or name in ("", ".", "..") or set(name) & set("/\\"):
         raise ValueError("a split's name is a plain name, not a path")
@@ -139,7 +147,7 @@ class Data(Group):
     """The task: where the rows come from and what is asked of the model."""
 
     source: Literal["docstrings", "files", "hub"]
-    path: str
+    path: Annotated[str, AfterValidator(_watched_path)]
     name: str | None
     config: str | None
     revision: str | None
@@ -283,7 +291,7 @@ class Finetune(Group):
     evaluations_per_epoch: Annotated[int, Field(ge=0)]
     checkpoint_minutes: Annotated[float, Field(ge=0)]
     cache: CacheMode
-    cache_folder: Annotated[str, Field(min_length=1)]
+    cache_folder: Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
     cache_gib: Annotated[float, Field(gt=0)]
 
     def rates(self, method: str, boundary: int) -> list[float]:

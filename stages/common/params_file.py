@@ -2,8 +2,9 @@
 
 import difflib
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -11,6 +12,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.common.command import UserError
+
+_DEEPEST: Final = 100
 
 Groups = TypeVar("Groups", bound=BaseModel)
 
@@ -22,10 +25,13 @@ def read_validated(path: Path, kind: type[Groups]) -> Groups:
         UserError: the file is missing, is no YAML, or breaks a rule; every fault is named at once.
     """
     try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if max(accumulate((sign in "[{") - (sign in "]}") for sign in text), default=0) > _DEEPEST:
+            raise RecursionError(f"nested more than {_DEEPEST} deep")  # the parser would take minutes to say so
+        raw = YAML(typ="safe", pure=True).load(text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the project's folder") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not valid YAML: {reason}") from None
     if not isinstance(raw, dict):

@@ -1,5 +1,7 @@
 """Parameters: the shipped file is valid, and every way of going wrong is named in one line."""
 
+from time import process_time
+
 import pytest
 from ruamel.yaml import YAML
 
@@ -52,6 +54,12 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
         ({"model__trust_remote_code": "yes"}, "model.trust_remote_code = 'yes': Input should be a valid boolean"),
         ({"compare__seeds": [-1]}, "compare.seeds.0 = -1: Input should be greater than or equal to 0"),
         ({"fit__seed": 2**32}, "fit.seed = 4294967296: Input should be less than 4294967296"),
+        ({"data__splits__test": "../out"}, "data.splits.test = '../out': a split's name is a plain name, not a path"),
+        ({"data__splits__train": "a\0b"}, "a split's name is a plain name, not a path"),
+        ({"data__splits__validation": "/tmp/x"}, "a split's name is a plain name, not a path"),
+        ({"data__splits__train": ".."}, "a split's name is a plain name, not a path"),
+        ({"data__splits__validation": "test"}, "two splits have one name"),
+        ({"data__label_words": {0: 1}}, "data.label_words.0 = 1: Input should be a valid string"),
         ({"nonsense": {}}, "nonsense: unknown parameter; known here: compare, data, device"),
     ],
 )
@@ -86,6 +94,28 @@ def test_a_missing_file_and_broken_yaml_are_named(tmp_path):
     (tmp_path / "params.yaml").write_text("model: [unclosed")
     with pytest.raises(UserError, match="not valid YAML"):
         load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, "a: {b: " * 20_000, "- " * 20_000 + "x", "[\n" * 20_000])
+def test_deep_nesting_is_one_line_and_quick(tmp_path, text):
+    (tmp_path / "params.yaml").write_text(text)
+    began = process_time()
+    with pytest.raises(UserError, match=r"not valid YAML: .*(nested more than 100 deep|recursion depth)") as caught:
+        load_params(tmp_path / "params.yaml")
+    assert "\n" not in str(caught.value)
+    assert process_time() - began < 1
+
+
+def test_a_home_folder_is_found_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    write_params(tmp_path, data__path="~/rows.csv", finetune__cache_folder="~/cache")
+    params = load_params(tmp_path / "params.yaml")
+    assert (params.data.path, params.finetune.cache_folder) == ("/home/me/rows.csv", "/home/me/cache")
+    monkeypatch.setenv("DVC_STAGE", "base")
+    assert "data.path = '~/rows.csv': DVC does not expand ~; write /home/me/rows.csv" in fault(
+        tmp_path, data__path="~/rows.csv"
+    )
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path):
