@@ -116,7 +116,7 @@ class Filler:
             *turns, last = read_conversation(reach(row.values, self.data.messages))
             # A system turn that all conversations share tells none of them from the others.
             text = "\n".join(words(turn) for turn in turns if turn["role"] != "system")
-            example = self._labelled(Example(row.example_id, group or None, None, text, "", words(last)))
+            example = self._example(row, group, text, "", words(last))
             return self._cut(example, turns, last, read_tools(row.values.get(TOOLS))), blank
         values, candidates = row.values, tuple[str, ...]()
         if self.data.task == "multiple-choice":
@@ -127,15 +127,21 @@ class Filler:
             answer = text_at(row.values, self.data.answer_column, "data.answer_column").strip()
         prompt, texts = self.template.fill(values)
         text = "\n".join(text for text in texts.values() if text.strip())
-        example = replace(self._labelled(self._plain(row, group, text, prompt, answer)), candidates=candidates)
-        return self._asked(example), blank + [name for name, text in texts.items() if not text.strip()]
+        example = self._asked(self._example(row, group, text, prompt, answer, candidates))
+        return example, blank + [name for name, text in texts.items() if not text.strip()]
 
-    def _plain(self, row: Row, group: str, text: str, prompt: str, answer: str) -> Example:
+    def _example(
+        self, row: Row, group: str, text: str, prompt: str, answer: str, candidates: tuple[str, ...] = ()
+    ) -> Example:
         if not text:
             raise RefusedRowError("empty text")
-        if not answer and self.data.task != "classification":
+        if not answer and self.data.task == "classification":
+            raise RefusedRowError("without a label")
+        if not answer and not self.data.messages:  # an assistant's turn may call a tool and say nothing
             raise RefusedRowError("missing answer")
-        return Example(row.example_id, group or None, None, text, prompt, answer)
+        label = self._spelling.get(answer, answer) if self.data.task == "classification" else None
+        word = answer if label is None else self._words.get(label, label)
+        return Example(row.example_id, group or None, label, text, prompt, word, candidates)
 
     def _label(self, row: Row) -> str:
         """The label as the row spells it; empty where it has none."""
@@ -148,14 +154,6 @@ class Filler:
         except (RefusedRowError, UnicodeEncodeError):
             return ""
         return label
-
-    def _labelled(self, example: Example) -> Example:
-        if self.data.task != "classification":
-            return example
-        if not example.answer:
-            raise RefusedRowError("without a label")
-        label = self._spelling.get(example.answer, example.answer)
-        return replace(example, label=label, answer=self._words.get(label, label))
 
     def _asked(self, example: Example) -> Example:
         """The prompt as a user's turn, where there is a chat template."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from string import Formatter
 from typing import Any
 
@@ -19,7 +20,7 @@ class Template:
 
     parts: tuple[tuple[str, str | None], ...]
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """The columns that it names, each once, in order of appearance."""
         return tuple(dict.fromkeys(column for _, column in self.parts if column is not None))
