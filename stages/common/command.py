@@ -17,7 +17,15 @@ from stages.common import run_record
 BAD_INPUT: Final = 2
 INTERRUPTED: Final = 130
 
-_DISK_FAULTS: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_RIGHT: Final = "make it writable"
+_DISK_FAULTS: Final = {
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "free space or raise your quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: _NO_RIGHT,
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+}
 
 
 class UserError(Exception):
@@ -65,11 +73,12 @@ def _status(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] |
 
 
 def _disk_fault(error: OSError) -> int:
-    if error.errno not in _DISK_FAULTS:
+    mend = _DISK_FAULTS.get(error.errno or 0)
+    if mend is None:
         raise error
     where = f" ({error.filename})" if error.filename else ""
-    reason = os.strerror(error.errno)
-    return _report(f"cannot write{where}: {reason}; nothing finished was touched: free space and run again", BAD_INPUT)
+    reason = os.strerror(error.errno or 0)
+    return _report(f"cannot write{where}: {reason}; nothing finished was touched: {mend} and run again", BAD_INPUT)
 
 
 def _report(message: str, code: int) -> int:

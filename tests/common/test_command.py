@@ -26,11 +26,21 @@ def test_a_users_fault_is_one_line_and_no_traceback(capsys):
     assert capsys.readouterr().err == "error: data.csv: line 3: no label\n"
 
 
-def test_a_full_disk_is_the_users_to_mend(capsys):
-    assert exit_code(raising(OSError(errno.ENOSPC, "No space left on device", "out.parquet"))) == BAD_INPUT
-    text = capsys.readouterr().err
-    assert text.startswith("error: cannot write (out.parquet): No space left on device")
-    assert len(text.splitlines()) == 1
+@pytest.mark.parametrize(
+    ("number", "reason", "mend"),
+    [
+        (errno.ENOSPC, "No space left on device", "free space"),
+        (errno.EDQUOT, "Disk quota exceeded", "free space or raise your quota"),
+        (errno.EFBIG, "File too large", "raise the limit on the size of files (ulimit -f)"),
+        (errno.EROFS, "Read-only file system", "make it writable"),
+        (errno.EACCES, "Permission denied", "make it writable"),
+        (errno.EPERM, "Operation not permitted", "make it writable"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_the_users_to_mend(capsys, number, reason, mend):
+    assert exit_code(raising(OSError(number, reason, "out.parquet"))) == BAD_INPUT
+    said = f"error: cannot write (out.parquet): {reason}; nothing finished was touched: {mend} and run again\n"
+    assert capsys.readouterr().err == said
 
 
 def test_an_interrupt_is_told_apart(capsys):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -153,7 +154,14 @@ class BoundaryCache:
 
     def _disk(self, split: _Split) -> Opened:
         folder = self.settings.folder
-        with folder.alone(split.key):
+        with ExitStack() as held:
+            try:
+                held.enter_context(folder.alone(split.key))
+            except OSError as error:
+                raise UserError(
+                    f"finetune.cache = disk: {folder.path} cannot be written: {error.strerror}; make it writable, set "
+                    "finetune.cache_folder to another folder, or finetune.cache to auto, memory or off"
+                ) from None
             if (found := folder.find(split.key)) is not None:
                 return self._reused(split, found.rows, found.seconds, "finetune.cache = disk")
             parts, begun = self._continued(split)
@@ -162,11 +170,14 @@ class BoundaryCache:
         return self._opened(split, rows, "on disk", parts, begun, "finetune.cache = disk")
 
     def _auto(self, split: _Split, passes: float) -> Opened:
+        folder = self.settings.folder
         try:
-            with self.settings.folder.alone(split.key):
+            with folder.alone(split.key):
                 return self._reuse_if_quick(split) or self._compute_and_keep(split, passes)
         except OSError as error:
-            reason = f"the cache folder cannot be used: {error.strerror or error}"
+            reason = f"{folder.path} cannot be written: {error.strerror or error}"
+        if (found := folder.find(split.key)) is not None:
+            return self._reused(split, found.rows, found.seconds, reason)
         if in_memory(split.size, free_memory_bytes()):
             return self._in_memory(split, reason)
         return self._off(split, reason)

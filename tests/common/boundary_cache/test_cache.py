@@ -1,7 +1,10 @@
 """What is done with boundary states: computed, continued, reused or left, and why."""
 
+import errno
+import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -147,9 +150,38 @@ def test_auto_without_a_usable_folder_makes_do_with_memory(task, machine):
     task.folder.write_text("a file in the folder's place")
     opened = task.open("auto")
     assert (opened.origin, opened.kept) == ("computed", "in memory")
-    assert "cannot be used" in opened.words
+    assert f"{task.folder} cannot be written: Not a directory" in opened.words
     machine.say(memory=100)
     assert task.open("auto").origin == "off"
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_is_only_readable_is_read_by_auto_and_refused_for_disk(task, machine, monkeypatch, number):
+    """Root may write anywhere, so that the refusal of the kernel is played."""
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), "somewhere")
+
+    task.open("disk", 2)
+    before = {path: path.read_bytes() for path in task.folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(os, "utime", refuse)
+    reason = f"{task.folder} cannot be written: {os.strerror(number)}"
+    opened, ran = layers_run(task, lambda: task.open("auto", 2))
+    assert (opened.origin, ran) == ("reused", [])
+    assert torch.equal(opened.start.rows, task.computed(2).rows)
+    opened = task.open("auto", 3)
+    assert (opened.origin, opened.kept) == ("computed", "in memory")
+    assert reason in opened.words
+    machine.say(memory=100)
+    opened = task.open("auto", 3)
+    assert (opened.origin, reason in opened.words) == ("off", True)
+    with pytest.raises(UserError) as refused:
+        task.open("disk", 2)
+    assert str(refused.value).startswith(
+        f"finetune.cache = disk: {reason}; make it writable, set finetune.cache_folder"
+    )
+    assert {path: path.read_bytes() for path in task.folder.rglob("*") if path.is_file()} == before
 
 
 def test_half_of_the_free_memory_is_left_to_training():
