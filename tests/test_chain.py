@@ -217,12 +217,21 @@ def test_a_grid_of_rates_is_settled_on_the_validation_split(chain):
     assert len(run["grid"]) == 2
     assert run["learning_rate"] == best["rate"]
     assert run["curve"][-1]["validation_loss"] == best["validation_loss"]
+    evaluated = chain.json("reports/metrics.json")["runs"]["salf-seed1"]  # by the same scorer
+    assert (best["test_accuracy"], best["test_loss"]) == (
+        evaluated["accuracy"],
+        pytest.approx(evaluated["loss"], rel=1e-5),
+    )
 
 
 def test_methods_share_the_frozen_layers_states(chain):
     """Of the same boundary as they are; a deeper boundary goes on from them."""
     states = {method: chain.json(f"reports/runs/{method}-seed1.json")["boundary_states"] for method in METHODS}
     boundary = chain.json("data/plan/freeze_plan.json")["boundary"]
+    assert (set(states["salf"]), set(states["none"])) == (
+        {"training", "validation", "test"},
+        {"training", "validation"},
+    )
     for split in ("training", "validation"):
         assert (states["salf"][split]["origin"], states["salf"][split]["begun"]) == ("computed", 0)
         assert states["salf+lora"][split]["origin"] == "reused"

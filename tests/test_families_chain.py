@@ -4,6 +4,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.common.command import UserError
@@ -52,7 +54,25 @@ def test_a_family_goes_through_every_stage(tmp_path, hub_folder, model_type):
         assert any(unit.startswith("layer") for unit in run["changed_units"])
         AutoModelForCausalLM.from_pretrained(folder)
         AutoTokenizer.from_pretrained(folder)
+    check_adapters(tmp_path)
     assert set(chain.json("reports/metrics.json")) > {"schema"}
+
+
+def check_adapters(root):
+    """PEFT finds the base model, which is the user's folder, and computes what the merged folder computes."""
+    folder, ids = root / "data/models/salf+lora-seed1", torch.tensor([[5, 6, 7, 8]])
+    settings = json.loads((folder / "adapter/adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(root / "source")
+    card = (folder / "adapter/README.md").read_text(encoding="utf-8")
+    assert json.loads((root / "data/base/base.json").read_text())["weights_sha256"] in card
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+        adapted = AutoPeftModelForCausalLM.from_pretrained(folder / "adapter")(ids).logits
+        plain = AutoModelForCausalLM.from_pretrained(root / "source")(ids).logits
+    torch.testing.assert_close(adapted, merged, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(adapted, plain, rtol=1e-3, atol=1e-4)
+    assert not list(folder.rglob(".work"))
+    AutoTokenizer.from_pretrained(folder / "adapter")
 
 
 @pytest.mark.slow

@@ -52,7 +52,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
-        shutil.rmtree(aside / WORK_FOLDER, ignore_errors=True)  # of the files that were made inside, one by one
+        for work in list(aside.rglob(WORK_FOLDER)):  # of the files that were made inside, one by one
+            shutil.rmtree(work)
         for file in aside.rglob("*"):
             if file.is_file():
                 _flush(file)
@@ -100,6 +101,18 @@ def work_folder(path: Path, fingerprint: str) -> Path:
                 shutil.rmtree(other, ignore_errors=True)
     mine.mkdir(parents=True, exist_ok=True)
     return mine
+
+
+def lasting(path: Path) -> Path:
+    """The absolute path of a file or folder, for records that outlive this run.
+
+    DVC runs some experiments in a temporary copy of the project: a path in the copy becomes the one in the project.
+    """
+    whole, here = Path(os.path.abspath(path.expanduser())), Path.cwd()
+    project, copies, _ = str(here).partition("/.dvc/tmp/exps/")
+    if not copies or not str(whole).startswith(project + copies):
+        return whole
+    return Path(os.path.normpath(Path(project, os.path.relpath(whole, here))))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -28,22 +28,23 @@ from stages.common.cost import ModelShape
 from stages.common.freeze_plan import FILE_NAME, FreezePlan
 from stages.common.method_names import checked, method_of
 from stages.common.models.shards import shard_hashes
-from stages.common.params import SEEDS, Device, Finetune, Plan, Room, SelectorName
+from stages.common.params import SEEDS, Device, Finetune, Model, Plan, Room, SelectorName
 from stages.common.rules import rule_of
 from stages.common.runtime import choose_runtime, machine_facts, peak_memory_bytes
 from stages.common.training.processes import Processes, are_several, joined
-from stages.finetune.card import model_card
+from stages.finetune.card import adapter_card, model_card
 from stages.finetune.launch import end_with_launcher, launch
-from stages.finetune.save import save_model
+from stages.finetune.save import Base, save_model
 from stages.finetune.search import Bench, best_of_grid
 from stages.finetune.words import trained_words
 
 
 class FinetuneRoom(Room):
-    """The groups that this stage reads; of ``plan`` only what the plan's file does not say: ``first_n``."""
+    """The groups that this stage reads; of ``model`` its source, which adapters name, of ``plan`` ``first_n``."""
 
     device: Device
     finetune: Finetune
+    model: Model
     plan: Plan
 
 
@@ -130,10 +131,13 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
         "data_sha256": data_hashes,
     }
     with replacing_folder(args.out) as folder:
-        run["changed_units"] = save_model(best.trainable, args.base, folder)
+        named = Base.of(base, params.model, args.base)
+        run["changed_units"] = save_model(best.trainable, args.base, folder, named, meta["end_token_id"])
         run["shards"] = shard_hashes(folder)
         write_json(folder / "run.json", run)
         write_text(folder / "README.md", model_card(run, plan, base, meta))
+        if method.lora:
+            write_text(folder / "adapter" / "README.md", adapter_card(run, named, base, meta))
         plan.save(folder / FILE_NAME)
     args.measured.parent.mkdir(parents=True, exist_ok=True)
     steps = best.training.step_seconds

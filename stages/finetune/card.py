@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from stages.common.freeze_plan import FreezePlan
+from stages.finetune.save import Base
 from stages.finetune.words import choice_words, frozen_words, head_words, trained_words
 
 
@@ -69,6 +70,44 @@ def model_card(run: dict[str, Any], plan: FreezePlan, base: dict[str, Any], meta
         f"- peak learning rate {run['learning_rate']:g}, parameters: see `run.json`",
         f"- rewritten shards: {', '.join(run['changed_units'])}; all others are the base's, byte for byte",
         "- code, machine and times: the project's run records, by `python -m flows.lineage show <this folder>`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def adapter_card(run: dict[str, Any], named: Base, base: dict[str, Any], meta: dict[str, Any]) -> str:
+    """Markdown with the hub's YAML head for the folder of adapters: on which base model, and where answers end.
+
+    Args:
+        run: the content of ``run.json``.
+        named: what the adapters call the base model.
+        base: the content of the base's ``base.json``.
+        meta: the content of the prepared data's ``meta.json``.
+    """
+    at = f" at revision `{named.revision}`" if named.revision else ""
+    end = meta["end_token_id"]
+    stop = [
+        f"Answers end with token {end}. PEFT takes the base model's settings for generation, so name it: "
+        f"`model.generate(..., eos_token_id={end})`.",
+        "",
+    ]
+    lines = [
+        "---",
+        *([f"base_model: {named.name}"] if named.revision else []),
+        "library_name: peft",
+        "pipeline_tag: text-generation",
+        "tags: [lora, salf]",
+        "---",
+        "",
+        f"# LoRA adapters for {base['name']} by `{run['method']}` (seed {run['seed']})",
+        "",
+        f"Base model: `{named.name}`{at}. SHA-256 of its weights, one shard per layer: `{base['weights_sha256']}`. "
+        "The folder above holds the same model with the adapters merged.",
+        "",
+        *(stop if end is not None else []),
+        "    from peft import AutoPeftModelForCausalLM",
+        "",
+        '    model = AutoPeftModelForCausalLM.from_pretrained("adapter")',
         "",
     ]
     return "\n".join(lines)

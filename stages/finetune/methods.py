@@ -57,6 +57,7 @@ def _adapted(model: CausalModel, layers: tuple[int, ...], params: Finetune, seed
         target_modules=_linear_maps(model.layers[0]),
         layers_to_transform=[layer - 1 for layer in layers],
         layers_pattern=model.family.layers.rsplit(".", 1)[-1],
+        task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.layers[0].modules()),  # GPT-2's layout
     )
     try:

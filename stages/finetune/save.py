@@ -1,33 +1,71 @@
 """Saves a fine-tuned model so that frozen layers keep their bytes, and can be proved to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from stages.common.artifacts import read_json
+from stages.common.artifacts import lasting, read_json, write_json
 from stages.common.models.shards import INDEX, group_by_unit, share_file, write_index, write_unit
+from stages.common.params import Model
 from stages.common.training.trainable import Trainable
 
-_WEIGHTS = {INDEX, "base.json"}
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_WEIGHTS: Final = {INDEX, "base.json"}
+_TEXTS: Final = {".json", ".jinja", ".model", ".txt"}
 
 
-def save_model(trainable: Trainable, base: Path, folder: Path) -> list[str]:
+class Base(NamedTuple):
+    """What other tools find the base model by.
+
+    Attributes:
+        name: a hub name or an absolute path.
+        revision: of a hub name.
+    """
+
+    name: str
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], model: Model, folder: Path) -> Self:
+        """From the content of ``base.json``, the parameters and the base model's folder."""
+        if facts["source"] == "embedded":
+            return cls(str(lasting(folder)))
+        return cls(facts["source"], facts["revision"]) if facts["revision"] else cls(str(lasting(Path(model.source))))
+
+
+def save_model(trainable: Trainable, base: Path, folder: Path, named: Base, end: int | None) -> list[str]:
     """Write the model in ``base``'s layout; return the units whose shards changed.
 
     Shards of untouched units are the base's own files, linked where the file system can. Everything
-    else of the base folder (configuration, tokenizer) is taken over as it is.
+    else of the base folder (tokenizer, configuration) is taken over as it is, except that generation stops at the
+    token that answers end with. Adapters are saved as PEFT's folder ``adapter`` as well.
+
+    Args:
+        trainable: the trained model; its adapters are merged.
+        base: the base model's folder.
+        folder: an empty folder.
+        named: what adapters call the base model.
+        end: the token that answers were trained to end with; ``None``: they were trained to end with none.
     """
-    if trainable.adapters is not None:
-        trainable.adapters.save_pretrained(folder / "adapter")
-        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     family, depth = trainable.model.family, trainable.model.depth
+    beside = [file for file in base.iterdir() if file.is_file() and file.suffix != ".safetensors"]
+    for file in beside:
+        if file.name not in _WEIGHTS:
+            share_file(file, folder / file.name)
+    if end is not None:
+        _stop_at(end, folder, trainable.model.network)
+    if trainable.adapters is not None:
+        _save_adapters(trainable.adapters, folder, named)
     changed = {family.unit_of(name, depth) for name in trainable.merged()}
     index = read_json(base / INDEX)
     dtype_of = trainable.model.network.dtype
-    named = _as_stored(trainable.model.network, index["weight_map"])
+    named_weights = _as_stored(trainable.model.network, index["weight_map"])
     units = group_by_unit(index["weight_map"], family, depth)
     rewritten = []
     for unit, names in units.items():
@@ -35,13 +73,41 @@ def save_model(trainable: Trainable, base: Path, folder: Path) -> list[str]:
         if unit not in changed:
             share_file(base / shard, folder / shard)
         else:
-            write_unit(folder / shard, {name: named[name].to(dtype_of) for name in names})
+            write_unit(folder / shard, {name: named_weights[name].to(dtype_of) for name in names})
             rewritten.append(unit)
     write_index(folder, units)
-    for file in base.iterdir():
-        if file.is_file() and file.name not in _WEIGHTS and file.suffix != ".safetensors":
-            share_file(file, folder / file.name)
     return rewritten
+
+
+def _stop_at(end: int, folder: Path, network: PreTrainedModel) -> None:
+    """Let a token end what is generated, before those that did already.
+
+    Transformers reads ``generation_config.json``, other tools ``config.json``.
+    """
+    generation = folder / "generation_config.json"
+    if not generation.exists() and network.generation_config is not None:  # what transformers makes of config.json
+        made = network.generation_config.to_diff_dict()
+        write_json(generation, {key: value for key, value in made.items() if key != "_from_model_config"})
+    for file in (generation, folder / "config.json"):
+        said = read_json(file)
+        known = said.get("eos_token_id")
+        ends = known if isinstance(known, list) else [] if known is None else [known]
+        if end not in ends:
+            write_json(file, {**said, "eos_token_id": [end, *ends] if ends else end})
+
+
+def _save_adapters(adapters: "PeftModel", folder: Path, named: Base) -> None:
+    """Write PEFT's folder, with the tokenizer and what ends generation beside the adapters."""
+    made = folder / "adapter"
+    adapters.save_pretrained(made, save_embedding_layers=False)  # or PEFT would ask the hub for the base's vocabulary
+    settings = read_json(made / "adapter_config.json")
+    settings["target_modules"].sort()  # PEFT writes a set
+    write_json(
+        made / "adapter_config.json", {**settings, "base_model_name_or_path": named.name, "revision": named.revision}
+    )
+    for file in folder.iterdir():
+        if file.suffix in _TEXTS and file.name != "config.json":
+            share_file(file, made / file.name)
 
 
 def _as_stored(network: PreTrainedModel, names: Iterable[str]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from stages.common.models.adapter import CausalModel, open_model
 from stages.common.models.families import family_of
 from stages.common.models.shards import group_by_unit, shard_hashes, write_index, write_unit
 from stages.finetune.methods import make_trainable
-from stages.finetune.save import save_model
+from stages.finetune.save import Base, save_model
 from stages.finetune.scope import scope_of
 from tests.common.test_freeze_plan import LAYERS, artifact, tiny
 from tests.common.training.tiny_training import SHARED, params, run, start_of
@@ -46,14 +46,15 @@ def write_base(folder, *, tied):
 
 
 def trained_and_saved(tmp_path, examples, method, *, tied, boundary, first_n=2):
-    base, folder = write_base(tmp_path / "base", tied=tied), tmp_path / "tuned"
+    base = write_base(tmp_path / "base", tied=tied)
     plan = FreezePlan.model_validate(artifact(boundary, tied=tied))
     settings = params(lisa_layers=1, lisa_steps=2)  # four steps: two draws
     scope = scope_of(method, plan, settings, seed=5, first_n=first_n)
     made = make_trainable(open_model(base, torch.device("cpu")), plan, scope, settings, seed=1, steps=4)
     run(made, examples, start_of(made, examples), settings)
+    folder = tmp_path / "tuned"
     folder.mkdir()
-    rewritten = save_model(made, base, folder)
+    rewritten = save_model(made, base, folder, Base(str(base)), None)
     assert rewritten == scope.units(steps=4)
     return base, folder, made, rewritten
 

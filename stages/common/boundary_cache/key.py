@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from stages.common.batches import Example
 from stages.common.models.adapter import CausalModel
 from stages.common.models.shards import plain_config
 from stages.common.runtime import Runtime
+
+_NOT_OF_STATES: Final = ("transformers_version", "eos_token_id")  # a fine-tuned folder names another end token
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def frozen_units(shards: Mapping[str, str], boundary: int) -> tuple[str, ...]:
 
 def _config_digest(model: CausalModel) -> str:
     config = plain_config(json.loads(model.network.config.to_json_string(use_diff=False)))
-    return digest_of({name: value for name, value in config.items() if name != "transformers_version"})
+    return digest_of({name: value for name, value in config.items() if name not in _NOT_OF_STATES})
 
 
 def _elsewhere_digest(model: CausalModel) -> str:
