@@ -1,12 +1,13 @@
 """Reads a file of parameters; every fault of it becomes one line that names the key and what is allowed."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Annotated, Any, Final, TypeGuard, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -50,7 +51,7 @@ def _fault_lines(path: Path, faults: Iterable[ErrorDetails], kind: type[BaseMode
         if fault["type"] == "extra_forbidden":
             text = f"{path}: {key}: unknown parameter{_did_you_mean(names, kind)}"
         elif fault["type"] == "missing":
-            text = f"{path}: {key}: missing"
+            text = f"{path}: {key}: missing: {_expected(dict(_fields(kind))[key])}"
         else:
             where = f"{key} = {fault['input']!r}: " if key else ""
             text = f"{path}: {where}{fault['msg'].removeprefix('Value error, ')}"
@@ -58,12 +59,35 @@ def _fault_lines(path: Path, faults: Iterable[ErrorDetails], kind: type[BaseMode
     return lines
 
 
-def _did_you_mean(names: list[str], group: type[BaseModel]) -> str:
-    for name in names[:-1]:
-        inner = group.model_fields[name].annotation if name in group.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return ""
-        group = inner
-    known = sorted(group.model_fields)
-    close = difflib.get_close_matches(names[-1], known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
+def _did_you_mean(names: list[str], kind: type[BaseModel]) -> str:
+    fields, group, name = dict(_fields(kind)), ".".join(names[:-1]), names[-1]
+    known = sorted(field.rpartition(".")[2] for field in fields if field.rpartition(".")[0] == group)
+    elsewhere = [field for field in fields if field.rpartition(".")[2] == name]
+    close = difflib.get_close_matches(name, known, n=1) or elsewhere
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known here: {', '.join(known)}" if known else ""
+
+
+def _expected(field: FieldInfo) -> str:
+    """What a field takes, in the words that a wrong value is refused with."""
+    kind: Any = field.annotation
+    if _is_group(kind):
+        return f"a group of {', '.join(kind.model_fields)}"
+    try:
+        TypeAdapter(Annotated[kind, field]).validate_python(object())
+    except ValidationError as error:
+        return " or ".join(fault["msg"] for fault in error.errors())
+    return "any value"
+
+
+def _fields(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every field of the groups by its dotted name, groups included."""
+    for name, field in kind.model_fields.items():
+        yield prefix + name, field
+        if _is_group(field.annotation):
+            yield from _fields(field.annotation, f"{prefix}{name}.")
+
+
+def _is_group(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -1,5 +1,6 @@
 """Parameters: the shipped file is valid, and every way of going wrong is named in one line."""
 
+from pathlib import Path
 from time import process_time
 
 import pytest
@@ -61,6 +62,11 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
         ({"data__splits__validation": "test"}, "two splits have one name"),
         ({"data__label_words": {0: 1}}, "data.label_words.0 = 1: Input should be a valid string"),
         ({"nonsense": {}}, "nonsense: unknown parameter; known here: compare, data, device"),
+        ({"plan__max_tokens": 64}, "plan.max_tokens: unknown parameter; did you mean prepare.max_tokens?"),
+        ({"data__train": 64}, "data.train: unknown parameter; did you mean data.splits.train?"),
+        ({"data__balance": "test"}, "data.balance = 'test': Input should be 'train', 'all' or 'none'"),
+        ({"data__balance": 1}, "data.balance = 1: Input should be 'train', 'all' or 'none'"),
+        ({"prepare__near_duplicate": 0}, "prepare.near_duplicate = 0: Input should be greater than 0"),
     ],
 )
 def test_a_fault_names_the_key_the_value_and_what_is_allowed(tmp_path, changes, expected):
@@ -70,6 +76,35 @@ def test_a_fault_names_the_key_the_value_and_what_is_allowed(tmp_path, changes, 
 def test_all_faults_are_named_at_once(tmp_path):
     text = fault(tmp_path, finetune__epochs=0, trace__space="cooked", evaluate__bootstrap=1)
     assert len(text.splitlines()) == 3
+
+
+def test_every_missing_key_is_a_line_that_says_what_to_write(tmp_path):
+    params = YAML(typ="safe").load(write_params(tmp_path))
+    for group, key in (("plan", "first_n"), ("data", "balance"), ("finetune", "warmup_share")):
+        del params[group][key]
+    del params["fit"]
+    YAML(typ="safe").dump(params, tmp_path / "params.yaml")
+    with pytest.raises(UserError) as caught:
+        load_params(tmp_path / "params.yaml")
+    assert [line.removeprefix(f"{tmp_path}/params.yaml: ") for line in str(caught.value).splitlines()] == [
+        "data.balance: missing: Input should be 'train', 'all' or 'none'",
+        "fit: missing: a group of bootstrap, holdout_layers, confidence, seed",
+        "plan.first_n: missing: Input should be a valid integer",
+        "finetune.warmup_share: missing: Input should be a valid number",
+    ]
+
+
+def test_the_file_of_release_0_1_0_is_read_with_its_own_values():
+    path = Path(__file__).with_name("params-0.1.0.yaml")
+    old, now = YAML(typ="safe", pure=True).load(path), load_params(path).model_dump(mode="json")
+    assert (old["data"].pop("balance"), now["data"].pop("balance")) == (True, "all")
+    for method, rate in old["finetune"]["learning_rate"].items():
+        assert now["finetune"]["learning_rate"][method] == [rate]
+    del now["finetune"]["learning_rate"]
+    for group, values in old.items():
+        assert {key: now[group][key] for key in values if key != "learning_rate"} == {
+            key: value for key, value in values.items() if key != "learning_rate"
+        }
 
 
 def test_a_grid_of_boundaries_needs_no_rates_of_its_own(tmp_path):
