@@ -14,6 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 PARAMS_FILE = Path("params.yaml")
 _JOURNAL = Path(".dvc/tmp/flow-params.json")
+_TWO_SPELLINGS = {"data.balance"}  # a word, or true and false as in release 0.1.0: the stages check it
 _KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
 
 
@@ -54,7 +55,7 @@ def overridden(project: Path, overrides: Mapping[str, Any]) -> Iterator[None]:
     path = project / PARAMS_FILE
     if not path.exists():
         raise OverrideError(f"{PARAMS_FILE}: no such file, so no parameter can be overridden")
-    before = path.read_text(encoding="utf-8")
+    before = _read(path)
     during = changed(before, overrides)
     _write(project / _JOURNAL, json.dumps({"before": before, "during": during}))
     _write(path, during)
@@ -70,11 +71,11 @@ def take_back(project: Path) -> bool:
     A file that somebody has edited since is left as it is.
     """
     try:
-        journal = json.loads((project / _JOURNAL).read_text(encoding="utf-8"))
+        journal = json.loads(_read(project / _JOURNAL))
     except FileNotFoundError:
         return False
     path = project / PARAMS_FILE
-    untouched = path.read_text(encoding="utf-8") == journal["during"]
+    untouched = path.exists() and path.read_bytes() == journal["during"].encode()
     if untouched:
         _write(path, journal["before"])
     (project / _JOURNAL).unlink()
@@ -93,7 +94,10 @@ def changed(text: str, overrides: Mapping[str, Any]) -> str:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
-    params = yaml.load(text)
+    try:
+        params = yaml.load(text)
+    except YAMLError as error:
+        raise OverrideError(f"{PARAMS_FILE}: not valid YAML: {' '.join(str(error).split())}") from None
     faults = [fault for key, value in overrides.items() if (fault := _set(params, key, value))]
     if faults:
         raise OverrideError("; ".join(faults))
@@ -112,7 +116,7 @@ def _set(params: Any, key: str, value: Any) -> str | None:
     # Deeper than group.name stand mappings whose keys are the user's own (label words, learning rates).
     if not isinstance(place, dict) or (name not in place and len(groups) < 2):
         return _unknown(key, name, place)
-    fault = _other_kind(place.get(name), value)
+    fault = None if key in _TWO_SPELLINGS else _other_kind(place.get(name), value)
     if fault:
         return f"{key} = {value!r}: expected {fault}"
     place[name] = value
@@ -138,11 +142,24 @@ def _other_kind(present: Any, value: Any) -> str | None:
     return None if names[0] == names[1] else names[0]
 
 
+def _read(path: Path) -> str:
+    """A file's text with its own line ends.
+
+    Raises:
+        OverrideError: it is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise OverrideError(f"{path.name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.resolve()  # a link stays one
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with aside.open("wb") as file:
+        file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)

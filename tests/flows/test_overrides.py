@@ -74,6 +74,35 @@ def test_the_files_own_bytes_come_back_also_after_a_failure(project):
     assert not take_back(project)
 
 
+@pytest.mark.parametrize("encode", [lambda text: text.replace("\n", "\r\n"), "\ufeff{}".format, lambda text: text[:-1]])
+def test_line_ends_and_byte_order_marks_come_back_too(project, encode):
+    path = project / PARAMS_FILE
+    path.write_bytes(encode(TEXT).replace("mixed", "\u00e9mixed").encode())
+    before = path.read_bytes()
+    with overridden(project, {"train.epochs": 3, "train.text": "one\ntwo"}):
+        during = YAML(typ="safe", pure=True).load(path)
+        assert during["train"] == {**YAML(typ="safe", pure=True).load(before)["train"], "epochs": 3, "text": "one\ntwo"}
+    assert path.read_bytes() == before
+    hold = overridden(project, {"train.epochs": 3})
+    hold.__enter__()
+    assert take_back(project)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"a: \xff", "not UTF-8 text .byte 3."), (b"a: [", "not valid YAML")])
+def test_a_file_that_cannot_be_read_is_one_line_and_stays(project, content, message):
+    (project / PARAMS_FILE).write_bytes(content)
+    with pytest.raises(OverrideError, match=message), overridden(project, {"a": 1}):
+        pass
+    assert (project / PARAMS_FILE).read_bytes() == content
+
+
+@pytest.mark.parametrize(("present", "value"), [("true", "none"), ("train", False)])
+def test_balance_may_be_spelled_as_in_the_first_release(present, value):
+    new = changed(f"data:\n  balance: {present}\n", {"data.balance": value})
+    assert YAML(typ="safe").load(new) == {"data": {"balance": value}}
+
+
 def test_a_refused_override_touches_nothing(project):
     with pytest.raises(OverrideError), overridden(project, {"train.epoch": 3}):
         pass
@@ -88,11 +117,20 @@ def test_the_next_run_takes_back_what_a_killed_one_left(project):
     assert (project / PARAMS_FILE).read_text() == TEXT
 
 
-def test_an_edit_during_the_run_is_kept(project):
-    edited = TEXT.replace("mixed: true", "mixed: false")
+@pytest.mark.parametrize("edited", [TEXT.replace("mixed: true", "mixed: false").encode(), b"mixed: \xff"])
+def test_an_edit_during_the_run_is_kept(project, edited):
     with overridden(project, {"train.epochs": 3}):
-        (project / PARAMS_FILE).write_text(edited)
-    assert (project / PARAMS_FILE).read_text() == edited
+        (project / PARAMS_FILE).write_bytes(edited)
+    assert (project / PARAMS_FILE).read_bytes() == edited
+
+
+def test_a_linked_file_stays_a_link(project, tmp_path):
+    (project / PARAMS_FILE).rename(tmp_path / "real.yaml")
+    (project / PARAMS_FILE).symlink_to(tmp_path / "real.yaml")
+    with overridden(project, {"train.epochs": 3}):
+        assert "epochs: 3" in (tmp_path / "real.yaml").read_text()
+    assert (project / PARAMS_FILE).is_symlink()
+    assert (tmp_path / "real.yaml").read_text() == TEXT
 
 
 def test_words_of_a_command_line_are_yaml():
