@@ -117,8 +117,9 @@ class PromptTokenizer:
     def _check_rows(self, ids: Sequence[int]) -> None:
         worst = max(ids, default=0)
         if self.rows is not None and worst >= self.rows:
+            token = self._tokenizer.id_to_token(worst)
             raise UserError(
-                f"model: token {self._tokenizer.id_to_token(worst)!r} has the id {worst}, and the embedding has "
+                f"model: {f'token {token!r}' if token else 'eos_token_id'} has the id {worst}, and the embedding has "
                 f"{self.rows} rows (ids 0 to {self.rows - 1}): take a tokenizer that fits the model, or resize the "
                 "model to it (resize_token_embeddings)"
             )

@@ -102,17 +102,17 @@ def test_words_of_which_one_begins_another_need_an_end_token(tmp_path):
         label_ids(PromptTokenizer(folder), examples)
 
 
-@pytest.mark.parametrize(("rows", "end", "token"), [(300, 1, "moon"), (338, 338, "None"), (338, [400, 1], "None")])
-def test_tokens_beyond_the_embedding_are_named_with_both_numbers(tmp_path, raw, rows, end, token):
+@pytest.mark.parametrize("end", [1, 338, [400, 1]])
+def test_tokens_beyond_the_embedding_are_named_with_both_numbers(tmp_path, raw, end):
     """huggingface/transformers#12763 and #11102, hiyouga/LLaMA-Factory#9338."""
-    folder = write_base(tmp_path)
-    (folder / "config.json").write_text(json.dumps({"vocab_size": rows, "eos_token_id": end}))
-    with pytest.raises(
-        UserError, match=rf"id (\d+), and the embedding has {rows} rows \(ids 0 to {rows - 1}\)"
-    ) as told:
-        tokenise(PromptTokenizer(folder), [example("a moon Label: sports", "yes")], None, 200)
-    worst = end if end == rows else 400 if isinstance(end, list) else max(raw.encode("a moon Label: sports").ids)
-    assert f"token {raw.id_to_token(worst)!r} has the id {worst}," in str(told.value)
+    folder, text = write_base(tmp_path), "a moon Label: sports"
+    worst = max(raw.encode(text).ids)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": worst, "eos_token_id": end}))
+    first = end[0] if isinstance(end, list) else max(end, worst)
+    name = f"token {raw.id_to_token(first)!r}" if raw.id_to_token(first) else "eos_token_id"
+    with pytest.raises(UserError) as told:
+        tokenise(PromptTokenizer(folder), [example(text, "yes")], None, 200)
+    assert f"{name} has the id {first}, and the embedding has {worst} rows (ids 0 to {worst - 1}):" in str(told.value)
 
 
 @pytest.mark.parametrize(
