@@ -17,7 +17,7 @@ from stages.prepare import trial
 from stages.prepare.chat import ChatTemplate
 from stages.prepare.conversations import read_conversation, read_tools
 from stages.prepare.rows import Example, RefusedRowError
-from stages.prepare.tokens import PromptTokenizer, tokenise
+from stages.prepare.tokens import PromptTokenizer, label_ids, tokenise
 from tests.conftest import write_params
 from tests.prepare.making import byte_level_tokenizer, write_jsonl
 
@@ -130,6 +130,26 @@ def test_tokens_of_a_prompt_are_those_of_transformers_with_its_start_token_once(
     expected = reference.apply_chat_template([USER], add_generation_prompt=True, return_dict=False)
     assert ids == expected
     assert tokenizer.end == reference.convert_tokens_to_ids(ENDS[name])
+
+
+def test_labels_of_which_one_begins_another_close_as_turns_do(named):
+    name, folder = named
+    reference = PreTrainedTokenizerFast.from_pretrained(folder)
+    chat = ChatTemplate.of(folder)
+    examples, wholes = [], []
+    for label in ("1", "10", "2"):
+        turns = [USER, {"role": "assistant", "content": label}]
+        cut = cut_last(chat, turns, bare=True)
+        examples.append(Example(label, None, label, "x", cut.prompt, cut.answer, lead=cut.lead))
+        wholes.append(reference.apply_chat_template(turns, return_dict=False))
+    tokenizer = PromptTokenizer(folder, chat)
+    labels = label_ids(tokenizer, examples)
+    made, _ = tokenise(tokenizer, examples, labels, 200)
+    for row, whole in zip(made, wholes, strict=True):
+        known = row.prompt_ids + row.answer_ids
+        assert known[-1] == reference.convert_tokens_to_ids(ENDS[name])
+        if name != "json":  # closes with text, and no token of the tokenizer's own
+            assert known == whole[: len(known)]
 
 
 CALL = [{"id": "abcdefgh1", "type": "function", "function": {"name": "weather", "arguments": {"town": "Ulm"}}}]
