@@ -11,7 +11,7 @@ from stages.common.command import UserError
 from stages.common.export_formats import FORMATS
 from stages.report import identity
 from stages.report.artifacts_in import Artifacts
-from stages.report.quality import label_shares
+from stages.report.quality import SPLITS, label_shares
 from stages.report.tables import Cell, Column, Section, Table, columns, number_cell, pairs
 from stages.report.wording import count, number, parameters, percent
 
@@ -187,19 +187,26 @@ def _splits(meta: Mapping[str, Any]) -> Table:
 
 def _labels(meta: Mapping[str, Any]) -> Table:
     splits = _in_order(meta)
-    shares = {name: label_shares(meta, name) for name, _ in splits}
     rows = []
     for entry in meta["labels"]:
         label = entry["label"]
-        counts = [(name, (split.get("label_counts") or {}).get(label, 0)) for name, split in splits]
-        cells = [number_cell(n, count(n), percent(shares[name].get(label), 1)) for name, n in counts]
+        cells = [
+            number_cell(n := (split.get("label_counts") or {}).get(label, 0), count(n), _frequency(meta, name, label))
+            for name, split in splits
+        ]
         rows.append([Cell(label), Cell(entry["word"]), *cells])
     headings = ("Label", "Word", *(name.capitalize() for name, _ in splits))
-    return Table("labels", "Labels, their words, and rows per split.", columns(headings, words=2), rows)
+    caption = "Labels, their words, rows per split and, in small print, their frequency there and in the source."
+    return Table("labels", caption, columns(headings, words=2), rows)
+
+
+def _frequency(meta: Mapping[str, Any], split: str, label: str) -> str:
+    here, source = (label_shares(meta, split, of).get(label) for of in ("label_counts", "source_label_counts"))
+    return percent(here, 1) if source is None or source == here else f"{percent(here, 1)}, source {percent(source, 1)}"
 
 
 def _in_order(meta: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    return [(name, meta["splits"][name]) for name in ("train", "validation", "test") if name in meta["splits"]]
+    return [(name, meta["splits"][name]) for name in SPLITS if name in meta["splits"]]
 
 
 def _surest(rows: pd.DataFrame, shown: int) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from stages.report.wording import (
     count,
     decimal,
     flops,
+    listing,
     number,
     parameters,
     percent,
@@ -35,6 +36,9 @@ SCORES: Final = {
     "macro_f1": "macro-F1",
     "loss": "loss",
 }
+SPLITS: Final = ("train", "validation", "test")
+_FEW: Final = 10  # test examples of a label; below, resampling them understates how much their scores vary
+_NAMED: Final = 5
 OVER_CLASSES: Final = ("balanced_accuracy", "macro_f1")
 _NO_RUNS: Final = "No fine-tuned model has been evaluated yet; dvc repro trains and scores the methods of compare."
 
@@ -86,10 +90,44 @@ def scores_of(record: Mapping[str, Any]) -> dict[str, Interval]:
     return {name: score for name, score in scores.items() if score is not None}
 
 
-def label_shares(meta: Mapping[str, Any], split: str) -> dict[str, float]:
-    """Each label's share of a split's examples; empty where there are no labels."""
-    counts: Mapping[str, int] = (meta["splits"].get(split) or {}).get("label_counts") or {}
-    return {label["label"]: counts.get(label["label"], 0) / sum(counts.values()) for label in meta["labels"] if counts}
+def label_shares(meta: Mapping[str, Any], split: str, counts: str = "label_counts") -> dict[str, float]:
+    """Each label's share of a split's examples, or of those before its limit; empty where there are no labels."""
+    found: Mapping[str, int] = (meta["splits"].get(split) or {}).get(counts) or {}
+    return {label["label"]: found.get(label["label"], 0) / sum(found.values()) for label in meta["labels"] if found}
+
+
+def label_sentences(meta: Mapping[str, Any]) -> list[str]:
+    """What was balanced over the labels, their frequencies, and labels with too few test examples for intervals."""
+    shares = {split: found for split in SPLITS if (found := label_shares(meta, split))}
+    if not shares:
+        return []
+    named = {"all": SPLITS, "train": ("train",)}.get(meta.get("balance", "none"), ())
+    source = {split: label_shares(meta, split, "source_label_counts") or shares[split] for split in shares}
+    balanced = [split for split in shares if split in named and shares[split] != source[split]]
+    kept = [split for split in shares if split not in balanced]
+    words = f"Balanced over the labels: {listing(balanced) or 'no split'}."
+    if kept:
+        words += f" The source’s label frequencies remain in {listing(kept)}."
+    if "test" in balanced:
+        words += " Test scores are therefore those of equal label frequencies, not of the source’s."
+    ranges = [f"{split} {_range(found)}" for split, found in shares.items()]
+    sentences = [words, f"Label frequencies, lowest to highest: {'; '.join(ranges)}."]
+    tested: Mapping[str, int] = meta["splits"].get("test", {}).get("label_counts") or {}
+    few = [f"{name} ({tested.get(name, 0)})" for name in shares.get("test", {}) if tested.get(name, 0) < _FEW]
+    if few:
+        rest = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
+        shown = f"{', '.join(few[:_NAMED])}{rest}"
+        sentences.append(
+            f"Fewer than {_FEW} test examples of {shown}: their share of the intervals of balanced accuracy and "
+            "macro-F1 is too narrow."
+        )
+    return sentences
+
+
+def _range(shares: Mapping[str, float]) -> str:
+    rare, common = (pick(shares, key=lambda label: shares[label]) for pick in (min, max))
+    low, high = percent(shares[rare], 1), percent(shares[common], 1)
+    return f"{low} each" if low == high else f"{low} ({rare}) to {high} ({common})"
 
 
 def quality_section(artifacts: Artifacts, metric: str) -> Section:
@@ -98,6 +136,7 @@ def quality_section(artifacts: Artifacts, metric: str) -> Section:
     compared, plain = methods(artifacts), baselines(artifacts)
     if not compared:
         section.sentences.append(_NO_RUNS)
+    section.sentences += label_sentences(artifacts.meta)
     if compared or plain:
         section.tables.append(_scores(compared, plain, metric))
     if compared:

@@ -33,6 +33,7 @@ class Outcome:
     half_width: float = 0.06
     difference_half_width: float = 0.04
     counts: tuple[int, int, int] = (80, 80, 80)  # test examples of each label
+    balance: str = "all"
     task: str = "classification"
     fits: bool = True
     losses: bool = True
@@ -86,7 +87,7 @@ OUTCOMES = {
     "free": {"task": "free", "seeds": (1,)},
     "single": {"accuracy": {"salf": 0.54}, "seeds": (1,)},
     "no-runs": {"runs": False},
-    "uneven": {"counts": (228, 12, 0)},
+    "uneven": {"counts": (228, 9, 3), "balance": "train"},
     "grid": {"accuracy": {"full": 0.55, **GRID, "first-n": 0.46, "lisa": 0.54}},
 }
 
@@ -173,7 +174,9 @@ def _prepared(folder: Path, outcome: Outcome) -> None:
     for number, name in enumerate(SPLITS):
         pq.write_table(pa.table({**rows, "example_id": [f"t{number}"]}), folder / f"{name}.parquet")
     split = {"tokens": 40_000, "prompt_tokens_max": 118, "answer_tokens": 384}
-    counts = {entry["label"]: n for entry, n in zip(labels, outcome.counts, strict=True)} if classes else None
+    source = {"numpy": 950, "scipy": 50} if classes else {}
+    drawn = {entry["label"]: n for entry, n in zip(labels, outcome.counts, strict=True)} if classes else {}
+    balanced = {"all": list(SPLITS), "train": ["train"], "none": []}[outcome.balance]
     write_json(
         folder / "meta.json",
         {
@@ -181,8 +184,15 @@ def _prepared(folder: Path, outcome: Outcome) -> None:
             "task": outcome.task,
             "source": {"name": "docstrings", "versions": {"numpy": "2.4.6"}, "sha256": "f" * 64},
             "labels": labels if classes else [],
+            "balance": outcome.balance if classes else None,
             "splits": {
-                name: {**split, "rows": n, "label_counts": counts, "sha256": sha256_file(folder / f"{name}.parquet")}
+                name: {
+                    **split,
+                    "rows": n,
+                    "label_counts": dict.fromkeys(drawn, n // 3) if name in balanced else drawn,
+                    "source_label_counts": source if name in balanced else drawn,
+                    "sha256": sha256_file(folder / f"{name}.parquet"),
+                }
                 for name, n in SPLITS.items()
             },
             "dropped": {"near-duplicate of another split": 17, "empty text": 0},

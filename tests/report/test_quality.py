@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from stages.report.quality import Method, _place_in_grid, _seen
+from stages.report.quality import Method, _place_in_grid, _seen, label_sentences
 from stages.report.wording import Interval
 
 
@@ -52,3 +52,43 @@ def test_a_learning_rate_says_where_in_its_grid_it_lies(rates, words):
 
 def test_a_run_of_an_older_version_has_no_grid():
     assert _place_in_grid({"learning_rate": 0.1}) == ""
+
+
+def meta(balance, **counts):
+    """A split's label counts before and after its limit, by the split's name."""
+    splits = {name: {"source_label_counts": before, "label_counts": after} for name, (before, after) in counts.items()}
+    return {"balance": balance, "splits": splits, "labels": [{"label": "a"}, {"label": "b"}]}
+
+
+UNEVEN, EVEN = {"a": 900, "b": 100}, {"a": 50, "b": 50}
+KEPT = {"a": 90, "b": 10}
+
+
+@pytest.mark.parametrize(
+    ("balance", "train", "test", "said"),
+    [
+        ("train", EVEN, KEPT, "Balanced over the labels: train. The source’s label frequencies remain in test."),
+        (
+            "none",
+            KEPT,
+            KEPT,
+            "Balanced over the labels: no split. The source’s label frequencies remain in train and test.",
+        ),
+        ("train", UNEVEN, UNEVEN, "Balanced over the labels: no split."),
+        ("all", EVEN, EVEN, "Balanced over the labels: train and test. Test scores are therefore those of equal label"),
+        ("all", EVEN, UNEVEN, "Balanced over the labels: train. The source’s label frequencies remain in test."),
+    ],
+)
+def test_what_was_balanced_is_said(balance, train, test, said):
+    assert label_sentences(meta(balance, train=(UNEVEN, train), test=(UNEVEN, test)))[0].startswith(said)
+
+
+def test_labels_with_few_test_examples_are_named():
+    found = label_sentences(meta("none", train=(UNEVEN, UNEVEN), test=(UNEVEN, {"a": 99})))
+    assert "test 0.0\u202f% (b) to 100.0\u202f% (a)" in found[1]
+    assert found[2].startswith("Fewer than 10 test examples of b (0): ")
+    assert len(label_sentences(meta("none", train=(UNEVEN, UNEVEN), test=(UNEVEN, KEPT)))) == 2
+
+
+def test_answers_without_labels_have_no_label_frequencies():
+    assert label_sentences({"splits": {"test": {"label_counts": {}}}, "labels": [], "balance": None}) == []
