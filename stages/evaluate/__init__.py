@@ -1,1 +1,1 @@
-"""Stage ``evaluate``: what the fine-tunes gained, what they cost, beside honest baselines."""
+"""Stage ``evaluate``: scores and costs of the fine-tuned models and of baselines."""

@@ -1,4 +1,4 @@
-"""What a reader would compare with: the commonest answer, and bag-of-words with logistic regression."""
+"""Baselines: the most frequent answer, and bag-of-words with logistic regression."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""From the artifacts to the facts of the headline and the key figures beside it."""
+"""From the artifacts to the facts of the headline and the key figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Answer:
 
 
 def answer(artifacts: Artifacts) -> Answer:
-    """Pick the method that the plan stands for and hold it against full fine-tuning."""
+    """Pick the method that follows the plan and compare it with full fine-tuning."""
     compared = {method.name: method for method in methods(artifacts)}
     plain = baselines(artifacts)
     metric = leading_metric(artifacts, list(compared.values()))
@@ -54,7 +54,7 @@ def leading_metric(artifacts: Artifacts, compared: Sequence[Method]) -> str:
 
 
 def key_figures(found: Answer, plan: FreezePlan) -> list[KeyFigure]:
-    """Quality, compute, time and memory beside full fine-tuning, and the certainty of the boundary."""
+    """Quality, compute, time and memory next to full fine-tuning, and the certainty of the boundary."""
     method, full = found.method, found.full
     tiles = [_quality_tile(found)] if method and found.metric in method.scores else []
     share = found.facts.cost

@@ -20,7 +20,7 @@ _TRACE_KEY = b"salf"
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the artifacts lie."""
+    """Paths of the artifacts."""
 
     base: Path
     prepared: Path
@@ -45,7 +45,7 @@ class Artifacts:
     of the fine-tune, and what was measured on the machine while it ran. ``hashes`` names the files
     that were read, by path, with their SHA-256; ``digests`` those that other artifacts name by their
     hash, by name (``train``, ``traces``, ``law``, ``gains``, ``plan``, ``metrics``), where they are there.
-    ``benchmarks`` are those beside the reports, by the name of their file; ``study`` is the study's summary,
+    ``benchmarks`` are those in the reports' folder, by the name of their file; ``study`` is the study's summary,
     ``study_figures`` its SVG files by name.
     """
 

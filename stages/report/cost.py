@@ -28,8 +28,8 @@ def frontier_section(plan: FreezePlan) -> Section:
 
 
 def certainty_section(plan: FreezePlan) -> Section:
-    """Why this boundary, how sure that is, and what else the rule might have chosen."""
-    section = Section("certainty", "Certainty", "How sure is the choice")
+    """Why this boundary, how certain the choice is, and its runners-up."""
+    section = Section("certainty", "Certainty", "How certain is the choice")
     section.sentences += [plan.reason, plan.certainty.words]
     if plan.fallback:
         section.sentences.append(f"Fallback: {plan.fallback}")
@@ -98,7 +98,7 @@ def _memory(plan: FreezePlan) -> Figure:
     chosen, full = _memory_of(plan.frontier[plan.boundary]), _memory_of(plan.frontier[0])
     title = f"Training memory falls from {size(full)} to {size(chosen)}"
     svg = figures.boundary_memory("fig-memory", title, parts, plan.boundary)
-    return Figure(title, svg, "Predicted, beside the weights themselves; the vertical line is the chosen boundary.")
+    return Figure(title, svg, "Predicted, without the weights themselves; the vertical line is the chosen boundary.")
 
 
 def _memory_of(point: FrontierPoint) -> int:

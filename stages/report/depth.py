@@ -209,9 +209,7 @@ def _law_words(quantity: str, gain: str, law: Mapping[str, Any] | None) -> str:
     laws = (law or {}).get("quantities", {}).get(quantity, {}).get("laws", [])
     if gain not in OF_THE_POWER_LAW or any(one["name"] == "power" and one["fits"] for one in laws):
         return ""
-    return (
-        f"No rule goes by it here: it rests on the power law over the whole depth, which does not fit the {quantity}."
-    )
+    return f"No selector uses it here: it needs the power law over the whole depth, which does not fit the {quantity}."
 
 
 def _wins(rows: pd.DataFrame, artifacts: Artifacts) -> Figure:
@@ -227,8 +225,8 @@ def _embedding_words(quantity: str, law: Json | None) -> str:
     step = number((law or {}).get("quantities", {}).get(quantity, {}).get("embedding_step"))
     amount = f" ({decimal(step)} in {quantity})" if step is not None else ""
     step_words = f"The step from the embedding to layer 1{amount}"
-    last = "The last layer is drawn, but cannot end the freezing: nothing would be left to train."
-    return f"{step_words} is no layer’s merit and never eligible; the figures leave it out. {last}"
+    last = "The last layer is shown but cannot be the last frozen layer: nothing would be left to train."
+    return f"{step_words} is not a layer’s gain and never eligible, so the figures leave it out. {last}"
 
 
 def _largest(rows: pd.DataFrame, column: str, layers: int) -> tuple[int, float | None]:

@@ -113,14 +113,14 @@ def bars(name: str, title: str, what: str, data: Bars, boundary: int, layers: in
 
 
 def scores(name: str, title: str, what: str, values: Curve, boundary: int) -> str:
-    """What a rule makes of the boundaries 0..L, its own marked; ``None`` where it says nothing."""
+    """A selector's score of the boundaries 0..L, its choice marked; ``None`` for boundaries without a score."""
 
     def paint(axes: Axes) -> None:
         axes.plot(range(len(values)), _nan(values), "o-", color=ACCENT, linewidth=1.6, markersize=3)
         _depth(axes, len(values) - 1, what, "boundary")
         axes.axvline(boundary, color=INK, linewidth=1, linestyle=(0, (3, 2)))
 
-    described = f"Line: {what} at every boundary; dashed line: boundary {boundary}, which the rule chooses."
+    described = f"Line: {what} at every boundary; dashed line: boundary {boundary}, which the selector chooses."
     return panel(name, title, described, paint, 220)
 
 

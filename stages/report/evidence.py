@@ -29,7 +29,7 @@ _TOOLS = {
 
 
 def examples_section(predictions: pd.DataFrame | None, method: str | None, shown: int) -> Section:
-    """Test examples that the plan's model got wrong and right, with full fine-tuning's answer beside."""
+    """Test examples that the plan's model got wrong and right, with full fine-tuning's answer."""
     section = Section("examples", "Examples", "Examples, right and wrong")
     if predictions is None or predictions.empty:
         section.sentences.append("No predictions have been written yet.")
@@ -41,7 +41,7 @@ def examples_section(predictions: pd.DataFrame | None, method: str | None, shown
     other = {} if full is None else _by_example(predictions[predictions["run"] == full])
     right = int(mine["correct"].sum())
     section.sentences.append(
-        f"{run} got {count(right)} of {count(len(mine))} test examples right. Surest answers first."
+        f"{run} got {count(right)} of {count(len(mine))} test examples right. Most probable answers first."
     )
     for correct, word in ((False, "wrong"), (True, "right")):
         rows = _surest(mine[mine["correct"] == correct], -(-shown // 2) if not correct else shown // 2)

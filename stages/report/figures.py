@@ -93,7 +93,7 @@ def quality_cost(
 
 
 def cost_shares(name: str, title: str, shares: Mapping[str, Mapping[str, float]]) -> str:
-    """What each method costs beside full fine-tuning: a row per method, a mark per kind of cost.
+    """What each method costs relative to full fine-tuning: a row per method, a mark per kind of cost.
 
     Args:
         name: see :func:`stages.common.figures.svg.panel`.

@@ -5,7 +5,7 @@ from typing import Final
 
 from stages.common.method_names import frozen_by_name
 
-_NAMED: Final = 3  # of a grid so many are labelled by their names; of a larger one each by its number
+_NAMED: Final = 3  # methods of a larger grid are labelled by their numbers
 _PALEST: Final = 0.35
 
 
@@ -15,14 +15,14 @@ def grid_of(methods: Collection[str]) -> list[str]:
 
 
 def labels_of(methods: Collection[str]) -> dict[str, str]:
-    """What is written beside each method: its name; of a large grid, the last frozen layer."""
+    """The label of each method: its name; of a large grid, the last frozen layer."""
     grid = grid_of(methods)
     short = {method: str(frozen_by_name(method)) for method in grid} if len(grid) > _NAMED else {}
     return {method: short.get(method, method) for method in methods}
 
 
 def numbers_told(labels: Mapping[str, str]) -> str:
-    """What a number in place of a name means, for a figure's description; empty where there is none."""
+    """Explain the numbers that replace names, for a figure's description; empty without any."""
     numbers = [label for method, label in labels.items() if label != method]
     return f" A number is the last frozen layer of a boundary given by hand: {', '.join(numbers)}." if numbers else ""
 

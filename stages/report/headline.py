@@ -63,7 +63,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Headline:
-    """The title, one sentence of verdict, and what a careful reader must know beside it."""
+    """The title, one sentence of verdict, and what limits it."""
 
     title: str
     verdict: str

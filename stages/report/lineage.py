@@ -1,4 +1,4 @@
-"""Which artifact was made from which: the hash that each one keeps of what it read, against what lies there."""
+"""Which artifact was made from which: the hash that each one keeps of its inputs, compared with the files."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ SHORT: Final = 8  # characters of a hash in the figure; the table has all of the
 
 
 class Verdict(Enum):
-    """How a recorded hash stands to the artifact that it names."""
+    """Whether a recorded hash is that of the artifact it names."""
 
     AGREES = "agrees"
     DIFFERS = "differs"
@@ -24,7 +24,7 @@ class Verdict(Enum):
 
     @property
     def broken(self) -> bool:
-        """Whether the reader was made from something other than what lies there."""
+        """Whether the reader was made from something other than the present artifact."""
         return self in (Verdict.DIFFERS, Verdict.MISSING)
 
 
@@ -38,7 +38,7 @@ class Link:
         reader: the file or run that keeps the hash.
         what: the part that was read.
         recorded: SHA-256 that the reader keeps; ``None`` where it keeps none.
-        found: SHA-256 of what lies there; ``None`` where nothing does.
+        found: SHA-256 of the present artifact; ``None`` if it is missing.
     """
 
     source: str
@@ -70,8 +70,8 @@ def lineage_section(artifacts: Artifacts) -> Section:
         Figure(
             "Every artifact and what it was made from",
             figure,
-            f"The first {SHORT} characters of each SHA-256. Solid: the reader keeps the hash of what it read, and it "
-            "is the hash of what lies there now. Dashed: the reader keeps no hash; dvc.lock does. "
+            f"The first {SHORT} characters of each SHA-256. Solid: the hash that the reader keeps is that of the "
+            "present artifact. Dashed: the reader keeps no hash, dvc.lock does. "
             "Coloured with ≠: the reader was made from something else.",
         )
     )
@@ -158,15 +158,15 @@ def _sentences(found: Iterable[Link]) -> list[str]:
     recorded = [link for link in found if link.verdict is not Verdict.UNRECORDED]
     broken = [link for link in recorded if link.verdict.broken]
     if not broken:
-        return [f"All {count(len(recorded))} hashes that artifacts keep of what they were made from agree with it."]
-    told = [
-        f"{link.reader} was made from {link.what} {_short(link.recorded)}; here lies {_short(link.found)}."
+        return [f"All {count(len(recorded))} hashes that artifacts keep of their inputs agree with the inputs."]
+    differences = [
+        f"{link.reader} was made from {link.what} {_short(link.recorded)}; present is {_short(link.found)}."
         for link in broken
     ]
     return [
-        f"{count(len(broken))} of {count(len(recorded))} hashes that artifacts keep of what they were made from "
-        "do not agree with it: this page mixes runs. dvc repro makes again what is out of date.",
-        *told,
+        f"{count(len(broken))} of {count(len(recorded))} hashes that artifacts keep of their inputs "
+        "differ from the inputs: this page mixes runs. dvc repro updates what is out of date.",
+        *differences,
     ]
 
 
@@ -184,7 +184,7 @@ def _arrows(found: Iterable[Link]) -> list[Arrow]:
 
 
 def _table(found: Iterable[Link]) -> Table:
-    headings = ("Read by", "Artifact", "SHA-256 kept by the reader", "SHA-256 of what lies there", "Verdict")
+    headings = ("Read by", "Artifact", "SHA-256 kept by the reader", "SHA-256 of the artifact", "Verdict")
     rows = [
         [
             Cell(link.reader),

@@ -1,4 +1,4 @@
-"""Quality and cost of the compared methods, and the learning curves behind them."""
+"""Quality and cost of the compared methods, and their learning curves."""
 
 import re
 from collections.abc import Mapping
@@ -193,7 +193,7 @@ def _cost_shares(compared: list[Method]) -> Figure:
     }
     known = {name: {k: v for k, v in costs.items() if v is not None} for name, costs in kinds.items()}
     shares = {name: costs for name, costs in known.items() if costs}
-    title = "What each method costs beside full fine-tuning"
+    title = "Cost of each method relative to full fine-tuning"
     return Figure(
         title, figures.cost_shares("fig-shares", title, shares), "Time and memory are measured, FLOPs counted."
     )
@@ -215,7 +215,7 @@ def _scores(compared: list[Method], plain: Mapping[str, Mapping[str, Interval]],
     caption = (
         "Scores on the test split with their intervals; loss in nats per answer token. Against full: the paired "
         f"difference in {SCORES[metric]}, its interval, and the difference that the test detects with 80 % power. "
-        "At equal compute: the last validation score beside full fine-tuning’s when it had spent as much, read from "
+        "At equal compute: the last validation score and full fine-tuning’s when it had spent as much, read from "
         "an unfinished learning-rate schedule."
     )
     return Table("methods", caption, columns(headings), rows)
@@ -281,7 +281,7 @@ def _method(name: str, record: Mapping[str, Any], here: Mapping[str, Any]) -> Me
 
 
 def _measured(artifacts: Artifacts) -> dict[str, dict[str, Any]]:
-    """The rows of ``comparison.csv`` by name; it holds what was measured beside the scores."""
+    """The rows of ``comparison.csv`` by name; it holds measurements of this machine and the scores."""
     if artifacts.comparison is None:
         return {}
     rows = artifacts.comparison.to_dict("records")
@@ -311,7 +311,7 @@ def _rates(artifacts: Artifacts) -> Table:
 
 
 def _place_in_grid(record: Mapping[str, Any]) -> str:
-    """Where the rate that won lies among those tried: beyond an end of the grid a better one may lie."""
+    """Where the chosen rate is in its grid: at an end, a better rate may be outside."""
     tried = sorted(one["rate"] for one in record.get("grid", []))
     if len(tried) < 2:
         return ""

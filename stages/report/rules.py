@@ -1,4 +1,4 @@
-"""What every rule would choose on this run's evidence, and what those that see more than the trace see."""
+"""Each selector's choice on this run's evidence, and the scores of selectors that use more than the trace."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ from stages.report import depth_figures
 from stages.report.tables import Cell, Column, Figure, Section, Table, number_cell, pairs
 from stages.report.wording import listing, percent
 
-# Rules whose scores are drawn, by what their scores are; those of the trace have figures of their own.
+# Selectors whose scores are drawn, with the scores' meaning; those of the trace have figures of their own.
 _DRAWN: Final = {
     "pilot": "minus the loss that pilots predict (nats)",
     "probe": "what prompts know, less what arrived",
@@ -20,33 +20,35 @@ _DRAWN: Final = {
 
 
 def rules_section(plan: FreezePlan) -> Section:
-    """Every rule's boundary, cost and reason; the curves of rules that predict something of every boundary.
+    """Each selector's boundary, cost and reason; the scores of selectors that score every boundary.
 
-    The control that trains the first layers is left out: it has no boundary, and its cost is none of the frontier's.
+    The control first-n is left out: it has no boundary, and its cost is not on the frontier.
     """
-    section = Section("rules", "Rules", "What other rules would choose")
+    section = Section("rules", "Selectors", "What other selectors would choose")
     found = {str(name): chosen for name, chosen in plan.boundaries.items() if name != FIRST_N}
     section.sentences.append(
-        f"The plan goes by {plan.selector}. {len(found)} rules have the evidence that they need: none of them "
-        "knows the quality that follows, which only fine-tuning above their boundaries tells (make study)."
+        f"The plan follows {plan.selector}. {len(found)} selectors have the evidence that they need. None of them "
+        "knows the resulting quality: only fine-tuning above their boundaries measures it (make study)."
     )
     drawn = {name: what for name, what in _DRAWN.items() if name in found and found[name].scores is not None}
     section.figures += [_scores(name, what, found[name]) for name, what in drawn.items()]
     section.tables.append(_table(plan, found))
     if plan.absent:
         rows = [(str(name), reason) for name, reason in plan.absent.items()]
-        section.tables.append(pairs("absent-rules", "Rules without evidence here", rows, ("Rule", "What it takes")))
+        section.tables.append(
+            pairs("absent-rules", "Selectors without evidence in this run", rows, ("Selector", "What it needs"))
+        )
     return section
 
 
 def _scores(name: str, what: str, chosen: SelectedBoundary) -> Figure:
     title = f"{name}: boundary {chosen.boundary}"
     svg = depth_figures.scores(f"fig-rule-{name}", title, what, chosen.scores or [], chosen.boundary)
-    return Figure(title, svg, "What the rule makes of every boundary, higher for better; the vertical line is its own.")
+    return Figure(title, svg, "The selector’s score of every boundary, higher is better; vertical line: its choice.")
 
 
 def _table(plan: FreezePlan, found: dict[str, SelectedBoundary]) -> Table:
-    """Rules of one boundary for one reason share a row, the shallowest boundary first."""
+    """Selectors of one boundary for one reason share a row, the shallowest boundary first."""
     alike: dict[tuple[int, str], list[str]] = {}
     for name, chosen in found.items():
         alike.setdefault((chosen.boundary, chosen.reason), []).append(name)
@@ -59,5 +61,10 @@ def _table(plan: FreezePlan, found: dict[str, SelectedBoundary]) -> Table:
         ]
         for (boundary, reason), names in sorted(alike.items(), key=lambda item: item[0][0])
     ]
-    columns = [Column("Rule", numeric=False), Column("Boundary"), Column("FLOPs of full"), Column("Why", numeric=False)]
-    return Table("rules-table", "Every rule with its evidence, from the shallowest boundary on.", columns, rows)
+    columns = [
+        Column("Selector", numeric=False),
+        Column("Boundary"),
+        Column("FLOPs of full"),
+        Column("Why", numeric=False),
+    ]
+    return Table("rules-table", "Every selector that has its evidence, the shallowest boundary first.", columns, rows)

@@ -1,4 +1,4 @@
-"""How fast this project is beside what people use: the tables of the benchmarks that lie beside the reports."""
+"""How fast this project is compared with common tools: tables of the benchmarks in the reports' folder."""
 
 from collections.abc import Mapping
 
@@ -13,11 +13,11 @@ def speed_section(benchmarks: Mapping[str, Benchmark]) -> Section | None:
     """Targets, fine-tunes, memory, tracing and processes of every benchmark; ``None`` where there is none."""
     if not benchmarks:
         return None
-    section = Section("speed", "Speed", "Speed beside what people use")
+    section = Section("speed", "Speed", "Speed compared with common tools")
     section.sentences.append(
-        "Times are ratios that were measured in turn in one run, round by round: the median, and below it the lowest "
-        "and highest. More than 1 means that this project is faster. The ideal is what boundary 0 would gain if time "
-        "were proportional to operations. These tables are not part of the chain: make bench writes them."
+        "Ratios of times measured alternately in one run, round by round: the median and, in small print, the lowest "
+        "and highest. More than 1 means that this project is faster. Ideal: the speed-up over boundary 0 if time "
+        "were proportional to FLOPs. These tables are not part of the chain: make bench writes them."
     )
     for name, benchmark in benchmarks.items():
         section.sentences.append(_machine(name, benchmark))

@@ -23,8 +23,8 @@ def add_stability(section: Section, artifacts: Artifacts) -> None:
     title = _title(found)
     svg = _figure(title, sizes, found["stable_share"], found["layer"])
     caption = (
-        f"Draws with replacement from the {most} traced examples stand for fresh samples of each size. "
-        f"Dashed: {percent(found['stable_share'])}, from where a choice is called sure."
+        f"Draws with replacement from the {most} traced examples replace fresh samples of each size. "
+        f"Dashed: {percent(found['stable_share'])}, from which a choice counts as certain."
     )
     section.figures.append(Figure(title, svg, caption))
     section.tables.append(_table(sizes, found["layer"], (artifacts.law or {}).get("confidence")))

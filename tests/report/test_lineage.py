@@ -59,7 +59,7 @@ def test_every_recorded_hash_is_that_of_the_file_it_points_to(pages: dict) -> No
         assert recorded == found == sha256sum(chain.root / files[what])
         assert verdict == "agrees"
     assert {row[4] for row in rows(text)} == {"agrees", "no hash kept"}
-    assert "made from agree with it" in html.unescape(text)
+    assert "of their inputs agree with the inputs" in html.unescape(text)
 
 
 def test_the_boxes_carry_the_hashes_and_the_runs(pages: dict) -> None:
@@ -90,7 +90,7 @@ def test_the_boxes_carry_the_hashes_and_the_runs(pages: dict) -> None:
             "law was made from another traces",
             "scaling_law.json was made from traces 11111111",
         ),
-        ("data/base/base.json", {"weights_sha256": "2" * 64}, "plan was made from another base", "here lies 22222222"),
+        ("data/base/base.json", {"weights_sha256": "2" * 64}, "plan was made from another base", "present is 22222222"),
     ],
 )
 def test_a_mismatch_is_drawn_and_said(chain_of: Callable, path: str, edit: dict, arrow: str, said: str) -> None:
@@ -121,7 +121,7 @@ def test_a_lost_artifact_is_missing_not_agreed(chain_of: Callable) -> None:
     (chain.root / "reports/gains.csv").unlink()
     text = page_of(chain)
     assert [row[:2] for row in rows(text) if row[4] == "not there to compare"] == [("freeze_plan.json", "gains: gains")]
-    assert "here lies –" in html.unescape(text)
+    assert "present is –" in html.unescape(text)
 
 
 def test_before_any_run_the_graph_ends_at_the_plan(pages: dict) -> None:

@@ -190,7 +190,7 @@ def test_the_frontier_table_has_every_boundary(pages: dict) -> None:
         ("single", "accuracy 0.540, full fine-tuning not run"),
         ("no-runs", "a predicted 31 % of full fine-tuning’s compute"),
         ("no-law", "The plan fell back: no law fits, so observed gains decide."),
-        ("good", "it rests on the power law over the whole depth, which does not fit the deviation."),
+        ("good", "it needs the power law over the whole depth, which does not fit the deviation."),
         ("no-law", "No losses were traced"),
         ("no-runs", "No fine-tuned model has been evaluated yet"),
         ("no-runs", "No predictions have been written yet"),

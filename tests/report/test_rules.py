@@ -50,7 +50,7 @@ def test_what_a_rule_predicts_is_drawn_and_absent_rules_say_what_they_take(pages
     section = rules_section(plan)
     (figure,) = section.figures
     assert figure.title == f"probe: boundary {layers - 1}"
-    assert re.search(r"<desc[^>]*>[^<]*which the rule chooses", figure.svg)
+    assert re.search(r"<desc[^>]*>[^<]*which the selector chooses", figure.svg)
     absent = section.tables[1]
     assert [[cell.text for cell in row] for row in absent.rows] == [["pilot", "set pilot.enabled to true"]]
 
