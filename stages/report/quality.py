@@ -12,10 +12,12 @@ from stages.report.tables import Cell, Figure, Section, Table, columns, number_c
 from stages.report.wording import (
     THIN,
     Interval,
+    compact,
     count,
     decimal,
     flops,
     listing,
+    moved_words,
     number,
     parameters,
     percent,
@@ -58,6 +60,8 @@ class Method:
     differences: Mapping[str, Interval]
     detectable: Mapping[str, float]
     at_equal_compute: Mapping[str, float]
+    boundary: float | None
+    before_budget: float | None
     trained: float | None
     trained_share: float | None
     cost: float | None
@@ -225,6 +229,7 @@ def _costs(compared: list[Method]) -> Table:
     rows = [
         [
             _named(m.name),
+            number_cell(m.boundary, compact(m.boundary), moved_words(m.before_budget)),
             number_cell(m.trained, parameters(m.trained), percent(m.trained_share)),
             number_cell(m.cost, flops(m.cost), percent(m.cost_share)),
             number_cell(m.seconds, seconds(m.seconds), _time_note(m)),
@@ -232,8 +237,10 @@ def _costs(compared: list[Method]) -> Table:
         ]
         for m in compared
     ]
-    headings = ("Method", "Trained", "FLOPs", "Training time", "Peak memory")
-    return Table("costs", "Costs, and in small print their shares of full fine-tuning.", columns(headings), rows)
+    headings = ("Method", "Boundary", "Trained", "FLOPs", "Training time", "Peak memory")
+    return Table(
+        "costs", "Boundaries and costs, and in small print shares of full fine-tuning.", columns(headings), rows
+    )
 
 
 def _gap(method: Method, metric: str) -> Cell:
@@ -267,6 +274,8 @@ def _method(name: str, record: Mapping[str, Any], here: Mapping[str, Any]) -> Me
             s: found for s in scores if (found := number(record.get(f"{s}_minus_full_detectable"))) is not None
         },
         at_equal_compute={key: value for key, value in equal.items() if value is not None},
+        boundary=number(record.get("boundary")),
+        before_budget=number(record.get("boundary_before_budget")),
         trained=number(record.get("trained_parameters")),
         trained_share=number(record.get("trained_share")),
         cost=number(record.get("flops")),

@@ -6,7 +6,7 @@ from stages.common.freeze_plan import FreezePlan, SelectedBoundary
 from stages.common.method_names import FIRST_N
 from stages.report import depth_figures
 from stages.report.tables import Cell, Column, Figure, Section, Table, number_cell, pairs
-from stages.report.wording import listing, percent
+from stages.report.wording import listing, moved_words, percent
 
 # Selectors whose scores are drawn, with the scores' meaning; those of the trace have figures of their own.
 _DRAWN: Final = {
@@ -49,17 +49,17 @@ def _scores(name: str, what: str, chosen: SelectedBoundary) -> Figure:
 
 def _table(plan: FreezePlan, found: dict[str, SelectedBoundary]) -> Table:
     """Selectors of one boundary for one reason share a row, the shallowest boundary first."""
-    alike: dict[tuple[int, str], list[str]] = {}
+    alike: dict[tuple[int, int | None, str], list[str]] = {}
     for name, chosen in found.items():
-        alike.setdefault((chosen.boundary, chosen.reason), []).append(name)
+        alike.setdefault((chosen.boundary, chosen.before_budget, chosen.reason), []).append(name)
     rows = [
         [
             Cell(listing(names), mark="best" if plan.selector in names else ""),
-            number_cell(boundary, str(boundary)),
+            number_cell(boundary, str(boundary), moved_words(before)),
             number_cell(share := plan.frontier[boundary].flops_share, percent(share)),
             Cell(reason),
         ]
-        for (boundary, reason), names in sorted(alike.items(), key=lambda item: item[0][0])
+        for (boundary, before, reason), names in sorted(alike.items(), key=lambda item: item[0][0])
     ]
     columns = [
         Column("Selector", numeric=False),

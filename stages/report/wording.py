@@ -100,6 +100,11 @@ def layer_range(first: int, last: int) -> str:
     return f"layer {first}" if first == last else f"layers {first}–{last}"
 
 
+def moved_words(before_budget: float | None) -> str:
+    """What a selector chose before ``plan.budget`` moved its boundary; empty if it did not."""
+    return "" if before_budget is None else f"before the budget: {compact(before_budget)}"
+
+
 def listing(items: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""

@@ -495,6 +495,7 @@ def _metrics(folder: Path, outcome: Outcome) -> None:
         share, trained, _, _ = COST[method]
         score = _score(accuracy, outcome, 3.0 - 2 * accuracy)
         entry = {**score, "trained_parameters": trained, "flops": share * 1e15, "seeds": list(outcome.seeds)}
+        entry |= {"boundary": BOUNDARY, "boundary_before_budget": 18} if "salf" in method else {"boundary": 0}
         if full is not None:
             entry["flops_share"] = share
             entry |= _beside_full(accuracy - full, outcome)

@@ -125,10 +125,10 @@ def test_the_key_table_says_what_the_artifacts_say(pages: dict) -> None:
         scores = [entry[key] for key in ("accuracy", "balanced_accuracy", "macro_f1", "loss")]
         gap = None if name == "full" else entry["accuracy_minus_full"]
         assert rows[name][1:] == [*scores, gap, equal]
-        assert costs[name][1:3] == [entry["trained_parameters"], entry["flops"]]
+        assert costs[name][1:4] == [entry["boundary"], entry["trained_parameters"], entry["flops"]]
     assert rows["TF-IDF + logistic regression"][1] == metrics["baselines"]["tfidf"]["accuracy"]
-    assert costs["salf"][3] == pytest.approx(48 * 0.48 + 7.0)
-    assert costs["salf"][4] == 1500 * 2**20
+    assert costs["salf"][4] == pytest.approx(48 * 0.48 + 7.0)
+    assert costs["salf"][5] == 1500 * 2**20
 
 
 def test_a_grid_of_boundaries_reads_in_their_order_and_is_told_by_its_numbers(pages: dict) -> None:
@@ -197,6 +197,7 @@ def test_the_frontier_table_has_every_boundary(pages: dict) -> None:
         ("grid", "Train layers 21–30 of 30: no significant difference (± 4.0 points)"),
         ("grid", "These are the results of boundary 20: no method of this run follows the plan’s own, 21."),
         ("good", "dequantised from 4-bit GGUF weights"),
+        ("good", "before the budget: 18"),
         ("good", "17 near-duplicate of another split"),
         ("good", "41 names the library itself"),
     ],

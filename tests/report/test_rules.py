@@ -5,6 +5,7 @@ import re
 
 from stages.common.freeze_plan import FreezePlan
 from stages.report.rules import rules_section
+from tests.report.conftest import BOUNDARY
 
 
 def plan_of(chain, **changes) -> FreezePlan:
@@ -40,6 +41,14 @@ def test_rules_that_say_the_same_share_a_row(pages):
     table = rules_section(plan_of(pages["good"][0], boundaries={"salf-deviation-observed": salf})).tables[0]
     (row,) = [row for row in table.rows if row[0].mark]
     assert row[0].text == "salf and salf-deviation-observed"
+
+
+def test_a_boundary_that_the_budget_moved_shows_both(pages):
+    chain = pages["good"][0]
+    moved = plan_of(chain).boundaries["salf"].model_dump() | {"before_budget": 18}
+    rows = {row[0].text: row[1] for row in rules_section(plan_of(chain, boundaries={"salf": moved})).tables[0].rows}
+    assert (rows["salf"].value, rows["salf"].note) == (BOUNDARY, "before the budget: 18")
+    assert rows["full"].note == ""
 
 
 def test_what_a_rule_predicts_is_drawn_and_absent_rules_say_what_they_take(pages):
