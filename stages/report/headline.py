@@ -11,7 +11,7 @@ from stages.report.wording import THIN, Interval, count, decimal, layer_range, l
 
 Standing = Literal["unmeasured", "alone", "better", "level", "worse"]
 
-_BASELINES: Final = {
+BASELINES: Final = {
     "untrained": "the untrained model",
     "majority": "the majority class",
     "tfidf": "TF-IDF + logistic regression",
@@ -180,7 +180,7 @@ def _baseline_notes(facts: Facts) -> list[str]:
     for name, score in facts.baselines.items():
         better = (facts.partial.value < score.value) == facts.lower_is_better and facts.partial.value != score.value
         group = above if not better else near if facts.partial.overlaps(score) else apart
-        group.append(f"{_BASELINES.get(name, name)} ({decimal(score.value)})")
+        group.append(f"{BASELINES[name]} ({decimal(score.value)})")
     return [
         sentence.format(listing(names))
         for sentence, names in (

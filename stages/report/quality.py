@@ -8,6 +8,7 @@ from typing import Any, Final
 from stages.common.figures.palette import variable
 from stages.report import figures
 from stages.report.artifacts_in import Artifacts
+from stages.report.headline import BASELINES
 from stages.report.tables import Cell, Figure, Section, Table, columns, number_cell
 from stages.report.wording import (
     THIN,
@@ -26,11 +27,7 @@ from stages.report.wording import (
     span,
 )
 
-BASELINE_NAMES: Final = {
-    "untrained": "untrained model",
-    "majority": "majority class",
-    "tfidf": "TF-IDF + logistic regression",
-}
+BASELINE_NAMES: Final = {name: words.removeprefix("the ") for name, words in BASELINES.items()}
 SCORES: Final = {
     "accuracy": "accuracy",
     "exact_match": "exact match",

@@ -116,3 +116,15 @@ def test_a_detectable_difference_is_found_in_80_percent_of_draws():
         seen = rng.choice([-1.0, 0.0, 1.0], p=[0.2 - up, 0.8, up], size=400)
         found += Bootstrap(400, 300, 0.95, seed).mean(seen).low > 0
     assert abs(found / 300 - 0.8) < 3 * np.sqrt(0.8 * 0.2 / 300)
+
+
+@pytest.mark.parametrize("differing", [0.02, 0.1, 0.3])
+def test_equal_models_differ_significantly_in_one_test_of_twenty(differing):
+    """400 pairs of equally good models that disagree on 5, 24 or 72 of 240 examples; McNemar's question."""
+    rng = np.random.default_rng(4)
+    shares = [differing / 2, 1 - differing, differing / 2]
+    alarms = 0
+    for seed in range(400):
+        gap = Bootstrap(240, 400, 0.95, seed).mean(rng.choice([-1.0, 0.0, 1.0], p=shares, size=240))
+        alarms += not gap.low <= 0 <= gap.high
+    assert alarms / 400 < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
