@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sizes = write_folder(source, family, folder)
         facts = identity(source, params.source, family, sizes, folder)
         write_json(folder / "base.json", facts)
+    for note in source.notes:
+        print(f"{facts['name']}: {note}")
     print(f"{facts['name']}: {facts['layers']} layers, {sum(sizes.values()):,} parameters; {facts['origin']}")
 
 

@@ -7,15 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from stages.base import embedded
-from stages.base.checkpoint import LazyTensors, complete_config, weight_files
-from stages.base.names import parameter_names
-from stages.common.artifacts import read_json
-from stages.common.command import UserError
+from stages.base.check import beyond, check_vocabulary, parameter_names, shown
+from stages.base.checkpoint import LazyTensors, check_files, current_names, read_headers, read_object
+from stages.base.config import check_counts, check_ids, complete_config, read_config
+from stages.common.command import UserError, reading
 from stages.common.hub import FAULTS, hub_fault
 from stages.common.models.skeleton import without_weights
 from stages.common.params import Model
@@ -32,6 +41,8 @@ class Source:
     Attributes:
         parameter_names: of the loaded network; its files may hold some of its tensors in parts.
         code: Python files of the model's author, where the user lets them run.
+        generation: ``generation_config.json``, where there is one.
+        notes: what the user should know of how it was read.
     """
 
     name: str
@@ -42,6 +53,8 @@ class Source:
     tensors: Mapping[str, Tensor]
     parameter_names: tuple[str, ...]
     code: Sequence[Path] = ()
+    generation: dict[str, Any] | None = None
+    notes: Sequence[str] = ()
 
 
 @contextmanager
@@ -54,8 +67,10 @@ def open_source(params: Model) -> Iterator[Source]:
     if params.source == "embedded":
         yield _embedded()
         return
-    folder = Path(params.source).expanduser()
-    if folder.is_dir():
+    with reading(f"model.source = {params.source[:200]}", "no name of a folder or model"):
+        folder = Path(params.source).expanduser()
+        is_folder = folder.is_dir()
+    if is_folder:
         yield _folder(folder, params, name=folder.name, origin="a local folder", revision=None)
         return
     if folder.is_absolute() or params.source.startswith((".", "~")):
@@ -77,7 +92,7 @@ def _embedded() -> Source:
         revision=embedded.SHA256,
         config=config,
         tokenizer=tokenizer,
-        tensors=network.state_dict(),
+        tensors=dict(network.named_parameters()),
         parameter_names=parameter_names(network),
     )
 
@@ -98,37 +113,101 @@ def _download(params: Model) -> Path:
 
 
 def _folder(folder: Path, params: Model, name: str, origin: str, revision: str | None) -> Source:
-    files = weight_files(folder)
-    if not files:
-        raise UserError(f"{folder}: holds no .safetensors weights; other formats are not opened")
+    check_files(folder)
+    file = folder / "config.json"
+    raw = read_config(folder)
+    headers = read_headers(folder)
+    check_counts(file, raw, headers)
     code = _own_code(folder) if params.trust_remote_code else []
-    options = {"trust_remote_code": params.trust_remote_code, "local_files_only": True}
-    try:
-        opened = AutoConfig.from_pretrained(folder, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        names = parameter_names(without_weights(opened, trust_remote_code=params.trust_remote_code))
-    except (ImportError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        if "trust_remote_code" in reason:  # transformers names its own argument, and a way to look at the code online
-            reason = "it needs code that its author shipped; read that code, then set model.trust_remote_code: true"
-        raise UserError(f"{folder}: cannot be opened as a model: {reason[:300]}") from None
-    config = complete_config(read_json(folder / "config.json"), opened)
+    with _opening(file):
+        opened = AutoConfig.from_pretrained(folder, trust_remote_code=params.trust_remote_code, local_files_only=True)
+    if not code and type(opened) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"{file}: model type {opened.model_type!r} is no causal language model; name one that is")
+    config = complete_config(raw, opened)
+    check_counts(file, config, headers)
+    check_ids(file, config, opened.vocab_size)
+    stored = {today: headers[old] for old, today in current_names(headers, opened).items()}
+    if len(stored) != len(headers):
+        raise UserError(f"{folder}: the weights hold the head twice, by an old and by a new name; remove one")
+    tensors = LazyTensors(stored)
+
+    def network() -> PreTrainedModel:
+        with _opening(file):
+            return without_weights(opened, trust_remote_code=params.trust_remote_code)
+
+    built = network()
+    notes = []
+    for head, embedding in built.all_tied_weights_keys.items():
+        if head in stored and embedding not in stored:
+            stored[embedding] = stored.pop(head)
+        elif head in stored and _equal(tensors[head], tensors[embedding]):
+            del stored[head]
+        elif head in stored:
+            opened.tie_word_embeddings = False
+            notes.append(f"{head} is not the embedding, as config.json says: it is kept, and the head is not tied")
+    if not opened.tie_word_embeddings:
+        built = network()
+    config["tie_word_embeddings"] = bool(built.all_tied_weights_keys)
+    names, rows = parameter_names(built), built.get_input_embeddings().weight.shape[0]
+    others = beyond(stored, tensors, built, str(folder))
+    for other in others:
+        del stored[other]
+    if others:
+        notes.append(f"left aside: {len(others)} tensors that the model has no place for ({shown(others)})")
+    with _opening(folder, "cannot be opened as a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=params.trust_remote_code, local_files_only=True
+        )
+    check_vocabulary(folder, tokenizer, rows)
     return Source(
         name=name,
         origin=origin,
         revision=revision,
         config=config if code else {key: value for key, value in config.items() if key != "auto_map"},
         tokenizer=tokenizer,
-        tensors=LazyTensors(files, opened),
+        tensors=tensors,
         parameter_names=names,
         code=code,
+        generation=_generation(folder / "generation_config.json", rows),
+        notes=notes,
     )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.float(), other.float())
+
+
+def _generation(file: Path, rows: int) -> dict[str, Any] | None:
+    if not file.exists():
+        return None
+    said = read_object(file)
+    with reading(file):
+        GenerationConfig.from_pretrained(file.parent, local_files_only=True)
+    check_ids(file, said, rows)
+    return said
+
+
+@contextmanager
+def _opening(file: Path, fault: str = "cannot be opened as a model") -> Iterator[None]:
+    """Like :func:`reading`; that transformers wants the author's code to run is said in this project's words."""
+    with reading(file, fault):
+        try:
+            yield
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):  # its own argument, and a way to look at the code online
+                raise
+            raise UserError(
+                f"{file.parent}: cannot be opened as a model: it needs code that its author shipped; read that code, "
+                "then set model.trust_remote_code: true"
+            ) from None
 
 
 def _own_code(folder: Path) -> list[Path]:
     """The Python files beside the model, where the model or its tokenizer is made of classes in them."""
     settings = [folder / name for name in ("config.json", "tokenizer_config.json")]
-    calls = [call for file in settings if file.exists() for call in _calls(read_json(file).get("auto_map"))]
+    calls = [call for file in settings if file.exists() for call in _calls(read_object(file).get("auto_map"))]
+    if strange := [call for call in calls if not re.fullmatch(r"([\w./-]+--)?\w+(\.\w+)+", call)]:
+        raise UserError(f"{folder}: auto_map names {strange[0]!r}, which is no class in a file of this folder")
     elsewhere = sorted({call.split("--")[0] for call in calls if "--" in call})
     if elsewhere:
         # It would be downloaded whenever a later stage opens the model, at whatever revision it then has.
@@ -143,5 +222,5 @@ def _calls(auto_map: Any) -> list[str]:
     """The classes that an ``auto_map`` names, each ``module.Class`` or ``repository--module.Class``."""
     if isinstance(auto_map, str):
         return [auto_map]
-    parts = auto_map.values() if isinstance(auto_map, Mapping) else auto_map or []
+    parts = auto_map.values() if isinstance(auto_map, Mapping) else auto_map if isinstance(auto_map, list) else []
     return [call for part in parts for call in _calls(part)]

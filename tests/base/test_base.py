@@ -103,7 +103,7 @@ def test_a_file_that_the_index_names_and_the_folder_lacks_is_named(tmp_path, mon
         bring(tmp_path, monkeypatch, hub_checkpoint)
 
 
-@pytest.mark.parametrize("content", ["[]", '{"metadata": {}}', '{"weight_map": null}'])
+@pytest.mark.parametrize("content", ['{"weight_map": {}}', '{"metadata": {}}', '{"weight_map": null}'])
 def test_an_index_that_names_no_files_is_refused(tmp_path, monkeypatch, hub_checkpoint, content):
     (hub_checkpoint / INDEX).write_text(content)
     with pytest.raises(UserError, match="does not say which file holds which weight"):
@@ -184,7 +184,7 @@ def test_an_architecture_outside_the_table_is_refused_where_its_parts_are_not_fo
     tensors = load_file(source / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"'helium': its norm was not found by name"):
+    with pytest.raises(UserError, match=r"lack 1 of the 39 tensors .*: model\.norm\.weight \[32\]"):
         bring(tmp_path, monkeypatch, source)
 
 

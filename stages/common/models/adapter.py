@@ -1,5 +1,7 @@
 """Opens a model folder, finds its parts and proves that they make the model."""
 
+import logging
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from stages.common.artifacts import read_json
-from stages.common.command import UserError
+from stages.common.command import UserError, reading
 from stages.common.models.causal_model import CausalModel
 from stages.common.models.families import Family, family_of
 from stages.common.models.frozen import WHOLE, Frozen, compute_as_quantised
@@ -46,25 +48,37 @@ def open_model(
             unless given.
 
     Raises:
-        UserError: the folder is no loadable model, or the model cannot be taken apart.
+        UserError: the folder is no loadable model, lacks weights, or the model cannot be taken apart.
     """
     disable_progress_bar()  # ours tell of the long work; loading takes seconds
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # its report is read below
     trusted = code_trusted(base or Path(folder))
     options = {"revision": revision, "trust_remote_code": trusted}
-    try:
+    fault = "cannot be opened as a causal language model"
+    with reading(folder, fault):
         config = AutoConfig.from_pretrained(folder, **options)
         held = frozen.options(config, device, dtype, trust_remote_code=trusted)
-        with ExitStack() as stack:
-            if held and frozen.held == "offload":
-                # For weights that the network holds in another form than its files: a mixture's experts.
-                held["offload_folder"] = stack.enter_context(TemporaryDirectory(prefix="salf-offloaded-"))
-            network = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=dtype, use_safetensors=True, **options, **held
-            )
-            finalize(network, stack.pop_all().close)
-    except (ImportError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{folder}: cannot be opened as a causal language model: {reason[:400]}") from None
+    with ExitStack() as stack, reading(folder, fault):
+        if held and frozen.held == "offload":
+            # For weights that the network holds in another form than its files: a mixture's experts.
+            held["offload_folder"] = stack.enter_context(TemporaryDirectory(prefix="salf-offloaded-"))
+        network, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+            **held,
+        )
+        finalize(network, stack.pop_all().close)
+    wrong = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    if wrong:
+        raise UserError(
+            f"{folder}: {len(wrong)} weights are missing or have another shape than config.json says "
+            f"({', '.join(sorted(wrong)[:3])}); make the folder again"
+        )
     compute_as_quantised(network)
     network.requires_grad_(False)
     return take_apart(network.eval() if held else network.eval().to(device))
@@ -102,12 +116,21 @@ def take_apart(network: PreTrainedModel) -> CausalModel:
         raise UserError(f"model type {kind!r}: its layers cannot be run one by one: {reason[:300]}") from None
     # LLM.int8 takes a column of its inputs for an outlier by all rows of a pass, and ours hold others.
     rounds = getattr(network, "is_loaded_in_8bit", False)
+    if math.isnan(far):
+        raise UserError(f"{network.name_or_path}: {_not_finite(network)}")
     if not far <= (_TOLERANCE_COARSE if rounds else _TOLERANCE.get(network.dtype, _TOLERANCE_COARSE)):
         raise UserError(
             f"model type {kind!r}: its layers, run one by one, give other logits than the model itself "
             f"(relative difference {far:.2g}); this architecture is not supported"
         )
     return model
+
+
+def _not_finite(network: PreTrainedModel) -> str:
+    for name, weight in network.named_parameters():
+        if not weight.isfinite().all():
+            return f"the weight {name} is not finite (NaN or infinite); it was trained at too high a rate, or damaged"
+    return f"its logits are not finite in {network.dtype}; choose another device.dtype, or another model"
 
 
 def _require_parts(network: PreTrainedModel, family: Family) -> None:

@@ -155,7 +155,7 @@ def family_from_names(model_type: str, names: Iterable[str]) -> Family:
         UserError: says which part was not found, or which parameters belong to none.
     """
     names = list(names)
-    layers = _longest_list(names)
+    layers = longest_list(names)
     if "." not in layers:
         raise UserError(f"model type {model_type!r}: its list of decoder layers (trunk.layers.0...) was not found")
     trunk = f"{layers.rpartition('.')[0]}."
@@ -179,7 +179,7 @@ def _role_of(part: str) -> str:
     return next((role for role, words in roles.items() if re.search(words, part)), "other")
 
 
-def _longest_list(names: Iterable[str]) -> str:
+def longest_list(names: Iterable[str]) -> str:
     """The outermost numbered prefix with the most numbers: ``model.layers`` of ``model.layers.0.mlp...``."""
     members: dict[str, set[str]] = defaultdict(set)
     for name in names:

@@ -1,0 +1,116 @@
+"""A source's ``config.json``: read, completed, and refused where it describes no model that can be fine-tuned.
+
+It is read before transformers reads it: that a folder holds adapters, quantised weights or a model of images is
+said in those words, and sizes that the weights do not bear out build no network.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from transformers import PreTrainedConfig
+
+from stages.base.checkpoint import Stored, read_object
+from stages.common.command import UserError
+from stages.common.models.families import longest_list
+
+_SIZES: Final = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "tie_word_embeddings")
+_LAYERS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_PARTS: Final = ("text_config", "llm_config", "language_config", "thinker_config", "vision_config", "audio_config")
+# Files of tools that keep the quantisation beside config.json, and the method where they do not name it.
+_QUANTISED_BESIDE: Final = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
+_QUANTISED: Final = ("quantization_config", "compression_config", "quantization")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a model that can be fine-tuned, as it is in the folder.
+
+    Raises:
+        UserError: the folder holds adapters, quantised weights, or more than a text model.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{folder}: these are adapters, not a model: merge them first "
+            "(PEFT's merge_and_unload, then save_pretrained with the tokenizer), and set model.source to the result"
+        )
+    file = folder / "config.json"
+    if not file.exists():
+        raise UserError(f"{file}: no such file; is {folder.name} a model's folder?")
+    config = read_object(file)
+    if config.get("transformers_weights"):
+        raise UserError(f"{file}: names its weights in transformers_weights; call them model.safetensors instead")
+    _refuse_quantised(folder, config)
+    if any(isinstance(config.get(part), Mapping) for part in _PARTS):
+        raise UserError(
+            f"{folder}: model type {config.get('model_type')!r} takes images or sound beside text; "
+            "name a text model, or save this one's text part as a folder of its own"
+        )
+    return config
+
+
+def _refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
+    told = [(f"config.json ({key})", config[key], "no method named") for key in _QUANTISED if config.get(key)]
+    beside = {name: folder / name for name in _QUANTISED_BESIDE if (folder / name).exists()}
+    told += [(name, read_object(file), _QUANTISED_BESIDE[name]) for name, file in beside.items()]
+    for where, entry, method in told:
+        entries = entry if isinstance(entry, Mapping) else {"quant_method": entry}
+        if any(key.startswith(("load_in_", "bnb_")) for key in entries):
+            method = "bitsandbytes"
+        raise UserError(
+            f"{folder}: {where} says that the weights are quantised ({entries.get('quant_method') or method}); name "
+            "the model that they were made from, or dequantise them (if they are plain numbers, remove that entry)"
+        )
+
+
+def check_counts(file: Path, config: Mapping[str, Any], stored: Mapping[str, Stored]) -> None:
+    """Refuse numbers of layers, heads and experts that the weights do not hold: no network is built from those.
+
+    Raises:
+        UserError: names the entry, and what the weights hold.
+    """
+    path = longest_list(stored)
+    layers: dict[int, set[str]] = {}
+    for name in stored:
+        if match := re.match(rf"{re.escape(path)}\.(\d{{1,9}})\.(.+)", name):
+            layers.setdefault(int(match[1]), set()).add(match[2])
+    for key in _LAYERS:
+        if (said := config.get(key)) is None:
+            continue
+        if type(said) is not int or said < 1:
+            raise UserError(f"{file}: {key} = {said!r} is no number of layers")
+        inside = [parts for number, parts in layers.items() if number < said]
+        # A layer behind the last that is built as those are is one of them; one for predicting more tokens has more.
+        further = sum(parts in inside for number, parts in layers.items() if number >= said)
+        if len(inside) != said or further:
+            raise UserError(f"{file.parent}: the weights hold {len(inside) + further} layers, config.json says {said}")
+    most = max([len(stored), *(size for one in stored.values() for size in one.shape)], default=0)
+    for key, value in config.items():
+        if re.search("head|expert", key) and type(value) is int and value > most:
+            raise UserError(f"{file}: {key} = {value}, and the weights hold nothing of that size")
+
+
+def check_ids(file: Path, said: Mapping[str, Any], vocabulary: int) -> None:
+    """Refuse ids of special tokens that the model has no row for.
+
+    Raises:
+        UserError: names the entry, its id and the rows.
+    """
+    for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        value = said.get(key)
+        for one in value if isinstance(value, list) else [value]:
+            none = one is None or (one == -1 and key != "eos_token_id")  # older Llama's: no such token
+            if not none and (type(one) is not int or not 0 <= one < vocabulary):
+                raise UserError(
+                    f"{file}: {key} = {one!r}, and the embedding holds {vocabulary} rows; correct the entry"
+                )
+
+
+def complete_config(raw: Mapping[str, Any], opened: PreTrainedConfig) -> dict[str, Any]:
+    """``config.json`` with its sizes under transformers' own names, and defaults that were left out."""
+    missing = {name: getattr(opened, name, None) for name in _SIZES if name not in raw}
+    return {**raw, **{name: value for name, value in missing.items() if value is not None}}
