@@ -67,12 +67,18 @@ def beyond(
         )
     if lacking := [one for one in expected if one not in stored and one not in tied]:
         sizes = ", ".join(f"{shown([one])} {list(expected[one].shape)}" for one in lacking[:3])
-        untied = network.get_output_embeddings() is network.get_submodule(lacking[0].rpartition(".")[0])
+        asked = [one for one in expected if one in stored or one not in tied]
+        head = network.get_output_embeddings()
+        heads = [f"{path}.weight" for path, part in network.named_modules() if part is head]
         raise UserError(
-            f"{name}: the weights lack {len(lacking)} of the {len(expected)} tensors that config.json asks for: {sizes}"
+            f"{name}: the weights lack {len(lacking)} of the {len(asked)} tensors that config.json asks for: {sizes}"
             + (", …" if len(lacking) > 3 else "")
             + (f"; they hold others instead: {shown(others)}" if others else "")
-            + ("; if the head is the embedding, write tie_word_embeddings: true" if untied else "; complete the folder")
+            + (
+                "; if the head is the embedding, write tie_word_embeddings: true"
+                if lacking == heads
+                else "; complete the folder"
+            )
         )
     for one in stored.keys() & expected.keys():
         if stored[one].shape != tuple(expected[one].shape):
@@ -118,12 +124,17 @@ def check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int
     Raises:
         UserError: names the token, its id and the rows.
     """
-    far = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
+    far = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
     texts = [file.read_text(encoding="utf-8", errors="replace") for file in folder.glob("*.json")] if far else []
-    for token, number in sorted(far.items(), key=lambda entry: -entry[1]):
-        # The others are defaults of transformers' class, which texts hardly hold.
-        if any(json.dumps(token, ensure_ascii=ascii_only) in text for text in texts for ascii_only in (True, False)):
-            raise UserError(
-                f"{folder}: the tokenizer's token {token!r} has id {number}, and the embedding holds {rows} rows; take "
-                "the tokenizer that belongs to the model, or resize the embedding (model.resize_token_embeddings)"
-            )
+    # The others are defaults of transformers' class, which texts hardly hold.
+    far = [
+        (number, token)
+        for number, token in far
+        if any(json.dumps(token, ensure_ascii=ascii_only) in text for text in texts for ascii_only in (True, False))
+    ]
+    if far:
+        listed = ", ".join(f"{token!r} has id {number}" for number, token in far[:3])
+        raise UserError(
+            f"{folder}: the tokenizer's token {listed}{', …' if len(far) > 3 else ''}, and the embedding holds {rows} "
+            "rows; take the tokenizer that belongs to the model, or resize the embedding (resize_token_embeddings)"
+        )

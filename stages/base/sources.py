@@ -33,6 +33,8 @@ _HUB_FILES: Final = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 # Beside the checkpoint: the same weights once more, as their maker's own tools or others take them.
 _NOT_WANTED: Final = ["consolidated*.safetensors", "*/*.safetensors"]
 
+_TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -144,7 +146,9 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
             del stored[head]
         elif head in stored:
             opened.tie_word_embeddings = False
-            notes.append(f"{head} is not the embedding, as config.json says: it is kept, and the head is not tied")
+            notes.append(
+                f"{head} differs from the embedding that config.json ties it to: it is kept, and no longer tied"
+            )
     if not opened.tie_word_embeddings:
         built = network()
     config["tie_word_embeddings"] = bool(built.all_tied_weights_keys)
@@ -154,7 +158,10 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
         del stored[other]
     if others:
         notes.append(f"left aside: {len(others)} tensors that the model has no place for ({shown(others)})")
-    with _opening(folder, "cannot be opened as a tokenizer"):
+    settings = [folder / name for name in _TOKENIZER if (folder / name).exists()]
+    for tokens in settings:
+        read_object(tokens)
+    with _opening(settings[0] if settings else folder, "cannot be opened as a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=params.trust_remote_code, local_files_only=True
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from stages.common.command import UserError
 from stages.common.models.attention import PACKED
 from stages.common.models.calls import LayerCall, computing, layer_calls, unmasked
 from stages.common.models.families import Family
@@ -64,6 +65,17 @@ class CausalModel:
         """Whether head and embedding are one tensor."""
         return self.head.weight is self.embedding.weight
 
+    @cached_property
+    def steady_positions(self) -> int | None:
+        """Positions whose rotary angles are theirs alone: transformers changes others by a batch's longest prompt."""
+        config = self.network.config
+        told = getattr(config, "rope_parameters", None) or {}
+        entries = [told] if "rope_type" in told else [entry for entry in told.values() if isinstance(entry, dict)]
+        kinds = {str(entry.get("rope_type")): entry for entry in entries}
+        limits = [config.max_position_embeddings for kind in kinds if "dynamic" in kind]
+        limits += [entry["original_max_position_embeddings"] for kind, entry in kinds.items() if kind == "longrope"]
+        return min(limits, default=None)
+
     def logits(self, states: Tensor) -> Tensor:
         """Head of the final norm: raw states [N, hidden] of space L to logits [N, vocabulary]."""
         return self.read(self.norm(states))
@@ -77,7 +89,17 @@ class CausalModel:
             return self.network().logits[0]
 
     def calls(self, last: int, positions: Tensor) -> list[LayerCall]:
-        """What layers 1..last are given for rows at ``positions``, [sequences, rows]; packed ones get no mask."""
+        """What layers 1..last are given for rows at ``positions``, [sequences, rows]; packed ones get no mask.
+
+        Raises:
+            UserError: the rotary angles of a position so far depend on the other prompts of the batch.
+        """
+        limit = self.steady_positions
+        if limit and int(positions.max()) >= limit:
+            raise UserError(
+                f"model type {self.network.config.model_type!r}: beyond {limit} tokens the longest prompt of a batch "
+                f"changes the rotary angles of all; set prepare.max_tokens to {limit} at most"
+            )
         embedded = self.embedding.weight.new_zeros(1).expand(*positions.shape, self.embedding.weight.shape[1])
         inputs: dict[str, Any] = {"inputs_embeds": embedded, "position_ids": positions}
         if self.family.packed:
