@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils.logging import disable_progress_bar
 
 from stages.base import embedded
 from stages.base.check import beyond, check_vocabulary, parameter_names, shown
@@ -115,6 +116,7 @@ def _download(params: Model) -> Path:
 
 
 def _folder(folder: Path, params: Model, name: str, origin: str, revision: str | None) -> Source:
+    disable_progress_bar()  # nothing is loaded here but names and shapes
     check_files(folder)
     file = folder / "config.json"
     raw = read_config(folder)

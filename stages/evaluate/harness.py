@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoTokenizer
 
 from stages.common.artifacts import require, significant, write_json
 from stages.common.command import UserError, exit_code
-from stages.common.models.adapter import code_trusted
+from stages.common.models.adapter import code_trusted, open_model
 from stages.common.models.shards import shard_hashes, weights_digest
 from stages.common.params import load_params
 from stages.common.runtime import Runtime, choose_runtime
@@ -70,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{folder}: another model is called {folder.name} too; results go by the folder's name")
         folders[folder.name] = require(folder, made_by="finetune")
     harness = Harness(args.tasks, args.include, args.fewshot, args.limit, args.batch_size)
-    trusted = code_trusted(args.base)
-    found = {name: harness.run(folder, runtime, trusted=trusted) for name, folder in folders.items()}
+    found = {name: harness.run(folder, runtime, args.base) for name, folder in folders.items()}
     models = {
         name: {
             "weights_sha256": weights_digest(shard_hashes(folders[name])),
@@ -123,26 +123,24 @@ class Harness:
             f"--tasks: lm-eval {self.version} has no task {', '.join(unknown)}; lm-eval ls tasks lists them"
         )
 
-    def run(self, folder: Path, runtime: Runtime, *, trusted: bool = False) -> Scores:
+    def run(self, folder: Path, runtime: Runtime, base: Path) -> Scores:
         """Score the model in ``folder``.
 
         Args:
             folder: the model.
             runtime: device and precision.
-            trusted: code that the model's author shipped may run.
+            base: the base model's folder, which tells whether code that its author shipped may run.
 
         Raises:
-            UserError: a task's data cannot be loaded.
+            UserError: the model cannot be opened, or a task's data cannot be loaded.
         """
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
         model = HFLM(
-            pretrained=str(folder),
-            device=str(runtime.device),
-            dtype=runtime.dtype_name,
+            pretrained=open_model(folder, runtime.device, runtime.dtype, base=base).network,
+            tokenizer=AutoTokenizer.from_pretrained(folder, trust_remote_code=code_trusted(base)),
             batch_size=self.batch_size,
-            trust_remote_code=trusted,
         )
         try:
             told = simple_evaluate(

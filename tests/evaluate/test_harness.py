@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from stages.common.answers import Reader
@@ -65,9 +66,9 @@ def project(tmp_path_factory, hub_folder):
     return root
 
 
-def run(project, monkeypatch, tasks=("animals",)):
+def run(project, monkeypatch, tasks=("animals",), models=("tuned",)):
     monkeypatch.chdir(project)
-    folders = ["--base", "base", "--models", "tuned"]
+    folders = ["--base", "base", "--models", *models]
     main([*folders, "--tasks", *tasks, "--include", "tasks", "--out", "harness.json"])
     return json.loads((project / "harness.json").read_text())
 
@@ -97,6 +98,15 @@ def test_scores_are_those_of_our_own_evaluation(project, monkeypatch):
         expected = (after - before).std(ddof=1) / np.sqrt(len(ROWS))
         assert told["minus_base_standard_error"] == pytest.approx(expected)
     assert models["base"]["weights_sha256"] != models["tuned"]["weights_sha256"]
+
+
+def test_a_model_without_one_of_its_weights_has_no_scores(project, monkeypatch):
+    tensors = load_file(project / "tuned" / "model.safetensors")
+    shutil.copytree(project / "tuned", project / "lost")
+    del tensors["model.layers.2.mlp.up_proj.weight"]
+    save_file(tensors, project / "lost" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lost: 1 weights are missing .*layers\.2\.mlp\.up_proj\.weight"):
+        run(project, monkeypatch, ["animals"], ["lost"])
 
 
 def test_two_models_of_one_name_are_refused(tmp_path, monkeypatch):

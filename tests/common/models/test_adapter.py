@@ -1,14 +1,20 @@
 """Opening a model: what is refused, and with which words."""
 
+import math
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stages.common.command import UserError
 from stages.common.models.adapter import open_model, take_apart
 from stages.common.models.families import FAMILIES, family_of
+from stages.common.models.frozen import Frozen
 from stages.common.models.probe import difference
 from tests.common.models.tiny import save_tiny, tiny_network
+
+NORM = "model.norm.weight"
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bloom", "mixtral", "mamba"])
@@ -22,6 +28,46 @@ def test_half_the_precision_passes_the_check(tmp_path):
     for model_type in ("llama", "gemma2"):
         folder = save_tiny(tmp_path / model_type, model_type)
         assert difference(open_model(folder, torch.device("cpu"), torch.bfloat16)) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(NORM), rf"1 weights are missing or have another shape than config\.json says \({NORM}\)"),
+        (lambda t: t.update({NORM: torch.ones(31)}), rf"1 weights are missing or have another shape .*\({NORM}\)"),
+        (lambda t: t.pop("lm_head.weight"), r"1 weights are missing .*\(lm_head\.weight\)"),
+        (lambda t: t[NORM].fill_(math.nan), rf"the weight {NORM} is not finite"),
+        (lambda t: t[NORM].fill_(3e38), "its logits are not finite in torch.float32"),
+    ],
+)
+def test_weights_that_lack_something_are_named(tmp_path, capfd, change, message):
+    weights = save_tiny(tmp_path, tie_word_embeddings=False) / "model.safetensors"
+    tensors = load_file(weights)
+    change(tensors)
+    save_file(tensors, weights, {"format": "pt"})
+    capfd.readouterr()
+    with pytest.raises(UserError, match=message) as told:
+        open_model(tmp_path, torch.device("cpu"))
+    assert "\n" not in str(told.value)
+    assert "LOAD REPORT" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("held", ["int8", "nf4", "offload"])
+def test_weights_that_lack_something_are_named_however_frozen_layers_are_held(tmp_path, held):
+    weights = save_tiny(tmp_path, hidden_size=64) / "model.safetensors"
+    tensors = load_file(weights)
+    open_model(tmp_path, torch.device("cpu"), frozen=Frozen(2, held))
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 weights are missing .*\(model\.layers\.1\.mlp\.up_proj\.weight\)"):
+        open_model(tmp_path, torch.device("cpu"), frozen=Frozen(2, held))
+
+
+def test_files_that_cannot_be_read_are_one_line(tmp_path):
+    weights = save_tiny(tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="cannot be opened as a causal language model: SafetensorError"):
+        open_model(tmp_path, torch.device("cpu"))
 
 
 class Upside(nn.Module):

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from stages.common.answers import Embeddings, training_logits
+from stages.common.command import UserError
 from stages.common.models.adapter import take_apart
 from stages.common.models.attention import Packing
 from stages.common.models.families import FAMILIES, family_of
+from stages.common.models.walk import embed, run_to_answers
 from tests.common.models.test_walk import PROMPTS, SHARED, batch_of, compare_gradients, open_tiny, reference, walk_all
 from tests.common.models.tiny import tiny_network
 
@@ -173,3 +175,39 @@ def test_a_model_type_outside_the_table_is_found_by_names_and_checked(model_type
         ours = model.logits(walk_all(model, SHARED, joined=True)[-1])
         own = torch.stack([network(torch.tensor([prompt])).logits[0, -1] for prompt in PROMPTS])
     torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-5)
+
+
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [
+        ({"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, 12),
+        ({**LONG, "original_max_position_embeddings": 12}, 12),
+        ({**LONG, "original_max_position_embeddings": 128}, 128),
+        ({"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}, None),
+    ],
+)
+def test_rotary_angles_that_depend_on_the_batch_are_refused(rope, limit):
+    """A prompt of 8 tokens beside one of 20: within the limit nothing depends on the neighbour."""
+    sizes = {"rope_parameters": rope, "max_position_embeddings": 12 if rope["rope_type"] == "dynamic" else 128}
+    model, theirs = open_tiny("llama", **sizes), reference("llama", **sizes)
+    assert model.steady_positions == limit
+
+    def ours(*lengths):
+        prompts = [[(7 * n + 3) % 97 for n in range(length)] for length in lengths]
+        ids = torch.tensor([token for prompt in prompts for token in prompt])
+        packing = Packing.of(lengths, model.device)
+        ends = torch.tensor(lengths).cumsum(0) - 1
+        states = embed(model, ids, packing.position_ids()[0])
+        alone = torch.stack([theirs(torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
+        return model.logits(run_to_answers(model, states, 0, packing, ends)), alone
+
+    with torch.no_grad():
+        torch.testing.assert_close(*ours(8, limit or 12), rtol=1e-4, atol=1e-5)
+        if limit == 12:
+            with pytest.raises(UserError, match=r"beyond 12 tokens .* set prepare\.max_tokens to 12 at most"):
+                ours(8, 20)
+        else:
+            torch.testing.assert_close(*ours(8, 20), rtol=1e-4, atol=1e-5)
