@@ -1,0 +1,95 @@
+"""A stage that was stopped goes on from its checkpoint, and only with the inputs that the checkpoint is of."""
+
+import json
+import shutil
+from contextlib import nullcontext
+
+import pytest
+
+from stages.common.training.processes import Processes
+from stages.common.training.step import Stepper
+from tests.test_chain import commands, new_chain
+
+STOP = 5
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory, hub_folder):
+    rates = {"full": 0.003, "salf": 0.003}
+    changes = {"compare__methods": ["full"], "finetune__learning_rate": rates, "finetune__checkpoint_minutes": 0}
+    chain = new_chain(tmp_path_factory.mktemp("resumed"), hub_folder, **changes)
+    (chain.root / "data").mkdir()
+    (chain.root / "reports").mkdir()
+    for name, *argv in commands([])[:-1]:
+        chain.stage(name, *argv)
+    return chain
+
+
+@pytest.fixture
+def stopped(planned, monkeypatch):
+    """Runs the fine-tune until a step begins; returns after how many steps it was stopped."""
+    shutil.rmtree(planned.root / "data/models", ignore_errors=True)
+    take = Stepper.take
+    *_, (name, *argv), _ = commands(["full"])
+
+    def run(stop, seed="1"):
+        def stopping(self, parts, rate, number):
+            if number == stop:
+                raise StoppedError
+            return take(self, parts, rate, number)
+
+        monkeypatch.setattr(Stepper, "take", stopping)
+        words = [seed if before == "--seed" else word for before, word in zip(["", *argv], argv, strict=False)]
+        with pytest.raises(StoppedError):
+            planned.stage(name, *words)
+
+    run(STOP)
+    return run
+
+
+def edit(file, change):
+    before = file.read_text(encoding="utf-8")
+    file.write_text(change(before), encoding="utf-8")
+    assert file.read_text(encoding="utf-8") != before
+    return lambda: file.write_text(before, encoding="utf-8")
+
+
+def with_entry(text, **entries):
+    return json.dumps({**json.loads(text), **entries})
+
+
+FILES = {
+    "a parameter": ("params.yaml", lambda text: text.replace("weight_decay: 0.0", "weight_decay: 0.5")),
+    "another precision": ("params.yaml", lambda text: text.replace("dtype: float32", "dtype: bfloat16")),
+    "the plan": ("data/plan/freeze_plan.json", lambda text: text + "\n"),
+    "the base's configuration": ("data/base/config.json", lambda text: with_entry(text, hidden_act="gelu")),
+    "how answers are scored": ("data/prepared/meta.json", lambda text: with_entry(text, end_token_id=1)),
+    "other rows": ("data/prepared/meta.json", lambda text: text.replace('"sha256": "', '"sha256": "0')),
+}
+
+
+def test_the_same_inputs_go_on_from_the_step_that_was_reached(stopped, capsys):
+    stopped(STOP + 2)
+    assert f"full at rate 0.003: goes on from step {STOP} of " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", [*FILES, "code", "versions", "the seed", "processes"])
+def test_other_inputs_begin_anew(planned, stopped, what, monkeypatch, capsys):
+    put_back = edit(planned.root / FILES[what][0], FILES[what][1]) if what in FILES else lambda: None
+    stage = "stages.finetune.__main__"
+    if what == "code":
+        monkeypatch.setattr(f"{stage}.code_hashes", lambda: {"stages/x.py": "other"})
+    if what == "versions":
+        monkeypatch.setattr(f"{stage}.version", lambda name: f"{name} of tomorrow")
+    if what == "processes":
+        monkeypatch.setattr(f"{stage}.joined", lambda _kind: nullcontext(Processes(0, 2)))
+        monkeypatch.setattr(Processes, "add_up", lambda _self, tensor: tensor)
+    try:
+        stopped(STOP + 2, "2" if what == "the seed" else "1")
+    finally:
+        put_back()
+    assert "goes on" not in capsys.readouterr().out
