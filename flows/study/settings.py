@@ -44,6 +44,8 @@ _SCORING: Final = ("answer_marker", "generate_tokens")
 _OWN: Final = {"lora": "lora_", "lisa": "lisa_"}
 _CONTROL: Final = "first_n"  # of plan: no boundary depends on it
 _CODE: Final = ("base", "common", "evaluate", "finetune", "prepare")
+LIBRARIES: Final = ("networkx", "numpy", "pandas", "scikit-learn", "scipy", "sympy", "torch", "transformers")
+_PIN: Final = re.compile(r"^([\w.-]+)==(\S+)", flags=re.MULTILINE)
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ /+.$%*@?|-]*")
 
 
@@ -76,6 +78,9 @@ def overrides(description: Description, case: Case, places: Places) -> Settings:
     data = {f"data.{name}": value for name, value in data_set.data.items()}
     bare = {"data.template": data_set.bare} if model.bare else {}
     values = {**description.common, **data, **bare, **data_set.set, **model.set}
+    if "examples" in data_set.data:
+        named = data_set.data["examples"]
+        values["data.examples"] = {**named, "table": str(places.project / named["table"])}
     if data_set.path is not None:
         values["data.path"] = str(_found(places.data / data_set.path, case.data_set))
     if model.path is not None:
@@ -196,7 +201,8 @@ def _found(path: Path, name: str) -> Path:
 
 
 def _inputs(params: Mapping[str, Any], project: Path) -> dict[str, Any]:
-    data = {key: value for key, value in params["data"].items() if key != "path"}
+    data = {key: value for key, value in params["data"].items() if key not in ("path", "examples")}
+    data["examples"] = (params["data"].get("examples") or {}).get("name")  # wherever the table is
     model = {key: value for key, value in params["model"].items() if key != "source"}
     return {
         "data": {**data, "content": _data_content(params["data"], project)},
@@ -206,8 +212,9 @@ def _inputs(params: Mapping[str, Any], project: Path) -> dict[str, Any]:
 
 
 def _data_content(data: Mapping[str, Any], project: Path) -> Any:
-    if data["source"] == "docstrings":
-        return _hash([project / "requirements.lock"])
+    if data["source"] == "docstrings":  # the libraries whose docstrings are read, whatever else is installed
+        pins = dict(_PIN.findall((project / "requirements.lock").read_text(encoding="utf-8")))
+        return {name: pins[name] for name in LIBRARIES if name in pins}
     if data["source"] == "files":
         path = project / data["path"]
         names = [name for name in data["splits"].values() if name is not None]

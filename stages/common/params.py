@@ -143,6 +143,13 @@ Balance = Annotated[
 ]
 
 
+class Named(Group):
+    """Rows by their ids: a Parquet table with the columns name, split and example_id, and which name counts."""
+
+    table: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1)]
+
+
 class Data(Group):
     """The task: where the rows come from and what is asked of the model."""
 
@@ -163,6 +170,7 @@ class Data(Group):
     balance: Balance
     limits: Limits
     seed: Seed
+    examples: Named | None = None
 
     @model_validator(mode="after")
     def _hub_needs_a_name(self) -> Self:

@@ -14,7 +14,7 @@ from stages.prepare.examples import Filler, fill_rows
 from stages.prepare.output import describe, write_prepared
 from stages.prepare.rows import SPLITS, TRAIN, Lost
 from stages.prepare.sources import load_rows
-from stages.prepare.splits import carve, check_usable, draw, of_labels, separate
+from stages.prepare.splits import carve, check_usable, draw, named, of_labels, separate
 from stages.prepare.summary import print_summary
 from stages.prepare.tokens import PromptTokenizer, Tokenised, label_ids, tokenise
 from stages.prepare.trial import try_out
@@ -39,10 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     carved = [split for split in SPLITS if split not in loaded.rows]
     source = loaded.identity
     del loaded  # the rows are examples now
-    examples = carve(examples, room.data.limits, room.data.seed)
-    before, dropped = separate(examples, room.prepare.near_duplicate)
-    examples, unknown = draw(before, room.data)
-    refused += unknown
+    if room.data.examples:
+        before, dropped = named(examples, room.data.examples), Lost()
+        examples = before
+    else:
+        examples = carve(examples, room.data.limits, room.data.seed)
+        before, dropped = separate(examples, room.prepare.near_duplicate)
+        examples, unknown = draw(before, room.data)
+        refused += unknown
 
     def check(labels: dict[str, list[str | None]]) -> None:
         check_usable(labels, carved, refused + dropped, filler.classes)

@@ -6,9 +6,12 @@ source, and an added row does not reshuffle the others.
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow.parquet
 
 from stages.common.command import UserError
-from stages.common.params import Data, Limits
+from stages.common.params import Data, Limits, Named
 from stages.prepare.near_duplicates import have_near_duplicate
 from stages.prepare.rows import SPLITS, TEST, TRAIN, VALIDATION, Example, Lost, draw_key, listed
 
@@ -43,6 +46,33 @@ def carve(examples: Examples, limits: Limits, seed: int) -> Examples:
         for label, n in labels.items():
             missing[split][label] -= n
     return {**examples, **carved}
+
+
+def named(examples: Examples, wanted: Named) -> Examples:
+    """Take exactly the rows that a table names, in its order, whatever split of the source they are in.
+
+    Raises:
+        UserError: there is no such table, it has no rows of this name, or names rows that there are none of.
+    """
+    path = Path(wanted.table).expanduser()
+    try:
+        table = pyarrow.parquet.read_table(path, columns=["name", "split", "example_id"])
+    except FileNotFoundError:
+        raise UserError(f"data.examples.table: {path}: no such file") from None
+    except (ValueError, OSError):  # pyarrow's errors are among these
+        raise UserError(f"data.examples.table: {path}: no Parquet table of name, split and example_id") from None
+    rows = [row for row in table.to_pylist() if row["name"] == wanted.name]
+    if not rows:
+        names = listed(sorted({repr(name) for name in table["name"].to_pylist()}), 20)
+        raise UserError(f"data.examples.name: {path} has no rows of {wanted.name!r}; it has: {names}")
+    known = {example.example_id: example for part in examples.values() for example in part}
+    missing = [row["example_id"] for row in rows if row["example_id"] not in known]
+    if missing:
+        raise UserError(
+            f"data.examples: {len(missing)} of the {len(rows)} rows of {wanted.name!r} in {path} are not in the data, "
+            f"or cannot be used (the first: {missing[0]!r}); use the data that the table was made from"
+        )
+    return {split: [known[row["example_id"]] for row in rows if row["split"] == split] for split in SPLITS}
 
 
 def separate(examples: Examples, threshold: float | None) -> tuple[Examples, Lost]:

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -321,3 +322,30 @@ def test_the_shipped_default_is_balanced_in_training_split_by_file_and_apart_fro
     worked = [line for line in meta["template"].splitlines() if line and not line.startswith(("Library:", "{text}"))]
     assert len(worked) == len(LIBRARIES)
     assert not any(have_near_duplicate(texts, worked, 0.5))
+
+
+def test_rows_that_a_table_names_are_taken_as_they_are(tmp_path, workspace):
+    """Whatever limits, balance, near-duplicates and the seed of the draw say now: the files are the same bytes."""
+    write_jsonl(tmp_path / "rows.jsonl", [*rows(90), *rows(9)])
+    before = workspace({"limits": {"train": 30, "validation": 6, "test": 9}, "balance": "all"})
+    ids = [(split, row["example_id"]) for split in ("test", "train", "validation") for row in read(before, split)]
+    named = [{"name": "mine", "split": split, "example_id": name} for split, name in ids]
+    other = [{"name": "other", "split": "train", "example_id": "none"}]
+    pq.write_table(pa.Table.from_pylist([*other, *named]), tmp_path / "ids.parquet")
+    files = {split: (before / f"{split}.parquet").read_bytes() for split in ("train", "validation", "test")}
+    asked = {"examples": {"table": "ids.parquet", "name": "mine"}, "seed": 7, "balance": "none"}
+    after = workspace(asked, {"near_duplicate": 0.01})
+    assert {split: (after / f"{split}.parquet").read_bytes() for split in files} == files
+
+    pq.write_table(pa.table({"name": ["mine"]}), tmp_path / "wrong.parquet")
+    (tmp_path / "text.parquet").write_text("no table")
+    refused = {
+        ("none.parquet", "mine"): "data.examples.table: none.parquet: no such file",
+        ("text.parquet", "mine"): "data.examples.table: text.parquet: no Parquet table of name, split and example_id",
+        ("wrong.parquet", "mine"): "data.examples.table: wrong.parquet: no Parquet table of name, split and example_id",
+        ("ids.parquet", "yours"): "data.examples.name: ids.parquet has no rows of 'yours'; it has: 'mine', 'other'",
+        ("ids.parquet", "other"): "1 of the 1 rows of 'other' in ids.parquet are not in the data, or cannot be used",
+    }
+    for (table, name), line in refused.items():
+        with pytest.raises(UserError, match=re.escape(line)):
+            workspace({**asked, "examples": {"table": table, "name": name}})

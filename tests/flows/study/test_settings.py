@@ -1,6 +1,7 @@
 """What is handed to DVC, and which results still hold."""
 
 import json
+import re
 
 import pytest
 from dvc.utils.hydra import apply_overrides
@@ -9,6 +10,7 @@ from ruamel.yaml import YAML
 from flows.study.agenda import Case, FineTune
 from flows.study.description import DESCRIPTION, StudyError, read_description
 from flows.study.settings import (
+    LIBRARIES,
     Places,
     check,
     code_version,
@@ -22,6 +24,7 @@ from flows.study.settings import (
     words,
 )
 from stages.common.kept_settings import still_holds
+from stages.prepare.docstrings import LIBRARIES as SOURCES
 from tests.conftest import PROJECT
 
 CASE = Case("colours", "folder")
@@ -142,6 +145,34 @@ def test_what_decides_a_result_changes_its_settings_and_nothing_else_does(descri
     (places.data / "colours/other.jsonl").write_text("{}")
     assert settings(description, places) == before  # a split that is not read
     (places.data / "colours/test.jsonl").write_text("{}")
+    assert not still_holds(before, settings(description, places))
+
+
+def test_naming_the_rows_leaves_results_that_were_drawn_as_they_are(description, places, tmp_path):
+    """The table names the rows that had been drawn; wherever it is, settings hold its name for the dataset alone."""
+    before = settings(description, places)
+    del before["data"]["examples"]  # as rows of an earlier version have them
+    data = description.data_sets["colours"].data
+    data["examples"] = {"table": "reports/study/examples.parquet", "name": "colours"}
+    values = overrides(description, CASE, places)
+    assert values["data.examples"]["table"] == str(places.project / "reports/study/examples.parquet")
+    now = settings(description, places)
+    assert now["data"]["examples"] == "colours"
+    assert still_holds(before, now)
+    data["examples"]["name"] = "other"
+    assert not still_holds(now, settings(description, places))
+
+
+def test_docstrings_are_the_same_data_while_their_libraries_are(description, places):
+    """Whatever else is in the lock file: a documentation tool that was added once made every row another study's."""
+    description.data_sets["colours"].data["source"] = "docstrings"
+    before, lock = settings(description, places), places.project / "requirements.lock"
+    text = lock.read_text(encoding="utf-8")
+    assert sorted(LIBRARIES) == sorted(library.distribution for library in SOURCES.values())
+    assert set(before["data"]["content"]) == set(LIBRARIES) - {"torch"}  # pinned by the machine's own build
+    lock.write_text(text + "mkdocs==1.0 \\\n", encoding="utf-8")
+    assert settings(description, places) == before
+    lock.write_text(re.sub("^sympy==.*", "sympy==0.1", text, flags=re.MULTILINE), encoding="utf-8")
     assert not still_holds(before, settings(description, places))
 
 
