@@ -2,4 +2,4 @@
 
 from typing import Final
 
-SUMMARY_SCHEMA: Final = 3
+SUMMARY_SCHEMA: Final = 4

@@ -1,6 +1,6 @@
 """What the study found, beside this run: the headline, every rule over all data sets, quality against the boundary."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from stages.common.command import UserError
@@ -12,26 +12,36 @@ from stages.report.wording import decimal, listing, number, percent
 Json = Mapping[str, Any]
 
 _REGRET: Final = (
-    "Regret is what a rule loses to the best boundary that was measured, in points of accuracy. At cost: to the best "
-    "of equal or lower cost, deciding included; at any: whatever that one costs; cross-fitted: the same, the best "
-    "boundary found by other seeds on other test examples than those that it is scored on, so that its luck does not "
-    "count. This section is not part of the chain: make study measures it."
+    "Regret is what a choice loses to the best measured boundary, in points of accuracy. At cost: to the best of equal "
+    "or lower cost, deciding included. At any: whatever that one costs. Cross-fitted: the best boundary is found with "
+    "other seeds on other test examples than those it is scored on, so that its luck does not count. This section is "
+    "not part of the chain: make study measures it."
 )
 _RULES: Final = (
-    "Every rule, mean over data sets: counted operations as a share of full fine-tuning's, and those of the "
-    "fine-tunes by which it decides; points behind full at equal epochs, on so many of the data sets; ahead of it with "
-    "the savings spent on more epochs, where that was measured; ahead of freezing as many layers on all data sets as "
-    "cost the same on the mean, for rules that do not; ahead of the default, where both were measured, with intervals "
-    "(salf is the paper's rule)."
+    "Every selector, mean over datasets: counted FLOPs as a share of full fine-tuning's, and those of the fine-tunes "
+    "by which it decides; points worse than full at equal epochs, and on how many datasets; better than full with the "
+    "savings spent on more epochs; better than a fixed depth of the same cost, with p-values after Holm's procedure, "
+    "on these datasets and over datasets like these; better than the default. Intervals are over test examples and "
+    "seeds (salf is the paper's selector)."
 )
 _REGRETS: Final = (
-    "What every rule misses, in points, with the largest of any case, a data set with a model; interpolated: cases "
-    "whose boundary is read between measured ones; Spearman's correlation of what the rule predicts of the boundaries "
-    "with what was measured there."
+    "What every selector misses, in points, with the largest of any case, a dataset with a model; interpolated: cases "
+    "whose boundary is interpolated between measured ones; Spearman's correlation of what it predicts of the "
+    "boundaries with what was measured there."
+)
+_INTERACTION: Final = (
+    "Do datasets differ in how accuracy falls over depth? Mean squares of dataset x boundary, in squared points, "
+    "against the noise of seeds and test examples."
+)
+_HEADROOM: Final = (
+    "What a choice that knows each dataset's curve would gain over the fixed depth of the same mean cost, with the "
+    "standard error over datasets. Within: the deepest boundary within so many points of full fine-tuning. Trade: the "
+    "best accuracy less the cost, full fine-tuning's counted as so many points. Cross-fitted: chosen and scored on "
+    "different seeds and test examples; seen: on the same; validation: chosen by validation accuracy."
 )
 # Figures over all data sets, which come first.
 _OVER_ALL: Final = {
-    "costs": "What the rules cost, and what they miss",
+    "costs": "What the selectors cost, and what they miss",
     "depth": "What freezing costs, by the share of the layers",
 }
 
@@ -54,12 +64,13 @@ def study_section(summary: Json | None, figures: Mapping[str, str]) -> Section |
     section.sentences += [summary["headline"], _scope(summary), _REGRET]
     if summary["leave_one_out"]:
         section.tables.append(_left_out(summary["leave_one_out"]))
-    section.tables.append(_rules("study-rules", _RULES, summary["rules"], summary))
-    section.tables.append(_regrets("study-regrets", _REGRETS, summary["rules"], summary))
-    if summary["alone"]:
-        rules, model = summary["alone"]["rules"], summary["alone"]["model"]
-        section.tables.append(_rules("study-rules-alone", f"Every rule, with {model} alone.", rules, summary))
-        section.tables.append(_regrets("study-regrets-alone", f"What it misses, with {model} alone.", rules, summary))
+    alone = summary["alone"]
+    scopes = [("-alone", f"With {alone['model']} alone. ", alone["rules"])] if alone else []
+    for name, words, rules in [*scopes, ("", "All models. " if alone else "", summary["rules"])]:
+        section.tables.append(_rules(f"study-rules{name}", words + _RULES, rules, summary))
+        section.tables.append(_regrets(f"study-regrets{name}", words + _REGRETS, rules, summary))
+    if summary["headroom"]:
+        section.tables += [_interaction(summary["interaction"]), _headroom(summary)]
     section.tables.append(_sensitivity(summary))
     if summary["coverage"]:
         section.tables.append(_coverage(summary))
@@ -84,8 +95,8 @@ def _scope(summary: Json) -> str:
 
 def _rules(name: str, caption: str, rules: Json, summary: Json) -> Table:
     headings = (
-        *("Rule", "Data sets", "Cost", "Behind full", "Ahead at equal compute", "Ahead of a fixed depth"),
-        "Ahead of the default",
+        *("Selector", "Datasets", "Cost", "Worse than full", "Better at equal compute", "Better than a fixed depth"),
+        "Better than the default",
     )
     rows = [
         [
@@ -93,7 +104,9 @@ def _rules(name: str, caption: str, rules: Json, summary: Json) -> Table:
             number_cell(one["groups"], str(one["groups"])),
             number_cell(one["cost_share"], percent(one["cost_share"]), _deciding(one["deciding_share"])),
             number_cell(one["behind_full"], decimal(one["behind_full"], 2), f"on {one['groups_behind']}"),
-            *(_ahead(one[name]) for name in ("equal_compute_over_full", "over_constant", "over_default")),
+            _ahead(one["equal_compute_over_full"]),
+            _ahead(one["over_constant"], tested=True),
+            _ahead(one["over_default"]),
         ]
         for one in _ranked(rules)
     ]
@@ -101,7 +114,7 @@ def _rules(name: str, caption: str, rules: Json, summary: Json) -> Table:
 
 
 def _regrets(name: str, caption: str, rules: Json, summary: Json) -> Table:
-    headings = ("Rule", "Cases", "Regret at cost", "Cross-fitted", "Regret at any", "Cross-fitted", "Rank corr.")
+    headings = ("Selector", "Cases", "Regret at cost", "Cross-fitted", "Regret at any", "Cross-fitted", "Rank corr.")
     rows = [
         [
             _name(one, summary),
@@ -122,7 +135,8 @@ def _ranked(rules: Json) -> list[Json]:
 
 
 def _name(one: Json, summary: Json) -> Cell:
-    return Cell(one["rule"], mark="best" if one["rule"] == summary["default_rule"] else "")
+    mark = "best" if one["rule"] == summary["default_rule"] else ""
+    return Cell(one["rule"], mark=mark, note=f"not counted: {one['degenerate']}" if one["degenerate"] else "")
 
 
 def _regret(one: Json, mean: str, worst: str) -> Cell:
@@ -130,13 +144,46 @@ def _regret(one: Json, mean: str, worst: str) -> Cell:
     return number_cell(one[mean], decimal(one[mean], 2), f"at most {decimal(one[worst], 1)}")
 
 
-def _ahead(over: Json | None) -> Cell:
-    """A difference with its interval, and of how many data sets."""
+def _ahead(over: Json | None, *, tested: bool = False) -> Cell:
+    """A difference with its interval and number of datasets; ``tested``: and both p-values."""
     if over is None:
         return number_cell(None, "")
     low, high = (decimal(over[name], 1) for name in ("low", "high"))
-    sets = f"{over['groups']} {'sets' if over['groups'] > 1 else 'set'}"
-    return number_cell(over["difference"], decimal(over["difference"], 2), f"{low} to {high}, {sets}")
+    note = f"{low} to {high}, {over['groups']} {'sets' if over['groups'] > 1 else 'set'}"
+    if tested:
+        ps = [decimal(over[name], 3) for name in ("p_holm", "p_holm_elsewhere") if over[name] is not None]
+        note += f"; p {' and '.join(ps)}"
+    return number_cell(over["difference"], decimal(over["difference"], 2), note)
+
+
+def _interaction(found: Sequence[Json]) -> Table:
+    headings = ("Model", "Boundaries", "Datasets", "Observed", "Noise", "Its 95 %", "p", "Beyond noise, points")
+    names = ("observed", "noise", "noise_high")
+    rows = [
+        [
+            *(Cell(one["model"]), Cell(one["boundaries"]), number_cell(one["data_sets"], str(one["data_sets"]))),
+            *(_points(one[name]) for name in names),
+            number_cell(one["p"], decimal(one["p"], 4)),
+            _points(one["excess"]),
+        ]
+        for one in found
+    ]
+    return Table("study-interaction", _INTERACTION, _columns(headings, words=2), rows)
+
+
+def _headroom(summary: Json) -> Table:
+    headings = ("Chosen", "Aim", "Cost", "Worse than full", "A fixed depth", "Gain", "Without its best group")
+    rows = [
+        [
+            *(Cell(one["picked_by"]), Cell(one["aim"]), number_cell(one["cost_share"], percent(one["cost_share"]))),
+            *(_points(one["behind_full"]), _points(one["fixed_behind_full"])),
+            number_cell(one["gain"], decimal(one["gain"], 2), f"± {decimal(one['gain_error'], 2)}"),
+            _points(one["least_gain"]),
+        ]
+        for one in summary["headroom"]
+        if one["model"] == summary["leading"] and one["gain_error"] is not None
+    ]
+    return Table("study-headroom", _HEADROOM, _columns(headings, words=2), rows)
 
 
 def _deciding(share: float) -> str:

@@ -24,6 +24,8 @@ from stages.study.resamples import Resamples
 from stages.study.summary import summarise
 from stages.study.verdicts import ORACLE, verdicts
 
+_HOLM = ("p_holm", "p_holm_elsewhere")  # of a rule and the fixed depth of its cost, over all cases
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the analysis of a study's tables."""
@@ -33,17 +35,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     by_case = {case: verdicts(one, given.confidence) for case, one in drawn.items()}
     found = [verdict for each in by_case.values() for verdict in each]
     covered = coverage(study.intervals, study.cases)
-    summary = summarise(study, found, drawn, covered, given.cost_cap, given.confidence)
+    summary = summarise(study, found, drawn, covered, given.cost_cap, given.confidence, given.seed)
 
-    write_text(given.study / "table.csv", _csv([asdict(verdict) for verdict in found]))
+    fixed = {rule: one["over_constant"] or {} for rule, one in summary["rules"].items()}
+    rows = [asdict(verdict) | {f"fixed_{p}": fixed.get(verdict.rule, {}).get(p) for p in _HOLM} for verdict in found]
+    write_text(given.study / "table.csv", _csv(rows))
     measured = [point for one in drawn.values() for point in curve_points(one, given.confidence)]
     points = [Point(**rounded(asdict(point))) for point in measured]
     write_text(given.study / "curves.csv", _csv([asdict(point) for point in points]))
     write_text(
         given.study / "ablation.csv",
-        _csv([rounded(asdict(one)) for one in ablation(study, given.resamples, given.seed, given.confidence)]),
+        _csv(rounded(ablation(study, given.resamples, given.seed, given.confidence))),
     )
     write_text(given.study / "coverage.csv", _csv([asdict(one) | {"share": one.share} for one in covered]))
+    for name in ("headroom", "interaction"):
+        write_text(given.study / f"{name}.csv", _csv(summary[name]))
     write_json(given.study / "summary.json", summary)
     leading = [rule for rule in (summary["default_rule"], PAPER) if rule]
     with replacing_folder(given.study / "figures") as folder:

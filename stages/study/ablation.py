@@ -9,7 +9,7 @@ own, since they take other traces: these stand beside.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product, starmap
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from stages.common.laws import Array
 from stages.study.comparisons import Comparison, compared
 from stages.study.constant import over_constant
 from stages.study.gains import FEWEST, Span, by_law, by_step, layer_of_largest, smoothed
-from stages.study.judging import Overall, overall
+from stages.study.judging import overall
 from stages.study.measured import PAPER, Case, Choice, Study, with_choices
 from stages.study.resamples import Resamples
 from stages.study.verdicts import Verdict, verdicts
@@ -63,39 +63,19 @@ VARIATIONS: Final[Mapping[str, Variation]] = {
         *starmap(Variation, product(["plain"], _QUANTITIES, ("ratio", "marginal"), [1], _SPANS)),
     ]
 }
+_FIGURES: Final = (
+    *("rule", "groups", "cases", "asked", "interpolated"),
+    *("cost_share", "behind_full", "regret", "regret_at_cost"),
+)
+_COMPARED: Final = ("low", "high", "p_holm", "p_holm_elsewhere")
 BASE: Final = Variation("plain", "deviation", "observed").name
 
 
-@dataclass(frozen=True)
-class Ablated:
-    """One reading over all data sets, and beside the one that is ablated, where both were measured.
+def ablation(study: Study, resamples: int, seed: int, confidence: float) -> list[dict[str, Any]]:
+    """Every reading of the paper's rule over all cases: its figures, and how it compares.
 
-    Attributes:
-        over_base: points ahead of the ablated reading, with an interval; ``p_holm``: adjusted over the readings.
-        over_constant: points ahead of the fixed depth of the same price, likewise (see :mod:`stages.study.constant`).
-    """
-
-    rule: str
-    groups: int
-    cases: int
-    asked: int
-    interpolated: int
-    cost_share: float
-    behind_full: float
-    regret: float
-    regret_at_cost: float
-    over_base: float | None
-    over_base_low: float | None
-    over_base_high: float | None
-    p_holm: float | None
-    over_constant: float | None
-    over_constant_low: float | None
-    over_constant_high: float | None
-    over_constant_p_holm: float | None
-
-
-def ablation(study: Study, resamples: int, seed: int, confidence: float) -> list[Ablated]:
-    """Every reading of the paper's rule, over all cases.
+    ``over_base``: points ahead of the reading that is ablated, where both were measured. ``over_constant``: of the
+    fixed depth of the same price (:mod:`stages.study.constant`). Both with an interval and adjusted p-values.
 
     Args:
         study: what was measured.
@@ -111,35 +91,23 @@ def ablation(study: Study, resamples: int, seed: int, confidence: float) -> list
     readings = [v for v in found if v.selector.startswith("salf")]
     beside = {one.rule: one for one in compared(readings, drawn, BASE, confidence)}
     fixed = {one.rule: one for one in over_constant(readings, drawn, confidence)}
-    return [_ablated(one, beside.get(one.rule), fixed.get(one.rule)) for one in overall(readings)]
+    return [
+        {name: getattr(one, name) for name in _FIGURES}
+        | _compared("over_base", beside.get(one.rule))
+        | _compared("over_constant", fixed.get(one.rule))
+        for one in overall(readings)
+    ]
+
+
+def _compared(name: str, over: Comparison | None) -> dict[str, float | None]:
+    found = {f"{name}_{field}": getattr(over, field, None) for field in _COMPARED}
+    return {name: over.difference if over else None, **found}
 
 
 def _of_other_traces(case: Case) -> list[Choice]:
     """Choices of the paper's kind by other plans than the paper's rule's own: its plan's trace the readings read."""
     own = {choice.plan for choice in case.choices if choice.rule == PAPER}
     return [choice for choice in case.choices if choice.selector.startswith("salf") and choice.plan not in own]
-
-
-def _ablated(one: Overall, over: Comparison | None, fixed: Comparison | None) -> Ablated:
-    return Ablated(
-        rule=one.rule,
-        groups=one.groups,
-        cases=one.cases,
-        asked=one.asked,
-        interpolated=one.interpolated,
-        cost_share=one.cost_share,
-        behind_full=one.behind_full,
-        regret=one.regret,
-        regret_at_cost=one.regret_at_cost,
-        over_base=over.difference if over else None,
-        over_base_low=over.low if over else None,
-        over_base_high=over.high if over else None,
-        p_holm=over.p_holm if over else None,
-        over_constant=fixed.difference if fixed else None,
-        over_constant_low=fixed.low if fixed else None,
-        over_constant_high=fixed.high if fixed else None,
-        over_constant_p_holm=fixed.p_holm if fixed else None,
-    )
 
 
 def variations(case: Case, intervals: pd.DataFrame) -> list[Choice]:

@@ -12,7 +12,8 @@ class Point:
     """One boundary of a case at equal epochs; quality in ``unit``, mean over seeds, with its interval.
 
     Attributes:
-        cost_share: counted operations as a share of full fine-tuning's.
+        natural: accuracy under the label frequencies of the dataset's own test file, where these are known.
+        cost_share: counted FLOPs as a share of full fine-tuning's.
         longer: quality at full fine-tuning's operations, where that was measured; ``longer_full``: full fine-tuning's,
             over the same seeds.
     """
@@ -26,6 +27,7 @@ class Point:
     quality: float
     low: float
     high: float
+    natural: float | None
     seeds: int
     longer: float | None
     longer_full: float | None
@@ -47,6 +49,7 @@ def curve_points(resamples: Resamples, confidence: float) -> Iterator[Point]:
             quality=case.quality(method),
             low=low,
             high=high,
+            natural=case.natural_quality(method),
             seeds=len(run.seeds),
             longer=case.quality(method, "compute", seeds) if seeds else None,
             longer_full=case.quality(FULL, "epochs", seeds) if seeds else None,

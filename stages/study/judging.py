@@ -5,10 +5,10 @@ out-of-domain sister) are left out together. Only accuracies are averaged: a nat
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from statistics import fmean, median
 
-from stages.study.measured import FULL
+from stages.study.measured import FULL, PRICE_ONLY
 from stages.study.verdicts import ORACLE, Verdict
 
 
@@ -53,29 +53,6 @@ class Overall:
         return self.cost_share + self.deciding_share
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """A rule chosen on all other groups, on the one that was left out: means over its cases, and its worst case.
-
-    Attributes:
-        cost_share: what deciding costs included.
-        cases, interpolated: on how many it was judged, and of these read between measured boundaries.
-    """
-
-    group: str
-    rule: str
-    cases: int
-    interpolated: int
-    regret: float
-    regret_at_cost: float
-    regret_cross_fitted: float
-    regret_at_cost_cross_fitted: float
-    behind_full: float
-    cost_share: float
-    worst: float
-    worst_at_cost: float
-
-
 def overall(verdicts: Sequence[Verdict]) -> list[Overall]:
     """Every rule over its groups, those that were measured on most groups first, then by regret."""
     counted = [v for v in verdicts if v.unit == "points"]
@@ -102,17 +79,33 @@ def choose(verdicts: Sequence[Verdict], cost_cap: float) -> str | None:
     return min(fitting, key=lambda one: (one.regret, one.cost_share, one.rule)).rule if fitting else None
 
 
-def leave_one_out(verdicts: Sequence[Verdict], cost_cap: float) -> list[LeftOut]:
-    """For every group the rule that the others would choose, and what it comes to there."""
+def leave_one_out(verdicts: Sequence[Verdict], cost_cap: float) -> list[tuple[str, Overall]]:
+    """For every group the rule that the others would choose, and what it comes to on the group's cases."""
     found = []
     for group in sorted({v.group for v in verdicts if v.unit == "points"}):
         rule = choose([v for v in verdicts if v.group != group], cost_cap)
         mine = [v for v in verdicts if v.group == group and v.rule == rule and v.measured]
         if rule is not None and mine:
-            one = _overall(rule, mine)
-            known = {**asdict(one), "cost_share": one.price}
-            found.append(LeftOut(group, **{field.name: known[field.name] for field in fields(LeftOut)[1:]}))
+            found.append((group, _overall(rule, mine)))
     return found
+
+
+def degenerate(verdicts: Sequence[Verdict], model: str) -> dict[str, str]:
+    """Rules that say nothing about what looking at data or model is worth, and why.
+
+    Args:
+        verdicts: on all cases.
+        model: whose choices count.
+    """
+    boundaries: dict[str, set[int]] = {}
+    for v in verdicts:
+        if v.model == model and v.boundary is not None and v.selector not in (FULL, ORACLE):
+            boundaries.setdefault(v.rule, set()).add(v.boundary)
+    barely = {rule: max(chosen) for rule, chosen in boundaries.items() if max(chosen) <= 1}
+    freezing = {
+        rule: f"freezes {'at most one layer' if most else 'nothing'} with {model}" for rule, most in barely.items()
+    }
+    return freezing | {v.rule: "sees the cost alone" for v in verdicts if v.selector in PRICE_ONLY}
 
 
 def _overall(rule: str, asked: Sequence[Verdict]) -> Overall:

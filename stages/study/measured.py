@@ -14,6 +14,9 @@ FULL: Final = "full"
 PAPER: Final = "salf"  # the rule of this name is the paper's, and what the others are compared with
 LOSS: Final = "loss"
 BALANCED: Final = "balanced-accuracy"
+PRICE_ONLY: Final = ("affordable",)  # selectors that see what boundaries cost, and neither data nor model
+RANDOM: Final = "random"  # the selector that draws a boundary: judged by the mean over all boundaries, not by one draw
+DIGITS: Final = 9  # of points or nats: below them, processors add up differently
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,14 @@ class Run:
             same weighed so that all labels count alike, or minus its loss; between two boundaries a mixture of theirs.
         flops: counted, mean over seeds.
         validation_loss: mean over seeds.
+        validation_accuracy: mean over seeds; NaN for free answers.
     """
 
     seeds: tuple[int, ...]
     values: Floats
     flops: float
     validation_loss: float
+    validation_accuracy: float
 
     def only(self, seeds: Sequence[int]) -> "Run":
         """The fine-tunes of some of its seeds."""
@@ -67,6 +72,9 @@ class Case:
         test_set: a number that cases share whose test examples are the same.
         labels: of every test example, as numbers, where all labels count alike [examples]; elsewhere ``None``.
         chance: quality of naming one label always, the most frequent; ``None``: there are no labels.
+        natural: factors of the values [examples] that make their mean the accuracy under the label frequencies of the
+            dataset's own test file (:mod:`stages.study.reading`); ``None``: these are not known.
+        natural_chance: the most frequent label's share there.
         runs: by method and budget.
         boundaries: method → boundary, for those that freeze up to a layer.
         between: the same for boundaries that rules choose and nobody measured: their runs mix their neighbours'.
@@ -79,6 +87,8 @@ class Case:
     test_set: int
     labels: NDArray[np.integer[Any]] | None
     chance: float | None
+    natural: Floats | None
+    natural_chance: float | None
     layers: int
     runs: dict[tuple[str, Budget], Run]
     boundaries: dict[str, int]
@@ -104,7 +114,13 @@ class Case:
     def quality(self, method: str, budget: Budget = "epochs", seeds: Sequence[int] | None = None) -> float:
         """Mean of a method over examples and seeds (all of its own, unless said), in points or as minus nats."""
         run = self.runs[method, budget]
-        return self.scale * float((run if seeds is None else run.only(seeds)).values.mean())
+        return round(self.scale * float((run if seeds is None else run.only(seeds)).values.mean()), DIGITS)
+
+    def natural_quality(self, method: str) -> float | None:
+        """Accuracy at equal epochs under the natural label frequencies, in points; ``None``: these are not known."""
+        if self.natural is None:
+            return None
+        return round(self.scale * float((self.runs[method, "epochs"].values * self.natural).mean()), DIGITS)
 
     def common_seeds(self, method: str, other: str, budget: Budget = "epochs") -> tuple[int, ...]:
         """Seeds of a method that another has at equal epochs; none where one of them was not measured."""
@@ -114,7 +130,9 @@ class Case:
     def over(self, method: str, other: str, budget: Budget = "epochs") -> float | None:
         """Quality of a method over another's at equal epochs, over their common seeds; ``None``: they have none."""
         seeds = self.common_seeds(method, other, budget)
-        return self.quality(method, budget, seeds) - self.quality(other, "epochs", seeds) if seeds else None
+        if not seeds:
+            return None
+        return round(self.quality(method, budget, seeds) - self.quality(other, "epochs", seeds), DIGITS)
 
     def cost_share(self, method: str) -> float:
         """Counted operations of a method's fine-tune at equal epochs as a share of full fine-tuning's."""
@@ -128,44 +146,62 @@ class Study:
     Attributes:
         runs: the fine-tunes that are read.
         measured: how many there are; those that make no whole table of boundaries and seeds are not read.
+        rates: outcomes of other learning rates than the kept ones (``rates.csv``).
     """
 
     cases: tuple[Case, ...]
     runs: pd.DataFrame
     measured: int
     intervals: pd.DataFrame
+    rates: pd.DataFrame
 
 
 def with_choices(case: Case, choices: Sequence[Choice]) -> Case:
-    """The case with what these rules choose; boundaries that nobody measured are read between their neighbours."""
-    runs = {key: run for key, run in case.runs.items() if key[1] != "epochs" or key[0] not in case.between}
-    plain = replace(case, runs=runs, between={}, choices=tuple(choices))
-    wanted = sorted({choice.boundary for choice in choices if choice.boundary is not None})
+    """The case with these selectors' choices; unmeasured boundaries are interpolated between their neighbours.
+
+    A random draw becomes a run of its own: the mean over boundaries 1..L-1, as far as these are measured or lie
+    between measured ones.
+    """
+    runs = {key: run for key, run in case.runs.items() if key[1] != "epochs" or key[0] not in {RANDOM, *case.between}}
+    plain = replace(case, runs=runs, between={}, choices=tuple(map(_not_drawn, choices)))
+    wanted = sorted({choice.boundary for choice in plain.choices if choice.boundary is not None})
     found = {b: run for b in wanted if (run := _between(plain, b))}
     mixed: dict[tuple[str, Budget], Run] = {(f"freeze-{b}", "epochs"): run for b, run in found.items()}
+    if any(choice.selector == RANDOM for choice in choices):
+        curve = plain.curve()
+        every = [runs[curve[b], "epochs"] if b in curve else _between(plain, b) for b in range(1, case.layers)]
+        there = [run for run in every if run is not None]
+        mixed |= {(RANDOM, "epochs"): _mixed(there, [1 / len(there)] * len(there))} if there else {}
     return replace(plain, runs={**runs, **mixed}, between={f"freeze-{b}": b for b in found})
 
 
-def _between(case: Case, boundary: int) -> Run | None:
-    """What a boundary that was not measured comes to, by its measured neighbours; ``None`` where that says nothing.
+def _not_drawn(choice: Choice) -> Choice:
+    if choice.selector != RANDOM:
+        return choice
+    return replace(
+        choice, boundary=None, reason="mean over boundaries 1..L-1 that are measured or between measured ones"
+    )
 
-    Of every example the chance of a right answer is taken to change evenly from the one to the other. Not towards
-    boundary L: there no layer trains, and quality falls off a cliff.
+
+def _between(case: Case, boundary: int) -> Run | None:
+    """An unmeasured boundary's run, interpolated linearly between its measured neighbours; ``None``: it has none.
+
+    Not towards boundary L: no layer trains there, and quality falls off a cliff.
     """
     curve = case.curve()
     below = max((b for b in curve if b < boundary), default=None)
     above = min((b for b in curve if b > boundary), default=case.layers)
     if boundary in curve or below is None or above == case.layers:
         return None
-    low, high = case.runs[curve[below], "epochs"], case.runs[curve[above], "epochs"]
     share = (boundary - below) / (above - below)
+    return _mixed([case.runs[curve[b], "epochs"] for b in (below, above)], [1 - share, share])
 
-    def mixed(one: Any, other: Any) -> Any:
-        return (1 - share) * one + share * other
 
-    return Run(
-        seeds=low.seeds,
-        values=mixed(low.values, high.values),
-        flops=mixed(low.flops, high.flops),
-        validation_loss=mixed(low.validation_loss, high.validation_loss),
-    )
+def _mixed(runs: Sequence[Run], shares: Sequence[float]) -> Run:
+    """A weighted mean of runs with the same seeds, example by example."""
+
+    def mean(name: str) -> Any:
+        return sum(share * getattr(run, name) for share, run in zip(shares, runs, strict=True))
+
+    names = ("values", "flops", "validation_loss", "validation_accuracy")
+    return Run(runs[0].seeds, **{name: mean(name) for name in names})

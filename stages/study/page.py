@@ -52,28 +52,98 @@ def _parts(summary: Json, points: Sequence[Point]) -> dict[str, str]:
         "headline": f"> {summary['headline']}",
         "rules": _rules(summary["rules"]),
         **({f"rules of {alone['model']}": _rules(alone["rules"])} if alone else {}),
+        "headroom": _headroom(summary),
+        "interaction": _interaction(summary["interaction"]),
+        "natural label frequencies": _natural(summary["natural"]),
+        "equal rates": _equal_rates(summary["equal_rates"]),
         **{f"quality of {model}": _quality([one for one in points if one.model == model]) for model in models},
     }
 
 
 def _rules(rules: Json) -> str:
     headings = [
-        *("rule", "data sets", "operations", "behind full", "ahead of a fixed depth of its price"),
+        *("selector", "datasets", "FLOPs", "worse than full", "better than a fixed depth of its cost"),
+        *("p (Holm), these datasets", "p (Holm), datasets like these"),
         *("regret at any cost", "cross-fitted", "at its cost", "cross-fitted"),
     ]
     return _table(headings, [_rule(one) for one in sorted(rules.values(), key=lambda one: one["rank"])])
 
 
 def _rule(one: Json) -> list[str]:
-    deciding = f" + {one['deciding_share']:.0%}" if one["deciding_share"] else ""
+    deciding = f" + {_share(one['deciding_share'])}" if one["deciding_share"] else ""
+    fixed = one["over_constant"] or {}
     return [
-        f"`{one['rule']}`",
+        f"`{one['rule']}`" + ("*" if one["degenerate"] else ""),
         str(one["groups"]),
-        f"{one['cost_share']:.0%}{deciding}".replace("%", " %"),
+        f"{_share(one['cost_share'])}{deciding}",
         _interval(one["behind_full"], one["over_full"], -1),
         _interval(None, one["over_constant"], 1),
+        *(_number(fixed.get(name), 3) for name in ("p_holm", "p_holm_elsewhere")),
         *(_number(one[name], 2) for name in _REGRETS),
     ]
+
+
+def _headroom(summary: Json) -> str:
+    """Of the leading model: a row per aim, cross-fitted; the other ways to pick with their gains alone."""
+    found = {(one["picked_by"], one["aim"]): one for one in summary["headroom"] if one["model"] == summary["leading"]}
+    headings = [
+        *("aim", "FLOPs", "worse than full", "a fixed depth of its cost", "gain (standard error)"),
+        *("without the group it owes most to", "gain, seen", "gain, by validation"),
+    ]
+    rows = [
+        [
+            *(
+                aim,
+                _share(one["cost_share"]),
+                *(_number(one[name], 2) for name in ("behind_full", "fixed_behind_full")),
+            ),
+            f"{_number(one['gain'], 2)} ({_number(one['gain_error'], 2)})" if one["gain_error"] is not None else "",
+            _number(one["least_gain"], 2),
+            *(_number(found[other, aim]["gain"], 2) for other in ("seen", "validation")),
+        ]
+        for (picked_by, aim), one in found.items()
+        if picked_by == "cross-fitted"
+    ]
+    return _table(headings, rows)
+
+
+def _interaction(found: Sequence[Json]) -> str:
+    headings = ["model", "datasets", "boundaries", "observed", "noise", "noise, 95 %", "p", "beyond noise (points)"]
+    rows = [
+        [
+            *(one["model"], str(one["data_sets"]), one["boundaries"].replace(" ", ", ")),
+            *(_number(one[name], 2) for name in ("observed", "noise", "noise_high")),
+            *(_number(one["p"], 4), _number(one["excess"], 1)),
+        ]
+        for one in found
+    ]
+    return _table(headings, rows)
+
+
+def _natural(found: Sequence[Json]) -> str:
+    headings = [
+        *("dataset", "majority label, as drawn", "natural"),
+        *("full, as drawn", "natural", "half, as drawn", "natural"),
+    ]
+    names = ("chance", "majority", "full", "full_natural", "half", "half_natural")
+    return _table(headings, [[one["data_set"], *(_number(one[name], 1) for name in names)] for one in found])
+
+
+def _equal_rates(found: Sequence[Json]) -> str:
+    headings = ["dataset", "learning rate", "kept by", "seeds", "full", "half", "full, validation", "half, validation"]
+    names = [f"{split}_accuracy_{side}" for split in ("test", "validation") for side in ("full", "method")]
+    rows = [
+        [
+            *(one["data_set"], f"{one['learning_rate']:g}", one["kept"].replace("method", "half"), str(one["seeds"])),
+            *(_number(one[name], 1) for name in names),
+        ]
+        for one in found
+    ]
+    return _table(headings, rows)
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}".replace("%", " %")
 
 
 def _interval(mean: float | None, over: Json | None, sign: int) -> str:
@@ -94,18 +164,19 @@ def _quality(points: Sequence[Point]) -> str:
         there = [found.get((boundary, data_set)) for data_set in data_sets]
         costs = [point.cost_share for point in there if point]
         if len(costs) >= min(_FEW, len(data_sets)):
-            share = f"{sum(costs) / len(costs):.0%}".replace("%", " %")
-            rows.append([str(boundary), share, *(_shown(point) if point else "" for point in there)])
+            rows.append(
+                [str(boundary), _share(sum(costs) / len(costs)), *(_shown(point) if point else "" for point in there)]
+            )
     headings = [name if units[name] == "points" else f"{name} ({units[name]})" for name in data_sets]
-    return _table(["last frozen layer", "operations", *headings], rows)
+    return _table(["last frozen layer", "FLOPs", *headings], rows)
 
 
 def _shown(point: Point) -> str:
     return f"{point.quality:.1f}" if point.unit == "points" else f"{-point.quality:.2f}"
 
 
-def _number(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}".replace("-", _MINUS)
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", _MINUS)  # no minus zero
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -34,17 +34,21 @@ def read_study(folder: Path) -> Study:
     choices = _csv(folder / "choices.csv", {"reason": str, "scores": str, "selector": str, "settings": str})
     intervals = _csv(folder / "intervals.csv", {"law": str})
     said = _predictions(folder / "predictions.parquet")
+    priors = _optional(folder / "priors.csv", ["data_set", "label", "share"])
+    rates = _optional(folder / "rates.csv", [])
     kept = _kept_settings(folder / "settings.json")
     present = runs[_of_last(runs, "settings", ["data_set", "model"], kept)]
     present = present[_of_last(present, "method_settings", ["data_set", "model", "method"], kept)]
     present = present.drop_duplicates(["data_set", "model", "method", "seed", "budget"], keep="last")
     runs = _complete(present[_at_one_rate(present)])
     cases = tuple(
-        _case(rows, choices, said) for _, rows in runs.groupby(["data_set", "model"], sort=False) if _has_full(rows)
+        _case(rows, choices, said, priors)
+        for _, rows in runs.groupby(["data_set", "model"], sort=False)
+        if _has_full(rows)
     )
     if not cases:
         raise UserError(f"{folder}: no data set's full fine-tuning is measured yet; run: {_MADE_BY}")
-    return Study(cases, runs, len(present), intervals)
+    return Study(cases, runs, len(present), intervals, rates)
 
 
 def _of_last(runs: pd.DataFrame, column: str, by: list[str], kept: Mapping[str, Any]) -> "pd.Series[bool]":
@@ -92,7 +96,7 @@ def _has_full(rows: pd.DataFrame) -> bool:
     return bool(((rows["method"] == FULL) & (rows["budget"] == "epochs")).any())
 
 
-def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame) -> Case:
+def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame, priors: pd.DataFrame) -> Case:
     first = rows.iloc[0]
     mine = choices[(choices["data_set"] == first["data_set"]) & (choices["model"] == first["model"])]
     freezes = rows[_at_boundary(rows)]
@@ -102,6 +106,8 @@ def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame) -> Case
         raise UserError(f"{first['data_set']}, {first['model']}: test examples without labels cannot count by label")
     balanced = first["measure"] == BALANCED
     weights = None if first["measure"] == LOSS else _weights(labels, balanced=balanced)
+    prior = priors[priors["data_set"] == first["data_set"]].set_index("label")["share"]
+    prior = prior[prior.index.isin(labels)]  # a label without test examples has no accuracy
     case = Case(
         data_set=first["data_set"],
         group=first["group"],
@@ -110,6 +116,8 @@ def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame) -> Case
         test_set=crc32("\n".join([first["group"], *examples["example_id"]]).encode()),
         labels=pd.factorize(labels)[0] if balanced else None,
         chance=None if weights is None or labels.isna().any() else _chance(labels, weights),
+        natural=_natural(labels, prior) / weights if weights is not None and len(prior) else None,
+        natural_chance=float(prior.max() / prior.sum()) if len(prior) else None,
         layers=int(first["layers"]),
         runs=dict(_runs(rows, said, weights)),
         boundaries=dict(zip(freezes["method"], freezes["boundary"].astype(int).tolist(), strict=True)),
@@ -129,6 +137,12 @@ def _weights(labels: "pd.Series[str]", *, balanced: bool) -> Floats:
     if not balanced:
         return np.ones(len(labels))
     return (len(labels) / (labels.nunique() * labels.map(labels.value_counts()))).to_numpy(float)
+
+
+def _natural(labels: "pd.Series[str]", prior: "pd.Series[float]") -> Floats:
+    """Weights of right answers, 1 on the mean, that give labels the shares they have in the dataset's test file."""
+    shares = labels.map(prior / prior.sum()) / labels.map(labels.value_counts(normalize=True))
+    return shares.to_numpy(float)
 
 
 def _chance(labels: "pd.Series[str]", weights: Floats) -> float:
@@ -162,6 +176,7 @@ def _runs(rows: pd.DataFrame, said: pd.DataFrame, weights: Floats | None) -> Ite
             values=np.array(values, float),
             flops=float(group["flops"].mean()),
             validation_loss=float(group["validation_loss"].mean()),
+            validation_accuracy=float(group["validation_accuracy"].mean()),
         )
         yield (str(method), str(budget)), run  # type: ignore[misc]  # the column holds these two words
 
@@ -199,6 +214,11 @@ def _csv(path: Path, text: dict[str, type]) -> pd.DataFrame:
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged table ({error})") from None
     return table.assign(**{name: "" for name in text if name not in table}).fillna(dict.fromkeys(text, ""))
+
+
+def _optional(path: Path, columns: list[str]) -> pd.DataFrame:
+    """A table that a study may lack: empty where it does."""
+    return _csv(path, {"label": str, "point": str}) if path.exists() else pd.DataFrame(columns=columns)
 
 
 def _predictions(path: Path) -> pd.DataFrame:

@@ -8,6 +8,7 @@ none of these was drawn, over all of them.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 from zlib import crc32
@@ -16,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from stages.study.measured import Budget, Case, Floats, Run
+from stages.study.measured import DIGITS, Budget, Case, Floats, Run
 
 FOLDS: Final = 10
-_DIGITS: Final = 9  # of points or nats; sums in another order differ behind them, and no difference shall stay none
+POWER: Final = 0.8
 
 
 class Resamples:
@@ -50,12 +51,13 @@ class Resamples:
         own = self.case.runs[method, budget].seeds
         chosen = own if seeds is None else seeds
         counts = self._drawn[:, [self._seeds.index(one) for one in chosen]]
-        return _over_seeds(self._by_seed[method, budget][:, [own.index(one) for one in chosen]], counts)
+        drawn = _over_seeds(self._by_seed[method, budget][:, [own.index(one) for one in chosen]], counts)
+        return np.asarray(drawn.round(DIGITS))
 
     def over(self, method: str, other: str, budget: Budget = "epochs") -> Floats:
         """Quality of a method over another's at equal epochs, over their common seeds, [R]; in points, or nats."""
         seeds = self.case.common_seeds(method, other, budget)
-        return self.quality(method, budget, seeds) - self.quality(other, "epochs", seeds)
+        return np.asarray((self.quality(method, budget, seeds) - self.quality(other, "epochs", seeds)).round(DIGITS))
 
 
 def interval(values: Floats, confidence: float) -> tuple[float, float]:
@@ -69,7 +71,7 @@ def p_value(differences: Floats) -> float:
 
     One is added to both counts, so that no finite number of resamples gives 0 (Davison and Hinkley 1997, 4.2).
     """
-    resamples, exact = len(differences), np.round(differences, _DIGITS)
+    resamples, exact = len(differences), np.round(differences, DIGITS)
     below, above = int((exact <= 0).sum()), int((exact >= 0).sum())
     return min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
 
@@ -83,26 +85,51 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def over_other_groups(values: Sequence[tuple[str, Floats]], confidence: float) -> tuple[float, float] | None:
-    """Interval of the mean over groups for groups like these: Student's t over the groups' own means.
+@dataclass(frozen=True)
+class Elsewhere:
+    """What groups like these are expected to give: Student's t over the groups' own means.
 
     What examples and seeds contribute is in the groups' spread already.
+
+    Attributes:
+        low, high: confidence interval of the mean.
+        p: two-sided, of a mean of zero.
+        error: standard error of the mean.
+    """
+
+    low: float
+    high: float
+    p: float
+    error: float
+
+
+def over_other_groups(values: Sequence[tuple[str, Floats]], confidence: float) -> Elsewhere | None:
+    """Confidence interval and p-value of the mean over groups, for groups like these; ``None``: there is one group.
 
     Args:
         values: of every case its group and what was measured [].
         confidence: of the interval.
-
-    Returns:
-        ``None`` for one group, of whose kind nothing is known.
     """
     means = np.array(
         [over_groups([one for one in values if one[0] == group]) for group in {g: None for g, _ in values}]
-    )
+    ).round(DIGITS)
     if len(means) < 2:
         return None
-    error = means.std(ddof=1) / np.sqrt(len(means))
-    half_width = float(student.ppf((1 + confidence) / 2, len(means) - 1) * error)
-    return float(means.mean()) - half_width, float(means.mean()) + half_width
+    mean, error, freedom = float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))), len(means) - 1
+    half_width = float(student.ppf((1 + confidence) / 2, freedom) * error)
+    p = 2 * float(student.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
+    return Elsewhere(mean - half_width, mean + half_width, p, error)
+
+
+def detectable(error: float, confidence: float, freedom: float = np.inf) -> float:
+    """The true difference that a two-sided test at this confidence finds with a power of 80 %.
+
+    Args:
+        error: standard error of the difference.
+        confidence: one minus the test's level.
+        freedom: degrees of freedom of the error.
+    """
+    return float((student.ppf((1 + confidence) / 2, freedom) + student.ppf(POWER, freedom)) * error)
 
 
 def over_groups(values: Sequence[tuple[str, Floats]]) -> Floats:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
@@ -13,22 +13,73 @@ from stages.common.study_schema import SUMMARY_SCHEMA
 from stages.study.comparisons import Comparison, compared
 from stages.study.constant import over_constant
 from stages.study.coverage import Coverage, Fits, fits
-from stages.study.judging import LeftOut, Overall, choose, leave_one_out, overall
-from stages.study.measured import FULL, PAPER, Study
-from stages.study.resamples import Resamples, holm
+from stages.study.headroom import headroom, interaction, several_seeds
+from stages.study.judging import Overall, choose, degenerate, leave_one_out, overall
+from stages.study.measured import FULL, PAPER, Case, Study
+from stages.study.rates import at_equal_rates
+from stages.study.resamples import POWER, Resamples, holm
 from stages.study.sensitivity import sensitivity
 from stages.study.verdicts import ORACLE, Verdict
 
 Json = dict[str, Any]
+Drawn = Mapping[tuple[str, str], Resamples]  # of every case, by data set and model
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The study, or its part of one model: every rule's figures, and how it compares.
+
+    Attributes:
+        named: in words, for the headline.
+        rules: over its cases.
+        beside: comparisons by name, every rule against what says something about it.
+        degenerate: rules that cannot say what looking at data or model is worth, and why.
+    """
+
+    named: str
+    rules: list[Overall]
+    beside: dict[str, list[Comparison]]
+    degenerate: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        named: str,
+        verdicts: Sequence[Verdict],
+        resamples: Drawn,
+        default: str | None,
+        leading: str,
+        confidence: float,
+    ) -> "Scope":
+        """Of these verdicts; ``leading`` is the model whose choices say which rules are degenerate."""
+        beside = {
+            f"over_{PAPER}": compared(verdicts, resamples, PAPER, confidence),
+            "over_full": compared(verdicts, resamples, FULL, confidence),
+            "equal_compute_over_full": compared(verdicts, resamples, FULL, confidence, "compute"),
+            "over_constant": over_constant(verdicts, resamples, confidence),
+            "over_default": compared(verdicts, resamples, default, confidence) if default else [],
+        }
+        return cls(named, overall(verdicts), beside, degenerate(verdicts, leading))
+
+    def json(self) -> Json:
+        """By rule, with its ``rank``, since a JSON object has no order; null where it was not compared."""
+        return {one.rule: {**self._rule(one), "rank": rank} for rank, one in enumerate(self.rules)}
+
+    def _rule(self, one: Overall) -> Json:
+        found = {
+            name: next((asdict(c) for c in every if c.rule == one.rule), None) for name, every in self.beside.items()
+        }
+        return {**asdict(one), **found, "degenerate": self.degenerate.get(one.rule)}
 
 
 def summarise(
     study: Study,
     verdicts: Sequence[Verdict],
-    resamples: Mapping[tuple[str, str], Resamples],
+    resamples: Drawn,
     covered: Sequence[Coverage],
     cost_cap: float,
     confidence: float,
+    seed: int,
 ) -> Json:
     """The summary.
 
@@ -39,32 +90,42 @@ def summarise(
         covered: of every case.
         cost_cap: largest mean share of full fine-tuning's cost of a rule that may be the default.
         confidence: of the intervals.
+        seed: of what is simulated.
     """
-    rules, default = overall(verdicts), choose(verdicts, cost_cap)
+    default = choose(verdicts, cost_cap)
     left = leave_one_out(verdicts, cost_cap)
-    chosen = next((one for one in rules if one.rule == default), None)
-    beside = _beside(verdicts, resamples, default, confidence)
-    against_full = next((one for one in beside["over_full"] if one.rule == default), None)
+    cases = {case.model: [one for one in study.cases if one.model == case.model] for case in study.cases}
+    data_sets = Counter(v.model for v in verdicts if v.unit == "points" and v.rule == ORACLE)
+    leading = max(data_sets or cases, key=lambda model: data_sets[model])
+    scopes = [Scope.of(_all_models(cases, leading), verdicts, resamples, default, leading, confidence)]
+    if len(data_sets) > 1:
+        mine = [v for v in verdicts if v.model == leading]
+        scopes.append(Scope.of(f"the {leading} model", mine, resamples, default, leading, confidence))
+    chosen = next((one for one in scopes[0].rules if one.rule == default), None)
+    several = several_seeds(study.cases)
+    half = f"freeze-{cases[leading][0].layers // 2}"
     found = {
         "schema": SUMMARY_SCHEMA,
-        "headline": headline(
-            chosen,
-            against_full,
-            left,
-            next((one for one in rules if one.rule == PAPER), None),
-            beside["over_constant"],
-            confidence,
-        ),
+        "headline": headline(scopes, default, left, confidence),
         "default_rule": default,
         "default_selector": next((v.selector for v in verdicts if v.rule == default), None),
         **_identity(study),
         **_figures(chosen),
         "differing": _differing([v for v in verdicts if v.rule == default], confidence),
         "leave_one_out": _left_out(left),
-        "sensitivity": [asdict(one) for one in sensitivity(verdicts, default)],
-        "rules": _rules(rules, beside),
-        "alone": _alone(verdicts, resamples, default, confidence),
+        "sensitivity": [
+            {"what": what, **asdict(one), "cost_share": one.price} for what, one in sensitivity(verdicts, default)
+        ],
+        "rules": scopes[0].json(),
+        "alone": {"model": leading, "rules": scopes[1].json()} if scopes[1:] else None,
+        "leading": leading,
         "coverage": _coverage(covered, fits(study.intervals, study.cases)),
+        "interaction": [
+            asdict(one) for model, mine in several.items() if (one := interaction(model, mine, seed, confidence))
+        ],
+        "headroom": [asdict(one) for model, mine in several.items() for one in headroom(model, mine, seed)],
+        "natural": _natural(cases[leading], half),
+        "equal_rates": at_equal_rates(study, leading, half).to_dict("records"),
         "cost_cap": cost_cap,
         "confidence": confidence,
     }
@@ -72,123 +133,137 @@ def summarise(
     return summary
 
 
-def _beside(
-    verdicts: Sequence[Verdict],
-    resamples: Mapping[tuple[str, str], Resamples],
-    default: str | None,
-    confidence: float,
-) -> dict[str, list[Comparison]]:
-    """Every rule held against what tells something of it."""
-    return {
-        f"over_{PAPER}": compared(verdicts, resamples, PAPER, confidence),
-        "over_full": compared(verdicts, resamples, FULL, confidence),
-        "equal_compute_over_full": compared(verdicts, resamples, FULL, confidence, "compute"),
-        "over_constant": over_constant(verdicts, resamples, confidence),
-        "over_default": compared(verdicts, resamples, default, confidence) if default else [],
-    }
-
-
-def _alone(
-    verdicts: Sequence[Verdict],
-    resamples: Mapping[tuple[str, str], Resamples],
-    default: str | None,
-    confidence: float,
-) -> Json | None:
-    """The same of the model with the most data sets alone; ``None``: there are no others."""
-    data_sets = Counter(v.model for v in verdicts if v.unit == "points" and v.rule == ORACLE)
-    if len(data_sets) < 2:
-        return None
-    model = max(data_sets, key=lambda name: data_sets[name])
-    mine = [v for v in verdicts if v.model == model]
-    beside = _beside(mine, resamples, default, confidence)
-    return {"model": model, "rules": _rules(overall(mine), beside)}
-
-
 def headline(
-    chosen: Overall | None,
-    over_full: Comparison | None,
-    left: Sequence[LeftOut],
-    paper: Overall | None,
-    over_constants: Sequence[Comparison],
-    confidence: float,
+    scopes: Sequence[Scope], default: str | None, left: Sequence[tuple[str, Overall]], confidence: float
 ) -> str:
-    """What the study found, in words, whatever it is.
+    """What the study found, in words, whatever it is: the leading model first, then all.
 
     Args:
-        chosen: the default rule.
-        over_full: the default rule against full fine-tuning.
-        left: the rules that were chosen without a data set, on that one.
-        paper: the paper's rule.
-        over_constants: rules against a fixed depth of the same price.
+        scopes: all models, and the leading one alone where there are others.
+        default: the default rule.
+        left: the rules that were chosen without a group of datasets, on that group.
         confidence: of the intervals.
     """
-    if chosen is None:
-        return "No rule was measured on every data set within the cost cap: the study does not name a default."
-    text = f"{chosen.rule} {_told(chosen)}"
-    if over_full is not None:
-        text += (
-            f" Its difference from full fine-tuning is {_points(over_full.low)} to {_points(over_full.high)} points "
-            f"({confidence:.0%} interval over test examples and seeds)"
-        )
-        if over_full.low_elsewhere is not None and over_full.high_elsewhere is not None:
-            text += (
-                f", {_points(over_full.low_elsewhere)} to {_points(over_full.high_elsewhere)} over data sets like these"
-            )
-        text += "."
-    if left:
-        at_cost, regret, cost = (
-            fmean(getattr(one, name) for one in left) for name in ("regret_at_cost", "regret", "cost_share")
-        )
-        names = Counter(one.rule for one in left).most_common()
-        chosen_as = " and ".join(f"{rule} ({times} of {len(left)} times)" for rule, times in names)
-        between = sum(one.interpolated for one in left)
-        if between:
-            chosen_as += f", {between} of {sum(one.cases for one in left)} cases read between measured boundaries"
-        text += (
-            f" With the data set left out that a rule is judged on, the others choose {chosen_as}: at {cost:.0%} it is "
-            f"{regret:.2f} points behind the best (at most {max(one.worst for one in left):.1f}) and {at_cost:.2f} "
-            f"behind the best of its cost (at most {max(one.worst_at_cost for one in left):.1f})."
-        )
-    if paper is not None and paper.rule != chosen.rule:
-        text += f" The paper's rule, {paper.rule}, {_told(paper)}"
-    return text + _told_of_constants(over_constants, confidence)
+    if default is None:
+        return "No selector was measured on every dataset within the cost cap: the study does not name a default."
+    parts = [_told(scope, default, confidence) for scope in reversed(scopes)]
+    return " ".join([*parts, *([_told_left_out(left)] if left else [])])
 
 
-def _told_of_constants(over: Sequence[Comparison], confidence: float) -> str:
-    """Whether rules that look at data or model gain by it."""
+def _all_models(cases: Mapping[str, Sequence[Case]], leading: str) -> str:
+    """All models in words; toy models have fewer than half of the leading one's layers."""
+    layers = {model: mine[0].layers for model, mine in cases.items()}
+    toys = sorted(depth for depth in layers.values() if 2 * depth < layers[leading])
+    if len(layers) == 1:
+        return f"the {leading} model"
+    if not toys:
+        return f"all {len(layers)} models"
+    depths = f"{toys[0]} to {toys[-1]}" if toys[0] < toys[-1] else f"{toys[0]}"
+    return f"all {len(layers)} models, {len(toys)} of them toy models of {depths} layers"
+
+
+def _told(scope: Scope, default: str, confidence: float) -> str:
+    """What the default, the paper's rule and looking at data come to."""
+    rules = {one.rule: one for one in scope.rules}
+    one = rules[default]
+    deciding = f", and {one.deciding_share:.0%} to decide," if one.deciding_share else ""
+    text = (
+        f"With {scope.named}, {default} costs {one.cost_share:.0%} of full fine-tuning's FLOPs{deciding} and is "
+        f"{_worse(one.behind_full, 'points of accuracy ')} (mean over {one.groups} datasets; worse on "
+        f"{one.groups_behind}, median {_worse(one.behind_full_median)})."
+    )
+    text += "".join(_told_against_full(over, confidence) for over in scope.beside["over_full"] if over.rule == default)
+    text += (
+        f" It is {_worse(one.regret, 'points ')} than the best measured boundary and {_worse(one.regret_at_cost)} than "
+        "the best of equal or lower cost."
+    )
+    if PAPER in rules and default != PAPER:
+        paper = rules[PAPER]
+        worse = _worse(paper.behind_full, "points ")
+        text += f" The paper's selector, {PAPER}, costs {paper.cost_share:.0%} and is {worse}."
+    return text + _told_of_constants(scope, confidence)
+
+
+def _told_against_full(over: Comparison, confidence: float) -> str:
+    """Whether the difference from full fine-tuning is significant, on these datasets and over datasets like these."""
+    spans = [(over.low, over.high, over.detectable, "on these datasets")]
+    if over.low_elsewhere is not None and over.high_elsewhere is not None and over.detectable_elsewhere is not None:
+        spans.append((over.low_elsewhere, over.high_elsewhere, over.detectable_elsewhere, "over datasets like these"))
+    certain = [where for low, high, _, where in spans if low > 0 or high < 0]
+    bounds = ", ".join(f"{_signed(low)} to {_signed(high)} {where}" for low, high, _, where in spans)
+    least = " and ".join(f"{size:.1f}" for _, _, size, _ in spans)
+    words = f"significant {certain[0]}" if certain else "not significant"
+    words += f", not {spans[-1][-1]}" if len(certain) == 1 < len(spans) else ""
+    return (
+        f" The difference is {words}: {bounds} ({confidence:.0%} intervals); with {POWER:.0%} power {least} points "
+        "would be detected."
+    )
+
+
+def _told_of_constants(scope: Scope, confidence: float) -> str:
+    """Whether selectors that look at the data or the model gain by it."""
+    over = [one for one in scope.beside["over_constant"] if one.rule not in scope.degenerate]
     if not over:
         return ""
-    sure = [one for one in over if one.p_holm < 1 - confidence]
-    better, worse = ([one.rule for one in sure if sign * one.difference > 0] for sign in (1, -1))
-    surely = f"Of {len(over)} rules that choose by what they see of data or model, {_counted(better)} surely better"
+    better, worse = (_counted(over, sign, confidence) for sign in (1, -1))
+    text = (
+        f" Of {len(over)} selectors that look at the data or the model, {better} significantly better than a fixed "
+        f"depth of the same cost, {worse} significantly worse (Holm's procedure, at {1 - confidence:.0%})."
+    )
+    left_aside = [f"{rule} ({why})" for rule, why in sorted(scope.degenerate.items())]
+    return text + (f" Not counted, since they cannot show it: {', '.join(left_aside)}." if left_aside else "")
+
+
+def _counted(over: Sequence[Comparison], sign: int, confidence: float) -> str:
+    """How many rules differ in this direction on these datasets, which, and how many over datasets like these."""
+    here, elsewhere = (
+        sorted(one.rule for one in over if one.significant(confidence, elsewhere=where) == sign)
+        for where in (False, True)
+    )
+    counts = [
+        " ".join([str(len(rules) or "none"), *([f"({', '.join(rules)})"] * bool(rules))]) for rules in (here, elsewhere)
+    ]
+    return f"{counts[0]} on these datasets and {counts[1]} over datasets like these {'are' if len(here) > 1 else 'is'}"
+
+
+def _told_left_out(left: Sequence[tuple[str, Overall]]) -> str:
+    rules = [one for _, one in left]
+    at_cost, regret, cost = (
+        fmean(getattr(one, name) for one in rules) for name in ("regret_at_cost", "regret", "price")
+    )
+    names = Counter(one.rule for one in rules).most_common()
+    chosen = " and ".join(f"{rule} ({times} of {len(left)} times)" for rule, times in names)
+    between = sum(one.interpolated for one in rules)
+    read = f", {between} of {sum(one.cases for one in rules)} cases interpolated" if between else ""
     return (
-        f" {surely} than a fixed depth of the same price, {_counted(worse)} surely worse (Holm's procedure, at "
-        f"{1 - confidence:.0%})."
+        f"Chosen without the dataset that it is judged on, the default is {chosen}{read}: at {cost:.0%} it is "
+        f"{regret:.2f} points worse than the best (at most {max(one.worst for one in rules):.1f}) and {at_cost:.2f} "
+        f"worse than the best of its cost (at most {max(one.worst_at_cost for one in rules):.1f})."
     )
 
 
-def _counted(rules: Sequence[str]) -> str:
-    named = f" ({', '.join(sorted(rules))})" if rules else ""
-    return f"{len(rules) or 'none'}{named} {'are' if len(rules) > 1 else 'is'}"
+def _worse(points: float, unit: str = "") -> str:
+    points = round(points, 2)
+    return f"{abs(points):.2f} {unit}{'worse' if points >= 0 else 'better'}"
 
 
-def _told(one: Overall) -> str:
-    side = "behind" if one.behind_full >= 0 else "ahead of"
-    deciding = f", and {one.deciding_share:.0%} to decide" if one.deciding_share else ""
-    middle = "behind" if one.behind_full_median >= 0 else "ahead"
-    fair = round(one.regret_at_cost_cross_fitted, 2)
-    return (
-        f"costs {one.cost_share:.0%} of full fine-tuning's operations{deciding}, and is {abs(one.behind_full):.2f} "
-        f"points of accuracy {side} it, mean over {one.groups} data sets (behind on {one.groups_behind}, median "
-        f"{abs(one.behind_full_median):.2f} {middle}). It is {one.regret:.2f} behind the best measured boundary (at "
-        f"most {one.worst:.1f}, {one.worst_on}), {one.regret_at_cost:.2f} behind the best of equal or lower cost (at "
-        f"most {one.worst_at_cost:.1f}, {one.worst_at_cost_on}), and {abs(fair):.2f} "
-        f"{'behind' if fair >= 0 else 'ahead of'} the one that other seeds and examples call the best of these."
-    )
-
-
-def _points(value: float) -> str:
+def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _natural(cases: Sequence[Case], half: str) -> list[Json]:
+    """Full fine-tuning and half by dataset: labels as the study draws them, and as the dataset's test file has them."""
+    return [
+        {
+            "data_set": case.data_set,
+            "majority": 100 * case.natural_chance,
+            "chance": 100 * (case.chance or 0.0),
+            **{name: case.quality(method) for name, method in (("full", FULL), ("half", half))},
+            **{f"{name}_natural": case.natural_quality(method) for name, method in (("full", FULL), ("half", half))},
+        }
+        for case in cases
+        if case.natural_chance is not None and (half, "epochs") in case.runs
+    ]
 
 
 def _identity(study: Study) -> Json:
@@ -256,31 +331,23 @@ def _differing(verdicts: Sequence[Verdict], confidence: float) -> Json:
     }
 
 
-def _left_out(left: Sequence[LeftOut]) -> Json | None:
+def _left_out(left: Sequence[tuple[str, Overall]]) -> Json | None:
     if not left:
         return None
-    return {
-        "mean_regret_points": fmean(one.regret_at_cost for one in left),
-        "max_regret_points": max(one.worst_at_cost for one in left),
-        "mean_regret_any_cost_points": fmean(one.regret for one in left),
-        "max_regret_any_cost_points": max(one.worst for one in left),
-        "mean_regret_cross_fitted_points": fmean(one.regret_cross_fitted for one in left),
-        "mean_regret_at_cost_cross_fitted_points": fmean(one.regret_at_cost_cross_fitted for one in left),
-        "mean_behind_full_points": fmean(one.behind_full for one in left),
-        "cost_share": fmean(one.cost_share for one in left),
-        "groups": [asdict(one) for one in left],
+    means = {
+        "mean_regret_points": "regret_at_cost",
+        "mean_regret_any_cost_points": "regret",
+        "mean_regret_cross_fitted_points": "regret_cross_fitted",
+        "mean_regret_at_cost_cross_fitted_points": "regret_at_cost_cross_fitted",
+        "mean_behind_full_points": "behind_full",
+        "cost_share": "price",
     }
-
-
-def _rules(rules: Sequence[Overall], beside: Mapping[str, Sequence[Comparison]]) -> Json:
-    """By name, with their ``rank``: a JSON object has no order of its own."""
-    return {one.rule: {**_rule(one, beside), "rank": rank} for rank, one in enumerate(rules)}
-
-
-def _rule(one: Overall, beside: Mapping[str, Sequence[Comparison]]) -> Json:
-    """A rule's figures, and how it compares; null where it was not measured beside the other."""
-    found = {name: next((asdict(c) for c in every if c.rule == one.rule), None) for name, every in beside.items()}
-    return {**asdict(one), **found}
+    return {
+        **{name: fmean(getattr(one, attribute) for _, one in left) for name, attribute in means.items()},
+        "max_regret_points": max(one.worst_at_cost for _, one in left),
+        "max_regret_any_cost_points": max(one.worst for _, one in left),
+        "groups": [{"group": group, **asdict(one), "cost_share": one.price} for group, one in left],
+    }
 
 
 def _coverage(covered: Sequence[Coverage], fitting: Mapping[str, Fits]) -> list[Json]:

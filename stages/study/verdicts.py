@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from scipy.stats import spearmanr
 
 from stages.common.artifacts import rounded
-from stages.study.measured import FULL, Budget, Case, Choice
+from stages.study.measured import DIGITS, FULL, Budget, Case, Choice
 from stages.study.resamples import Resamples, cross_fitted, holm, interval, p_value
 
 ORACLE = "oracle"
@@ -189,7 +189,7 @@ def _regrets(case: Case, method: str, deciding_share: float) -> dict[str, float 
 
 def _found_elsewhere(case: Case, methods: Sequence[str], seeds: Sequence[int]) -> float:
     """Quality of the best of some methods, each time the best by other seeds and examples than it is scored on."""
-    return case.scale * float(cross_fitted([case.runs[m, "epochs"].only(seeds) for m in methods]).mean())
+    return round(case.scale * float(cross_fitted([case.runs[m, "epochs"].only(seeds) for m in methods]).mean()), DIGITS)
 
 
 def _own_methods(case: Case) -> list[Choice]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 
 from stages.common.command import UserError
 from stages.study.curves import Point
@@ -87,3 +88,95 @@ def test_the_outcomes_of_other_rates_belong_to_runs_and_hold_the_winners():
     half = runs.query("data_set == 'webss' and model == 'embedded' and seed == 1 and method == 'freeze-15'")
     assert dict(full) == pytest.approx({1e-4: 0.9, 2e-4: 0.88667, 4e-4: 0.83333}, abs=1e-5)
     assert dict(zip(half["learning_rate"], half["quality"], strict=True))[1e-4] == pytest.approx(0.90167, abs=1e-5)
+
+
+def test_what_is_significant_is_said_over_these_datasets_and_over_datasets_like_these():
+    """The figures of an independent recomputation from runs.csv and predictions.parquet."""
+    found = summary()
+    pilot = found["rules"]["pilot"]["over_constant"]
+    assert [round(pilot[name], digits) for name, digits in (("p_holm", 3), ("p_elsewhere", 3))] == [0.003, 0.036]
+    assert pilot["p_holm_elsewhere"] == pytest.approx(0.51, abs=0.01)
+    smallest = min(
+        (one["over_constant"] or {"p_elsewhere": 1})["p_elsewhere"] for one in found["alone"]["rules"].values()
+    )
+    assert smallest == pytest.approx(0.088, abs=0.001)
+    for scope in (found["rules"], found["alone"]["rules"]):
+        over = [one["over_constant"] for one in scope.values() if one["over_constant"]]
+        assert min(one["p_holm_elsewhere"] for one in over) > 0.05
+    assert found["headline"].startswith("With the embedded model, half costs 54%")
+    assert found["headline"].count("Of 13 selectors that look at the data or the model, none on these datasets") == 2
+    assert {rule for rule, one in found["rules"].items() if one["degenerate"]} == {
+        "affordable",
+        "grad-norm",
+        "spectrum",
+    }
+    table = pd.read_csv(PROJECT / "reports/study/table.csv").drop_duplicates("rule").set_index("rule")
+    assert table.loc["pilot", "fixed_p_holm_elsewhere"] == pilot["p_holm_elsewhere"]
+
+
+def test_a_random_boundary_is_as_bad_as_the_mean_over_all():
+    all_models, alone = summary()["rules"]["random"], summary()["alone"]["rules"]["random"]
+    assert (all_models["behind_full"], all_models["cost_share"]) == pytest.approx((1.24, 0.513), abs=0.005)
+    assert (alone["behind_full"], alone["cost_share"]) == pytest.approx((1.88, 0.554), abs=0.005)
+
+
+def test_detectable_differences_are_those_of_the_standard_errors():
+    half, salf = (summary()["alone"]["rules"][rule] for rule in ("half", "salf"))
+    assert half["over_full"]["detectable"] == pytest.approx(1.3, abs=0.05)
+    assert half["over_full"]["detectable_elsewhere"] == pytest.approx(2.95, abs=0.05)
+    powers = ("detectable", "detectable_holm", "detectable_elsewhere", "detectable_holm_elsewhere")
+    assert [salf["over_constant"][name] for name in powers] == pytest.approx([0.9, 1.2, 1.7, 2.7], abs=0.05)
+
+
+def test_the_headroom_is_at_a_third_of_the_cost_and_not_at_half():
+    """Against an independent analysis of the same tables, whose splits of the test examples were others."""
+    (embedded,) = [one for one in summary()["interaction"] if one["model"] == "embedded"]
+    assert (embedded["observed"], embedded["noise"], embedded["excess"]) == pytest.approx((5.37, 1.58, 1.95), abs=0.02)
+    assert embedded["p"] == pytest.approx(0.0002, abs=1e-4)
+    found = {(one["picked_by"], one["aim"]): one for one in summary()["headroom"] if one["model"] == "embedded"}
+    within, seen = found["cross-fitted", "within 1"], found["seen", "within 1"]
+    assert (within["cost_share"], within["behind_full"]) == (
+        pytest.approx(0.563, abs=0.01),
+        pytest.approx(1.1, abs=0.15),
+    )
+    assert (seen["cost_share"], seen["behind_full"]) == pytest.approx((0.616, 0.17), abs=0.005)
+    third, half = found["cross-fitted", "trade 11"], found["cross-fitted", "trade 4"]
+    assert (third["cost_share"], third["gain"], third["gain_error"]) == (
+        *(pytest.approx(0.36, abs=0.01), pytest.approx(2.2, abs=0.3)),
+        pytest.approx(1.2, abs=0.1),
+    )
+    assert half["gain"] <= 0
+    assert found["seen", "trade 4"]["gain"] == pytest.approx(0.8, abs=0.05)
+
+
+def test_accuracy_under_natural_frequencies_is_plain_accuracy_where_the_test_split_is_natural():
+    """CoLA counts both labels alike; weighed by its own frequencies the answers give the accuracy that was measured."""
+    points = pd.read_csv(PROJECT / "reports/study/curves.csv").set_index(["data_set", "model", "boundary"])
+    runs = pd.read_csv(PROJECT / "reports/study/runs.csv").query("budget == 'epochs' and model == 'embedded'")
+    plain = 100 * runs[runs["method"] == "freeze-15"].groupby("data_set")["quality"].mean()
+    for data_set in ("cola", "cola-out-of-domain", "trec"):
+        assert points.loc[(data_set, "embedded", 15), "natural"] == pytest.approx(plain[data_set], abs=1e-3)
+
+
+def test_the_named_examples_are_those_that_were_predicted():
+    """Of GSM8K the toy models can read some alone; the study's description names all rows by this table."""
+    named = pd.read_parquet(PROJECT / "reports/study/examples.parquet").astype(str)
+    assert not named.duplicated(["name", "example_id"]).any()
+    test = named[named["split"] == "test"].groupby("name")["example_id"].agg(frozenset)
+    described = YAML(typ="safe", pure=True).load((PROJECT / "flows/study.yaml").read_text(encoding="utf-8"))
+    runs = pd.read_csv(PROJECT / "reports/study/runs.csv").drop_duplicates(["data_set", "model"])
+    said = pd.read_parquet(PROJECT / "reports/study/predictions.parquet", columns=["point", "example_id"])
+    said = said[said["point"].isin(runs["point"])].astype(str).groupby("point")["example_id"].agg(frozenset)
+    for _, run in runs.iterrows():
+        known = test[described["data_sets"][run["data_set"]]["data"]["examples"]["name"]]
+        predicted = said[run["point"]]
+        assert predicted <= known
+        assert predicted == known or (run["data_set"] == "gsm8k" and run["model"] != "embedded")
+    sizes = named.groupby("name")["split"].value_counts().unstack()
+    assert dict(sizes.loc["trec"]) == {"train": 512, "validation": 256, "test": 500}
+
+
+def test_label_frequencies_add_up_and_cover_every_dataset_with_labels():
+    shares = pd.read_csv(PROJECT / "reports/study/priors.csv").groupby("data_set")["share"].sum()
+    assert shares.to_numpy() == pytest.approx(1, abs=1e-4)
+    assert {one["data_set"] for one in summary()["natural"]} == set(shares.index)

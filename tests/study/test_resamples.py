@@ -6,7 +6,7 @@ from sklearn.metrics import balanced_accuracy_score
 from stages.common.command import UserError
 from stages.study.measured import Run
 from stages.study.reading import read_study
-from stages.study.resamples import Resamples, cross_fitted, holm, over_other_groups, p_value
+from stages.study.resamples import Resamples, cross_fitted, detectable, holm, over_other_groups, p_value
 from stages.study.verdicts import verdicts
 
 EXAMPLES = 40
@@ -145,8 +145,14 @@ def test_cases_with_the_same_test_examples_draw_them_alike_and_others_do_not(tab
 def test_the_interval_over_other_data_sets_is_students_over_their_means():
     """Of a group with two models the mean counts."""
     values = [("a", 1.0), ("b", 5.0), ("b", 15.0), ("c", 4.0)]
-    found = over_other_groups([(group, np.array(value)) for group, value in values], 0.95)
-    assert found == pytest.approx(ttest_1samp([1.0, 10.0, 4.0], 0).confidence_interval(0.95))
+    found, test = (
+        over_other_groups([(group, np.array(value)) for group, value in values], 0.95),
+        ttest_1samp([1.0, 10.0, 4.0], 0),
+    )
+    assert (found.low, found.high) == pytest.approx(test.confidence_interval(0.95))
+    assert found.p == pytest.approx(test.pvalue)
+    assert over_other_groups([("a", np.array(0.0)), ("b", np.array(0.0))], 0.95).p == 1
+    assert over_other_groups([("a", np.array(2.0)), ("b", np.array(2.0))], 0.95).p == 0
     assert over_other_groups([("a", np.array(1.0)), ("a", np.array(2.0))], 0.95) is None
 
 
@@ -155,7 +161,20 @@ def test_the_interval_over_other_data_sets_covers_their_mean_as_often_as_it_says
     rng = np.random.default_rng(3)
     measured = rng.normal(1.0, 1.2, (2000, 9)) + rng.normal(0, 0.9, (2000, 9))
     bounds = [over_other_groups([(str(i), np.array(v)) for i, v in enumerate(one)], 0.9) for one in measured]
-    assert np.mean([low <= 1.0 <= high for low, high in bounds]) == pytest.approx(0.9, abs=0.02)
+    assert np.mean([one.low <= 1.0 <= one.high for one in bounds]) == pytest.approx(0.9, abs=0.02)
+
+
+@pytest.mark.parametrize("groups", [9, None])
+def test_a_detectable_difference_is_found_in_four_of_five_repetitions(groups):
+    """By t-tests of groups, and by normal tests of a known error."""
+    rng, error = np.random.default_rng(5), 0.4
+    true = detectable(error, 0.95, groups - 1 if groups else np.inf)
+    if groups:
+        samples = rng.normal(true, error * np.sqrt(groups), (20_000, groups))
+        found = ttest_1samp(samples, 0, axis=1).pvalue < 0.05
+    else:
+        found = 2 * norm.sf(np.abs(rng.normal(true, error, 20_000)) / error) < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.02)
 
 
 def test_balanced_accuracy_is_that_of_scikit_learn(tables):
@@ -201,7 +220,7 @@ def test_the_best_of_equals_is_not_better_than_they_are():
     rng = np.random.default_rng(2)
     lucky, fair = [], []
     for _ in range(40):
-        runs = [Run((1,), rng.integers(2, size=(1, 100)).astype(float), 1.0, 1.0) for _ in range(40)]
+        runs = [Run((1,), rng.integers(2, size=(1, 100)).astype(float), 1.0, 1.0, 1.0) for _ in range(40)]
         lucky.append(max(run.values.mean() for run in runs))
         fair.append(cross_fitted(runs).mean())
     assert np.mean(lucky) > 0.6
@@ -213,7 +232,7 @@ def test_a_lucky_seed_does_not_count():
     values = np.random.default_rng(3).integers(2, size=(9, 3, 400)).astype(float)
     for method in range(9):
         values[method, method % 3] = 1.0
-    runs = [Run((1, 2, 3), each, 1.0, 1.0) for each in values]
+    runs = [Run((1, 2, 3), each, 1.0, 1.0, 1.0) for each in values]
     assert cross_fitted(runs).mean() == pytest.approx(0.5, abs=0.03)
     assert max(run.values.mean() for run in runs) > 0.65
-    assert cross_fitted([Run((1,), values[0, :1], 1.0, 1.0)]).mean() == 1.0  # one seed: its luck counts
+    assert cross_fitted([Run((1,), values[0, :1], 1.0, 1.0, 1.0)]).mean() == 1.0  # one seed: its luck counts

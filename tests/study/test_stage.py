@@ -10,7 +10,7 @@ import pytest
 from stages.study.__main__ import main
 from stages.study.comparisons import Comparison
 from stages.study.judging import Overall
-from stages.study.summary import headline
+from stages.study.summary import Scope, headline
 
 SOME = Overall("r", 2, 2, 2, 0, 0.5, 0.0, 1.0, 0.5, 0.5, -0.25, 0.1, 0.1, 1, 2.0, "a, m", 1.0, "a, m", None)
 
@@ -51,13 +51,8 @@ def test_the_summary_names_the_default_and_its_figures_are_those_of_the_table(an
     assert summary["machines"] == ["Some Processor, cpu, float32"]
     assert summary["leave_one_out"]["mean_regret_any_cost_points"] == 5.0
     assert summary["leave_one_out"]["max_regret_any_cost_points"] == 10.0
-    assert (
-        "half costs 50% of full fine-tuning's operations, and is 5.00 points of accuracy behind it"
-        in summary["headline"]
-    )
-    assert "(behind on 1, median 5.00 behind)" in summary["headline"]
-    assert "It is 5.00 behind the best measured boundary (at most 10.0, b, tiny)" in summary["headline"]
-    assert "The paper's rule, salf, costs 30% of full" in summary["headline"]
+    assert "It is 5.00 points worse than the best measured boundary" in summary["headline"]
+    assert "The paper's selector, salf, costs 30% and is 30.00 points worse." in summary["headline"]
 
 
 def test_a_difference_has_an_interval_of_the_examples_and_a_wider_one_of_the_data_sets(analysed):
@@ -75,25 +70,45 @@ def test_where_no_depth_costs_as_little_no_rule_is_held_against_one(analysed):
     assert "fixed depth" not in summary_of(analysed)["headline"]
 
 
-def test_the_headline_says_how_many_rules_are_better_and_worse_than_a_fixed_depth():
-    def over(rule, difference, p_holm):
-        return Comparison(rule, 2, difference, difference - 1, difference + 1, None, None, p_holm)
+def scope(*over, degenerate=None):
+    figures = {"over_constant": list(over), "over_full": []}
+    return Scope("the tiny model", [SOME], figures, degenerate or {})
 
-    def told(*found):
-        return headline(SOME, None, [], None, found, 0.95).rpartition("Of ")[2]
+
+def test_the_headline_says_over_what_rules_are_better_or_worse_than_a_fixed_depth():
+    def over(rule, difference, p_holm, p_elsewhere=1.0):
+        bounds = {"low": difference - 1, "high": difference + 1, "detectable": 1.0, "detectable_holm": 1.0}
+        return Comparison(
+            rule, 2, difference, **bounds, p=p_holm, p_holm=p_holm, p_elsewhere=0.01, p_holm_elsewhere=p_elsewhere
+        )
+
+    def told(*found, **more):
+        return headline([scope(*found, **more)], "r", [], 0.95).rpartition("Of ")[2]
 
     assert told(over("a", 0.5, 0.01), over("b", -0.5, 0.06), over("c", -0.6, 0.04)).startswith(
-        "3 rules that choose by what they see of data or model, 1 (a) is surely better than a fixed depth of the same "
-        "price, 1 (c) is surely worse (Holm's procedure, at 5%)"
+        "3 selectors that look at the data or the model, 1 (a) on these datasets and none over datasets like these is "
+        "significantly better than a fixed depth of the same cost, 1 (c) on these datasets and none over datasets like "
+        "these is significantly worse (Holm's procedure, at 5%)."
     )
-    assert "none is surely better" in told(over("b", 0.5, 0.5))
-    assert "2 (b, c) are surely worse" in told(over("c", -2.0, 0.01), over("b", -2.0, 0.02))
+    worse = told(over("c", -2.0, 0.01, 0.03), over("b", -2.0, 0.02))
+    assert "2 (b, c) on these datasets and 1 (c) over datasets like these are significantly worse" in worse
+    assert "none on these datasets and none over datasets like these is significantly better" in worse
+    counted = told(over("c", -2.0, 0.01), over("blind", -2.0, 0.01), degenerate={"blind": "sees the cost alone"})
+    assert counted.startswith("1 selectors")
+    assert counted.endswith("Not counted, since they cannot show it: blind (sees the cost alone).")
 
 
-def test_the_headline_says_on_which_side_of_the_best_that_others_call_the_rule_is():
-    for fair, words in ((-0.25, "and 0.25 ahead of"), (0.25, "and 0.25 behind"), (-0.001, "and 0.00 behind")):
-        told = headline(replace(SOME, regret_at_cost_cross_fitted=fair), None, [], None, [], 0.95)
-        assert f"{words} the one that other seeds and examples call the best of these." in told
+def test_the_headline_says_on_which_side_of_full_fine_tuning_and_how_far_a_difference_would_have_to_be(analysed):
+    text = summary_of(analysed)["headline"]
+    assert text.startswith("With the tiny model, half costs 50% of full fine-tuning's FLOPs and is 5.00 points of")
+    assert "points of accuracy worse (mean over 2 datasets; worse on 1, median 5.00 worse)." in text
+    over = summary_of(analysed)["rules"]["half"]["over_full"]
+    assert f"with 80% power {over['detectable']:.1f} and {over['detectable_elsewhere']:.1f} points" in text
+    assert "The difference is significant on these datasets, not over datasets like these: " in text
+    better = replace(SOME, behind_full=-0.25)
+    assert "is 0.25 points of accuracy better (mean" in headline(
+        [Scope("m", [better], {"over_full": [], "over_constant": []}, {})], "r", [], 0.95
+    )
 
 
 def test_pairs_that_surely_differ_from_full_fine_tuning_are_named(two_data_sets):
@@ -112,6 +127,14 @@ def test_the_first_model_is_judged_alone_too_where_there_are_others(two_data_set
     main(["--study", str(two_data_sets.write()), "--resamples", "50"])
     alone = summary_of(two_data_sets.folder)["alone"]
     assert (alone["model"], alone["rules"]["half"]["behind_full"]) == ("tiny", 5.0)
+    two_data_sets.choice("b2", "half", 2)
+    two_data_sets.choices[-1]["model"] = "other"
+    for row in two_data_sets.runs:
+        row["layers"] = 4 if row["model"] == "tiny" else 1
+    main(["--study", str(two_data_sets.write()), "--resamples", "50"])
+    text = summary_of(two_data_sets.folder)["headline"]
+    assert text.startswith("With the tiny model, half")
+    assert " With all 2 models, 1 of them toy models of 1 layers, half" in text
 
 
 def test_every_rule_is_held_against_the_default(analysed):

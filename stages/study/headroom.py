@@ -1,0 +1,214 @@
+"""Headroom: what a perfect choice of the boundary per dataset could gain over one fixed depth.
+
+Selectors can only be better than a fixed depth where datasets differ. *Interaction* tests whether their curves over
+depth differ by more than the noise of seeds and test examples. *Headroom* picks each dataset's boundary from its own
+measured curve and compares it with the fixed depth of the same mean cost. A curve that is picked from and scored on
+flatters the pick ("seen"); "cross-fitted" picks by the other seeds on nine tenths of the test examples and scores the
+remaining seed on the remaining tenth, over all seeds, tenths and several splits, which understates it, since fewer
+runs are seen. The truth lies between. "validation" picks by the runs' validation accuracy.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.study.measured import FULL, Case, Floats
+from stages.study.resamples import FOLDS
+
+Pick = Callable[[Floats, Floats], NDArray[np.integer]]  # judged curves [K, B] and costs [B] → places [K]
+_SPLITS: Final = 20
+_DRAWS: Final = 5000
+_TOLERANCES: Final = (1, 2)  # points below full fine-tuning
+_PRICES: Final = (0.5, 2, 4, 6, 8, 11, 14, 18)  # points of accuracy that the whole cost of full fine-tuning is worth
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """Dataset x boundary of one model: mean square of the accuracies, centred over both, in squared points.
+
+    Attributes:
+        boundaries: those that all datasets were measured at, short of all layers.
+        noise: expected from seeds and paired test examples alone; ``noise_high``: its upper quantile.
+        p: of noise alone, by simulation.
+        excess: standard deviation per cell beyond noise, in points.
+    """
+
+    model: str
+    data_sets: int
+    boundaries: str
+    observed: float
+    noise: float
+    noise_high: float
+    p: float
+    excess: float
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """One way to pick each dataset's boundary; means over groups of datasets, in points of accuracy.
+
+    Attributes:
+        picked_by: ``cross-fitted``, ``seen`` or ``validation`` (see above).
+        aim: the deepest boundary within some points of full fine-tuning, or the best accuracy less so many points per
+            cost of full fine-tuning.
+        fixed_depth: share of the layers that costs the same on the mean when frozen on all datasets; absent where no
+            measured depth does.
+        gain: accuracy above that of the fixed depth; ``gain_error``: its standard error over groups.
+        least_gain: the same with one group left out, the least of these.
+    """
+
+    model: str
+    picked_by: str
+    aim: str
+    groups: int
+    cost_share: float
+    behind_full: float
+    fixed_depth: float | None = None
+    fixed_behind_full: float | None = None
+    gain: float | None = None
+    gain_error: float | None = None
+    least_gain: float | None = None
+
+
+def several_seeds(cases: Sequence[Case]) -> dict[str, list[Case]]:
+    """By model the cases with accuracies of two seeds or more, where there are two datasets of these or more."""
+    fitting = [case for case in cases if case.unit == "points" and len(case.runs[FULL, "epochs"].seeds) > 1]
+    models = {case.model: [one for one in fitting if one.model == case.model] for case in fitting}
+    return {model: mine for model, mine in models.items() if len(mine) > 1}
+
+
+def interaction(model: str, cases: Sequence[Case], seed: int, confidence: float) -> Interaction | None:
+    """Test a model's datasets for different curves; ``None``: they share fewer than two boundaries."""
+    shared = set.intersection(*(set(case.curve()) for case in cases)) - {cases[0].layers}
+    if len(shared) < 2:
+        return None
+    boundaries, rng = sorted(shared), np.random.default_rng(seed)
+    means, drawn = [], []
+    for case in cases:
+        values = _values(case, boundaries)  # [B, S, N]
+        noise = np.cov(values.mean(axis=2)) / values.shape[1] + np.cov(values.mean(axis=1)) / values.shape[2]
+        means.append(values.mean(axis=(1, 2)))
+        drawn.append(rng.multivariate_normal(np.zeros(len(boundaries)), noise, _DRAWS, method="eigh"))
+    observed, null = _mean_square(np.array(means)[None])[0], _mean_square(np.stack(drawn, axis=1))
+    return Interaction(
+        model=model,
+        data_sets=len(cases),
+        boundaries=" ".join(map(str, boundaries)),
+        observed=float(observed),
+        noise=float(null.mean()),
+        noise_high=float(np.quantile(null, confidence)),
+        p=float((1 + (null >= observed).sum()) / (_DRAWS + 1)),
+        excess=float(np.sqrt(max(0.0, observed - null.mean()))),
+    )
+
+
+def headroom(model: str, cases: Sequence[Case], seed: int) -> list[Headroom]:
+    """Every way to pick, of one model's datasets."""
+    rng = np.random.default_rng(seed)
+    evidence = {
+        "cross-fitted": [_cross_fitted(case, rng) for case in cases],
+        "seen": [(curve, curve) for curve in map(_curve, cases)],
+        "validation": [(_validated(case), _curve(case)) for case in cases],
+    }
+    return [
+        _headroom(model, cases, picked_by, aim, pick, curves)
+        for picked_by, curves in evidence.items()
+        for aim, pick in _aims().items()
+    ]
+
+
+def _aims() -> dict[str, Pick]:
+    def within(points: float) -> Pick:
+        return lambda judged, _: judged.shape[1] - 1 - (judged >= judged[:, :1] - points)[:, ::-1].argmax(axis=1)
+
+    def trade(price: float) -> Pick:
+        return lambda judged, costs: (judged - price * costs).argmax(axis=1)
+
+    return {f"within {points}": within(points) for points in _TOLERANCES} | {
+        f"trade {price:g}": trade(price) for price in _PRICES
+    }
+
+
+def _headroom(
+    model: str, cases: Sequence[Case], picked_by: str, aim: str, pick: Pick, curves: Sequence[tuple[Floats, Floats]]
+) -> Headroom:
+    groups = list(dict.fromkeys(case.group for case in cases))
+    member = np.array([[case.group == group for case in cases] for group in groups], float)
+    member /= member.sum(axis=1, keepdims=True)  # [G, cases]: means over each group's cases
+    costs, behind = np.empty(len(cases)), np.empty(len(cases))
+    for place, (case, (judged, scored)) in enumerate(zip(cases, curves, strict=True)):
+        costly = np.array([case.cost_share(method) for method in case.curve().values()])
+        chosen = pick(judged, costly)
+        costs[place] = costly[chosen].mean()
+        behind[place] = (scored[:, 0] - scored[np.arange(len(scored)), chosen]).mean()
+    found = Headroom(
+        model, picked_by, aim, len(groups), float((member @ costs).mean()), float((member @ behind).mean())
+    )
+    fixed = _fixed(cases, member, found.cost_share)
+    if fixed is None:
+        return found
+    depth, losses = fixed
+    gains = member @ (losses - behind)
+    return Headroom(
+        *(found.model, found.picked_by, found.aim, found.groups, found.cost_share, found.behind_full),
+        fixed_depth=depth,
+        fixed_behind_full=float((member @ losses).mean()),
+        gain=float(gains.mean()),
+        gain_error=float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else None,
+        least_gain=float((gains.sum() - gains.max()) / (len(gains) - 1)) if len(gains) > 1 else None,
+    )
+
+
+def _fixed(cases: Sequence[Case], member: Floats, cost: float) -> tuple[float, Floats] | None:
+    """The share of the layers whose freezing costs so much on the mean, and each case's loss of accuracy there."""
+    lines = []
+    for case in cases:
+        measured = {b: method for b, method in case.curve().items() if b < case.layers}
+        losses = [case.quality(FULL) - case.quality(method) for method in measured.values()]
+        lines.append(([b / case.layers for b in measured], [case.cost_share(m) for m in measured.values()], losses))
+    shares = np.linspace(0, min(line[0][-1] for line in lines), 1000)
+    mean = (member @ np.array([np.interp(shares, line[0], line[1]) for line in lines])).mean(axis=0)  # falls
+    if not mean[-1] <= cost <= mean[0]:
+        return None
+    depth = float(np.interp(cost, mean[::-1], shares[::-1]))
+    return depth, np.array([np.interp(depth, line[0], line[2]) for line in lines])
+
+
+def _values(case: Case, boundaries: Sequence[int]) -> Floats:
+    """Points of every test example [B, S, N] at measured boundaries."""
+    curve = case.curve()
+    return case.scale * np.array([case.runs[curve[boundary], "epochs"].values for boundary in boundaries])
+
+
+def _curve(case: Case) -> Floats:
+    return _values(case, list(case.curve())).mean(axis=(1, 2))[None]
+
+
+def _validated(case: Case) -> Floats:
+    return 100 * np.array([[case.runs[method, "epochs"].validation_accuracy for method in case.curve().values()]])
+
+
+def _cross_fitted(case: Case, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Curves to pick by and to score on, each [splits x folds x seeds, B]."""
+    values = _values(case, list(case.curve()))  # [B, S, N]
+    _, seeds, examples = values.shape
+    others = (1 - np.eye(seeds)) / (seeds - 1)  # [S, S]
+    judged, scored = [], []
+    for _ in range(_SPLITS):
+        inside = np.eye(FOLDS)[rng.permutation(np.arange(examples) % FOLDS)]  # [N, F]
+        within, sizes = values @ inside, inside.sum(axis=0)  # [B, S, F]
+        outside = (values.sum(axis=2, keepdims=True) - within) / (examples - sizes)
+        judged.append(np.einsum("bsf,ts->ftb", outside, others).reshape(-1, len(values)))
+        scored.append((within / sizes).transpose(2, 1, 0).reshape(-1, len(values)))
+    return np.concatenate(judged), np.concatenate(scored)
+
+
+def _mean_square(tables: Floats) -> Floats:
+    """Of tables [R, datasets, boundaries], centred over both, per degree of freedom [R]."""
+    centred = tables - tables.mean(axis=1, keepdims=True) - tables.mean(axis=2, keepdims=True)
+    centred = centred + tables.mean(axis=(1, 2), keepdims=True)
+    freedom = (tables.shape[1] - 1) * (tables.shape[2] - 1)
+    return np.asarray((centred**2).sum(axis=(1, 2)) / freedom)
