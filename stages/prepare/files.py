@@ -15,7 +15,7 @@ import pyarrow.parquet
 
 from stages.common.command import UserError
 from stages.common.memory import free_memory_bytes
-from stages.prepare.rows import described, listed
+from stages.prepare.rows import described, listed, without_nulls
 
 SUFFIXES: Final = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -103,17 +103,30 @@ def _read_csv(
         file.seek(0)
         reader = csv.reader(_lines(file, path), strict=True, delimiter=delimiter)
         try:
-            header = next(reader, [])
+            header = next(filter(None, reader), [])
             _check_names(path, header)
             columns.update(dict.fromkeys(header))
             places = {name: at for at, name in enumerate(header) if name in wanted}
             for fields in reader:
                 if fields and len(fields) != len(header):
                     raise UserError(f"{path}:{reader.line_num}: not the {len(header)} fields that the header names")
+                if delimiter == "\t" and any(_holds_rows(field, at, len(header)) for at, field in enumerate(fields)):
+                    raise UserError(
+                        f"{path}:{reader.line_num}: a text of several lines that ends here holds whole rows, as after a "
+                        'quote (") that is part of a text; save the file as jsonl'
+                    )
                 if fields:
                     yield {name: fields[at] for name, at in places.items()}
         except csv.Error as error:
             raise UserError(f"{path}:{reader.line_num}: damaged csv: {error}") from None
+
+
+def _holds_rows(field: str, at: int, width: int) -> bool:
+    """Whether a field (the one with this number) begins in one row and ends in that place of a later one."""
+    first, *following = [line.split("\t") for line in field.split("\n")]
+    sizes = [len(first), *map(len, following)]
+    begun = all(map(all, following))  # indented code has empty fields
+    return len(sizes) > 1 < width and begun and sizes == [width - at, *[width] * (len(sizes) - 2), at + 1]
 
 
 def _check_delimiter(path: Path, header: str, wanted: Collection[str], delimiter: str) -> None:
@@ -131,7 +144,7 @@ def _check_delimiter(path: Path, header: str, wanted: Collection[str], delimiter
 
 
 def _check_names(path: Path, names: list[str]) -> None:
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise UserError(f"{path}: the header names {listed(twice)} more than once; rename a column")
 
 
@@ -163,7 +176,10 @@ def _check_is_row(path: Path, row: dict[str, Any], wanted: Collection[str]) -> N
             f"{path}: whole columns in one object; write an object for every row (pandas: orient='records')"
         )
     if not any(name in wanted for name in row):
-        key = next((key for key, value in row.items() if isinstance(value, list)), None)
+        key = next(
+            (key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)),
+            None,
+        )
         advice = "write a list of objects, one for every row" if key is None else f"write the list in {key!r} alone"
         raise UserError(f"{path}: {described(row)}, not a list of rows; {advice}")
 
@@ -256,4 +272,4 @@ def _values(path: Path, name: str, column: pyarrow.Array) -> list[Any]:
     if pyarrow.types.is_float16(column.type) or pyarrow.types.is_float32(column.type):
         precise = column.type.to_pandas_dtype()  # whose digits as_text prints
         return [value if value is None else precise(value) for value in values]
-    return values
+    return [without_nulls(value) for value in values] if pyarrow.types.is_nested(column.type) else values

@@ -46,8 +46,14 @@ def _parts(folder: Path, name: str) -> list[Path]:
 def _inside(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    files = _data_files(folder.rglob("*"))
-    return files or sorted(file for file in folder.glob(f"*/*{TEXT}") if file.is_file())
+    files = [file for file in _data_files(folder.rglob("*")) if not _is_hidden(file, folder)]
+    texts = (file for file in folder.glob(f"*/*{TEXT}") if file.is_file())
+    return files or sorted(file for file in texts if not _is_hidden(file, folder))
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Whether it is a copy or a by-product of some program: ``.ipynb_checkpoints/a.csv``, ``._a.csv``."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _data_files(files: Iterable[Path]) -> list[Path]:

@@ -10,7 +10,7 @@ import numpy
 
 from stages.common.command import UserError
 from stages.common.params import Data
-from stages.prepare.rows import Loaded, Lost, Row, hold, split_names
+from stages.prepare.rows import Loaded, Lost, Row, hold, split_names, without_nulls
 
 
 def load_hub(data: Data, columns: list[str]) -> Loaded:
@@ -109,7 +109,7 @@ def _read(part: Any, name: str, columns: list[str], present: dict[str, None], di
     single = [column for column, feature in features.items() if getattr(feature, "dtype", None) == "float32"]
     for number, values in enumerate(part, start=1):
         present |= dict.fromkeys(values)
-        values = {column: values[column] for column in columns if column in values}
+        values = {column: without_nulls(values[column]) for column in columns if column in values}
         for column, words in names.items():
             value = values[column]
             values[column] = words[value] if isinstance(value, int) and 0 <= value < len(words) else None

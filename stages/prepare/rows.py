@@ -155,6 +155,13 @@ def reach(values: Mapping[str, Any], path: str) -> Any:
     return value
 
 
+def without_nulls(value: Any) -> Any:
+    """A value of a column of objects without the keys that hold nothing: Arrow gives every object those of all others."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(held) for key, held in value.items() if held is not None}
+    return [without_nulls(held) for held in value] if isinstance(value, list) else value
+
+
 def top(path: str) -> str:
     """The column that a path begins with."""
     return path.partition(".")[0]

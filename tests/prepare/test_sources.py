@@ -104,6 +104,10 @@ def test_a_folder_of_texts_for_every_class(tmp_path):
         (label, f"{label} text\n{number}") for label in ("neg", "pos") for number in range(3)
     ]
     assert loaded.columns == COLUMNS
+    for hidden in ("pos/._1_7.txt", ".ipynb_checkpoints/0_7.txt", ".ipynb_checkpoints/rows.csv"):  # fastai/fastai#200
+        (tmp_path / "train" / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / hidden).write_text("text,label\na,b\n", encoding="utf-8")
+    assert load_rows(make_data(path=str(tmp_path)), COLUMNS).rows == loaded.rows
     (tmp_path / "train/pos/1_7.txt").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"1_7\.txt: not UTF-8 text"):
         load_rows(make_data(path=str(tmp_path)), COLUMNS)
@@ -145,7 +149,7 @@ DEEP = b"[" * 200_000 + b"]" * 200_000
             r"the keys 'version', 'data', not .*list in 'data' alone",
         ),
         ("rows.json", b'{"version": 1,\n "data": [\n' + ROW + b"]}", r"the keys 'version', 'data', not a list of rows"),
-        ("rows.json", b'{"columns": ["text"], "index": [0], "data": [["a"]]}', "not a list of rows"),
+        ("rows.json", b'{"columns": ["text"], "index": [0], "data": [["a"]]}', "of rows; write a list of objects"),
         (
             "rows.json",
             b'{"text": {"0": "a", "1": "b"}, "label": {"0": 1, "1": 2}}',
@@ -161,6 +165,9 @@ DEEP = b"[" * 200_000 + b"]" * 200_000
         ("rows.csv", b"text,label\na,1,2\n", r"rows\.csv:2: not the 2 fields"),
         ("rows.csv", b"text,label,text\na,1,b\n", r"rows\.csv: the header names text more than once"),
         ("rows.csv", b'text,label\n"a,1\n', r"rows\.csv:2: damaged csv"),
+        # cockroachdb/cockroach#39809, facebookresearch/pytext#777: a stray quote swallows rows up to the next one
+        ("rows.tsv", b'text\tlabel\n"a\t1\nb\t2\nc"\t1\n', r"rows\.tsv:4: a text of several lines .* whole rows"),
+        ("rows.tsv", b'label\ttext\n1\t"a\n2\tb"\n', r"rows\.tsv:3: a text of several lines .* whole rows"),
         ("rows.csv", b"text;label\na, b;1\n", r"rows\.csv: the columns look separated by ';'; save the file with ','"),
         ("rows.csv", b'"id";"text, long";"label"\n1;a;1\n', "look separated by ';'"),
         ("rows.csv", b"sep=;\r\ntext;label\r\na;1\r\n", "look separated by ';'"),
@@ -198,6 +205,7 @@ def test_damaged_files_are_one_line_that_says_where(tmp_path, name, content, mes
         ("rows.json", b"\xef\xbb\xbf" + LINES),
         ("rows.csv", b'\xef\xbb\xbftext,label\r\n\r\na,x\r\n"a","x"\r\n'),
         ("rows.csv", b"other,text,label\r,a,x\r;,a,x\r"),
+        ("rows.csv", b"\n\ntext,label,,\na,x,,\na,x,,\n"),
     ],
 )
 def test_forms_that_programs_write_are_read(tmp_path, name, content):
@@ -257,6 +265,21 @@ def test_parquet_values_are_read_as_text_in_their_own_precision(tmp_path):
     }
     with pytest.raises(UnicodeEncodeError):
         rows[1].values["cut"].encode()  # half of a surrogate pair: such a row is refused
+
+
+def test_keys_that_arrow_adds_to_an_object_are_not_read(tmp_path):
+    # modelscope/ms-swift#10125: all objects of a column get the keys of all others, as nulls
+    calls = [{"name": "f", "arguments": {"town": "Ulm"}}, {"name": "g", "arguments": {"days": [{"n": 3}, {"m": 0}]}}]
+    pq.write_table(pa.table({"text": [[call] for call in calls], "label": ["x", None]}), tmp_path / "rows.parquet")
+    rows = load_rows(make_data(path=str(tmp_path / "rows.parquet")), COLUMNS).rows["train"]
+    assert [row.values for row in rows] == [{"text": [calls[0]], "label": "x"}, {"text": [calls[1]], "label": None}]
+
+
+def test_indented_texts_in_a_tsv_are_read(tmp_path):
+    for content in (b'text\tlabel\n"if a:\n\tb"\tx\n', b'label\ttext\nx\t"if a:\n\tb"\n'):
+        (tmp_path / "rows.tsv").write_bytes(content)
+        (row,) = load_rows(make_data(path=str(tmp_path / "rows.tsv")), COLUMNS).rows["train"]
+        assert row.values == {"text": "if a:\n\tb", "label": "x"}
 
 
 def test_what_is_no_plain_file_is_one_line(tmp_path):
