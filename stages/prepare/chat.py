@@ -23,7 +23,7 @@ from jinja2.utils import Namespace
 from stages.common.artifacts import digest_of, read_json
 from stages.common.command import UserError
 from stages.prepare.conversations import Turn, words
-from stages.prepare.rows import RefusedRowError
+from stages.prepare.rows import RefusedRowError, reach
 
 Tools = Sequence[Mapping[str, Any]]
 
@@ -37,6 +37,7 @@ _FILE: Final = "chat_template.jinja"
 _LONGEST: Final = 10_000_000  # characters of a rendered conversation
 
 _REWRITTEN: Final = "with a prompt that the chat template writes otherwise when the model has to answer it"
+_TEXT: Final = "with a call whose arguments are text, which the chat template quotes once more: make them an object"
 _CUT: Final = "with an answer of which the chat template leaves out a part (thoughts, say)"
 
 
@@ -189,6 +190,10 @@ class ChatTemplate:
         ]
         if any(_lacks(whole, str(answer.get(key) or "")) for key in ("content", *_THOUGHTS)):
             notes.append(_CUT)
+        calls = [call for turn in conversation for call in turn.get("tool_calls") or ()]
+        given = [reach(call, path) for call in calls for path in ("function.arguments", "arguments")]
+        if any(isinstance(one, str) and json.dumps(one, ensure_ascii=False) in whole for one in given):
+            notes.append(_TEXT)
         start = len(said) - len(said.lstrip())
         return Cut(prompt, said[:start], said[start:], tuple(dict.fromkeys(notes)))
 

@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from stages.prepare.choices import parsed
-from stages.prepare.rows import RefusedRowError, as_text
+from stages.prepare.rows import RefusedRowError, as_text, described
 
 Turn = dict[str, Any]  # role (system, user, assistant or tool), content, and every other key that the row gives it
 
-TOOLS: Final = "tools"  # the column of a row's tools, where it has one
+# Columns that are read where the source has them: a row's tools (OpenAI's first name for them comes second), and
+# what ShareGPT's form sets apart as the system turn.
+TOOLS: Final = "tools"
+FUNCTIONS: Final = "functions"
+SYSTEM: Final = "system"
 
 # Two spellings are common: {"role", "content"}, and ShareGPT's {"from", "value"} with names of its own.
 _ROLES: Final = {
@@ -24,10 +28,11 @@ _ROLES: Final = {
 }
 
 
-def read_conversation(value: Any) -> list[Turn]:
+def read_conversation(value: Any, system: Any = None) -> list[Turn]:
     """Read the turns up to the last one of the assistant, the answer; later turns are left out.
 
-    ShareGPT's ``function_call`` becomes an assistant's turn with ``tool_calls``.
+    A ``function_call``, ShareGPT's turn or OpenAI's key, becomes an assistant's turn with ``tool_calls``. ``system``
+    is the text of a system turn for conversations without one.
 
     Raises:
         RefusedRowError: no list of turns, an unknown role, contents that are not text, a turn of the assistant that
@@ -37,6 +42,8 @@ def read_conversation(value: Any) -> list[Turn]:
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
         raise RefusedRowError("conversation that is no list of turns")
     turns = [_turn(turn) for turn in value]
+    if turns and turns[0]["role"] != "system" and isinstance(system, str) and system.strip():
+        turns.insert(0, {"role": "system", "content": system})
     while turns and turns[-1]["role"] != "assistant":
         turns.pop()
     if not turns:
@@ -48,16 +55,22 @@ def read_conversation(value: Any) -> list[Turn]:
         raise RefusedRowError("missing answer")
     if any(empty):
         raise RefusedRowError("conversation with an empty turn of the assistant")
+    if turns[-1].get("weight") == 0:
+        raise RefusedRowError("answer that is not to be learned (weight 0)")
     return turns
 
 
-def read_tools(value: Any) -> list[dict[str, Any]] | None:
+def read_tools(values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """Read the descriptions of a row's tools: a list, or its JSON text; ``None`` where the row has none.
 
     Raises:
         RefusedRowError: it is something else.
     """
-    return None if value is None or value == "" else _objects(value, f"column {TOOLS} that holds")
+    if values.get(TOOLS) not in (None, ""):
+        return _objects(values[TOOLS], f"column {TOOLS} that holds")
+    if values.get(FUNCTIONS) not in (None, ""):
+        return _as_calls(_objects(values[FUNCTIONS], f"column {FUNCTIONS} that holds"))
+    return None
 
 
 def words(turn: Turn) -> str:
@@ -76,16 +89,25 @@ def _turn(turn: Mapping[str, Any]) -> Turn:
         return made | {"role": "assistant", "content": None, "tool_calls": _calls(content)}
     if turn.get("tool_calls"):
         made["tool_calls"] = _objects(turn["tool_calls"], "conversation with tool_calls that are")
+    elif called := made.pop("function_call", None):
+        made["tool_calls"] = _calls(called)
+    if not {"content", "value", "tool_calls", "function_call"} & turn.keys():
+        raise RefusedRowError(f"conversation with a turn that has no content: {described(turn)}")
     return made | {"content": _content(content)}
 
 
 def _content(content: Any) -> str | None:
-    """Text, or a list of parts that are all text."""
+    """Text, or a list of parts that are all text (``text``, ``input_text``, ``output_text``)."""
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, list):
         return None if content is None else as_text(content)
-    if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
+    if not all(
+        isinstance(part, Mapping)
+        and isinstance(part.get("text"), str)
+        and str(part.get("type", "text")).endswith("text")
+        for part in content
+    ):
         raise RefusedRowError("conversation with contents that are not text")
     return "".join(part["text"] for part in content)
 
@@ -94,7 +116,11 @@ def _calls(content: Any) -> list[dict[str, Any]]:
     calls = _objects(content, "conversation with a function_call that is")
     if not all({"name", "arguments"} <= call.keys() for call in calls):
         raise RefusedRowError("conversation with a function_call that lacks its name or arguments")
-    return [{"type": "function", "function": call} for call in calls]
+    return _as_calls(calls)
+
+
+def _as_calls(functions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": one} for one in functions]
 
 
 def _objects(value: Any, what: str) -> list[dict[str, Any]]:

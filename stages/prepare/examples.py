@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
@@ -9,7 +10,7 @@ from stages.common.command import UserError
 from stages.common.params import Data
 from stages.prepare.chat import ChatTemplate, Tools
 from stages.prepare.choices import read_question
-from stages.prepare.conversations import TOOLS, Turn, read_conversation, read_tools, words
+from stages.prepare.conversations import FUNCTIONS, SYSTEM, TOOLS, Turn, read_conversation, read_tools, words
 from stages.prepare.rows import (
     Example,
     Loaded,
@@ -46,13 +47,18 @@ class Filler:
         """Parse the template.
 
         Raises:
-            UserError: it is broken, or a label word is.
+            UserError: it is broken or names the column with the answer, or a label word is broken.
         """
         self.data, self.template, self.chat = data, parse_template(data.template), chat
+        if data.answer_column in self.template.columns and not data.messages:
+            raise UserError(
+                f"data.template: names the answer column {data.answer_column!r}: the prompt would hold the answer"
+            )
         self.classes: Counter[str] = Counter()
         self.blank: Counter[str] = Counter()
         self._words = _label_words(data)
         self._spelling: dict[str, str] = {}
+        self._groups: dict[str, str] = {}
 
     @property
     def columns(self) -> dict[str, str]:
@@ -72,7 +78,7 @@ class Filler:
     @property
     def extra_columns(self) -> tuple[str, ...]:
         """The columns that are read where the source has them."""
-        return (TOOLS,) if self.data.messages else ()
+        return (TOOLS, FUNCTIONS, SYSTEM) if self.data.messages else ()
 
     def count_classes(self, rows: Iterable[Row]) -> None:
         """Settle how labels are spelled (see ``one_spelling``), and count them.
@@ -93,6 +99,14 @@ class Filler:
                 f"data.label_words: no row has the label {unknown[0]!r}; labels: {listed(sorted(self.classes))}"
             )
 
+    def settle_groups(self, rows: Iterable[Row]) -> None:
+        """Settle how the groups of the rows of all splits are spelled, as labels are."""
+        found = set[str]()
+        for row in rows:
+            with suppress(RefusedRowError):
+                found.add(as_text(reach(row.values, self.data.group_column or "")).strip())
+        self._groups = one_spelling(found - {""})
+
     def fill(self, row: Row) -> Example:
         """The example of a row.
 
@@ -110,14 +124,15 @@ class Filler:
     def _filled(self, row: Row) -> tuple[Example, list[str]]:
         """The example, and the columns that are empty in it."""
         column = self.data.group_column
-        group = text_at(row.values, column, "data.group_column") if column else ""
+        group = text_at(row.values, column, "data.group_column").strip() if column else ""
+        group = self._groups.get(group, group)
         blank = [column] if column and not group else []
         if self.data.messages:
-            *turns, last = read_conversation(reach(row.values, self.data.messages))
+            *turns, last = read_conversation(reach(row.values, self.data.messages), row.values.get(SYSTEM))
             # A system turn that all conversations share tells none of them from the others.
             text = "\n".join(words(turn) for turn in turns if turn["role"] != "system")
             example = self._example(row, group, text, "", words(last))
-            return self._cut(example, turns, last, read_tools(row.values.get(TOOLS))), blank
+            return self._cut(example, turns, last, read_tools(row.values)), blank
         values, candidates = row.values, tuple[str, ...]()
         if self.data.task == "multiple-choice":
             question = read_question(row.values, self.data.choices, self.data.answer_column)
@@ -182,6 +197,8 @@ def fill_rows(loaded: Loaded, filler: Filler) -> tuple[dict[str, list[Example]],
     _check_columns(loaded, filler)
     if filler.data.task == "classification":
         filler.count_classes(row for rows in loaded.rows.values() for row in rows)
+    if filler.data.group_column:
+        filler.settle_groups(row for rows in loaded.rows.values() for row in rows)
     refused = Lost(loaded.refused)
     examples: dict[str, list[Example]] = {split: [] for split in loaded.rows}
     for split, rows in loaded.rows.items():

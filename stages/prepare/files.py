@@ -112,8 +112,8 @@ def _read_csv(
                     raise UserError(f"{path}:{reader.line_num}: not the {len(header)} fields that the header names")
                 if delimiter == "\t" and any(_holds_rows(field, at, len(header)) for at, field in enumerate(fields)):
                     raise UserError(
-                        f"{path}:{reader.line_num}: a text of several lines that ends here holds whole rows, as after a "
-                        'quote (") that is part of a text; save the file as jsonl'
+                        f"{path}:{reader.line_num}: a text of several lines that ends here holds whole rows, "
+                        "as after a quote that is part of a text; save the file as jsonl"
                     )
                 if fields:
                     yield {name: fields[at] for name, at in places.items()}

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from uuid import UUID
 
 import numpy
 import psutil
+import regex
 
 from stages.common.command import UserError
 from stages.common.memory import free_memory_bytes
@@ -29,7 +31,8 @@ SPLITS: Final = (TRAIN, VALIDATION, TEST)
 Lost = Counter[tuple[str, str]]
 
 _INDEX: Final = re.compile(r"[0-9]{1,9}")
-_NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.0+|\.[0-9]*[1-9])?")  # as programs print them
+_NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.0+|\.[0-9]*[1-9])?(e[-+][0-9]{2,3})?")  # as programs print them
+_INVISIBLE: Final = regex.compile(r"\p{Default_Ignorable_Code_Point}")
 _TEXT_KEYS: Final = ("content", "text", "value")
 _DEPTH: Final = 4  # steps into a value in search of text
 _MOST: Final = 500_000  # rows of a split
@@ -156,7 +159,7 @@ def reach(values: Mapping[str, Any], path: str) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """A value of a column of objects without the keys that hold nothing: Arrow gives every object those of all others."""
+    """A value of a column of objects without the keys that hold nothing, which Arrow gives every object."""
     if isinstance(value, Mapping):
         return {key: without_nulls(held) for key, held in value.items() if held is not None}
     return [without_nulls(held) for held in value] if isinstance(value, list) else value
@@ -231,16 +234,20 @@ def one_spelling(labels: Collection[str]) -> dict[str, str]:
     A csv file knows no numbers: pandas writes the classes 0 and 1 as ``0.0`` and ``1.0`` once a label is missing,
     and ``True`` where JSON has ``true``. Labels are respelled only where *every* label is a number (or a boolean),
     and one of them occurs in two spellings. Codes (``007``) and versions (``1.10``, which is not 1.1) are no numbers.
+    Other labels are respelled where nobody sees them differ: in the Unicode form of a letter, an invisible
+    character or the kind of a space.
 
     Args:
-        labels: all labels of all splits, and the keys of ``data.label_words``.
+        labels: all labels (or groups) of all splits, and the keys of ``data.label_words``.
     """
     numbers = {label: as_text(Decimal(label)) for label in labels if _NUMBER.fullmatch(label)}
     booleans = {label: label.lower() for label in labels if label.lower() in ("true", "false")}
     for spelled in (numbers, booleans):
         if len(set(spelled.values())) < len(spelled) == len(labels):
             return spelled
-    return {}
+    seen = {label: " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFC", label)).split()) for label in labels}
+    alike = Counter(seen.values())
+    return {label: plain for label, plain in seen.items() if alike[plain] > 1}
 
 
 def _text_inside(value: Any, path: str) -> str | None:

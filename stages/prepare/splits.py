@@ -100,11 +100,13 @@ def draw(examples: Examples, data: Data) -> tuple[Examples, Lost]:
     keeps the frequencies of its labels.
 
     Returns:
-        The splits, and the refused rows: those whose label is in no kept training example.
+        The splits, and the refused rows: those whose label is in no drawn row of train.
     """
     refused = Lost()
     kept = {TRAIN: _limit(examples[TRAIN], TRAIN, data)}
     labels = {example.label for example in kept[TRAIN]}
+    _, undrawn = of_labels(examples[TRAIN], labels, "of which data.limits.train draws no row")
+    refused += Lost({(TRAIN, reason): count for reason, count in undrawn.items()})
     for split in (VALIDATION, TEST):
         known, unknown = of_labels(examples[split], labels)
         refused += Lost({(split, reason): count for reason, count in unknown.items()})
@@ -112,11 +114,13 @@ def draw(examples: Examples, data: Data) -> tuple[Examples, Lost]:
     return kept, refused
 
 
-def of_labels(examples: Sequence[Example], labels: Collection[str | None]) -> tuple[list[Example], Counter[str]]:
+def of_labels(
+    examples: Sequence[Example], labels: Collection[str | None], why: str = "that train lacks"
+) -> tuple[list[Example], Counter[str]]:
     """The examples that have one of the labels, and the others: reason to count."""
     known = [example for example in examples if example.label in labels]
     lacking = sorted({str(example.label) for example in examples} - {str(label) for label in labels})
-    reason = f"with a label that train lacks ({listed([repr(label) for label in lacking], 3)})"
+    reason = f"with a label {why} ({listed([repr(label) for label in lacking], 3)})"
     return known, +Counter({reason: len(examples) - len(known)})
 
 

@@ -515,6 +515,10 @@ def test_other_turns_keep_their_keys():
         ([{"from": "function_call", "value": "{}"}], "lacks its name or arguments"),
         ([{"from": "function_call", "value": "weather(Ulm)"}], "no JSON objects"),
         ([ASKS, said(None, tool_calls=["weather"])], "no JSON objects"),
+        ([ASKS, said("a", function_call={"name": "f"})], "lacks its name or arguments"),
+        ([ASKS, said("a", weight=0)], "not to be learned"),
+        ([{"role": "user", "content": [{"type": "image", "text": ""}]}], "not text"),
+        ([{"role": "user", "parts": [{"text": "a"}]}], "has no content: an object with the keys 'role', 'parts'"),
     ],
 )
 def test_conversations_that_cannot_be_used_are_refused_with_a_reason(value, reason):
@@ -524,10 +528,35 @@ def test_conversations_that_cannot_be_used_are_refused_with_a_reason(value, reas
 
 def test_tools_are_a_list_or_its_text():
     for value in (TOOLS, json.dumps(TOOLS), [json.dumps(tool) for tool in TOOLS]):
-        assert read_tools(value) == TOOLS
-    assert (read_tools(None), read_tools(""), read_tools([])) == (None, None, [])
+        assert read_tools({"tools": value}) == TOOLS
+    assert [read_tools({"tools": value}) for value in (None, "", [])] == [None, None, []]
+    assert read_tools({"functions": [tool["function"] for tool in TOOLS]}) == TOOLS
     with pytest.raises(RefusedRowError, match="column tools that holds no JSON objects"):
-        read_tools("hammer, saw")
+        read_tools({"tools": "hammer, saw"})
+
+
+def test_what_openai_and_sharegpt_once_wrote_elsewhere_is_read():
+    # diegosouzapw/OmniRoute#12692 (function_call), axolotl-ai-cloud/axolotl#2397 (a column for the system turn)
+    call = {"name": "weather", "arguments": '{"town": "Ulm"}'}
+    told = read_conversation([ASKS, said("let me see", function_call=call)], "be brief")
+    calls = [{"type": "function", "function": call}]
+    assert told == [{"role": "system", "content": "be brief"}, ASKS, said("let me see", tool_calls=calls)]
+    own = [{"role": "system", "content": "my own"}, ASKS, said("a")]
+    assert read_conversation(own, "be brief") == own
+    assert read_conversation([ASKS, said("a")], None) == read_conversation([ASKS, said("a")], [1]) == [ASKS, said("a")]
+
+
+@pytest.mark.parametrize(("arguments", "noted"), [('{"town": "Köln"}', True), ({"town": "Köln"}, False)])
+def test_arguments_that_a_template_quotes_twice_are_noted(arguments, noted):
+    # oumi-ai/oumi#2599: OpenAI's form holds them as JSON text, and many templates take an object
+    chat = ChatTemplate(
+        "{% for m in messages %}{{ m.role }}: {{ m.content or '' }}"
+        "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %};{% endfor %}",
+        {},
+    )
+    call = [{"type": "function", "function": {"name": "weather", "arguments": arguments}}]
+    cut = cut_last(chat, [USER, said("", tool_calls=call)])
+    assert any("quotes once more" in note for note in cut.notes) == noted
 
 
 def test_a_data_set_of_messages(tmp_path, workspace):

@@ -153,6 +153,14 @@ def test_labels_that_training_does_not_know_are_refused():
     assert refused == {("test", "with a label that train lacks ('new')"): 4}
 
 
+def test_labels_of_which_a_tiny_limit_draws_no_row_are_counted():
+    train = many("a", 9) + many("b", 3) + many("c", 3)
+    kept, refused = draw(splits_of(train), make_data(limits=Limits(train=2, validation=None, test=None)))
+    (lost,) = {"a", "b", "c"} - {e.label for e in kept["train"]}
+    rows = sum(e.label == lost for e in train)
+    assert refused == {("train", f"with a label of which data.limits.train draws no row ('{lost}')"): rows}
+
+
 FULL = {"train": ["a", "b"], "validation": ["a"], "test": ["b"]}
 
 

@@ -248,6 +248,20 @@ def test_groups_do_not_cross_splits(tmp_path, workspace):
     assert sum(map(len, groups)) == len(set().union(*groups))
 
 
+def test_a_group_has_one_name_in_every_format_and_split(tmp_path, workspace):
+    # fastai/fastai#1868: pandas writes the number of a group as 1.0 where another row has none
+    train = "text,label,file\n" + "".join(
+        f"{row['text']},{row['label']},{at // 5}.0 \n" for at, row in enumerate(rows(60))
+    )
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/train.csv").write_text(train, encoding="utf-8")
+    write_jsonl(tmp_path / "d/test.jsonl", [row | {"file": at} for at, row in enumerate(rows(70)[64:])])
+    splits = {"train": "train", "validation": None, "test": "test"}
+    out = workspace({"path": "d", "splits": splits, "group_column": "file"}, {"near_duplicate": None})
+    assert json.loads((out / "meta.json").read_text())["dropped"]["train row of a group that test holds"] > 20
+    assert not {row["group"] for row in read(out, "train")} & {row["group"] for row in read(out, "test")}
+
+
 def test_faults_leave_the_last_result_alone(tmp_path, workspace):
     write_jsonl(tmp_path / "rows.jsonl", rows(60))
     out = workspace({})

@@ -80,9 +80,17 @@ def test_what_is_not_text_is_refused(value):
         (["007", "7", "7.0"], {}),
         (["0", "0.0", "none"], {}),
         (["1e3", "1000", "1000.0"], {}),
+        (["1e-05", "0.00001", "-1e+16"], {"1e-05": "0.00001", "0.00001": "0.00001", "-1e+16": "-1" + 16 * "0"}),
+        # EKYCSolutions/khmer-ocr-benchmark-dataset#9: what looks the same is one class
+        (["cafe\u0301", "caf\u00e9", "tea\u200b"], {"cafe\u0301": "caf\u00e9", "caf\u00e9": "caf\u00e9"}),
+        (
+            ["not\xa0spam", "not spam", "\ufeffnot spam"],
+            dict.fromkeys(("not\xa0spam", "not spam", "\ufeffnot spam"), "not spam"),
+        ),
+        (["10²", "102", "a", "A", "ﬁ", "fi"], {}),
     ],
 )
-def test_labels_are_respelled_only_where_all_are_numbers_or_booleans_in_two_spellings(labels, respelled):
+def test_labels_are_respelled_only_where_one_has_two_spellings(labels, respelled):
     assert one_spelling(labels) == respelled
 
 
@@ -191,6 +199,11 @@ def test_a_csvs_numbers_find_label_words_that_yaml_holds_as_numbers():
     assert [(e.label, e.answer) for e in examples["train"]] == [("0", "bad"), ("1", "good")]
     examples, _ = fill_rows(loaded(*rows), Filler(make_data(label_words={None: "nothing"})))
     assert [(e.label, e.answer) for e in examples["train"]][1:] == [("1.0", "1.0"), ("null", "nothing")]
+
+
+def test_a_template_that_names_the_answer_is_refused():
+    with pytest.raises(UserError, match="names the answer column 'label': the prompt would hold the answer"):
+        Filler(make_data(template="{text} {label}"))
 
 
 def test_no_rows_at_all():
