@@ -53,9 +53,9 @@ def _parts(summary: Json, points: Sequence[Point]) -> dict[str, str]:
         "rules": _rules(summary["rules"]),
         **({f"rules of {alone['model']}": _rules(alone["rules"])} if alone else {}),
         "headroom": _headroom(summary),
-        "interaction": _interaction(summary["interaction"]),
-        "natural label frequencies": _natural(summary["natural"]),
-        "equal rates": _equal_rates(summary["equal_rates"]),
+        "interaction": _records(summary["interaction"], _INTERACTION),
+        "natural label frequencies": _records(summary["natural"], _NATURAL),
+        "equal rates": _records(summary["equal_rates"], _EQUAL_RATES),
         **{f"quality of {model}": _quality([one for one in points if one.model == model]) for model in models},
     }
 
@@ -107,39 +107,27 @@ def _headroom(summary: Json) -> str:
     return _table(headings, rows)
 
 
-def _interaction(found: Sequence[Json]) -> str:
-    headings = ["model", "datasets", "boundaries", "observed", "noise", "noise, 95 %", "p", "beyond noise (points)"]
-    rows = [
-        [
-            *(one["model"], str(one["data_sets"]), one["boundaries"].replace(" ", ", ")),
-            *(_number(one[name], 2) for name in ("observed", "noise", "noise_high")),
-            *(_number(one["p"], 4), _number(one["excess"], 1)),
-        ]
-        for one in found
-    ]
-    return _table(headings, rows)
+_INTERACTION: Final = (
+    *(("model", "model", None), ("datasets", "data_sets", 0), ("boundaries", "boundaries", None)),
+    *(("observed", "observed", 2), ("noise", "noise", 2), ("noise, 95 %", "noise_high", 2), ("p", "p", 4)),
+    ("beyond noise (points)", "excess", 1),
+)
+_NATURAL: Final = (
+    *(("dataset", "data_set", None), ("majority label, as drawn", "chance", 1), ("natural", "majority", 1)),
+    *(("full, as drawn", "full", 1), ("natural", "full_natural", 1)),
+    *(("half, as drawn", "half", 1), ("natural", "half_natural", 1)),
+)
+_EQUAL_RATES: Final = (
+    *(("dataset", "data_set", None), ("learning rate", "learning_rate", None), ("kept by", "kept", None)),
+    *(("seeds", "seeds", 0), ("full", "test_accuracy_full", 1), ("half", "test_accuracy_half", 1)),
+    *(("full, validation", "validation_accuracy_full", 1), ("half, validation", "validation_accuracy_half", 1)),
+)
 
 
-def _natural(found: Sequence[Json]) -> str:
-    headings = [
-        *("dataset", "majority label, as drawn", "natural"),
-        *("full, as drawn", "natural", "half, as drawn", "natural"),
-    ]
-    names = ("chance", "majority", "full", "full_natural", "half", "half_natural")
-    return _table(headings, [[one["data_set"], *(_number(one[name], 1) for name in names)] for one in found])
-
-
-def _equal_rates(found: Sequence[Json]) -> str:
-    headings = ["dataset", "learning rate", "kept by", "seeds", "full", "half", "full, validation", "half, validation"]
-    names = [f"{split}_accuracy_{side}" for split in ("test", "validation") for side in ("full", "method")]
-    rows = [
-        [
-            *(one["data_set"], f"{one['learning_rate']:g}", one["kept"].replace("method", "half"), str(one["seeds"])),
-            *(_number(one[name], 1) for name in names),
-        ]
-        for one in found
-    ]
-    return _table(headings, rows)
+def _records(found: Sequence[Json], columns: Sequence[tuple[str, str, int | None]]) -> str:
+    """A row per record; of every column its heading, its key and a number's digits."""
+    rows = [[str(one[key]) if n is None else _number(one[key], n) for _, key, n in columns] for one in found]
+    return _table([heading for heading, _, _ in columns], rows)
 
 
 def _share(value: float) -> str:

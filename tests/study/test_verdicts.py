@@ -348,6 +348,6 @@ def test_full_and_half_are_compared_at_every_rate_that_both_were_trained_at(two_
         ["data_set", "learning_rate"]
     )
     assert list(found.index) == [("a", 0.1), ("b", 0.2)]
-    assert (found.loc[("a", 0.1), "kept"], found.loc[("b", 0.2), "kept"]) == ("both", "method")
+    assert (found.loc[("a", 0.1), "kept"], found.loc[("b", 0.2), "kept"]) == ("both", "half")
     assert half["quality"] == 0.8
-    assert list(found.loc[("b", 0.2), ["test_accuracy_full", "test_accuracy_method", "seeds"]]) == [70.0, 80.0, 1]
+    assert list(found.loc[("b", 0.2), ["test_accuracy_full", "test_accuracy_half", "seeds"]]) == [70.0, 80.0, 1]
