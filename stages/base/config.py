@@ -68,7 +68,7 @@ def _refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def check_counts(file: Path, config: Mapping[str, Any], stored: Mapping[str, Stored]) -> None:
-    """Refuse numbers of layers, heads and experts that the weights do not hold: no network is built from those.
+    """Refuse numbers of layers, heads, experts and labels that the weights do not hold: no network is built from those.
 
     Raises:
         UserError: names the entry, and what the weights hold.
@@ -90,7 +90,7 @@ def check_counts(file: Path, config: Mapping[str, Any], stored: Mapping[str, Sto
             raise UserError(f"{file.parent}: the weights hold {len(inside) + further} layers, config.json says {said}")
     most = max([len(stored), *(size for one in stored.values() for size in one.shape)], default=0)
     for key, value in config.items():
-        if re.search("head|expert", key) and type(value) is int and value > most:
+        if re.search("head|expert|label", key) and type(value) is int and value > most:
             raise UserError(f"{file}: {key} = {value}, and the weights hold nothing of that size")
 
 

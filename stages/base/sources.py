@@ -1,12 +1,17 @@
 """Where a base model comes from: the embedded one, a local folder, or the hub."""
 
 import re
+import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
@@ -35,6 +40,15 @@ _HUB_FILES: Final = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _NOT_WANTED: Final = ["consolidated*.safetensors", "*/*.safetensors"]
 
 _TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_MEMORY: Final = 2 << 30  # bytes, for a configuration and a network without numbers
+_SECONDS: Final = 120  # of processor time, for the same
+_TRIAL: Final = """
+import resource, string, sys
+for kind, most in zip((resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_CORE), (*map(int, sys.argv[2:]), 0)):
+    resource.setrlimit(kind, (most, most))
+from tokenizers import Tokenizer
+Tokenizer.from_file(sys.argv[1]).encode(string.printable)
+"""
 
 
 @dataclass(frozen=True)
@@ -123,7 +137,7 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
     headers = read_headers(folder)
     check_counts(file, raw, headers)
     code = _own_code(folder) if params.trust_remote_code else []
-    with _opening(file):
+    with _opening(file), _bounded():
         opened = AutoConfig.from_pretrained(folder, trust_remote_code=params.trust_remote_code, local_files_only=True)
     if not code and type(opened) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{file}: model type {opened.model_type!r} is no causal language model; name one that is")
@@ -136,7 +150,7 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
     tensors = LazyTensors(stored)
 
     def network() -> PreTrainedModel:
-        with _opening(file):
+        with _opening(file), _bounded():
             return without_weights(opened, trust_remote_code=params.trust_remote_code)
 
     built = network()
@@ -163,6 +177,7 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
     settings = [folder / name for name in _TOKENIZER if (folder / name).exists()]
     for tokens in settings:
         read_object(tokens)
+    _try_tokenizer(folder / "tokenizer.json")
     with _opening(settings[0] if settings else folder, "cannot be opened as a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=params.trust_remote_code, local_files_only=True
@@ -209,6 +224,46 @@ def _opening(file: Path, fault: str = "cannot be opened as a model") -> Iterator
                 f"{file.parent}: cannot be opened as a model: it needs code that its author shipped; read that code, "
                 "then set model.trust_remote_code: true"
             ) from None
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Limit the memory and processor time that a configuration makes transformers take, labels and layers by number.
+
+    Raises:
+        ValueError: it takes more.
+    """
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"what it describes takes more than {_SECONDS} s to build")
+
+    before, limit = signal.signal(signal.SIGPROF, late), resource.getrlimit(resource.RLIMIT_AS)
+    most = psutil.Process().memory_info().vms + _MEMORY
+    if limit[0] in (resource.RLIM_INFINITY, -1) or limit[0] > most:
+        with suppress(ValueError, OSError):  # a system without such a limit
+            resource.setrlimit(resource.RLIMIT_AS, (most, limit[1]))
+    signal.setitimer(signal.ITIMER_PROF, _SECONDS)
+    try:
+        yield
+    except MemoryError:
+        raise ValueError(f"what it describes takes more than {_MEMORY >> 30} GiB") from None
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+def _try_tokenizer(file: Path) -> None:
+    """Load the tokenizer and read a line with it in a process of its own, which may abort.
+
+    Raises:
+        UserError: it takes more memory or time than any tokenizer needs.
+    """
+    trial = subprocess.run([sys.executable, "-c", _TRIAL, file, str(_MEMORY), str(_SECONDS)], capture_output=True)
+    if trial.returncode < 0:  # ended by a signal: out of memory or time
+        raise UserError(
+            f"{file}: a line takes more than {_MEMORY >> 30} GiB or {_SECONDS} s; take the model from its maker"
+        )
 
 
 def _own_code(folder: Path) -> list[Path]:

@@ -167,6 +167,8 @@ CONFIG = {
     "one of two ends": ({"eos_token_id": [1, 258]}, "eos_token_id = 258, and the embedding holds 258 rows"),
     "a pad beyond": ({"pad_token_id": 999}, "pad_token_id = 999, and the embedding holds 258 rows|config.json: "),
     "an end below": ({"eos_token_id": -1}, "eos_token_id = -1, and the embedding"),
+    "labels without end": ({"num_labels": 10**9}, "num_labels = 1000000000, and the weights hold nothing of that"),
+    "labels by name": ({"num_labels": 3, "id2label": 5}, r"config\.json: cannot be opened"),
     "gptq": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantised \(gptq\)"),
     "an older bitsandbytes": ({"quantization_config": {"load_in_4bit": True}}, r"quantised \(bitsandbytes\)"),
     "compressed": ({"compression_config": {"quant_method": "compressed-tensors"}}, r"\(compressed-tensors\)"),
@@ -216,6 +218,26 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, source, case
     name, content, message = FILES[case]
     (source / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(tmp_path, monkeypatch, source, message)
+
+
+def test_a_tokenizer_that_grows_without_end_is_ended(tmp_path, monkeypatch, source):
+    """An added token that the normalizer makes 2^40 times as long, as soon as the file is opened."""
+    monkeypatch.setattr("stages.base.sources._SECONDS", 3)
+    made = json.loads((source / "tokenizer.json").read_text())
+    doubling = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    made["normalizer"] = {"type": "Sequence", "normalizers": [doubling] * 40}
+    (source / "tokenizer.json").write_text(json.dumps(made))
+    refused(tmp_path, monkeypatch, source, r"tokenizer\.json: a line takes more than 2 GiB or 3 s")
+
+
+def test_what_a_configuration_may_take_is_bounded(tmp_path, monkeypatch, source):
+    """Whatever its entry is called: here the names of the labels, of which transformers makes a table."""
+    monkeypatch.setattr("stages.base.sources.check_counts", lambda *_: None)
+    monkeypatch.setattr("stages.base.sources._MEMORY", 1 << 28)
+    edit(source, {"num_labels": 10**9})
+    refused(
+        tmp_path, monkeypatch, source, r"config\.json: cannot be opened as a model: what it describes takes more than"
+    )
 
 
 @pytest.mark.parametrize("cut", [-1000, 1000, -8])
