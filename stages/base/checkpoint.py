@@ -8,6 +8,7 @@ loading, so they get the current ones.
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -128,15 +129,16 @@ def _indexed(index: Path) -> dict[str, str]:
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Tensors of safetensors files, each read when asked for."""
+    """Tensors of safetensors files, each read when asked for; a file's header is parsed once."""
 
     def __init__(self, stored: Mapping[str, Stored]) -> None:
         self._stored = stored
+        self._opened = cache(partial(safe_open, framework="pt"))
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._stored[name]
-        with reading(place.file, _DAMAGED), safe_open(place.file, framework="pt") as shard:
-            return shard.get_tensor(place.name)
+        with reading(place.file, _DAMAGED):
+            return self._opened(place.file).get_tensor(place.name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
