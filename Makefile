@@ -88,4 +88,4 @@ lock: setup ## recompile requirements.lock from pyproject.toml
 
 clean: ## remove caches and the environment; data, models, reports and DVC's cache stay
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage site
-	@find stages flows tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find salf stages flows tests -name __pycache__ -type d -prune -exec rm -rf {} +

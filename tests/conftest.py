@@ -24,7 +24,7 @@ def hub_folder(tmp_path_factory) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from tests.common.models.tiny import save_tiny
+    from tests.engine.models.tiny import save_tiny
 
     folder = tmp_path_factory.mktemp("hub") / "tiny-llama"
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -46,7 +46,7 @@ def fused_attention(monkeypatch) -> None:
 
     PyTorch does not count that kernel on a CPU, and plain products over whole grids, masked places included.
     """
-    from stages.common.models import attention
+    from salf.engine.models import attention
 
     monkeypatch.setattr(attention, "_short", lambda _: False)
 

@@ -24,7 +24,7 @@ FOLDER = "Übung mit Leerzeichen 数据"
 STAGE = """
 import hashlib, sys, time
 from pathlib import Path
-from stages.common.artifacts import replacing_file, replacing_folder
+from salf.files import replacing_file, replacing_folder
 from stages.common.command import exit_code
 
 def main(argv):

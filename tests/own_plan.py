@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM
 
-from tests.common.test_freeze_plan import artifact
+from tests.salf.test_plan import artifact
 
 BOUNDARY = 2
 

@@ -8,9 +8,9 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.common.command import UserError
-from tests.common.models.tiny import save_tiny
+from salf.errors import UserError
 from tests.conftest import write_tiny_task
+from tests.engine.models.tiny import save_tiny
 from tests.test_chain import Chain
 
 METHODS = ["salf", "salf+lora"]

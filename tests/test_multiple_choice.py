@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages.common.batches import read_examples
+from salf.engine.batches import read_examples
 from tests.conftest import write_params
 from tests.test_chain import Chain
 

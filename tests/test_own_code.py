@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from salf.engine.boundary_cache.key import Key
+from salf.engine.models.adapter import open_model
+from salf.errors import UserError
 from stages.base.__main__ import main as bring_base
-from stages.common.boundary_cache.key import Key
-from stages.common.command import UserError
-from stages.common.models.adapter import open_model
-from tests.common.training.tiny_training import RUNTIME, SHARED, made_examples
 from tests.conftest import write_params
+from tests.engine.training.tiny_training import RUNTIME, SHARED, made_examples
 from tests.test_families_chain import METHODS, prepare_source
 
 CPU = torch.device("cpu")

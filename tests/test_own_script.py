@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.common.freeze_plan import FreezePlan
+from salf.plan import FreezePlan
 from tests.docs_blocks import blocks, run_python
 from tests.own_plan import changed_parts, write_plan_and_base
 

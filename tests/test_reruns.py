@@ -44,7 +44,8 @@ class Copy:
         self.root = root
         for name in ("dvc.yaml", "params.yaml", "requirements.lock", ".dvcignore"):
             shutil.copy(ROOT / name, root / name)
-        shutil.copytree(ROOT / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+        for room in ("salf", "stages"):
+            shutil.copytree(ROOT / room, root / room, ignore=shutil.ignore_patterns("__pycache__"))
         (root / "data/raw").mkdir(parents=True)
         (root / "data/raw/README.md").write_text("data\n")
         # Files of a stage's folder that other stages name one by one, and one that none names.
@@ -206,7 +207,7 @@ def test_one_method_less_runs_no_fine_tune(matrix):
 
 @pytest.mark.slow
 def test_an_edited_helper_runs_the_stages_that_import_it(copy):
-    helper = copy.root / "stages/common/laws.py"
+    helper = copy.root / "salf/laws.py"
     source = helper.read_text(encoding="utf-8")
     helper.write_text(source + "\n# an edit\n", encoding="utf-8")
     try:

@@ -12,7 +12,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.common.freeze_plan import FreezePlan
+from salf.plan import FreezePlan
 from tests.conftest import PROJECT
 from tests.docs_blocks import blocks
 from tests.own_plan import changed_parts, write_plan_and_base

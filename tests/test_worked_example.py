@@ -105,7 +105,7 @@ def test_no_customer_falls_into_two_splits(walked):
 def test_the_function_that_was_exported_is_python(walked):
     _, printed = walked
     names: dict = {}
-    exec(printed["python -m stages.plan export --format trainer"], names)
+    exec(printed["salf export --format trainer"], names)
     assert callable(names["apply_freeze_plan"])
 
 

@@ -1,6 +1,6 @@
 """Proves from the shards of a fine-tuned model which layers were trained: equal bytes or different ones.
 
-It relies on the layout alone (``stages/common/models/shards.py``): one safetensors file per unit
+It relies on the layout alone (``salf/engine/models/shards.py``): one safetensors file per unit
 (``embedding``, ``layer-01`` … , ``final``), and ``run.json`` with ``trained_units``, which the method was
 to train (of layers drawn at random, all that were drawn), and ``changed_units``, which saving rewrote.
 """

@@ -12,7 +12,7 @@ from flows.study.harvest import Artifacts
 from flows.study.progress import Look, Progress
 from flows.study.settings import digest, for_training
 from flows.study.tables import Row, Tables, outcome_of
-from stages.common.rate_choice import Tried, choose
+from salf.rate_choice import Tried, choose
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ _SCORING: Final = ("answer_marker", "generate_tokens")
 # A method's own parameters decide nothing for the others: prefixes in finetune, by what the method's name holds.
 _OWN: Final = {"lora": "lora_", "lisa": "lisa_"}
 _CONTROL: Final = "first_n"  # of plan: no boundary depends on it
-_CODE: Final = ("base", "common", "evaluate", "finetune", "prepare")
+_CODE: Final = ("salf", *(f"stages/{room}" for room in ("base", "common", "evaluate", "finetune", "prepare")))
 LIBRARIES: Final = ("networkx", "numpy", "pandas", "scikit-learn", "scipy", "sympy", "torch", "transformers")
 _PIN: Final = re.compile(r"^([\w.-]+)==(\S+)", flags=re.MULTILINE)
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ /+.$%*@?|-]*")
@@ -174,7 +174,7 @@ def digest(value: Any) -> str:
 
 def code_version(project: Path) -> str:
     """Hash of the program of the stages that make results; comments, docstrings and layout do not count."""
-    files = [file for room in _CODE for file in sorted((project / "stages" / room).rglob("*.py"))]
+    files = [file for room in _CODE for file in sorted((project / room).rglob("*.py"))]
     return digest({file.relative_to(project).as_posix(): _program(file) for file in files})
 
 

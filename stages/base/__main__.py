@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from salf.families import family_of
+from salf.files import replacing_folder, write_json
 from stages.base.identity import identity
 from stages.base.shard import write_folder
 from stages.base.sources import open_source
-from stages.common.artifacts import replacing_folder, write_json
 from stages.common.command import exit_code
-from stages.common.models.families import family_of
 from stages.common.params import Model, Room
 
 

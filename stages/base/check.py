@@ -18,8 +18,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model, revert_weight_conversion
 from transformers.modeling_utils import LoadStateDictConfig
 
+from salf.errors import UserError, reading
 from stages.base.checkpoint import Stored
-from stages.common.command import UserError, reading
 
 _PLAIN: Final = {"F64", "F32", "F16", "BF16"}
 _QUANTISED: Final = {

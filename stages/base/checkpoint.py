@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from stages.common.command import UserError, reading
-from stages.common.models.shards import INDEX
+from salf.engine.models.shards import INDEX
+from salf.errors import UserError, reading
 
 _READ: Final = {".safetensors", ".json", ".jinja", ".py", ".model", ".txt"}
 _POINTER: Final = b"version https://git-lfs"

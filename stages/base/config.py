@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from transformers import PreTrainedConfig
 
+from salf.errors import UserError
+from salf.families import longest_list
 from stages.base.checkpoint import Stored, read_object
-from stages.common.command import UserError
-from stages.common.models.families import longest_list
 
 _SIZES: Final = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "tie_word_embeddings")
 _LAYERS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")

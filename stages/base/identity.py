@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from salf.engine.models.shards import shard_hashes, weights_digest
+from salf.families import Family
 from stages.base.sources import Source
-from stages.common.models.families import Family
-from stages.common.models.shards import shard_hashes, weights_digest
 
 
 def identity(source: Source, kind: str, family: Family, sizes: Mapping[str, int], folder: Path) -> dict[str, Any]:

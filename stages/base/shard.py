@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from salf.engine.models.shards import group_by_unit, plain_config, write_index, write_unit
+from salf.engine.progress import progress
+from salf.errors import UserError
+from salf.families import Family
+from salf.files import read_json, write_json
 from stages.base.check import shown
 from stages.base.sources import Source
-from stages.common.artifacts import read_json, write_json
-from stages.common.command import UserError
-from stages.common.models.families import Family
-from stages.common.models.shards import group_by_unit, plain_config, write_index, write_unit
-from stages.common.progress import progress
 
 
 def write_folder(source: Source, family: Family, folder: Path) -> dict[str, int]:

@@ -26,13 +26,13 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
+from salf.engine.models.skeleton import without_weights
+from salf.errors import UserError, reading
 from stages.base import embedded
 from stages.base.check import beyond, check_vocabulary, parameter_names, shown
 from stages.base.checkpoint import LazyTensors, check_files, current_names, read_headers, read_object
 from stages.base.config import check_counts, check_ids, complete_config, read_config
-from stages.common.command import UserError, reading
 from stages.common.hub import FAULTS, hub_fault
-from stages.common.models.skeleton import without_weights
 from stages.common.params import Model
 
 _HUB_FILES: Final = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from salf.files import code_hashes, digest_of, work_folder, write_json
+from salf.settings import Device
 from stages.bench.measure import Plan, measure
 from stages.bench.processes import STAGES
 from stages.bench.summary import print_benchmark
 from stages.bench.workloads import EMBEDDED, SHAPES
-from stages.common.artifacts import code_hashes, digest_of, work_folder, write_json
 from stages.common.command import exit_code
-from stages.common.params import Device, Room
+from stages.common.params import Room
 from stages.common.run_record import machine
 
 

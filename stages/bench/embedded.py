@@ -10,8 +10,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 import stages
-from stages.common.artifacts import read_json
-from stages.common.command import UserError
+from salf.errors import UserError
+from salf.files import read_json
 from stages.common.params import PARAMS_FILE
 
 

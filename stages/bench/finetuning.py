@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from salf.engine.progress import progress
 from stages.bench.contender import Contender, Measured
 from stages.bench.kept import Kept
 from stages.bench.others import HuggingFaceLora, HuggingFaceTrainer
 from stages.bench.ours import FineTuner, PlainAllocator
 from stages.bench.workloads import Task
 from stages.common.benchmark import Allocator, Memory, Point, Spread
-from stages.common.progress import progress
 
 OURS: Final = "ours"
 TRAINER: Final = "trainer"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stages.common.artifacts import read_json, write_json
+from salf.files import read_json, write_json
 
 Value = TypeVar("Value")  # anything that JSON holds
 

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from salf.engine.runtime import find_runtime, machine_facts
+from salf.settings import Device
 from stages.bench import processes
 from stages.bench.contender import Contender
 from stages.bench.embedded import Prepared, embedded_task
@@ -19,9 +21,7 @@ from stages.bench.targets import targets
 from stages.bench.tracing import measure_tracing
 from stages.bench.workloads import EMBEDDED, SHAPES, Task, random_task, real_task
 from stages.common.benchmark import Bases, Benchmark, Deciding, ModelResult, Spread
-from stages.common.params import Device
 from stages.common.run_record import machine
-from stages.common.runtime import find_runtime, machine_facts
 
 DECIDING_EPOCHS: Final = 3  # of the full fine-tune that deciding is held against
 _BASES_TOKENS: Final = 256

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
+from salf.engine.batches import Example, inference_batches
+from salf.engine.runtime import find_runtime
 from stages.bench.clock import Lap, now
 from stages.bench.workloads import RATE, Task
-from stages.common.batches import Example, inference_batches
 from stages.common.params import load_params
-from stages.common.runtime import find_runtime
 from stages.trace.basis import semantic_bases
 
 IGNORED: Final = -100  # a label that counts for nothing, by transformers' convention

@@ -10,21 +10,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from salf.cost import ModelShape
+from salf.engine.answers import Answer, Embeddings, Reader, Start
+from salf.engine.batches import Example
+from salf.engine.boundary_cache.compute import cache_boundary
+from salf.engine.models.adapter import CausalModel, open_model
+from salf.engine.runtime import Runtime, choose_runtime, find_runtime
+from salf.engine.training.costs import Costs
+from salf.engine.training.loop import train
+from salf.engine.training.starts import CACHE_BATCH_TOKENS
+from salf.engine.training.validation import Split
+from salf.files import read_json
+from salf.plan import FreezePlan, ParameterCounts, PlannedModel
+from salf.settings import Device, Finetune
 from stages.bench.clock import Lap, now
 from stages.bench.workloads import RATE, Task
-from stages.common.answers import Answer, Embeddings, Reader, Start
-from stages.common.artifacts import read_json
-from stages.common.batches import Example
-from stages.common.boundary_cache.compute import cache_boundary
-from stages.common.cost import ModelShape
-from stages.common.freeze_plan import FreezePlan, ParameterCounts, PlannedModel
-from stages.common.models.adapter import CausalModel, open_model
-from stages.common.params import Device, Finetune, load_params
-from stages.common.runtime import Runtime, choose_runtime, find_runtime
-from stages.common.training.costs import Costs
-from stages.common.training.loop import train
-from stages.common.training.starts import CACHE_BATCH_TOKENS
-from stages.common.training.validation import Split
+from stages.common.params import load_params
 from stages.finetune.methods import make_trainable
 from stages.finetune.scope import Scope
 from stages.trace.basis import semantic_bases

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from salf.engine.progress import progress
 from stages.bench.embedded import Prepared, stage_environment
 from stages.bench.kept import Kept
 from stages.common.benchmark import Spread
-from stages.common.progress import progress
 
 WITH_LORA: Final = "finetune+lora"
 STAGES: Final = (

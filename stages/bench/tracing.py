@@ -5,13 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from salf.engine.progress import progress
 from stages.bench.contender import Contender, Measured
 from stages.bench.kept import Kept
 from stages.bench.others import Forward
 from stages.bench.ours import TraceMaker
 from stages.bench.workloads import Task
 from stages.common.benchmark import Spread, Tracing
-from stages.common.progress import progress
 from stages.trace.collect import SHARD_EXAMPLES
 
 PLAIN: Final = "plain forward"

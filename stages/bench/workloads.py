@@ -10,10 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from stages.common.artifacts import read_json, replacing_folder
-from stages.common.batches import Example, read_examples
+from salf.engine.batches import Example, read_examples
+from salf.files import read_json, replacing_folder
+from salf.settings import Device
 from stages.common.benchmark import Workload
-from stages.common.params import Device
 
 EMBEDDED: Final = "embedded"
 RATE: Final = 1e-6  # of every contender: weights stay finite however often they are trained on

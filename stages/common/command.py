@@ -8,16 +8,12 @@ import errno
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from io import TextIOWrapper
-from pathlib import Path
 from typing import Final
 
+from salf.errors import BAD_INPUT, INTERRUPTED, UserError
 from stages.common import run_record
-
-BAD_INPUT: Final = 2
-INTERRUPTED: Final = 130
 
 _NO_RIGHT: Final = "make it writable"
 _DISK_FAULTS: Final = {
@@ -28,31 +24,6 @@ _DISK_FAULTS: Final = {
     errno.EACCES: _NO_RIGHT,
     errno.EPERM: _NO_RIGHT,
 }
-
-
-class UserError(Exception):
-    """Something that the user can mend; its text says what is wrong, where, and what to do."""
-
-
-@contextmanager
-def reading(file: Path | str, fault: str = "cannot be read") -> Iterator[None]:
-    """Turn whatever another library raises about a file of the user's into one line.
-
-    Args:
-        file: the file or folder that is read.
-        fault: what is wrong with it then, and what to do.
-
-    Raises:
-        UserError: names the file, the fault and the library's reason.
-    """
-    try:
-        yield
-    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # a parser written in Rust panics with what is no Exception
-        reason = " ".join(str(error).split())[:300]
-        kind = "" if isinstance(error, OSError | ValueError | ImportError) and reason else f"{type(error).__name__}: "
-        raise UserError(f"{file}: {fault}: {kind}{reason}") from None
 
 
 def exit_code(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ only the declared groups, so that a stage cannot see a value that ``dvc.yaml`` d
 import os
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -20,65 +20,25 @@ from pydantic import (
     model_validator,
 )
 
-from stages.common.command import UserError
-from stages.common.method_names import checked, method_of, rate_entry
+from salf.methods import method_of, rate_entry
+from salf.settings import (
+    ChoiceScore,
+    Confidence,
+    Count,
+    Device,
+    Finetune,
+    GainName,
+    Group,
+    MethodName,
+    Quantity,
+    Seed,
+    SelectorName,
+    Share,
+    SignalKind,
+)
 from stages.common.params_file import read_validated
 
 PARAMS_FILE = Path("params.yaml")
-
-Share = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-SEEDS: Final = 2**32  # 0 to this, without it: what every generator of random numbers takes
-Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
-Confidence = Annotated[float, Field(gt=0, lt=1)]
-LearningRate = Annotated[float, Field(gt=0, le=1)]
-# A single rate is a grid of one.
-RateGrid = Annotated[
-    list[LearningRate], Field(min_length=1), BeforeValidator(lambda v: v if isinstance(v, list) else [v])
-]
-
-SelectorName = Literal[
-    "salf",
-    "full",
-    "none",
-    "half",
-    "last-n",
-    "first-n",
-    "random",
-    "affordable",
-    "budget",
-    "tolerance",
-    "pilot",
-    "arrival",
-    "probe",
-    "block-influence",
-    "variability",
-    "grad-norm",
-    "spectrum",
-    "oracle",
-    "salf-deviation-observed",
-    "salf-deviation-ratio",
-    "salf-deviation-local",
-    "salf-deviation-marginal",
-    "salf-loss-observed",
-    "salf-loss-ratio",
-    "salf-loss-local",
-    "salf-loss-marginal",
-]
-MethodName = Annotated[str, AfterValidator(lambda name: checked(name, get_args(SelectorName)))]
-SignalKind = Literal["block-influence", "variability", "probe", "grad-norm", "spectrum"]
-GainName = Literal["observed", "ratio", "local", "marginal"]
-OF_THE_POWER_LAW: Final[frozenset[GainName]] = frozenset({"ratio", "marginal"})  # computed from it, over all depth
-Quantity = Literal["deviation", "loss"]
-FrozenWeights = Literal["whole", "int8", "nf4", "offload"]
-CacheMode = Literal["auto", "memory", "disk", "off"]
-ChoiceScore = Literal["sum", "token", "character"]
-
-
-class Group(BaseModel):
-    """A group of parameters: frozen, strictly typed, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 class Model(Group):
@@ -191,14 +151,6 @@ class Data(Group):
         return self
 
 
-class Device(Group):
-    """Where torch stages run, and in which precision."""
-
-    kind: Literal["auto", "cuda", "mps", "cpu"]
-    dtype: Literal["auto", "float32", "bfloat16"]
-    frozen_weights: FrozenWeights = "whole"
-
-
 class Prepare(Group):
     """Limits of the prepared examples."""
 
@@ -276,42 +228,6 @@ class Compare(Group):
         if len(set(values)) != len(values):
             raise ValueError("the same entry stands twice")
         return values
-
-
-class Finetune(Group):
-    """The training schedule; one for all methods, but for the learning rate."""
-
-    epochs: Count
-    batch_size: Count
-    accumulate: Count
-    gradient_checkpointing: bool
-    processes: Count
-    learning_rate: dict[MethodName, RateGrid]
-    schedule: Literal["cosine", "constant"]
-    warmup_share: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    clip_norm: Annotated[float, Field(gt=0)]
-    lora_rank: Count
-    lora_alpha: Annotated[float, Field(gt=0)]
-    lisa_layers: Count
-    lisa_steps: Count
-    equal_compute: bool
-    evaluations_per_epoch: Annotated[int, Field(ge=0)]
-    checkpoint_minutes: Annotated[float, Field(ge=0)]
-    cache: CacheMode
-    cache_folder: Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
-    cache_gib: Annotated[float, Field(gt=0)]
-
-    def rates(self, method: str, boundary: int) -> list[float]:
-        """The learning rates to try for a method whose boundary is known.
-
-        Raises:
-            UserError: neither it nor the method that stands in for it has an entry.
-        """
-        entry = rate_entry(method, boundary, self.learning_rate)
-        if entry is None:
-            raise UserError(f"params.yaml: finetune.learning_rate has no entry for {method} (boundary {boundary})")
-        return sorted(self.learning_rate[entry])
 
 
 class Evaluate(Group):

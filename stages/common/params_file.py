@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.common.command import UserError
+from salf.errors import UserError
 
 _DEEPEST: Final = 100
 

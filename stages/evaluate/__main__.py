@@ -9,12 +9,13 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.artifacts import read_json, replacing_file, require, write_json, write_text
-from stages.common.batches import read_examples
-from stages.common.boundary_cache.cache import CacheSettings
+from salf.engine.batches import read_examples
+from salf.engine.boundary_cache.cache import CacheSettings
+from salf.engine.runtime import choose_runtime
+from salf.files import read_json, replacing_file, require, write_json, write_text
+from salf.settings import Device, Finetune
 from stages.common.command import exit_code
-from stages.common.params import Compare, Device, Evaluate, Finetune, Room
-from stages.common.runtime import choose_runtime
+from stages.common.params import Compare, Evaluate, Room
 from stages.evaluate import baselines
 from stages.evaluate.compare import compare_methods, comparison_rows, to_csv
 from stages.evaluate.intervals import Bootstrap

@@ -9,7 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from stages.common.batches import Example
+from salf.engine.batches import Example
 
 _WORD: Final = r"(?u)\b\w+\b"
 

@@ -6,8 +6,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
-from stages.common.batches import Example
-from stages.common.models.adapter import CausalModel
+from salf.engine.batches import Example
+from salf.engine.models.adapter import CausalModel
 
 
 @torch.no_grad()

@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from stages.common.artifacts import require, significant, write_json
-from stages.common.command import UserError, exit_code
-from stages.common.models.adapter import code_trusted, open_model
-from stages.common.models.shards import shard_hashes, weights_digest
+from salf.engine.models.adapter import code_trusted, open_model
+from salf.engine.models.shards import shard_hashes, weights_digest
+from salf.engine.runtime import Runtime, choose_runtime
+from salf.errors import UserError
+from salf.files import require, significant, write_json
+from stages.common.command import exit_code
 from stages.common.params import load_params
-from stages.common.runtime import Runtime, choose_runtime
 
 BASE: Final = "base"
 

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from stages.common.answers import Reader, Start
-from stages.common.batches import Example
-from stages.common.boundary_cache.cache import BoundaryCache, CacheSettings
-from stages.common.boundary_cache.key import frozen_units
-from stages.common.boundary_cache.opened import Opened, print_opened
-from stages.common.models.adapter import CausalModel, open_model
+from salf.engine.answers import Reader, Start
+from salf.engine.batches import Example
+from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings
+from salf.engine.boundary_cache.key import frozen_units
+from salf.engine.boundary_cache.opened import Opened, print_opened
+from salf.engine.models.adapter import CausalModel, open_model
+from salf.engine.progress import progress
+from salf.engine.rules import rule_of
+from salf.engine.runtime import Runtime
 from stages.common.params import Evaluate
-from stages.common.progress import progress
-from stages.common.rules import rule_of
-from stages.common.runtime import Runtime
 from stages.evaluate.generate import exact_match, write_answers
 from stages.evaluate.scores import Predictions
 

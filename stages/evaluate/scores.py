@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.common.batches import Example
+from salf.engine.batches import Example
 from stages.evaluate.intervals import Bootstrap, Floats, Statistic
 
 

@@ -10,8 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
-from stages.common.answers import Reader
-from stages.common.artifacts import (
+from salf.cost import ModelShape
+from salf.engine.answers import Reader
+from salf.engine.batches import read_examples
+from salf.engine.models.shards import shard_hashes
+from salf.engine.rules import rule_of
+from salf.engine.runtime import choose_runtime, machine_facts, peak_memory_bytes
+from salf.engine.training.processes import Processes, are_several, joined
+from salf.files import (
     code_hashes,
     digest_of,
     read_json,
@@ -22,16 +28,11 @@ from stages.common.artifacts import (
     write_json,
     write_text,
 )
-from stages.common.batches import read_examples
+from salf.methods import checked, method_of
+from salf.plan import FILE_NAME, FreezePlan
+from salf.settings import SEEDS, Device, Finetune, SelectorName
 from stages.common.command import exit_code
-from stages.common.cost import ModelShape
-from stages.common.freeze_plan import FILE_NAME, FreezePlan
-from stages.common.method_names import checked, method_of
-from stages.common.models.shards import shard_hashes
-from stages.common.params import SEEDS, Device, Finetune, Model, Plan, Room, SelectorName
-from stages.common.rules import rule_of
-from stages.common.runtime import choose_runtime, machine_facts, peak_memory_bytes
-from stages.common.training.processes import Processes, are_several, joined
+from stages.common.params import Model, Plan, Room
 from stages.finetune.card import adapter_card, model_card
 from stages.finetune.launch import end_with_launcher, launch
 from stages.finetune.save import Base, save_model

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from stages.common.freeze_plan import FreezePlan
+from salf.plan import FreezePlan
 from stages.finetune.save import Base
 from stages.finetune.words import choice_words, frozen_words, head_words, trained_words
 

@@ -7,10 +7,10 @@ epochs leaves out. Operations are counted, batch by batch, as the training loop 
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from stages.common.batches import Example
-from stages.common.params import Finetune
-from stages.common.training.costs import Costs
-from stages.common.training.loop import epoch_batches
+from salf.engine.batches import Example
+from salf.engine.training.costs import Costs
+from salf.engine.training.loop import epoch_batches
+from salf.settings import Finetune
 from stages.finetune.scope import Scope
 
 

@@ -14,8 +14,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from stages.common.command import UserError
-from stages.common.runtime import threads_each
+from salf.engine.runtime import threads_each
+from salf.errors import UserError
 
 _PARENT: Final = "SALF_LAUNCHER"  # the launcher's process id
 _PR_SET_PDEATHSIG: Final = 1

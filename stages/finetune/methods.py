@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from stages.common.command import UserError
-from stages.common.freeze_plan import FreezePlan
-from stages.common.models.adapter import CausalModel
-from stages.common.params import Finetune
-from stages.common.training.trainable import Trainable, train_mode
+from salf.engine.models.adapter import CausalModel
+from salf.engine.training.trainable import Trainable, train_mode
+from salf.errors import UserError
+from salf.plan import FreezePlan
+from salf.settings import Finetune
 from stages.finetune.scope import Scope
 
 if TYPE_CHECKING:

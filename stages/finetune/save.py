@@ -8,10 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from stages.common.artifacts import lasting, read_json, write_json
-from stages.common.models.shards import INDEX, group_by_unit, share_file, write_index, write_unit
+from salf.engine.models.shards import INDEX, group_by_unit, share_file, write_index, write_unit
+from salf.engine.training.trainable import Trainable
+from salf.files import lasting, read_json, write_json
 from stages.common.params import Model
-from stages.common.training.trainable import Trainable
 
 if TYPE_CHECKING:
     from peft import PeftModel

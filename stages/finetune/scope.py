@@ -9,17 +9,17 @@ matrix is saved once, so that both stay equal.
 Two methods train something else than all that lies above a boundary. ``first-n`` is a control: embeddings
 and layers 1..n train, the rest is frozen; it trains few parameters and saves next to nothing, because
 back-propagation passes through all layers on its way down. ``lisa`` draws layers anew as it goes: see
-:mod:`stages.common.training.draws`.
+:mod:`salf.engine.training.draws`.
 """
 
 from dataclasses import dataclass
 
-from stages.common.command import UserError
-from stages.common.freeze_plan import FreezePlan
-from stages.common.method_names import FIRST_N, LISA, method_of
-from stages.common.models.families import layer_unit
-from stages.common.params import Finetune
-from stages.common.training.draws import LayerDraws
+from salf.engine.training.draws import LayerDraws
+from salf.errors import UserError
+from salf.families import layer_unit
+from salf.methods import FIRST_N, LISA, method_of
+from salf.plan import FreezePlan
+from salf.settings import Finetune
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.common.answers import Reader
-from stages.common.batches import Example
-from stages.common.boundary_cache.opened import Opened
-from stages.common.cost import ModelShape
-from stages.common.freeze_plan import FreezePlan
-from stages.common.models.adapter import CausalModel, open_model
-from stages.common.params import Finetune
-from stages.common.rate_choice import Tried, choose
-from stages.common.runtime import Runtime
-from stages.common.training.checkpoint import Checkpoint, Training
-from stages.common.training.costs import Costs
-from stages.common.training.loop import DivergedError, train
-from stages.common.training.processes import ALONE, Processes
-from stages.common.training.starts import Splits, begun, open_states
-from stages.common.training.trainable import Trainable
-from stages.common.training.validation import Split, validate
+from salf.cost import ModelShape
+from salf.engine.answers import Reader
+from salf.engine.batches import Example
+from salf.engine.boundary_cache.opened import Opened
+from salf.engine.models.adapter import CausalModel, open_model
+from salf.engine.runtime import Runtime
+from salf.engine.training.checkpoint import Checkpoint, Training
+from salf.engine.training.costs import Costs
+from salf.engine.training.loop import DivergedError, train
+from salf.engine.training.processes import ALONE, Processes
+from salf.engine.training.starts import Splits, begun, open_states
+from salf.engine.training.trainable import Trainable
+from salf.engine.training.validation import Split, validate
+from salf.plan import FreezePlan
+from salf.rate_choice import Tried, choose
+from salf.settings import Finetune
 from stages.finetune.epochs import epochs_for_as_much
 from stages.finetune.methods import make_trainable
 from stages.finetune.scope import Scope, scope_of
@@ -83,7 +83,7 @@ class Search:
     Attributes:
         scope: what was trained.
         epochs: of every candidate.
-        best: the one that won on the validation split (see :func:`stages.common.rate_choice.choose`).
+        best: the one that won on the validation split (see :func:`salf.rate_choice.choose`).
         grid: every rate with its final loss and accuracy on the validation split and, where the grid has several rates,
             on the test split; ``None``: training diverged.
         states: where the passes over each split began; empty where nothing is frozen.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.common.method_names import FIRST_N, LISA, frozen_by_name
+from salf.methods import FIRST_N, LISA, frozen_by_name
 
 
 def trained_words(run: Mapping[str, Any], depth: int) -> str:

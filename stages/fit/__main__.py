@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from stages.common.artifacts import significant, write_json, write_text
+from salf.files import significant, write_json, write_text
 from stages.common.command import exit_code
 from stages.common.params import Fit, Room
 from stages.fit.quantity import DIGITS, Analysis, analyse, artifact

@@ -32,7 +32,7 @@ from typing import Final
 
 import numpy as np
 
-from stages.common.laws import Array
+from salf.laws import Array
 from stages.fit.rules import BASELINES, Fitted, Rule
 
 MARGIN: Final = 10.0

@@ -1,4 +1,4 @@
-"""Every gain of a curve (see :mod:`stages.common.gains`), with intervals, and how often each layer contributes most.
+"""Every gain of a curve (see :mod:`salf.gains`), with intervals, and how often each layer contributes most.
 
 Layers 2..L-1 compete. Layer 1's step starts from the embedding output (space 0), which no layer has
 seen: it is reported apart. Layer L's is written too, but it cannot end the freezing: behind it no layer
@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from stages.common.fitting.bootstrap import interval
-from stages.common.gains import local, marginal, named, observed, ratio
-from stages.common.laws import Array
+from salf.fitting.bootstrap import interval
+from salf.gains import local, marginal, named, observed, ratio
+from salf.laws import Array
 
 NAMES: Final = ("observed", "ratio", "local", "marginal")
 

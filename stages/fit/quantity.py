@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from stages.common.artifacts import significant
-from stages.common.fitting.bootstrap import interval, resampled_means
-from stages.common.gains import local, next_reduction
-from stages.common.laws import Array
+from salf.files import significant
+from salf.fitting.bootstrap import interval, resampled_means
+from salf.gains import local, next_reduction
+from salf.laws import Array
 from stages.common.params import Fit
 from stages.fit.compare import SMOOTH, Assessment, assess, choose, faults, holdout_excess, verdict
 from stages.fit.gains import Gain, all_gains

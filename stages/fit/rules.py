@@ -16,9 +16,9 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
-from stages.common.fitting.engine import Fit, fit_law
-from stages.common.fitting.quasi_newton import Mask
-from stages.common.laws import BROKEN_POWER, CONSTANT, EXPONENTIAL, POWER, Array, Law
+from salf.fitting.engine import Fit, fit_law
+from salf.fitting.quasi_newton import Mask
+from salf.laws import BROKEN_POWER, CONSTANT, EXPONENTIAL, POWER, Array, Law
 
 WARM_STARTS: Final = 3  # of a resample's fit: the best distinct-start ends of the curve itself
 WARM_ONSETS: Final = 6  # onsets that survive the scan: those of the smallest loss

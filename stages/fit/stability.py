@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.common.artifacts import significant
-from stages.common.gains import local, named, observed
-from stages.common.laws import Array
+from salf.files import significant
+from salf.gains import local, named, observed
+from salf.laws import Array
 
 STABLE: Final = 0.9
 SMALLEST: Final = 8

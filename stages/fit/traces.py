@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.artifacts import require, sha256_folder
-from stages.common.command import UserError
-from stages.common.laws import Array
+from salf.errors import UserError
+from salf.files import require, sha256_folder
+from salf.laws import Array
 
 QUANTITIES: Final = ("deviation", "loss")
 _SMALLEST: Final = -1e-5  # a deviation or loss of zero may come out slightly negative in float32

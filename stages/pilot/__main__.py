@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common.artifacts import write_json
+from salf.files import write_json
+from salf.settings import Device, Finetune
 from stages.common.command import exit_code
-from stages.common.params import Device, Finetune, Pilot, Room
+from stages.common.params import Pilot, Room
 from stages.pilot.artifact import DISABLED
 
 

@@ -5,9 +5,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from stages.common.artifacts import significant
-from stages.common.fitting.bootstrap import interval
-from stages.common.laws import JOINT, Array
+from salf.files import significant
+from salf.fitting.bootstrap import interval
+from salf.laws import JOINT, Array
 from stages.pilot.law import JointLaw, LeftOut, verdict
 from stages.pilot.prediction import Prediction
 

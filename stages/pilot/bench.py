@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.common.batches import Example
-from stages.common.cost import ModelShape
-from stages.common.params import Finetune
-from stages.common.runtime import Runtime
-from stages.common.training.costs import Costs
-from stages.common.training.starts import Splits
+from salf.cost import ModelShape
+from salf.engine.batches import Example
+from salf.engine.runtime import Runtime
+from salf.engine.training.costs import Costs
+from salf.engine.training.starts import Splits
+from salf.settings import Finetune
 from stages.pilot.grid import Grid
 
 

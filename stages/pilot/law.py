@@ -26,8 +26,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.common.fitting.engine import Fit, fit_law
-from stages.common.laws import JOINT, Array
+from salf.fitting.engine import Fit, fit_law
+from salf.laws import JOINT, Array
 
 _PARAMETERS: Final = len(JOINT.parameters)
 _FEWEST: Final = 3  # boundaries, or sizes: two of them for the exponent, one to predict

@@ -6,16 +6,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stages.common.answers import Answer, Reader, Start
-from stages.common.artifacts import read_json, write_json
-from stages.common.batches import Example
-from stages.common.boundary_cache.opened import Opened
-from stages.common.models.adapter import CausalModel, open_model
-from stages.common.trained_parameters import trained_names
-from stages.common.training.loop import train
-from stages.common.training.starts import CACHE_BATCH_TOKENS, begun, open_states
-from stages.common.training.trainable import Trainable, train_mode
-from stages.common.training.validation import Split
+from salf.engine.answers import Answer, Reader, Start
+from salf.engine.batches import Example
+from salf.engine.boundary_cache.opened import Opened
+from salf.engine.models.adapter import CausalModel, open_model
+from salf.engine.training.loop import train
+from salf.engine.training.starts import CACHE_BATCH_TOKENS, begun, open_states
+from salf.engine.training.trainable import Trainable, train_mode
+from salf.engine.training.validation import Split
+from salf.files import read_json, write_json
+from salf.parameters import trained_names
 from stages.pilot.bench import Bench, Pilot
 from stages.pilot.schedule import rates_of
 

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stages.common.training.loop import epoch_batches
+from salf.engine.training.loop import epoch_batches
 from stages.pilot.bench import Bench, Pilot
 from stages.pilot.schedule import rates_of
 
 
 @dataclass(frozen=True)
 class Operations:
-    """Floating-point operations, as ``stages/common/cost.py`` counts them.
+    """Floating-point operations, as ``salf/cost.py`` counts them.
 
     Attributes:
         frozen: the frozen layers' passes over training and validation examples. Every boundary's counts from

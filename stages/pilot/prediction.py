@@ -18,9 +18,9 @@ from typing import Final
 
 import numpy as np
 
-from stages.common.fitting.bootstrap import interval, resampled_means
-from stages.common.fitting.engine import Fit
-from stages.common.laws import JOINT, Array
+from salf.fitting.bootstrap import interval, resampled_means
+from salf.fitting.engine import Fit
+from salf.laws import JOINT, Array
 from stages.pilot.law import JointLaw, Points, fit_points, interpolated
 
 _WARM_STARTS: Final = 3  # of a resample's fit: the best ends of the fit to the points themselves

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.common.artifacts import code_hashes, digest_of, read_json, work_folder, write_json
-from stages.common.batches import Example, read_examples
-from stages.common.cost import ModelShape
-from stages.common.laws import Array
-from stages.common.params import Device, Finetune, Pilot
-from stages.common.runtime import choose_runtime
+from salf.cost import ModelShape
+from salf.engine.batches import Example, read_examples
+from salf.engine.runtime import choose_runtime
+from salf.files import code_hashes, digest_of, read_json, work_folder, write_json
+from salf.laws import Array
+from salf.settings import Device, Finetune
+from stages.common.params import Pilot
 from stages.pilot.artifact import SCHEMA, law_entry, prediction_rows
 from stages.pilot.bench import Bench
 from stages.pilot.grid import Grid

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stages.common.params import Finetune
+from salf.settings import Finetune
 
 
 def schedule_of(finetune: Finetune, epochs: int | None) -> Finetune:

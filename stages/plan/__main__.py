@@ -1,30 +1,27 @@
-"""Stage ``plan``: law, gains and model shape → data/plan/freeze_plan.json; and what else a planner is asked."""
+"""Stage ``plan``: law, gains and model shape → data/plan/freeze_plan.json."""
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from rich.console import Console
 
-from stages.common.artifacts import replacing_folder, sha256_file
-from stages.common.command import UserError, exit_code
-from stages.common.freeze_plan import FILE_NAME
-from stages.common.freeze_plan import Evidence as Hashes
-from stages.common.params import Finetune, Plan, Room
-from stages.plan import export
+from salf.errors import UserError
+from salf.files import replacing_folder, sha256_file
+from salf.plan import FILE_NAME
+from salf.plan import Evidence as Hashes
+from salf.records import read_base, read_sizes
+from salf.settings import Finetune
+from salf.summary import print_summary
+from stages.common.command import exit_code
+from stages.common.params import Plan, Room
 from stages.plan.assemble import make_plan
-from stages.plan.evidence import Evidence, read_base, read_law, read_pilot, read_sizes
-from stages.plan.scale.command import main as scale
+from stages.plan.evidence import Evidence, read_law, read_pilot
 from stages.plan.selectors import SELECTORS
 from stages.plan.selectors.choice import Selector
 from stages.plan.selectors.first_n import first_n
-from stages.plan.summary import print_summary
 from stages.plan.tables import read_gains, read_signals
-
-# Beside the stage itself: python -m stages.plan export …
-_COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], None]]] = {"export": export.main, "scale": scale}
 
 
 class PlanRoom(Room):
@@ -35,12 +32,8 @@ class PlanRoom(Room):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Choose the boundary and write the plan; or do what a command beside the stage says."""
-    words = sys.argv[1:] if argv is None else argv
-    if words and words[0] in _COMMANDS:
-        _COMMANDS[words[0]](words[1:])
-        return
-    args = _parser().parse_args(words)
+    """Choose the boundary and write the plan."""
+    args = _parser().parse_args(argv)
     params = PlanRoom.load()
     base, sizes = read_base(args.base), read_sizes(args.prepared)
     layers = base.shape.layers
@@ -72,9 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         + "".join(f"  {name:25}{_first_line(select)}\n" for name, select in SELECTORS.items() if select is not first_n)
         + "\nexample: python -m stages.plan --base data/base --prepared data/prepared "
         "--law reports/scaling_law.json\n  --gains reports/gains.csv --signals reports/signals.csv\n"
-        "  --pilot reports/pilot.json --out data/plan\n\n"
-        "other commands:\n  python -m stages.plan export --help  translate a plan for another tool\n"
-        "  python -m stages.plan scale --help   estimate the cost of every boundary from a config.json",
+        "  --pilot reports/pilot.json --out data/plan",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--base", type=Path, required=True, help="the base model's folder (its weights are not read)")

@@ -3,14 +3,17 @@
 from dataclasses import replace
 from itertools import count
 
-from stages.common.artifacts import significant
-from stages.common.command import UserError
-from stages.common.freeze_plan import Evidence as Hashes
-from stages.common.freeze_plan import FreezePlan, FrontierPoint, ParameterCounts, PlannedModel, SelectedBoundary
-from stages.common.params import Finetune, Plan, SelectorName
-from stages.plan.evidence import BaseFacts, Evidence, PreparedSizes
+from salf.errors import UserError
+from salf.files import significant
+from salf.plan import Evidence as Hashes
+from salf.plan import FreezePlan, FrontierPoint, ParameterCounts, PlannedModel, SelectedBoundary
+from salf.records import BaseFacts, PreparedSizes
+from salf.settings import Finetune, SelectorName
+from salf.workload import cost_model
+from stages.common.params import Plan
+from stages.plan.evidence import Evidence
 from stages.plan.exports import exports
-from stages.plan.frontier import cost_model, frontier, within_budget
+from stages.plan.frontier import frontier, within_budget
 from stages.plan.selectors import SELECTORS
 from stages.plan.selectors.choice import AbsentEvidenceError, Choice
 from stages.plan.selectors.salf import basis_of

@@ -3,17 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from stages.common.artifacts import read_json, require
-from stages.common.command import UserError
-from stages.common.cost import ModelShape
-from stages.common.freeze_plan import FrontierPoint
-from stages.common.params import GainName, Quantity
+from salf.errors import UserError
+from salf.files import read_json, require
+from salf.plan import FrontierPoint
+from salf.records import checked
+from salf.settings import GainName, Quantity
 
-Artifact = TypeVar("Artifact", bound=BaseModel)
 _POWER: Final = "power"  # as the artifact names it
 
 
@@ -161,107 +160,13 @@ class Evidence:
     pilot: PilotPrediction | None = None
 
 
-class ParameterSizes(BaseModel):
-    """Numbers of parameters by part."""
-
-    embedding: int
-    per_layer: list[int]
-    norm: int
-    head: int
-
-
-class BaseIdentity(BaseModel):
-    """``base.json``, as far as a plan reads it; ``parameter_names`` are the loaded network's."""
-
-    name: str
-    weights_sha256: str
-    parameters: ParameterSizes
-    parameter_names: list[str]
-
-
-@dataclass(frozen=True)
-class BaseFacts:
-    """The base model without its weights."""
-
-    identity: BaseIdentity
-    family: str
-    shape: ModelShape
-
-    @property
-    def total_parameters(self) -> int:
-        """All parameters, a tied head counted once."""
-        sizes = self.identity.parameters
-        return sizes.embedding + sum(sizes.per_layer) + sizes.norm + self._own_head
-
-    def trained_parameters(self, boundary: int) -> int:
-        """Parameters that train above a boundary; 0 trains all."""
-        if boundary == 0:
-            return self.total_parameters
-        sizes = self.identity.parameters
-        return sum(sizes.per_layer[boundary:]) + sizes.norm + self._own_head
-
-    @property
-    def _own_head(self) -> int:
-        return 0 if self.shape.tied_head else self.identity.parameters.head
-
-
-class SplitSize(BaseModel):
-    """Size of a prepared split; ``tokens`` is what a forward pass sees."""
-
-    rows: int
-    tokens: int
-    answer_tokens: int
-
-
-class PreparedSizes(BaseModel):
-    """``meta.json``, as far as a plan reads it."""
-
-    splits: dict[str, SplitSize]
-    shared_prefix_tokens: int
-
-
-def read_base(folder: Path) -> BaseFacts:
-    """Read what ``dvc repro base`` wrote, but for the weights.
-
-    Raises:
-        UserError: something is missing or damaged.
-    """
-    config = read_json(require(folder / "config.json", made_by="base"))
-    base = BaseFacts(
-        identity=_checked(BaseIdentity, folder / "base.json", made_by="base"),
-        family=str(config.get("model_type")),
-        shape=ModelShape.from_config(config),
-    )
-    held = set(base.identity.parameters.per_layer)
-    if held != {base.shape.layer_parameters}:
-        weights = ", ".join(f"{size:,}" for size in sorted(held))
-        raise UserError(
-            f"{folder}: the cost model reads {base.shape.layer_parameters:,} parameters a layer, the "
-            f"weights hold {weights}: layers of model type {base.family!r} are not built as it takes them to be"
-        )
-    return base
-
-
-def read_sizes(prepared: Path) -> PreparedSizes:
-    """Read the sizes of the prepared splits.
-
-    Raises:
-        UserError: the file is missing or damaged, or has no training split.
-    """
-    path = prepared / "meta.json"
-    sizes = _checked(PreparedSizes, path, made_by="prepare")
-    if "train" not in sizes.splits:
-        raise UserError(f"{path}: no training split; dvc repro prepare")
-    return sizes
-
-
 def read_law(path: Path, layers: int, weights: str) -> ScalingLaw:
     """Read the laws of a trace of a model with so many layers and weights of this hash.
 
     Raises:
         UserError: the file is missing or damaged, or of another model.
     """
-    law = _checked(ScalingLaw, path, made_by="fit")
+    law = checked(ScalingLaw, path, made_by="fit")
     lengths = {law.layers} | {len(q.mean) - 1 for q in law.quantities.values()}
     if lengths != {layers}:
         found = ", ".join(map(str, sorted(lengths)))
@@ -281,7 +186,7 @@ def read_pilot(path: Path, layers: int, weights: str) -> PilotPrediction | None:
     raw = read_json(require(path, made_by="pilot"))
     if isinstance(raw, dict) and raw.get("enabled") is False:
         return None
-    pilot = _checked(PilotPrediction, path, made_by="pilot")
+    pilot = checked(PilotPrediction, path, made_by="pilot")
     if [row.boundary for row in pilot.predictions] != list(range(layers + 1)):
         raise UserError(f"{path}: pilots of {pilot.layers} layers, the base model has {layers}; dvc repro pilot")
     _check_weights(path, pilot.base_sha256, weights, "dvc repro pilot")
@@ -291,13 +196,3 @@ def read_pilot(path: Path, layers: int, weights: str) -> PilotPrediction | None:
 def _check_weights(path: Path, found: str | None, weights: str, command: str) -> None:
     if found not in (None, weights):
         raise UserError(f"{path}: made of other weights than the base model's (a fine-tune of it?); run: {command}")
-
-
-def _checked(kind: type[Artifact], path: Path, made_by: str) -> Artifact:
-    raw: Any = read_json(require(path, made_by))
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise UserError(f"{path}: {where}: {fault['msg']}; run again: dvc repro {made_by}") from None

@@ -2,10 +2,10 @@
 
 from typing import Any, Final
 
-from stages.common.freeze_plan import Exports
-from stages.common.models.families import Family, family_of
-from stages.common.trained_parameters import trained_names
-from stages.plan.evidence import BaseFacts
+from salf.families import Family, family_of
+from salf.parameters import trained_names
+from salf.plan import Exports
+from salf.records import BaseFacts
 
 _FACTORY_NORM: Final = (
     "LLaMA-Factory: the final norm stays frozen; naming 'norm' in freeze_extra_modules would match every layer's "

@@ -2,102 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from typing import Final
 
-from stages.common.artifacts import significant
-from stages.common.command import UserError
-from stages.common.cost import (
-    FLOAT32_BYTES,
+from salf.cost import (
     ModelShape,
     activation_bytes_per_token,
     gradient_bytes,
     optimizer_bytes,
 )
-from stages.common.freeze_plan import CostModel, FrontierPoint
-from stages.plan.evidence import BaseFacts, DepthLaw, PreparedSizes
-from stages.plan.flops import BoundaryFlops
-
-_FORMULA: Final = (
-    "FLOPs of E epochs, cached: flops_frozen + E * flops_epoch; uncached: E * (flops_frozen + flops_epoch); "
-    "the share of E epochs: many + (one - many) / E, with many = flops_share_many_epochs and "
-    "one = flops_share_uncached"
-)
-
-COUNTED: Final = (
-    "the scope's own weights train (no LoRA); matrix products only, 2 operations per multiply-add",
-    "every row has the mean length; no padding; the head and most of the last layer at answer positions only",
-)
-
-_RECOMPUTED: Final = (
-    "gradient checkpointing: each trained layer keeps its input alone, and runs again for back-propagation"
-)
-
-
-def cost_model(
-    sizes: PreparedSizes,
-    epochs: int,
-    batch_rows: int,
-    *,
-    parts: int = 1,
-    packed: bool = True,
-    recompute: bool = False,
-) -> CostModel:
-    """The sums over the training split that the costs are counted from.
-
-    The tokens that all prompts begin with go through trained layers once for every part of a batch, and through
-    frozen ones once in all: no step changes what comes of them there. Layers that run padded take them with every
-    row. Rows are taken at their mean length: the attention's share is a little more when they vary.
-
-    Args:
-        sizes: the prepared splits'.
-        epochs: over the training split.
-        batch_rows: of a batch.
-        parts: that a batch is computed in, one after the other or on several devices.
-        packed: the model's layers run without padding.
-        recompute: trained layers run a second time for back-propagation.
-    """
-    train, shared = sizes.splits["train"], sizes.shared_prefix_tokens
-    whole, rest = divmod(train.rows, batch_rows)
-    walked = whole * min(parts, batch_rows) + min(parts, rest) if packed else train.rows
-    frozen_walked = 1 if packed else train.rows
-    own = train.tokens / train.rows - shared
-    answer = train.answer_tokens / train.rows
-    own_tokens, own_attended = train.tokens - train.rows * shared, round(train.rows * own * (shared + (own + 1) / 2))
-    shared_attended = shared * (shared + 1) // 2
-    return CostModel(
-        epochs=epochs,
-        batch_rows=batch_rows,
-        value_bytes=FLOAT32_BYTES,
-        rows=train.rows,
-        parts=parts,
-        shared=shared,
-        queries=own_tokens + walked * shared,
-        attended=own_attended + walked * shared_attended,
-        positions=train.answer_tokens,
-        seen=round(train.answer_tokens * (shared + own - (answer - 1) / 2)),
-        frozen_queries=own_tokens + frozen_walked * shared,
-        frozen_attended=own_attended + frozen_walked * shared_attended,
-        recompute=recompute,
-        formula=_FORMULA,
-        assumptions=[
-            f"flops and shares are those of finetune.epochs = {epochs} epochs; for others see the formula",
-            beginning(batch_rows, shared, parts, packed),
-            *COUNTED,
-            *([_RECOMPUTED] if recompute else []),
-            "AdamW with float32 moments, float32 gradients and activations; weights themselves not counted",
-        ],
-    )
-
-
-def beginning(batch_rows: int, shared: int, parts: int, packed: bool) -> str:
-    """How often what all prompts begin with is computed, in words."""
-    batches = f"batches of {batch_rows} rows" + (f" in {parts} parts" if parts > 1 else "")
-    if not packed:
-        return f"{batches}: the {shared} tokens that all prompts begin with are computed in every row"
-    often = "a part" if parts > 1 else "a batch"
-    return (
-        f"{batches}: the {shared} tokens that all prompts begin with are computed once {often}, once in frozen layers"
-    )
+from salf.errors import UserError
+from salf.files import significant
+from salf.plan import CostModel, FrontierPoint
+from salf.records import BaseFacts
+from salf.workload import BoundaryFlops
+from stages.plan.evidence import DepthLaw
 
 
 def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPoint]:

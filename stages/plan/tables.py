@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, get_args
 
-from stages.common.artifacts import require
-from stages.common.command import UserError
-from stages.common.params import GainName, Quantity
+from salf.errors import UserError
+from salf.files import require
+from salf.settings import GainName, Quantity
 from stages.plan.evidence import Gains, LayerGain, Signal
 
 _GAIN_COLUMNS: Final = {"quantity", "gain", "layer", "value", "low", "high", "win_share", "embedding_step"}

@@ -20,8 +20,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from stages.common.artifacts import digest_of, read_json
-from stages.common.command import UserError
+from salf.errors import UserError
+from salf.files import digest_of, read_json
 from stages.prepare.conversations import Turn, words
 from stages.prepare.rows import RefusedRowError, reach
 

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.prepare.rows import TRAIN, Loaded, Lost, Row, draw_key
 
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.common.params import Data
 from stages.prepare.chat import ChatTemplate, Tools
 from stages.prepare.choices import read_question

@@ -13,8 +13,8 @@ from typing import Any, Final, TextIO
 import pyarrow
 import pyarrow.parquet
 
-from stages.common.command import UserError
-from stages.common.memory import free_memory_bytes
+from salf.errors import UserError
+from salf.memory import free_memory_bytes
 from stages.prepare.rows import described, listed, without_nulls
 
 SUFFIXES: Final = (".csv", ".tsv", ".json", ".jsonl", ".parquet")

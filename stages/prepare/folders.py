@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.prepare.files import SUFFIXES
 
 TEXT: Final = ".txt"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.common.params import Data
 from stages.prepare.rows import Loaded, Lost, Row, hold, split_names, without_nulls
 

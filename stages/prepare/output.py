@@ -8,7 +8,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet
 
-from stages.common.artifacts import replacing_folder, sha256_file, write_json
+from salf.files import replacing_folder, sha256_file, write_json
 from stages.common.params import Data, Prepare
 from stages.prepare.chat import ChatTemplate
 from stages.prepare.examples import Filler

@@ -18,8 +18,8 @@ import numpy
 import psutil
 import regex
 
-from stages.common.command import UserError
-from stages.common.memory import free_memory_bytes
+from salf.errors import UserError
+from salf.memory import free_memory_bytes
 from stages.common.params import Data
 
 TRAIN: Final = "train"

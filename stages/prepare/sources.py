@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from stages.common.artifacts import sha256_file
-from stages.common.command import UserError
+from salf.errors import UserError
+from salf.files import sha256_file
 from stages.common.params import Data
 from stages.prepare.docstrings import LIBRARIES, read_docstrings
 from stages.prepare.files import faults_named, read_rows, read_text

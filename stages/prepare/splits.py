@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.common.params import Data, Limits, Named
 from stages.prepare.near_duplicates import have_near_duplicate
 from stages.prepare.rows import SPLITS, TEST, TRAIN, VALIDATION, Example, Lost, draw_key, listed

@@ -6,7 +6,7 @@ from functools import cached_property
 from string import Formatter
 from typing import Any
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.prepare.rows import text_at
 
 

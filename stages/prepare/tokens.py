@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from tokenizers import Tokenizer
 
-from stages.common.artifacts import read_json, require
-from stages.common.command import UserError
+from salf.errors import UserError
+from salf.files import read_json, require
 from stages.prepare.chat import ChatTemplate
 from stages.prepare.rows import Example
 

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.prepare.chat import ChatTemplate
 from stages.prepare.tokens import PromptTokenizer
 

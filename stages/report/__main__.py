@@ -7,23 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stages.common.artifacts import replacing_folder, write_text
+from salf.files import replacing_folder, write_text
+from salf.settings import Device, Finetune
 from stages.common.command import exit_code
-from stages.common.params import (
-    Compare,
-    Data,
-    Device,
-    Evaluate,
-    Finetune,
-    Fit,
-    Model,
-    Pilot,
-    Plan,
-    Prepare,
-    Room,
-    Signals,
-    Trace,
-)
+from stages.common.params import Compare, Data, Evaluate, Fit, Model, Pilot, Plan, Prepare, Room, Signals, Trace
 from stages.report.artifacts_in import Sources, load
 from stages.report.page import build, render, standalone_figures
 from stages.report.summary import print_summary

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from stages.common.freeze_plan import FreezePlan
-from stages.common.method_names import frozen_by_name, method_of
+from salf.methods import frozen_by_name, method_of
+from salf.plan import FreezePlan
 from stages.report.artifacts_in import Artifacts
 from stages.report.headline import Facts
 from stages.report.quality import OVER_CLASSES, SCORES, Method, baselines, label_shares, methods

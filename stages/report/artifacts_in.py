@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from stages.common.artifacts import read_json, require, sha256_file, sha256_folder
+from salf.errors import UserError
+from salf.files import read_json, require, sha256_file, sha256_folder
+from salf.plan import FreezePlan
 from stages.common.benchmark import PATTERN, Benchmark, read_benchmark
-from stages.common.command import UserError
-from stages.common.freeze_plan import FreezePlan
 
 Json = dict[str, Any]
 

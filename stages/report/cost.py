@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from stages.common.freeze_plan import FreezePlan, FrontierPoint
+from salf.plan import FreezePlan, FrontierPoint
 from stages.report import figures
 from stages.report.figures import FrontierDot
 from stages.report.tables import Cell, Figure, Section, Table, columns, number_cell

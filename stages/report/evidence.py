@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from stages.common.command import UserError
-from stages.common.export_formats import FORMATS
+from salf.errors import UserError
+from salf.export import FORMATS
 from stages.report import identity
 from stages.report.artifacts_in import Artifacts
 from stages.report.quality import SPLITS, label_shares

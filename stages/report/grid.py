@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from stages.common.method_names import frozen_by_name
+from salf.methods import frozen_by_name
 
 _NAMED: Final = 3  # methods of a larger grid are labelled by their numbers
 _PALEST: Final = 0.35

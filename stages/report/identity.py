@@ -34,7 +34,7 @@ def commit(folder: Path) -> Commit:
     if head is None:
         return Commit(None, ())
     status = _git(folder, ["status", "--porcelain", "--untracked-files=no", "--", ".", *_OWN_OUTPUTS]) or ""
-    new = _git(folder, ["ls-files", "--others", "--exclude-standard", "--", "stages", "flows"]) or ""
+    new = _git(folder, ["ls-files", "--others", "--exclude-standard", "--", "salf", "stages", "flows"]) or ""
     changed = {line[3:] for line in status.splitlines()} | set(new.splitlines())
     return Commit(head.strip(), tuple(sorted(changed)))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from stages.common.artifacts import digest_of
+from salf.files import digest_of
 from stages.report.artifacts_in import Artifacts
 from stages.report.lineage_figure import Arrow, Box, lineage_figure
 from stages.report.tables import Cell, Figure, Section, Table, columns

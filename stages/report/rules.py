@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from stages.common.freeze_plan import FreezePlan, SelectedBoundary
-from stages.common.method_names import FIRST_N
+from salf.methods import FIRST_N
+from salf.plan import FreezePlan, SelectedBoundary
 from stages.report import depth_figures
 from stages.report.tables import Cell, Column, Figure, Section, Table, number_cell, pairs
 from stages.report.wording import listing, moved_words, percent

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.common.figures.svg import inline
 from stages.common.study_schema import SUMMARY_SCHEMA
 from stages.report.tables import Cell, Column, Figure, Section, Table, number_cell

@@ -5,8 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from salf.settings import Device
 from stages.common.command import exit_code
-from stages.common.params import Device, Room, Signals
+from stages.common.params import Room, Signals
 from stages.signals.table import write_table
 
 

@@ -7,8 +7,8 @@ from itertools import takewhile
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.common.batches import Example
-from stages.common.command import UserError
+from salf.engine.batches import Example
+from salf.errors import UserError
 
 Classes = NDArray[np.int64]
 

@@ -5,13 +5,14 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from stages.common.artifacts import read_json
-from stages.common.batches import Example
-from stages.common.command import UserError
-from stages.common.models.adapter import CausalModel, open_model
-from stages.common.models.frozen import WHOLE
-from stages.common.params import Device, SignalKind, Signals
-from stages.common.runtime import Runtime, choose_runtime
+from salf.engine.batches import Example
+from salf.engine.models.adapter import CausalModel, open_model
+from salf.engine.models.frozen import WHOLE
+from salf.engine.runtime import Runtime, choose_runtime
+from salf.errors import UserError
+from salf.files import read_json
+from salf.settings import Device, SignalKind
+from stages.common.params import Signals
 from stages.signals.classes import classes_of
 from stages.signals.grad_norm import gradient_norms
 from stages.signals.probe import probes

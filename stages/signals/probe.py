@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import KFold
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.signals.classes import Classes
 from stages.signals.ridge import predicted
 from stages.signals.states import PromptStates, States

@@ -6,8 +6,8 @@ from typing import Final
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.common.artifacts import require
-from stages.common.batches import Example, stream_examples
+from salf.engine.batches import Example, stream_examples
+from salf.files import require
 from stages.common.params import Signals
 
 SPLIT: Final = "train"

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.common.command import UserError
-from stages.common.models.adapter import CausalModel
+from salf.engine.models.adapter import CausalModel
+from salf.errors import UserError
 
 _NORMAL_QUARTILES: Final = 1.349  # interquartile range of a normal distribution of standard deviation 1
 

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.common.answers import Embeddings
-from stages.common.batches import Batch, Example, inference_batches
-from stages.common.command import UserError
-from stages.common.models.adapter import CausalModel
-from stages.common.models.walk import Beginning, behind, embed, walk, walk_beginning
-from stages.common.progress import progress
-from stages.common.runtime import Runtime
+from salf.engine.answers import Embeddings
+from salf.engine.batches import Batch, Example, inference_batches
+from salf.engine.models.adapter import CausalModel
+from salf.engine.models.walk import Beginning, behind, embed, walk, walk_beginning
+from salf.engine.progress import progress
+from salf.engine.runtime import Runtime
+from salf.errors import UserError
 
 States = NDArray[np.float32]
 

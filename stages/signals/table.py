@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from stages.common.artifacts import replacing_file, significant
+from salf.files import replacing_file, significant
 
 COLUMNS: Final = ("signal", "layer", "value")
 _DIGITS: Final = 8

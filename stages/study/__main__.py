@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stages.common.artifacts import replacing_folder, rounded, write_json, write_text
+from salf.files import replacing_folder, rounded, write_json, write_text
 from stages.common.command import exit_code
 from stages.study import figures
 from stages.study.ablation import ablation

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from stages.common.laws import Array
+from salf.laws import Array
 from stages.study.comparisons import Comparison, compared
 from stages.study.constant import over_constant
 from stages.study.gains import FEWEST, Span, by_law, by_step, layer_of_largest, smoothed

@@ -8,9 +8,9 @@ from typing import Final, Literal
 
 import numpy as np
 
-from stages.common import gains
-from stages.common.fitting.engine import fit_law
-from stages.common.laws import POWER, Array
+from salf import gains
+from salf.fitting.engine import fit_law
+from salf.laws import POWER, Array
 
 Span = Literal["whole", "falling"]
 FEWEST: Final = 3  # layers of a model that leaves one to choose

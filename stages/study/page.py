@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from stages.common.artifacts import write_text
-from stages.common.command import UserError
+from salf.errors import UserError
+from salf.files import write_text
 from stages.study.curves import Point
 
 Json = Mapping[str, Any]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.common.kept_settings import still_holds
 from stages.study.measured import BALANCED, FULL, LOSS, Budget, Case, Choice, Floats, Run, Study, with_choices
 

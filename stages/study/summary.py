@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from stages.common.artifacts import rounded
+from salf.files import rounded
 from stages.common.study_schema import SUMMARY_SCHEMA
 from stages.study.comparisons import Comparison, compared
 from stages.study.constant import over_constant

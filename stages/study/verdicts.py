@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from scipy.stats import spearmanr
 
-from stages.common.artifacts import rounded
+from salf.files import rounded
 from stages.study.measured import DIGITS, FULL, Budget, Case, Choice
 from stages.study.resamples import Resamples, cross_fitted, holm, interval, p_value
 

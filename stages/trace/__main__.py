@@ -8,7 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stages.common.artifacts import (
+from salf.engine.batches import stream_examples
+from salf.engine.models.shards import share_file
+from salf.engine.runtime import choose_runtime, threads_each
+from salf.errors import UserError
+from salf.files import (
     code_hashes,
     digest_of,
     read_json,
@@ -17,11 +21,9 @@ from stages.common.artifacts import (
     sha256_file,
     work_folder,
 )
-from stages.common.batches import stream_examples
-from stages.common.command import UserError, exit_code
-from stages.common.models.shards import share_file
-from stages.common.params import Device, Room, Trace
-from stages.common.runtime import choose_runtime, threads_each
+from salf.settings import Device
+from stages.common.command import exit_code
+from stages.common.params import Room, Trace
 from stages.trace.collect import Tracer, collect, shards
 from stages.trace.sample import SPLIT, Sample, draw_sample
 

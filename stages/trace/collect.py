@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.common.artifacts import replacing_file, sealed_file
-from stages.common.batches import Batch, Example, Rows, inference_batches, stream_examples
-from stages.common.command import UserError
-from stages.common.models.adapter import CausalModel, open_model
-from stages.common.models.attention import Packing
-from stages.common.models.walk import Beginning, behind, embed, run_to_answers, walk, walk_beginning
+from salf.engine.batches import Batch, Example, Rows, inference_batches, stream_examples
+from salf.engine.models.adapter import CausalModel, open_model
+from salf.engine.models.attention import Packing
+from salf.engine.models.walk import Beginning, behind, embed, run_to_answers, walk, walk_beginning
+from salf.engine.progress import Advance, progress
+from salf.engine.runtime import Runtime
+from salf.errors import UserError
+from salf.files import replacing_file, sealed_file
 from stages.common.params import Trace
-from stages.common.progress import Advance, progress
-from stages.common.runtime import Runtime
 from stages.trace.basis import semantic_bases
 from stages.trace.deviation import deviations, losses, virtual_targets
 from stages.trace.sample import SPLIT, Sample

@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stages.common.artifacts import require
-from stages.common.batches import Rows, stretches
+from salf.engine.batches import Rows, stretches
+from salf.files import require
 from stages.common.params import Trace
 
 SPLIT = "train"

@@ -21,11 +21,12 @@ from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_dask.task_runners import DaskTaskRunner
 
-from stages.common.batches import stream_examples
-from stages.common.command import UserError
-from stages.common.params import Device, Trace
-from stages.common.progress import Advance
-from stages.common.runtime import choose_runtime
+from salf.engine.batches import stream_examples
+from salf.engine.progress import Advance
+from salf.engine.runtime import choose_runtime
+from salf.errors import UserError
+from salf.settings import Device
+from stages.common.params import Trace
 from stages.trace.collect import Shard, Tracer, missing, trace_schema, write_shard
 from stages.trace.sample import SPLIT, Sample
 

@@ -13,12 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from salf.engine.models.shards import INDEX
+from salf.errors import UserError
 from stages.base import embedded
 from stages.base.__main__ import main
-from stages.common.command import UserError
-from stages.common.models.shards import INDEX
-from tests.common.models.tiny import save_tiny
 from tests.conftest import PROJECT, write_params
+from tests.engine.models.tiny import save_tiny
 
 
 def bring(tmp_path, monkeypatch, source, **changes):

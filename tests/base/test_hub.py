@@ -10,8 +10,8 @@ import sys
 import pytest
 from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
 
+from salf.errors import UserError
 from stages.base.__main__ import main
-from stages.common.command import UserError
 from tests.conftest import PROJECT, write_params
 from tests.hub_transport import HUB_FAULTS, answering, hub_that
 

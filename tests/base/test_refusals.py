@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from stages.common.command import UserError
-from stages.common.models.shards import INDEX
+from salf.engine.models.shards import INDEX
+from salf.errors import UserError
 from tests.base.test_base import bring
-from tests.common.models.tiny import save_tiny
+from tests.engine.models.tiny import save_tiny
 
 UP = "model.layers.2.mlp.up_proj.weight"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

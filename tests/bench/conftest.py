@@ -2,8 +2,8 @@
 
 import pytest
 
+from salf.settings import Device
 from stages.bench.workloads import Shape, random_task
-from stages.common.params import Device
 
 SHAPE = Shape(
     {

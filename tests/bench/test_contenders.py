@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from salf.cost import ModelShape
+from salf.families import family_of
+from salf.parameters import trained_names
 from stages.bench import others, ours
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer, labelled, pad
 from stages.bench.ours import BasisSolver, FineTuner, TraceMaker
-from stages.common.cost import ModelShape
-from stages.common.models.families import family_of
-from stages.common.trained_parameters import trained_names
 from tests.bench.conftest import CPU
 from tests.conftest import PROJECT
 

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
+from salf.files import write_json
 from stages.bench import measure as module
 from stages.bench.contender import Contender
 from stages.bench.measure import Plan, measure
-from stages.common.artifacts import write_json
 from stages.common.benchmark import read_benchmark
 from tests.bench.conftest import CPU, SHAPE
 from tests.conftest import PROJECT

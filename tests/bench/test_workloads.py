@@ -5,10 +5,10 @@ import math
 import pytest
 from transformers import AutoModelForCausalLM
 
+from salf.errors import UserError
+from salf.files import write_json
 from stages.bench import embedded
 from stages.bench.workloads import SHAPES, random_examples
-from stages.common.artifacts import write_json
-from stages.common.command import UserError
 from tests.bench.conftest import SHAPE
 from tests.conftest import write_params
 

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from stages.common.command import BAD_INPUT, INTERRUPTED, UserError, exit_code
+from salf.errors import BAD_INPUT, INTERRUPTED, UserError
+from stages.common.command import exit_code
 
 
 def raising(error):

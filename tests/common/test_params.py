@@ -6,7 +6,7 @@ from time import process_time
 import pytest
 from ruamel.yaml import YAML
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.common.params import Fit, Params, Plan, Room, load_params
 from tests.conftest import PROJECT, write_params
 

@@ -14,7 +14,8 @@ from tests.stage_sources import ROOT
 STAGE = """
 import sys
 from pathlib import Path
-from stages.common.command import UserError, exit_code
+from salf.errors import UserError
+from stages.common.command import exit_code
 def main(argv):
     mode = sys.argv[sys.argv.index("--mode") + 1]
     Path("seen").write_text("at work")

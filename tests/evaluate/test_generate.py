@@ -4,8 +4,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from stages.common.batches import Example
-from stages.common.models.adapter import open_model
+from salf.engine.batches import Example
+from salf.engine.models.adapter import open_model
 from stages.evaluate.generate import write_answers
 
 LONGEST = 6

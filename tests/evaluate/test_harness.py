@@ -10,13 +10,13 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from stages.common.answers import Reader
-from stages.common.batches import Candidate, Example
-from stages.common.candidates import CandidateRule
-from stages.common.command import UserError
-from stages.common.models.adapter import open_model
-from stages.common.params import Device
-from stages.common.runtime import choose_runtime
+from salf.engine.answers import Reader
+from salf.engine.batches import Candidate, Example
+from salf.engine.candidates import CandidateRule
+from salf.engine.models.adapter import open_model
+from salf.engine.runtime import choose_runtime
+from salf.errors import UserError
+from salf.settings import Device
 from stages.evaluate.harness import main
 from tests.conftest import write_params
 

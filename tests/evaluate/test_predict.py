@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from stages.common.batches import Example
-from stages.common.boundary_cache.cache import CacheSettings
-from stages.common.models.adapter import open_model
-from stages.common.params import Device, load_params
-from stages.common.runtime import choose_runtime
+from salf.engine.batches import Example
+from salf.engine.boundary_cache.cache import CacheSettings
+from salf.engine.models.adapter import open_model
+from salf.engine.runtime import choose_runtime
+from salf.settings import Device
+from stages.common.params import load_params
 from stages.evaluate.predict import Predictor, frozen_layers
-from tests.common.models.tiny import save_tiny
 from tests.conftest import PROJECT
+from tests.engine.models.tiny import save_tiny
 
 SHARED = 3
 BASE = {

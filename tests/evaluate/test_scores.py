@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from stages.common.batches import Candidate, Example
+from salf.engine.batches import Candidate, Example
 from stages.evaluate.baselines import answers, majority, tfidf
 from stages.evaluate.compare import compare_methods, comparison_rows, to_csv
 from stages.evaluate.generate import exact_match

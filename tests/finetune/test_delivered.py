@@ -9,17 +9,17 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from stages.common.artifacts import lasting
-from stages.common.batches import Example
-from stages.common.freeze_plan import FreezePlan
-from stages.common.models.adapter import open_model
+from salf.engine.batches import Example
+from salf.engine.models.adapter import open_model
+from salf.files import lasting
+from salf.plan import FreezePlan
 from stages.common.params import Model
 from stages.finetune.methods import make_trainable
 from stages.finetune.save import Base, save_model
 from stages.finetune.scope import scope_of
-from tests.common.test_freeze_plan import artifact
-from tests.common.training.tiny_training import params, run, start_of
+from tests.engine.training.tiny_training import params, run, start_of
 from tests.finetune.test_heads import write_base
+from tests.salf.test_plan import artifact
 
 END = 40
 PROMPT, ANSWER = (5, 6, 7, 8), (30, 31)

@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from stages.common.cost import ModelShape, forward_flops, training_flops
-from stages.common.training.costs import Costs
-from stages.common.training.draws import LayerDraws
+from salf.cost import ModelShape, forward_flops, training_flops
+from salf.engine.training.costs import Costs
+from salf.engine.training.draws import LayerDraws
 from stages.finetune.epochs import epochs_for_as_much
 from stages.finetune.scope import Scope
-from tests.common.models.tiny import tiny_network
-from tests.common.training.tiny_training import SHARED, made_examples, params, run, start_of, trainable
+from tests.engine.models.tiny import tiny_network
+from tests.engine.training.tiny_training import SHARED, made_examples, params, run, start_of, trainable
 
 EXAMPLES = made_examples()
 SHAPE = ModelShape.from_config(tiny_network(tie_word_embeddings=True).config.to_dict())

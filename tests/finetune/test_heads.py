@@ -6,18 +6,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from stages.common.answers import Embeddings, training_logits
-from stages.common.batches import Batch, Example
-from stages.common.command import UserError
-from stages.common.freeze_plan import FreezePlan
-from stages.common.models.adapter import CausalModel, open_model
-from stages.common.models.families import family_of
-from stages.common.models.shards import group_by_unit, shard_hashes, write_index, write_unit
+from salf.engine.answers import Embeddings, training_logits
+from salf.engine.batches import Batch, Example
+from salf.engine.models.adapter import CausalModel, open_model
+from salf.engine.models.shards import group_by_unit, shard_hashes, write_index, write_unit
+from salf.errors import UserError
+from salf.families import family_of
+from salf.plan import FreezePlan
 from stages.finetune.methods import make_trainable
 from stages.finetune.save import Base, save_model
 from stages.finetune.scope import scope_of
-from tests.common.test_freeze_plan import LAYERS, artifact, tiny
-from tests.common.training.tiny_training import SHARED, params, run, start_of
+from tests.engine.training.tiny_training import SHARED, params, run, start_of
+from tests.salf.test_plan import LAYERS, artifact, tiny
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.common.training.draws import LayerDraws
-from stages.common.training.processes import ALONE
-from tests.common.boundary_cache.tiny_task import Task
-from tests.common.training.tiny_training import made_examples, params, run, start_of, trainable, weights
+from salf.engine.training.draws import LayerDraws
+from salf.engine.training.processes import ALONE
 from tests.conftest import PROJECT
+from tests.engine.boundary_cache.tiny_task import Task
+from tests.engine.training.tiny_training import made_examples, params, run, start_of, trainable, weights
 
 OURS = "from stages.finetune.launch import launch; launch('tests.finetune.worker', sys.argv[1:], 2)"
 LAUNCHERS = {

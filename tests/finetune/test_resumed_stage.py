@@ -6,8 +6,8 @@ from contextlib import nullcontext
 
 import pytest
 
-from stages.common.training.processes import Processes
-from stages.common.training.step import Stepper
+from salf.engine.training.processes import Processes
+from salf.engine.training.step import Stepper
 from tests.test_chain import commands, new_chain
 
 STOP = 5

@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stages.common.answers import Reader
-from stages.common.command import UserError
-from stages.common.cost import ModelShape
-from stages.common.freeze_plan import FreezePlan
-from stages.common.training.checkpoint import Training
-from stages.common.training.step import Stepper
+from salf.cost import ModelShape
+from salf.engine.answers import Reader
+from salf.engine.training.checkpoint import Training
+from salf.engine.training.step import Stepper
+from salf.errors import UserError
+from salf.plan import FreezePlan
 from stages.finetune import search
 from stages.finetune.search import Bench, Candidate, best_of_grid
-from tests.common.models.tiny import tiny_network
-from tests.common.training.tiny_training import RUNTIME, SHARED, assert_equal_weights, made_examples, params
+from tests.engine.models.tiny import tiny_network
+from tests.engine.training.tiny_training import RUNTIME, SHARED, assert_equal_weights, made_examples, params
 from tests.own_plan import write_plan_and_base
 
 DIVERGING = 1e38

@@ -13,14 +13,15 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from stages.common.boundary_cache.folder import CacheFolder, DiskRates
-from stages.common.command import UserError, exit_code
-from stages.common.training.draws import LayerDraws
-from stages.common.training.processes import Processes, joined
-from stages.common.training.step import Stepper
+from salf.engine.boundary_cache.folder import CacheFolder, DiskRates
+from salf.engine.training.draws import LayerDraws
+from salf.engine.training.processes import Processes, joined
+from salf.engine.training.step import Stepper
+from salf.errors import UserError
+from stages.common.command import exit_code
 from stages.finetune.launch import end_with_launcher
-from tests.common.boundary_cache.tiny_task import Task
-from tests.common.training.tiny_training import made_examples, params, run, start_of, trainable, weights
+from tests.engine.boundary_cache.tiny_task import Task
+from tests.engine.training.tiny_training import made_examples, params, run, start_of, trainable, weights
 
 FAULT_AT_STEP = 3
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.isotonic import IsotonicRegression
 
-from stages.common.fitting.bootstrap import resampled_means
+from salf.fitting.bootstrap import resampled_means
 from stages.fit.compare import aicc, assess, choose, faults, holdout_excess, r_squared, verdict
 from stages.fit.rules import BASELINES, LAWS, IsotonicRule, TailRule
 from tests.fit.shapes import late_deviation, late_loss, noisy_examples

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from stages.common.fitting.bootstrap import interval, resampled_means
+from salf.fitting.bootstrap import interval, resampled_means
 from stages.fit.rules import TailRule
 
 

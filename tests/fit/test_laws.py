@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize._numdiff import approx_derivative
 
-from stages.common import laws
+from salf import laws
 
 DEPTH = np.arange(1.0, 31.0)
 PLANE = np.stack([np.geomspace(1e8, 1e10, 12), np.geomspace(3e11, 1e9, 12)], axis=1)

@@ -3,8 +3,8 @@
 import numpy as np
 from scipy.stats import norm
 
-from stages.common.fitting.bootstrap import resampled_means
-from stages.common.gains import named, observed
+from salf.fitting.bootstrap import resampled_means
+from salf.gains import named, observed
 from stages.fit.gains import win_shares
 from stages.fit.stability import STABLE, artifact, stabilities
 

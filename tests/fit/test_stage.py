@@ -6,7 +6,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from stages.common.command import UserError, exit_code
+from salf.errors import UserError
+from stages.common.command import exit_code
 from stages.fit.__main__ import COLUMNS, main
 from stages.fit.traces import read_traces
 from tests.fit.shapes import late_deviation, late_loss, noisy_examples

@@ -84,7 +84,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
     toy = ToyProject(tmp_path_factory.mktemp("served") / "toy project")
-    for room in ("flows", "stages"):
+    for room in ("flows", "salf", "stages"):
         (toy.root / room).symlink_to(ROOT / room)
     (toy.root / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
     with socket.socket() as free:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from stages.common.laws import JOINT
+from salf.laws import JOINT
 from stages.pilot.law import interpolated, joint_law, verdict
 from tests.pilot.planted import LAYERS, TRUTH, points, truth
 

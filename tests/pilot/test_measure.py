@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages.common.batches import training_batches
+from salf.engine.batches import training_batches
 
 
 def hugging_face_pilot(folder, boundary, size, seed, rate):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages.common.command import UserError
-from stages.common.cost import ModelShape
+from salf.cost import ModelShape
+from salf.errors import UserError
 from stages.pilot import measure
 from tests.conftest import PROJECT
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.common.freeze_plan import FreezePlan
+from salf.plan import FreezePlan
 from stages.plan.__main__ import main
 
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 6, 32, 56, 53

@@ -6,8 +6,9 @@ from typing import get_args
 
 import pytest
 
-from stages.common.command import UserError
-from stages.common.params import GainName, Plan, Quantity, SelectorName
+from salf.errors import UserError
+from salf.settings import GainName, Quantity, SelectorName
+from stages.common.params import Plan
 from stages.plan.evidence import Evidence
 from stages.plan.selectors import SELECTORS
 

@@ -6,13 +6,12 @@ from itertools import pairwise
 
 import pytest
 
-from stages.common.batches import Batch, Example
-from stages.common.training.costs import Costs
-from stages.common.training.step import cut
-from stages.plan.evidence import PreparedSizes, SplitSize
-from stages.plan.flops import BoundaryFlops
-from stages.plan.frontier import cost_model
-from tests.common.test_cost import llama
+from salf.engine.batches import Batch, Example
+from salf.engine.training.costs import Costs
+from salf.engine.training.step import cut
+from salf.records import PreparedSizes, SplitSize
+from salf.workload import BoundaryFlops, cost_model
+from tests.salf.test_cost import llama
 
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 6, 32, 56, 53
 ROWS, TOKENS, SHARED, BATCH = 40, 25, 5, 16

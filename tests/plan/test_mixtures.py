@@ -9,11 +9,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from salf.errors import UserError
+from salf.export import FORMATS
 from stages.base.__main__ import main as bring_base
-from stages.common.command import UserError
-from stages.common.export_formats import FORMATS
-from tests.common.models.tiny import save_tiny
 from tests.conftest import write_params
+from tests.engine.models.tiny import save_tiny
 from tests.plan.conftest import LAYERS
 
 BOUNDARIES = {0: {"selector": "full"}, 4: {"selector": "last-n", "last_n": 2}, LAYERS: {"selector": "none"}}

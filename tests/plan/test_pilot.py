@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stages.common.command import UserError
+from salf.errors import UserError
 
 LOSSES = [1.00, 0.99, 1.00, 1.02, 1.10, 1.50, 3.00]
 ERRORS = [0.02, 0.00, 0.02, 0.02, 0.05, 0.10, 0.00]

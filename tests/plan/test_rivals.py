@@ -6,8 +6,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from stages.common.command import UserError
-from stages.common.params import GainName, Quantity
+from salf.errors import UserError
+from salf.settings import GainName, Quantity
 from tests.plan.conftest import DEVIATION
 
 # By space 0..6: what the prompt knows grows up to space 4, within an error up to 3; the answer's position follows.

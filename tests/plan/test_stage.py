@@ -10,12 +10,12 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from stages.common.artifacts import sha256_file
-from stages.common.command import UserError
-from stages.common.freeze_plan import SCHEMA_FILE, FreezePlan
+from salf.errors import UserError
+from salf.files import sha256_file
+from salf.plan import SCHEMA_FILE, FreezePlan
+from salf.summary import print_summary
 from stages.plan.__main__ import main
 from stages.plan.selectors import SELECTORS
-from stages.plan.summary import print_summary
 
 PROJECT = Path(__file__).parents[2]
 

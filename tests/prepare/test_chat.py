@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.common.params import load_params
 from stages.prepare import trial
 from stages.prepare.chat import ChatTemplate

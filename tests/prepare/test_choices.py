@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
-from stages.common.batches import read_examples
-from stages.common.command import UserError
+from salf.engine.batches import read_examples
+from salf.errors import UserError
 from stages.common.params import Choices, load_params
 from stages.prepare.choices import read_question
 from stages.prepare.rows import RefusedRowError

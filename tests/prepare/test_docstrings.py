@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.prepare import docstrings
 from stages.prepare.docstrings import (
     LIBRARIES,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.prepare.sources import load_rows
 from tests.hub_transport import HUB_FAULTS, answering, hub_that
 from tests.prepare.making import make_data

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.common.artifacts import sha256_file
-from stages.common.command import UserError
+from salf.errors import UserError
+from salf.files import sha256_file
 from stages.common.params import Limits, Splits
 from stages.prepare.rows import as_text
 from stages.prepare.sources import load_rows

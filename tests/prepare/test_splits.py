@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.common.params import Limits
 from stages.prepare.rows import Example
 from stages.prepare.splits import carve, check_usable, draw, separate

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
-from stages.common.artifacts import sha256_file
-from stages.common.command import UserError
+from salf.errors import UserError
+from salf.files import sha256_file
 from stages.prepare.__main__ import PrepareRoom, main
 from stages.prepare.docstrings import LIBRARIES
 from stages.prepare.near_duplicates import have_near_duplicate

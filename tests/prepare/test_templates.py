@@ -5,7 +5,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.prepare.examples import BROKEN, Filler, fill_rows
 from stages.prepare.rows import Loaded, RefusedRowError, Row, as_text, one_spelling
 from stages.prepare.templates import parse_template

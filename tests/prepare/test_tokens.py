@@ -3,7 +3,7 @@ import json
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.prepare.rows import Example
 from stages.prepare.tokens import PromptTokenizer, label_ids, shared_prefix, tokenise
 from tests.prepare.making import write_base

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.common.artifacts import digest_of, read_json, sha256_file, sha256_folder, write_json
+from salf.files import digest_of, read_json, sha256_file, sha256_folder, write_json
 from stages.report.__main__ import main
 
 LAYERS = 30

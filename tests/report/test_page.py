@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.plan.__main__ import main as plan_main
 from stages.report.__main__ import main
 from tests.report.conftest import GRID
@@ -326,7 +326,7 @@ def copied(text: str) -> dict[str, str]:
 
 
 def printed(chain: Any, form: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What ``python -m stages.plan export`` prints."""
+    """What ``salf export`` prints."""
     capsys.readouterr()
     plan_main(["export", "--plan", str(chain.root / "data/plan"), "--format", form])
     return capsys.readouterr().out

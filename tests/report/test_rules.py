@@ -3,7 +3,7 @@
 import json
 import re
 
-from stages.common.freeze_plan import FreezePlan
+from salf.plan import FreezePlan
 from stages.report.rules import rules_section
 from tests.report.conftest import BOUNDARY
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stages.common.artifacts import write_json
+from salf.files import write_json
 from stages.report.__main__ import main
 
 SPREAD = {"median": 1.5, "low": 1.25, "high": 1.75}

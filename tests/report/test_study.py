@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.common.artifacts import write_json, write_text
-from stages.common.command import UserError
+from salf.errors import UserError
+from salf.files import write_json, write_text
 from stages.common.figures.svg import inline, panel, standalone
 from stages.common.study_schema import SUMMARY_SCHEMA
 from stages.report.__main__ import main

@@ -10,11 +10,11 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from stages.common.batches import Example
-from stages.common.models.adapter import open_model
-from stages.common.runtime import Runtime
+from salf.engine.batches import Example
+from salf.engine.models.adapter import open_model
+from salf.engine.runtime import Runtime
 from stages.signals.__main__ import main
-from tests.common.models.tiny import save_tiny
+from tests.engine.models.tiny import save_tiny
 
 BEGINNING = (5, 6, 7)
 RUNTIME = Runtime(torch.device("cpu"), torch.float32, "as the test wants it")

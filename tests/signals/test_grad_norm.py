@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.signals.grad_norm import gradient_norms
 from tests.signals.conftest import BEGINNING, RUNTIME, examples
 

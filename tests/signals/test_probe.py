@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import KFold
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.signals import ridge
 from stages.signals.probe import held_out, probes
 from stages.signals.states import PromptStates

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from stages.common.command import UserError
-from stages.common.models.adapter import take_apart
+from salf.engine.models.adapter import take_apart
+from salf.errors import UserError
 from stages.signals.spectrum import signal_to_noise, spectrum
-from tests.common.models.tiny import tiny_network
+from tests.engine.models.tiny import tiny_network
 
 
 def test_a_hand_built_spectrum():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from tests.signals.conftest import examples
 
 PROJECT = Path(__file__).parents[2]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from stages.common.command import UserError
-from stages.common.models.adapter import open_model
+from salf.engine.models.adapter import open_model
+from salf.errors import UserError
 from stages.signals.states import prompt_states
-from tests.common.models.tiny import save_tiny
+from tests.engine.models.tiny import save_tiny
 from tests.signals.conftest import BEGINNING, RUNTIME, examples
 
 

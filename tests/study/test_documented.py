@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.study.curves import Point
 from stages.study.page import update
 

@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import false_discovery_control, norm, ttest_1samp
 from sklearn.metrics import balanced_accuracy_score
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.study.measured import Run
 from stages.study.reading import read_study
 from stages.study.resamples import Resamples, cross_fitted, detectable, holm, over_other_groups, p_value

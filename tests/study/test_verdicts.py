@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import ttest_1samp
 from sklearn.metrics import accuracy_score
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.study.comparisons import compared
 from stages.study.judging import choose, degenerate, leave_one_out, overall
 from stages.study.rates import at_equal_rates

@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stages.common.batches import Example
-from stages.common.models.adapter import open_model
+from salf.engine.batches import Example
+from salf.engine.models.adapter import open_model
+from salf.engine.runtime import Runtime
 from stages.common.params import Trace
-from stages.common.runtime import Runtime
 from stages.trace.collect import Tracer, collect
 from stages.trace.sample import draw_sample
-from tests.common.models.tiny import save_tiny
+from tests.engine.models.tiny import save_tiny
 
 BEGINNING = [5, 6, 7]
 RUNTIME = Runtime(torch.device("cpu"), torch.float32, "as the test wants it")
@@ -130,7 +130,7 @@ def test_a_sample_is_drawn_at_random_and_read_in_the_files_order(tmp_path):
 def test_no_more_examples_are_held_than_a_shard_and_a_stretch_have(model, tmp_path, monkeypatch):
     """Counted whenever a shard is written: examples alive, and Arrow's bytes against those of the whole split."""
     monkeypatch.setattr("stages.trace.collect.SHARD_EXAMPLES", 32)
-    monkeypatch.setattr("stages.common.batches._STRETCH", 32)
+    monkeypatch.setattr("salf.engine.batches._STRETCH", 32)
     alive, arrow, write = [], [], pq.write_table
     write_split(tmp_path / "prepared", 1000, longest_prompt=40, row_group_size=100)
     before = pa.total_allocated_bytes()

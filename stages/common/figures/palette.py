@@ -9,7 +9,7 @@ their contrast with the ground is at least 3:1; the marker says the same a secon
 from dataclasses import dataclass
 from typing import Final
 
-from stages.common.method_names import frozen_by_name, method_of
+from salf.methods import frozen_by_name, method_of
 
 
 @dataclass(frozen=True)

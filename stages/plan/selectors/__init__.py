@@ -7,7 +7,7 @@ they say; the others are baselines and rivals: what it has to beat.
 from collections.abc import Mapping
 from typing import Final
 
-from stages.common.params import SelectorName
+from salf.settings import SelectorName
 from stages.plan.selectors.affordable import affordable
 from stages.plan.selectors.arrival import arrival
 from stages.plan.selectors.block_influence import block_influence

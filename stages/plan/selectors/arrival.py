@@ -13,7 +13,7 @@ examples tells.
 import math
 from typing import Final
 
-from stages.common.artifacts import significant
+from salf.files import significant
 from stages.common.params import Plan
 from stages.plan.evidence import Evidence
 from stages.plan.selectors.choice import Choice

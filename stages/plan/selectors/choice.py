@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from stages.common.command import UserError
-from stages.common.freeze_plan import Certainty, RunnerUp
+from salf.errors import UserError
+from salf.plan import Certainty, RunnerUp
 from stages.common.params import Plan
 from stages.plan.evidence import Evidence
 

@@ -1,6 +1,6 @@
 """The reversed freeze, a control: it tells whether it matters *which* layers train, or only how many."""
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.common.params import Plan
 from stages.plan.evidence import Evidence
 from stages.plan.selectors.choice import Choice

@@ -1,6 +1,6 @@
 """A boundary that was found by measuring: what the other rules' regret is counted from."""
 
-from stages.common.command import UserError
+from salf.errors import UserError
 from stages.common.params import Plan
 from stages.plan.evidence import Evidence
 from stages.plan.selectors.choice import AbsentEvidenceError, Choice

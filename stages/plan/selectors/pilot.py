@@ -6,8 +6,8 @@ cheapest is taken: the rule by which Breiman et al. (1984, §3.4.3) choose the s
 that of the difference to the best, over resamples that draw validation examples for all boundaries together.
 """
 
-from stages.common.artifacts import significant
-from stages.common.freeze_plan import Certainty
+from salf.files import significant
+from salf.plan import Certainty
 from stages.common.params import Plan
 from stages.plan.evidence import Evidence, PilotPrediction, PredictedLoss
 from stages.plan.selectors.choice import AbsentEvidenceError, Choice

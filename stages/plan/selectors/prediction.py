@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from stages.common.artifacts import significant
-from stages.common.freeze_plan import Certainty
+from salf.files import significant
+from salf.plan import Certainty
 from stages.common.params import Plan
 from stages.plan.evidence import DepthLaw, Evidence, PilotPrediction
 from stages.plan.selectors.salf import basis_of

@@ -12,8 +12,8 @@ What it predicts of a boundary is what lies in the sequence there and not yet at
 layers above can still bring.
 """
 
-from stages.common.artifacts import significant
-from stages.common.freeze_plan import Certainty
+from salf.files import significant
+from salf.plan import Certainty
 from stages.common.params import Plan
 from stages.plan.evidence import Evidence
 from stages.plan.selectors.choice import Choice

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from stages.common.artifacts import significant
-from stages.common.command import UserError
-from stages.common.freeze_plan import Certainty, RunnerUp
-from stages.common.params import OF_THE_POWER_LAW, GainName, Plan, Quantity
+from salf.errors import UserError
+from salf.files import significant
+from salf.plan import Certainty, RunnerUp
+from salf.settings import OF_THE_POWER_LAW, GainName, Quantity
+from stages.common.params import Plan
 from stages.plan.evidence import Evidence, LayerGain
 from stages.plan.selectors.choice import AbsentEvidenceError, Choice, Selector
 

@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from stages.common.freeze_plan import Certainty
-from stages.common.params import SignalKind
+from salf.plan import Certainty
+from salf.settings import SignalKind
 from stages.plan.evidence import Evidence, Signal
 from stages.plan.selectors.choice import AbsentEvidenceError
 

@@ -23,7 +23,8 @@ STAGE = """
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from stages.common.command import UserError, exit_code
+from salf.errors import UserError
+from stages.common.command import exit_code
 def main(argv):
     word, out, *read = sys.argv[1:]
     if word == "bad":

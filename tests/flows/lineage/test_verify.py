@@ -11,7 +11,7 @@ import torch
 from flows.lineage.artifacts import Hasher
 from flows.lineage.reconcile import record_all
 from flows.lineage.shards import check_shards
-from stages.common.models.shards import shard_hashes, share_file, write_unit
+from salf.engine.models.shards import shard_hashes, share_file, write_unit
 
 
 def rewrite(file: Path, content: bytes) -> None:

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from tests.conftest import PROJECT, write_colours, write_params
 
-COPIED = ("stages", ".dvcignore", ".gitignore", "dvc.yaml", "requirements.lock", "requirements-model.lock")
+COPIED = ("salf", "stages", ".dvcignore", ".gitignore", "dvc.yaml", "requirements.lock", "requirements-model.lock")
 DESCRIPTION = {
     "budget_hours": 1.0,
     "seeds": [1],

@@ -11,7 +11,7 @@ from flows.study.outlook import outlook
 from flows.study.progress import Progress
 from flows.study.settings import Places
 from flows.study.tables import PREDICTIONS, Tables
-from stages.common.rate_choice import Tried, choose
+from salf.rate_choice import Tried, choose
 from tests.conftest import PROJECT
 
 A, B = Case("a", "m"), Case("b", "m")

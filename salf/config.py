@@ -1,0 +1,80 @@
+"""A ``config.json``, whose entries go by several names. No torch here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from salf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a ``config.json`` says of the sizes, in today's names or older ones."""
+
+    raw: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The model type."""
+        return str(self.raw.get("model_type"))
+
+    def number(self, *names: str, default: int | None = None) -> int:
+        """The first of the entries that is there.
+
+        Raises:
+            UserError: none is, and there is no default; names it.
+        """
+        found = next((self.raw[name] for name in names if self.raw.get(name) is not None), default)
+        if found is None:
+            raise UserError(f"config.json: no entry {names[0]!r}; is it a decoder-only language model's?")
+        return int(found)
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """An entry that says yes or no."""
+        found = self.raw.get(name)
+        return default if found is None else bool(found)
+
+    def share(self, name: str, default: float) -> float:
+        """An entry from 0 to 1."""
+        found = self.raw.get(name)
+        return default if found is None else float(found)
+
+    @property
+    def hidden(self) -> int:
+        """H."""
+        return self.number("hidden_size", "n_embd", "n_embed")
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return self.number("num_attention_heads", "n_head")
+
+    @property
+    def kv_heads(self) -> int:
+        """Key-value heads; GPT-BigCode and Falcon say with a flag that there is one."""
+        if self.kind == "falcon" and self.flag("new_decoder_architecture"):
+            return self.number("num_kv_heads", default=self.heads)
+        if self.kind in {"falcon", "gpt_bigcode"}:
+            return 1 if self.flag("multi_query", default=True) else self.heads
+        if self.kind in _PLAIN_HEADS:
+            return self.heads
+        return self.number("num_key_value_heads", default=self.heads)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        default = self.hidden // self.heads
+        return default if self.kind in _PLAIN_HEADS else self.number("head_dim", default=default)
+
+    @property
+    def tied_head(self) -> bool:
+        """Whether the head is the embedding matrix; some families do not say so where it is."""
+        return self.flag("tie_word_embeddings", default=self.kind in _TIED_UNLESS_SAID)
+
+
+_TIED_UNLESS_SAID: Final = {
+    *("bloom", "cohere", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_bigcode", "opt"),
+    *("smollm3", "starcoder2"),
+}
+# Attention as it was first: as many key-value heads as heads, and together as wide as the states.
+_PLAIN_HEADS: Final = {"bloom", "gpt2", "gpt_neox", "gptj", "opt"}

@@ -1,0 +1,251 @@
+"""What training costs, counted from a model's shape: floating-point operations and bytes.
+
+Counted are the matrix products, at two operations per multiply-add; norms, the softmax, activations,
+rotary embeddings and the optimizer's update are left out (together below 1 % for models of any use).
+Every count is linear in four sums over the work at hand, which the caller knows best:
+
+- ``queries``: tokens pushed through a layer, padding included where it is computed;
+- ``attended``: over those tokens, the keys that each one sees (causal, so T·(T+1)/2 for a plain
+  sequence of T tokens; a kernel that computes the whole square does more);
+- ``positions``: answer positions, where the head is evaluated;
+- ``seen``: over these positions, the keys that each one sees.
+
+The last layer of a pass computes keys and values of all tokens, and the rest at answer positions
+only. How that is done costs a little more than it must: the queries of all tokens, and the keys and
+values of answer positions a second time. Both are counted, because both are computed.
+
+A beginning that all examples of a batch share is computed once: it counts once in the sums.
+"""
+
+from typing import Final, Literal
+
+from salf.shape import ModelShape
+from salf.sizes import LinearMap
+
+__all__ = [
+    "ModelShape",
+    "Technique",
+    "activation_bytes_per_token",
+    "forward_flops",
+    "gradient_bytes",
+    "head_forward_flops",
+    "last_layer_rows",
+    "last_map_flops",
+    "layer_forward_flops",
+    "optimizer_bytes",
+    "reading_flops",
+    "training_flops",
+    "weight_gradient_flops",
+]
+
+FLOAT32_BYTES: Final = 4
+_ADAM_MOMENTS: Final = 2  # AdamW: running means of the gradient and of its square, in float32
+
+# weights: the scope's own weights are trained; lora: they are frozen, low-rank adapters beside them are.
+Technique = Literal["weights", "lora"]
+
+
+def layer_forward_flops(shape: ModelShape, queries: int, attended: int) -> int:
+    """One layer's forward pass: its linear maps, and the products QKᵀ and PV."""
+    return 2 * shape.linear_products * queries + _attention_flops(shape, attended)
+
+
+def head_forward_flops(shape: ModelShape, positions: int) -> int:
+    """The head at so many positions."""
+    return 2 * shape.hidden * shape.vocabulary * positions
+
+
+def forward_flops(shape: ModelShape, layers: int, queries: int, attended: int) -> int:
+    """Forward pass of all tokens through so many layers."""
+    return layers * layer_forward_flops(shape, queries, attended)
+
+
+def reading_flops(shape: ModelShape, boundary: int, queries: int, attended: int, positions: int, seen: int) -> int:
+    """Forward pass of layers boundary+1..L and the head, the last layer and the head at answer positions.
+
+    The arguments are those of :func:`training_flops`.
+    """
+    head = head_forward_flops(shape, positions)
+    if boundary == shape.layers:
+        return head
+    below = shape.layers - boundary - 1
+    computed = sum(part.products * rows for part, (rows, _) in last_layer_rows(shape, queries, positions))
+    attention = _attention_flops(shape, seen if shape.packed else attended)
+    return below * layer_forward_flops(shape, queries, attended) + 2 * computed + attention + head
+
+
+def training_flops(
+    shape: ModelShape,
+    boundary: int,
+    queries: int,
+    attended: int,
+    positions: int,
+    seen: int,
+    *,
+    method: Technique = "weights",
+    rank: int = 8,
+    recompute: bool = False,
+) -> int:
+    """One pass of suffix training: forward and backward of layers boundary+1..L and the head.
+
+    The frozen layers 1..boundary are not in it: add ``forward_flops(shape, boundary, queries, attended)``
+    once where their output is cached, or once per pass where it is not.
+
+    Backward, a linear map costs its forward pass for the gradient of its input, and again for that of
+    its weight; the attention's two products cost twice their forward pass. With ``weights`` every
+    trained layer pays all of it: the lowest too, because its first norm's weight, where it has one, is
+    trained and needs the gradient that q, k and v pass down. With ``lora`` frozen weights need no
+    gradient of their own, and below the lowest adapters nothing is trained, so that what reads that
+    layer's own input passes nothing down. The head passes its input's gradient down; its weight's is
+    computed where the head trains: with ``weights``, unless it is tied and the embeddings are frozen
+    (boundary of 1 or more).
+
+    Args:
+        shape: the model.
+        boundary: layers 1..boundary are frozen, 0..L.
+        queries: tokens pushed through each layer over the pass.
+        attended: keys that they see, summed.
+        positions: answer positions.
+        seen: keys that these see, summed.
+        method: what is trained in the layers above the boundary; ``lora`` trains adapters alone (no
+            norm, no head) of rank ``rank`` beside all linear maps but experts.
+        rank: of the adapters.
+        recompute: the layers' forward pass runs a second time, for back-propagation (gradient checkpointing).
+
+    Raises:
+        ValueError: the boundary is no space of the model, or nothing is left to adapt.
+    """
+    _check_boundary(shape, boundary, method)
+    head = head_forward_flops(shape, positions)
+    if boundary == shape.layers:
+        return (2 + (not shape.tied_head)) * head
+    below = shape.layers - boundary - 1
+    layer = layer_forward_flops(shape, queries, attended)
+    attention = _attention_flops(shape, seen if shape.packed else attended)
+    used = sum(part.products * rows for part, (_, rows) in last_layer_rows(shape, queries, positions))
+    forward = reading_flops(shape, boundary, queries, attended, positions, seen)
+    if recompute:
+        forward += forward - head - _spared_again(shape, below, queries, positions, method, rank)
+    inputs = below * (layer + _attention_flops(shape, attended)) + 2 * used + 2 * attention + head
+    if method == "lora":
+        lowest = _lowest_inputs(shape, below, queries, positions)
+        return forward + inputs - lowest + _lora_flops(shape, below, queries, positions, rank)
+    if boundary and not shape.layer.input_norm:
+        inputs -= _lowest_inputs(shape, below, queries, positions)
+    weights = weight_gradient_flops(shape, below, 1, queries, positions)
+    return forward + inputs + weights + (boundary == 0 or not shape.tied_head) * head
+
+
+def weight_gradient_flops(shape: ModelShape, below: int, last: int, queries: int, positions: int) -> int:
+    """The gradients of the weights of so many layers below the last, and of the last if ``last`` is 1.
+
+    A layer whose weights are frozen, but which back-propagation passes on its way down, spares these
+    and nothing else.
+    """
+    used = sum(part.products * rows for part, (_, rows) in last_layer_rows(shape, queries, positions))
+    return 2 * (below * shape.linear_products * queries + last * used)
+
+
+def last_map_flops(shape: ModelShape, below: int, last: int, queries: int, positions: int) -> int:
+    """The last linear map of so many layers below the last, and of the last if ``last`` is 1."""
+    end, (_, leaving) = last_layer_rows(shape, queries, positions)[-1]
+    return 2 * end.products * (below * queries + last * leaving)
+
+
+def optimizer_bytes(trained_parameters: int) -> int:
+    """AdamW's state: two float32 moments for each trained parameter."""
+    return _ADAM_MOMENTS * FLOAT32_BYTES * trained_parameters
+
+
+def gradient_bytes(trained_parameters: int, value_bytes: int = FLOAT32_BYTES) -> int:
+    """Gradients of the trained parameters."""
+    return value_bytes * trained_parameters
+
+
+def activation_bytes_per_token(
+    shape: ModelShape, value_bytes: int = FLOAT32_BYTES, stream_bytes: int | None = None
+) -> int:
+    """What back-propagation keeps per token and trained layer: an approximation.
+
+    Counted in the manner of Korthikanti et al. 2022 (arXiv 2205.05198, §4) for a gated layer under a
+    fused attention kernel that keeps no attention matrix: for each of the two norms its input, the
+    normalised values and its output (6 hidden); queries, keys, values and the attention's output
+    (2 attention + 2 kv widths), keys and values once more for every head that shares them, and the output
+    once more as the next map takes it (3 attention widths); the gate before and after its activation, the
+    other branch and their product (4 intermediate; 2 without a gate). Norms of queries and keys, and
+    activation functions in several operations (GPT-2's), keep more: up to a quarter of it all.
+
+    Args:
+        shape: the model.
+        value_bytes: of a value that the linear maps compute.
+        stream_bytes: of a value of the residual stream and the norms, where that is another: in mixed
+            precision, which keeps a copy of the norms' outputs for the linear maps besides (2 hidden).
+    """
+    stream = value_bytes if stream_bytes is None else stream_bytes
+    feed_forward = (4 if shape.layer.gated else 2) * shape.layer.intermediate
+    copies = 2 * shape.hidden * (stream != value_bytes)
+    inside = 5 * shape.attention_width + 2 * shape.kv_width + feed_forward + copies
+    return value_bytes * inside + stream * 6 * shape.hidden
+
+
+def _attention_flops(shape: ModelShape, attended: int) -> int:
+    return 4 * shape.attention_width * attended
+
+
+def last_layer_rows(shape: ModelShape, queries: int, positions: int) -> list[tuple[LinearMap, tuple[int, int]]]:
+    """The last layer's linear maps, each with the rows that it computes and those whose results are used.
+
+    First queries, keys and values of all rows, for the keys and values; then everything at answer
+    positions, where keys and values are not used a second time. A padded layer computes all rows once.
+    """
+    if not shape.packed:
+        return [(part, (queries, queries)) for part in shape.layer.maps]
+    both = queries + positions
+    rows = {
+        "query": (both, positions),
+        "key": (both, queries),
+        "value": (both, queries),
+        "fused": (both, both),
+        "other": (positions, positions),
+    }
+    return [(part, rows[part.role]) for part in shape.layer.maps]
+
+
+def _lowest_inputs(shape: ModelShape, below: int, queries: int, positions: int) -> int:
+    """Operations that the lowest trained layer saves where what reads its own input passes nothing down."""
+    last = last_layer_rows(shape, queries, positions)
+    return 2 * sum(part.products * (queries if below else used) for part, (_, used) in last if part.first)
+
+
+def _spared_again(shape: ModelShape, below: int, queries: int, positions: int, method: Technique, rank: int) -> int:
+    """Operations that a recomputed forward pass lacks beside the first; adapters, not counted there, come on top.
+
+    It ends as soon as all that back-propagation reads is there again: before the last product of each layer's last
+    linear map (with adapters: of the adapter beside it), unless a norm, a mixture's weights or dropout read that.
+    """
+    last = last_layer_rows(shape, queries, positions)
+    ends = shape.layer.ends_in_map and not shape.layer.drops
+    if method == "weights":
+        return ends * last_map_flops(shape, below, 1, queries, positions)
+    end, (_, leaving) = last[-1]
+    adapters = sum((part.wide + part.high) * (below * queries + rows) for part, (rows, _) in last if part.adapted)
+    return 2 * rank * (ends * end.high * (below * queries + leaving) - adapters)
+
+
+def _lora_flops(shape: ModelShape, below: int, queries: int, positions: int, rank: int) -> int:
+    """Forward and backward of the adapters, over the suffix's layers below the last and the last."""
+    total = 0
+    for part, (computed, used) in last_layer_rows(shape, queries, positions):
+        if part.adapted:
+            width = part.wide + part.high
+            # In the lowest layer the first factor beside what reads the layer's own input passes nothing down.
+            lowest = part.first * part.wide * (queries if below else used)
+            total += width * (3 * below * queries + computed + 2 * used) - lowest
+    return 2 * rank * total
+
+
+def _check_boundary(shape: ModelShape, boundary: int, method: Technique) -> None:
+    if not 0 <= boundary <= shape.layers:
+        raise ValueError(f"boundary {boundary} is outside 0..{shape.layers}")
+    if method == "lora" and boundary == shape.layers:
+        raise ValueError(f"lora with all {shape.layers} layers frozen trains nothing")

@@ -1,0 +1,206 @@
+"""Prepared examples, and the batches that go through the layers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from salf.files import require
+
+Rows = NDArray[np.int64]
+
+_COLUMNS = ("example_id", "label", "text", "answer", "prompt_ids", "answer_ids")  # in the order of Example's fields
+_CANDIDATES = "candidates"  # of multiple choice alone
+_STRETCH = 1024  # rows of a prepared split held at a time
+_BUFFER = 1 << 20  # bytes of a column read ahead
+_MEGABATCH = 16  # batches sorted together by length: little padding, and the order stays random
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of the answers that an example lets choose from."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and its answer, as tokens; ``candidates``: what is chosen from, the answer among them, if anything."""
+
+    example_id: str
+    label: str | None
+    text: str
+    answer: str
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """What the model reads: the prompt and all of the answer but its last token."""
+        return self.prompt_ids + self.answer_ids[:-1]
+
+
+def read_examples(prepared: Path, split: str) -> list[Example]:
+    """Read a prepared split as a whole.
+
+    Raises:
+        UserError: the split is missing.
+    """
+    return list(stream_examples(prepared, split))
+
+
+def stream_examples(prepared: Path, split: str, rows: Rows | None = None) -> Iterator[Example]:
+    """Yield a prepared split's examples in the file's order; memory stays at a stretch of the file.
+
+    Args:
+        prepared: the prepared data's folder.
+        split: its name.
+        rows: which rows, 0-based and ascending; all where absent.
+
+    Raises:
+        UserError: the split is missing.
+    """
+    held = pq.read_schema(require(prepared / f"{split}.parquet", made_by="prepare")).names
+    columns = (*_COLUMNS, *({_CANDIDATES} & set(held)))
+    for table in stretches(prepared, split, columns, rows):
+        words = [table.column(name).to_pylist() for name in _COLUMNS[:4]]
+        prompts, answers = (_token_lists(table.column(name)) for name in _COLUMNS[4:])
+        candidates = _candidates(table.column(_CANDIDATES)) if _CANDIDATES in held else repeat(())
+        yield from map(Example, *words, prompts, answers, candidates)
+
+
+def stretches(prepared: Path, split: str, columns: Sequence[str], rows: Rows | None = None) -> Iterator[Any]:
+    """Yield chosen rows (see :func:`stream_examples`) of chosen columns, as Arrow tables of at most 1,024 rows each.
+
+    Raises:
+        UserError: the split is missing.
+    """
+    path = require(prepared / f"{split}.parquet", made_by="prepare")
+    start = 0
+    with pq.ParquetFile(path, buffer_size=_BUFFER) as file:  # buffered: a column's bytes are never held as a whole
+        for stretch in file.iter_batches(batch_size=_STRETCH, columns=list(columns)):
+            if rows is None:
+                yield stretch
+            else:
+                first, last = np.searchsorted(rows, [start, start + len(stretch)])
+                if first < last:
+                    yield stretch.take(pa.array(rows[first:last] - start))
+            start += len(stretch)
+
+
+def _candidates(column: Any) -> list[tuple[Candidate, ...]]:
+    return [tuple(Candidate(one["text"], tuple(one["ids"])) for one in row) for row in column.to_pylist()]
+
+
+def _token_lists(column: Any) -> list[tuple[int, ...]]:
+    """An Arrow column of lists as tuples, without an object per token on the way."""
+    ends = np.cumsum(column.value_lengths().to_numpy())
+    return [tuple(part.tolist()) for part in np.split(column.flatten().to_numpy(), ends)[:-1]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch behind a shared beginning of P tokens, its tokens end to end without padding.
+
+    Attributes:
+        index: which examples, [B].
+        ids: their tokens behind the beginning, [N].
+        lengths: tokens of each.
+        answers: which of the N rows predict an answer token, [M].
+        rows: the example (0..B-1) that each of these belongs to, [M].
+        targets: the answer tokens, [M].
+        answer_index: 0-based position of each inside its answer, [M].
+    """
+
+    index: Tensor
+    ids: Tensor
+    lengths: tuple[int, ...]
+    answers: Tensor
+    rows: Tensor
+    targets: Tensor
+    answer_index: Tensor
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], index: Sequence[int], shared: int) -> Self:
+        """Collate ``examples[index]``, each without its first ``shared`` tokens."""
+        chosen = [examples[i] for i in index]
+        inputs = [example.inputs[shared:] for example in chosen]
+        lengths = tuple(map(len, inputs))
+        answers = torch.tensor([len(example.answer_ids) for example in chosen])
+        # The last row of an example predicts the last token of its answer.
+        within = torch.cat([torch.arange(-len(example.answer_ids), 0) for example in chosen])
+        rows = torch.repeat_interleave(torch.arange(len(chosen)), answers)
+        return cls(
+            index=torch.tensor(list(index)),
+            ids=torch.tensor([token for tokens in inputs for token in tokens]),
+            lengths=lengths,
+            answers=torch.tensor(lengths).cumsum(0)[rows] + within,
+            rows=rows,
+            targets=torch.tensor([token for example in chosen for token in example.answer_ids]),
+            answer_index=within + answers[rows],
+        )
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on a device."""
+        fields: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()
+        }
+        return type(self)(**fields)
+
+    def positions(self, shared: int) -> Tensor:
+        """Where each of the N tokens stands in its prompt, [N]."""
+        return torch.cat([torch.arange(shared, shared + tokens) for tokens in self.lengths]).to(self.ids.device)
+
+    def attended(self, shared: int) -> int:
+        """Keys seen, summed over the batch's own tokens: the attention's share of the cost."""
+        return sum(tokens * shared + tokens * (tokens + 1) // 2 for tokens in self.lengths)
+
+    def seen(self, shared: int) -> int:
+        """Keys seen by the answer positions alone."""
+        lengths = torch.tensor(self.lengths)
+        firsts = lengths.cumsum(0) - lengths
+        return int((self.answers.cpu() - firsts[self.rows.cpu()] + 1 + shared).sum())
+
+
+def inference_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices by length, as many to a batch as ``batch_tokens`` holds with padding; longest first.
+
+    Longest first: if memory does not suffice, that shows at once and not at the end.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def training_batches(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    """One epoch of batches of similar length in random order.
+
+    The examples are shuffled, cut into stretches of several batches, sorted by length inside each,
+    cut into batches, and the batches shuffled: every example is as likely to come early as late. Where the
+    examples do not fill the batches, the batch that is left over is a random draw: each of its examples
+    weighs more than those of a full one, and were it cut after sorting, that would always be long ones.
+    """
+    order = rng.permutation(len(lengths))
+    left_over = len(order) % batch_size
+    order, batches = order[left_over:], [list(order[:left_over])] if left_over else []
+    stretch = batch_size * _MEGABATCH
+    for start in range(0, len(order), stretch):
+        by_length = sorted(order[start : start + stretch], key=lambda i: lengths[i])
+        batches += [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
+    for at in rng.permutation(len(batches)):
+        yield [int(i) for i in batches[at]]

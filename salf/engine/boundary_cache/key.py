@@ -1,0 +1,135 @@
+"""What boundary states depend on: states that are kept are taken for these and for nothing else."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import torch
+import transformers
+
+from salf.engine.batches import Example
+from salf.engine.models.adapter import CausalModel
+from salf.engine.models.shards import plain_config
+from salf.engine.runtime import Runtime
+from salf.files import digest_of, sha256_file
+
+_NOT_OF_STATES: Final = ("transformers_version", "eos_token_id")  # a fine-tuned folder names another end token
+
+
+@dataclass(frozen=True)
+class Key:
+    """All that decides the bits of a split's boundary states.
+
+    The layers above the boundary are no part of it: other seeds and methods with the same plan, and
+    evaluation, share the states.
+
+    Attributes:
+        units: hashes of the embedding's shard and of those of layers 1..boundary.
+        given: everything else, the same for every boundary.
+    """
+
+    units: tuple[str, ...]
+    given: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        model: CausalModel,
+        runtime: Runtime,
+        units: Sequence[str],
+        examples: Sequence[Example],
+        shared: int,
+        batch_tokens: int,
+    ) -> Self:
+        """The key of ``examples`` behind the layers whose shards have the hashes ``units``."""
+        given = {
+            "config": _config_digest(model),
+            "elsewhere": _elsewhere_digest(model),
+            "tokens": _token_digest(examples),
+            "shared": shared,
+            "batch_tokens": batch_tokens,
+            "weights": str(model.network.dtype),
+            "compute": runtime.dtype_name,
+            "frozen": _held(runtime),
+            "device": _device_facts(runtime),
+            "versions": [torch.__version__, transformers.__version__],
+            "code": _code_digest(model),
+        }
+        return cls(tuple(units), given)
+
+    @property
+    def boundary(self) -> int:
+        """The last frozen layer."""
+        return len(self.units) - 1
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of all of it."""
+        return digest_of({"units": self.units, **self.given})
+
+    def at(self, boundary: int) -> Self:
+        """The key of the same examples at a shallower boundary."""
+        return replace(self, units=self.units[: boundary + 1])
+
+
+def frozen_units(shards: Mapping[str, str], boundary: int) -> tuple[str, ...]:
+    """Hashes of the shards below the boundary, in order of depth.
+
+    Args:
+        shards: file name → SHA-256 of a model folder in the layout of one shard per layer.
+        boundary: the last frozen layer.
+    """
+    layers = sorted(name for name in shards if name.startswith("layer-"))
+    return tuple(shards[name] for name in ["embedding.safetensors", *layers[:boundary]])
+
+
+def _config_digest(model: CausalModel) -> str:
+    config = plain_config(json.loads(model.network.config.to_json_string(use_diff=False)))
+    return digest_of({name: value for name, value in config.items() if name not in _NOT_OF_STATES})
+
+
+def _elsewhere_digest(model: CausalModel) -> str:
+    """Of parameters outside embedding, layers, norm and head, such as a table of positions."""
+    parts = (model.embedding, model.layers, model.norm, model.head)
+    known = {id(parameter) for part in parts for parameter in part.parameters()}
+    digest = hashlib.sha256()
+    for name, parameter in model.network.named_parameters():
+        if id(parameter) not in known:
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _token_digest(examples: Sequence[Example]) -> str:
+    """Of the tokens that are read, in the order of the examples: it decides which of them share a pass."""
+    digest = hashlib.sha256(np.array([len(example.inputs) for example in examples], np.int64).tobytes())
+    for example in examples:
+        digest.update(np.array(example.inputs, np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _held(runtime: Runtime) -> list[str]:
+    """How frozen layers compute; offloaded ones give the bits of those held whole."""
+    quantised = runtime.frozen_weights in {"int8", "nf4"}
+    return [runtime.frozen_weights, version("bitsandbytes")] if quantised else []
+
+
+def _device_facts(runtime: Runtime) -> list[str | int]:
+    """What a product's last bits depend on: kernels, and the threads among which they share their work."""
+    if runtime.device.type == "cuda":
+        return ["cuda", torch.cuda.get_device_name(runtime.device)]
+    return [runtime.device.type, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+
+
+def _code_digest(model: CausalModel) -> str:
+    """Of the sources that compute states: after a change of them no older states are taken."""
+    here = Path(__file__).parent
+    files = [here.parent / "batches.py", *sorted(here.glob("*.py")), *sorted((here.parent / "models").glob("*.py"))]
+    if type(model.network).__module__.startswith("transformers_modules."):  # code that came with the model
+        files += sorted(Path(model.network.name_or_path).glob("*.py"))
+    return digest_of([sha256_file(file) for file in files])

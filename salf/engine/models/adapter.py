@@ -1,0 +1,152 @@
+"""Opens a model folder, finds its parts and proves that they make the model."""
+
+import logging
+import math
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+from weakref import finalize
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from salf.engine.models.causal_model import CausalModel
+from salf.engine.models.frozen import WHOLE, Frozen, compute_as_quantised
+from salf.engine.models.probe import difference
+from salf.errors import UserError, reading
+from salf.families import Family, family_of
+from salf.files import read_json
+
+__all__ = ["CausalModel", "code_trusted", "open_model", "take_apart"]
+
+# Rounding aside, the probe's logits are the model's own; a part taken for another changes all of them.
+_TOLERANCE: Final = {torch.float32: 0.01, torch.float64: 0.01}
+_TOLERANCE_COARSE: Final = 0.3  # 16 bits, or eight
+
+
+def open_model(
+    folder: Path | str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    frozen: Frozen = WHOLE,
+    revision: str | None = None,
+    base: Path | None = None,
+) -> CausalModel:
+    """Open a Hugging Face folder (or hub name) for inference; nothing requires a gradient.
+
+    Args:
+        folder: the model.
+        device: where it runs.
+        dtype: of its weights.
+        frozen: layers that will not be trained, and how their weights are held.
+        revision: of a hub name.
+        base: the base model's folder, which tells whether code that its author shipped may run; ``folder`` itself
+            unless given.
+
+    Raises:
+        UserError: the folder is no loadable model, lacks weights, or the model cannot be taken apart.
+    """
+    disable_progress_bar()  # ours tell of the long work; loading takes seconds
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # its report is read below
+    trusted = code_trusted(base or Path(folder))
+    options = {"revision": revision, "trust_remote_code": trusted}
+    fault = "cannot be opened as a causal language model"
+    with reading(folder, fault):
+        config = AutoConfig.from_pretrained(folder, **options)
+        held = frozen.options(config, device, dtype, trust_remote_code=trusted)
+    with ExitStack() as stack, reading(folder, fault):
+        if held and frozen.held == "offload":
+            # For weights that the network holds in another form than its files: a mixture's experts.
+            held["offload_folder"] = stack.enter_context(TemporaryDirectory(prefix="salf-offloaded-"))
+        network, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+            **held,
+        )
+        finalize(network, stack.pop_all().close)
+    wrong = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    if wrong:
+        raise UserError(
+            f"{folder}: {len(wrong)} weights are missing or have another shape than config.json says "
+            f"({', '.join(sorted(wrong)[:3])}); make the folder again"
+        )
+    compute_as_quantised(network)
+    network.requires_grad_(False)
+    return take_apart(network.eval() if held else network.eval().to(device))
+
+
+def code_trusted(base: Path) -> bool:
+    """Whether the base stage was told to bring the code that the model's author shipped, and so to let it run.
+
+    Raises:
+        UserError: ``base.json`` is damaged.
+    """
+    facts = base / "base.json"
+    return facts.exists() and read_json(facts).get("trust_remote_code") is True
+
+
+def take_apart(network: PreTrainedModel) -> CausalModel:
+    """Find a network's parts, and check on a few tokens that they make the network.
+
+    The check tells whether embedding, layers, norm and head are what the model itself uses, in its own
+    order. It is short: what only shows behind thousands of tokens (a wide window, stretched rotary
+    angles) is up to the table of families and its tests; types outside the table keep the model's masks.
+
+    Raises:
+        UserError: a part was not found, or the parts do not make the model; says what and where.
+    """
+    kind = network.config.model_type
+    # A tied head has a name of its own here, unlike in a file of weights.
+    family = family_of(kind, [name for name, _ in network.named_parameters(remove_duplicate=False)])
+    _require_parts(network, family)
+    model = CausalModel(network, family)
+    try:
+        far = difference(model)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"model type {kind!r}: its layers cannot be run one by one: {reason[:300]}") from None
+    # LLM.int8 takes a column of its inputs for an outlier by all rows of a pass, and ours hold others.
+    rounds = getattr(network, "is_loaded_in_8bit", False)
+    if math.isnan(far):
+        raise UserError(f"{network.name_or_path}: {_not_finite(network)}")
+    if not far <= (_TOLERANCE_COARSE if rounds else _TOLERANCE.get(network.dtype, _TOLERANCE_COARSE)):
+        raise UserError(
+            f"model type {kind!r}: its layers, run one by one, give other logits than the model itself "
+            f"(relative difference {far:.2g}); this architecture is not supported"
+        )
+    return model
+
+
+def _not_finite(network: PreTrainedModel) -> str:
+    for name, weight in network.named_parameters():
+        if not weight.isfinite().all():
+            return f"the weight {name} is not finite (NaN or infinite); it was trained at too high a rate, or damaged"
+    return f"its logits are not finite in {network.dtype}; choose another device.dtype, or another model"
+
+
+def _require_parts(network: PreTrainedModel, family: Family) -> None:
+    """The family's paths exist, and are what transformers says are embedding and head."""
+    kind = network.config.model_type
+    for what in ("embedding", "layers", "norm", "head"):
+        path = getattr(family, what)
+        try:
+            part: nn.Module = network.get_submodule(path)
+        except AttributeError:
+            raise UserError(f"model type {kind!r}: it has no {what} at {path}") from None
+        expected = {"embedding": network.get_input_embeddings, "head": network.get_output_embeddings}
+        if what in expected and not _same(part, expected[what]()):
+            raise UserError(f"model type {kind!r}: {path} is not what the model itself takes for its {what}")
+
+
+def _same(part: nn.Module, other: nn.Module | None) -> bool:
+    weights: tuple[Tensor | None, ...] = tuple(getattr(x, "weight", None) for x in (part, other))
+    return part is other or (weights[0] is not None and weights[0] is weights[1])

@@ -1,0 +1,98 @@
+"""A model folder in the hub's layout with one safetensors file per unit: embedding, each layer, the rest.
+
+``AutoModelForCausalLM.from_pretrained`` loads such a folder as it is. A fine-tuned model saved this way
+shares the bytes of its frozen layers with its base: a content-addressed cache keeps them once, and
+equal hashes prove that a layer was not touched.
+"""
+
+import errno
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from salf.families import Family
+from salf.files import digest_of, sha256_file, write_json
+
+INDEX: Final = "model.safetensors.index.json"
+
+
+def group_by_unit(parameters: Iterable[str], family: Family, layers: int) -> dict[str, list[str]]:
+    """Unit name → its parameters' names, both in order of depth."""
+    units: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(parameters):
+        units[family.unit_of(name, layers)].append(name)
+    order = {"embedding": 0, "final": 2}
+    return dict(sorted(units.items(), key=lambda item: (order.get(item[0], 1), item[0])))
+
+
+def write_unit(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one shard.
+
+    Raises:
+        OSError: see :func:`write_tensors`.
+    """
+    write_tensors(path, tensors, {"format": "pt"})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written (safetensors hides this in its own error).
+    """
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        text = str(error)
+        for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            if f"os error {code})" in text:
+                raise OSError(code, os.strerror(code), str(path)) from error
+        raise
+
+
+def write_index(folder: Path, units: Mapping[str, Iterable[str]]) -> None:
+    """Write the index that says which of the folder's shards holds which parameter, and the bytes of all of them."""
+    weight_map = {name: f"{unit}.safetensors" for unit, names in units.items() for name in names}
+    total = sum(_bytes_of_tensors(folder / f"{unit}.safetensors") for unit in units)
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _bytes_of_tensors(shard: Path) -> int:
+    """A safetensors file is the length of its header in eight bytes, the header, and the tensors."""
+    with shard.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    return shard.stat().st_size - 8 - header
+
+
+def shard_hashes(folder: Path) -> dict[str, str]:
+    """File name → SHA-256 of every shard in a model folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    with ThreadPoolExecutor() as pool:  # hashing holds no lock of the interpreter's
+        return {file.name: digest for file, digest in zip(files, pool.map(sha256_file, files), strict=True)}
+
+
+def weights_digest(hashes: Mapping[str, str]) -> str:
+    """One hash for all weights of a folder."""
+    return digest_of(dict(hashes))
+
+
+def share_file(source: Path, target: Path) -> None:
+    """Give ``target`` the bytes of ``source``: a hard link where the file system can, else a copy."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's configuration without what belongs to the machine or the packaging it came from."""
+    dropped = {"_name_or_path", "_model_name_or_path", "quantization_config"}
+    return {key: value for key, value in config.items() if key not in dropped}

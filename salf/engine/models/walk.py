@@ -1,0 +1,147 @@
+"""Runs a model layer by layer over rows that lie end to end, the shared beginning once.
+
+All prompts of a task begin alike (an instruction, the choices, a few examples). With causal
+attention, what happens in that beginning does not depend on what follows, so it need not be
+computed for every example. Where gradients are wanted, its rows join the batch's own in one pass:
+every weight is used once, and the gradients of all examples meet in the beginning's rows, as they
+would add up if each example carried its own copy. Without gradients it is walked once, and the
+batches attend to the keys and values that it left. Both are exact.
+
+Layers whose attention cannot be packed run over a padded grid instead (``padded.py``), with the
+model's own masks: as exact, and slower, because each sequence carries its own copy of the beginning.
+
+Where a pass is to be recomputed, back-propagation keeps the input of each layer alone and runs the
+layer again when its turn comes (Chen et al. 2016, arXiv 1604.06174): a forward pass more, for memory
+of one layer instead of all. Non-reentrant, so that gradients arrive whether or not the input of the
+lowest layer wants one.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from salf.engine.models import padded
+from salf.engine.models.attention import ChosenRows, KeysValues, KeysValuesOnly, KeysValuesReady, Packing
+from salf.engine.models.calls import LayerCall, apply
+from salf.engine.models.causal_model import CausalModel
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A shared beginning of P tokens that has been walked.
+
+    Attributes:
+        length: P.
+        states: its last space, [P, hidden].
+        keys_values: by layer (from 0, as transformers counts), each [1, key-value heads, P, head size];
+            empty for a model that runs padded.
+        spaces: for a model that runs padded, its spaces by number, each [P, hidden].
+    """
+
+    length: int
+    states: Tensor
+    keys_values: dict[int, KeysValues]
+    spaces: dict[int, Tensor]
+
+
+def embed(model: CausalModel, ids: Tensor, positions: Tensor) -> Tensor:
+    """Space 0 of token ids [tokens] at their places in their prompts [tokens]: [tokens, hidden]."""
+    return model.embed(ids, positions)
+
+
+def walk_beginning(model: CausalModel, states: Tensor | None, first: int, last: int) -> Beginning | None:
+    """Run the beginning's states [P, hidden] of space ``first`` through layers first+1..last."""
+    if states is None:
+        return None
+    remembered: dict[int, KeysValues] = {}
+    packing = Packing.of([len(states)], states.device, remember=remembered)
+    if model.family.packed:
+        return Beginning(len(states), run(model, states, first, last, packing), remembered, {})
+    spaces = {first: states, **dict(enumerate(walk(model, states, first, last, packing), first + 1))}
+    return Beginning(len(states), spaces[last], {}, spaces)
+
+
+def behind(lengths: Sequence[int], device: torch.device, beginning: Beginning | None) -> Packing:
+    """Sequences of so many tokens each, behind a beginning that was walked before."""
+    if beginning is None:
+        return Packing.of(lengths, device)
+    return Packing.of(lengths, device, past=beginning.length, memory=beginning.keys_values, before=beginning.spaces)
+
+
+def walk(
+    model: CausalModel, states: Tensor, first: int, last: int, packing: Packing, *, recompute: bool = False
+) -> Iterator[Tensor]:
+    """Yield the spaces first+1..last, layer by layer, [rows, hidden] each; O(rows) memory without gradients.
+
+    Args:
+        model: the model.
+        states: space ``first`` of the pass's rows, [rows, hidden].
+        first: the space to start from; 0 is the embedding output.
+        last: the space to end at, at most L.
+        packing: how the rows form sequences.
+        recompute: back-propagation keeps each layer's input alone.
+    """
+    if first == last:
+        return
+    if not model.family.packed:
+        yield from padded.walk(model, states, first, last, packing, recompute=recompute)
+        return
+    for call in model.calls(last, packing.position_ids())[first:]:
+        states = apply(_through, call, states, packing, recompute=recompute)
+        yield states
+
+
+def run(
+    model: CausalModel, states: Tensor, first: int, last: int, packing: Packing, *, recompute: bool = False
+) -> Tensor:
+    """The space ``last`` of rows whose space ``first`` is ``states``: see :func:`walk`."""
+    for space in walk(model, states, first, last, packing, recompute=recompute):
+        states = space
+    return states
+
+
+def run_to_answers(
+    model: CausalModel, states: Tensor, first: int, packing: Packing, answers: Tensor, *, recompute: bool = False
+) -> Tensor:
+    """Space L of chosen rows alone, [M, hidden]: the last layer sees all rows and computes only these.
+
+    Nothing reads the other rows of space L. Of them the last layer computes keys and values, and for
+    the chosen ones all the rest: queries, feed-forward part, norms. A padded last layer computes all.
+
+    Args:
+        model: the model.
+        states: space ``first`` of the pass's rows, [rows, hidden].
+        first: the space to start from.
+        packing: how the rows form sequences.
+        answers: the rows that are wanted, among the sequences' own tokens, ascending, [M].
+        recompute: back-propagation keeps each layer's input alone.
+    """
+    chosen = packing.beginning_rows + answers
+    if first == model.depth or not model.family.packed:
+        return run(model, states, first, model.depth, packing, recompute=recompute)[chosen]
+    positions = packing.position_ids()
+    *below, last = model.calls(model.depth, positions)[first:]
+    for call in below:
+        states = apply(_through, call, states, packing, recompute=recompute)
+    at_answers = model.calls(model.depth, positions[:, chosen])[-1]
+    return apply(_through_at_answers, last, at_answers, states, packing, answers, recompute=recompute)
+
+
+def _through_at_answers(
+    call: LayerCall, at_answers: LayerCall, states: Tensor, packing: Packing, answers: Tensor
+) -> Tensor:
+    """[rows, hidden] through one layer to [M, hidden]: keys and values of all rows, the rest of the chosen ones."""
+    try:
+        _through(call, states, KeysValuesOnly(packing))
+    except KeysValuesReady as ready:
+        queries = ChosenRows(packing, answers, ready.keys_values)
+    else:
+        raise RuntimeError("the last layer does not hand the packing to its attention")
+    return _through(at_answers, states[packing.beginning_rows + answers], queries)
+
+
+def _through(call: LayerCall, states: Tensor, packing: Packing | KeysValuesOnly | ChosenRows) -> Tensor:
+    """Packed rows [rows, hidden] through one layer."""
+    return call.run(states[None], attention_mask=None, packing=packing)[0]

@@ -1,0 +1,139 @@
+"""Where and how torch runs: device, precision, memory allocator, and what machine this is."""
+
+import ctypes
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Final
+
+import psutil
+import torch
+
+from salf.engine.models.frozen import Frozen
+from salf.errors import UserError
+from salf.settings import Device, FrozenWeights
+
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_MAX: Final = -4
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The chosen device, the precision that matrices are multiplied in, and how frozen weights are held."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+    frozen_weights: FrozenWeights = "whole"
+
+    def frozen(self, layers: int | None = None) -> Frozen:
+        """Layers 1..layers (``None``: all) as frozen ones are held here."""
+        return Frozen(layers, self.frozen_weights)
+
+    @property
+    def dtype_name(self) -> str:
+        """``float32`` or ``bfloat16``."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision for training: weights stay float32, products run in ``dtype``."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+
+def choose_runtime(params: Device) -> Runtime:
+    """Set the allocator up and pick device and precision: see :func:`find_runtime`."""
+    keep_freed_memory()
+    return find_runtime(params)
+
+
+def find_runtime(params: Device) -> Runtime:
+    """Pick device and precision, and say why.
+
+    Raises:
+        UserError: the device that was asked for is not there.
+    """
+    device = _choose_device(params.kind)
+    if params.dtype != "auto":
+        return Runtime(device, getattr(torch, params.dtype), "as set in params.yaml", params.frozen_weights)
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+        reason = "this GPU computes bfloat16" if fast else "this GPU does not compute bfloat16"
+    elif device.type == "cpu":
+        # Where the processor has no products of bfloat16 they are emulated, several times slower than float32.
+        found = [name for name, there in _bfloat16_instructions().items() if there]
+        fast = bool(found)
+        reason = f"this processor has {found[0]}" if found else "this processor has no bfloat16 products: slower"
+    else:
+        fast, reason = False, "float32 is the safe choice on this device"
+    return Runtime(device, torch.bfloat16 if fast else torch.float32, reason, params.frozen_weights)
+
+
+def _bfloat16_instructions() -> dict[str, bool]:
+    """What multiplies matrices of bfloat16 on a CPU, and whether this one has it.
+
+    Measured with products of 512 x 576 x 1,536 on two cores of a processor with AVX512_BF16 and no AMX: 960
+    GFLOP/s in bfloat16, 210 in float32.
+    """
+    return {"AMX": torch.cpu._is_amx_tile_supported(), "AVX512_BF16": torch.cpu._is_avx512_bf16_supported()}
+
+
+def _choose_device(kind: str) -> torch.device:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if kind == "auto":
+        kind = next(name for name, is_there in there.items() if is_there)
+    if not there[kind]:
+        raise UserError(f"device.kind = {kind}: there is no such device here; set it to auto or cpu")
+    return torch.device(kind)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc not to hand large blocks back to the kernel at every step.
+
+    By default it does, and a step that asks for them again waits for their pages. How much that
+    costs depends on the model: without this, a fine-tune at half depth took 1.04 times as long on the
+    embedded model and 1.15 times on one of 12 layers of 1,024, on two cores whose speed changed by more
+    than that between repeats (``allocator`` in ``reports/benchmark-2-cores-avx512.json``).
+
+    Set through ``mallopt``, which holds however the stage was started. That torch is loaded by then makes
+    no difference: glibc reads the environment's ``MALLOC_*`` into the same process-wide settings, and looks
+    at these anew whenever a large block is asked for or given back. Only blocks that are held already stay
+    as they are, and those of a training's steps come later. Elsewhere than on glibc nothing happens.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def threads_each(processes: int) -> int:
+    """Threads for each of so many processes: those that torch has here, shared out."""
+    return max(1, torch.get_num_threads() // processes)
+
+
+def machine_facts(runtime: Runtime) -> dict[str, Any]:
+    """What an auditor needs to know of the machine; no host name, no user name, no path."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if runtime.device.type == "cuda" else runtime.device.type,
+        "dtype": runtime.dtype_name,
+        "dtype_reason": runtime.reason,
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "safetensors", "numpy")},
+    }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held so far: of the GPU, or of this process on a CPU (its resident set)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows, where this is never reached with a POSIX lock file
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)

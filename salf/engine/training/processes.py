@@ -1,0 +1,164 @@
+"""Several processes that train one model: each computes its share of a batch, gradients are added up.
+
+Started by the stage ``finetune`` itself (its ``launch.py``), by ``torchrun`` or by ``accelerate launch``; the group is
+accelerate's. Weights are not sent: all processes start from the same file and take the same steps with
+the same gradients. The main process alone draws progress and writes files.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from torch import distributed as dist
+
+from salf.errors import BAD_INPUT, INTERRUPTED, UserError
+
+# A process that is lost is noticed by its closed connection, and one may have to wait for another's long work.
+_PATIENCE: Final = timedelta(days=7)
+_SECONDS_TO_BE_ENDED: Final = 15.0
+
+_CPU: Final = torch.device("cpu")
+
+Item = TypeVar("Item")
+
+
+class ProcessLostError(Exception):
+    """Another process of the group is gone."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One's place among the processes that train together.
+
+    Attributes:
+        rank: of this one, from 0; 0 is the main process.
+        count: how many there are.
+        device: where what they send to each other lies.
+    """
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = _CPU
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and draws progress."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The items of this process: every ``count``-th."""
+        return items[self.rank :: self.count]
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """``tensor`` with the sum over all processes in place of its values: the same bits in each of them.
+
+        Raises:
+            ProcessLostError: one of them is gone.
+        """
+        if self.count > 1:
+            try:
+                dist.all_reduce(tensor)
+            except RuntimeError as error:
+                raise ProcessLostError(str(error)) from error
+        return tensor
+
+    def total(self, number: int) -> int:
+        """The sum of what each process holds.
+
+        Raises:
+            ProcessLostError: one of them is gone.
+        """
+        return sum(self._all(number))
+
+    def agree(self, number: int, what: str) -> None:
+        """Make sure that all processes hold the same number.
+
+        Raises:
+            UserError: they do not.
+            ProcessLostError: one of them is gone.
+        """
+        found = self._all(number)
+        if len(set(found)) > 1:
+            raise UserError(f"the processes do not see the same files: {what}: {found}; give them one folder")
+
+    def _all(self, number: int) -> list[int]:
+        numbers = torch.zeros(self.count, dtype=torch.int64, device=self.device)
+        numbers[self.rank] = number
+        return self.add_up(numbers).tolist()
+
+
+ALONE: Final = Processes()
+
+
+def are_several() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def joined(kind: str) -> Iterator[Processes]:
+    """The processes of this training, for as long as the block runs; :data:`ALONE` where no launcher started it.
+
+    A fault in one ends all of them, and the first to meet it speaks for all.
+
+    Args:
+        kind: ``device.kind`` of the parameters.
+
+    Raises:
+        UserError: there are fewer GPUs than processes; or the others are gone without a word.
+        SystemExit: another process has said what is wrong.
+    """
+    if not are_several():
+        yield ALONE
+        return
+    state = _join(kind)
+    try:
+        with _silenced(unless=state.is_main_process):
+            yield Processes(state.process_index, state.num_processes, state.device)
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None  # the launcher says so
+    except ProcessLostError as error:
+        time.sleep(_SECONDS_TO_BE_ENDED)  # the launcher ends us before that, and the one at fault has spoken
+        reason = " ".join(str(error).split())
+        raise UserError(f"lost touch with the other processes ({reason[:200]}); run again to resume") from None
+    except Exception:
+        if _first_at_fault():
+            raise
+        time.sleep(_SECONDS_TO_BE_ENDED)
+        raise SystemExit(BAD_INPUT) from None
+    state.destroy_process_group()
+
+
+def _join(kind: str) -> Any:
+    cpu = kind == "cpu" or not torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if not cpu and local > torch.cuda.device_count():
+        raise UserError(
+            f"{local} processes and {torch.cuda.device_count()} GPUs: "
+            "lower finetune.processes, or set device.kind to cpu"
+        )
+    return PartialState(cpu=cpu, timeout=_PATIENCE)
+
+
+def _first_at_fault() -> bool:
+    try:
+        return dist.distributed_c10d._get_default_store().add("salf-fault", 1) == 1
+    except RuntimeError:  # nobody answers: then nobody else speaks
+        return True
+
+
+@contextmanager
+def _silenced(*, unless: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        if not unless:
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        yield

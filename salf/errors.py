@@ -1,0 +1,34 @@
+"""Faults that the user can mend, and the exit codes of commands."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+BAD_INPUT: Final = 2
+INTERRUPTED: Final = 130
+
+
+class UserError(Exception):
+    """Something that the user can mend; its text says what is wrong, where, and what to do."""
+
+
+@contextmanager
+def reading(file: Path | str, fault: str = "cannot be read") -> Iterator[None]:
+    """Turn whatever another library raises about a file of the user's into one line.
+
+    Args:
+        file: the file or folder that is read.
+        fault: what is wrong with it then, and what to do.
+
+    Raises:
+        UserError: names the file, the fault and the library's reason.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a parser written in Rust panics with what is no Exception
+        reason = " ".join(str(error).split())[:300]
+        kind = "" if isinstance(error, OSError | ValueError | ImportError) and reason else f"{type(error).__name__}: "
+        raise UserError(f"{file}: {fault}: {kind}{reason}") from None

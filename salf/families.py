@@ -1,0 +1,189 @@
+"""Architectures as data: where each family keeps what the pipeline needs. No torch here.
+
+transformers' own conventions say most of it: a trunk with an embedding, one list of decoder layers and
+a final norm, and a head beside the trunk. The table holds the names, what else works on the embedding
+before the first layer, and whether the layers' attention can be packed (``attention.py``). A model type
+that is not in it is found by its parameters' names (:func:`family_from_names`) and runs padded, by the
+model's own masks. The tests run every row against Hugging Face's own hidden states, logits and gradients.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from salf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Dotted paths inside a ``...ForCausalLM`` model.
+
+    Attributes:
+        embedding: the token embedding.
+        layers: the list of decoder layers, inside the trunk.
+        norm: the final norm.
+        head: the LM head.
+        inputs: what else makes space 0 of the embedding (positions, a norm): frozen and stored with it.
+        packed: attention goes through transformers' interface and hides nothing but the future and what
+            lies outside a window that it hands to the interface: rows need no padding.
+    """
+
+    embedding: str
+    layers: str
+    norm: str
+    head: str = "lm_head"
+    inputs: tuple[str, ...] = ()
+    packed: bool = False
+
+    @property
+    def trunk(self) -> str:
+        """The module that runs the embedding, the layers and the final norm."""
+        return self.layers.rpartition(".")[0]
+
+    def unit_of(self, parameter: str, layers: int) -> str:
+        """The shard that a parameter belongs to: ``embedding``, ``layer-07`` or ``final``.
+
+        Layers count from 1, as in the paper; numbers are padded so that names sort by depth.
+        """
+        if self.before_layers(parameter):
+            return "embedding"
+        if parameter.startswith(f"{self.layers}."):
+            index = int(parameter.removeprefix(f"{self.layers}.").split(".", 1)[0])
+            return layer_unit(index + 1, layers)
+        return "final"
+
+    def before_layers(self, parameter: str) -> bool:
+        """Whether a parameter makes space 0."""
+        return any(parameter.startswith(f"{part}.") for part in (self.embedding, *self.inputs))
+
+
+def layer_unit(number: int, layers: int) -> str:
+    """The shard of a layer, from 1, of so many: ``layer-07``."""
+    return f"layer-{number:0{max(2, len(str(layers)))}d}"
+
+
+_LLAMA: Final = Family(embedding="model.embed_tokens", layers="model.layers", norm="model.norm", packed=True)
+_PHI: Final = Family(embedding="model.embed_tokens", layers="model.layers", norm="model.final_layernorm", packed=True)
+_GPT2: Final = Family(
+    embedding="transformer.wte",
+    layers="transformer.h",
+    norm="transformer.ln_f",
+    inputs=("transformer.wpe",),
+    packed=True,
+)
+_GPT_NEOX: Final = Family(
+    embedding="gpt_neox.embed_in", layers="gpt_neox.layers", norm="gpt_neox.final_layer_norm", packed=True
+)
+_OPT: Final = Family(
+    embedding="model.decoder.embed_tokens",
+    layers="model.decoder.layers",
+    norm="model.decoder.final_layer_norm",
+    inputs=("model.decoder.embed_positions",),
+    packed=True,
+)
+# BLOOM adds its linear biases, and Falcon its own rotary products, outside transformers' interface.
+_BLOOM: Final = Family(
+    embedding="transformer.word_embeddings",
+    layers="transformer.h",
+    norm="transformer.ln_f",
+    inputs=("transformer.word_embeddings_layernorm",),
+)
+_FALCON: Final = Family(embedding="transformer.word_embeddings", layers="transformer.h", norm="transformer.ln_f")
+_GPTJ: Final = Family(embedding="transformer.wte", layers="transformer.h", norm="transformer.ln_f")
+# No attention at all: a recurrence over the sequence, which right-hand padding does not reach.
+_MAMBA: Final = Family(embedding="backbone.embeddings", layers="backbone.layers", norm="backbone.norm_f")
+
+FAMILIES: Final[dict[str, Family]] = {
+    "bitnet": _LLAMA,
+    "bloom": _BLOOM,
+    "cohere": _LLAMA,
+    "falcon": _FALCON,
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "gpt2": _GPT2,
+    "gpt_bigcode": _GPT2,
+    "gpt_neox": _GPT_NEOX,
+    "gptj": _GPTJ,
+    "granite": _LLAMA,
+    "granitemoe": _LLAMA,
+    "llama": _LLAMA,
+    "mamba": _MAMBA,
+    "mistral": _LLAMA,
+    "mixtral": _LLAMA,
+    "olmo": _LLAMA,
+    "olmo2": _LLAMA,
+    "olmoe": _LLAMA,
+    "opt": _OPT,
+    "phi": _PHI,
+    "phi3": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen2_moe": _LLAMA,
+    "qwen3": _LLAMA,
+    "qwen3_moe": _LLAMA,
+    "smollm3": _LLAMA,
+    "starcoder2": _LLAMA,
+}
+
+
+def family_of(model_type: str, names: Iterable[str] | None = None) -> Family:
+    """The row of an architecture; where there is none, what its parameters' names tell.
+
+    Args:
+        model_type: as in ``config.json``.
+        names: the model's parameters, ``...ForCausalLM`` included (``model.layers.0...``).
+
+    Raises:
+        UserError: there is no row and the names are missing or do not tell; says what was not found.
+    """
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    if names is None:
+        raise UserError(f"model type {model_type!r} is not in the table: {', '.join(sorted(FAMILIES))}")
+    return family_from_names(model_type, names)
+
+
+def family_from_names(model_type: str, names: Iterable[str]) -> Family:
+    """Find the parts of an unknown architecture by transformers' conventions for names.
+
+    The layers are the longest numbered list; embeddings and final norm lie beside it in the trunk and are
+    called so; what lies outside the trunk is the head.
+
+    Raises:
+        UserError: says which part was not found, or which parameters belong to none.
+    """
+    names = list(names)
+    layers = longest_list(names)
+    if "." not in layers:
+        raise UserError(f"model type {model_type!r}: its list of decoder layers (trunk.layers.0...) was not found")
+    trunk = f"{layers.rpartition('.')[0]}."
+    parts: dict[str, list[str]] = {role: [] for role in ("embedding", "norm", "inputs", "head", "other")}
+    for part in sorted({name.rpartition(".")[0] for name in names if not name.startswith(f"{layers}.")}):
+        own = part.removeprefix(trunk)
+        parts["head" if own == part else _role_of(own)].append(part)
+    for role in ("embedding", "norm"):
+        if not parts[role]:
+            raise UserError(f"model type {model_type!r}: its {role} was not found by name")
+    strange = [*parts["other"], *parts["embedding"][1:], *parts["norm"][1:], *parts["head"][1:]]
+    if strange:
+        raise UserError(f"model type {model_type!r}: what {', '.join(strange)} is for was not found out by name")
+    head = (parts["head"] or ["lm_head"])[0]  # a tied one is not among the weights of a file
+    return Family(parts["embedding"][0], layers, parts["norm"][0], head, inputs=tuple(parts["inputs"]))
+
+
+def _role_of(part: str) -> str:
+    """What a part of the trunk is, by its name; an embedding's norm is no final norm."""
+    roles = {"inputs": r"pos|wpe|emb\w*(norm|ln)", "embedding": r"emb|wte", "norm": r"norm|ln"}
+    return next((role for role, words in roles.items() if re.search(words, part)), "other")
+
+
+def longest_list(names: Iterable[str]) -> str:
+    """The outermost numbered prefix with the most numbers: ``model.layers`` of ``model.layers.0.mlp...``."""
+    members: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        match = re.match(r"(.+?)\.(\d+)\.", name)
+        if match:
+            members[match[1]].add(match[2])
+    return max(members, key=lambda prefix: len(members[prefix]), default="")

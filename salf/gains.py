@@ -1,0 +1,63 @@
+"""What each layer contributes, in four reconstructions.
+
+The paper (Gu et al. 2025, arXiv 2406.11753) freezes up to the layer of the largest gain and estimates
+gains by "a derived formula of scaling law". No public copy of that formula was found. These are
+**reconstructions**; δ_k is the curve (deviation or loss) at space k, and layer k leads from space k−1 to k.
+
+- **observed**, g_k = δ_{k−1} − δ_k: what the layer did.
+- **ratio**, g_k / ĝ_k with ĝ_k = A·((k−1)^−α − k^−α): beside what its depth buys. The global law gives
+  δ̂_{k−1} − δ̂_k, where E cancels. ĝ_1 is infinite for α > 0: undefined at layer 1. Deep in a steep law ĝ_k is
+  far below anything a trace resolves, and noise over next to nothing would win every argmax. So ĝ_k is
+  replaced by the trace's resolution where it is smaller: the median, over the layers, of the
+  bootstrap standard error of g_k. Where ĝ_k vanishes everywhere (no law), the ratio orders
+  the layers as g_k does.
+- **local**, α_k = ln(δ_{k−1}/δ_k) / ln((k+1)/k): the exponent of the power law without E through two
+  neighbours, δ ∝ N^−α ⇒ α = ln(δ/δ′) / ln(N′/N). *Index convention*: space k counts as a sub-model of size
+  N_k ∝ k+1, the embedding being its first unit; with N_k ∝ k, as in the global law, layer 1 would divide
+  by ln(1/0). It is about g_k/δ_k times the depth: late layers need less to score high, since each is
+  a smaller share of what is already there. The predicted next reduction follows by one more step of the
+  same law (:func:`next_reduction`).
+- **marginal**, α·δ_k/k: Kaplan's −dδ/dN of δ = A·N^−α at N ∝ k, with the global exponent. At most slowly
+  rising curves it falls with k by construction, so it prefers early layers.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from salf.laws import POWER, Array
+
+
+def observed(curves: Array) -> Array:
+    """g_k [C, L] of curves [C, L+1] over spaces 0..L."""
+    return curves[:, :-1] - curves[:, 1:]
+
+
+def ratio(curves: Array, theta: Array, smallest: float) -> Array:
+    """g_k / max(ĝ_k, smallest) [C, L] under the power laws θ [C, 3]; NaN at layer 1."""
+    expected = np.full((len(curves), curves.shape[1] - 1), np.nan)
+    if curves.shape[1] > 2:
+        law = POWER.curve(theta, np.arange(1, curves.shape[1], dtype=float))
+        expected[:, 1:] = np.maximum(law[:, :-1] - law[:, 1:], smallest)
+    return observed(curves) / expected
+
+
+def local(curves: Array) -> Array:
+    """Local exponents α_k [C, L] of positive curves [C, L+1]."""
+    layers = np.arange(1, curves.shape[1], dtype=float)
+    return np.log(curves[:, :-1] / curves[:, 1:]) / np.log((layers + 1) / layers)
+
+
+def next_reduction(curves: Array) -> Array:
+    """δ_k − δ̂_{k+1} = δ_k·(1 − ((k+1)/(k+2))^α_k) [C, L]: what the local law at k promises for layer k+1."""
+    layers = np.arange(1, curves.shape[1], dtype=float)
+    return curves[:, 1:] * (1.0 - ((layers + 1) / (layers + 2)) ** local(curves))
+
+
+def marginal(curves: Array, theta: Array) -> Array:
+    """α·δ_k/k [C, L] with the exponents of the power laws θ [C, 3]."""
+    return theta[:, 2:] * curves[:, 1:] / np.arange(1, curves.shape[1], dtype=float)
+
+
+def named(gains: Array) -> NDArray[np.intp]:
+    """The layer of the largest gain [C] among layers 2..L-1 of gains [C, L]; ties: the deepest."""
+    return np.asarray(gains.shape[1] - 1 - gains[:, -2:0:-1].argmax(axis=1))

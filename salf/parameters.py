@@ -1,0 +1,101 @@
+"""Which parameters of a network train above a boundary, by their names. No torch here.
+
+PEFT wraps a network and renames its parameters: ``model.layers.3.self_attn.q_proj.weight`` becomes
+``base_model.model.model.layers.3.self_attn.q_proj.base_layer.weight``, and beside it lies
+``…q_proj.lora_A.default.weight``. Whatever the adapters' kind, a module that PEFT put something beside
+holds the network's own one as ``base_layer`` (adapters) or ``original_module`` (whole copies,
+``modules_to_save``): that tells the network's own parameters from what was added, and where the added lie.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, Self
+
+from salf.errors import UserError
+from salf.families import Family
+
+_PEFT_PREFIX: Final = "base_model.model."
+_OWN_MODULE: Final = {"base_layer", "original_module"}
+
+
+class CausalModel(Protocol):
+    """What applying a plan needs of a Hugging Face ``...ForCausalLM``, whoever wrapped it."""
+
+    def named_parameters(self, *, remove_duplicate: bool) -> Iterable[tuple[str, Any]]:
+        """Names and parameters; a tied head a second time unless duplicates are removed."""
+
+
+@dataclass(frozen=True)
+class NetworkParameters:
+    """A model's parameters by the places that they have in the plain network.
+
+    Attributes:
+        own: the network's own, by its own names.
+        added: what PEFT put beside them, by names that begin as those of the module beside which they lie.
+    """
+
+    own: Mapping[str, Any]
+    added: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, model: CausalModel) -> Self:
+        """Sort the parameters of a plain or wrapped model."""
+        # With duplicates: of a tied head that PEFT wrapped, nothing else tells that something was put beside it.
+        pairs = [
+            (tuple(name.removeprefix(_PEFT_PREFIX).split(".")), parameter)
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+        ]
+        wrapped = {name[:at] for name, _ in pairs for at, part in enumerate(name) if part in _OWN_MODULE}
+        own, added, seen = dict[str, Any](), dict[str, Any](), set[int]()
+        for name, parameter in pairs:
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            if any(name[:at] in wrapped and part not in _OWN_MODULE for at, part in enumerate(name)):
+                added[".".join(name)] = parameter
+            else:
+                own[".".join(part for part in name if part not in _OWN_MODULE)] = parameter
+        return cls(own, added)
+
+    def train_above(self, family: Family, boundary: int, *, tied_head: bool) -> list[Any]:
+        """Set ``requires_grad`` of all parameters, and return those that train.
+
+        In a plain network the boundary alone decides. Where PEFT added something, PEFT decides what trains
+        (adapters, not weights), and the boundary where: below it, what PEFT trains is frozen.
+
+        Raises:
+            UserError: a parameter belongs to none of the family's parts.
+        """
+        everything = {**self.own, **self.added}
+        above = set(trained_names(everything, family, boundary, tied_head=tied_head))
+        for name, parameter in everything.items():
+            parameter.requires_grad = name in above and (not self.added or parameter.requires_grad)
+        return [parameter for parameter in everything.values() if parameter.requires_grad]
+
+
+def trained_names(names: Iterable[str], family: Family, boundary: int, *, tied_head: bool) -> list[str]:
+    """Those parameter names that train above a boundary, in the order given.
+
+    Raises:
+        UserError: a name belongs to none of the family's parts.
+    """
+    return [name for name in names if _trains(name, family, boundary, tied_head)]
+
+
+def layer_index(name: str, family: Family) -> int | None:
+    """The layer that a parameter belongs to, counted from 0; ``None`` outside the layers."""
+    inside = name.removeprefix(f"{family.layers}.")
+    return None if inside == name else int(inside.split(".", 1)[0])
+
+
+def _trains(name: str, family: Family, boundary: int, tied_head: bool) -> bool:
+    index = layer_index(name, family)
+    if index is not None:
+        return index >= boundary  # layer boundary + 1 is the first that trains
+    if family.before_layers(name):
+        return boundary == 0
+    fates = {family.norm: True, family.head: boundary == 0 or not tied_head}
+    for prefix, fate in fates.items():
+        if name.startswith(f"{prefix}."):
+            return fate
+    raise UserError(f"parameter {name} belongs neither to the embeddings nor to a layer, the final norm or the head")

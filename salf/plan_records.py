@@ -1,0 +1,166 @@
+"""The parts of a freeze plan: plain, frozen records. ``freeze_plan`` puts them together."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Record(BaseModel):
+    """A frozen part of the artifact; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class PlannedModel(Record):
+    """The model that the plan is for; enough to recognise another one."""
+
+    name: str
+    weights_sha256: str
+    family: str
+    layers: Positive
+    hidden: Positive
+    vocabulary: Positive
+    tied_head: bool
+
+
+class ParameterCounts(Record):
+    """Parameters of the model by their fate, a tied head counted once."""
+
+    frozen: Natural
+    trained: Natural
+    total: Positive
+
+
+class Certainty(Record):
+    """How sure the choice is; the numbers are null where the selector does not measure.
+
+    ``win_share`` is the share of bootstrap resamples of the traced examples in which this boundary has
+    the largest gain; ``value``, ``low`` and ``high`` are that gain and its interval.
+    """
+
+    win_share: Probability | None
+    value: float | None
+    low: float | None
+    high: float | None
+    words: str
+
+
+class RunnerUp(Record):
+    """Another boundary that the same rule might have chosen."""
+
+    boundary: Natural
+    value: float
+    win_share: Probability
+
+
+class SelectedBoundary(Record):
+    """What one rule chooses and why.
+
+    ``before_budget`` is the boundary that it would choose without ``plan.budget``; null where that is ``boundary``.
+    ``scores`` is what the rule predicts for the boundaries 0..L, higher for better expected quality, in units of
+    its own; null at a boundary that it says nothing of, and altogether where it predicts nothing.
+    """
+
+    boundary: Natural
+    before_budget: Natural | None = None
+    reason: str
+    scores: list[float | None] | None
+
+
+class FrontierPoint(Record):
+    """What training above one boundary costs, and what the trace says that it can still change.
+
+    Attributes:
+        flops_frozen: forward pass of the frozen layers over the data, once.
+        flops_epoch: one epoch of training above the boundary.
+        flops: the whole fine-tune with the frozen layers' output cached:
+            flops_frozen + epochs · flops_epoch, for the cost model's epochs.
+        flops_uncached: epochs · (flops_frozen + flops_epoch).
+        flops_share, flops_share_uncached: of the same at boundary 0; the uncached share is also that
+            of a single epoch.
+        flops_share_many_epochs: what flops_share falls to as epochs are added.
+        activation_bytes: kept for back-propagation in one part of a batch, an approximation.
+        cache_bytes: the boundary's hidden states of the whole training split.
+        observed: mean of the plan's quantity at space ``boundary`` in the trace.
+        predicted: the best law's value there, and the observed one where no law fits or reaches.
+        remaining_reduction: share of the whole reduction of the quantity (spaces 1 to L) that happens
+            above the boundary; null where there is none to share out.
+        efficient: no other boundary costs as little and leaves as much of the reduction to train.
+    """
+
+    boundary: Natural
+    trained_layers: Natural
+    trained_parameters: Natural
+    flops: Natural
+    flops_uncached: Natural
+    flops_frozen: Natural
+    flops_epoch: Natural
+    flops_share: float
+    flops_share_uncached: float
+    flops_share_many_epochs: float
+    optimizer_bytes: Natural
+    gradient_bytes: Natural
+    activation_bytes: Natural
+    cache_bytes: Natural
+    observed: float
+    predicted: float
+    remaining_reduction: float | None
+    efficient: bool
+
+
+class CostModel(Record):
+    """The sums behind the frontier's costs (see ``salf/cost.py``) and what was assumed.
+
+    Attributes:
+        parts: that a batch is computed in.
+        shared: tokens that all prompts begin with.
+        queries, attended, positions, seen: of one epoch's training.
+        frozen_queries, frozen_attended: of the frozen layers' pass over the data, before the first step.
+        recompute: trained layers run a second time for back-propagation (``finetune.gradient_checkpointing``).
+    """
+
+    epochs: Positive
+    batch_rows: Positive
+    value_bytes: Positive
+    rows: Positive
+    parts: Positive
+    shared: Natural
+    queries: Positive
+    attended: Positive
+    positions: Positive
+    seen: Positive
+    frozen_queries: Positive
+    frozen_attended: Positive
+    recompute: bool = False
+    formula: str
+    assumptions: list[str]
+
+    @property
+    def parts_per_epoch(self) -> int:
+        """Parts of all batches together: what is held at a time is an epoch's sum over so many."""
+        return math.ceil(self.rows / self.batch_rows) * self.parts
+
+
+class Evidence(Record):
+    """SHA-256 of what the choice rests on; null where no signals or no pilots were given."""
+
+    law_sha256: str
+    gains_sha256: str
+    trace_sha256: str
+    signals_sha256: str | None
+    pilot_sha256: str | None
+
+
+class Exports(Record):
+    """The plan in the words of other tools; ``notes`` say what a tool cannot express."""
+
+    peft: dict[str, Any]
+    axolotl: list[str]
+    llama_factory: dict[str, Any]
+    parameter_names: dict[Literal["trained"], list[str]]
+    notes: list[str]

@@ -1,0 +1,1 @@
+"""Estimates of what each boundary costs a model, from its configuration alone: ``salf scale``."""

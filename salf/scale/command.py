@@ -1,0 +1,104 @@
+"""``salf scale``: configurations and a workload → a table, and JSON on demand."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from salf.errors import UserError
+from salf.files import write_json
+from salf.records import PreparedSizes, SplitSize, read_sizes
+from salf.scale.comparison import compare
+from salf.scale.machine import DEVICES, UTILISATION, Machine, device, given_rate, measured_by
+from salf.scale.memory import PRECISIONS
+from salf.scale.prediction import predict
+from salf.scale.published import configuration, published
+from salf.scale.table import print_comparison, print_prediction
+from salf.workload import cost_model
+
+DESCRIPTION: Final = (
+    "Estimate FLOPs, time and memory of fine-tuning above each boundary, from a model's configuration alone: "
+    "no weights, no GPU. The assumptions are printed with the numbers."
+)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print what each boundary would cost models of the given configurations."""
+    machine, sizes = _machine(args), _sizes(args)
+    predictions = []
+    for model in map(configuration, args.config):
+        work = cost_model(sizes, args.epochs, args.batch_rows, parts=args.passes, packed=model.shape.packed)
+        predictions.append(predict(model, work, machine, PRECISIONS[args.precision]))
+    compared = compare(machine, args.measured, Path()) if args.measured else []
+    for prediction in predictions:
+        print_prediction(prediction, Console())
+    if compared:
+        print_comparison(compared, machine, Console())
+    if args.json:
+        written = {
+            "predictions": [prediction.as_json() for prediction in predictions],
+            "predicted_and_measured": [asdict(fine_tune) for fine_tune in compared],
+        }
+        write_json(args.json, {"schema": 1, **written})
+
+
+def _machine(args: argparse.Namespace) -> Machine:
+    if args.measured:
+        return measured_by(args.measured, Path("data/models"), Path("reports/runs"))
+    return given_rate(args.teraflops) if args.teraflops else device(args.device, args.utilisation)
+
+
+def _sizes(args: argparse.Namespace) -> PreparedSizes:
+    if args.prepared:
+        return read_sizes(args.prepared)
+    if args.shared_tokens + args.answer_tokens > args.tokens:
+        raise UserError(
+            f"--tokens {args.tokens}: an example cannot be shorter than its beginning and its answer together "
+            f"({args.shared_tokens} + {args.answer_tokens})"
+        )
+    train = SplitSize(rows=args.rows, tokens=args.rows * args.tokens, answer_tokens=args.rows * args.answer_tokens)
+    return PreparedSizes(splits={"train": train}, shared_prefix_tokens=args.shared_tokens)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the command its arguments."""
+    known = ", ".join(published())
+    parser.add_argument("--config", nargs="+", required=True, help=f"a config.json, its folder, or one of: {known}")
+    work = parser.add_argument_group("workload")
+    count = _above(0, int)
+    work.add_argument("--rows", type=count, default=10_000, help="training examples (default: 10000)")
+    work.add_argument("--tokens", type=count, default=512, help="tokens of an example, answer included (default: 512)")
+    work.add_argument("--answer-tokens", type=count, default=128, help="tokens of its answer (default: 128)")
+    work.add_argument("--shared-tokens", type=_above(-1, int), default=0, help="tokens of the shared prefix")
+    work.add_argument("--prepared", type=Path, help="prepared data that replaces these four values, e.g. data/prepared")
+    work.add_argument("--epochs", type=count, default=3, help="default: 3")
+    work.add_argument("--batch-rows", type=count, default=16, help="examples per optimizer step (default: 16)")
+    work.add_argument("--passes", type=count, default=1, help="parts in which a batch is computed (default: 1)")
+    where = parser.add_argument_group("machine")
+    where.add_argument("--precision", choices=PRECISIONS, default="mixed", help="default: mixed")
+    where.add_argument("--device", choices=DEVICES, default="h100", help="default: h100")
+    where.add_argument(
+        "--utilisation", type=_above(0, float), default=UTILISATION, help=f"of the peak (default: {UTILISATION})"
+    )
+    where.add_argument("--teraflops", type=_above(0, float), help="replaces both: training throughput in 1e12 FLOP/s")
+    where.add_argument(
+        "--measured",
+        help="replaces both: the throughput of a fine-tune made here, e.g. full-seed1; "
+        "also compares predicted and measured seconds of this chain's fine-tunes",
+    )
+    parser.add_argument("--json", type=Path, help="also write everything to this file")
+
+
+def _above(least: int, kind: Callable[[str], float]) -> Callable[[str], float]:
+    """A number above ``least``, for argparse."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if value <= least:
+            raise argparse.ArgumentTypeError(f"{text} is not above {least}")
+        return value
+
+    return number

@@ -1,0 +1,107 @@
+"""Settings that the library shares with ``params.yaml``: names, ranges, and the groups that training reads."""
+
+import os
+from typing import Annotated, Final, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from salf.errors import UserError
+from salf.methods import checked, rate_entry
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+SEEDS: Final = 2**32  # 0 to this, without it: what every generator of random numbers takes
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+Confidence = Annotated[float, Field(gt=0, lt=1)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+# A single rate is a grid of one.
+RateGrid = Annotated[
+    list[LearningRate], Field(min_length=1), BeforeValidator(lambda v: v if isinstance(v, list) else [v])
+]
+
+SelectorName = Literal[
+    "salf",
+    "full",
+    "none",
+    "half",
+    "last-n",
+    "first-n",
+    "random",
+    "affordable",
+    "budget",
+    "tolerance",
+    "pilot",
+    "arrival",
+    "probe",
+    "block-influence",
+    "variability",
+    "grad-norm",
+    "spectrum",
+    "oracle",
+    "salf-deviation-observed",
+    "salf-deviation-ratio",
+    "salf-deviation-local",
+    "salf-deviation-marginal",
+    "salf-loss-observed",
+    "salf-loss-ratio",
+    "salf-loss-local",
+    "salf-loss-marginal",
+]
+MethodName = Annotated[str, AfterValidator(lambda name: checked(name, get_args(SelectorName)))]
+SignalKind = Literal["block-influence", "variability", "probe", "grad-norm", "spectrum"]
+GainName = Literal["observed", "ratio", "local", "marginal"]
+OF_THE_POWER_LAW: Final[frozenset[GainName]] = frozenset({"ratio", "marginal"})  # computed from it, over all depth
+Quantity = Literal["deviation", "loss"]
+FrozenWeights = Literal["whole", "int8", "nf4", "offload"]
+CacheMode = Literal["auto", "memory", "disk", "off"]
+ChoiceScore = Literal["sum", "token", "character"]
+
+
+class Group(BaseModel):
+    """A group of parameters: frozen, strictly typed, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Device(Group):
+    """Where torch stages run, and in which precision."""
+
+    kind: Literal["auto", "cuda", "mps", "cpu"]
+    dtype: Literal["auto", "float32", "bfloat16"]
+    frozen_weights: FrozenWeights = "whole"
+
+
+class Finetune(Group):
+    """The training schedule; one for all methods, but for the learning rate."""
+
+    epochs: Count
+    batch_size: Count
+    accumulate: Count
+    gradient_checkpointing: bool
+    processes: Count
+    learning_rate: dict[MethodName, RateGrid]
+    schedule: Literal["cosine", "constant"]
+    warmup_share: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip_norm: Annotated[float, Field(gt=0)]
+    lora_rank: Count
+    lora_alpha: Annotated[float, Field(gt=0)]
+    lisa_layers: Count
+    lisa_steps: Count
+    equal_compute: bool
+    evaluations_per_epoch: Annotated[int, Field(ge=0)]
+    checkpoint_minutes: Annotated[float, Field(ge=0)]
+    cache: CacheMode
+    cache_folder: Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
+    cache_gib: Annotated[float, Field(gt=0)]
+
+    def rates(self, method: str, boundary: int) -> list[float]:
+        """The learning rates to try for a method whose boundary is known.
+
+        Raises:
+            UserError: neither it nor the method that stands in for it has an entry.
+        """
+        entry = rate_entry(method, boundary, self.learning_rate)
+        if entry is None:
+            raise UserError(f"params.yaml: finetune.learning_rate has no entry for {method} (boundary {boundary})")
+        return sorted(self.learning_rate[entry])

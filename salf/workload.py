@@ -1,0 +1,115 @@
+"""The work of a fine-tune: the sums over the training split that its costs are counted from."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from salf.cost import FLOAT32_BYTES, ModelShape, forward_flops, training_flops
+from salf.plan import CostModel
+from salf.records import PreparedSizes
+
+_FORMULA: Final = (
+    "FLOPs of E epochs, cached: flops_frozen + E * flops_epoch; uncached: E * (flops_frozen + flops_epoch); "
+    "the share of E epochs: many + (one - many) / E, with many = flops_share_many_epochs and "
+    "one = flops_share_uncached"
+)
+
+COUNTED: Final = (
+    "the scope's own weights train (no LoRA); matrix products only, 2 operations per multiply-add",
+    "every row has the mean length; no padding; the head and most of the last layer at answer positions only",
+)
+
+_RECOMPUTED: Final = (
+    "gradient checkpointing: each trained layer keeps its input alone, and runs again for back-propagation"
+)
+
+
+@dataclass(frozen=True)
+class BoundaryFlops:
+    """Operations of the frozen layers' pass over the data, and of one epoch above them."""
+
+    frozen: int
+    epoch: int
+
+    @classmethod
+    def of(cls, shape: ModelShape, work: CostModel, boundary: int) -> "BoundaryFlops":
+        """Count a boundary of 0..L."""
+        sums = (work.queries, work.attended, work.positions, work.seen)
+        return cls(
+            frozen=forward_flops(shape, boundary, work.frozen_queries, work.frozen_attended),
+            epoch=training_flops(shape, boundary, *sums, recompute=work.recompute),
+        )
+
+    def cached(self, epochs: int) -> int:
+        """All epochs, the frozen layers' output computed once."""
+        return self.frozen + epochs * self.epoch
+
+    def uncached(self, epochs: int) -> int:
+        """All epochs, the frozen layers computed in each."""
+        return epochs * (self.frozen + self.epoch)
+
+
+def cost_model(
+    sizes: PreparedSizes,
+    epochs: int,
+    batch_rows: int,
+    *,
+    parts: int = 1,
+    packed: bool = True,
+    recompute: bool = False,
+) -> CostModel:
+    """The sums over the training split that the costs are counted from.
+
+    The tokens that all prompts begin with go through trained layers once for every part of a batch, and through
+    frozen ones once in all: no step changes what comes of them there. Layers that run padded take them with every
+    row. Rows are taken at their mean length: the attention's share is a little more when they vary.
+
+    Args:
+        sizes: the prepared splits'.
+        epochs: over the training split.
+        batch_rows: of a batch.
+        parts: that a batch is computed in, one after the other or on several devices.
+        packed: the model's layers run without padding.
+        recompute: trained layers run a second time for back-propagation.
+    """
+    train, shared = sizes.splits["train"], sizes.shared_prefix_tokens
+    whole, rest = divmod(train.rows, batch_rows)
+    walked = whole * min(parts, batch_rows) + min(parts, rest) if packed else train.rows
+    frozen_walked = 1 if packed else train.rows
+    own = train.tokens / train.rows - shared
+    answer = train.answer_tokens / train.rows
+    own_tokens, own_attended = train.tokens - train.rows * shared, round(train.rows * own * (shared + (own + 1) / 2))
+    shared_attended = shared * (shared + 1) // 2
+    return CostModel(
+        epochs=epochs,
+        batch_rows=batch_rows,
+        value_bytes=FLOAT32_BYTES,
+        rows=train.rows,
+        parts=parts,
+        shared=shared,
+        queries=own_tokens + walked * shared,
+        attended=own_attended + walked * shared_attended,
+        positions=train.answer_tokens,
+        seen=round(train.answer_tokens * (shared + own - (answer - 1) / 2)),
+        frozen_queries=own_tokens + frozen_walked * shared,
+        frozen_attended=own_attended + frozen_walked * shared_attended,
+        recompute=recompute,
+        formula=_FORMULA,
+        assumptions=[
+            f"flops and shares are those of finetune.epochs = {epochs} epochs; for others see the formula",
+            beginning(batch_rows, shared, parts, packed),
+            *COUNTED,
+            *([_RECOMPUTED] if recompute else []),
+            "AdamW with float32 moments, float32 gradients and activations; weights themselves not counted",
+        ],
+    )
+
+
+def beginning(batch_rows: int, shared: int, parts: int, packed: bool) -> str:
+    """How often what all prompts begin with is computed, in words."""
+    batches = f"batches of {batch_rows} rows" + (f" in {parts} parts" if parts > 1 else "")
+    if not packed:
+        return f"{batches}: the {shared} tokens that all prompts begin with are computed in every row"
+    often = "a part" if parts > 1 else "a batch"
+    return (
+        f"{batches}: the {shared} tokens that all prompts begin with are computed once {often}, once in frozen layers"
+    )

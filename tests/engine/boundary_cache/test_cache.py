@@ -1,0 +1,220 @@
+"""What is done with boundary states: computed, continued, reused or left, and why."""
+
+import errno
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from salf.engine.boundary_cache import cache as cache_module
+from salf.engine.boundary_cache import choice
+from salf.engine.boundary_cache.folder import CacheFolder, DiskRates
+from salf.engine.boundary_cache.opened import print_opened
+from salf.errors import UserError
+from tests.engine.boundary_cache.tiny_task import Task, make_examples, make_model
+
+FAST, SLOW = DiskRates(1e12, 1e12), DiskRates(1.0, 1.0)
+
+
+@pytest.fixture
+def task(tmp_path):
+    return Task(tmp_path / "cache")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets what the machine would say of itself."""
+
+    def say(rates=FAST, memory=2**40):
+        monkeypatch.setattr(CacheFolder, "measure", lambda _: rates)
+        monkeypatch.setattr(cache_module, "free_memory_bytes", lambda: memory)
+
+    say()
+    return SimpleNamespace(say=say)
+
+
+def layers_run(task, opening):
+    """Which layers ran while ``opening`` was called, from 1."""
+    ran = set()
+    hooks = [
+        layer.register_forward_hook(lambda *_, number=number: ran.add(number))
+        for number, layer in enumerate(task.model.layers, 1)
+    ]
+    opened = opening()
+    for hook in hooks:
+        hook.remove()
+    return opened, sorted(ran)
+
+
+@pytest.mark.parametrize("mode", ["disk", "auto"])
+def test_states_on_disk_are_reused_bit_by_bit_and_nothing_is_computed(task, machine, mode):
+    first, ran = layers_run(task, lambda: task.open(mode))
+    assert (first.origin, ran) == ("computed", [1, 2])
+    second, ran = layers_run(task, lambda: task.open(mode))
+    assert (second.origin, ran, second.kept) == ("reused", [], "on disk")
+    assert torch.equal(first.start.rows, second.start.rows)
+    assert second.seconds_computing == pytest.approx(first.seconds_computing, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["disk", "auto"])
+def test_a_deeper_boundary_goes_on_from_the_deepest_that_is_there(task, machine, mode):
+    for boundary in (1, 2):
+        task.open("disk", boundary)
+    opened, ran = layers_run(task, lambda: task.open(mode, 4))
+    assert (opened.origin, opened.begun, ran) == ("continued", 2, [3, 4])
+    assert torch.equal(opened.start.rows, task.computed(4).rows)
+    assert opened.seconds_computing > task.open("disk", 2).seconds_computing
+
+
+def test_a_deeper_boundary_with_other_frozen_layers_starts_at_the_embeddings(task):
+    task.open("disk", 1)
+    task.examples = make_examples(11)
+    opened, ran = layers_run(task, lambda: task.open("disk", 2))
+    assert (opened.origin, ran) == ("computed", [1, 2])
+
+
+def test_other_methods_and_seeds_share_the_states_and_another_model_does_not(task):
+    task.open("disk")
+    task.model = make_model()
+    with torch.no_grad():
+        for parameter in task.model.layers[2:].parameters():
+            parameter.normal_()
+    assert task.open("disk").origin == "reused"
+    task.model = make_model(rope_theta=7.0)
+    assert task.open("disk").origin == "computed"
+
+
+@pytest.mark.parametrize("mode", ["memory", "off"])
+def test_without_disk_nothing_is_written_or_read(task, mode):
+    task.open("disk")
+    before = sorted(task.folder.rglob("*"))
+    opened = task.open(mode)
+    assert opened.origin == {"memory": "computed", "off": "off"}[mode]
+    assert sorted(task.folder.rglob("*")) == before
+
+
+def test_memory_that_does_not_suffice_is_said_at_once(task, machine):
+    machine.say(memory=100)
+    with pytest.raises(UserError, match=r"cache = memory: the boundary states need 0\.0 MiB .* disk, off or auto"):
+        task.open("memory")
+
+
+def test_auto_keeps_states_in_memory_alone_where_writing_costs_much(task, machine):
+    machine.say(SLOW)
+    opened = task.open("auto")
+    assert (opened.kept, task.files) == ("in memory", [])
+    assert "writing takes about" in opened.words
+
+
+def test_auto_does_not_read_what_it_computes_faster(task, machine):
+    task.open("disk")
+    machine.say(SLOW)
+    assert task.open("auto").origin == "computed"
+
+
+def test_auto_writes_past_memory_or_computes_for_every_batch_whichever_is_faster(task, machine):
+    machine.say(FAST, memory=100)
+    opened = task.open("auto")
+    assert (opened.origin, opened.kept, len(task.files)) == ("computed", "on disk", 1)
+    assert torch.equal(opened.start.rows, task.computed().rows)
+    task.files[0].unlink()
+    machine.say(SLOW, memory=100)
+    opened = task.open("auto")
+    assert (opened.origin, opened.kept, task.files) == ("off", "nowhere", [])
+    assert "too much for memory" in opened.words
+
+
+def test_auto_with_a_full_disk_makes_do_with_memory(task, machine, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("usage", "total used free")(2**30, 2**30, 0))
+    opened = task.open("auto")
+    assert (opened.kept, task.files) == ("in memory", [])
+    assert "no room" in opened.words
+
+
+def test_auto_whose_room_is_taken_by_another_makes_do_with_memory(task, machine, monkeypatch):
+    def taken(_folder, _size):
+        raise UserError("another run took the room")
+
+    monkeypatch.setattr(CacheFolder, "make_room", taken)
+    opened = task.open("auto")
+    assert (opened.kept, task.files) == ("in memory", [])
+    assert "another run took the room" in opened.words
+
+
+def test_auto_without_a_usable_folder_makes_do_with_memory(task, machine):
+    task.folder.parent.mkdir(exist_ok=True)
+    task.folder.write_text("a file in the folder's place")
+    opened = task.open("auto")
+    assert (opened.origin, opened.kept) == ("computed", "in memory")
+    assert f"{task.folder} cannot be written: Not a directory" in opened.words
+    machine.say(memory=100)
+    assert task.open("auto").origin == "off"
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_is_only_readable_is_read_by_auto_and_refused_for_disk(task, machine, monkeypatch, number):
+    """Root may write anywhere, so that the refusal of the kernel is played."""
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), "somewhere")
+
+    task.open("disk", 2)
+    before = {path: path.read_bytes() for path in task.folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(os, "utime", refuse)
+    reason = f"{task.folder} cannot be written: {os.strerror(number)}"
+    opened, ran = layers_run(task, lambda: task.open("auto", 2))
+    assert (opened.origin, ran) == ("reused", [])
+    assert torch.equal(opened.start.rows, task.computed(2).rows)
+    opened = task.open("auto", 3)
+    assert (opened.origin, opened.kept) == ("computed", "in memory")
+    assert reason in opened.words
+    machine.say(memory=100)
+    opened = task.open("auto", 3)
+    assert (opened.origin, reason in opened.words) == ("off", True)
+    with pytest.raises(UserError) as refused:
+        task.open("disk", 2)
+    assert str(refused.value).startswith(
+        f"finetune.cache = disk: {reason}; make it writable, set finetune.cache_folder"
+    )
+    assert {path: path.read_bytes() for path in task.folder.rglob("*") if path.is_file()} == before
+
+
+def test_half_of_the_free_memory_is_left_to_training():
+    assert choice.in_memory(50, 100)
+    assert not choice.in_memory(51, 100)
+
+
+def test_the_disk_wins_where_writing_and_reading_cost_less_than_computing_again():
+    rates = DiskRates(write=100.0, read=200.0)
+    # Kept: 10 + 1000/100 + n · 1000/200 seconds; anew: n · 10.
+    for passes, disk in [(1, False), (3, False), (4, True), (5, True)]:
+        assert choice.disk_rather_than_off(1000, 10.0, passes, 1000, rates).yes is disk
+    assert not choice.disk_rather_than_off(1000, 10.0, 99, 999, rates).yes
+
+
+def test_writing_for_others_may_cost_a_tenth_of_computing():
+    rates = DiskRates(write=100.0, read=100.0)
+    assert choice.worth_writing(1000, 100.0, 1000, rates).yes
+    assert not choice.worth_writing(1000, 99.0, 1000, rates).yes
+    assert not choice.worth_writing(1000, 100.0, 999, rates).yes
+    assert choice.worth_reading(1000, 10.0, rates).yes
+    assert not choice.worth_reading(1000, 9.9, rates).yes
+
+
+def test_what_was_done_is_said_in_one_line(task, machine, capsys):
+    opened = {"training": task.open("auto"), "validation": task.open("off")}
+    capsys.readouterr()
+    print_opened(2, opened)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(
+        "states behind layer 2: training 0.0 MiB computed, kept in memory and on disk (for other runs:"
+    )
+    assert line.endswith("; validation computed anew for every batch (finetune.cache = off)")
+    facts = opened["training"].facts
+    assert set(facts) == {"origin", "begun", "kept", "bytes", "seconds_computing", "seconds"}
+    assert facts["seconds"] >= facts["seconds_computing"] > 0

@@ -1,0 +1,166 @@
+"""Operations of a step, parts and recomputed layers included, against PyTorch's own counter."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from salf.engine.answers import Embeddings, Reader, training_logits
+from salf.engine.batches import Batch
+from salf.engine.boundary_cache.compute import cache_boundary
+from salf.engine.models.adapter import CausalModel
+from salf.engine.training.costs import Costs
+from salf.engine.training.step import cut
+from salf.engine.training.trainable import train_mode
+from salf.families import FAMILIES, family_of
+from salf.shape import ModelShape
+from tests.engine.models.tiny import tiny_network
+from tests.engine.training.tiny_training import RUNTIME
+from tests.salf.test_cost import EXAMPLES, RANK, SHARED, freeze_below, llama
+
+pytestmark = pytest.mark.usefixtures("fused_attention")
+
+
+def made(boundary, technique):
+    network, shape = llama(tie_word_embeddings=True)
+    if technique == "lora":
+        config = LoraConfig(
+            r=RANK,
+            target_modules=shape.adapted_maps,
+            layers_to_transform=list(range(boundary, 4)),
+            layers_pattern="layers",
+        )
+        get_peft_model(network, config)
+    elif boundary:
+        freeze_below(network, boundary, keep_head=False)
+    return CausalModel(network, family_of("llama")), shape
+
+
+def without_attention(costs, parts, layers=None):
+    """PyTorch does not count its fused attention on a CPU: neither do we here."""
+    total = costs.step(parts, SHARED, layers)
+    of_suffix, of_last = 3 + costs.recompute, 3 + costs.recompute
+    below, width = 4 - costs.boundary - 1, 4 * costs.shape.attention_width
+    for part in parts if costs.boundary < 4 else []:
+        attended = part.attended(SHARED) + SHARED * (SHARED + 1) // 2
+        total -= width * (of_suffix * below * attended + of_last * part.seen(SHARED))
+    return total
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(
+    ("technique", "boundary"),
+    [*[("weights", k) for k in range(5)], *[("lora", k) for k in range(4)]],
+)
+def test_a_step_costs_what_pytorch_counts(technique, boundary, parts, recompute):
+    model, shape = made(boundary, technique)
+    start = Embeddings.behind(model, range(2, 2 + SHARED))
+    if boundary:
+        start = cache_boundary(model, RUNTIME, EXAMPLES, SHARED, boundary, batch_tokens=99)
+    batches = [Batch.of(EXAMPLES, part, SHARED) for part in cut(range(len(EXAMPLES)), parts)]
+    with FlopCounterMode(display=False) as counter:
+        for batch in batches:
+            training_logits(model, start, batch, recompute=recompute).square().mean().backward()
+    costs = Costs(shape, boundary, technique, RANK, recompute=recompute)
+    assert counter.get_total_flops() == without_attention(costs, batches)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("layers", "final"), [((1,), False), ((1, 2), True), ((4,), True), ((2, 4), False), ((), True)]
+)
+def test_frozen_layers_that_back_propagation_passes_spare_their_weights_gradients_alone(layers, final, tied, recompute):
+    """Embeddings train, so that gradients pass through all layers, whichever of them train."""
+    network, shape = llama(tie_word_embeddings=tied)
+    for number, layer in enumerate(network.model.layers, 1):
+        layer.requires_grad_(number in layers)
+    network.model.norm.requires_grad_(final)
+    if not tied:
+        network.lm_head.requires_grad_(final)
+    model = CausalModel(network, family_of("llama"))
+    batches = [Batch.of(EXAMPLES, part, SHARED) for part in cut(range(len(EXAMPLES)), 2)]
+    start = Embeddings.behind(model, range(2, 2 + SHARED))
+    with FlopCounterMode(display=False) as counter:
+        for batch in batches:
+            training_logits(model, start, batch, recompute=recompute).square().mean().backward()
+    costs = Costs(shape, 0, "weights", RANK, recompute=recompute, own_head_frozen=not final)
+    assert counter.get_total_flops() == without_attention(costs, batches, layers)
+
+
+DROPOUT = {
+    "bloom": "hidden_dropout",
+    "falcon": "hidden_dropout",
+    "gpt2": "resid_pdrop",
+    "gpt_bigcode": "resid_pdrop",
+    "gpt_neox": "hidden_dropout",
+    "gptj": "resid_pdrop",
+    "opt": "dropout",
+    "phi": "resid_pdrop",
+    "phi3": "resid_pdrop",
+    "starcoder2": "residual_dropout",
+}
+
+
+def counted_with_dropout(kind, share, technique, layers):
+    """PyTorch's count and ours of a step at boundary 0 with recomputed layers, of which ``layers`` train."""
+    attention = {"attn_pdrop": 0.0, "attention_dropout": 0.0}
+    network = tiny_network(kind, **{DROPOUT[kind]: share}, **attention)
+    shape = ModelShape.from_config(network.config.to_dict())
+    if technique == "lora":
+        maps = {"target_modules": shape.adapted_maps, "fan_in_fan_out": kind in {"gpt2", "gpt_bigcode"}}
+        get_peft_model(network, LoraConfig(r=RANK, **maps))
+    model = CausalModel(network, family_of(kind))
+    train_mode(model, layers)
+    if technique == "weights":
+        for number, layer in enumerate(model.layers, 1):
+            layer.requires_grad_(number in layers)
+    batches = [Batch.of(EXAMPLES, range(len(EXAMPLES)), SHARED)]
+    start = Embeddings.behind(model, range(2, 2 + SHARED))
+    with FlopCounterMode(display=False) as counter:
+        training_logits(model, start, batches[0], recompute=True).square().mean().backward()
+    costs = Costs(shape, 0, technique, RANK, recompute=True)
+    ours = without_attention(costs, batches, layers) if shape.packed else costs.step(batches, SHARED, layers)
+    return counter.get_total_flops(), ours, shape
+
+
+@pytest.mark.parametrize("kind", DROPOUT)
+@pytest.mark.parametrize(
+    ("technique", "layers"), [("weights", (1, 2, 3, 4)), ("weights", (1, 3)), ("weights", (4,)), ("lora", (1, 2, 3, 4))]
+)
+def test_dropout_after_the_last_map_has_that_map_recomputed_where_it_trains(kind, technique, layers):
+    without, with_dropout = (counted_with_dropout(kind, share, technique, layers) for share in (0.0, 0.1))
+    assert with_dropout[0] - without[0] == with_dropout[1] - without[1] > 0
+    if without[2].packed and kind != "bloom":  # the others' attention is plain products, which the counter sees
+        assert without[0] == without[1]
+
+
+def test_what_a_configuration_does_not_say_of_dropout_is_what_transformers_takes():
+    for kind in sorted(set(FAMILIES) - {"mamba"}):
+        network = tiny_network(kind)
+        raw = {name: value for name, value in network.config.to_dict().items() if "drop" not in name}
+        network.train()
+        shares = [part.p for part in network.modules() if isinstance(part, torch.nn.Dropout)]
+        shares.append(getattr(network.config, DROPOUT.get(kind, ""), 0.0))
+        assert ModelShape.from_config(raw).layer.drops == (max(shares) > 0), kind
+
+
+@pytest.mark.parametrize("boundary", range(5))
+def test_a_reading_costs_what_pytorch_counts(boundary):
+    model, shape = made(boundary, "weights")
+    beginning = range(2, 2 + SHARED)
+    examples = [replace(example, prompt_ids=(*beginning, *example.prompt_ids)) for example in EXAMPLES]
+    start = Embeddings.behind(model, beginning)
+    if boundary:
+        start = cache_boundary(model, RUNTIME, examples, SHARED, boundary, batch_tokens=99)
+    with FlopCounterMode(display=False) as counter:
+        Reader(model, RUNTIME, None, batch_tokens=99).read(examples, SHARED, start)
+    whole, above = Batch.of(examples, range(len(examples)), SHARED), 4 - boundary
+    # PyTorch does not count its fused attention on a CPU.
+    seen = above * SHARED * (SHARED + 1) // 2 + max(above - 1, 0) * whole.attended(SHARED)
+    seen += whole.seen(SHARED) if above else 0
+    expected = Costs(shape, boundary, "weights", 0).reading(examples, SHARED) - 4 * shape.attention_width * seen
+    assert counter.get_total_flops() == expected

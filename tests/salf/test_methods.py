@@ -1,0 +1,70 @@
+"""The grammar of methods' names, and which learning rate a name takes."""
+
+import pytest
+
+from salf.methods import Method, checked, frozen_by_name, method_of, rate_entry
+
+SELECTORS = ("salf", "full", "none", "last-n", "random")
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "boundary"),
+    [
+        ("full", Method("full"), 0),
+        ("lora", Method("full", lora=True), 0),
+        ("full+lora", Method("full", lora=True), 0),
+        ("salf", Method("salf"), None),
+        ("last-n+lora", Method("last-n", lora=True), None),
+        ("freeze-0", Method("freeze-0"), 0),
+        ("freeze-17", Method("freeze-17"), 17),
+        ("freeze-8+lora", Method("freeze-8", lora=True), 8),
+        ("first-n", Method("first-n"), 0),
+        ("lisa", Method("lisa"), 0),
+    ],
+)
+def test_a_name_is_a_scope_and_a_way(name, method, boundary):
+    assert checked(name, SELECTORS) == name
+    assert method_of(name) == method
+    assert method_of(name).boundary == boundary
+
+
+@pytest.mark.parametrize(
+    "name", ["", "salv", "freeze", "freeze-", "freeze-x", "freeze-08", "freeze--1", "freeze-1.5", "+lora", "lora+lora"]
+)
+def test_other_names_are_refused_with_the_allowed_forms(name):
+    with pytest.raises(ValueError, match=r"salf, full, none, last-n, random.*freeze-<k>.*\+lora.*first-n; lisa"):
+        checked(name, SELECTORS)
+
+
+@pytest.mark.parametrize("name", ["first-n+lora", "lisa+lora"])
+def test_methods_that_train_weights_alone_take_no_adapters(name):
+    with pytest.raises(ValueError, match="trains weights, never adapters"):
+        checked(name, SELECTORS)
+
+
+def test_only_a_plain_number_of_layers_is_frozen_by_name():
+    assert [frozen_by_name(scope) for scope in ("freeze-12", "freeze-012", "freeze", "full")] == [12, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "boundary", "entry"),
+    [
+        ("full", 0, "full"),
+        ("freeze-0", 0, "full"),
+        ("freeze-8", 8, "freeze-8"),
+        ("freeze-9", 9, "salf"),
+        ("random", 4, "salf"),
+        ("random", 0, "full"),
+        ("lisa", 0, "full"),
+        ("full+lora", 0, "lora"),
+        ("freeze-8+lora", 8, "salf+lora"),
+        ("freeze-0+lora", 0, "lora"),
+    ],
+)
+def test_a_method_takes_its_own_rate_or_that_of_the_nearest_kind(name, boundary, entry):
+    assert rate_entry(name, boundary, ["full", "salf", "lora", "salf+lora", "freeze-8"]) == entry
+
+
+def test_without_an_entry_there_is_no_rate():
+    assert rate_entry("freeze-9", 9, ["full", "lora", "salf+lora"]) is None
+    assert rate_entry("freeze-9+lora", 9, ["full", "salf", "lora"]) is None

@@ -1,0 +1,92 @@
+"""The wheel by itself: built, installed without dependencies, and used where DVC and Prefect cannot be imported."""
+
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+
+import pytest
+
+from tests.own_plan import changed_parts, write_plan_and_base
+from tests.stage_sources import ROOT
+
+# Refuses the pipeline's packages, as if they were not installed.
+_WITHOUT_PIPELINE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"dvc", "prefect", "stages", "flows"}:
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Absent())
+"""
+_IMPORT = """
+import json, os, sys
+before = dict(os.environ)
+import salf
+heavy = {"torch", "transformers", "peft", "dvc", "prefect", "pandas"} & set(sys.modules)
+print(json.dumps({"file": salf.__file__, "heavy": sorted(heavy), "same": before == dict(os.environ)}))
+"""
+_EXAMPLE = """
+import torch
+from transformers import AutoModelForCausalLM
+import salf
+
+model = AutoModelForCausalLM.from_pretrained("data/base")
+plan = salf.FreezePlan.load("data/plan")
+optimizer = torch.optim.AdamW(plan.apply(model), lr=1e-2)
+ids = torch.arange(8)[None]
+model(input_ids=ids, labels=ids).loss.backward()
+optimizer.step()
+model.save_pretrained("out")
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """A fresh environment with the wheel; other packages are this environment's, the pipeline's refused."""
+    root = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT / "salf", root / "source/salf", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, root / "source")
+    venv.create(root / "env")
+    bin_folder, pip = root / "env/bin", [sys.executable, "-m", "pip", "--quiet"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", root, root / "source"], check=True)
+    (wheel,) = root.glob("salf-*.whl")
+    subprocess.run([*pip, "--python", bin_folder / "python", "install", "--no-deps", wheel], check=True)
+    (site,) = (root / "env/lib").glob("python*/site-packages")
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+    (site / "sitecustomize.py").write_text(_WITHOUT_PIPELINE)
+
+    def run(*words, cwd=root):
+        done = subprocess.run([bin_folder / words[0], *words[1:]], cwd=cwd, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run.site = site
+    return run
+
+
+def test_importing_it_loads_nothing_heavy_and_changes_nothing(python):
+    told = json.loads(python("python", "-c", _IMPORT))
+    assert told == {"file": str(python.site / "salf/__init__.py"), "heavy": [], "same": True}
+
+
+def test_every_public_name_is_there(python):
+    assert python("python", "-c", "import salf; print([getattr(salf, name) is None for name in salf.__all__])")
+
+
+def test_three_lines_train_what_the_plan_says(python, tmp_path, hub_folder):
+    write_plan_and_base(tmp_path, hub_folder)
+    python("python", "-c", _EXAMPLE, cwd=tmp_path)
+    assert changed_parts(tmp_path, "out") == {"2", "3", "model.norm.weight"}
+
+
+def test_the_command_shows_exports_and_estimates(python, tmp_path, hub_folder):
+    write_plan_and_base(tmp_path, hub_folder)
+    assert "layers 1-2 frozen" in python("salf", "show", cwd=tmp_path)
+    assert "layers_to_transform" in python("salf", "export", "--format", "peft", cwd=tmp_path)
+    assert "llama-8b" in python("salf", "scale", "--config", "llama-8b")
