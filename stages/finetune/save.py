@@ -85,8 +85,8 @@ def _stop_at(end: int, folder: Path, network: PreTrainedModel) -> None:
     Transformers reads ``generation_config.json``, other tools ``config.json``.
     """
     generation = folder / "generation_config.json"
-    if not generation.exists() and network.generation_config is not None:  # what transformers makes of config.json
-        made = network.generation_config.to_diff_dict()
+    if not generation.exists():  # what transformers makes of config.json
+        made = network.generation_config.to_diff_dict() if network.generation_config else {}
         write_json(generation, {key: value for key, value in made.items() if key != "_from_model_config"})
     for file in (generation, folder / "config.json"):
         said = read_json(file)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from salf.engine.batches import Example
@@ -44,7 +44,7 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
 
 
-def delivered(base, method="full", end=END, epochs=1):
+def delivered(base, method="full", end=END, epochs=1, named=None):
     """The base fine-tuned on one example, whose answer ends with ``END``, and saved."""
     plan, folder = FreezePlan.model_validate(artifact(2, tied=True)), base.with_name("tuned")
     settings = params(epochs=epochs, warmup_share=0.0, schedule="constant", weight_decay=0.0)
@@ -54,13 +54,13 @@ def delivered(base, method="full", end=END, epochs=1):
     run(made, examples, start_of(made, examples), settings)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    save_model(made, base, folder, Base(str(base)), end)
+    save_model(made, base, folder, named or Base(str(base)), end)
     return folder
 
 
 @pytest.mark.parametrize("own", [None, {"do_sample": True, "top_k": 1, "eos_token_id": 2}, {"pad_token_id": 2}])
 def test_generation_without_arguments_stops_where_answers_were_taught_to_end(base, own):
-    """The base's own settings would go on behind the answer."""
+    """The base's own settings would not stop there: hiyouga/LlamaFactory#7454, meta-llama/llama-cookbook#640."""
     if own is not None:
         settle(base, "generation_config.json", **own)
     folder = delivered(base, epochs=60)
@@ -112,6 +112,7 @@ def test_answers_that_end_with_no_token_leave_the_folder_as_its_base(base):
 
 
 def test_adapters_are_opened_by_peft_with_all_that_belongs_to_them(base):
+    """Servers look for a base of exactly the recorded name: fastino-ai/GLiNER2#108."""
     settle(base, "generation_config.json", eos_token_id=2)
     folder = delivered(base, "salf+lora", epochs=3)
     assert (
@@ -145,6 +146,12 @@ def test_adapters_are_opened_by_peft_with_all_that_belongs_to_them(base):
         ):
             torch.testing.assert_close(opened(ids).logits, merged, rtol=1e-4, atol=1e-5)
     assert (merged - untouched).abs().max() > 0.01
+
+
+def test_peft_reads_the_hubs_name_and_revision_of_the_base(base):
+    folder = delivered(base, "salf+lora", named=Base("org/name", "ab12"))
+    settings = PeftConfig.from_pretrained(folder / "adapter")
+    assert (settings.base_model_name_or_path, settings.revision) == ("org/name", "ab12")
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ HARM = {
 
 @pytest.mark.parametrize("harm", HARM)
 def test_sealed_work_that_was_changed_is_named_and_not_taken(tmp_path, harm, capsys):
+    """A file's format notices some of these at most: vllm-project/vllm#53537, bghira/SimpleTuner#2613."""
     path, other = tmp_path / "part-1.5.bin", tmp_path / "part-1.bin"
     file = sealed(path, DATA)
     other_file = sealed(other, DATA[::-1])
