@@ -96,8 +96,9 @@ class CacheFolder:
         if size > (room := self.room()):
             raise UserError(
                 f"{self.path}: the boundary states need {amount(size)} and there is room for "
-                f"{amount(max(room, 0))} (finetune.cache_gib = {self.limit / GIB:g}); free space, raise "
-                "finetune.cache_gib, set finetune.cache_folder to another disk, or finetune.cache to memory or off"
+                f"{amount(max(room, 0))} (finetune.cache_gib = {self.limit / GIB:g}, and {amount(_RESERVE)} of the "
+                "disk stay free); free space, raise finetune.cache_gib, set finetune.cache_folder to another disk, or "
+                "finetune.cache to memory or off"
             )
         for _, _, file in sorted(self._files()):
             held = sum(size for _, size, _ in self._files())
