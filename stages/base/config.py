@@ -86,8 +86,12 @@ def check_counts(file: Path, config: Mapping[str, Any], stored: Mapping[str, Sto
         inside = [parts for number, parts in layers.items() if number < said]
         # A layer behind the last that is built as those are is one of them; one for predicting more tokens has more.
         further = sum(parts in inside for number, parts in layers.items() if number >= said)
+        if layers and 0 not in layers:
+            raise UserError(f"{file.parent}: the weights number their layers from {min(layers)}; number them from 0")
         if len(inside) != said or further:
             raise UserError(f"{file.parent}: the weights hold {len(inside) + further} layers, config.json says {said}")
+    if type(context := config.get("max_position_embeddings")) is int and context < 1:
+        raise UserError(f"{file}: max_position_embeddings = {context} leaves no room for a token; correct the entry")
     most = max([len(stored), *(size for one in stored.values() for size in one.shape)], default=0)
     for key, value in config.items():
         if re.search("head|expert|label", key) and type(value) is int and value > most:

@@ -1,5 +1,6 @@
 """Where a base model comes from: the embedded one, a local folder, or the hub."""
 
+import json
 import re
 import resource
 import signal
@@ -14,6 +15,7 @@ from typing import Any, Final
 import psutil
 import torch
 from huggingface_hub import snapshot_download
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -22,6 +24,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TokenizersBackend,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
@@ -174,14 +177,7 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
         del stored[other]
     if others:
         notes.append(f"left aside: {len(others)} tensors that the model has no place for ({shown(others)})")
-    settings = [folder / name for name in _TOKENIZER if (folder / name).exists()]
-    for tokens in settings:
-        read_object(tokens)
-    _try_tokenizer(folder / "tokenizer.json")
-    with _opening(settings[0] if settings else folder, "cannot be opened as a tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=params.trust_remote_code, local_files_only=True
-        )
+    tokenizer = _tokenizer(folder, notes, trust_remote_code=params.trust_remote_code)
     check_vocabulary(folder, tokenizer, rows)
     return Source(
         name=name,
@@ -195,6 +191,33 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
         generation=_generation(folder / "generation_config.json", rows),
         notes=notes,
     )
+
+
+def _tokenizer(folder: Path, notes: list[str], *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """What transformers opens, unless its class leaves out rules of ``tokenizer.json``: then what the file says."""
+    settings = [folder / name for name in _TOKENIZER if (folder / name).exists()]
+    for file in settings:
+        read_object(file)
+    _try_tokenizer(folder / _TOKENIZER[0])
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    with _opening(settings[0] if settings else folder, "cannot be opened as a tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **options)
+        file, kind = folder / _TOKENIZER[0], type(tokenizer)
+        ours = not kind.__module__.startswith("transformers_modules")
+        if ours and file.exists() and _rules(Tokenizer.from_file(str(file))) != _rules(tokenizer.backend_tokenizer):
+            tokenizer = TokenizersBackend.from_pretrained(folder, **options)
+            notes.append(
+                f"tokenizer.json is read as it is: transformers' {kind.__name__} would split texts into other tokens "
+                "(open the tokenizer with TokenizersBackend elsewhere, too)"
+            )
+    return tokenizer
+
+
+def _rules(tokenizer: Tokenizer) -> list[Any]:
+    """How a text is normalised, split and made into tokens, the vocabulary aside."""
+    made = json.loads(tokenizer.to_str())
+    model = {key: value for key, value in made["model"].items() if key not in ("vocab", "merges")}
+    return [made["normalizer"], made["pre_tokenizer"], model]
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

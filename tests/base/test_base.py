@@ -11,7 +11,8 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from salf.engine.models.shards import INDEX
 from salf.errors import UserError
@@ -108,6 +109,31 @@ def test_an_index_that_names_no_files_is_refused(tmp_path, monkeypatch, hub_chec
     (hub_checkpoint / INDEX).write_text(content)
     with pytest.raises(UserError, match="does not say which file holds which weight"):
         bring(tmp_path, monkeypatch, hub_checkpoint)
+
+
+@pytest.mark.parametrize(("kind", "named"), [("llama", "Qwen2Tokenizer"), ("qwen2", None), ("gpt2", "GPT2Tokenizer")])
+def test_texts_are_split_as_the_tokenizers_file_says(tmp_path, monkeypatch, hub_folder, capsys, kind, named):
+    """transformers 5 puts its classes' rules in place of the file's: huggingface/transformers#48206, #45488."""
+    source = shutil.copytree(hub_folder, tmp_path / "source")
+    save_tiny(source, kind, vocab_size=300)
+    split = pre_tokenizers.Split(Regex(r"\d{1,2}| ?\p{L}+|."), behavior="isolated")
+    theirs = Tokenizer(models.BPE())
+    theirs.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(use_regex=False)])
+    theirs.normalizer = normalizers.Lowercase()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    learnt = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    theirs.train_from_iterator(["1234 hello hello 12 34 56"] * 9, learnt)
+    theirs.save(str(source / "tokenizer.json"))
+    settings = {"eos_token": "</s>", **({"tokenizer_class": named} if named else {})}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    base = bring(tmp_path, monkeypatch, source)
+    text = "Hello 123456 x"
+    assert Tokenizer.from_file(str(base / "tokenizer.json")).encode(text).ids == theirs.encode(text).ids
+    assert "tokenizer.json is read as it is" in capsys.readouterr().out
+    opened = AutoTokenizer.from_pretrained(source)
+    assert opened(text).input_ids != theirs.encode(text).ids  # else there is nothing to mend any more
 
 
 def test_nothing_of_the_machine_gets_into_the_folder(tmp_path, monkeypatch, hub_folder):

@@ -100,6 +100,10 @@ WEIGHTS = {
         lambda t: t.update({k.replace("s.3.", "s.4."): v.clone() for k, v in t.items() if "layers.3." in k}),
         r"hold 5 layers, config\.json says 4",
     ),
+    "layers from one": (
+        lambda t: [renamed(t, f"layers.{n}.", f"layers.{n + 1}.") for n in (3, 2, 1, 0)],
+        "number their layers from 1; number them from 0",
+    ),
     "a million layers": ({"num_hidden_layers": 10**6}, r"hold 4 layers, config\.json says 1000000"),
     "more layers than memory": ({"num_hidden_layers": 10**18}, "hold 4 layers"),
     "layers by default": ({"num_hidden_layers": ...}, r"hold 4 layers, config\.json says 32"),
@@ -157,6 +161,7 @@ CONFIG = {
     "layers by half": ({"num_hidden_layers": 1.5}, "num_hidden_layers = 1.5 is no number of layers"),
     "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers = 0 is no number of layers"),
     "layers that are true": ({"num_hidden_layers": True}, "num_hidden_layers = True is no number of layers"),
+    "no context": ({"max_position_embeddings": -1}, "max_position_embeddings = -1 leaves no room"),
     "an epsilon that is none": ({"rms_norm_eps": math.nan}, r"config\.json: damaged JSON.*NaN is no number in JSON"),
     "angles without end": ({"rope_theta": math.inf}, "Infinity is no number in JSON"),
     "a rotary kind of its own": ({"rope_parameters": {"rope_type": "own"}}, r"config\.json: cannot be opened"),
