@@ -52,7 +52,8 @@ def named(examples: Examples, wanted: Named) -> Examples:
     """Take exactly the rows that a table names, in its order, whatever split of the source they are in.
 
     Raises:
-        UserError: there is no such table, it has no rows of this name, or names rows that there are none of.
+        UserError: there is no such table, it has no rows of this name, lists one twice or in a split of another name,
+            or names rows that the data does not have.
     """
     path = Path(wanted.table).expanduser()
     try:
@@ -65,6 +66,11 @@ def named(examples: Examples, wanted: Named) -> Examples:
     if not rows:
         names = listed(sorted({repr(name) for name in table["name"].to_pylist()}), 20)
         raise UserError(f"data.examples.name: {path} has no rows of {wanted.name!r}; it has: {names}")
+    odd = sorted({repr(row["split"]) for row in rows if row["split"] not in SPLITS})
+    twice = [repr(name) for name, count in Counter(row["example_id"] for row in rows).items() if count > 1]
+    if odd or twice:
+        fault = f"has splits besides {', '.join(SPLITS)}: {listed(odd, 5)}" if odd else f"lists {twice[0]} twice"
+        raise UserError(f"data.examples: {path} {fault} (name {wanted.name!r}); every row belongs to one split")
     known = {example.example_id: example for part in examples.values() for example in part}
     missing = [row["example_id"] for row in rows if row["example_id"] not in known]
     if missing:

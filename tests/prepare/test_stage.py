@@ -345,7 +345,9 @@ def test_rows_that_a_table_names_are_taken_as_they_are(tmp_path, workspace):
     ids = [(split, row["example_id"]) for split in ("test", "train", "validation") for row in read(before, split)]
     named = [{"name": "mine", "split": split, "example_id": name} for split, name in ids]
     other = [{"name": "other", "split": "train", "example_id": "none"}]
-    pq.write_table(pa.Table.from_pylist([*other, *named]), tmp_path / "ids.parquet")
+    leak = [{"name": "leak", "split": split, "example_id": ids[0][1]} for split in ("train", "test")]
+    dev = [{"name": "dev", "split": "dev", "example_id": ids[0][1]}]
+    pq.write_table(pa.Table.from_pylist([*other, *named, *leak, *dev]), tmp_path / "ids.parquet")
     files = {split: (before / f"{split}.parquet").read_bytes() for split in ("train", "validation", "test")}
     asked = {"examples": {"table": "ids.parquet", "name": "mine"}, "seed": 7, "balance": "none"}
     after = workspace(asked, {"near_duplicate": 0.01})
@@ -357,7 +359,15 @@ def test_rows_that_a_table_names_are_taken_as_they_are(tmp_path, workspace):
         ("none.parquet", "mine"): "data.examples.table: none.parquet: no such file",
         ("text.parquet", "mine"): "data.examples.table: text.parquet: no Parquet table of name, split and example_id",
         ("wrong.parquet", "mine"): "data.examples.table: wrong.parquet: no Parquet table of name, split and example_id",
-        ("ids.parquet", "yours"): "data.examples.name: ids.parquet has no rows of 'yours'; it has: 'mine', 'other'",
+        (
+            "ids.parquet",
+            "yours",
+        ): "data.examples.name: ids.parquet has no rows of 'yours'; it has: 'dev', 'leak', 'mine'",
+        (
+            "ids.parquet",
+            "leak",
+        ): f"data.examples: ids.parquet lists {ids[0][1]!r} twice (name 'leak'); every row belongs",
+        ("ids.parquet", "dev"): "data.examples: ids.parquet has splits besides train, validation, test: 'dev'",
         ("ids.parquet", "other"): "1 of the 1 rows of 'other' in ids.parquet are not in the data, or cannot be used",
     }
     for (table, name), line in refused.items():
