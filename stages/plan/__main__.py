@@ -20,7 +20,7 @@ from stages.plan.assemble import make_plan
 from stages.plan.evidence import Evidence, read_law, read_pilot
 from stages.plan.selectors import SELECTORS
 from stages.plan.selectors.choice import Selector
-from stages.plan.selectors.first_n import first_n
+from stages.plan.selectors.fixed import first_n
 from stages.plan.tables import read_gains, read_signals
 
 

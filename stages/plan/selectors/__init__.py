@@ -8,25 +8,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from salf.settings import SelectorName
-from stages.plan.selectors.affordable import affordable
-from stages.plan.selectors.arrival import arrival
-from stages.plan.selectors.block_influence import block_influence
-from stages.plan.selectors.budget import budget
 from stages.plan.selectors.choice import Selector
-from stages.plan.selectors.draw import draw
-from stages.plan.selectors.first_n import first_n
-from stages.plan.selectors.full import full
-from stages.plan.selectors.grad_norm import grad_norm
-from stages.plan.selectors.half import half
-from stages.plan.selectors.last_n import last_n
-from stages.plan.selectors.none import none
-from stages.plan.selectors.oracle import oracle
-from stages.plan.selectors.pilot import pilot
-from stages.plan.selectors.probe import probe
+from stages.plan.selectors.fixed import affordable, draw, first_n, full, half, last_n, none, oracle
+from stages.plan.selectors.measured import arrival, block_influence, grad_norm, probe, spectrum, variability
+from stages.plan.selectors.predicted import budget, pilot, tolerance
 from stages.plan.selectors.salf import salf, salf_by
-from stages.plan.selectors.spectrum import spectrum
-from stages.plan.selectors.tolerance import tolerance
-from stages.plan.selectors.variability import variability
 
 SELECTORS: Final[Mapping[SelectorName, Selector]] = {
     "salf": salf,

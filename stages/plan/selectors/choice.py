@@ -6,11 +6,15 @@ from typing import Final
 
 from salf.errors import UserError
 from salf.plan import Certainty, RunnerUp
+from salf.settings import SignalKind
 from stages.common.params import Plan
-from stages.plan.evidence import Evidence
+from stages.plan.evidence import Evidence, Signal
 
 FIXED_RULE: Final = Certainty(
     win_share=None, value=None, low=None, high=None, words="a fixed rule: nothing is estimated"
+)
+MEASURED_ONCE: Final = Certainty(
+    win_share=None, value=None, low=None, high=None, words="measured on one sample: how sure it is, nothing says"
 )
 
 
@@ -42,3 +46,22 @@ class Choice:
 
 
 Selector = Callable[[Evidence, Plan], Choice]
+
+
+def signal(evidence: Evidence, name: str, kind: SignalKind) -> Signal:
+    """The values of a signal by space or layer 0..L.
+
+    Args:
+        evidence: what there is.
+        name: the signal.
+        kind: what measures it.
+
+    Raises:
+        AbsentEvidenceError: it was not measured.
+    """
+    if name not in evidence.signals:
+        raise AbsentEvidenceError(
+            f"its signal was not measured; add {kind} to signals.kinds in params.yaml (where it is there already, "
+            "these examples cannot give it: dvc repro --force --single-item signals says why)"
+        )
+    return evidence.signals[name]
