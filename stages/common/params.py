@@ -57,7 +57,7 @@ def _watched_path(path: str) -> str:
 
 
 def _split_name(name: str) -> str:
-    if not name.isprintable() or name in ("", ".", "..") or set(name) & set("/\\"):
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
         raise ValueError("a split's name is a plain name, not a path")
     return name
 

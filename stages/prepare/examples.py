@@ -1,8 +1,7 @@
 """From a row's columns to an example: prompt, answer, label or candidates."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -19,6 +18,7 @@ from stages.prepare.rows import (
     Row,
     as_text,
     described,
+    is_unicode,
     listed,
     one_spelling,
     reach,
@@ -39,7 +39,7 @@ class Filler:
         data: the parameter group.
         template: its template.
         chat: the model's chat template, where prompts are turns of a conversation.
-        classes: label to the rows that have it, usable or not; ``count_classes`` fills it.
+        classes: label to the rows that have it, usable or not; ``look_at`` fills it.
         blank: column (or path) of the template, or of the group, to the examples in which it is empty.
     """
 
@@ -80,8 +80,8 @@ class Filler:
         """The columns that are read where the source has them."""
         return (TOOLS, FUNCTIONS, SYSTEM) if self.data.messages else ()
 
-    def count_classes(self, rows: Iterable[Row]) -> None:
-        """Settle how labels are spelled (see ``one_spelling``), and count them.
+    def look_at(self, rows: Sequence[Row]) -> None:
+        """Settle how labels and groups are spelled (see ``one_spelling``), and count the classes.
 
         Args:
             rows: of all splits.
@@ -89,6 +89,10 @@ class Filler:
         Raises:
             UserError: a label word for a label that no row has.
         """
+        if column := self.data.group_column:
+            self._groups = one_spelling({text for row in rows if (text := self._text(row, column))})
+        if self.data.task != "classification":
+            return
         found = Counter(label for row in rows if (label := self._label(row)))
         self._spelling = one_spelling(found.keys() | self._words.keys())
         for label, count in found.items():
@@ -99,14 +103,6 @@ class Filler:
                 f"data.label_words: no row has the label {unknown[0]!r}; labels: {listed(sorted(self.classes))}"
             )
 
-    def settle_groups(self, rows: Iterable[Row]) -> None:
-        """Settle how the groups of the rows of all splits are spelled, as labels are."""
-        found = set[str]()
-        for row in rows:
-            with suppress(RefusedRowError):
-                found.add(as_text(reach(row.values, self.data.group_column or "")).strip())
-        self._groups = one_spelling(found - {""})
-
     def fill(self, row: Row) -> Example:
         """The example of a row.
 
@@ -114,10 +110,10 @@ class Filler:
             RefusedRowError: the row cannot be used.
         """
         example, blank = self._filled(row)
-        try:
-            "".join((example.text, example.prompt, example.answer, *example.candidates, example.group or "")).encode()
-        except UnicodeEncodeError:
-            raise RefusedRowError(BROKEN) from None
+        if not is_unicode(
+            "".join((example.text, example.prompt, example.answer, *example.candidates, example.group or ""))
+        ):
+            raise RefusedRowError(BROKEN)
         self.blank.update(blank)
         return example
 
@@ -160,15 +156,22 @@ class Filler:
 
     def _label(self, row: Row) -> str:
         """The label as the row spells it; empty where it has none."""
+        if not self.data.messages:
+            return self._text(row, self.data.answer_column)
         try:
-            if self.data.messages:
-                label = words(read_conversation(reach(row.values, self.data.messages))[-1])
-            else:
-                label = as_text(reach(row.values, self.data.answer_column)).strip()
-            label.encode()
-        except (RefusedRowError, UnicodeEncodeError):
+            label = words(read_conversation(reach(row.values, self.data.messages))[-1])
+        except RefusedRowError:
             return ""
-        return label
+        return label if is_unicode(label) else ""
+
+    @staticmethod
+    def _text(row: Row, path: str) -> str:
+        """The text at a path; empty where there is none that can be used."""
+        try:
+            text = as_text(reach(row.values, path)).strip()
+        except RefusedRowError:
+            return ""
+        return text if is_unicode(text) else ""
 
     def _asked(self, example: Example) -> Example:
         """The prompt as a user's turn, where there is a chat template."""
@@ -195,10 +198,7 @@ def fill_rows(loaded: Loaded, filler: Filler) -> tuple[dict[str, list[Example]],
         UserError: a column or path that the parameters name does not exist; a label word for a label that no row has.
     """
     _check_columns(loaded, filler)
-    if filler.data.task == "classification":
-        filler.count_classes(row for rows in loaded.rows.values() for row in rows)
-    if filler.data.group_column:
-        filler.settle_groups(row for rows in loaded.rows.values() for row in rows)
+    filler.look_at([row for rows in loaded.rows.values() for row in rows])
     refused = Lost(loaded.refused)
     examples: dict[str, list[Example]] = {split: [] for split in loaded.rows}
     for split, rows in loaded.rows.items():

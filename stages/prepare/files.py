@@ -4,6 +4,7 @@ import codecs
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -22,6 +23,7 @@ SUFFIXES: Final = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _BATCH: Final = 256  # rows of a parquet file in memory at a time, beside those that are kept
 _LONGEST: Final = 1 << 28  # characters of a line or a csv field
 _HEAD: Final = 1 << 16  # characters in which a JSON file's first sign, or a csv's first line, stands
+_BLANK: Final = "\ufeff \t\r\n"  # around a line; a byte-order mark stands where files were joined
 _GAP: Final = re.compile(r"\s*")
 # How files begin that are not what their name says, and what to do about it.
 _OTHER_KINDS: Final = {
@@ -65,7 +67,7 @@ def read_text(path: Path) -> str:
     """
     with faults_named(path):
         if 8 * path.stat().st_size > free_memory_bytes():  # as characters, and what is made of them
-            raise UserError(f"{path}: too large to be read as one text; write one object a line, as .jsonl")
+            raise UserError(f"{path}: too large to be read as one text; write its rows as .jsonl, an object a line")
         return path.read_text(encoding="utf-8-sig", errors="surrogatepass")
 
 
@@ -77,7 +79,7 @@ def faults_named(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be read: {' '.join(str(error.strerror or error).split())}") from None
 
 
 def _check_kind(path: Path, text: bool) -> None:
@@ -144,7 +146,7 @@ def _check_delimiter(path: Path, header: str, wanted: Collection[str], delimiter
 
 
 def _check_names(path: Path, names: list[str]) -> None:
-    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(names).items() if name and count > 1):
         raise UserError(f"{path}: the header names {listed(twice)} more than once; rename a column")
 
 
@@ -188,7 +190,7 @@ def _json_objects(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", errors="surrogatepass") as file:
         listed_at_once = file.read(_HEAD).lstrip().startswith("[")
         file.seek(0)
-        lines = ((n, line) for n, each in enumerate(_lines(file, path), start=1) if (line := each.strip()))
+        lines = ((n, line) for n, each in enumerate(_lines(file, path), start=1) if (line := each.strip(_BLANK)))
         first = None if listed_at_once else next(lines, None)
         if first and _is_whole(first[1]):
             for number, line in chain([first], lines):
@@ -241,7 +243,8 @@ def _line(text: str, at: int, first: int) -> int:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("an object names a key twice")
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} stands twice in an object")
     return found
 
 

@@ -35,6 +35,7 @@ _NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.0+|\.[0-9]*[1-9])?(e[-+][0-9]{
 _INVISIBLE: Final = regex.compile(r"\p{Default_Ignorable_Code_Point}")
 _TEXT_KEYS: Final = ("content", "text", "value")
 _DEPTH: Final = 4  # steps into a value in search of text
+_WIDE: Final = 200  # characters shown of a name
 _MOST: Final = 500_000  # rows of a split
 _WATCH: Final = 256  # rows between two looks at the memory
 
@@ -222,14 +223,23 @@ def described(value: Any) -> str:
     return next((name for kind, name in kinds.items() if isinstance(value, kind)), f"a {type(value).__name__}")
 
 
-def listed(names: Sequence[str], most: int = 20) -> str:
-    """Names, the first ones of many."""
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def listed(names: Sequence[str], most: int = 20, between: str = ", ") -> str:
+    """Names, the beginnings of long ones and the first ones of many."""
+    more = f"{between}... ({len(names)} in all)" if len(names) > most else ""
+    return between.join(name if len(name) <= _WIDE else f"{name[:_WIDE]}..." for name in names[:most]) + more
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def one_spelling(labels: Collection[str]) -> dict[str, str]:
-    """How labels must be respelled so that one class has one name; empty where nothing has to change.
+    """How labels (or groups) must be respelled so that one has one name; empty where nothing has to change.
 
     A csv file knows no numbers: pandas writes the classes 0 and 1 as ``0.0`` and ``1.0`` once a label is missing,
     and ``True`` where JSON has ``true``. Labels are respelled only where *every* label is a number (or a boolean),
@@ -238,7 +248,7 @@ def one_spelling(labels: Collection[str]) -> dict[str, str]:
     character or the kind of a space.
 
     Args:
-        labels: all labels (or groups) of all splits, and the keys of ``data.label_words``.
+        labels: those of all splits, and the keys of ``data.label_words``.
     """
     numbers = {label: as_text(Decimal(label)) for label in labels if _NUMBER.fullmatch(label)}
     booleans = {label: label.lower() for label in labels if label.lower() in ("true", "false")}

@@ -12,7 +12,7 @@ from stages.prepare.docstrings import LIBRARIES, read_docstrings
 from stages.prepare.files import faults_named, read_rows, read_text
 from stages.prepare.folders import TEXT, split_files
 from stages.prepare.hub import load_hub
-from stages.prepare.rows import TRAIN, Loaded, Lost, Row, hold, split_names, top
+from stages.prepare.rows import TRAIN, Loaded, Lost, Row, hold, is_unicode, split_names, top
 
 # Sentences read per sentence kept: near-duplicates and whole files that fall to one split cost some.
 _SPARE: Final = 1.4
@@ -63,6 +63,11 @@ def _load_files(data: Data, wanted: Collection[str]) -> Loaded:
 def _files(path: Path, names: Mapping[str, str]) -> dict[str, list[Path]]:
     """The files of every split."""
     if path.is_file():
+        if len(names) > 1:
+            raise UserError(
+                f"data.path = {path}: one file holds one split; set data.splits.validation and test to null "
+                "(they are carved out of it), or name a folder"
+            )
         return {TRAIN: [path]}
     if path.is_dir():
         return {split: split_files(path, name) for split, name in names.items()}
@@ -78,8 +83,8 @@ def _named(files: Mapping[str, Sequence[Path]], root: Path) -> dict[str, dict[st
         named[split] = {}
         for file in parts:
             name = file.relative_to(root).with_suffix("").as_posix()
-            if not name.isprintable():  # half of a surrogate pair stands for a byte that is not UTF-8
-                raise UserError(f"{str(file)!r}: the file's name is not plain UTF-8 text; rename it")
+            if not is_unicode(name):
+                raise UserError(f"{str(file)!r}: the file's name is not UTF-8 text; rename it")
             if every.setdefault(name, file) != file:
                 raise UserError(
                     f"{file}: stands beside {every[name].name}, and rows are named without the suffix; rename one"

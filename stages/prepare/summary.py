@@ -28,7 +28,8 @@ def print_summary(meta: Mapping[str, Any], example: str, console: Console) -> No
     }
     for title, told in lists.items():
         if told or title in ("dropped", "refused"):
-            console.print(f"{title}: {listed(told, 10) or 'none'}", markup=False, highlight=False)
+            text = listed(told, 10, "; ") or "none"
+            console.print(f"{title}: {text}", markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"cut from the left at {meta['max_tokens']:,} tokens: {meta['truncated']:,}; "
         f"all prompts share their first {meta['shared_prefix_tokens']:,} tokens"

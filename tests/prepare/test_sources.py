@@ -2,6 +2,7 @@ import gzip
 import json
 import os
 from decimal import Decimal
+from time import process_time
 from types import SimpleNamespace
 
 import pandas as pd
@@ -133,9 +134,8 @@ DEEP = b"[" * 200_000 + b"]" * 200_000
         (
             "rows.jsonl",
             LINES + b'{"text": "a", "text": "b"}',
-            r"rows\.jsonl:3: damaged JSON: an object names a key twice",
+            r"rows\.jsonl:3: damaged JSON: the key 'text' stands twice in an object",
         ),
-        ("rows.jsonl", LINES + b"\xef\xbb\xbf" + ROW, r"rows\.jsonl:3: damaged JSON"),
         ("rows.json", b'[{"text": "a"},\n {"text" 1}]', r"rows\.json:2: damaged JSON"),
         ("rows.json", b'[{"text": "a"}\n {"text": "b"}]', r"rows\.json:2: damaged JSON: Expecting ',' delimiter"),
         ("rows.json", b'[{"text": "a"}', r"rows\.json:1: damaged JSON"),
@@ -199,6 +199,7 @@ def test_damaged_files_are_one_line_that_says_where(tmp_path, name, content, mes
     ("name", "content"),
     [
         ("rows.jsonl", b"\xef\xbb\xbf" + LINES),
+        ("rows.jsonl", ROW + b"\n\xef\xbb\xbf" + ROW),  # two files, joined
         ("rows.jsonl", json.dumps([json.loads(ROW)] * 2).encode()),
         ("rows.jsonl", b'{"text": "a",\n "label": "x"}\n{"text": "a",\n "label": "x"}\n'),
         ("rows.json", b"\n  [" + ROW + b" ,\n" + ROW + b"]\n"),
@@ -298,7 +299,7 @@ def test_what_is_no_plain_file_is_one_line(tmp_path):
             load_rows(make_data(path=str(path)), COLUMNS)
     (tmp_path / "d" / "train").mkdir(parents=True)
     (tmp_path / "d" / "train" / os.fsdecode(b"caf\xe9.csv")).write_bytes(b"text,label\na,x\n")
-    with pytest.raises(UserError, match=r"caf\\udce9\.csv': the file's name is not plain UTF-8"):
+    with pytest.raises(UserError, match=r"caf\\udce9\.csv': the file's name is not UTF-8"):
         load_rows(make_data(path=str(tmp_path / "d")), COLUMNS)
 
 
@@ -331,6 +332,23 @@ def test_rows_that_do_not_fit_into_memory_are_refused_while_they_are_read(tmp_pa
     data = make_data(path=str(write_jsonl(tmp_path / "rows.jsonl", ROWS * 20)))
     with pytest.raises(UserError, match=r"data: memory runs out after 30 rows of train; .*set data\.limits"):
         load_rows(data, COLUMNS)
+
+
+def test_a_single_file_has_no_other_splits(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    splits = Splits(train="train", validation=None, test="test")
+    with pytest.raises(UserError, match=r"one file holds one split; set data\.splits\.validation and test to null"):
+        load_rows(make_data(path=str(path), splits=splits), COLUMNS)
+
+
+def test_a_very_wide_table_is_read_at_once(tmp_path):
+    names = [f"c{n}" for n in range(100_000)]
+    (tmp_path / "rows.csv").write_text(",".join([*names, *COLUMNS]) + "\n" + "," * len(names) + "a,x\n")
+    began = process_time()
+    loaded = load_rows(make_data(path=str(tmp_path / "rows.csv")), COLUMNS)
+    assert [row.values for row in loaded.rows["train"]] == [{"text": "a", "label": "x"}]
+    assert len(loaded.columns) == 100_002
+    assert process_time() - began < 5
 
 
 def test_a_line_without_end_is_not_read_to_its_end(tmp_path, monkeypatch):

@@ -119,6 +119,12 @@ def test_lists_mappings_and_bytes_are_refused_with_what_to_write(changes, row, r
 HALF = "cut \ud83d"
 
 
+def test_a_group_has_one_name_in_every_format():
+    rows = [{"text": "a", "label": "x", "file": file} for file in ("1.0", 1, 2.0, " 2 ")]
+    examples, _ = fill_rows(loaded(*rows), Filler(make_data(group_column="file")))
+    assert [example.group for example in examples["train"]] == ["1", "1", "2", "2"]
+
+
 @pytest.mark.parametrize("column", ["text", "label", "file"])
 def test_half_of_a_surrogate_pair_anywhere_refuses_the_row(column):
     good = {"text": "a", "label": "x", "file": "f"}
