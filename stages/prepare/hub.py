@@ -73,6 +73,8 @@ def _faults_named(data: Data) -> Iterator[None]:
     except (*FAULTS, ValueError, RuntimeError, KeyError, datasets.exceptions.DatasetsError) as error:
         name = str(data.name)
         meaning = hub_fault(error, "data set", name, data.revision)
+        if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__:
+            error = error.__cause__  # it says itself only that something went wrong
         reason = meaning or " ".join(str(error).split()) or type(error).__name__
         if meaning is None and isinstance(error, datasets.exceptions.DatasetNotFoundError):
             # It does not say whose fault it was made of: what is not there, is gated and is private look alike.

@@ -37,6 +37,7 @@ _TEXT_KEYS: Final = ("content", "text", "value")
 _DEPTH: Final = 4  # steps into a value in search of text
 _WIDE: Final = 200  # characters shown of a name
 _MOST: Final = 500_000  # rows of a split
+_ROOM: Final = 4 << 30  # bytes that the rows of a split may take up, where so many are free
 _WATCH: Final = 256  # rows between two looks at the memory
 
 
@@ -107,7 +108,7 @@ def hold(rows: Iterable[Row], split: str, data: Data) -> tuple[list[Row], Lost]:
         The rows, and those that were not drawn.
 
     Raises:
-        UserError: half of the memory that was free is used up.
+        UserError: the rows take up more than ``_ROOM`` bytes, or than is still free.
     """
     watched = _watched(rows, split)
     most = _most(split, data)
@@ -132,10 +133,10 @@ def _watched(rows: Iterable[Row], split: str) -> Iterator[Row]:
     process = psutil.Process()
     start = process.memory_info().rss
     for number, row in enumerate(rows):
-        if number % _WATCH == 0 and process.memory_info().rss - start > free_memory_bytes():
+        if number % _WATCH == 0 and process.memory_info().rss - start > (room := min(_ROOM, free_memory_bytes())):
             raise UserError(
-                f"data: memory runs out after {number:,} rows of {split}; give fewer or shorter rows, "
-                f"or set data.limits (of more than {_MOST:,} rows, so many are then drawn)"
+                f"data: {number:,} rows of {split} fill {room / 2**20:,.0f} MiB of memory, all that they may; give "
+                f"fewer or shorter rows, or set data.limits (of more than {_MOST:,} rows, so many are then drawn)"
             )
         yield row
 

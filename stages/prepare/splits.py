@@ -150,7 +150,8 @@ def check_usable(
         if any(of == split for of, _ in lost):
             raise UserError(f"data: no {split} row is usable: {_fate(split, lost)}")
         usable = sum(len(splits[name]) for name in (TRAIN, *carved))
-        given = f", which is carved out of train ({_fate(TRAIN, lost, usable)})" if split in carved else ""
+        of_classes = f" of {len(classes):,} classes" if classes else ""
+        given = f", which is carved out of train{of_classes} ({_fate(TRAIN, lost, usable)})" if split in carved else ""
         raise UserError(f"data: no row for {split}{given}; give more rows or groups, or name a split in data.splits")
     present = set(splits[TRAIN])
     if len(present) < 2 and None not in present:

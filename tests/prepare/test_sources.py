@@ -325,12 +325,14 @@ def test_of_very_many_rows_so_many_are_drawn_by_the_seed_as_they_are_read(tmp_pa
 
 
 def test_rows_that_do_not_fit_into_memory_are_refused_while_they_are_read(tmp_path, monkeypatch):
-    grown = iter(range(0, 1000, 10))
+    grown = iter(range(0, 1000 << 20, 10 << 20))
     monkeypatch.setattr("stages.prepare.rows._WATCH", 10)
-    monkeypatch.setattr("stages.prepare.rows.free_memory_bytes", lambda: 35)
+    monkeypatch.setattr("stages.prepare.rows.free_memory_bytes", lambda: 35 << 20)
     monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=next(grown))))
     data = make_data(path=str(write_jsonl(tmp_path / "rows.jsonl", ROWS * 20)))
-    with pytest.raises(UserError, match=r"data: memory runs out after 30 rows of train; .*set data\.limits"):
+    with pytest.raises(
+        UserError, match=r"data: 30 rows of train fill 35 MiB of memory, all that they may; .*set data\.limits"
+    ):
         load_rows(data, COLUMNS)
 
 
@@ -474,6 +476,34 @@ def test_a_stream_that_breaks_off_is_one_line(tmp_path, monkeypatch):
         file.write('{"text": "unfinished')
     with pytest.raises(UserError, match="cannot be loaded") as raised:
         load_rows(make_data(source="hub", name=str(tmp_path / "torn"), stream=50), COLUMNS)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "label"),
+    [
+        ({"label": pa.array([0.1, None], pa.float32())}, ["0.1", ""]),
+        ({"label": pa.array([Decimal("1.00"), Decimal("2.50")])}, ["1", "2.5"]),
+        ({"label": pa.array([1, 0], pa.uint8())}, ["1", "0"]),
+    ],
+)
+def test_hub_values_are_read_as_those_of_files(tmp_path, monkeypatch, columns, label):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "h").mkdir()
+    write_parquet(tmp_path / "h" / "train.parquet", {"text": pa.array(["a", "b"])} | columns)
+    for data in (make_data(source="hub", name=str(tmp_path / "h")), make_data(path=str(tmp_path / "h"))):
+        rows = load_rows(data, COLUMNS).rows["train"]
+        assert [as_text(row.values["label"]) for row in rows] == label
+
+
+def test_the_hubs_library_says_why_it_cannot_read_a_file(hub_folder):
+    for split in ("train", "test"):
+        (hub_folder / f"{split}.parquet").unlink()
+    (hub_folder / "train.jsonl").write_text('{"text": "cut \\ud83d", "label": 1}\n')
+    data = make_data(source="hub", name=str(hub_folder))
+    with pytest.raises(UserError, match=r"the data set cannot be loaded: .*surrogate") as raised:
+        load_rows(data, COLUMNS)
     assert "\n" not in str(raised.value)
 
 

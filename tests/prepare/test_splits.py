@@ -179,7 +179,7 @@ FULL = {"train": ["a", "b"], "validation": ["a"], "test": ["b"]}
             {"validation": []},
             ["validation"],
             {("train", "R"): 88},
-            "no row for validation, which is carved out of train (90 rows: 88 R); give more",
+            "no row for validation, which is carved out of train of 2 classes (90 rows: 88 R); give more",
         ),
         ({"train": ["a", "a"]}, [], {}, "only one class ('a') in the training split; classification needs two or more"),
         (
