@@ -126,7 +126,7 @@ def hold(rows: Iterable[Row], split: str, data: Data) -> tuple[list[Row], Lost]:
 def _most(split: str, data: Data) -> int | None:
     limits, named = data.limits.model_dump(), split_names(data)
     wanted = [limits[split], *(limits[other] for other in SPLITS if split == TRAIN and other not in named)]
-    return None if None in wanted else max(_MOST, 10 * sum(wanted))
+    return None if None in wanted or data.examples else max(_MOST, 10 * sum(wanted))
 
 
 def _watched(rows: Iterable[Row], split: str) -> Iterator[Row]:

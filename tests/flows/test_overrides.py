@@ -37,6 +37,11 @@ def test_values_change_and_nothing_else_does():
     assert all(comment in new for comment in ("# head", "# free keys", "# none", "# per method", "# passes"))
 
 
+def test_labels_that_look_like_numbers_or_booleans_get_their_words():
+    new = changed(TEXT, parse(["data.labels={0: bad, 1.5: good, true: yes}", "data.labels.2=odd"]))
+    assert YAML(typ="safe", pure=True).load(new)["data"]["labels"] == {0: "bad", 1.5: "good", True: "yes", "2": "odd"}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

@@ -12,7 +12,7 @@ import pytest
 
 from salf.errors import UserError
 from salf.files import sha256_file
-from stages.common.params import Limits, Splits
+from stages.common.params import Limits, Named, Splits
 from stages.prepare.rows import as_text
 from stages.prepare.sources import load_rows
 from tests.prepare.making import make_data, write_jsonl
@@ -322,6 +322,7 @@ def test_of_very_many_rows_so_many_are_drawn_by_the_seed_as_they_are_read(tmp_pa
     assert len(read(limits=Limits(train=2, validation=2, test=2))[0]) == 60
     assert read() == (texts, {})  # no limit, no draw
     assert read(limits=Limits(train=1, validation=None, test=1)) == (texts, {})
+    assert read(**limits, examples=Named(table="t", name="n")) == (texts, {})  # rows that a table names
 
 
 def test_rows_that_do_not_fit_into_memory_are_refused_while_they_are_read(tmp_path, monkeypatch):
