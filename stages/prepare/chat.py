@@ -165,7 +165,7 @@ class ChatTemplate:
         """
         conversation = [*turns, answer]
         whole = self.render(conversation, tools)
-        self._check_calls(conversation, tools, whole)
+        self._check_calls(conversation, tools)
         if not whole.endswith(self.closing):
             raise RefusedRowError(
                 f"answer that the chat template does not close as it closes others ({self.closing.strip()!r})"
@@ -182,13 +182,14 @@ class ChatTemplate:
             )
         prompt = head.rstrip(" ")
         said = body[len(prompt) :]
+        bare_text = "".join(whole.split())
         notes = [_REWRITTEN] if self._invites and not head.startswith(invited) else []
         notes += [
             f"with a {turn['role']} turn that the chat template leaves out"
             for turn in turns
-            if turn["role"] != "assistant" and _lacks(whole, words(turn))
+            if turn["role"] != "assistant" and _lacks(whole, bare_text, words(turn))
         ]
-        if any(_lacks(whole, str(answer.get(key) or "")) for key in ("content", *_THOUGHTS)):
+        if any(_lacks(whole, bare_text, str(answer.get(key) or "")) for key in ("content", *_THOUGHTS)):
             notes.append(_CUT)
         calls = [call for turn in conversation for call in turn.get("tool_calls") or ()]
         given = [reach(call, path) for call in calls for path in ("function.arguments", "arguments")]
@@ -205,21 +206,28 @@ class ChatTemplate:
             raise RefusedRowError("conversation whose answer the chat template leaves out")
         return before, after
 
-    def _check_calls(self, turns: Sequence[Turn], tools: Tools | None, whole: str) -> None:
-        for at, turn in enumerate(turns):
-            if turn.get("tool_calls"):
-                silent = {key: value for key, value in turn.items() if key != "tool_calls"}
-                try:
-                    without = self.render([*turns[:at], silent, *turns[at + 1 :]], tools)
-                except RefusedRowError:
-                    continue
-                if without == whole:
-                    raise RefusedRowError("conversation whose tool calls the chat template leaves out")
+    def _check_calls(self, turns: Sequence[Turn], tools: Tools | None) -> None:
+        """Render every turn's calls under a name that nothing else has, and look for it."""
+        names = {at: f"\ue000{at}\ue001" for at, turn in enumerate(turns) if turn.get("tool_calls")}
+        named = [_renamed(turn, names[at]) if at in names else turn for at, turn in enumerate(turns)]
+        text = self.render(named, tools) if names else ""
+        if any(name not in text for name in names.values()):
+            raise RefusedRowError("conversation whose tool calls the chat template leaves out")
 
 
-def _lacks(text: str, part: str) -> bool:
-    """Whether a part is not found in a text, white space aside, nor as it stands in JSON."""
-    return "".join(part.split()) not in "".join(text.split()) and json.dumps(part, ensure_ascii=False)[1:-1] not in text
+def _renamed(turn: Turn, name: str) -> Turn:
+    calls = [
+        {**call, "function": {**call["function"], "name": name}}
+        if isinstance(call.get("function"), Mapping)
+        else {**call, "name": name}
+        for call in turn["tool_calls"]
+    ]
+    return {**turn, "tool_calls": calls}
+
+
+def _lacks(text: str, bare: str, part: str) -> bool:
+    """Whether a part is not found in a text (``bare``: without white space), nor as it stands in JSON."""
+    return "".join(part.split()) not in bare and json.dumps(part, ensure_ascii=False)[1:-1] not in text
 
 
 def _on_one_line(error: Exception) -> str:

@@ -207,6 +207,7 @@ def test_damaged_files_are_one_line_that_says_where(tmp_path, name, content, mes
         ("rows.csv", b'\xef\xbb\xbftext,label\r\n\r\na,x\r\n"a","x"\r\n'),
         ("rows.csv", b"other,text,label\r,a,x\r;,a,x\r"),
         ("rows.csv", b"\n\ntext,label,,\na,x,,\na,x,,\n"),
+        ("rows.csv", b"text,label" + b"".join(b",%d" % n for n in range(50_000)) + 2 * (b"\na,x" + 50_000 * b",")),
     ],
 )
 def test_forms_that_programs_write_are_read(tmp_path, name, content):
