@@ -112,5 +112,5 @@ def _save_adapters(adapters: "PeftModel", folder: Path, named: Base) -> None:
 
 def _as_stored(network: PreTrainedModel, names: Iterable[str]) -> dict[str, Tensor]:
     """The weights under the names of the base's files: transformers joins a mixture's experts when it loads them."""
-    weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    weights = network.state_dict()  # a layer's buffers are stored with its parameters
     return weights if weights.keys() >= set(names) else revert_weight_conversion(network, weights)
