@@ -26,9 +26,10 @@ _QUANTISED: Final = {
     "GPTQ or AWQ": r"\.(qweight|qzeros|g_idx)$",
     "FP8": r"\.weight_scale_inv$",
     "bitsandbytes": r"\.(absmax|nested_absmax|quant_map|nested_quant_map|SCB|quant_state\.\w+)$",
-    "compressed-tensors": r"\.(weight_packed|weight_scale|weight_zero_point|weight_shape|input_scale)$",
+    "compressed-tensors": r"\.(weight_packed|weight_zero_point|weight_shape)$",
+    "scales beside the weights": r"\.(?!(q|k|v|kv|prob)_)\w+_scale(_\w+)?$",  # but those of a cache of keys and values
 }
-_ADAPTERS: Final = re.compile(r"\.(lora_\w+|base_layer|modules_to_save|ia3_l)\.")
+_ADAPTERS: Final = re.compile(r"\.(lora_\w+|base_layer|modules_to_save|ia3_l)(\.|$)")
 
 
 def parameter_names(network: nn.Module) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from tests.base.test_base import bring
 from tests.engine.models.tiny import save_tiny
 
 UP = "model.layers.2.mlp.up_proj.weight"
+Q = "model.layers.0.self_attn.q_proj"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -119,6 +120,15 @@ WEIGHTS = {
         lambda t: t.update({"model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.ones(2, 32)}),
         r"adapters that were not merged .*lora_A.*merge them first",
     ),
+    "adapters of an older library": (lambda t: t.update({f"{Q}.lora_A": torch.ones(2, 32)}), "not merged .*lora_A"),
+    "magnitudes of adapters": (
+        lambda t: t.update({f"{Q}.lora_magnitude_vector": torch.ones(32)}),
+        "not merged .*lora_m",
+    ),
+    **{
+        f"scales: {name}": (lambda t, name=name: t.update({f"{Q}.{name}": torch.ones(1)}), rf"quantised \(.*{name}")
+        for name in ("weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", "smooth_scale")
+    },
     "adapters around": (lambda t: renamed(t, "q_proj.", "q_proj.base_layer."), "not merged .*base_layer"),
 }
 

@@ -116,7 +116,7 @@ def take_apart(network: PreTrainedModel) -> CausalModel:
         raise UserError(f"model type {kind!r}: its layers cannot be run one by one: {reason[:300]}") from None
     # LLM.int8 takes a column of its inputs for an outlier by all rows of a pass, and ours hold others.
     rounds = getattr(network, "is_loaded_in_8bit", False)
-    if math.isnan(far):
+    if not math.isfinite(far):
         raise UserError(f"{network.name_or_path}: {_not_finite(network)}")
     if not far <= (_TOLERANCE_COARSE if rounds else _TOLERANCE.get(network.dtype, _TOLERANCE_COARSE)):
         raise UserError(
@@ -130,7 +130,10 @@ def _not_finite(network: PreTrainedModel) -> str:
     for name, weight in network.named_parameters():
         if not weight.isfinite().all():
             return f"the weight {name} is not finite (NaN or infinite); it was trained at too high a rate, or damaged"
-    return f"its logits are not finite in {network.dtype}; choose another device.dtype, or another model"
+    return (
+        f"its logits are not finite in {network.dtype}, or the same for every token: "
+        "choose another device.dtype, or another model"
+    )
 
 
 def _require_parts(network: PreTrainedModel, family: Family) -> None:
