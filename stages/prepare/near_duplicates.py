@@ -40,9 +40,9 @@ _WORDS_PER_FORMAL: Final = 4  # fewer: not prose
 _MARK_BEYOND_ASCII: Final = regex.compile(r"(?V1)[[\p{Terminal_Punctuation}\p{Quotation_Mark}…¿¡]--[\x00-\x7f]]")
 _MARK: Final = regex.compile(
     rf"""(?V1)(?<={_ENOUGH}|\))\s*[.,;:!?"']+(?=\s|$|{_UNSPACED})"""  # ends a word
-    rf"""|(?<={_ENOUGH})(?:[,;!?]|\s*\p{{Pd}}+\s*)(?={_ENOUGH})"""  # parts two, a space forgotten
+    rf"""|(?<={_ENOUGH})(?:[,;!?]|\.\.+|\s*\p{{Pd}}+\s*)(?={_ENOUGH})"""  # parts two, a space forgotten
     r"""|(?<=\w)[.,;:?"']+(?=\s|$)"""  # ends a number or a letter: there "!" may be the factorial
-    rf"""|(?<!\S)["']+(?={_ENOUGH})|(?<=\p{{L}})'(?=\p{{L}})"""  # begins a word, or is an apostrophe
+    rf"""|(?<!\S)["']+(?={_ENOUGH})|(?<=\p{{L}})\s?'(?=\p{{L}})"""  # begins a word, or is an apostrophe
 )
 
 
