@@ -72,11 +72,12 @@ class _Index:
     """The references by the rarest of their shingles, each shingle as its rank in the global order."""
 
     def __init__(self, known: dict[frozenset[Shingle], None], threshold: float) -> None:
-        self.known, self.threshold = known, threshold
+        self.threshold = threshold
         frequency = Counter(chain.from_iterable(known))
         ordered = sorted(frequency, key=lambda shingle: (frequency[shingle], shingle))
         self.rank = {shingle: at for at, shingle in enumerate(ordered)}
         self.references = [array("I", sorted(map(self.rank.__getitem__, one))) for one in known]
+        self.equal = {ranks.tobytes() for ranks in self.references}
         self.postings: defaultdict[int, list[int]] = defaultdict(list)
         for position, ranks in enumerate(self.references):
             for rank in ranks[: self._prefix(len(ranks))]:
@@ -84,27 +85,27 @@ class _Index:
 
     def holds_one_like(self, one: frozenset[Shingle]) -> bool:
         """Whether a reference is near enough to the text of these shingles."""
-        if one in self.known:
-            return True
-        ranks = sorted(self.rank[shingle] for shingle in one if shingle in self.rank)
+        ranks = array("I", sorted(rank for rank in map(self.rank.get, one) if rank is not None))
         unknown = len(one) - len(ranks)  # these come first in the order: no reference holds them
+        if not unknown and ranks.tobytes() in self.equal:
+            return True
         prefix = ranks[: max(self._prefix(len(one)) - unknown, 0)]
         seen, own = set[int](), frozenset(ranks)
         for position in chain.from_iterable(self.postings.get(rank, ()) for rank in prefix):
             if len(seen) == COMPARED:
                 return False
-            if position not in seen and _jaccard(own, self.references[position], unknown) >= self.threshold:
+            if position not in seen and self._alike(own, self.references[position], len(one)):
                 return True
             seen.add(position)
         return False
 
+    def _alike(self, own: frozenset[int], other: "array[int]", size: int) -> bool:
+        """Whether a text of ``size`` shingles, of which ``own`` are known, is near enough to a reference."""
+        shared = len(own.intersection(other))
+        return shared / (size + len(other) - shared) >= self.threshold
+
     def _prefix(self, size: int) -> int:
         return size - math.ceil(self.threshold * size - _ROUNDING) + 1
-
-
-def _jaccard(left: frozenset[int], right: "array[int]", only_left: int) -> float:
-    shared = len(left.intersection(right))
-    return shared / (len(left) + only_left + len(right) - shared)
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,5 @@
 import random
+import time
 import unicodedata
 
 import pytest
@@ -172,16 +173,28 @@ def boilerplate(n: int) -> list[str]:
 
 @pytest.mark.parametrize("rows", [tickets, boilerplate])
 def test_generated_rows_are_compared_with_a_bounded_number_of_others(rows, monkeypatch):
-    compared, exact = [0], near_duplicates._jaccard
+    compared, exact = [0], near_duplicates._Index._alike
 
     def counted(*sets):
         compared[0] += 1
         return exact(*sets)
 
-    monkeypatch.setattr(near_duplicates, "_jaccard", counted)
+    monkeypatch.setattr(near_duplicates._Index, "_alike", counted)
     made = rows(4000)
     have_near_duplicate(made[:3000], made[3000:], 0.8)
     assert 3000 < compared[0] <= 3000 * COMPARED  # all pairs are a thousand a row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [tickets, boilerplate])
+def test_time_grows_with_the_number_of_rows(rows):
+    made, seconds = rows(100_000), []
+    for n in (10_000, 10_000, 10_000, 100_000):
+        began = time.process_time()
+        have_near_duplicate(made[: n * 4 // 5], made[n * 4 // 5 : n], 0.8)
+        seconds.append(time.process_time() - began)
+    print(f"10,000 rows: {min(seconds[:3]):.2f} s, 100,000 rows: {seconds[3]:.2f} s")
+    assert seconds[3] < 20 * min(seconds[:3])  # 12 where nothing else runs; of comparing all pairs, 100
 
 
 def test_among_generated_rows_an_equal_one_is_found():
