@@ -115,4 +115,5 @@ def _plain(text: str) -> str:
     text = text.casefold()
     if _WORDS_PER_FORMAL * len(_FORMAL.findall(text)) >= len(_WORD.findall(text)):
         return text
+    text = text.replace("`", "")  # Markdown's
     return _MARK.sub(" ", text if text.isascii() else _MARK_BEYOND_ASCII.sub(" ", text))

@@ -103,6 +103,7 @@ def test_short_texts_that_differ_in_a_sign_or_a_number_are_not_alike(one, other)
         ('He said "yes."', "he said “yes”."),
         ("don’t go", "don't go"),
         ("it 's great , really .", "It's great, really."),
+        ("Impute all values in `X`.", "impute all values in X"),
         ("wait…what", "wait...what"),
         ("a well-known fact", "a well known fact"),
         ("word — and word", "word and word"),
