@@ -1,6 +1,7 @@
 """The wheel by itself: built, installed without dependencies, and used where DVC and Prefect cannot be imported."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -36,8 +37,7 @@ from transformers import AutoModelForCausalLM
 import salf
 
 model = AutoModelForCausalLM.from_pretrained("data/base")
-plan = salf.FreezePlan.load("data/plan")
-optimizer = torch.optim.AdamW(plan.apply(model), lr=1e-2)
+{lines}
 ids = torch.arange(8)[None]
 model(input_ids=ids, labels=ids).loss.backward()
 optimizer.step()
@@ -79,9 +79,10 @@ def test_every_public_name_is_there(python):
     assert python("python", "-c", "import salf; print([getattr(salf, name) is None for name in salf.__all__])")
 
 
-def test_three_lines_train_what_the_plan_says(python, tmp_path, hub_folder):
+def test_the_three_lines_of_the_readme_train_what_the_plan_says(python, tmp_path, hub_folder):
     write_plan_and_base(tmp_path, hub_folder)
-    python("python", "-c", _EXAMPLE, cwd=tmp_path)
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    python("python", "-c", _EXAMPLE.format(lines=lines), cwd=tmp_path)
     assert changed_parts(tmp_path, "out") == {"2", "3", "model.norm.weight"}
 
 
