@@ -13,6 +13,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from salf.cli import main as salf
 from tests.conftest import write_tiny_task
 
 METHODS = ["full", "salf", "lora", "salf+lora", "none", "freeze-1", "lisa"]
@@ -116,9 +117,10 @@ def test_the_base_folder_is_the_source_model(chain, hub_folder):
     assert mine(text)["input_ids"] == theirs(text)["input_ids"]
 
 
-def test_fine_tunes_of_weights_are_held_to_what_scale_predicts_for_them(chain, tmp_path):
+def test_fine_tunes_of_weights_are_held_to_what_scale_predicts_for_them(chain, tmp_path, monkeypatch):
     words = ("--config", "data/base", "--measured", "full-seed1", "--json", str(tmp_path / "scale.json"))
-    chain.stage("plan", "scale", *words)
+    monkeypatch.chdir(chain.root)
+    assert salf(["scale", *words]) == 0
     told = json.loads((tmp_path / "scale.json").read_text())
     compared = {row["run"]: row for row in told["predicted_and_measured"]}
     assert set(compared) == {f"{method}-seed1" for method in ("full", "salf", "none", "freeze-1")}

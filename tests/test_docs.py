@@ -15,6 +15,7 @@ from dvc.utils.hydra import apply_overrides
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
+from salf.cli import main as salf
 from stages.common.params import load_params
 from tests.conftest import PROJECT
 from tests.docs_blocks import commands, overrides, text_of
@@ -77,7 +78,7 @@ def test_the_readme_quotes_the_study():
 
 
 def test_every_command_is_of_a_program_that_is_checked():
-    checked = {"make", "python", "dvc"} | TESTED_ELSEWHERE | OTHERS
+    checked = {"make", "python", "dvc", "salf"} | TESTED_ELSEWHERE | OTHERS
     assert not {command for command in COMMANDS if command[0] not in checked}
 
 
@@ -100,6 +101,15 @@ def test_a_module_has_the_options(command, monkeypatch):
         runpy.run_module(command[2], run_name="__main__")
     assert ended.value.code == 0
     known = set(re.findall(r"--[\w-]+", printed.getvalue()))
+    assert {word for word in command if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("command", of("salf"), ids=" ".join)
+def test_the_command_salf_has_the_options(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        salf([*command[1:], "--help"])
+    assert ended.value.code == 0
+    known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     assert {word for word in command if word.startswith("--")} <= known
 
 

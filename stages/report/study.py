@@ -152,7 +152,7 @@ def _ahead(over: Json | None, *, tested: bool = False) -> Cell:
     note = f"{low} to {high}, {over['groups']} {'sets' if over['groups'] > 1 else 'set'}"
     if tested:
         ps = [decimal(over[name], 3) for name in ("p_holm", "p_holm_elsewhere") if over[name] is not None]
-        note += f"; p {' and '.join(ps)}"
+        note += f"\np {' and '.join(ps)}"
     return number_cell(over["difference"], decimal(over["difference"], 2), note)
 
 
