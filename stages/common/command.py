@@ -6,8 +6,10 @@ Exit codes: 0 done; 2 something that the user can mend (one ``error:`` line, no 
 
 import errno
 import gc
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from typing import Final
@@ -34,6 +36,9 @@ def exit_code(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "±" must not end finished work
+    # Other libraries' remarks on their own next version, and on kernels that this machine does without.
+    warnings.simplefilter("ignore", FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not gc.isenabled():  # see stages/__init__.py
         gc.freeze()  # what was imported stays: no collection looks at it again
         gc.enable()
