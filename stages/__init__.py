@@ -19,7 +19,6 @@ QUIET = {
 }
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its loading report is read, not printed
 
 # torch and transformers make a million objects while they are imported, all of which stay: looking through
 # them for garbage, again and again, is a tenth of a stage's start. A stage that starts (python -m has no

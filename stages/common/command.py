@@ -36,9 +36,10 @@ def exit_code(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "±" must not end finished work
-    # Other libraries' remarks on their own next version, and on kernels that this machine does without.
+    # Other libraries' remarks: on their own next version, on kernels that are not there; loading reports are read.
     warnings.simplefilter("ignore", FutureWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for library in ("bitsandbytes", "transformers"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     if not gc.isenabled():  # see stages/__init__.py
         gc.freeze()  # what was imported stays: no collection looks at it again
         gc.enable()
