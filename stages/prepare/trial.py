@@ -37,7 +37,8 @@ def try_out(folder: Path, *, chat: bool) -> None:
     child = context.Process(target=_work, args=(theirs, folder, chat, _SECONDS), daemon=True)
     child.start()
     theirs.close()
-    file, fault = folder, ""
+    file: Path | None = None
+    fault = ""
     with suppress(EOFError):
         while ours.poll(_WALL):
             file, fault = ours.recv()
@@ -46,6 +47,8 @@ def try_out(folder: Path, *, chat: bool) -> None:
     if fault:
         raise UserError(fault)
     if child.exitcode:
+        if file is None:
+            raise RuntimeError(f"the trial of {folder} did not begin: exit code {child.exitcode}")
         late = child.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
         limit = f"{_SECONDS} s of processor time" if late else f"{_MEMORY >> 30} GiB of memory"
         raise UserError(f"{file}: a trial with a short text took more than {limit}: take the model from its maker")
