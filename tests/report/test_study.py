@@ -191,7 +191,7 @@ def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
     for words in (
         "With embedded alone. Every selector, mean over datasets",
         "With embedded alone. What every selector misses",
-        "7 sets; p 0.003 and 0.510",
+        "7 sets\np 0.003 and 0.510",
         "not counted: sees the cost alone",
         "± 1.19",
         "9 of 11",
