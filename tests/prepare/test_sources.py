@@ -175,7 +175,7 @@ DEEP = b"[" * 200_000 + b"]" * 200_000
         ("rows.tsv", b"text,label\na,1\n", r"look separated by ','; save the file with '\\t'"),
         ("rows.csv", "text,label\na,1\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
         ("rows.csv", "text,label\na,1\n".encode("utf-16-be"), "is UTF-16 text; save it as UTF-8"),
-        ("rows.jsonl", gzip.compress(ROW), "is packed with gzip; unpack it"),
+        ("rows.jsonl", gzip.compress(ROW, mtime=0), "is packed with gzip; unpack it"),
         ("rows.csv", b"PK\x03\x04...", "is a zip archive or an Excel workbook"),
         ("rows.parquet", b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer"),
         ("rows.csv", b"PAR1...", "holds parquet; name it .parquet"),
