@@ -71,19 +71,48 @@ class Device(Group):
     frozen_weights: FrozenWeights = "whole"
 
 
-class Finetune(Group):
-    """The training schedule; one for all methods, but for the learning rate."""
+class Batches(Group):
+    """How many examples a fine-tune sees, and how it computes them."""
 
     epochs: Count
     batch_size: Count
     accumulate: Count
     gradient_checkpointing: bool
-    processes: Count
+
+
+class Caching(Group):
+    """Where boundary states are kept."""
+
+    cache: CacheMode
+    cache_folder: Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
+    cache_gib: Annotated[float, Field(gt=0)]
+
+
+class Schedule(Caching, Batches):
+    """What all fine-tunes share, pilots included."""
+
     learning_rate: dict[MethodName, RateGrid]
     schedule: Literal["cosine", "constant"]
     warmup_share: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     clip_norm: Annotated[float, Field(gt=0)]
+
+    def rates(self, method: str, boundary: int) -> list[float]:
+        """The learning rates to try for a method whose boundary is known, ascending.
+
+        Raises:
+            UserError: neither the method nor the one that stands in for it has an entry.
+        """
+        entry = rate_entry(method, boundary, self.learning_rate)
+        if entry is None:
+            raise UserError(f"params.yaml: finetune.learning_rate has no entry for {method} (boundary {boundary})")
+        return sorted(self.learning_rate[entry])
+
+
+class Finetune(Schedule):
+    """The group ``finetune``: one schedule for all methods, except for the learning rate."""
+
+    processes: Count
     lora_rank: Count
     lora_alpha: Annotated[float, Field(gt=0)]
     lisa_layers: Count
@@ -91,17 +120,3 @@ class Finetune(Group):
     equal_compute: bool
     evaluations_per_epoch: Annotated[int, Field(ge=0)]
     checkpoint_minutes: Annotated[float, Field(ge=0)]
-    cache: CacheMode
-    cache_folder: Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
-    cache_gib: Annotated[float, Field(gt=0)]
-
-    def rates(self, method: str, boundary: int) -> list[float]:
-        """The learning rates to try for a method whose boundary is known.
-
-        Raises:
-            UserError: neither it nor the method that stands in for it has an entry.
-        """
-        entry = rate_entry(method, boundary, self.learning_rate)
-        if entry is None:
-            raise UserError(f"params.yaml: finetune.learning_rate has no entry for {method} (boundary {boundary})")
-        return sorted(self.learning_rate[entry])

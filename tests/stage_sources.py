@@ -1,44 +1,25 @@
-"""What a stage's source says about itself, read without importing it."""
+"""What a stage says about itself."""
 
-import ast
+from importlib import import_module
 from pathlib import Path
+
+from stages.common.params import Params, Room
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def declared_groups(room: Path) -> frozenset[str]:
-    """The parameter groups that a room reads: the fields of its one subclass of ``Room``."""
-    classes = [
-        node
-        for file in room.rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ClassDef)
-        and any(isinstance(base, ast.Name) and base.id == "Room" for base in node.bases)
-    ]
-    assert len(classes) <= 1, f"{room}: more than one Room"
-    return frozenset(
-        field.target.id
-        for found in classes
-        for field in found.body
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-    )
+def room_of(stage: str) -> type[Room]:
+    """The stage's one subclass of ``Room``."""
+    main = vars(import_module(f"stages.{stage}.__main__")).values()
+    (room,) = [each for each in main if isinstance(each, type) and issubclass(each, Room) and each is not Room]
+    return room
 
 
-def attributes_of(room: Path, group: type) -> frozenset[str]:
-    """The fields of a parameter group that a room's modules take as an attribute of anything typed as that group."""
-    taken: set[str] = set()
-    for file in room.rglob("*.py"):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        holders = {
-            node.arg
-            for node in ast.walk(tree)
-            if isinstance(node, ast.arg)
-            and isinstance(node.annotation, ast.Name)
-            and node.annotation.id == group.__name__
-        }
-        taken |= {
-            node.attr
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in holders
-        }
-    return frozenset(taken & set(group.model_fields))
+def parameters_of(stage: str) -> set[str]:
+    """What a stage reads of params.yaml: whole groups, and ``group.key`` where it reads some keys of a group."""
+    read = set()
+    for group, field in room_of(stage).model_fields.items():
+        keys, known = set(field.annotation.model_fields), set(Params.model_fields[group].annotation.model_fields)
+        assert keys <= known
+        read |= {group} if keys == known else {f"{group}.{key}" for key in keys}
+    return read

@@ -9,8 +9,7 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from stages.common.params import Params, load_params
-from tests import stage_sources
-from tests.stage_sources import ROOT
+from tests.stage_sources import ROOT, parameters_of
 
 STAGES = ["base", "prepare", "trace", "fit", "signals", "pilot", "plan", "finetune", "evaluate", "report"]
 GRAPH = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
@@ -52,20 +51,8 @@ def test_every_stage_says_what_it_does_and_how_long_it_may_take(name):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_params_are_the_groups_that_the_source_reads(name):
-    declared = set(DECLARED[name].get("params", []))
-    assert {key.partition(".")[0] for key in declared} == stage_sources.declared_groups(ROOT / "stages" / name)
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_of_a_group_declared_in_part_only_these_keys_are_read(name):
-    declared = set(DECLARED[name].get("params", []))
-    keys = {key for key in declared if "." in key}
-    for group in {key.partition(".")[0] for key in keys}:
-        assert group not in declared
-        assert stage_sources.attributes_of(ROOT / "stages" / name, Params.model_fields[group].annotation) == {
-            key.partition(".")[2] for key in keys if key.startswith(f"{group}.")
-        }
+def test_params_are_what_the_stage_is_given_to_read(name):
+    assert set(DECLARED[name].get("params", [])) == parameters_of(name)
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -17,7 +17,7 @@ import pytest
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
-from tests.stage_sources import ROOT, declared_groups
+from tests.stage_sources import ROOT, room_of
 
 pytestmark = pytest.mark.chain
 
@@ -69,7 +69,7 @@ class Copy:
         place[name] = value
         with path.open("w", encoding="utf-8") as file:
             YAML_FILE.dump(params, file)
-        rooms = {stage: sorted(declared_groups(ROOT / "stages" / stage)) for stage in ORDER}
+        rooms = {stage: sorted(room_of(stage).model_fields) for stage in ORDER}
         groups = {stage: {name: params[name] for name in names} for stage, names in rooms.items()}
         (self.root / "seen.json").write_text(json.dumps({"groups": groups, "files": sorted(self.files)}))
 

@@ -276,7 +276,10 @@ class Params(Group):
 
 
 class Room(BaseModel):
-    """Base of a room's own parameters: its fields are the groups that the stage reads."""
+    """What a stage reads of ``params.yaml``; ``dvc.yaml`` lists the same.
+
+    Each field is a group. A field whose type has only some of the group's keys reads only these.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -288,7 +291,14 @@ class Room(BaseModel):
             UserError: the file is missing, is no YAML, or breaks a rule; every fault is named at once.
         """
         everything = load_params(path)
-        return cls(**{name: getattr(everything, name) for name in cls.model_fields})
+        groups = {name: _part(getattr(everything, name), field.annotation) for name, field in cls.model_fields.items()}
+        return cls(**groups)
+
+
+def _part(group: Group, kind: Any) -> Group:
+    """The group, or the keys of it that a smaller kind has."""
+    part: Group = kind(**{key: getattr(group, key) for key in kind.model_fields})
+    return part
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:

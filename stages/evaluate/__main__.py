@@ -13,7 +13,7 @@ from salf.engine.batches import read_examples
 from salf.engine.boundary_cache.cache import CacheSettings
 from salf.engine.runtime import choose_runtime
 from salf.files import read_json, replacing_file, require, write_json, write_text
-from salf.settings import Device, Finetune
+from salf.settings import Caching, Device
 from stages.common.command import exit_code
 from stages.common.params import Compare, Evaluate, Room
 from stages.evaluate import baselines
@@ -41,7 +41,7 @@ class EvaluateRoom(Room):
     compare: Compare
     device: Device
     evaluate: Evaluate
-    finetune: Finetune
+    finetune: Caching
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = params.evaluate
     bootstrap = Bootstrap(len(test), asked.bootstrap, asked.confidence, asked.seed, labels)
     base_shards = read_json(args.base / "base.json")["shards"]
-    cache = _cache_settings(params.finetune)
+    cache = CacheSettings.of(params.finetune.cache, params.finetune.cache_folder, params.finetune.cache_gib)
     predictor = Predictor(choose_runtime(params.device), asked, meta, args.base, base_shards, cache, test)
 
     names = {f"{m}-seed{s}": (m, s) for m in params.compare.methods for s in params.compare.seeds}
@@ -102,11 +102,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with replacing_file(args.predictions) as aside:
         pq.write_table(pa.Table.from_pylist(prediction_rows(predictions, test)), aside, compression="zstd")
     print_summary(methods, held, quality)
-
-
-def _cache_settings(finetune: Finetune) -> CacheSettings:
-    """The cache that fine-tuning filled, too: of its parameters these alone are read here."""
-    return CacheSettings.of(finetune.cache, finetune.cache_folder, finetune.cache_gib)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

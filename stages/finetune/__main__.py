@@ -30,9 +30,9 @@ from salf.files import (
 )
 from salf.methods import checked, method_of
 from salf.plan import FILE_NAME, FreezePlan
-from salf.settings import SEEDS, Device, Finetune, SelectorName
+from salf.settings import SEEDS, Count, Device, Finetune, Group, SelectorName
 from stages.common.command import exit_code
-from stages.common.params import Model, Plan, Room
+from stages.common.params import Room
 from stages.finetune.card import adapter_card, model_card
 from stages.finetune.launch import end_with_launcher, launch
 from stages.finetune.save import Base, save_model
@@ -40,13 +40,25 @@ from stages.finetune.search import Bench, best_of_grid
 from stages.finetune.words import trained_words
 
 
+class Source(Group):
+    """The part of ``model`` that adapters name."""
+
+    source: str
+
+
+class Control(Group):
+    """The part of ``plan`` that is a method's."""
+
+    first_n: Count | None
+
+
 class FinetuneRoom(Room):
-    """The groups that this stage reads; of ``model`` its source, which adapters name, of ``plan`` ``first_n``."""
+    """What this stage reads."""
 
     device: Device
     finetune: Finetune
-    model: Model
-    plan: Plan
+    model: Source
+    plan: Control
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,7 +77,7 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
     base, meta = read_json(args.base / "base.json"), read_json(args.prepared / "meta.json")
     plan = FreezePlan.load(require(args.plan, made_by="plan"))
     runtime = choose_runtime(params.device)
-    read = {**params.model_dump(mode="json", include={"device", "finetune"}), "plan.first_n": _first_n(params.plan)}
+    read = {**params.model_dump(mode="json", include={"device", "finetune"}), "plan.first_n": params.plan.first_n}
     data_hashes = {name: split["sha256"] for name, split in meta["splits"].items()}
     inputs = {
         "base": [base["weights_sha256"], sha256_file(args.base / "config.json")],
@@ -86,7 +98,7 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
         method=args.method,
         runtime=runtime,
         params=params.finetune,
-        first_n=_first_n(params.plan),
+        first_n=params.plan.first_n,
         shape=ModelShape.from_config(read_json(args.base / "config.json")),
         training=read_examples(args.prepared, "train"),
         validation=read_examples(args.prepared, "validation"),
@@ -132,7 +144,7 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
         "data_sha256": data_hashes,
     }
     with replacing_folder(args.out) as folder:
-        named = Base.of(base, params.model, args.base)
+        named = Base.of(base, params.model.source, args.base)
         run["changed_units"] = save_model(best.trainable, args.base, folder, named, meta["end_token_id"])
         run["shards"] = shard_hashes(folder)
         write_json(folder / "run.json", run)
@@ -159,11 +171,6 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
         f"{args.method}: {trained_words(run, base['layers'])} trained, {run['trained_parameters']:,} parameters; "
         f"validation loss {last['validation_loss']:.4f}, accuracy {last['validation_accuracy']}; {seconds:.0f} s"
     )
-
-
-def _first_n(selection: Plan) -> int | None:
-    """The one parameter of the plan that is read here."""
-    return selection.first_n
 
 
 def _method(name: str) -> str:

@@ -11,7 +11,6 @@ from transformers.core_model_loading import revert_weight_conversion
 from salf.engine.models.shards import INDEX, group_by_unit, share_file, write_index, write_unit
 from salf.engine.training.trainable import Trainable
 from salf.files import lasting, read_json, write_json
-from stages.common.params import Model
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,11 +31,11 @@ class Base(NamedTuple):
     revision: str | None = None
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any], model: Model, folder: Path) -> Self:
-        """From the content of ``base.json``, the parameters and the base model's folder."""
+    def of(cls, facts: Mapping[str, Any], source: str, folder: Path) -> Self:
+        """From the content of ``base.json``, ``model.source`` and the base model's folder."""
         if facts["source"] == "embedded":
             return cls(str(lasting(folder)))
-        return cls(facts["source"], facts["revision"]) if facts["revision"] else cls(str(lasting(Path(model.source))))
+        return cls(facts["source"], facts["revision"]) if facts["revision"] else cls(str(lasting(Path(source))))
 
 
 def save_model(trainable: Trainable, base: Path, folder: Path, named: Base, end: int | None) -> list[str]:

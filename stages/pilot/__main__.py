@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from salf.files import write_json
-from salf.settings import Device, Finetune
+from salf.settings import Device, Schedule
 from stages.common.command import exit_code
 from stages.common.params import Pilot, Room
 from stages.pilot.artifact import DISABLED
 
 
 class PilotRoom(Room):
-    """The groups that this stage reads; of ``finetune`` what :mod:`stages.pilot.schedule` lists."""
+    """What this stage reads."""
 
     device: Device
-    finetune: Finetune
+    finetune: Schedule
     pilot: Pilot
 
 

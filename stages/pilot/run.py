@@ -13,7 +13,7 @@ from salf.engine.batches import Example, read_examples
 from salf.engine.runtime import choose_runtime
 from salf.files import code_hashes, digest_of, read_json, work_folder, write_json
 from salf.laws import Array
-from salf.settings import Device, Finetune
+from salf.settings import Device, Schedule
 from stages.common.params import Pilot
 from stages.pilot.artifact import SCHEMA, law_entry, prediction_rows
 from stages.pilot.bench import Bench
@@ -26,7 +26,7 @@ from stages.pilot.schedule import schedule_of
 from stages.pilot.summary import announce, conclude
 
 
-def run(base: Path, prepared: Path, out: Path, device: Device, params: Pilot, finetune: Finetune) -> None:
+def run(base: Path, prepared: Path, out: Path, device: Device, params: Pilot, finetune: Schedule) -> None:
     """Fine-tune the pilots and write what they predict.
 
     Args:
@@ -69,7 +69,7 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: Pilot, fi
     conclude(artifact)
 
 
-def _bench(base: Path, prepared: Path, out: Path, device: Device, params: Pilot, finetune: Finetune) -> Bench:
+def _bench(base: Path, prepared: Path, out: Path, device: Device, params: Pilot, finetune: Schedule) -> Bench:
     schedule, runtime = schedule_of(finetune, params.epochs), choose_runtime(device)
     shape = ModelShape.from_config(read_json(base / "config.json"))
     everything, meta = read_examples(prepared, "train"), read_json(prepared / "meta.json")

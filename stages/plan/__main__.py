@@ -12,11 +12,10 @@ from salf.files import replacing_folder, sha256_file
 from salf.plan import FILE_NAME
 from salf.plan import Evidence as Hashes
 from salf.records import read_base, read_sizes
-from salf.settings import Finetune
 from salf.summary import print_summary
 from stages.common.command import exit_code
 from stages.common.params import Plan, Room
-from stages.plan.assemble import make_plan
+from stages.plan.assemble import Work, make_plan
 from stages.plan.evidence import Evidence, read_law, read_pilot
 from stages.plan.selectors import SELECTORS
 from stages.plan.selectors.choice import Selector
@@ -25,10 +24,10 @@ from stages.plan.tables import read_gains, read_signals
 
 
 class PlanRoom(Room):
-    """The groups that this stage reads; of ``finetune`` what decides the cost."""
+    """What this stage reads."""
 
     plan: Plan
-    finetune: Finetune
+    finetune: Work
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from salf.files import significant
 from salf.plan import Evidence as Hashes
 from salf.plan import FreezePlan, FrontierPoint, ParameterCounts, PlannedModel, SelectedBoundary
 from salf.records import BaseFacts, PreparedSizes
-from salf.settings import Finetune, SelectorName
+from salf.settings import Batches, Count, SelectorName
 from salf.workload import cost_model
 from stages.common.params import Plan
 from stages.plan.evidence import Evidence
@@ -19,8 +19,14 @@ from stages.plan.selectors.choice import AbsentEvidenceError, Choice
 from stages.plan.selectors.salf import basis_of
 
 
+class Work(Batches):
+    """The part of ``finetune`` that decides the cost."""
+
+    processes: Count
+
+
 def make_plan(
-    base: BaseFacts, sizes: PreparedSizes, evidence: Evidence, params: Plan, schedule: Finetune, hashes: Hashes
+    base: BaseFacts, sizes: PreparedSizes, evidence: Evidence, params: Plan, schedule: Work, hashes: Hashes
 ) -> FreezePlan:
     """Choose the boundary and describe it.
 

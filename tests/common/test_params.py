@@ -7,6 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from salf.errors import UserError
+from salf.settings import Caching
 from stages.common.params import Fit, Params, Plan, Room, load_params
 from tests.conftest import PROJECT, write_params
 
@@ -174,6 +175,16 @@ def test_a_room_sees_its_own_groups_and_no_others(tmp_path):
     assert set(Two.model_fields) == {"fit", "plan"}
     assert room.fit.bootstrap == load_params(tmp_path / "params.yaml").fit.bootstrap
     assert not hasattr(room, "trace")
+
+
+def test_a_room_that_names_a_part_of_a_group_sees_no_more_of_it(tmp_path):
+    class Part(Room):
+        finetune: Caching
+
+    write_params(tmp_path, finetune__cache="memory")
+    part = Part.load(tmp_path / "params.yaml").finetune
+    assert part.cache == "memory"
+    assert set(vars(part)) == {"cache", "cache_folder", "cache_gib"}
 
 
 def test_a_fault_in_another_stages_group_stops_the_first_stage(tmp_path):

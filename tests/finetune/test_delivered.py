@@ -13,7 +13,6 @@ from salf.engine.batches import Example
 from salf.engine.models.adapter import open_model
 from salf.files import lasting
 from salf.plan import FreezePlan
-from stages.common.params import Model
 from stages.finetune.methods import make_trainable
 from stages.finetune.save import Base, save_model
 from stages.finetune.scope import scope_of
@@ -171,7 +170,7 @@ def test_adapters_name_a_base_that_outlives_the_experiment(tmp_path, monkeypatch
     (root / place).mkdir(parents=True)
     monkeypatch.chdir(root / place)
     name = named[0].format(root=root, home=Path.home())
-    assert Base.of(facts, Model(source=source, revision=None, trust_remote_code=False), Path("data/base")) == (
+    assert Base.of(facts, source, Path("data/base")) == (
         name,
         named[1],
     )
