@@ -7,11 +7,13 @@ cache, so work that two points have in common runs once.
 import argparse
 import itertools
 import json
+import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
@@ -19,6 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed, wait
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, JsonValue
+from ruamel.yaml import YAML
 
 from flows import machine
 from flows.environment import with_threads
@@ -37,6 +40,7 @@ _EXAMPLES = """example:
                             six experiments, budget-1 to budget-6; then: dvc exp show, dvc exp apply budget-3
 exit status: 0 done, 1 a point failed, 2 the request was refused
 """
+_KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ /+.$%*@?|-]*")
 
 Grid = Annotated[
     dict[Annotated[str, Field(pattern=r"^[^.\s]+(\.[^.\s]+)*$")], Annotated[list[JsonValue], Field(min_length=1)]],
@@ -70,6 +74,7 @@ def sweep(
             text = (project / PARAMS_FILE).read_text(encoding="utf-8")
             for values in points.values():
                 changed(text, values)
+                words(values)
             stages = sorted(matching(read_graph(project), targets))
             check_names(list(points), project, held.environment)
             return _run_all(points, stages, held, machine.side_by_side(side_by_side))
@@ -120,8 +125,7 @@ def _point(name: str, values: Mapping[str, Any], stages: Sequence[str], held: Wo
         if line:
             logger.info(line)
 
-    settings = [word for key, value in values.items() for word in ("--set-param", f"{key}={json.dumps(value)}")]
-    command = [*RUN_APART, "--name", name, *settings, *stages]
+    command = [*RUN_APART, "--name", name, *words(values), *stages]
     try:
         status = run_streaming(command, held.project, held.environment, keep, None, [held.lock], held.stop)
     except StoppedError:
@@ -130,6 +134,52 @@ def _point(name: str, values: Mapping[str, Any], stages: Sequence[str], held: Wo
         return Completed(name="Kept", message=f"dvc exp apply {name}")
     faults = [line for line in lines if line.startswith("error: ")] or [x for x in lines if x.startswith("ERROR: ")]
     return Failed(message=f"{name}: {faults[-1].partition(': ')[2] if faults else f'DVC exited with {status}'}")
+
+
+def words(values: Mapping[str, Any]) -> list[str]:
+    """Options of ``dvc exp run`` that set parameters, in the grammar of Hydra's overrides.
+
+    A mapping replaces the present one; without the deletion DVC would merge the two.
+
+    Raises:
+        OverrideError: the grammar cannot express a value.
+    """
+    found = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found += ["--set-param", f"~{key}"]
+        found += ["--set-param", f"++{key}={_word(value, key)}"]
+    return found
+
+
+def _word(value: Any, key: str) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return repr(value)
+    if isinstance(value, str) and "${" not in value:
+        return _quoted(value)
+    if isinstance(value, list):
+        return "[" + ",".join(_word(item, key) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_name(name, key)}:{_word(item, key)}" for name, item in value.items()) + "}"
+    raise OverrideError(f"{key} = {value!r}: cannot be passed to DVC")
+
+
+def _quoted(text: str) -> str:
+    """In double quotes; only backslashes before a quote or at the end need escaping."""
+    escaped = re.sub(r'(\\*)"', lambda found: found[1] * 2 + '\\"', text)
+    return '"' + re.sub(r"(\\+)$", lambda found: found[1] * 2, escaped) + '"'
+
+
+def _name(name: Any, key: str) -> str:
+    """A mapping's key: the grammar has no quotes for keys, and reads one that looks like a number as a number."""
+    read = YAML(typ="safe", pure=True).load(name) if isinstance(name, str) and _KEY.fullmatch(name) else None
+    if not isinstance(read, str):
+        raise OverrideError(f"{key}: the entry {name!r} cannot be passed to DVC; give it a name of letters")
+    return name
 
 
 def _conclude(points: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str], held: Workspace) -> State[Any]:

@@ -14,7 +14,7 @@ from flows.study.description import StudyError
 from flows.study.item import Item, asked, keep
 from flows.study.kept import first_seen, forget, read_kept
 from flows.study.progress import Progress
-from flows.study.settings import words
+from flows.sweep import words
 
 _AT_WORK: Final = ("Running stage '", "Stage '")  # DVC's lines when the workspace is as it was before it started
 

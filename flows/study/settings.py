@@ -9,7 +9,6 @@ import ast
 import copy
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -46,7 +45,6 @@ _CONTROL: Final = "first_n"  # of plan: no boundary depends on it
 _CODE: Final = ("salf", *(f"stages/{room}" for room in ("base", "common", "evaluate", "finetune", "prepare")))
 LIBRARIES: Final = ("networkx", "numpy", "pandas", "scikit-learn", "scipy", "sympy", "torch", "transformers")
 _PIN: Final = re.compile(r"^([\w.-]+)==(\S+)", flags=re.MULTILINE)
-_KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ /+.$%*@?|-]*")
 
 
 class AbsentError(StudyError):
@@ -178,22 +176,6 @@ def code_version(project: Path) -> str:
     return digest({file.relative_to(project).as_posix(): _program(file) for file in files})
 
 
-def words(values: Settings) -> list[str]:
-    """Options of ``dvc exp run`` that set the values, in the grammar of Hydra's overrides.
-
-    A mapping takes the place of what stands there; without the deletion the two would be merged.
-
-    Raises:
-        StudyError: a value that the grammar cannot express.
-    """
-    found = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found += ["--set-param", f"~{key}"]
-        found += ["--set-param", f"++{key}={_word(value, key)}"]
-    return found
-
-
 def _found(path: Path, name: str) -> Path:
     if not path.exists():
         raise AbsentError(f"{name}: no {path}")
@@ -245,33 +227,3 @@ def _program(file: Path) -> str:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
     return ast.dump(tree)
-
-
-def _word(value: Any, key: str) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-        return repr(value)
-    if isinstance(value, str) and "${" not in value:
-        return _quoted(value)
-    if isinstance(value, list):
-        return "[" + ",".join(_word(item, key) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{_name(name, key)}:{_word(item, key)}" for name, item in value.items()) + "}"
-    raise StudyError(f"{key} = {value!r}: cannot be handed to DVC")
-
-
-def _quoted(text: str) -> str:
-    """In double quotes; backslashes count as such only in front of a quote or at the end."""
-    escaped = re.sub(r'(\\*)"', lambda found: found[1] * 2 + '\\"', text)
-    return '"' + re.sub(r"(\\+)$", lambda found: found[1] * 2, escaped) + '"'
-
-
-def _name(name: Any, key: str) -> str:
-    """A mapping's key; the grammar knows no quotes there, and reads what looks like a number as one."""
-    read = YAML(typ="safe", pure=True).load(name) if isinstance(name, str) and _KEY.fullmatch(name) else None
-    if not isinstance(read, str):
-        raise StudyError(f"{key}: the entry {name!r} cannot be handed to DVC; give it a name of letters")
-    return name

@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 
 from flows.study.agenda import Case, FineTune
@@ -21,7 +20,6 @@ from flows.study.settings import (
     plan_settings,
     read_parameters,
     training_settings,
-    words,
 )
 from stages.common.kept_settings import still_holds
 from stages.prepare.docstrings import LIBRARIES as SOURCES
@@ -32,46 +30,6 @@ CASE = Case("colours", "folder")
 
 def read(path):
     return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-
-
-def given(values):
-    """The overrides among DVC's options."""
-    return words(values)[1::2]
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        {"data.template": 'a "b"\nc\\n {text} \\"'},
-        {"data.template": "ends \\"},
-        {"data.template": "it's {text}, [x]: {{y}} = $ # % ümlaut\n\n"},
-        {"data.label_words": {"very negative": "so, so", "a-b": "", "Why?": "x: y", "co/de": "(z)"}},
-        {"finetune.learning_rate": {"freeze-15": [5e-05, 0.0001], "salf+lora": [0.001]}},
-        {"data.group_column": None, "data.balance": "none", "finetune.epochs": 7},
-        {"data.splits": {"train": "all", "validation": None, "test": "test"}},
-        {"compare.methods": ["full", "freeze-8"], "compare.seeds": [3]},
-    ],
-)
-def test_dvc_sets_exactly_what_was_meant(tmp_path, value):
-    """DVC's own reader of its options is the judge."""
-    path = tmp_path / "params.yaml"
-    path.write_bytes((PROJECT / "params.yaml").read_bytes())
-    apply_overrides(path, given(value))
-    params = read(path)
-    for key, wanted in value.items():
-        group, name = key.split(".")
-        assert params[group][name] == wanted
-    untouched = read(PROJECT / "params.yaml")
-    for key in value:
-        group, name = key.split(".")
-        del params[group][name], untouched[group][name]
-    assert params == untouched
-
-
-@pytest.mark.parametrize("value", [{"data.template": "${x}"}, {"data.label_words": {"1": "x"}}, {"a.b": {"k,": 1}}])
-def test_what_dvc_would_misread_is_refused(value):
-    with pytest.raises(StudyError, match="cannot be handed to DVC"):
-        words(value)
 
 
 @pytest.fixture
@@ -223,7 +181,6 @@ def test_the_shipped_description_is_valid_and_its_parameters_exist(shared, tmp_p
     for name, model in description.models.items():
         for data_set in model.data_sets or description.data_sets:
             values = overrides(description, Case(data_set, name), places)
-            words(values)
             asked |= values
     for more in [description.evidence, description.reference, *(rule.set for rule in description.rules.values())]:
         asked |= more
