@@ -1,14 +1,16 @@
 """What stages write for others to read, typed: one class and one reader for each artifact."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from salf.cost import ModelShape
 from salf.errors import UserError
-from salf.files import read_json, require
+from salf.files import read_json, require, write_json
+from salf.settings import ChoiceScore
 
 Artifact = TypeVar("Artifact", bound=BaseModel)
 
@@ -29,6 +31,30 @@ class BaseIdentity(BaseModel):
     weights_sha256: str
     parameters: ParameterSizes
     parameter_names: list[str]
+
+
+class BaseRecord(BaseIdentity):
+    """``base.json``: what the base model is and where it came from.
+
+    Attributes:
+        source: ``embedded``, or the model's name.
+        revision: the Hub's commit, or the embedded file's SHA-256; ``None`` for a local folder.
+        family: the model type in its configuration.
+        trust_remote_code: whether Python files of the model's author are part of the folder.
+        shards: SHA-256 of every weight file.
+    """
+
+    layout: Literal[1] = Field(alias="schema")
+    source: str
+    origin: str
+    revision: str | None
+    family: str
+    layers: int
+    hidden: int
+    vocabulary: int
+    tied_head: bool
+    trust_remote_code: bool
+    shards: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -68,8 +94,83 @@ class SplitSize(BaseModel):
 class PreparedSizes(BaseModel):
     """``meta.json``, as far as a plan reads it."""
 
-    splits: dict[str, SplitSize]
+    splits: Mapping[str, SplitSize]
     shared_prefix_tokens: int
+
+
+class PreparedSplit(SplitSize):
+    """A prepared split: lengths, labels and the hash of its file.
+
+    Attributes:
+        label_counts: label to kept rows.
+        source_label_counts: label to rows before the limits.
+        candidates: multiple choice: number of all candidates.
+    """
+
+    prompt_tokens_min: int
+    prompt_tokens_max: int
+    label_counts: dict[str, int]
+    source_label_counts: dict[str, int]
+    sha256: str
+    candidates: int | None = None
+
+
+class PreparedLabel(BaseModel):
+    """A label, the word that answers it, and the word's token ids."""
+
+    label: str
+    word: str
+    token_ids: list[int]
+
+
+class RowCount(BaseModel):
+    """A number of rows and the reason why they are counted."""
+
+    reason: str
+    count: int
+
+
+class RefusedRows(RowCount):
+    """Rows of a split that cannot be used."""
+
+    split: str
+
+
+class PreparedRecord(PreparedSizes):
+    """``meta.json``: what the prepared data are and what became of the rows.
+
+    Attributes:
+        source: ``kind`` (docstrings, files or hub), and names with hashes or versions.
+        end_token_id: token that ends answers; ``None`` where they end with their text.
+        choice_score: how candidates are compared.
+        chat_template: digest of the chat template that wrote the prompts.
+        labels: empty where the task has no classes.
+        balance: splits in which a limit balances the labels.
+        dropped: reason to rows that would have leaked from one split into another, or that occur twice.
+        classes_left_out: label without a training row to the rows that have it.
+        blank: column to examples in which it is empty.
+        noted: unusual rows that were kept.
+        truncated: number of prompts that were cut.
+        max_tokens: longest prompt and answer: the parameter, or the model's context if that is less.
+    """
+
+    layout: Literal[1] = Field(alias="schema")
+    task: str
+    source: dict[str, Any]
+    splits: Mapping[str, PreparedSplit]
+    end_token_id: int | None
+    choice_score: ChoiceScore | None
+    chat_template: str | None
+    labels: list[PreparedLabel]
+    balance: str | None
+    dropped: dict[str, int]
+    refused: list[RefusedRows]
+    classes_left_out: dict[str, int]
+    blank: dict[str, int]
+    noted: list[RowCount]
+    truncated: int
+    max_tokens: int
+    template: str
 
 
 def read_base(folder: Path) -> BaseFacts:
@@ -92,6 +193,29 @@ def read_base(folder: Path) -> BaseFacts:
             f"weights hold {weights}: layers of model type {base.family!r} are not built as it takes them to be"
         )
     return base
+
+
+def read_base_record(folder: Path) -> BaseRecord:
+    """Read ``base.json``.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    return checked(BaseRecord, folder / "base.json", made_by="base")
+
+
+def read_prepared(folder: Path) -> PreparedRecord:
+    """Read ``meta.json``.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    return checked(PreparedRecord, folder / "meta.json", made_by="prepare")
+
+
+def write_record(path: Path, record: BaseModel) -> None:
+    """Write an artifact as canonical JSON: the fields that were set, under the names that readers know."""
+    write_json(path, record.model_dump(mode="json", by_alias=True, exclude_unset=True))
 
 
 def read_sizes(prepared: Path) -> PreparedSizes:

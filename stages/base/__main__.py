@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from salf.families import family_of
-from salf.files import replacing_folder, write_json
+from salf.files import replacing_folder
+from salf.records import write_record
 from stages.base.identity import identity
 from stages.base.shard import write_folder
 from stages.base.sources import open_source
@@ -35,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         family = family_of(source.config["model_type"], source.tensors)
         sizes = write_folder(source, family, folder)
         facts = identity(source, params.source, family, sizes, folder)
-        write_json(folder / "base.json", facts)
+        write_record(folder / "base.json", facts)
     for note in source.notes:
-        print(f"{facts['name']}: {note}")
-    print(f"{facts['name']}: {facts['layers']} layers, {sum(sizes.values()):,} parameters; {facts['origin']}")
+        print(f"{facts.name}: {note}")
+    print(f"{facts.name}: {facts.layers} layers, {sum(sizes.values()):,} parameters; {facts.origin}")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,10 @@ from stages.common.command import exit_code
 from stages.common.params import Data, Prepare, Room
 from stages.prepare.chat import ChatTemplate
 from stages.prepare.examples import Filler, fill_rows
-from stages.prepare.output import describe, write_prepared
+from stages.prepare.output import Prepared, print_summary, write_prepared
 from stages.prepare.rows import SPLITS, TRAIN, Lost
 from stages.prepare.sources import load_rows
 from stages.prepare.splits import carve, check_usable, draw, named, of_labels, separate
-from stages.prepare.summary import print_summary
 from stages.prepare.tokens import PromptTokenizer, Tokenised, label_ids, tokenise
 from stages.prepare.trial import try_out
 
@@ -62,22 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             kept = {row.example.label for row in splits[TRAIN]}
             labels = {label: ids for label, ids in labels.items() if label in kept}
     check({name: [row.example.label for row in part] for name, part in splits.items()})
-    meta = describe(
-        splits,
-        labels,
-        room.data,
-        room.prepare,
-        tokenizer=tokenizer,
-        chat=chat,
-        source=source,
-        dropped=dropped,
-        refused=refused,
-        filler=filler,
-        before=before,
+    made = Prepared(
+        filler, tokenizer, room.prepare.max_tokens, source, before, splits, labels, dropped=dropped, refused=refused
     )
-    meta = write_prepared(arguments.out, splits, meta)
-    shown = splits[TRAIN][0].example
-    print_summary(meta, f"{shown.prompt} [{shown.answer}]", Console())
+    print_summary(made, write_prepared(arguments.out, made), Console())
 
 
 def _parser() -> argparse.ArgumentParser:

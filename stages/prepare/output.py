@@ -1,21 +1,22 @@
-"""The prepared folder: one parquet file per split, and ``meta.json``."""
+"""The prepared folder (one parquet file per split, and ``meta.json``), and the summary that the stage prints."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from salf.files import replacing_folder, sha256_file, write_json
-from stages.common.params import Data, Prepare
-from stages.prepare.chat import ChatTemplate
+from salf.files import replacing_folder, sha256_file
+from salf.records import PreparedLabel, PreparedRecord, PreparedSplit, RefusedRows, RowCount, write_record
 from stages.prepare.examples import Filler
-from stages.prepare.rows import Example, Lost
+from stages.prepare.rows import TRAIN, Example, Lost, listed
 from stages.prepare.tokens import PromptTokenizer, Tokenised, shared_prefix
-
-SCHEMA: Final = 1
 
 _COLUMNS: Final = pa.schema(
     [
@@ -29,9 +30,7 @@ _COLUMNS: Final = pa.schema(
         pa.field("answer_ids", pa.list_(pa.int32()), nullable=False),
     ]
 )
-
-
-# Multiple choice alone: what the answer is chosen from, the right one among them.
+# Multiple choice only: the candidates, the right one among them.
 _CANDIDATES: Final = pa.field(
     "candidates",
     pa.list_(pa.struct([pa.field("text", pa.string()), pa.field("ids", pa.list_(pa.int32()))])),
@@ -39,95 +38,91 @@ _CANDIDATES: Final = pa.field(
 )
 
 
-def write_prepared(folder: Path, splits: Mapping[str, Sequence[Tokenised]], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the folder in one step.
+@dataclass(frozen=True)
+class Prepared:
+    """What the stage made of a source.
 
-    Args:
-        folder: takes the place of an older one.
-        splits: the examples by split.
-        meta: what ``describe`` returns.
+    Attributes:
+        source: what was read, with hashes or versions.
+        before: the examples of every split before the limits.
+        splits: the examples of every split with their tokens.
+        labels: label to the token ids of its word; ``None`` where the task has no classes.
+        dropped: rows that would have leaked from one split into another, or that occur twice.
+        refused: rows that cannot be used.
+    """
+
+    filler: Filler
+    tokenizer: PromptTokenizer
+    max_tokens: int
+    source: Mapping[str, Any]
+    before: Mapping[str, Sequence[Example]]
+    splits: Mapping[str, Sequence[Tokenised]]
+    labels: Mapping[str, list[int]] | None
+    dropped: Lost
+    refused: Lost
+
+
+def write_prepared(folder: Path, made: Prepared) -> PreparedRecord:
+    """Write the folder in one step; it replaces an older one.
 
     Returns:
-        The meta data as written, with the hash of every split's file.
+        What ``meta.json`` holds.
     """
     with replacing_folder(folder) as aside:
-        described = {name: dict(facts) for name, facts in meta["splits"].items()}
-        for name, examples in splits.items():
-            path = aside / f"{name}.parquet"
-            pyarrow.parquet.write_table(_table(examples), path, compression="zstd")
-            described[name]["sha256"] = sha256_file(path)
-        written = {**meta, "splits": described}
-        write_json(aside / "meta.json", written)
-    return written
+        hashes = {}
+        for name, examples in made.splits.items():
+            file = aside / f"{name}.parquet"
+            pyarrow.parquet.write_table(_table(examples), file, compression="zstd")
+            hashes[name] = sha256_file(file)
+        record = _record(made, hashes)
+        write_record(aside / "meta.json", record)
+    return record
 
 
-def describe(
-    splits: Mapping[str, Sequence[Tokenised]],
-    labels: Mapping[str, list[int]] | None,
-    data: Data,
-    prepare: Prepare,
-    *,
-    tokenizer: PromptTokenizer,
-    chat: ChatTemplate | None,
-    source: Mapping[str, Any],
-    dropped: Lost,
-    refused: Lost,
-    filler: Filler,
-    before: Mapping[str, Sequence[Example]],
-) -> dict[str, Any]:
-    """The contents of ``meta.json``, but for the files' hashes.
-
-    ``tokens`` of a split is what a forward pass over all its examples sees: the last answer token is
-    predicted, never read. ``end_token_id`` is what answers end with: free ones, and label words where one begins
-    another; ``choice_score`` is how candidates are compared; ``chat_template`` is the digest of the template that
-    prompts were written with; ``max_tokens`` is the length that held: the smaller of what was asked for and the model's
-    context. ``noted`` says what is unusual about kept rows. ``classes_left_out`` are labels
-    without a training row that could be kept, and the rows that have them; ``blank`` counts the examples in which a
-    column of the template (or of the group) is empty. ``balance`` names the splits that were balanced over their labels
-    where a limit cut them; ``label_counts`` are those of the kept rows, ``source_label_counts`` those of the rows
-    ``before`` the limits.
-    """
-    rows = [row for examples in splits.values() for row in examples]
+def _record(made: Prepared, hashes: Mapping[str, str]) -> PreparedRecord:
+    data, end, labels = made.filler.data, made.tokenizer.end, made.labels or {}
+    rows = [row for examples in made.splits.values() for row in examples]
     words = {row.example.label: row.example.answer for row in rows}
-    ended = data.task == "free" or (labels and all(ids[-1] == tokenizer.end for ids in labels.values()))
-    noted = Counter(note for row in rows for note in tokenizer.notes(row))
-    return {
-        "schema": SCHEMA,
-        "task": data.task,
-        "source": dict(source),
-        "end_token_id": tokenizer.end if ended else None,
-        "choice_score": data.choices.score if data.task == "multiple-choice" else None,
-        "chat_template": chat.digest if chat else None,
-        "labels": [{"label": label, "word": words[label], "token_ids": ids} for label, ids in (labels or {}).items()],
-        "balance": data.balance if data.task == "classification" else None,
-        "splits": {name: _split_facts(examples, before[name]) for name, examples in splits.items()},
-        "dropped": {reason: count for (_, reason), count in sorted(dropped.items())},
-        "refused": [
-            {"split": split, "reason": reason, "count": count} for (split, reason), count in sorted(refused.items())
-        ],
-        "classes_left_out": {label: n for label, n in sorted(filler.classes.items()) if label not in (labels or {})},
-        "blank": dict(filler.blank),
-        "noted": [{"reason": reason, "count": count} for reason, count in sorted(noted.items())],
-        "truncated": sum(row.cut for row in rows),
-        "shared_prefix_tokens": shared_prefix([row.prompt_ids for row in rows]),
-        "max_tokens": tokenizer.room(prepare.max_tokens),
-        "template": f"{{{data.messages}}}" if data.messages else data.template,
-    }
+    ended = data.task == "free" or (labels and all(ids[-1] == end for ids in labels.values()))
+    noted = Counter(note for row in rows for note in made.tokenizer.notes(row))
+    return PreparedRecord(
+        schema=1,
+        task=data.task,
+        source=dict(made.source),
+        end_token_id=end if ended else None,
+        choice_score=data.choices.score if data.task == "multiple-choice" else None,
+        chat_template=made.filler.chat.digest if made.filler.chat else None,
+        labels=[PreparedLabel(label=label, word=words[label], token_ids=ids) for label, ids in labels.items()],
+        balance=data.balance if data.task == "classification" else None,
+        splits={name: _split(part, made.before[name], hashes[name]) for name, part in made.splits.items()},
+        dropped={reason: count for (_, reason), count in sorted(made.dropped.items())},
+        refused=[RefusedRows(split=of, reason=reason, count=n) for (of, reason), n in sorted(made.refused.items())],
+        classes_left_out={label: n for label, n in sorted(made.filler.classes.items()) if label not in labels},
+        blank=dict(made.filler.blank),
+        noted=[RowCount(reason=reason, count=count) for reason, count in sorted(noted.items())],
+        truncated=sum(row.cut for row in rows),
+        shared_prefix_tokens=shared_prefix([row.prompt_ids for row in rows]),
+        max_tokens=made.tokenizer.room(made.max_tokens),
+        template=f"{{{data.messages}}}" if data.messages else data.template,
+    )
 
 
-def _split_facts(examples: Sequence[Tokenised], before: Sequence[Example]) -> dict[str, Any]:
+def _split(examples: Sequence[Tokenised], before: Sequence[Example], sha256: str) -> PreparedSplit:
+    """Describe a split; ``tokens`` does not count each last answer token, which is predicted and never read."""
     lengths = [len(row.prompt_ids) for row in examples]
+    answer_tokens = sum(len(row.answer_ids) for row in examples)
     candidates = sum(len(row.candidate_ids) for row in examples)
-    return {
+    return PreparedSplit(
+        rows=len(examples),
+        tokens=sum(lengths) + answer_tokens - len(examples),
+        prompt_tokens_min=min(lengths),
+        prompt_tokens_max=max(lengths),
+        answer_tokens=answer_tokens,
+        label_counts=_label_counts(row.example for row in examples),
+        source_label_counts=_label_counts(before),
+        sha256=sha256,
         **({"candidates": candidates} if candidates else {}),
-        "rows": len(examples),
-        "tokens": sum(len(row.prompt_ids) + len(row.answer_ids) - 1 for row in examples),
-        "prompt_tokens_min": min(lengths),
-        "prompt_tokens_max": max(lengths),
-        "answer_tokens": sum(len(row.answer_ids) for row in examples),
-        "label_counts": _label_counts(row.example for row in examples),
-        "source_label_counts": _label_counts(before),
-    }
+    )
 
 
 def _label_counts(examples: Iterable[Example]) -> dict[str, int]:
@@ -135,15 +130,50 @@ def _label_counts(examples: Iterable[Example]) -> dict[str, int]:
 
 
 def _table(examples: Sequence[Tokenised]) -> pa.Table:
-    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS.names}
-    for row in examples:
-        for name, values in columns.items():
-            values.append(getattr(row if name.endswith("_ids") else row.example, name))
-    schema = _COLUMNS
-    if any(row.candidate_ids for row in examples):
-        schema = _COLUMNS.append(_CANDIDATES)
-        columns[_CANDIDATES.name] = [
-            [{"text": text, "ids": ids} for text, ids in zip(row.example.candidates, row.candidate_ids, strict=True)]
-            for row in examples
-        ]
-    return pa.table(columns, schema=schema)
+    columns: dict[str, list[Any]] = {
+        name: [getattr(row if name.endswith("_ids") else row.example, name) for row in examples]
+        for name in _COLUMNS.names
+    }
+    if not any(row.candidate_ids for row in examples):
+        return pa.table(columns, schema=_COLUMNS)
+    columns[_CANDIDATES.name] = [
+        [{"text": text, "ids": ids} for text, ids in zip(row.example.candidates, row.candidate_ids, strict=True)]
+        for row in examples
+    ]
+    return pa.table(columns, schema=_COLUMNS.append(_CANDIDATES))
+
+
+def print_summary(made: Prepared, record: PreparedRecord, console: Console) -> None:
+    """Print rows, classes, lost rows, lengths, and one example."""
+    table = Table("split", "rows", "tokens", "prompt tokens", "classes", title="prepared data")
+    for name, split in sorted(record.splits.items(), key=lambda item: -item[1].rows):
+        lengths = f"{split.prompt_tokens_min} to {split.prompt_tokens_max}"
+        table.add_row(name, f"{split.rows:,}", f"{split.tokens:,}", lengths, _classes(record, split))
+    console.print(table)
+    lists = {
+        "dropped": [f"{n:,} {reason}" for reason, n in record.dropped.items()],
+        "refused": [f"{one.split}: {one.count:,} {one.reason}" for one in record.refused],
+        "kept, but see": [f"{one.count:,} {one.reason}" for one in record.noted],
+        "classes left out": [f"{label} ({n:,} rows)" for label, n in record.classes_left_out.items()],
+        "empty": [f"{column} in {n:,} rows" for column, n in record.blank.items()],
+    }
+    for title, lines in lists.items():
+        if lines or title in ("dropped", "refused"):
+            text = listed(lines, 10, "; ") or "none"
+            console.print(f"{title}: {text}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"cut from the left at {record.max_tokens:,} tokens: {record.truncated:,}; "
+        f"all prompts share their first {record.shared_prefix_tokens:,} tokens"
+    )
+    example = made.splits[TRAIN][0].example
+    console.print("an example:", style="bold")
+    console.print(escape(f"{example.prompt} [{example.answer}]"), highlight=False, soft_wrap=True)
+
+
+def _classes(record: PreparedRecord, split: PreparedSplit) -> str:
+    if split.candidates:
+        return f"{split.candidates / split.rows:.3g} candidates a row"
+    if not record.labels:
+        return "free answers"
+    fewest, most = min(split.label_counts.values()), max(split.label_counts.values())
+    return f"{len(split.label_counts)} of {fewest}{'' if fewest == most else f' to {most}'} rows"
