@@ -2,9 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,18 +12,19 @@ import pyarrow.parquet as pq
 from salf.engine.batches import read_examples
 from salf.engine.boundary_cache.cache import CacheSettings
 from salf.engine.runtime import choose_runtime
-from salf.files import read_json, replacing_file, require, write_json, write_text
+from salf.files import read_json, replacing_file, require
+from salf.metrics import Baseline, Interval, Intervals, Measured, Metrics, RunMetrics, write_comparison, write_csv
 from salf.settings import Caching, Device
 from stages.common.command import exit_code
 from stages.common.params import Compare, Evaluate, Room
-from stages.evaluate import baselines
-from stages.evaluate.compare import compare_methods, comparison_rows, to_csv
-from stages.evaluate.intervals import Bootstrap
+from stages.evaluate.baselines import answers
+from stages.evaluate.compare import compare_methods, measured_of, print_metrics
 from stages.evaluate.predict import Predictor, frozen_layers, prediction_rows
-from stages.evaluate.scores import Predictions, named, score
-from stages.evaluate.summary import print_summary
+from stages.evaluate.scores import Bootstrap, Predictions, intervals, score
 
 _OF_THE_RUN: Final = (
+    "method",
+    "seed",
     "boundary",
     "boundary_before_budget",
     "trained_parameters",
@@ -45,63 +46,71 @@ class EvaluateRoom(Room):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Score the untrained model, the baselines and every fine-tune on the test split."""
+    """Score the untrained model, the baselines and every fine-tuned model on the test split."""
     args = _arguments(argv)
     params = EvaluateRoom.load()
+    asked = params.evaluate
     meta = read_json(args.prepared / "meta.json")
-    quality = "exact_match" if meta["task"] == "free" else "accuracy"
+    quality: Literal["accuracy", "exact_match"] = "exact_match" if meta["task"] == "free" else "accuracy"
     test = read_examples(args.prepared, "test")
     labels = [example.label or "" for example in test] if meta["labels"] else None
-    asked = params.evaluate
     bootstrap = Bootstrap(len(test), asked.bootstrap, asked.confidence, asked.seed, labels)
+    names = {f"{method}-seed{seed}": method for method in params.compare.methods for seed in params.compare.seeds}
+    facts = {name: read_json(require(args.models / name, made_by="finetune") / "run.json") for name in names}
+
     base_shards = read_json(args.base / "base.json")["shards"]
     cache = CacheSettings.of(params.finetune.cache, params.finetune.cache_folder, params.finetune.cache_gib)
     predictor = Predictor(choose_runtime(params.device), asked, meta, args.base, base_shards, cache, test)
-
-    names = {f"{m}-seed{s}": (m, s) for m in params.compare.methods for s in params.compare.seeds}
-    facts = {name: read_json(require(args.models / name, made_by="finetune") / "run.json") for name in names}
     predictions = {"untrained": predictor.predict(args.base, "untrained")}
     if meta["task"] != "free":
-        plain = baselines.answers(read_examples(args.prepared, "train"), test)
+        plain = answers(read_examples(args.prepared, "train"), test)
         predictions |= {name: Predictions.of_labels(said, test) for name, said in plain.items()}
     for name in names:
         frozen = frozen_layers(facts[name]["shards"], base_shards)
         predictions[name] = predictor.predict(args.models / name, name, frozen)
 
     scores = {name: score(said, quality, bootstrap) for name, said in predictions.items()}
-    written = {name: {"n": len(test), **named(each)} for name, each in scores.items()}
-    held = {name: entry for name, entry in written.items() if name not in names}
-    runs = {}
-    for name, (method, seed) in names.items():
-        run = facts[name]
-        full = facts.get(f"full-seed{seed}")
-        known = {key: run[key] for key in _OF_THE_RUN}
-        last = {key: run["curve"][-1][key] for key in ("validation_loss", "validation_accuracy")}
-        shares = {
-            "flops_share": run["flops"] / full["flops"] if full else None,
-            "trained_share": run["trained_parameters"] / full["trained_parameters"] if full else None,
-        }
-        runs[name] = {"method": method, "seed": seed, **known, **shares, **last, **written[name]}
-    curves = {name: facts[name]["curve"] for name in names}
-    methods = compare_methods(runs, curves, scores)
-
-    metrics = {
-        "schema": 1,
-        "task": meta["task"],
-        "quality": quality,
-        "intervals": {"resamples": asked.bootstrap, "confidence": asked.confidence},
-        "baselines": held,
-        "runs": runs,
-        "methods": methods,
+    runs = {
+        name: _run_metrics(run, facts.get(f"full-seed{run['seed']}"), intervals(scores[name]), len(test))
+        for name, run in facts.items()
     }
-    write_json(args.metrics, metrics)
-    measured = {name: read_json(args.measured / f"{name}.json") for name in names}
-    write_text(args.comparison, to_csv(comparison_rows(methods, held, measured, runs)))
-    points = [{"run": n, "method": names[n][0], "seed": names[n][1], **p} for n in names for p in curves[n]]
-    write_text(args.curves, to_csv(points))
+    curves = {name: run["curve"] for name, run in facts.items()}
+    metrics = Metrics(
+        layout=1,
+        task=meta["task"],
+        quality=quality,
+        intervals=Intervals(resamples=asked.bootstrap, confidence=asked.confidence),
+        baselines={
+            name: Baseline(scores=intervals(scores[name]), n=len(test)) for name in predictions if name not in names
+        },
+        runs=runs,
+        methods=compare_methods(runs, curves, scores),
+    )
+    metrics.save(args.metrics)
+    measured = {name: Measured.model_validate(read_json(args.measured / f"{name}.json")) for name in names}
+    write_comparison(args.comparison, metrics, measured_of(list(metrics.methods), runs, measured))
+    points = [
+        {"run": name, "method": runs[name].method, "seed": runs[name].seed, **p} for name in runs for p in curves[name]
+    ]
+    write_csv(args.curves, points)
     with replacing_file(args.predictions) as aside:
         pq.write_table(pa.Table.from_pylist(prediction_rows(predictions, test)), aside, compression="zstd")
-    print_summary(methods, held, quality)
+    print_metrics(metrics)
+
+
+def _run_metrics(
+    run: Mapping[str, Any], full: Mapping[str, Any] | None, scores: Mapping[str, Interval], examples: int
+) -> RunMetrics:
+    last = run["curve"][-1]
+    return RunMetrics(
+        **{key: run[key] for key in _OF_THE_RUN},
+        flops_share=run["flops"] / full["flops"] if full else None,
+        trained_share=run["trained_parameters"] / full["trained_parameters"] if full else None,
+        validation_loss=last["validation_loss"],
+        validation_accuracy=last["validation_accuracy"],
+        scores=scores,
+        n=examples,
+    )
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

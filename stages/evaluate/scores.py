@@ -1,13 +1,136 @@
-"""Scores of one model, or one baseline, on the test split."""
+"""Scores of one model, or one baseline, on the test split, with bootstrap intervals over the test examples.
+
+The intervals are Efron's percentile intervals.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import NormalDist
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from salf.engine.batches import Example
-from stages.evaluate.intervals import Bootstrap, Floats, Statistic
+from salf.metrics import Interval
+
+_CHUNK: Final = 100  # resamples held at once
+_POWER: Final = 0.8
+
+Integers = NDArray[np.integer[Any]]
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistic:
+    """A statistic of the examples and of each of their resamples.
+
+    Models share the resamples, so that statistics of several may be averaged and subtracted: what comes out
+    is paired.
+
+    Attributes:
+        value: of the examples themselves.
+        resampled: of every resample, [R].
+        confidence: of the interval.
+    """
+
+    value: float
+    resampled: Floats
+    confidence: float
+
+    @property
+    def low(self) -> float:
+        """The percentile interval's lower end."""
+        return float(np.quantile(self.resampled, (1 - self.confidence) / 2))
+
+    @property
+    def high(self) -> float:
+        """The percentile interval's upper end."""
+        return float(np.quantile(self.resampled, (1 + self.confidence) / 2))
+
+    @property
+    def detectable(self) -> float:
+        """The smallest true value that a two-sided test against zero at this confidence finds with 80 % power."""
+        normal = NormalDist()
+        errors = normal.inv_cdf((1 + self.confidence) / 2) + normal.inv_cdf(_POWER)
+        return errors * float(self.resampled.std(ddof=1))
+
+    def __sub__(self, other: "Statistic") -> "Statistic":
+        """How far this one is above another of the same examples."""
+        return Statistic(self.value - other.value, self.resampled - other.resampled, self.confidence)
+
+
+def mean_of(parts: Sequence[Statistic]) -> Statistic:
+    """The mean of one statistic over several models, over seeds for example."""
+    resampled = np.mean([part.resampled for part in parts], axis=0)
+    return Statistic(float(np.mean([part.value for part in parts])), resampled, parts[0].confidence)
+
+
+class Bootstrap:
+    """Resamples of n examples, the same for every model: differences between models are paired.
+
+    Args:
+        examples: n.
+        resamples: R.
+        confidence: of the intervals.
+        seed: of the draw.
+        labels: of the examples, [n], where they have labels.
+    """
+
+    def __init__(
+        self, examples: int, resamples: int, confidence: float, seed: int, labels: Sequence[str] | None = None
+    ) -> None:
+        draw = np.random.default_rng(seed).integers
+        self.picks: Integers = draw(examples, size=(resamples, examples))  # [R, n]
+        self.confidence = confidence
+        self.labels = labels
+        if labels is not None:
+            classes = [np.flatnonzero(np.equal(labels, label)) for label in sorted(set(labels))]
+            within = [members[draw(len(members), size=(resamples, len(members)))] for members in classes]
+            self.picks_within_classes: Integers = np.concatenate(within, axis=1)  # [R, n]
+
+    def mean(self, values: Floats, weights: Floats | None = None) -> Statistic:
+        """Mean of a score per example, [n], weighted where there are weights, [n]."""
+        if weights is None:
+            return Statistic(float(values.mean()), values[self.picks].mean(axis=1), self.confidence)
+        resampled = (values * weights)[self.picks].sum(axis=1) / weights[self.picks].sum(axis=1)
+        return Statistic(float(np.average(values, weights=weights)), resampled, self.confidence)
+
+    def over_classes(self, predicted: Sequence[str]) -> dict[str, Statistic]:
+        """``balanced_accuracy`` and ``macro_f1`` of predicted labels, [n], as scikit-learn defines them.
+
+        Each class is resampled on its own, so that none is missing from a resample. A class of fewer than about
+        ten examples makes both intervals too narrow.
+
+        Raises:
+            ValueError: the examples have no labels.
+        """
+        if self.labels is None:
+            raise ValueError("scores over classes need the examples' labels")
+        classes, numbers = np.unique([*self.labels, *predicted], return_inverse=True)
+        truth, said = np.split(numbers, 2)
+        values = _over_classes(truth[None], said[None], len(classes))
+        chunks = np.array_split(self.picks_within_classes, -(-len(self.picks) // _CHUNK))
+        resampled = np.hstack([_over_classes(truth[picks], said[picks], len(classes)) for picks in chunks])  # [2, R]
+        return {
+            name: Statistic(float(value[0]), each, self.confidence)
+            for name, value, each in zip(("balanced_accuracy", "macro_f1"), values, resampled, strict=True)
+        }
+
+
+def _over_classes(truth: Integers, said: Integers, classes: int) -> Floats:
+    """Mean recall over the classes that occur, and mean F1 over all classes: two times [R, n] to [2, R]."""
+    rows = len(truth)
+    offsets = classes * np.arange(rows)[:, None]
+
+    def count(labels: Integers, counted: Floats) -> Floats:
+        cells = np.bincount((labels + offsets).ravel(), counted.ravel(), rows * classes)
+        return cells.astype(float).reshape(rows, classes)  # [R, C]
+
+    every = np.ones(truth.shape)
+    true, found = count(truth, every), count(said, (truth == said).astype(float))
+    recall = np.sum(found / np.maximum(true, 1), axis=1) / np.sum(true > 0, axis=1)
+    return np.stack([recall, np.mean(2 * found / np.maximum(true + count(said, every), 1), axis=1)])
 
 
 @dataclass(frozen=True)
@@ -53,19 +176,6 @@ def score(predictions: Predictions, quality: str, bootstrap: Bootstrap) -> dict[
     return result
 
 
-def named(scores: Mapping[str, Statistic]) -> dict[str, float]:
-    """Each score under its name, with the ends of its interval."""
-    return {key: value for name, score in scores.items() for key, value in score.named(name).items()}
-
-
-def full_at_equal_compute(curve: Sequence[Mapping[str, Any]], flops: float) -> dict[str, float] | None:
-    """Validation scores of full fine-tuning when it had spent ``flops``, from its logged curve.
-
-    Linear between the logged points; ``None`` where full fine-tuning as a whole costs no more, or nothing was logged
-    of it by then.
-    """
-    spent = [point["flops"] for point in curve]
-    if not spent[0] <= flops < spent[-1]:
-        return None
-    names = [name for name in ("validation_accuracy", "validation_loss") if curve[0][name] is not None]
-    return {name: float(np.interp(flops, spent, [point[name] for point in curve])) for name in names}
+def intervals(scores: Mapping[str, Statistic]) -> dict[str, Interval]:
+    """Return each score with the ends of its interval, without its resamples."""
+    return {name: Interval(value=one.value, low=one.low, high=one.high) for name, one in scores.items()}

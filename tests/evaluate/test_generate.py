@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 
 from salf.engine.batches import Example
 from salf.engine.models.adapter import open_model
-from stages.evaluate.generate import write_answers
+from stages.evaluate.predict import write_answers
 
 LONGEST = 6
 END = 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from stages.evaluate.intervals import Bootstrap
+from stages.evaluate.scores import Bootstrap
 
 SCORES = ("balanced_accuracy", "macro_f1")
 

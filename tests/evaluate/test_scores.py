@@ -1,17 +1,28 @@
-"""Baselines, free answers, equal compute."""
+"""Baselines, free answers, methods side by side."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from salf.engine.batches import Candidate, Example
+from salf.errors import UserError
+from salf.metrics import (
+    Baseline,
+    Interval,
+    Intervals,
+    Measured,
+    Metrics,
+    RunMetrics,
+    read_comparison,
+    write_comparison,
+)
 from stages.evaluate.baselines import answers, majority, tfidf
-from stages.evaluate.compare import compare_methods, comparison_rows, to_csv
-from stages.evaluate.generate import exact_match
-from stages.evaluate.intervals import Bootstrap
-from stages.evaluate.scores import Predictions, full_at_equal_compute, score
+from stages.evaluate.compare import compare_methods, full_at_equal_compute, measured_of
+from stages.evaluate.predict import exact_match
+from stages.evaluate.scores import Bootstrap, Predictions, score
 
 
 def examples(pairs):
@@ -83,35 +94,85 @@ def test_what_was_not_logged_by_then_is_not_taken_from_later():
     assert full_at_equal_compute(CURVE[-1:], 100) is None
 
 
-def test_drawn_layers_differ_by_seed_and_count_on_the_mean():
-    bootstrap = Bootstrap(2, 20, 0.95, 0, ["a", "b"])
+def run_of(name, score=0.5, **facts):
+    """What is known of a run; ``name`` is its method and seed."""
+    method, _, seed = name.partition("-seed")
+    known = {
+        "method": method,
+        "seed": int(seed),
+        "scores": {"accuracy": Interval(value=score, low=score, high=score)},
+        "n": 2,
+        "boundary": 0,
+        "boundary_before_budget": None,
+        "trained_parameters": 8,
+        "trained_share": None,
+        "flops": 1,
+        "flops_share": None,
+        "epochs": 2,
+        "steps": 4,
+        "learning_rate": 0.1,
+        "grid": [],
+        "validation_loss": 0.5,
+        "validation_accuracy": 0.7,
+    }
+    return RunMetrics(**known | facts)
+
+
+@pytest.fixture
+def half_right():
+    """The scores of one right and one wrong answer."""
     said = Predictions(["a", "a"], np.array([1.0, 0.0]), np.ones(2), np.ones(2), [None, None])
-    scores = dict.fromkeys(["lisa-seed1", "lisa-seed2"], score(said, "accuracy", bootstrap))
+    return score(said, "accuracy", Bootstrap(2, 20, 0.95, 0, ["a", "b"]))
+
+
+def test_drawn_layers_differ_by_seed_and_count_on_the_mean(half_right):
     runs = {
-        f"lisa-seed{seed}": {"method": "lisa", "seed": seed, "flops": 1, "trained_parameters": trained, "boundary": 0}
+        f"lisa-seed{seed}": run_of(f"lisa-seed{seed}", trained_parameters=trained)
         for seed, trained in ((1, 8), (2, 10))
     }
-    row = compare_methods(runs, dict.fromkeys(runs, CURVE), scores)["lisa"]
-    assert (row["trained_parameters"], row["boundary"]) == (9, 0)
+    row = compare_methods(runs, dict.fromkeys(runs, CURVE), dict.fromkeys(runs, half_right))["lisa"]
+    assert (row.trained_parameters, row.boundary) == (9, 0)
+    assert "boundary_before_budget" not in row.model_dump(exclude_unset=True)
 
 
-def test_the_comparison_holds_both_boundaries_where_a_budget_moved_one():
-    bootstrap = Bootstrap(2, 20, 0.95, 0, ["a", "b"])
-    said = Predictions(["a", "a"], np.array([1.0, 0.0]), np.ones(2), np.ones(2), [None, None])
+def test_the_comparison_holds_both_boundaries_where_a_budget_moved_one(half_right, tmp_path):
     runs = {
-        f"{method}-seed1": {
-            "method": method,
-            "seed": 1,
-            "flops": 1,
-            "boundary": boundary,
-            "boundary_before_budget": before,
-        }
-        for method, boundary, before in (("half", 15, None), ("salf", 18, 0))
+        name: run_of(name, boundary=boundary, boundary_before_budget=before)
+        for name, boundary, before in (("half-seed1", 15, None), ("salf-seed1", 18, 0))
     }
-    rows = compare_methods(runs, dict.fromkeys(runs, CURVE), dict.fromkeys(runs, score(said, "accuracy", bootstrap)))
-    measured = dict.fromkeys(("seconds_per_step", "seconds_training", "seconds_cache", "peak_memory_bytes"), 1)
-    table = list(csv.DictReader(to_csv(comparison_rows(rows, {}, dict.fromkeys(runs, measured), runs)).splitlines()))
-    assert [(row["boundary"], row["boundary_before_budget"]) for row in table] == [("15", ""), ("18", "0")]
+    methods = compare_methods(runs, dict.fromkeys(runs, CURVE), dict.fromkeys(runs, half_right))
+    metrics = Metrics(
+        layout=1,
+        task="classification",
+        quality="accuracy",
+        intervals=Intervals(resamples=20, confidence=0.95),
+        baselines={"majority": Baseline(scores=runs["half-seed1"].scores, n=2)},
+        runs=runs,
+        methods=methods,
+    )
+    keys = ("seconds_per_step", "seconds_training", "seconds_cache", "peak_memory_bytes")
+    measured = measured_of(["half", "salf"], runs, dict.fromkeys(runs, Measured(**dict.fromkeys(keys, 1))))
+    write_comparison(tmp_path / "comparison.csv", metrics, measured)
+    table = list(csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines()))
+    assert [(row["name"], row["boundary"], row["boundary_before_budget"]) for row in table] == [
+        ("majority", "", ""),
+        ("half", "15", ""),
+        ("salf", "18", "0"),
+    ]
+    assert read_comparison(tmp_path / "comparison.csv") == measured
+    metrics.save(tmp_path / "metrics.json")
+    assert Metrics.load(tmp_path / "metrics.json") == metrics
+    flat = json.loads((tmp_path / "metrics.json").read_text())["methods"]["salf"]
+    assert {key: flat[key] for key in ("accuracy", "accuracy_low", "accuracy_high")} == {
+        f"accuracy{end}": getattr(half_right["accuracy"], part)
+        for end, part in {"": "value", "_low": "low", "_high": "high"}.items()
+    }
+
+
+def test_a_damaged_comparison_is_one_clear_line(tmp_path):
+    (tmp_path / "comparison.csv").write_text("kind,name,seconds_cache\nmethod,full,soon\n")
+    with pytest.raises(UserError, match=r"comparison\.csv: damaged CSV .*dvc repro evaluate"):
+        read_comparison(tmp_path / "comparison.csv")
 
 
 def test_baselines_of_texts_without_words_go_by_their_characters():
@@ -132,15 +193,11 @@ def test_methods_are_means_over_seeds_and_paired_with_full():
         )
     scores = {name: score(each, "accuracy", bootstrap) for name, each in said.items()}
     cost = {"full": 200, "salf": 100}
-    runs = {
-        name: {"method": name[:4], "seed": int(name[-1]), "flops": cost[name[:4]], "flops_share": cost[name[:4]] / 200}
-        for name in said
-    }
-    curves = dict.fromkeys(said, CURVE)
-    rows = compare_methods(runs, curves, scores)
+    runs = {name: run_of(name, flops=cost[name[:4]], flops_share=cost[name[:4]] / 200) for name in said}
+    rows = compare_methods(runs, dict.fromkeys(said, CURVE), scores)
     mean = np.mean([said["salf-seed1"].correct.mean(), said["salf-seed2"].correct.mean()])
-    assert rows["salf"]["accuracy"] == pytest.approx(mean)
-    assert rows["salf"]["accuracy_minus_full"] == pytest.approx(mean - rows["full"]["accuracy"])
+    assert rows["salf"].scores["accuracy"].value == pytest.approx(mean)
+    assert rows["salf"].differences["accuracy"].value == pytest.approx(mean - rows["full"].scores["accuracy"].value)
     # Every resample by hand: scores over classes by scikit-learn, the loss per token.
     number = {name: np.array(["abc".index(label) for label in each.predicted]) for name, each in said.items()}
     by_hand = {
@@ -155,14 +212,10 @@ def test_methods_are_means_over_seeds_and_paired_with_full():
             np.mean([of(f"salf-seed{seed}", picks) - of(f"full-seed{seed}", picks) for seed in (1, 2)])
             for picks in (bootstrap.picks_within_classes if within else bootstrap.picks)
         ]
-        found = [rows["salf"][f"{key}_minus_full{end}"] for end in ("_low", "_high")]
-        assert found == pytest.approx(list(np.quantile(gaps, [0.025, 0.975])))
-        assert rows["salf"][f"{key}_minus_full_detectable"] == pytest.approx(2.8016 * np.std(gaps, ddof=1), rel=1e-4)
-    assert rows["salf"]["seeds"] == [1, 2]
-    assert rows["salf"]["flops_share"] == 0.5
-    assert rows["salf"]["at_equal_compute"]["full_validation_accuracy"] == pytest.approx(0.6)
-    assert rows["full"]["at_equal_compute"] is None
-
-
-def test_csv_has_every_column_that_occurs():
-    assert to_csv([{"a": 1}, {"b": 2, "a": 3}]) == "a,b\n1,\n3,2\n"
+        found = rows["salf"].differences[key]
+        assert (found.low, found.high) == pytest.approx(tuple(np.quantile(gaps, [0.025, 0.975])))
+        assert found.detectable == pytest.approx(2.8016 * np.std(gaps, ddof=1), rel=1e-4)
+    assert rows["salf"].seeds == [1, 2]
+    assert rows["salf"].flops_share == 0.5
+    assert rows["salf"].at_equal_compute.full_validation_accuracy == pytest.approx(0.6)
+    assert rows["full"].at_equal_compute is None

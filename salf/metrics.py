@@ -1,0 +1,242 @@
+"""``metrics.json`` and ``comparison.csv``, typed: scores and costs on the test split, written by ``evaluate``.
+
+In the files every score is flat, ``accuracy``, ``accuracy_low``, ``accuracy_high``; here it is one
+:class:`Interval` in ``scores``.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from salf.errors import UserError
+from salf.files import write_json, write_text
+from salf.records import checked
+
+SCORES: Final = {
+    "accuracy": "accuracy",
+    "exact_match": "exact match",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "loss": "loss",
+}
+"""Every score by its name in the files, with its name in prose; ``loss`` in nats per answer token, lower is better."""
+
+_ENDS: Final = {"value": "", "low": "_low", "high": "_high"}
+_GROUPS: Final = {"scores": ("", _ENDS), "differences": ("_minus_full", {**_ENDS, "detectable": "_detectable"})}
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Interval(_Record):
+    """A value and the ends of its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def includes_zero(self) -> bool:
+        """Whether zero lies within the ends."""
+        return self.low <= 0 <= self.high
+
+    def overlaps(self, other: "Interval") -> bool:
+        """Whether the two intervals share a point."""
+        return self.low <= other.high and other.low <= self.high
+
+
+class Difference(Interval):
+    """A paired difference from full fine-tuning; ``detectable`` is the one that the test finds with 80 % power."""
+
+    detectable: float
+
+
+class Scored(_Record):
+    """Scores on the test split by name, see ``SCORES``; only those that the task has."""
+
+    scores: dict[str, Interval]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, flat: Mapping[str, Any]) -> dict[str, Any]:
+        if "scores" in flat:
+            return dict(flat)
+        rest = dict(flat)
+        for group, (suffix, ends) in _GROUPS.items():
+            if group in cls.model_fields:
+                rest[group] = {
+                    score: {part: rest.pop(f"{score}{suffix}{end}", None) for part, end in ends.items()}
+                    for score in SCORES
+                    if f"{score}{suffix}" in flat
+                }
+        return rest
+
+    @model_serializer(mode="wrap")
+    def _flatten(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data = handler(self)
+        for group, (suffix, ends) in _GROUPS.items():
+            for score, parts in data.pop(group, {}).items():
+                data |= {f"{score}{suffix}{ends[part]}": value for part, value in parts.items()}
+        return data
+
+
+class Baseline(Scored):
+    """A model without fine-tuning, or a simple predictor; ``n`` is the number of test examples."""
+
+    n: int
+
+
+class TriedRate(_Record):
+    """A learning rate of the grid and its validation scores; null where training diverged."""
+
+    rate: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+
+
+class RunMetrics(Baseline):
+    """A fine-tuned model: its scores, its counted cost, and shares of full fine-tuning with the same seed."""
+
+    method: str
+    seed: int
+    boundary: int
+    boundary_before_budget: int | None
+    trained_parameters: int
+    trained_share: float | None
+    flops: int
+    flops_share: float | None
+    epochs: int
+    steps: int
+    learning_rate: float
+    grid: list[TriedRate]
+    validation_loss: float | None
+    validation_accuracy: float | None
+
+
+class EqualCompute(_Record):
+    """Own final validation scores, and full fine-tuning's when it had spent as much (its schedule unfinished)."""
+
+    validation_accuracy: float | None = None
+    validation_loss: float | None = None
+    full_validation_accuracy: float | None = None
+    full_validation_loss: float | None = None
+
+
+class MethodMetrics(Scored):
+    """A method: means over its seeds, and what is known relative to full fine-tuning in the same run.
+
+    Numbers that are the same for every seed stay whole. Shares, ``differences`` and ``at_equal_compute`` are absent
+    where full fine-tuning was not run.
+    """
+
+    seeds: list[int]
+    flops: float
+    flops_share: float | None = None
+    epochs: float
+    steps: float
+    trained_parameters: int | float
+    trained_share: float | None = None
+    boundary: int | float
+    boundary_before_budget: int | float | None = None
+    differences: dict[str, Difference] = {}
+    at_equal_compute: EqualCompute | None = None
+
+
+class Intervals(_Record):
+    """How the intervals were made: bootstrap resamples of the test examples, and the confidence."""
+
+    resamples: int
+    confidence: float
+
+
+class Metrics(_Record):
+    """The content of ``metrics.json``; ``quality`` is the score that counts right answers."""
+
+    layout: Literal[1] = Field(alias="schema")
+    task: str
+    quality: Literal["accuracy", "exact_match"]
+    intervals: Intervals
+    baselines: dict[str, Baseline]
+    runs: dict[str, RunMetrics]
+    methods: dict[str, MethodMetrics]
+
+    def save(self, path: Path) -> None:
+        """Write canonical JSON; fields that were never set are left out."""
+        write_json(path, self.model_dump(mode="json", by_alias=True, exclude_unset=True))
+
+    @classmethod
+    def load(cls, path: Path) -> "Metrics":
+        """Read a file that :meth:`save` wrote.
+
+        Raises:
+            UserError: the file is missing or damaged, or of another version.
+        """
+        return checked(cls, path, made_by="evaluate")
+
+
+class Measured(BaseModel):
+    """What a method cost on the machine that trained it, mean over its seeds; shares are of full fine-tuning."""
+
+    model_config = ConfigDict(frozen=True)  # comparison.csv has more columns
+
+    seconds_per_step: float
+    seconds_training: float
+    seconds_cache: float
+    peak_memory_bytes: float
+    seconds_share: float | None = None
+    seconds_per_step_share: float | None = None
+    peak_memory_share: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Training, the cache of boundary states included."""
+        return self.seconds_training + self.seconds_cache
+
+
+def write_comparison(path: Path, metrics: Metrics, measured: Mapping[str, Measured]) -> None:
+    """Write ``comparison.csv``: a row per baseline and method, with what was measured of each method."""
+    rows: list[dict[str, Any]] = [
+        {"kind": "baseline", "name": name, **scored.model_dump()} for name, scored in metrics.baselines.items()
+    ]
+    for name, method in metrics.methods.items():
+        known = method.model_dump(exclude_unset=True, exclude={"at_equal_compute"})
+        costs = measured[name].model_dump(exclude_none=True)
+        rows.append({"kind": "method", "name": name, **known, **costs, "seeds": len(method.seeds)})
+    write_csv(path, rows)
+
+
+def read_comparison(path: Path) -> dict[str, Measured]:
+    """Read what was measured of each method.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+        return {row["name"]: Measured.model_validate(row) for row in rows if row["kind"] == "method"}
+    except (ValueError, KeyError, csv.Error, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: damaged CSV ({reason}); run again: dvc repro evaluate") from None
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with a column for every key that occurs, in order of first occurrence; null is an empty field."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, out.getvalue())
