@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, computed_field
 
 from salf.cost import ModelShape
 from salf.errors import UserError
 from salf.files import read_json, require, write_json
-from salf.settings import ChoiceScore
+from salf.methods import Method, method_of
+from salf.settings import ChoiceScore, Device, Finetune
 
 Artifact = TypeVar("Artifact", bound=BaseModel)
 
@@ -244,3 +245,167 @@ def checked(kind: type[Artifact], path: Path, made_by: str) -> Artifact:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise UserError(f"{path}: {where}: {fault['msg']}; run again: dvc repro {made_by}") from None
+
+
+class CurvePoint(BaseModel):
+    """A validation during training; losses in nats per answer token, FLOPs from the start of the run."""
+
+    step: int
+    epoch: float
+    flops: int
+    train_loss: float | None
+    validation_loss: float
+    validation_accuracy: float | None
+
+
+class GridRate(BaseModel):
+    """Results of one learning rate; null where training diverged, unset on the test split where no other was tried."""
+
+    rate: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+
+
+class FineTuneParams(BaseModel):
+    """The parameters that a fine-tune read, with a variant's settings in place."""
+
+    device: Device
+    finetune: Finetune
+    first_n: int | None = None
+
+
+class FineTuneRecord(BaseModel):
+    """``run.json`` of a fine-tuned model: what was trained, from which files, with which result.
+
+    Attributes:
+        variant: the entry of ``compare.variants``; ``None`` where ``compare.methods`` names the method itself.
+        trained_layers: from 1; of layers drawn at random, all that were drawn.
+        trained_units: the shards that the method trains; ``changed_units``: those that saving rewrote.
+        grid: one entry per learning rate, ascending.
+        shards: SHA-256 by file name.
+    """
+
+    schema_version: Literal[1] = 1
+    method: str
+    variant: str | None = None
+    seed: int
+    boundary: int
+    boundary_before_budget: int | None
+    trained_layers: list[int]
+    trained_units: list[str]
+    changed_units: list[str]
+    parameters: int
+    trained_parameters: int
+    learning_rate: float
+    grid: list[GridRate]
+    validation_examples: int
+    epochs: int
+    steps: int
+    flops: int
+    curve: list[CurvePoint]
+    params: FineTuneParams
+    plan_sha256: str
+    base_sha256: str
+    data_sha256: dict[str, str]
+    shards: dict[str, str]
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the record of a fine-tuned model's folder.
+
+        Raises:
+            UserError: it is missing or damaged, or another version of this program wrote it.
+        """
+        return checked(cls, folder / "run.json", made_by="finetune")
+
+    def save(self, folder: Path) -> None:
+        """Write the record into the model's folder."""
+        write_json(folder / "run.json", self.model_dump(mode="json", exclude_unset=True))
+
+    @property
+    def how(self) -> Method:
+        """Scope and form of the method."""
+        return method_of(self.method)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def selector(self) -> str:
+        """The scope of the method: a selector, ``freeze-<k>``, ``first-n`` or ``lisa``."""
+        return self.how.scope
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def lora(self) -> bool:
+        """Whether adapters were trained instead of weights."""
+        return self.how.lora
+
+    @property
+    def label(self) -> str:
+        """The name in the comparison: the variant's, or the method's."""
+        return self.variant or self.method
+
+    @property
+    def last(self) -> CurvePoint:
+        """The validation after the last step."""
+        return self.curve[-1]
+
+
+class StatesRecord(BaseModel):
+    """Where the boundary states of a split came from; ``kept`` says where they are, seconds are wall-clock."""
+
+    origin: Literal["computed", "continued", "reused", "off"]
+    begun: int
+    kept: str
+    bytes: int
+    seconds_computing: float
+    seconds: float
+
+
+class MachineRecord(BaseModel):
+    """The machine and software of a run, without host, user or path names."""
+
+    system: str
+    python: str
+    cores: int
+    threads: int
+    memory_bytes: int
+    instructions: str
+    device: str
+    dtype: str
+    dtype_reason: str
+    versions: dict[str, str]
+
+
+class FineTuneClock(BaseModel):
+    """``reports/runs/<run>.json``: seconds and memory of a fine-tune on the machine that ran it.
+
+    ``seconds_cache`` is what the frozen layers' pass over the training split took, in this run or an earlier one.
+    """
+
+    schema_version: Literal[1] = 1
+    method: str
+    variant: str | None = None
+    seed: int
+    seconds_total: float
+    seconds_cache: float
+    seconds_training: float
+    seconds_per_step: float
+    boundary_states: dict[str, StatesRecord]
+    peak_memory_bytes: int
+    processes: int
+    machine: MachineRecord
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the measurements of a run.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        return checked(cls, path, made_by="finetune")
+
+    def save(self, path: Path) -> None:
+        """Write the measurements."""
+        write_json(path, self.model_dump(mode="json"))

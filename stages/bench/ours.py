@@ -62,7 +62,7 @@ class FineTuner:
         training = train(trainable, self.runtime, *both, reader, costs, params, RATE, 1, "benchmark")
         model.network.requires_grad_(False).zero_grad(set_to_none=True)
         # The first reading is that before training.
-        return Lap([at - began for at in reader.times[1:]], [point["flops"] for point in training.curve[1:]])
+        return Lap([at - began for at in reader.times[1:]], [point.flops for point in training.curve[1:]])
 
     def _params(self, epochs: int) -> Finetune:
         changes = {

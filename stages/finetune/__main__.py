@@ -25,19 +25,18 @@ from salf.files import (
     require,
     sha256_file,
     work_folder,
-    write_json,
     write_text,
 )
 from salf.methods import checked, method_of
 from salf.plan import FILE_NAME, FreezePlan
+from salf.records import FineTuneClock, FineTuneParams, FineTuneRecord
 from salf.settings import SEEDS, Count, Device, Finetune, Group, SelectorName
 from stages.common.command import exit_code
 from stages.common.params import Room
-from stages.finetune.card import adapter_card, model_card
+from stages.finetune.card import adapter_card, model_card, trained_words
 from stages.finetune.launch import end_with_launcher, launch
 from stages.finetune.save import Base, save_model
 from stages.finetune.search import Bench, best_of_grid
-from stages.finetune.words import trained_words
 
 
 class Source(Group):
@@ -77,13 +76,13 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
     base, meta = read_json(args.base / "base.json"), read_json(args.prepared / "meta.json")
     plan = FreezePlan.load(require(args.plan, made_by="plan"))
     runtime = choose_runtime(params.device)
-    read = {**params.model_dump(mode="json", include={"device", "finetune"}), "plan.first_n": params.plan.first_n}
+    read = FineTuneParams(device=params.device, finetune=params.finetune, first_n=params.plan.first_n)
     data_hashes = {name: split["sha256"] for name, split in meta["splits"].items()}
     inputs = {
         "base": [base["weights_sha256"], sha256_file(args.base / "config.json")],
         "data": [data_hashes, meta],
         "plan": sha256_file(args.plan),
-        "params": read,
+        "params": read.model_dump(mode="json"),
         "runtime": [runtime.device.type, runtime.dtype_name],
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "method": args.method,
@@ -119,57 +118,57 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
 
     method = method_of(args.method)
     before_budget = next((each.before_budget for name, each in plan.boundaries.items() if name == method.scope), None)
-    run = {
-        "schema": 1,
-        "method": args.method,
-        "selector": method.scope,
-        "lora": method.lora,
-        "seed": args.seed,
-        "boundary": search.scope.boundary,
-        "boundary_before_budget": before_budget,
-        "trained_layers": list(search.scope.layers_within(best.training.steps)),
-        "trained_units": search.scope.units(best.training.steps),
-        "parameters": plan.parameters.total,
-        "trained_parameters": best.trainable.count,
-        "learning_rate": best.rate,
-        "grid": search.grid,
-        "validation_examples": len(bench.validation),
-        "epochs": search.epochs,
-        "steps": best.training.steps,
-        "flops": best.training.flops,
-        "curve": best.training.curve,
-        "params": read,
-        "plan_sha256": sha256_file(args.plan),
-        "base_sha256": base["weights_sha256"],
-        "data_sha256": data_hashes,
-    }
     with replacing_folder(args.out) as folder:
         named = Base.of(base, params.model.source, args.base)
-        run["changed_units"] = save_model(best.trainable, args.base, folder, named, meta["end_token_id"])
-        run["shards"] = shard_hashes(folder)
-        write_json(folder / "run.json", run)
-        write_text(folder / "README.md", model_card(run, plan, base, meta))
+        changed = save_model(best.trainable, args.base, folder, named, meta["end_token_id"])
+        record = FineTuneRecord(
+            schema_version=1,
+            method=args.method,
+            seed=args.seed,
+            boundary=search.scope.boundary,
+            boundary_before_budget=before_budget,
+            trained_layers=list(search.scope.layers_within(best.training.steps)),
+            trained_units=search.scope.units(best.training.steps),
+            changed_units=changed,
+            parameters=plan.parameters.total,
+            trained_parameters=best.trainable.count,
+            learning_rate=best.rate,
+            grid=search.grid,
+            validation_examples=len(bench.validation),
+            epochs=search.epochs,
+            steps=best.training.steps,
+            flops=best.training.flops,
+            curve=best.training.curve,
+            params=read,
+            plan_sha256=sha256_file(args.plan),
+            base_sha256=base["weights_sha256"],
+            data_sha256=data_hashes,
+            shards=shard_hashes(folder),
+        )
+        record.save(folder)
+        write_text(folder / "README.md", model_card(record, plan, base, meta))
         if method.lora:
-            write_text(folder / "adapter" / "README.md", adapter_card(run, named, base, meta))
+            write_text(folder / "adapter" / "README.md", adapter_card(record, named, base, meta))
         plan.save(folder / FILE_NAME)
     args.measured.parent.mkdir(parents=True, exist_ok=True)
     steps = best.training.step_seconds
-    measured = {
-        "seconds_total": seconds,
-        "seconds_cache": search.seconds_cache,
-        "boundary_states": {split: opened.facts for split, opened in search.states.items()},
-        "seconds_training": sum(steps),
-        "seconds_per_step": statistics.median(steps),
-        "peak_memory_bytes": memory,
-        "processes": processes.count,
-        "machine": machine_facts(runtime),
-    }
-    write_json(args.measured, {"schema": 1, "method": args.method, "seed": args.seed, **measured})
+    FineTuneClock(
+        method=args.method,
+        seed=args.seed,
+        seconds_total=seconds,
+        seconds_cache=search.seconds_cache,
+        boundary_states={split: opened.facts for split, opened in search.states.items()},
+        seconds_training=sum(steps),
+        seconds_per_step=statistics.median(steps),
+        peak_memory_bytes=memory,
+        processes=processes.count,
+        machine=machine_facts(runtime),
+    ).save(args.measured)
     shutil.rmtree(unfinished)
-    last = run["curve"][-1]
     print(
-        f"{args.method}: {trained_words(run, base['layers'])} trained, {run['trained_parameters']:,} parameters; "
-        f"validation loss {last['validation_loss']:.4f}, accuracy {last['validation_accuracy']}; {seconds:.0f} s"
+        f"{args.method}: {trained_words(record, base['layers'])} trained, {record.trained_parameters:,} parameters; "
+        f"validation loss {record.last.validation_loss:.4f}, accuracy {record.last.validation_accuracy}; "
+        f"{seconds:.0f} s"
     )
 
 

@@ -6,24 +6,25 @@ from typing import Any
 
 import torch
 
+from salf.methods import FIRST_N, LISA, frozen_by_name
 from salf.plan import FreezePlan
+from salf.records import FineTuneRecord
 from stages.finetune.save import Base
-from stages.finetune.words import choice_words, frozen_words, head_words, trained_words
 
 
-def model_card(run: dict[str, Any], plan: FreezePlan, base: dict[str, Any], meta: dict[str, Any]) -> str:
+def model_card(run: FineTuneRecord, plan: FreezePlan, base: dict[str, Any], meta: dict[str, Any]) -> str:
     """Markdown with the hub's YAML head: what this model is, how it was made, how it scores.
 
     Args:
-        run: the content of ``run.json``.
+        run: the record of the fine-tune.
         plan: the freeze plan.
         base: the content of the base's ``base.json``.
         meta: the content of the prepared data's ``meta.json``.
     """
     depth = base["layers"]
-    how = "LoRA adapters, merged into the weights" if run["lora"] else "the weights themselves"
-    last = run["curve"][-1]
-    accuracy = last["validation_accuracy"]
+    how = "LoRA adapters, merged into the weights" if run.how.lora else "the weights themselves"
+    last = run.last
+    accuracy = last.validation_accuracy
     score = f"accuracy {accuracy:.3f}, " if accuracy is not None else ""
     lines = [
         "---",
@@ -33,14 +34,14 @@ def model_card(run: dict[str, Any], plan: FreezePlan, base: dict[str, Any], meta
         "tags: [salf, layer-freezing]",
         "---",
         "",
-        f"# {base['name']}, fine-tuned by `{run['method']}` (seed {run['seed']})",
+        f"# {base['name']}, fine-tuned by `{run.method}` (seed {run.seed})",
         "",
         f"Base: {base['name']}, {base['origin']}.",
         "",
         "## Plan",
         "",
         f"Trained: {trained_words(run, depth)} — {how}; {frozen_words(run, depth)}. "
-        f"{run['trained_parameters']:,} of {run['parameters']:,} parameters.",
+        f"{run.trained_parameters:,} of {run.parameters:,} parameters.",
         head_words(run, tied=plan.model.tied_head),
         f"{choice_words(run)} The plan's own choice: {plan.reason}",
         "",
@@ -57,7 +58,7 @@ def model_card(run: dict[str, Any], plan: FreezePlan, base: dict[str, Any], meta
         "",
         "## Scores",
         "",
-        f"Validation after {run['steps']} steps ({run['epochs']} epochs): {score}loss {last['validation_loss']:.4f} "
+        f"Validation after {run.steps} steps ({run.epochs} epochs): {score}loss {last.validation_loss:.4f} "
         "nats per answer token. "
         "Scores on the test split are made after this card, by the stage `evaluate`: see `reports/metrics.json` "
         "of the project that made this model.",
@@ -65,21 +66,21 @@ def model_card(run: dict[str, Any], plan: FreezePlan, base: dict[str, Any], meta
         "## Lineage",
         "",
         f"- base weights: `{base['weights_sha256']}`",
-        f"- freeze plan: `{run['plan_sha256']}`",
+        f"- freeze plan: `{run.plan_sha256}`",
         f"- torch {torch.__version__}, transformers {version('transformers')}, peft {version('peft')}",
-        f"- peak learning rate {run['learning_rate']:g}, parameters: see `run.json`",
-        f"- rewritten shards: {', '.join(run['changed_units'])}; all others are the base's, byte for byte",
+        f"- peak learning rate {run.learning_rate:g}, parameters: see `run.json`",
+        f"- rewritten shards: {', '.join(run.changed_units)}; all others are the base's, byte for byte",
         "- code, machine and times: the project's run records, by `python -m flows.lineage show <this folder>`",
         "",
     ]
     return "\n".join(lines)
 
 
-def adapter_card(run: dict[str, Any], named: Base, base: dict[str, Any], meta: dict[str, Any]) -> str:
+def adapter_card(run: FineTuneRecord, named: Base, base: dict[str, Any], meta: dict[str, Any]) -> str:
     """Markdown with the hub's YAML head for the folder of adapters: on which base model, and where answers end.
 
     Args:
-        run: the content of ``run.json``.
+        run: the record of the fine-tune.
         named: what the adapters call the base model.
         base: the content of the base's ``base.json``.
         meta: the content of the prepared data's ``meta.json``.
@@ -99,7 +100,7 @@ def adapter_card(run: dict[str, Any], named: Base, base: dict[str, Any], meta: d
         "tags: [lora, salf]",
         "---",
         "",
-        f"# LoRA adapters for {base['name']} by `{run['method']}` (seed {run['seed']})",
+        f"# LoRA adapters for {base['name']} by `{run.method}` (seed {run.seed})",
         "",
         f"Base model: `{named.name}`{at}. SHA-256 of its weights, one shard per layer: `{base['weights_sha256']}`. "
         "The folder above holds the same model with the adapters merged.",
@@ -127,3 +128,62 @@ def _label_words(labels: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     words = [each["word"] if each["word"] == each["label"] else f"{each['word']} ({each['label']})" for each in labels]
     return [f"Answers: {', '.join(words)}."]
+
+
+def trained_words(run: FineTuneRecord, depth: int) -> str:
+    """What was trained: ``layers 22–30``."""
+    layers = _ranges(run.trained_layers)
+    if len(run.trained_layers) == depth:
+        return "all layers"
+    embeddings = "embeddings and " if "embedding" in run.trained_units else ""
+    return f"{embeddings}{layers}" if layers else "the final norm only"
+
+
+def frozen_words(run: FineTuneRecord, depth: int) -> str:
+    """What was left as it is, adapters aside."""
+    layers = _ranges([layer for layer in range(1, depth + 1) if layer not in run.trained_layers])
+    final = "" if run.how.lora or "final" in run.trained_units else "final norm"
+    parts = [part for part in ("embeddings" if run.boundary else "", layers, final) if part]
+    return f"{_listed(parts)} frozen" if parts else "nothing frozen"
+
+
+def head_words(run: FineTuneRecord, *, tied: bool) -> str:
+    """What became of the head, which is the embedding matrix where it is tied."""
+    if run.how.lora:
+        return "Embeddings, final norm and head are the base's."
+    trains = "embedding" in run.trained_units if tied else "final" in run.trained_units
+    what = "The head is the embedding matrix" if tied else "The head has weights of its own"
+    return f"{what} and {'trained' if trains else 'stayed frozen'}."
+
+
+def choice_words(run: FineTuneRecord) -> str:
+    """Who chose what was trained."""
+    scope = run.how.scope
+    if frozen_by_name(scope) is not None:
+        return "The boundary was given by hand."
+    if scope == FIRST_N:
+        return "The first layers were trained as a control: back-propagation passed through all of them."
+    if scope == LISA:
+        settings = run.params.finetune
+        return (
+            f"Layers drawn at random: {settings.lisa_layers} trained at a time, others after every "
+            f"{settings.lisa_steps} steps (LISA, arXiv 2403.17919); those named are all that were drawn."
+        )
+    before = run.boundary_before_budget
+    moved = "" if before is None else f"; without `plan.budget` it would be {before}"
+    return f"The boundary is that of the selector `{scope}`{moved}."
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """``layer 3``, ``layers 1–4, 7 and 9``; empty for none."""
+    starts = [layer for layer in layers if layer - 1 not in layers]
+    ends = [layer for layer in layers if layer + 1 not in layers]
+    parts = [str(start) if start == end else f"{start}–{end}" for start, end in zip(starts, ends, strict=True)]
+    if not parts:
+        return ""
+    return f"layer{'s' * (len(layers) > 1)} {_listed(parts)}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -20,6 +20,7 @@ from salf.engine.training.trainable import Trainable
 from salf.engine.training.validation import Split, validate
 from salf.plan import FreezePlan
 from salf.rate_choice import Tried, choose
+from salf.records import GridRate
 from salf.settings import Finetune
 from stages.finetune.epochs import epochs_for_as_much
 from stages.finetune.methods import make_trainable
@@ -73,7 +74,7 @@ class Candidate:
     def tried(self) -> Tried:
         """Its results on the validation split."""
         last = self.training.curve[-1]
-        return Tried(self.rate, last["validation_loss"], last["validation_accuracy"])
+        return Tried(self.rate, last.validation_loss, last.validation_accuracy)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Search:
     scope: Scope
     epochs: int
     best: Candidate
-    grid: list[dict[str, float | None]]
+    grid: list[GridRate]
     states: dict[str, Opened]
 
     @property
@@ -127,7 +128,7 @@ def best_of_grid(bench: Bench, seed: int) -> Search:
 
     candidate: Candidate | None = None
     tried: list[Tried] = []
-    grid: list[dict[str, float | None]] = []
+    grid: list[GridRate] = []
     for number, rate in enumerate(rates):
         if number:
             candidate = None
@@ -153,16 +154,16 @@ def best_of_grid(bench: Bench, seed: int) -> Search:
     return Search(scope, epochs, candidate, grid, states)
 
 
-def _outcome(bench: Bench, rate: float, candidate: Candidate | None) -> dict[str, float | None]:
+def _outcome(bench: Bench, rate: float, candidate: Candidate | None) -> GridRate:
     """A rate's entry in the grid; ``None``: training diverged."""
     if candidate is None:
-        return {"rate": rate, **dict.fromkeys(("validation_loss", "validation_accuracy", "test_loss", "test_accuracy"))}
+        return GridRate(rate=rate, validation_loss=None, validation_accuracy=None, test_loss=None, test_accuracy=None)
     tried = candidate.tried
-    entry = {"rate": rate, "validation_loss": tried.loss, "validation_accuracy": tried.accuracy}
-    if candidate.test is None:
-        return entry
-    loss, accuracy = validate(bench.make_reader(candidate.trainable.model), candidate.test, bench.processes)
-    return {**entry, "test_loss": loss, "test_accuracy": accuracy}
+    found: dict[str, float | None] = {"validation_loss": tried.loss, "validation_accuracy": tried.accuracy}
+    if candidate.test is not None:
+        reader = bench.make_reader(candidate.trainable.model)
+        found["test_loss"], found["test_accuracy"] = validate(reader, candidate.test, bench.processes)
+    return GridRate(rate=rate, **found)
 
 
 def _open(bench: Bench, scope: Scope) -> CausalModel:

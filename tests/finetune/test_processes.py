@@ -57,8 +57,8 @@ def assert_as_one(folder, boundary=2, draws=None, **changes):
     assert record == json.loads((folder / "record-1.json").read_text())
     assert record["steps"] == done.steps
     for mine, theirs in zip(record["curve"], done.curve, strict=True):
-        assert mine["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=1e-4)
-        assert mine["train_loss"] == (theirs["train_loss"] and pytest.approx(theirs["train_loss"], rel=1e-4))
+        assert mine["validation_loss"] == pytest.approx(theirs.validation_loss, rel=1e-4)
+        assert mine["train_loss"] == (theirs.train_loss and pytest.approx(theirs.train_loss, rel=1e-4))
     for name, weight in weights(made).items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], weight, rtol=1e-3, atol=2e-4)

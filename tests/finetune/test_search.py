@@ -13,6 +13,7 @@ from salf.engine.training.checkpoint import Training
 from salf.engine.training.step import Stepper
 from salf.errors import UserError
 from salf.plan import FreezePlan
+from salf.records import CurvePoint
 from stages.finetune import search
 from stages.finetune.search import Bench, Candidate, best_of_grid
 from tests.engine.models.tiny import tiny_network
@@ -50,11 +51,11 @@ def bench(tmp_path, hub_folder):
 @pytest.mark.parametrize("rates", [[0.01, 0.0001, 0.001], [0.001, 0.01, 1.0]], ids=["an end", "inside"])
 def test_without_labels_the_lowest_validation_loss_wins_and_an_end_of_the_grid_is_told(bench, rates, capsys):
     found = best_of_grid(bench(rates), seed=1)
-    losses = {one["rate"]: one["validation_loss"] for one in found.grid}
+    losses = {one.rate: one.validation_loss for one in found.grid}
     assert list(losses) == sorted(rates)
     assert found.best.rate == min(losses, key=losses.get) == 0.01
     assert ("an end of the grid" in capsys.readouterr().out) == (max(rates) == 0.01)
-    assert found.best.training.curve[-1]["validation_loss"] == min(losses.values())
+    assert found.best.training.curve[-1].validation_loss == min(losses.values())
 
 
 def test_every_rate_is_scored_on_the_test_split_which_decides_nothing(bench):
@@ -62,18 +63,18 @@ def test_every_rate_is_scored_on_the_test_split_which_decides_nothing(bench):
     made = bench([0.0001, 0.01, 0.001])
     found = best_of_grid(made, seed=1)
     for entry in found.grid:
-        alone = bench([entry["rate"]])
+        alone = bench([entry.rate])
         one = best_of_grid(replace(alone, unfinished=alone.unfinished / "alone"), seed=1)
-        assert set(one.grid[0]) == {"rate", "validation_loss", "validation_accuracy"}
+        assert one.grid[0].model_fields_set == {"rate", "validation_loss", "validation_accuracy"}
         losses = []
         for example in made.test:
             ids = torch.tensor([[*example.prompt_ids, *example.answer_ids]])
             labels = ids.clone()
             labels[0, : len(example.prompt_ids)] = -100
             losses.append(one.best.trainable.model.network(ids, labels=labels).loss.item())
-        assert entry["test_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-        assert entry["validation_loss"] == one.grid[0]["validation_loss"]
-        assert entry["test_accuracy"] is None
+        assert entry.test_loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+        assert entry.validation_loss == one.grid[0].validation_loss
+        assert entry.test_accuracy is None
         assert one.best.training.flops == found.best.training.flops
     worse = replace(made, test=made.test[::-1], unfinished=made.unfinished / "other")
     assert best_of_grid(worse, seed=1).best.rate == found.best.rate
@@ -134,21 +135,21 @@ def test_a_clear_difference_in_accuracy_decides_a_grid(bench, monkeypatch):
 
     def trained(_bench, _scope, _model, _states, _costs, rate, *_):
         loss, accuracy = stood[rate]
-        curve = [{"validation_loss": loss, "validation_accuracy": accuracy}]
+        curve = [CurvePoint.model_construct(validation_loss=loss, validation_accuracy=accuracy)]
         return Candidate(rate, None, Training(curve=curve))
 
     monkeypatch.setattr("stages.finetune.search._train_one", trained)
     found = best_of_grid(bench(list(stood)), seed=1)
     assert found.best.rate == 0.01  # of twelve examples, so that one standard error is 12 points
-    assert [one["validation_accuracy"] for one in found.grid] == [0.80, 0.75, 0.5]
+    assert [one.validation_accuracy for one in found.grid] == [0.80, 0.75, 0.5]
 
 
 def test_a_rate_at_which_training_diverges_loses(bench, capsys):
     found = best_of_grid(bench([0.001, DIVERGING]), seed=1)
     assert found.best.rate == 0.001
-    assert found.grid[1].pop("rate") == DIVERGING
-    assert set(found.grid[1].values()) == {None}
-    assert set(found.grid[1]) | {"rate"} == set(found.grid[0])
+    assert found.grid[1].rate == DIVERGING
+    assert found.grid[1].model_fields_set == found.grid[0].model_fields_set
+    assert set(found.grid[1].model_dump(exclude={"rate"}).values()) == {None}
     assert "with learning rate 1e+38; lower finetune.learning_rate" in capsys.readouterr().out
 
 

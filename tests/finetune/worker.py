@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
             processes=processes,
         )
         save_file(weights(made), folder / f"weights-{processes.rank}.safetensors")
-        record = {"curve": done.curve, "flops": done.flops, "steps": done.steps}
+        record = {"curve": [point.model_dump() for point in done.curve], "flops": done.flops, "steps": done.steps}
         (folder / f"record-{processes.rank}.json").write_text(json.dumps(record))
 
 

@@ -1,39 +1,38 @@
 """Unfinished training, kept on disk: a killed run goes on where it last stood."""
 
-import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
+from pydantic import BaseModel
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from salf.engine.models.shards import write_tensors
 from salf.files import replacing_file, sealed_file
+from salf.records import CurvePoint
 
 _ADAM: Final = ("exp_avg", "exp_avg_sq", "step")
 
 
-@dataclass
-class Training:
+class Training(BaseModel):
     """What a training run left behind.
 
     Attributes:
-        curve: a point per validation: step, epoch, flops, train_loss, validation_loss, validation_accuracy.
+        curve: a point per validation.
         steps: optimizer steps taken.
         step_seconds: wall-clock of each step, validation left out.
         losses: of the steps since the last validation.
     """
 
-    curve: list[dict[str, Any]] = field(default_factory=list)
+    curve: list[CurvePoint] = []
     steps: int = 0
     flops: int = 0
-    step_seconds: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
+    step_seconds: list[float] = []
+    losses: list[float] = []
 
 
 class Checkpoint:
@@ -81,7 +80,7 @@ class Checkpoint:
             if self.optimizer and (state := self.optimizer.state.get(parameter)):  # none: it has not trained (lately)
                 tensors |= {f"{number}.{name}": state[name] for name in _ADAM}
         with replacing_file(self.path, sealed=True) as aside:
-            write_tensors(aside, tensors, {"training": json.dumps(asdict(done), allow_nan=False)})
+            write_tensors(aside, tensors, {"training": done.model_dump_json()})
 
     def resume(self, fresh: Training) -> Training:
         """What was done so far, with parameters and optimizer as they were.
@@ -92,7 +91,7 @@ class Checkpoint:
         if kept is None:
             return fresh
         with safe_open(kept, framework="pt") as file:
-            done = Training(**json.loads(file.metadata()["training"]))
+            done = Training.model_validate_json(file.metadata()["training"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         with torch.no_grad():
             for number, parameter in enumerate(self.parameters):

@@ -19,6 +19,7 @@ from salf.engine.training.step import Stepper, cut
 from salf.engine.training.trainable import Trainable
 from salf.engine.training.validation import Split, validate
 from salf.errors import UserError
+from salf.records import CurvePoint
 from salf.settings import Finetune
 
 
@@ -89,14 +90,14 @@ def train(
         if done.steps:  # the last update may be what breaks the weights
             check(loss, "validation loss")
         done.curve.append(
-            {
-                "step": done.steps,
-                "epoch": epoch,
-                "flops": done.flops,
-                "train_loss": float(np.mean(done.losses)) if done.losses else None,
-                "validation_loss": loss,
-                "validation_accuracy": accuracy,
-            }
+            CurvePoint(
+                step=done.steps,
+                epoch=epoch,
+                flops=done.flops,
+                train_loss=float(np.mean(done.losses)) if done.losses else None,
+                validation_loss=loss,
+                validation_accuracy=accuracy,
+            )
         )
         done.losses.clear()
 
@@ -126,8 +127,8 @@ def _held(done: Training) -> str:
     if not done.curve:
         return ""
     point = done.curve[-1]
-    score = point["validation_accuracy"]
-    held = f"accuracy {score:.3f}" if score is not None else f"loss {point['validation_loss']:.3f}"
+    score = point.validation_accuracy
+    held = f"accuracy {score:.3f}" if score is not None else f"loss {point.validation_loss:.3f}"
     return f", validation {held}"
 
 

@@ -44,7 +44,7 @@ def trained(task, mode):
     reader = Reader(task.model, task.runtime, None, BATCH_TOKENS)
     split = Split(task.examples, start)
     done = train(made, task.runtime, split, split, reader, costs, params, 0.01, 1, "test")
-    losses = [[point["train_loss"], point["validation_loss"]] for point in done.curve]
+    losses = [[point.train_loss, point.validation_loss] for point in done.curve]
     return losses, done.flops, {name: p.detach() for name, p in task.model.network.named_parameters()}
 
 

@@ -167,7 +167,7 @@ def test_a_whole_run_in_parts_ends_with_the_weights_of_one_in_one_piece():
     one = run(whole, EXAMPLES, start_of(whole, EXAMPLES), params())
     other = run(parts, EXAMPLES, start_of(parts, EXAMPLES), params(accumulate=3, gradient_checkpointing=True))
     for mine, theirs in zip(one.curve, other.curve, strict=True):
-        assert mine["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=1e-4)
+        assert mine.validation_loss == pytest.approx(theirs.validation_loss, rel=1e-4)
     for name, weight in weights(whole).items():
         torch.testing.assert_close(weights(parts)[name], weight, rtol=1e-3, atol=2e-4)
 

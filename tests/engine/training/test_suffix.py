@@ -41,7 +41,7 @@ def test_cached_and_uncached_training_are_the_same(examples, boundary):
     beginning = examples[0].prompt_ids[:SHARED]
     theirs = run(uncached, examples, Embeddings.behind(uncached.model, beginning), params())
     for mine, other in zip(ours.curve, theirs.curve, strict=True):
-        assert mine["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-4)
+        assert mine.validation_loss == pytest.approx(other.validation_loss, rel=1e-4)
     for name, weight in weights(cached).items():
         torch.testing.assert_close(weight, weights(uncached)[name], rtol=1e-3, atol=2e-4)
 
@@ -134,7 +134,7 @@ def test_more_epochs_stretch_the_schedule_and_the_validations(examples):
     ours = run(stretched, examples, start_of(stretched, examples), few, epochs=6)
     theirs = run(plain, examples, start_of(plain, examples), params(epochs=6, evaluations_per_epoch=1))
     assert (ours.steps, ours.curve) == (theirs.steps, theirs.curve)
-    assert [point["epoch"] for point in ours.curve] == list(range(7))
+    assert [point.epoch for point in ours.curve] == list(range(7))
     assert_equal_weights(stretched, plain)
 
 
@@ -186,7 +186,7 @@ def test_dropout_is_for_training_steps_and_not_for_validation(examples):
     plain, dropping = trainable(2), trainable(2, attention_dropout=0.5)
     without, with_dropout = (run(made, examples, start_of(made, examples), params()) for made in (plain, dropping))
     assert with_dropout.curve[0] == without.curve[0]  # before the first step
-    assert with_dropout.curve[-1]["train_loss"] != without.curve[-1]["train_loss"]
+    assert with_dropout.curve[-1].train_loss != without.curve[-1].train_loss
     assert [layer.training for layer in dropping.model.layers] == [False, False, True, True]  # as before
 
 

@@ -2,25 +2,29 @@
 
 import pytest
 
+from salf.records import FineTuneParams
+from salf.settings import Device
 from stages.finetune.__main__ import main
-from stages.finetune.words import choice_words, frozen_words, head_words, trained_words
+from stages.finetune.card import choice_words, frozen_words, head_words, trained_words
+from tests.engine.training.tiny_training import params
+from tests.fine_tune_records import fine_tune_record
 
 DEPTH = 6
 
 
-def run_of(selector, layers, *, boundary=0, lora=False, final=True):
+def run_of(method, layers, *, boundary=0, final=True, **changes):
     units = [f"layer-{layer:02d}" for layer in layers]
-    if not lora:
+    if not method.endswith("lora"):
         units = ["embedding"] * (boundary == 0) + units + ["final"] * final
-    settings = {"finetune": {"lisa_layers": 2, "lisa_steps": 5}}
-    return {
-        "selector": selector,
-        "boundary": boundary,
-        "lora": lora,
-        "trained_layers": layers,
-        "trained_units": units,
-        "params": settings,
-    }
+    settings = params(lisa_layers=2, lisa_steps=5)
+    return fine_tune_record(
+        method=method,
+        boundary=boundary,
+        trained_layers=layers,
+        trained_units=units,
+        params=FineTuneParams(device=Device(kind="cpu", dtype="float32"), finetune=settings),
+        **changes,
+    )
 
 
 @pytest.mark.parametrize(
@@ -34,14 +38,14 @@ def run_of(selector, layers, *, boundary=0, lora=False, final=True):
             "that of the selector `salf`",
         ),
         (
-            run_of("salf", [6], boundary=5) | {"boundary_before_budget": 0},
+            run_of("salf", [6], boundary=5, boundary_before_budget=0),
             "layer 6",
             "embeddings",
             "`salf`; without `plan.budget` it would be 0.",
         ),
         (run_of("freeze-5", [6], boundary=5), "layer 6", "embeddings and layers 1–5 frozen", "given by hand"),
         (run_of("none", [], boundary=6), "the final norm only", "embeddings and layers 1–6 frozen", "`none`"),
-        (run_of("freeze-1", [2, 3, 4, 5, 6], boundary=1, lora=True), "layers 2–6", "embeddings and layer 1", "by hand"),
+        (run_of("freeze-1+lora", [2, 3, 4, 5, 6], boundary=1), "layers 2–6", "embeddings and layer 1", "by hand"),
         (
             run_of("first-n", [1, 2], final=False),
             "embeddings and layers 1–2",
@@ -69,7 +73,7 @@ def test_what_was_trained_and_left_alone_and_who_chose_it(run, trained, frozen, 
         (run_of("salf", [4, 5, 6], boundary=3), "and stayed frozen", "and trained"),
         (run_of("first-n", [1, 2], final=False), "and trained", "and stayed frozen"),
         (run_of("lisa", [1, 2]), "and trained", "and trained"),
-        (run_of("full", [1, 2], lora=True), "are the base's", "are the base's"),
+        (run_of("lora", [1, 2]), "are the base's", "are the base's"),
     ],
 )
 def test_what_became_of_the_head(run, tied, own):
