@@ -166,13 +166,8 @@ class FreezePlan(Record):
             UserError: the model differs from the planned one (the message names the differences), the plan has no
                 such scope, or nothing is left to train.
         """
-        _require_type(self.model, model)
-        parameters = NetworkParameters.of(model)
-        family = family_of(self.model.family, parameters.own)
-        differences = _differences(self, family, parameters.own)
-        if differences:
-            raise _another_model(self.model, differences)
-        boundary = self.boundary_of(scope)
+        parameters = self.check(model)
+        family, boundary = family_of(self.model.family, parameters.own), self.boundary_of(scope)
         trained = parameters.train_above(family, boundary, tied_head=self.model.tied_head)
         if not trained:
             raise UserError(
@@ -180,6 +175,24 @@ class FreezePlan(Record):
                 "(an adapter that was loaded trains after PeftModel.from_pretrained(..., is_trainable=True))"
             )
         return trained
+
+    def check(self, model: CausalModel) -> NetworkParameters:
+        """Compare a model with the planned one, as `apply` does, and change nothing; returns its parameters.
+
+        Raises:
+            UserError: the model differs from the planned one.
+        """
+        kind = getattr(getattr(model, "config", None), "model_type", self.model.family)
+        parameters = NetworkParameters.of(model)
+        # Another type's parts may have other names, so sizes could not be compared.
+        differences = (
+            [f"model type: {kind} instead of {self.model.family}"]
+            if kind != self.model.family
+            else _differences(self, family_of(kind, parameters.own), parameters.own)
+        )
+        if differences:
+            raise UserError(f"the freeze plan is for {self.model.name}, this model differs: {'; '.join(differences)}")
+        return parameters
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -206,17 +219,6 @@ def apply_freeze_plan(model: CausalModel, plan: FreezePlan | str | Path, scope: 
 def write_schema(path: Path = SCHEMA_FILE) -> None:
     """Write the JSON Schema of the artifact."""
     write_json(path, FreezePlan.model_json_schema())
-
-
-def _require_type(planned: PlannedModel, model: CausalModel) -> None:
-    """Refuse another model type first: its parts may have other names, and sizes could not be compared."""
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in (None, planned.family):
-        raise _another_model(planned, [f"model type: {kind} instead of {planned.family}"])
-
-
-def _another_model(planned: PlannedModel, differences: list[str]) -> UserError:
-    return UserError(f"the freeze plan is for {planned.name}, this model differs: {'; '.join(differences)}")
 
 
 def _differences(plan: FreezePlan, family: Family, own: Mapping[str, Any]) -> list[str]:

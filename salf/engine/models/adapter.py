@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from salf.engine.models.causal_model import CausalModel
 from salf.engine.models.frozen import WHOLE, Frozen, compute_as_quantised
-from salf.engine.models.probe import difference
+from salf.engine.models.probe import difference, relative_difference
 from salf.errors import UserError, reading
 from salf.families import Family, family_of
 from salf.files import read_json
@@ -114,16 +114,29 @@ def take_apart(network: PreTrainedModel) -> CausalModel:
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"model type {kind!r}: its layers cannot be run one by one: {reason[:300]}") from None
-    # LLM.int8 takes a column of its inputs for an outlier by all rows of a pass, and ours hold others.
-    rounds = getattr(network, "is_loaded_in_8bit", False)
+    _require_near(network, far)
+    return model
+
+
+def require_same_logits(network: PreTrainedModel, ours: Tensor, theirs: Tensor) -> None:
+    """Compare logits that were computed layer by layer with the model's own, [N, vocabulary] both.
+
+    Raises:
+        UserError: they differ, or are not finite.
+    """
+    _require_near(network, relative_difference(ours, theirs))
+
+
+def _require_near(network: PreTrainedModel, far: float) -> None:
     if not math.isfinite(far):
         raise UserError(f"{network.name_or_path}: {_not_finite(network)}")
+    # LLM.int8 takes a column of its inputs for an outlier by all rows of a pass, and ours hold others.
+    rounds = getattr(network, "is_loaded_in_8bit", False)
     if not far <= (_TOLERANCE_COARSE if rounds else _TOLERANCE.get(network.dtype, _TOLERANCE_COARSE)):
         raise UserError(
-            f"model type {kind!r}: its layers, run one by one, give other logits than the model itself "
-            f"(relative difference {far:.2g}); this architecture is not supported"
+            f"model type {network.config.model_type!r}: its layers, run one by one, give other logits than the model "
+            f"itself (relative difference {far:.2g}); this architecture is not supported"
         )
-    return model
 
 
 def _not_finite(network: PreTrainedModel) -> str:

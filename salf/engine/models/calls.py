@@ -55,7 +55,7 @@ def layer_calls(trunk: nn.Module, layers: nn.ModuleList, last: int, **inputs: An
         inputs: what the trunk is called with; positions are left out where it takes none.
     """
     calls: list[LayerCall] = []
-    recorders = {number: _Recorder(layer, calls, last) for number, layer in layers.named_children()}
+    recorders = {number: _Recorder(layer, calls=calls, last=last) for number, layer in layers.named_children()}
     if "position_ids" not in _parameters(type(trunk).forward):
         inputs.pop("position_ids", None)
     own = vars(layers)["_modules"]
@@ -69,12 +69,19 @@ def layer_calls(trunk: nn.Module, layers: nn.ModuleList, last: int, **inputs: An
     raise RuntimeError(f"the model called {len(calls)} of its layers instead of {last}")
 
 
-class _Recorder(nn.Module):
-    """In a layer's place, with the layer's own attributes: its hooks and its forward pass do not run."""
+class StandIn(nn.Module):
+    """In a layer's place, with the layer's own attributes: the layer's hooks and its forward pass do not run."""
 
-    def __init__(self, layer: nn.Module, calls: list[LayerCall], last: int) -> None:
+    def __init__(self, layer: nn.Module, **own: Any) -> None:
         super().__init__()
-        vars(self).update(layer=layer, calls=calls, last=last)
+        vars(self).update(layer=layer, **own)  # not registered: the layer's parameters stay out of the module tree
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["layer"], name)
+
+
+class _Recorder(StandIn):
+    """Keeps what the layer would have been given."""
 
     def forward(self, *values: Any, **options: Any) -> Tensor:
         """Keep what the layer would have been given; hand on what the first layer was given."""
@@ -84,9 +91,6 @@ class _Recorder(nn.Module):
         if len(self.calls) == self.last:
             raise _EnoughRecorded
         return self.calls[0].states
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["layer"], name)
 
 
 def apply(part: Callable[..., Tensor], *inputs: Any, recompute: bool) -> Tensor:
@@ -110,6 +114,18 @@ def computing(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
         vars(module).pop("forward")
         if own is not None:
             vars(module)["forward"] = own
+
+
+@contextmanager
+def in_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while, in whichever modules it was on."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @cache

@@ -1,0 +1,199 @@
+"""The trained layers of a causal language model, as a model of its own that starts at boundary states.
+
+The suffix is a shallow copy of the network: an object of the same class with the same modules, except that
+stand-ins take the place of the frozen layers. A stand-in computes nothing; it hands on the boundary states. So
+masks, positions, logits, loss and gradient checkpointing are the network's own code, and parameters keep their
+names.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from salf.engine.models.adapter import require_same_logits
+from salf.engine.models.calls import StandIn, in_eval_mode
+from salf.errors import UserError
+from salf.families import Family, family_of
+from salf.parameters import NetworkParameters
+from salf.plan import FreezePlan
+
+
+def suffix(model: nn.Module, plan_or_boundary: FreezePlan | int, scope: str | None = None) -> Any:
+    """Return the layers above a boundary, with final norm and head, as a model that takes boundary states.
+
+    The result is called like the Hugging Face model itself, with boundary states (`prefix_states`) as
+    `inputs_embeds` [B, T, H]: `attention_mask`, `labels` (-100 is ignored), `num_items_in_batch`, `return_dict` and
+    the rest mean the same. It shares the model's parameters, so training it trains the model; afterwards call
+    `model.save_pretrained`. The suffix's own `save_pretrained` does that too, so checkpoints of a Trainer are whole
+    models. A mixture of experts adds its auxiliary loss, if its configuration asks for one, over the trained layers.
+
+    `requires_grad` is set as by `FreezePlan.apply`. Adapters work both ways: `get_peft_model(suffix)`, or the suffix
+    of a model that PEFT has wrapped.
+
+    Args:
+        model: a Hugging Face causal language model on one device, or PEFT's wrapper around one.
+        plan_or_boundary: a freeze plan, or the last frozen layer (1 to L).
+        scope: a selector or `freeze-<k>`, to use its boundary instead of the plan's own.
+
+    Raises:
+        UserError: nothing is frozen, the plan is for another model, the model is spread over several devices, or its
+            layers cannot be run apart from the rest.
+    """
+    network = network_of(model)
+    if len(set(getattr(network, "hf_device_map", None) or {"": ""}.values())) > 1:
+        raise UserError("the model is spread over several devices (device_map); a suffix needs it on one")
+    family, boundary = _freeze(model, network, plan_or_boundary, scope)
+    twin = _twin(network, family, boundary)
+    _check(network, twin, family, boundary)
+    twin.train(network.training)
+    return twin
+
+
+def network_of(model: nn.Module) -> PreTrainedModel:
+    """The Hugging Face model itself, without PEFT's wrapper."""
+    base = getattr(model, "get_base_model", None)
+    return base() if callable(base) else model
+
+
+def frozen_layers(network: PreTrainedModel, plan_or_boundary: FreezePlan | int, scope: str | None) -> int:
+    """The boundary, which freezes one layer at least.
+
+    Raises:
+        UserError: it freezes none, or more than there are, or the plan is for another model.
+    """
+    if isinstance(plan_or_boundary, FreezePlan):
+        plan_or_boundary.check(network)
+        boundary = plan_or_boundary.boundary_of(scope)
+    else:
+        boundary = plan_or_boundary
+    depth = network.config.get_text_config().num_hidden_layers
+    if not 0 < boundary <= depth:
+        raise UserError(f"boundary {boundary}: cached states need 1 to {depth} frozen layers")
+    return boundary
+
+
+def _freeze(
+    model: nn.Module, network: PreTrainedModel, plan_or_boundary: FreezePlan | int, scope: str | None
+) -> tuple[Family, int]:
+    boundary = frozen_layers(network, plan_or_boundary, scope)
+    parameters = NetworkParameters.of(model)
+    family = family_of(network.config.model_type, parameters.own)
+    tied = network.get_input_embeddings().weight is network.get_output_embeddings().weight
+    parameters.train_above(family, boundary, tied_head=tied)
+    return family, boundary
+
+
+@dataclass
+class _Entry:
+    """Where the trunk leaves the boundary states for the stand-ins.
+
+    Attributes:
+        states: of the pass that runs, [B, T, H].
+        in_tuple: the network's layers return their states as the first of a tuple.
+    """
+
+    states: Tensor | None = None
+    in_tuple: bool = False
+
+
+class _Frozen(StandIn):
+    """In a frozen layer's place."""
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """Hand on the boundary states."""
+        return (self.entry.states, None) if self.entry.in_tuple else self.entry.states
+
+
+class _Trunk:
+    """What is different in the suffix's trunk."""
+
+    entry: _Entry
+    width: int
+
+    def forward(self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None, **options: Any) -> Any:
+        """Run the trunk on placeholders, which the stand-ins replace by the states."""
+        if input_ids is not None or inputs_embeds is None:
+            raise UserError("a suffix takes boundary states as inputs_embeds; for token ids call the model itself")
+        self.entry.states = inputs_embeds
+        embedded = inputs_embeds.new_zeros(1).expand(*inputs_embeds.shape[:2], self.width)  # [B, T, E], no memory
+        try:
+            return super().forward(inputs_embeds=embedded, **{**options, "use_cache": False})  # type: ignore[misc]
+        finally:
+            self.entry.states = None
+
+
+class _Network:
+    """What is different in the suffix as a whole."""
+
+    main_input_name = "inputs_embeds"
+    whole: PreTrainedModel
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Save the whole model, frozen layers included."""
+        self.whole.save_pretrained(save_directory, **{**options, "state_dict": None})
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute layers in the backward pass; non-reentrant, because boundary states want no gradient."""
+        options = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
+        super().gradient_checkpointing_enable(options)  # type: ignore[misc]
+
+
+def _twin(network: PreTrainedModel, family: Family, boundary: int) -> Any:
+    """A copy of the network down to its list of layers; everything else is shared."""
+    twin = _copied(network, _Network, whole=network)
+    *between, last = family.trunk.split(".")
+    parent, entry = twin, _Entry()
+    for name in between:
+        parent = _replace(parent, name, _copied(getattr(parent, name)))
+    width = network.get_input_embeddings().weight.shape[1]
+    trunk = _replace(parent, last, _copied(getattr(parent, last), _Trunk, entry=entry, width=width))
+    layers = network.get_submodule(family.layers)
+    standins = [_Frozen(layer, entry=entry) for layer in layers[:boundary]]
+    _replace(trunk, family.layers.rpartition(".")[2], nn.ModuleList([*standins, *layers[boundary:]]))
+    return twin
+
+
+def _copied(module: nn.Module, difference: type | None = None, **own: Any) -> nn.Module:
+    """A shallow copy with a table of modules of its own; ``difference`` comes before its class."""
+    twin = copy.copy(module)
+    vars(twin).pop("forward", None)  # set on the instance, it would run the original
+    vars(twin).update(_modules=dict(vars(module)["_modules"]), **own)
+    if difference is not None:
+        kind = type(module)
+        twin.__class__ = type(kind.__name__, (difference, kind), {"__module__": kind.__module__})
+    return twin
+
+
+def _replace(parent: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    vars(parent)["_modules"][name] = module
+    return module
+
+
+def _check(network: PreTrainedModel, twin: Any, family: Family, boundary: int) -> None:
+    """Learn how layers return their states, and compare the suffix's logits with the model's on a few tokens.
+
+    Raises:
+        UserError: they differ.
+    """
+    entry: _Entry = twin.get_submodule(family.trunk).entry
+    device = network.get_input_embeddings().weight.device
+    rows = [torch.arange(1, tokens + 1, device=device) for tokens in (3, 5)]
+    ids, mask = (pad_sequence(part, batch_first=True) for part in (rows, [torch.ones_like(row) for row in rows]))
+    outputs: list[Any] = []
+    layer = network.get_submodule(family.layers)[boundary - 1]
+    handle = layer.register_forward_hook(lambda *given: outputs.append(given[-1]))
+    try:
+        with torch.no_grad(), in_eval_mode(network):
+            theirs = network(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+            entry.in_tuple = isinstance(outputs[0], tuple)
+            states = outputs[0][0] if entry.in_tuple else outputs[0]
+            ours = twin(inputs_embeds=states, attention_mask=mask).logits[mask.bool()]
+    finally:
+        handle.remove()
+    require_same_logits(network, ours, theirs)
