@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from salf.engine.models.adapter import require_same_logits
-from salf.engine.models.calls import StandIn, in_eval_mode
+from salf.engine.models.causal_model import StandIn, in_eval_mode
 from salf.errors import UserError
 from salf.families import Family, family_of
 from salf.parameters import NetworkParameters

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
-from salf.engine.models.skeleton import without_weights
+from salf.engine.models.frozen import without_weights
 from salf.errors import UserError, reading
 from stages.base import embedded
 from stages.base.check import beyond, check_vocabulary, parameter_names, shown

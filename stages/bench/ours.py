@@ -13,7 +13,7 @@ import torch
 from salf.cost import ModelShape
 from salf.engine.answers import Answer, Embeddings, Reader, Start
 from salf.engine.batches import Example
-from salf.engine.boundary_cache.compute import cache_boundary
+from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.runtime import Runtime, choose_runtime, find_runtime
 from salf.engine.training.costs import Costs

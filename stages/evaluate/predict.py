@@ -12,9 +12,8 @@ from transformers import GenerationConfig
 
 from salf.engine.answers import Reader, Start
 from salf.engine.batches import Example
-from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings
+from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
 from salf.engine.boundary_cache.key import frozen_units
-from salf.engine.boundary_cache.opened import Opened, print_opened
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.progress import progress
 from salf.engine.rules import rule_of

@@ -8,7 +8,7 @@ from pathlib import Path
 from salf.cost import ModelShape
 from salf.engine.answers import Reader
 from salf.engine.batches import Example
-from salf.engine.boundary_cache.opened import Opened
+from salf.engine.boundary_cache.cache import Opened
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.runtime import Runtime
 from salf.engine.training.checkpoint import Checkpoint, Training

@@ -8,7 +8,7 @@ from typing import Any
 
 from salf.engine.answers import Answer, Reader, Start
 from salf.engine.batches import Example
-from salf.engine.boundary_cache.opened import Opened
+from salf.engine.boundary_cache.cache import Opened
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.training.loop import train
 from salf.engine.training.starts import CACHE_BATCH_TOKENS, begun, open_states

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, BitNetConfig, LlamaConfig, Qwen2C
 from salf import cost
 from salf.engine.answers import Embeddings, training_logits
 from salf.engine.batches import Batch, Example
-from salf.engine.boundary_cache.compute import cache_boundary
+from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import choose_runtime
 from salf.errors import UserError

@@ -1,32 +1,88 @@
 """The boundary cache as stages use it: it says where a split's passes begin, and keeps what is worth keeping."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import torch
 from torch import Tensor
 
 from salf.engine.answers import Embeddings, Start
 from salf.engine.batches import Example
-from salf.engine.boundary_cache.choice import disk_rather_than_off, in_memory, worth_reading, worth_writing
-from salf.engine.boundary_cache.compute import Team, Timed, frozen_states, gather
-from salf.engine.boundary_cache.folder import GIB, CacheFolder, DiskRates, amount
+from salf.engine.boundary_cache.folder import (
+    GIB,
+    CacheFolder,
+    DiskRates,
+    amount,
+    disk_rather_than_off,
+    in_memory,
+    worth_reading,
+    worth_writing,
+)
 from salf.engine.boundary_cache.key import Key
-from salf.engine.boundary_cache.layout import Layout
-from salf.engine.boundary_cache.opened import Opened
-from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers
+from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Team, Timed, frozen_states, gather
 from salf.engine.models.adapter import CausalModel
 from salf.engine.progress import progress
 from salf.engine.runtime import Runtime
 from salf.errors import UserError
 from salf.memory import free_memory_bytes
 from salf.settings import CacheMode
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Where a split's passes begin, and how it came about.
+
+    Attributes:
+        start: boundary states, or frozen layers that run for every batch.
+        origin: computed; continued from the states of a shallower boundary; reused from disk; off.
+        begun: the space that computing began at.
+        kept: where the states are; nowhere if off.
+        size: bytes of the states.
+        seconds_computing: what computing the states took, whenever that was; 0 if off.
+        reason: why it was done so.
+        seconds: what opening took here.
+    """
+
+    start: BoundaryStates | FrozenLayers
+    origin: Literal["computed", "continued", "reused", "off"]
+    begun: int
+    kept: Literal["in memory", "on disk", "in memory and on disk", "nowhere"]
+    size: int
+    seconds_computing: float
+    reason: str
+    seconds: float = 0.0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For the record of what was measured."""
+        names = ("origin", "begun", "kept", "size", "seconds_computing", "seconds")
+        return {("bytes" if name == "size" else name): getattr(self, name) for name in names}
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        if self.origin == "off":
+            return f"computed anew for every batch ({self.reason})"
+        how = f"continued from layer {self.begun}" if self.origin == "continued" else self.origin
+        return f"{amount(self.size)} {how}, kept {self.kept} ({self.reason})"
+
+    def start_for(self, model: CausalModel) -> Start:
+        """The start for another model with the same frozen layers."""
+        if isinstance(self.start, BoundaryStates):
+            return self.start
+        return replace(self.start, model=model, below=replace(self.start.below, model=model))
+
+
+def print_opened(boundary: int, opened: Mapping[str, Opened]) -> None:
+    """One line that says what was done with each split's states, and why."""
+    print(f"states behind layer {boundary}: {'; '.join(f'{name} {one.words}' for name, one in opened.items())}")
+
 
 _SAMPLE_SECONDS: Final = 1.0
 

@@ -1,17 +1,61 @@
-"""Where a pass through the suffix begins: at kept boundary states, or behind frozen layers that run again."""
+"""Boundary states: how a split's rows lie, where a pass begins, and the frozen layers' one pass."""
 
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from salf.engine.answers import Embeddings
-from salf.engine.batches import Batch
-from salf.engine.boundary_cache.layout import Layout
+from salf.engine.answers import Embeddings, Start
+from salf.engine.batches import Batch, Example, inference_batches
 from salf.engine.models.adapter import CausalModel
 from salf.engine.models.walk import Beginning, behind, run, walk_beginning
 from salf.engine.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The rows of a split: the shared beginning's, then group after group, so that all is written in one go.
+
+    A group is what goes through the frozen layers in one pass; groups hold examples of similar length, so
+    that what trains together lies close together.
+
+    Attributes:
+        shared: P, rows of the beginning that all prompts share.
+        groups: the examples of each pass.
+        firsts: the first row of every example, [examples].
+        lengths: how many rows each has, [examples].
+    """
+
+    shared: int
+    groups: list[list[int]]
+    firsts: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], shared: int, batch_tokens: int) -> Self:
+        """Passes of at most ``batch_tokens`` tokens behind the beginning."""
+        tokens = [len(example.inputs) - shared for example in examples]
+        groups = inference_batches(tokens, batch_tokens)
+        order = torch.tensor([i for group in groups for i in group])
+        lengths = torch.tensor(tokens)
+        ends = shared + lengths[order].cumsum(0)
+        firsts = torch.empty_like(lengths).index_copy_(0, order, ends - lengths[order])
+        return cls(shared, groups, firsts, lengths)
+
+    @property
+    def rows(self) -> int:
+        """All rows."""
+        return self.shared + int(self.lengths.sum())
+
+    def rows_of(self, index: Tensor, *, joined: bool) -> Tensor:
+        """Row numbers of the examples ``index``, end to end, [N]; ``joined``: the beginning's P before them."""
+        lengths = self.lengths[index]
+        ends = lengths.cumsum(0)
+        own = torch.arange(int(ends[-1])) + torch.repeat_interleave(self.firsts[index] - ends + lengths, lengths)
+        return torch.cat([torch.arange(self.shared), own]) if joined else own
 
 
 @dataclass(frozen=True)
@@ -92,3 +136,120 @@ class FrozenLayers:
             packing = behind(batch.lengths, self.model.device, self.walked)
             own = run(self.model, self.below.states(batch), 0, self.space, packing)
         return torch.cat([self.walked.states, own]) if joined and self.walked else own
+
+
+class Team(Protocol):
+    """Processes that compute together: each calls the same functions with the same arguments."""
+
+    @property
+    def rank(self) -> int:
+        """Of this process, from 0."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """``tensor`` with the sum over all processes in place of its values."""
+
+
+def frozen_states(
+    model: CausalModel,
+    runtime: Runtime,
+    examples: Sequence[Example],
+    layout: Layout,
+    start: Start,
+    boundary: int,
+    advance: Callable[[int], None] = lambda _: None,
+    team: Team | None = None,
+) -> Iterator[Tensor]:
+    """Yield the states of space ``boundary`` in the order of ``layout``'s rows, on the host.
+
+    First the beginning's, [P, hidden], where there is one; then each group's, [rows, hidden].
+
+    Args:
+        model: the model.
+        runtime: device and precision.
+        examples: the split.
+        layout: its groups.
+        start: where the pass begins: at the embeddings, or at a shallower boundary's states. Groups are the
+            same either way, and so are the states, bit by bit.
+        boundary: the last frozen layer.
+        advance: called with the number of examples done.
+        team: processes that share the groups out among them; each gets the states of all.
+    """
+    with torch.no_grad(), runtime.autocast():
+        beginning = walk_beginning(model, start.beginning(), start.space, boundary)
+    if beginning is not None:
+        yield beginning.states.cpu()
+
+    def through(group: Sequence[int]) -> Tensor:
+        batch = Batch.of(examples, group, layout.shared).to(model.device)
+        with torch.no_grad(), runtime.autocast():
+            packing = behind(batch.lengths, model.device, beginning)
+            return run(model, start.states(batch), start.space, boundary, packing)
+
+    size = team.count if team else 1
+    for first in range(0, len(layout.groups), size):
+        groups = layout.groups[first : first + size]
+        yield from _through_together(groups, layout, through, team) if team else [through(groups[0]).cpu()]
+        advance(sum(map(len, groups)))
+
+
+def _through_together(
+    groups: Sequence[Sequence[int]], layout: Layout, through: Callable[[Sequence[int]], Tensor], team: Team
+) -> Sequence[Tensor]:
+    """States of a group for every process at most: each computes one, and all get all."""
+    sizes = [int(layout.lengths[group].sum()) for group in groups]
+    mine = through(groups[min(team.rank, len(groups) - 1)])
+    whole = mine.new_zeros(sum(sizes), mine.shape[1])
+    if team.rank < len(groups):
+        whole.split(sizes)[team.rank].copy_(mine)
+    return team.add_up(whole).cpu().split(sizes)
+
+
+class Timed(Iterator[Tensor]):
+    """Parts as they are computed, and the seconds that computing them took: writing them is not in it.
+
+    Attributes:
+        seconds: so far.
+    """
+
+    def __init__(self, parts: Iterator[Tensor], seconds: float = 0.0) -> None:
+        """Begin the count at ``seconds``."""
+        self.parts, self.seconds = parts, seconds
+
+    def __next__(self) -> Tensor:
+        began = time.perf_counter()
+        try:
+            return next(self.parts)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+def gather(parts: Iterable[Tensor], rows: int) -> Tensor:
+    """Parts [n, hidden] one below the other in one tensor [rows, hidden], which is allocated once."""
+    whole = torch.empty(0)
+    filled = 0
+    for part in parts:
+        if not filled:
+            whole = torch.empty(rows, part.shape[1], dtype=part.dtype)
+        whole[filled : filled + len(part)] = part
+        filled += len(part)
+    return whole
+
+
+def cache_boundary(
+    model: CausalModel,
+    runtime: Runtime,
+    examples: Sequence[Example],
+    shared: int,
+    boundary: int,
+    batch_tokens: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> BoundaryStates:
+    """Run ``examples`` through layers 1..boundary once and keep the result in memory."""
+    layout = Layout.of(examples, shared, batch_tokens)
+    start = Embeddings.behind(model, examples[0].prompt_ids[:shared])
+    parts = frozen_states(model, runtime, examples, layout, start, boundary, advance)
+    return BoundaryStates(boundary, layout, gather(parts, layout.rows), model.device)

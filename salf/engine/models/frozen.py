@@ -15,13 +15,28 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
 
-from salf.engine.models.skeleton import without_weights
 from salf.errors import UserError
 from salf.families import family_of
 from salf.memory import free_memory_bytes
 from salf.settings import FrozenWeights
+
+
+def without_weights(config: PretrainedConfig, *, trust_remote_code: bool) -> nn.Module:
+    """Build the network on torch's meta device, which holds shapes and no numbers.
+
+    Args:
+        config: as ``AutoConfig`` opened it.
+        trust_remote_code: build it with code that the model's author shipped.
+
+    Raises:
+        ValueError: transformers has no causal language model for it.
+    """
+    with torch.device("meta"):
+        network: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return network
+
 
 _MEMORY_SHARE: Final = 0.8  # of free main memory that offloaded layers may take: what runs needs some as well
 

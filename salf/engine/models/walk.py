@@ -7,7 +7,7 @@ every weight is used once, and the gradients of all examples meet in the beginni
 would add up if each example carried its own copy. Without gradients it is walked once, and the
 batches attend to the keys and values that it left. Both are exact.
 
-Layers whose attention cannot be packed run over a padded grid instead (``padded.py``), with the
+Layers whose attention cannot be packed run over a padded grid instead, with the
 model's own masks: as exact, and slower, because each sequence carries its own copy of the beginning.
 
 Where a pass is to be recomputed, back-propagation keeps the input of each layer alone and runs the
@@ -22,10 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from salf.engine.models import padded
 from salf.engine.models.attention import ChosenRows, KeysValues, KeysValuesOnly, KeysValuesReady, Packing
-from salf.engine.models.calls import LayerCall, apply
-from salf.engine.models.causal_model import CausalModel
+from salf.engine.models.causal_model import CausalModel, LayerCall, apply
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def walk(
     if first == last:
         return
     if not model.family.packed:
-        yield from padded.walk(model, states, first, last, packing, recompute=recompute)
+        yield from _walk_padded(model, states, first, last, packing, recompute=recompute)
         return
     for call in model.calls(last, packing.position_ids())[first:]:
         states = apply(_through, call, states, packing, recompute=recompute)
@@ -145,3 +143,34 @@ def _through_at_answers(
 def _through(call: LayerCall, states: Tensor, packing: Packing | KeysValuesOnly | ChosenRows) -> Tensor:
     """Packed rows [rows, hidden] through one layer."""
     return call.run(states[None], attention_mask=None, packing=packing)[0]
+
+
+def _walk_padded(
+    model: CausalModel, states: Tensor, first: int, last: int, packing: Packing, *, recompute: bool = False
+) -> Iterator[Tensor]:
+    """:func:`walk` over a grid, for layers that take no packing: padded on the right, behind copies of the beginning.
+
+    A causal layer never looks back from there: the model's own masks for unpadded sequences of the grid's length do.
+    It holds for attention and recurrences alike.
+    """
+    grid = _to_grid(states, packing, first)
+    positions = torch.arange(grid.shape[1], device=grid.device).expand(grid.shape[:2])
+    for call in model.calls(last, positions)[first:]:
+        grid = apply(call.run, grid, recompute=recompute)
+        yield _from_grid(grid, packing)
+
+
+def _to_grid(rows: Tensor, packing: Packing, space: int) -> Tensor:
+    """Packed rows [rows, hidden] of a space to [B, P + T, hidden], zeros behind a sequence's end."""
+    beginning, own = rows.split([packing.beginning_rows, len(packing.slots)])
+    if packing.before:
+        beginning = packing.before[space]
+    empty = own.new_zeros(packing.sequences * packing.longest, own.shape[1])
+    grid = empty.index_copy(0, packing.slots, own).view(packing.sequences, packing.longest, -1)
+    return torch.cat([beginning.expand(packing.sequences, -1, -1), grid], dim=1)
+
+
+def _from_grid(grid: Tensor, packing: Packing) -> Tensor:
+    """[B, P + T, hidden] to packed rows; the beginning's, where they are in the pass, are the first copy's."""
+    own = grid[:, packing.past :].flatten(0, 1).index_select(0, packing.slots)
+    return torch.cat([grid[0, : packing.beginning_rows], own])

@@ -6,9 +6,8 @@ from typing import Final
 
 from salf.engine.answers import Embeddings
 from salf.engine.batches import Example
-from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings
+from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
 from salf.engine.boundary_cache.key import frozen_units
-from salf.engine.boundary_cache.opened import Opened, print_opened
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import Runtime
 from salf.engine.training.processes import ALONE, Processes

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from salf.engine.boundary_cache import cache as cache_module
-from salf.engine.boundary_cache import choice
+from salf.engine.boundary_cache import folder as choice
+from salf.engine.boundary_cache.cache import print_opened
 from salf.engine.boundary_cache.folder import CacheFolder, DiskRates
-from salf.engine.boundary_cache.opened import print_opened
 from salf.errors import UserError
 from tests.engine.boundary_cache.tiny_task import Task, make_examples, make_model
 

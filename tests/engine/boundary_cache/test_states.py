@@ -5,8 +5,7 @@ import torch
 
 from salf.engine.answers import training_logits
 from salf.engine.batches import Batch
-from salf.engine.boundary_cache.layout import Layout
-from salf.engine.boundary_cache.states import FrozenLayers
+from salf.engine.boundary_cache.states import FrozenLayers, Layout
 from salf.engine.runtime import choose_runtime
 from salf.settings import Device
 from tests.engine.boundary_cache.tiny_task import BATCH_TOKENS, BFLOAT16, SHARED, Task, make_examples, make_model

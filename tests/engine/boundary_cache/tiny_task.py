@@ -7,9 +7,9 @@ import numpy as np
 
 from salf.engine.batches import Example
 from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings
-from salf.engine.boundary_cache.compute import cache_boundary
 from salf.engine.boundary_cache.folder import CacheFolder
 from salf.engine.boundary_cache.key import frozen_units
+from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import Runtime, choose_runtime
 from salf.families import family_of

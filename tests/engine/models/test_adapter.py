@@ -7,9 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from salf.engine.models.adapter import open_model, take_apart
+from salf.engine.models.adapter import difference, open_model, take_apart
 from salf.engine.models.frozen import Frozen
-from salf.engine.models.probe import difference
 from salf.errors import UserError
 from salf.families import FAMILIES, family_of
 from tests.engine.models.tiny import save_tiny, tiny_network

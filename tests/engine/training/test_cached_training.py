@@ -6,8 +6,7 @@ import torch
 
 from salf.cost import ModelShape, forward_flops
 from salf.engine.answers import Reader
-from salf.engine.boundary_cache.layout import Layout
-from salf.engine.boundary_cache.states import FrozenLayers
+from salf.engine.boundary_cache.states import FrozenLayers, Layout
 from salf.engine.training import loop
 from salf.engine.training.costs import Costs
 from salf.engine.training.loop import train

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from salf.engine.answers import Embeddings, Reader, training_logits
 from salf.engine.batches import Batch
-from salf.engine.boundary_cache.compute import cache_boundary
+from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import CausalModel
 from salf.engine.training.costs import Costs
 from salf.engine.training.step import cut

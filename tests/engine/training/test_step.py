@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 
 from salf.engine.answers import training_logits
 from salf.engine.batches import Batch
-from salf.engine.boundary_cache.compute import cache_boundary
+from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import choose_runtime
 from salf.engine.training.step import Stepper, cut

@@ -9,7 +9,7 @@ import torch
 
 from salf.engine.answers import Embeddings, training_logits
 from salf.engine.batches import Batch, training_batches
-from salf.engine.boundary_cache.compute import cache_boundary
+from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.walk import embed
 from salf.engine.training.loop import rate_factor
 from salf.engine.training.step import Stepper

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from salf.cli import main
 from salf.engine.answers import Embeddings, training_logits
 from salf.engine.batches import Batch, Example
-from salf.engine.boundary_cache.compute import cache_boundary
+from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import choose_runtime
 from salf.families import family_of
