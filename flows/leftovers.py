@@ -7,7 +7,6 @@ gives every finished stage back to an empty ``dvc.lock`` without running it.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -30,17 +29,6 @@ def clear(project: Path) -> list[str]:
     Call it where no other run is at work in the folder.
     """
     return [told for check in (_clear_rwlock, _clear_lock) if (told := check(project)) is not None]
-
-
-def distrust(cached: Path) -> None:
-    """Make DVC look at an object of its cache again, and drop it if its bytes are not what its name says.
-
-    DVC trusts what is write-protected, and remembers the hash of a file whose size and time stay. An
-    object of somebody else's cache is left as it is.
-    """
-    with contextlib.suppress(PermissionError):
-        cached.chmod(cached.stat().st_mode | 0o200)
-        os.utime(cached)
 
 
 def _clear_rwlock(project: Path) -> str | None:

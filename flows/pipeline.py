@@ -32,10 +32,9 @@ from flows.environment import with_threads
 from flows.experiment import ExperimentError
 from flows.graph import GraphError, StageNode, matching, read_graph, select
 from flows.held import THREADS, Workspace, failed, refused, workspace
-from flows.lineage.formats import openlineage
-from flows.lineage.ledger import LedgerError
-from flows.lineage.lock import LockError
-from flows.lineage.reconcile import record_stage
+from flows.lineage import openlineage
+from flows.lineage.history import LockError
+from flows.lineage.ledger import LedgerError, record_stage
 from flows.overrides import OverrideError, overridden, parse
 from flows.processes import StoppedError
 from flows.stage_run import StageFailedError, StageRun, run_stage
@@ -51,6 +50,7 @@ from flows.summary import (
     stage_rows,
 )
 from flows.workspace import WorkspaceBusyError
+from salf.ledger import Start
 
 RETRY_SECONDS = 5.0  # before the second attempt; doubled before each further one
 STOP_SECONDS = 120.0  # longest that stages may take to stop
@@ -179,8 +179,7 @@ def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
 def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -> Any:
     logger = get_run_logger()
     environment = with_threads(held.environment, threads)
-    flow = {"flow_run": held.flow_run, "flow_run_name": held.flow_run_name}
-    event = {"run": str(task_run.id), "stage": node.name, **flow}
+    event = Start(run=task_run.id, stage=node.name, flow_run=held.flow_run, flow_run_name=held.flow_run_name)
     openlineage.emit("START", event, held.project)
     try:
         run = run_stage(node, held.project, environment, _Log(node), force, [held.lock], held.stop)
@@ -193,7 +192,7 @@ def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -
         return Cancelled(message=f"{node.name}: stopped with its flow; its outputs are as they were before")
     try:
         record_stage(held.project, node.name, run.outcome.value, held.flow_run)
-        openlineage.emit("COMPLETE", event | {"outcome": run.outcome.value}, held.project)
+        openlineage.emit("COMPLETE", event, held.project, outcome=run.outcome.value)
     except (LedgerError, LockError, OSError) as error:
         fault = StageFailedError(f"{node.name}: up to date, but not recorded: {error}", passing=False)
         return Failed(message=str(fault), data=fault)

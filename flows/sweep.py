@@ -33,7 +33,7 @@ from flows.pipeline import STOP_SECONDS, ExperimentName, SideBySide, exit_status
 from flows.processes import StoppedError, run_streaming
 from flows.summary import markdown_table, metric_rows
 from flows.workspace import WorkspaceBusyError
-from stages.common.run_record import ledger_of
+from salf.ledger import ledger_of
 
 _EXAMPLES = """example:
   python -m flows.sweep --name budget --set plan.budget=[0.2,0.4,0.6] --set finetune.epochs=[1,2] --targets evaluate

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -171,6 +172,15 @@ def code_hashes() -> dict[str, str]:
     """Hex SHA-256 of every file of the library and the stages: unfinished work belongs to the code that began it."""
     root = Path(__file__).parents[1]
     return {str(file): sha256_file(file) for room in ("salf", "stages") for file in sorted((root / room).rglob("*.py"))}
+
+
+def git(folder: Path, *arguments: str) -> bytes | None:
+    """What git prints in a folder; ``None`` where it fails. It takes no optional lock that another git may need."""
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def digest_of(value: Any) -> str:

@@ -16,7 +16,7 @@ from dvc.dvcfile import Lockfile
 from dvc.repo import Repo
 
 from flows.leftovers import clear
-from flows.lineage.ledger import check_chain, read
+from flows.lineage.ledger import Ledger, check_chain
 from tests.conftest import PROJECT, write_params
 from tests.hard_project import FOLDER, PARTS, SOURCE, HardProject, kill_group
 
@@ -340,15 +340,15 @@ BACKWARDS = """
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
-from stages.common import run_record
+from salf import ledger
 
 class Backwards(datetime):
     @classmethod
     def now(cls, tz=None):
         return datetime.now(tz) - timedelta(days=int(sys.argv[2]))
 
-run_record.datetime = Backwards
-run_record.append(Path(sys.argv[1]), "repair", {"cut_bytes": 0})
+ledger.datetime = Backwards
+ledger.append(Path(sys.argv[1]), ledger.Repair(cut_bytes=0))
 """
 
 
@@ -361,7 +361,7 @@ def test_records_keep_their_order_when_the_clock_goes_backwards(hard):
     assert times != sorted(times)
     assert [record["seq"] for record in records(hard)] == list(range(1, len(times) + 1))
     assert check_chain(ledger) == []
-    assert len(read(ledger)) == len(times)
+    assert len(Ledger.read(ledger).records) == len(times)
 
 
 def test_an_edit_is_noticed_though_its_time_is_before_the_last_run(hard):

@@ -3,20 +3,19 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows.lineage import diff, export, ledger, show, why
-from flows.lineage.history import RevisionError
+from flows.lineage import show, why
+from flows.lineage.export import FORMATS, export
+from flows.lineage.history import LockError, RevisionError
 from flows.lineage.known import Universe
-from flows.lineage.ledger import LedgerError
-from flows.lineage.lock import LockError
+from flows.lineage.ledger import Ledger, LedgerError, head, record_all
 from flows.lineage.project import Project, ProjectError, open_project
-from flows.lineage.reconcile import record_all
-from flows.lineage.verify import Report, verify
-from stages.common import run_record
+from flows.lineage.results import ExportError
+from flows.lineage.verify import verify
 
 FINE, NOT_SO, BAD_USAGE = 0, 1, 2
 
@@ -33,35 +32,41 @@ _EXAMPLES = """examples:
   python -m flows.lineage head                              the ledger's newest record, to note elsewhere
 exit status: 0 fine; 1 a mismatch, or an unknown subject; 2 bad usage or an unreadable project
 """
+_EXPORTS = """examples:
+  python -m flows.lineage export ro-crate                    describe this folder in its ro-crate-metadata.json
+  python -m flows.lineage export ro-crate --out crate        a self-contained folder with copies of all files
+  python -m flows.lineage export openlineage                 the events of all runs, as JSON lines
+  python -m flows.lineage export slsa --key key.pem          a signed statement for each model folder
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the commands; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        with open_project(arguments.project) as project:
+            return int(arguments.run(project, arguments))
     except (show.NotFoundError, RevisionError) as error:
         return _fail(str(error), NOT_SO)
-    except (LedgerError, LockError, ProjectError) as error:
+    except (ExportError, LedgerError, LockError, ProjectError) as error:
         return _fail(str(error), BAD_USAGE)
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror}", BAD_USAGE)
 
 
 def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    text = "Show what made an artifact, whether it is still unchanged, and what changed since."
     parser = argparse.ArgumentParser(
-        prog="python -m flows.lineage",
-        description="Show what made an artifact, whether it is still unchanged, and what changed since.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m flows.lineage", description=text, epilog=_EXAMPLES, formatter_class=raw
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--project", type=Path, default=Path(), metavar="DIR", help="the DVC project (here)")
     common.add_argument("--json", action="store_true", help="print JSON")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def add(name: str, text: str, run: Any) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, parents=[common], help=text, description=text)
+    def add(name: str, text: str, run: Callable[[Project, argparse.Namespace], int]) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, parents=[common], help=text, description=text, formatter_class=raw)
         command.set_defaults(run=run)
         return command
 
@@ -71,86 +76,68 @@ def _parser() -> argparse.ArgumentParser:
     )
     command = add("why", "show what changed since a stage last ran", _why)
     command.add_argument("stage", help="a stage, or a matrix item such as finetune@salf-1")
-    command = add(
-        "verify", "recompute the hashes of workspace and cache and compare them with dvc.lock and the ledger", _verify
-    )
+    command = add("verify", "recompute all hashes and compare them with dvc.lock and the ledger", _verify)
     command.add_argument("--head", metavar="HASH", help="hash of a record, noted earlier; it must still exist")
     command.add_argument("--whole-cache", action="store_true", help="also hash cache files that dvc.lock does not name")
     command = add("diff", "compare the freeze plans of two commits, branches or experiments", _diff)
     command.add_argument("old", help="a commit, branch, tag or experiment, or the word workspace")
-    command.add_argument("new", nargs="?", default=diff.HERE, help="another (default: workspace)")
-    export.add_arguments(add("export", "write the records as RO-Crate, OpenLineage or SLSA provenance", export.run))
+    command.add_argument("new", nargs="?", default=why.HERE, help="another (default: workspace)")
+    command = add("export", "write the records as RO-Crate, OpenLineage or SLSA provenance", _export)
+    command.epilog = _EXPORTS
+    command.add_argument("format", choices=sorted(FORMATS), help="format to write")
+    command.add_argument("--out", type=Path, metavar="PATH", help="output folder (for openlineage: a file)")
+    command.add_argument("--key", type=Path, metavar="FILE", help="slsa: sign with this Ed25519 key (PEM)")
     add("record", "record what DVC has locked since the ledger's last entry", _record)
     add("head", "number and hash of the ledger's newest record", _head)
     return parser
 
 
-def _show(arguments: argparse.Namespace) -> int:
-    with open_project(arguments.project) as project:
-        answer = show.lineage(_universe(project), arguments.subject)
-    _say(answer, show.text(answer), arguments.json)
-    return FINE
+def _show(project: Project, arguments: argparse.Namespace) -> int:
+    answer = show.lineage(_universe(project), arguments.subject)
+    return _say(answer.as_json(), answer.text(), arguments)
 
 
-def _why(arguments: argparse.Namespace) -> int:
-    with open_project(arguments.project) as project:
-        answer = why.why(_universe(project), arguments.stage)
-    _say(answer, why.text(answer), arguments.json)
-    return FINE
+def _why(project: Project, arguments: argparse.Namespace) -> int:
+    answer = why.why(_universe(project), arguments.stage)
+    return _say(answer, why.text(answer), arguments)
 
 
-def _verify(arguments: argparse.Namespace) -> int:
-    with open_project(arguments.project) as project:
-        report = verify(project, arguments.head, arguments.whole_cache)
-        newest = ledger.head(project.ledger)
-    answer = {
-        "ok": not report.mismatches,
-        "mismatches": [asdict(mismatch) for mismatch in report.mismatches],
-        "notes": report.notes,
-        "checked": report.checked,
-        "head": asdict(newest) if newest else None,
-    }
-    _say(answer, _report_text(report), arguments.json)
-    return NOT_SO if report.mismatches else FINE
+def _verify(project: Project, arguments: argparse.Namespace) -> int:
+    report = verify(project, arguments.head, arguments.whole_cache)
+    newest = head(project.ledger)
+    answer = report.as_json() | {"head": asdict(newest) if newest else None}
+    return _say(answer, report.text(), arguments, NOT_SO if report.mismatches else FINE)
 
 
-def _report_text(report: Report) -> str:
-    lines = [str(mismatch) for mismatch in report.mismatches]
-    lines += [f"note: {note}" for note in report.notes]
-    counts = ", ".join(f"{count} {what}" for what, count in report.checked.items())
-    found = f"{len(report.mismatches)} mismatches" if report.mismatches else "everything is what was made"
-    return "\n".join([*lines, f"checked {counts or 'nothing: no stage has run'}: {found}"])
+def _diff(project: Project, arguments: argparse.Namespace) -> int:
+    answer = why.diff(project, arguments.old, arguments.new)
+    return _say(answer, why.diff_text(answer), arguments)
 
 
-def _diff(arguments: argparse.Namespace) -> int:
-    with open_project(arguments.project) as project:
-        answer = diff.diff(project, arguments.old, arguments.new)
-    _say(answer, diff.text(answer), arguments.json)
-    return FINE
+def _export(project: Project, arguments: argparse.Namespace) -> int:
+    written = [str(path) for path in export(arguments.format, project, arguments.out, arguments.key)]
+    return _say(written, "\n".join(written), arguments)
 
 
-def _record(arguments: argparse.Namespace) -> int:
-    with open_project(arguments.project) as project:
-        recorded = record_all(project.root)
-    _say({"recorded": recorded}, f"recorded: {', '.join(recorded) or 'nothing new'}", arguments.json)
-    return FINE
+def _record(project: Project, arguments: argparse.Namespace) -> int:
+    recorded = record_all(project.root)
+    return _say({"recorded": recorded}, f"recorded: {', '.join(recorded) or 'nothing new'}", arguments)
 
 
-def _head(arguments: argparse.Namespace) -> int:
-    with open_project(arguments.project) as project:
-        newest = ledger.head(run_record.ledger_of(project.root))
+def _head(project: Project, arguments: argparse.Namespace) -> int:
+    newest = head(project.ledger)
     if newest is None:
         return _fail("the ledger is empty: DVC has run no stage here", NOT_SO)
-    _say(asdict(newest), f"{newest.seq} {newest.sha256}", arguments.json)
-    return FINE
+    return _say(asdict(newest), f"{newest.seq} {newest.sha256}", arguments)
 
 
 def _universe(project: Project) -> Universe:
-    return Universe(project, ledger.read(project.ledger))
+    return Universe(project, Ledger.read(project.ledger))
 
 
-def _say(answer: Any, text: str, as_json: bool) -> None:
-    print(json.dumps(answer, indent=2, ensure_ascii=False) if as_json else text)
+def _say(answer: Any, text: str, arguments: argparse.Namespace, status: int = FINE) -> int:
+    print(json.dumps(answer, indent=2, ensure_ascii=False) if arguments.json else text)
+    return status
 
 
 def _fail(message: str, status: int) -> int:

@@ -1,30 +1,22 @@
-"""``python -m flows.lineage export``: the records in formats that other tools read."""
+"""The records in formats that other tools read: RO-Crate, OpenLineage, in-toto with SLSA provenance."""
 
-import argparse
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from flows.lineage import ledger
-from flows.lineage.formats.results import ExportError, Result, members, results
-from flows.lineage.ledger import LedgerError
-from flows.lineage.lock import LOCK_FILE, LockError, read_lock
-from flows.lineage.project import Project, ProjectError, open_project
+from flows.lineage.history import LOCK_FILE, read_lock
+from flows.lineage.ledger import Ledger
+from flows.lineage.project import Project
+from flows.lineage.results import ExportError, Result, members, results
+from salf.files import replacing_file
 
 # The formats and their libraries are imported where they are asked for: together they take seconds.
 
-_EXAMPLES: Final = """examples:
-  python -m flows.lineage export ro-crate                    describe this folder in its ro-crate-metadata.json
-  python -m flows.lineage export ro-crate --out crate        a self-contained folder with copies of all files
-  python -m flows.lineage export openlineage                 the events of all runs, as JSON lines
-  python -m flows.lineage export slsa --key key.pem          a signed statement for each model folder
-"""
 _EVENTS: Final = Path("reports/lineage/openlineage-runs.jsonl")
 _PROVENANCE: Final = Path("reports/lineage/provenance")
-_TOLD: Final = {
+_FILES: Final = {
     "dvc.yaml": "the graph of stages",
     "params.yaml": "what can be set",
     LOCK_FILE: "what DVC last locked",
@@ -32,27 +24,7 @@ _TOLD: Final = {
 }
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Give the subcommand ``export`` its arguments; ``--project`` and ``--json`` come from the caller."""
-    command.epilog = _EXAMPLES
-    command.formatter_class = argparse.RawDescriptionHelpFormatter
-    command.add_argument("format", choices=sorted(_FORMATS), help="format to write")
-    command.add_argument("--out", type=Path, metavar="PATH", help="output folder (for openlineage: a file)")
-    command.add_argument("--key", type=Path, metavar="FILE", help="slsa: sign with this Ed25519 key (PEM)")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Do what the subcommand's arguments say; returns the exit status (0 done, 2 refused)."""
-    try:
-        written = export(arguments.format, arguments.project.resolve(), arguments.out, arguments.key)
-    except (ExportError, LedgerError, LockError, ProjectError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps([str(path) for path in written]) if arguments.json else "\n".join(map(str, written)))
-    return 0
-
-
-def export(name: str, project: Path, out: Path | None = None, key: Path | None = None) -> list[Path]:
+def export(name: str, project: Project, out: Path | None = None, key: Path | None = None) -> list[Path]:
     """Write the records in one format and return the files written.
 
     Args:
@@ -65,38 +37,33 @@ def export(name: str, project: Path, out: Path | None = None, key: Path | None =
         ExportError: the records or the workspace do not allow it.
         LedgerError: the ledger cannot be read.
         LockError: dvc.lock cannot be read.
-        ProjectError: the folder is no DVC project.
     """
     if key is not None and name != "slsa":
         raise ExportError(f"--key applies to slsa only, not to {name}")
-    try:
-        with open_project(project) as opened:
-            return _FORMATS[name](opened, out, key)
-    except OSError as error:
-        raise ExportError(f"{error.filename or 'cannot write'}: {error.strerror}") from error
+    return FORMATS[name](project, out, key)
 
 
 def _export_ro_crate(project: Project, out: Path | None, _key: Path | None) -> list[Path]:
-    from flows.lineage.formats import ro_crate
+    from flows.lineage import ro_crate
 
     found = _current(project)
-    told = {path: text for path, text in _TOLD.items() if (project.root / path).is_file()}
+    files = {path: text for path, text in _FILES.items() if (project.root / path).is_file()}
     if project.ledger.is_relative_to(project.root):
-        told[project.ledger.relative_to(project.root).as_posix()] = (
+        files[project.ledger.relative_to(project.root).as_posix()] = (
             "every run, each line with the hash of the previous one"
         )
-    document = ro_crate.crate(found, told)
+    document = ro_crate.crate(found, files)
     if out is not None:
         artifacts = [path for path, artifact in members(found).items() if artifact.is_inside]
-        _copy(project, [*artifacts, *told], out)
+        _copy(project, [*artifacts, *files], out)
     target = (out or project.root) / ro_crate.METADATA
     return [_write(target, json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n")]
 
 
 def _export_openlineage(project: Project, out: Path | None, _key: Path | None) -> list[Path]:
-    from flows.lineage.formats import openlineage
+    from flows.lineage import openlineage
 
-    found = openlineage.events(ledger.read(project.ledger))
+    found = openlineage.events(Ledger.read(project.ledger))
     if not found:
         raise ExportError("no run is recorded: run the chain first (make run)")
     if out is None and openlineage.server():
@@ -106,7 +73,7 @@ def _export_openlineage(project: Project, out: Path | None, _key: Path | None) -
 
 
 def _export_slsa(project: Project, out: Path | None, key: Path | None) -> list[Path]:
-    from flows.lineage.formats import slsa
+    from flows.lineage import slsa
 
     models = slsa.model_folders(_current(project), project.root)
     if not models:
@@ -124,8 +91,8 @@ def _export_slsa(project: Project, out: Path | None, key: Path | None) -> list[P
 
 
 def _current(project: Project) -> list[Result]:
-    """The stages' results, where the folder holds what dvc.lock says; every file is hashed anew."""
-    found = results(ledger.read(project.ledger), read_lock(project.root))
+    """The stages' results, where the folder matches dvc.lock; every file is hashed again."""
+    found = results(Ledger.read(project.ledger), read_lock(project.root))
     changed = [path for path, artifact in members(found).items() if project.name_of(path) != artifact.md5]
     if changed:
         names = ", ".join(changed)
@@ -143,14 +110,12 @@ def _copy(project: Project, paths: list[str], folder: Path) -> None:
 
 
 def _write(target: Path, content: bytes) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f"{target.name}.partial")
-    aside.write_bytes(content)
-    aside.replace(target)
+    with replacing_file(target) as aside:
+        aside.write_bytes(content)
     return target
 
 
-_FORMATS: Final[Mapping[str, Callable[[Project, Path | None, Path | None], list[Path]]]] = {
+FORMATS: Final[Mapping[str, Callable[[Project, Path | None, Path | None], list[Path]]]] = {
     "openlineage": _export_openlineage,
     "ro-crate": _export_ro_crate,
     "slsa": _export_slsa,

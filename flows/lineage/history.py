@@ -1,81 +1,127 @@
-"""What git knows: files at a commit, the commits that touched a file, what changed since one."""
+"""dvc.lock as it is now and as git knows it: what DVC says each stage was made from, and what it made."""
 
-import subprocess
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from flows.lineage.lock import LOCK_FILE, Entry, LockError, parse_lock
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from salf.files import git
+from salf.ledger import LockEntry
+
+LOCK_FILE = "dvc.lock"
+
+
+class LockError(Exception):
+    """A lock file cannot be read."""
 
 
 class RevisionError(Exception):
     """A name is no commit, branch, tag or experiment."""
 
 
+def read_lock(project: Path) -> dict[str, LockEntry]:
+    """Return stage → its entry in dvc.lock; no file: nothing.
+
+    Raises:
+        LockError: the file is no lock file of DVC's.
+    """
+    try:
+        return parse_lock((project / LOCK_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise LockError(f"{LOCK_FILE}: {error}") from error
+
+
+def parse_lock(text: str) -> dict[str, LockEntry]:
+    """Return stage → its entry in the text of a lock file.
+
+    Raises:
+        LockError: it is no lock file of DVC's.
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(text)
+        stages = content.get("stages", {}) if isinstance(content, Mapping) else None
+        if not isinstance(stages, Mapping):
+            raise LockError(f"{LOCK_FILE}: damaged: no stages in it")
+        return {stage: lock_entry(entry) for stage, entry in stages.items()}
+    except YAMLError as error:
+        raise LockError(f"{LOCK_FILE}: damaged: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "an entry"
+        raise LockError(f"{LOCK_FILE}: damaged: {where}: {fault['msg']}") from error
+
+
+def lock_entry(loaded: Any) -> LockEntry:
+    """Return an entry of dvc.lock, or of DVC's run cache, from loaded YAML."""
+    return LockEntry.model_validate(plain(loaded))
+
+
+def plain(value: Any) -> Any:
+    """Return YAML values as JSON would give them, so that a record of them compares equal.
+
+    Keys become text; dates and non-finite numbers become text too.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
+
+
 def resolve(project: Path, name: str) -> str:
-    """Return the full commit hash that a commit, branch, tag or experiment's name stands for.
+    """Return the full commit hash of a commit, branch, tag or experiment.
 
     Raises:
         RevisionError: there is no such thing; lists the experiments.
     """
-    found = _git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    found = git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     if found is not None:
         return found.decode().strip()
-    experiments = _experiments(project)
+    # DVC keeps an experiment as refs/exps/<2>/<38 characters of the commit it began from>/<name>.
+    refs = (git(project, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps") or b"").decode()
+    lines = [line.rpartition(" ") for line in refs.splitlines()]
+    experiments = {ref.split("/", 4)[4]: commit for ref, _, commit in lines if ref.count("/") >= 4}
     if name in experiments:
         return experiments[name]
     known = f"; experiments: {', '.join(sorted(experiments))}" if experiments else ""
     raise RevisionError(f"no commit, branch, tag or experiment {name!r}{known}")
 
 
-def head(project: Path) -> str | None:
-    """The commit that is checked out; ``None``: no repository, or nothing committed."""
-    found = _git(project, "rev-parse", "--verify", "--quiet", "HEAD")
-    return found.decode().strip() if found else None
-
-
 def file_at(project: Path, commit: str, path: str) -> str | None:
     """A text file of the project as it was at a commit; ``None``: it was not there."""
-    found = _git(project, "show", f"{commit}:./{path}")
+    found = git(project, "show", f"{commit}:./{path}")
     return None if found is None else found.decode(errors="replace")
 
 
-def entries_at(project: Path, commit: str) -> dict[str, Entry]:
+def entries_at(project: Path, commit: str) -> dict[str, LockEntry]:
     """dvc.lock as it was at a commit; none, or a damaged one: nothing."""
-    text = file_at(project, commit, LOCK_FILE)
     try:
-        return parse_lock(text, LOCK_FILE) if text else {}
+        return parse_lock(file_at(project, commit, LOCK_FILE) or "{}")
     except LockError:
         return {}
 
 
 def commits_of_lock(project: Path) -> Iterator[str]:
     """Commits of every branch and experiment that changed dvc.lock, newest first."""
-    found = _git(project, "log", "--all", "--format=%H", "--", LOCK_FILE)
+    found = git(project, "log", "--all", "--format=%H", "--", LOCK_FILE)
     yield from (found or b"").decode().split()
 
 
-def changed_files(project: Path, commit: str, paths: Sequence[str]) -> list[str] | None:
-    """Lines as ``M stages/fit/gains.py`` for what differs below the paths since a commit; ``None``: git cannot tell."""
-    found = _git(project, "diff", "--name-status", "--no-renames", "--relative", "-z", commit, "--", *paths)
+def changed_files(project: Path, commit: str, paths: Sequence[str]) -> list[str]:
+    """Differences below the paths since a commit, like ``M stages/fit/gains.py``; empty where git cannot tell."""
+    found = git(project, "diff", "--name-status", "--no-renames", "--relative", "-z", commit, "--", *paths)
     if found is None:
-        return None
+        return []
     fields = found.decode(errors="replace").split("\0")[:-1]
     lines = [f"{status} {path}" for status, path in zip(fields[::2], fields[1::2], strict=True)]
-    others = _git(project, "ls-files", "--others", "--exclude-standard", "-z", "--", *paths) or b""
+    others = git(project, "ls-files", "--others", "--exclude-standard", "-z", "--", *paths) or b""
     lines += [f"A {path}" for path in others.decode(errors="replace").split("\0")[:-1]]
     return sorted(lines, key=lambda line: line[2:])
-
-
-def _experiments(project: Path) -> dict[str, str]:
-    # DVC keeps an experiment as refs/exps/<2>/<38 characters of the commit it began from>/<name>.
-    found = _git(project, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps")
-    lines = [line.rpartition(" ") for line in (found or b"").decode().splitlines()]
-    return {ref.split("/", 4)[4]: commit for ref, _, commit in lines if ref.count("/") >= 4}
-
-
-def _git(project: Path, *arguments: str) -> bytes | None:
-    command = ["git", "--no-optional-locks", "-C", str(project), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -1,18 +1,25 @@
-"""The project as ``dvc.yaml`` and ``params.yaml`` describe it now, read through DVC."""
+"""The project as ``dvc.yaml`` and ``params.yaml`` describe it now, with its files and DVC's cache.
 
+Content is hashed here as DVC does it, because DVC's own notes are what is judged: a file's name is the MD5 of
+its bytes, a folder's the MD5 of a list of its files' names and MD5s, with ``.dir`` appended.
+"""
+
+import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from flows.lineage.artifacts import FOLDER, Hasher
-from flows.lineage.lock import Entry, plain
-from stages.common import run_record
+from flows.lineage.history import plain
+from salf.ledger import LockedPath, LockEntry, ledger_of
+
+FOLDER: Final = ".dir"  # what DVC appends to the hash of a folder
 
 
 class ProjectError(Exception):
@@ -36,6 +43,33 @@ class Declared:
     outs: Mapping[str, bool]
 
 
+class Hasher:
+    """Hashes of files; a file that has several names (hard links) is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, int, int, int], str] = {}
+
+    def md5(self, file: Path) -> str:
+        """Hex MD5 of a file's bytes."""
+        return self._hash("md5", file)
+
+    def sha256(self, file: Path) -> str:
+        """Hex SHA-256 of a file's bytes."""
+        return self._hash("sha256", file)
+
+    def of_folder(self, folder: Path, files: Iterable[Path]) -> str:
+        """DVC's name of a folder with these files."""
+        return folder_name({file.relative_to(folder).as_posix(): self.md5(file) for file in files})
+
+    def _hash(self, algorithm: str, path: Path) -> str:
+        with path.open("rb") as file:
+            facts = os.fstat(file.fileno())
+            key = (algorithm, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+            if key not in self._known:
+                self._known[key] = hashlib.file_digest(file, algorithm).hexdigest()
+        return self._known[key]
+
+
 class Project:
     """A DVC project that is open for reading.
 
@@ -51,17 +85,17 @@ class Project:
 
     def __init__(self, repo: Any) -> None:
         self.root = Path(repo.root_dir).resolve()
-        self.ledger = run_record.ledger_of(self.root)
+        self.ledger = ledger_of(self.root)
         self.cache = Path(repo.cache.local.path)
         self.run_cache = self.cache.parents[1] / "runs"
-        self.stages: dict[str, Declared] = {
-            stage.name: _declared(stage) for stage in repo.index.stages if hasattr(stage, "name")
-        }
-        self.added: dict[str, Entry] = {
-            Path(stage.path_in_repo).as_posix(): {"outs": [_pointed_at(out, self.root) for out in stage.outs]}
-            for stage in repo.index.stages
-            if not hasattr(stage, "name")
-        }
+        self.stages: dict[str, Declared] = {}
+        self.added: dict[str, LockEntry] = {}
+        for stage in repo.index.stages:
+            if hasattr(stage, "name"):
+                self.stages[stage.name] = _declared(stage)
+            else:
+                outs = [LockedPath(path=self._path_of(out), md5=out.hash_info.value) for out in stage.outs]
+                self.added[Path(stage.path_in_repo).as_posix()] = LockEntry(outs=outs)
         self.hasher = Hasher()
         self._repo = repo
 
@@ -70,15 +104,26 @@ class Project:
         return sorted(Path(file) for file in self._repo.dvcignore.find(self._repo.fs, str(folder)))
 
     def place(self, path: str) -> Path:
-        """Where a path of dvc.yaml's lies; data may lie beside the project (``../data``)."""
+        """The absolute path of one in dvc.yaml; data may be outside the project (``../data``)."""
         return Path(os.path.normpath(self.root / path))
 
     def name_of(self, path: str) -> str | None:
-        """DVC's name for what lies at a path of the project now; ``None``: nothing does."""
+        """DVC's name of the present content of a path; ``None``: nothing is there."""
         place = self.place(path)
         if place.is_dir():
             return self.hasher.of_folder(place, self.files_of(place))
         return self.hasher.md5(place) if place.is_file() else None
+
+    def cached(self, name: str) -> Path:
+        """The place of an object in DVC's cache."""
+        return cache_path(self.cache, name)
+
+    def manifest(self, name: str) -> dict[str, str]:
+        """See :func:`read_manifest`."""
+        return read_manifest(self.cache, name)
+
+    def _path_of(self, out: Any) -> str:
+        return Path(out.fs_path).relative_to(self.root).as_posix()
 
 
 @contextmanager
@@ -95,13 +140,38 @@ def open_project(root: Path) -> Iterator[Project]:
         raise ProjectError(" ".join(str(error).split())) from error
 
 
+def cache_path(cache: Path, name: str) -> Path:
+    """The place of an object in a cache of DVC's."""
+    return cache / name[:2] / name[2:]
+
+
+def read_manifest(cache: Path, name: str) -> dict[str, str]:
+    """Relative path → MD5 of a cached folder's files; empty: no folder, not in the cache, or damaged."""
+    if not is_folder(name):
+        return {}
+    try:
+        content = cache_path(cache, name).read_bytes()
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() + FOLDER != name:
+            return {}
+        return {entry["relpath"]: entry["md5"] for entry in json.loads(content)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def folder_name(manifest: Mapping[str, str]) -> str:
+    """DVC's name of a folder, from relative path → MD5 of its files."""
+    entries = [{"md5": md5, "relpath": path} for path, md5 in sorted(manifest.items())]
+    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + FOLDER
+
+
 def is_folder(name: str) -> bool:
-    """Whether a name of DVC's stands for a folder."""
+    """Whether a name of DVC's is a folder's."""
     return name.endswith(FOLDER)
 
 
-def _pointed_at(out: Any, root: Path) -> dict[str, Any]:
-    return {"path": Path(out.fs_path).relative_to(root).as_posix(), "md5": out.hash_info.value}
+def overlap(path: str, other: str) -> bool:
+    """Whether two paths are the same or one contains the other."""
+    return path == other or path.startswith(f"{other}/") or other.startswith(f"{path}/")
 
 
 def _declared(stage: Any) -> Declared:

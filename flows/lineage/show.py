@@ -1,41 +1,28 @@
 """Where something came from: its stage, the run that made it, and all inputs down to raw data and base model."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from flows.lineage.artifacts import cache_path, files_below, named, read_manifest
+from pydantic import BaseModel, ValidationError
+
 from flows.lineage.known import Known, Universe
-from flows.lineage.ledger import Record
-from flows.lineage.lock import Entry
+from flows.lineage.ledger import RESTORED
 from flows.lineage.project import is_folder
-from flows.lineage.reconcile import unclaimed_run
+from salf.ledger import End, LockEntry, Start
 
-_RUN_FACTS = (
-    "run",
-    "command",
-    "seed",
-    "commit",
-    "branch",
-    "dirty",
-    "dirty_files_sha256",
-    "detached",
-    "shallow",
-    "flow_run",
-    "flow_run_name",
-    "versions",
-    "machine",
-)
-_BASE_FACTS = ("name", "origin", "source", "revision", "weights_sha256")
-_CODE = {".py", ".j2", ".css", ".lock"}
-_SHORTEST_HASH = 6
-_SHA256_LENGTH = 64
+_RUN_FACTS: Final = {
+    *("run", "command", "seed", "commit", "branch", "dirty", "dirty_files_sha256", "detached", "shallow"),
+    *("flow_run", "flow_run_name", "versions", "machine"),
+}
+_CODE: Final = {".py", ".j2", ".css", ".lock"}
+_SHORTEST_HASH: Final = 6
+_SHA256_LENGTH: Final = 64
 
 
 class NotFoundError(Exception):
-    """Nothing that is known answers to what was asked for."""
+    """Nothing that is known matches the request."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,7 @@ class Subject:
         known: the lock entry that made it.
         path: the artifact, or the file in one; ``None``: the stage as a whole.
         name: DVC's name of it.
-        remark: what the reader should know about how it was found; mostly empty.
+        remark: a note on how it was found; mostly empty.
     """
 
     known: Known
@@ -55,52 +42,122 @@ class Subject:
     remark: str = ""
 
 
-def lineage(universe: Universe, asked: str) -> dict[str, Any]:
-    """Return the lineage of a stage, a path or a hash as JSON-like values.
+@dataclass(frozen=True)
+class Input:
+    """What a stage read: ``made_by`` holds ids of nodes; ``kind`` is ``artifact``, ``code`` or ``data``."""
 
-    ``nodes`` holds a node per lock entry, what was asked for first, and every node before what it
-    reads for the first time. Under ``inputs`` a node says what made each input (``made_by``: ids of
-    nodes), or what it is (``kind``: ``code`` or ``data``) where no stage made it.
+    path: str
+    name: str
+    kind: str
+    made_by: list[str]
+
+
+class BaseModelOrigin(BaseModel):
+    """The part of ``base.json`` that says where a base model comes from."""
+
+    name: str
+    origin: str
+    source: Any = None
+    revision: str | None = None
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A lock entry, the newest recorded run that made it, and its inputs.
+
+    Attributes:
+        id: the stage, with the source where a stage appears twice.
+        outcome: of the newest record of this entry; ``None``: not recorded.
+    """
+
+    id: str
+    known: Known
+    outcome: str | None
+    start: Start | None
+    end: End | None
+    base_model: BaseModelOrigin | None
+    inputs: list[Input] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The node as JSON values."""
+        entry, base = self.known.entry, self.base_model
+        return {
+            "id": self.id,
+            "stage": self.known.stage,
+            "source": self.known.source,
+            "outcome": self.outcome,
+            "command": entry.cmd,
+            "params": entry.params,
+            "run": _run_json(self.start, self.end),
+            "outputs": [{"path": path, "name": name} for path, name in entry.outputs.items()],
+            "inputs": [asdict(given) for given in self.inputs],
+        } | ({"base_model": base.model_dump()} if base else {})
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The subject and its nodes: first the one that was asked for, each before what it reads."""
+
+    asked: str
+    subject: Subject
+    nodes: list[Node]
+
+    def as_json(self) -> dict[str, Any]:
+        """The lineage as JSON values."""
+        found = {"path": self.subject.path, "name": self.subject.name, "remark": self.subject.remark}
+        return {"asked": self.asked, **found, "nodes": [node.as_json() for node in self.nodes]}
+
+    def text(self) -> str:
+        """The lineage for a reader: a block per node."""
+        lines = [f"{self.subject.path}  {self.subject.name}"] if self.subject.path else []
+        if self.subject.remark:
+            lines.append(f"note: {self.subject.remark}")
+        for node in self.nodes:
+            lines += ["", *_block(node)] if lines else _block(node)
+        return "\n".join(lines)
+
+
+def lineage(universe: Universe, asked: str) -> Lineage:
+    """Return the lineage of a stage, a path or a hash.
 
     Raises:
         NotFoundError: nothing is known of it.
     """
     subject = find(universe, asked)
-    ids: list[tuple[Known, str]] = []
-    nodes: list[dict[str, Any]] = []
+    nodes: list[Node] = []
 
     def visit(known: Known) -> str:
-        for seen, identifier in ids:
-            if (seen.stage, seen.entry) == (known.stage, known.entry):
-                return identifier
-        taken = any(seen.stage == known.stage for seen, _ in ids)
-        identifier = f"{known.stage} ({known.source})" if taken else known.stage
-        ids.append((known, identifier))
-        node = _node(universe, known, identifier)
-        nodes.append(node)
-        for path, name in named(known.entry, "deps"):
+        same = [node for node in nodes if node.known.stage == known.stage]
+        for node in same:
+            if node.known.entry == known.entry:
+                return node.id
+        nodes.append(node := _node(universe, known, f"{known.stage} ({known.source})" if same else known.stage))
+        for path, name in known.entry.inputs.items():
             made_by = [visit(maker) for maker in universe.makers(path, name)]
             kind = "artifact" if made_by else _kind(universe.project.place(path))
-            node["inputs"].append({"path": path, "name": name, "kind": kind, "made_by": made_by})
-        return identifier
+            node.inputs.append(Input(path, name, kind, made_by))
+        return node.id
 
     visit(subject.known)
-    return {"asked": asked, "path": subject.path, "name": subject.name, "remark": subject.remark, "nodes": nodes}
+    return Lineage(asked, subject, nodes)
 
 
 def find(universe: Universe, asked: str) -> Subject:
-    """Find what a stage's name, a path or a hash stands for.
+    """Find the subject of a stage's name, a path or a hash.
 
     Raises:
         NotFoundError: nothing; says what was tried.
     """
     if asked in universe.lock:
-        return Subject(Known(asked, universe.lock[asked], "dvc.lock"))
+        return Subject(_locked(universe, asked))
     place = Path(asked) if Path(asked).exists() else universe.project.root / asked
     if place.exists():
         return _by_content(universe, place)
-    if subject := _gone(universe, asked):
-        return subject
+    for stage, entry in universe.lock.items():
+        if name := entry.outputs.get(asked.rstrip("/")):
+            remark = "not in the workspace; dvc pull brings it"
+            return Subject(_locked(universe, stage), asked.rstrip("/"), name, remark)
     if len(asked) >= _SHORTEST_HASH and set(asked.removesuffix(".dir")) <= set("0123456789abcdef"):
         if subject := _by_hash(universe, asked):
             return subject
@@ -108,37 +165,27 @@ def find(universe: Universe, asked: str) -> Subject:
     raise NotFoundError(f"{asked}: not a stage that ran, a file, a folder or a hash")
 
 
-def text(answer: dict[str, Any]) -> str:
-    """The lineage for a reader: a block per node."""
-    lines = []
-    if answer["path"]:
-        lines.append(f"{answer['path']}  {answer['name']}")
-    if answer["remark"]:
-        lines.append(f"note: {answer['remark']}")
-    for node in answer["nodes"]:
-        lines += ["", *_block(node)] if lines else _block(node)
-    return "\n".join(lines)
+def _locked(universe: Universe, stage: str) -> Known:
+    return Known(stage, universe.lock[stage], "dvc.lock")
 
 
 def _by_content(universe: Universe, place: Path) -> Subject:
-    """What lies at a path is known by its bytes, wherever it lies; the path only helps to say what is wrong."""
+    """Find a file or folder by its bytes, wherever it is; the path only helps to say what is wrong."""
     project = universe.project
     here = place.parent.resolve() / place.name  # the last step may be a link into the cache
     inside = here.is_relative_to(project.root)
     path = here.relative_to(project.root).as_posix() if inside else None
     if place.is_dir():
-        name = project.hasher.of_folder(here, project.files_of(here) if inside else files_below(here))
+        name = project.hasher.of_folder(here, project.files_of(here) if inside else _files_below(here))
     else:
         name = project.hasher.md5(place)
     if path is not None and len(makers := universe.makers(path, name)) == 1:
         return Subject(makers[0], path, name)
     if found := universe.named(name):
-        known, out = found[0]
-        return Subject(known, out, name, f"{place} has the content of {out}")
+        return Subject(found[0], found[1], name, f"{place} has the content of {found[1]}")
     if not place.is_dir() and (within := universe.inside(name)):
-        known, file = within
-        return Subject(known, file, name, f"{place} has the content of {file}")
-    made_here = path is not None and any(path == out for e in universe.lock.values() for out, _ in named(e, "outs"))
+        return Subject(within[0], within[1], name, f"{place} has the content of {within[1]}")
+    made_here = any(path in entry.outputs for entry in universe.lock.values())
     why = "it was changed since its stage made it" if made_here else "no stage made it"
     raise NotFoundError(
         f"{place}: unknown hash {name}: not in dvc.lock, the ledger or any commit; {why}{_nearest(universe, place)}"
@@ -146,110 +193,74 @@ def _by_content(universe: Universe, place: Path) -> Subject:
 
 
 def _nearest(universe: Universe, place: Path) -> str:
-    """Which known folder shares most files with an unknown one."""
+    """The known folder that shares most files with an unknown one."""
     if not place.is_dir():
         return ""
-    here = {universe.project.hasher.md5(file) for file in files_below(place)}
+    here = {universe.project.hasher.md5(file) for file in _files_below(place)}
     best, where = 0, ""
     for known in universe.entries():
-        for out, name in named(known.entry, "outs"):
-            manifest = read_manifest(universe.project.cache, name) if is_folder(name) else None
-            shared = len(here & set(manifest.values())) if manifest else 0
+        for out, name in known.entry.outputs.items():
+            shared = len(here & set(universe.manifest(name).values()))
             if shared > best:
                 best, where = shared, f"{out} of {known.stage} ({known.source})"
     return f"; {best} of its {len(here)} different files are also in {where}" if best else ""
 
 
-def _gone(universe: Universe, path: str) -> Subject | None:
-    """An artifact that dvc.lock names and that is not here."""
-    for stage, entry in universe.lock.items():
-        for out, name in named(entry, "outs"):
-            if out == path.rstrip("/"):
-                return Subject(Known(stage, entry, "dvc.lock"), out, name, "not in the workspace; dvc pull brings it")
-    return None
-
-
 def _by_hash(universe: Universe, digest: str) -> Subject | None:
     if found := universe.named(digest):
-        known, out = found[0]
-        name = next(name for path, name in named(known.entry, "outs") if path == out)
-        return Subject(known, out, name, "" if known.source == "dvc.lock" else f"known from {known.source}")
-    if within := universe.inside(digest):
-        known, file = within
-        return Subject(known, file, digest, "" if known.source == "dvc.lock" else f"known from {known.source}")
-    if len(digest) == _SHA256_LENGTH:
-        return _by_sha256(universe, digest)
-    return None
+        known, path, name = found
+    elif within := universe.inside(digest):
+        (known, path), name = within, digest
+    else:
+        return _by_sha256(universe, digest) if len(digest) == _SHA256_LENGTH else None
+    return Subject(known, path, name, "" if known.source == "dvc.lock" else f"known from {known.source}")
 
 
 def _by_sha256(universe: Universe, digest: str) -> Subject | None:
-    """Model cards and plans name weights by SHA-256: look for it in what lies here."""
+    """Model cards and plans name weights by SHA-256: look for it in the workspace."""
     project = universe.project
     for stage, entry in universe.lock.items():
-        for out, name in named(entry, "outs"):
+        for out, name in entry.outputs.items():
             place = project.root / out
-            files = project.files_of(place) if place.is_dir() else [place] if place.is_file() else []
-            for file in files:
+            for file in project.files_of(place) if place.is_dir() else [place] if place.is_file() else []:
                 path = file.relative_to(project.root).as_posix()
                 if project.hasher.sha256(file) == digest:
-                    return Subject(Known(stage, entry, "dvc.lock"), path, name, f"SHA-256 of {path}")
-                if file.name == "base.json" and _facts(file).get("weights_sha256") == digest:
-                    return Subject(Known(stage, entry, "dvc.lock"), out, name, f"SHA-256 of the weights in {out}")
+                    return Subject(_locked(universe, stage), path, name, f"SHA-256 of {path}")
+                base = _origin(file) if file.name == "base.json" else None
+                if base and base.weights_sha256 == digest:
+                    return Subject(_locked(universe, stage), out, name, f"SHA-256 of the weights in {out}")
     return None
 
 
-def _node(universe: Universe, known: Known, identifier: str) -> dict[str, Any]:
-    run = _run(universe.records, known)
-    outcome = next((r["outcome"] for r in reversed(universe.records) if _locks(r, known)), None)
-    node: dict[str, Any] = {
-        "id": identifier,
-        "stage": known.stage,
-        "source": known.source,
-        "outcome": outcome,
-        "command": known.entry.get("cmd"),
-        "params": known.entry.get("params") or {},
-        "run": run,
-        "outputs": [{"path": path, "name": name} for path, name in named(known.entry, "outs")],
-        "inputs": [],
-    }
-    if base := _base_model(universe, known.entry):
-        node["base_model"] = base
-    return node
+def _node(universe: Universe, known: Known, identifier: str) -> Node:
+    """The newest recorded run that made exactly this; if its entry is not recorded, the run that ended last."""
+    ledger, stage = universe.ledger, known.stage
+    recorded = ledger.with_entry(stage, known.entry)
+    run = recorded.run or ledger.maker(stage, known.entry) if recorded else None
+    if recorded is None and known.source == "dvc.lock":
+        run = ledger.unclaimed_run(stage)
+    outcome = recorded.outcome if recorded else None
+    base = _base_model(universe, known.entry)
+    return Node(identifier, known, outcome, ledger.starts.get(run or ""), ledger.ends.get(run or ""), base)
 
 
-def _run(records: Sequence[Record], known: Known) -> dict[str, Any] | None:
-    """The newest recorded run that made exactly this; where DVC locked it unrecorded, the run that ended last."""
-    name = next((r["run"] for r in reversed(records) if _locks(r, known) and r["run"]), None)
-    if name is None and known.source == "dvc.lock" and not any(_locks(r, known) for r in records):
-        name = unclaimed_run(records, known.stage)
-    start = next((r for r in records if r["kind"] == "start" and r["run"] == name), None)
-    if start is None:
-        return None
-    end = next((r for r in records if r["kind"] == "end" and r["run"] == name), None)
-    facts = {key: start.get(key) for key in _RUN_FACTS}
-    ended = {"ended": end["at"], "status": end["status"], "seconds": end["seconds"]} if end else {"ended": None}
-    return facts | {"started": start["at"], "record": start["seq"]} | ended
-
-
-def _locks(record: Record, known: Known) -> bool:
-    return record["kind"] == "locked" and record["stage"] == known.stage and record["lock"] == known.entry
-
-
-def _base_model(universe: Universe, entry: Entry) -> dict[str, Any] | None:
-    """What a base model folder says of its origin, read from the cache: the workspace may have changed."""
-    for _, name in named(entry, "outs"):
-        manifest = (read_manifest(universe.project.cache, name) or {}) if is_folder(name) else {}
-        if "base.json" in manifest:
-            facts = _facts(cache_path(universe.project.cache, manifest["base.json"]))
-            return {key: facts.get(key) for key in _BASE_FACTS}
+def _base_model(universe: Universe, entry: LockEntry) -> BaseModelOrigin | None:
+    """The origin that a base model folder holds, read from the cache: the workspace may have changed."""
+    for name in entry.outputs.values():
+        if file := universe.manifest(name).get("base.json") if is_folder(name) else None:
+            return _origin(universe.project.cached(file))
     return None
 
 
-def _facts(file: Path) -> dict[str, Any]:
+def _origin(file: Path) -> BaseModelOrigin | None:
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+        return BaseModelOrigin.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
 def _kind(place: Path) -> str:
@@ -258,44 +269,46 @@ def _kind(place: Path) -> str:
     return "code" if holds_code or place.suffix in _CODE or ".schema" in place.suffixes else "data"
 
 
-def _block(node: dict[str, Any]) -> list[str]:
-    lines = [f"{node['id']}", f"  command   {node['command']}"]
-    for file, values in node["params"].items():
+def _run_json(start: Start | None, end: End | None) -> dict[str, Any] | None:
+    if start is None:
+        return None
+    ended = {"ended": end.at, "status": end.status, "seconds": end.seconds} if end else {"ended": None}
+    return start.model_dump(include=_RUN_FACTS) | {"started": start.at, "record": start.seq} | ended
+
+
+def _block(node: Node) -> list[str]:
+    lines = [f"{node.id}", f"  command   {node.known.entry.cmd}"]
+    for file, values in node.known.entry.params.items():
         lines.append(f"  params    {file}: {json.dumps(values, ensure_ascii=False)}")
-    lines += _run_lines(node["run"], node["outcome"])
-    if base := node.get("base_model"):
-        lines.append(f"  base      {base['name']}, from {base['origin']}, weights sha256 {base['weights_sha256']}")
-    lines += [f"  made      {out['path']}  {out['name']}" for out in node["outputs"]]
-    for made in node["inputs"]:
-        origin = f"made by {', '.join(made['made_by'])}" if made["made_by"] else made["kind"]
-        lines.append(f"  from      {made['path']}  {made['name']}  ({origin})")
+    lines += _run_lines(node, node.start) if node.start else ["  run       not recorded: only DVC's lock is known"]
+    if base := node.base_model:
+        lines.append(f"  base      {base.name}, from {base.origin}, weights sha256 {base.weights_sha256}")
+    lines += [f"  made      {path}  {name}" for path, name in node.known.entry.outputs.items()]
+    for given in node.inputs:
+        origin = f"made by {', '.join(given.made_by)}" if given.made_by else given.kind
+        lines.append(f"  from      {given.path}  {given.name}  ({origin})")
     return lines
 
 
-def _run_lines(run: dict[str, Any] | None, outcome: str | None) -> list[str]:
-    if run is None:
-        return ["  run       not recorded: what DVC locked is all that is known"]
-    seed = f", seed {run['seed']}" if run["seed"] is not None else ""
-    restored = "; since then restored from the cache" if outcome == "restored" else ""
-    flow = f"{run['flow_run_name']} ({run['flow_run']})" if run["flow_run"] else "none, DVC alone"
-    return [
-        f"  run       {run['run']}{seed}{restored}",
-        f"  time      {run['started']} to {run['ended'] or 'unknown'}",
-        f"  code      {_code(run)}",
-        f"  flow run  {flow}",
-        f"  versions  {', '.join(f'{name} {version}' for name, version in run['versions'].items())}",
-        f"  machine   {_machine(run['machine'])}",
+def _run_lines(node: Node, start: Start) -> list[str]:
+    seed = f", seed {start.seed}" if start.seed is not None else ""
+    restored = "; since then restored from the cache" if node.outcome == RESTORED else ""
+    lines = [
+        f"  run       {start.run}{seed}{restored}",
+        f"  time      {start.at} to {node.end.at if node.end else 'unknown'}",
+        f"  code      {_code(start)}",
+        f"  flow run  {f'{start.flow_run_name} ({start.flow_run})' if start.flow_run else 'none, DVC alone'}",
+        f"  versions  {', '.join(f'{name} {version}' for name, version in start.versions.items())}",
     ]
+    if machine := start.machine:
+        size = [machine.cpu, f"{machine.cores} cores", f"{machine.memory_bytes / 2**30:.1f} GiB"]
+        lines.append(f"  machine   {', '.join(filter(None, [machine.system, *size, *machine.accelerators]))}")
+    return lines
 
 
-def _code(run: dict[str, Any]) -> str:
-    if run["commit"] is None:
+def _code(start: Start) -> str:
+    if start.commit is None:
         return "no commit: not in git, or nothing committed yet"
-    where = "detached head" if run["detached"] else f"branch {run['branch']}"
-    state = f"changed files, sha256 {run['dirty_files_sha256']}" if run["dirty"] else "clean"
-    return f"{run['commit']} ({where}{', shallow clone' if run['shallow'] else ''}), {state}"
-
-
-def _machine(machine: dict[str, Any]) -> str:
-    parts = [machine["cpu"], f"{machine['cores']} cores", f"{machine['memory_bytes'] / 2**30:.1f} GiB"]
-    return ", ".join(filter(None, [machine["system"], *parts, *machine["accelerators"]]))
+    where = "detached head" if start.detached else f"branch {start.branch}"
+    state = f"changed files, sha256 {start.dirty_files_sha256}" if start.dirty else "clean"
+    return f"{start.commit} ({where}{', shallow clone' if start.shallow else ''}), {state}"

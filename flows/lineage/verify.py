@@ -1,29 +1,30 @@
-"""Is what lies here what was made? Everything is hashed anew; DVC's own state is not trusted.
+"""Checks whether everything is as it was made. All content is hashed again; DVC's own state is not trusted.
 
-Its status goes by times and sizes where it can, so that damage to a file or to the cache may go
-unseen there.
+DVC's status compares times and sizes where it can, so it may miss damage to a file or to the cache.
 """
 
+import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.leftovers import distrust
-from flows.lineage import history, ledger
-from flows.lineage.artifacts import FOLDER, cache_path, named, overlap, read_manifest
-from flows.lineage.changes import changes_since
+from flows.lineage import history
 from flows.lineage.known import Universe
-from flows.lineage.ledger import Record
-from flows.lineage.lock import Entry, plain
-from flows.lineage.project import Project, is_folder
-from flows.lineage.reconcile import newest_locked, unclaimed_run
-from flows.lineage.shards import check_shards, is_fine_tune, is_model
+from flows.lineage.ledger import Ledger, LedgerError, check_chain, holds
+from flows.lineage.project import FOLDER, Hasher, Project, is_folder, overlap
+from flows.lineage.why import changes_since
+from salf.ledger import Locked, LockEntry, head_of
 
-_SKIPPED = {".git", ".dvc", ".venv", ".work", ".prefect"}
+_SKIPPED: Final = {".git", ".dvc", ".venv", ".work", ".prefect"}
+_WEIGHTS: Final = ".safetensors"
+_UNRECORDED: Final = "ran, and is not recorded yet: python -m flows.lineage record"
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,28 @@ class Report:
     Attributes:
         mismatches: what is wrong.
         notes: what is worth knowing and not wrong.
-        checked: how many of which things were looked at.
+        checked: numbers of the things that were checked.
     """
 
     mismatches: list[Mismatch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     checked: Counter[str] = field(default_factory=Counter)
+
+    def wrong(self, kind: str, where: str, text: str) -> None:
+        """Add a mismatch."""
+        self.mismatches.append(Mismatch(kind, where, text))
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        mismatches = [asdict(mismatch) for mismatch in self.mismatches]
+        return {"ok": not mismatches, "mismatches": mismatches, "notes": self.notes, "checked": self.checked}
+
+    def text(self) -> str:
+        """The report for a reader."""
+        lines = [str(mismatch) for mismatch in self.mismatches] + [f"note: {note}" for note in self.notes]
+        counts = ", ".join(f"{count} {what}" for what, count in self.checked.items())
+        found = f"{len(self.mismatches)} mismatches" if self.mismatches else "everything is as it was made"
+        return "\n".join([*lines, f"checked {counts or 'nothing: no stage has run'}: {found}"])
 
 
 def verify(project: Project, pinned_head: str | None = None, whole_cache: bool = False) -> Report:
@@ -64,7 +81,7 @@ def verify(project: Project, pinned_head: str | None = None, whole_cache: bool =
 
     Args:
         project: the project.
-        pinned_head: hash of a record that was the newest once; it must still stand in the ledger.
+        pinned_head: hash of a record that was the newest once; it must still be in the ledger.
         whole_cache: hash every object of the cache, not only those that dvc.lock names.
 
     Raises:
@@ -72,9 +89,8 @@ def verify(project: Project, pinned_head: str | None = None, whole_cache: bool =
         OSError: a file cannot be read.
     """
     report = Report()
-    records = _check_ledger(project, pinned_head, report)
-    universe = Universe(project, records)
-    # DVC leaves the entry of a stage in dvc.lock that dvc.yaml no longer has: what it made may be thrown away.
+    universe = Universe(project, _check_ledger(project, pinned_head, report))
+    # DVC leaves the entry of a stage in dvc.lock that dvc.yaml no longer has; its outputs may be thrown away.
     current = {stage: entry for stage, entry in universe.lock.items() if stage in project.stages}
     report.notes += [f"{s} is in dvc.lock and no longer in dvc.yaml" for s in universe.lock if s not in current]
     for stage, entry in current.items():
@@ -86,109 +102,130 @@ def verify(project: Project, pinned_head: str | None = None, whole_cache: bool =
     for pointer, entry in project.added.items():
         _check_outputs(project, pointer, entry, report)
     report.notes += [f"{stage} has not run" for stage in project.stages if stage not in universe.lock]
-    entries = [*current.values(), *project.added.values()]
-    names = {name for entry in entries for name in _cached_names(project, entry)}
-    _check_cache(project, names, whole_cache, report)
+    _check_cache(project, [*current.values(), *project.added.values()], whole_cache, report)
     _check_models(project, universe, report)
     return report
 
 
-def _check_ledger(project: Project, pinned_head: str | None, report: Report) -> list[Record]:
-    place = project.ledger.name
-    faults = ledger.check_chain(project.ledger)
-    report.mismatches += [Mismatch("ledger", f"{place} line {fault.line}", fault.text) for fault in faults]
-    if pinned_head is not None and not ledger.holds(project.ledger, pinned_head):
-        text = f"record {pinned_head} no longer exists: the ledger was truncated or rewritten"
-        report.mismatches.append(Mismatch("ledger", place, text))
+def check_shards(model: Path, base: Path, hasher: Hasher) -> list[str]:
+    """Return what is wrong: a frozen unit that is not the base's byte for byte, or a trained one that is."""
     try:
-        records = ledger.read(project.ledger)
-    except ledger.LedgerError:
-        return []  # the fault is reported above
-    report.checked["records"] = len(records)
-    if records and not ledger.has_head(project.ledger):
+        run = _Trained.model_validate_json((model / "run.json").read_bytes())
+    except (OSError, ValidationError):
+        return ["run.json is damaged or of another version: the frozen layers are unknown"]
+    ours, theirs = ({file.stem: hasher.sha256(file) for file in f.glob(f"*{_WEIGHTS}")} for f in (model, base))
+    faults = [f"{unit} is missing" for unit in sorted(theirs.keys() - ours.keys())]
+    faults += [f"{unit} is not a part of the base" for unit in sorted(ours.keys() - theirs.keys())]
+    for unit in sorted(ours.keys() & theirs.keys()):
+        same = ours[unit] == theirs[unit]
+        if unit not in run.trained_units and not same:
+            faults.append(f"{unit} was frozen, yet its bytes are not the base's")
+        elif unit in run.trained_units and same:
+            faults.append(f"{unit} was trained, yet its bytes are the base's")
+        if same == (unit in run.changed_units):
+            claim = "unchanged" if unit not in run.changed_units else "changed"
+            faults.append(f"{unit}: run.json says {claim}, its bytes say otherwise")
+        if run.shards.get(f"{unit}{_WEIGHTS}", ours[unit]) != ours[unit]:
+            faults.append(f"{unit} does not have the hash that run.json gives")
+    return faults
+
+
+class _Trained(BaseModel):
+    """The part of ``run.json`` that the shards are held to.
+
+    Attributes:
+        trained_units: units that the method trains (with random layers, all that were drawn).
+        changed_units: units that saving rewrote.
+        shards: file → SHA-256.
+    """
+
+    trained_units: set[str]
+    changed_units: set[str]
+    shards: dict[str, str] = {}
+
+
+def _check_ledger(project: Project, pinned_head: str | None, report: Report) -> Ledger:
+    place = project.ledger.name
+    for fault in check_chain(project.ledger):
+        report.wrong("ledger", f"{place} line {fault.line}", fault.text)
+    if pinned_head is not None and not holds(project.ledger, pinned_head):
+        report.wrong("ledger", place, f"record {pinned_head} no longer exists: the ledger was truncated or rewritten")
+    try:
+        ledger = Ledger.read(project.ledger)
+    except LedgerError:
+        return Ledger([])  # the fault is reported above
+    report.checked["records"] = len(ledger.records)
+    if ledger.records and not head_of(project.ledger).is_file():
         report.notes.append(f"{place} has no head file yet (the next run writes it): its newest record is not verified")
-    ended = {record["run"] for record in records if record["kind"] == "end"}
-    killed = [r for r in records if r["kind"] == "start" and r["run"] not in ended]
-    report.notes += [f"{r['stage']}: the run of {r['at']} was killed, or is still active" for r in killed]
-    return records
+    killed = [start for start in ledger.starts.values() if start.run not in ledger.ends]
+    report.notes += [f"{start.stage}: the run of {start.at} was killed, or is still active" for start in killed]
+    return ledger
 
 
-def _check_lock(universe: Universe, stage: str, entry: Entry, report: Report) -> None:
-    """An entry must come from a run: one in the ledger, one that DVC remembers, or (no record at all) from git."""
-    project, records = universe.project, universe.records
-    locked = [r for r in records if r["kind"] == "locked" and r["stage"] == stage]
-    recorded = next((r for r in reversed(locked) if r["lock"] == entry), None)
-    if recorded is not None:
-        made = _made_otherwise(locked, entry) if recorded["run"] is None else None
-        if made and _committed(project, stage, entry):  # a colleague's run, say: git names who stands for it
-            report.notes.append(f"{stage}: outputs differ from record {made['seq']}; they come from a commit")
-        elif made:
-            text = f"outputs differ from record {made['seq']} for the same inputs, and no run explains them"
-            report.mismatches.append(Mismatch("lock", stage, text))
-        elif recorded["run"] is None:
-            report.notes.append(f"{stage}: its origin is not recorded")
-    elif made := _made_otherwise(locked, entry):
-        if unclaimed_run(records, stage) is None:
-            text = f"outputs differ from record {made['seq']} for the same inputs: dvc.lock was edited"
-            report.mismatches.append(Mismatch("lock", stage, text))
-        else:
-            report.notes.append(f"{stage} ran, and is not recorded yet: python -m flows.lineage record")
-    elif unclaimed_run(records, stage) is not None or _remembered(project.run_cache, entry):
-        report.notes.append(f"{stage} ran, and is not recorded yet: python -m flows.lineage record")
-    elif newest_locked(records, stage) is None and _committed(project, stage, entry):
+def _check_lock(universe: Universe, stage: str, entry: LockEntry, report: Report) -> None:
+    """An entry must come from a run: one in the ledger, one that DVC remembers, or (without a record) from git."""
+    project, ledger = universe.project, universe.ledger
+    recorded, made = ledger.with_entry(stage, entry), _made_otherwise(ledger.locked.get(stage, []), entry)
+    differ = f"outputs differ from record {made.seq}" if made else ""
+    ran = ledger.unclaimed_run(stage) is not None
+    if recorded is not None and recorded.run is not None:
+        return
+    if recorded is not None and not made:
+        report.notes.append(f"{stage}: its origin is not recorded")
+    elif recorded is not None and _committed(project, stage, entry):  # a colleague's run: git names its author
+        report.notes.append(f"{stage}: {differ}; they come from a commit")
+    elif recorded is not None:
+        report.wrong("lock", stage, f"{differ} for the same inputs, and no run explains them")
+    elif made and not ran:
+        report.wrong("lock", stage, f"{differ} for the same inputs: dvc.lock was edited")
+    elif ran or _remembered(project.run_cache, entry):
+        report.notes.append(f"{stage} {_UNRECORDED}")
+    elif ledger.newest_locked(stage) is None and _committed(project, stage, entry):
         report.notes.append(f"{stage}: its origin is not recorded here; dvc.lock is as committed")
     else:
-        text = "no record has its entry in dvc.lock: edited by hand, or made elsewhere"
-        report.mismatches.append(Mismatch("lock", stage, text))
+        report.wrong("lock", stage, "no record has its entry in dvc.lock: edited by hand, or made elsewhere")
 
 
-def _made_otherwise(locked: Sequence[Record], entry: Entry) -> Record | None:
+def _made_otherwise(locked: Sequence[Locked], entry: LockEntry) -> Locked | None:
     """A run's record with the same inputs and other outputs."""
 
-    def inputs(lock: Entry) -> list[object]:
-        return [lock.get(key) for key in ("cmd", "deps", "params")]
+    def inputs(lock: LockEntry) -> list[object]:
+        return [lock.cmd, lock.deps, lock.params]
 
-    for record in reversed(locked):
-        if record["run"] is not None and inputs(record["lock"]) == inputs(entry) and record["lock"] != entry:
-            return record
-    return None
+    same = (record for record in reversed(locked) if record.run is not None and inputs(record.lock) == inputs(entry))
+    return next((record for record in same if record.lock != entry), None)
 
 
-def _remembered(run_cache: Path, entry: Entry) -> bool:
+def _remembered(run_cache: Path, entry: LockEntry) -> bool:
     """Whether DVC's cache of runs has exactly this entry: it ran, and was taken from there."""
-    marks = [name for _, name in named(entry, "outs")]
     for file in run_cache.glob("*/*/*"):
         text = file.read_text(encoding="utf-8", errors="replace")
-        if all(mark in text for mark in marks):
-            try:
-                if plain(YAML(typ="safe", pure=True).load(text)) == entry:
+        if all(name in text for name in entry.outputs.values()):
+            with contextlib.suppress(YAMLError, ValidationError):
+                if history.lock_entry(YAML(typ="safe", pure=True).load(text)) == entry:
                     return True
-            except YAMLError:
-                continue
     return False
 
 
-def _committed(project: Project, stage: str, entry: Entry) -> bool:
-    commit = history.head(project.root)
-    return commit is not None and history.entries_at(project.root, commit).get(stage) == entry
+def _committed(project: Project, stage: str, entry: LockEntry) -> bool:
+    return history.entries_at(project.root, "HEAD").get(stage) == entry
 
 
-def _check_outputs(project: Project, stage: str, entry: Entry, report: Report) -> None:
-    for path, name in named(entry, "outs"):
+def _check_outputs(project: Project, stage: str, entry: LockEntry, report: Report) -> None:
+    for path, name in entry.outputs.items():
         report.checked["artifacts"] += 1
         now = project.name_of(path)
         if now is None:
-            report.mismatches.append(Mismatch("artifact", path, f"is not in the workspace ({stage} made it)"))
+            report.wrong("artifact", path, f"is not in the workspace ({stage} made it)")
         elif now != name:
-            text = f"is not what {stage} made: {_differences(project, path, name)}dvc.lock says {name}, here is {now}"
-            report.mismatches.append(Mismatch("artifact", path, text))
+            found = f"{_differences(project, path, name)}dvc.lock says {name}, here is {now}"
+            report.wrong("artifact", path, f"is not what {stage} made: {found}")
 
 
 def _differences(project: Project, path: str, name: str) -> str:
-    """Which files of a folder differ, as far as the cache knows what they were."""
-    folder = project.place(path)
-    manifest = read_manifest(project.cache, name) if is_folder(name) else None
-    if manifest is None or not folder.is_dir():
+    """The files of a folder that differ, as far as the cache knows what they were."""
+    folder, manifest = project.place(path), project.manifest(name)
+    if not manifest or not folder.is_dir():
         return ""
     here = {file.relative_to(folder).as_posix(): project.hasher.md5(file) for file in project.files_of(folder)}
     lines = [f"{file} is missing" for file in sorted(manifest.keys() - here.keys())]
@@ -198,80 +235,71 @@ def _differences(project: Project, path: str, name: str) -> str:
     return f"{', '.join(lines[:5])}{more}; "
 
 
-def _check_inputs(universe: Universe, stage: str, entry: Entry, report: Report) -> None:
-    """Is it what it would be if it ran now? An input that is itself no longer what was made is told once, above."""
+def _check_inputs(universe: Universe, stage: str, entry: LockEntry, report: Report) -> None:
+    """Report what changed since the stage ran. A changed artifact is reported once, under its own stage."""
     project = universe.project
     broken = {mismatch.where for mismatch in report.mismatches if mismatch.kind == "artifact"}
-    made = {path: name for other in universe.lock.values() for path, name in named(other, "outs")}
-    locked = dict(named(entry, "deps"))
+    made = {path: name for other in universe.lock.values() for path, name in other.outputs.items()}
     for change in changes_since(project, project.stages[stage], entry):
-        told = change.kind == "input" and any(overlap(change.name, path) for path in broken)
-        if not told or locked.get(change.name) != made.get(change.name, locked.get(change.name)):
-            report.mismatches.append(Mismatch("stale", stage, f"{change} since it ran"))
+        locked = entry.inputs.get(change.name)
+        reported = change.kind == "input" and any(overlap(change.name, path) for path in broken)
+        if not reported or locked != made.get(change.name, locked):
+            report.wrong("stale", stage, f"{change} since it ran")
 
 
-def _cached_names(project: Project, entry: Entry) -> Iterator[str]:
-    for item in entry.get("outs") or []:
-        if item.get("md5") and _is_cached(project, item["path"]):
-            yield item["md5"]
-
-
-def _is_cached(project: Project, path: str) -> bool:
+def _check_cache(project: Project, entries: Sequence[LockEntry], whole: bool, report: Report) -> None:
     # dvc.lock does not say which outputs DVC keeps out of its cache; dvc.yaml does.
-    return all(stage.outs.get(path, True) for stage in project.stages.values())
-
-
-def _check_cache(project: Project, names: set[str], whole: bool, report: Report) -> None:
-    wanted = set(names)
-    for name in sorted(names):
-        if is_folder(name) and (manifest := read_manifest(project.cache, name)):
-            wanted |= set(manifest.values())
+    uncached = {path for stage in project.stages.values() for path, cached in stage.outs.items() if not cached}
+    wanted = {name for entry in entries for path, name in entry.outputs.items() if path not in uncached}
+    for name in list(wanted):
+        wanted |= set(project.manifest(name).values())
     if whole:
         wanted |= {file.parent.name + file.name for file in project.cache.glob("??/*")}
     for name in sorted(wanted):
         report.checked["cache objects"] += 1
-        path = cache_path(project.cache, name)
+        path = project.cached(name)
         if not path.is_file():
-            report.mismatches.append(Mismatch("cache", name, "is missing (dvc pull, or run its stage again)"))
-        elif project.hasher.md5(path) != name.removesuffix(FOLDER):
-            distrust(path)
-            text = f"is corrupt: its bytes are {project.hasher.md5(path)}; the next run makes it again"
-            report.mismatches.append(Mismatch("cache", name, text))
+            report.wrong("cache", name, "is missing (dvc pull, or run its stage again)")
+        elif (found := project.hasher.md5(path)) != name.removesuffix(FOLDER):
+            _distrust(path)
+            report.wrong("cache", name, f"is corrupt: its bytes are {found}; the next run makes it again")
+
+
+def _distrust(cached: Path) -> None:
+    """Make DVC hash an object of its cache again, and drop it if its bytes are not what its name says.
+
+    DVC trusts what is write-protected, and remembers the hash of a file whose size and time stay. An object of
+    another user's cache is left unchanged.
+    """
+    with contextlib.suppress(PermissionError):
+        cached.chmod(cached.stat().st_mode | 0o200)
+        os.utime(cached)
 
 
 def _check_models(project: Project, universe: Universe, report: Report) -> None:
-    outs = {path: stage for stage, entry in universe.lock.items() for path, _ in named(entry, "outs")}
-    for folder in _model_folders(project, outs):
+    stages = {path: stage for stage, entry in universe.lock.items() for path in entry.outputs}
+    for folder in _model_folders(project, stages):
         path = folder.relative_to(project.root).as_posix()
         report.checked["models"] += 1
-        if path not in outs:
+        if path not in stages:
             name = project.hasher.of_folder(folder, project.files_of(folder))
             if universe.named(name):
                 report.notes.append(f"{path}: a model of an earlier run, known by its hash")
             else:
-                text = f"unknown hash {name}: not in dvc.lock, the ledger or any commit"
-                report.mismatches.append(Mismatch("unknown model", path, text))
-        elif is_fine_tune(folder):
-            base = _base_of(project, universe.lock[outs[path]])
-            if base is not None:
+                report.wrong("unknown model", path, f"unknown hash {name}: not in dvc.lock, the ledger or any commit")
+        elif (folder / "run.json").is_file():  # a fine-tuned model
+            inputs = universe.lock[stages[path]].inputs
+            folders = (project.root / read for read, name in inputs.items() if is_folder(name))
+            if base := next((base for base in folders if (base / "base.json").is_file()), None):
                 report.checked["fine-tunes against their base"] += 1
-                faults = check_shards(folder, base, project.hasher)
-                report.mismatches += [Mismatch("shards", path, fault) for fault in faults]
+                for fault in check_shards(folder, base, project.hasher):
+                    report.wrong("shards", path, fault)
 
 
-def _model_folders(project: Project, outs: dict[str, str]) -> list[Path]:
-    """Model folders in the top folders that outputs lie in (``data/``, ``reports/``)."""
-    tops = {project.root / path.split("/")[0] for path in outs}
-    folders = {
-        file.parent
-        for top in tops
-        if top.is_dir()
-        for file in top.rglob("config.json")
-        if not _SKIPPED & set(file.relative_to(project.root).parts)
-    }
-    return sorted(folder for folder in folders if is_model(folder))
-
-
-def _base_of(project: Project, entry: Entry) -> Path | None:
-    folders = (project.root / path for path, name in named(entry, "deps") if is_folder(name))
-    return next((folder for folder in folders if (folder / "base.json").is_file()), None)
+def _model_folders(project: Project, outputs: dict[str, str]) -> Iterator[Path]:
+    """Folders with a configuration and weights in the top folders of the outputs (``data/``, ``reports/``)."""
+    for top in sorted({project.root / path.split("/")[0] for path in outputs}):
+        for file in sorted(top.rglob("config.json")) if top.is_dir() else []:
+            skipped = _SKIPPED & set(file.relative_to(project.root).parts)
+            if not skipped and any(file.parent.glob(f"*{_WEIGHTS}")):
+                yield file.parent

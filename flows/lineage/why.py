@@ -1,56 +1,134 @@
-"""What changed since a stage last ran: in its command, parameters, inputs and outputs, and above it."""
+"""What changed: since a stage last ran, in it and upstream, and between the freeze plans of two commits."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flows.lineage import history
-from flows.lineage.artifacts import named, overlap
-from flows.lineage.changes import changes_since
 from flows.lineage.known import Universe
-from flows.lineage.ledger import Record
-from flows.lineage.reconcile import newest_locked, unclaimed_run
+from flows.lineage.ledger import Ledger
+from flows.lineage.project import Declared, Project, ProjectError, is_folder, overlap
 from flows.lineage.show import NotFoundError
+from salf.ledger import LockEntry, Start
+
+HERE = "workspace"
+_PLAN = "freeze_plan.json"
+_ABSENT = object()
+_LONGEST = 120  # characters of a value that are shown
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference.
+
+    Attributes:
+        kind: ``command``, ``parameter``, ``input``, ``output`` or ``plan``.
+        name: the parameter's or the path's name; empty for the command.
+        text: what happened to it.
+    """
+
+    kind: str
+    name: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}: {self.text}" if self.name else f"{self.kind}: {self.text}"
 
 
 def why(universe: Universe, stage: str) -> dict[str, Any]:
     """Return what changed since a stage last ran.
 
-    ``changes`` holds its own, ``upstream`` those of every stage that it reads, nearest last;
-    ``last_run`` is the start record of its newest run, if one is recorded; ``failed`` the newest
-    run's end where that run failed or was killed.
+    ``changes`` are its own, ``upstream`` those of every stage that it reads, nearest last; ``last_run`` is the
+    newest recorded run that made its entry; ``newest_start`` is its newest run, even if it failed or was killed.
 
     Raises:
         NotFoundError: there is no such stage.
     """
-    project = universe.project
-    if stage not in project.stages:
-        raise NotFoundError(f"no stage {stage!r} in dvc.yaml; there are: {', '.join(project.stages)}")
-    upstream = {name: found for name in _above(universe, stage) if (found := _changes(universe, name))}
-    starts = [r for r in universe.records if r["kind"] == "start" and r["stage"] == stage and not r["temporary"]]
+    stages, ledger = universe.project.stages, universe.ledger
+    if stage not in stages:
+        raise NotFoundError(f"no stage {stage!r} in dvc.yaml; there are: {', '.join(stages)}")
+    last, newest = _last_run(ledger, stage), ledger.newest_start(stage)
+    end = ledger.ends.get(newest.run) if newest else None
     return {
         "stage": stage,
         "changes": _changes(universe, stage),
-        "upstream": upstream,
-        "last_run": _last_run(universe, stage),
-        "newest_start": _ending(universe.records, starts[-1]) if starts else None,
+        "upstream": {name: found for name in _above(stages, stage) if (found := _changes(universe, name))},
+        "last_run": {"at": last.at, "run": last.run, "commit": last.commit} if last else None,
+        "newest_start": {"at": newest.at, "run": newest.run, "status": end and end.status} if newest else None,
     }
 
 
 def text(answer: dict[str, Any]) -> str:
     """The answer for a reader."""
     lines = []
-    if answer["last_run"]:
-        lines.append(f"{answer['stage']} last ran at {answer['last_run']['at']}, commit {answer['last_run']['commit']}")
+    if last := answer["last_run"]:
+        lines.append(f"{answer['stage']} last ran at {last['at']}, commit {last['commit']}")
     newest = answer["newest_start"]
     if newest and newest["status"] != 0:
-        ended = "was killed, or is still at work" if newest["status"] is None else f"failed (exit {newest['status']})"
-        lines.append(f"its newest run, of {newest['at']}, {ended}")
+        failed = f"failed (exit {newest['status']})"
+        lines.append(f"its newest run, of {newest['at']}, {failed if newest['status'] else 'was killed or is active'}")
     if not answer["changes"] and not answer["upstream"]:
         return "\n".join([*lines, f"nothing changed: {answer['stage']} is up to date"])
-    lines += [f"{change}" for change in answer["changes"]]
+    lines += answer["changes"]
     for stage, changes in answer["upstream"].items():
-        lines += [f"before it, {stage}:", *(f"  {change}" for change in changes)]
+        lines += [f"upstream, {stage}:", *(f"  {change}" for change in changes)]
     return "\n".join(lines)
+
+
+def changes_since(project: Project, declared: Declared, entry: LockEntry) -> list[Change]:
+    """Return what changed in command, parameters and inputs since the entry was locked."""
+    found = []
+    if entry.cmd != declared.command:
+        found.append(Change("command", "", f"was `{entry.cmd}`, is `{declared.command}`"))
+    found += _compare(_parameters(entry.params), _parameters(declared.params), "parameter")
+    locked = entry.inputs
+    for path in declared.deps:
+        now = project.name_of(path)
+        if path not in locked:
+            found.append(Change("input", path, "is new"))
+        elif now is None:
+            found.append(Change("input", path, "is missing"))
+        elif now != locked[path]:
+            found.append(Change("input", path, f"was {locked[path]}, is {now}"))
+    return found + [Change("input", path, "is no longer read") for path in locked if path not in declared.deps]
+
+
+def diff(project: Project, old: str, new: str) -> dict[str, Any]:
+    """Compare the freeze plans of two revisions (a commit, branch, tag, experiment or ``workspace``).
+
+    Raises:
+        RevisionError: one of them does not exist.
+        ProjectError: a plan is no JSON.
+    """
+    commits = [None if name == HERE else history.resolve(project.root, name) for name in (old, new)]
+    before, after = (_plans(project, commit) for commit in commits)
+    return {
+        "from": {"name": old, "commit": commits[0]},
+        "to": {"name": new, "commit": commits[1]},
+        "plans": [
+            str(change)
+            for place in sorted(before.keys() | after.keys())
+            for change in _compare(before.get(place, {}), after.get(place, {}), "plan")
+        ],
+    }
+
+
+def diff_text(answer: dict[str, Any]) -> str:
+    """The comparison for a reader."""
+    same = f"the plans of {answer['from']['name']} and {answer['to']['name']} do not differ"
+    return "\n".join(answer["plans"]) or same
+
+
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings into dotted name → value; lists stay whole."""
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: value} if prefix else {}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 
 def _changes(universe: Universe, stage: str) -> list[str]:
@@ -58,34 +136,29 @@ def _changes(universe: Universe, stage: str) -> list[str]:
     entry = universe.lock.get(stage)
     if entry is None:
         return ["it never ran to its end here"]
-    commit = (_last_run(universe, stage) or {}).get("commit")
+    last = _last_run(universe.ledger, stage)
+    commit = last.commit if last else None
     lines = []
     for change in changes_since(project, declared, entry):
         lines.append(str(change))
         if change.kind == "input" and commit and (files := history.changed_files(project.root, commit, [change.name])):
             lines.append(f"  since commit {commit[:12]}: {', '.join(files)}")
-    for path, name in named(entry, "outs"):
+    for path, name in entry.outputs.items():
         now = project.name_of(path)
         if now != name:
             lines.append(f"output {path}: {'is missing' if now is None else f'was {name}, is {now}'}")
-    locked = dict(named(entry, "outs"))
-    lines += [f"output {path}: is new" for path in declared.outs if path not in locked]
-    lines += [f"output {path}: is made no more" for path in locked if path not in declared.outs]
-    return lines
+    lines += [f"output {path}: is new" for path in declared.outs if path not in entry.outputs]
+    return lines + [f"output {path}: is no longer made" for path in entry.outputs if path not in declared.outs]
 
 
-def _above(universe: Universe, stage: str) -> list[str]:
+def _above(stages: Mapping[str, Declared], stage: str) -> list[str]:
     """All stages that a stage reads, directly or not, the farthest first."""
-    stages = universe.project.stages
     found: list[str] = []
 
     def visit(name: str) -> None:
         for other, declared in stages.items():
-            if (
-                other not in found
-                and other != name
-                and any(overlap(d, o) for d in stages[name].deps for o in declared.outs)
-            ):
+            reads = any(overlap(dep, out) for dep in stages[name].deps for out in declared.outs)
+            if reads and other != name and other not in found:
                 visit(other)
                 found.append(other)
 
@@ -93,12 +166,61 @@ def _above(universe: Universe, stage: str) -> list[str]:
     return found
 
 
-def _last_run(universe: Universe, stage: str) -> Record | None:
-    locked = newest_locked(universe.records, stage)
-    name = unclaimed_run(universe.records, stage) or (locked["run"] if locked else None)
-    return next((r for r in universe.records if r["kind"] == "start" and r["run"] == name), None)
+def _last_run(ledger: Ledger, stage: str) -> Start | None:
+    locked = ledger.newest_locked(stage)
+    return ledger.starts.get(ledger.unclaimed_run(stage) or (locked and locked.run) or "")
 
 
-def _ending(records: Sequence[Record], start: Record) -> dict[str, Any]:
-    status = next((r["status"] for r in records if r["kind"] == "end" and r["run"] == start["run"]), None)
-    return {"at": start["at"], "run": start["run"], "status": status}
+def _compare(old: Mapping[str, Any], new: Mapping[str, Any], kind: str) -> list[Change]:
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name, _ABSENT), new.get(name, _ABSENT)
+        if before is _ABSENT:
+            found.append(Change(kind, name, f"is new: {_shown(after)}"))
+        elif after is _ABSENT:
+            found.append(Change(kind, name, f"is gone, was {_shown(before)}"))
+        elif before != after:
+            found.append(Change(kind, name, f"was {_shown(before)}, is {_shown(after)}"))
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _parameters(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted name → value; names from another file than params.yaml begin with the file's."""
+    found: dict[str, Any] = {}
+    for file, values in params.items():
+        found |= leaves(values) if file == "params.yaml" else {f"{file}:{k}": v for k, v in leaves(values).items()}
+    return found
+
+
+def _plans(project: Project, commit: str | None) -> dict[str, dict[str, Any]]:
+    """Every plan among the stages' outputs, by its path; the copies in model folders are left out."""
+    lock = history.read_lock(project.root) if commit is None else history.entries_at(project.root, commit)
+    outputs = {path: name for entry in lock.values() for path, name in entry.outputs.items()}
+    found = {}
+    for path, name in outputs.items():
+        place = f"{path}/{_PLAN}" if is_folder(name) else path
+        if "models" in Path(path).parts or Path(place).name != _PLAN:
+            continue
+        if content := _plan_text(project, commit, place, path, name):
+            try:
+                found[place] = leaves(json.loads(content))
+            except ValueError as error:
+                raise ProjectError(f"{place}: damaged JSON: {error}") from None
+    return found
+
+
+def _plan_text(project: Project, commit: str | None, place: str, out: str, name: str) -> str | None:
+    """A plan from the workspace, or (at a commit) from git or DVC's cache; ``None``: from none of them."""
+    if commit is None:
+        file = project.root / place
+    elif (in_git := history.file_at(project.root, commit, place)) is not None:
+        return in_git
+    else:
+        md5 = project.manifest(name).get(place.removeprefix(f"{out}/")) if is_folder(name) else name
+        file = project.cached(md5 or "missing")
+    return file.read_text(encoding="utf-8") if file.is_file() else None

@@ -32,7 +32,7 @@ from flows.study.progress import Look, Progress
 from flows.study.settings import Places
 from flows.study.tables import Tables, sole_writer
 from flows.workspace import WorkspaceBusyError
-from stages.common.run_record import ledger_of
+from salf.ledger import ledger_of
 
 
 @flow(name="salf-study", task_runner=THREADS)

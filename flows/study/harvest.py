@@ -13,7 +13,7 @@ from flows.study.agenda import Case, FineTune
 from flows.study.forecast import units
 from flows.study.progress import PLAIN, Look
 from flows.study.tables import Row, outcome_of
-from stages.common.run_record import machine
+from salf.ledger import Machine
 
 _LAW: Final = "reports/scaling_law.json"
 _PILOT: Final = "reports/pilot.json"
@@ -38,8 +38,8 @@ class Artifacts(Protocol):
 
 def where() -> dict[str, Any]:
     """Processor or accelerators of this machine, and its cores: no name, no path."""
-    facts = machine()
-    return {"machine": ", ".join(facts["accelerators"]) or facts["cpu"] or facts["system"], "cores": facts["cores"]}
+    facts = Machine.here()
+    return {"machine": ", ".join(facts.accelerators) or facts.cpu or facts.system, "cores": facts.cores}
 
 
 def results(kept: Artifacts, batch: Sequence[FineTune], facts: Mapping[str, Any]) -> list[tuple[Row, pa.Table]]:

@@ -9,8 +9,8 @@ from typing import Any, Final
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from flows.lineage.artifacts import cache_path, named, read_manifest
-from flows.lineage.lock import LOCK_FILE, LockError, parse_lock, read_lock
+from flows.lineage.history import LOCK_FILE, LockError, parse_lock, read_lock
+from flows.lineage.project import cache_path, read_manifest
 from flows.study.description import StudyError
 from flows.study.tables import write_aside
 
@@ -68,12 +68,12 @@ class Kept:
             before: names of the objects that the cache held before the experiment ran.
         """
         lock = read_lock(self.project)
-        present = {name for entry in lock.values() for _, name in named(entry, "outs")}
+        present = {name for entry in lock.values() for name in entry.outputs.values()}
         kept = present | {name for path, name in self.outs.items() if not path.startswith(_MODELS)}
-        stays = before | {md5 for name in kept for md5 in [name, *(read_manifest(self.cache, name) or {}).values()]}
+        stays = before | {md5 for name in kept for md5 in [name, *read_manifest(self.cache, name).values()]}
         models = [name for path, name in self.outs.items() if path.startswith(_MODELS)]
         for name in models:
-            for md5 in [*(read_manifest(self.cache, name) or {}).values(), name]:
+            for md5 in [*read_manifest(self.cache, name).values(), name]:
                 if md5 not in stays:
                     cache_path(self.cache, md5).unlink(missing_ok=True)
 
@@ -96,10 +96,10 @@ def read_kept(project: Path, experiment: str) -> Kept:
     if ref is None:
         raise StudyError(f"{experiment}: DVC kept no experiment of this name")
     try:
-        lock = parse_lock(_git(project, "show", f"{ref}:{LOCK_FILE}"), f"{LOCK_FILE} of {experiment}")
+        lock = parse_lock(_git(project, "show", f"{ref}:{LOCK_FILE}"))
     except LockError as error:
         raise StudyError(str(error)) from None
-    outs = dict(pair for entry in lock.values() for pair in named(entry, "outs"))
+    outs = dict(pair for entry in lock.values() for pair in entry.outputs.items())
     return Kept(project, object_cache(project), ref, outs)
 
 

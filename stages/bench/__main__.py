@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from salf.files import code_hashes, digest_of, work_folder, write_json
+from salf.ledger import Machine
 from salf.settings import Device
 from stages.bench.measure import Plan, measure
 from stages.bench.processes import STAGES
@@ -16,7 +17,6 @@ from stages.bench.summary import print_benchmark
 from stages.bench.workloads import EMBEDDED, SHAPES
 from stages.common.command import exit_code
 from stages.common.params import Room
-from stages.common.run_record import machine
 
 
 class BenchRoom(Room):
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = {
         "plan": repr(plan),
         "device": device.model_dump(),
-        "machine": machine(),
+        "machine": Machine.here().model_dump(),
         "code": code_hashes(),
     }
     unfinished = work_folder(args.out, digest_of(inputs))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from salf.engine.runtime import find_runtime, machine_facts
+from salf.ledger import Machine
 from salf.settings import Device
 from stages.bench import processes
 from stages.bench.contender import Contender
@@ -21,7 +22,6 @@ from stages.bench.targets import targets
 from stages.bench.tracing import measure_tracing
 from stages.bench.workloads import EMBEDDED, SHAPES, Task, random_task, real_task
 from stages.common.benchmark import Bases, Benchmark, Deciding, ModelResult, Spread
-from stages.common.run_record import machine
 
 DECIDING_EPOCHS: Final = 3  # of the full fine-tune that deciding is held against
 _BASES_TOKENS: Final = 256
@@ -89,7 +89,7 @@ class _Run:
             schema_version=1,
             quick=plan.quick,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
-            machine={**machine(), **machine_facts(runtime)},
+            machine={**Machine.here().model_dump(), **machine_facts(runtime)},
             repeats=plan.repeats,
             models=models,
             startup=startup,

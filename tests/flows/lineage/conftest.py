@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from dvc.repo import Repo
@@ -15,8 +15,7 @@ from dvc.repo import Repo
 from flows.environment import stage_environment
 from flows.experiment import RUN_APART
 from flows.lineage.__main__ import main
-from flows.lineage.ledger import Record, read
-from flows.lineage.reconcile import record_all
+from flows.lineage.ledger import Ledger, record_all
 from tests.stage_sources import ROOT
 
 STAGE = """
@@ -120,8 +119,8 @@ class Project:
     def ledger(self) -> Path:
         return self.root / "reports/lineage/records.jsonl"
 
-    def records(self, kind: str) -> list[Record]:
-        return [record for record in read(self.ledger) if record["kind"] == kind]
+    def records(self, kind: str) -> list[Any]:
+        return [record for record in Ledger.read(self.ledger).records if record.kind == kind]
 
 
 class Answer(NamedTuple):

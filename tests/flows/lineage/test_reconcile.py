@@ -3,22 +3,22 @@ import threading
 import pytest
 from ruamel.yaml import YAML
 
-from flows.lineage.ledger import check_chain
-from flows.lineage.reconcile import record_all, record_stage
+from flows.lineage.history import lock_entry
+from flows.lineage.ledger import check_chain, record_all, record_stage
 from tests.flows.lineage.conftest import Project
 
 
 def lock_of(project, stage: str):
-    return YAML(typ="safe").load((project.root / "dvc.lock").read_text())["stages"][stage]
+    return lock_entry(YAML(typ="safe").load((project.root / "dvc.lock").read_text())["stages"][stage])
 
 
 def test_a_run_is_claimed_once_and_tied_to_what_dvc_locked(project):
     project.dvc("repro", "prepare")
     record_stage(project.root, "prepare", "ran", "flow-1")
     (start,), (locked,) = project.records("start"), project.records("locked")
-    assert locked["run"] == start["run"]
-    assert (locked["outcome"], locked["flow_run"]) == ("ran", "flow-1")
-    assert locked["lock"] == lock_of(project, "prepare")
+    assert locked.run == start.run
+    assert (locked.outcome, locked.flow_run) == ("ran", "flow-1")
+    assert locked.lock == lock_of(project, "prepare")
     record_stage(project.root, "prepare", "cached", "flow-2")
     assert record_all(project.root) == []
     assert len(project.records("locked")) == 1
@@ -36,7 +36,7 @@ def test_a_lock_in_the_middle_of_being_written_is_read_again(project):
     record_stage(project.root, "prepare", "ran", None)
     mending.join()
     (locked,) = project.records("locked")
-    assert locked["lock"] == lock_of(project, "prepare")
+    assert locked.lock == lock_of(project, "prepare")
 
 
 def test_what_dvc_restores_is_tied_to_the_run_that_made_it(project):
@@ -49,16 +49,16 @@ def test_what_dvc_restores_is_tied_to_the_run_that_made_it(project):
     record_stage(project.root, "prepare", "restored", None)
     red, blue, restored = project.records("locked")
     assert len(project.records("start")) == 2
-    assert restored["run"] == red["run"] != blue["run"]
-    assert (restored["outcome"], restored["lock"]) == ("restored", red["lock"])
+    assert restored.run == red.run != blue.run
+    assert (restored.outcome, restored.lock) == ("restored", red.lock)
 
 
 def test_plain_dvc_runs_are_taken_over_afterwards(project):
     project.dvc("repro")
     assert record_all(project.root) == ["prepare", "train@1", "train@2", "judge"]
-    runs = {start["stage"]: start["run"] for start in project.records("start")}
-    assert {r["stage"]: r["run"] for r in project.records("locked")} == runs
-    assert {r["outcome"] for r in project.records("locked")} == {"ran"}
+    runs = {start.stage: start.run for start in project.records("start")}
+    assert {r.stage: r.run for r in project.records("locked")} == runs
+    assert {r.outcome for r in project.records("locked")} == {"ran"}
 
 
 def test_a_lock_that_no_run_explains_is_only_observed(project):
@@ -68,7 +68,7 @@ def test_a_lock_that_no_run_explains_is_only_observed(project):
     (project.root / "data/prepared/one").write_text("by hand")
     project.dvc("commit", "--force", "prepare")
     assert record_all(project.root) == ["prepare"]
-    assert (project.records("locked")[-1]["outcome"], project.records("locked")[-1]["run"]) == ("observed", None)
+    assert (project.records("locked")[-1].outcome, project.records("locked")[-1].run) == ("observed", None)
 
 
 def test_a_failed_run_claims_nothing(project):
@@ -76,7 +76,7 @@ def test_a_failed_run_claims_nothing(project):
     record_all(project.root)
     project.params(prepare="bad")
     project.dvc("repro", "prepare", check=False)
-    assert project.records("end")[-1]["status"] == 2
+    assert project.records("end")[-1].status == 2
     assert record_all(project.root) == []
 
 
@@ -87,11 +87,11 @@ def test_an_experiment_in_a_temporary_copy_is_not_taken_for_a_run_here(tmp_path)
     record_all(project.root)
     project.commit("ran")
     project.dvc("exp", "run", "--temp", "--set-param", "prepare.word=blue", "prepare")
-    assert [start["temporary"] for start in project.records("start")] == [False, True]
+    assert [start.temporary for start in project.records("start")] == [False, True]
     project.params(prepare="green")
     project.dvc("commit", "--force", "prepare")
     assert record_all(project.root) == ["prepare"]
-    assert project.records("locked")[-1]["outcome"] == "observed"
+    assert project.records("locked")[-1].outcome == "observed"
 
 
 def test_an_unknown_outcome_is_a_bug_of_the_caller(project):

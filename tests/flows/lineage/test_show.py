@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from flows.lineage.reconcile import record_stage
+from flows.lineage.ledger import record_stage
 
 
 def nodes(answer) -> dict[str, dict]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.lineage.artifacts import Hasher
-from flows.lineage.reconcile import record_all
-from flows.lineage.shards import check_shards
+from flows.lineage.ledger import record_all
+from flows.lineage.project import Hasher
+from flows.lineage.verify import check_shards
 from salf.engine.models.shards import shard_hashes, share_file, write_unit
 
 
@@ -32,7 +32,7 @@ def mismatches(answer) -> list[str]:
 def test_a_project_that_ran_is_what_was_made(ran, lineage):
     answer = lineage(ran, "verify")
     assert (answer.status, mismatches(answer)) == (0, [])
-    assert answer.lines == ["checked 12 records, 4 stages, 4 artifacts, 4 cache objects: everything is what was made"]
+    assert answer.lines == ["checked 12 records, 4 stages, 4 artifacts, 4 cache objects: everything is as it was made"]
     told = lineage(ran, "verify", "--json").json
     assert (told["ok"], told["mismatches"], told["head"]["seq"]) == (True, [], 12)
 
@@ -176,7 +176,7 @@ def test_an_edited_newest_record_and_a_cut_are_found_without_a_hash_noted_elsewh
         ran.ledger.write_bytes(b"".join(tampered))
         answer = lineage(ran, "verify")
         assert answer.status == 1
-        line = f"ledger: records.jsonl line {len(older) + 1 - number}: records.head tells of another end"
+        line = f"ledger: records.jsonl line {len(older) + 1 - number}: records.head names another end"
         assert any(found.startswith(line) for found in mismatches(answer))
     ran.ledger.write_bytes(content)
     assert lineage(ran, "verify").status == 0

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from flows.lineage.reconcile import record_all
+from flows.lineage.ledger import record_all
 from tests.stage_sources import ROOT
 
 

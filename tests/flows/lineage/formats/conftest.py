@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.environment import stage_environment
-from flows.lineage.reconcile import record_all
+from flows.lineage.ledger import record_all
 
 ROOT = Path(__file__).resolve().parents[4]
 

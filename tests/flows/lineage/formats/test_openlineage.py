@@ -13,9 +13,9 @@ import pytest
 from openlineage.client import event_v2
 from openlineage.client.generated.base import BaseFacet
 
-from flows.lineage import ledger
-from flows.lineage.formats import openlineage
-from stages.common import run_record
+from flows.lineage import openlineage
+from flows.lineage.ledger import Ledger
+from salf.ledger import Start, append, ledger_of
 
 STARTED = "START"
 
@@ -108,11 +108,10 @@ def test_the_export_has_a_start_and_a_completion_of_every_run(project):
 def test_a_failed_run_is_told_from_a_killed_one(project):
     (project.root / "fail").touch()
     project.run("sh", "-c", "dvc repro --quiet --force base || true")
-    started = {"run": uuid.uuid4().hex, "stage": "base", "command": ["python"]}
-    run_record.append(run_record.ledger_of(project.root), "start", started)  # killed: it has no end
+    append(ledger_of(project.root), Start(run=uuid.uuid4().hex, stage="base", command=["python"]))  # killed: no end
     (project.root / "fail").unlink()
     project.run("dvc", "repro", "--quiet", "--force", "base")
-    events = openlineage.events(ledger.read(run_record.ledger_of(project.root)))
+    events = openlineage.events(Ledger.read(ledger_of(project.root)))
     kinds = [event.eventType.value for event in events if event.job.name == "base"]
     assert kinds == [STARTED, "COMPLETE", STARTED, "FAIL", STARTED, "ABORT", STARTED, "COMPLETE"]
 
@@ -127,15 +126,15 @@ def test_the_export_goes_to_the_configured_server(project, inbox):
 
 
 def test_a_flow_s_events_are_appended_to_a_file(project):
-    run = {"run": str(uuid.uuid4()), "stage": "base", "flow_run": str(uuid.uuid4()), "outcome": "ran"}
+    run = Start(run=str(uuid.uuid4()), stage="base", flow_run=str(uuid.uuid4()))
     openlineage.emit("START", run, project.root)
-    openlineage.emit("COMPLETE", run, project.root)
+    openlineage.emit("COMPLETE", run, project.root, outcome="ran")
     openlineage.emit("FAIL", run, project.root, error="base: raw.csv: no column 'label'")
     started, completed, failed = lines(project.root / openlineage.EVENTS)
     for event in (started, completed, failed):
         parsed(event)
-        assert event["run"]["runId"] == run["run"]
-        assert event["run"]["facets"]["parent"]["run"]["runId"] == run["flow_run"]
+        assert event["run"]["runId"] == run.run
+        assert event["run"]["facets"]["parent"]["run"]["runId"] == run.flow_run
     assert [one["name"] for one in completed["outputs"]] == ["data/base"]
     assert completed["run"]["facets"]["executionParameters"]["parameters"]
     assert failed["run"]["facets"]["errorMessage"]["message"] == "base: raw.csv: no column 'label'"
@@ -145,7 +144,7 @@ def test_a_flow_s_events_go_to_the_server_and_the_key_nowhere_else(project, inbo
     monkeypatch.setenv("OPENLINEAGE_URL", inbox.url)
     monkeypatch.setenv("OPENLINEAGE_API_KEY", "planted-key")
     before = dict(os.environ)
-    openlineage.emit("START", {"run": uuid.uuid4().hex, "stage": "base"}, project.root)
+    openlineage.emit("START", Start(run=uuid.uuid4().hex, stage="base"), project.root)
     assert parsed(inbox.events[0]).job.name == "base"
     assert "planted-key" not in json.dumps(inbox.events)
     assert dict(os.environ) == before
@@ -156,6 +155,6 @@ def test_a_flow_s_events_go_to_the_server_and_the_key_nowhere_else(project, inbo
 def test_a_server_that_is_not_there_costs_a_warning_and_shows_no_password(project, monkeypatch, caplog):
     monkeypatch.setenv("OPENLINEAGE_URL", "http://somebody:planted@127.0.0.1:9")
     with caplog.at_level(logging.WARNING):
-        openlineage.emit("START", {"run": uuid.uuid4().hex, "stage": "base"}, project.root)
+        openlineage.emit("START", Start(run=uuid.uuid4().hex, stage="base"), project.root)
     assert "not delivered" in caplog.text
     assert "planted" not in caplog.text

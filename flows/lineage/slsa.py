@@ -1,8 +1,7 @@
 """An in-toto Statement with SLSA provenance (v1) about a model folder, signed where a key is given.
 
-The statement says which run made these very files, from which inputs, parameters and code. It is as
-good as the machine that makes it: the build was not isolated, so that it stands for SLSA Build L1 (and
-with a signature nobody can change it unseen), not for more.
+The statement says which run made these files, from which inputs, parameters and code. The build was not
+isolated, so it reaches SLSA Build L1; a signature makes later changes visible.
 """
 
 import json
@@ -16,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # public, but in no __all__
 
-from flows.lineage.formats.results import Artifact, ExportError, Result
+from flows.lineage.results import Artifact, ExportError, Result
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
@@ -52,8 +51,8 @@ def statement(result: Result, model: Artifact, sha256: Mapping[str, str]) -> dic
                 "buildType": BUILD_TYPE,
                 "externalParameters": {
                     "stage": result.stage,
-                    "command": result.command,
-                    "parameters": dict(result.parameters),
+                    "command": result.locked.lock.cmd,
+                    "parameters": result.parameters,
                     "output": model.path,
                 },
                 "internalParameters": _internal(result),
@@ -98,13 +97,13 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def _internal(result: Result) -> dict[str, Any]:
-    start = result.start or {}
-    return {key: start[key] for key in ("seed", "machine", "flow_run", "dirty", "dirty_files_sha256") if key in start}
+    facts = {"seed", "machine", "flow_run", "dirty", "dirty_files_sha256"}
+    return result.start.model_dump(include=facts, exclude_unset=True) if result.start else {}
 
 
 def _source(result: Result) -> list[dict[str, Any]]:
-    commit = (result.start or {}).get("commit")
-    return [{"name": "source code", "digest": {"gitCommit": commit}}] if commit else []
+    known = result.start is not None and result.start.commit is not None
+    return [{"name": "source code", "digest": {"gitCommit": result.commit}}] if known else []
 
 
 def _descriptor(artifact: Artifact) -> dict[str, Any]:
@@ -116,11 +115,11 @@ def _descriptor(artifact: Artifact) -> dict[str, Any]:
 def _run_details(result: Result, model: Artifact) -> dict[str, Any]:
     metadata = {}
     if result.start:
-        metadata = {"invocationId": result.start["run"], "startedOn": result.start["at"]}
+        metadata = {"invocationId": result.start.run, "startedOn": result.start.at}
     if result.end:
-        metadata["finishedOn"] = result.end["at"]
+        metadata["finishedOn"] = result.end.at
     return {
-        "builder": {"id": BUILDER, "version": dict((result.start or {}).get("versions") or {})},
+        "builder": {"id": BUILDER, "version": result.versions},
         "metadata": metadata,
         "byproducts": [_descriptor(other) for other in result.outputs if other != model],
     }

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -32,40 +32,35 @@ from openlineage.client.facet_v2 import (
 from openlineage.client.serde import Serde
 from openlineage.client.transport.http import HttpConfig, HttpTransport
 
-from flows.lineage.formats.results import (
-    Artifact,
-    ExportError,
-    Record,
-    artifacts,
-    parameters,
-    run_records,
-)
-from flows.lineage.lock import read_lock
+from flows.lineage.history import read_lock
+from flows.lineage.ledger import Ledger
+from flows.lineage.results import Artifact, ExportError, artifacts, parameters
+from salf.ledger import End, LockEntry, Start
 
 EVENTS: Final = Path("reports/lineage/openlineage.jsonl")
 NAMESPACE: Final = "salf"
 PRODUCER: Final = "urn:salf:flows"
 _FLOW: Final = "salf"
 _URL: Final = "OPENLINEAGE_URL"
-_TAGS: Final = ("commit", "branch", "dirty", "seed", "outcome")
+_TAGS: Final = {"commit", "branch", "dirty", "seed"}
 
 _log = logging.getLogger(__name__)
 
 
-def emit(event_type: str, record: Record, project: Path, error: str | None = None) -> None:
+def emit(event_type: str, run: Start, project: Path, error: str | None = None, outcome: str | None = None) -> None:
     """Send one event about a stage that a flow runs, at the time it happens.
 
     An event that cannot be delivered costs a warning in the log, never the run.
 
     Args:
         event_type: ``START``, ``COMPLETE``, ``FAIL`` or ``ABORT``.
-        record: ``stage`` and ``run`` (a UUID, the same for all events of this run); where known also
-            ``at``, ``flow_run``, ``flow_run_name``, ``outcome`` and what a start record holds.
-        project: the DVC project; a ``COMPLETE`` names the inputs and outputs that its dvc.lock holds.
+        run: its id (a UUID, the same for all its events), its stage, and further facts where known.
+        project: the DVC project; a ``COMPLETE`` names the inputs and outputs in its dvc.lock.
         error: why it failed.
+        outcome: what DVC did.
     """
-    entry = read_lock(project).get(record["stage"]) if event_type == "COMPLETE" else None
-    event = _event(RunState(event_type), record, record.get("at") or _now(), entry, error)
+    entry = read_lock(project).get(run.stage) if event_type == "COMPLETE" else None
+    event = _event(RunState(event_type), run, run.at or _now(), entry, error, outcome)
     try:
         if server():
             post([event])
@@ -75,29 +70,28 @@ def emit(event_type: str, record: Record, project: Path, error: str | None = Non
         _log.warning("OpenLineage event not delivered: %s", fault)
 
 
-def events(records: Sequence[Record]) -> list[RunEvent]:
+def events(ledger: Ledger) -> list[RunEvent]:
     """Return the events of all runs in the ledger, in its order.
 
-    A run whose end is missing although its stage was started again later was killed: ``ABORT``. One
-    whose stage was not started again may be working: it has a ``START`` only. A result that was taken
-    from DVC's cache is no run.
+    A run without an end whose stage started again later was killed: ``ABORT``. Without a later start it may be
+    active: it has a ``START`` only. A result that was taken from DVC's cache is no run.
     """
-    starts, ends = run_records(records)
-    locks = {record["run"]: record["lock"] for record in records if record["kind"] == "locked"}
+    entries = {locked.run: locked.lock for stage in ledger.locked.values() for locked in stage}
     found = []
-    open_runs: dict[str, Record] = {}
-    for record in records:
-        if record["kind"] == "start":
-            killed = open_runs.pop(record["stage"], None)
-            if killed is not None:
-                found.append(_event(RunState.ABORT, killed, record["at"], None))
-            open_runs[record["stage"]] = record
-            found.append(_event(RunState.START, record, record["at"], locks.get(record["run"])))
-        elif record["kind"] == "end" and record["run"] in starts:
-            start = starts[record["run"]]
-            if open_runs.get(start["stage"]) is start:
-                del open_runs[start["stage"]]
-            found.append(_ended(start, ends[record["run"]], locks.get(record["run"])))
+    active: dict[str, Start] = {}
+    for record in ledger.records:
+        if isinstance(record, Start):
+            if killed := active.pop(record.stage, None):
+                found.append(_event(RunState.ABORT, killed, record.at))
+            active[record.stage] = record
+            found.append(_event(RunState.START, record, record.at, entries.get(record.run)))
+        elif isinstance(record, End) and (start := ledger.starts.get(record.run)):
+            if active.get(start.stage) is start:
+                del active[start.stage]
+            if record.status == 0:
+                found.append(_event(RunState.COMPLETE, start, record.at, entries.get(record.run)))
+            else:
+                found.append(_event(RunState.FAIL, start, record.at, error=f"exited with {record.status}"))
     return found
 
 
@@ -139,27 +133,24 @@ def _append(found: Iterable[RunEvent], file: Path) -> None:
         raise ExportError(f"{file.name}: {fault.strerror}") from fault
 
 
-def _ended(start: Record, end: Record, entry: Mapping[str, Any] | None) -> RunEvent:
-    if end["status"] == 0:
-        return _event(RunState.COMPLETE, start, end["at"], entry)
-    return _event(RunState.FAIL, start, end["at"], None, f"exited with {end['status']}")
-
-
 def _event(
-    state: RunState, record: Record, at: str, entry: Mapping[str, Any] | None, error: str | None = None
+    state: RunState,
+    run: Start,
+    at: str,
+    entry: LockEntry | None = None,
+    error: str | None = None,
+    outcome: str | None = None,
 ) -> RunEvent:
-    entry = entry or {}
-    finished = state is RunState.COMPLETE
+    entry = entry or LockEntry()
+    outs = entry.outs if state is RunState.COMPLETE else []
     return RunEvent(
         eventType=state,
         eventTime=at,
         producer=PRODUCER,
-        run=Run(str(uuid.UUID(record["run"])), _run_facets(record, entry, error)),
-        job=Job(NAMESPACE, record["stage"], {"jobType": _job_type("TASK")}),
-        inputs=[InputDataset(*_named(one), facets=_version(one)) for one in artifacts(entry.get("deps") or [])],
-        outputs=[OutputDataset(*_named(one), facets=_version(one)) for one in artifacts(entry.get("outs") or [])]
-        if finished
-        else [],
+        run=Run(str(uuid.UUID(run.run)), _run_facets(run, entry, error, outcome)),
+        job=Job(NAMESPACE, run.stage, {"jobType": _job_type("TASK")}),
+        inputs=[InputDataset(NAMESPACE, one.shown, facets=_version(one)) for one in artifacts(entry.deps)],
+        outputs=[OutputDataset(NAMESPACE, one.shown, facets=_version(one)) for one in artifacts(outs)],
     )
 
 
@@ -167,28 +158,26 @@ def _job_type(kind: str) -> JobFacet:
     return job_type_job.JobTypeJobFacet("BATCH", "DVC", kind, producer=PRODUCER)
 
 
-def _named(artifact: Artifact) -> tuple[str, str]:
-    return NAMESPACE, artifact.shown
-
-
 def _version(artifact: Artifact) -> dict[str, DatasetFacet]:
     return {"version": dataset_version_dataset.DatasetVersionDatasetFacet(f"md5:{artifact.md5}", producer=PRODUCER)}
 
 
-def _run_facets(record: Record, entry: Mapping[str, Any], error: str | None) -> dict[str, RunFacet]:
+def _run_facets(run: Start, entry: LockEntry, error: str | None, outcome: str | None) -> dict[str, RunFacet]:
     facets: dict[str, RunFacet] = {}
-    if record.get("flow_run"):
-        run = parent_run.Run(runId=str(uuid.UUID(record["flow_run"])))
-        facets["parent"] = parent_run.ParentRunFacet(run, parent_run.Job(NAMESPACE, _FLOW), producer=PRODUCER)
-    if engine := (record.get("versions") or {}).get("dvc"):
+    if run.flow_run:
+        flow = parent_run.Run(runId=str(uuid.UUID(run.flow_run)))
+        facets["parent"] = parent_run.ParentRunFacet(flow, parent_run.Job(NAMESPACE, _FLOW), producer=PRODUCER)
+    if engine := run.versions.get("dvc"):
         facets["processing_engine"] = processing_engine_run.ProcessingEngineRunFacet(engine, "DVC", producer=PRODUCER)
     if values := parameters(entry):
         one = execution_parameters_run.ExecutionParameter
         facets["executionParameters"] = execution_parameters_run.ExecutionParametersRunFacet(
             [one(key=name, value=_text(value)) for name, value in values.items()], producer=PRODUCER
         )
-    if tags := [tags_run.TagsRunFacetFields(key, _text(record[key]), "DVC") for key in _TAGS if key in record]:
-        facets["tags"] = tags_run.TagsRunFacet(tags, producer=PRODUCER)
+    tags = run.model_dump(include=_TAGS, exclude_unset=True) | ({"outcome": outcome} if outcome else {})
+    if tags:
+        fields = [tags_run.TagsRunFacetFields(key, _text(value), "DVC") for key, value in tags.items()]
+        facets["tags"] = tags_run.TagsRunFacet(fields, producer=PRODUCER)
     if error:
         facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(error, "python", producer=PRODUCER)
     return facets

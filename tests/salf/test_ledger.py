@@ -1,0 +1,187 @@
+"""A chain of records that shows every later change, whoever is killed while writing it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.lineage.ledger import Ledger, check_chain, head, holds
+from salf.ledger import Record, append, head_of
+from tests.stage_sources import ROOT
+
+
+@pytest.fixture
+def ledger(tmp_path) -> Path:
+    return tmp_path / "reports/lineage/records.jsonl"
+
+
+def records(ledger: Path):
+    return Ledger.read(ledger).records
+
+
+def test_each_line_holds_the_hash_of_the_line_before_as_sha256sum_says(ledger):
+    for number in range(3):
+        append(ledger, Record(kind="note", number=number, word="Öl"))
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 3
+    previous = "0" * 64
+    for number, line in enumerate(lines, start=1):
+        record = json.loads(line)
+        assert (record["previous"], record["seq"]) == (previous, number)
+        assert line.decode() == json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+        told = subprocess.run(["sha256sum"], input=line[:-1], capture_output=True, check=True).stdout
+        previous = told.decode().split()[0]
+    assert head(ledger).sha256 == previous
+    assert holds(ledger, previous)
+    assert check_chain(ledger) == []
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda lines: [lines[0], lines[1].replace(b'"number":1', b'"number":7'), *lines[2:]],
+        lambda lines: [lines[0], *lines[2:]],
+        lambda lines: lines[1:],
+        lambda lines: [lines[0], lines[2], lines[1], lines[3]],
+        lambda lines: [lines[0], lines[1], lines[1], *lines[2:]],
+        lambda lines: [lines[0], b"{}\n", *lines[2:]],
+    ],
+    ids=["edited", "removed", "first removed", "reordered", "inserted", "emptied"],
+)
+def test_a_changed_line_breaks_the_chain(ledger, tamper):
+    for number in range(4):
+        append(ledger, Record(kind="note", number=number))
+    assert not check_chain(ledger)
+    ledger.write_bytes(b"".join(tamper(ledger.read_bytes().splitlines(keepends=True))))
+    assert check_chain(ledger)
+
+
+@pytest.fixture
+def three(ledger) -> Path:
+    """A ledger of three records."""
+    for number in range(3):
+        append(ledger, Record(kind="note", number=number))
+    return ledger
+
+
+def test_the_head_tells_how_many_records_there_are_and_the_newest_ones_hash(three):
+    assert three.with_suffix(".head").read_text() == f"3 {head(three).sha256}\n"
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda lines: [*lines[:-1], lines[-1].replace(b'"number":2', b'"number":7')],
+        lambda lines: lines[:-1],
+        lambda lines: lines[:1],
+        lambda lines: lines[:0],
+    ],
+    ids=["newest edited", "one cut off", "two cut off", "emptied"],
+)
+def test_an_edit_of_the_newest_record_and_a_cut_are_found_by_the_head_and_stay_so(three, tamper):
+    noted = head(three).sha256
+    three.write_bytes(b"".join(tamper(three.read_bytes().splitlines(keepends=True))))
+    assert not holds(three, noted)
+    for _ in range(4):  # records that come later hide nothing
+        (fault,) = check_chain(three)
+        assert "records.head names another end: the newest record was edited, or records were cut off" in fault.text
+        append(three, Record(kind="note"))
+
+
+def test_a_writer_killed_between_record_and_head_is_no_fault_and_the_next_one_mends_it(three):
+    file = three.with_suffix(".head")
+    before = file.read_bytes()
+    append(three, Record(kind="note", number=3))
+    file.write_bytes(before)
+    assert check_chain(three) == []
+    append(three, Record(kind="note", number=4))
+    assert file.read_text() == f"5 {head(three).sha256}\n"
+    assert check_chain(three) == []
+
+
+def test_only_the_last_record_may_be_beyond_the_head_and_it_must_follow(three):
+    file = three.with_suffix(".head")
+    before = file.read_bytes()
+    append(three, Record(kind="note", number=3))
+    whole = three.read_bytes()
+    append(three, Record(kind="note", number=4))
+    file.write_bytes(before)
+    assert len(check_chain(three)) == 1
+    three.write_bytes(whole.replace(json.loads(whole.splitlines()[-1])["previous"].encode(), b"1" * 64))
+    assert [fault.line for fault in check_chain(three)] == [4]
+
+
+def test_a_ledger_from_before_there_were_heads_gets_one_with_its_next_record(three):
+    file = three.with_suffix(".head")
+    file.unlink()
+    assert (check_chain(three), head_of(three).is_file()) == ([], False)
+    append(three, Record(kind="note"))
+    assert (check_chain(three), head_of(three).is_file()) == ([], True)
+
+
+def test_a_head_that_finds_no_room_takes_its_record_back(three, monkeypatch):
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = three.read_bytes()
+    monkeypatch.setattr("salf.ledger.replacing_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        append(three, Record(kind="note"))
+    assert three.read_bytes() == before
+    assert check_chain(three) == []
+
+
+def test_a_half_written_last_line_is_put_aside_and_the_chain_goes_on(ledger):
+    append(ledger, Record(kind="note", number=1))
+    whole = ledger.read_bytes()
+    ledger.write_bytes(whole + whole[:40])
+    assert [record.number for record in records(ledger)] == [1]
+    append(ledger, Record(kind="note", number=2))
+    assert [record.kind for record in records(ledger)] == ["note", "repair", "note"]
+    assert records(ledger)[1].cut_bytes == 40
+    assert ledger.with_name("records.torn").read_bytes() == whole[:40] + b"\n"
+    assert check_chain(ledger) == []
+
+
+def test_processes_that_append_at_once_lose_nothing(ledger):
+    code = (
+        "import sys; from pathlib import Path; from salf.ledger import Record, append\n"
+        "for n in range(50): append(Path(sys.argv[1]), Record(kind='note', who=sys.argv[2], n=n, ballast='x' * 5000))"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, ledger, str(n)], cwd=ROOT) for n in range(4)]
+    assert [writer.wait() for writer in writers] == [0] * 4
+    assert check_chain(ledger) == []
+    assert {(r.who, r.n) for r in records(ledger)} == {(str(w), n) for w in range(4) for n in range(50)}
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_ledger_that_goes_on(ledger):
+    code = (
+        "import sys; from pathlib import Path; from salf.ledger import Record, append\n"
+        "while True: append(Path(sys.argv[1]), Record(kind='note', ballast='x' * 200_000))"
+    )
+    for _ in range(4):
+        before = ledger.stat().st_size if ledger.exists() else 0
+        writer = subprocess.Popen([sys.executable, "-c", code, ledger], cwd=ROOT)
+        while not ledger.exists() or ledger.stat().st_size < before + 400_000:
+            assert writer.poll() is None
+        writer.kill()
+        writer.wait()
+    append(ledger, Record(kind="note", last=True))
+    assert records(ledger)[-1].last
+    assert check_chain(ledger) == []
+
+
+def test_a_record_that_finds_no_room_leaves_the_ledger_as_it_was(ledger):
+    append(ledger, Record(kind="note", number=1))
+    before = ledger.read_bytes()
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from salf.ledger import Record, append\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+        "append(Path(sys.argv[1]), Record(kind='note', ballast='x' * 5000))"
+    )
+    # -B: a module that is compiled under the limit would be left cut off in the environment.
+    ended = subprocess.run([sys.executable, "-B", "-c", code, ledger], cwd=ROOT, capture_output=True, text=True)
+    assert "File too large" in ended.stderr
+    assert ledger.read_bytes() == before
