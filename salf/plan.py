@@ -39,7 +39,7 @@ from salf.plan_records import (
     RunnerUp,
     SelectedBoundary,
 )
-from salf.settings import GainName, Quantity, SelectorName
+from salf.selectors import GainName, Quantity, SelectorName
 
 __all__ = [
     "FILE_NAME",

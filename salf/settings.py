@@ -1,12 +1,13 @@
 """Settings that the library shares with ``params.yaml``: names, ranges, and the groups that training reads."""
 
 import os
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from salf.errors import UserError
 from salf.methods import checked, rate_entry
+from salf.selectors import SELECTORS
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -19,39 +20,7 @@ RateGrid = Annotated[
     list[LearningRate], Field(min_length=1), BeforeValidator(lambda v: v if isinstance(v, list) else [v])
 ]
 
-SelectorName = Literal[
-    "salf",
-    "full",
-    "none",
-    "half",
-    "last-n",
-    "first-n",
-    "random",
-    "affordable",
-    "budget",
-    "tolerance",
-    "pilot",
-    "arrival",
-    "probe",
-    "block-influence",
-    "variability",
-    "grad-norm",
-    "spectrum",
-    "oracle",
-    "salf-deviation-observed",
-    "salf-deviation-ratio",
-    "salf-deviation-local",
-    "salf-deviation-marginal",
-    "salf-loss-observed",
-    "salf-loss-ratio",
-    "salf-loss-local",
-    "salf-loss-marginal",
-]
-MethodName = Annotated[str, AfterValidator(lambda name: checked(name, get_args(SelectorName)))]
-SignalKind = Literal["block-influence", "variability", "probe", "grad-norm", "spectrum"]
-GainName = Literal["observed", "ratio", "local", "marginal"]
-OF_THE_POWER_LAW: Final[frozenset[GainName]] = frozenset({"ratio", "marginal"})  # computed from it, over all depth
-Quantity = Literal["deviation", "loss"]
+MethodName = Annotated[str, AfterValidator(lambda name: checked(name, SELECTORS))]
 FrozenWeights = Literal["whole", "int8", "nf4", "offload"]
 CacheMode = Literal["auto", "memory", "disk", "off"]
 ChoiceScore = Literal["sum", "token", "character"]

@@ -21,20 +21,17 @@ from pydantic import (
 )
 
 from salf.methods import method_of, rate_entry
+from salf.selectors import GainName, Quantity, SelectorName, SignalKind
 from salf.settings import (
     ChoiceScore,
     Confidence,
     Count,
     Device,
     Finetune,
-    GainName,
     Group,
     MethodName,
-    Quantity,
     Seed,
-    SelectorName,
     Share,
-    SignalKind,
 )
 from stages.common.params_file import read_validated
 

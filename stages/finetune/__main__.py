@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
 
 from salf.cost import ModelShape
 from salf.engine.answers import Reader
@@ -30,7 +29,8 @@ from salf.files import (
 from salf.methods import checked, method_of
 from salf.plan import FILE_NAME, FreezePlan
 from salf.records import FineTuneClock, FineTuneParams, FineTuneRecord
-from salf.settings import SEEDS, Count, Device, Finetune, Group, SelectorName
+from salf.selectors import SELECTORS
+from salf.settings import SEEDS, Count, Device, Finetune, Group
 from stages.common.command import exit_code
 from stages.common.params import Room
 from stages.finetune.card import adapter_card, model_card, trained_words
@@ -174,7 +174,7 @@ def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Proces
 
 def _method(name: str) -> str:
     try:
-        return checked(name, get_args(SelectorName))
+        return checked(name, SELECTORS)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{name}: {error}") from None
 

@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from salf.settings import OF_THE_POWER_LAW
+from salf.selectors import OF_THE_POWER_LAW
 from stages.fit.compare import choose, faults, verdict
 from stages.fit.gains import Gain
 from stages.fit.quantity import Analysis

@@ -8,19 +8,17 @@ from pathlib import Path
 from rich.console import Console
 
 from salf.errors import UserError
+from salf.evidence import Evidence, read_gains, read_law, read_pilot, read_signals
 from salf.files import replacing_folder, sha256_file
+from salf.methods import FIRST_N
 from salf.plan import FILE_NAME
 from salf.plan import Evidence as Hashes
 from salf.records import read_base, read_sizes
+from salf.selectors import SELECTORS
 from salf.summary import print_summary
 from stages.common.command import exit_code
 from stages.common.params import Plan, Room
 from stages.plan.assemble import Work, make_plan
-from stages.plan.evidence import Evidence, read_law, read_pilot
-from stages.plan.selectors import SELECTORS
-from stages.plan.selectors.choice import Selector
-from stages.plan.selectors.fixed import first_n
-from stages.plan.tables import read_gains, read_signals
 
 
 class PlanRoom(Room):
@@ -60,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stages.plan",
         description="Choose which layers to freeze; state the reason, the certainty and the cost of every boundary.",
-        epilog="selectors (plan.selector):\n"
-        + "".join(f"  {name:25}{_first_line(select)}\n" for name, select in SELECTORS.items() if select is not first_n)
+        epilog="selectors (plan.selector), each with the last layer that it freezes:\n"
+        + "".join(f"  {name:25}{each.boundary}\n" for name, each in SELECTORS.items() if name != FIRST_N)
         + "\nexample: python -m stages.plan --base data/base --prepared data/prepared "
         "--law reports/scaling_law.json\n  --gains reports/gains.csv --signals reports/signals.csv\n"
         "  --pilot reports/pilot.json --out data/plan",
@@ -75,10 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pilot", type=Path, help="predictions of pilots, if there are any")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write the plan to")
     return parser
-
-
-def _first_line(select: Selector) -> str:
-    return (select.__doc__ or "").splitlines()[0]
 
 
 if __name__ == "__main__":

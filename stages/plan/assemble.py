@@ -1,22 +1,22 @@
-"""Puts the chosen boundary, its reasons, its costs and its exports together."""
+"""Puts the chosen boundary, its reasons and its costs together as a freeze plan."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 
 from salf.errors import UserError
+from salf.evidence import Evidence
 from salf.files import significant
 from salf.plan import Evidence as Hashes
 from salf.plan import FreezePlan, FrontierPoint, ParameterCounts, PlannedModel, SelectedBoundary
 from salf.records import BaseFacts, PreparedSizes
-from salf.settings import Batches, Count, SelectorName
+from salf.settings import Batches, Count
 from salf.workload import cost_model
 from stages.common.params import Plan
-from stages.plan.evidence import Evidence
+from stages.plan.by_trace import basis_of
+from stages.plan.choice import Choice, choices
 from stages.plan.exports import exports
 from stages.plan.frontier import frontier, within_budget
-from stages.plan.selectors import SELECTORS
-from stages.plan.selectors.choice import AbsentEvidenceError, Choice
-from stages.plan.selectors.salf import basis_of
 
 
 class Work(Batches):
@@ -30,34 +30,40 @@ def make_plan(
 ) -> FreezePlan:
     """Choose the boundary and describe it.
 
-    The budget caps every selector that rests on evidence. A fixed depth (``half``, ``full``, ``last-n``...) is never
-    moved; where the plan's own costs more than the budget, its reason says so.
+    The budget caps each selector that rests on evidence. A fixed depth (``half``, ``full``, ``last-n``...) is never
+    moved; if the plan's own costs more than the budget, its reason says so.
 
     Raises:
-        UserError: nothing fits the budget, the trace has no gains, or the evidence of the rule that was asked for
-            is absent.
+        UserError: nothing fits the budget, the trace has no gains, or the plan's own selector lacks its evidence.
     """
     basis = basis_of(evidence, params)
-    parts = schedule.accumulate * schedule.processes
     work = cost_model(
         sizes,
         schedule.epochs,
         schedule.batch_size,
-        parts=parts,
+        parts=schedule.accumulate * schedule.processes,
         packed=base.shape.packed,
         recompute=schedule.gradient_checkpointing,
     )
     points = frontier(base, work, evidence.laws[basis.quantity])
-    choices, absent = _choices(replace(evidence, frontier=tuple(points)), params)
+    found, absent = choices(replace(evidence, frontier=tuple(points)), params)
     if params.selector in absent:
         raise UserError(f"params.yaml: plan.selector = {params.selector}: {absent[params.selector]}")
-    choice = choices[params.selector]
+    choice = found[params.selector]
     boundary = _capped(choice, points, params.budget)
     layers, tied = base.shape.layers, base.shape.tied_head
     trained = base.trained_parameters(boundary)
     return FreezePlan(
         schema_version=3,
-        model=_planned_model(base),
+        model=PlannedModel(
+            name=base.identity.name,
+            weights_sha256=base.identity.weights_sha256,
+            family=base.family,
+            layers=layers,
+            hidden=base.shape.hidden,
+            vocabulary=base.shape.vocabulary,
+            tied_head=tied,
+        ),
         selector=params.selector,
         quantity=basis.quantity,
         gain=basis.gain,
@@ -75,7 +81,7 @@ def make_plan(
         certainty=choice.certainty,
         fallback=choice.fallback,
         runners_up=list(choice.runners_up),
-        boundaries={name: _selected(each, _capped(each, points, params.budget)) for name, each in choices.items()},
+        boundaries={name: _selected(each, _capped(each, points, params.budget)) for name, each in found.items()},
         absent=absent,
         frontier=points,
         cost_model=work,
@@ -84,18 +90,7 @@ def make_plan(
     )
 
 
-def _choices(evidence: Evidence, params: Plan) -> tuple[dict[SelectorName, Choice], dict[SelectorName, str]]:
-    """What every rule chooses whose evidence is there, and what the evidence of the others takes."""
-    choices, absent = dict[SelectorName, Choice](), dict[SelectorName, str]()
-    for name, select in SELECTORS.items():
-        try:
-            choices[name] = select(evidence, params)
-        except AbsentEvidenceError as error:
-            absent[name] = str(error)
-    return choices, absent
-
-
-def _capped(choice: Choice, points: list[FrontierPoint], budget: float) -> int:
+def _capped(choice: Choice, points: Sequence[FrontierPoint], budget: float) -> int:
     return choice.boundary if choice.fixed else within_budget(choice.boundary, points, budget)
 
 
@@ -107,18 +102,6 @@ def _selected(choice: Choice, boundary: int) -> SelectedBoundary:
     return SelectedBoundary(boundary=boundary, before_budget=before, reason=choice.reason, scores=scores)
 
 
-def _planned_model(base: BaseFacts) -> PlannedModel:
-    return PlannedModel(
-        name=base.identity.name,
-        weights_sha256=base.identity.weights_sha256,
-        family=base.family,
-        layers=base.shape.layers,
-        hidden=base.shape.hidden,
-        vocabulary=base.shape.vocabulary,
-        tied_head=base.shape.tied_head,
-    )
-
-
 def _head_note(tied: bool, boundary: int) -> str:
     if not tied:
         return "the head has its own weights and trains"
@@ -126,7 +109,7 @@ def _head_note(tied: bool, boundary: int) -> str:
     return f"the head is tied: it is the embedding matrix, and {fate}"
 
 
-def _reason(choice: Choice, boundary: int, points: list[FrontierPoint], budget: float) -> str:
+def _reason(choice: Choice, boundary: int, points: Sequence[FrontierPoint], budget: float) -> str:
     share, taken = points[choice.boundary].flops_share, points[boundary].flops_share
     if share <= budget:
         return choice.reason

@@ -1,45 +1,64 @@
-"""What every boundary costs and leaves to be learned, and the budget's cut through it."""
+"""What each boundary costs and leaves to be learned, and the budget's cut through it."""
 
 import math
 from collections.abc import Sequence
 
-from salf.cost import (
-    ModelShape,
-    activation_bytes_per_token,
-    gradient_bytes,
-    optimizer_bytes,
-)
+from salf.cost import ModelShape, activation_bytes_per_token, gradient_bytes, optimizer_bytes
 from salf.errors import UserError
+from salf.evidence import DepthLaw
 from salf.files import significant
 from salf.plan import CostModel, FrontierPoint
 from salf.records import BaseFacts
 from salf.workload import BoundaryFlops
-from stages.plan.evidence import DepthLaw
 
 
 def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPoint]:
-    """Cost and remaining reduction of every boundary 0..L.
+    """Cost and remaining reduction of the boundaries 0..L.
 
     Args:
         base: the model.
         work: one epoch's sums.
         law: the plan's quantity over the spaces.
     """
-    layers = base.shape.layers
-    costs = [BoundaryFlops.of(base.shape, work, boundary) for boundary in range(layers + 1)]
-    remaining = [_remaining_reduction(law.mean, boundary) for boundary in range(layers + 1)]
+    boundaries = range(base.shape.layers + 1)
+    costs = [BoundaryFlops.of(base.shape, work, boundary) for boundary in boundaries]
+    remaining = [_remaining_reduction(law.mean, boundary) for boundary in boundaries]
     efficient = _efficient([cost.cached(work.epochs) for cost in costs], remaining)
-    return [
-        _point(base, work, law, boundary, costs, remaining[boundary], efficient[boundary])
-        for boundary in range(layers + 1)
-    ]
+    part_tokens = work.queries / work.parts_per_epoch
+    points = []
+    for boundary in boundaries:
+        cost, whole, trained = costs[boundary], costs[0], base.trained_parameters(boundary)
+        depth = base.shape.layers - boundary
+        points.append(
+            FrontierPoint(
+                boundary=boundary,
+                trained_layers=depth,
+                trained_parameters=trained,
+                flops=cost.cached(work.epochs),
+                flops_uncached=cost.uncached(work.epochs),
+                flops_frozen=cost.frozen,
+                flops_epoch=cost.epoch,
+                flops_share=significant(cost.cached(work.epochs) / whole.cached(work.epochs)),
+                flops_share_uncached=significant(cost.uncached(1) / whole.uncached(1)),
+                flops_share_many_epochs=significant(cost.epoch / whole.epoch),
+                optimizer_bytes=optimizer_bytes(trained),
+                gradient_bytes=gradient_bytes(trained, work.value_bytes),
+                activation_bytes=round(part_tokens * _kept_bytes_per_token(base.shape, work, depth)),
+                cache_bytes=work.frozen_queries * base.shape.hidden * work.value_bytes if boundary else 0,
+                observed=significant(law.mean[boundary]),
+                predicted=significant(law.predicted(boundary)),
+                remaining_reduction=remaining[boundary],
+                efficient=efficient[boundary],
+            )
+        )
+    return points
 
 
 def within_budget(boundary: int, points: Sequence[FrontierPoint], budget: float) -> int:
     """The smallest boundary from ``boundary`` on that costs at most ``budget`` of full fine-tuning.
 
     Raises:
-        UserError: not even training nothing but the final norm does.
+        UserError: even training only the final norm costs more.
     """
     for point in points[boundary:]:
         if point.flops_share <= budget:
@@ -51,42 +70,8 @@ def within_budget(boundary: int, points: Sequence[FrontierPoint], budget: float)
     )
 
 
-def _point(
-    base: BaseFacts,
-    work: CostModel,
-    law: DepthLaw,
-    boundary: int,
-    costs: Sequence[BoundaryFlops],
-    remaining: float | None,
-    efficient: bool,
-) -> FrontierPoint:
-    cost, whole, trained = costs[boundary], costs[0], base.trained_parameters(boundary)
-    depth = base.shape.layers - boundary
-    part_tokens = work.queries / work.parts_per_epoch
-    return FrontierPoint(
-        boundary=boundary,
-        trained_layers=depth,
-        trained_parameters=trained,
-        flops=cost.cached(work.epochs),
-        flops_uncached=cost.uncached(work.epochs),
-        flops_frozen=cost.frozen,
-        flops_epoch=cost.epoch,
-        flops_share=significant(cost.cached(work.epochs) / whole.cached(work.epochs)),
-        flops_share_uncached=significant(cost.uncached(1) / whole.uncached(1)),
-        flops_share_many_epochs=significant(cost.epoch / whole.epoch),
-        optimizer_bytes=optimizer_bytes(trained),
-        gradient_bytes=gradient_bytes(trained, work.value_bytes),
-        activation_bytes=round(part_tokens * _kept_bytes_per_token(base.shape, work, depth)),
-        cache_bytes=work.frozen_queries * base.shape.hidden * work.value_bytes if boundary else 0,
-        observed=significant(law.mean[boundary]),
-        predicted=significant(law.predicted(boundary)),
-        remaining_reduction=remaining,
-        efficient=efficient,
-    )
-
-
 def _kept_bytes_per_token(shape: ModelShape, work: CostModel, depth: int) -> int:
-    """What back-propagation through so many layers keeps; recomputed ones are there one at a time."""
+    """What back-propagation through ``depth`` layers keeps; recomputed layers are held one at a time."""
     layer = activation_bytes_per_token(shape, work.value_bytes)
     if not work.recompute:
         return depth * layer
@@ -95,12 +80,10 @@ def _kept_bytes_per_token(shape: ModelShape, work: CostModel, depth: int) -> int
 
 def _remaining_reduction(mean: Sequence[float], boundary: int) -> float | None:
     whole = mean[1] - mean[-1]
-    if whole <= 0:
-        return None
-    return significant((mean[max(boundary, 1)] - mean[-1]) / whole)
+    return significant((mean[max(boundary, 1)] - mean[-1]) / whole) if whole > 0 else None
 
 
 def _efficient(costs: Sequence[int], remaining: Sequence[float | None]) -> list[bool]:
-    """Pareto-efficient points: none other is at least as good in both and better in one."""
+    """Pareto-efficient points: no other is at least as good in both and better in one."""
     points = [(cost, -math.inf if left is None else left) for cost, left in zip(costs, remaining, strict=True)]
     return [not any(c <= cost and r >= left and (c, r) != (cost, left) for c, r in points) for cost, left in points]

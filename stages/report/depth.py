@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from salf.settings import OF_THE_POWER_LAW
+from salf.selectors import OF_THE_POWER_LAW
 from stages.report import depth_figures
 from stages.report.artifacts_in import Artifacts, Json
 from stages.report.depth_figures import Bars, LawCurve, profile_of

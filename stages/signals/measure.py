@@ -11,7 +11,8 @@ from salf.engine.models.frozen import WHOLE
 from salf.engine.runtime import Runtime, choose_runtime
 from salf.errors import UserError
 from salf.files import read_json
-from salf.settings import Device, SignalKind
+from salf.selectors import SignalKind
+from salf.settings import Device
 from stages.common.params import Signals
 from stages.signals.classes import classes_of
 from stages.signals.grad_norm import gradient_norms

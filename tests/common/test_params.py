@@ -35,7 +35,10 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
         ({"finetune__epochs": 2.5}, "finetune.epochs = 2.5: Input should be a valid integer"),
         ({"finetune__cache": "ram"}, "finetune.cache = 'ram': Input should be 'auto', 'memory', 'disk' or 'off'"),
         ({"finetune__cache_gib": 0}, "finetune.cache_gib = 0: Input should be greater than 0"),
-        ({"plan__selector": "salv"}, "plan.selector = 'salv': Input should be 'salf', 'full', 'none'"),
+        (
+            {"plan__selector": "salv"},
+            "plan.selector = 'salv': Input should be 'half', 'salf', 'salf-dev",
+        ),
         ({"trace__smaple": 3}, "trace.smaple: unknown parameter; did you mean sample?"),
         (
             {"finetune__learning_rate__full": -1.0},

@@ -39,6 +39,21 @@ PER_LAYER = sum(PARTS.values())
 DEVIATION = [1.00, 0.97, 0.98, 0.96, 0.90, 0.78, 0.74]
 LOSS = [90.0, 21.0, 20.5, 20.0, 19.0, 14.0, 8.0]
 # value and win share of layers 1..6; layer 1 is the embedding step and would win
+SCALES = {"low": 0.98, "high": 1.02, "p10": 0.9, "p50": 1.0, "p90": 1.1}
+LAW = {
+    "formula": "E + A·k^−α",
+    "first_space": 1,
+    "parameters": {"E": 0.1},
+    "intervals": {"E": [0.0, None]},
+    "converged": True,
+    "r2": 0.9,
+    "rmse": 0.1,
+    "aicc": None,
+    "holdout_rmse": 0.1,
+    "holdout_excess_se": None,
+    "curve_low": [],
+    "curve_high": [],
+}
 GAINS = {
     ("deviation", "observed"): [(0.5, 0), (-0.01, 0), (0.02, 0.05), (0.06, 0.2), (0.12, 0.43), (0.04, 0.32)],
     ("deviation", "ratio"): [(9.0, 0), (-0.1, 0), (0.3, 0.1), (3.0, 0.9), (2.0, 0), (1.0, 0)],
@@ -83,22 +98,29 @@ def write_law(
 ) -> Path:
     """Laws of which the tail's is the best: whether it fits, and whether that of the whole depth does, too."""
     means = {"deviation": DEVIATION, "loss": LOSS}
-    laws = {
-        name: {
-            "mean": means[name],
-            "low": [0.98 * x for x in means[name]],
-            "high": [1.02 * x for x in means[name]],
+    laws = {}
+    for name in quantities:
+        mean = means[name]
+        tail = [None, None, *(x + 0.001 for x in mean[3:])]
+        scaled = {column: [factor * x for x in mean] for column, factor in SCALES.items()}
+        laws[name] = {
+            "examples": 30,
+            "mean": mean,
+            **scaled,
             "best": "power_tail",
             "fits": fits,
             "verdict": "a power law holds from layer 3 on." if fits else "no law fits.",
             "laws": [
-                {"name": "power", "fits": fits and power, "curve": means[name][1:]},
-                {"name": "power_tail", "fits": fits, "curve": [None, None, *(x + 0.001 for x in means[name][3:])]},
+                {**LAW, "name": "power", "fits": fits and power, "curve": mean[1:]},
+                {**LAW, "name": "power_tail", "fits": fits, "curve": tail},
             ],
+            "embedding_step": mean[0] - mean[1],
+            "stability": {},
+            "notes": [],
+            "local_law": {"exponents": [0.1] * LAYERS, "next_reduction": [None] * LAYERS},
         }
-        for name in quantities
-    }
-    path.write_text(json.dumps({"layers": LAYERS, "trace_sha256": "cd" * 32, "quantities": laws}))
+    facts = {"layers": LAYERS, "examples": 30, "positions": 60, "trace_sha256": "cd" * 32, "confidence": 0.9}
+    path.write_text(json.dumps({**facts, "schema": 1, "quantities": laws}))
     return path
 
 

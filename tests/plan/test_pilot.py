@@ -10,14 +10,37 @@ LOSSES = [1.00, 0.99, 1.00, 1.02, 1.10, 1.50, 3.00]
 ERRORS = [0.02, 0.00, 0.02, 0.02, 0.05, 0.10, 0.00]
 
 
+def runs(*boundaries):
+    facts = {"examples": 9, "learning_rate": 0.1, "validation_loss": 1.0, "flops": 1, "kept": True}
+    return [{"boundary": boundary, **facts} for boundary in boundaries]
+
+
 def write_pilot(workspace, losses=LOSSES, errors=ERRORS, *, holds=True, **changes):
     rows = [
         {"boundary": k, "loss": x, "low": x - 0.1, "high": x + 0.1, "excess": x - min(losses), "excess_error": e}
         for k, (x, e) in enumerate(zip(losses, errors, strict=True))
     ]
     verdict = "The loss falls." if holds else "No joint law holds: it does not fall."
-    found = {"layers": len(losses) - 1, "predictions": rows, "law": {"holds": holds, "verdict": verdict}}
-    found |= {"pilots": [{"boundary": 0}, {"boundary": 5}], "enabled": True, "flops": {"share": 0.83}, **changes}
+    law = {"holds": holds, "verdict": verdict, "name": "joint", "formula": "E", "parameters": {}, "intervals": None}
+    law |= {"residual": 0.1, "left_out": {"boundaries": None, "largest_size": {"law": 0.1, "without": 0.2}}}
+    flops = dict.fromkeys(("frozen", "training", "reading", "total", "full_fine_tune"), 1)
+    found = {
+        "schema": 1,
+        "enabled": True,
+        "layers": len(losses) - 1,
+        "predictions": rows,
+        "law": law,
+        "epochs": 1,
+        "examples": 9,
+        "validation_examples": 9,
+        "confidence": 0.9,
+        "base_sha256": "ab" * 32,
+        "data_sha256": {},
+        "untrained_loss": 3.0,
+        "pilots": runs(0, 5),
+        "flops": {**flops, "share": 0.83},
+        **changes,
+    }
     workspace.pilot = workspace.root / "pilot.json"
     workspace.pilot.write_text(json.dumps(found))
 
@@ -62,7 +85,7 @@ FALLING = [1.30, 1.25, 1.20, 1.10, 1.00, 0.90, 3.00]  # deeper is better, as of 
 @pytest.mark.parametrize("name", ["pilot", "budget", "tolerance"])
 def test_no_rule_goes_behind_the_deepest_pilot(piloted, name):
     """What is predicted there is extrapolated."""
-    write_pilot(piloted, FALLING, pilots=[{"boundary": 0}, {"boundary": 3}, {"boundary": 2}])
+    write_pilot(piloted, FALLING, pilots=runs(0, 3, 2))
     plan = piloted.plan()
     assert plan.boundary_of(name) == 3
     if name == "pilot":
@@ -70,7 +93,7 @@ def test_no_rule_goes_behind_the_deepest_pilot(piloted, name):
 
 
 def test_a_budget_behind_the_deepest_pilot_takes_the_shallowest_that_it_pays_for(piloted):
-    write_pilot(piloted, FALLING, pilots=[{"boundary": 0}, {"boundary": 2}])
+    write_pilot(piloted, FALLING, pilots=runs(0, 2))
     points = piloted.plan().frontier
     assert piloted.plan(budget=points[4].flops_share).boundary_of("budget") == 4
 
@@ -100,8 +123,8 @@ def test_without_pilots_the_rule_is_absent_and_asking_for_it_names_the_parameter
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda w: w.pilot.unlink(), r"pilot\.json: no such file.*dvc repro pilot"),
-        (lambda w: w.pilot.write_text("{}"), "pilot.json: layers: Field required; run again: dvc repro pilot"),
+        (lambda w: w.pilot.unlink(), r"pilot\.json: no such file.*dvc repro signals"),
+        (lambda w: w.pilot.write_text("{}"), "pilot.json: layers: Field required; run again: dvc repro signals"),
         (lambda w: write_pilot(w, [1.0] * 5, [0.1] * 5), "pilots of 4 layers, the base model has 6"),
         (lambda w: write_pilot(w, base_sha256="cd" * 32), "made of other weights than the base model's"),
     ],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from salf.errors import UserError
-from salf.settings import GainName, Quantity
+from salf.selectors import GainName, Quantity
 from tests.plan.conftest import DEVIATION
 
 # By space 0..6: what the prompt knows grows up to space 4, within an error up to 3; the answer's position follows.
@@ -65,7 +65,7 @@ def test_arrival_is_the_layer_that_takes_away_most_of_the_errors(workspace):
     scores = plan.boundaries["arrival"].scores
     np.testing.assert_allclose(scores[2:6], np.log([0.5 / 0.4, 0.4 / 0.42, 0.42 / 0.4, 0.4 / 0.2]), rtol=1e-5)
     assert [scores[0], scores[1], scores[6]] == [None, None, None]
-    assert "40% before it, 20% behind it" in plan.reason
+    assert "40% below it, 20% above it" in plan.reason
 
 
 def test_arrival_counts_no_errors_as_few(workspace):

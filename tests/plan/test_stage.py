@@ -13,9 +13,9 @@ from rich.console import Console
 from salf.errors import UserError
 from salf.files import sha256_file
 from salf.plan import SCHEMA_FILE, FreezePlan
+from salf.selectors import SELECTORS
 from salf.summary import print_summary
 from stages.plan.__main__ import main
-from stages.plan.selectors import SELECTORS
 
 PROJECT = Path(__file__).parents[2]
 
@@ -51,12 +51,21 @@ def test_no_torch_is_imported():
         (lambda w: w.law.write_text("{}"), "law.json: layers: Field required"),
         (lambda w: w.rewrite_law(quantities=("loss",)), "no deviation"),
         (lambda w: w.gains.write_text("layer,value\n"), "no column embedding_step"),
-        (lambda w: w.gains.write_text(w.gains.read_text().replace("0.12", "x")), "could not convert"),
+        (
+            lambda w: w.gains.write_text(w.gains.read_text().replace("0.12", "x")),
+            "value = 'x': Input should be a valid number",
+        ),
         (lambda w: w.gains.write_text(w.gains.read_text().replace("observed,5", "observed,9")), "layer 9"),
-        (lambda w: w.gains.write_text(w.gains.read_text().replace("ratio", "best")), "unknown gain best"),
+        (
+            lambda w: w.gains.write_text(w.gains.read_text().replace("ratio", "best")),
+            "gain = 'best': Input should be",
+        ),
         (lambda w: w.signals.unlink(), r"signals\.csv: no such file.*dvc repro signals"),
         (lambda w: w.signals.write_text("signal,value\n"), "no column layer"),
-        (lambda w: w.signals.write_text("signal,layer,value\nprobe,1,x\n"), r"signals\.csv: line 2: could not convert"),
+        (
+            lambda w: w.signals.write_text("signal,layer,value\nprobe,1,x\n"),
+            "csv: line 2: value = 'x': Input",
+        ),
         (lambda w: w.rewrite_signals(probe=[0.5] * 5), "probe is not about 6 layers; run again: dvc repro signals"),
         (lambda w: (w.prepared / "meta.json").unlink(), r"meta\.json: .*dvc repro prepare"),
         (lambda w: (w.prepared / "meta.json").write_text('{"splits": {}, "shared_prefix_tokens": 0}'), "no training"),
@@ -89,15 +98,12 @@ def test_a_trace_of_other_weights_of_the_same_shape_is_refused(workspace):
         workspace.plan()
 
 
-def test_the_help_lists_every_rule_with_a_line(capsys):
+def test_the_help_lists_every_selector_with_its_boundary(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
-    described = {words[0]: words[1] for words in lines if len(words) == 2}
-    rules = set(SELECTORS) - {"first-n"}  # a plan cannot be asked for it: it is compared as a method
-    assert rules <= set(described)
-    assert "first-n" not in described
-    assert all(described[name].endswith(".") for name in rules)
+    text = capsys.readouterr().out
+    for name, entry in SELECTORS.items():  # a plan cannot be asked for first-n: it is compared as a method
+        assert (f"  {name:25}{entry.boundary}\n" in text) == (name != "first-n")
 
 
 def test_without_signals_a_plan_says_so(workspace):

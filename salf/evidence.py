@@ -1,0 +1,375 @@
+"""What a boundary is chosen by, typed: the artifacts of ``fit`` and ``signals``, and their readers.
+
+Spaces count from 0 (embedding output) to L, layers from 1 to L.
+"""
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from salf.errors import UserError
+from salf.files import read_json, require
+from salf.plan_records import FrontierPoint
+from salf.records import checked
+from salf.selectors import GainName, Quantity
+
+POWER: Final = "power"  # the paper's law, as the artifact names it
+
+Numbers = list[float | None]  # null where a value is undefined
+Cell = Annotated[float, BeforeValidator(lambda text: "nan" if text == "" else text)]
+Row = TypeVar("Row", bound=BaseModel)
+
+
+class Record(BaseModel):
+    """A part of an artifact; keys of other versions are ignored."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class FittedLaw(Record):
+    """A law, or a description without a law, fitted to the spaces 1..L of one quantity.
+
+    Attributes:
+        first_space: the space from which on it claims to hold.
+        intervals: of the parameters, [low, high].
+        holdout_rmse: error on the last layers of a fit that did not see them.
+        holdout_excess_se: standard error of what that is above the better baseline's; null for a baseline.
+        curve, curve_low, curve_high: over the spaces 1..L, null before ``first_space``, [L].
+    """
+
+    name: str
+    formula: str
+    first_space: int
+    parameters: dict[str, float | None]
+    intervals: dict[str, Numbers]
+    converged: bool
+    r2: float | None
+    rmse: float | None
+    aicc: float | None
+    holdout_rmse: float | None
+    holdout_excess_se: float | None
+    fits: bool
+    curve: Numbers
+    curve_low: Numbers
+    curve_high: Numbers
+
+
+class LocalLaw(Record):
+    """The power law through two neighbouring spaces: exponent and predicted next reduction of each layer, [L]."""
+
+    exponents: Numbers
+    next_reduction: Numbers
+
+
+class SampleSize(Record):
+    """Which layers draws of some examples name: the share of the draws by layer, and an interval of layers."""
+
+    examples: int
+    same_layer: float
+    low: int
+    high: int
+    layers: dict[str, float]
+
+
+class Stability(Record):
+    """The layer that all examples name by one gain, and the fewest examples that name it in ``stable_share``."""
+
+    layer: int
+    stable_share: float
+    enough: int | None
+    sizes: list[SampleSize]
+
+
+class DepthLaw(Record):
+    """One quantity over the spaces 0..L: mean, its interval and percentiles of the examples, [L+1]; and its laws."""
+
+    examples: int
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    p10: list[float]
+    p50: list[float]
+    p90: list[float]
+    laws: list[FittedLaw]
+    best: str | None
+    fits: bool
+    verdict: str
+    embedding_step: float
+    local_law: LocalLaw
+    stability: dict[str, Stability]
+    notes: list[str]
+
+    @property
+    def power_fits(self) -> bool:
+        """Whether the power law over the whole depth does; another may fit where it does not."""
+        return any(law.fits for law in self.laws if law.name == POWER)
+
+    def predicted(self, space: int) -> float:
+        """The best law's value where a law fits and reaches, otherwise the observed mean."""
+        curve = next((law.curve for law in self.laws if law.name == self.best), [])
+        value = curve[space - 1] if self.fits and space and curve else None
+        return self.mean[space] if value is None else value
+
+
+class Traced(Record):
+    """What was traced; null where the trace does not say."""
+
+    model: str | None = None
+    weights_sha256: str | None = None
+    space: str | None = None
+    target: str | None = None
+    dtype: str | None = None
+
+
+class ScalingLaw(Record):
+    """``reports/scaling_law.json``."""
+
+    layers: int
+    examples: int
+    positions: int
+    trace_sha256: str
+    confidence: float
+    trace: Traced = Traced()
+    quantities: dict[Quantity, DepthLaw]
+    version: Literal[1] = Field(1, alias="schema")
+
+
+class LayerGain(Record):
+    """A row of ``reports/gains.csv``: one layer's gain with its interval, NaN where undefined.
+
+    Attributes:
+        win_share: share of the bootstrap resamples in which the layer has the largest gain.
+        embedding_step: whether the gain is the step from the embeddings.
+    """
+
+    quantity: Quantity
+    gain: GainName
+    layer: int
+    value: Cell
+    low: Cell
+    high: Cell
+    win_share: Cell
+    embedding_step: bool
+
+
+class SignalValue(Record):
+    """A row of ``reports/signals.csv``; ``layer`` is the number of a layer or a space, NaN is undefined."""
+
+    signal: str
+    layer: int
+    value: Cell
+
+
+class PilotRun(Record):
+    """A small fine-tune: layers 1..boundary frozen, loss in nats per answer token; ``kept``: its rate won."""
+
+    boundary: int
+    examples: int
+    learning_rate: float
+    validation_loss: float
+    flops: int
+    kept: bool
+
+
+class LeftOut(Record):
+    """Root mean square of log residuals at points that the prediction did not see: by the law, and without a law."""
+
+    law: float
+    without: float
+
+
+class LeftOutParts(Record):
+    """Errors at each boundary in turn, and at the largest size; null where there are too few pilots."""
+
+    boundaries: LeftOut | None
+    largest_size: LeftOut | None
+
+
+class PilotLaw(Record):
+    """The joint law of trained parameters and examples; intervals are null where it does not hold."""
+
+    name: str
+    formula: str
+    parameters: dict[str, float]
+    intervals: dict[str, list[float]] | None
+    residual: float
+    left_out: LeftOutParts
+    holds: bool
+    verdict: str
+
+
+class PredictedLoss(Record):
+    """A boundary's validation loss at full size, in nats per answer token.
+
+    Attributes:
+        low, high: interval of one fine-tune's loss.
+        excess: loss above that of the best boundary.
+        excess_error: standard error of the excess.
+    """
+
+    boundary: int
+    loss: float
+    low: float
+    high: float
+    excess: float
+    excess_error: float
+
+
+class PilotFlops(Record):
+    """FLOPs of all pilots by what they went to; ``share`` of one full fine-tune's."""
+
+    frozen: int
+    training: int
+    reading: int
+    total: int
+    full_fine_tune: int
+    share: float
+
+
+class Pilots(Record):
+    """``reports/pilot.json`` of pilots that were run."""
+
+    layers: int
+    enabled: Literal[True] = True
+    examples: int
+    validation_examples: int
+    epochs: int
+    confidence: float
+    base_sha256: str
+    data_sha256: dict[str, str]
+    untrained_loss: float
+    pilots: list[PilotRun]
+    law: PilotLaw
+    predictions: list[PredictedLoss]
+    flops: PilotFlops
+    version: Literal[1] = Field(1, alias="schema")
+
+    @property
+    def deepest(self) -> int:
+        """The deepest boundary that was fine-tuned. Predictions above it are extrapolated: no selector goes there."""
+        return max(one.boundary for one in self.pilots)
+
+    @property
+    def fallback(self) -> str | None:
+        """Why no joint law predicts; ``None`` where one does."""
+        return None if self.law.holds else self.law.verdict.rstrip(".")
+
+
+NO_PILOTS: Final[Mapping[str, Any]] = {"schema": 1, "enabled": False}
+
+# The layers that may be chosen, 2..L-1, by what is gained and how it is counted. Layer 1's gain is the embedding
+# step, and above layer L no layer is left to train.
+Gains = Mapping[tuple[Quantity, GainName], tuple[LayerGain, ...]]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the selectors see.
+
+    Attributes:
+        layers: L.
+        laws: one per traced quantity.
+        gains: what every layer contributes.
+        frontier: cost and remaining reduction of the boundaries 0..L.
+        signals: columns of ``signals.csv``, a value per space or layer 0..L; NaN where undefined.
+        pilot: what small fine-tunes predict, if there were any.
+    """
+
+    layers: int
+    laws: Mapping[Quantity, DepthLaw]
+    gains: Gains
+    frontier: Sequence[FrontierPoint] = ()
+    signals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    pilot: Pilots | None = None
+
+
+def read_law(path: Path, layers: int, weights: str) -> ScalingLaw:
+    """Read the laws of a model with that many layers and weights of that hash.
+
+    Raises:
+        UserError: the file is missing or damaged, or of another model.
+    """
+    law = checked(ScalingLaw, path, made_by="fit")
+    lengths = {law.layers} | {len(q.mean) - 1 for q in law.quantities.values()}
+    if lengths != {layers}:
+        found = ", ".join(map(str, sorted(lengths)))
+        raise UserError(f"{path}: traced {found} layers, the base model has {layers}; run again: dvc repro fit")
+    _check_weights(path, law.trace.weights_sha256, weights, "dvc repro trace fit")
+    if "deviation" not in law.quantities:
+        raise UserError(f"{path}: no deviation, which is always traced; run again: dvc repro fit")
+    return law
+
+
+def read_pilot(path: Path, layers: int, weights: str) -> Pilots | None:
+    """Read what pilots of a model with that many layers and weights of that hash predict; ``None``: none were run.
+
+    Raises:
+        UserError: the file is missing or damaged, or of another model.
+    """
+    raw = read_json(require(path, made_by="signals"))
+    if isinstance(raw, dict) and raw.get("enabled") is False:
+        return None
+    pilot = checked(Pilots, path, made_by="signals")
+    if [row.boundary for row in pilot.predictions] != list(range(layers + 1)):
+        raise UserError(f"{path}: pilots of {pilot.layers} layers, the base model has {layers}; dvc repro signals")
+    _check_weights(path, pilot.base_sha256, weights, "dvc repro signals")
+    return pilot
+
+
+def read_gains(path: Path, layers: int) -> Gains:
+    """Read the gains of the layers that may be chosen; undefined ones are left out.
+
+    Raises:
+        UserError: the file is missing or damaged, or of a deeper model.
+    """
+    table: dict[tuple[Quantity, GainName], list[LayerGain]] = defaultdict(list)
+    for where, gain in _rows(path, LayerGain, made_by="fit"):
+        if not 1 <= gain.layer <= layers:
+            raise UserError(f"{where}: layer {gain.layer}, the base model has {layers}; run again: dvc repro fit")
+        if not gain.embedding_step and gain.layer < layers and math.isfinite(gain.value):
+            table[gain.quantity, gain.gain].append(gain)
+    return {key: tuple(sorted(gains, key=lambda gain: gain.layer)) for key, gains in table.items()}
+
+
+def read_signals(path: Path, layers: int) -> dict[str, Sequence[float]]:
+    """Read the signals of a model with that many layers, by column; each has a value per number 0..L.
+
+    Raises:
+        UserError: the file is missing or damaged, or of another model.
+    """
+    values: dict[str, dict[int, float]] = defaultdict(dict)
+    for _, row in _rows(path, SignalValue, made_by="signals"):
+        values[row.signal][row.layer] = row.value
+    for name, of_layers in values.items():
+        if set(of_layers) | {0} != set(range(layers + 1)):
+            raise UserError(f"{path}: {name} is not about {layers} layers; run again: dvc repro signals")
+    return {name: tuple(of.get(number, math.nan) for number in range(layers + 1)) for name, of in values.items()}
+
+
+def _rows(path: Path, kind: type[Row], made_by: str) -> Iterator[tuple[str, Row]]:
+    """The rows of a table, each with its place in the file."""
+    with require(path, made_by).open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if missing := set(kind.model_fields) - set(reader.fieldnames or ()):
+            raise UserError(f"{path}: no column {', '.join(sorted(missing))}; run again: dvc repro {made_by}")
+        for row in reader:
+            where = f"{path}: line {reader.line_num}"
+            try:
+                yield where, kind.model_validate(row)
+            except ValidationError as error:
+                fault = error.errors()[0]
+                name = ".".join(map(str, fault["loc"]))
+                raise UserError(
+                    f"{where}: {name} = {fault['input']!r}: {fault['msg']}; run again: dvc repro {made_by}"
+                ) from None
+
+
+def _check_weights(path: Path, found: str | None, weights: str, command: str) -> None:
+    if found not in (None, weights):
+        raise UserError(f"{path}: made of other weights than the base model's (a fine-tune of it?); run: {command}")
