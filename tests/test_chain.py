@@ -73,7 +73,7 @@ def commands(methods: list[str]) -> list[list[str]]:
         ["prepare", *base, "--out", "data/prepared"],
         ["trace", *base, *prepared, "--out", "data/traces"],
         ["fit", "--traces", "data/traces", *law],
-        ["signals", *base, *prepared, "--out", "reports/signals.csv"],
+        ["signals", *base, *prepared, "--out", "reports/signals.csv", "--pilot", "reports/pilot.json"],
         ["plan", *base, *prepared, *law, "--signals", "reports/signals.csv", "--out", "data/plan"],
         *finetunes,
         [

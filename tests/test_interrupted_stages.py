@@ -18,7 +18,17 @@ from tests.test_chain import Chain, commands, new_chain
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 METHODS = ["full", "salf", "lora", "freeze-1+lora", "lisa"]
-OUTPUTS = {"--out", "--law", "--gains", "--measured", "--metrics", "--comparison", "--predictions", "--curves"}
+OUTPUTS = {
+    "--out",
+    "--pilot",
+    "--law",
+    "--gains",
+    "--measured",
+    "--metrics",
+    "--comparison",
+    "--predictions",
+    "--curves",
+}
 STAGES = {
     " ".join([name, *(argv[argv.index("--method") + 1 :][:1] if "--method" in argv else [])]): (name, argv)
     for name, *argv in commands(METHODS)

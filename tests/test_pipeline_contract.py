@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from stages.common.params import Params, load_params
 from tests.stage_sources import ROOT, parameters_of
 
-STAGES = ["base", "prepare", "trace", "fit", "signals", "pilot", "plan", "finetune", "evaluate", "report"]
+STAGES = ["base", "prepare", "trace", "fit", "signals", "plan", "finetune", "evaluate", "report"]
 GRAPH = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 DECLARED = GRAPH["stages"]
 

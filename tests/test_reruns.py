@@ -22,11 +22,8 @@ from tests.stage_sources import ROOT, room_of
 pytestmark = pytest.mark.chain
 
 YAML_FILE = YAML()
-ORDER = ["base", "prepare", "signals", "pilot", "trace", "fit", "plan", "finetune", "evaluate", "report"]
-BESIDE = {
-    "signals": {"pilot", "trace", "fit"},
-    "pilot": {"trace", "fit"},
-}  # what stands behind a stage in this order and does not read it
+ORDER = ["base", "prepare", "signals", "trace", "fit", "plan", "finetune", "evaluate", "report"]
+BESIDE = {"signals": {"trace", "fit"}}  # what stands behind a stage in this order and does not read it
 METHODS = ["full", "salf+lora"]
 
 
@@ -158,15 +155,15 @@ CHANGES = [
     ("model.revision", "main", {"base"}, "base"),
     ("data.limits.train", 100, {"prepare"}, "prepare"),
     ("prepare.max_tokens", 256, {"prepare"}, "prepare"),
-    ("device.dtype", "bfloat16", {"signals", "pilot", "trace", "finetune", "evaluate"}, "trace"),
+    ("device.dtype", "bfloat16", {"signals", "trace", "finetune", "evaluate"}, "trace"),
     ("signals.sample", 10, {"signals"}, "signals"),
-    ("pilot.seed", 10, {"pilot"}, "pilot"),
+    ("pilot.seed", 10, {"signals"}, "signals"),
     ("trace.sample", 10, {"trace"}, "trace"),
     ("fit.bootstrap", 50, {"fit"}, "fit"),
     ("plan.last_n", 3, {"plan"}, "plan"),
-    ("finetune.epochs", 7, {"pilot", "plan", "finetune"}, "pilot"),
-    ("finetune.weight_decay", 0.5, {"pilot", "finetune"}, "pilot"),
-    ("finetune.cache", "memory", {"pilot", "finetune", "evaluate"}, "pilot"),
+    ("finetune.epochs", 7, {"signals", "plan", "finetune"}, "signals"),
+    ("finetune.weight_decay", 0.5, {"signals", "finetune"}, "signals"),
+    ("finetune.cache", "memory", {"signals", "finetune", "evaluate"}, "signals"),
     ("evaluate.bootstrap", 99, {"evaluate"}, "evaluate"),
 ]
 

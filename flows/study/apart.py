@@ -36,7 +36,7 @@ from flows.study.tables import Tables, sole_writer
 from flows.study.worker import LOG
 from flows.study.workers import Workers
 
-_PLANNING: Final = ("trace", "fit", "signals", "pilot", "plan")
+_PLANNING: Final = ("trace", "fit", "signals", "plan")
 _EXAMPLES: Final = """examples:
   python -m flows.study.apart --only-prepare                         on a machine with the libraries
   python -m flows.study.apart --minutes 9 --workers 14 --work /dev/shm/study     on the GPU machine, with data/study

@@ -21,7 +21,6 @@ STAGES: Final = (
     "trace",
     "fit",
     "signals",
-    "pilot",
     "plan",
     "finetune",
     WITH_LORA,

@@ -1,1 +1,1 @@
-"""Stage ``signals``: what rival rules for the boundary see, by forward passes or by one pass with gradients."""
+"""Stage ``signals``: evidence for other selectors, measured on the model or predicted from small fine-tunes."""

@@ -1,48 +1,84 @@
-"""Stage ``signals``: params, base model, training split → reports/signals.csv."""
+"""Stage ``signals``: params, base model, prepared data → reports/signals.csv, reports/pilot.json."""
 
 import argparse
+import csv
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
-from salf.settings import Device
+from salf.evidence import NO_PILOTS
+from salf.files import replacing_file, significant, write_json
+from salf.selectors import SIGNALS
+from salf.settings import Device, Schedule
 from stages.common.command import exit_code
-from stages.common.params import Room, Signals
-from stages.signals.table import write_table
+from stages.common.params import Pilot, Room, Signals
+
+_DIGITS: Final = 8
 
 
 class SignalsRoom(Room):
-    """The groups that this stage reads."""
+    """What this stage reads."""
 
     device: Device
+    finetune: Schedule
+    pilot: Pilot
     signals: Signals
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure the signals that are asked for; none by default, and then no model is opened."""
+    """Measure the signals and run the pilots that the parameters ask for; neither by default, and without torch."""
     args = _parser().parse_args(argv)
     params = SignalsRoom.load()
-    if not params.signals.kinds:
+    if params.signals.kinds:
+        from stages.signals.sample import measure
+
+        columns, layers = measure(args.base, args.prepared, params.device, params.signals)
+        write_table(args.out, columns, layers)
+        print(f"{', '.join(columns)} of {layers} layers")
+    else:
         write_table(args.out, {}, layers=0)
         print("no signals: signals.kinds is empty")
-        return
-    from stages.signals.measure import measure  # loads torch, which an empty list does not need
+    if params.pilot.enabled:
+        from stages.signals.pilots import run
 
-    signals, layers = measure(args.base, args.prepared, params.device, params.signals)
-    write_table(args.out, signals, layers)
-    print(f"{', '.join(signals)} of {layers} layers")
+        run(args.base, args.prepared, args.pilot, params.device, params.pilot, params.finetune)
+    else:
+        write_json(args.pilot, NO_PILOTS)
+        print("no pilots: pilot.enabled is false")
+
+
+def write_table(path: Path, columns: Mapping[str, Sequence[float]], layers: int) -> None:
+    """Write ``signals.csv``: a row per signal and space 0..L, or per signal and layer 1..L; empty where undefined.
+
+    Args:
+        path: the table.
+        columns: values by name, [L+1] or [L]; :data:`salf.selectors.SIGNALS` says which signal gives which.
+        layers: L.
+    """
+    with replacing_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("signal", "layer", "value"))
+        for name, values in columns.items():
+            for number, value in enumerate(values, start=layers + 1 - len(values)):
+                text = repr(significant(float(value), _DIGITS)) if math.isfinite(value) else ""
+                writer.writerow((name, number, text))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stages.signals",
-        description="Measure evidence for other selectors: block influence, hidden-state variability, probes, "
-        "gradient norms, the weights' spectrum; as many as signals.kinds names.",
-        epilog="example: python -m stages.signals --base data/base --prepared data/prepared --out reports/signals.csv",
+        description="Measure evidence for other selectors: the signals that signals.kinds names (of "
+        f"{', '.join(SIGNALS)}), and, if pilot.enabled is true, the loss of every boundary, predicted from a few small "
+        "fine-tunes. Both are off by default. Pilots that were killed resume after the last finished one.",
+        epilog="example: python -m stages.signals --base data/base --prepared data/prepared --out reports/signals.csv "
+        "--pilot reports/pilot.json",
     )
     parser.add_argument("--base", type=Path, required=True, help="the base model's folder")
     parser.add_argument("--prepared", type=Path, required=True, help="the prepared data's folder")
-    parser.add_argument("--out", type=Path, required=True, help="the table to write")
+    parser.add_argument("--out", type=Path, required=True, help="CSV to write: the signals")
+    parser.add_argument("--pilot", type=Path, required=True, help="JSON to write: pilots, law, predictions, FLOPs")
     return parser
 
 

@@ -1,24 +1,199 @@
-"""Which training examples the signals are measured on."""
+"""The examples that signals are measured on, and one forward pass over their prompts.
 
+Only prompts are read, never an answer's tokens: nothing that is read off a state was written into it. The shared
+prefix of all prompts runs once and is left out of all means, since it says nothing about the data.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from salf.engine.batches import Example, stream_examples
+from salf.engine.answers import Embeddings
+from salf.engine.batches import Batch, Example, inference_batches, stream_examples
+from salf.engine.models.adapter import CausalModel, open_model
+from salf.engine.models.frozen import WHOLE
+from salf.engine.models.walk import Beginning, behind, embed, walk, walk_beginning
+from salf.engine.progress import progress
+from salf.engine.runtime import Runtime, choose_runtime
+from salf.errors import UserError
 from salf.files import require
+from salf.records import read_sizes
+from salf.selectors import SIGNALS, function_of
+from salf.settings import Device
 from stages.common.params import Signals
 
 SPLIT: Final = "train"
+States = NDArray[np.float32]
+Classes = NDArray[np.int64]
+Columns = Mapping[str, Sequence[float]]
 
 
-def draw_sample(prepared: Path, params: Signals) -> list[Example]:
-    """Draw ``signals.sample`` examples of the training split, in the order of the file.
+@dataclass(frozen=True)
+class PromptStates:
+    """What a forward pass over n prompts leaves.
+
+    Attributes:
+        answer: raw states at the position that predicts the answer's first token, [L+1, n, H].
+        pooled: raw states averaged over each prompt's own tokens, [L+1, n, H].
+        cosines: cos(h_{k-1}, h_k) averaged over all prompts' own tokens, by layer, [L].
+    """
+
+    answer: States
+    pooled: States
+    cosines: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a signal is measured on; states and classes are computed when a signal first asks for them.
+
+    Attributes:
+        examples: n examples, which share their first ``shared`` prompt tokens.
+    """
+
+    model: CausalModel
+    runtime: Runtime
+    examples: Sequence[Example]
+    shared: int
+    params: Signals
+
+    @cached_property
+    def states(self) -> PromptStates:
+        """The prompts' states."""
+        return prompt_states(self.model, self.runtime, self.examples, self.shared, self.params.batch_tokens)
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The class of each example, [n]."""
+        return classes_of(self.examples)
+
+
+def measure(base: Path, prepared: Path, device: Device, params: Signals) -> tuple[Columns, int]:
+    """The columns of the signals ``params.kinds``, and the model's number of layers.
+
+    Signals that these examples cannot give are left out with a message, as long as there are others.
 
     Raises:
-        UserError: the split is missing.
+        UserError: the data or the model can give none of the signals, or a number is not finite.
     """
+    shared = read_sizes(prepared).shared_prefix_tokens
+    runtime, examples = choose_runtime(device), _draw(prepared, params)
+    kinds = [(kind, SIGNALS[kind]) for kind in _possible(params.kinds, examples)]
+    stored = any(signal.of_weights for _, signal in kinds)
+    model = open_model(base, runtime.device, frozen=WHOLE if stored else runtime.frozen())
+    print(f"signals of {len(examples)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
+    sample, columns = Sample(model, runtime, examples, shared, params), dict[str, Sequence[float]]()
+    for _, signal in kinds:
+        function: Callable[[Sample], tuple[Sequence[float], ...]] = function_of(signal, "stages.signals")
+        columns |= dict(zip(signal.columns, function(sample), strict=True))
+    return columns, model.depth
+
+
+def _draw(prepared: Path, params: Signals) -> list[Example]:
+    """``signals.sample`` examples of the training split, in the order of the file."""
     count = pq.read_metadata(require(prepared / f"{SPLIT}.parquet", made_by="prepare")).num_rows
     drawn = np.random.default_rng(params.seed).permutation(count)[: params.sample]
     return list(stream_examples(prepared, SPLIT, np.sort(drawn)))
+
+
+def _possible(kinds: Sequence[str], examples: Sequence[Example]) -> list[str]:
+    """The kinds that these examples can give, known before anything is computed."""
+    possible = [kind for kind in kinds if not SIGNALS[kind].of_classes]
+    if len(possible) == len(kinds):
+        return possible
+    try:
+        classes_of(examples)
+    except UserError as fault:
+        faults = {
+            kind: f"signals.kinds: {kind} tells classes apart, and {fault}" for kind in kinds if kind not in possible
+        }
+        if not possible:
+            raise UserError(next(iter(faults.values()))) from None
+        for kind, message in faults.items():
+            print(f"{kind} is left out: {message}")
+        return possible
+    return list(kinds)
+
+
+def classes_of(examples: Sequence[Example]) -> Classes:
+    """The class of each example as a number 0..C-1: its label, or the first token in which free answers differ, [n].
+
+    Raises:
+        UserError: they form one class only, or most of them are the only one of their class.
+    """
+    # A chat template may begin all answers alike (an empty block of thoughts).
+    places = zip(*(example.answer_ids for example in examples), strict=False)
+    first = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, places))
+    keys = [example.answer_ids[first : first + 1] if example.label is None else example.label for example in examples]
+    counts = Counter(keys)
+    alone = sum(count == 1 for count in counts.values())
+    what = "answers' first tokens" if examples[0].label is None else "labels"
+    if len(counts) < 2:
+        raise UserError(f"the {what} of the sample are all the same")
+    if 2 * alone > len(keys):
+        raise UserError(
+            f"{alone} of the sample's {len(keys)} {what} occur once; raise signals.sample, or leave it out of "
+            "signals.kinds"
+        )
+    number = {key: index for index, key in enumerate(sorted(counts))}
+    return np.array([number[key] for key in keys])
+
+
+def block_influence(sample: Sample) -> tuple[NDArray[np.float64]]:
+    """How far each layer 1..L turns the states: 1 − cos(h_{k-1}, h_k), [L] (ShortGPT, arXiv 2403.03853, §3.1)."""
+    return (1 - sample.states.cosines,)
+
+
+@torch.no_grad()
+def prompt_states(
+    model: CausalModel, runtime: Runtime, examples: Sequence[Example], shared: int, batch_tokens: int
+) -> PromptStates:
+    """Run the prompts of ``examples``, which share their first ``shared`` tokens, through all layers.
+
+    Raises:
+        UserError: a state is not finite.
+    """
+    prompts = [replace(example, answer_ids=example.answer_ids[:1]) for example in examples]
+    shape = (model.depth + 1, len(prompts), model.embedding.weight.shape[1])
+    answer, pooled = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    cosines, tokens = np.zeros(model.depth), 0
+    with runtime.autocast(), progress("signals", len(prompts), "examples") as advance:
+        start = Embeddings.behind(model, prompts[0].prompt_ids[:shared])
+        beginning = walk_beginning(model, start.beginning(), 0, model.depth)
+        for picks in inference_batches([len(prompt.inputs) - shared for prompt in prompts], batch_tokens):
+            batch = Batch.of(prompts, picks, shared).to(model.device)
+            before: Tensor | None = None
+            for space, states in enumerate(_spaces(model, batch, shared, beginning)):  # [N, H]
+                answer[space, picks] = states[batch.answers].float().cpu().numpy()
+                means = [part.float().mean(0) for part in states.split(list(batch.lengths))]
+                pooled[space, picks] = torch.stack(means).cpu().numpy()  # [B, H]
+                if before is not None:
+                    each = nn.functional.cosine_similarity(before.float(), states.float(), dim=-1)  # [N]
+                    cosines[space - 1] += float(each.double().sum())
+                before = states
+            tokens += sum(batch.lengths)
+            advance(len(picks), "")
+    for space in range(model.depth + 1):
+        if not (np.isfinite(answer[space]).all() and np.isfinite(pooled[space]).all()):
+            raise UserError(
+                f"a state of space {space} is not a number: the model overflows in this precision; "
+                "set device.dtype to float32"
+            )
+    return PromptStates(answer, pooled, cosines / tokens)
+
+
+def _spaces(model: CausalModel, batch: Batch, shared: int, beginning: Beginning | None) -> Iterator[Tensor]:
+    """The spaces 0..L of a batch's own tokens, [N, H] each."""
+    states = embed(model, batch.ids, batch.positions(shared))
+    yield states
+    yield from walk(model, states, 0, model.depth, behind(batch.lengths, model.device, beginning))

@@ -13,7 +13,9 @@ from ruamel.yaml import YAML
 from salf.engine.batches import Example
 from salf.engine.models.adapter import open_model
 from salf.engine.runtime import Runtime
+from stages.common.params import Signals
 from stages.signals.__main__ import main
+from stages.signals.sample import Sample
 from tests.engine.models.tiny import save_tiny
 
 BEGINNING = (5, 6, 7)
@@ -47,6 +49,11 @@ def model(folder):
     return open_model(folder, RUNTIME.device)
 
 
+def sample_of(model, rows, batch_tokens=500):
+    params = Signals(**{**PARAMS["signals"], "batch_tokens": batch_tokens})
+    return Sample(model, RUNTIME, rows, len(BEGINNING), params)
+
+
 class Workspace:
     """A folder with what the stage reads."""
 
@@ -62,14 +69,21 @@ class Workspace:
         columns = {name: pa.string() for name in ("example_id", "label", "text", "answer")}
         schema = pa.schema({**columns, "prompt_ids": ids, "answer_ids": ids})
         pq.write_table(pa.Table.from_pylist([vars(row) for row in rows], schema), self.prepared / "train.parquet")
-        (self.prepared / "meta.json").write_text(json.dumps({"shared_prefix_tokens": len(BEGINNING)}))
+        split = {"rows": len(rows), "tokens": 9, "answer_tokens": 9}
+        meta = {"splits": {"train": split}, "shared_prefix_tokens": len(BEGINNING)}
+        (self.prepared / "meta.json").write_text(json.dumps(meta))
+
+    def argv(self) -> list[str]:
+        pilot = self.out.with_name("pilot.json")
+        places = {"--base": self.base, "--prepared": self.prepared, "--out": self.out, "--pilot": pilot}
+        return [str(word) for pair in places.items() for word in pair]
 
     def run(self, **signals) -> dict[str, dict[int, str]]:
         """Run the stage; the table as {signal: {layer: value}}."""
         device = {"kind": "cpu", "dtype": "float32"}
         params = {**PARAMS, "device": device, "signals": {**PARAMS["signals"], **signals}}
         (self.root / "params.yaml").write_text(json.dumps(params))
-        main(["--base", str(self.base), "--prepared", str(self.prepared), "--out", str(self.out)])
+        main(self.argv())
         header, *rows = [line.split(",") for line in self.out.read_text().splitlines()]
         assert header == ["signal", "layer", "value"]
         table: dict[str, dict[int, str]] = {}

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from salf.errors import UserError
-from stages.signals.grad_norm import gradient_norms
-from tests.signals.conftest import BEGINNING, RUNTIME, examples
+from stages.signals.weights import gradient_norm
+from tests.signals.conftest import examples, sample_of
 
 
 def reference(model, rows):
@@ -30,13 +30,13 @@ def reference(model, rows):
 @pytest.mark.parametrize("batch_tokens", [30, 500])
 def test_they_are_those_of_the_mean_loss_however_the_sample_is_cut(model, batch_tokens):
     rows = examples(12)
-    found = gradient_norms(model, RUNTIME, rows, len(BEGINNING), batch_tokens)
+    (found,) = gradient_norm(sample_of(model, rows, batch_tokens))
     np.testing.assert_allclose(found, reference(model, rows), rtol=1e-4)
 
 
 def test_the_model_is_left_as_it_was(model):
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
-    gradient_norms(model, RUNTIME, examples(4), len(BEGINNING), 500)
+    gradient_norm(sample_of(model, examples(4)))
     assert all(p.grad is None and not p.requires_grad for p in model.network.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.network.state_dict().items())
 
@@ -45,4 +45,4 @@ def test_a_gradient_that_is_not_a_number_is_one_line(model):
     with torch.no_grad():
         model.head.weight.fill_(torch.nan)
     with pytest.raises(UserError, match="the gradient of layer 1 is not a number"):
-        gradient_norms(model, RUNTIME, examples(4), len(BEGINNING), 500)
+        gradient_norm(sample_of(model, examples(4)))

@@ -1,14 +1,23 @@
 """Ridge probes against leave-one-out by hand and scikit-learn's own classifier, and on made-up spaces."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import KFold
 
 from salf.errors import UserError
-from stages.signals import ridge
-from stages.signals.probe import held_out, probes
-from stages.signals.states import PromptStates
+from stages.signals import classes as room
+from stages.signals.classes import held_out, probe
+from stages.signals.sample import PromptStates
+
+
+def probes(answer, pooled, labels, folds, seed):
+    """The columns answer, pooled and error of :func:`probe`."""
+    params = SimpleNamespace(folds=folds, seed=seed)
+    return probe(SimpleNamespace(states=PromptStates(answer, pooled, []), classes=labels, params=params))
+
 
 STRENGTHS = [1e-3, 1e-1, 1e1, 1e3]
 
@@ -42,7 +51,7 @@ def leave_one_out_error(states, labels, strength):
 
 @pytest.mark.parametrize(("classes", "width"), [(2, 6), (4, 6), (3, 40)], ids=["two", "four", "wider than many"])
 def test_held_out_answers_are_those_of_a_ridge_classifier_of_the_best_strength(monkeypatch, classes, width):
-    monkeypatch.setattr(ridge, "_STRENGTHS", np.array(STRENGTHS))
+    monkeypatch.setattr(room, "_STRENGTHS", np.array(STRENGTHS))
     states, labels = clouds(np.random.default_rng(classes), 40, classes, spread=1.5, width=width)
     expected = np.zeros(40, dtype=bool)
     chosen = []
@@ -62,13 +71,13 @@ def test_what_one_space_knows_and_another_does_not_shows():
     known, labels = clouds(rng, 120, 3, spread=0.3)
     noise = rng.normal(size=known.shape).astype(np.float32)
     alike = np.ones_like(known)
-    states = PromptStates(answer=np.stack([alike, noise, known]), pooled=np.stack([known, known, known]), cosines=[])
-    found = probes(states, labels, folds=5, seed=1)
+    spaces = np.stack([alike, noise, known])
+    answer, pooled, error = probes(spaces, np.stack([known, known, known]), labels, folds=5, seed=1)
     commonest = np.bincount(labels).max() / len(labels)
-    assert found.answer[0] == pytest.approx(commonest, abs=0.1)  # one state for all: nothing but the commonest class
-    assert found.answer[1] < 0.55
-    assert found.answer[2] == found.pooled[2] > 0.95
-    assert found.error.tolist() == [0, 0, 0]  # the same pooled states everywhere
+    assert answer[0] == pytest.approx(commonest, abs=0.1)  # one state for all: nothing but the commonest class
+    assert answer[1] < 0.55
+    assert answer[2] == pooled[2] > 0.95
+    assert error.tolist() == [0, 0, 0]  # the same pooled states everywhere
 
 
 def test_the_standard_error_is_that_of_the_examples_differences():
@@ -76,14 +85,14 @@ def test_the_standard_error_is_that_of_the_examples_differences():
     best, labels = clouds(rng, 60, 2, spread=2.0)
     blurred = (best + 4 * rng.normal(size=best.shape)).astype(np.float32)
     pooled = np.stack([blurred, best])
-    found = probes(PromptStates(pooled, pooled, []), labels, folds=3, seed=0)
+    error = probes(pooled, pooled, labels, folds=3, seed=0)[2]
     one, other = (held_out(each, labels, 3, 0).astype(float) for each in (best, blurred))
     assert one.mean() > other.mean()
-    assert found.error[0] == pytest.approx(np.std(one - other, ddof=1) / np.sqrt(60))
-    assert found.error[1] == 0
+    assert error[0] == pytest.approx(np.std(one - other, ddof=1) / np.sqrt(60))
+    assert error[1] == 0
 
 
 def test_more_folds_than_examples_are_refused():
     states, labels = clouds(np.random.default_rng(0), 4, 2, spread=1.0)
     with pytest.raises(UserError, match=r"signals\.folds = 5: the sample has 4 examples"):
-        probes(PromptStates(states[None], states[None], []), labels, folds=5, seed=0)
+        probes(states[None], states[None], labels, folds=5, seed=0)

@@ -1,12 +1,14 @@
 """Signal-to-noise ratios of weights, by hand and on matrices whose signal is known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from salf.engine.models.adapter import take_apart
 from salf.errors import UserError
-from stages.signals.spectrum import signal_to_noise, spectrum
+from stages.signals.weights import signal_to_noise, spectrum
 from tests.engine.models.tiny import tiny_network
 
 
@@ -41,7 +43,7 @@ def test_a_layers_value_is_the_mean_over_its_kinds_of_the_score_beside_that_kind
                 scores.setdefault(name, []).append(np.mean(each))
     known = [np.array(of_kind) for of_kind in scores.values() if np.nansum(of_kind) > 0]
     expected = np.nanmean([of_kind / np.nanmean(of_kind) for of_kind in known], axis=0)
-    found = spectrum(model)
+    (found,) = spectrum(SimpleNamespace(model=model))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert found.mean() == pytest.approx(1)
 
@@ -52,4 +54,4 @@ def test_a_layer_without_noise_is_refused():
         for weight in model.layers[1].parameters():
             weight.zero_()
     with pytest.raises(UserError, match="layer 2 has no weight matrix with signal and noise"):
-        spectrum(model)
+        spectrum(SimpleNamespace(model=model))

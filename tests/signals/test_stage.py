@@ -1,5 +1,6 @@
 """The stage as a program: what it writes, its bytes, faults, imports."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from salf.errors import UserError
+from salf.selectors import SIGNALS
 from tests.signals.conftest import examples
 
 PROJECT = Path(__file__).parents[2]
-KINDS = ["block-influence", "variability", "probe", "grad-norm", "spectrum"]
+KINDS = list(SIGNALS)
 SPACES, LAYERS = {0, 1, 2, 3, 4}, {1, 2, 3, 4}
 
 
@@ -52,13 +54,16 @@ def test_no_kinds_write_the_header_alone_and_open_nothing(workspace):
     assert workspace.run(kinds=[]) == {}
 
 
-def test_without_kinds_no_torch_is_imported(workspace):
+def test_by_default_neither_signals_nor_pilots_are_made_and_no_torch_is_imported(workspace):
     workspace.run(kinds=[])
-    argv = ["--base", "b", "--prepared", "p", "--out", str(workspace.out)]
     heavy = "('torch', 'transformers', 'sklearn')"
+    argv = workspace.argv()
     code = f"import sys, stages.signals.__main__ as s; s.main({argv}); sys.exit(any(m in sys.modules for m in {heavy}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=workspace.root, env={"PYTHONPATH": str(PROJECT)})
-    assert done.returncode == 0
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=workspace.root, env={"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "no signals: signals.kinds is empty\nno pilots: pilot.enabled is false\n" in done.stdout
+    assert json.loads(workspace.out.with_name("pilot.json").read_text()) == {"schema": 1, "enabled": False}
 
 
 def test_free_answers_are_told_apart_by_their_first_token(workspace):

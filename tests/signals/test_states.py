@@ -6,7 +6,7 @@ import torch
 
 from salf.engine.models.adapter import open_model
 from salf.errors import UserError
-from stages.signals.states import prompt_states
+from stages.signals.sample import prompt_states
 from tests.engine.models.tiny import save_tiny
 from tests.signals.conftest import BEGINNING, RUNTIME, examples
 

@@ -21,6 +21,12 @@ SETTINGS = {
 }
 
 
+ARGV = [
+    *("--base", "data/base", "--prepared", "data/prepared"),
+    *("--out", "reports/signals.csv", "--pilot", "reports/pilot.json"),
+]
+
+
 class Workspace:
     """A folder in which the stage runs; ``pilot(...)`` changes parameters first."""
 
@@ -34,9 +40,7 @@ class Workspace:
     def pilot(self, **changes: object) -> dict:
         self.set(**changes)
         self.out.parent.mkdir(exist_ok=True)
-        import_module("stages.pilot.__main__").main(
-            ["--base", "data/base", "--prepared", "data/prepared", "--out", "reports/pilot.json"]
-        )
+        import_module("stages.signals.__main__").main(ARGV)
         return json.loads(self.out.read_text())
 
 

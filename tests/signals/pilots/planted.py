@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stages.pilot.law import Points
+from stages.signals.joint_law import Points
 
 LAYERS = 30
 LAYER, NORM = 3_540_000.0, 576.0

@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -14,8 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from salf.cost import ModelShape
 from salf.errors import UserError
-from stages.pilot import measure
-from tests.conftest import PROJECT
+from stages.signals import pilots
 
 SMALL = {"pilot__boundaries": [0.25, 0.5], "pilot__sizes": [0.25]}
 
@@ -75,7 +72,7 @@ def test_every_boundary_gets_a_prediction_within_its_interval(artifact):
 def test_what_was_computed_is_what_was_announced(finished):
     artifact, printed = finished
     flops = artifact["flops"]
-    assert f"{flops['share']:.2f} times the operations of one full fine-tune" in printed
+    assert f"{flops['share']:.2f} times the FLOPs of one full fine-tune" in printed
     assert flops["total"] == sum(flops[part] for part in ("frozen", "training", "reading"))
     assert flops["training"] == sum(pilot["flops"] for pilot in artifact["pilots"])
 
@@ -95,7 +92,7 @@ def test_the_full_fine_tune_is_what_the_stage_finetune_counts(artifact, workspac
 
 def test_a_run_that_was_stopped_goes_on_behind_the_last_pilot_to_the_same_bytes(workspace, monkeypatch):
     workspace.pilot(**SMALL)
-    whole, real, seen = workspace.out.read_bytes(), measure.train, []
+    whole, real, seen = workspace.out.read_bytes(), pilots.train, []
 
     def counting(*args, **kwargs):
         seen.append(args[0].boundary)
@@ -104,7 +101,7 @@ def test_a_run_that_was_stopped_goes_on_behind_the_last_pilot_to_the_same_bytes(
         return real(*args, **kwargs)
 
     workspace.out.unlink()
-    monkeypatch.setattr(measure, "train", counting)
+    monkeypatch.setattr(pilots, "train", counting)
     with pytest.raises(KeyboardInterrupt):
         workspace.pilot(**SMALL)
     assert not workspace.out.exists()
@@ -126,25 +123,6 @@ def test_frozen_layers_that_run_for_every_batch_cost_more_and_learn_the_same(wor
     assert anew["flops"]["total"] > kept["flops"]["total"]
     for one, other in zip(anew["pilots"], kept["pilots"], strict=True):
         assert one["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-3)
-
-
-def test_off_it_says_so_without_loading_torch(workspace):
-    workspace.set(pilot__enabled=False)
-    code = (
-        "import sys; from stages.pilot.__main__ import main; "
-        "main(['--base', 'nowhere', '--prepared', 'nowhere', '--out', 'reports/pilot.json']); "
-        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(PROJECT)},
-        cwd=workspace.root,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(workspace.out.read_text()) == {"schema": 1, "enabled": False}
-    assert "pilot.enabled is false" in done.stdout
 
 
 def test_a_missing_learning_rate_is_named(workspace):

@@ -5,8 +5,8 @@ import pytest
 from scipy.optimize import minimize
 
 from salf.laws import JOINT
-from stages.pilot.law import interpolated, joint_law, verdict
-from tests.pilot.planted import LAYERS, TRUTH, points, truth
+from stages.signals.joint_law import interpolated, joint_law
+from tests.signals.pilots.planted import LAYERS, TRUTH, points, truth
 
 
 def test_a_planted_law_is_recovered_and_holds():
@@ -16,7 +16,7 @@ def test_a_planted_law_is_recovered_and_holds():
     assert law.holds
     assert law.boundaries.law < 1e-3 < law.boundaries.without
     assert law.sizes.law < 1e-3 < law.sizes.without
-    assert verdict(law) == "The loss falls with trained parameters (exponent 0.22) and with examples (0.35)."
+    assert law.verdict == "The loss falls with trained parameters (exponent 0.22) and with examples (0.35)."
 
 
 def test_no_start_of_scipys_finds_a_better_end():
@@ -65,8 +65,8 @@ def worse_with_more(boundaries, examples):
 def test_a_law_that_does_not_hold_says_why_and_what_follows(changes, why):
     law = joint_law(points(**changes))
     assert not law.holds
-    assert why in verdict(law)
-    assert "compared by the losses of the largest pilots, interpolated" in verdict(law)
+    assert why in law.verdict
+    assert "compared by the losses of the largest pilots, interpolated" in law.verdict
 
 
 def test_left_out_boundaries_without_a_law_are_numpys_lines_between_the_others():

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.pilot.law import joint_law
-from stages.pilot.prediction import predict
-from tests.pilot.planted import LAYERS, TRAINED, UNTRAINED, points, truth
+from stages.signals.joint_law import joint_law, predict
+from tests.signals.pilots.planted import LAYERS, TRAINED, UNTRAINED, points, truth
 
 FULL = 1024
 EVERY = np.arange(LAYERS + 1)
