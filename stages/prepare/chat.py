@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -22,18 +23,17 @@ from jinja2.utils import Namespace
 
 from salf.errors import UserError
 from salf.files import digest_of, read_json
-from stages.prepare.conversations import Turn, words
+from stages.prepare.forms import Turn, words
 from stages.prepare.rows import RefusedRowError, reach
 
 Tools = Sequence[Mapping[str, Any]]
 
-# Stands where the answer will: private-use characters, which no template treats as anything but text.
-_ANSWER: Final = "\ue000answer\ue001"
-# What a template gets that asks for today's date: with the real one, every day's data would be other data.
-_TODAY: Final = date(2025, 1, 1)
+_ANSWER: Final = "\ue000answer\ue001"  # in the answer's place: private-use characters, which a template takes as text
+_TODAY: Final = date(2025, 1, 1)  # for templates that ask: with the real date, every day's data would differ
 # Names under which data hold an answer's thoughts; transformers lets every template find them under the first two.
 _THOUGHTS: Final = ("reasoning_content", "thinking", "reasoning")
 _FILE: Final = "chat_template.jinja"
+_SETTINGS: Final = "tokenizer_config.json"
 _LONGEST: Final = 10_000_000  # characters of a rendered conversation
 
 _REWRITTEN: Final = "with a prompt that the chat template writes otherwise when the model has to answer it"
@@ -46,8 +46,8 @@ class Cut:
     """A rendered conversation, cut where its last answer begins and ends.
 
     Attributes:
-        prompt: the text in front of the answer, without the spaces that set the answer off.
-        lead: these spaces.
+        prompt: the text in front of the answer, without the white space between them.
+        lead: that white space.
         answer: the answer as the template writes it, thoughts and calls included.
         notes: what the reader should know about it.
     """
@@ -90,21 +90,18 @@ class ChatTemplate:
                 f"prepare.chat_template: the model's chat template cannot be used: {_on_one_line(error)}"
             ) from None
 
-    @staticmethod
-    def file(folder: Path) -> Path:
-        """The file of a model's folder that holds the template."""
-        return folder / _FILE if (folder / _FILE).exists() else folder / "tokenizer_config.json"
-
     @classmethod
     def of(cls, folder: Path) -> "ChatTemplate":
-        """The template in a model's folder: ``chat_template.jinja``, or an entry of ``tokenizer_config.json``.
+        """Read the template of a model's folder: ``chat_template.jinja``, or an entry of ``tokenizer_config.json``.
 
         Raises:
             UserError: there is none, or it is damaged.
         """
-        path = folder / "tokenizer_config.json"
-        config = read_json(path) if path.exists() else {}
-        named = _named(config.get("chat_template"))
+        config = read_json(folder / _SETTINGS) if (folder / _SETTINGS).exists() else {}
+        held = config.get("chat_template")  # one, or a list of named ones
+        named: dict[str, str] = (
+            {one["name"]: one["template"] for one in held} if isinstance(held, list) else {"default": held or ""}
+        )
         for name, place in (("default", _FILE), ("tool_use", "additional_chat_templates/tool_use.jinja")):
             if (folder / place).exists():
                 named[name] = (folder / place).read_text(encoding="utf-8")
@@ -113,31 +110,38 @@ class ChatTemplate:
                 f"prepare.chat_template: the tokenizer in {folder} has no chat template: "
                 "take a model that was tuned for chat, or set it to false"
             )
-        return cls(named["default"], _special_tokens(config), named.get("tool_use"))
+        tokens = {name: value for name, value in config.items() if name.endswith("_token") and value}
+        special = {name: value["content"] if isinstance(value, Mapping) else value for name, value in tokens.items()}
+        special = {name: value for name, value in special.items() if isinstance(value, str)}
+        return cls(named["default"], special, named.get("tool_use"))
+
+    @staticmethod
+    def file(folder: Path) -> Path:
+        """The file of a model's folder that holds the template."""
+        return folder / (_FILE if (folder / _FILE).exists() else _SETTINGS)
 
     def render(self, turns: Sequence[Turn], tools: Tools | None = None, *, prompt: bool = False) -> str:
         """Render a conversation as transformers' ``apply_chat_template`` does.
 
         Args:
             turns: the conversation.
-            tools: what the template is told of tools.
+            tools: descriptions of the tools that the model may call.
             prompt: the template invites the model to answer (``add_generation_prompt``).
 
         Raises:
             RefusedRowError: the template fails on the conversation or refuses it (two turns of one role, say).
         """
-        messages = [_as_transformers(turn) for turn in turns]
         template = self._template if tools is None else self._for_tools
+        context = {
+            **self._special,
+            "messages": [_as_transformers(turn) for turn in turns],
+            "tools": tools,
+            "documents": None,  # some templates ask whether there are any
+            "add_generation_prompt": prompt,
+        }
         pieces, length = [], 0
         try:
-            for piece in template.generate(
-                # Every template is told of documents, and some ask whether there are any.
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=prompt,
-                **self._special,
-            ):
+            for piece in template.generate(context):
                 pieces.append(piece)
                 length += len(piece)
                 if length > _LONGEST:
@@ -156,7 +160,7 @@ class ChatTemplate:
         Args:
             turns: the conversation without the answer.
             answer: the assistant's turn.
-            tools: what the template is told of tools.
+            tools: descriptions of the tools that the model may call.
             bare: the answer is chosen among several after one prompt: its content alone may depend on it.
 
         Raises:
@@ -182,21 +186,9 @@ class ChatTemplate:
             )
         prompt = head.rstrip(" ")
         said = body[len(prompt) :]
-        bare_text = "".join(whole.split())
-        notes = [_REWRITTEN] if self._invites and not head.startswith(invited) else []
-        notes += [
-            f"with a {turn['role']} turn that the chat template leaves out"
-            for turn in turns
-            if turn["role"] != "assistant" and _lacks(whole, bare_text, words(turn))
-        ]
-        if any(_lacks(whole, bare_text, str(answer.get(key) or "")) for key in ("content", *_THOUGHTS)):
-            notes.append(_CUT)
-        calls = [call for turn in conversation for call in turn.get("tool_calls") or ()]
-        given = [reach(call, path) for call in calls for path in ("function.arguments", "arguments")]
-        if any(isinstance(one, str) and json.dumps(one, ensure_ascii=False) in whole for one in given):
-            notes.append(_TEXT)
         start = len(said) - len(said.lstrip())
-        return Cut(prompt, said[:start], said[start:], tuple(dict.fromkeys(notes)))
+        notes = [_REWRITTEN] if self._invites and not head.startswith(invited) else []
+        return Cut(prompt, said[:start], said[start:], tuple(dict.fromkeys([*notes, *_notes(conversation, whole)])))
 
     def _around(self, turns: Sequence[Turn], tools: Tools | None) -> tuple[str, str]:
         """What precedes and what follows any answer."""
@@ -215,6 +207,11 @@ class ChatTemplate:
             raise RefusedRowError("conversation whose tool calls the chat template leaves out")
 
 
+def render_sample(folder: str) -> None:
+    """Render short conversations with the template of a model's folder."""
+    ChatTemplate.of(Path(folder))
+
+
 def _renamed(turn: Turn, name: str) -> Turn:
     calls = [
         {**call, "function": {**call["function"], "name": name}}
@@ -225,29 +222,27 @@ def _renamed(turn: Turn, name: str) -> Turn:
     return {**turn, "tool_calls": calls}
 
 
-def _lacks(text: str, bare: str, part: str) -> bool:
-    """Whether a part is not found in a text (``bare``: without white space), nor as it stands in JSON."""
-    return "".join(part.split()) not in bare and json.dumps(part, ensure_ascii=False)[1:-1] not in text
+def _notes(conversation: Sequence[Turn], whole: str) -> list[str]:
+    """What the rendering of a conversation leaves out or quotes twice."""
+    bare = "".join(whole.split())
+
+    def lacks(part: str) -> bool:
+        return "".join(part.split()) not in bare and json.dumps(part, ensure_ascii=False)[1:-1] not in whole
+
+    *turns, answer = conversation
+    notes = [
+        f"with a {turn['role']} turn that the chat template leaves out"
+        for turn in turns
+        if turn["role"] != "assistant" and lacks(words(turn))
+    ]
+    notes += [_CUT for key in ("content", *_THOUGHTS) if lacks(str(answer.get(key) or ""))]
+    calls = [call for turn in conversation for call in turn.get("tool_calls") or ()]
+    given = [reach(call, path) for call in calls for path in ("function.arguments", "arguments")]
+    return notes + [_TEXT for one in given if isinstance(one, str) and json.dumps(one, ensure_ascii=False) in whole]
 
 
 def _on_one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _named(held: Any) -> dict[str, str]:
-    """The templates of a configuration by name: text is the default one."""
-    if isinstance(held, list):
-        return {one["name"]: one["template"] for one in held}
-    return {"default": held} if held else {}
-
-
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    tokens = {name: value for name, value in config.items() if name.endswith("_token") and value}
-    return {
-        name: value["content"] if isinstance(value, Mapping) else value
-        for name, value in tokens.items()
-        if isinstance(value, str | Mapping)
-    }
 
 
 def _as_transformers(turn: Turn) -> Turn:
@@ -268,23 +263,8 @@ class _Generation(Extension):
         return Scope(body).set_lineno(line)
 
 
-class _Dict:
-    """Python's ``dict`` without its methods, which would change what a template is given."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args)
-
-
 class _Namespace(Namespace):
     """Jinja's ``namespace`` without names that lead into Python itself."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        Namespace.__init__(args[0])
-        for name, value in dict(*args[1:], **kwargs).items():
-            args[0][name] = value
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -296,28 +276,22 @@ def _compile(text: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # Jinja's own writes HTML's escapes
     for idle in ("cycler", "joiner", "lipsum"):
         del environment.globals[idle]
     environment.globals |= {
-        "dict": _Dict(),
+        "dict": _dict,
         "namespace": _Namespace,
         "raise_exception": _raise,
-        "strftime_now": _date,
+        "strftime_now": _TODAY.strftime,
     }
     return environment.from_string(text)
 
 
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """Jinja's own filter writes HTML's escapes."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    """Python's ``dict`` without its methods, which would change what a template is given."""
+    return dict(*args, **kwargs)
 
 
 def _raise(message: str) -> NoReturn:
     raise TemplateError(message)
-
-
-def _date(form: str) -> str:
-    return _TODAY.strftime(form)

@@ -1,15 +1,16 @@
 """From a row's columns to an example: prompt, answer, label or candidates."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from string import Formatter
+from typing import Any, Final
 
 from salf.errors import UserError
 from stages.common.params import Data
 from stages.prepare.chat import ChatTemplate, Tools
-from stages.prepare.choices import read_question
-from stages.prepare.conversations import FUNCTIONS, SYSTEM, TOOLS, Turn, read_conversation, read_tools, words
+from stages.prepare.forms import OPTIONAL_COLUMNS, SYSTEM, Turn, read_conversation, read_question, read_tools, words
 from stages.prepare.rows import (
     Example,
     Loaded,
@@ -21,15 +22,76 @@ from stages.prepare.rows import (
     is_unicode,
     listed,
     one_spelling,
+    plain_text,
     reach,
     text_at,
     top,
 )
-from stages.prepare.templates import parse_template
 
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of the model; answers are free where there are neither labels nor candidates.
+
+    Attributes:
+        labels: answers are a few label words, the same for all rows.
+        candidates: every row has its own candidates.
+    """
+
+    labels: bool = False
+    candidates: bool = False
+
+    @property
+    def free(self) -> bool:
+        """Whether answers are any text, up to a token that ends them."""
+        return not self.labels and not self.candidates
+
+
+TASKS: Final = {"classification": Task(labels=True), "multiple-choice": Task(candidates=True), "free": Task()}
 LISTED: Final = "choices"  # in a template of multiple choice: the candidates, a line each
 BROKEN: Final = "with half of a surrogate pair (text that was cut within a character)"
 _REASONS: Final = 1000  # different reasons that are told apart
+
+
+@dataclass(frozen=True)
+class Template:
+    """A parsed prompt template: pairs of literal text and the column that follows it (``None`` at the end)."""
+
+    parts: tuple[tuple[str, str | None], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Template":
+        """Parse ``{column}`` fields; ``{{`` and ``}}`` stand for braces.
+
+        Raises:
+            UserError: unbalanced braces, a field with a format or conversion, or no field at all.
+        """
+        parts: list[tuple[str, str | None]] = []
+        try:
+            for literal, column, spec, conversion in Formatter().parse(text):
+                if spec or conversion or column == "":
+                    raise ValueError(f"field {column!r} must be a plain column name")
+                parts.append((literal, column))
+        except ValueError as error:
+            raise UserError(f"data.template: {error}; write {{column}}, and {{{{ or }}}} for a brace") from None
+        template = cls(tuple(parts))
+        if not template.columns:
+            raise UserError("data.template: names no column: write {column} where the row's text goes")
+        return template
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it names, each once, in order of appearance."""
+        return tuple(dict.fromkeys(column for _, column in self.parts if column is not None))
+
+    def fill(self, values: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+        """Write the prompt of a row; returned with the texts of its columns (a missing value is empty text).
+
+        Raises:
+            RefusedRowError: a column holds no text.
+        """
+        texts = {column: text_at(values, column, "data.template") for column in self.columns}
+        return "".join(literal + (texts[column] if column else "") for literal, column in self.parts), texts
 
 
 class Filler:
@@ -37,7 +99,6 @@ class Filler:
 
     Attributes:
         data: the parameter group.
-        template: its template.
         chat: the model's chat template, where prompts are turns of a conversation.
         classes: label to the rows that have it, usable or not; ``look_at`` fills it.
         blank: column (or path) of the template, or of the group, to the examples in which it is empty.
@@ -49,7 +110,8 @@ class Filler:
         Raises:
             UserError: it is broken or names the column with the answer, or a label word is broken.
         """
-        self.data, self.template, self.chat = data, parse_template(data.template), chat
+        self.data, self.task, self.chat = data, TASKS[data.task], chat
+        self.template = Template.parse(data.template)
         if data.answer_column in self.template.columns and not data.messages:
             raise UserError(
                 f"data.template: names the answer column {data.answer_column!r}: the prompt would hold the answer"
@@ -62,13 +124,13 @@ class Filler:
 
     @property
     def columns(self) -> dict[str, str]:
-        """The columns that are read: column (or path inside one) to the parameter that names it."""
+        """The columns that must be there: column (or path inside one) to the parameter that names it."""
         data = self.data
         if data.messages:
             named = {data.messages: "data.messages"}
         else:
             named = dict.fromkeys(self.template.columns, "data.template")
-            if data.task == "multiple-choice":
+            if self.task.candidates:
                 named.pop(LISTED, None)
                 columns = data.choices.column or []
                 named |= dict.fromkeys([columns] if isinstance(columns, str) else columns, "data.choices.column")
@@ -78,7 +140,7 @@ class Filler:
     @property
     def extra_columns(self) -> tuple[str, ...]:
         """The columns that are read where the source has them."""
-        return (TOOLS, FUNCTIONS, SYSTEM) if self.data.messages else ()
+        return OPTIONAL_COLUMNS if self.data.messages else ()
 
     def look_at(self, rows: Sequence[Row]) -> None:
         """Settle how labels and groups are spelled (see ``one_spelling``), and count the classes.
@@ -90,8 +152,8 @@ class Filler:
             UserError: a label word for a label that no row has.
         """
         if column := self.data.group_column:
-            self._groups = one_spelling({text for row in rows if (text := self._text(row, column))})
-        if self.data.task != "classification":
+            self._groups = one_spelling({text for row in rows if (text := plain_text(row.values, column))})
+        if not self.task.labels:
             return
         found = Counter(label for row in rows if (label := self._label(row)))
         self._spelling = one_spelling(found.keys() | self._words.keys())
@@ -104,33 +166,33 @@ class Filler:
             )
 
     def fill(self, row: Row) -> Example:
-        """The example of a row.
+        """Make the example of a row.
 
         Raises:
             RefusedRowError: the row cannot be used.
         """
-        example, blank = self._filled(row)
+        column = self.data.group_column
+        texts = {column: text_at(row.values, column, "data.group_column").strip()} if column else {}
+        group = next(iter(texts.values()), "")
+        example, filled = self._conversation(row) if self.data.messages else self._filled(row)
+        example = replace(example, group=self._groups.get(group, group) or None)
         if not is_unicode(
             "".join((example.text, example.prompt, example.answer, *example.candidates, example.group or ""))
         ):
             raise RefusedRowError(BROKEN)
-        self.blank.update(blank)
+        self.blank.update(name for name, text in (texts | filled).items() if not text.strip())
         return example
 
-    def _filled(self, row: Row) -> tuple[Example, list[str]]:
-        """The example, and the columns that are empty in it."""
-        column = self.data.group_column
-        group = text_at(row.values, column, "data.group_column").strip() if column else ""
-        group = self._groups.get(group, group)
-        blank = [column] if column and not group else []
-        if self.data.messages:
-            *turns, last = read_conversation(reach(row.values, self.data.messages), row.values.get(SYSTEM))
-            # A system turn that all conversations share tells none of them from the others.
-            text = "\n".join(words(turn) for turn in turns if turn["role"] != "system")
-            example = self._example(row, group, text, "", words(last))
-            return self._cut(example, turns, last, read_tools(row.values)), blank
+    def _conversation(self, row: Row) -> tuple[Example, dict[str, str]]:
+        *turns, last = read_conversation(reach(row.values, self.data.messages or ""), row.values.get(SYSTEM))
+        # A system turn that all conversations share tells none of them from the others.
+        text = "\n".join(words(turn) for turn in turns if turn["role"] != "system")
+        return self._cut(self._example(row, text, "", words(last)), turns, last, read_tools(row.values)), {}
+
+    def _filled(self, row: Row) -> tuple[Example, dict[str, str]]:
+        """The example, and the texts of its template's columns."""
         values, candidates = row.values, tuple[str, ...]()
-        if self.data.task == "multiple-choice":
+        if self.task.candidates:
             question = read_question(row.values, self.data.choices, self.data.answer_column)
             candidates = question.texts if self.data.choices.answer == "text" else question.letters
             values, answer = {**row.values, LISTED: question.listed}, candidates[question.right]
@@ -138,51 +200,35 @@ class Filler:
             answer = text_at(row.values, self.data.answer_column, "data.answer_column").strip()
         prompt, texts = self.template.fill(values)
         text = "\n".join(text for text in texts.values() if text.strip())
-        example = self._asked(self._example(row, group, text, prompt, answer, candidates))
-        return example, blank + [name for name, text in texts.items() if not text.strip()]
+        example = self._example(row, text, prompt, answer, candidates)
+        if self.chat:
+            asked: list[Turn] = [{"role": "user", "content": prompt}]
+            example = self._cut(example, asked, {"role": "assistant", "content": example.answer}, None)
+        return example, texts
 
-    def _example(
-        self, row: Row, group: str, text: str, prompt: str, answer: str, candidates: tuple[str, ...] = ()
-    ) -> Example:
+    def _example(self, row: Row, text: str, prompt: str, answer: str, candidates: tuple[str, ...] = ()) -> Example:
         if not text:
             raise RefusedRowError("empty text")
-        if not answer and self.data.task == "classification":
+        if not answer and self.task.labels:
             raise RefusedRowError("without a label")
         if not answer and not self.data.messages:  # an assistant's turn may call a tool and say nothing
             raise RefusedRowError("missing answer")
-        label = self._spelling.get(answer, answer) if self.data.task == "classification" else None
+        label = self._spelling.get(answer, answer) if self.task.labels else None
         word = answer if label is None else self._words.get(label, label)
-        return Example(row.example_id, group or None, label, text, prompt, word, candidates)
+        return Example(row.example_id, None, label, text, prompt, word, candidates)
 
     def _label(self, row: Row) -> str:
         """The label as the row spells it; empty where it has none."""
         if not self.data.messages:
-            return self._text(row, self.data.answer_column)
+            return plain_text(row.values, self.data.answer_column)
         try:
-            label = words(read_conversation(reach(row.values, self.data.messages))[-1])
+            return plain_text(read_conversation(reach(row.values, self.data.messages))[-1], "content")
         except RefusedRowError:
             return ""
-        return label if is_unicode(label) else ""
-
-    @staticmethod
-    def _text(row: Row, path: str) -> str:
-        """The text at a path; empty where there is none that can be used."""
-        try:
-            text = as_text(reach(row.values, path)).strip()
-        except RefusedRowError:
-            return ""
-        return text if is_unicode(text) else ""
-
-    def _asked(self, example: Example) -> Example:
-        """The prompt as a user's turn, where there is a chat template."""
-        if self.chat is None:
-            return example
-        asked: list[Turn] = [{"role": "user", "content": example.prompt}]
-        return self._cut(example, asked, {"role": "assistant", "content": example.answer}, None)
 
     def _cut(self, example: Example, turns: Sequence[Turn], answer: Turn, tools: Tools | None) -> Example:
         assert self.chat is not None, "params.yaml allows conversations with a chat template alone"
-        bare = self.data.task != "free"  # labels and candidates are all scored after one prompt
+        bare = not self.task.free  # labels and candidates are all scored after one prompt
         answer = {**answer, "content": example.answer} if bare else answer
         cut = self.chat.cut(turns, answer, tools, bare=bare)
         return replace(example, prompt=cut.prompt, lead=cut.lead, answer=cut.answer, notes=cut.notes)
@@ -197,12 +243,13 @@ def fill_rows(loaded: Loaded, filler: Filler) -> tuple[dict[str, list[Example]],
     Raises:
         UserError: a column or path that the parameters name does not exist; a label word for a label that no row has.
     """
-    _check_columns(loaded, filler)
-    filler.look_at([row for rows in loaded.rows.values() for row in rows])
+    rows = [row for part in loaded.rows.values() for row in part]
+    _check_columns(loaded, filler, rows)
+    filler.look_at(rows)
     refused = Lost(loaded.refused)
     examples: dict[str, list[Example]] = {split: [] for split in loaded.rows}
-    for split, rows in loaded.rows.items():
-        for row in rows:
+    for split, part in loaded.rows.items():
+        for row in part:
             try:
                 examples[split].append(filler.fill(row))
             except RefusedRowError as error:
@@ -211,15 +258,14 @@ def fill_rows(loaded: Loaded, filler: Filler) -> tuple[dict[str, list[Example]],
     return examples, refused
 
 
-def _check_columns(loaded: Loaded, filler: Filler) -> None:
-    rows = [row.values for part in loaded.rows.values() for row in part]
+def _check_columns(loaded: Loaded, filler: Filler, rows: Sequence[Row]) -> None:
     if not rows:
         raise UserError(f"data: the source ({filler.data.source}) holds no rows")
     for column, parameter in filler.columns.items():
         if column not in loaded.columns and top(column) not in loaded.columns:
             raise UserError(f"{parameter}: no column {top(column)!r}; the data has: {listed(loaded.columns)}")
-        if all(reach(values, column) is None for values in rows):
-            held = next((value for values in rows if (value := reach(values, top(column))) is not None), None)
+        if all(reach(row.values, column) is None for row in rows):
+            held = next((value for row in rows if (value := reach(row.values, top(column))) is not None), None)
             holds = f"is empty in all {len(rows):,} rows" if held is None else f"holds {described(held)}"
             raise UserError(f"{parameter}: no row has {column!r}: column {top(column)!r} {holds}")
 

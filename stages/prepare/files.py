@@ -1,13 +1,14 @@
-"""Rows of csv, tsv, json, jsonl and parquet files, read one after the other and with the needed columns only."""
+"""Rows of data files, read one after the other and with the needed columns only."""
 
 import codecs
 import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -16,16 +17,14 @@ import pyarrow.parquet
 
 from salf.errors import UserError
 from salf.memory import free_memory_bytes
-from stages.prepare.rows import described, listed, without_nulls
+from stages.prepare.rows import described, listed
 
-SUFFIXES: Final = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-
-_BATCH: Final = 256  # rows of a parquet file in memory at a time, beside those that are kept
+BATCH: Final = 256  # rows of a table in memory at a time, in addition to those that are kept
 _LONGEST: Final = 1 << 28  # characters of a line or a csv field
-_HEAD: Final = 1 << 16  # characters in which a JSON file's first sign, or a csv's first line, stands
-_BLANK: Final = "\ufeff \t\r\n"  # around a line; a byte-order mark stands where files were joined
-_GAP: Final = re.compile(r"\s*")
-# How files begin that are not what their name says, and what to do about it.
+_HEAD: Final = 1 << 16  # characters that are read to find out a file's form
+_BLANK: Final = "\ufeff \t\r\n"  # around a line; joined files have byte-order marks inside
+_GAP: Final = re.compile(r"\s*,?\s*")
+# Beginnings of files that are not what their name says, and what to do.
 _OTHER_KINDS: Final = {
     b"\x1f\x8b": "is packed with gzip; unpack it",
     b"BZh": "is packed with bzip2; unpack it",
@@ -43,37 +42,21 @@ def read_rows(path: Path, wanted: Collection[str], columns: dict[str, None]) -> 
     """Yield the rows of a file, with those of the wanted columns that they have.
 
     Args:
-        path: the file.
+        path: a file with a suffix in ``FORMATS``.
         wanted: names of columns.
-        columns: takes the names of all columns of the file, in order.
+        columns: receives the names of all columns of the file, in order.
 
     Raises:
-        UserError: unknown format, unreadable file, or a damaged row, which is named by its line.
-    """
-    readers = dict(zip(SUFFIXES, (_read_csv, _read_tsv, _read_json, _read_json, _read_parquet), strict=True))
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"{path}: unknown format {path.suffix or '(no suffix)'!r}; known: {', '.join(SUFFIXES)}")
-    with faults_named(path):
-        _check_kind(path, text=reader is not _read_parquet)
-        yield from reader(path, wanted, columns)
-
-
-def read_text(path: Path) -> str:
-    """Read a text file.
-
-    Raises:
-        UserError: it is unreadable, not UTF-8, or too large for this machine's memory.
+        UserError: the file cannot be read or is damaged; names the line where there are lines.
     """
     with faults_named(path):
-        if 8 * path.stat().st_size > free_memory_bytes():  # as characters, and what is made of them
-            raise UserError(f"{path}: too large to be read as one text; write its rows as .jsonl, an object a line")
-        return path.read_text(encoding="utf-8-sig", errors="surrogatepass")
+        _check_kind(path)
+        yield from FORMATS[path.suffix.lower()](path, wanted, columns)
 
 
 @contextmanager
 def faults_named(path: Path) -> Iterator[None]:
-    """One line for whatever the system or a decoder says about a file or folder."""
+    """Turn what the system or a decoder says about a file or folder into one line."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -82,18 +65,14 @@ def faults_named(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read: {' '.join(str(error.strerror or error).split())}") from None
 
 
-def _check_kind(path: Path, text: bool) -> None:
+def _check_kind(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(24)
-    kinds = [kind for kind in _OTHER_KINDS if head.startswith(kind) and (text or kind != b"PAR1")]
-    if not kinds and text and b"\0" in head[:4]:
-        kinds = [codecs.BOM_UTF16]
-    if kinds:
-        raise UserError(f"{path}: {_OTHER_KINDS[kinds[0]]}")
-
-
-def _read_tsv(path: Path, wanted: Collection[str], columns: dict[str, None]) -> Iterator[dict[str, Any]]:
-    return _read_csv(path, wanted, columns, delimiter="\t")
+    if path.suffix.lower() == ".parquet" and head.startswith(b"PAR1"):
+        return
+    kinds = [kind for kind in _OTHER_KINDS if head.startswith(kind)]
+    if kinds or (b"\0" in head[:4] and path.suffix.lower() != ".parquet"):
+        raise UserError(f"{path}: {_OTHER_KINDS[kinds[0] if kinds else codecs.BOM_UTF16]}")
 
 
 def _read_csv(
@@ -106,19 +85,17 @@ def _read_csv(
         reader = csv.reader(_lines(file, path), strict=True, delimiter=delimiter)
         try:
             header = next(filter(None, reader), [])
-            _check_names(path, header)
-            columns.update(dict.fromkeys(header))
+            _take_names(path, header, columns)
             places = {name: at for at, name in enumerate(header) if name in wanted}
-            for fields in reader:
-                if fields and len(fields) != len(header):
+            for fields in filter(None, reader):
+                if len(fields) != len(header):
                     raise UserError(f"{path}:{reader.line_num}: not the {len(header)} fields that the header names")
                 if delimiter == "\t" and any(_holds_rows(field, at, len(header)) for at, field in enumerate(fields)):
                     raise UserError(
                         f"{path}:{reader.line_num}: a text of several lines that ends here holds whole rows, "
                         "as after a quote that is part of a text; save the file as jsonl"
                     )
-                if fields:
-                    yield {name: fields[at] for name, at in places.items()}
+                yield {name: fields[at] for name, at in places.items()}
         except csv.Error as error:
             raise UserError(f"{path}:{reader.line_num}: damaged csv: {error}") from None
 
@@ -135,19 +112,17 @@ def _check_delimiter(path: Path, header: str, wanted: Collection[str], delimiter
     def names_any(sign: str) -> bool:
         return any(part.strip().strip('"') in wanted for part in header.split(sign))
 
-    others = ";\t|,".replace(delimiter, "")
-    found = [
-        sign for sign in others if header.startswith(f"sep={sign}") or (names_any(sign) and not names_any(delimiter))
-    ]
-    if found:
-        raise UserError(
-            f"{path}: the columns look separated by {found[0]!r}; save the file with {delimiter!r} between them"
-        )
+    for sign in ";\t|,".replace(delimiter, ""):
+        if header.startswith(f"sep={sign}") or (names_any(sign) and not names_any(delimiter)):
+            raise UserError(
+                f"{path}: the columns look separated by {sign!r}; save the file with {delimiter!r} between them"
+            )
 
 
-def _check_names(path: Path, names: list[str]) -> None:
+def _take_names(path: Path, names: list[str], columns: dict[str, None]) -> None:
     if twice := sorted(name for name, count in Counter(names).items() if name and count > 1):
         raise UserError(f"{path}: the header names {listed(twice)} more than once; rename a column")
+    columns.update(dict.fromkeys(names))
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:
@@ -160,9 +135,9 @@ def _lines(file: TextIO, path: Path) -> Iterator[str]:
 
 
 def _read_json(path: Path, wanted: Collection[str], columns: dict[str, None]) -> Iterator[dict[str, Any]]:
-    """Objects in a list, or one after the other, whatever of the two suffixes the file has."""
-    rows = _json_objects(path)
-    start = [row for _, row in zip(range(2), rows, strict=False)]
+    """Yield objects in lists or one after the other, whichever of the two suffixes the file has."""
+    rows = _objects(path)
+    start = list(islice(rows, 2))
     if len(start) == 1:
         _check_is_row(path, start[0], wanted)
     for row in chain(start, rows):
@@ -171,80 +146,63 @@ def _read_json(path: Path, wanted: Collection[str], columns: dict[str, None]) ->
 
 
 def _check_is_row(path: Path, row: dict[str, Any], wanted: Collection[str]) -> None:
-    """Whether a file's only object is one row, and not a whole table in another shape."""
+    """Refuse a file's only object where it is a table in another shape: whole columns, or rows under a key."""
     sizes = {len(value) if isinstance(value, list | dict) else 0 for value in row.values()}
-    if len(row) > 1 and len(sizes) == 1 and sizes.pop() > 1:
-        raise UserError(
-            f"{path}: whole columns in one object; write an object for every row (pandas: orient='records')"
-        )
-    if not any(name in wanted for name in row):
-        key = next(
-            (key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)),
-            None,
-        )
-        advice = "write a list of objects, one for every row" if key is None else f"write the list in {key!r} alone"
-        raise UserError(f"{path}: {described(row)}, not a list of rows; {advice}")
+    if (len(row) > 1 and len(sizes) == 1 and max(sizes) > 1) or not any(name in wanted for name in row):
+        lists = [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+        advice = f"the list in {lists[0]!r} alone" if lists else "an object for every row (pandas: orient='records')"
+        raise UserError(f"{path}: {described(row)}, not a list of rows; write {advice}")
 
 
-def _json_objects(path: Path) -> Iterator[dict[str, Any]]:
+def _objects(path: Path) -> Iterator[dict[str, Any]]:
+    for line, text in _json_texts(path):
+        at = len(text) - len(text.lstrip())
+        while at < len(text):
+            try:
+                value, end = _DECODER.raw_decode(text, at)
+            except (ValueError, RecursionError) as error:
+                place = error.lineno - 1 if isinstance(error, json.JSONDecodeError) else text.count("\n", 0, at)
+                reason = "nested too deep" if isinstance(error, RecursionError) else str(error).partition(":")[0]
+                raise UserError(f"{path}:{line + place}: damaged JSON: {reason}") from None
+            for row in value if isinstance(value, list) else [value]:
+                if not isinstance(row, dict):
+                    where = f"{path}:{line + text.count(chr(10), 0, at)}"
+                    raise UserError(f"{where}: expected an object with columns, found {described(row)}")
+                yield row
+            gap = _GAP.match(text, end)
+            at = gap.end() if gap else end
+
+
+def _json_texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file whose first line is an object, else the whole text; each with its line's number."""
     with path.open(encoding="utf-8-sig", errors="surrogatepass") as file:
-        listed_at_once = file.read(_HEAD).lstrip().startswith("[")
-        file.seek(0)
-        lines = ((n, line) for n, each in enumerate(_lines(file, path), start=1) if (line := each.strip(_BLANK)))
-        first = None if listed_at_once else next(lines, None)
-        if first and _is_whole(first[1]):
-            for number, line in chain([first], lines):
-                yield from _objects(line, path, number)
-            return
-    yield from _objects(read_text(path), path)
+        if not file.read(_HEAD).lstrip().startswith("["):
+            file.seek(0)
+            lines = ((n, line) for n, each in enumerate(_lines(file, path), start=1) if (line := each.strip(_BLANK)))
+            if (first := next(lines, None)) and _is_object(first[1]):
+                yield from chain([first], lines)
+                return
+    yield 1, _whole_text(path)
 
 
-def _is_whole(line: str) -> bool:
+def _whole_text(path: Path) -> str:
+    if 8 * path.stat().st_size > free_memory_bytes():  # as characters, and what is made of them
+        raise UserError(f"{path}: too large to be read as one text; write its rows as .jsonl, an object a line")
+    return path.read_text(encoding="utf-8-sig", errors="surrogatepass")
+
+
+def _is_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def _objects(text: str, path: Path, line: int = 1) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON list, or of several objects one after the other; ``line``: of the text's beginning."""
-    at = _gap(text, 0)
-    in_list = text[at : at + 1] == "["
-    at = _gap(text, at + in_list)
-    while text[at : at + 1] != ("]" if in_list else ""):
-        try:
-            row, end = _DECODER.raw_decode(text, at)
-            following = _gap(text, end)
-            if in_list and text[following : following + 1] not in ("]", ","):
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, following)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{line + error.lineno - 1}: damaged JSON: {error.msg}") from None
-        except (ValueError, RecursionError) as error:
-            reason = "nested too deep" if isinstance(error, RecursionError) else str(error).partition(":")[0]
-            raise UserError(f"{path}:{_line(text, at, line)}: damaged JSON: {reason}") from None
-        if not isinstance(row, dict):
-            where = f"{path}:{_line(text, at, line)}"
-            raise UserError(f"{where}: expected an object with columns, found {described(row)}")
-        yield row
-        at = _gap(text, following + 1) if text[following : following + 1] == "," else following
-    if rest := text[at + in_list :].strip():
-        raise UserError(f"{path}: damaged JSON: more follows the list: {rest[:20]!r}")
-
-
-def _gap(text: str, at: int) -> int:
-    found = _GAP.match(text, at)
-    return found.end() if found else at
-
-
-def _line(text: str, at: int, first: int) -> int:
-    return first + text.count("\n", 0, at)
-
-
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} stands twice in an object")
+        raise ValueError(f"the key {twice!r} occurs twice in an object")
     return found
 
 
@@ -254,25 +212,59 @@ _DECODER: Final = json.JSONDecoder(object_pairs_hook=_without_repeats)
 def _read_parquet(path: Path, wanted: Collection[str], columns: dict[str, None]) -> Iterator[dict[str, Any]]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        _check_names(path, names)
-        columns.update(dict.fromkeys(names))
-        for batch in file.iter_batches(_BATCH, columns=[name for name in names if name in wanted]):
-            held = {name: _values(path, name, batch.column(name)) for name in names if name in wanted}
-            for at in range(batch.num_rows):
-                yield {name: values[at] for name, values in held.items()}
+        _take_names(path, file.schema_arrow.names, columns)
+        for batch in file.iter_batches(BATCH, columns=[name for name in columns if name in wanted]):
+            yield from table_rows(batch, path)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: damaged parquet: {' '.join(str(error).split())}") from None
 
 
-def _values(path: Path, name: str, column: pyarrow.Array) -> list[Any]:
+def table_rows(table: pyarrow.RecordBatch | pyarrow.Table, where: Path | str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an Arrow table as Python values; ``where`` is named in messages.
+
+    Raises:
+        UserError: a value is out of Python's range (a date, say).
+    """
+    held = {name: _values(where, name, table.column(name)) for name in table.schema.names}
+    for at in range(table.num_rows):
+        yield {name: values[at] for name, values in held.items()}
+
+
+def _values(where: Path | str, name: str, column: pyarrow.Array | pyarrow.ChunkedArray) -> list[Any]:
     try:
-        values = column.to_pylist()
+        values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:  # what is not UTF-8 becomes half of a surrogate pair, and its row is refused
         values = [value and value.decode(errors="surrogateescape") for value in column.cast("binary").to_pylist()]
     except (ValueError, OverflowError) as error:
-        raise UserError(f"{path}: column {name!r} cannot be read: {error}") from None
+        raise UserError(f"{where}: column {name!r} cannot be read: {error}") from None
     if pyarrow.types.is_float16(column.type) or pyarrow.types.is_float32(column.type):
         precise = column.type.to_pandas_dtype()  # whose digits as_text prints
         return [value if value is None else precise(value) for value in values]
-    return [without_nulls(value) for value in values] if pyarrow.types.is_nested(column.type) else values
+    return [_without_nulls(value) for value in values] if pyarrow.types.is_nested(column.type) else values
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drop the keys that hold nothing: Arrow gives every object of a column the keys of all others."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(held) for key, held in value.items() if held is not None}
+    return [_without_nulls(held) for held in value] if isinstance(value, list) else value
+
+
+def _read_text(path: Path, wanted: Collection[str], columns: dict[str, None]) -> Iterator[dict[str, Any]]:
+    """A text in a folder that is named after its class is one row."""
+    row = {"text": _whole_text(path), "label": path.parent.name}
+    columns.update(dict.fromkeys(row))
+    yield {name: value for name, value in row.items() if name in wanted}
+
+
+TEXT: Final = ".txt"
+Reader = Callable[[Path, Collection[str], dict[str, None]], Iterator[dict[str, Any]]]
+FORMATS: Final[dict[str, Reader]] = {
+    ".csv": _read_csv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
+    ".json": _read_json,
+    ".jsonl": _read_json,
+    ".parquet": _read_parquet,
+    TEXT: _read_text,
+}
+TABLES: Final = tuple(suffix for suffix in FORMATS if suffix != TEXT)

@@ -83,17 +83,17 @@ def _record(made: Prepared, hashes: Mapping[str, str]) -> PreparedRecord:
     data, end, labels = made.filler.data, made.tokenizer.end, made.labels or {}
     rows = [row for examples in made.splits.values() for row in examples]
     words = {row.example.label: row.example.answer for row in rows}
-    ended = data.task == "free" or (labels and all(ids[-1] == end for ids in labels.values()))
+    ended = made.filler.task.free or (labels and all(ids[-1] == end for ids in labels.values()))
     noted = Counter(note for row in rows for note in made.tokenizer.notes(row))
     return PreparedRecord(
         schema=1,
         task=data.task,
         source=dict(made.source),
         end_token_id=end if ended else None,
-        choice_score=data.choices.score if data.task == "multiple-choice" else None,
+        choice_score=data.choices.score if made.filler.task.candidates else None,
         chat_template=made.filler.chat.digest if made.filler.chat else None,
         labels=[PreparedLabel(label=label, word=words[label], token_ids=ids) for label, ids in labels.items()],
-        balance=data.balance if data.task == "classification" else None,
+        balance=data.balance if made.filler.task.labels else None,
         splits={name: _split(part, made.before[name], hashes[name]) for name, part in made.splits.items()},
         dropped={reason: count for (_, reason), count in sorted(made.dropped.items())},
         refused=[RefusedRows(split=of, reason=reason, count=n) for (of, reason), n in sorted(made.refused.items())],

@@ -1,26 +1,18 @@
-"""What a data source hands over, and how its values are read as text."""
+"""Rows and examples, and how a row's values are read as text."""
 
 import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time, timedelta
 from decimal import Decimal
-from heapq import nsmallest
-from itertools import chain, count, islice
-from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID
 
 import numpy
-import psutil
 import regex
-
-from salf.errors import UserError
-from salf.memory import free_memory_bytes
-from stages.common.params import Data
 
 TRAIN: Final = "train"
 VALIDATION: Final = "validation"
@@ -36,9 +28,6 @@ _INVISIBLE: Final = regex.compile(r"\p{Default_Ignorable_Code_Point}")
 _TEXT_KEYS: Final = ("content", "text", "value")
 _DEPTH: Final = 4  # steps into a value in search of text
 _WIDE: Final = 200  # characters shown of a name
-_MOST: Final = 500_000  # rows of a split
-_ROOM: Final = 4 << 30  # bytes that the rows of a split may take up, where so many are free
-_WATCH: Final = 256  # rows between two looks at the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +44,8 @@ class Loaded:
 
     Attributes:
         rows: split name (train, validation, test) to rows, in the source's order.
-        columns: every column that the source has, whether a row holds it or not.
-        identity: what was read, with versions or hashes; stands in ``meta.json``.
+        columns: every column that the source has, whether it was read or not.
+        identity: what was read, with versions or hashes; part of ``meta.json``.
         refused: what the source itself left out.
     """
 
@@ -72,10 +61,10 @@ class Example:
 
     Attributes:
         text: the values of the template's columns, joined: what a bag-of-words baseline sees.
-        answer: the label's word, the right candidate or the free answer, without the white space that sets it off.
+        answer: the label's word, the right candidate or the free answer, without the white space in front.
         label: ``None`` where there are no classes.
         candidates: multiple choice: what is chosen from, distinct; empty for other tasks.
-        lead: what sets the answer off; ``None``: one space, unless the prompt ends in white space.
+        lead: the white space in front of the answer; ``None``: one space, unless the prompt ends in white space.
         notes: what the reader should know about the row.
     """
 
@@ -95,54 +84,17 @@ class RefusedRowError(Exception):
 
 
 def draw_key(seed: int, name: str) -> str:
-    """What draws are ordered by: they do not depend on the order of the rows, and an added row moves no other."""
+    """Sort key of a random draw: it depends on no other row, so an added row moves none."""
     return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
 
 
-def hold(rows: Iterable[Row], split: str, data: Data) -> tuple[list[Row], Lost]:
-    """Take in the rows of a split, in their order.
-
-    Where limits are set, at most ``_MOST`` rows (or ten times the limit) are held: those that the seed draws.
-
-    Returns:
-        The rows, and those that were not drawn.
-
-    Raises:
-        UserError: the rows take up more than ``_ROOM`` bytes, or than is still free.
-    """
-    watched = _watched(rows, split)
-    most = _most(split, data)
-    first = list(islice(watched, most))
-    following = next(watched, None)
-    if following is None or most is None:
-        return first, Lost()
-    number = count()
-    numbered = zip(chain(first, [following], watched), number, strict=False)
-    drawn = nsmallest(most, numbered, key=lambda one: draw_key(data.seed, one[0].example_id))
-    kept = [row for row, _ in sorted(drawn, key=itemgetter(1))]
-    return kept, Lost({(split, f"beyond the {most:,} rows drawn of very many"): next(number) - most})
-
-
-def _most(split: str, data: Data) -> int | None:
-    limits, named = data.limits.model_dump(), split_names(data)
-    wanted = [limits[split], *(limits[other] for other in SPLITS if split == TRAIN and other not in named)]
-    return None if None in wanted or data.examples else max(_MOST, 10 * sum(wanted))
-
-
-def _watched(rows: Iterable[Row], split: str) -> Iterator[Row]:
-    process = psutil.Process()
-    start = process.memory_info().rss
-    for number, row in enumerate(rows):
-        if number % _WATCH == 0 and process.memory_info().rss - start > (room := min(_ROOM, free_memory_bytes())):
-            raise UserError(
-                f"data: {number:,} rows of {split} fill {room / 2**20:,.0f} MiB of memory, all that they may; give "
-                f"fewer or shorter rows, or set data.limits (of more than {_MOST:,} rows, so many are then drawn)"
-            )
-        yield row
+def lost_from(split: str, reasons: Counter[str]) -> Lost:
+    """Count the rows of a split that are lost for these reasons."""
+    return Lost({(split, reason): count for reason, count in reasons.items()})
 
 
 def reach(values: Mapping[str, Any], path: str) -> Any:
-    """The value of a column, or what lies inside it at a path of keys and numbers; ``None`` where nothing does.
+    """Read a column, or what is inside it at a path of keys and numbers; ``None`` where nothing is.
 
     ``answers.text.0`` is the first entry of the list ``text`` in the column ``answers``, unless there is a
     column of that very name.
@@ -160,20 +112,13 @@ def reach(values: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def without_nulls(value: Any) -> Any:
-    """A value of a column of objects without the keys that hold nothing, which Arrow gives every object."""
-    if isinstance(value, Mapping):
-        return {key: without_nulls(held) for key, held in value.items() if held is not None}
-    return [without_nulls(held) for held in value] if isinstance(value, list) else value
-
-
 def top(path: str) -> str:
     """The column that a path begins with."""
     return path.partition(".")[0]
 
 
 def as_text(value: Any) -> str:
-    """A value as text, in one spelling whatever file format it comes from.
+    """Write a value as text, in one spelling whatever file format it comes from.
 
     A missing value is empty text. Numbers have no exponent and no trailing zeros: ``1`` for 1.0 and
     Decimal("1.00"), ``0.1`` for 0.1 in single precision. Booleans are ``true`` and ``false``, dates and times
@@ -201,7 +146,7 @@ def as_text(value: Any) -> str:
 
 
 def text_at(values: Mapping[str, Any], path: str, parameter: str) -> str:
-    """The text of a column, or of what lies inside it.
+    """Read the text of a column, or of what is inside it.
 
     Raises:
         RefusedRowError: it holds no text; the reason says what to write as ``parameter`` instead.
@@ -210,14 +155,35 @@ def text_at(values: Mapping[str, Any], path: str, parameter: str) -> str:
     try:
         return as_text(value)
     except RefusedRowError:
-        inside, turns = _text_inside(value, path), _is_conversation(value)
+        inside = _text_inside(value, path)
         write = f"write {{{inside}}} in {parameter}" if parameter == "data.template" else f"set {parameter}: {inside}"
+        turns = re.fullmatch(r".*\.0\.(content|value)", inside or "")
         advice = f": {write}{', or set data.messages' if turns else ''}" if inside else ""
         raise RefusedRowError(f"with {described(value)} in column {path!r}{advice}") from None
 
 
+def plain_text(values: Mapping[str, Any], path: str) -> str:
+    """Read the stripped text of a column; empty where it holds none that can be used."""
+    try:
+        text = as_text(reach(values, path)).strip()
+    except RefusedRowError:
+        return ""
+    return text if is_unicode(text) else ""
+
+
+def _text_inside(value: Any, path: str) -> str | None:
+    """The path to the first text in a list or mapping; ``None`` where there is none."""
+    for _ in range(_DEPTH):
+        if isinstance(value, Mapping) and value:
+            key = next((name for name in _TEXT_KEYS if name in value), next(iter(value)))
+            path, value = f"{path}.{key}", value[key]
+        elif isinstance(value, list) and value:
+            path, value = f"{path}.0", value[0]
+    return None if isinstance(value, Mapping | list | tuple | bytes) else path
+
+
 def described(value: Any) -> str:
-    """What kind of value it is, as a person says it."""
+    """Name the kind of a value, as a person says it."""
     if isinstance(value, Mapping):
         return f"an object with the keys {listed([repr(key) for key in value], 5)}"
     kinds = {list | tuple: "a list", bytes: "bytes", str: "text", bool: "a boolean", int | float | Decimal: "a number"}
@@ -225,7 +191,7 @@ def described(value: Any) -> str:
 
 
 def listed(names: Sequence[str], most: int = 20, between: str = ", ") -> str:
-    """Names, the beginnings of long ones and the first ones of many."""
+    """Join names: the beginnings of long ones, the first ones of many."""
     more = f"{between}... ({len(names)} in all)" if len(names) > most else ""
     return between.join(name if len(name) <= _WIDE else f"{name[:_WIDE]}..." for name in names[:most]) + more
 
@@ -259,25 +225,3 @@ def one_spelling(labels: Collection[str]) -> dict[str, str]:
     seen = {label: " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFC", label)).split()) for label in labels}
     alike = Counter(seen.values())
     return {label: plain for label, plain in seen.items() if alike[plain] > 1}
-
-
-def _text_inside(value: Any, path: str) -> str | None:
-    """The path to the first text in a list or mapping; ``None`` where there is none."""
-    for _ in range(_DEPTH):
-        if isinstance(value, Mapping) and value:
-            key = next((name for name in _TEXT_KEYS if name in value), next(iter(value)))
-            path, value = f"{path}.{key}", value[key]
-        elif isinstance(value, list) and value:
-            path, value = f"{path}.0", value[0]
-    return None if isinstance(value, Mapping | list | tuple | bytes) else path
-
-
-def _is_conversation(value: Any) -> bool:
-    first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, Mapping) and ("role" in first or "from" in first)
-
-
-def split_names(data: Data) -> dict[str, str]:
-    """Our split name to the source's, for those that the source is said to have."""
-    names = {TRAIN: data.splits.train, VALIDATION: data.splits.validation, TEST: data.splits.test}
-    return {split: name for split, name in names.items() if name is not None}

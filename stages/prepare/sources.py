@@ -1,21 +1,33 @@
-"""Where rows come from: the embedded docstrings, files, or the Hugging Face hub."""
+"""Where rows come from: the embedded docstrings, files, or the Hugging Face Hub."""
 
+import hashlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from heapq import nsmallest
+from itertools import chain, count, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
+
 from salf.errors import UserError
 from salf.files import sha256_file
+from salf.memory import free_memory_bytes
 from stages.common.params import Data
 from stages.prepare.docstrings import LIBRARIES, read_docstrings
-from stages.prepare.files import faults_named, read_rows, read_text
-from stages.prepare.folders import TEXT, split_files
-from stages.prepare.hub import load_hub
-from stages.prepare.rows import TRAIN, Loaded, Lost, Row, hold, is_unicode, split_names, top
+from stages.prepare.files import BATCH, TABLES, TEXT, faults_named, read_rows, table_rows
+from stages.prepare.rows import SPLITS, TRAIN, Loaded, Lost, Row, draw_key, is_unicode, top
 
 # Sentences read per sentence kept: near-duplicates and whole files that fall to one split cost some.
 _SPARE: Final = 1.4
+_MOST: Final = 500_000  # rows of a split
+_ROOM: Final = 4 << 30  # bytes that the rows of a split may take up, where so much is free
+_WATCH: Final = 256  # rows between two looks at the memory
+_PART: Final = re.compile(r"(?P<name>.+)-(?P<number>\d+)-of-(?P<parts>\d+)")  # as the Hub numbers them
+_NAME_THEM: Final = "name the splits in data.splits (null: carved out of the training split)"
 
 
 def load_rows(data: Data, columns: Iterable[str]) -> Loaded:
@@ -29,74 +41,238 @@ def load_rows(data: Data, columns: Iterable[str]) -> Loaded:
         UserError: the source is missing, damaged, or lacks a split that ``data.splits`` names.
     """
     if data.source == "docstrings":
-        return read_docstrings(data.seed, _docstrings_wanted(data))
-    wanted = sorted({name for column in columns for name in (column, top(column))})
-    return load_hub(data, wanted) if data.source == "hub" else _load_files(data, wanted)
+        limits = list(data.limits.model_dump().values())
+        wanted = None if None in limits else math.ceil(_SPARE * sum(limits) / len(LIBRARIES))
+        return read_docstrings(data.seed, wanted)
+    needed = {name for column in columns for name in (column, top(column))}
+    return _load_hub(data, needed) if data.source == "hub" else _load_files(data, needed)
 
 
-def _docstrings_wanted(data: Data) -> int | None:
-    limits = (data.limits.train, data.limits.validation, data.limits.test)
-    known = [limit for limit in limits if limit is not None]
-    return math.ceil(_SPARE * sum(known) / len(LIBRARIES)) if len(known) == len(limits) else None
+def _split_names(data: Data) -> dict[str, str]:
+    """Our split name to the source's, for the splits that the source has."""
+    return {split: name for split, name in data.splits.model_dump().items() if name is not None}
 
 
 def _load_files(data: Data, wanted: Collection[str]) -> Loaded:
     path = Path(data.path)
     with faults_named(path):
-        files = _files(path, split_names(data))
+        files = _files(path, _split_names(data))
     root = path if path.is_dir() else path.parent
-    rows: dict[str, list[Row]] = {}
-    refused = Lost()
+    names: dict[str, Path] = {}
+    for file in chain.from_iterable(files.values()):
+        name = _row_name(file, root)
+        if not is_unicode(name):
+            raise UserError(f"{str(file)!r}: the file's name is not UTF-8 text; rename it")
+        if name in names:
+            raise UserError(f"{file}: {names[name].name} would give its rows the same names; rename one of the files")
+        names[name] = file
     columns: dict[str, None] = {}  # a set that keeps the order
-    for split, named in _named(files, root).items():
-        found = (
-            Row(f"{name}-{number:07d}", values)
-            for name, file in named.items()
-            for number, values in enumerate(_read(file, wanted, columns), start=1)
-        )
-        rows[split], not_drawn = hold(found, split, data)
-        refused += not_drawn
-    hashes = {file.relative_to(root).as_posix(): sha256_file(file) for parts in files.values() for file in parts}
+    found = {split: _rows_of(parts, root, wanted, columns) for split, parts in files.items()}
+    rows, refused = _hold(found, data)
+    hashes = {file.relative_to(root).as_posix(): sha256_file(file) for file in names.values()}
     return Loaded(rows, tuple(columns), {"kind": "files", "path": data.path, "sha256": hashes}, refused)
 
 
+def _rows_of(files: Iterable[Path], root: Path, wanted: Collection[str], columns: dict[str, None]) -> Iterator[Row]:
+    for file in files:
+        name = _row_name(file, root)
+        for number, values in enumerate(read_rows(file, wanted, columns), start=1):
+            yield Row(f"{name}-{number:07d}", values)
+
+
+def _row_name(file: Path, root: Path) -> str:
+    """What the names of a file's rows begin with."""
+    return file.relative_to(root).with_suffix("").as_posix()
+
+
 def _files(path: Path, names: Mapping[str, str]) -> dict[str, list[Path]]:
-    """The files of every split."""
-    if path.is_file():
-        if len(names) > 1:
-            raise UserError(
-                f"data.path = {path}: one file holds one split; set data.splits.validation and test to null "
-                "(they are carved out of it), or name a folder"
-            )
-        return {TRAIN: [path]}
+    """Split → its files."""
     if path.is_dir():
-        return {split: split_files(path, name) for split, name in names.items()}
-    fault = "is neither a file nor a folder" if path.exists() else "no such file or folder"
-    raise UserError(f"data.path = {path}: {fault}")
+        return {split: _split_files(path, name) for split, name in names.items()}
+    if not path.is_file():
+        fault = "is neither a file nor a folder" if path.exists() else "no such file or folder"
+        raise UserError(f"data.path = {path}: {fault}")
+    if path.suffix.lower() not in TABLES:
+        raise UserError(f"{path}: unknown format {path.suffix or '(no suffix)'!r}; known: {', '.join(TABLES)}")
+    if len(names) > 1:
+        raise UserError(
+            f"data.path = {path}: one file holds one split; set data.splits.validation and test to null "
+            "(they are carved out of it), or name a folder"
+        )
+    return {TRAIN: [path]}
 
 
-def _named(files: Mapping[str, Sequence[Path]], root: Path) -> dict[str, dict[str, Path]]:
-    """The files of every split by the names that their rows begin with."""
-    every: dict[str, Path] = {}
-    named: dict[str, dict[str, Path]] = {}
-    for split, parts in files.items():
-        named[split] = {}
-        for file in parts:
-            name = file.relative_to(root).with_suffix("").as_posix()
-            if not is_unicode(name):
-                raise UserError(f"{str(file)!r}: the file's name is not UTF-8 text; rename it")
-            if every.setdefault(name, file) != file:
+def _split_files(folder: Path, name: str) -> list[Path]:
+    """The files of a split, in order.
+
+    ``train.csv``; or ``train-00000-of-00002.parquet`` and its like; or a folder ``train`` with such files, or with a
+    folder of ``.txt`` files for every class.
+
+    Raises:
+        UserError: there are none, the split has two forms, or a numbered part is missing.
+    """
+    held = _tables(folder.iterdir())
+    inside = [file for file in (folder / name).rglob("*") if not _is_hidden(file, folder / name)]
+    texts = sorted(file for file in inside if file.suffix == TEXT and file.parent.parent == folder / name)
+    whole = [[file] for suffix in TABLES for file in held if file.name == f"{name}{suffix}"]
+    forms = [*whole, _parts(folder, name, held), _tables(inside) or [file for file in texts if file.is_file()]]
+    found = [form for form in forms if form]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        files = ", ".join(form[0].relative_to(folder).as_posix() for form in found)
+        raise UserError(f"{folder}: split {name!r} has two files: {files}; keep one")
+    there = [file.name for file in held] + [f"{inner.name}/" for inner in sorted(folder.iterdir()) if inner.is_dir()]
+    raise UserError(
+        f"{folder}: no file for split {name!r} ({' or '.join(TABLES)}); "
+        f"found {', '.join(there) or 'no data file'}; {_NAME_THEM}"
+    )
+
+
+def _parts(folder: Path, name: str, held: Iterable[Path]) -> list[Path]:
+    matched = [(_PART.fullmatch(file.stem), file) for file in held]
+    parts = [(match, file) for match, file in matched if match and match["name"] == name]
+    if parts and {int(match["number"]) for match, _ in parts} != set(range(int(parts[0][0]["parts"]))):
+        raise UserError(f"{folder}: split {name!r} has {len(parts)} of {int(parts[0][0]['parts'])} parts")
+    return [file for _, file in parts]
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Whether it is a copy or a by-product of some program: ``.ipynb_checkpoints/a.csv``, ``._a.csv``."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _tables(files: Iterable[Path]) -> list[Path]:
+    return sorted(file for file in files if file.suffix.lower() in TABLES and file.is_file())
+
+
+def _load_hub(data: Data, wanted: Collection[str]) -> Loaded:
+    """Load ``data.name``: all rows, or ``data.stream`` rows of every split.
+
+    Streamed rows are drawn by the seed: files in random order, and rows out of a buffer as large as the draw. At most
+    twice the draw is read, so rows late in a file are never drawn.
+    """
+    names = _split_names(data)
+    columns: dict[str, None] = {}
+    digests = {name: hashlib.sha256() for name in names.values()}
+    with _hub_faults_named(data):
+        parts, commit = _open_hub(data)
+        for name in names.values():
+            if name not in parts:
                 raise UserError(
-                    f"{file}: stands beside {every[name].name}, and rows are named without the suffix; rename one"
+                    f"data.name = {data.name}: no split {name!r}; it has {', '.join(sorted(parts))}; {_NAME_THEM}"
                 )
-            named[split][name] = file
-    return named
+        found = {split: _hub_rows(parts[name], name, wanted, columns, digests[name]) for split, name in names.items()}
+        rows, refused = _hold(found, data)
+    identity = {
+        "kind": "hub",
+        "name": data.name,
+        "config": data.config,
+        "revision": commit or data.revision,
+        "streamed": data.stream,
+        "sha256": {name: digest.hexdigest() for name, digest in digests.items()},
+    }
+    return Loaded(rows, tuple(columns), identity, refused)
 
 
-def _read(file: Path, wanted: Collection[str], columns: dict[str, None]) -> Iterator[dict[str, Any]]:
-    """Rows of a table; a text in a folder that is named after its class is one row."""
-    if file.suffix != TEXT:
-        return read_rows(file, wanted, columns)
-    row = {"text": read_text(file), "label": file.parent.name}
-    columns.update(dict.fromkeys(row))
-    return iter([row])
+def _open_hub(data: Data) -> tuple[Mapping[str, Any], str | None]:
+    """Open the splits; a branch may move, so the commit that it stands for comes with them."""
+    import datasets  # slow, and needed by this source alone
+
+    builder = datasets.load_dataset_builder(data.name, data.config, revision=data.revision)
+    commit = builder.hash if re.fullmatch(r"[0-9a-f]{40}", builder.hash or "") else None  # a folder has none
+    if data.stream is None:
+        builder.download_and_prepare()
+        return dict(builder.as_dataset()), commit
+    parts = builder.as_streaming_dataset().items()
+    return {
+        name: part.shuffle(seed=data.seed, buffer_size=data.stream).take(data.stream) for name, part in parts
+    }, commit
+
+
+def _hub_rows(
+    part: Any, name: str, wanted: Collection[str], columns: dict[str, None], digest: "hashlib._Hash"
+) -> Iterator[Row]:
+    """Yield a split's rows with the wanted columns; ``columns`` receives all names, ``digest`` the rows."""
+    if known := part.column_names:  # a stream may not know them before its first row
+        columns.update(dict.fromkeys(known))
+        part = part.select_columns([column for column in known if column in wanted])
+    # Class labels are stored as numbers; their names are what a reader and label_words mean.
+    classes = {column: kind.names for column, kind in (part.features or {}).items() if hasattr(kind, "names")}
+    number = count(1)
+    for table in part.with_format("arrow").iter(BATCH):
+        columns.update(dict.fromkeys(table.column_names))
+        for values in table_rows(table.select([one for one in table.column_names if one in wanted]), str(name)):
+            for column, names in classes.items():
+                at = values[column]
+                values[column] = names[at] if isinstance(at, int) and 0 <= at < len(names) else None
+            digest.update(repr(sorted(values.items())).encode(errors="surrogatepass"))
+            yield Row(f"{name}-{next(number):07d}", values)
+
+
+@contextmanager
+def _hub_faults_named(data: Data) -> Iterator[None]:
+    """One line for what the library, the network or a damaged file says; a stream meets them while it is read."""
+    import datasets
+
+    from stages.common.hub import FAULTS, LOG_IN, hub_fault, hub_page
+
+    try:
+        yield
+    except (*FAULTS, ValueError, RuntimeError, KeyError, datasets.exceptions.DatasetsError) as error:
+        name = str(data.name)
+        meaning = hub_fault(error, "data set", name, data.revision)
+        if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__:
+            error = error.__cause__  # it says itself only that something went wrong
+        reason = meaning or " ".join(str(error).split()) or type(error).__name__
+        if meaning is None and isinstance(error, datasets.exceptions.DatasetNotFoundError):
+            # It does not tell a missing, a gated and a private dataset apart.
+            reason += (
+                f" Correct the name; if it is gated, accept the terms on {hub_page('data set', name)} and {LOG_IN}"
+            )
+        raise UserError(f"data.name = {data.name}: the data set cannot be loaded: {reason}") from None
+
+
+def _hold(found: Mapping[str, Iterable[Row]], data: Data) -> tuple[dict[str, list[Row]], Lost]:
+    """Read the rows of every split, in their order.
+
+    Where limits are set, at most ``_MOST`` rows (or ten times the limit) are kept: those that the seed draws.
+
+    Returns:
+        The rows, and those that were not drawn.
+
+    Raises:
+        UserError: the rows of a split take up more than ``_ROOM`` bytes, or than is still free.
+    """
+    kept: dict[str, list[Row]] = {}
+    refused = Lost()
+    for split, rows in found.items():
+        watched, most = _watched(rows, split), _most(split, data, found)
+        kept[split] = list(islice(watched, most))
+        following = None if most is None else next(watched, None)
+        if most is None or following is None:
+            continue
+        number = count()
+        numbered = zip(chain(kept[split], [following], watched), number, strict=False)
+        drawn = nsmallest(most, numbered, key=lambda one: draw_key(data.seed, one[0].example_id))
+        kept[split] = [row for row, _ in sorted(drawn, key=itemgetter(1))]
+        refused[split, f"beyond the {most:,} rows drawn of very many"] = next(number) - most
+    return kept, refused
+
+
+def _most(split: str, data: Data, found: Collection[str]) -> int | None:
+    limits = data.limits.model_dump()
+    wanted = [limits[split], *(limits[other] for other in SPLITS if split == TRAIN and other not in found)]
+    return None if None in wanted or data.examples else max(_MOST, 10 * sum(wanted))
+
+
+def _watched(rows: Iterable[Row], split: str) -> Iterator[Row]:
+    process = psutil.Process()
+    start = process.memory_info().rss
+    for number, row in enumerate(rows):
+        if number % _WATCH == 0 and process.memory_info().rss - start > (room := min(_ROOM, free_memory_bytes())):
+            raise UserError(
+                f"data: {number:,} rows of {split} fill {room / 2**20:,.0f} MiB of memory, all that they may; give "
+                f"fewer or shorter rows, or set data.limits (of more than {_MOST:,} rows, so many are then drawn)"
+            )
+        yield row

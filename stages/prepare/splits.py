@@ -12,6 +12,7 @@ import pyarrow.parquet
 
 from salf.errors import UserError
 from stages.common.params import Data, Limits, Named
+from stages.prepare.examples import TASKS
 from stages.prepare.near_duplicates import have_near_duplicate
 from stages.prepare.rows import SPLITS, TEST, TRAIN, VALIDATION, Example, Lost, draw_key, listed
 
@@ -57,14 +58,14 @@ def named(examples: Examples, wanted: Named) -> Examples:
     """
     path = Path(wanted.table).expanduser()
     try:
-        table = pyarrow.parquet.read_table(path, columns=["name", "split", "example_id"])
+        table = pyarrow.parquet.read_table(path, columns=["name", "split", "example_id"]).to_pylist()
     except FileNotFoundError:
         raise UserError(f"data.examples.table: {path}: no such file") from None
-    except (ValueError, OSError):  # pyarrow's errors are among these
+    except (ValueError, OSError, KeyError):  # pyarrow's errors are among these
         raise UserError(f"data.examples.table: {path}: no Parquet table of name, split and example_id") from None
-    rows = [row for row in table.to_pylist() if row["name"] == wanted.name]
+    rows = [row for row in table if row["name"] == wanted.name]
     if not rows:
-        names = listed(sorted({repr(name) for name in table["name"].to_pylist()}), 20)
+        names = listed(sorted({repr(row["name"]) for row in table}), 20)
         raise UserError(f"data.examples.name: {path} has no rows of {wanted.name!r}; it has: {names}")
     odd = sorted({repr(row["split"]) for row in rows if row["split"] not in SPLITS})
     twice = [repr(name) for name, count in Counter(row["example_id"] for row in rows).items() if count > 1]
@@ -82,11 +83,11 @@ def named(examples: Examples, wanted: Named) -> Examples:
 
 
 def separate(examples: Examples, threshold: float | None) -> tuple[Examples, Lost]:
-    """Drop what leaks from one split into another, and what stands twice in the training split.
+    """Drop rows that leak from one split into another, and rows that occur twice in the training split.
 
-    The test split is left as it is: rows of validation that share a group or are near-duplicates with
-    test go, and rows of training that do so with either. Without a threshold, texts of different splits are not
-    compared, and the same text may stand in two.
+    The test split is left as it is: rows of validation that share a group with test or are near-duplicates of its
+    rows are dropped, and rows of training that do so with either. Without a threshold, texts of different splits are
+    not compared.
 
     Returns:
         The splits, and what was dropped.
@@ -108,26 +109,24 @@ def draw(examples: Examples, data: Data) -> tuple[Examples, Lost]:
     Returns:
         The splits, and the refused rows: those whose label is in no drawn row of train.
     """
-    refused = Lost()
     kept = {TRAIN: _limit(examples[TRAIN], TRAIN, data)}
     labels = {example.label for example in kept[TRAIN]}
-    _, undrawn = of_labels(examples[TRAIN], labels, "of which data.limits.train draws no row")
-    refused += Lost({(TRAIN, reason): count for reason, count in undrawn.items()})
+    _, refused = of_labels(TRAIN, examples[TRAIN], labels, "of which data.limits.train draws no row")
     for split in (VALIDATION, TEST):
-        known, unknown = of_labels(examples[split], labels)
-        refused += Lost({(split, reason): count for reason, count in unknown.items()})
+        known, unknown = of_labels(split, examples[split], labels)
+        refused += unknown
         kept[split] = _limit(known, split, data)
     return kept, refused
 
 
 def of_labels(
-    examples: Sequence[Example], labels: Collection[str | None], why: str = "that train lacks"
-) -> tuple[list[Example], Counter[str]]:
-    """The examples that have one of the labels, and the others: reason to count."""
+    split: str, examples: Sequence[Example], labels: Collection[str | None], why: str = "that train lacks"
+) -> tuple[list[Example], Lost]:
+    """Keep the examples of a split that have one of the labels; returned with the others, counted."""
     known = [example for example in examples if example.label in labels]
     lacking = sorted({str(example.label) for example in examples} - {str(label) for label in labels})
     reason = f"with a label {why} ({listed([repr(label) for label in lacking], 3)})"
-    return known, +Counter({reason: len(examples) - len(known)})
+    return known, +Lost({(split, reason): len(examples) - len(known)})
 
 
 def check_usable(
@@ -166,15 +165,15 @@ def check_usable(
 def _fate(split: str, lost: Lost, usable: int = 0, most: int = 5) -> str:
     """How many rows a split had, and what became of those that are lost."""
     reasons = Counter({reason: count for (of, reason), count in lost.items() if of == split})
-    told = [f"{count:,} {reason}" for reason, count in reasons.most_common(most)]
+    parts = [f"{count:,} {reason}" for reason, count in reasons.most_common(most)]
     if len(reasons) > most:
-        told.append(f"{sum(sorted(reasons.values())[:-most]):,} for {len(reasons) - most} other reasons")
-    return ": ".join([f"{reasons.total() + usable:,} rows", *filter(None, ["; ".join(told)])])
+        parts.append(f"{sum(sorted(reasons.values())[:-most]):,} for {len(reasons) - most} other reasons")
+    return f"{reasons.total() + usable:,} rows" + (f": {'; '.join(parts)}" if parts else "")
 
 
 def _shares(limits: Limits, absent: Sequence[str]) -> dict[str, float]:
-    wanted = {TRAIN: limits.train, VALIDATION: limits.validation, TEST: limits.test}
-    known = {split: limit for split, limit in wanted.items() if limit is not None and split in (TRAIN, *absent)}
+    wanted = limits.model_dump(include={TRAIN, *absent})
+    known = {split: limit for split, limit in wanted.items() if limit is not None}
     if len(known) == 1 + len(absent):
         return {split: limit / sum(known.values()) for split, limit in known.items()}
     shares = {split: _DEFAULT_SHARES[split] for split in absent}
@@ -224,7 +223,7 @@ def _limit(examples: list[Example], split: str, data: Data) -> list[Example]:
     limit: int | None = getattr(data.limits, split)
     if limit is None or len(drawn) <= limit:
         return drawn
-    if data.task == "classification" and data.balance in (split, "all"):
+    if TASKS[data.task].labels and data.balance in (split, "all"):
         return _balanced(drawn, limit)
     return drawn[:limit]
 

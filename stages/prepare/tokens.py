@@ -45,9 +45,10 @@ class PromptTokenizer:
 
     Attributes:
         context: longest sequence of the model, in tokens; ``None`` where its configuration names none.
+        rows: of the model's embedding; ``None`` where its configuration does not say.
         end: id of the token that ends an answer: a turn's end in a chat, else a sequence's; ``None`` without one.
-        rows: of the model's embedding: ids from there on have none; ``None`` where its configuration names no number.
-        chat: whether prompts are turns of a conversation: the template has written all that stands in front.
+        start: ids in front of every prompt (BOS), if any; a chat template writes its own.
+        chat: whether a chat template wrote the prompts.
     """
 
     def __init__(self, folder: Path, chat: ChatTemplate | None = None) -> None:
@@ -72,28 +73,31 @@ class PromptTokenizer:
         self.end, self._tail = self._end_of_turn(chat.closing) if chat else (None, "")
         if self.end is None:
             self.end = self._end_id(config, folder / "tokenizer_config.json")
-        self._start = [] if chat else self._start_ids()
-        self._check_rows([self.end or 0, *self._start])
+        self.start = [] if chat else self._start_ids()
+        self._check_rows([self.end or 0, *self.start])
 
     def room(self, max_tokens: int) -> int:
-        """Longest prompt and answer together: so many tokens, or what the model's context has where that is less."""
+        """Longest prompt and answer together: ``max_tokens``, or the model's context if that is less."""
         return min(max_tokens, self.context or max_tokens)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of every prompt: what the tokenizer puts first (BOS), then the text; nothing at the end."""
-        return [self._start + ids for ids in self._plain(texts)]
+        return [self.start + ids for ids in self._plain(texts)]
 
     def answers(self, examples: Sequence[Example], answers: Sequence[str], *, ended: bool = False) -> list[list[int]]:
-        """Token ids of every answer as they follow the prompt of its example, set off as that says.
-
-        ``ended``: up to the token that ends an answer.
+        """Token ids of every answer as they follow the prompt of its example.
 
         Prompt and answer are tokenised together. Where the prompt's tokens are no longer found at the
         front (the border was merged into one token), the answer is tokenised by itself.
+
+        Args:
+            examples: one for every answer.
+            answers: the texts.
+            ended: up to the token that ends an answer.
         """
         prompts = [example.prompt for example in examples]
         tail, end = (self._tail, [self.end]) if ended and self.end is not None else ("", [])
-        spaced = [lead(example) + answer + tail for example, answer in zip(examples, answers, strict=True)]
+        spaced = [_lead(example) + answer + tail for example, answer in zip(examples, answers, strict=True)]
         joint = self._plain([prompt + answer for prompt, answer in zip(prompts, spaced, strict=True)])
         heads, apart = self._plain(prompts), self._plain(spaced)
         return [
@@ -101,10 +105,14 @@ class PromptTokenizer:
             for head, both, alone in zip(heads, joint, apart, strict=True)
         ]
 
-    @property
-    def start(self) -> list[int]:
-        """The ids that the tokenizer puts in front of every text (BOS), if any."""
-        return list(self._start)
+    def notes(self, row: "Tokenised") -> list[str]:
+        """What the reader should know about a row, special tokens in its own text included."""
+        example = row.example
+        held = self._special.findall(example.text if self.chat else f"{example.text}\n{example.answer}")
+        notes = [f"with text that holds a special token of the tokenizer: {token!r}" for token in dict.fromkeys(held)]
+        if self.end in row.answer_ids[:-1]:
+            notes.append("with an answer that holds the token that ends answers")
+        return [*example.notes, *notes]
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = []
@@ -124,23 +132,11 @@ class PromptTokenizer:
                 "model to it (resize_token_embeddings)"
             )
 
-    def notes(self, row: "Tokenised") -> list[str]:
-        """What the reader should know about a row: special tokens that its own text holds, besides what is said."""
-        example = row.example
-        held = self._special.findall(example.text if self.chat else f"{example.text}\n{example.answer}")
-        notes = [f"with text that holds a special token of the tokenizer: {token!r}" for token in dict.fromkeys(held)]
-        if self.end in row.answer_ids[:-1]:
-            notes.append("with an answer that holds the token that ends answers")
-        return [*example.notes, *notes]
-
     def _start_ids(self) -> list[int]:
         """What the post-processor adds in front, told from what it may add at the end."""
         plain = self._plain(["a"])[0]
         full = self._tokenizer.encode("a").ids
-        for at in range(len(full) - len(plain) + 1):
-            if full[at : at + len(plain)] == plain:
-                return full[:at]
-        return []
+        return next((full[:at] for at in range(len(full)) if full[at : at + len(plain)] == plain), [])
 
     def _end_of_turn(self, closing: str) -> tuple[int | None, str]:
         """The first added token in what a template writes after an answer, and the text in front of it."""
@@ -160,8 +156,8 @@ class PromptTokenizer:
         return known
 
 
-def lead(example: Example) -> str:
-    """What stands between prompt and answer."""
+def _lead(example: Example) -> str:
+    """What is written between prompt and answer."""
     if example.lead is not None:
         return example.lead
     return "" if example.prompt[-1:].isspace() else " "
@@ -170,10 +166,9 @@ def lead(example: Example) -> str:
 def label_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> dict[str, list[int]]:
     """The token ids of every label's word, the same for all rows.
 
-    They are looked up behind prompts drawn evenly from the examples; where prompts disagree (a word
-    that merges with the end of some), the most frequent answer holds for all.
-
-    Where one word's tokens begin another's (1 and 10), all words close with the token that ends an answer.
+    They are looked up after prompts drawn evenly from the examples; where prompts disagree (a word that merges with
+    the end of some), the most frequent ids are taken. Where one word's tokens begin another's (1 and 10), all words
+    close with the token that ends an answer.
 
     Raises:
         UserError: a word has no tokens, or the same ones as another; one begins another, and the model names no
@@ -182,18 +177,17 @@ def label_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> dict[s
     words = {example.label: example.answer for example in examples if example.label is not None}
     probes = examples[:: max(1, len(examples) // _PROBES)]
     ids = _word_ids(tokenizer, probes, words, ended=False)
-    alike = _first_alike(ids)
-    if alike and tokenizer.end is not None:
+    if (alike := _first_alike(ids)) and tokenizer.end is not None:
         ids = _word_ids(tokenizer, probes, words, ended=True)
         alike = _first_alike(ids)
-    if alike:
-        told = " from ".join(f"{words[label]!r} (label {label!r})" for label in alike)
-        same = len({tuple(ids[label]) for label in alike}) == 1
-        why = "they have the same tokens" if same else "the tokens of one begin the other's"
-        if tokenizer.end is None:
-            why += ", and the model names no end-of-sequence token (eos_token_id in its config.json)"
-        raise UserError(f"data.label_words: the tokenizer cannot tell {told}: {why}; give one another word")
-    return ids
+    if not alike:
+        return ids
+    told = " from ".join(f"{words[label]!r} (label {label!r})" for label in alike)
+    same = len({tuple(ids[label]) for label in alike}) == 1
+    why = "they have the same tokens" if same else "the tokens of one begin the other's"
+    if tokenizer.end is None:
+        why += ", and the model names no end-of-sequence token (eos_token_id in its config.json)"
+    raise UserError(f"data.label_words: the tokenizer cannot tell {told}: {why}; give one another word")
 
 
 def tokenise(
@@ -221,14 +215,14 @@ def tokenise(
     answers, candidates = _answer_ids(tokenizer, examples, labels), _candidate_ids(tokenizer, examples)
     every = tuple(labels.values()) if labels else ()
     for example, prompt, answer, chosen_from in zip(examples, prompts, answers, candidates, strict=True):
-        # Every label, or candidate, is scored behind the prompt.
+        # Every label, or candidate, is scored after the prompt.
         longest = max(map(len, (answer, *every, *chosen_from)))
         short = _cut_left(prompt, len(tokenizer.start), room - longest)
         if not short:
             refused["answer that leaves no room for a prompt (max_tokens)"] += 1
         elif tokenizer.chat and len(short) < len(prompt):
             refused["conversation that is too long (max_tokens)"] += 1
-        elif _are_alike(chosen_from):
+        elif len(set(map(tuple, chosen_from))) < len(chosen_from) or not all(chosen_from):
             refused["candidates that the tokenizer cannot tell apart"] += 1
         else:
             made.append(Tokenised(example, short, answer, len(short) < len(prompt), chosen_from))
@@ -259,11 +253,6 @@ def _candidate_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> l
     asked = [(example, candidate) for example in examples for candidate in example.candidates]
     ids = iter(tokenizer.answers([example for example, _ in asked], [candidate for _, candidate in asked]))
     return [tuple(next(ids) for _ in example.candidates) for example in examples]
-
-
-def _are_alike(candidates: Sequence[list[int]]) -> bool:
-    """Whether two candidates have the same tokens, or one has none."""
-    return len(set(map(tuple, candidates))) < len(candidates) or not all(candidates)
 
 
 def _cut_left(prompt: list[int], start: int, room: int) -> list[int]:

@@ -11,11 +11,11 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
+from salf import trial
 from salf.errors import UserError
 from stages.common.params import load_params
-from stages.prepare import trial
-from stages.prepare.chat import ChatTemplate
-from stages.prepare.conversations import read_conversation, read_tools
+from stages.prepare.chat import ChatTemplate, render_sample
+from stages.prepare.forms import read_conversation, read_tools
 from stages.prepare.rows import Example, RefusedRowError
 from stages.prepare.tokens import PromptTokenizer, label_ids, tokenise
 from tests.conftest import write_params
@@ -427,32 +427,30 @@ HUNGRY = {  # a trial with a short text ends these
 
 @pytest.mark.parametrize("name", HUNGRY)
 def test_hungry_templates_end_in_one_line(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(trial, "_SECONDS", 0)
+    monkeypatch.setattr(trial, "SECONDS", 0)
     template, limit = HUNGRY[name]
     folder = write_chat_base(tmp_path, template)
     with pytest.raises(UserError, match=rf"chat_template\.jinja: a trial .* took more than \d {limit}"):
-        trial.try_out(folder, chat=True)
-    trial.try_out(folder, chat=False)
+        trial.try_out(render_sample, folder, ChatTemplate.file(folder))
 
 
 def test_hungry_tokenizers_end_in_one_line(tmp_path):
-    folder = write_chat_base(tmp_path, TEMPLATES["chatml"])
-    trial.try_out(folder, chat=True)
-    held = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    file = write_chat_base(tmp_path, TEMPLATES["chatml"]) / "tokenizer.json"
+    trial.try_out(trial.tokenise_sample, file, file)
+    held = json.loads(file.read_text(encoding="utf-8"))
     grow = {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 1000}
     held["normalizer"] = {"type": "Sequence", "normalizers": [grow, grow, grow]}
-    (folder / "tokenizer.json").write_text(json.dumps(held), encoding="utf-8")
+    file.write_text(json.dumps(held), encoding="utf-8")
     with pytest.raises(UserError, match=r"tokenizer\.json: a trial .* took more than 2 GiB of memory"):
-        trial.try_out(folder, chat=False)
+        trial.try_out(trial.tokenise_sample, file, file)
 
 
-def test_the_trial_says_what_is_wrong_with_a_file(tmp_path):
+def test_a_trial_leaves_other_faults_to_the_stage_and_does_not_hide_its_own(tmp_path, monkeypatch):
     folder = write_chat_base(tmp_path, "{% for %}")
-    with pytest.raises(UserError, match=r"prepare\.chat_template: .* cannot be used"):
-        trial.try_out(folder, chat=True)
-    (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="damaged tokenizer"):
-        trial.try_out(folder, chat=True)
+    trial.try_out(render_sample, folder, ChatTemplate.file(folder))
+    monkeypatch.setattr(trial, "_CHILD", "import no_such_module_anywhere")
+    with pytest.raises(RuntimeError, match=r"did not begin: (.*\s)*.*no_such_module_anywhere"):
+        trial.try_out(render_sample, folder, folder)
 
 
 ASKS = {"role": "user", "content": "a"}

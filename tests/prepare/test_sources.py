@@ -134,13 +134,13 @@ DEEP = b"[" * 200_000 + b"]" * 200_000
         (
             "rows.jsonl",
             LINES + b'{"text": "a", "text": "b"}',
-            r"rows\.jsonl:3: damaged JSON: the key 'text' stands twice in an object",
+            r"rows\.jsonl:3: damaged JSON: the key 'text' occurs twice in an object",
         ),
         ("rows.json", b'[{"text": "a"},\n {"text" 1}]', r"rows\.json:2: damaged JSON"),
         ("rows.json", b'[{"text": "a"}\n {"text": "b"}]', r"rows\.json:2: damaged JSON: Expecting ',' delimiter"),
         ("rows.json", b'[{"text": "a"}', r"rows\.json:1: damaged JSON"),
-        ("rows.json", b'[{"text": "a"}] {"text": "b"}', r"""damaged JSON: more follows the list: '{"text": "b"}'"""),
-        ("rows.json", b"[" + ROW + b",\n" + DEEP + b"]", r"rows\.json:2: damaged JSON: nested too deep"),
+        ("rows.json", b"[" + ROW + b",\n" + DEEP + b"]", r"rows\.json:1: damaged JSON: nested too deep"),
+        ("rows.json", b"[" + ROW + b"] x", r"rows\.json:1: damaged JSON: Expecting value"),
         ("rows.json", b"[1, 2]", r"rows\.json:1: expected an object with columns, found a number"),
         ("rows.json", b'"[{}, {}]"', "expected an object with columns, found text"),
         (
@@ -149,17 +149,21 @@ DEEP = b"[" * 200_000 + b"]" * 200_000
             r"the keys 'version', 'data', not .*list in 'data' alone",
         ),
         ("rows.json", b'{"version": 1,\n "data": [\n' + ROW + b"]}", r"the keys 'version', 'data', not a list of rows"),
-        ("rows.json", b'{"columns": ["text"], "index": [0], "data": [["a"]]}', "of rows; write a list of objects"),
+        (
+            "rows.json",
+            b'{"columns": ["text"], "index": [0], "data": [["a"]]}',
+            "of rows; write an object for every row",
+        ),
         (
             "rows.json",
             b'{"text": {"0": "a", "1": "b"}, "label": {"0": 1, "1": 2}}',
-            "whole columns in one object.*'records'",
+            "not a list of rows; write an object .*'records'",
         ),
-        ("rows.json", b'{"text": ["a", "b"],\n "label": [1, 2]}', "whole columns in one object"),
+        ("rows.json", b'{"text": ["a", "b"],\n "label": [1, 2]}', "not a list of rows; write an object for every row"),
         (
             "rows.json",
             b'{"error": "no access"}',
-            "an object with the keys 'error', not a list of rows; write a list of",
+            "an object with the keys 'error', not a list of rows; write an",
         ),
         ("rows.csv", b"text,label\na,1\nb\n", r"rows\.csv:3: not the 2 fields"),
         ("rows.csv", b"text,label\na,1,2\n", r"rows\.csv:2: not the 2 fields"),
@@ -204,6 +208,7 @@ def test_damaged_files_are_one_line_that_says_where(tmp_path, name, content, mes
         ("rows.jsonl", b'{"text": "a",\n "label": "x"}\n{"text": "a",\n "label": "x"}\n'),
         ("rows.json", b"\n  [" + ROW + b" ,\n" + ROW + b"]\n"),
         ("rows.json", b"\xef\xbb\xbf" + LINES),
+        ("rows.json", b"[" + ROW + b"]\n[" + ROW + b"]"),
         ("rows.csv", b'\xef\xbb\xbftext,label\r\n\r\na,x\r\n"a","x"\r\n'),
         ("rows.csv", b"other,text,label\r,a,x\r;,a,x\r"),
         ("rows.csv", b"\n\ntext,label,,\na,x,,\na,x,,\n"),
@@ -305,7 +310,7 @@ def test_what_is_no_plain_file_is_one_line(tmp_path):
 
 
 def test_of_very_many_rows_so_many_are_drawn_by_the_seed_as_they_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.prepare.rows._MOST", 30)
+    monkeypatch.setattr("stages.prepare.sources._MOST", 30)
     texts = [f"text {n}" for n in range(100)]
     data = write_parquet(tmp_path / "rows.parquet", {"text": pa.array(texts), "label": pa.array(["x"] * 100)})
 
@@ -328,8 +333,8 @@ def test_of_very_many_rows_so_many_are_drawn_by_the_seed_as_they_are_read(tmp_pa
 
 def test_rows_that_do_not_fit_into_memory_are_refused_while_they_are_read(tmp_path, monkeypatch):
     grown = iter(range(0, 1000 << 20, 10 << 20))
-    monkeypatch.setattr("stages.prepare.rows._WATCH", 10)
-    monkeypatch.setattr("stages.prepare.rows.free_memory_bytes", lambda: 35 << 20)
+    monkeypatch.setattr("stages.prepare.sources._WATCH", 10)
+    monkeypatch.setattr("stages.prepare.sources.free_memory_bytes", lambda: 35 << 20)
     monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=next(grown))))
     data = make_data(path=str(write_jsonl(tmp_path / "rows.jsonl", ROWS * 20)))
     with pytest.raises(
@@ -366,7 +371,7 @@ def test_a_line_without_end_is_not_read_to_its_end(tmp_path, monkeypatch):
 def test_two_files_whose_rows_would_have_the_same_names(tmp_path):
     write_jsonl(tmp_path / "train" / "x.jsonl", ROWS)
     write_table(tmp_path / "train" / "x.csv", ROWS)
-    with pytest.raises(UserError, match=r"x\.jsonl: stands beside x\.csv"):
+    with pytest.raises(UserError, match=r"x\.jsonl: x\.csv would give its rows the same names"):
         load_rows(make_data(path=str(tmp_path)), COLUMNS)
 
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from salf.errors import UserError
-from stages.prepare.examples import BROKEN, Filler, fill_rows
+from stages.prepare.examples import BROKEN, Filler, Template, fill_rows
 from stages.prepare.rows import Loaded, RefusedRowError, Row, as_text, one_spelling
-from stages.prepare.templates import parse_template
 from tests.prepare.making import make_data
 
 
@@ -18,7 +17,7 @@ def loaded(*rows: dict) -> Loaded:
 
 
 def test_fills_columns_keeps_braces_and_does_not_read_values_as_templates():
-    template = parse_template("Q: {question} {{x}}\nC: {context}\n{question}!")
+    template = Template.parse("Q: {question} {{x}}\nC: {context}\n{question}!")
     assert template.columns == ("question", "context")
     prompt, texts = template.fill({"question": "a {b}", "context": 3})
     assert prompt == "Q: a {b} {x}\nC: 3\na {b}!"
@@ -28,7 +27,7 @@ def test_fills_columns_keeps_braces_and_does_not_read_values_as_templates():
 @pytest.mark.parametrize("broken", ["{text", "text}", "{}", "{text:>9}", "{text!r}", "no column at all"])
 def test_broken_templates_are_refused(broken):
     with pytest.raises(UserError, match=r"data\.template"):
-        parse_template(broken)
+        Template.parse(broken)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +149,7 @@ def test_a_path_that_no_row_has_is_an_error_and_one_that_some_lack_is_counted():
     examples, refused = fill_rows(loaded(*rows), filler)
     assert [example.prompt for example in examples["train"]] == ["ahow", "b"]
     assert not refused
-    assert filler.blank == {"q.stem": 2}
+    assert filler.blank == {"q.stem": 1}
 
 
 def test_numbers_and_booleans_find_their_label_words():
@@ -219,7 +218,7 @@ def test_no_rows_at_all():
 
 def test_paths_reach_inside_columns_unless_a_column_has_that_very_name():
     row = {"q": {"stem": "how", "parts": ["a", "b"]}, "q.x": "whole", "label": "x"}
-    assert parse_template("{q.stem} {q.parts.1} {q.x}|{q.none}|{q.parts.7}").fill(row)[0] == "how b whole||"
+    assert Template.parse("{q.stem} {q.parts.1} {q.x}|{q.none}|{q.parts.7}").fill(row)[0] == "how b whole||"
     data = make_data(template="{q.stem}", answer_column="q.parts.0")
     examples, refused = fill_rows(loaded(row, {"q": {"stem": "no parts"}, "label": "x"}), Filler(data))
     assert [(e.text, e.answer) for e in examples["train"]] == [("how", "a")]
