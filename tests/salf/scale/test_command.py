@@ -159,7 +159,8 @@ def test_prepared_data_gives_the_workload(scale, tmp_path):
         (["--config", "gpt2", "--prepared", "nowhere"], "dvc repro prepare"),
     ],
 )
-def test_bad_input_is_one_line(words, message, capsys):
+def test_bad_input_is_one_line(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a project folder may hold a run of this name
     assert main(["scale", *words]) == 2
     told = capsys.readouterr().err
     assert re.search(message, told)
