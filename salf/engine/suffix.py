@@ -138,10 +138,12 @@ class _Network:
         """Save the whole model, frozen layers included."""
         self.whole.save_pretrained(save_directory, **{**options, "state_dict": None})
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute layers in the backward pass; non-reentrant, because boundary states want no gradient."""
-        options = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
-        super().gradient_checkpointing_enable(options)  # type: ignore[misc]
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute layers in the backward pass; always non-reentrant, because boundary states want no gradient."""
+        chosen = {**(activation_checkpointing_kwargs or {}), "use_reentrant": False}
+        super().activation_checkpointing_enable(chosen, **options)  # type: ignore[misc]
 
 
 def _twin(network: PreTrainedModel, family: Family, boundary: int) -> Any:

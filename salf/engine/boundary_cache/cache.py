@@ -1,7 +1,7 @@
 """The boundary cache as stages use it: it says where a split's passes begin, and keeps what is worth keeping."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +18,7 @@ from salf.engine.boundary_cache.folder import (
     GIB,
     CacheFolder,
     DiskRates,
+    alone,
     amount,
     disk_rather_than_off,
     in_memory,
@@ -27,7 +28,6 @@ from salf.engine.boundary_cache.folder import (
 from salf.engine.boundary_cache.key import Key
 from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Team, Timed, frozen_states, gather
 from salf.engine.models.adapter import CausalModel
-from salf.engine.progress import progress
 from salf.engine.runtime import Runtime
 from salf.errors import UserError
 from salf.memory import free_memory_bytes
@@ -166,8 +166,7 @@ class BoundaryCache:
     def _split(self, examples: Sequence[Example]) -> _Split:
         layout = Layout.of(examples, self.shared, self.batch_tokens)
         key = Key.of(self.model, self.runtime, self.units, examples, self.shared, self.batch_tokens)
-        width: int = self.model.network.config.get_text_config().hidden_size
-        return _Split(examples, layout, key, layout.rows * width * self.model.embedding.weight.element_size())
+        return _Split(examples, layout, key, layout.rows * self.model.state_bytes)
 
     def _off(self, split: _Split, reason: str) -> Opened:
         beginning = split.examples[0].prompt_ids[: self.shared]
@@ -203,7 +202,7 @@ class BoundaryCache:
         if self.team is None or self.team.rank:
             return self._opened(split, rows, "in memory", parts, 0, "computed together")
         try:
-            with self.settings.folder.alone(split.key):
+            with alone(self.settings.folder.file(split.key)):
                 return self._kept_too(split, rows, parts, 0)
         except OSError as error:
             return self._opened(split, rows, "in memory", parts, 0, f"writing failed: {error.strerror}")
@@ -212,7 +211,7 @@ class BoundaryCache:
         folder = self.settings.folder
         with ExitStack() as held:
             try:
-                held.enter_context(folder.alone(split.key))
+                held.enter_context(alone(folder.file(split.key)))
             except OSError as error:
                 raise UserError(
                     f"finetune.cache = disk: {folder.path} cannot be written: {error.strerror}; make it writable, set "
@@ -228,7 +227,7 @@ class BoundaryCache:
     def _auto(self, split: _Split, passes: float) -> Opened:
         folder = self.settings.folder
         try:
-            with folder.alone(split.key):
+            with alone(folder.file(split.key)):
                 return self._reuse_if_quick(split) or self._compute_and_keep(split, passes)
         except OSError as error:
             reason = f"{folder.path} cannot be written: {error.strerror or error}"
@@ -296,22 +295,8 @@ class BoundaryCache:
         ), below
 
     def _parts(self, split: _Split, start: Start, seconds: float = 0.0, team: Team | None = None) -> Timed:
-        def parts() -> Iterator[Tensor]:
-            first = start.space + 1
-            what = f"layers {first}–{self.boundary} once" if first < self.boundary else f"layer {first} once"
-            with progress(what, len(split.examples), "examples") as advance:
-                yield from frozen_states(
-                    self.model,
-                    self.runtime,
-                    split.examples,
-                    split.layout,
-                    start,
-                    self.boundary,
-                    lambda done: advance(done, ""),
-                    team,
-                )
-
-        return Timed(parts(), seconds)
+        parts = frozen_states(self.model, self.runtime, split.examples, split.layout, start, self.boundary, team)
+        return Timed(parts, seconds)
 
     def _states(self, split: _Split, rows: Tensor) -> BoundaryStates:
         return BoundaryStates(self.boundary, split.layout, rows, self.model.device)

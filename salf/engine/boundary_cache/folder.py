@@ -162,23 +162,6 @@ class CacheFolder:
                 return boundary, found
         return None
 
-    @contextmanager
-    def alone(self, key: Key) -> Iterator[None]:
-        """Hold off other processes that want to write the same states; they wait and then find them.
-
-        The lock is the kernel's: it goes with the process that holds it, however that ends.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
-        with self._lock(self.file(key)).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print("another process computes the same boundary states: waiting for them", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
     def room(self) -> int:
         """Bytes that a new file may have, older ones given up."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -228,11 +211,6 @@ class CacheFolder:
         finally:
             probe.unlink(missing_ok=True)
 
-    def _lock(self, file: Path) -> Path:
-        room = self.path / WORK_FOLDER
-        room.mkdir(parents=True, exist_ok=True)
-        return room / f"{file.name}.lock"
-
     def _touch(self, key: Key) -> None:
         """Note the use in the file's time stamp; a folder that is only readable does without."""
         try:
@@ -254,12 +232,36 @@ class CacheFolder:
     def _drop_torn(self) -> None:
         """Remove what a writer left behind that was killed: what no process holds the lock of."""
         for torn in (self.path / WORK_FOLDER).glob("states-*.partial"):
-            with self._lock(self.path / torn.name.removesuffix(".partial")).open("w") as lock:
+            with _lock(self.path / torn.name.removesuffix(".partial")).open("w") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
                 torn.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Hold off other processes that want to write the same states; they wait and then find them.
+
+    The lock is the kernel's: it goes with the process that holds it, however that ends.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    with _lock(file).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another process computes the same boundary states: waiting for them", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _lock(file: Path) -> Path:
+    room = file.parent / WORK_FOLDER
+    room.mkdir(parents=True, exist_ok=True)
+    return room / f"{file.name}.lock"
 
 
 def amount(size: int) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 import numpy as np
 import torch
 import transformers
+from torch import Tensor
 
 from salf.engine.batches import Example
 from salf.engine.models.adapter import CausalModel
@@ -93,15 +94,25 @@ def _config_digest(model: CausalModel) -> str:
     return digest_of({name: value for name, value in config.items() if name not in _NOT_OF_STATES})
 
 
+def units_in_memory(model: CausalModel, boundary: int) -> tuple[str, ...]:
+    """The same of a model's tensors as they are in memory, quantised ones and adapters included."""
+    parts = [model.embedding, *model.layers[:boundary]]
+    return tuple(_tensor_digest(part.state_dict().items()) for part in parts)
+
+
 def _elsewhere_digest(model: CausalModel) -> str:
     """Of parameters outside embedding, layers, norm and head, such as a table of positions."""
     parts = (model.embedding, model.layers, model.norm, model.head)
     known = {id(parameter) for part in parts for parameter in part.parameters()}
+    named = model.network.named_parameters()
+    return _tensor_digest((name, parameter) for name, parameter in named if id(parameter) not in known)
+
+
+def _tensor_digest(named: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, parameter in model.network.named_parameters():
-        if id(parameter) not in known:
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    for name, tensor in named:
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ from salf.engine.answers import Embeddings, Start
 from salf.engine.batches import Batch, Example, inference_batches
 from salf.engine.models.adapter import CausalModel
 from salf.engine.models.walk import Beginning, behind, run, walk_beginning
+from salf.engine.progress import progress
 from salf.engine.runtime import Runtime
 
 
@@ -153,66 +154,11 @@ class Team(Protocol):
         """``tensor`` with the sum over all processes in place of its values."""
 
 
-def frozen_states(
-    model: CausalModel,
-    runtime: Runtime,
-    examples: Sequence[Example],
-    layout: Layout,
-    start: Start,
-    boundary: int,
-    advance: Callable[[int], None] = lambda _: None,
-    team: Team | None = None,
-) -> Iterator[Tensor]:
-    """Yield the states of space ``boundary`` in the order of ``layout``'s rows, on the host.
-
-    First the beginning's, [P, hidden], where there is one; then each group's, [rows, hidden].
-
-    Args:
-        model: the model.
-        runtime: device and precision.
-        examples: the split.
-        layout: its groups.
-        start: where the pass begins: at the embeddings, or at a shallower boundary's states. Groups are the
-            same either way, and so are the states, bit by bit.
-        boundary: the last frozen layer.
-        advance: called with the number of examples done.
-        team: processes that share the groups out among them; each gets the states of all.
-    """
-    with torch.no_grad(), runtime.autocast():
-        beginning = walk_beginning(model, start.beginning(), start.space, boundary)
-    if beginning is not None:
-        yield beginning.states.cpu()
-
-    def through(group: Sequence[int]) -> Tensor:
-        batch = Batch.of(examples, group, layout.shared).to(model.device)
-        with torch.no_grad(), runtime.autocast():
-            packing = behind(batch.lengths, model.device, beginning)
-            return run(model, start.states(batch), start.space, boundary, packing)
-
-    size = team.count if team else 1
-    for first in range(0, len(layout.groups), size):
-        groups = layout.groups[first : first + size]
-        yield from _through_together(groups, layout, through, team) if team else [through(groups[0]).cpu()]
-        advance(sum(map(len, groups)))
-
-
-def _through_together(
-    groups: Sequence[Sequence[int]], layout: Layout, through: Callable[[Sequence[int]], Tensor], team: Team
-) -> Sequence[Tensor]:
-    """States of a group for every process at most: each computes one, and all get all."""
-    sizes = [int(layout.lengths[group].sum()) for group in groups]
-    mine = through(groups[min(team.rank, len(groups) - 1)])
-    whole = mine.new_zeros(sum(sizes), mine.shape[1])
-    if team.rank < len(groups):
-        whole.split(sizes)[team.rank].copy_(mine)
-    return team.add_up(whole).cpu().split(sizes)
-
-
 class Timed(Iterator[Tensor]):
-    """Parts as they are computed, and the seconds that computing them took: writing them is not in it.
+    """Parts of boundary states as they are computed, and the seconds of computing them: writing is not counted.
 
     Attributes:
-        seconds: so far.
+        seconds: so far, from those of a shallower boundary on.
     """
 
     def __init__(self, parts: Iterator[Tensor], seconds: float = 0.0) -> None:
@@ -225,6 +171,62 @@ class Timed(Iterator[Tensor]):
             return next(self.parts)
         finally:
             self.seconds += time.perf_counter() - began
+
+
+def frozen_states(
+    model: CausalModel,
+    runtime: Runtime,
+    examples: Sequence[Example],
+    layout: Layout,
+    start: Start,
+    boundary: int,
+    team: Team | None = None,
+) -> Iterator[Tensor]:
+    """Yield the states of space ``boundary`` in the order of ``layout``'s rows, on the host, and show progress.
+
+    First the shared prefix's, [P, hidden], where there is one; then each group's, [rows, hidden].
+
+    Args:
+        model: the model.
+        runtime: device and precision.
+        examples: the split.
+        layout: its groups.
+        start: the embeddings, or a shallower boundary's states. The groups, and so the states, are the same bit by bit.
+        boundary: the last frozen layer.
+        team: processes that share the groups; each gets all states.
+    """
+
+    def through(group: Sequence[int]) -> Tensor:
+        batch = Batch.of(examples, group, layout.shared).to(model.device)
+        packing = behind(batch.lengths, model.device, beginning)
+        return run(model, start.states(batch), start.space, boundary, packing)
+
+    first, count = start.space + 1, team.count if team else 1
+    what = f"layers {first}–{boundary} once" if first < boundary else f"layer {first} once"
+    with progress(what, len(examples), "examples") as advance:
+        with torch.no_grad(), runtime.autocast():
+            beginning = walk_beginning(model, start.beginning(), start.space, boundary)
+        if beginning is not None:
+            yield beginning.states.cpu()
+        for at in range(0, len(layout.groups), count):
+            groups = layout.groups[at : at + count]
+            # Not around the yield: the mode would hold for whoever takes the states.
+            with torch.no_grad(), runtime.autocast():
+                states = _through_together(groups, layout, through, team) if team else [through(groups[0]).cpu()]
+            yield from states
+            advance(sum(map(len, groups)), "")
+
+
+def _through_together(
+    groups: Sequence[Sequence[int]], layout: Layout, through: Callable[[Sequence[int]], Tensor], team: Team
+) -> Sequence[Tensor]:
+    """States of a group for every process at most: each computes one, and all get all."""
+    sizes = [int(layout.lengths[group].sum()) for group in groups]
+    mine = through(groups[min(team.rank, len(groups) - 1)])
+    whole = mine.new_zeros(sum(sizes), mine.shape[1])
+    if team.rank < len(groups):
+        whole.split(sizes)[team.rank].copy_(mine)
+    return team.add_up(whole).cpu().split(sizes)
 
 
 def gather(parts: Iterable[Tensor], rows: int) -> Tensor:
@@ -240,16 +242,10 @@ def gather(parts: Iterable[Tensor], rows: int) -> Tensor:
 
 
 def cache_boundary(
-    model: CausalModel,
-    runtime: Runtime,
-    examples: Sequence[Example],
-    shared: int,
-    boundary: int,
-    batch_tokens: int,
-    advance: Callable[[int], None] = lambda _: None,
+    model: CausalModel, runtime: Runtime, examples: Sequence[Example], shared: int, boundary: int, batch_tokens: int
 ) -> BoundaryStates:
-    """Run ``examples`` through layers 1..boundary once and keep the result in memory."""
+    """Run ``examples`` through layers 1..boundary once and keep the states in memory."""
     layout = Layout.of(examples, shared, batch_tokens)
     start = Embeddings.behind(model, examples[0].prompt_ids[:shared])
-    parts = frozen_states(model, runtime, examples, layout, start, boundary, advance)
-    return BoundaryStates(boundary, layout, gather(parts, layout.rows), model.device)
+    rows = gather(frozen_states(model, runtime, examples, layout, start, boundary), layout.rows)
+    return BoundaryStates(boundary, layout, rows, model.device)

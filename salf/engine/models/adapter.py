@@ -2,7 +2,8 @@
 
 import logging
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -15,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from salf.engine.models.attention import Packing
-from salf.engine.models.causal_model import CausalModel
+from salf.engine.models.causal_model import CausalModel, in_eval_mode
 from salf.engine.models.frozen import WHOLE, Frozen, compute_as_quantised
 from salf.engine.models.walk import embed, run_to_answers
 from salf.errors import UserError, reading
@@ -155,6 +156,21 @@ def take_apart(network: PreTrainedModel) -> CausalModel:
         raise UserError(f"model type {kind!r}: its layers cannot be run one by one: {reason[:300]}") from None
     _require_near(network, far)
     return model
+
+
+@contextmanager
+def apart(network: PreTrainedModel) -> Iterator[CausalModel]:
+    """A network taken apart for a while, in eval mode; then it is as before.
+
+    Raises:
+        UserError: see :func:`take_apart`.
+    """
+    attention = network.config._attn_implementation
+    try:
+        with in_eval_mode(network):
+            yield take_apart(network)
+    finally:
+        network.set_attn_implementation(attention)
 
 
 def require_same_logits(network: PreTrainedModel, ours: Tensor, theirs: Tensor) -> None:

@@ -187,6 +187,12 @@ class CausalModel:
         return self.embedding.weight.device
 
     @property
+    def state_bytes(self) -> int:
+        """Bytes of one token's state."""
+        width: int = self.network.config.get_text_config().hidden_size
+        return width * self.embedding.weight.element_size()
+
+    @property
     def tied_head(self) -> bool:
         """Whether head and embedding are one tensor."""
         return self.head.weight is self.embedding.weight

@@ -1,0 +1,236 @@
+"""The frozen layers' pass over a tokenised dataset, once: boundary states in place of tokens."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol, Self
+
+import datasets
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from salf.engine.answers import Embeddings
+from salf.engine.batches import Example
+from salf.engine.boundary_cache.folder import alone, amount, read_states, write_states
+from salf.engine.boundary_cache.key import Key, units_in_memory
+from salf.engine.boundary_cache.states import BoundaryStates, Layout, Timed, frozen_states, gather
+from salf.engine.models.adapter import CausalModel, apart
+from salf.engine.runtime import Runtime
+from salf.engine.suffix import frozen_layers, network_of
+from salf.errors import UserError
+from salf.memory import free_memory_bytes
+from salf.plan import FreezePlan
+from salf.settings import FrozenWeights
+
+IGNORED: Final = -100  # labels that transformers' losses leave out
+_PACKED: Final = ("position_ids", "seq_lengths")  # columns of rows that hold several examples
+
+Row = dict[str, Tensor]
+
+
+class Rows(Protocol):
+    """A tokenised dataset: of `datasets`, of torch, or a list."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+
+
+class PrefixStates(Dataset[Row]):
+    """Boundary states of a tokenised dataset, one item per example.
+
+    An item has `inputs_embeds`, the states [T, H], and `labels` [T]; padding of the original row is gone. Use
+    `collate_states` to make batches.
+
+    Attributes:
+        boundary: the last frozen layer.
+        size: bytes of all states.
+        reused: they come from a file that was already there.
+    """
+
+    def __init__(self, states: BoundaryStates, labels: Sequence[Tensor], *, reused: bool = False) -> None:
+        """Wrap states of examples whose labels are given, [T] each."""
+        self._states, self._labels, self.reused = states, labels, reused
+        self.boundary, self.size = states.space, states.rows.nbytes
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Row:
+        rows = self._states.layout.rows_of(torch.tensor([range(len(self))[index]]), joined=True)
+        return {"inputs_embeds": self._states.rows.index_select(0, rows), "labels": self._labels[index]}
+
+    def to_datasets(self) -> datasets.Dataset:
+        """Return the same items as a `datasets.Dataset`, which TRL's trainers ask for; states are looked up lazily.
+
+        A Trainer must be told `remove_unused_columns=False`: the dataset's only column is a number.
+        """
+        numbers = datasets.Dataset.from_dict({"number": range(len(self))})
+        caching = datasets.is_caching_enabled()
+        datasets.disable_caching()  # it would hash the states
+        try:
+            return numbers.with_transform(_LookUp(self))
+        finally:
+            if caching:
+                datasets.enable_caching()
+
+
+@dataclass(frozen=True)
+class _LookUp:
+    """A transform of `datasets` that is never copied: it holds the states."""
+
+    states: PrefixStates
+
+    def __call__(self, rows: Mapping[str, Sequence[int]]) -> dict[str, list[Tensor]]:
+        items = [self.states[number] for number in rows["number"]]
+        return {name: [item[name] for item in items] for name in items[0]}
+
+    def __deepcopy__(self, _: Any) -> Self:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError("boundary states are not pickled; keep dataloader_num_workers at 0, or let workers be forked")
+
+
+def collate_states(rows: Sequence[Row], padding_side: Literal["left", "right"] = "right") -> Row:
+    """Make a batch of items of `PrefixStates`, for a `DataLoader` or a Trainer's `data_collator`.
+
+    States are padded with zeros, labels with -100, and the attention mask says which are which. Position ids are not
+    needed: states carry their positions, and the layers above only see distances.
+
+    Args:
+        rows: items.
+        padding_side: use `functools.partial` to pad on the left.
+
+    Returns:
+        `inputs_embeds` [B, T, H], `attention_mask` [B, T] and `labels` [B, T].
+    """
+
+    def padded(parts: list[Tensor], value: float = 0) -> Tensor:
+        return pad_sequence(parts, batch_first=True, padding_value=value, padding_side=padding_side)
+
+    labels = [row["labels"] for row in rows]
+    return {
+        "inputs_embeds": padded([row["inputs_embeds"] for row in rows]),
+        "attention_mask": padded([torch.ones_like(one) for one in labels]),
+        "labels": padded(labels, IGNORED),
+    }
+
+
+def prefix_states(
+    model: nn.Module,
+    dataset: Rows,
+    plan_or_boundary: FreezePlan | int,
+    *,
+    scope: str | None = None,
+    file: str | Path | None = None,
+    bf16: bool = False,
+    batch_tokens: int = 4096,
+) -> PrefixStates:
+    """Run a model's frozen layers over a tokenised dataset, once and without gradients.
+
+    The layers run in eval mode: dropout in frozen layers is off. Passes hold examples of similar length, without
+    padding where the architecture allows it, and a prefix that all examples share is computed once. Compute the
+    states of the model that you train: after quantisation, and after adapters that change frozen layers.
+
+    Args:
+        model: a Hugging Face causal language model, or PEFT's wrapper around one.
+        dataset: rows with `input_ids`; padding, if any, is told by `attention_mask`. `labels` are optional: without
+            them every token is a label, as in causal language modelling.
+        plan_or_boundary: a freeze plan, or the last frozen layer (1 to L).
+        scope: a selector or `freeze-<k>`, to use its boundary instead of the plan's own.
+        file: where to keep the states, as a memory-mapped safetensors file. A file that was computed from the same
+            weights, tokens, precision, library versions and kind of machine is opened instead of recomputed.
+        bf16: multiply in bfloat16 (autocast), as a Trainer with `bf16=True` does.
+        batch_tokens: tokens in one pass.
+
+    Raises:
+        UserError: memory or disk is too small (nothing is computed then), the file holds something else, a row cannot
+            be used, the plan is for another model, or the model's layers cannot be run apart from the rest.
+    """
+    network = network_of(model)
+    boundary = frozen_layers(network, plan_or_boundary, scope)
+    examples, labels = _read(dataset, network.get_input_embeddings().weight.shape[0])
+    ids = [example.prompt_ids for example in examples]
+    # What the least and the greatest begin with, all begin with; every example keeps a token of its own.
+    alike = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(min(ids), max(ids), strict=False))))
+    shared = min(alike, min(map(len, ids)) - 1)
+    layout = Layout.of(examples, shared, batch_tokens)
+    with apart(network) as causal:
+        runtime = _runtime(causal, bf16=bf16)
+        size = layout.rows * causal.state_bytes
+        start = Embeddings.behind(causal, ids[0][:shared])
+        parts = Timed(frozen_states(causal, runtime, examples, layout, start, boundary))
+        if file is None:
+            _require_room(size, free_memory_bytes(), "memory is free; pass file= to keep them on disk")
+            rows, reused = gather(parts, layout.rows), False
+        else:
+            key = Key.of(causal, runtime, units_in_memory(causal, boundary), examples, shared, batch_tokens)
+            rows, reused = _on_disk(Path(file), key, parts, (layout.rows, size))
+    return PrefixStates(BoundaryStates(boundary, layout, rows, torch.device("cpu")), labels, reused=reused)
+
+
+def _on_disk(file: Path, key: Key, parts: Timed, needed: tuple[int, int]) -> tuple[Tensor, bool]:
+    """States in a file, mapped, and whether they were there before; ``needed``: rows and bytes."""
+    rows, size = needed
+    try:
+        with alone(file):  # of several processes one computes
+            if file.exists():
+                if (found := read_states(file, key.digest)) is not None:
+                    return found.rows, True
+                raise UserError(
+                    f"{file}: not the boundary states of this model, boundary, dataset and precision by these library "
+                    "versions on this kind of machine, or damaged; delete it, or name another file"
+                )
+            _require_room(size, shutil.disk_usage(file.parent).free, f"free in {file.parent}; name another disk")
+            return write_states(file, key.digest, parts, rows, lambda: parts.seconds), False
+    except OSError as error:
+        raise UserError(f"{file}: boundary states cannot be written: {error.strerror}; name another file") from None
+
+
+def _require_room(size: int, free: int, where: str) -> None:
+    if size > free:
+        raise UserError(f"the boundary states need {amount(size)}, and {amount(free)} of {where}")
+
+
+def _runtime(model: CausalModel, *, bf16: bool) -> Runtime:
+    """The model's device, and how it multiplies; quantised weights are named, because their kernels differ."""
+    held: FrozenWeights = "whole"
+    if getattr(model.network, "is_loaded_in_4bit", False):
+        held = "nf4"
+    elif getattr(model.network, "is_loaded_in_8bit", False):
+        held = "int8"
+    return Runtime(model.device, torch.bfloat16 if bf16 else torch.float32, "as asked", held)
+
+
+def _read(dataset: Rows, vocabulary: int) -> tuple[list[Example], list[Tensor]]:
+    """The tokens of every row without padding, and their labels.
+
+    Raises:
+        UserError: there are no rows, or one cannot be used; says which and why.
+    """
+    rows = [_tokens(dataset[number], f"row {number}", vocabulary) for number in range(len(dataset))]
+    if not rows:
+        raise UserError("the dataset is empty")
+    return [Example("", None, "", "", tuple(ids.tolist()), ()) for ids, _ in rows], [labels for _, labels in rows]
+
+
+def _tokens(row: Mapping[str, Any], name: str, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Token ids and labels of a row, [T] each."""
+    if "input_ids" not in row:
+        raise UserError(f"{name}: no input_ids; tokenise the dataset first")
+    if packed := [column for column in _PACKED if column in row]:
+        raise UserError(f"{name}: it has {packed[0]}; give one example per row, passes are packed anyway")
+    ids = torch.as_tensor(row["input_ids"])
+    labels = torch.as_tensor(row.get("labels", ids))
+    kept = torch.as_tensor(row.get("attention_mask", torch.ones_like(ids))).bool()
+    if not ids.shape == labels.shape == kept.shape or ids.ndim != 1:
+        raise UserError(f"{name}: input_ids, attention_mask and labels are not three lists of one length")
+    ids, labels = ids[kept], labels[kept]
+    if not len(ids) or not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+        raise UserError(f"{name}: it needs one token at least, and ids below {vocabulary}, the model's vocabulary")
+    return ids, labels
