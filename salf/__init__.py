@@ -8,18 +8,39 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from salf.callback import FreezePlanCallback
+    from salf.cost import ModelShape, training_flops
+    from salf.engine.prefix import PrefixStates, collate_states, prefix_states
+    from salf.engine.suffix import suffix
     from salf.errors import UserError
     from salf.export import FORMATS
     from salf.plan import FreezePlan, apply_freeze_plan
 
-__all__ = ["FORMATS", "FreezePlan", "FreezePlanCallback", "UserError", "apply_freeze_plan"]
+__all__ = [
+    "FORMATS",
+    "FreezePlan",
+    "FreezePlanCallback",
+    "ModelShape",
+    "PrefixStates",
+    "UserError",
+    "apply_freeze_plan",
+    "collate_states",
+    "prefix_states",
+    "suffix",
+    "training_flops",
+]
 
 _PLACES: Final = {
-    "FORMATS": "salf.export",
-    "FreezePlan": "salf.plan",
-    "FreezePlanCallback": "salf.callback",
-    "UserError": "salf.errors",
-    "apply_freeze_plan": "salf.plan",
+    "FORMATS": "export",
+    "FreezePlan": "plan",
+    "FreezePlanCallback": "callback",
+    "ModelShape": "cost",
+    "PrefixStates": "engine.prefix",
+    "UserError": "errors",
+    "apply_freeze_plan": "plan",
+    "collate_states": "engine.prefix",
+    "prefix_states": "engine.prefix",
+    "suffix": "engine.suffix",
+    "training_flops": "cost",
 }
 
 
@@ -27,4 +48,4 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its module."""
     if name not in _PLACES:
         raise AttributeError(f"module 'salf' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(f"salf.{_PLACES[name]}"), name)

@@ -50,7 +50,8 @@ def test_no_page_loads_anything_from_another_server(site):
 def test_the_site_has_the_linked_files_of_the_project_and_the_public_functions(site):
     assert (site / "reports/study/figures/depth.svg").is_file()
     assert (site / "params.yaml").read_bytes() == (PROJECT / "params.yaml").read_bytes()
-    assert "FreezePlan.apply" in (site / "api.html").read_text(encoding="utf-8")
+    api = (site / "api.html").read_text(encoding="utf-8")
+    assert all(name in api for name in ("FreezePlan.apply", *(f"{name}</span>" for name in ("prefix_states", "suffix"))))
 
 
 def test_every_link_of_the_readme_leads_somewhere():

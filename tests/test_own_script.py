@@ -7,6 +7,7 @@ from tests.docs_blocks import blocks, run_python
 from tests.own_plan import changed_parts, write_plan_and_base
 
 PAGE = "own-script.md"
+CACHED = ("out/cached", "out/cached-trainer/checkpoint-2", "out/cached-trl/checkpoint-1")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def told(tmp_path_factory, hub_folder):
     return root, names
 
 
-@pytest.mark.parametrize("folder", ["out/plain", "out/trainer/checkpoint-2", "out/trl/checkpoint-1"])
+@pytest.mark.parametrize("folder", ["out/plain", "out/trainer/checkpoint-2", "out/trl/checkpoint-1", *CACHED])
 def test_what_was_trained_lies_above_the_boundary(told, folder):
     root, _ = told
     assert changed_parts(root, folder) == {"2", "3", "model.norm.weight"}
@@ -48,3 +49,17 @@ def test_adapters_train_above_the_boundary_alone(told):
     trained = [name for name, parameter in names["adapted"].named_parameters() if parameter.requires_grad]
     assert len(trained) == len(names["trained"]) == 2 * 7 * 2
     assert all(".layers.2." in name or ".layers.3." in name for name in trained)
+
+
+def test_adapters_of_a_suffix_load_into_the_whole_model(told):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    root, names = told
+    loaded = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(root / "data/base"), root / "out/cached-lora"
+    )
+    saved = {name: parameter for name, parameter in names["suffix"].named_parameters() if ".lora_A." in name}
+    assert len(saved) == 2
+    found = dict(loaded.named_parameters())
+    assert all(found[name].equal(parameter) for name, parameter in saved.items())

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
-import datasets
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -25,6 +24,9 @@ from salf.errors import UserError
 from salf.memory import free_memory_bytes
 from salf.plan import FreezePlan
 from salf.settings import FrozenWeights
+
+if TYPE_CHECKING:
+    import datasets
 
 IGNORED: Final = -100  # labels that transformers' losses leave out
 _PACKED: Final = ("position_ids", "seq_lengths")  # columns of rows that hold several examples
@@ -64,11 +66,13 @@ class PrefixStates(Dataset[Row]):
         rows = self._states.layout.rows_of(torch.tensor([range(len(self))[index]]), joined=True)
         return {"inputs_embeds": self._states.rows.index_select(0, rows), "labels": self._labels[index]}
 
-    def to_datasets(self) -> datasets.Dataset:
+    def to_datasets(self) -> "datasets.Dataset":
         """Return the same items as a `datasets.Dataset`, which TRL's trainers ask for; states are looked up lazily.
 
         A Trainer must be told `remove_unused_columns=False`: the dataset's only column is a number.
         """
+        import datasets  # TRL brings it
+
         numbers = datasets.Dataset.from_dict({"number": range(len(self))})
         caching = datasets.is_caching_enabled()
         datasets.disable_caching()  # it would hash the states
