@@ -51,7 +51,9 @@ def test_the_site_has_the_linked_files_of_the_project_and_the_public_functions(s
     assert (site / "reports/study/figures/depth.svg").is_file()
     assert (site / "params.yaml").read_bytes() == (PROJECT / "params.yaml").read_bytes()
     api = (site / "api.html").read_text(encoding="utf-8")
-    assert all(name in api for name in ("FreezePlan.apply", *(f"{name}</span>" for name in ("prefix_states", "suffix"))))
+    assert all(
+        name in api for name in ("FreezePlan.apply", *(f"{name}</span>" for name in ("prefix_states", "suffix")))
+    )
 
 
 def test_every_link_of_the_readme_leads_somewhere():
