@@ -40,7 +40,7 @@ $(STAMP):
 setup: $(STAMP) ## create the environment from the lock files (called by the other targets)
 
 run: setup ## run the stages that changed (TARGETS=...: only up to these), then print the result
-	@python -m flows.leftovers
+	@python -m flows.workspace
 	@before=$$(cksum dvc.lock 2>/dev/null); dvc repro $(TARGETS) && \
 	if [ "$$before" = "$$(cksum dvc.lock 2>/dev/null)" ]; then echo "Nothing had to be done: every stage is up to date."; fi
 	@python -m flows.lineage record

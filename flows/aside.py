@@ -1,22 +1,23 @@
-"""Copies of a stage's uncached outputs while it runs.
+"""Backups of a stage's uncached outputs while it runs.
 
-DVC removes all outputs of a stage before it runs it, and its checkout brings back only those that
-are in its cache. What ``dvc.yaml`` keeps out of the cache (``cache: false``) would be lost with a
-stage that does not come to a good end.
+DVC removes all outputs of a stage before it runs it, and restores only those in its cache. What ``dvc.yaml`` keeps
+out of the cache (``cache: false``) would be lost with a stage that fails.
 """
 
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote
 
-from flows.graph import StageNode
+if TYPE_CHECKING:
+    from flows.graph import StageNode
 
-FOLDER = Path(".dvc/tmp/flow-outputs")
+FOLDER: Final = Path(".dvc/tmp/flow-outputs")
 
 
-def keep_aside(node: StageNode, project: Path) -> None:
-    """Copy the outputs that DVC does not cache, as far as they are there.
+def keep_aside(node: "StageNode", project: Path) -> None:
+    """Copy the stage's uncached outputs that exist.
 
     Raises:
         OSError: they cannot be copied; none has been touched.
@@ -29,18 +30,19 @@ def keep_aside(node: StageNode, project: Path) -> None:
         _remove(earlier)
     unfinished.mkdir(parents=True)
     for path in node.uncached:
-        if os.path.lexists(project / path):
-            _copy(project / path, unfinished / _flat(path))
-    unfinished.rename(copies)  # whoever finds the copies of a run that was killed finds whole ones
+        source, target = project / path, unfinished / _flat(path)
+        if source.is_dir() and not source.is_symlink():
+            shutil.copytree(source, target, symlinks=True)
+        elif os.path.lexists(source):
+            shutil.copy2(source, target, follow_symlinks=False)
+    unfinished.rename(copies)  # so that the copies of a killed run are complete, or unfinished by their name
 
 
-def put_back(node: StageNode, project: Path) -> None:
-    """Put the uncached outputs back as they were when they were copied, and let go of the copies.
-
-    An output that was not there then is removed.
+def put_back(node: "StageNode", project: Path) -> None:
+    """Restore the uncached outputs as they were copied, and remove the copies. New outputs are removed.
 
     Raises:
-        OSError: one cannot be put back; what remains of the copies stays.
+        OSError: one cannot be restored; the remaining copies stay.
     """
     copies = _copies(node, project)
     if not copies.exists():
@@ -52,19 +54,18 @@ def put_back(node: StageNode, project: Path) -> None:
     _remove(copies)
 
 
-def let_go(node: StageNode, project: Path) -> None:
-    """Remove the copies of a stage that needs them no more."""
+def let_go(node: "StageNode", project: Path) -> None:
+    """Remove the copies of a stage that no longer needs them."""
     _remove(_copies(node, project))
 
 
 def put_back_left(project: Path) -> list[str]:
-    """Put back what a run that was killed had copied and that is missing now; returns these paths.
+    """Restore what a killed run had copied and that is missing now; returns these paths.
 
-    An output that is there may have been made since: DVC knows whether it is the right one. Call it
-    where no other run is at work in the folder.
+    An output that exists may be newer: DVC knows whether it is the right one. Call it where no other run is active.
 
     Raises:
-        OSError: one cannot be put back.
+        OSError: one cannot be restored.
     """
     found = []
     for copy in sorted((project / FOLDER).glob("[!.]*/*")):
@@ -76,20 +77,13 @@ def put_back_left(project: Path) -> list[str]:
     return found
 
 
-def _copies(node: StageNode, project: Path) -> Path:
+def _copies(node: "StageNode", project: Path) -> Path:
     return project / FOLDER / _flat(node.name)
 
 
 def _flat(text: str) -> str:
     """A stage's name, or an output's path, as the name of one file."""
     return quote(text, safe="")
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir() and not source.is_symlink():
-        shutil.copytree(source, target, symlinks=True)
-    else:
-        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _move(source: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,8 @@ from prefect import State, flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.states import Completed
 
-from flows.held import Workspace, failed, refused, workspace
-from flows.pipeline import exit_status
-from flows.processes import run_streaming
-from flows.workspace import WorkspaceBusyError
+from flows.flow import exit_status, failed, refused, workspace
+from flows.workspace import Workspace, WorkspaceBusyError
 
 TIMEOUT_SECONDS = 6 * 3600.0
 _MISMATCH = 1  # the verifier's exit status when something is not what it should be
@@ -22,7 +21,7 @@ _MISMATCH = 1  # the verifier's exit status when something is not what it should
 
 @flow(name="salf-audit", timeout_seconds=TIMEOUT_SECONDS)
 def audit(project: Path = Path("."), wait: bool = False) -> State[Any]:
-    """Hash everything anew and compare it with what was recorded; any mismatch fails this run.
+    """Hash everything again and compare it with what was recorded; any mismatch fails this run.
 
     Args:
         project: the folder that holds `dvc.yaml`.
@@ -39,9 +38,9 @@ def audit(project: Path = Path("."), wait: bool = False) -> State[Any]:
 def _verify(held: Workspace) -> State[Any]:
     lines: list[str] = []
     # The verifier's package is this one, whichever folder is audited.
-    environment = {**held.environment, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    here = {**held.environment, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     command = [sys.executable, "-m", "flows.lineage", "verify", "--json"]
-    status = run_streaming(command, held.project, environment, lines.append, TIMEOUT_SECONDS, [held.lock], held.stop)
+    status = replace(held, environment=here).run(command, lines.append, TIMEOUT_SECONDS)
     report = _report(lines)
     if report is None or status not in (0, _MISMATCH):
         for line in lines:

@@ -1,15 +1,16 @@
 """The chain as a Prefect flow: one task per stage of DVC's graph, in its order.
 
-DVC decides what has to run and keeps the results; the flow adds retries, time-outs, logs, a record
-of every run and the promise that no two runs share a workspace.
+DVC decides what has to run and keeps the results. The flow adds retries, time-outs, logs and a record of every
+run, and lets no two runs share a workspace.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import State, Task, flow, get_run_logger, task
 from prefect.artifacts import (
@@ -20,18 +21,25 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture, as_completed, wait
+from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
 from prefect.states import Cancelled, Completed, Failed
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
-from flows import experiment as experiments
-from flows import machine
-from flows.durations import duration
-from flows.environment import with_threads
-from flows.experiment import ExperimentError
+from flows import environment
+from flows.flow import (
+    THREADS,
+    DottedName,
+    ExperimentName,
+    SideBySide,
+    at_work,
+    exit_status,
+    failed,
+    refused,
+    report,
+    workspace,
+)
 from flows.graph import GraphError, StageNode, matching, read_graph, select
-from flows.held import THREADS, Workspace, failed, refused, workspace
 from flows.lineage import openlineage
 from flows.lineage.history import LockError
 from flows.lineage.ledger import LedgerError, record_stage
@@ -42,6 +50,7 @@ from flows.summary import (
     artifact_key,
     counts_line,
     data_url,
+    duration,
     markdown_table,
     metric_rows,
     page_text,
@@ -49,12 +58,11 @@ from flows.summary import (
     share_done,
     stage_rows,
 )
-from flows.workspace import WorkspaceBusyError
+from flows.sweep import ExperimentError, check_names, save
+from flows.workspace import Workspace, WorkspaceBusyError
 from salf.ledger import Start
 
 RETRY_SECONDS = 5.0  # before the second attempt; doubled before each further one
-STOP_SECONDS = 120.0  # longest that stages may take to stop
-_DESCRIPTION = "Run the chain as a Prefect flow: one task per stage of dvc.yaml, on a local server."
 _EXAMPLES = """examples:
   python -m flows.pipeline                            what changed, and nothing else
   python -m flows.pipeline --targets plan             up to the plan
@@ -67,9 +75,7 @@ _EXAMPLES = """examples:
 exit status: 0 done, 1 a stage or the flow failed, 2 the request was refused, 130 interrupted
 """
 
-Overrides = dict[Annotated[str, Field(pattern=r"^[^.\s]+(\.[^.\s]+)*$")], JsonValue]
-ExperimentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=100)]
-SideBySide = Annotated[int, Field(ge=0, le=64)]
+Overrides = dict[DottedName, JsonValue]
 
 
 @flow(name="salf", task_runner=THREADS)
@@ -98,13 +104,13 @@ def pipeline(
     try:
         with workspace(project, wait) as held, overridden(project, overrides):
             if experiment:
-                experiments.check_names([experiment], project, held.environment)
+                check_names([experiment], held)
             graph = read_graph(project)
             forced = matching(graph, force)
             chosen = select(graph, [*targets, *force] if targets else [])
-            state = _run_all(chosen, forced, held, machine.side_by_side(side_by_side))
+            state = _run_all(chosen, forced, held, environment.side_by_side(side_by_side))
             if experiment and state.is_completed():
-                experiments.save(experiment, [node.name for node in chosen], project, held.environment)
+                save(experiment, [node.name for node in chosen], held)
                 get_run_logger().info("kept as the experiment %r", experiment)
             return state
     except (GraphError, WorkspaceBusyError, OverrideError, ExperimentError) as error:
@@ -112,48 +118,30 @@ def pipeline(
 
 
 def _run_all(graph: Sequence[StageNode], forced: frozenset[str], held: Workspace, at_once: int) -> State[Any]:
-    """Run every stage as soon as all that it reads is there; after a failure nothing new is begun."""
-    threads = machine.threads_each(graph, at_once)
+    """Run every stage as soon as its inputs are ready; after a failure start no more."""
+    threads = environment.threads_each(graph, at_once)
+    nodes = {node.name: node for node in graph}
     waiting, runs = list(graph), list[StageRun]()
-    running: dict[PrefectFuture[Any], StageNode] = {}
     ended: dict[str, PrefectFuture[Any]] = {}
-    fault: tuple[StageNode, State[Any]] | None = None
-    progress: Any = create_progress_artifact(0.0, "progress", "Stages of this run that are up to date")
-    try:
-        while running or (waiting and not fault):
-            for node in [] if fault else _ready(waiting, ended, {n.name for n in graph})[: at_once - len(running)]:
+    failure: tuple[str, str] | None = None
+    with at_work(held, len(graph), "Stages of this run that are up to date") as tasks:
+        while tasks.running or (waiting and not failure):
+            ready = [node for node in waiting if all(name in ended for name in node.upstream if name in nodes)]
+            for node in [] if failure else ready[: at_once - len(tasks.running)]:
                 waiting.remove(node)
                 after = [ended[name] for name in node.upstream if name in ended]
                 options = (node, held, threads[node.name], node.name in forced)
-                running[stage_task(node).submit(*options, wait_for=after, return_state=False)] = node
-            future = next(as_completed(list(running)))
-            future.wait()  # or its state would be asked of the server, which learns it a little later
-            node, state = running.pop(future), future.state
-            if state.is_completed():
-                ended[node.name] = future
+                tasks.running[stage_task(node).submit(*options, wait_for=after, return_state=False)] = node.name
+            name, future = tasks.next()
+            if future.state.is_completed():
+                ended[name] = future
                 runs.append(future.result())
-                update_progress_artifact(progress, 100 * len(runs) / len(graph))
+                tasks.advance()
             else:
-                fault = fault or (node, state)
-    except BaseException:  # cancelled, the worker is gone, a bug: no stage outlives its flow
-        held.stop.set()
-        wait(list(running), timeout=STOP_SECONDS)
-        raise
-    return _conclude(graph, runs, fault, held.project)
-
-
-def _ready(waiting: Sequence[StageNode], ended: dict[str, Any], chosen: set[str]) -> list[StageNode]:
-    return [node for node in waiting if all(name in ended for name in node.upstream if name in chosen)]
-
-
-def _conclude(
-    graph: Sequence[StageNode], runs: Sequence[StageRun], fault: tuple[StageNode, State[Any]] | None, project: Path
-) -> State[Any]:
-    if fault:
-        node, state = fault
-        _show(graph, runs, project, failed_stage=node.name)
-        return failed(state.message or f"{node.name}: {state.name}")
-    _show(graph, runs, project)
+                failure = failure or (name, future.state.message or f"{name}: {future.state.name}")
+    _show(graph, runs, held.project, failure[0] if failure else None)
+    if failure:
+        return failed(failure[1])
     line = counts_line(runs)
     get_run_logger().info(line)
     return Completed(message=line)
@@ -177,19 +165,18 @@ def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
 
 @task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_may_pass)
 def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -> Any:
-    logger = get_run_logger()
-    environment = with_threads(held.environment, threads)
+    held = replace(held, environment=environment.with_threads(held.environment, threads))
     event = Start(run=task_run.id, stage=node.name, flow_run=held.flow_run, flow_run_name=held.flow_run_name)
     openlineage.emit("START", event, held.project)
     try:
-        run = run_stage(node, held.project, environment, _Log(node), force, [held.lock], held.stop)
+        run = run_stage(node, held, _Log(node), force)
     except StageFailedError as error:
         openlineage.emit("FAIL", event, held.project, error=str(error))
         # A state instead of an exception: one clear line in the log, not a traceback.
         return Failed(message=str(error), data=error)
     except StoppedError:
         openlineage.emit("ABORT", event, held.project)
-        return Cancelled(message=f"{node.name}: stopped with its flow; its outputs are as they were before")
+        return Cancelled(message=f"{node.name}: stopped with its flow; its outputs are unchanged")
     try:
         record_stage(held.project, node.name, run.outcome.value, held.flow_run)
         openlineage.emit("COMPLETE", event, held.project, outcome=run.outcome.value)
@@ -197,9 +184,8 @@ def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -
         fault = StageFailedError(f"{node.name}: up to date, but not recorded: {error}", passing=False)
         return Failed(message=str(fault), data=fault)
     line = f"{run.outcome.value} in {duration(run.seconds)}"
-    logger.info("%s: %s", run.name, line)
-    _show_metrics(node, held.project)
-    _show_plots(node, held.project)
+    get_run_logger().info("%s: %s", run.name, line)
+    _show_results(node, held.project)
     return Completed(name=run.outcome.value.capitalize(), message=line, data=run)
 
 
@@ -223,21 +209,18 @@ class _Log:
             update_progress_artifact(self.artifact, share)
 
 
-def _show_metrics(node: StageNode, project: Path) -> None:
+def _show_results(node: StageNode, project: Path) -> None:
+    """Metrics as a table, and pictures inside their artifact: the server's pages cannot show a local file."""
     for path in node.metrics:
         rows = metric_rows(json.loads((project / path).read_text(encoding="utf-8")))
         create_table_artifact(table=rows, key=artifact_key("metrics", node.name), description=f"{path} of {node.name}")
-
-
-def _show_plots(node: StageNode, project: Path) -> None:
-    """Pictures go into the artifact itself: a browser shows no file of this machine on the server's pages."""
     for plot in plots(node, project):
         create_image_artifact(
             image_url=data_url(plot), key=artifact_key("plot", plot.stem), description=f"{plot.name} of {node.name}"
         )
 
 
-def _show(graph: Sequence[StageNode], runs: Sequence[StageRun], project: Path, failed_stage: str | None = None) -> None:
+def _show(graph: Sequence[StageNode], runs: Sequence[StageRun], project: Path, failed_stage: str | None) -> None:
     rows = stage_rows(graph, runs, failed_stage)
     create_table_artifact(table=rows, key="stages", description="What this run did")
     create_markdown_artifact(markdown=markdown_table(rows), key="stages-text", description="What this run did")
@@ -253,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the flow from a command line; returns the exit status (see ``--help``)."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.pipeline",
-        description=_DESCRIPTION,
+        description="Run the chain as a Prefect flow: one task per stage of dvc.yaml, on a local server.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -275,25 +258,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return_state=True,
         )
     except OverrideError as error:
-        return _report(str(error), 2)
+        return report(str(error), 2)
     except KeyboardInterrupt:
-        return _report("interrupted; run again to resume", 130)
+        return report("interrupted; run again to resume", 130)
     return exit_status(state)
-
-
-def exit_status(state: State[Any]) -> int:
-    """Print how a flow ended, and return the exit status that says so."""
-    if state.is_completed():
-        print(state.message)
-        return 0
-    message = " ".join((state.message or state.name or "failed").split())
-    _, invalid, which = message.partition("invalid parameters:")  # as Prefect puts it
-    return _report(which.strip(" -") or message, 2 if invalid or state.name == "Refused" else 1)
-
-
-def _report(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

@@ -1,17 +1,27 @@
-"""A child process whose lines are passed on as they come and whose whole family ends with it."""
+"""A child process whose lines are passed on as they come, and whose whole family ends with it.
 
+The command runs under a guard: this file as a script. A flow holds the other end of the guard's standard input.
+However the flow ends, even killed, the operating system closes that pipe, and the guard ends the family. The
+script is run by its path, because the working folder is the project's; so only psutil is imported.
+"""
+
+import contextlib
+import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
-from flows import guard
+import psutil
 
-_POLL_SECONDS = 0.2  # how soon a request to stop is seen
+GRACE_SECONDS = 10.0  # between asking a family to stop and killing it
+_POLL_SECONDS: Final = 0.2  # how soon a request to stop is seen
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class TimedOutError(Exception):
@@ -19,7 +29,7 @@ class TimedOutError(Exception):
 
 
 class StoppedError(Exception):
-    """The process was asked to stop before its end, and has."""
+    """The process was stopped on request before its end."""
 
 
 def run_streaming(
@@ -33,8 +43,7 @@ def run_streaming(
 ) -> int:
     """Run a command to its end and return its exit status.
 
-    Whenever this function is left, and also when this process is killed, the command and all its
-    descendants end (see :mod:`flows.guard`).
+    Whenever this function is left, and also when this process is killed, the command and its descendants end.
 
     Args:
         command: program and arguments.
@@ -51,7 +60,7 @@ def run_streaming(
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     with subprocess.Popen(
-        [sys.executable, "-P", guard.__file__, str(guard.GRACE_SECONDS), *command],
+        [sys.executable, "-P", __file__, str(GRACE_SECONDS), *command],
         cwd=folder,
         env=dict(environment),
         stdin=subprocess.PIPE,
@@ -62,20 +71,44 @@ def run_streaming(
         start_new_session=True,  # a Ctrl-C at the terminal reaches the flow, which then stops the family
         pass_fds=keep_open,
     ) as process:
+        assert process.stdin is not None
         try:
             _pass_on(process, on_line, deadline, stop or threading.Event())
             return process.wait()
         finally:
-            _end(process)
+            process.stdin.close()  # the guard stops its family, if there still is one
+            try:
+                process.wait(timeout=3 * GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                stop_family(process.pid, grace=0)
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
-    assert process.stdin is not None
-    process.stdin.close()  # the guard stops its family, if there still is one
+def stop_family(pid: int, grace: float = GRACE_SECONDS) -> None:
+    """End a process and all its descendants: first asked (as by Ctrl-C), then killed.
+
+    Args:
+        pid: the head of the family; it leads its own process group.
+        grace: seconds that the family has to end by itself.
+    """
+    family = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        head = psutil.Process(pid)
+        family = [head, *head.children(recursive=True)]
     try:
-        process.wait(timeout=3 * guard.GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        guard.stop_family(process.pid, grace=0)
+        os.killpg(pid, signal.SIGINT)
+    except ProcessLookupError:
+        return
+    _, stubborn = psutil.wait_procs(family, timeout=grace)
+    for member in stubborn:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(stubborn, timeout=grace)
+
+
+def listen_again() -> None:
+    """Restore the usual effect of signals, whatever this process ignores; for a child, before it begins."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _pass_on(
@@ -101,3 +134,31 @@ def _read(stream: IO[str], lines: "queue.Queue[str | None]") -> None:
     for line in stream:
         lines.put(line.rstrip())
     lines.put(None)
+
+
+def _guard(grace: float, command: Sequence[str]) -> int:
+    """Run a command, end its family when standard input closes, and return its exit status."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the pipe alone decides, so that no child is left behind
+    # The child takes the inherited descriptors along: the workspace's lock is held while it lives.
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, close_fds=False, start_new_session=True, preexec_fn=listen_again
+    )
+    stopping = threading.Event()
+
+    def stop_at_end_of_input() -> None:
+        while os.read(0, 1):
+            continue
+        stopping.set()
+        stop_family(child.pid, grace)
+
+    watch = threading.Thread(target=stop_at_end_of_input, daemon=True)
+    watch.start()
+    status = child.wait()
+    if stopping.is_set():
+        watch.join()  # the child's own children may take longer than it
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(_guard(float(sys.argv[1]), sys.argv[2:]))

@@ -28,8 +28,8 @@ from prefect.workers.process import ProcessWorker
 from ruamel.yaml import YAML
 
 from flows.environment import stage_environment
-from flows.held import clear_away
-from flows.workspace import WorkspaceBusyError, sole_run
+from flows.flow import bury, report
+from flows.workspace import WorkspaceBusyError, clear_away, sole_run
 
 START_SECONDS = 180.0  # a new database on a slow machine
 RESTART_SECONDS = 5.0
@@ -163,7 +163,8 @@ def _clear_away(project: Path) -> None:
     """End what a run left that was killed together with its worker."""
     try:
         with sole_run(project, "make serve") as hold:
-            clear_away(project, hold, "make serve", lambda line: print(line, flush=True))
+            bury(hold, "make serve")
+            clear_away(project, hold, lambda line: print(line, flush=True))
     except WorkspaceBusyError as busy:
         print(busy, flush=True)
 
@@ -183,8 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         serve(Path.cwd(), given.host, given.port)
     except ServeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return report(str(error), 1)
     except KeyboardInterrupt:
         return 0
     return 0

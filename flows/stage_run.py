@@ -1,18 +1,18 @@
-"""One stage through DVC: what happened is told by DVC's own lines."""
+"""One stage through DVC, whose own lines say what happened."""
 
 import contextlib
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 
 from flows.aside import keep_aside, let_go, put_back
 from flows.graph import StageNode
-from flows.processes import TimedOutError, run_streaming
+from flows.processes import TimedOutError
+from flows.workspace import Workspace
 
 # A stage that runs beside this one holds DVC's lock while its outputs are hashed: DVC alone gives up after 3 s.
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
@@ -56,133 +56,125 @@ class StageFailedError(Exception):
         self.passing = passing
 
 
-def run_stage(
-    node: StageNode,
-    project: Path,
-    environment: Mapping[str, str],
-    on_line: Callable[[str], None],
-    force: bool = False,
-    keep_open: Sequence[int] = (),
-    stop: threading.Event | None = None,
-) -> StageRun:
-    """Bring one stage up to date; what it reads must be up to date already.
+def run_stage(node: StageNode, held: Workspace, on_line: Callable[[str], None], force: bool = False) -> StageRun:
+    """Bring one stage up to date; its inputs must be up to date already.
 
-    Stages whose outputs do not overlap may be brought up to date at the same time: DVC holds its
-    lock on the project only before and after a stage's command.
-
-    A stage that is stopped or fails leaves its outputs as they were before, those that DVC does not
-    cache too.
+    Stages whose outputs do not overlap may run at the same time: DVC holds its lock on the project only before
+    and after a stage's command. A stage that is stopped or fails leaves its outputs unchanged, also those that
+    DVC does not cache.
 
     Args:
         node: the stage.
-        project: the folder that holds ``dvc.yaml``.
-        environment: the whole environment.
+        held: the workspace.
         on_line: called with every line that is not empty.
         force: run it even when nothing changed.
-        keep_open: file descriptors that DVC inherits.
-        stop: once set, the stage is stopped.
 
     Raises:
         StageFailedError: the stage or DVC failed, or the stage's time-out passed.
-        StoppedError: ``stop`` was set.
+        StoppedError: the flow was stopped.
     """
     lines: list[str] = []
+    command = [*DVC, "repro", "--single-item", node.name, *(["--force"] if force else [])]
+    try:
+        keep_aside(node, held.project)
+    except OSError as error:
+        raise StageFailedError(f"{node.name}: its outputs cannot be backed up: {error}", passing=True) from None
+    started = time.monotonic()
+    try:
+        status = held.run(command, keeping(lines, on_line), node.timeout)
+        if status != 0:
+            raise failure(node.name, lines, status)
+    except TimedOutError:
+        _put_back(node, held, lines)
+        raise StageFailedError(f"{node.name}: stopped after {node.timeout:g} s (meta.timeout)", passing=True) from None
+    except BaseException:  # failed, stopped, or its lines have no reader any more
+        _put_back(node, held, lines)
+        raise
+    let_go(node, held.project)
+    if any(line.startswith(_CACHE_FULL) for line in lines):
+        raise failure(node.name, lines, status)
+    return StageRun(node.name, outcome(node.name, lines), time.monotonic() - started)
+
+
+def keeping(lines: list[str], on_line: Callable[[str], None]) -> Callable[[str], None]:
+    """Return a reader that keeps every line and passes on those that are not empty."""
 
     def keep(line: str) -> None:
         lines.append(line)
         if line:
             on_line(line)
 
-    command = [*DVC, "repro", "--single-item", node.name]
-    if force:
-        command.append("--force")
-    try:
-        keep_aside(node, project)
-    except OSError as error:
-        raise StageFailedError(f"{node.name}: its outputs cannot be backed up: {error}", passing=True) from None
-    started = time.monotonic()
-    try:
-        status = run_streaming(command, project, environment, keep, node.timeout, keep_open, stop)
-    except TimedOutError:
-        _put_back(node, project, environment, keep_open, lines)
-        raise StageFailedError(f"{node.name}: stopped after {node.timeout:g} s (meta.timeout)", passing=True) from None
-    except BaseException:  # stopped, or nobody takes its lines any more
-        _put_back(node, project, environment, keep_open, lines)
-        raise
-    if status != 0:
-        _put_back(node, project, environment, keep_open, lines)
-        raise failure(node.name, lines, status)
-    let_go(node, project)
-    if any(line.startswith(_CACHE_FULL) for line in lines):
-        raise failure(node.name, lines, status)
-    return StageRun(node.name, outcome(node.name, lines), time.monotonic() - started)
+    return keep
 
 
-def _put_back(
-    node: StageNode, project: Path, environment: Mapping[str, str], keep_open: Sequence[int], lines: Sequence[str]
-) -> None:
-    """Bring back the outputs that DVC's lock file knows and those kept aside; remove what was left half-done."""
-    if not _has_begun(node, project, lines):
-        let_go(node, project)
+def last_fault(lines: Sequence[str], *prefixes: str) -> str | None:
+    """The last line with the first prefix that occurs at all, without it."""
+    for prefix in prefixes or (_DVC_FAULT,):
+        if found := _after(prefix, lines):
+            return found[-1]
+    return None
+
+
+def _after(prefix: str, lines: Sequence[str]) -> list[str]:
+    return [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
+
+
+def _put_back(node: StageNode, held: Workspace, lines: Sequence[str]) -> None:
+    """Restore the outputs from DVC's cache and the backup; remove what was left half-done."""
+    if not _has_begun(node, held, lines):
+        let_go(node, held.project)
         return
-    put_back(node, project)
+    put_back(node, held.project)
     command = [*DVC, "checkout", "--quiet", "--force", node.name]
-    # Its status says no more than that a stage which never ran before has nothing to bring back.
+    going_on = replace(held, stop=threading.Event())  # also when the flow is stopped
+    # Its status only says that a stage which never ran before has nothing to restore.
     with contextlib.suppress(TimedOutError):
-        run_streaming(command, project, environment, lambda _line: None, PUT_BACK_SECONDS, keep_open)
+        going_on.run(command, lambda _line: None, PUT_BACK_SECONDS)
 
 
-def _has_begun(node: StageNode, project: Path, lines: Sequence[str]) -> bool:
-    """Whether DVC may have touched the outputs; while another DVC is at work on them they are that one's."""
+def _has_begun(node: StageNode, held: Workspace, lines: Sequence[str]) -> bool:
+    """Whether DVC may have touched the outputs; while another DVC works on them they are that one's."""
     if any(_BUSY in line for line in lines):
         return False
     announced = _announced(node.name, lines) in (Outcome.RAN, Outcome.RESTORED)
     # Outputs are removed before anything is said, and a missing input is found only then.
-    return announced or not all((project / path).exists() for path in node.outputs)
+    return announced or not all((held.project / path).exists() for path in node.outputs)
 
 
 def outcome(name: str, lines: Sequence[str]) -> Outcome:
-    """Tell from DVC's output what it did about the stage ``name``.
+    """Read from DVC's output what it did about the stage ``name``.
 
     Raises:
         StageFailedError: none of DVC's lines about the stage is there.
     """
-    told = _announced(name, lines)
-    if told is None:
+    announced = _announced(name, lines)
+    if announced is None:
         raise StageFailedError(f"{name}: DVC succeeded but did not report what it did", passing=False)
-    return told
+    return announced
 
 
 def _announced(name: str, lines: Sequence[str]) -> Outcome | None:
-    """What DVC said that it would do about the stage, if it came to say so."""
-    told = {
+    """What DVC announced to do about the stage; ``None``: it stopped before."""
+    known = {
         f"Running stage '{name}':": Outcome.RAN,
         f"Stage '{name}' is cached - skipping run, checking out outputs": Outcome.RESTORED,
         f"Stage '{name}' didn't change, skipping": Outcome.CACHED,
     }
-    return next((told[line] for line in lines if line in told), None)
+    return next((known[line] for line in lines if line in known), None)
 
 
 def failure(name: str, lines: Sequence[str], status: int) -> StageFailedError:
-    """Make the one clear fault out of the output of a failed ``dvc repro``.
+    """Return the one clear fault in the output of a failed ``dvc repro``.
 
-    A stage that blames its input (exit status 2) says why in ``error:`` lines, and trying again
-    cannot help; nor can it where DVC refused before the stage began, unless another DVC was busy.
+    A stage that refuses its input (exit status 2) says why in ``error:`` lines, and trying again cannot help; nor
+    can it where DVC refused before the stage began, unless another DVC was busy.
     """
-    from_stage = [line.removeprefix(_STAGE_FAULT) for line in lines if line.startswith(_STAGE_FAULT)]
-    from_dvc = [line.removeprefix(_DVC_FAULT) for line in lines if line.startswith(_DVC_FAULT)]
-    stage_status = _stage_status(from_dvc)
-    if stage_status == BAD_INPUT:
+    from_stage, from_dvc = _after(_STAGE_FAULT, lines), _after(_DVC_FAULT, lines)
+    ended = next((found for line in from_dvc if (found := _STAGE_STATUS.search(line))), None)
+    if ended is None:
+        reason = from_dvc[-1] if from_dvc else f"DVC exited with {status}"
+        return StageFailedError(f"{name}: {reason}", passing=any(_BUSY in line for line in lines))
+    if int(ended[1]) == BAD_INPUT:
         return StageFailedError(f"{name}: {'; '.join(from_stage) or 'refused its input'}", passing=False)
-    if stage_status is not None:
-        reason = from_stage[-1] if from_stage else f"exited with {stage_status}; its log has the reason"
-        return StageFailedError(f"{name}: {reason}", passing=True)
-    reason = from_dvc[-1] if from_dvc else f"DVC exited with {status}"
-    return StageFailedError(f"{name}: {reason}", passing=any(_BUSY in line for line in lines))
-
-
-def _stage_status(from_dvc: Sequence[str]) -> int | None:
-    for line in from_dvc:
-        if found := _STAGE_STATUS.search(line):
-            return int(found[1])
-    return None
+    reason = from_stage[-1] if from_stage else f"exited with {ended[1]}; its log has the reason"
+    return StageFailedError(f"{name}: {reason}", passing=True)

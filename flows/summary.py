@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from flows.durations import duration
 from flows.graph import StageNode
+from flows.lineage.why import leaves
 from flows.stage_run import StageRun
 
 _PICTURES: Final = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -15,14 +15,19 @@ _NOT_REACHED = "not reached"
 _SHARE = re.compile(r": \S+/\S+ .*\((\d{1,3})%\), ")
 
 
-def stage_rows(graph: Sequence[StageNode], runs: Sequence[StageRun], failed: str | None = None) -> list[dict[str, str]]:
-    """One row per stage: what happened, how long it took, what it is for.
+def duration(seconds: float) -> str:
+    """``83.4`` → ``1 min 23 s``; below ten seconds with one decimal."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
-    Args:
-        graph: the stages of this flow run, in order.
-        runs: those that ended well.
-        failed: name of the stage that failed.
-    """
+
+def stage_rows(graph: Sequence[StageNode], runs: Sequence[StageRun], failed: str | None = None) -> list[dict[str, str]]:
+    """One row per stage: what happened, how long it took, what it is for."""
     done = {run.name: run for run in runs}
     rows = []
     for node in graph:
@@ -51,7 +56,8 @@ def share_done(line: str) -> float | None:
 
 def metric_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     """Flatten nested metrics into rows of a dotted name and a value; lists are left out."""
-    return [{"metric": name, "value": _shown(value)} for name, value in _leaves(metrics, ())]
+    numbers = {name: value for name, value in leaves(metrics).items() if not isinstance(value, list | dict)}
+    return [{"metric": name, "value": _shown(value)} for name, value in numbers.items()]
 
 
 def plots(node: StageNode, project: Path) -> list[Path]:
@@ -67,12 +73,7 @@ def data_url(picture: Path) -> str:
 
 
 def page_text(path: str, project: Path) -> str:
-    """Markdown that says where a page lies and how to open it; browsers follow no link from http to a file.
-
-    Args:
-        path: of the page, relative to the project.
-        project: the folder that holds ``dvc.yaml``.
-    """
+    """Markdown that says how to open a page; browsers follow no link from http to a file."""
     page = project.resolve() / path
     return (
         f"`{path}` is on the machine that ran this flow. Open it there with this address:\n\n"
@@ -83,12 +84,8 @@ def page_text(path: str, project: Path) -> str:
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     """A Markdown table of rows that share their keys; no rows: an empty text."""
-    if not rows:
-        return ""
-    columns = list(rows[0])
-    lines = [_row(columns), _row(["---"] * len(columns))]
-    lines += [_row([row[column] for column in columns]) for row in rows]
-    return "\n".join(lines)
+    cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)] if rows else []
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
 def artifact_key(*names: str) -> str:
@@ -97,15 +94,5 @@ def artifact_key(*names: str) -> str:
     return "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in text).split())
 
 
-def _leaves(value: Any, path: tuple[str, ...]) -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        return [leaf for key in value for leaf in _leaves(value[key], (*path, str(key)))]
-    return [] if isinstance(value, list) else [(".".join(path), value)]
-
-
 def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,6 +1,6 @@
-"""Run a grid of parameters, each point as a DVC experiment, and show all results in one table.
+"""DVC experiments, and a sweep: a grid of parameters whose every point is an experiment, with one table of results.
 
-The workspace is not changed. DVC runs each point in a copy of its current state. All copies share the
+A sweep leaves the workspace unchanged. DVC runs each point in a copy of its current state. All copies share the
 cache, so work that two points have in common runs once.
 """
 
@@ -16,25 +16,47 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from prefect import State, flow, get_run_logger, task
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import as_completed, wait
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, JsonValue
 from ruamel.yaml import YAML
 
-from flows import machine
-from flows.environment import with_threads
-from flows.experiment import RUN_APART, ExperimentError, check_names, show
+from flows.environment import cores, with_threads
+from flows.environment import side_by_side as side_by_side_here
+from flows.flow import (
+    THREADS,
+    DottedName,
+    ExperimentName,
+    SideBySide,
+    at_work,
+    exit_status,
+    failed,
+    refused,
+    report,
+    workspace,
+)
 from flows.graph import GraphError, matching, read_graph
-from flows.held import THREADS, Workspace, failed, refused, workspace
 from flows.overrides import PARAMS_FILE, OverrideError, changed, parse
-from flows.pipeline import STOP_SECONDS, ExperimentName, SideBySide, exit_status
-from flows.processes import StoppedError, run_streaming
+from flows.processes import StoppedError
+from flows.stage_run import DVC, keeping, last_fault
 from flows.summary import markdown_table, metric_rows
-from flows.workspace import WorkspaceBusyError
+from flows.workspace import Workspace, WorkspaceBusyError
 from salf.ledger import ledger_of
 
+# DVC writes configuration into an experiment's folder by ConfigObj, which encodes as ASCII by default: no experiment
+# would run in a folder whose path, or for a user whose name, has other letters.
+_IN_UTF8 = """
+import sys, configobj
+class InUtf8(configobj.ConfigObj):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **{"default_encoding": "utf-8", **options})
+configobj.ConfigObj = InUtf8
+from dvc.cli import main  # takes ConfigObj as it finds it when it is imported
+sys.exit(main(sys.argv[1:]))
+"""
+# Runs an experiment in a folder of its own; -P, so that the working folder's modules do not count as top ones.
+RUN_APART: Final = (sys.executable, "-P", "-c", _IN_UTF8, "--wait-for-lock", "exp", "run", "--temp")
 _EXAMPLES = """example:
   python -m flows.sweep --name budget --set plan.budget=[0.2,0.4,0.6] --set finetune.epochs=[1,2] --targets evaluate
                             six experiments, budget-1 to budget-6; then: dvc exp show, dvc exp apply budget-3
@@ -42,10 +64,11 @@ exit status: 0 done, 1 a point failed, 2 the request was refused
 """
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ /+.$%*@?|-]*")
 
-Grid = Annotated[
-    dict[Annotated[str, Field(pattern=r"^[^.\s]+(\.[^.\s]+)*$")], Annotated[list[JsonValue], Field(min_length=1)]],
-    Field(min_length=1),
-]
+Grid = Annotated[dict[DottedName, Annotated[list[JsonValue], Field(min_length=1)]], Field(min_length=1)]
+
+
+class ExperimentError(Exception):
+    """The name cannot be used, or DVC refused to save; the text says why."""
 
 
 @flow(name="salf-sweep", task_runner=THREADS)
@@ -76,8 +99,8 @@ def sweep(
                 changed(text, values)
                 words(values)
             stages = sorted(matching(read_graph(project), targets))
-            check_names(list(points), project, held.environment)
-            return _run_all(points, stages, held, machine.side_by_side(side_by_side))
+            check_names(list(points), held)
+            return _run_all(points, stages, held, side_by_side_here(side_by_side))
     except (ExperimentError, GraphError, OverrideError, WorkspaceBusyError) as error:
         return refused(str(error))
 
@@ -87,53 +110,76 @@ def _points(name: str, grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str,
     return {f"{name}-{n}": dict(zip(grid, values, strict=True)) for n, values in enumerate(combinations, 1)}
 
 
+def check_names(names: Sequence[str], held: Workspace) -> None:
+    """Refuse names of existing experiments, before hours of work.
+
+    Raises:
+        ExperimentError: a name is taken.
+    """
+    present = {line.strip() for line in _dvc(["list", "--all-commits", "--name-only"], held)}
+    if taken := " ".join(name for name in names if name in present):
+        raise ExperimentError(f"an experiment of that name exists: choose another name, or: dvc exp remove {taken}")
+
+
+def save(name: str, stages: Sequence[str], held: Workspace) -> None:
+    """Save parameters, lock file and results of the given stages, which are up to date, as an experiment.
+
+    Without the names DVC would write the present parameters into the lock of stages that did not run.
+
+    Raises:
+        ExperimentError: DVC refused.
+    """
+    _dvc(["save", "--name", name, *stages], held)
+
+
+def _metrics(held: Workspace) -> dict[str, dict[str, Any]]:
+    """The metrics of every experiment on the present commit: name → metrics."""
+    lines = _dvc(["show", "--json"], held)
+    found: dict[str, dict[str, Any]] = {}
+    for revision in json.loads(next(line for line in lines if line.startswith("["))):
+        for experiment in revision["experiments"] or []:
+            files = (experiment["revs"][0]["data"] or {}).get("metrics", {}).values()
+            found[experiment["name"]] = {key: value for file in files for key, value in file.get("data", {}).items()}
+    return found
+
+
+def _dvc(arguments: Sequence[str], held: Workspace) -> list[str]:
+    lines: list[str] = []
+    status = held.run([*DVC, "exp", *arguments], lines.append)
+    if status != 0:
+        raise ExperimentError(f"experiment: {last_fault(lines) or f'DVC exited with {status}'}")
+    return lines
+
+
 def _run_all(points: Mapping[str, Mapping[str, Any]], stages: list[str], held: Workspace, at_once: int) -> State[Any]:
-    threads = None if at_once == 1 else max(1, machine.cores() // at_once)
-    environment = with_threads(held.environment, threads)
+    environment = with_threads(held.environment, None if at_once == 1 else max(1, cores() // at_once))
     # DVC removes a point's folder in the end: its runs are recorded in the project's own ledger.
-    environment["SALF_LEDGER"] = str(ledger_of(held.project))
-    held = replace(held, environment=environment)
-    waiting, faults, ended = list(points), dict[str, str](), 0
-    running: dict[Any, str] = {}
-    progress: Any = create_progress_artifact(0.0, "progress", "Experiments of this sweep that have ended")
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
+    held = replace(held, environment={**environment, "SALF_LEDGER": str(ledger_of(held.project))})
+    waiting, faults = list(points), dict[str, str]()
+    with at_work(held, len(points), "Experiments of this sweep that have ended") as tasks:
+        while waiting or tasks.running:
+            while waiting and len(tasks.running) < at_once:
                 name = waiting.pop(0)
-                task_run = _point.with_options(name=name, task_run_name=name)
-                running[task_run.submit(name, points[name], stages, held, return_state=False)] = name
-            future: Any = next(as_completed(list(running)))
-            future.wait()
-            name, ended = running.pop(future), ended + 1
+                point = _point.with_options(name=name, task_run_name=name)
+                tasks.running[point.submit(name, points[name], stages, held, return_state=False)] = name
+            name, future = tasks.next()
             if not future.state.is_completed():
-                faults[name] = future.state.message or future.state.name
-            update_progress_artifact(progress, 100 * ended / len(points))
-    except BaseException:  # cancelled, the worker is gone, a bug: no experiment outlives its flow
-        held.stop.set()
-        wait(list(running), timeout=STOP_SECONDS)
-        raise
+                faults[name] = future.state.message or future.state.name or "failed"
+            tasks.advance()
     return _conclude(points, faults, held)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def _point(name: str, values: Mapping[str, Any], stages: Sequence[str], held: Workspace) -> Any:
-    logger = get_run_logger()
     lines: list[str] = []
-
-    def keep(line: str) -> None:
-        lines.append(line)
-        if line:
-            logger.info(line)
-
     command = [*RUN_APART, "--name", name, *words(values), *stages]
     try:
-        status = run_streaming(command, held.project, held.environment, keep, None, [held.lock], held.stop)
+        status = held.run(command, keeping(lines, get_run_logger().info))
     except StoppedError:
         return Cancelled(message=f"{name}: stopped with its flow")
     if status == 0:
         return Completed(name="Kept", message=f"dvc exp apply {name}")
-    faults = [line for line in lines if line.startswith("error: ")] or [x for x in lines if x.startswith("ERROR: ")]
-    return Failed(message=f"{name}: {faults[-1].partition(': ')[2] if faults else f'DVC exited with {status}'}")
+    return Failed(message=f"{name}: {last_fault(lines, 'error: ', 'ERROR: ') or f'DVC exited with {status}'}")
 
 
 def words(values: Mapping[str, Any]) -> list[str]:
@@ -183,8 +229,7 @@ def _name(name: Any, key: str) -> str:
 
 
 def _conclude(points: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str], held: Workspace) -> State[Any]:
-    metrics = show(held.project, held.environment)
-    rows = table(points, metrics, faults)
+    rows = table(points, _metrics(held), faults)
     create_table_artifact(table=rows, key="sweep", description="Every point of the grid, its values and its metrics")
     print(markdown_table(rows))
     if faults:
@@ -197,13 +242,7 @@ def _conclude(points: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str]
 def table(
     points: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str]
 ) -> list[dict[str, str]]:
-    """One row per point: its name, the grid's values, every scalar metric; what failed says so.
-
-    Args:
-        points: values by parameter, by experiment.
-        metrics: nested metrics by experiment.
-        faults: what went wrong, by experiment.
-    """
+    """One row per point: its name, the grid's values, its outcome, every scalar metric."""
     scores = {name: {row["metric"]: row["value"] for row in metric_rows(metrics.get(name, {}))} for name in points}
     columns = list(dict.fromkeys(metric for name in points for metric in scores[name]))
     rows = []
@@ -218,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a sweep from a command line; returns the exit status (see ``--help``)."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.sweep",
-        description=__doc__,
+        description="Run a grid of parameters, each point as a DVC experiment, and show all results in one table.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -231,8 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         grid = {key: value if isinstance(value, list) else [value] for key, value in parse(given.set).items()}
     except OverrideError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(str(error), 2)
     options = {"targets": given.targets, "side_by_side": given.side_by_side, "wait": given.wait}
     return exit_status(sweep(grid, given.name, **options, return_state=True))
 

@@ -1,22 +1,36 @@
-"""One run at a time in a workspace: two would overwrite each other's half-done outputs."""
+"""One run at a time in a workspace, and a clear workspace for it: two runs would overwrite each other's outputs.
 
+``make run`` calls this module to clear away what a killed run left.
+"""
+
+import argparse
 import fcntl
 import json
 import os
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Final
 
 import psutil
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from voluptuous import Invalid
 
+from flows.aside import put_back_left
 from flows.environment import WORKSPACE
-from flows.guard import GRACE_SECONDS, stop_family
+from flows.overrides import take_back
+from flows.processes import GRACE_SECONDS, run_streaming, stop_family
 
-LOCK_FILE = Path(".dvc/tmp/flow.lock")  # git-ignored by DVC's own rules
-_POLL_SECONDS = 1.0
-ENDING_SECONDS = 2 * GRACE_SECONDS + 5  # the most that a killed run's guard takes to end its stages
+LOCK_FILE: Final = Path(".dvc/tmp/flow.lock")  # git-ignored by DVC's own rules
+ENDING_SECONDS: Final = 2 * GRACE_SECONDS + 5  # the most that a killed run's guard takes to end its stages
+_POLL_SECONDS: Final = 1.0
+_WRITING_SECONDS: Final = 0.5  # a living DVC has written its file by then
 
 
 class WorkspaceBusyError(Exception):
@@ -25,13 +39,7 @@ class WorkspaceBusyError(Exception):
 
 @dataclass(frozen=True)
 class Holder:
-    """A run that works in a workspace.
-
-    Attributes:
-        run: its name.
-        pid: its process.
-        flow_run: Prefect's id of it; ``None``: no flow run.
-    """
+    """A run that works in a workspace; ``flow_run`` is Prefect's id, if it is a flow run."""
 
     run: str
     pid: int
@@ -44,11 +52,36 @@ class Hold:
 
     Attributes:
         descriptor: the lock's file descriptor, for children to inherit.
-        died: the run that held it before and ended without letting it go (killed, power cut).
+        died: the run that held it before and ended without releasing it (killed, power cut).
     """
 
     descriptor: int
     died: Holder | None
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What every task of one flow run shares.
+
+    Attributes:
+        project: the folder that holds ``dvc.yaml``.
+        environment: in which DVC and the stages run.
+        lock: descriptor of the workspace's lock, to hand on.
+        flow_run: id of the flow run.
+        flow_run_name: its name.
+        stop: once set, stages that are active are stopped.
+    """
+
+    project: Path
+    environment: Mapping[str, str]
+    lock: int
+    flow_run: str
+    flow_run_name: str
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, command: list[str], on_line: Callable[[str], None], timeout: float | None = None) -> int:
+        """Run a command here until it ends or the flow stops; see :func:`flows.processes.run_streaming`."""
+        return run_streaming(command, self.project, self.environment, on_line, timeout, [self.lock], self.stop)
 
 
 @contextmanager
@@ -61,13 +94,13 @@ def sole_run(
 ) -> Iterator[Hold]:
     """Hold the workspace for one run.
 
-    The lock is the operating system's: it ends with the last process that has the descriptor, so a
-    killed run leaves none behind. A child that inherits the descriptor keeps the lock while it lives:
-    for the children of a run that was killed this waits, as their guard is ending them.
+    The lock is the operating system's: it ends with the last process that has the descriptor, so a killed run
+    leaves none. A child that inherits the descriptor keeps the lock while it lives. For the children of a killed
+    run this waits, because their guard is ending them.
 
     Args:
         project: the DVC project.
-        run_name: what the second run is told about this one.
+        run_name: this run's name in messages to a second run.
         wait: wait for the other run's end instead of refusing.
         on_wait: called once with a message before waiting.
         flow_run: Prefect's id of this run.
@@ -90,8 +123,28 @@ def sole_run(
         os.close(descriptor)
 
 
+def clear_away(project: Path, hold: Hold, tell: Callable[[str], None]) -> None:
+    """Clear away what a killed run left: processes, half-written files of DVC's, lost outputs, overrides.
+
+    Args:
+        project: the workspace.
+        hold: its lock, held by the caller.
+        tell: called with a line for everything that was found.
+    """
+    if hold.died:
+        tell(f"the run {hold.died.run!r} (process {hold.died.pid}) was killed")
+    for pid in stop_leftovers(project):
+        tell(f"ended process {pid}, left running by a run that no longer exists")
+    for line in clear_torn(project):
+        tell(line)
+    if back := put_back_left(project):
+        tell(f"restored the outputs that a killed run had backed up: {', '.join(back)}")
+    if take_back(project):
+        tell("removed the parameter overrides of a killed run")
+
+
 def stop_leftovers(project: Path) -> list[int]:
-    """End the processes that a dead run left at work in this project; returns their ids.
+    """End the processes of a dead run that still work in this project; returns their ids.
 
     To be called by the run that holds the workspace, before it starts a process of its own.
     """
@@ -100,6 +153,47 @@ def stop_leftovers(project: Path) -> list[int]:
     for pid in left:
         stop_family(pid)
     return left
+
+
+def clear_torn(project: Path) -> list[str]:
+    """Move or remove files that a killed DVC left half-written; returns a sentence for each.
+
+    DVC rewrites ``.dvc/tmp/rwlock`` (who works on what) and ``dvc.lock`` in place, and refuses to run while one
+    of them is torn. Neither is needed: a torn ``rwlock`` names no living process, and DVC's cache of runs restores
+    every finished stage to an empty ``dvc.lock`` without running it.
+    """
+    found = []
+    workers, lock = project / ".dvc/tmp/rwlock", project / "dvc.lock"
+    if _torn_json(workers):
+        time.sleep(_WRITING_SECONDS)
+        if _torn_json(workers):
+            workers.unlink(missing_ok=True)
+            found.append(".dvc/tmp/rwlock: half-written by a DVC that was killed; removed")
+    if lock.exists() and not _is_whole(lock.read_bytes()):
+        aside = lock.with_name("dvc.lock.torn")
+        os.replace(lock, aside)
+        found.append(f"dvc.lock: half-written by a killed DVC; moved to {aside.name}, DVC rebuilds it from its cache")
+    return found
+
+
+def _torn_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+    return False
+
+
+def _is_whole(content: bytes) -> bool:
+    if b"<<<<<<< " in content:
+        return True  # a merge that a person has to finish: DVC says so
+    try:
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe", pure=True).load(content.decode()))
+    except (YAMLError, ValueError, Invalid):
+        return False
+    return True
 
 
 def _works_in(process: psutil.Process, project: Path) -> bool:
@@ -118,15 +212,17 @@ def _take(descriptor: int, wait: bool, on_wait: Callable[[str], None]) -> None:
             return
         except BlockingIOError:
             holder = _holder(descriptor)
-        at_work = f"{_named(holder)} is working in this folder"
+        # Without a record, the other took the lock a moment ago and has not written yet.
+        named = f"the run {holder.run!r} (process {holder.pid})" if holder else "another run"
+        state = f"{named} is working in this folder"
         if holder and not _lives(holder.pid):
-            at_work = f"{_named(holder)} was killed, and its stages are still ending in this folder"
+            state = f"{named} was killed, and its stages are still ending in this folder"
         elif not wait:
             patience = 0.0
         if not wait and time.monotonic() >= patience:
-            raise WorkspaceBusyError(f"{at_work}; wait for it, or start with --wait")
+            raise WorkspaceBusyError(f"{state}; wait for it, or start with --wait")
         if not told:
-            on_wait(f"waiting: {at_work}")
+            on_wait(f"waiting: {state}")
             told = True
         time.sleep(_POLL_SECONDS)
 
@@ -136,11 +232,6 @@ def _lives(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def _named(holder: Holder | None) -> str:
-    # Without a record, the other took the lock a moment ago and has not written yet.
-    return f"the run {holder.run!r} (process {holder.pid})" if holder else "another run"
 
 
 def _holder(descriptor: int) -> Holder | None:
@@ -153,3 +244,24 @@ def _holder(descriptor: int) -> Holder | None:
 def _write(descriptor: int, text: str) -> None:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, text.encode(), 0)
+
+
+def main() -> int:
+    """Clear the workspace from a command line; returns the exit status."""
+    argparse.ArgumentParser(
+        prog="python -m flows.workspace",
+        description="Clear away what a killed run left in this folder; refused while a flow works here.",
+        epilog="example: python -m flows.workspace",
+    ).parse_args()
+    project = Path.cwd()
+    try:
+        with sole_run(project, "make run") as hold:
+            clear_away(project, hold, lambda line: print(line, file=sys.stderr))
+    except WorkspaceBusyError as busy:
+        print(f"error: {str(busy).partition(';')[0]}; wait for it", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

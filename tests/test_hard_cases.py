@@ -15,8 +15,8 @@ import pytest
 from dvc.dvcfile import Lockfile
 from dvc.repo import Repo
 
-from flows.leftovers import clear
 from flows.lineage.ledger import Ledger, check_chain
+from flows.workspace import clear_torn
 from tests.conftest import PROJECT, write_params
 from tests.hard_project import FOLDER, PARTS, SOURCE, HardProject, kill_group
 
@@ -75,7 +75,7 @@ def test_a_run_killed_at_a_random_moment_spoils_nothing_and_the_next_one_finishe
         process.stdout.read()
     nothing_wrong(hard, "red", "blue")
 
-    clear(hard.root)
+    clear_torn(hard.root)
     done = hard.repro()
     assert done.returncode == 0, done.stdout + done.stderr
     assert hard.outputs() == hard.expected("blue")
@@ -91,7 +91,7 @@ def test_whatever_a_kill_leaves_of_the_lock_file_dvc_reads_it_again(hard):
     with Repo(str(hard.root)) as repo:
         for cut in range(0, len(whole), 7):
             lock.write_bytes(whole[:cut])
-            told = clear(hard.root)
+            told = clear_torn(hard.root)
             assert lock.exists() == (told == [])
             Lockfile(repo, str(lock)).load()  # refuses what is torn
             outcomes.add(bool(told))
@@ -105,7 +105,7 @@ def test_whatever_a_kill_leaves_of_the_lock_file_dvc_reads_it_again(hard):
 def test_a_lock_file_that_waits_for_a_merge_is_left_to_its_user(hard):
     conflict = "<<<<<<< HEAD\nschema: '2.0'\n=======\n>>>>>>> other\n"
     (hard.root / "dvc.lock").write_text(conflict)
-    assert clear(hard.root) == []
+    assert clear_torn(hard.root) == []
     assert (hard.root / "dvc.lock").read_text() == conflict
 
 
@@ -114,8 +114,8 @@ def test_a_torn_table_of_workers_stops_no_later_run(hard, torn):
     hard.set("blue")
     (hard.root / ".dvc/tmp/rwlock").write_text(torn)
     assert "rwlock" in hard.repro().stderr
-    assert len(clear(hard.root)) == 1
-    assert clear(hard.root) == []
+    assert len(clear_torn(hard.root)) == 1
+    assert clear_torn(hard.root) == []
     assert hard.repro().returncode == 0
     assert hard.outputs() == hard.expected("blue")
 

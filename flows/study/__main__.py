@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.pipeline import exit_status
+from flows.flow import exit_status
 from flows.study import options
 from flows.study.description import StudyError, only, read_description
 from flows.study.flow import study

@@ -1,5 +1,6 @@
 """One experiment of a study: started through DVC, read when it has ended, and cleared away."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -7,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from flows.experiment import RUN_APART, remove
-from flows.held import Workspace
 from flows.processes import run_streaming
+from flows.stage_run import DVC
 from flows.study.description import StudyError
 from flows.study.item import Item, asked, keep
 from flows.study.kept import first_seen, forget, read_kept
 from flows.study.progress import Progress
-from flows.sweep import words
+from flows.sweep import RUN_APART, ExperimentError, check_names, words
+from flows.workspace import Workspace
 
 _AT_WORK: Final = ("Running stage '", "Stage '")  # DVC's lines when the workspace is as it was before it started
 
@@ -48,14 +49,14 @@ def run_item(item: Item, desk: Desk, environment: dict[str, str], on_line: Calla
     """
     before, began = first_seen(desk.held.project, desk.cache, item.name), time.monotonic()
     # Left by a study that was killed: what had ended then comes back from DVC's cache.
-    remove(item.name, desk.held.project, environment)
+    _remove(item.name, desk.held)
     _run(item, desk, environment, on_line)
     kept = read_kept(desk.held.project, item.name)
     with desk.alone:
         keep(item, kept, desk.progress, time.monotonic() - began)
         if not desk.keep:
             kept.drop_models(before)
-            remove(item.name, desk.held.project, environment)
+            _remove(item.name, desk.held)
         forget(desk.held.project, item.name)
 
 
@@ -97,3 +98,10 @@ class _Starting:
 
     def __exit__(self, *_: object) -> None:
         self.over()
+
+
+def _remove(name: str, held: Workspace) -> None:
+    with contextlib.suppress(ExperimentError):  # there is none
+        check_names([name], held)
+        return
+    held.run([*DVC, "exp", "remove", name], lambda _line: None)

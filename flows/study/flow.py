@@ -13,13 +13,10 @@ from prefect.futures import as_completed, wait
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
-from flows import machine
-from flows.durations import duration
+from flows import environment as machine
 from flows.environment import with_threads
-from flows.experiment import ExperimentError
+from flows.flow import STOP_SECONDS, THREADS, SideBySide, failed, refused, workspace
 from flows.graph import GraphError
-from flows.held import THREADS, Workspace, failed, refused, workspace
-from flows.pipeline import STOP_SECONDS, SideBySide
 from flows.processes import StoppedError, run_streaming
 from flows.study import harvest
 from flows.study.description import DESCRIPTION, StudyError, only, read_description
@@ -31,7 +28,9 @@ from flows.study.outlook import outlook
 from flows.study.progress import Look, Progress
 from flows.study.settings import Places
 from flows.study.tables import Tables, sole_writer
-from flows.workspace import WorkspaceBusyError
+from flows.summary import duration
+from flows.sweep import ExperimentError
+from flows.workspace import Workspace, WorkspaceBusyError
 from salf.ledger import ledger_of
 
 

@@ -1,9 +1,9 @@
 """Where a study stands, in words."""
 
-from flows.durations import duration
 from flows.study import harvest
 from flows.study.forecast import Forecast, Machine, best_known
 from flows.study.progress import Progress
+from flows.summary import duration
 
 
 def outlook(progress: Progress) -> str:

@@ -11,6 +11,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.environment import stage_environment
 from flows.stage_run import StageRun, run_stage
+from flows.workspace import LOCK_FILE, Workspace
 
 TOY_STAGE = """
 import os, pathlib, subprocess, sys, time
@@ -122,8 +123,15 @@ class ToyProject:
         began, ended, threads = (self.root / "calls" / f"{name}.took").read_text().split()
         return float(began), float(ended), threads
 
-    def run(self, node, lines: list[str] | None = None) -> StageRun:
-        return run_stage(node, self.root, stage_environment(os.environ), (lines if lines is not None else []).append)
+    @property
+    def held(self) -> Workspace:
+        """The workspace as a flow hands it to its tasks."""
+        (self.root / LOCK_FILE).touch()
+        lock = os.open(self.root / LOCK_FILE, os.O_RDONLY)
+        return Workspace(self.root, stage_environment(os.environ), lock, "id", "name")
+
+    def run(self, node, lines: list[str] | None = None, **options) -> StageRun:
+        return run_stage(node, self.held, (lines if lines is not None else []).append, **options)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
-from flows import machine
+from flows import environment
 from flows import pipeline as module
 from flows.aside import keep_aside
 from flows.graph import read_graph
@@ -138,7 +138,7 @@ def test_a_run_tells_openlineage_of_every_stage_as_it_happens(toy):
 
 
 def test_independent_stages_run_side_by_side_with_their_share_of_the_cores(toy, monkeypatch):
-    monkeypatch.setattr(machine, "cores", lambda: 6)
+    monkeypatch.setattr(environment, "cores", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     toy.configure(mode="meet")
     assert run(toy, side_by_side=2).is_completed()

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import guard
+from flows import processes
 from flows.processes import StoppedError, TimedOutError, run_streaming
 
 TREE = """
@@ -44,7 +44,7 @@ def test_the_exit_status_is_the_commands(tmp_path):
 
 @pytest.mark.parametrize("handler", ["signal.SIG_DFL", "signal.SIG_IGN"])
 def test_a_time_out_ends_the_whole_family_even_when_it_will_not_listen(tmp_path, monkeypatch, handler):
-    monkeypatch.setattr(guard, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.5)
     lines: list[str] = []
     with pytest.raises(TimedOutError):
         python(TREE.format(handler=handler), tmp_path, lines.append, timeout=2.0)

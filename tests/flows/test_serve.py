@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
 from flows.environment import WORKSPACE, stage_environment
-from flows.guard import listen_again
+from flows.processes import listen_again
 from tests.flows.conftest import ToyProject
 
 ROOT = Path(__file__).resolve().parents[2]

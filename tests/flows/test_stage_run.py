@@ -1,12 +1,8 @@
-import os
-import threading
-
 import psutil
 import pytest
 
-from flows import guard, stage_run
+from flows import processes
 from flows.aside import FOLDER
-from flows.environment import stage_environment
 from flows.graph import read_graph
 from flows.processes import StoppedError
 from flows.stage_run import Outcome, StageFailedError, failure, outcome, run_stage
@@ -40,7 +36,7 @@ def test_a_full_cache_fails_the_stage_although_dvc_ends_well(toy, monkeypatch):
             on_line(line)
         return 0
 
-    monkeypatch.setattr(stage_run, "run_streaming", full)
+    monkeypatch.setattr("flows.workspace.run_streaming", full)
     toy.single("fine")
     with pytest.raises(StageFailedError, match=r"only: failed to transfer .*No space left") as fault:
         toy.run(only(toy))
@@ -50,8 +46,7 @@ def test_a_full_cache_fails_the_stage_although_dvc_ends_well(toy, monkeypatch):
 def test_force_runs_what_did_not_change(toy):
     toy.single("fine")
     toy.run(only(toy))
-    again = run_stage(only(toy), toy.root, stage_environment({}), print, force=True)
-    assert again.outcome is Outcome.RAN
+    assert toy.run(only(toy), force=True).outcome is Outcome.RAN
     assert toy.calls("only") == 2
 
 
@@ -79,7 +74,7 @@ def test_a_missing_input_is_dvcs_line_and_does_not_pass(toy):
 
 @pytest.mark.slow
 def test_a_time_out_ends_dvc_and_the_stages_children(toy, monkeypatch):
-    monkeypatch.setattr(guard, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 1.0)
     toy.single("hang", timeout=6)
     with pytest.raises(StageFailedError, match=r"^only: stopped after 6 s \(meta.timeout\)$") as fault:
         toy.run(only(toy))
@@ -104,14 +99,14 @@ def made(toy) -> dict[str, str]:
 
 def stop_at_work(toy) -> None:
     """Run the only stage and stop it once its last command is at work."""
-    stop = threading.Event()
+    held = toy.held
 
     def on_line(line: str) -> None:
         if line == "only at work":
-            stop.set()
+            held.stop.set()
 
     with pytest.raises(StoppedError):
-        run_stage(only(toy), toy.root, stage_environment(os.environ), on_line, stop=stop)
+        run_stage(only(toy), held, on_line)
 
 
 def test_a_stage_that_fails_leaves_its_outputs_as_they_were_uncached_ones_too(toy):
@@ -135,7 +130,7 @@ def test_a_stage_that_finds_an_input_missing_leaves_its_outputs_as_they_were(toy
 
 
 def test_a_stage_that_is_stopped_leaves_its_outputs_as_they_were_uncached_ones_too(toy, monkeypatch):
-    monkeypatch.setattr(guard, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 1.0)
     before = made(toy)
     toy.uncached("new", "hang")
     stop_at_work(toy)
@@ -144,7 +139,7 @@ def test_a_stage_that_is_stopped_leaves_its_outputs_as_they_were_uncached_ones_t
 
 
 def test_a_stage_that_is_stopped_the_first_time_leaves_nothing_half_done(toy, monkeypatch):
-    monkeypatch.setattr(guard, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 1.0)
     toy.uncached("new", "hang")
     stop_at_work(toy)
     assert toy.calls("out") == 1
@@ -153,7 +148,7 @@ def test_a_stage_that_is_stopped_the_first_time_leaves_nothing_half_done(toy, mo
 
 @pytest.mark.slow
 def test_a_stage_whose_time_is_up_leaves_its_outputs_as_they_were_uncached_ones_too(toy, monkeypatch):
-    monkeypatch.setattr(guard, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 1.0)
     before = made(toy)
     toy.uncached("new", "hang")
     with pytest.raises(StageFailedError, match="stopped after 12 s"):
@@ -171,7 +166,7 @@ def test_while_another_dvc_is_at_work_on_the_outputs_they_are_left_to_it(toy, mo
         on_line("ERROR: 'out.txt' is busy, it is being blocked by:")
         return 255
 
-    monkeypatch.setattr(stage_run, "run_streaming", busy)
+    monkeypatch.setattr("flows.workspace.run_streaming", busy)
     with pytest.raises(StageFailedError, match="is busy"):
         toy.run(only(toy))
     assert (toy.root / "page.html").read_text() == "the other one's"

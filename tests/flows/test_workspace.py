@@ -11,6 +11,7 @@ import pytest
 
 from flows.environment import WORKSPACE
 from flows.workspace import Holder, WorkspaceBusyError, sole_run, stop_leftovers
+from tests.stage_sources import ROOT
 
 HOLD = """
 import subprocess, sys, time
@@ -123,3 +124,29 @@ def test_what_a_dead_run_left_at_work_is_ended_and_nothing_else(tmp_path):
     finally:
         other.kill()
         other.wait()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from flows.overrides import overridden
+from flows.workspace import sole_run
+with sole_run(Path(), "early-bird"), overridden(Path(), {"word": "other"}):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_make_run_takes_back_the_overrides_of_a_killed_flow_and_is_refused_while_one_works(toy):
+    before = (toy.root / "params.yaml").read_bytes()
+    there = {"cwd": toy.root, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    assert subprocess.run([sys.executable, "-c", KILLED], **there).returncode == -signal.SIGKILL
+    assert (toy.root / "params.yaml").read_bytes() != before
+    clear = [sys.executable, "-m", "flows.workspace"]
+    with sole_run(toy.root, "at work"):
+        refused = subprocess.run(clear, **there)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "'at work'" in refused.stderr
+    cleared = subprocess.run(clear, **there)
+    assert cleared.returncode == 0, cleared.stderr
+    assert "removed the parameter overrides" in cleared.stderr
+    assert (toy.root / "params.yaml").read_bytes() == before

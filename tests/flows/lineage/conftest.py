@@ -13,9 +13,9 @@ import pytest
 from dvc.repo import Repo
 
 from flows.environment import stage_environment
-from flows.experiment import RUN_APART
 from flows.lineage.__main__ import main
 from flows.lineage.ledger import Ledger, record_all
+from flows.sweep import RUN_APART
 from tests.stage_sources import ROOT
 
 STAGE = """

@@ -1,7 +1,7 @@
 import psutil
 import pytest
 
-from flows import machine
+from flows import environment
 from flows.environment import with_threads
 from flows.graph import StageNode
 
@@ -25,16 +25,16 @@ GRAPH = [
 )
 def test_the_machine_says_how_many_stages_run_at_once(monkeypatch, cores, gigabytes, expected):
     memory = psutil.virtual_memory()._replace(total=gigabytes * 2**30)
-    monkeypatch.setattr(machine, "cores", lambda: cores)
+    monkeypatch.setattr(environment, "cores", lambda: cores)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    assert machine.side_by_side(0) == expected
-    assert machine.side_by_side(3) == 3
+    assert environment.side_by_side(0) == expected
+    assert environment.side_by_side(3) == 3
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 5])
 def test_stages_beside_each_other_never_have_more_threads_than_there_are_cores(monkeypatch, at_once):
-    monkeypatch.setattr(machine, "cores", lambda: 8)
-    share = machine.threads_each(GRAPH, at_once)
+    monkeypatch.setattr(environment, "cores", lambda: 8)
+    share = environment.threads_each(GRAPH, at_once)
     assert share["a"] is share["b"] is share["e"] is None
     together = min(at_once, 3)
     assert share["t@1"] == share["t@2"] == share["t@3"]
@@ -45,8 +45,8 @@ def test_stages_beside_each_other_never_have_more_threads_than_there_are_cores(m
 
 
 def test_a_part_of_the_graph_has_its_own_shares(monkeypatch):
-    monkeypatch.setattr(machine, "cores", lambda: 8)
-    assert machine.threads_each([GRAPH[2], GRAPH[5]], 4) == {"t@1": None, "e": None}
+    monkeypatch.setattr(environment, "cores", lambda: 8)
+    assert environment.threads_each([GRAPH[2], GRAPH[5]], 4) == {"t@1": None, "e": None}
 
 
 def test_a_users_own_limit_is_never_raised():

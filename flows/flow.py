@@ -1,0 +1,186 @@
+"""What every Prefect flow here shares: the workspace, the tasks at work, and how a flow ends."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from prefect import State, get_run_logger
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.exceptions import ObjectNotFound
+from prefect.futures import PrefectFuture, as_completed, wait
+from prefect.runtime import flow_run
+from prefect.states import Crashed, Failed, Running
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
+
+from flows.environment import stage_environment
+from flows.workspace import Hold, Workspace, clear_away, sole_run
+
+THREADS: Any = ThreadPoolTaskRunner()  # one thread per active stage, each waiting for its process
+STOP_SECONDS: Final = 120.0  # longest that stages may take to stop
+_POLL_SECONDS: Final = 1.0
+_STARTED_BY_A_WORKER: Final = "PREFECT__FLOW_RUN_ID"  # set by Prefect in the process that a worker starts
+
+DottedName = Annotated[str, Field(pattern=r"^[^.\s]+(\.[^.\s]+)*$")]
+ExperimentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=100)]
+SideBySide = Annotated[int, Field(ge=0, le=64)]
+
+
+@contextmanager
+def workspace(project: Path, wait: bool) -> Iterator[Workspace]:
+    """Hold the project for the current flow run, cleared of what a killed run left.
+
+    When the block is left by an exception (a cancelled flow, a lost worker), ``stop`` is set.
+
+    Raises:
+        WorkspaceBusyError: another run holds the project and ``wait`` is false; the text names it.
+    """
+    logger = get_run_logger()
+    name, identity = flow_run.name or "unnamed", str(flow_run.id)
+    waited = threading.Event()
+
+    def on_wait(message: str) -> None:
+        waited.set()
+        logger.info(message)
+        _set_state(identity, Running(name="Waiting", message=message))
+
+    with _ends_with_its_worker(), sole_run(project, name, wait, on_wait, identity) as hold:
+        if waited.is_set():
+            _set_state(identity, Running())
+        bury(hold, name)
+        clear_away(project, hold, logger.warning)
+        environment = stage_environment(os.environ, project, (identity, name))
+        held = Workspace(project, environment, hold.descriptor, identity, name)
+        try:
+            yield held
+        finally:
+            held.stop.set()
+
+
+def bury(hold: Hold, found_by: str) -> None:
+    """Tell Prefect about the killed run that held the workspace before; it would go on showing it as running."""
+    if hold.died is None or hold.died.flow_run is None:
+        return
+    message = f"process {hold.died.pid} ended without a word; found by {found_by!r}"
+    with get_client(sync_client=True) as client:
+        try:
+            run = client.read_flow_run(UUID(hold.died.flow_run))
+        except (ObjectNotFound, ValueError):  # recorded by another server
+            return
+        if run.state is None or run.state.is_final():
+            return
+        of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+        for task in client.read_task_runs(flow_run_filter=of_run):
+            if task.state is None or not task.state.is_final():
+                client.set_task_run_state(task.id, Crashed(message=message), force=True)
+        client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+
+
+class AtWork:
+    """The tasks of a flow that are at work, by a name of the caller's, and the flow's progress."""
+
+    def __init__(self, total: int, description: str) -> None:
+        self.running: dict[PrefectFuture[Any], str] = {}
+        self._progress: Any = create_progress_artifact(0.0, "progress", description)
+        self._total, self._ended = total, 0
+
+    def next(self) -> tuple[str, PrefectFuture[Any]]:
+        """Wait until a task ends; returns its name and its future."""
+        future = next(as_completed(list(self.running)))
+        future.wait()  # or its state would be asked of the server, which learns it a little later
+        return self.running.pop(future), future
+
+    def advance(self) -> None:
+        """Count one of the flow's parts as done."""
+        self._ended += 1
+        update_progress_artifact(self._progress, 100 * self._ended / self._total)
+
+
+@contextmanager
+def at_work(held: Workspace, total: int, description: str) -> Iterator[AtWork]:
+    """Run tasks; if the block is left by an exception, stop them: none outlives its flow.
+
+    Args:
+        held: the workspace.
+        total: parts of the flow that advance its progress.
+        description: what the progress counts.
+    """
+    tasks = AtWork(total, description)
+    try:
+        yield tasks
+    except BaseException:  # cancelled, the worker is gone, a bug
+        held.stop.set()
+        wait(list(tasks.running), timeout=STOP_SECONDS)
+        raise
+
+
+def refused(message: str) -> State[Any]:
+    """The end of a run that asked for something impossible: nothing was started."""
+    return failed(message, "Refused")
+
+
+def failed(message: str, name: str = "Failed") -> State[Any]:
+    """The end of a run that failed: a state with one clear line instead of a traceback."""
+    get_run_logger().error(message)
+    return Failed(name=name, message=message)
+
+
+def exit_status(state: State[Any]) -> int:
+    """Print how a flow ended, and return the exit status: 0 completed, 2 refused, 1 otherwise."""
+    if state.is_completed():
+        print(state.message)
+        return 0
+    message = " ".join((state.message or state.name or "failed").split())
+    _, invalid, which = message.partition("invalid parameters:")  # as Prefect puts it
+    return report(which.strip(" -") or message, 2 if invalid or state.name == "Refused" else 1)
+
+
+def report(message: str, status: int) -> int:
+    """Print one line for an error, and return the exit status."""
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+@contextmanager
+def _ends_with_its_worker() -> Iterator[None]:
+    """Stop this process when the worker that started it has ended: nobody could cancel it any more."""
+    if _STARTED_BY_A_WORKER not in os.environ:
+        yield
+        return
+    over = threading.Event()
+    parent, logger = os.getppid(), get_run_logger()
+
+    def watch() -> None:
+        while not over.wait(_POLL_SECONDS):
+            if os.getppid() != parent:
+                _silence()
+                logger.error("the worker that started this run (process %d) has ended; stopping", parent)
+                os.kill(os.getpid(), signal.SIGTERM)  # Prefect's engine takes it as the end of the run
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _silence() -> None:
+    """Discard the terminal's output: a line for a reader that is gone would end the thread that writes it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
+def _set_state(identity: str, state: State[Any]) -> None:
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(identity), state, force=True)
