@@ -150,6 +150,20 @@ def use_standin(patch: pytest.MonkeyPatch, root: Path) -> None:
     patch.chdir(root)
 
 
+def test_a_lock_file_of_release_0_1_0_with_a_stage_for_pilots_runs_the_stage_that_took_its_place(copy):
+    lock = copy.root / "dvc.lock"
+    stages = YAML_FILE.load(lock.read_text(encoding="utf-8"))
+    signals = stages["stages"]["signals"]
+    old = {"cmd": "python -m stages.signals --out reports/signals.csv", "deps": signals["deps"]}
+    for name, place in (("signals", 1), ("pilot", 0)):
+        stages["stages"][name] = {**old, "outs": [signals["outs"][place]]}
+    with lock.open("w", encoding="utf-8") as file:
+        YAML_FILE.dump(stages, file)
+    assert copy.stale() == {"signals"}
+    copy.repro()
+    assert copy.stale() == set()
+
+
 # A parameter, another value, the stages that read it, and the first of those that follow.
 CHANGES = [
     ("model.revision", "main", {"base"}, "base"),

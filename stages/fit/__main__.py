@@ -1,28 +1,31 @@
-"""The ``fit`` stage: traces in, scaling laws and gains out."""
+"""Stage ``fit``: traces → reports/scaling_law.json, reports/gains.csv."""
 
 import argparse
 import csv
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from math import isnan
 from pathlib import Path
+from typing import Final, get_args
 
-import numpy as np
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from salf.files import significant, write_json, write_text
+from salf.evidence import DepthLaw, LayerGain, ScalingLaw, Stability
+from salf.files import write_json, write_text
+from salf.selectors import OF_THE_POWER_LAW, GainName, Quantity
 from stages.common.command import exit_code
 from stages.common.params import Fit, Room
-from stages.fit.quantity import DIGITS, Analysis, analyse, artifact
-from stages.fit.summary import show
-from stages.fit.traces import Traces, read_traces
+from stages.fit.analysis import analyse
+from stages.fit.traces import read_traces
 
-SCHEMA = 1
-COLUMNS = ("quantity", "gain", "layer", "value", "low", "high", "win_share", "embedding_step")
+_TOP: Final = 3
 
 
 class FitRoom(Room):
-    """The parameters that this stage reads."""
+    """What this stage reads."""
 
     fit: Fit
 
@@ -38,47 +41,78 @@ def main(argv: Sequence[str] | None = None) -> None:
     traces = read_traces(arguments.traces)
     console = Console()
     with console.status("fitting") as status:
-        analyses = [
-            analyse(name, curves, params, lambda what: status.update(f"fitting {what}"))
+        analyses = {
+            name: analyse(name, curves, params, lambda what: status.update(f"fitting {what}"))
             for name, curves in traces.curves.items()
-        ]
-    write_json(arguments.law, scaling_law(traces, analyses, params))
-    write_text(arguments.gains, gains_table(analyses))
-    for analysis in analyses:
-        show(analysis, console)
+        }
+    law = ScalingLaw(
+        schema=1,
+        layers=traces.layers,
+        examples=traces.examples,
+        positions=traces.positions,
+        trace_sha256=traces.sha256,
+        confidence=params.confidence,
+        trace=traces.origin,
+        quantities={name: found for name, (found, _) in analyses.items()},
+    )
+    write_json(arguments.law, law.model_dump(mode="json", by_alias=True))
+    write_text(arguments.gains, _table(gain for _, gains in analyses.values() for gain in gains))
+    for name, (found, gains) in analyses.items():
+        _show(name, found, gains, console)
 
 
-def scaling_law(traces: Traces, analyses: Sequence[Analysis], params: Fit) -> dict[str, object]:
-    """The content of ``scaling_law.json``."""
-    origin = {key: traces.origin.get(key) for key in ("model", "weights_sha256", "space", "target", "dtype")}
-    return {
-        "schema": SCHEMA,
-        "layers": traces.layers,
-        "examples": traces.examples,
-        "positions": traces.positions,
-        "trace_sha256": traces.sha256,
-        "confidence": params.confidence,
-        "trace": origin,
-        "quantities": {analysis.name: artifact(analysis, params.confidence) for analysis in analyses},
-    }
-
-
-def gains_table(analyses: Sequence[Analysis]) -> str:
+def _table(gains: Iterable[LayerGain]) -> str:
     """The content of ``gains.csv``: one row per quantity, gain and layer; empty where a gain is undefined."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for analysis in analyses:
-        for gain in analysis.gains:
-            rows = zip(gain.value, gain.low, gain.high, gain.win_share, strict=True)
-            for layer, (value, low, high, share) in enumerate(rows, start=1):
-                numbers = [_cell(value), _cell(low), _cell(high), _cell(share)]
-                writer.writerow([analysis.name, gain.name, layer, *numbers, "true" if layer == 1 else "false"])
+    writer.writerow(LayerGain.model_fields)
+    for gain in gains:
+        *cells, step = (value for _, value in gain)
+        known = ["" if isinstance(value, float) and isnan(value) else value for value in cells]
+        writer.writerow([*known, str(step).lower()])
     return text.getvalue()
 
 
-def _cell(value: float) -> float | str:
-    return significant(float(value), DIGITS) if np.isfinite(value) else ""
+def _show(quantity: Quantity, found: DepthLaw, gains: Sequence[LayerGain], console: Console) -> None:
+    """Print the laws of a quantity, the verdict, and the layers of the largest gains."""
+    table = Table("law", "spaces", "r²", "rmse", "AICc", "left-out layers' rmse", title=quantity)
+    for law in found.laws:
+        name = f"{law.name} {'(fits)' if found.fits else '(nearest)'}" if law.name == found.best else law.name
+        spaces = f"{law.first_space}–{len(law.curve)}"
+        table.add_row(
+            name, spaces, _cell(law.r2, ".3f"), _cell(law.rmse, ".3g"), _cell(law.aicc, ".1f"),
+            _cell(law.holdout_rmse, ".3g"),
+        )  # fmt: skip
+    console.print(table)
+    console.print(escape(found.verdict))
+    for name in get_args(GainName):
+        doubt = "" if found.power_fits or name not in OF_THE_POWER_LAW else ", by a law that does not fit"
+        largest = _largest([gain for gain in gains if gain.gain == name])
+        console.print(f"  {name:8} gain is largest at {largest}{doubt}", highlight=False)
+    for kind, stability in found.stability.items():
+        console.print(f"  {kind} gain: {_agreement(stability)}", highlight=False)
+    for note in found.notes:
+        console.print(f"  note: {escape(note)}", highlight=False)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _largest(gains: Sequence[LayerGain]) -> str:
+    """The layers that win most often, then by value."""
+    competing = sorted(gains[1:], key=lambda gain: (-gain.win_share, -gain.value))
+    if not competing or any(isnan(gain.value) for gain in competing):
+        return "no layer: undefined here"
+    winners = [f"layer {gain.layer} ({gain.win_share:.1%})" for gain in competing[:_TOP] if gain.win_share > 0]
+    return ", ".join(winners) + " of the resamples"
+
+
+def _agreement(stability: Stability) -> str:
+    if stability.enough is None:
+        last = stability.sizes[-1]
+        return f"draws of all {last.examples} examples agree on layer {stability.layer} in {last.same_layer:.0%}"
+    return f"{stability.enough} examples name layer {stability.layer} in {stability.stable_share:.0%} of draws or more"
 
 
 def _parser() -> argparse.ArgumentParser:

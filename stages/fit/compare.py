@@ -1,29 +1,27 @@
 """Which law describes a curve, how well, and whether any does.
 
-**AICc.** The engine minimises Σ|r| (Huber's loss with a δ far below the residuals), the maximum-likelihood
-fit under Laplace errors, so the criterion has that likelihood: with its scale b = mean|r| profiled
-out, −2 ln L = 2n·ln(2b) + 2n, and AICc = −2 ln L + 2p + 2p(p+1)/(n−p−1) (Hurvich & Tsai 1989) with p the
-parameters that the data chose, b included. Every rule is judged on *all* spaces 1..L, since criteria
-over different data cannot be compared. It is undefined, and null, where n ≤ p + 1.
+**AICc.** The engine minimises Σ|r| (Huber's loss with a δ far below the residuals), the maximum-likelihood fit under
+Laplace errors, so the criterion has that likelihood: with its scale b = mean|r| profiled out,
+−2 ln L = 2n·ln(2b) + 2n, and AICc = −2 ln L + 2p + 2p(p+1)/(n−p−1) (Hurvich & Tsai 1989) with p the parameters that the
+data chose, b included. Every form is judged on *all* spaces 1..L, since criteria over different data cannot be
+compared. It is undefined, and null, if n ≤ p + 1.
 
-**Leave-last-layers-out.** The rule is fitted to spaces 1..L−h and predicts the last h. Without a law the
-prediction is "as before" (isotonic: stays at its last level; constant: stays at the median). Where a curve has
-flattened, a true law and "as before" predict equally well, and noise decides which is ahead: the law may be worse
-by one standard error of the difference, taken over resamples of the examples that are fitted alike.
+**Leave-last-layers-out.** The form is fitted to spaces 1..L−h and predicts the last h. Without a law the prediction is
+"as before" (isotonic: stays at its last level; constant: stays at the median). Where a curve has flattened, a true law
+and "as before" predict equally well, and noise decides which is ahead: the law may be worse by one standard error of
+the difference, taken over resamples of the examples that are fitted alike.
 
-**A law fits** when all of these hold; the verdict names those that fail:
+**A law fits** if all of these hold; the verdict names those that fail:
 
-1. its AICc is below that of both baselines by at least :data:`MARGIN` (below a tenth, models have "essentially
-   no support", Burnham & Anderson 2002, §2.6);
+1. its AICc is below that of both baselines by at least :data:`MARGIN` (below a tenth, models have "essentially no
+   support", Burnham & Anderson 2002, §2.6);
 2. its r² over the spaces that it claims, first_space..L, is at least :data:`R2_BOUND`;
 3. its leave-last-layers-out error is at most one standard error above that of the better baseline;
 4. its curve falls over these spaces, and the optimiser converged.
 
-Of the laws that fit, the one of the lowest AICc is the best; when none does, the rule of the lowest
-AICc is named, be it a baseline or a law that failed elsewhere, and ``fits`` is false.
-
-A law that fits is no evidence for scaling: smooth curves pass as well. A straight line is accepted as a broken power
-law or an exponential (:data:`SMOOTH` says so in the artifact).
+Of the laws that fit, the one of the lowest AICc is the best. If none does, the form of the lowest AICc is named, be it
+a baseline or a law that failed elsewhere, and ``fits`` is false. A law that fits is no evidence for scaling: smooth
+curves pass as well (:data:`SMOOTH` says so in the artifact).
 """
 
 from collections.abc import Sequence
@@ -33,7 +31,7 @@ from typing import Final
 import numpy as np
 
 from salf.laws import Array
-from stages.fit.rules import BASELINES, Fitted, Rule
+from stages.fit.forms import BASELINES, Fitted, Form
 
 MARGIN: Final = 10.0
 R2_BOUND: Final = 0.9
@@ -47,62 +45,66 @@ _RESOLUTION: Final = 1e-7  # relative: of float32 traces; smaller residuals tell
 
 @dataclass(frozen=True)
 class Assessment:
-    """A rule fitted to one curve, and how well it does."""
+    """A form fitted to one curve, and how well it does.
 
-    rule: Rule
+    Attributes:
+        curve: over the spaces 1..L, [L].
+        holdout: root mean squared error on the last layers, of the curve and of its R resamples, [1 + R].
+    """
+
+    form: Form
     fitted: Fitted
-    curve: Array  # [L], spaces 1..L
+    curve: Array
     first_space: int
     r2: float | None
     rmse: float
     aicc: float | None
-    holdout: Array | None  # root mean squared error on the last layers, of the curve and of its resamples [1 + R]
+    holdout: Array | None
 
     @property
     def holdout_rmse(self) -> float | None:
-        """The curve's own."""
+        """The curve's own error on the last layers."""
         return None if self.holdout is None else float(self.holdout[0])
 
     @property
     def is_baseline(self) -> bool:
         """Whether it is no law but a bar for laws."""
-        return self.rule in BASELINES
+        return self.form in BASELINES
 
     @property
-    def falls(self) -> bool:
-        """Whether the curve is lower at the end than where the law starts."""
-        return bool(self.curve[-1] < self.curve[self.first_space - 1])
+    def sorting(self) -> float:
+        """AICc; infinite if undefined."""
+        return np.inf if self.aicc is None else self.aicc
 
 
-def assess(rule: Rule, curve: Array, resamples: Array, holdout: int) -> Assessment:
-    """Fit a rule to a curve [L] over spaces 1..L and judge it; ``holdout`` last layers are predicted.
+def assess(form: Form, curve: Array, resamples: Array, holdout: int) -> Assessment:
+    """Fit a form to a curve [L] over spaces 1..L and judge it.
 
     Args:
-        rule: the rule.
+        form: the form.
         curve: the mean over examples.
         resamples: bootstrap means [B, L]; the first ones give the standard error of the hold-out error.
-        holdout: how many layers are left out.
+        holdout: how many last layers are left out and predicted.
     """
-    fitted = rule.fit(curve[None])
+    fitted = form.fit(curve[None])
     theta = fitted.theta[0]
-    spaces = np.arange(1, len(curve) + 1, dtype=float)
-    predicted = rule.curve(fitted.theta, spaces)[0]
-    first = rule.first_space(theta)
+    predicted = form.curve(fitted.theta, np.arange(1, len(curve) + 1, dtype=float))[0]
+    first = form.first_space(theta)
     claimed = slice(first - 1, None)
     return Assessment(
-        rule,
+        form,
         fitted,
         predicted,
         first,
         r2=r_squared(curve[claimed], predicted[claimed]),
-        rmse=_rmse(curve[claimed], predicted[claimed]),
-        aicc=aicc(np.log(predicted / curve), rule.degrees(theta) + 1),
-        holdout=_holdout(rule, np.concatenate([curve[None], resamples[:_RESAMPLES]]), holdout),
+        rmse=float(np.sqrt(((curve[claimed] - predicted[claimed]) ** 2).mean())),
+        aicc=aicc(np.log(predicted / curve), form.degrees(theta) + 1),
+        holdout=_holdout(form, np.concatenate([curve[None], resamples[:_RESAMPLES]]), holdout),
     )
 
 
 def aicc(residuals: Array, parameters: int) -> float | None:
-    """AICc under Laplace errors of log residuals [n]; ``parameters`` include the scale. None where undefined."""
+    """AICc under Laplace errors of log residuals [n]; ``parameters`` include the scale. None if undefined."""
     n = len(residuals)
     if n <= parameters + 1:
         return None
@@ -111,21 +113,19 @@ def aicc(residuals: Array, parameters: int) -> float | None:
 
 
 def r_squared(values: Array, predicted: Array) -> float | None:
-    """Share of the variance explained, 1 − SS_res / SS_tot; None where the values do not vary."""
+    """Share of the variance explained, 1 − SS_res / SS_tot; None if the values do not vary."""
     total = float(((values - values.mean()) ** 2).sum())
     return 1.0 - float(((values - predicted) ** 2).sum()) / total if total > 0 else None
 
 
 def choose(assessments: Sequence[Assessment]) -> tuple[Assessment, bool]:
-    """The best of the assessed rules, and whether it is a law that fits (see the module's criteria)."""
+    """The best of the assessed forms, and whether it is a law that fits (see the module's criteria)."""
     fitting = [a for a in assessments if not a.is_baseline and not faults(a, assessments)]
-    if fitting:
-        return min(fitting, key=_by_aicc), True
-    return min(assessments, key=_by_aicc), False
+    return min(fitting or assessments, key=lambda a: a.sorting), bool(fitting)
 
 
 def faults(law: Assessment, assessments: Sequence[Assessment]) -> list[str]:
-    """Why a law does not fit, in words; empty when it does."""
+    """Why a law does not fit, in words; empty if it does."""
     bars = [a.aicc for a in assessments if a.is_baseline and a.aicc is not None]
     found = []
     if law.aicc is None or not bars:
@@ -142,7 +142,7 @@ def faults(law: Assessment, assessments: Sequence[Assessment]) -> list[str]:
             f"its error on the last layers is {excess[0]:.3g} above that of no law, more than a standard error "
             f"({excess[1]:.3g})"
         )
-    if not law.falls:
+    if law.curve[-1] >= law.curve[law.first_space - 1]:
         found.append("it does not fall")
     if not law.fitted.converged[0]:
         found.append("the optimiser did not converge")
@@ -152,7 +152,7 @@ def faults(law: Assessment, assessments: Sequence[Assessment]) -> list[str]:
 def holdout_excess(law: Assessment, assessments: Sequence[Assessment]) -> tuple[float, float] | None:
     """By how much a law's hold-out error is above the better baseline's, and its standard error; None: too few layers.
 
-    Without resamples, and with one, the standard error is 0.
+    The standard error is 0 with fewer than two resamples.
     """
     bars = [a.holdout for a in assessments if a.is_baseline and a.holdout is not None]
     if law.holdout is None or not bars:
@@ -166,10 +166,10 @@ def verdict(quantity: str, assessments: Sequence[Assessment], curve: Array) -> s
     best, fits = choose(assessments)
     if not fits:
         return _no_law(quantity, assessments, best)
-    last = len(curve)
-    name = best.rule.name.removesuffix("_tail").replace("_", " ")
+    name = best.form.name.removesuffix("_tail").replace("_", " ")
     article = "An" if name[0] in "aeiou" else "A"
-    words = f"{article} {name} law describes the {quantity} over spaces {best.first_space}–{last} (r² {best.r2:.3f})."
+    spaces = f"spaces {best.first_space}–{len(curve)} (r² {best.r2:.3f})"
+    words = f"{article} {name} law describes the {quantity} over {spaces}."
     if best.first_space == 1:
         return words
     before = curve[: best.first_space - 1]
@@ -183,30 +183,22 @@ def _no_law(quantity: str, assessments: Sequence[Assessment], best: Assessment) 
     laws = [a for a in assessments if not a.is_baseline]
     if not laws:
         return f"No law was fitted to the {quantity}: too few layers. Rely on observed gains."
-    nearest = min(laws, key=_by_aicc)
+    nearest = min(laws, key=lambda a: a.sorting)
     why = "; ".join(faults(nearest, assessments))
     quality = "" if nearest.r2 is None else f" (r² {nearest.r2:.2f} from there on)"
-    described = f"The best description without a law is {best.rule.name}. " if best.is_baseline else ""
+    described = f"The best description without a law is {best.form.name}. " if best.is_baseline else ""
     return (
-        f"No law fits the {quantity}: the nearest, {nearest.rule.name} from space"
+        f"No law fits the {quantity}: the nearest, {nearest.form.name} from space"
         f" {nearest.first_space}{quality}, fails: {why}. {described}Rely on observed gains."
     )
 
 
-def _by_aicc(assessment: Assessment) -> float:
-    return np.inf if assessment.aicc is None else assessment.aicc
-
-
-def _holdout(rule: Rule, curves: Array, layers: int) -> Array | None:
+def _holdout(form: Form, curves: Array, layers: int) -> Array | None:
     """Root mean squared errors [C] on the last layers of curves [C, L], each fitted to its first L−h spaces."""
     known = curves.shape[1] - layers
-    if known < rule.points:
+    if known < form.points:
         return None
-    first = rule.fit(curves[:1, :known])
-    theta = np.concatenate([first.theta, rule.fit(curves[1:, :known], first.warm).theta])
-    predicted = rule.curve(theta, np.arange(known + 1, curves.shape[1] + 1, dtype=float))
+    first = form.fit(curves[:1, :known])
+    theta = np.concatenate([first.theta, form.fit(curves[1:, :known], first.warm).theta])
+    predicted = form.curve(theta, np.arange(known + 1, curves.shape[1] + 1, dtype=float))
     return np.asarray(np.sqrt(((curves[:, known:] - predicted) ** 2).mean(axis=1)))
-
-
-def _rmse(values: Array, predicted: Array) -> float:
-    return float(np.sqrt(((values - predicted) ** 2).mean()))

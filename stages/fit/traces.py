@@ -1,20 +1,20 @@
-"""Reads traces as they stream by: one mean curve per example, whatever the number of answer positions."""
+"""Reads traces part by part: one mean curve per example, whatever the number of answer positions."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from salf.errors import UserError
+from salf.evidence import Traced
 from salf.files import require, sha256_folder
 from salf.laws import Array
+from salf.selectors import Quantity
 
-QUANTITIES: Final = ("deviation", "loss")
 _SMALLEST: Final = -1e-5  # a deviation or loss of zero may come out slightly negative in float32
 _AGAIN: Final = "make the traces again: dvc repro --force trace"
 
@@ -27,17 +27,17 @@ class Traces:
         layers: L.
         examples: how many were traced.
         positions: answer positions of all of them.
-        curves: for each traced quantity the mean curve of every example over its positions [n, L+1], in the
-            order of the example ids.
-        origin: what the tracing stage wrote about the model, the space, the target and the precision.
+        curves: for each traced quantity the mean curve of each example over its positions [n, L+1], in the order of
+            the example ids.
+        origin: model, space, target and precision.
         sha256: of the folder.
     """
 
     layers: int
     examples: int
     positions: int
-    curves: dict[str, Array]
-    origin: dict[str, Any]
+    curves: dict[Quantity, Array]
+    origin: Traced
     sha256: str
 
 
@@ -55,46 +55,24 @@ def read_traces(folder: Path) -> Traces:
         if origin != origins[0]:
             raise UserError(f"{part}: traced from another model or otherwise than {parts[0].name}; {_AGAIN}")
     layers = int(origins[0]["layers"])
-    sums = {name: _Sums(layers + 1) for name in QUANTITIES}
+    sums: dict[Quantity, dict[str, Array]] = {name: {} for name in get_args(Quantity)}
     for part in parts:
-        for batch in _batches(part):
-            for name in QUANTITIES:
-                _add(sums[name], batch, name, part)
-    if not sums["deviation"].rows:
+        _add(part, sums, layers + 1)
+    curves = {name: _means(totals) for name, totals in sums.items() if totals}
+    if "deviation" not in curves:
         raise UserError(f"{folder}: holds no traced position; check trace.sample and the prepared training split")
     return Traces(
         layers,
-        examples=len(sums["deviation"].totals),
-        positions=sums["deviation"].rows,
-        curves={name: each.means() for name, each in sums.items() if each.rows},
-        origin=origins[0],
+        examples=len(sums["deviation"]),
+        positions=round(sum(total[-1] for total in sums["deviation"].values())),
+        curves=curves,
+        origin=Traced.model_validate(origins[0]),
         sha256=sha256_folder(folder),
     )
 
 
-@dataclass
-class _Sums:
-    """Running sums over positions, by example: the sum of the curves and, last, how many they are."""
-
-    spaces: int
-    rows: int = 0
-    totals: dict[str, Array] = field(default_factory=dict)
-
-    def add(self, examples: Array, curves: Array) -> None:
-        self.rows += len(curves)
-        names, of_row = np.unique(examples, return_inverse=True)
-        sums = np.zeros((len(names), self.spaces + 1))
-        np.add.at(sums, of_row, np.column_stack([curves, np.ones(len(curves))]))
-        for name, total in zip(names.tolist(), sums, strict=True):
-            known = self.totals.get(name)
-            self.totals[name] = total if known is None else known + total
-
-    def means(self) -> Array:
-        totals = np.array([self.totals[name] for name in sorted(self.totals)])
-        return np.asarray(totals[:, :-1] / totals[:, -1:])
-
-
 def _origin(part: Path) -> dict[str, Any]:
+    """What the tracing stage wrote about a part."""
     try:
         metadata = pq.read_schema(part).metadata or {}
         origin = json.loads(metadata[b"salf"])
@@ -105,24 +83,31 @@ def _origin(part: Path) -> dict[str, Any]:
     return dict(origin)
 
 
-def _batches(part: Path) -> Iterator[Any]:
+def _add(part: Path, sums: dict[Quantity, dict[str, Array]], spaces: int) -> None:
+    """Add a part's curves to those of each example; the last number of a sum counts its positions, [L+2]."""
     try:
-        with pq.ParquetFile(part) as file:
-            yield from file.iter_batches(columns=["example_id", *QUANTITIES])
+        table = pq.read_table(part, columns=["example_id", *sums])
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{part}: damaged ({_line(error)}); {_AGAIN}") from None
+    for name, totals in sums.items():
+        traced = table.filter(table.column(name).is_valid())
+        if traced.num_rows:
+            examples = traced.column("example_id").to_numpy()
+            curves = _curves(traced, name, examples, part, spaces)
+            names, of_row = np.unique(examples, return_inverse=True)
+            added = np.zeros((len(names), spaces + 1))
+            np.add.at(added, of_row, np.column_stack([curves, np.ones(len(curves))]))
+            for example, total in zip(names.tolist(), added, strict=True):
+                totals[example] = totals.get(example, 0.0) + total
 
 
-def _add(sums: _Sums, batch: Any, name: str, part: Path) -> None:
-    traced = batch.filter(batch.column(name).is_valid())
-    if not traced.num_rows:
-        return
+def _curves(traced: pa.Table, name: str, examples: Any, part: Path, spaces: int) -> Array:
+    """A quantity of the traced rows, checked, [rows, L+1]."""
     try:
-        curves = traced.column(name).flatten().to_numpy(zero_copy_only=False)
-        curves = curves.reshape(traced.num_rows, sums.spaces).astype(np.float64)
+        column = traced.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        curves: Array = column.reshape(traced.num_rows, spaces).astype(np.float64)
     except (AttributeError, ValueError, pa.ArrowException):
-        raise UserError(f"{part}: {name} does not hold {sums.spaces} numbers per row; {_AGAIN}") from None
-    examples = traced.column("example_id").to_numpy(zero_copy_only=False)
+        raise UserError(f"{part}: {name} does not hold {spaces} numbers per row; {_AGAIN}") from None
     wrong = ~(curves >= _SMALLEST) | np.isinf(curves)
     if wrong.any():
         row, space = np.argwhere(wrong)[0]
@@ -130,7 +115,12 @@ def _add(sums: _Sums, batch: Any, name: str, part: Path) -> None:
             f"{part}: {name} {curves[row, space]} at space {space} of example {examples[row]}: neither NaN, infinite"
             f" nor negative values can be fitted; try device.dtype: float32, then {_AGAIN}"
         )
-    sums.add(examples, curves)
+    return curves
+
+
+def _means(totals: dict[str, Array]) -> Array:
+    sums = np.array([totals[name] for name in sorted(totals)])
+    return np.asarray(sums[:, :-1] / sums[:, -1:])
 
 
 def _line(error: Exception) -> str:

@@ -4,15 +4,15 @@ from sklearn.isotonic import IsotonicRegression
 
 from salf.fitting.bootstrap import resampled_means
 from stages.fit.compare import aicc, assess, choose, faults, holdout_excess, r_squared, verdict
-from stages.fit.rules import BASELINES, LAWS, IsotonicRule, TailRule
+from stages.fit.forms import BASELINES, LAWS, IsotonicForm, TailForm
 from tests.fit.shapes import late_deviation, late_loss, noisy_examples
 
 DEPTH = np.arange(1.0, 31.0)
 
 
-def every_rule(curve, resamples=None, holdout=3):
+def every_form(curve, resamples=None, holdout=3):
     resamples = curve[None] if resamples is None else resamples
-    return [assess(rule, curve, resamples, holdout) for rule in (*LAWS, *BASELINES)]
+    return [assess(form, curve, resamples, holdout) for form in (*LAWS, *BASELINES)]
 
 
 def noise(scale, seed=0):
@@ -30,8 +30,8 @@ CLEAR = {
 @pytest.mark.parametrize("name", CLEAR)
 def test_the_generating_law_is_chosen(name):
     curve = CLEAR[name] * noise(0.002)
-    best, fits = choose(every_rule(curve))
-    assert (best.rule.name, fits) == (name, True)
+    best, fits = choose(every_form(curve))
+    assert (best.form.name, fits) == (name, True)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -41,7 +41,7 @@ def test_wandering_has_no_law(seed):
     wander = np.zeros(30)
     for k in range(1, 30):
         wander[k] = 0.7 * wander[k - 1] + steps[k]
-    assessments = every_rule(np.exp(wander))
+    assessments = every_form(np.exp(wander))
     assert not choose(assessments)[1]
     assert "No law fits the deviation" in verdict("deviation", assessments, np.exp(wander))
 
@@ -49,19 +49,19 @@ def test_wandering_has_no_law(seed):
 def test_a_rising_power_law_does_not_fit_since_it_does_not_fall():
     """A decay law has nothing to say on a curve that rises, however well it follows it."""
     curve = 2.0 - 1.2 * DEPTH**-0.5
-    assessments = every_rule(curve * noise(0.001))
+    assessments = every_form(curve * noise(0.001))
     assert not choose(assessments)[1]
     assert any("it does not fall" in fault for a in assessments[:1] for fault in faults(a, assessments))
 
 
 def test_late_deviation_has_a_law_over_its_tail_only():
     curve = noisy_examples(late_deviation(), 192, 0.05, seed=0)[:, 1:].mean(axis=0)
-    assessments = every_rule(curve)
+    assessments = every_form(curve)
     best, fits = choose(assessments)
     assert fits
-    assert best.rule.name == "power_tail"
+    assert best.form.name == "power_tail"
     assert 16 <= best.first_space <= 23
-    assert "power" in {a.rule.name for a in assessments if faults(a, assessments)}
+    assert "power" in {a.form.name for a in assessments if faults(a, assessments)}
     words = verdict("deviation", assessments, curve)
     assert f"spaces {best.first_space}–30" in words
     assert words.startswith("No law holds over the whole depth.")
@@ -69,10 +69,10 @@ def test_late_deviation_has_a_law_over_its_tail_only():
 
 def test_late_loss_has_no_law_over_the_whole_depth():
     curve = noisy_examples(late_loss(), 192, 0.2, seed=0)[:, 1:].mean(axis=0)
-    assessments = every_rule(curve)
-    whole = [a for a in assessments if a.rule.name in ("power", "exponential")]
+    assessments = every_form(curve)
+    whole = [a for a in assessments if a.form.name in ("power", "exponential")]
     assert all(faults(a, assessments) for a in whole)
-    tail = next(a for a in assessments if a.rule.name == "power_tail")
+    tail = next(a for a in assessments if a.form.name == "power_tail")
     assert 22 <= tail.first_space <= 26
     best, fits = choose(assessments)
     words = verdict("loss", assessments, curve)
@@ -82,19 +82,19 @@ def test_late_loss_has_no_law_over_the_whole_depth():
 
 def test_tail_finds_onset_plateau_and_exponent():
     curve = np.where(DEPTH < 19, 1.5, 30 * DEPTH**-1.2)
-    found = TailRule().natural(TailRule().fit(curve[None]).theta)[0]
+    found = TailForm().natural(TailForm().fit(curve[None]).theta)[0]
     np.testing.assert_allclose(found[:2], [1.5, 19])
-    np.testing.assert_allclose(TailRule().curve(TailRule().fit(curve[None]).theta, DEPTH)[0], curve, rtol=1e-3)
+    np.testing.assert_allclose(TailForm().curve(TailForm().fit(curve[None]).theta, DEPTH)[0], curve, rtol=1e-3)
 
 
 def test_isotonic_is_sklearns_and_stays_at_its_last_level():
     curve = np.exp(-DEPTH / 20) * noise(0.1)
-    rule = IsotonicRule()
-    theta = rule.fit(curve[None]).theta
+    form = IsotonicForm()
+    theta = form.fit(curve[None]).theta
     reference = IsotonicRegression(increasing=False).fit_transform(DEPTH, np.log(curve))
-    np.testing.assert_allclose(rule.curve(theta, DEPTH)[0], np.exp(reference))
-    assert rule.degrees(theta[0]) == len(np.unique(reference))
-    np.testing.assert_allclose(rule.curve(theta, np.array([31.0, 99.0]))[0], np.exp(reference[-1]))
+    np.testing.assert_allclose(form.curve(theta, DEPTH)[0], np.exp(reference))
+    assert form.degrees(theta[0]) == len(np.unique(reference))
+    np.testing.assert_allclose(form.curve(theta, np.array([31.0, 99.0]))[0], np.exp(reference[-1]))
 
 
 def test_aicc_by_hand():
@@ -120,8 +120,8 @@ def test_left_out_layers_are_predicted_from_the_others_alone():
 
 def test_four_layers_are_too_few_for_a_verdict_but_not_an_error():
     curve = np.array([1.0, 0.8, 0.7, 0.65])
-    assessments = [assess(rule, curve, curve[None], 3) for rule in (*LAWS, *BASELINES) if len(curve) >= rule.points]
-    assert [a.rule.name for a in assessments] == ["power", "exponential", "isotonic", "constant"]
+    assessments = [assess(form, curve, curve[None], 3) for form in (*LAWS, *BASELINES) if len(curve) >= form.points]
+    assert [a.form.name for a in assessments] == ["power", "exponential", "isotonic", "constant"]
     assert not choose(assessments)[1]
     assert "too few layers" in verdict("loss", assessments, curve)
 
@@ -139,8 +139,8 @@ def accepted(shape, curves):
     for seed in range(curves):
         examples = NOISY[shape] * np.exp(np.random.default_rng([9, seed]).normal(scale=0.08, size=(64, 30)))
         mean = examples.mean(axis=0)
-        assessments = every_rule(mean, resampled_means(examples, 50, seed))
-        laws = {a.rule.name for a in assessments if not a.is_baseline and not faults(a, assessments)}
+        assessments = every_form(mean, resampled_means(examples, 50, seed))
+        laws = {a.form.name for a in assessments if not a.is_baseline and not faults(a, assessments)}
         found.append(laws)
         power = assessments[0]
         without += "power" in laws and holdout_excess(power, assessments)[0] <= 0

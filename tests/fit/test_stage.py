@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from salf.errors import UserError
+from salf.evidence import LayerGain
 from stages.common.command import exit_code
-from stages.fit.__main__ import COLUMNS, main
+from stages.fit.__main__ import main
 from stages.fit.traces import read_traces
 from tests.fit.shapes import late_deviation, late_loss, noisy_examples
 
@@ -60,7 +61,7 @@ def test_the_shapes_of_a_real_model_from_traces_to_artifacts(project, write_part
     assert low <= tail["parameters"]["onset"] <= high
 
     table = pd.read_csv(gains)
-    assert tuple(table.columns) == COLUMNS
+    assert list(table.columns) == list(LayerGain.model_fields)
     assert len(table) == 2 * 4 * 30
     assert (table.loc[table["embedding_step"], "layer"] == 1).all()
     assert (table.loc[table["embedding_step"], "win_share"] == 0).all()

@@ -1,18 +1,18 @@
-"""Rules that describe a whole curve over spaces 1..n, under one interface: laws, a law with an onset, no law.
+"""Forms that describe a whole curve over spaces 1..n: laws, a law with an onset, and no law.
 
-A rule fits C curves at once and predicts any space, also ones beyond those it was fitted to. θ is an
-array [C, d] of the rule's own; only the rule reads it.
+A form fits C curves at once and predicts any space, also beyond those it was fitted to. θ is an array [C, d] that
+only the form reads.
 
-**The onset.** A trace may wander for most of the depth and obey a law only after some space k0. Fitting
-spaces k0..L alone would make criteria incomparable (other data at every k0, and any law is perfect on four
-points). :class:`TailRule` therefore describes *every* space: a plateau C before k0, the power law from
-k0 on. Every k0 is tried, the one of the smallest total loss stays, and k0 and C count as parameters.
-Resamples of a curve try the k0 that came close on the curve itself.
+**The onset** (ours). A trace may wander for most of the depth and obey a law only from some space k0 on. Fitting
+spaces k0..L only would make criteria incomparable: other data at every k0, and any law is perfect on four points.
+:class:`TailForm` therefore describes *every* space: a plateau C before k0, the power law from k0 on. Every k0 is tried,
+the one of the smallest total loss stays, and k0 and C count as parameters. Resamples of a curve try the k0 that came
+close on the curve itself.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -28,104 +28,79 @@ TAIL: Final = 5  # fewest spaces from an onset on: the law has three parameters
 
 
 class Fitted(NamedTuple):
-    """A rule fitted to C curves: θ [C, d], convergence [C], and ``warm``, for fitting curves like these."""
+    """A form fitted to C curves: θ [C, d], convergence [C], and ``warm``, for fitting curves like these."""
 
     theta: Array
     converged: Mask
-    warm: object
+    warm: Any
 
 
-class Rule(Protocol):
-    """What every rule can do."""
+class Form(ABC):
+    """What every form can do.
 
-    @property
-    def name(self) -> str:
-        """As the artifacts name it."""
+    Attributes:
+        name: as the artifacts name it.
+        formula: as a reader sees it.
+        parameters: names of the natural parameters.
+        points: fewest spaces that it can be fitted to.
+    """
 
-    @property
-    def formula(self) -> str:
-        """As a reader sees it."""
+    name: str
+    formula: str
+    parameters: tuple[str, ...]
+    points: int
 
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of the natural parameters."""
-
-    @property
-    def points(self) -> int:
-        """Fewest spaces that it can be fitted to."""
-
-    def fit(self, curves: Array, warm: object = None) -> Fitted:
+    @abstractmethod
+    def fit(self, curves: Array, warm: Any = None) -> Fitted:
         """Fit curves [C, n] over spaces 1..n; ``warm`` comes from an earlier fit of a curve of this length."""
 
+    @abstractmethod
     def curve(self, theta: Array, spaces: Array) -> Array:
         """Predictions [C, m] at spaces [m]."""
 
+    @abstractmethod
     def natural(self, theta: Array) -> Array:
         """Values [C, len(parameters)] of the named parameters."""
 
-    def first_space(self, theta: Array) -> int:
-        """The space from which on the rule's law holds, for one θ [d]."""
-
-    def degrees(self, theta: Array) -> int:
-        """Parameters that the data chose, for one θ [d]."""
-
-
-@dataclass(frozen=True)
-class LawRule:
-    """A law over the whole depth."""
-
-    law: Law
-    points: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "points", len(self.law.parameters) + 1)
-
-    @property
-    def name(self) -> str:
-        """As the artifacts name it."""
-        return self.law.name
-
-    @property
-    def formula(self) -> str:
-        """As a reader sees it."""
-        return self.law.formula
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of the natural parameters."""
-        return self.law.parameters
-
-    def fit(self, curves: Array, warm: object = None) -> Fitted:
-        """See :class:`Rule`."""
-        fit = fit_law(self.law, _spaces(curves), curves, warm=warm if isinstance(warm, np.ndarray) else None)
-        return Fitted(fit.theta, fit.converged, fit.ends[:1, :WARM_STARTS])
-
-    def curve(self, theta: Array, spaces: Array) -> Array:
-        """See :class:`Rule`."""
-        return self.law.curve(theta, spaces)
-
-    def natural(self, theta: Array) -> Array:
-        """See :class:`Rule`."""
-        return self.law.natural(theta)
-
-    def first_space(self, theta: Array) -> int:  # noqa: ARG002 (the same for all)
-        """See :class:`Rule`."""
+    def first_space(self, theta: Array) -> int:  # noqa: ARG002 (most hold over the whole depth)
+        """The space from which on the form's law holds, for one θ [d]."""
         return 1
 
     def degrees(self, theta: Array) -> int:
-        """See :class:`Rule`."""
+        """Parameters that the data chose, for one θ [d]."""
         return len(theta)
 
 
+class LawForm(Form):
+    """A law over the whole depth."""
+
+    def __init__(self, law: Law) -> None:
+        self.law, self.name, self.formula, self.parameters = law, law.name, law.formula, law.parameters
+        self.points = len(law.parameters) + 1
+
+    def fit(self, curves: Array, warm: Any = None) -> Fitted:
+        """See :class:`Form`."""
+        fit = fit_law(self.law, _spaces(curves), curves, warm=warm)
+        return Fitted(fit.theta, fit.converged, fit.ends[:1, :WARM_STARTS])
+
+    def curve(self, theta: Array, spaces: Array) -> Array:
+        """See :class:`Form`."""
+        return self.law.curve(theta, spaces)
+
+    def natural(self, theta: Array) -> Array:
+        """See :class:`Form`."""
+        return self.law.natural(theta)
+
+
 class _Onsets(NamedTuple):
-    """Onsets worth trying, and starts for each: plateau [O, 1], law [O, d]."""
+    """Onsets worth trying [O], and starts for each: plateau [O, 1], law [O, d]."""
 
     onsets: Array
     plateaus: Array
     thetas: Array
 
 
-class TailRule:
+class TailForm(Form):
     """A plateau, then a power law from an onset on. θ = (ln C, k0, θ of the law)."""
 
     name = "power_tail"
@@ -133,9 +108,9 @@ class TailRule:
     parameters = ("plateau", "onset", *POWER.parameters)
     points = PLATEAU + TAIL
 
-    def fit(self, curves: Array, warm: object = None) -> Fitted:
-        """See :class:`Rule`. Without ``warm`` all onsets are scanned roughly and the likely ones fitted to the end."""
-        known = warm if isinstance(warm, _Onsets) else self._scan(curves)
+    def fit(self, curves: Array, warm: Any = None) -> Fitted:
+        """See :class:`Form`. Without ``warm`` all onsets are scanned roughly and the likely ones fitted to the end."""
+        known: _Onsets = warm or self._scan(curves)
         plateau, tail = self._fit_onsets(curves, known.onsets, known.plateaus, known.thetas)
         tried = len(known.onsets)
         best = (plateau.loss + tail.loss).reshape(-1, tried).argmin(axis=1)
@@ -160,7 +135,7 @@ class TailRule:
     ) -> tuple[Fit, Fit]:
         """Plateau and law for every (curve, onset) pair, curve by curve."""
         count, spaces = len(curves), _spaces(curves)
-        in_tail = np.tile((spaces >= onsets[:, None]).astype(float), (count, 1))
+        in_tail = np.tile((spaces >= onsets[:, None]).astype(float), (count, 1))  # [C·O, n]
         repeated = np.repeat(curves, len(onsets), axis=0)
         return (
             fit_law(CONSTANT, spaces, repeated, 1 - in_tail, _starts(plateaus, count), max_iterations),
@@ -168,58 +143,50 @@ class TailRule:
         )
 
     def curve(self, theta: Array, spaces: Array) -> Array:
-        """See :class:`Rule`."""
+        """See :class:`Form`."""
         before = spaces < theta[:, 1:2]
         return np.where(before, CONSTANT.curve(theta[:, :1], spaces), POWER.curve(theta[:, 2:], spaces))
 
     def natural(self, theta: Array) -> Array:
-        """See :class:`Rule`."""
+        """See :class:`Form`."""
         return np.column_stack([np.exp(theta[:, 0]), theta[:, 1], POWER.natural(theta[:, 2:])])
 
     def first_space(self, theta: Array) -> int:
-        """See :class:`Rule`."""
+        """See :class:`Form`."""
         return int(theta[1])
 
-    def degrees(self, theta: Array) -> int:
-        """See :class:`Rule`."""
-        return len(theta)
 
-
-class IsotonicRule:
+class IsotonicForm(Form):
     """No law: the non-increasing sequence nearest to the logarithms. θ = ln of its levels, [C, n].
 
-    Beyond its last space it stays at the last level: what one predicts who knows no law. Its degrees of
-    freedom are the number of its levels (Meyer & Woodroofe 2000, Annals of Statistics 28).
+    Beyond its last space it stays at the last level: the prediction of one who knows no law. Its degrees of freedom
+    are the number of its levels (Meyer & Woodroofe 2000, Annals of Statistics 28).
     """
 
     name = "isotonic"
     formula = "non-increasing, no law"
-    parameters: tuple[str, ...] = ("levels",)
+    parameters = ("levels",)
     points = 1
 
-    def fit(self, curves: Array, warm: object = None) -> Fitted:  # noqa: ARG002 (the fit is direct)
-        """See :class:`Rule`."""
-        levels = np.array([non_increasing(row) for row in np.log(curves).tolist()])
+    def fit(self, curves: Array, warm: Any = None) -> Fitted:  # noqa: ARG002 (the fit is direct)
+        """See :class:`Form`."""
+        levels = np.array([_non_increasing(row) for row in np.log(curves).tolist()])
         return Fitted(levels, np.ones(len(curves), dtype=bool), None)
 
     def curve(self, theta: Array, spaces: Array) -> Array:
-        """See :class:`Rule`."""
+        """See :class:`Form`."""
         return np.exp(theta[:, np.clip(spaces.astype(int) - 1, 0, theta.shape[1] - 1)])
 
     def natural(self, theta: Array) -> Array:
-        """See :class:`Rule`."""
+        """See :class:`Form`."""
         return 1.0 + (np.diff(theta, axis=1) < 0).sum(axis=1, keepdims=True)
 
-    def first_space(self, theta: Array) -> int:  # noqa: ARG002 (the same for all)
-        """See :class:`Rule`."""
-        return 1
-
     def degrees(self, theta: Array) -> int:
-        """See :class:`Rule`."""
+        """See :class:`Form`."""
         return int(self.natural(theta[None])[0, 0])
 
 
-def non_increasing(values: Sequence[float]) -> list[float]:
+def _non_increasing(values: Sequence[float]) -> list[float]:
     """The nearest non-increasing sequence in least squares, by pooling adjacent violators (Ayer et al. 1955).
 
     A dozen lines instead of scikit-learn's, whose import takes longer than everything else that this stage does.
@@ -240,11 +207,10 @@ def _spaces(curves: Array) -> Array:
 
 
 def _starts(seeds: Array | None, count: int) -> Array | None:
-    """One start for every (curve, onset) pair, [count · O, 1, d]."""
+    """One start for every (curve, onset) pair, [C·O, 1, d]."""
     return None if seeds is None else np.tile(seeds[:, None, :], (count, 1, 1))
 
 
-CONSTANT_RULE: Final = LawRule(CONSTANT)
-POWER_RULE: Final[Rule] = LawRule(POWER)
-LAWS: Final[tuple[Rule, ...]] = (POWER_RULE, TailRule(), LawRule(EXPONENTIAL), LawRule(BROKEN_POWER))
-BASELINES: Final[tuple[Rule, ...]] = (IsotonicRule(), CONSTANT_RULE)
+POWER_FORM: Final = LawForm(POWER)
+LAWS: Final[tuple[Form, ...]] = (POWER_FORM, TailForm(), LawForm(EXPONENTIAL), LawForm(BROKEN_POWER))
+BASELINES: Final[tuple[Form, ...]] = (IsotonicForm(), LawForm(CONSTANT))

@@ -1,0 +1,225 @@
+"""Everything that is fitted to one quantity (the deviation, or the loss): laws, verdict, gains, stability.
+
+**Gains** (:mod:`salf.gains`). Layers 2..L-1 compete. Layer 1's step starts from the embedding output (space 0), which
+no layer has seen. Layer L's gain is written too, but above it no layer is left to train. ``ratio`` and ``marginal``
+rest on the power law over the whole depth; they are written whether that law fits or not.
+
+**Stability** (ours): how many examples a plan needs. For m = 8, 16, 32, ... and n itself, m of the n traced examples
+are drawn with replacement, and the layer of the largest gain is named from each draw: draws from what was traced stand
+for fresh samples of that size (the m-out-of-n bootstrap). A size is *enough* if it and all larger ones name the layer
+that all n name in :data:`STABLE` of the draws, the share from which the plan calls a choice sure. Only gains that need
+no law are judged: the others would have to fit it to every draw.
+"""
+
+from collections.abc import Callable
+from typing import Final, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from salf.evidence import DepthLaw, FittedLaw, LayerGain, LocalLaw, Numbers, SampleSize, Stability
+from salf.files import significant
+from salf.fitting.bootstrap import interval, resampled_means
+from salf.gains import local, marginal, named, next_reduction, observed, ratio
+from salf.laws import Array
+from salf.selectors import GainName, Quantity
+from stages.common.params import Fit
+from stages.fit.compare import SMOOTH, Assessment, assess, choose, faults, holdout_excess, verdict
+from stages.fit.forms import BASELINES, LAWS, POWER_FORM
+
+DIGITS: Final = 8
+STABLE: Final = 0.9
+_SMALLEST: Final = 8  # sample size of the stability
+_WITHOUT_LAW: Final = {"observed": observed, "local": local}
+# Laws are fitted to logarithms. A mean of exactly zero (a model that is certain everywhere) is lifted to what
+# float32 could just tell from it.
+_FLOOR: Final = 1e-9
+
+
+def analyse(
+    name: Quantity, examples: Array, params: Fit, progress: Callable[[str], None] = lambda _: None
+) -> tuple[DepthLaw, list[LayerGain]]:
+    """Fit each form to the mean of curves [n, L+1], with bootstrap intervals, and compute the gains."""
+    mean = np.maximum(examples.mean(axis=0), _FLOOR)
+    resamples = np.maximum(resampled_means(examples, params.bootstrap, params.seed), _FLOOR)
+    assessments, refits = list[Assessment](), list[Array]()
+    theta = thetas = None
+    for form in (*LAWS, *BASELINES):
+        if len(mean) > form.points:
+            progress(f"{name}: {form.name}")
+            assessment = assess(form, mean[1:], resamples[:, 1:], params.holdout_layers)
+            again = form.fit(resamples[:, 1:], assessment.fitted.warm).theta  # [B, d]
+            assessments.append(assessment)
+            refits.append(again)
+            if form is POWER_FORM:
+                theta, thetas = assessment.fitted.theta, again
+    best, fits = choose(assessments)
+    low, high = interval(resamples, params.confidence)
+    p10, p50, p90 = np.percentile(examples, [10, 50, 90], axis=0)
+    curves = {"mean": mean, "low": low, "high": high, "p10": p10, "p50": p50, "p90": p90}
+    law = DepthLaw(
+        examples=len(examples),
+        **{column: [significant(float(value), DIGITS) for value in curve] for column, curve in curves.items()},
+        laws=[_law(*pair, assessments, params.confidence) for pair in zip(assessments, refits, strict=True)],
+        best=best.form.name,
+        fits=fits,
+        verdict=verdict(name, assessments, mean[1:]),
+        embedding_step=significant(float(mean[0] - mean[1]), DIGITS),
+        local_law=LocalLaw(
+            exponents=_numbers(local(mean[None])[0]), next_reduction=_numbers(next_reduction(mean[None])[0])
+        ),
+        stability=stabilities(examples, params.bootstrap, params.seed, params.confidence),
+        notes=_notes(examples, mean) + [SMOOTH] * fits,
+    )
+    return law, all_gains(name, mean, resamples, theta, thetas, params.confidence)
+
+
+def _law(one: Assessment, again: Array, rivals: list[Assessment], confidence: float) -> FittedLaw:
+    """An assessed form as the artifact holds it; ``again``: θ of its resamples, [B, d]."""
+    form, first = one.form, one.first_space
+    low, high = map(_numbers, interval(form.natural(again), confidence))
+    curve_low, curve_high = interval(form.curve(again, np.arange(1, len(one.curve) + 1, dtype=float)), confidence)
+    excess = None if one.is_baseline else holdout_excess(one, rivals)
+    return FittedLaw(
+        name=form.name,
+        formula=form.formula,
+        first_space=first,
+        parameters=dict(zip(form.parameters, _numbers(form.natural(one.fitted.theta)[0]), strict=True)),
+        intervals={name: list(pair) for name, *pair in zip(form.parameters, low, high, strict=True)},
+        converged=bool(one.fitted.converged[0]),
+        r2=_number(one.r2),
+        rmse=_number(one.rmse),
+        aicc=_number(one.aicc),
+        holdout_rmse=_number(one.holdout_rmse),
+        holdout_excess_se=_number(excess[1]) if excess else None,
+        fits=not one.is_baseline and not faults(one, rivals),
+        curve=_from(first, one.curve),
+        curve_low=_from(first, curve_low),
+        curve_high=_from(first, curve_high),
+    )
+
+
+def _notes(examples: Array, mean: Array) -> list[str]:
+    layers = len(mean) - 1
+    notes = [
+        f"{form.name} needs {form.points} layers, the model has {layers}: left out"
+        for form in (*LAWS, *BASELINES)
+        if layers < form.points
+    ]
+    if len(examples) == 1:
+        notes.append("one example only: its intervals have no width and mean nothing")
+    if (mean <= _FLOOR).any():
+        notes.append(f"means of zero were lifted to {_FLOOR:g}, since laws are fitted to logarithms")
+    return notes
+
+
+def _from(first: int, curve: Array) -> Numbers:
+    return [None] * (first - 1) + _numbers(curve[first - 1 :])
+
+
+def _numbers(values: Array) -> Numbers:
+    return [_number(value) for value in values]
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else significant(float(value), DIGITS)
+
+
+def resolution(resamples: Array) -> float:
+    """The smallest gain told apart from noise by resampled curves [B, L+1]: the median standard error of g_k.
+
+    Not below a millionth of the curve's height, which is what float32 traces resolve.
+    """
+    return max(float(np.median(observed(resamples).std(axis=0))), 1e-6 * float(np.abs(resamples).mean()))
+
+
+def win_shares(gains: Array) -> Array:
+    """For each layer the share of resamples [B, L] in which it is the largest of layers 2..L-1; ties: the deepest."""
+    eligible = gains[:, 1:-1]
+    if not eligible.size or np.isnan(eligible).any():
+        return np.zeros(gains.shape[1])
+    return _shares(named(gains), gains.shape[1])
+
+
+def all_gains(
+    quantity: Quantity, curve: Array, resamples: Array, theta: Array | None, thetas: Array | None, confidence: float
+) -> list[LayerGain]:
+    """Every gain of a positive curve [L+1], with intervals and win shares from its resamples [B, L+1].
+
+    Args:
+        quantity: of the curve.
+        curve: the mean curve, spaces 0..L.
+        resamples: its bootstrap resamples.
+        theta: the power law's θ [1, 3] of the curve; None if there were too few layers: NaN gains.
+        thetas: the same of the resamples [B, 3].
+        confidence: of the intervals.
+    """
+    smallest = resolution(resamples)
+    once, often = _each_gain(curve[None], theta, smallest), _each_gain(resamples, thetas, smallest)
+    found = []
+    for name in get_args(GainName):
+        columns = (once[name][0], *interval(often[name], confidence), win_shares(often[name]))
+        for layer, row in enumerate(zip(*columns, strict=True), start=1):
+            value, low, high, share = (significant(float(number), DIGITS) for number in row)
+            gain = LayerGain(
+                quantity=quantity, gain=name, layer=layer, value=value, low=low, high=high, win_share=share,
+                embedding_step=layer == 1,
+            )  # fmt: skip
+            found.append(gain)
+    return found
+
+
+def _each_gain(curves: Array, theta: Array | None, smallest: float) -> dict[str, Array]:
+    undefined = np.full((len(curves), curves.shape[1] - 1), np.nan)
+    return {
+        "observed": observed(curves),
+        "ratio": undefined if theta is None else ratio(curves, theta, smallest),
+        "local": local(curves),
+        "marginal": undefined if theta is None else marginal(curves, theta),
+    }
+
+
+def stabilities(examples: Array, draws: int, seed: int, confidence: float) -> dict[str, Stability]:
+    """The stability of each gain that needs no law, for curves [n, L+1] of n examples; empty if L < 3."""
+    if examples.shape[1] < 4:
+        return {}
+    count = len(examples)
+    sizes = (*(size for power in range(32) if (size := _SMALLEST << power) < count), count)
+    whole = np.maximum(examples.mean(axis=0, keepdims=True), _FLOOR)
+    curves = [np.maximum(_means(examples, size, draws, seed), _FLOOR) for size in sizes]
+    found = {}
+    for name, gain in _WITHOUT_LAW.items():
+        layer = int(named(gain(whole))[0])
+        shares = [_shares(named(gain(each)), examples.shape[1] - 1) for each in curves]
+        unstable = np.flatnonzero([row[layer - 1] < STABLE for row in shares])
+        first = unstable[-1] + 1 if len(unstable) else 0
+        found[name] = Stability(
+            layer=layer,
+            stable_share=STABLE,
+            enough=sizes[first] if first < len(sizes) else None,
+            sizes=[_sample_size(*pair, layer, confidence) for pair in zip(sizes, shares, strict=True)],
+        )
+    return found
+
+
+def _sample_size(examples: int, shares: Array, layer: int, confidence: float) -> SampleSize:
+    """Shares [L] of the draws that name each layer, and the interval of the named layer."""
+    low, high = np.searchsorted(shares.cumsum(), np.array([1 - confidence, 1 + confidence]) / 2 - 1e-12) + 1
+    return SampleSize(
+        examples=examples,
+        same_layer=significant(float(shares[layer - 1]), DIGITS),
+        low=int(low),
+        high=int(high),
+        layers={str(k + 1): significant(float(shares[k]), DIGITS) for k in np.flatnonzero(shares)},
+    )
+
+
+def _means(examples: Array, size: int, draws: int, seed: int) -> Array:
+    """Mean curves [draws, L+1] of draws of ``size`` examples each."""
+    drawn = np.random.default_rng([seed, size]).multinomial(size, np.full(len(examples), 1 / len(examples)), draws)
+    return np.asarray(drawn @ examples / size)
+
+
+def _shares(layers: NDArray[np.intp], depth: int) -> Array:
+    """How often each layer 1..L is named, as a share, [L]."""
+    return np.bincount(layers, minlength=depth + 1)[1:] / len(layers)
