@@ -5,11 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from salf.families import family_of
 from salf.files import replacing_folder
-from salf.records import write_record
-from stages.base.identity import identity
-from stages.base.shard import write_folder
+from stages.base.folder import write_folder
 from stages.base.sources import open_source
 from stages.common.command import exit_code
 from stages.common.params import Model, Room
@@ -32,14 +29,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     params = BaseRoom.load().model
 
-    with open_source(params) as source, replacing_folder(args.out) as folder:
-        family = family_of(source.config["model_type"], source.tensors)
-        sizes = write_folder(source, family, folder)
-        facts = identity(source, params.source, family, sizes, folder)
-        write_record(folder / "base.json", facts)
+    source = open_source(params)
+    with replacing_folder(args.out) as folder:
+        record = write_folder(source, params.source, folder)
     for note in source.notes:
-        print(f"{facts.name}: {note}")
-    print(f"{facts.name}: {facts.layers} layers, {sum(sizes.values()):,} parameters; {facts.origin}")
+        print(f"{record.name}: {note}")
+    sizes = record.parameters
+    total = sizes.embedding + sum(sizes.per_layer) + sizes.norm + sizes.head
+    print(f"{record.name}: {record.layers} layers, {total:,} parameters; {record.origin}")
 
 
 if __name__ == "__main__":

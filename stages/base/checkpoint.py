@@ -1,20 +1,27 @@
-"""A source's files: which of them may be read, and the tensors in them under the names that transformers gives today.
+"""A source's files: which of them may be read, and the tensors in them under transformers' present names.
 
 Checkpoints are older than conventions: GPT-2's hold their trunk without its name, Pythia's call the head
-``embed_out``. transformers understands all of them when it loads. The stages read names and sizes without
-loading, so they get the current ones.
+``embed_out``. transformers understands all of them when it loads; the stages read names and sizes without loading.
+
+Tensors that a checkpoint lacks would be drawn at random by transformers, and those that it does not know be left out.
+So it is asked before anything is written: it loads the stored names and shapes without their numbers, and says which
+tensors it would write for this network in the form of these files.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import convert_and_load_state_dict_in_model, revert_weight_conversion
+from transformers.modeling_utils import LoadStateDictConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from salf.engine.models.shards import INDEX
@@ -23,30 +30,50 @@ from salf.errors import UserError, reading
 _READ: Final = {".safetensors", ".json", ".jinja", ".py", ".model", ".txt"}
 _POINTER: Final = b"version https://git-lfs"
 _OLD_HEADS: Final = {"gpt_neox": "embed_out."}
-_DAMAGED: Final = "damaged, or not downloaded to its end; bring it anew"
+_DAMAGED: Final = "damaged, or not downloaded to its end; download it again"
+_PLAIN: Final = {"F64", "F32", "F16", "BF16"}
+_QUANTISED: Final = "are quantised ({kind}: {names}); name the model that they were made from"
+_ADAPTERS: Final = (
+    "hold adapters that were not merged into them ({names}): merge them first (PEFT's merge_and_unload), "
+    "and save the result"
+)
+# Names of tensors that the network has no place for, with what they are a sign of.
+_SIGNS: Final = {
+    r"\.(qweight|qzeros|g_idx)$": ("GPTQ or AWQ", _QUANTISED),
+    r"\.weight_scale_inv$": ("FP8", _QUANTISED),
+    r"\.(absmax|nested_absmax|quant_map|nested_quant_map|SCB|quant_state\.\w+)$": ("bitsandbytes", _QUANTISED),
+    r"\.(weight_packed|weight_zero_point|weight_shape)$": ("compressed-tensors", _QUANTISED),
+    # But not those of a cache of keys and values.
+    r"\.(?!(q|k|v|kv|prob)_)\w+_scale(_\w+)?$": ("scales of weights", _QUANTISED),
+    r"\.(lora_\w+|base_layer|modules_to_save|ia3_l)(\.|$)": ("", _ADAPTERS),
+}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a safetensors file.
-
-    Attributes:
-        file: the file.
-        name: what the file calls it.
-        shape: its sizes.
-        dtype: as safetensors writes it: ``F32``, ``BF16``, ``U8`` …
-    """
+    """A tensor in an opened safetensors file: its name there, its shape and its type (``F32``, ``BF16``, ``U8``)."""
 
     file: Path
+    opened: safe_open
     name: str
     shape: tuple[int, ...]
     dtype: str
 
+    def load(self) -> Tensor:
+        """Read its numbers.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        with reading(self.file, _DAMAGED):
+            tensor: Tensor = self.opened.get_tensor(self.name)
+            return tensor
+
 
 def check_files(folder: Path) -> None:
-    """Refuse a folder of which something is read that lies elsewhere, or that is not the file it stands for.
+    """Refuse a folder with a link out of it, or with a file that is not what its name says.
 
-    Links may end in the folder itself, or where the hub's cache keeps the files of its snapshots.
+    Links may end in the folder itself, or where the Hub's cache keeps the files of its snapshots.
 
     Raises:
         UserError: names the file.
@@ -55,22 +82,20 @@ def check_files(folder: Path) -> None:
     places = [home, *([home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [])]
     with reading(folder):
         files = sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")])
-    for file in files:
-        if file.suffix not in _READ:
-            continue
+    for file in (file for file in files if file.suffix in _READ):
         with reading(file):
             target = file.resolve()
-        if not any(target.is_relative_to(place) for place in places):
-            raise UserError(f"{file}: links to a place outside its folder; put the file itself there")
-        if not target.is_file():
-            raise UserError(f"{file}: is no file, or links to one that is not there; complete the folder")
-        with reading(file), file.open("rb") as opened:
-            if opened.read(len(_POINTER)) == _POINTER:
-                raise UserError(f"{file}: a git-lfs pointer, not the file itself; run: git lfs pull")
+            if not any(target.is_relative_to(place) for place in places):
+                raise UserError(f"{file}: links to a place outside its folder; put the file itself there")
+            if not target.is_file():
+                raise UserError(f"{file}: is no file, or links to one that is not there; complete the folder")
+            with file.open("rb") as opened:
+                if opened.read(len(_POINTER)) == _POINTER:
+                    raise UserError(f"{file}: a git-lfs pointer, not the file itself; run: git lfs pull")
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object of the source's.
+    """Read a JSON object of the source.
 
     Raises:
         UserError: it is not one; numbers that JSON does not have (NaN, Infinity) included.
@@ -79,7 +104,7 @@ def read_object(file: Path) -> dict[str, Any]:
     def refused(number: str) -> None:
         raise ValueError(f"{number} is no number in JSON")
 
-    with reading(file, "damaged JSON; bring the file anew"):
+    with reading(file, "damaged JSON; download the file again"):
         found = json.loads(file.read_text(encoding="utf-8"), parse_constant=refused)
         if not isinstance(found, dict):
             raise TypeError(f"a {type(found).__name__} instead of an object")
@@ -87,11 +112,11 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def read_headers(folder: Path) -> dict[str, Stored]:
-    """Every tensor of the folder's checkpoint, by the name that its file gives it.
+    """Find every tensor of a folder's checkpoint, by the name in its file.
 
-    A folder may hold further files: the same weights in their maker's own form (``consolidated``), adapters. As for
-    transformers, ``model.safetensors`` is the model where it is there, else what the index names; the index also
-    says which of two tensors of one name counts.
+    A folder may hold further files: the same weights in their maker's own form (``consolidated``), adapters. As in
+    transformers, ``model.safetensors`` is the model if it is there, else the files that the index names; the index
+    also says which of two tensors of one name counts.
 
     Raises:
         UserError: there is none, a file is damaged or missing, or two files hold a tensor of one name.
@@ -104,14 +129,15 @@ def read_headers(folder: Path) -> dict[str, Stored]:
         raise UserError(f"{folder}: holds no .safetensors weights; other formats are not opened")
     found: dict[str, Stored] = {}
     for file in files:
-        with reading(file, _DAMAGED), safe_open(file, framework="pt") as shard:
+        with reading(file, _DAMAGED):
+            shard = safe_open(file, framework="pt")
             for name in shard.keys():  # noqa: SIM118
                 if places.get(name, file.name) != file.name:
                     continue
                 if name in found:
                     raise UserError(f"{folder}: {found[name].file.name} and {file.name} both hold {name}; remove one")
                 entry = shard.get_slice(name)
-                found[name] = Stored(file, name, tuple(entry.get_shape()), entry.get_dtype())
+                found[name] = Stored(file, shard, name, tuple(entry.get_shape()), entry.get_dtype())
     return found
 
 
@@ -119,7 +145,7 @@ def _indexed(index: Path) -> dict[str, str]:
     """Tensor → the file that the index assigns it to."""
     places = read_object(index).get("weight_map")
     if not isinstance(places, Mapping) or not places or not all(isinstance(name, str) for name in places.values()):
-        raise UserError(f"{index}: does not say which file holds which weight; bring the folder anew")
+        raise UserError(f"{index}: does not say which file holds which weight; download the folder again")
     for name in sorted(set(places.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(f"{index}: names {name!r}, which is no .safetensors file of its folder")
@@ -128,35 +154,117 @@ def _indexed(index: Path) -> dict[str, str]:
     return dict(places)
 
 
-class LazyTensors(Mapping[str, Tensor]):
-    """Tensors of safetensors files, each read when asked for; a file's header is parsed once."""
-
-    def __init__(self, stored: Mapping[str, Stored]) -> None:
-        self._stored = stored
-        self._opened = cache(partial(safe_open, framework="pt"))
-
-    def __getitem__(self, name: str) -> Tensor:
-        place = self._stored[name]
-        with reading(place.file, _DAMAGED):
-            return self._opened(place.file).get_tensor(place.name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)
-
-
 def current_names(stored: Iterable[str], config: PreTrainedConfig) -> dict[str, str]:
     """Stored name → today's name."""
     network: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     trunk = f"{network.base_model_prefix}." if network else ""
     bare = not any(name.startswith(trunk) for name in stored)
     old_head = _OLD_HEADS.get(config.model_type)
-    names = {}
-    for name in stored:
+
+    def current(name: str) -> str:
         if old_head and name.startswith(old_head):
-            names[name] = "lm_head." + name.removeprefix(old_head)
-        else:
-            names[name] = f"{trunk}{name}" if bare and not name.startswith("lm_head.") else name
-    return names
+            return "lm_head." + name.removeprefix(old_head)
+        return f"{trunk}{name}" if bare and not name.startswith("lm_head.") else name
+
+    return {name: current(name) for name in stored}
+
+
+def beyond(stored: Mapping[str, Stored], network: PreTrainedModel, name: str) -> list[str]:
+    """Compare the stored tensors with the network's, and name those that it has no place for.
+
+    Args:
+        stored: by the names that transformers gives today.
+        network: on the meta device; it takes the stored shapes over.
+        name: of the model, for messages.
+
+    Raises:
+        UserError: a tensor is missing or of another shape, or the weights are quantised or hold adapters.
+    """
+    with reading(name, "transformers cannot load these weights"):
+        expected, failed = _expected(stored, network)
+    others = [one for one in stored if one not in expected]
+    _refuse_signs(stored, expected, others, name)
+    _refuse_missing(stored, expected, others, network, name)
+    shapes = ((one, list(stored[one].shape), list(expected[one].shape)) for one in stored.keys() & expected.keys())
+    failed = next(({f"{shown([one])} is {a} there, and {b} by config.json"} for one, a, b in shapes if a != b), failed)
+    if failed:
+        raise UserError(f"{name}: the weights are not those that config.json describes: {min(failed)}")
+    for one in others:
+        part, _, kind = one.rpartition(".")
+        if kind == "bias" and f"{part}.weight" in expected and stored[one].load().any():
+            raise UserError(
+                f"{name}: the weights hold {shown([one])} {list(stored[one].shape)}, and by config.json there is no "
+                "such bias; correct config.json"
+            )
+    return others
+
+
+def _expected(stored: Mapping[str, Stored], network: PreTrainedModel) -> tuple[dict[str, Tensor], set[str]]:
+    """What transformers would write in the form of these files (tensors without numbers), and what it cannot load."""
+    weights = {one: torch.empty(place.shape, device="meta") for one, place in stored.items()}
+    settings = LoadStateDictConfig(device_map={"": "meta"}, weight_mapping=get_model_conversion_mapping(network))
+    info, _ = convert_and_load_state_dict_in_model(network, weights, settings)
+    failed = {key for key, *_ in info.mismatched_keys} | info.conversion_errors.keys() | info.missing_keys
+    return revert_weight_conversion(network, network.state_dict()), failed - network.all_tied_weights_keys.keys()
+
+
+def _refuse_signs(
+    stored: Mapping[str, Stored], expected: Mapping[str, Tensor], others: Iterable[str], name: str
+) -> None:
+    for sign, (kind, fault) in _SIGNS.items():
+        if found := [one for one in others if re.search(sign, one)]:
+            raise UserError(f"{name}: the weights {fault.format(kind=kind, names=shown(found))}")
+    for one, tensor in expected.items():
+        if one in stored and tensor.is_floating_point() and stored[one].dtype not in _PLAIN:
+            fault = _QUANTISED.format(kind=f"stored as {stored[one].dtype}", names=shown([one]))
+            raise UserError(f"{name}: the weights {fault}")
+
+
+def _refuse_missing(
+    stored: Mapping[str, Stored],
+    expected: Mapping[str, Tensor],
+    others: Iterable[str],
+    network: PreTrainedModel,
+    name: str,
+) -> None:
+    asked = [one for one in expected if one in stored or one not in network.all_tied_weights_keys]
+    if missing := [one for one in asked if one not in stored]:
+        sizes = ", ".join(f"{shown([one])} {list(expected[one].shape)}" for one in missing[:3])
+        head = network.get_output_embeddings()
+        is_head = missing == [f"{path}.weight" for path, part in network.named_modules() if part is head]
+        raise UserError(
+            f"{name}: the weights lack {len(missing)} of the {len(asked)} tensors that config.json asks for: {sizes}"
+            + (", …" if len(missing) > 3 else "")
+            + (f"; they hold others instead: {shown(others)}" if others else "")
+            + (
+                "; if the head is the embedding, write tie_word_embeddings: true"
+                if is_head
+                else "; complete the folder"
+            )
+        )
+
+
+def shown(names: Iterable[str]) -> str:
+    """The first of some tensors' names, as they can be printed."""
+    names = list(names)
+    first = [one if len(one) <= 100 else f"{one[:100]}…" for one in names[:3]]
+    return ", ".join(ascii(one)[1:-1] for one in first) + (", …" if len(names) > 3 else "")
+
+
+def check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Refuse a tokenizer whose files name tokens that the model has no row for.
+
+    Raises:
+        UserError: names the token, its id and the rows.
+    """
+    far = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in folder.glob("*.json")] if far else []
+    # Tokens that no file names are defaults of transformers' class, which texts hardly hold.
+    spelled = ((one, {json.dumps(one[1], ensure_ascii=ascii_only) for ascii_only in (True, False)}) for one in far)
+    far = [one for one, spellings in spelled if any(spelling in text for text in texts for spelling in spellings)]
+    if far:
+        names = ", ".join(f"{token!r} has id {number}" for number, token in far[:3])
+        raise UserError(
+            f"{folder}: the tokenizer's token {names}{', …' if len(far) > 3 else ''}, and the embedding holds {rows} "
+            "rows; take the tokenizer that belongs to the model, or resize the embedding (resize_token_embeddings)"
+        )

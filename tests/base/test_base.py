@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from salf.engine.models.shards import INDEX
 from salf.errors import UserError
-from stages.base import embedded
 from stages.base.__main__ import main
+from stages.base.sources import find_gguf
 from tests.conftest import PROJECT, write_params
 from tests.engine.models.tiny import save_tiny
 
@@ -226,13 +226,13 @@ def test_weights_with_a_layer_missing_are_refused(tmp_path, monkeypatch, hub_fol
 
 def test_the_wheel_missing_is_one_line_that_says_what_to_do():
     with pytest.raises(UserError, match="not installed; run: make setup"):
-        embedded.find_gguf(package="no-such-package-anywhere")
+        find_gguf(package="no-such-package-anywhere")
 
 
 @pytest.mark.embedded
 def test_another_file_in_the_wheel_is_refused():
     with pytest.raises(UserError, match=r"SHA-256 is b179c952.*expected 0000"):
-        embedded.find_gguf(expected_sha256="0" * 64)
+        find_gguf(expected_sha256="0" * 64)
 
 
 # No byte code: a module that is compiled under the limit would be left cut off in the environment.

@@ -9,7 +9,7 @@ import torch
 
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.models.shards import shard_hashes
-from stages.base.embedded import SHA256
+from stages.base.sources import SHA256
 from tests.conftest import PROJECT, write_params
 
 pytestmark = pytest.mark.embedded
