@@ -1,19 +1,41 @@
-"""A contender in a process of its own: loaded once, told by a pipe what to run, one at a time."""
+"""A contender in a process of its own: loaded once, it runs one request at a time and measures time and memory."""
 
+import ctypes
+import gc
 import multiprocessing
 import os
+import platform
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import torch
 
-from stages.bench.clock import Lap, PeakMemory
+from salf.files import read_json, write_json
 
 Measured = dict[str, Any]  # seconds: list[float], flops: list[int], peak_bytes: int or None
+Value = TypeVar("Value")  # anything that JSON holds
+_STATUS: Final = Path("/proc/self/status")
+_CLEAR: Final = Path("/proc/self/clear_refs")
+_RESET_PEAK: Final = "5"  # see proc(5), clear_refs
+
+
+@dataclass(frozen=True)
+class Lap:
+    """What a contender hands back.
+
+    Attributes:
+        seconds: since its start, at the end of each part (an epoch, or all).
+        flops: FLOPs counted up to there; empty where nobody counts.
+    """
+
+    seconds: list[float]
+    flops: list[int]
 
 
 class Runner(Protocol):
@@ -23,14 +45,61 @@ class Runner(Protocol):
 
     @property
     def run(self) -> Callable[..., Lap]:
-        """Does the work that its keywords ask for."""
+        """Does the work of a request, given as keywords."""
+
+
+class Kept:
+    """Measurements by name in a JSON file that grows with each: a stopped benchmark resumes from it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._values: dict[str, Any] = read_json(file) if file.exists() else {}
+
+    def once(self, name: str, measure: Callable[[], Value]) -> Value:
+        """The kept value, or else that of ``measure()``, which is then kept."""
+        if name not in self._values:
+            self._values[name] = measure()
+            write_json(self.file, self._values)
+        value: Value = self._values[name]
+        return value
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a monotonic clock, once the device has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+class PeakMemory:
+    """Peak memory from here on: on a GPU what torch allocates there, else the process's resident set."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Release what earlier work left, and count from what is held now."""
+        self._device = device
+        gc.collect()
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        with suppress(OSError):
+            _CLEAR.write_text(_RESET_PEAK)
+
+    def bytes(self) -> int | None:
+        """The peak so far; ``None`` on systems without Linux's ``/proc``."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        if not _CLEAR.exists():
+            return None
+        lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+        (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+        return int(peak) * 1024
 
 
 class Contender:
-    """The parent's side; the process starts when the first work is asked for.
-
-    The process ends with its parent: when the pipe breaks, there is nothing more to read from it.
-    """
+    """The parent's side; the process starts with the first request, and ends with its parent: its pipe breaks."""
 
     def __init__(self, make: Callable[[Any], Runner], task: Any, log: Path) -> None:
         """``make(task)`` is called in the process; what it prints goes to ``log``."""
@@ -38,20 +107,19 @@ class Contender:
         self._process: Any = None
         self._pipe: Connection | None = None
 
-    @property
-    def running(self) -> bool:
-        """Whether its process was started."""
-        return self._pipe is not None
-
     def ask(self, **request: Any) -> Measured:
-        """Run ``request`` there and wait for what was measured.
+        """Run ``request`` there and wait for the measurement.
 
         Raises:
             RuntimeError: it failed or was killed; holds the end of its log.
         """
         if self._pipe is None:
-            self._start()
-        assert self._pipe is not None
+            context = multiprocessing.get_context("spawn")
+            self._pipe, theirs = context.Pipe()
+            options = (theirs, self._make, self._task, self._log)
+            self._process = context.Process(target=_serve, args=options, daemon=True)
+            self._process.start()
+            theirs.close()
         try:
             self._pipe.send(request)
             reply: Measured | str = self._pipe.recv()
@@ -62,19 +130,17 @@ class Contender:
             raise RuntimeError(f"contender {self._make.__name__}, {request}: {reply}\n{self._last_lines()}")
         return reply
 
+    def warm(self, **request: Any) -> None:
+        """Run ``request`` if the process is not started: what happens once in a process is not compared."""
+        if self._pipe is None:
+            self.ask(**request)
+
     def stop(self) -> None:
         """End the process."""
         if self._pipe is not None:
             self._pipe.close()
             self._process.join(timeout=10)
             self._process.kill()
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._make, self._task, self._log), daemon=True)
-        self._process.start()
-        theirs.close()
 
     def _last_lines(self) -> str:
         with suppress(OSError):
@@ -92,12 +158,8 @@ def _serve(pipe: Connection, make: Callable[[Any], Runner], task: Any, log: Path
             request = pipe.recv()
             try:
                 runner = runner or make(task)
-                pipe.send(_measure(runner, request))
+                peak = PeakMemory(runner.device)
+                lap = runner.run(**request)
+                pipe.send({"seconds": lap.seconds, "flops": lap.flops, "peak_bytes": peak.bytes()})
             except Exception:  # handed to the parent, which stops
                 pipe.send(traceback.format_exc())
-
-
-def _measure(runner: Runner, request: dict[str, Any]) -> Measured:
-    peak = PeakMemory(runner.device)
-    lap = runner.run(**request)
-    return {"seconds": lap.seconds, "flops": lap.flops, "peak_bytes": peak.bytes()}

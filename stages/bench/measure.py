@@ -12,36 +12,29 @@ from salf.engine.runtime import find_runtime, machine_facts
 from salf.ledger import Machine
 from salf.settings import Device
 from stages.bench import processes
-from stages.bench.contender import Contender
-from stages.bench.embedded import Prepared, embedded_task
-from stages.bench.finetuning import OURS, TRAINER, FineTunes, Grid, measure_fine_tunes
-from stages.bench.kept import Kept
-from stages.bench.noise import noise
+from stages.bench.contender import Contender, Kept
 from stages.bench.ours import BasisSolver
+from stages.bench.rounds import OURS, TRAINER, FineTunes, Grid, measure_fine_tunes, measure_tracing
 from stages.bench.targets import targets
-from stages.bench.tracing import measure_tracing
-from stages.bench.workloads import EMBEDDED, SHAPES, Task, random_task, real_task
+from stages.bench.workloads import EMBEDDED, SHAPES, Prepared, Task, embedded_task, random_task, real_task
 from stages.common.benchmark import Bases, Benchmark, Deciding, ModelResult, Spread
 
 DECIDING_EPOCHS: Final = 3  # of the full fine-tune that deciding is held against
 _BASES_TOKENS: Final = 256
+_NOISY: Final = 1.25  # slowest over fastest repeat of the same run, from which on a note says so
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a benchmark measures.
+    """What a benchmark measures; ``epochs`` and ``allocator`` are those of :class:`Grid`.
 
     Attributes:
-        quick: the short form.
         models: names of workloads: ``embedded`` or a shape's.
-        batch_size: rows of a batch, of all contenders.
         quarters: boundaries, in quarters of the depth.
-        epochs: see :class:`Grid`.
         repeats: rounds.
         starts: rounds of processes that only start, and of a ``dvc repro`` with nothing to do.
         training_seconds, tracing_seconds: wanted for each model.
-        allocator: see :class:`Grid`.
-        stages: whose start is measured.
+        stages: stages whose start is measured.
         bases: vocabulary and hidden size of the head whose bases are solved; ``None``: left out.
     """
 
@@ -148,3 +141,17 @@ class _Run:
         finally:
             solver.stop()
         return Bases(**request, seconds=lap["seconds"][0], peak_bytes=lap["peak_bytes"])
+
+
+def noise(models: Sequence[ModelResult]) -> list[str]:
+    """A line for every model whose own repeats differ much."""
+    lines = []
+    for model in models:
+        point = max(model.points, key=lambda one: one.seconds.high / one.seconds.low)
+        low, high = point.seconds.low, point.seconds.high
+        if high / low >= _NOISY:
+            lines.append(
+                f"{model.workload.model}: the machine's speed changed between repeats: the same run of ours "
+                f"(boundary {point.boundary}, epochs: {point.epochs}) took {low:.3g} to {high:.3g} s"
+            )
+    return lines

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from salf.engine.batches import Example, inference_batches
 from salf.engine.runtime import find_runtime
-from stages.bench.clock import Lap, now
+from stages.bench.contender import Lap, now
 from stages.bench.workloads import RATE, Task
 from stages.common.params import load_params
 from stages.trace.basis import semantic_bases

@@ -23,7 +23,7 @@ from salf.engine.training.validation import Split
 from salf.files import read_json
 from salf.plan import FreezePlan, ParameterCounts, PlannedModel
 from salf.settings import Device, Finetune
-from stages.bench.clock import Lap, now
+from stages.bench.contender import Lap, now
 from stages.bench.workloads import RATE, Task
 from stages.common.params import load_params
 from stages.finetune.methods import make_trainable

@@ -1,4 +1,4 @@
-"""What whole processes take: the start of a stage, a ``dvc repro`` with nothing to do, deciding from trace to plan."""
+"""Times of whole processes: the start of a stage, a ``dvc repro`` with nothing to do, deciding from trace to plan."""
 
 import subprocess
 import sys
@@ -7,48 +7,28 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+
+from ruamel.yaml import YAML
 
 from salf.engine.progress import progress
-from stages.bench.embedded import Prepared, stage_environment
-from stages.bench.kept import Kept
+from stages.bench.contender import Kept
+from stages.bench.workloads import Prepared, stage_environment
 from stages.common.benchmark import Spread
 
-WITH_LORA: Final = "finetune+lora"
-STAGES: Final = (
-    "base",
-    "prepare",
-    "trace",
-    "fit",
-    "signals",
-    "plan",
-    "finetune",
-    WITH_LORA,
-    "evaluate",
-    "report",
-)
-# What stages.finetune.methods imports where it makes adapters, behind a start of the stage as python -m makes it.
-_START_WITH_LORA: Final = """
-import runpy, sys
-sys.argv = ["-m", "--help"]
-try:
-    runpy.run_module("stages.finetune", run_name="__main__", alter_sys=True)
-except SystemExit as end:
-    if end.code:
-        raise
-    from peft import LoraConfig, get_peft_model
-"""
+
+def stage_names() -> tuple[str, ...]:
+    """The stages of the graph."""
+    graph = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text(encoding="utf-8"))
+    return tuple(graph["stages"])
 
 
 def startup(stages: Sequence[str], repeats: int, kept: Kept) -> tuple[dict[str, Spread], list[str]]:
     """Seconds until a process could begin: of bare Python, and of stages that import all and print their help.
 
-    ``finetune+lora`` is the stage ``finetune`` with what it imports later, when it makes adapters.
-
     Returns:
-        Seconds by stage, and why those that are missing are.
+        Seconds by stage, and the reason for each that is missing.
     """
-    commands = {"python": [sys.executable, "-c", "pass"]} | {name: _start(name) for name in stages}
+    commands = {"python": [sys.executable, "-c", "pass"]} | {name: _stage(name, "--help") for name in stages}
     laps: dict[str, list[float]] = {name: [] for name in commands}
     faults: dict[str, str] = {}  # a library that only some stages need may not be installed
     with progress("starting processes", repeats * len(commands), "processes") as advance:
@@ -93,10 +73,6 @@ def _decide(prepared: Prepared) -> dict[str, float]:
             "plan": [*base, *data, *fitted, "--out", f"{folder}/plan"],
         }
         return {stage: _time(_stage(stage, *words), prepared.folder) for stage, words in options.items()}
-
-
-def _start(name: str) -> list[str]:
-    return [sys.executable, "-c", _START_WITH_LORA] if name == WITH_LORA else _stage(name, "--help")
 
 
 def _stage(name: str, *options: str) -> list[str]:

@@ -1,5 +1,8 @@
 """What is trained and traced: a model folder and its examples, the real task or random weights of a given shape."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,13 +10,17 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from ruamel.yaml import YAML
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+import stages
 from salf.engine.batches import Example, read_examples
+from salf.errors import UserError
 from salf.files import read_json, replacing_folder
 from salf.settings import Device
 from stages.common.benchmark import Workload
+from stages.common.params import PARAMS_FILE
 
 EMBEDDED: Final = "embedded"
 RATE: Final = 1e-6  # of every contender: weights stay finite however often they are trained on
@@ -36,62 +43,29 @@ class Shape:
     own: tuple[int, int]
 
 
+def _llama(
+    layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, vocabulary: int, **more: Any
+) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": False,
+        **more,
+    }
+
+
 # The last two have the numbers of published configurations: SmolLM2-135M and Llama 3.2 1B.
+_TIED: Final = {"tie_word_embeddings": True}
 SHAPES: Final = {
-    "12x1024": Shape(
-        {
-            "num_hidden_layers": 12,
-            "hidden_size": 1024,
-            "intermediate_size": 2816,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 16,
-            "vocab_size": 32000,
-            "tie_word_embeddings": False,
-        },
-        shared=0,
-        own=(24, 72),
-    ),
-    "6x384": Shape(
-        {
-            "num_hidden_layers": 6,
-            "hidden_size": 384,
-            "intermediate_size": 1024,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 6,
-            "vocab_size": 8000,
-            "tie_word_embeddings": False,
-        },
-        shared=0,
-        own=(16, 48),
-    ),
-    "smollm2-135m": Shape(
-        {
-            "num_hidden_layers": 30,
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "vocab_size": 49152,
-            "tie_word_embeddings": True,
-            "rope_theta": 100000.0,
-        },
-        shared=97,
-        own=(9, 40),
-    ),
+    "12x1024": Shape(_llama(12, 1024, 2816, 16, 16, 32000), shared=0, own=(24, 72)),
+    "6x384": Shape(_llama(6, 384, 1024, 6, 6, 8000), shared=0, own=(16, 48)),
+    "smollm2-135m": Shape(_llama(30, 576, 1536, 9, 3, 49152, rope_theta=1e5, **_TIED), shared=97, own=(9, 40)),
     "llama-1b": Shape(
-        {
-            "num_hidden_layers": 16,
-            "hidden_size": 2048,
-            "intermediate_size": 8192,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 64,
-            "vocab_size": 128256,
-            "tie_word_embeddings": True,
-            "rope_theta": 500000.0,
-        },
-        shared=0,
-        own=(64, 192),
+        _llama(16, 2048, 8192, 32, 8, 128256, head_dim=64, rope_theta=5e5, **_TIED), shared=0, own=(64, 192)
     ),
 }
 
@@ -140,6 +114,34 @@ class Task:
         )
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A project folder with parameters, base model and prepared data."""
+
+    folder: Path
+    base: Path
+    data: Path
+
+
+def embedded_task(aside: Path) -> Prepared:
+    """Where model and data lie; they are made below ``aside`` where the project's own are others or missing.
+
+    Raises:
+        UserError: a stage that makes them failed; holds its message.
+    """
+    here = Prepared(Path.cwd(), Path.cwd() / "data/base", Path.cwd() / "data/prepared")
+    if _source(here.base / "base.json") == "embedded" and _source(here.data / "meta.json") == "docstrings":
+        return here
+    aside.mkdir(parents=True, exist_ok=True)
+    made = Prepared(aside, aside / "base", aside / "prepared")
+    _write_params(aside)
+    if not made.base.exists():
+        _run(aside, "base", "--out", "base")
+    if not made.data.exists():
+        _run(aside, "prepare", "--base", "base", "--out", "prepared")
+    return made
+
+
 def real_task(base: Path, prepared: Path, batch_size: int, device: Device) -> Task:
     """The training split of a prepared task, in a random order that is always the same."""
     meta, model = read_json(prepared / "meta.json"), read_json(base / "base.json")
@@ -185,3 +187,28 @@ def _write_model(shape: Shape, folder: Path) -> None:
     torch.manual_seed(0)
     with replacing_folder(folder) as aside:
         AutoModelForCausalLM.from_config(config).save_pretrained(aside)
+
+
+def stage_environment() -> dict[str, str]:
+    """An environment in which ``python -m stages.…`` works in any folder."""
+    return {**os.environ, "PYTHONPATH": str(Path(stages.__path__[0]).parent)}
+
+
+def _source(record: Path) -> str | None:
+    found: Any = read_json(record)["source"] if record.exists() else None
+    return found["kind"] if isinstance(found, dict) else found
+
+
+def _write_params(folder: Path) -> None:
+    yaml = YAML()
+    params = yaml.load(PARAMS_FILE.read_text(encoding="utf-8"))
+    params["model"]["source"], params["data"]["source"] = "embedded", "docstrings"
+    with (folder / PARAMS_FILE.name).open("w", encoding="utf-8") as file:
+        yaml.dump(params, file)
+
+
+def _run(folder: Path, stage: str, *options: str) -> None:
+    command = [sys.executable, "-m", f"stages.{stage}", *options]
+    done = subprocess.run(command, cwd=folder, env=stage_environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"the embedded task cannot be made: {' '.join(done.stderr.split())[-500:]}")

@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from stages.bench import processes
-from stages.bench.clock import Lap, PeakMemory
-from stages.bench.contender import Contender
-from stages.bench.embedded import Prepared
-from stages.bench.kept import Kept
-from stages.bench.processes import STAGES, WITH_LORA, deciding, startup
+from stages.bench.contender import Contender, Kept, Lap, PeakMemory
+from stages.bench.processes import deciding, startup
+from stages.bench.workloads import Prepared
 from tests.conftest import PROJECT
 
 CPU = torch.device("cpu")
@@ -54,7 +51,6 @@ def test_each_piece_of_work_has_a_peak_of_its_own():
 
 def test_a_contender_lives_in_a_process_of_its_own_and_tells_what_it_measured(tmp_path):
     contender = Contender(Allocating, None, tmp_path / "log")
-    assert not contender.running
     try:
         laps = [contender.ask(mebibytes=n) for n in (1, 200, 1)]
     finally:
@@ -125,21 +121,6 @@ def test_a_stage_that_cannot_start_here_is_left_out_with_its_reason(tmp_path):
     assert len(notes) == 1
     assert "start of no_such_stage: not measured" in notes[0]
     assert "No module named" in notes[0]
-
-
-def test_the_start_of_every_stage_of_the_graph_is_timed_and_that_of_adapters():
-    graph = YAML(typ="safe").load(PROJECT / "dvc.yaml")
-    assert [stage for stage in STAGES if stage != WITH_LORA] == list(graph["stages"])
-
-
-@pytest.mark.slow
-def test_a_start_with_adapters_has_loaded_what_makes_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        processes, "_START_WITH_LORA", processes._START_WITH_LORA + "    raise RuntimeError(LoraConfig)"
-    )
-    found, notes = startup([WITH_LORA], 1, Kept(tmp_path / "measured.json"))
-    assert list(found) == ["python"]
-    assert "peft" in notes[0]
 
 
 def alive(pid):

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from stages.bench.finetuning import LORA, OURS, PLAIN_ALLOCATOR, TRAINER, FineTunes, Grid
-from stages.bench.noise import noise
+from stages.bench.measure import noise
+from stages.bench.rounds import LORA, OURS, PLAIN_ALLOCATOR, TRAINER, WHOLE, FineTunes, Grid
 from stages.bench.targets import targets
-from stages.bench.tracing import WHOLE
 from stages.common.benchmark import Bases, Deciding, ModelResult, Spread, Tracing, Workload
 
 GRID = Grid(boundaries=[0, 2, 3], epochs=[1, 3], half=2, repeats=3, seconds=1, allocator=True)

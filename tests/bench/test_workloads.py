@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from salf.errors import UserError
 from salf.files import write_json
-from stages.bench import embedded
+from stages.bench import workloads
 from stages.bench.workloads import SHAPES, random_examples
 from tests.bench.conftest import SHAPE
 from tests.conftest import write_params
@@ -57,16 +57,16 @@ def test_the_projects_own_folder_is_taken_only_where_it_holds_the_embedded_task(
         asked.append(stage)
         raise UserError("asked")
 
-    monkeypatch.setattr(embedded, "_run", refuse)
+    monkeypatch.setattr(workloads, "_run", refuse)
     for folder in ("data/base", "data/prepared"):
         (tmp_path / folder).mkdir(parents=True)
     write_json(tmp_path / "data/base/base.json", {"source": "embedded"})
     write_json(tmp_path / "data/prepared/meta.json", {"source": {"kind": "docstrings"}})
-    found = embedded.embedded_task(tmp_path / "aside")
+    found = workloads.embedded_task(tmp_path / "aside")
     assert (found.folder, found.base) == (tmp_path, tmp_path / "data/base")
     assert not asked
 
     write_json(tmp_path / "data/prepared/meta.json", {"source": {"kind": "files"}})
     with pytest.raises(UserError):
-        embedded.embedded_task(tmp_path / "aside")
+        workloads.embedded_task(tmp_path / "aside")
     assert asked == ["base"]

@@ -1,0 +1,221 @@
+"""Fine-tunes and traces of all contenders in turn, round by round, and the ratios that follow."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from salf.engine.progress import progress
+from stages.bench.contender import Contender, Kept, Measured
+from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer
+from stages.bench.ours import FineTuner, PlainAllocator, TraceMaker
+from stages.bench.workloads import Task
+from stages.common.benchmark import Allocator, Memory, Point, Spread, Tracing
+from stages.trace.collect import SHARD_EXAMPLES
+
+OURS: Final = "ours"
+TRAINER: Final = "trainer"
+LORA: Final = "lora"
+PLAIN_ALLOCATOR: Final = "ours, plain allocator"
+_KINDS: Final = {OURS: FineTuner, TRAINER: HuggingFaceTrainer, LORA: HuggingFaceLora, PLAIN_ALLOCATOR: PlainAllocator}
+_FEWEST_BATCHES: Final = 2
+_MOST_BATCHES: Final = 48
+_MEAN_RUN: Final = 0.7  # of a full fine-tune by the Trainer, at most: half of the layers are frozen on average
+
+PLAIN: Final = "plain forward"
+WHOLE: Final = "deviations, whole prompts"
+_FEWEST_TRACED: Final = 16
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is measured.
+
+    Attributes:
+        boundaries: ascending; the first is 0.
+        epochs: ascending. One run of the most epochs is read at the end of each of these numbers of epochs.
+        half: the boundary at half of the depth.
+        repeats: rounds.
+        seconds: wanted for one model's fine-tunes.
+        allocator: whether the effect of its settings is measured too, in one more process.
+    """
+
+    boundaries: Sequence[int]
+    epochs: Sequence[int]
+    half: int
+    repeats: int
+    seconds: float
+    allocator: bool
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """The contender and boundary of each run of a round; LoRA adapts all layers, whatever the boundary."""
+        ours = [(OURS, boundary) for boundary in self.boundaries]
+        trainer = [(TRAINER, boundary) for boundary in self.boundaries]
+        plain = [(PLAIN_ALLOCATOR, self.half)] if self.allocator else []
+        return [*ours, *trainer, (LORA, 0), *plain]
+
+
+@dataclass(frozen=True)
+class FineTunes:
+    """All rounds: (contender, boundary) → the measurement of each round."""
+
+    grid: Grid
+    examples: int
+    measured: dict[tuple[str, int], list[Measured]]
+
+    def seconds(self, contender: str, boundary: int, epochs: int) -> list[float]:
+        """Seconds up to the end of that many epochs, by round."""
+        return [round_["seconds"][epochs - 1] for round_ in self.measured[contender, boundary]]
+
+    def points(self) -> list[Point]:
+        """Every boundary with every number of epochs."""
+        return [self._point(boundary, epochs) for boundary in self.grid.boundaries for epochs in self.grid.epochs]
+
+    def memory(self) -> list[Memory]:
+        """The peaks of every boundary; none where the system does not report them."""
+        peaks = {run: [lap["peak_bytes"] for lap in laps] for run, laps in self.measured.items()}
+        if any(peak is None for laps in peaks.values() for peak in laps):
+            return []
+        most = {run: max(laps) for run, laps in peaks.items()}
+        return [
+            Memory(
+                boundary=boundary,
+                ours=most[OURS, boundary],
+                trainer_full=most[TRAINER, 0],
+                trainer_frozen=most[TRAINER, boundary],
+                trainer_lora=most[LORA, 0],
+            )
+            for boundary in self.grid.boundaries
+        ]
+
+    def allocator(self) -> Allocator | None:
+        """The effect of the allocator settings at half depth; ``None`` where that was left out."""
+        if not self.grid.allocator:
+            return None
+        half, epochs = self.grid.half, self.grid.epochs[-1]
+        without = self.seconds(PLAIN_ALLOCATOR, half, epochs)
+        slower = Spread.of_ratios(without, self.seconds(OURS, half, epochs))
+        return Allocator(boundary=half, epochs=epochs, slower_without=slower)
+
+    def _point(self, boundary: int, epochs: int) -> Point:
+        ours = self.seconds(OURS, boundary, epochs)
+        speed_up = Spread.of_ratios(self.seconds(OURS, 0, epochs), ours)
+        full, above = (self.measured[OURS, each][0]["flops"][epochs - 1] for each in (0, boundary))
+        return Point(
+            boundary=boundary,
+            epochs=epochs,
+            seconds=Spread.of(ours),
+            trainer_full=Spread.of_ratios(self.seconds(TRAINER, 0, epochs), ours),
+            trainer_frozen=Spread.of_ratios(self.seconds(TRAINER, boundary, epochs), ours),
+            trainer_lora=Spread.of_ratios(self.seconds(LORA, 0, epochs), ours),
+            speed_up=speed_up,
+            ideal=full / above,
+            of_ideal=speed_up.median / (full / above),
+        )
+
+
+def measure_fine_tunes(task: Task, grid: Grid, kept: Kept, logs: Path) -> FineTunes:
+    """Fine-tune above all boundaries with all contenders."""
+    with ExitStack() as stack:
+        contenders = _contenders(stack, _KINDS, task, logs)
+        examples = kept.once(f"{task.name}: examples", lambda: _examples(contenders[TRAINER], task, grid))
+        epochs = grid.epochs[-1]
+        measured = _in_turn(
+            f"fine-tuning {task.name}: {examples} examples, {epochs} epochs",
+            {
+                f"{task.name}: {name} above {boundary}": partial(
+                    _run,
+                    contenders[name],
+                    {"boundary": boundary, "epochs": 1, "examples": task.batch_size},
+                    {"boundary": boundary, "epochs": epochs, "examples": examples},
+                )
+                for name, boundary in grid.runs
+            },
+            grid.repeats,
+            kept,
+        )
+    return FineTunes(grid, examples, dict(zip(grid.runs, measured, strict=True)))
+
+
+def measure_tracing(task: Task, repeats: int, seconds: float, kept: Kept, logs: Path) -> list[Tracing]:
+    """Trace in all ways, relative to a plain forward pass over the same batches of whole prompts.
+
+    Args:
+        task: the model and its examples.
+        repeats: rounds.
+        seconds: wanted for all of it.
+        kept: earlier measurements.
+        logs: the folder of the contenders' output.
+    """
+    ways: dict[str, tuple[str, dict[str, bool]]] = {
+        PLAIN: ("forward", {"hidden_states": False}),
+        WHOLE: ("trace", {"losses": False, "shared": False}),
+        "deviations and losses, whole prompts": ("trace", {"losses": True, "shared": False}),
+        "output_hidden_states": ("forward", {"hidden_states": True}),
+    }
+    if task.shared:
+        ways["deviations, shared beginning once"] = ("trace", {"losses": False, "shared": True})
+    with ExitStack() as stack:
+        contenders = _contenders(stack, {"trace": TraceMaker, "forward": Forward}, task, logs)
+        each = seconds / (repeats * len(ways))
+        count = partial(_traced_examples, contenders["forward"], task, each)
+        examples = kept.once(f"{task.name}: traced examples", count)
+        runs = {
+            f"{task.name}: trace, {name}": partial(
+                _run, contenders[who], {"examples": _FEWEST_TRACED, **options}, {"examples": examples, **options}
+            )
+            for name, (who, options) in ways.items()
+        }
+        measured = _in_turn(f"tracing {task.name}: {examples} examples", runs, repeats, kept)
+    laps = {name: [lap["seconds"][0] for lap in rounds] for name, rounds in zip(ways, measured, strict=True)}
+    return [
+        Tracing(
+            what=name,
+            examples_per_second=Spread.of([examples / lap for lap in laps[name]]),
+            of_plain_forward=Spread.of_ratios(laps[PLAIN], laps[name]),
+        )
+        for name in ways
+    ]
+
+
+def _contenders(stack: ExitStack, kinds: Mapping[str, Any], task: Task, logs: Path) -> dict[str, Contender]:
+    found = {name: Contender(kind, task, logs / f"{task.name}-{name}.log") for name, kind in kinds.items()}
+    for contender in found.values():
+        stack.callback(contender.stop)
+    return found
+
+
+def _in_turn(title: str, runs: Mapping[str, Callable[[], Measured]], repeats: int, kept: Kept) -> list[list[Measured]]:
+    """The rounds of each run; every other round is in reverse order, so that no run always follows the same one."""
+    measured: dict[str, list[Measured]] = {name: [] for name in runs}
+    with progress(title, repeats * len(runs), "runs") as advance:
+        for round_ in range(repeats):
+            for name in list(runs)[:: -1 if round_ % 2 else 1]:
+                lap = kept.once(f"{name}, round {round_}", runs[name])
+                measured[name].append(lap)
+                advance(1, f"{name.partition(': ')[2]}: {lap['seconds'][-1]:.2f} s")
+    return list(measured.values())
+
+
+def _run(contender: Contender, first: dict[str, Any], request: dict[str, Any]) -> Measured:
+    contender.warm(**first)
+    return contender.ask(**request)
+
+
+def _examples(trainer: Contender, task: Task, grid: Grid) -> int:
+    """The number that the time allows, by the Trainer's full fine-tuning, which takes longest."""
+    first, second = trainer.ask(boundary=0, epochs=2, examples=task.batch_size)["seconds"]
+    step = second - first  # the first epoch is the warm-up
+    batches = int(grid.seconds / (grid.repeats * len(grid.runs) * grid.epochs[-1] * _MEAN_RUN * step))
+    batches = min(max(batches, _FEWEST_BATCHES), _MOST_BATCHES, len(task.examples) // task.batch_size)
+    return batches * task.batch_size
+
+
+def _traced_examples(forward: Contender, task: Task, seconds: float) -> int:
+    """The number that the time allows, at most a shard's: its batches are then those of the plain pass."""
+    for _ in range(2):
+        took = forward.ask(examples=_FEWEST_TRACED, hidden_states=True)["seconds"][0]
+    return min(max(_FEWEST_TRACED, int(_FEWEST_TRACED * seconds / took)), SHARD_EXAMPLES, len(task.examples))
