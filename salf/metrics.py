@@ -22,7 +22,7 @@ from pydantic import (
 
 from salf.errors import UserError
 from salf.files import write_json, write_text
-from salf.records import checked
+from salf.records import GridRate, checked
 
 SCORES: Final = {
     "accuracy": "accuracy",
@@ -99,14 +99,6 @@ class Baseline(Scored):
     n: int
 
 
-class TriedRate(_Record):
-    """A learning rate of the grid and its validation scores; null where training diverged."""
-
-    rate: float
-    validation_loss: float | None
-    validation_accuracy: float | None
-
-
 class RunMetrics(Baseline):
     """A fine-tuned model: its scores, its counted cost, and shares of full fine-tuning with the same seed."""
 
@@ -121,7 +113,7 @@ class RunMetrics(Baseline):
     epochs: int
     steps: int
     learning_rate: float
-    grid: list[TriedRate]
+    grid: list[GridRate]
     validation_loss: float | None
     validation_accuracy: float | None
 

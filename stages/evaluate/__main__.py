@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from salf.engine.batches import read_examples
 from salf.engine.boundary_cache.cache import CacheSettings
 from salf.engine.runtime import choose_runtime
-from salf.files import read_json, replacing_file, require
-from salf.metrics import Baseline, Interval, Intervals, Measured, Metrics, RunMetrics, write_comparison, write_csv
+from salf.files import replacing_file
+from salf.metrics import Baseline, Interval, Intervals, Metrics, RunMetrics, write_comparison, write_csv
+from salf.records import FineTuneClock, FineTuneRecord, read_base_record, read_prepared
 from salf.settings import Caching, Device
 from stages.common.command import exit_code
 from stages.common.params import Compare, Evaluate, Room
@@ -23,7 +24,6 @@ from stages.evaluate.predict import Predictor, frozen_layers, prediction_rows
 from stages.evaluate.scores import Bootstrap, Predictions, intervals, score
 
 _OF_THE_RUN: Final = (
-    "method",
     "seed",
     "boundary",
     "boundary_before_budget",
@@ -50,64 +50,67 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     params = EvaluateRoom.load()
     asked = params.evaluate
-    meta = read_json(args.prepared / "meta.json")
-    quality: Literal["accuracy", "exact_match"] = "exact_match" if meta["task"] == "free" else "accuracy"
+    meta = read_prepared(args.prepared)
+    quality: Literal["accuracy", "exact_match"] = "exact_match" if meta.task == "free" else "accuracy"
     test = read_examples(args.prepared, "test")
-    labels = [example.label or "" for example in test] if meta["labels"] else None
+    labels = [example.label or "" for example in test] if meta.labels else None
     bootstrap = Bootstrap(len(test), asked.bootstrap, asked.confidence, asked.seed, labels)
-    names = {f"{method}-seed{seed}": method for method in params.compare.methods for seed in params.compare.seeds}
-    facts = {name: read_json(require(args.models / name, made_by="finetune") / "run.json") for name in names}
+    names = [f"{method}-seed{seed}" for method in params.compare.methods for seed in params.compare.seeds]
+    records = {name: FineTuneRecord.load(args.models / name) for name in names}
 
-    base_shards = read_json(args.base / "base.json")["shards"]
+    base_shards = read_base_record(args.base).shards
     cache = CacheSettings.of(params.finetune.cache, params.finetune.cache_folder, params.finetune.cache_gib)
     predictor = Predictor(choose_runtime(params.device), asked, meta, args.base, base_shards, cache, test)
     predictions = {"untrained": predictor.predict(args.base, "untrained")}
-    if meta["task"] != "free":
+    if meta.task != "free":
         plain = answers(read_examples(args.prepared, "train"), test)
         predictions |= {name: Predictions.of_labels(said, test) for name, said in plain.items()}
-    for name in names:
-        frozen = frozen_layers(facts[name]["shards"], base_shards)
+    for name, run in records.items():
+        frozen = frozen_layers(run.shards, base_shards)
         predictions[name] = predictor.predict(args.models / name, name, frozen)
 
     scores = {name: score(said, quality, bootstrap) for name, said in predictions.items()}
     runs = {
-        name: _run_metrics(run, facts.get(f"full-seed{run['seed']}"), intervals(scores[name]), len(test))
-        for name, run in facts.items()
+        name: _run_metrics(run, records.get(f"full-seed{run.seed}"), intervals(scores[name]), len(test))
+        for name, run in records.items()
     }
-    curves = {name: run["curve"] for name, run in facts.items()}
     metrics = Metrics(
         layout=1,
-        task=meta["task"],
+        task=meta.task,
         quality=quality,
         intervals=Intervals(resamples=asked.bootstrap, confidence=asked.confidence),
         baselines={
             name: Baseline(scores=intervals(scores[name]), n=len(test)) for name in predictions if name not in names
         },
         runs=runs,
-        methods=compare_methods(runs, curves, scores),
+        methods=compare_methods(runs, {name: run.curve for name, run in records.items()}, scores),
     )
     metrics.save(args.metrics)
-    measured = {name: Measured.model_validate(read_json(args.measured / f"{name}.json")) for name in names}
-    write_comparison(args.comparison, metrics, measured_of(list(metrics.methods), runs, measured))
-    points = [
-        {"run": name, "method": runs[name].method, "seed": runs[name].seed, **p} for name in runs for p in curves[name]
-    ]
-    write_csv(args.curves, points)
+    clocks = {name: FineTuneClock.load(args.measured / f"{name}.json") for name in names}
+    write_comparison(args.comparison, metrics, measured_of(runs, clocks))
+    write_csv(
+        args.curves,
+        [
+            {"run": name, "method": run.label, "seed": run.seed, **point.model_dump()}
+            for name, run in records.items()
+            for point in run.curve
+        ],
+    )
     with replacing_file(args.predictions) as aside:
         pq.write_table(pa.Table.from_pylist(prediction_rows(predictions, test)), aside, compression="zstd")
     print_metrics(metrics)
 
 
 def _run_metrics(
-    run: Mapping[str, Any], full: Mapping[str, Any] | None, scores: Mapping[str, Interval], examples: int
+    run: FineTuneRecord, full: FineTuneRecord | None, scores: Mapping[str, Interval], examples: int
 ) -> RunMetrics:
-    last = run["curve"][-1]
     return RunMetrics(
-        **{key: run[key] for key in _OF_THE_RUN},
-        flops_share=run["flops"] / full["flops"] if full else None,
-        trained_share=run["trained_parameters"] / full["trained_parameters"] if full else None,
-        validation_loss=last["validation_loss"],
-        validation_accuracy=last["validation_accuracy"],
+        method=run.label,
+        **{key: getattr(run, key) for key in _OF_THE_RUN},
+        flops_share=run.flops / full.flops if full else None,
+        trained_share=run.trained_parameters / full.trained_parameters if full else None,
+        validation_loss=run.last.validation_loss,
+        validation_accuracy=run.last.validation_accuracy,
         scores=scores,
         n=examples,
     )

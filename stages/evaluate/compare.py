@@ -8,13 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from salf.metrics import SCORES, Difference, EqualCompute, Measured, MethodMetrics, Metrics, RunMetrics
+from salf.records import CurvePoint, FineTuneClock
 from stages.evaluate.scores import Statistic, intervals, mean_of
 
 _MEANS: Final = ("flops", "flops_share", "epochs", "steps")
 # The same for every seed, unless a method draws its layers.
 _SAME: Final = ("trained_parameters", "trained_share", "boundary", "boundary_before_budget")
 
-Curve = Sequence[Mapping[str, Any]]
+Curve = Sequence[CurvePoint]
 
 
 def compare_methods(
@@ -66,7 +67,7 @@ def _at_equal_compute(
         partner = f"full-seed{runs[name].seed}"
         if partner in curves and (by_then := full_at_equal_compute(curves[partner], runs[name].flops)):
             last = curves[name][-1]
-            found.append({**{key: last[key] for key in by_then}, **{f"full_{k}": v for k, v in by_then.items()}})
+            found.append({key: getattr(last, key) for key in by_then} | {f"full_{k}": v for k, v in by_then.items()})
     if not found:
         return None
     return EqualCompute(**{key: float(np.mean([entry[key] for entry in found])) for key in found[0]})
@@ -77,27 +78,24 @@ def full_at_equal_compute(curve: Curve, flops: float) -> dict[str, float] | None
 
     ``None`` where full fine-tuning costs no more than that, or had logged nothing by then.
     """
-    spent = [point["flops"] for point in curve]
+    spent = [point.flops for point in curve]
     if not spent[0] <= flops < spent[-1]:
         return None
-    names = [name for name in ("validation_accuracy", "validation_loss") if curve[0][name] is not None]
-    return {name: float(np.interp(flops, spent, [point[name] for point in curve])) for name in names}
+    names = [name for name in ("validation_accuracy", "validation_loss") if getattr(curve[0], name) is not None]
+    return {name: float(np.interp(flops, spent, [getattr(point, name) for point in curve])) for name in names}
 
 
-def measured_of(
-    methods: Sequence[str], runs: Mapping[str, RunMetrics], records: Mapping[str, Measured]
-) -> dict[str, Measured]:
-    """What each method cost on this machine, mean over its seeds, and as shares of full fine-tuning.
+def measured_of(runs: Mapping[str, RunMetrics], clocks: Mapping[str, FineTuneClock]) -> dict[str, Measured]:
+    """Return what each method cost on this machine, mean over its seeds, and as shares of full fine-tuning.
 
     Args:
-        methods: their names.
         runs: by the run's name.
-        records: what was measured of each run.
+        clocks: what was measured of each run.
     """
+    keys = ("seconds_per_step", "seconds_training", "seconds_cache", "peak_memory_bytes")
     means = {}
-    for method in methods:
-        mine = [records[name] for name, run in runs.items() if run.method == method]
-        keys = ("seconds_per_step", "seconds_training", "seconds_cache", "peak_memory_bytes")
+    for method in dict.fromkeys(run.method for run in runs.values()):
+        mine = [clocks[name] for name, run in runs.items() if run.method == method]
         means[method] = Measured(**{key: float(np.mean([getattr(one, key) for one in mine])) for key in keys})
     full = means.get("full")
     if full is None:

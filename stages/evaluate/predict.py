@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.progress import progress
 from salf.engine.rules import rule_of
 from salf.engine.runtime import Runtime
+from salf.records import PreparedRecord
 from stages.common.params import Evaluate
 from stages.evaluate.scores import Predictions
 
@@ -35,7 +37,7 @@ class Predictor:
 
     runtime: Runtime
     params: Evaluate
-    meta: dict[str, Any]
+    meta: PreparedRecord
     base: Path
     shards: Mapping[str, str]
     cache: CacheSettings
@@ -47,13 +49,13 @@ class Predictor:
 
         Quantised layers are those that were in training, and all of the base; offloaded are all, since nothing trains.
         """
-        rule = rule_of(self.meta)
+        rule = rule_of(self.meta.model_dump())
         held = self.runtime.frozen(None if self.runtime.frozen_weights == "offload" else frozen)
         model = open_model(folder, self.runtime.device, self.runtime.dtype, frozen=held, base=self.base)
         reader = Reader(model, self.runtime, rule, self.params.batch_tokens)
         start = self._behind_frozen(model, frozen) if frozen else None
         with progress(f"evaluating {name}", len(self.test), "examples") as advance:
-            shared = self.meta["shared_prefix_tokens"]
+            shared = self.meta.shared_prefix_tokens
             answers = reader.read(self.test, shared, start, advance=lambda n: advance(n, ""))
         loss = np.array([answer.loss for answer in answers])
         tokens = np.array([len(example.answer_ids) for example in self.test], float)
@@ -61,26 +63,32 @@ class Predictor:
             said = [answer.predicted or "" for answer in answers]
             correct = [answer.correct or False for answer in answers]
         else:
-            tokenizer = Tokenizer.from_file(str(self.base / "tokenizer.json"))
-            with progress(f"{name} writes its answers", len(self.test), "examples") as advance:
-                said = write_answers(
-                    model,
-                    tokenizer,
-                    self.test,
-                    self.params.generate_tokens,
-                    self.meta["end_token_id"],
-                    self.params.batch_tokens,
-                    lambda n: advance(n, ""),
-                )
-            marker = self.params.answer_marker
-            # Both sides without special tokens, which chat templates put into answers, too.
-            asked = [tokenizer.decode(example.answer_ids, skip_special_tokens=True) for example in self.test]
-            correct = [exact_match(text, reference, marker) for text, reference in zip(said, asked, strict=True)]
+            said = self._written(model, name)
+            correct = self._exact(said)
         return Predictions(said, np.array(correct, float), loss, tokens, [answer.probability for answer in answers])
+
+    def _written(self, model: CausalModel, name: str) -> list[str]:
+        if self.meta.end_token_id is None:
+            raise ValueError("free answers end with a token of their own")
+        longest, most = self.params.generate_tokens, self.params.batch_tokens
+        with progress(f"{name} writes its answers", len(self.test), "examples") as advance:
+            return write_answers(
+                model, self._tokenizer, self.test, longest, self.meta.end_token_id, most, lambda n: advance(n, "")
+            )
+
+    def _exact(self, said: Sequence[str]) -> list[bool]:
+        # Both sides without special tokens, which chat templates put into answers, too.
+        asked = [self._tokenizer.decode(example.answer_ids, skip_special_tokens=True) for example in self.test]
+        marker = self.params.answer_marker
+        return [exact_match(text, reference, marker) for text, reference in zip(said, asked, strict=True)]
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_file(str(self.base / "tokenizer.json"))
 
     def _behind_frozen(self, model: CausalModel, frozen: int) -> Start:
         if frozen not in self.prefixes:
-            units, shared = frozen_units(self.shards, frozen), self.meta["shared_prefix_tokens"]
+            units, shared = frozen_units(self.shards, frozen), self.meta.shared_prefix_tokens
             cache = BoundaryCache(self.cache, model, self.runtime, units, shared, self.params.batch_tokens)
             self.prefixes[frozen] = cache.open(self.test, passes=1)
             print_opened(frozen, {"test": self.prefixes[frozen]})

@@ -11,9 +11,8 @@ from salf.files import replacing_folder, write_text
 from salf.settings import Device, Finetune
 from stages.common.command import exit_code
 from stages.common.params import Compare, Data, Evaluate, Fit, Model, Pilot, Plan, Prepare, Room, Signals, Trace
-from stages.report.artifacts_in import Sources, load
-from stages.report.page import build, render, standalone_figures
-from stages.report.summary import print_summary
+from stages.report.artifacts import load
+from stages.report.page import build, print_summary, render, standalone_figures
 
 _EXAMPLE = "example: python -m stages.report --out reports/index.html"
 
@@ -39,13 +38,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the page, or with ``--summary`` print the summary and write nothing."""
     options = _options(argv)
     room = ReportRoom.load(options.params)
-    artifacts = load(Sources(**{name: getattr(options, name) for name in Sources.__dataclass_fields__}))
+    project = options.params.absolute().parent
+    artifacts = load(options, room.model_dump(mode="json"), room.evaluate.examples_shown, project)
     if options.summary:
         print_summary(artifacts, options.out, Console())
         return
-    page = build(
-        artifacts, room.model_dump(mode="json"), room.evaluate.examples_shown, options.params.absolute().parent
-    )
+    page = build(artifacts)
     write_text(options.out, render(page))
     with replacing_folder(options.figures) as folder:
         for name, svg in standalone_figures(page).items():

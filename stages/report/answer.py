@@ -1,17 +1,102 @@
-"""From the artifacts to the facts of the headline and the key figures."""
+"""The answer: what to train, what it saves, what it costs in quality, and how certain that is.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+The words are made of :class:`Facts`, a few numbers, so that the wording of every outcome can be tested.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 from salf.methods import frozen_by_name, method_of
+from salf.metrics import SCORES, Difference, Interval
 from salf.plan import FreezePlan
-from stages.report.artifacts_in import Artifacts
-from stages.report.headline import Facts
-from stages.report.quality import OVER_CLASSES, SCORES, Method, baselines, label_shares, methods
-from stages.report.wording import Interval, decimal, parameters, percent, seconds, size, span
+from stages.report.artifacts import Artifacts, Method
+from stages.report.parts import (
+    THIN,
+    count,
+    decimal,
+    layer_range,
+    listing,
+    parameters,
+    percent,
+    seconds,
+    signed,
+    size,
+    span,
+)
+from stages.report.quality import BASELINES, OVER_CLASSES, label_shares
 
-_MEANINGFUL_MATCH: Final = 0.05
+Standing = Literal["unmeasured", "alone", "better", "level", "worse"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the headline is made of.
+
+    Attributes:
+        boundary: of the measured method; otherwise the plan's.
+        unmeasured_plan: the plan's own boundary, where no method of the run follows it.
+        metric: a name of ``SCORES``; of ``loss`` lower is better.
+        partial: the measured method's score.
+        full: full fine-tuning's score.
+        difference: partial minus full, paired.
+        confidence: of the intervals.
+        cost: share of full fine-tuning's FLOPs, counted where ``partial`` was measured, otherwise predicted.
+        examples: in the test split.
+        frequencies: shares of the rarest and the most frequent label in the test split.
+        other_scores: of the measured method, for uneven labels.
+    """
+
+    layers: int
+    boundary: int
+    unmeasured_plan: int | None = None
+    metric: str = "accuracy"
+    partial: Interval | None = None
+    full: Interval | None = None
+    difference: Difference | None = None
+    confidence: float | None = None
+    cost: float | None = None
+    examples: int | None = None
+    seeds: int = 1
+    baselines: Mapping[str, Interval] = field(default_factory=dict)
+    frequencies: tuple[float, float] | None = None
+    other_scores: Mapping[str, Interval] = field(default_factory=dict)
+    law_fits: bool | None = None
+    fallback: str | None = None
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a smaller value of the metric is the better one."""
+        return self.metric == "loss"
+
+    @property
+    def standing(self) -> Standing:
+        """Whether the measured method is significantly better or worse than full fine-tuning, by the paired interval.
+
+        ``level``: not significant; ``alone``: full fine-tuning was not run.
+        """
+        if self.partial is None:
+            return "unmeasured"
+        if self.difference is None:
+            return "alone"
+        if self.difference.includes_zero:
+            return "level"
+        return "better" if (self.difference.value < 0) == self.lower_is_better else "worse"
+
+    def amount(self, value: float, sign: bool = False) -> str:
+        """A difference in nats, or in percentage points."""
+        write = signed if sign else decimal
+        return write(value) if self.lower_is_better else f"{write(100 * value, 1)}{THIN}points"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The title, one sentence of verdict, and what limits it."""
+
+    title: str
+    verdict: str
+    notes: tuple[str, ...]
+    standing: Standing
 
 
 @dataclass(frozen=True)
@@ -23,88 +108,88 @@ class KeyFigure:
     note: str
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Everything that the first screen and the summary say is made of this."""
-
-    facts: Facts
-    metric: str
-    method: Method | None
-    full: Method | None
-
-
-def answer(artifacts: Artifacts) -> Answer:
-    """Pick the method that follows the plan and compare it with full fine-tuning."""
-    compared = {method.name: method for method in methods(artifacts)}
-    plain = baselines(artifacts)
-    metric = leading_metric(artifacts, list(compared.values()))
-    chosen, full = _chosen(artifacts, compared), compared.get("full")
-    return Answer(_facts(artifacts, chosen, full, plain, metric), metric, chosen, full)
-
-
-def leading_metric(artifacts: Artifacts, compared: Sequence[Method]) -> str:
-    """The score that the page leads with.
-
-    Accuracy for classification. For free answers the exact match, unless hardly any answer is exactly
-    right: ratios of two tiny shares say nothing, the loss does.
-    """
-    quality = str((artifacts.metrics or {}).get("quality") or "accuracy")
-    best = max((m.scores[quality].value for m in compared if quality in m.scores), default=0.0)
-    return quality if quality == "accuracy" or best >= _MEANINGFUL_MATCH else "loss"
-
-
-def key_figures(found: Answer, plan: FreezePlan) -> list[KeyFigure]:
-    """Quality, compute, time and memory next to full fine-tuning, and the certainty of the boundary."""
-    method, full = found.method, found.full
-    tiles = [_quality_tile(found)] if method and found.metric in method.scores else []
-    share = found.facts.cost
-    tiles.append(
-        KeyFigure("of full’s FLOPs", percent(share), "counted while training" if method else "predicted by the plan")
-    )
-    if method and full:
-        tiles += _measured_tiles(method, full)
-    trained = plan.frontier[found.facts.boundary].trained_parameters
-    note = f"{parameters(trained)} of {parameters(plan.parameters.total)}"
-    tiles.append(KeyFigure("of parameters trained", percent(trained / plan.parameters.total), note))
-    if plan.certainty.win_share is not None:
-        tiles.append(
-            KeyFigure("of resamples choose it", percent(plan.certainty.win_share), f"boundary {plan.boundary}")
-        )
-    return tiles
-
-
-def _quality_tile(found: Answer) -> KeyFigure:
-    method, full, metric = found.method, found.full, found.metric
-    if method is None:
-        raise ValueError("a quality tile needs an evaluated method")
-    mine = method.scores[metric]
-    note = f"full: {decimal(full.scores[metric].value)}" if full and metric in full.scores else span(mine)
-    return KeyFigure(f"test {SCORES[metric]}", decimal(mine.value), note)
-
-
-def _measured_tiles(method: Method, full: Method) -> list[KeyFigure]:
-    tiles = []
-    if method.seconds_share is not None:
-        note = f"{seconds(method.seconds)} against {seconds(full.seconds)}"
-        tiles.append(KeyFigure("of full’s training time", percent(method.seconds_share), note))
-    if method.memory_share is not None:
-        note = f"{size(method.peak_memory)} against {size(full.peak_memory)}"
-        tiles.append(KeyFigure("of full’s peak memory", percent(method.memory_share), note))
-    return tiles
-
-
-def _chosen(artifacts: Artifacts, compared: Mapping[str, Method]) -> Method | None:
-    """The method that follows the plan's selector, else one with its boundary, else ``salf``, else the nearest."""
+def chosen_method(artifacts: Artifacts) -> Method | None:
+    """Find the method that follows the plan's selector, else one with its boundary, else ``salf``, else the nearest."""
     plan = artifacts.plan
-    boundaries = {name: _boundary_of(plan, name) for name in compared if method_of(name).scope != "full"}
-    found = {name: boundary for name, boundary in boundaries.items() if boundary is not None}
+    compared = {m.name: m for m in artifacts.methods if method_of(m.name).scope != "full"}
+    boundaries = {name: found for name in compared if (found := _boundary_of(plan, name)) is not None}
     preference = {name: rank for rank, name in enumerate((str(plan.selector), f"{plan.selector}+lora"))}
 
     def rank(name: str) -> tuple[int, bool, bool, int, bool]:
-        method, distance = method_of(name), abs(found[name] - plan.boundary)
+        method, distance = method_of(name), abs(boundaries[name] - plan.boundary)
         return preference.get(name, 2), distance > 0, method.scope != "salf", distance, method.lora
 
-    return compared[min(found, key=rank)] if found else None
+    return compared[min(boundaries, key=rank)] if boundaries else None
+
+
+def facts_of(artifacts: Artifacts) -> Facts:
+    """Gather the facts of the chosen method, compared with full fine-tuning."""
+    plan, metrics, metric = artifacts.plan, artifacts.metrics, artifacts.metric
+    method = chosen_method(artifacts)
+    own = _boundary_of(plan, method.name) if method else None
+    boundary = plan.boundary if own is None else own
+    measured = {_boundary_of(plan, m.name) for m in artifacts.methods}
+    scores = method.record.scores if method else {}
+    full = metrics.methods.get("full") if metrics else None
+    shares = label_shares(artifacts.meta, "test")
+    law = artifacts.law.quantities.get(plan.quantity) if artifacts.law else None
+    test = artifacts.meta.splits.get("test")
+    return Facts(
+        layers=plan.model.layers,
+        boundary=boundary,
+        unmeasured_plan=plan.boundary if method and plan.boundary not in measured else None,
+        metric=metric,
+        partial=scores.get(metric),
+        full=full.scores[metric] if full else None,
+        difference=method.record.differences.get(metric) if method else None,
+        confidence=metrics.intervals.confidence if metrics else None,
+        cost=method.record.flops_share if method else plan.frontier[boundary].flops_share,
+        examples=test.rows if test else None,
+        seeds=len(method.record.seeds) if method else 1,
+        baselines={
+            name: found.scores[metric]
+            for name, found in (metrics.baselines if metrics else {}).items()
+            if metric in found.scores
+        },
+        frequencies=(min(shares.values()), max(shares.values())) if shares else None,
+        other_scores={name: scores[name] for name in OVER_CLASSES if name in scores},
+        law_fits=law.fits if law else None,
+        fallback=plan.fallback,
+    )
+
+
+def key_figures(artifacts: Artifacts, facts: Facts) -> list[KeyFigure]:
+    """Quality, compute, time and memory relative to full fine-tuning, and the certainty of the boundary."""
+    plan, method = artifacts.plan, chosen_method(artifacts)
+    full = next((m for m in artifacts.methods if m.name == "full"), None)
+    tiles = []
+    if facts.partial:
+        note = f"full: {decimal(facts.full.value)}" if facts.full else span(facts.partial)
+        tiles.append(KeyFigure(f"test {SCORES[facts.metric]}", decimal(facts.partial.value), note))
+    tiles.append(
+        KeyFigure(
+            "of full’s FLOPs", percent(facts.cost), "counted while training" if method else "predicted by the plan"
+        )
+    )
+    if method and full and method.measured and full.measured:
+        mine, theirs = method.measured, full.measured
+        note = f"{seconds(mine.seconds)} against {seconds(theirs.seconds)}"
+        tiles.append(KeyFigure("of full’s training time", percent(mine.seconds_share), note))
+        note = f"{size(mine.peak_memory_bytes)} against {size(theirs.peak_memory_bytes)}"
+        tiles.append(KeyFigure("of full’s peak memory", percent(mine.peak_memory_share), note))
+    trained, total = plan.frontier[facts.boundary].trained_parameters, plan.parameters.total
+    note = f"{parameters(trained)} of {parameters(total)}"
+    tiles.append(KeyFigure("of parameters trained", percent(trained / total), note))
+    if plan.certainty.win_share is not None:
+        note = f"boundary {plan.boundary}"
+        tiles.append(KeyFigure("of resamples choose it", percent(plan.certainty.win_share), note))
+    return tiles
+
+
+def headline(facts: Facts) -> Headline:
+    """Put the outcome in words."""
+    notes = [*_class_notes(facts), *_baseline_notes(facts), *_certainty_notes(facts)]
+    return Headline(_title(facts), _verdict(facts), tuple(notes), facts.standing)
 
 
 def _boundary_of(plan: FreezePlan, name: str) -> int | None:
@@ -114,39 +199,103 @@ def _boundary_of(plan: FreezePlan, name: str) -> int | None:
     return chosen.get(scope, frozen_by_name(scope))
 
 
-def _facts(
-    artifacts: Artifacts,
-    method: Method | None,
-    full: Method | None,
-    plain: Mapping[str, Mapping[str, Interval]],
-    metric: str,
-) -> Facts:
-    plan = artifacts.plan
-    metrics = artifacts.metrics or {}
-    own = _boundary_of(plan, method.name) if method else None
-    boundary = plan.boundary if own is None else own
-    measured = {_boundary_of(plan, name) for name in metrics.get("methods", {})}
-    shares = label_shares(artifacts.meta, "test")
-    scores = method.scores.get(metric) if method else None
-    law = (artifacts.law or {}).get("quantities", {}).get(plan.quantity)
-    return Facts(
-        layers=plan.model.layers,
-        boundary=boundary,
-        unmeasured_plan=plan.boundary if method and plan.boundary not in measured else None,
-        metric=SCORES[metric],
-        partial=scores,
-        full=full.scores.get(metric) if full else None,
-        difference=method.differences.get(metric) if method else None,
-        detectable=method.detectable.get(metric) if method else None,
-        confidence=metrics.get("intervals", {}).get("confidence"),
-        cost=method.cost_share if method and scores else plan.frontier[boundary].flops_share,
-        examples=(artifacts.meta.get("splits", {}).get("test") or {}).get("rows"),
-        seeds=method.seeds if method else 1,
-        baselines={name: record[metric] for name, record in plain.items() if metric in record},
-        frequencies=(min(shares.values()), max(shares.values())) if shares else None,
-        other_scores={SCORES[name]: method.scores[name] for name in OVER_CLASSES if name in method.scores}
-        if method
-        else {},
-        law_fits=law["fits"] if law else None,
-        fallback=plan.fallback,
+def _title(facts: Facts) -> str:
+    if facts.boundary >= facts.layers:
+        scope = "Train no layer, only the final norm"
+    elif facts.boundary == 0:
+        scope = f"Train all {facts.layers} layers"
+    else:
+        verb = "Training only" if facts.standing == "worse" else "Train"
+        scope = f"{verb} {layer_range(facts.boundary + 1, facts.layers)} of {facts.layers}"
+    return f"{scope}: {_trade(facts)}"
+
+
+def _trade(facts: Facts) -> str:
+    metric, standing, gap = SCORES[facts.metric], facts.standing, facts.difference
+    if facts.partial is None:
+        return f"a predicted {percent(facts.cost)} of full fine-tuning’s compute"
+    if gap is None:
+        return f"{metric} {decimal(facts.partial.value)}, full fine-tuning not run"
+    half = f"±{THIN}{facts.amount((gap.high - gap.low) / 2)}"
+    outcome = f"no significant difference ({half}) from full fine-tuning’s {metric}"
+    if standing != "level":
+        outcome = (
+            f"significantly {standing} than full fine-tuning’s {metric} ({facts.amount(gap.value, sign=True)} {half})"
+        )
+    return f"{outcome}, for {percent(facts.cost)} of its compute"
+
+
+def _verdict(facts: Facts) -> str:
+    if facts.partial is None:
+        what = "fine-tuned model" if facts.full is None else "method that freezes layers"
+        return f"No {what} has been evaluated yet, so what this costs in quality is not known."
+    metric = SCORES[facts.metric]
+    measured = f"{metric[0].upper()}{metric[1:]} {_with_span(facts.partial)}"
+    where = f" on {count(facts.examples)} test examples" if facts.examples else ""
+    gap = facts.difference
+    if facts.full is None or gap is None:
+        return f"{measured}{where}. Full fine-tuning was not run, so there is nothing to compare with."
+    scale, digits = (1, 3) if facts.lower_is_better else (100, 1)
+    ends = span(Interval(value=0, low=scale * gap.low, high=scale * gap.high), digits)
+    seeds = "This holds for this test set and one seed: how much the result varies between seeds was not measured."
+    if facts.seeds > 1:
+        seeds = f"This holds for this test set and the mean of these {facts.seeds} seeds, not for other data."
+    return (
+        f"{measured} against {_with_span(facts.full)} for full fine-tuning{where}. The difference of "
+        f"{facts.amount(gap.value, sign=True)} {ends} is {'not ' if facts.standing == 'level' else ''}significant "
+        f"(paired bootstrap over the test examples, {percent(facts.confidence)} interval){_reach(facts, gap)}. "
+        f"The test would detect a difference of {facts.amount(gap.detectable)} with 80{THIN}% power. {seeds}"
     )
+
+
+def _reach(facts: Facts, gap: Interval) -> str:
+    """How large a loss the data still allow: no significant difference is no proof of equality."""
+    worst = gap.high if facts.lower_is_better else -gap.low
+    if facts.standing != "level" or worst <= 0:
+        return ""
+    return f": its interval still allows a loss of up to {facts.amount(worst)}"
+
+
+def _class_notes(facts: Facts) -> list[str]:
+    if facts.partial is None or facts.frequencies is None or facts.frequencies[0] == facts.frequencies[1]:
+        return []
+    majority = facts.baselines.get("majority")
+    scores = {facts.metric: facts.partial, **facts.other_scores}
+    known = [f"{SCORES[name]} {_with_span(score)}" for name, score in scores.items()]
+    known += [f"{SCORES[facts.metric]} of the majority class {decimal(majority.value)}"] if majority else []
+    rare, common = (percent(share, 1) for share in facts.frequencies)
+    return [f"The test split’s labels are uneven, from {rare} to {common} of the examples: {listing(known)}."]
+
+
+def _baseline_notes(facts: Facts) -> list[str]:
+    if facts.partial is None:
+        return []
+    apart = "It is better than {}: the intervals do not overlap."
+    near = "It is better than {}, but the intervals overlap."
+    above = "It is not better than {}."
+    groups: dict[str, list[str]] = {apart: [], near: [], above: []}
+    for name, words in BASELINES.items():
+        if (score := facts.baselines.get(name)) is None:
+            continue
+        better = (facts.partial.value < score.value) == facts.lower_is_better and facts.partial.value != score.value
+        group = above if not better else near if facts.partial.overlaps(score) else apart
+        groups[group].append(f"{words} ({decimal(score.value)})")
+    return [sentence.format(listing(names)) for sentence, names in groups.items() if names]
+
+
+def _certainty_notes(facts: Facts) -> list[str]:
+    notes = []
+    if facts.unmeasured_plan is not None:
+        notes.append(
+            f"These are the results of boundary {facts.boundary}: no method of this run follows the plan’s own, "
+            f"{facts.unmeasured_plan}."
+        )
+    if facts.law_fits is False:
+        notes.append("No scaling law fits the trace well; see the law below for what the boundary rests on.")
+    if facts.fallback:
+        notes.append(f"The plan fell back: {facts.fallback.rstrip('.')}.")
+    return notes
+
+
+def _with_span(interval: Interval) -> str:
+    return f"{decimal(interval.value)} {span(interval)}"

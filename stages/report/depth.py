@@ -1,19 +1,23 @@
-"""The sections over depth: the trace, the fitted laws, the gain of every layer."""
+"""The sections over depth: the trace, the fitted laws, the gain of every layer, and how stable the named layer is."""
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from numpy.typing import NDArray
 
+from salf.evidence import DepthLaw, FittedLaw, Numbers, SampleSize, ScalingLaw, Stability
 from salf.selectors import OF_THE_POWER_LAW
-from stages.report import depth_figures
-from stages.report.artifacts_in import Artifacts, Json
-from stages.report.depth_figures import Bars, LawCurve, profile_of
-from stages.report.stability import add_stability
-from stages.report.tables import Cell, Figure, Section, Table, columns, number_cell
-from stages.report.wording import compact, count, decimal, number, percent
+from stages.common.figures.palette import ACCENT, INK, MUTED
+from stages.common.figures.svg import halo
+from stages.report.artifacts import Artifacts
+from stages.report.figures import DASHED, figure
+from stages.report.parts import Cell, Columns, Figure, Section, Table, compact, count, decimal, number, percent, table
 
-QUANTITIES: Final = {"deviation": "deviation", "loss": "loss (nats)"}
+_UNITS: Final = {"deviation": "deviation", "loss": "loss (nats)"}
 _NO_LOSS: Final = "No losses were traced (trace.losses: 0), so only the deviation is shown."
 _NO_LAW: Final = "No trace has been fitted: run dvc repro fit."
 _LAW_NAMES: Final = {
@@ -29,6 +33,10 @@ _GAINS: Final = {
     "local": "local-law gain",
     "marginal": "marginal gain of the law",
 }
+_LOG_FROM: Final = 12.0  # values that spread over more than this factor are drawn on a logarithmic axis
+_LOW: Final = 220  # height of a low figure, px
+
+Array = NDArray[np.floating]
 
 
 def trace_section(artifacts: Artifacts) -> Section:
@@ -38,23 +46,18 @@ def trace_section(artifacts: Artifacts) -> Section:
     if law is None:
         section.sentences.append(_NO_LAW)
         return section
-    record = law.get("trace", {})
+    traced = law.trace
     section.sentences.append(
-        f"{count(law.get('examples'))} training examples, {count(law.get('positions'))} answer positions, "
-        f"{law['layers'] + 1} latent spaces; {record.get('space', 'normed')} hidden states, "
-        f"{record.get('target', 'output')} target, {record.get('dtype', 'unknown')} arithmetic."
+        f"{count(law.examples)} training examples, {count(law.positions)} answer positions, "
+        f"{law.layers + 1} latent spaces; {traced.space or 'normed'} hidden states, "
+        f"{traced.target or 'output'} target, {traced.dtype or 'unknown'} arithmetic."
     )
-    if "loss" not in law["quantities"]:
+    if "loss" not in law.quantities:
         section.sentences.append(_NO_LOSS)
-    for quantity, found in _quantities(law):
-        title = _trace_title(quantity, found, law["layers"])
-        svg = depth_figures.trace(
-            f"fig-trace-{quantity}", title, QUANTITIES[quantity], profile_of(found), artifacts.plan.boundary
-        )
-        caption = (
-            f"Line: mean; dark band: its {percent(law.get('confidence'))} interval; light band: p10–p90 of examples."
-        )
-        section.figures.append(Figure(title, svg, caption))
+    section.figures += [
+        _trace_figure(quantity, found, artifacts.plan.boundary, law.confidence)
+        for quantity, found in law.quantities.items()
+    ]
     return section
 
 
@@ -65,64 +68,84 @@ def law_section(artifacts: Artifacts) -> Section:
     if law is None:
         section.sentences.append(_NO_LAW)
         return section
-    for quantity, found in _quantities(law):
-        section.sentences.append(f"{quantity.capitalize()}: {found['verdict']}")
-        title = _law_title(quantity, found)
-        best = next((entry for entry in found["laws"] if entry["name"] == found["best"]), None)
-        rivals = [_curve(e) for e in found["laws"] if (e is not best or not found["fits"]) and e["name"] != "constant"]
-        svg = depth_figures.law(
-            f"fig-law-{quantity}",
-            title,
-            QUANTITIES[quantity],
-            profile_of(found),
-            _curve(best) if best and found["fits"] else None,
-            rivals,
-        )
-        section.figures.append(
-            Figure(title, svg, "Points: means with intervals; line and band: best law; dashed: others.")
-        )
-        section.tables.append(_law_table(quantity, found, law.get("confidence")))
+    for quantity, found in law.quantities.items():
+        section.sentences.append(f"{quantity.capitalize()}: {found.verdict}")
+        section.figures.append(_law_figure(quantity, found))
+        section.tables.append(_law_table(quantity, found, law.confidence))
     return section
 
 
 def gains_section(artifacts: Artifacts) -> Section:
     """The gain of every layer, the chosen boundary, and how often each layer wins."""
     section = Section("gains", "Gain per layer", "What each layer gains")
-    gains, plan = artifacts.gains, artifacts.plan
+    gains, plan, law = artifacts.gains, artifacts.plan, artifacts.law
     if gains is None or gains.empty:
         section.sentences.append("No gains have been computed: run dvc repro fit.")
         return section
-    section.sentences.append(_embedding_words(plan.quantity, artifacts.law))
+    found = law.quantities.get(plan.quantity) if law else None
+    section.sentences.append(_embedding_words(plan.quantity, found))
     chosen = _rows(gains, plan.quantity, plan.gain)
     if not chosen.empty:
         layer, _ = _largest(chosen, "value", plan.model.layers)
         title = f"The {_GAINS[plan.gain]} in {plan.quantity} is largest at layer {layer}"
-        svg = _bars("fig-gain-chosen", title, _GAINS[plan.gain], chosen, artifacts)
-        section.figures.append(
-            Figure(title, svg, "The plan’s gain. Coloured: the last frozen layer. Strokes: interval.")
-        )
-        section.figures.append(_wins(chosen, artifacts))
-    add_stability(section, artifacts)
+        remark = "Strokes: intervals. The plan rests on this gain."
+        section.figures.append(_bars("fig-gain-chosen", title, _GAINS[plan.gain], chosen, artifacts, remark))
+        layer, share = _largest(chosen, "win_share", plan.model.layers)
+        title = f"Layer {layer} wins in {percent(share)} of the resamples"
+        remark = "How often each layer has the largest gain when the traced examples are resampled."
+        wins = chosen.assign(value=chosen.win_share).drop(columns=["low", "high"])
+        section.figures.append(_bars("fig-wins", title, "share of resamples won", wins, artifacts, remark))
+    if law and found and (stability := found.stability.get(plan.gain)):
+        section.figures.append(_stability_figure(stability))
+        section.tables.append(_stability_table(stability, law.confidence))
     others: list[tuple[str, str]] = [(plan.quantity, gain) for gain in _GAINS if gain != plan.gain]
-    others += [(quantity, "observed") for quantity in QUANTITIES if quantity != plan.quantity]
+    others += [(quantity, "observed") for quantity in _UNITS if quantity != plan.quantity]
     section.figures += [f for quantity, gain in others if (f := _other_gain(gains, quantity, gain, artifacts))]
     return section
 
 
-def _quantities(law: Json) -> list[tuple[str, Json]]:
-    return [(name, law["quantities"][name]) for name in QUANTITIES if name in law["quantities"]]
+def scores_figure(name: str, title: str, what: str, scores: Numbers, boundary: int) -> Figure:
+    """Draw a selector's score of the boundaries 0..L and its choice; null for boundaries without a score."""
+
+    def paint(axes: Axes) -> None:
+        axes.plot(range(len(scores)), _array(scores), "o-", color=ACCENT, linewidth=1.6, markersize=3)
+        _depth(axes, len(scores) - 1, what, "boundary")
+        axes.axvline(boundary, color=INK, **DASHED)
+
+    caption = "The selector’s score of every boundary, higher is better; dashed line: the one that it chooses."
+    return figure(name, title, caption, paint, _LOW)
 
 
-def _trace_title(quantity: str, found: Json, layers: int) -> str:
-    mean = found["mean"]
-    moved = "falls" if mean[layers] < mean[1] else "does not fall"
+def _trace_figure(quantity: str, found: DepthLaw, boundary: int, confidence: float) -> Figure:
+    layers, mean = len(found.mean) - 1, found.mean
+
+    def paint(axes: Axes) -> None:
+        spaces = range(layers + 1)
+        axes.fill_between(spaces, found.p10, found.p90, color=ACCENT, alpha=0.16, linewidth=0)
+        axes.fill_between(spaces, found.low, found.high, color=ACCENT, alpha=0.45, linewidth=0)
+        axes.plot(spaces, mean, color=ACCENT, linewidth=2)
+        _log_when_wide(axes, np.array([*found.p10, *found.p90]))
+        _depth(axes, layers, _UNITS[quantity], "after layer (0: embedding)")
+        axes.axvline(boundary, color=INK, **DASHED)
+        low, high = axes.get_xlim()
+        right = (boundary - low) / (high - low) > 0.72
+        text = "frozen up to here " if right else " frozen up to here"
+        over, side = axes.get_xaxis_transform(), "right" if right else "left"
+        halo(axes.text(boundary, 0.97, text, transform=over, ha=side, va="top", color=INK))
+
     half = _half_way(mean)
-    where = f", half of the fall after layer {half}" if half is not None else ""
-    ends = f"{decimal(mean[1], 2)} after layer 1, {decimal(mean[layers], 2)} after layer {layers}"
-    return f"The {quantity} {moved}: {ends}{where}"
+    title = (
+        f"The {quantity} {'falls' if mean[-1] < mean[1] else 'does not fall'}: {decimal(mean[1], 2)} after layer 1, "
+        f"{decimal(mean[-1], 2)} after layer {layers}{f', half of the fall after layer {half}' if half else ''}"
+    )
+    caption = (
+        f"Line: mean; dark band: its {percent(confidence)} interval; light band: p10–p90 of examples; dashed line: the "
+        f"last frozen layer, {boundary}."
+    )
+    return figure(f"fig-trace-{quantity}", title, caption, paint)
 
 
-def _half_way(mean: list[float]) -> int | None:
+def _half_way(mean: Sequence[float]) -> int | None:
     """The last space at which more than half of the reduction from space 1 to L is still to come."""
     reduction = mean[1] - mean[-1]
     if reduction <= 0:
@@ -130,68 +153,95 @@ def _half_way(mean: list[float]) -> int | None:
     return max(k for k in range(1, len(mean)) if mean[k] - mean[-1] > reduction / 2)
 
 
-def _law_title(quantity: str, found: Json) -> str:
-    if not found["fits"]:
-        return f"No law describes the {quantity} well"
-    name = _plain(found["best"])
-    return f"{'An' if name[0] in 'aeiou' else 'A'} {name} describes the {quantity} best"
+def _law_figure(quantity: str, found: DepthLaw) -> Figure:
+    best = next((law for law in found.laws if law.name == found.best and found.fits), None)
+    rivals = [law for law in found.laws if law is not best and law.name != "constant"]
+    mean, low, high = (np.array(values[1:]) for values in (found.mean, found.low, found.high))
+
+    def paint(axes: Axes) -> None:
+        spaces = range(1, len(mean) + 1)
+        for rival in rivals:
+            axes.plot(spaces, _array(rival.curve), color=MUTED, linewidth=1, alpha=0.7, linestyle=(0, (4, 2)))
+        if best is not None:
+            band = _array(best.curve_low), _array(best.curve_high)
+            axes.fill_between(spaces, *band, color=ACCENT, alpha=0.25, linewidth=0)
+            axes.plot(spaces, _array(best.curve), color=ACCENT, linewidth=2)
+        errors = np.maximum([mean - low, high - mean], 0.0)
+        axes.errorbar(spaces, mean, yerr=errors, fmt="o", color=INK, markersize=3.2, elinewidth=1)
+        _log_when_wide(axes, mean)
+        _around(axes, low.min(), high.max())
+        _depth(axes, len(mean), _UNITS[quantity], "after layer", first=1)
+
+    title = f"No law describes the {quantity} well"
+    if found.fits:
+        name = _plain(found.best or "")
+        title = f"{'An' if name[0] in 'aeiou' else 'A'} {name} describes the {quantity} best"
+    caption = "Points: means with intervals; line and band: the best law and its interval; dashed: the other laws."
+    return figure(f"fig-law-{quantity}", title, caption, paint)
 
 
 def _plain(name: str) -> str:
     return _LAW_NAMES.get(name, f"{name} law")
 
 
-def _curve(entry: Mapping[str, Any]) -> LawCurve:
-    absent = [None] * len(entry["curve"])
-    return LawCurve(entry["name"], entry["curve"], entry.get("curve_low") or absent, entry.get("curve_high") or absent)
-
-
-def _law_table(quantity: str, found: Json, confidence: float | None) -> Table:
-    headings = ("Law", "Parameters", "AICc", "R²", "RMSE", "Error on held-out layers", "From layer")
-    rows = [
-        [
-            Cell(_plain(entry["name"]), entry.get("formula", ""), mark=_mark(entry, found)),
-            Cell(_estimates(entry), mark="lines"),
-            number_cell(number(entry.get("aicc")), decimal(number(entry.get("aicc")), 1)),
-            number_cell(number(entry.get("r2")), decimal(number(entry.get("r2")))),
-            number_cell(number(entry.get("rmse")), compact(number(entry.get("rmse")))),
-            number_cell(number(entry.get("holdout_rmse")), compact(number(entry.get("holdout_rmse")))),
-            number_cell(number(entry.get("first_space")), count(number(entry.get("first_space")))),
-        ]
-        for entry in found["laws"]
-    ]
+def _law_table(quantity: str, found: DepthLaw, confidence: float) -> Table:
+    best = found.best if found.fits else None
+    columns: Columns[FittedLaw] = {
+        "Law": lambda law: Cell(_plain(law.name), law.formula, mark="best" if law.name == best else ""),
+        "Parameters": lambda law: Cell(_estimates(law), mark="lines"),
+        "AICc": lambda law: number(law.aicc, lambda value: decimal(value, 1)),
+        "R²": lambda law: number(law.r2, decimal),
+        "RMSE": lambda law: number(law.rmse, compact),
+        "Error on held-out layers": lambda law: number(law.holdout_rmse, compact),
+        "From layer": lambda law: number(law.first_space, count),
+    }
     caption = (
         f"Laws of the {quantity} compared: lower AICc and error are better. Brackets: {percent(confidence)} intervals "
         "over resampled examples. AICc judges every law on all layers, R² and RMSE from the layer on where it holds."
     )
-    return Table(f"laws-{quantity}", caption, columns(headings, words=2), rows)
+    return table(f"laws-{quantity}", caption, found.laws, columns)
 
 
-def _mark(entry: Mapping[str, Any], found: Json) -> str:
-    return "best" if found["fits"] and entry["name"] == found["best"] else ""
-
-
-def _estimates(entry: Mapping[str, Any]) -> str:
+def _estimates(law: FittedLaw) -> str:
     parts = []
-    for name, value in entry.get("parameters", {}).items():
-        low, high = (entry.get("intervals", {}).get(name) or [None, None])[:2]
-        bounds = f" [{compact(number(low))}, {compact(number(high))}]" if low is not None else ""
-        parts.append(f"{name} = {compact(number(value))}{bounds}")
+    for name, value in law.parameters.items():
+        low, high = (law.intervals.get(name) or [None, None])[:2]
+        bounds = f" [{compact(low)}, {compact(high)}]" if low is not None else ""
+        parts.append(f"{name} = {compact(value)}{bounds}")
     text = "\n".join(parts)
-    return text if entry.get("converged", True) else f"{text} (did not converge)".strip()
+    return text if law.converged else f"{text} (did not converge)".strip()
 
 
 def _rows(gains: pd.DataFrame, quantity: str, gain: str) -> pd.DataFrame:
     """The layers of one gain, those with a value; layer 1 holds the embedding step."""
-    mask = (gains["quantity"] == quantity) & (gains["gain"] == gain) & (gains["layer"] > 1) & gains["value"].notna()
+    mask = (gains.quantity == quantity) & (gains.gain == gain) & (gains.layer > 1) & gains.value.notna()
     return gains[mask].sort_values("layer")
 
 
-def _bars(name: str, title: str, what: str, rows: pd.DataFrame, artifacts: Artifacts) -> str:
-    data = Bars(
-        [int(layer) for layer in rows["layer"]], _column(rows, "value"), _column(rows, "low"), _column(rows, "high")
-    )
-    return depth_figures.bars(name, title, what, data, artifacts.plan.boundary, artifacts.plan.model.layers)
+def _largest(rows: pd.DataFrame, column: str, layers: int) -> tuple[int, float]:
+    """The layer before the last with the largest value of a column, the shallower of two, and that value."""
+    first = rows[rows.layer < layers].sort_values([column, "layer"], ascending=[False, True]).iloc[0]
+    return int(first.layer), float(first[column])
+
+
+def _bars(name: str, title: str, what: str, rows: pd.DataFrame, artifacts: Artifacts, remark: str) -> Figure:
+    """A bar per layer, that of the last frozen layer in colour, with an interval where there is one."""
+    boundary, layers = artifacts.plan.boundary, artifacts.plan.model.layers
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(0, color=MUTED, linewidth=0.8)
+        for ink, fade, mine in (
+            (MUTED, 0.55, rows[rows.layer != boundary]),
+            (ACCENT, 1.0, rows[rows.layer == boundary]),
+        ):
+            axes.bar(list(mine.layer), list(mine.value), width=0.72, color=ink, alpha=fade, linewidth=0)
+        if "low" in rows:
+            axes.vlines(list(rows.layer), rows.low, rows.high, color=INK, linewidth=0.9)
+        _depth(axes, layers, what, "layer", first=1)
+        axes.set_xlim(0.3, layers + 0.7)
+
+    caption = f"A bar per layer; in colour: the last frozen layer, {boundary}.{f' {remark}' if remark else ''}"
+    return figure(name, title, caption, paint, _LOW)
 
 
 def _other_gain(gains: pd.DataFrame, quantity: str, gain: str, artifacts: Artifacts) -> Figure | None:
@@ -200,40 +250,92 @@ def _other_gain(gains: pd.DataFrame, quantity: str, gain: str, artifacts: Artifa
         return None
     layer, _ = _largest(rows, "value", artifacts.plan.model.layers)
     title = f"By the {_GAINS[gain]} in {quantity}, layer {layer} would win"
-    svg = _bars(f"fig-gain-{quantity}-{gain}", title, _GAINS[gain], rows, artifacts)
-    return Figure(title, svg, _law_words(quantity, gain, artifacts.law))
+    remark = _unused_words(quantity, gain, artifacts.law)
+    return _bars(f"fig-gain-{quantity}-{gain}", title, _GAINS[gain], rows, artifacts, remark)
 
 
-def _law_words(quantity: str, gain: str, law: Mapping[str, Any] | None) -> str:
-    """Of a gain that rests on the power law over the whole depth, whether that law fits."""
-    laws = (law or {}).get("quantities", {}).get(quantity, {}).get("laws", [])
-    if gain not in OF_THE_POWER_LAW or any(one["name"] == "power" and one["fits"] for one in laws):
+def _unused_words(quantity: str, gain: str, law: ScalingLaw | None) -> str:
+    """Why no selector uses a gain that rests on the power law over the whole depth, where that law does not fit."""
+    fitting = [name for name, found in law.quantities.items() if found.power_fits] if law else []
+    if gain not in OF_THE_POWER_LAW or quantity in fitting:
         return ""
     return f"No selector uses it here: it needs the power law over the whole depth, which does not fit the {quantity}."
 
 
-def _wins(rows: pd.DataFrame, artifacts: Artifacts) -> Figure:
-    plan = artifacts.plan
-    layer, value = _largest(rows, "win_share", plan.model.layers)
-    title = f"Layer {layer} wins in {percent(value)} of the resamples"
-    data = Bars([int(layer) for layer in rows["layer"]], _column(rows, "win_share"))
-    svg = depth_figures.bars("fig-wins", title, "share of resamples won", data, plan.boundary, plan.model.layers)
-    return Figure(title, svg, "How often each layer has the largest gain when the traced examples are resampled.")
+def _embedding_words(quantity: str, found: DepthLaw | None) -> str:
+    amount = f" ({decimal(found.embedding_step)} in {quantity})" if found else ""
+    return (
+        f"The step from the embedding to layer 1{amount} is not a layer’s gain and never eligible, so the figures "
+        "leave it out. The last layer is shown but cannot be the last frozen layer: nothing would be left to train."
+    )
 
 
-def _embedding_words(quantity: str, law: Json | None) -> str:
-    step = number((law or {}).get("quantities", {}).get(quantity, {}).get("embedding_step"))
-    amount = f" ({decimal(step)} in {quantity})" if step is not None else ""
-    step_words = f"The step from the embedding to layer 1{amount}"
-    last = "The last layer is shown but cannot be the last frozen layer: nothing would be left to train."
-    return f"{step_words} is not a layer’s gain and never eligible, so the figures leave it out. {last}"
+def _stability_figure(found: Stability) -> Figure:
+    examples, most = [size.examples for size in found.sizes], count(found.sizes[-1].examples)
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(found.stable_share, color=INK, **DASHED)
+        axes.plot(examples, [size.same_layer for size in found.sizes], "o-", color=ACCENT, linewidth=2, markersize=4)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(examples, [str(n) for n in examples])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(examples[0] / 1.2, examples[-1] * 1.2)
+        axes.set_ylim(0, 1.05)
+        axes.set_xlabel("examples drawn")
+        axes.set_ylabel(f"share that names layer {found.layer}")
+
+    title = f"{most} examples do not settle the layer"
+    if found.enough is not None:
+        title = f"{count(found.enough)} examples would have been enough to name layer {found.layer}"
+    caption = (
+        f"Line: share of draws in which layer {found.layer}, the one that all examples name, has the largest gain. "
+        f"Draws with replacement from the {most} traced examples replace fresh samples of each size. "
+        f"Dashed: {percent(found.stable_share)}, from which a choice counts as certain."
+    )
+    return figure("fig-stability", title, caption, paint)
 
 
-def _largest(rows: pd.DataFrame, column: str, layers: int) -> tuple[int, float | None]:
-    """The layer before the last with the largest value of a column, the shallower of two, and that value."""
-    first = rows[rows["layer"] < layers].sort_values([column, "layer"], ascending=[False, True]).to_dict("records")[0]
-    return int(first["layer"]), number(first[column])
+def _stability_table(found: Stability, confidence: float) -> Table:
+    columns: Columns[SampleSize] = {
+        "Examples": lambda size: number(size.examples, count),
+        f"Name layer {found.layer}": lambda size: number(size.same_layer, percent),
+        f"Named layer, {percent(confidence)} of draws": lambda size: "–".join(
+            map(str, dict.fromkeys((size.low, size.high)))
+        ),
+        "Named most often": _named_most_often,
+    }
+    return table("stability", "The layer that samples of growing size would have named.", found.sizes, columns)
 
 
-def _column(rows: pd.DataFrame, name: str) -> list[float | None]:
-    return [number(value) for value in rows[name]] if name in rows else [None] * len(rows)
+def _named_most_often(size: SampleSize) -> str:
+    first = sorted(size.layers.items(), key=lambda item: (-item[1], int(item[0])))[:3]
+    return ", ".join(f"{layer} ({percent(share)})" for layer, share in first)
+
+
+def _array(values: Numbers) -> Array:
+    """Numbers with NaN for null."""
+    return np.array(values, dtype=float)
+
+
+def _depth(axes: Axes, layers: int, what: str, below: str, first: int = 0) -> None:
+    axes.set_xlabel(below)
+    axes.set_ylabel(what)
+    axes.set_xlim(first - 0.5, layers + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=3))
+
+
+def _log_when_wide(axes: Axes, values: Array) -> None:
+    if values.min() <= 0 or values.max() / values.min() < _LOG_FROM:
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _around(axes: Axes, low: float, high: float) -> None:
+    """Limit the vertical axis to the measured values: a rival far off must not flatten them."""
+    if axes.get_yscale() == "log":
+        axes.set_ylim(low / 1.25, high * 1.25)
+        return
+    margin = 0.15 * (high - low or 1.0)
+    axes.set_ylim(low - margin, high + margin)

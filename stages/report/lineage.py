@@ -1,17 +1,17 @@
 """Which artifact was made from which: the hash that each one keeps of its inputs, compared with the files."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Final
 
 from salf.files import digest_of
-from stages.report.artifacts_in import Artifacts
-from stages.report.lineage_figure import Arrow, Box, lineage_figure
-from stages.report.tables import Cell, Figure, Section, Table, columns
-from stages.report.wording import ABSENT, count
+from salf.records import FineTuneRecord
+from stages.report.artifacts import Artifacts
+from stages.report.evidence import source_name
+from stages.report.parts import ABSENT, Artifact, Cell, Columns, Section, count, table
 
-SHORT: Final = 8  # characters of a hash in the figure; the table has all of them
+_SHORT: Final = 8  # characters of a hash in the graph; the table has all of them
 
 
 class Verdict(Enum):
@@ -59,99 +59,92 @@ class Link:
 
 
 def lineage_section(artifacts: Artifacts) -> Section:
-    """The graph of artifacts, in a sentence, a figure and a table."""
+    """The artifacts with what each was made from, in a sentence, as cards and in a table."""
     section = Section("lineage", "Lineage", "What was made from what")
-    found = links(artifacts)
+    found = list(links(artifacts))
     section.sentences += _sentences(found)
-    figure = lineage_figure(
-        "lineage-graph", "Every artifact and what it was made from", boxes(artifacts), _arrows(found)
+    section.sentences.append(
+        f"Below is every artifact with the first {_SHORT} characters of its SHA-256, and what it was made from. "
+        "✓: the hash that it keeps of its input is that of the present artifact. ≠: it was made from something else. "
+        "·: it keeps no hash, but dvc.lock does."
     )
-    section.figures.append(
-        Figure(
-            "Every artifact and what it was made from",
-            figure,
-            f"The first {SHORT} characters of each SHA-256. Solid: the hash that the reader keeps is that of the "
-            "present artifact. Dashed: the reader keeps no hash, dvc.lock does. "
-            "Coloured with ≠: the reader was made from something else.",
-        )
-    )
-    section.tables.append(_table(found))
+    section.lineage = list(_cards(artifacts, found))
+    columns: Columns[Link] = {
+        "Read by": lambda link: link.reader,
+        "Artifact": lambda link: f"{link.source}: {link.what}",
+        "SHA-256 kept by the reader": lambda link: Cell(link.recorded or ABSENT, mark="hash"),
+        "SHA-256 of the artifact": lambda link: Cell(link.found or ABSENT, mark="hash"),
+        "Verdict": lambda link: Cell(link.verdict.value, mark="broken" if link.verdict.broken else ""),
+    }
+    caption = "Every reading of one artifact by another, with both hashes."
+    section.tables.append(table("lineage-links", caption, found, columns, folded=True))
     return section
 
 
-def links(artifacts: Artifacts) -> list[Link]:
+def links(artifacts: Artifacts) -> Iterator[Link]:
     """Every reading of one artifact by another, in the order of the chain."""
-    weights, digests = artifacts.base["weights_sha256"], artifacts.digests
-    found = []
+    weights, digests, plan = artifacts.base.weights_sha256, artifacts.digests, artifacts.plan
+    train, traces = digests.get("train"), digests.get("traces")
     if (trace := artifacts.trace) is not None:
-        found += [
-            Link("base", "traces", "trace", "weights", trace.get("weights_sha256"), weights),
-            Link("prepared", "traces", "trace", "train split", trace.get("data_sha256"), digests.get("train")),
-        ]
+        yield Link("base", "traces", "trace", "weights", trace.weights_sha256, weights)
+        yield Link("prepared", "traces", "trace", "train split", trace.data_sha256, train)
     if artifacts.law is not None:
-        recorded = artifacts.law.get("trace_sha256")
-        found.append(Link("traces", "law", "scaling_law.json", "traces", recorded, digests.get("traces")))
+        yield Link("traces", "law", "scaling_law.json", "traces", artifacts.law.trace_sha256, traces)
     if artifacts.gains is not None:
-        found.append(Link("traces", "gains", "gains.csv", "traces", None, digests.get("traces")))
-    found += _of_the_plan(artifacts)
+        yield Link("traces", "gains", "gains.csv", "traces", None, traces)
+    yield Link("base", "plan", "freeze_plan.json", "weights", plan.model.weights_sha256, weights)
+    yield Link("prepared", "plan", "freeze_plan.json", "sizes", None, train)
+    yield Link("law", "plan", "freeze_plan.json", "scaling law", plan.evidence.law_sha256, digests.get("law"))
+    yield Link("gains", "plan", "freeze_plan.json", "gains", plan.evidence.gains_sha256, digests.get("gains"))
     for name, run in artifacts.runs.items():
-        found += _of_a_run(name, run, weights, digests)
-    return found + list(_of_the_metrics(artifacts))
-
-
-def model_hash(run: Mapping[str, Any]) -> str | None:
-    """One hash for all shards of a fine-tuned model, as ``base.json`` has one for the base model's."""
-    return digest_of(run["shards"]) if run.get("shards") else None
-
-
-def boxes(artifacts: Artifacts) -> list[Box]:
-    """A box per artifact that is there or that another one names."""
-    digests, source = artifacts.digests, artifacts.meta.get("source", {})
-    origin = source.get("name") or source.get("path") or source.get("kind") or source.get("source") or "data"
-    found = [
-        Box(
-            "base", "base model", ((artifacts.base["name"], ""), ("weights", _short(artifacts.base["weights_sha256"])))
-        ),
-        Box("prepared", "prepared data", ((f"from {origin}", ""), ("train", _short(digests.get("train"))))),
-    ]
-    plain = {"traces": "traces", "law": "scaling law", "gains": "gains of the layers", "plan": "freeze plan"}
-    found += [Box(key, title, (("", _short(digests.get(key))),)) for key, title in plain.items()]
-    if artifacts.runs:
-        broken = {link.reader for link in links(artifacts) if link.target == "models" and link.verdict.broken}
-        rows = tuple((name, _short(model_hash(run))) for name, run in artifacts.runs.items())
-        found.append(Box("models", "fine-tuned models", rows, frozenset(broken)))
+        yield Link("base", "models", name, "weights", run.base_sha256, weights)
+        yield Link("plan", "models", name, "plan", run.plan_sha256, digests.get("plan"))
+        for split, known in run.data_sha256.items():
+            yield Link("prepared", "models", name, f"{split} split", known, digests.get(split))
     if artifacts.metrics is not None:
-        found.append(Box("metrics", "metrics", (("", _short(digests.get("metrics"))),)))
-    return found
+        yield Link("base", "metrics", "metrics.json", "weights", None, weights)
+        yield Link("prepared", "metrics", "metrics.json", "test split", None, digests.get("test"))
+        for name, run in artifacts.runs.items():
+            yield Link("models", "metrics", "metrics.json", name, None, _model_hash(run))
 
 
-def _of_the_plan(artifacts: Artifacts) -> list[Link]:
-    plan, digests, reader = artifacts.plan, artifacts.digests, "freeze_plan.json"
-    return [
-        Link("base", "plan", reader, "weights", plan.model.weights_sha256, artifacts.base["weights_sha256"]),
-        Link("prepared", "plan", reader, "sizes", None, digests.get("train")),
-        Link("law", "plan", reader, "scaling law", plan.evidence.law_sha256, digests.get("law")),
-        Link("gains", "plan", reader, "gains", plan.evidence.gains_sha256, digests.get("gains")),
-    ]
+def _model_hash(run: FineTuneRecord) -> str:
+    """One hash for all shards of a fine-tuned model, as ``base.json`` has one for the base model's."""
+    return digest_of(run.shards)
 
 
-def _of_a_run(name: str, run: Mapping[str, Any], weights: str, digests: Mapping[str, str]) -> list[Link]:
-    splits = run.get("data_sha256") or {"train": None}
-    return [
-        Link("base", "models", name, "weights", run.get("base_sha256"), weights),
-        Link("plan", "models", name, "plan", run.get("plan_sha256"), digests.get("plan")),
-        *(Link("prepared", "models", name, f"{s} split", known, digests.get(s)) for s, known in splits.items()),
-    ]
+def _cards(artifacts: Artifacts, found: Iterable[Link]) -> Iterator[Artifact]:
+    """A card per artifact that is there or that another one names."""
+    digests, base = artifacts.digests, artifacts.base
+    verdicts: dict[str, dict[str, list[Verdict]]] = {}
+    # The prepared data's tokens are those of the base's tokenizer; no file keeps that tokenizer's hash.
+    verdicts["prepared"] = {"base": [Verdict.UNRECORDED]}
+    for link in found:
+        verdicts.setdefault(link.target, {}).setdefault(link.source, []).append(link.verdict)
+    broken = {link.reader for link in found if link.verdict.broken}
+
+    def card(key: str, title: str, *lines: tuple[str, str | None]) -> Artifact:
+        read = [(source, _mark(of)) for source, of in verdicts.get(key, {}).items()]
+        return Artifact(key, title, [(text, _short(digest), text in broken) for text, digest in lines], read)
+
+    yield card("base", "base model", (base.name, None), ("weights", base.weights_sha256))
+    source = source_name(artifacts.meta)
+    yield card("prepared", "prepared data", (f"from {source}", None), ("train", digests.get("train")))
+    yield card("traces", "traces", ("files", digests.get("traces")))
+    yield card("law", "scaling law", ("scaling_law.json", digests.get("law")))
+    yield card("gains", "gains of the layers", ("gains.csv", digests.get("gains")))
+    yield card("plan", "freeze plan", ("freeze_plan.json", digests.get("plan")))
+    if artifacts.runs:
+        runs = [(name, _model_hash(run)) for name, run in artifacts.runs.items()]
+        yield card("models", "fine-tuned models", *runs)
+    if artifacts.metrics is not None:
+        yield card("metrics", "metrics", ("metrics.json", digests.get("metrics")))
 
 
-def _of_the_metrics(artifacts: Artifacts) -> Iterable[Link]:
-    if artifacts.metrics is None:
-        return
-    reader = "metrics.json"
-    yield Link("base", "metrics", reader, "weights", None, artifacts.base["weights_sha256"])
-    yield Link("prepared", "metrics", reader, "test split", None, artifacts.digests.get("test"))
-    for name, run in artifacts.runs.items():
-        yield Link("models", "metrics", reader, name, None, model_hash(run))
+def _mark(verdicts: Iterable[Verdict]) -> str:
+    """One sign for all readings of an artifact by another."""
+    found = set(verdicts)
+    return "≠" if any(verdict.broken for verdict in found) else "·" if found == {Verdict.UNRECORDED} else "✓"
 
 
 def _sentences(found: Iterable[Link]) -> list[str]:
@@ -160,7 +153,7 @@ def _sentences(found: Iterable[Link]) -> list[str]:
     if not broken:
         return [f"All {count(len(recorded))} hashes that artifacts keep of their inputs agree with the inputs."]
     differences = [
-        f"{link.reader} was made from {link.what} {_short(link.recorded)}; present is {_short(link.found)}."
+        f"{link.reader} was made from {link.what} {_short(link.recorded)}; present is {_short(link.found) or ABSENT}."
         for link in broken
     ]
     return [
@@ -170,34 +163,5 @@ def _sentences(found: Iterable[Link]) -> list[str]:
     ]
 
 
-def _arrows(found: Iterable[Link]) -> list[Arrow]:
-    """One arrow per pair of artifacts; it is broken if any of its links is, and kept if any keeps a hash."""
-    pairs: dict[tuple[str, str], list[Verdict]] = {}
-    for link in found:
-        pairs.setdefault((link.source, link.target), []).append(link.verdict)
-    # The prepared data's tokens are those of the base's tokenizer; no file keeps that tokenizer's hash.
-    pairs.setdefault(("base", "prepared"), [Verdict.UNRECORDED])
-    return [
-        Arrow(source, target, any(v.broken for v in verdicts), all(v is Verdict.UNRECORDED for v in verdicts))
-        for (source, target), verdicts in pairs.items()
-    ]
-
-
-def _table(found: Iterable[Link]) -> Table:
-    headings = ("Read by", "Artifact", "SHA-256 kept by the reader", "SHA-256 of the artifact", "Verdict")
-    rows = [
-        [
-            Cell(link.reader),
-            Cell(f"{link.source}: {link.what}"),
-            Cell(link.recorded or ABSENT, mark="hash"),
-            Cell(link.found or ABSENT, mark="hash"),
-            Cell(link.verdict.value, mark="broken" if link.verdict.broken else ""),
-        ]
-        for link in found
-    ]
-    caption = "Every reading of one artifact by another, with both hashes."
-    return Table("lineage-links", caption, columns(headings, words=5), rows)
-
-
 def _short(digest: str | None) -> str:
-    return digest[:SHORT] if digest else ABSENT
+    return digest[:_SHORT] if digest else ""

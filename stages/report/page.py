@@ -1,27 +1,49 @@
-"""From sections to one self-contained HTML page."""
+"""From sections to one self-contained HTML page, and its summary for the terminal."""
 
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from rich.box import SIMPLE
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
 
+from salf.metrics import SCORES
 from stages.common.figures.palette import style_sheet
 from stages.common.figures.svg import standalone
-from stages.report import cost, depth, evidence, lineage, quality, rules, speed, study
-from stages.report.answer import KeyFigure, answer, key_figures
-from stages.report.artifacts_in import Artifacts
-from stages.report.headline import Headline, headline
-from stages.report.tables import Section
-from stages.report.wording import layer_range
+from stages.report import choice, depth, evidence, lineage, quality, speed, study
+from stages.report.answer import Headline, KeyFigure, facts_of, headline, key_figures
+from stages.report.artifacts import Artifacts
+from stages.report.parts import Section, decimal, layer_range, parameters, percent, seconds, size, span
 
 _ROOM: Final = Path(__file__).parent
-_TEMPLATE: Final = "page.html.j2"
-_STYLE: Final = "style.css"
+
+# The page in the order of reading; a section that has nothing to say is None.
+_SECTIONS: Final[tuple[Callable[[Artifacts], Section | None], ...]] = (
+    quality.quality_section,
+    quality.curves_section,
+    depth.trace_section,
+    depth.law_section,
+    depth.gains_section,
+    choice.frontier_section,
+    choice.certainty_section,
+    choice.selectors_section,
+    lambda artifacts: study.study_section(artifacts.study, artifacts.study_figures),
+    speed.speed_section,
+    evidence.examples_section,
+    evidence.data_section,
+    evidence.model_section,
+    evidence.exports_section,
+    lineage.lineage_section,
+    evidence.identity_section,
+)
 
 
 @dataclass(frozen=True)
@@ -37,50 +59,27 @@ class Page:
     sections: list[Section]
 
     @property
-    def scope(self) -> dict[str, str]:
-        """The frozen and the trained layers in words."""
-        return {"frozen": layer_range(1, self.boundary), "trained": layer_range(self.boundary + 1, self.layers)}
+    def frozen(self) -> str:
+        """The frozen layers in words."""
+        return layer_range(1, self.boundary)
+
+    @property
+    def trained(self) -> str:
+        """The trained layers in words."""
+        return layer_range(self.boundary + 1, self.layers)
 
 
-def build(artifacts: Artifacts, parameters: Mapping[str, Any], examples_shown: int, folder: Path) -> Page:
-    """Compute every section.
-
-    Args:
-        artifacts: see :class:`Artifacts`.
-        parameters: the whole of params.yaml, for the run's identity.
-        examples_shown: how many test examples are printed.
-        folder: the project's folder, whose commit the page names.
-    """
-    found = answer(artifacts)
-    plan = artifacts.plan
-    measured = speed.speed_section(artifacts.benchmarks)
-    studied = study.study_section(artifacts.study, artifacts.study_figures)
-    sections = [
-        quality.quality_section(artifacts, found.metric),
-        quality.curves_section(artifacts),
-        depth.trace_section(artifacts),
-        depth.law_section(artifacts),
-        depth.gains_section(artifacts),
-        cost.frontier_section(plan),
-        cost.certainty_section(plan),
-        rules.rules_section(plan),
-        *([studied] if studied else []),
-        *([measured] if measured else []),
-        evidence.examples_section(artifacts.predictions, found.method.name if found.method else None, examples_shown),
-        evidence.data_section(artifacts),
-        evidence.model_section(artifacts),
-        evidence.exports_section(artifacts),
-        lineage.lineage_section(artifacts),
-        evidence.identity_section(artifacts, parameters, folder),
-    ]
+def build(artifacts: Artifacts) -> Page:
+    """Compute the answer and every section."""
+    facts = facts_of(artifacts)
     return Page(
-        model=artifacts.base["name"],
-        task=str(artifacts.meta.get("task", "")),
-        headline=headline(found.facts),
-        layers=plan.model.layers,
-        boundary=found.facts.boundary,
-        key_figures=key_figures(found, plan),
-        sections=sections,
+        model=artifacts.base.name,
+        task=artifacts.meta.task,
+        headline=headline(facts),
+        layers=facts.layers,
+        boundary=facts.boundary,
+        key_figures=key_figures(artifacts, facts),
+        sections=[section for make in _SECTIONS if (section := make(artifacts))],
     )
 
 
@@ -96,5 +95,50 @@ def render(page: Page) -> str:
     )
     environment.filters["svg"] = Markup
     environment.filters["sha256"] = lambda text: b64encode(sha256(text.encode()).digest()).decode()
-    style = Markup(style_sheet() + "\n" + (_ROOM / _STYLE).read_text(encoding="utf-8"))
-    return environment.get_template(_TEMPLATE).render(page=page, style=style) + "\n"
+    style = Markup(style_sheet() + "\n" + (_ROOM / "style.css").read_text(encoding="utf-8"))
+    return environment.get_template("page.html.j2").render(page=page, style=style) + "\n"
+
+
+def print_summary(artifacts: Artifacts, page: Path, console: Console) -> None:
+    """Print boundary and reason, quality and cost, and where the page is."""
+    plan, said = artifacts.plan, headline(facts_of(artifacts))
+    boundary = (
+        f"Boundary {plan.boundary} of {plan.model.layers}: {layer_range(1, plan.boundary)} frozen, "
+        f"{layer_range(plan.boundary + 1, plan.model.layers)} trained."
+    )
+    lines = ["", boundary, plan.reason, plan.certainty.words, "", said.verdict, *said.notes]
+    words = Group(Text(said.title, style="bold"), *(Text(line) for line in lines))
+    console.print(Panel(words, padding=(1, 2)))
+    if artifacts.methods:
+        console.print(_scores(artifacts), _costs(artifacts))
+    console.print(Text.assemble("Report: ", (str(page), "bold")), soft_wrap=True)
+
+
+def _scores(artifacts: Artifacts) -> Table:
+    lead = artifacts.metric
+    first = artifacts.methods[0].record.scores
+    others = [name for name in quality.OVER_CLASSES if name in first]
+    table = _table("Quality on the test split", *(SCORES[name] for name in (lead, *others)))
+    rows = [(Text(method.name), method.record.scores) for method in artifacts.methods]
+    rows += [(Text(name, style="dim"), found.scores) for name, found in quality.baselines(artifacts).items()]
+    for name, scores in rows:
+        leading = f"{decimal(scores[lead].value)} {span(scores[lead])}" if lead in scores else decimal(None)
+        table.add_row(name, leading, *(decimal(scores[other].value) for other in others))
+    return table
+
+
+def _costs(artifacts: Artifacts) -> Table:
+    table = _table("Cost", "trained", "FLOPs of full", "training time", "peak memory")
+    for method in artifacts.methods:
+        record, known = method.record, method.measured
+        here = (seconds(known.seconds), size(known.peak_memory_bytes)) if known else (decimal(None), decimal(None))
+        table.add_row(method.name, parameters(record.trained_parameters), percent(record.flops_share), *here)
+    return table
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    table.add_column("method")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table

@@ -1,17 +1,30 @@
 """How fast this project is compared with common tools: tables of the benchmarks in the reports' folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import Final
 
-from stages.common.benchmark import Benchmark, Memory, ModelResult, Point, Spread
-from stages.report.tables import Cell, Column, Section, Table, columns, number_cell, pairs
-from stages.report.wording import THIN, compact, decimal, parameters, percent, seconds, size
+from stages.common.benchmark import Benchmark, Memory, ModelResult, Point, Spread, Target, Tracing
+from stages.report.artifacts import Artifacts
+from stages.report.parts import (
+    THIN,
+    Cell,
+    Columns,
+    Section,
+    Table,
+    compact,
+    decimal,
+    number,
+    parameters,
+    percent,
+    seconds,
+    size,
+    table,
+)
 
-_TIMES = "×"
 
-
-def speed_section(benchmarks: Mapping[str, Benchmark]) -> Section | None:
+def speed_section(artifacts: Artifacts) -> Section | None:
     """Targets, fine-tunes, memory, tracing and processes of every benchmark; ``None`` where there is none."""
-    if not benchmarks:
+    if not artifacts.benchmarks:
         return None
     section = Section("speed", "Speed", "Speed compared with common tools")
     section.sentences.append(
@@ -19,15 +32,14 @@ def speed_section(benchmarks: Mapping[str, Benchmark]) -> Section | None:
         "and highest. More than 1 means that this project is faster. Ideal: the speed-up over boundary 0 if time "
         "were proportional to FLOPs. These tables are not part of the chain: make bench writes them."
     )
-    for name, benchmark in benchmarks.items():
+    for name, benchmark in artifacts.benchmarks.items():
         section.sentences.append(_machine(name, benchmark))
         section.tables.append(_targets(name, benchmark))
         if missed := [(target.name, target.why) for target in benchmark.targets if target.why]:
             caption = f"{name}: where the time goes where a target is missed."
-            section.tables.append(pairs(f"speed-missed-{name}", caption, missed, ("Target", "Where the time goes")))
-        for number, model in enumerate(benchmark.models):
-            prefix = f"{name}-{number}"
-            section.tables += [_points(prefix, model), _memory(prefix, model), _tracing(prefix, model)]
+            section.tables.append(Table(f"speed-missed-{name}", caption, ("Target", "Where the time goes"), missed))
+        for place, model in enumerate(benchmark.models):
+            section.tables += _of_model(f"{name}-{place}", model)
         section.tables.append(_processes(name, benchmark))
     return section
 
@@ -36,104 +48,83 @@ def _machine(name: str, benchmark: Benchmark) -> str:
     machine = benchmark.machine
     accelerators = ", ".join(machine.get("accelerators") or [])
     where = accelerators or f"{machine.get('cpu')}, {machine.get('threads')} threads"
-    missed = sum(not target.met for target in benchmark.targets)
-    met = f"{len(benchmark.targets) - missed} of {len(benchmark.targets)} targets met"
+    met = f"{sum(target.met for target in benchmark.targets)} of {len(benchmark.targets)} targets met"
     return f"{name}: {where}, {machine.get('dtype')}, {benchmark.repeats} rounds, {benchmark.at[:10]}; {met}."
 
 
 def _targets(name: str, benchmark: Benchmark) -> Table:
-    headings = ("Target", "Goal", "Value", "Worst at", "Met")
-    numeric = [Column(h, numeric=h in ("Goal", "Value")) for h in headings]
-    rows = [
-        [
-            Cell(target.name),
-            Cell(f"{'≥' if target.sense == 'at least' else '≤'}{THIN}{compact(target.goal)}", value=target.goal),
-            number_cell(target.value, compact(target.value)),
-            Cell(target.where),
-            Cell("yes" if target.met else "no"),
-        ]
-        for target in benchmark.targets
-    ]
-    return Table(f"speed-targets-{name}", f"{name}: targets.", numeric, rows)
+    columns: Columns[Target] = {
+        "Target": lambda one: one.name,
+        "Goal": lambda one: Cell(f"{_SENSES[one.sense]}{THIN}{compact(one.goal)}", value=one.goal, numeric=True),
+        "Value": lambda one: number(one.value, compact),
+        "Worst at": lambda one: one.where,
+        "Met": lambda one: "yes" if one.met else "no",
+    }
+    return table(f"speed-targets-{name}", f"{name}: targets.", benchmark.targets, columns)
 
 
-def _points(prefix: str, model: ModelResult) -> Table:
+def _of_model(name: str, model: ModelResult) -> list[Table]:
     work = model.workload
-    headings = (
-        "Boundary",
-        "Epochs",
-        "Ours",
-        "Trainer",
-        "Trainer, frozen",
-        "Trainer, LoRA",
-        "Own full",
-        "Ideal",
-        "Of it",
-    )
     caption = (
         f"{work.model} ({parameters(work.parameters)}, {work.layers} layers; {work.origin}): fine-tuning "
         f"{work.examples} examples of {work.mean_tokens:.0f} tokens, {work.shared_tokens} of them shared, in batches "
         f"of {work.batch_size}: our seconds, and how many times as fast as each."
     )
-    return Table(f"speed-{prefix}", caption, columns(headings, words=0), [_point(point) for point in model.points])
-
-
-def _point(point: Point) -> list[Cell]:
-    ratios = (point.trainer_full, point.trainer_frozen, point.trainer_lora, point.speed_up)
-    low, high = seconds(point.seconds.low), seconds(point.seconds.high)
+    peaks = f"{work.model}: peak memory of the process, libraries and weights included (GPU: allocated)."
     return [
-        number_cell(point.boundary, str(point.boundary)),
-        number_cell(point.epochs, str(point.epochs)),
-        number_cell(point.seconds.median, seconds(point.seconds.median), f"{low} to {high}"),
-        *(_ratio(ratio) for ratio in ratios),
-        number_cell(point.ideal, f"{decimal(point.ideal, 2)}{_TIMES}"),
-        number_cell(point.of_ideal, percent(point.of_ideal)),
+        table(f"speed-{name}", caption, model.points, _POINTS),
+        table(f"speed-memory-{name}", peaks, model.memory, _MEMORY),
+        table(f"speed-tracing-{name}", f"{work.model}: tracing.", model.tracing, _TRACING),
     ]
-
-
-def _memory(prefix: str, model: ModelResult) -> Table:
-    headings = ("Boundary", "Ours", "Trainer", "Trainer, frozen", "Trainer, LoRA")
-    caption = f"{model.workload.model}: peak memory of the process, libraries and weights included (GPU: allocated)."
-    return Table(
-        f"speed-memory-{prefix}", caption, columns(headings, words=0), [_peaks(memory) for memory in model.memory]
-    )
-
-
-def _peaks(memory: Memory) -> list[Cell]:
-    peaks = (memory.ours, memory.trainer_full, memory.trainer_frozen, memory.trainer_lora)
-    return [number_cell(memory.boundary, str(memory.boundary)), *(number_cell(peak, size(peak)) for peak in peaks)]
-
-
-def _tracing(prefix: str, model: ModelResult) -> Table:
-    headings = ("Way", "Examples per second", "Of a plain forward pass")
-    rows = [
-        [Cell(way.what), number_cell(way.examples_per_second.median, compact(way.examples_per_second.median)), share]
-        for way in model.tracing
-        for share in [_ratio(way.of_plain_forward)]
-    ]
-    return Table(f"speed-tracing-{prefix}", f"{model.workload.model}: tracing.", columns(headings), rows)
 
 
 def _processes(name: str, benchmark: Benchmark) -> Table:
-    rows = [[Cell(f"start of {stage}"), _seconds(laps)] for stage, laps in benchmark.startup.items()]
+    rows = [[Cell(f"start of {stage}"), _spread(laps, seconds)] for stage, laps in benchmark.startup.items()]
     if benchmark.no_op_repro:
-        rows.append([Cell("dvc repro with nothing to do"), _seconds(benchmark.no_op_repro)])
+        rows.append([Cell("dvc repro with nothing to do"), _spread(benchmark.no_op_repro, seconds)])
     if benchmark.deciding:
-        rows.append([Cell("trace, fit and plan"), _seconds(benchmark.deciding.seconds)])
+        rows.append([Cell("trace, fit and plan"), _spread(benchmark.deciding.seconds, seconds)])
     if benchmark.bases:
         what = f"semantic bases, {benchmark.bases.vocabulary} × {benchmark.bases.hidden}"
-        rows.append([Cell(what), number_cell(benchmark.bases.seconds, seconds(benchmark.bases.seconds))])
+        rows.append([Cell(what), number(benchmark.bases.seconds, seconds)])
     for model in benchmark.models:
         if model.allocator:
             what = f"{model.workload.model}: time without the allocator settings"
-            rows.append([Cell(what), _ratio(model.allocator.slower_without)])
-    return Table(f"speed-processes-{name}", f"{name}: whole processes and settings.", columns(("What", "Time")), rows)
+            rows.append([Cell(what), _spread(model.allocator.slower_without, _times)])
+    return Table(f"speed-processes-{name}", f"{name}: whole processes and settings.", ("What", "Time"), rows)
 
 
-def _seconds(laps: Spread) -> Cell:
-    return number_cell(laps.median, seconds(laps.median), f"{seconds(laps.low)} to {seconds(laps.high)}")
+def _times(ratio: float) -> str:
+    return f"{decimal(ratio, 2)}×"
 
 
-def _ratio(ratio: Spread) -> Cell:
-    note = f"{decimal(ratio.low, 2)} to {decimal(ratio.high, 2)}"
-    return number_cell(ratio.median, f"{decimal(ratio.median, 2)}{_TIMES}", note)
+def _spread(laps: Spread, write: Callable[[float], str]) -> Cell:
+    """The median and, in small print, the lowest and highest."""
+    low, high = (write(value).removesuffix("×") for value in (laps.low, laps.high))
+    return number(laps.median, write, f"{low} to {high}")
+
+
+_SENSES: Final = {"at least": "≥", "at most": "≤"}
+_POINTS: Final[Columns[Point]] = {
+    "Boundary": lambda point: number(point.boundary),
+    "Epochs": lambda point: number(point.epochs),
+    "Ours": lambda point: _spread(point.seconds, seconds),
+    "Trainer": lambda point: _spread(point.trainer_full, _times),
+    "Trainer, frozen": lambda point: _spread(point.trainer_frozen, _times),
+    "Trainer, LoRA": lambda point: _spread(point.trainer_lora, _times),
+    "Own full": lambda point: _spread(point.speed_up, _times),
+    "Ideal": lambda point: number(point.ideal, _times),
+    "Of it": lambda point: number(point.of_ideal, percent),
+}
+_MEMORY: Final[Columns[Memory]] = {
+    "Boundary": lambda memory: number(memory.boundary),
+    "Ours": lambda memory: number(memory.ours, size),
+    "Trainer": lambda memory: number(memory.trainer_full, size),
+    "Trainer, frozen": lambda memory: number(memory.trainer_frozen, size),
+    "Trainer, LoRA": lambda memory: number(memory.trainer_lora, size),
+}
+_TRACING: Final[Columns[Tracing]] = {
+    "Way": lambda way: way.what,
+    "Examples per second": lambda way: number(way.examples_per_second.median, compact),
+    "Of a plain forward pass": lambda way: _spread(way.of_plain_forward, _times),
+}

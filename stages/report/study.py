@@ -6,8 +6,7 @@ from typing import Any, Final
 from salf.errors import UserError
 from stages.common.figures.svg import inline
 from stages.common.study_schema import SUMMARY_SCHEMA
-from stages.report.tables import Cell, Column, Figure, Section, Table, number_cell
-from stages.report.wording import decimal, listing, number, percent
+from stages.report.parts import Cell, Figure, Section, Table, decimal, listing, number, percent
 
 Json = Mapping[str, Any]
 
@@ -110,7 +109,7 @@ def _rules(name: str, caption: str, rules: Json, summary: Json) -> Table:
         ]
         for one in _ranked(rules)
     ]
-    return Table(name, caption, _columns(headings), rows)
+    return Table(name, caption, headings, rows)
 
 
 def _regrets(name: str, caption: str, rules: Json, summary: Json) -> Table:
@@ -123,11 +122,11 @@ def _regrets(name: str, caption: str, rules: Json, summary: Json) -> Table:
             _points(one["regret_at_cost_cross_fitted"]),
             _regret(one, "regret", "worst"),
             _points(one["regret_cross_fitted"]),
-            number_cell(one["rank_correlation"], decimal(number(one["rank_correlation"]), 2)),
+            number_cell(one["rank_correlation"], decimal(one["rank_correlation"], 2)),
         ]
         for one in _ranked(rules)
     ]
-    return Table(name, caption, _columns(headings), rows)
+    return Table(name, caption, headings, rows)
 
 
 def _ranked(rules: Json) -> list[Json]:
@@ -168,7 +167,7 @@ def _interaction(found: Sequence[Json]) -> Table:
         ]
         for one in found
     ]
-    return Table("study-interaction", _INTERACTION, _columns(headings, words=2), rows)
+    return Table("study-interaction", _INTERACTION, headings, rows)
 
 
 def _headroom(summary: Json) -> Table:
@@ -183,7 +182,7 @@ def _headroom(summary: Json) -> Table:
         for one in summary["headroom"]
         if one["model"] == summary["leading"] and one["gain_error"] is not None
     ]
-    return Table("study-headroom", _HEADROOM, _columns(headings, words=2), rows)
+    return Table("study-headroom", _HEADROOM, headings, rows)
 
 
 def _deciding(share: float) -> str:
@@ -224,7 +223,7 @@ def _sensitivity(summary: Json) -> Table:
     caption = (
         "What the verdict hangs on: the rule that other cost caps would choose, and the default on parts of the study."
     )
-    return Table("study-sensitivity", caption, _columns(headings, words=2), rows)
+    return Table("study-sensitivity", caption, headings, rows)
 
 
 def _left_out(left: Json) -> Table:
@@ -251,7 +250,7 @@ def _left_out(left: Json) -> Table:
     return Table(
         "study-left-out",
         "The rule that all other data sets choose, on the one left out.",
-        _columns(headings, words=2),
+        headings,
         rows,
     )
 
@@ -263,7 +262,7 @@ def _coverage(summary: Json) -> Table:
             number_cell(one["fitted"], f"{one['fitted']} of {one['asked']}", _laws(one["laws"])),
             number_cell(one["places"], str(one["places"]), f"{one['cases']} cases"),
             number_cell(one["covered"], percent(one["covered"])),
-            number_cell(one["nominal"], percent(number(one["nominal"]))),
+            number_cell(one["nominal"], percent(one["nominal"])),
         ]
         for one in summary["coverage"]
     ]
@@ -271,7 +270,7 @@ def _coverage(summary: Json) -> Table:
         "On how many cases a law fits at all, which one, and how often the intervals cover what was measured later: "
         "laws against larger traces, pilots (interpolated where their law does not hold) against whole fine-tunes."
     )
-    return Table("study-coverage", caption, _columns(("Source", "Fits", "Places", "Covered", "Nominal")), rows)
+    return Table("study-coverage", caption, ("Source", "Fits", "Places", "Covered", "Nominal"), rows)
 
 
 def _laws(counts: Mapping[str, int]) -> str:
@@ -283,6 +282,6 @@ def _points(value: float) -> Cell:
     return number_cell(value, decimal(value, 2))
 
 
-def _columns(headings: tuple[str, ...], words: int = 1) -> list[Column]:
-    """The first ones hold words, the others numbers."""
-    return [Column(heading, numeric=place >= words) for place, heading in enumerate(headings)]
+def number_cell(value: float | None, text: str, note: str = "") -> Cell:
+    """A numeric cell with its text."""
+    return number(value, lambda _: text, note)

@@ -8,6 +8,7 @@ from salf.engine.batches import Example
 from salf.engine.boundary_cache.cache import CacheSettings
 from salf.engine.models.adapter import open_model
 from salf.engine.runtime import choose_runtime
+from salf.records import PreparedLabel, PreparedRecord
 from salf.settings import Device
 from stages.common.params import load_params
 from stages.evaluate.predict import Predictor, frozen_layers
@@ -54,8 +55,9 @@ def test_sharing_the_frozen_layers_states_changes_no_answer(tmp_path, mode):
         Example(str(n), "ab"[n % 2], "", "", (5, 6, 7, *rng.integers(10, 90, size=2 + n % 3)), (50 + n % 2,))
         for n in range(9)
     ]
-    labels = [{"label": "a", "token_ids": [50]}, {"label": "b", "token_ids": [51]}]
-    meta = {"labels": labels, "shared_prefix_tokens": SHARED}
+    labels = [PreparedLabel(label=name, word=name, token_ids=[50 + at]) for at, name in enumerate("ab")]
+    known = {"task": "classification", "end_token_id": None, "choice_score": None}
+    meta = PreparedRecord.model_construct(labels=labels, shared_prefix_tokens=SHARED, **known)
     params = load_params(PROJECT / "params.yaml").evaluate
 
     cache = CacheSettings.of(mode, str(tmp_path / "cache"), 1)

@@ -13,16 +13,17 @@ from salf.metrics import (
     Baseline,
     Interval,
     Intervals,
-    Measured,
     Metrics,
     RunMetrics,
     read_comparison,
     write_comparison,
 )
+from salf.records import CurvePoint
 from stages.evaluate.baselines import answers, majority, tfidf
 from stages.evaluate.compare import compare_methods, full_at_equal_compute, measured_of
 from stages.evaluate.predict import exact_match
 from stages.evaluate.scores import Bootstrap, Predictions, score
+from tests.fine_tune_records import fine_tune_clock
 
 
 def examples(pairs):
@@ -75,9 +76,8 @@ def test_exact_match(answer, reference, marker, expected):
 
 
 CURVE = [
-    {"flops": 0, "validation_accuracy": 0.2, "validation_loss": 3.0},
-    {"flops": 100, "validation_accuracy": 0.6, "validation_loss": 1.0},
-    {"flops": 200, "validation_accuracy": 0.7, "validation_loss": 0.5},
+    CurvePoint(step=n, epoch=n, flops=flops, train_loss=None, validation_loss=loss, validation_accuracy=accuracy)
+    for n, (flops, accuracy, loss) in enumerate([(0, 0.2, 3.0), (100, 0.6, 1.0), (200, 0.7, 0.5)])
 ]
 
 
@@ -150,8 +150,7 @@ def test_the_comparison_holds_both_boundaries_where_a_budget_moved_one(half_righ
         runs=runs,
         methods=methods,
     )
-    keys = ("seconds_per_step", "seconds_training", "seconds_cache", "peak_memory_bytes")
-    measured = measured_of(["half", "salf"], runs, dict.fromkeys(runs, Measured(**dict.fromkeys(keys, 1))))
+    measured = measured_of(runs, dict.fromkeys(runs, fine_tune_clock()))
     write_comparison(tmp_path / "comparison.csv", metrics, measured)
     table = list(csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines()))
     assert [(row["name"], row["boundary"], row["boundary_before_budget"]) for row in table] == [

@@ -13,8 +13,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from salf.files import digest_of, read_json, sha256_file, sha256_folder, write_json
+from salf.evidence import DepthLaw, FittedLaw, LocalLaw, SampleSize, ScalingLaw, Stability, Traced
+from salf.files import digest_of, sha256_file, sha256_folder, write_json
+from salf.metrics import (
+    Baseline,
+    Difference,
+    EqualCompute,
+    Interval,
+    Intervals,
+    Measured,
+    MethodMetrics,
+    Metrics,
+    write_comparison,
+)
+from salf.records import (
+    BaseRecord,
+    CurvePoint,
+    ParameterSizes,
+    PreparedLabel,
+    PreparedRecord,
+    PreparedSplit,
+    RefusedRows,
+    write_record,
+)
 from stages.report.__main__ import main
+from tests.fine_tune_records import fine_tune_clock, fine_tune_record
 
 LAYERS = 30
 SPLITS = {"train": 384, "validation": 96, "test": 240}  # rows
@@ -132,10 +155,11 @@ def make_chain(root: Path, outcome: Outcome) -> Chain:
     """Write all artifacts below a folder."""
     for folder in ("data/base", "data/prepared", "data/traces", "data/plan", "data/models", "reports/runs"):
         (root / folder).mkdir(parents=True)
-    _base(root / "data/base")
+    write_record(root / "data/base/base.json", BASE)
     _prepared(root / "data/prepared", outcome)
     _trace(root / "data")
     _law(root, outcome)
+    _gains(root / "reports/gains.csv", outcome)
     _plan(root, outcome)
     if outcome.runs:
         _runs(root, outcome)
@@ -144,72 +168,76 @@ def make_chain(root: Path, outcome: Outcome) -> Chain:
     return Chain(root, outcome)
 
 
-def _base(folder: Path) -> None:
-    per_layer = [3_540_000] * LAYERS
-    shards = {"embedding.safetensors": "e" * 64, "layer-01.safetensors": "1" * 64}
-    write_json(
-        folder / "base.json",
-        {
-            "schema": 1,
-            "source": "embedded",
-            "origin": "dequantised from 4-bit GGUF weights (Q4_1) of SmolLM2-135M-Instruct",
-            "name": "SmolLM2-135M-Instruct",
-            "revision": None,
-            "family": "llama",
-            "layers": LAYERS,
-            "hidden": 576,
-            "vocabulary": 49152,
-            "tied_head": True,
-            "parameters": {"embedding": 28_311_552, "per_layer": per_layer, "norm": 576, "head": 0},
-            "shards": shards,
-            "weights_sha256": digest_of(shards),
-        },
-    )
+SHARDS = {"embedding.safetensors": "e" * 64, "layer-01.safetensors": "1" * 64}
+BASE = BaseRecord(
+    schema=1,
+    source="embedded",
+    origin="dequantised from 4-bit GGUF weights (Q4_1) of SmolLM2-135M-Instruct",
+    name="SmolLM2-135M-Instruct",
+    revision=None,
+    family="llama",
+    layers=LAYERS,
+    hidden=576,
+    vocabulary=49152,
+    tied_head=True,
+    trust_remote_code=False,
+    parameters=ParameterSizes(embedding=28_311_552, per_layer=[3_540_000] * LAYERS, norm=576, head=0),
+    parameter_names=[],
+    shards=SHARDS,
+    weights_sha256=digest_of(SHARDS),
+)
 
 
 def _prepared(folder: Path, outcome: Outcome) -> None:
     classes = outcome.task == "classification"
-    labels = [{"label": w, "word": f" {w}", "token_ids": [i]} for i, w in enumerate(("numpy", "scipy", "torch"))]
+    words = ("numpy", "scipy", "torch") if classes else ()
     rows = {"example_id": ["t0"], "prompt": [f"Return the sum. {HOSTILE}\nLibrary:"], "answer": [" numpy"]}
     for number, name in enumerate(SPLITS):
         pq.write_table(pa.table({**rows, "example_id": [f"t{number}"]}), folder / f"{name}.parquet")
-    split = {"tokens": 40_000, "prompt_tokens_max": 118, "answer_tokens": 384}
     source = {"numpy": 950, "scipy": 50} if classes else {}
-    drawn = {entry["label"]: n for entry, n in zip(labels, outcome.counts, strict=True)} if classes else {}
+    drawn = dict(zip(words, outcome.counts, strict=False))
     balanced = {"all": list(SPLITS), "train": ["train"], "none": []}[outcome.balance]
-    write_json(
-        folder / "meta.json",
-        {
-            "schema": 1,
-            "task": outcome.task,
-            "source": {"name": "docstrings", "versions": {"numpy": "2.4.6"}, "sha256": "f" * 64},
-            "labels": labels if classes else [],
-            "balance": outcome.balance if classes else None,
-            "splits": {
-                name: {
-                    **split,
-                    "rows": n,
-                    "label_counts": dict.fromkeys(drawn, n // 3) if name in balanced else drawn,
-                    "source_label_counts": source if name in balanced else drawn,
-                    "sha256": sha256_file(folder / f"{name}.parquet"),
-                }
-                for name, n in SPLITS.items()
-            },
-            "dropped": {"near-duplicate of another split": 17, "empty text": 0},
-            "refused": [{"reason": "names the library itself", "count": 41}],
-            "truncated": 3,
-            "shared_prefix_tokens": 24,
-            "max_tokens": 512,
-            "template": "{text}\nLibrary:",
-        },
+    splits = {
+        name: PreparedSplit(
+            rows=n,
+            tokens=40_000,
+            answer_tokens=384,
+            prompt_tokens_min=40,
+            prompt_tokens_max=118,
+            label_counts=dict.fromkeys(drawn, n // 3) if name in balanced else drawn,
+            source_label_counts=source if name in balanced else drawn,
+            sha256=sha256_file(folder / f"{name}.parquet"),
+        )
+        for name, n in SPLITS.items()
+    }
+    record = PreparedRecord(
+        schema=1,
+        task=outcome.task,
+        source={"name": "docstrings", "versions": {"numpy": "2.4.6"}, "sha256": "f" * 64},
+        splits=splits,
+        shared_prefix_tokens=24,
+        end_token_id=None,
+        choice_score=None,
+        chat_template=None,
+        labels=[PreparedLabel(label=word, word=f" {word}", token_ids=[i]) for i, word in enumerate(words)],
+        balance=outcome.balance if classes else None,
+        dropped={"near-duplicate of another split": 17, "empty text": 0},
+        refused=[RefusedRows(reason="names the library itself", count=41, split="train")],
+        classes_left_out={},
+        blank={},
+        noted=[],
+        truncated=3,
+        max_tokens=512,
+        template="{text}\nLibrary:",
     )
+    write_record(folder / "meta.json", record)
 
 
 def _trace(data: Path) -> None:
     record = {
         "schema": 1,
-        "model": "SmolLM2-135M-Instruct",
-        "weights_sha256": read_json(data / "base/base.json")["weights_sha256"],
+        "model": BASE.name,
+        "weights_sha256": BASE.weights_sha256,
         "data_sha256": sha256_file(data / "prepared/train.parquet"),
         "dtype": "float32",
         "versions": {"torch": "2.13.0"},
@@ -230,76 +258,76 @@ def loss_curve() -> np.ndarray:
     return np.where(k == 0, 110.0, 21 - 0.1 * k - 11 * np.clip((k - 24) / 6, 0, 1))
 
 
+STABILITY = Stability(
+    layer=22,
+    stable_share=0.9,
+    enough=32,
+    sizes=[
+        SampleSize(examples=8, same_layer=0.615, low=20, high=25, layers={"20": 0.3, "22": 0.615, "25": 0.085}),
+        SampleSize(examples=32, same_layer=0.93, low=22, high=22, layers={"20": 0.07, "22": 0.93}),
+        SampleSize(examples=64, same_layer=1.0, low=22, high=22, layers={"22": 1.0}),
+    ],
+)
+
+
 def _law(root: Path, outcome: Outcome) -> None:
-    folder = root / "reports"
     quantities = {"deviation": _quantity(deviation_curve(), 0.01, 0.05, outcome.fits)}
     if outcome.losses:
         quantities["loss"] = _quantity(loss_curve(), 0.4, 3.0, False)
-    write_json(
-        folder / "scaling_law.json",
-        {
-            "schema": 1,
-            "layers": LAYERS,
-            "examples": 192,
-            "positions": 192,
-            "trace_sha256": sha256_folder(root / "data/traces"),
-            "confidence": 0.9,
-            "trace": {"model": "SmolLM2", "space": "normed", "target": "output", "dtype": "float32"},
-            "quantities": quantities,
-        },
+    law = ScalingLaw(
+        schema=1,
+        layers=LAYERS,
+        examples=192,
+        positions=192,
+        trace_sha256=sha256_folder(root / "data/traces"),
+        confidence=0.9,
+        trace=Traced(model="SmolLM2", space="normed", target="output", dtype="float32"),
+        quantities=quantities,
     )
-    _gains(folder / "gains.csv", outcome)
+    write_record(root / "reports/scaling_law.json", law)
 
 
-STABILITY = {
-    "layer": 22,
-    "stable_share": 0.9,
-    "enough": 32,
-    "sizes": [
-        {"examples": 8, "same_layer": 0.615, "low": 20, "high": 25, "layers": {"20": 0.3, "22": 0.615, "25": 0.085}},
-        {"examples": 32, "same_layer": 0.93, "low": 22, "high": 22, "layers": {"20": 0.07, "22": 0.93}},
-        {"examples": 64, "same_layer": 1.0, "low": 22, "high": 22, "layers": {"22": 1.0}},
-    ],
-}
+def _quantity(mean: np.ndarray, width: float, spread: float, fits: bool) -> DepthLaw:
+    names = ("power_tail", "power", "exponential", "constant")
+    return DepthLaw(
+        examples=192,
+        mean=mean.tolist(),
+        low=(mean - width).tolist(),
+        high=(mean + width).tolist(),
+        p10=(mean - spread).tolist(),
+        p50=mean.tolist(),
+        p90=(mean + spread).tolist(),
+        laws=[_one_law(name, mean[1:], rank) for rank, name in enumerate(names)],
+        best="power_tail",
+        fits=fits,
+        verdict="A power law over the tail from layer 20 describes it." if fits else "No law fits; see AICc.",
+        embedding_step=float(mean[0] - mean[1]),
+        local_law=LocalLaw(exponents=[], next_reduction=[]),
+        stability={"observed": STABILITY},
+        notes=[],
+    )
 
 
-def _quantity(mean: np.ndarray, width: float, spread: float, fits: bool) -> dict:
-    laws = [_one_law(name, mean[1:], i) for i, name in enumerate(("power_tail", "power", "exponential", "constant"))]
-    return {
-        "mean": mean.tolist(),
-        "low": (mean - width).tolist(),
-        "high": (mean + width).tolist(),
-        "p10": (mean - spread).tolist(),
-        "p50": mean.tolist(),
-        "p90": (mean + spread).tolist(),
-        "laws": laws,
-        "best": "power_tail",
-        "fits": fits,
-        "verdict": "A power law over the tail from layer 20 describes it." if fits else "No law fits; see AICc.",
-        "embedding_step": float(mean[0] - mean[1]),
-        "stability": {"observed": STABILITY},
-    }
-
-
-def _one_law(name: str, curve: np.ndarray, rank: int) -> dict:
+def _one_law(name: str, curve: np.ndarray, rank: int) -> FittedLaw:
     start = 20 if name == "power_tail" else 1
     shown = [None if k + 1 < start else float(v + 0.004 * rank) for k, v in enumerate(curve)]
-    return {
-        "name": name,
-        "formula": "E + A·k^−α",
-        "first_space": start,
-        "parameters": {"E": 0.5 + rank, "A": 1.25, "alpha": 0.3},
-        "intervals": {"E": [0.4, 0.6 + rank], "A": [1.0, 1.5], "alpha": [0.2, 0.4]},
-        "converged": rank != 2,
-        "fits": rank == 0,
-        "r2": 0.97 - 0.2 * rank,
-        "rmse": 0.0123 + rank / 100,
-        "aicc": None if rank == 3 else -120.5 + 10 * rank,
-        "holdout_rmse": 0.02 + rank / 100,
-        "curve": shown,
-        "curve_low": [None if v is None else v - 0.01 for v in shown],
-        "curve_high": [None if v is None else v + 0.01 for v in shown],
-    }
+    return FittedLaw(
+        name=name,
+        formula="E + A·k^−α",
+        first_space=start,
+        parameters={"E": 0.5 + rank, "A": 1.25, "alpha": 0.3},
+        intervals={"E": [0.4, 0.6 + rank], "A": [1.0, 1.5], "alpha": [0.2, 0.4]},
+        converged=rank != 2,
+        fits=rank == 0,
+        r2=0.97 - 0.2 * rank,
+        rmse=0.0123 + rank / 100,
+        aicc=None if rank == 3 else -120.5 + 10 * rank,
+        holdout_rmse=0.02 + rank / 100,
+        holdout_excess_se=None,
+        curve=shown,
+        curve_low=[None if v is None else v - 0.01 for v in shown],
+        curve_high=[None if v is None else v + 0.01 for v in shown],
+    )
 
 
 def _gains(path: Path, outcome: Outcome) -> None:
@@ -352,7 +380,7 @@ def _plan(root: Path, outcome: Outcome) -> None:
         "schema_version": 3,
         "model": {
             "name": "SmolLM2-135M-Instruct",
-            "weights_sha256": read_json(root / "data/base/base.json")["weights_sha256"],
+            "weights_sha256": BASE.weights_sha256,
             "family": "llama",
             "layers": LAYERS,
             "hidden": 576,
@@ -434,115 +462,101 @@ COST = {
 
 
 def _runs(root: Path, outcome: Outcome) -> None:
+    splits = {name: sha256_file(root / f"data/prepared/{name}.parquet") for name in SPLITS}
     for method, accuracy in outcome.accuracy.items():
         share, trained, step, memory = COST[method]
         for seed in outcome.seeds:
             folder = root / "data/models" / f"{method}-seed{seed}"
             folder.mkdir()
-            record = {
-                "method": method,
-                "seed": seed,
-                "boundary": BOUNDARY if "salf" in method else 0,
-                "learning_rate": 1e-4,
-                "trained_parameters": trained,
-                "flops": share * 1e15,
-                "steps": 48,
-                "curve": [_curve_point(i, share, accuracy, outcome, seed) for i in range(5)],
-                "base_sha256": read_json(root / "data/base/base.json")["weights_sha256"],
-                "plan_sha256": sha256_file(root / "data/plan/freeze_plan.json"),
-                "data_sha256": {name: sha256_file(root / f"data/prepared/{name}.parquet") for name in SPLITS},
-                "shards": {"embedding.safetensors": "e" * 64, "layer-01.safetensors": f"{method}-{seed}"},
-            }
-            write_json(folder / "run.json", record)
-            measured = {
-                "seconds_per_step": step + 0.001 * seed,
-                "seconds_total": 48 * step,
-                "peak_memory_bytes": memory * 2**20,
-                "device": "cpu",
-                "dtype": "float32",
-                "threads": 2,
-                "machine": {"processor": "Test CPU"},
-                "versions": {"torch": "2.13.0"},
-            }
-            write_json(root / "reports/runs" / f"{method}-seed{seed}.json", measured)
+            fine_tune_record(
+                method=method,
+                seed=seed,
+                boundary=BOUNDARY if "salf" in method else 0,
+                learning_rate=1e-4,
+                trained_parameters=trained,
+                flops=round(share * 1e15),
+                steps=48,
+                curve=[_curve_point(i, share, accuracy, outcome, seed) for i in range(5)],
+                base_sha256=BASE.weights_sha256,
+                plan_sha256=sha256_file(root / "data/plan/freeze_plan.json"),
+                data_sha256=splits,
+                shards={"embedding.safetensors": "e" * 64, "layer-01.safetensors": f"{method}-{seed}"},
+            ).save(folder)
+            fine_tune_clock(
+                method=method, seed=seed, seconds_per_step=step + 0.001 * seed, peak_memory_bytes=memory * 2**20
+            ).save(root / "reports/runs" / f"{method}-seed{seed}.json")
 
 
-def _curve_point(i: int, share: float, accuracy: float, outcome: Outcome, seed: int) -> dict:
-    point = {"step": 12 * i, "epoch": i / 2, "flops": share * 1e15 * i / 4, "validation_loss": 2.4 * math.exp(-i / 3)}
-    if outcome.task == "classification":
-        point["validation_accuracy"] = 0.25 + (accuracy - 0.25) * (1 - math.exp(-i)) + 0.004 * seed
-    return point
+def _curve_point(i: int, share: float, accuracy: float, outcome: Outcome, seed: int) -> CurvePoint:
+    right = 0.25 + (accuracy - 0.25) * (1 - math.exp(-i)) + 0.004 * seed
+    return CurvePoint(
+        step=12 * i,
+        epoch=i / 2,
+        flops=round(share * 1e15 * i / 4),
+        train_loss=None,
+        validation_loss=2.4 * math.exp(-i / 3),
+        validation_accuracy=right if outcome.task == "classification" else None,
+    )
 
 
-def _bounded(name: str, value: float, width: float) -> dict:
-    return {name: value, f"{name}_low": value - width, f"{name}_high": value + width}
+def _interval(value: float, width: float) -> Interval:
+    return Interval(value=value, low=value - width, high=value + width)
 
 
-def _score(accuracy: float, outcome: Outcome, loss: float) -> dict:
-    found = {**_bounded("loss", loss, 0.1), "n": 240}
+def _scores(accuracy: float, outcome: Outcome, loss: float) -> dict[str, Interval]:
+    found = {"loss": _interval(loss, 0.1)}
     if outcome.task == "free":
-        return _bounded("exact_match", 0.01, 0.01) | found
-    scores = {"accuracy": accuracy, "balanced_accuracy": accuracy - 0.007, "macro_f1": accuracy - 0.013}
-    for name, value in scores.items():
-        found |= _bounded(name, value, outcome.half_width)
-    return found
+        return {"exact_match": _interval(0.01, 0.01)} | found
+    values = {"accuracy": accuracy, "balanced_accuracy": accuracy - 0.007, "macro_f1": accuracy - 0.013}
+    return {name: _interval(value, outcome.half_width) for name, value in values.items()} | found
 
 
 def _metrics(folder: Path, outcome: Outcome) -> None:
-    full = outcome.accuracy.get("full")
-    methods, runs = {}, {}
-    for method, accuracy in outcome.accuracy.items():
-        share, trained, _, _ = COST[method]
-        score = _score(accuracy, outcome, 3.0 - 2 * accuracy)
-        entry = {**score, "trained_parameters": trained, "flops": share * 1e15, "seeds": list(outcome.seeds)}
-        entry |= {"boundary": BOUNDARY, "boundary_before_budget": 18} if "salf" in method else {"boundary": 0}
-        if full is not None:
-            entry["flops_share"] = share
-            entry |= _beside_full(accuracy - full, outcome)
-        methods[method] = entry
-        for seed in outcome.seeds:
-            runs[f"{method}-seed{seed}"] = {**score, "method": method, "seed": seed, "flops_share": share}
-    baselines = {"untrained": _score(0.31, outcome, 4.4)}
+    plain = {"untrained": (0.31, 4.4)}
     if outcome.task == "classification":
-        baselines |= {"tfidf": _score(0.44, outcome, 1.7), "majority": _score(0.125, outcome, 2.08)}
-    quality = "accuracy" if outcome.task == "classification" else "exact_match"
-    _comparison(folder, methods, baselines)
-    value = {
-        "schema": 1,
-        "task": outcome.task,
-        "quality": quality,
-        "intervals": {"resamples": 1000, "confidence": 0.95},
-        "baselines": baselines,
-        "runs": runs,
-        "methods": methods,
-    }
-    write_json(folder / "metrics.json", value)
+        plain |= {"tfidf": (0.44, 1.7), "majority": (0.125, 2.08)}
+    metrics = Metrics(
+        layout=1,
+        task=outcome.task,
+        quality="accuracy" if outcome.task == "classification" else "exact_match",
+        intervals=Intervals(resamples=1000, confidence=0.95),
+        baselines={
+            name: Baseline(scores=_scores(accuracy, outcome, loss), n=240) for name, (accuracy, loss) in plain.items()
+        },
+        runs={},
+        methods={method: _method(method, accuracy, outcome) for method, accuracy in outcome.accuracy.items()},
+    )
+    metrics.save(folder / "metrics.json")
+    measured = {method: _measured(method, outcome) for method in outcome.accuracy}
+    write_comparison(folder / "comparison.csv", metrics, measured)
 
 
-def _comparison(folder: Path, methods: dict, baselines: dict) -> None:
-    rows = [{"kind": "baseline", "name": name, **score} for name, score in baselines.items()]
-    for method, entry in methods.items():
-        _, _, step, memory = COST[method]
-        measured = {
-            "seconds_per_step": step,
-            "seconds_training": 48 * step,
-            "seconds_cache": 7.0 if "salf" in method else 0.0,
-            "peak_memory_bytes": memory * 2**20,
-        }
-        if "full" in methods:
-            measured["seconds_share"] = (48 * step + measured["seconds_cache"]) / (48 * COST["full"][2])
-            measured["peak_memory_share"] = memory / COST["full"][3]
-        flat = {key: value for key, value in entry.items() if key not in ("seeds", "at_equal_compute")}
-        rows.append({"kind": "method", "name": method, "seeds": len(entry["seeds"]), **flat, **measured})
-    pd.DataFrame(rows).to_csv(folder / "comparison.csv", index=False)
+def _method(method: str, accuracy: float, outcome: Outcome) -> MethodMetrics:
+    share, trained, _, _ = COST[method]
+    entry: dict[str, Any] = (
+        {"boundary": BOUNDARY, "boundary_before_budget": 18} if "salf" in method else {"boundary": 0}
+    )
+    full = outcome.accuracy.get("full")
+    if full is not None:
+        gap, score = (2 * (full - accuracy), "loss") if outcome.task == "free" else (accuracy - full, "accuracy")
+        half = outcome.difference_half_width
+        difference = Difference(value=gap, low=gap - half, high=gap + half, detectable=1.43 * half)
+        equal = EqualCompute(validation_accuracy=0.5 + accuracy - full, full_validation_accuracy=0.47)
+        entry |= {"flops_share": share, "differences": {score: difference}}
+        entry["at_equal_compute"] = None if score == "loss" else equal
+    scores = _scores(accuracy, outcome, 3.0 - 2 * accuracy)
+    known = {"trained_parameters": trained, "flops": share * 1e15, "seeds": list(outcome.seeds)}
+    return MethodMetrics(scores=scores, epochs=2.0, steps=48.0, **known, **entry)
 
 
-def _beside_full(difference: float, outcome: Outcome) -> dict:
-    gap, score = (-2 * difference, "loss") if outcome.task == "free" else (difference, "accuracy")
-    found = _bounded(f"{score}_minus_full", gap, outcome.difference_half_width)
-    found |= {f"{score}_minus_full_detectable": 1.43 * outcome.difference_half_width}
-    equal = {"validation_accuracy": 0.5 + difference, "full_validation_accuracy": 0.47}
-    return {**found, "at_equal_compute": None if score == "loss" else equal}
+def _measured(method: str, outcome: Outcome) -> Measured:
+    _, _, step, memory = COST[method]
+    cache = 7.0 if "salf" in method else 0.0
+    known = {"seconds_per_step": step, "seconds_training": 48 * step, "seconds_cache": cache}
+    if "full" in outcome.accuracy:
+        known["seconds_share"] = (48 * step + cache) / (48 * COST["full"][2])
+        known["peak_memory_share"] = memory / COST["full"][3]
+    return Measured(peak_memory_bytes=memory * 2**20, **known)
 
 
 def _predictions(folder: Path, outcome: Outcome) -> None:

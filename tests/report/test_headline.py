@@ -2,22 +2,30 @@
 
 import pytest
 
-from stages.report.headline import Facts, headline, standing_of
-from stages.report.wording import THIN, Interval, count, decimal, flops, layer_range, percent, seconds, size
+from salf.metrics import Difference, Interval
+from stages.report.answer import Facts, headline
+from stages.report.parts import THIN, count, decimal, flops, layer_range, percent, seconds, size
 
 
 def plain(text: str) -> str:
     return text.replace(THIN, " ").replace("−", "-")
 
 
+def of(value: float, low: float, high: float) -> Interval:
+    return Interval(value=value, low=low, high=high)
+
+
+def gap_of(value: float, low: float, high: float, detectable: float = 0.057) -> Difference:
+    return Difference(value=value, low=low, high=high, detectable=detectable)
+
+
 def facts(**changes: object) -> Facts:
     base = {
         "layers": 30,
         "boundary": 21,
-        "partial": Interval(0.54, 0.48, 0.60),
-        "full": Interval(0.55, 0.49, 0.61),
-        "difference": Interval(-0.01, -0.05, 0.03),
-        "detectable": 0.057,
+        "partial": of(0.54, 0.48, 0.60),
+        "full": of(0.55, 0.49, 0.61),
+        "difference": gap_of(-0.01, -0.05, 0.03),
         "confidence": 0.95,
         "cost": 0.314,
         "examples": 240,
@@ -44,14 +52,14 @@ def test_a_difference_that_is_not_significant_is_called_so_and_not_equality() ->
 @pytest.mark.parametrize(
     ("gap", "standing", "said"),
     [
-        (Interval(-0.15, -0.2, -0.1), "worse", "Training only layers 22–30 of 30: significantly worse than"),
-        (Interval(0.15, 0.1, 0.2), "better", "Train layers 22–30 of 30: significantly better than"),
+        (gap_of(-0.15, -0.2, -0.1), "worse", "Training only layers 22–30 of 30: significantly worse than"),
+        (gap_of(0.15, 0.1, 0.2), "better", "Train layers 22–30 of 30: significantly better than"),
     ],
 )
 def test_a_significant_difference_stands_in_the_title_with_its_interval(
-    gap: Interval, standing: str, said: str
+    gap: Difference, standing: str, said: str
 ) -> None:
-    found = headline(facts(partial=Interval(0.55 + gap.value, 0.3, 0.8), difference=gap))
+    found = headline(facts(partial=of(0.55 + gap.value, 0.3, 0.8), difference=gap))
     sign = "+" if gap.value > 0 else "-"
     assert (
         plain(found.title)
@@ -66,16 +74,16 @@ def test_a_significant_difference_stands_in_the_title_with_its_interval(
     [((-0.2, -0.25, -0.15), "better"), ((0.2, 0.15, 0.25), "worse"), ((0.02, -0.01, 0.05), "level")],
 )
 def test_a_lower_loss_is_better(gap: tuple[float, float, float], expected: str) -> None:
-    partial, full = Interval(2.0 + gap[0], 1.7, 2.3), Interval(2.0, 1.9, 2.1)
-    found = facts(metric="loss", partial=partial, full=full, difference=Interval(*gap), detectable=0.043)
-    assert standing_of(found) == expected
+    partial, full = of(2.0 + gap[0], 1.7, 2.3), of(2.0, 1.9, 2.1)
+    found = facts(metric="loss", partial=partial, full=full, difference=gap_of(*gap, detectable=0.043))
+    assert found.standing == expected
     said = headline(found)
     assert "points" not in said.title + said.verdict
     assert "detect a difference of 0.043" in said.verdict
 
 
 def test_an_interval_that_ends_at_zero_is_not_significant() -> None:
-    assert standing_of(facts(difference=Interval(-0.02, -0.04, 0.0))) == "level"
+    assert facts(difference=gap_of(-0.02, -0.04, 0.0)).standing == "level"
 
 
 def test_one_seed_says_that_seeds_were_not_compared() -> None:
@@ -115,9 +123,9 @@ def test_the_ends_of_the_range_have_words_of_their_own(boundary: int, opening: s
 
 def test_baselines_that_are_not_beaten_are_named() -> None:
     plain_scores = {
-        "untrained": Interval(0.31, 0.25, 0.37),
-        "majority": Interval(0.50, 0.44, 0.56),
-        "tfidf": Interval(0.60, 0.54, 0.66),
+        "untrained": of(0.31, 0.25, 0.37),
+        "majority": of(0.50, 0.44, 0.56),
+        "tfidf": of(0.60, 0.54, 0.66),
     }
     notes = headline(facts(baselines=plain_scores, seeds=3)).notes
     assert notes == (
@@ -128,12 +136,12 @@ def test_baselines_that_are_not_beaten_are_named() -> None:
 
 
 def test_uneven_labels_bring_all_scores_over_classes_together() -> None:
-    scores = {"balanced accuracy": Interval(0.5, 0.45, 0.55), "macro-F1": Interval(0.4, 0.3, 0.5)}
+    scores = {"balanced_accuracy": of(0.5, 0.45, 0.55), "macro_f1": of(0.4, 0.3, 0.5)}
     uneven = facts(
-        partial=Interval(0.91, 0.88, 0.94),
+        partial=of(0.91, 0.88, 0.94),
         frequencies=(0.1, 0.9),
         other_scores=scores,
-        baselines={"majority": Interval(0.9, 0.87, 0.93)},
+        baselines={"majority": of(0.9, 0.87, 0.93)},
     )
     assert plain(headline(uneven).notes[0]) == (
         "The test split’s labels are uneven, from 10.0 % to 90.0 % of the examples: accuracy 0.910 [0.880, 0.940], "

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from stages.report.identity import commit, machine, versions
+from stages.report.evidence import commit, versions
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -24,26 +24,22 @@ def repository(folder: Path) -> Path:
 
 def test_a_clean_tree_has_a_commit_and_no_changes(tmp_path: Path) -> None:
     folder = repository(tmp_path)
-    found = commit(folder)
-    assert found.hash == git(folder, "rev-parse", "HEAD").strip()
-    assert found.changed == ()
+    assert commit(folder) == (git(folder, "rev-parse", "HEAD").strip(), [])
 
 
 def test_what_a_run_itself_writes_is_no_change_but_code_is(tmp_path: Path) -> None:
     folder = repository(tmp_path)
     for name in ("reports/file.txt", "data/file.txt", "dvc.lock"):
         (folder / name).write_text("second")
-    assert commit(folder).changed == ()
+    assert commit(folder)[1] == []
     (folder / "stages/file.txt").write_text("second")
     (folder / "stages/new.py").write_text("new")
-    assert commit(folder).changed == ("stages/file.txt", "stages/new.py")
+    assert commit(folder)[1] == ["stages/file.txt", "stages/new.py"]
 
 
 def test_outside_git_there_is_no_commit(tmp_path: Path) -> None:
-    assert commit(tmp_path).hash is None
+    assert commit(tmp_path) == (None, [])
 
 
 def test_versions_leave_out_what_is_not_installed() -> None:
-    found = versions(("numpy", "no-such-library-here"))
-    assert set(found) == {"python", "numpy"}
-    assert all(machine().values())
+    assert set(versions(("numpy", "no-such-library-here"))) == {"python", "numpy"}

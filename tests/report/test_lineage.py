@@ -1,19 +1,15 @@
-"""The lineage graph: hashes that sha256sum agrees with, and a mismatch that is drawn and said."""
+"""The lineage: hashes of the files, and a mismatch that is marked and said."""
 
 import html
 import json
 import re
-import subprocess
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
+from salf.files import sha256_file
 from stages.report.__main__ import main
 from tests.report.test_page import Reader
-
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 def page_of(chain) -> str:
@@ -21,25 +17,17 @@ def page_of(chain) -> str:
     return chain.page.read_text(encoding="utf-8")
 
 
-def figure(text: str) -> ET.Element:
-    found = re.search(r'<svg [^>]*id="lineage-graph".*?</svg>', text, flags=re.DOTALL)
-    return ET.fromstring(found.group(0))
-
-
-def drawn(text: str) -> list[str]:
-    return ["".join(node.itertext()).strip() for node in figure(text).iter(f"{SVG}text")]
-
-
-def described(text: str) -> str:
-    return figure(text).find(f"{SVG}desc").text
+def cards(text: str) -> dict[str, tuple[str, str]]:
+    """What each artifact was made from, and its lines, by its key."""
+    found = re.findall(r'<li class="(\w+)"><h3>.*?</h3>\s*(?:<p>made from (.*?)</p>)?(.*?)</li>', text, flags=re.DOTALL)
+    return {
+        key: tuple(" ".join(re.sub(r"<[^>]*>", " ", html.unescape(part)).split()) for part in rest)
+        for key, *rest in found
+    }
 
 
 def rows(text: str) -> list[tuple[str, ...]]:
     return [tuple(cell[0].strip() for cell in row) for row in Reader(text).tables["lineage-links"][1:]]
-
-
-def sha256sum(path: Path) -> str:
-    return subprocess.run(["sha256sum", path], check=True, capture_output=True, text=True).stdout.split()[0]
 
 
 def test_every_recorded_hash_is_that_of_the_file_it_points_to(pages: dict) -> None:
@@ -56,50 +44,58 @@ def test_every_recorded_hash_is_that_of_the_file_it_points_to(pages: dict) -> No
     # Two hashes in the plan, one in the trace, and four of each of the eight runs.
     assert len(checked) == 2 + 1 + 4 * 8
     for _, what, recorded, found, verdict in checked:
-        assert recorded == found == sha256sum(chain.root / files[what])
+        assert recorded == found == sha256_file(chain.root / files[what])
         assert verdict == "agrees"
     assert {row[4] for row in rows(text)} == {"agrees", "no hash kept"}
     assert "of their inputs agree with the inputs" in html.unescape(text)
 
 
-def test_the_boxes_carry_the_hashes_and_the_runs(pages: dict) -> None:
+def test_the_cards_carry_the_hashes_and_the_runs(pages: dict) -> None:
     chain, text = pages["good"]
-    texts = drawn(text)
-    for path in ("reports/scaling_law.json", "reports/gains.csv", "data/plan/freeze_plan.json", "reports/metrics.json"):
-        assert sha256sum(chain.root / path)[:8] in texts
-    assert {"base model", "prepared data", "traces", "freeze plan", "salf+lora-seed2"} <= set(texts)
-    assert "≠" not in texts
-    assert "traces keeps the hash of base" in described(text)
-    assert "metrics keeps no hash of models" in described(text)
-    assert "was made from another" not in described(text)
+    found = cards(text)
+    files = {
+        "law": "reports/scaling_law.json",
+        "gains": "reports/gains.csv",
+        "plan": "data/plan/freeze_plan.json",
+        "metrics": "reports/metrics.json",
+    }
+    for key, path in files.items():
+        assert found[key][1].endswith(sha256_file(chain.root / path)[:8])
+    assert "salf+lora-seed2" in found["models"][1]
+    assert not any("≠" in part for card in found.values() for part in card)
+    assert found["traces"][0] == "base ✓ , prepared ✓"
+    assert found["metrics"][0] == "base · , prepared · , models ·"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("path", "edit", "arrow", "said"),
+    ("path", "edit", "target", "source", "said"),
     [
         (
             "data/models/salf-seed1/run.json",
             {"plan_sha256": "0" * 64},
-            "models was made from another plan",
+            "models",
+            "plan",
             "salf-seed1 was made from plan 00000000",
         ),
         (
             "reports/scaling_law.json",
             {"trace_sha256": "1" * 64},
-            "law was made from another traces",
+            "law",
+            "traces",
             "scaling_law.json was made from traces 11111111",
         ),
-        ("data/base/base.json", {"weights_sha256": "2" * 64}, "plan was made from another base", "present is 22222222"),
+        ("data/base/base.json", {"weights_sha256": "2" * 64}, "plan", "base", "present is 22222222"),
     ],
 )
-def test_a_mismatch_is_drawn_and_said(chain_of: Callable, path: str, edit: dict, arrow: str, said: str) -> None:
+def test_a_mismatch_is_marked_and_said(
+    chain_of: Callable, path: str, edit: dict, target: str, source: str, said: str
+) -> None:
     chain = chain_of()
     file = chain.root / path
     file.write_text(json.dumps({**json.loads(file.read_text()), **edit}))
     text = page_of(chain)
-    assert "≠" in drawn(text)
-    assert arrow in described(text)
+    assert f"{source} ≠" in cards(text)[target][0]
     assert said in html.unescape(text)
     assert "differs" in {row[4] for row in rows(text)}
 
@@ -113,7 +109,7 @@ def test_edited_data_is_seen_by_its_own_bytes(chain_of: Callable) -> None:
     wrong = [row for row in rows(text) if row[4] == "differs"]
     assert {row[1] for row in wrong} == {"prepared: validation split"}
     assert len(wrong) == 8
-    assert "≠ full-seed1" in drawn(text)
+    assert "≠ full-seed1" in cards(text)["models"][1]
 
 
 def test_a_lost_artifact_is_missing_not_agreed(chain_of: Callable) -> None:
@@ -125,7 +121,4 @@ def test_a_lost_artifact_is_missing_not_agreed(chain_of: Callable) -> None:
 
 
 def test_before_any_run_the_graph_ends_at_the_plan(pages: dict) -> None:
-    texts = drawn(pages["no-runs"][1])
-    assert "freeze plan" in texts
-    assert "fine-tuned models" not in texts
-    assert "metrics" not in texts
+    assert list(cards(pages["no-runs"][1])) == ["base", "prepared", "traces", "law", "gains", "plan"]

@@ -131,7 +131,7 @@ def test_the_key_table_says_what_the_artifacts_say(pages: dict) -> None:
     assert costs["salf"][5] == 1500 * 2**20
 
 
-def test_a_grid_of_boundaries_reads_in_their_order_and_is_told_by_its_numbers(pages: dict) -> None:
+def test_a_grid_of_boundaries_is_in_order_and_labelled_by_numbers(pages: dict) -> None:
     chain, text = pages["grid"]
     names = [row[0][0].strip() for row in Reader(text).tables["methods"][1:]]
     grid = [f"freeze-{k}" for k in (0, 4, 8, 12, 15, 18, 20, 23, 26, 30)]
@@ -147,7 +147,7 @@ def test_a_grid_of_boundaries_reads_in_their_order_and_is_told_by_its_numbers(pa
     assert float(rows.attrib["height"]) > float(figure.attrib["height"])
 
 
-def test_the_stability_of_the_named_layer_is_told_where_it_is_known(pages: dict) -> None:
+def test_the_stability_of_the_named_layer_is_shown_where_it_is_known(pages: dict) -> None:
     _, text = pages["good"]
     rows = [[cell for cell, _ in row] for row in Reader(text).tables["stability"][1:]]
     assert [row[0].strip() for row in rows] == ["8", "32", "64"]
@@ -202,7 +202,7 @@ def test_the_frontier_table_has_every_boundary(pages: dict) -> None:
         ("good", "41 names the library itself"),
     ],
 )
-def test_each_outcome_is_told_in_words(pages: dict, name: str, words: str) -> None:
+def test_each_outcome_is_put_in_words(pages: dict, name: str, words: str) -> None:
     text = html.unescape(pages[name][1]).replace("\u202f", " ").replace("\u2011", "-")
     assert words in text
 

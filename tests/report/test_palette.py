@@ -3,7 +3,7 @@
 import pytest
 
 from stages.common.figures.palette import INKS, MUTED, colour, marker, variable
-from stages.report.grid import grid_of, labels_of, numbers_told, opacity
+from stages.report.figures import grid_of, labels_of, numbers_words, opacity
 from tests.conftest import PROJECT
 
 
@@ -38,9 +38,9 @@ def test_a_small_grid_keeps_its_names_and_a_large_one_is_numbered():
     few, many = ["full", "freeze-15", "freeze-8"], ["salf", *(f"freeze-{k}" for k in (20, 0, 5, 10))]
     assert grid_of(few) == ["freeze-8", "freeze-15"]
     assert labels_of(few) == {name: name for name in few}
-    assert numbers_told(labels_of(few)) == ""
+    assert numbers_words(labels_of(few)) == ""
     assert labels_of(many) == {"salf": "salf", "freeze-20": "20", "freeze-0": "0", "freeze-5": "5", "freeze-10": "10"}
-    assert "20, 0, 5, 10" in numbers_told(labels_of(many))
+    assert "20, 0, 5, 10" in numbers_words(labels_of(many))
 
 
 def test_deeper_boundaries_are_paler_and_all_are_seen():

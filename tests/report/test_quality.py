@@ -1,31 +1,37 @@
 """The title of the figure of quality against cost."""
 
-from dataclasses import fields
-
 import pytest
 
-from stages.report.quality import Method, _place_in_grid, _seen, label_sentences
-from stages.report.wording import Interval
+from salf.metrics import Difference, Interval, MethodMetrics
+from salf.records import GridRate, PreparedLabel, PreparedRecord, PreparedSplit
+from stages.report.artifacts import Method
+from stages.report.quality import _seen, label_sentences, place_in_grid
+from tests.fine_tune_records import fine_tune_record
 
 
 def method(name, accuracy, share, gap=None):
-    known = {
-        "name": name,
-        "scores": {"accuracy": Interval(accuracy, accuracy - 0.1, accuracy + 0.1)},
-        "differences": {"accuracy": gap} if gap else {},
-        "cost_share": share,
-    }
-    return Method(**{**dict.fromkeys(field.name for field in fields(Method)), **known})
+    record = MethodMetrics(
+        scores={"accuracy": Interval(value=accuracy, low=accuracy - 0.1, high=accuracy + 0.1)},
+        differences={"accuracy": Difference(value=gap[0], low=gap[1], high=gap[2], detectable=0.1)} if gap else {},
+        seeds=[1],
+        flops=1e12,
+        flops_share=share,
+        epochs=2,
+        steps=4,
+        trained_parameters=8,
+        boundary=0,
+    )
+    return Method(name, record)
 
 
 @pytest.mark.parametrize(
     ("gap", "said"),
     [
         (
-            Interval(0.1, -0.01, 0.2),
+            (0.1, -0.01, 0.2),
             "Highest accuracy: half (not significantly different from full); cheapest: half at 55",
         ),
-        (Interval(0.1, 0.02, 0.2), "Highest accuracy: half; cheapest: half at 55"),
+        ((0.1, 0.02, 0.2), "Highest accuracy: half; cheapest: half at 55"),
     ],
 )
 def test_a_lead_that_may_be_luck_is_called_so(gap, said):
@@ -33,7 +39,7 @@ def test_a_lead_that_may_be_luck_is_called_so(gap, said):
 
 
 def test_full_fine_tuning_is_not_held_against_itself():
-    assert _seen([method("full", 0.7, 1.0, Interval(0.0, 0.0, 0.0))], "accuracy").startswith("Highest accuracy: full;")
+    assert _seen([method("full", 0.7, 1.0, (0.0, 0.0, 0.0))], "accuracy").startswith("Highest accuracy: full;")
 
 
 @pytest.mark.parametrize(
@@ -46,18 +52,18 @@ def test_full_fine_tuning_is_not_held_against_itself():
     ],
 )
 def test_a_learning_rate_says_where_in_its_grid_it_lies(rates, words):
-    grid = [{"rate": rate, "validation_loss": None} for rate in rates]
-    assert _place_in_grid({"learning_rate": 0.1, "grid": grid}) == words
-
-
-def test_a_run_of_an_older_version_has_no_grid():
-    assert _place_in_grid({"learning_rate": 0.1}) == ""
+    grid = [GridRate(rate=rate, validation_loss=None, validation_accuracy=None) for rate in rates]
+    assert place_in_grid(fine_tune_record(learning_rate=0.1, grid=grid)) == words
 
 
 def meta(balance, **counts):
     """A split's label counts before and after its limit, by the split's name."""
-    splits = {name: {"source_label_counts": before, "label_counts": after} for name, (before, after) in counts.items()}
-    return {"balance": balance, "splits": splits, "labels": [{"label": "a"}, {"label": "b"}]}
+    labels = [PreparedLabel(label=name, word=name, token_ids=[1]) for name in "ab"]
+    splits = {
+        name: PreparedSplit.model_construct(source_label_counts=before, label_counts=after)
+        for name, (before, after) in counts.items()
+    }
+    return PreparedRecord.model_construct(balance=balance, splits=splits, labels=labels)
 
 
 UNEVEN, EVEN = {"a": 900, "b": 100}, {"a": 50, "b": 50}
@@ -91,4 +97,4 @@ def test_labels_with_few_test_examples_are_named():
 
 
 def test_answers_without_labels_have_no_label_frequencies():
-    assert label_sentences({"splits": {"test": {"label_counts": {}}}, "labels": [], "balance": None}) == []
+    assert label_sentences(PreparedRecord.model_construct(splits={}, labels=[], balance=None)) == []

@@ -11,7 +11,7 @@ from stages.common.figures.svg import inline, panel, standalone
 from stages.common.study_schema import SUMMARY_SCHEMA
 from stages.report.__main__ import main
 from stages.report.study import study_section
-from stages.report.wording import THIN
+from stages.report.parts import THIN
 
 RULE = {
     "rule": "probe",

@@ -1,0 +1,195 @@
+"""Every artifact that the page shows, read once; what is optional and absent is ``None`` or empty."""
+
+import re
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from salf.errors import UserError
+from salf.evidence import ScalingLaw
+from salf.files import read_json, require, sha256_file, sha256_folder
+from salf.metrics import Measured, MethodMetrics, Metrics, read_comparison
+from salf.plan import FreezePlan
+from salf.records import (
+    BaseRecord,
+    FineTuneClock,
+    FineTuneRecord,
+    PreparedRecord,
+    checked,
+    read_base_record,
+    read_prepared,
+)
+from stages.common.benchmark import PATTERN, Benchmark, read_benchmark
+
+SPLITS: Final = ("train", "validation", "test")
+_MEANINGFUL_MATCH: Final = 0.05
+
+
+class TraceRecord(BaseModel):
+    """What a trace's files say of themselves; the page prints all of it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    weights_sha256: str | None = None
+    data_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A compared method: scores and counted cost, and what was measured on the machine that trained it."""
+
+    name: str
+    record: MethodMetrics
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The chain's artifacts in memory.
+
+    Attributes:
+        example: a prompt of the training split, and its answer.
+        runs, clocks: by the run's name (``salf-seed1``).
+        hashes: SHA-256 by path, of the files that the page prints.
+        digests: SHA-256 of what other artifacts name by its hash: the splits, ``traces``, ``law``, ``gains``,
+            ``plan`` and ``metrics``, where they exist.
+        benchmarks: by the name of their file.
+        study_figures: SVG files of the study by name.
+        parameters: all of params.yaml.
+        project: the project's folder, whose commit the page names.
+    """
+
+    base: BaseRecord
+    meta: PreparedRecord
+    plan: FreezePlan
+    example: tuple[str, str] | None
+    trace: TraceRecord | None
+    law: ScalingLaw | None
+    gains: pd.DataFrame | None
+    metrics: Metrics | None
+    comparison: Mapping[str, Measured]
+    predictions: pd.DataFrame | None
+    runs: dict[str, FineTuneRecord]
+    clocks: dict[str, FineTuneClock]
+    hashes: dict[str, str]
+    digests: dict[str, str]
+    benchmarks: dict[str, Benchmark]
+    study: Any
+    study_figures: dict[str, str]
+    parameters: Mapping[str, Any]
+    examples_shown: int
+    project: Path
+
+    @cached_property
+    def methods(self) -> list[Method]:
+        """The compared methods: full fine-tuning first, then by name, numbers in it as numbers."""
+        compared = self.metrics.methods if self.metrics else {}
+        names = sorted(compared, key=lambda name: (name != "full", _by_number(name)))
+        return [Method(name, compared[name], self.comparison.get(name)) for name in names]
+
+    @property
+    def metric(self) -> str:
+        """The score that the page leads with, a name of ``salf.metrics.SCORES``.
+
+        It is the accuracy, and for free answers the exact match. Where hardly any answer matches exactly it is the
+        loss, because ratios of two tiny shares say nothing.
+        """
+        quality = self.metrics.quality if self.metrics else "accuracy"
+        best = max((m.record.scores[quality].value for m in self.methods), default=0.0)
+        return quality if quality == "accuracy" or best >= _MEANINGFUL_MATCH else "loss"
+
+
+def load(sources: Namespace, parameters: Mapping[str, Any], examples_shown: int, project: Path) -> Artifacts:
+    """Read all artifacts; ``sources`` holds their paths, for the other arguments see :class:`Artifacts`.
+
+    Raises:
+        UserError: the model's, the data's or the plan's record is missing, or a file is damaged.
+    """
+    metrics, study = sources.metrics, sources.study / "summary.json"
+    return Artifacts(
+        base=read_base_record(sources.base),
+        meta=read_prepared(sources.prepared),
+        plan=FreezePlan.load(require(sources.plan, "plan")),
+        example=_first_example(sources.prepared / "train.parquet"),
+        trace=_trace_record(sources.traces),
+        law=checked(ScalingLaw, sources.law, made_by="fit") if sources.law.exists() else None,
+        gains=_table(sources.gains, "CSV"),
+        metrics=Metrics.load(metrics) if metrics.exists() else None,
+        comparison=read_comparison(sources.comparison) if sources.comparison.exists() else {},
+        predictions=_table(sources.predictions, "Parquet"),
+        runs={path.name: FineTuneRecord.load(path) for path in _folders_with(sources.models, "run.json")},
+        clocks={path.stem: FineTuneClock.load(path) for path in sorted(sources.measured.glob("[!.]*.json"))},
+        hashes=_hashes(sources),
+        digests=_digests(sources),
+        benchmarks=_benchmarks(sources.benchmarks),
+        study=read_json(study) if study.exists() else None,
+        study_figures={
+            file.stem: file.read_text(encoding="utf-8") for file in sorted((sources.study / "figures").glob("*.svg"))
+        },
+        parameters=parameters,
+        examples_shown=examples_shown,
+        project=project,
+    )
+
+
+def _folders_with(folder: Path, name: str) -> Iterable[Path]:
+    return sorted(file.parent for file in folder.glob(f"[!.]*/{name}"))
+
+
+def _benchmarks(folder: Path) -> dict[str, Benchmark]:
+    """Those of this version; the short forms, made while working, are left out."""
+    found = {file.stem: read_benchmark(file) for file in sorted(folder.glob(PATTERN))}
+    return {name: benchmark for name, benchmark in found.items() if benchmark and not benchmark.quick}
+
+
+def _hashes(sources: Namespace) -> dict[str, str]:
+    first = (sources.base / "base.json", sources.prepared / "meta.json", *sorted(sources.traces.glob("*.parquet")))
+    then = (sources.law, sources.gains, sources.plan, sources.metrics, sources.comparison, sources.predictions)
+    return {file.as_posix(): sha256_file(file) for file in (*first, *then) if file.exists()}
+
+
+def _digests(sources: Namespace) -> dict[str, str]:
+    named = {name: getattr(sources, name) for name in ("law", "gains", "plan", "metrics")}
+    named |= {split: sources.prepared / f"{split}.parquet" for split in SPLITS}
+    found = {name: sha256_file(file) for name, file in named.items() if file.exists()}
+    if any(sources.traces.glob("*.parquet")):
+        found["traces"] = sha256_folder(sources.traces)
+    return found
+
+
+def _table(path: Path, form: str) -> pd.DataFrame | None:
+    if not path.exists():
+        return None
+    try:
+        if form == "CSV":
+            return pd.read_csv(path, keep_default_na=False, na_values=[""])
+        return pq.read_table(path).to_pandas()
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: damaged {form} ({error}); run the stage that makes it again") from None
+
+
+def _first_example(path: Path) -> tuple[str, str] | None:
+    if not path.exists():
+        return None
+    batch = next(pq.ParquetFile(path).iter_batches(batch_size=1, columns=["prompt", "answer"]), None)
+    rows = [] if batch is None else batch.to_pylist()
+    return (rows[0]["prompt"], rows[0]["answer"]) if rows else None
+
+
+def _trace_record(folder: Path) -> TraceRecord | None:
+    part = next(iter(sorted(folder.glob("*.parquet"))), None)
+    if part is None:
+        return None
+    return TraceRecord.model_validate_json((pq.read_schema(part).metadata or {}).get(b"salf", b"{}"))
+
+
+def _by_number(name: str) -> list[str | int]:
+    """For sorting: ``freeze-8`` comes before ``freeze-15``."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

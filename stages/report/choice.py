@@ -1,0 +1,253 @@
+"""The plan's choice: cost and benefit of every boundary, how certain the choice is, and each selector's choice."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from salf.methods import FIRST_N
+from salf.plan import FreezePlan, FrontierPoint, SelectedBoundary
+from stages.common.figures.palette import ACCENT, INK, MUTED, colour, marker
+from stages.common.figures.svg import halo, place_labels
+from stages.report.artifacts import Artifacts
+from stages.report.depth import scores_figure
+from stages.report.figures import figure, in_percent
+from stages.report.parts import (
+    THIN,
+    Cell,
+    Columns,
+    Figure,
+    Section,
+    Table,
+    compact,
+    count,
+    decimal,
+    flops,
+    listing,
+    moved_words,
+    number,
+    parameters,
+    percent,
+    size,
+    table,
+)
+
+_MARKED: Final = ("full", "salf", "last-n")
+# Selectors whose scores are drawn, with the scores' meaning; those of the trace have figures of their own.
+_DRAWN: Final = {
+    "pilot": "minus the loss that pilots predict (nats)",
+    "probe": "what prompts know, less what arrived",
+    "block-influence": "turn of the states in the layer",
+    "variability": "minus the classes’ spread",
+    "grad-norm": "share of gradients, less that of cost",
+    "spectrum": "share of signal, less that of cost",
+}
+
+
+def frontier_section(artifacts: Artifacts) -> Section:
+    """Cost against what is left to train, and the predicted memory, for every boundary."""
+    plan = artifacts.plan
+    section = Section("frontier", "Frontier", "Cost and benefit of every boundary")
+    chosen = plan.frontier[plan.boundary]
+    section.sentences.append(
+        f"Predicted for {plan.cost_model.epochs} epochs. A boundary of {plan.boundary} trains "
+        f"{parameters(chosen.trained_parameters)} of {parameters(plan.parameters.total)} parameters for "
+        f"{percent(chosen.flops_share)} of full fine-tuning’s FLOPs; with many epochs this tends to "
+        f"{percent(chosen.flops_share_many_epochs)}, because the frozen layers run once."
+    )
+    section.figures += [_benefit(plan), _cost(plan), _memory(plan)]
+    section.tables.append(_frontier_table(plan))
+    section.assumptions = [plan.cost_model.formula, *plan.cost_model.assumptions]
+    return section
+
+
+def certainty_section(artifacts: Artifacts) -> Section:
+    """Why this boundary, how certain the choice is, and its runners-up."""
+    plan = artifacts.plan
+    section = Section("certainty", "Certainty", "How certain is the choice")
+    section.sentences += [plan.reason, plan.certainty.words]
+    if plan.fallback:
+        section.sentences.append(f"Fallback: {plan.fallback}")
+
+    certainty = plan.certainty
+    candidates: list[tuple[int, float | None, float | None]] = [(plan.boundary, certainty.value, certainty.win_share)]
+    candidates += [(other.boundary, other.value, other.win_share) for other in plan.runners_up]
+    columns: Columns[tuple[int, float | None, float | None]] = {
+        "Boundary": lambda one: _boundary(plan, one[0], "chosen" if one[0] == plan.boundary else ""),
+        "Gain": lambda one: number(one[1], compact),
+        "Wins": lambda one: number(one[2], percent),
+        "FLOPs of full": lambda one: number(plan.frontier[one[0]].flops_share, percent),
+        "Trained layers": lambda one: number(plan.frontier[one[0]].trained_layers),
+    }
+    caption = "The chosen boundary."
+    if plan.runners_up:
+        caption = f"The chosen boundary and its runners-up by {plan.gain} gain in {plan.quantity}."
+    section.tables.append(table("runners-up", caption, candidates, columns))
+    return section
+
+
+def _boundary(plan: FreezePlan, boundary: int, note: str = "") -> Cell:
+    """A boundary; the plan's is marked."""
+    return number(boundary, note=note, mark="best" if boundary == plan.boundary else "")
+
+
+def selectors_section(artifacts: Artifacts) -> Section:
+    """Each selector's boundary, cost and reason; the scores of selectors that score every boundary.
+
+    The control first-n is left out: it has no boundary, and its cost is not on the frontier.
+    """
+    plan = artifacts.plan
+    section = Section("selectors", "Selectors", "What other selectors would choose")
+    found = {str(name): chosen for name, chosen in plan.boundaries.items() if name != FIRST_N}
+    section.sentences.append(
+        f"The plan follows {plan.selector}. {len(found)} selectors have the evidence that they need. None of them "
+        "knows the resulting quality: only fine-tuning above their boundaries measures it (make study)."
+    )
+    for name, what in _DRAWN.items():
+        if name in found and (scores := found[name].scores) is not None:
+            boundary = found[name].boundary
+            title = f"{name}: boundary {boundary}"
+            section.figures.append(scores_figure(f"fig-selector-{name}", title, what, scores, boundary))
+    section.tables.append(_selectors_table(plan, found))
+    if plan.absent:
+        rows = [(str(name), reason) for name, reason in plan.absent.items()]
+        caption, headings = "Selectors without evidence in this run", ("Selector", "What it needs")
+        section.tables.append(Table("absent-selectors", caption, headings, rows, folded=True))
+    return section
+
+
+def _selectors_table(plan: FreezePlan, found: Mapping[str, SelectedBoundary]) -> Table:
+    """Selectors with the same boundary for the same reason share a row, the shallowest boundary first."""
+    alike: dict[tuple[int, int | None, str], list[str]] = {}
+    for name, chosen in found.items():
+        alike.setdefault((chosen.boundary, chosen.before_budget, chosen.reason), []).append(name)
+    rows = [
+        [
+            Cell(listing(names), mark="best" if plan.selector in names else ""),
+            number(boundary, note=moved_words(before)),
+            number(plan.frontier[boundary].flops_share, percent),
+            Cell(reason),
+        ]
+        for (boundary, before, reason), names in sorted(alike.items(), key=lambda item: item[0][0])
+    ]
+    caption = "Every selector that has its evidence, the shallowest boundary first."
+    return Table("selectors-table", caption, ("Selector", "Boundary", "FLOPs of full", "Why"), rows)
+
+
+def _benefit(plan: FreezePlan) -> Figure:
+    """What each boundary costs against what it leaves to train; efficient boundaries are joined."""
+    chosen = plan.frontier[plan.boundary]
+    known = [point for point in plan.frontier if point.remaining_reduction is not None]
+    if known:
+        benefit = {point.boundary: point.remaining_reduction or 0.0 for point in known}
+        what = f"share of reduction in {plan.quantity} above"
+        title = (
+            f"Above boundary {plan.boundary}: {percent(chosen.remaining_reduction)} of the reduction in "
+            f"{plan.quantity} for {percent(chosen.flops_share)} of the FLOPs"
+        )
+        caption = "Filled and joined: none is both cheaper and leaves more to train."
+    else:
+        known, benefit = list(plan.frontier), {point.boundary: point.observed for point in plan.frontier}
+        what, title, caption = f"{plan.quantity} there", f"The {plan.quantity} at each boundary’s space", ""
+    dots = [(point.flops_share, benefit[point.boundary]) for point in known]
+
+    def paint(axes: Axes) -> None:
+        efficient = sorted((p.flops_share, benefit[p.boundary]) for p in known if p.efficient)
+        axes.plot(*zip(*efficient, strict=True), color=MUTED, lw=1.2)
+        for point, dot in zip(known, dots, strict=True):
+            axes.plot(*dot, "o", color=MUTED, ms=4.5, mfc=MUTED if point.efficient else "none", mew=1)
+        axes.margins(x=0.06, y=0.12)
+        axes.set_xlim(0, max(1.05, axes.get_xlim()[1]))
+        if plan.boundary in benefit:
+            x, y = chosen.flops_share, benefit[plan.boundary]
+            axes.plot(x, y, marker("salf"), color=ACCENT, markersize=9)
+            place_labels(axes, [(x, y, f"boundary {plan.boundary}", ACCENT)], dots)
+        in_percent(axes.xaxis)
+        axes.set_xlabel("share of full fine-tuning’s FLOPs")
+        axes.set_ylabel(what)
+
+    return figure("fig-frontier", title, f"A dot per boundary; the square is the chosen one. {caption}", paint)
+
+
+def _cost(plan: FreezePlan) -> Figure:
+    """FLOPs share of a whole fine-tune for every boundary, with cached and with recomputed boundary states."""
+    cached = [p.flops_share for p in plan.frontier]
+    uncached = [p.flops_share_uncached for p in plan.frontier]
+    marks = {
+        str(name): chosen.boundary
+        for name, chosen in plan.boundaries.items()
+        if name in _MARKED or name == plan.selector
+    }
+
+    def paint(axes: Axes) -> None:
+        axes.plot(range(len(uncached)), uncached, color=MUTED, linewidth=1.4, linestyle=(0, (4, 2)))
+        axes.plot(range(len(cached)), cached, color=INK, linewidth=1.8)
+        for method, boundary in marks.items():
+            axes.plot(boundary, cached[boundary], marker(method), color=colour(method), markersize=8)
+        axes.set_ylim(0, 1.06 * max([*cached, *uncached]))
+        in_percent(axes.yaxis)
+        _boundaries(axes.xaxis)
+        axes.set_xlabel("last frozen layer")
+        axes.set_ylabel("share of full’s FLOPs")
+        drawn = [dot for curve in (cached, uncached) for dot in enumerate(curve)]
+        place_labels(axes, [(k, cached[k], method, colour(method)) for method, k in marks.items()], drawn)
+        halo(axes.text(0.02, 0.03, "dashed: states recomputed", transform=axes.transAxes, color=MUTED))
+
+    title = f"Training above layer {plan.boundary} costs {percent(cached[plan.boundary])} of full fine-tuning’s FLOPs"
+    caption = "Cost of a whole fine-tune. Solid: the boundary states are computed once; dashed: again in every epoch."
+    return figure("fig-cost", title, caption, paint)
+
+
+def _memory(plan: FreezePlan) -> Figure:
+    """Predicted training memory for every boundary: optimizer, gradients, activations, stacked."""
+    parts = {
+        "optimizer": ([p.optimizer_bytes for p in plan.frontier], colour("full")),
+        "gradients": ([p.gradient_bytes for p in plan.frontier], colour("lora")),
+        "activations": ([p.activation_bytes for p in plan.frontier], colour("last-n")),
+    }
+
+    def paint(axes: Axes) -> None:
+        floor = [0.0] * len(plan.frontier)
+        for part, (values, ink) in parts.items():
+            top = [below + value / 2**20 for below, value in zip(floor, values, strict=True)]
+            axes.fill_between(range(len(top)), floor, top, color=ink, alpha=0.55, linewidth=0, label=part)
+            floor = top
+        axes.plot([plan.boundary, plan.boundary], [0, floor[plan.boundary]], color=ACCENT, linewidth=2.2)
+        axes.set_xlim(0, len(floor) - 1)
+        axes.set_ylim(0, 1.05 * max([*floor, 1e-9]))
+        _boundaries(axes.xaxis)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}".replace(",", THIN)))
+        axes.set_xlabel("last frozen layer")
+        axes.set_ylabel("MiB")
+        axes.legend(frameon=False, loc="upper right", reverse=True)
+
+    full, chosen = (size(_memory_of(plan.frontier[boundary])) for boundary in (0, plan.boundary))
+    title = f"Training memory falls from {full} to {chosen}"
+    caption = "Predicted, without the weights themselves; the vertical line is the chosen boundary."
+    return figure("fig-memory", title, caption, paint)
+
+
+def _memory_of(point: FrontierPoint) -> int:
+    return point.optimizer_bytes + point.gradient_bytes + point.activation_bytes
+
+
+def _boundaries(axis: Axis) -> None:
+    axis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+
+
+def _frontier_table(plan: FreezePlan) -> Table:
+    columns: Columns[FrontierPoint] = {
+        "Boundary": lambda p: _boundary(plan, p.boundary),
+        "Trained layers": lambda p: number(p.trained_layers),
+        "Trained": lambda p: number(p.trained_parameters, parameters, count(p.trained_parameters)),
+        "FLOPs": lambda p: number(p.flops, flops),
+        "Of full": lambda p: number(p.flops_share, percent),
+        "Recomputed": lambda p: number(p.flops_share_uncached, percent),
+        "Memory": lambda p: number(_memory_of(p), size),
+        plan.quantity.capitalize(): lambda p: number(p.observed, decimal),
+        "Law": lambda p: number(p.predicted, decimal),
+    }
+    caption = f"Every boundary: predicted cost, and {plan.quantity} at its space, traced and by the law."
+    return table("frontier-table", caption, plan.frontier, columns, folded=True)
