@@ -127,6 +127,18 @@ class Traced(Record):
     dtype: str | None = None
 
 
+class TraceFacts(Traced):
+    """What each part of ``data/traces`` says about itself, in its schema's metadata."""
+
+    data_sha256: str
+    layers: int
+    hidden: int
+    vocabulary: int
+    examples: int
+    versions: dict[str, str]
+    version: Literal[1] = Field(1, alias="schema")
+
+
 class ScalingLaw(Record):
     """``reports/scaling_law.json``."""
 

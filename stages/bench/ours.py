@@ -29,8 +29,7 @@ from stages.common.params import load_params
 from stages.finetune.methods import make_trainable
 from stages.finetune.scope import Scope
 from stages.trace.basis import semantic_bases
-from stages.trace.collect import Tracer, collect
-from stages.trace.sample import SPLIT, draw_sample
+from stages.trace.collect import SPLIT, Tracer, collect, draw_sample
 
 
 class FineTuner:

@@ -12,24 +12,17 @@ from salf.engine.batches import stream_examples
 from salf.engine.models.shards import share_file
 from salf.engine.runtime import choose_runtime, threads_each
 from salf.errors import UserError
-from salf.files import (
-    code_hashes,
-    digest_of,
-    read_json,
-    replacing_folder,
-    sealed_file,
-    sha256_file,
-    work_folder,
-)
+from salf.evidence import TraceFacts
+from salf.files import code_hashes, digest_of, replacing_folder, sealed_file, sha256_file, work_folder
+from salf.records import read_base_record, read_prepared
 from salf.settings import Device
 from stages.common.command import exit_code
 from stages.common.params import Room, Trace
-from stages.trace.collect import Tracer, collect, shards
-from stages.trace.sample import SPLIT, Sample, draw_sample
+from stages.trace.collect import SPLIT, Sample, Tracer, collect, draw_sample, shards
 
 
 class TraceRoom(Room):
-    """The groups that this stage reads."""
+    """What this stage reads."""
 
     device: Device
     trace: Trace
@@ -49,35 +42,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     params = TraceRoom.load()
 
-    base, meta = read_json(args.base / "base.json"), read_json(args.prepared / "meta.json")
+    base, meta = read_base_record(args.base), read_prepared(args.prepared)
     runtime = choose_runtime(params.device)
     sample = draw_sample(args.prepared, params.trace)
-    facts = {
-        "schema": 1,
-        "model": base["name"],
-        "weights_sha256": base["weights_sha256"],
-        "data_sha256": meta["splits"][SPLIT]["sha256"],
-        "dtype": runtime.dtype_name,
-        "space": params.trace.space,
-        "target": params.trace.target,
-        "layers": base["layers"],
-        "hidden": base["hidden"],
-        "vocabulary": base["vocabulary"],
-        "examples": len(sample.rows),
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+    record = TraceFacts(
+        schema=1,
+        model=base.name,
+        weights_sha256=base.weights_sha256,
+        data_sha256=meta.splits[SPLIT].sha256,
+        dtype=runtime.dtype_name,
+        space=params.trace.space,
+        target=params.trace.target,
+        layers=base.layers,
+        hidden=base.hidden,
+        vocabulary=base.vocabulary,
+        examples=len(sample.rows),
+        versions={name: version(name) for name in ("torch", "transformers")},
+    )
+    facts = record.model_dump(mode="json", by_alias=True)
+    inputs = {
+        "facts": facts,
+        "config": sha256_file(args.base / "config.json"),
+        "trace": params.trace.model_dump(exclude={"workers"}),
+        "device": runtime.device.type,
+        "frozen_weights": runtime.frozen_weights,
+        "code": code_hashes(),
     }
-    settings = params.trace.model_dump(exclude={"workers"})
-    where = {"device": runtime.device.type, "frozen_weights": runtime.frozen_weights}
-    config = sha256_file(args.base / "config.json")
-    inputs = {"facts": facts, "config": config, "trace": settings, **where, "code": code_hashes()}
     unfinished = work_folder(args.out, digest_of(inputs))
     print(f"tracing {len(sample.rows)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
     first = next(stream_examples(args.prepared, SPLIT))
-    beginning = first.prompt_ids[: meta["shared_prefix_tokens"]]
+    prefix = first.prompt_ids[: meta.shared_prefix_tokens]
     if params.trace.workers > 1:
-        _share_out(args, params, sample, tuple(beginning), facts, unfinished)
+        _share_out(args, params, sample, tuple(prefix), facts, unfinished)
     else:
-        tracer = Tracer.open(args.base, runtime, params.trace, sample.tokens, beginning)
+        tracer = Tracer.open(args.base, runtime, params.trace, sample.tokens, prefix)
         collect(tracer, args.prepared, sample, facts, unfinished)
     with replacing_folder(args.out) as folder:
         for shard in shards(sample, unfinished):
@@ -85,14 +83,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise UserError(f"{shard.file}: damaged since it was written; run again")
             share_file(part, folder / shard.file.name)
     shutil.rmtree(unfinished)
-    print(f"traced {sample.positions} answer positions of {len(sample.rows)} examples at {base['layers'] + 1} spaces")
+    print(f"traced {sample.positions} answer positions of {len(sample.rows)} examples at {base.layers + 1} spaces")
 
 
 def _share_out(
     args: argparse.Namespace,
     params: TraceRoom,
     sample: Sample,
-    beginning: tuple[int, ...],
+    prefix: tuple[int, ...],
     facts: dict[str, Any],
     folder: Path,
 ) -> None:
@@ -111,7 +109,7 @@ def _share_out(
         device=params.device,
         trace=params.trace,
         tokens=sample.tokens,
-        beginning=beginning,
+        prefix=prefix,
         threads=threads_each(params.trace.workers),
     )
     collect_with_workers(job, sample, facts, folder)

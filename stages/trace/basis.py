@@ -1,31 +1,72 @@
-"""Semantic bases: the latent vector that means exactly one token (Gu et al., arXiv 2401.16184, §3.1).
+"""What is measured of a latent state: deviation from a semantic basis, and loss.
 
-The basis of token y at the output side is s_y = W⁺(e_y − b), the least-squares solution of
-W·s + b = e_y for the LM head W [V, H] with bias b. The pseudo-inverse W⁺ is never formed.
+**Basis** (the authors' earlier paper, Gu et al., arXiv 2401.16184, §3.1): the latent vector that means exactly one
+token. At the output side s_y = W⁺(e_y − b), the least-squares solution of W·s + b = e_y for the LM head W [V, H] with
+bias b. The pseudo-inverse W⁺ is never formed.
 
-With a well-conditioned tall head, s_y solves the normal equations (WᵀW)s = W_y − Wᵀb: one H×H
-Cholesky factorisation in float64 and one triangular solve per distinct token. The normal equations
-square the condition number, which LAPACK estimates from the factor; where that would cost more than half of
-float64's digits, or where the head is wide (V < H) or rank-deficient, the factorisation is a singular value
-decomposition of W itself (of its QR factor, when W is tall) and singular values below the tolerance of
-``numpy.linalg.pinv(rtol=max(V, H)·eps)`` are dropped, with the eps of the type that W is stored in,
-float32's for 16 bits: what rounding to that type put there is noise.
+With a well-conditioned tall head, s_y solves the normal equations (WᵀW)s = W_y − Wᵀb: one H×H Cholesky factorisation in
+float64 and one triangular solve per distinct token. The normal equations square the condition number, which LAPACK
+estimates from the factor. If that would cost more than half of float64's digits, or the head is wide (V < H) or
+rank-deficient, the factorisation is a singular value decomposition of W itself (of its QR factor, if W is tall).
+Singular values below the tolerance of ``numpy.linalg.pinv(rtol=max(V, H)·eps)`` are dropped, with the eps of the type
+that W is stored in, float32's for 16 bits: what rounding to that type put there is noise.
 
-Nearly all of the time goes to WᵀW: V·H²/2 multiply-adds, since BLAS computes one half of a symmetric product alone.
+Nearly all of the time goes to WᵀW: V·H²/2 multiply-adds, since BLAS computes one half of a symmetric product only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
 import torch
 from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dpocon
-from torch import Tensor
+from torch import Tensor, nn
 
 _ROWS: Final = 8192  # rows of the head converted to float64 at a time
 _TOKENS: Final = 4096  # bases solved at a time
 _WORST_CONDITION: Final = 1e12  # of WᵀW in the 1-norm, for the normal equations
+_HEAD_ROWS: Final = 256  # states read off at a time: bounds the logits held at once
+
+
+def deviations(states: Tensor, targets: Tensor) -> Tensor:
+    """δ = 1 − cos(state, target), in [0, 2] (abstract: deviation of transition traces).
+
+    Args:
+        states: latent states, [..., N, H], normed (ours) or raw.
+        targets: the bases they are measured against, [N, H] or [..., N, H].
+
+    Returns:
+        [..., N] in float32.
+    """
+    return 1 - nn.functional.cosine_similarity(states.float(), targets.float(), dim=-1)
+
+
+def losses(read: Callable[[Tensor], Tensor], states: Tensor, tokens: Tensor) -> Tensor:
+    """ℓ = −log softmax(read(state))_token in nats (abstract: loss of transition traces).
+
+    Args:
+        read: normed states to logits: the LM head, with its bias, soft cap or scale if it has one.
+        states: latent states as the head reads them (normed), [N, H].
+        tokens: answer tokens, [N].
+
+    Returns:
+        [N] in float32.
+    """
+    parts = [
+        nn.functional.cross_entropy(read(some).float(), wanted, reduction="none")
+        for some, wanted in zip(states.split(_HEAD_ROWS), tokens.split(_HEAD_ROWS), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def virtual_targets(inputs: Tensor, outputs: Tensor, shares: Tensor) -> Tensor:
+    """The points ``shares`` = k/L [K, 1, 1] of the way from the input-side to the output-side basis, [K, N, H].
+
+    The virtual transition of the paper's first version. The input-side basis [N, H] is the embedding row of the token
+    at the position that predicts, the output-side basis [N, H] is s_y.
+    """
+    return torch.lerp(inputs.float(), outputs.float(), shares)
 
 
 def semantic_bases(weight: Tensor, bias: Tensor | None, tokens: Sequence[int]) -> Tensor:
@@ -54,7 +95,7 @@ def semantic_bases(weight: Tensor, bias: Tensor | None, tokens: Sequence[int]) -
 
 
 def _factor(weight: Tensor) -> Tensor | None:
-    """The lower Cholesky factor of WᵀW, [H, H]; ``None`` where the normal equations would lose too much."""
+    """The lower Cholesky factor of WᵀW, [H, H]; ``None`` if the normal equations would lose too much."""
     gram = _gram(weight)
     norm = float(torch.linalg.matrix_norm(gram, ord=1))
     factor, failed = torch.linalg.cholesky_ex(gram)

@@ -6,30 +6,68 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from salf.engine.batches import Batch, Example, Rows, inference_batches, stream_examples
+from salf.engine.batches import Batch, Example, Rows, inference_batches, stream_examples, stretches
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.models.attention import Packing
 from salf.engine.models.walk import Beginning, behind, embed, run_to_answers, walk, walk_beginning
 from salf.engine.progress import Advance, progress
 from salf.engine.runtime import Runtime
 from salf.errors import UserError
-from salf.files import replacing_file, sealed_file
+from salf.files import replacing_file, require, sealed_file
 from stages.common.params import Trace
-from stages.trace.basis import semantic_bases
-from stages.trace.deviation import deviations, losses, virtual_targets
-from stages.trace.sample import SPLIT, Sample
+from stages.trace.basis import deviations, losses, semantic_bases, virtual_targets
 
+SPLIT: Final = "train"
 SHARD_EXAMPLES: Final = 128
 _STATES: Final = 4096  # latent states that are measured at a time: few calls, and memory that depth does not move
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A random sample of n examples, by their rows: a few bytes an example, whatever the examples hold.
+
+    Attributes:
+        rows: the examples' rows in the prepared split, ascending, [n].
+        with_losses: which of them also get losses, [n].
+        tokens: their distinct answer tokens, ascending.
+        positions: number of their answer positions.
+    """
+
+    rows: Rows
+    with_losses: NDArray[np.bool_]
+    tokens: tuple[int, ...]
+    positions: int
+
+
+def draw_sample(prepared: Path, params: Trace) -> Sample:
+    """Draw ``trace.sample`` examples of the training split, and among them ``trace.losses`` that also get losses.
+
+    Both are the first ones of a random order, taken in the order of the file, so that the split is read once from
+    front to back.
+
+    Raises:
+        UserError: the split is missing.
+    """
+    count = pq.read_metadata(require(prepared / f"{SPLIT}.parquet", made_by="prepare")).num_rows
+    drawn = np.random.default_rng(params.seed).permutation(count)[: params.sample]
+    order = drawn.argsort()
+    rows, with_losses = drawn[order], order < (len(drawn) if params.losses is None else params.losses)
+    distinct, positions = set[int](), 0
+    for table in stretches(prepared, SPLIT, ["answer_ids"], rows):
+        tokens = table.column("answer_ids").flatten()
+        positions += len(tokens)
+        distinct.update(pc.unique(tokens).to_pylist())
+    return Sample(rows, with_losses, tuple(sorted(distinct)), positions)
 
 
 @dataclass(frozen=True)
@@ -42,8 +80,8 @@ class Tracer:
         params: the ``trace`` group.
         tokens: the distinct answer tokens, ascending, [n].
         bases: the basis of each, [n, H].
-        shared: tokens of the beginning that all prompts share.
-        beginning: that beginning, walked through all layers.
+        shared: tokens of the shared prefix of all prompts.
+        beginning: that prefix, run through all layers.
     """
 
     model: CausalModel
@@ -55,20 +93,17 @@ class Tracer:
     beginning: Beginning | None
 
     @classmethod
-    def open(
-        cls, base: Path, runtime: Runtime, params: Trace, tokens: Sequence[int], shared: Sequence[int]
-    ) -> "Tracer":
+    def open(cls, base: Path, runtime: Runtime, params: Trace, tokens: Sequence[int], shared: Sequence[int]) -> Self:
         """Open the base model's folder and prepare: see :meth:`prepare`."""
-        return cls.prepare(
-            open_model(base, runtime.device, runtime.dtype, frozen=runtime.frozen()), runtime, params, tokens, shared
-        )
+        model = open_model(base, runtime.device, runtime.dtype, frozen=runtime.frozen())
+        return cls.prepare(model, runtime, params, tokens, shared)
 
     @classmethod
     @torch.no_grad()
     def prepare(
         cls, model: CausalModel, runtime: Runtime, params: Trace, tokens: Sequence[int], shared: Sequence[int]
-    ) -> "Tracer":
-        """Solve the bases of the distinct answer tokens and walk the shared beginning's tokens once."""
+    ) -> Self:
+        """Solve the bases of the distinct answer tokens and run the shared prefix's tokens once."""
         bases = semantic_bases(model.head.weight, model.head.bias, tokens).float().to(model.device)
         beginning = None
         if shared:
@@ -108,7 +143,7 @@ class Tracer:
         return torch.stack(deviation, dim=1), torch.stack(loss, dim=1) if with_losses else None
 
     def _answer_states(self, batch: Batch, packing: Packing) -> Iterator[Tensor]:
-        """The spaces 0..L at the answer positions, [M, H] each; of the last layer these rows alone are computed."""
+        """The spaces 0..L at the answer positions, [M, H] each; of the last layer only these rows are computed."""
         states = embed(self.model, batch.ids, batch.positions(self.shared))
         yield states[batch.answers]
         last = self.model.depth - 1
@@ -118,8 +153,7 @@ class Tracer:
         yield run_to_answers(self.model, states, last, packing, batch.answers)
 
 
-@dataclass(frozen=True)
-class _Traced:
+class _Traced(NamedTuple):
     """The N answer positions of a shard, ordered by example and position."""
 
     examples: NDArray[np.int64]  # [N], which of the shard's examples
@@ -128,8 +162,7 @@ class _Traced:
     loss: NDArray[np.float32]  # [N, L+1]; NaN where none was asked for
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """A part of the sample that is traced and written at one go.
 
     Attributes:
@@ -145,26 +178,17 @@ class Shard:
 
 def shards(sample: Sample, folder: Path) -> list[Shard]:
     """The sample in shards of :data:`SHARD_EXAMPLES`, in order."""
-    starts = range(0, len(sample.rows), SHARD_EXAMPLES)
+    parts = [slice(start, start + SHARD_EXAMPLES) for start in range(0, len(sample.rows), SHARD_EXAMPLES)]
     return [
-        Shard(
-            folder / f"part-{number:05d}.parquet",
-            sample.rows[start : start + SHARD_EXAMPLES],
-            sample.with_losses[start : start + SHARD_EXAMPLES],
-        )
-        for number, start in enumerate(starts)
+        Shard(folder / f"part-{number:05d}.parquet", sample.rows[part], sample.with_losses[part])
+        for number, part in enumerate(parts)
     ]
 
 
 def collect(tracer: Tracer, prepared: Path, sample: Sample, facts: dict[str, Any], folder: Path) -> None:
-    """Trace a sample into parquet shards in ``folder``; shards that are already there are kept.
+    """Trace a sample into Parquet shards in ``folder``; shards that are already there are kept.
 
-    Args:
-        tracer: from :meth:`Tracer.prepare`.
-        prepared: the prepared data's folder; of it no more than a shard's examples are held.
-        sample: what is traced.
-        facts: the Parquet schema's metadata.
-        folder: where the shards go.
+    No more of the prepared data is held than a shard's examples. ``facts`` become the Parquet schema's metadata.
 
     Raises:
         UserError: a state is not finite.
@@ -203,17 +227,10 @@ def write_shard(tracer: Tracer, examples: Sequence[Example], shard: Shard, schem
 
 def trace_schema(layers: int, facts: dict[str, Any]) -> pa.Schema:
     """The columns of a trace; grain: one row per answer position; key: example_id, position."""
-    curve = pa.list_(pa.float32(), layers + 1)
-    fields = [
-        pa.field("example_id", pa.string()),
-        pa.field("split", pa.string()),
-        pa.field("position", pa.int32()),
-        pa.field("token_id", pa.int32()),
-        pa.field("label", pa.string()),
-        pa.field("deviation", curve),
-        pa.field("loss", curve),
-    ]
-    return pa.schema(fields, metadata={b"salf": json.dumps(facts, sort_keys=True).encode()})
+    text, number, curve = pa.string(), pa.int32(), pa.list_(pa.float32(), layers + 1)
+    fields = {"example_id": text, "split": text, "position": number, "token_id": number, "label": text}
+    metadata = {b"salf": json.dumps(facts, sort_keys=True).encode()}
+    return pa.schema({**fields, "deviation": curve, "loss": curve}, metadata)
 
 
 def _trace_shard(
@@ -231,7 +248,13 @@ def _trace_shard(
             found.append((batch.index[batch.rows], batch.answer_index, deviation, absent if loss is None else loss))
             advance(len(picks), "")
     of_example, position, deviations_, losses_ = (torch.cat(each).cpu().numpy() for each in zip(*found, strict=True))
-    _require_finite(deviations_, losses_[with_losses[of_example]])
+    for values in (deviations_, losses_[with_losses[of_example]]):
+        if not np.isfinite(values).all():
+            space = int(np.argwhere(~np.isfinite(values))[0, 1])
+            raise UserError(
+                f"the trace is not a number at space {space}: the model overflows in this precision; "
+                "set device.dtype to float32"
+            )
     order = np.lexsort((position, of_example))
     return _Traced(of_example[order], position[order], deviations_[order], losses_[order])
 
@@ -239,6 +262,7 @@ def _trace_shard(
 def _table(examples: Sequence[Example], traced: _Traced, schema: pa.Schema) -> pa.Table:
     chosen = [examples[i] for i in traced.examples]
     spaces = traced.deviation.shape[1]
+    no_loss = pa.array(np.isnan(traced.loss).all(axis=1))
     columns = [
         pa.array([example.example_id for example in chosen], pa.string()),
         pa.array([SPLIT] * len(chosen), pa.string()),
@@ -246,18 +270,6 @@ def _table(examples: Sequence[Example], traced: _Traced, schema: pa.Schema) -> p
         pa.array([e.answer_ids[at] for e, at in zip(chosen, traced.positions, strict=True)], pa.int32()),
         pa.array([example.label for example in chosen], pa.string()),
         pa.FixedSizeListArray.from_arrays(traced.deviation.ravel(), spaces),
-        pa.FixedSizeListArray.from_arrays(
-            traced.loss.ravel(), spaces, mask=pa.array(np.isnan(traced.loss).all(axis=1))
-        ),
+        pa.FixedSizeListArray.from_arrays(traced.loss.ravel(), spaces, mask=no_loss),
     ]
     return pa.Table.from_arrays([c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
-
-
-def _require_finite(*columns: NDArray[np.float32]) -> None:
-    for values in columns:
-        if not np.isfinite(values).all():
-            space = int(np.argwhere(~np.isfinite(values))[0, 1])
-            raise UserError(
-                f"the trace is not a number at space {space}: the model overflows in this precision; "
-                "set device.dtype to float32"
-            )

@@ -1,7 +1,7 @@
 """Tracing shared by several processes of this machine: Prefect tasks, a shard each, on Dask's workers.
 
 Each worker opens the model once. A worker that is killed (memory, a hand) is started again by Dask and its shard is
-traced anew; shards that were written stay.
+traced again; shards that were written stay.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,8 +27,7 @@ from salf.engine.runtime import choose_runtime
 from salf.errors import UserError
 from salf.settings import Device
 from stages.common.params import Trace
-from stages.trace.collect import Shard, Tracer, missing, trace_schema, write_shard
-from stages.trace.sample import SPLIT, Sample
+from stages.trace.collect import SPLIT, Sample, Shard, Tracer, missing, trace_schema, write_shard
 
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -43,7 +42,7 @@ class Job:
         device: the ``device`` group.
         trace: the ``trace`` group.
         tokens: the distinct answer tokens, ascending.
-        beginning: the token ids that all prompts begin with.
+        prefix: the token ids of the shared prefix.
         threads: of each worker.
     """
 
@@ -52,7 +51,7 @@ class Job:
     device: Device
     trace: Trace
     tokens: tuple[int, ...]
-    beginning: tuple[int, ...]
+    prefix: tuple[int, ...]
     threads: int
 
 
@@ -99,7 +98,7 @@ def _run(job: Job, absent: Sequence[Shard], facts: dict[str, Any], advance: Adva
 
 @contextmanager
 def _one_server() -> Iterator[None]:
-    """A server for flow and workers alike: without one that is known, each worker would start its own."""
+    """A server for flow and workers alike: otherwise each worker would start its own."""
     if PREFECT_API_URL.value():
         yield
         return
@@ -120,4 +119,4 @@ def _one(job: Job, shard: Shard, facts: dict[str, Any]) -> None:
 def _tracer(job: Job) -> Tracer:
     """The worker's own, made with its first shard."""
     torch.set_num_threads(job.threads)
-    return Tracer.open(job.base, choose_runtime(job.device), job.trace, job.tokens, job.beginning)
+    return Tracer.open(job.base, choose_runtime(job.device), job.trace, job.tokens, job.prefix)

@@ -12,8 +12,7 @@ from salf.engine.batches import Example
 from salf.engine.models.adapter import open_model
 from salf.engine.runtime import Runtime
 from stages.common.params import Trace
-from stages.trace.collect import Tracer, collect
-from stages.trace.sample import draw_sample
+from stages.trace.collect import Tracer, collect, draw_sample
 from tests.engine.models.tiny import save_tiny
 
 BEGINNING = [5, 6, 7]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy.special import log_softmax
 
-from stages.trace.deviation import deviations, losses, virtual_targets
+from stages.trace.basis import deviations, losses, virtual_targets
 
 
 def test_deviation_is_one_minus_the_cosine():
