@@ -85,11 +85,12 @@ class BaseFacts:
 
 
 class SplitSize(BaseModel):
-    """Size of a prepared split; ``tokens`` is what a forward pass sees."""
+    """Size of a prepared split; ``tokens`` is what a forward pass sees, ``sha256`` its file's hash."""
 
     rows: int
     tokens: int
     answer_tokens: int
+    sha256: str | None = None
 
 
 class PreparedSizes(BaseModel):

@@ -14,9 +14,10 @@ from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import choose_runtime
 from salf.families import family_of
-from salf.scale.table import duration
+from salf.scale.command import duration
 from salf.settings import Device
 from tests.engine.models.tiny import tiny_network
+from tests.fine_tune_records import fine_tune_clock, fine_tune_record
 
 pytestmark = pytest.mark.usefixtures("fused_attention")
 
@@ -132,10 +133,8 @@ def test_time_is_operations_over_the_rate_that_was_asked_for(scale):
 
 def test_the_rate_of_a_run_made_here_is_taken(scale, tmp_path):
     (tmp_path / "data/models/full-seed1").mkdir(parents=True)
-    (tmp_path / "reports/runs").mkdir(parents=True)
-    (tmp_path / "data/models/full-seed1/run.json").write_text('{"flops": 6000000000000}')
-    clock = {"seconds_training": 2.5, "seconds_cache": 0.5, "machine": {"device": "cpu"}}
-    (tmp_path / "reports/runs/full-seed1.json").write_text(json.dumps(clock))
+    fine_tune_record(flops=6 * 10**12).save(tmp_path / "data/models/full-seed1")
+    fine_tune_clock(seconds_training=2.5, seconds_cache=0.5).save(tmp_path / "reports/runs/full-seed1.json")
     (prediction,), text = scale("--config", "gpt2", "--measured", "full-seed1")
     whole = prediction["boundaries"][0]
     assert whole["seconds"] == pytest.approx(whole["flops"] / 2e12)

@@ -1,15 +1,18 @@
 """Fine-tunes made here beside what was predicted for them: records whose numbers make a known ratio."""
 
 import json
-import re
 
 import pytest
 
 from salf.cli import main
+from salf.records import StatesRecord
+from stages.common.params import load_params
+from tests.conftest import PROJECT
+from tests.fine_tune_records import fine_tune_clock, fine_tune_record
 from tests.plan.conftest import write_base, write_prepared
 
 EPOCHS, BATCH = 3, 8
-MACHINE = {"device": "cpu", "dtype": "float32", "cores": 2, "threads": 2}
+SCHEDULE = {"batch_size": BATCH, "accumulate": 1, "gradient_checkpointing": False}
 
 
 @pytest.fixture
@@ -43,27 +46,26 @@ class Chain:
         """A fine-tune that took so many seconds; validation's states took as long as training's."""
         made = self.root / "data/models" / name
         made.mkdir(parents=True)
+        schedule = load_params(PROJECT / "params.yaml").finetune.model_copy(update=SCHEDULE)
         record = {
-            "selector": "salf",
-            "lora": False,
+            "method": "salf",
             "boundary": boundary,
             "epochs": EPOCHS,
-            "params": {"finetune": {"batch_size": BATCH, "accumulate": 1, "gradient_checkpointing": False}},
-            "flops": 1e12 * (training + 2 * cache),
+            "params": fine_tune_record().params.model_copy(update={"finetune": schedule}),
+            "flops": round(1e12 * (training + 2 * cache)),
             "base_sha256": "ab" * 32,
             "data_sha256": {"train": "d1"},
         }
-        states = {"origin": origin, "seconds_computing": cache}
+        fine_tune_record(**{**record, **dict(run)}).save(made)
+        seconds = {"seconds_computing": cache, "seconds": cache}
+        states = StatesRecord(origin=origin, begun=0, kept="memory", bytes=1, **seconds)
         measured = {
-            "seconds_total": 1000.0,
             "seconds_training": training,
             "seconds_cache": 2 * cache,
             "boundary_states": {"training": states, "validation": states} if boundary else {},
-            "processes": 1,
-            "machine": {**MACHINE, **dict(machine)},
+            "machine": fine_tune_clock().machine.model_copy(update=dict(machine)),
         }
-        (made / "run.json").write_text(json.dumps({**record, **dict(run)}))
-        (self.root / f"reports/runs/{name}.json").write_text(json.dumps({**measured, **dict(clock)}))
+        fine_tune_clock(**{**measured, **dict(clock)}).save(self.root / f"reports/runs/{name}.json")
 
     def compared(self):
         return {row["run"]: row for row in self.scale("--measured", "full-seed1")["predicted_and_measured"]}
@@ -101,9 +103,9 @@ def test_without_a_cache_the_frozen_layers_are_predicted_for_every_epoch(chain):
 @pytest.mark.parametrize(
     "other",
     [
-        {"run": {"lora": True}},
-        {"run": {"selector": "first-n"}},
-        {"run": {"selector": "lisa"}},
+        {"run": {"method": "salf+lora"}},
+        {"run": {"method": "first-n"}},
+        {"run": {"method": "lisa"}},
         {"run": {"base_sha256": "another"}},
         {"run": {"data_sha256": {"train": "another"}}},
         {"machine": {"device": "cuda"}},
@@ -136,5 +138,5 @@ def test_a_record_that_lacks_an_entry_is_one_line(chain):
     chain.add("salf-seed1", 4, 1.0, clock={"boundary_states": {}})
     assert main(["scale", "--config", "gpt2", "--measured", "full-seed1"]) == 2
     told = chain.capsys.readouterr().err
-    assert re.search(r"salf-seed1/run\.json: no fine-tune's record \(KeyError\('training'\)\)", told)
+    assert "salf-seed1: its measurements have no boundary states" in told
     assert told.count("\n") == 1

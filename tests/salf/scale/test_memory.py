@@ -14,7 +14,7 @@ from salf.engine.batches import Batch, Example
 from salf.engine.models.adapter import CausalModel
 from salf.families import family_of
 from salf.records import PreparedSizes, SplitSize
-from salf.scale.memory import PRECISIONS, memory
+from salf.scale.prediction import PRECISIONS, memory
 from salf.workload import cost_model
 from tests.engine.models.tiny import tiny_network
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from salf.errors import UserError
-from salf.scale.published import configuration, published
+from salf.scale.inputs import configuration, published
 
 
 @pytest.mark.parametrize("name", published())

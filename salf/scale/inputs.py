@@ -1,0 +1,117 @@
+"""What a prediction is made from: a model's configuration, and a machine's rate."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from salf.cost import ModelShape
+from salf.errors import UserError
+from salf.files import read_json
+from salf.records import FineTuneClock, FineTuneRecord
+
+_FILE: Final = Path(__file__).with_name("published.json")
+# Of the peak, in training of large models: 38 to 43 % on H100 (Llama 3, arXiv 2407.21783, table 4), 46 % on
+# TPU v4 (PaLM, arXiv 2204.02311, section 4.1).
+UTILISATION: Final = 0.4
+GIB: Final = 1 << 30
+# TFLOP/s of dense bfloat16 products with float32 sums, and GiB of memory, by the makers' data sheets.
+DEVICES: Final = {
+    "a100-80gb": (312, 80),
+    "h100": (989, 80),
+    "h200": (989, 141),
+    "l4": (121, 24),
+    "rtx-4090": (165, 24),
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A model on paper: the name that was given, its source (a Hub name or a file), and its sizes."""
+
+    name: str
+    origin: str
+    shape: ModelShape
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One device.
+
+    Attributes:
+        name: in words.
+        flops_per_second: that training reaches.
+        memory_bytes: of the device, where known.
+        words: where the rate comes from.
+    """
+
+    name: str
+    flops_per_second: float
+    memory_bytes: int | None
+    words: str
+
+
+def configuration(given: str) -> Configuration:
+    """Return a published configuration by its name, or a ``config.json`` by its path or folder.
+
+    Raises:
+        UserError: it is neither, or its cost cannot be counted; says what is known or missing.
+    """
+    path = Path(given)
+    if path.is_dir():
+        path = path / "config.json"
+    if path.is_file():
+        return Configuration(given, str(path), _shape(read_json(path), str(path)))
+    known = published()
+    if given not in known:
+        close = difflib.get_close_matches(given.lower(), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+        raise UserError(f"{given}: neither a published configuration nor a config.json or its folder; {hint}")
+    entry = known[given]
+    return Configuration(given, entry["origin"], _shape(entry["config"], given))
+
+
+@cache
+def published() -> Mapping[str, Mapping[str, Any]]:
+    """Name → ``origin``, ``parameters`` as published, and the ``config`` entries that the sizes follow from."""
+    entries: Mapping[str, Mapping[str, Any]] = read_json(_FILE)
+    return entries
+
+
+def device(name: str, utilisation: float) -> Machine:
+    """Return a device of the table."""
+    teraflops, gib = DEVICES[name]
+    words = f"{utilisation:.0%} of the {teraflops:g} TFLOP/s of its data sheet"
+    return Machine(name, teraflops * 1e12 * utilisation, gib * GIB, words)
+
+
+def given_rate(teraflops: float) -> Machine:
+    """Return a machine whose rate in training is known."""
+    return Machine("the machine", teraflops * 1e12, None, f"{teraflops:g} TFLOP/s, as given")
+
+
+def measured_by(run: str, models: Path, measured: Path) -> Machine:
+    """Return the machine of a finished fine-tune: its counted FLOPs over the seconds that they took.
+
+    Args:
+        run: as in ``data/models/<run>``.
+        models: the folder of models.
+        measured: the folder of measurements.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    record, clock = FineTuneRecord.load(models / run), FineTuneClock.load(measured / f"{run}.json")
+    rate = record.flops / (clock.seconds_training + clock.seconds_cache)
+    return Machine(f"this {clock.machine.device}", rate, None, f"{rate / 1e12:.3g} TFLOP/s, measured by {run}")
+
+
+def _shape(config: Any, where: str) -> ModelShape:
+    if not isinstance(config, dict):
+        raise UserError(f"{where}: expected the entries of a config.json, found {type(config).__name__}")
+    try:
+        return ModelShape.from_config(config)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
