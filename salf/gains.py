@@ -1,24 +1,19 @@
 """What each layer contributes, in four reconstructions.
 
-The paper (Gu et al. 2025, arXiv 2406.11753) freezes up to the layer of the largest gain and estimates
-gains by "a derived formula of scaling law". No public copy of that formula was found. These are
-**reconstructions**; δ_k is the curve (deviation or loss) at space k, and layer k leads from space k−1 to k.
+That gains are estimated by "a derived formula of scaling law" is from the abstract (Gu et al. 2025, arXiv 2406.11753);
+the formula is not public. These four are ours. δ_k is the curve (deviation or loss) at space k, and layer k leads from
+space k−1 to k.
 
 - **observed**, g_k = δ_{k−1} − δ_k: what the layer did.
-- **ratio**, g_k / ĝ_k with ĝ_k = A·((k−1)^−α − k^−α): beside what its depth buys. The global law gives
-  δ̂_{k−1} − δ̂_k, where E cancels. ĝ_1 is infinite for α > 0: undefined at layer 1. Deep in a steep law ĝ_k is
-  far below anything a trace resolves, and noise over next to nothing would win every argmax. So ĝ_k is
-  replaced by the trace's resolution where it is smaller: the median, over the layers, of the
-  bootstrap standard error of g_k. Where ĝ_k vanishes everywhere (no law), the ratio orders
-  the layers as g_k does.
-- **local**, α_k = ln(δ_{k−1}/δ_k) / ln((k+1)/k): the exponent of the power law without E through two
-  neighbours, δ ∝ N^−α ⇒ α = ln(δ/δ′) / ln(N′/N). *Index convention*: space k counts as a sub-model of size
-  N_k ∝ k+1, the embedding being its first unit; with N_k ∝ k, as in the global law, layer 1 would divide
-  by ln(1/0). It is about g_k/δ_k times the depth: late layers need less to score high, since each is
-  a smaller share of what is already there. The predicted next reduction follows by one more step of the
-  same law (:func:`next_reduction`).
-- **marginal**, α·δ_k/k: Kaplan's −dδ/dN of δ = A·N^−α at N ∝ k, with the global exponent. At most slowly
-  rising curves it falls with k by construction, so it prefers early layers.
+- **ratio**, g_k / ĝ_k with ĝ_k = A·((k−1)^−α − k^−α): what it did relative to what the law predicts at its depth.
+  Undefined at layer 1, where ĝ is infinite. Deep in a steep law ĝ_k is far below anything a trace resolves, and noise
+  over next to nothing would win, so ĝ_k is at least the trace's resolution: the median, over the layers, of the
+  bootstrap standard error of g_k.
+- **local**, α_k = ln(δ_{k−1}/δ_k) / ln((k+1)/k): the exponent of the power law without E through two neighbours. Space
+  k counts as a sub-model of size N_k ∝ k+1, the embedding being its first unit; with N_k ∝ k, as in the global law,
+  layer 1 would divide by ln(1/0). It is about g_k/δ_k times the depth, so late layers need less to score high.
+- **marginal**, α·δ_k/k: Kaplan's −dδ/dN of δ = A·N^−α at N ∝ k, with the global exponent. It falls with k unless the
+  curve rises steeply, so it prefers early layers.
 """
 
 import numpy as np

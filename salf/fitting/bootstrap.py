@@ -1,8 +1,7 @@
 """Bootstrap over examples (Efron & Tibshirani 1993, ch. 13: percentile intervals).
 
-What was drawn at random is the example: its answer positions share a prompt and its L+1 spaces share a
-forward pass, so that an example is drawn with all its positions and spaces together. Resampling rows
-or layers instead would take dependent values for independent ones and make every interval too narrow.
+An example is drawn with all its positions and spaces together: they share a prompt and a forward pass. Resampling rows
+or layers would take dependent values for independent ones and make every interval too narrow.
 """
 
 import numpy as np
@@ -11,7 +10,7 @@ from salf.laws import Array
 
 
 def resampled_means(values: Array, resamples: int, seed: int) -> Array:
-    """Mean curves [resamples, spaces] of as many draws, with replacement, of the n examples in ``values`` [n, spaces].
+    """Mean curves [resamples, spaces] of resamples, with replacement, of the n examples in ``values`` [n, spaces].
 
     An example weighs as often as it was drawn; memory stays at one draw. Same seed, same draws.
     """

@@ -1,19 +1,15 @@
 """Fits a law to curves: Huber loss on log residuals, BFGS from a grid of starts.
 
-The procedure is Hoffmann et al. 2022 (arXiv 2203.15556), approach 3: minimise Σ_i ρ_δ(ln ŷ_i − ln y_i)
-with δ = 1e-3 over (log E, log A, α, ...) from many starts and keep the best end. They use L-BFGS, which with
-three to five parameters has nothing to save: :mod:`salf.fitting.quasi_newton`.
+The procedure is Hoffmann et al. 2022 (arXiv 2203.15556), approach 3: minimise Σ_i ρ_δ(ln ŷ_i − ln y_i) with δ = 1e-3
+over (log E, log A, α, ...) from many starts and keep the best end. They use L-BFGS, which with a few parameters has
+nothing to save: :mod:`salf.fitting.quasi_newton`. Since δ is far below the residuals of a real trace, the estimator is
+almost the least absolute deviation: a layer off the law moves the fit little.
 
-**Hazard: tolerances.** With δ = 1e-3 a residual r beyond δ costs about δ·|r|: the whole objective is of the
-order of 1e-4, its gradient too, and an optimiser's default absolute tolerances (scipy's ``gtol`` is 1e-5)
-are met before it has arrived. Averaging over the points instead of summing makes it n times worse.
-Besiroglu et al. 2024 (arXiv 2404.10102) find just this in the published Chinchilla fit: the
-mean was minimised, stopped early, and left biased parameters with implausibly narrow intervals. Here
-the loss is *summed* and *divided by δ* (about Σ|r|), the tolerance on the value is relative, and x
-and y are counted in units in which both logarithms are of order one.
-
-**The estimator is almost the least absolute deviation**, since δ is far below the residuals of a real
-trace: a layer that stands off the law moves the fit little. The Huber rounding makes the gradient exist.
+**Hazard: tolerances.** With δ = 1e-3 the whole objective is of the order of 1e-4, its gradient too, and an optimiser's
+default absolute tolerances (scipy's ``gtol`` is 1e-5) are met before it has arrived. Averaging over the points makes it
+n times worse. Besiroglu et al. 2024 (arXiv 2404.10102) find this in the published Chinchilla fit: biased parameters
+with implausibly narrow intervals. Here the loss is *summed* and *divided by δ* (about Σ|r|), the tolerance on the value
+is relative, and x and y are counted in units in which both logarithms are of order one.
 """
 
 from dataclasses import dataclass, replace
@@ -29,17 +25,6 @@ HUBER_DELTA: Final = 1e-3
 SCREENING: Final = 30  # iterations given to every start of a grid before the best of them go on
 FINALISTS: Final = 4
 _CHUNK: Final = 128  # problems evaluated at a time: their arrays stay in the processor's cache
-
-# Grids of θ in the engine's units: y relative to its geometric mean, x relative to its largest value.
-# Thus an amplitude is the term's size at the deepest space, in units of the curve's typical height.
-_GRIDS: Final[dict[str, tuple[tuple[float, ...], ...]]] = {
-    "power": ((-4.0, -0.3), (-5.0, -0.7), (0.2, 1.0, 3.0)),
-    "exponential": ((-4.0, -0.3), (-1.0, 1.0), (0.3, 2.0, 10.0, 30.0)),
-    "broken_power": ((0.0,), (0.0, 0.5), (0.0, 0.5, 2.0), (-2.5, -1.5, -0.7, -0.3, -0.15)),
-    "constant": ((0.0,),),
-    "chinchilla": ((-1.0, -0.3), (-9.0, -4.0), (-9.0, -4.0), (0.2, 0.5, 1.0), (0.2, 0.5, 1.0)),
-    "joint": ((-4.0, -0.7, -0.2), (-4.0, -1.0), (0.1, 0.5, 1.5), (0.1, 0.5)),
-}
 
 
 @dataclass(frozen=True)
@@ -57,11 +42,6 @@ class Fit:
     loss: Array
     converged: Mask
     ends: Array
-
-
-def starts_of(law: Law) -> Array:
-    """The grid of starts [S, d] of a law, in the engine's units."""
-    return np.array(list(product(*_GRIDS[law.name])))
 
 
 def huber(residuals: Array, delta: float = HUBER_DELTA) -> tuple[Array, Array]:
@@ -88,7 +68,7 @@ def fit_law(
     y_unit = float(log_y.mean())
     data = _Data(law, x / np.exp(x_unit), log_y - y_unit, np.ones_like(y) if weights is None else weights)
     if warm is None:
-        grid = _run(data, starts_of(law)[None], SCREENING)
+        grid = _run(data, np.array([list(product(*law.starts))]), SCREENING)
         fit = _run(data, grid.ends[:, :FINALISTS], max_iterations)
     else:
         fit = _run(data, _in_units(law, warm, -x_unit, -y_unit), max_iterations)

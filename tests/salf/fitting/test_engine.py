@@ -9,6 +9,7 @@ from scipy.special import huber as scipy_huber
 from salf import laws
 from salf.fitting.engine import HUBER_DELTA, fit_law, huber
 from salf.fitting.quasi_newton import minimise
+from tests.salf.fitting.chinchilla import CHINCHILLA
 
 DEPTH = np.arange(1.0, 31.0)
 KNOWN = [
@@ -118,13 +119,13 @@ def test_reproduces_the_published_chinchilla_fit(shared):
     size = points["Model Size"].to_numpy()
     x = np.stack([size, points["Training FLOP"].to_numpy() / (6 * size)], axis=1)
     loss = points["loss"].to_numpy()[None]
-    fit = fit_law(laws.CHINCHILLA, x, loss)
-    e, a, b, alpha, beta = laws.CHINCHILLA.natural(fit.theta)[0]
+    fit = fit_law(CHINCHILLA, x, loss)
+    e, a, b, alpha, beta = CHINCHILLA.natural(fit.theta)[0]
     assert abs(alpha - 0.3478) < 0.003
     assert abs(e - 1.8172) < 0.003
     assert abs(beta - 0.3658) < 0.003
     assert a == pytest.approx(482.01, rel=0.05)
     assert b == pytest.approx(2085.43, rel=0.05)
-    published = laws.CHINCHILLA.internal(np.array([[1.8172, 482.01, 2085.43, 0.3478, 0.3658]]))
-    residuals = np.log(laws.CHINCHILLA.curve(published, x) / loss)
+    published = CHINCHILLA.internal(np.array([[1.8172, 482.01, 2085.43, 0.3478, 0.3658]]))
+    residuals = np.log(CHINCHILLA.curve(published, x) / loss)
     assert fit.loss[0] <= huber(residuals)[0].sum()
