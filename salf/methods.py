@@ -1,28 +1,97 @@
-"""Names of fine-tuning methods: a scope, which says what trains, or ``<scope>+lora`` for adapters in it.
+"""Names of fine-tuning methods: ``<scope>[+word...]``. No torch here.
 
-A scope is the name of a plan's selector (``full``, ``salf``...), whose boundary it takes; ``freeze-<k>``, with
-layers 1..k frozen (``freeze-0`` is the scope of ``full``); ``first-n`` or ``lisa``. ``lora`` alone is
-``full+lora``. No torch here.
+A scope says where to train: the name of a plan's selector (``full``, ``salf``...), whose boundary it takes;
+``freeze-<k>``, with layers 1..k frozen (``freeze-0`` is the scope of ``full``); ``first-n`` or ``lisa``.
+A word says how. It fills one of five slots, and a name has at most one word per slot, in the slots' order.
+A slot without a word has its plain one, which is never written. ``lora`` alone is ``full+lora``.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Final
+from pkgutil import resolve_name
+from typing import Any, Final
+
+from salf.cost import Technique
 
 FIRST_N: Final = "first-n"
 LISA: Final = "lisa"
 
 _FREEZE: Final = re.compile(r"freeze-(0|[1-9][0-9]*)")
-_LORA: Final = "+lora"
+
+
+@dataclass(frozen=True)
+class Word:
+    """A technique: one entry of :data:`WORDS` is all that registers it.
+
+    Attributes:
+        name: as it stands in a method's name.
+        slot: the question that it answers.
+        made_by: what implements it, ``module:name``; imported when training starts. The slots' types are in
+            :mod:`salf.engine.training.step` and :mod:`salf.engine.training.forms`.
+        trains: what the model card says that it trains.
+        layers_alone: embeddings, final norm and head are left as they are, so that layers have to train.
+        counted_as: how the cost model counts its steps.
+        not_with: scopes that it cannot be combined with.
+    """
+
+    name: str
+    slot: str
+    made_by: str
+    trains: str = ""
+    layers_alone: bool = False
+    counted_as: Technique = "weights"
+    not_with: tuple[str, ...] = ()
+
+    def implementation(self) -> Any:
+        """Import what implements it."""
+        return resolve_name(self.made_by)
+
+
+SLOTS: Final = ("positions", "form", "objective", "gradient", "update")
+# The first word of a slot is its plain one.
+WORDS: Final = {
+    word.name: word
+    for word in (
+        Word("all", "positions", "salf.engine.answers:training_logits"),
+        Word("weights", "form", "salf.engine.training.forms:Weights", trains="the weights themselves"),
+        Word(
+            "lora",
+            "form",
+            "salf.engine.training.forms:Lora",
+            trains="LoRA adapters, merged into the weights",
+            layers_alone=True,
+            counted_as="lora",
+            not_with=(FIRST_N, LISA),
+        ),
+        Word("cross-entropy", "objective", "salf.engine.training.step:cross_entropy"),
+        Word("backward", "gradient", "salf.engine.training.step:backward"),
+        Word("adamw", "update", "salf.engine.training.step:adamw"),
+    )
+}
+_PLAIN: Final = {slot: next(word for word in WORDS.values() if word.slot == slot) for slot in SLOTS}
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is trained, and whether adapters are trained in it instead of weights."""
+    """Where a method trains, and the words that say how: those that are not plain, in the slots' order."""
 
     scope: str
-    lora: bool = False
+    words: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its name in full; ``lora`` for ``full+lora``."""
+        return "lora" if self == Method("full", ("lora",)) else "+".join((self.scope, *self.words))
+
+    @property
+    def form(self) -> Word:
+        """What numbers train and how they enter the forward pass."""
+        return self.word("form")
+
+    def word(self, slot: str) -> Word:
+        """The word in a slot."""
+        return next((WORDS[name] for name in self.words if WORDS[name].slot == slot), _PLAIN[slot])
 
     @property
     def boundary(self) -> int | None:
@@ -32,10 +101,9 @@ class Method:
 
 
 def method_of(name: str) -> Method:
-    """The method of a name; whether its scope is one that somebody knows is not looked at."""
-    if name == _LORA.removeprefix("+"):
-        return Method("full", lora=True)
-    return Method(name.removesuffix(_LORA), lora=name.endswith(_LORA))
+    """The method of a name; whether its scope and words are known is not looked at."""
+    scope, *words = ("full+lora" if name == "lora" else name).split("+")
+    return Method(scope, tuple(words))
 
 
 def frozen_by_name(scope: str) -> int | None:
@@ -51,21 +119,35 @@ def checked(name: str, selectors: Collection[str]) -> str:
         ValueError: it is none; says what is allowed.
     """
     method = method_of(name)
-    if method.lora and method.scope in (FIRST_N, LISA):
-        raise ValueError(f"{method.scope} trains weights, never adapters: leave out {_LORA}")
-    if method.scope in {*selectors, FIRST_N, LISA} or frozen_by_name(method.scope) is not None:
-        return name
-    raise ValueError(
-        f"no such method; allowed: a selector ({', '.join(selectors)}) or freeze-<k> (layers 1 to k frozen), "
-        f"each alone or with {_LORA}; lora (short for full{_LORA}); {FIRST_N}; {LISA}"
-    )
+    known = method.scope in {*selectors, FIRST_N, LISA} or frozen_by_name(method.scope) is not None
+    if not known or not _in_order(method.words):
+        spoken = ", ".join(f"+{word.name}" for word in WORDS.values() if word != _PLAIN[word.slot])
+        raise ValueError(
+            f"no such method; allowed: a selector ({', '.join(selectors)}) or freeze-<k> (layers 1 to k frozen), "
+            f"each alone or with {spoken}; lora (short for full+lora); {FIRST_N}; {LISA}"
+        )
+    for word in method.words:
+        if method.scope in WORDS[word].not_with:
+            raise ValueError(f"{method.scope} cannot be combined with {word}: leave out +{word}")
+    return name
+
+
+def _in_order(words: Iterable[str]) -> bool:
+    """Whether these are words with one slot each, in the slots' order, none of them plain."""
+    if any(word not in WORDS or WORDS[word] in _PLAIN.values() for word in words):
+        return False
+    places = [SLOTS.index(WORDS[word].slot) for word in words]
+    return places == sorted(set(places))
 
 
 def rate_entry(name: str, boundary: int, entries: Collection[str]) -> str | None:
     """Which of the entries of ``finetune.learning_rate`` a method takes, given its boundary; ``None``: there is none.
 
-    Its own, else that of ``full`` where nothing is frozen and of ``salf`` elsewhere (with adapters: of ``lora``
-    and ``salf+lora``).
+    Its own, otherwise that of ``full`` (nothing frozen) or ``salf`` with the same form: ``lora`` and ``salf+lora`` with
+    adapters. Words in other slots change what a rate means, so they have no stand-in.
     """
-    stand_in = ("lora" if boundary == 0 else "salf+lora") if method_of(name).lora else "salf" if boundary else "full"
-    return next((entry for entry in (name, stand_in) if entry in entries), None)
+    method = method_of(name)
+    wanted = [method]
+    if all(WORDS[word].slot == "form" for word in method.words):
+        wanted.append(Method("salf" if boundary else "full", method.words))
+    return next((entry for each in wanted for entry in entries if method_of(entry) == each), None)

@@ -340,7 +340,7 @@ class FineTuneRecord(BaseModel):
     @property
     def lora(self) -> bool:
         """Whether adapters were trained instead of weights."""
-        return self.how.lora
+        return self.how.form.name == "lora"
 
     @property
     def label(self) -> str:

@@ -2,37 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from salf.engine.batches import Batch, Example, inference_batches
-from salf.engine.candidates import CandidateRule
-from salf.engine.label_tree import LabelTree, LogProbabilities, Path, preferences
+from salf.engine.batches import Batch, Example, Split, Start, inference_batches
 from salf.engine.models.adapter import CausalModel
 from salf.engine.models.attention import Packing
 from salf.engine.models.walk import behind, embed, run_to_answers, walk_beginning
-from salf.engine.rules import Rule
+from salf.engine.rules import CandidateRule, LabelTree, LogProbabilities, Path, Rule, preferences
 from salf.engine.runtime import Runtime
-
-
-class Start(Protocol):
-    """Where a pass through the layers begins: at the embeddings, or at a boundary whose states are known."""
-
-    @property
-    def space(self) -> int:
-        """The space that the states are of."""
-
-    @property
-    def shared(self) -> int:
-        """P, tokens of the beginning that all prompts share."""
-
-    def beginning(self) -> Tensor | None:
-        """That beginning's states, [P, hidden]; ``None`` where P is 0."""
-
-    def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
-        """A batch's states behind the beginning, [N, hidden]; ``joined``: the beginning's before them."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +43,7 @@ class Embeddings:
 
     def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
         """See :class:`Start`; one look-up for all rows, so that the matrix gets one gradient."""
-        places = batch.positions(self.shared)
+        places = batch.positions
         if not joined:
             return embed(self.model, batch.ids, places)
         return embed(self.model, torch.cat([self.ids, batch.ids]), torch.cat([self._places, places]))
@@ -74,13 +54,18 @@ class Embeddings:
         return torch.arange(self.shared, device=self.ids.device)
 
 
-def training_logits(model: CausalModel, start: Start, batch: Batch, *, recompute: bool = False) -> Tensor:
-    """Logits of the batch's M answer positions, [M, vocabulary]; beginning and batch in one pass.
+def start_of(split: Split, model: CausalModel) -> Start:
+    """Where passes over a split begin."""
+    return split.start or Embeddings.behind(model, split.prefix)
 
-    ``recompute``: back-propagation keeps the input of each layer alone (gradient checkpointing).
+
+def training_logits(model: CausalModel, start: Start, batch: Batch, *, recompute: bool = False) -> Tensor:
+    """Logits of the batch's M answer positions, [M, vocabulary]; shared prefix and batch in one pass.
+
+    ``recompute``: back-propagation keeps only the input of each layer (gradient checkpointing).
     """
-    packing = Packing.of(batch.lengths, batch.ids.device, past=start.shared)
-    states = start.states(batch, joined=True)
+    packing = Packing.of(batch.lengths, batch.ids.device, past=batch.shared)
+    states = start.states(batch, joined=True)  # [P + N, hidden]
     return model.logits(run_to_answers(model, states, start.space, packing, batch.answers, recompute=recompute))
 
 
@@ -94,7 +79,7 @@ class Answer:
         predicted: the preferred label, or candidate's text; ``None`` for free answers.
         correct: whether that is right; ``None`` for free answers.
         probability: of the preferred label's distinguishing beginning, or the preferred candidate's share
-            (:class:`salf.engine.candidates.Choice`); ``None`` for free answers.
+            (:class:`salf.engine.rules.Choice`); ``None`` for free answers.
     """
 
     loss: float
@@ -112,66 +97,47 @@ class Reader:
         self.model, self.runtime, self.rule, self.batch_tokens = model, runtime, rule, batch_tokens
 
     @torch.no_grad()
-    def read(
-        self,
-        examples: Sequence[Example],
-        shared: int,
-        start: Start | None = None,
-        advance: Callable[[int], None] = lambda _: None,
-    ) -> list[Answer]:
-        """Losses and, but for free answers, what the model prefers.
+    def read(self, split: Split, advance: Callable[[int], None] = lambda _: None) -> list[Answer]:
+        """Losses and, except for free answers, what the model prefers.
 
         Args:
-            examples: the examples; they share their first ``shared`` tokens.
-            shared: P.
-            start: where their pass begins; at the embeddings unless given.
+            split: the examples, and where their passes begin.
             advance: called with the number of examples done.
         """
-        if not examples:
+        if not split.examples:
             return []
-        embeddings = Embeddings.behind(self.model, examples[0].prompt_ids[:shared])
-        token_losses, roots = self._teacher_forced(examples, start or embeddings, advance)
+        token_losses, roots = self._teacher_forced(split, advance)
         answers = [Answer(sum(losses) / len(losses), losses) for losses in token_losses]
         if isinstance(self.rule, LabelTree):
-            return self._with_labels(self.rule, examples, embeddings, answers, roots)
+            return self._with_labels(self.rule, split, answers, roots)
         if isinstance(self.rule, CandidateRule):
-            return self._with_candidates(self.rule, examples, embeddings, answers, roots)
+            return self._with_candidates(self.rule, split, answers, roots)
         return answers
 
     def _with_labels(
-        self,
-        tree: LabelTree,
-        examples: Sequence[Example],
-        start: Start,
-        answers: Sequence[Answer],
-        roots: Sequence[LogProbabilities],
+        self, tree: LabelTree, split: Split, answers: Sequence[Answer], roots: Sequence[LogProbabilities]
     ) -> list[Answer]:
-        ranked = preferences(tree, roots, lambda questions: self._look(tree, examples, start, questions))
+        ranked = preferences(tree, roots, lambda questions: self._look(tree, split, questions))
         made = []
-        for example, answer, preference in zip(examples, answers, ranked, strict=True):
+        for example, answer, preference in zip(split.examples, answers, ranked, strict=True):
             label = tree.labels[preference.label]
             probability = min(1.0, float(torch.tensor(preference.log_probability).exp()))
             made.append(replace(answer, predicted=label, correct=label == example.label, probability=probability))
         return made
 
     def _with_candidates(
-        self,
-        rule: CandidateRule,
-        examples: Sequence[Example],
-        start: Start,
-        answers: Sequence[Answer],
-        roots: Sequence[LogProbabilities],
+        self, rule: CandidateRule, split: Split, answers: Sequence[Answer], roots: Sequence[LogProbabilities]
     ) -> list[Answer]:
         """A candidate of one token is known from its root, the right one from its losses; the others are read."""
         known: list[dict[Path, float]] = []
-        for example, answer, root in zip(examples, answers, roots, strict=True):
+        for example, answer, root in zip(split.examples, answers, roots, strict=True):
             single: dict[Path, float] = {one.ids: root[one.ids[0]] for one in example.candidates if len(one.ids) == 1}
             known.append({**single, example.answer_ids: -sum(answer.token_losses)})
-        asked = [(i, one.ids) for i, e in enumerate(examples) for one in e.candidates if one.ids not in known[i]]
-        for (i, ids), nats in zip(asked, self._sums(examples, start, asked), strict=True):
+        asked = [(i, one.ids) for i, e in enumerate(split.examples) for one in e.candidates if one.ids not in known[i]]
+        for (i, ids), nats in zip(asked, self._sums(split, asked), strict=True):
             known[i][ids] = nats
         made = []
-        for example, answer, nats_of in zip(examples, answers, known, strict=True):
+        for example, answer, nats_of in zip(split.examples, answers, known, strict=True):
             choice = rule.choose(example.candidates, [nats_of[one.ids] for one in example.candidates])
             chosen = example.candidates[choice.index]
             correct = chosen.ids == example.answer_ids
@@ -179,20 +145,18 @@ class Reader:
         return made
 
     def _teacher_forced(
-        self, examples: Sequence[Example], start: Start, advance: Callable[[int], None]
+        self, split: Split, advance: Callable[[int], None]
     ) -> tuple[list[tuple[float, ...]], list[LogProbabilities]]:
         """Losses by answer token, and log probabilities of the first tokens of all that may be preferred."""
-        losses: list[tuple[float, ...]] = [()] * len(examples)
-        roots: list[LogProbabilities] = [{}] * len(examples)
-        for index, batch, log_probabilities in self._batches(examples, start):
-            nats = -log_probabilities.gather(1, batch.targets[:, None])[:, 0]
-            rows = batch.rows.cpu()
-            for row, i in enumerate(index):
-                losses[i] = tuple(nats[rows == row].tolist())
+        losses: list[tuple[float, ...]] = [()] * len(split.examples)
+        roots: list[LogProbabilities] = [{}] * len(split.examples)
+        for index, batch, log_probabilities in self._batches(split):
+            for i, nats in zip(index, _by_example(batch, log_probabilities), strict=True):
+                losses[i] = tuple(-nat for nat in nats)
             if self.rule is not None:
-                first = log_probabilities[batch.answer_index == 0]
+                first = log_probabilities[batch.answer_index == 0]  # [B, vocabulary]
                 for i, row in zip(index, first, strict=True):
-                    roots[i] = _at(row, self._beginnings(examples[i]))
+                    roots[i] = _at(row, self._beginnings(split.examples[i]))
             advance(len(index))
         return losses, roots
 
@@ -202,43 +166,47 @@ class Reader:
             return self.rule.branches[()]
         return tuple(dict.fromkeys(one.ids[0] for one in example.candidates))
 
-    def _batches(self, examples: Sequence[Example], start: Start) -> Iterator[tuple[list[int], Batch, Tensor]]:
+    def _batches(self, split: Split) -> Iterator[tuple[list[int], Batch, Tensor]]:
         """Which examples, their batch, and log probabilities at its M answer positions, [M, vocabulary]."""
+        start = start_of(split, self.model)
         with self.runtime.autocast():
             beginning = walk_beginning(self.model, start.beginning(), start.space, self.model.depth)
-            for index in inference_batches([len(e.inputs) - start.shared for e in examples], self.batch_tokens):
-                batch = Batch.of(examples, index, start.shared).to(self.model.device)
+            for index in inference_batches(split.lengths, self.batch_tokens):
+                batch = split.batch(index).to(self.model.device)
                 packing = behind(batch.lengths, self.model.device, beginning)
                 last = run_to_answers(self.model, start.states(batch), start.space, packing, batch.answers)
                 yield index, batch, self.model.logits(last).float().log_softmax(-1)
 
-    def _look(
-        self, tree: LabelTree, examples: Sequence[Example], start: Start, questions: Sequence[tuple[int, Path]]
-    ) -> list[LogProbabilities]:
-        """Next-token log probabilities behind prompt + beginning of an answer."""
+    def _look(self, tree: LabelTree, split: Split, questions: Sequence[tuple[int, Path]]) -> list[LogProbabilities]:
+        """Next-token log probabilities after a prompt and the first tokens of an answer."""
         # The last token of an answer is never read, only predicted: any token will do.
-        asked = [_asked(examples[i], (*path, 0)) for i, path in questions]
-        answers: list[LogProbabilities] = [{}] * len(asked)
-        for index, _, log_probabilities in self._batches(asked, start):
-            last = torch.tensor([len(asked[i].answer_ids) for i in index]).cumsum(0) - 1
+        asked = _asked(split, [(i, (*path, 0)) for i, path in questions])
+        answers: list[LogProbabilities] = [{}] * len(questions)
+        for index, _, log_probabilities in self._batches(asked):
+            last = torch.tensor([len(asked.examples[i].answer_ids) for i in index]).cumsum(0) - 1
             for row, i in zip(last.tolist(), index, strict=True):
                 answers[i] = _at(log_probabilities[row], tree.branches[questions[i][1]])
         return answers
 
-    def _sums(self, examples: Sequence[Example], start: Start, questions: Sequence[tuple[int, Path]]) -> list[float]:
-        """Log probability of whole answers behind prompts."""
-        asked = [_asked(examples[i], path) for i, path in questions]
-        sums = [0.0] * len(asked)
-        for index, batch, log_probabilities in self._batches(asked, start) if asked else ():
-            nats = log_probabilities.gather(1, batch.targets[:, None])[:, 0].cpu()
-            rows = batch.rows.cpu()
-            for row, i in enumerate(index):
-                sums[i] = sum(nats[rows == row].tolist())
+    def _sums(self, split: Split, questions: Sequence[tuple[int, Path]]) -> list[float]:
+        """Log probabilities of whole answers to prompts."""
+        sums = [0.0] * len(questions)
+        for index, batch, log_probabilities in self._batches(_asked(split, questions)) if questions else ():
+            for i, nats in zip(index, _by_example(batch, log_probabilities), strict=True):
+                sums[i] = sum(nats)
         return sums
 
 
-def _asked(example: Example, answer: Path) -> Example:
-    return Example(example.example_id, None, "", "", example.prompt_ids, answer)
+def _asked(split: Split, questions: Sequence[tuple[int, Path]]) -> Split:
+    """Examples with other answers, read from the embeddings on."""
+    prompts = ((split.examples[i], answer) for i, answer in questions)
+    return Split([Example(e.example_id, None, "", "", e.prompt_ids, answer) for e, answer in prompts], split.shared)
+
+
+def _by_example(batch: Batch, log_probabilities: Tensor) -> Iterator[list[float]]:
+    """Log probabilities of each example's answer tokens, from those of the whole vocabulary, [M, vocabulary]."""
+    nats = log_probabilities.gather(1, batch.targets[:, None])[:, 0].cpu()  # [M]
+    yield from (part.tolist() for part in nats.split(batch.rows.cpu().bincount().tolist()))
 
 
 def _at(log_probabilities: Tensor, tokens: Sequence[int]) -> LogProbabilities:

@@ -1,10 +1,10 @@
-"""Prepared examples, and the batches that go through the layers."""
+"""Prepared examples, splits of them, and the batches that go through the layers."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from salf.files import require
+from salf.records import read_sizes
 
 Rows = NDArray[np.int64]
 
@@ -110,16 +111,17 @@ def _token_lists(column: Any) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch behind a shared beginning of P tokens, its tokens end to end without padding.
+    """A batch of B examples above a shared prefix of P tokens: N own tokens end to end, without padding.
 
     Attributes:
-        index: which examples, [B].
-        ids: their tokens behind the beginning, [N].
-        lengths: tokens of each.
-        answers: which of the N rows predict an answer token, [M].
-        rows: the example (0..B-1) that each of these belongs to, [M].
+        index: the examples' places in their split, [B].
+        ids: their tokens after the shared prefix, [N].
+        lengths: number of these tokens of each example.
+        answers: the rows, of N, that predict an answer token, [M].
+        rows: the example, 0..B-1, of each of these rows, [M].
         targets: the answer tokens, [M].
         answer_index: 0-based position of each inside its answer, [M].
+        shared: P.
     """
 
     index: Tensor
@@ -129,10 +131,11 @@ class Batch:
     rows: Tensor
     targets: Tensor
     answer_index: Tensor
+    shared: int
 
     @classmethod
     def of(cls, examples: Sequence[Example], index: Sequence[int], shared: int) -> Self:
-        """Collate ``examples[index]``, each without its first ``shared`` tokens."""
+        """Collate ``examples[index]``, which share their first ``shared`` tokens."""
         chosen = [examples[i] for i in index]
         inputs = [example.inputs[shared:] for example in chosen]
         lengths = tuple(map(len, inputs))
@@ -148,28 +151,116 @@ class Batch:
             rows=rows,
             targets=torch.tensor([token for example in chosen for token in example.answer_ids]),
             answer_index=within + answers[rows],
+            shared=shared,
         )
 
     def to(self, device: torch.device) -> Self:
         """The same batch on a device."""
-        fields: dict[str, Any] = {
-            name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()
-        }
-        return type(self)(**fields)
+        moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
-    def positions(self, shared: int) -> Tensor:
-        """Where each of the N tokens stands in its prompt, [N]."""
-        return torch.cat([torch.arange(shared, shared + tokens) for tokens in self.lengths]).to(self.ids.device)
+    @property
+    def positions(self) -> Tensor:
+        """Position of each own token in its prompt, [N]."""
+        first = self.shared
+        return torch.cat([torch.arange(first, first + tokens) for tokens in self.lengths]).to(self.ids.device)
 
-    def attended(self, shared: int) -> int:
-        """Keys seen, summed over the batch's own tokens: the attention's share of the cost."""
-        return sum(tokens * shared + tokens * (tokens + 1) // 2 for tokens in self.lengths)
+    @property
+    def attended(self) -> int:
+        """Keys seen by the own tokens, summed: the attention's share of the cost."""
+        return sum(tokens * self.shared + tokens * (tokens + 1) // 2 for tokens in self.lengths)
 
-    def seen(self, shared: int) -> int:
-        """Keys seen by the answer positions alone."""
+    @property
+    def seen(self) -> int:
+        """Keys seen by the answer positions, summed."""
         lengths = torch.tensor(self.lengths)
         firsts = lengths.cumsum(0) - lengths
-        return int((self.answers.cpu() - firsts[self.rows.cpu()] + 1 + shared).sum())
+        return int((self.answers.cpu() - firsts[self.rows.cpu()] + 1 + self.shared).sum())
+
+
+class Start(Protocol):
+    """Where a pass through the layers begins: at the embeddings, or at boundary states."""
+
+    @property
+    def space(self) -> int:
+        """The space of the states: 0 is the embedding output."""
+
+    @property
+    def shared(self) -> int:
+        """P, tokens of the shared prefix."""
+
+    def beginning(self) -> Tensor | None:
+        """States of the shared prefix, [P, hidden]; ``None`` where P is 0."""
+
+    def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
+        """States of a batch's own tokens, [N, hidden]; with ``joined`` the prefix's come first, [P + N, hidden]."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples that share their first tokens.
+
+    Attributes:
+        shared: P, tokens of the shared prefix.
+        start: where their passes begin; ``None``: at the embeddings.
+    """
+
+    examples: Sequence[Example]
+    shared: int
+    start: Start | None = None
+
+    @classmethod
+    def read(cls, prepared: Path, name: str) -> Self:
+        """Read a prepared split as a whole.
+
+        Raises:
+            UserError: the split or ``meta.json`` is missing or damaged.
+        """
+        return cls(read_examples(prepared, name), read_sizes(prepared).shared_prefix_tokens)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The shared tokens."""
+        return self.examples[0].prompt_ids[: self.shared]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example after the shared prefix."""
+        return [len(example.inputs) - self.shared for example in self.examples]
+
+    def batch(self, index: Sequence[int]) -> Batch:
+        """Collate some of the examples."""
+        return Batch.of(self.examples, index, self.shared)
+
+    def subset(self, index: Sequence[int]) -> "Split":
+        """Some of the examples, with the same start."""
+        start = None if self.start is None else _Subset(self.start, torch.tensor(list(index)))
+        return Split([self.examples[i] for i in index], self.shared, start)
+
+
+@dataclass(frozen=True)
+class _Subset:
+    """The start of a subset of a split: example n of the subset is example ``index[n]`` of the split."""
+
+    whole: Start
+    index: Tensor
+
+    @property
+    def space(self) -> int:
+        return self.whole.space
+
+    @property
+    def shared(self) -> int:
+        return self.whole.shared
+
+    def beginning(self) -> Tensor | None:
+        return self.whole.beginning()
+
+    def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
+        return self.whole.states(replace(batch, index=self.index[batch.index.cpu()]), joined=joined)
 
 
 def inference_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

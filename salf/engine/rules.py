@@ -1,17 +1,146 @@
-"""How a task's answers are told right from wrong."""
+"""How a task's answers are scored, and told right from wrong. No model in here.
 
-from collections.abc import Mapping
-from typing import Any
+**Label words** (:class:`LabelTree`). A label's score is the probability of the shortest beginning of its word that no
+other label's word shares: what the model would write next, after the point where it has decided. Words that differ in
+their first token need one look at the model. Where some begin alike ("very negative", "very positive"), a
+beginning's probability bounds all words that continue it, so that opening the most probable beginning first finds the
+best word, mostly without looking at the others.
 
-from salf.engine.candidates import CandidateRule
-from salf.engine.label_tree import LabelTree
+**Candidates of each example** (:class:`CandidateRule`). A candidate's score is the log probability of its tokens after
+the prompt. Longer ones have lower probabilities whatever they say, so the field also compares means: per token, or per
+character, which does not depend on how a tokenizer cuts (``acc_norm`` of the LM Evaluation Harness; GPT-3 paper, arXiv
+2005.14165, §2.4).
 
-Rule = LabelTree | CandidateRule | None  # label words, candidates of each example, or free answers
+Free answers have no rule.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+
+from salf.engine.batches import Candidate
+from salf.records import PreparedRecord
+from salf.settings import ChoiceScore
+
+Path = tuple[int, ...]
+LogProbabilities = Mapping[int, float]  # next token → log probability, for the tokens that continue some label
 
 
-def rule_of(meta: Mapping[str, Any]) -> Rule:
-    """The rule of a prepared data set, from its ``meta.json``."""
-    if meta["labels"]:
-        words = {label["label"]: label["token_ids"] for label in meta["labels"]}
-        return LabelTree.of(words, whole=meta.get("end_token_id") is not None)
-    return CandidateRule(meta["choice_score"]) if meta["task"] == "multiple-choice" else None
+@dataclass(frozen=True)
+class LabelTree:
+    """The tokens of all label words as a tree.
+
+    Attributes:
+        labels: the labels.
+        leaf: shortest distinguishing beginning, or the whole word → index of its label.
+        branches: inner beginning (the empty one first) → the tokens that may follow.
+    """
+
+    labels: tuple[str, ...]
+    leaf: Mapping[Path, int]
+    branches: Mapping[Path, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, words: Mapping[str, Sequence[int]], *, whole: bool = False) -> Self:
+        """Build the tree from label → token ids of its word.
+
+        ``whole``: words are scored to their last token. It ends the answer where one word begins another (1 and 10):
+        with it every label is an answer of its own, and none has the advantage of a shorter sum.
+
+        Raises:
+            ValueError: one word's tokens are the beginning of another's.
+        """
+        labels = tuple(words)
+        paths = [tuple(words[label]) for label in labels]
+        leaf: dict[Path, int] = {}
+        branches: dict[Path, set[int]] = {}
+        for index, path in enumerate(paths):
+            others = paths[:index] + paths[index + 1 :]
+            if any(other[: len(path)] == path for other in others):
+                raise ValueError(f"the word of {labels[index]!r} is the beginning of another label's word")
+            shortest = next(n for n in range(1, len(path) + 1) if all(other[:n] != path[:n] for other in others))
+            cut = len(path) if whole else shortest
+            leaf[path[:cut]] = index
+            for at in range(cut):
+                branches.setdefault(path[:at], set()).add(path[at])
+        return cls(labels, leaf, {path: tuple(sorted(tokens)) for path, tokens in sorted(branches.items())})
+
+
+@dataclass(frozen=True)
+class Preference:
+    """The label that a model prefers, as its index, and the log probability of its beginning."""
+
+    label: int
+    log_probability: float
+
+
+Look = Callable[[Sequence[tuple[int, Path]]], Sequence[LogProbabilities]]
+
+
+def preferences(tree: LabelTree, roots: Sequence[LogProbabilities], look: Look) -> list[Preference]:
+    """The most probable label of every example.
+
+    Args:
+        tree: the labels.
+        roots: for every example, log probabilities of the first answer token, for ``tree.branches[()]``.
+        look: for (example index, beginning of an answer), log probabilities of the next token. Called
+            with all open questions at once, so that they can be answered in batches.
+    """
+    frontiers: list[dict[Path, float]] = [{(token,): root[token] for token in tree.branches[()]} for root in roots]
+    found: dict[int, Preference] = {}
+    while len(found) < len(roots):
+        questions = []
+        for index, frontier in enumerate(frontiers):
+            if index in found:
+                continue
+            best = max(frontier, key=lambda path: (frontier[path], path))
+            if best in tree.leaf:
+                found[index] = Preference(tree.leaf[best], frontier[best])
+            else:
+                questions.append((index, best))
+        for (index, path), following in zip(questions, look(questions) if questions else [], strict=True):
+            so_far = frontiers[index].pop(path)
+            frontiers[index].update({(*path, t): so_far + following[t] for t in tree.branches[path]})
+    return [found[index] for index in range(len(roots))]
+
+
+_LENGTHS: Final = {"sum": lambda _: 1, "token": lambda one: len(one.ids), "character": lambda one: len(one.text)}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The preferred candidate, as its index, and its share of the scores (softmax over the candidates)."""
+
+    index: int
+    share: float
+
+
+@dataclass(frozen=True)
+class CandidateRule:
+    """How candidates are compared: ``score`` is a parameter of ``prepare`` and stands in its ``meta.json``."""
+
+    score: ChoiceScore
+
+    def choose(self, candidates: Sequence[Candidate], log_probabilities: Sequence[float]) -> Choice:
+        """The best candidate, of equals the first.
+
+        Args:
+            candidates: of one example.
+            log_probabilities: of each, summed over its tokens, in nats.
+        """
+        length = _LENGTHS[self.score]
+        scores = [nats / length(one) for one, nats in zip(candidates, log_probabilities, strict=True)]
+        best = max(range(len(scores)), key=lambda at: (scores[at], -at))
+        return Choice(best, 1 / sum(math.exp(score - scores[best]) for score in scores))
+
+
+Rule = LabelTree | CandidateRule | None
+
+
+def rule_of(meta: PreparedRecord) -> Rule:
+    """The rule of a prepared dataset."""
+    if meta.labels:
+        words = {label.label: label.token_ids for label in meta.labels}
+        return LabelTree.of(words, whole=meta.end_token_id is not None)
+    return CandidateRule(meta.choice_score) if meta.choice_score else None

@@ -4,30 +4,29 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from salf.cost import ModelShape
-from salf.engine.answers import Answer, Embeddings, Reader, Start
-from salf.engine.batches import Example
+from salf.engine.batches import Example, Split, Start
 from salf.engine.boundary_cache.states import cache_boundary
-from salf.engine.models.adapter import CausalModel, open_model
+from salf.engine.models.adapter import open_model
 from salf.engine.runtime import Runtime, choose_runtime, find_runtime
 from salf.engine.training.costs import Costs
+from salf.engine.training.forms import Trainable
+from salf.engine.training.job import Job
 from salf.engine.training.loop import train
-from salf.engine.training.starts import CACHE_BATCH_TOKENS
-from salf.engine.training.validation import Split
+from salf.engine.training.scope import Scope
+from salf.engine.training.workbench import CACHE_BATCH_TOKENS
 from salf.files import read_json
-from salf.plan import FreezePlan, ParameterCounts, PlannedModel
+from salf.methods import Method
 from salf.settings import Device, Finetune
 from stages.bench.contender import Lap, now
 from stages.bench.workloads import RATE, Task
 from stages.common.params import load_params
-from stages.finetune.methods import make_trainable
-from stages.finetune.scope import Scope
 from stages.trace.basis import semantic_bases
 from stages.trace.collect import SPLIT, Tracer, collect, draw_sample
 
@@ -48,22 +47,34 @@ class FineTuner:
         self.params = load_params().finetune
 
     def run(self, *, boundary: int, epochs: int, examples: int) -> Lap:
-        """Fine-tune layers boundary+1..L; seconds and operations up to the end of each epoch."""
+        """Fine-tune layers boundary+1..L; seconds and FLOPs up to the end of each epoch, without validations.
+
+        The Trainer does not evaluate either.
+        """
         began = now(self.device)
         chosen, model = self.task.examples[:examples], self.model
-        params = self._params(epochs)
-        scope = Scope(model.depth, boundary, tuple(range(boundary + 1, model.depth + 1)))
-        trainable = make_trainable(model, _plan(model), scope, params, seed=1, steps=epochs)
-        start = self._start(boundary, chosen)
-        costs = Costs(self.shape, boundary, "weights", params.lora_rank)
-        reader = _Clock(model, self.runtime)
-        both = Split(chosen, start), Split(chosen[:1], start)
-        training = train(trainable, self.runtime, *both, reader, costs, params, RATE, 1, "benchmark")
+        settings, scope = self._settings(epochs), Scope.above(boundary, model.depth)
+        split = Split(chosen, self.task.shared, self._start(boundary, chosen))
+        job = Job(
+            name="benchmark",
+            trainable=Trainable.of(model, Method("full"), scope, settings, seed=1, steps=0),
+            runtime=self.runtime,
+            training=split,
+            validation=split.subset([0]),
+            rule=None,
+            costs=Costs(self.shape, scope),
+            settings=settings,
+            rate=RATE,
+            seed=1,
+        )
+        prepared = now(self.device) - began
+        training = train(job)
         model.network.requires_grad_(False).zero_grad(set_to_none=True)
-        # The first reading is that before training.
-        return Lap([at - began for at in reader.times[1:]], [point.flops for point in training.curve[1:]])
+        seconds = prepared + np.cumsum(training.step_seconds)
+        ends = training.curve[1:]  # the first point is that before training
+        return Lap([float(seconds[point.step - 1]) for point in ends], [point.flops for point in ends])
 
-    def _params(self, epochs: int) -> Finetune:
+    def _settings(self, epochs: int) -> Finetune:
         changes = {
             "epochs": epochs,
             "batch_size": self.task.batch_size,
@@ -74,9 +85,9 @@ class FineTuner:
         }
         return self.params.model_copy(update=changes)
 
-    def _start(self, boundary: int, examples: Sequence[Example]) -> Start:
+    def _start(self, boundary: int, examples: Sequence[Example]) -> Start | None:
         if boundary == 0:
-            return Embeddings.behind(self.model, examples[0].prompt_ids[: self.task.shared])
+            return None
         shared = self.task.shared
         return cache_boundary(self.model, self.runtime, examples, shared, boundary, CACHE_BATCH_TOKENS)
 
@@ -86,25 +97,6 @@ class PlainAllocator(FineTuner):
 
     def __init__(self, task: Task) -> None:
         super().__init__(task, find_runtime)
-
-
-class _Clock(Reader):
-    """In the place of what scores the validation split: notes the time. The Trainer does not evaluate either."""
-
-    def __init__(self, model: CausalModel, runtime: Runtime) -> None:
-        super().__init__(model, runtime, None, batch_tokens=1)
-        self.times: list[float] = []
-
-    def read(
-        self,
-        examples: Sequence[Example],
-        _shared: int,
-        _start: Start | None = None,
-        _advance: Callable[[int], None] = lambda _: None,
-    ) -> list[Answer]:
-        """See :class:`Reader`."""
-        self.times.append(now(self.runtime.device))
-        return [Answer(0.0, (0.0,), None, None)] * len(examples)
 
 
 class TraceMaker:
@@ -149,20 +141,3 @@ class BasisSolver:
 def _write_split(examples: Sequence[Example], folder: Path) -> None:
     """Examples as the prepared training split."""
     pq.write_table(pa.Table.from_pylist([asdict(example) for example in examples]), folder / f"{SPLIT}.parquet")
-
-
-def _plan(model: CausalModel) -> FreezePlan:
-    """As much of a plan as applying it reads."""
-    config, total = model.network.config, sum(p.numel() for p in model.network.parameters())
-    planned = PlannedModel(
-        name="benchmark",
-        weights_sha256="",
-        family=config.model_type,
-        layers=model.depth,
-        hidden=config.hidden_size,
-        vocabulary=config.vocab_size,
-        tied_head=model.tied_head,
-    )
-    counts = ParameterCounts(frozen=0, trained=total, total=total)
-    parts: dict[str, Any] = {"model": planned, "parameters": counts, "boundaries": {}}
-    return FreezePlan.model_construct(**parts)

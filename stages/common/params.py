@@ -6,6 +6,7 @@ only the declared groups, so that a stage cannot see a value that ``dvc.yaml`` d
 """
 
 import os
+import re
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -16,12 +17,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     field_validator,
     model_validator,
 )
 
-from salf.methods import method_of, rate_entry
-from salf.selectors import GainName, Quantity, SelectorName, SignalKind
+from salf.errors import UserError
+from salf.methods import checked, method_of, rate_entry
+from salf.selectors import SELECTORS, GainName, Quantity, SelectorName, SignalKind
 from salf.settings import (
     ChoiceScore,
     Confidence,
@@ -213,11 +216,56 @@ class Plan(Group):
     seed: Seed
 
 
+def _variant_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+        raise ValueError("a variant's name has small letters, digits, - and _ only")
+    try:
+        checked(name, SELECTORS)
+    except ValueError:
+        return name
+    raise ValueError("a method has this name; give the variant another one")
+
+
+VariantName = Annotated[str, AfterValidator(_variant_name)]
+
+
+class Variant(BaseModel):
+    """A method, and settings of ``finetune`` that are its own."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+
+    method: MethodName
+
+    def settings(self, common: Finetune) -> Finetune:
+        """The common settings with its own in place.
+
+        Raises:
+            ValidationError: one of its own is no setting of ``finetune``, or out of range.
+        """
+        return Finetune.model_validate({**common.model_dump(), **(self.model_extra or {})})
+
+
 class Compare(Group):
     """The matrix of fine-tunes."""
 
     methods: Annotated[list[MethodName], Field(min_length=1)]
+    variants: Annotated[dict[VariantName, Variant], Field(default_factory=dict)]
     seeds: Annotated[list[Seed], Field(min_length=1)]
+
+    @property
+    def labels(self) -> list[str]:
+        """The names in the comparison: methods, then variants."""
+        return [*self.methods, *self.variants]
+
+    def variant(self, name: str) -> Variant:
+        """A variant by its name.
+
+        Raises:
+            UserError: there is none.
+        """
+        if name not in self.variants:
+            raise UserError(f"params.yaml: compare.variants has no entry {name}; there: {', '.join(self.variants)}")
+        return self.variants[name]
 
     @field_validator("methods", "seeds")
     @classmethod
@@ -257,10 +305,17 @@ class Params(Group):
 
     @model_validator(mode="after")
     def _every_method_has_a_rate(self) -> Self:
-        entries = self.finetune.learning_rate
-        # A selector's boundary is known when its plan is made; most freeze something.
-        assumed = {m: 1 if (known := method_of(m).boundary) is None else known for m in self.compare.methods}
-        missing = [m for m, boundary in assumed.items() if rate_entry(m, boundary, entries) is None]
+        asked = [(method, self.finetune) for method in self.compare.methods]
+        for name, variant in self.compare.variants.items():
+            try:
+                asked.append((variant.method, variant.settings(self.finetune)))
+            except ValidationError as error:
+                fault = error.errors()[0]
+                unknown = fault["type"] == "extra_forbidden"
+                message = "no setting of finetune" if unknown else fault["msg"].removeprefix("Value error, ")
+                where = ".".join(map(str, fault["loc"]))
+                raise ValueError(f"compare.variants.{name}.{where} = {fault['input']!r}: {message}") from None
+        missing = [method for method, settings in asked if not _has_rate(method, settings)]
         if missing:
             raise ValueError(f"finetune.learning_rate has no entry for {', '.join(missing)}")
         return self
@@ -270,6 +325,12 @@ class Params(Group):
         if self.data.messages and not self.prepare.chat_template:
             raise ValueError("data.messages holds conversations: set prepare.chat_template to true")
         return self
+
+
+def _has_rate(method: str, settings: Finetune) -> bool:
+    """Whether a method has a learning rate; a selector's boundary is known with its plan, and most freeze something."""
+    boundary = method_of(method).boundary
+    return rate_entry(method, 1 if boundary is None else boundary, settings.learning_rate) is not None
 
 
 class Room(BaseModel):

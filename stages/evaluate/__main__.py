@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     test = read_examples(args.prepared, "test")
     labels = [example.label or "" for example in test] if meta.labels else None
     bootstrap = Bootstrap(len(test), asked.bootstrap, asked.confidence, asked.seed, labels)
-    names = [f"{method}-seed{seed}" for method in params.compare.methods for seed in params.compare.seeds]
+    names = [f"{label}-seed{seed}" for label in params.compare.labels for seed in params.compare.seeds]
     records = {name: FineTuneRecord.load(args.models / name) for name in names}
 
     base_shards = read_base_record(args.base).shards

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
-from salf.engine.answers import Reader, Start
-from salf.engine.batches import Example
+from salf.engine.answers import Reader
+from salf.engine.batches import Example, Split, Start
 from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
 from salf.engine.boundary_cache.key import frozen_units
 from salf.engine.models.adapter import CausalModel, open_model
@@ -49,14 +49,13 @@ class Predictor:
 
         Quantised layers are those that were in training, and all of the base; offloaded are all, since nothing trains.
         """
-        rule = rule_of(self.meta.model_dump())
+        rule = rule_of(self.meta)
         held = self.runtime.frozen(None if self.runtime.frozen_weights == "offload" else frozen)
         model = open_model(folder, self.runtime.device, self.runtime.dtype, frozen=held, base=self.base)
         reader = Reader(model, self.runtime, rule, self.params.batch_tokens)
-        start = self._behind_frozen(model, frozen) if frozen else None
+        split = Split(self.test, self.meta.shared_prefix_tokens, self._start(model, frozen) if frozen else None)
         with progress(f"evaluating {name}", len(self.test), "examples") as advance:
-            shared = self.meta.shared_prefix_tokens
-            answers = reader.read(self.test, shared, start, advance=lambda n: advance(n, ""))
+            answers = reader.read(split, lambda n: advance(n, ""))
         loss = np.array([answer.loss for answer in answers])
         tokens = np.array([len(example.answer_ids) for example in self.test], float)
         if rule is not None:
@@ -86,7 +85,7 @@ class Predictor:
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(str(self.base / "tokenizer.json"))
 
-    def _behind_frozen(self, model: CausalModel, frozen: int) -> Start:
+    def _start(self, model: CausalModel, frozen: int) -> Start:
         if frozen not in self.prefixes:
             units, shared = frozen_units(self.shards, frozen), self.meta.shared_prefix_tokens
             cache = BoundaryCache(self.cache, model, self.runtime, units, shared, self.params.batch_tokens)
@@ -132,7 +131,7 @@ def write_answers(
     tokenizer: Tokenizer,
     examples: Sequence[Example],
     longest: int,
-    end: int,
+    end: int | None,
     batch_tokens: int,
     advance: Callable[[int], None],
 ) -> list[str]:
@@ -166,9 +165,9 @@ def _context(model: CausalModel, otherwise: int) -> int:
     return int(getattr(model.network.config, "max_position_embeddings", None) or otherwise)
 
 
-def _ends(model: CausalModel, end: int) -> list[int]:
+def _ends(model: CausalModel, end: int | None) -> list[int]:
     own = model.network.config.eos_token_id
-    return sorted({end, *(own if isinstance(own, list) else [own] if own is not None else [])})
+    return sorted({one for one in (end, *(own if isinstance(own, list) else [own])) if one is not None})
 
 
 def exact_match(answer: str, reference: str, marker: str | None) -> bool:

@@ -6,37 +6,32 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final, Self
 
 from salf.cost import ModelShape
-from salf.engine.answers import Reader
-from salf.engine.batches import read_examples
+from salf.engine.batches import Split
 from salf.engine.models.shards import shard_hashes
 from salf.engine.rules import rule_of
 from salf.engine.runtime import choose_runtime, machine_facts, peak_memory_bytes
 from salf.engine.training.processes import Processes, are_several, joined
-from salf.files import (
-    code_hashes,
-    digest_of,
-    read_json,
-    replacing_folder,
-    require,
-    sha256_file,
-    work_folder,
-    write_text,
-)
+from salf.engine.training.workbench import Workbench
+from salf.files import code_hashes, digest_of, read_json, replacing_folder, require, sha256_file, work_folder
 from salf.methods import checked, method_of
 from salf.plan import FILE_NAME, FreezePlan
-from salf.records import FineTuneClock, FineTuneParams, FineTuneRecord
+from salf.records import FineTuneClock, FineTuneParams, FineTuneRecord, read_base_record, read_prepared
 from salf.selectors import SELECTORS
 from salf.settings import SEEDS, Count, Device, Finetune, Group
 from stages.common.command import exit_code
-from stages.common.params import Room
-from stages.finetune.card import adapter_card, model_card, trained_words
+from stages.common.params import Room, load_params
+from stages.finetune.card import Facts, trained_words, write_cards
 from stages.finetune.launch import end_with_launcher, launch
 from stages.finetune.save import Base, save_model
-from stages.finetune.search import Bench, best_of_grid
+from stages.finetune.search import Search, best_of_grid
+
+_SPLITS: Final = {"training": "train", "validation": "validation", "test": "test"}
 
 
 class Source(Group):
@@ -60,113 +55,138 @@ class FinetuneRoom(Room):
     plan: Control
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What one run of this stage trains: ``method`` by ``settings``, under the name of a variant if it is one."""
+
+    method: str
+    settings: Finetune
+    variant: str | None = None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, room: FinetuneRoom) -> Self:
+        """The method of the command line, or the variant with its own settings from ``params.yaml``.
+
+        Raises:
+            UserError: there is no such variant.
+        """
+        if args.variant is None:
+            return cls(args.method, room.finetune)
+        variant = load_params().compare.variant(args.variant)
+        return cls(variant.method, variant.settings(room.finetune), args.variant)
+
+    @property
+    def label(self) -> str:
+        """The name in the comparison."""
+        return self.variant or self.method
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tune the base model by one method with one seed."""
     args = _arguments(argv)
-    params = FinetuneRoom.load()
-    if params.finetune.processes > 1 and not are_several():
-        launch("stages.finetune", sys.argv[1:] if argv is None else argv, params.finetune.processes)
+    room = FinetuneRoom.load()
+    asked = Asked.of(args, room)
+    if asked.settings.processes > 1 and not are_several():
+        launch("stages.finetune", sys.argv[1:] if argv is None else argv, asked.settings.processes)
         return
     end_with_launcher()
-    with joined(params.device.kind) as processes:
-        _fine_tune(args, params, processes)
+    with joined(room.device.kind) as processes:
+        _fine_tune(args, room, asked, processes)
 
 
-def _fine_tune(args: argparse.Namespace, params: FinetuneRoom, processes: Processes) -> None:
-    base, meta = read_json(args.base / "base.json"), read_json(args.prepared / "meta.json")
+def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, processes: Processes) -> None:
+    base, meta = read_base_record(args.base), read_prepared(args.prepared)
     plan = FreezePlan.load(require(args.plan, made_by="plan"))
-    runtime = choose_runtime(params.device)
-    read = FineTuneParams(device=params.device, finetune=params.finetune, first_n=params.plan.first_n)
-    data_hashes = {name: split["sha256"] for name, split in meta["splits"].items()}
+    runtime = choose_runtime(room.device)
+    read = FineTuneParams(device=room.device, finetune=asked.settings, first_n=room.plan.first_n)
     inputs = {
-        "base": [base["weights_sha256"], sha256_file(args.base / "config.json")],
-        "data": [data_hashes, meta],
+        "base": [base.weights_sha256, sha256_file(args.base / "config.json")],
+        "data": meta.model_dump(mode="json"),
         "plan": sha256_file(args.plan),
         "params": read.model_dump(mode="json"),
         "runtime": [runtime.device.type, runtime.dtype_name],
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-        "method": args.method,
+        "method": asked.label,
         "seed": args.seed,
         "processes": processes.count,
         "code": code_hashes(),
     }
-    unfinished = work_folder(args.out, digest_of(inputs))
-    bench = Bench(
-        base=args.base,
+    search = Search(
+        bench=Workbench(
+            base=args.base,
+            runtime=runtime,
+            shape=ModelShape.from_config(read_json(args.base / "config.json")),
+            settings=asked.settings,
+            processes=processes,
+        ),
         plan=plan,
-        method=args.method,
-        runtime=runtime,
-        params=params.finetune,
-        first_n=params.plan.first_n,
-        shape=ModelShape.from_config(read_json(args.base / "config.json")),
-        training=read_examples(args.prepared, "train"),
-        validation=read_examples(args.prepared, "validation"),
-        test=read_examples(args.prepared, "test"),
-        shared=meta["shared_prefix_tokens"],
-        unfinished=unfinished,
-        make_reader=lambda model: Reader(model, runtime, rule_of(meta), batch_tokens=1024),
-        processes=processes,
+        method=method_of(asked.method),
+        name=asked.label,
+        seed=args.seed,
+        first_n=room.plan.first_n,
+        **{name: Split.read(args.prepared, of) for name, of in _SPLITS.items()},
+        rule=rule_of(meta),
+        unfinished=work_folder(args.out, digest_of(inputs)),
     )
-    print(f"{args.method}, seed {args.seed}: {runtime.device} in {runtime.dtype_name} ({runtime.reason})")
+    print(f"{asked.label}, seed {args.seed}: {runtime.device} in {runtime.dtype_name} ({runtime.reason})")
     began = time.perf_counter()
-    search = best_of_grid(bench, args.seed)
-    best = search.best
+    found = best_of_grid(search)
     seconds = time.perf_counter() - began
     memory = processes.total(peak_memory_bytes(runtime.device))
     if not processes.main:
         return
 
-    method = method_of(args.method)
-    before_budget = next((each.before_budget for name, each in plan.boundaries.items() if name == method.scope), None)
+    best, scope = found.best, search.scope
+    before_budget = next((each.before_budget for n, each in plan.boundaries.items() if n == search.method.scope), None)
     with replacing_folder(args.out) as folder:
-        named = Base.of(base, params.model.source, args.base)
-        changed = save_model(best.trainable, args.base, folder, named, meta["end_token_id"])
+        named = Base.of(base, room.model.source, args.base)
+        changed = save_model(best.trainable, args.base, folder, named, meta.end_token_id)
         record = FineTuneRecord(
             schema_version=1,
-            method=args.method,
+            method=asked.method,
+            variant=asked.variant,
             seed=args.seed,
-            boundary=search.scope.boundary,
+            boundary=scope.boundary,
             boundary_before_budget=before_budget,
-            trained_layers=list(search.scope.layers_within(best.training.steps)),
-            trained_units=search.scope.units(best.training.steps),
+            trained_layers=list(scope.layers_within(best.training.steps)),
+            trained_units=best.trainable.units,
             changed_units=changed,
             parameters=plan.parameters.total,
             trained_parameters=best.trainable.count,
             learning_rate=best.rate,
-            grid=search.grid,
-            validation_examples=len(bench.validation),
-            epochs=search.epochs,
+            grid=found.grid,
+            validation_examples=len(search.validation),
+            epochs=found.epochs,
             steps=best.training.steps,
             flops=best.training.flops,
             curve=best.training.curve,
             params=read,
             plan_sha256=sha256_file(args.plan),
-            base_sha256=base["weights_sha256"],
-            data_sha256=data_hashes,
+            base_sha256=base.weights_sha256,
+            data_sha256={name: split.sha256 for name, split in meta.splits.items()},
             shards=shard_hashes(folder),
         )
         record.save(folder)
-        write_text(folder / "README.md", model_card(record, plan, base, meta))
-        if method.lora:
-            write_text(folder / "adapter" / "README.md", adapter_card(record, named, base, meta))
+        write_cards(folder, Facts(record, plan, base, meta), named)
         plan.save(folder / FILE_NAME)
-    args.measured.parent.mkdir(parents=True, exist_ok=True)
     steps = best.training.step_seconds
+    args.measured.parent.mkdir(parents=True, exist_ok=True)
     FineTuneClock(
-        method=args.method,
+        method=asked.method,
+        variant=asked.variant,
         seed=args.seed,
         seconds_total=seconds,
-        seconds_cache=search.seconds_cache,
-        boundary_states={split: opened.facts for split, opened in search.states.items()},
+        seconds_cache=found.seconds_cache,
+        boundary_states={split: opened.facts for split, opened in found.states.items()},
         seconds_training=sum(steps),
         seconds_per_step=statistics.median(steps),
         peak_memory_bytes=memory,
         processes=processes.count,
         machine=machine_facts(runtime),
     ).save(args.measured)
-    shutil.rmtree(unfinished)
+    shutil.rmtree(search.unfinished)
     print(
-        f"{args.method}: {trained_words(record, base['layers'])} trained, {record.trained_parameters:,} parameters; "
+        f"{asked.label}: {trained_words(record, base.layers)} trained, {record.trained_parameters:,} parameters; "
         f"validation loss {record.last.validation_loss:.4f}, accuracy {record.last.validation_accuracy}; "
         f"{seconds:.0f} s"
     )
@@ -197,12 +217,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", type=Path, required=True, help="the base model's folder")
     parser.add_argument("--prepared", type=Path, required=True, help="the prepared data's folder")
     parser.add_argument("--plan", type=Path, required=True, help="the freeze plan")
-    parser.add_argument(
-        "--method",
-        type=_method,
-        required=True,
-        help="a selector or freeze-<k>, alone or with +lora; or lora, first-n, lisa",
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument(
+        "--method", type=_method, help="a selector or freeze-<k>, alone or with +lora; or lora, first-n, lisa"
     )
+    how.add_argument("--variant", help="an entry of compare.variants: a method with settings of its own")
     parser.add_argument("--seed", type=_seed, required=True, help="seed of the order of examples and of adapters")
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
     parser.add_argument("--measured", type=Path, required=True, help="JSON to write: seconds and memory")

@@ -2,116 +2,114 @@
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
+from salf.files import write_text
 from salf.methods import FIRST_N, LISA, frozen_by_name
 from salf.plan import FreezePlan
-from salf.records import FineTuneRecord
-from stages.finetune.save import Base
+from salf.records import BaseRecord, FineTuneRecord, PreparedLabel, PreparedRecord
+from stages.finetune.save import ADAPTER, Base
 
 
-def model_card(run: FineTuneRecord, plan: FreezePlan, base: dict[str, Any], meta: dict[str, Any]) -> str:
-    """Markdown with the hub's YAML head: what this model is, how it was made, how it scores.
+class Facts(NamedTuple):
+    """The records that cards tell of."""
 
-    Args:
-        run: the record of the fine-tune.
-        plan: the freeze plan.
-        base: the content of the base's ``base.json``.
-        meta: the content of the prepared data's ``meta.json``.
-    """
-    depth = base["layers"]
-    how = "LoRA adapters, merged into the weights" if run.how.lora else "the weights themselves"
-    last = run.last
-    accuracy = last.validation_accuracy
-    score = f"accuracy {accuracy:.3f}, " if accuracy is not None else ""
-    lines = [
-        "---",
-        f"base_model: {base['name']}",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [salf, layer-freezing]",
-        "---",
-        "",
-        f"# {base['name']}, fine-tuned by `{run.method}` (seed {run.seed})",
-        "",
-        f"Base: {base['name']}, {base['origin']}.",
-        "",
-        "## Plan",
-        "",
-        f"Trained: {trained_words(run, depth)} — {how}; {frozen_words(run, depth)}. "
-        f"{run.trained_parameters:,} of {run.parameters:,} parameters.",
-        head_words(run, tied=plan.model.tied_head),
-        f"{choice_words(run)} The plan's own choice: {plan.reason}",
-        "",
-        "## Data",
-        "",
-        f"{meta['splits']['train']['rows']} training and {meta['splits']['validation']['rows']} validation examples "
-        f"({meta['task']}) of {_source_words(meta['source'])}; "
-        f"training split SHA-256 `{meta['splits']['train']['sha256']}`.",
-        *_label_words(meta["labels"]),
-        "",
-        "Each prompt:",
-        "",
-        *(f"    {line}" for line in meta["template"].splitlines()),
-        "",
-        "## Scores",
-        "",
-        f"Validation after {run.steps} steps ({run.epochs} epochs): {score}loss {last.validation_loss:.4f} "
-        "nats per answer token. "
-        "Scores on the test split are made after this card, by the stage `evaluate`: see `reports/metrics.json` "
-        "of the project that made this model.",
-        "",
-        "## Lineage",
-        "",
-        f"- base weights: `{base['weights_sha256']}`",
-        f"- freeze plan: `{run.plan_sha256}`",
-        f"- torch {torch.__version__}, transformers {version('transformers')}, peft {version('peft')}",
-        f"- peak learning rate {run.learning_rate:g}, parameters: see `run.json`",
-        f"- rewritten shards: {', '.join(run.changed_units)}; all others are the base's, byte for byte",
-        "- code, machine and times: the project's run records, by `python -m flows.lineage show <this folder>`",
-        "",
-    ]
-    return "\n".join(lines)
+    run: FineTuneRecord
+    plan: FreezePlan
+    base: BaseRecord
+    meta: PreparedRecord
 
 
-def adapter_card(run: FineTuneRecord, named: Base, base: dict[str, Any], meta: dict[str, Any]) -> str:
-    """Markdown with the hub's YAML head for the folder of adapters: on which base model, and where answers end.
+def write_cards(folder: Path, facts: Facts, named: Base) -> None:
+    """Write ``README.md`` with the Hub's YAML head; ``named``: what adapters call the base model."""
+    write_text(folder / "README.md", _model_card(*facts))
+    if (folder / ADAPTER).is_dir():
+        write_text(folder / ADAPTER / "README.md", _adapter_card(facts, named))
 
-    Args:
-        run: the record of the fine-tune.
-        named: what the adapters call the base model.
-        base: the content of the base's ``base.json``.
-        meta: the content of the prepared data's ``meta.json``.
-    """
+
+def _model_card(run: FineTuneRecord, plan: FreezePlan, base: BaseRecord, meta: PreparedRecord) -> str:
+    """What this model is, how it was made, how it scores."""
+    last, train, validation = run.last, meta.splits["train"], meta.splits["validation"]
+    score = f"accuracy {last.validation_accuracy:.3f}, " if last.validation_accuracy is not None else ""
+    return f"""\
+---
+base_model: {base.name}
+library_name: transformers
+pipeline_tag: text-generation
+tags: [salf, layer-freezing]
+---
+
+# {base.name}, fine-tuned by `{run.label}` (seed {run.seed})
+
+Base: {base.name}, {base.origin}.
+
+## Plan
+
+Trained: {trained_words(run, base.layers)} — {run.how.form.trains}; {frozen_words(run, base.layers)}. \
+{run.trained_parameters:,} of {run.parameters:,} parameters.
+{head_words(run, tied=plan.model.tied_head)}
+{choice_words(run)} The plan's own choice: {plan.reason}
+
+## Data
+
+{train.rows} training and {validation.rows} validation examples ({meta.task}) of {_source_words(meta.source)}; \
+training split SHA-256 `{train.sha256}`.
+{_label_words(meta.labels)}
+Each prompt:
+
+{chr(10).join(f"    {line}" for line in meta.template.splitlines())}
+
+## Scores
+
+Validation after {run.steps} steps ({run.epochs} epochs): {score}loss {last.validation_loss:.4f} nats \
+per answer token. Scores on the test split are made after this card, by the stage `evaluate`: \
+see `reports/metrics.json` of the project that made this model.
+
+## Lineage
+
+- base weights: `{base.weights_sha256}`
+- freeze plan: `{run.plan_sha256}`
+- torch {torch.__version__}, transformers {version("transformers")}, peft {version("peft")}
+- peak learning rate {run.learning_rate:g}, parameters: see `run.json`
+- rewritten shards: {", ".join(run.changed_units)}; all others are the base's, byte for byte
+- code, machine and times: the project's run records, by `python -m flows.lineage show <this folder>`
+"""
+
+
+def _adapter_card(facts: Facts, named: Base) -> str:
+    """On which base model the adapters sit, and where answers end."""
+    run, _, base, meta = facts
+    head = f"base_model: {named.name}\n" if named.revision else ""
     at = f" at revision `{named.revision}`" if named.revision else ""
-    end = meta["end_token_id"]
-    stop = [
-        f"Answers end with token {end}. PEFT takes the base model's settings for generation, so name it: "
-        f"`model.generate(..., eos_token_id={end})`.",
-        "",
-    ]
-    lines = [
-        "---",
-        *([f"base_model: {named.name}"] if named.revision else []),
-        "library_name: peft",
-        "pipeline_tag: text-generation",
-        "tags: [lora, salf]",
-        "---",
-        "",
-        f"# LoRA adapters for {base['name']} by `{run.method}` (seed {run.seed})",
-        "",
-        f"Base model: `{named.name}`{at}. SHA-256 of its weights, one shard per layer: `{base['weights_sha256']}`. "
-        "The folder above holds the same model with the adapters merged.",
-        "",
-        *(stop if end is not None else []),
-        "    from peft import AutoPeftModelForCausalLM",
-        "",
-        '    model = AutoPeftModelForCausalLM.from_pretrained("adapter")',
-        "",
-    ]
-    return "\n".join(lines)
+    end = meta.end_token_id
+    stop = (
+        ""
+        if end is None
+        else f"""\
+Answers end with token {end}. PEFT takes the base model's settings for generation, so name it: \
+`model.generate(..., eos_token_id={end})`.
+
+"""
+    )
+    return f"""\
+---
+{head}library_name: peft
+pipeline_tag: text-generation
+tags: [lora, salf]
+---
+
+# LoRA adapters for {base.name} by `{run.label}` (seed {run.seed})
+
+Base model: `{named.name}`{at}. SHA-256 of its weights, one shard per layer: `{base.weights_sha256}`. \
+The folder above holds the same model with the adapters merged.
+
+{stop}    from peft import AutoPeftModelForCausalLM
+
+    model = AutoPeftModelForCausalLM.from_pretrained("adapter")
+"""
 
 
 def _source_words(source: Mapping[str, Any]) -> str:
@@ -123,11 +121,9 @@ def _source_words(source: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _label_words(labels: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not labels:
-        return []
-    words = [each["word"] if each["word"] == each["label"] else f"{each['word']} ({each['label']})" for each in labels]
-    return [f"Answers: {', '.join(words)}."]
+def _label_words(labels: Sequence[PreparedLabel]) -> str:
+    words = [each.word if each.word == each.label else f"{each.word} ({each.label})" for each in labels]
+    return f"Answers: {', '.join(words)}.\n" if words else ""
 
 
 def trained_words(run: FineTuneRecord, depth: int) -> str:
@@ -142,14 +138,14 @@ def trained_words(run: FineTuneRecord, depth: int) -> str:
 def frozen_words(run: FineTuneRecord, depth: int) -> str:
     """What was left as it is, adapters aside."""
     layers = _ranges([layer for layer in range(1, depth + 1) if layer not in run.trained_layers])
-    final = "" if run.how.lora or "final" in run.trained_units else "final norm"
+    final = "" if run.how.form.layers_alone or "final" in run.trained_units else "final norm"
     parts = [part for part in ("embeddings" if run.boundary else "", layers, final) if part]
     return f"{_listed(parts)} frozen" if parts else "nothing frozen"
 
 
 def head_words(run: FineTuneRecord, *, tied: bool) -> str:
     """What became of the head, which is the embedding matrix where it is tied."""
-    if run.how.lora:
+    if run.how.form.layers_alone:
         return "Embeddings, final norm and head are the base's."
     trains = "embedding" in run.trained_units if tied else "final" in run.trained_units
     what = "The head is the embedding matrix" if tied else "The head has weights of its own"

@@ -1,20 +1,19 @@
 """Saves a fine-tuned model so that frozen layers keep their bytes, and can be proved to."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from salf.engine.models.shards import INDEX, group_by_unit, share_file, write_index, write_unit
-from salf.engine.training.trainable import Trainable
+from salf.engine.training.forms import Trainable
 from salf.files import lasting, read_json, write_json
+from salf.records import BaseRecord
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-
+ADAPTER: Final = "adapter"  # the folder for PEFT
 _WEIGHTS: Final = {INDEX, "base.json"}
 _TEXTS: Final = {".json", ".jinja", ".model", ".txt"}
 
@@ -31,11 +30,11 @@ class Base(NamedTuple):
     revision: str | None = None
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any], source: str, folder: Path) -> Self:
-        """From the content of ``base.json``, ``model.source`` and the base model's folder."""
-        if facts["source"] == "embedded":
+    def of(cls, base: BaseRecord, source: str, folder: Path) -> Self:
+        """From the base's record, ``model.source`` and the base model's folder."""
+        if base.source == "embedded":
             return cls(str(lasting(folder)))
-        return cls(facts["source"], facts["revision"]) if facts["revision"] else cls(str(lasting(Path(source))))
+        return cls(base.source, base.revision) if base.revision else cls(str(lasting(Path(source))))
 
 
 def save_model(trainable: Trainable, base: Path, folder: Path, named: Base, end: int | None) -> list[str]:
@@ -46,7 +45,7 @@ def save_model(trainable: Trainable, base: Path, folder: Path, named: Base, end:
     token that answers end with. Adapters are saved as PEFT's folder ``adapter`` as well.
 
     Args:
-        trainable: the trained model; its adapters are merged.
+        trainable: the trained model; what its form added is folded into the weights.
         base: the base model's folder.
         folder: an empty folder.
         named: what adapters call the base model.
@@ -59,9 +58,11 @@ def save_model(trainable: Trainable, base: Path, folder: Path, named: Base, end:
             share_file(file, folder / file.name)
     if end is not None:
         _stop_at(end, folder, trainable.model.network)
-    if trainable.adapters is not None:
-        _save_adapters(trainable.adapters, folder, named)
-    changed = {family.unit_of(name, depth) for name in trainable.merged()}
+    trainable.form.save(folder / ADAPTER, named.name, named.revision)
+    if (folder / ADAPTER).is_dir():
+        for file in [file for file in folder.iterdir() if file.suffix in _TEXTS and file.name != "config.json"]:
+            share_file(file, folder / ADAPTER / file.name)
+    changed = {family.unit_of(name, depth) for name in trainable.form.fold()}
     index = read_json(base / INDEX)
     dtype_of = trainable.model.network.dtype
     named_weights = _as_stored(trainable.model.network, index["weight_map"])
@@ -93,20 +94,6 @@ def _stop_at(end: int, folder: Path, network: PreTrainedModel) -> None:
         ends = known if isinstance(known, list) else [] if known is None else [known]
         if end not in ends:
             write_json(file, {**said, "eos_token_id": [end, *ends] if ends else end})
-
-
-def _save_adapters(adapters: "PeftModel", folder: Path, named: Base) -> None:
-    """Write PEFT's folder, with the tokenizer and what ends generation beside the adapters."""
-    made = folder / "adapter"
-    adapters.save_pretrained(made, save_embedding_layers=False)  # or PEFT would ask the hub for the base's vocabulary
-    settings = read_json(made / "adapter_config.json")
-    settings["target_modules"].sort()  # PEFT writes a set
-    write_json(
-        made / "adapter_config.json", {**settings, "base_model_name_or_path": named.name, "revision": named.revision}
-    )
-    for file in folder.iterdir():
-        if file.suffix in _TEXTS and file.name != "config.json":
-            share_file(file, made / file.name)
 
 
 def _as_stored(network: PreTrainedModel, names: Iterable[str]) -> dict[str, Tensor]:

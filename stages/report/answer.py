@@ -117,7 +117,7 @@ def chosen_method(artifacts: Artifacts) -> Method | None:
 
     def rank(name: str) -> tuple[int, bool, bool, int, bool]:
         method, distance = method_of(name), abs(boundaries[name] - plan.boundary)
-        return preference.get(name, 2), distance > 0, method.scope != "salf", distance, method.lora
+        return preference.get(name, 2), distance > 0, method.scope != "salf", distance, bool(method.words)
 
     return compared[min(boundaries, key=rank)] if boundaries else None
 

@@ -11,21 +11,22 @@ import numpy as np
 import torch
 
 from salf.cost import ModelShape
-from salf.engine.answers import Answer, Reader, Start
-from salf.engine.batches import Example, read_examples
+from salf.engine.answers import Reader
+from salf.engine.batches import Split
 from salf.engine.boundary_cache.cache import Opened
-from salf.engine.models.adapter import CausalModel, open_model
-from salf.engine.runtime import Runtime, choose_runtime
-from salf.engine.training.costs import Costs
-from salf.engine.training.loop import epoch_batches, train
-from salf.engine.training.starts import CACHE_BATCH_TOKENS, Splits, begun, open_states
-from salf.engine.training.trainable import Trainable, train_mode
-from salf.engine.training.validation import Split
+from salf.engine.models.adapter import open_model
+from salf.engine.runtime import choose_runtime
+from salf.engine.training.costs import Costs, epoch_batches
+from salf.engine.training.forms import Trainable
+from salf.engine.training.job import Job
+from salf.engine.training.loop import READ_TOKENS, train
+from salf.engine.training.scope import Scope
+from salf.engine.training.workbench import Splits, Workbench, begin_at
 from salf.evidence import LeftOutParts, PilotFlops, PilotLaw, PilotRun, Pilots, PredictedLoss
 from salf.files import code_hashes, digest_of, read_json, significant, work_folder, write_json
 from salf.fitting.bootstrap import interval
 from salf.laws import JOINT, Array
-from salf.parameters import trained_names
+from salf.methods import Method
 from salf.records import read_base_record, read_prepared
 from salf.settings import Device, Finetune, Schedule
 from stages.common.params import Pilot as PilotParams
@@ -60,34 +61,26 @@ class Pilot:
         return sum(self.losses) / len(self.losses)
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What all pilots share.
+@dataclass(frozen=True, kw_only=True)
+class Bench(Workbench):
+    """What all pilots share; the settings are those of every pilot.
 
     Attributes:
-        base: the model's folder.
         boundaries: ascending, so that states above a deeper one go on from those of a shallower one.
         sizes: numbers of examples, descending: learning rates are chosen at the largest.
-        schedule: of every pilot.
         everything: all training examples.
         drawn: some of them in the order of the draw: a pilot on n examples takes the first n.
         full_epochs: of the fine-tunes that the pilots predict.
-        shared: tokens of the shared prefix.
         seed: of the order of examples.
         unfinished: where finished pilots are kept until all are.
     """
 
-    base: Path
     boundaries: tuple[int, ...]
     sizes: tuple[int, ...]
-    runtime: Runtime
-    schedule: Finetune
-    shape: ModelShape
-    everything: Sequence[Example]
-    drawn: Sequence[Example]
-    validation: Sequence[Example]
+    everything: Split
+    drawn: Split
+    validation: Split
     full_epochs: int
-    shared: int
     seed: int
     unfinished: Path
 
@@ -96,10 +89,9 @@ class Bench:
         """What pilots learn from, the largest of them from all of it, and what they are judged by."""
         return {"training": self.drawn, "validation": self.validation}
 
-    def costs(self, boundary: int, *, recomputed: bool = False) -> Costs:
+    def costs_above(self, boundary: int, *, recomputed: bool = False) -> Costs:
         """Counts the FLOPs of training a boundary's weights."""
-        recompute = self.schedule.gradient_checkpointing
-        return Costs(self.shape, boundary, "weights", 0, frozen_anew=recomputed, recompute=recompute)
+        return self.costs(Scope.above(boundary, self.shape.layers), uncached=recomputed)
 
     def rates(self, boundary: int) -> list[float]:
         """The learning rates to try, ascending: those of the method ``freeze-<boundary>``.
@@ -107,7 +99,7 @@ class Bench:
         Raises:
             UserError: there is no entry for it.
         """
-        return self.schedule.rates(f"freeze-{boundary}", boundary)
+        return self.settings.rates(f"freeze-{boundary}", boundary)
 
 
 def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotParams, finetune: Schedule) -> None:
@@ -143,7 +135,7 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotPara
         layers=bench.shape.layers,
         examples=len(bench.everything),
         validation_examples=len(bench.validation),
-        epochs=bench.schedule.epochs,
+        epochs=bench.settings.epochs,
         confidence=params.confidence,
         **identity,
         untrained_loss=float(untrained.mean()),
@@ -187,7 +179,7 @@ def _bench(
 ) -> Bench:
     schedule, runtime = _schedule(finetune, params.epochs), choose_runtime(device)
     shape = ModelShape.from_config(read_json(base / "config.json"))
-    everything = read_examples(prepared, "train")
+    everything = Split.read(prepared, "train")
     # Shares that round to the same number count once.
     boundaries = {round(share * shape.layers) for share in params.boundaries}
     sizes = sorted({max(1, round(share * len(everything))) for share in params.sizes}, reverse=True)
@@ -203,13 +195,12 @@ def _bench(
         boundaries=tuple(sorted(boundaries)),
         sizes=tuple(sizes),
         runtime=runtime,
-        schedule=schedule,
+        settings=schedule,
         shape=shape,
         everything=everything,
-        drawn=[everything[i] for i in order[: sizes[0]]],
-        validation=read_examples(prepared, "validation"),
+        drawn=everything.subset(order[: sizes[0]].tolist()),
+        validation=Split.read(prepared, "validation"),
         full_epochs=finetune.epochs,
-        shared=read_prepared(prepared).shared_prefix_tokens,
         seed=params.seed,
         unfinished=work_folder(out, digest_of(inputs)),
     )
@@ -267,79 +258,43 @@ class _Boundary:
         done = _once(self.bench.unfinished / f"{name}.json", lambda: asdict(self._train(size, rate)))
         return Pilot(**{**done, "losses": tuple(done["losses"])})
 
-    def _open(self) -> CausalModel:
-        runtime = self.bench.runtime
-        return open_model(self.bench.base, runtime.device, frozen=runtime.frozen(self.boundary))
-
     def _train(self, size: int, rate: float) -> Pilot:
-        bench = self.bench
-        model = self._open()
-        training, validation = begun(model, bench.splits, self._opened, bench.shared)
+        bench, boundary = self.bench, self.boundary
+        model, scope = bench.open(boundary), Scope.above(boundary, bench.shape.layers)
         recomputed = bool(self._opened) and self._opened["training"].origin == "off"
-        costs, reader = bench.costs(self.boundary, recomputed=recomputed), _LastReading(model, bench)
-        done = train(
-            _unfreeze(model, self.boundary),
-            bench.runtime,
-            Split(training.examples[:size], training.start),
-            validation,
-            reader,
-            costs,
-            bench.schedule,
-            rate,
-            bench.seed,
-            f"pilot: layers 1–{self.boundary} frozen, {size} examples, rate {rate:g}",
+        splits = begin_at(self._opened, bench.splits, model)
+        job = Job(
+            name=f"pilot: layers 1–{boundary} frozen, {size} examples, rate {rate:g}",
+            trainable=Trainable.of(model, Method(f"freeze-{boundary}"), scope, bench.settings, bench.seed, steps=0),
+            runtime=bench.runtime,
+            training=splits["training"].subset(range(size)),
+            validation=splits["validation"],
+            rule=None,  # losses only: no label is looked for
+            costs=bench.costs_above(boundary, recomputed=recomputed),
+            settings=bench.settings,
+            rate=rate,
+            seed=bench.seed,
         )
-        before = costs.frozen(training.examples[:size], bench.shared) if self.boundary else 0
-        return Pilot(self.boundary, size, rate, reader.losses, done.flops - before, recomputed)
+        done = train(job)
+        before = job.costs.frozen(job.training) if boundary else 0
+        return Pilot(boundary, size, rate, tuple(done.validation_losses), done.flops - before, recomputed)
 
     @cached_property
     def _opened(self) -> dict[str, Opened]:
         """The frozen layers' states of both splits; empty if nothing is frozen."""
         if self.boundary == 0:
             return {}
-        bench, schedule = self.bench, self.bench.schedule
-        passes = dict.fromkeys(bench.splits, schedule.epochs * len(bench.rates(self.boundary)))
-        return open_states(
-            bench.base, self._open(), bench.runtime, schedule, self.boundary, bench.splits, passes, bench.shared
-        )
-
-
-class _LastReading(Reader):
-    """Keeps each example's loss of the last time the split was read."""
-
-    def __init__(self, model: CausalModel, bench: Bench) -> None:
-        super().__init__(model, bench.runtime, None, CACHE_BATCH_TOKENS)  # losses only: no label is looked for
-        self.losses: tuple[float, ...] = ()
-
-    def read(
-        self,
-        examples: Sequence[Example],
-        shared: int,
-        start: Start | None = None,
-        advance: Callable[[int], None] = lambda _: None,
-    ) -> list[Answer]:
-        """See :class:`Reader`."""
-        answers = super().read(examples, shared, start, advance)
-        self.losses = tuple(answer.loss for answer in answers)
-        return answers
-
-
-def _unfreeze(model: CausalModel, boundary: int) -> Trainable:
-    """Train what a plan with this boundary trains."""
-    named = dict(model.network.named_parameters())
-    chosen = trained_names(named, model.family, boundary, tied_head=model.tied_head)
-    for name in chosen:
-        named[name].requires_grad_(True)
-    train_mode(model, range(boundary + 1, model.depth + 1))
-    return Trainable(model, [named[name] for name in chosen], boundary, None)
+        bench = self.bench
+        passes = dict.fromkeys(bench.splits, bench.settings.epochs * len(bench.rates(self.boundary)))
+        return bench.open_states(bench.open(self.boundary), self.boundary, bench.splits, passes)
 
 
 def _untrained(bench: Bench) -> list[float]:
     """The loss of each validation example before training, nats per answer token, [V]."""
 
     def read() -> list[float]:
-        reader = _LastReading(open_model(bench.base, bench.runtime.device, frozen=bench.runtime.frozen()), bench)
-        return [answer.loss for answer in reader.read(bench.validation, bench.shared)]
+        model = open_model(bench.base, bench.runtime.device, frozen=bench.runtime.frozen())
+        return [answer.loss for answer in Reader(model, bench.runtime, None, READ_TOKENS).read(bench.validation)]
 
     return list(_once(bench.unfinished / "untrained.json", read))
 
@@ -354,7 +309,7 @@ def _once(file: Path, make: Callable[[], Any]) -> Any:
 def planned(bench: Bench) -> PilotFlops:
     """What the pilots are going to cost, if every boundary's states can be cached."""
     pilots = [
-        Pilot(boundary, size, rate, (), _steps_flops(bench, boundary, size, bench.schedule.epochs), False)
+        Pilot(boundary, size, rate, (), _steps_flops(bench, boundary, size, bench.settings.epochs), False)
         for boundary in bench.boundaries
         for place, size in enumerate(bench.sizes)
         for rate in bench.rates(boundary)[: None if place == 0 else 1]
@@ -368,13 +323,11 @@ def counted(bench: Bench, pilots: Sequence[Pilot]) -> PilotFlops:
     The frozen passes of each boundary count from the embeddings up, though cached states go on from those of a
     shallower one. The validation split is read once untrained and once after every pilot.
     """
-    opened = {pilot.boundary: bench.costs(pilot.boundary, recomputed=pilot.recomputed) for pilot in pilots}
-    frozen = sum(
-        costs.frozen(split, bench.shared) for costs in opened.values() for split in (bench.drawn, bench.validation)
-    )
+    opened = {pilot.boundary: bench.costs_above(pilot.boundary, recomputed=pilot.recomputed) for pilot in pilots}
+    frozen = sum(costs.frozen(split) for costs in opened.values() for split in (bench.drawn, bench.validation))
     training = sum(pilot.flops for pilot in pilots)
-    read = [bench.costs(0), *(opened[pilot.boundary] for pilot in pilots)]
-    reading = sum(costs.reading(bench.validation, bench.shared) for costs in read)
+    read = [bench.costs_above(0), *(opened[pilot.boundary] for pilot in pilots)]
+    reading = sum(costs.reading(bench.validation) for costs in read)
     full, total = _steps_flops(bench, 0, len(bench.everything), bench.full_epochs), frozen + training + reading
     return PilotFlops(
         frozen=frozen, training=training, reading=reading, total=total, full_fine_tune=full, share=total / full
@@ -383,9 +336,9 @@ def counted(bench: Bench, pilots: Sequence[Pilot]) -> PilotFlops:
 
 def _steps_flops(bench: Bench, boundary: int, size: int, epochs: int) -> int:
     """All optimizer steps on ``size`` examples, states cached; if batches are padded, as if all epochs drew alike."""
-    examples = (bench.drawn if size <= len(bench.drawn) else bench.everything)[:size]
-    epoch = next(epoch_batches(examples, bench.shared, bench.schedule, bench.seed, processes=1))
-    return epochs * sum(bench.costs(boundary).step(parts, bench.shared) for parts in epoch)
+    split = (bench.drawn if size <= len(bench.drawn) else bench.everything).subset(range(size))
+    epoch = next(epoch_batches(split, bench.settings, bench.seed))
+    return epochs * sum(bench.costs_above(boundary).step(parts) for parts in epoch)
 
 
 def _points(bench: Bench, pilots: Sequence[Pilot], untrained: Array) -> Points:

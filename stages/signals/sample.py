@@ -173,7 +173,7 @@ def prompt_states(
         for picks in inference_batches([len(prompt.inputs) - shared for prompt in prompts], batch_tokens):
             batch = Batch.of(prompts, picks, shared).to(model.device)
             before: Tensor | None = None
-            for space, states in enumerate(_spaces(model, batch, shared, beginning)):  # [N, H]
+            for space, states in enumerate(_spaces(model, batch, beginning)):  # [N, H]
                 answer[space, picks] = states[batch.answers].float().cpu().numpy()
                 means = [part.float().mean(0) for part in states.split(list(batch.lengths))]
                 pooled[space, picks] = torch.stack(means).cpu().numpy()  # [B, H]
@@ -192,8 +192,8 @@ def prompt_states(
     return PromptStates(answer, pooled, cosines / tokens)
 
 
-def _spaces(model: CausalModel, batch: Batch, shared: int, beginning: Beginning | None) -> Iterator[Tensor]:
+def _spaces(model: CausalModel, batch: Batch, beginning: Beginning | None) -> Iterator[Tensor]:
     """The spaces 0..L of a batch's own tokens, [N, H] each."""
-    states = embed(model, batch.ids, batch.positions(shared))
+    states = embed(model, batch.ids, batch.positions)
     yield states
     yield from walk(model, states, 0, model.depth, behind(batch.lengths, model.device, beginning))

@@ -144,7 +144,7 @@ class Tracer:
 
     def _answer_states(self, batch: Batch, packing: Packing) -> Iterator[Tensor]:
         """The spaces 0..L at the answer positions, [M, H] each; of the last layer only these rows are computed."""
-        states = embed(self.model, batch.ids, batch.positions(self.shared))
+        states = embed(self.model, batch.ids, batch.positions)
         yield states[batch.answers]
         last = self.model.depth - 1
         for space in walk(self.model, states, 0, last, packing):

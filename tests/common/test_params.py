@@ -53,7 +53,10 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
             {"compare__methods": ["salf", "freeze-x"]},
             "compare.methods.1 = 'freeze-x': no such method; allowed: a selector",
         ),
-        ({"compare__methods": ["lisa+lora"]}, "compare.methods.0 = 'lisa+lora': lisa trains weights, never adapters"),
+        (
+            {"compare__methods": ["lisa+lora"]},
+            "compare.methods.0 = 'lisa+lora': lisa cannot be combined with lora: leave out +lora",
+        ),
         ({"finetune__learning_rate": {"ful": 1e-4}}, "finetune.learning_rate.ful = 'ful': no such method"),
         ({"data__source": "hub"}, "source is hub, but name is null: set data.name"),
         ({"model__trust_remote_code": "yes"}, "model.trust_remote_code = 'yes': Input should be a valid boolean"),

@@ -5,13 +5,12 @@ import pytest
 import torch
 
 from salf.engine.answers import Embeddings, Reader
-from salf.engine.batches import Candidate, Example
-from salf.engine.candidates import CandidateRule
-from salf.engine.label_tree import LabelTree
+from salf.engine.batches import Candidate, Example, Split
 from salf.engine.models.adapter import CausalModel
-from salf.engine.rules import rule_of
+from salf.engine.rules import CandidateRule, LabelTree, rule_of
 from salf.engine.runtime import choose_runtime
 from salf.families import family_of
+from salf.records import PreparedLabel, PreparedRecord
 from salf.settings import Device
 from tests.engine.models.tiny import tiny_network
 
@@ -42,7 +41,7 @@ def log_probabilities(model, ids):
 @pytest.fixture(scope="module")
 def answers(model, examples):
     reader = Reader(model, choose_runtime(Device(kind="cpu", dtype="float32")), LabelTree.of(WORDS), batch_tokens=20)
-    return reader.read(examples, SHARED)
+    return reader.read(Split(examples, SHARED))
 
 
 def test_losses_are_those_of_the_whole_model(model, examples, answers):
@@ -64,14 +63,18 @@ def test_labels_are_those_of_brute_force(model, examples, answers):
         assert answer.probability == pytest.approx(float(scores[best].exp()), rel=1e-3)
 
 
+def prepared(words, **facts):
+    labels = [PreparedLabel(label=label, word="", token_ids=list(ids)) for label, ids in words.items()]
+    return PreparedRecord.model_construct(labels=labels, **{"end_token_id": None, "choice_score": None, **facts})
+
+
 def test_labels_of_which_one_begins_another_are_those_of_brute_force(model):
     """As meta.json has them: every word with the end token, all of it scored."""
     words = {"1": (50, 2), "10": (50, 51, 2), "100": (50, 51, 51, 2), "2": (52, 2)}
-    labels = [{"label": label, "token_ids": list(ids)} for label, ids in words.items()]
-    rule = rule_of({"labels": labels, "task": "classification", "end_token_id": 2})
+    rule = rule_of(prepared(words, end_token_id=2))
     asked = [Example(str(n), label, "", "", tuple(PROMPTS[n]), words[label]) for n, label in enumerate(words)]
     reader = Reader(model, choose_runtime(Device(kind="cpu", dtype="float32")), rule, batch_tokens=20)
-    for example, answer in zip(asked, reader.read(asked, SHARED), strict=True):
+    for example, answer in zip(asked, reader.read(Split(asked, SHARED)), strict=True):
         scores = {}
         for label, ids in words.items():
             said, first = log_probabilities(model, [*example.prompt_ids, *ids]), len(example.prompt_ids) - 1
@@ -86,8 +89,8 @@ def test_the_start_makes_no_difference(model, examples):
     """From the embeddings, with or without sharing the beginning."""
     runtime = choose_runtime(Device(kind="cpu", dtype="float32"))
     reader = Reader(model, runtime, None, batch_tokens=64)
-    shared = reader.read(examples, SHARED)
-    alone = reader.read(examples, 0, Embeddings.behind(model, []))
+    shared = reader.read(Split(examples, SHARED))
+    alone = reader.read(Split(examples, 0, Embeddings.behind(model, [])))
     assert [a.loss for a in shared] == pytest.approx([a.loss for a in alone], rel=1e-5)
 
 
@@ -111,7 +114,7 @@ def questions():
 def test_candidates_are_compared_by_their_whole_probability(model, questions, score, length):
     """Against Hugging Face's logits over every prompt and candidate, one by one."""
     reader = Reader(model, choose_runtime(Device(kind="cpu", dtype="float32")), CandidateRule(score), batch_tokens=20)
-    for example, answer in zip(questions, reader.read(questions, SHARED), strict=True):
+    for example, answer in zip(questions, reader.read(Split(questions, SHARED)), strict=True):
         scores = []
         for one in example.candidates:
             said = log_probabilities(model, [*example.prompt_ids, *one.ids])
@@ -127,7 +130,6 @@ def test_candidates_are_compared_by_their_whole_probability(model, questions, sc
 
 
 def test_the_rule_follows_from_the_data():
-    labels = [{"label": "a", "token_ids": [1]}, {"label": "b", "token_ids": [2]}]
-    assert isinstance(rule_of({"labels": labels, "task": "classification"}), LabelTree)
-    assert rule_of({"labels": [], "task": "multiple-choice", "choice_score": "sum"}) == CandidateRule("sum")
-    assert rule_of({"labels": [], "task": "free"}) is None
+    assert isinstance(rule_of(prepared({"a": [1], "b": [2]})), LabelTree)
+    assert rule_of(prepared({}, choice_score="sum")) == CandidateRule("sum")
+    assert rule_of(prepared({})) is None

@@ -24,12 +24,12 @@ def test_a_batch_holds_inputs_behind_the_beginning_and_where_answers_are_predict
 
 def test_attended_counts_the_keys_that_every_token_sees():
     batch = Batch.of([example(range(5), [9]), example(range(7), [9])], [0, 1], shared=2)
-    assert batch.attended(2) == sum(2 + t + 1 for tokens in (3, 5) for t in range(tokens))
+    assert batch.attended == sum(2 + t + 1 for tokens in (3, 5) for t in range(tokens))
 
 
 def test_seen_counts_the_keys_that_the_answer_positions_see():
     batch = Batch.of([example(range(5), [9]), example(range(7), [9, 10])], [0, 1], shared=2)
-    assert batch.seen(2) == 5 + 7 + 8
+    assert batch.seen == 5 + 7 + 8
 
 
 @pytest.mark.parametrize("budget", [16, 64, 1000])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from salf.engine.label_tree import LabelTree, preferences
+from salf.engine.rules import LabelTree, preferences
 
 WORDS = {
     "very negative": [7, 1],

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from salf.engine.answers import Reader
-from salf.engine.batches import Candidate, Example
-from salf.engine.candidates import CandidateRule
+from salf.engine.batches import Candidate, Example, Split
 from salf.engine.models.adapter import open_model
+from salf.engine.rules import CandidateRule
 from salf.engine.runtime import choose_runtime
 from salf.errors import UserError
 from salf.settings import Device
@@ -84,7 +84,7 @@ def ours(folder, score):
         right = candidates[row["answer"]]
         examples.append(Example("", None, "", right.text, tuple(prompt), right.ids, candidates))
     reader = Reader(open_model(folder, runtime.device), runtime, CandidateRule(score), 256)
-    return np.array([answer.correct for answer in reader.read(examples, 0)], float)
+    return np.array([answer.correct for answer in reader.read(Split(examples, 0))], float)
 
 
 def test_scores_are_those_of_our_own_evaluation(project, monkeypatch):

@@ -10,13 +10,14 @@ from salf.engine.answers import Embeddings, training_logits
 from salf.engine.batches import Batch, Example
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.models.shards import group_by_unit, shard_hashes, write_index, write_unit
+from salf.engine.training.forms import Trainable
+from salf.engine.training.scope import scope_of
 from salf.errors import UserError
 from salf.families import family_of
+from salf.methods import method_of
 from salf.plan import FreezePlan
-from stages.finetune.methods import make_trainable
 from stages.finetune.save import Base, save_model
-from stages.finetune.scope import scope_of
-from tests.engine.training.tiny_training import SHARED, params, run, start_of
+from tests.engine.training.tiny_training import SHARED, params, run
 from tests.salf.test_plan import LAYERS, artifact, tiny
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -49,13 +50,14 @@ def trained_and_saved(tmp_path, examples, method, *, tied, boundary, first_n=2):
     base = write_base(tmp_path / "base", tied=tied)
     plan = FreezePlan.model_validate(artifact(boundary, tied=tied))
     settings = params(lisa_layers=1, lisa_steps=2)  # four steps: two draws
-    scope = scope_of(method, plan, settings, seed=5, first_n=first_n)
-    made = make_trainable(open_model(base, torch.device("cpu")), plan, scope, settings, seed=1, steps=4)
-    run(made, examples, start_of(made, examples), settings)
+    scope = scope_of(method_of(method), plan, settings, seed=5, first_n=first_n)
+    model = open_model(base, torch.device("cpu"))
+    made = Trainable.of(model, method_of(method), scope, settings, seed=1, steps=4)
+    run(made, examples, settings)
     folder = tmp_path / "tuned"
     folder.mkdir()
     rewritten = save_model(made, base, folder, Base(str(base)), None)
-    assert rewritten == scope.units(steps=4)
+    assert rewritten == made.units
     return base, folder, made, rewritten
 
 
@@ -100,11 +102,7 @@ def test_every_method_changes_the_shards_that_it_names_and_no_other(tmp_path, ex
     """By the files' hashes. The tied head goes with the embedding, one of its own with the final norm."""
     base, folder, made, rewritten = trained_and_saved(tmp_path, examples, method, tied=tied, boundary=3)
     assert sorted(changed_shards(base, folder)) == sorted(rewritten) == sorted(changed)
-    weights = {id(parameter): name for name, parameter in made.model.network.named_parameters()}
-    if made.adapters is None:
-        assert made.count == sum(parameter.numel() for parameter in made.parameters)
-        units = {made.model.family.unit_of(weights[id(parameter)], LAYERS) for parameter in made.parameters}
-        assert units == set(changed)
+    assert made.units == changed
 
 
 def test_the_first_layers_are_at_most_all_layers(tmp_path, examples):
@@ -116,7 +114,7 @@ def test_the_first_layers_are_at_most_all_layers(tmp_path, examples):
 @pytest.mark.parametrize(("boundary", "trained"), [(3, 1), (1, 3), (4, 1)])
 def test_the_reversed_freeze_trains_as_many_layers_as_the_plan_unless_told(boundary, trained):
     plan = FreezePlan.model_validate(artifact(boundary))
-    scope = scope_of("first-n", plan, params(), seed=1, first_n=None)
+    scope = scope_of(method_of("first-n"), plan, params(), seed=1, first_n=None)
     assert (scope.boundary, scope.layers) == (0, tuple(range(1, trained + 1)))
 
 
@@ -124,13 +122,13 @@ def test_the_reversed_freeze_trains_as_many_layers_as_the_plan_unless_told(bound
     ("method", "settings", "message"),
     [
         ("freeze-5", {}, "allowed: freeze-0 to freeze-4"),
-        ("none+lora", {}, "nothing is left to adapt"),
+        ("none+lora", {}, "the plan freezes all 4 layers, so lora has none"),
         ("lisa", {"lisa_layers": 5}, r"finetune\.lisa_layers = 5: the model has 4 layers"),
     ],
 )
 def test_a_method_that_the_model_has_no_layers_for_is_one_line(method, settings, message):
     with pytest.raises(UserError, match=message):
-        scope_of(method, FreezePlan.model_validate(artifact()), params(**settings), seed=1, first_n=1)
+        scope_of(method_of(method), FreezePlan.model_validate(artifact()), params(**settings), seed=1, first_n=1)
 
 
 @pytest.mark.parametrize("tied", [True, False])

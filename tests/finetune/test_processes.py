@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from salf.engine.training.draws import LayerDraws
 from salf.engine.training.processes import ALONE
+from salf.engine.training.scope import LayerDraws
 from tests.conftest import PROJECT
 from tests.engine.boundary_cache.tiny_task import Task
-from tests.engine.training.tiny_training import made_examples, params, run, start_of, trainable, weights
+from tests.engine.training.tiny_training import made_examples, params, run, trainable, weights
 
 OURS = "from stages.finetune.launch import launch; launch('tests.finetune.worker', sys.argv[1:], 2)"
 LAUNCHERS = {
@@ -46,7 +46,7 @@ def finish(process):
 
 def alone(settings, boundary=2, draws=None, **options):
     made, examples = trainable(boundary, draws=draws), made_examples()
-    return made, run(made, examples, start_of(made, examples), settings, **options)
+    return made, run(made, examples, settings, **options)
 
 
 def assert_as_one(folder, boundary=2, draws=None, **changes):

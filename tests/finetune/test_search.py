@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from salf.cost import ModelShape
-from salf.engine.answers import Reader
-from salf.engine.training.checkpoint import Training
+from salf.engine.batches import Split
+from salf.engine.training.job import Training
 from salf.engine.training.step import Stepper
+from salf.engine.training.workbench import Workbench
 from salf.errors import UserError
+from salf.methods import Method
 from salf.plan import FreezePlan
 from salf.records import CurvePoint
-from stages.finetune import search
-from stages.finetune.search import Bench, Candidate, best_of_grid
+from stages.finetune.search import Candidate, Search, best_of_grid
 from tests.engine.models.tiny import tiny_network
 from tests.engine.training.tiny_training import RUNTIME, SHARED, assert_equal_weights, made_examples, params
 from tests.own_plan import write_plan_and_base
@@ -29,20 +30,24 @@ def bench(tmp_path, hub_folder):
     write_plan_and_base(tmp_path, hub_folder)
 
     def make(rates):
-        return Bench(
-            base=tmp_path / "data/base",
+        split = Split(made_examples(), SHARED)
+        return Search(
+            bench=Workbench(
+                base=tmp_path / "data/base",
+                runtime=RUNTIME,
+                shape=ModelShape.from_config(tiny_network(tie_word_embeddings=True).config.to_dict()),
+                settings=params(epochs=1, warmup_share=0.0, schedule="constant", learning_rate={"full": rates}),
+            ),
             plan=FreezePlan.load(tmp_path / "data/plan/freeze_plan.json"),
-            method="full",
-            runtime=RUNTIME,
-            params=params(epochs=1, warmup_share=0.0, schedule="constant", learning_rate={"full": rates}),
+            method=Method("full"),
+            name="full",
+            seed=1,
             first_n=None,
-            shape=ModelShape.from_config(tiny_network(tie_word_embeddings=True).config.to_dict()),
-            training=made_examples(),
-            validation=made_examples(),
-            test=made_examples()[:5],
-            shared=SHARED,
+            training=split,
+            validation=split,
+            test=split.subset(range(5)),
+            rule=None,
             unfinished=tmp_path / "unfinished",
-            make_reader=lambda model: Reader(model, RUNTIME, None, batch_tokens=64),
         )
 
     return make
@@ -50,24 +55,24 @@ def bench(tmp_path, hub_folder):
 
 @pytest.mark.parametrize("rates", [[0.01, 0.0001, 0.001], [0.001, 0.01, 1.0]], ids=["an end", "inside"])
 def test_without_labels_the_lowest_validation_loss_wins_and_an_end_of_the_grid_is_told(bench, rates, capsys):
-    found = best_of_grid(bench(rates), seed=1)
+    found = best_of_grid(bench(rates))
     losses = {one.rate: one.validation_loss for one in found.grid}
     assert list(losses) == sorted(rates)
     assert found.best.rate == min(losses, key=losses.get) == 0.01
-    assert ("an end of the grid" in capsys.readouterr().out) == (max(rates) == 0.01)
+    assert ("edge of its grid" in capsys.readouterr().out) == (max(rates) == 0.01)
     assert found.best.training.curve[-1].validation_loss == min(losses.values())
 
 
 def test_every_rate_is_scored_on_the_test_split_which_decides_nothing(bench):
     """Each entry is that of a run at this rate alone, scored here by transformers itself."""
     made = bench([0.0001, 0.01, 0.001])
-    found = best_of_grid(made, seed=1)
+    found = best_of_grid(made)
     for entry in found.grid:
         alone = bench([entry.rate])
-        one = best_of_grid(replace(alone, unfinished=alone.unfinished / "alone"), seed=1)
+        one = best_of_grid(replace(alone, unfinished=alone.unfinished / "alone"))
         assert one.grid[0].model_fields_set == {"rate", "validation_loss", "validation_accuracy"}
         losses = []
-        for example in made.test:
+        for example in made.test.examples:
             ids = torch.tensor([[*example.prompt_ids, *example.answer_ids]])
             labels = ids.clone()
             labels[0, : len(example.prompt_ids)] = -100
@@ -76,23 +81,23 @@ def test_every_rate_is_scored_on_the_test_split_which_decides_nothing(bench):
         assert entry.validation_loss == one.grid[0].validation_loss
         assert entry.test_accuracy is None
         assert one.best.training.flops == found.best.training.flops
-    worse = replace(made, test=made.test[::-1], unfinished=made.unfinished / "other")
-    assert best_of_grid(worse, seed=1).best.rate == found.best.rate
+    worse = replace(made, test=made.test.subset([4, 3, 2, 1, 0]), unfinished=made.unfinished / "other")
+    assert best_of_grid(worse).best.rate == found.best.rate
 
 
 @pytest.mark.parametrize("rates", [[0.001, 0.01, 1.0], [0.001, 0.0010000001]], ids=["inside", "nearly equal"])
 def test_the_winner_is_read_back_with_the_weights_that_it_was_trained_to(bench, rates):
     made = bench(rates)
-    found = best_of_grid(made, seed=1)
+    found = best_of_grid(made)
     alone = bench([found.best.rate])
-    one = best_of_grid(replace(alone, unfinished=made.unfinished / "alone"), seed=1)
+    one = best_of_grid(replace(alone, unfinished=made.unfinished / "alone"))
     assert_equal_weights(found.best.trainable, one.best.trainable)
     assert found.best.training.curve == one.best.training.curve
 
 
 def test_a_grid_that_was_stopped_trains_no_rate_twice(bench, monkeypatch):
     made = bench([0.001, 0.01, 0.1])
-    whole = best_of_grid(replace(made, unfinished=made.unfinished / "whole"), seed=1)
+    whole = best_of_grid(replace(made, unfinished=made.unfinished / "whole"))
     steps, take = [], Stepper.take
 
     def stopping(self, parts, rate, number):
@@ -103,11 +108,11 @@ def test_a_grid_that_was_stopped_trains_no_rate_twice(bench, monkeypatch):
 
     monkeypatch.setattr(Stepper, "take", stopping)
     with pytest.raises(KeyboardInterrupt):
-        best_of_grid(made, seed=1)
+        best_of_grid(made)
     monkeypatch.setattr(
         Stepper, "take", lambda self, parts, rate, n: steps.append((rate, n)) or take(self, parts, rate, n)
     )
-    again = best_of_grid(made, seed=1)
+    again = best_of_grid(made)
     assert steps == [(rate, number) for rate in (0.001, 0.01, 0.1) for number in range(3)]
     assert again.grid == whole.grid
     assert_equal_weights(again.best.trainable, whole.best.trainable)
@@ -123,9 +128,9 @@ def test_a_grid_holds_one_network_at_a_time(bench, monkeypatch):
         opened.append(weakref.ref(model.network))
         return model
 
-    open_one = search._open
-    monkeypatch.setattr(search, "_open", opening)
-    best_of_grid(bench([0.001, 0.01, 1.0]), seed=1)  # the middle one wins: it is opened again
+    open_one = Workbench.open
+    monkeypatch.setattr(Workbench, "open", opening)
+    best_of_grid(bench([0.001, 0.01, 1.0]))  # the middle one wins: it is opened again
     assert alive == [0, 0, 0, 0]
 
 
@@ -133,19 +138,19 @@ def test_a_clear_difference_in_accuracy_decides_a_grid(bench, monkeypatch):
     """The loss falls from rate to rate; the third one's accuracy is clearly below the first one's."""
     stood = {0.001: (0.5, 0.80), 0.01: (0.45, 0.75), 0.1: (0.40, 0.5)}
 
-    def trained(_bench, _scope, _model, _states, _costs, rate, *_):
+    def trained(_search, _model, _states, rate, _epochs):
         loss, accuracy = stood[rate]
         curve = [CurvePoint.model_construct(validation_loss=loss, validation_accuracy=accuracy)]
-        return Candidate(rate, None, Training(curve=curve))
+        return Candidate(rate, None, Training.model_construct(curve=curve))
 
     monkeypatch.setattr("stages.finetune.search._train_one", trained)
-    found = best_of_grid(bench(list(stood)), seed=1)
+    found = best_of_grid(bench(list(stood)))
     assert found.best.rate == 0.01  # of twelve examples, so that one standard error is 12 points
     assert [one.validation_accuracy for one in found.grid] == [0.80, 0.75, 0.5]
 
 
 def test_a_rate_at_which_training_diverges_loses(bench, capsys):
-    found = best_of_grid(bench([0.001, DIVERGING]), seed=1)
+    found = best_of_grid(bench([0.001, DIVERGING]))
     assert found.best.rate == 0.001
     assert found.grid[1].rate == DIVERGING
     assert found.grid[1].model_fields_set == found.grid[0].model_fields_set
@@ -155,4 +160,4 @@ def test_a_rate_at_which_training_diverges_loses(bench, capsys):
 
 def test_where_all_rates_diverge_nothing_is_trained(bench):
     with pytest.raises(UserError, match=r"became nan at step .* with learning rate 2e\+38; lower"):
-        best_of_grid(bench([DIVERGING, 2 * DIVERGING]), seed=1)
+        best_of_grid(bench([DIVERGING, 2 * DIVERGING]))

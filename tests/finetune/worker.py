@@ -14,14 +14,14 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from salf.engine.boundary_cache.folder import CacheFolder, DiskRates
-from salf.engine.training.draws import LayerDraws
 from salf.engine.training.processes import Processes, joined
+from salf.engine.training.scope import LayerDraws
 from salf.engine.training.step import Stepper
 from salf.errors import UserError
 from stages.common.command import exit_code
 from stages.finetune.launch import end_with_launcher
 from tests.engine.boundary_cache.tiny_task import Task
-from tests.engine.training.tiny_training import made_examples, params, run, start_of, trainable, weights
+from tests.engine.training.tiny_training import made_examples, params, run, trainable, weights
 
 FAULT_AT_STEP = 3
 
@@ -42,7 +42,6 @@ def main(argv: list[str] | None = None) -> None:
         done = run(
             made,
             examples,
-            start_of(made, examples),
             params(**settings["params"]),
             checkpoint=checkpoint,
             processes=processes,

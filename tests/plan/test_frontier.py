@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 
-from salf.engine.batches import Batch, Example
-from salf.engine.training.costs import Costs
-from salf.engine.training.step import cut
+from salf.engine.batches import Batch, Example, Split
+from salf.engine.training.costs import Costs, cut
+from salf.engine.training.scope import Scope
 from salf.records import PreparedSizes, SplitSize
 from salf.workload import BoundaryFlops, cost_model
 from tests.salf.test_cost import llama
@@ -65,9 +65,9 @@ def test_what_a_plan_foresees_is_what_training_counts(boundary, packed, parts, r
     shape = replace(llama(tie_word_embeddings=True)[1], packed=packed)
     rows = [Example(f"{n}", None, "", "", tuple(range(9)), (11, 12)) for n in range(6)]
     sizes = PreparedSizes(splits={"train": SplitSize(rows=6, tokens=60, answer_tokens=12)}, shared_prefix_tokens=4)
-    costs = Costs(shape, boundary, "weights", 0, recompute=recompute)
+    costs = Costs(shape, Scope.above(boundary, shape.layers), recompute=recompute)
     batches = [[Batch.of(rows, part, 4) for part in cut(range(at, min(at + 4, 6)), parts)] for at in (0, 4)]
-    counted = costs.frozen(rows, 4) + EPOCHS * sum(costs.step(batch, 4) for batch in batches)
+    counted = costs.frozen(Split(rows, 4)) + EPOCHS * sum(costs.step(batch) for batch in batches)
     work = cost_model(sizes, EPOCHS, 4, parts=parts, packed=packed, recompute=recompute)
     assert BoundaryFlops.of(shape, work, boundary).cached(EPOCHS) == counted
 

@@ -11,13 +11,13 @@ SELECTORS = ("salf", "full", "none", "last-n", "random")
     ("name", "method", "boundary"),
     [
         ("full", Method("full"), 0),
-        ("lora", Method("full", lora=True), 0),
-        ("full+lora", Method("full", lora=True), 0),
+        ("lora", Method("full", ("lora",)), 0),
+        ("full+lora", Method("full", ("lora",)), 0),
         ("salf", Method("salf"), None),
-        ("last-n+lora", Method("last-n", lora=True), None),
+        ("last-n+lora", Method("last-n", ("lora",)), None),
         ("freeze-0", Method("freeze-0"), 0),
         ("freeze-17", Method("freeze-17"), 17),
-        ("freeze-8+lora", Method("freeze-8", lora=True), 8),
+        ("freeze-8+lora", Method("freeze-8", ("lora",)), 8),
         ("first-n", Method("first-n"), 0),
         ("lisa", Method("lisa"), 0),
     ],
@@ -38,7 +38,7 @@ def test_other_names_are_refused_with_the_allowed_forms(name):
 
 @pytest.mark.parametrize("name", ["first-n+lora", "lisa+lora"])
 def test_methods_that_train_weights_alone_take_no_adapters(name):
-    with pytest.raises(ValueError, match="trains weights, never adapters"):
+    with pytest.raises(ValueError, match="cannot be combined with lora: leave out"):
         checked(name, SELECTORS)
 
 

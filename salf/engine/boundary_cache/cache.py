@@ -12,8 +12,8 @@ from typing import Any, Final, Literal, Self
 import torch
 from torch import Tensor
 
-from salf.engine.answers import Embeddings, Start
-from salf.engine.batches import Example
+from salf.engine.answers import Embeddings
+from salf.engine.batches import Example, Start
 from salf.engine.boundary_cache.folder import (
     GIB,
     CacheFolder,

@@ -8,8 +8,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from salf.engine.answers import Embeddings, Start
-from salf.engine.batches import Batch, Example, inference_batches
+from salf.engine.answers import Embeddings
+from salf.engine.batches import Batch, Example, Start, inference_batches
 from salf.engine.models.adapter import CausalModel
 from salf.engine.models.walk import Beginning, behind, run, walk_beginning
 from salf.engine.progress import progress

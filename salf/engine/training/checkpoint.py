@@ -7,32 +7,14 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from pydantic import BaseModel
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from salf.engine.models.shards import write_tensors
+from salf.engine.training.job import Training
 from salf.files import replacing_file, sealed_file
-from salf.records import CurvePoint
 
 _ADAM: Final = ("exp_avg", "exp_avg_sq", "step")
-
-
-class Training(BaseModel):
-    """What a training run left behind.
-
-    Attributes:
-        curve: a point per validation.
-        steps: optimizer steps taken.
-        step_seconds: wall-clock of each step, validation left out.
-        losses: of the steps since the last validation.
-    """
-
-    curve: list[CurvePoint] = []
-    steps: int = 0
-    flops: int = 0
-    step_seconds: list[float] = []
-    losses: list[float] = []
 
 
 class Checkpoint:

@@ -1,7 +1,10 @@
-"""Counts the operations of training: what is computed, not what would have to be."""
+"""Counts the FLOPs of training: what is computed, not what would have to be."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
 
 from salf.cost import (
     ModelShape,
@@ -13,100 +16,157 @@ from salf.cost import (
     training_flops,
     weight_gradient_flops,
 )
-from salf.engine.batches import Batch, Example
+from salf.engine.batches import Batch, Split, training_batches
+from salf.engine.training.scope import Scope
+from salf.settings import Finetune
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Counts the operations of one pass over a batch.
+    """Counts the FLOPs of passes over batches and splits.
 
     The frozen layers' pass counts as if this run had computed it, whoever did: what a method costs does
     not depend on which run came first.
 
     Attributes:
-        rank: of the adapters, where there are any.
-        frozen_anew: the frozen layers run for every batch instead of once for all epochs.
-        recompute: the suffix's layers run a second time for back-propagation (gradient checkpointing).
-        own_head_frozen: a head with weights of its own does not train.
+        technique: how trained layers are counted.
+        rank: of adapters.
+        recompute: the trained layers run a second time for back-propagation (gradient checkpointing).
+        uncached: the frozen layers run for every batch instead of once for all epochs.
     """
 
     shape: ModelShape
-    boundary: int
-    technique: Technique
-    rank: int
-    frozen_anew: bool = False
+    scope: Scope
+    technique: Technique = "weights"
+    rank: int = 0
     recompute: bool = False
-    own_head_frozen: bool = False
+    uncached: bool = False
 
-    def step(self, parts: Sequence[Batch], shared: int, layers: Collection[int] | None = None) -> int:
-        """One optimizer step above the boundary; the shared beginning goes through once with every part.
+    def step(self, parts: Sequence[Batch], number: int = 0) -> int:
+        """Optimizer step ``number``, from 0, above the boundary; the shared prefix runs once with every part."""
+        return sum(self._pass(batch) - self._spared(batch, number) for batch in parts)
 
-        ``layers``: those that train, from 1, where back-propagation passes others on its way to the boundary.
-        """
-        return sum(self._pass(batch, shared) - self._spared(batch, shared, layers) for batch in parts)
+    def frozen(self, split: Split) -> int:
+        """The frozen layers before the first step: over all examples, or over the shared prefix alone."""
+        if self.uncached:
+            queries, attended = split.shared, split.shared * (split.shared + 1) // 2
+        else:
+            queries, attended, _, _ = self._whole(split)
+        return forward_flops(self.shape, self.scope.boundary, queries, attended)
 
-    def frozen(self, examples: Sequence[Example], shared: int) -> int:
-        """The frozen layers before the first step: over all examples, or over the shared beginning alone."""
-        if self.frozen_anew:
-            return forward_flops(self.shape, self.boundary, shared, shared * (shared + 1) // 2)
-        queries, attended, _, _ = self._whole(examples, shared)
-        return forward_flops(self.shape, self.boundary, queries, attended)
-
-    def reading(self, examples: Sequence[Example], shared: int) -> int:
-        """One look at the answers of all examples above the boundary, as validation takes it."""
-        queries, attended, positions, seen = self._whole(examples, shared)
+    def reading(self, split: Split) -> int:
+        """Reading all answers above the boundary once, as validation does."""
+        boundary = self.scope.boundary
+        queries, attended, positions, seen = self._whole(split)
         flops = 0
-        if self.shape.packed:  # the beginning is walked by itself, through all of the last layer too
-            square = shared * (shared + 1) // 2
-            flops += forward_flops(self.shape, self.shape.layers - self.boundary, shared, square)
-            queries, attended = queries - shared, attended - square
-        if self.frozen_anew:
-            flops += forward_flops(self.shape, self.boundary, queries, attended)
-        return flops + reading_flops(self.shape, self.boundary, queries, attended, positions, seen)
+        if self.shape.packed:  # the prefix is walked by itself, through all of the last layer too
+            square = split.shared * (split.shared + 1) // 2
+            flops += forward_flops(self.shape, self.shape.layers - boundary, split.shared, square)
+            queries, attended = queries - split.shared, attended - square
+        if self.uncached:
+            flops += forward_flops(self.shape, boundary, queries, attended)
+        return flops + reading_flops(self.shape, boundary, queries, attended, positions, seen)
 
-    def _whole(self, examples: Sequence[Example], shared: int) -> tuple[int, int, int, int]:
-        """The four sums of a pass over all examples, the beginning walked once; padded ones each by itself."""
-        together = [examples] if self.shape.packed else [[example] for example in examples]
-        batches = [Batch.of(some, range(len(some)), shared) for some in together]
-        rows = [(*_sums(self.shape, batch, shared), len(batch.targets), batch.seen(shared)) for batch in batches]
+    def _whole(self, split: Split) -> tuple[int, int, int, int]:
+        """The four sums of a pass over a split, the prefix walked once; padded examples each by itself."""
+        everything = range(len(split.examples))
+        batches = [split.batch(index) for index in ([everything] if self.shape.packed else [[i] for i in everything])]
+        rows = [(*_sums(self.shape, batch), len(batch.targets), batch.seen) for batch in batches]
         queries, attended, positions, seen = (sum(column) for column in zip(*rows, strict=True))
         return queries, attended, positions, seen
 
-    def _pass(self, batch: Batch, shared: int) -> int:
-        queries, attended = _sums(self.shape, batch, shared)
-        positions, seen = len(batch.targets), batch.seen(shared)
+    def _pass(self, batch: Batch) -> int:
+        queries, attended = _sums(self.shape, batch)
         flops = training_flops(
             self.shape,
-            self.boundary,
+            self.scope.boundary,
             queries,
             attended,
-            positions,
-            seen,
+            len(batch.targets),
+            batch.seen,
             method=self.technique,
             rank=self.rank,
             recompute=self.recompute,
         )
-        if self.frozen_anew:  # a packed beginning was walked before
-            own = (batch.ids.numel(), batch.attended(shared)) if self.shape.packed else (queries, attended)
-            flops += forward_flops(self.shape, self.boundary, *own)
+        if self.uncached:  # a packed prefix was walked before
+            own = (batch.ids.numel(), batch.attended) if self.shape.packed else (queries, attended)
+            flops += forward_flops(self.shape, self.scope.boundary, *own)
         return flops
 
-    def _spared(self, batch: Batch, shared: int, layers: Collection[int] | None) -> int:
+    def _spared(self, batch: Batch, number: int) -> int:
         """The gradients of weights above the boundary that do not train, and what dropout there would recompute."""
         depth, positions = self.shape.layers, len(batch.targets)
-        idle = set(range(self.boundary + 1, depth + 1)) - set(layers) if layers is not None else set()
-        queries, _ = _sums(self.shape, batch, shared)
+        idle = set(range(self.scope.boundary + 1, depth + 1)) - set(self.scope.layers_at(number))
+        queries, _ = _sums(self.shape, batch)
         counts = len(idle - {depth}), len(idle & {depth})
         spared = weight_gradient_flops(self.shape, *counts, queries, positions)
         if self.recompute and self.shape.layer.ends_in_map and self.shape.layer.drops:
             spared += last_map_flops(self.shape, *counts, queries, positions)
-        head = self.own_head_frozen and not self.shape.tied_head
-        return spared + head * head_forward_flops(self.shape, positions)
+        own_head_frozen = not self.scope.final and not self.shape.tied_head
+        return spared + own_head_frozen * head_forward_flops(self.shape, positions)
 
 
-def _sums(shape: ModelShape, batch: Batch, shared: int) -> tuple[int, int]:
-    """Tokens, and the keys that they see; a padded batch has a copy of the beginning in every row."""
+def _sums(shape: ModelShape, batch: Batch) -> tuple[int, int]:
+    """Tokens, and the keys that they see; a padded batch has a copy of the prefix in every row."""
+    shared = batch.shared
     if not shape.packed:
         rows, longest = len(batch.lengths), shared + max(batch.lengths)
         return rows * longest, rows * longest * (longest + 1) // 2
-    return batch.ids.numel() + shared, batch.attended(shared) + shared * (shared + 1) // 2
+    return batch.ids.numel() + shared, batch.attended + shared * (shared + 1) // 2
+
+
+def epoch_batches(split: Split, settings: Finetune, seed: int, processes: int = 1) -> Iterator[Iterator[list[Batch]]]:
+    """The parts of every batch of an epoch, epoch after epoch without end; take them in this order.
+
+    Args:
+        split: the training examples.
+        settings: batch size, and the number of parts that a process computes a batch in.
+        seed: of the order.
+        processes: how many train together.
+    """
+    rng = np.random.default_rng(seed)
+    while True:
+        indices = training_batches(split.lengths, settings.batch_size, rng)
+        yield ([split.batch(part) for part in cut(index, processes * settings.accumulate)] for index in indices)
+
+
+def cut(index: Sequence[int], parts: int) -> list[list[int]]:
+    """A batch's examples in at most so many parts, none empty; alike in size and, sorted by length, in tokens."""
+    return [list(index[part::parts]) for part in range(min(parts, len(index)))]
+
+
+def equal_compute_epochs(
+    full: Costs, costs: Costs, split: Split, settings: Finetune, seed: int, processes: int = 1
+) -> int:
+    """The most whole epochs that cost no more FLOPs than full fine-tuning's ``settings.epochs``.
+
+    Never fewer than those: a method that saves nothing (large adapters on all layers) is trained as long
+    as full fine-tuning is.
+
+    Args:
+        full: counts full fine-tuning.
+        costs: counts the method.
+        split: the training examples.
+        settings: the schedule.
+        seed: of the order of examples.
+        processes: how many train together.
+    """
+
+    def per_epoch(counted: Costs) -> Iterator[int]:
+        number = 0
+        for epoch in epoch_batches(split, settings, seed, processes):
+            total = 0
+            for parts in epoch:
+                total += counted.step(parts, number)
+                number += 1
+            yield total
+
+    allowed = sum(islice(per_epoch(full), settings.epochs))
+    spent = costs.frozen(split) if costs.scope.boundary else 0
+    epochs = 0
+    for cost in per_epoch(costs):
+        spent += cost
+        if spent > allowed:
+            break
+        epochs += 1
+    return max(epochs, settings.epochs)

@@ -2,163 +2,172 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import nn
 
 from salf.engine.answers import Reader
-from salf.engine.batches import Batch, Example, training_batches
+from salf.engine.batches import Split
 from salf.engine.progress import progress
-from salf.engine.runtime import Runtime
-from salf.engine.training.checkpoint import Checkpoint, Training
-from salf.engine.training.costs import Costs
-from salf.engine.training.processes import ALONE, Processes
-from salf.engine.training.step import Stepper, cut
-from salf.engine.training.trainable import Trainable
-from salf.engine.training.validation import Split, validate
+from salf.engine.training.checkpoint import Checkpoint
+from salf.engine.training.costs import epoch_batches
+from salf.engine.training.job import Job, Training
+from salf.engine.training.processes import Processes
+from salf.engine.training.step import Stepper
 from salf.errors import UserError
 from salf.records import CurvePoint
 from salf.settings import Finetune
+
+READ_TOKENS = 1024  # of a pass that reads the validation split
 
 
 class DivergedError(UserError):
     """The loss of a training is no longer a number."""
 
 
-def train(
-    trainable: Trainable,
-    runtime: Runtime,
-    training: Split,
-    validation: Split,
-    reader: Reader,
-    costs: Costs,
-    params: Finetune,
-    rate: float,
-    seed: int,
-    what: str,
-    checkpoint: Path | None = None,
-    processes: Processes = ALONE,
-    epochs: int | None = None,
-) -> Training:
-    """Train with AdamW at peak learning rate ``rate``; validate along the way, and at the end.
-
-    Args:
-        trainable: what trains.
-        runtime: device and precision.
-        training: what it learns from.
-        validation: what it is held against.
-        reader: scores the validation split.
-        costs: counts operations, of all processes.
-        params: the schedule; with 0 ``evaluations_per_epoch``, validation is read at the end alone.
-        rate: peak learning rate.
-        seed: of the order of examples.
-        what: the run's name, for messages.
-        checkpoint: where unfinished training is kept; a run that finds one there goes on from it.
-        processes: those that train together; each calls this function with the same arguments.
-        epochs: instead of those of ``params``, whose schedule and validations are stretched over them.
+def train(job: Job) -> Training:
+    """Train, validate along the way, and at the end.
 
     Raises:
         DivergedError: the loss is no longer a number; says at which step and what to try.
         ProcessLostError: another process is gone.
     """
-    done = Training(flops=costs.frozen(training.examples, training.start.shared) if costs.boundary else 0)
-    per_epoch = math.ceil(len(training.examples) / params.batch_size)
-    epochs = epochs or params.epochs
-    total = per_epoch * epochs
-    stepper = Stepper(trainable, runtime, training.start, params, seed, processes)
-    points = params.evaluations_per_epoch * params.epochs
-    marks = {round(total * n / points) for n in range(1, points + 1)}
-    kept = Checkpoint(
-        checkpoint, trainable.parameters, stepper.optimizer, 60 * params.checkpoint_minutes, writes=processes.main
-    )
-    done = kept.resume(done)
-    processes.agree(done.steps, "steps taken before")
-    if 0 < done.steps < total:
-        print(f"{what}: goes on from step {done.steps} of {total}", flush=True)
+    return _Run(job).to_the_end()
 
-    def check(loss: float, name: str) -> None:
+
+class _Run:
+    """A job at work."""
+
+    def __init__(self, job: Job) -> None:
+        self.clock = time.perf_counter()  # when the step at hand began
+        self.job, self.settings = job, job.settings
+        self.stepper = Stepper(job)
+        self.reader = Reader(job.trainable.model, job.runtime, job.rule, READ_TOKENS)
+        self.kept = Checkpoint(
+            job.checkpoint,
+            job.trainable.parameters,
+            self.stepper.optimizer,
+            60 * self.settings.checkpoint_minutes,
+            writes=job.processes.main,
+        )
+        frozen = job.costs.frozen(job.training) if job.costs.scope.boundary else 0
+        self.done = self.kept.resume(Training(flops=frozen))
+        self.per_epoch = math.ceil(len(job.training) / self.settings.batch_size)
+        self.total = self.per_epoch * (job.epochs or self.settings.epochs)
+        points = self.settings.evaluations_per_epoch * self.settings.epochs
+        self.marks = {round(self.total * n / points) for n in range(points + 1)} if points else set()
+
+    def to_the_end(self) -> Training:
+        """Take all steps that have not been taken."""
+        job, done = self.job, self.done
+        job.processes.agree(done.steps, "steps taken before")
+        if 0 < done.steps < self.total:
+            print(f"{job.name}: goes on from step {done.steps} of {self.total}", flush=True)
+        if done.steps == 0 and 0 in self.marks:
+            self._validate()
+        with progress(job.name, self.total, "steps") as advance:
+            if done.steps:
+                advance(done.steps, "taken up where it was left")
+            epochs = epoch_batches(job.training, self.settings, job.seed, job.processes.count)
+            for parts in islice(chain.from_iterable(epochs), done.steps, self.total):
+                rate = job.rate * rate_factor(done.steps, self.total, self.settings)
+                loss = self.stepper.take(parts, rate, done.steps)
+                done.flops += job.costs.step(parts, done.steps)
+                done.steps += 1
+                done.step_seconds.append(time.perf_counter() - self.clock)
+                self._check(loss, "loss")
+                done.recent_losses.append(loss)
+                if done.steps in self.marks or done.steps == self.total:
+                    self._validate()
+                advance(1, f"loss {loss:.3f}{self._validated()}")
+                self.kept.save_when_due(done)
+                self.clock = time.perf_counter()
+        return done
+
+    def _check(self, loss: float, name: str) -> None:
         if not math.isfinite(loss):
             raise DivergedError(
-                f"{what}: the {name} became {loss} at step {done.steps} of {total} with learning rate {rate:g}; "
-                "lower finetune.learning_rate for this method, or set device.dtype to float32"
+                f"{self.job.name}: the {name} became {loss} at step {self.done.steps} of {self.total} with learning "
+                f"rate {self.job.rate:g}; lower finetune.learning_rate for this method, or set device.dtype to float32"
             )
 
-    def add_point(epoch: float) -> None:
-        loss, accuracy = validate(reader, validation, processes)
+    def _validate(self) -> None:
+        """Add a point to the curve."""
+        done = self.done
+        began, read = time.perf_counter(), validate(self.reader, self.job.validation, self.job.processes)
         if done.steps:  # the last update may be what breaks the weights
-            check(loss, "validation loss")
+            self._check(read.loss, "validation loss")
+        done.validation_losses = read.losses
         done.curve.append(
             CurvePoint(
                 step=done.steps,
-                epoch=epoch,
+                epoch=done.steps / self.per_epoch,
                 flops=done.flops,
-                train_loss=float(np.mean(done.losses)) if done.losses else None,
-                validation_loss=loss,
-                validation_accuracy=accuracy,
+                train_loss=float(np.mean(done.recent_losses)) if done.recent_losses else None,
+                validation_loss=read.loss,
+                validation_accuracy=read.accuracy,
             )
         )
-        done.losses.clear()
+        done.recent_losses.clear()
+        self.clock += time.perf_counter() - began
 
-    if done.steps == 0 and points:
-        add_point(0.0)
-    with progress(what, total, "steps") as advance:
-        if done.steps:
-            advance(done.steps, "taken up where it was left")
-        batches = epoch_batches(training.examples, training.start.shared, params, seed, processes.count)
-        for parts in islice(chain.from_iterable(batches), done.steps, total):
-            began = time.perf_counter()
-            loss = stepper.take(parts, rate * rate_factor(done.steps, total, params), done.steps)
-            done.step_seconds.append(time.perf_counter() - began)
-            done.flops += costs.step(parts, training.start.shared, trainable.layers_at(done.steps))
-            done.steps += 1
-            check(loss, "loss")
-            done.losses.append(loss)
-            if done.steps in marks or done.steps == total:
-                add_point(done.steps / per_epoch)
-            advance(1, f"loss {loss:.3f}{_held(done)}")
-            kept.save_when_due(done)
-    return done
+    def _validated(self) -> str:
+        """The last validation, if there was one."""
+        if not self.done.curve:
+            return ""
+        point = self.done.curve[-1]
+        score = point.validation_accuracy
+        found = f"accuracy {score:.3f}" if score is not None else f"loss {point.validation_loss:.3f}"
+        return f", validation {found}"
 
 
-def _held(done: Training) -> str:
-    """How the model stood on the validation split when it was last read, if it was."""
-    if not done.curve:
-        return ""
-    point = done.curve[-1]
-    score = point.validation_accuracy
-    held = f"accuracy {score:.3f}" if score is not None else f"loss {point.validation_loss:.3f}"
-    return f", validation {held}"
-
-
-def rate_factor(step: int, total: int, params: Finetune) -> float:
+def rate_factor(step: int, total: int, settings: Finetune) -> float:
     """Learning rate at a step as a share of its peak: linear warm-up, then constant or a half cosine to 0."""
-    warmup = round(total * params.warmup_share)
+    warmup = round(total * settings.warmup_share)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    if params.schedule == "constant":
+    if settings.schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def epoch_batches(
-    examples: Sequence[Example], shared: int, params: Finetune, seed: int, processes: int
-) -> Iterator[Iterator[list[Batch]]]:
-    """The parts of every batch of an epoch, epoch after epoch without end; take them in this order.
+class Validated(NamedTuple):
+    """A split's results: every example's loss, nats per answer token; their mean; accuracy, if answers have a rule."""
 
-    Args:
-        examples: the training split.
-        shared: tokens of the beginning that all prompts share.
-        params: batch size, and parts that a process cuts a batch in.
-        seed: of the order.
-        processes: how many train together.
+    losses: list[float]
+    loss: float
+    accuracy: float | None
+
+
+def validate(reader: Reader, split: Split, processes: Processes) -> Validated:
+    """Read a split, by all processes together and without dropout.
+
+    Raises:
+        ProcessLostError: another process is gone.
     """
-    rng = np.random.default_rng(seed)
-    lengths = [len(example.inputs) - shared for example in examples]
-    while True:
-        indices = training_batches(lengths, params.batch_size, rng)
-        yield (
-            [Batch.of(examples, part, shared) for part in cut(index, processes * params.accumulate)]
-            for index in indices
-        )
+    chosen = list(processes.share(range(len(split))))
+    with _in_eval_mode(reader.model.network):
+        answers = reader.read(split.subset(chosen))
+    hits = [answer.correct or False for answer in answers]
+    # In float64, to which losses convert exactly; each sum is over one process's value and zeros.
+    table = torch.zeros(2, len(split), dtype=torch.float64)
+    table[:, chosen] = torch.tensor([[answer.loss for answer in answers], hits], dtype=torch.float64)
+    table = processes.add_up(table.to(reader.runtime.device))
+    loss, accuracy = table.mean(1).tolist()
+    return Validated(table[0].tolist(), loss, accuracy if reader.rule else None)
+
+
+@contextmanager
+def _in_eval_mode(network: nn.Module) -> Iterator[None]:
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -85,7 +85,7 @@ def _kind(method: str) -> str:
     """What methods of one colour have in common: all boundaries that were given by hand are of one kind."""
     named = method_of(method)
     scope = named.scope if frozen_by_name(named.scope) is None else "freeze"
-    return scope if not named.lora else "lora" if scope == "full" else f"{scope}-lora"
+    return "-".join((scope, *named.words)).removeprefix("full-")
 
 
 def light() -> str:

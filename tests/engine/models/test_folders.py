@@ -10,11 +10,14 @@ from transformers import AutoModelForCausalLM
 
 from salf.engine.models.adapter import open_model
 from salf.engine.models.shards import shard_hashes
-from salf.engine.training.trainable import Trainable
+from salf.engine.training.forms import Trainable
+from salf.engine.training.scope import Scope
 from salf.families import FAMILIES
+from salf.methods import Method
 from stages.base.__main__ import main as bring_base
+from stages.common.params import load_params
 from stages.finetune.save import Base, save_model
-from tests.conftest import write_params
+from tests.conftest import PROJECT, write_params
 from tests.engine.models.tiny import save_tiny
 
 CPU = torch.device("cpu")
@@ -57,13 +60,13 @@ def test_a_trained_suffix_is_saved_reloaded_and_writes(tmp_path, monkeypatch, hu
     model = open_model(base, CPU)
     torch.testing.assert_close(logits(model.network), logits(AutoModelForCausalLM.from_pretrained(source)))
 
-    trained = [*model.layers[BOUNDARY:].parameters(), *model.norm.parameters()]
+    scope = Scope.above(BOUNDARY, model.depth)
+    made = Trainable.of(model, Method("full"), scope, load_params(PROJECT / "params.yaml").finetune, seed=1, steps=1)
     with torch.no_grad():
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        for parameter in made.parameters:
             parameter.mul_(1.1)
     (tmp_path / "tuned").mkdir()
-    changed = save_model(Trainable(model, trained, BOUNDARY, None), base, tmp_path / "tuned", Base("base"), None)
+    changed = save_model(made, base, tmp_path / "tuned", Base("base"), None)
     assert [unit for unit in changed if unit != "final"] == ["layer-03", "layer-04"]
     before, after = shard_hashes(base), shard_hashes(tmp_path / "tuned")
     assert {name for name in after if after[name] == before[name]} >= {

@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from salf.cost import ModelShape, forward_flops
-from salf.engine.answers import Reader
 from salf.engine.boundary_cache.states import FrozenLayers, Layout
-from salf.engine.training import loop
+from salf.engine.training import costs
 from salf.engine.training.costs import Costs
-from salf.engine.training.loop import train
-from salf.engine.training.trainable import Trainable
-from salf.engine.training.validation import Split
+from salf.engine.training.forms import Trainable
+from salf.engine.training.scope import Scope
+from salf.methods import Method
 from stages.common.params import load_params
 from tests.conftest import PROJECT
 from tests.engine.boundary_cache.tiny_task import BATCH_TOKENS, BFLOAT16, SHARED, Task, make_model
+from tests.engine.training.tiny_training import run
 
 BOUNDARY = 2
 
@@ -31,18 +31,13 @@ def groups_of(task):
 def trained(task, mode):
     """A fresh model trained from the start that ``mode`` gives: its curve, its FLOPs and its weights."""
     task.model = make_model(tie_word_embeddings=True)
-    parameters = [*task.model.layers[BOUNDARY:].parameters(), *task.model.norm.parameters()]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    start = task.open(mode, BOUNDARY).start
-    shape = ModelShape.from_config(task.model.network.config.to_dict())
     changes = {"epochs": 2, "batch_size": 4, "evaluations_per_epoch": 1, "checkpoint_minutes": 60}
-    params = load_params(PROJECT / "params.yaml").finetune.model_copy(update=changes)
-    made = Trainable(task.model, parameters, BOUNDARY, None)
-    costs = Costs(shape, BOUNDARY, "weights", 8, frozen_anew=isinstance(start, FrozenLayers))
-    reader = Reader(task.model, task.runtime, None, BATCH_TOKENS)
-    split = Split(task.examples, start)
-    done = train(made, task.runtime, split, split, reader, costs, params, 0.01, 1, "test")
+    settings = load_params(PROJECT / "params.yaml").finetune.model_copy(update=changes)
+    scope, start = Scope.above(BOUNDARY, task.model.depth), task.open(mode, BOUNDARY).start
+    made = Trainable.of(task.model, Method("full"), scope, settings, seed=1, steps=1)
+    shape = ModelShape.from_config(task.model.network.config.to_dict())
+    counted = Costs(shape, scope, uncached=isinstance(start, FrozenLayers))
+    done = run(made, task.examples, settings, start, runtime=task.runtime, costs=counted)
     losses = [[point.train_loss, point.validation_loss] for point in done.curve]
     return losses, done.flops, {name: p.detach() for name, p in task.model.network.named_parameters()}
 
@@ -59,7 +54,7 @@ def test_memory_and_disk_train_the_very_same_weights(task):
 def test_without_a_cache_the_same_batches_train_the_very_same_weights(task, runtime, monkeypatch):
     """The batches are the groups of the frozen pass, so every product is the same."""
     task.runtime = runtime or task.runtime
-    monkeypatch.setattr(loop, "training_batches", lambda *_: iter(groups_of(task)))
+    monkeypatch.setattr(costs, "training_batches", lambda *_: iter(groups_of(task)))
     losses, _, weights = trained(task, "memory")
     others = trained(task, "off")
     assert losses == others[0]

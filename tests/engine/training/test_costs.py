@@ -8,12 +8,11 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from salf.engine.answers import Embeddings, Reader, training_logits
-from salf.engine.batches import Batch
+from salf.engine.batches import Batch, Split
 from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import CausalModel
-from salf.engine.training.costs import Costs
-from salf.engine.training.step import cut
-from salf.engine.training.trainable import train_mode
+from salf.engine.training.costs import Costs, cut
+from salf.engine.training.scope import Scope
 from salf.families import FAMILIES, family_of
 from salf.shape import ModelShape
 from tests.engine.models.tiny import tiny_network
@@ -38,14 +37,14 @@ def made(boundary, technique):
     return CausalModel(network, family_of("llama")), shape
 
 
-def without_attention(costs, parts, layers=None):
+def without_attention(costs, parts):
     """PyTorch does not count its fused attention on a CPU: neither do we here."""
-    total = costs.step(parts, SHARED, layers)
+    total = costs.step(parts)
     of_suffix, of_last = 3 + costs.recompute, 3 + costs.recompute
-    below, width = 4 - costs.boundary - 1, 4 * costs.shape.attention_width
-    for part in parts if costs.boundary < 4 else []:
-        attended = part.attended(SHARED) + SHARED * (SHARED + 1) // 2
-        total -= width * (of_suffix * below * attended + of_last * part.seen(SHARED))
+    below, width = 4 - costs.scope.boundary - 1, 4 * costs.shape.attention_width
+    for part in parts if costs.scope.boundary < 4 else []:
+        attended = part.attended + SHARED * (SHARED + 1) // 2
+        total -= width * (of_suffix * below * attended + of_last * part.seen)
     return total
 
 
@@ -64,7 +63,7 @@ def test_a_step_costs_what_pytorch_counts(technique, boundary, parts, recompute)
     with FlopCounterMode(display=False) as counter:
         for batch in batches:
             training_logits(model, start, batch, recompute=recompute).square().mean().backward()
-    costs = Costs(shape, boundary, technique, RANK, recompute=recompute)
+    costs = Costs(shape, Scope.above(boundary, 4), technique, RANK, recompute)
     assert counter.get_total_flops() == without_attention(costs, batches)
 
 
@@ -87,8 +86,8 @@ def test_frozen_layers_that_back_propagation_passes_spare_their_weights_gradient
     with FlopCounterMode(display=False) as counter:
         for batch in batches:
             training_logits(model, start, batch, recompute=recompute).square().mean().backward()
-    costs = Costs(shape, 0, "weights", RANK, recompute=recompute, own_head_frozen=not final)
-    assert counter.get_total_flops() == without_attention(costs, batches, layers)
+    costs = Costs(shape, Scope(4, 0, layers, final=final), recompute=recompute)
+    assert counter.get_total_flops() == without_attention(costs, batches)
 
 
 DROPOUT = {
@@ -114,7 +113,8 @@ def counted_with_dropout(kind, share, technique, layers):
         maps = {"target_modules": shape.adapted_maps, "fan_in_fan_out": kind in {"gpt2", "gpt_bigcode"}}
         get_peft_model(network, LoraConfig(r=RANK, **maps))
     model = CausalModel(network, family_of(kind))
-    train_mode(model, layers)
+    for number in layers:
+        model.layers[number - 1].train()
     if technique == "weights":
         for number, layer in enumerate(model.layers, 1):
             layer.requires_grad_(number in layers)
@@ -122,8 +122,8 @@ def counted_with_dropout(kind, share, technique, layers):
     start = Embeddings.behind(model, range(2, 2 + SHARED))
     with FlopCounterMode(display=False) as counter:
         training_logits(model, start, batches[0], recompute=True).square().mean().backward()
-    costs = Costs(shape, 0, technique, RANK, recompute=True)
-    ours = without_attention(costs, batches, layers) if shape.packed else costs.step(batches, SHARED, layers)
+    costs = Costs(shape, Scope(4, 0, layers), technique, RANK, recompute=True)
+    ours = without_attention(costs, batches) if shape.packed else costs.step(batches)
     return counter.get_total_flops(), ours, shape
 
 
@@ -157,10 +157,12 @@ def test_a_reading_costs_what_pytorch_counts(boundary):
     if boundary:
         start = cache_boundary(model, RUNTIME, examples, SHARED, boundary, batch_tokens=99)
     with FlopCounterMode(display=False) as counter:
-        Reader(model, RUNTIME, None, batch_tokens=99).read(examples, SHARED, start)
+        Reader(model, RUNTIME, None, batch_tokens=99).read(Split(examples, SHARED, start))
     whole, above = Batch.of(examples, range(len(examples)), SHARED), 4 - boundary
     # PyTorch does not count its fused attention on a CPU.
-    seen = above * SHARED * (SHARED + 1) // 2 + max(above - 1, 0) * whole.attended(SHARED)
-    seen += whole.seen(SHARED) if above else 0
-    expected = Costs(shape, boundary, "weights", 0).reading(examples, SHARED) - 4 * shape.attention_width * seen
+    seen = above * SHARED * (SHARED + 1) // 2 + max(above - 1, 0) * whole.attended
+    seen += whole.seen if above else 0
+    expected = (
+        Costs(shape, Scope.above(boundary, 4)).reading(Split(examples, SHARED)) - 4 * shape.attention_width * seen
+    )
     assert counter.get_total_flops() == expected

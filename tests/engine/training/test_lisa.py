@@ -1,26 +1,27 @@
 """Training with layers drawn anew, against a plain loop with an optimizer of its own for every draw."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 
 from salf.engine.batches import Batch, training_batches
-from salf.engine.training.draws import LayerDraws
-from salf.engine.training.step import Stepper
-from tests.engine.training.test_suffix import KilledError
+from salf.engine.training.scope import LayerDraws, Scope
 from tests.engine.training.tiny_training import (
-    RUNTIME,
     SHARED,
-    assert_equal_weights,
     made_examples,
     params,
     run,
-    start_of,
+    scope_above,
+    stepper_of,
     trainable,
     weights,
 )
 
 EXAMPLES = made_examples()
+MANY = LayerDraws(depth=12, layers=3, steps=5, seed=7)
 # Six steps in intervals of two; layer 3, then layer 2 twice: a layer that is drawn again begins again, two never train.
 DRAWS = LayerDraws(depth=4, layers=1, steps=2, seed=4)
 
@@ -63,7 +64,7 @@ def plain_loop(made, draws, settings):
 def test_training_is_that_of_a_plain_loop_with_a_new_optimizer_for_every_draw(tied):
     settings = params(schedule="constant", warmup_share=0.0)
     ours, plain = (trainable(0, tied=tied, draws=DRAWS) for _ in range(2))
-    run(ours, EXAMPLES, start_of(ours, EXAMPLES), settings)
+    run(ours, EXAMPLES, settings)
     plain_loop(plain, DRAWS, settings)
     for name, weight in weights(ours).items():
         torch.testing.assert_close(weight, weights(plain)[name], rtol=2e-3, atol=5e-4)
@@ -72,8 +73,8 @@ def test_training_is_that_of_a_plain_loop_with_a_new_optimizer_for_every_draw(ti
 def test_layers_that_no_step_draws_keep_their_bits_and_all_else_changes():
     made = trainable(0, draws=DRAWS)
     before = weights(made)
-    run(made, EXAMPLES, start_of(made, EXAMPLES), params())
-    never = {1, 2, 3, 4} - set(DRAWS.within(6))
+    run(made, EXAMPLES, params())
+    never = {1, 2, 3, 4} - set(scope_above(0, draws=DRAWS).layers_within(6))
     assert never
     kept = {f"model.layers.{layer - 1}." for layer in never}
     for name, weight in weights(made).items():
@@ -82,7 +83,7 @@ def test_layers_that_no_step_draws_keep_their_bits_and_all_else_changes():
 
 def test_the_optimizer_holds_state_for_what_trains_now_and_begins_each_interval_without_any_for_layers():
     made = trainable(0, draws=DRAWS)
-    stepper = Stepper(made, RUNTIME, start_of(made, EXAMPLES), params(), seed=1)
+    stepper = stepper_of(made, EXAMPLES, params())
     batch = Batch.of(EXAMPLES, range(4), SHARED)
     for step in range(6):
         stepper.take([batch], 0.01, step)
@@ -94,22 +95,30 @@ def test_the_optimizer_holds_state_for_what_trains_now_and_begins_each_interval_
         assert [layer.training for layer in made.model.layers] == [n in DRAWS.at(step) for n in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 5])
-def test_training_that_was_stopped_goes_on_to_the_very_same_weights(stop, tmp_path, monkeypatch):
-    settings = params(checkpoint_minutes=0)
-    whole, stopped, resumed = (trainable(0, draws=DRAWS, attention_dropout=0.2) for _ in range(3))
-    expected = run(whole, EXAMPLES, start_of(whole, EXAMPLES), settings)
-    kept, take = tmp_path / "checkpoint.safetensors", Stepper.take
+def test_an_interval_has_one_draw_of_distinct_layers():
+    for first in range(0, 100, 5):
+        (drawn,) = {MANY.at(step) for step in range(first, first + 5)}
+        assert len(set(drawn)) == 3
+        assert sorted(drawn) == list(drawn)
+        assert {1 <= layer <= 12 for layer in drawn} == {True}
+    assert [MANY.interval(step) for step in (0, 4, 5, 14)] == [0, 0, 1, 2]
 
-    def fatal(self, parts, rate, number):
-        if number == stop:
-            raise KilledError
-        return take(self, parts, rate, number)
 
-    monkeypatch.setattr(Stepper, "take", fatal)
-    with pytest.raises(KilledError):
-        run(stopped, EXAMPLES, start_of(stopped, EXAMPLES), settings, checkpoint=kept)
-    monkeypatch.setattr(Stepper, "take", take)
-    done = run(resumed, EXAMPLES, start_of(resumed, EXAMPLES), settings, checkpoint=kept)
-    assert done.curve == expected.curve
-    assert_equal_weights(whole, resumed)
+def test_every_layer_is_as_likely_as_any_other():
+    intervals = 2000
+    times = Counter(layer for n in range(intervals) for layer in MANY.at(5 * n))
+    low, high = binom.ppf([0.001, 0.999], intervals, 3 / 12)
+    assert set(times) == set(range(1, 13))
+    assert all(low <= count <= high for count in times.values())
+
+
+def test_a_draw_follows_from_seed_and_interval_alone():
+    same, other = LayerDraws(12, 3, 5, seed=7), LayerDraws(12, 3, 5, seed=8)
+    assert [same.at(step) for step in (50, 0, 25)] == [MANY.at(step) for step in (50, 0, 25)]
+    assert [other.at(5 * n) for n in range(10)] != [MANY.at(5 * n) for n in range(10)]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5, 6, 23])
+def test_the_layers_of_a_run_are_all_that_its_steps_train(steps):
+    scope = Scope(12, 0, tuple(range(1, 13)), draws=MANY)
+    assert scope.layers_within(steps) == tuple(sorted({layer for step in range(steps) for layer in MANY.at(step)}))

@@ -4,14 +4,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from salf.engine.answers import training_logits
-from salf.engine.batches import Batch
+from salf.engine.answers import start_of, training_logits
+from salf.engine.batches import Batch, Split
 from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import choose_runtime
-from salf.engine.training.step import Stepper, cut
-from salf.engine.training.trainable import Trainable
+from salf.engine.training.costs import cut
+from salf.engine.training.forms import Trainable
 from salf.families import family_of
+from salf.methods import Method
 from salf.settings import Device
 from tests.engine.training.tiny_training import (
     RUNTIME,
@@ -19,7 +20,8 @@ from tests.engine.training.tiny_training import (
     made_examples,
     params,
     run,
-    start_of,
+    scope_above,
+    stepper_of,
     trainable,
     weights,
 )
@@ -30,10 +32,9 @@ WHOLE = list(range(7))  # answers of one and of two tokens: a mean over parts is
 
 def gradients(made, parts, *, runtime=RUNTIME, start=None, **changes):
     """Loss and gradients that the stepper hands to AdamW, clipped to next to nothing else than themselves."""
-    start = start or start_of(made, EXAMPLES)
-    stepper = Stepper(made, runtime, start, params(clip_norm=1e9, **changes), seed=1)
+    stepper = stepper_of(made, EXAMPLES, params(clip_norm=1e9, **changes), start, runtime=runtime)
     seen = {}
-    stepper.optimizer.register_step_pre_hook(
+    stepper.optimizer.register_step_post_hook(
         lambda *_: seen.update({n: p.grad.clone() for n, p in made.model.network.named_parameters() if p.requires_grad})
     )
     loss = stepper.take([Batch.of(EXAMPLES, part, SHARED) for part in parts], 1e-9, 0)
@@ -101,7 +102,8 @@ def adapted(boundary):
     )
     adapters = get_peft_model(network, settings)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return Trainable(CausalModel(network, family_of("llama")), parameters, boundary, adapters)
+    model = CausalModel(network, family_of("llama"))
+    return Trainable(model, Method("full", ("lora",)), scope_above(boundary), adapters, parameters, [])
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -142,7 +144,7 @@ def test_recomputation_keeps_the_layers_inputs_and_little_else():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            training_logits(made.model, start_of(made, EXAMPLES), batch, recompute=recompute)
+            training_logits(made.model, start_of(Split(EXAMPLES, SHARED), made.model), batch, recompute=recompute)
         of_weights = {parameter.data_ptr() for parameter in made.model.network.parameters()}
         held.append(sum(size for place, size in sizes.items() if place not in of_weights))
     assert held[1] < held[0] / 5
@@ -164,8 +166,8 @@ def test_bfloat16_is_near_float32():
 def test_a_whole_run_in_parts_ends_with_the_weights_of_one_in_one_piece():
     """Stated tolerance: 2e-4 after six steps of AdamW at rate 0.01, which moves every weight by up to 0.06."""
     whole, parts = trainable(1), trainable(1)
-    one = run(whole, EXAMPLES, start_of(whole, EXAMPLES), params())
-    other = run(parts, EXAMPLES, start_of(parts, EXAMPLES), params(accumulate=3, gradient_checkpointing=True))
+    one = run(whole, EXAMPLES, params())
+    other = run(parts, EXAMPLES, params(accumulate=3, gradient_checkpointing=True))
     for mine, theirs in zip(one.curve, other.curve, strict=True):
         assert mine.validation_loss == pytest.approx(theirs.validation_loss, rel=1e-4)
     for name, weight in weights(whole).items():
@@ -175,7 +177,7 @@ def test_a_whole_run_in_parts_ends_with_the_weights_of_one_in_one_piece():
 def test_the_optimizer_holds_state_for_trained_tensors_alone_and_decays_no_norm():
     made = trainable(2)
     before = weights(made)
-    stepper = Stepper(made, RUNTIME, start_of(made, EXAMPLES), params(weight_decay=0.5), seed=1)
+    stepper = stepper_of(made, EXAMPLES, params(weight_decay=0.5))
     stepper.take([Batch.of(EXAMPLES, WHOLE, SHARED)], 0.01, 0)
     assert {id(p) for p in stepper.optimizer.state} == {id(p) for p in made.parameters}
     for group in stepper.optimizer.param_groups:
@@ -187,7 +189,7 @@ def test_the_optimizer_holds_state_for_trained_tensors_alone_and_decays_no_norm(
 def test_weight_decay_is_adamws_own():
     """Without a gradient (rate times decay is all that acts): matrices shrink by it, norms stay."""
     made = trainable(3)
-    stepper = Stepper(made, RUNTIME, start_of(made, EXAMPLES), params(weight_decay=0.5), seed=1)
+    stepper = stepper_of(made, EXAMPLES, params(weight_decay=0.5))
     before = weights(made)
     for parameter in made.parameters:
         parameter.grad = torch.zeros_like(parameter)

@@ -12,16 +12,17 @@ from salf.engine.batches import Batch, training_batches
 from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.walk import embed
 from salf.engine.training.loop import rate_factor
-from salf.engine.training.step import Stepper
+from salf.engine.training.scope import LayerDraws
 from salf.errors import UserError
 from tests.engine.training.tiny_training import (
     RUNTIME,
     SHARED,
+    KilledError,
     assert_equal_weights,
+    killed_at,
     made_examples,
     params,
     run,
-    start_of,
     trainable,
     weights,
 )
@@ -36,10 +37,9 @@ def examples():
 def test_cached_and_uncached_training_are_the_same(examples, boundary):
     cached = trainable(boundary)
     start = cache_boundary(cached.model, RUNTIME, examples, SHARED, boundary, 64)
-    ours = run(cached, examples, start, params())
+    ours = run(cached, examples, params(), start)
     uncached = trainable(boundary)
-    beginning = examples[0].prompt_ids[:SHARED]
-    theirs = run(uncached, examples, Embeddings.behind(uncached.model, beginning), params())
+    theirs = run(uncached, examples, params())
     for mine, other in zip(ours.curve, theirs.curve, strict=True):
         assert mine.validation_loss == pytest.approx(other.validation_loss, rel=1e-4)
     for name, weight in weights(cached).items():
@@ -51,7 +51,7 @@ def test_training_is_that_of_a_plain_loop_over_the_whole_model(examples, boundar
     """Hugging Face's forward with its own labels and masks, torch's AdamW and clipping, same batches."""
     settings = params(schedule="constant", warmup_share=0.0)
     ours = trainable(boundary)
-    run(ours, examples, Embeddings.behind(ours.model, examples[0].prompt_ids[:SHARED]), settings)
+    run(ours, examples, settings)
 
     plain = trainable(boundary)
     decayed = [p for p in plain.parameters if p.ndim >= 2]
@@ -80,7 +80,7 @@ def test_training_is_that_of_a_plain_loop_over_the_whole_model(examples, boundar
 def test_frozen_parameters_are_not_touched_and_get_no_gradient(examples):
     made = trainable(2)
     before = weights(made)
-    run(made, examples, Embeddings.behind(made.model, examples[0].prompt_ids[:SHARED]), params())
+    run(made, examples, params())
     chosen = {id(parameter) for parameter in made.parameters}
     for name, parameter in made.model.network.named_parameters():
         if id(parameter) in chosen:
@@ -96,7 +96,7 @@ def test_frozen_layers_build_no_graph(examples):
     batch = Batch.of(examples, [0, 1], SHARED)
     start = Embeddings.behind(made.model, examples[0].prompt_ids[:SHARED])
     assert not start.states(batch, joined=True).requires_grad
-    assert not embed(made.model, batch.ids, batch.positions(SHARED)).requires_grad
+    assert not embed(made.model, batch.ids, batch.positions).requires_grad
     assert training_logits(made.model, start, batch).requires_grad
 
 
@@ -104,17 +104,15 @@ def test_a_loss_that_is_no_number_stops_with_advice(examples):
     made = trainable(2)
     with torch.no_grad():
         made.model.norm.weight.fill_(math.nan)
-    start = Embeddings.behind(made.model, examples[0].prompt_ids[:SHARED])
     with pytest.raises(UserError, match=r"loss became nan at step 1 of 6 .* lower finetune\.learning_rate"):
-        run(made, examples, start, params())
+        run(made, examples, params())
 
 
 def test_a_last_update_that_breaks_the_weights_is_seen_by_the_validation_loss(examples):
     made = trainable(2)
-    start = Embeddings.behind(made.model, examples[0].prompt_ids[:SHARED])
     once = params(batch_size=len(examples), epochs=1, warmup_share=0.0, schedule="constant")
     with pytest.raises(UserError, match=r"the validation loss became nan at step 1 of 1 with learning rate 1e\+38"):
-        run(made, examples, start, once, rate=1e38)
+        run(made, examples, once, rate=1e38)
 
 
 def test_the_rate_warms_up_and_then_falls_or_stays():
@@ -131,60 +129,46 @@ def test_more_epochs_stretch_the_schedule_and_the_validations(examples):
     """Two epochs with three validations each, stretched over six: six epochs with one each."""
     stretched, plain = trainable(2), trainable(2)
     few = params(epochs=2, evaluations_per_epoch=3)
-    ours = run(stretched, examples, start_of(stretched, examples), few, epochs=6)
-    theirs = run(plain, examples, start_of(plain, examples), params(epochs=6, evaluations_per_epoch=1))
+    ours = run(stretched, examples, few, epochs=6)
+    theirs = run(plain, examples, params(epochs=6, evaluations_per_epoch=1))
     assert (ours.steps, ours.curve) == (theirs.steps, theirs.curve)
     assert [point.epoch for point in ours.curve] == list(range(7))
     assert_equal_weights(stretched, plain)
 
 
-class KilledError(Exception):
-    pass
-
-
-# Dropout on: what is dropped must not depend on when training was stopped.
 @pytest.mark.parametrize(
-    ("boundary", "stop", "changes"),
+    ("boundary", "stop", "draws", "changes"),
     [
-        (0, 1, {}),
-        (0, 5, {}),
-        (2, 1, {}),
-        (2, 2, {"accumulate": 2}),
-        (2, 5, {"accumulate": 3, "gradient_checkpointing": True}),
+        (0, 1, None, {}),
+        (0, 5, None, {}),
+        (2, 1, None, {}),
+        (2, 2, None, {"accumulate": 2}),
+        (2, 5, None, {"accumulate": 3, "gradient_checkpointing": True}),
+        *((0, stop, LayerDraws(depth=4, layers=1, steps=2, seed=4), {}) for stop in (1, 2, 3, 5)),
     ],
 )
 def test_training_that_was_stopped_goes_on_to_the_very_same_weights(
-    examples, boundary, stop, changes, tmp_path, monkeypatch
+    examples, boundary, stop, draws, changes, tmp_path, monkeypatch
 ):
-    settings = params(checkpoint_minutes=0, **changes)
-    whole, stopped, resumed = (trainable(boundary, attention_dropout=0.2) for _ in range(3))
-    expected = run(whole, examples, start_of(whole, examples), settings)
-
-    kept = tmp_path / "checkpoint.safetensors"
-    steps = []
-    take = Stepper.take
-
-    def fatal(*args):
-        if len(steps) == stop:
-            raise KilledError
-        steps.append(args)
-        return take(*args)
-
-    monkeypatch.setattr(Stepper, "take", fatal)
+    settings, kept = params(checkpoint_minutes=0, **changes), tmp_path / "checkpoint.safetensors"
+    whole, stopped, resumed = (trainable(boundary, draws=draws, attention_dropout=0.2) for _ in range(3))
+    expected = run(whole, examples, settings)
+    killed_at(monkeypatch, stop)
     with pytest.raises(KilledError):
-        run(stopped, examples, start_of(stopped, examples), settings, checkpoint=kept)
-    monkeypatch.setattr(Stepper, "take", lambda *args: steps.append(args) or take(*args))
+        run(stopped, examples, settings, checkpoint=kept)
+    monkeypatch.undo()
+    killed_at(monkeypatch, stop - 1)  # no step is taken twice
     torch.manual_seed(99)  # another process would not stand where this one stands
-    done = run(resumed, examples, start_of(resumed, examples), settings, checkpoint=kept)
-
-    assert len(steps) == expected.steps  # none was taken twice
+    done = run(resumed, examples, settings, checkpoint=kept)
     assert done.curve == expected.curve
+    assert len(done.step_seconds) == len(expected.step_seconds) == expected.steps
+    assert done.validation_losses == expected.validation_losses
     assert_equal_weights(whole, resumed)
 
 
 def test_dropout_is_for_training_steps_and_not_for_validation(examples):
     plain, dropping = trainable(2), trainable(2, attention_dropout=0.5)
-    without, with_dropout = (run(made, examples, start_of(made, examples), params()) for made in (plain, dropping))
+    without, with_dropout = (run(made, examples, params()) for made in (plain, dropping))
     assert with_dropout.curve[0] == without.curve[0]  # before the first step
     assert with_dropout.curve[-1].train_loss != without.curve[-1].train_loss
     assert [layer.training for layer in dropping.model.layers] == [False, False, True, True]  # as before
@@ -193,24 +177,11 @@ def test_dropout_is_for_training_steps_and_not_for_validation(examples):
 @pytest.fixture
 def stopped(examples, tmp_path, monkeypatch):
     """The checkpoints of a training that was killed after each of its first three steps, the newest last."""
-    take = Stepper.take
-
-    def fatal(self, parts, rate, number):
-        if number == 3:
-            raise KilledError
-        return take(self, parts, rate, number)
-
     made = trainable(2)
-    monkeypatch.setattr(Stepper, "take", fatal)
+    killed_at(monkeypatch, 3)
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # as if killed before the older file goes
     with pytest.raises(KilledError):
-        run(
-            made,
-            examples,
-            start_of(made, examples),
-            params(checkpoint_minutes=0),
-            checkpoint=tmp_path / "a.safetensors",
-        )
+        run(made, examples, params(checkpoint_minutes=0), checkpoint=tmp_path / "a.safetensors")
     monkeypatch.undo()
     return sorted(tmp_path.glob("a-*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
 
@@ -225,10 +196,10 @@ def test_a_damaged_checkpoint_is_told_and_training_goes_on_from_the_last_whole_o
         data[len(data) // 2] ^= 1  # inside a tensor
         file.write_bytes(bytes(data))
     whole, again = trainable(2), trainable(2)
-    run(whole, examples, start_of(whole, examples), params())
+    run(whole, examples, params())
     capsys.readouterr()
     kept = stopped[0].with_name("a.safetensors")
-    run(again, examples, start_of(again, examples), params(checkpoint_minutes=0), checkpoint=kept)
+    run(again, examples, params(checkpoint_minutes=0), checkpoint=kept)
     told = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[0] for line in told if "damaged" in line] == [
         str(file) for file in stopped[: -damaged - 1 : -1]

@@ -4,23 +4,29 @@ import numpy as np
 import torch
 
 from salf.cost import ModelShape
-from salf.engine.answers import Embeddings, Reader
-from salf.engine.batches import Example
+from salf.engine.batches import Example, Split
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import choose_runtime
 from salf.engine.training.costs import Costs
+from salf.engine.training.forms import Trainable
+from salf.engine.training.job import Job, Training
 from salf.engine.training.loop import train
-from salf.engine.training.processes import ALONE
-from salf.engine.training.trainable import Trainable
-from salf.engine.training.validation import Split
+from salf.engine.training.scope import LayerDraws, Scope
+from salf.engine.training.step import Stepper
 from salf.families import family_of
+from salf.methods import Method
 from salf.settings import Device, Finetune
 from stages.common.params import load_params
 from tests.conftest import PROJECT
 from tests.engine.models.tiny import tiny_network
 
 SHARED = 3
+DEPTH = 4
 RUNTIME = choose_runtime(Device(kind="cpu", dtype="float32"))
+
+
+class KilledError(Exception):
+    """In the place of a signal."""
 
 
 def params(**changes) -> Finetune:
@@ -37,37 +43,63 @@ def made_examples() -> list[Example]:
     return made
 
 
-def trainable(boundary, *, tied=True, draws=None, **overrides) -> Trainable:
-    """Frozen and unfrozen by hand: what the plan is to come to; ``draws``: of the layers, which train when."""
+def scope_above(boundary: int, **options: object) -> Scope:
+    return Scope(DEPTH, boundary, tuple(range(boundary + 1, DEPTH + 1)), **options)
+
+
+def trainable(boundary: int, *, tied: bool = True, draws: LayerDraws | None = None, **overrides) -> Trainable:
+    """A model made ready for its weights' training, and compared with what is to train, named by hand."""
     model = CausalModel(tiny_network(tie_word_embeddings=tied, **overrides), family_of("llama"))
-    model.network.requires_grad_(False)
-    model.layers[boundary:].train()
-    parameters = [*model.layers[boundary:].parameters(), *model.norm.parameters()]
-    if boundary == 0:
-        parameters.append(model.embedding.weight)
-    if not tied:
-        parameters.append(model.head.weight)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    return Trainable(model, parameters, boundary, None, draws=draws)
+    made = Trainable.of(model, Method("full"), scope_above(boundary, draws=draws), params(), seed=1, steps=10**3)
+    expected = [*model.layers[boundary:].parameters(), *model.norm.parameters()]
+    expected += [model.embedding.weight] * (boundary == 0) + [model.head.weight] * (not tied)
+    assert {*map(id, made.parameters)} == {id(p) for p in expected}
+    assert {id(p) for p in model.network.parameters() if p.requires_grad} == {*map(id, made.parameters)}
+    return made
 
 
-def start_of(made, examples):
-    return Embeddings.behind(made.model, examples[0].prompt_ids[:SHARED])
-
-
-def run(made, examples, start, settings, rate=0.01, checkpoint=None, processes=ALONE, runtime=RUNTIME, epochs=None):
+def job_of(made: Trainable, examples: list[Example], settings: Finetune, start=None, **changes) -> Job:
+    split = Split(examples, SHARED, start)
     shape = ModelShape.from_config(made.model.network.config.to_dict())
-    split = Split(examples, start)
-    reader = Reader(made.model, runtime, None, batch_tokens=64)
-    costs = Costs(shape, made.boundary, "weights", 8)
-    return train(made, runtime, split, split, reader, costs, settings, rate, 1, "test", checkpoint, processes, epochs)
+    facts = {
+        "name": "test",
+        "trainable": made,
+        "runtime": RUNTIME,
+        "training": split,
+        "validation": split,
+        "rule": None,
+        "costs": Costs(shape, made.scope),
+        "settings": settings,
+        "rate": 0.01,
+        "seed": 1,
+    }
+    return Job(**{**facts, **changes})
 
 
-def weights(made):
+def run(made: Trainable, examples: list[Example], settings: Finetune, start=None, **changes) -> Training:
+    return train(job_of(made, examples, settings, start, **changes))
+
+
+def stepper_of(made: Trainable, examples: list[Example], settings: Finetune, start=None, **changes) -> Stepper:
+    return Stepper(job_of(made, examples, settings, start, **changes))
+
+
+def killed_at(monkeypatch, step: int) -> None:
+    """Have training die before a step, whose number counts from 0."""
+    take = Stepper.take
+
+    def fatal(self, parts, rate, number):
+        if number == step:
+            raise KilledError
+        return take(self, parts, rate, number)
+
+    monkeypatch.setattr(Stepper, "take", fatal)
+
+
+def weights(made: Trainable) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in made.model.network.named_parameters()}
 
 
-def assert_equal_weights(left, right):
+def assert_equal_weights(left: Trainable, right: Trainable) -> None:
     for name, weight in weights(left).items():
         assert torch.equal(weights(right)[name], weight), name

@@ -1,0 +1,165 @@
+"""Forms: which numbers train, and how they enter the forward pass. A model with a form attached is ready to train."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from salf.engine.models.adapter import CausalModel
+from salf.engine.training.scope import Scope
+from salf.errors import UserError
+from salf.families import layer_unit
+from salf.files import read_json, write_json
+from salf.methods import Method
+from salf.parameters import trained_names
+from salf.settings import Finetune
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+class Form(Protocol):
+    """A form attached to a model; all parameters that are to train require gradients."""
+
+    def __init__(
+        self, model: CausalModel, scope: Scope, layers: Collection[int], settings: Finetune, seed: int
+    ) -> None:
+        """Attach to these layers, the ones of ``scope`` that train at some step; ``seed``: of random first values."""
+
+    def fold(self) -> set[str]:
+        """Fold what was added into the network's weights; return the names of the parameters that changed."""
+
+    def save(self, folder: Path, base: str, revision: str | None) -> None:
+        """Write what other tools read besides the folded weights; ``base`` and ``revision`` name the base model."""
+
+
+class Weights:
+    """The network's own weights."""
+
+    def __init__(
+        self, model: CausalModel, scope: Scope, layers: Collection[int], _settings: Finetune, _seed: int
+    ) -> None:
+        named = dict(model.network.named_parameters())
+        above = trained_names(named, model.family, scope.boundary, tied_head=model.tied_head)
+        units = {"embedding", *(layer_unit(layer, model.depth) for layer in layers), *["final"] * scope.final}
+        self.names = {name for name in above if model.family.unit_of(name, model.depth) in units}
+        for name, parameter in named.items():
+            parameter.requires_grad = name in self.names
+
+    def fold(self) -> set[str]:
+        """Nothing was added."""
+        return self.names
+
+    def save(self, folder: Path, base: str, revision: str | None) -> None:
+        """The folded weights are all there is."""
+
+
+class Lora:
+    """Low-rank adapters (PEFT) beside all linear maps of the layers; nothing else trains."""
+
+    def __init__(
+        self, model: CausalModel, _scope: Scope, layers: Collection[int], settings: Finetune, seed: int
+    ) -> None:
+        from peft import LoraConfig, get_peft_model  # a second's import that no other form needs
+
+        self.network = model.network
+        model.network.requires_grad_(False)
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            target_modules=_linear_maps(model.layers[0]),
+            layers_to_transform=[layer - 1 for layer in layers],
+            layers_pattern=model.family.layers.rsplit(".", 1)[-1],
+            task_type="CAUSAL_LM",
+            fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.layers[0].modules()),  # GPT-2's layout
+        )
+        try:
+            self.adapters: PeftModel = get_peft_model(model.network, config)
+        except ValueError as error:  # Mamba's output projection cannot be adapted
+            raise UserError(f"adapters do not fit this model: {' '.join(str(error).split())}") from None
+
+    def fold(self) -> set[str]:
+        """Add the adapters' products to the weights beside them."""
+        names = (name for name, _ in self.network.named_parameters())
+        changed = {
+            name.replace(".base_layer.", ".") for name in names if ".base_layer." in name and name.endswith("weight")
+        }
+        self.adapters.merge_and_unload()
+        return changed
+
+    def save(self, folder: Path, base: str, revision: str | None) -> None:
+        """Write PEFT's folder."""
+        self.adapters.save_pretrained(folder, save_embedding_layers=False)  # or PEFT asks the Hub for a vocabulary
+        file = folder / "adapter_config.json"
+        config = read_json(file)
+        config["target_modules"].sort()  # PEFT writes a set
+        write_json(file, {**config, "base_model_name_or_path": base, "revision": revision})
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A model made ready to train.
+
+    Attributes:
+        model: only ``parameters`` require gradients; where layers are drawn, some of them at a time.
+        parameters: for the optimizer, and nothing else for the optimizer.
+        units: the shards that they change, in the order of the model.
+    """
+
+    model: CausalModel
+    method: Method
+    scope: Scope
+    form: Form
+    parameters: list[nn.Parameter] = field(repr=False)
+    units: list[str]
+
+    @classmethod
+    def of(
+        cls, model: CausalModel, method: Method, scope: Scope, settings: Finetune, seed: int, steps: int
+    ) -> "Trainable":
+        """Freeze and unfreeze a model as a method says.
+
+        Args:
+            model: the model.
+            method: how to train it.
+            scope: what to train of it.
+            settings: of the form.
+            seed: of a form's random first values.
+            steps: of the whole run; layers that none of its draws contains stay frozen.
+
+        Raises:
+            UserError: the form does not fit the model.
+        """
+        layers = scope.layers_within(steps)
+        form = method.form.implementation()(model, scope, layers, settings, seed)
+        model.network.eval()  # dropout is for trained layers: frozen ones compute one fixed function
+        for number in layers:
+            model.layers[number - 1].train()
+        trained = {name: p for name, p in model.network.named_parameters() if p.requires_grad}
+        units = {model.family.unit_of(name, model.depth) for name in trained}
+        ordered = sorted(units, key=lambda unit: (unit != "embedding", unit == "final", unit))
+        return cls(model, method, scope, form, list(trained.values()), ordered)
+
+    @property
+    def count(self) -> int:
+        """Number of trained parameters."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    def let_train(self, layers: Collection[int]) -> None:
+        """Let these layers train and no other; what lies outside the layers stays as it is."""
+        for number, layer in enumerate(self.model.layers, 1):
+            layer.train(number in layers)
+            layer.requires_grad_(number in layers)
+            if number not in layers:
+                layer.zero_grad(set_to_none=True)
+
+
+def _linear_maps(layer: nn.Module) -> list[str]:
+    """Names of a decoder layer's linear maps: what adapters sit beside."""
+    linear = (nn.Linear, Conv1D)  # not a mixture's experts, which transformers keeps in one tensor of three dimensions
+    return sorted({name.rsplit(".", 1)[-1] for name, part in layer.named_modules() if isinstance(part, linear)})

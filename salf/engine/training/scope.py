@@ -1,0 +1,110 @@
+"""Which layers a method trains, and when.
+
+``plan`` decides boundaries; :mod:`salf.parameters` decides which parameters train above one. A scope says the rest.
+Most methods train everything above their boundary. Two do not:
+
+- ``first-n`` is a control. Embeddings and layers 1..n train, the rest is frozen. It trains few parameters and saves
+  almost nothing, because back-propagation passes through all layers.
+- ``lisa`` trains layers drawn at random: layerwise importance sampled AdamW (Pan et al. 2024, arXiv 2403.17919,
+  Algorithm 1). Embeddings and head train all the time. Every interval of steps has its own draw of layers, each as
+  likely as any other. Layers that end an interval lose AdamW's moments, as in the authors' experiments, which kept
+  those of embeddings and head alone (github.com/OptimalScale/LMFlow, issue 729 and the trainer there).
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from salf.errors import UserError
+from salf.methods import FIRST_N, LISA, Method
+from salf.plan import FreezePlan
+from salf.settings import Finetune
+
+
+@dataclass(frozen=True)
+class LayerDraws:
+    """Which layers train when; a draw follows from the seed and the interval's number alone.
+
+    Attributes:
+        depth: L, the number of layers to draw from.
+        layers: how many train at a time (the paper's gamma).
+        steps: optimizer steps of an interval (the paper's K).
+        seed: of the draws.
+    """
+
+    depth: int
+    layers: int
+    steps: int
+    seed: int
+
+    def interval(self, step: int) -> int:
+        """The number of a step's interval; both count from 0."""
+        return step // self.steps
+
+    def at(self, step: int) -> tuple[int, ...]:
+        """The layers of a step, from 1, ascending."""
+        rng = np.random.default_rng([abs(self.seed), self.interval(step)])
+        return tuple(sorted(int(layer) + 1 for layer in rng.choice(self.depth, self.layers, replace=False)))
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a method trains of a model.
+
+    Attributes:
+        depth: L.
+        boundary: layers 1..boundary and the embeddings are frozen; with 0 the embeddings may train.
+        layers: numbers, from 1, of the layers that may train.
+        final: the final norm may train, and a head with weights of its own.
+        draws: which of ``layers`` train at which step; ``None``: all of them.
+    """
+
+    depth: int
+    boundary: int
+    layers: tuple[int, ...]
+    final: bool = True
+    draws: LayerDraws | None = None
+
+    @classmethod
+    def above(cls, boundary: int, depth: int) -> Self:
+        """Everything above a boundary."""
+        return cls(depth, boundary, tuple(range(boundary + 1, depth + 1)))
+
+    def layers_at(self, step: int) -> tuple[int, ...]:
+        """The layers that train at a step, from 0."""
+        return self.draws.at(step) if self.draws else self.layers
+
+    def layers_within(self, steps: int) -> tuple[int, ...]:
+        """The layers that train at some step of a run."""
+        if self.draws is None:
+            return self.layers
+        return tuple(sorted({layer for step in range(0, steps, self.draws.steps) for layer in self.draws.at(step)}))
+
+
+def scope_of(method: Method, plan: FreezePlan, settings: Finetune, seed: int, first_n: int | None) -> Scope:
+    """The scope of a method for the planned model.
+
+    Args:
+        method: the method.
+        plan: gives the selectors' boundaries and the model's depth.
+        settings: ``lisa_layers`` and ``lisa_steps``.
+        seed: of the layers that ``lisa`` draws.
+        first_n: the number of layers that ``first-n`` trains, at most L; ``None``: as many as the plan trains.
+
+    Raises:
+        UserError: the plan has no such boundary, or leaves the method nothing to train; there are too few layers.
+    """
+    depth = plan.model.layers
+    if method.scope == FIRST_N:
+        trained = max(1, depth - plan.boundary) if first_n is None else min(first_n, depth)
+        return Scope(depth, 0, tuple(range(1, trained + 1)), final=False)
+    if method.scope == LISA:
+        if settings.lisa_layers > depth:
+            raise UserError(f"params.yaml: finetune.lisa_layers = {settings.lisa_layers}: the model has {depth} layers")
+        draws = LayerDraws(depth, settings.lisa_layers, settings.lisa_steps, seed)
+        return Scope(depth, 0, tuple(range(1, depth + 1)), draws=draws)
+    boundary = plan.boundary_of(method.scope)
+    if method.form.layers_alone and boundary == depth:
+        raise UserError(f"method {method.name}: the plan freezes all {depth} layers, so {method.form.name} has none")
+    return Scope.above(boundary, depth)

@@ -1,0 +1,80 @@
+"""Where trainings of one base model begin: opens the model, counts, and provides boundary states for all of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from salf.cost import ModelShape, Technique
+from salf.engine.batches import Split
+from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
+from salf.engine.boundary_cache.key import frozen_units
+from salf.engine.models.adapter import CausalModel, open_model
+from salf.engine.runtime import Runtime
+from salf.engine.training.costs import Costs
+from salf.engine.training.processes import ALONE, Processes
+from salf.engine.training.scope import Scope
+from salf.files import read_json
+from salf.settings import Finetune
+
+CACHE_BATCH_TOKENS: Final = 1024  # of a pass through the frozen layers
+
+Splits = Mapping[str, Split]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """What all trainings on one base model have in common.
+
+    Attributes:
+        base: the base model's folder.
+        settings: the schedule, and where boundary states may be cached.
+        processes: those that train together.
+    """
+
+    base: Path
+    runtime: Runtime
+    shape: ModelShape
+    settings: Finetune
+    processes: Processes = ALONE
+
+    def open(self, boundary: int) -> CausalModel:
+        """Open the base model to train above a boundary; nothing trains yet."""
+        return open_model(self.base, self.runtime.device, frozen=self.runtime.frozen(boundary))
+
+    def costs(self, scope: Scope, technique: Technique = "weights", *, uncached: bool = False) -> Costs:
+        """What counts a training's FLOPs; ``uncached``: the frozen layers run for every batch."""
+        recompute, rank = self.settings.gradient_checkpointing, self.settings.lora_rank
+        return Costs(self.shape, scope, technique, rank, recompute, uncached)
+
+    def open_states(
+        self, model: CausalModel, boundary: int, splits: Splits, passes: Mapping[str, int]
+    ) -> dict[str, Opened]:
+        """The boundary states of every split; prints where they are and why.
+
+        Args:
+            model: the base model.
+            boundary: layers 1..boundary are frozen; at least 1.
+            splits: by name.
+            passes: how often each of them is going to be read.
+        """
+        shared = next(iter(splits.values())).shared
+        cache = BoundaryCache(
+            CacheSettings.of(self.settings.cache, self.settings.cache_folder, self.settings.cache_gib),
+            model,
+            self.runtime,
+            frozen_units(read_json(self.base / "base.json")["shards"], boundary),
+            shared,
+            CACHE_BATCH_TOKENS,
+            self.processes if self.processes.count > 1 else None,
+        )
+        opened = {name: cache.open(split.examples, passes[name]) for name, split in splits.items()}
+        print_opened(boundary, opened)
+        return opened
+
+
+def begin_at(states: Mapping[str, Opened], splits: Splits, model: CausalModel) -> dict[str, Split]:
+    """The splits with their boundary states as starts; unchanged where there are none."""
+    if not states:
+        return dict(splits)
+    return {name: replace(split, start=states[name].start_for(model)) for name, split in splits.items()}
