@@ -13,7 +13,9 @@ from rich.table import Table
 from salf.files import code_hashes, digest_of, work_folder, write_json
 from salf.ledger import Machine
 from salf.settings import Device
-from stages.bench.measure import Plan, measure
+from stages.bench.contender import Kept
+from stages.bench.measure import Plan, measure, task_of
+from stages.bench.prefix import measure_prefix, print_prefix
 from stages.bench.processes import stage_names
 from stages.bench.workloads import EMBEDDED, SHAPES
 from stages.common.benchmark import Benchmark, ModelResult
@@ -31,19 +33,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure this project beside what people use, and write what came out."""
     args = _arguments(argv)
     device = BenchRoom.load().device
+    if args.only == "prefix":
+        _prefix(args, device)
+        return
     plan = _quick(args) if args.quick else _full(args)
+    out = args.out or Path("reports/benchmark.json")
     inputs = {
         "plan": repr(plan),
         "device": device.model_dump(),
         "machine": Machine.here().model_dump(),
         "code": code_hashes(),
     }
-    unfinished = work_folder(args.out, digest_of(inputs))
+    unfinished = work_folder(out, digest_of(inputs))
     benchmark = measure(plan, device, unfinished)
-    write_json(args.out, benchmark.model_dump(mode="json"))
+    write_json(out, benchmark.model_dump(mode="json"))
     shutil.rmtree(unfinished)
     print_benchmark(benchmark, Console())
-    print(f"benchmark: {args.out}; the report page shows it when it is made the next time: dvc repro -sf report")
+    print(f"benchmark: {out}; the report page shows it when it is made the next time: dvc repro -sf report")
+
+
+def _prefix(args: argparse.Namespace, device: Device) -> None:
+    out = args.out or Path("reports/prefix-benchmark.json")
+    name, repeats = (args.models or [EMBEDDED])[0], args.repeats or 3
+    inputs = {
+        "device": device.model_dump(),
+        "machine": Machine.here().model_dump(),
+        "code": code_hashes(),
+        "batch": args.batch_size,
+    }
+    unfinished = work_folder(out, digest_of(inputs))
+    task, _ = task_of(name, unfinished, args.batch_size, device)
+    found = measure_prefix(task, args.examples, repeats, Kept(unfinished / "measured.json"), unfinished)
+    write_json(out, found.model_dump(mode="json"))
+    shutil.rmtree(unfinished)
+    print_prefix(found, Console())
+    print(f"benchmark: {out}")
 
 
 def _full(args: argparse.Namespace) -> Plan:
@@ -88,13 +112,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="example: python -m stages.bench --quick --out reports/benchmark-quick.json",
     )
     names = [EMBEDDED, *SHAPES]
+    parser.add_argument("--only", choices=["prefix"], help="measure the cached prefix in a Trainer, and nothing else")
+    parser.add_argument("--examples", type=int, default=240, help="of --only prefix, per epoch (default: 240)")
     parser.add_argument("--quick", action="store_true", help="the short form: a small model, fewer points")
     parser.add_argument("--models", nargs="+", choices=names, help=f"default: {EMBEDDED} 12x1024 (quick: 6x384)")
     parser.add_argument("--batch-size", type=int, default=8, help="examples per batch, for all contenders (default: 8)")
     parser.add_argument("--repeats", type=int, help="rounds (default: 3; quick: 2)")
     parser.add_argument("--minutes", type=float, default=40, help="target duration of the full form (default: 40)")
     parser.add_argument(
-        "--out", type=Path, default=Path("reports/benchmark.json"), help="file to write (reports/benchmark.json)"
+        "--out", type=Path, help="file to write (default: reports/benchmark.json, or prefix-benchmark.json)"
     )
     return parser.parse_args(argv)
 

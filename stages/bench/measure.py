@@ -57,6 +57,14 @@ def measure(plan: Plan, device: Device, folder: Path) -> Benchmark:
     return _Run(plan, device, folder, Kept(folder / "measured.json")).benchmark()
 
 
+def task_of(name: str, folder: Path, batch_size: int, device: Device) -> tuple[Task, Prepared | None]:
+    """A workload by its name; the embedded one with its project folder. What has to be made goes into ``folder``."""
+    if name != EMBEDDED:
+        return random_task(name, SHAPES[name], folder / name, batch_size, device), None
+    prepared = embedded_task(folder / EMBEDDED)
+    return real_task(prepared.base, prepared.data, batch_size, device), prepared
+
+
 @dataclass(frozen=True)
 class _Run:
     plan: Plan
@@ -73,7 +81,7 @@ class _Run:
         bases = self._bases() if plan.bases else None
         models, deciding = [], None
         for name in plan.models:
-            task, prepared = self._task(name)
+            task, prepared = task_of(name, self.folder, plan.batch_size, self.device)
             model, tunes = self._model(task)
             models.append(model)
             if prepared is not None and DECIDING_EPOCHS in plan.epochs:
@@ -92,12 +100,6 @@ class _Run:
             notes=[*notes, *noise(models)],
             targets=targets(models, deciding, bases, startup, runtime.device.type),
         )
-
-    def _task(self, name: str) -> tuple[Task, Prepared | None]:
-        if name != EMBEDDED:
-            return random_task(name, SHAPES[name], self.folder / name, self.plan.batch_size, self.device), None
-        prepared = embedded_task(self.folder / EMBEDDED)
-        return real_task(prepared.base, prepared.data, self.plan.batch_size, self.device), prepared
 
     def _model(self, task: Task) -> tuple[ModelResult, FineTunes]:
         plan, layers = self.plan, task.layers

@@ -23,6 +23,8 @@ IGNORED: Final = -100  # a label that counts for nothing, by transformers' conve
 class HuggingFaceTrainer:
     """transformers' ``Trainer``: dynamic padding, batches of similar length, no evaluation, nothing saved."""
 
+    sampling = "group_by_length"
+
     def __init__(self, task: Task) -> None:
         self.task, self.params = task, load_params().finetune
         self.runtime = find_runtime(task.device)
@@ -36,13 +38,20 @@ class HuggingFaceTrainer:
         The clock starts when training does: setting the Trainer up would weigh more here than in a long run.
         """
         self.freeze(boundary)
-        rows = [labelled(example) for example in self.task.examples[:examples]]
+        return Lap(self.train(self.network, self.rows(examples), pad, epochs), [])
+
+    def rows(self, examples: int) -> list[dict[str, list[int]]]:
+        """The first so many examples, tokenised."""
+        return [labelled(example) for example in self.task.examples[:examples]]
+
+    def train(self, network: Any, rows: Any, collate: Any, epochs: int) -> list[float]:
+        """Train what requires gradients; seconds up to the end of each epoch."""
         clock = _Clock(self.device)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(self.network, self._arguments(folder, epochs), pad, train_dataset=rows, callbacks=[clock])
-            trainer.train()
+            arguments = self._arguments(folder, epochs)
+            Trainer(network, arguments, collate, train_dataset=rows, callbacks=[clock]).train()
         self.network.zero_grad(set_to_none=True)
-        return Lap([at - clock.began for at in clock.times], [])
+        return [at - clock.began for at in clock.times]
 
     def freeze(self, boundary: int) -> None:
         """Turn gradients off for embeddings and layers 1..boundary; boundary 0 freezes nothing."""
@@ -56,7 +65,7 @@ class HuggingFaceTrainer:
             output_dir=folder,
             num_train_epochs=epochs,
             per_device_train_batch_size=self.task.batch_size,
-            train_sampling_strategy="group_by_length",
+            train_sampling_strategy=self.sampling,
             learning_rate=RATE,
             lr_scheduler_type="cosine",
             weight_decay=self.params.weight_decay,

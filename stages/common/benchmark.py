@@ -198,6 +198,35 @@ class Benchmark(Record):
     targets: list[Target]
 
 
+class CachedPoint(Record):
+    """A Trainer over the public cached prefix, above one boundary for so many epochs.
+
+    Attributes:
+        seconds: the frozen layers' pass included.
+        prefix_share: that pass, of the seconds.
+        trainer_frozen, trainer_full: how many times as fast it is as the same Trainer without the cache, with the
+            same layers frozen and with nothing frozen.
+    """
+
+    boundary: Positive
+    epochs: Positive
+    seconds: Spread
+    prefix_share: Spread
+    trainer_frozen: Spread
+    trainer_full: Spread
+
+
+class PrefixBenchmark(Record):
+    """The content of ``reports/prefix-benchmark.json``."""
+
+    schema_version: Literal[1]
+    at: str
+    machine: dict[str, Any]
+    repeats: Positive
+    workload: Workload
+    points: list[CachedPoint]
+
+
 def read_benchmark(path: Path) -> Benchmark | None:
     """Read a benchmark; ``None`` for a file that is none of this version."""
     try:

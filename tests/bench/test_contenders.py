@@ -10,6 +10,7 @@ from salf.parameters import trained_names
 from stages.bench import others, ours
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer, labelled, pad
 from stages.bench.ours import BasisSolver, FineTuner, TraceMaker
+from stages.bench.prefix import PrefixTrainer
 from tests.bench.conftest import CPU
 from tests.conftest import PROJECT
 
@@ -44,6 +45,18 @@ def test_ours_and_the_trainer_change_the_same_weights(task, boundary, monkeypatc
     names = [name for name in before if not name.startswith("lm_head")]
     expected = set(trained_names(names, family_of("llama"), boundary, tied_head=True))
     assert {name for name in found[FineTuner] if not name.startswith("lm_head")} == expected
+
+
+def test_the_trainer_with_and_without_the_cached_prefix_makes_the_same_model(task, monkeypatch):
+    monkeypatch.setattr(others, "RATE", 0.01)
+    made = []
+    for cached in (False, True):
+        runner = PrefixTrainer(task)
+        lap = runner.run(boundary=2, epochs=2, examples=8, cached=cached)
+        assert len(lap.seconds) == 2 + cached  # the frozen layers' pass comes first
+        assert lap.seconds == sorted(lap.seconds)
+        made.append(weights(runner.network))
+    torch.testing.assert_close(*made, rtol=1e-3, atol=1e-4)
 
 
 def test_a_second_run_above_another_boundary_is_not_hindered_by_the_first(task, monkeypatch):

@@ -6,11 +6,12 @@ import pytest
 
 from salf.files import write_json
 from stages.bench import measure as module
+from stages.bench.__main__ import main
 from stages.bench.contender import Contender
 from stages.bench.measure import Plan, measure
-from stages.common.benchmark import read_benchmark
+from stages.common.benchmark import PrefixBenchmark, read_benchmark
 from tests.bench.conftest import CPU, SHAPE
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, write_params
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -56,3 +57,15 @@ def test_a_benchmark_is_complete_and_a_second_start_measures_nothing_again(tmp_p
     monkeypatch.setattr(module.processes, "_time", refuse)
     again = measure(plan, CPU, tmp_path)
     assert again.model_copy(update={"at": first.at}) == first
+
+
+def test_the_cached_prefix_is_measured_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, device__kind="cpu", device__dtype="float32")
+    (tmp_path / "reports").mkdir()
+    monkeypatch.setitem(module.SHAPES, "6x384", SHAPE)
+    main(["--only", "prefix", "--models", "6x384", "--examples", "8", "--batch-size", "4", "--repeats", "2"])
+    found = PrefixBenchmark.model_validate_json((tmp_path / "reports/prefix-benchmark.json").read_text())
+    assert [(p.boundary, p.epochs) for p in found.points] == [(b, e) for b in (2, 3) for e in (1, 3, 5)]
+    assert all(0 < p.prefix_share.low <= p.prefix_share.high < 1 for p in found.points)
+    assert not list((tmp_path / "reports/.work").glob("*"))

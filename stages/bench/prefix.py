@@ -1,0 +1,110 @@
+"""The public cached prefix (``salf.prefix_states``, ``salf.suffix``) in a Trainer, and the same Trainer without it."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import torch
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from salf.engine.prefix import collate_states, prefix_states
+from salf.engine.progress import progress
+from salf.engine.runtime import find_runtime, machine_facts
+from salf.engine.suffix import suffix
+from salf.ledger import Machine
+from stages.bench.contender import Contender, Kept, Lap, now
+from stages.bench.others import HuggingFaceTrainer
+from stages.bench.workloads import Task
+from stages.common.benchmark import CachedPoint, PrefixBenchmark, Spread
+
+EPOCHS: Final = (1, 3, 5)
+Run = tuple[int, bool]  # boundary; whether its states are cached
+
+
+class PrefixTrainer(HuggingFaceTrainer):
+    """The Trainer over boundary states, or over tokens with the same layers frozen."""
+
+    sampling = "random"  # grouping by length reads the lengths off tokens
+
+    def run(self, *, boundary: int, epochs: int, examples: int, cached: bool = False) -> Lap:
+        """Fine-tune; the clock of a cached run includes the pass of the frozen layers."""
+        if not cached:
+            return super().run(boundary=boundary, epochs=epochs, examples=examples)
+        began = now(self.device)
+        bf16 = self.runtime.dtype == torch.bfloat16
+        states = prefix_states(self.network, self.rows(examples), boundary, bf16=bf16)
+        above = suffix(self.network, boundary)
+        before = now(self.device) - began
+        laps = self.train(above, states, collate_states, epochs)
+        return Lap([before, *(before + lap for lap in laps)], [])
+
+
+def measure_prefix(task: Task, examples: int, repeats: int, kept: Kept, logs: Path) -> PrefixBenchmark:
+    """Fine-tune above half and three quarters of the depth, with and without the cache, in turn, round by round."""
+    examples = min(examples, len(task.examples))
+    boundaries = [task.layers // 2, task.layers * 3 // 4]
+    runs: list[Run] = [(0, False), *((boundary, cached) for boundary in boundaries for cached in (False, True))]
+    contenders = {
+        cached: Contender(PrefixTrainer, task, logs / f"prefix-{name}.log")
+        for cached, name in ((False, "recomputed"), (True, "cached"))
+    }
+    laps: dict[Run, list[list[float]]] = {run: [] for run in runs}
+    try:
+        with progress(f"cached prefix, {task.name}: {examples} examples", repeats * len(runs), "runs") as advance:
+            for round_ in range(repeats):
+                for boundary, cached in runs[:: -1 if round_ % 2 else 1]:
+                    ask = partial(contenders[cached].ask, boundary=boundary, cached=cached)
+                    contenders[cached].warm(boundary=boundary, cached=cached, epochs=1, examples=2 * task.batch_size)
+                    key = f"{task.name}: prefix, {boundary}, {cached}, {examples} examples, round {round_}"
+                    lap = kept.once(key, partial(ask, epochs=max(EPOCHS), examples=examples))
+                    laps[boundary, cached].append(lap["seconds"])
+                    advance(1, f"boundary {boundary}: {lap['seconds'][-1]:.1f} s")
+    finally:
+        for contender in contenders.values():
+            contender.stop()
+    runtime = find_runtime(task.device)
+    return PrefixBenchmark(
+        schema_version=1,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine={**Machine.here().model_dump(), **machine_facts(runtime)},
+        repeats=repeats,
+        workload=task.described(examples),
+        points=[_point(laps, boundary, epochs) for boundary in boundaries for epochs in EPOCHS],
+    )
+
+
+def _point(laps: dict[Run, list[list[float]]], boundary: int, epochs: int) -> CachedPoint:
+    ours, prefix = ([lap[at] for lap in laps[boundary, True]] for at in (epochs, 0))
+
+    def seconds(of: int) -> Sequence[float]:
+        return [lap[epochs - 1] for lap in laps[of, False]]
+
+    return CachedPoint(
+        boundary=boundary,
+        epochs=epochs,
+        seconds=Spread.of(ours),
+        prefix_share=Spread.of_ratios(prefix, ours),
+        trainer_frozen=Spread.of_ratios(seconds(boundary), ours),
+        trainer_full=Spread.of_ratios(seconds(0), ours),
+    )
+
+
+def print_prefix(benchmark: PrefixBenchmark, console: Console) -> None:
+    """Print how many times as fast the Trainer is with the cached prefix."""
+    work = benchmark.workload
+    title = f"{work.model}: {work.examples} examples of {work.mean_tokens:.0f} tokens, batches of {work.batch_size}"
+    caption = "Times as fast as the same Trainer run without the cache (same layers frozen; everything trained)."
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=SIMPLE)
+    for heading in ("boundary", "epochs", "seconds", "prefix pass", "frozen", "full"):
+        table.add_column(heading, justify="right")
+    for point in benchmark.points:
+        ratios = (
+            f"{one.median:.2f} ({one.low:.2f}–{one.high:.2f})" for one in (point.trainer_frozen, point.trainer_full)
+        )
+        share = f"{point.prefix_share.median:.0%}"
+        table.add_row(str(point.boundary), str(point.epochs), f"{point.seconds.median:.2f}", share, *ratios)
+    console.print(table)
