@@ -1,9 +1,8 @@
 """Verify the lineage of everything in the workspace, for schedules: a mismatch fails the run."""
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,14 @@ from typing import Any
 from prefect import State, flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.states import Completed
+from pydantic import ValidationError
 
 from flows.flow import exit_status, failed, refused, workspace
-from flows.workspace import Workspace, WorkspaceBusyError
+from flows.lineage.verify import Report
+from flows.workspace import Workspace
+from salf.errors import UserError
 
 TIMEOUT_SECONDS = 6 * 3600.0
-_MISMATCH = 1  # the verifier's exit status when something is not what it should be
 
 
 @flow(name="salf-audit", timeout_seconds=TIMEOUT_SECONDS)
@@ -31,7 +32,7 @@ def audit(project: Path = Path("."), wait: bool = False) -> State[Any]:
     try:
         with workspace(project, wait) as held:
             return _verify(held)
-    except WorkspaceBusyError as error:
+    except UserError as error:
         return refused(str(error))
 
 
@@ -41,41 +42,33 @@ def _verify(held: Workspace) -> State[Any]:
     here = {**held.environment, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     command = [sys.executable, "-m", "flows.lineage", "verify", "--json"]
     status = replace(held, environment=here).run(command, lines.append, TIMEOUT_SECONDS)
-    report = _report(lines)
-    if report is None or status not in (0, _MISMATCH):
-        for line in lines:
-            get_run_logger().error(line)
-        return failed(f"the verifier did not finish (status {status}): {lines[-1] if lines else 'it said nothing'}")
-    return _conclude(report)
-
-
-def _report(lines: Sequence[str]) -> Mapping[str, Any] | None:
-    """The verifier's JSON object; lines before it are warnings of libraries."""
     start = next((number for number, line in enumerate(lines) if line.startswith("{")), len(lines))
     try:
-        found = json.loads("\n".join(lines[start:]))
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) and isinstance(found.get("mismatches"), list) else None
+        return _conclude(Report.model_validate_json("\n".join(lines[start:])))  # before it are warnings of libraries
+    except ValidationError:
+        for line in lines:
+            get_run_logger().error(line)
+        return failed(f"the verifier did not finish (status {status}): {lines[-1] if lines else 'no output'}")
 
 
-def _conclude(report: Mapping[str, Any]) -> State[Any]:
-    mismatches = report["mismatches"]
-    checked = ", ".join(f"{number} {what}" for what, number in report.get("checked", {}).items())
-    rows = [{name: str(value) for name, value in mismatch.items()} for mismatch in mismatches]
+def _conclude(report: Report) -> State[Any]:
+    rows = [mismatch.model_dump() for mismatch in report.mismatches]
     create_table_artifact(table=rows, key="mismatches", description="What is not as it was recorded")
-    if not rows:
+    if report.ok:
+        checked = ", ".join(f"{number} {what}" for what, number in report.checked.items())
         line = f"everything is as it was recorded ({checked})"
-        if report.get("head"):  # noted down here, a later cut of the ledger can be proven (verify --head)
-            line += f"; the ledger's newest record is {report['head']['sha256']}"
-        create_markdown_artifact(markdown=line, key="audit", description="Outcome of the audit")
-        get_run_logger().info(line)
-        return Completed(message=line)
-    for row in rows:
-        get_run_logger().error(": ".join(row.values()))
-    line = f"{len(rows)} {'mismatch' if len(rows) == 1 else 'mismatches'}: {': '.join(rows[0].values())}"
+        if report.head:  # noted here, a later cut of the ledger can be proven (verify --head)
+            line += f"; the ledger's newest record is {report.head.sha256}"
+    else:
+        for mismatch in report.mismatches:
+            get_run_logger().error(str(mismatch))
+        count = f"{len(rows)} {'mismatch' if len(rows) == 1 else 'mismatches'}"
+        line = f"{count}: {report.mismatches[0]}"
     create_markdown_artifact(markdown=line, key="audit", description="Outcome of the audit")
-    return failed(line, "Mismatch")
+    if not report.ok:
+        return failed(line, "Mismatch")
+    get_run_logger().info(line)
+    return Completed(message=line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

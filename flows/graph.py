@@ -1,7 +1,7 @@
 """The graph of stages, read from DVC: ``dvc.yaml`` is the only place that knows it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,7 @@ import networkx as nx
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-
-class GraphError(Exception):
-    """``dvc.yaml`` cannot be read, or a name that the user gave is not in it."""
+from salf.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -24,35 +22,36 @@ class StageNode:
         description: the stage's ``desc``.
         upstream: names of the stages whose outputs it reads.
         outputs: paths that it writes, relative to the project.
-        metrics: the outputs among them that DVC calls metrics.
+        metrics: the outputs that DVC calls metrics.
         uncached: the outputs in the project that DVC does not keep in its cache.
         retries: how often it is tried again after a failure that may pass (``meta.retries``).
         timeout: seconds after which it is stopped (``meta.timeout``); ``None``: never.
     """
 
     name: str
-    description: str
-    upstream: tuple[str, ...]
-    outputs: tuple[str, ...]
-    metrics: tuple[str, ...]
-    uncached: tuple[str, ...]
-    retries: int
-    timeout: float | None
+    description: str = ""
+    upstream: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    uncached: tuple[str, ...] = ()
+    retries: int = 0
+    timeout: float | None = None
 
 
 def read_graph(project: Path) -> tuple[StageNode, ...]:
-    """Return the stages in an order in which every stage follows all that it reads.
-
-    Where the graph leaves the order open it is that of ``dvc.yaml``.
+    """Return the stages, each after all that it reads; where that leaves a choice, in the order of ``dvc.yaml``.
 
     Raises:
-        GraphError: the folder is no DVC project, or its ``dvc.yaml`` is not valid.
+        UserError: the folder is no DVC project, or its ``dvc.yaml`` is not valid.
     """
     try:
         with Repo(str(project)) as repo:
-            return _ordered(repo.index.graph)
+            graph = repo.index.graph  # its edges point from the reader to what it reads
+            position = {_address(stage): number for number, stage in enumerate(graph.nodes)}
+            order = nx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: position[_address(stage)])
+            return tuple(_node(stage, graph) for stage in order)
     except DvcException as error:
-        raise GraphError(" ".join(str(error).split())) from error
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def select(graph: Sequence[StageNode], targets: Sequence[str]) -> tuple[StageNode, ...]:
@@ -61,42 +60,31 @@ def select(graph: Sequence[StageNode], targets: Sequence[str]) -> tuple[StageNod
     A target is a stage's name, or the name before ``@`` for all items of a matrix.
 
     Raises:
-        GraphError: a target is not in the graph.
+        UserError: a target is not in the graph.
     """
     if not targets:
         return tuple(graph)
-    by_name = {node.name: node for node in graph}
-    wanted: set[str] = set()
-    waiting = sorted(matching(graph, targets))
-    while waiting:
-        name = waiting.pop()
-        if name not in wanted:
-            wanted.add(name)
-            waiting.extend(by_name[name].upstream)
+    wanted = set(matching(graph, targets))
+    for node in reversed(graph):
+        if node.name in wanted:
+            wanted.update(node.upstream)
     return tuple(node for node in graph if node.name in wanted)
 
 
 def matching(graph: Sequence[StageNode], names: Sequence[str]) -> frozenset[str]:
-    """Return the addresses that the given names stand for.
+    """Return the addresses of the given names.
 
     Raises:
-        GraphError: a name is not in the graph; lists what is.
+        UserError: a name is not in the graph; lists the names.
     """
     found: set[str] = set()
     for name in names:
         hits = {node.name for node in graph if name in (node.name, node.name.partition("@")[0])}
         if not hits:
             known = ", ".join(node.name for node in graph)
-            raise GraphError(f"no stage {name!r} in dvc.yaml; there are: {known}")
+            raise UserError(f"no stage {name!r} in dvc.yaml; there are: {known}")
         found |= hits
     return frozenset(found)
-
-
-def _ordered(graph: "nx.DiGraph[Any]") -> tuple[StageNode, ...]:
-    # DVC's edges point from the reader to what it reads.
-    position = {_address(stage): number for number, stage in enumerate(graph.nodes)}
-    order = nx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: position[_address(stage)])
-    return tuple(_node(stage, graph) for stage in order)
 
 
 def _address(stage: Any) -> str:
@@ -108,18 +96,15 @@ def _address(stage: Any) -> str:
 
 
 def _node(stage: Any, graph: "nx.DiGraph[Any]") -> StageNode:
-    meta: Mapping[str, Any] = stage.meta or {}
+    meta = stage.meta or {}
+    uncached = [out for out in stage.outs if not out.use_cache and out.is_in_repo]
     return StageNode(
         name=_address(stage),
         description=stage.desc or "",
         upstream=tuple(sorted(_address(parent) for parent in graph.successors(stage))),
         outputs=tuple(out.def_path for out in stage.outs),
         metrics=tuple(out.def_path for out in stage.outs if out.is_metric),
-        uncached=tuple(_in_project(out) for out in stage.outs if not out.use_cache and out.is_in_repo),
+        uncached=tuple(Path(os.path.relpath(out.fs_path, out.repo.root_dir)).as_posix() for out in uncached),
         retries=int(meta.get("retries", 0)),
         timeout=float(meta["timeout"]) if "timeout" in meta else None,
     )
-
-
-def _in_project(out: Any) -> str:
-    return Path(os.path.relpath(out.fs_path, out.repo.root_dir)).as_posix()

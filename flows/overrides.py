@@ -1,25 +1,35 @@
-"""Parameters of one run: set in ``params.yaml`` while it works, taken back when it ends."""
+"""Parameters of one run: set in ``params.yaml`` while it works, and removed when it ends."""
 
 import difflib
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-PARAMS_FILE = Path("params.yaml")
-_JOURNAL = Path(".dvc/tmp/flow-params.json")
-_TWO_SPELLINGS = {"data.balance"}  # a word, or true and false as in release 0.1.0: the stages check it
-_KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+from salf.errors import UserError
+from salf.files import replacing_file
+
+PARAMS_FILE: Final = Path("params.yaml")
+_JOURNAL: Final = Path(".dvc/tmp/flow-params.json")
+_TWO_SPELLINGS: Final = {"data.balance"}  # a word, or true and false as in release 0.1.0: the stages check it
+_KINDS: Final = {
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+    type(None): "null",
+}
 
 
-class OverrideError(Exception):
-    """An override that ``params.yaml`` has no place for; the text names the key and what is allowed."""
+class OverrideError(UserError):
+    """``params.yaml`` has no place for an override; the text names the key and what is allowed."""
 
 
 def parse(assignments: list[str]) -> dict[str, Any]:
@@ -33,10 +43,7 @@ def parse(assignments: list[str]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not (key and equals):
             raise OverrideError(f"{word!r}: expected key=value, for example finetune.epochs=3")
-        try:
-            overrides[key] = YAML(typ="safe", pure=True).load(value)
-        except YAMLError as error:
-            raise OverrideError(f"{key}: not valid YAML: {' '.join(str(error).split())}") from None
+        overrides[key] = _load(YAML(typ="safe", pure=True), value, key)
     return overrides
 
 
@@ -44,7 +51,7 @@ def parse(assignments: list[str]) -> dict[str, Any]:
 def overridden(project: Path, overrides: Mapping[str, Any]) -> Iterator[None]:
     """Hold ``params.yaml`` with the overrides in it.
 
-    The file's own bytes come back at the end, also by :func:`take_back` after a run that was killed.
+    The file's own bytes come back at the end; after a killed run :func:`take_back` restores them.
 
     Raises:
         OverrideError: a key is unknown, or a value of another kind than the one in the file.
@@ -55,7 +62,10 @@ def overridden(project: Path, overrides: Mapping[str, Any]) -> Iterator[None]:
     path = project / PARAMS_FILE
     if not path.exists():
         raise OverrideError(f"{PARAMS_FILE}: no such file, so no parameter can be overridden")
-    before = _read(path)
+    try:
+        before = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise OverrideError(f"{PARAMS_FILE}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     during = changed(before, overrides)
     _write(project / _JOURNAL, json.dumps({"before": before, "during": during}))
     _write(path, during)
@@ -66,12 +76,12 @@ def overridden(project: Path, overrides: Mapping[str, Any]) -> Iterator[None]:
 
 
 def take_back(project: Path) -> bool:
-    """Undo the overrides of a run that did not do so itself; says whether there were any.
+    """Remove the overrides of a run that did not do so itself, and return whether there were any.
 
-    A file that somebody has edited since is left as it is.
+    A file that somebody has edited since is left unchanged.
     """
     try:
-        journal = json.loads(_read(project / _JOURNAL))
+        journal = json.loads((project / _JOURNAL).read_bytes())
     except FileNotFoundError:
         return False
     path = project / PARAMS_FILE
@@ -85,8 +95,7 @@ def take_back(project: Path) -> bool:
 def changed(text: str, overrides: Mapping[str, Any]) -> str:
     """Return a parameter file's text with values replaced; comments and order stay.
 
-    The kind of a value is checked here, its range by the stages: each validates the whole file
-    before it does anything.
+    Only the kind of a value is checked here. The stages check its range: each validates the whole file first.
 
     Raises:
         OverrideError: see :func:`overridden`; every fault is named at once.
@@ -94,10 +103,7 @@ def changed(text: str, overrides: Mapping[str, Any]) -> str:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
-    try:
-        params = yaml.load(text)
-    except YAMLError as error:
-        raise OverrideError(f"{PARAMS_FILE}: not valid YAML: {' '.join(str(error).split())}") from None
+    params = _load(yaml, text, str(PARAMS_FILE))
     faults = [fault for key, value in overrides.items() if (fault := _set(params, key, value))]
     if faults:
         raise OverrideError("; ".join(faults))
@@ -106,60 +112,45 @@ def changed(text: str, overrides: Mapping[str, Any]) -> str:
     return target.getvalue()
 
 
+def _load(yaml: YAML, text: str, name: str) -> Any:
+    try:
+        return yaml.load(text)
+    except YAMLError as error:
+        raise OverrideError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
 def _set(params: Any, key: str, value: Any) -> str | None:
-    *groups, name = key.split(".")
+    """Set a value in its place; returns the fault if there is one."""
+    names = key.split(".")
     place = params
-    for group in groups:
-        if not isinstance(place, dict) or group not in place:
-            return _unknown(key, group, place)
-        place = place[group]
-    # Deeper than group.name stand mappings whose keys are the user's own (label words, learning rates).
-    if not isinstance(place, dict) or (name not in place and len(groups) < 2):
-        return _unknown(key, name, place)
-    fault = None if key in _TWO_SPELLINGS else _other_kind(place.get(name), value)
-    if fault:
-        return f"{key} = {value!r}: expected {fault}"
-    place[name] = value
+    for depth, name in enumerate(names):
+        last = depth == len(names) - 1
+        # Deeper than group.name are mappings whose keys are the user's own (label words, learning rates).
+        if not isinstance(place, dict) or (name not in place and not (last and depth >= 2)):
+            known = sorted(place) if isinstance(place, dict) else []
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known there: {', '.join(known) or 'nothing'}"
+            return f"{key}: unknown parameter; {hint}"
+        if last:
+            fault = None if key in _TWO_SPELLINGS else _other_kind(place.get(name), value)
+            if fault:
+                return f"{key} = {value!r}: expected {fault}"
+            place[name] = value
+        else:
+            place = place[name]
     return None
 
 
-def _unknown(key: str, name: str, place: Any) -> str:
-    known = sorted(place) if isinstance(place, dict) else []
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known there: {', '.join(known) or 'nothing'}"
-    return f"{key}: unknown parameter; {hint}"
-
-
 def _other_kind(present: Any, value: Any) -> str | None:
+    """The kind that is expected, where the value has another."""
     if present is None or value is None:
         return None
     if isinstance(value, list) and not isinstance(present, list | dict):  # a grid in place of one value
         return next((fault for item in value if (fault := _other_kind(present, item))), None)
-    if isinstance(present, list) and value and not isinstance(value, list | dict):
-        return _KINDS[list]
-    kinds = [next(kind for kind in _KINDS if isinstance(item, kind)) for item in (present, value)]
-    names = [_KINDS[kind] for kind in kinds]
-    return None if names[0] == names[1] else names[0]
-
-
-def _read(path: Path) -> str:
-    """A file's text with its own line ends.
-
-    Raises:
-        OverrideError: it is not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise OverrideError(f"{path.name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    expected, found = (next(_KINDS[kind] for kind in _KINDS if isinstance(item, kind)) for item in (present, value))
+    return None if expected == found else expected
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path = path.resolve()  # a link stays one
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    with replacing_file(path.resolve()) as aside:  # a link stays one
+        aside.write_bytes(text.encode())

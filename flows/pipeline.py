@@ -39,10 +39,9 @@ from flows.flow import (
     report,
     workspace,
 )
-from flows.graph import GraphError, StageNode, matching, read_graph, select
+from flows.graph import StageNode, matching, read_graph, select
 from flows.lineage import openlineage
-from flows.lineage.history import LockError
-from flows.lineage.ledger import LedgerError, record_stage
+from flows.lineage.ledger import record_stage
 from flows.overrides import OverrideError, overridden, parse
 from flows.processes import StoppedError
 from flows.stage_run import StageFailedError, StageRun, run_stage
@@ -58,8 +57,9 @@ from flows.summary import (
     share_done,
     stage_rows,
 )
-from flows.sweep import ExperimentError, check_names, save
-from flows.workspace import Workspace, WorkspaceBusyError
+from flows.sweep import check_names, save
+from flows.workspace import Workspace
+from salf.errors import UserError
 from salf.ledger import Start
 
 RETRY_SECONDS = 5.0  # before the second attempt; doubled before each further one
@@ -113,7 +113,7 @@ def pipeline(
                 save(experiment, [node.name for node in chosen], held)
                 get_run_logger().info("kept as the experiment %r", experiment)
             return state
-    except (GraphError, WorkspaceBusyError, OverrideError, ExperimentError) as error:
+    except UserError as error:
         return refused(str(error))
 
 
@@ -180,7 +180,7 @@ def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -
     try:
         record_stage(held.project, node.name, run.outcome.value, held.flow_run)
         openlineage.emit("COMPLETE", event, held.project, outcome=run.outcome.value)
-    except (LedgerError, LockError, OSError) as error:
+    except (UserError, OSError) as error:
         fault = StageFailedError(f"{node.name}: up to date, but not recorded: {error}", passing=False)
         return Failed(message=str(fault), data=fault)
     line = f"{run.outcome.value} in {duration(run.seconds)}"

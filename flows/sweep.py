@@ -36,12 +36,13 @@ from flows.flow import (
     report,
     workspace,
 )
-from flows.graph import GraphError, matching, read_graph
+from flows.graph import matching, read_graph
 from flows.overrides import PARAMS_FILE, OverrideError, changed, parse
 from flows.processes import StoppedError
 from flows.stage_run import DVC, keeping, last_fault
 from flows.summary import markdown_table, metric_rows
-from flows.workspace import Workspace, WorkspaceBusyError
+from flows.workspace import Workspace
+from salf.errors import UserError
 from salf.ledger import ledger_of
 
 # DVC writes configuration into an experiment's folder by ConfigObj, which encodes as ASCII by default: no experiment
@@ -65,10 +66,6 @@ exit status: 0 done, 1 a point failed, 2 the request was refused
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ /+.$%*@?|-]*")
 
 Grid = Annotated[dict[DottedName, Annotated[list[JsonValue], Field(min_length=1)]], Field(min_length=1)]
-
-
-class ExperimentError(Exception):
-    """The name cannot be used, or DVC refused to save; the text says why."""
 
 
 @flow(name="salf-sweep", task_runner=THREADS)
@@ -101,7 +98,7 @@ def sweep(
             stages = sorted(matching(read_graph(project), targets))
             check_names(list(points), held)
             return _run_all(points, stages, held, side_by_side_here(side_by_side))
-    except (ExperimentError, GraphError, OverrideError, WorkspaceBusyError) as error:
+    except UserError as error:
         return refused(str(error))
 
 
@@ -114,11 +111,11 @@ def check_names(names: Sequence[str], held: Workspace) -> None:
     """Refuse names of existing experiments, before hours of work.
 
     Raises:
-        ExperimentError: a name is taken.
+        UserError: a name is taken.
     """
     present = {line.strip() for line in _dvc(["list", "--all-commits", "--name-only"], held)}
     if taken := " ".join(name for name in names if name in present):
-        raise ExperimentError(f"an experiment of that name exists: choose another name, or: dvc exp remove {taken}")
+        raise UserError(f"an experiment of that name exists: choose another name, or: dvc exp remove {taken}")
 
 
 def save(name: str, stages: Sequence[str], held: Workspace) -> None:
@@ -127,7 +124,7 @@ def save(name: str, stages: Sequence[str], held: Workspace) -> None:
     Without the names DVC would write the present parameters into the lock of stages that did not run.
 
     Raises:
-        ExperimentError: DVC refused.
+        UserError: DVC refused.
     """
     _dvc(["save", "--name", name, *stages], held)
 
@@ -147,7 +144,7 @@ def _dvc(arguments: Sequence[str], held: Workspace) -> list[str]:
     lines: list[str] = []
     status = held.run([*DVC, "exp", *arguments], lines.append)
     if status != 0:
-        raise ExperimentError(f"experiment: {last_fault(lines) or f'DVC exited with {status}'}")
+        raise UserError(f"experiment: {last_fault(lines) or f'DVC exited with {status}'}")
     return lines
 
 

@@ -26,6 +26,7 @@ from flows.aside import put_back_left
 from flows.environment import WORKSPACE
 from flows.overrides import take_back
 from flows.processes import GRACE_SECONDS, run_streaming, stop_family
+from salf.errors import UserError
 
 LOCK_FILE: Final = Path(".dvc/tmp/flow.lock")  # git-ignored by DVC's own rules
 ENDING_SECONDS: Final = 2 * GRACE_SECONDS + 5  # the most that a killed run's guard takes to end its stages
@@ -33,7 +34,7 @@ _POLL_SECONDS: Final = 1.0
 _WRITING_SECONDS: Final = 0.5  # a living DVC has written its file by then
 
 
-class WorkspaceBusyError(Exception):
+class WorkspaceBusyError(UserError):
     """Another run holds the workspace; the text names it."""
 
 

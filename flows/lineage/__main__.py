@@ -10,12 +10,12 @@ from typing import Any
 
 from flows.lineage import show, why
 from flows.lineage.export import FORMATS, export
-from flows.lineage.history import LockError, RevisionError
+from flows.lineage.history import NotFoundError
 from flows.lineage.known import Universe
-from flows.lineage.ledger import Ledger, LedgerError, head, record_all
-from flows.lineage.project import Project, ProjectError, open_project
-from flows.lineage.results import ExportError
+from flows.lineage.ledger import Ledger, head, record_all
+from flows.lineage.project import Project, open_project
 from flows.lineage.verify import verify
+from salf.errors import UserError
 
 FINE, NOT_SO, BAD_USAGE = 0, 1, 2
 
@@ -46,10 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with open_project(arguments.project) as project:
             return int(arguments.run(project, arguments))
-    except (show.NotFoundError, RevisionError) as error:
-        return _fail(str(error), NOT_SO)
-    except (ExportError, LedgerError, LockError, ProjectError) as error:
-        return _fail(str(error), BAD_USAGE)
+    except UserError as error:
+        return _fail(str(error), NOT_SO if isinstance(error, NotFoundError) else BAD_USAGE)
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror}", BAD_USAGE)
 
@@ -104,9 +102,7 @@ def _why(project: Project, arguments: argparse.Namespace) -> int:
 
 def _verify(project: Project, arguments: argparse.Namespace) -> int:
     report = verify(project, arguments.head, arguments.whole_cache)
-    newest = head(project.ledger)
-    answer = report.as_json() | {"head": asdict(newest) if newest else None}
-    return _say(answer, report.text(), arguments, NOT_SO if report.mismatches else FINE)
+    return _say(report.model_dump(mode="json"), report.text(), arguments, FINE if report.ok else NOT_SO)
 
 
 def _diff(project: Project, arguments: argparse.Namespace) -> int:

@@ -9,7 +9,8 @@ from typing import Final
 from flows.lineage.history import LOCK_FILE, read_lock
 from flows.lineage.ledger import Ledger
 from flows.lineage.project import Project
-from flows.lineage.results import ExportError, Result, members, results
+from flows.lineage.results import Result, members, results
+from salf.errors import UserError
 from salf.files import replacing_file
 
 # The formats and their libraries are imported where they are asked for: together they take seconds.
@@ -34,12 +35,12 @@ def export(name: str, project: Project, out: Path | None = None, key: Path | Non
         key: a private key to sign with.
 
     Raises:
-        ExportError: the records or the workspace do not allow it.
+        UserError: the records or the workspace do not allow it.
         LedgerError: the ledger cannot be read.
         LockError: dvc.lock cannot be read.
     """
     if key is not None and name != "slsa":
-        raise ExportError(f"--key applies to slsa only, not to {name}")
+        raise UserError(f"--key applies to slsa only, not to {name}")
     return FORMATS[name](project, out, key)
 
 
@@ -65,7 +66,7 @@ def _export_openlineage(project: Project, out: Path | None, _key: Path | None) -
 
     found = openlineage.events(Ledger.read(project.ledger))
     if not found:
-        raise ExportError("no run is recorded: run the chain first (make run)")
+        raise UserError("no run is recorded: run the chain first (make run)")
     if out is None and openlineage.server():
         openlineage.post(found)
         return []
@@ -77,7 +78,7 @@ def _export_slsa(project: Project, out: Path | None, key: Path | None) -> list[P
 
     models = slsa.model_folders(_current(project), project.root)
     if not models:
-        raise ExportError("no stage has made a model folder yet")
+        raise UserError("no stage has made a model folder yet")
     written = []
     for result, model in models:
         folder = project.root / model.path
@@ -96,7 +97,7 @@ def _current(project: Project) -> list[Result]:
     changed = [path for path, artifact in members(found).items() if project.name_of(path) != artifact.md5]
     if changed:
         names = ", ".join(changed)
-        raise ExportError(f"the folder does not match dvc.lock ({names}): update it (dvc pull; dvc repro)")
+        raise UserError(f"the folder does not match dvc.lock ({names}): update it (dvc pull; dvc repro)")
     return found
 
 

@@ -9,18 +9,19 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from salf.errors import UserError
 from salf.files import git
 from salf.ledger import LockEntry
 
 LOCK_FILE = "dvc.lock"
 
 
-class LockError(Exception):
+class LockError(UserError):
     """A lock file cannot be read."""
 
 
-class RevisionError(Exception):
-    """A name is no commit, branch, tag or experiment."""
+class NotFoundError(UserError):
+    """Nothing that is known matches the request."""
 
 
 def read_lock(project: Path) -> dict[str, LockEntry]:
@@ -80,7 +81,7 @@ def resolve(project: Path, name: str) -> str:
     """Return the full commit hash of a commit, branch, tag or experiment.
 
     Raises:
-        RevisionError: there is no such thing; lists the experiments.
+        NotFoundError: there is no such thing; lists the experiments.
     """
     found = git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     if found is not None:
@@ -92,7 +93,7 @@ def resolve(project: Path, name: str) -> str:
     if name in experiments:
         return experiments[name]
     known = f"; experiments: {', '.join(sorted(experiments))}" if experiments else ""
-    raise RevisionError(f"no commit, branch, tag or experiment {name!r}{known}")
+    raise NotFoundError(f"no commit, branch, tag or experiment {name!r}{known}")
 
 
 def file_at(project: Path, commit: str, path: str) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from flows.lineage.history import LockError, read_lock
+from salf.errors import UserError
 from salf.ledger import End, Locked, LockEntry, Record, Start, append, head_of, ledger_of, parse
 
 RAN, RESTORED, CACHED, OBSERVED = "ran", "restored", "cached", "observed"
@@ -38,7 +39,7 @@ class Head:
     sha256: str
 
 
-class LedgerError(Exception):
+class LedgerError(UserError):
     """The ledger cannot be read."""
 
 

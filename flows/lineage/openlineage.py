@@ -34,7 +34,8 @@ from openlineage.client.transport.http import HttpConfig, HttpTransport
 
 from flows.lineage.history import read_lock
 from flows.lineage.ledger import Ledger
-from flows.lineage.results import Artifact, ExportError, artifacts, parameters
+from flows.lineage.results import Artifact, artifacts, parameters
+from salf.errors import UserError
 from salf.ledger import End, LockEntry, Start
 
 EVENTS: Final = Path("reports/lineage/openlineage.jsonl")
@@ -66,7 +67,7 @@ def emit(event_type: str, run: Start, project: Path, error: str | None = None, o
             post([event])
         else:
             _append([event], project / EVENTS)
-    except ExportError as fault:
+    except UserError as fault:
         _log.warning("OpenLineage event not delivered: %s", fault)
 
 
@@ -104,7 +105,7 @@ def post(found: Iterable[RunEvent]) -> None:
     """Send events to the configured server.
 
     Raises:
-        ExportError: it does not take them.
+        UserError: it does not take them.
     """
     settings: dict[str, Any] = {"url": server(), "endpoint": os.environ.get("OPENLINEAGE_ENDPOINT", "api/v1/lineage")}
     if key := os.environ.get("OPENLINEAGE_API_KEY"):
@@ -115,7 +116,7 @@ def post(found: Iterable[RunEvent]) -> None:
             transport.emit(event)
     except Exception as fault:  # the library passes on whatever its HTTP stack raises
         # The address may hold a password, and the fault's text the address.
-        raise ExportError(f"the server of {_URL} refused it ({type(fault).__name__})") from None
+        raise UserError(f"the server of {_URL} refused it ({type(fault).__name__})") from None
 
 
 def lines(found: Iterable[RunEvent]) -> str:
@@ -130,7 +131,7 @@ def _append(found: Iterable[RunEvent], file: Path) -> None:
             fcntl.flock(stream, fcntl.LOCK_EX)  # stages that run side by side write here
             stream.write(lines(found))
     except OSError as fault:
-        raise ExportError(f"{file.name}: {fault.strerror}") from fault
+        raise UserError(f"{file.name}: {fault.strerror}") from fault
 
 
 def _event(

@@ -17,13 +17,10 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from flows.lineage.history import plain
+from salf.errors import UserError
 from salf.ledger import LockedPath, LockEntry, ledger_of
 
 FOLDER: Final = ".dir"  # what DVC appends to the hash of a folder
-
-
-class ProjectError(Exception):
-    """The folder is no DVC project, or its ``dvc.yaml`` or parameters cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -131,13 +128,13 @@ def open_project(root: Path) -> Iterator[Project]:
     """Open the project at ``root``.
 
     Raises:
-        ProjectError: it is no DVC project, or its ``dvc.yaml`` is not valid.
+        UserError: it is no DVC project, or its ``dvc.yaml`` is not valid.
     """
     try:
         with Repo(str(root)) as repo:
             yield Project(repo)
     except DvcException as error:
-        raise ProjectError(" ".join(str(error).split())) from error
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def cache_path(cache: Path, name: str) -> Path:

@@ -13,11 +13,8 @@ import networkx as nx
 from flows.lineage.ledger import Ledger
 from flows.lineage.project import is_folder, overlap
 from flows.lineage.why import leaves
+from salf.errors import UserError
 from salf.ledger import End, Locked, LockedPath, LockEntry, Start
-
-
-class ExportError(Exception):
-    """The records cannot be exported; the text says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +96,10 @@ def results(ledger: Ledger, lock: Mapping[str, LockEntry]) -> list[Result]:
     """Return the result of every stage of ``dvc.lock``, each after all that it reads.
 
     Raises:
-        ExportError: dvc.lock names no stage, or has an entry that the ledger does not record.
+        UserError: dvc.lock names no stage, or has an entry that the ledger does not record.
     """
     if not lock:
-        raise ExportError("dvc.lock names no stage: run the chain first (make run)")
+        raise UserError("dvc.lock names no stage: run the chain first (make run)")
     found: list[Result] = []
     unknown = []
     for stage, entry in lock.items():
@@ -114,7 +111,7 @@ def results(ledger: Ledger, lock: Mapping[str, LockEntry]) -> list[Result]:
             found.append(Result(newest, ledger.starts.get(run), ledger.ends.get(run)))
     if unknown:
         names = ", ".join(unknown)
-        raise ExportError(f"dvc.lock has unrecorded entries of {names}; first run: python -m flows.lineage record")
+        raise UserError(f"dvc.lock has unrecorded entries of {names}; first run: python -m flows.lineage record")
     return _in_order(found)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
+from flows.lineage.history import NotFoundError
 from flows.lineage.known import Known, Universe
 from flows.lineage.ledger import RESTORED
 from flows.lineage.project import is_folder
@@ -19,10 +20,6 @@ _RUN_FACTS: Final = {
 _CODE: Final = {".py", ".j2", ".css", ".lock"}
 _SHORTEST_HASH: Final = 6
 _SHA256_LENGTH: Final = 64
-
-
-class NotFoundError(Exception):
-    """Nothing that is known matches the request."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # public, but in no __all__
 
-from flows.lineage.results import Artifact, ExportError, Result
+from flows.lineage.results import Artifact, Result
+from salf.errors import UserError
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
@@ -71,7 +72,7 @@ def envelope(document: dict[str, Any], key_file: Path) -> dict[str, Any]:
         key_file: the private key, unencrypted PEM (``openssl genpkey -algorithm ed25519``).
 
     Raises:
-        ExportError: the file is no such key.
+        UserError: the file is no such key.
     """
     sealed = Envelope(encode(document), PAYLOAD_TYPE, {})
     sealed.sign(CryptoSigner(_private_key(key_file)))
@@ -88,11 +89,11 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
-        raise ExportError(f"{path}: {error.strerror}; {hint}") from None
+        raise UserError(f"{path}: {error.strerror}; {hint}") from None
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise ExportError(f"{path}: not an unencrypted private key in PEM; {hint}") from None
+        raise UserError(f"{path}: not an unencrypted private key in PEM; {hint}") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise ExportError(f"{path}: not an Ed25519 key; {hint}")
+        raise UserError(f"{path}: not an Ed25519 key; {hint}")
     return key
 
 

@@ -7,9 +7,8 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -17,7 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from flows.lineage import history
 from flows.lineage.known import Universe
-from flows.lineage.ledger import Ledger, LedgerError, check_chain, holds
+from flows.lineage.ledger import Head, Ledger, LedgerError, check_chain, head, holds
 from flows.lineage.project import FOLDER, Hasher, Project, is_folder, overlap
 from flows.lineage.why import changes_since
 from salf.ledger import Locked, LockEntry, head_of
@@ -27,8 +26,7 @@ _WEIGHTS: Final = ".safetensors"
 _UNRECORDED: Final = "ran, and is not recorded yet: python -m flows.lineage record"
 
 
-@dataclass(frozen=True)
-class Mismatch:
+class Mismatch(BaseModel):
     """One thing that is not what it should be.
 
     Attributes:
@@ -45,28 +43,19 @@ class Mismatch:
         return f"{self.kind}: {self.where}: {self.text}"
 
 
-@dataclass
-class Report:
-    """What was checked and what was found.
+class Report(BaseModel):
+    """What is wrong, what is worth knowing and not wrong, how much was checked, and the ledger's newest record."""
 
-    Attributes:
-        mismatches: what is wrong.
-        notes: what is worth knowing and not wrong.
-        checked: numbers of the things that were checked.
-    """
-
-    mismatches: list[Mismatch] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    checked: Counter[str] = field(default_factory=Counter)
+    ok: bool = True
+    mismatches: list[Mismatch] = []
+    notes: list[str] = []
+    checked: Counter[str] = Counter()
+    head: Head | None = None
 
     def wrong(self, kind: str, where: str, text: str) -> None:
         """Add a mismatch."""
-        self.mismatches.append(Mismatch(kind, where, text))
-
-    def as_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        mismatches = [asdict(mismatch) for mismatch in self.mismatches]
-        return {"ok": not mismatches, "mismatches": mismatches, "notes": self.notes, "checked": self.checked}
+        self.ok = False
+        self.mismatches.append(Mismatch(kind=kind, where=where, text=text))
 
     def text(self) -> str:
         """The report for a reader."""
@@ -88,7 +77,7 @@ def verify(project: Project, pinned_head: str | None = None, whole_cache: bool =
         LockError: dvc.lock cannot be read at all.
         OSError: a file cannot be read.
     """
-    report = Report()
+    report = Report(head=head(project.ledger))
     universe = Universe(project, _check_ledger(project, pinned_head, report))
     # DVC leaves the entry of a stage in dvc.lock that dvc.yaml no longer has; its outputs may be thrown away.
     current = {stage: entry for stage, entry in universe.lock.items() if stage in project.stages}

@@ -9,8 +9,8 @@ from typing import Any
 from flows.lineage import history
 from flows.lineage.known import Universe
 from flows.lineage.ledger import Ledger
-from flows.lineage.project import Declared, Project, ProjectError, is_folder, overlap
-from flows.lineage.show import NotFoundError
+from flows.lineage.project import Declared, Project, is_folder, overlap
+from salf.errors import UserError
 from salf.ledger import LockEntry, Start
 
 HERE = "workspace"
@@ -48,7 +48,7 @@ def why(universe: Universe, stage: str) -> dict[str, Any]:
     """
     stages, ledger = universe.project.stages, universe.ledger
     if stage not in stages:
-        raise NotFoundError(f"no stage {stage!r} in dvc.yaml; there are: {', '.join(stages)}")
+        raise history.NotFoundError(f"no stage {stage!r} in dvc.yaml; there are: {', '.join(stages)}")
     last, newest = _last_run(ledger, stage), ledger.newest_start(stage)
     end = ledger.ends.get(newest.run) if newest else None
     return {
@@ -99,8 +99,8 @@ def diff(project: Project, old: str, new: str) -> dict[str, Any]:
     """Compare the freeze plans of two revisions (a commit, branch, tag, experiment or ``workspace``).
 
     Raises:
-        RevisionError: one of them does not exist.
-        ProjectError: a plan is no JSON.
+        NotFoundError: one of them does not exist.
+        UserError: a plan is no JSON.
     """
     commits = [None if name == HERE else history.resolve(project.root, name) for name in (old, new)]
     before, after = (_plans(project, commit) for commit in commits)
@@ -210,7 +210,7 @@ def _plans(project: Project, commit: str | None) -> dict[str, dict[str, Any]]:
             try:
                 found[place] = leaves(json.loads(content))
             except ValueError as error:
-                raise ProjectError(f"{place}: damaged JSON: {error}") from None
+                raise UserError(f"{place}: damaged JSON: {error}") from None
     return found
 
 

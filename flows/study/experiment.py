@@ -14,8 +14,9 @@ from flows.study.description import StudyError
 from flows.study.item import Item, asked, keep
 from flows.study.kept import first_seen, forget, read_kept
 from flows.study.progress import Progress
-from flows.sweep import RUN_APART, ExperimentError, check_names, words
+from flows.sweep import RUN_APART, check_names, words
 from flows.workspace import Workspace
+from salf.errors import UserError
 
 _AT_WORK: Final = ("Running stage '", "Stage '")  # DVC's lines when the workspace is as it was before it started
 
@@ -101,7 +102,7 @@ class _Starting:
 
 
 def _remove(name: str, held: Workspace) -> None:
-    with contextlib.suppress(ExperimentError):  # there is none
+    with contextlib.suppress(UserError):  # there is none
         check_names([name], held)
         return
     held.run([*DVC, "exp", "remove", name], lambda _line: None)

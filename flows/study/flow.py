@@ -16,7 +16,6 @@ from pydantic import Field
 from flows import environment as machine
 from flows.environment import with_threads
 from flows.flow import STOP_SECONDS, THREADS, SideBySide, failed, refused, workspace
-from flows.graph import GraphError
 from flows.processes import StoppedError, run_streaming
 from flows.study import harvest
 from flows.study.description import DESCRIPTION, StudyError, only, read_description
@@ -29,8 +28,8 @@ from flows.study.progress import Look, Progress
 from flows.study.settings import Places
 from flows.study.tables import Tables, sole_writer
 from flows.summary import duration
-from flows.sweep import ExperimentError
 from flows.workspace import Workspace, WorkspaceBusyError
+from salf.errors import UserError
 from salf.ledger import ledger_of
 
 
@@ -72,7 +71,7 @@ def study(
             desk = Desk(_recorded(held), progress, object_cache(project), keep)
             faults = _run_all(desk, budget_hours or wanted.budget_hours, machine.side_by_side(side_by_side))
             _analyse(desk, project / out)
-    except (StudyError, ExperimentError, GraphError, WorkspaceBusyError) as error:
+    except (StudyError, UserError, WorkspaceBusyError) as error:
         return refused(str(error))
     if faults:
         return failed(f"{len(faults)} experiments failed: {faults[0]}")
@@ -146,7 +145,7 @@ def _experiment(item: Item, desk: Desk, threads: int | None) -> Any:
         run_item(item, desk, with_threads(desk.held.environment, threads), logger.info)
     except StoppedError:
         return Cancelled(message=f"{item.words}: stopped with its flow")
-    except (StudyError, ExperimentError) as error:
+    except (StudyError, UserError) as error:
         return Failed(message=str(error))
     return Completed(name="Kept", message=item.words)
 

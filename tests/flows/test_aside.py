@@ -5,7 +5,7 @@ import pytest
 from flows.aside import FOLDER, keep_aside, let_go, put_back, put_back_left
 from flows.graph import StageNode
 
-NODE = StageNode("judge@a-1", "", (), (), (), ("scores.json", "drawn/pages"), 0, None)
+NODE = StageNode("judge@a-1", uncached=("scores.json", "drawn/pages"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from flows.graph import StageNode
 
 
 def node(name: str, *upstream: str) -> StageNode:
-    return StageNode(name, "", upstream, (), (), (), 0, None)
+    return StageNode(name, upstream=upstream)
 
 
 GRAPH = [

@@ -2,7 +2,8 @@ import networkx as nx
 import pytest
 from dvc.repo import Repo
 
-from flows.graph import GraphError, matching, read_graph, select
+from flows.graph import matching, read_graph, select
+from salf.errors import UserError
 
 
 def test_every_stage_follows_all_that_dvc_says_it_reads(toy):
@@ -36,17 +37,17 @@ def test_a_target_brings_what_it_reads_and_nothing_else(toy):
 
 
 def test_an_unknown_target_is_answered_with_what_there_is(toy):
-    with pytest.raises(GraphError, match=r"no stage 'trian'.*first, train@a\+b-1, train@c-1, judge"):
+    with pytest.raises(UserError, match=r"no stage 'trian'.*first, train@a\+b-1, train@c-1, judge"):
         matching(read_graph(toy.root), ["trian"])
 
 
 def test_a_broken_graph_is_one_line(toy):
     toy.configure(graph="stages: {first: {cmd: x, depz: [y]}}")
-    with pytest.raises(GraphError, match="validation failed") as fault:
+    with pytest.raises(UserError, match="validation failed") as fault:
         read_graph(toy.root)
     assert "\n" not in str(fault.value)
 
 
 def test_a_folder_without_a_project_is_said_so(tmp_path):
-    with pytest.raises(GraphError, match="not inside of a DVC repository"):
+    with pytest.raises(UserError, match="not inside of a DVC repository"):
         read_graph(tmp_path)

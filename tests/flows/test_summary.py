@@ -6,7 +6,7 @@ from flows.graph import StageNode
 from flows.stage_run import Outcome, StageRun
 from flows.summary import artifact_key, counts_line, duration, markdown_table, metric_rows, stage_rows
 
-GRAPH = [StageNode(name, f"does {name}", (), (), (), (), 0, None) for name in ("base", "trace", "fit")]
+GRAPH = [StageNode(name, f"does {name}") for name in ("base", "trace", "fit")]
 
 
 @pytest.mark.parametrize(
