@@ -54,7 +54,7 @@ def begin(argv: Sequence[str] | None = None) -> Run | None:
         **_code_state(Path.cwd()),
         flow_run=os.environ.get("SALF_FLOW_RUN"),
         flow_run_name=os.environ.get("SALF_FLOW_RUN_NAME"),
-        versions=_versions(),
+        versions=versions(),
         machine=Machine.here(),
         seed=_seed(arguments),
     )
@@ -141,7 +141,8 @@ def _hash_of(file: Path) -> str:
         return "absent"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on; what is not installed is left out."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

@@ -1,6 +1,6 @@
 """The field's harness (lm-eval) on model folders: what a model could do before it was fine-tuned, and after.
 
-Tasks are lm-eval's own by their names (it loads their data from the hub), or those of YAML files in a folder. lm-eval
+Tasks are lm-eval's own by their names (it loads their data from the Hub), or those of YAML files in a folder. lm-eval
 is an extra of its own (``harness`` in pyproject.toml); no stage needs it.
 """
 
@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
@@ -44,18 +43,14 @@ class Score:
     by_example: NDArray[np.float64] | None
 
     def entry(self, before: "Score") -> dict[str, float | int]:
-        """The value beside the base's, as it stands in the artifact.
-
-        The standard error of a difference is that of paired examples, which both models answered.
-        """
+        """The value and its difference from the base's, whose standard error is that of paired examples."""
         made: dict[str, float | int] = {"value": significant(self.value), "better": self.better}
         if self.by_example is not None:
-            made["standard_error"] = significant(_standard_error(self.by_example))
-        if self is before:
-            return made
-        made["minus_base"] = significant(self.value - before.value)
-        if self.by_example is not None and before.by_example is not None:
-            made["minus_base_standard_error"] = significant(_standard_error(self.by_example - before.by_example))
+            made["standard_error"] = _standard_error(self.by_example)
+        if self is not before:
+            made["minus_base"] = significant(self.value - before.value)
+            if self.by_example is not None and before.by_example is not None:
+                made["minus_base_standard_error"] = _standard_error(self.by_example - before.by_example)
         return made
 
 
@@ -71,106 +66,54 @@ def main(argv: Sequence[str] | None = None) -> None:
         if folder.name in folders:
             raise UserError(f"{folder}: another model is called {folder.name} too; results go by the folder's name")
         folders[folder.name] = require(folder, made_by="finetune")
-    harness = Harness(args.tasks, args.include, args.fewshot, args.limit, args.batch_size)
-    found = {name: harness.run(folder, runtime, args.base) for name, folder in folders.items()}
-    models = {
-        name: {
-            "weights_sha256": weights_digest(shard_hashes(folders[name])),
-            "tasks": {task: _entries(metrics, found[BASE][task]) for task, metrics in scores.items()},
-        }
-        for name, scores in found.items()
-    }
-    settings = {"fewshot": args.fewshot, "limit": args.limit, "dtype": runtime.dtype_name}
-    write_json(args.out, {"schema": 1, "lm_eval": harness.version, "settings": settings, "models": models})
-    Console().print(_table(models))
-
-
-class Harness:
-    """lm-eval with chosen tasks.
-
-    Attributes:
-        version: lm-eval's.
-    """
-
-    def __init__(
-        self, tasks: Sequence[str], include: Path | None, fewshot: int | None, limit: int | None, batch_size: int
-    ) -> None:
-        """Find the tasks.
-
-        Args:
-            tasks: their names.
-            include: a folder of further tasks.
-            fewshot: worked examples in front of each; ``None``: as many as the task says.
-            limit: most examples of each; ``None``: all.
-            batch_size: rows of a pass.
-
-        Raises:
-            UserError: lm-eval is not installed, or does not know a task.
-        """
-        self.version: str = _import().__version__
-        self.tasks, self.fewshot, self.limit, self.batch_size = list(tasks), fewshot, limit, batch_size
-        self._manager = self._find(str(include) if include else None)
-
-    def _find(self, include: str | None) -> Any:
-        from lm_eval.tasks import TaskManager
-
-        # Reading lm-eval's own tasks takes half a minute: not where the folder holds all that are asked for.
-        for with_own in (False, True) if include else (True,):
-            manager = TaskManager(include_path=include, include_defaults=with_own)
-            unknown = [task for task in self.tasks if task not in manager.all_tasks]
-            if not unknown:
-                return manager
-        raise UserError(
-            f"--tasks: lm-eval {self.version} has no task {', '.join(unknown)}; lm-eval ls tasks lists them"
-        )
-
-    def run(self, folder: Path, runtime: Runtime, base: Path) -> Scores:
-        """Score the model in ``folder``.
-
-        Args:
-            folder: the model.
-            runtime: device and precision.
-            base: the base model's folder, which tells whether code that its author shipped may run.
-
-        Raises:
-            UserError: the model cannot be opened, or a task's data cannot be loaded.
-        """
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-
-        model = HFLM(
-            pretrained=open_model(folder, runtime.device, runtime.dtype, base=base).network,
-            tokenizer=AutoTokenizer.from_pretrained(folder, trust_remote_code=code_trusted(base)),
-            batch_size=self.batch_size,
-        )
-        try:
-            told = simple_evaluate(
-                model=model,
-                tasks=self.tasks,
-                num_fewshot=self.fewshot,
-                limit=self.limit,
-                task_manager=self._manager,
-                bootstrap_iters=0,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"--tasks: lm-eval cannot run {', '.join(self.tasks)}: {reason}") from None
-        return {task: _scores(told, task) for task in told["results"]}
-
-
-def _import() -> ModuleType:
     try:
-        import lm_eval
+        from lm_eval import __version__ as version
     except ImportError as error:
         raise UserError(f"lm-eval is not installed ({error}); pip install 'salf[harness]', or lm-eval[hf]") from None
-    return lm_eval
+    manager = _manager(args.tasks, args.include, version)
+    found = {name: _run(folder, runtime, args, manager) for name, folder in folders.items()}
+    models = {name: _entry(folders[name], scores, found[BASE]) for name, scores in found.items()}
+    settings = {"fewshot": args.fewshot, "limit": args.limit, "dtype": runtime.dtype_name}
+    write_json(args.out, {"schema": 1, "lm_eval": version, "settings": settings, "models": models})
+    _print(found)
 
 
-def _scores(told: Mapping[str, Any], task: str) -> dict[str, Score]:
+def _manager(tasks: Sequence[str], include: Path | None, version: str) -> Any:
+    """lm-eval's manager that knows all tasks."""
+    from lm_eval.tasks import TaskManager
+
+    # Reading lm-eval's own tasks takes half a minute: not where the folder holds all that are asked for.
+    for with_own in (False, True) if include else (True,):
+        manager = TaskManager(include_path=str(include) if include else None, include_defaults=with_own)
+        unknown = [task for task in tasks if task not in manager.all_tasks]
+        if not unknown:
+            return manager
+    raise UserError(f"--tasks: lm-eval {version} has no task {', '.join(unknown)}; lm-eval ls tasks lists them")
+
+
+def _run(folder: Path, runtime: Runtime, args: argparse.Namespace, manager: Any) -> Scores:
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    model = HFLM(
+        pretrained=open_model(folder, runtime.device, runtime.dtype, base=args.base).network,
+        tokenizer=AutoTokenizer.from_pretrained(folder, trust_remote_code=code_trusted(args.base)),
+        batch_size=args.batch_size,
+    )
+    asked = {"tasks": args.tasks, "num_fewshot": args.fewshot, "limit": args.limit}
+    try:
+        answered = simple_evaluate(model=model, task_manager=manager, bootstrap_iters=0, **asked)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"--tasks: lm-eval cannot run {', '.join(args.tasks)}: {reason}") from None
+    return {task: _scores(answered, task) for task in answered["results"]}
+
+
+def _scores(answered: Mapping[str, Any], task: str) -> dict[str, Score]:
     """A task's metrics; lm-eval names them ``metric,filter``."""
-    higher, samples = told["higher_is_better"].get(task, {}), told["samples"].get(task, [])
+    higher, samples = answered["higher_is_better"].get(task, {}), answered["samples"].get(task, [])
     found = {}
-    for key, value in told["results"][task].items():
+    for key, value in answered["results"][task].items():
         metric, comma, chosen = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
@@ -183,25 +126,28 @@ def _scores(told: Mapping[str, Any], task: str) -> dict[str, Score]:
     return found
 
 
-def _entries(metrics: Mapping[str, Score], before: Mapping[str, Score]) -> dict[str, dict[str, float | int]]:
-    return {name: score.entry(before[name]) for name, score in metrics.items()}
+def _entry(folder: Path, scores: Scores, before: Scores) -> dict[str, Any]:
+    tasks = {
+        task: {name: score.entry(before[task][name]) for name, score in metrics.items()}
+        for task, metrics in scores.items()
+    }
+    return {"weights_sha256": weights_digest(shard_hashes(folder)), "tasks": tasks}
 
 
 def _standard_error(values: NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    return significant(float(values.std(ddof=1) / np.sqrt(len(values)))) if len(values) > 1 else 0.0
 
 
-def _table(models: Mapping[str, Any]) -> Table:
+def _print(found: Mapping[str, Scores]) -> None:
     table = Table("model", "task", "metric", "value", "minus base", title="lm-eval")
-    for name, entry in models.items():
-        for task, metrics in entry["tasks"].items():
+    for name, tasks in found.items():
+        for task, metrics in tasks.items():
             for metric, score in metrics.items():
-                error = score.get("minus_base_standard_error")
-                difference = f"{score['minus_base']:+.4f}" if "minus_base" in score else ""
-                table.add_row(
-                    name, task, metric, f"{score['value']:.4f}", f"{difference} ± {error:.4f}" if error else difference
-                )
-    return table
+                entry = score.entry(found[BASE][task][metric])
+                gap, error = entry.get("minus_base"), entry.get("minus_base_standard_error")
+                words = ("" if gap is None else f"{gap:+.4f}") + (f" ± {error:.4f}" if error else "")
+                table.add_row(name, task, metric, f"{score.value:.4f}", words)
+    Console().print(table)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -99,15 +99,6 @@ class Headline:
     standing: Standing
 
 
-@dataclass(frozen=True)
-class KeyFigure:
-    """A number of the first screen: what it is, how it reads, and what it is made of."""
-
-    label: str
-    text: str
-    note: str
-
-
 def chosen_method(artifacts: Artifacts) -> Method | None:
     """Find the method that follows the plan's selector, else one with its boundary, else ``salf``, else the nearest."""
     plan = artifacts.plan
@@ -158,31 +149,28 @@ def facts_of(artifacts: Artifacts) -> Facts:
     )
 
 
-def key_figures(artifacts: Artifacts, facts: Facts) -> list[KeyFigure]:
-    """Quality, compute, time and memory relative to full fine-tuning, and the certainty of the boundary."""
+def key_figures(artifacts: Artifacts, facts: Facts) -> list[tuple[str, str, str]]:
+    """The numbers of the first screen: (what it is, the number, what it is made of)."""
     plan, method = artifacts.plan, chosen_method(artifacts)
     full = next((m for m in artifacts.methods if m.name == "full"), None)
     tiles = []
     if facts.partial:
         note = f"full: {decimal(facts.full.value)}" if facts.full else span(facts.partial)
-        tiles.append(KeyFigure(f"test {SCORES[facts.metric]}", decimal(facts.partial.value), note))
+        tiles.append((f"test {SCORES[facts.metric]}", decimal(facts.partial.value), note))
     tiles.append(
-        KeyFigure(
-            "of full’s FLOPs", percent(facts.cost), "counted while training" if method else "predicted by the plan"
-        )
+        ("of full’s FLOPs", percent(facts.cost), "counted while training" if method else "predicted by the plan")
     )
-    if method and full and method.measured and full.measured:
+    if method and full:
         mine, theirs = method.measured, full.measured
         note = f"{seconds(mine.seconds)} against {seconds(theirs.seconds)}"
-        tiles.append(KeyFigure("of full’s training time", percent(mine.seconds_share), note))
+        tiles.append(("of full’s training time", percent(mine.seconds_share), note))
         note = f"{size(mine.peak_memory_bytes)} against {size(theirs.peak_memory_bytes)}"
-        tiles.append(KeyFigure("of full’s peak memory", percent(mine.peak_memory_share), note))
+        tiles.append(("of full’s peak memory", percent(mine.peak_memory_share), note))
     trained, total = plan.frontier[facts.boundary].trained_parameters, plan.parameters.total
-    note = f"{parameters(trained)} of {parameters(total)}"
-    tiles.append(KeyFigure("of parameters trained", percent(trained / total), note))
+    made_of = f"{parameters(trained)} of {parameters(total)}"
+    tiles.append(("of parameters trained", percent(trained / total), made_of))
     if plan.certainty.win_share is not None:
-        note = f"boundary {plan.boundary}"
-        tiles.append(KeyFigure("of resamples choose it", percent(plan.certainty.win_share), note))
+        tiles.append(("of resamples choose it", percent(plan.certainty.win_share), f"boundary {plan.boundary}"))
     return tiles
 
 
@@ -219,9 +207,8 @@ def _trade(facts: Facts) -> str:
     half = f"±{THIN}{facts.amount((gap.high - gap.low) / 2)}"
     outcome = f"no significant difference ({half}) from full fine-tuning’s {metric}"
     if standing != "level":
-        outcome = (
-            f"significantly {standing} than full fine-tuning’s {metric} ({facts.amount(gap.value, sign=True)} {half})"
-        )
+        signed_gap = facts.amount(gap.value, sign=True)
+        outcome = f"significantly {standing} than full fine-tuning’s {metric} ({signed_gap} {half})"
     return f"{outcome}, for {percent(facts.cost)} of its compute"
 
 
@@ -292,9 +279,7 @@ def _certainty_notes(facts: Facts) -> list[str]:
         )
     if facts.law_fits is False:
         notes.append("No scaling law fits the trace well; see the law below for what the boundary rests on.")
-    if facts.fallback:
-        notes.append(f"The plan fell back: {facts.fallback.rstrip('.')}.")
-    return notes
+    return notes + ([f"The plan fell back: {facts.fallback.rstrip('.')}."] if facts.fallback else [])
 
 
 def _with_span(interval: Interval) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +47,7 @@ class Method:
 
     name: str
     record: MethodMetrics
-    measured: Measured | None = None
+    measured: Measured
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Artifacts:
         """The compared methods: full fine-tuning first, then by name, numbers in it as numbers."""
         compared = self.metrics.methods if self.metrics else {}
         names = sorted(compared, key=lambda name: (name != "full", _by_number(name)))
-        return [Method(name, compared[name], self.comparison.get(name)) for name in names]
+        return [Method(name, compared[name], self.comparison[name]) for name in names]
 
     @property
     def metric(self) -> str:
@@ -113,6 +113,7 @@ def load(sources: Namespace, parameters: Mapping[str, Any], examples_shown: int,
         UserError: the model's, the data's or the plan's record is missing, or a file is damaged.
     """
     metrics, study = sources.metrics, sources.study / "summary.json"
+    runs, drawn = sorted(sources.models.glob("[!.]*/run.json")), sorted((sources.study / "figures").glob("*.svg"))
     return Artifacts(
         base=read_base_record(sources.base),
         meta=read_prepared(sources.prepared),
@@ -120,27 +121,21 @@ def load(sources: Namespace, parameters: Mapping[str, Any], examples_shown: int,
         example=_first_example(sources.prepared / "train.parquet"),
         trace=_trace_record(sources.traces),
         law=checked(ScalingLaw, sources.law, made_by="fit") if sources.law.exists() else None,
-        gains=_table(sources.gains, "CSV"),
+        gains=_table(sources.gains),
         metrics=Metrics.load(metrics) if metrics.exists() else None,
-        comparison=read_comparison(sources.comparison) if sources.comparison.exists() else {},
-        predictions=_table(sources.predictions, "Parquet"),
-        runs={path.name: FineTuneRecord.load(path) for path in _folders_with(sources.models, "run.json")},
+        comparison=read_comparison(require(sources.comparison, "evaluate")) if metrics.exists() else {},
+        predictions=_table(sources.predictions),
+        runs={path.parent.name: FineTuneRecord.load(path.parent) for path in runs},
         clocks={path.stem: FineTuneClock.load(path) for path in sorted(sources.measured.glob("[!.]*.json"))},
         hashes=_hashes(sources),
         digests=_digests(sources),
         benchmarks=_benchmarks(sources.benchmarks),
         study=read_json(study) if study.exists() else None,
-        study_figures={
-            file.stem: file.read_text(encoding="utf-8") for file in sorted((sources.study / "figures").glob("*.svg"))
-        },
+        study_figures={file.stem: file.read_text(encoding="utf-8") for file in drawn},
         parameters=parameters,
         examples_shown=examples_shown,
         project=project,
     )
-
-
-def _folders_with(folder: Path, name: str) -> Iterable[Path]:
-    return sorted(file.parent for file in folder.glob(f"[!.]*/{name}"))
 
 
 def _benchmarks(folder: Path) -> dict[str, Benchmark]:
@@ -164,22 +159,18 @@ def _digests(sources: Namespace) -> dict[str, str]:
     return found
 
 
-def _table(path: Path, form: str) -> pd.DataFrame | None:
+def _table(path: Path) -> pd.DataFrame | None:
     if not path.exists():
         return None
+    form = "CSV" if path.suffix == ".csv" else "Parquet"
     try:
-        if form == "CSV":
-            return pd.read_csv(path, keep_default_na=False, na_values=[""])
-        return pq.read_table(path).to_pandas()
+        return pd.read_csv(path) if form == "CSV" else pd.read_parquet(path)
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: damaged {form} ({error}); run the stage that makes it again") from None
 
 
 def _first_example(path: Path) -> tuple[str, str] | None:
-    if not path.exists():
-        return None
-    batch = next(pq.ParquetFile(path).iter_batches(batch_size=1, columns=["prompt", "answer"]), None)
-    rows = [] if batch is None else batch.to_pylist()
+    rows = pq.read_table(path, columns=["prompt", "answer"]).slice(0, 1).to_pylist() if path.exists() else []
     return (rows[0]["prompt"], rows[0]["answer"]) if rows else None
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Final
 
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from salf.methods import FIRST_N
@@ -165,8 +164,7 @@ def _benefit(plan: FreezePlan) -> Figure:
             axes.plot(x, y, marker("salf"), color=ACCENT, markersize=9)
             place_labels(axes, [(x, y, f"boundary {plan.boundary}", ACCENT)], dots)
         in_percent(axes.xaxis)
-        axes.set_xlabel("share of full fine-tuning’s FLOPs")
-        axes.set_ylabel(what)
+        axes.set(xlabel="share of full fine-tuning’s FLOPs", ylabel=what)
 
     return figure("fig-frontier", title, f"A dot per boundary; the square is the chosen one. {caption}", paint)
 
@@ -186,11 +184,10 @@ def _cost(plan: FreezePlan) -> Figure:
         axes.plot(range(len(cached)), cached, color=INK, linewidth=1.8)
         for method, boundary in marks.items():
             axes.plot(boundary, cached[boundary], marker(method), color=colour(method), markersize=8)
-        axes.set_ylim(0, 1.06 * max([*cached, *uncached]))
+        top = 1.06 * max([*cached, *uncached])
+        axes.set(xlabel="last frozen layer", ylabel="share of full’s FLOPs", ylim=(0, top))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         in_percent(axes.yaxis)
-        _boundaries(axes.xaxis)
-        axes.set_xlabel("last frozen layer")
-        axes.set_ylabel("share of full’s FLOPs")
         drawn = [dot for curve in (cached, uncached) for dot in enumerate(curve)]
         place_labels(axes, [(k, cached[k], method, colour(method)) for method, k in marks.items()], drawn)
         halo(axes.text(0.02, 0.03, "dashed: states recomputed", transform=axes.transAxes, color=MUTED))
@@ -215,12 +212,10 @@ def _memory(plan: FreezePlan) -> Figure:
             axes.fill_between(range(len(top)), floor, top, color=ink, alpha=0.55, linewidth=0, label=part)
             floor = top
         axes.plot([plan.boundary, plan.boundary], [0, floor[plan.boundary]], color=ACCENT, linewidth=2.2)
-        axes.set_xlim(0, len(floor) - 1)
-        axes.set_ylim(0, 1.05 * max([*floor, 1e-9]))
-        _boundaries(axes.xaxis)
+        limits = (0, len(floor) - 1), (0, 1.05 * max([*floor, 1e-9]))
+        axes.set(xlabel="last frozen layer", ylabel="MiB", xlim=limits[0], ylim=limits[1])
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}".replace(",", THIN)))
-        axes.set_xlabel("last frozen layer")
-        axes.set_ylabel("MiB")
         axes.legend(frameon=False, loc="upper right", reverse=True)
 
     full, chosen = (size(_memory_of(plan.frontier[boundary])) for boundary in (0, plan.boundary))
@@ -231,10 +226,6 @@ def _memory(plan: FreezePlan) -> Figure:
 
 def _memory_of(point: FrontierPoint) -> int:
     return point.optimizer_bytes + point.gradient_bytes + point.activation_bytes
-
-
-def _boundaries(axis: Axis) -> None:
-    axis.set_major_locator(MaxNLocator(nbins=8, integer=True))
 
 
 def _frontier_table(plan: FreezePlan) -> Table:

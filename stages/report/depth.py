@@ -174,8 +174,8 @@ def _law_figure(quantity: str, found: DepthLaw) -> Figure:
 
     title = f"No law describes the {quantity} well"
     if found.fits:
-        name = _plain(found.best or "")
-        title = f"{'An' if name[0] in 'aeiou' else 'A'} {name} describes the {quantity} best"
+        title = f"{_plain(found.best or '')} describes the {quantity} best"
+        title = f"{'An' if title[0] in 'aeiou' else 'A'} {title}"
     caption = "Points: means with intervals; line and band: the best law and its interval; dashed: the other laws."
     return figure(f"fig-law-{quantity}", title, caption, paint)
 
@@ -230,10 +230,8 @@ def _bars(name: str, title: str, what: str, rows: pd.DataFrame, artifacts: Artif
 
     def paint(axes: Axes) -> None:
         axes.axhline(0, color=MUTED, linewidth=0.8)
-        for ink, fade, mine in (
-            (MUTED, 0.55, rows[rows.layer != boundary]),
-            (ACCENT, 1.0, rows[rows.layer == boundary]),
-        ):
+        chosen = rows.layer == boundary
+        for ink, fade, mine in ((MUTED, 0.55, rows[~chosen]), (ACCENT, 1.0, rows[chosen])):
             axes.bar(list(mine.layer), list(mine.value), width=0.72, color=ink, alpha=fade, linewidth=0)
         if "low" in rows:
             axes.vlines(list(rows.layer), rows.low, rows.high, color=INK, linewidth=0.9)
@@ -279,10 +277,8 @@ def _stability_figure(found: Stability) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_xticks(examples, [str(n) for n in examples])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlim(examples[0] / 1.2, examples[-1] * 1.2)
-        axes.set_ylim(0, 1.05)
-        axes.set_xlabel("examples drawn")
-        axes.set_ylabel(f"share that names layer {found.layer}")
+        axes.set(xlim=(examples[0] / 1.2, examples[-1] * 1.2), ylim=(0, 1.05))
+        axes.set(xlabel="examples drawn", ylabel=f"share that names layer {found.layer}")
 
     title = f"{most} examples do not settle the layer"
     if found.enough is not None:
@@ -318,9 +314,7 @@ def _array(values: Numbers) -> Array:
 
 
 def _depth(axes: Axes, layers: int, what: str, below: str, first: int = 0) -> None:
-    axes.set_xlabel(below)
-    axes.set_ylabel(what)
-    axes.set_xlim(first - 0.5, layers + 0.5)
+    axes.set(xlabel=below, ylabel=what, xlim=(first - 0.5, layers + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=3))
 
 

@@ -1,10 +1,7 @@
 """What the numbers rest on: examples, the data, the model, the plan's exports, the run's identity."""
 
 import json
-import platform
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,8 +9,10 @@ import pandas as pd
 
 from salf.errors import UserError
 from salf.export import FORMATS
+from salf.files import git
 from salf.ledger import Machine
 from salf.records import FineTuneClock, PreparedLabel, PreparedRecord
+from stages.common.run_record import versions
 from stages.report.answer import chosen_method
 from stages.report.artifacts import SPLITS, Artifacts
 from stages.report.parts import Cell, Columns, Section, Table, count, number, parameters, percent, size, table
@@ -30,7 +29,6 @@ _TOOLS: Final = {
     "torchtune": "torchtune, trained parameters by name",
     "names": "Trained parameters, by name",
 }
-_LIBRARIES: Final = ("torch", "transformers", "peft", "numpy", "scipy", "scikit-learn", "pandas", "pyarrow", "dvc")
 # Outputs of the chain say nothing about the code that made them.
 _OUTPUTS: Final = (":(exclude)dvc.lock", ":(exclude)reports", ":(exclude)data")
 
@@ -156,31 +154,13 @@ def commit(folder: Path) -> tuple[str | None, list[str]]:
 
     Untracked files count only inside the code's folders: a stray note changes no result.
     """
-    head = _git(folder, "rev-parse", "HEAD")
+    head = git(folder, "rev-parse", "HEAD")
     if head is None:
         return None, []
-    status = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", *_OUTPUTS) or ""
-    new = _git(folder, "ls-files", "--others", "--exclude-standard", "--", "salf", "stages", "flows") or ""
-    return head.strip(), sorted({line[3:] for line in status.splitlines()} | set(new.splitlines()))
-
-
-def versions(libraries: Sequence[str] = _LIBRARIES) -> dict[str, str]:
-    """Installed versions by library, Python first; what is not installed is left out."""
-    found = {"python": platform.python_version()}
-    for library in libraries:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout
+    status = git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", *_OUTPUTS) or b""
+    new = git(folder, "ls-files", "--others", "--exclude-standard", "--", "salf", "stages", "flows") or b""
+    changed = {line[3:] for line in status.decode().splitlines()} | set(new.decode().splitlines())
+    return head.decode().strip(), sorted(changed)
 
 
 def _flat(

@@ -18,7 +18,8 @@ from stages.common.figures.svg import HEIGHT, halo, panel, place_labels
 from stages.report.artifacts import Method
 from stages.report.parts import Figure
 
-DASHED: Final[dict[str, Any]] = {"linewidth": 1, "linestyle": (0, (3, 2))}
+Style = dict[str, Any]  # keyword arguments of matplotlib
+DASHED: Final[Style] = {"linewidth": 1, "linestyle": (0, (3, 2))}
 _COSTS: Final = {"FLOPs": "o", "training time": "D", "peak memory": "s"}  # marks
 _ROW: Final = 21  # height of a method's row, px
 _NAMED: Final = 3  # methods of a larger grid are labelled by their numbers
@@ -39,23 +40,14 @@ def quality_cost(title: str, metric: str, methods: Sequence[Method], baselines: 
             axes.plot([x0, x1], [y0, y1], color=colour("freeze-1"), lw=1.2)
         for name, score in scores.items():
             error = [[max(score.value - score.low, 0.0)], [max(score.high - score.value, 0.0)]]
-            axes.errorbar(
-                share[name],
-                score.value,
-                yerr=error,
-                fmt=marker(name),
-                color=colour(name),
-                markersize=8,
-                elinewidth=1.6,
-                capsize=0,
-            )
+            style: Style = {"fmt": marker(name), "color": colour(name), "markersize": 8, "elinewidth": 1.6}
+            axes.errorbar(share[name], score.value, yerr=error, **style)
         for baseline in baselines.values():
             axes.axhline(baseline.value, color=MUTED, **DASHED)
         axes.set_xlim(0, 1.12 * max([1.0, *share.values()]))
         axes.margins(y=0.12)
         in_percent(axes.xaxis)
-        axes.set_xlabel("share of full fine-tuning’s FLOPs")
-        axes.set_ylabel(f"test {SCORES[metric]}")
+        axes.set(xlabel="share of full fine-tuning’s FLOPs", ylabel=f"test {SCORES[metric]}")
         _baseline_names(axes, baselines)
         strokes = [dot for n, s in scores.items() for dot in along([(share[n], s.low), (share[n], s.high)])]
         right = axes.get_xlim()[1]
@@ -72,7 +64,11 @@ def quality_cost(title: str, metric: str, methods: Sequence[Method], baselines: 
 
 def cost_shares(methods: Sequence[Method]) -> Figure:
     """Draw what each method costs relative to full fine-tuning: a row per method, a mark per kind of cost."""
-    shares = {m.name: found for m in methods if (found := _shares(m))}
+    shares = {}
+    for m in methods:
+        costs = (m.record.flops_share, m.measured.seconds_share, m.measured.peak_memory_share)
+        if known := {kind: share for kind, share in zip(_COSTS, costs, strict=True) if share is not None}:
+            shares[m.name] = known
     kinds = [kind for kind in _COSTS if any(kind in costs for costs in shares.values())]
 
     def ground(kind: str, method: str) -> str:  # the first kind is filled, the others are open
@@ -94,8 +90,8 @@ def cost_shares(methods: Sequence[Method]) -> Figure:
             label.set(color=colour(method), fontweight="bold")
         in_percent(axes.xaxis)
         axes.set_xlabel("share of full fine-tuning’s")
-        at = (0.45, 1.0)
-        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=at, ncols=3, handletextpad=0.1, columnspacing=1)
+        place: Style = {"loc": "lower center", "bbox_to_anchor": (0.45, 1.0), "ncols": 3}
+        axes.legend(frameon=False, handletextpad=0.1, columnspacing=1, **place)
 
     title = "Cost of each method relative to full fine-tuning"
     caption = "A row per method. Time and memory are measured, FLOPs counted. Dashed line: full fine-tuning."
@@ -117,22 +113,13 @@ def learning_curves(name: str, what: str, cost: str, lines: Mapping[str, tuple[s
 
     def paint(axes: Axes) -> None:
         for method, dots in lines.values():
-            costs, values = zip(*dots, strict=True)
-            axes.plot(
-                costs,
-                values,
-                marker=marker(method),
-                color=colour(method),
-                markersize=5,
-                lw=1.8,
-                alpha=solid[method],
-            )
+            style: Style = {"marker": marker(method), "color": colour(method), "alpha": solid[method]}
+            axes.plot(*zip(*dots, strict=True), markersize=5, lw=1.8, **style)
         axes.margins(x=0.06, y=0.14)
         axes.set_xlim(0, axes.get_xlim()[1] * 1.08)
         if "share" in cost:
             in_percent(axes.xaxis)
-        axes.set_xlabel(cost)
-        axes.set_ylabel(what)
+        axes.set(xlabel=cost, ylabel=what)
         ends = {method: dots[-1] for method, dots in lines.values()}
         drawn = [dot for _, dots in lines.values() for dot in along(dots)]
         place_labels(axes, [(x, y, labels[method], colour(method)) for method, (x, y) in ends.items()], drawn)
@@ -183,16 +170,6 @@ def along(line: Dots, steps: int = 16) -> list[tuple[float, float]]:
         for (x0, y0), (x1, y1) in pairwise(line)
         for i in range(steps + 1)
     ]
-
-
-def _shares(method: Method) -> dict[str, float]:
-    known = method.measured
-    shares = (
-        method.record.flops_share,
-        known.seconds_share if known else None,
-        known.peak_memory_share if known else None,
-    )
-    return {kind: share for kind, share in zip(_COSTS, shares, strict=True) if share is not None}
 
 
 def _baseline_names(axes: Axes, baselines: Mapping[str, Interval]) -> None:

@@ -15,13 +15,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from salf.metrics import SCORES
 from stages.common.figures.palette import style_sheet
 from stages.common.figures.svg import standalone
-from stages.report import choice, depth, evidence, lineage, quality, speed, study
-from stages.report.answer import Headline, KeyFigure, facts_of, headline, key_figures
+from stages.report import choice, depth, evidence, lineage, parts, quality, speed, study
+from stages.report.answer import Headline, facts_of, headline, key_figures
 from stages.report.artifacts import Artifacts
-from stages.report.parts import Section, decimal, layer_range, parameters, percent, seconds, size, span
+from stages.report.parts import Section, layer_range
 
 _ROOM: Final = Path(__file__).parent
 
@@ -55,7 +54,7 @@ class Page:
     headline: Headline
     layers: int
     boundary: int
-    key_figures: list[KeyFigure]
+    key_figures: list[tuple[str, str, str]]
     sections: list[Section]
 
     @property
@@ -110,35 +109,18 @@ def print_summary(artifacts: Artifacts, page: Path, console: Console) -> None:
     words = Group(Text(said.title, style="bold"), *(Text(line) for line in lines))
     console.print(Panel(words, padding=(1, 2)))
     if artifacts.methods:
-        console.print(_scores(artifacts), _costs(artifacts))
+        scores, costs = quality.quality_section(artifacts).tables
+        console.print(_terminal(scores, "Quality on the test split", shown=4, noted=1))
+        console.print(_terminal(costs, "Cost", shown=6, noted=3))
     console.print(Text.assemble("Report: ", (str(page), "bold")), soft_wrap=True)
 
 
-def _scores(artifacts: Artifacts) -> Table:
-    lead = artifacts.metric
-    first = artifacts.methods[0].record.scores
-    others = [name for name in quality.OVER_CLASSES if name in first]
-    table = _table("Quality on the test split", *(SCORES[name] for name in (lead, *others)))
-    rows = [(Text(method.name), method.record.scores) for method in artifacts.methods]
-    rows += [(Text(name, style="dim"), found.scores) for name, found in quality.baselines(artifacts).items()]
-    for name, scores in rows:
-        leading = f"{decimal(scores[lead].value)} {span(scores[lead])}" if lead in scores else decimal(None)
-        table.add_row(name, leading, *(decimal(scores[other].value) for other in others))
-    return table
-
-
-def _costs(artifacts: Artifacts) -> Table:
-    table = _table("Cost", "trained", "FLOPs of full", "training time", "peak memory")
-    for method in artifacts.methods:
-        record, known = method.record, method.measured
-        here = (seconds(known.seconds), size(known.peak_memory_bytes)) if known else (decimal(None), decimal(None))
-        table.add_row(method.name, parameters(record.trained_parameters), percent(record.flops_share), *here)
-    return table
-
-
-def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE)
-    table.add_column("method")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    return table
+def _terminal(table: parts.Table, title: str, shown: int, noted: int) -> Table:
+    """The first columns of one of the page's tables for the terminal, with the small print of one of them."""
+    drawn = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, collapse_padding=True)
+    for heading, numeric in table.columns[:shown]:
+        drawn.add_column(heading, justify="right" if numeric else "left")
+    for row in table.body:
+        texts = [f"{cell.text} {cell.note}" if at == noted else cell.text for at, cell in enumerate(row[:shown])]
+        drawn.add_row(*(Text(text, style="dim" if row[0].mark == "baseline" else "") for text in texts))
+    return drawn

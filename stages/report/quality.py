@@ -171,22 +171,16 @@ def _costs_table(compared: list[Method]) -> Table:
         "Trained": lambda m: number(m.record.trained_parameters, parameters, percent(m.record.trained_share)),
         "FLOPs": lambda m: number(m.record.flops, flops, percent(m.record.flops_share)),
         "Training time": _time,
-        "Peak memory": _memory,
+        "Peak memory": lambda m: number(m.measured.peak_memory_bytes, size, percent(m.measured.peak_memory_share)),
     }
     caption = "Boundaries and costs, and in small print shares of full fine-tuning."
     return table("costs", caption, compared, columns)
 
 
 def _time(method: Method) -> Cell:
-    if (known := method.measured) is None:
-        return number(None)
+    known = method.measured
     share = f"{percent(known.seconds_share)}\n" if known.seconds_share else ""
     return number(known.seconds, seconds, f"{share}{seconds(known.seconds_per_step)}/step")
-
-
-def _memory(method: Method) -> Cell:
-    known = method.measured
-    return number(known.peak_memory_bytes, size, percent(known.peak_memory_share)) if known else number(None)
 
 
 def _runs_table(runs: Mapping[str, FineTuneRecord]) -> Table:

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from stages.report.evidence import commit, versions
+from stages.report.evidence import commit
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -39,7 +39,3 @@ def test_what_a_run_itself_writes_is_no_change_but_code_is(tmp_path: Path) -> No
 
 def test_outside_git_there_is_no_commit(tmp_path: Path) -> None:
     assert commit(tmp_path) == (None, [])
-
-
-def test_versions_leave_out_what_is_not_installed() -> None:
-    assert set(versions(("numpy", "no-such-library-here"))) == {"python", "numpy"}
