@@ -4,18 +4,24 @@ Exit codes: 0 done; 2 something that the user can mend (one ``error:`` line, no 
 130 interrupted; anything else is a bug of ours and keeps its traceback.
 """
 
+import argparse
 import errno
 import gc
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Final
 
 from salf.errors import BAD_INPUT, INTERRUPTED, UserError
 from stages.common import run_record
+
+Place = tuple[str, str]  # of an option: where the pipeline has it, and the help
+BASE: Final[Place] = ("data/base", "the base model's folder")
+PREPARED: Final[Place] = ("data/prepared", "the prepared data's folder")
 
 _NO_RIGHT: Final = "make it writable"
 _DISK_FAULTS: Final = {
@@ -26,6 +32,22 @@ _DISK_FAULTS: Final = {
     errno.EACCES: _NO_RIGHT,
     errno.EPERM: _NO_RIGHT,
 }
+
+
+def parser_of(
+    stage: str, description: str, places: dict[str, Place], optional: Collection[str] = ()
+) -> argparse.ArgumentParser:
+    """Return a parser for ``python -m stages.<stage>`` with one path per option; the help ends with an example."""
+    words = "".join(f" --{name} {place}" for name, (place, _) in places.items())
+    parser = argparse.ArgumentParser(
+        prog=f"python -m stages.{stage}",
+        description=description,
+        epilog=f"example: python -m stages.{stage}{words}",
+        formatter_class=argparse.RawDescriptionHelpFormatter if "\n" in description else argparse.HelpFormatter,
+    )
+    for name, (_, text) in places.items():
+        parser.add_argument(f"--{name}", type=Path, required=name not in optional, help=text)
+    return parser
 
 
 def exit_code(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:

@@ -1,12 +1,10 @@
 """Stage ``fit``: traces → reports/scaling_law.json, reports/gains.csv."""
 
-import argparse
 import csv
 import io
 import sys
 from collections.abc import Iterable, Sequence
 from math import isnan
-from pathlib import Path
 from typing import Final, get_args
 
 from rich.console import Console
@@ -16,12 +14,21 @@ from rich.table import Table
 from salf.evidence import DepthLaw, LayerGain, ScalingLaw, Stability
 from salf.files import write_json, write_text
 from salf.selectors import OF_THE_POWER_LAW, GainName, Quantity
-from stages.common.command import exit_code
+from stages.common.command import exit_code, parser_of
 from stages.common.params import Fit, Room
 from stages.fit.analysis import analyse
 from stages.fit.traces import read_traces
 
 _TOP: Final = 3
+_PARSER: Final = parser_of(
+    "fit",
+    "Fit scaling laws over depth to traces, and compute the gain of every layer.",
+    {
+        "traces": ("data/traces", "folder of part-*.parquet, made by stages.trace"),
+        "law": ("reports/scaling_law.json", "JSON to write: laws, intervals, verdict"),
+        "gains": ("reports/gains.csv", "CSV to write: gain of every layer"),
+    },
+)
 
 
 class FitRoom(Room):
@@ -36,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: bad parameters or traces.
     """
-    arguments = _parser().parse_args(argv)
+    args = _PARSER.parse_args(argv)
     params = FitRoom.load().fit
-    traces = read_traces(arguments.traces)
+    traces = read_traces(args.traces)
     console = Console()
     with console.status("fitting") as status:
         analyses = {
@@ -55,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         trace=traces.origin,
         quantities={name: found for name, (found, _) in analyses.items()},
     )
-    write_json(arguments.law, law.model_dump(mode="json", by_alias=True))
-    write_text(arguments.gains, _table(gain for _, gains in analyses.values() for gain in gains))
+    write_json(args.law, law.model_dump(mode="json", by_alias=True))
+    write_text(args.gains, _table(gain for _, gains in analyses.values() for gain in gains))
     for name, (found, gains) in analyses.items():
         _show(name, found, gains, console)
 
@@ -113,19 +120,6 @@ def _agreement(stability: Stability) -> str:
         last = stability.sizes[-1]
         return f"draws of all {last.examples} examples agree on layer {stability.layer} in {last.same_layer:.0%}"
     return f"{stability.enough} examples name layer {stability.layer} in {stability.stable_share:.0%} of draws or more"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.fit",
-        description="Fit scaling laws over depth to traces, and compute the gain of every layer.",
-        epilog="example: python -m stages.fit --traces data/traces --law reports/scaling_law.json"
-        " --gains reports/gains.csv",
-    )
-    parser.add_argument("--traces", type=Path, required=True, help="folder of part-*.parquet, made by stages.trace")
-    parser.add_argument("--law", type=Path, required=True, help="JSON to write: laws, intervals, verdict")
-    parser.add_argument("--gains", type=Path, required=True, help="CSV to write: gain of every layer")
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Stage ``plan``: law, gains and model shape → data/plan/freeze_plan.json."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 
@@ -16,9 +15,26 @@ from salf.plan import Evidence as Hashes
 from salf.records import read_base, read_sizes
 from salf.selectors import SELECTORS
 from salf.summary import print_summary
-from stages.common.command import exit_code
+from stages.common.command import exit_code, parser_of
 from stages.common.params import Plan, Room
 from stages.plan.assemble import Work, make_plan
+
+_PARSER: Final = parser_of(
+    "plan",
+    "Choose which layers to freeze; state the reason, the certainty and the cost of every boundary.\n\n"
+    "selectors (plan.selector), each with the last layer that it freezes:\n"
+    + "".join(f"  {name:25}{each.boundary}\n" for name, each in SELECTORS.items() if name != FIRST_N),
+    {
+        "base": ("data/base", "the base model's folder (its weights are not read)"),
+        "prepared": ("data/prepared", "the prepared data's folder (for its size)"),
+        "law": ("reports/scaling_law.json", "the scaling laws"),
+        "gains": ("reports/gains.csv", "the gain of every layer"),
+        "signals": ("reports/signals.csv", "evidence for other selectors, if it was measured"),
+        "pilot": ("reports/pilot.json", "predictions of pilots, if there are any"),
+        "out": ("data/plan", "the folder to write the plan to"),
+    },
+    optional=("signals", "pilot"),
+)
 
 
 class PlanRoom(Room):
@@ -30,7 +46,7 @@ class PlanRoom(Room):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Choose the boundary and write the plan."""
-    args = _parser().parse_args(argv)
+    args = _PARSER.parse_args(argv)
     params = PlanRoom.load()
     base, sizes = read_base(args.base), read_sizes(args.prepared)
     layers = base.shape.layers
@@ -52,27 +68,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with replacing_folder(args.out) as folder:
         plan.save(folder / FILE_NAME)
     print_summary(plan, Console())
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.plan",
-        description="Choose which layers to freeze; state the reason, the certainty and the cost of every boundary.",
-        epilog="selectors (plan.selector), each with the last layer that it freezes:\n"
-        + "".join(f"  {name:25}{each.boundary}\n" for name, each in SELECTORS.items() if name != FIRST_N)
-        + "\nexample: python -m stages.plan --base data/base --prepared data/prepared "
-        "--law reports/scaling_law.json\n  --gains reports/gains.csv --signals reports/signals.csv\n"
-        "  --pilot reports/pilot.json --out data/plan",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--base", type=Path, required=True, help="the base model's folder (its weights are not read)")
-    parser.add_argument("--prepared", type=Path, required=True, help="the prepared data's folder (for its size)")
-    parser.add_argument("--law", type=Path, required=True, help="the scaling laws")
-    parser.add_argument("--gains", type=Path, required=True, help="the gain of every layer")
-    parser.add_argument("--signals", type=Path, help="evidence for other selectors, if it was measured")
-    parser.add_argument("--pilot", type=Path, help="predictions of pilots, if there are any")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write the plan to")
-    return parser
 
 
 if __name__ == "__main__":

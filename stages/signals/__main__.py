@@ -1,6 +1,5 @@
 """Stage ``signals``: params, base model, prepared data → reports/signals.csv, reports/pilot.json."""
 
-import argparse
 import csv
 import math
 import sys
@@ -12,10 +11,22 @@ from salf.evidence import NO_PILOTS
 from salf.files import replacing_file, significant, write_json
 from salf.selectors import SIGNALS
 from salf.settings import Device, Schedule
-from stages.common.command import exit_code
+from stages.common.command import BASE, PREPARED, exit_code, parser_of
 from stages.common.params import Pilot, Room, Signals
 
 _DIGITS: Final = 8
+_PARSER: Final = parser_of(
+    "signals",
+    f"Measure evidence for other selectors: the signals that signals.kinds names (of {', '.join(SIGNALS)}), and, if "
+    "pilot.enabled is true, the loss of every boundary, predicted from a few small fine-tunes. Both are off by "
+    "default. Pilots that were killed resume after the last finished one.",
+    {
+        "base": BASE,
+        "prepared": PREPARED,
+        "out": ("reports/signals.csv", "CSV to write: the signals"),
+        "pilot": ("reports/pilot.json", "JSON to write: pilots, law, predictions, FLOPs"),
+    },
+)
 
 
 class SignalsRoom(Room):
@@ -29,7 +40,7 @@ class SignalsRoom(Room):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure the signals and run the pilots that the parameters ask for; neither by default, and without torch."""
-    args = _parser().parse_args(argv)
+    args = _PARSER.parse_args(argv)
     params = SignalsRoom.load()
     if params.signals.kinds:
         from stages.signals.sample import measure
@@ -64,22 +75,6 @@ def write_table(path: Path, columns: Mapping[str, Sequence[float]], layers: int)
             for number, value in enumerate(values, start=layers + 1 - len(values)):
                 text = repr(significant(float(value), _DIGITS)) if math.isfinite(value) else ""
                 writer.writerow((name, number, text))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.signals",
-        description="Measure evidence for other selectors: the signals that signals.kinds names (of "
-        f"{', '.join(SIGNALS)}), and, if pilot.enabled is true, the loss of every boundary, predicted from a few small "
-        "fine-tunes. Both are off by default. Pilots that were killed resume after the last finished one.",
-        epilog="example: python -m stages.signals --base data/base --prepared data/prepared --out reports/signals.csv "
-        "--pilot reports/pilot.json",
-    )
-    parser.add_argument("--base", type=Path, required=True, help="the base model's folder")
-    parser.add_argument("--prepared", type=Path, required=True, help="the prepared data's folder")
-    parser.add_argument("--out", type=Path, required=True, help="CSV to write: the signals")
-    parser.add_argument("--pilot", type=Path, required=True, help="JSON to write: pilots, law, predictions, FLOPs")
-    return parser
 
 
 if __name__ == "__main__":

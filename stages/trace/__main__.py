@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from salf.engine.batches import stream_examples
 from salf.engine.models.shards import share_file
@@ -16,9 +16,16 @@ from salf.evidence import TraceFacts
 from salf.files import code_hashes, digest_of, replacing_folder, sealed_file, sha256_file, work_folder
 from salf.records import read_base_record, read_prepared
 from salf.settings import Device
-from stages.common.command import exit_code
+from stages.common.command import BASE, PREPARED, exit_code, parser_of
 from stages.common.params import Room, Trace
 from stages.trace.collect import SPLIT, Sample, Tracer, collect, draw_sample, shards
+
+_PARSER: Final = parser_of(
+    "trace",
+    "Trace a sample of the training split: the deviation and loss of every latent space at every answer position. "
+    "A killed run resumes where it stopped.",
+    {"base": BASE, "prepared": PREPARED, "out": ("data/traces", "the folder of Parquet shards to write")},
+)
 
 
 class TraceRoom(Room):
@@ -30,16 +37,7 @@ class TraceRoom(Room):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trace deviations (and losses) of every latent space at every answer position."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.trace",
-        description="Trace a sample of the training split: the deviation and loss of every latent space at every "
-        "answer position. A killed run resumes where it stopped.",
-        epilog="example: python -m stages.trace --base data/base --prepared data/prepared --out data/traces",
-    )
-    parser.add_argument("--base", type=Path, required=True, help="the base model's folder")
-    parser.add_argument("--prepared", type=Path, required=True, help="the prepared data's folder")
-    parser.add_argument("--out", type=Path, required=True, help="the folder of Parquet shards to write")
-    args = parser.parse_args(argv)
+    args = _PARSER.parse_args(argv)
     params = TraceRoom.load()
 
     base, meta = read_base_record(args.base), read_prepared(args.prepared)
