@@ -61,7 +61,7 @@ class FittedLaw(Record):
 
 
 class LocalLaw(Record):
-    """The power law through two neighbouring spaces: exponent and predicted next reduction of each layer, [L]."""
+    """The power law through two neighbouring spaces: exponent and predicted next reduction by layer, [L]."""
 
     exponents: Numbers
     next_reduction: Numbers
@@ -196,22 +196,20 @@ class LeftOut(Record):
     without: float
 
 
-class LeftOutParts(Record):
-    """Errors at each boundary in turn, and at the largest size; null where there are too few pilots."""
-
-    boundaries: LeftOut | None
-    largest_size: LeftOut | None
-
-
 class PilotLaw(Record):
-    """The joint law of trained parameters and examples; intervals are null where it does not hold."""
+    """The joint law of trained parameters and examples.
+
+    Attributes:
+        intervals: of the parameters; null if the law does not hold.
+        left_out: errors at the ``boundaries`` in turn, and at the ``largest_size``; null with too few pilots.
+    """
 
     name: str
     formula: str
     parameters: dict[str, float]
     intervals: dict[str, list[float]] | None
     residual: float
-    left_out: LeftOutParts
+    left_out: dict[str, LeftOut | None]
     holds: bool
     verdict: str
 

@@ -22,7 +22,7 @@ from salf.engine.training.job import Job
 from salf.engine.training.loop import READ_TOKENS, train
 from salf.engine.training.scope import Scope
 from salf.engine.training.workbench import Splits, Workbench, begin_at
-from salf.evidence import LeftOutParts, PilotFlops, PilotLaw, PilotRun, Pilots, PredictedLoss
+from salf.evidence import PilotFlops, PilotLaw, PilotRun, Pilots, PredictedLoss
 from salf.files import code_hashes, digest_of, read_json, significant, work_folder, write_json
 from salf.fitting.bootstrap import interval
 from salf.laws import JOINT, Array
@@ -371,7 +371,7 @@ def _law(law: JointLaw, resampled: Array | None, confidence: float) -> PilotLaw:
         parameters=dict(zip(names, _numbers(JOINT.natural(law.fit.theta)[0]), strict=True)),
         intervals=bounds,
         residual=significant(float(np.sqrt((law.residuals**2).mean())), _DIGITS),
-        left_out=LeftOutParts(boundaries=law.boundaries, largest_size=law.sizes),
+        left_out={"boundaries": law.boundaries, "largest_size": law.sizes},
         holds=law.holds,
         verdict=law.verdict,
     )
