@@ -2,38 +2,37 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from salf.engine.batches import read_examples
+from salf.engine.batches import Example, read_examples
 from salf.engine.boundary_cache.cache import CacheSettings
 from salf.engine.runtime import choose_runtime
 from salf.files import replacing_file
-from salf.metrics import Baseline, Interval, Intervals, Metrics, RunMetrics, write_comparison, write_csv
-from salf.records import FineTuneClock, FineTuneRecord, read_base_record, read_prepared
+from salf.metrics import Baseline, Intervals, Metrics, write_comparison, write_csv
+from salf.records import FineTuneClock, FineTuneRecord, PreparedRecord, read_base_record, read_prepared
 from salf.settings import Caching, Device
 from stages.common.command import exit_code
 from stages.common.params import Compare, Evaluate, Room
 from stages.evaluate.baselines import answers
-from stages.evaluate.compare import compare_methods, measured_of, print_metrics
+from stages.evaluate.compare import compare_methods, measured_of, print_metrics, run_metrics
 from stages.evaluate.predict import Predictor, frozen_layers, prediction_rows
 from stages.evaluate.scores import Bootstrap, Predictions, intervals, score
 
-_OF_THE_RUN: Final = (
-    "seed",
-    "boundary",
-    "boundary_before_budget",
-    "trained_parameters",
-    "flops",
-    "epochs",
-    "steps",
-    "learning_rate",
-    "grid",
-)
+_PATHS: Final = {
+    "base": "the base model's folder",
+    "prepared": "the prepared data's folder",
+    "models": "the folder of fine-tuned model folders",
+    "measured": "the folder of measured seconds and memory",
+    "metrics": "JSON to write: scores and counted costs",
+    "comparison": "CSV to write: one row per method",
+    "predictions": "Parquet to write: every model's answers",
+    "curves": "CSV to write: validation during training",
+}
 
 
 class EvaluateRoom(Room):
@@ -50,28 +49,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     params = EvaluateRoom.load()
     asked = params.evaluate
-    meta = read_prepared(args.prepared)
-    quality: Literal["accuracy", "exact_match"] = "exact_match" if meta.task == "free" else "accuracy"
-    test = read_examples(args.prepared, "test")
+    meta, test = read_prepared(args.prepared), read_examples(args.prepared, "test")
+    names = [f"{method}-seed{seed}" for method in params.compare.methods for seed in params.compare.seeds]
+    records = {name: FineTuneRecord.load(args.models / name) for name in names}
+    predictions = dict(_predictions(args, params, meta, test, records))
+
     labels = [example.label or "" for example in test] if meta.labels else None
     bootstrap = Bootstrap(len(test), asked.bootstrap, asked.confidence, asked.seed, labels)
-    names = [f"{label}-seed{seed}" for label in params.compare.labels for seed in params.compare.seeds]
-    records = {name: FineTuneRecord.load(args.models / name) for name in names}
-
-    base_shards = read_base_record(args.base).shards
-    cache = CacheSettings.of(params.finetune.cache, params.finetune.cache_folder, params.finetune.cache_gib)
-    predictor = Predictor(choose_runtime(params.device), asked, meta, args.base, base_shards, cache, test)
-    predictions = {"untrained": predictor.predict(args.base, "untrained")}
-    if meta.task != "free":
-        plain = answers(read_examples(args.prepared, "train"), test)
-        predictions |= {name: Predictions.of_labels(said, test) for name, said in plain.items()}
-    for name, run in records.items():
-        frozen = frozen_layers(run.shards, base_shards)
-        predictions[name] = predictor.predict(args.models / name, name, frozen)
-
+    quality: Literal["accuracy", "exact_match"] = "exact_match" if meta.task == "free" else "accuracy"
     scores = {name: score(said, quality, bootstrap) for name, said in predictions.items()}
+    plain = [name for name in predictions if name not in names]
     runs = {
-        name: _run_metrics(run, records.get(f"full-seed{run.seed}"), intervals(scores[name]), len(test))
+        name: run_metrics(run, records.get(f"full-seed{run.seed}"), scores[name], len(test))
         for name, run in records.items()
     }
     metrics = Metrics(
@@ -79,41 +68,37 @@ def main(argv: Sequence[str] | None = None) -> None:
         task=meta.task,
         quality=quality,
         intervals=Intervals(resamples=asked.bootstrap, confidence=asked.confidence),
-        baselines={
-            name: Baseline(scores=intervals(scores[name]), n=len(test)) for name in predictions if name not in names
-        },
+        baselines={name: Baseline(scores=intervals(scores[name]), n=len(test)) for name in plain},
         runs=runs,
         methods=compare_methods(runs, {name: run.curve for name, run in records.items()}, scores),
     )
     metrics.save(args.metrics)
     clocks = {name: FineTuneClock.load(args.measured / f"{name}.json") for name in names}
     write_comparison(args.comparison, metrics, measured_of(runs, clocks))
-    write_csv(
-        args.curves,
-        [
-            {"run": name, "method": run.label, "seed": run.seed, **point.model_dump()}
-            for name, run in records.items()
-            for point in run.curve
-        ],
-    )
+    points = [(name, run, point) for name, run in records.items() for point in run.curve]
+    write_csv(args.curves, [{"run": n, "method": r.label, "seed": r.seed, **p.model_dump()} for n, r, p in points])
     with replacing_file(args.predictions) as aside:
         pq.write_table(pa.Table.from_pylist(prediction_rows(predictions, test)), aside, compression="zstd")
     print_metrics(metrics)
 
 
-def _run_metrics(
-    run: FineTuneRecord, full: FineTuneRecord | None, scores: Mapping[str, Interval], examples: int
-) -> RunMetrics:
-    return RunMetrics(
-        method=run.label,
-        **{key: getattr(run, key) for key in _OF_THE_RUN},
-        flops_share=run.flops / full.flops if full else None,
-        trained_share=run.trained_parameters / full.trained_parameters if full else None,
-        validation_loss=run.last.validation_loss,
-        validation_accuracy=run.last.validation_accuracy,
-        scores=scores,
-        n=examples,
-    )
+def _predictions(
+    args: argparse.Namespace,
+    params: EvaluateRoom,
+    meta: PreparedRecord,
+    test: Sequence[Example],
+    records: Mapping[str, FineTuneRecord],
+) -> Iterator[tuple[str, Predictions]]:
+    """What every model says to the test split, by its name: the untrained one, baselines, fine-tuned ones."""
+    shards = read_base_record(args.base).shards
+    cache = CacheSettings.of(params.finetune.cache, params.finetune.cache_folder, params.finetune.cache_gib)
+    predictor = Predictor(choose_runtime(params.device), params.evaluate, meta, args.base, shards, cache, test)
+    yield "untrained", predictor.predict(args.base, "untrained")
+    if meta.task != "free":
+        for name, said in answers(read_examples(args.prepared, "train"), test).items():
+            yield name, Predictions.of_labels(said, test)
+    for name, run in records.items():
+        yield name, predictor.predict(args.models / name, name, frozen_layers(run.shards, shards))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -124,14 +109,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--measured reports/runs --metrics reports/metrics.json --comparison reports/comparison.csv "
         "--predictions reports/predictions.parquet --curves reports/curves.csv",
     )
-    parser.add_argument("--base", type=Path, required=True, help="the base model's folder")
-    parser.add_argument("--prepared", type=Path, required=True, help="the prepared data's folder")
-    parser.add_argument("--models", type=Path, required=True, help="the folder of fine-tuned model folders")
-    parser.add_argument("--measured", type=Path, required=True, help="the folder of measured seconds and memory")
-    parser.add_argument("--metrics", type=Path, required=True, help="JSON to write: scores and counted costs")
-    parser.add_argument("--comparison", type=Path, required=True, help="CSV to write: one row per method")
-    parser.add_argument("--predictions", type=Path, required=True, help="Parquet to write: every model's answers")
-    parser.add_argument("--curves", type=Path, required=True, help="CSV to write: validation during training")
+    for name, what in _PATHS.items():
+        parser.add_argument(f"--{name}", type=Path, required=True, help=what)
     return parser.parse_args(argv)
 
 

@@ -15,28 +15,28 @@ _WORD: Final = r"(?u)\b\w+\b"
 
 
 def answers(training: Sequence[Example], test: Sequence[Example]) -> dict[str, list[str]]:
-    """What every baseline says to the test examples: labels, or texts of candidates."""
+    """Each baseline's answers to the test examples: labels, or texts of candidates."""
     if training[0].candidates:
         return {"tfidf": tfidf_of_candidates(training, test), "majority": commonest_place(training, test)}
     return {"tfidf": tfidf(training, test), "majority": majority(training, test)}
 
 
 def majority(training: Sequence[Example], test: Sequence[Example]) -> list[str]:
-    """The commonest training label for every test example; ties go to the first in order of name."""
+    """Answer with the most frequent training label; ties go to the first in order of name."""
     counts = Counter(example.label or "" for example in training)
     commonest = min(counts, key=lambda label: (-counts[label], label))
     return [commonest] * len(test)
 
 
 def commonest_place(training: Sequence[Example], test: Sequence[Example]) -> list[str]:
-    """The candidate at the place where the right one stands most often in training; the last where there are fewer."""
+    """Answer with the candidate at the most frequent place of the right one; the last one where there are fewer."""
     places = Counter(_right(example) for example in training)
     place = min(places, key=lambda at: (-places[at], at))
     return [example.candidates[min(place, len(example.candidates) - 1)].text for example in test]
 
 
 def tfidf(training: Sequence[Example], test: Sequence[Example]) -> list[str]:
-    """TF-IDF of words and word pairs, logistic regression: trained on what the model is trained on."""
+    """Classify by TF-IDF of words and word pairs and logistic regression, trained on the training split."""
     texts = [example.text for example in training]
     pipeline = _bag_of_words(texts)
     pipeline.fit(texts, [example.label for example in training])
@@ -44,12 +44,12 @@ def tfidf(training: Sequence[Example], test: Sequence[Example]) -> list[str]:
 
 
 def tfidf_of_candidates(training: Sequence[Example], test: Sequence[Example]) -> list[str]:
-    """The candidate whose words look most like those of right ones, the question unread.
+    """Answer with the candidate whose words are most like those of right ones, without reading the question.
 
-    What candidates alone give away: a model that is no better has learned nothing of the questions.
+    It measures what candidates alone give away: a model that is no better has learned nothing from the questions.
     """
-    told = [(one.text, at == _right(example)) for example in training for at, one in enumerate(example.candidates)]
-    candidates, right = zip(*told, strict=True)
+    labelled = [(one.text, at == _right(example)) for example in training for at, one in enumerate(example.candidates)]
+    candidates, right = zip(*labelled, strict=True)
     pipeline = _bag_of_words(candidates)
     pipeline.fit(candidates, right)
     chosen = []
@@ -64,7 +64,7 @@ def _right(example: Example) -> int:
 
 
 def _bag_of_words(texts: Sequence[str]) -> Pipeline:
-    """Of characters where no text has a word: smileys, operators."""
+    """Features are words, or characters where no text has a word: smileys, operators."""
     pattern = _WORD if any(re.search(_WORD, text) for text in texts) else None
     analyzer = "word" if pattern else "char"
     return make_pipeline(

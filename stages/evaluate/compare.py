@@ -8,14 +8,34 @@ from rich.console import Console
 from rich.table import Table
 
 from salf.metrics import SCORES, Difference, EqualCompute, Measured, MethodMetrics, Metrics, RunMetrics
-from salf.records import CurvePoint, FineTuneClock
+from salf.records import CurvePoint, FineTuneClock, FineTuneRecord
 from stages.evaluate.scores import Statistic, intervals, mean_of
 
+_OF_THE_RUN: Final = (
+    *("seed", "boundary", "boundary_before_budget", "trained_parameters", "flops", "epochs", "steps"),
+    *("learning_rate", "grid"),
+)
 _MEANS: Final = ("flops", "flops_share", "epochs", "steps")
 # The same for every seed, unless a method draws its layers.
 _SAME: Final = ("trained_parameters", "trained_share", "boundary", "boundary_before_budget")
 
 Curve = Sequence[CurvePoint]
+
+
+def run_metrics(
+    run: FineTuneRecord, full: FineTuneRecord | None, scores: Mapping[str, Statistic], examples: int
+) -> RunMetrics:
+    """What is known of a run, relative to full fine-tuning with the same seed; ``examples``: of the test split."""
+    return RunMetrics(
+        method=run.label,
+        **{key: getattr(run, key) for key in _OF_THE_RUN},
+        flops_share=run.flops / full.flops if full else None,
+        trained_share=run.trained_parameters / full.trained_parameters if full else None,
+        validation_loss=run.last.validation_loss,
+        validation_accuracy=run.last.validation_accuracy,
+        scores=intervals(scores),
+        n=examples,
+    )
 
 
 def compare_methods(

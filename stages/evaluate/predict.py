@@ -26,13 +26,13 @@ from stages.evaluate.scores import Predictions
 
 @dataclass(frozen=True)
 class Predictor:
-    """What all models are asked, and how.
+    """Lets every model answer the test split in the same way.
 
     Attributes:
         base: the base model's folder.
-        shards: file name → SHA-256 of the base's shards.
-        cache: how states of the test split behind frozen layers are kept.
-        prefixes: these states by the number of frozen layers: the same for all models.
+        shards: SHA-256 of the base's shards by file name.
+        cache: where boundary states of the test split are kept.
+        prefixes: boundary states by the number of frozen layers; all models share them.
     """
 
     runtime: Runtime
@@ -45,9 +45,9 @@ class Predictor:
     prefixes: dict[int, Opened] = field(default_factory=dict)
 
     def predict(self, folder: Path, name: str, frozen: int | None = None) -> Predictions:
-        """Answers of the model in ``folder``, whose embedding and layers 1..frozen are the base's; ``None``: all are.
+        """Answer with the model in ``folder``, whose embedding and layers 1..frozen are the base's; ``None``: all are.
 
-        Quantised layers are those that were in training, and all of the base; offloaded are all, since nothing trains.
+        Layers are quantised as in training, in the base all of them. All are offloaded, since nothing trains.
         """
         rule = rule_of(self.meta)
         held = self.runtime.frozen(None if self.runtime.frozen_weights == "offload" else frozen)
@@ -95,10 +95,10 @@ class Predictor:
 
 
 def frozen_layers(shards: Mapping[str, str], base: Mapping[str, str]) -> int:
-    """How many layers, counted from the embedding up, have the base's very bytes.
+    """Count the layers, from the embedding up, whose bytes are the base's.
 
     Args:
-        shards: file name → SHA-256 of a fine-tuned model's shards.
+        shards: SHA-256 of a fine-tuned model's shards by file name.
         base: the same of its base.
     """
     if shards["embedding.safetensors"] != base["embedding.safetensors"]:
@@ -108,7 +108,7 @@ def frozen_layers(shards: Mapping[str, str], base: Mapping[str, str]) -> int:
 
 
 def prediction_rows(predictions: Mapping[str, Predictions], test: Sequence[Example]) -> list[dict[str, Any]]:
-    """Rows of ``predictions.parquet``; grain: model and test example."""
+    """Rows of ``predictions.parquet``, one per model and test example."""
     return [
         {
             "run": run,
@@ -135,9 +135,9 @@ def write_answers(
     batch_tokens: int,
     advance: Callable[[int], None],
 ) -> list[str]:
-    """Greedy answers of at most ``longest`` tokens, or what the context has left; prompts of a length batched together.
+    """Generate greedily at most ``longest`` tokens, or what the context has left; prompts of equal length share batches.
 
-    ``end``: the token that an answer ends with (of a turn, in a chat); the model's own ends hold, too.
+    ``end`` is the token that ends an answer (in a chat, a turn). The model's own end tokens count too.
     """
     answers = [""] * len(examples)
     by_length: dict[int, list[int]] = {}
@@ -171,7 +171,7 @@ def _ends(model: CausalModel, end: int | None) -> list[int]:
 
 
 def exact_match(answer: str, reference: str, marker: str | None) -> bool:
-    """Whether an answer says what the reference says, white space aside.
+    """Compare an answer with the reference, ignoring differences in white space.
 
     Args:
         answer: what the model wrote.

@@ -25,8 +25,7 @@ Floats = NDArray[np.floating[Any]]
 class Statistic:
     """A statistic of the examples and of each of their resamples.
 
-    Models share the resamples, so that statistics of several may be averaged and subtracted: what comes out
-    is paired.
+    All models share the resamples, so means and differences of their statistics are paired.
 
     Attributes:
         value: of the examples themselves.
@@ -56,7 +55,7 @@ class Statistic:
         return errors * float(self.resampled.std(ddof=1))
 
     def __sub__(self, other: "Statistic") -> "Statistic":
-        """How far this one is above another of the same examples."""
+        """Paired difference from another statistic of the same examples."""
         return Statistic(self.value - other.value, self.resampled - other.resampled, self.confidence)
 
 
@@ -135,7 +134,7 @@ def _over_classes(truth: Integers, said: Integers, classes: int) -> Floats:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one model said to every test example, in their order.
+    """A model's answers to the test examples, in their order.
 
     Attributes:
         predicted: the label, or the written answer.
@@ -153,7 +152,7 @@ class Predictions:
 
     @classmethod
     def of_labels(cls, labels: Sequence[str], examples: Sequence[Example]) -> "Predictions":
-        """A baseline's labels, or candidates where an example has any."""
+        """Score a baseline's labels, or candidates where an example has any."""
         right = [example.answer if example.candidates else example.label for example in examples]
         correct = np.array([label == true for label, true in zip(labels, right, strict=True)], float)
         tokens = np.array([len(example.answer_ids) for example in examples], float)
@@ -161,12 +160,9 @@ class Predictions:
 
 
 def score(predictions: Predictions, quality: str, bootstrap: Bootstrap) -> dict[str, Statistic]:
-    """Share of right answers, balanced accuracy and macro-F1 over labels, and loss per answer token, by name.
+    """Compute the share of right answers, balanced accuracy, macro-F1 and loss per answer token, by name.
 
-    Args:
-        predictions: a model's.
-        quality: what the share of right answers is called: accuracy, or exact match where answers are free.
-        bootstrap: the resamples, shared by all models.
+    ``quality`` names the share of right answers: accuracy, or exact match where answers are free.
     """
     result = {quality: bootstrap.mean(predictions.correct)}
     if bootstrap.labels is not None:
