@@ -135,7 +135,7 @@ def write_answers(
     batch_tokens: int,
     advance: Callable[[int], None],
 ) -> list[str]:
-    """Generate greedily at most ``longest`` tokens, or what the context has left; prompts of equal length share batches.
+    """Generate at most ``longest`` tokens greedily, or what the context has left; prompts of one length share batches.
 
     ``end`` is the token that ends an answer (in a chat, a turn). The model's own end tokens count too.
     """
