@@ -36,8 +36,9 @@ from salf.records import (
     RefusedRows,
     write_record,
 )
-from stages.report.__main__ import main
+from stages.report.__main__ import _options, main
 from tests.fine_tune_records import fine_tune_clock, fine_tune_record
+from tests.salf.test_plan import artifact, point, selected
 
 LAYERS = 30
 SPLITS = {"train": 384, "validation": 96, "test": 240}  # rows
@@ -76,23 +77,7 @@ class Chain:
         return self.root / "reports/index.html"
 
     def argv(self, *more: str) -> list[str]:
-        places = {
-            "base": "data/base",
-            "prepared": "data/prepared",
-            "traces": "data/traces",
-            "law": "reports/scaling_law.json",
-            "gains": "reports/gains.csv",
-            "plan": "data/plan/freeze_plan.json",
-            "models": "data/models",
-            "measured": "reports/runs",
-            "metrics": "reports/metrics.json",
-            "comparison": "reports/comparison.csv",
-            "predictions": "reports/predictions.parquet",
-            "benchmarks": "reports",
-            "study": "reports/study",
-            "out": "reports/index.html",
-            "figures": "reports/figures",
-        }
+        places = {name: place for name, place in vars(_options([])).items() if isinstance(place, Path)}
         options = [part for name, place in places.items() for part in (f"--{name}", str(self.root / place))]
         return [*options, "--params", str(PARAMS), *more]
 
@@ -348,100 +333,55 @@ def _gains(path: Path, outcome: Outcome) -> None:
 def _frontier_point(k: int, mean: np.ndarray, fits: bool) -> dict:
     trained = 28_311_552 * (k == 0) + 3_540_000 * (LAYERS - k) + 576
     share = 0.02 + 0.98 * (1 - k / LAYERS)
-    left = float((mean[max(k, 1)] - mean[-1]) / (mean[1] - mean[-1]))
-    return {
-        "boundary": k,
+    return point(k) | {
         "trained_layers": LAYERS - k,
         "trained_parameters": trained,
         "flops": int(1e15 * share),
-        "flops_uncached": int(1e15 * min(1.0, share * 1.2)),
-        "flops_frozen": int(1e13 * k),
-        "flops_epoch": int(4e14 * share),
         "flops_share": share,
         "flops_share_uncached": min(1.0, share * 1.2),
         "flops_share_many_epochs": share * 0.9,
         "optimizer_bytes": 8 * trained,
         "gradient_bytes": 4 * trained,
         "activation_bytes": 9_000_000 * (LAYERS - k) + 1000,
-        "cache_bytes": 30_000_000,
         "observed": float(mean[k]),
         "predicted": float(mean[k]) + 0.002 * fits,
-        "remaining_reduction": left,
+        "remaining_reduction": float((mean[max(k, 1)] - mean[-1]) / (mean[1] - mean[-1])),
         "efficient": k >= 19 or k == 0,
     }
 
 
 def _plan(root: Path, outcome: Outcome) -> None:
     mean = deviation_curve()
-    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(BOUNDARY, LAYERS)]
     total = 28_311_552 + 3_540_000 * LAYERS + 576
     trained = 3_540_000 * (LAYERS - BOUNDARY) + 576
-    plan = {
-        "schema_version": 3,
-        "model": {
-            "name": "SmolLM2-135M-Instruct",
-            "weights_sha256": BASE.weights_sha256,
-            "family": "llama",
-            "layers": LAYERS,
-            "hidden": 576,
-            "vocabulary": 49152,
-            "tied_head": True,
-        },
-        "selector": "salf",
-        "quantity": "deviation",
-        "gain": "observed",
-        "boundary": BOUNDARY,
-        "frozen_layers": list(range(1, BOUNDARY + 1)),
+    chosen = {"salf": BOUNDARY, "full": 0, "none": LAYERS, "last-n": 22, "random": 13}
+    plan = artifact(BOUNDARY) | {
         "trained_layers": list(range(BOUNDARY + 1, LAYERS + 1)),
-        "embeddings_trained": False,
-        "norm_trained": True,
-        "head_trained": False,
-        "head_note": "the head is tied",
         "parameters": {"frozen": total - trained, "trained": trained, "total": total},
         "reason": f"Layer {BOUNDARY} has the largest observed gain in deviation.",
         "certainty": {"win_share": 0.62, "value": 0.031, "low": 0.02, "high": 0.04, "words": "Fairly sure: 62 %."},
         "fallback": None if outcome.fits else "no law fits, so observed gains decide.",
         "runners_up": [{"boundary": 22, "value": 0.028, "win_share": 0.38}],
-        "boundaries": {
-            name: {"boundary": boundary, "reason": "in words", "scores": None}
-            for name, boundary in {"salf": BOUNDARY, "full": 0, "none": LAYERS, "last-n": 22, "random": 13}.items()
-        },
+        "boundaries": {name: selected(boundary) for name, boundary in chosen.items()},
         "absent": {},
         "frontier": [_frontier_point(k, mean, outcome.fits) for k in range(LAYERS + 1)],
-        "cost_model": {
-            "epochs": 2,
-            "batch_rows": 16,
-            "value_bytes": 4,
-            "rows": 384,
-            "parts": 1,
-            "shared": 10,
-            "queries": 40_000,
-            "attended": 2_000_000,
-            "seen": 20_000,
-            "positions": 384,
-            "frozen_queries": 39_000,
-            "frozen_attended": 1_990_000,
-            "formula": "forward + 2 × backward",
-            "assumptions": ["Boundary states are computed once."],
-        },
-        "evidence": {
-            "law_sha256": sha256_file(root / "reports/scaling_law.json"),
-            "gains_sha256": sha256_file(root / "reports/gains.csv"),
-            "trace_sha256": sha256_folder(root / "data/traces"),
-            "signals_sha256": None,
-            "pilot_sha256": None,
-        },
-        "exports": {
-            "peft": {
-                "target_modules": ["q_proj", "v_proj"],
-                "layers_to_transform": list(range(BOUNDARY, LAYERS)),
-                "layers_pattern": "layers",
-            },
-            "axolotl": ["^model.norm.", f"^model.layers.({'|'.join(map(str, range(BOUNDARY, LAYERS)))})."],
-            "llama_factory": {"finetuning_type": "freeze", "freeze_trainable_layers": LAYERS - BOUNDARY},
-            "parameter_names": {"trained": names},
-            "notes": ["LLaMA-Factory: the final norm stays frozen."],
-        },
+    }
+    sizes = {"layers": LAYERS, "hidden": BASE.hidden, "vocabulary": BASE.vocabulary}
+    plan["model"] |= {"name": BASE.name, "weights_sha256": BASE.weights_sha256, **sizes}
+    plan["cost_model"] |= {"epochs": 2, "formula": "forward + 2 × backward"}
+    plan["cost_model"]["assumptions"] = ["Boundary states are computed once."]
+    plan["evidence"] |= {
+        "law_sha256": sha256_file(root / "reports/scaling_law.json"),
+        "gains_sha256": sha256_file(root / "reports/gains.csv"),
+        "trace_sha256": sha256_folder(root / "data/traces"),
+    }
+    layers = list(range(BOUNDARY, LAYERS))
+    plan["exports"] |= {
+        "peft": {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": layers, "layers_pattern": "layers"},
+        "axolotl": ["^model.norm.", f"^model.layers.({'|'.join(map(str, layers))})."],
+        "llama_factory": {"finetuning_type": "freeze", "freeze_trainable_layers": len(layers)},
+        "parameter_names": {"trained": [f"model.layers.{i}.mlp.up_proj.weight" for i in layers]},
+        "notes": ["LLaMA-Factory: the final norm stays frozen."],
     }
     write_json(root / "data/plan/freeze_plan.json", plan)
 
