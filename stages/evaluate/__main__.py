@@ -1,9 +1,8 @@
 """Stage ``evaluate``: base, data, models → metrics, comparison, predictions, curves."""
 
-import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Final, Literal
 
 import pyarrow as pa
@@ -16,23 +15,27 @@ from salf.files import replacing_file
 from salf.metrics import Baseline, Intervals, Metrics, write_comparison, write_csv
 from salf.records import FineTuneClock, FineTuneRecord, PreparedRecord, read_base_record, read_prepared
 from salf.settings import Caching, Device
-from stages.common.command import exit_code
+from stages.common.command import exit_code, parser_of
 from stages.common.params import Compare, Evaluate, Room
 from stages.evaluate.baselines import answers
 from stages.evaluate.compare import compare_methods, measured_of, print_metrics, run_metrics
 from stages.evaluate.predict import Predictor, frozen_layers, prediction_rows
 from stages.evaluate.scores import Bootstrap, Predictions, intervals, score
 
-_PATHS: Final = {
-    "base": "the base model's folder",
-    "prepared": "the prepared data's folder",
-    "models": "the folder of fine-tuned model folders",
-    "measured": "the folder of measured seconds and memory",
-    "metrics": "JSON to write: scores and counted costs",
-    "comparison": "CSV to write: one row per method",
-    "predictions": "Parquet to write: every model's answers",
-    "curves": "CSV to write: validation during training",
-}
+_PARSER: Final = parser_of(
+    "evaluate",
+    "Score every fine-tuned model, the untrained model and simple baselines on the test split.",
+    {
+        "base": ("data/base", "the base model's folder"),
+        "prepared": ("data/prepared", "the prepared data's folder"),
+        "models": ("data/models", "the folder of fine-tuned model folders"),
+        "measured": ("reports/runs", "the folder of measured seconds and memory"),
+        "metrics": ("reports/metrics.json", "JSON to write: scores and counted costs"),
+        "comparison": ("reports/comparison.csv", "CSV to write: one row per method"),
+        "predictions": ("reports/predictions.parquet", "Parquet to write: every model's answers"),
+        "curves": ("reports/curves.csv", "CSV to write: validation during training"),
+    },
+)
 
 
 class EvaluateRoom(Room):
@@ -46,7 +49,7 @@ class EvaluateRoom(Room):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Score the untrained model, the baselines and every fine-tuned model on the test split."""
-    args = _arguments(argv)
+    args = _PARSER.parse_args(argv)
     params = EvaluateRoom.load()
     asked = params.evaluate
     meta, test = read_prepared(args.prepared), read_examples(args.prepared, "test")
@@ -83,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _predictions(
-    args: argparse.Namespace,
+    args: Namespace,
     params: EvaluateRoom,
     meta: PreparedRecord,
     test: Sequence[Example],
@@ -99,19 +102,6 @@ def _predictions(
             yield name, Predictions.of_labels(said, test)
     for name, run in records.items():
         yield name, predictor.predict(args.models / name, name, frozen_layers(run.shards, shards))
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.evaluate",
-        description="Score every fine-tuned model, the untrained model and simple baselines on the test split.",
-        epilog="example: python -m stages.evaluate --base data/base --prepared data/prepared --models data/models "
-        "--measured reports/runs --metrics reports/metrics.json --comparison reports/comparison.csv "
-        "--predictions reports/predictions.parquet --curves reports/curves.csv",
-    )
-    for name, what in _PATHS.items():
-        parser.add_argument(f"--{name}", type=Path, required=True, help=what)
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

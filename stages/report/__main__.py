@@ -1,20 +1,46 @@
 """Command line of the report stage."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 
 from salf.files import replacing_folder, write_text
 from salf.settings import Device, Finetune
-from stages.common.command import exit_code
+from stages.common.command import exit_code, parser_of
 from stages.common.params import Compare, Data, Evaluate, Fit, Model, Pilot, Plan, Prepare, Room, Signals, Trace
 from stages.report.artifacts import load
 from stages.report.page import build, print_summary, render, standalone_figures
 
-_EXAMPLE = "example: python -m stages.report --out reports/index.html"
+_PLACES: Final = {
+    "base": ("data/base", "folder of the base model"),
+    "prepared": ("data/prepared", "folder of the prepared data"),
+    "traces": ("data/traces", "folder of the trace"),
+    "law": ("reports/scaling_law.json", "fitted laws"),
+    "gains": ("reports/gains.csv", "gain of every layer"),
+    "plan": ("data/plan/freeze_plan.json", "freeze plan"),
+    "models": ("data/models", "folder of the fine-tuned models"),
+    "measured": ("reports/runs", "folder of measured seconds and memory"),
+    "metrics": ("reports/metrics.json", "scores and costs"),
+    "comparison": ("reports/comparison.csv", "the same as a table"),
+    "predictions": ("reports/predictions.parquet", "answers to the test examples"),
+    "benchmarks": ("reports", "folder of benchmark*.json, written by make bench"),
+    "study": ("reports/study", "folder of the study's summary and figures, written by make study"),
+    "params": ("params.yaml", "parameters"),
+    "out": ("reports/index.html", "page to write"),
+    "figures": ("reports/figures", "folder for the page's figures, one SVG file each"),
+}
+_PARSER: Final = parser_of(
+    "report",
+    "Write one self-contained HTML page about the whole chain, or print its summary.\n\n"
+    "Every option may be left out: the example shows the defaults.",
+    _PLACES,
+    optional=_PLACES,
+)
+_PARSER.set_defaults(**{name: Path(place) for name, (place, _) in _PLACES.items()})
+_PARSER.add_argument("--summary", action="store_true", help="print the summary and write nothing")
 
 
 class ReportRoom(Room):
@@ -36,7 +62,7 @@ class ReportRoom(Room):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page, or with ``--summary`` print the summary and write nothing."""
-    options = _options(argv)
+    options = _PARSER.parse_args(argv)
     room = ReportRoom.load(options.params)
     project = options.params.absolute().parent
     artifacts = load(options, room.model_dump(mode="json"), room.evaluate.examples_shown, project)
@@ -49,36 +75,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, svg in standalone_figures(page).items():
             write_text(folder / f"{name}.svg", svg)
     print(f"{page.headline.title}\nreport: {options.out}")
-
-
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.report",
-        description="Write one self-contained HTML page about the whole chain, or print its summary.",
-        epilog=_EXAMPLE,
-    )
-    paths = {
-        "base": ("data/base", "folder of the base model"),
-        "prepared": ("data/prepared", "folder of the prepared data"),
-        "traces": ("data/traces", "folder of the trace"),
-        "law": ("reports/scaling_law.json", "fitted laws"),
-        "gains": ("reports/gains.csv", "gain of every layer"),
-        "plan": ("data/plan/freeze_plan.json", "freeze plan"),
-        "models": ("data/models", "folder of the fine-tuned models"),
-        "measured": ("reports/runs", "folder of measured seconds and memory"),
-        "metrics": ("reports/metrics.json", "scores and costs"),
-        "comparison": ("reports/comparison.csv", "the same as a table"),
-        "predictions": ("reports/predictions.parquet", "answers to the test examples"),
-        "benchmarks": ("reports", "folder of benchmark*.json, written by make bench"),
-        "study": ("reports/study", "folder of the study's summary and figures, written by make study"),
-        "params": ("params.yaml", "parameters"),
-        "out": ("reports/index.html", "page to write"),
-        "figures": ("reports/figures", "folder for the page's figures, one SVG file each"),
-    }
-    for name, (default, what) in paths.items():
-        parser.add_argument(f"--{name}", type=Path, default=Path(default), help=f"{what} (default: {default})")
-    parser.add_argument("--summary", action="store_true", help="print the summary and write nothing")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

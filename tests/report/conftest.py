@@ -36,7 +36,7 @@ from salf.records import (
     RefusedRows,
     write_record,
 )
-from stages.report.__main__ import _options, main
+from stages.report.__main__ import _PLACES, main
 from tests.fine_tune_records import fine_tune_clock, fine_tune_record
 from tests.salf.test_plan import artifact, point, selected
 
@@ -77,8 +77,7 @@ class Chain:
         return self.root / "reports/index.html"
 
     def argv(self, *more: str) -> list[str]:
-        places = {name: place for name, place in vars(_options([])).items() if isinstance(place, Path)}
-        options = [part for name, place in places.items() for part in (f"--{name}", str(self.root / place))]
+        options = [part for name, (place, _) in _PLACES.items() for part in (f"--{name}", str(self.root / place))]
         return [*options, "--params", str(PARAMS), *more]
 
 
