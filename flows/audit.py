@@ -1,6 +1,5 @@
 """Verify the lineage of everything in the workspace, for schedules: a mismatch fails the run."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.states import Completed
 from pydantic import ValidationError
 
-from flows.flow import exit_status, failed, refused, workspace
+from flows import running
 from flows.lineage.verify import Report
 from flows.workspace import Workspace
 from salf.errors import UserError
@@ -30,10 +29,10 @@ def audit(project: Path = Path("."), wait: bool = False) -> State[Any]:
     """
     project = project.resolve()
     try:
-        with workspace(project, wait) as held:
+        with running.workspace(project, wait) as held:
             return _verify(held)
     except UserError as error:
-        return refused(str(error))
+        return running.refused(str(error))
 
 
 def _verify(held: Workspace) -> State[Any]:
@@ -48,7 +47,7 @@ def _verify(held: Workspace) -> State[Any]:
     except ValidationError:
         for line in lines:
             get_run_logger().error(line)
-        return failed(f"the verifier did not finish (status {status}): {lines[-1] if lines else 'no output'}")
+        return running.failed(f"the verifier did not finish (status {status}): {lines[-1] if lines else 'no output'}")
 
 
 def _conclude(report: Report) -> State[Any]:
@@ -66,21 +65,18 @@ def _conclude(report: Report) -> State[Any]:
         line = f"{count}: {report.mismatches[0]}"
     create_markdown_artifact(markdown=line, key="audit", description="Outcome of the audit")
     if not report.ok:
-        return failed(line, "Mismatch")
+        return running.failed(line, "Mismatch")
     get_run_logger().info(line)
     return Completed(message=line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the audit from a command line; exit status 0 fine, 1 a mismatch, 2 refused."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.audit",
-        description=__doc__,
-        epilog="example:\n  python -m flows.audit --wait    after the run that is active in this folder",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    example = "example:\n  python -m flows.audit --wait    after the run that is active in this folder"
+    parser = running.command_line(
+        "audit", "Verify the lineage of everything in the workspace.", example, of_stages=False
     )
-    parser.add_argument("--wait", action="store_true", help="wait for a run that is active in this folder")
-    return exit_status(audit(wait=parser.parse_args(argv).wait, return_state=True))
+    return running.run_flow(audit, **vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

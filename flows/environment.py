@@ -30,11 +30,7 @@ def stage_environment(
     """Return ``inherited`` with this interpreter first on PATH, unbuffered output and no telemetry.
 
     ``python`` in a stage's command is then the interpreter of the flow, even if its environment is not activated.
-
-    Args:
-        inherited: the flow's own environment.
-        project: the folder whose stages run; marks their processes.
-        flow_run: id and name of the flow run, for the stages' own records.
+    ``project`` marks the processes of its stages; id and name of the flow run are for the stages' records.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
     added = {**QUIET, "PATH": path, "PYTHONUNBUFFERED": "1"}

@@ -4,10 +4,9 @@ DVC decides what has to run and keeps the results. The flow adds retries, time-o
 run, and lets no two runs share a workspace.
 """
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,40 +25,16 @@ from prefect.runtime import task_run
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import JsonValue
 
-from flows import environment
-from flows.flow import (
-    THREADS,
-    DottedName,
-    ExperimentName,
-    SideBySide,
-    at_work,
-    exit_status,
-    failed,
-    refused,
-    report,
-    workspace,
-)
+from flows import environment, running, summary
 from flows.graph import StageNode, matching, read_graph, select
 from flows.lineage import openlineage
 from flows.lineage.ledger import record_stage
 from flows.overrides import OverrideError, overridden, parse
 from flows.processes import StoppedError
 from flows.stage_run import StageFailedError, StageRun, run_stage
-from flows.summary import (
-    artifact_key,
-    counts_line,
-    data_url,
-    duration,
-    markdown_table,
-    metric_rows,
-    page_text,
-    plots,
-    share_done,
-    stage_rows,
-)
 from flows.sweep import check_names, save
 from flows.workspace import Workspace
-from salf.errors import UserError
+from salf.errors import BAD_INPUT, UserError
 from salf.ledger import Start
 
 RETRY_SECONDS = 5.0  # before the second attempt; doubled before each further one
@@ -75,17 +50,17 @@ _EXAMPLES = """examples:
 exit status: 0 done, 1 a stage or the flow failed, 2 the request was refused, 130 interrupted
 """
 
-Overrides = dict[DottedName, JsonValue]
+Overrides = dict[running.DottedName, JsonValue]
 
 
-@flow(name="salf", task_runner=THREADS)
+@flow(name="salf", task_runner=running.THREADS)
 def pipeline(
     project: Path = Path("."),
     targets: list[str] = [],  # noqa: B006 (Prefect shows the default in its form; it is never changed)
     force: list[str] = [],  # noqa: B006
     overrides: Overrides = {},  # noqa: B006
-    experiment: ExperimentName | None = None,
-    side_by_side: SideBySide = 0,
+    experiment: running.ExperimentName | None = None,
+    side_by_side: running.SideBySide = 0,
     wait: bool = False,
 ) -> State[Any]:
     """Bring the stages up to date.
@@ -102,7 +77,7 @@ def pipeline(
     """
     project = project.resolve()
     try:
-        with workspace(project, wait) as held, overridden(project, overrides):
+        with running.workspace(project, wait) as held, overridden(project, overrides):
             if experiment:
                 check_names([experiment], held)
             graph = read_graph(project)
@@ -114,7 +89,7 @@ def pipeline(
                 get_run_logger().info("kept as the experiment %r", experiment)
             return state
     except UserError as error:
-        return refused(str(error))
+        return running.refused(str(error))
 
 
 def _run_all(graph: Sequence[StageNode], forced: frozenset[str], held: Workspace, at_once: int) -> State[Any]:
@@ -124,7 +99,7 @@ def _run_all(graph: Sequence[StageNode], forced: frozenset[str], held: Workspace
     waiting, runs = list(graph), list[StageRun]()
     ended: dict[str, PrefectFuture[Any]] = {}
     failure: tuple[str, str] | None = None
-    with at_work(held, len(graph), "Stages of this run that are up to date") as tasks:
+    with running.at_work(held, len(graph), "Stages of this run that are up to date") as tasks:
         while tasks.running or (waiting and not failure):
             ready = [node for node in waiting if all(name in ended for name in node.upstream if name in nodes)]
             for node in [] if failure else ready[: at_once - len(tasks.running)]:
@@ -139,10 +114,11 @@ def _run_all(graph: Sequence[StageNode], forced: frozenset[str], held: Workspace
                 tasks.advance()
             else:
                 failure = failure or (name, future.state.message or f"{name}: {future.state.name}")
-    _show(graph, runs, held.project, failure[0] if failure else None)
+    rows = summary.stage_rows(graph, runs, failure[0] if failure else None)
+    create_table_artifact(table=rows, key="stages", description="What this run did")
     if failure:
-        return failed(failure[1])
-    line = counts_line(runs)
+        return running.failed(failure[1])
+    line = summary.counts_line(runs)
     get_run_logger().info(line)
     return Completed(message=line)
 
@@ -169,7 +145,7 @@ def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -
     event = Start(run=task_run.id, stage=node.name, flow_run=held.flow_run, flow_run_name=held.flow_run_name)
     openlineage.emit("START", event, held.project)
     try:
-        run = run_stage(node, held, _Log(node), force)
+        run = run_stage(node, held, _log(node), force)
     except StageFailedError as error:
         openlineage.emit("FAIL", event, held.project, error=str(error))
         # A state instead of an exception: one clear line in the log, not a traceback.
@@ -183,85 +159,56 @@ def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -
     except (UserError, OSError) as error:
         fault = StageFailedError(f"{node.name}: up to date, but not recorded: {error}", passing=False)
         return Failed(message=str(fault), data=fault)
-    line = f"{run.outcome.value} in {duration(run.seconds)}"
+    line = f"{run.outcome.value} in {summary.duration(run.seconds)}"
     get_run_logger().info("%s: %s", run.name, line)
     _show_results(node, held.project)
     return Completed(name=run.outcome.value.capitalize(), message=line, data=run)
 
 
-class _Log:
-    """Passes a stage's lines to Prefect's log, and its progress to an artifact that grows with it."""
+def _log(node: StageNode) -> Callable[[str], None]:
+    """A reader that passes a stage's lines to Prefect's log, and its progress to an artifact that grows with it."""
+    logger, artifacts = get_run_logger(), list[Any]()
 
-    def __init__(self, node: StageNode) -> None:
-        self.node = node
-        self.logger = get_run_logger()
-        self.artifact: Any = None
+    def log(line: str) -> None:
+        logger.info(line)
+        share = summary.share_done(line)
+        if share is not None and artifacts:
+            update_progress_artifact(artifacts[0], share)
+        elif share is not None:
+            key = summary.artifact_key("progress", node.name)
+            artifacts.append(create_progress_artifact(share, key, f"Progress of {node.name}"))
 
-    def __call__(self, line: str) -> None:
-        self.logger.info(line)
-        share = share_done(line)
-        if share is None:
-            return
-        if self.artifact is None:
-            key = artifact_key("progress", self.node.name)
-            self.artifact = create_progress_artifact(share, key, f"Progress of {self.node.name}")
-        else:
-            update_progress_artifact(self.artifact, share)
+    return log
 
 
 def _show_results(node: StageNode, project: Path) -> None:
-    """Metrics as a table, and pictures inside their artifact: the server's pages cannot show a local file."""
+    """Metrics as a table, pictures inside their artifact, pages by their path: browsers cannot open a local file."""
     for path in node.metrics:
-        rows = metric_rows(json.loads((project / path).read_text(encoding="utf-8")))
-        create_table_artifact(table=rows, key=artifact_key("metrics", node.name), description=f"{path} of {node.name}")
-    for plot in plots(node, project):
-        create_image_artifact(
-            image_url=data_url(plot), key=artifact_key("plot", plot.stem), description=f"{plot.name} of {node.name}"
-        )
-
-
-def _show(graph: Sequence[StageNode], runs: Sequence[StageRun], project: Path, failed_stage: str | None) -> None:
-    rows = stage_rows(graph, runs, failed_stage)
-    create_table_artifact(table=rows, key="stages", description="What this run did")
-    create_markdown_artifact(markdown=markdown_table(rows), key="stages-text", description="What this run did")
-    for node in graph:
-        for path in node.outputs:
-            if path.endswith(".html") and (project / path).exists():
-                create_markdown_artifact(
-                    markdown=page_text(path, project), key=artifact_key("page", node.name), description=path
-                )
+        rows = summary.metric_rows(json.loads((project / path).read_text(encoding="utf-8")))
+        key = summary.artifact_key("metrics", node.name)
+        create_table_artifact(table=rows, key=key, description=f"{path} of {node.name}")
+    for plot in summary.plots(node, project):
+        key, description = summary.artifact_key("plot", plot.stem), f"{plot.name} of {node.name}"
+        create_image_artifact(image_url=summary.data_url(plot), key=key, description=description)
+    for path in node.outputs:
+        if path.endswith(".html"):
+            text, key = summary.page_text(path, project), summary.artifact_key("page", node.name)
+            create_markdown_artifact(markdown=text, key=key, description=path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the flow from a command line; returns the exit status (see ``--help``)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.pipeline",
-        description="Run the chain as a Prefect flow: one task per stage of dvc.yaml, on a local server.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--targets", nargs="+", default=[], metavar="STAGE", help="these stages and what they need")
+    description = "Run the chain as a Prefect flow: one task per stage of dvc.yaml, on a local server."
+    parser = running.command_line("pipeline", description, _EXAMPLES)
     parser.add_argument("--force", nargs="+", default=[], metavar="STAGE", help="run these even if nothing changed")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter for this run only")
     parser.add_argument("--experiment", metavar="NAME", help="keep the result as a DVC experiment")
-    parser.add_argument("--side-by-side", type=int, default=0, metavar="N", help="independent stages at once (0: auto)")
-    parser.add_argument("--wait", action="store_true", help="wait for a run that is active in this folder")
-    arguments = parser.parse_args(argv)
+    given = vars(parser.parse_args(argv))
     try:
-        state = pipeline(
-            targets=arguments.targets,
-            force=arguments.force,
-            overrides=parse(arguments.set),
-            experiment=arguments.experiment,
-            side_by_side=arguments.side_by_side,
-            wait=arguments.wait,
-            return_state=True,
-        )
+        given["overrides"] = parse(given.pop("set"))
     except OverrideError as error:
-        return report(str(error), 2)
-    except KeyboardInterrupt:
-        return report("interrupted; run again to resume", 130)
-    return exit_status(state)
+        return running.report(str(error), BAD_INPUT)
+    return running.run_flow(pipeline, **given)
 
 
 if __name__ == "__main__":

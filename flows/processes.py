@@ -49,8 +49,8 @@ def run_streaming(
         command: program and arguments.
         folder: working folder.
         environment: the whole environment.
-        on_line: called with every line of its output (both streams, in order of arrival).
-        timeout: seconds; ``None``: no limit.
+        on_line: called with every line of both its streams, in order of arrival.
+        timeout: in seconds.
         keep_open: file descriptors that the command inherits.
         stop: once set, the command is stopped.
 
@@ -84,11 +84,9 @@ def run_streaming(
 
 
 def stop_family(pid: int, grace: float = GRACE_SECONDS) -> None:
-    """End a process and all its descendants: first asked (as by Ctrl-C), then killed.
+    """End a process that leads its group, and all its descendants: ask them (as by Ctrl-C), then kill them.
 
-    Args:
-        pid: the head of the family; it leads its own process group.
-        grace: seconds that the family has to end by itself.
+    They have ``grace`` seconds to end by themselves.
     """
     family = []
     with contextlib.suppress(psutil.NoSuchProcess):

@@ -5,6 +5,7 @@ ends with this command.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -28,8 +29,9 @@ from prefect.workers.process import ProcessWorker
 from ruamel.yaml import YAML
 
 from flows.environment import stage_environment
-from flows.flow import bury, report
+from flows.running import bury, report
 from flows.workspace import WorkspaceBusyError, clear_away, sole_run
+from salf.errors import UserError
 
 START_SECONDS = 180.0  # a new database on a slow machine
 RESTART_SECONDS = 5.0
@@ -46,15 +48,11 @@ _EXAMPLES = """examples:
 """
 
 
-class ServeError(Exception):
-    """The server or a deployment could not be started; the text says which."""
-
-
 def serve(project: Path, host: str, port: int) -> None:
-    """Deploy everything and work for it until this process is told to stop.
+    """Deploy everything and work for it until this process is stopped.
 
     Raises:
-        ServeError: see there.
+        UserError: the server or a deployment could not be started.
     """
     url = os.environ.get("PREFECT_API_URL")
     environment = {**stage_environment(os.environ), "PREFECT_API_URL": url or f"http://{host}:{port}/api"}
@@ -71,7 +69,7 @@ def serve(project: Path, host: str, port: int) -> None:
                 status = worker.wait()
                 print(f"the worker ended with {status}; another one starts", file=sys.stderr, flush=True)
                 time.sleep(RESTART_SECONDS)
-        raise ServeError("the server has ended")
+        raise UserError("the server has ended")
     finally:
         for process in (worker, server):
             _stop(process)
@@ -82,39 +80,31 @@ def _start(command: Sequence[str], environment: Mapping[str, str]) -> "subproces
 
 
 def _stop(process: "subprocess.Popen[bytes] | None") -> None:
-    """Have a process end: what it started may take its time, but a process with nothing at work may not."""
+    """End a process; it may take its time while its children are active, but not without any."""
     if process is None or process.poll() is not None:
         return
     process.terminate()  # a worker then stops its runs, and they their stages
     began = busy = time.monotonic()
     while process.poll() is None:
         now = time.monotonic()
-        busy = now if _at_work(process) else busy
+        with contextlib.suppress(psutil.NoSuchProcess):
+            busy = now if psutil.Process(process.pid).children() else busy
         if now - busy > IDLE_SECONDS or now - began > STOP_SECONDS:
             process.kill()
             process.wait()
         time.sleep(0.1)
 
 
-def _at_work(process: "subprocess.Popen[bytes]") -> bool:
-    try:
-        return bool(psutil.Process(process.pid).children())
-    except psutil.NoSuchProcess:
-        return False
-
-
 def _await_server(url: str, server: "subprocess.Popen[bytes] | None") -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
-        try:
+        with contextlib.suppress(httpx.HTTPError):
             if httpx.get(f"{url}/health", timeout=5).is_success:
                 return
-        except httpx.HTTPError:
-            pass
         if server is not None and server.poll() is not None:
-            raise ServeError(f"the server ended with {server.returncode}; is its port taken? see --port")
+            raise UserError(f"the server ended with {server.returncode}; is its port taken? see --port")
         if time.monotonic() > deadline:
-            raise ServeError(f"no server answers at {url} within {START_SECONDS:.0f} s")
+            raise UserError(f"no server answers at {url} within {START_SECONDS:.0f} s")
         time.sleep(0.5)
 
 
@@ -126,24 +116,19 @@ def _deploy(project: Path, environment: Mapping[str, str]) -> str:
         _end_silent_runs(client)
     deployed = subprocess.run([*_PREFECT, "deploy", "--all"], cwd=project, env=dict(environment), check=False)
     if deployed.returncode != 0:
-        raise ServeError("prefect deploy failed; its lines above have the reason")
+        raise UserError("prefect deploy failed; its lines above have the reason")
     return pool
 
 
 def make_pool(client: SyncPrefectClient, name: str) -> None:
-    """Make the work pool where there is none.
-
-    ``prefect work-pool create`` would have the server fetch a list of pool types from the web.
-    """
+    """Make the work pool if it is missing: ``prefect work-pool create`` would fetch a list of types from the web."""
     template: dict[str, Any] = ProcessWorker.get_default_base_job_template()
-    try:
+    with contextlib.suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
-    except ObjectAlreadyExists:
-        return
 
 
 def _end_silent_runs(client: SyncPrefectClient) -> None:
-    """Have the server end runs that were killed together with their worker: nobody else can tell it."""
+    """Have the server end runs that were killed together with their worker."""
     if client.read_automations_by_name(_AUTOMATION):
         return
     trigger = EventTrigger(
@@ -183,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         serve(Path.cwd(), given.host, given.port)
-    except ServeError as error:
+    except UserError as error:
         return report(str(error), 1)
     except KeyboardInterrupt:
         return 0

@@ -35,13 +35,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class StageRun:
-    """A stage that ended well.
-
-    Attributes:
-        name: the stage's address.
-        outcome: what DVC did.
-        seconds: wall-clock time, DVC's own start included.
-    """
+    """A stage that succeeded, what DVC did, and the wall-clock time with DVC's own start."""
 
     name: str
     outcome: Outcome
@@ -63,11 +57,7 @@ def run_stage(node: StageNode, held: Workspace, on_line: Callable[[str], None], 
     and after a stage's command. A stage that is stopped or fails leaves its outputs unchanged, also those that
     DVC does not cache.
 
-    Args:
-        node: the stage.
-        held: the workspace.
-        on_line: called with every line that is not empty.
-        force: run it even when nothing changed.
+    ``on_line`` is called with every line that is not empty; ``force`` runs the stage even when nothing changed.
 
     Raises:
         StageFailedError: the stage or DVC failed, or the stage's time-out passed.

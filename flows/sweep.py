@@ -4,7 +4,6 @@ A sweep leaves the workspace unchanged. DVC runs each point in a copy of its cur
 cache, so work that two points have in common runs once.
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -22,27 +21,14 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, JsonValue
 from ruamel.yaml import YAML
 
-from flows.environment import cores, with_threads
-from flows.environment import side_by_side as side_by_side_here
-from flows.flow import (
-    THREADS,
-    DottedName,
-    ExperimentName,
-    SideBySide,
-    at_work,
-    exit_status,
-    failed,
-    refused,
-    report,
-    workspace,
-)
+from flows import environment, running
 from flows.graph import matching, read_graph
 from flows.overrides import PARAMS_FILE, OverrideError, changed, parse
 from flows.processes import StoppedError
 from flows.stage_run import DVC, keeping, last_fault
 from flows.summary import markdown_table, metric_rows
 from flows.workspace import Workspace
-from salf.errors import UserError
+from salf.errors import BAD_INPUT, UserError
 from salf.ledger import ledger_of
 
 # DVC writes configuration into an experiment's folder by ConfigObj, which encodes as ASCII by default: no experiment
@@ -65,16 +51,16 @@ exit status: 0 done, 1 a point failed, 2 the request was refused
 """
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ /+.$%*@?|-]*")
 
-Grid = Annotated[dict[DottedName, Annotated[list[JsonValue], Field(min_length=1)]], Field(min_length=1)]
+Grid = Annotated[dict[running.DottedName, Annotated[list[JsonValue], Field(min_length=1)]], Field(min_length=1)]
 
 
-@flow(name="salf-sweep", task_runner=THREADS)
+@flow(name="salf-sweep", task_runner=running.THREADS)
 def sweep(
     grid: Grid,
-    name: ExperimentName = "sweep",
+    name: running.ExperimentName = "sweep",
     project: Path = Path("."),
     targets: list[str] = [],  # noqa: B006 (Prefect shows the default in its form; it is never changed)
-    side_by_side: SideBySide = 0,
+    side_by_side: running.SideBySide = 0,
     wait: bool = False,
 ) -> State[Any]:
     """Run every combination of the grid's values as a DVC experiment and collect them in one table.
@@ -90,16 +76,16 @@ def sweep(
     project = project.resolve()
     points = _points(name, grid)
     try:
-        with workspace(project, wait) as held:
+        with running.workspace(project, wait) as held:
             text = (project / PARAMS_FILE).read_text(encoding="utf-8")
             for values in points.values():
                 changed(text, values)
                 words(values)
             stages = sorted(matching(read_graph(project), targets))
             check_names(list(points), held)
-            return _run_all(points, stages, held, side_by_side_here(side_by_side))
+            return _run_all(points, stages, held, environment.side_by_side(side_by_side))
     except UserError as error:
-        return refused(str(error))
+        return running.refused(str(error))
 
 
 def _points(name: str, grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
@@ -149,11 +135,12 @@ def _dvc(arguments: Sequence[str], held: Workspace) -> list[str]:
 
 
 def _run_all(points: Mapping[str, Mapping[str, Any]], stages: list[str], held: Workspace, at_once: int) -> State[Any]:
-    environment = with_threads(held.environment, None if at_once == 1 else max(1, cores() // at_once))
+    threads = None if at_once == 1 else max(1, environment.cores() // at_once)
     # DVC removes a point's folder in the end: its runs are recorded in the project's own ledger.
-    held = replace(held, environment={**environment, "SALF_LEDGER": str(ledger_of(held.project))})
+    own = {**environment.with_threads(held.environment, threads), "SALF_LEDGER": str(ledger_of(held.project))}
+    held = replace(held, environment=own)
     waiting, faults = list(points), dict[str, str]()
-    with at_work(held, len(points), "Experiments of this sweep that have ended") as tasks:
+    with running.at_work(held, len(points), "Experiments of this sweep that have ended") as tasks:
         while waiting or tasks.running:
             while waiting and len(tasks.running) < at_once:
                 name = waiting.pop(0)
@@ -230,7 +217,7 @@ def _conclude(points: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str]
     create_table_artifact(table=rows, key="sweep", description="Every point of the grid, its values and its metrics")
     print(markdown_table(rows))
     if faults:
-        return failed(f"{len(faults)} of {len(points)} experiments failed: {next(iter(faults.values()))}")
+        return running.failed(f"{len(faults)} of {len(points)} experiments failed: {next(iter(faults.values()))}")
     line = f"{len(points)} experiments: {', '.join(points)}"
     get_run_logger().info(line)
     return Completed(message=line)
@@ -252,24 +239,17 @@ def table(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sweep from a command line; returns the exit status (see ``--help``)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.sweep",
-        description="Run a grid of parameters, each point as a DVC experiment, and show all results in one table.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Run a grid of parameters, each point as a DVC experiment, and show all results in one table."
+    parser = running.command_line("sweep", description, _EXAMPLES)
     parser.add_argument("--set", action="append", required=True, metavar="KEY=[VALUES]", help="one axis of the grid")
     parser.add_argument("--name", default="sweep", help="name of the experiments: NAME-1, NAME-2, ...")
-    parser.add_argument("--targets", nargs="+", default=[], metavar="STAGE", help="these stages and what they need")
-    parser.add_argument("--side-by-side", type=int, default=0, metavar="N", help="experiments at once (0: auto)")
-    parser.add_argument("--wait", action="store_true", help="wait for a run that is active in this folder")
-    given = parser.parse_args(argv)
+    given = vars(parser.parse_args(argv))
     try:
-        grid = {key: value if isinstance(value, list) else [value] for key, value in parse(given.set).items()}
+        values = parse(given.pop("set"))
     except OverrideError as error:
-        return report(str(error), 2)
-    options = {"targets": given.targets, "side_by_side": given.side_by_side, "wait": given.wait}
-    return exit_status(sweep(grid, given.name, **options, return_state=True))
+        return running.report(str(error), BAD_INPUT)
+    grid = {key: value if isinstance(value, list) else [value] for key, value in values.items()}
+    return running.run_flow(sweep, grid=grid, **given)
 
 
 if __name__ == "__main__":

@@ -49,12 +49,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Hold:
-    """A workspace that is held.
-
-    Attributes:
-        descriptor: the lock's file descriptor, for children to inherit.
-        died: the run that held it before and ended without releasing it (killed, power cut).
-    """
+    """A held workspace: the lock's descriptor for children, and the run that died holding it before, if one did."""
 
     descriptor: int
     died: Holder | None
@@ -65,12 +60,10 @@ class Workspace:
     """What every task of one flow run shares.
 
     Attributes:
-        project: the folder that holds ``dvc.yaml``.
         environment: in which DVC and the stages run.
         lock: descriptor of the workspace's lock, to hand on.
-        flow_run: id of the flow run.
-        flow_run_name: its name.
-        stop: once set, stages that are active are stopped.
+        flow_run: Prefect's id of the flow run.
+        stop: once set, active stages are stopped.
     """
 
     project: Path
@@ -97,14 +90,7 @@ def sole_run(
 
     The lock is the operating system's: it ends with the last process that has the descriptor, so a killed run
     leaves none. A child that inherits the descriptor keeps the lock while it lives. For the children of a killed
-    run this waits, because their guard is ending them.
-
-    Args:
-        project: the DVC project.
-        run_name: this run's name in messages to a second run.
-        wait: wait for the other run's end instead of refusing.
-        on_wait: called once with a message before waiting.
-        flow_run: Prefect's id of this run.
+    run this waits, because their guard is ending them. ``on_wait`` is called once before waiting.
 
     Raises:
         WorkspaceBusyError: another run holds the workspace and ``wait`` is false.
@@ -127,10 +113,7 @@ def sole_run(
 def clear_away(project: Path, hold: Hold, tell: Callable[[str], None]) -> None:
     """Clear away what a killed run left: processes, half-written files of DVC's, lost outputs, overrides.
 
-    Args:
-        project: the workspace.
-        hold: its lock, held by the caller.
-        tell: called with a line for everything that was found.
+    The caller holds the workspace. ``tell`` is called with a line for everything that was found.
     """
     if hold.died:
         tell(f"the run {hold.died.run!r} (process {hold.died.pid}) was killed")
@@ -145,9 +128,9 @@ def clear_away(project: Path, hold: Hold, tell: Callable[[str], None]) -> None:
 
 
 def stop_leftovers(project: Path) -> list[int]:
-    """End the processes of a dead run that still work in this project; returns their ids.
+    """End the processes of a dead run that still work in this project, and return their ids.
 
-    To be called by the run that holds the workspace, before it starts a process of its own.
+    Call it while holding the workspace, before starting a process.
     """
     mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     left = [process.pid for process in psutil.process_iter() if process.pid not in mine and _works_in(process, project)]
@@ -171,9 +154,8 @@ def clear_torn(project: Path) -> list[str]:
             workers.unlink(missing_ok=True)
             found.append(".dvc/tmp/rwlock: half-written by a DVC that was killed; removed")
     if lock.exists() and not _is_whole(lock.read_bytes()):
-        aside = lock.with_name("dvc.lock.torn")
-        os.replace(lock, aside)
-        found.append(f"dvc.lock: half-written by a killed DVC; moved to {aside.name}, DVC rebuilds it from its cache")
+        lock.replace(lock.with_name("dvc.lock.torn"))
+        found.append("dvc.lock: half-written by a killed DVC; moved to dvc.lock.torn, DVC rebuilds it from its cache")
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.flow import exit_status
+from flows.running import run_flow
 from flows.study import options
 from flows.study.description import StudyError, only, read_description
 from flows.study.flow import study
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if given.pop("plan"):
             return _tell(given)
-        return exit_status(study(**given, return_state=True))
+        return run_flow(study, **given)
     except KeyboardInterrupt:
         print("error: interrupted; run again to resume", file=sys.stderr)
         return 130

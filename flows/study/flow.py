@@ -15,8 +15,8 @@ from pydantic import Field
 
 from flows import environment as machine
 from flows.environment import with_threads
-from flows.flow import STOP_SECONDS, THREADS, SideBySide, failed, refused, workspace
 from flows.processes import StoppedError, run_streaming
+from flows.running import STOP_SECONDS, THREADS, SideBySide, failed, refused, workspace
 from flows.study import harvest
 from flows.study.description import DESCRIPTION, StudyError, only, read_description
 from flows.study.experiment import Desk, run_item

@@ -1,10 +1,11 @@
-"""What every Prefect flow here shares: the workspace, the tasks at work, and how a flow ends."""
+"""What every Prefect flow here shares: its command line, the workspace, the tasks at work, and how it ends."""
 
+import argparse
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -23,6 +24,7 @@ from pydantic import Field
 
 from flows.environment import stage_environment
 from flows.workspace import Hold, Workspace, clear_away, sole_run
+from salf.errors import BAD_INPUT, INTERRUPTED
 
 THREADS: Any = ThreadPoolTaskRunner()  # one thread per active stage, each waiting for its process
 STOP_SECONDS: Final = 120.0  # longest that stages may take to stop
@@ -106,12 +108,9 @@ class AtWork:
 
 @contextmanager
 def at_work(held: Workspace, total: int, description: str) -> Iterator[AtWork]:
-    """Run tasks; if the block is left by an exception, stop them: none outlives its flow.
+    """Run tasks in a block; if it is left by an exception, stop them: none outlives its flow.
 
-    Args:
-        held: the workspace.
-        total: parts of the flow that advance its progress.
-        description: what the progress counts.
+    The flow's progress, described by ``description``, has ``total`` parts.
     """
     tasks = AtWork(total, description)
     try:
@@ -133,14 +132,36 @@ def failed(message: str, name: str = "Failed") -> State[Any]:
     return Failed(name=name, message=message)
 
 
-def exit_status(state: State[Any]) -> int:
-    """Print how a flow ended, and return the exit status: 0 completed, 2 refused, 1 otherwise."""
+def command_line(module: str, description: str, examples: str, *, of_stages: bool = True) -> argparse.ArgumentParser:
+    """Return the parser of a flow's module, with the options that flows share."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m flows.{module}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--wait", action="store_true", help="wait for a run that is active in this folder")
+    if of_stages:
+        parser.add_argument("--targets", nargs="+", default=[], metavar="STAGE", help="these stages and what they need")
+        parser.add_argument("--side-by-side", type=int, default=0, metavar="N", help="how many at once (0: auto)")
+    return parser
+
+
+def run_flow(run: Callable[..., Any], **parameters: Any) -> int:
+    """Run a flow and print how it ended; returns the exit status.
+
+    It is 0 for a completed run, 1 for a failed one, 2 for a refused one, and 130 after Ctrl-C.
+    """
+    try:
+        state: State[Any] = run(**parameters, return_state=True)
+    except KeyboardInterrupt:
+        return report("interrupted; run again to resume", INTERRUPTED)
     if state.is_completed():
         print(state.message)
         return 0
     message = " ".join((state.message or state.name or "failed").split())
     _, invalid, which = message.partition("invalid parameters:")  # as Prefect puts it
-    return report(which.strip(" -") or message, 2 if invalid or state.name == "Refused" else 1)
+    return report(which.strip(" -") or message, BAD_INPUT if invalid or state.name == "Refused" else 1)
 
 
 def report(message: str, status: int) -> int:
