@@ -1,4 +1,4 @@
-"""Which example falls into which split: groups kept whole, training labels balanced, no leaks between splits.
+"""Which example falls into which split: groups stay whole, training labels are balanced, no row leaks.
 
 Every draw orders the examples by a hash of the seed and a name: it does not depend on the order of the
 source, and an added row does not reshuffle the others.
@@ -13,7 +13,7 @@ import pyarrow.parquet
 from salf.errors import UserError
 from stages.common.params import Data, Limits, Named
 from stages.prepare.examples import TASKS
-from stages.prepare.near_duplicates import have_near_duplicate
+from stages.prepare.near_duplicates import NearDuplicates, Shingle, shingles
 from stages.prepare.rows import SPLITS, TEST, TRAIN, VALIDATION, Example, Lost, draw_key, listed
 
 Examples = dict[str, list[Example]]
@@ -93,11 +93,35 @@ def separate(examples: Examples, threshold: float | None) -> tuple[Examples, Los
         The splits, and what was dropped.
     """
     dropped = Lost()
-    test = examples[TEST]
-    validation = _unlike(examples[VALIDATION], test, VALIDATION, TEST, threshold, dropped)
-    train = _unlike(examples[TRAIN], test, TRAIN, TEST, threshold, dropped)
-    train = _unlike(train, validation, TRAIN, VALIDATION, threshold, dropped)
-    return {TRAIN: _distinct(train, dropped), VALIDATION: validation, TEST: test}, +dropped
+    kept: Examples = {TEST: examples[TEST]}
+    guards: list[_Guard] = []
+    for name, other in ((VALIDATION, TEST), (TRAIN, VALIDATION)):
+        guards.append(_Guard(other, kept[other], threshold))
+        kept[name] = []
+        for example in examples[name]:
+            like = shingles(example.text) if threshold is not None else frozenset()
+            if reason := next(filter(None, (guard.refusal(example, like) for guard in guards)), None):
+                dropped[name, f"{name} row {reason}"] += 1
+            else:
+                kept[name].append(example)
+    kept[TRAIN] = _distinct(kept[TRAIN], dropped)
+    return kept, dropped
+
+
+class _Guard:
+    """Keeps rows out of other splits that leak from a held-out one."""
+
+    def __init__(self, name: str, examples: Sequence[Example], threshold: float | None) -> None:
+        self.name, self.groups = name, {example.group for example in examples} - {None}
+        self.texts = NearDuplicates([one.text for one in examples], threshold) if threshold is not None else None
+
+    def refusal(self, example: Example, like: frozenset[Shingle]) -> str | None:
+        """Why a row is kept out; ``like`` are the shingles of its text."""
+        if example.group in self.groups:
+            return f"of a group that {self.name} holds"
+        if self.texts and self.texts.hold_one_like(like):
+            return f"that is a near-duplicate of one in {self.name}"
+        return None
 
 
 def draw(examples: Examples, data: Data) -> tuple[Examples, Lost]:
@@ -193,19 +217,6 @@ def _fit(
     fits = sum(min(n, max(missing[label], 0)) for label, n in labels.items()) / labels.total()
     lacks = sum(n * missing[label] / (share * totals[label]) for label, n in labels.items())
     return fits, lacks
-
-
-def _unlike(
-    examples: list[Example], held_out: list[Example], name: str, other: str, threshold: float | None, dropped: Lost
-) -> list[Example]:
-    groups = {example.group for example in held_out} - {None}
-    apart = [example for example in examples if example.group not in groups]
-    dropped[name, f"{name} row of a group that {other} holds"] += len(examples) - len(apart)
-    if threshold is None:
-        return apart
-    alike = have_near_duplicate([e.text for e in apart], [e.text for e in held_out], threshold)
-    dropped[name, f"{name} row that is a near-duplicate of one in {other}"] += sum(alike)
-    return [example for example, found in zip(apart, alike, strict=True) if not found]
 
 
 def _distinct(train: list[Example], dropped: Lost) -> list[Example]:

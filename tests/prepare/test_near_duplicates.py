@@ -6,11 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.prepare import near_duplicates
-from stages.prepare.near_duplicates import COMPARED, have_near_duplicate
+from stages.prepare.near_duplicates import COMPARED, NearDuplicates, shingles
 
 WORDS = ["a", "b", "c", "d"]
 TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join), max_size=8)
+
+
+def have_near_duplicate(texts: list[str], references: list[str], threshold: float) -> list[bool]:
+    known = NearDuplicates(references, threshold)
+    return [known.hold_one_like(shingles(text)) for text in texts]
 
 
 def alike(one: str, other: str, threshold: float = 0.8) -> bool:
@@ -174,13 +178,13 @@ def boilerplate(n: int) -> list[str]:
 
 @pytest.mark.parametrize("rows", [tickets, boilerplate])
 def test_generated_rows_are_compared_with_a_bounded_number_of_others(rows, monkeypatch):
-    compared, exact = [0], near_duplicates._Index._alike
+    compared, exact = [0], NearDuplicates._alike
 
     def counted(*sets):
         compared[0] += 1
         return exact(*sets)
 
-    monkeypatch.setattr(near_duplicates._Index, "_alike", counted)
+    monkeypatch.setattr(NearDuplicates, "_alike", counted)
     made = rows(4000)
     have_near_duplicate(made[:3000], made[3000:], 0.8)
     assert 3000 < compared[0] <= 3000 * COMPARED  # all pairs are a thousand a row

@@ -14,7 +14,7 @@ from salf.errors import UserError
 from salf.files import sha256_file
 from stages.prepare.__main__ import PrepareRoom, main
 from stages.prepare.docstrings import LIBRARIES
-from stages.prepare.near_duplicates import have_near_duplicate
+from stages.prepare.near_duplicates import NearDuplicates, shingles
 from tests.prepare.making import PROJECT, write_base, write_jsonl, write_params
 
 TOPICS = ("sports", "science", "world")
@@ -335,7 +335,8 @@ def test_the_shipped_default_is_balanced_in_training_split_by_file_and_apart_fro
     assert meta["truncated"] == 0
     worked = [line for line in meta["template"].splitlines() if line and not line.startswith(("Library:", "{text}"))]
     assert len(worked) == len(LIBRARIES)
-    assert not any(have_near_duplicate(texts, worked, 0.5))
+    examples = NearDuplicates(worked, 0.5)
+    assert not any(examples.hold_one_like(shingles(text)) for text in texts)
 
 
 def test_rows_that_a_table_names_are_taken_as_they_are(tmp_path, workspace):
