@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model, revert_weight_conversion
 from transformers.modeling_utils import LoadStateDictConfig
@@ -114,9 +114,8 @@ def read_object(file: Path) -> dict[str, Any]:
 def read_headers(folder: Path) -> dict[str, Stored]:
     """Find every tensor of a folder's checkpoint, by the name in its file.
 
-    A folder may hold further files: the same weights in their maker's own form (``consolidated``), adapters. As in
-    transformers, ``model.safetensors`` is the model if it is there, else the files that the index names; the index
-    also says which of two tensors of one name counts.
+    As in transformers, ``model.safetensors`` is the model if it is there, else the files that the index names: a
+    folder may hold the same weights in another form, too. The index also says which of two tensors of one name counts.
 
     Raises:
         UserError: there is none, a file is damaged or missing, or two files hold a tensor of one name.
@@ -172,10 +171,7 @@ def current_names(stored: Iterable[str], config: PreTrainedConfig) -> dict[str, 
 def beyond(stored: Mapping[str, Stored], network: PreTrainedModel, name: str) -> list[str]:
     """Compare the stored tensors with the network's, and name those that it has no place for.
 
-    Args:
-        stored: by the names that transformers gives today.
-        network: on the meta device; it takes the stored shapes over.
-        name: of the model, for messages.
+    The network is on the meta device; it takes the stored shapes over. ``name`` is the model's, for messages.
 
     Raises:
         UserError: a tensor is missing or of another shape, or the weights are quantised or hold adapters.
@@ -249,22 +245,3 @@ def shown(names: Iterable[str]) -> str:
     names = list(names)
     first = [one if len(one) <= 100 else f"{one[:100]}…" for one in names[:3]]
     return ", ".join(ascii(one)[1:-1] for one in first) + (", …" if len(names) > 3 else "")
-
-
-def check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Refuse a tokenizer whose files name tokens that the model has no row for.
-
-    Raises:
-        UserError: names the token, its id and the rows.
-    """
-    far = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
-    texts = [file.read_text(encoding="utf-8", errors="replace") for file in folder.glob("*.json")] if far else []
-    # Tokens that no file names are defaults of transformers' class, which texts hardly hold.
-    spelled = ((one, {json.dumps(one[1], ensure_ascii=ascii_only) for ascii_only in (True, False)}) for one in far)
-    far = [one for one, spellings in spelled if any(spelling in text for text in texts for spelling in spellings)]
-    if far:
-        names = ", ".join(f"{token!r} has id {number}" for number, token in far[:3])
-        raise UserError(
-            f"{folder}: the tokenizer's token {names}{', …' if len(far) > 3 else ''}, and the embedding holds {rows} "
-            "rows; take the tokenizer that belongs to the model, or resize the embedding (resize_token_embeddings)"
-        )

@@ -27,15 +27,7 @@ from stages.base.sources import Source
 
 
 def write_folder(source: Source, kind: str, folder: Path) -> BaseRecord:
-    """Write a source as a model folder.
-
-    Args:
-        source: the model at its source.
-        kind: ``model.source`` as set.
-        folder: an empty folder.
-
-    Returns:
-        What ``base.json`` holds.
+    """Write a source into an empty folder; ``kind`` is ``model.source`` as set.
 
     Raises:
         UserError: a weight is not finite, or the tokenizer has no fast form.
@@ -78,11 +70,7 @@ def _write_shards(source: Source, family: Family, folder: Path) -> dict[str, int
 
 
 def _largest(source: Source, name: str, tensor: Tensor) -> float:
-    """The largest magnitude in a tensor.
-
-    Raises:
-        UserError: it is a NaN, or beyond what 32 bits hold.
-    """
+    """The largest magnitude in a tensor; a ``UserError`` where it is not finite in 32 bits."""
     if not tensor.is_floating_point() or not tensor.numel():
         return 1.0
     low, high = (float(end) for end in tensor.detach().aminmax())

@@ -36,7 +36,6 @@ from stages.base.checkpoint import (
     Stored,
     beyond,
     check_files,
-    check_vocabulary,
     current_names,
     read_headers,
     read_object,
@@ -161,13 +160,12 @@ def _reading_gguf_once() -> Iterator[None]:
 
 
 def _download(params: Model) -> Path:
-    wanted = [*_HUB_FILES, *(["*.py"] if params.trust_remote_code else [])]
+    options: dict[str, Any] = {
+        "allow_patterns": [*_HUB_FILES, *(["*.py"] if params.trust_remote_code else [])],
+        "ignore_patterns": _NOT_WANTED,
+    }
     try:
-        return Path(
-            snapshot_download(
-                params.source, revision=params.revision, allow_patterns=wanted, ignore_patterns=_NOT_WANTED
-            )
-        )
+        return Path(snapshot_download(params.source, revision=params.revision, **options))
     except FAULTS as error:
         meaning = hub_fault(error, "model", params.source, params.revision)
         if meaning is None:
@@ -202,14 +200,12 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
     parameter_names = sorted(name for name, _ in network.named_parameters())
     if others := beyond(stored, network, str(folder)):
         notes.append(f"left aside: {len(others)} tensors that the model has no place for ({shown(others)})")
-    tokenizer = _tokenizer(folder, notes, options)
-    check_vocabulary(folder, tokenizer, rows)
     return Source(
         name=name,
         origin=origin,
         revision=revision,
         config=config if code else {key: value for key, value in config.items() if key != "auto_map"},
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(folder, notes, options),
         tensors={name: one.load for name, one in stored.items() if name not in others},
         parameter_names=parameter_names,
         code=code,

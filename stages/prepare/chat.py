@@ -67,12 +67,9 @@ class ChatTemplate:
     """
 
     def __init__(self, text: str, special: Mapping[str, str], for_tools: str | None = None) -> None:
-        """Compile a template.
+        """Compile a template; ``special`` maps names of tokens (``bos_token``) to their texts.
 
-        Args:
-            text: the template.
-            special: names of tokens (``bos_token``) and their texts.
-            for_tools: the template of conversations with tools, where the tokenizer has one of its own for them.
+        ``for_tools`` is the template of conversations with tools, if the tokenizer has one of its own for them.
 
         Raises:
             UserError: it is no valid template.
@@ -121,12 +118,7 @@ class ChatTemplate:
         return folder / (_FILE if (folder / _FILE).exists() else _SETTINGS)
 
     def render(self, turns: Sequence[Turn], tools: Tools | None = None, *, prompt: bool = False) -> str:
-        """Render a conversation as transformers' ``apply_chat_template`` does.
-
-        Args:
-            turns: the conversation.
-            tools: descriptions of the tools that the model may call.
-            prompt: the template invites the model to answer (``add_generation_prompt``).
+        """Render a conversation as transformers' ``apply_chat_template`` does; ``prompt``: ``add_generation_prompt``.
 
         Raises:
             RefusedRowError: the template fails on the conversation or refuses it (two turns of one role, say).
@@ -153,15 +145,9 @@ class ChatTemplate:
     def cut(self, turns: Sequence[Turn], answer: Turn, tools: Tools | None = None, *, bare: bool = False) -> Cut:
         """Render a whole conversation and cut it where the answer begins and ends.
 
-        Prompt, lead and answer, with what the template writes after every answer, are that rendering. The prompt is
-        what the model is given to continue, where the rendering begins so; else what precedes any answer, or as much
-        of that as precedes this one.
-
-        Args:
-            turns: the conversation without the answer.
-            answer: the assistant's turn.
-            tools: descriptions of the tools that the model may call.
-            bare: the answer is chosen among several after one prompt: its content alone may depend on it.
+        Prompt, lead, answer and ``closing`` together are the rendering. The prompt is what the model is given to
+        continue, where the rendering begins so; else what precedes any answer, or as much of that as precedes this
+        one. ``bare``: the answer is one of several after the same prompt, so only its content may depend on it.
 
         Raises:
             RefusedRowError: the template refuses the conversation, leaves out what was called, or writes something

@@ -1,10 +1,9 @@
-"""The embedded data set: first sentences of the docstrings of installed libraries.
+"""The embedded dataset: first sentences of the docstrings of installed libraries.
 
-The sources are read as text, never imported. Files are visited in an order drawn from the seed and the
-file's name, and reading stops when a library has enough sentences: a fair sample of the files at a
-fraction of the time, the same on every machine that has the same versions installed. What a build
-generates (version numbers, configuration) or copies from elsewhere (vendored code) is left out: it
-differs between builds of one version, or stands in two libraries.
+The sources are read as text, never imported. Files are visited in an order drawn from the seed and the file's name,
+and reading stops when a library has enough sentences: a fair sample of the files, the same wherever the same versions
+are installed. Files that a build generates (version numbers, configuration) or copies (vendored code) are left out:
+they differ between builds of one version, or occur in two libraries.
 """
 
 import ast
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 from salf.errors import UserError
-from stages.prepare.rows import TRAIN, Loaded, Lost, Row, draw_key
+from stages.prepare.rows import TRAIN, Loaded, Row, draw_key, lost_from
 
 
 class Library(NamedTuple):
@@ -73,7 +72,7 @@ def read_docstrings(seed: int, per_library: int | None) -> Loaded:
 
     Args:
         seed: draws the order in which files are visited.
-        per_library: stop a library at the file that brings it to so many sentences; ``None`` reads all.
+        per_library: stop a library at the file that brings it to this many sentences; ``None`` reads all.
 
     Returns:
         One (training) split with the columns ``text``, ``library`` and ``source_file``
@@ -83,12 +82,9 @@ def read_docstrings(seed: int, per_library: int | None) -> Loaded:
         UserError: a library is not installed.
     """
     refused: Counter[str] = Counter()
-    rows: list[Row] = []
-    for library in LIBRARIES:
-        rows += _read_library(library, seed, per_library, refused)
+    rows = [row for library in LIBRARIES for row in _read_library(library, seed, per_library, refused)]
     rows = _distinct(sorted(rows, key=lambda row: row.example_id), refused)
-    lost = Lost({(TRAIN, reason): count for reason, count in refused.items()})
-    return Loaded({TRAIN: rows}, COLUMNS, {"kind": "docstrings", "libraries": _versions()}, lost)
+    return Loaded({TRAIN: rows}, COLUMNS, {"kind": "docstrings", "libraries": _versions()}, lost_from(TRAIN, +refused))
 
 
 def first_sentence(docstring: str) -> str:
@@ -130,52 +126,55 @@ def docstrings_of(source: str) -> Iterator[tuple[int, str]]:
 
 def _read_library(library: str, seed: int, wanted: int | None, refused: Counter[str]) -> list[Row]:
     package = LIBRARIES[library].package
-    root = _folder_of(library, package)
+    spec = importlib.util.find_spec(package)  # a top-level name: found, not imported
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"data.source = docstrings: {library} is not installed; install the lock file (make setup)")
+    root = Path(spec.submodule_search_locations[0])
     rows: list[Row] = []
     for path in sorted(_source_files(root), key=lambda path: draw_key(seed, f"{package}/{path}")):
         if wanted is not None and len(rows) >= wanted:
             break
-        rows += _read_file(root / path, f"{package}/{path}", library, seed, refused)
+        name = f"{package}/{path}"
+        kept = _read_file(root / path, refused)
+        drawn = sorted(kept.items(), key=lambda item: draw_key(seed, f"{name}:{item[1]}"))
+        refused["docstring beyond those drawn of its file"] += max(0, len(drawn) - PER_FILE)
+        rows += [
+            Row(f"{name}:{line}", {"text": text, "library": library, "source_file": name})
+            for text, line in drawn[:PER_FILE]
+        ]
     return rows
 
 
-def _read_file(path: Path, name: str, library: str, seed: int, refused: Counter[str]) -> list[Row]:
-    kept: dict[str, int] = {}
+def _read_file(path: Path, refused: Counter[str]) -> dict[str, int]:
+    """Usable sentence → its line."""
     try:
         found = list(docstrings_of(path.read_text(encoding="utf-8")))
     except (SyntaxError, UnicodeDecodeError, RecursionError):
         refused["source file that Python cannot read"] += 1
-        return []
+        return {}
+    kept: dict[str, int] = {}
     for line, docstring in found:
         sentence = first_sentence(docstring)
-        reason = refusal(sentence)
-        if reason:
+        if reason := refusal(sentence):
             refused[reason] += 1
         else:
             kept.setdefault(sentence, line)
-    drawn = sorted(kept.items(), key=lambda item: draw_key(seed, f"{name}:{item[1]}"))
-    refused["docstring beyond those drawn of its file"] += max(0, len(drawn) - PER_FILE)
-    return [
-        Row(f"{name}:{line}", {"text": text, "library": library, "source_file": name})
-        for text, line in drawn[:PER_FILE]
-    ]
+    return kept
 
 
 def _distinct(rows: list[Row], refused: Counter[str]) -> list[Row]:
     """Keep one row of a sentence that a library uses twice, none of one that two libraries use."""
-    libraries: dict[str, set[str]] = {}
+    alike: dict[str, list[Row]] = {}
     for row in rows:
-        libraries.setdefault(row.values["text"].lower(), set()).add(row.values["library"])
-    kept: dict[str, Row] = {}
-    for row in rows:
-        key = row.values["text"].lower()
-        if len(libraries[key]) > 1:
-            refused["docstring of two libraries"] += 1
-        elif key in kept:
-            refused["docstring seen before"] += 1
+        alike.setdefault(row.values["text"].lower(), []).append(row)
+    kept = []
+    for group in alike.values():
+        if len({row.values["library"] for row in group}) > 1:
+            refused["docstring of two libraries"] += len(group)
         else:
-            kept[key] = row
-    return list(kept.values())
+            refused["docstring seen before"] += len(group) - 1
+            kept.append(group[0])
+    return kept
 
 
 def _source_files(root: Path) -> Iterator[PurePosixPath]:
@@ -183,13 +182,6 @@ def _source_files(root: Path) -> Iterator[PurePosixPath]:
         relative = PurePosixPath(path.relative_to(root).as_posix())
         if not _SKIPPED_FOLDERS.intersection(relative.parts) and not _SKIPPED_FILES.fullmatch(relative.name):
             yield relative
-
-
-def _folder_of(library: str, package: str) -> Path:
-    spec = importlib.util.find_spec(package)  # a top-level name: found, not imported
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"data.source = docstrings: {library} is not installed; install the lock file (make setup)")
-    return Path(spec.submodule_search_locations[0])
 
 
 def _versions() -> dict[str, str]:

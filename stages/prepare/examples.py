@@ -105,11 +105,7 @@ class Filler:
     """
 
     def __init__(self, data: Data, chat: ChatTemplate | None = None) -> None:
-        """Parse the template.
-
-        Raises:
-            UserError: it is broken or names the column with the answer, or a label word is broken.
-        """
+        """Raise a ``UserError`` for a template or label words that cannot be used."""
         self.data, self.task, self.chat = data, TASKS[data.task], chat
         self.template = Template.parse(data.template)
         if data.answer_column in self.template.columns and not data.messages:
@@ -143,10 +139,7 @@ class Filler:
         return OPTIONAL_COLUMNS if self.data.messages else ()
 
     def look_at(self, rows: Sequence[Row]) -> None:
-        """Settle how labels and groups are spelled (see ``one_spelling``), and count the classes.
-
-        Args:
-            rows: of all splits.
+        """Settle from the rows of all splits how labels and groups are spelled, and count the classes.
 
         Raises:
             UserError: a label word for a label that no row has.
@@ -235,10 +228,7 @@ class Filler:
 
 
 def fill_rows(loaded: Loaded, filler: Filler) -> tuple[dict[str, list[Example]], Lost]:
-    """Turn the rows of every split into examples.
-
-    Returns:
-        The examples by split, and the refused rows.
+    """Turn the rows of every split into examples; returned with the rows that cannot be used.
 
     Raises:
         UserError: a column or path that the parameters name does not exist; a label word for a label that no row has.

@@ -39,12 +39,9 @@ _OTHER_KINDS: Final = {
 
 
 def read_rows(path: Path, wanted: Collection[str], columns: dict[str, None]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file, with those of the wanted columns that they have.
+    """Yield the rows of a file in one of ``FORMATS``, with those of the wanted columns that they have.
 
-    Args:
-        path: a file with a suffix in ``FORMATS``.
-        wanted: names of columns.
-        columns: receives the names of all columns of the file, in order.
+    ``columns`` receives the names of all columns of the file, in order.
 
     Raises:
         UserError: the file cannot be read or is damaged; names the line where there are lines.

@@ -1,7 +1,7 @@
 """The prepared folder (one parquet file per split, and ``meta.json``), and the summary that the stage prints."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -118,15 +118,11 @@ def _split(examples: Sequence[Tokenised], before: Sequence[Example], sha256: str
         prompt_tokens_min=min(lengths),
         prompt_tokens_max=max(lengths),
         answer_tokens=answer_tokens,
-        label_counts=_label_counts(row.example for row in examples),
-        source_label_counts=_label_counts(before),
+        label_counts=Counter(row.example.label for row in examples if row.example.label is not None),
+        source_label_counts=Counter(example.label for example in before if example.label is not None),
         sha256=sha256,
         **({"candidates": candidates} if candidates else {}),
     )
-
-
-def _label_counts(examples: Iterable[Example]) -> dict[str, int]:
-    return dict(Counter(example.label for example in examples if example.label is not None))
 
 
 def _table(examples: Sequence[Tokenised]) -> pa.Table:

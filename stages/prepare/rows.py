@@ -213,9 +213,6 @@ def one_spelling(labels: Collection[str]) -> dict[str, str]:
     and one of them occurs in two spellings. Codes (``007``) and versions (``1.10``, which is not 1.1) are no numbers.
     Other labels are respelled where nobody sees them differ: in the Unicode form of a letter, an invisible
     character or the kind of a space.
-
-    Args:
-        labels: those of all splits, and the keys of ``data.label_words``.
     """
     numbers = {label: as_text(Decimal(label)) for label in labels if _NUMBER.fullmatch(label)}
     booleans = {label: label.lower() for label in labels if label.lower() in ("true", "false")}

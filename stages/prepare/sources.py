@@ -31,11 +31,7 @@ _NAME_THEM: Final = "name the splits in data.splits (null: carved out of the tra
 
 
 def load_rows(data: Data, columns: Iterable[str]) -> Loaded:
-    """Load the rows of ``data.source``.
-
-    Args:
-        data: the parameter group.
-        columns: the columns (or paths inside them) that are needed; others may be left unread.
+    """Load the rows of ``data.source``; columns other than the named ones (or paths inside them) may be left unread.
 
     Raises:
         UserError: the source is missing, damaged, or lacks a split that ``data.splits`` names.
@@ -107,9 +103,6 @@ def _split_files(folder: Path, name: str) -> list[Path]:
 
     ``train.csv``; or ``train-00000-of-00002.parquet`` and its like; or a folder ``train`` with such files, or with a
     folder of ``.txt`` files for every class.
-
-    Raises:
-        UserError: there are none, the split has two forms, or a numbered part is missing.
     """
     held = _tables(folder.iterdir())
     inside = [file for file in (folder / name).rglob("*") if not _is_hidden(file, folder / name)]
@@ -236,13 +229,8 @@ def _hub_faults_named(data: Data) -> Iterator[None]:
 def _hold(found: Mapping[str, Iterable[Row]], data: Data) -> tuple[dict[str, list[Row]], Lost]:
     """Read the rows of every split, in their order.
 
-    Where limits are set, at most ``_MOST`` rows (or ten times the limit) are kept: those that the seed draws.
-
-    Returns:
-        The rows, and those that were not drawn.
-
-    Raises:
-        UserError: the rows of a split take up more than ``_ROOM`` bytes, or than is still free.
+    Where limits are set, at most ``_MOST`` rows (or ten times the limit) are kept: those that the seed draws. The
+    others are counted. A split may take up ``_ROOM`` bytes, or what is free.
     """
     kept: dict[str, list[Row]] = {}
     refused = Lost()

@@ -22,16 +22,10 @@ _DEFAULT_SHARES = {VALIDATION: 0.1, TEST: 0.2}  # carved out where data.limits l
 
 
 def carve(examples: Examples, limits: Limits, seed: int) -> Examples:
-    """Carve the splits that are absent out of the training split, in proportion to their limits.
+    """Carve absent splits out of the training split, in proportion to their limits, or 10 % and 20 % without limits.
 
-    Groups stay whole; labels are spread in proportion (iterative stratification after Sechidis,
-    Tsoumakas, Vlahavas 2011, on groups): each group goes where most of it still fits, then where the
-    largest share is still missing.
-
-    Args:
-        examples: a training split at least.
-        limits: their proportions are those of the splits; 10 % and 20 % where one of them is open.
-        seed: orders the groups.
+    Groups stay whole; labels are spread in proportion (iterative stratification after Sechidis, Tsoumakas, Vlahavas
+    2011, on groups): each group goes where most of it still fits, then where the largest share is still missing.
     """
     absent = [split for split in SPLITS if split not in examples]
     if not absent:
@@ -53,8 +47,7 @@ def named(examples: Examples, wanted: Named) -> Examples:
     """Take exactly the rows that a table names, in its order, whatever split of the source they are in.
 
     Raises:
-        UserError: there is no such table, it has no rows of this name, lists one twice or in a split of another name,
-            or names rows that the data does not have.
+        UserError: the table cannot be read, has no rows of this name, or does not fit the data.
     """
     path = Path(wanted.table).expanduser()
     try:
@@ -88,9 +81,6 @@ def separate(examples: Examples, threshold: float | None) -> tuple[Examples, Los
     The test split is left as it is: rows of validation that share a group with test or are near-duplicates of its
     rows are dropped, and rows of training that do so with either. Without a threshold, texts of different splits are
     not compared.
-
-    Returns:
-        The splits, and what was dropped.
     """
     dropped = Lost()
     kept: Examples = {TEST: examples[TEST]}
@@ -128,10 +118,7 @@ def draw(examples: Examples, data: Data) -> tuple[Examples, Lost]:
     """Draw the rows to keep within the limits, in a drawn order.
 
     A split that ``data.balance`` names and its limit cuts gets as many rows of every label as there are; any other
-    keeps the frequencies of its labels.
-
-    Returns:
-        The splits, and the refused rows: those whose label is in no drawn row of train.
+    keeps the frequencies of its labels. Rows whose label is in no drawn row of train are refused.
     """
     kept = {TRAIN: _limit(examples[TRAIN], TRAIN, data)}
     labels = {example.label for example in kept[TRAIN]}
@@ -161,8 +148,8 @@ def check_usable(
     Args:
         splits: split to the labels of its examples (``None`` where there are no classes).
         carved: splits that were carved out of the training split.
-        lost: all rows that were left out so far.
-        classes: all labels that rows of the source have.
+        lost: rows that were left out so far.
+        classes: labels in the source.
 
     Raises:
         UserError: a split is empty, or a single class is left; the line says what became of the rows.

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -84,20 +84,15 @@ class PromptTokenizer:
         """Token ids of every prompt: what the tokenizer puts first (BOS), then the text; nothing at the end."""
         return [self.start + ids for ids in self._plain(texts)]
 
-    def answers(self, examples: Sequence[Example], answers: Sequence[str], *, ended: bool = False) -> list[list[int]]:
-        """Token ids of every answer as they follow the prompt of its example.
+    def answers(self, asked: Sequence[tuple[Example, str]], *, ended: bool = False) -> list[list[int]]:
+        """Token ids of every answer as it follows its example's prompt; ``ended``: up to the token that ends answers.
 
-        Prompt and answer are tokenised together. Where the prompt's tokens are no longer found at the
-        front (the border was merged into one token), the answer is tokenised by itself.
-
-        Args:
-            examples: one for every answer.
-            answers: the texts.
-            ended: up to the token that ends an answer.
+        Prompt and answer are tokenised together. If the prompt's tokens are then no longer at the front (the border
+        was merged into one token), the answer is tokenised by itself.
         """
-        prompts = [example.prompt for example in examples]
+        prompts = [example.prompt for example, _ in asked]
         tail, end = (self._tail, [self.end]) if ended and self.end is not None else ("", [])
-        spaced = [_lead(example) + answer + tail for example, answer in zip(examples, answers, strict=True)]
+        spaced = [_lead(example) + answer + tail for example, answer in asked]
         joint = self._plain([prompt + answer for prompt, answer in zip(prompts, spaced, strict=True)])
         heads, apart = self._plain(prompts), self._plain(spaced)
         return [
@@ -193,14 +188,10 @@ def label_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> dict[s
 def tokenise(
     tokenizer: PromptTokenizer, examples: Sequence[Example], labels: Mapping[str, list[int]] | None, max_tokens: int
 ) -> tuple[list[Tokenised], Counter[str]]:
-    """Tokenise examples; a prompt too long for its place is cut from the left, its BOS kept, and a turn is never cut.
+    """Tokenise the examples of a split; a prompt that is too long is cut from the left, except turns of a chat.
 
-    Args:
-        tokenizer: the model's.
-        examples: of one split.
-        labels: token ids of the labels' words; ``None`` where there are no classes: free answers end with
-            ``tokenizer.end``, candidates end where their text does.
-        max_tokens: longest prompt and answer together; the model's context caps it.
+    Answers of a task with labels are the ids in ``labels``, free answers end with ``tokenizer.end``, and candidates
+    end where their text does. Prompt and answer have at most ``max_tokens`` together, or the model's context.
 
     Returns:
         The examples with their tokens, and the refused ones: reason to count.
@@ -212,9 +203,17 @@ def tokenise(
     refused: Counter[str] = Counter()
     made: list[Tokenised] = []
     prompts = tokenizer.prompts([example.prompt for example in examples])
-    answers, candidates = _answer_ids(tokenizer, examples, labels), _candidate_ids(tokenizer, examples)
+    free = labels is None and not any(example.candidates for example in examples)
+    if free and tokenizer.end is None:
+        raise UserError("data.task = free: the model names no end-of-sequence token (eos_token_id in its config.json)")
+    if labels is None:
+        answers = tokenizer.answers([(example, example.answer) for example in examples], ended=free)
+    else:
+        answers = [labels[example.label or ""] for example in examples]
+    candidates = iter(tokenizer.answers([(example, text) for example in examples for text in example.candidates]))
     every = tuple(labels.values()) if labels else ()
-    for example, prompt, answer, chosen_from in zip(examples, prompts, answers, candidates, strict=True):
+    for example, prompt, answer in zip(examples, prompts, answers, strict=True):
+        chosen_from = tuple(islice(candidates, len(example.candidates)))
         # Every label, or candidate, is scored after the prompt.
         longest = max(map(len, (answer, *every, *chosen_from)))
         short = _cut_left(prompt, len(tokenizer.start), room - longest)
@@ -238,23 +237,6 @@ def shared_prefix(prompts: Sequence[list[int]]) -> int:
     return min(shared, min(map(len, prompts)) - 1)
 
 
-def _answer_ids(
-    tokenizer: PromptTokenizer, examples: Sequence[Example], labels: Mapping[str, list[int]] | None
-) -> list[list[int]]:
-    if labels is not None:
-        return [labels[example.label or ""] for example in examples]
-    free = not any(example.candidates for example in examples)
-    if free and tokenizer.end is None:
-        raise UserError("data.task = free: the model names no end-of-sequence token (eos_token_id in its config.json)")
-    return tokenizer.answers(examples, [example.answer for example in examples], ended=free)
-
-
-def _candidate_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> list[tuple[list[int], ...]]:
-    asked = [(example, candidate) for example in examples for candidate in example.candidates]
-    ids = iter(tokenizer.answers([example for example, _ in asked], [candidate for _, candidate in asked]))
-    return [tuple(next(ids) for _ in example.candidates) for example in examples]
-
-
 def _cut_left(prompt: list[int], start: int, room: int) -> list[int]:
     """The last ``room`` tokens, the first ``start`` ones kept; empty where not one token of text fits."""
     if room <= start:
@@ -267,7 +249,7 @@ def _word_ids(
 ) -> dict[str, list[int]]:
     ids: dict[str, list[int]] = {}
     for label, word in sorted(words.items()):
-        seen = Counter(tuple(one) for one in tokenizer.answers(probes, [word] * len(probes), ended=ended))
+        seen = Counter(tuple(one) for one in tokenizer.answers([(probe, word) for probe in probes], ended=ended))
         ids[label] = list(max((count, one) for one, count in seen.items())[1])
         if not ids[label]:
             raise UserError(f"data.label_words: the tokenizer makes nothing of {word!r} (label {label!r})")

@@ -268,17 +268,6 @@ def test_adapters_are_no_base(tmp_path, monkeypatch, source):
     refused(tmp_path, monkeypatch, source, "these are adapters, not a model: merge them first")
 
 
-def test_tokens_beyond_the_embedding_are_named(tmp_path, monkeypatch, source):
-    """Unless transformers' class adds them by itself: a Qwen2 tokenizer always has one for the end of a text."""
-    settings = json.loads((source / "tokenizer_config.json").read_text())
-    settings["extra_special_tokens"] = ["<|im_start|>", "<|im_end|>"]
-    (source / "tokenizer_config.json").write_text(json.dumps(settings))
-    message = r"token '<\|im_start\|>' has id 258, '<\|im_end\|>' has id 259, and the embedding holds 258 rows"
-    refused(tmp_path, monkeypatch, source, message)
-    save_tiny(source, vocab_size=260, tie_word_embeddings=True)
-    assert (bring(tmp_path, monkeypatch, source) / "base.json").exists()
-
-
 # What lies outside the folder is neither read nor copied.
 
 
