@@ -14,17 +14,7 @@ from torch import Tensor
 
 from salf.engine.answers import Embeddings
 from salf.engine.batches import Example, Start
-from salf.engine.boundary_cache.folder import (
-    GIB,
-    CacheFolder,
-    DiskRates,
-    alone,
-    amount,
-    disk_rather_than_off,
-    in_memory,
-    worth_reading,
-    worth_writing,
-)
+from salf.engine.boundary_cache.folder import GIB, CacheFolder, DiskRates, alone, amount
 from salf.engine.boundary_cache.key import Key
 from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Team, Timed, frozen_states, gather
 from salf.engine.models.adapter import CausalModel
@@ -32,6 +22,12 @@ from salf.engine.runtime import Runtime
 from salf.errors import UserError
 from salf.memory import free_memory_bytes
 from salf.settings import CacheMode
+
+Origin = Literal["computed", "continued", "reused", "off"]
+Place = Literal["in memory", "on disk", "in memory and on disk", "nowhere"]
+
+_SAMPLE_SECONDS: Final = 1.0
+_OF_FREE_MEMORY: Final = 0.5  # the suffix, its optimizer and its activations need the rest
 
 
 @dataclass(frozen=True)
@@ -50,9 +46,9 @@ class Opened:
     """
 
     start: BoundaryStates | FrozenLayers
-    origin: Literal["computed", "continued", "reused", "off"]
+    origin: Origin
     begun: int
-    kept: Literal["in memory", "on disk", "in memory and on disk", "nowhere"]
+    kept: Place
     size: int
     seconds_computing: float
     reason: str
@@ -84,7 +80,9 @@ def print_opened(boundary: int, opened: Mapping[str, Opened]) -> None:
     print(f"states behind layer {boundary}: {'; '.join(f'{name} {one.words}' for name, one in opened.items())}")
 
 
-_SAMPLE_SECONDS: Final = 1.0
+def in_memory(size: int, free: int) -> bool:
+    """Whether states of so many bytes leave enough of the free memory to training."""
+    return size <= _OF_FREE_MEMORY * free
 
 
 @dataclass(frozen=True)
@@ -101,22 +99,12 @@ class CacheSettings:
 
 
 @dataclass(frozen=True)
-class _Split:
-    """A split and what its states are and need."""
-
-    examples: Sequence[Example]
-    layout: Layout
-    key: Key
-    size: int
-
-
-@dataclass(frozen=True)
 class BoundaryCache:
-    """States behind layers 1..boundary of one model, for one split after another.
+    """States at a boundary of one model, for one split after another.
 
     Attributes:
         units: hashes of the embedding's shard and of those of layers 1..boundary (``frozen_units``).
-        shared: P, tokens of the beginning that all prompts share.
+        shared: P, tokens of the shared prefix of all prompts.
         batch_tokens: tokens of a pass through the frozen layers.
         team: several processes that each open the same splits; what they keep in memory they compute together.
     """
@@ -137,9 +125,8 @@ class BoundaryCache:
     def open(self, examples: Sequence[Example], passes: float) -> Opened:
         """Where passes over ``examples`` begin.
 
-        With ``auto``, memory and disk are chosen between by what is measured, which changes no bit of a
-        result; frozen layers run for every batch only where neither can hold the states, or where the
-        disk is slower than computing.
+        With ``auto``, measured rates choose between memory and disk, which changes no bit of a result. Frozen layers
+        run for every batch only if neither can hold the states, or if the disk is slower than computing.
 
         Args:
             examples: a split; they share their first ``shared`` tokens.
@@ -149,173 +136,171 @@ class BoundaryCache:
             UserError: memory or disk was asked for and has no room.
         """
         began = time.perf_counter()
-        split = self._split(examples)
-        mode = self.settings.mode
-        if mode == "off":
-            opened = self._off(split, "finetune.cache = off")
-        elif mode == "memory":
-            opened = self._memory(split)
-        elif mode == "disk":
-            opened = self._disk(split)
-        elif self.team and self._rather_together(split, self.team):
-            opened = self._shared_out(split)
-        else:
-            opened = self._auto(split, passes)
-        return replace(opened, seconds=time.perf_counter() - began)
-
-    def _split(self, examples: Sequence[Example]) -> _Split:
         layout = Layout.of(examples, self.shared, self.batch_tokens)
         key = Key.of(self.model, self.runtime, self.units, examples, self.shared, self.batch_tokens)
-        return _Split(examples, layout, key, layout.rows * self.model.state_bytes)
+        opened = _Opening(self, examples, layout, key).opened(passes)
+        return replace(opened, seconds=time.perf_counter() - began)
 
-    def _off(self, split: _Split, reason: str) -> Opened:
-        beginning = split.examples[0].prompt_ids[: self.shared]
-        start = FrozenLayers.of(self.model, self.runtime, self.boundary, beginning)
-        return Opened(start, "off", 0, "nowhere", split.size, 0.0, reason)
+    @cached_property
+    def rates(self) -> DiskRates:
+        """Of the disk under the folder, measured once."""
+        return self.settings.folder.measure()
 
-    def _memory(self, split: _Split) -> Opened:
-        needed = split.size * (self.team.count if self.team else 1)
+
+@dataclass(frozen=True)
+class _Opening:
+    """A split whose states are wanted."""
+
+    cache: BoundaryCache
+    examples: Sequence[Example]
+    layout: Layout
+    key: Key
+
+    @property
+    def folder(self) -> CacheFolder:
+        return self.cache.settings.folder
+
+    @property
+    def size(self) -> int:
+        return self.layout.rows * self.cache.model.state_bytes
+
+    def opened(self, passes: float) -> Opened:
+        mode, team = self.cache.settings.mode, self.cache.team
+        if mode == "off":
+            return self._off("finetune.cache = off")
+        if mode == "memory":
+            return self._memory(team)
+        if mode == "disk":
+            return self._disk()
+        return self._together(team) if team and self._rather_together(team) else self._auto(passes)
+
+    def _off(self, reason: str) -> Opened:
+        cache = self.cache
+        start = FrozenLayers.of(cache.model, cache.runtime, cache.boundary, self._prefix)
+        return Opened(start, "off", 0, "nowhere", self.size, 0.0, reason)
+
+    def _memory(self, team: Team | None) -> Opened:
+        needed = self.size * (team.count if team else 1)
         if needed > (free := free_memory_bytes()):
             raise UserError(
                 f"finetune.cache = memory: the boundary states need {amount(needed)} and {amount(free)} of memory "
                 "are free; set it to disk, off or auto"
             )
-        return self._in_memory(split, "finetune.cache = memory", self.team)
+        return self._in_memory("finetune.cache = memory", team)
 
-    def _in_memory(self, split: _Split, reason: str, team: Team | None = None) -> Opened:
-        parts = self._parts(split, self._embeddings(split), team=team)
-        return self._opened(split, gather(parts, split.layout.rows), "in memory", parts, 0, reason)
+    def _in_memory(self, reason: str, team: Team | None = None) -> Opened:
+        parts = self._parts(team=team)
+        return self._done(gather(parts, self.layout.rows), "in memory", parts, reason)
 
-    def _rather_together(self, split: _Split, team: Team) -> bool:
+    def _rather_together(self, team: Team) -> bool:
         """Whether several processes compute the states in memory, each a share: the first one decides."""
-        told = torch.zeros(1, device=self.model.device)
+        decision = torch.zeros(1, device=self.cache.model.device)
         if team.rank == 0:
-            there = self.settings.folder.seconds_of(split.key) is not None
-            told[0] = not there and in_memory(team.count * split.size, free_memory_bytes())
-        return bool(team.add_up(told))
+            there = self.folder.seconds_of(self.key) is not None
+            decision[0] = not there and in_memory(team.count * self.size, free_memory_bytes())
+        return bool(team.add_up(decision))
 
-    def _shared_out(self, split: _Split) -> Opened:
-        """Compute together; the first process keeps the states for other runs, where that is worth it."""
+    def _together(self, team: Team) -> Opened:
+        """Compute together; the first process also writes the states for other runs, if that is worth it."""
         # No lock meanwhile: every process has to come here, and none may wait for a file of another's.
-        parts = self._parts(split, self._embeddings(split), team=self.team)
-        rows = gather(parts, split.layout.rows)
-        if self.team is None or self.team.rank:
-            return self._opened(split, rows, "in memory", parts, 0, "computed together")
+        parts = self._parts(team=team)
+        rows = gather(parts, self.layout.rows)
+        if team.rank:
+            return self._done(rows, "in memory", parts, "computed together")
         try:
-            with alone(self.settings.folder.file(split.key)):
-                return self._kept_too(split, rows, parts, 0)
+            with alone(self.folder.file(self.key)):
+                return self._written_too(rows, parts)
         except OSError as error:
-            return self._opened(split, rows, "in memory", parts, 0, f"writing failed: {error.strerror}")
+            return self._done(rows, "in memory", parts, f"writing failed: {error.strerror}")
 
-    def _disk(self, split: _Split) -> Opened:
-        folder = self.settings.folder
-        with ExitStack() as held:
+    def _disk(self) -> Opened:
+        with ExitStack() as lock:
             try:
-                held.enter_context(alone(folder.file(split.key)))
+                lock.enter_context(alone(self.folder.file(self.key)))
             except OSError as error:
                 raise UserError(
-                    f"finetune.cache = disk: {folder.path} cannot be written: {error.strerror}; make it writable, set "
-                    "finetune.cache_folder to another folder, or finetune.cache to auto, memory or off"
+                    f"finetune.cache = disk: {self.folder.path} cannot be written: {error.strerror}; make it writable, "
+                    "set finetune.cache_folder to another folder, or finetune.cache to auto, memory or off"
                 ) from None
-            if (found := folder.find(split.key)) is not None:
-                return self._reused(split, found.rows, found.seconds, "finetune.cache = disk")
-            parts, begun = self._continued(split)
-            folder.make_room(split.size)
-            rows = folder.write(split.key, parts, split.layout.rows, lambda: parts.seconds)
-        return self._opened(split, rows, "on disk", parts, begun, "finetune.cache = disk")
+            reason = "finetune.cache = disk"
+            return self._found(reason) or self._streamed(self._continued(), reason)
 
-    def _auto(self, split: _Split, passes: float) -> Opened:
-        folder = self.settings.folder
+    def _auto(self, passes: float) -> Opened:
         try:
-            with alone(folder.file(split.key)):
-                return self._reuse_if_quick(split) or self._compute_and_keep(split, passes)
+            with alone(self.folder.file(self.key)):
+                return self._found_if_quick() or self._computed(passes)
         except OSError as error:
-            reason = f"{folder.path} cannot be written: {error.strerror or error}"
-        if (found := folder.find(split.key)) is not None:
-            return self._reused(split, found.rows, found.seconds, reason)
-        if in_memory(split.size, free_memory_bytes()):
-            return self._in_memory(split, reason)
-        return self._off(split, reason)
+            reason = f"{self.folder.path} cannot be written: {error.strerror or error}"
+        if (found := self._found(reason)) is not None:
+            return found
+        return self._in_memory(reason) if in_memory(self.size, free_memory_bytes()) else self._off(reason)
 
-    def _reuse_if_quick(self, split: _Split) -> Opened | None:
-        folder = self.settings.folder
-        computing = folder.seconds_of(split.key)
-        if computing is None or not (verdict := worth_reading(split.size, computing, self._rates)).yes:
+    def _found(self, reason: str) -> Opened | None:
+        found, boundary = self.folder.find(self.key), self.cache.boundary
+        if found is None:
             return None
-        found = folder.find(split.key)
-        return self._reused(split, found.rows, found.seconds, verdict.reason) if found is not None else None
+        return Opened(self._states(found.rows), "reused", boundary, "on disk", self.size, found.seconds, reason)
 
-    def _compute_and_keep(self, split: _Split, passes: float) -> Opened:
-        parts, begun = self._continued(split)
-        if not in_memory(split.size, free_memory_bytes()):
-            return self._beyond_memory(split, parts, begun, passes)
-        return self._kept_too(split, gather(parts, split.layout.rows), parts, begun)
+    def _found_if_quick(self) -> Opened | None:
+        computing = self.folder.seconds_of(self.key)
+        if computing is None or not (verdict := self.cache.rates.worth_reading(self.size, computing)).yes:
+            return None
+        return self._found(verdict.reason)
 
-    def _kept_too(self, split: _Split, rows: Tensor, parts: Timed, begun: int) -> Opened:
-        """States that are in memory, put on disk too where that costs next to nothing."""
-        folder = self.settings.folder
-        verdict = worth_writing(split.size, parts.seconds, folder.room(), self._rates)
-        if not verdict.yes:
-            return self._opened(split, rows, "in memory", parts, begun, verdict.reason)
-        try:
-            folder.make_room(split.size)
-            folder.write(split.key, [rows], split.layout.rows, lambda: parts.seconds)
-        except (OSError, UserError) as error:  # a disk that filled up meanwhile; the states are here
-            reason = error.strerror if isinstance(error, OSError) else error
-            return self._opened(split, rows, "in memory", parts, begun, f"writing failed: {reason}")
-        return self._opened(split, rows, "in memory and on disk", parts, begun, f"for other runs: {verdict.reason}")
-
-    def _beyond_memory(self, split: _Split, parts: Timed, begun: int, passes: float) -> Opened:
-        folder, drawn, rows = self.settings.folder, list[Tensor](), 0
-        before = parts.seconds
+    def _computed(self, passes: float) -> Opened:
+        parts = self._continued()
+        if in_memory(self.size, free_memory_bytes()):
+            return self._written_too(gather(parts, self.layout.rows), parts)
+        drawn, before = list[Tensor](), parts.seconds
         for part in parts:
             drawn.append(part)
-            rows += len(part)
             if parts.seconds - before > _SAMPLE_SECONDS:
                 break
-        computing = (parts.seconds - before) * split.layout.rows / rows
-        verdict = disk_rather_than_off(split.size, computing, passes, folder.room(), self._rates)
+        computing = (parts.seconds - before) * self.layout.rows / sum(map(len, drawn))
+        verdict = self.cache.rates.disk_rather_than_off(self.size, computing, passes, self.folder.room())
+        return self._streamed(parts, verdict.reason, drawn) if verdict.yes else self._off(verdict.reason)
+
+    def _streamed(self, parts: Timed, reason: str, drawn: Sequence[Tensor] = ()) -> Opened:
+        """Write states as they are computed, after those that were ``drawn`` before."""
+        self.folder.make_room(self.size)
+        rows = self.folder.write(self.key, chain(drawn, parts), self.layout.rows, lambda: parts.seconds)
+        return self._done(rows, "on disk", parts, reason)
+
+    def _written_too(self, rows: Tensor, parts: Timed) -> Opened:
+        """States in memory, also written to disk if that costs next to nothing."""
+        verdict = self.cache.rates.worth_writing(self.size, parts.seconds, self.folder.room())
         if not verdict.yes:
-            return self._off(split, verdict.reason)
-        folder.make_room(split.size)
-        mapped = folder.write(split.key, chain(drawn, parts), split.layout.rows, lambda: parts.seconds)
-        return self._opened(split, mapped, "on disk", parts, begun, verdict.reason)
+            return self._done(rows, "in memory", parts, verdict.reason)
+        try:
+            self.folder.make_room(self.size)
+            self.folder.write(self.key, [rows], self.layout.rows, lambda: parts.seconds)
+        except (OSError, UserError) as error:  # the disk filled up in between; the states are in memory
+            reason = error.strerror if isinstance(error, OSError) else error
+            return self._done(rows, "in memory", parts, f"writing failed: {reason}")
+        return self._done(rows, "in memory and on disk", parts, f"for other runs: {verdict.reason}")
 
-    def _embeddings(self, split: _Split) -> Embeddings:
-        return Embeddings.behind(self.model, split.examples[0].prompt_ids[: self.shared])
-
-    def _continued(self, split: _Split) -> tuple[Timed, int]:
-        """The parts to compute, from the deepest boundary whose states are there, and that boundary."""
-        found = self.settings.folder.find_shallower(split.key)
+    def _continued(self) -> Timed:
+        """The parts to compute, from the deepest boundary whose states are on disk."""
+        found = self.folder.find_shallower(self.key)
         if found is None:
-            return self._parts(split, self._embeddings(split)), 0
+            return self._parts()
         below, file = found
-        return self._parts(
-            split, BoundaryStates(below, split.layout, file.rows, self.model.device), file.seconds
-        ), below
+        return self._parts(BoundaryStates(below, self.layout, file.rows, self.cache.model.device), file.seconds)
 
-    def _parts(self, split: _Split, start: Start, seconds: float = 0.0, team: Team | None = None) -> Timed:
-        parts = frozen_states(self.model, self.runtime, split.examples, split.layout, start, self.boundary, team)
-        return Timed(parts, seconds)
+    def _parts(self, start: Start | None = None, seconds: float = 0.0, team: Team | None = None) -> Timed:
+        """All parts, from ``start`` on; from the embeddings unless given."""
+        cache = self.cache
+        start = start or Embeddings.behind(cache.model, self._prefix)
+        parts = frozen_states(cache.model, cache.runtime, self.examples, self.layout, start, cache.boundary, team)
+        return Timed(parts, seconds, start.space)
 
-    def _states(self, split: _Split, rows: Tensor) -> BoundaryStates:
-        return BoundaryStates(self.boundary, split.layout, rows, self.model.device)
+    @property
+    def _prefix(self) -> tuple[int, ...]:
+        return self.examples[0].prompt_ids[: self.cache.shared]
 
-    def _reused(self, split: _Split, rows: Tensor, seconds: float, reason: str) -> Opened:
-        return Opened(self._states(split, rows), "reused", self.boundary, "on disk", split.size, seconds, reason)
+    def _states(self, rows: Tensor) -> BoundaryStates:
+        return BoundaryStates(self.cache.boundary, self.layout, rows, self.cache.model.device)
 
-    def _opened(
-        self,
-        split: _Split,
-        rows: Tensor,
-        kept: Literal["in memory", "on disk", "in memory and on disk"],
-        parts: Timed,
-        begun: int,
-        reason: str,
-    ) -> Opened:
-        origin: Literal["computed", "continued"] = "continued" if begun else "computed"
-        return Opened(self._states(split, rows), origin, begun, kept, split.size, parts.seconds, reason)
-
-    @cached_property
-    def _rates(self) -> DiskRates:
-        return self.settings.folder.measure()
+    def _done(self, rows: Tensor, kept: Place, parts: Timed, reason: str) -> Opened:
+        origin: Origin = "continued" if parts.begun else "computed"
+        return Opened(self._states(rows), origin, parts.begun, kept, self.size, parts.seconds, reason)

@@ -10,9 +10,8 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,11 +23,16 @@ from salf.engine.boundary_cache.key import Key
 from salf.errors import UserError
 from salf.files import WORK_FOLDER, checksum, replacing_file
 
+GIB: Final = 1 << 30
 _TENSOR: Final = "states"
 _TYPES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _ALIGNED: Final = 64  # bytes: where the data begins
 # Missing, torn, of another format, without our facts (metadata() is None), or with others in their place.
 _UNUSABLE: Final = (OSError, SafetensorError, KeyError, TypeError, ValueError)
+_RESERVE: Final = 1 << 28  # bytes of the disk that stay free for models, checkpoints and reports
+_PROBE: Final = 1 << 23  # bytes
+_NEXT_TO_NOTHING: Final = 0.1  # of the seconds of computing
+_NOT_WORTH_A_THOUGHT: Final = 0.2  # seconds
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class StatesFile:
 
     Attributes:
         rows: [rows, hidden], mapped: read from disk when touched, and never written.
-        seconds: what computing them took, shallower boundaries that they were continued from included.
+        seconds: of computing them, including shallower boundaries that they were continued from.
     """
 
     rows: Tensor
@@ -47,86 +51,97 @@ class StatesFile:
 def write_states(path: Path, digest: str, parts: Iterable[Tensor], rows: int, seconds: Callable[[], float]) -> Tensor:
     """Write parts [n, hidden] one below the other and return them mapped, [rows, hidden].
 
-    The file has its name only when all of it is on disk.
+    The file gets its name only when all of it is on disk.
 
     Args:
         path: the file.
         digest: of the states' key, 64 hex digits.
-        parts: one after the other, ``rows`` rows together.
+        parts: together ``rows`` rows.
         rows: all rows.
-        seconds: what computing the parts took; asked behind the last one.
+        seconds: of computing the parts; called after the last one.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
     with replacing_file(path) as aside:
-        check, header = 0, None
+        check = 0
         with aside.open("wb") as file:
             for part in parts:
-                if header is None:
-                    header = partial(_header, digest, part.dtype, (rows, part.shape[1]))
-                    file.write(header(check, 0.0))
+                if not file.tell():
+                    file.write(_header(digest, part, rows, check, 0.0))
                 data = part.contiguous().view(torch.uint8).numpy().data
                 file.write(data)
                 check = zlib.crc32(data, check)
-            assert header is not None, "a split holds one example at least"
             file.seek(0)
-            file.write(header(check, seconds()))
+            file.write(_header(digest, part, rows, check, seconds()))
         with safe_open(aside, framework="pt") as written:
             return written.get_tensor(_TENSOR)
 
 
 def read_states(path: Path, digest: str) -> StatesFile | None:
-    """The states in a file, or ``None`` where it is missing, torn, damaged or of another key.
+    """The states in a file, or ``None`` if it is missing, torn, damaged or of another key.
 
-    All of it is read once for its check sum, which leaves it in the operating system's cache.
+    All of it is read once for its checksum, which leaves it in the operating system's cache.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            facts = file.metadata()
-            rows = file.get_tensor(_TENSOR)
-        if facts["key"] != digest or int(facts["crc32"], 16) != _of_data(path, rows):
-            return None
-        return StatesFile(rows, float(facts["seconds"]))
+            facts, rows = file.metadata(), file.get_tensor(_TENSOR)
+        data = checksum(path, start=path.stat().st_size - rows.nbytes)
+        fits = facts["key"] == digest and int(facts["crc32"], 16) == data
+        return StatesFile(rows, float(facts["seconds"])) if fits else None
     except _UNUSABLE:
         return None
 
 
-def seconds_of(path: Path, digest: str) -> float | None:
-    """What computing the states in a file took, read without them; ``None`` where they are of no use."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata()
-        return float(facts["seconds"]) if facts["key"] == digest else None
-    except _UNUSABLE:
-        return None
-
-
-def _header(digest: str, dtype: torch.dtype, shape: tuple[int, int], check: int, seconds: float) -> bytes:
-    """What comes before the data: the same number of bytes whatever the check sum and the seconds."""
-    tensor = {"dtype": _TYPES[dtype], "shape": shape, "data_offsets": [0, shape[0] * shape[1] * dtype.itemsize]}
+def _header(digest: str, part: Tensor, rows: int, check: int, seconds: float) -> bytes:
+    """What comes before the data: the same number of bytes whatever the checksum and the seconds."""
+    size = rows * part.shape[1] * part.element_size()
+    tensor = {"dtype": _TYPES[part.dtype], "shape": [rows, part.shape[1]], "data_offsets": [0, size]}
     facts = {"key": digest, "crc32": f"{check:08x}", "seconds": f"{seconds:016.6f}"}
     text = json.dumps({"__metadata__": facts, _TENSOR: tensor}).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNED)
     return len(text).to_bytes(8, "little") + text
 
 
-def _of_data(path: Path, rows: Tensor) -> int:
-    """CRC-32 of the data at the end of the file."""
-    return checksum(path, start=path.stat().st_size - rows.numel() * rows.element_size())
+@dataclass(frozen=True)
+class Verdict:
+    """A decision, and the numbers that led to it."""
 
-
-_RESERVE: Final = 1 << 28  # bytes of the disk that stay free for models, checkpoints and reports
-_PROBE: Final = 1 << 23
-GIB: Final = 1 << 30
+    yes: bool
+    reason: str
 
 
 @dataclass(frozen=True)
 class DiskRates:
-    """Bytes per second of the disk under the folder."""
+    """Bytes per second of the disk under the folder; states have ``size`` bytes and took ``computing`` seconds."""
 
     write: float
     read: float
+
+    def worth_reading(self, size: int, computing: float) -> Verdict:
+        """Whether reading states is faster than computing them."""
+        reading = size / self.read
+        return Verdict(
+            reading <= max(computing, _NOT_WORTH_A_THOUGHT),
+            f"reading {amount(size)} takes about {reading:.1f} s, computing took {computing:.1f} s",
+        )
+
+    def worth_writing(self, size: int, computing: float, room: int) -> Verdict:
+        """Whether states that are in memory go to disk too, for other runs; the folder can take ``room`` bytes."""
+        if size > room:
+            return Verdict(False, f"the cache folder has no room for {amount(size)}")
+        writing = size / self.write
+        cheap = writing <= max(_NEXT_TO_NOTHING * computing, _NOT_WORTH_A_THOUGHT)
+        return Verdict(cheap, f"writing takes about {writing:.1f} s, computing took {computing:.1f} s")
+
+    def disk_rather_than_off(self, size: int, computing: float, passes: float, room: int) -> Verdict:
+        """Whether states too large for memory go to disk, for so many ``passes``, or are computed for every batch."""
+        without = f"{amount(size)} are too much for memory; "
+        if size > room:
+            return Verdict(False, f"{without}the cache folder has no room for them")
+        kept, anew = computing + size / self.write + passes * size / self.read, passes * computing
+        text = f"{without}on disk about {kept:.0f} s over all epochs, computed for every batch {anew:.0f} s"
+        return Verdict(kept <= anew, text)
 
 
 @dataclass(frozen=True)
@@ -137,42 +152,48 @@ class CacheFolder:
     limit: int
 
     def file(self, key: Key) -> Path:
-        """Where the states of a key are, once they are there."""
+        """The file of a key's states."""
         return self.path / f"states-{key.digest[:32]}.safetensors"
 
     def find(self, key: Key) -> StatesFile | None:
-        """The key's states, which then count as just used; a damaged file is as good as none."""
+        """The key's states, which then count as just used; a damaged file counts as none."""
         found = read_states(self.file(key), key.digest)
         if found is not None:
-            self._touch(key)
+            with suppress(OSError):  # a folder that is only readable
+                os.utime(self.file(key))
         return found
 
     def seconds_of(self, key: Key) -> float | None:
-        """What computing the key's states took, if they are there."""
-        return seconds_of(self.file(key), key.digest)
+        """Seconds of computing the key's states, read without them; ``None`` if they are of no use."""
+        try:
+            with safe_open(self.file(key), framework="pt") as file:
+                facts = file.metadata()
+            return float(facts["seconds"]) if facts["key"] == key.digest else None
+        except _UNUSABLE:
+            return None
 
     def write(self, key: Key, parts: Iterable[Tensor], rows: int, seconds: Callable[[], float]) -> Tensor:
         """Write the key's states, for which there is room, and return them mapped: see :func:`write_states`."""
         return write_states(self.file(key), key.digest, parts, rows, seconds)
 
     def find_shallower(self, key: Key) -> tuple[int, StatesFile] | None:
-        """The states of the deepest boundary below the key's that are there, and that boundary."""
+        """The deepest boundary below the key's whose states are on disk, and these."""
         for boundary in range(key.boundary - 1, 0, -1):
             if (found := self.find(key.at(boundary))) is not None:
                 return boundary, found
         return None
 
     def room(self) -> int:
-        """Bytes that a new file may have, older ones given up."""
+        """Bytes that a new file may have if older ones are deleted."""
         self.path.mkdir(parents=True, exist_ok=True)
         held = sum(size for _, size, _ in self._files())
         return min(self.limit, shutil.disk_usage(self.path).free + held - _RESERVE)
 
     def make_room(self, size: int) -> None:
-        """Give up the least recently used files until ``size`` more bytes fit under the limit and on the disk.
+        """Delete the least recently used files until ``size`` more bytes fit under the limit and on the disk.
 
         Raises:
-            UserError: they do not fit, and nothing was given up.
+            UserError: they do not fit, and nothing was deleted.
         """
         self._drop_torn()
         if size > (room := self.room()):
@@ -211,32 +232,20 @@ class CacheFolder:
         finally:
             probe.unlink(missing_ok=True)
 
-    def _touch(self, key: Key) -> None:
-        """Note the use in the file's time stamp; a folder that is only readable does without."""
-        try:
-            os.utime(self.file(key))
-        except OSError:
-            return
-
     def _files(self) -> list[tuple[float, int, Path]]:
         """Time of last use, size and path of every file of states."""
         found = []
         for file in self.path.glob("states-*.safetensors"):
-            try:
+            with suppress(FileNotFoundError):  # another process deleted it
                 facts = file.stat()
-            except FileNotFoundError:  # another process gave it up
-                continue
-            found.append((facts.st_mtime, facts.st_size, file))
+                found.append((facts.st_mtime, facts.st_size, file))
         return found
 
     def _drop_torn(self) -> None:
-        """Remove what a writer left behind that was killed: what no process holds the lock of."""
+        """Remove what a killed writer left: what no process holds the lock of."""
         for torn in (self.path / WORK_FOLDER).glob("states-*.partial"):
-            with _lock(self.path / torn.name.removesuffix(".partial")).open("w") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
+            with _lock(self.path / torn.name.removesuffix(".partial")).open("w") as lock, suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 torn.unlink(missing_ok=True)
 
 
@@ -267,70 +276,3 @@ def _lock(file: Path) -> Path:
 def amount(size: int) -> str:
     """Bytes for people."""
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"
-
-
-_OF_FREE_MEMORY: Final = 0.5  # the suffix, its optimizer and its activations need the rest
-_NEXT_TO_NOTHING: Final = 0.1  # of the seconds of computing
-_NOT_WORTH_A_THOUGHT: Final = 0.2  # seconds
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A decision, and the numbers that led to it."""
-
-    yes: bool
-    reason: str
-
-
-def in_memory(size: int, free: int) -> bool:
-    """Whether states of so many bytes leave enough of the free memory to training."""
-    return size <= _OF_FREE_MEMORY * free
-
-
-def worth_reading(size: int, computing: float, rates: DiskRates) -> Verdict:
-    """Whether states on disk come faster from there than from computing them anew.
-
-    Args:
-        size: bytes.
-        computing: seconds that computing them took.
-        rates: the disk's.
-    """
-    reading = size / rates.read
-    return Verdict(
-        reading <= max(computing, _NOT_WORTH_A_THOUGHT),
-        f"reading {amount(size)} takes about {reading:.1f} s, computing took {computing:.1f} s",
-    )
-
-
-def worth_writing(size: int, computing: float, room: int, rates: DiskRates) -> Verdict:
-    """Whether states that are in memory go to disk too, for other runs.
-
-    Args:
-        size: bytes.
-        computing: seconds that computing them took.
-        room: bytes that the folder can take.
-        rates: the disk's.
-    """
-    if size > room:
-        return Verdict(False, f"the cache folder has no room for {amount(size)}")
-    writing = size / rates.write
-    cheap = writing <= max(_NEXT_TO_NOTHING * computing, _NOT_WORTH_A_THOUGHT)
-    return Verdict(cheap, f"writing takes about {writing:.1f} s, computing took {computing:.1f} s")
-
-
-def disk_rather_than_off(size: int, computing: float, passes: float, room: int, rates: DiskRates) -> Verdict:
-    """For states that memory cannot hold: whether to keep them on disk or to compute them for every batch.
-
-    Args:
-        size: bytes.
-        computing: seconds that computing them once takes, by a sample.
-        passes: how often training reads all of them.
-        room: bytes that the folder can take.
-        rates: the disk's.
-    """
-    without = f"{amount(size)} are too much for memory; "
-    if size > room:
-        return Verdict(False, f"{without}the cache folder has no room for them")
-    kept, anew = computing + size / rates.write + passes * size / rates.read, passes * computing
-    text = f"{without}on disk about {kept:.0f} s over all epochs, computed for every batch {anew:.0f} s"
-    return Verdict(kept <= anew, text)

@@ -158,12 +158,12 @@ class Timed(Iterator[Tensor]):
     """Parts of boundary states as they are computed, and the seconds of computing them: writing is not counted.
 
     Attributes:
-        seconds: so far, from those of a shallower boundary on.
+        seconds: so far, including those of a shallower boundary that computing began at.
+        begun: that boundary; 0 for the embeddings.
     """
 
-    def __init__(self, parts: Iterator[Tensor], seconds: float = 0.0) -> None:
-        """Begin the count at ``seconds``."""
-        self.parts, self.seconds = parts, seconds
+    def __init__(self, parts: Iterator[Tensor], seconds: float = 0.0, begun: int = 0) -> None:
+        self.parts, self.seconds, self.begun = parts, seconds, begun
 
     def __next__(self) -> Tensor:
         began = time.perf_counter()

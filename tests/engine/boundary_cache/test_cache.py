@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from salf.engine.boundary_cache import cache as cache_module
-from salf.engine.boundary_cache import folder as choice
 from salf.engine.boundary_cache.cache import print_opened
 from salf.engine.boundary_cache.folder import CacheFolder, DiskRates
 from salf.errors import UserError
@@ -185,25 +184,25 @@ def test_a_folder_that_is_only_readable_is_read_by_auto_and_refused_for_disk(tas
 
 
 def test_half_of_the_free_memory_is_left_to_training():
-    assert choice.in_memory(50, 100)
-    assert not choice.in_memory(51, 100)
+    assert cache_module.in_memory(50, 100)
+    assert not cache_module.in_memory(51, 100)
 
 
 def test_the_disk_wins_where_writing_and_reading_cost_less_than_computing_again():
     rates = DiskRates(write=100.0, read=200.0)
     # Kept: 10 + 1000/100 + n · 1000/200 seconds; anew: n · 10.
     for passes, disk in [(1, False), (3, False), (4, True), (5, True)]:
-        assert choice.disk_rather_than_off(1000, 10.0, passes, 1000, rates).yes is disk
-    assert not choice.disk_rather_than_off(1000, 10.0, 99, 999, rates).yes
+        assert rates.disk_rather_than_off(1000, 10.0, passes, 1000).yes is disk
+    assert not rates.disk_rather_than_off(1000, 10.0, 99, 999).yes
 
 
 def test_writing_for_others_may_cost_a_tenth_of_computing():
     rates = DiskRates(write=100.0, read=100.0)
-    assert choice.worth_writing(1000, 100.0, 1000, rates).yes
-    assert not choice.worth_writing(1000, 99.0, 1000, rates).yes
-    assert not choice.worth_writing(1000, 100.0, 999, rates).yes
-    assert choice.worth_reading(1000, 10.0, rates).yes
-    assert not choice.worth_reading(1000, 9.9, rates).yes
+    assert rates.worth_writing(1000, 100.0, 1000).yes
+    assert not rates.worth_writing(1000, 99.0, 1000).yes
+    assert not rates.worth_writing(1000, 100.0, 999).yes
+    assert rates.worth_reading(1000, 10.0).yes
+    assert not rates.worth_reading(1000, 9.9).yes
 
 
 def test_what_was_done_is_said_in_one_line(task, machine, capsys):
