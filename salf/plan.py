@@ -41,25 +41,6 @@ from salf.plan_records import (
 )
 from salf.selectors import GainName, Quantity, SelectorName
 
-__all__ = [
-    "FILE_NAME",
-    "SCHEMA_FILE",
-    "SCHEMA_VERSION",
-    "CausalModel",
-    "Certainty",
-    "CostModel",
-    "Evidence",
-    "Exports",
-    "FreezePlan",
-    "FrontierPoint",
-    "ParameterCounts",
-    "PlannedModel",
-    "RunnerUp",
-    "SelectedBoundary",
-    "apply_freeze_plan",
-    "write_schema",
-]
-
 SCHEMA_VERSION: Final = 3
 FILE_NAME: Final = "freeze_plan.json"
 SCHEMA_FILE: Final = Path(__file__).with_suffix(".schema.json")

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from salf.plan import FreezePlan, FrontierPoint
+from salf.plan import FreezePlan
+from salf.plan_records import FrontierPoint
 
 _ROWS = 6
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from salf.cost import FLOAT32_BYTES, ModelShape, forward_flops, training_flops
-from salf.plan import CostModel
+from salf.plan_records import CostModel
 from salf.records import PreparedSizes
 
 _FORMULA: Final = (

@@ -10,7 +10,7 @@ from torch import Tensor
 from salf.engine.batches import Batch, Example, Split, Start, inference_batches
 from salf.engine.models.adapter import CausalModel
 from salf.engine.models.attention import Packing
-from salf.engine.models.walk import behind, embed, run_to_answers, walk_beginning
+from salf.engine.models.walk import behind, run_to_answers, walk_beginning
 from salf.engine.rules import CandidateRule, LabelTree, LogProbabilities, Path, Rule, preferences
 from salf.engine.runtime import Runtime
 
@@ -39,14 +39,14 @@ class Embeddings:
 
     def beginning(self) -> Tensor | None:
         """See :class:`Start`."""
-        return embed(self.model, self.ids, self._places) if self.shared else None
+        return self.model.embed(self.ids, self._places) if self.shared else None
 
     def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
         """See :class:`Start`; one look-up for all rows, so that the matrix gets one gradient."""
         places = batch.positions
         if not joined:
-            return embed(self.model, batch.ids, places)
-        return embed(self.model, torch.cat([self.ids, batch.ids]), torch.cat([self._places, places]))
+            return self.model.embed(batch.ids, places)
+        return self.model.embed(torch.cat([self.ids, batch.ids]), torch.cat([self._places, places]))
 
     @property
     def _places(self) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from salf.cost import ModelShape, activation_bytes_per_token
 from salf.files import significant
-from salf.plan import CostModel
+from salf.plan_records import CostModel
 from salf.scale.inputs import Configuration, Machine
 from salf.workload import COUNTED, BoundaryFlops, beginning
 

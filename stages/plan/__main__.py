@@ -11,7 +11,7 @@ from salf.evidence import Evidence, read_gains, read_law, read_pilot, read_signa
 from salf.files import replacing_folder, sha256_file
 from salf.methods import FIRST_N
 from salf.plan import FILE_NAME
-from salf.plan import Evidence as Hashes
+from salf.plan_records import Evidence as Hashes
 from salf.records import read_base, read_sizes
 from salf.selectors import SELECTORS
 from salf.summary import print_summary

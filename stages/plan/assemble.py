@@ -7,8 +7,9 @@ from itertools import count
 from salf.errors import UserError
 from salf.evidence import Evidence
 from salf.files import significant
-from salf.plan import Evidence as Hashes
-from salf.plan import FreezePlan, FrontierPoint, ParameterCounts, PlannedModel, SelectedBoundary
+from salf.plan import FreezePlan
+from salf.plan_records import Evidence as Hashes
+from salf.plan_records import FrontierPoint, ParameterCounts, PlannedModel, SelectedBoundary
 from salf.records import BaseFacts, PreparedSizes
 from salf.settings import Batches, Count
 from salf.workload import cost_model

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from salf.errors import UserError
 from salf.evidence import Evidence, LayerGain
 from salf.files import significant
-from salf.plan import Certainty, RunnerUp
+from salf.plan_records import Certainty, RunnerUp
 from salf.selectors import OF_THE_POWER_LAW, GainName, Quantity
 from stages.common.params import Plan
 from stages.plan.choice import AbsentEvidenceError, Choice, certainty

@@ -6,7 +6,7 @@ from typing import Final
 
 from salf.errors import UserError
 from salf.evidence import Evidence
-from salf.plan import Certainty, RunnerUp
+from salf.plan_records import Certainty, RunnerUp
 from salf.selectors import SELECTORS, SIGNALS, Selector, function_of
 from stages.common.params import Plan
 from stages.plan.frontier import within_budget

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from salf.families import Family, family_of
 from salf.parameters import trained_names
-from salf.plan import Exports
+from salf.plan_records import Exports
 from salf.records import BaseFacts
 
 _FACTORY_NORM: Final = (

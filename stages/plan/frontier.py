@@ -7,7 +7,7 @@ from salf.cost import ModelShape, activation_bytes_per_token, gradient_bytes, op
 from salf.errors import UserError
 from salf.evidence import DepthLaw
 from salf.files import significant
-from salf.plan import CostModel, FrontierPoint
+from salf.plan_records import CostModel, FrontierPoint
 from salf.records import BaseFacts
 from salf.workload import BoundaryFlops
 

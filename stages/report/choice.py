@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from salf.methods import FIRST_N
-from salf.plan import FreezePlan, FrontierPoint, SelectedBoundary
+from salf.plan import FreezePlan
+from salf.plan_records import FrontierPoint, SelectedBoundary
 from stages.common.figures.palette import ACCENT, INK, MUTED, colour, marker
 from stages.common.figures.svg import halo, place_labels
 from stages.report.artifacts import Artifacts

@@ -22,7 +22,7 @@ from salf.engine.answers import Embeddings
 from salf.engine.batches import Batch, Example, inference_batches, stream_examples
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.models.frozen import WHOLE
-from salf.engine.models.walk import Beginning, behind, embed, walk, walk_beginning
+from salf.engine.models.walk import Beginning, behind, walk, walk_beginning
 from salf.engine.progress import progress
 from salf.engine.runtime import Runtime, choose_runtime
 from salf.errors import UserError
@@ -194,6 +194,6 @@ def prompt_states(
 
 def _spaces(model: CausalModel, batch: Batch, beginning: Beginning | None) -> Iterator[Tensor]:
     """The spaces 0..L of a batch's own tokens, [N, H] each."""
-    states = embed(model, batch.ids, batch.positions)
+    states = model.embed(batch.ids, batch.positions)
     yield states
     yield from walk(model, states, 0, model.depth, behind(batch.lengths, model.device, beginning))

@@ -19,7 +19,7 @@ from torch import Tensor
 from salf.engine.batches import Batch, Example, Rows, inference_batches, stream_examples, stretches
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.models.attention import Packing
-from salf.engine.models.walk import Beginning, behind, embed, run_to_answers, walk, walk_beginning
+from salf.engine.models.walk import Beginning, behind, run_to_answers, walk, walk_beginning
 from salf.engine.progress import Advance, progress
 from salf.engine.runtime import Runtime
 from salf.errors import UserError
@@ -109,7 +109,7 @@ class Tracer:
         if shared:
             with runtime.autocast():
                 ids = torch.tensor(list(shared), device=model.device)
-                states = embed(model, ids, torch.arange(len(shared), device=model.device))
+                states = model.embed(ids, torch.arange(len(shared), device=model.device))
                 beginning = walk_beginning(model, states, 0, model.depth)
         distinct = torch.tensor(list(tokens), device=model.device)
         return cls(model, runtime, params, distinct, bases, len(shared), beginning)
@@ -144,7 +144,7 @@ class Tracer:
 
     def _answer_states(self, batch: Batch, packing: Packing) -> Iterator[Tensor]:
         """The spaces 0..L at the answer positions, [M, H] each; of the last layer only these rows are computed."""
-        states = embed(self.model, batch.ids, batch.positions)
+        states = self.model.embed(batch.ids, batch.positions)
         yield states[batch.answers]
         last = self.model.depth - 1
         for space in walk(self.model, states, 0, last, packing):

@@ -20,8 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from salf.cli import main
 from salf.errors import UserError
-from salf.export import FORMATS
-from salf.torchtune_names import torchtune_names
+from salf.export import FORMATS, torchtune_names
 from tests.plan.test_exports import tiny, trained_by_the_plan
 
 YAML_FILE = YAML(typ="safe", pure=True)

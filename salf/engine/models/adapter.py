@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from salf.engine.models.attention import Packing
 from salf.engine.models.causal_model import CausalModel, in_eval_mode
 from salf.engine.models.frozen import WHOLE, Frozen, compute_as_quantised
-from salf.engine.models.walk import embed, run_to_answers
+from salf.engine.models.walk import run_to_answers
 from salf.errors import UserError, reading
 from salf.families import Family, family_of
 from salf.files import read_json
@@ -40,7 +40,7 @@ def difference(model: CausalModel) -> float:
     beginning, *own = tokens.split([_SHARED, *_LENGTHS])
     packing = Packing.of(_LENGTHS, device, past=_SHARED)
     ends = torch.tensor(_LENGTHS, device=device).cumsum(0) - 1
-    states = embed(model, tokens, packing.position_ids()[0])
+    states = model.embed(tokens, packing.position_ids()[0])
     ours = model.logits(run_to_answers(model, states, 0, packing, ends))
     # Padded on the right, which a causal model never looks back from: one pass of the model's own for both.
     prompts = pad_sequence(

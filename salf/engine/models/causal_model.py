@@ -1,9 +1,8 @@
 """A causal language model taken apart, and what it hands to its own layers, recorded from its own forward pass.
 
-Every architecture scales or norms its embeddings, places its positions and turns its rotary angles in
-its own way, layer by layer perhaps. None of that is written a second time here: the model's own trunk
-runs with its layers left out, and what it would have given to each of them is kept. A layer called
-with it computes what it computes inside the model.
+Every architecture treats embeddings, positions and rotary angles in its own way. None of that is written a second
+time here: the model's own trunk runs with its layers left out, and what it would have given to each of them is kept.
+A layer called with it computes what it computes inside the model.
 """
 
 import inspect
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +20,6 @@ from transformers import PreTrainedModel
 from salf.engine.models.attention import PACKED
 from salf.errors import UserError
 from salf.families import Family
-
-# A mask of four dimensions is taken as it is; None would have the trunk build one over all packed rows.
-_NO_MASK: Final = torch.zeros(1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -51,14 +47,7 @@ class _EnoughRecorded(Exception):  # noqa: N818 (nothing went wrong: the rest of
 
 
 def layer_calls(trunk: nn.Module, layers: nn.ModuleList, last: int, **inputs: Any) -> list[LayerCall]:
-    """The calls of layers 1..last, none of them run.
-
-    Args:
-        trunk: the module that holds the layers and calls them.
-        layers: the decoder layers.
-        last: how many of them are of interest, 1 at least.
-        inputs: what the trunk is called with; positions are left out where it takes none.
-    """
+    """The calls of layers 1..last (1 at least), none of them run; positions are left out if the trunk takes none."""
     calls: list[LayerCall] = []
     recorders = {number: _Recorder(layer, calls=calls, last=last) for number, layer in layers.named_children()}
     if "position_ids" not in _parameters(type(trunk).forward):
@@ -101,11 +90,6 @@ class _Recorder(StandIn):
 def apply(part: Callable[..., Tensor], *inputs: Any, recompute: bool) -> Tensor:
     """Run a part of the model; where it is to be recomputed, back-propagation keeps its inputs alone."""
     return checkpoint(part, *inputs, use_reentrant=False) if recompute else part(*inputs)
-
-
-def unmasked(like: Tensor) -> Tensor:
-    """An attention mask that keeps the trunk from building its own; no layer gets to see it."""
-    return _NO_MASK.to(like.device)
 
 
 @contextmanager
@@ -235,7 +219,8 @@ class CausalModel:
         embedded = self.embedding.weight.new_zeros(1).expand(*positions.shape, self.embedding.weight.shape[1])
         inputs: dict[str, Any] = {"inputs_embeds": embedded, "position_ids": positions}
         if self.family.packed:
-            inputs["attention_mask"] = unmasked(positions)
+            # A mask of four dimensions is taken as it is; None would have the trunk build one over all packed rows.
+            inputs["attention_mask"] = torch.zeros(1, 1, 1, 1, device=positions.device)
         return layer_calls(self.trunk, self.layers, last, **inputs)
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:

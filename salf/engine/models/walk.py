@@ -1,19 +1,15 @@
-"""Runs a model layer by layer over rows that lie end to end, the shared beginning once.
+"""Runs a model layer by layer over rows that lie end to end, the shared prefix of all prompts once.
 
-All prompts of a task begin alike (an instruction, the choices, a few examples). With causal
-attention, what happens in that beginning does not depend on what follows, so it need not be
-computed for every example. Where gradients are wanted, its rows join the batch's own in one pass:
-every weight is used once, and the gradients of all examples meet in the beginning's rows, as they
-would add up if each example carried its own copy. Without gradients it is walked once, and the
-batches attend to the keys and values that it left. Both are exact.
+Attention is causal, so the prefix does not depend on what follows. With gradients, its rows join the batch's own in
+one pass: the gradients of all examples meet in them, as they would add up if each example carried its own copy.
+Without gradients it is walked once, and batches attend to its keys and values. Both are exact.
 
-Layers whose attention cannot be packed run over a padded grid instead, with the
-model's own masks: as exact, and slower, because each sequence carries its own copy of the beginning.
+Layers whose attention cannot be packed run over a padded grid, with the model's own masks: as exact, and slower,
+because each sequence carries its own copy of the prefix.
 
-Where a pass is to be recomputed, back-propagation keeps the input of each layer alone and runs the
-layer again when its turn comes (Chen et al. 2016, arXiv 1604.06174): a forward pass more, for memory
-of one layer instead of all. Non-reentrant, so that gradients arrive whether or not the input of the
-lowest layer wants one.
+A recomputed pass keeps the input of each layer for back-propagation and runs the layer again when its turn comes
+(Chen et al. 2016, arXiv 1604.06174): a forward pass more, for the memory of one layer. Non-reentrant, so that
+gradients arrive even if the lowest input wants none.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,11 +38,6 @@ class Beginning:
     states: Tensor
     keys_values: dict[int, KeysValues]
     spaces: dict[int, Tensor]
-
-
-def embed(model: CausalModel, ids: Tensor, positions: Tensor) -> Tensor:
-    """Space 0 of token ids [tokens] at their places in their prompts [tokens]: [tokens, hidden]."""
-    return model.embed(ids, positions)
 
 
 def walk_beginning(model: CausalModel, states: Tensor | None, first: int, last: int) -> Beginning | None:
@@ -103,10 +94,10 @@ def run(
 def run_to_answers(
     model: CausalModel, states: Tensor, first: int, packing: Packing, answers: Tensor, *, recompute: bool = False
 ) -> Tensor:
-    """Space L of chosen rows alone, [M, hidden]: the last layer sees all rows and computes only these.
+    """Space L of chosen rows, [M, hidden].
 
-    Nothing reads the other rows of space L. Of them the last layer computes keys and values, and for
-    the chosen ones all the rest: queries, feed-forward part, norms. A padded last layer computes all.
+    The last layer computes keys and values of all rows, and queries, feed-forward part and norms of the chosen ones.
+    A padded last layer computes all.
 
     Args:
         model: the model.

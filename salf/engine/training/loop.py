@@ -2,17 +2,15 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from salf.engine.answers import Reader
 from salf.engine.batches import Split
+from salf.engine.models.causal_model import in_eval_mode
 from salf.engine.progress import progress
 from salf.engine.training.checkpoint import Checkpoint
 from salf.engine.training.costs import epoch_batches
@@ -151,7 +149,7 @@ def validate(reader: Reader, split: Split, processes: Processes) -> Validated:
         ProcessLostError: another process is gone.
     """
     chosen = list(processes.share(range(len(split))))
-    with _in_eval_mode(reader.model.network):
+    with in_eval_mode(reader.model.network):
         answers = reader.read(split.subset(chosen))
     hits = [answer.correct or False for answer in answers]
     # In float64, to which losses convert exactly; each sum is over one process's value and zeros.
@@ -160,14 +158,3 @@ def validate(reader: Reader, split: Split, processes: Processes) -> Validated:
     table = processes.add_up(table.to(reader.runtime.device))
     loss, accuracy = table.mean(1).tolist()
     return Validated(table[0].tolist(), loss, accuracy if reader.rule else None)
-
-
-@contextmanager
-def _in_eval_mode(network: nn.Module) -> Iterator[None]:
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

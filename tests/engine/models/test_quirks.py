@@ -8,7 +8,7 @@ import torch
 from salf.engine.answers import Embeddings, training_logits
 from salf.engine.models.adapter import take_apart
 from salf.engine.models.attention import Packing
-from salf.engine.models.walk import embed, run_to_answers
+from salf.engine.models.walk import run_to_answers
 from salf.errors import UserError
 from salf.families import FAMILIES, family_of
 from tests.engine.models.test_walk import PROMPTS, SHARED, batch_of, compare_gradients, open_tiny, reference, walk_all
@@ -200,7 +200,7 @@ def test_rotary_angles_that_depend_on_the_batch_are_refused(rope, limit):
         ids = torch.tensor([token for prompt in prompts for token in prompt])
         packing = Packing.of(lengths, model.device)
         ends = torch.tensor(lengths).cumsum(0) - 1
-        states = embed(model, ids, packing.position_ids()[0])
+        states = model.embed(ids, packing.position_ids()[0])
         alone = torch.stack([theirs(torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
         return model.logits(run_to_answers(model, states, 0, packing, ends)), alone
 

@@ -11,7 +11,7 @@ from salf.engine.answers import Embeddings, training_logits
 from salf.engine.batches import Batch, Example
 from salf.engine.models.adapter import CausalModel
 from salf.engine.models.attention import Packing
-from salf.engine.models.walk import behind, embed, run, run_to_answers, walk, walk_beginning
+from salf.engine.models.walk import behind, run, run_to_answers, walk, walk_beginning
 from salf.families import FAMILIES, family_of
 from tests.engine.models.tiny import tiny_network
 
@@ -104,10 +104,10 @@ def test_sequences_of_one_length_need_no_padding_and_agree_with_those_that_do():
     tokens = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 10]])
     with torch.no_grad():
         short = Packing.of([4, 4], model.device)
-        together = run(model, embed(model, tokens.flatten(), short.position_ids()[0]), 0, 4, short)
+        together = run(model, model.embed(tokens.flatten(), short.position_ids()[0]), 0, 4, short)
         ids = torch.cat([tokens.flatten(), torch.arange(20, 26)])
         longer = Packing.of([4, 4, 6], model.device)
-        padded = run(model, embed(model, ids, longer.position_ids()[0]), 0, 4, longer)
+        padded = run(model, model.embed(ids, longer.position_ids()[0]), 0, 4, longer)
     torch.testing.assert_close(padded[:8], together, rtol=1e-5, atol=1e-5)
 
 

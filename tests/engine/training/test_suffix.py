@@ -10,7 +10,6 @@ import torch
 from salf.engine.answers import Embeddings, training_logits
 from salf.engine.batches import Batch, training_batches
 from salf.engine.boundary_cache.states import cache_boundary
-from salf.engine.models.walk import embed
 from salf.engine.training.loop import rate_factor
 from salf.engine.training.scope import LayerDraws
 from salf.errors import UserError
@@ -96,7 +95,7 @@ def test_frozen_layers_build_no_graph(examples):
     batch = Batch.of(examples, [0, 1], SHARED)
     start = Embeddings.behind(made.model, examples[0].prompt_ids[:SHARED])
     assert not start.states(batch, joined=True).requires_grad
-    assert not embed(made.model, batch.ids, batch.positions).requires_grad
+    assert not made.model.embed(batch.ids, batch.positions).requires_grad
     assert training_logits(made.model, start, batch).requires_grad
 
 
