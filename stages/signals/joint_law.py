@@ -38,6 +38,7 @@ from salf.files import significant
 from salf.fitting.bootstrap import interval, resampled_means
 from salf.fitting.engine import Fit, fit_law
 from salf.laws import JOINT, Array
+from stages.common.params import Pilot
 
 _DIGITS: Final = 8
 _PARAMETERS: Final = len(JOINT.parameters)
@@ -137,25 +138,25 @@ def joint_law(points: Points) -> JointLaw:
     """Fit the law to the points' mean losses and judge it."""
     fit = fit_law(JOINT, points.variables, points.mean[None])
     residuals = np.log(points.mean / JOINT.curve(fit.theta, points.variables)[0])
-    boundaries, sizes = _leave_boundaries_out(points), _leave_largest_size_out(points)
+    each = [points.boundaries == boundary for boundary in np.unique(points.boundaries)]
+    largest = points.examples == points.examples.max()
+    boundaries = _left_out(points, points.boundaries, each, _between_boundaries)
+    sizes = _left_out(points, points.examples, [largest], _size_before)
     return JointLaw(fit, residuals, boundaries, sizes, tuple(_faults(fit, boundaries, sizes)))
 
 
-def predict(
-    points: Points, law: JointLaw, trained: Array, examples: int, resamples: int, confidence: float, seed: int
-) -> Prediction:
-    """Predict every boundary.
+def predict(points: Points, law: JointLaw, trained: Array, examples: int, params: Pilot) -> Prediction:
+    """Predict every boundary, by the law that was fitted to the points or without it.
 
     Args:
         points: the pilots.
-        law: the law fitted to them.
+        law: the law.
         trained: X of the boundaries 0..L, [L+1].
         examples: D to predict for.
-        resamples: B.
-        confidence: of the intervals.
-        seed: of the resamples.
+        params: number and seed of the resamples, confidence of the intervals.
     """
-    drawn = resampled_means(np.column_stack([points.losses, points.untrained]), resamples, seed)
+    confidence = params.confidence
+    drawn = resampled_means(np.column_stack([points.losses, points.untrained]), params.bootstrap, params.seed)
     measured, untrained = drawn[:, :-1], drawn[:, -1:]  # [B, P], [B, 1]
     if not law.holds:
         loss = _interpolate(points, points.mean, float(points.untrained.mean()))
@@ -163,7 +164,7 @@ def predict(
             [_interpolate(points, row, float(top[0])) for row, top in zip(measured, untrained, strict=True)]
         )
         return _prediction(loss, curves, curves, confidence, None)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(params.seed)
     at = np.column_stack([trained, np.full(len(trained), float(examples))])
     noise = law.residuals * np.sqrt(len(law.residuals) / (len(law.residuals) - _PARAMETERS))
     # Fitted values where the points' own noise stands.
@@ -228,19 +229,11 @@ def _worse(what: str, left_out: LeftOut, rival: str) -> str:
     return f"it predicts {what} worse than {rival} does (off by {left_out.law:.2%} against {left_out.without:.2%})"
 
 
-def _leave_boundaries_out(points: Points) -> LeftOut | None:
-    each = [points.boundaries == boundary for boundary in np.unique(points.boundaries)]
-    return _left_out(points, each, _between_boundaries) if len(each) >= _FEWEST else None
-
-
-def _leave_largest_size_out(points: Points) -> LeftOut | None:
-    largest = points.examples == points.examples.max()
-    return _left_out(points, [largest], _size_before) if len(np.unique(points.examples)) >= _FEWEST else None
-
-
-def _left_out(points: Points, parts: Sequence[Mask], without: Callable[[Points, Mask], Array]) -> LeftOut | None:
-    """Predict each part of the points from all others; ``None`` if these do not suffice for the law."""
-    if any((~part).sum() <= _PARAMETERS for part in parts):
+def _left_out(
+    points: Points, values: Array, parts: Sequence[Mask], without: Callable[[Points, Mask], Array]
+) -> LeftOut | None:
+    """Predict each part of the points from all others; ``None`` with too few values, or too few others for the law."""
+    if len(np.unique(values)) < _FEWEST or any((~part).sum() <= _PARAMETERS for part in parts):
         return None
     measured = np.log(np.concatenate([points.mean[part] for part in parts]))
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ from salf.engine.training.job import Job
 from salf.engine.training.loop import READ_TOKENS, train
 from salf.engine.training.scope import Scope
 from salf.engine.training.workbench import Splits, Workbench, begin_at
-from salf.evidence import PilotFlops, PilotLaw, PilotRun, Pilots, PredictedLoss
+from salf.evidence import PilotFlops, PilotLaw, PilotRun, Pilots, PredictedLoss, Record
 from salf.files import code_hashes, digest_of, read_json, significant, work_folder, write_json
 from salf.fitting.bootstrap import interval
 from salf.laws import JOINT, Array
@@ -35,8 +35,7 @@ from stages.signals.joint_law import JointLaw, Points, Prediction, joint_law, pr
 _DIGITS: Final = 8
 
 
-@dataclass(frozen=True)
-class Pilot:
+class Pilot(Record):
     """A small fine-tune that is done.
 
     Attributes:
@@ -66,57 +65,43 @@ class Bench(Workbench):
     """What all pilots share; the settings are those of every pilot.
 
     Attributes:
+        params: the group ``pilot``.
         boundaries: ascending, so that states above a deeper one go on from those of a shallower one.
         sizes: numbers of examples, descending: learning rates are chosen at the largest.
         everything: all training examples.
-        drawn: some of them in the order of the draw: a pilot on n examples takes the first n.
+        splits: what pilots learn from, some of them in the order of the draw (a pilot on n examples takes the first n);
+            and what they are judged by.
         full_epochs: of the fine-tunes that the pilots predict.
-        seed: of the order of examples.
         unfinished: where finished pilots are kept until all are.
     """
 
-    boundaries: tuple[int, ...]
-    sizes: tuple[int, ...]
+    params: PilotParams
+    boundaries: list[int]
+    sizes: list[int]
     everything: Split
-    drawn: Split
-    validation: Split
+    splits: Splits
     full_epochs: int
-    seed: int
     unfinished: Path
-
-    @property
-    def splits(self) -> Splits:
-        """What pilots learn from, the largest of them from all of it, and what they are judged by."""
-        return {"training": self.drawn, "validation": self.validation}
 
     def costs_above(self, boundary: int, *, recomputed: bool = False) -> Costs:
         """Counts the FLOPs of training a boundary's weights."""
         return self.costs(Scope.above(boundary, self.shape.layers), uncached=recomputed)
 
     def rates(self, boundary: int) -> list[float]:
-        """The learning rates to try, ascending: those of the method ``freeze-<boundary>``.
-
-        Raises:
-            UserError: there is no entry for it.
-        """
+        """The learning rates to try, ascending: those of the method ``freeze-<boundary>``."""
         return self.settings.rates(f"freeze-{boundary}", boundary)
 
 
 def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotParams, finetune: Schedule) -> None:
-    """Fine-tune the pilots and write what they predict.
-
-    Args:
-        base: the base model's folder.
-        prepared: the prepared data's folder.
-        out: the artifact to write, :class:`salf.evidence.Pilots`.
-        device: where to run.
-        params: of the pilots.
-        finetune: of the fine-tunes that they predict.
+    """Fine-tune the pilots and write what they predict, :class:`salf.evidence.Pilots`.
 
     Raises:
         UserError: a learning rate is missing, a split is missing, or a loss is no longer a number.
     """
-    identity = _identity(base, prepared)
+    identity = {
+        "base_sha256": read_base_record(base).weights_sha256,
+        "data_sha256": {name: split.sha256 for name, split in read_prepared(prepared).splits.items()},
+    }
     bench = _bench(base, prepared, out, device, params, finetune, identity)
     boundaries, sizes = (", ".join(map(str, sorted(each))) for each in (bench.boundaries, bench.sizes))
     print(
@@ -124,48 +109,33 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotPara
         f"training examples: {planned(bench).share:.2f} times the FLOPs of one full fine-tune"
     )
     kept, tried = measure(bench)
-    untrained = np.array(_untrained(bench))
+    untrained = np.array(_once(bench.unfinished / "untrained.json", lambda: _untrained(bench)))
     points = _points(bench, kept, untrained)
     law = joint_law(points)
-    prediction = predict(
-        points, law, _trained(bench.shape), len(bench.everything), params.bootstrap, params.confidence, params.seed
-    )
+    prediction = predict(points, law, _trained(bench.shape), len(bench.everything), params)
     pilots = Pilots(
         schema=1,
         layers=bench.shape.layers,
         examples=len(bench.everything),
-        validation_examples=len(bench.validation),
+        validation_examples=len(bench.splits["validation"]),
         epochs=bench.settings.epochs,
         confidence=params.confidence,
         **identity,
         untrained_loss=float(untrained.mean()),
-        pilots=[
-            PilotRun(
-                boundary=pilot.boundary,
-                examples=pilot.examples,
-                learning_rate=pilot.rate,
-                validation_loss=pilot.loss,
-                flops=pilot.flops,
-                kept=pilot in kept,
-            )
-            for pilot in tried
-        ],
+        pilots=[_run_of(pilot, pilot in kept) for pilot in tried],
         law=_law(law, prediction.parameters, params.confidence),
         predictions=_predictions(prediction),
         flops=counted(bench, tried),
     )
     write_json(out, pilots.model_dump(mode="json", by_alias=True))
     shutil.rmtree(bench.unfinished)
-    _conclude(pilots, bench.boundaries)
-
-
-def _identity(base: Path, prepared: Path) -> dict[str, Any]:
-    """What the pilots learn from."""
-    splits = read_prepared(prepared).splits
-    return {
-        "base_sha256": read_base_record(base).weights_sha256,
-        "data_sha256": {name: split.sha256 for name, split in splits.items()},
-    }
+    print(pilots.law.verdict)
+    for row in pilots.predictions:
+        if row.boundary in bench.boundaries:
+            print(
+                f"  layers 1–{row.boundary} frozen: predicted validation loss {row.loss:.4f} ({row.low:.4f} to "
+                f"{row.high:.4f}), {row.excess:.4f} ± {row.excess_error:.4f} above the best"
+            )
 
 
 def _bench(
@@ -177,50 +147,42 @@ def _bench(
     finetune: Schedule,
     identity: dict[str, Any],
 ) -> Bench:
-    schedule, runtime = _schedule(finetune, params.epochs), choose_runtime(device)
+    settings, runtime = _settings(finetune, params.epochs), choose_runtime(device)
     shape = ModelShape.from_config(read_json(base / "config.json"))
     everything = Split.read(prepared, "train")
     # Shares that round to the same number count once.
-    boundaries = {round(share * shape.layers) for share in params.boundaries}
     sizes = sorted({max(1, round(share * len(everything))) for share in params.sizes}, reverse=True)
+    order = np.random.default_rng(params.seed).permutation(len(everything))
     inputs = {
         **identity,
-        "params": [schedule.model_dump(mode="json"), params.model_dump(mode="json")],
+        "params": [settings.model_dump(mode="json"), params.model_dump(mode="json")],
         "runtime": [runtime.device.type, runtime.dtype_name, runtime.frozen_weights, torch.__version__],
         "code": code_hashes(),
     }
-    order = np.random.default_rng(params.seed).permutation(len(everything))
     return Bench(
         base=base,
-        boundaries=tuple(sorted(boundaries)),
-        sizes=tuple(sizes),
         runtime=runtime,
-        settings=schedule,
+        settings=settings,
         shape=shape,
+        params=params,
+        boundaries=sorted({round(share * shape.layers) for share in params.boundaries}),
+        sizes=sizes,
         everything=everything,
-        drawn=everything.subset(order[: sizes[0]].tolist()),
-        validation=Split.read(prepared, "validation"),
+        splits={
+            "training": everything.subset(order[: sizes[0]].tolist()),
+            "validation": Split.read(prepared, "validation"),
+        },
         full_epochs=finetune.epochs,
-        seed=params.seed,
         unfinished=work_folder(out, digest_of(inputs)),
     )
 
 
-def _schedule(schedule: Schedule, epochs: int | None) -> Finetune:
-    """The schedule of a pilot: the fine-tunes' own, apart from the epochs if they are given."""
-    given = {**dict(schedule), "epochs": epochs or schedule.epochs}
-    return Finetune(
-        **given,
-        processes=1,
-        lora_rank=1,
-        lora_alpha=1.0,
-        lisa_layers=1,
-        lisa_steps=1,
-        equal_compute=False,
-        # The validation split is read at the end only, and a pilot that is stopped restarts.
-        evaluations_per_epoch=0,
-        checkpoint_minutes=0,
-    )
+def _settings(schedule: Schedule, epochs: int | None) -> Finetune:
+    """The settings of a pilot: the fine-tunes' own, apart from the epochs if they are given."""
+    own = {"processes": 1, "lora_rank": 1, "lora_alpha": 1.0, "lisa_layers": 1, "lisa_steps": 1, "equal_compute": False}
+    # The validation split is read at the end only, and a pilot that is stopped restarts.
+    own |= {"evaluations_per_epoch": 0, "checkpoint_minutes": 0}
+    return Finetune(**{**dict(schedule), **own, "epochs": epochs or schedule.epochs})
 
 
 def measure(bench: Bench) -> tuple[list[Pilot], list[Pilot]]:
@@ -254,18 +216,17 @@ class _Boundary:
 
     def pilot(self, size: int, rate: float) -> Pilot:
         """Fine-tune on the first ``size`` examples, or take what an interrupted run has done."""
-        name = f"boundary-{self.boundary}-examples-{size}-rate-{rate:g}"
-        done = _once(self.bench.unfinished / f"{name}.json", lambda: asdict(self._train(size, rate)))
-        return Pilot(**{**done, "losses": tuple(done["losses"])})
+        file = self.bench.unfinished / f"boundary-{self.boundary}-examples-{size}-rate-{rate:g}.json"
+        return Pilot.model_validate(_once(file, lambda: self._train(size, rate).model_dump()))
 
     def _train(self, size: int, rate: float) -> Pilot:
-        bench, boundary = self.bench, self.boundary
+        bench, boundary, seed = self.bench, self.boundary, self.bench.params.seed
         model, scope = bench.open(boundary), Scope.above(boundary, bench.shape.layers)
         recomputed = bool(self._opened) and self._opened["training"].origin == "off"
         splits = begin_at(self._opened, bench.splits, model)
         job = Job(
             name=f"pilot: layers 1–{boundary} frozen, {size} examples, rate {rate:g}",
-            trainable=Trainable.of(model, Method(f"freeze-{boundary}"), scope, bench.settings, bench.seed, steps=0),
+            trainable=Trainable.of(model, Method(f"freeze-{boundary}"), scope, bench.settings, seed, steps=0),
             runtime=bench.runtime,
             training=splits["training"].subset(range(size)),
             validation=splits["validation"],
@@ -273,11 +234,17 @@ class _Boundary:
             costs=bench.costs_above(boundary, recomputed=recomputed),
             settings=bench.settings,
             rate=rate,
-            seed=bench.seed,
+            seed=seed,
         )
         done = train(job)
-        before = job.costs.frozen(job.training) if boundary else 0
-        return Pilot(boundary, size, rate, tuple(done.validation_losses), done.flops - before, recomputed)
+        return Pilot(
+            boundary=boundary,
+            examples=size,
+            rate=rate,
+            losses=tuple(done.validation_losses),
+            flops=done.flops - (job.costs.frozen(job.training) if boundary else 0),
+            recomputed=recomputed,
+        )
 
     @cached_property
     def _opened(self) -> dict[str, Opened]:
@@ -291,12 +258,9 @@ class _Boundary:
 
 def _untrained(bench: Bench) -> list[float]:
     """The loss of each validation example before training, nats per answer token, [V]."""
-
-    def read() -> list[float]:
-        model = open_model(bench.base, bench.runtime.device, frozen=bench.runtime.frozen())
-        return [answer.loss for answer in Reader(model, bench.runtime, None, READ_TOKENS).read(bench.validation)]
-
-    return list(_once(bench.unfinished / "untrained.json", read))
+    model = open_model(bench.base, bench.runtime.device, frozen=bench.runtime.frozen())
+    answers = Reader(model, bench.runtime, None, READ_TOKENS).read(bench.splits["validation"])
+    return [answer.loss for answer in answers]
 
 
 def _once(file: Path, make: Callable[[], Any]) -> Any:
@@ -309,7 +273,14 @@ def _once(file: Path, make: Callable[[], Any]) -> Any:
 def planned(bench: Bench) -> PilotFlops:
     """What the pilots are going to cost, if every boundary's states can be cached."""
     pilots = [
-        Pilot(boundary, size, rate, (), _steps_flops(bench, boundary, size, bench.settings.epochs), False)
+        Pilot(
+            boundary=boundary,
+            examples=size,
+            rate=rate,
+            losses=(),
+            flops=_steps_flops(bench, boundary, size, bench.settings.epochs),
+            recomputed=False,
+        )
         for boundary in bench.boundaries
         for place, size in enumerate(bench.sizes)
         for rate in bench.rates(boundary)[: None if place == 0 else 1]
@@ -324,10 +295,10 @@ def counted(bench: Bench, pilots: Sequence[Pilot]) -> PilotFlops:
     shallower one. The validation split is read once untrained and once after every pilot.
     """
     opened = {pilot.boundary: bench.costs_above(pilot.boundary, recomputed=pilot.recomputed) for pilot in pilots}
-    frozen = sum(costs.frozen(split) for costs in opened.values() for split in (bench.drawn, bench.validation))
+    frozen = sum(costs.frozen(split) for costs in opened.values() for split in bench.splits.values())
     training = sum(pilot.flops for pilot in pilots)
     read = [bench.costs_above(0), *(opened[pilot.boundary] for pilot in pilots)]
-    reading = sum(costs.reading(bench.validation) for costs in read)
+    reading = sum(costs.reading(bench.splits["validation"]) for costs in read)
     full, total = _steps_flops(bench, 0, len(bench.everything), bench.full_epochs), frozen + training + reading
     return PilotFlops(
         frozen=frozen, training=training, reading=reading, total=total, full_fine_tune=full, share=total / full
@@ -336,8 +307,9 @@ def counted(bench: Bench, pilots: Sequence[Pilot]) -> PilotFlops:
 
 def _steps_flops(bench: Bench, boundary: int, size: int, epochs: int) -> int:
     """All optimizer steps on ``size`` examples, states cached; if batches are padded, as if all epochs drew alike."""
-    split = (bench.drawn if size <= len(bench.drawn) else bench.everything).subset(range(size))
-    epoch = next(epoch_batches(split, bench.settings, bench.seed))
+    drawn = bench.splits["training"]
+    split = (drawn if size <= len(drawn) else bench.everything).subset(range(size))
+    epoch = next(epoch_batches(split, bench.settings, bench.params.seed))
     return epochs * sum(bench.costs_above(boundary).step(parts) for parts in epoch)
 
 
@@ -357,6 +329,11 @@ def _trained(shape: ModelShape) -> Array:
     """X of the boundaries 0..L, [L+1] (see :mod:`stages.signals.joint_law`); at least 1, for its logarithm."""
     layers = shape.layers - np.arange(shape.layers + 1.0)
     return np.maximum(layers * shape.layer_parameters + shape.norm_parameters, 1.0)
+
+
+def _run_of(pilot: Pilot, kept: bool) -> PilotRun:
+    facts = pilot.model_dump(include={"boundary", "examples", "flops"})
+    return PilotRun(**facts, learning_rate=pilot.rate, validation_loss=pilot.loss, kept=kept)
 
 
 def _law(law: JointLaw, resampled: Array | None, confidence: float) -> PilotLaw:
@@ -380,22 +357,9 @@ def _law(law: JointLaw, resampled: Array | None, confidence: float) -> PilotLaw:
 def _predictions(prediction: Prediction) -> list[PredictedLoss]:
     """A row for every boundary."""
     names = ("loss", "low", "high", "excess", "excess_error")
-    columns = zip(*(_numbers(getattr(prediction, name)) for name in names), strict=True)
-    return [
-        PredictedLoss(boundary=boundary, **dict(zip(names, row, strict=True))) for boundary, row in enumerate(columns)
-    ]
+    rows = zip(*(_numbers(getattr(prediction, name)) for name in names), strict=True)
+    return [PredictedLoss(boundary=k, **dict(zip(names, row, strict=True))) for k, row in enumerate(rows)]
 
 
 def _numbers(values: Array) -> list[float]:
     return [significant(float(value), _DIGITS) for value in values]
-
-
-def _conclude(pilots: Pilots, piloted: Sequence[int]) -> None:
-    """Print what the pilots found at the piloted boundaries."""
-    print(pilots.law.verdict)
-    for row in pilots.predictions:
-        if row.boundary in piloted:
-            print(
-                f"  layers 1–{row.boundary} frozen: predicted validation loss {row.loss:.4f} ({row.low:.4f} to "
-                f"{row.high:.4f}), {row.excess:.4f} ± {row.excess_error:.4f} above the best"
-            )

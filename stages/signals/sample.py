@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from salf.engine.answers import Embeddings
-from salf.engine.batches import Batch, Example, inference_batches, stream_examples
+from salf.engine.batches import Batch, Example, Split, inference_batches, stream_examples
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.models.frozen import WHOLE
 from salf.engine.models.walk import Beginning, behind, walk, walk_beginning
@@ -58,24 +58,23 @@ class Sample:
     """What a signal is measured on; states and classes are computed when a signal first asks for them.
 
     Attributes:
-        examples: n examples, which share their first ``shared`` prompt tokens.
+        split: n examples of the training split.
     """
 
     model: CausalModel
     runtime: Runtime
-    examples: Sequence[Example]
-    shared: int
+    split: Split
     params: Signals
 
     @cached_property
     def states(self) -> PromptStates:
         """The prompts' states."""
-        return prompt_states(self.model, self.runtime, self.examples, self.shared, self.params.batch_tokens)
+        return prompt_states(self.model, self.runtime, self.split, self.params.batch_tokens)
 
     @cached_property
     def classes(self) -> Classes:
         """The class of each example, [n]."""
-        return classes_of(self.examples)
+        return classes_of(self.split.examples)
 
 
 def measure(base: Path, prepared: Path, device: Device, params: Signals) -> tuple[Columns, int]:
@@ -86,24 +85,24 @@ def measure(base: Path, prepared: Path, device: Device, params: Signals) -> tupl
     Raises:
         UserError: the data or the model can give none of the signals, or a number is not finite.
     """
-    shared = read_sizes(prepared).shared_prefix_tokens
-    runtime, examples = choose_runtime(device), _draw(prepared, params)
-    kinds = [(kind, SIGNALS[kind]) for kind in _possible(params.kinds, examples)]
-    stored = any(signal.of_weights for _, signal in kinds)
+    runtime, split = choose_runtime(device), _draw(prepared, params)
+    signals = [SIGNALS[kind] for kind in _possible(params.kinds, split.examples)]
+    stored = any(signal.of_weights for signal in signals)
     model = open_model(base, runtime.device, frozen=WHOLE if stored else runtime.frozen())
-    print(f"signals of {len(examples)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
-    sample, columns = Sample(model, runtime, examples, shared, params), dict[str, Sequence[float]]()
-    for _, signal in kinds:
+    print(f"signals of {len(split)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
+    sample, columns = Sample(model, runtime, split, params), dict[str, Sequence[float]]()
+    for signal in signals:
         function: Callable[[Sample], tuple[Sequence[float], ...]] = function_of(signal, "stages.signals")
         columns |= dict(zip(signal.columns, function(sample), strict=True))
     return columns, model.depth
 
 
-def _draw(prepared: Path, params: Signals) -> list[Example]:
+def _draw(prepared: Path, params: Signals) -> Split:
     """``signals.sample`` examples of the training split, in the order of the file."""
     count = pq.read_metadata(require(prepared / f"{SPLIT}.parquet", made_by="prepare")).num_rows
     drawn = np.random.default_rng(params.seed).permutation(count)[: params.sample]
-    return list(stream_examples(prepared, SPLIT, np.sort(drawn)))
+    examples = list(stream_examples(prepared, SPLIT, np.sort(drawn)))
+    return Split(examples, read_sizes(prepared).shared_prefix_tokens)
 
 
 def _possible(kinds: Sequence[str], examples: Sequence[Example]) -> list[str]:
@@ -155,23 +154,22 @@ def block_influence(sample: Sample) -> tuple[NDArray[np.float64]]:
 
 
 @torch.no_grad()
-def prompt_states(
-    model: CausalModel, runtime: Runtime, examples: Sequence[Example], shared: int, batch_tokens: int
-) -> PromptStates:
-    """Run the prompts of ``examples``, which share their first ``shared`` tokens, through all layers.
+def prompt_states(model: CausalModel, runtime: Runtime, split: Split, batch_tokens: int) -> PromptStates:
+    """Run the prompts of a split through all layers.
 
     Raises:
         UserError: a state is not finite.
     """
-    prompts = [replace(example, answer_ids=example.answer_ids[:1]) for example in examples]
+    examples = [replace(example, answer_ids=example.answer_ids[:1]) for example in split.examples]
+    prompts = Split(examples, split.shared)
     shape = (model.depth + 1, len(prompts), model.embedding.weight.shape[1])
     answer, pooled = np.empty(shape, np.float32), np.empty(shape, np.float32)
     cosines, tokens = np.zeros(model.depth), 0
     with runtime.autocast(), progress("signals", len(prompts), "examples") as advance:
-        start = Embeddings.behind(model, prompts[0].prompt_ids[:shared])
+        start = Embeddings.behind(model, prompts.prefix)
         beginning = walk_beginning(model, start.beginning(), 0, model.depth)
-        for picks in inference_batches([len(prompt.inputs) - shared for prompt in prompts], batch_tokens):
-            batch = Batch.of(prompts, picks, shared).to(model.device)
+        for picks in inference_batches(prompts.lengths, batch_tokens):
+            batch = prompts.batch(picks).to(model.device)
             before: Tensor | None = None
             for space, states in enumerate(_spaces(model, batch, beginning)):  # [N, H]
                 answer[space, picks] = states[batch.answers].float().cpu().numpy()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from salf.engine.answers import Embeddings, training_logits
-from salf.engine.batches import Batch, inference_batches
+from salf.engine.batches import inference_batches
 from salf.engine.progress import progress
 from salf.errors import UserError
 from stages.signals.sample import Sample
@@ -35,14 +35,13 @@ def gradient_norm(sample: Sample) -> tuple[NDArray[np.float64]]:
     Raises:
         UserError: a gradient is not finite.
     """
-    model, examples, shared = sample.model, sample.examples, sample.shared
-    answers = sum(len(example.answer_ids) for example in examples)
+    model, split = sample.model, sample.split
+    answers = sum(len(example.answer_ids) for example in split.examples)
     model.layers.requires_grad_(True)
-    start = Embeddings.behind(model, examples[0].prompt_ids[:shared])
-    lengths = [len(example.inputs) - shared for example in examples]
-    with progress("gradients", len(examples), "examples") as advance:
-        for picks in inference_batches(lengths, sample.params.batch_tokens):
-            batch = Batch.of(examples, picks, shared).to(model.device)
+    start = Embeddings.behind(model, split.prefix)
+    with progress("gradients", len(split), "examples") as advance:
+        for picks in inference_batches(split.lengths, sample.params.batch_tokens):
+            batch = split.batch(picks).to(model.device)
             with sample.runtime.autocast():
                 logits = training_logits(model, start, batch)  # [M, V] of M answer tokens
             loss = nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum") / answers

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from salf.engine.batches import Example
+from salf.engine.batches import Example, Split
 from salf.engine.models.adapter import open_model
 from salf.engine.runtime import Runtime
 from stages.common.params import Signals
@@ -51,7 +51,7 @@ def model(folder):
 
 def sample_of(model, rows, batch_tokens=500):
     params = Signals(**{**PARAMS["signals"], "batch_tokens": batch_tokens})
-    return Sample(model, RUNTIME, rows, len(BEGINNING), params)
+    return Sample(model, RUNTIME, Split(rows, len(BEGINNING)), params)
 
 
 class Workspace:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from salf.engine.batches import Split
 from salf.engine.models.adapter import open_model
 from salf.errors import UserError
 from stages.signals.sample import prompt_states
@@ -26,7 +27,7 @@ def raw_spaces(model, ids):
 def test_states_and_cosines_are_hugging_faces(tmp_path, kind, beginning):
     model = open_model(save_tiny(tmp_path, kind), RUNTIME.device)
     rows = examples(9, beginning=beginning)
-    found = prompt_states(model, RUNTIME, rows, len(beginning), batch_tokens=40)
+    found = prompt_states(model, RUNTIME, Split(rows, len(beginning)), batch_tokens=40)
     cosines = []
     for number, row in enumerate(rows):
         own = raw_spaces(model, list(row.prompt_ids))[:, len(beginning) :]  # of the prompt alone: no answer is read
@@ -42,4 +43,4 @@ def test_a_state_that_is_not_a_number_is_one_line(model):
     with torch.no_grad():
         model.layers[2].mlp.down_proj.weight.fill_(torch.inf)
     with pytest.raises(UserError, match=r"a state of space 3 is not a number.*float32"):
-        prompt_states(model, RUNTIME, examples(4), len(BEGINNING), batch_tokens=40)
+        prompt_states(model, RUNTIME, Split(examples(4), len(BEGINNING)), batch_tokens=40)

@@ -1,5 +1,7 @@
 """Predictions of every boundary: right on a planted law, their intervals as wide as they say."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,8 @@ EVERY = np.arange(LAYERS + 1)
 
 
 def predicted(made, resamples=40, confidence=0.9, seed=1):
-    return predict(made, joint_law(made), TRAINED, FULL, resamples, confidence, seed)
+    params = SimpleNamespace(bootstrap=resamples, confidence=confidence, seed=seed)
+    return predict(made, joint_law(made), TRAINED, FULL, params)
 
 
 def test_every_boundary_at_a_size_that_no_pilot_had():
@@ -30,8 +33,7 @@ def test_nothing_is_predicted_to_be_worse_than_before_training():
 
 def test_the_same_seed_gives_the_same_numbers_and_another_others():
     made = points(noise=0.02, spread=0.3)
-    law = joint_law(made)
-    one, same, other = (predict(made, law, TRAINED, FULL, 20, 0.9, seed).low for seed in (1, 1, 2))
+    one, same, other = (predicted(made, 20, 0.9, seed).low for seed in (1, 1, 2))
     assert (one == same).all()
     assert (one != other).any()
 
