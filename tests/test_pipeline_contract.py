@@ -1,6 +1,7 @@
 """dvc.yaml says about every stage what the stage's source says about itself."""
 
 import shlex
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -9,17 +10,25 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from stages.common.params import Params, load_params
+from tests.conftest import write_params
 from tests.stage_sources import ROOT, parameters_of
 
-STAGES = ["base", "prepare", "trace", "fit", "signals", "plan", "finetune", "evaluate", "report"]
+STAGES = ["base", "prepare", "trace", "fit", "signals", "plan", "finetune", "variant", "evaluate", "report"]
 GRAPH = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 DECLARED = GRAPH["stages"]
 
 
+ROOMS = {name: "finetune" if name == "variant" else name for name in STAGES}  # the stage's program
+
+
 @pytest.fixture(scope="module")
-def resolved():
-    """The stages as DVC sees them, matrix items and interpolated values resolved: name → items."""
-    with Repo(str(ROOT)) as repo:
+def resolved(tmp_path_factory):
+    """The stages as DVC sees them, matrix items and interpolated values resolved: name → items; with a variant."""
+    root = tmp_path_factory.mktemp("project")
+    write_params(root, compare__variants={"lora-64": {"method": "lora", "lora_rank": 64}})
+    shutil.copy(ROOT / "dvc.yaml", root)
+    Repo.init(str(root), no_scm=True).close()
+    with Repo(str(root)) as repo:
         items: dict[str, list] = {}
         for stage in repo.index.stages:
             items.setdefault(stage.name.partition("@")[0], []).append(stage)
@@ -52,13 +61,14 @@ def test_every_stage_says_what_it_does_and_how_long_it_may_take(name):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_params_are_what_the_stage_is_given_to_read(name):
-    assert set(DECLARED[name].get("params", [])) == parameters_of(name)
+    own = {"compare.variants.${item.variant}"} if name == "variant" else set()
+    assert set(DECLARED[name].get("params", [])) == parameters_of(ROOMS[name]) | own
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_its_room_and_on_the_code_that_all_share(name):
     sources = [dep for dep in paths_of(DECLARED[name]["deps"]) if dep.partition("/")[0] in ("salf", "stages")]
-    assert sorted(sources) == sorted(["salf", "stages/common", f"stages/{name}"])
+    assert sorted(sources) == sorted(["salf", "stages/common", f"stages/{ROOMS[name]}"])
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -75,7 +85,7 @@ def test_every_path_in_the_command_is_a_dependency_or_an_output(name, resolved):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_option_in_the_command_exists_and_none_that_is_required_is_missing(name, resolved, capsys):
-    main = import_module(f"stages.{name}.__main__").main
+    main = import_module(f"stages.{ROOMS[name]}.__main__").main
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0
@@ -91,8 +101,8 @@ def test_every_option_in_the_command_exists_and_none_that_is_required_is_missing
 @pytest.mark.parametrize("name", STAGES)
 def test_the_help_shows_an_example(name, capsys):
     with pytest.raises(SystemExit):
-        import_module(f"stages.{name}.__main__").main(["--help"])
-    assert f"python -m stages.{name} " in capsys.readouterr().out.partition("options:")[2]
+        import_module(f"stages.{ROOMS[name]}.__main__").main(["--help"])
+    assert f"python -m stages.{ROOMS[name]} " in capsys.readouterr().out.partition("options:")[2]
 
 
 def test_every_group_of_parameters_is_read_by_a_stage():
@@ -104,13 +114,16 @@ def test_the_matrix_is_that_of_the_parameters_and_no_item_reads_its_axes(resolve
     compare = load_params(ROOT / "params.yaml").compare
     wanted = {f"finetune@{method}-{seed}" for method in compare.methods for seed in compare.seeds}
     assert {item.name for item in resolved["finetune"]} == wanted
-    assert "compare" not in DECLARED["finetune"]["params"]  # or one more seed would run all of them again
+    assert {item.name for item in resolved["variant"]} == {f"variant@lora-64-{seed}" for seed in compare.seeds}
+    assert load_params(ROOT / "params.yaml").compare.variants == {}
+    for stage in ("finetune", "variant"):  # or one more seed would run all of them again
+        assert not {"compare", "compare.variants"} & set(DECLARED[stage]["params"])
 
 
 def test_every_fine_tune_goes_to_evaluation(resolved):
     (evaluation,) = resolved["evaluate"]
     read = {Path(dep.def_path) for dep in evaluation.deps}
-    for item in resolved["finetune"]:
+    for item in [*resolved["finetune"], *resolved["variant"]]:
         for out in item.outs:
             path = Path(out.def_path)
             assert path in read or any(parent in read for parent in path.parents), path

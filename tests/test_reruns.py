@@ -106,7 +106,8 @@ def _name(call: list[str]) -> str:
     stage = call[0].removeprefix("stages.")
     if stage != "finetune":
         return stage
-    return f"finetune@{call[call.index('--method') + 1]}-{call[call.index('--seed') + 1]}"
+    name, option = ("variant", "--variant") if "--variant" in call else ("finetune", "--method")
+    return f"{name}@{call[call.index(option) + 1]}-{call[call.index('--seed') + 1]}"
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +135,10 @@ def matrix(copy):
     yield copy
     copy.change("compare.methods", METHODS)
     copy.change("compare.seeds", [1])
-    for path in [*copy.root.glob("data/models/*-seed2"), *copy.root.glob("reports/runs/*-seed2.json")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    copy.change("compare.variants", {})
+    for pattern in ("*-seed2", "lora-*"):
+        for path in [*copy.root.glob(f"data/models/{pattern}"), *copy.root.glob(f"reports/runs/{pattern}.json")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     copy.repro()
 
 
@@ -214,6 +217,15 @@ def test_one_more_seed_runs_that_seed_alone(matrix):
 def test_one_method_less_runs_no_fine_tune(matrix):
     matrix.change("compare.methods", METHODS[:-1])
     assert matrix.repro() == {"evaluate", "report"}
+
+
+@pytest.mark.slow
+def test_a_variant_whose_settings_change_runs_alone(matrix):
+    variants = {f"lora-{rank}": {"method": "lora", "lora_rank": rank} for rank in (4, 64)}
+    matrix.change("compare.variants", variants)
+    assert matrix.repro() == {"variant@lora-4-1", "variant@lora-64-1", "evaluate", "report"}
+    matrix.change("compare.variants", {**variants, "lora-64": {"method": "lora", "lora_rank": 32}})
+    assert matrix.repro() == {"variant@lora-64-1", "evaluate", "report"}
 
 
 @pytest.mark.slow
