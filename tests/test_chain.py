@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from salf.cli import main as salf
+from salf.records import FineTuneRecord
 from tests.conftest import write_tiny_task
 
 METHODS = ["full", "salf", "lora", "salf+lora", "none", "freeze-1", "lisa"]
@@ -242,18 +245,30 @@ def test_methods_share_the_frozen_layers_states(chain):
     assert states["full"] == states["lora"] == {}
 
 
-def fine_tune_otherwise(chain, setting, other, method, folder):
-    """One more fine-tune, into a folder of its own, with one line of params.yaml changed for it."""
+@contextmanager
+def changed(chain, setting, other):
+    """One line of params.yaml changed for the block."""
     params = chain.root / "params.yaml"
     before = params.read_text(encoding="utf-8")
+    assert setting in before
     params.write_text(before.replace(setting, other), encoding="utf-8")
     try:
-        chain.stage(
-            "finetune", "--base", "data/base", "--prepared", "data/prepared", "--plan", "data/plan/freeze_plan.json",
-            "--method", method, "--seed", "1", "--out", f"{folder}/model", "--measured", f"{folder}/measured.json",
-        )  # fmt: skip
+        yield
     finally:
         params.write_text(before, encoding="utf-8")
+
+
+def fine_tune(chain, option, name, out, measured):
+    chain.stage(
+        "finetune", "--base", "data/base", "--prepared", "data/prepared", "--plan", "data/plan/freeze_plan.json",
+        option, name, "--seed", "1", "--out", out, "--measured", measured,
+    )  # fmt: skip
+
+
+def fine_tune_otherwise(chain, setting, other, method, folder):
+    """One more fine-tune, into a folder of its own, with one line of params.yaml changed for it."""
+    with changed(chain, setting, other):
+        fine_tune(chain, "--method", method, f"{folder}/model", f"{folder}/measured.json")
 
 
 def test_without_a_cache_a_fine_tune_costs_more_and_comes_to_the_same(chain):
@@ -278,6 +293,27 @@ def test_at_equal_compute_a_frozen_run_spends_what_it_saves_on_epochs(chain):
     card = (chain.root / "equal/model/README.md").read_text(encoding="utf-8")
     assert f"({longer['epochs']} epochs)" in card
     assert "The boundary was given by hand." in card
+
+
+def test_a_variant_is_compared_under_its_own_name(chain):
+    made = chain.root / "data/models/lora-2-seed1", chain.root / "reports/runs/lora-2-seed1.json"
+    with changed(chain, "variants: {}", "variants: {lora-2: {method: lora, lora_rank: 2}}"):
+        fine_tune(chain, "--variant", "lora-2", *(str(path.relative_to(chain.root)) for path in made))
+        record, plain = (FineTuneRecord.load(chain.root / f"data/models/{name}-seed1") for name in ("lora-2", "lora"))
+        (chain.root / "variant").mkdir()
+        *_, (_, *words) = commands([])
+        kept = ("reports/runs",)
+        chain.stage("evaluate", *(w if w in kept else w.replace("reports/", "variant/") for w in words))
+    shutil.rmtree(made[0])
+    made[1].unlink()
+    assert (record.method, record.variant, record.params.finetune.lora_rank) == ("lora", "lora-2", 2)
+    assert record.trained_parameters * 4 == plain.trained_parameters  # rank 8
+    assert record.shards != plain.shards
+    metrics = chain.json("variant/metrics.json")
+    assert set(metrics["methods"]) == {*METHODS, "lora-2"}
+    assert metrics["runs"]["lora-2-seed1"]["trained_parameters"] == record.trained_parameters
+    comparison = pd.read_csv(chain.root / "variant/comparison.csv").set_index("name")
+    assert comparison.loc["lora-2", "trained_share"] < comparison.loc["lora", "trained_share"]
 
 
 def test_scores_are_those_of_the_predictions(chain):

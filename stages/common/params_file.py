@@ -51,7 +51,8 @@ def _fault_lines(path: Path, faults: Iterable[ErrorDetails], kind: type[BaseMode
         if fault["type"] == "extra_forbidden":
             text = f"{path}: {key}: unknown parameter{_did_you_mean(names, kind)}"
         elif fault["type"] == "missing":
-            text = f"{path}: {key}: missing: {_expected(dict(_fields(kind))[key])}"
+            field = dict(_fields(kind)).get(key)  # none in a group whose name the user chose
+            text = f"{path}: {key}: missing{f': {_expected(field)}' if field else ''}"
         else:
             where = f"{key} = {fault['input']!r}: " if key else ""
             text = f"{path}: {where}{fault['msg'].removeprefix('Value error, ')}"

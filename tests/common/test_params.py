@@ -57,6 +57,32 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
             {"compare__methods": ["lisa+lora"]},
             "compare.methods.0 = 'lisa+lora': lisa cannot be combined with lora: leave out +lora",
         ),
+        (
+            {"compare__variants": {"half": {"method": "lora"}}},
+            "compare.variants.half = 'half': a method has this name; give the variant another one",
+        ),
+        (
+            {"compare__variants": {"freeze-3": {"method": "lora"}}},
+            "a method has this name; give the variant another one",
+        ),
+        (
+            {"compare__variants": {"a+b": {"method": "lora"}}},
+            "compare.variants.a+b = 'a+b': a variant's name has small letters, digits, - and _ only",
+        ),
+        ({"compare__variants": {"a": {"method": "lore"}}}, "compare.variants.a.method = 'lore': no such method"),
+        ({"compare__variants": {"a": {"lora_rank": 4}}}, "compare.variants.a.method: missing"),
+        (
+            {"compare__variants": {"a": {"method": "lora", "lora_rang": 4}}},
+            "compare.variants.a.lora_rang = 4: no setting of finetune",
+        ),
+        (
+            {"compare__variants": {"a": {"method": "lora", "lora_rank": 0}}},
+            "compare.variants.a.lora_rank = 0: Input should be greater than or equal to 1",
+        ),
+        (
+            {"compare__variants": {"a": {"method": "half", "learning_rate": {"full": 0.1}}}},
+            "finetune.learning_rate has no entry for half",
+        ),
         ({"finetune__learning_rate": {"ful": 1e-4}}, "finetune.learning_rate.ful = 'ful': no such method"),
         ({"data__source": "hub"}, "source is hub, but name is null: set data.name"),
         ({"model__trust_remote_code": "yes"}, "model.trust_remote_code = 'yes': Input should be a valid boolean"),
