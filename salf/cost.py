@@ -100,6 +100,8 @@ def training_flops(
     computed where the head trains: with ``weights``, unless it is tied and the embeddings are frozen
     (boundary of 1 or more).
 
+    It has more than seven arguments: the four sums are independent, and callers take them from different places.
+
     Args:
         shape: the model.
         boundary: layers 1..boundary are frozen, 0..L.

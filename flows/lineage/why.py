@@ -9,12 +9,12 @@ from typing import Any
 from flows.lineage import history
 from flows.lineage.known import Universe
 from flows.lineage.ledger import Ledger
-from flows.lineage.project import Declared, Project, is_folder, overlap
+from flows.lineage.project import Declared, Project, overlap
 from salf.errors import UserError
 from salf.ledger import LockEntry, Start
 
 HERE = "workspace"
-_PLAN = "freeze_plan.json"
+_PLAN = Path("data/plan/freeze_plan.json")
 _ABSENT = object()
 _LONGEST = 120  # characters of a value that are shown
 
@@ -103,15 +103,11 @@ def diff(project: Project, old: str, new: str) -> dict[str, Any]:
         UserError: a plan is no JSON.
     """
     commits = [None if name == HERE else history.resolve(project.root, name) for name in (old, new)]
-    before, after = (_plans(project, commit) for commit in commits)
+    before, after = (_plan(project, commit) for commit in commits)
     return {
         "from": {"name": old, "commit": commits[0]},
         "to": {"name": new, "commit": commits[1]},
-        "plans": [
-            str(change)
-            for place in sorted(before.keys() | after.keys())
-            for change in _compare(before.get(place, {}), after.get(place, {}), "plan")
-        ],
+        "plans": [str(change) for change in _compare(before, after, "plan")],
     }
 
 
@@ -197,30 +193,20 @@ def _parameters(params: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _plans(project: Project, commit: str | None) -> dict[str, dict[str, Any]]:
-    """Every plan among the stages' outputs, by its path; the copies in model folders are left out."""
-    lock = history.read_lock(project.root) if commit is None else history.entries_at(project.root, commit)
-    outputs = {path: name for entry in lock.values() for path, name in entry.outputs.items()}
-    found = {}
-    for path, name in outputs.items():
-        place = f"{path}/{_PLAN}" if is_folder(name) else path
-        if "models" in Path(path).parts or Path(place).name != _PLAN:
-            continue
-        if content := _plan_text(project, commit, place, path, name):
-            try:
-                found[place] = leaves(json.loads(content))
-            except ValueError as error:
-                raise UserError(f"{place}: damaged JSON: {error}") from None
-    return found
-
-
-def _plan_text(project: Project, commit: str | None, place: str, out: str, name: str) -> str | None:
-    """A plan from the workspace, or (at a commit) from git or DVC's cache; ``None``: from none of them."""
+def _plan(project: Project, commit: str | None) -> dict[str, Any]:
+    """A plan's values by dotted name: from the workspace, or (at a commit) from git or DVC's cache; empty: no plan."""
+    text = None
     if commit is None:
-        file = project.root / place
-    elif (in_git := history.file_at(project.root, commit, place)) is not None:
-        return in_git
-    else:
-        md5 = project.manifest(name).get(place.removeprefix(f"{out}/")) if is_folder(name) else name
-        file = project.cached(md5 or "missing")
+        text = _text_of(project.root / _PLAN)
+    elif (text := history.file_at(project.root, commit, str(_PLAN))) is None:
+        for entry in history.entries_at(project.root, commit).values():
+            if name := project.manifest(entry.outputs.get(str(_PLAN.parent), "")).get(_PLAN.name):
+                text = _text_of(project.cached(name))
+    try:
+        return leaves(json.loads(text)) if text else {}
+    except ValueError as error:
+        raise UserError(f"{_PLAN}: damaged JSON: {error}") from None
+
+
+def _text_of(file: Path) -> str | None:
     return file.read_text(encoding="utf-8") if file.is_file() else None

@@ -185,3 +185,16 @@ def test_a_record_that_finds_no_room_leaves_the_ledger_as_it_was(ledger):
     ended = subprocess.run([sys.executable, "-B", "-c", code, ledger], cwd=ROOT, capture_output=True, text=True)
     assert "File too large" in ended.stderr
     assert ledger.read_bytes() == before
+
+
+def test_a_ledger_of_release_0_1_0_is_read_and_goes_on(ledger):
+    ledger.parent.mkdir(parents=True)
+    ledger.write_bytes(Path(__file__).with_name("ledger-0.1.0.jsonl").read_bytes())
+    (start, end, locked) = records(ledger)
+    assert (start.stage, start.machine.cores, end.seconds, end.run) == ("fit", 2, 1.5, start.run)
+    assert locked.lock.outputs == {"b": f"{'1' * 32}.dir"}
+    kept = json.loads(ledger.read_bytes().splitlines()[-1])["lock"]
+    assert locked.lock.model_dump(exclude_unset=True) == kept
+    append(ledger, locked.model_copy(update={"outcome": "restored"}))
+    assert check_chain(ledger) == []
+    assert json.loads(ledger.read_bytes().splitlines()[-1])["lock"] == kept
