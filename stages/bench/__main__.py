@@ -30,44 +30,28 @@ class BenchRoom(Room):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure this project beside what people use, and write what came out."""
+    """Compare this project with what people use, and write the measurements."""
     args = _arguments(argv)
-    device = BenchRoom.load().device
-    if args.only == "prefix":
-        _prefix(args, device)
-        return
-    plan = _quick(args) if args.quick else _full(args)
-    out = args.out or Path("reports/benchmark.json")
-    inputs = {
-        "plan": repr(plan),
-        "device": device.model_dump(),
-        "machine": Machine.here().model_dump(),
-        "code": code_hashes(),
-    }
-    unfinished = work_folder(out, digest_of(inputs))
-    benchmark = measure(plan, device, unfinished)
-    write_json(out, benchmark.model_dump(mode="json"))
+    device, machine = BenchRoom.load().device, Machine.here()
+    alone = args.only == "prefix"
+    out = args.out or Path("reports/prefix-benchmark.json" if alone else "reports/benchmark.json")
+    plan = None if alone else _quick(args) if args.quick else _full(args)
+    asked = {name: str(value) for name, value in vars(args).items()}
+    facts = {"device": device.model_dump(), "machine": machine.model_dump(), "code": code_hashes()}
+    unfinished = work_folder(out, digest_of({"plan": repr(plan), "asked": asked, **facts}))
+    if plan is None:
+        task, _ = task_of((args.models or [EMBEDDED])[0], unfinished, args.batch_size, device)
+        kept = Kept(unfinished / "measured.json")
+        prefix = measure_prefix(task, args.examples, args.repeats or 3, kept, unfinished)
+        write_json(out, prefix.model_dump(mode="json"))
+        print_prefix(prefix, Console())
+        print(f"benchmark: {out}")
+    else:
+        benchmark = measure(plan, device, unfinished)
+        write_json(out, benchmark.model_dump(mode="json"))
+        print_benchmark(benchmark, Console())
+        print(f"benchmark: {out}; the report page shows it when it is built again: dvc repro -sf report")
     shutil.rmtree(unfinished)
-    print_benchmark(benchmark, Console())
-    print(f"benchmark: {out}; the report page shows it when it is made the next time: dvc repro -sf report")
-
-
-def _prefix(args: argparse.Namespace, device: Device) -> None:
-    out = args.out or Path("reports/prefix-benchmark.json")
-    name, repeats = (args.models or [EMBEDDED])[0], args.repeats or 3
-    inputs = {
-        "device": device.model_dump(),
-        "machine": Machine.here().model_dump(),
-        "code": code_hashes(),
-        "batch": args.batch_size,
-    }
-    unfinished = work_folder(out, digest_of(inputs))
-    task, _ = task_of(name, unfinished, args.batch_size, device)
-    found = measure_prefix(task, args.examples, repeats, Kept(unfinished / "measured.json"), unfinished)
-    write_json(out, found.model_dump(mode="json"))
-    shutil.rmtree(unfinished)
-    print_prefix(found, Console())
-    print(f"benchmark: {out}")
 
 
 def _full(args: argparse.Namespace) -> Plan:

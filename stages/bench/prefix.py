@@ -1,6 +1,7 @@
 """The public cached prefix (``salf.prefix_states``, ``salf.suffix``) in a Trainer, and the same Trainer without it."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from salf.engine.prefix import collate_states, prefix_states
-from salf.engine.progress import progress
 from salf.engine.runtime import find_runtime, machine_facts
 from salf.engine.suffix import suffix
 from salf.ledger import Machine
-from stages.bench.contender import Contender, Kept, Lap, now
+from stages.bench.contender import Kept, Lap, now
 from stages.bench.others import HuggingFaceTrainer
+from stages.bench.rounds import ask_warm, in_turn, started
 from stages.bench.workloads import Task
 from stages.common.benchmark import CachedPoint, PrefixBenchmark, Spread
 
@@ -48,24 +49,19 @@ def measure_prefix(task: Task, examples: int, repeats: int, kept: Kept, logs: Pa
     examples = min(examples, len(task.examples))
     boundaries = [task.layers // 2, task.layers * 3 // 4]
     runs: list[Run] = [(0, False), *((boundary, cached) for boundary in boundaries for cached in (False, True))]
-    contenders = {
-        cached: Contender(PrefixTrainer, task, logs / f"prefix-{name}.log")
-        for cached, name in ((False, "recomputed"), (True, "cached"))
-    }
-    laps: dict[Run, list[list[float]]] = {run: [] for run in runs}
-    try:
-        with progress(f"cached prefix, {task.name}: {examples} examples", repeats * len(runs), "runs") as advance:
-            for round_ in range(repeats):
-                for boundary, cached in runs[:: -1 if round_ % 2 else 1]:
-                    ask = partial(contenders[cached].ask, boundary=boundary, cached=cached)
-                    contenders[cached].warm(boundary=boundary, cached=cached, epochs=1, examples=2 * task.batch_size)
-                    key = f"{task.name}: prefix, {boundary}, {cached}, {examples} examples, round {round_}"
-                    lap = kept.once(key, partial(ask, epochs=max(EPOCHS), examples=examples))
-                    laps[boundary, cached].append(lap["seconds"])
-                    advance(1, f"boundary {boundary}: {lap['seconds'][-1]:.1f} s")
-    finally:
-        for contender in contenders.values():
-            contender.stop()
+    with ExitStack() as stack:
+        contenders = started(stack, {"recomputed": PrefixTrainer, "cached": PrefixTrainer}, task, logs)
+        asked = {}
+        for boundary, cached in runs:
+            request = {"boundary": boundary, "cached": cached}
+            asked[f"{task.name}: prefix, {boundary}, {cached}, {examples} examples"] = partial(
+                ask_warm,
+                contenders["cached" if cached else "recomputed"],
+                {**request, "epochs": 1, "examples": 2 * task.batch_size},
+                {**request, "epochs": max(EPOCHS), "examples": examples},
+            )
+        measured = in_turn(f"cached prefix, {task.name}: {examples} examples", asked, repeats, kept)
+    laps = {run: [lap["seconds"] for lap in rounds] for run, rounds in zip(runs, measured, strict=True)}
     runtime = find_runtime(task.device)
     return PrefixBenchmark(
         schema_version=1,

@@ -120,14 +120,14 @@ class FineTunes:
 def measure_fine_tunes(task: Task, grid: Grid, kept: Kept, logs: Path) -> FineTunes:
     """Fine-tune above all boundaries with all contenders."""
     with ExitStack() as stack:
-        contenders = _contenders(stack, _KINDS, task, logs)
+        contenders = started(stack, _KINDS, task, logs)
         examples = kept.once(f"{task.name}: examples", lambda: _examples(contenders[TRAINER], task, grid))
         epochs = grid.epochs[-1]
-        measured = _in_turn(
+        measured = in_turn(
             f"fine-tuning {task.name}: {examples} examples, {epochs} epochs",
             {
                 f"{task.name}: {name} above {boundary}": partial(
-                    _run,
+                    ask_warm,
                     contenders[name],
                     {"boundary": boundary, "epochs": 1, "examples": task.batch_size},
                     {"boundary": boundary, "epochs": epochs, "examples": examples},
@@ -159,17 +159,17 @@ def measure_tracing(task: Task, repeats: int, seconds: float, kept: Kept, logs: 
     if task.shared:
         ways["deviations, shared beginning once"] = ("trace", {"losses": False, "shared": True})
     with ExitStack() as stack:
-        contenders = _contenders(stack, {"trace": TraceMaker, "forward": Forward}, task, logs)
+        contenders = started(stack, {"trace": TraceMaker, "forward": Forward}, task, logs)
         each = seconds / (repeats * len(ways))
         count = partial(_traced_examples, contenders["forward"], task, each)
         examples = kept.once(f"{task.name}: traced examples", count)
         runs = {
             f"{task.name}: trace, {name}": partial(
-                _run, contenders[who], {"examples": _FEWEST_TRACED, **options}, {"examples": examples, **options}
+                ask_warm, contenders[who], {"examples": _FEWEST_TRACED, **options}, {"examples": examples, **options}
             )
             for name, (who, options) in ways.items()
         }
-        measured = _in_turn(f"tracing {task.name}: {examples} examples", runs, repeats, kept)
+        measured = in_turn(f"tracing {task.name}: {examples} examples", runs, repeats, kept)
     laps = {name: [lap["seconds"][0] for lap in rounds] for name, rounds in zip(ways, measured, strict=True)}
     return [
         Tracing(
@@ -181,14 +181,15 @@ def measure_tracing(task: Task, repeats: int, seconds: float, kept: Kept, logs: 
     ]
 
 
-def _contenders(stack: ExitStack, kinds: Mapping[str, Any], task: Task, logs: Path) -> dict[str, Contender]:
+def started(stack: ExitStack, kinds: Mapping[str, Any], task: Task, logs: Path) -> dict[str, Contender]:
+    """Contenders by name, which end with the stack."""
     found = {name: Contender(kind, task, logs / f"{task.name}-{name}.log") for name, kind in kinds.items()}
     for contender in found.values():
         stack.callback(contender.stop)
     return found
 
 
-def _in_turn(title: str, runs: Mapping[str, Callable[[], Measured]], repeats: int, kept: Kept) -> list[list[Measured]]:
+def in_turn(title: str, runs: Mapping[str, Callable[[], Measured]], repeats: int, kept: Kept) -> list[list[Measured]]:
     """The rounds of each run; every other round is in reverse order, so that no run always follows the same one."""
     measured: dict[str, list[Measured]] = {name: [] for name in runs}
     with progress(title, repeats * len(runs), "runs") as advance:
@@ -200,7 +201,8 @@ def _in_turn(title: str, runs: Mapping[str, Callable[[], Measured]], repeats: in
     return list(measured.values())
 
 
-def _run(contender: Contender, first: dict[str, Any], request: dict[str, Any]) -> Measured:
+def ask_warm(contender: Contender, first: dict[str, Any], request: dict[str, Any]) -> Measured:
+    """The measurement of a request; a process that is not started runs ``first`` before it."""
     contender.warm(**first)
     return contender.ask(**request)
 
