@@ -10,7 +10,7 @@ from torch import Tensor
 from salf.engine.batches import Batch, Example, Split, Start, inference_batches
 from salf.engine.models.adapter import CausalModel
 from salf.engine.models.attention import Packing
-from salf.engine.models.walk import behind, run_to_answers, walk_beginning
+from salf.engine.models.walk import run_to_answers, walk_beginning
 from salf.engine.rules import CandidateRule, LabelTree, LogProbabilities, Path, Rule, preferences
 from salf.engine.runtime import Runtime
 
@@ -173,7 +173,7 @@ class Reader:
             beginning = walk_beginning(self.model, start.beginning(), start.space, self.model.depth)
             for index in inference_batches(split.lengths, self.batch_tokens):
                 batch = split.batch(index).to(self.model.device)
-                packing = behind(batch.lengths, self.model.device, beginning)
+                packing = Packing.of(batch.lengths, self.model.device, walked=beginning)
                 last = run_to_answers(self.model, start.states(batch), start.space, packing, batch.answers)
                 yield index, batch, self.model.logits(last).float().log_softmax(-1)
 

@@ -15,7 +15,7 @@ from salf.engine.models.shards import (
     shard_hashes,
     weights_digest,
     write_index,
-    write_unit,
+    write_tensors,
 )
 from salf.engine.progress import progress
 from salf.errors import UserError
@@ -60,7 +60,7 @@ def _write_shards(source: Source, family: Family, folder: Path) -> dict[str, int
         for unit, members in units.items():
             tensors = {name: source.tensors[name]() for name in members}
             zero += [name for name, tensor in tensors.items() if not _largest(source, name, tensor) and tensor.ndim > 1]
-            write_unit(folder / f"{unit}.safetensors", tensors)
+            write_tensors(folder / f"{unit}.safetensors", tensors)
             sizes |= {name: tensor.numel() for name, tensor in tensors.items()}
             advance(1, unit)
     if zero:

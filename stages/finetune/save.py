@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from salf.engine.models.shards import INDEX, group_by_unit, share_file, write_index, write_unit
+from salf.engine.models.shards import INDEX, group_by_unit, share_file, write_index, write_tensors
 from salf.engine.training.forms import Trainable
 from salf.files import lasting, read_json, write_json
 from salf.records import BaseRecord
@@ -73,7 +73,7 @@ def save_model(trainable: Trainable, base: Path, folder: Path, named: Base, end:
         if unit not in changed:
             share_file(base / shard, folder / shard)
         else:
-            write_unit(folder / shard, {name: named_weights[name].to(dtype_of) for name in names})
+            write_tensors(folder / shard, {name: named_weights[name].to(dtype_of) for name in names})
             rewritten.append(unit)
     write_index(folder, units)
     return rewritten

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from salf.engine.answers import Embeddings
 from salf.engine.batches import Batch, Example, Split, inference_batches, stream_examples
 from salf.engine.models.adapter import CausalModel, open_model
+from salf.engine.models.attention import Beginning, Packing
 from salf.engine.models.frozen import WHOLE
-from salf.engine.models.walk import Beginning, behind, walk, walk_beginning
+from salf.engine.models.walk import walk, walk_beginning
 from salf.engine.progress import progress
 from salf.engine.runtime import Runtime, choose_runtime
 from salf.errors import UserError
@@ -194,4 +195,4 @@ def _spaces(model: CausalModel, batch: Batch, beginning: Beginning | None) -> It
     """The spaces 0..L of a batch's own tokens, [N, H] each."""
     states = model.embed(batch.ids, batch.positions)
     yield states
-    yield from walk(model, states, 0, model.depth, behind(batch.lengths, model.device, beginning))
+    yield from walk(model, states, 0, model.depth, Packing.of(batch.lengths, model.device, walked=beginning))

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from salf.engine.batches import Batch, Example, Rows, inference_batches, stream_examples, stretches
 from salf.engine.models.adapter import CausalModel, open_model
-from salf.engine.models.attention import Packing
-from salf.engine.models.walk import Beginning, behind, run_to_answers, walk, walk_beginning
+from salf.engine.models.attention import Beginning, Packing
+from salf.engine.models.walk import run_to_answers, walk, walk_beginning
 from salf.engine.progress import Advance, progress
 from salf.engine.runtime import Runtime
 from salf.errors import UserError
@@ -128,7 +128,7 @@ class Tracer:
         deviation: list[Tensor] = []
         loss: list[Tensor] = []
         with self.runtime.autocast():
-            spaces = self._answer_states(batch, behind(batch.lengths, self.model.device, self.beginning))
+            spaces = self._answer_states(batch, Packing.of(batch.lengths, self.model.device, walked=self.beginning))
             while some := list(islice(spaces, at_once)):
                 raw = torch.stack(some)
                 normed = self.model.norm(raw)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from salf.engine.answers import Embeddings, training_logits
 from salf.engine.batches import Batch, Example
 from salf.engine.models.adapter import CausalModel, open_model
-from salf.engine.models.shards import group_by_unit, shard_hashes, write_index, write_unit
+from salf.engine.models.shards import group_by_unit, shard_hashes, write_index, write_tensors
 from salf.engine.training.forms import Trainable
 from salf.engine.training.scope import scope_of
 from salf.errors import UserError
@@ -39,7 +39,7 @@ def write_base(folder, *, tied):
     named = dict(network.named_parameters())
     units = group_by_unit(named, family_of("llama"), LAYERS)
     for unit, names in units.items():
-        write_unit(folder / f"{unit}.safetensors", {name: named[name] for name in names})
+        write_tensors(folder / f"{unit}.safetensors", {name: named[name] for name in names})
     write_index(folder, units)
     network.config.architectures = ["LlamaForCausalLM"]
     network.config.save_pretrained(folder)

@@ -11,7 +11,8 @@ from torch import Tensor
 from salf.engine.answers import Embeddings
 from salf.engine.batches import Batch, Example, Start, inference_batches
 from salf.engine.models.adapter import CausalModel
-from salf.engine.models.walk import Beginning, behind, run, walk_beginning
+from salf.engine.models.attention import Beginning, Packing
+from salf.engine.models.walk import run, walk_beginning
 from salf.engine.progress import progress
 from salf.engine.runtime import Runtime
 
@@ -134,7 +135,7 @@ class FrozenLayers:
     def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
         """The batch's states, [N, hidden]; ``joined``: the beginning's before them."""
         with torch.no_grad(), self.runtime.autocast():
-            packing = behind(batch.lengths, self.model.device, self.walked)
+            packing = Packing.of(batch.lengths, self.model.device, walked=self.walked)
             own = run(self.model, self.below.states(batch), 0, self.space, packing)
         return torch.cat([self.walked.states, own]) if joined and self.walked else own
 
@@ -198,7 +199,7 @@ def frozen_states(
 
     def through(group: Sequence[int]) -> Tensor:
         batch = Batch.of(examples, group, layout.shared).to(model.device)
-        packing = behind(batch.lengths, model.device, beginning)
+        packing = Packing.of(batch.lengths, model.device, walked=beginning)
         return run(model, start.states(batch), start.space, boundary, packing)
 
     first, count = start.space + 1, team.count if team else 1

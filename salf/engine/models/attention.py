@@ -1,15 +1,14 @@
 """Attention over packed sequences that share a beginning, registered with transformers by name.
 
-The rows of a pass lie end to end in one sequence, without padding, so that every linear map of a
-layer is one product over all of them. Only attention needs to know where a sequence ends. This
-function takes the place of transformers' own inside the model's own layers: it cuts the packed
-queries, keys and values into sequences, lets each attend to itself and to the shared beginning, and
-hands everything else (scaling, dropout, grouped heads) to transformers' ``sdpa`` attention.
+The rows of a pass lie end to end in one sequence, without padding, so every linear map of a layer is one product over
+all of them. Only attention needs to know where a sequence ends. This function replaces transformers' own inside the
+model's own layers: it cuts packed queries, keys and values into sequences, lets each attend to itself and to the shared
+prefix, and leaves the rest (scaling, dropout, grouped heads) to transformers' ``sdpa`` attention.
 """
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import torch
@@ -24,31 +23,40 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Packing:
-    """How the rows of a pass form sequences.
+class Beginning:
+    """A shared prefix of P tokens that has been walked.
 
-    The rows are, in this order: the P tokens of the shared beginning where it is ``joined``, then the
-    sequences' own tokens, end to end.
+    Attributes:
+        states: its last space, [P, hidden].
+        keys_values: by layer (from 0, as transformers counts), each [1, key-value heads, P, head size]; empty for a
+            model that runs padded.
+        spaces: for a model that runs padded, its spaces by number, each [P, hidden].
+    """
+
+    states: Tensor
+    keys_values: dict[int, KeysValues]
+    spaces: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the rows of a pass form sequences: the shared prefix, if it is part of the pass, then all sequences' own.
 
     Attributes:
         past: P, tokens that every sequence attends to before its own.
-        joined: the beginning's own rows are in this pass; else its keys and values are in ``memory``.
         sequences: B.
         longest: T, tokens of the longest sequence.
         slots: where each of the N own tokens lies in a padded [B, T] grid, [N].
-        memory: keys and values of the beginning by layer, each [1, key-value heads, P, head size].
+        walked: the shared prefix, if it was walked before; else its P rows are part of the pass.
         remember: where this pass leaves its keys and values, by layer.
-        before: the beginning's spaces by number, each [P, hidden]: for layers that take no packing.
     """
 
     past: int
-    joined: bool
     sequences: int
     longest: int
     slots: Tensor
-    memory: dict[int, KeysValues] = field(default_factory=dict)
-    remember: dict[int, KeysValues] | None = None
-    before: dict[int, Tensor] = field(default_factory=dict)
+    walked: Beginning | None
+    remember: dict[int, KeysValues] | None
 
     @classmethod
     def of(
@@ -57,23 +65,19 @@ class Packing:
         device: torch.device,
         *,
         past: int = 0,
-        memory: dict[int, KeysValues] | None = None,
+        walked: Beginning | None = None,
         remember: dict[int, KeysValues] | None = None,
-        before: dict[int, Tensor] | None = None,
     ) -> Self:
-        """Sequences of so many own tokens each, behind a beginning of ``past`` tokens.
-
-        The beginning is part of the pass unless ``memory`` holds it.
-        """
+        """Sequences of so many own tokens each, after a prefix of ``past`` tokens or one that was ``walked``."""
         longest = max(lengths)
         slots = torch.cat([row * longest + torch.arange(length) for row, length in enumerate(lengths)])
-        joined = past > 0 and memory is None
-        return cls(past, joined, len(lengths), longest, slots.to(device), memory or {}, remember, before or {})
+        past = past if walked is None else len(walked.states)
+        return cls(past, len(lengths), longest, slots.to(device), walked, remember)
 
     @property
     def beginning_rows(self) -> int:
         """Rows of this pass that belong to the beginning."""
-        return self.past if self.joined else 0
+        return self.past if self.walked is None else 0
 
     def position_ids(self) -> Tensor:
         """The position of every row inside its prompt, [1, rows]."""
@@ -87,7 +91,8 @@ class Packing:
         start = self.beginning_rows
         first, own = query.split([start, len(self.slots)], dim=2)
         keys, values = self.keys_values(module, key, value)
-        attended = self._pack(kernel(self._unpack(own), keys, values, self._mask(self.past, self.longest, window)))
+        queries = _to_grid(own, self.slots, self.sequences, self.longest)
+        attended = _from_grid(kernel(queries, keys, values, self._mask(self.past, self.longest, window)), self.slots)
         if not start:
             return attended
         beginning = kernel(first, key[:, :, :start], value[:, :, :start], self._mask(0, start, window))
@@ -99,18 +104,11 @@ class Packing:
         for number, rows in enumerate((key, value)):
             # Split, not sliced: the gradient is then one concatenation instead of two padded sums.
             beginning, own = rows.split([self.beginning_rows, len(self.slots)], dim=2)
-            if self.past and not self.joined:
-                beginning = self.memory[_number(module)][number]
-            both.append(torch.cat([beginning.expand(self.sequences, -1, -1, -1), self._unpack(own)], dim=2))
+            if self.walked is not None:
+                beginning = self.walked.keys_values[_number(module)][number]
+            grid = _to_grid(own, self.slots, self.sequences, self.longest)
+            both.append(torch.cat([beginning.expand(self.sequences, -1, -1, -1), grid], dim=2))
         return both[0], both[1]
-
-    def _unpack(self, packed: Tensor) -> Tensor:
-        """[1, heads, N, head size] to [B, heads, T, head size], zeros behind a sequence's end."""
-        return _to_grid(packed, self.slots, self.sequences, self.longest)
-
-    def _pack(self, padded: Tensor) -> Tensor:
-        """[B, T, heads, head size] to [1, N, heads, head size]."""
-        return _from_grid(padded, self.slots)
 
     def _mask(self, past: int, tokens: int, window: int) -> Tensor | None:
         """What ``tokens`` queries behind ``past`` keys may see, [1, 1, tokens, past + tokens]."""

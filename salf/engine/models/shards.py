@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from safetensors import SafetensorError
@@ -22,6 +23,7 @@ from salf.families import Family
 from salf.files import digest_of, sha256_file, write_json
 
 INDEX: Final = "model.safetensors.index.json"
+MODEL: Final = MappingProxyType({"format": "pt"})  # metadata of a shard
 
 
 def group_by_unit(parameters: Iterable[str], family: Family, layers: int) -> dict[str, list[str]]:
@@ -33,23 +35,14 @@ def group_by_unit(parameters: Iterable[str], family: Family, layers: int) -> dic
     return dict(sorted(units.items(), key=lambda item: (order.get(item[0], 1), item[0])))
 
 
-def write_unit(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write one shard.
-
-    Raises:
-        OSError: see :func:`write_tensors`.
-    """
-    write_tensors(path, tensors, {"format": "pt"})
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = MODEL) -> None:
     """Write a safetensors file.
 
     Raises:
         OSError: the disk is full or the folder cannot be written (safetensors hides this in its own error).
     """
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, dict(metadata))
     except SafetensorError as error:
         text = str(error)
         for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES):

@@ -12,32 +12,13 @@ A recomputed pass keeps the input of each layer for back-propagation and runs th
 gradients arrive even if the lowest input wants none.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from salf.engine.models.attention import ChosenRows, KeysValues, KeysValuesOnly, KeysValuesReady, Packing
+from salf.engine.models.attention import Beginning, ChosenRows, KeysValues, KeysValuesOnly, KeysValuesReady, Packing
 from salf.engine.models.causal_model import CausalModel, LayerCall, apply
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """A shared beginning of P tokens that has been walked.
-
-    Attributes:
-        length: P.
-        states: its last space, [P, hidden].
-        keys_values: by layer (from 0, as transformers counts), each [1, key-value heads, P, head size];
-            empty for a model that runs padded.
-        spaces: for a model that runs padded, its spaces by number, each [P, hidden].
-    """
-
-    length: int
-    states: Tensor
-    keys_values: dict[int, KeysValues]
-    spaces: dict[int, Tensor]
 
 
 def walk_beginning(model: CausalModel, states: Tensor | None, first: int, last: int) -> Beginning | None:
@@ -47,16 +28,9 @@ def walk_beginning(model: CausalModel, states: Tensor | None, first: int, last: 
     remembered: dict[int, KeysValues] = {}
     packing = Packing.of([len(states)], states.device, remember=remembered)
     if model.family.packed:
-        return Beginning(len(states), run(model, states, first, last, packing), remembered, {})
+        return Beginning(run(model, states, first, last, packing), remembered, {})
     spaces = {first: states, **dict(enumerate(walk(model, states, first, last, packing), first + 1))}
-    return Beginning(len(states), spaces[last], {}, spaces)
-
-
-def behind(lengths: Sequence[int], device: torch.device, beginning: Beginning | None) -> Packing:
-    """Sequences of so many tokens each, behind a beginning that was walked before."""
-    if beginning is None:
-        return Packing.of(lengths, device)
-    return Packing.of(lengths, device, past=beginning.length, memory=beginning.keys_values, before=beginning.spaces)
+    return Beginning(spaces[last], {}, spaces)
 
 
 def walk(
@@ -154,8 +128,8 @@ def _walk_padded(
 def _to_grid(rows: Tensor, packing: Packing, space: int) -> Tensor:
     """Packed rows [rows, hidden] of a space to [B, P + T, hidden], zeros behind a sequence's end."""
     beginning, own = rows.split([packing.beginning_rows, len(packing.slots)])
-    if packing.before:
-        beginning = packing.before[space]
+    if packing.walked is not None:
+        beginning = packing.walked.spaces[space]
     empty = own.new_zeros(packing.sequences * packing.longest, own.shape[1])
     grid = empty.index_copy(0, packing.slots, own).view(packing.sequences, packing.longest, -1)
     return torch.cat([beginning.expand(packing.sequences, -1, -1), grid], dim=1)

@@ -11,7 +11,7 @@ from salf.engine.answers import Embeddings, training_logits
 from salf.engine.batches import Batch, Example
 from salf.engine.models.adapter import CausalModel
 from salf.engine.models.attention import Packing
-from salf.engine.models.walk import behind, run, run_to_answers, walk, walk_beginning
+from salf.engine.models.walk import run, run_to_answers, walk, walk_beginning
 from salf.families import FAMILIES, family_of
 from tests.engine.models.tiny import tiny_network
 
@@ -40,7 +40,9 @@ def walk_all(model, shared, joined):
         packing = Packing.of(batch.lengths, model.device, past=shared)
         answers = shared + batch.answers
     else:
-        packing = behind(batch.lengths, model.device, walk_beginning(model, start.beginning(), 0, model.depth))
+        packing = Packing.of(
+            batch.lengths, model.device, walked=walk_beginning(model, start.beginning(), 0, model.depth)
+        )
         answers = batch.answers
     states = start.states(batch, joined=joined)
     return torch.stack([space[answers] for space in [states, *walk(model, states, 0, model.depth, packing)]])
@@ -116,7 +118,7 @@ def test_a_walk_goes_on_from_the_middle_behind_a_walked_beginning(model_type):
     model, batch = open_tiny(model_type), batch_of(SHARED)
     start = Embeddings.behind(model, PROMPTS[0][:SHARED])
     with torch.no_grad():
-        packing = behind(batch.lengths, model.device, walk_beginning(model, start.beginning(), 0, 4))
+        packing = Packing.of(batch.lengths, model.device, walked=walk_beginning(model, start.beginning(), 0, 4))
         whole = run(model, start.states(batch), 0, 4, packing)
         middle = run(model, start.states(batch), 0, 3, packing)
         answers = run_to_answers(model, middle, 3, packing, batch.answers)

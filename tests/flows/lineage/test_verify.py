@@ -11,7 +11,7 @@ import torch
 from flows.lineage.ledger import record_all
 from flows.lineage.project import Hasher
 from flows.lineage.verify import check_shards
-from salf.engine.models.shards import shard_hashes, share_file, write_unit
+from salf.engine.models.shards import shard_hashes, share_file, write_tensors
 
 
 def rewrite(file: Path, content: bytes) -> None:
@@ -253,7 +253,7 @@ def tensors(seed: float) -> dict[str, torch.Tensor]:
 def write_base(folder: Path) -> None:
     folder.mkdir(parents=True)
     for number, unit in enumerate(["embedding", "layer-01", "layer-02", "layer-03", "final"]):
-        write_unit(folder / f"{unit}.safetensors", tensors(number))
+        write_tensors(folder / f"{unit}.safetensors", tensors(number))
     (folder / "config.json").write_text("{}")
     (folder / "base.json").write_text('{"name": "toy"}')
 
@@ -262,7 +262,7 @@ def write_fine_tune(folder: Path, base: Path, changed: list[str]) -> None:
     folder.mkdir(parents=True)
     for shard in base.glob("*.safetensors"):
         if shard.stem in changed:
-            write_unit(folder / shard.name, tensors(10 + len(shard.stem)))
+            write_tensors(folder / shard.name, tensors(10 + len(shard.stem)))
         else:
             share_file(shard, folder / shard.name)
     (folder / "config.json").write_text("{}")
