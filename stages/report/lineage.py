@@ -1,8 +1,7 @@
 """Which artifact was made from which: the hash that each one keeps of its inputs, compared with the files."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
 from salf.files import digest_of
@@ -12,20 +11,6 @@ from stages.report.evidence import source_name
 from stages.report.parts import ABSENT, Artifact, Cell, Columns, Section, count, table
 
 _SHORT: Final = 8  # characters of a hash in the graph; the table has all of them
-
-
-class Verdict(Enum):
-    """Whether a recorded hash is that of the artifact it names."""
-
-    AGREES = "agrees"
-    DIFFERS = "differs"
-    MISSING = "not there to compare"
-    UNRECORDED = "no hash kept"
-
-    @property
-    def broken(self) -> bool:
-        """Whether the reader was made from something other than the present artifact."""
-        return self in (Verdict.DIFFERS, Verdict.MISSING)
 
 
 @dataclass(frozen=True)
@@ -49,13 +34,18 @@ class Link:
     found: str | None
 
     @property
-    def verdict(self) -> Verdict:
-        """Agreement of both hashes."""
+    def verdict(self) -> str:
+        """How the two hashes compare, in words."""
         if self.recorded is None:
-            return Verdict.UNRECORDED
+            return "no hash kept"
         if self.found is None:
-            return Verdict.MISSING
-        return Verdict.AGREES if self.recorded == self.found else Verdict.DIFFERS
+            return "not there to compare"
+        return "agrees" if self.recorded == self.found else "differs"
+
+    @property
+    def broken(self) -> bool:
+        """Whether the reader was made from something other than the present artifact."""
+        return self.recorded not in (None, self.found)
 
 
 def lineage_section(artifacts: Artifacts) -> Section:
@@ -74,7 +64,7 @@ def lineage_section(artifacts: Artifacts) -> Section:
         "Artifact": lambda link: f"{link.source}: {link.what}",
         "SHA-256 kept by the reader": lambda link: Cell(link.recorded or ABSENT, mark="hash"),
         "SHA-256 of the artifact": lambda link: Cell(link.found or ABSENT, mark="hash"),
-        "Verdict": lambda link: Cell(link.verdict.value, mark="broken" if link.verdict.broken else ""),
+        "Verdict": lambda link: Cell(link.verdict, mark="broken" if link.broken else ""),
     }
     caption = "Every reading of one artifact by another, with both hashes."
     section.tables.append(table("lineage-links", caption, found, columns, folded=True))
@@ -85,6 +75,8 @@ def links(artifacts: Artifacts) -> Iterator[Link]:
     """Every reading of one artifact by another, in the order of the chain."""
     weights, digests, plan = artifacts.base.weights_sha256, artifacts.digests, artifacts.plan
     train, traces = digests.get("train"), digests.get("traces")
+    # The prepared data's tokens are those of the base's tokenizer.
+    yield Link("base", "prepared", "meta.json", "tokenizer", None, None)
     if (trace := artifacts.trace) is not None:
         yield Link("base", "traces", "trace", "weights", trace.weights_sha256, weights)
         yield Link("prepared", "traces", "trace", "train split", trace.data_sha256, train)
@@ -113,53 +105,48 @@ def _model_hash(run: FineTuneRecord) -> str:
     return digest_of(run.shards)
 
 
-def _cards(artifacts: Artifacts, found: Iterable[Link]) -> Iterator[Artifact]:
+def _cards(artifacts: Artifacts, found: Sequence[Link]) -> Iterator[Artifact]:
     """A card per artifact that is there or that another one names."""
     digests, base = artifacts.digests, artifacts.base
-    verdicts: dict[str, dict[str, list[Verdict]]] = {}
-    # The prepared data's tokens are those of the base's tokenizer; no file keeps that tokenizer's hash.
-    verdicts["prepared"] = {"base": [Verdict.UNRECORDED]}
-    for link in found:
-        verdicts.setdefault(link.target, {}).setdefault(link.source, []).append(link.verdict)
-    broken = {link.reader for link in found if link.verdict.broken}
+    broken = {link.reader for link in found if link.broken}
 
     def card(key: str, title: str, *lines: tuple[str, str | None]) -> Artifact:
-        read = [(source, _mark(of)) for source, of in verdicts.get(key, {}).items()]
+        sources = dict.fromkeys(link.source for link in found if link.target == key)
+        read = [(one, _mark([n for n in found if (n.source, n.target) == (one, key)])) for one in sources]
         return Artifact(key, title, [(text, _short(digest), text in broken) for text, digest in lines], read)
 
     yield card("base", "base model", (base.name, None), ("weights", base.weights_sha256))
-    source = source_name(artifacts.meta)
-    yield card("prepared", "prepared data", (f"from {source}", None), ("train", digests.get("train")))
+    yield card(
+        "prepared", "prepared data", (f"from {source_name(artifacts.meta)}", None), ("train", digests.get("train"))
+    )
     yield card("traces", "traces", ("files", digests.get("traces")))
     yield card("law", "scaling law", ("scaling_law.json", digests.get("law")))
     yield card("gains", "gains of the layers", ("gains.csv", digests.get("gains")))
     yield card("plan", "freeze plan", ("freeze_plan.json", digests.get("plan")))
     if artifacts.runs:
-        runs = [(name, _model_hash(run)) for name, run in artifacts.runs.items()]
-        yield card("models", "fine-tuned models", *runs)
+        yield card("models", "fine-tuned models", *((name, _model_hash(run)) for name, run in artifacts.runs.items()))
     if artifacts.metrics is not None:
         yield card("metrics", "metrics", ("metrics.json", digests.get("metrics")))
 
 
-def _mark(verdicts: Iterable[Verdict]) -> str:
+def _mark(links: Sequence[Link]) -> str:
     """One sign for all readings of an artifact by another."""
-    found = set(verdicts)
-    return "≠" if any(verdict.broken for verdict in found) else "·" if found == {Verdict.UNRECORDED} else "✓"
+    return "≠" if any(link.broken for link in links) else "✓" if any(link.recorded for link in links) else "·"
 
 
-def _sentences(found: Iterable[Link]) -> list[str]:
-    recorded = [link for link in found if link.verdict is not Verdict.UNRECORDED]
-    broken = [link for link in recorded if link.verdict.broken]
-    if not broken:
-        return [f"All {count(len(recorded))} hashes that artifacts keep of their inputs agree with the inputs."]
-    differences = [
+def _sentences(found: Sequence[Link]) -> list[str]:
+    recorded = sum(link.recorded is not None for link in found)
+    broken = [
         f"{link.reader} was made from {link.what} {_short(link.recorded)}; present is {_short(link.found) or ABSENT}."
-        for link in broken
+        for link in found
+        if link.broken
     ]
+    if not broken:
+        return [f"All {count(recorded)} hashes that artifacts keep of their inputs agree with the inputs."]
     return [
-        f"{count(len(broken))} of {count(len(recorded))} hashes that artifacts keep of their inputs "
+        f"{count(len(broken))} of {count(recorded)} hashes that artifacts keep of their inputs "
         "differ from the inputs: this page mixes runs. dvc repro updates what is out of date.",
-        *differences,
+        *broken,
     ]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from salf.metrics import Difference, Interval, MethodMetrics
+from salf.metrics import Difference, Interval, Measured, MethodMetrics
 from salf.records import GridRate, PreparedLabel, PreparedRecord, PreparedSplit
 from stages.report.artifacts import Method
 from stages.report.quality import _seen, label_sentences, place_in_grid
@@ -21,7 +21,8 @@ def method(name, accuracy, share, gap=None):
         trained_parameters=8,
         boundary=0,
     )
-    return Method(name, record)
+    measured = Measured(seconds_per_step=1, seconds_training=1, seconds_cache=0, peak_memory_bytes=1)
+    return Method(name, record, measured)
 
 
 @pytest.mark.parametrize(
