@@ -16,17 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from salf.engine.models.shards import INDEX
 from salf.errors import UserError
-from stages.base.__main__ import main
 from stages.base.sources import find_gguf
-from tests.conftest import PROJECT, write_params
+from tests.base.conftest import bring, facts_of
+from tests.conftest import PROJECT
 from tests.engine.models.tiny import save_tiny
-
-
-def bring(tmp_path, monkeypatch, source, **changes):
-    monkeypatch.chdir(tmp_path)
-    write_params(tmp_path, model__source=str(source), **changes)
-    main(["--out", "base"])
-    return tmp_path / "base"
 
 
 def test_every_layer_has_a_shard_of_its_own(tmp_path, monkeypatch, hub_folder):
@@ -34,7 +27,7 @@ def test_every_layer_has_a_shard_of_its_own(tmp_path, monkeypatch, hub_folder):
     for k in range(1, 5):
         with safe_open(base / f"layer-{k:02d}.safetensors", framework="pt") as shard:
             assert all(name.startswith(f"model.layers.{k - 1}.") for name in shard.keys())  # noqa: SIM118
-    facts = json.loads((base / "base.json").read_text())
+    facts = facts_of(base)
     network = AutoModelForCausalLM.from_pretrained(hub_folder)
     assert sum(facts["parameters"]["per_layer"]) == sum(p.numel() for p in network.model.layers.parameters())
     assert facts["parameters"]["embedding"] == network.model.embed_tokens.weight.numel()
@@ -42,39 +35,22 @@ def test_every_layer_has_a_shard_of_its_own(tmp_path, monkeypatch, hub_folder):
     assert (facts["tied_head"], facts["parameters"]["head"]) == (True, 0)
 
 
-def test_an_untied_head_is_kept(tmp_path, monkeypatch, hub_folder):
-    source = tmp_path / "untied"
-    shutil.copytree(hub_folder, source)
+def test_an_untied_head_is_kept(tmp_path, monkeypatch, source):
     save_tiny(source, vocab_size=258, tie_word_embeddings=False)
     base = bring(tmp_path, monkeypatch, source)
-    facts = json.loads((base / "base.json").read_text())
+    facts = facts_of(base)
     assert (facts["tied_head"], facts["parameters"]["head"]) == (False, 258 * 32)
     ours, theirs = (AutoModelForCausalLM.from_pretrained(f) for f in (base, source))
     torch.testing.assert_close(ours.lm_head.weight, theirs.lm_head.weight, rtol=0, atol=0)
 
 
-def test_a_source_in_several_files_gives_the_same_bytes(tmp_path, monkeypatch, hub_folder):
-    source = tmp_path / "split"
-    shutil.copytree(hub_folder, source)
-    tensors = load_file(source / "model.safetensors")
-    (source / "model.safetensors").unlink()
-    for n, names in enumerate([list(tensors)[::2], list(tensors)[1::2]]):
-        save_file({name: tensors[name] for name in names}, source / f"model-{n}.safetensors", {"format": "pt"})
-    first = bring(tmp_path, monkeypatch, hub_folder)
-    hashes = json.loads((first / "base.json").read_text())["shards"]
-    second = bring(tmp_path, monkeypatch, source)
-    assert json.loads((second / "base.json").read_text())["shards"] == hashes
-
-
 @pytest.fixture
-def hub_checkpoint(tmp_path, hub_folder):
+def hub_checkpoint(source, hub_folder):
     """A sharded checkpoint with its index as transformers writes it, and the maker's own copy of the weights beside."""
-    source = tmp_path / "sharded"
-    shutil.copytree(hub_folder, source)
+    tensors = load_file(source / "model.safetensors")
     (source / "model.safetensors").unlink()
     AutoModelForCausalLM.from_pretrained(hub_folder).save_pretrained(source, max_shard_size="20KB")
     assert len(list(source.glob("model-*.safetensors"))) > 2
-    tensors = load_file(hub_folder / "model.safetensors")
     foreign = {
         name.replace("model.layers", "layers").replace("self_attn", "attention"): t for name, t in tensors.items()
     }
@@ -82,39 +58,40 @@ def hub_checkpoint(tmp_path, hub_folder):
     return source
 
 
-def test_of_a_sharded_checkpoint_what_its_index_names_is_read(tmp_path, monkeypatch, hub_folder, hub_checkpoint):
-    plain = bring(tmp_path, monkeypatch, hub_folder)
-    hashes = json.loads((plain / "base.json").read_text())["shards"]
-    sharded = bring(tmp_path, monkeypatch, hub_checkpoint)
-    assert json.loads((sharded / "base.json").read_text())["shards"] == hashes
+def in_several_files(source):
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    for n, names in enumerate([list(tensors)[::2], list(tensors)[1::2]]):
+        save_file({name: tensors[name] for name in names}, source / f"model-{n}.safetensors", {"format": "pt"})
 
 
-def test_a_whole_file_of_weights_is_read_alone(tmp_path, monkeypatch, hub_folder):
-    source = tmp_path / "doubled"
-    shutil.copytree(hub_folder, source)
+def with_another_form(source):
     save_file({"layers.0.wq.weight": torch.ones(2)}, source / "consolidated.safetensors")
-    names = json.loads((bring(tmp_path, monkeypatch, source) / INDEX).read_text())["weight_map"]
-    assert set(names) == set(load_file(hub_folder / "model.safetensors"))
 
 
-def test_a_file_that_the_index_names_and_the_folder_lacks_is_named(tmp_path, monkeypatch, hub_checkpoint):
+@pytest.mark.parametrize("form", ["sharded", in_several_files, with_another_form])
+def test_every_form_of_a_checkpoint_gives_the_same_bytes(tmp_path, monkeypatch, request, hub_folder, form):
+    hashes = facts_of(bring(tmp_path, monkeypatch, hub_folder))["shards"]
+    source = request.getfixturevalue("hub_checkpoint" if form == "sharded" else "source")
+    if form != "sharded":
+        form(source)
+    assert facts_of(bring(tmp_path, monkeypatch, source))["shards"] == hashes
+
+
+def test_an_index_that_does_not_fit_its_folder_is_refused(tmp_path, monkeypatch, hub_checkpoint):
     lost = sorted(hub_checkpoint.glob("model-*.safetensors"))[1]
     lost.unlink()
     with pytest.raises(UserError, match=rf"index\.json names {lost.name}, which is not there; complete the folder"):
         bring(tmp_path, monkeypatch, hub_checkpoint)
-
-
-@pytest.mark.parametrize("content", ['{"weight_map": {}}', '{"metadata": {}}', '{"weight_map": null}'])
-def test_an_index_that_names_no_files_is_refused(tmp_path, monkeypatch, hub_checkpoint, content):
-    (hub_checkpoint / INDEX).write_text(content)
-    with pytest.raises(UserError, match="does not say which file holds which weight"):
-        bring(tmp_path, monkeypatch, hub_checkpoint)
+    for content in ('{"weight_map": {}}', '{"metadata": {}}', '{"weight_map": null}'):
+        (hub_checkpoint / INDEX).write_text(content)
+        with pytest.raises(UserError, match="does not say which file holds which weight"):
+            bring(tmp_path, monkeypatch, hub_checkpoint)
 
 
 @pytest.mark.parametrize(("kind", "named"), [("llama", "Qwen2Tokenizer"), ("qwen2", None), ("gpt2", "GPT2Tokenizer")])
-def test_texts_are_split_as_the_tokenizers_file_says(tmp_path, monkeypatch, hub_folder, capsys, kind, named):
+def test_texts_are_split_as_the_tokenizers_file_says(tmp_path, monkeypatch, source, capsys, kind, named):
     """transformers 5 puts its classes' rules in place of the file's: huggingface/transformers#48206, #45488."""
-    source = shutil.copytree(hub_folder, tmp_path / "source")
     save_tiny(source, kind, vocab_size=300)
     split = pre_tokenizers.Split(Regex(r"\d{1,2}| ?\p{L}+|."), behavior="isolated")
     theirs = Tokenizer(models.BPE())
@@ -142,13 +119,10 @@ def test_nothing_of_the_machine_gets_into_the_folder(tmp_path, monkeypatch, hub_
         assert str(hub_folder.parent) not in file.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [("./nowhere", "no such folder"), ("/nowhere/at/all", "no such folder")],
-)
-def test_a_missing_folder_is_named(tmp_path, monkeypatch, source, message):
-    with pytest.raises(UserError, match=message):
-        bring(tmp_path, monkeypatch, source)
+def test_a_missing_folder_is_named(tmp_path, monkeypatch):
+    for source in ("./nowhere", "/nowhere/at/all"):
+        with pytest.raises(UserError, match="no such folder"):
+            bring(tmp_path, monkeypatch, source)
 
 
 def test_a_hub_name_without_a_hub_is_named(tmp_path, monkeypatch):
@@ -170,7 +144,7 @@ def test_a_hub_model_is_asked_for_at_its_revision_and_recorded_by_its_commit(tmp
 
     monkeypatch.setattr("stages.base.sources.snapshot_download", download)
     base = bring(tmp_path, monkeypatch, "somebody/model", model__revision="main")
-    facts = json.loads((base / "base.json").read_text())
+    facts = facts_of(base)
     assert asked == [("somebody/model", "main", False)]
     assert (facts["name"], facts["revision"]) == ("somebody/model", commit)
 
@@ -192,21 +166,16 @@ def test_other_copies_of_the_weights_are_not_downloaded(tmp_path, monkeypatch, h
     assert {"config.json", "tokenizer.json", INDEX} <= got
 
 
-def test_other_weights_than_safetensors_are_not_opened(tmp_path, monkeypatch, hub_folder):
-    source = tmp_path / "pickled"
-    shutil.copytree(hub_folder, source)
+def test_other_weights_than_safetensors_are_not_opened(tmp_path, monkeypatch, source):
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"no \.safetensors weights"):
         bring(tmp_path, monkeypatch, source)
 
 
-def test_an_architecture_outside_the_table_is_refused_where_its_parts_are_not_found(tmp_path, monkeypatch, hub_folder):
-    source = tmp_path / "unknown"
-    shutil.copytree(hub_folder, source)
+def test_an_architecture_outside_the_table_is_refused_where_its_parts_are_not_found(tmp_path, monkeypatch, source):
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "model_type": "helium"}))
-    base = bring(tmp_path, monkeypatch, source)  # named as in llama: found
-    assert json.loads((base / "base.json").read_text())["family"] == "helium"
+    assert facts_of(bring(tmp_path, monkeypatch, source))["family"] == "helium"  # named as in llama: found
     tensors = load_file(source / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
@@ -214,9 +183,7 @@ def test_an_architecture_outside_the_table_is_refused_where_its_parts_are_not_fo
         bring(tmp_path, monkeypatch, source)
 
 
-def test_weights_with_a_layer_missing_are_refused(tmp_path, monkeypatch, hub_folder):
-    source = tmp_path / "short"
-    shutil.copytree(hub_folder, source)
+def test_weights_with_a_layer_missing_are_refused(tmp_path, monkeypatch, source):
     tensors = load_file(source / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if ".layers.2." not in name}
     save_file(kept, source / "model.safetensors", {"format": "pt"})
@@ -240,7 +207,6 @@ LIMITED = """
 import resource, sys
 sys.dont_write_bytecode = True
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-from stages.base.__main__ import main
 from stages.common.command import exit_code
 sys.exit(exit_code(main, ["--out", "base"]))
 """

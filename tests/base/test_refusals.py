@@ -14,18 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from salf.engine.models.shards import INDEX
 from salf.errors import UserError
-from tests.base.test_base import bring
+from tests.base.conftest import bring, facts_of
 from tests.engine.models.tiny import save_tiny
 
 UP = "model.layers.2.mlp.up_proj.weight"
 Q = "model.layers.0.self_attn.q_proj"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-
-
-@pytest.fixture
-def source(tmp_path, hub_folder):
-    shutil.copytree(hub_folder, tmp_path / "source")
-    return tmp_path / "source"
 
 
 def edit(source, change):
@@ -359,10 +353,10 @@ def test_what_the_model_has_no_place_for_is_left_aside_and_said(
     tmp_path, monkeypatch, hub_folder, source, capsys, case
 ):
     change, number, name = ASIDE[case]
-    plain = json.loads((bring(tmp_path, monkeypatch, hub_folder) / "base.json").read_text())["shards"]
+    plain = facts_of(bring(tmp_path, monkeypatch, hub_folder))["shards"]
     capsys.readouterr()
     edit(source, change)
-    shards = json.loads((bring(tmp_path, monkeypatch, source) / "base.json").read_text())["shards"]
+    shards = facts_of(bring(tmp_path, monkeypatch, source))["shards"]
     assert shards == plain
     (said,) = [line for line in capsys.readouterr().out.splitlines() if "left aside" in line]
     assert f"{number} tensors" in said
@@ -396,7 +390,7 @@ def test_a_head_beside_a_tied_embedding_is_read_as_transformers_reads_it(tmp_pat
 
 def test_of_two_tensors_of_one_name_the_index_says_which_counts(tmp_path, monkeypatch, hub_folder, source):
     """An overlay beside the shards that it corrects: vllm-project/vllm#54230, JustVugg/colibri#1479."""
-    plain = json.loads((bring(tmp_path, monkeypatch, hub_folder) / "base.json").read_text())["shards"]
+    plain = facts_of(bring(tmp_path, monkeypatch, hub_folder))["shards"]
     tensors = load_file(source / "model.safetensors")
     (source / "model.safetensors").unlink()
     save_file({UP: tensors[UP]}, source / "a-overlay.safetensors", {"format": "pt"})
@@ -405,7 +399,7 @@ def test_of_two_tensors_of_one_name_the_index_says_which_counts(tmp_path, monkey
     refused(tmp_path, monkeypatch, source, rf"a-overlay\.safetensors and model-1\.safetensors both hold {UP}")
     places = {name: "a-overlay.safetensors" if name == UP else "model-1.safetensors" for name in tensors}
     (source / INDEX).write_text(json.dumps({"weight_map": places}))
-    assert json.loads((bring(tmp_path, monkeypatch, source) / "base.json").read_text())["shards"] == plain
+    assert facts_of(bring(tmp_path, monkeypatch, source))["shards"] == plain
 
 
 def test_how_to_generate_comes_along(tmp_path, monkeypatch, source):

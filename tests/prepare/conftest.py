@@ -26,3 +26,11 @@ def workspace(tmp_path, monkeypatch, base) -> Callable[..., Path]:
         return out
 
     return run
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The Hub's own library, with a cache of its own."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return datasets

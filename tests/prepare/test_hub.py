@@ -1,4 +1,4 @@
-"""Data sets of the hub: what goes wrong on the way to one is one line that says what to do."""
+"""Datasets of the Hub: what goes wrong on the way to one is one line that says what to do."""
 
 import pytest
 
@@ -21,23 +21,17 @@ OWN_WORDS = {
 }
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    return tmp_path / "cache"
-
-
 def load():
     load_rows(make_data(source="hub", name="somebody/thing", revision="v9"), ("text", "label"))
 
 
 @pytest.mark.parametrize("what", HUB_FAULTS)
-def test_a_fault_of_the_hub_is_one_line_that_says_what_to_do(cache, what):
+@pytest.mark.usefixtures("hub")
+def test_a_fault_of_the_hub_is_one_line_that_says_what_to_do(tmp_path, what):
     answer, told = HUB_FAULTS[what]
     told = OWN_WORDS.get(what, told)
     with (
-        hub_that(answer, cache),
+        hub_that(answer, tmp_path / "cache"),
         pytest.raises(UserError, match=rf"^data\.name = somebody/thing: .*{told}") as raised,
     ):
         load()
@@ -45,10 +39,11 @@ def test_a_fault_of_the_hub_is_one_line_that_says_what_to_do(cache, what):
     assert "Request" not in str(raised.value)
 
 
-def test_offline_mode_without_a_cached_data_set_is_named(cache, monkeypatch):
+@pytest.mark.usefixtures("hub")
+def test_offline_mode_without_a_cached_data_set_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with (
-        hub_that(answering(200), cache),
+        hub_that(answering(200), tmp_path / "cache"),
         pytest.raises(UserError, match="not in the hub's cache, and HF_HUB_OFFLINE is set; unset it"),
     ):
         load()

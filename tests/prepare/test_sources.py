@@ -44,74 +44,69 @@ def test_every_format_gives_the_same_rows(tmp_path, suffix):
     assert len({row.example_id for row in loaded.rows["train"]}) == len(ROWS)
 
 
-def test_a_folder_holds_one_file_per_split(tmp_path):
-    for name, n in (("train", 4), ("dev", 2), ("test", 3)):
-        write_jsonl(tmp_path / f"{name}.jsonl", ROWS[:n])
-    splits = Splits(train="train", validation="dev", test="test")
+def lay_out(folder, files: dict):
+    """Write files: rows as a table, bytes and text as they are."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, list):
+            write_table(path, content)
+        else:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+SPLITS = Splits(train="train", validation="dev", test="test")
+ALONE = Splits(train="train", validation=None, test=None)
+TEXTS = {f"train/{label}/{n}_7.txt": f"{label} text\n{n}" for label in ("neg", "pos") for n in range(3)}
+PARTS = {f"train-0000{n}-of-00002.parquet": ROWS[3 * n : 3 * n + 3] for n in range(2)}
+
+
+@pytest.mark.parametrize(
+    ("files", "splits", "expected"),
+    [
+        (
+            {f"{name}.jsonl": ROWS[:n] for name, n in (("train", 4), ("dev", 2), ("test", 3))},
+            SPLITS,
+            {"train": ROWS[:4], "validation": ROWS[:2], "test": ROWS[:3]},
+        ),
+        (PARTS, ALONE, {"train": ROWS}),
+        ({"train/first.jsonl": ROWS[:4], "train/more/second.csv": ROWS[4:]}, ALONE, {"train": ROWS}),
+        # fastai/fastai#200: copies and by-products of other programs
+        (
+            TEXTS | dict.fromkeys(("train/pos/._1_7.txt", "train/.ipynb_checkpoints/0.txt", "train/.x/r.csv"), "a,b"),
+            ALONE,
+            {"train": [{"text": text, "label": name.split("/")[1]} for name, text in TEXTS.items()]},
+        ),
+    ],
+)
+def test_splits_of_a_folder(tmp_path, files, splits, expected):
+    lay_out(tmp_path, files)
     loaded = load_rows(make_data(path=str(tmp_path), splits=splits), COLUMNS)
-    assert {split: len(rows) for split, rows in loaded.rows.items()} == {"train": 4, "validation": 2, "test": 3}
-
-
-def test_a_missing_split_names_the_files_there_are(tmp_path):
-    write_jsonl(tmp_path / "train.jsonl", ROWS)
-    splits = Splits(train="train", validation=None, test="eval")
-    with pytest.raises(UserError, match=r"no file for split 'eval' .*found train\.jsonl"):
-        load_rows(make_data(path=str(tmp_path), splits=splits), COLUMNS)
-
-
-def test_two_files_for_one_split_are_refused(tmp_path):
-    write_jsonl(tmp_path / "train.jsonl", ROWS)
-    write_table(tmp_path / "train.csv", ROWS)
-    with pytest.raises(UserError, match=r"two files: train\.csv, train\.jsonl"):
-        load_rows(make_data(path=str(tmp_path)), COLUMNS)
-
-
-def test_numbered_parts_of_a_split_are_read_in_order(tmp_path):
-    write_table(tmp_path / "train-00000-of-00002.parquet", ROWS[:4])
-    write_table(tmp_path / "train-00001-of-00002.parquet", ROWS[4:])
-    loaded = load_rows(make_data(path=str(tmp_path)), COLUMNS)
-    assert [row.values["text"] for row in loaded.rows["train"]] == [row["text"] for row in ROWS]
-    assert len({row.example_id for row in loaded.rows["train"]}) == len(ROWS)
-    assert set(loaded.identity["sha256"]) == {f"train-0000{n}-of-00002.parquet" for n in range(2)}
-    (tmp_path / "train-00000-of-00002.parquet").unlink()
-    with pytest.raises(UserError, match="split 'train' has 1 of 2 parts"):
-        load_rows(make_data(path=str(tmp_path)), COLUMNS)
-
-
-def test_a_split_may_be_a_folder_of_files(tmp_path):
-    for split, n in (("train", 4), ("test", 2)):
-        write_jsonl(tmp_path / split / "first.jsonl", ROWS[:n])
-        (tmp_path / split / "more").mkdir()
-        write_table(tmp_path / split / "more" / "second.csv", ROWS[n:])
-    splits = Splits(train="train", validation=None, test="test")
-    loaded = load_rows(make_data(path=str(tmp_path), splits=splits), COLUMNS)
-    for rows in loaded.rows.values():
-        assert [row.values["text"] for row in rows] == [row["text"] for row in ROWS]
-    names = {row.example_id for rows in loaded.rows.values() for row in rows}
-    assert len(names) == 2 * len(ROWS)
-    write_jsonl(tmp_path / "train.jsonl", ROWS)
-    with pytest.raises(UserError, match=r"two files: train\.jsonl, train/first\.jsonl; keep one"):
-        load_rows(make_data(path=str(tmp_path), splits=splits), COLUMNS)
-
-
-def test_a_folder_of_texts_for_every_class(tmp_path):
-    for label in ("neg", "pos"):
-        for number in range(3):
-            file = tmp_path / "train" / label / f"{number}_7.txt"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"{label} text\n{number}", encoding="utf-8")
-    loaded = load_rows(make_data(path=str(tmp_path)), COLUMNS)
-    assert [(row.values["label"], row.values["text"]) for row in loaded.rows["train"]] == [
-        (label, f"{label} text\n{number}") for label in ("neg", "pos") for number in range(3)
+    found = {split: [row.values["text"] for row in rows] for split, rows in loaded.rows.items()}
+    assert found == {split: [row["text"] for row in rows] for split, rows in expected.items()}
+    assert [str(row.values["label"]) for row in loaded.rows["train"]] == [
+        str(row["label"]) for row in expected["train"]
     ]
+    assert len({row.example_id for rows in loaded.rows.values() for row in rows}) == sum(map(len, found.values()))
+    assert set(loaded.identity["sha256"]) == {name for name in files if "/." not in name}
     assert loaded.columns == COLUMNS
-    for hidden in ("pos/._1_7.txt", ".ipynb_checkpoints/0_7.txt", ".ipynb_checkpoints/rows.csv"):  # fastai/fastai#200
-        (tmp_path / "train" / hidden).parent.mkdir(exist_ok=True)
-        (tmp_path / "train" / hidden).write_text("text,label\na,b\n", encoding="utf-8")
-    assert load_rows(make_data(path=str(tmp_path)), COLUMNS).rows == loaded.rows
-    (tmp_path / "train/pos/1_7.txt").write_bytes(b"\xff")
-    with pytest.raises(UserError, match=r"1_7\.txt: not UTF-8 text"):
-        load_rows(make_data(path=str(tmp_path)), COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("files", "splits", "message"),
+    [
+        ({"train.jsonl": ROWS}, SPLITS, r"no file for split 'dev' .*found train\.jsonl"),
+        ({"train.jsonl": ROWS, "train.csv": ROWS}, ALONE, r"two files: train\.csv, train\.jsonl; keep one"),
+        ({"train.jsonl": ROWS, "train/a.csv": ROWS}, ALONE, r"two files: train\.jsonl, train/a\.csv; keep one"),
+        (dict(list(PARTS.items())[1:]), ALONE, "split 'train' has 1 of 2 parts"),
+        ({"train/neg/1_7.txt": b"\xff"}, ALONE, r"1_7\.txt: not UTF-8 text"),
+        ({"train/x.jsonl": ROWS, "train/x.csv": ROWS}, ALONE, r"x\.jsonl: x\.csv would give its rows the same names"),
+    ],
+)
+def test_folders_that_do_not_say_what_a_split_is(tmp_path, files, splits, message):
+    lay_out(tmp_path, files)
+    with pytest.raises(UserError, match=message):
+        load_rows(make_data(path=str(tmp_path), splits=splits), COLUMNS)
 
 
 ROW = b'{"text": "a", "label": "x"}'
@@ -300,7 +295,7 @@ def test_what_is_no_plain_file_is_one_line(tmp_path):
     (tmp_path / "train.tsv").symlink_to("nowhere")
     with pytest.raises(UserError, match="no file for split 'train'"):
         load_rows(make_data(path=str(tmp_path)), COLUMNS)
-    for path in ("x" * 5000, "a\0b", tmp_path / "train.tsv"):
+    for path in ("x" * 5000, "a\0b", tmp_path / "train.tsv", tmp_path / "nowhere.csv"):
         with pytest.raises(UserError, match=r"no such file or folder|cannot be read: File name too long"):
             load_rows(make_data(path=str(path)), COLUMNS)
     (tmp_path / "d" / "train").mkdir(parents=True)
@@ -345,9 +340,8 @@ def test_rows_that_do_not_fit_into_memory_are_refused_while_they_are_read(tmp_pa
 
 def test_a_single_file_has_no_other_splits(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
-    splits = Splits(train="train", validation=None, test="test")
     with pytest.raises(UserError, match=r"one file holds one split; set data\.splits\.validation and test to null"):
-        load_rows(make_data(path=str(path), splits=splits), COLUMNS)
+        load_rows(make_data(path=str(path), splits=SPLITS), COLUMNS)
 
 
 def test_a_very_wide_table_is_read_at_once(tmp_path):
@@ -368,23 +362,9 @@ def test_a_line_without_end_is_not_read_to_its_end(tmp_path, monkeypatch):
             load_rows(make_data(path=str(tmp_path / name)), COLUMNS)
 
 
-def test_two_files_whose_rows_would_have_the_same_names(tmp_path):
-    write_jsonl(tmp_path / "train" / "x.jsonl", ROWS)
-    write_table(tmp_path / "train" / "x.csv", ROWS)
-    with pytest.raises(UserError, match=r"x\.jsonl: x\.csv would give its rows the same names"):
-        load_rows(make_data(path=str(tmp_path)), COLUMNS)
-
-
-def test_a_missing_file(tmp_path):
-    with pytest.raises(UserError, match=r"data\.path = .*nowhere\.csv: no such file or folder"):
-        load_rows(make_data(path=str(tmp_path / "nowhere.csv")), COLUMNS)
-
-
 @pytest.fixture
-def hub_folder(tmp_path, monkeypatch):
-    """A data set in the hub's layout, loaded by the hub's own library from a folder."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def hub_folder(tmp_path, hub):
+    """A dataset in the Hub's layout, loaded by the Hub's own library from a folder."""
     folder = tmp_path / "my_set"
     folder.mkdir()
     for split, n in (("train", 6), ("test", 4)):
@@ -401,11 +381,9 @@ def test_hub_splits_are_read_by_name(hub_folder):
     assert set(loaded.identity["sha256"]) == {"train", "test"}
 
 
-def test_a_branch_is_recorded_as_the_commit_that_it_stood_for(hub_folder, monkeypatch):
-    import datasets
-
+def test_a_branch_is_recorded_as_the_commit_that_it_stood_for(hub, hub_folder, monkeypatch):
     commit, opened = "c0ffee" * 6 + "c0ff", []
-    real = datasets.load_dataset_builder
+    real = hub.load_dataset_builder
     data = make_data(source="hub", name=str(hub_folder), revision="v1")
     assert load_rows(data, COLUMNS).identity["revision"] == "v1"  # a folder has no commit
 
@@ -416,7 +394,7 @@ def test_a_branch_is_recorded_as_the_commit_that_it_stood_for(hub_folder, monkey
         found.hash = commit
         return found
 
-    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+    monkeypatch.setattr(hub, "load_dataset_builder", builder)
     for stream in (None, 5):
         loaded = load_rows(make_data(source="hub", name=str(hub_folder), revision="main", stream=stream), COLUMNS)
         assert loaded.identity["revision"] == commit
@@ -424,12 +402,10 @@ def test_a_branch_is_recorded_as_the_commit_that_it_stood_for(hub_folder, monkey
     assert opened == ["main", "main"]
 
 
-def test_hub_class_labels_are_read_by_their_names(hub_folder, tmp_path):
-    import datasets
-
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+def test_hub_class_labels_are_read_by_their_names(hub, tmp_path):
+    features = hub.Features({"text": hub.Value("string"), "label": hub.ClassLabel(names=["no", "yes"])})
     folder = tmp_path / "named"
-    datasets.Dataset.from_list(
+    hub.Dataset.from_list(
         [{"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "c", "label": None}], features=features
     ).to_parquet(folder / "train.parquet")
     loaded = load_rows(make_data(source="hub", name=str(folder)), COLUMNS)
@@ -437,20 +413,12 @@ def test_hub_class_labels_are_read_by_their_names(hub_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stream_reads_so_many_rows_drawn_by_the_seed(tmp_path, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_a_stream_reads_so_many_rows_drawn_by_the_seed(tmp_path, hub):
     rows = [{"text": f"text {n}", "label": n % 2, "extra": "unread"} for n in range(100)]
-    features = datasets.Features(
-        {
-            "text": datasets.Value("string"),
-            "label": datasets.ClassLabel(names=["no", "yes"]),
-            "extra": datasets.Value("string"),
-        }
-    )
+    text = hub.Value("string")
+    features = hub.Features({"text": text, "label": hub.ClassLabel(names=["no", "yes"]), "extra": text})
     folder = tmp_path / "large"
-    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "train.parquet")
+    hub.Dataset.from_list(rows, features=features).to_parquet(folder / "train.parquet")
 
     def read(**changes):
         return load_rows(make_data(source="hub", name=str(folder), **changes), COLUMNS)
@@ -474,10 +442,7 @@ def test_a_stream_reads_so_many_rows_drawn_by_the_seed(tmp_path, monkeypatch):
     assert set(loaded.columns) == {"text", "label", "extra"}
 
 
-def test_a_stream_that_breaks_off_is_one_line(tmp_path, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_a_stream_that_breaks_off_is_one_line(tmp_path, hub):
     write_jsonl(tmp_path / "torn" / "train.jsonl", ROWS)
     with (tmp_path / "torn" / "train.jsonl").open("a") as file:
         file.write('{"text": "unfinished')
@@ -494,9 +459,8 @@ def test_a_stream_that_breaks_off_is_one_line(tmp_path, monkeypatch):
         ({"label": pa.array([1, 0], pa.uint8())}, ["1", "0"]),
     ],
 )
-def test_hub_values_are_read_as_those_of_files(tmp_path, monkeypatch, columns, label):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+@pytest.mark.usefixtures("hub")
+def test_hub_values_are_read_as_those_of_files(tmp_path, columns, label):
     (tmp_path / "h").mkdir()
     write_parquet(tmp_path / "h" / "train.parquet", {"text": pa.array(["a", "b"])} | columns)
     for data in (make_data(source="hub", name=str(tmp_path / "h")), make_data(path=str(tmp_path / "h"))):
