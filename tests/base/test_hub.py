@@ -11,15 +11,11 @@ import pytest
 from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
 
 from salf.errors import UserError
-from stages.base.__main__ import main
+from tests.base.conftest import bring
 from tests.conftest import PROJECT, write_params
 from tests.hub_transport import HUB_FAULTS, answering, hub_that
 
-
-def bring(tmp_path, monkeypatch, source="somebody/thing", revision=None, trusted=False):
-    monkeypatch.chdir(tmp_path)
-    write_params(tmp_path, model__source=source, model__revision=revision, model__trust_remote_code=trusted)
-    main(["--out", "base"])
+NAME = "somebody/thing"
 
 
 @pytest.mark.parametrize("what", HUB_FAULTS)
@@ -29,7 +25,7 @@ def test_a_fault_of_the_hub_is_one_line_that_says_what_to_do(tmp_path, monkeypat
         hub_that(answer, tmp_path / "cache"),
         pytest.raises(UserError, match=rf"^model\.source = somebody/thing: .*{told}") as raised,
     ):
-        bring(tmp_path, monkeypatch, revision="v9")
+        bring(tmp_path, monkeypatch, NAME, model__revision="v9")
     assert "\n" not in str(raised.value)
     assert "Request" not in str(raised.value)
 
@@ -40,7 +36,7 @@ def test_offline_mode_without_a_cached_model_is_named(tmp_path, monkeypatch):
         hub_that(answering(200), tmp_path / "cache"),
         pytest.raises(UserError, match="not in the hub's cache, and HF_HUB_OFFLINE is set; unset it"),
     ):
-        bring(tmp_path, monkeypatch)
+        bring(tmp_path, monkeypatch, NAME)
 
 
 def test_a_cache_with_a_part_of_the_model_is_named(tmp_path, monkeypatch):
@@ -57,33 +53,31 @@ def test_a_cache_with_a_part_of_the_model_is_named(tmp_path, monkeypatch):
         hub_that(answering(200), tmp_path / "cache"),
         pytest.raises(UserError, match=r"cache holds a part of it only.*connect to it"),
     ):
-        bring(tmp_path, monkeypatch, trusted=True)
+        bring(tmp_path, monkeypatch, NAME, model__trust_remote_code=True)
     with hub_that(answering(200), tmp_path / "cache"), pytest.raises(UserError, match=r"no \.safetensors weights"):
-        bring(tmp_path, monkeypatch)  # without the code nothing is missing but what this cache never had
+        bring(tmp_path, monkeypatch, NAME)  # without the code nothing is missing but what this cache never had
 
 
 def test_a_name_that_the_hub_cannot_have_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no folder here, and no name of the hub's") as raised:
-        bring(tmp_path, monkeypatch, source="one/two/three")
+        bring(tmp_path, monkeypatch, "one/two/three")
     assert "\n" not in str(raised.value)
 
 
-def test_a_disk_without_room_for_the_download_is_named(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/cache/blobs/abc.incomplete")
-
-    monkeypatch.setattr("stages.base.sources.snapshot_download", full)
-    with pytest.raises(UserError, match=r"no room on the disk for the hub's cache .*set HF_HOME elsewhere"):
-        bring(tmp_path, monkeypatch)
-
-
-def test_a_cache_that_may_not_be_written_stays_a_fault_of_the_disk(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("fault", "kind", "told"),
+    [
+        (errno.ENOSPC, UserError, r"no room on the disk for the hub's cache .*set HF_HOME elsewhere"),
+        (errno.EACCES, PermissionError, "Permission denied"),  # stages.common.command makes its line of it
+    ],
+)
+def test_a_fault_of_the_disk_under_the_cache(tmp_path, monkeypatch, fault, kind, told):
     def refused(*_, **__):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/cache")
+        raise OSError(fault, os.strerror(fault), "/cache/blobs/abc.incomplete")
 
     monkeypatch.setattr("stages.base.sources.snapshot_download", refused)
-    with pytest.raises(PermissionError):  # stages.common.command makes its line of it
-        bring(tmp_path, monkeypatch)
+    with pytest.raises(kind, match=told):
+        bring(tmp_path, monkeypatch, NAME)
 
 
 @pytest.mark.slow

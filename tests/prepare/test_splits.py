@@ -146,13 +146,6 @@ def test_a_larger_limit_adds_rows_and_keeps_the_others():
     assert small < large
 
 
-def test_labels_that_training_does_not_know_are_refused():
-    parts = splits_of(many("a", 3) + many("b", 3)) | {"test": many("a", 2) + many("new", 4)}
-    kept, refused = draw(parts, make_data())
-    assert {e.label for e in kept["test"]} == {"a"}
-    assert refused == {("test", "with a label that train lacks ('new')"): 4}
-
-
 def test_labels_of_which_a_tiny_limit_draws_no_row_are_counted():
     train = many("a", 9) + many("b", 3) + many("c", 3)
     kept, refused = draw(splits_of(train), make_data(limits=Limits(train=2, validation=None, test=None)))
@@ -199,7 +192,12 @@ def test_an_empty_split_or_a_single_class_says_what_became_of_the_rows(splits, c
     check_usable({split: [None] for split in FULL}, carved, Counter(lost), [])  # no classes
 
 
-def test_labels_that_training_lacks_are_shown():
-    parts = splits_of(many("a", 3) + many("b", 3)) | {"test": [example(str(n), f"l{n}") for n in range(5)]}
-    _, refused = draw(parts, make_data())
-    assert refused == {("test", "with a label that train lacks ('l0', 'l1', 'l2', ... (5 in all))"): 5}
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [(["new"] * 4, "'new'"), ([f"l{n}" for n in range(5)], "'l0', 'l1', 'l2', ... (5 in all)")],
+)
+def test_labels_that_training_lacks_are_refused_and_shown(labels, shown):
+    test = many("a", 2) + [example(str(n), label) for n, label in enumerate(labels)]
+    kept, refused = draw(splits_of(many("a", 3) + many("b", 3)) | {"test": test}, make_data())
+    assert {e.label for e in kept["test"]} == {"a"}
+    assert refused == {("test", f"with a label that train lacks ({shown})"): len(labels)}

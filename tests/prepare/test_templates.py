@@ -118,12 +118,6 @@ def test_lists_mappings_and_bytes_are_refused_with_what_to_write(changes, row, r
 HALF = "cut \ud83d"
 
 
-def test_a_group_has_one_name_in_every_format():
-    rows = [{"text": "a", "label": "x", "file": file} for file in ("1.0", 1, 2.0, " 2 ")]
-    examples, _ = fill_rows(loaded(*rows), Filler(make_data(group_column="file")))
-    assert [example.group for example in examples["train"]] == ["1", "1", "2", "2"]
-
-
 @pytest.mark.parametrize("column", ["text", "label", "file"])
 def test_half_of_a_surrogate_pair_anywhere_refuses_the_row(column):
     good = {"text": "a", "label": "x", "file": "f"}
@@ -152,13 +146,22 @@ def test_a_path_that_no_row_has_is_an_error_and_one_that_some_lack_is_counted():
     assert filler.blank == {"q.stem": 1}
 
 
-def test_numbers_and_booleans_find_their_label_words():
-    data = make_data(label_words={1: "good\n", "true": " yes"})
-    examples, _ = fill_rows(
-        loaded({"text": "a", "label": 1}, {"text": "b", "label": 1.0}, {"text": "c", "label": True}),
-        Filler(data),
-    )
-    assert [(e.label, e.answer) for e in examples["train"]] == [("1", "good"), ("1", "good"), ("true", "yes")]
+@pytest.mark.parametrize(
+    ("words", "labels", "found"),
+    [
+        (
+            {1: "good\n", "true": " yes"},
+            [1, 1.0, True],
+            [("1", "good"), ("1", "good"), ("true", "yes")],
+        ),
+        ({0: "bad", 1: "good"}, ["0.0", "1.0"], [("0", "bad"), ("1", "good")]),  # as a csv has them
+        ({None: "nothing"}, ["1.0", "null"], [("1.0", "1.0"), ("null", "nothing")]),
+    ],
+)
+def test_numbers_and_booleans_find_their_label_words(words, labels, found):
+    rows = [{"text": "a", "label": label} for label in labels]
+    examples, _ = fill_rows(loaded(*rows), Filler(make_data(label_words=words)))
+    assert [(e.label, e.answer) for e in examples["train"]] == found
 
 
 def test_refuses_rows_without_text_or_label_and_counts_them():
@@ -196,14 +199,6 @@ def test_a_label_word_for_a_label_that_does_not_occur_is_a_typing_mistake():
 def test_label_words_that_say_nothing_or_two_things(words, told):
     with pytest.raises(UserError, match=rf"data\.label_words: {told}"):
         Filler(make_data(label_words=words))
-
-
-def test_a_csvs_numbers_find_label_words_that_yaml_holds_as_numbers():
-    rows = [{"text": "a", "label": "0.0"}, {"text": "b", "label": "1.0"}, {"text": "c", "label": "null"}]
-    examples, _ = fill_rows(loaded(*rows[:2]), Filler(make_data(label_words={0: "bad", 1: "good"})))
-    assert [(e.label, e.answer) for e in examples["train"]] == [("0", "bad"), ("1", "good")]
-    examples, _ = fill_rows(loaded(*rows), Filler(make_data(label_words={None: "nothing"})))
-    assert [(e.label, e.answer) for e in examples["train"]][1:] == [("1.0", "1.0"), ("null", "nothing")]
 
 
 def test_a_template_that_names_the_answer_is_refused():

@@ -55,6 +55,8 @@ def test_label_tokens_are_the_same_behind_every_prompt(tokenizer, raw):
     assert labels == {w: raw.encode(f" {w}", add_special_tokens=False).ids for w in ("sports", "world")}
     made, _ = tokenise(tokenizer, examples, labels, 200)
     assert {tuple(row.answer_ids) for row in made if row.example.label == "world"} == {tuple(labels["world"])}
+    begin_alike = [example("x\nLabel:", word, word) for word in ("very good", "very bad", "good")]
+    assert set(label_ids(tokenizer, begin_alike)) == {"very good", "very bad", "good"}
 
 
 def test_sentencepiece_like_tokenizers_do_not_get_a_second_space(tmp_path):
@@ -139,11 +141,6 @@ def test_texts_that_hold_special_tokens_are_noted(tokenizer, raw, text, answer, 
     assert bool(own) == bool(notes)
 
 
-def test_words_with_a_common_beginning_are_fine(tokenizer):
-    examples = [example("x\nLabel:", word, word) for word in ("very good", "very bad", "good")]
-    assert set(label_ids(tokenizer, examples)) == {"very good", "very bad", "good"}
-
-
 def test_unknown_words_of_a_word_level_vocabulary_cannot_be_told_apart(tmp_path):
     raw = Tokenizer(models.WordLevel({"<unk>": 0, "x": 1}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -164,16 +161,12 @@ def test_long_prompts_lose_their_left_end_and_keep_the_start_token(tokenizer, ra
     assert not refused
 
 
-def test_the_models_context_caps_the_length(tmp_path):
-    tokenizer = PromptTokenizer(write_base(tmp_path, context=12))
-    made, _ = tokenise(tokenizer, [example("the cat sat on the mat " * 9, "a")], None, 500)
-    assert len(made[0].prompt_ids) + len(made[0].answer_ids) == 12
-
-
-def test_a_context_under_gpt2s_name_for_it_caps_the_length(tmp_path):
+@pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions"])
+def test_the_models_context_caps_the_length(tmp_path, name):
     folder = write_base(tmp_path)
-    (folder / "config.json").write_text('{"n_positions": 9, "eos_token_id": 1}')
-    assert PromptTokenizer(folder).room(500) == 9
+    (folder / "config.json").write_text(json.dumps({name: 12, "eos_token_id": 1}))
+    made, _ = tokenise(PromptTokenizer(folder), [example("the cat sat on the mat " * 9, "a")], None, 500)
+    assert len(made[0].prompt_ids) + len(made[0].answer_ids) == 12
 
 
 def test_an_answer_that_leaves_no_room_is_refused(tokenizer):
