@@ -16,7 +16,7 @@ import json
 import os
 from datetime import UTC, datetime
 from io import FileIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -39,6 +39,22 @@ class LockedPath(_Part):
     path: str
     md5: str | None = None
     size: int | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether DVC tracks it as a folder."""
+        return bool(self.md5 and self.md5.endswith(".dir"))
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether it is in the project."""
+        path = PurePosixPath(self.path)
+        return not path.is_absolute() and ".." not in path.parts
+
+    @property
+    def shown(self) -> str:
+        """Its path as others may see it; outside the project only the last name."""
+        return self.path if self.is_inside else PurePosixPath(self.path).name
 
 
 class LockEntry(_Part):

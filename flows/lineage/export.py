@@ -11,7 +11,7 @@ from flows.lineage.ledger import Ledger
 from flows.lineage.project import Project
 from flows.lineage.results import Result, members, results
 from salf.errors import UserError
-from salf.files import replacing_file
+from salf.files import write_json, write_text
 
 # The formats and their libraries are imported where they are asked for: together they take seconds.
 
@@ -50,15 +50,15 @@ def _export_ro_crate(project: Project, out: Path | None, _key: Path | None) -> l
     found = _current(project)
     files = {path: text for path, text in _FILES.items() if (project.root / path).is_file()}
     if project.ledger.is_relative_to(project.root):
-        files[project.ledger.relative_to(project.root).as_posix()] = (
-            "every run, each line with the hash of the previous one"
-        )
+        ledger = project.ledger.relative_to(project.root).as_posix()
+        files[ledger] = "every run, each line with the hash of the previous one"
     document = ro_crate.crate(found, files)
     if out is not None:
         artifacts = [path for path, artifact in members(found).items() if artifact.is_inside]
         _copy(project, [*artifacts, *files], out)
     target = (out or project.root) / ro_crate.METADATA
-    return [_write(target, json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n")]
+    write_text(target, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return [target]
 
 
 def _export_openlineage(project: Project, out: Path | None, _key: Path | None) -> list[Path]:
@@ -70,7 +70,9 @@ def _export_openlineage(project: Project, out: Path | None, _key: Path | None) -
     if out is None and openlineage.server():
         openlineage.post(found)
         return []
-    return [_write(out or project.root / _EVENTS, openlineage.lines(found).encode())]
+    target = out or project.root / _EVENTS
+    write_text(target, openlineage.lines(found))
+    return [target]
 
 
 def _export_slsa(project: Project, out: Path | None, key: Path | None) -> list[Path]:
@@ -84,10 +86,8 @@ def _export_slsa(project: Project, out: Path | None, key: Path | None) -> list[P
         folder = project.root / model.path
         sha256 = {f.relative_to(folder).as_posix(): project.hasher.sha256(f) for f in project.files_of(folder)}
         document = slsa.statement(result, model, sha256)
-        if key is not None:
-            document = slsa.envelope(document, key)
-        target = (out or project.root / _PROVENANCE) / f"{model.path}.intoto.json"
-        written.append(_write(target, slsa.encode(document)))
+        written.append((out or project.root / _PROVENANCE) / f"{model.path}.intoto.json")
+        write_json(written[-1], document if key is None else slsa.envelope(document, key))
     return written
 
 
@@ -108,12 +108,6 @@ def _copy(project: Project, paths: list[str], folder: Path) -> None:
             target = folder / file.relative_to(project.root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-
-
-def _write(target: Path, content: bytes) -> Path:
-    with replacing_file(target) as aside:
-        aside.write_bytes(content)
-    return target
 
 
 FORMATS: Final[Mapping[str, Callable[[Project, Path | None, Path | None], list[Path]]]] = {

@@ -34,9 +34,9 @@ from openlineage.client.transport.http import HttpConfig, HttpTransport
 
 from flows.lineage.history import read_lock
 from flows.lineage.ledger import Ledger
-from flows.lineage.results import Artifact, artifacts, parameters
+from flows.lineage.results import artifacts, parameters
 from salf.errors import UserError
-from salf.ledger import End, LockEntry, Start
+from salf.ledger import End, LockedPath, LockEntry, Start
 
 EVENTS: Final = Path("reports/lineage/openlineage.jsonl")
 NAMESPACE: Final = "salf"
@@ -159,7 +159,7 @@ def _job_type(kind: str) -> JobFacet:
     return job_type_job.JobTypeJobFacet("BATCH", "DVC", kind, producer=PRODUCER)
 
 
-def _version(artifact: Artifact) -> dict[str, DatasetFacet]:
+def _version(artifact: LockedPath) -> dict[str, DatasetFacet]:
     return {"version": dataset_version_dataset.DatasetVersionDatasetFacet(f"md5:{artifact.md5}", producer=PRODUCER)}
 
 

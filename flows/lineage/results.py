@@ -5,47 +5,15 @@ Where DVC took a result from its cache, its run is the earlier one that made it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 import networkx as nx
 
 from flows.lineage.ledger import Ledger
-from flows.lineage.project import is_folder, overlap
+from flows.lineage.project import overlap
 from flows.lineage.why import leaves
 from salf.errors import UserError
 from salf.ledger import End, Locked, LockedPath, LockEntry, Start
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A file or folder in dvc.lock.
-
-    Attributes:
-        path: relative to the project, with ``/``.
-        md5: DVC's hash.
-        size: bytes; ``None`` where DVC did not count them.
-    """
-
-    path: str
-    md5: str
-    size: int | None
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether DVC tracks it as a folder."""
-        return is_folder(self.md5)
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether it is in the project."""
-        path = PurePosixPath(self.path)
-        return not path.is_absolute() and ".." not in path.parts
-
-    @property
-    def shown(self) -> str:
-        """Its path as others may see it; outside the project only the last name."""
-        return self.path if self.is_inside else PurePosixPath(self.path).name
 
 
 @dataclass(frozen=True)
@@ -72,12 +40,12 @@ class Result:
         return parameters(self.locked.lock)
 
     @property
-    def inputs(self) -> tuple[Artifact, ...]:
+    def inputs(self) -> list[LockedPath]:
         """What the stage read."""
         return artifacts(self.locked.lock.deps)
 
     @property
-    def outputs(self) -> tuple[Artifact, ...]:
+    def outputs(self) -> list[LockedPath]:
         """What the stage wrote."""
         return artifacts(self.locked.lock.outs)
 
@@ -115,15 +83,15 @@ def results(ledger: Ledger, lock: Mapping[str, LockEntry]) -> list[Result]:
     return _in_order(found)
 
 
-def members(found: Sequence[Result]) -> dict[str, Artifact]:
+def members(found: Sequence[Result]) -> dict[str, LockedPath]:
     """Return the artifacts of these results by path: every input and output, once."""
     seen = {artifact.path: artifact for result in found for artifact in (*result.inputs, *result.outputs)}
     return dict(sorted(seen.items()))
 
 
-def artifacts(paths: Sequence[LockedPath]) -> tuple[Artifact, ...]:
+def artifacts(paths: Sequence[LockedPath]) -> list[LockedPath]:
     """The ``deps`` or ``outs`` of an entry; what has no hash (a web address) is left out."""
-    return tuple(Artifact(one.path, one.md5, one.size) for one in paths if one.md5)
+    return [path for path in paths if path.md5]
 
 
 def parameters(entry: LockEntry) -> dict[str, Any]:

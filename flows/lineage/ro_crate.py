@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from flows.lineage.ledger import RESTORED
 from flows.lineage.project import overlap
-from flows.lineage.results import Artifact, Result, members
+from flows.lineage.results import Result, members
+from salf.ledger import LockedPath
 
 METADATA: Final = "ro-crate-metadata.json"
 WORKFLOW: Final = "dvc.yaml"
@@ -91,10 +92,10 @@ def _id(*names: str) -> str:
     return "#" + "/".join(quote(name, safe="") for name in names)
 
 
-def _path_of(artifact: Artifact) -> str:
+def _path_of(artifact: LockedPath) -> str:
     """The id of an artifact: its path in the crate, as a URI."""
     if not artifact.is_inside:
-        return _id("elsewhere", artifact.md5)
+        return _id("elsewhere", artifact.md5 or "")
     return quote(artifact.path) + ("/" if artifact.is_folder else "")
 
 
@@ -186,11 +187,11 @@ def _files(found: Sequence[Result], files: Mapping[str, str]) -> dict[str, Entit
     entities = []
     for path, artifact in members(found).items():
         kind = "Dataset" if artifact.is_folder else "File"
-        facts = {"md5": artifact.md5, "encodingFormat": _format_of(path)}
+        facts: Entity = {"contentSize": None if artifact.size is None else str(artifact.size)}
         if artifact.is_folder or not artifact.is_inside:
-            facts = {"identifier": f"dvc:md5:{artifact.md5}"}
-        if artifact.size is not None:
-            facts["contentSize"] = str(artifact.size)
+            facts["identifier"] = f"dvc:md5:{artifact.md5}"
+        else:
+            facts |= {"md5": artifact.md5, "encodingFormat": _format_of(path)}
         entities.append(
             _entity(_path_of(artifact), kind if artifact.is_inside else _ELSEWHERE, name=artifact.shown, **facts)
         )

@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # public, but in no __all__
 
-from flows.lineage.results import Artifact, Result
+from flows.lineage.results import Result
 from salf.errors import UserError
+from salf.ledger import LockedPath
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
@@ -25,7 +26,7 @@ BUILD_TYPE: Final = "urn:salf:dvc-stage:v1"
 BUILDER: Final = "urn:salf:local-dvc"
 
 
-def model_folders(found: Sequence[Result], project: Path) -> list[tuple[Result, Artifact]]:
+def model_folders(found: Sequence[Result], project: Path) -> list[tuple[Result, LockedPath]]:
     """Return the outputs that are model folders (they hold safetensors), with what is known of their making."""
     return [
         (result, artifact)
@@ -35,14 +36,18 @@ def model_folders(found: Sequence[Result], project: Path) -> list[tuple[Result, 
     ]
 
 
-def statement(result: Result, model: Artifact, sha256: Mapping[str, str]) -> dict[str, Any]:
-    """Return the statement about one model folder.
+def statement(result: Result, model: LockedPath, sha256: Mapping[str, str]) -> dict[str, Any]:
+    """Return the statement about one model folder, the stage's output.
 
     Args:
-        result: the stage's result that the folder belongs to.
+        result: the stage's result.
         model: the folder.
         sha256: path below the folder → hex SHA-256 of the file.
     """
+    start, end = result.start, result.end
+    facts = {"seed", "machine", "flow_run", "dirty", "dirty_files_sha256"}
+    source = [{"name": "source code", "digest": {"gitCommit": start.commit}}] if start and start.commit else []
+    times = {"invocationId": start.run, "startedOn": start.at} if start else {}
     return {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(sha256.items())],
@@ -56,10 +61,14 @@ def statement(result: Result, model: Artifact, sha256: Mapping[str, str]) -> dic
                     "parameters": result.parameters,
                     "output": model.path,
                 },
-                "internalParameters": _internal(result),
-                "resolvedDependencies": [*_source(result), *map(_descriptor, result.inputs)],
+                "internalParameters": start.model_dump(include=facts, exclude_unset=True) if start else {},
+                "resolvedDependencies": [*source, *map(_descriptor, result.inputs)],
             },
-            "runDetails": _run_details(result, model),
+            "runDetails": {
+                "builder": {"id": BUILDER, "version": result.versions},
+                "metadata": times | ({"finishedOn": end.at} if end else {}),
+                "byproducts": [_descriptor(other) for other in result.outputs if other != model],
+            },
         },
     }
 
@@ -97,30 +106,7 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
     return key
 
 
-def _internal(result: Result) -> dict[str, Any]:
-    facts = {"seed", "machine", "flow_run", "dirty", "dirty_files_sha256"}
-    return result.start.model_dump(include=facts, exclude_unset=True) if result.start else {}
-
-
-def _source(result: Result) -> list[dict[str, Any]]:
-    known = result.start is not None and result.start.commit is not None
-    return [{"name": "source code", "digest": {"gitCommit": result.commit}}] if known else []
-
-
-def _descriptor(artifact: Artifact) -> dict[str, Any]:
+def _descriptor(artifact: LockedPath) -> dict[str, Any]:
     # The hash of a folder is DVC's own: MD5 of the list of its files' names and MD5s.
     name = "dvcMd5Dir" if artifact.is_folder else "md5"
-    return {"name": artifact.shown, "digest": {name: artifact.md5.removesuffix(".dir")}}
-
-
-def _run_details(result: Result, model: Artifact) -> dict[str, Any]:
-    metadata = {}
-    if result.start:
-        metadata = {"invocationId": result.start.run, "startedOn": result.start.at}
-    if result.end:
-        metadata["finishedOn"] = result.end.at
-    return {
-        "builder": {"id": BUILDER, "version": result.versions},
-        "metadata": metadata,
-        "byproducts": [_descriptor(other) for other in result.outputs if other != model],
-    }
+    return {"name": artifact.shown, "digest": {name: (artifact.md5 or "").removesuffix(".dir")}}

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from salf.files import git
+from salf.files import git, sha256_file
 from salf.ledger import LEDGER, End, Machine, Start, append, ledger_of
 
 _PACKAGES: Final = (
@@ -135,8 +135,7 @@ def _hash_of_files(folder: Path, paths: Sequence[str]) -> str:
 
 def _hash_of(file: Path) -> str:
     try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return sha256_file(file)
     except OSError:  # deleted, a folder of another repository, or not to be read
         return "absent"
 
