@@ -187,15 +187,18 @@ def _check(network: PreTrainedModel, twin: Any, family: Family, boundary: int) -
     device = network.get_input_embeddings().weight.device
     rows = [torch.arange(1, tokens + 1, device=device) for tokens in (3, 5)]
     ids, mask = (pad_sequence(part, batch_first=True) for part in (rows, [torch.ones_like(row) for row in rows]))
-    outputs: list[Any] = []
-    layer = network.get_submodule(family.layers)[boundary - 1]
-    handle = layer.register_forward_hook(lambda *given: outputs.append(given[-1]))
-    try:
-        with torch.no_grad(), in_eval_mode(network):
-            theirs = network(input_ids=ids, attention_mask=mask).logits[mask.bool()]
-            entry.in_tuple = isinstance(outputs[0], tuple)
-            states = outputs[0][0] if entry.in_tuple else outputs[0]
-            ours = twin(inputs_embeds=states, attention_mask=mask).logits[mask.bool()]
-    finally:
-        handle.remove()
-    require_same_logits(network, ours, theirs)
+
+    def both() -> tuple[Tensor, Tensor]:
+        outputs: list[Any] = []
+        layer = network.get_submodule(family.layers)[boundary - 1]
+        handle = layer.register_forward_hook(lambda *given: outputs.append(given[-1]))
+        try:
+            theirs = network(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        finally:
+            handle.remove()
+        entry.in_tuple = isinstance(outputs[0], tuple)
+        states = outputs[0][0] if entry.in_tuple else outputs[0]
+        return twin(inputs_embeds=states, attention_mask=mask).logits[mask.bool()], theirs[mask.bool()]
+
+    with in_eval_mode(network):
+        require_same_logits(network, both)

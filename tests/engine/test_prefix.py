@@ -370,6 +370,22 @@ def test_what_cannot_work_is_refused_in_one_line():
         suffix(model, BOUNDARY)
 
 
+@pytest.mark.parametrize("model_type", ["stablelm", "glm", "mpt", "gpt_oss", "falcon_mamba"])
+def test_a_model_type_outside_the_table_works_if_its_layers_run_apart(model_type):
+    assert model_type not in FAMILIES
+    model = tiny_network(model_type, head_dim=None if model_type != "gpt_oss" else 8)
+    batch, _ = whole_batch("right")
+    expected = model(**batch).loss
+    found = suffix(model, BOUNDARY)(**collate_states(list(prefix_states(model, rows(), BOUNDARY)))).loss
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
+def test_a_model_that_cannot_be_found_apart_is_refused():
+    model = tiny_network("codegen")
+    with pytest.raises(UserError, match="model type 'codegen': its layers cannot be run one by one"):
+        prefix_states(model, rows(), BOUNDARY)
+
+
 def test_layers_that_hand_more_than_states_to_each_other_are_refused():
     model = tiny_network()
     layer, above = model.model.layers[1], model.model.layers[2]

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,48 +23,14 @@ from salf.errors import UserError, reading
 from salf.families import Family, family_of
 from salf.files import read_json
 
-_SHARED: Final = 2
-_LENGTHS: Final = (3, 5)  # behind the shared beginning: of two lengths, so that padding shows
-_STEP: Final = 7919  # a prime: spreads the tokens over the vocabulary
-
-
-@torch.no_grad()
-def difference(model: CausalModel) -> float:
-    """How far our logits are from the model's own at the ends of two prompts.
-
-    Returns:
-        see :func:`relative_difference`.
-    """
-    vocabulary, device = model.embedding.weight.shape[0], model.device
-    tokens = (torch.arange(1, _SHARED + sum(_LENGTHS) + 1, device=device) * _STEP) % vocabulary
-    beginning, *own = tokens.split([_SHARED, *_LENGTHS])
-    packing = Packing.of(_LENGTHS, device, past=_SHARED)
-    ends = torch.tensor(_LENGTHS, device=device).cumsum(0) - 1
-    states = model.embed(tokens, packing.position_ids()[0])
-    ours = model.logits(run_to_answers(model, states, 0, packing, ends))
-    # Padded on the right, which a causal model never looks back from: one pass of the model's own for both.
-    prompts = pad_sequence(
-        [torch.cat([beginning, rest]) for rest in own], batch_first=True, padding_value=int(tokens[0])
-    )
-    last = torch.tensor(_LENGTHS, device=device) + _SHARED - 1
-    theirs = model.network(prompts, use_cache=False).logits[torch.arange(len(own), device=device), last]
-    return relative_difference(ours, theirs)
-
-
-def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """The norm of the difference of centred logits [N, vocabulary] over the norm of the second ones.
-
-    NaN where either is not finite, or the second say the same of every token.
-    """
-    ours, theirs = (logits.double() - logits.double().mean(-1, keepdim=True) for logits in (ours, theirs))
-    return float((ours - theirs).norm() / theirs.norm())
-
-
 __all__ = ["CausalModel", "code_trusted", "open_model", "take_apart"]
 
 # Rounding aside, the probe's logits are the model's own; a part taken for another changes all of them.
 _TOLERANCE: Final = {torch.float32: 0.01, torch.float64: 0.01}
 _TOLERANCE_COARSE: Final = 0.3  # 16 bits, or eight
+_SHARED: Final = 2
+_LENGTHS: Final = (3, 5)  # after the shared prefix: of two lengths, so that padding shows
+_STEP: Final = 7919  # a prime: spreads the tokens over the vocabulary
 
 
 def open_model(
@@ -137,24 +103,19 @@ def code_trusted(base: Path) -> bool:
 def take_apart(network: PreTrainedModel) -> CausalModel:
     """Find a network's parts, and check on a few tokens that they make the network.
 
-    The check tells whether embedding, layers, norm and head are what the model itself uses, in its own
-    order. It is short: what only shows behind thousands of tokens (a wide window, stretched rotary
-    angles) is up to the table of families and its tests; types outside the table keep the model's masks.
+    The check tells whether embedding, layers, norm and head are what the model itself uses, in its own order. It is
+    short: what only shows after thousands of tokens (a wide window, stretched rotary angles) is up to the table of
+    families and its tests; types outside the table keep the model's masks.
 
     Raises:
         UserError: a part was not found, or the parts do not make the model; says what and where.
     """
-    kind = network.config.model_type
     # A tied head has a name of its own here, unlike in a file of weights.
-    family = family_of(kind, [name for name, _ in network.named_parameters(remove_duplicate=False)])
+    names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
+    family = family_of(network.config.model_type, names)
     _require_parts(network, family)
     model = CausalModel(network, family)
-    try:
-        far = difference(model)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"model type {kind!r}: its layers cannot be run one by one: {reason[:300]}") from None
-    _require_near(network, far)
+    require_same_logits(network, lambda: _probe(model))
     return model
 
 
@@ -173,25 +134,52 @@ def apart(network: PreTrainedModel) -> Iterator[CausalModel]:
         network.set_attn_implementation(attention)
 
 
-def require_same_logits(network: PreTrainedModel, ours: Tensor, theirs: Tensor) -> None:
-    """Compare logits that were computed layer by layer with the model's own, [N, vocabulary] both.
+def require_same_logits(network: PreTrainedModel, both: Callable[[], tuple[Tensor, Tensor]]) -> None:
+    """Compare logits that were computed layer by layer with the network's own, [N, vocabulary] both.
 
     Raises:
-        UserError: they differ, or are not finite.
+        UserError: they differ, are not finite, or cannot be computed.
     """
-    _require_near(network, relative_difference(ours, theirs))
-
-
-def _require_near(network: PreTrainedModel, far: float) -> None:
+    kind = network.config.model_type
+    try:
+        with torch.no_grad():
+            far = difference(*both())
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"model type {kind!r}: its layers cannot be run one by one: {reason[:300]}") from None
     if not math.isfinite(far):
         raise UserError(f"{network.name_or_path}: {_not_finite(network)}")
     # LLM.int8 takes a column of its inputs for an outlier by all rows of a pass, and ours hold others.
     rounds = getattr(network, "is_loaded_in_8bit", False)
     if not far <= (_TOLERANCE_COARSE if rounds else _TOLERANCE.get(network.dtype, _TOLERANCE_COARSE)):
         raise UserError(
-            f"model type {network.config.model_type!r}: its layers, run one by one, give other logits than the model "
-            f"itself (relative difference {far:.2g}); this architecture is not supported"
+            f"model type {kind!r}: its layers, run one by one, give other logits than the model itself "
+            f"(relative difference {far:.2g}); this architecture is not supported"
         )
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """The norm of the difference of centred logits [N, vocabulary] over the norm of the second ones.
+
+    NaN if either is not finite, or if the second say the same of every token.
+    """
+    ours, theirs = (logits.double() - logits.double().mean(-1, keepdim=True) for logits in (ours, theirs))
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def _probe(model: CausalModel) -> tuple[Tensor, Tensor]:
+    """Our logits and the model's own at the ends of two prompts, [2, vocabulary] both."""
+    vocabulary, device = model.embedding.weight.shape[0], model.device
+    tokens = (torch.arange(1, _SHARED + sum(_LENGTHS) + 1, device=device) * _STEP) % vocabulary
+    beginning, *own = tokens.split([_SHARED, *_LENGTHS])
+    packing = Packing.of(_LENGTHS, device, past=_SHARED)
+    ends = torch.tensor(_LENGTHS, device=device).cumsum(0) - 1
+    states = model.embed(tokens, packing.position_ids()[0])
+    ours = model.logits(run_to_answers(model, states, 0, packing, ends))
+    # Padded on the right, which a causal model never looks back from: one pass of the model's own for both.
+    prompts = pad_sequence([torch.cat([beginning, rest]) for rest in own], batch_first=True)
+    last = torch.tensor(_LENGTHS, device=device) + _SHARED - 1
+    return ours, model.network(prompts, use_cache=False).logits[torch.arange(len(own), device=device), last]
 
 
 def _not_finite(network: PreTrainedModel) -> str:
