@@ -51,7 +51,6 @@ def suffix(model: nn.Module, plan_or_boundary: FreezePlan | int, scope: str | No
     family, boundary = _freeze(model, network, plan_or_boundary, scope)
     twin = _twin(network, family, boundary)
     _check(network, twin, family, boundary)
-    twin.train(network.training)
     return twin
 
 

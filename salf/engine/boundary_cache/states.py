@@ -19,14 +19,11 @@ from salf.engine.runtime import Runtime
 
 @dataclass(frozen=True)
 class Layout:
-    """The rows of a split: the shared beginning's, then group after group, so that all is written in one go.
-
-    A group is what goes through the frozen layers in one pass; groups hold examples of similar length, so
-    that what trains together lies close together.
+    """The rows of a split: the shared prefix's, then group after group, in the order of writing.
 
     Attributes:
-        shared: P, rows of the beginning that all prompts share.
-        groups: the examples of each pass.
+        shared: P, rows of the prefix that all prompts share.
+        groups: the examples of each pass through the frozen layers, of similar length.
         firsts: the first row of every example, [examples].
         lengths: how many rows each has, [examples].
     """
@@ -38,7 +35,7 @@ class Layout:
 
     @classmethod
     def of(cls, examples: Sequence[Example], shared: int, batch_tokens: int) -> Self:
-        """Passes of at most ``batch_tokens`` tokens behind the beginning."""
+        """Passes of at most ``batch_tokens`` tokens after the shared prefix."""
         tokens = [len(example.inputs) - shared for example in examples]
         groups = inference_batches(tokens, batch_tokens)
         order = torch.tensor([i for group in groups for i in group])
@@ -53,7 +50,7 @@ class Layout:
         return self.shared + int(self.lengths.sum())
 
     def rows_of(self, index: Tensor, *, joined: bool) -> Tensor:
-        """Row numbers of the examples ``index``, end to end, [N]; ``joined``: the beginning's P before them."""
+        """Row numbers of the examples ``index``, end to end, [N]; ``joined``: the shared prefix's P before them."""
         lengths = self.lengths[index]
         ends = lengths.cumsum(0)
         own = torch.arange(int(ends[-1])) + torch.repeat_interleave(self.firsts[index] - ends + lengths, lengths)
@@ -62,15 +59,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class BoundaryStates:
-    """States of space ``space``, of the shared beginning and of every example behind it: a ``Start``.
-
-    They are kept in the type in which the layer below left them, which is the one that the layer above
-    reads: nothing is rounded.
+    """States at a boundary, of the shared prefix and of every example: a ``Start``.
 
     Attributes:
         space: the boundary.
-        layout: where every example's rows lie.
-        rows: the states, [layout.rows, hidden], in memory or mapped from a file.
+        layout: where every example's rows are.
+        rows: the states, [layout.rows, hidden], in memory or mapped, in the type in which the layer below left them.
         device: where the suffix runs.
     """
 
@@ -85,11 +79,11 @@ class BoundaryStates:
         return self.layout.shared
 
     def beginning(self) -> Tensor | None:
-        """The shared beginning's states, [P, hidden]; ``None`` where P is 0."""
+        """See :class:`Start`."""
         return self._rows(torch.arange(self.shared)) if self.shared else None
 
     def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
-        """The batch's states, [N, hidden]; ``joined``: the beginning's before them."""
+        """See :class:`Start`."""
         return self._rows(self.layout.rows_of(batch.index.cpu(), joined=joined))
 
     def _rows(self, numbers: Tensor) -> Tensor:
@@ -103,11 +97,11 @@ class BoundaryStates:
 
 @dataclass(frozen=True)
 class FrozenLayers:
-    """Start behind layers 1..space, which run for every batch, without gradients: a ``Start`` that keeps nothing.
+    """Layers 1..space, which run for every batch without gradients: a ``Start`` that keeps nothing.
 
     Attributes:
         below: where the frozen layers' own pass begins.
-        walked: the beginning that all prompts share, behind these layers; it is walked once.
+        walked: the shared prefix after these layers; it is walked once.
     """
 
     model: CausalModel
@@ -118,7 +112,7 @@ class FrozenLayers:
 
     @classmethod
     def of(cls, model: CausalModel, runtime: Runtime, space: int, beginning: tuple[int, ...]) -> Self:
-        """Behind layers 1..space and the token ids that all prompts begin with."""
+        """Layers 1..space and the token ids that all prompts begin with."""
         below = Embeddings.behind(model, beginning)
         with torch.no_grad(), runtime.autocast():
             return cls(model, runtime, space, below, walk_beginning(model, below.beginning(), 0, space))
@@ -129,11 +123,11 @@ class FrozenLayers:
         return self.below.shared
 
     def beginning(self) -> Tensor | None:
-        """The shared beginning's states, [P, hidden]; ``None`` where P is 0."""
+        """See :class:`Start`."""
         return self.walked.states if self.walked else None
 
     def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
-        """The batch's states, [N, hidden]; ``joined``: the beginning's before them."""
+        """See :class:`Start`."""
         with torch.no_grad(), self.runtime.autocast():
             packing = Packing.of(batch.lengths, self.model.device, walked=self.walked)
             own = run(self.model, self.below.states(batch), 0, self.space, packing)
