@@ -185,10 +185,6 @@ class Start(Protocol):
     def space(self) -> int:
         """The space of the states: 0 is the embedding output."""
 
-    @property
-    def shared(self) -> int:
-        """P, tokens of the shared prefix."""
-
     def beginning(self) -> Tensor | None:
         """States of the shared prefix, [P, hidden]; ``None`` where P is 0."""
 
@@ -251,10 +247,6 @@ class _Subset:
     @property
     def space(self) -> int:
         return self.whole.space
-
-    @property
-    def shared(self) -> int:
-        return self.whole.shared
 
     def beginning(self) -> Tensor | None:
         return self.whole.beginning()

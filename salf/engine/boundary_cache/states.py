@@ -73,14 +73,9 @@ class BoundaryStates:
     rows: Tensor
     device: torch.device
 
-    @property
-    def shared(self) -> int:
-        """P, tokens of the beginning that all prompts share."""
-        return self.layout.shared
-
     def beginning(self) -> Tensor | None:
         """See :class:`Start`."""
-        return self._rows(torch.arange(self.shared)) if self.shared else None
+        return self._rows(torch.arange(self.layout.shared)) if self.layout.shared else None
 
     def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
         """See :class:`Start`."""
@@ -116,11 +111,6 @@ class FrozenLayers:
         below = Embeddings.behind(model, beginning)
         with torch.no_grad(), runtime.autocast():
             return cls(model, runtime, space, below, walk_beginning(model, below.beginning(), 0, space))
-
-    @property
-    def shared(self) -> int:
-        """P, tokens of the beginning that all prompts share."""
-        return self.below.shared
 
     def beginning(self) -> Tensor | None:
         """See :class:`Start`."""
