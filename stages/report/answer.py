@@ -7,24 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from salf.methods import frozen_by_name, method_of
+from salf.methods import FIRST_N, LISA, method_of
 from salf.metrics import SCORES, Difference, Interval
-from salf.plan import FreezePlan
 from stages.report.artifacts import Artifacts, Method
-from stages.report.parts import (
-    THIN,
-    count,
-    decimal,
-    layer_range,
-    listing,
-    parameters,
-    percent,
-    seconds,
-    signed,
-    size,
-    span,
-)
 from stages.report.quality import BASELINES, OVER_CLASSES, label_shares
+from stages.report.wording import THIN, count, decimal, layer_range, listing, percent, signed, span
 
 Standing = Literal["unmeasured", "alone", "better", "level", "worse"]
 
@@ -102,24 +89,22 @@ class Headline:
 def chosen_method(artifacts: Artifacts) -> Method | None:
     """Find the method that follows the plan's selector, else one with its boundary, else ``salf``, else the nearest."""
     plan = artifacts.plan
-    compared = {m.name: m for m in artifacts.methods if method_of(m.name).scope != "full"}
-    boundaries = {name: found for name in compared if (found := _boundary_of(plan, name)) is not None}
+    compared = {m.name: m for m in artifacts.methods if method_of(m.name).scope not in ("full", FIRST_N, LISA)}
     preference = {name: rank for rank, name in enumerate((str(plan.selector), f"{plan.selector}+lora"))}
 
-    def rank(name: str) -> tuple[int, bool, bool, int, bool]:
-        method, distance = method_of(name), abs(boundaries[name] - plan.boundary)
+    def rank(name: str) -> tuple[int, bool, bool, float, bool]:
+        method, distance = method_of(name), abs(compared[name].record.boundary - plan.boundary)
         return preference.get(name, 2), distance > 0, method.scope != "salf", distance, bool(method.words)
 
-    return compared[min(boundaries, key=rank)] if boundaries else None
+    return compared[min(compared, key=rank)] if compared else None
 
 
 def facts_of(artifacts: Artifacts) -> Facts:
     """Gather the facts of the chosen method, compared with full fine-tuning."""
     plan, metrics, metric = artifacts.plan, artifacts.metrics, artifacts.metric
     method = chosen_method(artifacts)
-    own = _boundary_of(plan, method.name) if method else None
-    boundary = plan.boundary if own is None else own
-    measured = {_boundary_of(plan, m.name) for m in artifacts.methods}
+    boundary = round(method.record.boundary) if method else plan.boundary
+    measured = {m.record.boundary for m in artifacts.methods}
     scores = method.record.scores if method else {}
     full = metrics.methods.get("full") if metrics else None
     shares = label_shares(artifacts.meta, "test")
@@ -149,42 +134,10 @@ def facts_of(artifacts: Artifacts) -> Facts:
     )
 
 
-def key_figures(artifacts: Artifacts, facts: Facts) -> list[tuple[str, str, str]]:
-    """The numbers of the first screen: (what it is, the number, what it is made of)."""
-    plan, method = artifacts.plan, chosen_method(artifacts)
-    full = next((m for m in artifacts.methods if m.name == "full"), None)
-    tiles = []
-    if facts.partial:
-        note = f"full: {decimal(facts.full.value)}" if facts.full else span(facts.partial)
-        tiles.append((f"test {SCORES[facts.metric]}", decimal(facts.partial.value), note))
-    tiles.append(
-        ("of full’s FLOPs", percent(facts.cost), "counted while training" if method else "predicted by the plan")
-    )
-    if method and full:
-        mine, theirs = method.measured, full.measured
-        note = f"{seconds(mine.seconds)} against {seconds(theirs.seconds)}"
-        tiles.append(("of full’s training time", percent(mine.seconds_share), note))
-        note = f"{size(mine.peak_memory_bytes)} against {size(theirs.peak_memory_bytes)}"
-        tiles.append(("of full’s peak memory", percent(mine.peak_memory_share), note))
-    trained, total = plan.frontier[facts.boundary].trained_parameters, plan.parameters.total
-    made_of = f"{parameters(trained)} of {parameters(total)}"
-    tiles.append(("of parameters trained", percent(trained / total), made_of))
-    if plan.certainty.win_share is not None:
-        tiles.append(("of resamples choose it", percent(plan.certainty.win_share), f"boundary {plan.boundary}"))
-    return tiles
-
-
 def headline(facts: Facts) -> Headline:
     """Put the outcome in words."""
     notes = [*_class_notes(facts), *_baseline_notes(facts), *_certainty_notes(facts)]
     return Headline(_title(facts), _verdict(facts), tuple(notes), facts.standing)
-
-
-def _boundary_of(plan: FreezePlan, name: str) -> int | None:
-    """The last frozen layer of a method; ``None`` for one that says nothing about a boundary."""
-    scope = method_of(name).scope
-    chosen = {str(selector): found.boundary for selector, found in plan.boundaries.items()}
-    return chosen.get(scope, frozen_by_name(scope))
 
 
 def _title(facts: Facts) -> str:

@@ -14,25 +14,8 @@ from stages.common.figures.svg import halo, place_labels
 from stages.report.artifacts import Artifacts
 from stages.report.depth import scores_figure
 from stages.report.figures import figure, in_percent
-from stages.report.parts import (
-    THIN,
-    Cell,
-    Columns,
-    Figure,
-    Section,
-    Table,
-    compact,
-    count,
-    decimal,
-    flops,
-    listing,
-    moved_words,
-    number,
-    parameters,
-    percent,
-    size,
-    table,
-)
+from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
+from stages.report.wording import THIN, compact, count, decimal, flops, listing, moved_words, parameters, percent, size
 
 _MARKED: Final = ("full", "salf", "last-n")
 # Selectors whose scores are drawn, with the scores' meaning; those of the trace have figures of their own.

@@ -15,7 +15,8 @@ from stages.common.figures.palette import ACCENT, INK, MUTED
 from stages.common.figures.svg import halo
 from stages.report.artifacts import Artifacts
 from stages.report.figures import DASHED, figure
-from stages.report.parts import Cell, Columns, Figure, Section, Table, compact, count, decimal, number, percent, table
+from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
+from stages.report.wording import compact, count, decimal, percent
 
 _UNITS: Final = {"deviation": "deviation", "loss": "loss (nats)"}
 _NO_LOSS: Final = "No losses were traced (trace.losses: 0), so only the deviation is shown."

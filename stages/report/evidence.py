@@ -15,8 +15,9 @@ from salf.records import FineTuneClock, PreparedLabel, PreparedRecord
 from stages.common.run_record import versions
 from stages.report.answer import chosen_method
 from stages.report.artifacts import SPLITS, Artifacts
-from stages.report.parts import Cell, Columns, Section, Table, count, number, parameters, percent, size, table
+from stages.report.parts import Cell, Columns, Section, Table, number, table
 from stages.report.quality import label_shares
+from stages.report.wording import count, parameters, percent, size
 
 _TEXT_LIMIT: Final = 400
 _PROMPT_LIMIT: Final = 3000

@@ -8,7 +8,8 @@ from salf.files import digest_of
 from salf.records import FineTuneRecord
 from stages.report.artifacts import Artifacts
 from stages.report.evidence import source_name
-from stages.report.parts import ABSENT, Artifact, Cell, Columns, Section, count, table
+from stages.report.parts import Artifact, Cell, Columns, Section, table
+from stages.report.wording import ABSENT, count
 
 _SHORT: Final = 8  # characters of a hash in the graph; the table has all of them
 

@@ -15,12 +15,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from salf.metrics import SCORES
 from stages.common.figures.palette import style_sheet
 from stages.common.figures.svg import standalone
 from stages.report import choice, depth, evidence, lineage, parts, quality, speed, study
-from stages.report.answer import Headline, facts_of, headline, key_figures
+from stages.report.answer import Facts, Headline, chosen_method, facts_of, headline
 from stages.report.artifacts import Artifacts
-from stages.report.parts import Section, layer_range
+from stages.report.parts import Section
+from stages.report.wording import decimal, layer_range, parameters, percent, seconds, size, span
 
 _ROOM: Final = Path(__file__).parent
 
@@ -77,9 +79,34 @@ def build(artifacts: Artifacts) -> Page:
         headline=headline(facts),
         layers=facts.layers,
         boundary=facts.boundary,
-        key_figures=key_figures(artifacts, facts),
+        key_figures=_key_figures(artifacts, facts),
         sections=[section for make in _SECTIONS if (section := make(artifacts))],
     )
+
+
+def _key_figures(artifacts: Artifacts, facts: Facts) -> list[tuple[str, str, str]]:
+    """The numbers of the first screen: (what it is, the number, what it is made of)."""
+    plan, method = artifacts.plan, chosen_method(artifacts)
+    full = next((m for m in artifacts.methods if m.name == "full"), None)
+    tiles = []
+    if facts.partial:
+        note = f"full: {decimal(facts.full.value)}" if facts.full else span(facts.partial)
+        tiles.append((f"test {SCORES[facts.metric]}", decimal(facts.partial.value), note))
+    tiles.append(
+        ("of full’s FLOPs", percent(facts.cost), "counted while training" if method else "predicted by the plan")
+    )
+    if method and full:
+        mine, theirs = method.measured, full.measured
+        note = f"{seconds(mine.seconds)} against {seconds(theirs.seconds)}"
+        tiles.append(("of full’s training time", percent(mine.seconds_share), note))
+        note = f"{size(mine.peak_memory_bytes)} against {size(theirs.peak_memory_bytes)}"
+        tiles.append(("of full’s peak memory", percent(mine.peak_memory_share), note))
+    trained, total = plan.frontier[facts.boundary].trained_parameters, plan.parameters.total
+    made_of = f"{parameters(trained)} of {parameters(total)}"
+    tiles.append(("of parameters trained", percent(trained / total), made_of))
+    if plan.certainty.win_share is not None:
+        tiles.append(("of resamples choose it", percent(plan.certainty.win_share), f"boundary {plan.boundary}"))
+    return tiles
 
 
 def standalone_figures(page: Page) -> dict[str, str]:

@@ -8,26 +8,21 @@ from salf.records import FineTuneRecord, PreparedRecord
 from stages.common.figures.palette import variable
 from stages.report.artifacts import SPLITS, Artifacts, Method
 from stages.report.figures import cost_shares, learning_curves, quality_cost
-from stages.report.parts import (
+from stages.report.parts import Cell, Columns, Section, Table, number, table
+from stages.report.wording import (
     THIN,
-    Cell,
-    Columns,
-    Section,
-    Table,
     compact,
     count,
     decimal,
     flops,
     listing,
     moved_words,
-    number,
     parameters,
     percent,
     seconds,
     signed,
     size,
     span,
-    table,
 )
 
 BASELINES: Final = {

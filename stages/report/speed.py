@@ -5,21 +5,8 @@ from typing import Final
 
 from stages.common.benchmark import Benchmark, Memory, ModelResult, Point, Spread, Target, Tracing
 from stages.report.artifacts import Artifacts
-from stages.report.parts import (
-    THIN,
-    Cell,
-    Columns,
-    Section,
-    Table,
-    compact,
-    decimal,
-    number,
-    parameters,
-    percent,
-    seconds,
-    size,
-    table,
-)
+from stages.report.parts import Cell, Columns, Section, Table, number, table
+from stages.report.wording import THIN, compact, decimal, parameters, percent, seconds, size
 
 
 def speed_section(artifacts: Artifacts) -> Section | None:

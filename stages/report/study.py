@@ -6,7 +6,8 @@ from typing import Any, Final
 from salf.errors import UserError
 from stages.common.figures.svg import inline
 from stages.common.study_schema import SUMMARY_SCHEMA
-from stages.report.parts import Cell, Figure, Section, Table, decimal, listing, number, percent
+from stages.report.parts import Cell, Figure, Section, Table, number
+from stages.report.wording import decimal, listing, percent
 
 Json = Mapping[str, Any]
 

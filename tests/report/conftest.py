@@ -15,6 +15,7 @@ import pytest
 
 from salf.evidence import DepthLaw, FittedLaw, LocalLaw, SampleSize, ScalingLaw, Stability, Traced
 from salf.files import digest_of, sha256_file, sha256_folder, write_json
+from salf.methods import frozen_by_name
 from salf.metrics import (
     Baseline,
     Difference,
@@ -472,9 +473,9 @@ def _metrics(folder: Path, outcome: Outcome) -> None:
 
 def _method(method: str, accuracy: float, outcome: Outcome) -> MethodMetrics:
     share, trained, _, _ = COST[method]
-    entry: dict[str, Any] = (
-        {"boundary": BOUNDARY, "boundary_before_budget": 18} if "salf" in method else {"boundary": 0}
-    )
+    entry: dict[str, Any] = {"boundary": frozen_by_name(method) or 0}
+    if "salf" in method:
+        entry = {"boundary": BOUNDARY, "boundary_before_budget": 18}
     full = outcome.accuracy.get("full")
     if full is not None:
         gap, score = (2 * (full - accuracy), "loss") if outcome.task == "free" else (accuracy - full, "accuracy")

@@ -4,7 +4,7 @@ import pytest
 
 from salf.metrics import Difference, Interval
 from stages.report.answer import Facts, headline
-from stages.report.parts import THIN, count, decimal, flops, layer_range, percent, seconds, size
+from stages.report.wording import THIN, count, decimal, flops, layer_range, percent, seconds, size
 
 
 def plain(text: str) -> str:

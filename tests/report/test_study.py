@@ -10,8 +10,8 @@ from salf.files import write_json, write_text
 from stages.common.figures.svg import inline, panel, standalone
 from stages.common.study_schema import SUMMARY_SCHEMA
 from stages.report.__main__ import main
-from stages.report.parts import THIN
 from stages.report.study import study_section
+from stages.report.wording import THIN
 
 RULE = {
     "rule": "probe",
