@@ -1,17 +1,25 @@
-"""The records in formats that other tools read: RO-Crate, OpenLineage, in-toto with SLSA provenance."""
+"""The records in formats that other tools read: RO-Crate, OpenLineage, in-toto with SLSA provenance.
+
+Each format describes the results: dvc.lock joined with the ledger's runs. Where DVC took a result from its cache,
+its run is the earlier one that made it.
+"""
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import networkx as nx
 
 from flows.lineage.history import LOCK_FILE, read_lock
 from flows.lineage.ledger import Ledger
-from flows.lineage.project import Project
-from flows.lineage.results import Result, members, results
+from flows.lineage.project import Project, overlap
+from flows.lineage.why import leaves
 from salf.errors import UserError
 from salf.files import write_json, write_text
+from salf.ledger import End, Locked, LockedPath, LockEntry, Start
 
 # The formats and their libraries are imported where they are asked for: together they take seconds.
 
@@ -25,6 +33,50 @@ _FILES: Final = {
 }
 
 
+@dataclass(frozen=True)
+class Result:
+    """The present result of one stage: the record of its locking, and of the run that made it if it is known."""
+
+    locked: Locked
+    start: Start | None
+    end: End | None
+
+    @property
+    def stage(self) -> str:
+        """DVC's name, with the matrix item."""
+        return self.locked.stage
+
+    @property
+    def tool(self) -> str:
+        """The stage's name without its matrix item."""
+        return self.stage.partition("@")[0]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Dotted name → value, as DVC locked them."""
+        return parameters(self.locked.lock)
+
+    @property
+    def inputs(self) -> list[LockedPath]:
+        """What the stage read."""
+        return artifacts(self.locked.lock.deps)
+
+    @property
+    def outputs(self) -> list[LockedPath]:
+        """What the stage wrote."""
+        return artifacts(self.locked.lock.outs)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Package → version."""
+        return self.start.versions if self.start else {}
+
+    @property
+    def commit(self) -> str:
+        """The commit of the code."""
+        return (self.start.commit if self.start else None) or "unknown"
+
+
 def export(name: str, project: Project, out: Path | None = None, key: Path | None = None) -> list[Path]:
     """Write the records in one format and return the files written.
 
@@ -35,13 +87,60 @@ def export(name: str, project: Project, out: Path | None = None, key: Path | Non
         key: a private key to sign with.
 
     Raises:
-        UserError: the records or the workspace do not allow it.
-        LedgerError: the ledger cannot be read.
-        LockError: dvc.lock cannot be read.
+        UserError: the records or the workspace do not allow it, or cannot be read.
     """
     if key is not None and name != "slsa":
         raise UserError(f"--key applies to slsa only, not to {name}")
     return FORMATS[name](project, out, key)
+
+
+def results(ledger: Ledger, lock: Mapping[str, LockEntry]) -> list[Result]:
+    """Return the result of every stage of ``dvc.lock``, each after all that it reads.
+
+    Raises:
+        UserError: dvc.lock names no stage, or has an entry that the ledger does not record.
+    """
+    if not lock:
+        raise UserError("dvc.lock names no stage: run the chain first (make run)")
+    found: list[Result] = []
+    unknown = []
+    for stage, entry in lock.items():
+        newest = ledger.newest_locked(stage)
+        if newest is None or newest.lock != entry:
+            unknown.append(stage)
+        else:
+            run = newest.run or ""
+            found.append(Result(newest, ledger.starts.get(run), ledger.ends.get(run)))
+    if unknown:
+        names = ", ".join(unknown)
+        raise UserError(f"dvc.lock has unrecorded entries of {names}; first run: python -m flows.lineage record")
+    return _in_order(found)
+
+
+def members(found: Sequence[Result]) -> dict[str, LockedPath]:
+    """Return the artifacts of these results by path: every input and output, once."""
+    seen = {artifact.path: artifact for result in found for artifact in (*result.inputs, *result.outputs)}
+    return dict(sorted(seen.items()))
+
+
+def artifacts(paths: Sequence[LockedPath]) -> list[LockedPath]:
+    """The ``deps`` or ``outs`` of an entry; what has no hash (a web address) is left out."""
+    return [path for path in paths if path.md5]
+
+
+def parameters(entry: LockEntry) -> dict[str, Any]:
+    """The parameters of an entry, over all its parameter files: dotted name → value."""
+    return {name: value for file in entry.params.values() for name, value in leaves(file).items()}
+
+
+def _in_order(found: Sequence[Result]) -> list[Result]:
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(len(found)))
+    for reader, result in enumerate(found):
+        for writer, other in enumerate(found):
+            if any(overlap(read.path, made.path) for read in result.inputs for made in other.outputs):
+                graph.add_edge(writer, reader)
+    return [found[number] for number in nx.lexicographical_topological_sort(graph)]
 
 
 def _export_ro_crate(project: Project, out: Path | None, _key: Path | None) -> list[Path]:

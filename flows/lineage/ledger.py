@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from flows.lineage.history import LockError, read_lock
 from salf.errors import UserError
@@ -23,8 +23,7 @@ _BEFORE_THE_FIRST: Final = "0" * 64
 _REWRITTEN_SECONDS: Final = 2.0  # longest that dvc.lock is taken to be in the middle of being written
 
 
-@dataclass(frozen=True)
-class Fault:
+class Fault(NamedTuple):
     """One fault of a ledger: the line (from 1) and what is wrong there."""
 
     line: int
@@ -149,15 +148,10 @@ def holds(path: Path, sha256: str) -> bool:
 def record_stage(project: Path, stage: str, outcome: str, flow_run: str | None) -> None:
     """Record what DVC has locked for a stage that was just brought up to date.
 
-    Args:
-        project: the DVC project.
-        stage: the stage's address (``finetune@salf-1``).
-        outcome: ``ran``, ``restored`` or ``cached``, as DVC said.
-        flow_run: the Prefect run's id.
+    ``outcome`` is what DVC did: ``ran``, ``restored`` or ``cached``. ``flow_run`` is the Prefect run's id.
 
     Raises:
-        LedgerError: the ledger cannot be read.
-        LockError: dvc.lock cannot be read.
+        UserError: ledger or dvc.lock cannot be read.
         OSError: the ledger cannot be written.
     """
     entry = _entry(project, stage)
@@ -178,8 +172,7 @@ def record_all(project: Path) -> list[str]:
     """Record every stage of dvc.lock whose entry differs from its newest record, and return their names.
 
     Raises:
-        LedgerError: the ledger cannot be read.
-        LockError: dvc.lock cannot be read.
+        UserError: ledger or dvc.lock cannot be read.
         OSError: the ledger cannot be written.
     """
     ledger = Ledger.read(ledger_of(project))

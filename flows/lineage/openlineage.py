@@ -32,9 +32,9 @@ from openlineage.client.facet_v2 import (
 from openlineage.client.serde import Serde
 from openlineage.client.transport.http import HttpConfig, HttpTransport
 
+from flows.lineage.export import artifacts, parameters
 from flows.lineage.history import read_lock
 from flows.lineage.ledger import Ledger
-from flows.lineage.results import artifacts, parameters
 from salf.errors import UserError
 from salf.ledger import End, LockedPath, LockEntry, Start
 

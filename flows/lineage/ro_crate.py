@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 from urllib.parse import quote
 
+from flows.lineage.export import Result, members
 from flows.lineage.ledger import RESTORED
 from flows.lineage.project import overlap
-from flows.lineage.results import Result, members
 from salf.ledger import LockedPath
 
 METADATA: Final = "ro-crate-metadata.json"

@@ -1,7 +1,7 @@
 """Where something came from: its stage, the run that made it, and all inputs down to raw data and base model."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,8 +39,7 @@ class Subject:
     remark: str = ""
 
 
-@dataclass(frozen=True)
-class Input:
+class Input(BaseModel):
     """What a stage read: ``made_by`` holds ids of nodes; ``kind`` is ``artifact``, ``code`` or ``data``."""
 
     path: str
@@ -88,7 +87,7 @@ class Node:
             "params": entry.params,
             "run": _run_json(self.start, self.end),
             "outputs": [{"path": path, "name": name} for path, name in entry.outputs.items()],
-            "inputs": [asdict(given) for given in self.inputs],
+            "inputs": [given.model_dump() for given in self.inputs],
         } | ({"base_model": base.model_dump()} if base else {})
 
 
@@ -133,7 +132,7 @@ def lineage(universe: Universe, asked: str) -> Lineage:
         for path, name in known.entry.inputs.items():
             made_by = [visit(maker) for maker in universe.makers(path, name)]
             kind = "artifact" if made_by else _kind(universe.project.place(path))
-            node.inputs.append(Input(path, name, kind, made_by))
+            node.inputs.append(Input(path=path, name=name, kind=kind, made_by=made_by))
         return node.id
 
     visit(subject.known)

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # public, but in no __all__
 
-from flows.lineage.results import Result
+from flows.lineage.export import Result
 from salf.errors import UserError
 from salf.ledger import LockedPath
 
