@@ -36,10 +36,8 @@ class FittedLaw(Record):
     """A law, or a description without a law, fitted to the spaces 1..L of one quantity.
 
     Attributes:
-        first_space: the space from which on it claims to hold.
-        intervals: of the parameters, [low, high].
-        holdout_rmse: error on the last layers of a fit that did not see them.
-        holdout_excess_se: standard error of what that is above the better baseline's; null for a baseline.
+        holdout_rmse: error on the last layers of a fit that did not see them; ``holdout_excess_se``: standard error of
+            what that is above the better baseline's, null for a baseline.
         curve, curve_low, curve_high: over the spaces 1..L, null before ``first_space``, [L].
     """
 
@@ -68,7 +66,7 @@ class LocalLaw(Record):
 
 
 class SampleSize(Record):
-    """Which layers draws of some examples name: the share of the draws by layer, and an interval of layers."""
+    """Which layers draws of ``examples`` name: the share of the draws by layer, and an interval of layers."""
 
     examples: int
     same_layer: float
@@ -155,9 +153,7 @@ class ScalingLaw(Record):
 class LayerGain(Record):
     """A row of ``reports/gains.csv``: one layer's gain with its interval, NaN where undefined.
 
-    Attributes:
-        win_share: share of the bootstrap resamples in which the layer has the largest gain.
-        embedding_step: whether the gain is the step from the embeddings.
+    ``win_share`` is the share of the bootstrap resamples in which the layer has the largest gain.
     """
 
     quantity: Quantity
@@ -197,11 +193,9 @@ class LeftOut(Record):
 
 
 class PilotLaw(Record):
-    """The joint law of trained parameters and examples.
+    """The joint law of trained parameters and examples; ``intervals`` are null if it does not hold.
 
-    Attributes:
-        intervals: of the parameters; null if the law does not hold.
-        left_out: errors at the ``boundaries`` in turn, and at the ``largest_size``; null with too few pilots.
+    ``left_out`` has the errors at the ``boundaries`` in turn and at the ``largest_size``, null with too few pilots.
     """
 
     name: str
@@ -215,12 +209,9 @@ class PilotLaw(Record):
 
 
 class PredictedLoss(Record):
-    """A boundary's validation loss at full size, in nats per answer token.
+    """A boundary's validation loss at full size, in nats per answer token, with the interval of one fine-tune.
 
-    Attributes:
-        low, high: interval of one fine-tune's loss.
-        excess: loss above that of the best boundary.
-        excess_error: standard error of the excess.
+    ``excess`` is the loss above that of the best boundary, ``excess_error`` its standard error.
     """
 
     boundary: int
@@ -273,8 +264,7 @@ class Pilots(Record):
 
 NO_PILOTS: Final[Mapping[str, Any]] = {"schema": 1, "enabled": False}
 
-# The layers that may be chosen, 2..L-1, by what is gained and how it is counted. Layer 1's gain is the embedding
-# step, and above layer L no layer is left to train.
+# Of the layers that may be chosen, 2..L-1: layer 1's gain is the embedding step, and above L no layer is left to train.
 Gains = Mapping[tuple[Quantity, GainName], tuple[LayerGain, ...]]
 
 
@@ -284,11 +274,8 @@ class Evidence:
 
     Attributes:
         layers: L.
-        laws: one per traced quantity.
-        gains: what every layer contributes.
         frontier: cost and remaining reduction of the boundaries 0..L.
         signals: columns of ``signals.csv``, a value per space or layer 0..L; NaN where undefined.
-        pilot: what small fine-tunes predict, if there were any.
     """
 
     layers: int

@@ -1,14 +1,12 @@
 """BFGS for many small problems at once.
 
-A law has three to five parameters and a curve some thirty points: a scalar optimiser spends its time in
-the interpreter, not in arithmetic. Here every round evaluates one trial point of every running problem,
-each with its own direction, bracket and curvature; a problem waits for no other's line search, and
-those that are done leave the batch. A problem's path does not depend on which others run beside it.
+A law has three to five parameters and a curve some thirty points: a scalar optimiser spends its time in the
+interpreter. Here every round evaluates one trial point of every running problem, each with its own direction, bracket
+and curvature, and problems that are done leave the batch. A problem's path does not depend on the others.
 
-With so few parameters the whole inverse Hessian is kept (Nocedal & Wright 2006, algorithm 6.1): it is what L-BFGS,
-of Hoffmann's procedure, approximates where there are too many for that. The step length is found by
-Lewis & Overton's bracketing (2013, Math. Program. 141, algorithm 2.6: weak Wolfe conditions, doubling and
-bisection), made for BFGS on objectives with kinks: a Huber loss with a small δ has them, up to a width of δ.
+The whole inverse Hessian is kept (Nocedal & Wright 2006, algorithm 6.1). The step length is found by Lewis & Overton's
+bracketing (2013, Math. Program. 141, algorithm 2.6: weak Wolfe conditions, doubling and bisection), made for BFGS on
+objectives with kinks: a Huber loss with a small δ has them, up to a width of δ.
 """
 
 from collections.abc import Callable
@@ -75,10 +73,9 @@ def minimise(
 ) -> Minima:
     """Minimise P problems of d variables from starts [P, d].
 
-    A problem is solved when its largest gradient component is below ``gradient_tolerance``, when its value fell
-    by less than ``value_tolerance`` of itself for :data:`PATIENCE` iterations in a row, or when no
-    step along its direction lowers it (the resolution of doubles, or a kink). It has not converged if it
-    starts at a value that is not finite, or when the iterations run out.
+    A problem is solved when its largest gradient component is below ``gradient_tolerance``, when its value fell by less
+    than ``value_tolerance`` of itself for :data:`PATIENCE` iterations in a row, or when no step along its direction
+    lowers it. It has not converged if it starts at a value that is not finite, or when the iterations run out.
     """
     result = Minima(starts.copy(), np.full(len(starts), np.inf), np.zeros(len(starts), dtype=bool))
     batch = _begin(objective, starts)

@@ -4,12 +4,11 @@
 Laplace errors, so the criterion has that likelihood: with its scale b = mean|r| profiled out,
 −2 ln L = 2n·ln(2b) + 2n, and AICc = −2 ln L + 2p + 2p(p+1)/(n−p−1) (Hurvich & Tsai 1989) with p the parameters that the
 data chose, b included. Every form is judged on *all* spaces 1..L, since criteria over different data cannot be
-compared. It is undefined, and null, if n ≤ p + 1.
+compared. It is undefined if n ≤ p + 1.
 
-**Leave-last-layers-out.** The form is fitted to spaces 1..L−h and predicts the last h. Without a law the prediction is
-"as before" (isotonic: stays at its last level; constant: stays at the median). Where a curve has flattened, a true law
-and "as before" predict equally well, and noise decides which is ahead: the law may be worse by one standard error of
-the difference, taken over resamples of the examples that are fitted alike.
+**Leave-last-layers-out.** The form is fitted to spaces 1..L−h and predicts the last h. The baselines stay at their last
+level. Where a curve has flattened, a true law predicts no better, and noise decides which is ahead: the law may be
+worse by one standard error of the difference, taken over resamples of the examples that are fitted alike.
 
 **A law fits** if all of these hold; the verdict names those that fail:
 
@@ -58,7 +57,7 @@ class Assessment:
     first_space: int
     r2: float | None
     rmse: float
-    aicc: float | None
+    aicc: float
     holdout: Array | None
 
     @property
@@ -70,11 +69,6 @@ class Assessment:
     def is_baseline(self) -> bool:
         """Whether it is no law but a bar for laws."""
         return self.form in BASELINES
-
-    @property
-    def sorting(self) -> float:
-        """AICc; infinite if undefined."""
-        return np.inf if self.aicc is None else self.aicc
 
 
 def assess(form: Form, curve: Array, resamples: Array, holdout: int) -> Assessment:
@@ -103,11 +97,11 @@ def assess(form: Form, curve: Array, resamples: Array, holdout: int) -> Assessme
     )
 
 
-def aicc(residuals: Array, parameters: int) -> float | None:
-    """AICc under Laplace errors of log residuals [n]; ``parameters`` include the scale. None if undefined."""
+def aicc(residuals: Array, parameters: int) -> float:
+    """AICc under Laplace errors of log residuals [n]; ``parameters`` include the scale. Infinite if undefined."""
     n = len(residuals)
     if n <= parameters + 1:
-        return None
+        return np.inf
     scale = max(float(np.abs(residuals).mean()), _RESOLUTION)
     return float(2 * n * (np.log(2 * scale) + 1) + 2 * parameters * n / (n - parameters - 1))
 
@@ -121,17 +115,17 @@ def r_squared(values: Array, predicted: Array) -> float | None:
 def choose(assessments: Sequence[Assessment]) -> tuple[Assessment, bool]:
     """The best of the assessed forms, and whether it is a law that fits (see the module's criteria)."""
     fitting = [a for a in assessments if not a.is_baseline and not faults(a, assessments)]
-    return min(fitting or assessments, key=lambda a: a.sorting), bool(fitting)
+    return min(fitting or assessments, key=lambda a: a.aicc), bool(fitting)
 
 
 def faults(law: Assessment, assessments: Sequence[Assessment]) -> list[str]:
     """Why a law does not fit, in words; empty if it does."""
-    bars = [a.aicc for a in assessments if a.is_baseline and a.aicc is not None]
+    bar = min((a.aicc for a in assessments if a.is_baseline), default=np.inf)
     found = []
-    if law.aicc is None or not bars:
+    if not np.isfinite([law.aicc, bar]).all():
         found.append("too few layers for an AICc")
-    elif law.aicc > min(bars) - MARGIN:
-        found.append(f"AICc {law.aicc:.1f} is not {MARGIN:g} below the best without a law ({min(bars):.1f})")
+    elif law.aicc > bar - MARGIN:
+        found.append(f"AICc {law.aicc:.1f} is not {MARGIN:g} below the best without a law ({bar:.1f})")
     if law.r2 is None or law.r2 < R2_BOUND:
         found.append("the curve does not vary" if law.r2 is None else f"r² {law.r2:.2f} is below {R2_BOUND:g}")
     excess = holdout_excess(law, assessments)
@@ -183,7 +177,7 @@ def _no_law(quantity: str, assessments: Sequence[Assessment], best: Assessment) 
     laws = [a for a in assessments if not a.is_baseline]
     if not laws:
         return f"No law was fitted to the {quantity}: too few layers. Rely on observed gains."
-    nearest = min(laws, key=lambda a: a.sorting)
+    nearest = min(laws, key=lambda a: a.aicc)
     why = "; ".join(faults(nearest, assessments))
     quality = "" if nearest.r2 is None else f" (r² {nearest.r2:.2f} from there on)"
     described = f"The best description without a law is {best.form.name}. " if best.is_baseline else ""

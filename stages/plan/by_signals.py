@@ -9,7 +9,7 @@ from salf.files import significant
 from stages.common.params import Plan
 from stages.plan.choice import AbsentEvidenceError, Choice, certainty
 
-_MEASURED_ONCE: Final = certainty("measured on one sample: how sure it is, nothing says")
+_MEASURED_ONCE: Final = certainty("measured on one sample, without an interval")
 _LEAST_ERROR: Final = 1e-3
 
 
@@ -47,7 +47,7 @@ def variability(evidence: Evidence, _params: Plan) -> Choice:
     best = min(known, key=lambda space: (values[space], -space))
     return Choice(
         best,
-        f"at space {best} classes spread least beside their distance (variability {values[best]:.4g})",
+        f"at space {best} classes spread least relative to their distance (variability {values[best]:.4g})",
         _MEASURED_ONCE,
         scores=tuple(-value if math.isfinite(value) else None for value in values),
     )
@@ -68,12 +68,12 @@ def probe(evidence: Evidence, _params: Plan) -> Choice:
     short = [max(pooled) - known for known in pooled]
     inner = range(1, evidence.layers)
     best = next((space for space in inner if short[space] <= errors[space]), min(inner, key=short.__getitem__))
-    words_alone = "; so do the embeddings: the task needs no layer to be told, and this says little of depth"
+    words_alone = "; so do the embeddings: the words alone decide, and this says little about depth"
     low, high = short[best] - errors[best], short[best] + errors[best]
     return Choice(
         best,
-        f"space {best} is the first whose prompt states know the task as well as any space's: they tell "
-        f"{pooled[best]:.0%} of the held-out examples right, the best {max(pooled):.0%}"
+        f"space {best} is the first whose prompt states know the task as well as any space's: they "
+        f"classify {pooled[best]:.0%} of the held-out examples correctly, the best {max(pooled):.0%}"
         f"{words_alone if short[0] <= errors[0] else ''}",
         certainty(
             f"one standard error: the best space is {low:+.1%} to {high:+.1%} ahead",

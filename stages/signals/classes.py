@@ -9,11 +9,9 @@ Low where a space already tells the classes apart. The paper averages an encoder
 causal model the position that predicts the answer has seen all of it, so its state is taken (ours).
 
 **Probes** (ours). Ridge classifiers in closed form, one fitted to the state at the position that predicts the answer,
-one to the mean of the prompt's states: the latter sees what the sequence holds at that depth, the former what of it
-has arrived where the answer is made. Each example is judged by a classifier that was fitted without it (k folds).
-Targets are +1 for an example's class and −1 for the others, as in scikit-learn's ``RidgeClassifier``. The strength is
-that of the least squared leave-one-out error, which for a linear smoother ŷ = S·y is (y − ŷ)/(1 − S_ii), exactly
-(Golub, Heath and Wahba 1979, Technometrics 21).
+one to the mean of the prompt's states, judged by k folds. Targets are +1 for an example's class and −1 for the others,
+as in scikit-learn's ``RidgeClassifier``. The strength is that of the least squared leave-one-out error, which for a
+linear smoother ŷ = S·y is (y − ŷ)/(1 − S_ii), exactly (Golub, Heath and Wahba 1979, Technometrics 21).
 """
 
 from typing import Final

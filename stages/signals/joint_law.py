@@ -11,19 +11,16 @@ in all pilots. The law *holds* if
    others and the untrained loss at the last layer, all boundaries in turn;
 3. fitted without the largest size, it predicts that size's losses no worse than "as at the size before".
 
-It has four parameters and some twelve points, so measures of fit on the points themselves would say little. The bar of
-the second is lower than what replaces a law that does not hold (:func:`interpolated`): against that, true laws fail by
-the noise of so few trainings (with 3 % each, intervals of 90 % then covered 68 % of outcomes).
+With four parameters and some twelve points, measures of fit on the points themselves would say little. The bar of the
+second is lower than :func:`interpolated`: against that, true laws fail by the noise of so few trainings.
 
 **Predictions.** The law's where it holds, otherwise the losses of the largest pilots, interpolated over depth. None
 exceeds the loss before training: a power law grows without bound as nothing is left to train.
 
-**Intervals.** Drawn at random are the validation examples (together for all pilots, so that differences between
-boundaries keep what they have in common) and the course of each training, seen in the law's residuals. Each resample
-draws the examples with replacement and a residual for every point (Efron & Tibshirani 1993, §9.4), widened by
-√(P/(P−4)) for the law's four parameters, and refits the law. ``low`` and ``high`` hold the loss of one more fine-tune,
-so they draw a residual for it too; ``excess_error`` is of the *expected* difference to the best boundary, without it.
-Without a law there are no residuals, and the interval is of the validation examples only.
+**Intervals.** Each resample draws the validation examples with replacement, the same for all pilots, and a residual of
+the law for every point (Efron & Tibshirani 1993, §9.4), widened by √(P/(P−4)) for the law's four parameters, and refits
+the law. ``low`` and ``high`` hold the loss of one more fine-tune, so they draw a residual for it too; ``excess_error``
+is of the *expected* difference to the best boundary. Without a law the interval is of the validation examples only.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -86,8 +83,8 @@ class JointLaw:
     Attributes:
         fit: of one curve, the points' mean losses.
         residuals: log of measured over fitted, [P].
-        boundaries: errors at each boundary, predicted from the others; ``None`` if there are too few.
-        sizes: errors at the largest size, predicted from the others; ``None`` if there are too few.
+        boundaries, sizes: errors at each boundary, and at the largest size, predicted from the others; ``None`` if
+            there are too few.
         faults: why it does not hold, in words; empty if it does.
     """
 
@@ -146,15 +143,7 @@ def joint_law(points: Points) -> JointLaw:
 
 
 def predict(points: Points, law: JointLaw, trained: Array, examples: int, params: Pilot) -> Prediction:
-    """Predict every boundary, by the law that was fitted to the points or without it.
-
-    Args:
-        points: the pilots.
-        law: the law.
-        trained: X of the boundaries 0..L, [L+1].
-        examples: D to predict for.
-        params: number and seed of the resamples, confidence of the intervals.
-    """
+    """Predict the boundaries 0..L, of ``trained`` parameters [L+1] each, for a number of examples."""
     confidence = params.confidence
     drawn = resampled_means(np.column_stack([points.losses, points.untrained]), params.bootstrap, params.seed)
     measured, untrained = drawn[:, :-1], drawn[:, -1:]  # [B, P], [B, 1]

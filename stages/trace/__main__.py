@@ -1,6 +1,5 @@
 """Stage ``trace``: params, base model, training split → data/traces."""
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any, Final
 
 from salf.engine.batches import stream_examples
 from salf.engine.models.shards import share_file
-from salf.engine.runtime import choose_runtime, threads_each
+from salf.engine.runtime import choose_runtime
 from salf.errors import UserError
 from salf.evidence import TraceFacts
 from salf.files import code_hashes, digest_of, replacing_folder, sealed_file, sha256_file, work_folder
@@ -18,7 +17,7 @@ from salf.records import read_base_record, read_prepared
 from salf.settings import Device
 from stages.common.command import BASE, PREPARED, exit_code, parser_of
 from stages.common.params import Room, Trace
-from stages.trace.collect import SPLIT, Sample, Tracer, collect, draw_sample, shards
+from stages.trace.collect import SPLIT, Job, Sample, collect, draw_sample, shards
 
 _PARSER: Final = parser_of(
     "trace",
@@ -68,13 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     unfinished = work_folder(args.out, digest_of(inputs))
     print(f"tracing {len(sample.rows)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
-    first = next(stream_examples(args.prepared, SPLIT))
-    prefix = first.prompt_ids[: meta.shared_prefix_tokens]
+    prefix = next(stream_examples(args.prepared, SPLIT)).prompt_ids[: meta.shared_prefix_tokens]
+    job = Job(args.base.resolve(), args.prepared.resolve(), params.device, params.trace, sample.tokens, tuple(prefix))
     if params.trace.workers > 1:
-        _share_out(args, params, sample, tuple(prefix), facts, unfinished)
+        _share_out(job, sample, facts, unfinished)
     else:
-        tracer = Tracer.open(args.base, runtime, params.trace, sample.tokens, prefix)
-        collect(tracer, args.prepared, sample, facts, unfinished)
+        collect(job.tracer(runtime), job.prepared, sample, facts, unfinished)
     with replacing_folder(args.out) as folder:
         for shard in shards(sample, unfinished):
             if (part := sealed_file(shard.file)) is None:
@@ -84,32 +82,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"traced {sample.positions} answer positions of {len(sample.rows)} examples at {base.layers + 1} spaces")
 
 
-def _share_out(
-    args: argparse.Namespace,
-    params: TraceRoom,
-    sample: Sample,
-    prefix: tuple[int, ...],
-    facts: dict[str, Any],
-    folder: Path,
-) -> None:
+def _share_out(job: Job, sample: Sample, facts: dict[str, Any], folder: Path) -> None:
     try:
-        from stages.trace.workers import Job, collect_with_workers
+        from stages.trace.workers import collect_with_workers
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("prefect_dask", "dask", "distributed"):
             raise
         raise UserError(
-            f"trace.workers = {params.trace.workers} needs the package {error.name}, which is not installed: "
+            f"trace.workers = {job.params.workers} needs the package {error.name}, which is not installed: "
             "pip install prefect-dask, or set it to 1"
         ) from None
-    job = Job(
-        base=args.base.resolve(),
-        prepared=args.prepared.resolve(),
-        device=params.device,
-        trace=params.trace,
-        tokens=sample.tokens,
-        prefix=prefix,
-        threads=threads_each(params.trace.workers),
-    )
     collect_with_workers(job, sample, facts, folder)
 
 

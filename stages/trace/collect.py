@@ -24,6 +24,7 @@ from salf.engine.progress import Advance, progress
 from salf.engine.runtime import Runtime
 from salf.errors import UserError
 from salf.files import replacing_file, require, sealed_file
+from salf.settings import Device
 from stages.common.params import Trace
 from stages.trace.basis import deviations, losses, semantic_bases, virtual_targets
 
@@ -93,12 +94,6 @@ class Tracer:
     beginning: Beginning | None
 
     @classmethod
-    def open(cls, base: Path, runtime: Runtime, params: Trace, tokens: Sequence[int], shared: Sequence[int]) -> Self:
-        """Open the base model's folder and prepare: see :meth:`prepare`."""
-        model = open_model(base, runtime.device, runtime.dtype, frozen=runtime.frozen())
-        return cls.prepare(model, runtime, params, tokens, shared)
-
-    @classmethod
     @torch.no_grad()
     def prepare(
         cls, model: CausalModel, runtime: Runtime, params: Trace, tokens: Sequence[int], shared: Sequence[int]
@@ -153,6 +148,29 @@ class Tracer:
         yield run_to_answers(self.model, states, last, packing, batch.answers)
 
 
+class Job(NamedTuple):
+    """What a process needs to make a tracer of its own.
+
+    Attributes:
+        base: the base model's folder.
+        prepared: the prepared data's folder.
+        tokens: the distinct answer tokens, ascending.
+        prefix: the token ids of the shared prefix.
+    """
+
+    base: Path
+    prepared: Path
+    device: Device
+    params: Trace
+    tokens: tuple[int, ...]
+    prefix: tuple[int, ...]
+
+    def tracer(self, runtime: Runtime) -> Tracer:
+        """Open the base model and prepare a tracer."""
+        model = open_model(self.base, runtime.device, runtime.dtype, frozen=runtime.frozen())
+        return Tracer.prepare(model, runtime, self.params, self.tokens, self.prefix)
+
+
 class _Traced(NamedTuple):
     """The N answer positions of a shard, ordered by example and position."""
 
@@ -163,17 +181,11 @@ class _Traced(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A part of the sample that is traced and written at one go.
+    """A part of the sample that is traced and written at one go."""
 
-    Attributes:
-        file: where it goes; in unfinished work its name gets a checksum.
-        rows: rows of the prepared split, ascending, [n].
-        with_losses: which of them also get losses, [n].
-    """
-
-    file: Path
-    rows: Rows
-    with_losses: NDArray[np.bool_]
+    file: Path  # in unfinished work its name gets a checksum
+    rows: Rows  # of the prepared split, ascending, [n]
+    with_losses: NDArray[np.bool_]  # which of them also get losses, [n]
 
 
 def shards(sample: Sample, folder: Path) -> list[Shard]:

@@ -4,9 +4,9 @@ Each worker opens the model once. A worker that is killed (memory, a hand) is st
 traced again; shards that were written stay.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -23,36 +23,11 @@ from prefect_dask.task_runners import DaskTaskRunner
 
 from salf.engine.batches import stream_examples
 from salf.engine.progress import Advance
-from salf.engine.runtime import choose_runtime
+from salf.engine.runtime import choose_runtime, threads_each
 from salf.errors import UserError
-from salf.settings import Device
-from stages.common.params import Trace
-from stages.trace.collect import SPLIT, Sample, Shard, Tracer, missing, trace_schema, write_shard
+from stages.trace.collect import SPLIT, Job, Sample, Shard, Tracer, missing, trace_schema, write_shard
 
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs to know to make a tracer of its own.
-
-    Attributes:
-        base: the base model's folder.
-        prepared: the prepared data's folder.
-        device: the ``device`` group.
-        trace: the ``trace`` group.
-        tokens: the distinct answer tokens, ascending.
-        prefix: the token ids of the shared prefix.
-        threads: of each worker.
-    """
-
-    base: Path
-    prepared: Path
-    device: Device
-    trace: Trace
-    tokens: tuple[int, ...]
-    prefix: tuple[int, ...]
-    threads: int
 
 
 def collect_with_workers(job: Job, sample: Sample, facts: dict[str, Any], folder: Path) -> None:
@@ -64,12 +39,13 @@ def collect_with_workers(job: Job, sample: Sample, facts: dict[str, Any], folder
     with missing(sample, folder) as (absent, advance):
         if not absent:
             return
-        environment = {name: str(job.threads) for name in _THREADS}
+        threads = str(threads_each(job.params.workers))
+        environment = dict.fromkeys(_THREADS, threads)
         scratch = folder / "workers"  # by default Dask would take a folder outside the project
         # A worker's libraries read these when it starts; Dask sets them to 1 unless told otherwise.
         with dask.config.set({"distributed.nanny.pre-spawn-environ": environment, "temporary-directory": str(scratch)}):
             cluster = {
-                "n_workers": min(job.trace.workers, len(absent)),
+                "n_workers": min(job.params.workers, len(absent)),
                 "threads_per_worker": 1,
                 "dashboard_address": None,
                 "local_directory": str(scratch),
@@ -118,5 +94,5 @@ def _one(job: Job, shard: Shard, facts: dict[str, Any]) -> None:
 @cache
 def _tracer(job: Job) -> Tracer:
     """The worker's own, made with its first shard."""
-    torch.set_num_threads(job.threads)
-    return Tracer.open(job.base, choose_runtime(job.device), job.trace, job.tokens, job.prefix)
+    torch.set_num_threads(int(os.environ[_THREADS[0]]))
+    return job.tracer(choose_runtime(job.device))

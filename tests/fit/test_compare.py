@@ -101,7 +101,7 @@ def test_aicc_by_hand():
     residuals = np.array([0.1, -0.1, 0.3, -0.3, 0.2, -0.2])  # mean |r| = 0.2
     likelihood = sum(np.log(1 / 0.4) - abs(r) / 0.2 for r in residuals)
     assert aicc(residuals, 2) == pytest.approx(-2 * likelihood + 4 + 2 * 2 * 3 / 3)
-    assert aicc(residuals, 5) is None
+    assert aicc(residuals, 5) == np.inf
 
 
 def test_r_squared_of_the_mean_is_zero_and_of_no_variation_undefined():

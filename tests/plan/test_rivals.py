@@ -54,7 +54,7 @@ def test_block_influence_ends_the_freeze_at_the_layer_that_turns_the_states_most
     plan = workspace.plan(selector="block-influence")
     assert plan.boundary == 5  # of the equals at 3 and 5 the deeper, as the paper's rule does
     assert chosen(plan, "block-influence").scores == [None, None, 0.2, 0.4, 0.1, 0.4, None]
-    assert "how sure it is, nothing says" in plan.certainty.words
+    assert "without an interval" in plan.certainty.words
 
 
 def test_arrival_is_the_layer_that_takes_away_most_of_the_errors(workspace):
@@ -117,9 +117,9 @@ def test_a_task_that_the_words_alone_tell_is_said_to_be_one(workspace):
     workspace.rewrite_signals(**{**PROBE, "probe_pooled": [0.8, 0.79, 0.78, 0.79, 0.8, 0.8, 0.8]})
     plan = workspace.plan(selector="probe")
     assert plan.boundary == 1
-    assert "this says little of depth" in plan.reason
+    assert "this says little about depth" in plan.reason
     workspace.rewrite_signals(**PROBE)
-    assert "little of depth" not in workspace.plan(selector="probe").reason
+    assert "little about depth" not in workspace.plan(selector="probe").reason
 
 
 def test_where_only_the_ends_know_best_a_probe_takes_the_inner_space_that_comes_nearest(workspace):
