@@ -28,7 +28,7 @@ from salf.parameters import CausalModel, NetworkParameters, layer_index
 from salf.plan_records import (
     Certainty,
     CostModel,
-    Evidence,
+    EvidenceHashes,
     Exports,
     FrontierPoint,
     Natural,
@@ -75,7 +75,7 @@ class FreezePlan(Record):
     absent: dict[SelectorName, str]
     frontier: list[FrontierPoint]
     cost_model: CostModel
-    evidence: Evidence
+    evidence: EvidenceHashes
     exports: Exports
 
     @classmethod

@@ -146,7 +146,7 @@ class CostModel(Record):
         return math.ceil(self.rows / self.batch_rows) * self.parts
 
 
-class Evidence(Record):
+class EvidenceHashes(Record):
     """SHA-256 of what the choice rests on; null where no signals or no pilots were given."""
 
     law_sha256: str

@@ -11,7 +11,7 @@ from salf.evidence import Evidence, read_gains, read_law, read_pilot, read_signa
 from salf.files import replacing_folder, sha256_file
 from salf.methods import FIRST_N
 from salf.plan import FILE_NAME
-from salf.plan_records import Evidence as Hashes
+from salf.plan_records import EvidenceHashes
 from salf.records import read_base, read_sizes
 from salf.selectors import SELECTORS
 from salf.summary import print_summary
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     signals = read_signals(args.signals, layers) if args.signals else {}
     pilot = read_pilot(args.pilot, layers, weights) if args.pilot else None
     evidence = Evidence(layers, law.quantities, read_gains(args.gains, layers), signals=signals, pilot=pilot)
-    hashes = Hashes(
+    hashes = EvidenceHashes(
         law_sha256=sha256_file(args.law),
         gains_sha256=sha256_file(args.gains),
         trace_sha256=law.trace_sha256,
