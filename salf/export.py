@@ -23,20 +23,12 @@ def peft(plan: FreezePlan) -> str:
 
 def trainer(plan: FreezePlan) -> str:
     """Return a Python function that freezes a model as planned, without this project."""
-    used = [
-        "apply_freeze_plan(model)",
-        'trainer = Trainer(model=model, args=TrainingArguments("out"), train_dataset=dataset)',
-    ]
-    return "\n".join([_function(plan), "", "", *_comments(["Before the Trainer makes its optimizer:", *used])])
+    return _function(plan, 'Trainer(model=model, args=TrainingArguments("out"), train_dataset=dataset)')
 
 
 def trl(plan: FreezePlan) -> str:
     """Return the same function for TRL, and settings to train adapters instead of weights."""
-    used = [
-        "apply_freeze_plan(model)",
-        'trainer = SFTTrainer(model=model, args=SFTConfig("out"), train_dataset=dataset)',
-    ]
-    lines = [_function(plan), "", "", *_comments(["Before the trainer makes its optimizer:", *used])]
+    lines = [_function(plan, 'SFTTrainer(model=model, args=SFTConfig("out"), train_dataset=dataset)')]
     if plan.exports.peft:
         instead = ["Adapters in the same layers, without apply_freeze_plan:", "SFTTrainer(..., peft_config=lora)"]
         lines += ["", peft(plan), *_comments(instead)]
@@ -113,18 +105,21 @@ def apply_freeze_plan(model):
     return [parameter for parameter in model.parameters() if parameter.requires_grad]'''
 
 
-def _function(plan: FreezePlan) -> str:
+def _function(plan: FreezePlan, trainer: str) -> str:
+    """The function, and its use before a trainer is made."""
     first, last = plan.boundary + 1, plan.model.layers
     layers = f"layers {first} to {last} of {last}" if plan.boundary < last else f"none of the {last} layers"
     parts = [layers, "the final norm", *["the head"] * plan.head_trained, *["the embeddings"] * plan.embeddings_trained]
     # The patterns for axolotl, which takes every dot for a dot.
     patterns = [part.removeprefix("^").replace(".", r"\.") for part in plan.exports.axolotl]
-    return _FUNCTION.format(
+    function = _FUNCTION.format(
         scope=f"Trained: {', '.join(parts)} (plan for {plan.model.name}: {plan.selector}, boundary {plan.boundary}).",
         pattern="\n    ".join(f'r"{"|" * bool(at)}{pattern}"' for at, pattern in enumerate(patterns)),
         total=plan.parameters.total,
         refusal=f"the freeze plan is for {plan.model.name}, this is another model",
     )
+    used = ["Before the trainer makes its optimizer:", "apply_freeze_plan(model)", f"trainer = {trainer}"]
+    return "\n".join([function, "", "", *_comments(used)])
 
 
 def _comments(lines: Iterable[str]) -> list[str]:
@@ -166,22 +161,19 @@ _GEMMA2: Final = {
     "model.norm.weight": "norm.rms_norm.scale",
 }
 _RENAMED: Final[Mapping[str, Mapping[str, str]]] = {
-    "gemma": _LLAMA,
+    **dict.fromkeys(("gemma", "llama", "mistral", "qwen2"), _LLAMA),
     "gemma2": _GEMMA2,
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
 }
 
 
 def torchtune_names(model_type: str, names: Iterable[str]) -> list[str]:
-    """Rename parameters, in the order given.
+    """Return torchtune's names of parameters, in the order given.
 
     Raises:
         UserError: the architecture, or one of its parameters, is not in the table.
     """
     if model_type not in _RENAMED:
-        known = ", ".join(_RENAMED)
+        known = ", ".join(sorted(_RENAMED))
         raise UserError(f"torchtune: its names for model type {model_type!r} are not known here; known: {known}")
     return [_renamed(name, _RENAMED[model_type]) for name in names]
 

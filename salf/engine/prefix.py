@@ -188,7 +188,7 @@ def _on_disk(file: Path, key: Key, parts: Timed, needed: tuple[int, int]) -> tup
                     return found.rows, True
                 raise UserError(
                     f"{file}: not the boundary states of this model, boundary, dataset and precision by these library "
-                    "versions on this kind of machine, or damaged; delete it, or name another file"
+                    "versions on this kind of machine (with as many threads), or damaged; delete it, or name another"
                 )
             _require_room(size, shutil.disk_usage(file.parent).free, f"free in {file.parent}; name another disk")
             return write_states(file, key.digest, parts, rows, lambda: parts.seconds), False

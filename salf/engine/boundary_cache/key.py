@@ -17,6 +17,7 @@ from salf.engine.batches import Example
 from salf.engine.models.adapter import CausalModel
 from salf.engine.models.shards import plain_config
 from salf.engine.runtime import Runtime
+from salf.errors import UserError
 from salf.files import digest_of, sha256_file
 
 _NOT_OF_STATES: Final = ("transformers_version", "eos_token_id")  # a fine-tuned folder names another end token
@@ -111,6 +112,8 @@ def _elsewhere_digest(model: CausalModel) -> str:
 def _tensor_digest(named: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in named:
+        if tensor.is_meta:
+            raise UserError("frozen weights are offloaded, and a file needs their hash: keep the states in memory")
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

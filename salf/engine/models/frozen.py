@@ -1,10 +1,9 @@
 """How the weights of frozen layers are held while a model is open: whole, in fewer bits, or outside the device.
 
-A frozen layer is only read. So its linear maps may be kept in eight bits (LLM.int8, arXiv 2208.07339) or four
-(NF4 with doubly quantised constants, QLoRA, arXiv 2305.14314): bitsandbytes quantises while the weights are read,
-and the layer computes a slightly different function. Or its weights may stay where there is room and be brought
-to the device one map at a time: in main memory beside a GPU, else in the model's own files. That changes nothing
-but time, and lets a model run that is larger than memory; with a boundary cache the price is paid once.
+A frozen layer is only read. Its linear maps may be kept in eight bits (LLM.int8, arXiv 2208.07339) or four (NF4 with
+doubly quantised constants, QLoRA, arXiv 2305.14314): bitsandbytes quantises while the weights are read, and the layer
+computes a slightly different function. Or its weights stay in main memory or in the model's files, and come to the
+device one map at a time: that changes only time, which a boundary cache pays once.
 """
 
 import os
@@ -25,10 +24,6 @@ from salf.settings import FrozenWeights
 
 def without_weights(config: PretrainedConfig, *, trust_remote_code: bool) -> nn.Module:
     """Build the network on torch's meta device, which holds shapes and no numbers.
-
-    Args:
-        config: as ``AutoConfig`` opened it.
-        trust_remote_code: build it with code that the model's author shipped.
 
     Raises:
         ValueError: transformers has no causal language model for it.

@@ -36,15 +36,9 @@ def walk_beginning(model: CausalModel, states: Tensor | None, first: int, last: 
 def walk(
     model: CausalModel, states: Tensor, first: int, last: int, packing: Packing, *, recompute: bool = False
 ) -> Iterator[Tensor]:
-    """Yield the spaces first+1..last, layer by layer, [rows, hidden] each; O(rows) memory without gradients.
+    """Yield the spaces first+1..last of rows whose space ``first`` is ``states``, [rows, hidden] each.
 
-    Args:
-        model: the model.
-        states: space ``first`` of the pass's rows, [rows, hidden].
-        first: the space to start from; 0 is the embedding output.
-        last: the space to end at, at most L.
-        packing: how the rows form sequences.
-        recompute: back-propagation keeps each layer's input alone.
+    Space 0 is the embedding output. ``recompute``: back-propagation keeps only each layer's input.
     """
     if first == last:
         return
@@ -68,18 +62,10 @@ def run(
 def run_to_answers(
     model: CausalModel, states: Tensor, first: int, packing: Packing, answers: Tensor, *, recompute: bool = False
 ) -> Tensor:
-    """Space L of chosen rows, [M, hidden].
+    """Space L of chosen rows, [M, hidden]: see :func:`walk`.
 
     The last layer computes keys and values of all rows, and queries, feed-forward part and norms of the chosen ones.
-    A padded last layer computes all.
-
-    Args:
-        model: the model.
-        states: space ``first`` of the pass's rows, [rows, hidden].
-        first: the space to start from.
-        packing: how the rows form sequences.
-        answers: the rows that are wanted, among the sequences' own tokens, ascending, [M].
-        recompute: back-propagation keeps each layer's input alone.
+    A padded last layer computes all. ``answers`` [M] are chosen among the sequences' own tokens, ascending.
     """
     chosen = packing.beginning_rows + answers
     if first == model.depth or not model.family.packed:
