@@ -61,8 +61,9 @@ bench: setup ## compare speed with transformers' Trainer (up to 40 minutes) into
 bench-quick: setup ## the short benchmark: a small model, fewer points (3 minutes)
 	@python -m stages.bench --quick --out reports/benchmark-quick.json
 
-study: setup ## compare the selectors over many datasets (hours; resumes where it stopped; HOURS=2)
-	@python -m flows.study $(if $(HOURS),--budget-hours $(HOURS))
+study: setup ## compare the selectors over many datasets (hours; resumes where it stopped; HOURS=2, PLAN=1)
+	@python -m stages.study $(if $(HOURS),--budget-hours $(HOURS)) $(if $(PLAN),--plan)
+	$(if $(PLAN),,@python -m stages.study --analyse --page docs/method.md)
 
 test: setup ## run the tests (TESTS=...: only these)
 	@$(PYTEST) -m "not slow" $(TESTS)

@@ -26,6 +26,7 @@ from salf.records import (
     read_base_record,
     read_prepared,
 )
+from stages.common.study_page import StudyPage
 from stages.common.benchmark import PATTERN, Benchmark, read_benchmark
 
 SPLITS: Final = ("train", "validation", "test")
@@ -81,7 +82,7 @@ class Artifacts:
     hashes: dict[str, str]
     digests: dict[str, str]
     benchmarks: dict[str, Benchmark]
-    study: Any
+    study: StudyPage | None
     study_figures: dict[str, str]
     parameters: Mapping[str, Any]
     examples_shown: int
@@ -112,7 +113,7 @@ def load(sources: Namespace, parameters: Mapping[str, Any], examples_shown: int,
     Raises:
         UserError: the model's, the data's or the plan's record is missing, or a file is damaged.
     """
-    metrics, study = sources.metrics, sources.study / "summary.json"
+    metrics = sources.metrics
     runs, drawn = sorted(sources.models.glob("[!.]*/run.json")), sorted((sources.study / "figures").glob("*.svg"))
     return Artifacts(
         base=read_base_record(sources.base),
@@ -130,7 +131,7 @@ def load(sources: Namespace, parameters: Mapping[str, Any], examples_shown: int,
         hashes=_hashes(sources),
         digests=_digests(sources),
         benchmarks=_benchmarks(sources.benchmarks),
-        study=read_json(study) if study.exists() else None,
+        study=StudyPage.read(sources.study),
         study_figures={file.stem: file.read_text(encoding="utf-8") for file in drawn},
         parameters=parameters,
         examples_shown=examples_shown,

@@ -1,94 +1,103 @@
-"""The study's tables → table.csv, summary.json and figures beside them."""
+"""Run a study: fine-tune above every wanted boundary and save each result; with --analyse: analyse all results.
+
+A second call resumes where the first one stopped: it skips results in the tables, from whatever machine they are.
+Neither DVC nor Prefect is needed.
+"""
 
 import argparse
-import csv
-import io
+import signal
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from salf.files import replacing_folder, rounded, write_json, write_text
 from stages.common.command import exit_code
-from stages.study import figures
-from stages.study.ablation import ablation
-from stages.study.coverage import coverage
-from stages.study.curves import Point, curve_points
-from stages.study.depth import by_depth
-from stages.study.judging import overall
-from stages.study.measured import PAPER
-from stages.study.page import update
-from stages.study.reading import read_study
-from stages.study.resamples import Resamples
-from stages.study.summary import summarise
-from stages.study.verdicts import ORACLE, verdicts
+from stages.study.analysis import analyse
+from stages.study.description import DESCRIPTION, read_description
+from stages.study.progress import Progress
+from stages.study.runner import Runner
+from stages.study.settings import Places
+from stages.study.tables import Tables, sole_writer
 
-_HOLM = ("p_holm", "p_holm_elsewhere")  # of a rule and the fixed depth of its cost, over all cases
+_EXAMPLES = """examples:
+  python -m stages.study                                   the study of stages/study/study.yaml, into reports/study
+  python -m stages.study --budget-hours 2 --workers 4      stop after two hours
+  python -m stages.study --data-sets trec --plan           show what exists and what is missing
+  python -m stages.study --analyse --page docs/method.md   only the analysis, from the tables
+  python -m stages.study --only-prepare                    make models and data, to copy to another machine
+exit status: 0 done or out of time, 1 a job failed, 2 the request was refused, 130 interrupted
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the analysis of a study's tables."""
-    given = _arguments(argv)
-    study = read_study(given.study)
-    drawn = {(case.data_set, case.model): Resamples(case, given.resamples, given.seed) for case in study.cases}
-    by_case = {case: verdicts(one, given.confidence) for case, one in drawn.items()}
-    found = [verdict for each in by_case.values() for verdict in each]
-    covered = coverage(study.intervals, study.cases)
-    summary = summarise(study, found, drawn, covered, given.cost_cap, given.confidence, given.seed)
+    """Run, show or analyse a study (see ``--help``).
 
-    fixed = {rule: one["over_constant"] or {} for rule, one in summary["rules"].items()}
-    rows = [asdict(verdict) | {f"fixed_{p}": fixed.get(verdict.rule, {}).get(p) for p in _HOLM} for verdict in found]
-    write_text(given.study / "table.csv", _csv(rows))
-    measured = [point for one in drawn.values() for point in curve_points(one, given.confidence)]
-    points = [Point(**rounded(asdict(point))) for point in measured]
-    write_text(given.study / "curves.csv", _csv([asdict(point) for point in points]))
-    write_text(
-        given.study / "ablation.csv",
-        _csv(rounded(ablation(study, given.resamples, given.seed, given.confidence))),
-    )
-    write_text(given.study / "coverage.csv", _csv([asdict(one) | {"share": one.share} for one in covered]))
-    for name in ("headroom", "interaction"):
-        write_text(given.study / f"{name}.csv", _csv(summary[name]))
-    write_json(given.study / "summary.json", summary)
-    leading = [rule for rule in (summary["default_rule"], PAPER) if rule]
-    with replacing_folder(given.study / "figures") as folder:
-        for (data_set, model), one in drawn.items():
-            svg = figures.curve(one, by_case[data_set, model], leading, given.confidence)
-            write_text(folder / f"{data_set}-{model}.svg", svg)
-        depth = by_depth(list(drawn.values()), given.confidence)
-        if depth:
-            write_text(folder / "depth.svg", figures.lost(depth))
-        rules = [one for one in overall(found) if one.rule != ORACLE]
-        if rules and depth:
-            write_text(folder / "costs.svg", figures.costs(rules, depth, leading))
-    if given.page is not None:
-        update(given.page, summary, points)
-    print(summary["headline"])
+    Raises:
+        SystemExit: 1: a job failed.
+    """
+    given = _parser().parse_args(argv)
+    if given.analyse:
+        print(analyse(given.out, given.page, given.cost_cap, given.resamples, given.confidence, given.seed))
+        return
+    faults = _run(given)
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    if faults:
+        raise SystemExit(1)
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
-    return out.getvalue()
+def _run(given: argparse.Namespace) -> list[str]:
+    """Run what is missing, or show it; return what failed."""
+    description = read_description(given.description, given.data_sets)
+    places = Places(Path().resolve(), given.data.resolve(), given.models.resolve())
+    if given.plan:
+        print(Progress(description, places, Tables(given.out)).outlook())
+        return []
+    deadline = time.monotonic() + 3600 * (given.budget_hours or description.budget_hours)
+    with sole_writer(given.out), sole_writer(given.work):
+        progress = Progress(description, places, Tables(given.out))
+        print(progress.outlook(), flush=True)
+        runner = Runner(progress, given.work.resolve(), given.workers, deadline)
+        faults = runner.run_all(only_prepare=given.only_prepare)
+    print(progress.outlook(), flush=True)
+    return faults
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stages.study",
-        description="Analyse a study: compare the selectors by the fine-tunes measured so far (make study).",
-        epilog="example: python -m stages.study --study reports/study --page docs/method.md",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--study", type=Path, default=Path("reports/study"), help="folder of the study's tables")
-    parser.add_argument("--page", type=Path, help="a page whose marked parts are updated, e.g. docs/method.md")
-    parser.add_argument("--cost-cap", type=float, default=0.6, help="highest cost share of a default selector (0.6)")
-    parser.add_argument("--resamples", type=int, default=10000, help="resamples of examples and seeds (10000)")
-    parser.add_argument("--confidence", type=float, default=0.95, help="confidence level of the intervals (0.95)")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the resamples")
-    return parser.parse_args(argv)
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("reports/study"), help="folder of tables and figures (reports/study)")
+    run = parser.add_argument_group("running").add_argument
+    run("--description", type=Path, default=DESCRIPTION, help=f"the study ({DESCRIPTION})")
+    run("--data", type=Path, default=Path("../shared/data"), help="folder of datasets (../shared/data)")
+    run("--models", type=Path, default=Path("../shared/models"), help="folder of models (../shared/models)")
+    run("--data-sets", nargs="+", default=[], metavar="NAME", help="only these datasets")
+    run("--budget-hours", type=float, metavar="HOURS", help="replaces the description's budget")
+    run("--workers", type=_count, default=1, metavar="N", help="number of processes (1)")
+    run("--work", type=Path, default=Path("data/study"), help="folder of intermediate results (data/study)")
+    run("--only-prepare", action="store_true", help="make only base models and data")
+    run("--plan", action="store_true", help="show what exists and what is missing, and run nothing")
+    analysis = parser.add_argument_group("analysis").add_argument
+    analysis("--analyse", action="store_true", help="only analyse the tables")
+    analysis("--page", type=Path, help="a page whose marked parts are updated, e.g. docs/method.md")
+    analysis("--cost-cap", type=float, default=0.6, help="highest cost share of a default selector (0.6)")
+    analysis("--resamples", type=_count, default=10000, help="resamples of examples and seeds (10000)")
+    analysis("--confidence", type=float, default=0.95, help="confidence level of the intervals (0.95)")
+    analysis("--seed", type=int, default=1, help="seed of the resamples (1)")
+    return parser
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r}: expected a number from 1 on")
+    return int(word)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit that stops the workers
     sys.exit(exit_code(main))

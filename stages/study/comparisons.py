@@ -1,117 +1,212 @@
-"""Rules held against one of them over all data sets: differences, their intervals, and p-values by Holm's procedure."""
+"""Selectors compared with one of them, or with the fixed depth of the same cost, over all datasets.
+
+Two questions are answered apart. On *these* datasets only test examples and seeds are drawn; *elsewhere*, over
+datasets like these, a group of datasets is the unit. p-values are adjusted over the selectors by Holm's procedure.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
 
-from stages.study.measured import Budget, Floats
+from stages.study.description import FULL, Budget
+from stages.study.description import Case as Key
+from stages.study.measured import Floats
 from stages.study.resamples import Resamples, detectable, holm, interval, over_groups, over_other_groups, p_value
-from stages.study.verdicts import ORACLE, Verdict
+from stages.study.verdicts import ORACLE, SAME_COST, Drawn, measured
 
 Gap = tuple[str, Floats, Floats]  # of one case: its group, the difference, and the same in every resample [R]
+COLUMNS: Final = ("rule", "groups", "difference", "low", "high", "p", "p_holm", "detectable", "detectable_holm")
+ELSEWHERE: Final = ("low", "high", "p", "p_holm", "detectable", "detectable_holm")
+_STEPS: Final = 40
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A rule's mean quality over another's, in points, over the cases that both were measured on, groups alike.
-
-    Two questions are answered apart. On *these* datasets only test examples and seeds are drawn; *elsewhere*, over
-    datasets like these, a group of datasets is the unit (``None``: there is one).
+class Line:
+    """One case at the shares of the layers that were frozen [B]; linear between them.
 
     Attributes:
-        groups: how many groups of datasets.
-        low, high, p: on these datasets.
-        p_holm: the same, adjusted over the rules by Holm's procedure.
-        detectable: the true difference that a test on these datasets finds with a power of 80 %, not adjusted;
-            ``detectable_holm``: adjusted over the rules, at the first step.
+        costs: FLOPs as a share of full fine-tuning's [B].
+        over_full: points of accuracy above full fine-tuning [B]; ``drawn``: in every resample [R, B].
     """
 
-    rule: str
-    groups: int
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    detectable: float
-    detectable_holm: float
-    low_elsewhere: float | None = None
-    high_elsewhere: float | None = None
-    p_elsewhere: float | None = None
-    p_holm_elsewhere: float | None = None
-    detectable_elsewhere: float | None = None
-    detectable_holm_elsewhere: float | None = None
+    shares: Floats
+    costs: Floats
+    over_full: Floats
+    drawn: Floats
 
-    def significant(self, confidence: float, *, elsewhere: bool = False) -> int:
-        """1: significantly better after Holm's procedure, -1: significantly worse, 0: neither."""
-        p = self.p_holm_elsewhere if elsewhere else self.p_holm
-        return int(np.sign(self.difference)) if p is not None and p < 1 - confidence else 0
+    @classmethod
+    def of(cls, one: Resamples) -> "Line":
+        """Return a case's line."""
+        case, curve = one.case, one.case.curve()
+        return cls(
+            np.array([boundary / case.layers for boundary in curve]),
+            np.array([case.cost_share(method) for method in curve.values()]),
+            np.array([case.quality(method) - case.quality(FULL) for method in curve.values()]),
+            np.array([one.over(method, FULL) for method in curve.values()]).T,
+        )
+
+    @property
+    def deepest(self) -> float:
+        """The largest share above which a layer trains."""
+        return float(self.shares[self.shares < 1].max())
+
+    def weights(self, shares: Floats) -> Floats:
+        """Return the weights of the measured boundaries at other shares [B, S]."""
+        return np.array([np.interp(shares, self.shares, unit) for unit in np.eye(len(self.shares))])
+
+
+@dataclass(frozen=True)
+class Depth:
+    """All cases, and their mean over groups of datasets at shares of the layers [S].
+
+    Attributes:
+        lines: every case, from nothing frozen to the deepest measured boundary.
+        shares: up to the deepest share below 1 that every case reaches.
+        mean, low, high: points above full fine-tuning, with an interval.
+        costs, regrets: means of the cost, and of the points below the best boundary.
+    """
+
+    lines: tuple[Line, ...]
+    shares: Floats
+    mean: Floats
+    low: Floats
+    high: Floats
+    costs: Floats
+    regrets: Floats
+
+
+def by_depth(drawn: Sequence[Resamples], confidence: float) -> Depth | None:
+    """Average all cases over the share of frozen layers; ``None``: no case measures accuracy between 0 and L."""
+    cases = [one for one in drawn if one.case.unit == "points" and set(one.case.curve()) - {0, one.case.layers}]
+    if not cases:
+        return None
+    lines = [(one.case.group, Line.of(one)) for one in cases]
+    shares = np.linspace(0, min(line.deepest for _, line in lines), _STEPS + 1)
+    at = [(group, line, line.weights(shares)) for group, line in lines]
+    bounds = [interval(each, confidence) for each in over_groups([(g, line.drawn @ w) for g, line, w in at]).T]
+    low, high = np.array(bounds).T
+    return Depth(
+        lines=tuple(line for _, line in lines),
+        shares=shares,
+        mean=over_groups([(group, line.over_full @ weights) for group, line, weights in at]),
+        low=low,
+        high=high,
+        costs=over_groups([(group, line.costs @ weights) for group, line, weights in at]),
+        regrets=over_groups([(group, line.over_full.max() - line.over_full @ weights) for group, line, weights in at]),
+    )
 
 
 def compared(
-    verdicts: Sequence[Verdict],
-    resamples: Mapping[tuple[str, str], Resamples],
-    other: str,
-    confidence: float,
-    budget: Budget = "epochs",
-) -> list[Comparison]:
-    """Every rule against one of them.
+    table: pd.DataFrame, drawn: Drawn, other: str, confidence: float, budget: Budget = "epochs"
+) -> pd.DataFrame:
+    """Compare every selector with one of them, where both were measured; see :func:`over_all` for the columns.
 
     Args:
-        verdicts: on all cases.
-        resamples: of every case, by data set and model.
-        other: the rule to compare with, at equal epochs.
+        table: of all cases.
+        drawn: of all cases.
+        other: the selector to compare with, at equal epochs.
         confidence: of the intervals.
-        budget: of the others; ``compute``: at the operations of full fine-tuning.
+        budget: of the others; ``compute``: at the FLOPs of full fine-tuning.
     """
-    methods = {(v.data_set, v.model, v.rule): v.method for v in verdicts if v.measured and v.unit == "points"}
+    methods = measured(table).set_index(["data_set", "model", "rule"])["method"].to_dict()
     gaps: dict[str, list[Gap]] = {}
     for (data_set, model, rule), method in methods.items():
-        one, theirs = resamples[data_set, model], methods.get((data_set, model, other))
+        one, theirs = drawn[Key(data_set, model)], methods.get((data_set, model, other))
         gap = one.case.over(method, theirs, budget) if theirs and rule not in (other, ORACLE) else None
         if theirs and gap is not None:
             gaps.setdefault(rule, []).append((one.case.group, np.array(gap), one.over(method, theirs, budget)))
     return over_all(gaps, confidence)
 
 
-def over_all(gaps: Mapping[str, Sequence[Gap]], confidence: float) -> list[Comparison]:
-    """Of every rule the mean over its groups, intervals and adjusted p-values.
+def over_constant(table: pd.DataFrame, drawn: Drawn, confidence: float) -> pd.DataFrame:
+    """Compare every selector that chooses several boundaries with a fixed depth: what looking at data is worth.
 
-    Args:
-        gaps: by rule, of every case.
-        confidence: of the intervals.
+    The fixed depth freezes, for each model, the same share of the layers on all datasets, and costs as much on
+    average, deciding excluded. A model is left out where no measured depth costs that. A selector that freezes more
+    costs less and loses more, whatever it looks at; only this comparison is at equal cost.
     """
-    means = {rule: over_groups([(group, values) for group, _, values in each]) for rule, each in gaps.items()}
-    measured = {rule: [(group, gap) for group, gap, _ in each] for rule, each in gaps.items()}
-    others = {rule: over_other_groups(each, confidence) for rule, each in measured.items()}
-    p = {rule: p_value(values) for rule, values in means.items()}
-    p_elsewhere = {rule: other.p for rule, other in others.items() if other}
-    adjusted, adjusted_elsewhere = holm(p), holm(p_elsewhere)
-    found = []
-    for rule, drawn in means.items():
-        groups, other, error = len({group for group, _ in measured[rule]}), others[rule], float(drawn.std())
-        low, high = interval(drawn, confidence)
-        one = Comparison(
-            rule=rule,
-            groups=groups,
-            difference=float(over_groups(measured[rule])),
-            low=low,
-            high=high,
-            p=p[rule],
-            p_holm=adjusted[rule],
-            detectable=detectable(error, confidence),
-            detectable_holm=detectable(error, 1 - (1 - confidence) / len(p)),
-        )
-        if other:
-            one = replace(
-                one,
-                low_elsewhere=other.low,
-                high_elsewhere=other.high,
-                p_elsewhere=other.p,
-                p_holm_elsewhere=adjusted_elsewhere[rule],
-                detectable_elsewhere=detectable(other.error, confidence, groups - 1),
-                detectable_holm_elsewhere=detectable(other.error, 1 - (1 - confidence) / len(p_elsewhere), groups - 1),
-            )
-        found.append(one)
+    mine = measured(table)
+    mine = mine[mine["boundary"].notna() & (mine["rule"] != ORACLE)]
+    at_boundary = [
+        row.method in (case := drawn[Key(row.data_set, row.model)].case).boundaries or row.method in case.between
+        for row in mine.itertuples()
+    ]
+    mine = mine[at_boundary]
+    lines = {key: Line.of(drawn[key]) for key in {Key(row.data_set, row.model) for row in mine.itertuples()}}
+    gaps: dict[str, list[Gap]] = {}
+    for rule, chosen in mine.groupby("rule", sort=False):
+        models = [one for _, one in chosen.groupby("model", sort=False)]
+        if any(one["boundary"].nunique() > 1 for one in models):
+            gaps[str(rule)] = [gap for one in models for gap in _gaps(one, lines, drawn)]
+    return over_all({rule: found for rule, found in gaps.items() if found}, confidence)
+
+
+def _gaps(chosen: pd.DataFrame, lines: Mapping[Key, Line], drawn: Drawn) -> list[Gap]:
+    """A selector's choices with one model minus the fixed depth that costs as much."""
+    keys = [Key(row.data_set, row.model) for row in chosen.itertuples()]
+    costs = [drawn[key].case.cost_share(method) for key, method in zip(keys, chosen["method"], strict=True)]
+    share = _share_of_cost(float(np.mean(costs)), [lines[key] for key in keys])
+    if share is None:
+        return []
+    found: list[Gap] = []
+    for key, method in zip(keys, chosen["method"], strict=True):
+        one, weights = drawn[key], lines[key].weights(np.array(share))
+        own = one.case.quality(method) - one.case.quality(FULL)
+        gap = np.array(own - lines[key].over_full @ weights)
+        found.append((one.case.group, gap, one.over(method, FULL) - lines[key].drawn @ weights))
     return found
+
+
+def _share_of_cost(cost: float, lines: Sequence[Line]) -> float | None:
+    """The share of the layers that costs as much on average; ``None``: none below 1 does."""
+    deepest = min(line.deepest for line in lines)
+
+    def above(share: float) -> float:
+        return float(np.mean([np.interp(share, line.shares, line.costs) for line in lines])) - cost
+
+    for end in (0.0, deepest):  # a selector that always stops there costs the same but for the order of the sums
+        if abs(above(end)) < SAME_COST:
+            return end
+    return float(brentq(above, 0, deepest)) if above(0) > 0 > above(deepest) else None
+
+
+def over_all(gaps: Mapping[str, Sequence[Gap]], confidence: float) -> pd.DataFrame:
+    """Return every selector's mean difference in points over its groups of datasets, with two kinds of inference.
+
+    Columns: ``groups``; ``difference``; ``low``, ``high``: interval on these datasets; ``p`` and ``p_holm``;
+    ``detectable``: the true difference that a test finds with a power of 80 %; ``detectable_holm``: at the first step
+    of Holm's procedure. The same with ``_elsewhere`` over datasets like these, missing where there is one group.
+    """
+    rows = [_comparison(rule, each, confidence) for rule, each in gaps.items()]
+    found = pd.DataFrame(rows, columns=[*COLUMNS, *(f"{name}_elsewhere" for name in ELSEWHERE)])
+    found = found.set_index(found["rule"].to_numpy())
+    for end in ("", "_elsewhere"):
+        p = found[f"p{end}"].dropna()
+        found[f"p_holm{end}"] = pd.Series(holm(p.to_dict()), dtype=float)
+        level, freedoms = 1 - (1 - confidence) / max(1, len(p)), found["groups"] - 1 if end else [np.inf] * len(found)
+        factors = [detectable(1.0, level, n) / detectable(1.0, confidence, n) for n in freedoms]
+        found[f"detectable_holm{end}"] = found[f"detectable{end}"] * factors
+    return found
+
+
+def _comparison(rule: str, gaps: Sequence[Gap], confidence: float) -> dict[str, object]:
+    drawn = over_groups([(group, values) for group, _, values in gaps])
+    values = [(group, value) for group, value, _ in gaps]
+    other, groups = over_other_groups(values, confidence), len({group for group, _ in values})
+    low, high = interval(drawn, confidence)
+    found = {"rule": rule, "groups": groups, "difference": float(over_groups(values)), "low": low, "high": high}
+    found |= {"p": p_value(drawn), "detectable": detectable(float(drawn.std()), confidence)}
+    if other:
+        found |= {"low_elsewhere": other.low, "high_elsewhere": other.high, "p_elsewhere": other.p}
+        found["detectable_elsewhere"] = detectable(other.error, confidence, groups - 1)
+    return found
+
+
+def significant(over: pd.DataFrame, confidence: float, *, elsewhere: bool = False) -> "pd.Series[float]":
+    """Return 1 where a selector is significantly better after Holm's procedure, -1 where worse, else 0."""
+    p = over["p_holm_elsewhere" if elsewhere else "p_holm"]
+    return np.sign(over["difference"]).where(p < 1 - confidence, 0.0)

@@ -1,33 +1,38 @@
-"""Figures of a study: quality against the boundary for every case, and what all rules come to."""
+"""Figures of a study: quality against the boundary for every case, and all selectors over the datasets."""
 
 from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from stages.common.figures.palette import ACCENT, INK, MUTED, RULE
 from stages.common.figures.svg import panel, place_labels, standalone
-from stages.study.depth import Depth
-from stages.study.judging import Overall
-from stages.study.measured import BALANCED, FULL, LOSS, PAPER, Case
+from stages.study.comparisons import Depth
+from stages.study.description import FULL
+from stages.study.measured import PAPER, Case
 from stages.study.resamples import Resamples, interval
-from stages.study.verdicts import ORACLE, Verdict
+from stages.study.verdicts import ORACLE
 
 _LABELLED: Final = 4  # marks of one figure that are named; the table names all
-_DEAREST: Final = 1.12  # share of full fine-tuning's cost, up to which rules are drawn
-_MEASURES: Final = {"accuracy": "accuracy (%)", BALANCED: "balanced accuracy (%)", LOSS: "minus loss (nats)"}
+_DEAREST: Final = 1.12  # share of full fine-tuning's cost, up to which selectors are drawn
 _MARGIN: Final = 1.05  # below the lowest value that is shown
+_MEASURES: Final = {
+    "accuracy": "accuracy (%)",
+    "balanced-accuracy": "balanced accuracy (%)",
+    "loss": "minus loss (nats)",
+}
 
 
-def curve(resamples: Resamples, verdicts: Sequence[Verdict], leading: Sequence[str], confidence: float) -> str:
-    """Quality against the boundary as an SVG file, with its interval and every rule's choice.
+def curve(resamples: Resamples, table: pd.DataFrame, leading: Sequence[str], confidence: float) -> str:
+    """Draw a case's quality against the boundary as an SVG file, with its interval and every selector's choice.
 
     Args:
         resamples: of the case.
-        verdicts: of the case's rules.
-        leading: rules that are named first, the default rule at the head.
+        table: the case's selectors.
+        leading: selectors that are named first, the default at the head.
         confidence: of the interval.
     """
     case = resamples.case
@@ -38,37 +43,34 @@ def curve(resamples: Resamples, verdicts: Sequence[Verdict], leading: Sequence[s
     def at(boundary: int) -> float:
         return float(np.interp(boundary, list(quality), list(quality.values())))
 
-    what = _MEASURES[case.measure]
-
     def paint(axes: Axes) -> None:
         axes.fill_between(list(quality), [b[0] for b in bounds], [b[1] for b in bounds], color=RULE, linewidth=0)
         axes.plot(list(quality), list(quality.values()), "o-", color=INK, markersize=3.5, linewidth=1.6)
         longer = _longer(case)
         if longer:
             axes.plot(list(longer), list(longer.values()), color=MUTED, linewidth=1.4, linestyle=(0, (4, 2)))
-        marks = _marks(verdicts, leading)
+        marks = _marks(table, leading)
         for boundary in marks:
             axes.plot(boundary, at(boundary), "s", color=ACCENT, markersize=7)
         axes.set_xlim(-0.5, case.layers + 0.5)
         axes.margins(y=0.14)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axes.set_xlabel("last frozen layer")
-        axes.set_ylabel(what)
+        axes.set_ylabel(_MEASURES[case.measure])
         named = [(float(b), at(b), text, ACCENT) for b, text in list(marks.items())[:_LABELLED]]
         line = np.linspace(0, case.layers, 2 * case.layers + 1)
         place_labels(axes, named, [*quality.items(), *((float(b), at(b)) for b in line)])
 
     described = (
         "Solid: equal epochs, with its interval; dashed: equal compute, where it was measured; squares: boundaries "
-        "that rules choose, on the line where they were not measured themselves."
+        "that selectors choose, on the line where they were not measured themselves."
     )
-    name = f"study-{case.data_set}-{case.model}"
     title = f"{case.data_set}, {case.model}: quality against the boundary"
-    return standalone(panel(name, title, described, paint))[1]
+    return standalone(panel(f"study-{case.data_set}-{case.model}", title, described, paint))[1]
 
 
 def lost(depth: Depth) -> str:
-    """Points over full fine-tuning against the share of frozen layers: every case, and their mean, as an SVG file."""
+    """Draw points above full fine-tuning against the share of frozen layers: every case and their mean."""
 
     def paint(axes: Axes) -> None:
         axes.axhline(0, color=INK, linewidth=0.8)
@@ -81,35 +83,35 @@ def lost(depth: Depth) -> str:
         axes.set_ylim(_MARGIN * min(lows), None)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("share of the layers that is frozen")
-        axes.set_ylabel("points over full fine-tuning")
+        axes.set_ylabel("points above full fine-tuning")
 
     described = (
-        "Grey: every data set with every model, straight between measured boundaries; what falls below the figure is "
-        "cut off. Coloured: mean over data sets with its interval, as deep as every case was measured."
+        "Grey: every dataset with every model, linear between measured boundaries; what falls below the figure is "
+        "cut off. Coloured: mean over datasets with its interval, as deep as every case was measured."
     )
     title = "What freezing costs, by the share of the layers"
     return standalone(panel("study-depth", title, described, paint, height=420))[1]
 
 
-def costs(rules: Sequence[Overall], depth: Depth, leading: Sequence[str]) -> str:
-    """Mean regret against mean cost, a mark per rule, and the line of fixed depths, as an SVG file.
+def costs(rules: pd.DataFrame, depth: Depth, leading: Sequence[str]) -> str:
+    """Draw mean regret against mean cost, a mark per selector, and the line of fixed depths.
 
     Args:
-        rules: those of least regret first; other readings of the paper's rule have no name beside their mark.
-        depth: all cases, of which the line is drawn.
-        leading: the default rule at the head.
+        rules: selectors over all datasets; other readings of the paper's selector have no name at their mark.
+        depth: all cases, for the line.
+        leading: the default selector at the head.
     """
-    everywhere = max(one.cases for one in rules)
-    shown = [one for one in rules if one.price <= _DEAREST and one.cases >= everywhere / 2]
+    everywhere = rules["cases"].max()
+    shown = rules[(rules["price"] <= _DEAREST) & (rules["cases"] >= everywhere / 2)]
 
     def paint(axes: Axes) -> None:
         axes.plot(depth.costs, depth.regrets, color=RULE, linewidth=2, zorder=1)
-        for one in shown:
-            colour = ACCENT if one.rule in leading[:1] else MUTED
-            inside = colour if one.cases == everywhere else "none"
-            axes.plot(one.price, one.regret, "o", color=colour, markerfacecolor=inside, markersize=6)
+        for rule, cases, price, regret in shown[["cases", "price", "regret"]].itertuples():
+            colour = ACCENT if rule in leading[:1] else MUTED
+            inside = colour if cases == everywhere else "none"
+            axes.plot(price, regret, "o", color=colour, markerfacecolor=inside, markersize=6)
         axes.set_xlim(0, _DEAREST)
-        axes.set_yscale("symlog", linthresh=1)  # most rules lie within two points, a few at twenty
+        axes.set_yscale("symlog", linthresh=1)  # most selectors lie within two points, a few at twenty
         axes.margins(y=0.14)
         axes.yaxis.set_major_locator(FixedLocator([-1, 0, 0.5, 1, 2, 5, 10, 20, 50]))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -117,19 +119,19 @@ def costs(rules: Sequence[Overall], depth: Depth, leading: Sequence[str]) -> str
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("share of full fine-tuning’s FLOPs")
         axes.set_ylabel("mean regret (points; logarithmic above 1)")
-        dots = [(one.price, one.regret) for one in shown]
+        dots = list(zip(shown["price"], shown["regret"], strict=True))
         place = len(depth.shares) * 4 // 5
         line = (float(depth.costs[place]), float(depth.regrets[place]), "a fixed depth", MUTED)
-        named = [(x.price, x.regret, x.rule, INK) for x in shown if not x.rule.startswith(f"{PAPER}-")]
-        place_labels(axes, [*named, line], dots)
+        named = [(x, y, rule, INK) for rule, (x, y) in zip(shown.index, dots, strict=True)]
+        place_labels(axes, [*(one for one in named if not one[2].startswith(f"{PAPER}-")), line], dots)
 
     described = (
-        "A mark per rule: points of accuracy behind the best measured boundary against cost, mean over data sets; "
-        "hollow: over some of them; the line: freezing one share of the layers everywhere. Left out: rules that were "
-        "measured on less than half of the cases, and those that cost more than full fine-tuning once what they spend "
-        "on deciding is counted."
+        "A mark per selector: points of accuracy below the best measured boundary against cost, mean over datasets; "
+        "hollow: over some of them; the line: freezing one share of the layers everywhere. Left out: selectors "
+        "measured on less than half of the cases, and those that cost more than full fine-tuning, deciding included."
     )
-    return standalone(panel("study-costs", "What the rules cost, and what they miss", described, paint, height=420))[1]
+    title = "What the selectors cost, and what they miss"
+    return standalone(panel("study-costs", title, described, paint, height=420))[1]
 
 
 def _longer(case: Case) -> dict[int, float]:
@@ -140,11 +142,10 @@ def _longer(case: Case) -> dict[int, float]:
     return {0: full, **longer} if longer else {}
 
 
-def _marks(verdicts: Sequence[Verdict], leading: Sequence[str]) -> dict[int, str]:
-    """Boundary → the rules that choose it, those of leading rules first."""
+def _marks(table: pd.DataFrame, leading: Sequence[str]) -> dict[int, str]:
+    """Boundary → the selectors that choose it, leading ones first."""
+    chosen = table[table["behind_full"].notna() & (table["rule"] != ORACLE)].dropna(subset="boundary")
     order = {rule: rank for rank, rule in enumerate(leading)}
-    chosen = [v for v in verdicts if v.measured and v.boundary is not None and v.rule != ORACLE]
-    marks: dict[int, list[str]] = {}
-    for verdict in sorted(chosen, key=lambda v: order.get(v.rule, len(order))):
-        marks.setdefault(verdict.boundary or 0, []).append(verdict.rule)
-    return {b: names[0] if len(names) == 1 else f"{names[0]} +{len(names) - 1}" for b, names in marks.items()}
+    chosen = chosen.sort_values("rule", key=lambda rules: rules.map(order).fillna(len(order)), kind="stable")
+    names = {int(boundary): list(rules) for boundary, rules in chosen.groupby("boundary", sort=False)["rule"]}
+    return {b: rules[0] if len(rules) == 1 else f"{rules[0]} +{len(rules) - 1}" for b, rules in names.items()}

@@ -4,120 +4,90 @@ Selectors can only be better than a fixed depth where datasets differ. *Interact
 depth differ by more than the noise of seeds and test examples. *Headroom* picks each dataset's boundary from its own
 measured curve and compares it with the fixed depth of the same mean cost. A curve that is picked from and scored on
 flatters the pick ("seen"); "cross-fitted" picks by the other seeds on nine tenths of the test examples and scores the
-remaining seed on the remaining tenth, over all seeds, tenths and several splits, which understates it, since fewer
+remaining seed on the remaining tenth, over all seeds, tenths and several splits, which understates it, because fewer
 runs are seen. The truth lies between. "validation" picks by the runs' validation accuracy.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from stages.study.measured import FULL, Case, Floats
+from stages.study.description import FULL
+from stages.study.measured import Case, Floats
 from stages.study.resamples import FOLDS
 
 Pick = Callable[[Floats, Floats], NDArray[np.integer]]  # judged curves [K, B] and costs [B] → places [K]
+Row = dict[str, str | int | float | None]
 _SPLITS: Final = 20
 _DRAWS: Final = 5000
 _TOLERANCES: Final = (1, 2)  # points below full fine-tuning
-_PRICES: Final = (0.5, 2, 4, 6, 8, 11, 14, 18)  # points of accuracy that the whole cost of full fine-tuning is worth
-
-
-@dataclass(frozen=True)
-class Interaction:
-    """Dataset x boundary of one model: mean square of the accuracies, centred over both, in squared points.
-
-    Attributes:
-        boundaries: those that all datasets were measured at, short of all layers.
-        noise: expected from seeds and paired test examples alone; ``noise_high``: its upper quantile.
-        p: of noise alone, by simulation.
-        excess: standard deviation per cell beyond noise, in points.
-    """
-
-    model: str
-    data_sets: int
-    boundaries: str
-    observed: float
-    noise: float
-    noise_high: float
-    p: float
-    excess: float
-
-
-@dataclass(frozen=True)
-class Headroom:
-    """One way to pick each dataset's boundary; means over groups of datasets, in points of accuracy.
-
-    Attributes:
-        picked_by: ``cross-fitted``, ``seen`` or ``validation`` (see above).
-        aim: the deepest boundary within some points of full fine-tuning, or the best accuracy less so many points per
-            cost of full fine-tuning.
-        fixed_depth: share of the layers that costs the same on the mean when frozen on all datasets; absent where no
-            measured depth does.
-        gain: accuracy above that of the fixed depth; ``gain_error``: its standard error over groups.
-        least_gain: the same with one group left out, the least of these.
-    """
-
-    model: str
-    picked_by: str
-    aim: str
-    groups: int
-    cost_share: float
-    behind_full: float
-    fixed_depth: float | None = None
-    fixed_behind_full: float | None = None
-    gain: float | None = None
-    gain_error: float | None = None
-    least_gain: float | None = None
+_PRICES: Final = (0.5, 2, 4, 6, 8, 11, 14, 18)  # points of accuracy that full fine-tuning's whole cost is worth
 
 
 def several_seeds(cases: Sequence[Case]) -> dict[str, list[Case]]:
-    """By model the cases with accuracies of two seeds or more, where there are two datasets of these or more."""
+    """Return by model the cases with accuracies of at least two seeds, for models with at least two datasets."""
     fitting = [case for case in cases if case.unit == "points" and len(case.runs[FULL, "epochs"].seeds) > 1]
     models = {case.model: [one for one in fitting if one.model == case.model] for case in fitting}
     return {model: mine for model, mine in models.items() if len(mine) > 1}
 
 
-def interaction(model: str, cases: Sequence[Case], seed: int, confidence: float) -> Interaction | None:
-    """Test a model's datasets for different curves; ``None``: they share fewer than two boundaries."""
-    shared = set.intersection(*(set(case.curve()) for case in cases)) - {cases[0].layers}
-    if len(shared) < 2:
+def interactions(cases: Sequence[Case], seed: int, confidence: float) -> pd.DataFrame:
+    """Return for each model the interaction of dataset and boundary; models that share no two boundaries are left out.
+
+    Columns: ``boundaries``: those measured on all datasets, short of L; ``observed``: mean square of the accuracies,
+    centred over both, in squared points; ``noise``: expected from seeds and test examples alone, with its upper
+    quantile ``noise_high``; ``p``: of noise alone, by simulation; ``excess``: standard deviation beyond noise, points.
+    """
+    rows = [_interaction(model, mine, seed, confidence) for model, mine in several_seeds(cases).items()]
+    return pd.DataFrame([row for row in rows if row])
+
+
+def _interaction(model: str, cases: Sequence[Case], seed: int, confidence: float) -> Row | None:
+    boundaries = sorted(set.intersection(*(set(case.curve()) for case in cases)) - {cases[0].layers})
+    if len(boundaries) < 2:
         return None
-    boundaries, rng = sorted(shared), np.random.default_rng(seed)
-    means, drawn = [], []
+    rng, means, drawn = np.random.default_rng(seed), [], []
     for case in cases:
         values = _values(case, boundaries)  # [B, S, N]
         noise = np.cov(values.mean(axis=2)) / values.shape[1] + np.cov(values.mean(axis=1)) / values.shape[2]
         means.append(values.mean(axis=(1, 2)))
         drawn.append(rng.multivariate_normal(np.zeros(len(boundaries)), noise, _DRAWS, method="eigh"))
     observed, null = _mean_square(np.array(means)[None])[0], _mean_square(np.stack(drawn, axis=1))
-    return Interaction(
-        model=model,
-        data_sets=len(cases),
-        boundaries=" ".join(map(str, boundaries)),
-        observed=float(observed),
-        noise=float(null.mean()),
-        noise_high=float(np.quantile(null, confidence)),
-        p=float((1 + (null >= observed).sum()) / (_DRAWS + 1)),
-        excess=float(np.sqrt(max(0.0, observed - null.mean()))),
-    )
-
-
-def headroom(model: str, cases: Sequence[Case], seed: int) -> list[Headroom]:
-    """Every way to pick, of one model's datasets."""
-    rng = np.random.default_rng(seed)
-    evidence = {
-        "cross-fitted": [_cross_fitted(case, rng) for case in cases],
-        "seen": [(curve, curve) for curve in map(_curve, cases)],
-        "validation": [(_validated(case), _curve(case)) for case in cases],
+    return {
+        "model": model,
+        "data_sets": len(cases),
+        "boundaries": " ".join(map(str, boundaries)),
+        "observed": float(observed),
+        "noise": float(null.mean()),
+        "noise_high": float(np.quantile(null, confidence)),
+        "p": float((1 + (null >= observed).sum()) / (_DRAWS + 1)),
+        "excess": float(np.sqrt(max(0.0, observed - null.mean()))),
     }
-    return [
-        _headroom(model, cases, picked_by, aim, pick, curves)
-        for picked_by, curves in evidence.items()
-        for aim, pick in _aims().items()
-    ]
+
+
+def headroom(cases: Sequence[Case], seed: int) -> pd.DataFrame:
+    """Return for each model every way to pick its datasets' boundaries; means over groups of datasets, in points.
+
+    Columns: ``picked_by``: see above; ``aim``: the deepest boundary within some points of full fine-tuning, or the
+    best accuracy minus this many points for the cost of full fine-tuning; ``fixed_depth``: the share of the layers of
+    the same mean cost; ``gain``: accuracy above it, with its standard error over groups, ``gain_error``;
+    ``least_gain``: the smallest with one group left out.
+    """
+    rows = []
+    for model, mine in several_seeds(cases).items():
+        rng = np.random.default_rng(seed)
+        evidence = {
+            "cross-fitted": [_cross_fitted(case, rng) for case in mine],
+            "seen": [(curve, curve) for curve in map(_curve, mine)],
+            "validation": [(_validated(case), _curve(case)) for case in mine],
+        }
+        for picked_by, curves in evidence.items():
+            for aim, pick in _aims().items():
+                rows.append({"model": model, "picked_by": picked_by, "aim": aim, **_headroom(mine, pick, curves)})
+    return pd.DataFrame(rows)
 
 
 def _aims() -> dict[str, Pick]:
@@ -132,9 +102,7 @@ def _aims() -> dict[str, Pick]:
     }
 
 
-def _headroom(
-    model: str, cases: Sequence[Case], picked_by: str, aim: str, pick: Pick, curves: Sequence[tuple[Floats, Floats]]
-) -> Headroom:
+def _headroom(cases: Sequence[Case], pick: Pick, curves: Sequence[tuple[Floats, Floats]]) -> Row:
     groups = list(dict.fromkeys(case.group for case in cases))
     member = np.array([[case.group == group for case in cases] for group in groups], float)
     member /= member.sum(axis=1, keepdims=True)  # [G, cases]: means over each group's cases
@@ -144,26 +112,24 @@ def _headroom(
         chosen = pick(judged, costly)
         costs[place] = costly[chosen].mean()
         behind[place] = (scored[:, 0] - scored[np.arange(len(scored)), chosen]).mean()
-    found = Headroom(
-        model, picked_by, aim, len(groups), float((member @ costs).mean()), float((member @ behind).mean())
-    )
-    fixed = _fixed(cases, member, found.cost_share)
+    cost = float((member @ costs).mean())
+    found: Row = {"groups": len(groups), "cost_share": cost, "behind_full": float((member @ behind).mean())}
+    fixed = _fixed(cases, member, cost)
     if fixed is None:
         return found
     depth, losses = fixed
-    gains = member @ (losses - behind)
-    return Headroom(
-        *(found.model, found.picked_by, found.aim, found.groups, found.cost_share, found.behind_full),
-        fixed_depth=depth,
-        fixed_behind_full=float((member @ losses).mean()),
-        gain=float(gains.mean()),
-        gain_error=float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else None,
-        least_gain=float((gains.sum() - gains.max()) / (len(gains) - 1)) if len(gains) > 1 else None,
-    )
+    gains, several = member @ (losses - behind), len(groups) > 1
+    return found | {
+        "fixed_depth": depth,
+        "fixed_behind_full": float((member @ losses).mean()),
+        "gain": float(gains.mean()),
+        "gain_error": float(gains.std(ddof=1) / np.sqrt(len(gains))) if several else None,
+        "least_gain": float((gains.sum() - gains.max()) / (len(gains) - 1)) if several else None,
+    }
 
 
 def _fixed(cases: Sequence[Case], member: Floats, cost: float) -> tuple[float, Floats] | None:
-    """The share of the layers whose freezing costs so much on the mean, and each case's loss of accuracy there."""
+    """The share of the layers whose freezing costs this much on average, and each case's loss of accuracy there."""
     lines = []
     for case in cases:
         measured = {b: method for b, method in case.curve().items() if b < case.layers}

@@ -2,34 +2,31 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stages.study.description import FULL, Budget, Measure
+
 Floats = NDArray[np.floating[Any]]
-Budget = Literal["epochs", "compute"]
-FULL: Final = "full"
-PAPER: Final = "salf"  # the rule of this name is the paper's, and what the others are compared with
-LOSS: Final = "loss"
-BALANCED: Final = "balanced-accuracy"
-PRICE_ONLY: Final = ("affordable",)  # selectors that see what boundaries cost, and neither data nor model
-RANDOM: Final = "random"  # the selector that draws a boundary: judged by the mean over all boundaries, not by one draw
-DIGITS: Final = 9  # of points or nats: below them, processors add up differently
+PAPER: Final = "salf"  # the selector of this name is the paper's
+PRICE_ONLY: Final = ("affordable",)  # selectors that see costs, and neither data nor model
+RANDOM: Final = "random"  # a random boundary is judged by the mean over all boundaries, not by one draw
+DIGITS: Final = 9  # of points or nats; beyond them processors add up differently
 
 
 @dataclass(frozen=True)
 class Run:
-    """One method's fine-tunes, a seed each.
+    """One method's fine-tunes, one per seed.
 
     Attributes:
         seeds: the seeds.
-        values: quality of every test example [seeds, examples], whose mean is the run's: 1 for a right answer, the
-            same weighed so that all labels count alike, or minus its loss; between two boundaries a mixture of theirs.
+        values: quality of every test example [seeds, examples], with the run's quality as mean: 1 for a right answer
+            (weighted so that all labels count alike, for balanced accuracy), or minus the loss.
         flops: counted, mean over seeds.
-        validation_loss: mean over seeds.
-        validation_accuracy: mean over seeds; NaN for free answers.
+        validation_loss, validation_accuracy: means over seeds; the accuracy of free answers is NaN.
     """
 
     seeds: tuple[int, ...]
@@ -39,18 +36,20 @@ class Run:
     validation_accuracy: float
 
     def only(self, seeds: Sequence[int]) -> "Run":
-        """The fine-tunes of some of its seeds."""
+        """Return the fine-tunes of some of its seeds."""
         return replace(self, seeds=tuple(seeds), values=self.values[[self.seeds.index(seed) for seed in seeds]])
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a rule chooses; no boundary where its evidence was absent.
+    """What a selector chooses; no boundary where its evidence is missing.
 
     Attributes:
+        rule: the selector's name in the study.
+        selector: the selector's name in a plan.
         scores: what it predicts for boundaries 0..L; empty where it predicts nothing.
-        deciding_share: operations of the fine-tunes by which it decides, as a share of full fine-tuning's.
-        plan: the same for choices that one plan made, from the same evidence.
+        deciding_share: FLOPs of the fine-tunes by which it decides, as a share of full fine-tuning's.
+        plan: equal for choices of one plan.
     """
 
     rule: str
@@ -64,26 +63,25 @@ class Choice:
 
 @dataclass(frozen=True)
 class Case:
-    """A data set with a model.
+    """A dataset with a model.
 
     Attributes:
-        group: data sets of one group are left out together.
-        measure: ``accuracy``, ``balanced-accuracy`` (mean over labels) or ``loss``.
-        test_set: a number that cases share whose test examples are the same.
-        labels: of every test example, as numbers, where all labels count alike [examples]; elsewhere ``None``.
-        chance: quality of naming one label always, the most frequent; ``None``: there are no labels.
+        group: datasets of one group are left out together.
+        test_set: a number that cases with the same test examples share.
+        labels: of test examples [examples], as numbers, where all labels count alike; elsewhere ``None``.
+        chance: quality of always giving the most frequent label; ``None``: there are no labels.
         natural: factors of the values [examples] that make their mean the accuracy under the label frequencies of the
-            dataset's own test file (:mod:`stages.study.reading`); ``None``: these are not known.
+            dataset's own test file; ``None``: these are not known.
         natural_chance: the most frequent label's share there.
         runs: by method and budget.
-        boundaries: method → boundary, for those that freeze up to a layer.
-        between: the same for boundaries that rules choose and nobody measured: their runs mix their neighbours'.
+        boundaries: method → boundary, for methods that freeze up to a layer.
+        between: the same for chosen boundaries that were not measured: their runs are interpolated.
     """
 
     data_set: str
     group: str
     model: str
-    measure: str
+    measure: Measure
     test_set: int
     labels: NDArray[np.integer[Any]] | None
     chance: float | None
@@ -97,56 +95,56 @@ class Case:
 
     @property
     def unit(self) -> str:
-        """Accuracies are reported in points of a hundred, losses in nats."""
-        return "nats" if self.measure == LOSS else "points"
+        """Accuracies are in points of a hundred, losses in nats."""
+        return "nats" if self.measure == "loss" else "points"
 
     @property
     def scale(self) -> float:
-        """What quality is multiplied by for its unit."""
-        return 1.0 if self.measure == LOSS else 100.0
+        """The factor from values to the unit."""
+        return 1.0 if self.measure == "loss" else 100.0
 
     def curve(self) -> dict[int, str]:
-        """Boundary → method, for those measured at equal epochs, ascending."""
+        """Return boundary → method for measured boundaries at equal epochs, ascending."""
         measured = {method: b for method, b in self.boundaries.items() if method not in self.between}
         found = {b: method for method, b in measured.items() if (method, "epochs") in self.runs}
         return dict(sorted(found.items()))
 
     def quality(self, method: str, budget: Budget = "epochs", seeds: Sequence[int] | None = None) -> float:
-        """Mean of a method over examples and seeds (all of its own, unless said), in points or as minus nats."""
+        """Return the mean of a method over examples and seeds (by default all of its own), in points or minus nats."""
         run = self.runs[method, budget]
         return round(self.scale * float((run if seeds is None else run.only(seeds)).values.mean()), DIGITS)
 
     def natural_quality(self, method: str) -> float | None:
-        """Accuracy at equal epochs under the natural label frequencies, in points; ``None``: these are not known."""
+        """Return the accuracy at equal epochs under the natural label frequencies, in points; ``None``: unknown."""
         if self.natural is None:
             return None
         return round(self.scale * float((self.runs[method, "epochs"].values * self.natural).mean()), DIGITS)
 
     def common_seeds(self, method: str, other: str, budget: Budget = "epochs") -> tuple[int, ...]:
-        """Seeds of a method that another has at equal epochs; none where one of them was not measured."""
+        """Return the seeds of a method that another has at equal epochs; none where one of them was not measured."""
         own, theirs = self.runs.get((method, budget)), self.runs.get((other, "epochs"))
         return tuple(seed for seed in own.seeds if seed in theirs.seeds) if own and theirs else ()
 
     def over(self, method: str, other: str, budget: Budget = "epochs") -> float | None:
-        """Quality of a method over another's at equal epochs, over their common seeds; ``None``: they have none."""
+        """Return a method's quality minus another's at equal epochs, over their common seeds, if there are any."""
         seeds = self.common_seeds(method, other, budget)
         if not seeds:
             return None
         return round(self.quality(method, budget, seeds) - self.quality(other, "epochs", seeds), DIGITS)
 
     def cost_share(self, method: str) -> float:
-        """Counted operations of a method's fine-tune at equal epochs as a share of full fine-tuning's."""
+        """Return a method's FLOPs at equal epochs as a share of full fine-tuning's."""
         return self.runs[method, "epochs"].flops / self.runs[FULL, "epochs"].flops
 
 
 @dataclass(frozen=True)
 class Study:
-    """All cases whose full fine-tuning was measured, and what the numbers come from.
+    """All cases with full fine-tuning.
 
     Attributes:
         runs: the fine-tunes that are read.
-        measured: how many there are; those that make no whole table of boundaries and seeds are not read.
-        rates: outcomes of other learning rates than the kept ones (``rates.csv``).
+        measured: how many rows count; those outside a complete table of boundaries and seeds are not read.
+        intervals, rates: the tables of these names.
     """
 
     cases: tuple[Case, ...]
@@ -157,10 +155,9 @@ class Study:
 
 
 def with_choices(case: Case, choices: Sequence[Choice]) -> Case:
-    """The case with these selectors' choices; unmeasured boundaries are interpolated between their neighbours.
+    """Return the case with these selectors' choices; unmeasured boundaries are interpolated between their neighbours.
 
-    A random draw becomes a run of its own: the mean over boundaries 1..L-1, as far as these are measured or lie
-    between measured ones.
+    A random draw becomes a run of its own: the mean over all boundaries 1..L-1 that are measured or interpolated.
     """
     runs = {key: run for key, run in case.runs.items() if key[1] != "epochs" or key[0] not in {RANDOM, *case.between}}
     plain = replace(case, runs=runs, between={}, choices=tuple(map(_not_drawn, choices)))
@@ -176,17 +173,14 @@ def with_choices(case: Case, choices: Sequence[Choice]) -> Case:
 
 
 def _not_drawn(choice: Choice) -> Choice:
-    if choice.selector != RANDOM:
-        return choice
-    return replace(
-        choice, boundary=None, reason="mean over boundaries 1..L-1 that are measured or between measured ones"
-    )
+    reason = "mean over boundaries 1..L-1 that are measured or between measured ones"
+    return replace(choice, boundary=None, reason=reason) if choice.selector == RANDOM else choice
 
 
 def _between(case: Case, boundary: int) -> Run | None:
-    """An unmeasured boundary's run, interpolated linearly between its measured neighbours; ``None``: it has none.
+    """An unmeasured boundary's run, interpolated linearly between its measured neighbours, if it has both.
 
-    Not towards boundary L: no layer trains there, and quality falls off a cliff.
+    Not towards boundary L: no layer trains there, and quality drops sharply.
     """
     curve = case.curve()
     below = max((b for b in curve if b < boundary), default=None)

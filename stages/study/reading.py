@@ -1,53 +1,50 @@
-"""A study's tables, read: which rows count, and what every case measured."""
+"""Reads a study's tables: which rows count, and what every case measured."""
 
 import json
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from salf.errors import UserError
-from stages.common.kept_settings import still_holds
-from stages.study.measured import BALANCED, FULL, LOSS, Budget, Case, Choice, Floats, Run, Study, with_choices
+from salf.errors import UserError, reading
+from stages.study.description import FULL, Budget
+from stages.study.measured import Case, Choice, Floats, Run, Study, with_choices
+from stages.study.settings import still_holds
+from stages.study.tables import MADE_BY, read_settings, read_table
 
-_MADE_BY: Final = "python -m flows.study"
+_CASE = ["data_set", "model"]
+_METHOD = [*_CASE, "method"]
 
 
 def read_study(folder: Path) -> Study:
     """Read the tables of a study.
 
-    Of every case the rows count whose settings hold under its last ones (a parameter may have come since), of a method
-    with settings of its own under its last ones, too; others are another study's. A method's first seed says at which
-    learning rate it is read: what is at another one waits to be done again since the rate was tuned further. All
-    boundaries of a case are read with the same seeds, those that keep most fine-tunes: one boundary's lucky seed shall
-    not be held against others that lack it.
+    Rows count if their settings hold under the last ones of their case (and of their method, if it has settings of
+    its own); others belong to another study. A method is read at the learning rate of its first seed: rows at another
+    rate will be repeated, because the rate was tuned further. All boundaries of a case are read with the same seeds,
+    those that keep most fine-tunes, so that no boundary's lucky seed is compared with others that lack it.
 
     Raises:
-        UserError: a table is missing or damaged, or no case has full fine-tuning to compare with.
+        UserError: a table is missing or damaged, or no case has full fine-tuning.
     """
-    runs = _csv(folder / "runs.csv", {"method_settings": str, "rates": str, "settings": str})
-    choices = _csv(folder / "choices.csv", {"reason": str, "scores": str, "selector": str, "settings": str})
-    intervals = _csv(folder / "intervals.csv", {"law": str})
+    runs, choices, intervals = (read_table(folder, name, required=True) for name in ("runs", "choices", "intervals"))
+    priors, rates = (read_table(folder, name) for name in ("priors", "rates"))
     said = _predictions(folder / "predictions.parquet")
-    priors = _optional(folder / "priors.csv", ["data_set", "label", "share"])
-    rates = _optional(folder / "rates.csv", [])
-    kept = _kept_settings(folder / "settings.json")
-    present = runs[_of_last(runs, "settings", ["data_set", "model"], kept)]
-    present = present[_of_last(present, "method_settings", ["data_set", "model", "method"], kept)]
-    present = present.drop_duplicates(["data_set", "model", "method", "seed", "budget"], keep="last")
+    kept = read_settings(folder)
+    present = runs[_of_last(runs, "settings", _CASE, kept)]
+    present = present[_of_last(present, "method_settings", _METHOD, kept)]
+    present = present.drop_duplicates([*_METHOD, "seed", "budget"], keep="last")
     runs = _complete(present[_at_one_rate(present)])
-    cases = tuple(
-        _case(rows, choices, said, priors)
-        for _, rows in runs.groupby(["data_set", "model"], sort=False)
-        if _has_full(rows)
-    )
+    full = (runs["method"] == FULL) & (runs["budget"] == "epochs")
+    grouped = runs.groupby(_CASE, sort=False)
+    cases = tuple(_case(rows, choices, said, priors) for _, rows in grouped if full[rows.index].any())
     if not cases:
-        raise UserError(f"{folder}: no data set's full fine-tuning is measured yet; run: {_MADE_BY}")
+        raise UserError(f"{folder}: no dataset's full fine-tuning is measured yet; run: {MADE_BY}")
     return Study(cases, runs, len(present), intervals, rates)
 
 
@@ -60,27 +57,26 @@ def _of_last(runs: pd.DataFrame, column: str, by: list[str], kept: Mapping[str, 
 
 def _at_one_rate(runs: pd.DataFrame) -> "pd.Series[bool]":
     """Which rows have the learning rate of their method's first seed at equal epochs, where that was measured."""
-    key = ["data_set", "model", "method"]
-    first = runs[runs["budget"] == "epochs"].sort_values("seed", kind="stable").drop_duplicates(key)
-    rates = runs[key].merge(first[[*key, "learning_rate"]], on=key, how="left")["learning_rate"]
+    first = runs[runs["budget"] == "epochs"].sort_values("seed", kind="stable").drop_duplicates(_METHOD)
+    rates = runs[_METHOD].merge(first[[*_METHOD, "learning_rate"]], on=_METHOD, how="left")["learning_rate"]
     return pd.Series(rates.isna().to_numpy() | (rates.to_numpy() == runs["learning_rate"].to_numpy()), runs.index)
 
 
 def _complete(runs: pd.DataFrame) -> pd.DataFrame:
-    """Of every case's fine-tunes at equal epochs the largest whole table of boundaries and seeds."""
-    left = runs.copy()
-    for _, rows in runs[_at_boundary(runs) & (runs["budget"] == "epochs")].groupby(["data_set", "model"]):
+    """Reduce every case's boundaries at equal epochs to the largest complete table of boundaries and seeds."""
+    left = runs
+    for _, rows in runs[_at_boundary(runs) & (runs["budget"] == "epochs")].groupby(_CASE):
         seeds_of = {str(method): frozenset(group["seed"]) for method, group in rows.groupby("method")}
         seeds = _most_seeds(seeds_of)
-        whole = rows["method"].map(lambda method, of=seeds_of, all_of=seeds: of[method] >= all_of)
+        whole = rows["method"].isin([method for method, own in seeds_of.items() if own >= seeds])
         left = left.drop(rows.index[~(whole & rows["seed"].isin(seeds))])
     return left
 
 
 def _most_seeds(seeds_of: Mapping[str, frozenset[int]]) -> frozenset[int]:
-    """The seeds that, times the boundaries measured with all of them, are most; of equals those with more boundaries.
+    """The seeds that keep most fine-tunes of boundaries measured with all of them; if equal, with more boundaries.
 
-    Full fine-tuning is one of these boundaries wherever it was measured at all.
+    Full fine-tuning is one of these boundaries if it was measured at all.
     """
     seeds = sorted(seeds_of.get(FULL) or frozenset.union(*seeds_of.values()))
     some = [frozenset(chosen) for k in range(1, len(seeds) + 1) for chosen in combinations(seeds, k)]
@@ -92,20 +88,15 @@ def _at_boundary(runs: pd.DataFrame) -> "pd.Series[bool]":
     return runs["method"].str.match(r"freeze-\d+$") | (runs["method"] == FULL)
 
 
-def _has_full(rows: pd.DataFrame) -> bool:
-    return bool(((rows["method"] == FULL) & (rows["budget"] == "epochs")).any())
-
-
 def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame, priors: pd.DataFrame) -> Case:
     first = rows.iloc[0]
     mine = choices[(choices["data_set"] == first["data_set"]) & (choices["model"] == first["model"])]
     freezes = rows[_at_boundary(rows)]
     examples = _examples(said, first["point"])
-    labels = examples["label"]
-    if first["measure"] == BALANCED and labels.isna().any():
+    labels, balanced = examples["label"], first["measure"] == "balanced-accuracy"
+    if balanced and labels.isna().any():
         raise UserError(f"{first['data_set']}, {first['model']}: test examples without labels cannot count by label")
-    balanced = first["measure"] == BALANCED
-    weights = None if first["measure"] == LOSS else _weights(labels, balanced=balanced)
+    weights = None if first["measure"] == "loss" else _weights(labels, balanced=balanced)
     prior = priors[priors["data_set"] == first["data_set"]].set_index("label")["share"]
     prior = prior[prior.index.isin(labels)]  # a label without test examples has no accuracy
     case = Case(
@@ -128,34 +119,34 @@ def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame, priors:
 
 
 def _examples(said: pd.DataFrame, point: str) -> pd.DataFrame:
-    """What one fine-tune said of the test examples, in the order of their names."""
+    """One fine-tune's predictions, in the order of the test examples' names."""
     return said.loc[[point]].sort_values("example_id") if point in said.index else said.iloc[:0]
 
 
 def _weights(labels: "pd.Series[str]", *, balanced: bool) -> Floats:
-    """What a right answer to every example counts, 1 on the mean; balanced: so that all labels count alike."""
+    """What a right answer to every example counts, 1 on average; balanced: so that all labels count alike."""
     if not balanced:
         return np.ones(len(labels))
     return (len(labels) / (labels.nunique() * labels.map(labels.value_counts()))).to_numpy(float)
 
 
 def _natural(labels: "pd.Series[str]", prior: "pd.Series[float]") -> Floats:
-    """Weights of right answers, 1 on the mean, that give labels the shares they have in the dataset's test file."""
+    """Weights of right answers, 1 on average, that give labels their shares in the dataset's test file."""
     shares = labels.map(prior / prior.sum()) / labels.map(labels.value_counts(normalize=True))
     return shares.to_numpy(float)
 
 
 def _chance(labels: "pd.Series[str]", weights: Floats) -> float:
-    """Quality of naming the most frequent label always."""
+    """Quality of always giving the most frequent label."""
     return float((weights * (labels == labels.mode()[0])).mean())
 
 
 def _runs(rows: pd.DataFrame, said: pd.DataFrame, weights: Floats | None) -> Iterator[tuple[tuple[str, Budget], Run]]:
-    """Runs by method and budget; test examples in the order of their names, the same for all.
+    """Runs by method and budget; all have the same test examples, in the order of their names.
 
     Args:
         rows: of the case.
-        said: by every fine-tune.
+        said: all fine-tunes' predictions.
         weights: of right answers; ``None``: the loss counts.
 
     Raises:
@@ -169,67 +160,28 @@ def _runs(rows: pd.DataFrame, said: pd.DataFrame, weights: Floats | None) -> Ite
             names = list(mine["example_id"])
             if names != (examples := examples or names):
                 where = f"{group.iloc[0]['data_set']}, {group.iloc[0]['model']}: {method}"
-                raise UserError(f"{where}: its test examples differ from the other methods'; run again: {_MADE_BY}")
+                raise UserError(f"{where}: its test examples differ from the other methods'; run again: {MADE_BY}")
             values.append(-mine["loss"] if weights is None else mine["correct"] * weights)
-        run = Run(
-            seeds=tuple(int(seed) for seed in group["seed"]),
-            values=np.array(values, float),
-            flops=float(group["flops"].mean()),
-            validation_loss=float(group["validation_loss"].mean()),
-            validation_accuracy=float(group["validation_accuracy"].mean()),
-        )
-        yield (str(method), str(budget)), run  # type: ignore[misc]  # the column holds these two words
+        means = group[["flops", "validation_loss", "validation_accuracy"]].astype(float).mean()
+        seeds = tuple(int(seed) for seed in group["seed"])
+        yield (str(method), budget), Run(seeds, np.array(values, float), *map(float, means))  # type: ignore[misc]
 
 
 def _choice(row: dict[Any, Any]) -> Choice:
-    boundary = None if pd.isna(row["boundary"]) else int(row["boundary"])
-    scores = tuple(json.loads(row["scores"])) if row["scores"] else ()
-    deciding = row.get("deciding_share")
     return Choice(
         rule=row["rule"],
         selector=row["selector"],
-        boundary=boundary,
+        boundary=None if pd.isna(row["boundary"]) else int(row["boundary"]),
         reason=row["reason"],
-        scores=scores,
-        deciding_share=0.0 if deciding is None or pd.isna(deciding) else float(deciding),
+        scores=tuple(json.loads(row["scores"])) if row["scores"] else (),
+        deciding_share=0.0 if pd.isna(row["deciding_share"]) else float(row["deciding_share"]),
         plan=row["settings"],
     )
 
 
-def _kept_settings(path: Path) -> dict[str, Any]:
-    """Settings by their digests, as rows name them."""
-    _require(path)
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error})") from None
-    return found
-
-
-def _csv(path: Path, text: dict[str, type]) -> pd.DataFrame:
-    """A table; of a column of texts what is empty, or was not kept when the table was made, is an empty text."""
-    _require(path)
-    try:
-        table = pd.read_csv(path, dtype=text)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged table ({error})") from None
-    return table.assign(**{name: "" for name in text if name not in table}).fillna(dict.fromkeys(text, ""))
-
-
-def _optional(path: Path, columns: list[str]) -> pd.DataFrame:
-    """A table that a study may lack: empty where it does."""
-    return _csv(path, {"label": str, "point": str}) if path.exists() else pd.DataFrame(columns=columns)
-
-
 def _predictions(path: Path) -> pd.DataFrame:
-    _require(path)
-    try:
-        table = pq.read_table(path).to_pandas()
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: damaged table ({error})") from None
-    return table.assign(label=table.get("label")).astype({"point": str}).set_index("point").sort_index()
-
-
-def _require(path: Path) -> None:
     if not path.exists():
-        raise UserError(f"{path}: no such file; it is made by: {_MADE_BY}")
+        raise UserError(f"{path}: no such file; it is made by: {MADE_BY}")
+    with reading(path, "damaged table"):
+        table = pq.read_table(path).to_pandas()
+    return table.assign(label=table.get("label")).astype({"point": str}).set_index("point").sort_index()

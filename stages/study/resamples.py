@@ -1,39 +1,29 @@
-"""Paired resamples of test examples and seeds, and what is read off them.
+"""Paired resamples of test examples and seeds, and the statistics computed from them.
 
-Examples and seeds are drawn with replacement, each resample the same for all methods of a case, so that
-differences between methods are paired (Efron and Tibshirani 1993, chapter 10; both levels are resampled since
-another study would have other examples and other seeds). Cases with the same test examples draw them alike. All
-boundaries of a case have the same seeds; a method that is none is compared over the seeds that both have, and where
-none of these was drawn, over all of them.
+Examples and seeds are drawn with replacement, the same for all methods of a case, so that differences between methods
+are paired (Efron and Tibshirani 1993, chapter 10; both levels are resampled because another study would have other
+examples and other seeds). Cases with the same test examples draw them alike. A method that lacks seeds is compared
+over the seeds that both have, and where none of these was drawn, over all of them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from stages.study.measured import DIGITS, Budget, Case, Floats, Run
+from stages.study.description import Budget
+from stages.study.measured import DIGITS, Case, Floats, Run
 
 FOLDS: Final = 10
 POWER: Final = 0.8
 
 
 class Resamples:
-    """Quality of every run of a case in every resample.
-
-    Args:
-        case: the case.
-        resamples: how many, R.
-        seed: of the draw.
-
-    Attributes:
-        case: the case.
-    """
+    """Quality of every run of a case in each of R resamples, drawn with a seed."""
 
     def __init__(self, case: Case, resamples: int, seed: int) -> None:
         self.case = case
@@ -47,7 +37,7 @@ class Resamples:
         }
 
     def quality(self, method: str, budget: Budget = "epochs", seeds: Sequence[int] | None = None) -> Floats:
-        """Mean quality of a method over its seeds, or over some of them, [R]; in points, or minus nats."""
+        """Return a method's mean quality over its seeds, or over some of them, [R]; in points or minus nats."""
         own = self.case.runs[method, budget].seeds
         chosen = own if seeds is None else seeds
         counts = self._drawn[:, [self._seeds.index(one) for one in chosen]]
@@ -55,19 +45,19 @@ class Resamples:
         return np.asarray(drawn.round(DIGITS))
 
     def over(self, method: str, other: str, budget: Budget = "epochs") -> Floats:
-        """Quality of a method over another's at equal epochs, over their common seeds, [R]; in points, or nats."""
+        """Return a method's quality minus another's at equal epochs, over their common seeds, [R]."""
         seeds = self.case.common_seeds(method, other, budget)
         return np.asarray((self.quality(method, budget, seeds) - self.quality(other, "epochs", seeds)).round(DIGITS))
 
 
 def interval(values: Floats, confidence: float) -> tuple[float, float]:
-    """Percentile interval of a resampled value [R]."""
+    """Return the percentile interval of a resampled value [R]."""
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
 def p_value(differences: Floats) -> float:
-    """Two-sided: twice the smaller share of resamples on either side of no difference, itself counted to both.
+    """Return the two-sided p-value of resampled differences [R]: twice the smaller tail, zero counted in both.
 
     One is added to both counts, so that no finite number of resamples gives 0 (Davison and Hinkley 1997, 4.2).
     """
@@ -77,7 +67,7 @@ def p_value(differences: Floats) -> float:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjusted p-values of several comparisons (Holm 1979): step down from the smallest, never decreasing."""
+    """Return adjusted p-values of several comparisons (Holm 1979)."""
     adjusted, largest = {}, 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
@@ -85,16 +75,10 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-@dataclass(frozen=True)
-class Elsewhere:
-    """What groups like these are expected to give: Student's t over the groups' own means.
+class Elsewhere(NamedTuple):
+    """Interval, two-sided p-value of a mean of zero and standard error, by Student's t over the groups' means.
 
-    What examples and seeds contribute is in the groups' spread already.
-
-    Attributes:
-        low, high: confidence interval of the mean.
-        p: two-sided, of a mean of zero.
-        error: standard error of the mean.
+    The groups' spread includes what examples and seeds contribute.
     """
 
     low: float
@@ -104,15 +88,9 @@ class Elsewhere:
 
 
 def over_other_groups(values: Sequence[tuple[str, Floats]], confidence: float) -> Elsewhere | None:
-    """Confidence interval and p-value of the mean over groups, for groups like these; ``None``: there is one group.
-
-    Args:
-        values: of every case its group and what was measured [].
-        confidence: of the interval.
-    """
-    means = np.array(
-        [over_groups([one for one in values if one[0] == group]) for group in {g: None for g, _ in values}]
-    ).round(DIGITS)
+    """Return statistics of the mean over groups like these, from each case's group and value; ``None``: one group."""
+    groups = dict.fromkeys(group for group, _ in values)
+    means = np.array([over_groups([one for one in values if one[0] == group]) for group in groups]).round(DIGITS)
     if len(means) < 2:
         return None
     mean, error, freedom = float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))), len(means) - 1
@@ -122,7 +100,7 @@ def over_other_groups(values: Sequence[tuple[str, Floats]], confidence: float) -
 
 
 def detectable(error: float, confidence: float, freedom: float = np.inf) -> float:
-    """The true difference that a two-sided test at this confidence finds with a power of 80 %.
+    """Return the true difference that a two-sided test at this confidence finds with a power of 80 %.
 
     Args:
         error: standard error of the difference.
@@ -133,7 +111,7 @@ def detectable(error: float, confidence: float, freedom: float = np.inf) -> floa
 
 
 def over_groups(values: Sequence[tuple[str, Floats]]) -> Floats:
-    """Mean of arrays of one shape, given with their groups: within the groups first, so that data sets count alike."""
+    """Return the mean of arrays given with their groups: within groups first, so that datasets count alike."""
     groups: dict[str, list[Floats]] = {}
     for group, value in values:
         groups.setdefault(group, []).append(value)
@@ -141,11 +119,10 @@ def over_groups(values: Sequence[tuple[str, Floats]]) -> Floats:
 
 
 def cross_fitted(runs: Sequence[Run], folds: int = FOLDS) -> Floats:
-    """Per example [n], the quality of the run that is the best by other seeds on other folds, mean over seeds.
+    """Return per example [n] the quality of the run that is best by other seeds on other folds, mean over seeds.
 
-    The best of several measured means is better than it will be again, since luck helped to choose it; a run
-    that is chosen without a seed and without an example owes nothing to either. With one seed there are no others,
-    and its luck counts.
+    The best of several measured means is partly lucky. A run that is chosen without a seed and without an example owes
+    nothing to either. With one seed there are no others, and its luck counts.
 
     Args:
         runs: the candidates, all with the same seeds.
@@ -165,9 +142,9 @@ def cross_fitted(runs: Sequence[Run], folds: int = FOLDS) -> Floats:
 
 
 def _weights(drawn: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]] | None) -> Floats:
-    """What every example counts in the mean of a resample [R, examples].
+    """Weight of every example in the mean of a resample [R, examples].
 
-    Where all labels count alike, every resample has its own numbers of them: values were weighed by the whole's.
+    Where all labels count alike, every resample has its own label counts; the values were weighted by the whole's.
     """
     weights: Floats = drawn / drawn.shape[1]
     for label in np.unique(labels) if labels is not None else []:
@@ -176,18 +153,18 @@ def _weights(drawn: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]] |
     return weights
 
 
-@lru_cache(maxsize=16)  # cases of one test set, and the ablation, which sees every case again
+@lru_cache(maxsize=16)  # cases of one test set, and the ablation, which draws every case again
 def _test_examples(seed: int, test_set: int, examples: int, resamples: int) -> NDArray[np.integer[Any]]:
     """How often each test example is drawn [R, examples]."""
     return _drawn(np.random.default_rng([seed, test_set]), examples, resamples).astype(np.uint16)
 
 
 def _drawn(rng: np.random.Generator, things: int, resamples: int) -> NDArray[np.integer[Any]]:
-    """How often each of so many things is drawn in every resample [R, things]."""
+    """How often each thing is drawn in every resample [R, things]."""
     return rng.multinomial(things, np.full(things, 1 / things), size=resamples)
 
 
 def _over_seeds(means: Floats, drawn: NDArray[np.integer[Any]]) -> Floats:
-    """Mean over the drawn seeds: [R, S] and how often each was drawn [R, S] → [R]; all alike where none was drawn."""
+    """Mean over the drawn seeds: means [R, S] and counts [R, S] → [R]; all seeds alike where none was drawn."""
     counts = np.where(drawn.sum(axis=1, keepdims=True) > 0, drawn, 1)
     return (means * counts).sum(axis=1) / counts.sum(axis=1)

@@ -1,95 +1,79 @@
-"""Every rule on every case: what it chose, what came of it, and how far that is from the best that was measured.
+"""Each selector on each case and over all datasets, and the default chosen without the dataset it is judged on.
 
-Four regrets, since none alone is fair to all rules. ``regret``: behind the best measured boundary, whatever that
-costs. ``regret_at_cost``: behind the best at equal or lower cost, what deciding costs included; a rule that freezes
-nearly everything has almost none. ``regret_cross_fitted``: as the first, but the best boundary is found on other test
-examples than those it is scored on, so that luck in its choice does not count against the rule; it may be negative.
-``regret_at_cost_cross_fitted``: the same of the best at equal or lower cost, the rule's own fine-tune among them.
+Datasets count alike, however many models they were studied with, and those of one group (a test set and its
+out-of-domain sister) are left out together. Only accuracies are averaged, because a nat is no point.
+
+Four regrets, because none alone is fair to all selectors. ``regret``: worse than the best measured boundary, whatever
+that costs. ``regret_at_cost``: worse than the best of equal or lower cost, deciding included; a selector that freezes
+nearly everything has almost none. ``regret_cross_fitted`` and ``regret_at_cost_cross_fitted``: the same, but the best
+is found with other seeds on other test examples than it is scored on, so that luck does not count; may be negative.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
+import pandas as pd
 from scipy.stats import spearmanr
 
 from salf.files import rounded
-from stages.study.measured import DIGITS, FULL, Budget, Case, Choice
+from stages.study.description import FULL, Budget
+from stages.study.description import Case as Key
+from stages.study.measured import DIGITS, PRICE_ONLY, Case, Choice
 from stages.study.resamples import Resamples, cross_fitted, holm, interval, p_value
 
-ORACLE = "oracle"
-SAME_COST = 1e-9  # shares of one boundary's cost differ by rounding alone
+Drawn = Mapping[Key, Resamples]
+ORACLE: Final = "oracle"
+SAME_COST: Final = 1e-9  # shares of one boundary's cost differ by rounding alone
+# Columns of table.csv; a value that was not measured is missing.
+#   method: the fine-tune that does what the selector says; interpolated: it lies between measured boundaries
+#   unit: of qualities and regrets; seeds: how many were measured
+#   cost_share: FLOPs at equal epochs as a share of full fine-tuning's; deciding_share: those spent on deciding
+#   behind_full: full fine-tuning's quality minus the selector's; p: of no difference; p_holm: adjusted over the case
+#   equal_compute: quality at full fine-tuning's FLOPs, over the seeds that full fine-tuning has too
+#   rank_correlation: Spearman's, of predictions and qualities of measured boundaries
+#   above_chance: full fine-tuning is significantly better than always giving the most frequent label
+_WORDS: Final = ("data_set", "group", "model", "rule", "selector", "method", "unit", "reason")
+COLUMNS: Final = (
+    *("data_set", "group", "model", "rule", "selector", "boundary", "method", "unit", "interpolated", "seeds"),
+    *("quality", "quality_low", "quality_high", "cost_share", "deciding_share", "regret", "regret_at_cost"),
+    *("regret_cross_fitted", "regret_at_cost_cross_fitted", "behind_full", "behind_full_low", "behind_full_high"),
+    *("p", "p_holm", "equal_compute", "equal_compute_behind_full", "equal_compute_behind_full_low"),
+    *("equal_compute_behind_full_high", "rank_correlation", "best_boundary", "above_chance", "reason"),
+)
+_INTEGERS: Final = ("boundary", "seeds", "best_boundary")
+_NUMBERS: Final = [name for name in COLUMNS if name not in (*_WORDS, *_INTEGERS, "interpolated", "above_chance")]
+CAPS: Final = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+_MEANS: Final = [
+    *("cost_share", "deciding_share", "regret", "regret_at_cost", "regret_cross_fitted"),
+    *("regret_at_cost_cross_fitted", "behind_full", "rank_correlation"),
+]
+
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One rule on one case; quality and regrets in ``unit``, what was not measured is absent.
-
-    Attributes:
-        method: the fine-tune that does what the rule says.
-        interpolated: it was not measured with all of the case's seeds, and is read between its neighbours.
-        seeds: how many were measured.
-        cost_share: counted operations at equal epochs, as a share of full fine-tuning's; without ``deciding_share``,
-            those of the fine-tunes by which the rule decides.
-        behind_full: full fine-tuning's quality less the rule's, with its interval.
-        p: of no difference from full fine-tuning; ``p_holm``: adjusted over the case's rules.
-        equal_compute: quality at full fine-tuning's operations, over the seeds that full fine-tuning has too;
-            ``equal_compute_behind_full`` against that, with its interval.
-        rank_correlation: Spearman's, between what the rule predicts of the measured boundaries and their quality.
-        above_chance: whether full fine-tuning is surely better here than naming the most frequent label always.
-        best_boundary: the best that was measured.
-    """
-
-    data_set: str
-    group: str
-    model: str
-    rule: str
-    selector: str
-    boundary: int | None
-    method: str
-    unit: str
-    interpolated: bool = False
-    seeds: int = 0
-    quality: float | None = None
-    quality_low: float | None = None
-    quality_high: float | None = None
-    cost_share: float | None = None
-    deciding_share: float = 0.0
-    regret: float | None = None
-    regret_at_cost: float | None = None
-    regret_cross_fitted: float | None = None
-    regret_at_cost_cross_fitted: float | None = None
-    behind_full: float | None = None
-    behind_full_low: float | None = None
-    behind_full_high: float | None = None
-    p: float | None = None
-    p_holm: float | None = None
-    equal_compute: float | None = None
-    equal_compute_behind_full: float | None = None
-    equal_compute_behind_full_low: float | None = None
-    equal_compute_behind_full_high: float | None = None
-    rank_correlation: float | None = None
-    best_boundary: int | None = None
-    above_chance: bool = True
-    reason: str = ""
-
-    @property
-    def measured(self) -> bool:
-        """Whether the rule's own fine-tune is there, or those on either side of it, and full fine-tuning's beside."""
-        return self.behind_full is not None
+def verdicts(drawn: Drawn, confidence: float) -> pd.DataFrame:
+    """Return a row per case and selector, method without a boundary, or oracle, with ``COLUMNS``."""
+    rows = [row for one in drawn.values() for row in _of_case(one, confidence)]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.astype(dict.fromkeys(_INTEGERS, "Int64") | dict.fromkeys(_NUMBERS, float))
 
 
-def verdicts(resamples: Resamples, confidence: float) -> list[Verdict]:
-    """All rules of a case, methods that are no boundary, and the oracle."""
+def measured(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows in points whose fine-tune and whose case's full fine-tuning were measured or interpolated."""
+    return table[(table["unit"] == "points") & table["behind_full"].notna()]
+
+
+def _of_case(resamples: Resamples, confidence: float) -> list[Row]:
     case = resamples.case
-    found = [_verdict(choice, resamples, confidence) for choice in [*case.choices, *_own_methods(case), _oracle(case)]]
-    compared = {v.rule: v.p for v in found if v.p is not None and v.method != FULL and v.rule != ORACLE}
-    adjusted = holm(compared)
+    found = [_row(choice, resamples, confidence) for choice in [*case.choices, *_own_methods(case), _oracle(case)]]
+    compared = {row["rule"]: row["p"] for row in found if "p" in row and row["rule"] != ORACLE}
     above = case.chance is None or interval(resamples.quality(FULL), confidence)[0] > case.scale * case.chance
-    return [_with(replace(verdict, above_chance=above), p_holm=adjusted.get(verdict.rule)) for verdict in found]
+    adjusted = holm(compared)
+    return [rounded({**row, "above_chance": above, "p_holm": adjusted.get(row["rule"])}) for row in found]
 
 
 def method_of(case: Case, choice: Choice) -> str:
-    """The measured method that does what a rule says: a method of its own, or one that freezes up to its boundary."""
+    """Return the measured method that does what a selector says; empty: there is none."""
     if (choice.selector, "epochs") in case.runs and choice.selector not in case.boundaries:
         return choice.selector
     by_boundary = {boundary: method for method, boundary in {**case.between, **case.boundaries}.items()}
@@ -97,10 +81,9 @@ def method_of(case: Case, choice: Choice) -> str:
 
 
 def rank_correlation(case: Case, choice: Choice) -> float | None:
-    """Spearman's correlation over measured boundaries between 0 and L; ``None``: no three values, or no spread.
+    """Return Spearman's correlation over measured boundaries between 0 and L; ``None``: no three values or no spread.
 
-    Gains say nothing of 0 and L, and that full fine-tuning is good and none is bad any rule may guess: so that all
-    rules that predict are scored on the same boundaries, these two are left out.
+    Gains say nothing about 0 and L, and every selector gets these two right: full fine-tuning is good, none is bad.
     """
     if len(choice.scores) != case.layers + 1:
         return None
@@ -115,32 +98,27 @@ def rank_correlation(case: Case, choice: Choice) -> float | None:
     return float(spearmanr(predicted, quality).statistic)
 
 
-def _verdict(choice: Choice, resamples: Resamples, confidence: float) -> Verdict:
-    case = resamples.case
-    method = method_of(case, choice)
-    verdict = Verdict(
-        data_set=case.data_set,
-        group=case.group,
-        model=case.model,
-        rule=choice.rule,
-        selector=choice.selector,
-        boundary=choice.boundary,
-        method=method,
-        unit=case.unit,
-        deciding_share=choice.deciding_share,
-        rank_correlation=rank_correlation(case, choice),
-        reason=choice.reason,
-    )
+def _row(choice: Choice, resamples: Resamples, confidence: float) -> Row:
+    case, method = resamples.case, method_of(resamples.case, choice)
+    row = {
+        **{name: getattr(case, name) for name in ("data_set", "group", "model", "unit")},
+        **{name: getattr(choice, name) for name in ("rule", "selector", "boundary", "deciding_share", "reason")},
+        "method": method,
+        "interpolated": False,
+        "seeds": 0,
+        "rank_correlation": rank_correlation(case, choice),
+    }
     if (method, "epochs") not in case.runs:
-        return verdict
-    found = {**_quality(method, resamples, confidence), **_regrets(case, method, choice.deciding_share)}
-    return _with(replace(verdict, interpolated=method in case.between), **found)
+        return row
+    row |= _quality(method, resamples, confidence) | _regrets(case, method, choice.deciding_share)
+    return {**row, "interpolated": method in case.between}
 
 
-def _quality(method: str, resamples: Resamples, confidence: float) -> dict[str, float | int | None]:
+def _quality(method: str, resamples: Resamples, confidence: float) -> Row:
     case = resamples.case
     low, high = interval(resamples.quality(method), confidence)
-    found: dict[str, float | int | None] = {
+    longer = case.common_seeds(method, FULL, "compute")
+    found = {
         "seeds": len(case.runs[method, "epochs"].seeds),
         "quality": case.quality(method),
         "quality_low": low,
@@ -148,18 +126,13 @@ def _quality(method: str, resamples: Resamples, confidence: float) -> dict[str, 
         "cost_share": case.cost_share(method),
         **_behind_full(method, "epochs", "behind_full", resamples, confidence),
         **_behind_full(method, "compute", "equal_compute_behind_full", resamples, confidence),
+        "equal_compute": case.quality(method, "compute", longer) if longer else None,
     }
-    longer = case.common_seeds(method, FULL, "compute")
-    if longer:
-        found["equal_compute"] = case.quality(method, "compute", longer)
-    if method != FULL and case.common_seeds(method, FULL):
-        found["p"] = p_value(resamples.over(method, FULL))
-    return found
+    compared = method != FULL and case.common_seeds(method, FULL)
+    return found | ({"p": p_value(resamples.over(method, FULL))} if compared else {})
 
 
-def _behind_full(
-    method: str, budget: Budget, name: str, resamples: Resamples, confidence: float
-) -> dict[str, float | int | None]:
+def _behind_full(method: str, budget: Budget, name: str, resamples: Resamples, confidence: float) -> Row:
     """Over the seeds that both have, with its interval; nothing where they have none."""
     over = resamples.case.over(method, FULL, budget)
     if over is None:
@@ -168,8 +141,8 @@ def _behind_full(
     return {name: -over, f"{name}_low": low, f"{name}_high": high}
 
 
-def _regrets(case: Case, method: str, deciding_share: float) -> dict[str, float | int | None]:
-    """Against the boundaries measured at equal epochs; a method that is none over the seeds that they have too."""
+def _regrets(case: Case, method: str, deciding_share: float) -> Row:
+    """Against the boundaries measured at equal epochs, over the seeds that the method has too."""
     curve, seeds = case.curve(), case.common_seeds(method, FULL)
     share = case.cost_share(method) + deciding_share
     if not seeds:
@@ -188,12 +161,12 @@ def _regrets(case: Case, method: str, deciding_share: float) -> dict[str, float 
 
 
 def _found_elsewhere(case: Case, methods: Sequence[str], seeds: Sequence[int]) -> float:
-    """Quality of the best of some methods, each time the best by other seeds and examples than it is scored on."""
+    """Quality of the best of some methods, found with other seeds and examples than it is scored on."""
     return round(case.scale * float(cross_fitted([case.runs[m, "epochs"].only(seeds) for m in methods]).mean()), DIGITS)
 
 
 def _own_methods(case: Case) -> list[Choice]:
-    """Methods that are no boundary and that no rule is named after: they speak for themselves."""
+    """Methods without a boundary that no selector is named after: they represent themselves."""
     named = {choice.selector for choice in case.choices}
     at_boundary = case.boundaries.keys() | case.between.keys()
     methods = [method for method, budget in case.runs if budget == "epochs" and method not in at_boundary]
@@ -201,11 +174,88 @@ def _own_methods(case: Case) -> list[Choice]:
 
 
 def _oracle(case: Case) -> Choice:
-    """The best boundary that was measured; what a rule would choose that had seen the test split."""
+    """The best measured boundary: the choice of a selector that had seen the test split."""
     curve = case.curve()
     best = max(curve, key=lambda boundary: (case.quality(curve[boundary]), boundary))
     return Choice(ORACLE, ORACLE, best, f"the best of {len(curve)} measured boundaries, seen afterwards", ())
 
 
-def _with(verdict: Verdict, **values: float | int | None) -> Verdict:
-    return replace(verdict, **rounded(values))
+def overall(table: pd.DataFrame) -> pd.DataFrame:
+    """Return each selector over its groups of datasets, indexed by name: those on most groups first, then by regret.
+
+    Columns: means over groups of those of ``table``; ``groups``, ``cases``: how many were measured, of ``asked`` cases
+    where the selector chose, of which ``interpolated`` lie between measured boundaries; ``behind_full_median`` and
+    ``groups_behind`` (worse than full fine-tuning) over groups; ``worst``, ``worst_at_cost``: the largest regret and
+    on which case; ``price``: the cost share, deciding included.
+    """
+    mine = measured(table)
+    rules, by_group = mine.groupby("rule"), mine.groupby(["rule", "group"])[_MEANS].mean()
+    found = by_group.groupby("rule").mean()
+    behind = by_group["behind_full"].groupby("rule")
+    found["groups"], found["cases"], found["interpolated"] = behind.size(), rules.size(), rules["interpolated"].sum()
+    found["asked"] = table[table["unit"] == "points"].groupby("rule").size()
+    found["behind_full_median"] = behind.median()
+    found["groups_behind"] = behind.agg(lambda values: (values > 0).sum())
+    for name, regret in (("worst", "regret"), ("worst_at_cost", "regret_at_cost")):
+        case = mine.loc[rules[regret].idxmax()].set_index("rule")
+        found[name], found[f"{name}_on"] = case[regret], case["data_set"] + ", " + case["model"]
+    found["price"] = found["cost_share"] + found["deciding_share"]
+    order = ["groups", "regret", "cost_share", "rule"]
+    return found.sort_values(order, ascending=[False, True, True, True])
+
+
+def choose(table: pd.DataFrame, cost_cap: float) -> str | None:
+    """Return the selector of the lowest mean regret within the cost cap that was measured on every case.
+
+    Full fine-tuning is never chosen: a selector is to save some of its cost.
+
+    Args:
+        table: of the groups that may be seen.
+        cost_cap: highest mean share of full fine-tuning's cost, deciding included.
+    """
+    everywhere = (measured(table)["rule"] == ORACLE).sum()
+    rules = overall(table).drop([FULL, ORACLE], errors="ignore")
+    fitting = rules[(rules["cases"] == everywhere) & (rules["price"] <= cost_cap)]
+    return str(fitting.sort_values(["regret", "cost_share", "rule"]).index[0]) if len(fitting) else None
+
+
+def leave_one_out(table: pd.DataFrame, cost_cap: float) -> pd.DataFrame:
+    """Return for every group the selector that the others would choose, and its figures on the group's cases."""
+    found = []
+    for group in sorted(table.loc[table["unit"] == "points", "group"].unique()):
+        rule = choose(table[table["group"] != group], cost_cap)
+        own = table[(table["group"] == group) & (table["rule"] == rule)]
+        if len(measured(own)):
+            found.append(overall(own).reset_index().assign(group=group))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def degenerate(table: pd.DataFrame, model: str) -> dict[str, str]:
+    """Return selectors that cannot show what looking at data or model is worth, and why, by choices for a model."""
+    mine = table[(table["model"] == model) & ~table["selector"].isin([FULL, ORACLE])]
+    deepest = mine.dropna(subset="boundary").groupby("rule")["boundary"].max()
+    freezing = {
+        str(rule): f"freezes {'at most one layer' if most else 'nothing'} with {model}"
+        for rule, most in deepest[deepest <= 1].items()
+    }
+    blind = table.loc[table["selector"].isin(PRICE_ONLY), "rule"]
+    return freezing | dict.fromkeys(blind, "sees the cost alone")
+
+
+def sensitivity(table: pd.DataFrame, default: str | None) -> pd.DataFrame:
+    """Return the selector that other cost caps would choose, and the default on parts of the study."""
+    asked = [(f"cost cap {cap:.0%}", choose(table, cap), table) for cap in CAPS]
+    asked += [(what, default, part) for what, part in _parts(table)]
+    found = [overall(part).reset_index().query("rule == @rule").assign(what=what) for what, rule, part in asked if rule]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def _parts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    counted = table[table["unit"] == "points"]
+    if not counted["above_chance"].all():
+        yield "full fine-tuning above chance", counted[counted["above_chance"]]
+    for column, words in (("model", "{} alone"), ("group", "without {}")):
+        names = counted[column].unique()
+        if len(names) > 1:
+            for name in names:
+                yield words.format(name), counted[(counted[column] == name) == (column == "model")]

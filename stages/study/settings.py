@@ -1,16 +1,16 @@
-"""A case's parameters: what is handed to DVC, and what of it decides a result.
+"""A case's parameters, and which of them decide a result.
 
-Results are kept with the settings that decide them: values of parameters, and hashes of the data's and the
-model's files in place of their paths. A parameter that came later, which the kept settings do not name, is
-taken to leave the result as it was by default; any other difference makes a result one of another study.
+Results are saved with the settings that decide them: values of parameters, and hashes of the data's and the model's
+files instead of their paths. A parameter that is newer than a result is assumed to leave it as it was by default; any
+other difference makes the result part of another study.
 """
 
-import ast
 import copy
+import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,59 +18,41 @@ from typing import Any, Final
 
 from ruamel.yaml import YAML
 
-from flows.overrides import PARAMS_FILE, OverrideError, changed
-from flows.study.agenda import Case, FineTune
-from flows.study.description import Description, Settings, StudyError
+from salf.errors import UserError
+from stages.common.params import OLD_BALANCE, PARAMS_FILE
+from stages.study.agenda import FineTune
+from stages.study.description import Case, Description, Settings
 
 CACHE_FOLDER: Final = Path("data/boundary_cache")
-# Of finetune: what changes neither the course of training nor its result, and what stands in a row of its own.
-_ASIDE: Final = frozenset(
-    {
-        "accumulate",
-        "cache",
-        "cache_folder",
-        "cache_gib",
-        "checkpoint_minutes",
-        "equal_compute",
-        "evaluations_per_epoch",
-        "gradient_checkpointing",
-        "learning_rate",
-        "processes",
-    }
-)
+# Keys of finetune that change neither the course of training nor its result, or that are columns of a row.
+_ASIDE: Final = {"accumulate", "cache", "cache_folder", "cache_gib", "checkpoint_minutes", "equal_compute"}
+_ASIDE_TOO: Final = {"evaluations_per_epoch", "gradient_checkpointing", "learning_rate", "processes"}
 _SCORING: Final = ("answer_marker", "generate_tokens")
-# A method's own parameters decide nothing for the others: prefixes in finetune, by what the method's name holds.
+# A method's own parameters in finetune decide nothing for other methods: their prefix, by a word of the method's name.
 _OWN: Final = {"lora": "lora_", "lisa": "lisa_"}
 _CONTROL: Final = "first_n"  # of plan: no boundary depends on it
-_CODE: Final = ("salf", *(f"stages/{room}" for room in ("base", "common", "evaluate", "finetune", "prepare")))
 LIBRARIES: Final = ("networkx", "numpy", "pandas", "scikit-learn", "scipy", "sympy", "torch", "transformers")
 _PIN: Final = re.compile(r"^([\w.-]+)==(\S+)", flags=re.MULTILINE)
 
 
-class AbsentError(StudyError):
-    """A data set or a model is not on this machine; the text names what is missing."""
+class AbsentError(UserError):
+    """A dataset or a model is not on this machine; the text names what is missing."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where a study finds things.
-
-    Attributes:
-        project: the folder that holds ``dvc.yaml``.
-        data: the folder of data sets.
-        models: the folder of models.
-    """
+    """Absolute paths of the project (the folder of ``dvc.yaml``), the folder of datasets and the folder of models."""
 
     project: Path
     data: Path
     models: Path
 
 
-def overrides(description: Description, case: Case, places: Places) -> Settings:
-    """All values that a case sets, by dotted name; paths are absolute, since experiments run elsewhere.
+def case_values(description: Description, case: Case, places: Places) -> Settings:
+    """Return all values that a case sets, by dotted name; paths are absolute, because jobs run in other folders.
 
     Raises:
-        AbsentError: the data set's or the model's files are not there.
+        AbsentError: the dataset's or the model's files are missing.
     """
     data_set, model = description.data_sets[case.data_set], description.models[case.model]
     data = {f"data.{name}": value for name, value in data_set.data.items()}
@@ -87,66 +69,60 @@ def overrides(description: Description, case: Case, places: Places) -> Settings:
     return values
 
 
-def for_training(case_values: Settings, batch: tuple[FineTune, ...]) -> Settings:
-    """The values of an experiment that fine-tunes a batch."""
-    values = dict(case_values)
-    values["compare.methods"] = [fine_tune.method for fine_tune in batch]
-    values["compare.seeds"] = [batch[0].seed]
-    values["finetune.learning_rate"] = {fine_tune.method: list(fine_tune.new_rates) for fine_tune in batch}
-    if batch[0].budget == "compute":
-        values["finetune.equal_compute"] = True
-    return values
-
-
-def check(project: Path, values: Settings) -> None:
-    """Refuse values for which params.yaml has no place.
-
-    Raises:
-        StudyError: names them all.
-    """
-    if not values:
-        return
-    try:
-        changed((project / PARAMS_FILE).read_text(encoding="utf-8"), values)
-    except OverrideError as error:
-        raise StudyError(str(error)) from None
-
-
-def parameters(shipped: Mapping[str, Any], values: Settings) -> dict[str, Any]:
-    """The project's parameters with values set: as the stages will read them.
-
-    Args:
-        shipped: the content of params.yaml.
-        values: by dotted name; see :func:`check`.
-    """
-    params = copy.deepcopy(dict(shipped))
-    for key, value in values.items():
-        *groups, name = key.split(".")
-        place = params
-        for group in groups:
-            place = place[group]
-        place[name] = value
-    return params
+def training_values(case: Settings, batch: Sequence[FineTune]) -> Settings:
+    """Return the values of a job that fine-tunes a batch, given those of its case."""
+    values = {
+        **case,
+        "compare.methods": [fine_tune.method for fine_tune in batch],
+        "compare.seeds": [batch[0].seed],
+        "finetune.learning_rate": {fine_tune.method: list(fine_tune.rates) for fine_tune in batch},
+    }
+    return {**values, "finetune.equal_compute": True} if batch[0].budget == "compute" else values
 
 
 def read_parameters(project: Path) -> dict[str, Any]:
-    """The content of params.yaml."""
+    """Return the content of params.yaml."""
     found: dict[str, Any] = YAML(typ="safe", pure=True).load((project / PARAMS_FILE).read_text(encoding="utf-8"))
     return found
 
 
+def parameters(shipped: Mapping[str, Any], values: Settings) -> dict[str, Any]:
+    """Return the content of params.yaml with values set; their ranges are checked by the stages.
+
+    Args:
+        shipped: the content of params.yaml.
+        values: by ``group.name``.
+
+    Raises:
+        UserError: params.yaml has no such parameter.
+    """
+    params = copy.deepcopy(dict(shipped))
+    for key, value in values.items():
+        group, _, name = key.partition(".")
+        known = params.get(group, {})
+        if name not in known:
+            close = difflib.get_close_matches(name, list(known), n=1)
+            raise UserError(f"{key}: unknown parameter" + (f"; did you mean {close[0]}?" if close else ""))
+        known[name] = value
+    return params
+
+
 def training_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any]:
-    """What decides the results of all of a case's fine-tunes, their method, seed, rates and budget aside."""
-    finetune = {key: value for key, value in params["finetune"].items() if key not in _ASIDE}
-    shared = {key: value for key, value in finetune.items() if not key.startswith(tuple(_OWN.values()))}
+    """Return what decides the results of all fine-tunes of a case, apart from method, seed, rates and budget."""
+    own = tuple(_OWN.values())
+    shared = {
+        key: value
+        for key, value in params["finetune"].items()
+        if key not in _ASIDE | _ASIDE_TOO and not key.startswith(own)
+    }
     scoring = {key: params["evaluate"][key] for key in _SCORING}
     return {**_inputs(params, project), "finetune": shared, "evaluate": scoring}
 
 
 def method_settings(params: Mapping[str, Any], method: str, project: Path) -> dict[str, Any]:
-    """What decides the result of one method alone; nothing for those that freeze up to a layer.
+    """Return what decides the results of one method alone; empty for methods that freeze up to a layer.
 
-    ``first-n`` trains as many layers as the plan, unless told: then all that decides the plan counts.
+    By default ``first-n`` trains as many layers as the plan: then everything that decides the plan counts.
     """
     prefixes = tuple(prefix for word, prefix in _OWN.items() if word in method)
     own = {key: value for key, value in params["finetune"].items() if prefixes and key.startswith(prefixes)}
@@ -157,7 +133,7 @@ def method_settings(params: Mapping[str, Any], method: str, project: Path) -> di
 
 
 def plan_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any]:
-    """What decides a plan: every group that a stage before it reads."""
+    """Return what decides a plan: all groups that a stage before it reads."""
     groups = ("trace", "fit", "signals", "pilot")
     finetune = {key: value for key, value in params["finetune"].items() if not key.startswith("cache")}
     found = {**_inputs(params, project), **{name: params[name] for name in groups if name in params}}
@@ -165,15 +141,19 @@ def plan_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any]:
     return {**found, "finetune": finetune}
 
 
+def still_holds(kept: Any, now: Any) -> bool:
+    """Whether everything that saved settings name has the same value now; names that they lack may be new.
+
+    ``data.balance`` of release 0.1.0 was true or false.
+    """
+    if isinstance(kept, Mapping):
+        return isinstance(now, Mapping) and all(key in now and still_holds(kept[key], now[key]) for key in kept)
+    return bool(kept == now or (isinstance(kept, bool) and OLD_BALANCE[kept] == now))
+
+
 def digest(value: Any) -> str:
-    """Short hash of a JSON-like value."""
+    """Return a short hash of a JSON-like value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def code_version(project: Path) -> str:
-    """Hash of the program of the stages that make results; comments, docstrings and layout do not count."""
-    files = [file for room in _CODE for file in sorted((project / room).rglob("*.py"))]
-    return digest({file.relative_to(project).as_posix(): _program(file) for file in files})
 
 
 def _found(path: Path, name: str) -> Path:
@@ -194,14 +174,14 @@ def _inputs(params: Mapping[str, Any], project: Path) -> dict[str, Any]:
 
 
 def _data_content(data: Mapping[str, Any], project: Path) -> Any:
-    if data["source"] == "docstrings":  # the libraries whose docstrings are read, whatever else is installed
+    if data["source"] == "docstrings":  # only the libraries whose docstrings are read
         pins = dict(_PIN.findall((project / "requirements.lock").read_text(encoding="utf-8")))
         return {name: pins[name] for name in LIBRARIES if name in pins}
     if data["source"] == "files":
         path = project / data["path"]
         names = [name for name in data["splits"].values() if name is not None]
         return _hash([path] if path.is_file() else [file for name in names for file in sorted(path.glob(f"{name}.*"))])
-    return None  # the hub's: name and revision say it
+    return None  # a Hub dataset: its name and revision identify it
 
 
 def _model_content(model: Mapping[str, Any], project: Path) -> Any:
@@ -219,11 +199,3 @@ def _hash(files: Iterable[Path]) -> dict[str, str]:
 def _sha256(file: Path, _modified: int) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _program(file: Path) -> str:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)

@@ -1,0 +1,239 @@
+"""Which fine-tunes a study wants next, derived from its tables alone, so that it resumes wherever they are.
+
+Order: the coarse grid of boundaries for every seed and dataset, then the boundaries that selectors choose, then
+boundaries where the validation loss of the first seed bends most; last, equal compute and methods without a boundary.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby, pairwise
+from typing import Any, Final
+
+from stages.study.description import FULL, MOST_RATE, Arm, Budget, Case, Description, Rates, Rule, Settings
+
+PLAIN: Final = "plain"  # the parameters as they are: their plan gives the model's depth
+
+
+@dataclass(frozen=True)
+class Look:
+    """A plan to make, for the choices of all selectors that need the same parameters.
+
+    Attributes:
+        source: a word for those parameters.
+        values: all parameters that are set.
+        rules: selectors by their names in the study; none for the reference, of which only the trace matters.
+        settings: what decides the plan.
+    """
+
+    case: Case
+    source: str
+    values: Settings
+    rules: Mapping[str, Rule]
+    settings: Mapping[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of its rows in the table of choices."""
+        return list(self.rules) or [f"({self.source})"]
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """One fine-tune that the study wants.
+
+    Attributes:
+        boundary: layers 1..boundary are frozen; 0 for methods without a boundary.
+        budget: ``epochs``: as many epochs as all others; ``compute``: as many as full fine-tuning's FLOPs allow.
+        rates: the grid of learning rates, widened ones last; empty until another fine-tune has decided the rate.
+    """
+
+    case: Case
+    seed: int
+    method: str
+    boundary: int
+    budget: Budget
+    rates: tuple[float, ...]
+
+    @property
+    def freezes(self) -> bool:
+        """Whether it is a point of the curve over boundaries."""
+        return self.method == method_of(self.boundary)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the agenda needs to know of a finished fine-tune."""
+
+    learning_rate: float
+    validation_loss: float
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the tables hold.
+
+    Attributes:
+        layers: depth of every case's model, once its plan was made.
+        chosen: boundaries that selectors choose.
+        done: finished fine-tunes.
+    """
+
+    layers: Mapping[Case, int]
+    chosen: Mapping[Case, frozenset[int]]
+    done: Mapping[FineTune, Result]
+
+    @cached_property
+    def grids(self) -> Mapping[FineTune, list[FineTune]]:
+        """Finished fine-tunes by everything but their rates."""
+        found: dict[FineTune, list[FineTune]] = {}
+        for one in self.done:
+            found.setdefault(replace(one, rates=()), []).append(one)
+        return found
+
+
+def method_of(boundary: int) -> str:
+    """The method that freezes layers 1..boundary."""
+    return f"freeze-{boundary}" if boundary else FULL
+
+
+def agenda(description: Description, cases: Sequence[Case], known: Known) -> list[FineTune]:
+    """Return all fine-tunes that are wanted as far as is known yet, finished or not, the most informative first."""
+    planned = [case for case in cases if case in known.layers]
+    phases = {case: _phases(description, case, known) for case in planned}
+    wanted: list[FineTune] = []
+    for seed in description.seeds:
+        for phase in range(2 + description.refine.rounds):
+            for case in planned:
+                grid = phases[case][phase] if phase < len(phases[case]) else []
+                wanted += [_freeze(description, case, seed, boundary, known) for boundary in grid]
+    for seed in description.seeds:
+        for case in planned:
+            grid = longer(description.equal_compute, known.layers[case])
+            wanted += [_freeze(description, case, seed, boundary, known, "compute") for boundary in grid]
+            for method, arm in description.methods.items():
+                if arm.includes(case, seed):
+                    wanted += _arm(description, case, seed, method, arm, known)
+    return list(dict.fromkeys(wanted))
+
+
+def batches(wanted: Sequence[FineTune], together: int) -> Iterator[tuple[FineTune, ...]]:
+    """Group fine-tunes into jobs: at most ``together`` neighbours of one case, seed and budget."""
+    ready = [fine_tune for fine_tune in wanted if fine_tune.rates]
+    for _, group in groupby(ready, key=lambda one: (one.case, one.seed, one.budget)):
+        members = list(group)
+        for start in range(0, len(members), together):
+            yield tuple(members[start : start + together])
+
+
+def coarse(boundaries: Sequence[float], rates: Rates, layers: int) -> list[int]:
+    """Return the coarse grid; the first boundary of each region of learning rates leads, because others take its rate.
+
+    Args:
+        boundaries: shares of the depth, rounded up to layers.
+        rates: grids of learning rates by region.
+        layers: the depth.
+    """
+    grid = sorted({math.ceil(share * layers) for share in boundaries})
+    leaders = {region(rates, boundary / layers): boundary for boundary in reversed(grid)}
+    return sorted(leaders.values()) + [boundary for boundary in grid if boundary not in leaders.values()]
+
+
+def longer(shares: Sequence[float], layers: int) -> list[int]:
+    """Return the boundaries trained at equal compute: shares of the layers, rounded down, at least one layer frozen."""
+    return sorted({max(1, math.floor(round(share * layers, 9))) for share in shares})
+
+
+def region(rates: Rates, share: float) -> float:
+    """Return the start of the region of learning rates that a boundary lies in."""
+    return max(start for start in rates if start <= share)
+
+
+def widened(rates: Sequence[float], best: float) -> float | None:
+    """Return the next rate beyond the edge of a grid, as far away as its neighbour; ``None``: there is none to try.
+
+    Args:
+        rates: the grid, in any order.
+        best: the rate that won.
+    """
+    grid = sorted(rates)
+    if len(grid) == 1 or best not in (grid[0], grid[-1]):
+        return None
+    end, neighbour = (grid[-1], grid[-2]) if best == grid[-1] else (grid[0], grid[1])
+    beyond = float(f"{end * end / neighbour:.2g}")
+    return beyond if beyond <= MOST_RATE and beyond not in rates else None
+
+
+def midpoints(curve: Mapping[int, float], most: int) -> list[int]:
+    """Return the midpoints of at most ``most`` gaps between measured boundaries at whose ends the curve bends most."""
+    gaps = list(pairwise(sorted(curve)))
+    slopes = {gap: (curve[gap[1]] - curve[gap[0]]) / (gap[1] - gap[0]) for gap in gaps}
+    bends = {left[1]: abs(slopes[right] - slopes[left]) for left, right in pairwise(gaps)}
+    sharpest = sorted(gaps, key=lambda gap: (-max(bends.get(end, 0.0) for end in gap), gap))
+    return [(low + high) // 2 for low, high in sharpest if high - low > 1][:most]
+
+
+def _phases(description: Description, case: Case, known: Known) -> list[list[int]]:
+    """Boundaries by phase: coarse grid, selectors' choices, then every refinement that is decided already."""
+    first = coarse(description.boundaries, description.rates_of(case.model), known.layers[case])
+    phases = [first, sorted(known.chosen.get(case, frozenset()) - set(first))]
+    for _ in range(description.refine.rounds):
+        curve = _curve(description, case, [b for phase in phases for b in phase], known)
+        if curve is None:
+            break
+        # No layer trains above the last boundary: that cliff is no bend of the curve before it.
+        trained = {boundary: value for boundary, value in curve.items() if boundary < known.layers[case]}
+        phases.append(midpoints(trained, description.refine.midpoints))
+    return phases
+
+
+def _curve(description: Description, case: Case, boundaries: Sequence[int], known: Known) -> dict[int, float] | None:
+    """Validation loss of the first seed; ``None``: some boundary is not measured yet."""
+    results = {b: known.done.get(_freeze(description, case, description.seeds[0], b, known)) for b in boundaries}
+    curve = {boundary: result.validation_loss for boundary, result in results.items() if result}
+    return curve if len(curve) == len(results) else None
+
+
+def _freeze(
+    description: Description, case: Case, seed: int, boundary: int, known: Known, budget: Budget = "epochs"
+) -> FineTune:
+    """A boundary's fine-tune, at the rate of its region's leader with the first seed."""
+    layers, first, rates = known.layers[case], description.seeds[0], description.rates_of(case.model)
+    here = region(rates, boundary / layers)
+    grid = coarse(description.boundaries, rates, layers)
+    leader = next((one for one in grid if region(rates, one / layers) == here), boundary)
+    begun = FineTune(case, first, method_of(leader), leader, "epochs", tuple(rates[here]))
+    wanted = FineTune(case, seed, method_of(boundary), boundary, budget, ())
+    return _tuned(begun, wanted, description.widen, known)
+
+
+def _arm(description: Description, case: Case, seed: int, method: str, arm: Arm, known: Known) -> Iterator[FineTune]:
+    """A method without a boundary tunes a rate of its own, with its first seed."""
+    first = (arm.seeds or description.seeds)[0]
+    rates = tuple(arm.rates or description.rates_of(case.model)[0])
+    begun = FineTune(case, first, method, 0, "epochs", rates)
+    for budget in ("epochs", "compute")[: 1 + arm.equal_compute]:
+        yield _tuned(begun, FineTune(case, seed, method, 0, budget, ()), description.widen, known)
+
+
+def _tuned(begun: FineTune, wanted: FineTune, widen: int, known: Known) -> FineTune:
+    """The fine-tune with its rates: those of its grid if it is the one that is tuned, else the rate that won there."""
+    tuned = _widest(begun, widen, known)
+    if wanted == replace(begun, rates=()):
+        return tuned
+    result = known.done.get(tuned)
+    return replace(wanted, rates=(result.learning_rate,) if result else ())
+
+
+def _widest(begun: FineTune, most: int, known: Known) -> FineTune:
+    """The fine-tune with its grid so far: widened by a rate, ``most`` times, as long as the one at its edge wins."""
+    size = len(begun.rates)
+    ended = [one for one in known.grids.get(replace(begun, rates=()), []) if one.rates[:size] == begun.rates]
+    if not ended:
+        return begun
+    done = max(ended, key=lambda one: len(one.rates))
+    beyond = widened(done.rates, known.done[done].learning_rate)
+    if beyond is None or len(done.rates) >= size + most:
+        return done
+    return replace(done, rates=(*done.rates, beyond))

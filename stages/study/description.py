@@ -1,0 +1,170 @@
+"""``study.yaml``: which datasets, models, methods, selectors and seeds a study compares."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from salf.errors import UserError
+from stages.common.params_file import read_validated
+
+DESCRIPTION: Final = Path("stages/study/study.yaml")
+FULL: Final = "full"
+MOST_RATE: Final = 1.0
+
+Budget = Literal["epochs", "compute"]
+Measure = Literal["accuracy", "balanced-accuracy", "loss"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=MOST_RATE)]
+Grid = Annotated[list[Rate], Field(min_length=1)]
+Rates = dict[Share, Grid]  # by the share of frozen layers from which a grid holds
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Settings = dict[str, Any]  # values by the dotted names of parameters, as in params.yaml
+
+
+class Case(NamedTuple):
+    """A dataset with a model."""
+
+    data_set: str
+    model: str
+
+
+class Part(BaseModel):
+    """A part of the description; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class DataSet(Part):
+    """One task.
+
+    Attributes:
+        path: file or folder in the folder of datasets; ``None``: ``data.source`` needs none.
+        group: datasets of one group are left out together; by default the dataset's own name.
+        measure: quality on the test split: accuracy, mean accuracy over labels, or the loss of free answers.
+        data: values of the group ``data``.
+        bare: the template without worked examples, for models with ``bare: true``.
+        set: values of other parameters, by dotted name.
+    """
+
+    path: str | None = None
+    group: str | None = None
+    measure: Measure = "accuracy"
+    data: Settings = {}
+    bare: str = "{text}\nAnswer:"
+    set: Settings = {}
+
+
+class Model(Part):
+    """One base model.
+
+    Attributes:
+        path: folder in the folder of models; ``None``: ``set`` names the source.
+        data_sets: those it is studied on; ``None``: all.
+        learning_rates: replace the description's.
+        bare: prompts have no worked examples.
+        set: values of parameters, by dotted name; they override a dataset's.
+    """
+
+    path: str | None = None
+    data_sets: list[str] | None = None
+    learning_rates: Rates | None = None
+    bare: bool = False
+    set: Settings = {}
+
+
+class Arm(Part):
+    """Where a method without a boundary is measured; ``None`` means all, or the grid of full fine-tuning.
+
+    Attributes:
+        equal_compute: measure it also with as many epochs as full fine-tuning's FLOPs pay for.
+    """
+
+    models: list[str] | None = None
+    data_sets: list[str] | None = None
+    seeds: list[int] | None = None
+    rates: Grid | None = None
+    equal_compute: bool = False
+
+    def includes(self, case: Case, seed: int) -> bool:
+        """Whether the method is measured on this case with this seed."""
+        asked = ((self.models, case.model), (self.data_sets, case.data_set), (self.seeds, seed))
+        return all(chosen is None or one in chosen for chosen, one in asked)
+
+
+class Rule(Part):
+    """A selector, and the parameters with which its evidence is made and read."""
+
+    selector: str
+    set: Settings = {}
+
+
+class Refine(Part):
+    """Boundaries added where the validation loss bends most: this many midpoints in each round."""
+
+    rounds: Natural
+    midpoints: Count
+
+
+class Description(Part):
+    """The whole of ``study.yaml``; every key is commented there."""
+
+    budget_hours: Annotated[float, Field(gt=0)]
+    seeds: Annotated[list[int], Field(min_length=1)]
+    together: Count
+    boundaries: Annotated[list[Share], Field(min_length=2)]
+    refine: Refine
+    learning_rates: Rates
+    widen: Natural
+    equal_compute: list[Share]
+    methods: dict[str, Arm]
+    common: Settings
+    evidence: Settings
+    reference: Settings | None
+    rules: dict[str, Rule]
+    models: Annotated[dict[str, Model], Field(min_length=1)]
+    data_sets: Annotated[dict[str, DataSet], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if any(0 not in self.rates_of(model) for model in self.models):
+            raise ValueError("learning_rates has no entry for depth 0")
+        if 0 in self.equal_compute:
+            raise ValueError("equal_compute holds 0: full fine-tuning is the reference of equal compute")
+        if 0 not in self.boundaries:
+            raise ValueError("boundaries lacks 0: costs are shares of full fine-tuning's")
+        for table in ("models", "methods"):
+            for name, part in getattr(self, table).items():
+                for data_set in part.data_sets or ():
+                    if data_set not in self.data_sets:
+                        raise ValueError(f"{table}.{name}.data_sets: no dataset {data_set!r} is described")
+        return self
+
+    def rates_of(self, model: str) -> Rates:
+        """Grids of learning rates of a model."""
+        return self.models[model].learning_rates or self.learning_rates
+
+    def cases(self) -> list[Case]:
+        """All cases, model by model: the first model is studied on every dataset first."""
+        return [
+            Case(data_set, name)
+            for name, model in self.models.items()
+            for data_set in self.data_sets
+            if model.data_sets is None or data_set in model.data_sets
+        ]
+
+
+def read_description(path: Path, data_sets: Sequence[str] = ()) -> Description:
+    """Read and validate a description, reduced to some datasets where these are named.
+
+    Raises:
+        UserError: the file is missing, is no YAML or breaks a rule, or a dataset is not described.
+    """
+    found = read_validated(path, Description)
+    unknown = [name for name in data_sets if name not in found.data_sets]
+    if unknown:
+        raise UserError(f"{path}: no dataset {unknown[0]!r} is described; known: {', '.join(found.data_sets)}")
+    chosen = {name: part for name, part in found.data_sets.items() if name in data_sets or not data_sets}
+    return found.model_copy(update={"data_sets": chosen})

@@ -1,0 +1,260 @@
+"""Where a study is: its cases, which rows of its tables still count, and what comes next."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from salf.files import code_hashes
+from stages.study import harvest
+from stages.study.agenda import PLAIN, FineTune, Known, Look, Result, agenda, batches, coarse
+from stages.study.description import Case, Description, Rule, Settings
+from stages.study.settings import (
+    AbsentError,
+    Places,
+    case_values,
+    digest,
+    method_settings,
+    parameters,
+    plan_settings,
+    read_parameters,
+    still_holds,
+    training_settings,
+    training_values,
+)
+from stages.study.tables import Row, Tables, records
+
+_FREE: Final = 0.9  # freezing all layers saves about this share of a full fine-tune: the frozen pass remains
+
+
+class Setting(NamedTuple):
+    """What a case's jobs have in common: the values that are set, all parameters, and what decides its results."""
+
+    values: Settings
+    params: Mapping[str, Any]
+    training: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something to run: a plan to make, or fine-tunes of one case, seed and budget."""
+
+    work: Look | tuple[FineTune, ...]
+
+    @property
+    def look(self) -> Look | None:
+        """The plan to make, if that is the job."""
+        return self.work if isinstance(self.work, Look) else None
+
+    @property
+    def fine_tunes(self) -> tuple[FineTune, ...]:
+        """The fine-tunes to train; none for a plan."""
+        return () if isinstance(self.work, Look) else self.work
+
+    @property
+    def case(self) -> Case:
+        """Dataset and model."""
+        return self.work.case if isinstance(self.work, Look) else self.work[0].case
+
+    @property
+    def name(self) -> str:
+        """A digest of the work."""
+        return digest([self.look.source, self.look.values] if self.look else [repr(one) for one in self.fine_tunes])
+
+    @property
+    def words(self) -> str:
+        """A description for readers."""
+        where = ", ".join(self.case)
+        if isinstance(self.work, Look):
+            return f"{where}: plan ({self.work.source})"
+        methods = ", ".join(one.method for one in self.work)
+        return f"{where}, seed {self.work[0].seed}: {methods} at equal {self.work[0].budget}"
+
+
+class Progress:
+    """A study on its way.
+
+    Attributes:
+        description: what is wanted.
+        places: where things are.
+        tables: what is finished.
+        absent: what is missing on this machine, in words.
+        settings: of every case whose files are here.
+
+    Raises:
+        UserError: the description sets a parameter that params.yaml does not have.
+    """
+
+    def __init__(self, description: Description, places: Places, tables: Tables) -> None:
+        self.description, self.places, self.tables = description, places, tables
+        self.absent: list[str] = []
+        self.settings: dict[Case, Setting] = {}
+        self._shipped = read_parameters(places.project)
+        for case in description.cases():
+            self._add(case)
+        self.every_look = [look for case in self.settings for look in self._looks(case)]
+
+    def _add(self, case: Case) -> None:
+        try:
+            values = case_values(self.description, case, self.places)
+        except AbsentError as error:
+            if str(error) not in self.absent:
+                self.absent.append(str(error))
+            return
+        params = parameters(self._shipped, values)
+        self.settings[case] = Setting(values, params, training_settings(params, self.places.project))
+
+    def _looks(self, case: Case) -> Iterator[Look]:
+        """One plan for every set of parameters that selectors need; the plain one gives the depth and comes first."""
+        asked: dict[str, tuple[Settings, dict[str, Rule]]] = {PLAIN: ({}, {})}
+        for name, rule in self.description.rules.items():
+            source = ",".join(f"{key}={value}" for key, value in sorted(rule.set.items()))
+            asked.setdefault(source or PLAIN, (rule.set, {}))[1][name] = rule
+        if self.description.reference is not None:
+            asked["reference"] = (self.description.reference, {})
+        for source, (more, rules) in asked.items():
+            values = {**self.settings[case].values, **self.description.evidence, **more}
+            settings = plan_settings(parameters(self._shipped, values), self.places.project)
+            yield Look(case, source, values, rules, settings)
+
+    def looks(self) -> list[Look]:
+        """Return the plans that are still to be made."""
+        rows = {(Case(row["data_set"], row["model"]), row["rule"]): row for row in records(self.tables.choices)}
+        return [look for look in self.every_look if not self._made(look, rows)]
+
+    def _made(self, look: Look, rows: Mapping[tuple[Case, str], Row]) -> bool:
+        selectors = [rule.selector for rule in look.rules.values()] or [""]
+        found = [rows.get((look.case, name)) for name in look.names]
+        kept = self.tables.settings
+        return all(
+            row and row["selector"] == selector and still_holds(kept.get(row["settings"], row), look.settings)
+            for row, selector in zip(found, selectors, strict=True)
+        )
+
+    def known(self) -> Known:
+        """Return what the tables hold that counts under the present parameters."""
+        rows = [row for row in records(self.tables.runs) if self._counts(row)]
+        done = {fine_tune_of(row): Result(row["learning_rate"], row["validation_loss"]) for row in rows}
+        return Known(self._layers(), self._chosen(), done)
+
+    def _counts(self, row: Row) -> bool:
+        case, kept = Case(row["data_set"], row["model"]), self.tables.settings
+        if case not in self.settings:
+            return False
+        own = method_settings(self.settings[case].params, row["method"], self.places.project)
+        return still_holds(kept.get(row["settings"], row), self.settings[case].training) and still_holds(
+            kept.get(row["method_settings"], {}), own
+        )
+
+    def _layers(self) -> dict[Case, int]:
+        rows = self.tables.choices[["data_set", "model", "layers"]].itertuples(index=False)
+        return {case: int(layers) for *names, layers in rows if (case := Case(*names)) in self.settings}
+
+    def _chosen(self) -> dict[Case, frozenset[int]]:
+        """Boundaries that selectors choose; a selector that is a method is measured as that method."""
+        table, asked = self.tables.choices, self.description
+        counts = table["boundary"].notna() & table["rule"].isin(asked.rules) & ~table["selector"].isin(asked.methods)
+        grouped = table[counts].groupby(["data_set", "model"])["boundary"]
+        return {Case(*map(str, case)): frozenset(map(int, found)) for case, found in grouped.unique().items()}
+
+    def wanted(self, known: Known) -> list[FineTune]:
+        """Return unfinished fine-tunes, in order; those without rates wait for others."""
+        return [one for one in agenda(self.description, list(self.settings), known) if one not in known.done]
+
+    def ready(self, taken: Sequence[Job]) -> list[Job]:
+        """Return what can start now, in order; ``taken`` jobs are running or have failed."""
+        busy = {fine_tune for job in taken for fine_tune in job.fine_tunes}
+        wanted = [one for one in self.wanted(self.known()) if one not in busy]
+        parts = [[one for one in wanted if self._in_grid(one) == whether] for whether in (True, False)]
+        jobs = [Job(look) for look in self.looks()]
+        jobs += [Job(batch) for part in parts for batch in batches(part, self.description.together)]
+        names = {job.name for job in taken}
+        return sorted((job for job in jobs if job.name not in names), key=self.rank)
+
+    def rank(self, job: Job) -> tuple[int, ...]:
+        """Return the place in the order: plain plans and coarse grids, model by model, seed by seed, then the rest.
+
+        Of the rest, model by model, other plans come first, because they decide which boundaries are wanted.
+        """
+        models, cases = list(self.description.models), list(self.settings)
+        model, place = models.index(job.case.model), cases.index(job.case)
+        if job.look:
+            return (0, model, 0, place) if job.look.source == PLAIN else (1, model, 0, 0)
+        seed = self.description.seeds.index(job.fine_tunes[0].seed)
+        return (0, model, seed, place) if self._in_grid(job.fine_tunes[0]) else (1, model, 1, 0)
+
+    def _in_grid(self, one: FineTune) -> bool:
+        """Whether a fine-tune is a point of its case's coarse grid."""
+        rates = self.description.rates_of(one.case.model)
+        grid = coarse(self.description.boundaries, rates, self._layers()[one.case])
+        return one.budget == "epochs" and one.freezes and one.boundary in grid
+
+    def values(self, job: Job) -> Settings:
+        """Return the parameters that a job sets."""
+        return job.look.values if job.look else training_values(self.settings[job.case].values, job.fine_tunes)
+
+    def keep(self, job: Job, folder: Path, seconds: float) -> None:
+        """Save what a job made in ``folder`` in the tables, with the seconds that it took.
+
+        They are shared among fine-tunes by size; every selector of a plan has all of them.
+        """
+        if job.look:
+            facts = {"settings": self.tables.keep_settings(job.look.settings), "seconds": seconds}
+            rows = [{**row, **facts} for row in harvest.choices(job.look, folder)]
+            self.tables.keep_choices(rows, harvest.intervals(job.look, folder))
+            return
+        layers = self._layers()[job.case]
+        results = harvest.results(folder, job.fine_tunes, self._facts(job.case, layers))
+        sizes, whole = [size(one, layers) for one in job.fine_tunes], []
+        for (row, said), one, units in zip(results, job.fine_tunes, sizes, strict=True):
+            own = method_settings(self.settings[job.case].params, one.method, self.places.project)
+            kept = self.tables.keep_settings(own) if own else ""
+            whole.append(({**row, "method_settings": kept, "seconds_wall": seconds * units / sum(sizes)}, said))
+        self.tables.keep_runs(whole)
+
+    def _facts(self, case: Case, layers: int) -> Row:
+        """Columns that all rows of a case have in common."""
+        data_set = self.description.data_sets[case.data_set]
+        return {
+            "group": data_set.group or case.data_set,
+            "measure": data_set.measure,
+            "settings": self.tables.keep_settings(self.settings[case].training),
+            "code": digest(sorted(code_hashes().values())),
+            **harvest.where(),
+            "layers": layers,
+        }
+
+    def outlook(self) -> str:
+        """Describe what is finished, what is left, and how long that takes by what this machine has measured."""
+        known, looks = self.known(), self.looks()
+        left = self.wanted(known)
+        parts = [f"{len(self.settings)} pairs of dataset and model", f"{len(known.done)} fine-tunes finished"]
+        parts += [f"{len(looks)} plans to make, which may ask for more fine-tunes"] * bool(looks)
+        parts += [f"{len(left)} fine-tunes left{self._duration(left, known)}"]
+        parts += [f"left out: {', '.join(self.absent)}"] * bool(self.absent)
+        return f"study: {', '.join(parts)}"
+
+    def _duration(self, left: Sequence[FineTune], known: Known) -> str:
+        here, runs = harvest.where(), self.tables.runs
+        mine = runs[(runs["machine"] == here["machine"]) & (runs["cores"] == here["cores"])].dropna(
+            subset="seconds_wall"
+        )
+        sizes = [size(fine_tune_of(row), row["layers"]) for row in records(mine)]
+        each = (mine["seconds_wall"] / sizes).groupby(mine["model"]).mean()
+        if not {one.case.model for one in left} <= set(each.index):
+            return " (time unknown: nothing was measured with a model on this machine)"
+        seconds = sum(each[one.case.model] * size(one, known.layers[one.case]) for one in left)
+        return f" (about {seconds / 3600:.1f} h on this machine)"
+
+
+def size(fine_tune: FineTune, layers: int) -> float:
+    """Return the work in units of a full fine-tune at one rate."""
+    share = 1.0 if fine_tune.budget == "compute" else 1 - _FREE * fine_tune.boundary / layers
+    return share * max(1, len(fine_tune.rates))
+
+
+def fine_tune_of(row: Row) -> FineTune:
+    """Return the fine-tune whose result a row is."""
+    rates = tuple(map(float, row["rates"].split()))
+    boundary = row["boundary"] if row["method"].startswith("freeze-") else 0
+    return FineTune(Case(row["data_set"], row["model"]), row["seed"], row["method"], boundary, row["budget"], rates)

@@ -1,0 +1,259 @@
+"""Runs a study's jobs: the commands of dvc.yaml in long-lived worker processes, without DVC and Prefect.
+
+Starting a stage takes longer than a short fine-tune on a GPU, so workers stay. The working folder holds base models,
+prepared data and first plans, each named after all its inputs: they are reused, and can be made on another machine.
+"""
+
+import gc
+import json
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ruamel.yaml import YAML
+
+from salf.files import write_text
+from stages.common.params import PARAMS_FILE
+from stages.study.agenda import PLAIN, Look
+from stages.study.description import Case, Settings
+from stages.study.progress import Job, Progress
+from stages.study.settings import digest, parameters, read_parameters
+
+LOG: Final = "log"  # in a task's folder
+Commands = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Commands to run in a folder of their own, and what to do with what they made.
+
+    Attributes:
+        words: a description for readers.
+        name: of the folder.
+        given: existing folders of data, by their names.
+        stages: of dvc.yaml, in order.
+        values: parameters that are set.
+        keep: takes the folder and the seconds that the commands took.
+        job: fine-tunes for the stages of the matrix, if there are any.
+    """
+
+    words: str
+    name: str
+    given: Mapping[str, Path]
+    stages: Sequence[str]
+    values: Settings
+    keep: Callable[[Path, float], None]
+    job: Job | None = None
+
+
+class Runner:
+    """Runs tasks side by side, and saves what they made.
+
+    Args:
+        progress: where the study is.
+        work: the working folder.
+        workers: number of processes.
+        deadline: on the monotonic clock; no task starts later, and what runs then is abandoned.
+
+    Attributes:
+        faults: what failed, one line each.
+    """
+
+    def __init__(self, progress: Progress, work: Path, workers: int, deadline: float) -> None:
+        self.progress, self.work, self.deadline = progress, work, deadline
+        self.faults: list[str] = []
+        self._shipped = read_parameters(progress.places.project)
+        self._dvc = YAML(typ="safe", pure=True).load((progress.places.project / "dvc.yaml").read_text("utf-8"))[
+            "stages"
+        ]
+        places = [str(progress.places.project), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(places)  # jobs run in other folders
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+        self._free = [_worker() for _ in range(workers)]
+
+    def run_all(self, *, only_prepare: bool = False) -> list[str]:
+        """Prepare every case, then run what is wanted until it is done or time is over; return what failed."""
+        try:
+            needed = {job.case for job in self.progress.ready([])}
+            cases = [case for case in self.progress.settings if case in needed]
+            steps = [self._open_base, self._prepare] if only_prepare else [self._open_base, self._prepare, self._first]
+            for step in steps:
+                tasks = {self._place(step, case): step(case) for case in cases}
+                self._run(iter([task for place, task in tasks.items() if not place.exists()]), forever=True)
+                cases = [case for case in cases if self._place(step, case).exists()]
+            if not only_prepare:
+                self._run(self._wanted(cases))
+        finally:
+            for process in multiprocessing.active_children():
+                process.kill()
+        return self.faults
+
+    def _wanted(self, cases: Sequence[Case]) -> Iterator[Task | None]:
+        """The next job, as often as a worker is free; ``None``: others must finish before."""
+        taken: list[Job] = []
+        while True:
+            ready = [job for job in self.progress.ready(taken) if job.case in cases]
+            taken += ready[:1]
+            yield self._job(ready[0]) if ready else None
+
+    def _run(self, tasks: Iterator[Task | None], *, forever: bool = False) -> None:
+        """Run tasks until there are no more; without ``forever``, until the deadline."""
+        running: dict[Future[str], tuple[Task, ProcessPoolExecutor, float]] = {}
+        while True:
+            while self._free and (forever or time.monotonic() < self.deadline) and (task := next(tasks, None)):
+                worker = self._free.pop()
+                running[worker.submit(_run_commands, self._folder(task), self._commands(task))] = (
+                    *(task, worker),
+                    time.monotonic(),
+                )
+            left = None if forever else max(0.0, self.deadline - time.monotonic())
+            ended, _ = wait(running, timeout=left, return_when=FIRST_COMPLETED)
+            if not ended:
+                return
+            for future in ended:
+                task, worker, began = running.pop(future)
+                fault = _fault(future)
+                self._free.append(_worker() if future.exception() else worker)
+                self._finish(task, fault, time.monotonic() - began)
+
+    def _finish(self, task: Task, fault: str, seconds: float) -> None:
+        folder = self.work / "jobs" / task.name
+        if fault:
+            self.faults.append(f"{task.words}: {fault} (all output: {folder / LOG})")
+        else:
+            task.keep(folder, seconds)
+            shutil.rmtree(folder)
+        print(f"{time.strftime('%X')} {'failed' if fault else 'kept'}: {task.words}", flush=True)
+
+    def _folder(self, task: Task) -> Path:
+        """A task's folder with its data and parameters (JSON is YAML)."""
+        folder = self.work / "jobs" / task.name
+        shutil.rmtree(folder, ignore_errors=True)
+        for name in ("data", "reports"):
+            (folder / name).mkdir(parents=True)
+        for part, path in task.given.items():
+            (folder / "data" / part).symlink_to(path)
+        params = parameters(self._shipped, task.values)
+        write_text(folder / PARAMS_FILE, json.dumps(params, ensure_ascii=False, indent=1))
+        return folder
+
+    def _commands(self, task: Task) -> Commands:
+        """The commands of a task's stages, without ``python -m``; a stage of the matrix has one per fine-tune."""
+        found = []
+        for name in task.stages:
+            text = self._dvc[name]["cmd"]
+            runs = task.job.fine_tunes if task.job and "matrix" in self._dvc[name] else [None]
+            for one in runs:
+                filled = text if one is None else text.replace("${item.method}", one.method)
+                filled = filled if one is None else filled.replace("${item.seed}", str(one.seed))
+                found.append(filled.split()[2:])
+        return found
+
+    def _open_base(self, case: Case) -> Task:
+        place = self._place(self._open_base, case)
+        return self._made(f"base of {case.model}", case, ["base"], {}, "data/base", place)
+
+    def _prepare(self, case: Case) -> Task:
+        given = {"base": self._place(self._open_base, case)}
+        return self._made(
+            f"{', '.join(case)}: data", case, ["prepare"], given, "data/prepared", self._place(self._prepare, case)
+        )
+
+    def _first(self, case: Case) -> Task:
+        """The plain plan, which fine-tunes read."""
+        return self._job(Job(self._plain(case)))
+
+    def _made(
+        self, words: str, case: Case, stages: Sequence[str], given: Mapping[str, Path], made: str, place: Path
+    ) -> Task:
+        values = self.progress.settings[case].values
+        return Task(words, digest(words), given, stages, values, lambda folder, _: _take(folder / made, place))
+
+    def _job(self, job: Job) -> Task:
+        plan = self._place(self._first, job.case)
+        given = {"base": self._place(self._open_base, job.case), "prepared": self._place(self._prepare, job.case)}
+        names = list(self._dvc)
+        stages = ["finetune", "evaluate"]
+        if job.look:
+            stages = names[names.index("prepare") + 1 : names.index("finetune")]
+        else:
+            given["plan"] = plan
+
+        def keep(folder: Path, seconds: float) -> None:
+            self.progress.keep(job, folder, seconds)
+            if job.look and job.look.source == PLAIN and not plan.exists():
+                _take(folder / "data/plan", plan)
+
+        return Task(job.words, job.name, given, stages, self.progress.values(job), keep, job)
+
+    def _plain(self, case: Case) -> Look:
+        return next(look for look in self.progress.every_look if look.case == case and look.source == PLAIN)
+
+    def _place(self, step: Callable[[Case], Task], case: Case) -> Path:
+        """Where a step's result lies, named after all that decides it."""
+        training = self.progress.settings[case].training
+        home = self.work / "cases" / f"{','.join(case)},{digest(training)}"
+        if step == self._open_base:
+            return self.work / "bases" / f"{case.model},{digest(training['model'])}"
+        return home / ("prepared" if step == self._prepare else f"plan,{digest(self._plain(case).settings)}")
+
+
+def _worker() -> ProcessPoolExecutor:
+    """One process that stays: what a stage imports is loaded for the next one."""
+    fresh = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, fresh, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+
+
+def _fault(future: Future[str]) -> str:
+    """What a stage printed last if it failed; anything else is a bug and is raised."""
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return "its process was killed; if memory ran out: fewer --workers"
+
+
+def _run_commands(folder: Path, commands: Commands) -> str:
+    """Run commands in this process; return the last line of output if one fails, else an empty text."""
+    os.chdir(folder)
+    with (folder / LOG).open("w", encoding="utf-8") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    failed = any(_status(command) for command in commands)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # the next job's peak is its own
+    lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
+    said = [line for line in lines if line.strip()]
+    return (said or ["no output"])[-1].strip().removeprefix("error: ") if failed else ""
+
+
+def _status(command: list[str]) -> int:
+    """Run ``python -m`` with these words; return its exit status."""
+    sys.argv = command
+    try:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _take(made: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    made.rename(place)

@@ -1,0 +1,133 @@
+"""Builds the tables that a study shows, and writes them into pages."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from salf.errors import UserError
+from salf.files import write_text
+from stages.common.study_page import Cell, StudyPage, StudyTable
+
+Json = Mapping[str, Any]
+_PART: Final = re.compile(r"<!-- study: (?P<name>[^>]+?) -->\n(?:(?!<!-- study:).)*?<!-- end -->", flags=re.DOTALL)
+_FEW: Final = 3  # a boundary that fewer datasets were measured at has no row
+
+
+def page(summary: Json, curves: pd.DataFrame) -> StudyPage:
+    """Return the headline and all tables; quality by boundary has one per model.
+
+    Args:
+        summary: ``summary.json``.
+        curves: ``curves.csv``.
+    """
+    described = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+    alone, left = summary["alone"], summary["leave_one_out"]
+    records = {name: summary[name] for name in ("sensitivity", "coverage", "interaction")}
+    records |= {"headroom": _crossed(summary), "left out": left["groups"] if left else []}
+    records |= {"natural label frequencies": summary["natural"], "equal rates": summary["equal_rates"]}
+    tables = {}
+    for suffix, rules in {"": summary["rules"], **({f" of {alone['model']}": alone["rules"]} if alone else {})}.items():
+        ranked = sorted(rules.values(), key=lambda one: one["rank"])
+        tables |= {f"{kind}{suffix}": _table(described[kind], ranked) for kind in ("rules", "regrets")}
+    tables |= {name: _table(described[name], rows) for name, rows in records.items()}
+    report = [name for name in tables if not name.startswith(("natural", "equal")) and tables[name].rows]
+    tables |= {f"quality of {model}": _quality(mine) for model, mine in curves.groupby("model", sort=False)}
+    return StudyPage(headline=summary["headline"], scope=_scope(summary), tables=tables, report=report)
+
+
+def update(path: Path, shown: StudyPage) -> None:
+    """Rewrite a Markdown page's parts between ``<!-- study: NAME -->`` and ``<!-- end -->``.
+
+    Raises:
+        UserError: the page is missing, a part has no end, or there is none of its name.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    text = path.read_text(encoding="utf-8")
+    parts = {"headline": f"> {shown.headline}", **{name: _markdown(one) for name, one in shown.tables.items()}}
+    if len(_PART.findall(text)) != text.count("<!-- study:"):
+        raise UserError(f"{path}: a part of the study has no end; put <!-- end --> after every <!-- study: NAME -->")
+    unknown = [found["name"] for found in _PART.finditer(text) if found["name"] not in parts]
+    if unknown:
+        raise UserError(f"{path}: no part {unknown[0]!r} of the study; there are: {', '.join(parts)}")
+    marked = "<!-- study: {} -->\n{}\n<!-- end -->"
+    write_text(path, _PART.sub(lambda found: marked.format(found["name"], parts[found["name"]]), text))
+
+
+def _crossed(summary: Json) -> list[Json]:
+    """Headroom of the leading model, cross-fitted, with the gains of the other ways to pick."""
+    mine = [one for one in summary["headroom"] if one["model"] == summary["leading"]]
+    gains = {(one["picked_by"], one["aim"]): one["gain"] for one in mine}
+    others = ("seen", "validation")
+    return [
+        {**one, **{name: gains[name, one["aim"]] for name in others}}
+        for one in mine
+        if one["picked_by"] == "cross-fitted"
+    ]
+
+
+def _table(described: Json, records: Sequence[Json]) -> StudyTable:
+    columns = [(heading, key, form[0] if form else None) for heading, key, *form in described["columns"]]
+    rows = [[_cell(one, key, form) for _, key, form in columns] for one in records]
+    return StudyTable(caption=described["caption"], headings=[heading for heading, *_ in columns], rows=rows)
+
+
+def _cell(record: Json, key: str, form: Any) -> Cell:
+    """A cell in one of the formats that ``shown.yaml`` names; ``key`` may lead into a comparison."""
+    value = reduce(lambda one, name: one and one[name], key.split("."), record)
+    if value is None or form is None:
+        return "" if value is None else str(value)
+    if form == "rule":
+        return f"`{value}`" + "*" * bool(record["degenerate"])
+    if form in ("%", "cost"):
+        deciding = form == "cost" and record["deciding_share"]
+        return value, _percent(value) + (f" + {_percent(deciding)}" if deciding else "")
+    if isinstance(form, int):
+        return value, _digits(value, form)
+    over, sign = record[form[0]], form[1]
+    bounds = sorted(sign * over[end] for end in ("low", "high")) if over else []
+    return value, _digits(value, 2) + (f" [{', '.join(_digits(one, 2) for one in bounds)}]" if bounds else "")
+
+
+def _quality(curves: pd.DataFrame) -> StudyTable:
+    """One model's test quality by boundary and dataset: points as they are, losses without their minus."""
+    quality = curves.pivot(index="boundary", columns="data_set", values="quality")[list(curves["data_set"].unique())]
+    quality = quality[quality.count(axis=1) >= min(_FEW, quality.shape[1])]
+    costs, units = curves.groupby("boundary")["cost_share"].mean(), curves.groupby("data_set")["unit"].first()
+    shown = {"points": lambda value: f"{value:.1f}", "nats": lambda value: f"{-value:.2f}"}
+    rows: list[list[Cell]] = [
+        [str(k), (costs[k], _percent(costs[k]))]
+        + ["" if pd.isna(value) else (value, shown[units[name]](value)) for name, value in row.items()]
+        for k, row in quality.iterrows()
+    ]
+    names = [name if units[name] == "points" else f"{name} (nats)" for name in quality.columns]
+    return StudyTable(caption="", headings=["last frozen layer", "FLOPs", *names], rows=rows)
+
+
+def _scope(summary: Json) -> str:
+    seeds = sorted({min(summary["seeds_each"].values()), max(summary["seeds_each"].values())})
+    return (
+        f"{summary['fine_tunes']} of {summary['fine_tunes_measured']} fine-tunes of {', '.join(summary['models'])} on "
+        f"{', '.join(summary['data_sets'])}. Seeds: {' to '.join(map(str, seeds))}, the same for all boundaries of a "
+        f"dataset. Measured on {'; '.join(summary['machines'])}. {summary['tuned_rates']} learning rates were tuned on "
+        f"validation data; {summary['tuned_rates_at_an_end']} of them are at an edge of what was tried."
+    )
+
+
+def _markdown(table: StudyTable) -> str:
+    rows = [[cell if isinstance(cell, str) else cell[1] for cell in row] for row in table.rows]
+    lines = [table.headings, ["---"] * len(table.headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _digits(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")  # no minus zero
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0%}".replace("%", " %")

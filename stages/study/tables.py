@@ -1,0 +1,192 @@
+"""The study's tables: fine-tunes, learning rates, selectors' choices, predicted intervals, and test predictions.
+
+Rows name the settings that decided them by digest; ``settings.json`` holds these. Each file is replaced in one step,
+so that a killed study leaves whole tables.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from salf.errors import UserError, reading
+from salf.files import replacing_file, write_text
+from stages.study.settings import digest
+
+Row = dict[str, Any]
+MADE_BY: Final = "python -m stages.study"
+RUN_KEY: Final = ["data_set", "model", "seed", "method", "budget", "settings", "method_settings"]
+_PREDICTIONS: Final = pa.schema(
+    [
+        ("point", pa.dictionary(pa.int32(), pa.string())),
+        ("example_id", pa.string()),
+        ("label", pa.dictionary(pa.int32(), pa.string())),
+        ("correct", pa.bool_()),
+        ("loss", pa.float32()),
+    ]
+)
+
+
+def _columns(text: str) -> dict[str, str]:
+    """Columns in their order, each with its pandas type; without a type it holds text."""
+    return {name: kind or "str" for name, _, kind in (word.partition(":") for word in text.split())}
+
+
+COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
+    "runs": _columns(
+        "point data_set group measure model seed:Int64 method boundary:Int64 layers:Int64 budget epochs:float rates "
+        "learning_rate:float quality:float macro_f1:float loss:float validation_loss:float validation_accuracy:float "
+        "validation_examples:Int64 flops:Int64 trained_parameters:Int64 test_examples:Int64 seconds:float "
+        "seconds_wall:float machine cores:Int64 device dtype data_sha256 model_sha256 settings method_settings code"
+    ),
+    "rates": _columns(
+        "data_set model seed:Int64 method budget learning_rate:float validation_loss:float validation_accuracy:float "
+        "test_loss:float test_accuracy:float point source"
+    ),
+    "choices": _columns(
+        "data_set model rule selector boundary:Int64 layers:Int64 deciding_share:float reason scores settings machine "
+        "cores:Int64 seconds:float"
+    ),
+    "intervals": _columns(
+        "data_set model source law place:Int64 predicted:float low:float high:float observed:float confidence:float"
+    ),
+    "priors": _columns("data_set label rows:Int64 share:float"),
+}
+
+
+def read_table(folder: Path, name: str, *, required: bool = False) -> pd.DataFrame:
+    """Read a table with its columns; missing texts are empty, a missing table has no rows.
+
+    Raises:
+        UserError: the table is damaged, or required and missing.
+    """
+    path = folder / f"{name}.csv"
+    if not path.exists():
+        if required:
+            raise UserError(f"{path}: no such file; it is made by: {MADE_BY}")
+        return _typed(pd.DataFrame(), name)
+    with reading(path, "damaged table"):
+        return _typed(
+            pd.read_csv(path, dtype={key: "str" for key, kind in COLUMNS[name].items() if kind == "str"}), name
+        )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read settings by their digest.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / "settings.json"
+    with reading(path, "damaged"):
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Lock a folder, because two studies that write the same tables would lose each other's rows.
+
+    Raises:
+        UserError: another study holds the lock.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise UserError(f"{folder}: another study is active there; wait for it, or name another folder") from None
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+class Tables:
+    """The tables in a folder: read once, written whenever rows are added.
+
+    Attributes:
+        runs: a row per finished fine-tune.
+        rates: a row per learning rate with a known outcome, of fine-tunes that were trained at several.
+        choices: a row per case and selector; no boundary where the plan could not evaluate the selector.
+        intervals: a row per case, source and place: what was predicted and what was observed.
+        settings: settings by their digest.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs, self.rates, self.choices, self.intervals = (
+            read_table(folder, name) for name in ("runs", "rates", "choices", "intervals")
+        )
+        self.settings = read_settings(folder)
+
+    def keep_settings(self, value: Any) -> str:
+        """Save settings under their digest, and return it."""
+        name = digest(value)
+        if name not in self.settings:
+            self.settings = {**self.settings, name: value}
+            text = json.dumps(self.settings, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+            write_text(self.folder / "settings.json", text)
+        return name
+
+    def keep_runs(self, fine_tunes: Sequence[tuple[Row, pa.Table]]) -> None:
+        """Save fine-tunes with their predictions; they replace rows of the same key.
+
+        ``outcomes`` of a row are rows for ``rates``. ``runs.csv`` is written last: a row exists only when its
+        predictions do.
+        """
+        found = [({**row, "point": digest([row[name] for name in RUN_KEY])}, said) for row, said in fine_tunes]
+        points = [row["point"] for row, _ in found]
+        path = self.folder / "predictions.parquet"
+        parts = [_named(row["point"], said) for row, said in found]
+        if path.exists():
+            before = pq.read_table(path).cast(_PREDICTIONS)
+            replaced = pc.is_in(before["point"].cast(pa.string()), pa.array(points, pa.string()))
+            parts = [before.filter(pc.invert(replaced)), *parts]
+        with replacing_file(path) as aside:
+            pq.write_table(pa.concat_tables(parts).unify_dictionaries(), aside, compression="zstd")
+        outcomes = [{**row, **one} for row, _ in found for one in row.get("outcomes", [])]
+        if outcomes:
+            self.rates = self._replaced("rates", self.rates, outcomes, ["point", "learning_rate"])
+        self.runs = self._replaced("runs", self.runs, [row for row, _ in found], ["point"])
+
+    def keep_choices(self, rows: Sequence[Row], intervals: Sequence[Row]) -> None:
+        """Save selectors' choices and predicted intervals; they replace those of the same selectors and sources."""
+        if intervals:
+            self.intervals = self._replaced("intervals", self.intervals, intervals, ["data_set", "model", "source"])
+        self.choices = self._replaced("choices", self.choices, rows, ["data_set", "model", "rule"])
+
+    def _replaced(self, name: str, old: pd.DataFrame, rows: Sequence[Row], key: list[str]) -> pd.DataFrame:
+        """Write a table in which rows replace those of the same key, and return it."""
+        new = _typed(pd.DataFrame(rows), name)
+        stays = ~pd.MultiIndex.from_frame(old[key]).isin(pd.MultiIndex.from_frame(new[key]))
+        found = pd.concat([old[stays], new], ignore_index=True) if len(old) else new
+        with replacing_file(self.folder / f"{name}.csv") as aside:
+            found.to_csv(aside, index=False)
+        return found
+
+
+def records(table: pd.DataFrame) -> list[Row]:
+    """Return a table's rows; what is missing is ``None``."""
+    return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _named(point: str, said: pa.Table) -> pa.Table:
+    named = said.append_column("point", pa.array([point] * len(said)))
+    return named.select(_PREDICTIONS.names).cast(_PREDICTIONS)
+
+
+def _typed(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    columns = COLUMNS[name]
+    texts = [key for key, kind in columns.items() if kind == "str"]
+    table = table.reindex(columns=list(columns))
+    return table.astype(dict(columns)).fillna(dict.fromkeys(texts, ""))
