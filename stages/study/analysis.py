@@ -1,17 +1,18 @@
 """The analysis of a study's tables: ``summary.json``, tables, figures, and the pages that show them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 import pandas as pd
 
 from salf.files import replacing_folder, rounded, write_json, write_text
-from stages.study import figures, headline, shown
+from stages.study import figures, shown
 from stages.study.comparisons import by_depth, compared, over_constant
 from stages.study.description import FULL
 from stages.study.description import Case as Key
+from stages.study.headline import Scope, finding
 from stages.study.headroom import headroom, interactions
 from stages.study.laws import ablation, coverage, fits
 from stages.study.measured import PAPER, Case, Study
@@ -22,7 +23,7 @@ from stages.study.verdicts import ORACLE, Drawn, choose, degenerate, leave_one_o
 
 Json = dict[str, Any]
 # Of the default selector, in summary.json; regrets are at equal or lower cost unless they say otherwise.
-_FIGURES = {
+_FIGURES: Final = {
     "mean_regret_points": "regret_at_cost",
     "mean_regret_any_cost_points": "regret",
     "mean_regret_cross_fitted_points": "regret_cross_fitted",
@@ -30,36 +31,7 @@ _FIGURES = {
     "mean_behind_full_points": "behind_full",
     "cost_share": "price",
 }
-_LARGEST = {"max_regret_points": "worst_at_cost", "max_regret_any_cost_points": "worst"}
-
-
-class Scope(NamedTuple):
-    """The study, or its part of one model.
-
-    Attributes:
-        named: in words.
-        rules: each selector over its cases.
-        over: comparisons by name, indexed by selector.
-        degenerate: selectors that cannot show what looking at data or model is worth, and why.
-    """
-
-    named: str
-    rules: pd.DataFrame
-    over: dict[str, pd.DataFrame]
-    degenerate: dict[str, str]
-
-    def json(self) -> Json:
-        """By selector, with its ``rank``, because a JSON object has no order; null where it was not compared."""
-        over = {name: dict(zip(one["rule"], records(one), strict=True)) for name, one in self.over.items()}
-        return {
-            one["rule"]: {
-                **one,
-                **{name: found.get(one["rule"]) for name, found in over.items()},
-                "degenerate": self.degenerate.get(one["rule"]),
-                "rank": rank,
-            }
-            for rank, one in enumerate(records(self.rules.drop(columns="price").reset_index()))
-        }
+_LARGEST: Final = {"max_regret_points": "worst_at_cost", "max_regret_any_cost_points": "worst"}
 
 
 def analyse(folder: Path, page: Path | None, cost_cap: float, resamples: int, confidence: float, seed: int) -> str:
@@ -80,21 +52,20 @@ def analyse(folder: Path, page: Path | None, cost_cap: float, resamples: int, co
     drawn = {Key(case.data_set, case.model): Resamples(case, resamples, seed) for case in study.cases}
     table = verdicts(drawn, confidence)
     summary = summarise(study, table, drawn, cost_cap, confidence, seed)
-    curves = pd.DataFrame([rounded(point) for one in drawn.values() for point in _curve(one, confidence)])
     fixed = {rule: one["over_constant"] or {} for rule, one in summary["rules"].items()}
     for p in ("p_holm", "p_holm_elsewhere"):
         table[f"fixed_{p}"] = table["rule"].map({rule: one.get(p) for rule, one in fixed.items()})
     tables = {
         "table": table,
-        "curves": curves,
-        "ablation": ablation(study, resamples, seed, confidence).pipe(_rounded),
+        "curves": pd.DataFrame([point for one in drawn.values() for point in _curve(one, confidence)]),
+        "ablation": ablation(study, resamples, seed, confidence),
         "coverage": coverage(study.intervals, study.cases),
         **{name: pd.DataFrame(summary[name]) for name in ("headroom", "interaction")},
     }
     for name, one in tables.items():
         write_text(folder / f"{name}.csv", one.to_csv(index=False))
     write_json(folder / "summary.json", summary)
-    found = shown.page(summary, curves)
+    found = shown.page(summary, tables["curves"])
     found.write(folder)
     if page:
         shown.update(page, found)
@@ -105,46 +76,45 @@ def analyse(folder: Path, page: Path | None, cost_cap: float, resamples: int, co
 def summarise(study: Study, table: pd.DataFrame, drawn: Drawn, cost_cap: float, confidence: float, seed: int) -> Json:
     """Return ``summary.json``; see :func:`analyse` for the arguments."""
     default, left = choose(table, cost_cap), leave_one_out(table, cost_cap)
-    cases = {case.model: [one for one in study.cases if one.model == case.model] for case in study.cases}
-    data_sets = table[(table["unit"] == "points") & (table["rule"] == ORACLE)]["model"].value_counts(sort=False)
-    leading = str(data_sets.idxmax()) if len(data_sets) else max(cases)
+    models = table.loc[(table["unit"] == "points") & (table["rule"] == ORACLE), "model"].value_counts(sort=False)
+    leading = str(models.idxmax()) if len(models) else study.cases[0].model
+    mine = [case for case in study.cases if case.model == leading]
 
     def scope(named: str, part: pd.DataFrame) -> Scope:
-        over = {
-            f"over_{PAPER}": compared(part, drawn, PAPER, confidence),
-            "over_full": compared(part, drawn, FULL, confidence),
-            "equal_compute_over_full": compared(part, drawn, FULL, confidence, "compute"),
-            "over_constant": over_constant(part, drawn, confidence),
-            "over_default": compared(part, drawn, default or "", confidence),
-        }
+        over = {f"over_{name}": compared(part, drawn, name, confidence) for name in (PAPER, "full")}
+        over["equal_compute_over_full"] = compared(part, drawn, FULL, confidence, "compute")
+        over["over_constant"] = over_constant(part, drawn, confidence)
+        over["over_default"] = compared(part, drawn, default or "", confidence)
         return Scope(named, overall(part), over, degenerate(part, leading))
 
-    scopes = [scope(headline.all_models(cases, leading), table)]
-    if len(data_sets) > 1:
-        scopes.append(scope(f"the {leading} model", table[table["model"] == leading]))
-    half = f"freeze-{cases[leading][0].layers // 2}"
-    chosen = scopes[0].rules.loc[default] if default else {}
-    found = {
-        "headline": headline.headline(scopes, default, left, confidence),
-        "default_rule": default,
-        "default_selector": next(iter(table.loc[table["rule"] == default, "selector"]), None),
-        **_identity(study),
-        **{name: chosen.get(column) for name, column in (_FIGURES | _LARGEST).items()},
-        "differing": _differing(table[table["rule"] == default], confidence),
-        "leave_one_out": _left_out(left) if len(left) else None,
-        "sensitivity": _priced(sensitivity(table, default)),
-        "rules": scopes[0].json(),
-        "alone": {"model": leading, "rules": scopes[1].json()} if scopes[1:] else None,
-        "leading": leading,
-        "coverage": _coverage(study),
-        "interaction": records(interactions(study.cases, seed, confidence)),
-        "headroom": records(headroom(study.cases, seed)),
-        "natural": _natural(cases[leading], half),
-        "equal_rates": records(at_equal_rates(study, leading, half)),
-        "cost_cap": cost_cap,
-        "confidence": confidence,
-    }
-    summary: Json = rounded(found)
+    alone = scope(f"the {leading} model", table[table["model"] == leading])
+    every = scope(f"all {len(models)} models", table) if len(models) > 1 else alone
+    scopes = [alone, every] if len(models) > 1 else [alone]
+    found = [finding(one, default, confidence) for one in scopes] if default else []
+    half = f"freeze-{mine[0].layers // 2}"
+    chosen = every.rules.loc[default] if default else {}
+    summary: Json = rounded(
+        {
+            "headline": " ".join(found) or "No selector was measured on every dataset within the cost cap.",
+            "default_rule": default,
+            "default_selector": next(iter(table.loc[table["rule"] == default, "selector"]), None),
+            **_identity(study),
+            **{name: chosen.get(column) for name, column in (_FIGURES | _LARGEST).items()},
+            "differing": _differing(table[table["rule"] == default], confidence),
+            "leave_one_out": _left_out(left) if len(left) else None,
+            "sensitivity": _priced(sensitivity(table, default)),
+            "rules": _rules(every),
+            "alone": {"model": leading, "rules": _rules(alone)} if len(models) > 1 else None,
+            "leading": leading,
+            "coverage": _coverage(study),
+            "interaction": records(interactions(study.cases, seed, confidence)),
+            "headroom": records(headroom(study.cases, seed)),
+            "natural": _natural(mine, half),
+            "equal_rates": records(at_equal_rates(study, leading, half)),
+            "cost_cap": cost_cap,
+            "confidence": confidence,
+        }
+    )
     return summary
 
 
@@ -155,18 +125,28 @@ def at_equal_rates(study: Study, model: str, half: str) -> pd.DataFrame:
     many; ``kept``: whose rate this is in ``runs.csv`` (``full``, ``half``, ``both`` or empty).
     """
     key = ["data_set", "learning_rate", "seed"]
-    tables = [study.runs.rename(columns={"quality": "test_accuracy"}).assign(kept=True)]
-    tables.append(study.rates[study.rates["point"].isin(study.runs["point"])].assign(kept=False))
-    known = pd.concat([one for one in tables if len(one)], join="inner")
-    known = known.dropna(subset=["test_accuracy", "validation_accuracy"])
-    known = known[(known["model"] == model) & (known["budget"] == "epochs")]
+    lost = study.rates[study.rates["point"].isin(study.runs["point"])].assign(kept=False)
+    won = study.runs.rename(columns={"quality": "test_accuracy"}).assign(kept=True)
+    known = (pd.concat([won, lost], join="inner") if len(lost) else won).query("budget == 'epochs'")
+    known = known[known["model"] == model].dropna(subset=["test_accuracy", "validation_accuracy"])
     full, other = (known[known["method"] == method].drop_duplicates(key) for method in (FULL, half))
     grouped = full.merge(other, on=key, suffixes=("_full", "_half")).groupby(["data_set", "learning_rate"])
     values = [f"{split}_accuracy_{side}" for split in ("test", "validation") for side in ("full", "half")]
-    kept = grouped[["kept_full", "kept_half"]].any()
+    found = (100 * grouped[values].mean()).assign(seeds=grouped.size())
     words = {(True, True): "both", (True, False): "full", (False, True): "half", (False, False): ""}
-    names = [words[bool(one), bool(two)] for one, two in kept.to_numpy()]
-    return (100 * grouped[values].mean()).assign(seeds=grouped.size(), kept=names).reset_index()
+    kept = grouped[["kept_full", "kept_half"]].any().itertuples(index=False)
+    return found.assign(kept=[words[bool(one), bool(two)] for one, two in kept]).reset_index()
+
+
+def _rules(scope: Scope) -> Json:
+    """By selector, with its ``rank``, because a JSON object has no order; null where it was not compared."""
+    over = {name: {row["rule"]: row for row in records(one)} for name, one in scope.over.items()}
+    found = {}
+    for rank, one in enumerate(records(scope.rules.drop(columns="price").reset_index())):
+        compared_with = {name: rows.get(one["rule"]) for name, rows in over.items()}
+        more = {"degenerate": scope.degenerate.get(one["rule"]), "rank": rank}
+        found[one["rule"]] = {**one, **compared_with, **more}
+    return found
 
 
 def _curve(resamples: Resamples, confidence: float) -> list[Json]:
@@ -179,33 +159,22 @@ def _curve(resamples: Resamples, confidence: float) -> list[Json]:
     for boundary, method in case.curve().items():
         seeds = case.common_seeds(method, FULL, "compute")
         low, high = interval(resamples.quality(method), confidence)
-        rows.append(
-            {
-                "data_set": case.data_set,
-                "model": case.model,
-                "boundary": boundary,
-                "layers": case.layers,
-                "cost_share": case.cost_share(method),
-                "unit": case.unit,
-                "quality": case.quality(method),
-                "low": low,
-                "high": high,
-                "natural": case.natural_quality(method),
-                "seeds": len(case.runs[method, "epochs"].seeds),
-                "longer": case.quality(method, "compute", seeds) if seeds else None,
-                "longer_full": case.quality(FULL, "epochs", seeds) if seeds else None,
-            }
-        )
+        row: Json = {"data_set": case.data_set, "model": case.model, "boundary": boundary, "layers": case.layers}
+        row |= {"cost_share": case.cost_share(method), "unit": case.unit, "quality": case.quality(method)}
+        row |= {"low": low, "high": high, "natural": case.natural_quality(method)}
+        row["seeds"] = len(case.runs[method, "epochs"].seeds)
+        row["longer"] = case.quality(method, "compute", seeds) if seeds else None
+        row["longer_full"] = case.quality(FULL, "epochs", seeds) if seeds else None
+        rows.append(rounded(row))
     return rows
 
 
 def _draw(folder: Path, table: pd.DataFrame, drawn: Drawn, leading: Sequence[str], confidence: float) -> None:
+    depth, rules = by_depth(list(drawn.values()), confidence), overall(table).drop(ORACLE, errors="ignore")
     with replacing_folder(folder) as aside:
         for (data_set, model), one in drawn.items():
             mine = table[(table["data_set"] == data_set) & (table["model"] == model)]
             write_text(aside / f"{data_set}-{model}.svg", figures.curve(one, mine, leading, confidence))
-        depth = by_depth(list(drawn.values()), confidence)
-        rules = overall(table).drop(ORACLE, errors="ignore")
         if depth:
             write_text(aside / "depth.svg", figures.lost(depth))
         if depth and len(rules):
@@ -214,16 +183,16 @@ def _draw(folder: Path, table: pd.DataFrame, drawn: Drawn, leading: Sequence[str
 
 def _identity(study: Study) -> Json:
     """What was studied, on which machines, and how many learning rates were tuned."""
-    runs = study.runs
+    runs, cases = study.runs, study.cases
     grids = [[float(rate) for rate in rates.split()] for rates in runs["rates"]]
     tuned = [(grid, rate) for grid, rate in zip(grids, runs["learning_rate"], strict=True) if len(grid) > 1]
     machines = {", ".join(dict.fromkeys(row)) for row in runs[["machine", "device", "dtype"]].itertuples(index=False)}
     return {
-        "data_sets": list(dict.fromkeys(case.data_set for case in study.cases)),
-        "models": list(dict.fromkeys(case.model for case in study.cases)),
-        "groups": sorted({case.group for case in study.cases if case.unit == "points"}),
+        "data_sets": list(dict.fromkeys(case.data_set for case in cases)),
+        "models": list(dict.fromkeys(case.model for case in cases)),
+        "groups": sorted({case.group for case in cases if case.unit == "points"}),
         "seeds": sorted(int(seed) for seed in runs["seed"].unique()),
-        "seeds_each": {f"{case.data_set}, {case.model}": len(case.runs[FULL, "epochs"].seeds) for case in study.cases},
+        "seeds_each": {f"{case.data_set}, {case.model}": len(case.runs[FULL, "epochs"].seeds) for case in cases},
         "fine_tunes": len(runs),
         "fine_tunes_measured": study.measured,
         "tuned_rates": len(tuned),
@@ -235,17 +204,15 @@ def _identity(study: Study) -> Json:
 
 def _natural(cases: Sequence[Case], half: str) -> list[Json]:
     """Full fine-tuning and half by dataset: with labels as drawn, and as frequent as in the dataset's test file."""
-    return [
-        {
-            "data_set": case.data_set,
-            "majority": 100 * case.natural_chance,
-            "chance": 100 * (case.chance or 0.0),
-            **{name: case.quality(method) for name, method in (("full", FULL), ("half", half))},
-            **{f"{name}_natural": case.natural_quality(method) for name, method in (("full", FULL), ("half", half))},
-        }
-        for case in cases
-        if case.natural_chance is not None and (half, "epochs") in case.runs
-    ]
+    found = []
+    for case in cases:
+        if case.natural_chance is not None and (half, "epochs") in case.runs:
+            row: Json = {"data_set": case.data_set, "majority": 100 * case.natural_chance}
+            row["chance"] = 100 * (case.chance or 0.0)
+            for name, method in (("full", FULL), ("half", half)):
+                row |= {name: case.quality(method), f"{name}_natural": case.natural_quality(method)}
+            found.append(row)
+    return found
 
 
 def _differing(own: pd.DataFrame, confidence: float) -> Json:
@@ -265,31 +232,17 @@ def _left_out(left: pd.DataFrame) -> Json:
 
 
 def _priced(found: pd.DataFrame) -> list[Json]:
-    """Rows whose cost includes what deciding costs."""
+    """Rows whose cost includes deciding."""
     return records(found.assign(cost_share=found["price"]).drop(columns="price")) if len(found) else []
 
 
 def _coverage(study: Study) -> list[Json]:
     """By source, over all cases: how often a law fits, and how often its intervals cover."""
-    laws, found = fits(study.intervals, study.cases), []
-    covered = coverage(study.intervals, study.cases)
+    laws, covered, found = fits(study.intervals, study.cases), coverage(study.intervals, study.cases), []
     for source, mine in covered.groupby("source") if len(covered) else []:
         named = laws.loc[laws["source"] == source, "law"]
-        counts: Mapping[str, int] = Counter(sorted(named[named != ""]))
-        found.append(
-            {
-                "source": source,
-                "fitted": sum(counts.values()),
-                "asked": len(named),
-                "laws": dict(counts),
-                "cases": len(mine),
-                "places": int(mine["places"].sum()),
-                "covered": float(mine["covered"].sum() / mine["places"].sum()),
-                "nominal": mine["nominal"].iloc[0],
-            }
-        )
+        counts = dict(Counter(sorted(named[named != ""])))
+        row: Json = {"source": source, "fitted": sum(counts.values()), "asked": len(named), "laws": counts}
+        row |= {"cases": len(mine), "places": int(mine["places"].sum()), "nominal": mine["nominal"].iloc[0]}
+        found.append({**row, "covered": float(mine["covered"].sum() / mine["places"].sum())})
     return found
-
-
-def _rounded(table: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame([rounded(row) for row in table.to_dict("records")], columns=table.columns)

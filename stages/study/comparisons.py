@@ -135,7 +135,7 @@ def over_constant(table: pd.DataFrame, drawn: Drawn, confidence: float) -> pd.Da
         row.method in (case := drawn[Key(row.data_set, row.model)].case).boundaries or row.method in case.between
         for row in mine.itertuples()
     ]
-    mine = mine[at_boundary]
+    mine = mine[np.array(at_boundary, dtype=bool)]
     lines = {key: Line.of(drawn[key]) for key in {Key(row.data_set, row.model) for row in mine.itertuples()}}
     gaps: dict[str, list[Gap]] = {}
     for rule, chosen in mine.groupby("rule", sort=False):
@@ -206,7 +206,9 @@ def _comparison(rule: str, gaps: Sequence[Gap], confidence: float) -> dict[str, 
     return found
 
 
-def significant(over: pd.DataFrame, confidence: float, *, elsewhere: bool = False) -> "pd.Series[float]":
-    """Return 1 where a selector is significantly better after Holm's procedure, -1 where worse, else 0."""
-    p = over["p_holm_elsewhere" if elsewhere else "p_holm"]
-    return np.sign(over["difference"]).where(p < 1 - confidence, 0.0)
+def significant(over: pd.DataFrame, confidence: float, end: str = "") -> "pd.Series[float]":
+    """Return 1 where a selector is significantly better after Holm's procedure, -1 where worse, else 0.
+
+    ``end`` is ``_elsewhere`` for datasets like these.
+    """
+    return np.sign(over["difference"]).where(over[f"p_holm{end}"] < 1 - confidence, 0.0)

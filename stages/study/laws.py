@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from salf import gains
+from salf.files import rounded
 from salf.fitting.engine import fit_law
 from salf.laws import POWER, Array
 from stages.study.comparisons import compared, over_constant
@@ -132,7 +133,7 @@ def ablation(study: Study, resamples: int, seed: int, confidence: float) -> pd.D
     found = overall(table)[_FIGURES]
     for name, one in over.items():
         found = found.join(one[_COMPARED].add_prefix(f"{name}_").rename(columns={f"{name}_difference": name}))
-    return found.reset_index()
+    return found.reset_index().map(rounded)
 
 
 def _of_other_traces(case: Case) -> list[Choice]:

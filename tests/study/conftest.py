@@ -3,11 +3,18 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from stages.study.description import Description
+from stages.study.reading import read_study
+from stages.study.resamples import Resamples
+from stages.study.tables import records
+from stages.study.verdicts import verdicts
 
 EXAMPLES = 40
 FLOPS = {"full": 100, "freeze-2": 50, "freeze-4": 10}
@@ -117,3 +124,57 @@ def two_data_sets(tables) -> Tables:
         tables.choice(data_set, "full", 0)
         tables.choice(data_set, "salf", 4 if data_set == "a" else 2)
     return tables
+
+
+def drawn_and_judged(tables, resamples=200):
+    """What was drawn of every case, and the table of all selectors."""
+    drawn = {(c.data_set, c.model): Resamples(c, resamples, 1) for c in read_study(tables.write()).cases}
+    return drawn, verdicts(drawn, 0.95)
+
+
+def judged(tables, resamples=200):
+    return drawn_and_judged(tables, resamples)[1]
+
+
+def rows_of(table):
+    """A table's rows with its columns as attributes; what is missing is None."""
+    return [SimpleNamespace(**row) for row in records(table.reset_index() if table.index.name else table)]
+
+
+def one(table, data_set, rule):
+    (row,) = [row for row in rows_of(table) if (row.data_set, row.rule) == (data_set, rule)]
+    return row
+
+
+def by_rule(table):
+    """Rows of selectors by name."""
+    return {row.rule: row for row in rows_of(table)}
+
+
+@pytest.fixture
+def described():
+    """A description of two data sets and one model, with some parts changed."""
+
+    def make(**changes):
+        return Description.model_validate(
+            {
+                "budget_hours": 1.0,
+                "seeds": [1, 2],
+                "together": 3,
+                "boundaries": [0, 0.5, 1],
+                "refine": {"rounds": 1, "midpoints": 1},
+                "learning_rates": {0: [0.001, 0.002], 0.5: [0.01, 0.02]},
+                "widen": 0,
+                "equal_compute": [],
+                "methods": {},
+                "common": {},
+                "evidence": {},
+                "reference": None,
+                "rules": {"half": {"selector": "last-n"}},
+                "models": {"m": {}},
+                "data_sets": {"a": {}, "b": {}},
+                **changes,
+            }
+        )
+
+    return make

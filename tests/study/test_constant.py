@@ -3,11 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.study.constant import over_constant
-from stages.study.depth import by_depth
-from stages.study.reading import read_study
-from stages.study.resamples import Resamples
-from stages.study.verdicts import verdicts
+from stages.study.comparisons import by_depth, over_constant
+from tests.study.conftest import by_rule, drawn_and_judged
 
 PRICES = {"full": 100, "freeze-1": 80, "freeze-2": 50, "freeze-3": 20, "freeze-4": 10}
 RIGHT = {"a": (36, 36, 32, 20, 4), "b": (32, 31, 30, 29, 8)}  # of forty, by boundary
@@ -28,9 +25,8 @@ def over(tables, **boundaries):
     for rule, chosen in boundaries.items():
         for data_set, boundary in zip(RIGHT, chosen, strict=True):
             tables.choice(data_set, rule, boundary)
-    drawn = {(c.data_set, c.model): Resamples(c, 400, 1) for c in read_study(tables.write()).cases}
-    found = [verdict for one in drawn.values() for verdict in verdicts(one, 0.95)]
-    return {one.rule: one for one in over_constant(found, drawn, 0.95)}
+    drawn, found = drawn_and_judged(tables, 400)
+    return by_rule(over_constant(found, drawn, 0.95))
 
 
 def points(data_set, boundary):
@@ -65,11 +61,11 @@ def test_a_model_is_left_out_where_no_depth_costs_as_little(study):
 
 def test_a_model_where_a_rule_always_takes_the_deepest_is_not_lost_to_rounding(study):
     for row in study.runs:
-        row["flops"] = {"full": 3, "freeze-1": 2.5, "freeze-2": 2, "freeze-3": 1, "freeze-4": 0.5}[row["method"]]
+        row["flops"] = {"full": 18, "freeze-1": 15, "freeze-2": 12, "freeze-3": 6, "freeze-4": 3}[row["method"]]
     for boundary, right in enumerate((30, 28, 20)):
         method = f"freeze-{boundary}" if boundary else "full"
         for seed in (1, 2):
-            study.run("b2", method, right, seed, group="b", model="other", flops=3 - boundary / 3, layers=4)
+            study.run("b2", method, right, seed, group="b", model="other", flops=18 - 2 * boundary, layers=4)
     study.choice("b2", "near", 2)
     study.choices[-1]["model"] = "other"
     found = over(study, near=(2, 3))
@@ -87,8 +83,7 @@ def test_losses_are_no_points(study):
 def test_the_line_of_fixed_depths_is_the_mean_over_the_data_sets(study):
     """From nothing to three of four layers; the best of a is full (and 1), of b full."""
     study.choice("a", "full", 0)
-    drawn = [Resamples(case, 20, 1) for case in read_study(study.write()).cases]
-    depth = by_depth(drawn, 0.95)
+    depth = by_depth(list(drawn_and_judged(study, 20)[0].values()), 0.95)
     costs, regrets = depth.costs, depth.regrets
     assert (costs[0], regrets[0]) == (1.0, 0.0)
     assert costs[-1] == pytest.approx(0.2)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stages.study.depth import by_depth
+from stages.study.comparisons import by_depth
 from stages.study.reading import read_study
 from stages.study.resamples import Resamples
 

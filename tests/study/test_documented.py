@@ -1,6 +1,5 @@
 """What docs/method.md says of the study is what its tables say."""
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -10,19 +9,19 @@ import pytest
 from ruamel.yaml import YAML
 
 from salf.errors import UserError
-from stages.study.curves import Point
-from stages.study.page import update
+from stages.study.shown import page, update
 
 PROJECT = Path(__file__).parents[2]
 PAGE = PROJECT / "docs/method.md"
 
 
-def points():
+def curves():
     """The committed study's."""
-    kinds = {"boundary": int, "layers": int, "seeds": int, "data_set": str, "model": str, "unit": str}
-    with (PROJECT / "reports/study/curves.csv").open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            yield Point(**{name: kinds.get(name, float)(value) if value else None for name, value in row.items()})
+    return pd.read_csv(PROJECT / "reports/study/curves.csv")
+
+
+def shown():
+    return page(summary(), curves())
 
 
 def summary():
@@ -32,7 +31,7 @@ def summary():
 def test_the_page_quotes_the_study_as_it_is(tmp_path):
     copy = tmp_path / "page.md"
     copy.write_bytes(PAGE.read_bytes())
-    update(copy, summary(), list(points()))
+    update(copy, shown())
     assert copy.read_bytes() == PAGE.read_bytes()
     assert f"> {summary()['headline']}\n" in PAGE.read_text(encoding="utf-8")
 
@@ -40,7 +39,7 @@ def test_the_page_quotes_the_study_as_it_is(tmp_path):
 def test_a_table_of_qualities_is_what_was_measured():
     """By the headings, against the rows of curves.csv."""
     text = PAGE.read_text(encoding="utf-8")
-    by_place = {(one.data_set, one.model, one.boundary): one for one in points()}
+    by_place = {(one.data_set, one.model, one.boundary): one for one in curves().itertuples()}
     checked = 0
     for model, table in re.findall(r"<!-- study: quality of (\S+) -->\n(.*?)<!-- end -->", text, flags=re.DOTALL):
         head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
@@ -54,18 +53,18 @@ def test_a_table_of_qualities_is_what_was_measured():
 
 
 def test_a_part_that_there_is_none_of_is_one_line_and_changes_nothing(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("# Title\n<!-- study: weather -->\nsunny\n<!-- end -->\n")
+    path = tmp_path / "page.md"
+    path.write_text("# Title\n<!-- study: weather -->\nsunny\n<!-- end -->\n")
     with pytest.raises(UserError, match="no part 'weather' of the study; there are: headline, rules"):
-        update(page, summary(), list(points()))
-    assert "sunny" in page.read_text()
+        update(path, shown())
+    assert "sunny" in path.read_text()
     open_ended = "<!-- study: headline -->\nlost\n\n# Title\n<!-- study: rules -->\n<!-- end -->"
-    page.write_text(open_ended)
+    path.write_text(open_ended)
     with pytest.raises(UserError, match="a part of the study has no end"):
-        update(page, summary(), list(points()))
-    assert page.read_text() == open_ended
+        update(path, shown())
+    assert path.read_text() == open_ended
     with pytest.raises(UserError, match="no such file"):
-        update(tmp_path / "none.md", summary(), [])
+        update(tmp_path / "none.md", shown())
 
 
 def test_every_figure_that_the_page_shows_is_there():
@@ -163,7 +162,7 @@ def test_the_named_examples_are_those_that_were_predicted():
     named = pd.read_parquet(PROJECT / "reports/study/examples.parquet").astype(str)
     assert not named.duplicated(["name", "example_id"]).any()
     test = named[named["split"] == "test"].groupby("name")["example_id"].agg(frozenset)
-    described = YAML(typ="safe", pure=True).load((PROJECT / "flows/study.yaml").read_text(encoding="utf-8"))
+    described = YAML(typ="safe", pure=True).load((PROJECT / "stages/study/study.yaml").read_text(encoding="utf-8"))
     runs = pd.read_csv(PROJECT / "reports/study/runs.csv").drop_duplicates(["data_set", "model"])
     said = pd.read_parquet(PROJECT / "reports/study/predictions.parquet", columns=["point", "example_id"])
     said = said[said["point"].isin(runs["point"])].astype(str).groupby("point")["example_id"].agg(frozenset)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.study.gains import by_law, by_step, layer_of_largest, smoothed
+from stages.study.laws import by_law, by_step, layer_of_largest, smoothed
 
 LAYERS = np.arange(1, 31)
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from stages.study.headroom import headroom, interaction, several_seeds
+from stages.study.headroom import headroom, interactions, several_seeds
 from stages.study.reading import read_study
+from tests.study.conftest import rows_of
 
 COSTS = (100, 80, 60, 40, 20)
 
@@ -23,11 +24,16 @@ def cases_of(tables, quality, examples=200, seeds=3, rng_seed=0):
 
 
 def rows(cases):
-    return {(one.picked_by, one.aim): one for one in headroom("tiny", cases, 1)}
+    return {(one.picked_by, one.aim): one for one in rows_of(headroom(cases, 1))}
+
+
+def interaction(cases):
+    (found,) = rows_of(interactions(cases, 1, 0.95))
+    return found
 
 
 def test_curves_that_differ_by_a_constant_alone_show_no_interaction(tables):
-    found = interaction("tiny", cases_of(tables, {"abcdef"[n]: [0.5 + n / 20] * 5 for n in range(6)}), 1, 0.95)
+    found = interaction(cases_of(tables, {"abcdef"[n]: [0.5 + n / 20] * 5 for n in range(6)}))
     assert found.boundaries == "0 1 2 3 4"
     assert found.p > 0.05
     assert found.observed < found.noise_high
@@ -35,14 +41,14 @@ def test_curves_that_differ_by_a_constant_alone_show_no_interaction(tables):
 
 def test_the_noise_that_is_expected_is_that_of_drawn_examples_and_seeds(tables):
     """Of n examples and S runs of independent answers, p(1-p)/n per run: over S seeds, and once more over examples."""
-    found = interaction("tiny", cases_of(tables, {name: [0.5] * 5 for name in "abcdefgh"}), 1, 0.95)
+    found = interaction(cases_of(tables, {name: [0.5] * 5 for name in "abcdefgh"}))
     variance = 100**2 * 0.25 / 200 / 3  # of a mean over three runs, counted as seeds' and as examples'
     assert found.noise == pytest.approx(2 * variance, rel=0.2)
 
 
 def test_curves_that_fall_at_different_depths_do(tables):
     steep, flat = [0.9, 0.9, 0.6, 0.5, 0.4], [0.9, 0.9, 0.9, 0.9, 0.85]
-    found = interaction("tiny", cases_of(tables, {"a": steep, "b": flat, "c": steep, "d": flat}), 1, 0.95)
+    found = interaction(cases_of(tables, {"a": steep, "b": flat, "c": steep, "d": flat}))
     assert found.p < 0.001
     assert found.excess == pytest.approx(100 * np.std(np.subtract(steep, flat) / 2) * np.sqrt(4 / 3 * 5 / 4), rel=0.3)
 

@@ -7,7 +7,7 @@ from salf.errors import UserError
 from stages.study.measured import Run
 from stages.study.reading import read_study
 from stages.study.resamples import Resamples, cross_fitted, detectable, holm, over_other_groups, p_value
-from stages.study.verdicts import verdicts
+from tests.study.conftest import judged, one
 
 EXAMPLES = 40
 
@@ -96,7 +96,7 @@ def test_all_boundaries_are_read_with_the_same_seeds(tables):
     }
     tables.run("a", "freeze-2", 20, seed=2)
     (case,) = read_study(tables.write()).cases
-    (half,) = [v for v in verdicts(Resamples(case, 500, 1), 0.95) if v.rule == "half"]
+    half = one(judged(tables, 500), "a", "half")
     assert (half.seeds, half.quality, half.behind_full) == (2, 50.0, 0.0)
 
 
@@ -128,7 +128,7 @@ def test_a_method_that_lacks_seeds_is_compared_over_those_that_both_have(tables)
     drawn = Resamples(case, 500, 1)
     assert drawn.quality("lisa").mean() == pytest.approx(50, abs=2)
     assert drawn.over("lisa", "full").mean() == pytest.approx(-50, abs=2)
-    lisa = next(v for v in verdicts(drawn, 0.95) if v.rule == "lisa")
+    lisa = one(judged(tables, 500), "a", "lisa")
     assert (lisa.quality, lisa.behind_full, lisa.regret, lisa.seeds) == (50.0, 50.0, 50.0, 1)
     assert lisa.behind_full_low < 50 < lisa.behind_full_high
 
@@ -204,8 +204,11 @@ def test_chance_is_the_most_frequent_labels_share(tables):
     tables.choice("b", "full", 0)
     cases = read_study(tables.write()).cases
     assert [case.chance for case in cases] == [0.75, 0.75]
-    above = [v.above_chance for case in cases for v in verdicts(Resamples(case, 500, 1), 0.95) if v.rule == "full"]
-    assert above == [False, True]  # 82 of 100 is not surely more than 75
+    found = judged(tables, 500)
+    assert [one(found, data_set, "full").above_chance for data_set in "ab"] == [
+        False,
+        True,
+    ]  # 82 of 100 is not surely more than 75
 
 
 def test_labels_that_were_not_kept_cannot_be_counted_by(tables):

@@ -5,28 +5,11 @@ from scipy.stats import ttest_1samp
 from sklearn.metrics import accuracy_score
 
 from salf.errors import UserError
-from stages.study.comparisons import compared
-from stages.study.judging import choose, degenerate, leave_one_out, overall
-from stages.study.rates import at_equal_rates
+from stages.study.analysis import at_equal_rates
+from stages.study.comparisons import compared, significant
 from stages.study.reading import read_study
-from stages.study.resamples import Resamples
-from stages.study.verdicts import verdicts
-
-
-def drawn_and_judged(tables, resamples):
-    """By data set and model what was drawn, and every verdict, from one draw of all test sets."""
-    cases = read_study(tables.write()).cases
-    drawn = {(case.data_set, case.model): Resamples(case, resamples, 1) for case in cases}
-    return drawn, [v for each in drawn.values() for v in verdicts(each, 0.95)]
-
-
-def judged(tables, resamples=200):
-    return drawn_and_judged(tables, resamples)[1]
-
-
-def one(found, data_set, rule):
-    (verdict,) = [v for v in found if (v.data_set, v.rule) == (data_set, rule)]
-    return verdict
+from stages.study.verdicts import choose, degenerate, leave_one_out, overall
+from tests.study.conftest import by_rule, drawn_and_judged, judged, one, rows_of
 
 
 def test_regrets_costs_and_differences_are_those_worked_by_hand(two_data_sets):
@@ -57,7 +40,7 @@ def test_luck_of_a_seed_is_no_regret_when_other_seeds_say_which_boundary_is_the_
 
 
 def test_p_values_are_adjusted_over_the_rules_of_a_case(two_data_sets):
-    found = [v for v in judged(two_data_sets) if v.data_set == "b" and v.rule not in ("full", "oracle")]
+    found = [v for v in rows_of(judged(two_data_sets)) if v.data_set == "b" and v.rule not in ("full", "oracle")]
     assert len(found) == 3
     smallest = min(v.p for v in found)
     assert min(v.p_holm for v in found) == pytest.approx(min(1.0, 3 * smallest))
@@ -88,17 +71,17 @@ def test_a_boundary_that_was_not_measured_is_read_between_its_neighbours_and_say
         two_data_sets.run("b", "freeze-1", 20, seed, flops=75)
     found = judged(two_data_sets)
     assert (one(found, "b", "early").interpolated, one(found, "b", "early").quality) == (False, 50.0)
-    assert {v.rule for v in found if v.interpolated} == set()
+    assert not found["interpolated"].any()
 
 
 def test_a_choice_that_was_not_measured_says_so_and_counts_nowhere(two_data_sets):
     two_data_sets.choice("a", "odd", 3)  # nothing is read towards L, where no layer trains
     two_data_sets.choice("a", "blind", None)
     found = judged(two_data_sets)
-    assert not one(found, "a", "odd").measured
+    assert one(found, "a", "odd").behind_full is None
     assert one(found, "a", "odd").boundary == 3
-    assert not one(found, "a", "blind").measured
-    assert {"odd", "blind"}.isdisjoint(rule.rule for rule in overall(found))
+    assert one(found, "a", "blind").behind_full is None
+    assert {"odd", "blind"}.isdisjoint(overall(found).index)
 
 
 def test_a_method_that_is_no_boundary_is_judged_by_its_own_fine_tune(two_data_sets):
@@ -120,7 +103,7 @@ def test_equal_compute_is_held_against_full_fine_tuning(two_data_sets):
     assert (half.equal_compute, half.equal_compute_behind_full) == (95.0, -5.0)
     assert half.equal_compute_behind_full_low < -5 < half.equal_compute_behind_full_high
     assert half.quality == 80.0
-    over = {c.rule: c for c in compared(found, drawn, "full", 0.95, "compute")}
+    over = by_rule(compared(found, drawn, "full", 0.95, "compute"))
     assert (over["half"].difference, over["half"].groups) == (5.0, 1)  # of the one data set alone
     assert "none" not in over
 
@@ -153,7 +136,7 @@ def test_a_loss_is_reported_in_nats_and_never_averaged_with_points(two_data_sets
     found = judged(two_data_sets)
     half = one(found, "sums", "half")
     assert (half.unit, half.quality, half.regret) == ("nats", -1.5, 0.5)
-    assert next(rule for rule in overall(found) if rule.rule == "half").groups == 2
+    assert by_rule(overall(found))["half"].groups == 2
 
 
 def test_a_rule_that_was_not_measured_everywhere_is_no_default(two_data_sets):
@@ -165,7 +148,7 @@ def test_a_rule_that_was_not_measured_everywhere_is_no_default(two_data_sets):
     for rule in ("half", "none", "salf"):
         two_data_sets.choice("b2", rule, 0)
     found = judged(two_data_sets)
-    lucky = next(rule for rule in overall(found) if rule.rule == "lucky")
+    lucky = by_rule(overall(found))["lucky"]
     assert (lucky.regret, lucky.groups, lucky.cases, lucky.asked) == (0.0, 2, 2, 3)
     assert choose(found, 0.9) == "half"
 
@@ -174,9 +157,9 @@ def test_what_deciding_costs_counts_against_a_rule(two_data_sets):
     for data_set, share in (("a", 1.0), ("b", 2.0)):
         two_data_sets.choice(data_set, "pilot", 0 if data_set == "b" else 2, deciding_share=share)
     found = judged(two_data_sets)
-    pilot = next(rule for rule in overall(found) if rule.rule == "pilot")
+    pilot = by_rule(overall(found))["pilot"]
     assert (pilot.regret, pilot.cost_share, pilot.deciding_share) == (0.0, 0.75, 1.5)
-    assert next(rule for rule in overall(found) if rule.rule == "half").deciding_share == 0
+    assert by_rule(overall(found))["half"].deciding_share == 0
     assert choose(found, 0.8) == "half"  # although pilot misses nothing
     assert choose(found, 2.25) == "pilot"
 
@@ -194,12 +177,12 @@ def test_the_rule_is_the_one_of_least_regret_within_the_cost_on_every_data_set(t
     assert choose(found, 0.6) == "half"  # full costs too much
     assert choose(found, 0.2) == "none"
     assert choose(found, 0.05) is None
-    assert choose([v for v in found if v.rule != "half" or v.data_set == "a"], 0.6) == "salf"
+    assert choose(found[(found["rule"] != "half") | (found["data_set"] == "a")], 0.6) == "salf"
 
 
 def test_a_rule_is_judged_where_it_was_not_chosen(two_data_sets):
     """salf freezes all layers on a, and half of them on b: b alone would choose it as soon as half, a never."""
-    left = dict(leave_one_out(judged(two_data_sets), 0.6))
+    left = {row.group: row for row in rows_of(leave_one_out(judged(two_data_sets), 0.6))}
     assert {group: one.rule for group, one in left.items()} == {"a": "half", "b": "half"}
     assert (left["a"].regret, left["b"].regret) == (0.0, 10.0)
 
@@ -207,7 +190,7 @@ def test_a_rule_is_judged_where_it_was_not_chosen(two_data_sets):
 def test_the_worst_of_what_was_left_out_is_a_case_and_no_mean(two_data_sets):
     two_data_sets.both_seeds("b2", {"full": 36, "freeze-2": 24, "freeze-4": 8}, group="b")
     two_data_sets.choice("b2", "half", 2)
-    b = dict(leave_one_out(judged(two_data_sets), 0.6))["b"]
+    b = next(row for row in rows_of(leave_one_out(judged(two_data_sets), 0.6)) if row.group == "b")
     assert (b.rule, b.regret, b.worst, b.worst_at_cost) == ("half", 20.0, 30.0, 0.0)
 
 
@@ -215,8 +198,8 @@ def test_data_sets_of_one_group_are_left_out_together(two_data_sets):
     for row in two_data_sets.runs:
         row["group"] = "one"
     found = judged(two_data_sets)
-    assert leave_one_out(found, 0.6) == []
-    half = next(rule for rule in overall(found) if rule.rule == "half")
+    assert leave_one_out(found, 0.6).empty
+    half = by_rule(overall(found))["half"]
     assert (half.behind_full_median, half.groups_behind) == (5.0, 1)
     assert (half.groups, half.regret, half.worst, half.worst_on) == (1, 5.0, 10.0, "b, tiny")
     assert (half.regret_at_cost, half.worst_at_cost) == (0.0, 0.0)  # what is cheaper is worse
@@ -228,21 +211,21 @@ def test_data_sets_count_alike_when_rules_are_compared_however_many_models_they_
     for rule in ("half", "salf"):
         two_data_sets.choice("b2", rule, 2)
     drawn, found = drawn_and_judged(two_data_sets, 200)
-    (half,) = [c for c in compared(found, drawn, "salf", 0.95) if c.rule == "half"]
+    half = by_rule(compared(found, drawn, "salf", 0.95))["half"]
     assert half.difference == pytest.approx(25.0)
-    by_rule = {o.rule: o for o in overall(found)}
-    assert half.difference == pytest.approx(by_rule["salf"].behind_full - by_rule["half"].behind_full)
+    rules = by_rule(overall(found))
+    assert half.difference == pytest.approx(rules["salf"].behind_full - rules["half"].behind_full)
     assert half.low < 25 < half.high
 
 
 def test_rules_are_compared_over_the_cases_that_both_were_measured_on(two_data_sets):
     drawn, found = drawn_and_judged(two_data_sets, 500)
-    by_rule = {c.rule: c for c in compared(found, drawn, "salf", 0.95)}
-    assert set(by_rule) == {"half", "none", "full"}
-    assert by_rule["half"].difference == pytest.approx((50 + 0) / 2)
-    assert by_rule["half"].low > 10
-    assert by_rule["none"].difference == pytest.approx((0 - 60) / 2)
-    assert by_rule["half"].p_holm <= 0.02
+    over = by_rule(compared(found, drawn, "salf", 0.95))
+    assert set(over) == {"half", "none", "full"}
+    assert over["half"].difference == pytest.approx((50 + 0) / 2)
+    assert over["half"].low > 10
+    assert over["none"].difference == pytest.approx((0 - 60) / 2)
+    assert over["half"].p_holm <= 0.02
 
 
 def test_only_the_last_settings_of_a_case_count(two_data_sets):
@@ -282,7 +265,7 @@ def test_other_test_examples_are_refused(two_data_sets):
 def test_without_full_fine_tuning_there_is_nothing_to_compare_with(tables):
     tables.run("a", "freeze-2", 20)
     tables.choice("a", "half", 2)
-    with pytest.raises(UserError, match="no data set's full fine-tuning is measured yet"):
+    with pytest.raises(UserError, match="no dataset's full fine-tuning is measured yet"):
         judged(tables)
 
 
@@ -312,10 +295,11 @@ def test_rules_that_cannot_say_what_looking_is_worth_are_named(two_data_sets):
 def test_the_same_rule_is_tested_on_these_datasets_and_over_datasets_like_these(two_data_sets):
     """Against salf half gains 50 points on a and none on b: certain for these two, not for others."""
     drawn, found = drawn_and_judged(two_data_sets, 500)
-    half = {c.rule: c for c in compared(found, drawn, "salf", 0.95)}["half"]
+    over = compared(found, drawn, "salf", 0.95)
+    half = by_rule(over)["half"]
     assert half.p_holm < 0.05
     assert half.p_elsewhere == pytest.approx(ttest_1samp([50, 0], 0).pvalue) == 0.5
-    assert (half.significant(0.95), half.significant(0.95, elsewhere=True)) == (1, 0)
+    assert [significant(over, 0.95, end)["half"] for end in ("", "_elsewhere")] == [1, 0]
     assert half.p_holm_elsewhere == 1.0  # times three rules
     assert half.detectable < half.detectable_holm < half.detectable_elsewhere < half.detectable_holm_elsewhere
 

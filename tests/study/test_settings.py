@@ -1,4 +1,4 @@
-"""What is handed to DVC, and which results still hold."""
+"""A case's parameters, and which results still hold."""
 
 import json
 import re
@@ -6,23 +6,22 @@ import re
 import pytest
 from ruamel.yaml import YAML
 
-from flows.study.agenda import Case, FineTune
-from flows.study.description import DESCRIPTION, StudyError, read_description
-from flows.study.settings import (
+from salf.errors import UserError
+from stages.prepare.docstrings import LIBRARIES as SOURCES
+from stages.study.agenda import FineTune
+from stages.study.description import DESCRIPTION, Case, read_description
+from stages.study.settings import (
     LIBRARIES,
     Places,
-    check,
-    code_version,
-    for_training,
+    case_values,
     method_settings,
-    overrides,
     parameters,
     plan_settings,
     read_parameters,
+    still_holds,
     training_settings,
+    training_values,
 )
-from stages.common.kept_settings import still_holds
-from stages.prepare.docstrings import LIBRARIES as SOURCES
 from tests.conftest import PROJECT
 
 CASE = Case("colours", "folder")
@@ -34,11 +33,9 @@ def read(path):
 
 @pytest.fixture
 def project(tmp_path):
-    """A project of parameters, lock files and one module; a data set and a model beside it."""
+    """A project of parameters and lock files; a data set and a model beside it."""
     root = tmp_path / "project"
-    for room in ("base", "common", "evaluate", "finetune", "prepare"):
-        (root / "stages" / room).mkdir(parents=True)
-    (root / "stages/finetune/loop.py").write_text('"""Doc."""\n\n\ndef f():\n    """Doc."""\n    return 1  # why\n')
+    root.mkdir()
     for name in ("params.yaml", "requirements.lock", "requirements-model.lock"):
         (root / name).write_bytes((PROJECT / name).read_bytes())
     (tmp_path / "data/colours").mkdir(parents=True)
@@ -69,17 +66,17 @@ def description(described):
 
 
 def settings(description, places, **more):
-    values = {**overrides(description, CASE, places), **more}
+    values = {**case_values(description, CASE, places), **more}
     return training_settings(parameters(read_parameters(places.project), values), places.project)
 
 
 def test_a_case_sets_what_is_common_then_the_data_sets_then_the_models_values(description, places):
-    values = overrides(description, CASE, places)
+    values = case_values(description, CASE, places)
     assert values["data.path"] == str(places.data / "colours")
     assert values["model.source"] == str(places.models / "folder")
     assert (values["finetune.epochs"], values["prepare.max_tokens"], values["trace.sample"]) == (7, 99, 9)
     batch = (FineTune(CASE, 3, "freeze-2", 2, "compute", (0.1, 0.2)), FineTune(CASE, 3, "lisa", 0, "compute", (0.3,)))
-    values = for_training(values, batch)
+    values = training_values(values, batch)
     assert values["compare.methods"] == ["freeze-2", "lisa"]
     assert values["compare.seeds"] == [3]
     assert values["finetune.learning_rate"] == {"freeze-2": [0.1, 0.2], "lisa": [0.3]}
@@ -112,7 +109,7 @@ def test_naming_the_rows_leaves_results_that_were_drawn_as_they_are(description,
     del before["data"]["examples"]  # as rows of an earlier version have them
     data = description.data_sets["colours"].data
     data["examples"] = {"table": "reports/study/examples.parquet", "name": "colours"}
-    values = overrides(description, CASE, places)
+    values = case_values(description, CASE, places)
     assert values["data.examples"]["table"] == str(places.project / "reports/study/examples.parquet")
     now = settings(description, places)
     assert now["data"]["examples"] == "colours"
@@ -149,7 +146,7 @@ def test_a_methods_own_parameters_decide_its_results_alone(project):
 
 
 def test_plans_depend_on_what_makes_them(description, places):
-    values = overrides(description, CASE, places)
+    values = case_values(description, CASE, places)
 
     def of(**more):
         return plan_settings(parameters(read_parameters(places.project), {**values, **more}), places.project)
@@ -159,18 +156,11 @@ def test_plans_depend_on_what_makes_them(description, places):
         assert of(**{key: value}) != of()
 
 
-def test_comments_and_docstrings_are_no_other_version_of_the_code(project):
-    before = code_version(project)
-    module = project / "stages/finetune/loop.py"
-    module.write_text('"""Other words."""\ndef f():\n    return 1\n')
-    assert code_version(project) == before
-    module.write_text("def f():\n    return 2\n")
-    assert code_version(project) != before
-
-
-def test_an_unknown_parameter_is_refused_with_its_name(description, places):
-    with pytest.raises(StudyError, match=r"finetune.epoch: unknown parameter; did you mean epochs\?"):
-        check(places.project, {"finetune.epoch": 3})
+def test_an_unknown_parameter_is_refused_with_its_name():
+    with pytest.raises(UserError, match=r"finetune.epoch: unknown parameter; did you mean epochs\?"):
+        parameters(read_parameters(PROJECT), {"finetune.epoch": 3})
+    with pytest.raises(UserError, match=r"weather.rain: unknown parameter$"):
+        parameters(read_parameters(PROJECT), {"weather.rain": 3})
 
 
 def test_the_shipped_description_is_valid_and_its_parameters_exist(shared, tmp_path):
@@ -180,11 +170,11 @@ def test_the_shipped_description_is_valid_and_its_parameters_exist(shared, tmp_p
     places, asked = Places(PROJECT, shared / "data", tmp_path), {}
     for name, model in description.models.items():
         for data_set in model.data_sets or description.data_sets:
-            values = overrides(description, Case(data_set, name), places)
+            values = case_values(description, Case(data_set, name), places)
             asked |= values
     for more in [description.evidence, description.reference, *(rule.set for rule in description.rules.values())]:
         asked |= more
-    check(PROJECT, asked)
+    parameters(read_parameters(PROJECT), asked)
 
 
 def test_label_words_of_the_shipped_description_are_the_data_sets_labels(shared):
@@ -201,7 +191,7 @@ def test_a_model_that_asks_for_it_gets_prompts_without_worked_examples(described
     description = described(models={"m": {}, "small": {"bare": True}}, data_sets=data_sets)
 
     def template(data_set, model):
-        return overrides(description, Case(data_set, model), places).get("data.template")
+        return case_values(description, Case(data_set, model), places).get("data.template")
 
     assert (template("a", "m"), template("a", "small")) == ("one: two\n{text}:", "{text}\nAnswer:")
     assert (template("b", "m"), template("b", "small")) == (None, "{question}\nAnswer:")
@@ -221,7 +211,8 @@ def test_no_worked_example_of_the_shipped_description_is_in_its_data(shared):
         ({"learning_rates": {0.5: [0.1]}}, "learning_rates has no entry for depth 0"),
         ({"boundaries": [0.5, 1]}, "boundaries lacks 0"),
         ({"equal_compute": [0, 0.5]}, "equal_compute holds 0"),
-        ({"models": {"m": {"data_sets": ["c"]}}}, r"models\.m\.data_sets: no data set 'c' is described"),
+        ({"models": {"m": {"data_sets": ["c"]}}}, r"models\.m\.data_sets: no dataset 'c' is described"),
+        ({"methods": {"lisa": {"data_sets": ["c"]}}}, r"methods\.lisa\.data_sets: no dataset 'c' is described"),
         ({"budget": 3}, "Extra inputs are not permitted"),
     ],
 )
@@ -230,13 +221,28 @@ def test_a_faulty_description_is_refused(described, changes, fault):
         described(**changes)
 
 
-def test_a_faulty_file_is_one_line(tmp_path):
+def test_a_faulty_file_is_named(tmp_path):
     path = tmp_path / "study.yaml"
-    with pytest.raises(StudyError, match="no such file"):
-        read_description(path)
-    path.write_text("a: [")
-    with pytest.raises(StudyError, match="not valid YAML"):
+    with pytest.raises(UserError, match="no such file"):
         read_description(path)
     path.write_text("seeds: []\n")
-    with pytest.raises(StudyError, match=r"budget_hours: Field required.*; "):
+    with pytest.raises(UserError, match=r"budget_hours: missing"):
         read_description(path)
+    with pytest.raises(UserError, match=r"no dataset 'nothing' is described; known: docstrings, trec"):
+        read_description(PROJECT / DESCRIPTION, ["nothing"])
+
+
+@pytest.mark.parametrize(
+    ("kept", "now", "holds"),
+    [
+        ({"a": 1}, {"a": 1, "new": 2}, True),
+        ({"a": 1}, {"a": 2}, False),
+        ({"a": 1, "gone": 1}, {"a": 1}, False),
+        ({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2], "c": 3}}, True),
+        ({"a": {"b": 1}}, {"a": 1}, False),
+        ({"balance": True}, {"balance": "all"}, True),  # as release 0.1.0 spelled it
+        ({"balance": False}, {"balance": "all"}, False),
+    ],
+)
+def test_settings_hold_while_all_that_they_name_is_the_same(kept, now, holds):
+    assert still_holds(kept, now) is holds

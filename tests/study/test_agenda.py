@@ -2,10 +2,8 @@
 
 import pytest
 
-from flows.study.agenda import Case, FineTune, Known, Result, agenda, batches, coarse, midpoints, widened
-from flows.study.description import Rule
-from flows.study.forecast import Forecast, Machine, best_known
-from flows.study.progress import Look
+from stages.study.agenda import Known, Result, agenda, batches, coarse, midpoints, widened
+from stages.study.description import Case
 
 A, B = Case("a", "m"), Case("b", "m")
 
@@ -72,12 +70,13 @@ def test_a_grid_is_widened_until_an_inner_rate_wins_and_the_others_wait_for_it(d
         return max((rate for rate in one.rates if rate <= 0.008), default=min(one.rates)) if not one.boundary else 0.01
 
     while batch := next(batches(missing(description, known), 1), None):
-        trained += [(one.seed, one.method, one.new_rates) for one in batch if one.case == A]
+        trained += [(one.seed, one.method, one.rates) for one in batch if one.case == A]
         known = Known(known.layers, known.chosen, {**known.done, **{one: Result(best(one), 1.0) for one in batch}})
     full = [(seed, rates) for seed, method, rates in trained if method == "full"]
-    assert full == [(1, (0.001, 0.002)), (1, (0.004,)), (1, (0.008,)), (1, (0.016,)), (2, (0.008,))]
+    grid = (0.001, 0.002, 0.004, 0.008, 0.016)
+    assert full == [*((1, grid[:size]) for size in (2, 3, 4, 5)), (2, (0.008,))]
     deep = [rates for seed, method, rates in trained if (seed, method) == (1, "freeze-4")]
-    assert deep == [(0.01, 0.02), (0.005,)]
+    assert deep == [(0.01, 0.02), (0.01, 0.02, 0.005)]
 
 
 def test_a_grid_is_widened_no_further_than_is_asked(described):
@@ -86,21 +85,6 @@ def test_a_grid_is_widened_no_further_than_is_asked(described):
         known = end(known, batch)
     assert told(known.done)[-1] == "b2 freeze-2 e [0.008]"
     assert max((one.rates for one in known.done if one.method == "full"), key=len) == (0.001, 0.002, 0.004, 0.008)
-
-
-def test_a_widened_grid_whose_new_rate_failed_is_as_it_was_and_the_others_go_on(described):
-    description, known = described(seeds=[1, 2], widen=2, data_sets={"a": {}}), fresh()
-    known = end(known, next(batches(missing(description, known), 3)))
-    widening = list(batches([one for one in missing(description, known) if one.case == A and one.seed == 1], 3))
-    assert [told(batch) for batch in widening] == [
-        ["a1 full e [0.001, 0.002, 0.004]"],  # by itself, whatever may go together
-        ["a1 freeze-4 e [0.01, 0.02, 0.04]"],
-    ]
-    broken = Known(known.layers, known.chosen, known.done, frozenset(widening[0]))
-    assert [line for line in told(missing(description, broken)) if line.startswith("a2")][:2] == [
-        "a2 full e [0.002]",
-        "a2 freeze-4 e []",
-    ]
 
 
 def test_what_was_tried_counts_though_fewer_rates_are_asked_for_later(described):
@@ -142,13 +126,33 @@ def test_the_coarse_grid_leads_with_the_boundaries_that_are_tuned():
     assert coarse([0, 0.25, 0.5, 0.75, 1], rates, 5) == [0, 3, 4, 5, 2]
 
 
-def test_a_method_that_is_no_boundary_has_a_grid_of_its_own(described):
-    description = described(methods=["lisa"])
+def test_a_method_without_a_boundary_has_a_grid_of_its_own(described):
+    description = described(methods={"lisa": {}})
     wanted = [one for one in agenda(description, [A], fresh()) if one.method == "lisa"]
     assert told(wanted) == ["a1 lisa e [0.001, 0.002]", "a2 lisa e []"]
     known = end(fresh(), wanted[:1])
     left = [one for one in missing(description, known) if one.method == "lisa" and one.case == A]
     assert told(left) == ["a2 lisa e [0.002]"]
+
+
+def test_where_a_method_is_measured_is_data(described):
+    """Its datasets, models, seeds and grid, and whether it also trains for full fine-tuning's FLOPs."""
+    arms = {
+        "full+answer": {"data_sets": ["b"], "rates": [0.1, 0.2, 0.3], "equal_compute": True},
+        "half+lora": {"seeds": [2]},
+        "elsewhere": {"models": []},
+    }
+    description, known = described(methods=arms), fresh()
+    while batch := next(batches(missing(description, known), 3), None):
+        known = end(known, batch)
+    assert sorted(line for line in told(known.done) if line.split()[1] in arms) == [
+        "a2 half+lora e [0.001, 0.002]",
+        "b1 full+answer c [0.3]",
+        "b1 full+answer e [0.1, 0.2, 0.3]",
+        "b2 full+answer c [0.3]",
+        "b2 full+answer e [0.3]",
+        "b2 half+lora e [0.001, 0.002]",
+    ]
 
 
 def test_equal_compute_comes_last_above_layers_rounded_down(described):
@@ -168,7 +172,7 @@ def test_a_case_whose_depth_is_not_known_waits(described):
 
 def test_a_study_that_is_stopped_anywhere_comes_to_the_same(described):
     """Whatever had ended: what is left and what is there are the same fine-tunes in the end."""
-    description = described(equal_compute=[0.5], methods=["lisa"])
+    description = described(equal_compute=[0.5], methods={"lisa": {}})
 
     def finish(known):
         while batch := next(batches(missing(description, known), 2), None):
@@ -180,46 +184,3 @@ def test_a_study_that_is_stopped_anywhere_comes_to_the_same(described):
     for stop in range(0, len(whole.done), 5):
         part = dict(list(whole.done.items())[:stop])
         assert set(finish(Known(fresh().layers, fresh({3}).chosen, part)).done) == set(whole.done)
-
-
-def row(data_set, boundary, seconds, machine="here", model="m", rates="0.1"):
-    facts = {"data_set": data_set, "model": model, "seed": 1, "method": f"freeze-{boundary}", "boundary": boundary}
-    facts |= {"budget": "epochs", "rates": rates, "layers": 8, "seconds_wall": seconds, "machine": machine, "cores": 2}
-    return facts
-
-
-def test_the_forecast_follows_what_was_measured_here():
-    here = Machine("here", 2)
-    rows = [row("a", 0, 300.0, rates="0.1 0.2 0.3"), row("a", 8, 10.0), row("a", 0, 1e6, machine="elsewhere")]
-    forecast = Forecast(rows, [], here)
-    assert forecast.measured == 2
-    full, deep = FineTune(A, 2, "full", 0, "epochs", (0.1,)), FineTune(A, 2, "freeze-8", 8, "epochs", (0.1,))
-    layers = {A: 8, B: 8}
-    assert forecast.seconds([full], layers) == pytest.approx(100)
-    assert forecast.seconds([deep, deep], layers) == pytest.approx(20)
-    assert forecast.seconds([FineTune(B, 1, "full", 0, "epochs", (0.1,))], layers) == pytest.approx(100)  # as on a
-    assert forecast.seconds([FineTune(Case("a", "other"), 1, "full", 0, "epochs", ())], {Case("a", "other"): 8}) is None
-
-
-def test_a_machine_that_has_measured_nothing_is_told_what_another_took():
-    rows = [row("a", 0, 1.0, machine="slow"), row("a", 4, 1.0, machine="slow"), row("a", 0, 1.0, machine="fast")]
-    assert best_known(rows, Machine("new", 8)) == Machine("slow", 2)
-    assert best_known(rows, Machine("fast", 2)) == Machine("fast", 2)
-    assert best_known(rows, Machine("fast", 8)) == Machine("slow", 2)
-    assert best_known([], Machine("new", 8)) == Machine("new", 8)
-
-
-def test_plans_take_what_those_with_the_same_parameters_took_here():
-    facts = {"data_set": "a", "model": "m", "rule": "pilot", "machine": "here", "cores": 2, "seconds": 90.0}
-    choices = [facts, {**facts, "data_set": "c", "seconds": 110.0}, {**facts, "rule": "half", "seconds": 30.0}]
-    choices += [{**facts, "rule": "raw", "machine": "elsewhere"}, {**facts, "rule": "raw", "cores": 64}]
-    choices.append({**facts, "rule": "early", "seconds": None})
-    forecast = Forecast([], choices, Machine("here", 2))
-
-    def look(name, model="m"):
-        return Look(Case("b", model), name, {}, {name: Rule(selector="half")}, {})
-
-    assert forecast.of_plans([look("pilot"), look("half")]) == 130.0
-    assert forecast.of_plans([]) == 0.0
-    for unknown in (look("raw"), look("early"), look("half", model="other")):
-        assert forecast.of_plans([look("half"), unknown]) is None

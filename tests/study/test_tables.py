@@ -1,10 +1,15 @@
 """The study's tables: whole at any moment, a row per fine-tune."""
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.study.tables import PREDICTIONS, RUNS, Tables
+from salf.errors import UserError
+from stages.study.tables import RUN_KEY, Tables, records, sole_writer
+from tests.conftest import PROJECT
+
+PREDICTIONS, RUNS = "predictions.parquet", "runs.csv"
 
 SAID = pa.table(
     {
@@ -26,11 +31,11 @@ def test_what_is_kept_is_read_back_exactly(tmp_path):
     tables.keep_runs([(run(), SAID)])
     tables.keep_runs([(run("freeze-2", learning_rate=5e-05), SAID)])
     again = Tables(tmp_path / "study")
-    assert again.runs == tables.runs
-    assert again.runs[0]["quality"] == 0.1 + 0.2
-    assert again.runs[1]["learning_rate"] == 5e-05
+    pd.testing.assert_frame_equal(again.runs, tables.runs)
+    assert again.runs["quality"][0] == 0.1 + 0.2
+    assert again.runs["learning_rate"][1] == 5e-05
     said = pq.read_table(tmp_path / "study" / PREDICTIONS).to_pylist()
-    assert [row["point"] for row in said] == [row["point"] for row in again.runs for _ in range(2)]
+    assert [row["point"] for row in said] == [row["point"] for row in records(again.runs) for _ in range(2)]
     assert [row["loss"] for row in said] == [0.5, None] * 2
     assert [row["label"] for row in said] == ["yes", None] * 2
 
@@ -47,9 +52,9 @@ def test_a_run_of_the_same_key_takes_the_place_of_the_older(tmp_path):
     tables.keep_runs([(run(), SAID)])
     tables.keep_runs([(run("freeze-2"), SAID)])
     tables.keep_runs([(run(code="later"), SAID.slice(0, 1))])
-    assert [(row["method"], row.get("code")) for row in tables.runs] == [("freeze-2", ""), ("full", "later")]
+    assert [(row["method"], row.get("code")) for row in records(tables.runs)] == [("freeze-2", ""), ("full", "later")]
     points = pq.read_table(tmp_path / PREDICTIONS)["point"].to_pylist()
-    assert points == [tables.runs[0]["point"]] * 2 + [tables.runs[1]["point"]]
+    assert points == [tables.runs["point"][0]] * 2 + [tables.runs["point"][1]]
 
 
 def test_other_settings_are_another_run(tmp_path):
@@ -57,7 +62,7 @@ def test_other_settings_are_another_run(tmp_path):
     tables.keep_runs([(run(), SAID)])
     tables.keep_runs([(run(settings="t"), SAID)])
     tables.keep_runs([(run(seed=2), SAID)])
-    assert len({row["point"] for row in tables.runs}) == 3
+    assert len({row["point"] for row in records(tables.runs)}) == 3
 
 
 def test_settings_are_kept_once_under_their_digest(tmp_path):
@@ -73,8 +78,8 @@ def test_a_choice_takes_the_place_of_the_same_rules(tmp_path):
     tables.keep_choices(rows, [{"data_set": "a", "model": "m", "source": "pilot", "place": 0, "low": 0.5}])
     tables.keep_choices([{**rows[0], "boundary": None}], [])
     again = Tables(tmp_path)
-    assert [(row["rule"], row["boundary"]) for row in again.choices] == [("q", 3), ("p", None)]
-    assert [(row["source"], row["low"], row["high"]) for row in again.intervals] == [("pilot", 0.5, None)]
+    assert [(row["rule"], row["boundary"]) for row in records(again.choices)] == [("q", 3), ("p", None)]
+    assert [(row["source"], row["low"], row["high"]) for row in records(again.intervals)] == [("pilot", 0.5, None)]
 
 
 def test_a_row_is_never_there_without_its_predictions(tmp_path, monkeypatch):
@@ -82,15 +87,47 @@ def test_a_row_is_never_there_without_its_predictions(tmp_path, monkeypatch):
     tables = Tables(tmp_path)
     tables.keep_runs([(run(), SAID)])
 
-    def dies(path, *_):
+    def dies(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flows.study.tables._write_rows", dies)
+    monkeypatch.setattr(Tables, "_replaced", dies)
     with pytest.raises(KeyboardInterrupt):
         tables.keep_runs([(run("freeze-2"), SAID)])
     monkeypatch.undo()
     again = Tables(tmp_path)
-    assert [row["method"] for row in again.runs] == ["full"]
+    assert list(again.runs["method"]) == ["full"]
     again.keep_runs([(run("freeze-2"), SAID)])
     assert len(pq.read_table(tmp_path / PREDICTIONS)) == 4
     assert (tmp_path / RUNS).read_text().count("\n") == 3
+
+
+def test_outcomes_of_rates_replace_those_of_the_same_rates(tmp_path):
+    tables = Tables(tmp_path)
+    for loss, rates in ((2.0, (0.1, 0.2)), (1.0, (0.2, 0.4))):
+        tables.keep_runs([(run(outcomes=[{"learning_rate": rate, "validation_loss": loss} for rate in rates]), SAID)])
+    found = [(row["learning_rate"], row["validation_loss"], row["source"]) for row in records(Tables(tmp_path).rates)]
+    assert found == [(0.1, 2.0, ""), (0.2, 1.0, ""), (0.4, 1.0, "")]
+
+
+@pytest.mark.parametrize("name", ["runs", "rates", "choices", "intervals"])
+def test_the_committed_tables_keep_their_bytes(tmp_path, name):
+    """Read, written and read again, whatever is added later."""
+    committed = PROJECT / "reports/study"
+    table = getattr(Tables(committed), name)
+    Tables(tmp_path)._replaced(name, table.iloc[:0], records(table), RUN_KEY[:2])
+    assert (tmp_path / f"{name}.csv").read_bytes() == (committed / f"{name}.csv").read_bytes()
+
+
+def test_a_damaged_table_is_one_line(tmp_path):
+    (tmp_path / "runs.csv").write_text("seed\nmany\n")
+    with pytest.raises(UserError, match=r"runs\.csv: damaged table"):
+        Tables(tmp_path)
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    held = tmp_path / "held"
+    refused = pytest.raises(UserError, match="held: another study is active there")
+    with sole_writer(held), refused, sole_writer(held):
+        pass
+    with sole_writer(held):
+        pass
