@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from salf.errors import UserError
 from salf.evidence import ScalingLaw
-from salf.files import read_json, require, sha256_file, sha256_folder
+from salf.files import require, sha256_file, sha256_folder
 from salf.metrics import Measured, MethodMetrics, Metrics, read_comparison
 from salf.plan import FreezePlan
 from salf.records import (
@@ -26,8 +26,8 @@ from salf.records import (
     read_base_record,
     read_prepared,
 )
-from stages.common.study_page import StudyPage
 from stages.common.benchmark import PATTERN, Benchmark, read_benchmark
+from stages.common.study_page import StudyPage
 
 SPLITS: Final = ("train", "validation", "test")
 _MEANINGFUL_MATCH: Final = 0.05

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from stages.common.study_schema import SUMMARY_SCHEMA
 
 from salf.errors import UserError
 from salf.files import write_json, write_text
 from stages.common.figures.svg import inline, panel, standalone
-from stages.common.study_schema import SUMMARY_SCHEMA
 from stages.report.__main__ import main
 from stages.report.study import study_section
 from stages.report.wording import THIN
