@@ -213,7 +213,8 @@ def _arm(description: Description, case: Case, seed: int, method: str, arm: Arm,
     first = (arm.seeds or description.seeds)[0]
     rates = tuple(arm.rates or description.rates_of(case.model)[0])
     begun = FineTune(case, first, method, 0, "epochs", rates)
-    for budget in ("epochs", "compute")[: 1 + arm.equal_compute]:
+    budgets: list[Budget] = ["epochs", "compute"] if arm.equal_compute else ["epochs"]
+    for budget in budgets:
         yield _tuned(begun, FineTune(case, seed, method, 0, budget, ()), description.widen, known)
 
 

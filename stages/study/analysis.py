@@ -92,7 +92,7 @@ def summarise(study: Study, table: pd.DataFrame, drawn: Drawn, cost_cap: float, 
     scopes = [alone, every] if len(models) > 1 else [alone]
     found = [finding(one, default, confidence) for one in scopes] if default else []
     half = f"freeze-{mine[0].layers // 2}"
-    chosen = every.rules.loc[default] if default else {}
+    chosen = next((row for row in records(every.rules.reset_index()) if row["rule"] == default), {})
     summary: Json = rounded(
         {
             "headline": " ".join(found) or "No selector was measured on every dataset within the cost cap.",
@@ -220,10 +220,11 @@ def _differing(own: pd.DataFrame, confidence: float) -> Json:
 
     The column ``p_holm`` of ``table.csv`` adjusts over the selectors of a case instead.
     """
-    own = own.dropna(subset="p").set_index(own["data_set"] + ", " + own["model"])
-    adjusted = pd.Series(holm(own["p"].to_dict()), dtype=float)
-    behind = own.loc[adjusted.index[adjusted < 1 - confidence], "behind_full"]
-    return {"pairs": len(own), "behind": list(behind.index[behind > 0]), "ahead": list(behind.index[behind < 0])}
+    rows = {f"{row['data_set']}, {row['model']}": row for row in records(own.dropna(subset="p"))}
+    adjusted = holm({pair: row["p"] for pair, row in rows.items()})
+    sides = {pair: rows[pair]["behind_full"] for pair, p in adjusted.items() if p < 1 - confidence}
+    behind, ahead = ([pair for pair, gap in sides.items() if sign * gap > 0] for sign in (1, -1))
+    return {"pairs": len(rows), "behind": behind, "ahead": ahead}
 
 
 def _left_out(left: pd.DataFrame) -> Json:

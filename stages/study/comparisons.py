@@ -16,6 +16,7 @@ from stages.study.description import FULL, Budget
 from stages.study.description import Case as Key
 from stages.study.measured import Floats
 from stages.study.resamples import Resamples, detectable, holm, interval, over_groups, over_other_groups, p_value
+from stages.study.tables import Row, records
 from stages.study.verdicts import ORACLE, SAME_COST, Drawn, measured
 
 Gap = tuple[str, Floats, Floats]  # of one case: its group, the difference, and the same in every resample [R]
@@ -112,7 +113,8 @@ def compared(
         confidence: of the intervals.
         budget: of the others; ``compute``: at the FLOPs of full fine-tuning.
     """
-    methods = measured(table).set_index(["data_set", "model", "rule"])["method"].to_dict()
+    rows = records(measured(table))
+    methods = {(row["data_set"], row["model"], row["rule"]): row["method"] for row in rows}
     gaps: dict[str, list[Gap]] = {}
     for (data_set, model, rule), method in methods.items():
         one, theirs = drawn[Key(data_set, model)], methods.get((data_set, model, other))
@@ -129,35 +131,34 @@ def over_constant(table: pd.DataFrame, drawn: Drawn, confidence: float) -> pd.Da
     average, deciding excluded. A model is left out where no measured depth costs that. A selector that freezes more
     costs less and loses more, whatever it looks at; only this comparison is at equal cost.
     """
-    mine = measured(table)
-    mine = mine[mine["boundary"].notna() & (mine["rule"] != ORACLE)]
-    at_boundary = [
-        row.method in (case := drawn[Key(row.data_set, row.model)].case).boundaries or row.method in case.between
-        for row in mine.itertuples()
-    ]
-    mine = mine[np.array(at_boundary, dtype=bool)]
-    lines = {key: Line.of(drawn[key]) for key in {Key(row.data_set, row.model) for row in mine.itertuples()}}
-    gaps: dict[str, list[Gap]] = {}
-    for rule, chosen in mine.groupby("rule", sort=False):
-        models = [one for _, one in chosen.groupby("model", sort=False)]
-        if any(one["boundary"].nunique() > 1 for one in models):
-            gaps[str(rule)] = [gap for one in models for gap in _gaps(one, lines, drawn)]
+    lines: dict[Key, Line] = {}
+    rules: dict[str, dict[str, list[Row]]] = {}  # by model
+    for row in records(measured(table)):
+        case = drawn[key := Key(row["data_set"], row["model"])].case
+        if row["rule"] != ORACLE and row["method"] in case.boundaries.keys() | case.between.keys():
+            rules.setdefault(row["rule"], {}).setdefault(row["model"], []).append(row)
+            lines[key] = lines.get(key) or Line.of(drawn[key])
+    gaps = {
+        rule: [gap for chosen in models.values() for gap in _gaps(chosen, lines, drawn)]
+        for rule, models in rules.items()
+        if any(len({row["boundary"] for row in chosen}) > 1 for chosen in models.values())
+    }
     return over_all({rule: found for rule, found in gaps.items() if found}, confidence)
 
 
-def _gaps(chosen: pd.DataFrame, lines: Mapping[Key, Line], drawn: Drawn) -> list[Gap]:
+def _gaps(chosen: Sequence[Row], lines: Mapping[Key, Line], drawn: Drawn) -> list[Gap]:
     """A selector's choices with one model minus the fixed depth that costs as much."""
-    keys = [Key(row.data_set, row.model) for row in chosen.itertuples()]
-    costs = [drawn[key].case.cost_share(method) for key, method in zip(keys, chosen["method"], strict=True)]
-    share = _share_of_cost(float(np.mean(costs)), [lines[key] for key in keys])
+    methods = {Key(row["data_set"], row["model"]): str(row["method"]) for row in chosen}
+    cost = np.mean([drawn[key].case.cost_share(method) for key, method in methods.items()])
+    share = _share_of_cost(float(cost), [lines[key] for key in methods])
     if share is None:
         return []
     found: list[Gap] = []
-    for key, method in zip(keys, chosen["method"], strict=True):
-        one, weights = drawn[key], lines[key].weights(np.array(share))
+    for key, method in methods.items():
+        one, line, weights = drawn[key], lines[key], lines[key].weights(np.array(share))
         own = one.case.quality(method) - one.case.quality(FULL)
-        gap = np.array(own - lines[key].over_full @ weights)
-        found.append((one.case.group, gap, one.over(method, FULL) - lines[key].drawn @ weights))
+        gap = np.array(own - line.over_full @ weights)
+        found.append((one.case.group, gap, one.over(method, FULL) - line.drawn @ weights))
     return found
 
 
@@ -186,14 +187,14 @@ def over_all(gaps: Mapping[str, Sequence[Gap]], confidence: float) -> pd.DataFra
     found = found.set_index(found["rule"].to_numpy())
     for end in ("", "_elsewhere"):
         p = found[f"p{end}"].dropna()
-        found[f"p_holm{end}"] = pd.Series(holm(p.to_dict()), dtype=float)
+        found[f"p_holm{end}"] = pd.Series(holm({str(rule): value for rule, value in p.items()}), dtype=float)
         level, freedoms = 1 - (1 - confidence) / max(1, len(p)), found["groups"] - 1 if end else [np.inf] * len(found)
         factors = [detectable(1.0, level, n) / detectable(1.0, confidence, n) for n in freedoms]
         found[f"detectable_holm{end}"] = found[f"detectable{end}"] * factors
     return found
 
 
-def _comparison(rule: str, gaps: Sequence[Gap], confidence: float) -> dict[str, object]:
+def _comparison(rule: str, gaps: Sequence[Gap], confidence: float) -> Row:
     drawn = over_groups([(group, values) for group, _, values in gaps])
     values = [(group, value) for group, value, _ in gaps]
     other, groups = over_other_groups(values, confidence), len({group for group, _ in values})

@@ -14,6 +14,7 @@ from stages.study.comparisons import Depth
 from stages.study.description import FULL
 from stages.study.measured import PAPER, Case
 from stages.study.resamples import Resamples, interval
+from stages.study.tables import records
 from stages.study.verdicts import ORACLE
 
 _LABELLED: Final = 4  # marks of one figure that are named; the table names all
@@ -144,8 +145,10 @@ def _longer(case: Case) -> dict[int, float]:
 
 def _marks(table: pd.DataFrame, leading: Sequence[str]) -> dict[int, str]:
     """Boundary → the selectors that choose it, leading ones first."""
-    chosen = table[table["behind_full"].notna() & (table["rule"] != ORACLE)].dropna(subset="boundary")
     order = {rule: rank for rank, rule in enumerate(leading)}
-    chosen = chosen.sort_values("rule", key=lambda rules: rules.map(order).fillna(len(order)), kind="stable")
-    names = {int(boundary): list(rules) for boundary, rules in chosen.groupby("boundary", sort=False)["rule"]}
-    return {b: rules[0] if len(rules) == 1 else f"{rules[0]} +{len(rules) - 1}" for b, rules in names.items()}
+    chosen = [row for row in records(table) if row["behind_full"] is not None and row["boundary"] is not None]
+    marks: dict[int, list[str]] = {}
+    for row in sorted(chosen, key=lambda row: order.get(row["rule"], len(order))):
+        if row["rule"] != ORACLE:
+            marks.setdefault(row["boundary"], []).append(row["rule"])
+    return {b: rules[0] if len(rules) == 1 else f"{rules[0]} +{len(rules) - 1}" for b, rules in marks.items()}

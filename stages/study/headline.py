@@ -1,5 +1,6 @@
 """What a study found, in words, with every number from its own tables."""
 
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pandas as pd
 from stages.study.comparisons import significant
 from stages.study.measured import PAPER
 from stages.study.resamples import POWER
+from stages.study.tables import records
 
 _ENDS: Final = {"": "on these datasets", "_elsewhere": "over datasets like these"}
 
@@ -29,17 +31,18 @@ class Scope(NamedTuple):
 
 def finding(scope: Scope, default: str, confidence: float) -> str:
     """Return what the default, the paper's selector, and looking at data come to."""
-    one, over = scope.rules.loc[default], scope.over["over_full"]
+    rules = {row["rule"]: row for row in records(scope.rules.reset_index(names="rule"))}
+    one, over = rules[default], {row["rule"]: row for row in records(scope.over["over_full"])}
     deciding = f", and {one['deciding_share']:.0%} to decide," if one["deciding_share"] else ""
     text = (
         f"With {scope.named}, {default} costs {one['cost_share']:.0%} of full fine-tuning's FLOPs{deciding} and is "
         f"{_worse(one['behind_full'], 'points of accuracy ')} (mean over {one['groups']} datasets; worse on "
         f"{one['groups_behind']}, median {_worse(one['behind_full_median'])})."
     )
-    if default in over.index:
-        text += _against_full(over.loc[default], confidence)
-    if PAPER in scope.rules.index and default != PAPER:
-        paper = scope.rules.loc[PAPER]
+    if default in over:
+        text += _against_full(over[default], confidence)
+    if PAPER in rules and default != PAPER:
+        paper = rules[PAPER]
         worse = _worse(paper["behind_full"], "points ")
         text += f" The paper's selector, {PAPER}, costs {paper['cost_share']:.0%} and is {worse}."
     looking = scope.over["over_constant"].drop(list(scope.degenerate), errors="ignore")
@@ -52,9 +55,9 @@ def finding(scope: Scope, default: str, confidence: float) -> str:
     return text
 
 
-def _against_full(over: "pd.Series[Any]", confidence: float) -> str:
+def _against_full(over: Mapping[str, Any], confidence: float) -> str:
     """Whether the difference from full fine-tuning is significant, on these datasets and over datasets like these."""
-    ends = [end for end in _ENDS if pd.notna(over[f"low{end}"])]
+    ends = [end for end in _ENDS if over[f"low{end}"] is not None]
     bounds = [f"{_signed(over[f'low{end}'])} to {_signed(over[f'high{end}'])} {_ENDS[end]}" for end in ends]
     certain = [_ENDS[end] for end in ends if over[f"low{end}"] > 0 or over[f"high{end}"] < 0]
     least = " and ".join(f"{over[f'detectable{end}']:.1f}" for end in ends)

@@ -152,10 +152,12 @@ class Progress:
 
     def _chosen(self) -> dict[Case, frozenset[int]]:
         """Boundaries that selectors choose; a selector that is a method is measured as that method."""
-        table, asked = self.tables.choices, self.description
-        counts = table["boundary"].notna() & table["rule"].isin(asked.rules) & ~table["selector"].isin(asked.methods)
-        grouped = table[counts].groupby(["data_set", "model"])["boundary"]
-        return {Case(*map(str, case)): frozenset(map(int, found)) for case, found in grouped.unique().items()}
+        found: dict[Case, set[int]] = {}
+        for row in records(self.tables.choices):
+            method = row["selector"] in self.description.methods
+            if row["boundary"] is not None and row["rule"] in self.description.rules and not method:
+                found.setdefault(Case(row["data_set"], row["model"]), set()).add(row["boundary"])
+        return {case: frozenset(boundaries) for case, boundaries in found.items()}
 
     def wanted(self, known: Known) -> list[FineTune]:
         """Return unfinished fine-tunes, in order; those without rates wait for others."""

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from salf.errors import UserError
 from salf.files import write_text
 from stages.common.study_page import Cell, StudyPage, StudyTable
+from stages.study.tables import records
 
 Json = Mapping[str, Any]
 _PART: Final = re.compile(r"<!-- study: (?P<name>[^>]+?) -->\n(?:(?!<!-- study:).)*?<!-- end -->", flags=re.DOTALL)
@@ -30,7 +31,7 @@ def page(summary: Json, curves: pd.DataFrame) -> StudyPage:
     records = {name: summary[name] for name in ("sensitivity", "coverage", "interaction")}
     records |= {"headroom": _crossed(summary), "left out": left["groups"] if left else []}
     records |= {"natural label frequencies": summary["natural"], "equal rates": summary["equal_rates"]}
-    tables = {}
+    tables: dict[str, StudyTable] = {}
     for suffix, rules in {"": summary["rules"], **({f" of {alone['model']}": alone["rules"]} if alone else {})}.items():
         ranked = sorted(rules.values(), key=lambda one: one["rank"])
         tables |= {f"{kind}{suffix}": _table(described[kind], ranked) for kind in ("rules", "regrets")}
@@ -79,7 +80,7 @@ def _table(described: Json, records: Sequence[Json]) -> StudyTable:
 
 def _cell(record: Json, key: str, form: Any) -> Cell:
     """A cell in one of the formats that ``shown.yaml`` names; ``key`` may lead into a comparison."""
-    value = reduce(lambda one, name: one and one[name], key.split("."), record)
+    value: Any = reduce(lambda one, name: one and one[name], key.split("."), record)
     if value is None or form is None:
         return "" if value is None else str(value)
     if form == "rule":
@@ -96,17 +97,23 @@ def _cell(record: Json, key: str, form: Any) -> Cell:
 
 def _quality(curves: pd.DataFrame) -> StudyTable:
     """One model's test quality by boundary and dataset: points as they are, losses without their minus."""
-    quality = curves.pivot(index="boundary", columns="data_set", values="quality")[list(curves["data_set"].unique())]
-    quality = quality[quality.count(axis=1) >= min(_FEW, quality.shape[1])]
-    costs, units = curves.groupby("boundary")["cost_share"].mean(), curves.groupby("data_set")["unit"].first()
-    shown = {"points": lambda value: f"{value:.1f}", "nats": lambda value: f"{-value:.2f}"}
-    rows: list[list[Cell]] = [
-        [str(k), (costs[k], _percent(costs[k]))]
-        + ["" if pd.isna(value) else (value, shown[units[name]](value)) for name, value in row.items()]
-        for k, row in quality.iterrows()
-    ]
-    names = [name if units[name] == "points" else f"{name} (nats)" for name in quality.columns]
+    points = {(row["boundary"], row["data_set"]): row for row in records(curves)}
+    units = {row["data_set"]: row["unit"] for row in points.values()}
+    rows: list[list[Cell]] = []
+    for boundary in sorted({boundary for boundary, _ in points}):
+        there = [points.get((boundary, name)) for name in units]
+        costs = [row["cost_share"] for row in there if row]
+        if len(costs) >= min(_FEW, len(units)):
+            cost = sum(costs) / len(costs)
+            rows.append([str(boundary), (cost, _percent(cost)), *(_quality_cell(row) for row in there)])
+    names = [name if unit == "points" else f"{name} ({unit})" for name, unit in units.items()]
     return StudyTable(caption="", headings=["last frozen layer", "FLOPs", *names], rows=rows)
+
+
+def _quality_cell(row: Json | None) -> Cell:
+    if row is None:
+        return ""
+    return row["quality"], f"{row['quality']:.1f}" if row["unit"] == "points" else f"{-row['quality']:.2f}"
 
 
 def _scope(summary: Json) -> str:
