@@ -10,7 +10,6 @@ from stages.common.figures.svg import inline, panel, standalone
 from stages.common.study_page import FILE, StudyPage, StudyTable
 from stages.report.__main__ import main
 from stages.report.study import study_section
-from stages.report.wording import THIN
 
 RULES = StudyTable(
     caption="Each selector",
