@@ -73,6 +73,6 @@ def threads_each(graph: Sequence["StageNode"], at_once: int) -> dict[str, int | 
     depth: dict[str, int] = {}
     for node in graph:  # in topological order
         depth[node.name] = 1 + max((depth[name] for name in node.upstream if name in depth), default=0)
-    beside = Counter(depth.values())
-    neighbours = {name: min(at_once, beside[level]) for name, level in depth.items()}
+    at_depth = Counter(depth.values())
+    neighbours = {name: min(at_once, at_depth[level]) for name, level in depth.items()}
     return {name: None if n == 1 else max(1, cores() // n) for name, n in neighbours.items()}

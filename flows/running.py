@@ -122,7 +122,7 @@ def at_work(held: Workspace, total: int, description: str) -> Iterator[AtWork]:
 
 
 def refused(message: str) -> State[Any]:
-    """The end of a run that asked for something impossible: nothing was started."""
+    """The end of a run whose request is impossible: nothing was started."""
     return failed(message, "Refused")
 
 

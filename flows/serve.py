@@ -36,7 +36,7 @@ from salf.errors import UserError
 START_SECONDS = 180.0  # a new database on a slow machine
 RESTART_SECONDS = 5.0
 STOP_SECONDS = 60.0
-IDLE_SECONDS = 10.0  # a worker that has run something waits for ever when it is told to end (Prefect 3.8.8)
+IDLE_SECONDS = 10.0  # a worker that has run something never ends when it is asked to (Prefect 3.8.8)
 SILENCE = timedelta(seconds=90)  # without a heartbeat (one every 30 s) a run is dead
 _PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
 _AUTOMATION = "SALF: end runs whose heartbeat has stopped"

@@ -14,7 +14,7 @@ from flows.graph import StageNode
 from flows.processes import TimedOutError
 from flows.workspace import Workspace
 
-# A stage that runs beside this one holds DVC's lock while its outputs are hashed: DVC alone gives up after 3 s.
+# A stage that runs at the same time holds DVC's lock while its outputs are hashed: DVC alone gives up after 3 s.
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
 PUT_BACK_SECONDS = 60.0
 BAD_INPUT = 2  # a stage's exit status for a fault that only the user can mend

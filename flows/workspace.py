@@ -187,7 +187,7 @@ def _works_in(process: psutil.Process, project: Path) -> bool:
 
 
 def _take(descriptor: int, wait: bool, on_wait: Callable[[str], None]) -> None:
-    told = False
+    announced = False
     patience = time.monotonic() + ENDING_SECONDS
     while True:
         try:
@@ -204,9 +204,9 @@ def _take(descriptor: int, wait: bool, on_wait: Callable[[str], None]) -> None:
             patience = 0.0
         if not wait and time.monotonic() >= patience:
             raise WorkspaceBusyError(f"{state}; wait for it, or start with --wait")
-        if not told:
+        if not announced:
             on_wait(f"waiting: {state}")
-            told = True
+            announced = True
         time.sleep(_POLL_SECONDS)
 
 

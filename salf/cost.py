@@ -1,20 +1,17 @@
-"""What training costs, counted from a model's shape: floating-point operations and bytes.
+"""What training costs, counted from a model's shape: FLOPs and bytes.
 
-Counted are the matrix products, at two operations per multiply-add; norms, the softmax, activations,
-rotary embeddings and the optimizer's update are left out (together below 1 % for models of any use).
-Every count is linear in four sums over the work at hand, which the caller knows best:
+Matrix products count, at two FLOPs per multiply-add. Norms, the softmax, activations, rotary embeddings and the
+optimizer's update are left out (together below 1 % for models of any use). Every count is linear in four sums:
 
 - ``queries``: tokens pushed through a layer, padding included where it is computed;
-- ``attended``: over those tokens, the keys that each one sees (causal, so T·(T+1)/2 for a plain
-  sequence of T tokens; a kernel that computes the whole square does more);
+- ``attended``: the keys that each of those tokens sees, summed (causal, so T·(T+1)/2 for a plain sequence of T
+  tokens; a kernel that computes the whole square does more);
 - ``positions``: answer positions, where the head is evaluated;
-- ``seen``: over these positions, the keys that each one sees.
+- ``seen``: the keys that each of these positions sees, summed.
 
-The last layer of a pass computes keys and values of all tokens, and the rest at answer positions
-only. How that is done costs a little more than it must: the queries of all tokens, and the keys and
-values of answer positions a second time. Both are counted, because both are computed.
-
-A beginning that all examples of a batch share is computed once: it counts once in the sums.
+The last layer computes keys and values of all tokens, and the rest at answer positions only. The implementation
+also computes the queries of all tokens, and keys and values of answer positions twice; both count. A shared prefix
+of a batch is computed once and counts once.
 """
 
 from typing import Final, Literal
@@ -41,7 +38,7 @@ __all__ = [
 FLOAT32_BYTES: Final = 4
 _ADAM_MOMENTS: Final = 2  # AdamW: running means of the gradient and of its square, in float32
 
-# weights: the scope's own weights are trained; lora: they are frozen, low-rank adapters beside them are.
+# weights: the scope's own weights train; lora: they are frozen, and low-rank adapters train.
 Technique = Literal["weights", "lora"]
 
 
@@ -51,12 +48,12 @@ def layer_forward_flops(shape: ModelShape, queries: int, attended: int) -> int:
 
 
 def head_forward_flops(shape: ModelShape, positions: int) -> int:
-    """The head at so many positions."""
+    """The head's forward pass at ``positions``."""
     return 2 * shape.hidden * shape.vocabulary * positions
 
 
 def forward_flops(shape: ModelShape, layers: int, queries: int, attended: int) -> int:
-    """Forward pass of all tokens through so many layers."""
+    """Forward pass of all tokens through ``layers`` layers."""
     return layers * layer_forward_flops(shape, queries, attended)
 
 
@@ -88,17 +85,15 @@ def training_flops(
 ) -> int:
     """One pass of suffix training: forward and backward of layers boundary+1..L and the head.
 
-    The frozen layers 1..boundary are not in it: add ``forward_flops(shape, boundary, queries, attended)``
+    The frozen layers 1..boundary are not included: add ``forward_flops(shape, boundary, queries, attended)``
     once where their output is cached, or once per pass where it is not.
 
-    Backward, a linear map costs its forward pass for the gradient of its input, and again for that of
-    its weight; the attention's two products cost twice their forward pass. With ``weights`` every
-    trained layer pays all of it: the lowest too, because its first norm's weight, where it has one, is
-    trained and needs the gradient that q, k and v pass down. With ``lora`` frozen weights need no
-    gradient of their own, and below the lowest adapters nothing is trained, so that what reads that
-    layer's own input passes nothing down. The head passes its input's gradient down; its weight's is
-    computed where the head trains: with ``weights``, unless it is tied and the embeddings are frozen
-    (boundary of 1 or more).
+    Backward, a linear map costs its forward pass for the gradient of its input, and again for that of its weight;
+    the attention's two products cost twice their forward pass. With ``weights`` every trained layer pays all of it.
+    The lowest does too, because its first norm's weight, where it has one, needs the gradient that q, k and v pass
+    down. With ``lora`` frozen weights need no gradient of their own, and the maps that read the lowest layer's own
+    input pass nothing down. The head passes its input's gradient down; its weight's gradient is computed where the
+    head trains: with ``weights``, unless it is tied and the embeddings are frozen (boundary of 1 or more).
 
     It has more than seven arguments: the four sums are independent, and callers take them from different places.
 
@@ -109,8 +104,7 @@ def training_flops(
         attended: keys that they see, summed.
         positions: answer positions.
         seen: keys that these see, summed.
-        method: what is trained in the layers above the boundary; ``lora`` trains adapters alone (no
-            norm, no head) of rank ``rank`` beside all linear maps but experts.
+        method: ``lora`` trains only adapters of rank ``rank`` on all linear maps but experts (no norm, no head).
         rank: of the adapters.
         recompute: the layers' forward pass runs a second time, for back-propagation (gradient checkpointing).
 
@@ -139,17 +133,16 @@ def training_flops(
 
 
 def weight_gradient_flops(shape: ModelShape, below: int, last: int, queries: int, positions: int) -> int:
-    """The gradients of the weights of so many layers below the last, and of the last if ``last`` is 1.
+    """The weights' gradients of ``below`` layers below the last, and of the last if ``last`` is 1.
 
-    A layer whose weights are frozen, but which back-propagation passes on its way down, spares these
-    and nothing else.
+    A frozen layer that back-propagation passes through saves these and nothing else.
     """
     used = sum(part.products * rows for part, (_, rows) in last_layer_rows(shape, queries, positions))
     return 2 * (below * shape.linear_products * queries + last * used)
 
 
 def last_map_flops(shape: ModelShape, below: int, last: int, queries: int, positions: int) -> int:
-    """The last linear map of so many layers below the last, and of the last if ``last`` is 1."""
+    """The last linear map of ``below`` layers below the last, and of the last if ``last`` is 1."""
     end, (_, leaving) = last_layer_rows(shape, queries, positions)[-1]
     return 2 * end.products * (below * queries + last * leaving)
 
@@ -167,15 +160,14 @@ def gradient_bytes(trained_parameters: int, value_bytes: int = FLOAT32_BYTES) ->
 def activation_bytes_per_token(
     shape: ModelShape, value_bytes: int = FLOAT32_BYTES, stream_bytes: int | None = None
 ) -> int:
-    """What back-propagation keeps per token and trained layer: an approximation.
+    """Estimate what back-propagation keeps per token and trained layer.
 
-    Counted in the manner of Korthikanti et al. 2022 (arXiv 2205.05198, §4) for a gated layer under a
-    fused attention kernel that keeps no attention matrix: for each of the two norms its input, the
-    normalised values and its output (6 hidden); queries, keys, values and the attention's output
-    (2 attention + 2 kv widths), keys and values once more for every head that shares them, and the output
-    once more as the next map takes it (3 attention widths); the gate before and after its activation, the
-    other branch and their product (4 intermediate; 2 without a gate). Norms of queries and keys, and
-    activation functions in several operations (GPT-2's), keep more: up to a quarter of it all.
+    Counted like Korthikanti et al. 2022 (arXiv 2205.05198, §4), for a gated layer under a fused attention kernel
+    that keeps no attention matrix. For each of the two norms: its input, the normalised values and its output
+    (6 hidden). Queries, keys, values and the attention's output (2 attention + 2 kv widths); keys and values again
+    for every head that shares them, and the output again as the next map's input (3 attention widths). The gate
+    before and after its activation, the other branch and their product (4 intermediate; 2 without a gate). Norms of
+    queries and keys, and activation functions of several steps (GPT-2's), keep up to a quarter more.
 
     Args:
         shape: the model.
@@ -197,8 +189,8 @@ def _attention_flops(shape: ModelShape, attended: int) -> int:
 def last_layer_rows(shape: ModelShape, queries: int, positions: int) -> list[tuple[LinearMap, tuple[int, int]]]:
     """The last layer's linear maps, each with the rows that it computes and those whose results are used.
 
-    First queries, keys and values of all rows, for the keys and values; then everything at answer
-    positions, where keys and values are not used a second time. A padded layer computes all rows once.
+    First queries, keys and values of all rows; then everything at answer positions, where keys and values are not
+    used again. A padded layer computes all rows once.
     """
     if not shape.packed:
         return [(part, (queries, queries)) for part in shape.layer.maps]
@@ -214,16 +206,16 @@ def last_layer_rows(shape: ModelShape, queries: int, positions: int) -> list[tup
 
 
 def _lowest_inputs(shape: ModelShape, below: int, queries: int, positions: int) -> int:
-    """Operations that the lowest trained layer saves where what reads its own input passes nothing down."""
+    """FLOPs that the lowest trained layer saves where the maps that read its input pass nothing down."""
     last = last_layer_rows(shape, queries, positions)
     return 2 * sum(part.products * (queries if below else used) for part, (_, used) in last if part.first)
 
 
 def _spared_again(shape: ModelShape, below: int, queries: int, positions: int, method: Technique, rank: int) -> int:
-    """Operations that a recomputed forward pass lacks beside the first; adapters, not counted there, come on top.
+    """FLOPs that a recomputed forward pass saves against the first; adapters, not counted there, are added.
 
-    It ends as soon as all that back-propagation reads is there again: before the last product of each layer's last
-    linear map (with adapters: of the adapter beside it), unless a norm, a mixture's weights or dropout read that.
+    It ends as soon as everything that back-propagation reads is there again: before the last product of each layer's
+    last linear map (or of its adapter), unless a norm, a mixture's weights or dropout read that product.
     """
     last = last_layer_rows(shape, queries, positions)
     ends = shape.layer.ends_in_map and not shape.layer.drops
@@ -240,7 +232,7 @@ def _lora_flops(shape: ModelShape, below: int, queries: int, positions: int, ran
     for part, (computed, used) in last_layer_rows(shape, queries, positions):
         if part.adapted:
             width = part.wide + part.high
-            # In the lowest layer the first factor beside what reads the layer's own input passes nothing down.
+            # In the lowest layer the first factor of the maps that read the layer's input passes nothing down.
             lowest = part.first * part.wide * (queries if below else used)
             total += width * (3 * below * queries + computed + 2 * used) - lowest
     return 2 * rank * total

@@ -1,7 +1,7 @@
 """Architectures as data: where each family keeps what the pipeline needs. No torch here.
 
 transformers' own conventions say most of it: a trunk with an embedding, one list of decoder layers and
-a final norm, and a head beside the trunk. The table holds the names, what else works on the embedding
+a final norm, and a head outside the trunk. The table holds the names, what else works on the embedding
 before the first layer, and whether the layers' attention can be packed (``attention.py``). A model type
 that is not in it is found by its parameters' names (:func:`family_from_names`) and runs padded, by the
 model's own masks. The tests run every row against Hugging Face's own hidden states, logits and gradients.
@@ -60,7 +60,7 @@ class Family:
 
 
 def layer_unit(number: int, layers: int) -> str:
-    """The shard of a layer, from 1, of so many: ``layer-07``."""
+    """The shard of layer ``number``, from 1, of ``layers``: ``layer-07``."""
     return f"layer-{number:0{max(2, len(str(layers)))}d}"
 
 
@@ -148,8 +148,8 @@ def family_of(model_type: str, names: Iterable[str] | None = None) -> Family:
 def family_from_names(model_type: str, names: Iterable[str]) -> Family:
     """Find the parts of an unknown architecture by transformers' conventions for names.
 
-    The layers are the longest numbered list; embeddings and final norm lie beside it in the trunk and are
-    called so; what lies outside the trunk is the head.
+    The layers are the longest numbered list. Embeddings and final norm are in the same trunk and named so; the head
+    is outside the trunk.
 
     Raises:
         UserError: says which part was not found, or which parameters belong to none.

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from salf.errors import UserError
 
-WORK_FOLDER: Final = ".work"  # beside the artifact, ignored by git and DVC: unfinished things live here
+WORK_FOLDER: Final = ".work"  # next to the artifact, ignored by git and DVC, for unfinished work
 _CHUNK: Final = 1 << 20
 
 
@@ -187,7 +187,7 @@ def digest_of(value: Any) -> str:
 
 
 def significant(value: float, digits: int = 10) -> float:
-    """Round to so many significant digits: what numerical libraries vary in stays out of the bytes."""
+    """Round to ``digits`` significant digits: variations of numerical libraries stay out of the bytes."""
     if value == 0 or not math.isfinite(value):
         return value
     return round(value, digits - 1 - math.floor(math.log10(abs(value))))

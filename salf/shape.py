@@ -70,7 +70,7 @@ class ModelShape:
 
     @property
     def adapted_maps(self) -> list[str]:
-        """Names of the linear maps that adapters sit beside."""
+        """Names of the linear maps that take adapters."""
         return list(dict.fromkeys(part.name for part in self.layer.maps if part.adapted))
 
     @property
@@ -119,6 +119,6 @@ class ModelShape:
         return (self.layers - boundary) * self.layer_parameters + self.norm_parameters + own_head
 
     def lora_parameters(self, boundary: int, rank: int) -> int:
-        """Parameters of rank-``rank`` adapters beside the linear maps of layers boundary+1..L."""
+        """Parameters of rank-``rank`` adapters on the linear maps of layers boundary+1..L."""
         widths = sum(part.wide + part.high for part in self.layer.maps if part.adapted)
         return (self.layers - boundary) * rank * widths

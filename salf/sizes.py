@@ -19,15 +19,15 @@ class LinearMap:
     """A linear map of a layer.
 
     Attributes:
-        name: its last name in the network; adapters are put beside it by this name.
+        name: its last name in the network; adapters are attached to it by this name.
         wide: inputs.
         high: outputs.
         bias: whether it has one.
         role: what of the attention it makes; ``fused`` makes queries, keys and values at once.
         copies: experts.
         used: experts that a token goes through.
-        first: it reads the layer's own input, behind a norm at most.
-        adapted: low-rank adapters can sit beside it (not beside a stack of experts, nor their router).
+        first: it reads the layer's own input, through a norm at most.
+        adapted: low-rank adapters can be attached to it (not to a stack of experts, nor their router).
     """
 
     name: str
@@ -64,7 +64,7 @@ class LayerSizes:
         ends_in_map: nothing reads the output of the last linear map but the sum of the layer.
         drops: dropout reads it as well, in layers that train.
         final_norm: parameters of the final norm.
-        inputs: parameters that make space 0 beside the embedding matrix.
+        inputs: parameters that make space 0, without the embedding matrix.
         head_bias: the head carries a bias.
     """
 

@@ -21,7 +21,7 @@ from salf.errors import UserError
 from salf.files import write_json, write_text
 from salf.ledger import End, Locked, LockedPath, LockEntry, Start
 
-# The formats and their libraries are imported where they are asked for: together they take seconds.
+# The formats and their libraries are imported on use: together they take seconds.
 
 _EVENTS: Final = Path("reports/lineage/openlineage-runs.jsonl")
 _PROVENANCE: Final = Path("reports/lineage/provenance")

@@ -24,7 +24,7 @@ _SHA256_LENGTH: Final = 64
 
 @dataclass(frozen=True)
 class Subject:
-    """What was asked for.
+    """The subject of a request.
 
     Attributes:
         known: the lock entry that made it.
@@ -93,7 +93,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Lineage:
-    """The subject and its nodes: first the one that was asked for, each before what it reads."""
+    """The subject and its nodes: first the requested one, each before what it reads."""
 
     asked: str
     subject: Subject

@@ -1,1 +1,1 @@
-"""The benchmark: this project beside what people use, measured in turn on one machine. No stage of the graph."""
+"""The benchmark: this project compared with what people use, on one machine. It is no stage of the graph."""

@@ -41,7 +41,7 @@ class HuggingFaceTrainer:
         return Lap(self.train(self.network, self.rows(examples), pad, epochs), [])
 
     def rows(self, examples: int) -> list[dict[str, list[int]]]:
-        """The first so many examples, tokenised."""
+        """The first examples, tokenised."""
         return [labelled(example) for example in self.task.examples[:examples]]
 
     def train(self, network: Any, rows: Any, collate: Any, epochs: int) -> list[float]:

@@ -24,7 +24,7 @@ from stages.common.params import PARAMS_FILE
 
 EMBEDDED: Final = "embedded"
 RATE: Final = 1e-6  # of every contender: weights stay finite however often they are trained on
-_FIRST_TOKEN: Final = 3  # below it lie the tokens that mark beginning, end and padding
+_FIRST_TOKEN: Final = 3  # below it are the tokens that mark beginning, end and padding
 _MOST_EXAMPLES: Final = 2048
 
 
@@ -35,7 +35,7 @@ class Shape:
     Attributes:
         config: entries of a ``config.json``.
         shared: tokens that all examples begin with.
-        own: fewest and most tokens of an example behind them.
+        own: fewest and most tokens of an example after them.
     """
 
     config: dict[str, Any]
@@ -76,7 +76,7 @@ class Task:
 
     Attributes:
         folder: the model, in the hub's layout.
-        examples: more than are used; a run takes the first so many.
+        examples: more than are used; a run takes the first ones.
         shared: P, tokens that all of them begin with.
         device: where it runs, in which precision.
     """
@@ -96,7 +96,7 @@ class Task:
         return layers
 
     def described(self, examples: int) -> Workload:
-        """The artifact's description of a run over the first so many examples."""
+        """The artifact's description of a run over the first examples."""
         config = AutoConfig.from_pretrained(self.folder)
         with torch.device("meta"):
             parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
@@ -124,7 +124,7 @@ class Prepared:
 
 
 def embedded_task(aside: Path) -> Prepared:
-    """Where model and data lie; they are made below ``aside`` where the project's own are others or missing.
+    """Find model and data, and make them below ``aside`` where the project's own are others or missing.
 
     Raises:
         UserError: a stage that makes them failed; holds its message.
@@ -168,7 +168,7 @@ def random_task(name: str, shape: Shape, folder: Path, batch_size: int, device: 
 
 
 def random_examples(count: int, shape: Shape, seed: int) -> list[Example]:
-    """Prompts of random tokens behind the shape's shared beginning, with answers of one to three tokens."""
+    """Prompts of random tokens after the shape's shared prefix, with answers of one to three tokens."""
     rng = np.random.default_rng(seed)
     most = shape.config["vocab_size"]
     beginning = tuple(rng.integers(_FIRST_TOKEN, most, shape.shared).tolist())

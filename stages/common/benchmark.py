@@ -1,4 +1,4 @@
-"""The benchmark's artifact: how fast this project is beside what people use, on one machine.
+"""The benchmark's artifact: how fast this project is compared with what people use, on one machine.
 
 Every comparison is a ratio of times that were measured in turn in one run, round by round: the median
 of the rounds' ratios and the lowest and highest of them. A benchmark holds clock times and is no stage
@@ -67,14 +67,14 @@ class Workload(Record):
 
 
 class Point(Record):
-    """A fine-tune above one boundary for so many epochs.
+    """A fine-tune above one boundary, with its number of epochs.
 
     Attributes:
         seconds: ours, states at the boundary included.
         trainer_full, trainer_frozen, trainer_lora: how many times as fast ours is as the Trainer that
             trains everything, with the same layers frozen, and with LoRA on all layers.
         speed_up: over our own boundary 0.
-        ideal: what the speed-up would be if time were proportional to operations.
+        ideal: the speed-up if time were proportional to FLOPs.
         of_ideal: ``speed_up.median / ideal``.
     """
 
@@ -129,7 +129,7 @@ class ModelResult(Record):
 
 
 class Deciding(Record):
-    """Trace, fit and plan as processes, beside full fine-tunes of the whole training split.
+    """Trace, fit and plan as processes, compared with full fine-tunes of the whole training split.
 
     Attributes:
         seconds: of the three stages together.
@@ -161,7 +161,7 @@ class Target(Record):
 
     Attributes:
         where: at which point the worst value was found.
-        why: where the time goes, in words; empty where the goal is met, and in benchmarks from before this was told.
+        why: where the time goes, in words; empty where the goal is met, and in older benchmarks.
     """
 
     name: str
@@ -199,7 +199,7 @@ class Benchmark(Record):
 
 
 class CachedPoint(Record):
-    """A Trainer over the public cached prefix, above one boundary for so many epochs.
+    """A Trainer over the public cached prefix, above one boundary, with its number of epochs.
 
     Attributes:
         seconds: the frozen layers' pass included.

@@ -28,7 +28,7 @@ _UNREACHED: Final = (
     "holds with HF_HUB_OFFLINE=1, or name a local folder"
 )
 _OFFLINE: Final = "no folder here, not in the hub's cache, and HF_HUB_OFFLINE is set; unset it, or name a local folder"
-# The most telling first: a class stands before those that it derives from, a cause before what was made of it.
+# The most specific first: a class before its base classes, a cause before its consequence.
 _MEANINGS: Final[dict[type[BaseException], str]] = {
     GatedRepoError: f"access is restricted; accept the terms on {{page}} and {LOG_IN}",
     RevisionNotFoundError: "no revision {revision!r}; {page}/tree/main lists the branches and tags",
@@ -57,7 +57,7 @@ def hub_fault(error: BaseException, kind: Kind, name: str, revision: str | None)
 
     Args:
         error: one of :data:`FAULTS`, or what another library made of one.
-        kind: what was asked for.
+        kind: of the repository.
         name: its name on the hub.
         revision: of it.
     """
@@ -82,6 +82,6 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):  # its text begins with the number of the request
-        told = error.server_message or ""
-        return " ".join(f"{error.response.status_code} {error.response.reason_phrase} {told}".split())
+        message = error.server_message or ""
+        return " ".join(f"{error.response.status_code} {error.response.reason_phrase} {message}".split())
     return " ".join(f"{type(error).__name__}: {error}".split())

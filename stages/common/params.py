@@ -271,7 +271,7 @@ class Compare(Group):
     @classmethod
     def _distinct(cls, values: list[Any]) -> list[Any]:
         if len(set(values)) != len(values):
-            raise ValueError("the same entry stands twice")
+            raise ValueError("the same entry appears twice")
         return values
 
 

@@ -44,7 +44,7 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
             {"finetune__learning_rate__full": -1.0},
             "finetune.learning_rate.full.0 = -1.0: Input should be greater than 0",
         ),
-        ({"compare__methods": ["full", "full"]}, "the same entry stands twice"),
+        ({"compare__methods": ["full", "full"]}, "the same entry appears twice"),
         (
             {"compare__methods": ["freeze-9"], "finetune__learning_rate": {"full": 1e-4}},
             "finetune.learning_rate has no entry for freeze-9",
