@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -136,7 +137,9 @@ def print_metrics(metrics: Metrics) -> None:
     """Print scores and cost of every method and baseline."""
     rows = {**metrics.baselines, **metrics.methods}
     shown = [name for name in SCORES if any(name in row.scores for row in rows.values())]
-    table = Table("", *(SCORES[name] for name in shown), "FLOPs of full", title="On the test split")
+    table = Table("", title="On the test split", box=SIMPLE, pad_edge=False, collapse_padding=True)
+    for heading in (*(SCORES[name] for name in shown), "FLOPs of full"):
+        table.add_column(heading, justify="right")
     for name, row in rows.items():
         cells = [f"{row.scores[score].value:.3f}" if score in row.scores else "" for score in shown]
         lead = row.scores[metrics.quality]

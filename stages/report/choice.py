@@ -9,6 +9,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from salf.methods import FIRST_N
 from salf.plan import FreezePlan
 from salf.plan_records import FrontierPoint, SelectedBoundary
+from salf.selectors import SELECTORS, SIGNALS
 from stages.common.figures.palette import ACCENT, INK, MUTED, colour, marker
 from stages.common.figures.svg import halo, place_labels
 from stages.report.artifacts import Artifacts
@@ -18,15 +19,6 @@ from stages.report.parts import Cell, Columns, Figure, Section, Table, number, t
 from stages.report.wording import THIN, compact, count, decimal, flops, listing, moved_words, parameters, percent, size
 
 _MARKED: Final = ("full", "salf", "last-n")
-# Selectors whose scores are drawn, with the scores' meaning; those of the trace have figures of their own.
-_DRAWN: Final = {
-    "pilot": "minus the loss that pilots predict (nats)",
-    "probe": "what prompts know, less what arrived",
-    "block-influence": "turn of the states in the layer",
-    "variability": "minus the classes’ spread",
-    "grad-norm": "share of gradients, less that of cost",
-    "spectrum": "share of signal, less that of cost",
-}
 
 
 def frontier_section(artifacts: Artifacts) -> Section:
@@ -88,11 +80,9 @@ def selectors_section(artifacts: Artifacts) -> Section:
         f"The plan follows {plan.selector}. {len(found)} selectors have the evidence that they need. None of them "
         "knows the resulting quality: only fine-tuning above their boundaries measures it (make study)."
     )
-    for name, what in _DRAWN.items():
-        if name in found and (scores := found[name].scores) is not None:
-            boundary = found[name].boundary
-            title = f"{name}: boundary {boundary}"
-            section.figures.append(scores_figure(f"fig-selector-{name}", title, what, scores, boundary))
+    # The scores of selectors that read the trace are its gains, which have figures of their own.
+    measured = {name: one for name, one in SELECTORS.items() if one.needs in {*SIGNALS, "pilot"} and name in found}
+    section.figures += [scores_figure(name, one, found[name]) for name, one in measured.items() if found[name].scores]
     section.tables.append(_selectors_table(plan, found))
     if plan.absent:
         rows = [(str(name), reason) for name, reason in plan.absent.items()]

@@ -10,7 +10,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLoc
 from numpy.typing import NDArray
 
 from salf.evidence import DepthLaw, FittedLaw, Numbers, SampleSize, ScalingLaw, Stability
-from salf.selectors import OF_THE_POWER_LAW
+from salf.plan_records import SelectedBoundary
+from salf.selectors import OF_THE_POWER_LAW, Selector
 from stages.common.figures.palette import ACCENT, INK, MUTED
 from stages.common.figures.svg import halo
 from stages.report.artifacts import Artifacts
@@ -105,16 +106,20 @@ def gains_section(artifacts: Artifacts) -> Section:
     return section
 
 
-def scores_figure(name: str, title: str, what: str, scores: Numbers, boundary: int) -> Figure:
-    """Draw a selector's score of the boundaries 0..L and its choice; null for boundaries without a score."""
+def scores_figure(name: str, selector: Selector, chosen: SelectedBoundary) -> Figure:
+    """Draw a selector's score of the boundaries 0..L and its choice; boundaries without a score are left out."""
+    scores = chosen.scores or []
 
     def paint(axes: Axes) -> None:
         axes.plot(range(len(scores)), _array(scores), "o-", color=ACCENT, linewidth=1.6, markersize=3)
-        _depth(axes, len(scores) - 1, what, "boundary")
-        axes.axvline(boundary, color=INK, **DASHED)
+        _depth(axes, len(scores) - 1, "score", "boundary")
+        axes.axvline(chosen.boundary, color=INK, **DASHED)
 
-    caption = "The selector’s score of every boundary, higher is better; dashed line: the one that it chooses."
-    return figure(name, title, caption, paint, _LOW)
+    caption = (
+        "The selector’s score of every boundary, higher is better; dashed line: the one that it chooses. It looks for: "
+        f"{selector.boundary}."
+    )
+    return figure(f"fig-selector-{name}", f"{name}: boundary {chosen.boundary}", caption, paint, _LOW)
 
 
 def _trace_figure(quantity: str, found: DepthLaw, boundary: int, confidence: float) -> Figure:
