@@ -41,7 +41,7 @@ class Pilot(Record):
     Attributes:
         boundary: layers 1..boundary were frozen.
         examples: number of training examples.
-        rate: peak learning rate.
+        learning_rate: at its peak.
         losses: of every validation example at the end, nats per answer token.
         flops: of its optimizer steps.
         recomputed: the frozen layers ran for every batch, since their states could not be cached.
@@ -49,7 +49,7 @@ class Pilot(Record):
 
     boundary: int
     examples: int
-    rate: float
+    learning_rate: float
     losses: tuple[float, ...]
     flops: int
     recomputed: bool
@@ -72,6 +72,7 @@ class Bench(Workbench):
         splits: what pilots learn from, some of them in the order of the draw (a pilot on n examples takes the first n);
             and what they are judged by.
         full_epochs: of the fine-tunes that the pilots predict.
+        identity: hashes of model and data.
         unfinished: where finished pilots are kept until all are.
     """
 
@@ -81,6 +82,7 @@ class Bench(Workbench):
     everything: Split
     splits: Splits
     full_epochs: int
+    identity: dict[str, Any]
     unfinished: Path
 
     def costs_above(self, boundary: int, *, recomputed: bool = False) -> Costs:
@@ -98,11 +100,7 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotPara
     Raises:
         UserError: a learning rate is missing, a split is missing, or a loss is no longer a number.
     """
-    identity = {
-        "base_sha256": read_base_record(base).weights_sha256,
-        "data_sha256": {name: split.sha256 for name, split in read_prepared(prepared).splits.items()},
-    }
-    bench = _bench(base, prepared, out, device, params, finetune, identity)
+    bench = _bench(base, prepared, out, device, params, finetune)
     boundaries, sizes = (", ".join(map(str, sorted(each))) for each in (bench.boundaries, bench.sizes))
     print(
         f"pilots with layers 1 to {boundaries} of {bench.shape.layers} frozen, on {sizes} of {len(bench.everything)} "
@@ -120,9 +118,9 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotPara
         validation_examples=len(bench.splits["validation"]),
         epochs=bench.settings.epochs,
         confidence=params.confidence,
-        **identity,
+        **bench.identity,
         untrained_loss=float(untrained.mean()),
-        pilots=[_run_of(pilot, pilot in kept) for pilot in tried],
+        pilots=[PilotRun(**pilot.model_dump(), validation_loss=pilot.loss, kept=pilot in kept) for pilot in tried],
         law=_law(law, prediction.parameters, params.confidence),
         predictions=_predictions(prediction),
         flops=counted(bench, tried),
@@ -138,21 +136,17 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotPara
             )
 
 
-def _bench(
-    base: Path,
-    prepared: Path,
-    out: Path,
-    device: Device,
-    params: PilotParams,
-    finetune: Schedule,
-    identity: dict[str, Any],
-) -> Bench:
+def _bench(base: Path, prepared: Path, out: Path, device: Device, params: PilotParams, finetune: Schedule) -> Bench:
     settings, runtime = _settings(finetune, params.epochs), choose_runtime(device)
     shape = ModelShape.from_config(read_json(base / "config.json"))
     everything = Split.read(prepared, "train")
     # Shares that round to the same number count once.
     sizes = sorted({max(1, round(share * len(everything))) for share in params.sizes}, reverse=True)
     order = np.random.default_rng(params.seed).permutation(len(everything))
+    identity = {
+        "base_sha256": read_base_record(base).weights_sha256,
+        "data_sha256": {name: split.sha256 for name, split in read_prepared(prepared).splits.items()},
+    }
     inputs = {
         **identity,
         "params": [settings.model_dump(mode="json"), params.model_dump(mode="json")],
@@ -173,6 +167,7 @@ def _bench(
             "validation": Split.read(prepared, "validation"),
         },
         full_epochs=finetune.epochs,
+        identity=identity,
         unfinished=work_folder(out, digest_of(inputs)),
     )
 
@@ -202,7 +197,7 @@ def measure(bench: Bench) -> tuple[list[Pilot], list[Pilot]]:
         place = _Boundary(bench, boundary)
         first = [place.pilot(largest, rate) for rate in bench.rates(boundary)]
         best = min(first, key=lambda pilot: pilot.loss)
-        others = [place.pilot(size, best.rate) for size in smaller]
+        others = [place.pilot(size, best.learning_rate) for size in smaller]
         kept += [best, *others]
         tried += [*first, *others]
     return kept, tried
@@ -240,7 +235,7 @@ class _Boundary:
         return Pilot(
             boundary=boundary,
             examples=size,
-            rate=rate,
+            learning_rate=rate,
             losses=tuple(done.validation_losses),
             flops=done.flops - (job.costs.frozen(job.training) if boundary else 0),
             recomputed=recomputed,
@@ -276,7 +271,7 @@ def planned(bench: Bench) -> PilotFlops:
         Pilot(
             boundary=boundary,
             examples=size,
-            rate=rate,
+            learning_rate=rate,
             losses=(),
             flops=_steps_flops(bench, boundary, size, bench.settings.epochs),
             recomputed=False,
@@ -329,11 +324,6 @@ def _trained(shape: ModelShape) -> Array:
     """X of the boundaries 0..L, [L+1] (see :mod:`stages.signals.joint_law`); at least 1, for its logarithm."""
     layers = shape.layers - np.arange(shape.layers + 1.0)
     return np.maximum(layers * shape.layer_parameters + shape.norm_parameters, 1.0)
-
-
-def _run_of(pilot: Pilot, kept: bool) -> PilotRun:
-    facts = pilot.model_dump(include={"boundary", "examples", "flops"})
-    return PilotRun(**facts, learning_rate=pilot.rate, validation_loss=pilot.loss, kept=kept)
 
 
 def _law(law: JointLaw, resampled: Array | None, confidence: float) -> PilotLaw:

@@ -120,47 +120,33 @@ def test_positions_of_an_example_are_averaged_first(tmp_path, write_part):
     assert (traces.examples, traces.positions) == (2, 4)
 
 
-def _no_folder(folder, write_part):
-    folder.rmdir()
-
-
-def _empty(folder, write_part):
-    pass
+CURVE = [[1.0, 0.5]]
 
 
 def _cut_short(folder, write_part):
-    write_part(folder / "part-00000.parquet", ["a"], [[1.0, 0.5]])
+    write_part(folder / "part-00000.parquet", ["a"], CURVE)
     whole = (folder / "part-00000.parquet").read_bytes()
     (folder / "part-00000.parquet").write_bytes(whole[: len(whole) // 2])
 
 
 def _other_model(folder, write_part):
-    write_part(folder / "part-00000.parquet", ["a"], [[1.0, 0.5]])
-    write_part(folder / "part-00001.parquet", ["b"], [[1.0, 0.5]], model="another")
-
-
-def _nan(folder, write_part):
-    write_part(folder / "part-00000.parquet", ["a", "b"], [[1.0, 0.5], [1.0, float("nan")]])
-
-
-def _no_metadata(folder, write_part):
-    pd.DataFrame({"example_id": ["a"]}).to_parquet(folder / "part-00000.parquet")
-
-
-def _wrong_width(folder, write_part):
-    write_part(folder / "part-00000.parquet", ["a"], [[1.0, 0.5]], layers=7)
+    write_part(folder / "part-00000.parquet", ["a"], CURVE)
+    write_part(folder / "part-00001.parquet", ["b"], CURVE, model="another")
 
 
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (_no_folder, "dvc repro trace"),
-        (_empty, "no part-"),
+        (lambda folder, _: folder.rmdir(), "dvc repro trace"),
+        (lambda _, __: None, "no part-"),
         (_cut_short, "damaged"),
         (_other_model, "another model"),
-        (_nan, "space 1 of example b"),
-        (_no_metadata, "not a trace"),
-        (_wrong_width, "8 numbers"),
+        (
+            lambda folder, part: part(folder / "part-0.parquet", ["a", "b"], [*CURVE, [1.0, float("nan")]]),
+            "space 1 of example b",
+        ),
+        (lambda folder, _: pd.DataFrame({"example_id": ["a"]}).to_parquet(folder / "part-0.parquet"), "not a trace"),
+        (lambda folder, part: part(folder / "part-0.parquet", ["a"], CURVE, layers=7), "8 numbers"),
     ],
 )
 def test_bad_traces_are_one_clear_line_and_write_nothing(project, write_part, capsys, spoil, says):
