@@ -81,17 +81,20 @@ def minimise(
     batch = _begin(objective, starts)
     searched = np.arange(len(batch.problem))
     while len(batch.problem):
-        solved = _solved(batch, searched, gradient_tolerance)
+        flat = np.abs(batch.gradient[searched]).max(axis=1, initial=0.0) <= gradient_tolerance
+        solved = np.zeros(len(batch.problem), dtype=bool)  # [p]; of the problems whose search has just ended
+        solved[searched] = flat | (batch.idle[searched] >= PATIENCE)
         over = solved | (batch.iterations >= max_iterations)
-        _record(result, batch, over, solved)
         if over.any():
+            ended = batch.problem[over]
+            result.points[ended], result.values[ended] = batch.point[over], batch.value[over]
+            result.converged[ended] = solved[over]
             searched = (np.cumsum(~over) - 1)[searched[~over[searched]]]
             batch.keep(~over)
             if not len(batch.problem):
                 break
         _begin_search(batch, searched)
-        ended = _try_a_step(objective, batch)
-        searched = np.flatnonzero(ended)
+        searched = np.flatnonzero(_try_a_step(objective, batch))
         _end_search(batch, searched, value_tolerance)
     return result
 
@@ -107,21 +110,6 @@ def _begin(objective: Objective, starts: Array) -> _Batch:
     )  # fmt: skip
     batch.keep(np.isfinite(value))
     return batch
-
-
-def _solved(batch: _Batch, searched: Index, gradient_tolerance: float) -> Mask:
-    """Of the problems whose search has just ended, those that are solved, as a mask [p]."""
-    solved = np.zeros(len(batch.problem), dtype=bool)
-    flat = np.abs(batch.gradient[searched]).max(axis=1, initial=0.0) <= gradient_tolerance
-    solved[searched] = flat | (batch.idle[searched] >= PATIENCE)
-    return solved
-
-
-def _record(result: Minima, batch: _Batch, over: Mask, solved: Mask) -> None:
-    problems = batch.problem[over]
-    result.points[problems] = batch.point[over]
-    result.values[problems] = batch.value[over]
-    result.converged[problems] = solved[over]
 
 
 def _begin_search(batch: _Batch, which: Index) -> None:
