@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     command = add("why", "show what changed since a stage last ran", _why)
     command.add_argument("stage", help="a stage, or a matrix item such as finetune@salf-1")
     command = add("verify", "recompute all hashes and compare them with dvc.lock and the ledger", _verify)
-    command.add_argument("--head", metavar="HASH", help="hash of a record, noted earlier; it must still exist")
+    command.add_argument("--head", type=_noted, metavar="HASH", help="what `head` printed earlier; it must still exist")
     command.add_argument("--whole-cache", action="store_true", help="also hash cache files that dvc.lock does not name")
     command = add("diff", "compare the freeze plans of two commits, branches or experiments", _diff)
     command.add_argument("old", help="a commit, branch, tag or experiment, or the word workspace")
@@ -88,6 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     add("record", "record what DVC has locked since the ledger's last entry", _record)
     add("head", "number and hash of the ledger's newest record", _head)
     return parser
+
+
+def _noted(text: str) -> str:
+    """The hash that was noted: at least 8 digits, alone or after the record's number."""
+    found = re.fullmatch(r"(?:\d+ )?([0-9a-f]{8,64})", text.strip().lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no hash of a record: give at least 8 of its digits")
+    return found[1]
 
 
 def _show(project: Project, arguments: argparse.Namespace) -> int:

@@ -155,7 +155,11 @@ def test_changed_code_data_and_parameters_are_stale(ran, lineage):
 
 def test_a_changed_record_and_a_cut_ledger_are_found(ran, lineage):
     noted = lineage(ran, "head").out.split()[1]
-    assert lineage(ran, "verify", "--head", noted).status == 0
+    for given in (noted, noted[:8], noted.upper(), f"12 {noted}"):
+        assert lineage(ran, "verify", "--head", given).status == 0
+    for given in ("", noted[:7], "12"):
+        with pytest.raises(SystemExit, match="2"):
+            lineage(ran, "verify", "--head", given)
     content = ran.ledger.read_bytes()
     ran.ledger.write_bytes(b"".join(content.splitlines(keepends=True)[:-4]))
     answer = lineage(ran, "verify", "--head", noted)
