@@ -48,10 +48,10 @@ def model(tmp_path_factory):
     return open_model(save_tiny(tmp_path_factory.mktemp("model"), tie_word_embeddings=False), RUNTIME.device)
 
 
-def run(model, prepared, folder, params=PARAMS, beginning=BEGINNING):
+def run(model, prepared, folder, params=PARAMS, beginning=BEGINNING, runtime=RUNTIME):
     folder.mkdir(exist_ok=True)
     sample = draw_sample(prepared, params)
-    collect(Tracer.prepare(model, RUNTIME, params, sample.tokens, beginning), prepared, sample, {}, folder)
+    collect(Tracer.prepare(model, runtime, params, sample.tokens, beginning), prepared, sample, {}, folder)
     return sample, pa.concat_tables(pq.read_table(part) for part in sorted(folder.glob("part-*.parquet"))).to_pylist()
 
 
@@ -149,3 +149,20 @@ def test_no_more_examples_are_held_than_a_shard_and_a_stretch_have(model, tmp_pa
     assert len(alive) == 32
     assert max(alive) <= 2 * 32
     assert max(arrow) < pq.read_table(tmp_path / "prepared" / "train.parquet").nbytes / 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+def test_a_gpu_writes_the_trace_that_a_cpu_writes(tmp_path, dtype, tolerance):
+    """Deviations (0 to 2) and losses (about ln 97 = 4.6 nats) within an absolute tolerance of the CPU's in float32."""
+    write_split(tmp_path / "prepared", 60)
+    folder = save_tiny(tmp_path / "model", tie_word_embeddings=False)
+    traced = {}
+    for device, of_device in ("cpu", torch.float32), ("cuda", dtype):
+        runtime = Runtime(torch.device(device), of_device, "as the test wants it")
+        model = open_model(folder, runtime.device, of_device)
+        _, traced[device] = run(model, tmp_path / "prepared", tmp_path / device, runtime=runtime)
+    for on_cpu, on_gpu in zip(traced["cpu"], traced["cuda"], strict=True):
+        for measure in ("deviation", "loss"):
+            assert on_gpu.pop(measure) == pytest.approx(on_cpu.pop(measure), abs=tolerance)
+        assert on_cpu == on_gpu  # examples, positions, tokens and labels
