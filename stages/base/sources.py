@@ -225,7 +225,7 @@ def _network(
     for head, embedding in network.all_tied_weights_keys.items():
         if head in stored and embedding not in stored:
             stored[embedding] = stored.pop(head)
-        elif head in stored and _equal(stored[head].load(), stored[embedding].load()):
+        elif head in stored and torch.equal(stored[head].load().float(), stored[embedding].load().float()):
             del stored[head]
         elif head in stored:
             config.tie_word_embeddings = False
@@ -233,10 +233,6 @@ def _network(
                 f"{head} differs from the embedding that config.json ties it to: it is kept, and no longer tied"
             )
     return network if config.tie_word_embeddings else without_weights(config, trust_remote_code=trust_remote_code)
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one.float(), other.float())
 
 
 def _tokenizer(folder: Path, notes: list[str], options: Mapping[str, Any]) -> PreTrainedTokenizerBase:

@@ -233,9 +233,9 @@ def _on_one_line(error: Exception) -> str:
 
 def _as_transformers(turn: Turn) -> Turn:
     """A turn as transformers hands it to templates: without empty keys, its thoughts under the names they know."""
-    told = {key: value for key, value in turn.items() if value is not None}
-    thoughts = next((told[key] for key in _THOUGHTS if key in told), None)
-    return told if thoughts is None else {"thinking": thoughts, **told, "reasoning_content": thoughts}
+    given = {key: value for key, value in turn.items() if value is not None}
+    thoughts = next((given[key] for key in _THOUGHTS if key in given), None)
+    return given if thoughts is None else {"thinking": thoughts, **given, "reasoning_content": thoughts}
 
 
 class _Generation(Extension):

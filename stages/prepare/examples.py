@@ -50,7 +50,7 @@ class Task:
 TASKS: Final = {"classification": Task(labels=True), "multiple-choice": Task(candidates=True), "free": Task()}
 LISTED: Final = "choices"  # in a template of multiple choice: the candidates, a line each
 BROKEN: Final = "with half of a surrogate pair (text that was cut within a character)"
-_REASONS: Final = 1000  # different reasons that are told apart
+_REASONS: Final = 1000  # different reasons that are counted separately
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Template:
 
     @classmethod
     def parse(cls, text: str) -> "Template":
-        """Parse ``{column}`` fields; ``{{`` and ``}}`` stand for braces.
+        """Parse ``{column}`` fields; ``{{`` and ``}}`` are braces.
 
         Raises:
             UserError: unbalanced braces, a field with a format or conversion, or no field at all.
@@ -220,7 +220,7 @@ class Filler:
             return ""
 
     def _cut(self, example: Example, turns: Sequence[Turn], answer: Turn, tools: Tools | None) -> Example:
-        assert self.chat is not None, "params.yaml allows conversations with a chat template alone"
+        assert self.chat is not None, "params.yaml allows conversations only with a chat template"
         bare = not self.task.free  # labels and candidates are all scored after one prompt
         answer = {**answer, "content": example.answer} if bare else answer
         cut = self.chat.cut(turns, answer, tools, bare=bare)

@@ -147,7 +147,7 @@ def _check_is_row(path: Path, row: dict[str, Any], wanted: Collection[str]) -> N
     sizes = {len(value) if isinstance(value, list | dict) else 0 for value in row.values()}
     if (len(row) > 1 and len(sizes) == 1 and max(sizes) > 1) or not any(name in wanted for name in row):
         lists = [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
-        advice = f"the list in {lists[0]!r} alone" if lists else "an object for every row (pandas: orient='records')"
+        advice = f"only the list in {lists[0]!r}" if lists else "an object for every row (pandas: orient='records')"
         raise UserError(f"{path}: {described(row)}, not a list of rows; write {advice}")
 
 

@@ -24,7 +24,7 @@ Lost = Counter[tuple[str, str]]
 
 _INDEX: Final = re.compile(r"[0-9]{1,9}")
 _NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.0+|\.[0-9]*[1-9])?(e[-+][0-9]{2,3})?")  # as programs print them
-_INVISIBLE: Final = regex.compile(r"\p{Default_Ignorable_Code_Point}")
+INVISIBLE: Final = regex.compile(r"\p{Default_Ignorable_Code_Point}")
 _TEXT_KEYS: Final = ("content", "text", "value")
 _DEPTH: Final = 4  # steps into a value in search of text
 _WIDE: Final = 200  # characters shown of a name
@@ -219,6 +219,6 @@ def one_spelling(labels: Collection[str]) -> dict[str, str]:
     for spelled in (numbers, booleans):
         if len(set(spelled.values())) < len(spelled) == len(labels):
             return spelled
-    seen = {label: " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFC", label)).split()) for label in labels}
+    seen = {label: " ".join(INVISIBLE.sub("", unicodedata.normalize("NFC", label)).split()) for label in labels}
     alike = Counter(seen.values())
     return {label: plain for label, plain in seen.items() if alike[plain] > 1}

@@ -169,8 +169,8 @@ def _load_hub(data: Data, wanted: Collection[str]) -> Loaded:
 
 
 def _open_hub(data: Data) -> tuple[Mapping[str, Any], str | None]:
-    """Open the splits; a branch may move, so the commit that it stands for comes with them."""
-    import datasets  # slow, and needed by this source alone
+    """Open the splits; returned with the commit, because a branch may move."""
+    import datasets  # slow, and needed only by this source
 
     builder = datasets.load_dataset_builder(data.name, data.config, revision=data.revision)
     commit = builder.hash if re.fullmatch(r"[0-9a-f]{40}", builder.hash or "") else None  # a folder has none
@@ -223,7 +223,7 @@ def _hub_faults_named(data: Data) -> Iterator[None]:
             reason += (
                 f" Correct the name; if it is gated, accept the terms on {hub_page('data set', name)} and {LOG_IN}"
             )
-        raise UserError(f"data.name = {data.name}: the data set cannot be loaded: {reason}") from None
+        raise UserError(f"data.name = {data.name}: the dataset cannot be loaded: {reason}") from None
 
 
 def _hold(found: Mapping[str, Iterable[Row]], data: Data) -> tuple[dict[str, list[Row]], Lost]:
@@ -261,6 +261,6 @@ def _watched(rows: Iterable[Row], split: str) -> Iterator[Row]:
         if number % _WATCH == 0 and process.memory_info().rss - start > (room := min(_ROOM, free_memory_bytes())):
             raise UserError(
                 f"data: {number:,} rows of {split} fill {room / 2**20:,.0f} MiB of memory, all that they may; give "
-                f"fewer or shorter rows, or set data.limits (of more than {_MOST:,} rows, so many are then drawn)"
+                f"fewer or shorter rows, or set data.limits ({_MOST:,} rows of a larger split are then drawn)"
             )
         yield row

@@ -128,7 +128,7 @@ class PromptTokenizer:
             )
 
     def _start_ids(self) -> list[int]:
-        """What the post-processor adds in front, told from what it may add at the end."""
+        """Ids that the post-processor adds in front, as opposed to those at the end."""
         plain = self._plain(["a"])[0]
         full = self._tokenizer.encode("a").ids
         return next((full[:at] for at in range(len(full)) if full[at : at + len(plain)] == plain), [])
@@ -177,12 +177,12 @@ def label_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> dict[s
         alike = _first_alike(ids)
     if not alike:
         return ids
-    told = " from ".join(f"{words[label]!r} (label {label!r})" for label in alike)
+    pair = " from ".join(f"{words[label]!r} (label {label!r})" for label in alike)
     same = len({tuple(ids[label]) for label in alike}) == 1
     why = "they have the same tokens" if same else "the tokens of one begin the other's"
     if tokenizer.end is None:
         why += ", and the model names no end-of-sequence token (eos_token_id in its config.json)"
-    raise UserError(f"data.label_words: the tokenizer cannot tell {told}: {why}; give one another word")
+    raise UserError(f"data.label_words: the tokenizer cannot tell {pair}: {why}; give one another word")
 
 
 def tokenise(
@@ -257,7 +257,7 @@ def _word_ids(
 
 
 def _first_alike(ids: Mapping[str, list[int]]) -> tuple[str, str] | None:
-    """Two labels of which one's tokens begin the other's: in lexicographic order such two stand side by side."""
+    """Two labels, one of whose tokens begin the other's; such two are neighbours in lexicographic order."""
     for (left, one), (right, other) in pairwise(sorted(ids.items(), key=lambda item: item[1])):
         if other[: len(one)] == one:
             return left, right

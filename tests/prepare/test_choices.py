@@ -158,27 +158,3 @@ def test_incomplete_settings_are_named(tmp_path):
         with pytest.raises(UserError) as caught:
             load_params(write_params(tmp_path, **changes))
         assert told in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "test", "candidates"), [("arc_easy", "test", {3, 4, 5}), ("commonsense_qa", "validation", {5})]
-)
-def test_real_multiple_choice(shared, workspace, base, name, test, candidates):
-    out = workspace(
-        multiple_choice(
-            path=str(shared / "data" / name),
-            splits={"train": "train", "validation": None, "test": test},
-            template="Question: {question}\nAnswer:",
-            choices={"column": "choices", "answer": "text", "score": "character", "first": 0},
-            limits={"train": 40, "validation": 10, "test": 30},
-        )
-    )
-    source = (shared / "data" / name / f"{test}.jsonl").read_text(encoding="utf-8").splitlines()
-    asked = {row["question"]: row for row in map(json.loads, source)}
-    examples = read_examples(out, "test")
-    assert len(examples) == 30
-    for example in examples:
-        row = asked[example.text]
-        assert [one.text for one in example.candidates] == row["choices"]
-        assert example.answer == row["choices"][row["answer"]]
-    assert {len(example.candidates) for example in examples} <= candidates

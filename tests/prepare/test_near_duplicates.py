@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.prepare.near_duplicates import COMPARED, NearDuplicates, shingles
+from stages.prepare.splits import COMPARED, NearDuplicates, shingles
 
 WORDS = ["a", "b", "c", "d"]
 TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join), max_size=8)

@@ -14,7 +14,7 @@ from salf.errors import UserError
 from salf.files import sha256_file
 from stages.prepare.__main__ import PrepareRoom, main
 from stages.prepare.docstrings import LIBRARIES
-from stages.prepare.near_duplicates import NearDuplicates, shingles
+from stages.prepare.splits import NearDuplicates, shingles
 from tests.prepare.making import PROJECT, write_base, write_jsonl, write_params
 
 TOPICS = ("sports", "science", "world")
@@ -106,14 +106,6 @@ def test_the_length_that_held_is_told_where_the_models_context_is_shorter(tmp_pa
     assert meta["max_tokens"] == 48
     assert meta["truncated"] == sum(split["rows"] for split in meta["splits"].values())
     assert f"cut from the left at 48 tokens: {meta['truncated']}" in capsys.readouterr().out
-
-
-def test_label_words_stand_for_labels(tmp_path, workspace):
-    write_jsonl(tmp_path / "rows.jsonl", [row | {"label": TOPICS.index(row["label"])} for row in rows(60)])
-    out = workspace({"label_words": {"0": "ball games", "1": "atoms", "2": "news"}})
-    meta = meta_of(out)
-    assert {entry["label"]: entry["word"] for entry in meta["labels"]} == {"0": "ball games", "1": "atoms", "2": "news"}
-    assert {row["answer"] for row in read(out, "train") if row["label"] == "0"} == {"ball games"}
 
 
 SPLITS = {"train": "train", "validation": "validation", "test": "test"}
@@ -210,13 +202,6 @@ def test_free_answers_end_with_the_end_token(tmp_path, workspace):
         assert row["label"] is None
         assert row["answer_ids"][-1] == 1
         assert row["answer"].startswith("so\nit is ")
-
-
-def test_groups_do_not_cross_splits(tmp_path, workspace):
-    write_jsonl(tmp_path / "rows.jsonl", [row | {"file": f"f{at // 5}"} for at, row in enumerate(rows(150))])
-    out = workspace({"group_column": "file"})
-    groups = [{row["group"] for row in read(out, split)} for split in ("train", "validation", "test")]
-    assert sum(map(len, groups)) == len(set().union(*groups))
 
 
 def test_a_group_has_one_name_in_every_format_and_split(tmp_path, workspace):
