@@ -144,7 +144,7 @@ def test_code_beside_a_model_that_transformers_knows_is_left_behind(tmp_path, mo
 
 def test_code_in_another_repository_is_refused(tmp_path, monkeypatch, source, marker):
     change(source / "config.json", auto_map={name: f"somebody/else--{call}" for name, call in AUTO_MAP.items()})
-    with pytest.raises(UserError, match=r"its code lies in another repository \(somebody/else\)"):
+    with pytest.raises(UserError, match=r"its code is in another repository \(somebody/else\)"):
         bring(tmp_path, monkeypatch, source, trusted=True)
     assert not marker.exists()
 

@@ -207,6 +207,7 @@ LIMITED = """
 import resource, sys
 sys.dont_write_bytecode = True
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+from stages.base.__main__ import main
 from stages.common.command import exit_code
 sys.exit(exit_code(main, ["--out", "base"]))
 """

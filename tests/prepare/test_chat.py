@@ -15,11 +15,12 @@ from salf import trial
 from salf.errors import UserError
 from stages.common.params import load_params
 from stages.prepare.chat import ChatTemplate, render_sample
+from stages.prepare.examples import Filler, fill_rows
 from stages.prepare.forms import read_conversation, read_tools
-from stages.prepare.rows import Example, RefusedRowError
+from stages.prepare.rows import Example, Loaded, RefusedRowError, Row
 from stages.prepare.tokens import PromptTokenizer, label_ids, tokenise
 from tests.conftest import write_params
-from tests.prepare.making import byte_level_tokenizer, write_jsonl
+from tests.prepare.making import byte_level_tokenizer, make_data, write_jsonl
 
 # The forms that are in use, each with what is special about it.
 TEMPLATES = {
@@ -647,6 +648,16 @@ def test_any_task_can_be_asked_in_the_chat_form(tmp_path, workspace):
         known = row["prompt_ids"] + row["answer_ids"]
         assert whole[: len(known)] == known
         assert whole[len(known)] == reference.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_conversations_may_be_classified():
+    turns = [[USER, said(label)] for label in ("yes", " no ", None)]
+    loaded = Loaded({"train": [Row(str(n), {"m": one}) for n, one in enumerate(turns)]}, ("m",), {})
+    filler = Filler(make_data(messages="m"), ChatTemplate(TEMPLATES["close"], {}))
+    examples, refused = fill_rows(loaded, filler)
+    assert [(e.label, e.answer) for e in examples["train"]] == [("yes", "yes"), ("no", "no")]
+    assert filler.classes == {"yes": 1, "no": 1}
+    assert refused == {("train", "missing answer"): 1}
 
 
 def test_conversations_need_the_chat_template(tmp_path):
