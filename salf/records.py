@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, computed_field
+from pydantic import BaseModel, Field, ValidationError
 
 from salf.cost import ModelShape
 from salf.errors import UserError
@@ -329,18 +329,6 @@ class FineTuneRecord(BaseModel):
     def how(self) -> Method:
         """Scope and form of the method."""
         return method_of(self.method)
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def selector(self) -> str:
-        """The scope of the method: a selector, ``freeze-<k>``, ``first-n`` or ``lisa``."""
-        return self.how.scope
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def lora(self) -> bool:
-        """Whether adapters were trained instead of weights."""
-        return self.how.form.name == "lora"
 
     @property
     def label(self) -> str:

@@ -16,6 +16,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from salf.cli import main as salf
+from salf.methods import method_of
 from salf.records import FineTuneRecord
 from tests.conftest import write_tiny_task
 
@@ -177,14 +178,15 @@ def test_frozen_shards_keep_their_hashes_and_trained_ones_do_not(chain, method):
     same = {file for file, digest in run["shards"].items() if base["shards"][file] == digest}
     by_hand = {"freeze-1": 1, "lisa": 0}
     selected = chain.json("data/plan/freeze_plan.json")["boundaries"]
-    boundary = by_hand[method] if method in by_hand else selected[run["selector"]]["boundary"]
+    boundary = by_hand[method] if method in by_hand else selected[method_of(method).scope]["boundary"]
     assert run["boundary"] == boundary
     # Of layers drawn at random only the record knows which those were; elsewhere the boundary tells.
     trained = run["trained_layers"] if method == "lisa" else range(boundary + 1, 5)
     frozen = {f"layer-{k:02d}.safetensors" for k in range(1, 5) if k not in trained}
-    if run["lora"] or boundary > 0:
+    adapters = "lora" in method
+    if adapters or boundary > 0:
         frozen.add("embedding.safetensors")
-    if run["lora"]:
+    if adapters:
         frozen.add("final.safetensors")
     assert same == frozen
     assert set(run["trained_units"]) == {file.removesuffix(".safetensors") for file in set(run["shards"]) - frozen}

@@ -199,11 +199,13 @@ class Split:
     Attributes:
         shared: P, tokens of the shared prefix.
         start: where their passes begin; ``None``: at the embeddings.
+        places: each example's place in the start, where they are a subset of its examples.
     """
 
     examples: Sequence[Example]
     shared: int
     start: Start | None = None
+    places: Sequence[int] | None = None
 
     @classmethod
     def read(cls, prepared: Path, name: str) -> Self:
@@ -228,31 +230,14 @@ class Split:
         return [len(example.inputs) - self.shared for example in self.examples]
 
     def batch(self, index: Sequence[int]) -> Batch:
-        """Collate some of the examples."""
-        return Batch.of(self.examples, index, self.shared)
+        """Collate some of the examples; their places in the start are the batch's ``index``."""
+        batch = Batch.of(self.examples, index, self.shared)
+        return replace(batch, index=torch.tensor([self.places[i] for i in index])) if self.places else batch
 
     def subset(self, index: Sequence[int]) -> "Split":
         """Some of the examples, with the same start."""
-        start = None if self.start is None else _Subset(self.start, torch.tensor(list(index)))
-        return Split([self.examples[i] for i in index], self.shared, start)
-
-
-@dataclass(frozen=True)
-class _Subset:
-    """The start of a subset of a split: example n of the subset is example ``index[n]`` of the split."""
-
-    whole: Start
-    index: Tensor
-
-    @property
-    def space(self) -> int:
-        return self.whole.space
-
-    def beginning(self) -> Tensor | None:
-        return self.whole.beginning()
-
-    def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
-        return self.whole.states(replace(batch, index=self.index[batch.index.cpu()]), joined=joined)
+        places = [self.places[i] for i in index] if self.places else list(index)
+        return Split([self.examples[i] for i in index], self.shared, self.start, places)
 
 
 def inference_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

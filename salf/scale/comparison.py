@@ -60,7 +60,7 @@ def compare(machine: Machine, reference: str, chain: Path) -> list[Compared]:
         run, clock = FineTuneRecord.load(model), FineTuneClock.load(measured)
         of_base = run.base_sha256 == base.identity.weights_sha256
         ours = of_base and run.data_sha256.get("train") == data.splits["train"].sha256
-        one_boundary = not run.lora and run.selector not in (FIRST_N, LISA)
+        one_boundary = run.how.form.name == "weights" and run.how.scope not in (FIRST_N, LISA)
         if ours and one_boundary and _machine_of(clock) == here:
             compared.append(_compared(model.name, run, clock, base, data, machine))
     return compared

@@ -17,9 +17,9 @@ from salf.engine.models.adapter import open_model
 from salf.engine.runtime import Runtime, choose_runtime, find_runtime
 from salf.engine.training.costs import Costs
 from salf.engine.training.forms import Trainable
-from salf.engine.training.job import Job
 from salf.engine.training.loop import train
 from salf.engine.training.scope import Scope
+from salf.engine.training.step import Job
 from salf.engine.training.workbench import CACHE_BATCH_TOKENS
 from salf.files import read_json
 from salf.methods import Method

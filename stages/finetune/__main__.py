@@ -6,19 +6,17 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Self
+from typing import NamedTuple
 
-from salf.cost import ModelShape
 from salf.engine.batches import Split
 from salf.engine.models.shards import shard_hashes
 from salf.engine.rules import rule_of
 from salf.engine.runtime import choose_runtime, machine_facts, peak_memory_bytes
 from salf.engine.training.processes import Processes, are_several, joined
 from salf.engine.training.workbench import Workbench
-from salf.files import code_hashes, digest_of, read_json, replacing_folder, require, sha256_file, work_folder
+from salf.files import code_hashes, digest_of, replacing_folder, require, sha256_file, work_folder
 from salf.methods import checked, method_of
 from salf.plan import FILE_NAME, FreezePlan
 from salf.records import FineTuneClock, FineTuneParams, FineTuneRecord, read_base_record, read_prepared
@@ -30,8 +28,6 @@ from stages.finetune.card import Facts, trained_words, write_cards
 from stages.finetune.launch import end_with_launcher, launch
 from stages.finetune.save import Base, save_model
 from stages.finetune.search import Search, best_of_grid
-
-_SPLITS: Final = {"training": "train", "validation": "validation", "test": "test"}
 
 
 class Source(Group):
@@ -55,43 +51,32 @@ class FinetuneRoom(Room):
     plan: Control
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What one run of this stage trains: ``method`` by ``settings``, under the name of a variant if it is one."""
+class Asked(NamedTuple):
+    """What a run trains, and its name in the comparison."""
 
+    label: str
     method: str
     settings: Finetune
-    variant: str | None = None
-
-    @classmethod
-    def of(cls, args: argparse.Namespace, room: FinetuneRoom) -> Self:
-        """The method of the command line, or the variant with its own settings from ``params.yaml``.
-
-        Raises:
-            UserError: there is no such variant.
-        """
-        if args.variant is None:
-            return cls(args.method, room.finetune)
-        variant = load_params().compare.variant(args.variant)
-        return cls(variant.method, variant.settings(room.finetune), args.variant)
-
-    @property
-    def label(self) -> str:
-        """The name in the comparison."""
-        return self.variant or self.method
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tune the base model by one method with one seed."""
     args = _arguments(argv)
     room = FinetuneRoom.load()
-    asked = Asked.of(args, room)
+    asked = _asked(args, room)
     if asked.settings.processes > 1 and not are_several():
         launch("stages.finetune", sys.argv[1:] if argv is None else argv, asked.settings.processes)
         return
     end_with_launcher()
     with joined(room.device.kind) as processes:
         _fine_tune(args, room, asked, processes)
+
+
+def _asked(args: argparse.Namespace, room: FinetuneRoom) -> Asked:
+    if args.variant is None:
+        return Asked(args.method, args.method, room.finetune)
+    variant = load_params().compare.variant(args.variant)
+    return Asked(args.variant, variant.method, variant.settings(room.finetune))
 
 
 def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, processes: Processes) -> None:
@@ -112,19 +97,15 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
         "code": code_hashes(),
     }
     search = Search(
-        bench=Workbench(
-            base=args.base,
-            runtime=runtime,
-            shape=ModelShape.from_config(read_json(args.base / "config.json")),
-            settings=asked.settings,
-            processes=processes,
-        ),
+        bench=Workbench(base=args.base, runtime=runtime, settings=asked.settings, processes=processes),
         plan=plan,
         method=method_of(asked.method),
         name=asked.label,
         seed=args.seed,
         first_n=room.plan.first_n,
-        **{name: Split.read(args.prepared, of) for name, of in _SPLITS.items()},
+        training=Split.read(args.prepared, "train"),
+        validation=Split.read(args.prepared, "validation"),
+        test=Split.read(args.prepared, "test"),
         rule=rule_of(meta),
         unfinished=work_folder(args.out, digest_of(inputs)),
     )
@@ -144,7 +125,7 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
         record = FineTuneRecord(
             schema_version=1,
             method=asked.method,
-            variant=asked.variant,
+            variant=args.variant,
             seed=args.seed,
             boundary=scope.boundary,
             boundary_before_budget=before_budget,
@@ -173,7 +154,7 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
     args.measured.parent.mkdir(parents=True, exist_ok=True)
     FineTuneClock(
         method=asked.method,
-        variant=asked.variant,
+        variant=args.variant,
         seed=args.seed,
         seconds_total=seconds,
         seconds_cache=found.seconds_cache,

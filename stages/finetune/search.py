@@ -10,12 +10,12 @@ from salf.engine.batches import Split
 from salf.engine.boundary_cache.cache import Opened
 from salf.engine.models.adapter import CausalModel
 from salf.engine.rules import Rule
-from salf.engine.training.checkpoint import Checkpoint
+from salf.engine.training.checkpoint import Checkpoint, Training
 from salf.engine.training.costs import equal_compute_epochs
 from salf.engine.training.forms import Trainable
-from salf.engine.training.job import Job, Training
 from salf.engine.training.loop import READ_TOKENS, DivergedError, train, validate
 from salf.engine.training.scope import Scope, scope_of
+from salf.engine.training.step import Job
 from salf.engine.training.workbench import Splits, Workbench, begin_at
 from salf.methods import Method
 from salf.plan import FreezePlan

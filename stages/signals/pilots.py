@@ -18,9 +18,9 @@ from salf.engine.models.adapter import open_model
 from salf.engine.runtime import choose_runtime
 from salf.engine.training.costs import Costs, epoch_batches
 from salf.engine.training.forms import Trainable
-from salf.engine.training.job import Job
 from salf.engine.training.loop import READ_TOKENS, train
 from salf.engine.training.scope import Scope
+from salf.engine.training.step import Job
 from salf.engine.training.workbench import Splits, Workbench, begin_at
 from salf.evidence import PilotFlops, PilotLaw, PilotRun, Pilots, PredictedLoss, Record
 from salf.files import code_hashes, digest_of, read_json, significant, work_folder, write_json
@@ -157,7 +157,6 @@ def _bench(base: Path, prepared: Path, out: Path, device: Device, params: PilotP
         base=base,
         runtime=runtime,
         settings=settings,
-        shape=shape,
         params=params,
         boundaries=sorted({round(share * shape.layers) for share in params.boundaries}),
         sizes=sizes,

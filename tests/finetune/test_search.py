@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from salf.cost import ModelShape
 from salf.engine.batches import Split
-from salf.engine.training.job import Training
+from salf.engine.training.checkpoint import Training
 from salf.engine.training.step import Stepper
 from salf.engine.training.workbench import Workbench
 from salf.errors import UserError
@@ -17,7 +16,6 @@ from salf.methods import Method
 from salf.plan import FreezePlan
 from salf.records import CurvePoint
 from stages.finetune.search import Candidate, Search, best_of_grid
-from tests.engine.models.tiny import tiny_network
 from tests.engine.training.tiny_training import RUNTIME, SHARED, assert_equal_weights, made_examples, params
 from tests.own_plan import write_plan_and_base
 
@@ -35,7 +33,6 @@ def bench(tmp_path, hub_folder):
             bench=Workbench(
                 base=tmp_path / "data/base",
                 runtime=RUNTIME,
-                shape=ModelShape.from_config(tiny_network(tie_word_embeddings=True).config.to_dict()),
                 settings=params(epochs=1, warmup_share=0.0, schedule="constant", learning_rate={"full": rates}),
             ),
             plan=FreezePlan.load(tmp_path / "data/plan/freeze_plan.json"),

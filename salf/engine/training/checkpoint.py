@@ -1,4 +1,4 @@
-"""Unfinished training, kept on disk: a killed run goes on where it last stood."""
+"""What a training run leaves; unfinished, it is kept on disk, so that a killed run resumes where it last stood."""
 
 import math
 import time
@@ -7,14 +7,34 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from pydantic import BaseModel
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from salf.engine.models.shards import write_tensors
-from salf.engine.training.job import Training
 from salf.files import replacing_file, sealed_file
+from salf.records import CurvePoint
 
 _ADAM: Final = ("exp_avg", "exp_avg_sq", "step")
+
+
+class Training(BaseModel):
+    """What a training run left.
+
+    Attributes:
+        curve: one point per validation.
+        steps: optimizer steps taken.
+        step_seconds: wall-clock of each step with what prepares it, validation left out.
+        recent_losses: of the steps since the last validation.
+        validation_losses: of every validation example at the last validation, nats per answer token.
+    """
+
+    curve: list[CurvePoint] = []
+    steps: int = 0
+    flops: int = 0
+    step_seconds: list[float] = []
+    recent_losses: list[float] = []
+    validation_losses: list[float] = []
 
 
 class Checkpoint:

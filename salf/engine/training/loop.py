@@ -12,11 +12,10 @@ from salf.engine.answers import Reader
 from salf.engine.batches import Split
 from salf.engine.models.causal_model import in_eval_mode
 from salf.engine.progress import progress
-from salf.engine.training.checkpoint import Checkpoint
+from salf.engine.training.checkpoint import Checkpoint, Training
 from salf.engine.training.costs import epoch_batches
-from salf.engine.training.job import Job, Training
 from salf.engine.training.processes import Processes
-from salf.engine.training.step import Stepper
+from salf.engine.training.step import Job, Stepper
 from salf.errors import UserError
 from salf.records import CurvePoint
 from salf.settings import Finetune

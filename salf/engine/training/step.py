@@ -1,4 +1,6 @@
-"""One optimizer step: a batch in parts, over processes and one after the other, as if it were in one piece.
+"""A training job and its optimizer steps.
+
+A batch runs in parts, over processes and one after the other, as if it were in one piece.
 
 The loss is the mean over the answer tokens of the whole batch. Every part adds its tokens' losses,
 divided by the tokens of *all* parts, and its gradients; so nothing depends on how the batch was cut
@@ -9,14 +11,20 @@ every word of its slot has. What a word has to keep between steps, its implement
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from salf.engine.answers import start_of
-from salf.engine.batches import Batch
-from salf.engine.training.job import Job
+from salf.engine.batches import Batch, Split
+from salf.engine.rules import Rule
+from salf.engine.runtime import Runtime
+from salf.engine.training.costs import Costs
+from salf.engine.training.forms import Trainable
+from salf.engine.training.processes import ALONE, Processes
 from salf.settings import Finetune
 
 Forward = Callable[[Batch], Tensor]  # positions: logits of a part's M answer positions, [M, vocabulary]
@@ -48,6 +56,40 @@ def adamw(parameters: Sequence[nn.Parameter], settings: Finetune) -> torch.optim
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training run.
+
+    Attributes:
+        name: for messages.
+        trainable: what trains, and how.
+        training: the examples to learn from.
+        validation: the examples to judge by.
+        rule: how validation answers are scored; ``None``: by their losses alone.
+        costs: counts FLOPs, of all processes.
+        settings: the schedule; with 0 ``evaluations_per_epoch``, validation is read at the end alone.
+        rate: peak learning rate.
+        seed: of the order of examples, and of dropout.
+        epochs: instead of those of ``settings``, whose schedule and validations are stretched over them.
+        checkpoint: where unfinished training is kept; a run that finds one there resumes it.
+        processes: those that train together; each has the same job.
+    """
+
+    name: str
+    trainable: Trainable
+    runtime: Runtime
+    training: Split
+    validation: Split
+    rule: Rule
+    costs: Costs
+    settings: Finetune
+    rate: float
+    seed: int
+    epochs: int | None = None
+    checkpoint: Path | None = None
+    processes: Processes = ALONE
 
 
 class Stepper:

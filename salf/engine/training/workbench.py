@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -34,9 +35,13 @@ class Workbench:
 
     base: Path
     runtime: Runtime
-    shape: ModelShape
     settings: Finetune
     processes: Processes = ALONE
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """The base model's sizes."""
+        return ModelShape.from_config(read_json(self.base / "config.json"))
 
     def open(self, boundary: int) -> CausalModel:
         """Open the base model to train above a boundary; nothing trains yet."""

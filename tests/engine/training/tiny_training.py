@@ -7,12 +7,12 @@ from salf.cost import ModelShape
 from salf.engine.batches import Example, Split
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import choose_runtime
+from salf.engine.training.checkpoint import Training
 from salf.engine.training.costs import Costs
 from salf.engine.training.forms import Trainable
-from salf.engine.training.job import Job, Training
 from salf.engine.training.loop import train
 from salf.engine.training.scope import LayerDraws, Scope
-from salf.engine.training.step import Stepper
+from salf.engine.training.step import Job, Stepper
 from salf.families import family_of
 from salf.methods import Method
 from salf.settings import Device, Finetune
