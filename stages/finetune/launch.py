@@ -7,7 +7,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -41,7 +41,9 @@ def launch(module: str, argv: Sequence[str], processes: int) -> None:
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )
     try:
-        with _environment(processes), _quiet_launcher():
+        with _environment(processes), ExitStack() as stack:
+            logging.disable(logging.CRITICAL)  # not the launcher's own account: the process that failed gives its own
+            stack.callback(logging.disable, logging.NOTSET)
             elastic_launch(config, sys.executable)("-m", module, *argv)
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
@@ -86,13 +88,3 @@ def _environment(processes: int) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-@contextmanager
-def _quiet_launcher() -> Iterator[None]:
-    """Without the launcher's own account of a failure: the process that failed has given its own."""
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)

@@ -42,14 +42,8 @@ def save_model(trainable: Trainable, base: Path, folder: Path, named: Base, end:
 
     Shards of untouched units are the base's own files, linked where the file system can. Everything
     else of the base folder (tokenizer, configuration) is taken over as it is, except that generation stops at the
-    token that answers end with. Adapters are saved as PEFT's folder ``adapter`` as well.
-
-    Args:
-        trainable: the trained model; what its form added is folded into the weights.
-        base: the base model's folder.
-        folder: an empty folder.
-        named: what adapters call the base model.
-        end: the token that answers were trained to end with; ``None``: they were trained to end with none.
+    token that answers end with. Adapters are saved as PEFT's folder ``adapter`` as well, then folded into the weights.
+    ``named`` is what they call the base model, ``end`` the token that answers were trained to end with, if any.
     """
     family, depth = trainable.model.family, trainable.model.depth
     beside = [file for file in base.iterdir() if file.is_file() and file.suffix != ".safetensors"]

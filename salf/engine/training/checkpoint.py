@@ -3,8 +3,8 @@
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 import torch
 from pydantic import BaseModel
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from salf.engine.models.shards import write_tensors
 from salf.files import replacing_file, sealed_file
 from salf.records import CurvePoint
-
-_ADAM: Final = ("exp_avg", "exp_avg_sq", "step")
 
 
 class Training(BaseModel):
@@ -37,36 +35,32 @@ class Training(BaseModel):
     validation_losses: list[float] = []
 
 
+@dataclass
 class Checkpoint:
-    """Trained parameters, AdamW's moments and the record so far, in one safetensors file with a checksum.
+    """Trained parameters, the optimizer's state and the result so far, in one safetensors file with a checksum.
 
-    A run that goes on from it takes the same steps as one that was never stopped: the order of
-    examples follows from the seed, the learning rate from the step, what dropout drops from both.
+    A run that resumes from it takes the same steps as one that was never stopped: the order of examples follows from
+    the seed, the learning rate from the step, what dropout drops from both.
+
+    Attributes:
+        path: ``None``: nothing is kept.
+        optimizer: ``None``: training has ended and needs none.
+        seconds: between saves.
+        writes: of several processes, which all read the file, one writes it.
     """
 
-    def __init__(
-        self,
-        path: Path | None,
-        parameters: Sequence[nn.Parameter],
-        optimizer: torch.optim.Optimizer | None = None,
-        seconds: float = math.inf,
-        *,
-        writes: bool = True,
-    ) -> None:
-        """Keep ``parameters`` and ``optimizer`` at ``path``, when due every so many seconds; ``None``: keep nothing.
-
-        Training that has ended needs no optimizer any more. ``writes``: of several processes, which all read it, one
-        does.
-        """
-        self.path, self.parameters, self.optimizer, self.seconds = path, parameters, optimizer, seconds
-        self.writes = writes
-        self._saved = time.monotonic()
+    path: Path | None
+    parameters: Sequence[nn.Parameter]
+    optimizer: torch.optim.Optimizer | None = None
+    seconds: float = math.inf
+    writes: bool = True
+    saved: float = field(default_factory=time.monotonic)
 
     def save_when_due(self, done: Training) -> None:
-        """Save, if the last time is long enough ago: see :meth:`save`."""
-        if time.monotonic() - self._saved >= self.seconds:
+        """Save, if the last time is long enough ago."""
+        if time.monotonic() - self.saved >= self.seconds:
             self.save(done)
-            self._saved = time.monotonic()
+            self.saved = time.monotonic()
 
     def save(self, done: Training) -> None:
         """Save in place of an earlier checkpoint.
@@ -79,16 +73,15 @@ class Checkpoint:
         tensors: dict[str, Tensor] = {}
         for number, parameter in enumerate(self.parameters):
             tensors[str(number)] = parameter
-            if self.optimizer and (state := self.optimizer.state.get(parameter)):  # none: it has not trained (lately)
-                tensors |= {f"{number}.{name}": state[name] for name in _ADAM}
+            if self.optimizer:  # without state: a parameter that has not trained (lately)
+                tensors |= {
+                    f"{number}.{name}": value for name, value in self.optimizer.state.get(parameter, {}).items()
+                }
         with replacing_file(self.path, sealed=True) as aside:
             write_tensors(aside, tensors, {"training": done.model_dump_json()})
 
     def resume(self, fresh: Training) -> Training:
-        """What was done so far, with parameters and optimizer as they were.
-
-        ``fresh`` where nothing was kept, or where what was kept is damaged: then nothing is lost but time.
-        """
+        """What was done so far, with parameters and optimizer as they were; ``fresh`` without a whole checkpoint."""
         kept = sealed_file(self.path) if self.path else None
         if kept is None:
             return fresh
@@ -96,9 +89,11 @@ class Checkpoint:
             done = Training.model_validate_json(file.metadata()["training"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         with torch.no_grad():
-            for number, parameter in enumerate(self.parameters):
-                parameter.copy_(tensors[str(number)])
-                if self.optimizer and f"{number}.{_ADAM[0]}" in tensors:
-                    state = {name: tensors[f"{number}.{name}"].to(parameter.device) for name in _ADAM}
-                    self.optimizer.state[parameter] = state
+            for name, value in tensors.items():
+                number, _, state = name.partition(".")
+                parameter = self.parameters[int(number)]
+                if not state:
+                    parameter.copy_(value)
+                elif self.optimizer:
+                    self.optimizer.state[parameter][state] = value.to(parameter.device)
         return done

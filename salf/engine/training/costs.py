@@ -116,14 +116,7 @@ def _sums(shape: ModelShape, batch: Batch) -> tuple[int, int]:
 
 
 def epoch_batches(split: Split, settings: Finetune, seed: int, processes: int = 1) -> Iterator[Iterator[list[Batch]]]:
-    """The parts of every batch of an epoch, epoch after epoch without end; take them in this order.
-
-    Args:
-        split: the training examples.
-        settings: batch size, and the number of parts that a process computes a batch in.
-        seed: of the order.
-        processes: how many train together.
-    """
+    """The parts of every batch of an epoch, epoch after epoch without end; take them in this order."""
     rng = np.random.default_rng(seed)
     while True:
         indices = training_batches(split.lengths, settings.batch_size, rng)
@@ -141,15 +134,7 @@ def equal_compute_epochs(
     """The most whole epochs that cost no more FLOPs than full fine-tuning's ``settings.epochs``.
 
     Never fewer than those: a method that saves nothing (large adapters on all layers) is trained as long
-    as full fine-tuning is.
-
-    Args:
-        full: counts full fine-tuning.
-        costs: counts the method.
-        split: the training examples.
-        settings: the schedule.
-        seed: of the order of examples.
-        processes: how many train together.
+    as full fine-tuning is. ``full`` counts full fine-tuning, ``costs`` the method; ``seed`` orders the examples.
     """
 
     def per_epoch(counted: Costs) -> Iterator[int]:

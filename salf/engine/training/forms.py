@@ -122,15 +122,9 @@ class Trainable:
     def of(
         cls, model: CausalModel, method: Method, scope: Scope, settings: Finetune, seed: int, steps: int
     ) -> "Trainable":
-        """Freeze and unfreeze a model as a method says.
+        """Freeze and unfreeze a model for a run of so many steps: layers that it never draws stay frozen.
 
-        Args:
-            model: the model.
-            method: how to train it.
-            scope: what to train of it.
-            settings: of the form.
-            seed: of a form's random first values.
-            steps: of the whole run; layers that none of its draws contains stay frozen.
+        ``seed`` decides a form's random first values.
 
         Raises:
             UserError: the form does not fit the model.

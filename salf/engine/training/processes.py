@@ -37,6 +37,8 @@ class ProcessLostError(Exception):
 class Processes:
     """One's place among the processes that train together.
 
+    What they send to each other raises :class:`ProcessLostError` where one of them is gone.
+
     Attributes:
         rank: of this one, from 0; 0 is the main process.
         count: how many there are.
@@ -57,11 +59,7 @@ class Processes:
         return items[self.rank :: self.count]
 
     def add_up(self, tensor: Tensor) -> Tensor:
-        """``tensor`` with the sum over all processes in place of its values: the same bits in each of them.
-
-        Raises:
-            ProcessLostError: one of them is gone.
-        """
+        """Replace the values of ``tensor`` by their sum over all processes: the same bits in each of them."""
         if self.count > 1:
             try:
                 dist.all_reduce(tensor)
@@ -70,11 +68,7 @@ class Processes:
         return tensor
 
     def total(self, number: int) -> int:
-        """The sum of what each process holds.
-
-        Raises:
-            ProcessLostError: one of them is gone.
-        """
+        """The sum of what each process holds."""
         return sum(self._all(number))
 
     def agree(self, number: int, what: str) -> None:
@@ -82,7 +76,6 @@ class Processes:
 
         Raises:
             UserError: they do not.
-            ProcessLostError: one of them is gone.
         """
         found = self._all(number)
         if len(set(found)) > 1:
@@ -104,12 +97,9 @@ def are_several() -> bool:
 
 @contextmanager
 def joined(kind: str) -> Iterator[Processes]:
-    """The processes of this training, for as long as the block runs; :data:`ALONE` where no launcher started it.
+    """The processes of this training, while the block runs; ``kind`` is ``device.kind`` of the parameters.
 
     A fault in one ends all of them, and the first to meet it speaks for all.
-
-    Args:
-        kind: ``device.kind`` of the parameters.
 
     Raises:
         UserError: there are fewer GPUs than processes; or the others are gone without a word.
@@ -120,7 +110,11 @@ def joined(kind: str) -> Iterator[Processes]:
         return
     state = _join(kind)
     try:
-        with _silenced(unless=state.is_main_process):
+        with ExitStack() as stack:
+            if not state.is_main_process:
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(redirect_stdout(nowhere))
+                stack.enter_context(redirect_stderr(nowhere))
             yield Processes(state.process_index, state.num_processes, state.device)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None  # the launcher says so
@@ -152,13 +146,3 @@ def _first_at_fault() -> bool:
         return dist.distributed_c10d._get_default_store().add("salf-fault", 1) == 1
     except RuntimeError:  # nobody answers: then nobody else speaks
         return True
-
-
-@contextmanager
-def _silenced(*, unless: bool) -> Iterator[None]:
-    with ExitStack() as stack:
-        if not unless:
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
-        yield

@@ -85,12 +85,8 @@ class Scope:
 def scope_of(method: Method, plan: FreezePlan, settings: Finetune, seed: int, first_n: int | None) -> Scope:
     """The scope of a method for the planned model.
 
-    Args:
-        method: the method.
-        plan: gives the selectors' boundaries and the model's depth.
-        settings: ``lisa_layers`` and ``lisa_steps``.
-        seed: of the layers that ``lisa`` draws.
-        first_n: the number of layers that ``first-n`` trains, at most L; ``None``: as many as the plan trains.
+    ``seed`` decides which layers ``lisa`` draws. ``first_n`` is the number of layers that ``first-n`` trains, at most
+    L; ``None``: as many as the plan trains.
 
     Raises:
         UserError: the plan has no such boundary, or leaves the method nothing to train; there are too few layers.

@@ -110,15 +110,10 @@ class Stepper:
         self._gradients = self._joined_gradients()
 
     def take(self, parts: Sequence[Batch], rate: float, number: int) -> float:
-        """Take a step and return the batch's loss, nats per answer token.
+        """Take step ``number``, from 0, and return the batch's loss, nats per answer token.
 
-        Args:
-            parts: the whole batch; every process computes its share of them.
-            rate: learning rate.
-            number: of the step, from 0; decides, with the seed, what dropout drops: a resumed run drops the same.
-
-        Raises:
-            ProcessLostError: another process is gone.
+        Every process computes its share of the parts. Seed and number decide what dropout drops: a resumed run drops
+        the same.
         """
         job = self.job
         self._draw(number)
