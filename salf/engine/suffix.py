@@ -43,14 +43,19 @@ def suffix(model: nn.Module, plan_or_boundary: FreezePlan | int, scope: str | No
 
     Raises:
         UserError: nothing is frozen, the plan is for another model, the model is spread over several devices, or its
-            layers cannot be run apart from the rest.
+            layers cannot be run apart from the rest; or no adapter is above the boundary.
     """
     network = network_of(model)
     if len(set(getattr(network, "hf_device_map", None) or {"": ""}.values())) > 1:
         raise UserError("the model is spread over several devices (device_map); a suffix needs it on one")
-    family, boundary = _freeze(model, network, plan_or_boundary, scope)
+    boundary = frozen_layers(network, plan_or_boundary, scope)
+    parameters = NetworkParameters.of(model)
+    family = family_of(network.config.model_type, parameters.own)
     twin = _twin(network, family, boundary)
     _check(network, twin, family, boundary)
+    tied = network.get_input_embeddings().weight is network.get_output_embeddings().weight
+    if not parameters.train_above(family, boundary, tied_head=tied):
+        raise UserError(f"above boundary {boundary} nothing is left to train: PEFT put no adapter there, or froze it")
     return twin
 
 
@@ -75,17 +80,6 @@ def frozen_layers(network: PreTrainedModel, plan_or_boundary: FreezePlan | int, 
     if not 0 < boundary <= depth:
         raise UserError(f"boundary {boundary}: cached states need 1 to {depth} frozen layers")
     return boundary
-
-
-def _freeze(
-    model: nn.Module, network: PreTrainedModel, plan_or_boundary: FreezePlan | int, scope: str | None
-) -> tuple[Family, int]:
-    boundary = frozen_layers(network, plan_or_boundary, scope)
-    parameters = NetworkParameters.of(model)
-    family = family_of(network.config.model_type, parameters.own)
-    tied = network.get_input_embeddings().weight is network.get_output_embeddings().weight
-    parameters.train_above(family, boundary, tied_head=tied)
-    return family, boundary
 
 
 @dataclass

@@ -361,6 +361,8 @@ def test_what_cannot_work_is_refused_in_one_line():
     for boundary in (0, 5):
         with pytest.raises(UserError, match=rf"boundary {boundary}: cached states need 1 to 4 frozen layers"):
             suffix(model, boundary)
+    with pytest.raises(UserError, match="above boundary 4 nothing is left to train"):
+        suffix(adapters(tiny_network(), 3), 4)
     with pytest.raises(UserError, match="the dataset is empty"):
         prefix_states(model, [], BOUNDARY)
     with pytest.raises(UserError, match="a suffix takes boundary states as inputs_embeds"):

@@ -42,7 +42,7 @@ def open_model(
     revision: str | None = None,
     base: Path | None = None,
 ) -> CausalModel:
-    """Open a Hugging Face folder (or hub name) for inference; nothing requires a gradient.
+    """Open a Hugging Face folder (or hub name, at a revision) for inference; nothing requires a gradient.
 
     Args:
         folder: the model.
@@ -50,8 +50,7 @@ def open_model(
         dtype: of its weights.
         frozen: layers that will not be trained, and how their weights are held.
         revision: of a hub name.
-        base: the base model's folder, which tells whether code that its author shipped may run; ``folder`` itself
-            unless given.
+        base: the base model's folder, which tells whether shipped code may run; ``folder`` unless given.
 
     Raises:
         UserError: the folder is no loadable model, lacks weights, or the model cannot be taken apart.
