@@ -20,11 +20,8 @@ PLAIN: Final = "plain"  # the parameters as they are: their plan gives the model
 class Look:
     """A plan to make, for the choices of all selectors that need the same parameters.
 
-    Attributes:
-        source: a word for those parameters.
-        values: all parameters that are set.
-        rules: selectors by their names in the study; none for the reference, of which only the trace matters.
-        settings: what decides the plan.
+    ``source`` is a word for these parameters, ``values`` all that are set, ``settings`` what decides the plan. The
+    reference has no selectors: only its trace matters.
     """
 
     case: Case
@@ -41,12 +38,10 @@ class Look:
 
 @dataclass(frozen=True)
 class FineTune:
-    """One fine-tune that the study wants.
+    """One fine-tune that the study wants: layers 1..boundary are frozen (0: a method without a boundary).
 
-    Attributes:
-        boundary: layers 1..boundary are frozen; 0 for methods without a boundary.
-        budget: ``epochs``: as many epochs as all others; ``compute``: as many as full fine-tuning's FLOPs allow.
-        rates: the grid of learning rates, widened ones last; empty until another fine-tune has decided the rate.
+    The budget ``compute`` gives it as many epochs as full fine-tuning's FLOPs allow. ``rates`` is its grid, widened
+    ones last; empty until another fine-tune has decided the rate.
     """
 
     case: Case
@@ -72,13 +67,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Known:
-    """What the tables hold.
-
-    Attributes:
-        layers: depth of every case's model, once its plan was made.
-        chosen: boundaries that selectors choose.
-        done: finished fine-tunes.
-    """
+    """What the tables hold: depths of planned cases, boundaries that selectors choose, and finished fine-tunes."""
 
     layers: Mapping[Case, int]
     chosen: Mapping[Case, frozenset[int]]
@@ -128,13 +117,7 @@ def batches(wanted: Sequence[FineTune], together: int) -> Iterator[tuple[FineTun
 
 
 def coarse(boundaries: Sequence[float], rates: Rates, layers: int) -> list[int]:
-    """Return the coarse grid; the first boundary of each region of learning rates leads, because others take its rate.
-
-    Args:
-        boundaries: shares of the depth, rounded up to layers.
-        rates: grids of learning rates by region.
-        layers: the depth.
-    """
+    """Return the boundaries at shares of the depth; the first of each region of rates leads: others take its rate."""
     grid = sorted({math.ceil(share * layers) for share in boundaries})
     leaders = {region(rates, boundary / layers): boundary for boundary in reversed(grid)}
     return sorted(leaders.values()) + [boundary for boundary in grid if boundary not in leaders.values()]
@@ -151,12 +134,7 @@ def region(rates: Rates, share: float) -> float:
 
 
 def widened(rates: Sequence[float], best: float) -> float | None:
-    """Return the next rate beyond the edge of a grid, as far away as its neighbour; ``None``: there is none to try.
-
-    Args:
-        rates: the grid, in any order.
-        best: the rate that won.
-    """
+    """Return the next rate beyond the best one at the edge of a grid; ``None``: there is none to try."""
     grid = sorted(rates)
     if len(grid) == 1 or best not in (grid[0], grid[-1]):
         return None

@@ -38,15 +38,9 @@ class Part(BaseModel):
 
 
 class DataSet(Part):
-    """One task.
+    """One task: its ``path`` in the folder of datasets, values of the group ``data``, and of others (``set``).
 
-    Attributes:
-        path: file or folder in the folder of datasets; ``None``: ``data.source`` needs none.
-        group: datasets of one group are left out together; by default the dataset's own name.
-        measure: quality on the test split: accuracy, mean accuracy over labels, or the loss of free answers.
-        data: values of the group ``data``.
-        bare: the template without worked examples, for models with ``bare: true``.
-        set: values of other parameters, by dotted name.
+    Datasets of one ``group`` are left out together. ``bare`` is the template for models without worked examples.
     """
 
     path: str | None = None
@@ -58,14 +52,9 @@ class DataSet(Part):
 
 
 class Model(Part):
-    """One base model.
+    """One base model: its ``path`` in the folder of models, the datasets it is studied on (``None``: all), its rates.
 
-    Attributes:
-        path: folder in the folder of models; ``None``: ``set`` names the source.
-        data_sets: those it is studied on; ``None``: all.
-        learning_rates: replace the description's.
-        bare: prompts have no worked examples.
-        set: values of parameters, by dotted name; they override a dataset's.
+    The values of ``set`` override a dataset's. ``bare``: prompts have no worked examples.
     """
 
     path: str | None = None
@@ -78,8 +67,7 @@ class Model(Part):
 class Arm(Part):
     """Where a method without a boundary is measured; ``None`` means all, or the grid of full fine-tuning.
 
-    Attributes:
-        equal_compute: measure it also with as many epochs as full fine-tuning's FLOPs pay for.
+    ``equal_compute``: also with as many epochs as full fine-tuning's FLOPs pay for.
     """
 
     models: list[str] | None = None

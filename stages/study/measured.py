@@ -19,14 +19,10 @@ DIGITS: Final = 9  # of points or nats; beyond them processors add up differentl
 
 @dataclass(frozen=True)
 class Run:
-    """One method's fine-tunes, one per seed.
+    """One method's fine-tunes, one per seed; FLOPs and validation results are means over seeds.
 
-    Attributes:
-        seeds: the seeds.
-        values: quality of every test example [seeds, examples], with the run's quality as mean: 1 for a right answer
-            (weighted so that all labels count alike, for balanced accuracy), or minus the loss.
-        flops: counted, mean over seeds.
-        validation_loss, validation_accuracy: means over seeds; the accuracy of free answers is NaN.
+    ``values`` is the quality of every test example [seeds, examples]: 1 for a right answer (weighted so that all
+    labels count alike, for balanced accuracy), or minus the loss. Their mean is the run's quality.
     """
 
     seeds: tuple[int, ...]
@@ -42,14 +38,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a selector chooses; no boundary where its evidence is missing.
+    """What a selector (``rule`` in the study, ``selector`` in its plan) chooses; no boundary without evidence.
 
-    Attributes:
-        rule: the selector's name in the study.
-        selector: the selector's name in a plan.
-        scores: what it predicts for boundaries 0..L; empty where it predicts nothing.
-        deciding_share: FLOPs of the fine-tunes by which it decides, as a share of full fine-tuning's.
-        plan: equal for choices of one plan.
+    ``scores`` is what it predicts for boundaries 0..L, ``deciding_share`` the FLOPs of the fine-tunes by which it
+    decides as a share of full fine-tuning's. ``plan`` is equal for choices of one plan.
     """
 
     rule: str
@@ -139,12 +131,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Study:
-    """All cases with full fine-tuning.
+    """All cases with full fine-tuning, and the tables behind them.
 
-    Attributes:
-        runs: the fine-tunes that are read.
-        measured: how many rows count; those outside a complete table of boundaries and seeds are not read.
-        intervals, rates: the tables of these names.
+    ``runs`` are the fine-tunes that are read, of ``measured``: the others make no complete table of seeds.
     """
 
     cases: tuple[Case, ...]

@@ -72,14 +72,7 @@ class Job:
 
 
 class Progress:
-    """A study on its way.
-
-    Attributes:
-        description: what is wanted.
-        places: where things are.
-        tables: what is finished.
-        absent: what is missing on this machine, in words.
-        settings: of every case whose files are here.
+    """A study on its way; ``absent`` names what is missing on this machine, ``settings`` belong to the other cases.
 
     Raises:
         UserError: the description sets a parameter that params.yaml does not have.

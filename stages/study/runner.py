@@ -36,16 +36,9 @@ Commands = list[list[str]]
 
 @dataclass(frozen=True)
 class Task:
-    """Commands to run in a folder of their own, and what to do with what they made.
+    """Stages of dvc.yaml to run in a folder of that name, on existing folders of data, with parameters set.
 
-    Attributes:
-        words: a description for readers.
-        name: of the folder.
-        given: existing folders of data, by their names.
-        stages: of dvc.yaml, in order.
-        values: parameters that are set.
-        keep: takes the folder and the seconds that the commands took.
-        job: fine-tunes for the stages of the matrix, if there are any.
+    ``keep`` takes the folder and the seconds; ``words`` describe the task; ``job`` has the matrix's fine-tunes.
     """
 
     words: str
@@ -58,16 +51,9 @@ class Task:
 
 
 class Runner:
-    """Runs tasks side by side, and saves what they made.
+    """Runs tasks side by side in ``workers`` processes, and saves what they made; ``faults`` are lines on what failed.
 
-    Args:
-        progress: where the study is.
-        work: the working folder.
-        workers: number of processes.
-        deadline: on the monotonic clock; no task starts later, and what runs then is abandoned.
-
-    Attributes:
-        faults: what failed, one line each.
+    After ``deadline`` (monotonic clock) no task starts, and running ones are abandoned.
     """
 
     def __init__(self, progress: Progress, work: Path, workers: int, deadline: float) -> None:
@@ -113,10 +99,8 @@ class Runner:
         while True:
             while self._free and (forever or time.monotonic() < self.deadline) and (task := next(tasks, None)):
                 worker = self._free.pop()
-                running[worker.submit(_run_commands, self._folder(task), self._commands(task))] = (
-                    *(task, worker),
-                    time.monotonic(),
-                )
+                future = worker.submit(_run_commands, self._folder(task), self._commands(task))
+                running[future] = task, worker, time.monotonic()
             left = None if forever else max(0.0, self.deadline - time.monotonic())
             ended, _ = wait(running, timeout=left, return_when=FIRST_COMPLETED)
             if not ended:

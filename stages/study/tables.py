@@ -35,30 +35,30 @@ _PREDICTIONS: Final = pa.schema(
 )
 
 
-def _columns(text: str) -> dict[str, str]:
-    """Columns in their order, each with its pandas type; without a type it holds text."""
+def columns(text: str) -> dict[str, str]:
+    """Return columns with their pandas types, from words ``name:type``; a name alone holds text."""
     return {name: kind or "str" for name, _, kind in (word.partition(":") for word in text.split())}
 
 
 COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
-    "runs": _columns(
+    "runs": columns(
         "point data_set group measure model seed:Int64 method boundary:Int64 layers:Int64 budget epochs:float rates "
         "learning_rate:float quality:float macro_f1:float loss:float validation_loss:float validation_accuracy:float "
         "validation_examples:Int64 flops:Int64 trained_parameters:Int64 test_examples:Int64 seconds:float "
         "seconds_wall:float machine cores:Int64 device dtype data_sha256 model_sha256 settings method_settings code"
     ),
-    "rates": _columns(
+    "rates": columns(
         "data_set model seed:Int64 method budget learning_rate:float validation_loss:float validation_accuracy:float "
         "test_loss:float test_accuracy:float point source"
     ),
-    "choices": _columns(
+    "choices": columns(
         "data_set model rule selector boundary:Int64 layers:Int64 deciding_share:float reason scores settings machine "
         "cores:Int64 seconds:float"
     ),
-    "intervals": _columns(
+    "intervals": columns(
         "data_set model source law place:Int64 predicted:float low:float high:float observed:float confidence:float"
     ),
-    "priors": _columns("data_set label rows:Int64 share:float"),
+    "priors": columns("data_set label rows:Int64 share:float"),
 }
 
 
@@ -186,7 +186,6 @@ def _named(point: str, said: pa.Table) -> pa.Table:
 
 
 def _typed(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    columns = COLUMNS[name]
-    texts = [key for key, kind in columns.items() if kind == "str"]
-    table = table.reindex(columns=list(columns))
-    return table.astype(dict(columns)).fillna(dict.fromkeys(texts, ""))
+    kinds = dict(COLUMNS[name])
+    texts = [key for key, kind in kinds.items() if kind == "str"]
+    return table.reindex(columns=list(kinds)).astype(kinds).fillna(dict.fromkeys(texts, ""))

@@ -10,7 +10,7 @@ is found with other seeds on other test examples than it is scored on, so that l
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import pandas as pd
 from scipy.stats import spearmanr
@@ -20,6 +20,7 @@ from stages.study.description import FULL, Budget
 from stages.study.description import Case as Key
 from stages.study.measured import DIGITS, PRICE_ONLY, Case, Choice
 from stages.study.resamples import Resamples, cross_fitted, holm, interval, p_value
+from stages.study.tables import Row, columns
 
 Drawn = Mapping[Key, Resamples]
 ORACLE: Final = "oracle"
@@ -32,30 +33,25 @@ SAME_COST: Final = 1e-9  # shares of one boundary's cost differ by rounding alon
 #   equal_compute: quality at full fine-tuning's FLOPs, over the seeds that full fine-tuning has too
 #   rank_correlation: Spearman's, of predictions and qualities of measured boundaries
 #   above_chance: full fine-tuning is significantly better than always giving the most frequent label
-_WORDS: Final = ("data_set", "group", "model", "rule", "selector", "method", "unit", "reason")
-COLUMNS: Final = (
-    *("data_set", "group", "model", "rule", "selector", "boundary", "method", "unit", "interpolated", "seeds"),
-    *("quality", "quality_low", "quality_high", "cost_share", "deciding_share", "regret", "regret_at_cost"),
-    *("regret_cross_fitted", "regret_at_cost_cross_fitted", "behind_full", "behind_full_low", "behind_full_high"),
-    *("p", "p_holm", "equal_compute", "equal_compute_behind_full", "equal_compute_behind_full_low"),
-    *("equal_compute_behind_full_high", "rank_correlation", "best_boundary", "above_chance", "reason"),
+COLUMNS: Final = columns(
+    "data_set group model rule selector boundary:Int64 method unit interpolated:bool seeds:Int64 quality:float "
+    "quality_low:float quality_high:float cost_share:float deciding_share:float regret:float regret_at_cost:float "
+    "regret_cross_fitted:float regret_at_cost_cross_fitted:float behind_full:float behind_full_low:float "
+    "behind_full_high:float p:float p_holm:float equal_compute:float equal_compute_behind_full:float "
+    "equal_compute_behind_full_low:float equal_compute_behind_full_high:float rank_correlation:float "
+    "best_boundary:Int64 above_chance:bool reason"
 )
-_INTEGERS: Final = ("boundary", "seeds", "best_boundary")
-_NUMBERS: Final = [name for name in COLUMNS if name not in (*_WORDS, *_INTEGERS, "interpolated", "above_chance")]
 CAPS: Final = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 _MEANS: Final = [
     *("cost_share", "deciding_share", "regret", "regret_at_cost", "regret_cross_fitted"),
     *("regret_at_cost_cross_fitted", "behind_full", "rank_correlation"),
 ]
 
-Row = dict[str, Any]
-
 
 def verdicts(drawn: Drawn, confidence: float) -> pd.DataFrame:
     """Return a row per case and selector, method without a boundary, or oracle, with ``COLUMNS``."""
     rows = [row for one in drawn.values() for row in _of_case(one, confidence)]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.astype(dict.fromkeys(_INTEGERS, "Int64") | dict.fromkeys(_NUMBERS, float))
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
 def measured(table: pd.DataFrame) -> pd.DataFrame:
