@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = EvaluateRoom.load()
     asked = params.evaluate
     meta, test = read_prepared(args.prepared), read_examples(args.prepared, "test")
-    names = [f"{method}-seed{seed}" for method in params.compare.methods for seed in params.compare.seeds]
+    names = [f"{method}-seed{seed}" for method in params.compare.labels for seed in params.compare.seeds]
     records = {name: FineTuneRecord.load(args.models / name) for name in names}
     predictions = dict(_predictions(args, params, meta, test, records))
 
