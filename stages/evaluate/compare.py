@@ -139,7 +139,7 @@ def print_metrics(metrics: Metrics) -> None:
     shown = [name for name in SCORES if any(name in row.scores for row in rows.values())]
     table = Table("", title="On the test split", box=SIMPLE, pad_edge=False, collapse_padding=True)
     for heading in (*(SCORES[name] for name in shown), "FLOPs of full"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=heading == SCORES[metrics.quality])
     for name, row in rows.items():
         cells = [f"{row.scores[score].value:.3f}" if score in row.scores else "" for score in shown]
         lead = row.scores[metrics.quality]
