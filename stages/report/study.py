@@ -36,4 +36,9 @@ def study_section(found: StudyPage | None, figures: Mapping[str, str]) -> Sectio
 
 
 def _cell(cell: Shown) -> Cell:
-    return Cell(cell.replace("`", "")) if isinstance(cell, str) else Cell(cell[1], value=cell[0], numeric=True)
+    """A cell of the page; the interval of a number is small print below it."""
+    if isinstance(cell, str):
+        return Cell(cell.replace("`", ""))
+    value, text = cell
+    shown, bracket, ends = text.partition(" [")
+    return Cell(shown, bracket.strip() + ends, value, numeric=True)

@@ -43,8 +43,9 @@ def test_the_study_is_shown_with_its_headline_and_every_exact_number(page):
     assert 'id="study"' in page
     assert "probe: 0.44 points &lt;b&gt;worse&lt;/b&gt; than the best." in page
     assert "84 of 90 fine-tunes." in page
-    for value, text in ((0.53, "53 % + 150 %"), (-0.8125, "−0.81 [−1.50, 0.25]"), (0.28, "28 %")):
+    for value, text in ((0.53, "53 % + 150 %"), (-0.8125, "−0.81"), (0.28, "28 %")):
         assert f'<data value="{value}">{text}</data>' in page
+    assert "<small>[−1.50, 0.25]</small>" in page
     assert "salf*" in page
     assert "Docs only" not in page
 
