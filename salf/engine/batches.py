@@ -63,10 +63,7 @@ def read_examples(prepared: Path, split: str) -> list[Example]:
 def stream_examples(prepared: Path, split: str, rows: Rows | None = None) -> Iterator[Example]:
     """Yield a prepared split's examples in the file's order; memory stays at a stretch of the file.
 
-    Args:
-        prepared: the prepared data's folder.
-        split: its name.
-        rows: which rows, 0-based and ascending; all where absent.
+    ``rows`` are the 0-based numbers of the rows to read, ascending; all unless given.
 
     Raises:
         UserError: the split is missing.
@@ -236,8 +233,11 @@ class Split:
 
     def subset(self, index: Sequence[int]) -> "Split":
         """Some of the examples, with the same start."""
+        examples = [self.examples[i] for i in index]
+        if self.start is None:
+            return Split(examples, self.shared)
         places = [self.places[i] for i in index] if self.places else list(index)
-        return Split([self.examples[i] for i in index], self.shared, self.start, places)
+        return Split(examples, self.shared, self.start, places)
 
 
 def inference_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -22,7 +22,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def launch(module: str, argv: Sequence[str], processes: int) -> None:
-    """Run ``python -m module`` in so many processes that know each other, and wait for them.
+    """Run ``python -m module`` in several processes that know each other, and wait for them.
 
     Raises:
         UserError: one of them was killed.

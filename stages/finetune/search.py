@@ -102,14 +102,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Found:
-    """The result of a grid.
-
-    Attributes:
-        epochs: of every candidate.
-        best: the one that won on the validation split (see :func:`salf.rate_choice.choose`).
-        grid: every rate with its results.
-        states: where the passes over each split began; empty where nothing is frozen.
-    """
+    """The candidate that won, and every rate's results; ``states`` tells where passes over a split began, if frozen."""
 
     epochs: int
     best: Candidate

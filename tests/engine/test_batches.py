@@ -1,10 +1,12 @@
 """Batches: right tokens, right answer positions, every example once, little padding, unbiased order."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from salf.engine.batches import Batch, Example, inference_batches, training_batches
+from salf.engine.batches import Batch, Example, Split, inference_batches, training_batches
 
 
 def example(prompt, answer):
@@ -80,3 +82,14 @@ def test_rows_of_a_batch_are_its_tokens_and_nothing_else():
     for index in training_batches([len(e.inputs) for e in examples], 4, np.random.default_rng(0)):
         batch = Batch.of(examples, index, shared=1)
         assert batch.ids.tolist() == [token for i in index for token in examples[i].inputs[1:]]
+
+
+def test_a_subset_keeps_its_places_in_the_start_and_a_start_of_its_own_counts_anew():
+    """Boundary states are in the order of the split that they were computed for."""
+    start = object()
+    whole = Split([example(range(n), [9]) for n in range(3, 9)], 1, start)
+    part = whole.subset([4, 2, 5]).subset([2, 0])
+    assert [len(one.prompt_ids) for one in part.examples] == [8, 7]
+    assert part.batch([1, 0]).index.tolist() == [4, 5]
+    plain = replace(Split(whole.examples, 1).subset([4, 2, 5]), start=start)
+    assert plain.batch([0, 2]).index.tolist() == [0, 2]

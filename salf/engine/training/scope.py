@@ -26,11 +26,7 @@ from salf.settings import Finetune
 class LayerDraws:
     """Which layers train when; a draw follows from the seed and the interval's number alone.
 
-    Attributes:
-        depth: L, the number of layers to draw from.
-        layers: how many train at a time (the paper's gamma).
-        steps: optimizer steps of an interval (the paper's K).
-        seed: of the draws.
+    Of ``depth`` layers, ``layers`` train at a time (the paper's gamma), for ``steps`` optimizer steps (its K).
     """
 
     depth: int

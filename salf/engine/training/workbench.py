@@ -82,4 +82,4 @@ def begin_at(states: Mapping[str, Opened], splits: Splits, model: CausalModel) -
     """The splits with their boundary states as starts; unchanged where there are none."""
     if not states:
         return dict(splits)
-    return {name: replace(split, start=states[name].start_for(model)) for name, split in splits.items()}
+    return {name: replace(split, start=states[name].start_for(model), places=None) for name, split in splits.items()}
