@@ -117,7 +117,7 @@ def test_adapters_are_opened_by_peft_with_all_that_belongs_to_them(base):
     """Servers look for a base of exactly the recorded name: fastino-ai/GLiNER2#108."""
     settle(base, "generation_config.json", eos_token_id=2)
     folder = delivered(base, "salf+lora", epochs=3)
-    assert {file.name for file in (folder / "adapter").iterdir()} - {".work"} == {
+    assert {file.name for file in (folder / "adapter").iterdir()} - {".work", "README.md"} == {
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
