@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM
 
-from tests.salf.test_plan import artifact
+from tests.plan_data import artifact
 
 BOUNDARY = 2
 

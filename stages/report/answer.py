@@ -208,19 +208,17 @@ def _class_notes(facts: Facts) -> list[str]:
 
 
 def _baseline_notes(facts: Facts) -> list[str]:
+    """Baselines that the method does not beat, or whose interval overlaps its own."""
     if facts.partial is None:
         return []
-    apart = "It is better than {}: the intervals do not overlap."
-    near = "It is better than {}, but the intervals overlap."
-    above = "It is not better than {}."
-    groups: dict[str, list[str]] = {apart: [], near: [], above: []}
-    for name, words in BASELINES.items():
-        if (score := facts.baselines.get(name)) is None:
-            continue
-        better = (facts.partial.value < score.value) == facts.lower_is_better and facts.partial.value != score.value
-        group = above if not better else near if facts.partial.overlaps(score) else apart
-        groups[group].append(f"{words} ({decimal(score.value)})")
-    return [sentence.format(listing(names)) for sentence, names in groups.items() if names]
+    sign = -1 if facts.lower_is_better else 1
+    close = [
+        f"{words} ({decimal(score.value)})"
+        for name, words in BASELINES.items()
+        if (score := facts.baselines.get(name))
+        and (sign * facts.partial.value <= sign * score.value or facts.partial.overlaps(score))
+    ]
+    return [f"It is not better than {listing(close)}, or the intervals overlap."] if close else []
 
 
 def _certainty_notes(facts: Facts) -> list[str]:

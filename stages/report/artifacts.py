@@ -59,11 +59,7 @@ class Artifacts:
         example: a prompt of the training split, and its answer.
         runs, clocks: by the run's name (``salf-seed1``).
         hashes: SHA-256 by path, of the files that the page prints.
-        digests: SHA-256 of what other artifacts name by its hash: the splits, ``traces``, ``law``, ``gains``,
-            ``plan`` and ``metrics``, where they exist.
-        benchmarks: by the name of their file.
-        study_figures: SVG files of the study by name.
-        parameters: all of params.yaml.
+        digests: SHA-256 of what other artifacts name by its hash, where it exists.
         project: the project's folder, whose commit the page names.
     """
 

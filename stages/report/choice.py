@@ -1,7 +1,6 @@
 """The plan's choice: cost and benefit of every boundary, how certain the choice is, and each selector's choice."""
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterator, Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -10,15 +9,13 @@ from salf.methods import FIRST_N
 from salf.plan import FreezePlan
 from salf.plan_records import FrontierPoint, SelectedBoundary
 from salf.selectors import SELECTORS, SIGNALS
-from stages.common.figures.palette import ACCENT, INK, MUTED, colour, marker
-from stages.common.figures.svg import halo, place_labels
+from stages.common.figures.palette import ACCENT, MUTED, colour, marker
+from stages.common.figures.svg import place_labels
 from stages.report.artifacts import Artifacts
 from stages.report.depth import scores_figure
 from stages.report.figures import figure, in_percent
 from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
 from stages.report.wording import THIN, compact, count, decimal, flops, listing, moved_words, parameters, percent, size
-
-_MARKED: Final = ("full", "salf", "last-n")
 
 
 def frontier_section(artifacts: Artifacts) -> Section:
@@ -32,7 +29,7 @@ def frontier_section(artifacts: Artifacts) -> Section:
         f"{percent(chosen.flops_share)} of full fine-tuning’s FLOPs; with many epochs this tends to "
         f"{percent(chosen.flops_share_many_epochs)}, because the frozen layers run once."
     )
-    section.figures += [_benefit(plan), _cost(plan), _memory(plan)]
+    section.figures += [*_benefit(plan), _memory(plan)]
     section.tables.append(_frontier_table(plan))
     section.assumptions = [plan.cost_model.formula, *plan.cost_model.assumptions]
     return section
@@ -53,12 +50,8 @@ def certainty_section(artifacts: Artifacts) -> Section:
         "Boundary": lambda one: _boundary(plan, one[0], "chosen" if one[0] == plan.boundary else ""),
         "Gain": lambda one: number(one[1], compact),
         "Wins": lambda one: number(one[2], percent),
-        "FLOPs of full": lambda one: number(plan.frontier[one[0]].flops_share, percent),
-        "Trained layers": lambda one: number(plan.frontier[one[0]].trained_layers),
     }
-    caption = "The chosen boundary."
-    if plan.runners_up:
-        caption = f"The chosen boundary and its runners-up by {plan.gain} gain in {plan.quantity}."
+    caption = f"The chosen boundary and its runners-up by {plan.gain} gain in {plan.quantity}."
     section.tables.append(table("runners-up", caption, candidates, columns))
     return section
 
@@ -109,66 +102,36 @@ def _selectors_table(plan: FreezePlan, found: Mapping[str, SelectedBoundary]) ->
     return Table("selectors-table", caption, ("Selector", "Boundary", "FLOPs of full", "Why"), rows)
 
 
-def _benefit(plan: FreezePlan) -> Figure:
-    """What each boundary costs against what it leaves to train; efficient boundaries are joined."""
+def _benefit(plan: FreezePlan) -> Iterator[Figure]:
+    """What each boundary costs against what it leaves to train; nothing where the trace shows no reduction."""
     chosen = plan.frontier[plan.boundary]
-    known = [point for point in plan.frontier if point.remaining_reduction is not None]
-    if known:
-        benefit = {point.boundary: point.remaining_reduction or 0.0 for point in known}
-        what = f"share of reduction in {plan.quantity} above"
-        title = (
-            f"Above boundary {plan.boundary}: {percent(chosen.remaining_reduction)} of the reduction in "
-            f"{plan.quantity} for {percent(chosen.flops_share)} of the FLOPs"
-        )
-        caption = "Filled and joined: none is both cheaper and leaves more to train."
-    else:
-        known, benefit = list(plan.frontier), {point.boundary: point.observed for point in plan.frontier}
-        what, title, caption = f"{plan.quantity} there", f"The {plan.quantity} at each boundary’s space", ""
-    dots = [(point.flops_share, benefit[point.boundary]) for point in known]
+    benefit = {p: p.remaining_reduction for p in plan.frontier if p.remaining_reduction is not None}
+    if not benefit:
+        return
+    dots = [(point.flops_share, left) for point, left in benefit.items()]
 
     def paint(axes: Axes) -> None:
-        efficient = sorted((p.flops_share, benefit[p.boundary]) for p in known if p.efficient)
+        efficient = sorted((point.flops_share, left) for point, left in benefit.items() if point.efficient)
         axes.plot(*zip(*efficient, strict=True), color=MUTED, lw=1.2)
-        for point, dot in zip(known, dots, strict=True):
+        for point, dot in zip(benefit, dots, strict=True):
             axes.plot(*dot, "o", color=MUTED, ms=4.5, mfc=MUTED if point.efficient else "none", mew=1)
         axes.margins(x=0.06, y=0.12)
         axes.set_xlim(0, max(1.05, axes.get_xlim()[1]))
-        if plan.boundary in benefit:
-            x, y = chosen.flops_share, benefit[plan.boundary]
-            axes.plot(x, y, marker("salf"), color=ACCENT, markersize=9)
-            place_labels(axes, [(x, y, f"boundary {plan.boundary}", ACCENT)], dots)
+        if (y := chosen.remaining_reduction) is not None:
+            axes.plot(chosen.flops_share, y, marker("salf"), color=ACCENT, markersize=9)
+            place_labels(axes, [(chosen.flops_share, y, f"boundary {plan.boundary}", ACCENT)], dots)
         in_percent(axes.xaxis)
-        axes.set(xlabel="share of full fine-tuning’s FLOPs", ylabel=what)
+        axes.set(xlabel="share of full fine-tuning’s FLOPs", ylabel=f"share of reduction in {plan.quantity} above")
 
-    return figure("fig-frontier", title, f"A dot per boundary; the square is the chosen one. {caption}", paint)
-
-
-def _cost(plan: FreezePlan) -> Figure:
-    """FLOPs share of a whole fine-tune for every boundary, with cached and with recomputed boundary states."""
-    cached = [p.flops_share for p in plan.frontier]
-    uncached = [p.flops_share_uncached for p in plan.frontier]
-    marks = {
-        str(name): chosen.boundary
-        for name, chosen in plan.boundaries.items()
-        if name in _MARKED or name == plan.selector
-    }
-
-    def paint(axes: Axes) -> None:
-        axes.plot(range(len(uncached)), uncached, color=MUTED, linewidth=1.4, linestyle=(0, (4, 2)))
-        axes.plot(range(len(cached)), cached, color=INK, linewidth=1.8)
-        for method, boundary in marks.items():
-            axes.plot(boundary, cached[boundary], marker(method), color=colour(method), markersize=8)
-        top = 1.06 * max([*cached, *uncached])
-        axes.set(xlabel="last frozen layer", ylabel="share of full’s FLOPs", ylim=(0, top))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-        in_percent(axes.yaxis)
-        drawn = [dot for curve in (cached, uncached) for dot in enumerate(curve)]
-        place_labels(axes, [(k, cached[k], method, colour(method)) for method, k in marks.items()], drawn)
-        halo(axes.text(0.02, 0.03, "dashed: states recomputed", transform=axes.transAxes, color=MUTED))
-
-    title = f"Training above layer {plan.boundary} costs {percent(cached[plan.boundary])} of full fine-tuning’s FLOPs"
-    caption = "Cost of a whole fine-tune. Solid: the boundary states are computed once; dashed: again in every epoch."
-    return figure("fig-cost", title, caption, paint)
+    title = (
+        f"Above boundary {plan.boundary}: {percent(chosen.remaining_reduction)} of the reduction in "
+        f"{plan.quantity} for {percent(chosen.flops_share)} of the FLOPs"
+    )
+    caption = (
+        "A dot per boundary; the square is the chosen one. Filled and joined: none is both cheaper and leaves more to "
+        "train."
+    )
+    yield figure("fig-frontier", title, caption, paint)
 
 
 def _memory(plan: FreezePlan) -> Figure:

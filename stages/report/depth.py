@@ -1,17 +1,16 @@
 """The sections over depth: the trace, the fitted laws, the gain of every layer, and how stable the named layer is."""
 
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from salf.evidence import DepthLaw, FittedLaw, Numbers, SampleSize, ScalingLaw, Stability
+from salf.evidence import DepthLaw, FittedLaw, Numbers, SampleSize, Stability
 from salf.plan_records import SelectedBoundary
-from salf.selectors import OF_THE_POWER_LAW, Selector
+from salf.selectors import Selector
 from stages.common.figures.palette import ACCENT, INK, MUTED
 from stages.common.figures.svg import halo
 from stages.report.artifacts import Artifacts
@@ -98,11 +97,7 @@ def gains_section(artifacts: Artifacts) -> Section:
         wins = chosen.assign(value=chosen.win_share).drop(columns=["low", "high"])
         section.figures.append(_bars("fig-wins", title, "share of resamples won", wins, artifacts, remark))
     if law and found and (stability := found.stability.get(plan.gain)):
-        section.figures.append(_stability_figure(stability))
         section.tables.append(_stability_table(stability, law.confidence))
-    others: list[tuple[str, str]] = [(plan.quantity, gain) for gain in _GAINS if gain != plan.gain]
-    others += [(quantity, "observed") for quantity in _UNITS if quantity != plan.quantity]
-    section.figures += [f for quantity, gain in others if (f := _other_gain(gains, quantity, gain, artifacts))]
     return section
 
 
@@ -139,24 +134,12 @@ def _trace_figure(quantity: str, found: DepthLaw, boundary: int, confidence: flo
         over, side = axes.get_xaxis_transform(), "right" if right else "left"
         halo(axes.text(boundary, 0.97, text, transform=over, ha=side, va="top", color=INK))
 
-    half = _half_way(mean)
-    title = (
-        f"The {quantity} {'falls' if mean[-1] < mean[1] else 'does not fall'}: {decimal(mean[1], 2)} after layer 1, "
-        f"{decimal(mean[-1], 2)} after layer {layers}{f', half of the fall after layer {half}' if half else ''}"
-    )
+    title = f"The {quantity}: {decimal(mean[1], 2)} after layer 1, {decimal(mean[-1], 2)} after layer {layers}"
     caption = (
         f"Line: mean; dark band: its {percent(confidence)} interval; light band: p10–p90 of examples; dashed line: the "
         f"last frozen layer, {boundary}."
     )
     return figure(f"fig-trace-{quantity}", title, caption, paint)
-
-
-def _half_way(mean: Sequence[float]) -> int | None:
-    """The last space at which more than half of the reduction from space 1 to L is still to come."""
-    reduction = mean[1] - mean[-1]
-    if reduction <= 0:
-        return None
-    return max(k for k in range(1, len(mean)) if mean[k] - mean[-1] > reduction / 2)
 
 
 def _law_figure(quantity: str, found: DepthLaw) -> Figure:
@@ -248,53 +231,12 @@ def _bars(name: str, title: str, what: str, rows: pd.DataFrame, artifacts: Artif
     return figure(name, title, caption, paint, _LOW)
 
 
-def _other_gain(gains: pd.DataFrame, quantity: str, gain: str, artifacts: Artifacts) -> Figure | None:
-    rows = _rows(gains, quantity, gain)
-    if rows.empty:
-        return None
-    layer, _ = _largest(rows, "value", artifacts.plan.model.layers)
-    title = f"By the {_GAINS[gain]} in {quantity}, layer {layer} would win"
-    remark = _unused_words(quantity, gain, artifacts.law)
-    return _bars(f"fig-gain-{quantity}-{gain}", title, _GAINS[gain], rows, artifacts, remark)
-
-
-def _unused_words(quantity: str, gain: str, law: ScalingLaw | None) -> str:
-    """Why no selector uses a gain that rests on the power law over the whole depth, where that law does not fit."""
-    fitting = [name for name, found in law.quantities.items() if found.power_fits] if law else []
-    if gain not in OF_THE_POWER_LAW or quantity in fitting:
-        return ""
-    return f"No selector uses it here: it needs the power law over the whole depth, which does not fit the {quantity}."
-
-
 def _embedding_words(quantity: str, found: DepthLaw | None) -> str:
     amount = f" ({decimal(found.embedding_step)} in {quantity})" if found else ""
     return (
         f"The step from the embedding to layer 1{amount} is not a layer’s gain and never eligible, so the figures "
         "leave it out. The last layer is shown but cannot be the last frozen layer: nothing would be left to train."
     )
-
-
-def _stability_figure(found: Stability) -> Figure:
-    examples, most = [size.examples for size in found.sizes], count(found.sizes[-1].examples)
-
-    def paint(axes: Axes) -> None:
-        axes.axhline(found.stable_share, color=INK, **DASHED)
-        axes.plot(examples, [size.same_layer for size in found.sizes], "o-", color=ACCENT, linewidth=2, markersize=4)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(examples, [str(n) for n in examples])
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set(xlim=(examples[0] / 1.2, examples[-1] * 1.2), ylim=(0, 1.05))
-        axes.set(xlabel="examples drawn", ylabel=f"share that names layer {found.layer}")
-
-    title = f"{most} examples do not settle the layer"
-    if found.enough is not None:
-        title = f"{count(found.enough)} examples would have been enough to name layer {found.layer}"
-    caption = (
-        f"Line: share of draws in which layer {found.layer}, the one that all examples name, has the largest gain. "
-        f"Draws with replacement from the {most} traced examples replace fresh samples of each size. "
-        f"Dashed: {percent(found.stable_share)}, from which a choice counts as certain."
-    )
-    return figure("fig-stability", title, caption, paint)
 
 
 def _stability_table(found: Stability, confidence: float) -> Table:
@@ -306,7 +248,14 @@ def _stability_table(found: Stability, confidence: float) -> Table:
         ),
         "Named most often": _named_most_often,
     }
-    return table("stability", "The layer that samples of growing size would have named.", found.sizes, columns)
+    enough = "No sample settles the layer"
+    if found.enough is not None:
+        enough = f"{count(found.enough)} examples would have been enough to name layer {found.layer}"
+    caption = (
+        f"The layer that has the largest gain in samples of growing size, drawn with replacement. {enough}: "
+        f"a choice counts as certain from {percent(found.stable_share)} of the draws."
+    )
+    return table("stability", caption, found.sizes, columns)
 
 
 def _named_most_often(size: SampleSize) -> str:

@@ -21,15 +21,6 @@ from stages.report.wording import count, parameters, percent, size
 
 _TEXT_LIMIT: Final = 400
 _PROMPT_LIMIT: Final = 3000
-_TOOLS: Final = {
-    "peft": "PEFT",
-    "trl": "TRL",
-    "trainer": "transformers' Trainer",
-    "axolotl": "axolotl",
-    "llama-factory": "LLaMA-Factory",
-    "torchtune": "torchtune, trained parameters by name",
-    "names": "Trained parameters, by name",
-}
 # Outputs of the chain say nothing about the code that made them.
 _OUTPUTS: Final = (":(exclude)dvc.lock", ":(exclude)reports", ":(exclude)data")
 
@@ -43,7 +34,8 @@ def examples_section(artifacts: Artifacts) -> Section:
         return section
     runs = sorted(predictions.run.unique())
     run = next((r for r in runs if method and r.rsplit("-seed", 1)[0] == method.name), runs[0])
-    mine = predictions[predictions.run == run]
+    # The answers given with the highest probability; by identifier where there is none or two are equal.
+    mine = predictions[predictions.run == run].sort_values(["probability", "example_id"], ascending=[False, True])
     full = next((r for r in runs if r.startswith("full-seed") and r != run), None)
     rows = predictions[predictions.run == full]
     other = dict(zip(rows.example_id, rows.predicted.astype(str), strict=True))
@@ -53,7 +45,7 @@ def examples_section(artifacts: Artifacts) -> Section:
     )
     for word, each, most in (("wrong", mine[~mine.correct], -(-shown // 2)), ("right", mine[mine.correct], shown // 2)):
         if not each.empty:
-            body = [_example(row, other if full else None) for row in _most_probable(each, most).itertuples()]
+            body = [_example(row, other if full else None) for row in each.head(most).itertuples()]
             headings = ["Text", "Label", "Predicted", *([full] if full else [])]
             section.tables.append(Table(f"examples-{word}", f"Test examples that {run} got {word}.", headings, body))
     return section
@@ -116,7 +108,7 @@ def exports_section(artifacts: Artifacts) -> Section:
     section.sentences += artifacts.plan.exports.notes
     for name, form in FORMATS.items():
         try:
-            section.code.append((_TOOLS[name], form(artifacts.plan)))
+            section.code.append((f"salf export --format {name}", form(artifacts.plan)))
         except UserError as refused:
             section.sentences += [str(refused)] * (str(refused) not in section.sentences)
     return section
@@ -133,20 +125,16 @@ def identity_section(artifacts: Artifacts) -> Section:
         section.sentences.append(f"Made from commit {head}{'' if changed else ','} {state}.")
     here = Machine.here()
     facts = {**here.model_dump(exclude_none=True, exclude={"memory_bytes"}), "memory": size(here.memory_bytes)}
-    headings = ("Artifact", "SHA-256")
     section.tables += [
-        _flat("hashes", "SHA-256 of the artifacts on this page.", artifacts.hashes, headings),
+        _flat("hashes", "SHA-256 of the artifacts on this page.", artifacts.hashes),
         _flat("versions", "Versions on the machine that rendered the page.", versions()),
         _flat("machine", "The machine that rendered the page.", facts),
         *_machines(artifacts.clocks),
+        _flat("parameters", "All parameters (params.yaml).", artifacts.parameters, folded=True),
     ]
     if artifacts.trace:
         record = artifacts.trace.model_dump()
-        section.tables.insert(1, _flat("trace-record", "The trace's own record.", record, folded=True))
-    headings = ("Parameter", "Value")
-    section.tables.append(
-        _flat("parameters", "All parameters (params.yaml).", artifacts.parameters, headings, folded=True)
-    )
+        section.tables.append(_flat("trace-record", "The trace's own record.", record, folded=True))
     return section
 
 
@@ -164,15 +152,8 @@ def commit(folder: Path) -> tuple[str | None, list[str]]:
     return head.decode().strip(), sorted(changed)
 
 
-def _flat(
-    name: str,
-    caption: str,
-    value: Mapping[str, Any],
-    headings: tuple[str, str] = ("Name", "Value"),
-    *,
-    folded: bool = False,
-) -> Table:
-    return Table(name, caption, headings, _leaves(value, ""), folded)
+def _flat(name: str, caption: str, value: Mapping[str, Any], *, folded: bool = False) -> Table:
+    return Table(name, caption, ("Name", "Value"), _leaves(value, ""), folded)
 
 
 def _leaves(value: Any, name: str) -> list[tuple[str, str]]:
@@ -224,17 +205,8 @@ def _frequency(meta: PreparedRecord, split: str, label: str) -> str:
     return percent(here, 1) if source is None or source == here else f"{percent(here, 1)}, source {percent(source, 1)}"
 
 
-def _most_probable(rows: pd.DataFrame, most: int) -> pd.DataFrame:
-    """The answers given with the highest probability; by identifier where there is none or two are equal."""
-    return rows.sort_values(["probability", "example_id"], ascending=[False, True]).head(most)
-
-
 def _example(row: Any, other: Mapping[str, str] | None) -> list[Cell]:
     text = row.text if len(row.text) <= _TEXT_LIMIT else f"{row.text[:_TEXT_LIMIT]} …"
-    known = row.probability is not None and not pd.isna(row.probability)
-    cells = [
-        Cell(text, mark="text"),
-        Cell(row.label),
-        Cell(row.predicted, f"probability {percent(row.probability)}" if known else ""),
-    ]
+    probability = "" if pd.isna(row.probability) else f"probability {percent(row.probability)}"
+    cells = [Cell(text, mark="text"), Cell(row.label), Cell(row.predicted, probability)]
     return cells if other is None else [*cells, Cell(other.get(row.example_id, ""))]

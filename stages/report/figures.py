@@ -1,4 +1,4 @@
-"""Figures that compare methods: quality against cost, shares of cost, learning curves.
+"""Figures that compare methods: quality against cost, learning curves.
 
 Boundaries given by hand (``freeze-<k>``) are a grid and drawn as one thing, not as ten methods.
 """
@@ -13,22 +13,19 @@ from matplotlib.ticker import PercentFormatter
 
 from salf.methods import frozen_by_name
 from salf.metrics import SCORES, Interval
-from stages.common.figures.palette import CARD, MUTED, colour, marker
-from stages.common.figures.svg import HEIGHT, halo, panel, place_labels
+from stages.common.figures.palette import MUTED, colour, marker
+from stages.common.figures.svg import HEIGHT, panel, place_labels
 from stages.report.artifacts import Method
 from stages.report.parts import Figure
 
 Style = dict[str, Any]  # keyword arguments of matplotlib
 DASHED: Final[Style] = {"linewidth": 1, "linestyle": (0, (3, 2))}
-_COSTS: Final = {"FLOPs": "o", "training time": "D", "peak memory": "s"}  # marks
-_ROW: Final = 21  # height of a method's row, px
 _NAMED: Final = 3  # methods of a larger grid are labelled by their numbers
-_PALEST: Final = 0.35
 
 Dots = Sequence[tuple[float, float]]
 
 
-def quality_cost(title: str, metric: str, methods: Sequence[Method], baselines: Mapping[str, Interval]) -> Figure:
+def quality_cost(metric: str, methods: Sequence[Method], baselines: Mapping[str, Interval]) -> Figure:
     """Draw a score with its interval against the share of full fine-tuning's FLOPs; baselines are lines."""
     labels = labels_of([m.name for m in methods])
     share = {m.name: m.record.flops_share or 0.0 for m in methods}
@@ -48,73 +45,28 @@ def quality_cost(title: str, metric: str, methods: Sequence[Method], baselines: 
         axes.margins(y=0.12)
         in_percent(axes.xaxis)
         axes.set(xlabel="share of full fine-tuning’s FLOPs", ylabel=f"test {SCORES[metric]}")
-        _baseline_names(axes, baselines)
         strokes = [dot for n, s in scores.items() for dot in along([(share[n], s.low), (share[n], s.high)])]
         right = axes.get_xlim()[1]
         strokes += [dot for b in baselines.values() for dot in along([(0.0, b.value), (right, b.value)])]
         marks = [(share[name], score.value, labels[name], colour(name)) for name, score in scores.items()]
+        marks += [(0.0, baseline.value, name, MUTED) for name, baseline in baselines.items()]
         place_labels(axes, marks, [*strokes, *along(grid)])
 
     caption = (
         "A marker per method; vertical strokes: interval over the test examples. Dashed lines: baselines without "
         f"fine-tuning.{numbers_words(labels)}"
     )
+    title = f"{SCORES[metric][0].upper()}{SCORES[metric][1:]} against cost"
     return figure("fig-quality", title, caption, paint, 290)
 
 
-def cost_shares(methods: Sequence[Method]) -> Figure:
-    """Draw what each method costs relative to full fine-tuning: a row per method, a mark per kind of cost."""
-    shares = {}
-    for m in methods:
-        costs = (m.record.flops_share, m.measured.seconds_share, m.measured.peak_memory_share)
-        if known := {kind: share for kind, share in zip(_COSTS, costs, strict=True) if share is not None}:
-            shares[m.name] = known
-    kinds = [kind for kind in _COSTS if any(kind in costs for costs in shares.values())]
-
-    def ground(kind: str, method: str) -> str:  # the first kind is filled, the others are open
-        return colour(method) if kind == kinds[0] else CARD
-
-    def paint(axes: Axes) -> None:
-        for row, (method, costs) in enumerate(shares.items()):
-            ink = colour(method)
-            axes.plot([min(costs.values()), max(costs.values())], [row, row], color=ink, lw=1.6, alpha=0.5)
-            for kind, share in costs.items():
-                axes.plot(share, row, _COSTS[kind], color=ink, ms=8, mfc=ground(kind, method))
-        for kind in kinds:
-            axes.plot([], [], _COSTS[kind], color=MUTED, ms=7, mfc=ground(kind, ""), label=kind)
-        axes.axvline(1, color=MUTED, **DASHED)
-        axes.set_xlim(0, 1.08 * max([1.0, *(share for costs in shares.values() for share in costs.values())]))
-        axes.set_ylim(len(shares) - 0.5, -0.5)
-        axes.set_yticks(range(len(shares)), list(shares))
-        for label, method in zip(axes.get_yticklabels(), shares, strict=True):
-            label.set(color=colour(method), fontweight="bold")
-        in_percent(axes.xaxis)
-        axes.set_xlabel("share of full fine-tuning’s")
-        place: Style = {"loc": "lower center", "bbox_to_anchor": (0.45, 1.0), "ncols": 3}
-        axes.legend(frameon=False, handletextpad=0.1, columnspacing=1, **place)
-
-    title = "Cost of each method relative to full fine-tuning"
-    caption = "A row per method. Time and memory are measured, FLOPs counted. Dashed line: full fine-tuning."
-    return figure("fig-shares", title, caption, paint, max(290, 110 + _ROW * len(shares)))
-
-
 def learning_curves(name: str, what: str, cost: str, lines: Mapping[str, tuple[str, Dots]]) -> Figure:
-    """Draw a validation score against the compute spent so far, a line per run.
-
-    Args:
-        name: of the figure.
-        what: the score.
-        cost: label of the horizontal axis.
-        lines: of every run its method, and (cost, score) in the order of training. The deeper boundaries of a grid
-            are paler.
-    """
-    methods = list(dict.fromkeys(method for method, _ in lines.values()))
-    labels, solid = labels_of(methods), opacity(methods)
+    """Draw a validation score against the compute spent so far; ``lines``: of every run its method and its dots."""
+    labels = labels_of(dict.fromkeys(method for method, _ in lines.values()))
 
     def paint(axes: Axes) -> None:
         for method, dots in lines.values():
-            style: Style = {"marker": marker(method), "color": colour(method), "alpha": solid[method]}
-            axes.plot(*zip(*dots, strict=True), markersize=5, lw=1.8, **style)
+            axes.plot(*zip(*dots, strict=True), marker=marker(method), color=colour(method), markersize=5, lw=1.8)
         axes.margins(x=0.06, y=0.14)
         axes.set_xlim(0, axes.get_xlim()[1] * 1.08)
         if "share" in cost:
@@ -151,13 +103,6 @@ def numbers_words(labels: Mapping[str, str]) -> str:
     return f" A number is the last frozen layer of a boundary given by hand: {', '.join(numbers)}." if numbers else ""
 
 
-def opacity(methods: Collection[str]) -> dict[str, float]:
-    """The opacity of each method's line: in a grid, deeper boundaries are paler."""
-    grid = grid_of(methods)
-    fading = (1 - _PALEST) / max(1, len(grid) - 1)
-    return {method: 1 - fading * grid.index(method) if method in grid else 1.0 for method in methods}
-
-
 def in_percent(axis: Axis) -> None:
     """Write the shares on an axis as percentages."""
     axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -170,14 +115,3 @@ def along(line: Dots, steps: int = 16) -> list[tuple[float, float]]:
         for (x0, y0), (x1, y1) in pairwise(line)
         for i in range(steps + 1)
     ]
-
-
-def _baseline_names(axes: Axes, baselines: Mapping[str, Interval]) -> None:
-    """Names of the dashed lines at the left; where two are close, the upper one further right."""
-    previous = None
-    for text, baseline in sorted(baselines.items(), key=lambda item: item[1].value):
-        height = axes.transLimits.transform((0, baseline.value))[1]
-        left = 0.34 if previous is not None and height - previous < 0.09 else 0.01
-        over = axes.get_yaxis_transform()
-        halo(axes.text(left, baseline.value, text, transform=over, va="bottom", color=MUTED, fontsize=10))
-        previous = height

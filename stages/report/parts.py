@@ -67,16 +67,6 @@ class Figure:
     caption: str = ""
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """A node of the lineage: lines of (text, hash, whether it differs), and (artifact read, how its hash compares)."""
-
-    key: str
-    title: str
-    lines: Sequence[tuple[str, str, bool]]
-    read: Sequence[tuple[str, str]] = ()
-
-
 @dataclass
 class Section:
     """A section of the page; ``short`` is its name in the table of contents.
@@ -90,7 +80,6 @@ class Section:
     heading: str
     sentences: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
-    lineage: list[Artifact] = field(default_factory=list)
     prompt: tuple[str, str] | None = None
     tables: list[Table] = field(default_factory=list)
     assumptions: list[str] = field(default_factory=list)

@@ -7,7 +7,7 @@ from salf.metrics import SCORES, Baseline, Interval
 from salf.records import FineTuneRecord, PreparedRecord
 from stages.common.figures.palette import variable
 from stages.report.artifacts import SPLITS, Artifacts, Method
-from stages.report.figures import cost_shares, learning_curves, quality_cost
+from stages.report.figures import learning_curves, quality_cost
 from stages.report.parts import Cell, Columns, Section, Table, number, table
 from stages.report.wording import (
     THIN,
@@ -50,7 +50,7 @@ def quality_section(artifacts: Artifacts) -> Section:
     priced = [m for m in compared if m.record.flops_share is not None]
     if priced:
         lines = {name: baseline.scores[metric] for name, baseline in plain.items() if metric in baseline.scores}
-        section.figures += [quality_cost(_seen(compared, metric), metric, priced, lines), cost_shares(compared)]
+        section.figures.append(quality_cost(metric, priced, lines))
     return section
 
 
@@ -91,7 +91,7 @@ def label_shares(meta: PreparedRecord, split: str, counts: str = "label_counts")
 
 
 def label_sentences(meta: PreparedRecord) -> list[str]:
-    """What was balanced over the labels, their frequencies, and labels with too few test examples for intervals."""
+    """Which splits were balanced over the labels, and labels with too few test examples for intervals."""
     shares = {split: found for split in SPLITS if (found := label_shares(meta, split))}
     if not shares:
         return []
@@ -104,8 +104,7 @@ def label_sentences(meta: PreparedRecord) -> list[str]:
         words += f" The source’s label frequencies remain in {listing(kept)}."
     if "test" in balanced:
         words += " Test scores are therefore those of equal label frequencies, not of the source’s."
-    ranges = [f"{split} {_range(found)}" for split, found in shares.items()]
-    sentences = [words, f"Label frequencies, lowest to highest: {'; '.join(ranges)}."]
+    sentences = [words]
     tested = meta.splits["test"].label_counts if "test" in shares else {}
     few = [f"{name} ({tested.get(name, 0)})" for name in shares.get("test", {}) if tested.get(name, 0) < _FEW]
     if few:
@@ -115,12 +114,6 @@ def label_sentences(meta: PreparedRecord) -> list[str]:
             "balanced accuracy and macro-F1 is too narrow."
         )
     return sentences
-
-
-def _range(shares: Mapping[str, float]) -> str:
-    rare, common = (pick(shares, key=lambda label: shares[label]) for pick in (min, max))
-    low, high = percent(shares[rare], 1), percent(shares[common], 1)
-    return f"{low} each" if low == high else f"{low} ({rare}) to {high} ({common})"
 
 
 def _scores_table(compared: list[Method], plain: Mapping[str, Baseline], metric: str) -> Table:
@@ -196,17 +189,6 @@ def place_in_grid(run: FineTuneRecord) -> str:
         return ""
     ends = {tried[0]: "the lowest tried", tried[-1]: "the highest tried"}
     return ends.get(run.learning_rate, f"of {len(tried)} tried")
-
-
-def _seen(compared: list[Method], metric: str) -> str:
-    pick, word = (min, "Lowest") if metric == "loss" else (max, "Highest")
-    top = pick(compared, key=lambda m: m.record.scores[metric].value)
-    priced = [(m.record.flops_share, m.name) for m in compared if m.record.flops_share is not None]
-    share, cheapest = min(priced, key=lambda one: one[0])
-    gap = top.record.differences.get(metric)
-    unsure = top.name != "full" and gap is not None and gap.includes_zero
-    lead = " (not significantly different from full)" if unsure else ""
-    return f"{word} {SCORES[metric]}: {top.name}{lead}; cheapest: {cheapest} at {percent(share)} of full’s FLOPs"
 
 
 def _named(method: str) -> Cell:

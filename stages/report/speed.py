@@ -22,9 +22,6 @@ def speed_section(artifacts: Artifacts) -> Section | None:
     for name, benchmark in artifacts.benchmarks.items():
         section.sentences.append(_machine(name, benchmark))
         section.tables.append(_targets(name, benchmark))
-        if missed := [(target.name, target.why) for target in benchmark.targets if target.why]:
-            caption = f"{name}: where the time goes where a target is missed."
-            section.tables.append(Table(f"speed-missed-{name}", caption, ("Target", "Where the time goes"), missed))
         for place, model in enumerate(benchmark.models):
             section.tables += _of_model(f"{name}-{place}", model)
         section.tables.append(_processes(name, benchmark))
@@ -46,6 +43,7 @@ def _targets(name: str, benchmark: Benchmark) -> Table:
         "Value": lambda one: number(one.value, compact),
         "Worst at": lambda one: one.where,
         "Met": lambda one: "yes" if one.met else "no",
+        "Where the time goes": lambda one: one.why or "",
     }
     return table(f"speed-targets-{name}", f"{name}: targets.", benchmark.targets, columns)
 

@@ -20,7 +20,7 @@ from salf.records import BaseRecord
 from stages.finetune.save import Base, save_model
 from tests.engine.training.tiny_training import params, run
 from tests.finetune.test_heads import write_base
-from tests.salf.test_plan import artifact
+from tests.plan_data import artifact
 
 END = 40
 PROMPT, ANSWER = (5, 6, 7, 8), (30, 31)

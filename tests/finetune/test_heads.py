@@ -18,7 +18,8 @@ from salf.methods import method_of
 from salf.plan import FreezePlan
 from stages.finetune.save import Base, save_model
 from tests.engine.training.tiny_training import SHARED, params, run
-from tests.salf.test_plan import LAYERS, artifact, tiny
+from tests.plan_data import LAYERS, artifact
+from tests.salf.test_plan import tiny
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

@@ -39,7 +39,7 @@ from salf.records import (
 )
 from stages.report.__main__ import _PLACES, main
 from tests.fine_tune_records import fine_tune_clock, fine_tune_record
-from tests.salf.test_plan import artifact, point, selected
+from tests.plan_data import artifact, point, selected
 
 LAYERS = 30
 SPLITS = {"train": 384, "validation": 96, "test": 240}  # rows

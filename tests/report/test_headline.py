@@ -129,10 +129,12 @@ def test_baselines_that_are_not_beaten_are_named() -> None:
     }
     notes = headline(facts(baselines=plain_scores, seeds=3)).notes
     assert notes == (
-        "It is better than the untrained model (0.310): the intervals do not overlap.",
-        "It is better than the majority class (0.500), but the intervals overlap.",
-        "It is not better than TF-IDF + logistic regression (0.600).",
+        "It is not better than the majority class (0.500) and TF-IDF + logistic regression (0.600), or the intervals "
+        "overlap.",
     )
+    losses = {name: of(score.value + 0.3, score.low + 0.3, score.high + 0.3) for name, score in plain_scores.items()}
+    (note,) = headline(facts(metric="loss", partial=of(0.8, 0.75, 0.81), baselines=losses)).notes
+    assert note.startswith("It is not better than the untrained model (0.610) and the majority class (0.800), or")
 
 
 def test_uneven_labels_bring_all_scores_over_classes_together() -> None:

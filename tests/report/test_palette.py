@@ -3,7 +3,7 @@
 import pytest
 
 from stages.common.figures.palette import INKS, MUTED, colour, marker, variable
-from stages.report.figures import grid_of, labels_of, numbers_words, opacity
+from stages.report.figures import grid_of, labels_of, numbers_words
 from tests.conftest import PROJECT
 
 
@@ -41,10 +41,3 @@ def test_a_small_grid_keeps_its_names_and_a_large_one_is_numbered():
     assert numbers_words(labels_of(few)) == ""
     assert labels_of(many) == {"salf": "salf", "freeze-20": "20", "freeze-0": "0", "freeze-5": "5", "freeze-10": "10"}
     assert "20, 0, 5, 10" in numbers_words(labels_of(many))
-
-
-def test_deeper_boundaries_are_paler_and_all_are_seen():
-    found = opacity(["full", "freeze-8", "freeze-15", "freeze-30"])
-    assert found["full"] == found["freeze-8"] == 1
-    assert 1 > found["freeze-15"] > found["freeze-30"] >= 0.3
-    assert opacity(["freeze-8"]) == {"freeze-8": 1}

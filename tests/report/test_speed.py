@@ -83,17 +83,15 @@ def test_a_benchmark_is_shown_with_its_machine_and_every_exact_number(page_with)
     assert "start of finetune+lora" in page
 
 
-def test_a_missed_target_says_below_the_targets_where_the_time_goes(page_with):
-    page = page_with(benchmark=benchmark())
-    targets, missed = (page.index(f'id="table-speed-{name}-benchmark"') for name in ("targets", "missed"))
-    assert targets < missed < page.index("Epochs 2 to 3 took 3 s for 2 s.") < page.index('id="table-speed-benchmark-0"')
+def test_a_missed_target_says_where_the_time_goes(page_with):
+    table = page_with(benchmark=benchmark()).partition('id="table-speed-targets-benchmark"')[2].partition("</table>")[0]
+    assert "Epochs 2 to 3 took 3 s for 2 s." in table
 
 
 def test_a_benchmark_from_before_reasons_were_told_is_still_shown(page_with):
     before = [{key: value for key, value in one.items() if key != "why"} for one in benchmark()["targets"]]
     page = page_with(benchmark=benchmark(targets=before))
     assert "1 of 2 targets met" in page
-    assert "speed-missed" not in page
 
 
 def test_kept_benchmarks_of_other_machines_stand_beside_it(page_with):

@@ -8,7 +8,8 @@ from salf.errors import UserError
 from salf.parameters import NetworkParameters
 from salf.plan import apply_freeze_plan
 from tests.engine.models.tiny import tiny_network
-from tests.salf.test_plan import LAYERS, saved, tiny
+from tests.plan_data import LAYERS
+from tests.salf.test_plan import saved, tiny
 
 ADAPTERS = {
     "lora": LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
