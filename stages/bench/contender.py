@@ -130,10 +130,11 @@ class Contender:
             raise RuntimeError(f"contender {self._make.__name__}, {request}: {reply}\n{self._last_lines()}")
         return reply
 
-    def warm(self, **request: Any) -> None:
-        """Run ``request`` if the process is not started: what happens once in a process is not compared."""
+    def ask_warm(self, first: dict[str, Any], request: dict[str, Any]) -> Measured:
+        """Run ``request``; a process that is not started runs ``first`` before: what happens once is not compared."""
         if self._pipe is None:
-            self.ask(**request)
+            self.ask(**first)
+        return self.ask(**request)
 
     def stop(self) -> None:
         """End the process."""

@@ -14,9 +14,9 @@ from salf.settings import Device
 from stages.bench import processes
 from stages.bench.contender import Contender, Kept
 from stages.bench.ours import BasisSolver
-from stages.bench.rounds import OURS, TRAINER, FineTunes, Grid, measure_fine_tunes, measure_tracing
+from stages.bench.rounds import OURS, TRAINER, FineTunes, Plan, measure_fine_tunes, measure_tracing
 from stages.bench.targets import targets
-from stages.bench.workloads import EMBEDDED, SHAPES, Prepared, Task, embedded_task, random_task, real_task
+from stages.bench.workloads import EMBEDDED, SHAPES, Task, embedded_task, random_task, real_task
 from stages.common.benchmark import Bases, Benchmark, Deciding, ModelResult, Spread
 
 DECIDING_EPOCHS: Final = 3  # of the full fine-tune that deciding is held against
@@ -24,45 +24,17 @@ _BASES_TOKENS: Final = 256
 _NOISY: Final = 1.25  # slowest over fastest repeat of the same run, from which on a note says so
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a benchmark measures; ``epochs`` and ``allocator`` are those of :class:`Grid`.
-
-    Attributes:
-        models: names of workloads: ``embedded`` or a shape's.
-        quarters: boundaries, in quarters of the depth.
-        repeats: rounds.
-        starts: rounds of processes that only start, and of a ``dvc repro`` with nothing to do.
-        training_seconds, tracing_seconds: wanted for each model.
-        stages: stages whose start is measured.
-        bases: vocabulary and hidden size of the head whose bases are solved; ``None``: left out.
-    """
-
-    quick: bool
-    models: Sequence[str]
-    batch_size: int
-    quarters: Sequence[int]
-    epochs: Sequence[int]
-    repeats: int
-    starts: int
-    training_seconds: float
-    tracing_seconds: float
-    allocator: bool
-    stages: Sequence[str]
-    bases: tuple[int, int] | None
-
-
 def measure(plan: Plan, device: Device, folder: Path) -> Benchmark:
     """Measure everything; what is in ``folder`` from a run that was stopped is not measured again."""
     return _Run(plan, device, folder, Kept(folder / "measured.json")).benchmark()
 
 
-def task_of(name: str, folder: Path, batch_size: int, device: Device) -> tuple[Task, Prepared | None]:
-    """A workload by its name; the embedded one with its project folder. What has to be made goes into ``folder``."""
+def task_of(name: str, folder: Path, batch_size: int, device: Device) -> tuple[Task, Path | None]:
+    """A workload by its name, made in ``folder``; the embedded one with its project folder."""
     if name != EMBEDDED:
         return random_task(name, SHAPES[name], folder / name, batch_size, device), None
     prepared = embedded_task(folder / EMBEDDED)
-    return real_task(prepared.base, prepared.data, batch_size, device), prepared
+    return real_task(prepared, batch_size, device), prepared
 
 
 @dataclass(frozen=True)
@@ -102,20 +74,17 @@ class _Run:
         )
 
     def _model(self, task: Task) -> tuple[ModelResult, FineTunes]:
-        plan, layers = self.plan, task.layers
-        boundaries = sorted({layers * quarter // 4 for quarter in plan.quarters})
-        grid = Grid(boundaries, plan.epochs, layers // 2, plan.repeats, plan.training_seconds, plan.allocator)
-        tunes = measure_fine_tunes(task, grid, self.kept, self.folder)
+        tunes = measure_fine_tunes(task, self.plan, self.kept, self.folder)
         result = ModelResult(
             workload=task.described(tunes.examples),
             points=tunes.points(),
             memory=tunes.memory(),
             allocator=tunes.allocator(),
-            tracing=measure_tracing(task, plan.repeats, plan.tracing_seconds, self.kept, self.folder),
+            tracing=measure_tracing(task, self.plan, self.kept, self.folder),
         )
         return result, tunes
 
-    def _deciding(self, prepared: Prepared, rows: int, tunes: FineTunes) -> Deciding:
+    def _deciding(self, prepared: Path, rows: int, tunes: FineTunes) -> Deciding:
         laps = processes.deciding(prepared, self.plan.repeats, self.kept)
         together = Spread.of([sum(stages) for stages in zip(*laps.values(), strict=True)])
 

@@ -2,22 +2,22 @@
 
 import tempfile
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from salf.engine.batches import Example, inference_batches
+from salf.engine.prefix import IGNORED
 from salf.engine.runtime import find_runtime
 from stages.bench.contender import Lap, now
 from stages.bench.workloads import RATE, Task
 from stages.common.params import load_params
 from stages.trace.basis import semantic_bases
-
-IGNORED: Final = -100  # a label that counts for nothing, by transformers' convention
 
 
 class HuggingFaceTrainer:
@@ -122,14 +122,13 @@ def labelled(example: Example) -> dict[str, list[int]]:
 
 def pad(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
     """A batch padded on the right to its longest row."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
 
-    def grid(name: str, filler: int) -> Tensor:
-        return torch.tensor([row[name] + [filler] * (longest - len(row[name])) for row in rows])
+    def grid(parts: list[Tensor], filler: int) -> Tensor:
+        return pad_sequence(parts, batch_first=True, padding_value=filler)
 
-    mask = (torch.arange(longest) < lengths[:, None]).long()
-    return {"input_ids": grid("input_ids", 0), "labels": grid("labels", IGNORED), "attention_mask": mask}
+    ids, labels = ([torch.tensor(row[name]) for row in rows] for name in ("input_ids", "labels"))
+    mask = [torch.ones_like(row) for row in ids]
+    return {"input_ids": grid(ids, 0), "labels": grid(labels, IGNORED), "attention_mask": grid(mask, 0)}
 
 
 class Forward:

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
 from salf.engine.prefix import collate_states, prefix_states
 from salf.engine.runtime import find_runtime, machine_facts
@@ -18,7 +15,7 @@ from salf.engine.suffix import suffix
 from salf.ledger import Machine
 from stages.bench.contender import Kept, Lap, now
 from stages.bench.others import HuggingFaceTrainer
-from stages.bench.rounds import ask_warm, in_turn, started
+from stages.bench.rounds import in_turn, started
 from stages.bench.workloads import Task
 from stages.common.benchmark import CachedPoint, PrefixBenchmark, Spread
 
@@ -55,8 +52,7 @@ def measure_prefix(task: Task, examples: int, repeats: int, kept: Kept, logs: Pa
         for boundary, cached in runs:
             request = {"boundary": boundary, "cached": cached}
             asked[f"{task.name}: prefix, {boundary}, {cached}, {examples} examples"] = partial(
-                ask_warm,
-                contenders["cached" if cached else "recomputed"],
+                contenders["cached" if cached else "recomputed"].ask_warm,
                 {**request, "epochs": 1, "examples": 2 * task.batch_size},
                 {**request, "epochs": max(EPOCHS), "examples": examples},
             )
@@ -89,18 +85,14 @@ def _point(laps: dict[Run, list[list[float]]], boundary: int, epochs: int) -> Ca
     )
 
 
-def print_prefix(benchmark: PrefixBenchmark, console: Console) -> None:
+def print_prefix(benchmark: PrefixBenchmark) -> None:
     """Print how many times as fast the Trainer is with the cached prefix."""
     work = benchmark.workload
-    title = f"{work.model}: {work.examples} examples of {work.mean_tokens:.0f} tokens, batches of {work.batch_size}"
-    caption = "Times as fast as the same Trainer run without the cache (same layers frozen; everything trained)."
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=SIMPLE)
-    for heading in ("boundary", "epochs", "seconds", "prefix pass", "frozen", "full"):
-        table.add_column(heading, justify="right")
-    for point in benchmark.points:
-        ratios = (
-            f"{one.median:.2f} ({one.low:.2f}–{one.high:.2f})" for one in (point.trainer_frozen, point.trainer_full)
+    print(f"{work.model}: {work.examples} examples of {work.mean_tokens:.0f} tokens, batches of {work.batch_size};")
+    print("times as fast as the same Trainer without the cache, with the same layers frozen and with none:")
+    for one in benchmark.points:
+        frozen, full = (
+            f"{of.median:.2f} ({of.low:.2f}–{of.high:.2f})" for of in (one.trainer_frozen, one.trainer_full)
         )
-        share = f"{point.prefix_share.median:.0%}"
-        table.add_row(str(point.boundary), str(point.epochs), f"{point.seconds.median:.2f}", share, *ratios)
-    console.print(table)
+        took = f"{one.seconds.median:.2f} s, {one.prefix_share.median:.0%} of it the frozen pass"
+        print(f"boundary {one.boundary}, epochs {one.epochs}: {frozen}, {full} ({took})")

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from salf.engine.progress import progress
 from stages.bench.contender import Kept
-from stages.bench.workloads import Prepared, stage_environment
+from stages.bench.workloads import stage_environment
 from stages.common.benchmark import Spread
 
 
@@ -51,8 +51,8 @@ def no_op_repro(repeats: int, kept: Kept) -> Spread | str:
     return Spread.of([kept.once(f"dvc repro, round {round_}", lambda: _time(repro)) for round_ in range(repeats)])
 
 
-def deciding(prepared: Prepared, repeats: int, kept: Kept) -> dict[str, list[float]]:
-    """Seconds of the stages trace, fit and plan, by stage and round; the parameters are those of the folder."""
+def deciding(prepared: Path, repeats: int, kept: Kept) -> dict[str, list[float]]:
+    """Seconds of the stages trace, fit and plan in the folder of the embedded task, by stage and round."""
     rounds: list[dict[str, float]] = []
     with progress("deciding: trace, fit and plan", repeats, "rounds") as advance:
         for round_ in range(repeats):
@@ -61,18 +61,17 @@ def deciding(prepared: Prepared, repeats: int, kept: Kept) -> dict[str, list[flo
     return {stage: [laps[stage] for laps in rounds] for stage in rounds[0]}
 
 
-def _decide(prepared: Prepared) -> dict[str, float]:
-    """One after the other in a folder of their own: each needs what the one before it wrote."""
+def _decide(prepared: Path) -> dict[str, float]:
+    """One after the other: each needs what the one before it wrote."""
     with tempfile.TemporaryDirectory() as folder:
-        base, data = ["--base", str(prepared.base.resolve())], ["--prepared", str(prepared.data.resolve())]
-        fitted = ["--law", f"{folder}/law.json", "--gains", f"{folder}/gains.csv"]
-        traces = f"{folder}/traces"
+        read = ["--base", "base", "--prepared", "prepared"]
+        traces, fitted = f"{folder}/traces", ["--law", f"{folder}/law.json", "--gains", f"{folder}/gains.csv"]
         options = {
-            "trace": [*base, *data, "--out", traces],
+            "trace": [*read, "--out", traces],
             "fit": ["--traces", traces, *fitted],
-            "plan": [*base, *data, *fitted, "--out", f"{folder}/plan"],
+            "plan": [*read, *fitted, "--out", f"{folder}/plan"],
         }
-        return {stage: _time(_stage(stage, *words), prepared.folder) for stage, words in options.items()}
+        return {stage: _time(_stage(stage, *words), prepared) for stage, words in options.items()}
 
 
 def _stage(name: str, *options: str) -> list[str]:

@@ -30,41 +30,57 @@ _FEWEST_TRACED: Final = 16
 
 
 @dataclass(frozen=True)
-class Grid:
-    """What is measured.
+class Plan:
+    """What a benchmark measures.
 
     Attributes:
-        boundaries: ascending; the first is 0.
+        models: names of workloads: ``embedded`` or a shape's.
+        quarters: boundaries, in quarters of the depth; the first is 0.
         epochs: ascending. One run of the most epochs is read at the end of each of these numbers of epochs.
-        half: the boundary at half of the depth.
         repeats: rounds.
-        seconds: wanted for one model's fine-tunes.
+        starts: rounds of processes that only start, and of a ``dvc repro`` with nothing to do.
+        training_seconds, tracing_seconds: wanted for each model.
+        stages: stages whose start is measured.
         allocator: whether the effect of its settings is measured too, in one more process.
+        bases: vocabulary and hidden size of the head whose bases are solved; ``None``: left out.
     """
 
-    boundaries: Sequence[int]
+    quick: bool
+    models: Sequence[str]
+    batch_size: int
+    quarters: Sequence[int]
     epochs: Sequence[int]
-    half: int
     repeats: int
-    seconds: float
-    allocator: bool
+    starts: int
+    training_seconds: float
+    tracing_seconds: float
+    stages: Sequence[str]
+    allocator: bool = False
+    bases: tuple[int, int] | None = None
 
-    @property
-    def runs(self) -> list[tuple[str, int]]:
+    def boundaries(self, layers: int) -> list[int]:
+        """Ascending, in a model of so many layers."""
+        return sorted({layers * quarter // 4 for quarter in self.quarters})
+
+    def runs(self, layers: int) -> list[tuple[str, int]]:
         """The contender and boundary of each run of a round; LoRA adapts all layers, whatever the boundary."""
-        ours = [(OURS, boundary) for boundary in self.boundaries]
-        trainer = [(TRAINER, boundary) for boundary in self.boundaries]
-        plain = [(PLAIN_ALLOCATOR, self.half)] if self.allocator else []
-        return [*ours, *trainer, (LORA, 0), *plain]
+        each = [(name, boundary) for name in (OURS, TRAINER) for boundary in self.boundaries(layers)]
+        return [*each, (LORA, 0), *[(PLAIN_ALLOCATOR, layers // 2)] * self.allocator]
 
 
 @dataclass(frozen=True)
 class FineTunes:
-    """All rounds: (contender, boundary) → the measurement of each round."""
+    """All rounds of a model: (contender, boundary) → the measurement of each round."""
 
-    grid: Grid
+    plan: Plan
+    layers: int
     examples: int
     measured: dict[tuple[str, int], list[Measured]]
+
+    @property
+    def boundaries(self) -> list[int]:
+        """Ascending; the first is 0."""
+        return self.plan.boundaries(self.layers)
 
     def seconds(self, contender: str, boundary: int, epochs: int) -> list[float]:
         """Seconds up to the end of that many epochs, by round."""
@@ -72,7 +88,7 @@ class FineTunes:
 
     def points(self) -> list[Point]:
         """Every boundary with every number of epochs."""
-        return [self._point(boundary, epochs) for boundary in self.grid.boundaries for epochs in self.grid.epochs]
+        return [self._point(boundary, epochs) for boundary in self.boundaries for epochs in self.plan.epochs]
 
     def memory(self) -> list[Memory]:
         """The peaks of every boundary; none where the system does not report them."""
@@ -88,14 +104,14 @@ class FineTunes:
                 trainer_frozen=most[TRAINER, boundary],
                 trainer_lora=most[LORA, 0],
             )
-            for boundary in self.grid.boundaries
+            for boundary in self.boundaries
         ]
 
     def allocator(self) -> Allocator | None:
         """The effect of the allocator settings at half depth; ``None`` where that was left out."""
-        if not self.grid.allocator:
+        if not self.plan.allocator:
             return None
-        half, epochs = self.grid.half, self.grid.epochs[-1]
+        half, epochs = self.layers // 2, self.plan.epochs[-1]
         without = self.seconds(PLAIN_ALLOCATOR, half, epochs)
         slower = Spread.of_ratios(without, self.seconds(OURS, half, epochs))
         return Allocator(boundary=half, epochs=epochs, slower_without=slower)
@@ -117,39 +133,31 @@ class FineTunes:
         )
 
 
-def measure_fine_tunes(task: Task, grid: Grid, kept: Kept, logs: Path) -> FineTunes:
+def measure_fine_tunes(task: Task, plan: Plan, kept: Kept, logs: Path) -> FineTunes:
     """Fine-tune above all boundaries with all contenders."""
+    layers = task.layers
+    runs, epochs = plan.runs(layers), plan.epochs[-1]
     with ExitStack() as stack:
         contenders = started(stack, _KINDS, task, logs)
-        examples = kept.once(f"{task.name}: examples", lambda: _examples(contenders[TRAINER], task, grid))
-        epochs = grid.epochs[-1]
+        examples = kept.once(f"{task.name}: examples", lambda: _examples(contenders[TRAINER], task, plan, len(runs)))
         measured = in_turn(
             f"fine-tuning {task.name}: {examples} examples, {epochs} epochs",
             {
                 f"{task.name}: {name} above {boundary}": partial(
-                    ask_warm,
-                    contenders[name],
+                    contenders[name].ask_warm,
                     {"boundary": boundary, "epochs": 1, "examples": task.batch_size},
                     {"boundary": boundary, "epochs": epochs, "examples": examples},
                 )
-                for name, boundary in grid.runs
+                for name, boundary in runs
             },
-            grid.repeats,
+            plan.repeats,
             kept,
         )
-    return FineTunes(grid, examples, dict(zip(grid.runs, measured, strict=True)))
+    return FineTunes(plan, layers, examples, dict(zip(runs, measured, strict=True)))
 
 
-def measure_tracing(task: Task, repeats: int, seconds: float, kept: Kept, logs: Path) -> list[Tracing]:
-    """Trace in all ways, relative to a plain forward pass over the same batches of whole prompts.
-
-    Args:
-        task: the model and its examples.
-        repeats: rounds.
-        seconds: wanted for all of it.
-        kept: earlier measurements.
-        logs: the folder of the contenders' output.
-    """
+def measure_tracing(task: Task, plan: Plan, kept: Kept, logs: Path) -> list[Tracing]:
+    """Trace in all ways, relative to a plain forward pass over the same batches of whole prompts."""
     ways: dict[str, tuple[str, dict[str, bool]]] = {
         PLAIN: ("forward", {"hidden_states": False}),
         WHOLE: ("trace", {"losses": False, "shared": False}),
@@ -160,16 +168,16 @@ def measure_tracing(task: Task, repeats: int, seconds: float, kept: Kept, logs: 
         ways["deviations, shared beginning once"] = ("trace", {"losses": False, "shared": True})
     with ExitStack() as stack:
         contenders = started(stack, {"trace": TraceMaker, "forward": Forward}, task, logs)
-        each = seconds / (repeats * len(ways))
+        each = plan.tracing_seconds / (plan.repeats * len(ways))
         count = partial(_traced_examples, contenders["forward"], task, each)
         examples = kept.once(f"{task.name}: traced examples", count)
         runs = {
             f"{task.name}: trace, {name}": partial(
-                ask_warm, contenders[who], {"examples": _FEWEST_TRACED, **options}, {"examples": examples, **options}
+                contenders[who].ask_warm, {"examples": _FEWEST_TRACED, **options}, {"examples": examples, **options}
             )
             for name, (who, options) in ways.items()
         }
-        measured = in_turn(f"tracing {task.name}: {examples} examples", runs, repeats, kept)
+        measured = in_turn(f"tracing {task.name}: {examples} examples", runs, plan.repeats, kept)
     laps = {name: [lap["seconds"][0] for lap in rounds] for name, rounds in zip(ways, measured, strict=True)}
     return [
         Tracing(
@@ -201,17 +209,11 @@ def in_turn(title: str, runs: Mapping[str, Callable[[], Measured]], repeats: int
     return list(measured.values())
 
 
-def ask_warm(contender: Contender, first: dict[str, Any], request: dict[str, Any]) -> Measured:
-    """The measurement of a request; a process that is not started runs ``first`` before it."""
-    contender.warm(**first)
-    return contender.ask(**request)
-
-
-def _examples(trainer: Contender, task: Task, grid: Grid) -> int:
+def _examples(trainer: Contender, task: Task, plan: Plan, runs: int) -> int:
     """The number that the time allows, by the Trainer's full fine-tuning, which takes longest."""
     first, second = trainer.ask(boundary=0, epochs=2, examples=task.batch_size)["seconds"]
     step = second - first  # the first epoch is the warm-up
-    batches = int(grid.seconds / (grid.repeats * len(grid.runs) * grid.epochs[-1] * _MEAN_RUN * step))
+    batches = int(plan.training_seconds / (plan.repeats * runs * plan.epochs[-1] * _MEAN_RUN * step))
     batches = min(max(batches, _FEWEST_BATCHES), _MOST_BATCHES, len(task.examples) // task.batch_size)
     return batches * task.batch_size
 

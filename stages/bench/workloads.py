@@ -18,6 +18,7 @@ import stages
 from salf.engine.batches import Example, read_examples
 from salf.errors import UserError
 from salf.files import read_json, replacing_folder
+from salf.records import read_sizes
 from salf.settings import Device
 from stages.common.benchmark import Workload
 from stages.common.params import PARAMS_FILE
@@ -72,13 +73,10 @@ SHAPES: Final = {
 
 @dataclass(frozen=True)
 class Task:
-    """A model with its examples, as every contender gets it.
+    """A model with its examples, as every contender gets it; a run takes the first examples.
 
     Attributes:
-        folder: the model, in the hub's layout.
-        examples: more than are used; a run takes the first ones.
-        shared: P, tokens that all of them begin with.
-        device: where it runs, in which precision.
+        shared: P, tokens that all examples begin with.
     """
 
     name: str
@@ -114,45 +112,35 @@ class Task:
         )
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A project folder with parameters, base model and prepared data."""
-
-    folder: Path
-    base: Path
-    data: Path
-
-
-def embedded_task(aside: Path) -> Prepared:
-    """Find model and data, and make them below ``aside`` where the project's own are others or missing.
+def embedded_task(folder: Path) -> Path:
+    """Make the embedded model and its prepared data in ``folder``: parameters, ``base`` and ``prepared``.
 
     Raises:
         UserError: a stage that makes them failed; holds its message.
     """
-    here = Prepared(Path.cwd(), Path.cwd() / "data/base", Path.cwd() / "data/prepared")
-    if _source(here.base / "base.json") == "embedded" and _source(here.data / "meta.json") == "docstrings":
-        return here
-    aside.mkdir(parents=True, exist_ok=True)
-    made = Prepared(aside, aside / "base", aside / "prepared")
-    _write_params(aside)
-    if not made.base.exists():
-        _run(aside, "base", "--out", "base")
-    if not made.data.exists():
-        _run(aside, "prepare", "--base", "base", "--out", "prepared")
-    return made
+    folder.mkdir(parents=True, exist_ok=True)
+    yaml = YAML()
+    params = yaml.load(PARAMS_FILE.read_text(encoding="utf-8"))
+    params["model"]["source"], params["data"]["source"] = "embedded", "docstrings"
+    with (folder / PARAMS_FILE.name).open("w", encoding="utf-8") as file:
+        yaml.dump(params, file)
+    for out, options in {"base": ["base"], "prepared": ["prepare", "--base", "base"]}.items():
+        if not (folder / out).exists():
+            _run(folder, *options, "--out", out)
+    return folder
 
 
-def real_task(base: Path, prepared: Path, batch_size: int, device: Device) -> Task:
-    """The training split of a prepared task, in a random order that is always the same."""
-    meta, model = read_json(prepared / "meta.json"), read_json(base / "base.json")
+def real_task(folder: Path, batch_size: int, device: Device) -> Task:
+    """The training split of :func:`embedded_task`, in a random order that is always the same."""
+    prepared, model = folder / "prepared", read_json(folder / "base/base.json")
     examples = read_examples(prepared, "train")
     order = np.random.default_rng(0).permutation(len(examples))
     return Task(
         name=model["name"],
         origin=f"{model['origin']}; examples of its prepared task",
-        folder=base,
+        folder=folder / "base",
         examples=[examples[i] for i in order],
-        shared=meta["shared_prefix_tokens"],
+        shared=read_sizes(prepared).shared_prefix_tokens,
         batch_size=batch_size,
         device=device,
     )
@@ -192,19 +180,6 @@ def _write_model(shape: Shape, folder: Path) -> None:
 def stage_environment() -> dict[str, str]:
     """An environment in which ``python -m stages.…`` works in any folder."""
     return {**os.environ, "PYTHONPATH": str(Path(stages.__path__[0]).parent)}
-
-
-def _source(record: Path) -> str | None:
-    found: Any = read_json(record)["source"] if record.exists() else None
-    return found["kind"] if isinstance(found, dict) else found
-
-
-def _write_params(folder: Path) -> None:
-    yaml = YAML()
-    params = yaml.load(PARAMS_FILE.read_text(encoding="utf-8"))
-    params["model"]["source"], params["data"]["source"] = "embedded", "docstrings"
-    with (folder / PARAMS_FILE.name).open("w", encoding="utf-8") as file:
-        yaml.dump(params, file)
 
 
 def _run(folder: Path, stage: str, *options: str) -> None:

@@ -14,7 +14,6 @@ import torch
 from stages.bench import processes
 from stages.bench.contender import Contender, Kept, Lap, PeakMemory
 from stages.bench.processes import deciding, startup
-from stages.bench.workloads import Prepared
 from tests.conftest import PROJECT
 
 CPU = torch.device("cpu")
@@ -137,8 +136,8 @@ def wait_until(condition, seconds=120):
         time.sleep(0.1)
 
 
-def test_the_stages_that_decide_run_in_their_folder_and_find_what_lies_elsewhere(tmp_path, monkeypatch):
-    """As ``make bench`` has it: all paths are relative to the project, and parameters lie in a folder below it."""
+def test_the_stages_that_decide_run_in_the_folder_of_their_task(tmp_path, monkeypatch):
+    """As ``make bench`` has it: all paths are relative to the project, and parameters are in a folder below it."""
     monkeypatch.chdir(tmp_path)
     for folder in ("aside/base", "aside/prepared"):
         (tmp_path / folder).mkdir(parents=True)
@@ -152,8 +151,6 @@ def test_the_stages_that_decide_run_in_their_folder_and_find_what_lies_elsewhere
         return 1.0
 
     monkeypatch.setattr(processes, "_time", time_of)
-    prepared = Prepared(Path("aside"), Path("aside/base"), Path("aside/prepared"))
-    assert deciding(prepared, 2, Kept(tmp_path / "kept.json")) == {
-        name: [1.0, 1.0] for name in ("trace", "fit", "plan")
-    }
+    kept = Kept(tmp_path / "kept.json")
+    assert deciding(Path("aside"), 2, kept) == {name: [1.0, 1.0] for name in ("trace", "fit", "plan")}
     assert len(asked) == 6

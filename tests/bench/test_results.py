@@ -5,11 +5,14 @@ from dataclasses import replace
 import pytest
 
 from stages.bench.measure import noise
-from stages.bench.rounds import LORA, OURS, PLAIN_ALLOCATOR, TRAINER, WHOLE, FineTunes, Grid
+from stages.bench.rounds import LORA, OURS, PLAIN_ALLOCATOR, TRAINER, WHOLE, FineTunes, Plan
 from stages.bench.targets import targets
 from stages.common.benchmark import Bases, Deciding, ModelResult, Spread, Tracing, Workload
 
-GRID = Grid(boundaries=[0, 2, 3], epochs=[1, 3], half=2, repeats=3, seconds=1, allocator=True)
+PLAN = Plan(
+    quick=True, models=["m"], batch_size=8, quarters=(0, 2, 3), epochs=(1, 3), repeats=3, starts=1, training_seconds=1,
+    tracing_seconds=1, stages=(), allocator=True,
+)  # fmt: skip
 
 
 def rounds(*seconds, flops=(), peak=100):
@@ -20,7 +23,8 @@ def rounds(*seconds, flops=(), peak=100):
 def tunes():
     """Seconds at the end of epochs 1, 2 and 3; the machine is twice as slow in the second round."""
     return FineTunes(
-        GRID,
+        PLAN,
+        layers=4,
         examples=16,
         measured={
             (OURS, 0): rounds((8, 16, 24), (16, 32, 48), (8, 16, 24), flops=(90, 180, 270)),
@@ -72,8 +76,8 @@ def test_the_allocator_is_held_against_the_same_boundary(tunes):
 
 
 def test_without_the_allocators_contender_nothing_of_it_is_run_or_told(tunes):
-    alone = replace(tunes, grid=replace(GRID, allocator=False))
-    assert set(GRID.runs) - set(alone.grid.runs) == {(PLAIN_ALLOCATOR, 2)}
+    alone = replace(tunes, plan=replace(PLAN, allocator=False))
+    assert set(PLAN.runs(4)) - set(alone.plan.runs(4)) == {(PLAIN_ALLOCATOR, 2)}
     assert alone.allocator() is None
 
 

@@ -8,7 +8,8 @@ from salf.files import write_json
 from stages.bench import measure as module
 from stages.bench.__main__ import main
 from stages.bench.contender import Contender
-from stages.bench.measure import Plan, measure
+from stages.bench.measure import measure
+from stages.bench.rounds import Plan
 from stages.common.benchmark import PrefixBenchmark, read_benchmark
 from tests.bench.conftest import CPU, SHAPE
 from tests.conftest import PROJECT, write_params

@@ -5,8 +5,6 @@ import math
 import pytest
 from transformers import AutoModelForCausalLM
 
-from salf.errors import UserError
-from salf.files import write_json
 from stages.bench import workloads
 from stages.bench.workloads import SHAPES, random_examples
 from tests.bench.conftest import SHAPE
@@ -48,25 +46,19 @@ def test_published_configurations_have_their_published_size(name, millions):
     assert network.num_parameters() / 1e6 == pytest.approx(millions, abs=0.1)
 
 
-def test_the_projects_own_folder_is_taken_only_where_it_holds_the_embedded_task(tmp_path, monkeypatch):
+def test_the_embedded_task_is_made_once_whatever_the_project_is_set_to(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_params(tmp_path)
+    write_params(tmp_path, data__source="files")
     asked = []
 
-    def refuse(folder, stage, *options):
+    def make(folder, stage, *options):
         asked.append(stage)
-        raise UserError("asked")
+        (folder / options[-1]).mkdir()
 
-    monkeypatch.setattr(workloads, "_run", refuse)
-    for folder in ("data/base", "data/prepared"):
-        (tmp_path / folder).mkdir(parents=True)
-    write_json(tmp_path / "data/base/base.json", {"source": "embedded"})
-    write_json(tmp_path / "data/prepared/meta.json", {"source": {"kind": "docstrings"}})
-    found = workloads.embedded_task(tmp_path / "aside")
-    assert (found.folder, found.base) == (tmp_path, tmp_path / "data/base")
-    assert not asked
-
-    write_json(tmp_path / "data/prepared/meta.json", {"source": {"kind": "files"}})
-    with pytest.raises(UserError):
-        workloads.embedded_task(tmp_path / "aside")
-    assert asked == ["base"]
+    monkeypatch.setattr(workloads, "_run", make)
+    for _ in range(2):
+        folder = workloads.embedded_task(tmp_path / "aside")
+    assert asked == ["base", "prepare"]
+    params = (folder / "params.yaml").read_text()
+    assert "source: embedded" in params
+    assert "source: docstrings" in params
