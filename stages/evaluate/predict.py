@@ -89,7 +89,7 @@ class Predictor:
         if frozen not in self.prefixes:
             units, shared = frozen_units(self.shards, frozen), self.meta.shared_prefix_tokens
             cache = BoundaryCache(self.cache, model, self.runtime, units, shared, self.params.batch_tokens)
-            self.prefixes[frozen] = cache.open(self.test, passes=1)
+            self.prefixes[frozen] = cache.open(self.test)
             print_opened(frozen, {"test": self.prefixes[frozen]})
         return self.prefixes[frozen].start_for(model)
 

@@ -78,10 +78,7 @@ class Search:
         """The boundary states of the splits; none where nothing is frozen."""
         if self.scope.boundary == 0:
             return {}
-        settings, rates, epochs = self.bench.settings, len(self.rates), self.epochs(uncached=False)
-        validations = max(1, settings.epochs * settings.evaluations_per_epoch)
-        passes = {"training": rates * epochs, "validation": rates * validations, "test": rates}
-        return self.bench.open_states(model, self.scope.boundary, self.splits, passes)
+        return self.bench.open_states(model, self.scope.boundary, self.splits)
 
 
 @dataclass(frozen=True)

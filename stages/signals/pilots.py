@@ -246,8 +246,7 @@ class _Boundary:
         if self.boundary == 0:
             return {}
         bench = self.bench
-        passes = dict.fromkeys(bench.splits, bench.settings.epochs * len(bench.rates(self.boundary)))
-        return bench.open_states(bench.open(self.boundary), self.boundary, bench.splits, passes)
+        return bench.open_states(bench.open(self.boundary), self.boundary, bench.splits)
 
 
 def _untrained(bench: Bench) -> list[float]:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from salf.engine.boundary_cache.folder import CacheFolder, DiskRates
 from salf.engine.training.processes import Processes, joined
 from salf.engine.training.scope import LayerDraws
 from salf.engine.training.step import Stepper
@@ -53,13 +52,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def _open(folder: Path, modes: list[str], processes: Processes) -> None:
     """Open a split's boundary states, one mode after another, and write what came of it."""
-    CacheFolder.measure = lambda _: DiskRates(1e12, 1e12)  # a disk that is always worth it
     task, passes = Task(folder / "cache"), []
     task.model.layers[0].register_forward_pre_hook(lambda *_: passes.append(1))
     for number, mode in enumerate(modes):
         passes.clear()
         cache = replace(task.cache(mode), team=processes)
-        opened = cache.open(task.examples, 3)
+        opened = cache.open(task.examples)
         processes.agree(number, "openings")  # the first one has written its file
         record = {"origin": opened.origin, "kept": opened.kept, "passes": len(passes)}
         (folder / f"opened-{number}-{processes.rank}.json").write_text(json.dumps(record))

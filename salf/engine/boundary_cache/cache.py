@@ -4,8 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from salf.engine.answers import Embeddings
 from salf.engine.batches import Example, Start
-from salf.engine.boundary_cache.folder import GIB, CacheFolder, DiskRates, alone, amount
+from salf.engine.boundary_cache.folder import GIB, CacheFolder, alone, amount
 from salf.engine.boundary_cache.key import Key
 from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Team, Timed, frozen_states, gather
 from salf.engine.models.adapter import CausalModel
@@ -26,8 +24,9 @@ from salf.settings import CacheMode
 Origin = Literal["computed", "continued", "reused", "off"]
 Place = Literal["in memory", "on disk", "in memory and on disk", "nowhere"]
 
-_SAMPLE_SECONDS: Final = 1.0
 _OF_FREE_MEMORY: Final = 0.5  # the suffix, its optimizer and its activations need the rest
+_DISK_BYTES_PER_SECOND: Final = 2e8  # written and read: few disks are slower
+_ALWAYS_WORTH_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -122,15 +121,11 @@ class BoundaryCache:
         """The last frozen layer."""
         return len(self.units) - 1
 
-    def open(self, examples: Sequence[Example], passes: float) -> Opened:
-        """Where passes over ``examples`` begin.
+    def open(self, examples: Sequence[Example]) -> Opened:
+        """Where passes over ``examples``, which share their first ``shared`` tokens, begin.
 
-        With ``auto``, measured rates choose between memory and disk, which changes no bit of a result. Frozen layers
-        run for every batch only if neither can hold the states, or if the disk is slower than computing.
-
-        Args:
-            examples: a split; they share their first ``shared`` tokens.
-            passes: how often all of them will be read.
+        With ``auto``, memory comes first and the disk second, which changes no bit of a result. Frozen layers run for
+        every batch only if neither can hold the states.
 
         Raises:
             UserError: memory or disk was asked for and has no room.
@@ -138,13 +133,8 @@ class BoundaryCache:
         began = time.perf_counter()
         layout = Layout.of(examples, self.shared, self.batch_tokens)
         key = Key.of(self.model, self.runtime, self.units, examples, self.shared, self.batch_tokens)
-        opened = _Opening(self, examples, layout, key).opened(passes)
+        opened = _Opening(self, examples, layout, key).opened()
         return replace(opened, seconds=time.perf_counter() - began)
-
-    @cached_property
-    def rates(self) -> DiskRates:
-        """Of the disk under the folder, measured once."""
-        return self.settings.folder.measure()
 
 
 @dataclass(frozen=True)
@@ -164,40 +154,67 @@ class _Opening:
     def size(self) -> int:
         return self.layout.rows * self.cache.model.state_bytes
 
-    def opened(self, passes: float) -> Opened:
+    def opened(self) -> Opened:
         mode, team = self.cache.settings.mode, self.cache.team
+        reason = f"finetune.cache = {mode}"
         if mode == "off":
-            return self._off("finetune.cache = off")
+            return self._off(reason)
         if mode == "memory":
-            return self._memory(team)
+            return self._memory(reason, team)
         if mode == "disk":
-            return self._disk()
-        return self._together(team) if team and self._rather_together(team) else self._auto(passes)
+            return self._disk(reason)
+        return self._together(team) if team and self._rather_together(team) else self._auto()
 
     def _off(self, reason: str) -> Opened:
         cache = self.cache
         start = FrozenLayers.of(cache.model, cache.runtime, cache.boundary, self._prefix)
         return Opened(start, "off", 0, "nowhere", self.size, 0.0, reason)
 
-    def _memory(self, team: Team | None) -> Opened:
+    def _memory(self, reason: str, team: Team | None) -> Opened:
         needed = self.size * (team.count if team else 1)
         if needed > (free := free_memory_bytes()):
             raise UserError(
-                f"finetune.cache = memory: the boundary states need {amount(needed)} and {amount(free)} of memory "
+                f"{reason}: the boundary states need {amount(needed)} and {amount(free)} of memory "
                 "are free; set it to disk, off or auto"
             )
-        return self._in_memory("finetune.cache = memory", team)
+        return self._in_memory(reason, team)
 
     def _in_memory(self, reason: str, team: Team | None = None) -> Opened:
         parts = self._parts(team=team)
         return self._done(gather(parts, self.layout.rows), "in memory", parts, reason)
 
+    def _disk(self, reason: str) -> Opened:
+        with ExitStack() as lock:
+            try:
+                lock.enter_context(alone(self.folder.file(self.key)))
+            except OSError as error:
+                raise UserError(
+                    f"{reason}: {self.folder.path} cannot be written: {error.strerror}; make it writable, "
+                    "set finetune.cache_folder to another folder, or finetune.cache to auto, memory or off"
+                ) from None
+            return self._found(reason) or self._streamed(reason)
+
+    def _auto(self) -> Opened:
+        try:
+            with alone(self.folder.file(self.key)):
+                return self._found("left by another run") or self._computed()
+        except OSError as error:
+            reason = f"{self.folder.path} cannot be written: {error.strerror or error}"
+        return self._found(reason) or (self._in_memory(reason) if self._fits_memory() else self._off(reason))
+
+    def _computed(self) -> Opened:
+        if self._fits_memory():
+            parts = self._continued()
+            return self._written_too(gather(parts, self.layout.rows), parts)
+        if self.size <= self.folder.room():
+            return self._streamed("too much for memory")
+        return self._off(f"{amount(self.size)} are too much for memory and for the cache folder")
+
     def _rather_together(self, team: Team) -> bool:
         """Whether several processes compute the states in memory, each a share: the first one decides."""
         decision = torch.zeros(1, device=self.cache.model.device)
         if team.rank == 0:
-            there = self.folder.seconds_of(self.key) is not None
-            decision[0] = not there and in_memory(team.count * self.size, free_memory_bytes())
+            decision[0] = self._fits_memory(team.count) and not self.folder.file(self.key).exists()
         return bool(team.add_up(decision))
 
     def _together(self, team: Team) -> Opened:
@@ -213,71 +230,34 @@ class _Opening:
         except OSError as error:
             return self._done(rows, "in memory", parts, f"writing failed: {error.strerror}")
 
-    def _disk(self) -> Opened:
-        with ExitStack() as lock:
-            try:
-                lock.enter_context(alone(self.folder.file(self.key)))
-            except OSError as error:
-                raise UserError(
-                    f"finetune.cache = disk: {self.folder.path} cannot be written: {error.strerror}; make it writable, "
-                    "set finetune.cache_folder to another folder, or finetune.cache to auto, memory or off"
-                ) from None
-            reason = "finetune.cache = disk"
-            return self._found(reason) or self._streamed(self._continued(), reason)
-
-    def _auto(self, passes: float) -> Opened:
-        try:
-            with alone(self.folder.file(self.key)):
-                return self._found_if_quick() or self._computed(passes)
-        except OSError as error:
-            reason = f"{self.folder.path} cannot be written: {error.strerror or error}"
-        if (found := self._found(reason)) is not None:
-            return found
-        return self._in_memory(reason) if in_memory(self.size, free_memory_bytes()) else self._off(reason)
+    def _fits_memory(self, copies: int = 1) -> bool:
+        return in_memory(copies * self.size, free_memory_bytes())
 
     def _found(self, reason: str) -> Opened | None:
-        found, boundary = self.folder.find(self.key), self.cache.boundary
+        found = self.folder.find(self.key)
         if found is None:
             return None
+        boundary = self.cache.boundary
         return Opened(self._states(found.rows), "reused", boundary, "on disk", self.size, found.seconds, reason)
 
-    def _found_if_quick(self) -> Opened | None:
-        computing = self.folder.seconds_of(self.key)
-        if computing is None or not (verdict := self.cache.rates.worth_reading(self.size, computing)).yes:
-            return None
-        return self._found(verdict.reason)
-
-    def _computed(self, passes: float) -> Opened:
+    def _streamed(self, reason: str) -> Opened:
+        """Write states to disk as they are computed."""
         parts = self._continued()
-        if in_memory(self.size, free_memory_bytes()):
-            return self._written_too(gather(parts, self.layout.rows), parts)
-        drawn, before = list[Tensor](), parts.seconds
-        for part in parts:
-            drawn.append(part)
-            if parts.seconds - before > _SAMPLE_SECONDS:
-                break
-        computing = (parts.seconds - before) * self.layout.rows / sum(map(len, drawn))
-        verdict = self.cache.rates.disk_rather_than_off(self.size, computing, passes, self.folder.room())
-        return self._streamed(parts, verdict.reason, drawn) if verdict.yes else self._off(verdict.reason)
-
-    def _streamed(self, parts: Timed, reason: str, drawn: Sequence[Tensor] = ()) -> Opened:
-        """Write states as they are computed, after those that were ``drawn`` before."""
         self.folder.make_room(self.size)
-        rows = self.folder.write(self.key, chain(drawn, parts), self.layout.rows, lambda: parts.seconds)
+        rows = self.folder.write(self.key, parts, self.layout.rows, lambda: parts.seconds)
         return self._done(rows, "on disk", parts, reason)
 
     def _written_too(self, rows: Tensor, parts: Timed) -> Opened:
-        """States in memory, also written to disk if that costs next to nothing."""
-        verdict = self.cache.rates.worth_writing(self.size, parts.seconds, self.folder.room())
-        if not verdict.yes:
-            return self._done(rows, "in memory", parts, verdict.reason)
+        """States in memory, also written to disk for other runs if any disk reads them faster than we compute them."""
+        if self.size > _DISK_BYTES_PER_SECOND * max(parts.seconds, _ALWAYS_WORTH_SECONDS):
+            return self._done(rows, "in memory", parts, f"computed in {parts.seconds:.1f} s, faster than a disk")
         try:
             self.folder.make_room(self.size)
             self.folder.write(self.key, [rows], self.layout.rows, lambda: parts.seconds)
-        except (OSError, UserError) as error:  # the disk filled up in between; the states are in memory
+        except (OSError, UserError) as error:  # the disk is full, or filled up in between
             reason = error.strerror if isinstance(error, OSError) else error
             return self._done(rows, "in memory", parts, f"writing failed: {reason}")
-        return self._done(rows, "in memory and on disk", parts, f"for other runs: {verdict.reason}")
+        return self._done(rows, "in memory and on disk", parts, "for other runs")
 
     def _continued(self) -> Timed:
         """The parts to compute, from the deepest boundary whose states are on disk."""

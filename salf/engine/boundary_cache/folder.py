@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import shutil
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,9 +29,6 @@ _ALIGNED: Final = 64  # bytes: where the data begins
 # Missing, torn, of another format, without our facts (metadata() is None), or with others in their place.
 _UNUSABLE: Final = (OSError, SafetensorError, KeyError, TypeError, ValueError)
 _RESERVE: Final = 1 << 28  # bytes of the disk that stay free for models, checkpoints and reports
-_PROBE: Final = 1 << 23  # bytes
-_NEXT_TO_NOTHING: Final = 0.1  # of the seconds of computing
-_NOT_WORTH_A_THOUGHT: Final = 0.2  # seconds
 
 
 @dataclass(frozen=True)
@@ -51,14 +47,8 @@ class StatesFile:
 def write_states(path: Path, digest: str, parts: Iterable[Tensor], rows: int, seconds: Callable[[], float]) -> Tensor:
     """Write parts [n, hidden] one below the other and return them mapped, [rows, hidden].
 
-    The file gets its name only when all of it is on disk.
-
-    Args:
-        path: the file.
-        digest: of the states' key, 64 hex digits.
-        parts: together ``rows`` rows.
-        rows: all rows.
-        seconds: of computing the parts; called after the last one.
+    The file gets its name only when all of it is on disk. ``digest``: the key's 64 hex digits; ``seconds``, of
+    computing the parts, is called after the last one.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
@@ -104,47 +94,6 @@ def _header(digest: str, part: Tensor, rows: int, check: int, seconds: float) ->
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A decision, and the numbers that led to it."""
-
-    yes: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class DiskRates:
-    """Bytes per second of the disk under the folder; states have ``size`` bytes and took ``computing`` seconds."""
-
-    write: float
-    read: float
-
-    def worth_reading(self, size: int, computing: float) -> Verdict:
-        """Whether reading states is faster than computing them."""
-        reading = size / self.read
-        return Verdict(
-            reading <= max(computing, _NOT_WORTH_A_THOUGHT),
-            f"reading {amount(size)} takes about {reading:.1f} s, computing took {computing:.1f} s",
-        )
-
-    def worth_writing(self, size: int, computing: float, room: int) -> Verdict:
-        """Whether states that are in memory go to disk too, for other runs; the folder can take ``room`` bytes."""
-        if size > room:
-            return Verdict(False, f"the cache folder has no room for {amount(size)}")
-        writing = size / self.write
-        cheap = writing <= max(_NEXT_TO_NOTHING * computing, _NOT_WORTH_A_THOUGHT)
-        return Verdict(cheap, f"writing takes about {writing:.1f} s, computing took {computing:.1f} s")
-
-    def disk_rather_than_off(self, size: int, computing: float, passes: float, room: int) -> Verdict:
-        """Whether states too large for memory go to disk, for so many ``passes``, or are computed for every batch."""
-        without = f"{amount(size)} are too much for memory; "
-        if size > room:
-            return Verdict(False, f"{without}the cache folder has no room for them")
-        kept, anew = computing + size / self.write + passes * size / self.read, passes * computing
-        text = f"{without}on disk about {kept:.0f} s over all epochs, computed for every batch {anew:.0f} s"
-        return Verdict(kept <= anew, text)
-
-
-@dataclass(frozen=True)
 class CacheFolder:
     """Files of boundary states in ``path``, together at most ``limit`` bytes."""
 
@@ -162,15 +111,6 @@ class CacheFolder:
             with suppress(OSError):  # a folder that is only readable
                 os.utime(self.file(key))
         return found
-
-    def seconds_of(self, key: Key) -> float | None:
-        """Seconds of computing the key's states, read without them; ``None`` if they are of no use."""
-        try:
-            with safe_open(self.file(key), framework="pt") as file:
-                facts = file.metadata()
-            return float(facts["seconds"]) if facts["key"] == key.digest else None
-        except _UNUSABLE:
-            return None
 
     def write(self, key: Key, parts: Iterable[Tensor], rows: int, seconds: Callable[[], float]) -> Tensor:
         """Write the key's states, for which there is room, and return them mapped: see :func:`write_states`."""
@@ -208,29 +148,6 @@ class CacheFolder:
             if held + size <= self.limit and shutil.disk_usage(self.path).free >= size + _RESERVE:
                 return
             file.unlink(missing_ok=True)
-
-    def measure(self) -> DiskRates:
-        """Write and read a few MiB past the operating system's cache, where it can be told to.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
-        probe = self.path / WORK_FOLDER / f"probe-{os.getpid()}"
-        data = os.urandom(_PROBE)
-        try:
-            with probe.open("wb") as file:
-                began = time.perf_counter()
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                written = time.perf_counter()
-                if hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            opened = time.perf_counter()
-            probe.read_bytes()
-            return DiskRates(_PROBE / (written - began), _PROBE / (time.perf_counter() - opened))
-        finally:
-            probe.unlink(missing_ok=True)
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """Time of last use, size and path of every file of states."""

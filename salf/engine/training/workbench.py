@@ -52,17 +52,8 @@ class Workbench:
         recompute, rank = self.settings.gradient_checkpointing, self.settings.lora_rank
         return Costs(self.shape, scope, technique, rank, recompute, uncached)
 
-    def open_states(
-        self, model: CausalModel, boundary: int, splits: Splits, passes: Mapping[str, int]
-    ) -> dict[str, Opened]:
-        """The boundary states of every split; prints where they are and why.
-
-        Args:
-            model: the base model.
-            boundary: layers 1..boundary are frozen; at least 1.
-            splits: by name.
-            passes: how often each of them is going to be read.
-        """
+    def open_states(self, model: CausalModel, boundary: int, splits: Splits) -> dict[str, Opened]:
+        """The boundary states of every split behind 1 frozen layer or more; prints where they are and why."""
         shared = next(iter(splits.values())).shared
         cache = BoundaryCache(
             CacheSettings.of(self.settings.cache, self.settings.cache_folder, self.settings.cache_gib),
@@ -73,7 +64,7 @@ class Workbench:
             CACHE_BATCH_TOKENS,
             self.processes if self.processes.count > 1 else None,
         )
-        opened = {name: cache.open(split.examples, passes[name]) for name, split in splits.items()}
+        opened = {name: cache.open(split.examples) for name, split in splits.items()}
         print_opened(boundary, opened)
         return opened
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from salf.engine.boundary_cache.folder import CacheFolder
 from salf.errors import UserError
 from tests.conftest import PROJECT
 from tests.engine.boundary_cache.tiny_task import Task
@@ -153,15 +152,6 @@ def test_leftovers_of_a_killed_writer_are_cleared_by_the_next(task):
     (work / "states-0123.safetensors.partial").write_bytes(b"half")
     task.open("disk")
     assert not list(work.glob("*.partial"))
-
-
-def test_the_disk_is_measured_and_nothing_is_left(tmp_path):
-    folder = CacheFolder(tmp_path, GIB)
-    (tmp_path / ".work").mkdir()
-    rates = folder.measure()
-    assert rates.read > 0
-    assert rates.write > 0
-    assert not list((tmp_path / ".work").iterdir())
 
 
 WRITER = """

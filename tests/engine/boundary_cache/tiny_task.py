@@ -55,8 +55,8 @@ class Task:
         units = frozen_units(SHARDS, boundary)
         return BoundaryCache(settings, self.model, self.runtime, units, SHARED, BATCH_TOKENS)
 
-    def open(self, mode: str, boundary: int = 2, passes: float = 3):
-        return self.cache(mode, boundary).open(self.examples, passes)
+    def open(self, mode: str, boundary: int = 2):
+        return self.cache(mode, boundary).open(self.examples)
 
     def computed(self, boundary: int = 2):
         """The states without any cache folder."""
