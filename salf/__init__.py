@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from salf.callback import FreezePlanCallback
-    from salf.cost import ModelShape, training_flops
+    from salf.cost import training_flops
     from salf.engine.prefix import PrefixStates, collate_states, prefix_states
     from salf.engine.suffix import suffix
     from salf.errors import UserError
     from salf.export import FORMATS
     from salf.plan import FreezePlan, apply_freeze_plan
+    from salf.shape import ModelShape
 
 __all__ = [
     "FORMATS",
@@ -33,7 +34,7 @@ _PLACES: Final = {
     "FORMATS": "export",
     "FreezePlan": "plan",
     "FreezePlanCallback": "callback",
-    "ModelShape": "cost",
+    "ModelShape": "shape",
     "PrefixStates": "engine.prefix",
     "UserError": "errors",
     "apply_freeze_plan": "plan",

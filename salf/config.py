@@ -19,11 +19,7 @@ class Config:
         return str(self.raw.get("model_type"))
 
     def number(self, *names: str, default: int | None = None) -> int:
-        """The first of the entries that is there.
-
-        Raises:
-            UserError: none is, and there is no default; names it.
-        """
+        """The first of the entries that is there."""
         found = next((self.raw[name] for name in names if self.raw.get(name) is not None), default)
         if found is None:
             raise UserError(f"config.json: no entry {names[0]!r}; is it a decoder-only language model's?")

@@ -19,22 +19,6 @@ from typing import Final, Literal
 from salf.shape import ModelShape
 from salf.sizes import LinearMap
 
-__all__ = [
-    "ModelShape",
-    "Technique",
-    "activation_bytes_per_token",
-    "forward_flops",
-    "gradient_bytes",
-    "head_forward_flops",
-    "last_layer_rows",
-    "last_map_flops",
-    "layer_forward_flops",
-    "optimizer_bytes",
-    "reading_flops",
-    "training_flops",
-    "weight_gradient_flops",
-]
-
 FLOAT32_BYTES: Final = 4
 _ADAM_MOMENTS: Final = 2  # AdamW: running means of the gradient and of its square, in float32
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from salf.errors import UserError
 from salf.files import read_json, require
 from salf.plan_records import FrontierPoint
-from salf.records import checked
+from salf.records import Artifact, fault_of
 from salf.selectors import GainName, Quantity
 
 POWER: Final = "power"  # the paper's law, as the artifact names it
@@ -137,8 +137,10 @@ class TraceFacts(Traced):
     version: Literal[1] = Field(1, alias="schema")
 
 
-class ScalingLaw(Record):
+class ScalingLaw(Record, Artifact):
     """``reports/scaling_law.json``."""
+
+    made_by = "fit"
 
     layers: int
     examples: int
@@ -233,8 +235,10 @@ class PilotFlops(Record):
     share: float
 
 
-class Pilots(Record):
+class Pilots(Record, Artifact):
     """``reports/pilot.json`` of pilots that were run."""
+
+    made_by = "signals"
 
     layers: int
     enabled: Literal[True] = True
@@ -287,12 +291,8 @@ class Evidence:
 
 
 def read_law(path: Path, layers: int, weights: str) -> ScalingLaw:
-    """Read the laws of a model with that many layers and weights of that hash.
-
-    Raises:
-        UserError: the file is missing or damaged, or of another model.
-    """
-    law = checked(ScalingLaw, path, made_by="fit")
+    """Read the laws of a model with that many layers and weights of that hash."""
+    law = ScalingLaw.load(path)
     lengths = {law.layers} | {len(q.mean) - 1 for q in law.quantities.values()}
     if lengths != {layers}:
         found = ", ".join(map(str, sorted(lengths)))
@@ -304,15 +304,11 @@ def read_law(path: Path, layers: int, weights: str) -> ScalingLaw:
 
 
 def read_pilot(path: Path, layers: int, weights: str) -> Pilots | None:
-    """Read what pilots of a model with that many layers and weights of that hash predict; ``None``: none were run.
-
-    Raises:
-        UserError: the file is missing or damaged, or of another model.
-    """
+    """Read what pilots of a model with that many layers and weights of that hash predict; ``None``: none were run."""
     raw = read_json(require(path, made_by="signals"))
     if isinstance(raw, dict) and raw.get("enabled") is False:
         return None
-    pilot = checked(Pilots, path, made_by="signals")
+    pilot = Pilots.load(path)
     if [row.boundary for row in pilot.predictions] != list(range(layers + 1)):
         raise UserError(f"{path}: pilots of {pilot.layers} layers, the base model has {layers}; dvc repro signals")
     _check_weights(path, pilot.base_sha256, weights, "dvc repro signals")
@@ -320,11 +316,7 @@ def read_pilot(path: Path, layers: int, weights: str) -> Pilots | None:
 
 
 def read_gains(path: Path, layers: int) -> Gains:
-    """Read the gains of the layers that may be chosen; undefined ones are left out.
-
-    Raises:
-        UserError: the file is missing or damaged, or of a deeper model.
-    """
+    """Read the gains of the layers that may be chosen; undefined ones are left out."""
     table: dict[tuple[Quantity, GainName], list[LayerGain]] = defaultdict(list)
     for where, gain in _rows(path, LayerGain, made_by="fit"):
         if not 1 <= gain.layer <= layers:
@@ -335,11 +327,7 @@ def read_gains(path: Path, layers: int) -> Gains:
 
 
 def read_signals(path: Path, layers: int) -> dict[str, Sequence[float]]:
-    """Read the signals of a model with that many layers, by column; each has a value per number 0..L.
-
-    Raises:
-        UserError: the file is missing or damaged, or of another model.
-    """
+    """Read the signals of a model with that many layers, by column; each has a value per number 0..L."""
     values: dict[str, dict[int, float]] = defaultdict(dict)
     for _, row in _rows(path, SignalValue, made_by="signals"):
         values[row.signal][row.layer] = row.value
@@ -360,11 +348,8 @@ def _rows(path: Path, kind: type[Row], made_by: str) -> Iterator[tuple[str, Row]
             try:
                 yield where, kind.model_validate(row)
             except ValidationError as error:
-                fault = error.errors()[0]
-                name = ".".join(map(str, fault["loc"]))
-                raise UserError(
-                    f"{where}: {name} = {fault['input']!r}: {fault['msg']}; run again: dvc repro {made_by}"
-                ) from None
+                given = error.errors()[0]["input"]
+                raise UserError(f"{where}: {given!r}: {fault_of(error)}; run again: dvc repro {made_by}") from None
 
 
 def _check_weights(path: Path, found: str | None, weights: str, command: str) -> None:

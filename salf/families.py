@@ -134,9 +134,6 @@ def family_of(model_type: str, names: Iterable[str] | None = None) -> Family:
     Args:
         model_type: as in ``config.json``.
         names: the model's parameters, ``...ForCausalLM`` included (``model.layers.0...``).
-
-    Raises:
-        UserError: there is no row and the names are missing or do not tell; says what was not found.
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
@@ -150,9 +147,6 @@ def family_from_names(model_type: str, names: Iterable[str]) -> Family:
 
     The layers are the longest numbered list. Embeddings and final norm are in the same trunk and named so; the head
     is outside the trunk.
-
-    Raises:
-        UserError: says which part was not found, or which parameters belong to none.
     """
     names = list(names)
     layers = longest_list(names)

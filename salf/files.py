@@ -130,11 +130,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """Read JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -144,11 +140,7 @@ def read_json(path: Path) -> Any:
 
 
 def require(path: Path, made_by: str) -> Path:
-    """Return ``path`` where it exists.
-
-    Raises:
-        UserError: it does not; names the stage that makes it.
-    """
+    """Return ``path`` where it exists."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; it is made by: dvc repro {made_by}")
     return path

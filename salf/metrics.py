@@ -21,8 +21,8 @@ from pydantic import (
 )
 
 from salf.errors import UserError
-from salf.files import write_json, write_text
-from salf.records import GridRate, checked
+from salf.files import write_text
+from salf.records import Artifact, GridRate
 
 SCORES: Final = {
     "accuracy": "accuracy",
@@ -154,8 +154,10 @@ class Intervals(_Record):
     confidence: float
 
 
-class Metrics(_Record):
+class Metrics(_Record, Artifact):
     """The content of ``metrics.json``; ``quality`` is the score that counts right answers."""
+
+    made_by = "evaluate"
 
     layout: Literal[1] = Field(alias="schema")
     task: str
@@ -164,19 +166,6 @@ class Metrics(_Record):
     baselines: dict[str, Baseline]
     runs: dict[str, RunMetrics]
     methods: dict[str, MethodMetrics]
-
-    def save(self, path: Path) -> None:
-        """Write canonical JSON; fields that were never set are left out."""
-        write_json(path, self.model_dump(mode="json", by_alias=True, exclude_unset=True))
-
-    @classmethod
-    def load(cls, path: Path) -> "Metrics":
-        """Read a file that :meth:`save` wrote.
-
-        Raises:
-            UserError: the file is missing or damaged, or of another version.
-        """
-        return checked(cls, path, made_by="evaluate")
 
 
 class Measured(BaseModel):
@@ -211,11 +200,7 @@ def write_comparison(path: Path, metrics: Metrics, measured: Mapping[str, Measur
 
 
 def read_comparison(path: Path) -> dict[str, Measured]:
-    """Read what was measured of each method.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Read what was measured of each method."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]

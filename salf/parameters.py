@@ -62,9 +62,6 @@ class NetworkParameters:
 
         In a plain network the boundary alone decides. Where PEFT added something, PEFT decides what trains
         (adapters, not weights), and the boundary where: below it, what PEFT trains is frozen.
-
-        Raises:
-            UserError: a parameter belongs to none of the family's parts.
         """
         everything = {**self.own, **self.added}
         above = set(trained_names(everything, family, boundary, tied_head=tied_head))
@@ -74,11 +71,7 @@ class NetworkParameters:
 
 
 def trained_names(names: Iterable[str], family: Family, boundary: int, *, tied_head: bool) -> list[str]:
-    """Those parameter names that train above a boundary, in the order given.
-
-    Raises:
-        UserError: a name belongs to none of the family's parts.
-    """
+    """Those parameter names that train above a boundary, in the order given."""
     return [name for name in names if _trains(name, family, boundary, tied_head)]
 
 

@@ -3,17 +3,33 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from salf.cost import ModelShape
 from salf.errors import UserError
 from salf.files import read_json, require, write_json
 from salf.methods import Method, method_of
 from salf.settings import ChoiceScore, Device, Finetune
+from salf.shape import ModelShape
 
-Artifact = TypeVar("Artifact", bound=BaseModel)
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+class Artifact(BaseModel):
+    """A JSON file: ``file`` in the folder of the stage that makes it, or a path of its own."""
+
+    made_by: ClassVar[str]
+    file: ClassVar[str] = ""
+
+    @classmethod
+    def load(cls, place: Path) -> Self:
+        """Read it from its folder or path; a ``UserError`` says that it is missing or damaged, and what makes it."""
+        return checked(cls, place / cls.file, cls.made_by)
+
+    def save(self, place: Path) -> None:
+        """Write canonical JSON: the fields that were set, under the names that readers know."""
+        write_json(place / self.file, self.model_dump(mode="json", by_alias=True, exclude_unset=True))
 
 
 class ParameterSizes(BaseModel):
@@ -34,7 +50,7 @@ class BaseIdentity(BaseModel):
     parameter_names: list[str]
 
 
-class BaseRecord(BaseIdentity):
+class BaseRecord(Artifact, BaseIdentity):
     """``base.json``: what the base model is and where it came from.
 
     Attributes:
@@ -44,6 +60,8 @@ class BaseRecord(BaseIdentity):
         trust_remote_code: whether Python files of the model's author are part of the folder.
         shards: SHA-256 of every weight file.
     """
+
+    made_by, file = "base", "base.json"
 
     layout: Literal[1] = Field(alias="schema")
     source: str
@@ -138,7 +156,7 @@ class RefusedRows(RowCount):
     split: str
 
 
-class PreparedRecord(PreparedSizes):
+class PreparedRecord(Artifact, PreparedSizes):
     """``meta.json``: what the prepared data are and what became of the rows.
 
     Attributes:
@@ -155,6 +173,8 @@ class PreparedRecord(PreparedSizes):
         truncated: number of prompts that were cut.
         max_tokens: longest prompt and answer: the parameter, or the model's context if that is less.
     """
+
+    made_by, file = "prepare", "meta.json"
 
     layout: Literal[1] = Field(alias="schema")
     task: str
@@ -176,11 +196,7 @@ class PreparedRecord(PreparedSizes):
 
 
 def read_base(folder: Path) -> BaseFacts:
-    """Read what ``dvc repro base`` wrote, but for the weights.
-
-    Raises:
-        UserError: something is missing or damaged.
-    """
+    """Read what ``dvc repro base`` wrote, but for the weights."""
     config = read_json(require(folder / "config.json", made_by="base"))
     base = BaseFacts(
         identity=checked(BaseIdentity, folder / "base.json", made_by="base"),
@@ -197,35 +213,8 @@ def read_base(folder: Path) -> BaseFacts:
     return base
 
 
-def read_base_record(folder: Path) -> BaseRecord:
-    """Read ``base.json``.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    return checked(BaseRecord, folder / "base.json", made_by="base")
-
-
-def read_prepared(folder: Path) -> PreparedRecord:
-    """Read ``meta.json``.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    return checked(PreparedRecord, folder / "meta.json", made_by="prepare")
-
-
-def write_record(path: Path, record: BaseModel) -> None:
-    """Write an artifact as canonical JSON: the fields that were set, under the names that readers know."""
-    write_json(path, record.model_dump(mode="json", by_alias=True, exclude_unset=True))
-
-
 def read_sizes(prepared: Path) -> PreparedSizes:
-    """Read the sizes of the prepared splits.
-
-    Raises:
-        UserError: the file is missing or damaged, or has no training split.
-    """
+    """Read the sizes of the prepared splits."""
     path = prepared / "meta.json"
     sizes = checked(PreparedSizes, path, made_by="prepare")
     if "train" not in sizes.splits:
@@ -233,19 +222,19 @@ def read_sizes(prepared: Path) -> PreparedSizes:
     return sizes
 
 
-def checked(kind: type[Artifact], path: Path, made_by: str) -> Artifact:
-    """Read a JSON artifact as a record.
-
-    Raises:
-        UserError: it is missing or damaged; names the stage that makes it.
-    """
+def checked(kind: type[Kind], path: Path, made_by: str) -> Kind:
+    """Read a JSON artifact as a record."""
     raw: Any = read_json(require(path, made_by))
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise UserError(f"{path}: {where}: {fault['msg']}; run again: dvc repro {made_by}") from None
+        raise UserError(f"{path}: {fault_of(error)}; run again: dvc repro {made_by}") from None
+
+
+def fault_of(error: ValidationError) -> str:
+    """The first fault of a record, with its place in it."""
+    fault = error.errors()[0]
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
 
 
 class CurvePoint(BaseModel):
@@ -277,7 +266,7 @@ class FineTuneParams(BaseModel):
     first_n: int | None = None
 
 
-class FineTuneRecord(BaseModel):
+class FineTuneRecord(Artifact):
     """``run.json`` of a fine-tuned model: what was trained, from which files, with which result.
 
     Attributes:
@@ -287,6 +276,8 @@ class FineTuneRecord(BaseModel):
         grid: one entry per learning rate, ascending.
         shards: SHA-256 by file name.
     """
+
+    made_by, file = "finetune", "run.json"
 
     schema_version: Literal[1] = 1
     method: str
@@ -311,19 +302,6 @@ class FineTuneRecord(BaseModel):
     base_sha256: str
     data_sha256: dict[str, str]
     shards: dict[str, str]
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read the record of a fine-tuned model's folder.
-
-        Raises:
-            UserError: it is missing or damaged, or another version of this program wrote it.
-        """
-        return checked(cls, folder / "run.json", made_by="finetune")
-
-    def save(self, folder: Path) -> None:
-        """Write the record into the model's folder."""
-        write_json(folder / "run.json", self.model_dump(mode="json", exclude_unset=True))
 
     @property
     def how(self) -> Method:
@@ -367,11 +345,13 @@ class MachineRecord(BaseModel):
     versions: dict[str, str]
 
 
-class FineTuneClock(BaseModel):
+class FineTuneClock(Artifact):
     """``reports/runs/<run>.json``: seconds and memory of a fine-tune on the machine that ran it.
 
     ``seconds_cache`` is what the frozen layers' pass over the training split took, in this run or an earlier one.
     """
+
+    made_by = "finetune"
 
     schema_version: Literal[1] = 1
     method: str
@@ -385,16 +365,3 @@ class FineTuneClock(BaseModel):
     peak_memory_bytes: int
     processes: int
     machine: MachineRecord
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read the measurements of a run.
-
-        Raises:
-            UserError: the file is missing or damaged.
-        """
-        return checked(cls, path, made_by="finetune")
-
-    def save(self, path: Path) -> None:
-        """Write the measurements."""
-        write_json(path, self.model_dump(mode="json"))

@@ -67,11 +67,7 @@ class Schedule(Caching, Batches):
     clip_norm: Annotated[float, Field(gt=0)]
 
     def rates(self, method: str, boundary: int) -> list[float]:
-        """The learning rates to try for a method whose boundary is known, ascending.
-
-        Raises:
-            UserError: neither the method nor the one that stands in for it has an entry.
-        """
+        """The learning rates to try for a method whose boundary is known, ascending."""
         entry = rate_entry(method, boundary, self.learning_rate)
         if entry is None:
             raise UserError(f"params.yaml: finetune.learning_rate has no entry for {method} (boundary {boundary})")

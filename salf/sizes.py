@@ -97,11 +97,7 @@ _LAYER_NORMS: Final = {"bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neox", "gp
 
 
 def layer_sizes(raw: Mapping[str, Any]) -> LayerSizes:
-    """Read a family's layer; what is not in the table is taken to be built like Llama.
-
-    Raises:
-        UserError: an entry is missing or the layers are not all alike; says which and why.
-    """
+    """Read a family's layer; what is not in the table is taken to be built like Llama."""
     config = Config(raw)
     if config.kind == "mamba":
         raise UserError("config.json: model type 'mamba': the cost of a recurrence is not modelled, only attention's")

@@ -46,9 +46,6 @@ def try_out(work: Callable[[str], object], argument: Path, file: Path) -> None:
         work: a function of a module.
         argument: its argument, as text.
         file: the file to be blamed.
-
-    Raises:
-        UserError: it takes more memory or time than any tokenizer or template needs.
     """
     call = json.dumps([work.__module__, work.__qualname__, str(argument), MEMORY, SECONDS])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TOKENIZERS_PARALLELISM": "false"}

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Final
 
-from salf.cost import FLOAT32_BYTES, ModelShape, forward_flops, training_flops
+from salf.cost import FLOAT32_BYTES, forward_flops, training_flops
 from salf.plan_records import CostModel
 from salf.records import PreparedSizes
+from salf.shape import ModelShape
 
 _FORMULA: Final = (
     "FLOPs of E epochs, cached: flops_frozen + E * flops_epoch; uncached: E * (flops_frozen + flops_epoch); "

@@ -43,9 +43,6 @@ def compare(machine: Machine, reference: str, chain: Path) -> list[Compared]:
         machine: whose rate is taken.
         reference: the run that the rate was measured by.
         chain: the project's folder; without a base or prepared data nothing is compared.
-
-    Raises:
-        UserError: an artifact is damaged.
     """
     folder, prepared = chain / "data/base", chain / "data/prepared"
     if not (folder / "base.json").is_file() or not (prepared / "meta.json").is_file():

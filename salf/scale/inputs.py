@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from salf.cost import ModelShape
 from salf.errors import UserError
 from salf.files import read_json
 from salf.records import FineTuneClock, FineTuneRecord
+from salf.shape import ModelShape
 
 _FILE: Final = Path(__file__).with_name("published.json")
 # Of the peak, in training of large models: 38 to 43 % on H100 (Llama 3, arXiv 2407.21783, table 4), 46 % on
@@ -54,11 +54,7 @@ class Machine:
 
 
 def configuration(given: str) -> Configuration:
-    """Return a published configuration by its name, or a ``config.json`` by its path or folder.
-
-    Raises:
-        UserError: it is neither, or its cost cannot be counted; says what is known or missing.
-    """
+    """Return a published configuration by its name, or a ``config.json`` by its path or folder."""
     path = Path(given)
     if path.is_dir():
         path = path / "config.json"
@@ -99,9 +95,6 @@ def measured_by(run: str, models: Path, measured: Path) -> Machine:
         run: as in ``data/models/<run>``.
         models: the folder of models.
         measured: the folder of measurements.
-
-    Raises:
-        UserError: there is no such run.
     """
     record, clock = FineTuneRecord.load(models / run), FineTuneClock.load(measured / f"{run}.json")
     rate = record.flops / (clock.seconds_training + clock.seconds_cache)

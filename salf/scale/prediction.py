@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from salf.cost import ModelShape, activation_bytes_per_token
+from salf.cost import activation_bytes_per_token
 from salf.files import significant
 from salf.plan_records import CostModel
 from salf.scale.inputs import Configuration, Machine
+from salf.shape import ModelShape
 from salf.workload import COUNTED, BoundaryFlops, beginning
 
 

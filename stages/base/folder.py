@@ -21,7 +21,7 @@ from salf.engine.progress import progress
 from salf.errors import UserError
 from salf.families import Family, family_of
 from salf.files import read_json, write_json
-from salf.records import BaseRecord, ParameterSizes, write_record
+from salf.records import BaseRecord, ParameterSizes
 from stages.base.checkpoint import shown
 from stages.base.sources import Source
 
@@ -47,7 +47,7 @@ def write_folder(source: Source, kind: str, folder: Path) -> BaseRecord:
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"{source.name}: its tokenizer has no fast form (tokenizer.json), which this pipeline needs")
     record = _record(source, kind, family, sizes, shard_hashes(folder))
-    write_record(folder / "base.json", record)
+    record.save(folder)
     return record
 
 

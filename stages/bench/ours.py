@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from salf.cost import ModelShape
 from salf.engine.batches import Example, Split, Start
 from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import open_model
@@ -24,6 +23,7 @@ from salf.engine.training.workbench import CACHE_BATCH_TOKENS
 from salf.files import read_json
 from salf.methods import Method
 from salf.settings import Device, Finetune
+from salf.shape import ModelShape
 from stages.bench.contender import Lap, now
 from stages.bench.workloads import RATE, Task
 from stages.common.params import load_params

@@ -13,7 +13,7 @@ from salf.engine.boundary_cache.cache import CacheSettings
 from salf.engine.runtime import choose_runtime
 from salf.files import replacing_file
 from salf.metrics import Baseline, Intervals, Metrics, write_comparison, write_csv
-from salf.records import FineTuneClock, FineTuneRecord, PreparedRecord, read_base_record, read_prepared
+from salf.records import BaseRecord, FineTuneClock, FineTuneRecord, PreparedRecord
 from salf.settings import Caching, Device
 from stages.common.command import exit_code, parser_of
 from stages.common.params import Compare, Evaluate, Room
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _PARSER.parse_args(argv)
     params = EvaluateRoom.load()
     asked = params.evaluate
-    meta, test = read_prepared(args.prepared), read_examples(args.prepared, "test")
+    meta, test = PreparedRecord.load(args.prepared), read_examples(args.prepared, "test")
     names = [f"{method}-seed{seed}" for method in params.compare.labels for seed in params.compare.seeds]
     records = {name: FineTuneRecord.load(args.models / name) for name in names}
     predictions = dict(_predictions(args, params, meta, test, records))
@@ -93,7 +93,7 @@ def _predictions(
     records: Mapping[str, FineTuneRecord],
 ) -> Iterator[tuple[str, Predictions]]:
     """What every model says to the test split, by its name: the untrained one, baselines, fine-tuned ones."""
-    shards = read_base_record(args.base).shards
+    shards = BaseRecord.load(args.base).shards
     cache = CacheSettings.of(params.finetune.cache, params.finetune.cache_folder, params.finetune.cache_gib)
     predictor = Predictor(choose_runtime(params.device), params.evaluate, meta, args.base, shards, cache, test)
     yield "untrained", predictor.predict(args.base, "untrained")

@@ -19,7 +19,7 @@ from salf.engine.training.workbench import Workbench
 from salf.files import code_hashes, digest_of, replacing_folder, require, sha256_file, work_folder
 from salf.methods import checked, method_of
 from salf.plan import FILE_NAME, FreezePlan
-from salf.records import FineTuneClock, FineTuneParams, FineTuneRecord, read_base_record, read_prepared
+from salf.records import BaseRecord, FineTuneClock, FineTuneParams, FineTuneRecord, PreparedRecord
 from salf.selectors import SELECTORS
 from salf.settings import SEEDS, Count, Device, Finetune, Group
 from stages.common.command import exit_code
@@ -80,7 +80,7 @@ def _asked(args: argparse.Namespace, room: FinetuneRoom) -> Asked:
 
 
 def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, processes: Processes) -> None:
-    base, meta = read_base_record(args.base), read_prepared(args.prepared)
+    base, meta = BaseRecord.load(args.base), PreparedRecord.load(args.prepared)
     plan = FreezePlan.load(require(args.plan, made_by="plan"))
     runtime = choose_runtime(room.device)
     read = FineTuneParams(device=room.device, finetune=asked.settings, first_n=room.plan.first_n)
@@ -153,6 +153,7 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
     steps = best.training.step_seconds
     args.measured.parent.mkdir(parents=True, exist_ok=True)
     FineTuneClock(
+        schema_version=1,
         method=asked.method,
         variant=args.variant,
         seed=args.seed,

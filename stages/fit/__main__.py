@@ -38,11 +38,7 @@ class FitRoom(Room):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read traces, fit, write both artifacts.
-
-    Raises:
-        UserError: bad parameters or traces.
-    """
+    """Read traces, fit, write both artifacts."""
     args = _PARSER.parse_args(argv)
     params = FitRoom.load().fit
     traces = read_traces(args.traces)

@@ -42,11 +42,7 @@ class Traces:
 
 
 def read_traces(folder: Path) -> Traces:
-    """Read every ``part-*.parquet`` of a folder.
-
-    Raises:
-        UserError: no parts, no rows, damaged or mixed parts, or values that are no deviation or loss.
-    """
+    """Read every ``part-*.parquet`` of a folder."""
     parts = sorted(require(folder, "trace").glob("part-*.parquet"))
     if not parts:
         raise UserError(f"{folder}: no part-*.parquet in it; {_AGAIN}")

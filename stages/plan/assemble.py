@@ -41,9 +41,6 @@ def make_plan(
 
     The budget caps each selector that rests on evidence. A fixed depth (``half``, ``full``, ``last-n``...) is never
     moved; if the plan's own costs more than the budget, its reason says so.
-
-    Raises:
-        UserError: nothing fits the budget, the trace has no gains, or the plan's own selector lacks its evidence.
     """
     basis = basis_of(evidence, params)
     work = cost_model(

@@ -36,9 +36,6 @@ def variability(evidence: Evidence, _params: Plan) -> Choice:
 
     Xie et al. 2022 (arXiv 2210.10041) put a classifier on that space and drop the layers above. A causal language
     model answers with its own head and needs those layers, so here they train.
-
-    Raises:
-        AbsentEvidenceError: no space tells any class from another.
     """
     values = evidence.signals["variability"]
     known = [space for space in range(1, evidence.layers) if math.isfinite(values[space])]

@@ -36,11 +36,7 @@ class Basis(NamedTuple):
 
 
 def basis_of(evidence: Evidence, params: Plan) -> Basis:
-    """The gain that decides: the one asked for, or the nearest that the trace supports.
-
-    Raises:
-        UserError: the trace has no gains at all.
-    """
+    """The gain that decides: the one asked for, or the nearest that the trace supports."""
     quantity, gain, notes = params.quantity, params.gain, list[str]()
     if quantity not in evidence.laws:
         notes.append(f"the {quantity} was not traced (trace.losses is 0): the deviation decides")
@@ -69,11 +65,7 @@ def salf(evidence: Evidence, params: Plan) -> Choice:
 
 
 def salf_alone(evidence: Evidence, params: Plan) -> Choice:
-    """The same by exactly this gain of this quantity.
-
-    Raises:
-        AbsentEvidenceError: the trace does not support it.
-    """
+    """The same by exactly this gain of this quantity."""
     if params.quantity not in evidence.laws:
         raise AbsentEvidenceError(f"the {params.quantity} was not traced: set trace.losses")
     if fault := _fault(evidence, params.quantity, params.gain):

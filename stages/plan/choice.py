@@ -59,11 +59,7 @@ def choices(evidence: Evidence, params: Plan) -> tuple[dict[str, Choice], dict[s
 
 
 def choose(entry: Selector, evidence: Evidence, params: Plan) -> Choice:
-    """Let one selector choose.
-
-    Raises:
-        AbsentEvidenceError: its evidence is missing.
-    """
+    """Let one selector choose."""
     signal = SIGNALS.get(entry.needs)
     if signal and not set(signal.columns) <= set(evidence.signals):
         raise AbsentEvidenceError(
@@ -102,9 +98,6 @@ def first_n(_evidence: Evidence, params: Plan) -> Choice:
     """Train the embeddings and the first ``plan.first_n`` layers, or as many as the plan: a control, and no plan.
 
     Its boundary is 0: gradients pass through every layer on their way to the first ones.
-
-    Raises:
-        UserError: it is the plan's own selector.
     """
     if params.selector == "first-n":
         raise UserError(
@@ -127,9 +120,6 @@ def affordable(evidence: Evidence, params: Plan) -> Choice:
     """Freeze as few layers as ``plan.budget`` allows; a boundary's score is its cost.
 
     Training above boundary k includes training above k+1, so with enough data and steps it can do no worse.
-
-    Raises:
-        UserError: even training only the final norm costs more than the budget.
     """
     boundary = within_budget(0, evidence.frontier, params.budget)
     share = evidence.frontier[boundary].flops_share
@@ -142,12 +132,7 @@ def affordable(evidence: Evidence, params: Plan) -> Choice:
 
 
 def oracle(evidence: Evidence, params: Plan) -> Choice:
-    """Take the boundary ``plan.oracle``, which was measured to be the best.
-
-    Raises:
-        AbsentEvidenceError: none is given.
-        UserError: the model has no such boundary.
-    """
+    """Take the boundary ``plan.oracle``, which was measured to be the best."""
     if params.oracle is None:
         raise AbsentEvidenceError("set plan.oracle to the boundary that was measured to be the best")
     if params.oracle > evidence.layers:

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 
-from salf.cost import ModelShape, activation_bytes_per_token, gradient_bytes, optimizer_bytes
+from salf.cost import activation_bytes_per_token, gradient_bytes, optimizer_bytes
 from salf.errors import UserError
 from salf.evidence import DepthLaw
 from salf.files import significant
 from salf.plan_records import CostModel, FrontierPoint
 from salf.records import BaseFacts
+from salf.shape import ModelShape
 from salf.workload import BoundaryFlops
 
 
@@ -55,11 +56,7 @@ def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPo
 
 
 def within_budget(boundary: int, points: Sequence[FrontierPoint], budget: float) -> int:
-    """The smallest boundary from ``boundary`` on that costs at most ``budget`` of full fine-tuning.
-
-    Raises:
-        UserError: even training only the final norm costs more.
-    """
+    """The smallest boundary from ``boundary`` on that costs at most ``budget`` of full fine-tuning."""
     for point in points[boundary:]:
         if point.flops_share <= budget:
             return point.boundary

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from salf.files import replacing_folder, sha256_file
-from salf.records import PreparedLabel, PreparedRecord, PreparedSplit, RefusedRows, RowCount, write_record
+from salf.records import PreparedLabel, PreparedRecord, PreparedSplit, RefusedRows, RowCount
 from stages.prepare.examples import Filler
 from stages.prepare.rows import TRAIN, Example, Lost, listed
 from stages.prepare.tokens import PromptTokenizer, Tokenised, shared_prefix
@@ -75,7 +75,7 @@ def write_prepared(folder: Path, made: Prepared) -> PreparedRecord:
             pyarrow.parquet.write_table(_table(examples), file, compression="zstd")
             hashes[name] = sha256_file(file)
         record = _record(made, hashes)
-        write_record(aside / "meta.json", record)
+        record.save(aside)
     return record
 
 

@@ -17,15 +17,7 @@ from salf.evidence import ScalingLaw
 from salf.files import require, sha256_file, sha256_folder
 from salf.metrics import Measured, MethodMetrics, Metrics, read_comparison
 from salf.plan import FreezePlan
-from salf.records import (
-    BaseRecord,
-    FineTuneClock,
-    FineTuneRecord,
-    PreparedRecord,
-    checked,
-    read_base_record,
-    read_prepared,
-)
+from salf.records import BaseRecord, FineTuneClock, FineTuneRecord, PreparedRecord
 from stages.common.benchmark import PATTERN, Benchmark, read_benchmark
 from stages.common.study_page import StudyPage
 
@@ -112,12 +104,12 @@ def load(sources: Namespace, parameters: Mapping[str, Any], examples_shown: int,
     metrics = sources.metrics
     runs, drawn = sorted(sources.models.glob("[!.]*/run.json")), sorted((sources.study / "figures").glob("*.svg"))
     return Artifacts(
-        base=read_base_record(sources.base),
-        meta=read_prepared(sources.prepared),
+        base=BaseRecord.load(sources.base),
+        meta=PreparedRecord.load(sources.prepared),
         plan=FreezePlan.load(require(sources.plan, "plan")),
         example=_first_example(sources.prepared / "train.parquet"),
         trace=_trace_record(sources.traces),
-        law=checked(ScalingLaw, sources.law, made_by="fit") if sources.law.exists() else None,
+        law=ScalingLaw.load(sources.law) if sources.law.exists() else None,
         gains=_table(sources.gains),
         metrics=Metrics.load(metrics) if metrics.exists() else None,
         comparison=read_comparison(require(sources.comparison, "evaluate")) if metrics.exists() else {},

@@ -57,9 +57,6 @@ def probe(sample: Sample) -> tuple[Matrix, Matrix, Matrix]:
         The share of held-out examples whose class is read off the state at the answer position, the share read off
         the mean of the prompt's states, and the standard error of the best space's pooled share less this one's,
         over the examples, which both see.
-
-    Raises:
-        UserError: there are fewer examples than folds.
     """
     folds, seed, classes = sample.params.folds, sample.params.seed, sample.classes
     if folds > len(classes):

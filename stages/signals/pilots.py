@@ -10,7 +10,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from salf.cost import ModelShape
 from salf.engine.answers import Reader
 from salf.engine.batches import Split
 from salf.engine.boundary_cache.cache import Opened
@@ -27,8 +26,9 @@ from salf.files import code_hashes, digest_of, read_json, significant, work_fold
 from salf.fitting.bootstrap import interval
 from salf.laws import JOINT, Array
 from salf.methods import Method
-from salf.records import read_base_record, read_prepared
+from salf.records import BaseRecord, PreparedRecord
 from salf.settings import Device, Finetune, Schedule
+from salf.shape import ModelShape
 from stages.common.params import Pilot as PilotParams
 from stages.signals.joint_law import JointLaw, Points, Prediction, joint_law, predict
 
@@ -95,11 +95,7 @@ class Bench(Workbench):
 
 
 def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotParams, finetune: Schedule) -> None:
-    """Fine-tune the pilots and write what they predict, :class:`salf.evidence.Pilots`.
-
-    Raises:
-        UserError: a learning rate is missing, a split is missing, or a loss is no longer a number.
-    """
+    """Fine-tune the pilots and write what they predict, :class:`salf.evidence.Pilots`."""
     bench = _bench(base, prepared, out, device, params, finetune)
     boundaries, sizes = (", ".join(map(str, sorted(each))) for each in (bench.boundaries, bench.sizes))
     print(
@@ -144,8 +140,8 @@ def _bench(base: Path, prepared: Path, out: Path, device: Device, params: PilotP
     sizes = sorted({max(1, round(share * len(everything))) for share in params.sizes}, reverse=True)
     order = np.random.default_rng(params.seed).permutation(len(everything))
     identity = {
-        "base_sha256": read_base_record(base).weights_sha256,
-        "data_sha256": {name: split.sha256 for name, split in read_prepared(prepared).splits.items()},
+        "base_sha256": BaseRecord.load(base).weights_sha256,
+        "data_sha256": {name: split.sha256 for name, split in PreparedRecord.load(prepared).splits.items()},
     }
     inputs = {
         **identity,
@@ -186,9 +182,6 @@ def measure(bench: Bench) -> tuple[list[Pilot], list[Pilot]]:
 
     Returns:
         The pilot of each boundary and size at the rate that won, and all pilots, those that lost included.
-
-    Raises:
-        UserError: a learning rate is missing, or a loss is no longer a number.
     """
     kept, tried = list[Pilot](), list[Pilot]()
     largest, *smaller = bench.sizes

@@ -82,9 +82,6 @@ def measure(base: Path, prepared: Path, device: Device, params: Signals) -> tupl
     """The columns of the signals ``params.kinds``, and the model's number of layers.
 
     Signals that these examples cannot give are left out with a message, as long as there are others.
-
-    Raises:
-        UserError: the data or the model can give none of the signals, or a number is not finite.
     """
     runtime, split = choose_runtime(device), _draw(prepared, params)
     signals = [SIGNALS[kind] for kind in _possible(params.kinds, split.examples)]
@@ -126,11 +123,7 @@ def _possible(kinds: Sequence[str], examples: Sequence[Example]) -> list[str]:
 
 
 def classes_of(examples: Sequence[Example]) -> Classes:
-    """The class of each example as a number 0..C-1: its label, or the first token in which free answers differ, [n].
-
-    Raises:
-        UserError: they form one class only, or most of them are the only one of their class.
-    """
+    """The class of each example as a number 0..C-1: its label, or the first token in which free answers differ, [n]."""
     # A chat template may begin all answers alike (an empty block of thoughts).
     places = zip(*(example.answer_ids for example in examples), strict=False)
     first = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, places))
@@ -156,11 +149,7 @@ def block_influence(sample: Sample) -> tuple[NDArray[np.float64]]:
 
 @torch.no_grad()
 def prompt_states(model: CausalModel, runtime: Runtime, split: Split, batch_tokens: int) -> PromptStates:
-    """Run the prompts of a split through all layers.
-
-    Raises:
-        UserError: a state is not finite.
-    """
+    """Run the prompts of a split through all layers."""
     examples = [replace(example, answer_ids=example.answer_ids[:1]) for example in split.examples]
     prompts = Split(examples, split.shared)
     shape = (model.depth + 1, len(prompts), model.embedding.weight.shape[1])

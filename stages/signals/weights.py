@@ -30,11 +30,7 @@ _NORMAL_QUARTILES: Final = 1.349  # interquartile range of a normal distribution
 
 
 def gradient_norm(sample: Sample) -> tuple[NDArray[np.float64]]:
-    """‖g‖/‖θ‖ of the layers 1..L, [L]; the model is left without gradients.
-
-    Raises:
-        UserError: a gradient is not finite.
-    """
+    """‖g‖/‖θ‖ of the layers 1..L, [L]; the model is left without gradients."""
     model, split = sample.model, sample.split
     answers = sum(len(example.answer_ids) for example in split.examples)
     model.layers.requires_grad_(True)
@@ -65,11 +61,7 @@ def _relative(layer: nn.Module) -> float:
 
 
 def spectrum(sample: Sample) -> tuple[NDArray[np.float64]]:
-    """Relative signal-to-noise ratio of the layers 1..L, [L].
-
-    Raises:
-        UserError: a layer has no weight matrix with a signal-to-noise ratio.
-    """
+    """Relative signal-to-noise ratio of the layers 1..L, [L]."""
     depth = sample.model.depth
     by_kind: dict[str, list[float]] = defaultdict(lambda: [float("nan")] * depth)
     for index, layer in enumerate(sample.model.layers):

@@ -14,7 +14,7 @@ from salf.files import read_json
 from salf.ledger import Machine
 from salf.metrics import Metrics, RunMetrics
 from salf.plan import FreezePlan
-from salf.records import FineTuneClock, FineTuneRecord, checked
+from salf.records import FineTuneClock, FineTuneRecord
 from stages.study.agenda import PLAIN, FineTune, Look
 from stages.study.tables import Row
 
@@ -75,14 +75,14 @@ def intervals(look: Look, folder: Path) -> list[Row]:
         ends = [(one.boundary, one.loss, one.low, one.high) for one in pilot.predictions]
         rows += [facts | dict(zip(("place", "predicted", "low", "high"), one, strict=True)) for one in ends]
     if look.source in _TRACES:
-        rows += _law_rows(look.source, checked(ScalingLaw, folder / "reports/scaling_law.json", made_by="fit"))
+        rows += _law_rows(look.source, ScalingLaw.load(folder / "reports/scaling_law.json"))
     return [{**look.case._asdict(), **row} for row in rows]
 
 
 def _pilot(folder: Path) -> Pilots | None:
     """The pilots' artifact, if there were pilots."""
     path = folder / "reports/pilot.json"
-    return checked(Pilots, path, made_by="signals") if path.exists() and read_json(path)["enabled"] else None
+    return Pilots.load(path) if path.exists() and read_json(path)["enabled"] else None
 
 
 def _choice(plan: FreezePlan, selector: str) -> Row:

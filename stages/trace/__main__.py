@@ -13,7 +13,7 @@ from salf.engine.runtime import choose_runtime
 from salf.errors import UserError
 from salf.evidence import TraceFacts
 from salf.files import code_hashes, digest_of, replacing_folder, sealed_file, sha256_file, work_folder
-from salf.records import read_base_record, read_prepared
+from salf.records import BaseRecord, PreparedRecord
 from salf.settings import Device
 from stages.common.command import BASE, PREPARED, exit_code, parser_of
 from stages.common.params import Room, Trace
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _PARSER.parse_args(argv)
     params = TraceRoom.load()
 
-    base, meta = read_base_record(args.base), read_prepared(args.prepared)
+    base, meta = BaseRecord.load(args.base), PreparedRecord.load(args.prepared)
     runtime = choose_runtime(params.device)
     sample = draw_sample(args.prepared, params.trace)
     record = TraceFacts(

@@ -55,9 +55,6 @@ def draw_sample(prepared: Path, params: Trace) -> Sample:
 
     Both are the first ones of a random order, taken in the order of the file, so that the split is read once from
     front to back.
-
-    Raises:
-        UserError: the split is missing.
     """
     count = pq.read_metadata(require(prepared / f"{SPLIT}.parquet", made_by="prepare")).num_rows
     drawn = np.random.default_rng(params.seed).permutation(count)[: params.sample]
@@ -201,9 +198,6 @@ def collect(tracer: Tracer, prepared: Path, sample: Sample, facts: dict[str, Any
     """Trace a sample into Parquet shards in ``folder``; shards that are already there are kept.
 
     No more of the prepared data is held than a shard's examples. ``facts`` become the Parquet schema's metadata.
-
-    Raises:
-        UserError: a state is not finite.
     """
     schema = trace_schema(tracer.model.depth, facts)
     with missing(sample, folder) as (absent, advance):
@@ -227,11 +221,7 @@ def missing(sample: Sample, folder: Path) -> Iterator[tuple[list[Shard], Advance
 
 
 def write_shard(tracer: Tracer, examples: Sequence[Example], shard: Shard, schema: pa.Schema, advance: Advance) -> None:
-    """Trace a shard's examples into its file, which is there whole or not at all.
-
-    Raises:
-        UserError: a state is not finite.
-    """
+    """Trace a shard's examples into its file, which is there whole or not at all."""
     traced = _trace_shard(tracer, examples, shard.with_losses, advance)
     with replacing_file(shard.file, sealed=True) as aside:
         pq.write_table(_table(examples, traced, schema), aside, compression="zstd")

@@ -31,11 +31,7 @@ _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def collect_with_workers(job: Job, sample: Sample, facts: dict[str, Any], folder: Path) -> None:
-    """Trace a sample into parquet shards in ``folder``, as :func:`stages.trace.collect.collect` does.
-
-    Raises:
-        UserError: a state is not finite, or workers end one after the other.
-    """
+    """Trace a sample into parquet shards in ``folder``, as :func:`stages.trace.collect.collect` does."""
     with missing(sample, folder) as (absent, advance):
         if not absent:
             return

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from salf.cost import ModelShape
 from salf.families import family_of
 from salf.parameters import trained_names
+from salf.shape import ModelShape
 from stages.bench import others, ours
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer, labelled, pad
 from stages.bench.ours import BasisSolver, FineTuner, TraceMaker

@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from salf.cost import ModelShape, forward_flops, training_flops
+from salf.cost import forward_flops, training_flops
 from salf.engine.batches import Split
 from salf.engine.training.costs import Costs, equal_compute_epochs
 from salf.engine.training.scope import LayerDraws
+from salf.shape import ModelShape
 from tests.engine.models.tiny import tiny_network
 from tests.engine.training.tiny_training import SHARED, made_examples, params, run, scope_above, trainable
 

@@ -35,7 +35,6 @@ from salf.records import (
     PreparedRecord,
     PreparedSplit,
     RefusedRows,
-    write_record,
 )
 from stages.report.__main__ import _PLACES, main
 from tests.fine_tune_records import fine_tune_clock, fine_tune_record
@@ -140,7 +139,7 @@ def make_chain(root: Path, outcome: Outcome) -> Chain:
     """Write all artifacts below a folder."""
     for folder in ("data/base", "data/prepared", "data/traces", "data/plan", "data/models", "reports/runs"):
         (root / folder).mkdir(parents=True)
-    write_record(root / "data/base/base.json", BASE)
+    BASE.save(root / "data/base")
     _prepared(root / "data/prepared", outcome)
     _trace(root / "data")
     _law(root, outcome)
@@ -215,7 +214,7 @@ def _prepared(folder: Path, outcome: Outcome) -> None:
         max_tokens=512,
         template="{text}\nLibrary:",
     )
-    write_record(folder / "meta.json", record)
+    record.save(folder)
 
 
 def _trace(data: Path) -> None:
@@ -269,7 +268,7 @@ def _law(root: Path, outcome: Outcome) -> None:
         trace=Traced(model="SmolLM2", space="normed", target="output", dtype="float32"),
         quantities=quantities,
     )
-    write_record(root / "reports/scaling_law.json", law)
+    law.save(root / "reports/scaling_law.json")
 
 
 def _quantity(mean: np.ndarray, width: float, spread: float, fits: bool) -> DepthLaw:

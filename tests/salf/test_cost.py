@@ -17,6 +17,7 @@ from salf.engine.runtime import choose_runtime
 from salf.errors import UserError
 from salf.families import family_of
 from salf.settings import Device
+from salf.shape import ModelShape
 
 pytestmark = pytest.mark.usefixtures("fused_attention")
 
@@ -41,7 +42,7 @@ def llama(**changes):
     torch.manual_seed(0)
     config = LlamaConfig(**SIZES, attn_implementation="eager", **changes)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").train()
-    return model, cost.ModelShape.from_config(config.to_dict())
+    return model, ModelShape.from_config(config.to_dict())
 
 
 def counted(model):
@@ -127,7 +128,7 @@ def test_parameters_are_those_of_the_model(config, tied, bias):
     if config is not LlamaConfig:
         configuration.mlp_bias = False  # only Llama reads it
     model = AutoModelForCausalLM.from_config(configuration)
-    shape = cost.ModelShape.from_config(configuration.to_dict())
+    shape = ModelShape.from_config(configuration.to_dict())
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     assert shape.layer_parameters == sum(p.numel() for p in model.model.layers[2].parameters())
     assert shape.trained_parameters(0) == shape.parameters
@@ -162,7 +163,7 @@ def test_activations_are_near_what_autograd_keeps():
             return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / layers
 
     measured = bytes_kept(6) / QUERIES
-    shape = cost.ModelShape.from_config(config.to_dict())
+    shape = ModelShape.from_config(config.to_dict())
     assert cost.activation_bytes_per_token(shape) == pytest.approx(measured, rel=0.2)
 
 
@@ -197,6 +198,4 @@ def test_impossible_boundaries_are_refused():
 
 def test_a_config_of_another_kind_of_model_is_one_line():
     with pytest.raises(UserError, match="no entry 'intermediate_size'"):
-        cost.ModelShape.from_config(
-            {"num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 3}
-        )
+        ModelShape.from_config({"num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 3})

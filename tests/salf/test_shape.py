@@ -13,6 +13,7 @@ from salf.engine.models.attention import Packing
 from salf.engine.models.walk import run
 from salf.errors import UserError
 from salf.families import FAMILIES, family_of
+from salf.shape import ModelShape
 from tests.engine.models.tiny import tiny_network
 
 pytestmark = pytest.mark.usefixtures("fused_attention")
@@ -43,7 +44,7 @@ def open_tiny(kind, overrides):
     network = tiny_network(kind, **overrides)
     # One expert after the other: the counter does not see into grouped products.
     network.set_experts_implementation("eager")
-    shape = cost.ModelShape.from_config(network.config.to_dict())
+    shape = ModelShape.from_config(network.config.to_dict())
     return CausalModel(network, family_of(kind)), shape
 
 
@@ -137,14 +138,14 @@ def test_lora_agrees_with_pytorchs_counter_on_a_peft_model(kind, boundary):
 
 def test_what_is_not_modelled_is_refused_by_name():
     with pytest.raises(UserError, match="'mamba': the cost of a recurrence is not modelled"):
-        cost.ModelShape.from_config(tiny_network("mamba").config.to_dict() | {"num_attention_heads": 4})
+        ModelShape.from_config(tiny_network("mamba").config.to_dict() | {"num_attention_heads": 4})
     mixed = tiny_network("qwen3_moe", mlp_only_layers=[1]).config.to_dict()
     with pytest.raises(UserError, match=r"mlp_only_layers .* layers that are all alike"):
-        cost.ModelShape.from_config(mixed)
+        ModelShape.from_config(mixed)
     with pytest.raises(UserError, match="word_embed_proj_dim is not hidden_size"):
-        cost.ModelShape.from_config(tiny_network("opt").config.to_dict() | {"word_embed_proj_dim": 16})
+        ModelShape.from_config(tiny_network("opt").config.to_dict() | {"word_embed_proj_dim": 16})
 
 
 def test_older_names_of_entries_are_read():
     raw = {"model_type": "gpt2", "n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}
-    assert cost.ModelShape.from_config(raw).parameters == 124_439_808  # GPT-2 small, as published
+    assert ModelShape.from_config(raw).parameters == 124_439_808  # GPT-2 small, as published

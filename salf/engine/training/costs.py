@@ -7,7 +7,6 @@ from itertools import islice
 import numpy as np
 
 from salf.cost import (
-    ModelShape,
     Technique,
     forward_flops,
     head_forward_flops,
@@ -19,6 +18,7 @@ from salf.cost import (
 from salf.engine.batches import Batch, Split, training_batches
 from salf.engine.training.scope import Scope
 from salf.settings import Finetune
+from salf.shape import ModelShape
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from salf.cost import ModelShape, Technique
+from salf.cost import Technique
 from salf.engine.batches import Split
 from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
 from salf.engine.boundary_cache.key import frozen_units
@@ -17,6 +17,7 @@ from salf.engine.training.processes import ALONE, Processes
 from salf.engine.training.scope import Scope
 from salf.files import read_json
 from salf.settings import Finetune
+from salf.shape import ModelShape
 
 CACHE_BATCH_TOKENS: Final = 1024  # of a pass through the frozen layers
 

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from salf.cost import ModelShape, forward_flops
+from salf.cost import forward_flops
 from salf.engine.boundary_cache.states import FrozenLayers, Layout
 from salf.engine.training import costs
 from salf.engine.training.costs import Costs
 from salf.engine.training.forms import Trainable
 from salf.engine.training.scope import Scope
 from salf.methods import Method
+from salf.shape import ModelShape
 from stages.common.params import load_params
 from tests.conftest import PROJECT
 from tests.engine.boundary_cache.tiny_task import BATCH_TOKENS, BFLOAT16, SHARED, Task, make_model

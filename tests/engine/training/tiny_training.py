@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 
-from salf.cost import ModelShape
 from salf.engine.batches import Example, Split
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import choose_runtime
@@ -16,6 +15,7 @@ from salf.engine.training.step import Job, Stepper
 from salf.families import family_of
 from salf.methods import Method
 from salf.settings import Device, Finetune
+from salf.shape import ModelShape
 from stages.common.params import load_params
 from tests.conftest import PROJECT
 from tests.engine.models.tiny import tiny_network

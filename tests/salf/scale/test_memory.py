@@ -8,13 +8,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from salf.cost import ModelShape
 from salf.engine.answers import Embeddings, training_logits
 from salf.engine.batches import Batch, Example
 from salf.engine.models.adapter import CausalModel
 from salf.families import family_of
 from salf.records import PreparedSizes, SplitSize
 from salf.scale.prediction import PRECISIONS, memory
+from salf.shape import ModelShape
 from salf.workload import cost_model
 from tests.engine.models.tiny import tiny_network
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from salf.cost import ModelShape
 from salf.errors import UserError
+from salf.shape import ModelShape
 from stages.signals import pilots
 
 SMALL = {"pilot__boundaries": [0.25, 0.5], "pilot__sizes": [0.25]}
