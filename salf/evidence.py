@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from salf.errors import UserError
 from salf.files import read_json, require
 from salf.plan_records import FrontierPoint
-from salf.records import Artifact, fault_of
+from salf.records import Artifact
 from salf.selectors import GainName, Quantity
 
 POWER: Final = "power"  # the paper's law, as the artifact names it
@@ -348,8 +348,9 @@ def _rows(path: Path, kind: type[Row], made_by: str) -> Iterator[tuple[str, Row]
             try:
                 yield where, kind.model_validate(row)
             except ValidationError as error:
-                given = error.errors()[0]["input"]
-                raise UserError(f"{where}: {given!r}: {fault_of(error)}; run again: dvc repro {made_by}") from None
+                fault = error.errors()[0]
+                cell = f"{fault['loc'][0]} = {fault['input']!r}"
+                raise UserError(f"{where}: {cell}: {fault['msg']}; run again: dvc repro {made_by}") from None
 
 
 def _check_weights(path: Path, found: str | None, weights: str, command: str) -> None:

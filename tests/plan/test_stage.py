@@ -53,7 +53,7 @@ def test_no_torch_is_imported():
         (lambda w: w.gains.write_text("layer,value\n"), "no column embedding_step"),
         (
             lambda w: w.gains.write_text(w.gains.read_text().replace("0.12", "x")),
-            "'x': value: Input should be a valid number",
+            "value = 'x': Input should be a valid number",
         ),
         (lambda w: w.gains.write_text(w.gains.read_text().replace("observed,5", "observed,9")), "layer 9"),
         (
