@@ -20,21 +20,15 @@ from salf.errors import UserError
 class Family:
     """Dotted paths inside a ``...ForCausalLM`` model.
 
-    Attributes:
-        embedding: the token embedding.
-        layers: the list of decoder layers, inside the trunk.
-        norm: the final norm.
-        head: the LM head.
-        inputs: what else makes space 0 of the embedding (positions, a norm): frozen and stored with it.
-        packed: attention goes through transformers' interface and hides nothing but the future and what
-            lies outside a window that it hands to the interface: rows need no padding.
+    ``packed``: attention goes through transformers' interface and hides nothing but the future and what lies outside
+    a window that it hands to the interface, so rows need no padding.
     """
 
     embedding: str
-    layers: str
-    norm: str
+    layers: str  # the list of decoder layers, inside the trunk
+    norm: str  # the final one
     head: str = "lm_head"
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()  # what else makes space 0 (positions, a norm): frozen and stored with the embedding
     packed: bool = False
 
     @property
@@ -95,46 +89,26 @@ _GPTJ: Final = Family(embedding="transformer.wte", layers="transformer.h", norm=
 # No attention at all: a recurrence over the sequence, which right-hand padding does not reach.
 _MAMBA: Final = Family(embedding="backbone.embeddings", layers="backbone.layers", norm="backbone.norm_f")
 
+_LLAMA_NAMED: Final = (
+    *("bitnet", "cohere", "gemma", "gemma2", "gemma3_text", "granite", "granitemoe", "llama", "mistral", "mixtral"),
+    *("olmo", "olmo2", "olmoe", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "starcoder2"),
+)
 FAMILIES: Final[dict[str, Family]] = {
-    "bitnet": _LLAMA,
+    **dict.fromkeys(_LLAMA_NAMED, _LLAMA),
     "bloom": _BLOOM,
-    "cohere": _LLAMA,
     "falcon": _FALCON,
-    "gemma": _LLAMA,
-    "gemma2": _LLAMA,
-    "gemma3_text": _LLAMA,
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2,
     "gpt_neox": _GPT_NEOX,
     "gptj": _GPTJ,
-    "granite": _LLAMA,
-    "granitemoe": _LLAMA,
-    "llama": _LLAMA,
     "mamba": _MAMBA,
-    "mistral": _LLAMA,
-    "mixtral": _LLAMA,
-    "olmo": _LLAMA,
-    "olmo2": _LLAMA,
-    "olmoe": _LLAMA,
     "opt": _OPT,
     "phi": _PHI,
-    "phi3": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen2_moe": _LLAMA,
-    "qwen3": _LLAMA,
-    "qwen3_moe": _LLAMA,
-    "smollm3": _LLAMA,
-    "starcoder2": _LLAMA,
 }
 
 
 def family_of(model_type: str, names: Iterable[str] | None = None) -> Family:
-    """The row of an architecture; where there is none, what its parameters' names tell.
-
-    Args:
-        model_type: as in ``config.json``.
-        names: the model's parameters, ``...ForCausalLM`` included (``model.layers.0...``).
-    """
+    """The row of a model type; where there is none, what its parameters' names (``model.layers.0...``) tell."""
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     if names is None:

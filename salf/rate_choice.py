@@ -7,17 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tried:
-    """A learning rate, and the validation results at the end of its training.
-
-    Attributes:
-        rate: peak learning rate.
-        loss: nats per answer token.
-        accuracy: 0 to 1; ``None`` for free answers.
-    """
+    """A learning rate, and the validation results at the end of its training."""
 
     rate: float
-    loss: float
-    accuracy: float | None
+    loss: float  # nats per answer token
+    accuracy: float | None  # None for free answers
 
 
 def choose(tried: Sequence[Tried], examples: int) -> Tried:
@@ -27,11 +21,7 @@ def choose(tried: Sequence[Tried], examples: int) -> Tried:
     matter. The loss separates two models better than the accuracy of a few hundred examples does. But both may fall
     together: over labels of several tokens the loss is mostly that of spelling them.
 
-    Of equal losses the higher accuracy wins, then the lower rate.
-
-    Args:
-        tried: at least one; rates at which training diverged are left out.
-        examples: of the validation split.
+    Of equal losses the higher accuracy wins, then the lower rate. ``examples`` are those of the validation split.
     """
     best = max(one.accuracy or 0.0 for one in tried)
     share = (best * examples + 2) / (examples + 4)  # a perfect score has an error, too (Agresti and Coull 1998)

@@ -16,29 +16,17 @@ Role = Literal["query", "key", "value", "fused", "other"]
 
 @dataclass(frozen=True)
 class LinearMap:
-    """A linear map of a layer.
+    """A linear map of a layer."""
 
-    Attributes:
-        name: its last name in the network; adapters are attached to it by this name.
-        wide: inputs.
-        high: outputs.
-        bias: whether it has one.
-        role: what of the attention it makes; ``fused`` makes queries, keys and values at once.
-        copies: experts.
-        used: experts that a token goes through.
-        first: it reads the layer's own input, through a norm at most.
-        adapted: low-rank adapters can be attached to it (not to a stack of experts, nor their router).
-    """
-
-    name: str
-    wide: int
-    high: int
+    name: str  # its last name in the network; adapters are attached to it by this name
+    wide: int  # inputs
+    high: int  # outputs
     bias: bool = False
-    role: Role = "other"
-    copies: int = 1
-    used: int = 1
-    first: bool = False
-    adapted: bool = True
+    role: Role = "other"  # what of the attention it makes; "fused" makes queries, keys and values at once
+    copies: int = 1  # experts
+    used: int = 1  # experts that a token goes through
+    first: bool = False  # it reads the layer's own input, through a norm at most
+    adapted: bool = True  # low-rank adapters can be attached to it (not to a stack of experts, nor their router)
 
     @property
     def parameters(self) -> int:
@@ -53,30 +41,17 @@ class LinearMap:
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """One layer, and what a family has besides.
-
-    Attributes:
-        maps: the layer's linear maps.
-        norms: parameters of the layer's norms.
-        intermediate: width of the feed-forward part that a token goes through.
-        gated: the feed-forward part has a gate.
-        input_norm: a norm with weights of its own reads the layer's input.
-        ends_in_map: nothing reads the output of the last linear map but the sum of the layer.
-        drops: dropout reads it as well, in layers that train.
-        final_norm: parameters of the final norm.
-        inputs: parameters that make space 0, without the embedding matrix.
-        head_bias: the head carries a bias.
-    """
+    """One layer, and what a family has besides."""
 
     maps: tuple[LinearMap, ...]
-    norms: int
-    intermediate: int
-    gated: bool
-    input_norm: bool
-    ends_in_map: bool
-    drops: bool
-    final_norm: int
-    inputs: int = 0
+    norms: int  # parameters of the layer's norms
+    intermediate: int  # width of the feed-forward part that a token goes through
+    gated: bool  # the feed-forward part has a gate
+    input_norm: bool  # a norm with weights of its own reads the layer's input
+    ends_in_map: bool  # nothing reads the output of the last linear map but the sum of the layer
+    drops: bool  # dropout reads it as well, in layers that train
+    final_norm: int  # parameters
+    inputs: int = 0  # parameters that make space 0, without the embedding matrix
     head_bias: bool = False
 
 

@@ -40,13 +40,7 @@ except BaseException as error:  # the caller meets any other fault itself
 
 
 def try_out(work: Callable[[str], object], argument: Path, file: Path) -> None:
-    """Call a function in a child process, to learn whether it ends within the limits.
-
-    Args:
-        work: a function of a module.
-        argument: its argument, as text.
-        file: the file to be blamed.
-    """
+    """Call a module's function in a child process; a ``UserError`` blames ``file`` if it exceeds the limits."""
     call = json.dumps([work.__module__, work.__qualname__, str(argument), MEMORY, SECONDS])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TOKENIZERS_PARALLELISM": "false"}
     script = _CHILD.replace("{no_memory}", str(_NO_MEMORY))

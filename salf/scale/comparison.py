@@ -15,15 +15,8 @@ from salf.workload import BoundaryFlops, cost_model
 class Compared:
     """One fine-tune that was made here.
 
-    Attributes:
-        run: as in ``data/models/<run>``.
-        boundary: layers 1..boundary were frozen.
-        predicted_seconds: FLOPs by the base's configuration, the prepared data's size and the run's epochs and
-            batch size, over the machine's rate.
-        measured_seconds: the training steps with the optimizer's updates, and one pass of the frozen layers over the
-            training split, even where an earlier run had left its states. Not included: opening the model, the
-            validation split, other rates of a grid, saving.
-        ratio: predicted over measured.
+    Measured are the training steps and one pass of the frozen layers over the training split, even where an earlier
+    run had left its states. Opening the model, the validation split, other rates and saving are not included.
     """
 
     run: str
@@ -37,12 +30,7 @@ def compare(machine: Machine, reference: str, chain: Path) -> list[Compared]:
     """Compare every fine-tune of the chain's base and data that trained weights above one boundary on this machine.
 
     Adapters, ``first-n`` and ``lisa`` are left out, because the prediction is not about them, and so are fine-tunes
-    without measurements.
-
-    Args:
-        machine: whose rate is taken.
-        reference: the run that the rate was measured by.
-        chain: the project's folder; without a base or prepared data nothing is compared.
+    without measurements. ``reference`` is the run that the machine's rate was measured by.
     """
     folder, prepared = chain / "data/base", chain / "data/prepared"
     if not (folder / "base.json").is_file() or not (prepared / "meta.json").is_file():
@@ -64,7 +52,6 @@ def compare(machine: Machine, reference: str, chain: Path) -> list[Compared]:
 
 
 def _machine_of(clock: FineTuneClock) -> tuple[int, str, str, int, int]:
-    """What decides the rate."""
     machine = clock.machine
     return clock.processes, machine.device, machine.dtype, machine.cores, machine.threads
 

@@ -38,14 +38,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Machine:
-    """One device.
-
-    Attributes:
-        name: in words.
-        flops_per_second: that training reaches.
-        memory_bytes: of the device, where known.
-        words: where the rate comes from.
-    """
+    """One device, the rate that training reaches on it, and in words where the rate comes from."""
 
     name: str
     flops_per_second: float
@@ -54,7 +47,11 @@ class Machine:
 
 
 def configuration(given: str) -> Configuration:
-    """Return a published configuration by its name, or a ``config.json`` by its path or folder."""
+    """Return a published configuration by its name, or a ``config.json`` by its path or folder.
+
+    Raises:
+        UserError: it is neither, or its cost cannot be counted; says what is known or missing.
+    """
     path = Path(given)
     if path.is_dir():
         path = path / "config.json"
@@ -89,13 +86,7 @@ def given_rate(teraflops: float) -> Machine:
 
 
 def measured_by(run: str, models: Path, measured: Path) -> Machine:
-    """Return the machine of a finished fine-tune: its counted FLOPs over the seconds that they took.
-
-    Args:
-        run: as in ``data/models/<run>``.
-        models: the folder of models.
-        measured: the folder of measurements.
-    """
+    """Return the machine of a finished fine-tune: its counted FLOPs over the seconds that they took."""
     record, clock = FineTuneRecord.load(models / run), FineTuneClock.load(measured / f"{run}.json")
     rate = record.flops / (clock.seconds_training + clock.seconds_cache)
     return Machine(f"this {clock.machine.device}", rate, None, f"{rate / 1e12:.3g} TFLOP/s, measured by {run}")

@@ -14,24 +14,15 @@ from salf.workload import COUNTED, BoundaryFlops, beginning
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes of a value.
-
-    Attributes:
-        trained: of a trained weight, with the copy that mixed precision multiplies by.
-        moments: of AdamW's two moments together.
-        value: of the linear maps' outputs.
-        stream: of the residual stream and the norms.
-        logit: of one entry of the logits, with what the loss keeps of it and its gradient.
-        words: the same in words.
-    """
+    """Bytes of a value, and the same in words."""
 
     frozen: int
-    trained: int
+    trained: int  # with the copy that mixed precision multiplies by
     gradient: int
-    moments: int
-    value: int
-    stream: int
-    logit: int
+    moments: int  # AdamW's two together
+    value: int  # the linear maps' outputs
+    stream: int  # the residual stream and the norms
+    logit: int  # one entry of the logits, with what the loss keeps of it and its gradient
     words: str
 
 
@@ -48,23 +39,14 @@ PRECISIONS: Final = {
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes held while training above one boundary.
+    """Bytes held while training above one boundary."""
 
-    Attributes:
-        weights: of the whole model, frozen layers included.
-        gradients: of what trains.
-        moments: AdamW's, of what trains.
-        activations: kept for back-propagation, of one pass.
-        logits: at the answer positions of one pass, with the loss.
-        peak: the most at any moment.
-    """
-
-    weights: int
+    weights: int  # of the whole model, frozen layers included
     gradients: int
     moments: int
-    activations: int
-    logits: int
-    peak: int
+    activations: int  # of one pass
+    logits: int  # at the answer positions of one pass, with the loss
+    peak: int  # the most at any moment
 
 
 def memory(shape: ModelShape, work: CostModel, boundary: int, precision: Precision) -> Memory:
@@ -74,12 +56,6 @@ def memory(shape: ModelShape, work: CostModel, boundary: int, precision: Precisi
     when the head has its gradient, or at its end. With several parts to a batch (accumulated gradients)
     the earlier parts' gradients are there all the time. Attention is taken to be a fused kernel's, which
     keeps no probabilities: short sequences on a CPU, computed by plain products, hold some more.
-
-    Args:
-        shape: the model.
-        work: sums over an epoch, from which those of a batch follow.
-        boundary: layers 1..boundary are frozen.
-        precision: bytes of the values.
     """
     trained = shape.trained_parameters(boundary)
     parts = work.parts_per_epoch
@@ -108,22 +84,15 @@ def _kept_tokens(shape: ModelShape, work: CostModel, boundary: int) -> int:
 
 @dataclass(frozen=True)
 class Boundary:
-    """What training above one boundary takes.
-
-    Attributes:
-        flops: the whole fine-tune, the frozen layers' output cached.
-        flops_share: of the same at boundary 0.
-        seconds: on one device.
-        cache_bytes: the boundary's states of the whole training split, in memory or on disk.
-    """
+    """What training above one boundary takes on one device."""
 
     boundary: int
     trained_parameters: int
-    flops: int
-    flops_share: float
+    flops: int  # the whole fine-tune, the frozen layers' output cached
+    flops_share: float  # of the same at boundary 0
     seconds: float
     memory: Memory
-    cache_bytes: int
+    cache_bytes: int  # the boundary's states of the whole training split, in memory or on disk
 
 
 @dataclass(frozen=True)
@@ -151,14 +120,7 @@ class Prediction:
 
 
 def predict(model: Configuration, work: CostModel, machine: Machine, precision: Precision) -> Prediction:
-    """Count every boundary.
-
-    Args:
-        model: the sizes.
-        work: the sums over one epoch, and the epochs.
-        machine: where it would run.
-        precision: bytes of the values.
-    """
+    """Count every boundary."""
     shape, whole = model.shape, BoundaryFlops.of(model.shape, work, 0).cached(work.epochs)
 
     def at(boundary: int) -> Boundary:

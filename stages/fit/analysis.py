@@ -11,7 +11,6 @@ that all n name in :data:`STABLE` of the draws, the share from which the plan ca
 no law are judged: the others would have to fit it to every draw.
 """
 
-from collections.abc import Callable
 from typing import Final, get_args
 
 import numpy as np
@@ -36,9 +35,7 @@ _WITHOUT_LAW: Final = {"observed": observed, "local": local}
 _FLOOR: Final = 1e-9
 
 
-def analyse(
-    name: Quantity, examples: Array, params: Fit, progress: Callable[[str], None] = lambda _: None
-) -> tuple[DepthLaw, list[LayerGain]]:
+def analyse(name: Quantity, examples: Array, params: Fit) -> tuple[DepthLaw, list[LayerGain]]:
     """Fit each form to the mean of curves [n, L+1], with bootstrap intervals, and compute the gains."""
     mean = np.maximum(examples.mean(axis=0), _FLOOR)
     resamples = np.maximum(resampled_means(examples, params.bootstrap, params.seed), _FLOOR)
@@ -46,7 +43,6 @@ def analyse(
     theta = thetas = None
     for form in (*LAWS, *BASELINES):
         if len(mean) > form.points:
-            progress(f"{name}: {form.name}")
             assessment = assess(form, mean[1:], resamples[:, 1:], params.holdout_layers)
             again = form.fit(resamples[:, 1:], assessment.fitted.warm).theta  # [B, d]
             assessments.append(assessment)
@@ -90,7 +86,7 @@ def _law(one: Assessment, again: Array, rivals: list[Assessment], confidence: fl
         r2=_number(one.r2),
         rmse=_number(one.rmse),
         aicc=_number(one.aicc),
-        holdout_rmse=_number(one.holdout_rmse),
+        holdout_rmse=None if one.holdout is None else _number(one.holdout[0]),
         holdout_excess_se=_number(excess[1]) if excess else None,
         fits=not one.is_baseline and not faults(one, rivals),
         curve=_from(first, one.curve),
@@ -146,13 +142,7 @@ def all_gains(
 ) -> list[LayerGain]:
     """Every gain of a positive curve [L+1], with intervals and win shares from its resamples [B, L+1].
 
-    Args:
-        quantity: of the curve.
-        curve: the mean curve, spaces 0..L.
-        resamples: its bootstrap resamples.
-        theta: the power law's θ [1, 3] of the curve; None if there were too few layers: NaN gains.
-        thetas: the same of the resamples [B, 3].
-        confidence: of the intervals.
+    ``theta`` [1, 3] and ``thetas`` [B, 3] are the power law's; without them (too few layers) its gains are NaN.
     """
     smallest = resolution(resamples)
     once, often = _each_gain(curve[None], theta, smallest), _each_gain(resamples, thetas, smallest)

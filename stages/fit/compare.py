@@ -44,26 +44,16 @@ _RESOLUTION: Final = 1e-7  # relative: of float32 traces; smaller residuals tell
 
 @dataclass(frozen=True)
 class Assessment:
-    """A form fitted to one curve, and how well it does.
-
-    Attributes:
-        curve: over the spaces 1..L, [L].
-        holdout: root mean squared error on the last layers, of the curve and of its R resamples, [1 + R].
-    """
+    """A form fitted to one curve, and how well it does."""
 
     form: Form
     fitted: Fitted
-    curve: Array
+    curve: Array  # over the spaces 1..L, [L]
     first_space: int
     r2: float | None
     rmse: float
     aicc: float
-    holdout: Array | None
-
-    @property
-    def holdout_rmse(self) -> float | None:
-        """The curve's own error on the last layers."""
-        return None if self.holdout is None else float(self.holdout[0])
+    holdout: Array | None  # root mean squared error on the last layers, of the curve and its R resamples, [1 + R]
 
     @property
     def is_baseline(self) -> bool:
@@ -72,13 +62,9 @@ class Assessment:
 
 
 def assess(form: Form, curve: Array, resamples: Array, holdout: int) -> Assessment:
-    """Fit a form to a curve [L] over spaces 1..L and judge it.
+    """Fit a form to a mean curve [L] over spaces 1..L, and judge it.
 
-    Args:
-        form: the form.
-        curve: the mean over examples.
-        resamples: bootstrap means [B, L]; the first ones give the standard error of the hold-out error.
-        holdout: how many last layers are left out and predicted.
+    The first of the bootstrap ``resamples`` [B, L] give the standard error of the error on the last ``holdout`` layers.
     """
     fitted = form.fit(curve[None])
     theta = fitted.theta[0]

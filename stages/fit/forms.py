@@ -36,19 +36,12 @@ class Fitted(NamedTuple):
 
 
 class Form(ABC):
-    """What every form can do.
-
-    Attributes:
-        name: as the artifacts name it.
-        formula: as a reader sees it.
-        parameters: names of the natural parameters.
-        points: fewest spaces that it can be fitted to.
-    """
+    """What every form can do; its name, formula and natural parameters are as the artifacts show them."""
 
     name: str
     formula: str
     parameters: tuple[str, ...]
-    points: int
+    points: int  # fewest spaces that it can be fitted to
 
     @abstractmethod
     def fit(self, curves: Array, warm: Any = None) -> Fitted:

@@ -21,22 +21,12 @@ _AGAIN: Final = "make the traces again: dvc repro --force trace"
 
 @dataclass(frozen=True)
 class Traces:
-    """All traces of a folder.
-
-    Attributes:
-        layers: L.
-        examples: how many were traced.
-        positions: answer positions of all of them.
-        curves: for each traced quantity the mean curve of each example over its positions [n, L+1], in the order of
-            the example ids.
-        origin: model, space, target and precision.
-        sha256: of the folder.
-    """
+    """All traces of a folder: ``examples`` of ``positions`` answer positions in all."""
 
     layers: int
     examples: int
     positions: int
-    curves: dict[Quantity, Array]
+    curves: dict[Quantity, Array]  # mean of each example over its positions [n, L+1], by example id
     origin: Traced
     sha256: str
 
@@ -68,7 +58,6 @@ def read_traces(folder: Path) -> Traces:
 
 
 def _origin(part: Path) -> dict[str, Any]:
-    """What the tracing stage wrote about a part."""
     try:
         metadata = pq.read_schema(part).metadata or {}
         origin = json.loads(metadata[b"salf"])

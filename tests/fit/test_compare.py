@@ -114,8 +114,8 @@ def test_left_out_layers_are_predicted_from_the_others_alone():
     curve = np.full(30, 2.0)
     curve[-3:] = [1.0, 1.5, 2.0]
     constant = assess(BASELINES[1], curve, curve[None], 3)
-    assert constant.holdout_rmse == pytest.approx(np.sqrt((1 + 0.25 + 0) / 3), rel=1e-6)
-    assert assess(BASELINES[1], curve, curve[None], 29).holdout_rmse is None
+    assert constant.holdout[0] == pytest.approx(np.sqrt((1 + 0.25 + 0) / 3), rel=1e-6)
+    assert assess(BASELINES[1], curve, curve[None], 29).holdout is None
 
 
 def test_four_layers_are_too_few_for_a_verdict_but_not_an_error():
