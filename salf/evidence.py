@@ -35,10 +35,8 @@ class Record(BaseModel):
 class FittedLaw(Record):
     """A law, or a description without a law, fitted to the spaces 1..L of one quantity.
 
-    Attributes:
-        holdout_rmse: error on the last layers of a fit that did not see them; ``holdout_excess_se``: standard error of
-            what that is above the better baseline's, null for a baseline.
-        curve, curve_low, curve_high: over the spaces 1..L, null before ``first_space``, [L].
+    ``holdout_rmse`` is the error on last layers that the fit did not see, ``holdout_excess_se`` the standard error of
+    what that is above the better baseline's (null for a baseline). Curves [L] are null before ``first_space``.
     """
 
     name: str
@@ -274,19 +272,13 @@ Gains = Mapping[tuple[Quantity, GainName], tuple[LayerGain, ...]]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the selectors see.
-
-    Attributes:
-        layers: L.
-        frontier: cost and remaining reduction of the boundaries 0..L.
-        signals: columns of ``signals.csv``, a value per space or layer 0..L; NaN where undefined.
-    """
+    """What the selectors see."""
 
     layers: int
     laws: Mapping[Quantity, DepthLaw]
     gains: Gains
-    frontier: Sequence[FrontierPoint] = ()
-    signals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    frontier: Sequence[FrontierPoint] = ()  # of the boundaries 0..L
+    signals: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by column, [L+1]; NaN where undefined
     pilot: Pilots | None = None
 
 

@@ -40,10 +40,6 @@ class Law:
     """A family of curves ŷ = f(x; θ) over P parameter vectors at once.
 
     Attributes:
-        name: as the artifacts name it.
-        formula: as a reader sees it.
-        parameters: names of the natural parameters, in the order of θ.
-        logarithmic: for each, whether θ holds its natural logarithm.
         log_curve: (θ [P, d], x [n] or [n, variables]) → (ln ŷ [P, n], d ln ŷ / dθ [P, n, d]).
         from_units: (θ [P, d], ln of x's units [variables], ln of y's unit) → θ of the same curve when x and
             y, so far counted in those units, are counted in ones. Negated units give the inverse.
@@ -53,8 +49,8 @@ class Law:
 
     name: str
     formula: str
-    parameters: tuple[str, ...]
-    logarithmic: tuple[bool, ...]
+    parameters: tuple[str, ...]  # names of the natural ones, in the order of θ
+    logarithmic: tuple[bool, ...]  # for each, whether θ holds its natural logarithm
     log_curve: Callable[[Array, Array], tuple[Array, Array]]
     from_units: Callable[[Array, Array, float], Array]
     starts: tuple[tuple[float, ...], ...]

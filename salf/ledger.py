@@ -111,26 +111,19 @@ class Record(_Part):
 
 
 class Start(Record):
-    """The start of a stage's process; facts that are unknown (outside of git, in old ledgers) are ``None``.
-
-    Attributes:
-        run: identifies the run.
-        stage: DVC's name, with the matrix item.
-        temporary: the stage ran in an experiment's copy of the project.
-        dirty: files differ from the commit; ``dirty_files_sha256`` hashes their names and contents.
-    """
+    """The start of a stage's process; facts that are unknown (outside of git, in old ledgers) are ``None``."""
 
     kind: Literal["start"] = "start"
     run: str
-    stage: str
+    stage: str  # DVC's name, with the matrix item
     command: list[str] = []
-    temporary: bool = False
+    temporary: bool = False  # the stage ran in an experiment's copy of the project
     commit: str | None = None
     branch: str | None = None
     detached: bool | None = None
     shallow: bool | None = None
-    dirty: bool | None = None
-    dirty_files_sha256: str | None = None
+    dirty: bool | None = None  # files differ from the commit
+    dirty_files_sha256: str | None = None  # of their names and contents
     flow_run: str | None = None
     flow_run_name: str | None = None
     versions: dict[str, str] = {}
@@ -190,11 +183,7 @@ def parse(line: bytes) -> Record | None:
 
 
 def append(ledger: Path, record: Record) -> None:
-    """Append a record and flush it to disk; processes that append at once wait for each other.
-
-    Raises:
-        OSError: the ledger cannot be written; it is unchanged.
-    """
+    """Append a record and flush it to disk; where that fails, the ledger is unchanged."""
     ledger.parent.mkdir(parents=True, exist_ok=True)
     with ledger.open("a+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -6,11 +6,7 @@ import psutil
 
 
 def free_memory_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that can still be had without swapping: of the machine, or of the container if that has less.
-
-    Args:
-        group: where Linux (control groups, version 2) says what this container may have.
-    """
+    """Memory that can still be had without swapping: of the machine, or of the container (cgroup v2) if less."""
     free = psutil.virtual_memory().available
     try:
         limit = int((group / "memory.max").read_text())

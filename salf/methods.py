@@ -24,24 +24,17 @@ _FREEZE: Final = re.compile(r"freeze-(0|[1-9][0-9]*)")
 class Word:
     """A technique: one entry of :data:`WORDS` is all that registers it.
 
-    Attributes:
-        name: as it stands in a method's name.
-        slot: the question that it answers.
-        made_by: what implements it, ``module:name``; imported when training starts. The slots' types are in
-            :mod:`salf.engine.training.step` and :mod:`salf.engine.training.forms`.
-        trains: what the model card says that it trains.
-        layers_alone: embeddings, final norm and head are left as they are, so that layers have to train.
-        counted_as: how the cost model counts its steps.
-        not_with: scopes that it cannot be combined with.
+    ``made_by`` (``module:name``) implements it and is imported when training starts. The slots' types are in
+    :mod:`salf.engine.training.step` and :mod:`salf.engine.training.forms`.
     """
 
     name: str
     slot: str
     made_by: str
-    trains: str = ""
-    layers_alone: bool = False
-    counted_as: Technique = "weights"
-    not_with: tuple[str, ...] = ()
+    trains: str = ""  # what the model card says that it trains
+    layers_alone: bool = False  # embeddings, final norm and head stay as they are, so that layers have to train
+    counted_as: Technique = "weights"  # how the cost model counts its steps
+    not_with: tuple[str, ...] = ()  # scopes that it cannot be combined with
 
     def implementation(self) -> Any:
         """Import what implements it."""
@@ -113,11 +106,7 @@ def frozen_by_name(scope: str) -> int | None:
 
 
 def checked(name: str, selectors: Collection[str]) -> str:
-    """The name, if it is one.
-
-    Raises:
-        ValueError: it is none; says what is allowed.
-    """
+    """The name, if it is one; otherwise a ``ValueError`` says what is allowed."""
     method = method_of(name)
     known = method.scope in {*selectors, FIRST_N, LISA} or frozen_by_name(method.scope) is not None
     if not known or not _in_order(method.words):

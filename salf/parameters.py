@@ -27,15 +27,10 @@ class CausalModel(Protocol):
 
 @dataclass(frozen=True)
 class NetworkParameters:
-    """A model's parameters by the places that they have in the plain network.
+    """A model's parameters by the places that they have in the plain network."""
 
-    Attributes:
-        own: the network's own, by its own names.
-        added: what PEFT put beside them, by names that begin as those of the module beside which they lie.
-    """
-
-    own: Mapping[str, Any]
-    added: Mapping[str, Any]
+    own: Mapping[str, Any]  # the network's own, by its own names
+    added: Mapping[str, Any]  # PEFT's, by names that begin as those of the module beside which they lie
 
     @classmethod
     def of(cls, model: CausalModel) -> Self:

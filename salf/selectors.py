@@ -15,37 +15,22 @@ OF_THE_POWER_LAW: Final[frozenset[GainName]] = frozenset({"ratio", "marginal"}) 
 
 
 class Signal(NamedTuple):
-    """One kind of evidence that stage ``signals`` measures.
+    """One kind of evidence that stage ``signals`` measures."""
 
-    Attributes:
-        function: ``module:name`` in ``stages/signals``; takes the sample and returns the columns.
-        columns: names in ``reports/signals.csv``.
-        of_classes: tells classes apart, so the sample must have some.
-        of_weights: reads weights as they are stored, so none may be quantised or offloaded.
-    """
-
-    function: str
-    columns: tuple[str, ...]
-    of_classes: bool = False
-    of_weights: bool = False
+    function: str  # "module:name" in stages/signals; takes the sample and returns the columns
+    columns: tuple[str, ...]  # names in reports/signals.csv
+    of_classes: bool = False  # tells classes apart, so the sample must have some
+    of_weights: bool = False  # reads weights as they are stored, so none may be quantised or offloaded
 
 
 class Selector(NamedTuple):
-    """One way to choose a boundary.
+    """One way to choose a boundary."""
 
-    Attributes:
-        function: ``module:name`` in ``stages/plan``; takes evidence and the parameters ``plan``, returns a choice.
-        boundary: which boundary it chooses.
-        needs: its evidence: a kind of signal, or a key of :data:`EVIDENCE`.
-        source: the publication that it follows.
-        settings: values of ``plan`` that its name fixes.
-    """
-
-    function: str
-    boundary: str
-    needs: str = "none"
-    source: str = ""
-    settings: Mapping[str, str] = {}
+    function: str  # "module:name" in stages/plan; takes evidence and the parameters `plan`, returns a choice
+    boundary: str  # which one it chooses, in words
+    needs: str = "none"  # its evidence: a kind of signal, or a key of EVIDENCE
+    source: str = ""  # the publication that it follows
+    settings: Mapping[str, str] = {}  # values of `plan` that its name fixes
 
 
 SIGNALS: Final[Mapping[str, Signal]] = {

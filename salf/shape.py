@@ -13,25 +13,16 @@ from salf.sizes import LayerSizes, layer_sizes
 class ModelShape:
     """Sizes of a decoder whose layers are all alike.
 
-    Attributes:
-        layers: L.
-        hidden: H, width of the states.
-        heads: query heads.
-        kv_heads: key-value heads, each shared by ``heads / kv_heads`` query heads.
-        head_dim: width of a head.
-        vocabulary: V.
-        tied_head: the head is the embedding matrix.
-        layer: one layer's linear maps and norms.
-        packed: rows run without padding, and the last layer at answer positions alone.
+    ``packed``: rows run without padding, and the last layer at answer positions alone.
     """
 
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
+    layers: int  # L
+    hidden: int  # H, width of the states
+    heads: int  # of queries
+    kv_heads: int  # each shared by heads / kv_heads query heads
     head_dim: int
-    vocabulary: int
-    tied_head: bool
+    vocabulary: int  # V
+    tied_head: bool  # the head is the embedding matrix
     layer: LayerSizes
     packed: bool = True
 

@@ -64,13 +64,8 @@ def cost_model(
     frozen ones once in all: no step changes what comes of them there. Layers that run padded take them with every
     row. Rows are taken at their mean length: the attention's share is a little more when they vary.
 
-    Args:
-        sizes: the prepared splits'.
-        epochs: over the training split.
-        batch_rows: of a batch.
-        parts: that a batch is computed in, one after the other or on several devices.
-        packed: the model's layers run without padding.
-        recompute: trained layers run a second time for back-propagation.
+    A batch is computed in ``parts``, one after the other or on several devices. ``packed``: layers run without padding;
+    ``recompute``: trained layers run a second time for back-propagation.
     """
     train, shared = sizes.splits["train"], sizes.shared_prefix_tokens
     whole, rest = divmod(train.rows, batch_rows)

@@ -29,19 +29,12 @@ _CHUNK: Final = 128  # problems evaluated at a time: their arrays stay in the pr
 
 @dataclass(frozen=True)
 class Fit:
-    """The best end of C curves.
+    """The best end of C curves."""
 
-    Attributes:
-        theta: [C, d].
-        loss: [C], the summed Huber loss of the log residuals over δ (about Σ|r|).
-        converged: [C], whether the best end met a tolerance.
-        ends: [C, S, d], where every start (of a grid: every finalist) ended, best first.
-    """
-
-    theta: Array
-    loss: Array
-    converged: Mask
-    ends: Array
+    theta: Array  # [C, d]
+    loss: Array  # [C], the summed Huber loss of the log residuals over δ (about Σ|r|)
+    converged: Mask  # [C], whether the best end met a tolerance
+    ends: Array  # [C, S, d], where every start (of a grid: every finalist) ended, best first
 
 
 def huber(residuals: Array, delta: float = HUBER_DELTA) -> tuple[Array, Array]:
@@ -53,15 +46,10 @@ def huber(residuals: Array, delta: float = HUBER_DELTA) -> tuple[Array, Array]:
 def fit_law(
     law: Law, x: Array, y: Array, weights: Array | None = None, warm: Array | None = None, max_iterations: int = 1000
 ) -> Fit:
-    """Fit one law to C curves.
+    """Fit one law to C curves y [C, n] at x [n] or [n, variables], all positive.
 
-    Args:
-        law: the form.
-        x: [n] or [n, variables], positive.
-        y: [C, n], positive.
-        weights: [C, n] of the points' losses; all one where absent. A point of weight 0 is left out.
-        warm: starts [C, S, d] (or [1, S, d] for all curves) in place of the law's grid.
-        max_iterations: of BFGS, each.
+    ``weights`` [C, n] are of the points' losses; a point of weight 0 is left out. ``warm`` are starts [C, S, d], or
+    [1, S, d] for all curves, in place of the law's grid.
     """
     x_unit = np.log(x.reshape(len(x), -1)).max(axis=0)
     log_y = np.log(y)

@@ -125,12 +125,7 @@ def _most_excess(evidence: Evidence, weights: Sequence[float], what: str) -> Cho
 
     Training above boundary k keeps the share Σ_{l>k} w_l / Σ_l w_l. The boundary is where the cumulative curve lies
     farthest above its diagonal (a CUSUM test's statistic, Youden's J). If the weights are even over depth, or early,
-    nothing exceeds and the choice is full fine-tuning.
-
-    Args:
-        evidence: for the costs.
-        weights: non-negative, by layer, [L+1]; index 0 is not read.
-        what: names the weights in the reason.
+    nothing exceeds and the choice is full fine-tuning. Weights [L+1] are non-negative; index 0 is not read.
     """
     total = sum(weights[1:])
     kept = [sum(weights[boundary + 1 :]) / total if total else 0.0 for boundary in range(evidence.layers + 1)]

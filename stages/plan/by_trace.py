@@ -111,21 +111,13 @@ def _certainty(best: LayerGain, gains: tuple[LayerGain, ...]) -> Certainty:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted quality of the boundaries 0..L.
+    """Predicted quality of the boundaries 0..L."""
 
-    Attributes:
-        quality: higher is better, [L+1].
-        margin: half the width of its interval, in the same units, [L+1].
-        words: what is predicted.
-        reach: the deepest boundary that it is about; above that it is extrapolated.
-        fallback: what predicts instead of the evidence that was asked for, in words.
-    """
-
-    quality: tuple[float, ...]
-    margin: tuple[float, ...]
-    words: str
-    reach: int
-    fallback: str | None
+    quality: tuple[float, ...]  # higher is better, [L+1]
+    margin: tuple[float, ...]  # half the width of its interval, in the same units, [L+1]
+    words: str  # what is predicted
+    reach: int  # the deepest boundary that it is about; above that it is extrapolated
+    fallback: str | None  # what predicts instead of the evidence that was asked for, in words
 
     def choice(self, boundary: int, reason: str) -> Choice:
         """The choice of a boundary, with the prediction's certainty and scores."""

@@ -26,13 +26,7 @@ class AbsentEvidenceError(UserError):
 
 @dataclass(frozen=True)
 class Choice:
-    """A boundary and why.
-
-    Attributes:
-        fallback: what decided instead of the evidence that was asked for, in words.
-        scores: what the selector predicts for the boundaries 0..L, higher is better, in units of its own; None at a
-            boundary that it does not judge, and altogether if it predicts nothing.
-    """
+    """A boundary and why; fallback and scores as in the plan (:class:`salf.plan_records.SelectedBoundary`)."""
 
     boundary: int
     reason: str

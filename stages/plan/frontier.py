@@ -14,13 +14,7 @@ from salf.workload import BoundaryFlops
 
 
 def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPoint]:
-    """Cost and remaining reduction of the boundaries 0..L.
-
-    Args:
-        base: the model.
-        work: one epoch's sums.
-        law: the plan's quantity over the spaces.
-    """
+    """Cost and remaining reduction of the boundaries 0..L, by the law of the plan's quantity."""
     boundaries = range(base.shape.layers + 1)
     costs = [BoundaryFlops.of(base.shape, work, boundary) for boundary in boundaries]
     remaining = [_remaining_reduction(law.mean, boundary) for boundary in boundaries]

@@ -61,13 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_table(path: Path, columns: Mapping[str, Sequence[float]], layers: int) -> None:
-    """Write ``signals.csv``: a row per signal and space 0..L, or per signal and layer 1..L; empty where undefined.
-
-    Args:
-        path: the table.
-        columns: values by name, [L+1] or [L]; :data:`salf.selectors.SIGNALS` says which signal gives which.
-        layers: L.
-    """
+    """Write a row per signal and space 0..L or layer 1..L, from columns [L+1] or [L]; empty where undefined."""
     with replacing_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("signal", "layer", "value"))

@@ -53,10 +53,8 @@ def _ratio(states: Matrix, classes: Classes) -> float:
 def probe(sample: Sample) -> tuple[Matrix, Matrix, Matrix]:
     """Probe every space with the same folds, [L+1] each.
 
-    Returns:
-        The share of held-out examples whose class is read off the state at the answer position, the share read off
-        the mean of the prompt's states, and the standard error of the best space's pooled share less this one's,
-        over the examples, which both see.
+    First the share of held-out examples whose class is read off the state at the answer position, then the share read
+    off the mean of the prompt's states, and the standard error of the best space's pooled share less this one's.
     """
     folds, seed, classes = sample.params.folds, sample.params.seed, sample.classes
     if folds > len(classes):

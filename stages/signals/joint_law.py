@@ -47,23 +47,14 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Points:
-    """P pilots.
+    """P pilots; losses in nats per answer token."""
 
-    Attributes:
-        boundaries: [P].
-        trained: X of each, [P].
-        examples: D of each, [P].
-        losses: of every validation example, nats per answer token, [V, P].
-        untrained: of every validation example before training, [V].
-        depth: L; with all layers frozen, interpolation takes the untrained loss.
-    """
-
-    boundaries: Array
-    trained: Array
-    examples: Array
-    losses: Array
-    untrained: Array
-    depth: int
+    boundaries: Array  # [P]
+    trained: Array  # X of each, [P]
+    examples: Array  # D of each, [P]
+    losses: Array  # of every validation example, [V, P]
+    untrained: Array  # of every validation example before training, [V]
+    depth: int  # L; with all layers frozen, interpolation takes the untrained loss
 
     @property
     def mean(self) -> Array:
@@ -80,23 +71,19 @@ class Points:
 class JointLaw:
     """The fitted law and how far it may be believed.
 
-    Attributes:
-        fit: of one curve, the points' mean losses.
-        residuals: log of measured over fitted, [P].
-        boundaries, sizes: errors at each boundary, and at the largest size, predicted from the others; ``None`` if
-            there are too few.
-        faults: why it does not hold, in words; empty if it does.
+    ``boundaries`` and ``sizes`` are errors at each boundary, and at the largest size, predicted from the others; none
+    if there are too few. ``faults`` say why the law does not hold.
     """
 
-    fit: Fit
-    residuals: Array
+    fit: Fit  # of one curve, the points' mean losses
+    residuals: Array  # log of measured over fitted, [P]
     boundaries: LeftOut | None
     sizes: LeftOut | None
     faults: tuple[str, ...]
 
     @property
     def holds(self) -> bool:
-        """See the module's criteria."""
+        """Whether it meets the module's criteria."""
         return not self.faults
 
     @property
@@ -113,22 +100,14 @@ class JointLaw:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of the boundaries 0..L; losses in nats per answer token.
+    """Of the boundaries 0..L, [L+1] each; losses in nats per answer token."""
 
-    Attributes:
-        loss: expected mean validation loss, [L+1].
-        low, high: interval of one fine-tune's, [L+1].
-        excess: loss above that of the best boundary, [L+1].
-        excess_error: its standard error, [L+1]; 0 at the best.
-        parameters: the law's over the resamples, [B, 4]; ``None`` without a law.
-    """
-
-    loss: Array
-    low: Array
+    loss: Array  # expected mean validation loss
+    low: Array  # interval of one fine-tune's
     high: Array
-    excess: Array
-    excess_error: Array
-    parameters: Array | None
+    excess: Array  # loss above that of the best boundary
+    excess_error: Array  # its standard error; 0 at the best
+    parameters: Array | None  # the law's over the resamples, [B, 4]; None without a law
 
 
 def joint_law(points: Points) -> JointLaw:

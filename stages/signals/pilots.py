@@ -36,23 +36,14 @@ _DIGITS: Final = 8
 
 
 class Pilot(Record):
-    """A small fine-tune that is done.
-
-    Attributes:
-        boundary: layers 1..boundary were frozen.
-        examples: number of training examples.
-        learning_rate: at its peak.
-        losses: of every validation example at the end, nats per answer token.
-        flops: of its optimizer steps.
-        recomputed: the frozen layers ran for every batch, since their states could not be cached.
-    """
+    """A small fine-tune that is done, with layers 1..boundary frozen."""
 
     boundary: int
     examples: int
     learning_rate: float
-    losses: tuple[float, ...]
-    flops: int
-    recomputed: bool
+    losses: tuple[float, ...]  # of every validation example at the end, nats per answer token
+    flops: int  # of its optimizer steps
+    recomputed: bool  # the frozen layers ran for every batch, since their states could not be cached
 
     @property
     def loss(self) -> float:
@@ -64,26 +55,17 @@ class Pilot(Record):
 class Bench(Workbench):
     """What all pilots share; the settings are those of every pilot.
 
-    Attributes:
-        params: the group ``pilot``.
-        boundaries: ascending, so that states above a deeper one go on from those of a shallower one.
-        sizes: numbers of examples, descending: learning rates are chosen at the largest.
-        everything: all training examples.
-        splits: what pilots learn from, some of them in the order of the draw (a pilot on n examples takes the first n);
-            and what they are judged by.
-        full_epochs: of the fine-tunes that the pilots predict.
-        identity: hashes of model and data.
-        unfinished: where finished pilots are kept until all are.
+    Pilots learn from the training split in the order of a draw: one on n examples takes the first n.
     """
 
     params: PilotParams
-    boundaries: list[int]
-    sizes: list[int]
-    everything: Split
+    boundaries: list[int]  # ascending, so that states above a deeper one go on from those of a shallower one
+    sizes: list[int]  # numbers of examples, descending: learning rates are chosen at the largest
+    everything: Split  # all training examples
     splits: Splits
-    full_epochs: int
-    identity: dict[str, Any]
-    unfinished: Path
+    full_epochs: int  # of the fine-tunes that the pilots predict
+    identity: dict[str, Any]  # hashes of model and data
+    unfinished: Path  # where finished pilots are kept until all are
 
     def costs_above(self, boundary: int, *, recomputed: bool = False) -> Costs:
         """Counts the FLOPs of training a boundary's weights."""
@@ -176,12 +158,9 @@ def _settings(schedule: Schedule, epochs: int | None) -> Finetune:
 
 
 def measure(bench: Bench) -> tuple[list[Pilot], list[Pilot]]:
-    """Fine-tune at each boundary, with the largest number of examples first.
+    """Fine-tune at each boundary, with the largest number of examples first; returns the pilots kept, and all.
 
     The learning rate of the lowest validation loss there (ties go to the smaller) serves the other sizes too.
-
-    Returns:
-        The pilot of each boundary and size at the rate that won, and all pilots, those that lost included.
     """
     kept, tried = list[Pilot](), list[Pilot]()
     largest, *smaller = bench.sizes

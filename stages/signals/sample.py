@@ -41,30 +41,20 @@ Columns = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class PromptStates:
-    """What a forward pass over n prompts leaves.
+    """What a forward pass over n prompts leaves; states are raw."""
 
-    Attributes:
-        answer: raw states at the position that predicts the answer's first token, [L+1, n, H].
-        pooled: raw states averaged over each prompt's own tokens, [L+1, n, H].
-        cosines: cos(h_{k-1}, h_k) averaged over all prompts' own tokens, by layer, [L].
-    """
-
-    answer: States
-    pooled: States
-    cosines: NDArray[np.float64]
+    answer: States  # at the position that predicts the answer's first token, [L+1, n, H]
+    pooled: States  # averaged over each prompt's own tokens, [L+1, n, H]
+    cosines: NDArray[np.float64]  # cos(h_{k-1}, h_k) averaged over all prompts' own tokens, by layer, [L]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a signal is measured on; states and classes are computed when a signal first asks for them.
-
-    Attributes:
-        split: n examples of the training split.
-    """
+    """What a signal is measured on; states and classes are computed when a signal first asks for them."""
 
     model: CausalModel
     runtime: Runtime
-    split: Split
+    split: Split  # n examples of the training split
     params: Signals
 
     @cached_property
@@ -105,20 +95,17 @@ def _draw(prepared: Path, params: Signals) -> Split:
 
 def _possible(kinds: Sequence[str], examples: Sequence[Example]) -> list[str]:
     """The kinds that these examples can give, known before anything is computed."""
-    possible = [kind for kind in kinds if not SIGNALS[kind].of_classes]
-    if len(possible) == len(kinds):
-        return possible
+    of_classes = [kind for kind in kinds if SIGNALS[kind].of_classes]
+    if not of_classes:
+        return list(kinds)
     try:
         classes_of(examples)
     except UserError as fault:
-        faults = {
-            kind: f"signals.kinds: {kind} tells classes apart, and {fault}" for kind in kinds if kind not in possible
-        }
-        if not possible:
-            raise UserError(next(iter(faults.values()))) from None
-        for kind, message in faults.items():
-            print(f"{kind} is left out: {message}")
-        return possible
+        if len(of_classes) == len(kinds):
+            raise UserError(f"signals.kinds: {of_classes[0]} tells classes apart, and {fault}") from None
+        for kind in of_classes:
+            print(f"{kind} is left out: signals.kinds: {kind} tells classes apart, and {fault}")
+        return [kind for kind in kinds if kind not in of_classes]
     return list(kinds)
 
 

@@ -30,28 +30,17 @@ _HEAD_ROWS: Final = 256  # states read off at a time: bounds the logits held at 
 
 
 def deviations(states: Tensor, targets: Tensor) -> Tensor:
-    """δ = 1 − cos(state, target), in [0, 2] (abstract: deviation of transition traces).
+    """δ = 1 − cos(state, target), in [0, 2], [..., N] in float32 (abstract: deviation of transition traces).
 
-    Args:
-        states: latent states, [..., N, H], normed (ours) or raw.
-        targets: the bases they are measured against, [N, H] or [..., N, H].
-
-    Returns:
-        [..., N] in float32.
+    States [..., N, H] are normed (ours) or raw; targets are the bases [N, H] or [..., N, H].
     """
     return 1 - nn.functional.cosine_similarity(states.float(), targets.float(), dim=-1)
 
 
 def losses(read: Callable[[Tensor], Tensor], states: Tensor, tokens: Tensor) -> Tensor:
-    """ℓ = −log softmax(read(state))_token in nats (abstract: loss of transition traces).
+    """ℓ = −log softmax(read(state))_token in nats, [N] in float32 (abstract: loss of transition traces).
 
-    Args:
-        read: normed states to logits: the LM head, with its bias, soft cap or scale if it has one.
-        states: latent states as the head reads them (normed), [N, H].
-        tokens: answer tokens, [N].
-
-    Returns:
-        [N] in float32.
+    ``read`` turns normed states [N, H] into logits: the LM head, with its bias, soft cap or scale if it has one.
     """
     parts = [
         nn.functional.cross_entropy(read(some).float(), wanted, reduction="none")
@@ -70,15 +59,9 @@ def virtual_targets(inputs: Tensor, outputs: Tensor, shares: Tensor) -> Tensor:
 
 
 def semantic_bases(weight: Tensor, bias: Tensor | None, tokens: Sequence[int]) -> Tensor:
-    """Solve for the bases of ``tokens``.
+    """Solve for the bases of n tokens, [n, H] in float64, by the LM head's W [V, H] and b [V].
 
-    Args:
-        weight: the LM head W, [V, H].
-        bias: its bias b, [V], or ``None``.
-        tokens: n token ids.
-
-    Returns:
-        [n, H] in float64, on the head's device (on the CPU where that device has no float64).
+    They are on the head's device, or on the CPU where that device has no float64.
     """
     if weight.device.type == "mps":
         weight, bias = weight.cpu(), None if bias is None else bias.cpu()

@@ -35,19 +35,12 @@ _STATES: Final = 4096  # latent states that are measured at a time: few calls, a
 
 @dataclass(frozen=True)
 class Sample:
-    """A random sample of n examples, by their rows: a few bytes an example, whatever the examples hold.
+    """A random sample of n examples, by their rows: a few bytes an example, whatever the examples hold."""
 
-    Attributes:
-        rows: the examples' rows in the prepared split, ascending, [n].
-        with_losses: which of them also get losses, [n].
-        tokens: their distinct answer tokens, ascending.
-        positions: number of their answer positions.
-    """
-
-    rows: Rows
-    with_losses: NDArray[np.bool_]
-    tokens: tuple[int, ...]
-    positions: int
+    rows: Rows  # in the prepared split, ascending, [n]
+    with_losses: NDArray[np.bool_]  # which of them also get losses, [n]
+    tokens: tuple[int, ...]  # their distinct answer tokens, ascending
+    positions: int  # number of their answer positions
 
 
 def draw_sample(prepared: Path, params: Trace) -> Sample:
@@ -70,25 +63,15 @@ def draw_sample(prepared: Path, params: Trace) -> Sample:
 
 @dataclass(frozen=True)
 class Tracer:
-    """What every batch is traced with.
-
-    Attributes:
-        model: the model.
-        runtime: device and precision.
-        params: the ``trace`` group.
-        tokens: the distinct answer tokens, ascending, [n].
-        bases: the basis of each, [n, H].
-        shared: tokens of the shared prefix of all prompts.
-        beginning: that prefix, run through all layers.
-    """
+    """What every batch is traced with."""
 
     model: CausalModel
     runtime: Runtime
     params: Trace
-    tokens: Tensor
-    bases: Tensor
-    shared: int
-    beginning: Beginning | None
+    tokens: Tensor  # the distinct answer tokens, ascending, [n]
+    bases: Tensor  # the basis of each, [n, H]
+    shared: int  # tokens of the shared prefix of all prompts
+    beginning: Beginning | None  # that prefix, run through all layers
 
     @classmethod
     @torch.no_grad()
@@ -146,21 +129,14 @@ class Tracer:
 
 
 class Job(NamedTuple):
-    """What a process needs to make a tracer of its own.
-
-    Attributes:
-        base: the base model's folder.
-        prepared: the prepared data's folder.
-        tokens: the distinct answer tokens, ascending.
-        prefix: the token ids of the shared prefix.
-    """
+    """What a process needs to make a tracer of its own."""
 
     base: Path
     prepared: Path
     device: Device
     params: Trace
-    tokens: tuple[int, ...]
-    prefix: tuple[int, ...]
+    tokens: tuple[int, ...]  # the distinct answer tokens, ascending
+    prefix: tuple[int, ...]  # the token ids of the shared prefix
 
     def tracer(self, runtime: Runtime) -> Tracer:
         """Open the base model and prepare a tracer."""
