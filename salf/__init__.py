@@ -7,28 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from salf.callback import FreezePlanCallback
-    from salf.cost import training_flops
-    from salf.engine.prefix import PrefixStates, collate_states, prefix_states
-    from salf.engine.suffix import suffix
-    from salf.errors import UserError
-    from salf.export import FORMATS
-    from salf.plan import FreezePlan, apply_freeze_plan
-    from salf.shape import ModelShape
-
-__all__ = [
-    "FORMATS",
-    "FreezePlan",
-    "FreezePlanCallback",
-    "ModelShape",
-    "PrefixStates",
-    "UserError",
-    "apply_freeze_plan",
-    "collate_states",
-    "prefix_states",
-    "suffix",
-    "training_flops",
-]
+    from salf.callback import FreezePlanCallback as FreezePlanCallback
+    from salf.cost import training_flops as training_flops
+    from salf.engine.prefix import PrefixStates as PrefixStates
+    from salf.engine.prefix import collate_states as collate_states
+    from salf.engine.prefix import prefix_states as prefix_states
+    from salf.engine.suffix import suffix as suffix
+    from salf.errors import UserError as UserError
+    from salf.export import FORMATS as FORMATS
+    from salf.plan import FreezePlan as FreezePlan
+    from salf.plan import apply_freeze_plan as apply_freeze_plan
+    from salf.shape import ModelShape as ModelShape
 
 _PLACES: Final = {
     "FORMATS": "export",
@@ -43,6 +32,7 @@ _PLACES: Final = {
     "suffix": "engine.suffix",
     "training_flops": "cost",
 }
+__all__ = list(_PLACES)
 
 
 def __getattr__(name: str) -> Any:

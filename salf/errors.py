@@ -15,15 +15,7 @@ class UserError(Exception):
 
 @contextmanager
 def reading(file: Path | str, fault: str = "cannot be read") -> Iterator[None]:
-    """Turn whatever another library raises about a file of the user's into one line.
-
-    Args:
-        file: the file or folder that is read.
-        fault: what is wrong with it then, and what to do.
-
-    Raises:
-        UserError: names the file, the fault and the library's reason.
-    """
+    """Turn whatever another library raises about a user's file into a ``UserError``: file, fault, library's reason."""
     try:
         yield
     except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):

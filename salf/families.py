@@ -1,9 +1,6 @@
 """Architectures as data: where each family keeps what the pipeline needs. No torch here.
 
-transformers' own conventions say most of it: a trunk with an embedding, one list of decoder layers and
-a final norm, and a head outside the trunk. The table holds the names, what else works on the embedding
-before the first layer, and whether the layers' attention can be packed (``attention.py``). A model type
-that is not in it is found by its parameters' names (:func:`family_from_names`) and runs padded, by the
+A model type outside the table is found by its parameters' names (:func:`family_from_names`) and runs padded, by the
 model's own masks. The tests run every row against Hugging Face's own hidden states, logits and gradients.
 """
 

@@ -1,12 +1,9 @@
 """The ledger: a record of every run, one JSON line each, to which lines are only ever appended.
 
-Each line holds the hash of the line before it, so that a later change of any line is found
-(``python -m flows.lineage verify``). The head file beside the ledger (``records.head``) holds the number of
-records and the newest record's hash, so that an edit or a cut at the end is found too.
-
-Kinds: ``start`` and ``end`` of a stage's process (a start without an end is a killed run), ``locked`` (DVC has
-taken over the stage's outputs) and ``repair`` (the last line was half-written; the cut text is in ``records.torn``).
-A record holds no environment variable, no user or host name, and no path outside the project.
+Each line holds the hash of the line before it, and the head file beside the ledger (``records.head``) the number of
+records and the newest one's hash: an edit or a cut is found (``python -m flows.lineage verify``). A ``start`` without
+an ``end`` is a killed run. A record holds no environment variable, no user or host name, and no path outside the
+project.
 """
 
 import contextlib

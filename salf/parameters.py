@@ -1,10 +1,8 @@
 """Which parameters of a network train above a boundary, by their names. No torch here.
 
-PEFT wraps a network and renames its parameters: ``model.layers.3.self_attn.q_proj.weight`` becomes
-``base_model.model.model.layers.3.self_attn.q_proj.base_layer.weight``, and beside it lies
-``…q_proj.lora_A.default.weight``. Whatever the adapters' kind, a module that PEFT put something beside
-holds the network's own one as ``base_layer`` (adapters) or ``original_module`` (whole copies,
-``modules_to_save``): that tells the network's own parameters from what was added, and where the added lie.
+PEFT wraps a network and renames its parameters (``base_model.model.…q_proj.base_layer.weight``, and beside it
+``…q_proj.lora_A.default.weight``). A module that PEFT put something beside holds the network's own one as
+``base_layer`` (adapters) or ``original_module`` (whole copies, ``modules_to_save``): that tells the two apart.
 """
 
 from collections.abc import Iterable, Mapping

@@ -20,25 +20,13 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import ValidationError, model_validator
 
+from salf import plan_records as parts
 from salf.errors import UserError
 from salf.families import Family, family_of
 from salf.files import read_json, write_json
 from salf.methods import frozen_by_name
 from salf.parameters import CausalModel, NetworkParameters, layer_index
-from salf.plan_records import (
-    Certainty,
-    CostModel,
-    EvidenceHashes,
-    Exports,
-    FrontierPoint,
-    Natural,
-    ParameterCounts,
-    PlannedModel,
-    Positive,
-    Record,
-    RunnerUp,
-    SelectedBoundary,
-)
+from salf.records import fault_of
 from salf.selectors import GainName, Quantity, SelectorName
 
 SCHEMA_VERSION: Final = 3
@@ -46,7 +34,7 @@ FILE_NAME: Final = "freeze_plan.json"
 SCHEMA_FILE: Final = Path(__file__).with_suffix(".schema.json")
 
 
-class FreezePlan(Record):
+class FreezePlan(parts.Record):
     """Which layers train; layers count from 1.
 
     Attributes:
@@ -55,28 +43,28 @@ class FreezePlan(Record):
     """
 
     schema_version: Literal[3]
-    model: PlannedModel
+    model: parts.PlannedModel
     selector: SelectorName
     quantity: Quantity
     gain: GainName
-    boundary: Natural
-    frozen_layers: list[Positive]
-    trained_layers: list[Positive]
+    boundary: parts.Natural
+    frozen_layers: list[parts.Positive]
+    trained_layers: list[parts.Positive]
     embeddings_trained: bool
     norm_trained: bool
     head_trained: bool
     head_note: str
-    parameters: ParameterCounts
+    parameters: parts.ParameterCounts
     reason: str
-    certainty: Certainty
+    certainty: parts.Certainty
     fallback: str | None
-    runners_up: list[RunnerUp]
-    boundaries: dict[SelectorName, SelectedBoundary]
+    runners_up: list[parts.RunnerUp]
+    boundaries: dict[SelectorName, parts.SelectedBoundary]
     absent: dict[SelectorName, str]
-    frontier: list[FrontierPoint]
-    cost_model: CostModel
-    evidence: EvidenceHashes
-    exports: Exports
+    frontier: list[parts.FrontierPoint]
+    cost_model: parts.CostModel
+    evidence: parts.EvidenceHashes
+    exports: parts.Exports
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -96,9 +84,7 @@ class FreezePlan(Record):
         try:
             return cls.model_validate_json(json.dumps(raw))
         except ValidationError as error:
-            fault = error.errors()[0]
-            where = ".".join(map(str, fault["loc"])) or "plan"
-            raise UserError(f"{file}: damaged freeze plan: {where}: {fault['msg']}; dvc repro plan") from None
+            raise UserError(f"{file}: damaged freeze plan: {fault_of(error)}; dvc repro plan") from None
 
     def save(self, path: str | Path) -> None:
         """Write the plan as canonical JSON."""

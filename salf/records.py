@@ -51,29 +51,21 @@ class BaseIdentity(BaseModel):
 
 
 class BaseRecord(Artifact, BaseIdentity):
-    """``base.json``: what the base model is and where it came from.
-
-    Attributes:
-        source: ``embedded``, or the model's name.
-        revision: the Hub's commit, or the embedded file's SHA-256; ``None`` for a local folder.
-        family: the model type in its configuration.
-        trust_remote_code: whether Python files of the model's author are part of the folder.
-        shards: SHA-256 of every weight file.
-    """
+    """``base.json``: what the base model is and where it came from."""
 
     made_by, file = "base", "base.json"
 
     layout: Literal[1] = Field(alias="schema")
-    source: str
+    source: str  # `embedded`, or the model's name
     origin: str
-    revision: str | None
-    family: str
+    revision: str | None  # the Hub's commit, or the embedded file's SHA-256; None for a local folder
+    family: str  # the model type in its configuration
     layers: int
     hidden: int
     vocabulary: int
     tied_head: bool
-    trust_remote_code: bool
-    shards: dict[str, str]
+    trust_remote_code: bool  # whether Python files of the model's author are part of the folder
+    shards: dict[str, str]  # SHA-256 of every weight file
 
 
 @dataclass(frozen=True)
@@ -119,20 +111,14 @@ class PreparedSizes(BaseModel):
 
 
 class PreparedSplit(SplitSize):
-    """A prepared split: lengths, labels and the hash of its file.
-
-    Attributes:
-        label_counts: label to kept rows.
-        source_label_counts: label to rows before the limits.
-        candidates: multiple choice: number of all candidates.
-    """
+    """A prepared split: lengths, labels and the hash of its file."""
 
     prompt_tokens_min: int
     prompt_tokens_max: int
-    label_counts: dict[str, int]
-    source_label_counts: dict[str, int]
+    label_counts: dict[str, int]  # label to kept rows
+    source_label_counts: dict[str, int]  # label to rows before the limits
     sha256: str
-    candidates: int | None = None
+    candidates: int | None = None  # multiple choice: number of all candidates
 
 
 class PreparedLabel(BaseModel):
@@ -157,41 +143,26 @@ class RefusedRows(RowCount):
 
 
 class PreparedRecord(Artifact, PreparedSizes):
-    """``meta.json``: what the prepared data are and what became of the rows.
-
-    Attributes:
-        source: ``kind`` (docstrings, files or hub), and names with hashes or versions.
-        end_token_id: token that ends answers; ``None`` where they end with their text.
-        choice_score: how candidates are compared.
-        chat_template: digest of the chat template that wrote the prompts.
-        labels: empty where the task has no classes.
-        balance: splits in which a limit balances the labels.
-        dropped: reason to rows that would have leaked from one split into another, or that occur twice.
-        classes_left_out: label without a training row to the rows that have it.
-        blank: column to examples in which it is empty.
-        noted: unusual rows that were kept.
-        truncated: number of prompts that were cut.
-        max_tokens: longest prompt and answer: the parameter, or the model's context if that is less.
-    """
+    """``meta.json``: what the prepared data are and what became of the rows."""
 
     made_by, file = "prepare", "meta.json"
 
     layout: Literal[1] = Field(alias="schema")
     task: str
-    source: dict[str, Any]
+    source: dict[str, Any]  # `kind` (docstrings, files or hub), and names with hashes or versions
     splits: Mapping[str, PreparedSplit]
-    end_token_id: int | None
-    choice_score: ChoiceScore | None
-    chat_template: str | None
-    labels: list[PreparedLabel]
-    balance: str | None
-    dropped: dict[str, int]
+    end_token_id: int | None  # token that ends answers; None where they end with their text
+    choice_score: ChoiceScore | None  # how candidates are compared
+    chat_template: str | None  # digest of the chat template that wrote the prompts
+    labels: list[PreparedLabel]  # empty where the task has no classes
+    balance: str | None  # splits in which a limit balances the labels
+    dropped: dict[str, int]  # reason to rows that would have leaked from one split into another, or that occur twice
     refused: list[RefusedRows]
-    classes_left_out: dict[str, int]
-    blank: dict[str, int]
-    noted: list[RowCount]
-    truncated: int
-    max_tokens: int
+    classes_left_out: dict[str, int]  # label without a training row to the rows that have it
+    blank: dict[str, int]  # column to examples in which it is empty
+    noted: list[RowCount]  # unusual rows that were kept
+    truncated: int  # number of prompts that were cut
+    max_tokens: int  # longest prompt and answer: the parameter, or the model's context if that is less
     template: str
 
 
@@ -234,7 +205,7 @@ def checked(kind: type[Kind], path: Path, made_by: str) -> Kind:
 def fault_of(error: ValidationError) -> str:
     """The first fault of a record, with its place in it."""
     fault = error.errors()[0]
-    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+    return f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}"
 
 
 class CurvePoint(BaseModel):
@@ -267,31 +238,23 @@ class FineTuneParams(BaseModel):
 
 
 class FineTuneRecord(Artifact):
-    """``run.json`` of a fine-tuned model: what was trained, from which files, with which result.
-
-    Attributes:
-        variant: the entry of ``compare.variants``; ``None`` where ``compare.methods`` names the method itself.
-        trained_layers: from 1; of layers drawn at random, all that were drawn.
-        trained_units: the shards that the method trains; ``changed_units``: those that saving rewrote.
-        grid: one entry per learning rate, ascending.
-        shards: SHA-256 by file name.
-    """
+    """``run.json`` of a fine-tuned model: what was trained, from which files, with which result."""
 
     made_by, file = "finetune", "run.json"
 
     schema_version: Literal[1] = 1
     method: str
-    variant: str | None = None
+    variant: str | None = None  # the entry of `compare.variants`; None where `compare.methods` names the method itself
     seed: int
     boundary: int
     boundary_before_budget: int | None
-    trained_layers: list[int]
-    trained_units: list[str]
+    trained_layers: list[int]  # from 1; of layers drawn at random, all that were drawn
+    trained_units: list[str]  # the shards that the method trains; `changed_units`: those that saving rewrote
     changed_units: list[str]
     parameters: int
     trained_parameters: int
     learning_rate: float
-    grid: list[GridRate]
+    grid: list[GridRate]  # one entry per learning rate, ascending
     validation_examples: int
     epochs: int
     steps: int
@@ -301,7 +264,7 @@ class FineTuneRecord(Artifact):
     plan_sha256: str
     base_sha256: str
     data_sha256: dict[str, str]
-    shards: dict[str, str]
+    shards: dict[str, str]  # SHA-256 by file name
 
     @property
     def how(self) -> Method:

@@ -14,18 +14,9 @@ from rich.table import Table
 from salf.errors import UserError
 from salf.files import write_json
 from salf.records import PreparedSizes, SplitSize, read_sizes
+from salf.scale import inputs
 from salf.scale.comparison import Compared, compare
-from salf.scale.inputs import (
-    DEVICES,
-    GIB,
-    UTILISATION,
-    Machine,
-    configuration,
-    device,
-    given_rate,
-    measured_by,
-    published,
-)
+from salf.scale.inputs import GIB, Machine
 from salf.scale.prediction import PRECISIONS, Boundary, Prediction, predict
 from salf.workload import cost_model
 
@@ -40,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     """Print what each boundary would cost models of the given configurations."""
     machine, sizes = _machine(args), _sizes(args)
     predictions = []
-    for model in map(configuration, args.config):
+    for model in map(inputs.configuration, args.config):
         work = cost_model(sizes, args.epochs, args.batch_rows, parts=args.passes, packed=model.shape.packed)
         predictions.append(predict(model, work, machine, PRECISIONS[args.precision]))
     compared = compare(machine, args.measured, Path()) if args.measured else []
@@ -58,8 +49,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _machine(args: argparse.Namespace) -> Machine:
     if args.measured:
-        return measured_by(args.measured, Path("data/models"), Path("reports/runs"))
-    return given_rate(args.teraflops) if args.teraflops else device(args.device, args.utilisation)
+        return inputs.measured_by(args.measured, Path("data/models"), Path("reports/runs"))
+    return inputs.given_rate(args.teraflops) if args.teraflops else inputs.device(args.device, args.utilisation)
 
 
 def _sizes(args: argparse.Namespace) -> PreparedSizes:
@@ -76,7 +67,7 @@ def _sizes(args: argparse.Namespace) -> PreparedSizes:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the command its arguments."""
-    known = ", ".join(published())
+    known = ", ".join(inputs.published())
     parser.add_argument("--config", nargs="+", required=True, help=f"a config.json, its folder, or one of: {known}")
     work = parser.add_argument_group("workload")
     count = _above(0, int)
@@ -90,10 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--passes", type=count, default=1, help="parts in which a batch is computed (default: 1)")
     where = parser.add_argument_group("machine")
     where.add_argument("--precision", choices=PRECISIONS, default="mixed", help="default: mixed")
-    where.add_argument("--device", choices=DEVICES, default="h100", help="default: h100")
-    where.add_argument(
-        "--utilisation", type=_above(0, float), default=UTILISATION, help=f"of the peak (default: {UTILISATION})"
-    )
+    where.add_argument("--device", choices=inputs.DEVICES, default="h100", help="default: h100")
+    usual = inputs.UTILISATION
+    where.add_argument("--utilisation", type=_above(0, float), default=usual, help=f"of the peak (default: {usual})")
     where.add_argument("--teraflops", type=_above(0, float), help="replaces both: training throughput in 1e12 FLOP/s")
     where.add_argument(
         "--measured",

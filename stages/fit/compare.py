@@ -1,26 +1,19 @@
 """Which law describes a curve, how well, and whether any does.
 
-**AICc.** The engine minimises Σ|r| (Huber's loss with a δ far below the residuals), the maximum-likelihood fit under
-Laplace errors, so the criterion has that likelihood: with its scale b = mean|r| profiled out,
-−2 ln L = 2n·ln(2b) + 2n, and AICc = −2 ln L + 2p + 2p(p+1)/(n−p−1) (Hurvich & Tsai 1989) with p the parameters that the
-data chose, b included. Every form is judged on *all* spaces 1..L, since criteria over different data cannot be
-compared. It is undefined if n ≤ p + 1.
-
-**Leave-last-layers-out.** The form is fitted to spaces 1..L−h and predicts the last h. The baselines stay at their last
-level. Where a curve has flattened, a true law predicts no better, and noise decides which is ahead: the law may be
-worse by one standard error of the difference, taken over resamples of the examples that are fitted alike.
+**AICc.** The engine minimises Σ|r|, the maximum-likelihood fit under Laplace errors; with their scale b = mean|r|
+profiled out, −2 ln L = 2n·ln(2b) + 2n, and AICc = −2 ln L + 2p + 2p(p+1)/(n−p−1) (Hurvich & Tsai 1989) with p the
+parameters that the data chose, b included. All forms are judged on the same data: *all* spaces 1..L.
 
 **A law fits** if all of these hold; the verdict names those that fail:
 
 1. its AICc is below that of both baselines by at least :data:`MARGIN` (below a tenth, models have "essentially no
    support", Burnham & Anderson 2002, §2.6);
 2. its r² over the spaces that it claims, first_space..L, is at least :data:`R2_BOUND`;
-3. its leave-last-layers-out error is at most one standard error above that of the better baseline;
+3. fitted without the last layers, it predicts them at most one standard error (over resamples of the examples) worse
+   than the better baseline: where a curve has flattened, noise decides which is ahead;
 4. its curve falls over these spaces, and the optimiser converged.
 
-Of the laws that fit, the one of the lowest AICc is the best. If none does, the form of the lowest AICc is named, be it
-a baseline or a law that failed elsewhere, and ``fits`` is false. A law that fits is no evidence for scaling: smooth
-curves pass as well (:data:`SMOOTH` says so in the artifact).
+Of the laws that fit, the one of the lowest AICc is the best; if none does, the form of the lowest AICc is named.
 """
 
 from collections.abc import Sequence

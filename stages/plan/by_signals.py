@@ -72,12 +72,7 @@ def probe(evidence: Evidence, _params: Plan) -> Choice:
         f"space {best} is the first whose prompt states know the task as well as any space's: they "
         f"classify {pooled[best]:.0%} of the held-out examples correctly, the best {max(pooled):.0%}"
         f"{words_alone if short[0] <= errors[0] else ''}",
-        certainty(
-            f"one standard error: the best space is {low:+.1%} to {high:+.1%} ahead",
-            significant(short[best]),
-            significant(low),
-            significant(high),
-        ),
+        certainty(f"one standard error: the best space is {low:+.1%} to {high:+.1%} ahead", short[best], low, high),
         scores=tuple(held - arrived for held, arrived in zip(pooled, answer, strict=True)),
     )
 

@@ -123,8 +123,7 @@ class Prediction:
         """The choice of a boundary, with the prediction's certainty and scores."""
         value, margin = self.quality[boundary], self.margin[boundary]
         low, high = value - margin, value + margin
-        words = f"predicted quality {low:.4g} to {high:.4g}: {self.words}"
-        sure = certainty(words, significant(value), significant(low), significant(high))
+        sure = certainty(f"predicted quality {low:.4g} to {high:.4g}: {self.words}", value, low, high)
         return Choice(boundary, reason, sure, fallback=self.fallback, scores=self.quality)
 
 
@@ -208,7 +207,7 @@ def pilot(evidence: Evidence, params: Plan) -> Choice:
         f"boundary {chosen.boundary} is the deepest whose loss, as pilots predict it ({chosen.loss:.4g}), is within "
         f"{params.tolerance:g} standard errors ({chosen.excess_error:.2g}) of the best ({least:.4g}), of those up to "
         f"the deepest pilot, {pilots.deepest}; the pilots cost {pilots.flops.share:.2f} times one full fine-tune",
-        certainty(words, significant(chosen.loss), significant(low), significant(high)),
+        certainty(words, chosen.loss, low, high),
         fallback=pilots.fallback,
         scores=tuple(-row.loss for row in pilots.predictions),
     )

@@ -6,6 +6,7 @@ from typing import Final
 
 from salf.errors import UserError
 from salf.evidence import Evidence
+from salf.files import significant
 from salf.plan_records import Certainty, RunnerUp
 from salf.selectors import SELECTORS, SIGNALS, Selector, function_of
 from stages.common.params import Plan
@@ -14,6 +15,7 @@ from stages.plan.frontier import within_budget
 
 def certainty(words: str, value: float | None = None, low: float | None = None, high: float | None = None) -> Certainty:
     """How sure a choice is that no resamples decide."""
+    value, low, high = (number if number is None else significant(number) for number in (value, low, high))
     return Certainty(win_share=None, value=value, low=low, high=high, words=words)
 
 

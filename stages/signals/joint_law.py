@@ -1,26 +1,22 @@
 """The joint law of the pilots' losses, and the loss of each boundary that it predicts, with intervals.
 
-**The law.** Zhang et al., "When Scaling Meets LLM Finetuning" (arXiv 2402.17193, eq. 1): the loss of a fine-tune falls
-with the data D and with a second factor X by a *product* of powers, loss(X, D) = A·X^−α·D^−β + E. Here X is the number
-of trained parameters above the boundary (ours), without embeddings and head as Kaplan et al. (arXiv 2001.08361, §1.3)
-count, so that one layer more is one step more. D is the number of training examples; epochs and schedule are the same
-in all pilots. The law *holds* if
+**The law.** Zhang et al. (arXiv 2402.17193, eq. 1): loss(X, D) = A·X^−α·D^−β + E. Here X is the number of trained
+parameters above the boundary (ours), without embeddings and head as Kaplan et al. (arXiv 2001.08361, §1.3) count, so
+that one layer more is one step more. D is the number of training examples. The law *holds* if
 
 1. the optimiser converged, and both exponents are positive: more to train and more data lower the loss;
 2. fitted without one of the boundaries, it predicts that boundary's losses no worse than interpolation between the
-   others and the untrained loss at the last layer, all boundaries in turn;
+   others and the untrained loss at the last layer, all boundaries in turn (against :func:`interpolated`, true laws
+   fail by the noise of so few trainings);
 3. fitted without the largest size, it predicts that size's losses no worse than "as at the size before".
 
-With four parameters and some twelve points, measures of fit on the points themselves would say little. The bar of the
-second is lower than :func:`interpolated`: against that, true laws fail by the noise of so few trainings.
-
-**Predictions.** The law's where it holds, otherwise the losses of the largest pilots, interpolated over depth. None
-exceeds the loss before training: a power law grows without bound as nothing is left to train.
+**Predictions** are the law's where it holds, otherwise the losses of the largest pilots, interpolated over depth. None
+exceeds the loss before training.
 
 **Intervals.** Each resample draws the validation examples with replacement, the same for all pilots, and a residual of
 the law for every point (Efron & Tibshirani 1993, §9.4), widened by √(P/(P−4)) for the law's four parameters, and refits
-the law. ``low`` and ``high`` hold the loss of one more fine-tune, so they draw a residual for it too; ``excess_error``
-is of the *expected* difference to the best boundary. Without a law the interval is of the validation examples only.
+the law. ``low`` and ``high`` hold the loss of one more fine-tune, so they draw a residual for it too. Without a law the
+interval is of the validation examples only.
 """
 
 from collections.abc import Callable, Iterator, Sequence

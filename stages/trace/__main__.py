@@ -4,20 +4,19 @@ import shutil
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from salf.engine.batches import stream_examples
 from salf.engine.models.shards import share_file
 from salf.engine.runtime import choose_runtime
-from salf.errors import UserError
+from salf.errors import UserError, reading
 from salf.evidence import TraceFacts
 from salf.files import code_hashes, digest_of, replacing_folder, sealed_file, sha256_file, work_folder
 from salf.records import BaseRecord, PreparedRecord
 from salf.settings import Device
 from stages.common.command import BASE, PREPARED, exit_code, parser_of
 from stages.common.params import Room, Trace
-from stages.trace.collect import SPLIT, Job, Sample, collect, draw_sample, shards
+from stages.trace.collect import SPLIT, Job, collect, draw_sample, shards
 
 _PARSER: Final = parser_of(
     "trace",
@@ -70,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     prefix = next(stream_examples(args.prepared, SPLIT)).prompt_ids[: meta.shared_prefix_tokens]
     job = Job(args.base.resolve(), args.prepared.resolve(), params.device, params.trace, sample.tokens, tuple(prefix))
     if params.trace.workers > 1:
-        _share_out(job, sample, facts, unfinished)
+        with reading("params.yaml: trace.workers above 1", "needs the package prefect-dask; install it, or set 1"):
+            from stages.trace.workers import collect_with_workers
+        collect_with_workers(job, sample, facts, unfinished)
     else:
         collect(job.tracer(runtime), job.prepared, sample, facts, unfinished)
     with replacing_folder(args.out) as folder:
@@ -80,19 +81,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             share_file(part, folder / shard.file.name)
     shutil.rmtree(unfinished)
     print(f"traced {sample.positions} answer positions of {len(sample.rows)} examples at {base.layers + 1} spaces")
-
-
-def _share_out(job: Job, sample: Sample, facts: dict[str, Any], folder: Path) -> None:
-    try:
-        from stages.trace.workers import collect_with_workers
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("prefect_dask", "dask", "distributed"):
-            raise
-        raise UserError(
-            f"trace.workers = {job.params.workers} needs the package {error.name}, which is not installed: "
-            "pip install prefect-dask, or set it to 1"
-        ) from None
-    collect_with_workers(job, sample, facts, folder)
 
 
 if __name__ == "__main__":

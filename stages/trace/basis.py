@@ -2,16 +2,10 @@
 
 **Basis** (the authors' earlier paper, Gu et al., arXiv 2401.16184, §3.1): the latent vector that means exactly one
 token. At the output side s_y = W⁺(e_y − b), the least-squares solution of W·s + b = e_y for the LM head W [V, H] with
-bias b. The pseudo-inverse W⁺ is never formed.
-
-With a well-conditioned tall head, s_y solves the normal equations (WᵀW)s = W_y − Wᵀb: one H×H Cholesky factorisation in
-float64 and one triangular solve per distinct token. The normal equations square the condition number, which LAPACK
-estimates from the factor. If that would cost more than half of float64's digits, or the head is wide (V < H) or
-rank-deficient, the factorisation is a singular value decomposition of W itself (of its QR factor, if W is tall).
-Singular values below the tolerance of ``numpy.linalg.pinv(rtol=max(V, H)·eps)`` are dropped, with the eps of the type
-that W is stored in, float32's for 16 bits: what rounding to that type put there is noise.
-
-Nearly all of the time goes to WᵀW: V·H²/2 multiply-adds, since BLAS computes one half of a symmetric product only.
+bias b. A well-conditioned tall head solves the normal equations (WᵀW)s = W_y − Wᵀb by one Cholesky factorisation in
+float64. If squaring the condition number would cost more than half of float64's digits, or the head is wide (V < H) or
+rank-deficient, singular values decide, with the tolerance of ``numpy.linalg.pinv(rtol=max(V, H)·eps)`` and the eps of
+the type that W is stored in, float32's for 16 bits: what rounding to that type put there is noise.
 """
 
 from collections.abc import Callable, Sequence
