@@ -17,14 +17,10 @@ from salf.engine.runtime import Runtime
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Start at space 0.
-
-    Attributes:
-        ids: the token ids that all prompts begin with, [P].
-    """
+    """Start at space 0."""
 
     model: CausalModel
-    ids: Tensor
+    ids: Tensor  # the token ids that all prompts begin with, [P]
     space: int = 0
 
     @classmethod
@@ -50,7 +46,6 @@ class Embeddings:
 
     @property
     def _places(self) -> Tensor:
-        """Where the beginning's tokens stand, [P]."""
         return torch.arange(self.shared, device=self.ids.device)
 
 
@@ -71,22 +66,13 @@ def training_logits(model: CausalModel, start: Start, batch: Batch, *, recompute
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model made of one example.
+    """What the model made of one example."""
 
-    Attributes:
-        loss: mean −log probability of the true answer's tokens, in nats.
-        token_losses: the same by token.
-        predicted: the preferred label, or candidate's text; ``None`` for free answers.
-        correct: whether that is right; ``None`` for free answers.
-        probability: of the preferred label's distinguishing beginning, or the preferred candidate's share
-            (:class:`salf.engine.rules.Choice`); ``None`` for free answers.
-    """
-
-    loss: float
-    token_losses: tuple[float, ...]
-    predicted: str | None = None
-    correct: bool | None = None
-    probability: float | None = None
+    loss: float  # mean −log probability of the true answer's tokens, in nats
+    token_losses: tuple[float, ...]  # the same by token
+    predicted: str | None = None  # the preferred label, or candidate's text; ``None`` for free answers
+    correct: bool | None = None  # whether that is right; ``None`` for free answers
+    probability: float | None = None  # of the label's distinguishing beginning, or the candidate's share (``Choice``)
 
 
 class Reader:
@@ -98,12 +84,7 @@ class Reader:
 
     @torch.no_grad()
     def read(self, split: Split, advance: Callable[[int], None] = lambda _: None) -> list[Answer]:
-        """Losses and, except for free answers, what the model prefers.
-
-        Args:
-            split: the examples, and where their passes begin.
-            advance: called with the number of examples done.
-        """
+        """Losses and, except for free answers, what the model prefers; ``advance`` gets the number of examples done."""
         if not split.examples:
             return []
         token_losses, roots = self._teacher_forced(split, advance)
@@ -161,7 +142,6 @@ class Reader:
         return losses, roots
 
     def _beginnings(self, example: Example) -> tuple[int, ...]:
-        """The first tokens of what may be preferred."""
         if isinstance(self.rule, LabelTree):
             return self.rule.branches[()]
         return tuple(dict.fromkeys(one.ids[0] for one in example.candidates))
@@ -189,7 +169,6 @@ class Reader:
         return answers
 
     def _sums(self, split: Split, questions: Sequence[tuple[int, Path]]) -> list[float]:
-        """Log probabilities of whole answers to prompts."""
         sums = [0.0] * len(questions)
         for index, batch, log_probabilities in self._batches(_asked(split, questions)) if questions else ():
             for i, nats in zip(index, _by_example(batch, log_probabilities), strict=True):

@@ -52,21 +52,15 @@ class Example:
 
 
 def read_examples(prepared: Path, split: str) -> list[Example]:
-    """Read a prepared split as a whole.
-
-    Raises:
-        UserError: the split is missing.
-    """
+    """Read a prepared split as a whole; a ``UserError`` says that it is missing."""
     return list(stream_examples(prepared, split))
 
 
 def stream_examples(prepared: Path, split: str, rows: Rows | None = None) -> Iterator[Example]:
     """Yield a prepared split's examples in the file's order; memory stays at a stretch of the file.
 
-    ``rows`` are the 0-based numbers of the rows to read, ascending; all unless given.
-
-    Raises:
-        UserError: the split is missing.
+    ``rows`` are the 0-based numbers of the rows to read, ascending; all unless given. A ``UserError`` says that the
+    split is missing.
     """
     held = pq.read_schema(require(prepared / f"{split}.parquet", made_by="prepare")).names
     columns = (*_COLUMNS, *({_CANDIDATES} & set(held)))
@@ -78,11 +72,7 @@ def stream_examples(prepared: Path, split: str, rows: Rows | None = None) -> Ite
 
 
 def stretches(prepared: Path, split: str, columns: Sequence[str], rows: Rows | None = None) -> Iterator[Any]:
-    """Yield chosen rows (see :func:`stream_examples`) of chosen columns, as Arrow tables of at most 1,024 rows each.
-
-    Raises:
-        UserError: the split is missing.
-    """
+    """Yield chosen rows of chosen columns as Arrow tables of at most 1,024 rows: see :func:`stream_examples`."""
     path = require(prepared / f"{split}.parquet", made_by="prepare")
     start = 0
     with pq.ParquetFile(path, buffer_size=_BUFFER) as file:  # buffered: a column's bytes are never held as a whole
@@ -108,27 +98,16 @@ def _token_lists(column: Any) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of B examples above a shared prefix of P tokens: N own tokens end to end, without padding.
+    """A batch of B examples above a shared prefix of P tokens: N own tokens end to end, without padding."""
 
-    Attributes:
-        index: the examples' places in their split, [B].
-        ids: their tokens after the shared prefix, [N].
-        lengths: number of these tokens of each example.
-        answers: the rows, of N, that predict an answer token, [M].
-        rows: the example, 0..B-1, of each of these rows, [M].
-        targets: the answer tokens, [M].
-        answer_index: 0-based position of each inside its answer, [M].
-        shared: P.
-    """
-
-    index: Tensor
-    ids: Tensor
-    lengths: tuple[int, ...]
-    answers: Tensor
-    rows: Tensor
-    targets: Tensor
-    answer_index: Tensor
-    shared: int
+    index: Tensor  # the examples' places in their split, [B]
+    ids: Tensor  # their tokens after the shared prefix, [N]
+    lengths: tuple[int, ...]  # number of these tokens of each example
+    answers: Tensor  # the rows, of N, that predict an answer token, [M]
+    rows: Tensor  # the example, 0..B-1, of each of these rows, [M]
+    targets: Tensor  # the answer tokens, [M]
+    answer_index: Tensor  # 0-based position of each inside its answer, [M]
+    shared: int  # P
 
     @classmethod
     def of(cls, examples: Sequence[Example], index: Sequence[int], shared: int) -> Self:
@@ -191,26 +170,16 @@ class Start(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Examples that share their first tokens.
-
-    Attributes:
-        shared: P, tokens of the shared prefix.
-        start: where their passes begin; ``None``: at the embeddings.
-        places: each example's place in the start, where they are a subset of its examples.
-    """
+    """Examples that share their first tokens."""
 
     examples: Sequence[Example]
-    shared: int
-    start: Start | None = None
-    places: Sequence[int] | None = None
+    shared: int  # P, tokens of the shared prefix
+    start: Start | None = None  # where their passes begin; ``None``: at the embeddings
+    places: Sequence[int] | None = None  # each example's place in the start, where they are a subset of its examples
 
     @classmethod
     def read(cls, prepared: Path, name: str) -> Self:
-        """Read a prepared split as a whole.
-
-        Raises:
-            UserError: the split or ``meta.json`` is missing or damaged.
-        """
+        """Read a prepared split as a whole; a ``UserError`` says that it or ``meta.json`` is missing or damaged."""
         return cls(read_examples(prepared, name), read_sizes(prepared).shared_prefix_tokens)
 
     def __len__(self) -> int:
@@ -241,7 +210,7 @@ class Split:
 
 
 def inference_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices by length, as many to a batch as ``batch_tokens`` holds with padding; longest first.
+    """Indices by length, as many to a batch as ``batch_tokens`` holds with padding.
 
     Longest first: if memory does not suffice, that shows at once and not at the end.
     """
@@ -258,10 +227,9 @@ def inference_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[in
 def training_batches(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> Iterator[list[int]]:
     """One epoch of batches of similar length in random order.
 
-    The examples are shuffled, cut into stretches of several batches, sorted by length inside each,
-    cut into batches, and the batches shuffled: every example is as likely to come early as late. Where the
-    examples do not fill the batches, the batch that is left over is a random draw: each of its examples
-    weighs more than those of a full one, and were it cut after sorting, that would always be long ones.
+    The examples are shuffled, cut into stretches of several batches, sorted by length inside each, cut into batches,
+    and the batches shuffled. What does not fill a batch is drawn before sorting: it weighs more than others, and would
+    always be long.
     """
     order = rng.permutation(len(lengths))
     left_over = len(order) % batch_size

@@ -18,8 +18,7 @@ Advance = Callable[[float, str], None]
 def progress(what: str, total: float, unit: str) -> Iterator[Advance]:
     """Show progress; the block calls ``advance(amount, note)``.
 
-    A terminal gets a live bar. Anything else (DVC's capture, Prefect's log, CI) gets a line every
-    ten seconds with the share done, the rate and the time left, so that nobody thinks it hangs.
+    A terminal gets a live bar. Anything else (DVC's capture, Prefect's log, CI) gets a line every ten seconds.
     """
     if sys.stderr.isatty():
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
@@ -33,8 +32,6 @@ def progress(what: str, total: float, unit: str) -> Iterator[Advance]:
 
 
 class _Lines:
-    """Plain progress lines."""
-
     def __init__(self, what: str, total: float, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done = 0.0

@@ -1,17 +1,12 @@
-"""How a task's answers are scored, and told right from wrong. No model in here.
+"""How a task's answers are scored, and told right from wrong. No model in here; free answers have no rule.
 
 **Label words** (:class:`LabelTree`). A label's score is the probability of the shortest beginning of its word that no
-other label's word shares: what the model would write next, after the point where it has decided. Words that differ in
-their first token need one look at the model. Where some begin alike ("very negative", "very positive"), a
-beginning's probability bounds all words that continue it, so that opening the most probable beginning first finds the
-best word, mostly without looking at the others.
+other label's word shares. A beginning's probability bounds all words that continue it ("very negative", "very
+positive"), so opening the most probable beginning first finds the best word, mostly without looking at the others.
 
 **Candidates of each example** (:class:`CandidateRule`). A candidate's score is the log probability of its tokens after
-the prompt. Longer ones have lower probabilities whatever they say, so the field also compares means: per token, or per
-character, which does not depend on how a tokenizer cuts (``acc_norm`` of the LM Evaluation Harness; GPT-3 paper, arXiv
-2005.14165, §2.4).
-
-Free answers have no rule.
+the prompt: their sum, or, because longer ones have lower sums whatever they say, the mean per token or per character
+(``acc_norm`` of the LM Evaluation Harness; GPT-3 paper, arXiv 2005.14165, §2.4).
 """
 
 import math
@@ -29,27 +24,18 @@ LogProbabilities = Mapping[int, float]  # next token → log probability, for th
 
 @dataclass(frozen=True)
 class LabelTree:
-    """The tokens of all label words as a tree.
+    """The tokens of all label words as a tree."""
 
-    Attributes:
-        labels: the labels.
-        leaf: shortest distinguishing beginning, or the whole word → index of its label.
-        branches: inner beginning (the empty one first) → the tokens that may follow.
-    """
-
-    labels: tuple[str, ...]
-    leaf: Mapping[Path, int]
-    branches: Mapping[Path, tuple[int, ...]]
+    labels: tuple[str, ...]  # the labels
+    leaf: Mapping[Path, int]  # shortest distinguishing beginning, or the whole word → index of its label
+    branches: Mapping[Path, tuple[int, ...]]  # inner beginning (the empty one first) → the tokens that may follow
 
     @classmethod
     def of(cls, words: Mapping[str, Sequence[int]], *, whole: bool = False) -> Self:
-        """Build the tree from label → token ids of its word.
+        """Build the tree from label → token ids of its word; no word may begin another (``ValueError``).
 
-        ``whole``: words are scored to their last token. It ends the answer where one word begins another (1 and 10):
-        with it every label is an answer of its own, and none has the advantage of a shorter sum.
-
-        Raises:
-            ValueError: one word's tokens are the beginning of another's.
+        ``whole``: words are scored to their last token, which ends the answer. So every label is an answer of its own,
+        and none has the advantage of a shorter sum.
         """
         labels = tuple(words)
         paths = [tuple(words[label]) for label in labels]
@@ -81,11 +67,8 @@ Look = Callable[[Sequence[tuple[int, Path]]], Sequence[LogProbabilities]]
 def preferences(tree: LabelTree, roots: Sequence[LogProbabilities], look: Look) -> list[Preference]:
     """The most probable label of every example.
 
-    Args:
-        tree: the labels.
-        roots: for every example, log probabilities of the first answer token, for ``tree.branches[()]``.
-        look: for (example index, beginning of an answer), log probabilities of the next token. Called
-            with all open questions at once, so that they can be answered in batches.
+    ``roots``: for every example, log probabilities of the first answer token, for ``tree.branches[()]``. ``look``: for
+    (example index, beginning of an answer), those of the next token; called with all open questions at once.
     """
     frontiers: list[dict[Path, float]] = [{(token,): root[token] for token in tree.branches[()]} for root in roots]
     found: dict[int, Preference] = {}
@@ -123,12 +106,7 @@ class CandidateRule:
     score: ChoiceScore
 
     def choose(self, candidates: Sequence[Candidate], log_probabilities: Sequence[float]) -> Choice:
-        """The best candidate, of equals the first.
-
-        Args:
-            candidates: of one example.
-            log_probabilities: of each, summed over its tokens, in nats.
-        """
+        """The best candidate, of equals the first, by log probabilities summed over its tokens, in nats."""
         length = _LENGTHS[self.score]
         scores = [nats / length(one) for one, nats in zip(candidates, log_probabilities, strict=True)]
         best = max(range(len(scores)), key=lambda at: (scores[at], -at))

@@ -49,11 +49,7 @@ def choose_runtime(params: Device) -> Runtime:
 
 
 def find_runtime(params: Device) -> Runtime:
-    """Pick device and precision, and say why.
-
-    Raises:
-        UserError: the device that was asked for is not there.
-    """
+    """Pick device and precision, and say why; a ``UserError`` says that the device is not there."""
     device = _choose_device(params.kind)
     if params.dtype != "auto":
         return Runtime(device, getattr(torch, params.dtype), "as set in params.yaml", params.frozen_weights)
@@ -89,14 +85,11 @@ def _choose_device(kind: str) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc not to hand large blocks back to the kernel at every step.
+    """Tell glibc not to hand large blocks back to the kernel at every step, which then waits for their pages.
 
-    By default it does, and a step that asks for them again waits for their pages. Without this, a fine-tune at half
-    depth took 1.04 times as long on the embedded model and 1.15 times on one of 12 layers of 1,024 (``allocator`` in
-    ``reports/benchmark-2-cores-avx512.json``).
-
-    ``mallopt`` works however the stage was started, and although torch is loaded by then: glibc looks at these
-    settings whenever a large block is requested or returned. On other C libraries nothing happens.
+    Without this, a fine-tune at half depth took 1.04 and 1.15 times as long (``allocator`` in
+    ``reports/benchmark-2-cores-avx512.json``). It works although torch is loaded by then; other C libraries are left
+    alone.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -27,25 +27,10 @@ _RESET_PEAK: Final = "5"  # see proc(5), clear_refs
 
 @dataclass(frozen=True)
 class Lap:
-    """What a contender hands back.
+    """What a contender hands back."""
 
-    Attributes:
-        seconds: since its start, at the end of each part (an epoch, or all).
-        flops: FLOPs counted up to there; empty where nobody counts.
-    """
-
-    seconds: list[float]
-    flops: list[int]
-
-
-class Runner(Protocol):
-    """What a contender's process holds."""
-
-    device: torch.device
-
-    @property
-    def run(self) -> Callable[..., Lap]:
-        """Does the work of a request, given as keywords."""
+    seconds: list[float]  # since its start, at the end of each part (an epoch, or all)
+    flops: list[int]  # FLOPs counted up to there; empty where nobody counts
 
 
 class Kept:
@@ -75,7 +60,6 @@ class PeakMemory:
     """Peak memory from here on: on a GPU what torch allocates there, else the process's resident set."""
 
     def __init__(self, device: torch.device) -> None:
-        """Release what earlier work left, and count from what is held now."""
         self._device = device
         gc.collect()
         if platform.libc_ver()[0] == "glibc":
@@ -101,18 +85,14 @@ class PeakMemory:
 class Contender:
     """The parent's side; the process starts with the first request, and ends with its parent: its pipe breaks."""
 
-    def __init__(self, make: Callable[[Any], Runner], task: Any, log: Path) -> None:
-        """``make(task)`` is called in the process; what it prints goes to ``log``."""
+    def __init__(self, make: Callable[[Any], Any], task: Any, log: Path) -> None:
+        """``make(task)``, with a ``device`` and a ``run``, is called in the process; what it prints goes to ``log``."""
         self._make, self._task, self._log = make, task, log
         self._process: Any = None
         self._pipe: Connection | None = None
 
     def ask(self, **request: Any) -> Measured:
-        """Run ``request`` there and wait for the measurement.
-
-        Raises:
-            RuntimeError: it failed or was killed; holds the end of its log.
-        """
+        """Run ``request`` there and wait for the measurement; a ``RuntimeError`` holds the end of its log."""
         if self._pipe is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
@@ -149,7 +129,7 @@ class Contender:
         return ""
 
 
-def _serve(pipe: Connection, make: Callable[[Any], Runner], task: Any, log: Path) -> None:
+def _serve(pipe: Connection, make: Callable[[Any], Any], task: Any, log: Path) -> None:
     with log.open("ab") as file:  # progress and warnings of many runs
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -32,14 +32,9 @@ from stages.trace.collect import SPLIT, Tracer, collect, draw_sample
 
 
 class FineTuner:
-    """Suffix training, states at the boundary included.
-
-    Attributes:
-        device: where it runs.
-    """
+    """Suffix training, states at the boundary included."""
 
     def __init__(self, task: Task, choose: Callable[[Device], Runtime] = choose_runtime) -> None:
-        """Open the model."""
         self.task, self.runtime = task, choose(task.device)
         self.device = self.runtime.device
         self.model = open_model(task.folder, self.device)
@@ -47,10 +42,7 @@ class FineTuner:
         self.params = load_params().finetune
 
     def run(self, *, boundary: int, epochs: int, examples: int) -> Lap:
-        """Fine-tune layers boundary+1..L; seconds and FLOPs up to the end of each epoch, without validations.
-
-        The Trainer does not evaluate either.
-        """
+        """Fine-tune layers boundary+1..L; seconds and FLOPs up to the end of each epoch, validations left out."""
         began = now(self.device)
         chosen, model = self.task.examples[:examples], self.model
         settings, scope = self._settings(epochs), Scope.above(boundary, model.depth)

@@ -23,11 +23,7 @@ def stage_names() -> tuple[str, ...]:
 
 
 def startup(stages: Sequence[str], repeats: int, kept: Kept) -> tuple[dict[str, Spread], list[str]]:
-    """Seconds until a process could begin: of bare Python, and of stages that import all and print their help.
-
-    Returns:
-        Seconds by stage, and the reason for each that is missing.
-    """
+    """Seconds until bare Python, and stages that print their help, could begin; and why any stage is missing."""
     commands = {"python": [sys.executable, "-c", "pass"]} | {name: _stage(name, "--help") for name in stages}
     laps: dict[str, list[float]] = {name: [] for name in commands}
     faults: dict[str, str] = {}  # a library that only some stages need may not be installed

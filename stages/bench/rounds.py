@@ -31,32 +31,20 @@ _FEWEST_TRACED: Final = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """What a benchmark measures.
-
-    Attributes:
-        models: names of workloads: ``embedded`` or a shape's.
-        quarters: boundaries, in quarters of the depth; the first is 0.
-        epochs: ascending. One run of the most epochs is read at the end of each of these numbers of epochs.
-        repeats: rounds.
-        starts: rounds of processes that only start, and of a ``dvc repro`` with nothing to do.
-        training_seconds, tracing_seconds: wanted for each model.
-        stages: stages whose start is measured.
-        allocator: whether the effect of its settings is measured too, in one more process.
-        bases: vocabulary and hidden size of the head whose bases are solved; ``None``: left out.
-    """
+    """What a benchmark measures."""
 
     quick: bool
-    models: Sequence[str]
+    models: Sequence[str]  # names of workloads: ``embedded`` or a shape's
     batch_size: int
-    quarters: Sequence[int]
-    epochs: Sequence[int]
-    repeats: int
-    starts: int
-    training_seconds: float
-    tracing_seconds: float
-    stages: Sequence[str]
-    allocator: bool = False
-    bases: tuple[int, int] | None = None
+    quarters: Sequence[int]  # boundaries, in quarters of the depth; the first is 0
+    epochs: Sequence[int]  # ascending; one run of the most epochs is read at the end of each of these
+    repeats: int  # rounds
+    starts: int  # rounds of processes that only start, and of a ``dvc repro`` with nothing to do
+    training_seconds: float  # wanted for each model
+    tracing_seconds: float  # likewise
+    stages: Sequence[str]  # whose start is measured
+    allocator: bool = False  # measure the effect of its settings too, in one more process
+    bases: tuple[int, int] | None = None  # vocabulary and hidden size of the head whose bases are solved
 
     def boundaries(self, layers: int) -> list[int]:
         """Ascending, in a model of so many layers."""

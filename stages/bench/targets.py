@@ -18,10 +18,7 @@ def targets(
     startup: Mapping[str, Spread],
     device: str,
 ) -> list[Target]:
-    """Return each model's targets, at the worst point, and those of deciding and of the bases where measured.
-
-    ``startup`` holds the seconds until a process could begin, by stage; ``device`` is torch's name of its type.
-    """
+    """Return each model's targets, at the worst point, and those of deciding and of the bases where measured."""
     found = [target for model in models for target in _of_model(model, device)]
     if deciding is not None:
         where, why = f"{deciding.rows} rows", _by_stage(deciding, startup)

@@ -31,17 +31,11 @@ _MOST_EXAMPLES: Final = 2048
 
 @dataclass(frozen=True)
 class Shape:
-    """Random weights of a Llama configuration, and random examples for it.
+    """Random weights of a Llama configuration, and random examples for it."""
 
-    Attributes:
-        config: entries of a ``config.json``.
-        shared: tokens that all examples begin with.
-        own: fewest and most tokens of an example after them.
-    """
-
-    config: dict[str, Any]
-    shared: int
-    own: tuple[int, int]
+    config: dict[str, Any]  # entries of a ``config.json``
+    shared: int  # tokens that all examples begin with
+    own: tuple[int, int]  # fewest and most tokens of an example after them
 
 
 def _llama(
@@ -73,17 +67,13 @@ SHAPES: Final = {
 
 @dataclass(frozen=True)
 class Task:
-    """A model with its examples, as every contender gets it; a run takes the first examples.
-
-    Attributes:
-        shared: P, tokens that all examples begin with.
-    """
+    """A model with its examples, as every contender gets it; a run takes the first examples."""
 
     name: str
     origin: str
     folder: Path
     examples: Sequence[Example]
-    shared: int
+    shared: int  # P, tokens that all examples begin with
     batch_size: int
     device: Device
 
@@ -113,11 +103,7 @@ class Task:
 
 
 def embedded_task(folder: Path) -> Path:
-    """Make the embedded model and its prepared data in ``folder``: parameters, ``base`` and ``prepared``.
-
-    Raises:
-        UserError: a stage that makes them failed; holds its message.
-    """
+    """Make the embedded model and its prepared data in ``folder``: parameters, ``base`` and ``prepared``."""
     folder.mkdir(parents=True, exist_ok=True)
     yaml = YAML()
     params = yaml.load(PARAMS_FILE.read_text(encoding="utf-8"))

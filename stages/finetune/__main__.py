@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
 
 from salf.engine.batches import Split
@@ -22,7 +21,7 @@ from salf.plan import FILE_NAME, FreezePlan
 from salf.records import BaseRecord, FineTuneClock, FineTuneParams, FineTuneRecord, PreparedRecord
 from salf.selectors import SELECTORS
 from salf.settings import SEEDS, Count, Device, Finetune, Group
-from stages.common.command import exit_code
+from stages.common.command import BASE, PREPARED, exit_code, parser_of
 from stages.common.params import Room, load_params
 from stages.finetune.card import Facts, trained_words, write_cards
 from stages.finetune.launch import end_with_launcher, launch
@@ -188,25 +187,25 @@ def _seed(word: str) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.finetune",
-        description="Fine-tune the base model by one method with one seed. Frozen layers stay byte-identical. "
-        "A killed run resumes from its last checkpoint.",
-        epilog="example: python -m stages.finetune --base data/base --prepared data/prepared "
-        "--plan data/plan/freeze_plan.json --method salf --seed 1 --out data/models/salf-seed1 "
-        "--measured reports/runs/salf-seed1.json",
+    places = {
+        "base": BASE,
+        "prepared": PREPARED,
+        "plan": ("data/plan/freeze_plan.json", "the freeze plan"),
+        "out": ("data/models/salf-seed1", "the model folder to write"),
+        "measured": ("reports/runs/salf-seed1.json", "JSON to write: seconds and memory"),
+    }
+    description = (
+        "Fine-tune the base model by one method with one seed. Frozen layers stay byte-identical. "
+        "A killed run resumes from its last checkpoint."
     )
-    parser.add_argument("--base", type=Path, required=True, help="the base model's folder")
-    parser.add_argument("--prepared", type=Path, required=True, help="the prepared data's folder")
-    parser.add_argument("--plan", type=Path, required=True, help="the freeze plan")
+    parser = parser_of("finetune", description, places)
+    parser.epilog = f"{parser.epilog} --method salf --seed 1"
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument(
         "--method", type=_method, help="a selector or freeze-<k>, alone or with +lora; or lora, first-n, lisa"
     )
     how.add_argument("--variant", help="an entry of compare.variants: a method with settings of its own")
     parser.add_argument("--seed", type=_seed, required=True, help="seed of the order of examples and of adapters")
-    parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
-    parser.add_argument("--measured", type=Path, required=True, help="JSON to write: seconds and memory")
     return parser.parse_args(argv)
 
 

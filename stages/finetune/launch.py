@@ -24,10 +24,7 @@ _PR_SET_PDEATHSIG: Final = 1
 def launch(module: str, argv: Sequence[str], processes: int) -> None:
     """Run ``python -m module`` in several processes that know each other, and wait for them.
 
-    Raises:
-        UserError: one of them was killed.
-        SystemExit: one of them failed and has said why; its exit code.
-        KeyboardInterrupt: interrupted.
+    One that was killed is a ``UserError``. One that failed has said why: its exit code becomes ours.
     """
     config = LaunchConfig(
         min_nodes=1,
@@ -62,10 +59,7 @@ def launch(module: str, argv: Sequence[str], processes: int) -> None:
 
 
 def end_with_launcher() -> None:
-    """Have this process killed when its launcher is: nobody else would end it.
-
-    On Linux alone, where the kernel offers it; without effect under another launcher than ours.
-    """
+    """Have this process killed when its launcher is: on Linux, under our own launcher."""
     parent = os.environ.get(_PARENT)
     if parent is None or sys.platform != "linux":
         return

@@ -19,15 +19,10 @@ _TEXTS: Final = {".json", ".jinja", ".model", ".txt"}
 
 
 class Base(NamedTuple):
-    """What other tools find the base model by.
+    """What other tools find the base model by."""
 
-    Attributes:
-        name: a hub name or an absolute path.
-        revision: of a hub name.
-    """
-
-    name: str
-    revision: str | None = None
+    name: str  # a hub name or an absolute path
+    revision: str | None = None  # of a hub name
 
     @classmethod
     def of(cls, base: BaseRecord, source: str, folder: Path) -> Self:
@@ -40,10 +35,9 @@ class Base(NamedTuple):
 def save_model(trainable: Trainable, base: Path, folder: Path, named: Base, end: int | None) -> list[str]:
     """Write the model in ``base``'s layout; return the units whose shards changed.
 
-    Shards of untouched units are the base's own files, linked where the file system can. Everything
-    else of the base folder (tokenizer, configuration) is taken over as it is, except that generation stops at the
-    token that answers end with. Adapters are saved as PEFT's folder ``adapter`` as well, then folded into the weights.
-    ``named`` is what they call the base model, ``end`` the token that answers were trained to end with, if any.
+    Shards of untouched units, and all else of the base folder, are the base's own files, linked where the file system
+    can; generation stops at ``end``, the token that answers were trained to end with. Adapters are saved as PEFT's
+    folder ``adapter`` as well, where the base is called ``named``, then folded into the weights.
     """
     family, depth = trainable.model.family, trainable.model.depth
     beside = [file for file in base.iterdir() if file.is_file() and file.suffix != ".safetensors"]
@@ -74,10 +68,7 @@ def save_model(trainable: Trainable, base: Path, folder: Path, named: Base, end:
 
 
 def _stop_at(end: int, folder: Path, network: PreTrainedModel) -> None:
-    """Let a token end what is generated, before those that did already.
-
-    Transformers reads ``generation_config.json``, other tools ``config.json``.
-    """
+    """Let a token end generation too: transformers reads ``generation_config.json``, other tools ``config.json``."""
     generation = folder / "generation_config.json"
     if not generation.exists():  # what transformers makes of config.json
         made = network.generation_config.to_diff_dict() if network.generation_config else {}

@@ -25,29 +25,19 @@ from salf.records import GridRate
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """A method with one seed, to be trained at every rate of its grid.
-
-    Attributes:
-        name: for messages.
-        first_n: number of layers that the method ``first-n`` trains; ``None``: as many as the plan.
-        training: the examples to learn from.
-        validation: the examples that decide between the rates.
-        test: scored with every rate of a grid, for the record; no choice depends on it.
-        rule: how answers are scored.
-        unfinished: where training that was stopped is kept, to resume from.
-    """
+    """A method with one seed, to be trained at every rate of its grid."""
 
     bench: Workbench
     plan: FreezePlan
     method: Method
-    name: str
+    name: str  # for messages
     seed: int
-    first_n: int | None
-    training: Split
-    validation: Split
-    test: Split
-    rule: Rule
-    unfinished: Path
+    first_n: int | None  # number of layers that the method ``first-n`` trains; ``None``: as many as the plan
+    training: Split  # the examples to learn from
+    validation: Split  # the examples that decide between the rates
+    test: Split  # scored with every rate of a grid, for the record; no choice depends on it
+    rule: Rule  # how answers are scored
+    unfinished: Path  # where training that was stopped is kept, to resume from
 
     @cached_property
     def scope(self) -> Scope:
@@ -108,20 +98,15 @@ class Found:
 
     @property
     def seconds_cache(self) -> float:
-        """Seconds of the frozen layers' pass over the training split, in this run or in the one that left the states.
-
-        As with FLOPs, a method pays for its frozen pass even where an earlier run left the states. Reading the
-        validation split is left out, as it is from the other methods' seconds.
-        """
+        """Seconds of the frozen pass over the training split, whoever ran it: a method pays for it, as with FLOPs."""
         return self.states["training"].seconds_computing if self.states else 0.0
 
 
 def best_of_grid(search: Search) -> Found:
     """Train at every rate of the grid, from the lowest on; keep the one that wins on the validation split.
 
-    The choice is made once, when all rates are trained. Until then the trained parameters of every candidate are on
-    disk: memory holds one model. A rate at which training diverges has lost, and a line says so. Scoring the test
-    split counts neither as FLOPs nor as seconds of training.
+    The choice is made once, when all rates are trained; until then all candidates but one are on disk. A rate at which
+    training diverges has lost. Scoring the test split counts neither as FLOPs nor as seconds of training.
 
     Raises:
         UserError: the method cannot be trained here, has no learning rate, or diverges at all of them; says why.

@@ -31,27 +31,16 @@ _ALWAYS_WORTH_SECONDS: Final = 0.2
 
 @dataclass(frozen=True)
 class Opened:
-    """Where a split's passes begin, and how it came about.
+    """Where a split's passes begin, and how it came about."""
 
-    Attributes:
-        start: boundary states, or frozen layers that run for every batch.
-        origin: computed; continued from the states of a shallower boundary; reused from disk; off.
-        begun: the space that computing began at.
-        kept: where the states are; nowhere if off.
-        size: bytes of the states.
-        seconds_computing: what computing the states took, whenever that was; 0 if off.
-        reason: why it was done so.
-        seconds: what opening took here.
-    """
-
-    start: BoundaryStates | FrozenLayers
-    origin: Origin
-    begun: int
-    kept: Place
-    size: int
-    seconds_computing: float
-    reason: str
-    seconds: float = 0.0
+    start: BoundaryStates | FrozenLayers  # boundary states, or frozen layers that run for every batch
+    origin: Origin  # computed; continued from the states of a shallower boundary; reused from disk; off
+    begun: int  # the space that computing began at
+    kept: Place  # where the states are; nowhere if off
+    size: int  # bytes of the states
+    seconds_computing: float  # what computing the states took, whenever that was; 0 if off
+    reason: str  # why it was done so
+    seconds: float = 0.0  # what opening took here
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -99,22 +88,15 @@ class CacheSettings:
 
 @dataclass(frozen=True)
 class BoundaryCache:
-    """States at a boundary of one model, for one split after another.
-
-    Attributes:
-        units: hashes of the embedding's shard and of those of layers 1..boundary (``frozen_units``).
-        shared: P, tokens of the shared prefix of all prompts.
-        batch_tokens: tokens of a pass through the frozen layers.
-        team: several processes that each open the same splits; what they keep in memory they compute together.
-    """
+    """States at a boundary of one model, for one split after another."""
 
     settings: CacheSettings
     model: CausalModel
     runtime: Runtime
-    units: Sequence[str]
-    shared: int
-    batch_tokens: int
-    team: Team | None = None
+    units: Sequence[str]  # hashes of the embedding's shard and of those of layers 1..boundary (``frozen_units``)
+    shared: int  # P, tokens of the shared prefix of all prompts
+    batch_tokens: int  # tokens of a pass through the frozen layers
+    team: Team | None = None  # processes that open the same splits: what they keep in memory they compute together
 
     @property
     def boundary(self) -> int:
@@ -125,10 +107,7 @@ class BoundaryCache:
         """Where passes over ``examples``, which share their first ``shared`` tokens, begin.
 
         With ``auto``, memory comes first and the disk second, which changes no bit of a result. Frozen layers run for
-        every batch only if neither can hold the states.
-
-        Raises:
-            UserError: memory or disk was asked for and has no room.
+        every batch only if neither can hold the states. A ``UserError`` says that what was asked for has no room.
         """
         began = time.perf_counter()
         layout = Layout.of(examples, self.shared, self.batch_tokens)
@@ -241,7 +220,6 @@ class _Opening:
         return Opened(self._states(found.rows), "reused", boundary, "on disk", self.size, found.seconds, reason)
 
     def _streamed(self, reason: str) -> Opened:
-        """Write states to disk as they are computed."""
         parts = self._continued()
         self.folder.make_room(self.size)
         rows = self.folder.write(self.key, parts, self.layout.rows, lambda: parts.seconds)
@@ -268,7 +246,6 @@ class _Opening:
         return self._parts(BoundaryStates(below, self.layout, file.rows, self.cache.model.device), file.seconds)
 
     def _parts(self, start: Start | None = None, seconds: float = 0.0, team: Team | None = None) -> Timed:
-        """All parts, from ``start`` on; from the embeddings unless given."""
         cache = self.cache
         start = start or Embeddings.behind(cache.model, self._prefix)
         parts = frozen_states(cache.model, cache.runtime, self.examples, self.layout, start, cache.boundary, team)

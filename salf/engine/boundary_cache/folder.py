@@ -33,25 +33,17 @@ _RESERVE: Final = 1 << 28  # bytes of the disk that stay free for models, checkp
 
 @dataclass(frozen=True)
 class StatesFile:
-    """States that were found on disk.
+    """States that were found on disk."""
 
-    Attributes:
-        rows: [rows, hidden], mapped: read from disk when touched, and never written.
-        seconds: of computing them, including shallower boundaries that they were continued from.
-    """
-
-    rows: Tensor
-    seconds: float
+    rows: Tensor  # [rows, hidden], mapped: read from disk when touched, and never written
+    seconds: float  # of computing them, including shallower boundaries that they were continued from
 
 
 def write_states(path: Path, digest: str, parts: Iterable[Tensor], rows: int, seconds: Callable[[], float]) -> Tensor:
     """Write parts [n, hidden] one below the other and return them mapped, [rows, hidden].
 
     The file gets its name only when all of it is on disk. ``digest``: the key's 64 hex digits; ``seconds``, of
-    computing the parts, is called after the last one.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written.
+    computing the parts, is called after the last one. An ``OSError`` says that the disk is full or read-only.
     """
     with replacing_file(path) as aside:
         check = 0
@@ -132,8 +124,7 @@ class CacheFolder:
     def make_room(self, size: int) -> None:
         """Delete the least recently used files until ``size`` more bytes fit under the limit and on the disk.
 
-        Raises:
-            UserError: they do not fit, and nothing was deleted.
+        If they cannot fit, nothing is deleted, and a ``UserError`` says so.
         """
         self._drop_torn()
         if size > (room := self.room()):
@@ -171,9 +162,6 @@ def alone(file: Path) -> Iterator[None]:
     """Hold off other processes that want to write the same states; they wait and then find them.
 
     The lock is the kernel's: it goes with the process that holds it, however that ends.
-
-    Raises:
-        OSError: the folder cannot be written.
     """
     with _lock(file).open("w") as lock:
         try:

@@ -27,16 +27,11 @@ _NOT_OF_STATES: Final = ("transformers_version", "eos_token_id")  # a fine-tuned
 class Key:
     """All that decides the bits of a split's boundary states.
 
-    The layers above the boundary are no part of it: other seeds and methods with the same plan, and
-    evaluation, share the states.
-
-    Attributes:
-        units: hashes of the embedding's shard and of those of layers 1..boundary.
-        given: everything else, the same for every boundary.
+    The layers above the boundary are no part of it: other seeds, methods and the evaluation share the states.
     """
 
-    units: tuple[str, ...]
-    given: Mapping[str, Any]
+    units: tuple[str, ...]  # hashes of the embedding's shard and of those of layers 1..boundary
+    given: Mapping[str, Any]  # everything else, the same for every boundary
 
     @classmethod
     def of(
@@ -80,12 +75,7 @@ class Key:
 
 
 def frozen_units(shards: Mapping[str, str], boundary: int) -> tuple[str, ...]:
-    """Hashes of the shards below the boundary, in order of depth.
-
-    Args:
-        shards: file name → SHA-256 of a model folder in the layout of one shard per layer.
-        boundary: the last frozen layer.
-    """
+    """Hashes of a base's shards (file name → SHA-256) up to layer ``boundary``, in order of depth."""
     layers = sorted(name for name in shards if name.startswith("layer-"))
     return tuple(shards[name] for name in ["embedding.safetensors", *layers[:boundary]])
 

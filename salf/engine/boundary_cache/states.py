@@ -19,19 +19,12 @@ from salf.engine.runtime import Runtime
 
 @dataclass(frozen=True)
 class Layout:
-    """The rows of a split: the shared prefix's, then group after group, in the order of writing.
+    """The rows of a split: the shared prefix's, then group after group, in the order of writing."""
 
-    Attributes:
-        shared: P, rows of the prefix that all prompts share.
-        groups: the examples of each pass through the frozen layers, of similar length.
-        firsts: the first row of every example, [examples].
-        lengths: how many rows each has, [examples].
-    """
-
-    shared: int
-    groups: list[list[int]]
-    firsts: Tensor
-    lengths: Tensor
+    shared: int  # P, rows of the prefix that all prompts share
+    groups: list[list[int]]  # the examples of each pass through the frozen layers, of similar length
+    firsts: Tensor  # the first row of every example, [examples]
+    lengths: Tensor  # how many rows each has, [examples]
 
     @classmethod
     def of(cls, examples: Sequence[Example], shared: int, batch_tokens: int) -> Self:
@@ -59,19 +52,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class BoundaryStates:
-    """States at a boundary, of the shared prefix and of every example: a ``Start``.
+    """States at a boundary, of the shared prefix and of every example: a ``Start``."""
 
-    Attributes:
-        space: the boundary.
-        layout: where every example's rows are.
-        rows: the states, [layout.rows, hidden], in memory or mapped, in the type in which the layer below left them.
-        device: where the suffix runs.
-    """
-
-    space: int
-    layout: Layout
-    rows: Tensor
-    device: torch.device
+    space: int  # the boundary
+    layout: Layout  # where every example's rows are
+    rows: Tensor  # [layout.rows, hidden], in memory or mapped, in the type in which the layer below left them
+    device: torch.device  # where the suffix runs
 
     def beginning(self) -> Tensor | None:
         """See :class:`Start`."""
@@ -92,18 +78,13 @@ class BoundaryStates:
 
 @dataclass(frozen=True)
 class FrozenLayers:
-    """Layers 1..space, which run for every batch without gradients: a ``Start`` that keeps nothing.
-
-    Attributes:
-        below: where the frozen layers' own pass begins.
-        walked: the shared prefix after these layers; it is walked once.
-    """
+    """Layers 1..space, which run for every batch without gradients: a ``Start`` that keeps nothing."""
 
     model: CausalModel
     runtime: Runtime
     space: int
-    below: Embeddings
-    walked: Beginning | None = field(repr=False)
+    below: Embeddings  # where the frozen layers' own pass begins
+    walked: Beginning | None = field(repr=False)  # the shared prefix after these layers; it is walked once
 
     @classmethod
     def of(cls, model: CausalModel, runtime: Runtime, space: int, beginning: tuple[int, ...]) -> Self:
@@ -140,11 +121,9 @@ class Team(Protocol):
 
 
 class Timed(Iterator[Tensor]):
-    """Parts of boundary states as they are computed, and the seconds of computing them: writing is not counted.
+    """Parts of boundary states, and the seconds of computing them and a shallower boundary's; writing is not counted.
 
-    Attributes:
-        seconds: so far, including those of a shallower boundary that computing began at.
-        begun: that boundary; 0 for the embeddings.
+    ``begun`` is the boundary that computing began at; 0 for the embeddings.
     """
 
     def __init__(self, parts: Iterator[Tensor], seconds: float = 0.0, begun: int = 0) -> None:
@@ -169,16 +148,9 @@ def frozen_states(
 ) -> Iterator[Tensor]:
     """Yield the states of space ``boundary`` in the order of ``layout``'s rows, on the host, and show progress.
 
-    First the shared prefix's, [P, hidden], where there is one; then each group's, [rows, hidden].
-
-    Args:
-        model: the model.
-        runtime: device and precision.
-        examples: the split.
-        layout: its groups.
-        start: the embeddings, or a shallower boundary's states. The groups, and so the states, are the same bit by bit.
-        boundary: the last frozen layer.
-        team: processes that share the groups; each gets all states.
+    First the shared prefix's, [P, hidden], where there is one; then each group's, [rows, hidden]. The groups, and so
+    the states, are the same bit by bit from the embeddings and from a shallower boundary. A team shares the groups;
+    each process gets all states.
     """
 
     def through(group: Sequence[int]) -> Tensor:

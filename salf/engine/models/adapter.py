@@ -44,13 +44,8 @@ def open_model(
 ) -> CausalModel:
     """Open a Hugging Face folder (or hub name, at a revision) for inference; nothing requires a gradient.
 
-    Args:
-        folder: the model.
-        device: where it runs.
-        dtype: of its weights.
-        frozen: layers that will not be trained, and how their weights are held.
-        revision: of a hub name.
-        base: the base model's folder, which tells whether shipped code may run; ``folder`` unless given.
+    ``dtype`` is that of the weights, ``frozen`` says which layers will not be trained, and how they are held. ``base``
+    is the base model's folder, which tells whether shipped code may run; ``folder`` unless given.
 
     Raises:
         UserError: the folder is no loadable model, lacks weights, or the model cannot be taken apart.
@@ -90,11 +85,7 @@ def open_model(
 
 
 def code_trusted(base: Path) -> bool:
-    """Whether the base stage was told to bring the code that the model's author shipped, and so to let it run.
-
-    Raises:
-        UserError: ``base.json`` is damaged.
-    """
+    """Whether the base stage was told to bring the code that the model's author shipped, and so to let it run."""
     facts = base / "base.json"
     return facts.exists() and read_json(facts).get("trust_remote_code") is True
 
@@ -120,11 +111,7 @@ def take_apart(network: PreTrainedModel) -> CausalModel:
 
 @contextmanager
 def apart(network: PreTrainedModel) -> Iterator[CausalModel]:
-    """A network taken apart for a while, in eval mode; then it is as before.
-
-    Raises:
-        UserError: see :func:`take_apart`.
-    """
+    """A network taken apart for a while, in eval mode; then it is as before. See :func:`take_apart`."""
     attention = network.config._attn_implementation
     try:
         with in_eval_mode(network):
@@ -134,11 +121,7 @@ def apart(network: PreTrainedModel) -> Iterator[CausalModel]:
 
 
 def require_same_logits(network: PreTrainedModel, both: Callable[[], tuple[Tensor, Tensor]]) -> None:
-    """Compare logits that were computed layer by layer with the network's own, [N, vocabulary] both.
-
-    Raises:
-        UserError: they differ, are not finite, or cannot be computed.
-    """
+    """Compare logits computed layer by layer with the network's own, [N, vocabulary] both; refuse any difference."""
     kind = network.config.model_type
     try:
         with torch.no_grad():
@@ -158,10 +141,7 @@ def require_same_logits(network: PreTrainedModel, both: Callable[[], tuple[Tenso
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
-    """The norm of the difference of centred logits [N, vocabulary] over the norm of the second ones.
-
-    NaN if either is not finite, or if the second say the same of every token.
-    """
+    """Norm of the difference of centred logits [N, vocabulary] over the norm of the second ones; NaN if not finite."""
     ours, theirs = (logits.double() - logits.double().mean(-1, keepdim=True) for logits in (ours, theirs))
     return float((ours - theirs).norm() / theirs.norm())
 

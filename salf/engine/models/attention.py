@@ -1,9 +1,8 @@
 """Attention over packed sequences that share a beginning, registered with transformers by name.
 
-The rows of a pass lie end to end in one sequence, without padding, so every linear map of a layer is one product over
-all of them. Only attention needs to know where a sequence ends. This function replaces transformers' own inside the
-model's own layers: it cuts packed queries, keys and values into sequences, lets each attend to itself and to the shared
-prefix, and leaves the rest (scaling, dropout, grouped heads) to transformers' ``sdpa`` attention.
+The rows of a pass lie end to end without padding, so every linear map of a layer is one product over all of them. Only
+attention needs to know where a sequence ends. This function replaces transformers' own: it cuts packed queries, keys
+and values into sequences, lets each attend to itself and to the shared prefix, and leaves the rest to ``sdpa``.
 """
 
 import sys
@@ -24,39 +23,23 @@ KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Beginning:
-    """A shared prefix of P tokens that has been walked.
+    """A shared prefix of P tokens that has been walked."""
 
-    Attributes:
-        states: its last space, [P, hidden].
-        keys_values: by layer (from 0, as transformers counts), each [1, key-value heads, P, head size]; empty for a
-            model that runs padded.
-        spaces: for a model that runs padded, its spaces by number, each [P, hidden].
-    """
-
-    states: Tensor
-    keys_values: dict[int, KeysValues]
-    spaces: dict[int, Tensor]
+    states: Tensor  # its last space, [P, hidden]
+    keys_values: dict[int, KeysValues]  # by layer from 0, each [1, key-value heads, P, head size]; none if padded
+    spaces: dict[int, Tensor]  # for a model that runs padded, its spaces by number, each [P, hidden]
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How the rows of a pass form sequences: the shared prefix, if it is part of the pass, then all sequences' own.
+    """How the rows of a pass form sequences: the shared prefix, if it is part of the pass, then all sequences' own."""
 
-    Attributes:
-        past: P, tokens that every sequence attends to before its own.
-        sequences: B.
-        longest: T, tokens of the longest sequence.
-        slots: where each of the N own tokens lies in a padded [B, T] grid, [N].
-        walked: the shared prefix, if it was walked before; else its P rows are part of the pass.
-        remember: where this pass leaves its keys and values, by layer.
-    """
-
-    past: int
-    sequences: int
-    longest: int
-    slots: Tensor
-    walked: Beginning | None
-    remember: dict[int, KeysValues] | None
+    past: int  # P, tokens that every sequence attends to before its own
+    sequences: int  # B
+    longest: int  # T, tokens of the longest sequence
+    slots: Tensor  # where each of the N own tokens lies in a padded [B, T] grid, [N]
+    walked: Beginning | None  # the shared prefix, if it was walked before; else its P rows are part of the pass
+    remember: dict[int, KeysValues] | None  # where this pass leaves its keys and values, by layer
 
     @classmethod
     def of(
@@ -132,27 +115,17 @@ class KeysValuesOnly:
     packing: Packing
 
     def attend(self, module: nn.Module, _query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
-        """Never returns.
-
-        Raises:
-            KeysValuesReady: holds keys and values, each [B, heads, P + T, head size].
-        """
+        """Never returns: raises ``KeysValuesReady`` with keys and values, each [B, heads, P + T, head size]."""
         raise KeysValuesReady(self.packing.keys_values(module, key, value))
 
 
 @dataclass(frozen=True)
 class ChosenRows:
-    """In place of a packing: M chosen rows attend to the keys and values of all rows.
+    """In place of a packing: M chosen rows attend to the keys and values of all rows."""
 
-    Attributes:
-        packing: how all rows form sequences.
-        chosen: the M rows among the sequences' N own tokens, ascending.
-        keys_values: of all rows, each [B, heads, P + T, head size].
-    """
-
-    packing: Packing
-    chosen: Tensor
-    keys_values: KeysValues
+    packing: Packing  # how all rows form sequences
+    chosen: Tensor  # the M rows among the sequences' N own tokens, ascending
+    keys_values: KeysValues  # of all rows, each [B, heads, P + T, head size]
 
     def attend(self, _module: nn.Module, query: Tensor, _k: Tensor, _v: Tensor, kernel: Any, window: int) -> Tensor:
         """Attention of the rows' queries [1, heads, M, head size]; returns [1, M, heads, head size]."""

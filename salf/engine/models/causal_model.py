@@ -1,8 +1,7 @@
 """A causal language model taken apart, and what it hands to its own layers, recorded from its own forward pass.
 
-Every architecture treats embeddings, positions and rotary angles in its own way. None of that is written a second
-time here: the model's own trunk runs with its layers left out, and what it would have given to each of them is kept.
-A layer called with it computes what it computes inside the model.
+Embeddings, positions and rotary angles differ between architectures. None of it is written a second time here: the
+model's own trunk runs with its layers left out, and what it would have given to each of them is kept.
 """
 
 import inspect
@@ -24,17 +23,11 @@ from salf.families import Family
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One layer, and what the trunk gives it beside the states.
+    """One layer, and what the trunk gives it beside the states."""
 
-    Attributes:
-        layer: the decoder layer.
-        states: what the trunk gives it as states: space 0 for the first layer.
-        options: everything else, by name.
-    """
-
-    layer: nn.Module
-    states: Tensor
-    options: dict[str, Any]
+    layer: nn.Module  # the decoder layer
+    states: Tensor  # what the trunk gives it as states: space 0 for the first layer
+    options: dict[str, Any]  # everything else, by name
 
     def run(self, states: Tensor, **options: Any) -> Tensor:
         """The layer's output for other states; some layers return it as the first of a tuple."""
@@ -78,7 +71,7 @@ class _Recorder(StandIn):
     """Keeps what the layer would have been given."""
 
     def forward(self, *values: Any, **options: Any) -> Tensor:
-        """Keep what the layer would have been given; hand on what the first layer was given."""
+        """Hand on what the first layer was given."""
         name, *names = _parameters(type(self.layer).forward)
         states, *rest = values or (options.pop(name),)
         self.calls.append(LayerCall(self.layer, states, {**dict(zip(names, rest, strict=False)), **options}))
@@ -207,8 +200,7 @@ class CausalModel:
     def calls(self, last: int, positions: Tensor) -> list[LayerCall]:
         """What layers 1..last are given for rows at ``positions``, [sequences, rows]; packed ones get no mask.
 
-        Raises:
-            UserError: the rotary angles of a position so far depend on the other prompts of the batch.
+        A ``UserError`` says that so far a position's rotary angles depend on the other prompts of the batch.
         """
         limit = self.steady_positions
         if limit and int(positions.max()) >= limit:

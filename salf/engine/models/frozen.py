@@ -1,8 +1,7 @@
 """How the weights of frozen layers are held while a model is open: whole, in fewer bits, or outside the device.
 
-A frozen layer is only read. Its linear maps may be kept in eight bits (LLM.int8, arXiv 2208.07339) or four (NF4 with
-doubly quantised constants, QLoRA, arXiv 2305.14314): bitsandbytes quantises while the weights are read, and the layer
-computes a slightly different function. Or its weights stay in main memory or in the model's files, and come to the
+Eight bits (LLM.int8, arXiv 2208.07339) and four (NF4 with doubly quantised constants, QLoRA, arXiv 2305.14314) are
+bitsandbytes', and compute a slightly different function. Weights in main memory or in the model's files come to the
 device one map at a time: that changes only time, which a boundary cache pays once.
 """
 
@@ -23,11 +22,7 @@ from salf.settings import FrozenWeights
 
 
 def without_weights(config: PretrainedConfig, *, trust_remote_code: bool) -> nn.Module:
-    """Build the network on torch's meta device, which holds shapes and no numbers.
-
-    Raises:
-        ValueError: transformers has no causal language model for it.
-    """
+    """Build the network on torch's meta device, which holds shapes and no numbers."""
     with torch.device("meta"):
         network: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return network
@@ -38,24 +33,15 @@ _MEMORY_SHARE: Final = 0.8  # of free main memory that offloaded layers may take
 
 @dataclass(frozen=True)
 class Frozen:
-    """Which layers of a model are frozen, and how their weights are held.
+    """Which layers of a model are frozen, and how their weights are held."""
 
-    Attributes:
-        layers: 1..layers are frozen; ``None``: all of them.
-        held: ``whole``, ``int8``, ``nf4`` or ``offload``.
-    """
-
-    layers: int | None
-    held: FrozenWeights
+    layers: int | None  # 1..layers are frozen; ``None``: all of them
+    held: FrozenWeights  # ``whole``, ``int8``, ``nf4`` or ``offload``
 
     def options(
         self, config: PretrainedConfig, device: torch.device, dtype: torch.dtype, *, trust_remote_code: bool
     ) -> dict[str, Any]:
-        """What ``from_pretrained`` has to be told; nothing where the layers are held whole.
-
-        Raises:
-            UserError: bitsandbytes is wanted and not installed.
-        """
+        """What ``from_pretrained`` has to be told; nothing where the layers are held whole."""
         if self.held == "whole" or self.layers == 0:
             return {}
         network = without_weights(config, trust_remote_code=trust_remote_code)

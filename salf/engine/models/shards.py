@@ -1,8 +1,7 @@
 """A model folder in the hub's layout with one safetensors file per unit: embedding, each layer, the rest.
 
-``AutoModelForCausalLM.from_pretrained`` loads such a folder as it is. A fine-tuned model saved this way
-shares the bytes of its frozen layers with its base: a content-addressed cache keeps them once, and
-equal hashes prove that a layer was not touched.
+A fine-tuned model saved this way shares the bytes of its frozen layers with its base: a content-addressed cache keeps
+them once, and equal hashes prove that a layer was not touched.
 """
 
 import errno
@@ -36,11 +35,7 @@ def group_by_unit(parameters: Iterable[str], family: Family, layers: int) -> dic
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = MODEL) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written (safetensors hides this in its own error).
-    """
+    """Write a safetensors file; a full or read-only disk is an ``OSError``, unlike with safetensors."""
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, dict(metadata))
     except SafetensorError as error:

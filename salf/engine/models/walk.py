@@ -1,15 +1,11 @@
 """Runs a model layer by layer over rows that lie end to end, the shared prefix of all prompts once.
 
-Attention is causal, so the prefix does not depend on what follows. With gradients, its rows join the batch's own in
-one pass: the gradients of all examples meet in them, as they would add up if each example carried its own copy.
-Without gradients it is walked once, and batches attend to its keys and values. Both are exact.
-
-Layers whose attention cannot be packed run over a padded grid, with the model's own masks: as exact, and slower,
-because each sequence carries its own copy of the prefix.
+With gradients, the prefix's rows join the batch's own in one pass, and the gradients of all examples meet in them.
+Without gradients it is walked once, and batches attend to its keys and values. Both are exact. Layers whose attention
+cannot be packed run over a padded grid, with the model's own masks: as exact, and slower.
 
 A recomputed pass keeps the input of each layer for back-propagation and runs the layer again when its turn comes
-(Chen et al. 2016, arXiv 1604.06174): a forward pass more, for the memory of one layer. Non-reentrant, so that
-gradients arrive even if the lowest input wants none.
+(Chen et al. 2016, arXiv 1604.06174). It is non-reentrant: gradients arrive even if the lowest input wants none.
 """
 
 from collections.abc import Iterator

@@ -17,22 +17,14 @@ from salf.records import CurvePoint
 
 
 class Training(BaseModel):
-    """What a training run left.
+    """What a training run left."""
 
-    Attributes:
-        curve: one point per validation.
-        steps: optimizer steps taken.
-        step_seconds: wall-clock of each step with what prepares it, validation left out.
-        recent_losses: of the steps since the last validation.
-        validation_losses: of every validation example at the last validation, nats per answer token.
-    """
-
-    curve: list[CurvePoint] = []
-    steps: int = 0
+    curve: list[CurvePoint] = []  # one point per validation
+    steps: int = 0  # optimizer steps taken
     flops: int = 0
-    step_seconds: list[float] = []
-    recent_losses: list[float] = []
-    validation_losses: list[float] = []
+    step_seconds: list[float] = []  # wall-clock of each step with what prepares it, validation left out
+    recent_losses: list[float] = []  # of the steps since the last validation
+    validation_losses: list[float] = []  # of every validation example at the last validation, nats per answer token
 
 
 @dataclass
@@ -41,19 +33,13 @@ class Checkpoint:
 
     A run that resumes from it takes the same steps as one that was never stopped: the order of examples follows from
     the seed, the learning rate from the step, what dropout drops from both.
-
-    Attributes:
-        path: ``None``: nothing is kept.
-        optimizer: ``None``: training has ended and needs none.
-        seconds: between saves.
-        writes: of several processes, which all read the file, one writes it.
     """
 
-    path: Path | None
+    path: Path | None  # ``None``: nothing is kept
     parameters: Sequence[nn.Parameter]
-    optimizer: torch.optim.Optimizer | None = None
-    seconds: float = math.inf
-    writes: bool = True
+    optimizer: torch.optim.Optimizer | None = None  # ``None``: training has ended and needs none
+    seconds: float = math.inf  # between saves
+    writes: bool = True  # of several processes, which all read the file, one writes it
     saved: float = field(default_factory=time.monotonic)
 
     def save_when_due(self, done: Training) -> None:
@@ -63,11 +49,7 @@ class Checkpoint:
             self.saved = time.monotonic()
 
     def save(self, done: Training) -> None:
-        """Save in place of an earlier checkpoint.
-
-        Raises:
-            OSError: the disk is full; an earlier checkpoint is kept.
-        """
+        """Save in place of an earlier checkpoint, which is kept if the disk is full (``OSError``)."""
         if self.path is None or not self.writes:
             return
         tensors: dict[str, Tensor] = {}

@@ -6,15 +6,8 @@ from itertools import islice
 
 import numpy as np
 
-from salf.cost import (
-    Technique,
-    forward_flops,
-    head_forward_flops,
-    last_map_flops,
-    reading_flops,
-    training_flops,
-    weight_gradient_flops,
-)
+from salf import cost
+from salf.cost import Technique
 from salf.engine.batches import Batch, Split, training_batches
 from salf.engine.training.scope import Scope
 from salf.settings import Finetune
@@ -27,20 +20,14 @@ class Costs:
 
     The frozen layers' pass counts as if this run had computed it, whoever did: what a method costs does
     not depend on which run came first.
-
-    Attributes:
-        technique: how trained layers are counted.
-        rank: of adapters.
-        recompute: the trained layers run a second time for back-propagation (gradient checkpointing).
-        uncached: the frozen layers run for every batch instead of once for all epochs.
     """
 
     shape: ModelShape
     scope: Scope
-    technique: Technique = "weights"
-    rank: int = 0
-    recompute: bool = False
-    uncached: bool = False
+    technique: Technique = "weights"  # how trained layers are counted
+    rank: int = 0  # of adapters
+    recompute: bool = False  # the trained layers run a second time for back-propagation (gradient checkpointing)
+    uncached: bool = False  # the frozen layers run for every batch instead of once for all epochs
 
     def step(self, parts: Sequence[Batch], number: int = 0) -> int:
         """Optimizer step ``number``, from 0, above the boundary; the shared prefix runs once with every part."""
@@ -52,7 +39,7 @@ class Costs:
             queries, attended = split.shared, split.shared * (split.shared + 1) // 2
         else:
             queries, attended, _, _ = self._whole(split)
-        return forward_flops(self.shape, self.scope.boundary, queries, attended)
+        return cost.forward_flops(self.shape, self.scope.boundary, queries, attended)
 
     def reading(self, split: Split) -> int:
         """Reading all answers above the boundary once, as validation does."""
@@ -61,11 +48,11 @@ class Costs:
         flops = 0
         if self.shape.packed:  # the prefix is walked by itself, through all of the last layer too
             square = split.shared * (split.shared + 1) // 2
-            flops += forward_flops(self.shape, self.shape.layers - boundary, split.shared, square)
+            flops += cost.forward_flops(self.shape, self.shape.layers - boundary, split.shared, square)
             queries, attended = queries - split.shared, attended - square
         if self.uncached:
-            flops += forward_flops(self.shape, boundary, queries, attended)
-        return flops + reading_flops(self.shape, boundary, queries, attended, positions, seen)
+            flops += cost.forward_flops(self.shape, boundary, queries, attended)
+        return flops + cost.reading_flops(self.shape, boundary, queries, attended, positions, seen)
 
     def _whole(self, split: Split) -> tuple[int, int, int, int]:
         """The four sums of a pass over a split, the prefix walked once; padded examples each by itself."""
@@ -77,7 +64,7 @@ class Costs:
 
     def _pass(self, batch: Batch) -> int:
         queries, attended = _sums(self.shape, batch)
-        flops = training_flops(
+        flops = cost.training_flops(
             self.shape,
             self.scope.boundary,
             queries,
@@ -90,7 +77,7 @@ class Costs:
         )
         if self.uncached:  # a packed prefix was walked before
             own = (batch.ids.numel(), batch.attended) if self.shape.packed else (queries, attended)
-            flops += forward_flops(self.shape, self.scope.boundary, *own)
+            flops += cost.forward_flops(self.shape, self.scope.boundary, *own)
         return flops
 
     def _spared(self, batch: Batch, number: int) -> int:
@@ -99,11 +86,11 @@ class Costs:
         idle = set(range(self.scope.boundary + 1, depth + 1)) - set(self.scope.layers_at(number))
         queries, _ = _sums(self.shape, batch)
         counts = len(idle - {depth}), len(idle & {depth})
-        spared = weight_gradient_flops(self.shape, *counts, queries, positions)
+        spared = cost.weight_gradient_flops(self.shape, *counts, queries, positions)
         if self.recompute and self.shape.layer.ends_in_map and self.shape.layer.drops:
-            spared += last_map_flops(self.shape, *counts, queries, positions)
+            spared += cost.last_map_flops(self.shape, *counts, queries, positions)
         own_head_frozen = not self.scope.final and not self.shape.tied_head
-        return spared + own_head_frozen * head_forward_flops(self.shape, positions)
+        return spared + own_head_frozen * cost.head_forward_flops(self.shape, positions)
 
 
 def _sums(shape: ModelShape, batch: Batch) -> tuple[int, int]:
@@ -131,10 +118,9 @@ def cut(index: Sequence[int], parts: int) -> list[list[int]]:
 def equal_compute_epochs(
     full: Costs, costs: Costs, split: Split, settings: Finetune, seed: int, processes: int = 1
 ) -> int:
-    """The most whole epochs that cost no more FLOPs than full fine-tuning's ``settings.epochs``.
+    """The most whole epochs that cost no more FLOPs than full fine-tuning's ``settings.epochs``, but no fewer.
 
-    Never fewer than those: a method that saves nothing (large adapters on all layers) is trained as long
-    as full fine-tuning is. ``full`` counts full fine-tuning, ``costs`` the method; ``seed`` orders the examples.
+    ``full`` counts full fine-tuning, ``costs`` the method; ``seed`` orders the examples.
     """
 
     def per_epoch(counted: Costs) -> Iterator[int]:
@@ -149,8 +135,8 @@ def equal_compute_epochs(
     allowed = sum(islice(per_epoch(full), settings.epochs))
     spent = costs.frozen(split) if costs.scope.boundary else 0
     epochs = 0
-    for cost in per_epoch(costs):
-        spent += cost
+    for flops in per_epoch(costs):
+        spent += flops
         if spent > allowed:
             break
         epochs += 1

@@ -103,20 +103,14 @@ class Lora:
 
 @dataclass(frozen=True)
 class Trainable:
-    """A model made ready to train.
+    """A model made ready to train."""
 
-    Attributes:
-        model: only ``parameters`` require gradients; where layers are drawn, some of them at a time.
-        parameters: for the optimizer, and nothing else for the optimizer.
-        units: the shards that they change, in the order of the model.
-    """
-
-    model: CausalModel
+    model: CausalModel  # only ``parameters`` require gradients; where layers are drawn, some of them at a time
     method: Method
     scope: Scope
     form: Form
-    parameters: list[nn.Parameter] = field(repr=False)
-    units: list[str]
+    parameters: list[nn.Parameter] = field(repr=False)  # for the optimizer, and nothing else for the optimizer
+    units: list[str]  # the shards that they change, in the order of the model
 
     @classmethod
     def of(
@@ -124,10 +118,7 @@ class Trainable:
     ) -> "Trainable":
         """Freeze and unfreeze a model for a run of so many steps: layers that it never draws stay frozen.
 
-        ``seed`` decides a form's random first values.
-
-        Raises:
-            UserError: the form does not fit the model.
+        ``seed`` decides a form's random first values. A ``UserError`` says that the form does not fit the model.
         """
         layers = scope.layers_within(steps)
         form = method.form.implementation()(model, scope, layers, settings, seed)

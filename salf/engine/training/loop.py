@@ -142,11 +142,7 @@ class Validated(NamedTuple):
 
 
 def validate(reader: Reader, split: Split, processes: Processes) -> Validated:
-    """Read a split, by all processes together and without dropout.
-
-    Raises:
-        ProcessLostError: another process is gone.
-    """
+    """Read a split, by all processes together and without dropout."""
     chosen = list(processes.share(range(len(split))))
     with in_eval_mode(reader.model.network):
         answers = reader.read(split.subset(chosen))

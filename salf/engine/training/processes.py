@@ -1,7 +1,6 @@
 """Several processes that train one model: each computes its share of a batch, gradients are added up.
 
-Started by the stage ``finetune`` itself (its ``launch.py``), by ``torchrun`` or by ``accelerate launch``; the group is
-accelerate's. Weights are not sent: all processes start from the same file and take the same steps with
+The group is accelerate's. Weights are not sent: all processes start from the same file and take the same steps with
 the same gradients. The main process alone draws progress and writes files.
 """
 
@@ -38,16 +37,11 @@ class Processes:
     """One's place among the processes that train together.
 
     What they send to each other raises :class:`ProcessLostError` where one of them is gone.
-
-    Attributes:
-        rank: of this one, from 0; 0 is the main process.
-        count: how many there are.
-        device: where what they send to each other lies.
     """
 
-    rank: int = 0
-    count: int = 1
-    device: torch.device = _CPU
+    rank: int = 0  # of this one, from 0; 0 is the main process
+    count: int = 1  # how many there are
+    device: torch.device = _CPU  # where what they send to each other lies
 
     @property
     def main(self) -> bool:
@@ -72,11 +66,7 @@ class Processes:
         return sum(self._all(number))
 
     def agree(self, number: int, what: str) -> None:
-        """Make sure that all processes hold the same number.
-
-        Raises:
-            UserError: they do not.
-        """
+        """Make sure that all processes hold the same number; a ``UserError`` says that they do not."""
         found = self._all(number)
         if len(set(found)) > 1:
             raise UserError(f"the processes do not see the same files: {what}: {found}; give them one folder")
@@ -99,11 +89,8 @@ def are_several() -> bool:
 def joined(kind: str) -> Iterator[Processes]:
     """The processes of this training, while the block runs; ``kind`` is ``device.kind`` of the parameters.
 
-    A fault in one ends all of them, and the first to meet it speaks for all.
-
-    Raises:
-        UserError: there are fewer GPUs than processes; or the others are gone without a word.
-        SystemExit: another process has said what is wrong.
+    A fault in one ends all of them, and the first to meet it speaks for all; the others exit. A ``UserError`` says that
+    there are fewer GPUs than processes, or that the others are gone without a word.
     """
     if not are_several():
         yield ALONE

@@ -1,14 +1,12 @@
-"""Which layers a method trains, and when.
+"""Which layers a method trains, and when; :mod:`salf.parameters` decides which parameters train above a boundary.
 
-``plan`` decides boundaries; :mod:`salf.parameters` decides which parameters train above one. A scope says the rest.
 Most methods train everything above their boundary. Two do not:
 
-- ``first-n`` is a control. Embeddings and layers 1..n train, the rest is frozen. It trains few parameters and saves
-  almost nothing, because back-propagation passes through all layers.
+- ``first-n`` is a control. Embeddings and layers 1..n train. It trains few parameters and saves almost nothing,
+  because back-propagation passes through all layers.
 - ``lisa`` trains layers drawn at random: layerwise importance sampled AdamW (Pan et al. 2024, arXiv 2403.17919,
-  Algorithm 1). Embeddings and head train all the time. Every interval of steps has its own draw of layers, each as
-  likely as any other. Layers that end an interval lose AdamW's moments, as in the authors' experiments, which kept
-  those of embeddings and head alone (github.com/OptimalScale/LMFlow, issue 729 and the trainer there).
+  Algorithm 1). Embeddings and head train all the time. Layers that end an interval lose AdamW's moments, as in the
+  authors' experiments (github.com/OptimalScale/LMFlow, issue 729 and the trainer there).
 """
 
 from dataclasses import dataclass
@@ -46,21 +44,13 @@ class LayerDraws:
 
 @dataclass(frozen=True)
 class Scope:
-    """What a method trains of a model.
+    """What a method trains of a model."""
 
-    Attributes:
-        depth: L.
-        boundary: layers 1..boundary and the embeddings are frozen; with 0 the embeddings may train.
-        layers: numbers, from 1, of the layers that may train.
-        final: the final norm may train, and a head with weights of its own.
-        draws: which of ``layers`` train at which step; ``None``: all of them.
-    """
-
-    depth: int
-    boundary: int
-    layers: tuple[int, ...]
-    final: bool = True
-    draws: LayerDraws | None = None
+    depth: int  # L
+    boundary: int  # layers 1..boundary and the embeddings are frozen; with 0 the embeddings may train
+    layers: tuple[int, ...]  # numbers, from 1, of the layers that may train
+    final: bool = True  # the final norm may train, and a head with weights of its own
+    draws: LayerDraws | None = None  # which of ``layers`` train at which step; ``None``: all of them
 
     @classmethod
     def above(cls, boundary: int, depth: int) -> Self:
@@ -79,13 +69,10 @@ class Scope:
 
 
 def scope_of(method: Method, plan: FreezePlan, settings: Finetune, seed: int, first_n: int | None) -> Scope:
-    """The scope of a method for the planned model.
+    """The scope of a method for the planned model; a ``UserError`` says that nothing or too little is left to train.
 
     ``seed`` decides which layers ``lisa`` draws. ``first_n`` is the number of layers that ``first-n`` trains, at most
     L; ``None``: as many as the plan trains.
-
-    Raises:
-        UserError: the plan has no such boundary, or leaves the method nothing to train; there are too few layers.
     """
     depth = plan.model.layers
     if method.scope == FIRST_N:

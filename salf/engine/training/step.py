@@ -1,13 +1,11 @@
 """A training job and its optimizer steps.
 
-A batch runs in parts, over processes and one after the other, as if it were in one piece.
+A batch runs in parts, over processes and one after the other, as if it were in one piece. The loss is the mean over
+the answer tokens of the whole batch: every part divides by the tokens of *all* parts. So nothing depends on how the
+batch was cut but the order of the sums (float32: to about 1e-6 of the gradients' size).
 
-The loss is the mean over the answer tokens of the whole batch. Every part adds its tokens' losses,
-divided by the tokens of *all* parts, and its gradients; so nothing depends on how the batch was cut
-but the order of the sums (float32: to about 1e-6 of the gradients' size).
-
-A step asks the words in the method's slots (:mod:`salf.methods`). The plain ones stand below, each in the shape that
-every word of its slot has. What a word has to keep between steps, its implementation holds.
+A step asks the words in the method's slots (:mod:`salf.methods`). The plain ones are below. What a word has to keep
+between steps, its implementation holds.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -47,9 +45,9 @@ def backward(loss: Loss, parts: Iterable[Batch]) -> Tensor:
 
 
 def adamw(parameters: Sequence[nn.Parameter], settings: Finetune) -> torch.optim.Optimizer:
-    """Update: an optimizer, whose ``step`` is given a function that computes loss and gradients anew.
+    """Update: AdamW, which decays matrices, but no norms and biases.
 
-    AdamW calls it once. It decays matrices, but no norms and biases.
+    Its ``step`` is given a function that computes loss and gradients anew, and calls it once.
     """
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -60,47 +58,27 @@ def adamw(parameters: Sequence[nn.Parameter], settings: Finetune) -> torch.optim
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A training run.
+    """A training run."""
 
-    Attributes:
-        name: for messages.
-        trainable: what trains, and how.
-        training: the examples to learn from.
-        validation: the examples to judge by.
-        rule: how validation answers are scored; ``None``: by their losses alone.
-        costs: counts FLOPs, of all processes.
-        settings: the schedule; with 0 ``evaluations_per_epoch``, validation is read at the end alone.
-        rate: peak learning rate.
-        seed: of the order of examples, and of dropout.
-        epochs: instead of those of ``settings``, whose schedule and validations are stretched over them.
-        checkpoint: where unfinished training is kept; a run that finds one there resumes it.
-        processes: those that train together; each has the same job.
-    """
-
-    name: str
-    trainable: Trainable
+    name: str  # for messages
+    trainable: Trainable  # what trains, and how
     runtime: Runtime
-    training: Split
-    validation: Split
-    rule: Rule
-    costs: Costs
-    settings: Finetune
-    rate: float
-    seed: int
-    epochs: int | None = None
-    checkpoint: Path | None = None
-    processes: Processes = ALONE
+    training: Split  # the examples to learn from
+    validation: Split  # the examples to judge by
+    rule: Rule  # how validation answers are scored; ``None``: by their losses alone
+    costs: Costs  # counts FLOPs, of all processes
+    settings: Finetune  # the schedule; with 0 ``evaluations_per_epoch``, validation is read at the end alone
+    rate: float  # peak learning rate
+    seed: int  # of the order of examples, and of dropout
+    epochs: int | None = None  # instead of those of ``settings``, whose schedule is stretched over them
+    checkpoint: Path | None = None  # where unfinished training is kept; a run that finds one there resumes it
+    processes: Processes = ALONE  # those that train together; each has the same job
 
 
 class Stepper:
-    """Takes the optimizer steps of a job.
-
-    Attributes:
-        optimizer: over the trained parameters alone.
-    """
+    """Takes the optimizer steps of a job, over the trained parameters alone."""
 
     def __init__(self, job: Job) -> None:
-        """Prepare the first step."""
         self.job, self.start = job, start_of(job.training, job.trainable.model)
         slots = ("positions", "objective", "gradient", "update")
         words = (job.trainable.method.word(slot).implementation() for slot in slots)
@@ -112,8 +90,7 @@ class Stepper:
     def take(self, parts: Sequence[Batch], rate: float, number: int) -> float:
         """Take step ``number``, from 0, and return the batch's loss, nats per answer token.
 
-        Every process computes its share of the parts. Seed and number decide what dropout drops: a resumed run drops
-        the same.
+        Seed and number decide what dropout drops: a resumed run drops the same.
         """
         job = self.job
         self._draw(number)

@@ -26,18 +26,12 @@ Splits = Mapping[str, Split]
 
 @dataclass(frozen=True, kw_only=True)
 class Workbench:
-    """What all trainings on one base model have in common.
+    """What all trainings on one base model have in common."""
 
-    Attributes:
-        base: the base model's folder.
-        settings: the schedule, and where boundary states may be cached.
-        processes: those that train together.
-    """
-
-    base: Path
+    base: Path  # the base model's folder
     runtime: Runtime
-    settings: Finetune
-    processes: Processes = ALONE
+    settings: Finetune  # the schedule, and where boundary states may be cached
+    processes: Processes = ALONE  # those that train together
 
     @cached_property
     def shape(self) -> ModelShape:
