@@ -189,5 +189,4 @@ def _by_example(batch: Batch, log_probabilities: Tensor) -> Iterator[list[float]
 
 
 def _at(log_probabilities: Tensor, tokens: Sequence[int]) -> LogProbabilities:
-    """Of a vocabulary's log probabilities, those of some tokens."""
     return dict(zip(tokens, log_probabilities[list(tokens)].tolist(), strict=True))

@@ -46,10 +46,9 @@ class _Run:
 
     def benchmark(self) -> Benchmark:
         plan, runtime = self.plan, find_runtime(self.device)
-        startup, notes = processes.startup(plan.stages, plan.starts, self.kept)
+        startup = processes.startup(plan.stages, plan.starts, self.kept)
         repro = processes.no_op_repro(plan.starts, self.kept)
-        if isinstance(repro, str):
-            notes.append(repro)
+        notes = [repro] if isinstance(repro, str) else []
         bases = self._bases() if plan.bases else None
         models, deciding = [], None
         for name in plan.models:

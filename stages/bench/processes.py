@@ -22,20 +22,16 @@ def stage_names() -> tuple[str, ...]:
     return tuple(graph["stages"])
 
 
-def startup(stages: Sequence[str], repeats: int, kept: Kept) -> tuple[dict[str, Spread], list[str]]:
-    """Seconds until bare Python, and stages that print their help, could begin; and why any stage is missing."""
+def startup(stages: Sequence[str], repeats: int, kept: Kept) -> dict[str, Spread]:
+    """Seconds until a process could begin: bare Python, and stages that import all and print their help."""
     commands = {"python": [sys.executable, "-c", "pass"]} | {name: _stage(name, "--help") for name in stages}
     laps: dict[str, list[float]] = {name: [] for name in commands}
-    faults: dict[str, str] = {}  # a library that only some stages need may not be installed
     with progress("starting processes", repeats * len(commands), "processes") as advance:
         for round_ in range(repeats):
             for name, command in commands.items():
-                try:
-                    laps[name].append(kept.once(f"start of {name}, round {round_}", partial(_time, command)))
-                except RuntimeError as error:
-                    faults[name] = f"start of {name}: not measured: {str(error).splitlines()[-1]}"
+                laps[name].append(kept.once(f"start of {name}, round {round_}", partial(_time, command)))
                 advance(1, name)
-    return {name: Spread.of(laps[name]) for name in commands if name not in faults}, list(faults.values())
+    return {name: Spread.of(seconds) for name, seconds in laps.items()}
 
 
 def no_op_repro(repeats: int, kept: Kept) -> Spread | str:

@@ -71,7 +71,6 @@ class _Recorder(StandIn):
     """Keeps what the layer would have been given."""
 
     def forward(self, *values: Any, **options: Any) -> Tensor:
-        """Hand on what the first layer was given."""
         name, *names = _parameters(type(self.layer).forward)
         states, *rest = values or (options.pop(name),)
         self.calls.append(LayerCall(self.layer, states, {**dict(zip(names, rest, strict=False)), **options}))
