@@ -27,7 +27,7 @@ from salf.files import read_json, write_json
 from salf.methods import frozen_by_name
 from salf.parameters import CausalModel, NetworkParameters, layer_index
 from salf.records import fault_of
-from salf.selectors import GainName, Quantity, SelectorName
+from salf.selectors import SELECTORS, GainName, Quantity, SelectorName
 
 SCHEMA_VERSION: Final = 3
 FILE_NAME: Final = "freeze_plan.json"
@@ -104,7 +104,9 @@ class FreezePlan(parts.Record):
             boundary = {str(name): chosen.boundary for name, chosen in self.boundaries.items()}.get(scope)
         if boundary is None:
             earlier = "an earlier version of this program wrote it; make it again: dvc repro plan"
-            why = {str(name): words for name, words in self.absent.items()}.get(scope, earlier)
+            why = {str(name): words for name, words in self.absent.items()}.get(
+                scope, earlier if scope in SELECTORS else "no selector has this name"
+            )
             raise UserError(f"the freeze plan has no boundary of {scope}: {why}")
         if boundary > self.model.layers:
             depth = self.model.layers
@@ -150,7 +152,7 @@ class FreezePlan(parts.Record):
             UserError: the model differs from the planned one.
         """
         kind = getattr(getattr(model, "config", None), "model_type", self.model.family)
-        parameters = NetworkParameters.of(model)
+        parameters = NetworkParameters.of(getattr(model, "whole", model))  # of a suffix: the whole model
         # Another type's parts may have other names, so sizes could not be compared.
         differences = (
             [f"model type: {kind} instead of {self.model.family}"]

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -112,11 +113,16 @@ def collate_states(rows: Sequence[Row], padding_side: Literal["left", "right"] =
 
     Returns:
         `inputs_embeds` [B, T, H], `attention_mask` [B, T] and `labels` [B, T].
+
+    Raises:
+        UserError: rows are something else, such as token ids.
     """
 
     def padded(parts: list[Tensor], value: float = 0) -> Tensor:
         return pad_sequence(parts, batch_first=True, padding_value=value, padding_side=padding_side)
 
+    if not all("inputs_embeds" in row for row in rows):
+        raise UserError("these are no items of prefix_states; an evaluation split needs its states, too")
     labels = [row["labels"] for row in rows]
     return {
         "inputs_embeds": padded([row["inputs_embeds"] for row in rows]),
@@ -165,6 +171,7 @@ def prefix_states(
     shared = min(alike, min(map(len, ids)) - 1)
     layout = Layout.of(examples, shared, batch_tokens)
     with apart(network) as causal:
+        _require_positions(causal, max(map(len, ids)))
         runtime = _runtime(causal, bf16=bf16)
         size = layout.rows * causal.state_bytes
         start = Embeddings.behind(causal, ids[0][:shared])
@@ -181,24 +188,35 @@ def prefix_states(
 def _on_disk(file: Path, key: Key, parts: Timed, needed: tuple[int, int]) -> tuple[Tensor, bool]:
     """States in a file, mapped, and whether they were there before; ``needed``: rows and bytes."""
     rows, size = needed
+    if file.is_dir():
+        raise UserError(f"{file}: it is a folder; name a file")
     try:
-        with alone(file):  # of several processes one computes
-            if file.exists():
-                if (found := read_states(file, key.digest)) is not None:
-                    return found.rows, True
-                raise UserError(
-                    f"{file}: not the boundary states of this model, boundary, dataset and precision by these library "
-                    "versions on this kind of machine (with as many threads), or damaged; delete it, or name another"
-                )
-            _require_room(size, shutil.disk_usage(file.parent).free, f"free in {file.parent}; name another disk")
-            return write_states(file, key.digest, parts, rows, lambda: parts.seconds), False
+        # A file has its name once it is complete, and reading it writes nothing: its folder may be read-only.
+        with nullcontext() if file.exists() else alone(file):  # of several processes one computes
+            if not file.exists():
+                _require_room(size, shutil.disk_usage(file.parent).free, f"free in {file.parent}; name another disk")
+                return write_states(file, key.digest, parts, rows, lambda: parts.seconds), False
     except OSError as error:
         raise UserError(f"{file}: boundary states cannot be written: {error.strerror}; name another file") from None
+    if (found := read_states(file, key.digest)) is not None:
+        return found.rows, True
+    raise UserError(
+        f"{file}: not the boundary states of this model, boundary, dataset and precision by these library "
+        "versions on this kind of machine (with as many threads), or damaged; delete it, or name another"
+    )
 
 
 def _require_room(size: int, free: int, where: str) -> None:
     if size > free:
         raise UserError(f"the boundary states need {amount(size)}, and {amount(free)} of {where}")
+
+
+def _require_positions(model: CausalModel, longest: int) -> None:
+    """Positions that are learned end somewhere; computed ones do not."""
+    if any(isinstance(model.network.get_submodule(part), nn.Embedding) for part in model.family.inputs):
+        limit = model.network.config.max_position_embeddings
+        if longest > limit:
+            raise UserError(f"a row has {longest} tokens, the model has positions for {limit}; cut the row")
 
 
 def _runtime(model: CausalModel, *, bf16: bool) -> Runtime:
@@ -217,6 +235,8 @@ def _read(dataset: Rows, vocabulary: int) -> tuple[list[Example], list[Tensor]]:
     Raises:
         UserError: there are no rows, or one cannot be used; says which and why.
     """
+    if isinstance(dataset, Mapping) or not hasattr(dataset, "__len__"):
+        raise UserError(f"{type(dataset).__name__} is no list of rows; give one split, [{{'input_ids': [...]}}, ...]")
     rows = [_tokens(dataset[number], f"row {number}", vocabulary) for number in range(len(dataset))]
     if not rows:
         raise UserError("the dataset is empty")
@@ -229,12 +249,22 @@ def _tokens(row: Mapping[str, Any], name: str, vocabulary: int) -> tuple[Tensor,
         raise UserError(f"{name}: no input_ids; tokenise the dataset first")
     if packed := [column for column in _PACKED if column in row]:
         raise UserError(f"{name}: it has {packed[0]}; give one example per row, passes are packed anyway")
-    ids = torch.as_tensor(row["input_ids"])
-    labels = torch.as_tensor(row.get("labels", ids))
-    kept = torch.as_tensor(row.get("attention_mask", torch.ones_like(ids))).bool()
-    if not ids.shape == labels.shape == kept.shape or ids.ndim != 1:
-        raise UserError(f"{name}: input_ids, attention_mask and labels are not three lists of one length")
+    alike = f"{name}: input_ids, attention_mask and labels are not three lists of whole numbers of one length"
+    try:
+        ids = torch.as_tensor(row["input_ids"])
+        labels = torch.as_tensor(row.get("labels", ids))
+        kept = torch.as_tensor(row.get("attention_mask", torch.ones_like(ids))).bool()
+    except (RuntimeError, TypeError, ValueError):
+        raise UserError(alike) from None
+    if not ids.shape == labels.shape == kept.shape or ids.ndim != 1 or (len(ids) and ids.is_floating_point()):
+        raise UserError(alike)
+    if kept.diff().sum() > 1 + bool(len(kept) and not kept[0]):
+        raise UserError(f"{name}: attention_mask leaves out tokens between others; padding stands at the ends")
     ids, labels = ids[kept], labels[kept]
-    if not len(ids) or not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
-        raise UserError(f"{name}: it needs one token at least, and ids below {vocabulary}, the model's vocabulary")
+    told = torch.cat([ids, labels[labels != IGNORED]])
+    if not len(ids) or not 0 <= int(told.min()) <= int(told.max()) < vocabulary:
+        raise UserError(
+            f"{name}: it needs one token at least, and ids below {vocabulary}, the model's vocabulary "
+            f"(labels, too, or {IGNORED})"
+        )
     return ids, labels

@@ -8,6 +8,7 @@ names.
 
 import copy
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def suffix(model: nn.Module, plan_or_boundary: FreezePlan | int, scope: str | No
     `inputs_embeds` [B, T, H]: `attention_mask`, `labels` (-100 is ignored), `num_items_in_batch`, `return_dict` and
     the rest mean the same. It shares the model's parameters, so training it trains the model; afterwards call
     `model.save_pretrained`. The suffix's own `save_pretrained` does that too, so checkpoints of a Trainer are whole
-    models. A mixture of experts adds its auxiliary loss, if its configuration asks for one, over the trained layers.
+    models, or all adapters of a model that PEFT has wrapped. A mixture of experts adds its auxiliary loss, if its
+    configuration asks for one, over the trained layers.
 
     `requires_grad` is set as by `FreezePlan.apply`. Adapters work both ways: `get_peft_model(suffix)`, or the suffix
     of a model that PEFT has wrapped.
@@ -56,30 +58,45 @@ def suffix(model: nn.Module, plan_or_boundary: FreezePlan | int, scope: str | No
     tied = network.get_input_embeddings().weight is network.get_output_embeddings().weight
     if not parameters.train_above(family, boundary, tied_head=tied):
         raise UserError(f"above boundary {boundary} nothing is left to train: PEFT put no adapter there, or froze it")
-    return twin
+    if network.is_activation_checkpointing:
+        twin.activation_checkpointing_enable()
+    return twin if network is model else _wrapped_again(model, twin)
 
 
 def network_of(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model itself, without PEFT's wrapper."""
+    """The Hugging Face model itself, without PEFT's wrapper.
+
+    Raises:
+        UserError: it is no whole causal language model.
+    """
     base = getattr(model, "get_base_model", None)
-    return base() if callable(base) else model
+    network = base() if callable(base) else model
+    if isinstance(network, _Network):
+        raise UserError("this is a suffix, whose frozen layers are gone; give the whole model")
+    if not isinstance(network, PreTrainedModel) or network.get_output_embeddings() is None:
+        kind = type(network).__name__
+        raise UserError(
+            f"{kind} is no causal language model of transformers; give that, before compile or DDP wraps it"
+        )
+    return network
 
 
 def frozen_layers(network: PreTrainedModel, plan_or_boundary: FreezePlan | int, scope: str | None) -> int:
     """The boundary, which freezes one layer at least.
 
     Raises:
-        UserError: it freezes none, or more than there are, or the plan is for another model.
+        UserError: it is no number, freezes none, or more than there are, or the plan is for another model.
     """
-    if isinstance(plan_or_boundary, FreezePlan):
-        plan_or_boundary.check(network)
-        boundary = plan_or_boundary.boundary_of(scope)
-    else:
-        boundary = plan_or_boundary
+    boundary = plan_or_boundary
+    if isinstance(boundary, FreezePlan):
+        boundary.check(network)
+        boundary = boundary.boundary_of(scope)
+    if not isinstance(boundary, Integral):
+        raise UserError(f"{boundary!r} is neither a number of layers nor a plan; open one with salf.FreezePlan.load")
     depth = network.config.get_text_config().num_hidden_layers
     if not 0 < boundary <= depth:
         raise UserError(f"boundary {boundary}: cached states need 1 to {depth} frozen layers")
-    return boundary
+    return int(boundary)
 
 
 @dataclass
@@ -121,15 +138,28 @@ class _Trunk:
             self.entry.states = None
 
 
-class _Network:
-    """What is different in the suffix as a whole."""
+class _SavedWhole:
+    """What is different in the suffix of a model that PEFT has wrapped."""
 
-    main_input_name = "inputs_embeds"
-    whole: PreTrainedModel
+    whole: Any
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Save the whole model, frozen layers included."""
         self.whole.save_pretrained(save_directory, **{**options, "state_dict": None})
+
+
+class _Network(_SavedWhole):
+    """What is different in the suffix as a whole."""
+
+    main_input_name = "inputs_embeds"
+
+    def generate(self, *_: Any, **__: Any) -> Any:
+        """Refuse.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("a suffix does not generate; the model itself does, and has the trained weights")
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
@@ -152,6 +182,13 @@ def _twin(network: PreTrainedModel, family: Family, boundary: int) -> Any:
     standins = [_Frozen(layer, entry=entry) for layer in layers[:boundary]]
     _replace(trunk, family.layers.rpartition(".")[2], nn.ModuleList([*standins, *layers[boundary:]]))
     return twin
+
+
+def _wrapped_again(model: Any, twin: Any) -> Any:
+    """PEFT's wrapper around the suffix instead of around the model, so that a Trainer sees adapters."""
+    outer = _copied(model, _SavedWhole, whole=model)
+    _replace(_replace(outer, "base_model", _copied(model.base_model)), "model", twin)
+    return outer
 
 
 def _copied(module: nn.Module, difference: type | None = None, **own: Any) -> nn.Module:

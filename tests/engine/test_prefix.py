@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
+from salf.callback import FreezePlanCallback
 from salf.engine import prefix
 from salf.engine.prefix import PrefixStates, collate_states, prefix_states
 from salf.engine.suffix import suffix
@@ -87,6 +88,14 @@ def test_a_step_is_the_whole_models_with_windows_and_a_tied_head(options, tied):
     batch, _ = whole_batch("right")
     ours = train_once(suffix(model, BOUNDARY), **collate_states(list(prefix_states(model, rows(), BOUNDARY))))
     torch.testing.assert_close(ours[1:], train_once(whole, **batch)[1:], **TOLERANCE)
+
+
+def test_checkpointing_that_was_on_before_loses_no_gradient():
+    batch = collate_states(list(prefix_states(tiny_network(), rows(), BOUNDARY)))
+    model = tiny_network().train()
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    found, expected = (train_once(suffix(one, BOUNDARY), **batch) for one in (model, tiny_network()))
+    torch.testing.assert_close(found, expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral", "mamba"])
@@ -264,6 +273,20 @@ def test_adapters_train_as_on_the_whole_model(tmp_path, tokenizer, how):
     ]
 
 
+def test_a_trainers_checkpoint_of_an_adapted_models_suffix_holds_all_adapters_and_resumes(tmp_path):
+    """Of the frozen layers' adapters too: they have weights of their own, and are part of the prefix."""
+    model = adapters(tiny_network(), 0)
+    above, states = suffix(model, BOUNDARY), prefix_states(model, rows(), BOUNDARY)
+    trainer = trained_with(tmp_path, above, states, collate_states, arguments={"label_names": ["labels"]})
+    found = PeftModel.from_pretrained(tiny_network(), tmp_path / "checkpoint-6")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(found(input_ids=ids).logits, model(input_ids=ids).logits, **TOLERANCE)
+    again = adapters(tiny_network(), 0)
+    resumed = Trainer(suffix(again, BOUNDARY), trainer.args, train_dataset=states, data_collator=collate_states)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert_same_weights(again, model)
+
+
 FROZEN = ("base_model.model.model.layers.0.", "base_model.model.model.layers.1.")
 
 
@@ -299,6 +322,22 @@ def test_a_file_that_fits_is_opened_and_nothing_is_computed(tmp_path):
     assert len(ran) == 2  # by the check of the model's parts
     torch.testing.assert_close([*found], [*made], rtol=0, atol=0)
     torch.testing.assert_close([*found], [*prefix_states(tiny_network(), rows(), BOUNDARY)], rtol=0, atol=0)
+
+
+def test_a_file_in_a_folder_that_cannot_be_written_is_opened(tmp_path, monkeypatch):
+    """Root may write anywhere, so the lock is refused in its place."""
+    file = tmp_path / "states.safetensors"
+    prefix_states(tiny_network(), rows(), BOUNDARY, file=file)
+
+    def refused(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(prefix, "alone", refused)
+    assert prefix_states(tiny_network(), rows(), BOUNDARY, file=file).reused
+    with pytest.raises(UserError, match=r"other: boundary states cannot be written: Permission denied; name another"):
+        prefix_states(tiny_network(), rows(), BOUNDARY, file=tmp_path / "other")
+    with pytest.raises(UserError, match="it is a folder; name a file"):
+        prefix_states(tiny_network(), rows(), BOUNDARY, file=tmp_path)
 
 
 def changed(model):
@@ -347,8 +386,15 @@ def test_states_that_do_not_fit_are_refused_before_anything_is_computed(tmp_path
         ({"text": "hello"}, "row 1: no input_ids; tokenise the dataset first"),
         ({"input_ids": []}, "row 1: it needs one token at least"),
         ({"input_ids": [5, 97]}, "ids below 97"),
-        ({"input_ids": [5, 6], "labels": [5]}, "three lists of one length"),
+        ({"input_ids": [5, 6], "labels": [5]}, "three lists of whole numbers of one length"),
         ({"input_ids": [5, 6], "position_ids": [0, 0]}, "it has position_ids; give one example per row"),
+        ({"input_ids": [5, 6], "labels": [5, 97]}, "ids below 97, the model's vocabulary .labels, too, or -100."),
+        ({"input_ids": [5, 6], "labels": None}, "not three lists of whole numbers"),
+        ({"input_ids": "five"}, "not three lists of whole numbers"),
+        ({"input_ids": [5.0, 6.0]}, "not three lists of whole numbers"),
+        ({"input_ids": [[5, 6], [7]]}, "not three lists of whole numbers"),
+        ({"input_ids": [5, 6, 7], "attention_mask": [1, 0, 1]}, "leaves out tokens between others"),
+        ({"input_ids": [5, 6, 7, 8], "attention_mask": [0, 1, 0, 1]}, "leaves out tokens between others"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(row, message):
@@ -363,13 +409,47 @@ def test_what_cannot_work_is_refused_in_one_line():
             suffix(model, boundary)
     with pytest.raises(UserError, match="above boundary 4 nothing is left to train"):
         suffix(adapters(tiny_network(), 3), 4)
+    for boundary in ("data/plan", 2.0):
+        with pytest.raises(UserError, match=r"is neither a number of layers nor a plan; open one with"):
+            suffix(model, boundary)
     with pytest.raises(UserError, match="the dataset is empty"):
         prefix_states(model, [], BOUNDARY)
+    for data in ({"train": rows()}, iter(rows()), datasets.IterableDataset.from_generator(lambda: iter(rows()))):
+        with pytest.raises(UserError, match="is no list of rows; give one split"):
+            prefix_states(model, data, BOUNDARY)
+    with pytest.raises(UserError, match="these are no items of prefix_states; an evaluation split needs its states"):
+        collate_states(rows())
+    with pytest.raises(UserError, match="a suffix does not generate; the model itself does"):
+        suffix(model, BOUNDARY).generate(torch.tensor([[5, 6]]))
     with pytest.raises(UserError, match="a suffix takes boundary states as inputs_embeds"):
         suffix(model, BOUNDARY)(input_ids=torch.tensor([[5, 6]]))
     model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
     with pytest.raises(UserError, match="spread over several devices"):
         suffix(model, BOUNDARY)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt"])
+def test_a_row_beyond_the_learned_positions_is_refused(model_type):
+    long = [{"input_ids": [5] * tokens} for tokens in (3, 129)]
+    with pytest.raises(UserError, match="a row has 129 tokens, the model has positions for 128; cut the row"):
+        prefix_states(tiny_network(model_type), long, BOUNDARY)
+    assert prefix_states(tiny_network(), long, BOUNDARY)[1]["labels"].shape == (129,)  # angles are computed
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: "data/base", "str is no causal language model"),
+        (lambda: torch.compile(tiny_network()), "OptimizedModule is no causal language model"),
+        (lambda: tiny_network().model, "LlamaModel is no causal language model"),
+        (lambda: suffix(tiny_network(), BOUNDARY), "this is a suffix, whose frozen layers are gone"),
+        (lambda: adapters(suffix(tiny_network(), BOUNDARY)), "this is a suffix, whose frozen layers are gone"),
+    ],
+)
+def test_only_a_whole_causal_model_is_taken(model, message):
+    for call in (partial(suffix, model()), lambda boundary: prefix_states(model(), rows(), boundary)):
+        with pytest.raises(UserError, match=message):
+            call(BOUNDARY)
 
 
 @pytest.mark.parametrize("model_type", ["stablelm", "glm", "mpt", "gpt_oss", "falcon_mamba"])
@@ -408,3 +488,14 @@ def test_a_plan_gives_the_boundary_and_is_checked(hub_folder, tmp_path):
         with pytest.raises(UserError, match="the freeze plan is for"):
             call()
     assert isinstance(states, PrefixStates)
+    with pytest.raises(UserError, match=r"no boundary of hallf: no selector has this name$"):
+        suffix(model, plan, "hallf")
+
+
+def test_the_callback_takes_a_suffix_and_writes_the_plan_into_its_checkpoints(hub_folder, tmp_path):
+    write_plan_and_base(tmp_path, hub_folder)
+    plan = FreezePlan.load(tmp_path / "data/plan")
+    model = AutoModelForCausalLM.from_pretrained(hub_folder)
+    above, states = suffix(model, plan), prefix_states(model, rows(), plan)
+    trained_with(tmp_path, above, states, collate_states, callbacks=[FreezePlanCallback(plan)])
+    assert FreezePlan.load(tmp_path / "checkpoint-6") == plan
