@@ -76,7 +76,8 @@ def test_a_scope_takes_another_selectors_boundary(tmp_path, scope, first):
     [
         ("oracle", r"no boundary of oracle: set plan\.oracle"),
         ("freeze-5", "freeze-5: tiny has 4 layers; allowed: freeze-0 to freeze-4"),
-        ("last", "no boundary of last: an earlier version"),
+        ("last", "no boundary of last: no selector has this name"),
+        ("affordable", "no boundary of affordable: an earlier version"),
     ],
 )
 def test_a_scope_that_the_plan_has_no_boundary_of_says_what_it_takes(tmp_path, scope, message):
