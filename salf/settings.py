@@ -1,7 +1,8 @@
 """Settings that the library shares with ``params.yaml``: names, ranges, and the groups that training reads."""
 
 import os
-from typing import Annotated, Final, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -24,6 +25,31 @@ MethodName = Annotated[str, AfterValidator(lambda name: checked(name, SELECTORS)
 FrozenWeights = Literal["whole", "int8", "nf4", "offload"]
 CacheMode = Literal["auto", "memory", "disk", "off"]
 ChoiceScore = Literal["sum", "token", "character"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of the model; answers are free text where there are neither labels nor candidates.
+
+    Attributes:
+        labels: answers are a few label words, the same for all rows.
+        candidates: every row has its own candidates.
+    """
+
+    labels: bool = False
+    candidates: bool = False
+
+    @property
+    def free(self) -> bool:
+        """Whether answers are any text, up to a token that ends them."""
+        return not self.labels and not self.candidates
+
+
+TASKS: Final = {"classification": Task(labels=True), "multiple-choice": Task(candidates=True), "free": Task()}
+if TYPE_CHECKING:
+    TaskName = str
+else:
+    TaskName = Literal[tuple(TASKS)]
 
 
 class Group(BaseModel):

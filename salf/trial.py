@@ -1,6 +1,7 @@
-"""A trial of a model folder's tokenizer or chat template in a child process with limits on time and memory.
+"""A trial of a foreign model folder's files in a child process with limits on time and memory.
 
-Both are programs of whoever made the folder: a template can loop for ever, a tokenizer can grow a word to gigabytes.
+All of them are programs of whoever made the folder: a template can loop for ever, a tokenizer can grow a word to
+gigabytes, and a configuration can ask for a table of a billion labels.
 """
 
 import json
@@ -15,42 +16,47 @@ from typing import Final
 
 from salf.errors import UserError
 
-MEMORY: Final = 2 << 30  # bytes
+MEMORY: Final = 2 << 30  # bytes, in addition to what the child takes to start
 SECONDS: Final = 30  # of processor time, and 10 times what the child took to start: machines differ 25-fold
 _SAMPLE: Final = f"{string.printable} The quick brown fox jumps over the lazy dog. Größe, 大小, размер, 🙂. " * 20
 _NO_MEMORY: Final = 3  # exit code
 _CHILD: Final = """
-import importlib, json, math, resource, sys, time
-module, name, argument, memory, seconds = json.loads(sys.argv[1])
-work = getattr(importlib.import_module(module), name)
-allowed = math.ceil(seconds + 10 * time.process_time())
+import importlib, json, math, psutil, resource, sys, time
+trials, memory, seconds = json.loads(sys.argv[1])
+works = [getattr(importlib.import_module(module), name) for module, name, _ in trials]
+allowed, memory = math.ceil(seconds + 10 * time.process_time()), memory + psutil.Process().memory_info().vms
 for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, allowed), (resource.RLIMIT_AS, memory)):
     try:
         resource.setrlimit(kind, (most, most + (kind == resource.RLIMIT_CPU)))
     except (ValueError, OSError):
         pass  # a stricter limit holds already, or the system has none
-try:
-    work(argument)
-except BaseException as error:  # the caller meets any other fault itself
-    while error is not None:
-        if isinstance(error, MemoryError):
-            sys.exit({no_memory})
-        error = error.__context__
+said, sys.stdout = sys.stdout, sys.stderr
+for at, (work, trial) in enumerate(zip(works, trials)):
+    print(at, file=said, flush=True)
+    try:
+        work(trial[-1])
+    except BaseException as error:  # the caller meets any other fault itself
+        while error is not None:
+            if isinstance(error, MemoryError):
+                sys.exit({no_memory})
+            error = error.__context__
 """
 
 
-def try_out(work: Callable[[str], object], argument: Path, file: Path) -> None:
-    """Call a module's function in a child process; a ``UserError`` blames ``file`` if it exceeds the limits."""
-    call = json.dumps([work.__module__, work.__qualname__, str(argument), MEMORY, SECONDS])
+def try_out(*trials: tuple[Callable[[str], object], Path]) -> None:
+    """Call modules' functions, each with its file, in one child; a ``UserError`` blames the file that exceeds limits."""
+    calls = [(work.__module__, work.__qualname__, str(file)) for work, file in trials]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TOKENIZERS_PARALLELISM": "false"}
-    script = _CHILD.replace("{no_memory}", str(_NO_MEMORY))
-    ended = subprocess.run([sys.executable, "-c", script, call], env=environment, capture_output=True, text=True)
-    if ended.returncode == 1:
-        raise RuntimeError(f"the trial of {file} did not begin: {ended.stderr}")
+    command = [sys.executable, "-c", _CHILD.replace("{no_memory}", str(_NO_MEMORY))]
+    command.append(json.dumps([calls, MEMORY, SECONDS]))
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if ended.returncode and not ended.stdout:
+        raise RuntimeError(f"the trial of {trials[0][1]} did not begin: {ended.stderr}")
     if ended.returncode:
         late = ended.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
-        limit = f"{SECONDS} s of processor time" if late else f"{MEMORY >> 30} GiB of memory"
-        raise UserError(f"{file}: a trial with a short text took more than {limit}; take the model from its maker")
+        limit = f"{SECONDS} s of processor time" if late else f"{MEMORY / 2**30:g} GiB of memory"
+        file = trials[int(ended.stdout.split()[-1])][1]
+        raise UserError(f"{file}: a trial of it took more than {limit}; take the model from its maker")
 
 
 def tokenise_sample(file: str) -> None:

@@ -95,7 +95,7 @@ def check_counts(file: Path, config: Mapping[str, Any], stored: Mapping[str, Sto
         raise UserError(f"{file}: max_position_embeddings = {context} leaves no room for a token; correct the entry")
     most = max([len(stored), *(size for one in stored.values() for size in one.shape)], default=0)
     for key, value in config.items():
-        if re.search("head|expert|label", key) and type(value) is int and value > most:
+        if re.search("head|expert|label|layers", key) and type(value) is int and value > most:
             raise UserError(f"{file}: {key} = {value}, and the weights hold nothing of that size")
 
 

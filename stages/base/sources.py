@@ -42,6 +42,7 @@ from stages.base.checkpoint import (
     shown,
 )
 from stages.base.config import check_counts, check_ids, complete_config, opening, own_code, read_config
+from stages.base.trial import open_config
 from stages.common.hub import FAULTS, hub_fault
 from stages.common.params import Model
 
@@ -180,6 +181,8 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
     raw = read_config(folder)
     headers = read_headers(folder)
     check_counts(file, raw, headers)
+    tokens = folder / _TOKENIZER[0]
+    try_out((open_config, file), *([(tokenise_sample, tokens)] if tokens.exists() else []))
     code = own_code(folder) if params.trust_remote_code else []
     options = {"trust_remote_code": params.trust_remote_code, "local_files_only": True}
     with opening(file):
@@ -241,8 +244,6 @@ def _tokenizer(folder: Path, notes: list[str], options: Mapping[str, Any]) -> Pr
     for held in settings:
         read_object(held)
     file = folder / _TOKENIZER[0]
-    if file.exists():
-        try_out(tokenise_sample, file, file)
     with opening(settings[0] if settings else folder, "cannot be opened as a tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **options)
         kind = type(tokenizer)

@@ -26,6 +26,7 @@ from salf.errors import UserError
 from salf.methods import checked, method_of, rate_entry
 from salf.selectors import SELECTORS, GainName, Quantity, SelectorName, SignalKind
 from salf.settings import (
+    TASKS,
     ChoiceScore,
     Confidence,
     Count,
@@ -35,6 +36,7 @@ from salf.settings import (
     MethodName,
     Seed,
     Share,
+    TaskName,
 )
 from stages.common.params_file import read_validated
 
@@ -120,7 +122,7 @@ class Data(Group):
     revision: str | None
     stream: Count | None
     splits: Splits
-    task: Literal["classification", "multiple-choice", "free"]
+    task: TaskName
     template: Annotated[str, Field(min_length=1)]
     answer_column: Annotated[str, Field(min_length=1)]
     label_words: dict[str | int | float | bool | date | None, str]  # a label may look like a number in YAML
@@ -140,7 +142,7 @@ class Data(Group):
 
     @model_validator(mode="after")
     def _choices_are_complete(self) -> Self:
-        if self.task != "multiple-choice":
+        if not TASKS[self.task].candidates:
             return self
         if not self.choices.column:
             raise ValueError("task is multiple-choice: set data.choices.column")

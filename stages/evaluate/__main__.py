@@ -14,7 +14,7 @@ from salf.engine.runtime import choose_runtime
 from salf.files import replacing_file
 from salf.metrics import Baseline, Intervals, Metrics, write_comparison, write_csv
 from salf.records import BaseRecord, FineTuneClock, FineTuneRecord, PreparedRecord
-from salf.settings import Caching, Device
+from salf.settings import TASKS, Caching, Device
 from stages.common.command import exit_code, parser_of
 from stages.common.params import Compare, Evaluate, Room
 from stages.evaluate.baselines import answers
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     labels = [example.label or "" for example in test] if meta.labels else None
     bootstrap = Bootstrap(len(test), asked.bootstrap, asked.confidence, asked.seed, labels)
-    quality: Literal["accuracy", "exact_match"] = "exact_match" if meta.task == "free" else "accuracy"
+    quality: Literal["accuracy", "exact_match"] = "exact_match" if TASKS[meta.task].free else "accuracy"
     scores = {name: score(said, quality, bootstrap) for name, said in predictions.items()}
     plain = [name for name in predictions if name not in names]
     runs = {
@@ -97,7 +97,7 @@ def _predictions(
     cache = CacheSettings.of(params.finetune.cache, params.finetune.cache_folder, params.finetune.cache_gib)
     predictor = Predictor(choose_runtime(params.device), params.evaluate, meta, args.base, shards, cache, test)
     yield "untrained", predictor.predict(args.base, "untrained")
-    if meta.task != "free":
+    if not TASKS[meta.task].free:
         for name, said in answers(read_examples(args.prepared, "train"), test).items():
             yield name, Predictions.of_labels(said, test)
     for name, run in records.items():

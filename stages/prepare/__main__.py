@@ -42,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _prepared(room: PrepareRoom, base: Path) -> Prepared:
     data = room.data
-    try_out(tokenise_sample, base / "tokenizer.json", base / "tokenizer.json")
-    if room.prepare.chat_template:
-        try_out(render_sample, base, ChatTemplate.file(base))
+    template = [(render_sample, ChatTemplate.file(base))] if room.prepare.chat_template else []
+    try_out((tokenise_sample, base / "tokenizer.json"), *template)
     chat = ChatTemplate.of(base) if room.prepare.chat_template else None
     filler, tokenizer = Filler(data, chat), PromptTokenizer(base, chat)
     loaded = load_rows(data, [*filler.columns, *filler.extra_columns])

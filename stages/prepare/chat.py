@@ -193,9 +193,9 @@ class ChatTemplate:
             raise RefusedRowError("conversation whose tool calls the chat template leaves out")
 
 
-def render_sample(folder: str) -> None:
-    """Render short conversations with the template of a model's folder."""
-    ChatTemplate.of(Path(folder))
+def render_sample(file: str) -> None:
+    """Render short conversations with the template that a file of a model's folder holds."""
+    ChatTemplate.of(Path(file).parent)
 
 
 def _renamed(turn: Turn, name: str) -> Turn:

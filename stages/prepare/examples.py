@@ -8,6 +8,7 @@ from string import Formatter
 from typing import Any, Final
 
 from salf.errors import UserError
+from salf.settings import TASKS
 from stages.common.params import Data
 from stages.prepare.chat import ChatTemplate, Tools
 from stages.prepare.forms import OPTIONAL_COLUMNS, SYSTEM, Turn, read_conversation, read_question, read_tools, words
@@ -28,26 +29,6 @@ from stages.prepare.rows import (
     top,
 )
 
-
-@dataclass(frozen=True)
-class Task:
-    """What is asked of the model; answers are free where there are neither labels nor candidates.
-
-    Attributes:
-        labels: answers are a few label words, the same for all rows.
-        candidates: every row has its own candidates.
-    """
-
-    labels: bool = False
-    candidates: bool = False
-
-    @property
-    def free(self) -> bool:
-        """Whether answers are any text, up to a token that ends them."""
-        return not self.labels and not self.candidates
-
-
-TASKS: Final = {"classification": Task(labels=True), "multiple-choice": Task(candidates=True), "free": Task()}
 LISTED: Final = "choices"  # in a template of multiple choice: the candidates, a line each
 BROKEN: Final = "with half of a surrogate pair (text that was cut within a character)"
 _REASONS: Final = 1000  # different reasons that are counted separately

@@ -18,8 +18,8 @@ import pyarrow.parquet
 import regex
 
 from salf.errors import UserError
+from salf.settings import TASKS
 from stages.common.params import Data, Limits, Named
-from stages.prepare.examples import TASKS
 from stages.prepare.rows import INVISIBLE, SPLITS, TEST, TRAIN, VALIDATION, Example, Lost, draw_key, listed
 
 Examples = dict[str, list[Example]]

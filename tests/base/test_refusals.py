@@ -236,7 +236,15 @@ def test_a_tokenizer_that_grows_without_end_is_ended(tmp_path, monkeypatch, sour
     doubling = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     made["normalizer"] = {"type": "Sequence", "normalizers": [doubling] * 40}
     (source / "tokenizer.json").write_text(json.dumps(made))
-    refused(tmp_path, monkeypatch, source, r"tokenizer\.json: a trial with a short text took more than (2 GiB|0 s)")
+    refused(tmp_path, monkeypatch, source, r"tokenizer\.json: a trial of it took more than (2 GiB|0 s)")
+
+
+def test_what_a_configuration_may_take_is_bounded(tmp_path, monkeypatch, source):
+    """Whatever its entry is called: here the number of labels, of which transformers makes a table."""
+    monkeypatch.setattr("stages.base.sources.check_counts", lambda *_: None)
+    monkeypatch.setattr("salf.trial.MEMORY", 1 << 28)
+    edit(source, {"num_labels": 10**9})
+    refused(tmp_path, monkeypatch, source, r"config\.json: a trial of it took more than 0.25 GiB of memory")
 
 
 @pytest.mark.parametrize("cut", [-1000, 1000, -8])

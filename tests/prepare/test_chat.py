@@ -432,26 +432,26 @@ def test_hungry_templates_end_in_one_line(tmp_path, monkeypatch, name):
     template, limit = HUNGRY[name]
     folder = write_chat_base(tmp_path, template)
     with pytest.raises(UserError, match=rf"chat_template\.jinja: a trial .* took more than \d {limit}"):
-        trial.try_out(render_sample, folder, ChatTemplate.file(folder))
+        trial.try_out((render_sample, ChatTemplate.file(folder)))
 
 
 def test_hungry_tokenizers_end_in_one_line(tmp_path):
     file = write_chat_base(tmp_path, TEMPLATES["chatml"]) / "tokenizer.json"
-    trial.try_out(trial.tokenise_sample, file, file)
+    trial.try_out((trial.tokenise_sample, file))
     held = json.loads(file.read_text(encoding="utf-8"))
     grow = {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 1000}
     held["normalizer"] = {"type": "Sequence", "normalizers": [grow, grow, grow]}
     file.write_text(json.dumps(held), encoding="utf-8")
     with pytest.raises(UserError, match=r"tokenizer\.json: a trial .* took more than 2 GiB of memory"):
-        trial.try_out(trial.tokenise_sample, file, file)
+        trial.try_out((trial.tokenise_sample, file))
 
 
 def test_a_trial_leaves_other_faults_to_the_stage_and_does_not_hide_its_own(tmp_path, monkeypatch):
     folder = write_chat_base(tmp_path, "{% for %}")
-    trial.try_out(render_sample, folder, ChatTemplate.file(folder))
+    trial.try_out((render_sample, ChatTemplate.file(folder)))
     monkeypatch.setattr(trial, "_CHILD", "import no_such_module_anywhere")
     with pytest.raises(RuntimeError, match=r"did not begin: (.*\s)*.*no_such_module_anywhere"):
-        trial.try_out(render_sample, folder, folder)
+        trial.try_out((render_sample, folder))
 
 
 ASKS = {"role": "user", "content": "a"}
