@@ -60,11 +60,7 @@ class Stored:
     dtype: str
 
     def load(self) -> Tensor:
-        """Read its numbers.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """Read its numbers."""
         with reading(self.file, _DAMAGED):
             tensor: Tensor = self.opened.get_tensor(self.name)
             return tensor
@@ -74,9 +70,6 @@ def check_files(folder: Path) -> None:
     """Refuse a folder with a link out of it, or with a file that is not what its name says.
 
     Links may end in the folder itself, or where the Hub's cache keeps the files of its snapshots.
-
-    Raises:
-        UserError: names the file.
     """
     home = folder.resolve()
     places = [home, *([home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [])]
@@ -95,11 +88,7 @@ def check_files(folder: Path) -> None:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object of the source.
-
-    Raises:
-        UserError: it is not one; numbers that JSON does not have (NaN, Infinity) included.
-    """
+    """Read a JSON object of the source; numbers that JSON does not have (NaN, Infinity) are refused."""
 
     def refused(number: str) -> None:
         raise ValueError(f"{number} is no number in JSON")
@@ -114,11 +103,7 @@ def read_object(file: Path) -> dict[str, Any]:
 def read_headers(folder: Path) -> dict[str, Stored]:
     """Find every tensor of a folder's checkpoint, by the name in its file.
 
-    As in transformers, ``model.safetensors`` is the model if it is there, else the files that the index names: a
-    folder may hold the same weights in another form, too. The index also says which of two tensors of one name counts.
-
-    Raises:
-        UserError: there is none, a file is damaged or missing, or two files hold a tensor of one name.
+    As in transformers, ``model.safetensors`` is the model if it is there, else the files that the index names.
     """
     index, whole = folder / INDEX, folder / "model.safetensors"
     places = _indexed(index) if index.exists() and not whole.exists() else {}
@@ -172,9 +157,6 @@ def beyond(stored: Mapping[str, Stored], network: PreTrainedModel, name: str) ->
     """Compare the stored tensors with the network's, and name those that it has no place for.
 
     The network is on the meta device; it takes the stored shapes over. ``name`` is the model's, for messages.
-
-    Raises:
-        UserError: a tensor is missing or of another shape, or the weights are quantised or hold adapters.
     """
     with reading(name, "transformers cannot load these weights"):
         expected, failed = _expected(stored, network)

@@ -29,11 +29,7 @@ _QUANTISED_BESIDE: Final = {
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read ``config.json`` of a model that can be fine-tuned.
-
-    Raises:
-        UserError: the folder holds adapters, quantised weights, or more than a text model.
-    """
+    """Read ``config.json`` of a model that can be fine-tuned: no adapters, quantised weights, images or sound."""
     if (folder / "adapter_config.json").exists():
         raise UserError(
             f"{folder}: these are adapters, not a model: merge them first "
@@ -69,11 +65,7 @@ def _refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def check_counts(file: Path, config: Mapping[str, Any], stored: Mapping[str, Stored]) -> None:
-    """Refuse numbers of layers, heads, experts and labels that the weights do not hold: no network is built from those.
-
-    Raises:
-        UserError: names the entry, and what the weights hold.
-    """
+    """Refuse numbers of layers, heads, experts and labels that the weights do not hold."""
     path = longest_list(stored)
     layers: dict[int, set[str]] = {}
     for name in stored:
@@ -100,11 +92,7 @@ def check_counts(file: Path, config: Mapping[str, Any], stored: Mapping[str, Sto
 
 
 def check_ids(file: Path, said: Mapping[str, Any], vocabulary: int) -> None:
-    """Refuse ids of special tokens that the model has no row for.
-
-    Raises:
-        UserError: names the entry, its id and the rows.
-    """
+    """Refuse ids of special tokens that the model has no row for."""
     for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
         value = said.get(key)
         for one in value if isinstance(value, list) else [value]:
@@ -122,11 +110,7 @@ def complete_config(raw: Mapping[str, Any], opened: PreTrainedConfig) -> dict[st
 
 
 def own_code(folder: Path) -> list[Path]:
-    """The Python files of a folder, where its model or tokenizer is made of classes in them.
-
-    Raises:
-        UserError: ``auto_map`` names no class of this folder.
-    """
+    """The Python files of a folder, where its model or tokenizer is made of classes in them."""
     settings = [folder / name for name in ("config.json", "tokenizer_config.json")]
     calls = [call for file in settings if file.exists() for call in _calls(read_object(file).get("auto_map"))]
     if strange := [call for call in calls if not re.fullmatch(r"([\w./-]+--)?\w+(\.\w+)+", call)]:

@@ -27,12 +27,7 @@ from stages.base.sources import Source
 
 
 def write_folder(source: Source, kind: str, folder: Path) -> BaseRecord:
-    """Write a source into an empty folder; ``kind`` is ``model.source`` as set.
-
-    Raises:
-        UserError: a weight is not finite, or the tokenizer has no fast form.
-        OSError: the disk is full.
-    """
+    """Write a source into an empty folder; ``kind`` is ``model.source`` as set."""
     family = family_of(source.config["model_type"], source.tensors)
     sizes = _write_shards(source, family, folder)
     write_json(folder / "config.json", plain_config(source.config))

@@ -67,7 +67,6 @@ class Source:
         tensors: name → a call that reads it.
         parameter_names: of the loaded network, sorted; its files may hold some of its tensors in parts.
         code: Python files of the model's author, where the user lets them run.
-        generation: ``generation_config.json``, if there is one.
         notes: what the user should know about it.
     """
 
@@ -84,11 +83,7 @@ class Source:
 
 
 def open_source(params: Model) -> Source:
-    """Open the model that ``params.yaml`` names; tensors are read when they are called.
-
-    Raises:
-        UserError: it is not there, has no safetensors weights, or cannot be reached.
-    """
+    """Open the model that ``params.yaml`` names; tensors are read when they are called."""
     if params.source == "embedded":
         return _embedded()
     with reading(f"model.source = {params.source[:200]}", "no name of a folder or model"):
@@ -122,11 +117,7 @@ def _embedded() -> Source:
 
 
 def find_gguf(package: str = PACKAGE, expected_sha256: str = SHA256) -> Path:
-    """Find the GGUF file inside the installed wheel, and verify its hash.
-
-    Raises:
-        UserError: the wheel is not installed, holds no GGUF, or holds another one.
-    """
+    """Find the GGUF file inside the installed wheel, and verify its hash."""
     try:
         files = distribution(package).files or []
     except PackageNotFoundError:
@@ -146,9 +137,7 @@ def find_gguf(package: str = PACKAGE, expected_sha256: str = SHA256) -> Path:
 def _reading_gguf_once() -> Iterator[None]:
     """Let transformers parse the GGUF file once, and build its table of tensor names once.
 
-    It opens the file again for tokenizer, configuration and weights; the parser walks 100,000
-    tokenizer entries one by one, ten seconds each time on a slow core. And it builds the same table
-    for every module of the network, 400 times.
+    It opens the file three times, ten seconds each on a slow core, and builds the same table for every module.
     """
     originals = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
     for name, original in originals.items():

@@ -1,8 +1,6 @@
 """The benchmark's artifact: how fast this project is compared with what people use, on one machine.
 
-Every comparison is a ratio of times that were measured in turn in one run, round by round: the median
-of the rounds' ratios and the lowest and highest of them. A benchmark holds clock times and is no stage
-of the graph: it is never the same twice.
+Every comparison is a ratio of times that were measured in turn in one run, round by round.
 """
 
 import json
@@ -45,14 +43,7 @@ class Spread(Record):
 
 
 class Workload(Record):
-    """What was trained and traced.
-
-    Attributes:
-        examples: of one epoch.
-        mean_tokens: of an example, the shared beginning included.
-        shared_tokens: P, tokens that all examples begin with.
-        origin: where weights and examples come from, in words.
-    """
+    """What was trained and traced; ``examples`` of one epoch, ``shared_tokens`` that all examples begin with."""
 
     model: str
     origin: str
@@ -71,11 +62,8 @@ class Point(Record):
 
     Attributes:
         seconds: ours, states at the boundary included.
-        trainer_full, trainer_frozen, trainer_lora: how many times as fast ours is as the Trainer that
-            trains everything, with the same layers frozen, and with LoRA on all layers.
-        speed_up: over our own boundary 0.
-        ideal: the speed-up if time were proportional to FLOPs.
-        of_ideal: ``speed_up.median / ideal``.
+        trainer_full, trainer_frozen, trainer_lora: how many times as fast ours is as transformers' Trainer.
+        speed_up: over our own boundary 0; ``ideal`` if time were proportional to FLOPs.
     """
 
     boundary: Natural
@@ -90,10 +78,7 @@ class Point(Record):
 
 
 class Memory(Record):
-    """Peak memory of the processes that fine-tuned above one boundary, in bytes: the largest of the repeats.
-
-    On a CPU the resident set, libraries and weights included; on a GPU what torch allocated there.
-    """
+    """Peak bytes of fine-tuning above a boundary: the largest resident set on a CPU, torch's allocations on a GPU."""
 
     boundary: Natural
     ours: Positive
@@ -129,14 +114,7 @@ class ModelResult(Record):
 
 
 class Deciding(Record):
-    """Trace, fit and plan as processes, compared with full fine-tunes of the whole training split.
-
-    Attributes:
-        seconds: of the three stages together.
-        stages: seconds of each.
-        epochs: of the full fine-tunes, whose seconds are those measured, scaled to all rows.
-        of_trainer_full, of_our_full: shares of those.
-    """
+    """Trace, fit and plan as processes, compared with full fine-tunes of the whole training split."""
 
     rows: Positive
     epochs: Positive
@@ -157,12 +135,7 @@ class Bases(Record):
 
 
 class Target(Record):
-    """A goal and whether it is met.
-
-    Attributes:
-        where: at which point the worst value was found.
-        why: where the time goes, in words; empty where the goal is met, and in older benchmarks.
-    """
+    """A goal and whether it is met, ``where`` the worst value was found and ``why`` it is not met."""
 
     name: str
     sense: Literal["at least", "at most"]
@@ -178,8 +151,7 @@ class Benchmark(Record):
 
     Attributes:
         quick: the short form: small model, fewer points.
-        startup: seconds of a process until it could begin: import and argument parsing, by stage;
-            ``finetune+lora`` is the start of a fine-tune with adapters.
+        startup: seconds of a process until it could begin, by stage; ``finetune+lora``: with adapters.
         no_op_repro: seconds of a ``dvc repro`` with nothing to do.
         notes: what was left out, and why; how much the machine's own speed changed.
     """
@@ -199,14 +171,7 @@ class Benchmark(Record):
 
 
 class CachedPoint(Record):
-    """A Trainer over the public cached prefix, above one boundary, with its number of epochs.
-
-    Attributes:
-        seconds: the frozen layers' pass included.
-        prefix_share: that pass, of the seconds.
-        trainer_frozen, trainer_full: how many times as fast it is as the same Trainer without the cache, with the
-            same layers frozen and with nothing frozen.
-    """
+    """A Trainer over the public cached prefix, and how many times as fast it is as the same without the cache."""
 
     boundary: Positive
     epochs: Positive

@@ -51,10 +51,7 @@ def parser_of(
 
 
 def exit_code(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a stage's ``main`` and return the process's exit code; a fault of the user's becomes one line.
-
-    Where DVC runs the stage, its start and its end are recorded.
-    """
+    """Run a stage's ``main`` as DVC's record has it; a fault of the user's becomes one line and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "±" must not end finished work

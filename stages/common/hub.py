@@ -53,14 +53,7 @@ def hub_page(kind: Kind, name: str) -> str:
 
 
 def hub_fault(error: BaseException, kind: Kind, name: str, revision: str | None) -> str | None:
-    """What is wrong and what to do; ``None`` where it is no fault of the hub's or of its cache.
-
-    Args:
-        error: one of :data:`FAULTS`, or what another library made of one.
-        kind: of the repository.
-        name: its name on the hub.
-        revision: of it.
-    """
+    """What is wrong and what to do; ``None`` where it is no fault of the hub's or of its cache."""
     chain = list(_with_causes(error))
     if any(isinstance(each, OSError) and each.errno in _NO_ROOM for each in chain):
         return f"no room on the disk for the hub's cache ({constants.HF_HOME}); free space, or set HF_HOME elsewhere"

@@ -239,11 +239,7 @@ class Variant(BaseModel):
     method: MethodName
 
     def settings(self, common: Finetune) -> Finetune:
-        """The common settings with its own in place.
-
-        Raises:
-            ValidationError: one of its own is no setting of ``finetune``, or out of range.
-        """
+        """The common settings with its own in place."""
         return Finetune.model_validate({**common.model_dump(), **(self.model_extra or {})})
 
 
@@ -260,11 +256,7 @@ class Compare(Group):
         return [*self.methods, *self.variants]
 
     def variant(self, name: str) -> Variant:
-        """A variant by its name.
-
-        Raises:
-            UserError: there is none.
-        """
+        """A variant by its name."""
         if name not in self.variants:
             raise UserError(f"params.yaml: compare.variants has no entry {name}; there: {', '.join(self.variants)}")
         return self.variants[name]
@@ -345,11 +337,7 @@ class Room(BaseModel):
 
     @classmethod
     def load(cls, path: Path = PARAMS_FILE) -> Self:
-        """Validate the whole file and return this room's groups.
-
-        Raises:
-            UserError: the file is missing, is no YAML, or breaks a rule; every fault is named at once.
-        """
+        """Validate the whole file and return this room's groups; a ``UserError`` names every fault at once."""
         everything = load_params(path)
         groups = {name: _part(getattr(everything, name), field.annotation) for name, field in cls.model_fields.items()}
         return cls(**groups)
@@ -362,9 +350,5 @@ def _part(group: Group, kind: Any) -> Group:
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
-    """Read and validate a parameter file.
-
-    Raises:
-        UserError: see :meth:`Room.load`.
-    """
+    """Read and validate a parameter file."""
     return read_validated(path, Params)

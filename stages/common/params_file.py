@@ -20,11 +20,7 @@ Groups = TypeVar("Groups", bound=BaseModel)
 
 
 def read_validated(path: Path, kind: type[Groups]) -> Groups:
-    """Read a file (YAML 1.2, as DVC reads it: ``1e-4`` is a number) as the groups that ``kind`` declares.
-
-    Raises:
-        UserError: the file is missing, is no YAML, or breaks a rule; every fault is named at once.
-    """
+    """Read a file (YAML 1.2, as DVC reads it: ``1e-4`` is a number) as the groups that ``kind`` declares."""
     try:
         text = path.read_text(encoding="utf-8")
         if max(accumulate((sign in "[{") - (sign in "]}") for sign in text), default=0) > _DEEPEST:

@@ -33,14 +33,7 @@ class Run:
 
 
 def begin(argv: Sequence[str] | None = None) -> Run | None:
-    """Record that this process starts; returns ``None`` where DVC does not run it as a stage.
-
-    Args:
-        argv: the stage's arguments; ``None``: the process's own.
-
-    Raises:
-        OSError: the ledger cannot be written.
-    """
+    """Record that this process starts; returns ``None`` where DVC does not run it as a stage."""
     stage, root = os.environ.get("DVC_STAGE"), os.environ.get("DVC_ROOT")
     if not stage or not root:
         return None

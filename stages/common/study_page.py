@@ -31,11 +31,7 @@ class StudyPage(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> "StudyPage | None":
-        """Read a study's page; ``None``: there is no study.
-
-        Raises:
-            UserError: another version of the analysis wrote it.
-        """
+        """Read a study's page; ``None``: there is no study."""
         if not (folder / FILE).exists():
             return None
         try:

@@ -42,13 +42,7 @@ def run_metrics(
 def compare_methods(
     runs: Mapping[str, RunMetrics], curves: Mapping[str, Curve], scores: Mapping[str, Mapping[str, Statistic]]
 ) -> dict[str, MethodMetrics]:
-    """Compare the methods; all arguments are keyed by the run's name.
-
-    Args:
-        runs: what is known of each run.
-        curves: its logged validation.
-        scores: its scores; a method's are their means over seeds.
-    """
+    """Compare the methods, by means over seeds; all arguments are keyed by the run's name."""
     by_method: dict[str, list[str]] = {}
     for name, run in runs.items():
         by_method.setdefault(run.method, []).append(name)
@@ -95,10 +89,7 @@ def _at_equal_compute(
 
 
 def full_at_equal_compute(curve: Curve, flops: float) -> dict[str, float] | None:
-    """Validation scores of full fine-tuning when it had spent ``flops``, linear between the logged points.
-
-    ``None`` where full fine-tuning costs no more than that, or had logged nothing by then.
-    """
+    """Validation of full fine-tuning when it had spent ``flops``, by interpolation; ``None`` outside of its log."""
     spent = [point.flops for point in curve]
     if not spent[0] <= flops < spent[-1]:
         return None
@@ -107,12 +98,7 @@ def full_at_equal_compute(curve: Curve, flops: float) -> dict[str, float] | None
 
 
 def measured_of(runs: Mapping[str, RunMetrics], clocks: Mapping[str, FineTuneClock]) -> dict[str, Measured]:
-    """Return what each method cost on this machine, mean over its seeds, and as shares of full fine-tuning.
-
-    Args:
-        runs: by the run's name.
-        clocks: what was measured of each run.
-    """
+    """Return what each method cost on this machine, mean over its seeds, and as shares of full fine-tuning."""
     keys = ("seconds_per_step", "seconds_training", "seconds_cache", "peak_memory_bytes")
     means = {}
     for method in dict.fromkeys(run.method for run in runs.values()):

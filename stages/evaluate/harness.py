@@ -1,7 +1,6 @@
 """The field's harness (lm-eval) on model folders: what a model could do before it was fine-tuned, and after.
 
-Tasks are lm-eval's own by their names (it loads their data from the Hub), or those of YAML files in a folder. lm-eval
-is an extra of its own (``harness`` in pyproject.toml); no stage needs it.
+lm-eval is an extra of its own (``harness`` in pyproject.toml); no stage needs it.
 """
 
 import argparse
@@ -30,13 +29,7 @@ BASE: Final = "base"
 
 @dataclass(frozen=True)
 class Score:
-    """A metric of a task.
-
-    Attributes:
-        value: as lm-eval aggregates it.
-        better: 1 where higher is better, −1 where lower is.
-        by_example: [n], where ``value`` is their mean; ``None`` where it is something else.
-    """
+    """A metric of a task; ``better`` is 1 or −1, ``by_example`` [n] where ``value`` is their mean."""
 
     value: float
     better: int

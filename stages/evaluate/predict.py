@@ -26,14 +26,7 @@ from stages.evaluate.scores import Predictions
 
 @dataclass(frozen=True)
 class Predictor:
-    """Lets every model answer the test split in the same way.
-
-    Attributes:
-        base: the base model's folder.
-        shards: SHA-256 of the base's shards by file name.
-        cache: where boundary states of the test split are kept.
-        prefixes: boundary states by the number of frozen layers; all models share them.
-    """
+    """Lets every model answer the test split in the same way; they share ``prefixes``, by number of frozen layers."""
 
     runtime: Runtime
     params: Evaluate
@@ -95,12 +88,7 @@ class Predictor:
 
 
 def frozen_layers(shards: Mapping[str, str], base: Mapping[str, str]) -> int:
-    """Count the layers, from the embedding up, whose bytes are the base's.
-
-    Args:
-        shards: SHA-256 of a fine-tuned model's shards by file name.
-        base: the same of its base.
-    """
+    """Count the layers, from the embedding up, whose shards (file name → SHA-256) are the base's."""
     if shards["embedding.safetensors"] != base["embedding.safetensors"]:
         return 0
     layers = sorted(name for name in base if name.startswith("layer-"))
@@ -171,13 +159,7 @@ def _ends(model: CausalModel, end: int | None) -> list[int]:
 
 
 def exact_match(answer: str, reference: str, marker: str | None) -> bool:
-    """Compare an answer with the reference, ignoring differences in white space.
-
-    Args:
-        answer: what the model wrote.
-        reference: the reference answer.
-        marker: only what follows its last occurrence is compared (gsm8k: ``####``); ``None``: all of it.
-    """
+    """Compare texts up to white space; with a marker (gsm8k: ``####``) only what follows its last occurrence."""
     return _final(answer, marker) == _final(reference, marker)
 
 

@@ -23,14 +23,9 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """A statistic of the examples and of each of their resamples.
+    """A statistic of the examples and of each of their resamples, ``resampled`` [R].
 
     All models share the resamples, so means and differences of their statistics are paired.
-
-    Attributes:
-        value: of the examples themselves.
-        resampled: of every resample, [R].
-        confidence: of the interval.
     """
 
     value: float
@@ -66,14 +61,9 @@ def mean_of(parts: Sequence[Statistic]) -> Statistic:
 
 
 class Bootstrap:
-    """Resamples of n examples, the same for every model: differences between models are paired.
+    """R resamples of n examples, the same for every model: differences between models are paired.
 
-    Args:
-        examples: n.
-        resamples: R.
-        confidence: of the intervals.
-        seed: of the draw.
-        labels: of the examples, [n], where they have labels.
+    Labels, [n], are those of the examples, where they have any.
     """
 
     def __init__(
@@ -100,9 +90,6 @@ class Bootstrap:
 
         Each class is resampled on its own, so that none is missing from a resample. A class of fewer than about
         ten examples makes both intervals too narrow.
-
-        Raises:
-            ValueError: the examples have no labels.
         """
         if self.labels is None:
             raise ValueError("scores over classes need the examples' labels")
@@ -137,8 +124,7 @@ class Predictions:
     """A model's answers to the test examples, in their order.
 
     Attributes:
-        predicted: the label, or the written answer.
-        correct: whether it is right, [n] of 0 and 1.
+        correct: [n] of 0 and 1.
         loss: mean nats per answer token, [n]; ``None`` for baselines that give none.
         tokens: answer tokens, [n]: weights of ``loss``.
         probability: of the predicted label; ``None`` where there is none.
@@ -160,10 +146,7 @@ class Predictions:
 
 
 def score(predictions: Predictions, quality: str, bootstrap: Bootstrap) -> dict[str, Statistic]:
-    """Compute the share of right answers, balanced accuracy, macro-F1 and loss per answer token, by name.
-
-    ``quality`` names the share of right answers: accuracy, or exact match where answers are free.
-    """
+    """Compute ``quality`` (the share of right answers), balanced accuracy, macro-F1 and loss per answer token."""
     result = {quality: bootstrap.mean(predictions.correct)}
     if bootstrap.labels is not None:
         result |= bootstrap.over_classes(predictions.predicted)

@@ -59,7 +59,7 @@ def _prepared(room: PrepareRoom, base: Path) -> Prepared:
         refused += unknown
 
     def check(labels: dict[str, list[str | None]]) -> None:
-        check_usable(labels, carved, refused + dropped, filler.classes)
+        check_usable(labels, carved, refused + dropped)
 
     check({name: [example.label for example in part] for name, part in examples.items()})
     labels = label_ids(tokenizer, examples[TRAIN]) if filler.task.labels else None

@@ -43,14 +43,7 @@ _CUT: Final = "with an answer of which the chat template leaves out a part (thou
 
 @dataclass(frozen=True)
 class Cut:
-    """A rendered conversation, cut where its last answer begins and ends.
-
-    Attributes:
-        prompt: the text in front of the answer, without the white space between them.
-        lead: that white space.
-        answer: the answer as the template writes it, thoughts and calls included.
-        notes: what the reader should know about it.
-    """
+    """A rendered conversation, cut where its last answer begins and ends; ``lead`` is the white space between them."""
 
     prompt: str
     lead: str
@@ -59,21 +52,10 @@ class Cut:
 
 
 class ChatTemplate:
-    """A tokenizer's chat template.
-
-    Attributes:
-        digest: SHA-256 of its text and of the special tokens that it may write.
-        closing: what it writes after an answer.
-    """
+    """A tokenizer's chat template; ``closing`` is what it writes after an answer."""
 
     def __init__(self, text: str, special: Mapping[str, str], for_tools: str | None = None) -> None:
-        """Compile a template; ``special`` maps names of tokens (``bos_token``) to their texts.
-
-        ``for_tools`` is the template of conversations with tools, if the tokenizer has one of its own for them.
-
-        Raises:
-            UserError: it is no valid template.
-        """
+        """Compile a template; ``special`` maps names of tokens (``bos_token``) to their texts."""
         self.digest = digest_of([text, dict(special), *([for_tools] if for_tools else [])])
         self._special = dict(special)
         asked: list[Turn] = [{"role": "user", "content": "?"}]
@@ -89,11 +71,7 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, folder: Path) -> "ChatTemplate":
-        """Read the template of a model's folder: ``chat_template.jinja``, or an entry of ``tokenizer_config.json``.
-
-        Raises:
-            UserError: there is none, or it is damaged.
-        """
+        """Read the template of a model's folder: ``chat_template.jinja``, or an entry of ``tokenizer_config.json``."""
         config = read_json(folder / _SETTINGS) if (folder / _SETTINGS).exists() else {}
         held = config.get("chat_template")  # one, or a list of named ones
         named: dict[str, str] = (
@@ -118,11 +96,7 @@ class ChatTemplate:
         return folder / (_FILE if (folder / _FILE).exists() else _SETTINGS)
 
     def render(self, turns: Sequence[Turn], tools: Tools | None = None, *, prompt: bool = False) -> str:
-        """Render a conversation as transformers' ``apply_chat_template`` does; ``prompt``: ``add_generation_prompt``.
-
-        Raises:
-            RefusedRowError: the template fails on the conversation or refuses it (two turns of one role, say).
-        """
+        """Render a conversation as transformers' ``apply_chat_template``; ``prompt``: ``add_generation_prompt``."""
         template = self._template if tools is None else self._for_tools
         context = {
             **self._special,
@@ -148,10 +122,6 @@ class ChatTemplate:
         Prompt, lead, answer and ``closing`` together are the rendering. The prompt is what the model is given to
         continue, where the rendering begins so; else what precedes any answer, or as much of that as precedes this
         one. ``bare``: the answer is one of several after the same prompt, so only its content may depend on it.
-
-        Raises:
-            RefusedRowError: the template refuses the conversation, leaves out what was called, or writes something
-                else in the prompt's or the answer's place.
         """
         conversation = [*turns, answer]
         whole = self.render(conversation, tools)
@@ -275,7 +245,6 @@ def _compile(text: str) -> Template:
 
 
 def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    """Python's ``dict`` without its methods, which would change what a template is given."""
     return dict(*args, **kwargs)
 
 

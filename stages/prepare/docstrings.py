@@ -68,18 +68,9 @@ _SENTENCE_END: Final = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)(?<!
 
 
 def read_docstrings(seed: int, per_library: int | None) -> Loaded:
-    """Read sentences of every library.
+    """Read sentences of every library, as one training split sorted by row name (``torch/nn/functional.py:LINE``).
 
-    Args:
-        seed: draws the order in which files are visited.
-        per_library: stop a library at the file that brings it to this many sentences; ``None`` reads all.
-
-    Returns:
-        One (training) split with the columns ``text``, ``library`` and ``source_file``
-        (``torch/nn/functional.py``), sorted by row name (``torch/nn/functional.py:LINE``).
-
-    Raises:
-        UserError: a library is not installed.
+    A library stops at the file that brings it to ``per_library`` sentences; ``None`` reads all.
     """
     refused: Counter[str] = Counter()
     rows = [row for library in LIBRARIES for row in _read_library(library, seed, per_library, refused)]

@@ -42,11 +42,7 @@ class Template:
 
     @classmethod
     def parse(cls, text: str) -> "Template":
-        """Parse ``{column}`` fields; ``{{`` and ``}}`` are braces.
-
-        Raises:
-            UserError: unbalanced braces, a field with a format or conversion, or no field at all.
-        """
+        """Parse ``{column}`` fields; ``{{`` and ``}}`` are braces."""
         parts: list[tuple[str, str | None]] = []
         try:
             for literal, column, spec, conversion in Formatter().parse(text):
@@ -66,11 +62,7 @@ class Template:
         return tuple(dict.fromkeys(column for _, column in self.parts if column is not None))
 
     def fill(self, values: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-        """Write the prompt of a row; returned with the texts of its columns (a missing value is empty text).
-
-        Raises:
-            RefusedRowError: a column holds no text.
-        """
+        """Write the prompt of a row; returned with the texts of its columns (a missing value is empty text)."""
         texts = {column: text_at(values, column, "data.template") for column in self.columns}
         return "".join(literal + (texts[column] if column else "") for literal, column in self.parts), texts
 
@@ -79,14 +71,12 @@ class Filler:
     """Makes examples of rows, as the parameters say.
 
     Attributes:
-        data: the parameter group.
-        chat: the model's chat template, where prompts are turns of a conversation.
         classes: label to the rows that have it, usable or not; ``look_at`` fills it.
-        blank: column (or path) of the template, or of the group, to the examples in which it is empty.
+        blank: column of the template, or of the group, to the examples in which it is empty.
     """
 
     def __init__(self, data: Data, chat: ChatTemplate | None = None) -> None:
-        """Raise a ``UserError`` for a template or label words that cannot be used."""
+        """Parse the template and the label words."""
         self.data, self.task, self.chat = data, TASKS[data.task], chat
         self.template = Template.parse(data.template)
         if data.answer_column in self.template.columns and not data.messages:
@@ -120,11 +110,7 @@ class Filler:
         return OPTIONAL_COLUMNS if self.data.messages else ()
 
     def look_at(self, rows: Sequence[Row]) -> None:
-        """Settle from the rows of all splits how labels and groups are spelled, and count the classes.
-
-        Raises:
-            UserError: a label word for a label that no row has.
-        """
+        """Settle from the rows of all splits how labels are spelled, and count the classes."""
         if column := self.data.group_column:
             self._groups = one_spelling({text for row in rows if (text := plain_text(row.values, column))})
         if not self.task.labels:
@@ -140,11 +126,7 @@ class Filler:
             )
 
     def fill(self, row: Row) -> Example:
-        """Make the example of a row.
-
-        Raises:
-            RefusedRowError: the row cannot be used.
-        """
+        """Make the example of a row, or raise a ``RefusedRowError``."""
         column = self.data.group_column
         texts = {column: text_at(row.values, column, "data.group_column").strip()} if column else {}
         group = next(iter(texts.values()), "")
@@ -209,11 +191,7 @@ class Filler:
 
 
 def fill_rows(loaded: Loaded, filler: Filler) -> tuple[dict[str, list[Example]], Lost]:
-    """Turn the rows of every split into examples; returned with the rows that cannot be used.
-
-    Raises:
-        UserError: a column or path that the parameters name does not exist; a label word for a label that no row has.
-    """
+    """Turn the rows of every split into examples; returned with the rows that cannot be used."""
     rows = [row for part in loaded.rows.values() for row in part]
     _check_columns(loaded, filler, rows)
     filler.look_at(rows)

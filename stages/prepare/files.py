@@ -39,13 +39,7 @@ _OTHER_KINDS: Final = {
 
 
 def read_rows(path: Path, wanted: Collection[str], columns: dict[str, None]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file in one of ``FORMATS``, with those of the wanted columns that they have.
-
-    ``columns`` receives the names of all columns of the file, in order.
-
-    Raises:
-        UserError: the file cannot be read or is damaged; names the line where there are lines.
-    """
+    """Yield the rows of a file with their wanted columns; ``columns`` receives the names of all, in order."""
     with faults_named(path):
         _check_kind(path)
         yield from FORMATS[path.suffix.lower()](path, wanted, columns)
@@ -217,11 +211,7 @@ def _read_parquet(path: Path, wanted: Collection[str], columns: dict[str, None])
 
 
 def table_rows(table: pyarrow.RecordBatch | pyarrow.Table, where: Path | str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an Arrow table as Python values; ``where`` is named in messages.
-
-    Raises:
-        UserError: a value is out of Python's range (a date, say).
-    """
+    """Yield the rows of an Arrow table as Python values; ``where`` is named in messages."""
     held = {name: _values(where, name, table.column(name)) for name in table.schema.names}
     for at in range(table.num_rows):
         yield {name: values[at] for name, values in held.items()}

@@ -34,10 +34,6 @@ def read_conversation(value: Any, system: Any = None) -> list[Turn]:
 
     A ``function_call``, ShareGPT's turn or OpenAI's key, becomes an assistant's turn with ``tool_calls``. ``system``
     is the text of a system turn for conversations without one.
-
-    Raises:
-        RefusedRowError: no list of turns, an unknown role, contents that are not text, a turn of the assistant that
-            says and calls nothing, no answer, or nothing asked.
     """
     value = parsed(value)
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
@@ -61,11 +57,7 @@ def read_conversation(value: Any, system: Any = None) -> list[Turn]:
 
 
 def read_tools(values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """Read the descriptions of a row's tools: a list, or its JSON text; ``None`` where the row has none.
-
-    Raises:
-        RefusedRowError: it is something else.
-    """
+    """Read the descriptions of a row's tools: a list, or its JSON text; ``None`` where the row has none."""
     for column in (TOOLS, FUNCTIONS):
         if values.get(column) not in (None, ""):
             found = _objects(values[column], f"column {column} that holds")
@@ -167,10 +159,6 @@ def read_question(values: Mapping[str, Any], choices: Choices, answer_column: st
     Candidates are a list in one column; a list of ``{"label", "text"}`` or two lists under these keys (ARC,
     CommonsenseQA and OpenBookQA on the Hub); a column each (PIQA); or JSON text in a csv. The right one is given by
     its number, its letter, the mark that the row gives it, or its text.
-
-    Raises:
-        RefusedRowError: fewer than two candidates or more than letters; an empty one, or two alike; an answer
-            that is missing, names none of them, or can be read as one and as another.
     """
     texts, marks = _candidates(values, choices)
     faults = {

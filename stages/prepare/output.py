@@ -43,9 +43,7 @@ class Prepared:
     """What the stage made of a source.
 
     Attributes:
-        source: what was read, with hashes or versions.
         before: the examples of every split before the limits.
-        splits: the examples of every split with their tokens.
         labels: label to the token ids of its word; ``None`` where the task has no classes.
         dropped: rows that would have leaked from one split into another, or that occur twice.
         refused: rows that cannot be used.
@@ -63,11 +61,7 @@ class Prepared:
 
 
 def write_prepared(folder: Path, made: Prepared) -> PreparedRecord:
-    """Write the folder in one step; it replaces an older one.
-
-    Returns:
-        What ``meta.json`` holds.
-    """
+    """Write the folder in one step; it replaces an older one. Returns what ``meta.json`` holds."""
     with replacing_folder(folder) as aside:
         hashes = {}
         for name, examples in made.splits.items():

@@ -43,10 +43,8 @@ class Loaded:
     """All rows of a source, by split; a split that the source does not have is absent.
 
     Attributes:
-        rows: split name (train, validation, test) to rows, in the source's order.
         columns: every column that the source has, whether it was read or not.
         identity: what was read, with versions or hashes; part of ``meta.json``.
-        refused: what the source itself left out.
     """
 
     rows: dict[str, list[Row]]
@@ -62,8 +60,6 @@ class Example:
     Attributes:
         text: the values of the template's columns, joined: what a bag-of-words baseline sees.
         answer: the label's word, the right candidate or the free answer, without the white space in front.
-        label: ``None`` where there are no classes.
-        candidates: multiple choice: what is chosen from, distinct; empty for other tasks.
         lead: the white space in front of the answer; ``None``: one space, unless the prompt ends in white space.
         notes: what the reader should know about the row.
     """
@@ -94,11 +90,7 @@ def lost_from(split: str, reasons: Counter[str]) -> Lost:
 
 
 def reach(values: Mapping[str, Any], path: str) -> Any:
-    """Read a column, or what is inside it at a path of keys and numbers; ``None`` where nothing is.
-
-    ``answers.text.0`` is the first entry of the list ``text`` in the column ``answers``, unless there is a
-    column of that very name.
-    """
+    """Read a column, or what is inside it: ``answers.text.0`` is the first entry of ``text`` in ``answers``."""
     if path in values:
         return values[path]
     value: Any = values
@@ -120,12 +112,8 @@ def top(path: str) -> str:
 def as_text(value: Any) -> str:
     """Write a value as text, in one spelling whatever file format it comes from.
 
-    A missing value is empty text. Numbers have no exponent and no trailing zeros: ``1`` for 1.0 and
-    Decimal("1.00"), ``0.1`` for 0.1 in single precision. Booleans are ``true`` and ``false``, dates and times
-    as Python prints them.
-
-    Raises:
-        RefusedRowError: a list, a mapping, bytes or another value that is not text.
+    Numbers have no exponent and no trailing zeros: ``1`` for 1.0 and Decimal("1.00"), ``0.1`` for 0.1 in single
+    precision. Dates and times are as Python prints them. A list, a mapping or bytes are refused.
     """
     if value is None or isinstance(value, str):
         return value or ""
@@ -146,11 +134,7 @@ def as_text(value: Any) -> str:
 
 
 def text_at(values: Mapping[str, Any], path: str, parameter: str) -> str:
-    """Read the text of a column, or of what is inside it.
-
-    Raises:
-        RefusedRowError: it holds no text; the reason says what to write as ``parameter`` instead.
-    """
+    """Read the text of a column, or of what is inside it; refused with what to write as ``parameter`` instead."""
     value = reach(values, path)
     try:
         return as_text(value)

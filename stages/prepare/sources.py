@@ -31,11 +31,7 @@ _NAME_THEM: Final = "name the splits in data.splits (null: carved out of the tra
 
 
 def load_rows(data: Data, columns: Iterable[str]) -> Loaded:
-    """Load the rows of ``data.source``; columns other than the named ones (or paths inside them) may be left unread.
-
-    Raises:
-        UserError: the source is missing, damaged, or lacks a split that ``data.splits`` names.
-    """
+    """Load the rows of ``data.source``; columns other than the named ones may be left unread."""
     if data.source == "docstrings":
         limits = list(data.limits.model_dump().values())
         wanted = None if None in limits else math.ceil(_SPARE * sum(limits) / len(LIBRARIES))
@@ -99,11 +95,7 @@ def _files(path: Path, names: Mapping[str, str]) -> dict[str, list[Path]]:
 
 
 def _split_files(folder: Path, name: str) -> list[Path]:
-    """The files of a split, in order.
-
-    ``train.csv``; or ``train-00000-of-00002.parquet`` and its like; or a folder ``train`` with such files, or with a
-    folder of ``.txt`` files for every class.
-    """
+    """The files of a split: ``train.csv``, ``train-00000-of-00002.parquet``, or those in a folder ``train``."""
     held = _tables(folder.iterdir())
     inside = [file for file in (folder / name).rglob("*") if not _is_hidden(file, folder / name)]
     texts = sorted(file for file in inside if file.suffix == TEXT and file.parent.parent == folder / name)
@@ -140,10 +132,9 @@ def _tables(files: Iterable[Path]) -> list[Path]:
 
 
 def _load_hub(data: Data, wanted: Collection[str]) -> Loaded:
-    """Load ``data.name``: all rows, or ``data.stream`` rows of every split.
+    """Load ``data.name``: all rows, or ``data.stream`` rows of every split, out of a shuffled buffer.
 
-    Streamed rows are drawn by the seed: files in random order, and rows out of a buffer as large as the draw. At most
-    twice the draw is read, so rows late in a file are never drawn.
+    At most twice the draw is read from a stream, so rows late in a file are never drawn.
     """
     names = _split_names(data)
     columns: dict[str, None] = {}

@@ -17,7 +17,7 @@ from typing import Final
 import pyarrow.parquet
 import regex
 
-from salf.errors import UserError
+from salf.errors import UserError, reading
 from salf.settings import TASKS
 from stages.common.params import Data, Limits, Named
 from stages.prepare.rows import INVISIBLE, SPLITS, TEST, TRAIN, VALIDATION, Example, Lost, draw_key, listed
@@ -74,34 +74,24 @@ def carve(examples: Examples, limits: Limits, seed: int) -> Examples:
 
 
 def named(examples: Examples, wanted: Named) -> Examples:
-    """Take exactly the rows that a table names, in its order, whatever split of the source they are in.
-
-    Raises:
-        UserError: the table cannot be read, has no rows of this name, or does not fit the data.
-    """
+    """Take exactly the rows that a table names, in its order, whatever split of the source they are in."""
     path = Path(wanted.table).expanduser()
-    try:
+    with reading(path, "no Parquet table of name, split and example_id"):
         table = pyarrow.parquet.read_table(path, columns=["name", "split", "example_id"]).to_pylist()
-    except FileNotFoundError:
-        raise UserError(f"data.examples.table: {path}: no such file") from None
-    except (ValueError, OSError, KeyError):  # pyarrow's errors are among these
-        raise UserError(f"data.examples.table: {path}: no Parquet table of name, split and example_id") from None
     rows = [row for row in table if row["name"] == wanted.name]
-    if not rows:
-        names = listed(sorted({repr(row["name"]) for row in table}), 20)
-        raise UserError(f"data.examples.name: {path} has no rows of {wanted.name!r}; it has: {names}")
-    odd = sorted({repr(row["split"]) for row in rows if row["split"] not in SPLITS})
-    twice = [repr(name) for name, count in Counter(row["example_id"] for row in rows).items() if count > 1]
-    if odd or twice:
-        fault = f"has splits besides {', '.join(SPLITS)}: {listed(odd, 5)}" if odd else f"lists {twice[0]} twice"
-        raise UserError(f"data.examples: {path} {fault} (name {wanted.name!r}); every row belongs to one split")
     known = {example.example_id: example for part in examples.values() for example in part}
-    missing = [row["example_id"] for row in rows if row["example_id"] not in known]
-    if missing:
-        raise UserError(
-            f"data.examples: {len(missing)} of the {len(rows)} rows of {wanted.name!r} in {path} are not in the data, "
-            f"or cannot be used (the first: {missing[0]!r}); use the data that the table was made from"
-        )
+    faults = {
+        "no rows; there are": {row["name"] for row in table} if not rows else (),
+        f"splits that are none of {', '.join(SPLITS)}": {row["split"] for row in rows} - {*SPLITS},
+        "rows listed twice": [row for row, n in Counter(row["example_id"] for row in rows).items() if n > 1],
+        "rows that are not in the data, or cannot be used": [
+            row["example_id"] for row in rows if row["example_id"] not in known
+        ],
+    }
+    for fault, found in faults.items():
+        if found:
+            these = listed(sorted(map(repr, found)), 3)
+            raise UserError(f"data.examples: {wanted.name!r} in {path} has {fault}: {these}")
     return {split: [known[row["example_id"]] for row in rows if row["split"] == split] for split in SPLITS}
 
 
@@ -114,13 +104,14 @@ def separate(examples: Examples, threshold: float | None) -> tuple[Examples, Los
     """
     dropped = Lost()
     kept: Examples = {TEST: examples[TEST]}
-    guards: list[_Guard] = []
+    guards: list[tuple[str, set[str | None], NearDuplicates | None]] = []
     for name, other in ((VALIDATION, TEST), (TRAIN, VALIDATION)):
-        guards.append(_Guard(other, kept[other], threshold))
+        texts = [one.text for one in kept[other]]
+        index = NearDuplicates(texts, threshold) if threshold is not None else None
+        guards.append((other, {one.group for one in kept[other]} - {None}, index))
         kept[name] = []
         for example in examples[name]:
-            like = shingles(example.text) if threshold is not None else frozenset()
-            if reason := next(filter(None, (guard.refusal(example, like) for guard in guards)), None):
+            if reason := _leak(example, guards):
                 dropped[name, f"{name} row {reason}"] += 1
             else:
                 kept[name].append(example)
@@ -128,20 +119,15 @@ def separate(examples: Examples, threshold: float | None) -> tuple[Examples, Los
     return kept, dropped
 
 
-class _Guard:
-    """Keeps rows out of other splits that leak from a held-out one."""
-
-    def __init__(self, name: str, examples: Sequence[Example], threshold: float | None) -> None:
-        self.name, self.groups = name, {example.group for example in examples} - {None}
-        self.texts = NearDuplicates([one.text for one in examples], threshold) if threshold is not None else None
-
-    def refusal(self, example: Example, like: frozenset[Shingle]) -> str | None:
-        """Why a row is kept out; ``like`` are the shingles of its text."""
-        if example.group in self.groups:
-            return f"of a group that {self.name} holds"
-        if self.texts and self.texts.hold_one_like(like):
-            return f"that is a near-duplicate of one in {self.name}"
-        return None
+def _leak(example: Example, guards: Iterable[tuple[str, set[str | None], "NearDuplicates | None"]]) -> str | None:
+    """Why a row may not be trained on, in view of held-out splits: their names, groups and texts."""
+    like: frozenset[Shingle] | None = None
+    for name, groups, texts in guards:
+        if example.group in groups:
+            return f"of a group that {name} holds"
+        if texts and texts.hold_one_like(like := like or shingles(example.text)):
+            return f"that is a near-duplicate of one in {name}"
+    return None
 
 
 def draw(examples: Examples, data: Data) -> tuple[Examples, Lost]:
@@ -170,46 +156,22 @@ def of_labels(
     return known, +Lost({(split, reason): len(examples) - len(known)})
 
 
-def check_usable(
-    splits: Mapping[str, Sequence[str | None]], carved: Collection[str], lost: Lost, classes: Collection[str]
-) -> None:
-    """Check that every split has examples, and the training split two classes where there are classes.
+def check_usable(splits: Mapping[str, Sequence[str | None]], carved: Collection[str], lost: Lost) -> None:
+    """Refuse an empty split, or a training split of one class; ``splits`` holds the labels of the examples.
 
-    Args:
-        splits: split to the labels of its examples (``None`` where there are no classes).
-        carved: splits that were carved out of the training split.
-        lost: rows that were left out so far.
-        classes: labels in the source.
-
-    Raises:
-        UserError: a split is empty, or a single class is left; the line says what became of the rows.
+    The line says what became of the rows, those of train for a split that was carved out of it.
     """
     for split, labels in splits.items():
-        if labels:
+        single = split == TRAIN and len(set(labels)) == 1 and None not in labels
+        if labels and not single:
             continue
-        if any(of == split for of, _ in lost):
-            raise UserError(f"data: no {split} row is usable: {_fate(split, lost)}")
-        usable = sum(len(splits[name]) for name in (TRAIN, *carved))
-        of_classes = f" of {len(classes):,} classes" if classes else ""
-        given = f", which is carved out of train{of_classes} ({_fate(TRAIN, lost, usable)})" if split in carved else ""
-        raise UserError(f"data: no row for {split}{given}; give more rows or groups, or name a split in data.splits")
-    present = set(splits[TRAIN])
-    if len(present) < 2 and None not in present:
-        others = [repr(label) for label in sorted(set(classes) - present)]
-        gone = f"; no row is left of {listed(others, 5)}: {_fate(TRAIN, lost, len(splits[TRAIN]))}" if others else ""
+        fault = f"only one class ({labels[0]!r}) in" if single else "no row is left of"
+        of, origin = (TRAIN, ", which is carved out of train") if split in carved else (split, "")
+        gone = [f"{n:,} {reason}" for (where, reason), n in lost.most_common() if where == of]
+        fate = f"; of {of} were left out: {listed(gone, 5, '; ')}" if gone else ""
         raise UserError(
-            f"data.answer_column: only one class ({present.pop()!r}) in the training split; "
-            f"classification needs two or more{gone}"
+            f"data: {fault} {split}{origin}; give more rows or groups, or name a split in data.splits{fate}"
         )
-
-
-def _fate(split: str, lost: Lost, usable: int = 0, most: int = 5) -> str:
-    """How many rows a split had, and what became of those that are lost."""
-    reasons = Counter({reason: count for (of, reason), count in lost.items() if of == split})
-    parts = [f"{count:,} {reason}" for reason, count in reasons.most_common(most)]
-    if len(reasons) > most:
-        parts.append(f"{sum(sorted(reasons.values())[:-most]):,} for {len(reasons) - most} other reasons")
-    return f"{reasons.total() + usable:,} rows" + (f": {'; '.join(parts)}" if parts else "")
 
 
 def _shares(limits: Limits, absent: Sequence[str]) -> dict[str, float]:
@@ -274,8 +236,7 @@ def shingles(text: str) -> frozenset[Shingle]:
     """The set of trigrams of a text's tokens; a text of one or two tokens is one shingle.
 
     A token is a word, a letter of a script without spaces, or any other sign. Case, Unicode's forms of one character,
-    invisible characters and spacing do not count. In prose, punctuation and quotes do not count either where
-    they end or begin a word. Any other sign does: brackets, operators, currencies, emoji.
+    invisible characters and spacing do not count, nor does punctuation around the words of prose.
     """
     plain = _plain(text)
     tokens = (_ASCII_TOKEN if plain.isascii() else _TOKEN).findall(plain)

@@ -24,14 +24,7 @@ _BATCH: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Tokenised:
-    """An example's token ids.
-
-    Attributes:
-        prompt_ids: [T], with the beginning-of-sequence token where the model has one.
-        answer_ids: [m], the tokens that follow the prompt.
-        cut: whether the prompt was cut from the left.
-        candidate_ids: of every candidate, as ``answer_ids``; empty where there are none.
-    """
+    """An example's token ids, BOS included; ``cut``: its prompt was cut from the left."""
 
     example: Example
     prompt_ids: list[int]
@@ -48,15 +41,10 @@ class PromptTokenizer:
         rows: of the model's embedding; ``None`` where its configuration does not say.
         end: id of the token that ends an answer: a turn's end in a chat, else a sequence's; ``None`` without one.
         start: ids in front of every prompt (BOS), if any; a chat template writes its own.
-        chat: whether a chat template wrote the prompts.
     """
 
     def __init__(self, folder: Path, chat: ChatTemplate | None = None) -> None:
-        """Load it from ``tokenizer.json``, ``config.json`` and ``tokenizer_config.json``.
-
-        Raises:
-            UserError: a file is missing or damaged, or the embedding has no row for a token.
-        """
+        """Load it from ``tokenizer.json``, ``config.json`` and ``tokenizer_config.json``."""
         path = require(folder / "tokenizer.json", "base")
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
@@ -87,8 +75,7 @@ class PromptTokenizer:
     def answers(self, asked: Sequence[tuple[Example, str]], *, ended: bool = False) -> list[list[int]]:
         """Token ids of every answer as it follows its example's prompt; ``ended``: up to the token that ends answers.
 
-        Prompt and answer are tokenised together. If the prompt's tokens are then no longer at the front (the border
-        was merged into one token), the answer is tokenised by itself.
+        Both are tokenised together. Where their border was merged into one token, the answer is tokenised by itself.
         """
         prompts = [example.prompt for example, _ in asked]
         tail, end = (self._tail, [self.end]) if ended and self.end is not None else ("", [])
@@ -161,13 +148,8 @@ def _lead(example: Example) -> str:
 def label_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> dict[str, list[int]]:
     """The token ids of every label's word, the same for all rows.
 
-    They are looked up after prompts drawn evenly from the examples; where prompts disagree (a word that merges with
-    the end of some), the most frequent ids are taken. Where one word's tokens begin another's (1 and 10), all words
-    close with the token that ends an answer.
-
-    Raises:
-        UserError: a word has no tokens, or the same ones as another; one begins another, and the model names no
-            token that ends an answer.
+    They are looked up after prompts drawn evenly from the examples, the most frequent ids win. Where one word's
+    tokens begin another's (1 and 10), all words close with the token that ends an answer.
     """
     words = {example.label: example.answer for example in examples if example.label is not None}
     probes = examples[:: max(1, len(examples) // _PROBES)]
@@ -188,16 +170,11 @@ def label_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> dict[s
 def tokenise(
     tokenizer: PromptTokenizer, examples: Sequence[Example], labels: Mapping[str, list[int]] | None, max_tokens: int
 ) -> tuple[list[Tokenised], Counter[str]]:
-    """Tokenise the examples of a split; a prompt that is too long is cut from the left, except turns of a chat.
+    """Tokenise the examples of a split; returned with the refused ones, counted.
 
-    Answers of a task with labels are the ids in ``labels``, free answers end with ``tokenizer.end``, and candidates
-    end where their text does. Prompt and answer have at most ``max_tokens`` together, or the model's context.
-
-    Returns:
-        The examples with their tokens, and the refused ones: reason to count.
-
-    Raises:
-        UserError: answers are free and the model has no end-of-sequence token.
+    Prompt and answer have at most ``max_tokens`` together, or the model's context. A prompt that is too long is cut
+    from the left, except turns of a chat. Answers of a task with labels are the ids in ``labels``, free answers end
+    with ``tokenizer.end``, and candidates end where their text does.
     """
     room = tokenizer.room(max_tokens)
     refused: Counter[str] = Counter()
