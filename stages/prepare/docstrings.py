@@ -14,31 +14,24 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
-from typing import Final, NamedTuple
+from typing import Final
 
 from salf.errors import UserError
 from stages.prepare.rows import TRAIN, Loaded, Row, draw_key, lost_from
 
-
-class Library(NamedTuple):
-    """Where a library is found: the distribution that pip installs, the package that is imported."""
-
-    distribution: str
-    package: str
-
-
 # By the name that people write: as an answer it is what the model has seen most, and with a space in front
-# the eight start with different tokens in the embedded model's vocabulary.
+# the eight start with different tokens in the embedded model's vocabulary. To the package that is imported.
 LIBRARIES: Final = {
-    "NetworkX": Library("networkx", "networkx"),
-    "NumPy": Library("numpy", "numpy"),
-    "PyTorch": Library("torch", "torch"),
-    "SciPy": Library("scipy", "scipy"),
-    "SymPy": Library("sympy", "sympy"),
-    "Transformers": Library("transformers", "transformers"),
-    "pandas": Library("pandas", "pandas"),
-    "scikit-learn": Library("scikit-learn", "sklearn"),
+    "NetworkX": "networkx",
+    "NumPy": "numpy",
+    "PyTorch": "torch",
+    "SciPy": "scipy",
+    "SymPy": "sympy",
+    "Transformers": "transformers",
+    "pandas": "pandas",
+    "scikit-learn": "sklearn",
 }
+_DISTRIBUTIONS: Final = {"sklearn": "scikit-learn"}  # where pip's name is another one
 COLUMNS: Final = ("text", "library", "source_file")
 PER_FILE: Final = 4  # most sentences of one file: files full of look-alike methods do not fill a class
 WORDS: Final = (6, 32)  # shortest and longest sentence, in words
@@ -89,13 +82,16 @@ def first_sentence(docstring: str) -> str:
 def refusal(sentence: str) -> str | None:
     """Why a sentence is not used; ``None`` where it is."""
     words = sentence.split()
+    letters = sum(character.isalpha() or character == " " for character in sentence)
     faults = {
         "docstring too short": len(words) < WORDS[0],
         "docstring too long": len(words) > WORDS[1],
         "docstring names a library": _NAMES.search(sentence) is not None,
         "docstring only refers elsewhere": _REFERENCE.match(sentence) is not None,
         "docstring holds code or markup": _REMNANT.search(sentence) is not None,
-        "docstring is no plain prose": not _is_prose(sentence),
+        "docstring is no plain prose": not (
+            sentence.isascii() and sentence[:1].isalpha() and letters >= 0.85 * len(sentence)
+        ),
     }
     return next((reason for reason, found in faults.items() if found), None)
 
@@ -116,13 +112,15 @@ def docstrings_of(source: str) -> Iterator[tuple[int, str]]:
 
 
 def _read_library(library: str, seed: int, wanted: int | None, refused: Counter[str]) -> list[Row]:
-    package = LIBRARIES[library].package
+    package = LIBRARIES[library]
     spec = importlib.util.find_spec(package)  # a top-level name: found, not imported
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"data.source = docstrings: {library} is not installed; install the lock file (make setup)")
     root = Path(spec.submodule_search_locations[0])
     rows: list[Row] = []
-    for path in sorted(_source_files(root), key=lambda path: draw_key(seed, f"{package}/{path}")):
+    paths = [PurePosixPath(path.relative_to(root).as_posix()) for path in root.rglob("*.py")]
+    used = [p for p in paths if not _SKIPPED_FOLDERS.intersection(p.parts) and not _SKIPPED_FILES.fullmatch(p.name)]
+    for path in sorted(used, key=lambda path: draw_key(seed, f"{package}/{path}")):
         if wanted is not None and len(rows) >= wanted:
             break
         name = f"{package}/{path}"
@@ -138,18 +136,16 @@ def _read_library(library: str, seed: int, wanted: int | None, refused: Counter[
 
 def _read_file(path: Path, refused: Counter[str]) -> dict[str, int]:
     """Usable sentence → its line."""
+    kept: dict[str, int] = {}
     try:
-        found = list(docstrings_of(path.read_text(encoding="utf-8")))
+        for line, docstring in docstrings_of(path.read_text(encoding="utf-8")):
+            sentence = first_sentence(docstring)
+            if reason := refusal(sentence):
+                refused[reason] += 1
+            else:
+                kept.setdefault(sentence, line)
     except (SyntaxError, UnicodeDecodeError, RecursionError):
         refused["source file that Python cannot read"] += 1
-        return {}
-    kept: dict[str, int] = {}
-    for line, docstring in found:
-        sentence = first_sentence(docstring)
-        if reason := refusal(sentence):
-            refused[reason] += 1
-        else:
-            kept.setdefault(sentence, line)
     return kept
 
 
@@ -168,20 +164,8 @@ def _distinct(rows: list[Row], refused: Counter[str]) -> list[Row]:
     return kept
 
 
-def _source_files(root: Path) -> Iterator[PurePosixPath]:
-    for path in root.rglob("*.py"):
-        relative = PurePosixPath(path.relative_to(root).as_posix())
-        if not _SKIPPED_FOLDERS.intersection(relative.parts) and not _SKIPPED_FILES.fullmatch(relative.name):
-            yield relative
-
-
 def _versions() -> dict[str, str]:
     try:  # "+cpu" or "+cu130" names the build of a version, not its sources
-        return {one.distribution: version(one.distribution).split("+")[0] for one in LIBRARIES.values()}
+        return {name: version(name).split("+")[0] for name in (_DISTRIBUTIONS.get(p, p) for p in LIBRARIES.values())}
     except PackageNotFoundError as error:
         raise UserError(f"data.source = docstrings: {error}; install the lock file (make setup)") from None
-
-
-def _is_prose(sentence: str) -> bool:
-    letters = sum(character.isalpha() or character == " " for character in sentence)
-    return sentence.isascii() and sentence[:1].isalpha() and letters >= 0.85 * len(sentence)

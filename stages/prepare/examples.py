@@ -132,9 +132,7 @@ class Filler:
         group = next(iter(texts.values()), "")
         example, filled = self._conversation(row) if self.data.messages else self._filled(row)
         example = replace(example, group=self._groups.get(group, group) or None)
-        if not is_unicode(
-            "".join((example.text, example.prompt, example.answer, *example.candidates, example.group or ""))
-        ):
+        if not is_unicode("".join((example.text, example.prompt, example.answer, *example.candidates, group))):
             raise RefusedRowError(BROKEN)
         self.blank.update(name for name, text in (texts | filled).items() if not text.strip())
         return example

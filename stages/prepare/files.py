@@ -24,18 +24,8 @@ _LONGEST: Final = 1 << 28  # characters of a line or a csv field
 _HEAD: Final = 1 << 16  # characters that are read to find out a file's form
 _BLANK: Final = "\ufeff \t\r\n"  # around a line; joined files have byte-order marks inside
 _GAP: Final = re.compile(r"\s*,?\s*")
-# Beginnings of files that are not what their name says, and what to do.
-_OTHER_KINDS: Final = {
-    b"\x1f\x8b": "is packed with gzip; unpack it",
-    b"BZh": "is packed with bzip2; unpack it",
-    b"\xfd7zXZ": "is packed with xz; unpack it",
-    b"\x28\xb5\x2f\xfd": "is packed with zstandard; unpack it",
-    b"PK\x03\x04": "is a zip archive or an Excel workbook; save its table as csv",
-    b"PAR1": "holds parquet; name it .parquet",
-    codecs.BOM_UTF16_LE: "is UTF-16 text; save it as UTF-8",
-    codecs.BOM_UTF16_BE: "is UTF-16 text; save it as UTF-8",
-    b"version https://git-lfs": "is a git-lfs pointer, not the data; run: git lfs pull",
-}
+# Beginnings of files that are not what their name says: gzip, bzip2, xz, zstandard, zip (Excel, too).
+_PACKED: Final = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
 
 
 def read_rows(path: Path, wanted: Collection[str], columns: dict[str, None]) -> Iterator[dict[str, Any]]:
@@ -59,11 +49,16 @@ def faults_named(path: Path) -> Iterator[None]:
 def _check_kind(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(24)
-    if path.suffix.lower() == ".parquet" and head.startswith(b"PAR1"):
-        return
-    kinds = [kind for kind in _OTHER_KINDS if head.startswith(kind)]
-    if kinds or (b"\0" in head[:4] and path.suffix.lower() != ".parquet"):
-        raise UserError(f"{path}: {_OTHER_KINDS[kinds[0] if kinds else codecs.BOM_UTF16]}")
+    table = path.suffix.lower() == ".parquet"
+    faults = {
+        "is packed, or an Excel workbook; unpack it, or save its table as csv": head.startswith(_PACKED),
+        "holds parquet; name it .parquet": head.startswith(b"PAR1") and not table,
+        "is UTF-16 text; save it as UTF-8": head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        or (b"\0" in head[:4] and not table),
+        "is a git-lfs pointer, not the data; run: git lfs pull": head.startswith(b"version https://git-lfs"),
+    }
+    if fault := next((fault for fault, found in faults.items() if found), None):
+        raise UserError(f"{path}: {fault}")
 
 
 def _read_csv(
@@ -105,9 +100,7 @@ def _check_delimiter(path: Path, header: str, wanted: Collection[str], delimiter
 
     for sign in ";\t|,".replace(delimiter, ""):
         if header.startswith(f"sep={sign}") or (names_any(sign) and not names_any(delimiter)):
-            raise UserError(
-                f"{path}: the columns look separated by {sign!r}; save the file with {delimiter!r} between them"
-            )
+            raise UserError(f"{path}: the columns look separated by {sign!r}; save them with {delimiter!r} in between")
 
 
 def _take_names(path: Path, names: list[str], columns: dict[str, None]) -> None:

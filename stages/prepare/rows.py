@@ -182,21 +182,16 @@ def listed(names: Sequence[str], most: int = 20, between: str = ", ") -> str:
 
 def is_unicode(text: str) -> bool:
     """Whether a text can be written as UTF-8: half of a surrogate pair cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def one_spelling(labels: Collection[str]) -> dict[str, str]:
     """How labels (or groups) must be respelled so that one has one name; empty where nothing has to change.
 
-    A csv file knows no numbers: pandas writes the classes 0 and 1 as ``0.0`` and ``1.0`` once a label is missing,
-    and ``True`` where JSON has ``true``. Labels are respelled only where *every* label is a number (or a boolean),
-    and one of them occurs in two spellings. Codes (``007``) and versions (``1.10``, which is not 1.1) are no numbers.
-    Other labels are respelled where nobody sees them differ: in the Unicode form of a letter, an invisible
-    character or the kind of a space.
+    A csv file knows no numbers: pandas writes the classes 0 and 1 as ``0.0`` and ``1.0`` once a label is missing, and
+    ``True`` where JSON has ``true``. Labels are respelled only where *every* label is a number (or a boolean), and one
+    of them occurs in two spellings. Codes (``007``) and versions (``1.10``, which is not 1.1) are no numbers. Others
+    are respelled where nobody sees them differ: in the Unicode form of a letter, or an invisible character.
     """
     numbers = {label: as_text(Decimal(label)) for label in labels if _NUMBER.fullmatch(label)}
     booleans = {label: label.lower() for label in labels if label.lower() in ("true", "false")}

@@ -116,8 +116,7 @@ class PromptTokenizer:
 
     def _start_ids(self) -> list[int]:
         """Ids that the post-processor adds in front, as opposed to those at the end."""
-        plain = self._plain(["a"])[0]
-        full = self._tokenizer.encode("a").ids
+        plain, full = self._plain(["a"])[0], self._tokenizer.encode("a").ids
         return next((full[:at] for at in range(len(full)) if full[at : at + len(plain)] == plain), [])
 
     def _end_of_turn(self, closing: str) -> tuple[int | None, str]:
@@ -153,15 +152,20 @@ def label_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> dict[s
     """
     words = {example.label: example.answer for example in examples if example.label is not None}
     probes = examples[:: max(1, len(examples) // _PROBES)]
-    ids = _word_ids(tokenizer, probes, words, ended=False)
-    if (alike := _first_alike(ids)) and tokenizer.end is not None:
-        ids = _word_ids(tokenizer, probes, words, ended=True)
-        alike = _first_alike(ids)
-    if not alike:
-        return ids
+    ids: dict[str, list[int]] = {}
+    alike: list[str] = []
+    for ended in (False, True) if tokenizer.end is not None else (False,):
+        for label, word in sorted(words.items()):
+            seen = Counter(tuple(one) for one in tokenizer.answers([(probe, word) for probe in probes], ended=ended))
+            ids[label] = list(max((count, one) for one, count in seen.items())[1])
+            if not ids[label]:
+                raise UserError(f"data.label_words: the tokenizer makes nothing of {word!r} (label {label!r})")
+        ordered = pairwise(sorted(ids, key=ids.__getitem__))  # where one begins another, two neighbours do
+        alike = next(([a, b] for a, b in ordered if ids[b][: len(ids[a])] == ids[a]), [])
+        if not alike:
+            return ids
     pair = " from ".join(f"{words[label]!r} (label {label!r})" for label in alike)
-    same = len({tuple(ids[label]) for label in alike}) == 1
-    why = "they have the same tokens" if same else "the tokens of one begin the other's"
+    why = "the tokens of one are those of the other, or begin them"
     if tokenizer.end is None:
         why += ", and the model names no end-of-sequence token (eos_token_id in its config.json)"
     raise UserError(f"data.label_words: the tokenizer cannot tell {pair}: {why}; give one another word")
@@ -219,23 +223,3 @@ def _cut_left(prompt: list[int], start: int, room: int) -> list[int]:
     if room <= start:
         return []
     return prompt if len(prompt) <= room else prompt[:start] + prompt[len(prompt) - (room - start) :]
-
-
-def _word_ids(
-    tokenizer: PromptTokenizer, probes: Sequence[Example], words: Mapping[str, str], *, ended: bool
-) -> dict[str, list[int]]:
-    ids: dict[str, list[int]] = {}
-    for label, word in sorted(words.items()):
-        seen = Counter(tuple(one) for one in tokenizer.answers([(probe, word) for probe in probes], ended=ended))
-        ids[label] = list(max((count, one) for one, count in seen.items())[1])
-        if not ids[label]:
-            raise UserError(f"data.label_words: the tokenizer makes nothing of {word!r} (label {label!r})")
-    return ids
-
-
-def _first_alike(ids: Mapping[str, list[int]]) -> tuple[str, str] | None:
-    """Two labels, one of whose tokens begin the other's; such two are neighbours in lexicographic order."""
-    for (left, one), (right, other) in pairwise(sorted(ids.items(), key=lambda item: item[1])):
-        if other[: len(one)] == one:
-            return left, right
-    return None

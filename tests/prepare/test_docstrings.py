@@ -14,7 +14,6 @@ from stages.prepare import docstrings
 from stages.prepare.docstrings import (
     LIBRARIES,
     PER_FILE,
-    Library,
     docstrings_of,
     first_sentence,
     read_docstrings,
@@ -24,7 +23,7 @@ from stages.prepare.rows import Loaded
 from tests.prepare.making import PROJECT
 
 PER_LIBRARY = 12
-LIBRARIES_OF_OURS = {"one": Library("one", "lib_one_here"), "two": Library("two", "lib_two_here")}
+LIBRARIES_OF_OURS = {"one": "lib_one_here", "two": "lib_two_here"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def test_sentences_stand_where_their_name_says_and_do_not_name_the_answer(loaded
         text = row.values["text"]
         assert row.values["source_file"] == file
         package, rest = file.split("/", 1)
-        assert package == LIBRARIES[row.values["library"]].package
+        assert package == LIBRARIES[row.values["library"]]
         root = Path(importlib.util.find_spec(package).submodule_search_locations[0])
         source = (root / rest).read_text(encoding="utf-8").splitlines()
         assert text.split()[-1].rstrip(".") in " ".join(source[int(line) - 1 : int(line) + 9])
@@ -60,7 +59,7 @@ def test_texts_are_distinct_and_files_do_not_fill_a_class(loaded):
 
 
 def test_versions_name_no_build(loaded):
-    assert set(loaded.identity["libraries"]) == {library.distribution for library in LIBRARIES.values()}
+    assert set(loaded.identity["libraries"]) == {*LIBRARIES.values(), "scikit-learn"} - {"sklearn"}
     assert not any("+" in version for version in loaded.identity["libraries"].values())
 
 
@@ -185,7 +184,7 @@ def test_generated_vendored_test_and_broken_files_are_left_out(tiny_libraries):
     loaded = read_docstrings(1, None)
     assert [row.example_id for row in loaded.rows["train"]] == ["lib_one_here/kept.py:1"]
     assert loaded.refused["train", "source file that Python cannot read"] == 1
-    assert loaded.identity["libraries"] == {"one": "one-1.0", "two": "two-1.0"}
+    assert loaded.identity["libraries"] == {name: f"{name}-1.0" for name in ("lib_one_here", "lib_two_here")}
 
 
 def test_a_sentence_of_two_libraries_is_of_none(tiny_libraries):
@@ -200,6 +199,6 @@ def test_a_sentence_of_two_libraries_is_of_none(tiny_libraries):
 
 
 def test_a_library_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr(docstrings, "LIBRARIES", {"absent": Library("absent", "no_such_package_anywhere")})
+    monkeypatch.setattr(docstrings, "LIBRARIES", {"absent": "no_such_package_anywhere"})
     with pytest.raises(UserError, match="absent is not installed"):
         read_docstrings(1, None)
