@@ -1,15 +1,19 @@
 """Stage ``base``: params → source → data/base."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from salf.files import replacing_folder
 from stages.base.folder import write_folder
 from stages.base.sources import open_source
-from stages.common.command import exit_code
+from stages.common.command import exit_code, parser_of
 from stages.common.params import Model, Room
+
+_PARSER = parser_of(
+    "base",
+    "Find or download the base model, verify its hash, and write it with one shard per layer.",
+    {"out": ("data/base", "the model folder to write")},
+)
 
 
 class BaseRoom(Room):
@@ -20,13 +24,7 @@ class BaseRoom(Room):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Bring the model in and shard it by layer."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.base",
-        description="Find or download the base model, verify its hash, and write it with one shard per layer.",
-        epilog="example: python -m stages.base --out data/base",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
-    args = parser.parse_args(argv)
+    args = _PARSER.parse_args(argv)
     params = BaseRoom.load().model
 
     source = open_source(params)

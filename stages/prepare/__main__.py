@@ -1,6 +1,5 @@
 """Stage ``prepare``: template, split, de-duplicate, tokenise."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from salf.trial import tokenise_sample, try_out
-from stages.common.command import exit_code
+from stages.common.command import BASE, exit_code, parser_of
 from stages.common.params import Data, Prepare, Room
 from stages.prepare.chat import ChatTemplate, render_sample
 from stages.prepare.examples import Filler, fill_rows
@@ -17,6 +16,12 @@ from stages.prepare.rows import SPLITS, TRAIN, Lost, lost_from
 from stages.prepare.sources import load_rows
 from stages.prepare.splits import carve, check_usable, draw, named, of_labels, separate
 from stages.prepare.tokens import PromptTokenizer, Tokenised, label_ids, tokenise
+
+_PARSER = parser_of(
+    "prepare",
+    "Turn raw rows into prompts and answer tokens, split without leaks.",
+    {"base": BASE, "out": ("data/prepared", "the folder to write")},
+)
 
 
 class PrepareRoom(Room):
@@ -28,14 +33,7 @@ class PrepareRoom(Room):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the parameters and the base model's tokenizer, write the prepared folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.prepare",
-        description="Turn raw rows into prompts and answer tokens, split without leaks.",
-        epilog="example: python -m stages.prepare --base data/base --out data/prepared",
-    )
-    parser.add_argument("--base", type=Path, required=True, help="the base model's folder (its tokenizer is used)")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    arguments = parser.parse_args(argv)
+    arguments = _PARSER.parse_args(argv)
     made = _prepared(PrepareRoom.load(), arguments.base)
     print_summary(made, write_prepared(arguments.out, made), Console())
 

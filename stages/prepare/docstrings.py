@@ -45,8 +45,7 @@ _SKIPPED_FILES: Final = re.compile(
 )
 # Names of the eight libraries, of any of them: the answer is never in the text, nor a wrong one.
 _NAMES: Final = re.compile(
-    r"torch|hugging ?face|transformers|scipy|pandas|sklearn|scikit|numpy|sympy|networkx|\b(np|pd|nx)\b",
-    re.IGNORECASE,
+    r"torch|hugging ?face|transformers|scipy|pandas|sklearn|scikit|numpy|sympy|networkx|\b(np|pd|nx)\b", re.IGNORECASE
 )
 _REFERENCE: Final = re.compile(
     r"(see|refer to|alias|deprecated|same as|for (full )?documentation|(this|the) (function|class|method) is dep\w+)\b",
@@ -54,7 +53,7 @@ _REFERENCE: Final = re.compile(
 )
 _REMNANT: Final = re.compile(
     r">>>|\.\.\.|\.\. |[{}|\\@<>]|%\(|%s|https?:|==|--|\*\*|->|:(param|return|type)"
-    r"|\b(Parameters|Args|Returns|Arguments|Copyright|License)\b ?[:-]|\([`'*]|\*(optional|required)\*|^\w+ ?:",
+    r"|\b(Parameters|Args|Returns|Arguments|Copyright|License)\b ?[:-]|\([`'*]|\*(optional|required)\*|^\w+ ?:"
 )
 # A full stop that ends a sentence: not one after an abbreviation or a single letter.
 _SENTENCE_END: Final = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)(?<!\betc)(?<!\b[A-Za-z])[.!?](?=\s|$)")

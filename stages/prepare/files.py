@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -66,8 +66,6 @@ def _read_csv(
 ) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(_LONGEST)  # the default refuses texts of more than 128 KiB
     with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
-        _check_delimiter(path, file.readline(_HEAD), wanted, delimiter)
-        file.seek(0)
         reader = csv.reader(_lines(file, path), strict=True, delimiter=delimiter)
         try:
             header = next(filter(None, reader), [])
@@ -75,7 +73,8 @@ def _read_csv(
             places = {name: at for at, name in enumerate(header) if name in wanted}
             for fields in filter(None, reader):
                 if len(fields) != len(header):
-                    raise UserError(f"{path}:{reader.line_num}: not the {len(header)} fields that the header names")
+                    names = listed(header, 5)
+                    raise UserError(f"{path}:{reader.line_num}: not the {len(header)} fields of the header ({names})")
                 if delimiter == "\t" and any(_holds_rows(field, at, len(header)) for at, field in enumerate(fields)):
                     raise UserError(
                         f"{path}:{reader.line_num}: a text of several lines that ends here holds whole rows, "
@@ -92,15 +91,6 @@ def _holds_rows(field: str, at: int, width: int) -> bool:
     sizes = [len(first), *map(len, following)]
     begun = all(map(all, following))  # indented code has empty fields
     return len(sizes) > 1 < width and begun and sizes == [width - at, *[width] * (len(sizes) - 2), at + 1]
-
-
-def _check_delimiter(path: Path, header: str, wanted: Collection[str], delimiter: str) -> None:
-    def names_any(sign: str) -> bool:
-        return any(part.strip().strip('"') in wanted for part in header.split(sign))
-
-    for sign in ";\t|,".replace(delimiter, ""):
-        if header.startswith(f"sep={sign}") or (names_any(sign) and not names_any(delimiter)):
-            raise UserError(f"{path}: the columns look separated by {sign!r}; save them with {delimiter!r} in between")
 
 
 def _take_names(path: Path, names: list[str], columns: dict[str, None]) -> None:
@@ -120,22 +110,9 @@ def _lines(file: TextIO, path: Path) -> Iterator[str]:
 
 def _read_json(path: Path, wanted: Collection[str], columns: dict[str, None]) -> Iterator[dict[str, Any]]:
     """Yield objects in lists or one after the other, whichever of the two suffixes the file has."""
-    rows = _objects(path)
-    start = list(islice(rows, 2))
-    if len(start) == 1:
-        _check_is_row(path, start[0], wanted)
-    for row in chain(start, rows):
+    for row in _objects(path):
         columns.update(dict.fromkeys(row))
         yield {name: value for name, value in row.items() if name in wanted}
-
-
-def _check_is_row(path: Path, row: dict[str, Any], wanted: Collection[str]) -> None:
-    """Refuse a file's only object where it is a table in another shape: whole columns, or rows under a key."""
-    sizes = {len(value) if isinstance(value, list | dict) else 0 for value in row.values()}
-    if (len(row) > 1 and len(sizes) == 1 and max(sizes) > 1) or not any(name in wanted for name in row):
-        lists = [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
-        advice = f"only the list in {lists[0]!r}" if lists else "an object for every row (pandas: orient='records')"
-        raise UserError(f"{path}: {described(row)}, not a list of rows; write {advice}")
 
 
 def _objects(path: Path) -> Iterator[dict[str, Any]]:

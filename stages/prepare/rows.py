@@ -140,10 +140,9 @@ def text_at(values: Mapping[str, Any], path: str, parameter: str) -> str:
         return as_text(value)
     except RefusedRowError:
         inside = _text_inside(value, path)
-        write = f"write {{{inside}}} in {parameter}" if parameter == "data.template" else f"set {parameter}: {inside}"
-        turns = re.fullmatch(r".*\.0\.(content|value)", inside or "")
-        advice = f": {write}{', or set data.messages' if turns else ''}" if inside else ""
-        raise RefusedRowError(f"with {described(value)} in column {path!r}{advice}") from None
+        advice = f": name {inside} in {parameter}" if inside else ""
+        turns = ", or set data.messages" if re.search(r"\.0\.(content|value)$", inside or "") else ""
+        raise RefusedRowError(f"with {described(value)} in column {path!r}{advice}{turns}") from None
 
 
 def plain_text(values: Mapping[str, Any], path: str) -> str:

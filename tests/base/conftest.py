@@ -9,8 +9,11 @@ from stages.base.__main__ import main
 from tests.conftest import write_params
 
 
-def bring(tmp_path, monkeypatch, source, **changes):
+def bring(tmp_path, monkeypatch, source, *, trial=False, **changes):
+    """``trial``: open the folder's files in a child process first, which takes seconds to start."""
     monkeypatch.chdir(tmp_path)
+    if not trial:
+        monkeypatch.setattr("stages.base.sources.try_out", lambda *_: None)
     write_params(tmp_path, model__source=str(source), **changes)
     main(["--out", "base"])
     return tmp_path / "base"

@@ -35,13 +35,13 @@ def edit(source, change):
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
 
 
-def refused(tmp_path, monkeypatch, source, message):
+def refused(tmp_path, monkeypatch, source, message, *, trial=False):
     """One line, and nothing of an earlier base is touched."""
     kept = tmp_path / "base" / "kept"
     kept.parent.mkdir(exist_ok=True)
     kept.write_text("of an earlier run")
     with pytest.raises(UserError, match=message) as told:
-        bring(tmp_path, monkeypatch, source)
+        bring(tmp_path, monkeypatch, source, trial=trial)
     assert "\n" not in str(told.value)
     assert len(str(told.value)) < 700
     assert [file.name for file in kept.parent.iterdir()] == ["kept"]
@@ -236,7 +236,7 @@ def test_a_tokenizer_that_grows_without_end_is_ended(tmp_path, monkeypatch, sour
     doubling = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     made["normalizer"] = {"type": "Sequence", "normalizers": [doubling] * 40}
     (source / "tokenizer.json").write_text(json.dumps(made))
-    refused(tmp_path, monkeypatch, source, r"tokenizer\.json: a trial of it took more than (2 GiB|0 s)")
+    refused(tmp_path, monkeypatch, source, r"tokenizer\.json: a trial of it took more than (2 GiB|0 s)", trial=True)
 
 
 def test_what_a_configuration_may_take_is_bounded(tmp_path, monkeypatch, source):
@@ -244,7 +244,7 @@ def test_what_a_configuration_may_take_is_bounded(tmp_path, monkeypatch, source)
     monkeypatch.setattr("stages.base.sources.check_counts", lambda *_: None)
     monkeypatch.setattr("salf.trial.MEMORY", 1 << 28)
     edit(source, {"num_labels": 10**9})
-    refused(tmp_path, monkeypatch, source, r"config\.json: a trial of it took more than 0.25 GiB of memory")
+    refused(tmp_path, monkeypatch, source, r"config\.json: a trial of it took more than 0.25 GiB of memory", trial=True)
 
 
 @pytest.mark.parametrize("cut", [-1000, 1000, -8])

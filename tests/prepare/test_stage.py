@@ -148,7 +148,7 @@ def test_a_test_split_whose_labels_are_held_back(tmp_path, workspace, label, tol
 def test_lists_in_every_row_are_an_error_that_says_what_to_write(tmp_path, workspace):
     turns = [{"prompt": [{"role": "user", "content": row["text"]}], "label": row["label"]} for row in rows(30)]
     write_jsonl(tmp_path / "rows.jsonl", turns)
-    advice = r"write \{prompt\.0\.content\} in data\.template, or set data\.messages$"
+    advice = r"name prompt\.0\.content in data\.template, or set data\.messages$"
     with pytest.raises(UserError, match=r"of train were left out: 30 with a list in column 'prompt': " + advice):
         workspace({"template": "{prompt}"})
     assert read(workspace({"template": "{prompt.0.content}"}), "train")

@@ -99,11 +99,15 @@ TURNS = [{"role": "user", "content": "how?"}]
 @pytest.mark.parametrize(
     ("changes", "row", "reason"),
     [
-        ({}, {"text": TURNS}, "a list in column 'text': write {text.0.content} in data.template, or set data.messages"),
-        ({}, {"text": {"en": "a", "de": "b"}}, "with the keys 'en', 'de' in column 'text': write {text.en} in"),
+        ({}, {"text": TURNS}, "a list in column 'text': name text.0.content in data.template, or set data.messages"),
+        (
+            {},
+            {"text": {"en": "a", "de": "b"}},
+            "with the keys 'en', 'de' in column 'text': name text.en in",
+        ),
         ({}, {"text": b"raw"}, "with bytes in column 'text'"),
-        ({}, {"label": ["x"]}, "a list in column 'label': set data.answer_column: label.0"),
-        ({"group_column": "file"}, {"file": {"id": [4]}}, "'id' in column 'file': set data.group_column: file.id.0"),
+        ({}, {"label": ["x"]}, "a list in column 'label': name label.0 in data.answer_column"),
+        ({"group_column": "file"}, {"file": {"id": [4]}}, "'id' in column 'file': name file.id.0 in data.group_column"),
     ],
 )
 def test_lists_mappings_and_bytes_are_refused_with_what_to_write(changes, row, reason):
