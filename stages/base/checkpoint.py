@@ -1,11 +1,9 @@
 """A source's files: which of them may be read, and the tensors in them under transformers' present names.
 
 Checkpoints are older than conventions: GPT-2's hold their trunk without its name, Pythia's call the head
-``embed_out``. transformers understands all of them when it loads; the stages read names and sizes without loading.
-
-Tensors that a checkpoint lacks would be drawn at random by transformers, and those that it does not know be left out.
-So it is asked before anything is written: it loads the stored names and shapes without their numbers, and says which
-tensors it would write for this network in the form of these files.
+``embed_out``. Tensors that a checkpoint lacks would be drawn at random by transformers, and those that it does not
+know be left out. So it is asked before anything is written: it loads the stored names and shapes without their
+numbers, and says which tensors it would write for this network in the form of these files.
 """
 
 import json
@@ -143,14 +141,11 @@ def current_names(stored: Iterable[str], config: PreTrainedConfig) -> dict[str, 
     network: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     trunk = f"{network.base_model_prefix}." if network else ""
     bare = not any(name.startswith(trunk) for name in stored)
-    old_head = _OLD_HEADS.get(config.model_type)
-
-    def current(name: str) -> str:
-        if old_head and name.startswith(old_head):
-            return "lm_head." + name.removeprefix(old_head)
-        return f"{trunk}{name}" if bare and not name.startswith("lm_head.") else name
-
-    return {name: current(name) for name in stored}
+    old = _OLD_HEADS.get(config.model_type, "lm_head.")
+    names = {name: f"lm_head.{name.removeprefix(old)}" if name.startswith(old) else name for name in stored}
+    return {
+        name: f"{trunk}{today}" if bare and not today.startswith("lm_head.") else today for name, today in names.items()
+    }
 
 
 def beyond(stored: Mapping[str, Stored], network: PreTrainedModel, name: str) -> list[str]:
@@ -206,20 +201,19 @@ def _refuse_missing(
     name: str,
 ) -> None:
     asked = [one for one in expected if one in stored or one not in network.all_tied_weights_keys]
-    if missing := [one for one in asked if one not in stored]:
-        sizes = ", ".join(f"{shown([one])} {list(expected[one].shape)}" for one in missing[:3])
-        head = network.get_output_embeddings()
-        is_head = missing == [f"{path}.weight" for path, part in network.named_modules() if part is head]
-        raise UserError(
-            f"{name}: the weights lack {len(missing)} of the {len(asked)} tensors that config.json asks for: {sizes}"
-            + (", …" if len(missing) > 3 else "")
-            + (f"; they hold others instead: {shown(others)}" if others else "")
-            + (
-                "; if the head is the embedding, write tie_word_embeddings: true"
-                if is_head
-                else "; complete the folder"
-            )
-        )
+    missing = [one for one in asked if one not in stored]
+    if not missing:
+        return
+    sizes = ", ".join(f"{shown([one])} {list(expected[one].shape)}" for one in missing[:3])
+    more = ", …" if len(missing) > 3 else ""
+    instead = f"; they hold others instead: {shown(others)}" if others else ""
+    head = network.get_output_embeddings()
+    is_head = missing == [f"{path}.weight" for path, part in network.named_modules() if part is head]
+    advice = "if the head is the embedding, write tie_word_embeddings: true" if is_head else "complete the folder"
+    raise UserError(
+        f"{name}: the weights lack {len(missing)} of the {len(asked)} tensors that config.json asks for: "
+        f"{sizes}{more}{instead}; {advice}"
+    )
 
 
 def shown(names: Iterable[str]) -> str:

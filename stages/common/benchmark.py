@@ -147,13 +147,9 @@ class Target(Record):
 
 
 class Benchmark(Record):
-    """The content of ``reports/benchmark.json``.
+    """The content of ``reports/benchmark.json``; ``quick``: a small model and fewer points.
 
-    Attributes:
-        quick: the short form: small model, fewer points.
-        startup: seconds of a process until it could begin, by stage; ``finetune+lora``: with adapters.
-        no_op_repro: seconds of a ``dvc repro`` with nothing to do.
-        notes: what was left out, and why; how much the machine's own speed changed.
+    ``startup`` is the seconds of a process until it could begin, by stage; ``notes`` say what was left out, and why.
     """
 
     schema_version: Literal[1]

@@ -85,19 +85,14 @@ def _status(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] |
     except UserError as error:
         return _report(str(error), BAD_INPUT)
     except OSError as error:
-        return _disk_fault(error)
+        mend = _DISK_FAULTS.get(error.errno or 0)
+        if mend is None:
+            raise
+        where, reason = f" ({error.filename})" if error.filename else "", os.strerror(error.errno or 0)
+        return _report(f"cannot write{where}: {reason}; nothing finished was touched: {mend} and run again", BAD_INPUT)
     except KeyboardInterrupt:
         return _report("interrupted; run again to resume", INTERRUPTED)
     return 0
-
-
-def _disk_fault(error: OSError) -> int:
-    mend = _DISK_FAULTS.get(error.errno or 0)
-    if mend is None:
-        raise error
-    where = f" ({error.filename})" if error.filename else ""
-    reason = os.strerror(error.errno or 0)
-    return _report(f"cannot write{where}: {reason}; nothing finished was touched: {mend} and run again", BAD_INPUT)
 
 
 def _report(message: str, code: int) -> int:

@@ -1,7 +1,6 @@
 """What a fault of the Hugging Face hub means for the user, in one line."""
 
 import errno
-from collections.abc import Iterator
 from typing import Final, Literal
 
 from httpx2 import HTTPError
@@ -43,7 +42,9 @@ def hub_page(kind: Kind, name: str) -> str:
 
 def hub_fault(error: BaseException, kind: Kind, name: str, revision: str | None) -> str | None:
     """What is wrong and what to do; ``None`` where it is no fault of the hub's or of its cache."""
-    chain = list(_with_causes(error))
+    chain = [error]
+    while cause := chain[-1].__cause__:
+        chain.append(cause)
     if any(isinstance(each, OSError) and each.errno in _NO_ROOM for each in chain):
         return f"no room on the disk for the hub's cache ({constants.HF_HOME}); free space, or set HF_HOME elsewhere"
     page = hub_page(kind, name)
@@ -54,12 +55,6 @@ def hub_fault(error: BaseException, kind: Kind, name: str, revision: str | None)
                     meaning = _OFFLINE
                 return meaning.format(page=page, revision=revision, reason=_reason(each))
     return None
-
-
-def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def _reason(error: BaseException) -> str:

@@ -1,8 +1,7 @@
 """The groups of ``params.yaml``, validated as a whole, handed out by the room.
 
-A stage's room declares the groups that it reads as a :class:`Room`; loading checks the *whole* file
-(a typing mistake in ``finetune`` is reported before ten minutes of tracing, not after) and returns
-only the declared groups, so that a stage cannot see a value that ``dvc.yaml`` does not list for it.
+Loading checks the *whole* file: a mistake in ``finetune`` is reported before ten minutes of tracing, not after. It
+returns only the groups that the stage's :class:`Room` declares, so that no stage sees what ``dvc.yaml`` does not list.
 """
 
 import os
@@ -320,10 +319,7 @@ def _has_rate(method: str, settings: Finetune) -> bool:
 
 
 class Room(BaseModel):
-    """What a stage reads of ``params.yaml``; ``dvc.yaml`` lists the same.
-
-    Each field is a group. A field whose type has only some of the group's keys reads only these.
-    """
+    """What a stage reads of ``params.yaml``, as ``dvc.yaml`` lists it: groups, or types with some of a group's keys."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -331,14 +327,11 @@ class Room(BaseModel):
     def load(cls, path: Path = PARAMS_FILE) -> Self:
         """Validate the whole file and return this room's groups; a ``UserError`` names every fault at once."""
         everything = load_params(path)
-        groups = {name: _part(getattr(everything, name), field.annotation) for name, field in cls.model_fields.items()}
+        groups: dict[str, Group] = {}
+        for name, field in cls.model_fields.items():
+            kind: Any = field.annotation
+            groups[name] = kind(**{key: getattr(getattr(everything, name), key) for key in kind.model_fields})
         return cls(**groups)
-
-
-def _part(group: Group, kind: Any) -> Group:
-    """The group, or the keys of it that a smaller kind has."""
-    part: Group = kind(**{key: getattr(group, key) for key in kind.model_fields})
-    return part
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:

@@ -49,7 +49,7 @@ def begin(argv: Sequence[str] | None = None) -> Run | None:
         flow_run_name=os.environ.get("SALF_FLOW_RUN_NAME"),
         versions=versions(),
         machine=Machine.here(),
-        seed=_seed(arguments),
+        seed=next((int(n) for option, n in pairwise(arguments) if option == "--seed" and n.isdigit()), None),
     )
     append(run.ledger, start)
     return run
@@ -67,16 +67,8 @@ def finish(run: Run | None, status: int) -> None:
 
 def _command(arguments: Sequence[str]) -> list[str]:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is None:  # a script, not python -m
-        return ["python", Path(sys.argv[0]).name, *arguments]
-    return ["python", "-m", spec.name.removesuffix(".__main__"), *arguments]
-
-
-def _seed(arguments: Sequence[str]) -> int | None:
-    for option, value in pairwise(arguments):
-        if option == "--seed" and value.lstrip("-").isdigit():
-            return int(value)
-    return None
+    program = [Path(sys.argv[0]).name] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
+    return ["python", *program, *arguments]
 
 
 def _code_state(folder: Path) -> dict[str, Any]:
@@ -122,15 +114,11 @@ def _hash_of_files(folder: Path, paths: Sequence[str]) -> str:
     """SHA-256 over names and contents; the same edits give the same hash."""
     digest = hashlib.sha256()
     for path in sorted(paths):
-        digest.update(f"{_hash_of(folder / path)} {path}\n".encode(errors="surrogateescape"))
+        held = "absent"  # deleted, a folder of another repository, or not to be read
+        with contextlib.suppress(OSError):
+            held = sha256_file(folder / path)
+        digest.update(f"{held} {path}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def _hash_of(file: Path) -> str:
-    try:
-        return sha256_file(file)
-    except OSError:  # deleted, a folder of another repository, or not to be read
-        return "absent"
 
 
 def versions() -> dict[str, str]:

@@ -46,7 +46,10 @@ def compare_methods(
     by_method: dict[str, list[str]] = {}
     for name, run in runs.items():
         by_method.setdefault(run.method, []).append(name)
-    own = {method: _over_seeds(names, scores) for method, names in by_method.items()}
+    own = {
+        method: {score: mean_of([scores[name][score] for name in names]) for score in scores[names[0]]}
+        for method, names in by_method.items()
+    }
     compared = {}
     for method, names in by_method.items():
         known: dict[str, Any] = {"seeds": [runs[name].seed for name in names], "scores": intervals(own[method])}
@@ -55,22 +58,14 @@ def compare_methods(
             if values:
                 known[key] = values[0] if key in _SAME and len(set(values)) == 1 else float(np.mean(values))
         if "full" in own:
-            known["differences"] = _differences(own[method], own["full"])
+            gaps = {name: own[method][name] - own["full"][name] for name in own[method]}
+            known["differences"] = {
+                name: Difference(value=gap.value, low=gap.low, high=gap.high, detectable=gap.detectable)
+                for name, gap in gaps.items()
+            }
             known["at_equal_compute"] = _at_equal_compute(names, runs, curves)
         compared[method] = MethodMetrics(**known)
     return compared
-
-
-def _over_seeds(names: Sequence[str], scores: Mapping[str, Mapping[str, Statistic]]) -> dict[str, Statistic]:
-    return {score: mean_of([scores[name][score] for name in names]) for score in scores[names[0]]}
-
-
-def _differences(own: Mapping[str, Statistic], full: Mapping[str, Statistic]) -> dict[str, Difference]:
-    gaps = {name: own[name] - full[name] for name in own}
-    return {
-        name: Difference(value=gap.value, low=gap.low, high=gap.high, detectable=gap.detectable)
-        for name, gap in gaps.items()
-    }
 
 
 def _at_equal_compute(
@@ -107,16 +102,15 @@ def measured_of(runs: Mapping[str, RunMetrics], clocks: Mapping[str, FineTuneClo
     full = means.get("full")
     if full is None:
         return means
-    return {
-        method: one.model_copy(
-            update={
-                "seconds_share": one.seconds / full.seconds,
-                "seconds_per_step_share": one.seconds_per_step / full.seconds_per_step,
-                "peak_memory_share": one.peak_memory_bytes / full.peak_memory_bytes,
-            }
-        )
+    shares = {
+        method: {
+            "seconds_share": one.seconds / full.seconds,
+            "seconds_per_step_share": one.seconds_per_step / full.seconds_per_step,
+            "peak_memory_share": one.peak_memory_bytes / full.peak_memory_bytes,
+        }
         for method, one in means.items()
     }
+    return {method: one.model_copy(update=shares[method]) for method, one in means.items()}
 
 
 def print_metrics(metrics: Metrics) -> None:

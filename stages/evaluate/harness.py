@@ -65,10 +65,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"lm-eval is not installed ({error}); pip install 'salf[harness]', or lm-eval[hf]") from None
     manager = _manager(args.tasks, args.include, version)
     found = {name: _run(folder, runtime, args, manager) for name, folder in folders.items()}
-    models = {name: _entry(folders[name], scores, found[BASE]) for name, scores in found.items()}
+    models = {
+        name: {
+            "weights_sha256": weights_digest(shard_hashes(folders[name])),
+            "tasks": {
+                task: {metric: score.entry(found[BASE][task][metric]) for metric, score in metrics.items()}
+                for task, metrics in scores.items()
+            },
+        }
+        for name, scores in found.items()
+    }
     settings = {"fewshot": args.fewshot, "limit": args.limit, "dtype": runtime.dtype_name}
     write_json(args.out, {"schema": 1, "lm_eval": version, "settings": settings, "models": models})
-    _print(found)
+    _print(models)
 
 
 def _manager(tasks: Sequence[str], include: Path | None, version: str) -> Any:
@@ -119,27 +128,18 @@ def _scores(answered: Mapping[str, Any], task: str) -> dict[str, Score]:
     return found
 
 
-def _entry(folder: Path, scores: Scores, before: Scores) -> dict[str, Any]:
-    tasks = {
-        task: {name: score.entry(before[task][name]) for name, score in metrics.items()}
-        for task, metrics in scores.items()
-    }
-    return {"weights_sha256": weights_digest(shard_hashes(folder)), "tasks": tasks}
-
-
 def _standard_error(values: NDArray[np.float64]) -> float:
     return significant(float(values.std(ddof=1) / np.sqrt(len(values)))) if len(values) > 1 else 0.0
 
 
-def _print(found: Mapping[str, Scores]) -> None:
+def _print(models: Mapping[str, Any]) -> None:
     table = Table("model", "task", "metric", "value", "minus base", title="lm-eval")
-    for name, tasks in found.items():
-        for task, metrics in tasks.items():
-            for metric, score in metrics.items():
-                entry = score.entry(found[BASE][task][metric])
+    for name, model in models.items():
+        for task, metrics in model["tasks"].items():
+            for metric, entry in metrics.items():
                 gap, error = entry.get("minus_base"), entry.get("minus_base_standard_error")
                 words = ("" if gap is None else f"{gap:+.4f}") + (f" ± {error:.4f}" if error else "")
-                table.add_row(name, task, metric, f"{score.value:.4f}", words)
+                table.add_row(name, task, metric, f"{entry['value']:.4f}", words)
     Console().print(table)
 
 

@@ -60,8 +60,7 @@ class Predictor:
         return Predictions(said, np.array(correct, float), loss, tokens, [answer.probability for answer in answers])
 
     def _written(self, model: CausalModel, name: str) -> list[str]:
-        if self.meta.end_token_id is None:
-            raise ValueError("free answers end with a token of their own")
+        assert self.meta.end_token_id is not None, "free answers end with a token of their own"
         longest, most = self.params.generate_tokens, self.params.batch_tokens
         with progress(f"{name} writes its answers", len(self.test), "examples") as advance:
             return write_answers(
@@ -71,8 +70,7 @@ class Predictor:
     def _exact(self, said: Sequence[str]) -> list[bool]:
         # Both sides without special tokens, which chat templates put into answers, too.
         asked = [self._tokenizer.decode(example.answer_ids, skip_special_tokens=True) for example in self.test]
-        marker = self.params.answer_marker
-        return [exact_match(text, reference, marker) for text, reference in zip(said, asked, strict=True)]
+        return [exact_match(*both, self.params.answer_marker) for both in zip(said, asked, strict=True)]
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -128,15 +126,17 @@ def write_answers(
     ``end`` is the token that ends an answer (in a chat, a turn). The model's own end tokens count too.
     """
     answers = [""] * len(examples)
+    settings = model.network.config
+    own = settings.eos_token_id
+    ends = sorted({one for one in (end, *(own if isinstance(own, list) else [own])) if one is not None})
     by_length: dict[int, list[int]] = {}
     for i, example in enumerate(examples):
         by_length.setdefault(len(example.prompt_ids), []).append(i)
     # Equal lengths need no padding, and an unpadded prompt is what the model was trained on.
     for length, members in sorted(by_length.items()):
-        room = min(longest, _context(model, length + longest) - length)
-        config = GenerationConfig(
-            max_new_tokens=room, do_sample=False, eos_token_id=_ends(model, end), pad_token_id=end
-        )
+        context = getattr(settings, "max_position_embeddings", None) or length + longest
+        room = min(longest, int(context) - length)
+        config = GenerationConfig(max_new_tokens=room, do_sample=False, eos_token_id=ends, pad_token_id=end)
         size = max(1, batch_tokens // (length + room))
         for at in range(0, len(members), size):
             index = members[at : at + size]
@@ -148,22 +148,7 @@ def write_answers(
     return answers
 
 
-def _context(model: CausalModel, otherwise: int) -> int:
-    """Longest sequence of the model; ``otherwise`` where its configuration names none."""
-    return int(getattr(model.network.config, "max_position_embeddings", None) or otherwise)
-
-
-def _ends(model: CausalModel, end: int | None) -> list[int]:
-    own = model.network.config.eos_token_id
-    return sorted({one for one in (end, *(own if isinstance(own, list) else [own])) if one is not None})
-
-
 def exact_match(answer: str, reference: str, marker: str | None) -> bool:
     """Compare texts up to white space; with a marker (gsm8k: ``####``) only what follows its last occurrence."""
-    return _final(answer, marker) == _final(reference, marker)
-
-
-def _final(text: str, marker: str | None) -> str:
-    if marker is not None:
-        text = text.rpartition(marker)[2]
-    return " ".join(text.split())
+    compared = (text if marker is None else text.rpartition(marker)[2] for text in (answer, reference))
+    return len({" ".join(text.split()) for text in compared}) == 1

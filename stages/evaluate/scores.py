@@ -1,7 +1,4 @@
-"""Scores of one model, or one baseline, on the test split, with bootstrap intervals over the test examples.
-
-The intervals are Efron's percentile intervals.
-"""
+"""Scores of a model or a baseline on the test split, with Efron's percentile intervals over the test examples."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +20,7 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """A statistic of the examples and of each of their resamples, ``resampled`` [R].
-
-    All models share the resamples, so means and differences of their statistics are paired.
-    """
+    """A statistic of the examples and of each of their resamples, [R], which all models share (pairs)."""
 
     value: float
     resampled: Floats
@@ -61,10 +55,7 @@ def mean_of(parts: Sequence[Statistic]) -> Statistic:
 
 
 class Bootstrap:
-    """R resamples of n examples, the same for every model: differences between models are paired.
-
-    Labels, [n], are those of the examples, where they have any.
-    """
+    """R resamples of n examples, the same for every model; ``labels`` [n] where the examples have any."""
 
     def __init__(
         self, examples: int, resamples: int, confidence: float, seed: int, labels: Sequence[str] | None = None
@@ -91,8 +82,7 @@ class Bootstrap:
         Each class is resampled on its own, so that none is missing from a resample. A class of fewer than about
         ten examples makes both intervals too narrow.
         """
-        if self.labels is None:
-            raise ValueError("scores over classes need the examples' labels")
+        assert self.labels is not None, "scores over classes need the examples' labels"
         classes, numbers = np.unique([*self.labels, *predicted], return_inverse=True)
         truth, said = np.split(numbers, 2)
         values = _over_classes(truth[None], said[None], len(classes))

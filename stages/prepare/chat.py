@@ -1,7 +1,7 @@
 """The model's own chat template: a conversation as the text that the model was taught to continue.
 
-Chat templates are Jinja programs that come with a tokenizer. They are rendered here as transformers renders them
-(same options, same functions, in Jinja's sandbox), because preparing data does without torch and transformers.
+Chat templates are Jinja programs. They are rendered as transformers renders them (same options, same functions, in
+Jinja's sandbox), because preparing data does without torch and transformers.
 """
 
 import json
@@ -125,7 +125,7 @@ class ChatTemplate:
         """
         conversation = [*turns, answer]
         whole = self.render(conversation, tools)
-        self._check_calls(conversation, tools)
+        self._check_calls(conversation, tools, whole)
         if not whole.endswith(self.closing):
             raise RefusedRowError(
                 f"answer that the chat template does not close as it closes others ({self.closing.strip()!r})"
@@ -154,28 +154,22 @@ class ChatTemplate:
             raise RefusedRowError("conversation whose answer the chat template leaves out")
         return before, after
 
-    def _check_calls(self, turns: Sequence[Turn], tools: Tools | None) -> None:
-        """Render every turn's calls under a name that nothing else has, and look for it."""
-        names = {at: f"\ue000{at}\ue001" for at, turn in enumerate(turns) if turn.get("tool_calls")}
-        named = [_renamed(turn, names[at]) if at in names else turn for at, turn in enumerate(turns)]
-        text = self.render(named, tools) if names else ""
-        if any(name not in text for name in names.values()):
-            raise RefusedRowError("conversation whose tool calls the chat template leaves out")
+    def _check_calls(self, turns: Sequence[Turn], tools: Tools | None, whole: str) -> None:
+        """Refuse a conversation that is rendered in the same way without a turn's calls."""
+        for at, turn in enumerate(turns):
+            if not turn.get("tool_calls"):
+                continue
+            try:
+                silent = self.render([*turns[:at], {**turn, "tool_calls": None}, *turns[at + 1 :]], tools)
+            except RefusedRowError:  # so the template looks for them
+                continue
+            if silent == whole:
+                raise RefusedRowError("conversation whose tool calls the chat template leaves out")
 
 
 def render_sample(file: str) -> None:
     """Render short conversations with the template that a file of a model's folder holds."""
     ChatTemplate.of(Path(file).parent)
-
-
-def _renamed(turn: Turn, name: str) -> Turn:
-    calls = [
-        {**call, "function": {**call["function"], "name": name}}
-        if isinstance(call.get("function"), Mapping)
-        else {**call, "name": name}
-        for call in turn["tool_calls"]
-    ]
-    return {**turn, "tool_calls": calls}
 
 
 def _notes(conversation: Sequence[Turn], whole: str) -> list[str]:

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -67,7 +67,10 @@ def read_docstrings(seed: int, per_library: int | None) -> Loaded:
     refused: Counter[str] = Counter()
     rows = [row for library in LIBRARIES for row in _read_library(library, seed, per_library, refused)]
     rows = _distinct(sorted(rows, key=lambda row: row.example_id), refused)
-    return Loaded({TRAIN: rows}, COLUMNS, {"kind": "docstrings", "libraries": _versions()}, lost_from(TRAIN, +refused))
+    # "+cpu" or "+cu130" names the build of a version, not its sources.
+    names = [_DISTRIBUTIONS.get(package, package) for package in LIBRARIES.values()]
+    identity = {"kind": "docstrings", "libraries": {name: version(name).split("+")[0] for name in names}}
+    return Loaded({TRAIN: rows}, COLUMNS, identity, lost_from(TRAIN, +refused))
 
 
 def first_sentence(docstring: str) -> str:
@@ -161,10 +164,3 @@ def _distinct(rows: list[Row], refused: Counter[str]) -> list[Row]:
             refused["docstring seen before"] += len(group) - 1
             kept.append(group[0])
     return kept
-
-
-def _versions() -> dict[str, str]:
-    try:  # "+cpu" or "+cu130" names the build of a version, not its sources
-        return {name: version(name).split("+")[0] for name in (_DISTRIBUTIONS.get(p, p) for p in LIBRARIES.values())}
-    except PackageNotFoundError as error:
-        raise UserError(f"data.source = docstrings: {error}; install the lock file (make setup)") from None

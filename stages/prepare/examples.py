@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from string import Formatter
 from typing import Any, Final
 
@@ -34,32 +33,22 @@ BROKEN: Final = "with half of a surrogate pair (text that was cut within a chara
 _REASONS: Final = 1000  # different reasons that are counted separately
 
 
-@dataclass(frozen=True)
 class Template:
     """A parsed prompt template: pairs of literal text and the column that follows it (``None`` at the end)."""
 
-    parts: tuple[tuple[str, str | None], ...]
-
-    @classmethod
-    def parse(cls, text: str) -> "Template":
+    def __init__(self, text: str) -> None:
         """Parse ``{column}`` fields; ``{{`` and ``}}`` are braces."""
-        parts: list[tuple[str, str | None]] = []
         try:
-            for literal, column, spec, conversion in Formatter().parse(text):
+            parsed = list(Formatter().parse(text))
+            for _, column, spec, conversion in parsed:
                 if spec or conversion or column == "":
                     raise ValueError(f"field {column!r} must be a plain column name")
-                parts.append((literal, column))
         except ValueError as error:
             raise UserError(f"data.template: {error}; write {{column}}, and {{{{ or }}}} for a brace") from None
-        template = cls(tuple(parts))
-        if not template.columns:
+        self.parts = [(literal, column) for literal, column, _, _ in parsed]
+        self.columns = tuple(dict.fromkeys(column for _, column in self.parts if column is not None))
+        if not self.columns:
             raise UserError("data.template: names no column: write {column} where the row's text goes")
-        return template
-
-    @cached_property
-    def columns(self) -> tuple[str, ...]:
-        """The columns that it names, each once, in order of appearance."""
-        return tuple(dict.fromkeys(column for _, column in self.parts if column is not None))
 
     def fill(self, values: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
         """Write the prompt of a row; returned with the texts of its columns (a missing value is empty text)."""
@@ -78,7 +67,7 @@ class Filler:
     def __init__(self, data: Data, chat: ChatTemplate | None = None) -> None:
         """Parse the template and the label words."""
         self.data, self.task, self.chat = data, TASKS[data.task], chat
-        self.template = Template.parse(data.template)
+        self.template = Template(data.template)
         if data.answer_column in self.template.columns and not data.messages:
             raise UserError(
                 f"data.template: names the answer column {data.answer_column!r}: the prompt would hold the answer"

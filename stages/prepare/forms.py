@@ -58,11 +58,11 @@ def read_conversation(value: Any, system: Any = None) -> list[Turn]:
 
 def read_tools(values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """Read the descriptions of a row's tools: a list, or its JSON text; ``None`` where the row has none."""
-    for column in (TOOLS, FUNCTIONS):
-        if values.get(column) not in (None, ""):
-            found = _objects(values[column], f"column {column} that holds")
-            return found if column == TOOLS else _as_calls(found)
-    return None
+    column = next((name for name in (TOOLS, FUNCTIONS) if values.get(name) not in (None, "")), None)
+    if column is None:
+        return None
+    found = _objects(values[column], f"column {column} that holds")
+    return found if column == TOOLS else _as_calls(found)
 
 
 def words(turn: Turn) -> str:
@@ -102,17 +102,13 @@ def _content(content: Any) -> str | None:
     """Text, or a list of parts that are all text (``text``, ``input_text``, ``output_text``)."""
     if not isinstance(content, list | Mapping):
         return None if content is None else as_text(content)
-    parts = [content] if isinstance(content, Mapping) else content
-    texts = [
-        part["text"]
-        for part in parts
-        if isinstance(part, Mapping)
-        and isinstance(part.get("text"), str)
-        and str(part.get("type", "text")).endswith("text")
+    parts = [
+        part if isinstance(part, Mapping) else {} for part in (content if isinstance(content, list) else [content])
     ]
-    if len(texts) < len(parts):
+    texts = [part.get("text") if str(part.get("type", "text")).endswith("text") else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
         raise RefusedRowError("conversation with contents that are not text")
-    return "".join(texts)
+    return "".join(map(str, texts))
 
 
 def _calls(content: Any) -> list[dict[str, Any]]:
@@ -137,15 +133,11 @@ def _objects(value: Any, what: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Question:
-    """The candidates of a row and the place of the right one."""
+    """The candidates of a row, the letters that stand for them, and the place of the right one."""
 
     texts: tuple[str, ...]
+    letters: tuple[str, ...]
     right: int
-
-    @property
-    def letters(self) -> tuple[str, ...]:
-        """A, B, C, ..., one for each candidate."""
-        return tuple(ascii_uppercase[: len(self.texts)])
 
     @property
     def listed(self) -> str:
@@ -173,7 +165,7 @@ def read_question(values: Mapping[str, Any], choices: Choices, answer_column: st
     meant = _meant(reach(values, answer_column), texts, marks, choices.first)
     if len(meant) != 1:
         raise RefusedRowError("answer that names two candidates" if meant else "answer that names no candidate")
-    return Question(tuple(texts), meant.pop())
+    return Question(tuple(texts), tuple(ascii_uppercase[: len(texts)]), meant.pop())
 
 
 def _candidates(values: Mapping[str, Any], choices: Choices) -> tuple[list[str], list[str]]:

@@ -148,16 +148,14 @@ def print_summary(made: Prepared, record: PreparedRecord, console: Console) -> N
         "empty": [f"{column} in {n:,} rows" for column, n in record.blank.items()],
     }
     for title, lines in lists.items():
-        if lines or title in ("dropped", "refused"):
-            text = listed(lines, 10, "; ") or "none"
-            console.print(f"{title}: {text}", markup=False, highlight=False, soft_wrap=True)
+        if lines:
+            console.print(f"{title}: {listed(lines, 10, '; ')}", markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"cut from the left at {record.max_tokens:,} tokens: {record.truncated:,}; "
         f"all prompts share their first {record.shared_prefix_tokens:,} tokens"
     )
     example = made.splits[TRAIN][0].example
-    console.print("an example:", style="bold")
-    console.print(escape(f"{example.prompt} [{example.answer}]"), highlight=False, soft_wrap=True)
+    console.print(escape(f"an example:\n{example.prompt} [{example.answer}]"), highlight=False, soft_wrap=True)
 
 
 def _classes(record: PreparedRecord, split: PreparedSplit) -> str:

@@ -40,12 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Loaded:
-    """All rows of a source, by split; a split that the source does not have is absent.
-
-    Attributes:
-        columns: every column that the source has, whether it was read or not.
-        identity: what was read, with versions or hashes; part of ``meta.json``.
-    """
+    """All rows of a source by split, every column's name, and what was read (``identity``: versions or hashes)."""
 
     rows: dict[str, list[Row]]
     columns: tuple[str, ...]

@@ -97,7 +97,8 @@ def _files(path: Path, names: Mapping[str, str]) -> dict[str, list[Path]]:
 def _split_files(folder: Path, name: str) -> list[Path]:
     """The files of a split: ``train.csv``, ``train-00000-of-00002.parquet``, or those in a folder ``train``."""
     held = _tables(folder.iterdir())
-    inside = [file for file in (folder / name).rglob("*") if not _is_hidden(file, folder / name)]
+    every = (folder / name).rglob("*")  # but no copies or by-products: .ipynb_checkpoints/a.csv, ._a.csv
+    inside = [file for file in every if not any(part[:1] == "." for part in file.relative_to(folder / name).parts)]
     texts = sorted(file for file in inside if file.suffix == TEXT and file.parent.parent == folder / name)
     whole = [[file] for suffix in TABLES for file in held if file.name == f"{name}{suffix}"]
     forms = [*whole, _parts(folder, name, held), _tables(inside) or [file for file in texts if file.is_file()]]
@@ -120,11 +121,6 @@ def _parts(folder: Path, name: str, held: Iterable[Path]) -> list[Path]:
     if parts and {int(match["number"]) for match, _ in parts} != set(range(int(parts[0][0]["parts"]))):
         raise UserError(f"{folder}: split {name!r} has {len(parts)} of {int(parts[0][0]['parts'])} parts")
     return [file for _, file in parts]
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    """Whether it is a copy or a by-product of some program: ``.ipynb_checkpoints/a.csv``, ``._a.csv``."""
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _tables(files: Iterable[Path]) -> list[Path]:

@@ -1,7 +1,6 @@
 """Which example falls into which split: groups stay whole, training labels are balanced, no row leaks.
 
-Every draw orders the examples by a hash of the seed and a name: it does not depend on the order of the
-source, and an added row does not reshuffle the others.
+Every draw orders the examples by a hash of the seed and a name: an added row does not reshuffle the others.
 """
 
 import math
@@ -98,9 +97,8 @@ def named(examples: Examples, wanted: Named) -> Examples:
 def separate(examples: Examples, threshold: float | None) -> tuple[Examples, Lost]:
     """Drop rows that leak from one split into another, and rows that occur twice in the training split.
 
-    The test split is left as it is: rows of validation that share a group with test or are near-duplicates of its
-    rows are dropped, and rows of training that do so with either. Without a threshold, texts of different splits are
-    not compared.
+    The test split is left as it is. Rows of validation that share a group with test or are near-duplicates of its rows
+    are dropped, and rows of training that do so with either. Without a threshold, texts are not compared.
     """
     dropped = Lost()
     kept: Examples = {TEST: examples[TEST]}
@@ -250,12 +248,10 @@ class NearDuplicates:
 
     Two sets of similarity t or more share at least ⌈t·|x|⌉ elements, so any |x| − ⌈t·|x|⌉ + 1 elements of x hold one
     that y has too. With all elements in one global order, rarest first, it is enough to look at a prefix of that
-    length of both (prefix filtering: Chaudhuri, Ganti, Kaushik 2006; Bayardo, Ma, Srikant 2007, §3). Rare trigrams are
-    in few texts, which keeps the candidates few; these are compared in full, and nothing is missed.
+    length of both (prefix filtering: Chaudhuri, Ganti, Kaushik 2006; Bayardo, Ma, Srikant 2007, §3).
 
-    Rows generated from a template have no rare trigrams: every row would be every other's candidate. So at most
-    ``COMPARED`` candidates are compared, those of the rarest trigrams first. A text with more candidates may keep a
-    near-duplicate among the others; equal texts are always found.
+    At most ``COMPARED`` candidates are compared in full, those of the rarest trigrams first: rows generated from a
+    template have no rare ones. A text with more candidates may keep a near-duplicate; equal texts are always found.
     """
 
     def __init__(self, texts: Iterable[str], threshold: float) -> None:

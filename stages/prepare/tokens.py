@@ -1,7 +1,4 @@
-"""From prompts and answers to token ids, with the model's own tokenizer and nothing else of the model.
-
-Ids are read with the ``tokenizers`` library, so that preparing data needs neither torch nor transformers.
-"""
+"""From prompts and answers to token ids, with the model's own tokenizer: neither torch nor transformers is needed."""
 
 import re
 from collections import Counter
@@ -34,13 +31,12 @@ class Tokenised:
 
 
 class PromptTokenizer:
-    """The tokenizer of a base model's folder.
+    """The tokenizer of a base model's folder; ``start`` is what it puts in front of every prompt (BOS).
 
     Attributes:
         context: longest sequence of the model, in tokens; ``None`` where its configuration names none.
         rows: of the model's embedding; ``None`` where its configuration does not say.
         end: id of the token that ends an answer: a turn's end in a chat, else a sequence's; ``None`` without one.
-        start: ids in front of every prompt (BOS), if any; a chat template writes its own.
     """
 
     def __init__(self, folder: Path, chat: ChatTemplate | None = None) -> None:
@@ -61,7 +57,9 @@ class PromptTokenizer:
         self.end, self._tail = self._end_of_turn(chat.closing) if chat else (None, "")
         if self.end is None:
             self.end = self._end_id(config, folder / "tokenizer_config.json")
-        self.start = [] if chat else self._start_ids()
+        # What the post-processor adds in front, as opposed to at the end.
+        plain, full = self._plain(["a"])[0], [] if chat else self._tokenizer.encode("a").ids
+        self.start = next((full[:at] for at in range(len(full)) if full[at : at + len(plain)] == plain), [])
         self._check_rows([self.end or 0, *self.start])
 
     def room(self, max_tokens: int) -> int:
@@ -114,11 +112,6 @@ class PromptTokenizer:
                 "model to it (resize_token_embeddings)"
             )
 
-    def _start_ids(self) -> list[int]:
-        """Ids that the post-processor adds in front, as opposed to those at the end."""
-        plain, full = self._plain(["a"])[0], self._tokenizer.encode("a").ids
-        return next((full[:at] for at in range(len(full)) if full[at : at + len(plain)] == plain), [])
-
     def _end_of_turn(self, closing: str) -> tuple[int | None, str]:
         """The first added token in what a template writes after an answer, and the text in front of it."""
         added = self._tokenizer.get_added_tokens_decoder()
@@ -130,10 +123,8 @@ class PromptTokenizer:
         known = config.get("eos_token_id")
         if isinstance(known, list):
             known = known[0] if known else None
-        if known is None and path.exists():
-            token = read_json(path).get("eos_token")
-            content = token.get("content") if isinstance(token, dict) else token
-            known = self._tokenizer.token_to_id(content) if content else None
+        if known is None and path.exists() and (token := read_json(path).get("eos_token")):
+            known = self._tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token)
         return known
 
 

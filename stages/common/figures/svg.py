@@ -59,15 +59,7 @@ _RC: Final[Any] = {
 
 
 def panel(name: str, title: str, description: str, paint: Callable[[Axes], None], height: int = HEIGHT) -> str:
-    """Draw one panel and return it as an SVG element.
-
-    Args:
-        name: unique on the page; every id inside starts with it.
-        title: what is seen, in one sentence; the accessible name.
-        description: what is drawn against what; the accessible description.
-        paint: draws into the axes, with the colours of :mod:`stages.common.figures.palette`.
-        height: of the view box, in its units (px at a width of ``WIDTH``).
-    """
+    """Draw one panel as an SVG element of this ``name``, ``title`` (what is seen) and ``description`` (its axes)."""
     with mpl.rc_context(dict(_RC)):
         figure = Figure(figsize=(WIDTH / _POINTS_PER_INCH, height / _POINTS_PER_INCH), dpi=_POINTS_PER_INCH)
         FigureCanvasSVG(figure)
@@ -87,10 +79,15 @@ def finish(name: str, title: str, description: str, raw: str) -> str:
     body = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans, sans-serif)", body)
     for ink in INKS.values():
         body = body.replace(ink.stand_in, f"var({ink.variable})")
-    opening = re.search(r"<svg\b[^>]*>", body, flags=re.DOTALL)
+    opening = re.search(r'<svg\b[^>]*viewBox="([^"]+)"[^>]*>', body)
     if opening is None:
-        raise ValueError("matplotlib wrote no <svg> element")
-    return _opening(name, opening.group(0), title, description) + body[opening.end() :].rstrip()
+        raise ValueError("matplotlib wrote no <svg> element with a viewBox")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" id="{name}" '
+        f'viewBox="{opening.group(1)}" role="img" aria-labelledby="{name}-title {name}-desc" class="figure">\n'
+        f' <title id="{name}-title">{escape(title)}</title>\n <desc id="{name}-desc">{escape(description)}</desc>'
+        f"{body[opening.end() :].rstrip()}"
+    )
 
 
 def standalone(svg: str) -> tuple[str, str]:
@@ -106,14 +103,9 @@ def standalone(svg: str) -> tuple[str, str]:
 
 
 def inline(text: str) -> str:
-    """A panel for a page out of a file that :func:`standalone` made: without colours and ground of its own.
-
-    Raises:
-        ValueError: the file was not made so.
-    """
-    body, found = re.subn(
-        r' width="[\d.]+" height="[\d.]+">\n <style>[^<]*</style>\n <rect [^>]*/>', ">", text, count=1
-    )
+    """A panel for a page out of a file that :func:`standalone` made: without colours and ground of its own."""
+    added = r' width="[\d.]+" height="[\d.]+">\n <style>[^<]*</style>\n <rect [^>]*/>'
+    body, found = re.subn(added, ">", text, count=1)
     if found != 1:
         raise ValueError("not a file of a panel of this module")
     return body.rstrip()
@@ -131,9 +123,7 @@ def place_labels(
 ) -> None:
     """Write (x, y, text, colour) labels beside their points, clear of each other and of the obstacles.
 
-    Works in shares of the axes, with the width of a letter taken from the font's size; call it when
-    the axes' limits are final. Of places that cover equally little the nearest is taken; a label that
-    lies apart from its point is led to it by a line.
+    Works in shares of the axes, when their limits are final. A label far from its point is led to it by a line.
     """
     axes.autoscale_view()  # matplotlib would find the limits when it draws
     taken: list[_Box] = []
@@ -184,14 +174,3 @@ def _share(axes: Axes, x: float, y: float) -> tuple[float, float]:
     shown = axes.transData.transform((x, y))
     inside = axes.transAxes.inverted().transform(shown)
     return float(inside[0]), float(inside[1])
-
-
-def _opening(name: str, opening: str, title: str, description: str) -> str:
-    box = re.search(r'viewBox="([^"]+)"', opening)
-    if box is None:
-        raise ValueError("matplotlib wrote no viewBox")
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" id="{name}" '
-        f'viewBox="{box.group(1)}" role="img" aria-labelledby="{name}-title {name}-desc" class="figure">\n'
-        f' <title id="{name}-title">{escape(title)}</title>\n <desc id="{name}-desc">{escape(description)}</desc>'
-    )
