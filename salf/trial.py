@@ -44,7 +44,7 @@ for at, (work, trial) in enumerate(zip(works, trials)):
 
 
 def try_out(*trials: tuple[Callable[[str], object], Path]) -> None:
-    """Call modules' functions, each with its file, in one child; a ``UserError`` blames the file that exceeds limits."""
+    """Call modules' functions, each with its file, in one child; a ``UserError`` blames the one beyond limits."""
     calls = [(work.__module__, work.__qualname__, str(file)) for work, file in trials]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-c", _CHILD.replace("{no_memory}", str(_NO_MEMORY))]

@@ -82,7 +82,8 @@ class Bootstrap:
         Each class is resampled on its own, so that none is missing from a resample. A class of fewer than about
         ten examples makes both intervals too narrow.
         """
-        assert self.labels is not None, "scores over classes need the examples' labels"
+        if self.labels is None:
+            raise ValueError("scores over classes need the examples' labels")
         classes, numbers = np.unique([*self.labels, *predicted], return_inverse=True)
         truth, said = np.split(numbers, 2)
         values = _over_classes(truth[None], said[None], len(classes))
