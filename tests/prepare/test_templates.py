@@ -17,7 +17,7 @@ def loaded(*rows: dict) -> Loaded:
 
 
 def test_fills_columns_keeps_braces_and_does_not_read_values_as_templates():
-    template = Template.parse("Q: {question} {{x}}\nC: {context}\n{question}!")
+    template = Template("Q: {question} {{x}}\nC: {context}\n{question}!")
     assert template.columns == ("question", "context")
     prompt, texts = template.fill({"question": "a {b}", "context": 3})
     assert prompt == "Q: a {b} {x}\nC: 3\na {b}!"
@@ -27,7 +27,7 @@ def test_fills_columns_keeps_braces_and_does_not_read_values_as_templates():
 @pytest.mark.parametrize("broken", ["{text", "text}", "{}", "{text:>9}", "{text!r}", "no column at all"])
 def test_broken_templates_are_refused(broken):
     with pytest.raises(UserError, match=r"data\.template"):
-        Template.parse(broken)
+        Template(broken)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_no_rows_at_all():
 
 def test_paths_reach_inside_columns_unless_a_column_has_that_very_name():
     row = {"q": {"stem": "how", "parts": ["a", "b"]}, "q.x": "whole", "label": "x"}
-    assert Template.parse("{q.stem} {q.parts.1} {q.x}|{q.none}|{q.parts.7}").fill(row)[0] == "how b whole||"
+    assert Template("{q.stem} {q.parts.1} {q.x}|{q.none}|{q.parts.7}").fill(row)[0] == "how b whole||"
     data = make_data(template="{q.stem}", answer_column="q.parts.0")
     examples, refused = fill_rows(loaded(row, {"q": {"stem": "no parts"}, "label": "x"}), Filler(data))
     assert [(e.text, e.answer) for e in examples["train"]] == [("how", "a")]
