@@ -1,7 +1,6 @@
 """Run a study: fine-tune above every wanted boundary and save each result; with --analyse: analyse all results.
 
 A second call resumes where the first one stopped: it skips results in the tables, from whatever machine they are.
-Neither DVC nor Prefect is needed.
 """
 
 import argparse
@@ -30,11 +29,7 @@ exit status: 0 done or out of time, 1 a job failed, 2 the request was refused, 1
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run, show or analyse a study (see ``--help``).
-
-    Raises:
-        SystemExit: 1: a job failed.
-    """
+    """Run, show or analyse a study (see ``--help``)."""
     given = _parser().parse_args(argv)
     if given.analyse:
         print(analyse(given.out, given.page, given.cost_cap, given.resamples, given.confidence, given.seed))

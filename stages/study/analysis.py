@@ -1,53 +1,42 @@
 """The analysis of a study's tables: ``summary.json``, tables, figures, and the pages that show them."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
 from salf.files import replacing_folder, rounded, write_json, write_text
 from stages.study import figures, shown
-from stages.study.comparisons import by_depth, compared, over_constant
+from stages.study.comparisons import by_depth, compared, over_constant, significant
+from stages.study.coverage import coverage
 from stages.study.description import FULL
 from stages.study.description import Case as Key
-from stages.study.headline import Scope, finding
 from stages.study.headroom import headroom, interactions
-from stages.study.laws import ablation, coverage, fits
 from stages.study.measured import PAPER, Case, Study
 from stages.study.reading import read_study
-from stages.study.resamples import Resamples, holm, interval
+from stages.study.resamples import Resamples, interval
 from stages.study.tables import records
-from stages.study.verdicts import ORACLE, Drawn, choose, degenerate, leave_one_out, overall, sensitivity, verdicts
+from stages.study.verdicts import ORACLE, Drawn, choose, degenerate, leave_one_out, overall, verdicts
 
 Json = dict[str, Any]
-# Of the default selector, in summary.json; regrets are at equal or lower cost unless they say otherwise.
-_FIGURES: Final = {
-    "mean_regret_points": "regret_at_cost",
-    "mean_regret_any_cost_points": "regret",
-    "mean_regret_cross_fitted_points": "regret_cross_fitted",
-    "mean_regret_at_cost_cross_fitted_points": "regret_at_cost_cross_fitted",
-    "mean_behind_full_points": "behind_full",
-    "cost_share": "price",
-}
-_LARGEST: Final = {"max_regret_points": "worst_at_cost", "max_regret_any_cost_points": "worst"}
+_ENDS: Final = {"": "on these datasets", "_elsewhere": "over datasets like these"}
+
+
+class Scope(NamedTuple):
+    """The study, or its part of one model: each selector over its cases, and comparisons, indexed by selector.
+
+    ``degenerate``: selectors that cannot show what looking at data or model is worth, and why.
+    """
+
+    named: str
+    rules: pd.DataFrame
+    over: dict[str, pd.DataFrame]
+    degenerate: dict[str, str]
 
 
 def analyse(folder: Path, page: Path | None, cost_cap: float, resamples: int, confidence: float, seed: int) -> str:
-    """Write the analysis into a study's folder, update a page, and return the headline.
-
-    Args:
-        folder: of the study's tables.
-        page: a Markdown page with marked parts, if any.
-        cost_cap: highest mean share of full fine-tuning's cost of a selector that may be the default.
-        resamples: how many.
-        confidence: of the intervals.
-        seed: of what is drawn.
-
-    Raises:
-        UserError: a table or the page is missing or damaged.
-    """
+    """Write the analysis into a study's folder, update a page, and return the headline."""
     study = read_study(folder)
     drawn = {Key(case.data_set, case.model): Resamples(case, resamples, seed) for case in study.cases}
     table = verdicts(drawn, confidence)
@@ -58,8 +47,6 @@ def analyse(folder: Path, page: Path | None, cost_cap: float, resamples: int, co
     tables = {
         "table": table,
         "curves": pd.DataFrame([point for one in drawn.values() for point in _curve(one, confidence)]),
-        "ablation": ablation(study, resamples, seed, confidence),
-        "coverage": coverage(study.intervals, study.cases),
         **{name: pd.DataFrame(summary[name]) for name in ("headroom", "interaction")},
     }
     for name, one in tables.items():
@@ -81,7 +68,7 @@ def summarise(study: Study, table: pd.DataFrame, drawn: Drawn, cost_cap: float, 
     mine = [case for case in study.cases if case.model == leading]
 
     def scope(named: str, part: pd.DataFrame) -> Scope:
-        over = {f"over_{name}": compared(part, drawn, name, confidence) for name in (PAPER, "full")}
+        over = {"over_full": compared(part, drawn, FULL, confidence)}
         over["equal_compute_over_full"] = compared(part, drawn, FULL, confidence, "compute")
         over["over_constant"] = over_constant(part, drawn, confidence)
         over["over_default"] = compared(part, drawn, default or "", confidence)
@@ -92,21 +79,17 @@ def summarise(study: Study, table: pd.DataFrame, drawn: Drawn, cost_cap: float, 
     scopes = [alone, every] if len(models) > 1 else [alone]
     found = [finding(one, default, confidence) for one in scopes] if default else []
     half = f"freeze-{mine[0].layers // 2}"
-    chosen = next((row for row in records(every.rules.reset_index()) if row["rule"] == default), {})
     summary: Json = rounded(
         {
             "headline": " ".join(found) or "No selector was measured on every dataset within the cost cap.",
             "default_rule": default,
             "default_selector": next(iter(table.loc[table["rule"] == default, "selector"]), None),
             **_identity(study),
-            **{name: chosen.get(column) for name, column in (_FIGURES | _LARGEST).items()},
-            "differing": _differing(table[table["rule"] == default], confidence),
-            "leave_one_out": _left_out(left) if len(left) else None,
-            "sensitivity": _priced(sensitivity(table, default)),
+            "leave_one_out": records(left),
             "rules": _rules(every),
             "alone": {"model": leading, "rules": _rules(alone)} if len(models) > 1 else None,
             "leading": leading,
-            "coverage": _coverage(study),
+            "coverage": coverage(study.intervals, study.cases),
             "interaction": records(interactions(study.cases, seed, confidence)),
             "headroom": records(headroom(study.cases, seed)),
             "natural": _natural(mine, half),
@@ -118,12 +101,44 @@ def summarise(study: Study, table: pd.DataFrame, drawn: Drawn, cost_cap: float, 
     return summary
 
 
-def at_equal_rates(study: Study, model: str, half: str) -> pd.DataFrame:
-    """Return full fine-tuning and half at every learning rate at which both were trained with the same seeds.
+def finding(scope: Scope, default: str, confidence: float) -> str:
+    """Return in words what the default, the paper's selector, and looking at data come to."""
+    rules = {row["rule"]: row for row in records(scope.rules.reset_index(names="rule"))}
+    over = {row["rule"]: row for row in records(scope.over["over_full"])}.get(default)
+    one = rules[default]
+    text = (
+        f"With {scope.named}, {default} costs {one['cost_share'] + one['deciding_share']:.0%} of full fine-tuning's "
+        f"FLOPs and is {_worse(one['behind_full'])} (mean over {one['groups']} datasets; worse on "
+        f"{one['groups_behind']})."
+    )
+    if over:
+        ends = {end: where for end, where in _ENDS.items() if over[f"low{end}"] is not None}
+        bounds = [f"{over[f'low{end}']:+.2f} to {over[f'high{end}']:+.2f} {where}" for end, where in ends.items()]
+        bounds = [each.replace("-", "\N{MINUS SIGN}") for each in bounds]
+        text += f" Above full fine-tuning: {' and '.join(bounds)} ({confidence:.0%} intervals)."
+    if PAPER in rules and default != PAPER:
+        paper = rules[PAPER]
+        text += (
+            f" The paper's selector, {PAPER}, costs {paper['cost_share']:.0%} and is {_worse(paper['behind_full'])}."
+        )
+    looking = scope.over["over_constant"].drop(list(scope.degenerate), errors="ignore")
+    if len(looking):
+        counts = [(significant(looking, confidence, end) == sign).sum() for sign in (1, -1) for end in _ENDS]
+        text += (
+            " Of {} selectors that look at the data or the model, {} on these datasets and {} over datasets like these "
+            "are significantly better than a fixed depth of the same cost; {} and {} are significantly worse (Holm's "
+            "procedure, at {:.0%})."
+        ).format(len(looking), *counts, 1 - confidence)
+    return text
 
-    Columns: dataset; rate; accuracies on test and validation data in points, means over common seeds; ``seeds``: how
-    many; ``kept``: whose rate this is in ``runs.csv`` (``full``, ``half``, ``both`` or empty).
-    """
+
+def _worse(points: float) -> str:
+    points = round(points, 2)
+    return f"{abs(points):.2f} points {'worse' if points >= 0 else 'better'}"
+
+
+def at_equal_rates(study: Study, model: str, half: str) -> pd.DataFrame:
+    """Return full fine-tuning and half at every learning rate at which both were trained with the same seeds."""
     key = ["data_set", "learning_rate", "seed"]
     lost = study.rates[study.rates["point"].isin(study.runs["point"])].assign(kept=False)
     won = study.runs.rename(columns={"quality": "test_accuracy"}).assign(kept=True)
@@ -133,9 +148,9 @@ def at_equal_rates(study: Study, model: str, half: str) -> pd.DataFrame:
     grouped = full.merge(other, on=key, suffixes=("_full", "_half")).groupby(["data_set", "learning_rate"])
     values = [f"{split}_accuracy_{side}" for split in ("test", "validation") for side in ("full", "half")]
     found = (100 * grouped[values].mean()).assign(seeds=grouped.size())
-    words = {(True, True): "both", (True, False): "full", (False, True): "half", (False, False): ""}
-    kept = grouped[["kept_full", "kept_half"]].any().itertuples(index=False)
-    return found.assign(kept=[words[bool(one), bool(two)] for one, two in kept]).reset_index()
+    kept = grouped[["kept_full", "kept_half"]].any()
+    found["kept"] = kept["kept_full"].map({True: "full", False: ""}) + kept["kept_half"].map({True: "half", False: ""})
+    return found.replace({"kept": {"fullhalf": "both"}}).reset_index()
 
 
 def _rules(scope: Scope) -> Json:
@@ -150,11 +165,7 @@ def _rules(scope: Scope) -> Json:
 
 
 def _curve(resamples: Resamples, confidence: float) -> list[Json]:
-    """Every measured boundary of a case at equal epochs: a row of ``curves.csv``.
-
-    ``natural`` is the accuracy under the label frequencies of the dataset's own test file; ``longer`` the quality at
-    full fine-tuning's FLOPs, and ``longer_full`` full fine-tuning's over the same seeds, where they were measured.
-    """
+    """Every measured boundary of a case at equal epochs: a row of ``curves.csv``."""
     case, rows = resamples.case, []
     for boundary, method in case.curve().items():
         seeds = case.common_seeds(method, FULL, "compute")
@@ -170,15 +181,12 @@ def _curve(resamples: Resamples, confidence: float) -> list[Json]:
 
 
 def _draw(folder: Path, table: pd.DataFrame, drawn: Drawn, leading: Sequence[str], confidence: float) -> None:
-    depth, rules = by_depth(list(drawn.values()), confidence), overall(table).drop(ORACLE, errors="ignore")
     with replacing_folder(folder) as aside:
         for (data_set, model), one in drawn.items():
             mine = table[(table["data_set"] == data_set) & (table["model"] == model)]
             write_text(aside / f"{data_set}-{model}.svg", figures.curve(one, mine, leading, confidence))
-        if depth:
+        if depth := by_depth(list(drawn.values()), confidence):
             write_text(aside / "depth.svg", figures.lost(depth))
-        if depth and len(rules):
-            write_text(aside / "costs.svg", figures.costs(rules, depth, leading))
 
 
 def _identity(study: Study) -> Json:
@@ -190,15 +198,12 @@ def _identity(study: Study) -> Json:
     return {
         "data_sets": list(dict.fromkeys(case.data_set for case in cases)),
         "models": list(dict.fromkeys(case.model for case in cases)),
-        "groups": sorted({case.group for case in cases if case.unit == "points"}),
-        "seeds": sorted(int(seed) for seed in runs["seed"].unique()),
         "seeds_each": {f"{case.data_set}, {case.model}": len(case.runs[FULL, "epochs"].seeds) for case in cases},
         "fine_tunes": len(runs),
         "fine_tunes_measured": study.measured,
         "tuned_rates": len(tuned),
         "tuned_rates_at_an_end": sum(rate in (min(grid), max(grid)) for grid, rate in tuned),
         "machines": sorted(machines),
-        "code_versions": int(runs["code"].nunique()),
     }
 
 
@@ -212,38 +217,4 @@ def _natural(cases: Sequence[Case], half: str) -> list[Json]:
             for name, method in (("full", FULL), ("half", half)):
                 row |= {name: case.quality(method), f"{name}_natural": case.natural_quality(method)}
             found.append(row)
-    return found
-
-
-def _differing(own: pd.DataFrame, confidence: float) -> Json:
-    """Cases on which a selector differs significantly from full fine-tuning, adjusted over all its cases.
-
-    The column ``p_holm`` of ``table.csv`` adjusts over the selectors of a case instead.
-    """
-    rows = {f"{row['data_set']}, {row['model']}": row for row in records(own.dropna(subset="p"))}
-    adjusted = holm({pair: row["p"] for pair, row in rows.items()})
-    sides = {pair: rows[pair]["behind_full"] for pair, p in adjusted.items() if p < 1 - confidence}
-    behind, ahead = ([pair for pair, gap in sides.items() if sign * gap > 0] for sign in (1, -1))
-    return {"pairs": len(rows), "behind": behind, "ahead": ahead}
-
-
-def _left_out(left: pd.DataFrame) -> Json:
-    means = {name: float(left[column].mean()) for name, column in _FIGURES.items()}
-    return means | {name: float(left[column].max()) for name, column in _LARGEST.items()} | {"groups": _priced(left)}
-
-
-def _priced(found: pd.DataFrame) -> list[Json]:
-    """Rows whose cost includes deciding."""
-    return records(found.assign(cost_share=found["price"]).drop(columns="price")) if len(found) else []
-
-
-def _coverage(study: Study) -> list[Json]:
-    """By source, over all cases: how often a law fits, and how often its intervals cover."""
-    laws, covered, found = fits(study.intervals, study.cases), coverage(study.intervals, study.cases), []
-    for source, mine in covered.groupby("source") if len(covered) else []:
-        named = laws.loc[laws["source"] == source, "law"]
-        counts = dict(Counter(sorted(named[named != ""])))
-        row: Json = {"source": source, "fitted": sum(counts.values()), "asked": len(named), "laws": counts}
-        row |= {"cases": len(mine), "places": int(mine["places"].sum()), "nominal": mine["nominal"].iloc[0]}
-        found.append({**row, "covered": float(mine["covered"].sum() / mine["places"].sum())})
     return found

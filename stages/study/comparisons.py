@@ -27,17 +27,12 @@ _STEPS: Final = 40
 
 @dataclass(frozen=True)
 class Line:
-    """One case at the shares of the layers that were frozen [B]; linear between them.
+    """One case at the shares of the layers that were frozen; linear between them."""
 
-    Attributes:
-        costs: FLOPs as a share of full fine-tuning's [B].
-        over_full: points of accuracy above full fine-tuning [B]; ``drawn``: in every resample [R, B].
-    """
-
-    shares: Floats
-    costs: Floats
-    over_full: Floats
-    drawn: Floats
+    shares: Floats  # [B]
+    costs: Floats  # FLOPs as a share of full fine-tuning's [B]
+    over_full: Floats  # points of accuracy above full fine-tuning [B]
+    drawn: Floats  # the same in every resample [R, B]
 
     @classmethod
     def of(cls, one: Resamples) -> "Line":
@@ -62,22 +57,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Depth:
-    """All cases, and their mean over groups of datasets at shares of the layers [S].
-
-    Attributes:
-        lines: every case, from nothing frozen to the deepest measured boundary.
-        shares: up to the deepest share below 1 that every case reaches.
-        mean, low, high: points above full fine-tuning, with an interval.
-        costs, regrets: means of the cost, and of the points below the best boundary.
-    """
+    """All cases, and their mean in points above full fine-tuning at shares of the layers that all reach [S]."""
 
     lines: tuple[Line, ...]
     shares: Floats
     mean: Floats
     low: Floats
     high: Floats
-    costs: Floats
-    regrets: Floats
 
 
 def by_depth(drawn: Sequence[Resamples], confidence: float) -> Depth | None:
@@ -96,23 +82,13 @@ def by_depth(drawn: Sequence[Resamples], confidence: float) -> Depth | None:
         mean=over_groups([(group, line.over_full @ weights) for group, line, weights in at]),
         low=low,
         high=high,
-        costs=over_groups([(group, line.costs @ weights) for group, line, weights in at]),
-        regrets=over_groups([(group, line.over_full.max() - line.over_full @ weights) for group, line, weights in at]),
     )
 
 
 def compared(
     table: pd.DataFrame, drawn: Drawn, other: str, confidence: float, budget: Budget = "epochs"
 ) -> pd.DataFrame:
-    """Compare every selector with one of them, where both were measured; see :func:`over_all` for the columns.
-
-    Args:
-        table: of all cases.
-        drawn: of all cases.
-        other: the selector to compare with, at equal epochs.
-        confidence: of the intervals.
-        budget: of the others; ``compute``: at the FLOPs of full fine-tuning.
-    """
+    """Compare every selector with one of them, where both were measured; see :func:`over_all` for the columns."""
     rows = records(measured(table))
     methods = {(row["data_set"], row["model"], row["rule"]): row["method"] for row in rows}
     gaps: dict[str, list[Gap]] = {}
@@ -128,8 +104,7 @@ def over_constant(table: pd.DataFrame, drawn: Drawn, confidence: float) -> pd.Da
     """Compare every selector that chooses several boundaries with a fixed depth: what looking at data is worth.
 
     The fixed depth freezes, for each model, the same share of the layers on all datasets, and costs as much on
-    average, deciding excluded. A model is left out where no measured depth costs that. A selector that freezes more
-    costs less and loses more, whatever it looks at; only this comparison is at equal cost.
+    average, deciding excluded. A model is left out where no measured depth costs that.
     """
     lines: dict[Key, Line] = {}
     rules: dict[str, dict[str, list[Row]]] = {}  # by model
@@ -176,12 +151,7 @@ def _share_of_cost(cost: float, lines: Sequence[Line]) -> float | None:
 
 
 def over_all(gaps: Mapping[str, Sequence[Gap]], confidence: float) -> pd.DataFrame:
-    """Return every selector's mean difference in points over its groups of datasets, with two kinds of inference.
-
-    Columns: ``groups``; ``difference``; ``low``, ``high``: interval on these datasets; ``p`` and ``p_holm``;
-    ``detectable``: the true difference that a test finds with a power of 80 %; ``detectable_holm``: at the first step
-    of Holm's procedure. The same with ``_elsewhere`` over datasets like these, missing where there is one group.
-    """
+    """Return every selector's mean difference in points over its groups of datasets, with two kinds of inference."""
     rows = [_comparison(rule, each, confidence) for rule, each in gaps.items()]
     found = pd.DataFrame(rows, columns=[*COLUMNS, *(f"{name}_elsewhere" for name in ELSEWHERE)])
     found = found.set_index(found["rule"].to_numpy())
@@ -202,14 +172,11 @@ def _comparison(rule: str, gaps: Sequence[Gap], confidence: float) -> Row:
     found = {"rule": rule, "groups": groups, "difference": float(over_groups(values)), "low": low, "high": high}
     found |= {"p": p_value(drawn), "detectable": detectable(float(drawn.std()), confidence)}
     if other:
-        found |= {"low_elsewhere": other.low, "high_elsewhere": other.high, "p_elsewhere": other.p}
-        found["detectable_elsewhere"] = detectable(other.error, confidence, groups - 1)
+        found |= {f"{name}_elsewhere": value for name, value in other.items()}
+        found["detectable_elsewhere"] = detectable(other["error"], confidence, groups - 1)
     return found
 
 
 def significant(over: pd.DataFrame, confidence: float, end: str = "") -> "pd.Series[float]":
-    """Return 1 where a selector is significantly better after Holm's procedure, -1 where worse, else 0.
-
-    ``end`` is ``_elsewhere`` for datasets like these.
-    """
+    """Return 1 where a selector is significantly better after Holm's procedure, -1 where worse, else 0."""
     return np.sign(over["difference"]).where(over[f"p_holm{end}"] < 1 - confidence, 0.0)

@@ -38,10 +38,7 @@ class Part(BaseModel):
 
 
 class DataSet(Part):
-    """One task: its ``path`` in the folder of datasets, values of the group ``data``, and of others (``set``).
-
-    Datasets of one ``group`` are left out together. ``bare`` is the template for models without worked examples.
-    """
+    """One task; ``bare`` is the template for models without worked examples."""
 
     path: str | None = None
     group: str | None = None
@@ -52,10 +49,7 @@ class DataSet(Part):
 
 
 class Model(Part):
-    """One base model: its ``path`` in the folder of models, the datasets it is studied on (``None``: all), its rates.
-
-    The values of ``set`` override a dataset's. ``bare``: prompts have no worked examples.
-    """
+    """One base model; its ``set`` overrides a dataset's; ``bare``: prompts have no worked examples."""
 
     path: str | None = None
     data_sets: list[str] | None = None
@@ -65,10 +59,7 @@ class Model(Part):
 
 
 class Arm(Part):
-    """Where a method without a boundary is measured; ``None`` means all, or the grid of full fine-tuning.
-
-    ``equal_compute``: also with as many epochs as full fine-tuning's FLOPs pay for.
-    """
+    """Where a method without a boundary is measured; ``None`` means all, or the grid of full fine-tuning."""
 
     models: list[str] | None = None
     data_sets: list[str] | None = None

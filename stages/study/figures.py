@@ -1,4 +1,4 @@
-"""Figures of a study: quality against the boundary for every case, and all selectors over the datasets."""
+"""Figures of a study: quality against the boundary for every case, and what freezing costs over all of them."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -6,19 +6,18 @@ from typing import Final
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from stages.common.figures.palette import ACCENT, INK, MUTED, RULE
 from stages.common.figures.svg import panel, place_labels, standalone
 from stages.study.comparisons import Depth
 from stages.study.description import FULL
-from stages.study.measured import PAPER, Case
+from stages.study.measured import Case
 from stages.study.resamples import Resamples, interval
 from stages.study.tables import records
 from stages.study.verdicts import ORACLE
 
 _LABELLED: Final = 4  # marks of one figure that are named; the table names all
-_DEAREST: Final = 1.12  # share of full fine-tuning's cost, up to which selectors are drawn
 _MARGIN: Final = 1.05  # below the lowest value that is shown
 _MEASURES: Final = {
     "accuracy": "accuracy (%)",
@@ -28,14 +27,7 @@ _MEASURES: Final = {
 
 
 def curve(resamples: Resamples, table: pd.DataFrame, leading: Sequence[str], confidence: float) -> str:
-    """Draw a case's quality against the boundary as an SVG file, with its interval and every selector's choice.
-
-    Args:
-        resamples: of the case.
-        table: the case's selectors.
-        leading: selectors that are named first, the default at the head.
-        confidence: of the interval.
-    """
+    """Draw a case's quality against the boundary as an SVG file, with its interval and every selector's choice."""
     case = resamples.case
     methods = case.curve()
     quality = {b: case.quality(m) for b, m in methods.items()}
@@ -92,47 +84,6 @@ def lost(depth: Depth) -> str:
     )
     title = "What freezing costs, by the share of the layers"
     return standalone(panel("study-depth", title, described, paint, height=420))[1]
-
-
-def costs(rules: pd.DataFrame, depth: Depth, leading: Sequence[str]) -> str:
-    """Draw mean regret against mean cost, a mark per selector, and the line of fixed depths.
-
-    Args:
-        rules: selectors over all datasets; other readings of the paper's selector have no name at their mark.
-        depth: all cases, for the line.
-        leading: the default selector at the head.
-    """
-    everywhere = rules["cases"].max()
-    shown = rules[(rules["price"] <= _DEAREST) & (rules["cases"] >= everywhere / 2)]
-
-    def paint(axes: Axes) -> None:
-        axes.plot(depth.costs, depth.regrets, color=RULE, linewidth=2, zorder=1)
-        for rule, cases, price, regret in shown[["cases", "price", "regret"]].itertuples():
-            colour = ACCENT if rule in leading[:1] else MUTED
-            inside = colour if cases == everywhere else "none"
-            axes.plot(price, regret, "o", color=colour, markerfacecolor=inside, markersize=6)
-        axes.set_xlim(0, _DEAREST)
-        axes.set_yscale("symlog", linthresh=1)  # most selectors lie within two points, a few at twenty
-        axes.margins(y=0.14)
-        axes.yaxis.set_major_locator(FixedLocator([-1, 0, 0.5, 1, 2, 5, 10, 20, 50]))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel("share of full fine-tuning’s FLOPs")
-        axes.set_ylabel("mean regret (points; logarithmic above 1)")
-        dots = list(zip(shown["price"], shown["regret"], strict=True))
-        place = len(depth.shares) * 4 // 5
-        line = (float(depth.costs[place]), float(depth.regrets[place]), "a fixed depth", MUTED)
-        named = [(x, y, rule, INK) for rule, (x, y) in zip(shown.index, dots, strict=True)]
-        place_labels(axes, [*(one for one in named if not one[2].startswith(f"{PAPER}-")), line], dots)
-
-    described = (
-        "A mark per selector: points of accuracy below the best measured boundary against cost, mean over datasets; "
-        "hollow: over some of them; the line: freezing one share of the layers everywhere. Left out: selectors "
-        "measured on less than half of the cases, and those that cost more than full fine-tuning, deciding included."
-    )
-    title = "What the selectors cost, and what they miss"
-    return standalone(panel("study-costs", title, described, paint, height=420))[1]
 
 
 def _longer(case: Case) -> dict[int, float]:

@@ -29,13 +29,7 @@ def where() -> Row:
 
 
 def results(folder: Path, batch: Sequence[FineTune], facts: Mapping[str, Any]) -> list[tuple[Row, pa.Table]]:
-    """Return a row and the predictions of every fine-tune of a job; ``outcomes`` of a row are those of its grid.
-
-    Args:
-        folder: the job's.
-        batch: the fine-tunes.
-        facts: columns that all have in common.
-    """
+    """Return a row and the predictions of every fine-tune of a job; ``outcomes`` of a row are those of its grid."""
     metrics = Metrics.load(folder / "reports/metrics.json")
     columns = ["run", "example_id", "label", "correct", "loss"]
     said = pq.read_table(folder / "reports/predictions.parquet", columns=columns)
@@ -65,10 +59,7 @@ def choices(look: Look, folder: Path) -> list[Row]:
 
 
 def intervals(look: Look, folder: Path) -> list[Row]:
-    """Return what laws and pilots predict with an interval, and what was observed.
-
-    Every row names the law that predicts; none where an observation, or a pilot's prediction, has no law.
-    """
+    """Return what laws and pilots predict with an interval, and what was observed."""
     rows, pilot = [], _pilot(folder)
     if pilot:
         facts = {"source": "pilot", "law": "joint" if pilot.law.holds else "", "confidence": pilot.confidence}

@@ -35,12 +35,7 @@ def several_seeds(cases: Sequence[Case]) -> dict[str, list[Case]]:
 
 
 def interactions(cases: Sequence[Case], seed: int, confidence: float) -> pd.DataFrame:
-    """Return for each model the interaction of dataset and boundary; models that share no two boundaries are left out.
-
-    Columns: ``boundaries``: those measured on all datasets, short of L; ``observed``: mean square of the accuracies,
-    centred over both, in squared points; ``noise``: expected from seeds and test examples alone, with its upper
-    quantile ``noise_high``; ``p``: of noise alone, by simulation; ``excess``: standard deviation beyond noise, points.
-    """
+    """Return for each model that shares at least two boundaries the interaction of dataset and boundary."""
     rows = [_interaction(model, mine, seed, confidence) for model, mine in several_seeds(cases).items()]
     return pd.DataFrame([row for row in rows if row])
 
@@ -69,13 +64,7 @@ def _interaction(model: str, cases: Sequence[Case], seed: int, confidence: float
 
 
 def headroom(cases: Sequence[Case], seed: int) -> pd.DataFrame:
-    """Return for each model every way to pick its datasets' boundaries; means over groups of datasets, in points.
-
-    Columns: ``picked_by``: see above; ``aim``: the deepest boundary within some points of full fine-tuning, or the
-    best accuracy minus this many points for the cost of full fine-tuning; ``fixed_depth``: the share of the layers of
-    the same mean cost; ``gain``: accuracy above it, with its standard error over groups, ``gain_error``;
-    ``least_gain``: the smallest with one group left out.
-    """
+    """Return for each model every way to pick its datasets' boundaries; means over groups of datasets, in points."""
     rows = []
     for model, mine in several_seeds(cases).items():
         rng = np.random.default_rng(seed)

@@ -55,34 +55,21 @@ class Choice:
 
 @dataclass(frozen=True)
 class Case:
-    """A dataset with a model.
-
-    Attributes:
-        group: datasets of one group are left out together.
-        test_set: a number that cases with the same test examples share.
-        labels: of test examples [examples], as numbers, where all labels count alike; elsewhere ``None``.
-        chance: quality of always giving the most frequent label; ``None``: there are no labels.
-        natural: factors of the values [examples] that make their mean the accuracy under the label frequencies of the
-            dataset's own test file; ``None``: these are not known.
-        natural_chance: the most frequent label's share there.
-        runs: by method and budget.
-        boundaries: method → boundary, for methods that freeze up to a layer.
-        between: the same for chosen boundaries that were not measured: their runs are interpolated.
-    """
+    """A dataset with a model."""
 
     data_set: str
-    group: str
+    group: str  # datasets of one group are left out together
     model: str
     measure: Measure
-    test_set: int
-    labels: NDArray[np.integer[Any]] | None
-    chance: float | None
-    natural: Floats | None
-    natural_chance: float | None
+    test_set: int  # a number that cases with the same test examples share
+    labels: NDArray[np.integer[Any]] | None  # of test examples, as numbers [examples]; only where all count alike
+    chance: float | None  # quality of always giving the most frequent label
+    natural: Floats | None  # weights of values [examples] for the label frequencies of the dataset's own test file
+    natural_chance: float | None  # the most frequent label's share there
     layers: int
     runs: dict[tuple[str, Budget], Run]
-    boundaries: dict[str, int]
-    between: dict[str, int]
+    boundaries: dict[str, int]  # by method, for methods that freeze up to a layer
+    between: dict[str, int]  # the same for chosen boundaries that were not measured: their runs are interpolated
     choices: tuple[Choice, ...]
 
     @property
@@ -144,10 +131,7 @@ class Study:
 
 
 def with_choices(case: Case, choices: Sequence[Choice]) -> Case:
-    """Return the case with these selectors' choices; unmeasured boundaries are interpolated between their neighbours.
-
-    A random draw becomes a run of its own: the mean over all boundaries 1..L-1 that are measured or interpolated.
-    """
+    """Return the case with these selectors' choices; unmeasured boundaries are interpolated."""
     runs = {key: run for key, run in case.runs.items() if key[1] != "epochs" or key[0] not in {RANDOM, *case.between}}
     plain = replace(case, runs=runs, between={}, choices=tuple(map(_not_drawn, choices)))
     wanted = sorted({choice.boundary for choice in plain.choices if choice.boundary is not None})
@@ -167,10 +151,7 @@ def _not_drawn(choice: Choice) -> Choice:
 
 
 def _between(case: Case, boundary: int) -> Run | None:
-    """An unmeasured boundary's run, interpolated linearly between its measured neighbours, if it has both.
-
-    Not towards boundary L: no layer trains there, and quality drops sharply.
-    """
+    """An unmeasured boundary's run, interpolated linearly between its measured neighbours, if it has both."""
     curve = case.curve()
     below = max((b for b in curve if b < boundary), default=None)
     above = min((b for b in curve if b > boundary), default=case.layers)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from salf.files import code_hashes
 from stages.study import harvest
@@ -24,8 +24,6 @@ from stages.study.settings import (
 )
 from stages.study.tables import Row, Tables, records
 
-_FREE: Final = 0.9  # freezing all layers saves about this share of a full fine-tune: the frozen pass remains
-
 
 class Setting(NamedTuple):
     """What a case's jobs have in common: the values that are set, all parameters, and what decides its results."""
@@ -39,22 +37,13 @@ class Setting(NamedTuple):
 class Job:
     """Something to run: a plan to make, or fine-tunes of one case, seed and budget."""
 
-    work: Look | tuple[FineTune, ...]
-
-    @property
-    def look(self) -> Look | None:
-        """The plan to make, if that is the job."""
-        return self.work if isinstance(self.work, Look) else None
-
-    @property
-    def fine_tunes(self) -> tuple[FineTune, ...]:
-        """The fine-tunes to train; none for a plan."""
-        return () if isinstance(self.work, Look) else self.work
+    look: Look | None = None
+    fine_tunes: tuple[FineTune, ...] = ()
 
     @property
     def case(self) -> Case:
         """Dataset and model."""
-        return self.work.case if isinstance(self.work, Look) else self.work[0].case
+        return (self.look or self.fine_tunes[0]).case
 
     @property
     def name(self) -> str:
@@ -65,10 +54,10 @@ class Job:
     def words(self) -> str:
         """A description for readers."""
         where = ", ".join(self.case)
-        if isinstance(self.work, Look):
-            return f"{where}: plan ({self.work.source})"
-        methods = ", ".join(one.method for one in self.work)
-        return f"{where}, seed {self.work[0].seed}: {methods} at equal {self.work[0].budget}"
+        if self.look:
+            return f"{where}: plan ({self.look.source})"
+        first, methods = self.fine_tunes[0], ", ".join(one.method for one in self.fine_tunes)
+        return f"{where}, seed {first.seed}: {methods} at equal {first.budget}"
 
 
 class Progress:
@@ -162,15 +151,12 @@ class Progress:
         wanted = [one for one in self.wanted(self.known()) if one not in busy]
         parts = [[one for one in wanted if self._in_grid(one) == whether] for whether in (True, False)]
         jobs = [Job(look) for look in self.looks()]
-        jobs += [Job(batch) for part in parts for batch in batches(part, self.description.together)]
+        jobs += [Job(fine_tunes=batch) for part in parts for batch in batches(part, self.description.together)]
         names = {job.name for job in taken}
         return sorted((job for job in jobs if job.name not in names), key=self.rank)
 
     def rank(self, job: Job) -> tuple[int, ...]:
-        """Return the place in the order: plain plans and coarse grids, model by model, seed by seed, then the rest.
-
-        Of the rest, model by model, other plans come first, because they decide which boundaries are wanted.
-        """
+        """Return the place in the order: plain plans and coarse grids, model by model, seed by seed, then the rest."""
         models, cases = list(self.description.models), list(self.settings)
         model, place = models.index(job.case.model), cases.index(job.case)
         if job.look:
@@ -189,25 +175,22 @@ class Progress:
         return job.look.values if job.look else training_values(self.settings[job.case].values, job.fine_tunes)
 
     def keep(self, job: Job, folder: Path, seconds: float) -> None:
-        """Save what a job made in ``folder`` in the tables, with the seconds that it took.
-
-        They are shared among fine-tunes by size; every selector of a plan has all of them.
-        """
+        """Save what a job made in ``folder``; its seconds are shared equally among its fine-tunes."""
         if job.look:
             facts = {"settings": self.tables.keep_settings(job.look.settings), "seconds": seconds}
             rows = [{**row, **facts} for row in harvest.choices(job.look, folder)]
             self.tables.keep_choices(rows, harvest.intervals(job.look, folder))
             return
-        layers = self._layers()[job.case]
-        results = harvest.results(folder, job.fine_tunes, self._facts(job.case, layers))
-        sizes, whole = [size(one, layers) for one in job.fine_tunes], []
-        for (row, said), one, units in zip(results, job.fine_tunes, sizes, strict=True):
+        found = []
+        for one, (row, said) in zip(
+            job.fine_tunes, harvest.results(folder, job.fine_tunes, self._facts(job.case)), strict=True
+        ):
             own = method_settings(self.settings[job.case].params, one.method, self.places.project)
             kept = self.tables.keep_settings(own) if own else ""
-            whole.append(({**row, "method_settings": kept, "seconds_wall": seconds * units / sum(sizes)}, said))
-        self.tables.keep_runs(whole)
+            found.append(({**row, "method_settings": kept, "seconds_wall": seconds / len(job.fine_tunes)}, said))
+        self.tables.keep_runs(found)
 
-    def _facts(self, case: Case, layers: int) -> Row:
+    def _facts(self, case: Case) -> Row:
         """Columns that all rows of a case have in common."""
         data_set = self.description.data_sets[case.data_set]
         return {
@@ -216,36 +199,18 @@ class Progress:
             "settings": self.tables.keep_settings(self.settings[case].training),
             "code": digest(sorted(code_hashes().values())),
             **harvest.where(),
-            "layers": layers,
+            "layers": self._layers()[case],
         }
 
     def outlook(self) -> str:
-        """Describe what is finished, what is left, and how long that takes by what this machine has measured."""
+        """Describe what is finished and what is left."""
         known, looks = self.known(), self.looks()
         left = self.wanted(known)
         parts = [f"{len(self.settings)} pairs of dataset and model", f"{len(known.done)} fine-tunes finished"]
         parts += [f"{len(looks)} plans to make, which may ask for more fine-tunes"] * bool(looks)
-        parts += [f"{len(left)} fine-tunes left{self._duration(left, known)}"]
+        parts += [f"{len(left)} fine-tunes left"]
         parts += [f"left out: {', '.join(self.absent)}"] * bool(self.absent)
         return f"study: {', '.join(parts)}"
-
-    def _duration(self, left: Sequence[FineTune], known: Known) -> str:
-        here, runs = harvest.where(), self.tables.runs
-        mine = runs[(runs["machine"] == here["machine"]) & (runs["cores"] == here["cores"])].dropna(
-            subset="seconds_wall"
-        )
-        sizes = [size(fine_tune_of(row), row["layers"]) for row in records(mine)]
-        each = (mine["seconds_wall"] / sizes).groupby(mine["model"]).mean()
-        if not {one.case.model for one in left} <= set(each.index):
-            return " (time unknown: nothing was measured with a model on this machine)"
-        seconds = sum(each[one.case.model] * size(one, known.layers[one.case]) for one in left)
-        return f" (about {seconds / 3600:.1f} h on this machine)"
-
-
-def size(fine_tune: FineTune, layers: int) -> float:
-    """Return the work in units of a full fine-tune at one rate."""
-    share = 1.0 if fine_tune.budget == "compute" else 1 - _FREE * fine_tune.boundary / layers
-    return share * max(1, len(fine_tune.rates))
 
 
 def fine_tune_of(row: Row) -> FineTune:

@@ -24,10 +24,8 @@ _METHOD = [*_CASE, "method"]
 def read_study(folder: Path) -> Study:
     """Read the tables of a study.
 
-    Rows count if their settings hold under the last ones of their case (and of their method, if it has settings of
-    its own); others belong to another study. A method is read at the learning rate of its first seed: rows at another
-    rate will be repeated, because the rate was tuned further. All boundaries of a case are read with the same seeds,
-    those that keep most fine-tunes, so that no boundary's lucky seed is compared with others that lack it.
+    Rows count if their settings hold under the last ones of their case and method. A method is read at the learning
+    rate of its first seed, and all boundaries of a case with the same seeds: those that keep most fine-tunes.
 
     Raises:
         UserError: a table is missing or damaged, or no case has full fine-tuning.
@@ -74,10 +72,7 @@ def _complete(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _most_seeds(seeds_of: Mapping[str, frozenset[int]]) -> frozenset[int]:
-    """The seeds that keep most fine-tunes of boundaries measured with all of them; if equal, with more boundaries.
-
-    Full fine-tuning is one of these boundaries if it was measured at all.
-    """
+    """The seeds that keep most fine-tunes of boundaries measured with all of them; if equal, with more boundaries."""
     seeds = sorted(seeds_of.get(FULL) or frozenset.union(*seeds_of.values()))
     some = [frozenset(chosen) for k in range(1, len(seeds) + 1) for chosen in combinations(seeds, k)]
     return max(some, key=lambda chosen: len(chosen) * sum(of >= chosen for of in seeds_of.values()))
@@ -106,7 +101,9 @@ def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame, priors:
         measure=first["measure"],
         test_set=crc32("\n".join([first["group"], *examples["example_id"]]).encode()),
         labels=pd.factorize(labels)[0] if balanced else None,
-        chance=None if weights is None or labels.isna().any() else _chance(labels, weights),
+        chance=None
+        if weights is None or labels.isna().any()
+        else float((weights * (labels == labels.mode()[0])).mean()),
         natural=_natural(labels, prior) / weights if weights is not None and len(prior) else None,
         natural_chance=float(prior.max() / prior.sum()) if len(prior) else None,
         layers=int(first["layers"]),
@@ -136,22 +133,8 @@ def _natural(labels: "pd.Series[str]", prior: "pd.Series[float]") -> Floats:
     return shares.to_numpy(float)
 
 
-def _chance(labels: "pd.Series[str]", weights: Floats) -> float:
-    """Quality of always giving the most frequent label."""
-    return float((weights * (labels == labels.mode()[0])).mean())
-
-
 def _runs(rows: pd.DataFrame, said: pd.DataFrame, weights: Floats | None) -> Iterator[tuple[tuple[str, Budget], Run]]:
-    """Runs by method and budget; all have the same test examples, in the order of their names.
-
-    Args:
-        rows: of the case.
-        said: all fine-tunes' predictions.
-        weights: of right answers; ``None``: the loss counts.
-
-    Raises:
-        UserError: two runs of a case were tested on different examples.
-    """
+    """Runs by method and budget; all have the same test examples, in the order of their names."""
     examples: list[str] | None = None
     for (method, budget), group in rows.sort_values("seed", kind="stable").groupby(["method", "budget"], sort=False):
         values = []

@@ -8,7 +8,7 @@ over the seeds that both have, and where none of these was drawn, over all of th
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from zlib import crc32
 
 import numpy as np
@@ -57,10 +57,8 @@ def interval(values: Floats, confidence: float) -> tuple[float, float]:
 
 
 def p_value(differences: Floats) -> float:
-    """Return the two-sided p-value of resampled differences [R]: twice the smaller tail, zero counted in both.
-
-    One is added to both counts, so that no finite number of resamples gives 0 (Davison and Hinkley 1997, 4.2).
-    """
+    """Return the two-sided p-value of resampled differences [R]: twice the smaller tail, zero counted in both."""
+    # One is added to both counts, so that no number of resamples gives 0 (Davison and Hinkley 1997, 4.2).
     resamples, exact = len(differences), np.round(differences, DIGITS)
     below, above = int((exact <= 0).sum()), int((exact >= 0).sum())
     return min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
@@ -75,20 +73,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-class Elsewhere(NamedTuple):
-    """Interval, two-sided p-value of a mean of zero and standard error, by Student's t over the groups' means.
+def over_other_groups(values: Sequence[tuple[str, Floats]], confidence: float) -> dict[str, float] | None:
+    """Return interval, p-value and standard error of the mean over groups like these; ``None``: there is one group.
 
-    The groups' spread includes what examples and seeds contribute.
+    By Student's t over the groups' means, whose spread includes what examples and seeds contribute.
     """
-
-    low: float
-    high: float
-    p: float
-    error: float
-
-
-def over_other_groups(values: Sequence[tuple[str, Floats]], confidence: float) -> Elsewhere | None:
-    """Return statistics of the mean over groups like these, from each case's group and value; ``None``: one group."""
     groups = dict.fromkeys(group for group, _ in values)
     means = np.array([over_groups([one for one in values if one[0] == group]) for group in groups]).round(DIGITS)
     if len(means) < 2:
@@ -96,17 +85,11 @@ def over_other_groups(values: Sequence[tuple[str, Floats]], confidence: float) -
     mean, error, freedom = float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))), len(means) - 1
     half_width = float(student.ppf((1 + confidence) / 2, freedom) * error)
     p = 2 * float(student.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
-    return Elsewhere(mean - half_width, mean + half_width, p, error)
+    return {"low": mean - half_width, "high": mean + half_width, "p": p, "error": error}
 
 
 def detectable(error: float, confidence: float, freedom: float = np.inf) -> float:
-    """Return the true difference that a two-sided test at this confidence finds with a power of 80 %.
-
-    Args:
-        error: standard error of the difference.
-        confidence: one minus the test's level.
-        freedom: degrees of freedom of the error.
-    """
+    """Return the true difference that a two-sided test at this confidence finds with a power of 80 %."""
     return float((student.ppf((1 + confidence) / 2, freedom) + student.ppf(POWER, freedom)) * error)
 
 
@@ -121,12 +104,7 @@ def over_groups(values: Sequence[tuple[str, Floats]]) -> Floats:
 def cross_fitted(runs: Sequence[Run], folds: int = FOLDS) -> Floats:
     """Return per example [n] the quality of the run that is best by other seeds on other folds, mean over seeds.
 
-    The best of several measured means is partly lucky. A run that is chosen without a seed and without an example owes
-    nothing to either. With one seed there are no others, and its luck counts.
-
-    Args:
-        runs: the candidates, all with the same seeds.
-        folds: parts into which the examples are dealt in turns.
+    The best of several measured means is partly lucky; a run chosen without the example owes it nothing.
     """
     values = np.array([run.values for run in runs])
     _, seeds, examples = values.shape
@@ -142,10 +120,7 @@ def cross_fitted(runs: Sequence[Run], folds: int = FOLDS) -> Floats:
 
 
 def _weights(drawn: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]] | None) -> Floats:
-    """Weight of every example in the mean of a resample [R, examples].
-
-    Where all labels count alike, every resample has its own label counts; the values were weighted by the whole's.
-    """
+    """Weight of every example in the mean of a resample [R, examples]."""
     weights: Floats = drawn / drawn.shape[1]
     for label in np.unique(labels) if labels is not None else []:
         mine = labels == label
@@ -153,7 +128,7 @@ def _weights(drawn: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]] |
     return weights
 
 
-@lru_cache(maxsize=16)  # cases of one test set, and the ablation, which draws every case again
+@lru_cache(maxsize=16)  # several models share a test set
 def _test_examples(seed: int, test_set: int, examples: int, resamples: int) -> NDArray[np.integer[Any]]:
     """How often each test example is drawn [R, examples]."""
     return _drawn(np.random.default_rng([seed, test_set]), examples, resamples).astype(np.uint16)

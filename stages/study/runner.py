@@ -145,24 +145,20 @@ class Runner:
         return found
 
     def _open_base(self, case: Case) -> Task:
-        place = self._place(self._open_base, case)
-        return self._made(f"base of {case.model}", case, ["base"], {}, "data/base", place)
+        return self._made("base", f"base of {case.model}", case, {}, self._place(self._open_base, case))
 
     def _prepare(self, case: Case) -> Task:
         given = {"base": self._place(self._open_base, case)}
-        return self._made(
-            f"{', '.join(case)}: data", case, ["prepare"], given, "data/prepared", self._place(self._prepare, case)
-        )
+        return self._made("prepare", f"{', '.join(case)}: data", case, given, self._place(self._prepare, case))
 
     def _first(self, case: Case) -> Task:
         """The plain plan, which fine-tunes read."""
         return self._job(Job(self._plain(case)))
 
-    def _made(
-        self, words: str, case: Case, stages: Sequence[str], given: Mapping[str, Path], made: str, place: Path
-    ) -> Task:
-        values = self.progress.settings[case].values
-        return Task(words, digest(words), given, stages, values, lambda folder, _: _take(folder / made, place))
+    def _made(self, stage: str, words: str, case: Case, given: Mapping[str, Path], place: Path) -> Task:
+        """The task of a stage with one output, which is moved to its place."""
+        made, values = str(self._dvc[stage]["outs"][0]), self.progress.settings[case].values
+        return Task(words, digest(words), given, [stage], values, lambda folder, _: _take(folder / made, place))
 
     def _job(self, job: Job) -> Task:
         plan = self._place(self._first, job.case)

@@ -49,11 +49,7 @@ class Places:
 
 
 def case_values(description: Description, case: Case, places: Places) -> Settings:
-    """Return all values that a case sets, by dotted name; paths are absolute, because jobs run in other folders.
-
-    Raises:
-        AbsentError: the dataset's or the model's files are missing.
-    """
+    """Return all values that a case sets, by dotted name; paths are absolute, because jobs run in other folders."""
     data_set, model = description.data_sets[case.data_set], description.models[case.model]
     data = {f"data.{name}": value for name, value in data_set.data.items()}
     bare = {"data.template": data_set.bare} if model.bare else {}
@@ -89,10 +85,6 @@ def read_parameters(project: Path) -> dict[str, Any]:
 def parameters(shipped: Mapping[str, Any], values: Settings) -> dict[str, Any]:
     """Return the content of params.yaml with values set; their ranges are checked by the stages.
 
-    Args:
-        shipped: the content of params.yaml.
-        values: by ``group.name``.
-
     Raises:
         UserError: params.yaml has no such parameter.
     """
@@ -120,10 +112,7 @@ def training_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any
 
 
 def method_settings(params: Mapping[str, Any], method: str, project: Path) -> dict[str, Any]:
-    """Return what decides the results of one method alone; empty for methods that freeze up to a layer.
-
-    By default ``first-n`` trains as many layers as the plan: then everything that decides the plan counts.
-    """
+    """Return what decides the results of one method alone; empty for methods that freeze up to a layer."""
     prefixes = tuple(prefix for word, prefix in _OWN.items() if word in method)
     own = {key: value for key, value in params["finetune"].items() if prefixes and key.startswith(prefixes)}
     name = method.partition("+")[0].replace("-", "_")
@@ -142,10 +131,7 @@ def plan_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any]:
 
 
 def still_holds(kept: Any, now: Any) -> bool:
-    """Whether everything that saved settings name has the same value now; names that they lack may be new.
-
-    ``data.balance`` of release 0.1.0 was true or false.
-    """
+    """Whether everything that saved settings name has the same value now; names that they lack may be new."""
     if isinstance(kept, Mapping):
         return isinstance(now, Mapping) and all(key in now and still_holds(kept[key], now[key]) for key in kept)
     return bool(kept == now or (isinstance(kept, bool) and OLD_BALANCE[kept] == now))

@@ -20,16 +20,11 @@ _FEW: Final = 3  # a boundary that fewer datasets were measured at has no row
 
 
 def page(summary: Json, curves: pd.DataFrame) -> StudyPage:
-    """Return the headline and all tables; quality by boundary has one per model.
-
-    Args:
-        summary: ``summary.json``.
-        curves: ``curves.csv``.
-    """
+    """Return the headline and all tables; quality by boundary has one per model."""
     described = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
-    alone, left = summary["alone"], summary["leave_one_out"]
-    records = {name: summary[name] for name in ("sensitivity", "coverage", "interaction")}
-    records |= {"headroom": _crossed(summary), "left out": left["groups"] if left else []}
+    alone = summary["alone"]
+    records = {name: summary[name] for name in ("coverage", "interaction")}
+    records |= {"headroom": _crossed(summary), "left out": summary["leave_one_out"]}
     records |= {"natural label frequencies": summary["natural"], "equal rates": summary["equal_rates"]}
     tables: dict[str, StudyTable] = {}
     for suffix, rules in {"": summary["rules"], **({f" of {alone['model']}": alone["rules"]} if alone else {})}.items():

@@ -63,11 +63,7 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 def read_table(folder: Path, name: str, *, required: bool = False) -> pd.DataFrame:
-    """Read a table with its columns; missing texts are empty, a missing table has no rows.
-
-    Raises:
-        UserError: the table is damaged, or required and missing.
-    """
+    """Read a table with its columns; missing texts are empty, a missing table has no rows."""
     path = folder / f"{name}.csv"
     if not path.exists():
         if required:
@@ -80,11 +76,7 @@ def read_table(folder: Path, name: str, *, required: bool = False) -> pd.DataFra
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Read settings by their digest.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Read settings by their digest."""
     path = folder / "settings.json"
     with reading(path, "damaged"):
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -93,11 +85,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Lock a folder, because two studies that write the same tables would lose each other's rows.
-
-    Raises:
-        UserError: another study holds the lock.
-    """
+    """Lock a folder, because two studies that write the same tables would lose each other's rows."""
     folder.mkdir(parents=True, exist_ok=True)
     held = os.open(folder, os.O_RDONLY)
     try:
@@ -112,15 +100,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 class Tables:
-    """The tables in a folder: read once, written whenever rows are added.
-
-    Attributes:
-        runs: a row per finished fine-tune.
-        rates: a row per learning rate with a known outcome, of fine-tunes that were trained at several.
-        choices: a row per case and selector; no boundary where the plan could not evaluate the selector.
-        intervals: a row per case, source and place: what was predicted and what was observed.
-        settings: settings by their digest.
-    """
+    """The tables in a folder, and the settings by their digest: read once, written whenever rows are added."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -139,11 +119,7 @@ class Tables:
         return name
 
     def keep_runs(self, fine_tunes: Sequence[tuple[Row, pa.Table]]) -> None:
-        """Save fine-tunes with their predictions; they replace rows of the same key.
-
-        ``outcomes`` of a row are rows for ``rates``. ``runs.csv`` is written last: a row exists only when its
-        predictions do.
-        """
+        """Save fine-tunes with their predictions; they replace rows of the same key."""
         found = [({**row, "point": digest([row[name] for name in RUN_KEY])}, said) for row, said in fine_tunes]
         points = [row["point"] for row, _ in found]
         path = self.folder / "predictions.parquet"

@@ -9,14 +9,14 @@ nearly everything has almost none. ``regret_cross_fitted`` and ``regret_at_cost_
 is found with other seeds on other test examples than it is scored on, so that luck does not count; may be negative.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import pandas as pd
 from scipy.stats import spearmanr
 
 from salf.files import rounded
-from stages.study.description import FULL, Budget
+from stages.study.description import FULL
 from stages.study.description import Case as Key
 from stages.study.measured import DIGITS, PRICE_ONLY, Case, Choice
 from stages.study.resamples import Resamples, cross_fitted, holm, interval, p_value
@@ -30,18 +30,13 @@ SAME_COST: Final = 1e-9  # shares of one boundary's cost differ by rounding alon
 #   unit: of qualities and regrets; seeds: how many were measured
 #   cost_share: FLOPs at equal epochs as a share of full fine-tuning's; deciding_share: those spent on deciding
 #   behind_full: full fine-tuning's quality minus the selector's; p: of no difference; p_holm: adjusted over the case
-#   equal_compute: quality at full fine-tuning's FLOPs, over the seeds that full fine-tuning has too
 #   rank_correlation: Spearman's, of predictions and qualities of measured boundaries
-#   above_chance: full fine-tuning is significantly better than always giving the most frequent label
 COLUMNS: Final = columns(
     "data_set group model rule selector boundary:Int64 method unit interpolated:bool seeds:Int64 quality:float "
     "quality_low:float quality_high:float cost_share:float deciding_share:float regret:float regret_at_cost:float "
     "regret_cross_fitted:float regret_at_cost_cross_fitted:float behind_full:float behind_full_low:float "
-    "behind_full_high:float p:float p_holm:float equal_compute:float equal_compute_behind_full:float "
-    "equal_compute_behind_full_low:float equal_compute_behind_full_high:float rank_correlation:float "
-    "best_boundary:Int64 above_chance:bool reason"
+    "behind_full_high:float p:float p_holm:float rank_correlation:float best_boundary:Int64 reason"
 )
-CAPS: Final = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 _MEANS: Final = [
     *("cost_share", "deciding_share", "regret", "regret_at_cost", "regret_cross_fitted"),
     *("regret_at_cost_cross_fitted", "behind_full", "rank_correlation"),
@@ -63,9 +58,8 @@ def _of_case(resamples: Resamples, confidence: float) -> list[Row]:
     case = resamples.case
     found = [_row(choice, resamples, confidence) for choice in [*case.choices, *_own_methods(case), _oracle(case)]]
     compared = {row["rule"]: row["p"] for row in found if "p" in row and row["rule"] != ORACLE}
-    above = case.chance is None or interval(resamples.quality(FULL), confidence)[0] > case.scale * case.chance
     adjusted = holm(compared)
-    return [rounded({**row, "above_chance": above, "p_holm": adjusted.get(row["rule"])}) for row in found]
+    return [rounded({**row, "p_holm": adjusted.get(row["rule"])}) for row in found]
 
 
 def method_of(case: Case, choice: Choice) -> str:
@@ -77,10 +71,7 @@ def method_of(case: Case, choice: Choice) -> str:
 
 
 def rank_correlation(case: Case, choice: Choice) -> float | None:
-    """Return Spearman's correlation over measured boundaries between 0 and L; ``None``: no three values or no spread.
-
-    Gains say nothing about 0 and L, and every selector gets these two right: full fine-tuning is good, none is bad.
-    """
+    """Return Spearman's correlation over measured boundaries between 0 and L, of at least three values."""
     if len(choice.scores) != case.layers + 1:
         return None
     pairs = [
@@ -111,30 +102,23 @@ def _row(choice: Choice, resamples: Resamples, confidence: float) -> Row:
 
 
 def _quality(method: str, resamples: Resamples, confidence: float) -> Row:
+    """Quality, and how far it is behind full fine-tuning over the seeds that both have."""
     case = resamples.case
     low, high = interval(resamples.quality(method), confidence)
-    longer = case.common_seeds(method, FULL, "compute")
     found = {
         "seeds": len(case.runs[method, "epochs"].seeds),
         "quality": case.quality(method),
         "quality_low": low,
         "quality_high": high,
         "cost_share": case.cost_share(method),
-        **_behind_full(method, "epochs", "behind_full", resamples, confidence),
-        **_behind_full(method, "compute", "equal_compute_behind_full", resamples, confidence),
-        "equal_compute": case.quality(method, "compute", longer) if longer else None,
     }
-    compared = method != FULL and case.common_seeds(method, FULL)
-    return found | ({"p": p_value(resamples.over(method, FULL))} if compared else {})
-
-
-def _behind_full(method: str, budget: Budget, name: str, resamples: Resamples, confidence: float) -> Row:
-    """Over the seeds that both have, with its interval; nothing where they have none."""
-    over = resamples.case.over(method, FULL, budget)
+    over = case.over(method, FULL)
     if over is None:
-        return {}
-    low, high = interval(-resamples.over(method, FULL, budget), confidence)
-    return {name: -over, f"{name}_low": low, f"{name}_high": high}
+        return found
+    drawn = resamples.over(method, FULL)
+    low, high = interval(-drawn, confidence)
+    found |= {"behind_full": -over, "behind_full_low": low, "behind_full_high": high}
+    return found | ({"p": p_value(drawn)} if method != FULL else {})
 
 
 def _regrets(case: Case, method: str, deciding_share: float) -> Row:
@@ -177,13 +161,7 @@ def _oracle(case: Case) -> Choice:
 
 
 def overall(table: pd.DataFrame) -> pd.DataFrame:
-    """Return each selector over its groups of datasets, indexed by name: those on most groups first, then by regret.
-
-    Columns: means over groups of those of ``table``; ``groups``, ``cases``: how many were measured, of ``asked`` cases
-    where the selector chose, of which ``interpolated`` lie between measured boundaries; ``behind_full_median`` and
-    ``groups_behind`` (worse than full fine-tuning) over groups; ``worst``, ``worst_at_cost``: the largest regret and
-    on which case; ``price``: the cost share, deciding included.
-    """
+    """Return each selector over its groups of datasets, indexed by name: those on most groups first, then by regret."""
     mine = measured(table)
     rules, by_group = mine.groupby("rule"), mine.groupby(["rule", "group"])[_MEANS].mean()
     found = by_group.groupby("rule").mean()
@@ -201,14 +179,7 @@ def overall(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def choose(table: pd.DataFrame, cost_cap: float) -> str | None:
-    """Return the selector of the lowest mean regret within the cost cap that was measured on every case.
-
-    Full fine-tuning is never chosen: a selector is to save some of its cost.
-
-    Args:
-        table: of the groups that may be seen.
-        cost_cap: highest mean share of full fine-tuning's cost, deciding included.
-    """
+    """Return the selector of the lowest mean regret within the cost cap that was measured on every case."""
     everywhere = (measured(table)["rule"] == ORACLE).sum()
     rules = overall(table).drop([FULL, ORACLE], errors="ignore")
     fitting = rules[(rules["cases"] == everywhere) & (rules["price"] <= cost_cap)]
@@ -222,7 +193,8 @@ def leave_one_out(table: pd.DataFrame, cost_cap: float) -> pd.DataFrame:
         rule = choose(table[table["group"] != group], cost_cap)
         own = table[(table["group"] == group) & (table["rule"] == rule)]
         if len(measured(own)):
-            found.append(overall(own).reset_index().assign(group=group))
+            chosen = overall(own).reset_index().assign(group=group)  # its cost includes deciding
+            found.append(chosen.assign(cost_share=chosen["price"]).drop(columns="price"))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
@@ -236,22 +208,3 @@ def degenerate(table: pd.DataFrame, model: str) -> dict[str, str]:
     }
     blind = table.loc[table["selector"].isin(PRICE_ONLY), "rule"]
     return freezing | dict.fromkeys(blind, "sees the cost alone")
-
-
-def sensitivity(table: pd.DataFrame, default: str | None) -> pd.DataFrame:
-    """Return the selector that other cost caps would choose, and the default on parts of the study."""
-    asked = [(f"cost cap {cap:.0%}", choose(table, cap), table) for cap in CAPS]
-    asked += [(what, default, part) for what, part in _parts(table)]
-    found = [overall(part).reset_index().query("rule == @rule").assign(what=what) for what, rule, part in asked if rule]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
-
-
-def _parts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    counted = table[table["unit"] == "points"]
-    if not counted["above_chance"].all():
-        yield "full fine-tuning above chance", counted[counted["above_chance"]]
-    for column, words in (("model", "{} alone"), ("group", "without {}")):
-        names = counted[column].unique()
-        if len(names) > 1:
-            for name in names:
-                yield words.format(name), counted[(counted[column] == name) == (column == "model")]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.study.comparisons import by_depth, over_constant
+from stages.study.comparisons import over_constant
 from tests.study.conftest import by_rule, drawn_and_judged
 
 PRICES = {"full": 100, "freeze-1": 80, "freeze-2": 50, "freeze-3": 20, "freeze-4": 10}
@@ -78,14 +78,3 @@ def test_losses_are_no_points(study):
     for row in study.runs:
         row["measure"] = "loss"
     assert over(study, spread=(1, 3)) == {}
-
-
-def test_the_line_of_fixed_depths_is_the_mean_over_the_data_sets(study):
-    """From nothing to three of four layers; the best of a is full (and 1), of b full."""
-    study.choice("a", "full", 0)
-    depth = by_depth(list(drawn_and_judged(study, 20)[0].values()), 0.95)
-    costs, regrets = depth.costs, depth.regrets
-    assert (costs[0], regrets[0]) == (1.0, 0.0)
-    assert costs[-1] == pytest.approx(0.2)
-    assert regrets[-1] == pytest.approx((points("a", 0) - points("a", 3) + points("b", 0) - points("b", 3)) / 2)
-    assert costs[20] == pytest.approx(0.65)  # half of the way to 3: boundary 1.5

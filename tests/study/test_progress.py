@@ -5,7 +5,7 @@ import pytest
 
 from stages.study.agenda import FineTune
 from stages.study.description import Case
-from stages.study.progress import Job, Progress, size
+from stages.study.progress import Job, Progress
 from stages.study.settings import Places
 from stages.study.tables import Tables, records
 from tests.conftest import PROJECT
@@ -48,7 +48,7 @@ def test_a_boundary_of_the_grid_is_no_other_method(progress):
     lisa = FineTune(A, 1, "lisa", 0, "epochs", (0.1,))
     full, later = FineTune(A, 1, "full", 0, "epochs", (0.1,)), FineTune(A, 2, "full", 0, "epochs", (0.1,))
     longer = FineTune(A, 1, "freeze-4", 4, "compute", (0.1,))
-    ranks = [progress.rank(Job((one,))) for one in (full, lisa, later, longer)]
+    ranks = [progress.rank(Job(fine_tunes=(one,))) for one in (full, lisa, later, longer)]
     assert ranks == [(0, 0, 0, 0), (1, 0, 1, 0), (0, 0, 1, 0), (1, 0, 1, 0)]
 
 
@@ -71,7 +71,6 @@ def test_a_finished_fine_tune_is_not_wanted_again_while_its_settings_hold(progre
     assert full not in progress.wanted(known)
     outlook = progress.outlook()
     assert "2 pairs of dataset and model, 1 fine-tunes finished, 3 plans to make" in outlook
-    assert "time unknown" in outlook
     other = {**case.training, "prepare": {**case.training["prepare"], "max_tokens": 9}}
     progress.tables.keep_runs([({**row, "settings": progress.tables.keep_settings(other)}, said)])
     assert len(progress.known().done) == 1
@@ -80,15 +79,3 @@ def test_a_finished_fine_tune_is_not_wanted_again_while_its_settings_hold(progre
     assert len(changed.known().done) == 1
     changed.settings[A] = case._replace(training={**other, "data": {}})
     assert changed.known().done == {}
-
-
-def test_time_that_is_left_is_told_from_what_this_machine_measured(progress, monkeypatch):
-    here = {"machine": "Some Processor", "cores": 2}
-    monkeypatch.setattr("stages.study.harvest.where", lambda: here)
-    row = {"data_set": "a", "model": "m", "method": "full", "seed": 9, "budget": "epochs", "boundary": 0, "layers": 8}
-    row |= {**here, "rates": "0.1", "seconds_wall": 3600.0, "settings": "other", "method_settings": ""}
-    said = pa.table({"example_id": ["x"], "label": ["yes"], "correct": [True], "loss": [0.5]})
-    progress.tables.keep_runs([(row, said)])
-    known = progress.known()
-    units = sum(size(one, known.layers[one.case]) for one in progress.wanted(known))
-    assert f"(about {units:.1f} h on this machine)" in progress.outlook()
