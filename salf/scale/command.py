@@ -109,7 +109,9 @@ def print_prediction(prediction: Prediction, console: Console) -> None:
     """Print a row per boundary, and below what was assumed."""
     shape = prediction.model.shape
     title = f"{prediction.model.name} ({prediction.model.origin}): {shape.parameters:,} parameters"
-    table = Table(title=f"{title}, {shape.layers} layers, one {prediction.machine.name}", box=SIMPLE)
+    table = Table(
+        title=f"{title}, {shape.layers} layers, one {prediction.machine.name}", box=SIMPLE, collapse_padding=True
+    )
     headings = ["frozen up to", "trained", "FLOPs", "of full", "time", "memory", "cache"]
     if prediction.machine.memory_bytes:
         headings.append("devices")

@@ -290,19 +290,19 @@ class Params(Group):
 
     @model_validator(mode="after")
     def _every_method_has_a_rate(self) -> Self:
-        asked = [(method, self.finetune) for method in self.compare.methods]
+        asked = [("", method, self.finetune) for method in self.compare.methods]
         for name, variant in self.compare.variants.items():
             try:
-                asked.append((variant.method, variant.settings(self.finetune)))
+                asked.append((f"compare.variants.{name}: ", variant.method, variant.settings(self.finetune)))
             except ValidationError as error:
                 fault = error.errors()[0]
                 unknown = fault["type"] == "extra_forbidden"
                 message = "no setting of finetune" if unknown else fault["msg"].removeprefix("Value error, ")
                 where = ".".join(map(str, fault["loc"]))
                 raise ValueError(f"compare.variants.{name}.{where} = {fault['input']!r}: {message}") from None
-        missing = [method for method, settings in asked if not _has_rate(method, settings)]
-        if missing:
-            raise ValueError(f"finetune.learning_rate has no entry for {', '.join(missing)}")
+        for where, method, settings in asked:
+            if not _has_rate(method, settings):
+                raise ValueError(f"{where or 'finetune.'}learning_rate has no entry for {method}")
         return self
 
     @model_validator(mode="after")

@@ -81,7 +81,7 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
         ),
         (
             {"compare__variants": {"a": {"method": "half", "learning_rate": {"full": 0.1}}}},
-            "finetune.learning_rate has no entry for half",
+            "compare.variants.a: learning_rate has no entry for half",
         ),
         ({"finetune__learning_rate": {"ful": 1e-4}}, "finetune.learning_rate.ful = 'ful': no such method"),
         ({"data__source": "hub"}, "source is hub, but name is null: set data.name"),

@@ -46,7 +46,8 @@ def scale(tmp_path, capsys, monkeypatch):
     return run
 
 
-def test_every_boundary_is_told_with_its_assumptions(scale):
+def test_every_boundary_is_told_with_its_assumptions(scale, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")  # of a terminal, or of a file
     (small, large), text = scale("--config", "smollm2-135m", "llama-70b")
     assert [point["boundary"] for point in small["boundaries"]] == list(range(31))
     assert len(large["boundaries"]) == 81
@@ -58,6 +59,7 @@ def test_every_boundary_is_told_with_its_assumptions(scale):
         assert peaks == sorted(peaks, reverse=True)
         assert all(line in " ".join(text.split()) for line in prediction["assumptions"])
     assert "70,553,706,496 parameters" in " ".join(text.split())
+    assert "…" not in text
 
 
 def test_a_large_models_cost_is_near_six_operations_a_parameter_and_token(scale):
