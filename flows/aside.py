@@ -17,11 +17,7 @@ FOLDER: Final = Path(".dvc/tmp/flow-outputs")
 
 
 def keep_aside(node: "StageNode", project: Path) -> None:
-    """Copy the stage's uncached outputs that exist.
-
-    Raises:
-        OSError: they cannot be copied; none has been touched.
-    """
+    """Copy the stage's uncached outputs that exist."""
     if not node.uncached:
         return
     copies = _copies(node, project)
@@ -39,11 +35,7 @@ def keep_aside(node: "StageNode", project: Path) -> None:
 
 
 def put_back(node: "StageNode", project: Path) -> None:
-    """Restore the uncached outputs as they were copied, and remove the copies. New outputs are removed.
-
-    Raises:
-        OSError: one cannot be restored; the remaining copies stay.
-    """
+    """Restore the uncached outputs as they were copied, and remove the copies. New outputs are removed."""
     copies = _copies(node, project)
     if not copies.exists():
         return
@@ -63,9 +55,6 @@ def put_back_left(project: Path) -> list[str]:
     """Restore what a killed run had copied and that is missing now; returns these paths.
 
     An output that exists may be newer: DVC knows whether it is the right one. Call it where no other run is active.
-
-    Raises:
-        OSError: one cannot be restored.
     """
     found = []
     for copy in sorted((project / FOLDER).glob("[!.]*/*")):

@@ -39,11 +39,7 @@ class StageNode:
 
 
 def read_graph(project: Path) -> tuple[StageNode, ...]:
-    """Return the stages, each after all that it reads; where that leaves a choice, in the order of ``dvc.yaml``.
-
-    Raises:
-        UserError: the folder is no DVC project, or its ``dvc.yaml`` is not valid.
-    """
+    """Return the stages, each after all that it reads; where that leaves a choice, in the order of ``dvc.yaml``."""
     try:
         with Repo(str(project)) as repo:
             graph = repo.index.graph  # its edges point from the reader to what it reads
@@ -58,9 +54,6 @@ def select(graph: Sequence[StageNode], targets: Sequence[str]) -> tuple[StageNod
     """Return the targets and all that they read, in the graph's order; no targets: the whole graph.
 
     A target is a stage's name, or the name before ``@`` for all items of a matrix.
-
-    Raises:
-        UserError: a target is not in the graph.
     """
     if not targets:
         return tuple(graph)
@@ -72,11 +65,7 @@ def select(graph: Sequence[StageNode], targets: Sequence[str]) -> tuple[StageNod
 
 
 def matching(graph: Sequence[StageNode], names: Sequence[str]) -> frozenset[str]:
-    """Return the addresses of the given names.
-
-    Raises:
-        UserError: a name is not in the graph; lists the names.
-    """
+    """Return the addresses of the given names."""
     found: set[str] = set()
     for name in names:
         hits = {node.name for node in graph if name in (node.name, node.name.partition("@")[0])}

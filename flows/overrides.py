@@ -33,11 +33,7 @@ class OverrideError(UserError):
 
 
 def parse(assignments: list[str]) -> dict[str, Any]:
-    """Read ``key=value`` words of a command line; values are YAML 1.2, as in ``params.yaml``.
-
-    Raises:
-        OverrideError: a word without ``=``, or a value that is no YAML.
-    """
+    """Read ``key=value`` words of a command line; values are YAML 1.2, as in ``params.yaml``."""
     overrides = {}
     for word in assignments:
         key, equals, value = word.partition("=")
@@ -52,9 +48,6 @@ def overridden(project: Path, overrides: Mapping[str, Any]) -> Iterator[None]:
     """Hold ``params.yaml`` with the overrides in it.
 
     The file's own bytes come back at the end; after a killed run :func:`take_back` restores them.
-
-    Raises:
-        OverrideError: a key is unknown, or a value of another kind than the one in the file.
     """
     if not overrides:
         yield
@@ -96,9 +89,6 @@ def changed(text: str, overrides: Mapping[str, Any]) -> str:
     """Return a parameter file's text with values replaced; comments and order stay.
 
     Only the kind of a value is checked here. The stages check its range: each validates the whole file first.
-
-    Raises:
-        OverrideError: see :func:`overridden`; every fault is named at once.
     """
     yaml = YAML()
     yaml.preserve_quotes = True

@@ -41,9 +41,6 @@ def workspace(project: Path, wait: bool) -> Iterator[Workspace]:
     """Hold the project for the current flow run, cleared of what a killed run left.
 
     When the block is left by an exception (a cancelled flow, a lost worker), ``stop`` is set.
-
-    Raises:
-        WorkspaceBusyError: another run holds the project and ``wait`` is false; the text names it.
     """
     logger = get_run_logger()
     name, identity = flow_run.name or "unnamed", str(flow_run.id)

@@ -49,11 +49,7 @@ _EXAMPLES = """examples:
 
 
 def serve(project: Path, host: str, port: int) -> None:
-    """Deploy everything and work for it until this process is stopped.
-
-    Raises:
-        UserError: the server or a deployment could not be started.
-    """
+    """Deploy everything and work for it until this process is stopped."""
     url = os.environ.get("PREFECT_API_URL")
     environment = {**stage_environment(os.environ), "PREFECT_API_URL": url or f"http://{host}:{port}/api"}
     server = None if url else _start([*_PREFECT, "server", "start", "--host", host, "--port", str(port)], environment)

@@ -58,10 +58,6 @@ def run_stage(node: StageNode, held: Workspace, on_line: Callable[[str], None], 
     DVC does not cache.
 
     ``on_line`` is called with every line that is not empty; ``force`` runs the stage even when nothing changed.
-
-    Raises:
-        StageFailedError: the stage or DVC failed, or the stage's time-out passed.
-        StoppedError: the flow was stopped.
     """
     lines: list[str] = []
     command = [*DVC, "repro", "--single-item", node.name, *(["--force"] if force else [])]
@@ -132,11 +128,7 @@ def _has_begun(node: StageNode, held: Workspace, lines: Sequence[str]) -> bool:
 
 
 def outcome(name: str, lines: Sequence[str]) -> Outcome:
-    """Read from DVC's output what it did about the stage ``name``.
-
-    Raises:
-        StageFailedError: none of DVC's lines about the stage is there.
-    """
+    """Read from DVC's output what it did about the stage ``name``."""
     announced = _announced(name, lines)
     if announced is None:
         raise StageFailedError(f"{name}: DVC succeeded but did not report what it did", passing=False)

@@ -94,11 +94,7 @@ def _points(name: str, grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str,
 
 
 def check_names(names: Sequence[str], held: Workspace) -> None:
-    """Refuse names of existing experiments, before hours of work.
-
-    Raises:
-        UserError: a name is taken.
-    """
+    """Refuse names of existing experiments, before hours of work."""
     present = {line.strip() for line in _dvc(["list", "--all-commits", "--name-only"], held)}
     if taken := " ".join(name for name in names if name in present):
         raise UserError(f"an experiment of that name exists: choose another name, or: dvc exp remove {taken}")
@@ -108,9 +104,6 @@ def save(name: str, stages: Sequence[str], held: Workspace) -> None:
     """Save parameters, lock file and results of the given stages, which are up to date, as an experiment.
 
     Without the names DVC would write the present parameters into the lock of stages that did not run.
-
-    Raises:
-        UserError: DVC refused.
     """
     _dvc(["save", "--name", name, *stages], held)
 
@@ -170,9 +163,6 @@ def words(values: Mapping[str, Any]) -> list[str]:
     """Options of ``dvc exp run`` that set parameters, in the grammar of Hydra's overrides.
 
     A mapping replaces the present one; without the deletion DVC would merge the two.
-
-    Raises:
-        OverrideError: the grammar cannot express a value.
     """
     found = []
     for key, value in values.items():

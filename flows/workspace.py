@@ -91,9 +91,6 @@ def sole_run(
     The lock is the operating system's: it ends with the last process that has the descriptor, so a killed run
     leaves none. A child that inherits the descriptor keeps the lock while it lives. For the children of a killed
     run this waits, because their guard is ending them. ``on_wait`` is called once before waiting.
-
-    Raises:
-        WorkspaceBusyError: another run holds the workspace and ``wait`` is false.
     """
     path = project / LOCK_FILE
     path.parent.mkdir(parents=True, exist_ok=True)

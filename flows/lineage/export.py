@@ -78,28 +78,14 @@ class Result:
 
 
 def export(name: str, project: Project, out: Path | None = None, key: Path | None = None) -> list[Path]:
-    """Write the records in one format and return the files written.
-
-    Args:
-        name: ``ro-crate``, ``openlineage`` or ``slsa``.
-        project: the DVC project.
-        out: where to; ``None``: the format's usual place in the project.
-        key: a private key to sign with.
-
-    Raises:
-        UserError: the records or the workspace do not allow it, or cannot be read.
-    """
+    """Write the records in one format and return the files written."""
     if key is not None and name != "slsa":
         raise UserError(f"--key applies to slsa only, not to {name}")
     return FORMATS[name](project, out, key)
 
 
 def results(ledger: Ledger, lock: Mapping[str, LockEntry]) -> list[Result]:
-    """Return the result of every stage of ``dvc.lock``, each after all that it reads.
-
-    Raises:
-        UserError: dvc.lock names no stage, or has an entry that the ledger does not record.
-    """
+    """Return the result of every stage of ``dvc.lock``, each after all that it reads."""
     if not lock:
         raise UserError("dvc.lock names no stage: run the chain first (make run)")
     found: list[Result] = []

@@ -25,11 +25,7 @@ class NotFoundError(UserError):
 
 
 def read_lock(project: Path) -> dict[str, LockEntry]:
-    """Return stage → its entry in dvc.lock; no file: nothing.
-
-    Raises:
-        LockError: the file is no lock file of DVC's.
-    """
+    """Return stage → its entry in dvc.lock; no file: nothing."""
     try:
         return parse_lock((project / LOCK_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -39,11 +35,7 @@ def read_lock(project: Path) -> dict[str, LockEntry]:
 
 
 def parse_lock(text: str) -> dict[str, LockEntry]:
-    """Return stage → its entry in the text of a lock file.
-
-    Raises:
-        LockError: it is no lock file of DVC's.
-    """
+    """Return stage → its entry in the text of a lock file."""
     try:
         content = YAML(typ="safe", pure=True).load(text)
         stages = content.get("stages", {}) if isinstance(content, Mapping) else None
@@ -78,11 +70,7 @@ def plain(value: Any) -> Any:
 
 
 def resolve(project: Path, name: str) -> str:
-    """Return the full commit hash of a commit, branch, tag or experiment.
-
-    Raises:
-        NotFoundError: there is no such thing; lists the experiments.
-    """
+    """Return the full commit hash of a commit, branch, tag or experiment."""
     found = git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     if found is not None:
         return found.decode().strip()

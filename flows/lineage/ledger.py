@@ -67,11 +67,7 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path) -> "Ledger":
-        """Read a ledger; no file: no records. A half-written last line is left out.
-
-        Raises:
-            LedgerError: a line is no record.
-        """
+        """Read a ledger; no file: no records. A half-written last line is left out."""
         records = []
         for number, line in _lines(path):
             record = parse(line)
@@ -109,9 +105,6 @@ def check_chain(path: Path) -> list[Fault]:
     """Return the chain's faults: lines that were edited, removed, inserted, reordered or cut off at the end.
 
     One record beyond the head is no fault: a writer that was killed in between leaves it.
-
-    Raises:
-        LedgerError: ledger or head cannot be read.
     """
     faults = []
     hashes = [_BEFORE_THE_FIRST]
@@ -149,10 +142,6 @@ def record_stage(project: Path, stage: str, outcome: str, flow_run: str | None) 
     """Record what DVC has locked for a stage that was just brought up to date.
 
     ``outcome`` is what DVC did: ``ran``, ``restored`` or ``cached``. ``flow_run`` is the Prefect run's id.
-
-    Raises:
-        UserError: ledger or dvc.lock cannot be read.
-        OSError: the ledger cannot be written.
     """
     entry = _entry(project, stage)
     if entry is None:
@@ -169,12 +158,7 @@ def record_stage(project: Path, stage: str, outcome: str, flow_run: str | None) 
 
 
 def record_all(project: Path) -> list[str]:
-    """Record every stage of dvc.lock whose entry differs from its newest record, and return their names.
-
-    Raises:
-        UserError: ledger or dvc.lock cannot be read.
-        OSError: the ledger cannot be written.
-    """
+    """Record every stage of dvc.lock whose entry differs from its newest record, and return their names."""
     ledger = Ledger.read(ledger_of(project))
     return [stage for stage, entry in read_lock(project).items() if _catch_up(project, ledger, stage, entry, None)]
 

@@ -52,13 +52,6 @@ def emit(event_type: str, run: Start, project: Path, error: str | None = None, o
     """Send one event about a stage that a flow runs, at the time it happens.
 
     An event that cannot be delivered costs a warning in the log, never the run.
-
-    Args:
-        event_type: ``START``, ``COMPLETE``, ``FAIL`` or ``ABORT``.
-        run: its id (a UUID, the same for all its events), its stage, and further facts where known.
-        project: the DVC project; a ``COMPLETE`` names the inputs and outputs in its dvc.lock.
-        error: why it failed.
-        outcome: what DVC did.
     """
     entry = read_lock(project).get(run.stage) if event_type == "COMPLETE" else None
     event = _event(RunState(event_type), run, run.at or _now(), entry, error, outcome)
@@ -102,11 +95,7 @@ def server() -> str | None:
 
 
 def post(found: Iterable[RunEvent]) -> None:
-    """Send events to the configured server.
-
-    Raises:
-        UserError: it does not take them.
-    """
+    """Send events to the configured server."""
     settings: dict[str, Any] = {"url": server(), "endpoint": os.environ.get("OPENLINEAGE_ENDPOINT", "api/v1/lineage")}
     if key := os.environ.get("OPENLINEAGE_API_KEY"):
         settings["auth"] = {"type": "api_key", "apiKey": key}

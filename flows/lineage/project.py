@@ -125,11 +125,7 @@ class Project:
 
 @contextmanager
 def open_project(root: Path) -> Iterator[Project]:
-    """Open the project at ``root``.
-
-    Raises:
-        UserError: it is no DVC project, or its ``dvc.yaml`` is not valid.
-    """
+    """Open the project at ``root``."""
     try:
         with Repo(str(root)) as repo:
             yield Project(repo)

@@ -52,12 +52,7 @@ Entity = dict[str, Any]
 
 
 def crate(found: Sequence[Result], files: Mapping[str, str]) -> Entity:
-    """Return the content of ``ro-crate-metadata.json``.
-
-    Args:
-        found: the stages' results, each after all that it reads.
-        files: files of the crate that are no artifacts (``dvc.yaml`` among them): path → what they are.
-    """
+    """Return the content of ``ro-crate-metadata.json``."""
     described = _files(found, files)
     actions = [_action(result) for result in found]
     graph = [

@@ -115,11 +115,7 @@ class Lineage:
 
 
 def lineage(universe: Universe, asked: str) -> Lineage:
-    """Return the lineage of a stage, a path or a hash.
-
-    Raises:
-        NotFoundError: nothing is known of it.
-    """
+    """Return the lineage of a stage, a path or a hash."""
     subject = find(universe, asked)
     nodes: list[Node] = []
 
@@ -140,11 +136,7 @@ def lineage(universe: Universe, asked: str) -> Lineage:
 
 
 def find(universe: Universe, asked: str) -> Subject:
-    """Find the subject of a stage's name, a path or a hash.
-
-    Raises:
-        NotFoundError: nothing; says what was tried.
-    """
+    """Find the subject of a stage's name, a path or a hash."""
     if asked in universe.lock:
         return Subject(_locked(universe, asked))
     place = Path(asked) if Path(asked).exists() else universe.project.root / asked

@@ -37,13 +37,7 @@ def model_folders(found: Sequence[Result], project: Path) -> list[tuple[Result, 
 
 
 def statement(result: Result, model: LockedPath, sha256: Mapping[str, str]) -> dict[str, Any]:
-    """Return the statement about one model folder, the stage's output.
-
-    Args:
-        result: the stage's result.
-        model: the folder.
-        sha256: path below the folder → hex SHA-256 of the file.
-    """
+    """Return the statement about one model folder, the stage's output."""
     start, end = result.start, result.end
     facts = {"seed", "machine", "flow_run", "dirty", "dirty_files_sha256"}
     source = [{"name": "source code", "digest": {"gitCommit": start.commit}}] if start and start.commit else []
@@ -74,15 +68,7 @@ def statement(result: Result, model: LockedPath, sha256: Mapping[str, str]) -> d
 
 
 def envelope(document: dict[str, Any], key_file: Path) -> dict[str, Any]:
-    """Return a statement in its DSSE envelope, signed with an Ed25519 key.
-
-    Args:
-        document: the statement.
-        key_file: the private key, unencrypted PEM (``openssl genpkey -algorithm ed25519``).
-
-    Raises:
-        UserError: the file is no such key.
-    """
+    """Return a statement in its DSSE envelope, signed with an Ed25519 key."""
     sealed = Envelope(encode(document), PAYLOAD_TYPE, {})
     sealed.sign(CryptoSigner(_private_key(key_file)))
     return dict(sealed.to_dict())

@@ -66,17 +66,7 @@ class Report(BaseModel):
 
 
 def verify(project: Project, pinned_head: str | None = None, whole_cache: bool = False) -> Report:
-    """Check ledger, lock, workspace, cache, and the shards of models.
-
-    Args:
-        project: the project.
-        pinned_head: hash of a record that was the newest once; it must still be in the ledger.
-        whole_cache: hash every object of the cache, not only those that dvc.lock names.
-
-    Raises:
-        LockError: dvc.lock cannot be read at all.
-        OSError: a file cannot be read.
-    """
+    """Check ledger, lock, workspace, cache, and the shards of models."""
     report = Report(head=head(project.ledger))
     universe = Universe(project, _check_ledger(project, pinned_head, report))
     # DVC leaves the entry of a stage in dvc.lock that dvc.yaml no longer has; its outputs may be thrown away.

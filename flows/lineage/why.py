@@ -42,9 +42,6 @@ def why(universe: Universe, stage: str) -> dict[str, Any]:
 
     ``changes`` are its own, ``upstream`` those of every stage that it reads, nearest last; ``last_run`` is the
     newest recorded run that made its entry; ``newest_start`` is its newest run, even if it failed or was killed.
-
-    Raises:
-        NotFoundError: there is no such stage.
     """
     stages, ledger = universe.project.stages, universe.ledger
     if stage not in stages:
@@ -96,12 +93,7 @@ def changes_since(project: Project, declared: Declared, entry: LockEntry) -> lis
 
 
 def diff(project: Project, old: str, new: str) -> dict[str, Any]:
-    """Compare the freeze plans of two revisions (a commit, branch, tag, experiment or ``workspace``).
-
-    Raises:
-        NotFoundError: one of them does not exist.
-        UserError: a plan is no JSON.
-    """
+    """Compare the freeze plans of two revisions (a commit, branch, tag, experiment or ``workspace``)."""
     commits = [None if name == HERE else history.resolve(project.root, name) for name in (old, new)]
     before, after = (_plan(project, commit) for commit in commits)
     return {
