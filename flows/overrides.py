@@ -16,16 +16,6 @@ from salf.files import replacing_file
 
 PARAMS_FILE: Final = Path("params.yaml")
 _JOURNAL: Final = Path(".dvc/tmp/flow-params.json")
-_TWO_SPELLINGS: Final = {"data.balance"}  # a word, or true and false as in release 0.1.0: the stages check it
-_KINDS: Final = {
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    str: "text",
-    list: "a list",
-    dict: "a mapping",
-    type(None): "null",
-}
 
 
 class OverrideError(UserError):
@@ -88,7 +78,7 @@ def take_back(project: Path) -> bool:
 def changed(text: str, overrides: Mapping[str, Any]) -> str:
     """Return a parameter file's text with values replaced; comments and order stay.
 
-    Only the kind of a value is checked here. The stages check its range: each validates the whole file first.
+    Only the names are checked here. The stages check the values: each validates the whole file first.
     """
     yaml = YAML()
     yaml.preserve_quotes = True
@@ -111,34 +101,20 @@ def _load(yaml: YAML, text: str, name: str) -> Any:
 
 def _set(params: Any, key: str, value: Any) -> str | None:
     """Set a value in its place; returns the fault if there is one."""
-    names = key.split(".")
+    *groups, last = key.split(".")
     place = params
-    for depth, name in enumerate(names):
-        last = depth == len(names) - 1
+    for depth, name in enumerate([*groups, last]):
         # Deeper than group.name are mappings whose keys are the user's own (label words, learning rates).
-        if not isinstance(place, dict) or (name not in place and not (last and depth >= 2)):
+        own = depth == len(groups) >= 2
+        if not isinstance(place, dict) or (name not in place and not own):
             known = sorted(place) if isinstance(place, dict) else []
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known there: {', '.join(known) or 'nothing'}"
             return f"{key}: unknown parameter; {hint}"
-        if last:
-            fault = None if key in _TWO_SPELLINGS else _other_kind(place.get(name), value)
-            if fault:
-                return f"{key} = {value!r}: expected {fault}"
-            place[name] = value
-        else:
+        if depth < len(groups):
             place = place[name]
+    place[last] = value
     return None
-
-
-def _other_kind(present: Any, value: Any) -> str | None:
-    """The kind that is expected, where the value has another."""
-    if present is None or value is None:
-        return None
-    if isinstance(value, list) and not isinstance(present, list | dict):  # a grid in place of one value
-        return next((fault for item in value if (fault := _other_kind(present, item))), None)
-    expected, found = (next(_KINDS[kind] for kind in _KINDS if isinstance(item, kind)) for item in (present, value))
-    return None if expected == found else expected
 
 
 def _write(path: Path, text: str) -> None:

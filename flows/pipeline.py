@@ -6,19 +6,13 @@ run, and lets no two runs share a workspace.
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prefect import State, Task, flow, get_run_logger, task
-from prefect.artifacts import (
-    create_image_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
@@ -99,19 +93,18 @@ def _run_all(graph: Sequence[StageNode], forced: frozenset[str], held: Workspace
     waiting, runs = list(graph), list[StageRun]()
     ended: dict[str, PrefectFuture[Any]] = {}
     failure: tuple[str, str] | None = None
-    with running.at_work(held, len(graph), "Stages of this run that are up to date") as tasks:
-        while tasks.running or (waiting and not failure):
+    with running.at_work(held) as tasks:
+        while tasks or (waiting and not failure):
             ready = [node for node in waiting if all(name in ended for name in node.upstream if name in nodes)]
-            for node in [] if failure else ready[: at_once - len(tasks.running)]:
+            for node in [] if failure else ready[: at_once - len(tasks)]:
                 waiting.remove(node)
                 after = [ended[name] for name in node.upstream if name in ended]
                 options = (node, held, threads[node.name], node.name in forced)
-                tasks.running[stage_task(node).submit(*options, wait_for=after, return_state=False)] = node.name
-            name, future = tasks.next()
+                tasks[stage_task(node).submit(*options, wait_for=after, return_state=False)] = node.name
+            name, future = running.next_ended(tasks)
             if future.state.is_completed():
                 ended[name] = future
                 runs.append(future.result())
-                tasks.advance()
             else:
                 failure = failure or (name, future.state.message or f"{name}: {future.state.name}")
     rows = summary.stage_rows(graph, runs, failure[0] if failure else None)
@@ -145,7 +138,7 @@ def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -
     event = Start(run=task_run.id, stage=node.name, flow_run=held.flow_run, flow_run_name=held.flow_run_name)
     openlineage.emit("START", event, held.project)
     try:
-        run = run_stage(node, held, _log(node), force)
+        run = run_stage(node, held, get_run_logger().info, force)
     except StageFailedError as error:
         openlineage.emit("FAIL", event, held.project, error=str(error))
         # A state instead of an exception: one clear line in the log, not a traceback.
@@ -163,22 +156,6 @@ def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -
     get_run_logger().info("%s: %s", run.name, line)
     _show_results(node, held.project)
     return Completed(name=run.outcome.value.capitalize(), message=line, data=run)
-
-
-def _log(node: StageNode) -> Callable[[str], None]:
-    """A reader that passes a stage's lines to Prefect's log, and its progress to an artifact that grows with it."""
-    logger, artifacts = get_run_logger(), list[Any]()
-
-    def log(line: str) -> None:
-        logger.info(line)
-        share = summary.share_done(line)
-        if share is not None and artifacts:
-            update_progress_artifact(artifacts[0], share)
-        elif share is not None:
-            key = summary.artifact_key("progress", node.name)
-            artifacts.append(create_progress_artifact(share, key, f"Progress of {node.name}"))
-
-    return log
 
 
 def _show_results(node: StageNode, project: Path) -> None:

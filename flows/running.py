@@ -12,7 +12,6 @@ from typing import Annotated, Any, Final
 from uuid import UUID
 
 from prefect import State, get_run_logger
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.exceptions import ObjectNotFound
@@ -83,39 +82,23 @@ def bury(hold: Hold, found_by: str) -> None:
         client.set_flow_run_state(run.id, Crashed(message=message), force=True)
 
 
-class AtWork:
-    """The tasks of a flow that are at work, by a name of the caller's, and the flow's progress."""
-
-    def __init__(self, total: int, description: str) -> None:
-        self.running: dict[PrefectFuture[Any], str] = {}
-        self._progress: Any = create_progress_artifact(0.0, "progress", description)
-        self._total, self._ended = total, 0
-
-    def next(self) -> tuple[str, PrefectFuture[Any]]:
-        """Wait until a task ends; returns its name and its future."""
-        future = next(as_completed(list(self.running)))
-        future.wait()  # or its state would be asked of the server, which learns it a little later
-        return self.running.pop(future), future
-
-    def advance(self) -> None:
-        """Count one of the flow's parts as done."""
-        self._ended += 1
-        update_progress_artifact(self._progress, 100 * self._ended / self._total)
-
-
 @contextmanager
-def at_work(held: Workspace, total: int, description: str) -> Iterator[AtWork]:
-    """Run tasks in a block; if it is left by an exception, stop them: none outlives its flow.
-
-    The flow's progress, described by ``description``, has ``total`` parts.
-    """
-    tasks = AtWork(total, description)
+def at_work(held: Workspace) -> Iterator[dict[PrefectFuture[Any], str]]:
+    """Yield a table of active tasks and their names; if the block is left by an exception, they stop with it."""
+    tasks: dict[PrefectFuture[Any], str] = {}
     try:
         yield tasks
     except BaseException:  # cancelled, the worker is gone, a bug
         held.stop.set()
-        wait(list(tasks.running), timeout=STOP_SECONDS)
+        wait(list(tasks), timeout=STOP_SECONDS)
         raise
+
+
+def next_ended(tasks: dict[PrefectFuture[Any], str]) -> tuple[str, PrefectFuture[Any]]:
+    """Wait until one of the tasks ends, take it out of the table, and return its name and its future."""
+    future = next(as_completed(list(tasks)))
+    future.wait()  # or its state would be asked of the server, which learns it a little later
+    return tasks.pop(future), future
 
 
 def refused(message: str) -> State[Any]:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,6 @@ import httpx
 import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.process import ProcessWorker
@@ -37,9 +33,7 @@ START_SECONDS = 180.0  # a new database on a slow machine
 RESTART_SECONDS = 5.0
 STOP_SECONDS = 60.0
 IDLE_SECONDS = 10.0  # a worker that has run something never ends when it is asked to (Prefect 3.8.8)
-SILENCE = timedelta(seconds=90)  # without a heartbeat (one every 30 s) a run is dead
 _PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
-_AUTOMATION = "SALF: end runs whose heartbeat has stopped"
 _EXAMPLES = """examples:
   python -m flows.serve                     a server on 127.0.0.1:4200, ended by Ctrl-C
   python -m flows.serve --port 4300
@@ -109,7 +103,6 @@ def _deploy(project: Path, environment: Mapping[str, str]) -> str:
     pool = str(deployments["definitions"]["work_pool"]["name"])
     with get_client(sync_client=True) as client:
         make_pool(client, pool)
-        _end_silent_runs(client)
     deployed = subprocess.run([*_PREFECT, "deploy", "--all"], cwd=project, env=dict(environment), check=False)
     if deployed.returncode != 0:
         raise UserError("prefect deploy failed; its lines above have the reason")
@@ -121,23 +114,6 @@ def make_pool(client: SyncPrefectClient, name: str) -> None:
     template: dict[str, Any] = ProcessWorker.get_default_base_job_template()
     with contextlib.suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
-
-
-def _end_silent_runs(client: SyncPrefectClient) -> None:
-    """Have the server end runs that were killed together with their worker."""
-    if client.read_automations_by_name(_AUTOMATION):
-        return
-    trigger = EventTrigger(
-        after={"prefect.flow-run.heartbeat"},
-        expect={"prefect.flow-run.*"},
-        for_each={"prefect.resource.id"},
-        posture=Posture.Proactive,
-        threshold=1,
-        within=SILENCE,
-    )
-    message = f"no sign of life for {SILENCE.total_seconds():.0f} s: its process was killed"
-    action = ChangeFlowRunState(state=StateType.CRASHED, message=message)
-    client.create_automation(AutomationCore(name=_AUTOMATION, trigger=trigger, actions=[action]))
 
 
 def _clear_away(project: Path) -> None:

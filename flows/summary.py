@@ -1,7 +1,6 @@
 """What a run shows: tables and text, built without a server."""
 
 import base64
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +11,6 @@ from flows.stage_run import StageRun
 
 _PICTURES: Final = {".svg": "image/svg+xml", ".png": "image/png"}
 _NOT_REACHED = "not reached"
-_SHARE = re.compile(r": \S+/\S+ .*\((\d{1,3})%\), ")
 
 
 def duration(seconds: float) -> str:
@@ -48,12 +46,6 @@ def counts_line(runs: Sequence[StageRun]) -> str:
     return f"{', '.join(parts)} in {took}"
 
 
-def share_done(line: str) -> float | None:
-    """The per cent in a stage's progress line (``trace: 12/96 examples (12%), 3.1 examples/s, ...``)."""
-    found = _SHARE.search(line)
-    return min(float(found[1]), 100.0) if found else None
-
-
 def metric_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     """Flatten nested metrics into rows of a dotted name and a value; lists are left out."""
     numbers = {name: value for name, value in leaves(metrics).items() if not isinstance(value, list | dict)}
@@ -80,12 +72,6 @@ def page_text(path: str, project: Path) -> str:
         f"```\n{page.as_uri()}\n```\n\n"
         f"or copy the file from there:\n\n```\n{page}\n```\n"
     )
-
-
-def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """A Markdown table of rows that share their keys; no rows: an empty text."""
-    cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)] if rows else []
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
 def artifact_key(*names: str) -> str:

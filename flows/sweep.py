@@ -6,7 +6,6 @@ cache, so work that two points have in common runs once.
 
 import itertools
 import json
-import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,19 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import pandas as pd
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, JsonValue
-from ruamel.yaml import YAML
 
 from flows import environment, running
 from flows.graph import matching, read_graph
 from flows.overrides import PARAMS_FILE, OverrideError, changed, parse
 from flows.processes import StoppedError
 from flows.stage_run import DVC, keeping, last_fault
-from flows.summary import markdown_table, metric_rows
+from flows.summary import metric_rows
 from flows.workspace import Workspace
 from salf.errors import BAD_INPUT, UserError
 from salf.ledger import ledger_of
@@ -49,7 +48,6 @@ _EXAMPLES = """example:
                             six experiments, budget-1 to budget-6; then: dvc exp show, dvc exp apply budget-3
 exit status: 0 done, 1 a point failed, 2 the request was refused
 """
-_KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ /+.$%*@?|-]*")
 
 Grid = Annotated[dict[running.DottedName, Annotated[list[JsonValue], Field(min_length=1)]], Field(min_length=1)]
 
@@ -133,16 +131,15 @@ def _run_all(points: Mapping[str, Mapping[str, Any]], stages: list[str], held: W
     own = {**environment.with_threads(held.environment, threads), "SALF_LEDGER": str(ledger_of(held.project))}
     held = replace(held, environment=own)
     waiting, faults = list(points), dict[str, str]()
-    with running.at_work(held, len(points), "Experiments of this sweep that have ended") as tasks:
-        while waiting or tasks.running:
-            while waiting and len(tasks.running) < at_once:
+    with running.at_work(held) as tasks:
+        while waiting or tasks:
+            while waiting and len(tasks) < at_once:
                 name = waiting.pop(0)
                 point = _point.with_options(name=name, task_run_name=name)
-                tasks.running[point.submit(name, points[name], stages, held, return_state=False)] = name
-            name, future = tasks.next()
+                tasks[point.submit(name, points[name], stages, held, return_state=False)] = name
+            name, future = running.next_ended(tasks)
             if not future.state.is_completed():
                 faults[name] = future.state.message or future.state.name or "failed"
-            tasks.advance()
     return _conclude(points, faults, held)
 
 
@@ -160,32 +157,18 @@ def _point(name: str, values: Mapping[str, Any], stages: Sequence[str], held: Wo
 
 
 def words(values: Mapping[str, Any]) -> list[str]:
-    """Options of ``dvc exp run`` that set parameters, in the grammar of Hydra's overrides.
-
-    A mapping replaces the present one; without the deletion DVC would merge the two.
-    """
-    found = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found += ["--set-param", f"~{key}"]
-        found += ["--set-param", f"++{key}={_word(value, key)}"]
-    return found
+    """Options of ``dvc exp run`` that set parameters, in the grammar of Hydra's overrides."""
+    return [word for key, value in values.items() for word in ("--set-param", f"++{key}={_word(value, key)}")]
 
 
 def _word(value: Any, key: str) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-        return repr(value)
-    if isinstance(value, str) and "${" not in value:
-        return _quoted(value)
     if isinstance(value, list):
         return "[" + ",".join(_word(item, key) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{_name(name, key)}:{_word(item, key)}" for name, item in value.items()) + "}"
-    raise OverrideError(f"{key} = {value!r}: cannot be passed to DVC")
+    if isinstance(value, str) and "${" not in value:
+        return _quoted(value)
+    if isinstance(value, dict | str):
+        raise OverrideError(f"{key} = {value!r}: cannot be passed to DVC; sweep a mapping's entries by their own names")
+    return json.dumps(value)
 
 
 def _quoted(text: str) -> str:
@@ -194,18 +177,10 @@ def _quoted(text: str) -> str:
     return '"' + re.sub(r"(\\+)$", lambda found: found[1] * 2, escaped) + '"'
 
 
-def _name(name: Any, key: str) -> str:
-    """A mapping's key: the grammar has no quotes for keys, and reads one that looks like a number as a number."""
-    read = YAML(typ="safe", pure=True).load(name) if isinstance(name, str) and _KEY.fullmatch(name) else None
-    if not isinstance(read, str):
-        raise OverrideError(f"{key}: the entry {name!r} cannot be passed to DVC; give it a name of letters")
-    return name
-
-
 def _conclude(points: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str], held: Workspace) -> State[Any]:
     rows = table(points, _metrics(held), faults)
     create_table_artifact(table=rows, key="sweep", description="Every point of the grid, its values and its metrics")
-    print(markdown_table(rows))
+    print(pd.DataFrame(rows).to_string(index=False))
     if faults:
         return running.failed(f"{len(faults)} of {len(points)} experiments failed: {next(iter(faults.values()))}")
     line = f"{len(points)} experiments: {', '.join(points)}"

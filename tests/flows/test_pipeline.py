@@ -69,13 +69,6 @@ def test_a_task_says_in_its_state_what_dvc_did(toy):
     assert names() == {"first": "Restored"}
 
 
-def test_progress_of_a_stage_and_of_the_run_can_be_seen(toy):
-    toy.single("slow")
-    assert run(toy).is_completed()
-    assert Artifact.get("progress").data == 100
-    assert Artifact.get("progress-only").data == 100
-
-
 def test_the_pictures_that_a_stage_draws_can_be_seen(toy):
     toy.single("fine")
     graph = toy.root / "dvc.yaml"

@@ -156,7 +156,6 @@ def test_a_schedule_fires_and_the_run_leaves_its_artifacts(served):
     assert tasks == dict.fromkeys(["first", "train@a+b-1", "train@c-1", "judge"], "Ran")
     made = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
     artifacts = {artifact.key: artifact.data for artifact in served.client.read_artifacts(artifact_filter=made)}
-    assert artifacts["progress"] == 100
     assert [row["outcome"] for row in json.loads(artifacts["stages"])] == ["ran"] * 4
     assert json.loads(artifacts["metrics-judge"]) == [{"metric": "score.accuracy", "value": "0.5"}]
     # The runs that came due in the meantime find nothing to do; no later one may disturb the next test.

@@ -4,7 +4,7 @@ import pytest
 
 from flows.graph import StageNode
 from flows.stage_run import Outcome, StageRun
-from flows.summary import artifact_key, counts_line, duration, markdown_table, metric_rows, stage_rows
+from flows.summary import artifact_key, counts_line, duration, metric_rows, stage_rows
 
 GRAPH = [StageNode(name, f"does {name}") for name in ("base", "trace", "fit")]
 
@@ -44,12 +44,6 @@ def test_metrics_are_flattened_and_lists_left_out():
         {"metric": "runs.full-seed1.accuracy", "value": "0.123457"},
         {"metric": "runs.full-seed1.n", "value": "240"},
     ]
-
-
-def test_a_bar_in_a_cell_does_not_break_the_table():
-    table = markdown_table([{"a": "x|y", "b": "z"}])
-    assert table.splitlines() == ["| a | b |", "| --- | --- |", "| x\\|y | z |"]
-    assert markdown_table([]) == ""
 
 
 def test_artifact_keys_are_what_prefect_accepts():
