@@ -23,9 +23,7 @@ _THREADS: Final = "OMP_NUM_THREADS"
 
 
 def stage_environment(
-    inherited: Mapping[str, str],
-    project: Path | None = None,
-    flow_run: tuple[str, str] | None = None,
+    inherited: Mapping[str, str], project: Path | None = None, flow_run: tuple[str, str] | None = None
 ) -> dict[str, str]:
     """Return ``inherited`` with this interpreter first on PATH, unbuffered output and no telemetry.
 

@@ -15,27 +15,16 @@ from salf.errors import UserError
 
 @dataclass(frozen=True)
 class StageNode:
-    """One stage of the graph.
+    """One stage of the graph; ``outputs``, ``metrics`` and ``uncached`` are paths relative to the project."""
 
-    Attributes:
-        name: DVC's address, with the matrix item where there is one (``finetune@salf-1``).
-        description: the stage's ``desc``.
-        upstream: names of the stages whose outputs it reads.
-        outputs: paths that it writes, relative to the project.
-        metrics: the outputs that DVC calls metrics.
-        uncached: the outputs in the project that DVC does not keep in its cache.
-        retries: how often it is tried again after a failure that may pass (``meta.retries``).
-        timeout: seconds after which it is stopped (``meta.timeout``); ``None``: never.
-    """
-
-    name: str
+    name: str  # DVC's address, with the matrix item where there is one (finetune@salf-1)
     description: str = ""
-    upstream: tuple[str, ...] = ()
+    upstream: tuple[str, ...] = ()  # the stages whose outputs it reads
     outputs: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
-    uncached: tuple[str, ...] = ()
-    retries: int = 0
-    timeout: float | None = None
+    uncached: tuple[str, ...] = ()  # not in DVC's cache
+    retries: int = 0  # after a failure that may pass (meta.retries)
+    timeout: float | None = None  # in seconds (meta.timeout)
 
 
 def read_graph(project: Path) -> tuple[StageNode, ...]:

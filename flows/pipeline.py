@@ -21,8 +21,8 @@ from pydantic import JsonValue
 
 from flows import environment, running, summary
 from flows.graph import StageNode, matching, read_graph, select
-from flows.lineage import openlineage
 from flows.lineage.ledger import record_stage
+from flows.lineage.openlineage import RunState, emit
 from flows.overrides import OverrideError, overridden, parse
 from flows.processes import StoppedError
 from flows.stage_run import StageFailedError, StageRun, run_stage
@@ -136,19 +136,19 @@ def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
 def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -> Any:
     held = replace(held, environment=environment.with_threads(held.environment, threads))
     event = Start(run=task_run.id, stage=node.name, flow_run=held.flow_run, flow_run_name=held.flow_run_name)
-    openlineage.emit("START", event, held.project)
+    emit(RunState.START, event, held.project)
     try:
         run = run_stage(node, held, get_run_logger().info, force)
     except StageFailedError as error:
-        openlineage.emit("FAIL", event, held.project, error=str(error))
+        emit(RunState.FAIL, event, held.project, error=str(error))
         # A state instead of an exception: one clear line in the log, not a traceback.
         return Failed(message=str(error), data=error)
     except StoppedError:
-        openlineage.emit("ABORT", event, held.project)
+        emit(RunState.ABORT, event, held.project)
         return Cancelled(message=f"{node.name}: stopped with its flow; its outputs are unchanged")
     try:
         record_stage(held.project, node.name, run.outcome.value, held.flow_run)
-        openlineage.emit("COMPLETE", event, held.project, outcome=run.outcome.value)
+        emit(RunState.COMPLETE, event, held.project, outcome=run.outcome.value)
     except (UserError, OSError) as error:
         fault = StageFailedError(f"{node.name}: up to date, but not recorded: {error}", passing=False)
         return Failed(message=str(fault), data=fault)

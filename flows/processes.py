@@ -44,18 +44,11 @@ def run_streaming(
     """Run a command to its end and return its exit status.
 
     Whenever this function is left, and also when this process is killed, the command and its descendants end.
-
-    Args:
-        command: program and arguments.
-        folder: working folder.
-        environment: the whole environment.
-        on_line: called with every line of both its streams, in order of arrival.
-        timeout: in seconds.
-        keep_open: file descriptors that the command inherits.
-        stop: once set, the command is stopped.
+    ``on_line`` is called with every line of both its streams, in order of arrival. The command inherits the file
+    descriptors ``keep_open``.
 
     Raises:
-        TimedOutError: the limit was reached.
+        TimedOutError: ``timeout`` seconds have passed.
         StoppedError: ``stop`` was set.
     """
     deadline = None if timeout is None else time.monotonic() + timeout

@@ -13,15 +13,13 @@ from flows.aside import keep_aside, let_go, put_back
 from flows.graph import StageNode
 from flows.processes import TimedOutError
 from flows.workspace import Workspace
+from salf.errors import BAD_INPUT
 
 # A stage that runs at the same time holds DVC's lock while its outputs are hashed: DVC alone gives up after 3 s.
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
 PUT_BACK_SECONDS = 60.0
-BAD_INPUT = 2  # a stage's exit status for a fault that only the user can mend
 _STAGE_STATUS = re.compile(r"exited with (-?\d+)\s*$")
 _BUSY = "is busy, it is being blocked by"
-_STAGE_FAULT = "error: "
-_DVC_FAULT = "ERROR: "
 _CACHE_FULL = "ERROR: failed to transfer"  # DVC says so, locks the stage all the same, and ends well
 
 
@@ -79,7 +77,10 @@ def run_stage(node: StageNode, held: Workspace, on_line: Callable[[str], None], 
     let_go(node, held.project)
     if any(line.startswith(_CACHE_FULL) for line in lines):
         raise failure(node.name, lines, status)
-    return StageRun(node.name, outcome(node.name, lines), time.monotonic() - started)
+    done = outcome(node.name, lines)
+    if done is None:
+        raise StageFailedError(f"{node.name}: DVC succeeded but did not report what it did", passing=False)
+    return StageRun(node.name, done, time.monotonic() - started)
 
 
 def keeping(lines: list[str], on_line: Callable[[str], None]) -> Callable[[str], None]:
@@ -95,7 +96,7 @@ def keeping(lines: list[str], on_line: Callable[[str], None]) -> Callable[[str],
 
 def last_fault(lines: Sequence[str], *prefixes: str) -> str | None:
     """The last line with the first prefix that occurs at all, without it."""
-    for prefix in prefixes or (_DVC_FAULT,):
+    for prefix in prefixes or ("ERROR: ",):
         if found := _after(prefix, lines):
             return found[-1]
     return None
@@ -107,7 +108,10 @@ def _after(prefix: str, lines: Sequence[str]) -> list[str]:
 
 def _put_back(node: StageNode, held: Workspace, lines: Sequence[str]) -> None:
     """Restore the outputs from DVC's cache and the backup; remove what was left half-done."""
-    if not _has_begun(node, held, lines):
+    busy = any(_BUSY in line for line in lines)  # while another DVC works on the outputs they are that one's
+    announced = outcome(node.name, lines) in (Outcome.RAN, Outcome.RESTORED)
+    # Outputs are removed before anything is said, and a missing input is found only then.
+    if busy or not (announced or not all((held.project / path).exists() for path in node.outputs)):
         let_go(node, held.project)
         return
     put_back(node, held.project)
@@ -118,25 +122,8 @@ def _put_back(node: StageNode, held: Workspace, lines: Sequence[str]) -> None:
         going_on.run(command, lambda _line: None, PUT_BACK_SECONDS)
 
 
-def _has_begun(node: StageNode, held: Workspace, lines: Sequence[str]) -> bool:
-    """Whether DVC may have touched the outputs; while another DVC works on them they are that one's."""
-    if any(_BUSY in line for line in lines):
-        return False
-    announced = _announced(node.name, lines) in (Outcome.RAN, Outcome.RESTORED)
-    # Outputs are removed before anything is said, and a missing input is found only then.
-    return announced or not all((held.project / path).exists() for path in node.outputs)
-
-
-def outcome(name: str, lines: Sequence[str]) -> Outcome:
-    """Read from DVC's output what it did about the stage ``name``."""
-    announced = _announced(name, lines)
-    if announced is None:
-        raise StageFailedError(f"{name}: DVC succeeded but did not report what it did", passing=False)
-    return announced
-
-
-def _announced(name: str, lines: Sequence[str]) -> Outcome | None:
-    """What DVC announced to do about the stage; ``None``: it stopped before."""
+def outcome(name: str, lines: Sequence[str]) -> Outcome | None:
+    """Read from DVC's output what it did, or announced to do, about a stage; ``None``: it stopped before."""
     known = {
         f"Running stage '{name}':": Outcome.RAN,
         f"Stage '{name}' is cached - skipping run, checking out outputs": Outcome.RESTORED,
@@ -151,7 +138,7 @@ def failure(name: str, lines: Sequence[str], status: int) -> StageFailedError:
     A stage that refuses its input (exit status 2) says why in ``error:`` lines, and trying again cannot help; nor
     can it where DVC refused before the stage began, unless another DVC was busy.
     """
-    from_stage, from_dvc = _after(_STAGE_FAULT, lines), _after(_DVC_FAULT, lines)
+    from_stage, from_dvc = _after("error: ", lines), _after("ERROR: ", lines)
     ended = next((found for line in from_dvc if (found := _STAGE_STATUS.search(line))), None)
     if ended is None:
         reason = from_dvc[-1] if from_dvc else f"DVC exited with {status}"

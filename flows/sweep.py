@@ -178,9 +178,10 @@ def _quoted(text: str) -> str:
 
 
 def _conclude(points: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str], held: Workspace) -> State[Any]:
-    rows = table(points, _metrics(held), faults)
+    shown = table(points, _metrics(held), faults)
+    rows: Any = shown.to_dict("records")
     create_table_artifact(table=rows, key="sweep", description="Every point of the grid, its values and its metrics")
-    print(pd.DataFrame(rows).to_string(index=False))
+    print(shown.to_string(index=False))
     if faults:
         return running.failed(f"{len(faults)} of {len(points)} experiments failed: {next(iter(faults.values()))}")
     line = f"{len(points)} experiments: {', '.join(points)}"
@@ -190,16 +191,15 @@ def _conclude(points: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str]
 
 def table(
     points: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str]
-) -> list[dict[str, str]]:
+) -> pd.DataFrame:
     """One row per point: its name, the grid's values, its outcome, every scalar metric."""
-    scores = {name: {row["metric"]: row["value"] for row in metric_rows(metrics.get(name, {}))} for name in points}
-    columns = list(dict.fromkeys(metric for name in points for metric in scores[name]))
     rows = []
     for name, values in points.items():
-        row = {"experiment": name, **{key: json.dumps(value) for key, value in values.items()}}
-        row["outcome"] = "failed" if name in faults else "kept"
-        rows.append({**row, **{metric: scores[name].get(metric, "") for metric in columns}})
-    return rows
+        scores = {row["metric"]: row["value"] for row in metric_rows(metrics.get(name, {}))}
+        outcome = "failed" if name in faults else "kept"
+        axes = {key: json.dumps(value) for key, value in values.items()}
+        rows.append({"experiment": name, **axes, "outcome": outcome, **scores})
+    return pd.DataFrame(rows).fillna("")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import fcntl
 import json
 import os
@@ -57,18 +58,11 @@ class Hold:
 
 @dataclass(frozen=True)
 class Workspace:
-    """What every task of one flow run shares.
-
-    Attributes:
-        environment: in which DVC and the stages run.
-        lock: descriptor of the workspace's lock, to hand on.
-        flow_run: Prefect's id of the flow run.
-        stop: once set, active stages are stopped.
-    """
+    """What every task of one flow run shares; once ``stop`` is set, active stages are stopped."""
 
     project: Path
     environment: Mapping[str, str]
-    lock: int
+    lock: int  # descriptor of the workspace's lock, to hand on
     flow_run: str
     flow_run_name: str
     stop: threading.Event = field(default_factory=threading.Event)
@@ -130,7 +124,11 @@ def stop_leftovers(project: Path) -> list[int]:
     Call it while holding the workspace, before starting a process.
     """
     mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    left = [process.pid for process in psutil.process_iter() if process.pid not in mine and _works_in(process, project)]
+    left = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # another user's, or gone
+            if process.pid not in mine and process.environ().get(WORKSPACE) == str(project):
+                left.append(process.pid)
     for pid in left:
         stop_family(pid)
     return left
@@ -145,42 +143,30 @@ def clear_torn(project: Path) -> list[str]:
     """
     found = []
     workers, lock = project / ".dvc/tmp/rwlock", project / "dvc.lock"
-    if _torn_json(workers):
+    if _is_torn(workers, json.loads):
         time.sleep(_WRITING_SECONDS)
-        if _torn_json(workers):
+        if _is_torn(workers, json.loads):
             workers.unlink(missing_ok=True)
             found.append(".dvc/tmp/rwlock: half-written by a DVC that was killed; removed")
-    if lock.exists() and not _is_whole(lock.read_bytes()):
+    if _is_torn(lock, _check_lock):
         lock.replace(lock.with_name("dvc.lock.torn"))
         found.append("dvc.lock: half-written by a killed DVC; moved to dvc.lock.torn, DVC rebuilds it from its cache")
     return found
 
 
-def _torn_json(path: Path) -> bool:
+def _is_torn(path: Path, check: Callable[[bytes], object]) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        check(path.read_bytes())
     except FileNotFoundError:
         return False
-    except ValueError:
+    except (YAMLError, ValueError, Invalid):
         return True
     return False
 
 
-def _is_whole(content: bytes) -> bool:
-    if b"<<<<<<< " in content:
-        return True  # a merge that a person has to finish: DVC says so
-    try:
+def _check_lock(content: bytes) -> None:
+    if b"<<<<<<< " not in content:  # a merge that a person has to finish: DVC says so
         COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe", pure=True).load(content.decode()))
-    except (YAMLError, ValueError, Invalid):
-        return False
-    return True
-
-
-def _works_in(process: psutil.Process, project: Path) -> bool:
-    try:
-        return process.environ().get(WORKSPACE) == str(project)
-    except (psutil.Error, OSError):  # another user's, or gone
-        return False
 
 
 def _take(descriptor: int, wait: bool, on_wait: Callable[[str], None]) -> None:
@@ -188,18 +174,14 @@ def _take(descriptor: int, wait: bool, on_wait: Callable[[str], None]) -> None:
     patience = time.monotonic() + ENDING_SECONDS
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = _holder(descriptor)
         # Without a record, the other took the lock a moment ago and has not written yet.
         named = f"the run {holder.run!r} (process {holder.pid})" if holder else "another run"
-        state = f"{named} is working in this folder"
-        if holder and not _lives(holder.pid):
-            state = f"{named} was killed, and its stages are still ending in this folder"
-        elif not wait:
-            patience = 0.0
-        if not wait and time.monotonic() >= patience:
+        ending = holder is not None and not _lives(holder.pid)
+        state = f"{named} {'was killed, and its stages are still ending' if ending else 'is working'} in this folder"
+        if not wait and (not ending or time.monotonic() >= patience):
             raise WorkspaceBusyError(f"{state}; wait for it, or start with --wait")
         if not announced:
             on_wait(f"waiting: {state}")
@@ -208,10 +190,9 @@ def _take(descriptor: int, wait: bool, on_wait: Callable[[str], None]) -> None:
 
 
 def _lives(pid: int) -> bool:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    return False
 
 
 def _holder(descriptor: int) -> Holder | None:

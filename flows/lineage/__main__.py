@@ -13,7 +13,7 @@ from flows.lineage import show, why
 from flows.lineage.export import FORMATS, export
 from flows.lineage.history import NotFoundError
 from flows.lineage.known import Universe
-from flows.lineage.ledger import Ledger, head, record_all
+from flows.lineage.ledger import head, record_all
 from flows.lineage.project import Project, open_project
 from flows.lineage.verify import verify
 from salf.errors import UserError
@@ -100,12 +100,12 @@ def _noted(text: str) -> str:
 
 
 def _show(project: Project, arguments: argparse.Namespace) -> int:
-    answer = show.lineage(_universe(project), arguments.subject)
+    answer = show.lineage(Universe(project), arguments.subject)
     return _say(answer.as_json(), answer.text(), arguments)
 
 
 def _why(project: Project, arguments: argparse.Namespace) -> int:
-    answer = why.why(_universe(project), arguments.stage)
+    answer = why.why(Universe(project), arguments.stage)
     return _say(answer, why.text(answer), arguments)
 
 
@@ -116,7 +116,8 @@ def _verify(project: Project, arguments: argparse.Namespace) -> int:
 
 def _diff(project: Project, arguments: argparse.Namespace) -> int:
     answer = why.diff(project, arguments.old, arguments.new)
-    return _say(answer, why.diff_text(answer), arguments)
+    same = f"the plans of {arguments.old} and {arguments.new} do not differ"
+    return _say(answer, "\n".join(answer["plans"]) or same, arguments)
 
 
 def _export(project: Project, arguments: argparse.Namespace) -> int:
@@ -134,10 +135,6 @@ def _head(project: Project, arguments: argparse.Namespace) -> int:
     if newest is None:
         return _fail("the ledger is empty: DVC has run no stage here", NOT_SO)
     return _say(asdict(newest), f"{newest.seq} {newest.sha256}", arguments)
-
-
-def _universe(project: Project) -> Universe:
-    return Universe(project, Ledger.read(project.ledger))
 
 
 def _say(answer: Any, text: str, arguments: argparse.Namespace, status: int = FINE) -> int:

@@ -37,44 +37,15 @@ _FILES: Final = {
 class Result:
     """The present result of one stage: the record of its locking, and of the run that made it if it is known."""
 
+    stage: str  # DVC's name, with the matrix item
     locked: Locked
     start: Start | None
     end: End | None
-
-    @property
-    def stage(self) -> str:
-        """DVC's name, with the matrix item."""
-        return self.locked.stage
-
-    @property
-    def tool(self) -> str:
-        """The stage's name without its matrix item."""
-        return self.stage.partition("@")[0]
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Dotted name → value, as DVC locked them."""
-        return parameters(self.locked.lock)
-
-    @property
-    def inputs(self) -> list[LockedPath]:
-        """What the stage read."""
-        return artifacts(self.locked.lock.deps)
-
-    @property
-    def outputs(self) -> list[LockedPath]:
-        """What the stage wrote."""
-        return artifacts(self.locked.lock.outs)
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Package → version."""
-        return self.start.versions if self.start else {}
-
-    @property
-    def commit(self) -> str:
-        """The commit of the code."""
-        return (self.start.commit if self.start else None) or "unknown"
+    parameters: dict[str, Any]  # dotted name → value, as DVC locked them
+    inputs: list[LockedPath]
+    outputs: list[LockedPath]
+    versions: dict[str, str]
+    commit: str
 
 
 def export(name: str, project: Project, out: Path | None = None, key: Path | None = None) -> list[Path]:
@@ -95,8 +66,11 @@ def results(ledger: Ledger, lock: Mapping[str, LockEntry]) -> list[Result]:
         if newest is None or newest.lock != entry:
             unknown.append(stage)
         else:
-            run = newest.run or ""
-            found.append(Result(newest, ledger.starts.get(run), ledger.ends.get(run)))
+            start, end = ledger.starts.get(newest.run or ""), ledger.ends.get(newest.run or "")
+            read_and_made = artifacts(entry.deps), artifacts(entry.outs)
+            versions, commit = (start.versions, start.commit) if start else ({}, None)
+            values = parameters(entry)
+            found.append(Result(stage, newest, start, end, values, *read_and_made, versions, commit or "unknown"))
     if unknown:
         names = ", ".join(unknown)
         raise UserError(f"dvc.lock has unrecorded entries of {names}; first run: python -m flows.lineage record")

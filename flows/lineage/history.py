@@ -69,31 +69,11 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def resolve(project: Path, name: str) -> str:
-    """Return the full commit hash of a commit, branch, tag or experiment."""
-    found = git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
-    if found is not None:
-        return found.decode().strip()
-    # DVC keeps an experiment as refs/exps/<2>/<38 characters of the commit it began from>/<name>.
-    refs = (git(project, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps") or b"").decode()
-    lines = [line.rpartition(" ") for line in refs.splitlines()]
-    experiments = {ref.split("/", 4)[4]: commit for ref, _, commit in lines if ref.count("/") >= 4}
-    if name in experiments:
-        return experiments[name]
-    known = f"; experiments: {', '.join(sorted(experiments))}" if experiments else ""
-    raise NotFoundError(f"no commit, branch, tag or experiment {name!r}{known}")
-
-
-def file_at(project: Path, commit: str, path: str) -> str | None:
-    """A text file of the project as it was at a commit; ``None``: it was not there."""
-    found = git(project, "show", f"{commit}:./{path}")
-    return None if found is None else found.decode(errors="replace")
-
-
 def entries_at(project: Path, commit: str) -> dict[str, LockEntry]:
     """dvc.lock as it was at a commit; none, or a damaged one: nothing."""
     try:
-        return parse_lock(file_at(project, commit, LOCK_FILE) or "{}")
+        found = git(project, "show", f"{commit}:./{LOCK_FILE}") or b"{}"
+        return parse_lock(found.decode(errors="replace"))
     except LockError:
         return {}
 

@@ -22,9 +22,9 @@ class Known:
 class Universe:
     """All known lock entries, the likeliest first; git's history is read when the rest does not suffice."""
 
-    def __init__(self, project: Project, ledger: Ledger) -> None:
+    def __init__(self, project: Project, ledger: Ledger | None = None) -> None:
         self.project = project
-        self.ledger = ledger
+        self.ledger = ledger or Ledger.read(project.ledger)
         self.lock = history.read_lock(project.root)
         self.manifest = cache(project.manifest)
 
@@ -44,21 +44,17 @@ class Universe:
                     return [known]
         return self._parts(path, name)
 
-    def named(self, name: str) -> tuple[Known, str, str] | None:
-        """The entry, path and full name of the first output whose name begins with this one."""
+    def holding(self, name: str) -> tuple[Known, str, str] | None:
+        """The entry, path and full name of the first output, or file in a cached folder, whose name begins so."""
         for known in self.entries():
             for out, made in known.entry.outputs.items():
                 if made.startswith(name):
                     return known, out, made
-        return None
-
-    def inside(self, name: str) -> tuple[Known, str] | None:
-        """The entry and the path of a file in a cached folder whose name begins with this one."""
         for known in self.entries():
             for out, made in known.entry.outputs.items():
                 for path, md5 in self.manifest(made).items():
                     if md5.startswith(name):
-                        return known, f"{out}/{path}"
+                        return known, f"{out}/{path}", md5
         return None
 
     @cached_property

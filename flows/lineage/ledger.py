@@ -43,13 +43,7 @@ class LedgerError(UserError):
 
 
 class Ledger:
-    """The records by run and by stage.
-
-    Attributes:
-        records: all of them, in order.
-        starts, ends: by run.
-        locked: by stage, in order.
-    """
+    """The records in order, and ``starts`` and ``ends`` by run, ``locked`` by stage."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records

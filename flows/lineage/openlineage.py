@@ -1,12 +1,11 @@
-"""OpenLineage events of the stages' runs: live while a flow works, or from the ledger afterwards.
+"""OpenLineage events of the stages' runs: from the ledger, and live to a server while a flow works.
 
-Events go to a file of JSON lines, or to the server that ``OPENLINEAGE_URL`` names (with
-``OPENLINEAGE_ENDPOINT`` and ``OPENLINEAGE_API_KEY`` as the specification's other clients read them).
+The server is the one that ``OPENLINEAGE_URL`` names (with ``OPENLINEAGE_ENDPOINT`` and ``OPENLINEAGE_API_KEY`` as
+the specification's other clients read them).
 The library's client object is not used on purpose: it adds the repository's remote address, which may
 hold a token, and copies the API key into the environment that stages inherit.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -38,7 +37,6 @@ from flows.lineage.ledger import Ledger
 from salf.errors import UserError
 from salf.ledger import End, LockedPath, LockEntry, Start
 
-EVENTS: Final = Path("reports/lineage/openlineage.jsonl")
 NAMESPACE: Final = "salf"
 PRODUCER: Final = "urn:salf:flows"
 _FLOW: Final = "salf"
@@ -48,18 +46,17 @@ _TAGS: Final = {"commit", "branch", "dirty", "seed"}
 _log = logging.getLogger(__name__)
 
 
-def emit(event_type: str, run: Start, project: Path, error: str | None = None, outcome: str | None = None) -> None:
-    """Send one event about a stage that a flow runs, at the time it happens.
+def emit(state: RunState, run: Start, project: Path, error: str | None = None, outcome: str | None = None) -> None:
+    """Tell the configured server about a stage that a flow runs, at the time it happens; without a server do nothing.
 
-    An event that cannot be delivered costs a warning in the log, never the run.
+    A ``COMPLETE`` names the inputs and outputs in the project's dvc.lock. An event that cannot be delivered costs
+    a warning in the log, never the run.
     """
-    entry = read_lock(project).get(run.stage) if event_type == "COMPLETE" else None
-    event = _event(RunState(event_type), run, run.at or _now(), entry, error, outcome)
+    if not server():
+        return
+    entry = read_lock(project).get(run.stage) if state is RunState.COMPLETE else None
     try:
-        if server():
-            post([event])
-        else:
-            _append([event], project / EVENTS)
+        post([_event(state, run, run.at or _now(), entry, error, outcome)])
     except UserError as fault:
         _log.warning("OpenLineage event not delivered: %s", fault)
 
@@ -76,7 +73,7 @@ def events(ledger: Ledger) -> list[RunEvent]:
     for record in ledger.records:
         if isinstance(record, Start):
             if killed := active.pop(record.stage, None):
-                found.append(_event(RunState.ABORT, killed, record.at))
+                found.append(_event(RunState.ABORT, killed, record.at, None))
             active[record.stage] = record
             found.append(_event(RunState.START, record, record.at, entries.get(record.run)))
         elif isinstance(record, End) and (start := ledger.starts.get(record.run)):
@@ -85,7 +82,7 @@ def events(ledger: Ledger) -> list[RunEvent]:
             if record.status == 0:
                 found.append(_event(RunState.COMPLETE, start, record.at, entries.get(record.run)))
             else:
-                found.append(_event(RunState.FAIL, start, record.at, error=f"exited with {record.status}"))
+                found.append(_event(RunState.FAIL, start, record.at, None, f"exited with {record.status}"))
     return found
 
 
@@ -113,23 +110,8 @@ def lines(found: Iterable[RunEvent]) -> str:
     return "".join(Serde.to_json(event) + "\n" for event in found)
 
 
-def _append(found: Iterable[RunEvent], file: Path) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)  # stages that run side by side write here
-            stream.write(lines(found))
-    except OSError as fault:
-        raise UserError(f"{file.name}: {fault.strerror}") from fault
-
-
 def _event(
-    state: RunState,
-    run: Start,
-    at: str,
-    entry: LockEntry | None = None,
-    error: str | None = None,
-    outcome: str | None = None,
+    state: RunState, run: Start, at: str, entry: LockEntry | None, error: str | None = None, outcome: str | None = None
 ) -> RunEvent:
     entry = entry or LockEntry()
     outs = entry.outs if state is RunState.COMPLETE else []

@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.scm import SCMError, resolve_rev
 
-from flows.lineage.history import plain
+from flows.lineage.history import NotFoundError, plain
 from salf.errors import UserError
 from salf.ledger import LockedPath, LockEntry, ledger_of
 
@@ -25,19 +26,12 @@ FOLDER: Final = ".dir"  # what DVC appends to the hash of a folder
 
 @dataclass(frozen=True)
 class Declared:
-    """A stage as ``dvc.yaml`` declares it, values filled in.
-
-    Attributes:
-        command: its command line.
-        deps: paths that it reads.
-        params: parameter file → name → value as set now; a name that the file no longer has is absent.
-        outs: path → whether DVC keeps it in its cache.
-    """
+    """A stage as ``dvc.yaml`` declares it, values filled in."""
 
     command: str
     deps: tuple[str, ...]
-    params: Mapping[str, Mapping[str, Any]]
-    outs: Mapping[str, bool]
+    params: Mapping[str, Mapping[str, Any]]  # file → name → value as set now, without names that the file has no more
+    outs: Mapping[str, bool]  # path → whether DVC keeps it in its cache
 
 
 class Hasher:
@@ -68,16 +62,9 @@ class Hasher:
 
 
 class Project:
-    """A DVC project that is open for reading.
+    """A DVC project that is open for reading, its stages as ``dvc.yaml`` declares them, and its files.
 
-    Attributes:
-        root: its folder.
-        ledger: its ledger.
-        cache: where DVC's cache keeps objects by their hash.
-        run_cache: where DVC notes what ran before.
-        stages: what ``dvc.yaml`` declares.
-        added: files under ``dvc add``: the pointer's path → an entry whose ``outs`` it names.
-        hasher: shared, so that linked files are read once.
+    ``added`` are the files under ``dvc add``: the pointer's path → an entry whose ``outs`` it names.
     """
 
     def __init__(self, repo: Any) -> None:
@@ -100,6 +87,13 @@ class Project:
         """Files below a folder of the project, without those that ``.dvcignore`` names."""
         return sorted(Path(file) for file in self._repo.dvcignore.find(self._repo.fs, str(folder)))
 
+    def commit(self, name: str) -> str:
+        """The full hash of a commit, branch, tag or experiment."""
+        try:
+            return resolve_rev(self._repo.scm, name)
+        except SCMError as error:
+            raise NotFoundError(f"no commit, branch, tag or experiment {name!r}: {error}") from None
+
     def place(self, path: str) -> Path:
         """The absolute path of one in dvc.yaml; data may be outside the project (``../data``)."""
         return Path(os.path.normpath(self.root / path))
@@ -113,11 +107,16 @@ class Project:
 
     def cached(self, name: str) -> Path:
         """The place of an object in DVC's cache."""
-        return cache_path(self.cache, name)
+        return self.cache / name[:2] / name[2:]
 
     def manifest(self, name: str) -> dict[str, str]:
-        """See :func:`read_manifest`."""
-        return read_manifest(self.cache, name)
+        """Relative path → MD5 of a cached folder's files; empty: no folder, not in the cache, or damaged."""
+        try:
+            content = self.cached(name).read_bytes() if is_folder(name) else b"[]"
+            manifest = {entry["relpath"]: entry["md5"] for entry in json.loads(content)}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return manifest if folder_name(manifest) == name else {}
 
     def _path_of(self, out: Any) -> str:
         return Path(out.fs_path).relative_to(self.root).as_posix()
@@ -131,24 +130,6 @@ def open_project(root: Path) -> Iterator[Project]:
             yield Project(repo)
     except DvcException as error:
         raise UserError(" ".join(str(error).split())) from error
-
-
-def cache_path(cache: Path, name: str) -> Path:
-    """The place of an object in a cache of DVC's."""
-    return cache / name[:2] / name[2:]
-
-
-def read_manifest(cache: Path, name: str) -> dict[str, str]:
-    """Relative path → MD5 of a cached folder's files; empty: no folder, not in the cache, or damaged."""
-    if not is_folder(name):
-        return {}
-    try:
-        content = cache_path(cache, name).read_bytes()
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() + FOLDER != name:
-            return {}
-        return {entry["relpath"]: entry["md5"] for entry in json.loads(content)}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def folder_name(manifest: Mapping[str, str]) -> str:

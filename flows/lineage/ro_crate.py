@@ -139,7 +139,7 @@ def _workflow(found: Sequence[Result]) -> Entity:
         conformsTo=_ref(_BIOSCHEMAS),
         version=commits or "not under version control",
         input=[_ref(_id("parameter", name)) for name in _all_parameters(found)],
-        hasPart=[_ref(_id("tool", tool)) for tool in _by_tool(found)],
+        hasPart=[_ref(tool) for tool in _by_tool(found)],
         step=[_ref(_id("step", result.stage)) for result in found],
     )
 
@@ -161,9 +161,9 @@ def _tools(found: Sequence[Result]) -> Iterator[Entity]:
                 used[page] = _entity(page, "SoftwareApplication", name=name, softwareVersion=version, url=_ref(page))
         software.update(used)
         yield _entity(
-            _id("tool", tool),
+            tool,
             "SoftwareApplication",
-            name=tool,
+            name=results[0].stage.partition("@")[0],
             softwareVersion=sorted({result.commit for result in results}),
             softwareRequirements=[_ref(page) for page in sorted(used)],
             input=[_ref(_id("parameter", name)) for name in _all_parameters(results)],
@@ -173,7 +173,7 @@ def _tools(found: Sequence[Result]) -> Iterator[Entity]:
 
 def _steps(found: Sequence[Result]) -> Iterator[Entity]:
     for position, result in enumerate(found, start=1):
-        example = _ref(_id("tool", result.tool))
+        example = _ref(_tool(result))
         step = _id("step", result.stage)
         yield _entity(step, "HowToStep", name=result.stage, position=str(position), workExample=example)
 
@@ -206,7 +206,7 @@ def _action(result: Result) -> Entity:
         "CreateAction",
         name=f"Run of {result.stage}",
         description=_story(result),
-        instrument=_ref(_id("tool", result.tool)),
+        instrument=_ref(_tool(result)),
         object=[
             *(_ref(_path_of(artifact)) for artifact in result.inputs),
             *(_ref(_id("value", result.stage, name)) for name in result.parameters),
@@ -296,10 +296,14 @@ def _engine(found: Sequence[Result]) -> Iterator[Entity]:
     )
 
 
+def _tool(result: Result) -> str:
+    return _id("tool", result.stage.partition("@")[0])
+
+
 def _by_tool(found: Sequence[Result]) -> dict[str, list[Result]]:
     tools: dict[str, list[Result]] = {}
     for result in found:
-        tools.setdefault(result.tool, []).append(result)
+        tools.setdefault(_tool(result), []).append(result)
     return tools
 
 

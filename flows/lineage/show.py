@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
@@ -22,16 +22,8 @@ _SHORTEST_HASH: Final = 6
 _SHA256_LENGTH: Final = 64
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The subject of a request.
-
-    Attributes:
-        known: the lock entry that made it.
-        path: the artifact, or the file in one; ``None``: the stage as a whole.
-        name: DVC's name of it.
-        remark: a note on how it was found; mostly empty.
-    """
+class Subject(NamedTuple):
+    """The lock entry that made it, the artifact or file (``None``: the whole stage), DVC's name, how it was found."""
 
     known: Known
     path: str | None = None
@@ -62,9 +54,7 @@ class BaseModelOrigin(BaseModel):
 class Node:
     """A lock entry, the newest recorded run that made it, and its inputs.
 
-    Attributes:
-        id: the stage, with the source where a stage appears twice.
-        outcome: of the newest record of this entry; ``None``: not recorded.
+    ``id`` is the stage, with the source where a stage appears twice; ``outcome`` is ``None`` if nothing is recorded.
     """
 
     id: str
@@ -77,7 +67,9 @@ class Node:
 
     def as_json(self) -> dict[str, Any]:
         """The node as JSON values."""
-        entry, base = self.known.entry, self.base_model
+        entry, start, end = self.known.entry, self.start, self.end
+        ended = {"ended": end.at, "status": end.status, "seconds": end.seconds} if end else {"ended": None}
+        run = start and start.model_dump(include=_RUN_FACTS) | {"started": start.at, "record": start.seq} | ended
         return {
             "id": self.id,
             "stage": self.known.stage,
@@ -85,10 +77,10 @@ class Node:
             "outcome": self.outcome,
             "command": entry.cmd,
             "params": entry.params,
-            "run": _run_json(self.start, self.end),
+            "run": run,
             "outputs": [{"path": path, "name": name} for path, name in entry.outputs.items()],
             "inputs": [given.model_dump() for given in self.inputs],
-        } | ({"base_model": base.model_dump()} if base else {})
+        } | ({"base_model": self.base_model.model_dump()} if self.base_model else {})
 
 
 @dataclass(frozen=True)
@@ -101,17 +93,16 @@ class Lineage:
 
     def as_json(self) -> dict[str, Any]:
         """The lineage as JSON values."""
-        found = {"path": self.subject.path, "name": self.subject.name, "remark": self.subject.remark}
-        return {"asked": self.asked, **found, "nodes": [node.as_json() for node in self.nodes]}
+        _, path, name, remark = self.subject
+        nodes = [node.as_json() for node in self.nodes]
+        return {"asked": self.asked, "path": path, "name": name, "remark": remark, "nodes": nodes}
 
     def text(self) -> str:
         """The lineage for a reader: a block per node."""
-        lines = [f"{self.subject.path}  {self.subject.name}"] if self.subject.path else []
-        if self.subject.remark:
-            lines.append(f"note: {self.subject.remark}")
-        for node in self.nodes:
-            lines += ["", *_block(node)] if lines else _block(node)
-        return "\n".join(lines)
+        _, path, name, remark = self.subject
+        about = [f"{path}  {name}"] if path else []
+        about += [f"note: {remark}"] if remark else []
+        return "\n\n".join("\n".join(lines) for lines in (about, *map(_block, self.nodes)) if lines)
 
 
 def lineage(universe: Universe, asked: str) -> Lineage:
@@ -161,47 +152,25 @@ def _by_content(universe: Universe, place: Path) -> Subject:
     """Find a file or folder by its bytes, wherever it is; the path only helps to say what is wrong."""
     project = universe.project
     here = place.parent.resolve() / place.name  # the last step may be a link into the cache
-    inside = here.is_relative_to(project.root)
-    path = here.relative_to(project.root).as_posix() if inside else None
+    path = here.relative_to(project.root).as_posix() if here.is_relative_to(project.root) else None
     if place.is_dir():
-        name = project.hasher.of_folder(here, project.files_of(here) if inside else _files_below(here))
+        outside = (file for file in here.rglob("*") if file.is_file())
+        name = project.hasher.of_folder(here, project.files_of(here) if path else outside)
     else:
         name = project.hasher.md5(place)
     if path is not None and len(makers := universe.makers(path, name)) == 1:
         return Subject(makers[0], path, name)
-    if found := universe.named(name):
-        return Subject(found[0], found[1], name, f"{place} has the content of {found[1]}")
-    if not place.is_dir() and (within := universe.inside(name)):
-        return Subject(within[0], within[1], name, f"{place} has the content of {within[1]}")
+    if found := universe.holding(name):
+        return Subject(*found, f"{place} has the content of {found[1]}")
     made_here = any(path in entry.outputs for entry in universe.lock.values())
     why = "it was changed since its stage made it" if made_here else "no stage made it"
-    raise NotFoundError(
-        f"{place}: unknown hash {name}: not in dvc.lock, the ledger or any commit; {why}{_nearest(universe, place)}"
-    )
-
-
-def _nearest(universe: Universe, place: Path) -> str:
-    """The known folder that shares most files with an unknown one."""
-    if not place.is_dir():
-        return ""
-    here = {universe.project.hasher.md5(file) for file in _files_below(place)}
-    best, where = 0, ""
-    for known in universe.entries():
-        for out, name in known.entry.outputs.items():
-            shared = len(here & set(universe.manifest(name).values()))
-            if shared > best:
-                best, where = shared, f"{out} of {known.stage} ({known.source})"
-    return f"; {best} of its {len(here)} different files are also in {where}" if best else ""
+    raise NotFoundError(f"{place}: unknown hash {name}: not in dvc.lock, the ledger or any commit; {why}")
 
 
 def _by_hash(universe: Universe, digest: str) -> Subject | None:
-    if found := universe.named(digest):
-        known, path, name = found
-    elif within := universe.inside(digest):
-        (known, path), name = within, digest
-    else:
-        return _by_sha256(universe, digest) if len(digest) == _SHA256_LENGTH else None
-    return Subject(known, path, name, "" if known.source == "dvc.lock" else f"known from {known.source}")
+    if found := universe.holding(digest):
+        return Subject(*found, "" if found[0].source == "dvc.lock" else f"known from {found[0].source}")
+    return _by_sha256(universe, digest) if len(digest) == _SHA256_LENGTH else None
 
 
 def _by_sha256(universe: Universe, digest: str) -> Subject | None:
@@ -247,21 +216,10 @@ def _origin(file: Path) -> BaseModelOrigin | None:
         return None
 
 
-def _files_below(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
-
-
 def _kind(place: Path) -> str:
     """Whether what no stage made is code or data."""
     holds_code = place.is_dir() and any(file.suffix in _CODE for file in place.rglob("*"))
     return "code" if holds_code or place.suffix in _CODE or ".schema" in place.suffixes else "data"
-
-
-def _run_json(start: Start | None, end: End | None) -> dict[str, Any] | None:
-    if start is None:
-        return None
-    ended = {"ended": end.at, "status": end.status, "seconds": end.seconds} if end else {"ended": None}
-    return start.model_dump(include=_RUN_FACTS) | {"started": start.at, "record": start.seq} | ended
 
 
 def _block(node: Node) -> list[str]:

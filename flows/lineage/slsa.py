@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # public, but in no __all__
 
 from flows.lineage.export import Result
-from salf.errors import UserError
+from salf.errors import reading
 from salf.ledger import LockedPath
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
@@ -81,15 +80,11 @@ def encode(document: dict[str, Any]) -> bytes:
 
 def _private_key(path: Path) -> Ed25519PrivateKey:
     hint = "make one with: openssl genpkey -algorithm ed25519 -out FILE"
-    try:
+    with reading(path, f"not an unencrypted private Ed25519 key in PEM; {hint}"):
         key = load_pem_private_key(path.read_bytes(), password=None)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; {hint}") from None
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise UserError(f"{path}: not an unencrypted private key in PEM; {hint}") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise UserError(f"{path}: not an Ed25519 key; {hint}")
-    return key
+        if not isinstance(key, Ed25519PrivateKey):
+            raise TypeError("a key of another kind")
+        return key
 
 
 def _descriptor(artifact: LockedPath) -> dict[str, Any]:

@@ -27,15 +27,9 @@ _UNRECORDED: Final = "ran, and is not recorded yet: python -m flows.lineage reco
 
 
 class Mismatch(BaseModel):
-    """One thing that is not what it should be.
+    """One thing that is not what it should be, and where: a path or a stage."""
 
-    Attributes:
-        kind: ``ledger``, ``lock``, ``artifact``, ``cache``, ``stale``, ``shards`` or ``unknown model``.
-        where: a path or a stage.
-        text: what is wrong, in words.
-    """
-
-    kind: str
+    kind: str  # ledger, lock, artifact, cache, stale, shards or unknown model
     where: str
     text: str
 
@@ -110,17 +104,11 @@ def check_shards(model: Path, base: Path, hasher: Hasher) -> list[str]:
 
 
 class _Trained(BaseModel):
-    """The part of ``run.json`` that the shards are held to.
+    """The part of ``run.json``, of whatever version, that the shards are held to."""
 
-    Attributes:
-        trained_units: units that the method trains (with random layers, all that were drawn).
-        changed_units: units that saving rewrote.
-        shards: file → SHA-256.
-    """
-
-    trained_units: set[str]
-    changed_units: set[str]
-    shards: dict[str, str] = {}
+    trained_units: set[str]  # with random layers, all that were drawn
+    changed_units: set[str]  # those that saving rewrote
+    shards: dict[str, str] = {}  # file → SHA-256
 
 
 def _check_ledger(project: Project, pinned_head: str | None, report: Report) -> Ledger:
@@ -207,11 +195,8 @@ def _differences(project: Project, path: str, name: str) -> str:
     if not manifest or not folder.is_dir():
         return ""
     here = {file.relative_to(folder).as_posix(): project.hasher.md5(file) for file in project.files_of(folder)}
-    lines = [f"{file} is missing" for file in sorted(manifest.keys() - here.keys())]
-    lines += [f"{file} is new" for file in sorted(here.keys() - manifest.keys())]
-    lines += [f"{file} differs" for file in sorted(here.keys() & manifest.keys()) if here[file] != manifest[file]]
-    more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
-    return f"{', '.join(lines[:5])}{more}; "
+    files = sorted({file for file, _ in here.items() ^ manifest.items()})
+    return f"it differs in {', '.join(files[:5])}{f' and {len(files) - 5} more' if len(files) > 5 else ''}; "
 
 
 def _check_inputs(universe: Universe, stage: str, entry: LockEntry, report: Report) -> None:
@@ -262,7 +247,7 @@ def _check_models(project: Project, universe: Universe, report: Report) -> None:
         report.checked["models"] += 1
         if path not in stages:
             name = project.hasher.of_folder(folder, project.files_of(folder))
-            if universe.named(name):
+            if universe.holding(name):
                 report.notes.append(f"{path}: a model of an earlier run, known by its hash")
             else:
                 report.wrong("unknown model", path, f"unknown hash {name}: not in dvc.lock, the ledger or any commit")

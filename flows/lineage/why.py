@@ -3,8 +3,10 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+import dvc.api
+from dvc.exceptions import DvcException
 
 from flows.lineage import history
 from flows.lineage.known import Universe
@@ -14,22 +16,16 @@ from salf.errors import UserError
 from salf.ledger import LockEntry, Start
 
 HERE = "workspace"
-_PLAN = Path("data/plan/freeze_plan.json")
+_PLAN = "data/plan/freeze_plan.json"
 _ABSENT = object()
 _LONGEST = 120  # characters of a value that are shown
 
 
 @dataclass(frozen=True)
 class Change:
-    """One difference.
+    """One difference; the command has no name."""
 
-    Attributes:
-        kind: ``command``, ``parameter``, ``input``, ``output`` or ``plan``.
-        name: the parameter's or the path's name; empty for the command.
-        text: what happened to it.
-    """
-
-    kind: str
+    kind: str  # command, parameter, input, output or plan
     name: str
     text: str
 
@@ -82,31 +78,22 @@ def changes_since(project: Project, declared: Declared, entry: LockEntry) -> lis
     found += _compare(_parameters(entry.params), _parameters(declared.params), "parameter")
     locked = entry.inputs
     for path in declared.deps:
-        now = project.name_of(path)
         if path not in locked:
             found.append(Change("input", path, "is new"))
-        elif now is None:
-            found.append(Change("input", path, "is missing"))
-        elif now != locked[path]:
-            found.append(Change("input", path, f"was {locked[path]}, is {now}"))
+        elif (now := project.name_of(path)) != locked[path]:
+            found.append(Change("input", path, f"was {locked[path]}, is {now}" if now else "is missing"))
     return found + [Change("input", path, "is no longer read") for path in locked if path not in declared.deps]
 
 
 def diff(project: Project, old: str, new: str) -> dict[str, Any]:
     """Compare the freeze plans of two revisions (a commit, branch, tag, experiment or ``workspace``)."""
-    commits = [None if name == HERE else history.resolve(project.root, name) for name in (old, new)]
+    commits = [None if name == HERE else project.commit(name) for name in (old, new)]
     before, after = (_plan(project, commit) for commit in commits)
     return {
         "from": {"name": old, "commit": commits[0]},
         "to": {"name": new, "commit": commits[1]},
         "plans": [str(change) for change in _compare(before, after, "plan")],
     }
-
-
-def diff_text(answer: dict[str, Any]) -> str:
-    """The comparison for a reader."""
-    same = f"the plans of {answer['from']['name']} and {answer['to']['name']} do not differ"
-    return "\n".join(answer["plans"]) or same
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -186,19 +173,10 @@ def _parameters(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plan(project: Project, commit: str | None) -> dict[str, Any]:
-    """A plan's values by dotted name: from the workspace, or (at a commit) from git or DVC's cache; empty: no plan."""
-    text = None
-    if commit is None:
-        text = _text_of(project.root / _PLAN)
-    elif (text := history.file_at(project.root, commit, str(_PLAN))) is None:
-        for entry in history.entries_at(project.root, commit).values():
-            if name := project.manifest(entry.outputs.get(str(_PLAN.parent), "")).get(_PLAN.name):
-                text = _text_of(project.cached(name))
+    """A plan's values by dotted name: from the workspace, git or DVC's cache; empty: no plan."""
     try:
-        return leaves(json.loads(text)) if text else {}
+        return leaves(json.loads(dvc.api.read(_PLAN, repo=str(project.root), rev=commit)))
+    except (FileNotFoundError, DvcException):
+        return {}
     except ValueError as error:
         raise UserError(f"{_PLAN}: damaged JSON: {error}") from None
-
-
-def _text_of(file: Path) -> str | None:
-    return file.read_text(encoding="utf-8") if file.is_file() else None

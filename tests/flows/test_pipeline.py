@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 from dvc.repo import Repo
+from openlineage.client.serde import Serde
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -14,6 +15,7 @@ from flows import environment
 from flows import pipeline as module
 from flows.aside import keep_aside
 from flows.graph import read_graph
+from flows.lineage import openlineage
 from flows.pipeline import main, pipeline
 from flows.stage_run import DVC
 from flows.workspace import sole_run
@@ -102,16 +104,16 @@ def test_an_uncached_output_that_a_killed_run_lost_is_put_back_by_the_next_one(t
 
 
 @pytest.mark.slow
-def test_a_run_tells_openlineage_of_every_stage_as_it_happens(toy):
-    def events() -> list[dict]:
-        file = toy.root / "reports/lineage/openlineage.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()]
+def test_a_run_tells_openlineage_of_every_stage_as_it_happens(toy, monkeypatch):
+    sent: list[dict] = []
+    monkeypatch.setenv("OPENLINEAGE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(openlineage, "post", lambda found: sent.extend(json.loads(Serde.to_json(one)) for one in found))
 
     def told(found: list[dict]) -> list[tuple[str, str]]:
         return [(event["job"]["name"], event["eventType"]) for event in found]
 
     first = run(toy)
-    kept = events()
+    kept = sent[:]
     both = [(name, kind) for name in outcomes() for kind in ("START", "COMPLETE")]
     assert sorted(told(kept)) == sorted(both)
     assert told(kept)[0] == ("first", "START")
@@ -125,7 +127,7 @@ def test_a_run_tells_openlineage_of_every_stage_as_it_happens(toy):
 
     toy.configure(mode="bad-input")
     assert run(toy).is_failed()
-    later = events()[len(kept) :]
+    later = sent[len(kept) :]
     assert ("train@a+b-1", "FAIL") in told(later)
     assert "no column 'label'" in later[-1]["run"]["facets"]["errorMessage"]["message"]
 

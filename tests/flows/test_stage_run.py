@@ -190,5 +190,4 @@ def test_a_busy_dvc_may_pass_and_a_refusal_may_not():
 
 
 def test_another_stages_lines_are_not_this_stages():
-    with pytest.raises(StageFailedError, match="did not report"):
-        outcome("train@a-1", ["Running stage 'train@a-10':"])
+    assert outcome("train@a-1", ["Running stage 'train@a-10':"]) is None

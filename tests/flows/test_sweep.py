@@ -56,7 +56,7 @@ def test_a_failed_point_keeps_its_row():
     rows = table(
         {"s-1": {"a": 1}, "s-2": {"a": 2}}, {"s-1": {"score": {"x": 0.5}}}, {"s-2": "s-2: rows.csv: no column"}
     )
-    assert rows == [
+    assert rows.to_dict("records") == [
         {"experiment": "s-1", "a": "1", "outcome": "kept", "score.x": "0.5"},
         {"experiment": "s-2", "a": "2", "outcome": "failed", "score.x": ""},
     ]

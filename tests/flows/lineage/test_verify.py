@@ -42,7 +42,7 @@ def test_an_edited_artifact_is_one_line_and_dvc_agrees(ran, lineage):
     answer = lineage(ran, "verify")
     assert answer.status == 1
     (line,) = mismatches(answer)
-    assert line.startswith("artifact: data/prepared: is not what prepare made: one differs; dvc.lock says ")
+    assert line.startswith("artifact: data/prepared: is not what prepare made: it differs in one; dvc.lock says ")
     assert "data/prepared" in ran.dvc("status", "--json")
 
 

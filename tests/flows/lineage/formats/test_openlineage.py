@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from openlineage.client import event_v2
+from openlineage.client.event_v2 import RunState
 from openlineage.client.generated.base import BaseFacet
 
 from flows.lineage import openlineage
@@ -125,12 +126,13 @@ def test_the_export_goes_to_the_configured_server(project, inbox):
     assert not (project.root / "reports/lineage/openlineage-runs.jsonl").exists()
 
 
-def test_a_flow_s_events_are_appended_to_a_file(project):
+def test_a_flow_s_events_name_its_run_and_what_it_read_and_made(project, inbox, monkeypatch):
+    monkeypatch.setenv("OPENLINEAGE_URL", inbox.url)
     run = Start(run=str(uuid.uuid4()), stage="base", flow_run=str(uuid.uuid4()))
-    openlineage.emit("START", run, project.root)
-    openlineage.emit("COMPLETE", run, project.root, outcome="ran")
-    openlineage.emit("FAIL", run, project.root, error="base: raw.csv: no column 'label'")
-    started, completed, failed = lines(project.root / openlineage.EVENTS)
+    openlineage.emit(RunState.START, run, project.root)
+    openlineage.emit(RunState.COMPLETE, run, project.root, outcome="ran")
+    openlineage.emit(RunState.FAIL, run, project.root, error="base: raw.csv: no column 'label'")
+    started, completed, failed = inbox.events
     for event in (started, completed, failed):
         parsed(event)
         assert event["run"]["runId"] == run.run
@@ -144,17 +146,16 @@ def test_a_flow_s_events_go_to_the_server_and_the_key_nowhere_else(project, inbo
     monkeypatch.setenv("OPENLINEAGE_URL", inbox.url)
     monkeypatch.setenv("OPENLINEAGE_API_KEY", "planted-key")
     before = dict(os.environ)
-    openlineage.emit("START", Start(run=uuid.uuid4().hex, stage="base"), project.root)
+    openlineage.emit(RunState.START, Start(run=uuid.uuid4().hex, stage="base"), project.root)
     assert parsed(inbox.events[0]).job.name == "base"
     assert "planted-key" not in json.dumps(inbox.events)
     assert dict(os.environ) == before
-    assert not (project.root / openlineage.EVENTS).exists()
 
 
 @pytest.mark.slow
 def test_a_server_that_is_not_there_costs_a_warning_and_shows_no_password(project, monkeypatch, caplog):
     monkeypatch.setenv("OPENLINEAGE_URL", "http://somebody:planted@127.0.0.1:9")
     with caplog.at_level(logging.WARNING):
-        openlineage.emit("START", Start(run=uuid.uuid4().hex, stage="base"), project.root)
+        openlineage.emit(RunState.START, Start(run=uuid.uuid4().hex, stage="base"), project.root)
     assert "not delivered" in caplog.text
     assert "planted" not in caplog.text

@@ -95,7 +95,9 @@ def test_an_edited_model_gets_no_statement(project):
     assert not written(project).exists()
 
 
-@pytest.mark.parametrize(("content", "said"), [("no key", "not an unencrypted private key"), (None, "No such file")])
+@pytest.mark.parametrize(
+    ("content", "said"), [("no key", "not an unencrypted private Ed25519 key"), (None, "No such file")]
+)
 def test_a_wrong_key_is_one_clear_line(project, tmp_path, content, said):
     key = tmp_path / "key.pem"
     if content is not None:
