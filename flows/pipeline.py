@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from openlineage.client.event_v2 import RunState
 from prefect import State, Task, flow, get_run_logger, task
-from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
@@ -22,7 +23,7 @@ from pydantic import JsonValue
 from flows import environment, running, summary
 from flows.graph import StageNode, matching, read_graph, select
 from flows.lineage.ledger import record_stage
-from flows.lineage.openlineage import RunState, emit
+from flows.lineage.openlineage import emit
 from flows.overrides import OverrideError, overridden, parse
 from flows.processes import StoppedError
 from flows.stage_run import StageFailedError, StageRun, run_stage
@@ -159,7 +160,7 @@ def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -
 
 
 def _show_results(node: StageNode, project: Path) -> None:
-    """Metrics as a table, pictures inside their artifact, pages by their path: browsers cannot open a local file."""
+    """Show metrics as a table, and pictures inside their artifact: browsers cannot open a local file."""
     for path in node.metrics:
         rows = summary.metric_rows(json.loads((project / path).read_text(encoding="utf-8")))
         key = summary.artifact_key("metrics", node.name)
@@ -167,10 +168,6 @@ def _show_results(node: StageNode, project: Path) -> None:
     for plot in summary.plots(node, project):
         key, description = summary.artifact_key("plot", plot.stem), f"{plot.name} of {node.name}"
         create_image_artifact(image_url=summary.data_url(plot), key=key, description=description)
-    for path in node.outputs:
-        if path.endswith(".html"):
-            text, key = summary.page_text(path, project), summary.artifact_key("page", node.name)
-            create_markdown_artifact(markdown=text, key=key, description=path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -64,16 +64,6 @@ def data_url(picture: Path) -> str:
     return f"data:{_PICTURES[picture.suffix]};base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
-def page_text(path: str, project: Path) -> str:
-    """Markdown that says how to open a page; browsers follow no link from http to a file."""
-    page = project.resolve() / path
-    return (
-        f"`{path}` is on the machine that ran this flow. Open it there with this address:\n\n"
-        f"```\n{page.as_uri()}\n```\n\n"
-        f"or copy the file from there:\n\n```\n{page}\n```\n"
-    )
-
-
 def artifact_key(*names: str) -> str:
     """A key as Prefect allows it: lower-case letters, digits and single dashes."""
     text = "-".join(names).lower().replace("+", "-and-")

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import networkx as nx
-
+from flows.graph import read_graph
 from flows.lineage.history import LOCK_FILE, read_lock
 from flows.lineage.ledger import Ledger
-from flows.lineage.project import Project, overlap
+from flows.lineage.project import Project
 from flows.lineage.why import leaves
 from salf.errors import UserError
 from salf.files import write_json, write_text
@@ -55,8 +54,10 @@ def export(name: str, project: Project, out: Path | None = None, key: Path | Non
     return FORMATS[name](project, out, key)
 
 
-def results(ledger: Ledger, lock: Mapping[str, LockEntry]) -> list[Result]:
+def results(project: Project) -> list[Result]:
     """Return the result of every stage of ``dvc.lock``, each after all that it reads."""
+    ledger, lock = Ledger.read(project.ledger), read_lock(project.root)
+    order = [node.name for node in read_graph(project.root)]
     if not lock:
         raise UserError("dvc.lock names no stage: run the chain first (make run)")
     found: list[Result] = []
@@ -74,7 +75,7 @@ def results(ledger: Ledger, lock: Mapping[str, LockEntry]) -> list[Result]:
     if unknown:
         names = ", ".join(unknown)
         raise UserError(f"dvc.lock has unrecorded entries of {names}; first run: python -m flows.lineage record")
-    return _in_order(found)
+    return sorted(found, key=lambda result: order.index(result.stage) if result.stage in order else len(order))
 
 
 def members(found: Sequence[Result]) -> dict[str, LockedPath]:
@@ -91,16 +92,6 @@ def artifacts(paths: Sequence[LockedPath]) -> list[LockedPath]:
 def parameters(entry: LockEntry) -> dict[str, Any]:
     """The parameters of an entry, over all its parameter files: dotted name → value."""
     return {name: value for file in entry.params.values() for name, value in leaves(file).items()}
-
-
-def _in_order(found: Sequence[Result]) -> list[Result]:
-    graph: nx.DiGraph[int] = nx.DiGraph()
-    graph.add_nodes_from(range(len(found)))
-    for reader, result in enumerate(found):
-        for writer, other in enumerate(found):
-            if any(overlap(read.path, made.path) for read in result.inputs for made in other.outputs):
-                graph.add_edge(writer, reader)
-    return [found[number] for number in nx.lexicographical_topological_sort(graph)]
 
 
 def _export_ro_crate(project: Project, out: Path | None, _key: Path | None) -> list[Path]:
@@ -152,7 +143,7 @@ def _export_slsa(project: Project, out: Path | None, key: Path | None) -> list[P
 
 def _current(project: Project) -> list[Result]:
     """The stages' results, where the folder matches dvc.lock; every file is hashed again."""
-    found = results(Ledger.read(project.ledger), read_lock(project.root))
+    found = results(project)
     changed = [path for path, artifact in members(found).items() if project.name_of(path) != artifact.md5]
     if changed:
         names = ", ".join(changed)

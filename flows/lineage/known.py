@@ -78,8 +78,8 @@ class Universe:
                 for out, made in entry.outputs.items():
                     if out.startswith(f"{path}/"):
                         inner = out.removeprefix(f"{path}/")
-                        files = self.manifest(made) if is_folder(made) else {"": made}
-                        manifest |= {f"{inner}/{file}" if file else inner: md5 for file, md5 in files.items()}
+                        files = {f"{inner}/{file}": md5 for file, md5 in self.manifest(made).items()}
+                        manifest |= files if is_folder(made) else {inner: made}
                         makers.append(Known(stage, entry, source))
             if manifest and folder_name(manifest) == name:
                 return makers

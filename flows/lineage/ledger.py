@@ -141,14 +141,11 @@ def record_stage(project: Path, stage: str, outcome: str, flow_run: str | None) 
     if entry is None:
         return
     ledger = Ledger.read(ledger_of(project))
-    if outcome == RAN:
-        _append(project, stage, entry, ledger.unclaimed_run(stage), RAN, flow_run)
-    elif outcome == RESTORED:
-        _append(project, stage, entry, ledger.maker(stage, entry), RESTORED, flow_run)
-    elif outcome == CACHED:
+    if outcome == CACHED:
         _catch_up(project, ledger, stage, entry, flow_run)
     else:
-        raise ValueError(f"no outcome of DVC's: {outcome!r}")
+        run = ledger.unclaimed_run(stage) if outcome == RAN else ledger.maker(stage, entry)
+        _append(project, stage, entry, run, outcome, flow_run)
 
 
 def record_all(project: Path) -> list[str]:

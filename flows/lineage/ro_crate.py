@@ -26,7 +26,6 @@ _BIOSCHEMAS: Final = "https://bioschemas.org/profiles/ComputationalWorkflow/1.0-
 _LICENCE: Final = "https://www.apache.org/licenses/LICENSE-2.0"
 _DVC: Final = "https://dvc.org"
 _COMPLETED: Final = "http://schema.org/CompletedActionStatus"
-_SECONDS: Final = "https://qudt.org/vocab/unit/SEC"
 _PROFILES: Final = {
     "https://w3id.org/ro/wfrun/process/0.5": ("Process Run Crate", "0.5"),
     "https://w3id.org/ro/wfrun/workflow/0.5": ("Workflow Run Crate", "0.5"),
@@ -35,7 +34,6 @@ _PROFILES: Final = {
 }
 _TERMS: Final = {name: f"https://w3id.org/ro/terms/workflow-run#{name}" for name in ("md5", "sha256", "resourceUsage")}
 _TYPES: Final[dict[type, str]] = {bool: "Boolean", int: "Integer", float: "Float", str: "Text"}  # schema.org's words
-_BINARY: Final = "application/octet-stream"
 _FORMATS: Final = {
     ".csv": "text/csv",
     ".html": "text/html",
@@ -95,7 +93,7 @@ def _path_of(artifact: LockedPath) -> str:
 
 
 def _format_of(path: str) -> str:
-    return _FORMATS.get(PurePosixPath(path).suffix, _BINARY)
+    return _FORMATS.get(PurePosixPath(path).suffix, "application/octet-stream")
 
 
 def _time_of(at: str) -> str:
@@ -154,18 +152,16 @@ def _parameters(found: Sequence[Result]) -> Iterator[Entity]:
 def _tools(found: Sequence[Result]) -> Iterator[Entity]:
     software: dict[str, Entity] = {}
     for tool, results in _by_tool(found).items():
-        used: dict[str, Entity] = {}
-        for result in results:
-            for name, version in result.versions.items():
-                page = _address_of(name, version)
-                used[page] = _entity(page, "SoftwareApplication", name=name, softwareVersion=version, url=_ref(page))
-        software.update(used)
+        versions = {pair for result in results for pair in result.versions.items()}
+        pages = {_address_of(*pair): pair for pair in versions}
+        for page, (name, version) in pages.items():
+            software[page] = _entity(page, "SoftwareApplication", name=name, softwareVersion=version, url=_ref(page))
         yield _entity(
             tool,
             "SoftwareApplication",
             name=results[0].stage.partition("@")[0],
             softwareVersion=sorted({result.commit for result in results}),
-            softwareRequirements=[_ref(page) for page in sorted(used)],
+            softwareRequirements=[_ref(page) for page in sorted(pages)],
             input=[_ref(_id("parameter", name)) for name in _all_parameters(results)],
         )
     yield from (software[page] for page in sorted(software))
@@ -179,18 +175,17 @@ def _steps(found: Sequence[Result]) -> Iterator[Entity]:
 
 
 def _files(found: Sequence[Result], files: Mapping[str, str]) -> dict[str, Entity]:
-    entities = []
+    described: dict[str, Entity] = {}
     for path, artifact in members(found).items():
         kind = "Dataset" if artifact.is_folder else "File"
-        facts: Entity = {"contentSize": None if artifact.size is None else str(artifact.size)}
         if artifact.is_folder or not artifact.is_inside:
-            facts["identifier"] = f"dvc:md5:{artifact.md5}"
+            facts: Entity = {"identifier": f"dvc:md5:{artifact.md5}"}
         else:
-            facts |= {"md5": artifact.md5, "encodingFormat": _format_of(path)}
-        entities.append(
-            _entity(_path_of(artifact), kind if artifact.is_inside else _ELSEWHERE, name=artifact.shown, **facts)
-        )
-    described = {entity["@id"]: entity for entity in entities}
+            facts = {"md5": artifact.md5, "encodingFormat": _format_of(path)}
+        size = None if artifact.size is None else str(artifact.size)
+        kind = kind if artifact.is_inside else _ELSEWHERE
+        key = _path_of(artifact)
+        described[key] = _entity(key, kind, name=artifact.shown, contentSize=size, **facts)
     for path, text in files.items():
         about = _ref("./") if path == "README.md" else None
         file = _entity(quote(path), "File", name=path, description=text, encodingFormat=_format_of(path), about=about)
@@ -246,7 +241,7 @@ def _values(found: Sequence[Result]) -> Iterator[Entity]:
                 name="wall-clock time",
                 propertyID="https://schema.org/duration",
                 value=str(result.end.seconds),
-                unitCode=_SECONDS,
+                unitCode="https://qudt.org/vocab/unit/SEC",
             )
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import dvc.api
 from dvc.exceptions import DvcException
 
+from flows.graph import read_graph, select
 from flows.lineage import history
 from flows.lineage.known import Universe
 from flows.lineage.ledger import Ledger
-from flows.lineage.project import Declared, Project, overlap
+from flows.lineage.project import Declared, Project
 from salf.errors import UserError
 from salf.ledger import LockEntry, Start
 
@@ -42,12 +43,13 @@ def why(universe: Universe, stage: str) -> dict[str, Any]:
     stages, ledger = universe.project.stages, universe.ledger
     if stage not in stages:
         raise history.NotFoundError(f"no stage {stage!r} in dvc.yaml; there are: {', '.join(stages)}")
+    above = [node.name for node in select(read_graph(universe.project.root), [stage])[:-1] if node.name in stages]
     last, newest = _last_run(ledger, stage), ledger.newest_start(stage)
     end = ledger.ends.get(newest.run) if newest else None
     return {
         "stage": stage,
         "changes": _changes(universe, stage),
-        "upstream": {name: found for name in _above(stages, stage) if (found := _changes(universe, name))},
+        "upstream": {name: found for name in above if (found := _changes(universe, name))},
         "last_run": {"at": last.at, "run": last.run, "commit": last.commit} if last else None,
         "newest_start": {"at": newest.at, "run": newest.run, "status": end and end.status} if newest else None,
     }
@@ -124,21 +126,6 @@ def _changes(universe: Universe, stage: str) -> list[str]:
             lines.append(f"output {path}: {'is missing' if now is None else f'was {name}, is {now}'}")
     lines += [f"output {path}: is new" for path in declared.outs if path not in entry.outputs]
     return lines + [f"output {path}: is no longer made" for path in entry.outputs if path not in declared.outs]
-
-
-def _above(stages: Mapping[str, Declared], stage: str) -> list[str]:
-    """All stages that a stage reads, directly or not, the farthest first."""
-    found: list[str] = []
-
-    def visit(name: str) -> None:
-        for other, declared in stages.items():
-            reads = any(overlap(dep, out) for dep in stages[name].deps for out in declared.outs)
-            if reads and other != name and other not in found:
-                visit(other)
-                found.append(other)
-
-    visit(stage)
-    return found
 
 
 def _last_run(ledger: Ledger, stage: str) -> Start | None:

@@ -81,17 +81,6 @@ def test_the_pictures_that_a_stage_draws_can_be_seen(toy):
     assert base64.b64decode(content) == (toy.root / "drawn/depth.svg").read_bytes()
 
 
-def test_a_page_is_told_by_the_path_that_opens_it_since_browsers_follow_no_link_to_a_file(toy):
-    toy.uncached("red", "fine")
-    assert run(toy).is_completed()
-    told = Artifact.get("page-only")
-    assert told.type == "markdown"
-    page = toy.root / "page.html"
-    assert page.as_uri() in told.data.splitlines()
-    assert str(page) in told.data.splitlines()
-    assert "](file:" not in told.data
-
-
 def test_an_uncached_output_that_a_killed_run_lost_is_put_back_by_the_next_one(toy):
     toy.uncached("red", "fine")
     assert run(toy).is_completed()

@@ -79,18 +79,6 @@ def test_a_corrupt_cache_object_is_found(ran, lineage, folder):
     assert f"cache: {name}: is corrupt: its bytes are {bytes_now}; the next run makes it again" in mismatches(answer)
 
 
-def test_the_whole_cache_is_checked_when_asked(ran, lineage):
-    ran.params(train="other")
-    ran.dvc("repro")
-    record_all(ran.root)
-    old = subprocess.run(["md5sum"], input=b"fineone finer" + b"aw", capture_output=True, check=True).stdout.split()[0]
-    rewrite(objects(ran)[old.decode()], b"rot")
-    assert lineage(ran, "verify").status == 0
-    answer = lineage(ran, "verify", "--whole-cache")
-    assert answer.status == 1
-    assert len(mismatches(answer)) == 1
-
-
 @pytest.mark.parametrize(
     ("old", "new"),
     [
