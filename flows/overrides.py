@@ -11,15 +11,11 @@ from typing import Any, Final
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from salf.errors import UserError
+from salf.errors import UserError, reading
 from salf.files import replacing_file
 
 PARAMS_FILE: Final = Path("params.yaml")
 _JOURNAL: Final = Path(".dvc/tmp/flow-params.json")
-
-
-class OverrideError(UserError):
-    """``params.yaml`` has no place for an override; the text names the key and what is allowed."""
 
 
 def parse(assignments: list[str]) -> dict[str, Any]:
@@ -28,7 +24,7 @@ def parse(assignments: list[str]) -> dict[str, Any]:
     for word in assignments:
         key, equals, value = word.partition("=")
         if not (key and equals):
-            raise OverrideError(f"{word!r}: expected key=value, for example finetune.epochs=3")
+            raise UserError(f"{word!r}: expected key=value, for example finetune.epochs=3")
         overrides[key] = _load(YAML(typ="safe", pure=True), value, key)
     return overrides
 
@@ -43,12 +39,8 @@ def overridden(project: Path, overrides: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     path = project / PARAMS_FILE
-    if not path.exists():
-        raise OverrideError(f"{PARAMS_FILE}: no such file, so no parameter can be overridden")
-    try:
+    with reading(PARAMS_FILE):
         before = path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise OverrideError(f"{PARAMS_FILE}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     during = changed(before, overrides)
     _write(project / _JOURNAL, json.dumps({"before": before, "during": during}))
     _write(path, during)
@@ -86,7 +78,7 @@ def changed(text: str, overrides: Mapping[str, Any]) -> str:
     params = _load(yaml, text, str(PARAMS_FILE))
     faults = [fault for key, value in overrides.items() if (fault := _set(params, key, value))]
     if faults:
-        raise OverrideError("; ".join(faults))
+        raise UserError("; ".join(faults))
     target = io.StringIO()
     yaml.dump(params, target)
     return target.getvalue()
@@ -96,7 +88,7 @@ def _load(yaml: YAML, text: str, name: str) -> Any:
     try:
         return yaml.load(text)
     except YAMLError as error:
-        raise OverrideError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _set(params: Any, key: str, value: Any) -> str | None:

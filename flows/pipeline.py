@@ -11,26 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from openlineage.client.event_v2 import RunState
 from prefect import State, Task, flow, get_run_logger, task
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
-from prefect.runtime import task_run
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import JsonValue
 
 from flows import environment, running, summary
 from flows.graph import StageNode, matching, read_graph, select
 from flows.lineage.ledger import record_stage
-from flows.lineage.openlineage import emit
-from flows.overrides import OverrideError, overridden, parse
+from flows.lineage.openlineage import send
+from flows.overrides import overridden, parse
 from flows.processes import StoppedError
-from flows.stage_run import StageFailedError, StageRun, run_stage
+from flows.stage_run import Outcome, StageFailedError, StageRun, run_stage
 from flows.sweep import check_names, save
 from flows.workspace import Workspace
 from salf.errors import BAD_INPUT, UserError
-from salf.ledger import Start
 
 RETRY_SECONDS = 5.0  # before the second attempt; doubled before each further one
 _EXAMPLES = """examples:
@@ -136,20 +133,18 @@ def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
 @task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_may_pass)
 def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -> Any:
     held = replace(held, environment=environment.with_threads(held.environment, threads))
-    event = Start(run=task_run.id, stage=node.name, flow_run=held.flow_run, flow_run_name=held.flow_run_name)
-    emit(RunState.START, event, held.project)
     try:
         run = run_stage(node, held, get_run_logger().info, force)
     except StageFailedError as error:
-        emit(RunState.FAIL, event, held.project, error=str(error))
+        send(held.project, node.name)
         # A state instead of an exception: one clear line in the log, not a traceback.
         return Failed(message=str(error), data=error)
     except StoppedError:
-        emit(RunState.ABORT, event, held.project)
         return Cancelled(message=f"{node.name}: stopped with its flow; its outputs are unchanged")
     try:
         record_stage(held.project, node.name, run.outcome.value, held.flow_run)
-        emit(RunState.COMPLETE, event, held.project, outcome=run.outcome.value)
+        if run.outcome is Outcome.RAN:
+            send(held.project, node.name)
     except (UserError, OSError) as error:
         fault = StageFailedError(f"{node.name}: up to date, but not recorded: {error}", passing=False)
         return Failed(message=str(fault), data=fault)
@@ -180,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = vars(parser.parse_args(argv))
     try:
         given["overrides"] = parse(given.pop("set"))
-    except OverrideError as error:
+    except UserError as error:
         return running.report(str(error), BAD_INPUT)
     return running.run_flow(pipeline, **given)
 

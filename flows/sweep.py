@@ -22,7 +22,7 @@ from pydantic import Field, JsonValue
 
 from flows import environment, running
 from flows.graph import matching, read_graph
-from flows.overrides import PARAMS_FILE, OverrideError, changed, parse
+from flows.overrides import PARAMS_FILE, changed, parse
 from flows.processes import StoppedError
 from flows.stage_run import DVC, keeping, last_fault
 from flows.summary import metric_rows
@@ -72,7 +72,8 @@ def sweep(
         wait: wait for another run in this folder instead of refusing.
     """
     project = project.resolve()
-    points = _points(name, grid)
+    combinations = itertools.product(*grid.values())
+    points = {f"{name}-{n}": dict(zip(grid, values, strict=True)) for n, values in enumerate(combinations, 1)}
     try:
         with running.workspace(project, wait) as held:
             text = (project / PARAMS_FILE).read_text(encoding="utf-8")
@@ -84,11 +85,6 @@ def sweep(
             return _run_all(points, stages, held, environment.side_by_side(side_by_side))
     except UserError as error:
         return running.refused(str(error))
-
-
-def _points(name: str, grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
-    combinations = itertools.product(*grid.values())
-    return {f"{name}-{n}": dict(zip(grid, values, strict=True)) for n, values in enumerate(combinations, 1)}
 
 
 def check_names(names: Sequence[str], held: Workspace) -> None:
@@ -167,7 +163,7 @@ def _word(value: Any, key: str) -> str:
     if isinstance(value, str) and "${" not in value:
         return _quoted(value)
     if isinstance(value, dict | str):
-        raise OverrideError(f"{key} = {value!r}: cannot be passed to DVC; sweep a mapping's entries by their own names")
+        raise UserError(f"{key} = {value!r}: cannot be passed to DVC; sweep a mapping's entries by their own names")
     return json.dumps(value)
 
 
@@ -211,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = vars(parser.parse_args(argv))
     try:
         values = parse(given.pop("set"))
-    except OverrideError as error:
+    except UserError as error:
         return running.report(str(error), BAD_INPUT)
     grid = {key: value if isinstance(value, list) else [value] for key, value in values.items()}
     return running.run_flow(sweep, grid=grid, **given)

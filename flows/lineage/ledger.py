@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from flows.lineage.history import LockError, read_lock
 from salf.errors import UserError
@@ -21,13 +21,6 @@ from salf.ledger import End, Locked, LockEntry, Record, Start, append, head_of, 
 RAN, RESTORED, CACHED, OBSERVED = "ran", "restored", "cached", "observed"
 _BEFORE_THE_FIRST: Final = "0" * 64
 _REWRITTEN_SECONDS: Final = 2.0  # longest that dvc.lock is taken to be in the middle of being written
-
-
-class Fault(NamedTuple):
-    """One fault of a ledger: the line (from 1) and what is wrong there."""
-
-    line: int
-    text: str
 
 
 @dataclass(frozen=True)
@@ -95,8 +88,8 @@ class Ledger:
         return next((r.run for r in self.locked.get(stage, []) if r.run is not None and r.lock == entry), None)
 
 
-def check_chain(path: Path) -> list[Fault]:
-    """Return the chain's faults: lines that were edited, removed, inserted, reordered or cut off at the end.
+def check_chain(path: Path) -> list[tuple[int, str]]:
+    """Return what was edited, removed, inserted, reordered or cut off at the end, each with its line (from 1).
 
     One record beyond the head is no fault: a writer that was killed in between leaves it.
     """
@@ -106,16 +99,16 @@ def check_chain(path: Path) -> list[Fault]:
     for number, line in lines:
         record = parse(line)
         if record is None:
-            faults.append(Fault(number, "is no record"))
+            faults.append((number, "is no record"))
         elif record.previous != hashes[-1]:
-            faults.append(Fault(number, "does not follow from the line before it: one of the two was changed"))
+            faults.append((number, "does not follow from the line before it: one of the two was changed"))
         elif record.seq != number:
-            faults.append(Fault(number, f"has the number {record.seq}"))
+            faults.append((number, f"has the number {record.seq}"))
         hashes.append(hashlib.sha256(line).hexdigest())
     ends = [f"{number} {sha256}\n".encode() for number, sha256 in list(enumerate(hashes))[-2:]]
     if head is not None and head not in ends:
         text = f"{head_of(path).name} names another end: the newest record was edited, or records were cut off"
-        faults.append(Fault(max(1, len(hashes) - 1), text))
+        faults.append((max(1, len(hashes) - 1), text))
     return faults
 
 

@@ -1,4 +1,4 @@
-"""OpenLineage events of the stages' runs: from the ledger, and live to a server while a flow works.
+"""OpenLineage events of the stages' runs, from the ledger: to a file, or to a server (a flow sends each run's there).
 
 The server is the one that ``OPENLINEAGE_URL`` names (with ``OPENLINEAGE_ENDPOINT`` and ``OPENLINEAGE_API_KEY`` as
 the specification's other clients read them).
@@ -11,31 +11,18 @@ import logging
 import os
 import uuid
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from openlineage.client import facet_v2 as facets
 from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
-from openlineage.client.facet_v2 import (
-    DatasetFacet,
-    JobFacet,
-    RunFacet,
-    dataset_version_dataset,
-    error_message_run,
-    execution_parameters_run,
-    job_type_job,
-    parent_run,
-    processing_engine_run,
-    tags_run,
-)
 from openlineage.client.serde import Serde
 from openlineage.client.transport.http import HttpConfig, HttpTransport
 
 from flows.lineage.export import artifacts, parameters
-from flows.lineage.history import read_lock
 from flows.lineage.ledger import Ledger
 from salf.errors import UserError
-from salf.ledger import End, LockedPath, LockEntry, Start
+from salf.ledger import End, LockedPath, LockEntry, Start, ledger_of
 
 NAMESPACE: Final = "salf"
 PRODUCER: Final = "urn:salf:flows"
@@ -46,19 +33,19 @@ _TAGS: Final = {"commit", "branch", "dirty", "seed"}
 _log = logging.getLogger(__name__)
 
 
-def emit(state: RunState, run: Start, project: Path, error: str | None = None, outcome: str | None = None) -> None:
-    """Tell the configured server about a stage that a flow runs, at the time it happens; without a server do nothing.
+def send(project: Path, stage: str) -> None:
+    """Send the events of a stage's newest run to the configured server; without a server do nothing.
 
-    A ``COMPLETE`` names the inputs and outputs in the project's dvc.lock. An event that cannot be delivered costs
-    a warning in the log, never the run.
+    Events that cannot be delivered cost a warning in the log, never the run.
     """
     if not server():
         return
-    entry = read_lock(project).get(run.stage) if state is RunState.COMPLETE else None
     try:
-        post([_event(state, run, run.at or _now(), entry, error, outcome)])
+        ledger = Ledger.read(ledger_of(project))
+        newest = ledger.newest_start(stage)
+        post([event for event in events(ledger) if newest and event.run.runId == str(uuid.UUID(newest.run))])
     except UserError as fault:
-        _log.warning("OpenLineage event not delivered: %s", fault)
+        _log.warning("OpenLineage events not delivered: %s", fault)
 
 
 def events(ledger: Ledger) -> list[RunEvent]:
@@ -110,54 +97,50 @@ def lines(found: Iterable[RunEvent]) -> str:
     return "".join(Serde.to_json(event) + "\n" for event in found)
 
 
-def _event(
-    state: RunState, run: Start, at: str, entry: LockEntry | None, error: str | None = None, outcome: str | None = None
-) -> RunEvent:
+def _event(state: RunState, run: Start, at: str, entry: LockEntry | None, error: str | None = None) -> RunEvent:
     entry = entry or LockEntry()
     outs = entry.outs if state is RunState.COMPLETE else []
+    kind = facets.job_type_job.JobTypeJobFacet("BATCH", "DVC", "TASK", producer=PRODUCER)
     return RunEvent(
         eventType=state,
         eventTime=at,
         producer=PRODUCER,
-        run=Run(str(uuid.UUID(run.run)), _run_facets(run, entry, error, outcome)),
-        job=Job(NAMESPACE, run.stage, {"jobType": _job_type("TASK")}),
+        run=Run(str(uuid.UUID(run.run)), _run_facets(run, entry, error)),
+        job=Job(NAMESPACE, run.stage, {"jobType": kind}),
         inputs=[InputDataset(NAMESPACE, one.shown, facets=_version(one)) for one in artifacts(entry.deps)],
         outputs=[OutputDataset(NAMESPACE, one.shown, facets=_version(one)) for one in artifacts(outs)],
     )
 
 
-def _job_type(kind: str) -> JobFacet:
-    return job_type_job.JobTypeJobFacet("BATCH", "DVC", kind, producer=PRODUCER)
+def _version(artifact: LockedPath) -> dict[str, facets.DatasetFacet]:
+    return {
+        "version": facets.dataset_version_dataset.DatasetVersionDatasetFacet(f"md5:{artifact.md5}", producer=PRODUCER)
+    }
 
 
-def _version(artifact: LockedPath) -> dict[str, DatasetFacet]:
-    return {"version": dataset_version_dataset.DatasetVersionDatasetFacet(f"md5:{artifact.md5}", producer=PRODUCER)}
-
-
-def _run_facets(run: Start, entry: LockEntry, error: str | None, outcome: str | None) -> dict[str, RunFacet]:
-    facets: dict[str, RunFacet] = {}
+def _run_facets(run: Start, entry: LockEntry, error: str | None) -> dict[str, facets.RunFacet]:
+    found: dict[str, facets.RunFacet] = {}
     if run.flow_run:
-        flow = parent_run.Run(runId=str(uuid.UUID(run.flow_run)))
-        facets["parent"] = parent_run.ParentRunFacet(flow, parent_run.Job(NAMESPACE, _FLOW), producer=PRODUCER)
+        flow = facets.parent_run.Run(runId=str(uuid.UUID(run.flow_run)))
+        found["parent"] = facets.parent_run.ParentRunFacet(
+            flow, facets.parent_run.Job(NAMESPACE, _FLOW), producer=PRODUCER
+        )
     if engine := run.versions.get("dvc"):
-        facets["processing_engine"] = processing_engine_run.ProcessingEngineRunFacet(engine, "DVC", producer=PRODUCER)
+        found["processing_engine"] = facets.processing_engine_run.ProcessingEngineRunFacet(
+            engine, "DVC", producer=PRODUCER
+        )
     if values := parameters(entry):
-        one = execution_parameters_run.ExecutionParameter
-        facets["executionParameters"] = execution_parameters_run.ExecutionParametersRunFacet(
+        one = facets.execution_parameters_run.ExecutionParameter
+        found["executionParameters"] = facets.execution_parameters_run.ExecutionParametersRunFacet(
             [one(key=name, value=_text(value)) for name, value in values.items()], producer=PRODUCER
         )
-    tags = run.model_dump(include=_TAGS, exclude_unset=True) | ({"outcome": outcome} if outcome else {})
-    if tags:
-        fields = [tags_run.TagsRunFacetFields(key, _text(value), "DVC") for key, value in tags.items()]
-        facets["tags"] = tags_run.TagsRunFacet(fields, producer=PRODUCER)
+    if tags := run.model_dump(include=_TAGS, exclude_unset=True):
+        fields = [facets.tags_run.TagsRunFacetFields(key, _text(value), "DVC") for key, value in tags.items()]
+        found["tags"] = facets.tags_run.TagsRunFacet(fields, producer=PRODUCER)
     if error:
-        facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(error, "python", producer=PRODUCER)
-    return facets
+        found["errorMessage"] = facets.error_message_run.ErrorMessageRunFacet(error, "python", producer=PRODUCER)
+    return found
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -6,7 +6,7 @@ RO-Crate 1.1; the same records give the same bytes.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final
 from urllib.parse import quote
@@ -78,6 +78,10 @@ def _entity(identifier: str, kind: str | list[str], /, **facts: Any) -> Entity:
 
 def _ref(identifier: str) -> dict[str, str]:
     return {"@id": identifier}
+
+
+def _refs(identifiers: Iterable[str]) -> list[dict[str, str]]:
+    return [_ref(identifier) for identifier in identifiers]
 
 
 def _id(*names: str) -> str:
@@ -202,11 +206,8 @@ def _action(result: Result) -> Entity:
         name=f"Run of {result.stage}",
         description=_story(result),
         instrument=_ref(_tool(result)),
-        object=[
-            *(_ref(_path_of(artifact)) for artifact in result.inputs),
-            *(_ref(_id("value", result.stage, name)) for name in result.parameters),
-        ],
-        result=[_ref(_path_of(artifact)) for artifact in result.outputs],
+        object=_refs([*map(_path_of, result.inputs), *_value_ids(result)]),
+        result=_refs(map(_path_of, result.outputs)),
         startTime=_time_of(start.at) if start else None,
         endTime=_time_of((end or result.locked).at),
         actionStatus=_COMPLETED,
@@ -256,11 +257,8 @@ def _workflow_run(found: Sequence[Result]) -> Entity:
         name="The chain",
         description="All stages, each as it was last run; they need not have run in one go.",
         instrument=_ref(WORKFLOW),
-        object=[
-            *(_ref(_path_of(artifact)) for artifact in raw),
-            *(_ref(_id("value", result.stage, name)) for result in found for name in result.parameters),
-        ],
-        result=[_ref(_path_of(artifact)) for artifact in made.values()],
+        object=_refs([*map(_path_of, raw), *(value for result in found for value in _value_ids(result))]),
+        result=_refs(map(_path_of, made.values())),
         startTime=_time_of(min(begun)) if begun else None,
         endTime=_time_of(max(result.locked.at for result in found)),
         actionStatus=_COMPLETED,
@@ -289,6 +287,10 @@ def _engine(found: Sequence[Result]) -> Iterator[Entity]:
         object=[_ref(_id("control", result.stage)) for result in found],
         result=_ref(_WORKFLOW_RUN),
     )
+
+
+def _value_ids(result: Result) -> list[str]:
+    return [_id("value", result.stage, name) for name in result.parameters]
 
 
 def _tool(result: Result) -> str:

@@ -113,8 +113,8 @@ class _Trained(BaseModel):
 
 def _check_ledger(project: Project, pinned_head: str | None, report: Report) -> Ledger:
     place = project.ledger.name
-    for fault in check_chain(project.ledger):
-        report.wrong("ledger", f"{place} line {fault.line}", fault.text)
+    for line, text in check_chain(project.ledger):
+        report.wrong("ledger", f"{place} line {line}", text)
     if pinned_head is not None and not holds(project.ledger, pinned_head):
         report.wrong("ledger", place, f"record {pinned_head} no longer exists: the ledger was truncated or rewritten")
     try:

@@ -1,12 +1,10 @@
 import base64
-import hashlib
 import json
 import os
 import subprocess
 
 import pytest
 from dvc.repo import Repo
-from openlineage.client.serde import Serde
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -15,7 +13,6 @@ from flows import environment
 from flows import pipeline as module
 from flows.aside import keep_aside
 from flows.graph import read_graph
-from flows.lineage import openlineage
 from flows.pipeline import main, pipeline
 from flows.stage_run import DVC
 from flows.workspace import sole_run
@@ -90,35 +87,6 @@ def test_an_uncached_output_that_a_killed_run_lost_is_put_back_by_the_next_one(t
     assert run(toy).is_completed()
     assert outcomes() == {"only": "cached"}
     assert (toy.root / "page.html").read_text() == before
-
-
-@pytest.mark.slow
-def test_a_run_tells_openlineage_of_every_stage_as_it_happens(toy, monkeypatch):
-    sent: list[dict] = []
-    monkeypatch.setenv("OPENLINEAGE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(openlineage, "post", lambda found: sent.extend(json.loads(Serde.to_json(one)) for one in found))
-
-    def told(found: list[dict]) -> list[tuple[str, str]]:
-        return [(event["job"]["name"], event["eventType"]) for event in found]
-
-    first = run(toy)
-    kept = sent[:]
-    both = [(name, kind) for name in outcomes() for kind in ("START", "COMPLETE")]
-    assert sorted(told(kept)) == sorted(both)
-    assert told(kept)[0] == ("first", "START")
-    for event in kept:
-        assert event["run"]["facets"]["parent"]["run"]["runId"] == str(first.state_details.flow_run_id)
-    judged = kept[-1]
-    assert {one["name"] for one in judged["inputs"]} == {"models/a+b-1", "models/c-1"} or judged["inputs"]
-    assert [one["name"] for one in judged["outputs"]] == ["metrics.json"]
-    md5 = hashlib.md5((toy.root / "metrics.json").read_bytes(), usedforsecurity=False).hexdigest()
-    assert judged["outputs"][0]["facets"]["version"]["datasetVersion"] == f"md5:{md5}"
-
-    toy.configure(mode="bad-input")
-    assert run(toy).is_failed()
-    later = sent[len(kept) :]
-    assert ("train@a+b-1", "FAIL") in told(later)
-    assert "no column 'label'" in later[-1]["run"]["facets"]["errorMessage"]["message"]
 
 
 def test_independent_stages_run_side_by_side_with_their_share_of_the_cores(toy, monkeypatch):

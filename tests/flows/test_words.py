@@ -4,8 +4,8 @@ import pytest
 from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 
-from flows.overrides import OverrideError
 from flows.sweep import words
+from salf.errors import UserError
 from tests.conftest import PROJECT
 
 
@@ -40,5 +40,5 @@ def test_dvc_sets_exactly_what_was_meant(tmp_path, value):
 
 @pytest.mark.parametrize("value", [{"data.template": "${x}"}, {"data.label_words": {"1": "x"}}, {"a.b": [{"k": 1}]}])
 def test_what_dvc_would_misread_is_refused(value):
-    with pytest.raises(OverrideError, match="cannot be passed to DVC"):
+    with pytest.raises(UserError, match="cannot be passed to DVC"):
         words(value)
