@@ -1,15 +1,15 @@
 """Where something came from: its stage, the run that made it, and all inputs down to raw data and base model."""
 
-import json
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
 
 from flows.lineage.history import NotFoundError
 from flows.lineage.known import Known, Universe
-from flows.lineage.ledger import RESTORED
 from flows.lineage.project import is_folder
 from salf.ledger import End, LockEntry, Start
 
@@ -98,11 +98,12 @@ class Lineage:
         return {"asked": self.asked, "path": path, "name": name, "remark": remark, "nodes": nodes}
 
     def text(self) -> str:
-        """The lineage for a reader: a block per node."""
-        _, path, name, remark = self.subject
-        about = [f"{path}  {name}"] if path else []
-        about += [f"note: {remark}"] if remark else []
-        return "\n\n".join("\n".join(lines) for lines in (about, *map(_block, self.nodes)) if lines)
+        """The lineage for a reader, as YAML."""
+        yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
+        yaml.sort_base_mapping_type_on_output = False
+        yaml.width = 4096
+        yaml.dump(self.as_json(), stream)
+        return stream.getvalue().rstrip()
 
 
 def lineage(universe: Universe, asked: str) -> Lineage:
@@ -220,41 +221,3 @@ def _kind(place: Path) -> str:
     """Whether what no stage made is code or data."""
     holds_code = place.is_dir() and any(file.suffix in _CODE for file in place.rglob("*"))
     return "code" if holds_code or place.suffix in _CODE or ".schema" in place.suffixes else "data"
-
-
-def _block(node: Node) -> list[str]:
-    lines = [f"{node.id}", f"  command   {node.known.entry.cmd}"]
-    for file, values in node.known.entry.params.items():
-        lines.append(f"  params    {file}: {json.dumps(values, ensure_ascii=False)}")
-    lines += _run_lines(node, node.start) if node.start else ["  run       not recorded: only DVC's lock is known"]
-    if base := node.base_model:
-        lines.append(f"  base      {base.name}, from {base.origin}, weights sha256 {base.weights_sha256}")
-    lines += [f"  made      {path}  {name}" for path, name in node.known.entry.outputs.items()]
-    for given in node.inputs:
-        origin = f"made by {', '.join(given.made_by)}" if given.made_by else given.kind
-        lines.append(f"  from      {given.path}  {given.name}  ({origin})")
-    return lines
-
-
-def _run_lines(node: Node, start: Start) -> list[str]:
-    seed = f", seed {start.seed}" if start.seed is not None else ""
-    restored = "; since then restored from the cache" if node.outcome == RESTORED else ""
-    lines = [
-        f"  run       {start.run}{seed}{restored}",
-        f"  time      {start.at} to {node.end.at if node.end else 'unknown'}",
-        f"  code      {_code(start)}",
-        f"  flow run  {f'{start.flow_run_name} ({start.flow_run})' if start.flow_run else 'none, DVC alone'}",
-        f"  versions  {', '.join(f'{name} {version}' for name, version in start.versions.items())}",
-    ]
-    if machine := start.machine:
-        size = [machine.cpu, f"{machine.cores} cores", f"{machine.memory_bytes / 2**30:.1f} GiB"]
-        lines.append(f"  machine   {', '.join(filter(None, [machine.system, *size, *machine.accelerators]))}")
-    return lines
-
-
-def _code(start: Start) -> str:
-    if start.commit is None:
-        return "no commit: not in git, or nothing committed yet"
-    where = "detached head" if start.detached else f"branch {start.branch}"
-    state = f"changed files, sha256 {start.dirty_files_sha256}" if start.dirty else "clean"
-    return f"{start.commit} ({where}{', shallow clone' if start.shallow else ''}), {state}"
