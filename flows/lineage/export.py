@@ -68,9 +68,9 @@ def results(project: Project) -> list[Result]:
             unknown.append(stage)
         else:
             start, end = ledger.starts.get(newest.run or ""), ledger.ends.get(newest.run or "")
-            read_and_made = artifacts(entry.deps), artifacts(entry.outs)
+            read_and_made = artifacts(newest.lock.deps), artifacts(newest.lock.outs)
             versions, commit = (start.versions, start.commit) if start else ({}, None)
-            values = parameters(entry)
+            values = parameters(newest.lock)
             found.append(Result(stage, newest, start, end, values, *read_and_made, versions, commit or "unknown"))
     if unknown:
         names = ", ".join(unknown)
