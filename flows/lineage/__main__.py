@@ -100,7 +100,7 @@ def _noted(text: str) -> str:
 
 def _show(project: Project, arguments: argparse.Namespace) -> int:
     answer = show.lineage(Universe(project), arguments.subject)
-    return _say(answer.as_json(), answer.text(), arguments)
+    return _say(answer.model_dump(), answer.text(), arguments)
 
 
 def _why(project: Project, arguments: argparse.Namespace) -> int:

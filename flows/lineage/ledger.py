@@ -114,15 +114,17 @@ def check_chain(path: Path) -> list[tuple[int, str]]:
 
 def head(path: Path) -> Head | None:
     """Return the newest record's number and hash; no records: ``None``."""
-    newest = None
-    for number, line in _lines(path):
-        newest = Head(number, hashlib.sha256(line).hexdigest())
-    return newest
+    hashes = _hashes(path)
+    return Head(len(hashes), hashes[-1]) if hashes else None
 
 
 def holds(path: Path, sha256: str) -> bool:
     """Whether the ledger has a line whose hash begins with this one."""
-    return any(hashlib.sha256(line).hexdigest().startswith(sha256) for _, line in _lines(path))
+    return any(found.startswith(sha256) for found in _hashes(path))
+
+
+def _hashes(path: Path) -> list[str]:
+    return [hashlib.sha256(line).hexdigest() for _, line in _lines(path)]
 
 
 def record_stage(project: Path, stage: str, outcome: str, flow_run: str | None) -> None:

@@ -1,7 +1,6 @@
 """Where something came from: its stage, the run that made it, and all inputs down to raw data and base model."""
 
 import io
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -11,7 +10,7 @@ from ruamel.yaml import YAML
 from flows.lineage.history import NotFoundError
 from flows.lineage.known import Known, Universe
 from flows.lineage.project import is_folder
-from salf.ledger import End, LockEntry, Start
+from salf.ledger import LockEntry
 
 _RUN_FACTS: Final = {
     *("run", "command", "seed", "commit", "branch", "dirty", "dirty_files_sha256", "detached", "shallow"),
@@ -50,59 +49,37 @@ class BaseModelOrigin(BaseModel):
     weights_sha256: str
 
 
-@dataclass(frozen=True)
-class Node:
-    """A lock entry, the newest recorded run that made it, and its inputs.
+class Node(BaseModel):
+    """A lock entry, the newest recorded run that made it, and what it made and read."""
 
-    ``id`` is the stage, with the source where a stage appears twice; ``outcome`` is ``None`` if nothing is recorded.
-    """
-
-    id: str
-    known: Known
-    outcome: str | None
-    start: Start | None
-    end: End | None
+    id: str  # the stage, with the source where a stage appears twice
+    stage: str
+    source: str
+    outcome: str | None  # None: nothing is recorded
+    command: str | list[str] | None
+    params: dict[str, Any]
+    run: dict[str, Any] | None
     base_model: BaseModelOrigin | None
-    inputs: list[Input] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """The node as JSON values."""
-        entry, start, end = self.known.entry, self.start, self.end
-        ended = {"ended": end.at, "status": end.status, "seconds": end.seconds} if end else {"ended": None}
-        run = start and start.model_dump(include=_RUN_FACTS) | {"started": start.at, "record": start.seq} | ended
-        return {
-            "id": self.id,
-            "stage": self.known.stage,
-            "source": self.known.source,
-            "outcome": self.outcome,
-            "command": entry.cmd,
-            "params": entry.params,
-            "run": run,
-            "outputs": [{"path": path, "name": name} for path, name in entry.outputs.items()],
-            "inputs": [given.model_dump() for given in self.inputs],
-        } | ({"base_model": self.base_model.model_dump()} if self.base_model else {})
+    outputs: list[dict[str, str]]
+    inputs: list[Input] = []
 
 
-@dataclass(frozen=True)
-class Lineage:
+class Lineage(BaseModel):
     """The subject and its nodes: first the requested one, each before what it reads."""
 
     asked: str
-    subject: Subject
+    path: str | None
+    name: str | None
+    remark: str
     nodes: list[Node]
-
-    def as_json(self) -> dict[str, Any]:
-        """The lineage as JSON values."""
-        _, path, name, remark = self.subject
-        nodes = [node.as_json() for node in self.nodes]
-        return {"asked": self.asked, "path": path, "name": name, "remark": remark, "nodes": nodes}
 
     def text(self) -> str:
         """The lineage for a reader, as YAML."""
-        yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
+        yaml: Any = YAML(typ="safe", pure=True)
+        stream = io.StringIO()
         yaml.sort_base_mapping_type_on_output = False
         yaml.width = 4096
-        yaml.dump(self.as_json(), stream)
+        yaml.dump(self.model_dump(), stream)
         return stream.getvalue().rstrip()
 
 
@@ -110,13 +87,15 @@ def lineage(universe: Universe, asked: str) -> Lineage:
     """Return the lineage of a stage, a path or a hash."""
     subject = find(universe, asked)
     nodes: list[Node] = []
+    visited: list[tuple[Known, str]] = []
 
     def visit(known: Known) -> str:
-        same = [node for node in nodes if node.known.stage == known.stage]
-        for node in same:
-            if node.known.entry == known.entry:
-                return node.id
-        nodes.append(node := _node(universe, known, f"{known.stage} ({known.source})" if same else known.stage))
+        same = [(other, identifier) for other, identifier in visited if other.stage == known.stage]
+        for other, identifier in same:
+            if other.entry == known.entry:
+                return identifier
+        visited.append((known, f"{known.stage} ({known.source})" if same else known.stage))
+        nodes.append(node := _node(universe, *visited[-1]))
         for path, name in known.entry.inputs.items():
             made_by = [visit(maker) for maker in universe.makers(path, name)]
             kind = "artifact" if made_by else _kind(universe.project.place(path))
@@ -124,7 +103,7 @@ def lineage(universe: Universe, asked: str) -> Lineage:
         return node.id
 
     visit(subject.known)
-    return Lineage(asked, subject, nodes)
+    return Lineage(asked=asked, path=subject.path, name=subject.name, remark=subject.remark, nodes=nodes)
 
 
 def find(universe: Universe, asked: str) -> Subject:
@@ -191,15 +170,25 @@ def _by_sha256(universe: Universe, digest: str) -> Subject | None:
 
 
 def _node(universe: Universe, known: Known, identifier: str) -> Node:
-    """The newest recorded run that made exactly this; if its entry is not recorded, the run that ended last."""
-    ledger, stage = universe.ledger, known.stage
-    recorded = ledger.with_entry(stage, known.entry)
-    run = recorded.run or ledger.maker(stage, known.entry) if recorded else None
+    """With the newest recorded run that made exactly this; if its entry is not recorded, the run that ended last."""
+    ledger, stage, entry = universe.ledger, known.stage, known.entry
+    recorded = ledger.with_entry(stage, entry)
+    run = recorded.run or ledger.maker(stage, entry) if recorded else None
     if recorded is None and known.source == "dvc.lock":
         run = ledger.unclaimed_run(stage)
-    outcome = recorded.outcome if recorded else None
-    base = _base_model(universe, known.entry)
-    return Node(identifier, known, outcome, ledger.starts.get(run or ""), ledger.ends.get(run or ""), base)
+    start, end = ledger.starts.get(run or ""), ledger.ends.get(run or "")
+    ended = {"ended": end.at, "status": end.status, "seconds": end.seconds} if end else {"ended": None}
+    return Node(
+        id=identifier,
+        stage=stage,
+        source=known.source,
+        outcome=recorded.outcome if recorded else None,
+        command=entry.cmd,
+        params=entry.params,
+        run=start and start.model_dump(include=_RUN_FACTS) | {"started": start.at, "record": start.seq} | ended,
+        base_model=_base_model(universe, entry),
+        outputs=[{"path": path, "name": name} for path, name in entry.outputs.items()],
+    )
 
 
 def _base_model(universe: Universe, entry: LockEntry) -> BaseModelOrigin | None:
