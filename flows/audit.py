@@ -28,7 +28,7 @@ def audit(project: Path = Path("."), wait: bool = False) -> State[Any]:
         with running.workspace(project, wait), open_project(project) as opened:
             report = verify(opened)
     except UserError as error:
-        return running.refused(str(error))
+        return running.failed(str(error), "Refused")
     rows = [mismatch.model_dump() for mismatch in report.mismatches]
     create_table_artifact(table=rows, key="mismatches", description="What is not as it was recorded")
     if report.ok:

@@ -32,13 +32,10 @@ from salf.errors import BAD_INPUT, UserError
 RETRY_SECONDS = 5.0  # before the second attempt; doubled before each further one
 _EXAMPLES = """examples:
   python -m flows.pipeline                            what changed, and nothing else
-  python -m flows.pipeline --targets plan             up to the plan
   python -m flows.pipeline --targets finetune         all fine-tunes of the matrix, and what they need
   python -m flows.pipeline --force evaluate report    these two even if nothing changed
   python -m flows.pipeline --set finetune.epochs=3 --experiment longer
                                                       with another parameter, kept as a DVC experiment
-  python -m flows.pipeline --side-by-side 2           two independent stages at a time
-  python -m flows.pipeline --wait                     after the run that is active in this folder
 exit status: 0 done, 1 a stage or the flow failed, 2 the request was refused, 130 interrupted
 """
 
@@ -81,7 +78,7 @@ def pipeline(
                 get_run_logger().info("kept as the experiment %r", experiment)
             return state
     except UserError as error:
-        return running.refused(str(error))
+        return running.failed(str(error), "Refused")
 
 
 def _run_all(graph: Sequence[StageNode], forced: frozenset[str], held: Workspace, at_once: int) -> State[Any]:

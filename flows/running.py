@@ -101,13 +101,8 @@ def next_ended(tasks: dict[PrefectFuture[Any], str]) -> tuple[str, PrefectFuture
     return tasks.pop(future), future
 
 
-def refused(message: str) -> State[Any]:
-    """The end of a run whose request is impossible: nothing was started."""
-    return failed(message, "Refused")
-
-
 def failed(message: str, name: str = "Failed") -> State[Any]:
-    """The end of a run that failed: a state with one clear line instead of a traceback."""
+    """The end of a run that failed (``Refused``: nothing was started): one clear line instead of a traceback."""
     get_run_logger().error(message)
     return Failed(name=name, message=message)
 

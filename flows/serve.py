@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import psutil
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -101,19 +101,14 @@ def _await_server(url: str, server: "subprocess.Popen[bytes] | None") -> None:
 def _deploy(project: Path, environment: Mapping[str, str]) -> str:
     deployments = YAML(typ="safe", pure=True).load((project / "prefect.yaml").read_text(encoding="utf-8"))
     pool = str(deployments["definitions"]["work_pool"]["name"])
-    with get_client(sync_client=True) as client:
-        make_pool(client, pool)
+    # ``prefect work-pool create`` would fetch a list of types from the web.
+    template: dict[str, Any] = ProcessWorker.get_default_base_job_template()
+    with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
     deployed = subprocess.run([*_PREFECT, "deploy", "--all"], cwd=project, env=dict(environment), check=False)
     if deployed.returncode != 0:
         raise UserError("prefect deploy failed; its lines above have the reason")
     return pool
-
-
-def make_pool(client: SyncPrefectClient, name: str) -> None:
-    """Make the work pool if it is missing: ``prefect work-pool create`` would fetch a list of types from the web."""
-    template: dict[str, Any] = ProcessWorker.get_default_base_job_template()
-    with contextlib.suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
 
 
 def _clear_away(project: Path) -> None:

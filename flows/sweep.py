@@ -84,7 +84,7 @@ def sweep(
             check_names(list(points), held)
             return _run_all(points, stages, held, environment.side_by_side(side_by_side))
     except UserError as error:
-        return running.refused(str(error))
+        return running.failed(str(error), "Refused")
 
 
 def check_names(names: Sequence[str], held: Workspace) -> None:

@@ -38,24 +38,25 @@ class Universe:
 
     def makers(self, path: str, name: str) -> list[Known]:
         """The entries that made the content of this path and name: one, or all that filled parts of a folder."""
-        for known in self.entries():
-            for out, made in known.entry.outputs.items():
-                if (out == path and made == name) or self._contains(out, made, path, name):
-                    return [known]
+        for known, out, made in self._outputs():
+            inside = path.removeprefix(f"{out}/") if path.startswith(f"{out}/") else None
+            if (out, made) == (path, name) or (inside and self.manifest(made).get(inside) == name):
+                return [known]
         return self._parts(path, name)
 
     def holding(self, name: str) -> tuple[Known, str, str] | None:
         """The entry, path and full name of the first output, or file in a cached folder, whose name begins so."""
-        for known in self.entries():
-            for out, made in known.entry.outputs.items():
-                if made.startswith(name):
-                    return known, out, made
-        for known in self.entries():
-            for out, made in known.entry.outputs.items():
-                for path, md5 in self.manifest(made).items():
-                    if md5.startswith(name):
-                        return known, f"{out}/{path}", md5
+        for known, out, made in self._outputs():
+            if made.startswith(name):
+                return known, out, made
+        for known, out, made in self._outputs():
+            for path, md5 in self.manifest(made).items():
+                if md5.startswith(name):
+                    return known, f"{out}/{path}", md5
         return None
+
+    def _outputs(self) -> Iterator[tuple[Known, str, str]]:
+        return ((known, out, made) for known in self.entries() for out, made in known.entry.outputs.items())
 
     @cached_property
     def _history(self) -> list[Known]:
@@ -65,9 +66,6 @@ class Universe:
             for commit in history.commits_of_lock(root)
             for stage, entry in history.entries_at(root, commit).items()
         ]
-
-    def _contains(self, out: str, made: str, path: str, name: str) -> bool:
-        return path.startswith(f"{out}/") and self.manifest(made).get(path.removeprefix(f"{out}/")) == name
 
     def _parts(self, path: str, name: str) -> list[Known]:
         """The entries below a folder that together, at one time, were exactly that folder."""
