@@ -28,6 +28,7 @@ from flows.stage_run import Outcome, StageFailedError, StageRun, run_stage
 from flows.sweep import check_names, save
 from flows.workspace import Workspace
 from salf.errors import BAD_INPUT, UserError
+from salf.scale.command import duration
 
 RETRY_SECONDS = 5.0  # before the second attempt; doubled before each further one
 _EXAMPLES = """examples:
@@ -145,7 +146,7 @@ def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -
     except (UserError, OSError) as error:
         fault = StageFailedError(f"{node.name}: up to date, but not recorded: {error}", passing=False)
         return Failed(message=str(fault), data=fault)
-    line = f"{run.outcome.value} in {summary.duration(run.seconds)}"
+    line = f"{run.outcome.value} in {duration(run.seconds)}"
     get_run_logger().info("%s: %s", run.name, line)
     _show_results(node, held.project)
     return Completed(name=run.outcome.value.capitalize(), message=line, data=run)

@@ -8,20 +8,9 @@ from typing import Any, Final
 from flows.graph import StageNode
 from flows.lineage.why import leaves
 from flows.stage_run import StageRun
+from salf.scale.command import duration
 
 _PICTURES: Final = {".svg": "image/svg+xml", ".png": "image/png"}
-_NOT_REACHED = "not reached"
-
-
-def duration(seconds: float) -> str:
-    """``83.4`` → ``1 min 23 s``; below ten seconds with one decimal."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def stage_rows(graph: Sequence[StageNode], runs: Sequence[StageRun], failed: str | None = None) -> list[dict[str, str]]:
@@ -30,7 +19,7 @@ def stage_rows(graph: Sequence[StageNode], runs: Sequence[StageRun], failed: str
     rows = []
     for node in graph:
         run = done.get(node.name)
-        what = run.outcome.value if run else ("failed" if node.name == failed else _NOT_REACHED)
+        what = run.outcome.value if run else ("failed" if node.name == failed else "not reached")
         took = duration(run.seconds) if run else ""
         rows.append({"stage": node.name, "outcome": what, "took": took, "what it does": node.description})
     return rows

@@ -134,7 +134,9 @@ def _export_slsa(project: Project, out: Path | None, key: Path | None) -> list[P
     written = []
     for result, model in models:
         folder = project.root / model.path
-        sha256 = {f.relative_to(folder).as_posix(): project.hasher.sha256(f) for f in project.files_of(folder)}
+        sha256 = {
+            f.relative_to(folder).as_posix(): project.hasher.digest(f, "sha256") for f in project.files_of(folder)
+        }
         document = slsa.statement(result, model, sha256)
         written.append((out or project.root / _PROVENANCE) / f"{model.path}.intoto.json")
         write_json(written[-1], document if key is None else slsa.envelope(document, key))

@@ -40,25 +40,18 @@ class Hasher:
     def __init__(self) -> None:
         self._known: dict[tuple[str, int, int, int, int], str] = {}
 
-    def md5(self, file: Path) -> str:
-        """Hex MD5 of a file's bytes."""
-        return self._hash("md5", file)
-
-    def sha256(self, file: Path) -> str:
-        """Hex SHA-256 of a file's bytes."""
-        return self._hash("sha256", file)
-
-    def of_folder(self, folder: Path, files: Iterable[Path]) -> str:
-        """DVC's name of a folder with these files."""
-        return folder_name({file.relative_to(folder).as_posix(): self.md5(file) for file in files})
-
-    def _hash(self, algorithm: str, path: Path) -> str:
+    def digest(self, path: Path, algorithm: str = "md5") -> str:
+        """Hex digest of a file's bytes."""
         with path.open("rb") as file:
             facts = os.fstat(file.fileno())
             key = (algorithm, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
             if key not in self._known:
                 self._known[key] = hashlib.file_digest(file, algorithm).hexdigest()
         return self._known[key]
+
+    def of_folder(self, folder: Path, files: Iterable[Path]) -> str:
+        """DVC's name of a folder with these files."""
+        return folder_name({file.relative_to(folder).as_posix(): self.digest(file) for file in files})
 
 
 class Project:
@@ -103,7 +96,7 @@ class Project:
         place = self.place(path)
         if place.is_dir():
             return self.hasher.of_folder(place, self.files_of(place))
-        return self.hasher.md5(place) if place.is_file() else None
+        return self.hasher.digest(place) if place.is_file() else None
 
     def cached(self, name: str) -> Path:
         """The place of an object in DVC's cache."""

@@ -137,7 +137,7 @@ def _by_content(universe: Universe, place: Path) -> Subject:
         outside = (file for file in here.rglob("*") if file.is_file())
         name = project.hasher.of_folder(here, project.files_of(here) if path else outside)
     else:
-        name = project.hasher.md5(place)
+        name = project.hasher.digest(place)
     if path is not None and len(makers := universe.makers(path, name)) == 1:
         return Subject(makers[0], path, name)
     if found := universe.holding(name):
@@ -161,7 +161,7 @@ def _by_sha256(universe: Universe, digest: str) -> Subject | None:
             place = project.root / out
             for file in project.files_of(place) if place.is_dir() else [place] if place.is_file() else []:
                 path = file.relative_to(project.root).as_posix()
-                if project.hasher.sha256(file) == digest:
+                if project.hasher.digest(file, "sha256") == digest:
                     return Subject(_locked(universe, stage), path, name, f"SHA-256 of {path}")
                 base = _origin(file) if file.name == "base.json" else None
                 if base and base.weights_sha256 == digest:

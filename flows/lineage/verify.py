@@ -86,7 +86,9 @@ def check_shards(model: Path, base: Path, hasher: Hasher) -> list[str]:
         run = _Trained.model_validate_json((model / "run.json").read_bytes())
     except (OSError, ValidationError):
         return ["run.json is damaged or of another version: the frozen layers are unknown"]
-    ours, theirs = ({file.stem: hasher.sha256(file) for file in f.glob(f"*{_WEIGHTS}")} for f in (model, base))
+    ours, theirs = (
+        {file.stem: hasher.digest(file, "sha256") for file in f.glob(f"*{_WEIGHTS}")} for f in (model, base)
+    )
     faults = [f"{unit} is missing" for unit in sorted(theirs.keys() - ours.keys())]
     faults += [f"{unit} is not a part of the base" for unit in sorted(ours.keys() - theirs.keys())]
     for unit in sorted(ours.keys() & theirs.keys()):
@@ -194,7 +196,7 @@ def _differences(project: Project, path: str, name: str) -> str:
     folder, manifest = project.place(path), project.manifest(name)
     if not manifest or not folder.is_dir():
         return ""
-    here = {file.relative_to(folder).as_posix(): project.hasher.md5(file) for file in project.files_of(folder)}
+    here = {file.relative_to(folder).as_posix(): project.hasher.digest(file) for file in project.files_of(folder)}
     files = sorted({file for file, _ in here.items() ^ manifest.items()})
     return f"it differs in {', '.join(files[:5])}{f' and {len(files) - 5} more' if len(files) > 5 else ''}; "
 
@@ -222,7 +224,7 @@ def _check_cache(project: Project, entries: Sequence[LockEntry], report: Report)
         path = project.cached(name)
         if not path.is_file():
             report.wrong("cache", name, "is missing (dvc pull, or run its stage again)")
-        elif (found := project.hasher.md5(path)) != name.removesuffix(FOLDER):
+        elif (found := project.hasher.digest(path)) != name.removesuffix(FOLDER):
             _distrust(path)
             report.wrong("cache", name, f"is corrupt: its bytes are {found}; the next run makes it again")
 
