@@ -10,7 +10,7 @@ GRAPH = [StageNode(name, f"does {name}") for name in ("base", "trace", "fit")]
 def test_every_stage_has_a_row_also_when_the_run_stopped_early():
     rows = stage_rows(GRAPH, [StageRun("base", Outcome.RESTORED, 2.0)], failed="trace")
     assert [(row["stage"], row["outcome"], row["took"]) for row in rows] == [
-        ("base", "restored", "2.0 s"),
+        ("base", "restored", "2 s"),
         ("trace", "failed", ""),
         ("fit", "not reached", ""),
     ]
