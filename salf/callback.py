@@ -2,9 +2,8 @@
 
     trainer = Trainer(model=model, ..., callbacks=[FreezePlanCallback("data/plan/freeze_plan.json")])
 
-The callback applies the plan when the Trainer is created, before the Trainer creates its optimizer. If the
-trainer wraps the model with PEFT (TRL's ``peft_config``), the plan is applied after that. Every checkpoint
-gets a copy of the plan, because ``save_pretrained`` does not keep ``requires_grad``.
+The plan is applied when the Trainer is created: after it wrapped the model with PEFT (TRL's ``peft_config``), before
+it creates its optimizer. Every checkpoint gets a copy of the plan.
 """
 
 from pathlib import Path

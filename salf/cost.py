@@ -79,18 +79,8 @@ def training_flops(
     input pass nothing down. The head passes its input's gradient down; its weight's gradient is computed where the
     head trains: with ``weights``, unless it is tied and the embeddings are frozen (boundary of 1 or more).
 
-    It has more than seven arguments: the four sums are independent, and callers take them from different places.
-
-    Args:
-        shape: the model.
-        boundary: layers 1..boundary are frozen, 0..L.
-        queries: tokens pushed through each layer over the pass.
-        attended: keys that they see, summed.
-        positions: answer positions.
-        seen: keys that these see, summed.
-        method: ``lora`` trains only adapters of rank ``rank`` on all linear maps but experts (no norm, no head).
-        rank: of the adapters.
-        recompute: the layers' forward pass runs a second time, for back-propagation (gradient checkpointing).
+    It has more than seven arguments because the module's four sums are independent. ``lora`` trains only adapters of
+    rank ``rank`` on all linear maps but experts; ``recompute`` is gradient checkpointing.
 
     Raises:
         ValueError: the boundary is no space of the model, or nothing is left to adapt.

@@ -89,11 +89,7 @@ def checksum(path: Path, begun: int = 0, start: int = 0) -> int:
 
 
 def work_folder(path: Path, fingerprint: str) -> Path:
-    """A folder for resumable, unfinished work on the artifact ``path``, kept between runs.
-
-    It is named after the fingerprint of all that the work depends on: a run with other inputs finds
-    another folder. Folders of other fingerprints for the same artifact are dropped.
-    """
+    """A folder for unfinished work on the artifact ``path``, kept between runs of one fingerprint; others go."""
     room = path.parent / WORK_FOLDER
     mine = room / f"{path.name}-{fingerprint[:16]}"
     if room.exists():

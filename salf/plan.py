@@ -114,11 +114,10 @@ class FreezePlan(parts.Record):
         return boundary
 
     def apply(self, model: CausalModel, scope: str | None = None) -> list[Any]:
-        """Freeze and unfreeze a model's parameters as planned.
+        """Freeze and unfreeze a model's parameters as planned; returns those that train, for the optimizer.
 
-        With PEFT, apply the plan after PEFT wrapped the model. PEFT freezes the whole network and adds trainable
-        adapters by its own settings, below the boundary too. Applying the plan then freezes the adapters below the
-        boundary and leaves the others unchanged. Adapters frozen once stay frozen when another plan is applied.
+        With PEFT, apply the plan after PEFT wrapped the model. Adapters below the boundary are then frozen too, and
+        the others stay as they are. Adapters frozen once stay frozen when another plan is applied.
 
         The model is compared with the plan by model type (if it has a configuration), number of layers, shape of
         the embedding matrix, tied head, and number of parameters. Other weights of the same shape, such as a base
@@ -127,9 +126,6 @@ class FreezePlan(parts.Record):
         Args:
             model: a Hugging Face causal language model, not yet wrapped by DDP or FSDP.
             scope: a selector or ``freeze-<k>``, to use its boundary instead of the plan's own.
-
-        Returns:
-            The trained parameters, for the optimizer. Frozen parameters in an optimizer cost state and may decay.
 
         Raises:
             UserError: the model differs from the planned one (the message names the differences), the plan has no

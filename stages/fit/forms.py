@@ -3,11 +3,9 @@
 A form fits C curves at once and predicts any space, also beyond those it was fitted to. θ is an array [C, d] that
 only the form reads.
 
-**The onset** (ours). A trace may wander for most of the depth and obey a law only from some space k0 on. Fitting
-spaces k0..L only would make criteria incomparable: other data at every k0, and any law is perfect on four points.
-:class:`TailForm` therefore describes *every* space: a plateau C before k0, the power law from k0 on. Every k0 is tried,
-the one of the smallest total loss stays, and k0 and C count as parameters. Resamples of a curve try the k0 that came
-close on the curve itself.
+**The onset** (ours). A trace may obey a law only from some space k0 on. :class:`_TailForm` describes *every* space, so
+that criteria stay comparable: a plateau C before k0, the power law from k0 on. Every k0 is tried, the one of the
+smallest total loss stays, and k0 and C count as parameters. Resamples try the k0 that came close on the curve itself.
 """
 
 from abc import ABC, abstractmethod
@@ -64,7 +62,7 @@ class Form(ABC):
         return len(theta)
 
 
-class LawForm(Form):
+class _LawForm(Form):
     """A law over the whole depth."""
 
     def __init__(self, law: Law) -> None:
@@ -72,16 +70,13 @@ class LawForm(Form):
         self.points = len(law.parameters) + 1
 
     def fit(self, curves: Array, warm: Any = None) -> Fitted:
-        """See :class:`Form`."""
         fit = fit_law(self.law, _spaces(curves), curves, warm=warm)
         return Fitted(fit.theta, fit.converged, fit.ends[:1, :WARM_STARTS])
 
     def curve(self, theta: Array, spaces: Array) -> Array:
-        """See :class:`Form`."""
         return self.law.curve(theta, spaces)
 
     def natural(self, theta: Array) -> Array:
-        """See :class:`Form`."""
         return self.law.natural(theta)
 
 
@@ -93,7 +88,7 @@ class _Onsets(NamedTuple):
     thetas: Array
 
 
-class TailForm(Form):
+class _TailForm(Form):
     """A plateau, then a power law from an onset on. θ = (ln C, k0, θ of the law)."""
 
     name = "power_tail"
@@ -102,7 +97,7 @@ class TailForm(Form):
     points = PLATEAU + TAIL
 
     def fit(self, curves: Array, warm: Any = None) -> Fitted:
-        """See :class:`Form`. Without ``warm`` all onsets are scanned roughly and the likely ones fitted to the end."""
+        # Without `warm` all onsets are scanned roughly and the likely ones fitted to the end.
         known: _Onsets = warm or self._scan(curves)
         plateau, tail = self._fit_onsets(curves, known.onsets, known.plateaus, known.thetas)
         tried = len(known.onsets)
@@ -136,20 +131,17 @@ class TailForm(Form):
         )
 
     def curve(self, theta: Array, spaces: Array) -> Array:
-        """See :class:`Form`."""
         before = spaces < theta[:, 1:2]
         return np.where(before, CONSTANT.curve(theta[:, :1], spaces), POWER.curve(theta[:, 2:], spaces))
 
     def natural(self, theta: Array) -> Array:
-        """See :class:`Form`."""
         return np.column_stack([np.exp(theta[:, 0]), theta[:, 1], POWER.natural(theta[:, 2:])])
 
     def first_space(self, theta: Array) -> int:
-        """See :class:`Form`."""
         return int(theta[1])
 
 
-class IsotonicForm(Form):
+class _IsotonicForm(Form):
     """No law: the non-increasing sequence nearest to the logarithms. θ = ln of its levels, [C, n].
 
     Beyond its last space it stays at the last level: the prediction of one who knows no law. Its degrees of freedom
@@ -162,28 +154,21 @@ class IsotonicForm(Form):
     points = 1
 
     def fit(self, curves: Array, warm: Any = None) -> Fitted:  # noqa: ARG002 (the fit is direct)
-        """See :class:`Form`."""
         levels = np.array([_non_increasing(row) for row in np.log(curves).tolist()])
         return Fitted(levels, np.ones(len(curves), dtype=bool), None)
 
     def curve(self, theta: Array, spaces: Array) -> Array:
-        """See :class:`Form`."""
         return np.exp(theta[:, np.clip(spaces.astype(int) - 1, 0, theta.shape[1] - 1)])
 
     def natural(self, theta: Array) -> Array:
-        """See :class:`Form`."""
         return 1.0 + (np.diff(theta, axis=1) < 0).sum(axis=1, keepdims=True)
 
     def degrees(self, theta: Array) -> int:
-        """See :class:`Form`."""
         return int(self.natural(theta[None])[0, 0])
 
 
 def _non_increasing(values: Sequence[float]) -> list[float]:
-    """The nearest non-increasing sequence in least squares, by pooling adjacent violators (Ayer et al. 1955).
-
-    A dozen lines instead of scikit-learn's, whose import takes longer than everything else that this stage does.
-    """
+    """The nearest non-increasing sequence in least squares, by pooling adjacent violators (Ayer et al. 1955)."""
     pools: list[tuple[float, int]] = []  # mean and size
     for value in values:
         mean, size = value, 1
@@ -204,6 +189,6 @@ def _starts(seeds: Array | None, count: int) -> Array | None:
     return None if seeds is None else np.tile(seeds[:, None, :], (count, 1, 1))
 
 
-POWER_FORM: Final = LawForm(POWER)
-LAWS: Final[tuple[Form, ...]] = (POWER_FORM, TailForm(), LawForm(EXPONENTIAL), LawForm(BROKEN_POWER))
-BASELINES: Final[tuple[Form, ...]] = (IsotonicForm(), LawForm(CONSTANT))
+POWER_FORM: Final = _LawForm(POWER)
+LAWS: Final[tuple[Form, ...]] = (POWER_FORM, _TailForm(), _LawForm(EXPONENTIAL), _LawForm(BROKEN_POWER))
+BASELINES: Final[tuple[Form, ...]] = (_IsotonicForm(), _LawForm(CONSTANT))

@@ -130,10 +130,7 @@ def _reason(choice: Choice, boundary: int, points: Sequence[FrontierPoint], budg
 
 
 def _exports(base: BaseFacts, boundary: int) -> Exports:
-    """Settings that make other tools train what the plan trains, and notes on what they cannot express.
-
-    Layers count from 0 there.
-    """
+    """Settings that make other tools train what the plan trains (layers from 0), and what they cannot express."""
     names, layers, tied = base.identity.parameter_names, base.shape.layers, base.shape.tied_head
     family = family_of(base.family, names)
     notes = [_PEFT_NOTHING] if boundary == layers else []
@@ -162,10 +159,7 @@ def _peft(base: BaseFacts, family: Family, boundary: int) -> dict[str, Any]:
 
 
 def _axolotl(family: Family, layers: int, boundary: int, tied: bool) -> list[str]:
-    """``unfrozen_parameters``: regular expressions matched from a name's beginning.
-
-    Axolotl escapes every dot by itself; a trailing [..] would be read as a range of rows.
-    """
+    """``unfrozen_parameters``: regular expressions matched from a name's beginning; Axolotl escapes the dots."""
     parts = [f"^{family.norm}."]
     if boundary < layers:
         parts.append(f"^{family.layers}.({'|'.join(map(str, range(boundary, layers)))}).")

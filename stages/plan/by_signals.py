@@ -17,8 +17,7 @@ def block_influence(evidence: Evidence, _params: Plan) -> Choice:
     """Freeze up to the layer of 2..L-1 that turns the states most.
 
     Men et al. 2024 (ShortGPT, arXiv 2403.03853), §3.1: BI_k = 1 − mean over tokens of cos(h_{k−1}, h_k). ShortGPT
-    removes layers of low influence; making a boundary of it as ``salf`` does of its gain is ours. The difference
-    between the two selectors is what the semantic target is worth.
+    removes layers of low influence; making a boundary of it is ours.
     """
     values = evidence.signals["block-influence"]
     layers = range(2, evidence.layers)
@@ -53,13 +52,9 @@ def variability(evidence: Evidence, _params: Plan) -> Choice:
 def probe(evidence: Evidence, _params: Plan) -> Choice:
     """Freeze up to the first space of 1..L-1 whose prompt states predict the task as well as the best space's (ours).
 
-    A ridge classifier on the mean of the prompt's states tells what the sequence holds of the task at a space. Where
-    that no longer grows with depth, the layers below have computed what there is. The layers above bring it to the
-    position that answers and turn it into words: that is what fine-tuning has to change.
-
-    "As well": within one standard error of the paired difference over held-out examples (the rule by which Breiman
-    et al. 1984, §3.4.3, choose the size of a tree). A boundary's score is what the sequence holds there and the
-    answer's position does not yet.
+    Where what a ridge classifier reads off the mean of the prompt's states no longer grows with depth, the layers above
+    bring it to the position that answers. "As well": within one standard error of the paired difference over held-out
+    examples (Breiman et al. 1984, §3.4.3). A boundary's score is what the answer's position does not hold yet.
     """
     answer, pooled, errors = (evidence.signals[name] for name in ("probe", "probe-pooled", "probe-error"))
     short = [max(pooled) - known for known in pooled]
@@ -80,9 +75,8 @@ def probe(evidence: Evidence, _params: Plan) -> Choice:
 def arrival(evidence: Evidence, _params: Plan) -> Choice:
     """Freeze up to the layer of 2..L-1 that removes most errors of a classifier at the answer's position (ours).
 
-    This is the paper's selector with the task as its target instead of the answer's word: a word is chosen late, and
-    what it is chosen by may have been there long before. The gain of a layer is the logarithm of the share of errors
-    that it removes. Errors count as at least a thousandth, less than a sample of some hundred examples resolves.
+    The gain of a layer is the logarithm of the share of errors that it removes. Errors count as at least a thousandth,
+    less than a sample of some hundred examples resolves.
     """
     errors = [max(1 - known, _LEAST_ERROR) for known in evidence.signals["probe"]]
     layers = range(2, evidence.layers)

@@ -190,9 +190,8 @@ def tolerance(evidence: Evidence, params: Plan) -> Choice:
 def pilot(evidence: Evidence, params: Plan) -> Choice:
     """Freeze up to the deepest boundary whose loss, predicted by small fine-tunes, is not worse than the best.
 
-    "Not worse": by at most ``plan.tolerance`` standard errors of the paired difference to the best (the rule by which
-    Breiman et al. 1984, §3.4.3, choose the size of a tree), up to the deepest pilot and below L (selector ``none``).
-    Losses are predicted by the joint law of Zhang et al. (arXiv 2402.17193).
+    "Not worse": by at most ``plan.tolerance`` standard errors of the paired difference to the best (Breiman et al.
+    1984, §3.4.3), up to the deepest pilot and below L (selector ``none``).
     """
     pilots = evidence.pilot
     assert pilots  # its evidence, by its entry

@@ -5,13 +5,11 @@
     Σ_w = mean over classes of the mean over their members of (h − h̄_y)(h − h̄_y)ᵀ,
     Σ_b = mean over classes of (h̄_y − h̄)(h̄_y − h̄)ᵀ, h̄ the mean of the class means.
 
-Low where a space already tells the classes apart. The paper averages an encoder's states over the sentence; in a
-causal model the position that predicts the answer has seen all of it, so its state is taken (ours).
+In a causal model the position that predicts the answer has seen the whole sentence, so its state is taken (ours).
 
 **Probes** (ours). Ridge classifiers in closed form, one fitted to the state at the position that predicts the answer,
-one to the mean of the prompt's states, judged by k folds. Targets are +1 for an example's class and −1 for the others,
-as in scikit-learn's ``RidgeClassifier``. The strength is that of the least squared leave-one-out error, which for a
-linear smoother ŷ = S·y is (y − ŷ)/(1 − S_ii), exactly (Golub, Heath and Wahba 1979, Technometrics 21).
+one to the mean of the prompt's states, judged by k folds. The strength is that of the least squared leave-one-out
+error, which for a linear smoother ŷ = S·y is (y − ŷ)/(1 − S_ii), exactly (Golub, Heath and Wahba 1979).
 """
 
 from typing import Final

@@ -44,11 +44,7 @@ class Sample:
 
 
 def draw_sample(prepared: Path, params: Trace) -> Sample:
-    """Draw ``trace.sample`` examples of the training split, and among them ``trace.losses`` that also get losses.
-
-    Both are the first ones of a random order, taken in the order of the file, so that the split is read once from
-    front to back.
-    """
+    """Draw ``trace.sample`` examples of the training split, and among them ``trace.losses`` that also get losses."""
     count = pq.read_metadata(require(prepared / f"{SPLIT}.parquet", made_by="prepare")).num_rows
     drawn = np.random.default_rng(params.seed).permutation(count)[: params.sample]
     order = drawn.argsort()
@@ -171,10 +167,7 @@ def shards(sample: Sample, folder: Path) -> list[Shard]:
 
 
 def collect(tracer: Tracer, prepared: Path, sample: Sample, facts: dict[str, Any], folder: Path) -> None:
-    """Trace a sample into Parquet shards in ``folder``; shards that are already there are kept.
-
-    No more of the prepared data is held than a shard's examples. ``facts`` become the Parquet schema's metadata.
-    """
+    """Trace a sample into Parquet shards in ``folder``; shards that are already there are kept."""
     schema = trace_schema(tracer.model.depth, facts)
     with missing(sample, folder) as (absent, advance):
         wanted = np.concatenate([shard.rows for shard in absent]) if absent else sample.rows[:0]

@@ -4,7 +4,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from salf.fitting.bootstrap import resampled_means
 from stages.fit.compare import aicc, assess, choose, faults, holdout_excess, r_squared, verdict
-from stages.fit.forms import BASELINES, LAWS, IsotonicForm, TailForm
+from stages.fit.forms import BASELINES, LAWS
 from tests.fit.shapes import late_deviation, late_loss, noisy_examples
 
 DEPTH = np.arange(1.0, 31.0)
@@ -82,14 +82,14 @@ def test_late_loss_has_no_law_over_the_whole_depth():
 
 def test_tail_finds_onset_plateau_and_exponent():
     curve = np.where(DEPTH < 19, 1.5, 30 * DEPTH**-1.2)
-    found = TailForm().natural(TailForm().fit(curve[None]).theta)[0]
+    found = LAWS[1].natural(LAWS[1].fit(curve[None]).theta)[0]
     np.testing.assert_allclose(found[:2], [1.5, 19])
-    np.testing.assert_allclose(TailForm().curve(TailForm().fit(curve[None]).theta, DEPTH)[0], curve, rtol=1e-3)
+    np.testing.assert_allclose(LAWS[1].curve(LAWS[1].fit(curve[None]).theta, DEPTH)[0], curve, rtol=1e-3)
 
 
 def test_isotonic_is_sklearns_and_stays_at_its_last_level():
     curve = np.exp(-DEPTH / 20) * noise(0.1)
-    form = IsotonicForm()
+    form = BASELINES[0]
     theta = form.fit(curve[None]).theta
     reference = IsotonicRegression(increasing=False).fit_transform(DEPTH, np.log(curve))
     np.testing.assert_allclose(form.curve(theta, DEPTH)[0], np.exp(reference))

@@ -5,13 +5,13 @@ import pytest
 from scipy.stats import binom
 
 from salf.fitting.bootstrap import interval, resampled_means
-from stages.fit.forms import TailForm
+from stages.fit.forms import LAWS
 
 
 @pytest.mark.slow
 def test_a_tails_curve_lies_in_its_intervals_as_often_as_they_say():
     """60 traces of 60 examples each, scattered about a plateau and a power law from space 16 on; nominal 90 %."""
-    traces, nominal, form = 60, 0.9, TailForm()
+    traces, nominal, form = 60, 0.9, LAWS[1]
     depth = np.arange(1.0, 31.0)
     truth = np.where(depth < 16, 1.3, 0.2 + 40 * depth**-1.4)
     spaces = np.array([8, 16, 20, 25, 30])
