@@ -126,11 +126,6 @@ def optimizer_bytes(trained_parameters: int) -> int:
     return _ADAM_MOMENTS * FLOAT32_BYTES * trained_parameters
 
 
-def gradient_bytes(trained_parameters: int, value_bytes: int = FLOAT32_BYTES) -> int:
-    """Gradients of the trained parameters."""
-    return value_bytes * trained_parameters
-
-
 def activation_bytes_per_token(
     shape: ModelShape, value_bytes: int = FLOAT32_BYTES, stream_bytes: int | None = None
 ) -> int:

@@ -10,11 +10,7 @@ from salf.plan import FreezePlan
 
 
 def peft(plan: FreezePlan) -> str:
-    """Return a call of ``peft.LoraConfig`` that adapts the trained layers; rank and alpha are left to the user.
-
-    Raises:
-        UserError: no layer is left to adapt.
-    """
+    """Return a call of ``peft.LoraConfig`` that adapts the trained layers, if any; rank and alpha are the user's."""
     if not plan.exports.peft:
         raise UserError(_told(plan, "PEFT"))
     settings = "\n".join(f"    {key}={value!r}," for key, value in plan.exports.peft.items())
@@ -36,11 +32,9 @@ def trl(plan: FreezePlan) -> str:
 
 
 def axolotl(plan: FreezePlan) -> str:
-    """Return configuration entries for full fine-tuning, and entries for adapters as comments.
-
-    Axolotl refuses both together.
-    """
-    lines = [_yaml_list("unfrozen_parameters", plan.exports.axolotl)]
+    """Return entries for full fine-tuning, and for adapters as comments; Axolotl refuses both together."""
+    # JSON strings are YAML, so patterns with carets or backslashes stay whole.
+    lines = ["unfrozen_parameters:", *(f"  - {json.dumps(item)}" for item in plan.exports.axolotl)]
     if plan.exports.peft:
         settings = {
             "adapter": "lora",
@@ -54,22 +48,14 @@ def axolotl(plan: FreezePlan) -> str:
 
 
 def llama_factory(plan: FreezePlan) -> str:
-    """Return entries of a training configuration.
-
-    Raises:
-        UserError: LLaMA-Factory has no settings for this plan.
-    """
+    """Return entries of a training configuration, if LLaMA-Factory has any for this plan."""
     if not plan.exports.llama_factory:
         raise UserError(_told(plan, "LLaMA-Factory"))
     return "\n".join(f"{key}: {json.dumps(value)}" for key, value in plan.exports.llama_factory.items())
 
 
 def torchtune(plan: FreezePlan) -> str:
-    """Return torchtune's names of the trained parameters, one per line, for its ``set_trainable_params``.
-
-    Raises:
-        UserError: torchtune's names for this architecture are unknown.
-    """
+    """Return torchtune's names, if known, of the trained parameters, one per line for ``set_trainable_params``."""
     return "\n".join(torchtune_names(plan.model.family, plan.exports.parameter_names["trained"]))
 
 
@@ -106,7 +92,6 @@ def apply_freeze_plan(model):
 
 
 def _function(plan: FreezePlan, trainer: str) -> str:
-    """The function, and its use before a trainer is made."""
     first, last = plan.boundary + 1, plan.model.layers
     layers = f"layers {first} to {last} of {last}" if plan.boundary < last else f"none of the {last} layers"
     parts = [layers, "the final norm", *["the head"] * plan.head_trained, *["the embeddings"] * plan.embeddings_trained]
@@ -126,13 +111,7 @@ def _comments(lines: Iterable[str]) -> list[str]:
     return [f"# {line}" for line in lines]
 
 
-def _yaml_list(key: str, items: Iterable[str]) -> str:
-    """JSON strings are YAML, so patterns with carets or backslashes stay whole."""
-    return "\n".join([f"{key}:", *(f"  - {json.dumps(item)}" for item in items)])
-
-
 def _told(plan: FreezePlan, tool: str) -> str:
-    """The plan's own words about what a tool cannot express."""
     notes = [note for note in plan.exports.notes if note.startswith(tool)]
     return "; ".join(notes) or f"{tool}: there is nothing to export"
 
@@ -167,11 +146,7 @@ _RENAMED: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 def torchtune_names(model_type: str, names: Iterable[str]) -> list[str]:
-    """Return torchtune's names of parameters, in the order given.
-
-    Raises:
-        UserError: the architecture, or one of its parameters, is not in the table.
-    """
+    """Return torchtune's names of parameters in the order given; a ``UserError`` where one is not in the table."""
     if model_type not in _RENAMED:
         known = ", ".join(sorted(_RENAMED))
         raise UserError(f"torchtune: its names for model type {model_type!r} are not known here; known: {known}")

@@ -14,12 +14,9 @@ are a sub-model of size N_k ∝ k, so a trace over depth is such a curve in k (:
 :data:`JOINT` is Zhang et al.'s law for fine-tuning (arXiv 2402.17193, eq. 1): what is trained (X) and the data (D)
 lower the loss together.
 
-**Log space.** All are fitted to logarithms. A sum of positive terms is a log-sum-exp of the terms' logarithms u_j,
-which are linear in θ, so d ln ŷ / dθ = Σ_j w_j · du_j/dθ with the softmax weights w_j = e^(u_j) / ŷ: nothing overflows,
-positivity needs no bounds, and the gradient is exact.
-
-**Hazard.** For α → 0, A·k^−α turns into A − A·α·ln k: E and A then trade against each other freely, and only the curve,
-not E or A, is determined. Intervals of E and A spanning decades say just that.
+All are fitted to logarithms: a sum of positive terms is a log-sum-exp of the terms' logarithms u_j, linear in θ, so
+d ln ŷ / dθ = Σ_j w_j · du_j/dθ with the softmax weights w_j = e^(u_j) / ŷ. For α → 0, E and A trade against each other
+freely, and their intervals span decades.
 """
 
 from collections.abc import Callable

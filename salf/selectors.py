@@ -66,9 +66,7 @@ SELECTORS: Final[Mapping[str, Selector]] = {
     },
     "budget": Selector("by_trace:budget", "the best predicted quality within plan.budget", "prediction"),
     "tolerance": Selector(
-        "by_trace:tolerance",
-        "the cheapest within plan.tolerance of full fine-tuning's predicted quality",
-        "prediction",
+        "by_trace:tolerance", "the cheapest within plan.tolerance of full fine-tuning's predicted quality", "prediction"
     ),
     "affordable": Selector("choice:affordable", "the shallowest within plan.budget", "cost"),
     "pilot": Selector(

@@ -5,11 +5,10 @@ over (log E, log A, α, ...) from many starts and keep the best end. They use L-
 nothing to save: :mod:`salf.fitting.quasi_newton`. Since δ is far below the residuals of a real trace, the estimator is
 almost the least absolute deviation: a layer off the law moves the fit little.
 
-**Hazard: tolerances.** With δ = 1e-3 the whole objective is of the order of 1e-4, its gradient too, and an optimiser's
-default absolute tolerances (scipy's ``gtol`` is 1e-5) are met before it has arrived. Averaging over the points makes it
-n times worse. Besiroglu et al. 2024 (arXiv 2404.10102) find this in the published Chinchilla fit: biased parameters
-with implausibly narrow intervals. Here the loss is *summed* and *divided by δ* (about Σ|r|), the tolerance on the value
-is relative, and x and y are counted in units in which both logarithms are of order one.
+**Hazard: tolerances.** With δ = 1e-3 the objective is of the order of 1e-4, and an optimiser's default absolute
+tolerances are met before it has arrived, as Besiroglu et al. 2024 (arXiv 2404.10102) find in the published Chinchilla
+fit. Here the loss is *summed* and *divided by δ* (about Σ|r|), the tolerance on the value is relative, and x and y are
+counted in units in which both logarithms are of order one.
 """
 
 from dataclasses import dataclass, replace

@@ -1,8 +1,7 @@
 """BFGS for many small problems at once.
 
-A law has three to five parameters and a curve some thirty points: a scalar optimiser spends its time in the
-interpreter. Here every round evaluates one trial point of every running problem, each with its own direction, bracket
-and curvature, and problems that are done leave the batch. A problem's path does not depend on the others.
+A scalar optimiser spends its time in the interpreter. Here every round evaluates one trial point of every running
+problem, and problems that are done leave the batch. A problem's path does not depend on the others.
 
 The whole inverse Hessian is kept (Nocedal & Wright 2006, algorithm 6.1). The step length is found by Lewis & Overton's
 bracketing (2013, Math. Program. 141, algorithm 2.6: weak Wolfe conditions, doubling and bisection), made for BFGS on

@@ -1,13 +1,11 @@
 """Everything that is fitted to one quantity (the deviation, or the loss): laws, verdict, gains, stability.
 
-**Gains** (:mod:`salf.gains`). Layers 2..L-1 compete. Layer 1's step starts from the embedding output (space 0), which
-no layer has seen. Layer L's gain is written too, but above it no layer is left to train. ``ratio`` and ``marginal``
-rest on the power law over the whole depth; they are written whether that law fits or not.
+**Gains** (:mod:`salf.gains`). Layers 2..L-1 compete: layer 1's step starts from the embedding output, and above L no
+layer is left to train. ``ratio`` and ``marginal`` are written whether their power law fits or not.
 
 **Stability** (ours): how many examples a plan needs. For m = 8, 16, 32, ... and n itself, m of the n traced examples
-are drawn with replacement, and the layer of the largest gain is named from each draw: draws from what was traced stand
-for fresh samples of that size (the m-out-of-n bootstrap). A size is *enough* if it and all larger ones name the layer
-that all n name in :data:`STABLE` of the draws, the share from which the plan calls a choice sure. Only gains that need
+are drawn with replacement (the m-out-of-n bootstrap), and each draw names the layer of its largest gain. A size is
+*enough* if it and all larger ones name the layer that all n name in :data:`STABLE` of the draws. Only gains that need
 no law are judged: the others would have to fit it to every draw.
 """
 

@@ -57,32 +57,12 @@ def make_plan(
         raise UserError(f"params.yaml: plan.selector = {params.selector}: {absent[params.selector]}")
     choice = found[params.selector]
     boundary = _capped(choice, points, params.budget)
-    layers, tied = base.shape.layers, base.shape.tied_head
-    trained = base.trained_parameters(boundary)
     return FreezePlan(
         schema_version=3,
-        model=PlannedModel(
-            name=base.identity.name,
-            weights_sha256=base.identity.weights_sha256,
-            family=base.family,
-            layers=layers,
-            hidden=base.shape.hidden,
-            vocabulary=base.shape.vocabulary,
-            tied_head=tied,
-        ),
         selector=params.selector,
         quantity=basis.quantity,
         gain=basis.gain,
-        boundary=boundary,
-        frozen_layers=list(range(1, boundary + 1)),
-        trained_layers=list(range(boundary + 1, layers + 1)),
-        embeddings_trained=boundary == 0,
-        norm_trained=True,
-        head_trained=boundary == 0 or not tied,
-        head_note=_head_note(tied, boundary),
-        parameters=ParameterCounts(
-            frozen=base.total_parameters - trained, trained=trained, total=base.total_parameters
-        ),
+        **_split(base, boundary),
         reason=_reason(choice, boundary, points, params.budget),
         certainty=choice.certainty,
         fallback=choice.fallback,
@@ -94,6 +74,30 @@ def make_plan(
         evidence=hashes,
         exports=_exports(base, boundary),
     )
+
+
+def _split(base: BaseFacts, boundary: int) -> dict[str, Any]:
+    """What of the model is frozen and what trains."""
+    shape, trained, total = base.shape, base.trained_parameters(boundary), base.total_parameters
+    return {
+        "model": PlannedModel(
+            name=base.identity.name,
+            weights_sha256=base.identity.weights_sha256,
+            family=base.family,
+            layers=shape.layers,
+            hidden=shape.hidden,
+            vocabulary=shape.vocabulary,
+            tied_head=shape.tied_head,
+        ),
+        "boundary": boundary,
+        "frozen_layers": list(range(1, boundary + 1)),
+        "trained_layers": list(range(boundary + 1, shape.layers + 1)),
+        "embeddings_trained": boundary == 0,
+        "norm_trained": True,
+        "head_trained": boundary == 0 or not shape.tied_head,
+        "head_note": _head_note(shape.tied_head, boundary),
+        "parameters": ParameterCounts(frozen=total - trained, trained=trained, total=total),
+    }
 
 
 def _capped(choice: Choice, points: Sequence[FrontierPoint], budget: float) -> int:

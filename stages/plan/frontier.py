@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from salf.cost import activation_bytes_per_token, gradient_bytes, optimizer_bytes
+from salf.cost import activation_bytes_per_token, optimizer_bytes
 from salf.errors import UserError
 from salf.evidence import DepthLaw
 from salf.files import significant
@@ -37,7 +37,7 @@ def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPo
                 flops_share_uncached=significant(cost.uncached(1) / whole.uncached(1)),
                 flops_share_many_epochs=significant(cost.epoch / whole.epoch),
                 optimizer_bytes=optimizer_bytes(trained),
-                gradient_bytes=gradient_bytes(trained, work.value_bytes),
+                gradient_bytes=trained * work.value_bytes,
                 activation_bytes=round(part_tokens * _kept_bytes_per_token(base.shape, work, depth)),
                 cache_bytes=work.frozen_queries * base.shape.hidden * work.value_bytes if boundary else 0,
                 observed=significant(law.mean[boundary]),

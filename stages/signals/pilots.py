@@ -174,11 +174,12 @@ def measure(bench: Bench) -> tuple[list[Pilot], list[Pilot]]:
     return kept, tried
 
 
+@dataclass
 class _Boundary:
     """One boundary's pilots: they share the states above the frozen layers."""
 
-    def __init__(self, bench: Bench, boundary: int) -> None:
-        self.bench, self.boundary = bench, boundary
+    bench: Bench
+    boundary: int
 
     def pilot(self, size: int, rate: float) -> Pilot:
         """Fine-tune on the first ``size`` examples, or take what an interrupted run has done."""
@@ -237,19 +238,13 @@ def _once(file: Path, make: Callable[[], Any]) -> Any:
 
 def planned(bench: Bench) -> PilotFlops:
     """What the pilots are going to cost, if every boundary's states can be cached."""
-    pilots = [
-        Pilot(
-            boundary=boundary,
-            examples=size,
-            learning_rate=rate,
-            losses=(),
-            flops=_steps_flops(bench, boundary, size, bench.settings.epochs),
-            recomputed=False,
-        )
-        for boundary in bench.boundaries
-        for place, size in enumerate(bench.sizes)
-        for rate in bench.rates(boundary)[: None if place == 0 else 1]
-    ]
+    pilots = list[Pilot]()
+    for boundary in bench.boundaries:
+        for size in bench.sizes:
+            flops = _steps_flops(bench, boundary, size, bench.settings.epochs)
+            for rate in bench.rates(boundary)[: None if size == bench.sizes[0] else 1]:
+                done = {"boundary": boundary, "examples": size, "learning_rate": rate, "flops": flops}
+                pilots.append(Pilot(**done, losses=(), recomputed=False))
     return counted(bench, pilots)
 
 

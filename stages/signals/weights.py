@@ -6,10 +6,8 @@ pass before any training (ours).
 
 **Signal-to-noise ratio**, of weights alone. Hartford et al. 2024 (Spectrum, arXiv 2406.06623), §3: singular values
 above the Marchenko-Pastur edge are signal, the others noise, and a matrix scores the ratio of their sums divided by
-its largest singular value. As in the authors' program, the noise's scale σ is the singular values' interquartile
-range / 1.349 and the edge σ·(1 + √β), β the matrix's short side over its long one. Scores are comparable between
-matrices of one kind (queries with queries), so a layer's value is the mean over its matrices of the score over the
-mean score of that kind (ours).
+its largest singular value; scale and edge as in the authors' program. A layer's value is the mean over its matrices of
+the score over the mean score of their kind (ours).
 """
 
 from collections import defaultdict

@@ -9,7 +9,7 @@ from typing import Final
 from salf.engine.batches import stream_examples
 from salf.engine.models.shards import share_file
 from salf.engine.runtime import choose_runtime
-from salf.errors import UserError, reading
+from salf.errors import UserError
 from salf.evidence import TraceFacts
 from salf.files import code_hashes, digest_of, replacing_folder, sealed_file, sha256_file, work_folder
 from salf.records import BaseRecord, PreparedRecord
@@ -17,6 +17,7 @@ from salf.settings import Device
 from stages.common.command import BASE, PREPARED, exit_code, parser_of
 from stages.common.params import Room, Trace
 from stages.trace.collect import SPLIT, Job, collect, draw_sample, shards
+from stages.trace.workers import collect_with_workers
 
 _PARSER: Final = parser_of(
     "trace",
@@ -69,8 +70,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     prefix = next(stream_examples(args.prepared, SPLIT)).prompt_ids[: meta.shared_prefix_tokens]
     job = Job(args.base.resolve(), args.prepared.resolve(), params.device, params.trace, sample.tokens, tuple(prefix))
     if params.trace.workers > 1:
-        with reading("params.yaml: trace.workers above 1", "needs the package prefect-dask; install it, or set 1"):
-            from stages.trace.workers import collect_with_workers
         collect_with_workers(job, sample, facts, unfinished)
     else:
         collect(job.tracer(runtime), job.prepared, sample, facts, unfinished)

@@ -44,10 +44,9 @@ def losses(read: Callable[[Tensor], Tensor], states: Tensor, tokens: Tensor) -> 
 
 
 def virtual_targets(inputs: Tensor, outputs: Tensor, shares: Tensor) -> Tensor:
-    """The points ``shares`` = k/L [K, 1, 1] of the way from the input-side to the output-side basis, [K, N, H].
+    """The points ``shares`` [K, 1, 1] of the way from input-side to output-side bases [N, H]: [K, N, H].
 
-    The virtual transition of the paper's first version. The input-side basis [N, H] is the embedding row of the token
-    at the position that predicts, the output-side basis [N, H] is s_y.
+    The virtual transition of the paper's first version, from the embedding of the token that predicts to s_y.
     """
     return torch.lerp(inputs.float(), outputs.float(), shares)
 

@@ -39,9 +39,7 @@ def set_parameters(root: Path, hub_folder: Path, **changes):
 
 
 def started(project: Path, out: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PREFECT_HOME": str(project / ".prefect")}
-    environment |= {"OMP_NUM_THREADS": "1", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "240"}
-    environment.pop("PREFECT_API_URL", None)
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "stages.trace", *ARGV, out]
     return subprocess.Popen(command, cwd=project, env=environment, stderr=subprocess.PIPE, text=True)
 
