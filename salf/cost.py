@@ -138,11 +138,8 @@ def activation_bytes_per_token(
     before and after its activation, the other branch and their product (4 intermediate; 2 without a gate). Norms of
     queries and keys, and activation functions of several steps (GPT-2's), keep up to a quarter more.
 
-    Args:
-        shape: the model.
-        value_bytes: of a value that the linear maps compute.
-        stream_bytes: of a value of the residual stream and the norms, where that is another: in mixed
-            precision, which keeps a copy of the norms' outputs for the linear maps besides (2 hidden).
+    ``value_bytes`` are of a value that the linear maps compute, ``stream_bytes`` of one of the residual stream and the
+    norms: in mixed precision another, with a copy of the norms' outputs for the linear maps (2 hidden).
     """
     stream = value_bytes if stream_bytes is None else stream_bytes
     feed_forward = (4 if shape.layer.gated else 2) * shape.layer.intermediate

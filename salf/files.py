@@ -26,10 +26,7 @@ _CHUNK: Final = 1 << 20
 
 @contextmanager
 def replacing_file(path: Path, *, sealed: bool = False) -> Iterator[Path]:
-    """Yield a path aside; when the block ends well, it takes ``path``'s place in one step.
-
-    ``sealed``: the file is unfinished work, and its name gets a checksum of its content: see :func:`sealed_file`.
-    """
+    """Yield a path aside that takes ``path``'s place when the block ends well; ``sealed``: see :func:`sealed_file`."""
     aside = _aside(path)
     try:
         yield aside
@@ -101,10 +98,7 @@ def work_folder(path: Path, fingerprint: str) -> Path:
 
 
 def lasting(path: Path) -> Path:
-    """The absolute path of a file or folder, for records that outlive this run.
-
-    DVC runs some experiments in a temporary copy of the project: a path in the copy becomes the one in the project.
-    """
+    """The absolute path, for records that outlive this run: one in a copy that DVC made becomes the project's own."""
     whole, here = Path(os.path.abspath(path.expanduser())), Path.cwd()
     project, copies, _ = str(here).partition("/.dvc/tmp/exps/")
     if not copies or not str(whole).startswith(project + copies):

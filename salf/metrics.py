@@ -128,11 +128,7 @@ class EqualCompute(_Record):
 
 
 class MethodMetrics(Scored):
-    """A method: means over its seeds, and what is known relative to full fine-tuning in the same run.
-
-    Numbers that are the same for every seed stay whole. Shares, ``differences`` and ``at_equal_compute`` are absent
-    where full fine-tuning was not run.
-    """
+    """A method: means over its seeds (whole where all agree), and, where full fine-tuning was run, what it shares."""
 
     seeds: list[int]
     flops: float

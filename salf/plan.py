@@ -1,6 +1,6 @@
 """The freeze plan: which layers of a model train, why, and what that costs.
 
-A plan is one JSON file. Every model made by it carries a copy. Three lines apply it in any script:
+A plan is one JSON file, of which every model made by it carries a copy. Three lines apply it in any script:
 
     plan = FreezePlan.load("data/plan/freeze_plan.json")
     trained = plan.apply(model)  # sets requires_grad; every other parameter is frozen

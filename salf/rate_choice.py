@@ -17,10 +17,8 @@ class Tried:
 def choose(tried: Sequence[Tried], examples: int) -> Tried:
     """Of the rates whose accuracy is within one standard error of the highest, the one with the lowest loss.
 
-    This is the one-standard-error rule (Breiman et al. 1984, 3.4.3), applied once to all rates: their order does not
-    matter. The loss separates two models better than the accuracy of a few hundred examples does. But both may fall
-    together: over labels of several tokens the loss is mostly that of spelling them.
-
+    This is the one-standard-error rule (Breiman et al. 1984, 3.4.3): the loss separates two models better than the
+    accuracy of a few hundred examples does, but over labels of several tokens it is mostly that of spelling them.
     Of equal losses the higher accuracy wins, then the lower rate. ``examples`` are those of the validation split.
     """
     best = max(one.accuracy or 0.0 for one in tried)

@@ -28,10 +28,7 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read the sizes out of a Hugging Face ``config.json``.
-
-        A model type outside the table of families is taken to be built like Llama; whoever has its
-        weights compares :attr:`parameters` with their number.
+        """Read the sizes out of a ``config.json``; a model type outside the table is taken to be built like Llama.
 
         Raises:
             UserError: an entry is missing, or the family's cost is not modelled; says which and why.

@@ -213,7 +213,6 @@ def _parallel(config: Config) -> bool:
 
 
 def _norms(config: Config, norm: int, intermediate: int) -> int:
-    """Parameters of a layer's norms."""
     hidden, head_dim = config.hidden, config.head_dim
     heads = (config.heads + config.kv_heads) * head_dim
     if config.kind == "falcon" and config.flag("new_decoder_architecture"):

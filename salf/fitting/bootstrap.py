@@ -1,7 +1,6 @@
 """Bootstrap over examples (Efron & Tibshirani 1993, ch. 13: percentile intervals).
 
-An example is drawn with all its positions and spaces together: they share a prompt and a forward pass. Resampling rows
-or layers would take dependent values for independent ones and make every interval too narrow.
+An example is drawn with all its positions and spaces together, which depend on each other.
 """
 
 import numpy as np

@@ -94,7 +94,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _above(least: int, kind: Callable[[str], float]) -> Callable[[str], float]:
-    """A number above ``least``, for argparse."""
 
     def number(text: str) -> float:
         value = kind(text)

@@ -77,7 +77,6 @@ def make_plan(
 
 
 def _split(base: BaseFacts, boundary: int) -> dict[str, Any]:
-    """What of the model is frozen and what trains."""
     shape, trained, total = base.shape, base.trained_parameters(boundary), base.total_parameters
     return {
         "model": PlannedModel(

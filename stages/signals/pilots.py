@@ -251,8 +251,7 @@ def planned(bench: Bench) -> PilotFlops:
 def counted(bench: Bench, pilots: Sequence[Pilot]) -> PilotFlops:
     """What these pilots cost, learning rates that lost included, against one full fine-tune at one rate.
 
-    The frozen passes of each boundary count from the embeddings up, though cached states go on from those of a
-    shallower one. The validation split is read once untrained and once after every pilot.
+    Each boundary's frozen passes count from the embeddings up, though cached states go on from a shallower one's.
     """
     opened = {pilot.boundary: bench.costs_above(pilot.boundary, recomputed=pilot.recomputed) for pilot in pilots}
     frozen = sum(costs.frozen(split) for costs in opened.values() for split in bench.splits.values())
@@ -310,7 +309,6 @@ def _law(law: JointLaw, resampled: Array | None, confidence: float) -> PilotLaw:
 
 
 def _predictions(prediction: Prediction) -> list[PredictedLoss]:
-    """A row for every boundary."""
     names = ("loss", "low", "high", "excess", "excess_error")
     rows = zip(*(_numbers(getattr(prediction, name)) for name in names), strict=True)
     return [PredictedLoss(boundary=k, **dict(zip(names, row, strict=True))) for k, row in enumerate(rows)]

@@ -1,7 +1,6 @@
 """The examples that signals are measured on, and one forward pass over their prompts.
 
-Only prompts are read, never an answer's tokens: nothing that is read off a state was written into it. The shared
-prefix of all prompts runs once and is left out of all means, since it says nothing about the data.
+Answers' tokens are never read. The prompts' shared prefix runs once and is left out of all means.
 """
 
 from collections import Counter
