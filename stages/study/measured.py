@@ -41,7 +41,7 @@ class Choice:
     """What a selector (``rule`` in the study, ``selector`` in its plan) chooses; no boundary without evidence.
 
     ``scores`` is what it predicts for boundaries 0..L, ``deciding_share`` the FLOPs of the fine-tunes by which it
-    decides as a share of full fine-tuning's. ``plan`` is equal for choices of one plan.
+    decides as a share of full fine-tuning's.
     """
 
     rule: str
@@ -50,7 +50,6 @@ class Choice:
     reason: str
     scores: tuple[float | None, ...]
     deciding_share: float = 0.0
-    plan: str = ""
 
 
 @dataclass(frozen=True)

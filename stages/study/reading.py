@@ -158,7 +158,6 @@ def _choice(row: dict[Any, Any]) -> Choice:
         reason=row["reason"],
         scores=tuple(json.loads(row["scores"])) if row["scores"] else (),
         deciding_share=0.0 if pd.isna(row["deciding_share"]) else float(row["deciding_share"]),
-        plan=row["settings"],
     )
 
 
