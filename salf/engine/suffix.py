@@ -63,7 +63,7 @@ def suffix(model: nn.Module, plan_or_boundary: FreezePlan | int, scope: str | No
     return twin if network is model else _wrapped_again(model, twin)
 
 
-def network_of(model: nn.Module) -> PreTrainedModel:
+def network_of(model: Any) -> PreTrainedModel:
     """The Hugging Face model itself, without PEFT's wrapper.
 
     Raises:
@@ -71,6 +71,8 @@ def network_of(model: nn.Module) -> PreTrainedModel:
     """
     base = getattr(model, "get_base_model", None)
     network = base() if callable(base) else model
+    if network is not model and model.active_peft_config.is_prompt_learning:
+        raise UserError("PEFT's virtual tokens train below the frozen layers; use adapters in layers, such as LoRA")
     if isinstance(network, _Network):
         raise UserError("this is a suffix, whose frozen layers are gone; give the whole model")
     if not isinstance(network, PreTrainedModel) or network.get_output_embeddings() is None:

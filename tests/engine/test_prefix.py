@@ -5,7 +5,7 @@ from functools import partial
 import datasets
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
@@ -443,6 +443,10 @@ def test_a_row_beyond_the_learned_positions_is_refused(model_type):
         (lambda: torch.compile(tiny_network()), "OptimizedModule is no causal language model"),
         (lambda: tiny_network().model, "LlamaModel is no causal language model"),
         (lambda: suffix(tiny_network(), BOUNDARY), "this is a suffix, whose frozen layers are gone"),
+        (
+            lambda: get_peft_model(tiny_network(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)),
+            "PEFT's virtual tokens train below the frozen layers",
+        ),
         (lambda: adapters(suffix(tiny_network(), BOUNDARY)), "this is a suffix, whose frozen layers are gone"),
     ],
 )
