@@ -32,7 +32,7 @@ def made(monkeypatch):
         plan = SimpleNamespace(model=model, selector="arrival", boundaries=boundaries, absent={"probe": "no signals"})
         pilot = SimpleNamespace(confidence=0.9, **small) if pilots else None
         monkeypatch.setattr(harvest, "_pilot", lambda _: pilot)
-        monkeypatch.setattr(harvest, "checked", lambda *_, **__: law)
+        monkeypatch.setattr(harvest.ScalingLaw, "load", lambda _: law)
         monkeypatch.setattr(harvest.FreezePlan, "load", lambda _: plan)
 
     return make
