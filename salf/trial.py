@@ -21,7 +21,9 @@ SECONDS: Final = 30  # of processor time, and 10 times what the child took to st
 _SAMPLE: Final = f"{string.printable} The quick brown fox jumps over the lazy dog. Größe, 大小, размер, 🙂. " * 20
 _NO_MEMORY: Final = 3  # exit code
 _CHILD: Final = """
-import importlib, json, math, psutil, resource, sys, time
+import ctypes, importlib, json, math, psutil, resource, sys, time
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)  # a killed stage takes its trial along
 trials, memory, seconds = json.loads(sys.argv[1])
 works = [getattr(importlib.import_module(module), name) for module, name, _ in trials]
 allowed, memory = math.ceil(seconds + 10 * time.process_time()), memory + psutil.Process().memory_info().vms

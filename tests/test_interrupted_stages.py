@@ -97,7 +97,7 @@ def test_kills_at_random_moments_end_in_the_same_bytes(chain, stage):
     while not statuses or statuses[-1] != 0:
         assert len(statuses) < 60
         process = child(name, argv)
-        process.join(rng.uniform(0.02, 0.3) * (1 + len(statuses) / 5))  # longer and longer: even a slow machine ends
+        process.join(rng.uniform(0.02, 0.3) * 1.12 ** len(statuses))  # longer and longer: even a slow machine ends
         process.kill()
         process.join()
         statuses.append(process.exitcode)
