@@ -229,7 +229,7 @@ def test_a_variant_whose_settings_change_runs_alone(matrix):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("file", "runs"), [("stages/fit/gains.py", {"fit"}), ("salf/laws.py", after("base"))])
+@pytest.mark.parametrize(("file", "runs"), [("stages/fit/compare.py", {"fit"}), ("salf/laws.py", after("base"))])
 def test_edited_code_runs_its_own_stage_and_shared_code_runs_all(copy, file, runs):
     helper = copy.root / file
     source = helper.read_text(encoding="utf-8")

@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("stage", help="a stage, or a matrix item such as finetune@salf-1")
     command = add("verify", "recompute all hashes and compare them with dvc.lock and the ledger", _verify)
     command.add_argument("--head", type=_noted, metavar="HASH", help="what `head` printed earlier; it must still exist")
+    command.add_argument("--whole-cache", action="store_true", help="also hash cached files of older runs")
     command = add("diff", "compare the freeze plans of two commits, branches or experiments", _diff)
     command.add_argument("old", help="a commit, branch, tag or experiment, or the word workspace")
     command.add_argument("new", nargs="?", default=why.HERE, help="another (default: workspace)")
@@ -109,7 +110,7 @@ def _why(project: Project, arguments: argparse.Namespace) -> int:
 
 
 def _verify(project: Project, arguments: argparse.Namespace) -> int:
-    report = verify(project, arguments.head)
+    report = verify(project, arguments.head, arguments.whole_cache)
     return _say(report.model_dump(mode="json"), report.text(), arguments, FINE if report.ok else NOT_SO)
 
 

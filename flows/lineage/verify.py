@@ -59,7 +59,7 @@ class Report(BaseModel):
         return "\n".join([*lines, f"checked {counts or 'nothing: no stage has run'}: {found}"])
 
 
-def verify(project: Project, pinned_head: str | None = None) -> Report:
+def verify(project: Project, pinned_head: str | None = None, whole_cache: bool = False) -> Report:
     """Check ledger, lock, workspace, cache, and the shards of models."""
     report = Report(head=head(project.ledger))
     universe = Universe(project, _check_ledger(project, pinned_head, report))
@@ -75,7 +75,7 @@ def verify(project: Project, pinned_head: str | None = None) -> Report:
     for pointer, entry in project.added.items():
         _check_outputs(project, pointer, entry, report)
     report.notes += [f"{stage} has not run" for stage in project.stages if stage not in universe.lock]
-    _check_cache(project, [*current.values(), *project.added.values()], report)
+    _check_cache(project, [*current.values(), *project.added.values()], whole_cache, report)
     _check_models(project, universe, report)
     return report
 
@@ -213,12 +213,14 @@ def _check_inputs(universe: Universe, stage: str, entry: LockEntry, report: Repo
             report.wrong("stale", stage, f"{change} since it ran")
 
 
-def _check_cache(project: Project, entries: Sequence[LockEntry], report: Report) -> None:
+def _check_cache(project: Project, entries: Sequence[LockEntry], whole: bool, report: Report) -> None:
     # dvc.lock does not say which outputs DVC keeps out of its cache; dvc.yaml does.
     uncached = {path for stage in project.stages.values() for path, cached in stage.outs.items() if not cached}
     wanted = {name for entry in entries for path, name in entry.outputs.items() if path not in uncached}
     for name in list(wanted):
         wanted |= set(project.manifest(name).values())
+    if whole:
+        wanted |= {file.parent.name + file.name for file in project.cache.glob("??/*")}
     for name in sorted(wanted):
         report.checked["cache objects"] += 1
         path = project.cached(name)
