@@ -1,6 +1,6 @@
 """The ledger: a record of every run, one JSON line each, to which lines are only ever appended.
 
-Each line holds the hash of the line before it, and the head file beside the ledger (``records.head``) the number of
+Each line holds the hash of the line before it, and the head file next to the ledger (``records.head``) the number of
 records and the newest one's hash: an edit or a cut is found (``python -m flows.lineage verify``). A ``start`` without
 an ``end`` is a killed run. A record holds no environment variable, no user or host name, and no path outside the
 project.

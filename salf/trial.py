@@ -21,10 +21,10 @@ SECONDS: Final = 30  # of processor time, and 10 times what the child took to st
 _SAMPLE: Final = f"{string.printable} The quick brown fox jumps over the lazy dog. Größe, 大小, размер, 🙂. " * 20
 _NO_MEMORY: Final = 3  # exit code
 _CHILD: Final = """
-import ctypes, importlib, json, math, psutil, resource, sys, time
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, 9)  # a killed stage takes its trial along
-trials, memory, seconds = json.loads(sys.argv[1])
+import importlib, json, math, psutil, resource, sys, time
+from salf.children import end_with
+trials, memory, seconds, parent = json.loads(sys.argv[1])
+end_with(parent)  # a killed stage takes its trial along
 works = [getattr(importlib.import_module(module), name) for module, name, _ in trials]
 allowed, memory = math.ceil(seconds + 10 * time.process_time()), memory + psutil.Process().memory_info().vms
 for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, allowed), (resource.RLIMIT_AS, memory)):
@@ -50,7 +50,7 @@ def try_out(*trials: tuple[Callable[[str], object], Path]) -> None:
     calls = [(work.__module__, work.__qualname__, str(file)) for work, file in trials]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-c", _CHILD.replace("{no_memory}", str(_NO_MEMORY))]
-    command.append(json.dumps([calls, MEMORY, SECONDS]))
+    command.append(json.dumps([calls, MEMORY, SECONDS, os.getpid()]))
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     if ended.returncode and not ended.stdout:
         raise RuntimeError(f"the trial of {trials[0][1]} did not begin: {ended.stderr}")

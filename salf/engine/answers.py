@@ -24,8 +24,8 @@ class Embeddings:
     space: int = 0
 
     @classmethod
-    def behind(cls, model: CausalModel, beginning: Sequence[int]) -> Self:
-        """Behind the P token ids that all prompts share."""
+    def after(cls, model: CausalModel, beginning: Sequence[int]) -> Self:
+        """Start after the P token ids that all prompts share."""
         return cls(model, torch.tensor(list(beginning), dtype=torch.long, device=model.device))
 
     @property
@@ -51,7 +51,7 @@ class Embeddings:
 
 def start_of(split: Split, model: CausalModel) -> Start:
     """Where passes over a split begin."""
-    return split.start or Embeddings.behind(model, split.prefix)
+    return split.start or Embeddings.after(model, split.prefix)
 
 
 def training_logits(model: CausalModel, start: Start, batch: Batch, *, recompute: bool = False) -> Tensor:

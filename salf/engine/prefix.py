@@ -70,7 +70,7 @@ class PrefixStates(Dataset[Row]):
     def to_datasets(self) -> "datasets.Dataset":
         """Return the same items as a `datasets.Dataset`, which TRL's trainers ask for; states are looked up lazily.
 
-        A Trainer must be told `remove_unused_columns=False`: the dataset's only column is a number.
+        A Trainer needs `remove_unused_columns=False`: the dataset's only column is a number.
         """
         import datasets  # TRL brings it
 
@@ -149,7 +149,7 @@ def prefix_states(
 
     Args:
         model: a Hugging Face causal language model, or PEFT's wrapper around one.
-        dataset: rows with `input_ids`; padding, if any, is told by `attention_mask`. `labels` are optional: without
+        dataset: rows with `input_ids`; padding, if any, is marked by `attention_mask`. `labels` are optional: without
             them every token is a label, as in causal language modelling.
         plan_or_boundary: a freeze plan, or the last frozen layer (1 to L).
         scope: a selector or `freeze-<k>`, to use its boundary instead of the plan's own.
@@ -174,7 +174,7 @@ def prefix_states(
         _require_positions(causal, max(map(len, ids)))
         runtime = _runtime(causal, bf16=bf16)
         size = layout.rows * causal.state_bytes
-        start = Embeddings.behind(causal, ids[0][:shared])
+        start = Embeddings.after(causal, ids[0][:shared])
         parts = Timed(frozen_states(causal, runtime, examples, layout, start, boundary))
         if file is None:
             _require_room(size, free_memory_bytes(), "memory is free; pass file= to keep them on disk")
@@ -261,8 +261,8 @@ def _tokens(row: Mapping[str, Any], name: str, vocabulary: int) -> tuple[Tensor,
     if kept.diff().sum() > 1 + bool(len(kept) and not kept[0]):
         raise UserError(f"{name}: attention_mask leaves out tokens between others; padding stands at the ends")
     ids, labels = ids[kept], labels[kept]
-    told = torch.cat([ids, labels[labels != IGNORED]])
-    if not len(ids) or not 0 <= int(told.min()) <= int(told.max()) < vocabulary:
+    given = torch.cat([ids, labels[labels != IGNORED]])
+    if not len(ids) or not 0 <= int(given.min()) <= int(given.max()) < vocabulary:
         raise UserError(
             f"{name}: it needs one token at least, and ids below {vocabulary}, the model's vocabulary "
             f"(labels, too, or {IGNORED})"

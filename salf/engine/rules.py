@@ -1,4 +1,4 @@
-"""How a task's answers are scored, and told right from wrong. No model in here; free answers have no rule.
+"""How a task's answers are scored and judged right or wrong. No model in here; free answers have no rule.
 
 **Label words** (:class:`LabelTree`). A label's score is the probability of the shortest beginning of its word that no
 other label's word shares. A beginning's probability bounds all words that continue it ("very negative", "very

@@ -1,6 +1,5 @@
 """Starts this stage again as several processes, under torch's elastic launcher, and ends with them."""
 
-import ctypes
 import logging
 import os
 import signal
@@ -14,11 +13,11 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from salf.children import end_with
 from salf.engine.runtime import threads_each
 from salf.errors import UserError
 
 _PARENT: Final = "SALF_LAUNCHER"  # the launcher's process id
-_PR_SET_PDEATHSIG: Final = 1
 
 
 def launch(module: str, argv: Sequence[str], processes: int) -> None:
@@ -61,11 +60,8 @@ def launch(module: str, argv: Sequence[str], processes: int) -> None:
 def end_with_launcher() -> None:
     """Have this process killed when its launcher is: on Linux, under our own launcher."""
     parent = os.environ.get(_PARENT)
-    if parent is None or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it was killed before we could ask
-        sys.exit(1)
+    if parent is not None:
+        end_with(int(parent))
 
 
 @contextmanager

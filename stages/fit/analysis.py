@@ -120,7 +120,7 @@ def _number(value: float | None) -> float | None:
 
 
 def resolution(resamples: Array) -> float:
-    """The smallest gain told apart from noise by resampled curves [B, L+1]: the median standard error of g_k.
+    """The smallest gain that resampled curves distinguish from noise [B, L+1]: the median standard error of g_k.
 
     Not below a millionth of the curve's height, which is what float32 traces resolve.
     """

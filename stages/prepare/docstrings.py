@@ -31,7 +31,7 @@ LIBRARIES: Final = {
     "pandas": "pandas",
     "scikit-learn": "sklearn",
 }
-_DISTRIBUTIONS: Final = {"sklearn": "scikit-learn"}  # where pip's name is another one
+DISTRIBUTIONS: Final = {"sklearn": "scikit-learn"}  # where pip's name is another one
 COLUMNS: Final = ("text", "library", "source_file")
 PER_FILE: Final = 4  # most sentences of one file: files full of look-alike methods do not fill a class
 WORDS: Final = (6, 32)  # shortest and longest sentence, in words
@@ -68,7 +68,7 @@ def read_docstrings(seed: int, per_library: int | None) -> Loaded:
     rows = [row for library in LIBRARIES for row in _read_library(library, seed, per_library, refused)]
     rows = _distinct(sorted(rows, key=lambda row: row.example_id), refused)
     # "+cpu" or "+cu130" names the build of a version, not its sources.
-    names = [_DISTRIBUTIONS.get(package, package) for package in LIBRARIES.values()]
+    names = [DISTRIBUTIONS.get(package, package) for package in LIBRARIES.values()]
     identity = {"kind": "docstrings", "libraries": {name: version(name).split("+")[0] for name in names}}
     return Loaded({TRAIN: rows}, COLUMNS, identity, lost_from(TRAIN, +refused))
 

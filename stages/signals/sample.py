@@ -142,7 +142,7 @@ def prompt_states(model: CausalModel, runtime: Runtime, split: Split, batch_toke
     answer, pooled = np.empty(shape, np.float32), np.empty(shape, np.float32)
     cosines, tokens = np.zeros(model.depth), 0
     with runtime.autocast(), progress("signals", len(prompts), "examples") as advance:
-        start = Embeddings.behind(model, prompts.prefix)
+        start = Embeddings.after(model, prompts.prefix)
         beginning = walk_beginning(model, start.beginning(), 0, model.depth)
         for picks in inference_batches(prompts.lengths, batch_tokens):
             batch = prompts.batch(picks).to(model.device)

@@ -32,7 +32,7 @@ def gradient_norm(sample: Sample) -> tuple[NDArray[np.float64]]:
     model, split = sample.model, sample.split
     answers = sum(len(example.answer_ids) for example in split.examples)
     model.layers.requires_grad_(True)
-    start = Embeddings.behind(model, split.prefix)
+    start = Embeddings.after(model, split.prefix)
     with progress("gradients", len(split), "examples") as advance:
         for picks in inference_batches(split.lengths, sample.params.batch_tokens):
             batch = split.batch(picks).to(model.device)

@@ -117,7 +117,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Study:
-    """All cases with full fine-tuning, and the tables behind them.
+    """All cases with full fine-tuning, and the tables they come from.
 
     ``runs`` are the fine-tunes that are read, of ``measured``: the others make no complete table of seeds.
     """

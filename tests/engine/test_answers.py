@@ -90,7 +90,7 @@ def test_the_start_makes_no_difference(model, examples):
     runtime = choose_runtime(Device(kind="cpu", dtype="float32"))
     reader = Reader(model, runtime, None, batch_tokens=64)
     shared = reader.read(Split(examples, SHARED))
-    alone = reader.read(Split(examples, 0, Embeddings.behind(model, [])))
+    alone = reader.read(Split(examples, 0, Embeddings.after(model, [])))
     assert [a.loss for a in shared] == pytest.approx([a.loss for a in alone], rel=1e-5)
 
 

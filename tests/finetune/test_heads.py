@@ -147,7 +147,7 @@ def test_a_tied_matrix_gets_the_gradients_of_both_its_uses(examples):
     tied, untied = tiny(tied=True), tiny(tied=False)
     untied.load_state_dict(tied.state_dict())
     model, batch = CausalModel(tied, family_of("llama")), Batch.of(examples, range(8), SHARED)
-    start = Embeddings.behind(model, examples[0].prompt_ids[:SHARED])
+    start = Embeddings.after(model, examples[0].prompt_ids[:SHARED])
     training_logits(model, start, batch).square().sum().backward()
     for example in examples:
         logits = untied(torch.tensor([list(example.inputs)])).logits[0, len(example.prompt_ids) - 1 :]

@@ -61,7 +61,7 @@ def batch():
 def counted_training(network, boundary):
     """The linear maps of our own pass and its gradients; PyTorch does not count its fused attention on a CPU."""
     model, rows = CausalModel(network, family_of("llama")), batch()
-    start = Embeddings.behind(model, range(2, 2 + SHARED))
+    start = Embeddings.after(model, range(2, 2 + SHARED))
     if boundary:
         runtime = choose_runtime(Device(kind="cpu", dtype="float32"))
         start = cache_boundary(model, runtime, EXAMPLES, SHARED, boundary, batch_tokens=99)

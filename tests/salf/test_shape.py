@@ -66,7 +66,7 @@ def test_parameters_are_those_of_the_network(kind, overrides):
 def train(model, boundary):
     """Forward and backward of the suffix, from states that need no gradient; counted."""
     batch = Batch.of(EXAMPLES, range(len(EXAMPLES)), SHARED)
-    embeddings = Embeddings.behind(model, range(2, 2 + SHARED))
+    embeddings = Embeddings.after(model, range(2, 2 + SHARED))
     if boundary:
         with torch.no_grad():
             packing = Packing.of(batch.lengths, model.device, past=SHARED)

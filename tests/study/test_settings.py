@@ -7,6 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from salf.errors import UserError
+from stages.prepare.docstrings import DISTRIBUTIONS
 from stages.prepare.docstrings import LIBRARIES as SOURCES
 from stages.study.agenda import FineTune
 from stages.study.description import DESCRIPTION, Case, read_description
@@ -123,7 +124,7 @@ def test_docstrings_are_the_same_data_while_their_libraries_are(description, pla
     description.data_sets["colours"].data["source"] = "docstrings"
     before, lock = settings(description, places), places.project / "requirements.lock"
     text = lock.read_text(encoding="utf-8")
-    assert sorted(LIBRARIES) == sorted({"sklearn": "scikit-learn"}.get(name, name) for name in SOURCES.values())
+    assert sorted(LIBRARIES) == sorted(DISTRIBUTIONS.get(name, name) for name in SOURCES.values())
     assert set(before["data"]["content"]) == set(LIBRARIES) - {"torch"}  # pinned by the machine's own build
     lock.write_text(text + "mkdocs==1.0 \\\n", encoding="utf-8")
     assert settings(description, places) == before

@@ -247,7 +247,7 @@ class _Opening:
 
     def _parts(self, start: Start | None = None, seconds: float = 0.0, team: Team | None = None) -> Timed:
         cache = self.cache
-        start = start or Embeddings.behind(cache.model, self._prefix)
+        start = start or Embeddings.after(cache.model, self._prefix)
         parts = frozen_states(cache.model, cache.runtime, self.examples, self.layout, start, cache.boundary, team)
         return Timed(parts, seconds, start.space)
 

@@ -89,7 +89,7 @@ class FrozenLayers:
     @classmethod
     def of(cls, model: CausalModel, runtime: Runtime, space: int, beginning: tuple[int, ...]) -> Self:
         """Layers 1..space and the token ids that all prompts begin with."""
-        below = Embeddings.behind(model, beginning)
+        below = Embeddings.after(model, beginning)
         with torch.no_grad(), runtime.autocast():
             return cls(model, runtime, space, below, walk_beginning(model, below.beginning(), 0, space))
 
@@ -203,6 +203,6 @@ def cache_boundary(
 ) -> BoundaryStates:
     """Run ``examples`` through layers 1..boundary once and keep the states in memory."""
     layout = Layout.of(examples, shared, batch_tokens)
-    start = Embeddings.behind(model, examples[0].prompt_ids[:shared])
+    start = Embeddings.after(model, examples[0].prompt_ids[:shared])
     rows = gather(frozen_states(model, runtime, examples, layout, start, boundary), layout.rows)
     return BoundaryStates(boundary, layout, rows, model.device)

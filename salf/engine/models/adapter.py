@@ -85,7 +85,7 @@ def open_model(
 
 
 def code_trusted(base: Path) -> bool:
-    """Whether the base stage was told to bring the code that the model's author shipped, and so to let it run."""
+    """Whether the base stage copied the code that the model's author shipped, which allows it to run."""
     facts = base / "base.json"
     return facts.exists() and read_json(facts).get("trust_remote_code") is True
 

@@ -23,7 +23,7 @@ from salf.families import Family
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One layer, and what the trunk gives it beside the states."""
+    """One layer, and what the trunk gives it in addition to the states."""
 
     layer: nn.Module  # the decoder layer
     states: Tensor  # what the trunk gives it as states: space 0 for the first layer

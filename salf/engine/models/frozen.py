@@ -41,7 +41,7 @@ class Frozen:
     def options(
         self, config: PretrainedConfig, device: torch.device, dtype: torch.dtype, *, trust_remote_code: bool
     ) -> dict[str, Any]:
-        """What ``from_pretrained`` has to be told; nothing where the layers are held whole."""
+        """Arguments of ``from_pretrained``; none where the layers are held whole."""
         if self.held == "whole" or self.layers == 0:
             return {}
         network = without_weights(config, trust_remote_code=trust_remote_code)

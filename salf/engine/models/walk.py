@@ -95,7 +95,7 @@ def _through(call: LayerCall, states: Tensor, packing: Packing | KeysValuesOnly 
 def _walk_padded(
     model: CausalModel, states: Tensor, first: int, last: int, packing: Packing, *, recompute: bool = False
 ) -> Iterator[Tensor]:
-    """:func:`walk` over a grid, for layers that take no packing: padded on the right, behind copies of the beginning.
+    """:func:`walk` over a grid, for layers that take no packing: padded on the right, after copies of the beginning.
 
     A causal layer never looks back from there: the model's own masks for unpadded sequences of the grid's length do.
     It holds for attention and recurrences alike.
@@ -108,7 +108,7 @@ def _walk_padded(
 
 
 def _to_grid(rows: Tensor, packing: Packing, space: int) -> Tensor:
-    """Packed rows [rows, hidden] of a space to [B, P + T, hidden], zeros behind a sequence's end."""
+    """Packed rows [rows, hidden] of a space to [B, P + T, hidden], zeros after a sequence's end."""
     beginning, own = rows.split([packing.beginning_rows, len(packing.slots)])
     if packing.walked is not None:
         beginning = packing.walked.spaces[space]

@@ -59,7 +59,7 @@ class Weights:
 
 
 class Lora:
-    """Low-rank adapters (PEFT) beside all linear maps of the layers; nothing else trains."""
+    """Low-rank adapters (PEFT) at all linear maps of the layers; nothing else trains."""
 
     def __init__(
         self, model: CausalModel, _scope: Scope, layers: Collection[int], settings: Finetune, seed: int
@@ -84,7 +84,7 @@ class Lora:
             raise UserError(f"adapters do not fit this model: {' '.join(str(error).split())}") from None
 
     def fold(self) -> set[str]:
-        """Add the adapters' products to the weights beside them."""
+        """Add the adapters' products to the weights that they adapt."""
         names = (name for name, _ in self.network.named_parameters())
         changed = {
             name.replace(".base_layer.", ".") for name in names if ".base_layer." in name and name.endswith("weight")
@@ -145,6 +145,6 @@ class Trainable:
 
 
 def _linear_maps(layer: nn.Module) -> list[str]:
-    """Names of a decoder layer's linear maps: what adapters sit beside."""
+    """Names of a decoder layer's linear maps, which take adapters."""
     linear = (nn.Linear, Conv1D)  # not a mixture's experts, which transformers keeps in one tensor of three dimensions
     return sorted({name.rsplit(".", 1)[-1] for name, part in layer.named_modules() if isinstance(part, linear)})

@@ -47,7 +47,7 @@ def backward(loss: Loss, parts: Iterable[Batch]) -> Tensor:
 def adamw(parameters: Sequence[nn.Parameter], settings: Finetune) -> torch.optim.Optimizer:
     """Update: AdamW, which decays matrices, but no norms and biases.
 
-    Its ``step`` is given a function that computes loss and gradients anew, and calls it once.
+    Its ``step`` is given a function that computes loss and gradients, and calls it once.
     """
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},

@@ -27,7 +27,7 @@ def assert_own_logits(model_type, **overrides):
         for shared, joined in [(0, False), (SHARED, False), (SHARED, True)]:
             ours = model.logits(walk_all(model, shared, joined)[-1])
             torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-5)
-        at_answers = training_logits(model, Embeddings.behind(model, PROMPTS[0][:SHARED]), batch)
+        at_answers = training_logits(model, Embeddings.after(model, PROMPTS[0][:SHARED]), batch)
     torch.testing.assert_close(at_answers, own, rtol=1e-4, atol=1e-5)
     return model, own
 
@@ -69,7 +69,7 @@ def test_embeddings_are_scaled_as_in_the_model(model_type, factor):
     overrides = {"embedding_multiplier": 3.0} if model_type == "granite" else {}
     model, _ = assert_own_logits(model_type, **overrides)
     with torch.no_grad():
-        space_0 = Embeddings.behind(model, []).states(batch_of(0))
+        space_0 = Embeddings.after(model, []).states(batch_of(0))
     torch.testing.assert_close(space_0, model.embedding.weight[batch_of(0).ids] * factor)
 
 
@@ -106,7 +106,7 @@ def test_learned_positions_count_from_an_offset():
     model, _ = assert_own_logits("opt")
     positions = model.network.model.decoder.embed_positions.weight
     with torch.no_grad():
-        states = Embeddings.behind(model, PROMPTS[0][:SHARED]).states(batch_of(SHARED))
+        states = Embeddings.after(model, PROMPTS[0][:SHARED]).states(batch_of(SHARED))
     expected = model.embedding.weight[PROMPTS[1][SHARED]] + positions[SHARED + 2]
     torch.testing.assert_close(states[len(PROMPTS[0]) - SHARED], expected)
 
@@ -146,7 +146,7 @@ def test_a_mixture_of_experts_trains_without_its_auxiliary_loss(model_type):
     plain = open_tiny(model_type)
     batch = batch_of(0)
     for one in (model, plain):
-        logits = training_logits(one, Embeddings.behind(one, []), batch)
+        logits = training_logits(one, Embeddings.after(one, []), batch)
         torch.nn.functional.cross_entropy(logits, batch.targets).backward()
     for (name, mine), other in zip(model.network.named_parameters(), plain.network.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, msg=name)

@@ -35,7 +35,7 @@ def batch_of(shared):
 def walk_all(model, shared, joined):
     """Every space at the answer positions, [L+1, M, hidden]."""
     batch = batch_of(shared)
-    start = Embeddings.behind(model, PROMPTS[0][:shared])
+    start = Embeddings.after(model, PROMPTS[0][:shared])
     if joined:
         packing = Packing.of(batch.lengths, model.device, past=shared)
         answers = shared + batch.answers
@@ -76,7 +76,7 @@ def test_a_prefix_and_the_suffix_behind_it_say_what_the_whole_model_says(model_t
     model, theirs, batch = open_tiny(model_type), reference(model_type), batch_of(0)
     packing = Packing.of(batch.lengths, model.device)
     with torch.no_grad():
-        kept = run(model, Embeddings.behind(model, []).states(batch), 0, boundary, packing)
+        kept = run(model, Embeddings.after(model, []).states(batch), 0, boundary, packing)
         ours = model.logits(run_to_answers(model, kept, boundary, packing, batch.answers))
         for row, prompt in enumerate(PROMPTS):
             said = theirs(torch.tensor([prompt])).logits[0, -1]
@@ -94,7 +94,7 @@ def test_the_last_layer_at_answers_alone_is_the_last_layer_of_all_rows(shared, w
     batch = Batch.of(examples, [2, 0, 1], shared)
     packing = Packing.of(batch.lengths, model.device, past=shared)
     with torch.no_grad():
-        states = Embeddings.behind(model, PROMPTS[0][:shared]).states(batch, joined=True)
+        states = Embeddings.after(model, PROMPTS[0][:shared]).states(batch, joined=True)
         states = run(model, states, 0, first, packing)
         whole = run(model, states, first, model.depth, packing)[shared + batch.answers]
         ours = run_to_answers(model, states, first, packing, batch.answers)
@@ -116,7 +116,7 @@ def test_sequences_of_one_length_need_no_padding_and_agree_with_those_that_do():
 @pytest.mark.parametrize("model_type", ["llama", "falcon", "mamba"])
 def test_a_walk_goes_on_from_the_middle_behind_a_walked_beginning(model_type):
     model, batch = open_tiny(model_type), batch_of(SHARED)
-    start = Embeddings.behind(model, PROMPTS[0][:SHARED])
+    start = Embeddings.after(model, PROMPTS[0][:SHARED])
     with torch.no_grad():
         packing = Packing.of(batch.lengths, model.device, walked=walk_beginning(model, start.beginning(), 0, 4))
         whole = run(model, start.states(batch), 0, 4, packing)
@@ -139,7 +139,7 @@ def compare_gradients(model_type, boundary, *, kept=False, **overrides):
             network.get_parameter(name).requires_grad_(True)
 
     batch = batch_of(SHARED)
-    start = Embeddings.behind(model, PROMPTS[0][:SHARED])
+    start = Embeddings.after(model, PROMPTS[0][:SHARED])
     if kept:
         packing = Packing.of(batch.lengths, model.device, past=SHARED)
         with torch.no_grad():

@@ -56,7 +56,7 @@ def without_attention(costs, parts):
 )
 def test_a_step_costs_what_pytorch_counts(technique, boundary, parts, recompute):
     model, shape = made(boundary, technique)
-    start = Embeddings.behind(model, range(2, 2 + SHARED))
+    start = Embeddings.after(model, range(2, 2 + SHARED))
     if boundary:
         start = cache_boundary(model, RUNTIME, EXAMPLES, SHARED, boundary, batch_tokens=99)
     batches = [Batch.of(EXAMPLES, part, SHARED) for part in cut(range(len(EXAMPLES)), parts)]
@@ -82,7 +82,7 @@ def test_frozen_layers_that_back_propagation_passes_spare_their_weights_gradient
         network.lm_head.requires_grad_(final)
     model = CausalModel(network, family_of("llama"))
     batches = [Batch.of(EXAMPLES, part, SHARED) for part in cut(range(len(EXAMPLES)), 2)]
-    start = Embeddings.behind(model, range(2, 2 + SHARED))
+    start = Embeddings.after(model, range(2, 2 + SHARED))
     with FlopCounterMode(display=False) as counter:
         for batch in batches:
             training_logits(model, start, batch, recompute=recompute).square().mean().backward()
@@ -119,7 +119,7 @@ def counted_with_dropout(kind, share, technique, layers):
         for number, layer in enumerate(model.layers, 1):
             layer.requires_grad_(number in layers)
     batches = [Batch.of(EXAMPLES, range(len(EXAMPLES)), SHARED)]
-    start = Embeddings.behind(model, range(2, 2 + SHARED))
+    start = Embeddings.after(model, range(2, 2 + SHARED))
     with FlopCounterMode(display=False) as counter:
         training_logits(model, start, batches[0], recompute=True).square().mean().backward()
     costs = Costs(shape, Scope(4, 0, layers), technique, RANK, recompute=True)
@@ -153,7 +153,7 @@ def test_a_reading_costs_what_pytorch_counts(boundary):
     model, shape = made(boundary, "weights")
     beginning = range(2, 2 + SHARED)
     examples = [replace(example, prompt_ids=(*beginning, *example.prompt_ids)) for example in EXAMPLES]
-    start = Embeddings.behind(model, beginning)
+    start = Embeddings.after(model, beginning)
     if boundary:
         start = cache_boundary(model, RUNTIME, examples, SHARED, boundary, batch_tokens=99)
     with FlopCounterMode(display=False) as counter:

@@ -93,7 +93,7 @@ def test_frozen_layers_build_no_graph(examples):
     """The states that the suffix starts from need no gradient, so back-propagation ends at the boundary."""
     made = trainable(2)
     batch = Batch.of(examples, [0, 1], SHARED)
-    start = Embeddings.behind(made.model, examples[0].prompt_ids[:SHARED])
+    start = Embeddings.after(made.model, examples[0].prompt_ids[:SHARED])
     assert not start.states(batch, joined=True).requires_grad
     assert not made.model.embed(batch.ids, batch.positions).requires_grad
     assert training_logits(made.model, start, batch).requires_grad

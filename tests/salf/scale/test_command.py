@@ -113,7 +113,7 @@ def count(network, rows, boundary):
     for part in [model.embedding, *model.layers[:boundary]] if boundary else []:
         part.requires_grad_(False)
     runtime = choose_runtime(Device(kind="cpu", dtype="float32"))
-    start = Embeddings.behind(model, range(1, 1 + SHARED))
+    start = Embeddings.after(model, range(1, 1 + SHARED))
     with FlopCounterMode(display=False) as frozen:
         if boundary:
             start = cache_boundary(model, runtime, rows, SHARED, boundary, batch_tokens=BATCH * TOKENS)

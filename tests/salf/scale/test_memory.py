@@ -83,7 +83,7 @@ def held(model, boundary, precision):
     trained = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     batch = Batch.of(EXAMPLES, range(ROWS), 1)
-    embeddings = Embeddings.behind(model, EXAMPLES[0].prompt_ids[:1])
+    embeddings = Embeddings.after(model, EXAMPLES[0].prompt_ids[:1])
     start = embeddings if boundary == 0 else states_at(model, embeddings, batch, boundary)
 
     def step():
