@@ -95,11 +95,16 @@ class BaseFacts:
 
 
 class SplitSize(BaseModel):
-    """Size of a prepared split; ``tokens`` is what a forward pass sees, ``sha256`` its file's hash."""
+    """Size of a prepared split; ``tokens`` is what a forward pass sees, ``sha256`` its file's hash.
+
+    ``field_tokens`` and ``turn_tokens`` are the prompts' tokens up to where their data end (:mod:`salf.split_point`).
+    """
 
     rows: int
     tokens: int
     answer_tokens: int
+    field_tokens: int | None = None
+    turn_tokens: int | None = None
     sha256: str | None = None
 
 
@@ -161,6 +166,7 @@ class PreparedRecord(Artifact, PreparedSizes):
     classes_left_out: dict[str, int]  # label without a training row to the rows that have it
     blank: dict[str, int]  # column to examples in which it is empty
     noted: list[RowCount]  # unusual rows that were kept
+    merged: dict[str, int] | None = None  # field, turn: examples with a token that reaches across its end
     truncated: int  # number of prompts that were cut
     max_tokens: int  # longest prompt and answer: the parameter, or the model's context if that is less
     template: str

@@ -100,6 +100,15 @@ class Schedule(Caching, Batches):
         return sorted(self.learning_rate[entry])
 
 
+class AnswerSide(Group):
+    """Where the trained side of an example begins, for methods with ``+answer``: :mod:`salf.split_point`."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    start: Literal["field", "turn"] = Field("field", alias="from")
+    extra: Annotated[int, Field(ge=0)] = 0
+
+
 class Finetune(Schedule):
     """The group ``finetune``: one schedule for all methods, except for the learning rate."""
 
@@ -111,3 +120,4 @@ class Finetune(Schedule):
     equal_compute: bool
     evaluations_per_epoch: Annotated[int, Field(ge=0)]
     checkpoint_minutes: Annotated[float, Field(ge=0)]
+    answer_side: AnswerSide = AnswerSide()

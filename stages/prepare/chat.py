@@ -49,6 +49,7 @@ class Cut:
     lead: str
     answer: str
     notes: tuple[str, ...] = ()
+    turn_end: int = 0  # characters of the prompt up to the end of the last turn before the answer
 
 
 class ChatTemplate:
@@ -135,7 +136,8 @@ class ChatTemplate:
         before, _ = self._around(turns, tools)
         heads = [before] if bare else [*([invited] if self._invites else []), before]
         head = next((head for head in heads if body.startswith(head)), commonprefix([body, before]))  # noqa: RUF071
-        fits = head in heads or head.startswith(self.render(turns, tools))
+        asked = self.render(turns, tools)
+        fits = head in heads or head.startswith(asked)
         if not fits or (bare and body[len(head) :] != answer["content"]):
             raise RefusedRowError(
                 "conversation that the chat template writes otherwise with this answer than before it"
@@ -144,7 +146,9 @@ class ChatTemplate:
         said = body[len(prompt) :]
         start = len(said) - len(said.lstrip())
         notes = [_REWRITTEN] if self._invites and not head.startswith(invited) else []
-        return Cut(prompt, said[:start], said[start:], tuple(dict.fromkeys([*notes, *_notes(conversation, whole)])))
+        noted = tuple(dict.fromkeys([*notes, *_notes(conversation, whole)]))
+        turn_end = len(commonprefix([prompt, asked]))  # noqa: RUF071
+        return Cut(prompt, said[:start], said[start:], noted, turn_end)
 
     def _around(self, turns: Sequence[Turn], tools: Tools | None) -> tuple[str, str]:
         """What precedes and what follows any answer."""

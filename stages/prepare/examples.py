@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from string import Formatter
 from typing import Any, Final
 
 from salf.errors import UserError
 from salf.settings import TASKS
 from stages.common.params import Data
-from stages.prepare.chat import ChatTemplate, Tools
+from stages.prepare.chat import ChatTemplate, Cut, Tools
 from stages.prepare.forms import OPTIONAL_COLUMNS, SYSTEM, Turn, read_conversation, read_question, read_tools, words
 from stages.prepare.rows import (
     Example,
@@ -47,6 +48,8 @@ class Template:
             raise UserError(f"data.template: {error}; write {{column}}, and {{{{ or }}}} for a brace") from None
         self.parts = [(literal, column) for literal, column, _, _ in parsed]
         self.columns = tuple(dict.fromkeys(column for _, column in self.parts if column is not None))
+        after = takewhile(lambda part: part[1] is None, reversed(self.parts))
+        self.tail = sum(len(literal) for literal, _ in after)  # characters after the last column
         if not self.columns:
             raise UserError("data.template: names no column: write {column} where the row's text goes")
 
@@ -144,6 +147,7 @@ class Filler:
         prompt, texts = self.template.fill(values)
         text = "\n".join(text for text in texts.values() if text.strip())
         example = self._example(row, text, prompt, answer, candidates)
+        example = replace(example, field_end=len(prompt) - self.template.tail)
         if self.chat:
             asked: list[Turn] = [{"role": "user", "content": prompt}]
             example = self._cut(example, asked, {"role": "assistant", "content": example.answer}, None)
@@ -174,7 +178,17 @@ class Filler:
         bare = not self.task.free  # labels and candidates are all scored after one prompt
         answer = {**answer, "content": example.answer} if bare else answer
         cut = self.chat.cut(turns, answer, tools, bare=bare)
+        content = str(turns[-1].get("content") or "")
+        field = _end_inside(cut, content, example.field_end or len(content))
+        example = replace(example, field_end=field, turn_end=cut.turn_end)
         return replace(example, prompt=cut.prompt, lead=cut.lead, answer=cut.answer, notes=cut.notes)
+
+
+def _end_inside(cut: Cut, content: str, end: int) -> int:
+    """Where ``content[:end]`` of the last turn ends in the rendered prompt; without it there, the turn's end."""
+    said, start = content.strip(), len(content) - len(content.lstrip())  # many templates strip
+    at = cut.prompt.rfind(said) if said else -1
+    return cut.turn_end if at < 0 else at + min(max(end - start, 0), len(said))
 
 
 def fill_rows(loaded: Loaded, filler: Filler) -> tuple[dict[str, list[Example]], Lost]:

@@ -28,6 +28,8 @@ _COLUMNS: Final = pa.schema(
         pa.field("answer", pa.string(), nullable=False),
         pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
         pa.field("answer_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("field_end", pa.int32()),
+        pa.field("turn_end", pa.int32()),
     ]
 )
 # Multiple choice only: the candidates, the right one among them.
@@ -79,6 +81,7 @@ def _record(made: Prepared, hashes: Mapping[str, str]) -> PreparedRecord:
     words = {row.example.label: row.example.answer for row in rows}
     ended = made.filler.task.free or (labels and all(ids[-1] == end for ids in labels.values()))
     noted = Counter(note for row in rows for note in made.tokenizer.notes(row))
+    merged = Counter(kind for row in rows for kind in row.merged)
     return PreparedRecord(
         schema=1,
         task=data.task,
@@ -94,6 +97,7 @@ def _record(made: Prepared, hashes: Mapping[str, str]) -> PreparedRecord:
         classes_left_out={label: n for label, n in sorted(made.filler.classes.items()) if label not in labels},
         blank=dict(made.filler.blank),
         noted=[RowCount(reason=reason, count=count) for reason, count in sorted(noted.items())],
+        merged={kind: merged[kind] for kind in (("field", "turn") if made.tokenizer.chat else ("field",))},
         truncated=sum(row.cut for row in rows),
         shared_prefix_tokens=shared_prefix([row.prompt_ids for row in rows]),
         max_tokens=made.tokenizer.room(made.max_tokens),
@@ -106,22 +110,25 @@ def _split(examples: Sequence[Tokenised], before: Sequence[Example], sha256: str
     lengths = [len(row.prompt_ids) for row in examples]
     answer_tokens = sum(len(row.answer_ids) for row in examples)
     candidates = sum(len(row.candidate_ids) for row in examples)
+    turns = [row.turn_end for row in examples if row.turn_end is not None]
     return PreparedSplit(
         rows=len(examples),
         tokens=sum(lengths) + answer_tokens - len(examples),
         prompt_tokens_min=min(lengths),
         prompt_tokens_max=max(lengths),
         answer_tokens=answer_tokens,
+        field_tokens=sum(row.field_end for row in examples),
         label_counts=Counter(row.example.label for row in examples if row.example.label is not None),
         source_label_counts=Counter(example.label for example in before if example.label is not None),
         sha256=sha256,
         **({"candidates": candidates} if candidates else {}),
+        **({"turn_tokens": sum(turns)} if turns else {}),
     )
 
 
 def _table(examples: Sequence[Tokenised]) -> pa.Table:
     columns: dict[str, list[Any]] = {
-        name: [getattr(row if name.endswith("_ids") else row.example, name) for row in examples]
+        name: [getattr(row if name.endswith(("_ids", "_end")) else row.example, name) for row in examples]
         for name in _COLUMNS.names
     }
     if not any(row.candidate_ids for row in examples):

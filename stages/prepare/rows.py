@@ -57,6 +57,8 @@ class Example:
         answer: the label's word, the right candidate or the free answer, without the white space in front.
         lead: the white space in front of the answer; ``None``: one space, unless the prompt ends in white space.
         notes: what the reader should know about the row.
+        field_end: characters of the prompt up to the end of its last data column, or of the last turn's words.
+        turn_end: the same up to the end of the last turn as the chat template writes it; ``None`` without one.
     """
 
     example_id: str
@@ -68,6 +70,8 @@ class Example:
     candidates: tuple[str, ...] = ()
     lead: str | None = None
     notes: tuple[str, ...] = ()
+    field_end: int = 0
+    turn_end: int | None = None
 
 
 class RefusedRowError(Exception):

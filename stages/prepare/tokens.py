@@ -21,13 +21,23 @@ _BATCH: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Tokenised:
-    """An example's token ids, BOS included; ``cut``: its prompt was cut from the left."""
+    """An example's token ids, BOS included.
+
+    Attributes:
+        cut: its prompt was cut from the left.
+        field_end: tokens of its prompt that lie within the characters ``example.field_end``.
+        turn_end: the same of ``example.turn_end``; ``None`` without a chat template.
+        merged: the ends (``field``, ``turn``) that a token reaches across.
+    """
 
     example: Example
     prompt_ids: list[int]
     answer_ids: list[int]
     cut: bool
     candidate_ids: tuple[list[int], ...] = ()
+    field_end: int = 0
+    turn_end: int | None = None
+    merged: tuple[str, ...] = ()
 
 
 class PromptTokenizer:
@@ -69,6 +79,18 @@ class PromptTokenizer:
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of every prompt: what the tokenizer puts first (BOS), then the text; nothing at the end."""
         return [self.start + ids for ids in self._plain(texts)]
+
+    def ends(self, examples: Sequence[Example], prompts: Sequence[list[int]]) -> list[tuple[tuple[int, bool], ...]]:
+        """Where field and turn (in a chat) end in every prompt, in tokens, and whether a token reaches across.
+
+        The text up to an end is tokenised by itself: tokens that both begin with hold nothing of what follows it.
+        """
+        found: list[list[tuple[int, bool]]] = []
+        for kind in ("field_end", "turn_end") if self.chat else ("field_end",):
+            alone = self.prompts([example.prompt[: getattr(example, kind)] for example in examples])
+            counts = [common(*pair) for pair in zip(alone, prompts, strict=True)]
+            found.append([(count, count < len(ids)) for count, ids in zip(counts, alone, strict=True)])
+        return list(zip(*found, strict=True))
 
     def answers(self, asked: Sequence[tuple[Example, str]], *, ended: bool = False) -> list[list[int]]:
         """Token ids of every answer as it follows its example's prompt; ``ended``: up to the token that ends answers.
@@ -175,6 +197,7 @@ def tokenise(
     refused: Counter[str] = Counter()
     made: list[Tokenised] = []
     prompts = tokenizer.prompts([example.prompt for example in examples])
+    ends = tokenizer.ends(examples, prompts)
     free = labels is None and not any(example.candidates for example in examples)
     if free and tokenizer.end is None:
         raise UserError("data.task = free: the model names no end-of-sequence token (eos_token_id in its config.json)")
@@ -184,7 +207,7 @@ def tokenise(
         answers = [labels[example.label or ""] for example in examples]
     candidates = iter(tokenizer.answers([(example, text) for example in examples for text in example.candidates]))
     every = tuple(labels.values()) if labels else ()
-    for example, prompt, answer in zip(examples, prompts, answers, strict=True):
+    for example, prompt, answer, end in zip(examples, prompts, answers, ends, strict=True):
         chosen_from = tuple(islice(candidates, len(example.candidates)))
         # Every label, or candidate, is scored after the prompt.
         longest = max(map(len, (answer, *every, *chosen_from)))
@@ -196,7 +219,10 @@ def tokenise(
         elif len(set(map(tuple, chosen_from))) < len(chosen_from) or not all(chosen_from):
             refused["candidates that the tokenizer cannot tell apart"] += 1
         else:
-            made.append(Tokenised(example, short, answer, len(short) < len(prompt), chosen_from))
+            gone = len(prompt) - len(short)
+            field, *turn = (max(len(tokenizer.start), count - gone) for count, _ in end)
+            merged = tuple(kind for kind, (_, across) in zip(("field", "turn"), end, strict=False) if across)
+            made.append(Tokenised(example, short, answer, gone > 0, chosen_from, field, next(iter(turn), None), merged))
     return made, refused
 
 
@@ -204,9 +230,14 @@ def shared_prefix(prompts: Sequence[list[int]]) -> int:
     """Length of the longest token prefix common to all prompts that leaves each at least one further token."""
     if not prompts:
         return 0
-    first, last = min(prompts), max(prompts)  # in lexicographic order what these share, all share
-    shared = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
-    return min(shared, min(map(len, prompts)) - 1)
+    # In lexicographic order what first and last share, all share.
+    return min(common(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest prefix that two lists of tokens share."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, pair in pairs if pair[0] != pair[1]), min(len(one), len(other)))
 
 
 def _cut_left(prompt: list[int], start: int, room: int) -> list[int]:
