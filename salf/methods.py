@@ -46,7 +46,7 @@ SLOTS: Final = ("positions", "form", "objective", "gradient", "update")
 WORDS: Final = {
     word.name: word
     for word in (
-        Word("all", "positions", "salf.engine.answers:training_logits"),
+        Word("all", "positions", "salf.engine.answers:training_states"),
         Word("weights", "form", "salf.engine.training.forms:Weights", trains="the weights themselves"),
         Word(
             "lora",

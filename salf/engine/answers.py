@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,11 @@ from salf.engine.models.attention import Packing
 from salf.engine.models.walk import run_to_answers, walk_beginning
 from salf.engine.rules import CandidateRule, LabelTree, LogProbabilities, Path, Rule, preferences
 from salf.engine.runtime import Runtime
+
+HEAD_ROWS: Final = 1024  # answer positions whose logits exist at one time: answers may be whole texts
+
+# What to sum: from logits of some rows [m, vocabulary], and which of the M rows they are, to a scalar.
+OfRows = Callable[[Tensor, slice], Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,63 @@ def start_of(split: Split, model: CausalModel) -> Start:
     return split.start or Embeddings.after(model, split.prefix)
 
 
-def training_logits(model: CausalModel, start: Start, batch: Batch, *, recompute: bool = False) -> Tensor:
-    """Logits of the batch's M answer positions, [M, vocabulary]; shared prefix and batch in one pass.
+def training_states(model: CausalModel, start: Start, batch: Batch, *, recompute: bool = False) -> Tensor:
+    """Space L of the batch's M answer positions, [M, hidden]; shared prefix and batch in one pass.
 
     ``recompute``: back-propagation keeps only the input of each layer (gradient checkpointing).
     """
     packing = Packing.of(batch.lengths, batch.ids.device, past=batch.shared)
     states = start.states(batch, joined=True)  # [P + N, hidden]
-    return model.logits(run_to_answers(model, states, start.space, packing, batch.answers, recompute=recompute))
+    return run_to_answers(model, states, start.space, packing, batch.answers, recompute=recompute)
+
+
+def training_logits(model: CausalModel, start: Start, batch: Batch, *, recompute: bool = False) -> Tensor:
+    """Logits of :func:`training_states`, [M, vocabulary]."""
+    return model.logits(training_states(model, start, batch, recompute=recompute))
+
+
+def summed_over_rows(model: CausalModel, states: Tensor, of: OfRows) -> Tensor:
+    """Sum ``of`` over the logits of states [M, hidden], ``HEAD_ROWS`` rows at a time."""
+    if len(states) <= HEAD_ROWS:
+        return of(model.logits(states), slice(0, len(states)))
+
+    def value(some: Tensor, rows: slice) -> Tensor:
+        return of(model.logits(some), rows)
+
+    if not torch.is_grad_enabled():
+        return torch.stack([value(states[rows], rows) for rows in _chunks(len(states))]).sum()
+    trained = [one for part in (model.norm, model.head) for one in part.parameters() if one.requires_grad]
+    total: Tensor = _SumOfChunks.apply(value, states, *trained)
+    return total
+
+
+class _SumOfChunks(torch.autograd.Function):
+    """A sum over chunks whose gradients are taken in the forward pass, so that no chunk outlives its turn.
+
+    Nothing is computed twice. Liger Kernel (arXiv 2410.10989, §3) does the same for the head and cross-entropy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: OfRows, states: Tensor, *trained: Tensor) -> Tensor:
+        total, gradients = torch.zeros((), device=states.device), [torch.zeros_like(one) for one in (states, *trained)]
+        for rows in _chunks(len(states)):
+            with torch.enable_grad():
+                some = states[rows].detach().requires_grad_()
+                part = value(some, rows)
+                gradients[0][rows], *others = torch.autograd.grad(part, [some, *trained])
+            for gradient, other in zip(gradients[1:], others, strict=True):
+                gradient += other
+            total += part.detach()
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        return (None, *(outer[0] * gradient for gradient in ctx.saved_tensors))
+
+
+def _chunks(rows: int) -> list[slice]:
+    return [slice(start, min(start + HEAD_ROWS, rows)) for start in range(0, rows, HEAD_ROWS)]
 
 
 @dataclass(frozen=True)
@@ -131,13 +185,13 @@ class Reader:
         """Losses by answer token, and log probabilities of the first tokens of all that may be preferred."""
         losses: list[tuple[float, ...]] = [()] * len(split.examples)
         roots: list[LogProbabilities] = [{}] * len(split.examples)
-        for index, batch, log_probabilities in self._batches(split):
-            for i, nats in zip(index, _by_example(batch, log_probabilities), strict=True):
-                losses[i] = tuple(-nat for nat in nats)
-            if self.rule is not None:
-                first = log_probabilities[batch.answer_index == 0]  # [B, vocabulary]
-                for i, row in zip(index, first, strict=True):
-                    roots[i] = _at(row, self._beginnings(split.examples[i]))
+        for index, batch, nats, log_probabilities in self._batches(
+            split, _no_rows if self.rule is None else _first_rows
+        ):
+            for i, own in zip(index, _by_example(batch, nats), strict=True):
+                losses[i] = tuple(-nat for nat in own)
+            for i, row in zip(index, log_probabilities, strict=False):  # without a rule there are none
+                roots[i] = _at(row, self._beginnings(split.examples[i]))
             advance(len(index))
         return losses, roots
 
@@ -146,8 +200,13 @@ class Reader:
             return self.rule.branches[()]
         return tuple(dict.fromkeys(one.ids[0] for one in example.candidates))
 
-    def _batches(self, split: Split) -> Iterator[tuple[list[int], Batch, Tensor]]:
-        """Which examples, their batch, and log probabilities at its M answer positions, [M, vocabulary]."""
+    def _batches(
+        self, split: Split, wanted: Callable[[Batch], Tensor]
+    ) -> Iterator[tuple[list[int], Batch, Tensor, Tensor]]:
+        """Which examples, their batch, and log probabilities: of the M answer tokens, [M], and all of ``wanted`` rows.
+
+        ``wanted`` [M] says which rows, so that no more than ``HEAD_ROWS`` others exist at a time: [K, vocabulary].
+        """
         start = start_of(split, self.model)
         with self.runtime.autocast():
             beginning = walk_beginning(self.model, start.beginning(), start.space, self.model.depth)
@@ -155,25 +214,41 @@ class Reader:
                 batch = split.batch(index).to(self.model.device)
                 packing = Packing.of(batch.lengths, self.model.device, walked=beginning)
                 last = run_to_answers(self.model, start.states(batch), start.space, packing, batch.answers)
-                yield index, batch, self.model.logits(last).float().log_softmax(-1)
+                asked, nats, chosen = wanted(batch), list[Tensor](), list[Tensor]()
+                for rows in _chunks(len(last)):
+                    log_probabilities = self.model.logits(last[rows]).float().log_softmax(-1)  # [m, vocabulary]
+                    nats.append(log_probabilities.gather(1, batch.targets[rows, None])[:, 0])
+                    chosen.append(log_probabilities[asked[rows]])
+                yield index, batch, torch.cat(nats), torch.cat(chosen)
 
     def _look(self, tree: LabelTree, split: Split, questions: Sequence[tuple[int, Path]]) -> list[LogProbabilities]:
         """Next-token log probabilities after a prompt and the first tokens of an answer."""
         # The last token of an answer is never read, only predicted: any token will do.
         asked = _asked(split, [(i, (*path, 0)) for i, path in questions])
         answers: list[LogProbabilities] = [{}] * len(questions)
-        for index, _, log_probabilities in self._batches(asked):
-            last = torch.tensor([len(asked.examples[i].answer_ids) for i in index]).cumsum(0) - 1
-            for row, i in zip(last.tolist(), index, strict=True):
-                answers[i] = _at(log_probabilities[row], tree.branches[questions[i][1]])
+        for index, _, _, log_probabilities in self._batches(asked, _last_rows):
+            for row, i in zip(log_probabilities, index, strict=True):
+                answers[i] = _at(row, tree.branches[questions[i][1]])
         return answers
 
     def _sums(self, split: Split, questions: Sequence[tuple[int, Path]]) -> list[float]:
         sums = [0.0] * len(questions)
-        for index, batch, log_probabilities in self._batches(_asked(split, questions)) if questions else ():
-            for i, nats in zip(index, _by_example(batch, log_probabilities), strict=True):
-                sums[i] = sum(nats)
+        for index, batch, nats, _ in self._batches(_asked(split, questions), _no_rows) if questions else ():
+            for i, own in zip(index, _by_example(batch, nats), strict=True):
+                sums[i] = sum(own)
         return sums
+
+
+def _first_rows(batch: Batch) -> Tensor:
+    return batch.answer_index == 0
+
+
+def _last_rows(batch: Batch) -> Tensor:
+    return batch.rows.diff(append=batch.rows.new_tensor([-1])) != 0
+
+
+def _no_rows(batch: Batch) -> Tensor:
+    return torch.zeros_like(batch.rows, dtype=torch.bool)
 
 
 def _asked(split: Split, questions: Sequence[tuple[int, Path]]) -> Split:
@@ -182,10 +257,9 @@ def _asked(split: Split, questions: Sequence[tuple[int, Path]]) -> Split:
     return Split([Example(e.example_id, None, "", "", e.prompt_ids, answer) for e, answer in prompts], split.shared)
 
 
-def _by_example(batch: Batch, log_probabilities: Tensor) -> Iterator[list[float]]:
-    """Log probabilities of each example's answer tokens, from those of the whole vocabulary, [M, vocabulary]."""
-    nats = log_probabilities.gather(1, batch.targets[:, None])[:, 0].cpu()  # [M]
-    yield from (part.tolist() for part in nats.split(batch.rows.cpu().bincount().tolist()))
+def _by_example(batch: Batch, nats: Tensor) -> Iterator[list[float]]:
+    """Log probabilities [M] of the answer tokens, by example."""
+    yield from (part.tolist() for part in nats.cpu().split(batch.rows.cpu().bincount().tolist()))
 
 
 def _at(log_probabilities: Tensor, tokens: Sequence[int]) -> LogProbabilities:

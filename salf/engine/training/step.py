@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from salf.engine.answers import start_of
+from salf.engine.answers import OfRows, start_of, summed_over_rows
 from salf.engine.batches import Batch, Split
 from salf.engine.rules import Rule
 from salf.engine.runtime import Runtime
@@ -25,13 +25,19 @@ from salf.engine.training.forms import Trainable
 from salf.engine.training.processes import ALONE, Processes
 from salf.settings import Finetune
 
-Forward = Callable[[Batch], Tensor]  # positions: logits of a part's M answer positions, [M, vocabulary]
+# A part's sum of something over the logits of its M answer positions. What the word for positions computes is the last
+# space there, [M, hidden]: no more logits exist at a time than memory holds, however many positions are learned.
+Forward = Callable[[Batch, OfRows], Tensor]
 Loss = Callable[[Batch], Tensor]  # a part's share of the batch's loss
 
 
 def cross_entropy(forward: Forward, part: Batch) -> Tensor:
     """Objective: negative log probability of the answer tokens, summed over a part, in nats."""
-    return nn.functional.cross_entropy(forward(part).float(), part.targets, reduction="sum")
+
+    def of_rows(logits: Tensor, rows: slice) -> Tensor:
+        return nn.functional.cross_entropy(logits.float(), part.targets[rows], reduction="sum")
+
+    return forward(part, of_rows)
 
 
 def backward(loss: Loss, parts: Iterable[Batch]) -> Tensor:
@@ -114,10 +120,10 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=self._gradients is None)
         return batch_loss
 
-    def _forward(self, part: Batch) -> Tensor:
-        recompute = self.job.settings.gradient_checkpointing
+    def _forward(self, part: Batch, of: OfRows) -> Tensor:
+        recompute, model = self.job.settings.gradient_checkpointing, self.job.trainable.model
         with self.job.runtime.autocast():
-            return self._positions(self.job.trainable.model, self.start, part, recompute=recompute)
+            return summed_over_rows(model, self._positions(model, self.start, part, recompute=recompute), of)
 
     def _draw(self, number: int) -> None:
         """Let the layers of this step's interval train; one that begins, begins without AdamW's moments for them."""
