@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from salf.callback import FreezePlanCallback as FreezePlanCallback
     from salf.cost import training_flops as training_flops
+    from salf.engine.answer_model import AnswerSideModel as AnswerSideModel
     from salf.engine.prefix import PrefixStates as PrefixStates
     from salf.engine.prefix import collate_states as collate_states
     from salf.engine.prefix import prefix_states as prefix_states
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from salf.shape import ModelShape as ModelShape
 
 _PLACES: Final = {
+    "AnswerSideModel": "engine.answer_model",
     "FORMATS": "export",
     "FreezePlan": "plan",
     "FreezePlanCallback": "callback",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from salf.answer_folder import is_answer_side
 from salf.errors import BAD_INPUT, UserError
 from salf.export import FORMATS
 from salf.files import write_text
@@ -33,6 +34,9 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    folder = arguments.plan if arguments.plan.is_dir() else arguments.plan.parent
+    if is_answer_side(folder):
+        raise UserError(f"{folder}: weights that act after the prompt part alone, which no other tool can express")
     text = FORMATS[arguments.format](FreezePlan.load(arguments.plan))
     if arguments.out is None:
         print(text)

@@ -88,7 +88,7 @@ def _config_digest(model: CausalModel) -> str:
 def units_in_memory(model: CausalModel, boundary: int) -> tuple[str, ...]:
     """The same of a model's tensors as they are in memory, quantised ones and adapters included."""
     parts = [model.embedding, *model.layers[:boundary]]
-    return tuple(_tensor_digest(part.state_dict().items()) for part in parts)
+    return tuple(tensor_digest(part.state_dict().items()) for part in parts)
 
 
 def _elsewhere_digest(model: CausalModel) -> str:
@@ -96,14 +96,15 @@ def _elsewhere_digest(model: CausalModel) -> str:
     parts = (model.embedding, model.layers, model.norm, model.head)
     known = {id(parameter) for part in parts for parameter in part.parameters()}
     named = model.network.named_parameters()
-    return _tensor_digest((name, parameter) for name, parameter in named if id(parameter) not in known)
+    return tensor_digest((name, parameter) for name, parameter in named if id(parameter) not in known)
 
 
-def _tensor_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+def tensor_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Hex SHA-256 of tensors as they are in memory, and of their names."""
     digest = hashlib.sha256()
     for name, tensor in named:
         if tensor.is_meta:
-            raise UserError("frozen weights are offloaded, and a file needs their hash: keep the states in memory")
+            raise UserError("frozen weights are offloaded, and have no hash; a boundary cache in memory needs none")
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -43,7 +43,7 @@ def layer_calls(trunk: nn.Module, layers: nn.ModuleList, last: int, **inputs: An
     """The calls of layers 1..last (1 at least), none of them run; positions are left out if the trunk takes none."""
     calls: list[LayerCall] = []
     recorders = {number: _Recorder(layer, calls=calls, last=last) for number, layer in layers.named_children()}
-    if "position_ids" not in _parameters(type(trunk).forward):
+    if "position_ids" not in parameter_names(type(trunk).forward):
         inputs.pop("position_ids", None)
     own = vars(layers)["_modules"]
     vars(layers)["_modules"] = recorders
@@ -71,7 +71,7 @@ class _Recorder(StandIn):
     """Keeps what the layer would have been given."""
 
     def forward(self, *values: Any, **options: Any) -> Tensor:
-        name, *names = _parameters(type(self.layer).forward)
+        name, *names = parameter_names(type(self.layer).forward)
         states, *rest = values or (options.pop(name),)
         self.calls.append(LayerCall(self.layer, states, {**dict(zip(names, rest, strict=False)), **options}))
         if len(self.calls) == self.last:
@@ -110,7 +110,7 @@ def in_eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 @cache
-def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+def parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
     """Names of what a forward pass takes by position or by name."""
     _, *parameters = inspect.signature(forward).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
