@@ -14,6 +14,7 @@ also computes the queries of all tokens, and keys and values of answer positions
 of a batch is computed once and counts once.
 """
 
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from salf.shape import ModelShape
@@ -24,6 +25,22 @@ _ADAM_MOMENTS: Final = 2  # AdamW: running means of the gradient and of its squa
 
 # weights: the scope's own weights train; lora: they are frozen, and low-rank adapters train.
 Technique = Literal["weights", "lora"]
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of the forward pass, and of back-propagation with the layers that it recomputes."""
+
+    forward: int = 0
+    backward: int = 0
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.forward + self.backward
+
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(self.forward + other.forward, self.backward + other.backward)
 
 
 def layer_forward_flops(shape: ModelShape, queries: int, attended: int) -> int:
@@ -67,6 +84,23 @@ def training_flops(
     rank: int = 8,
     recompute: bool = False,
 ) -> int:
+    """Forward and backward of :func:`training_passes` together."""
+    sums = (queries, attended, positions, seen)
+    return training_passes(shape, boundary, *sums, method=method, rank=rank, recompute=recompute).total
+
+
+def training_passes(
+    shape: ModelShape,
+    boundary: int,
+    queries: int,
+    attended: int,
+    positions: int,
+    seen: int,
+    *,
+    method: Technique = "weights",
+    rank: int = 8,
+    recompute: bool = False,
+) -> Flops:
     """One pass of suffix training: forward and backward of layers boundary+1..L and the head.
 
     The frozen layers 1..boundary are not included: add ``forward_flops(shape, boundary, queries, attended)``
@@ -80,7 +114,8 @@ def training_flops(
     head trains: with ``weights``, unless it is tied and the embeddings are frozen (boundary of 1 or more).
 
     It has more than seven arguments because the module's four sums are independent. ``lora`` trains only adapters of
-    rank ``rank`` on all linear maps but experts; ``recompute`` is gradient checkpointing.
+    rank ``rank`` on all linear maps but experts; ``recompute`` is gradient checkpointing, which runs most of the
+    forward pass a second time within the backward pass.
 
     Raises:
         ValueError: the boundary is no space of the model, or nothing is left to adapt.
@@ -88,22 +123,24 @@ def training_flops(
     _check_boundary(shape, boundary, method)
     head = head_forward_flops(shape, positions)
     if boundary == shape.layers:
-        return (2 + (not shape.tied_head)) * head
+        return Flops(head, (1 + (not shape.tied_head)) * head)
     below = shape.layers - boundary - 1
     layer = layer_forward_flops(shape, queries, attended)
     attention = _attention_flops(shape, seen if shape.packed else attended)
     used = sum(part.products * rows for part, (_, rows) in last_layer_rows(shape, queries, positions))
-    forward = reading_flops(shape, boundary, queries, attended, positions, seen)
-    if recompute:
-        forward += forward - head - _spared_again(shape, below, queries, positions, method, rank)
-    inputs = below * (layer + _attention_flops(shape, attended)) + 2 * used + 2 * attention + head
+    adapters = _lora_flops(shape, below, queries, positions, rank) if method == "lora" else Flops()
+    forward = reading_flops(shape, boundary, queries, attended, positions, seen) + adapters.forward
+    backward = below * (layer + _attention_flops(shape, attended)) + 2 * used + 2 * attention + head  # of inputs
+    if method == "lora" or (boundary and not shape.layer.input_norm):
+        backward -= _lowest_inputs(shape, below, queries, positions)
     if method == "lora":
-        lowest = _lowest_inputs(shape, below, queries, positions)
-        return forward + inputs - lowest + _lora_flops(shape, below, queries, positions, rank)
-    if boundary and not shape.layer.input_norm:
-        inputs -= _lowest_inputs(shape, below, queries, positions)
-    weights = weight_gradient_flops(shape, below, 1, queries, positions)
-    return forward + inputs + weights + (boundary == 0 or not shape.tied_head) * head
+        backward += adapters.backward
+    else:
+        backward += weight_gradient_flops(shape, below, 1, queries, positions)
+        backward += (boundary == 0 or not shape.tied_head) * head
+    if recompute:
+        backward += forward - head - _spared_again(shape, below, queries, positions, method, rank)
+    return Flops(forward, backward)
 
 
 def weight_gradient_flops(shape: ModelShape, below: int, last: int, queries: int, positions: int) -> int:
@@ -178,30 +215,29 @@ def _lowest_inputs(shape: ModelShape, below: int, queries: int, positions: int) 
 
 
 def _spared_again(shape: ModelShape, below: int, queries: int, positions: int, method: Technique, rank: int) -> int:
-    """FLOPs that a recomputed forward pass saves against the first; adapters, not counted there, are added.
+    """FLOPs that a recomputed forward pass saves against the first.
 
     It ends as soon as everything that back-propagation reads is there again: before the last product of each layer's
     last linear map (or of its adapter), unless a norm, a mixture's weights or dropout read that product.
     """
-    last = last_layer_rows(shape, queries, positions)
-    ends = shape.layer.ends_in_map and not shape.layer.drops
+    if not shape.layer.ends_in_map or shape.layer.drops:
+        return 0
     if method == "weights":
-        return ends * last_map_flops(shape, below, 1, queries, positions)
-    end, (_, leaving) = last[-1]
-    adapters = sum((part.wide + part.high) * (below * queries + rows) for part, (rows, _) in last if part.adapted)
-    return 2 * rank * (ends * end.high * (below * queries + leaving) - adapters)
+        return last_map_flops(shape, below, 1, queries, positions)
+    end, (_, leaving) = last_layer_rows(shape, queries, positions)[-1]
+    return 2 * rank * end.high * (below * queries + leaving)
 
 
-def _lora_flops(shape: ModelShape, below: int, queries: int, positions: int, rank: int) -> int:
-    """Forward and backward of the adapters, over the suffix's layers below the last and the last."""
-    total = 0
+def _lora_flops(shape: ModelShape, below: int, queries: int, positions: int, rank: int) -> Flops:
+    """The adapters, over the suffix's layers below the last and the last."""
+    total = Flops()
     for part, (computed, used) in last_layer_rows(shape, queries, positions):
         if part.adapted:
-            width = part.wide + part.high
+            width = 2 * rank * (part.wide + part.high)
             # In the lowest layer the first factor of the maps that read the layer's input passes nothing down.
-            lowest = part.first * part.wide * (queries if below else used)
-            total += width * (3 * below * queries + computed + 2 * used) - lowest
-    return 2 * rank * total
+            lowest = 2 * rank * part.first * part.wide * (queries if below else used)
+            total += Flops(width * (below * queries + computed), 2 * width * (below * queries + used) - lowest)
+    return total
 
 
 def _check_boundary(shape: ModelShape, boundary: int, method: Technique) -> None:

@@ -110,6 +110,8 @@ class RunMetrics(Baseline):
     trained_share: float | None
     flops: int
     flops_share: float | None
+    flops_backward: int | None = None
+    flops_backward_share: float | None = None
     epochs: int
     steps: int
     learning_rate: float
@@ -133,6 +135,8 @@ class MethodMetrics(Scored):
     seeds: list[int]
     flops: float
     flops_share: float | None = None
+    flops_backward: float | None = None
+    flops_backward_share: float | None = None
     epochs: float
     steps: float
     trained_parameters: int | float

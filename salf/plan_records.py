@@ -72,6 +72,15 @@ class SelectedBoundary(Record):
     scores: list[float | None] | None
 
 
+class Spent(Record):
+    """A whole fine-tune's FLOPs and their backward part, and their shares of full fine-tuning's."""
+
+    flops: Natural
+    flops_share: float
+    flops_backward: Natural
+    flops_backward_share: float
+
+
 class FrontierPoint(Record):
     """What training above one boundary costs, and what the trace says that it can still change.
 
@@ -80,6 +89,10 @@ class FrontierPoint(Record):
         flops_epoch: one epoch of training above the boundary.
         flops: the whole fine-tune with the frozen layers' output cached:
             flops_frozen + epochs · flops_epoch, for the cost model's epochs.
+        flops_backward: what back-propagation takes of flops, recomputed layers included; its share is that of
+            boundary 0's. Null in plans made before it was counted.
+        lora: the same with adapters instead of weights, as shares of full fine-tuning's weights; null where every
+            layer is frozen.
         flops_uncached: epochs · (flops_frozen + flops_epoch).
         flops_share, flops_share_uncached: of the same at boundary 0; the uncached share is also that
             of a single epoch.
@@ -103,6 +116,9 @@ class FrontierPoint(Record):
     flops_share: float
     flops_share_uncached: float
     flops_share_many_epochs: float
+    flops_backward: Natural | None = None
+    flops_backward_share: float | None = None
+    lora: Spent | None = None
     optimizer_bytes: Natural
     gradient_bytes: Natural
     activation_bytes: Natural
@@ -122,6 +138,7 @@ class CostModel(Record):
         queries, attended, positions, seen: of one epoch's training.
         frozen_queries, frozen_attended: of the frozen layers' pass over the data, before the first step.
         recompute: trained layers run a second time for back-propagation (``finetune.gradient_checkpointing``).
+        lora_rank: of the adapters that ``lora`` counts.
     """
 
     epochs: Positive
@@ -137,6 +154,7 @@ class CostModel(Record):
     frozen_queries: Positive
     frozen_attended: Positive
     recompute: bool = False
+    lora_rank: Positive = 8
     formula: str
     assumptions: list[str]
 

@@ -265,6 +265,7 @@ class FineTuneRecord(Artifact):
     epochs: int
     steps: int
     flops: int
+    flops_backward: int | None = None  # of these, back-propagation's; None in records made before it was counted
     curve: list[CurvePoint]
     params: FineTuneParams
     plan_sha256: str

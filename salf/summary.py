@@ -30,14 +30,14 @@ def summary_lines(plan: FreezePlan) -> Iterator[str]:
     yield (
         f"Cost: {point.flops_share:.0%} of full fine-tuning's FLOPs over {plan.cost_model.epochs} epochs "
         f"({point.flops_share_uncached:.0%} for one epoch or without cached boundary states, "
-        f"{point.flops_share_many_epochs:.0%} for many)."
+        f"{point.flops_share_many_epochs:.0%} for many){_backward(point)}."
     )
 
 
 def frontier_table(plan: FreezePlan) -> Table:
     """Some boundaries of the frontier, the chosen one among them."""
     table = Table(title="What each boundary costs and leaves to be trained")
-    for name in ("frozen up to", "trained parameters", "FLOPs", f"mean {plan.quantity}", "reduction left"):
+    for name in ("frozen up to", "trained parameters", "FLOPs", "backward", f"mean {plan.quantity}", "reduction left"):
         table.add_column(name, justify="right")
     for point in _some(plan):
         chosen = " <- chosen" if point.boundary == plan.boundary else ""
@@ -46,10 +46,18 @@ def frontier_table(plan: FreezePlan) -> Table:
             f"{point.boundary}{chosen}",
             f"{point.trained_parameters:,}",
             f"{point.flops_share:.0%}",
+            "" if point.flops_backward_share is None else f"{point.flops_backward_share:.0%}",
             f"{point.observed:.3f}",
             left,
         )
     return table
+
+
+def _backward(point: FrontierPoint) -> str:
+    if point.flops_backward_share is None:
+        return ""
+    lora = f" ({point.lora.flops_backward_share:.0%} with LoRA)" if point.lora else ""
+    return f", and {point.flops_backward_share:.0%} of its backward FLOPs{lora}"
 
 
 def _scope(plan: FreezePlan) -> str:

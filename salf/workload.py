@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Final
 
-from salf.cost import FLOAT32_BYTES, forward_flops, training_flops
-from salf.plan_records import CostModel
+from salf.cost import FLOAT32_BYTES, Flops, Technique, forward_flops, training_passes
+from salf.files import significant
+from salf.plan_records import CostModel, Spent
 from salf.records import PreparedSizes
 from salf.shape import ModelShape
 
@@ -14,11 +15,6 @@ _FORMULA: Final = (
     "one = flops_share_uncached"
 )
 
-COUNTED: Final = (
-    "the scope's own weights train (no LoRA); matrix products only, 2 operations per multiply-add",
-    "every row has the mean length; no padding; the head and most of the last layer at answer positions only",
-)
-
 _RECOMPUTED: Final = (
     "gradient checkpointing: each trained layer keeps its input alone, and runs again for back-propagation"
 )
@@ -26,27 +22,45 @@ _RECOMPUTED: Final = (
 
 @dataclass(frozen=True)
 class BoundaryFlops:
-    """Operations of the frozen layers' pass over the data, and of one epoch above them."""
+    """FLOPs of the frozen layers' pass over the data, and of one epoch above them."""
 
     frozen: int
-    epoch: int
+    epoch: Flops
 
     @classmethod
-    def of(cls, shape: ModelShape, work: CostModel, boundary: int) -> "BoundaryFlops":
+    def of(cls, shape: ModelShape, work: CostModel, boundary: int, method: Technique = "weights") -> "BoundaryFlops":
         """Count a boundary of 0..L."""
         sums = (work.queries, work.attended, work.positions, work.seen)
+        rank, recompute = work.lora_rank, work.recompute
         return cls(
             frozen=forward_flops(shape, boundary, work.frozen_queries, work.frozen_attended),
-            epoch=training_flops(shape, boundary, *sums, recompute=work.recompute),
+            epoch=training_passes(shape, boundary, *sums, method=method, rank=rank, recompute=recompute),
         )
 
     def cached(self, epochs: int) -> int:
         """All epochs, the frozen layers' output computed once."""
-        return self.frozen + epochs * self.epoch
+        return self.frozen + epochs * self.epoch.total
 
     def uncached(self, epochs: int) -> int:
         """All epochs, the frozen layers computed in each."""
-        return epochs * (self.frozen + self.epoch)
+        return epochs * (self.frozen + self.epoch.total)
+
+    def spent(self, whole: "BoundaryFlops", epochs: int) -> Spent:
+        """All epochs with cached states, and shares of ``whole``, full fine-tuning."""
+        return Spent(
+            flops=self.cached(epochs),
+            flops_share=significant(self.cached(epochs) / whole.cached(epochs)),
+            flops_backward=epochs * self.epoch.backward,
+            flops_backward_share=significant(self.epoch.backward / whole.epoch.backward),
+        )
+
+
+def spent_on_lora(shape: ModelShape, work: CostModel, boundary: int) -> Spent | None:
+    """A fine-tune of adapters above a boundary, as shares of full fine-tuning's weights; ``None`` above all layers."""
+    if boundary == shape.layers:
+        return None
+    whole = BoundaryFlops.of(shape, work, 0)
+    return BoundaryFlops.of(shape, work, boundary, "lora").spent(whole, work.epochs)
 
 
 def cost_model(
@@ -57,6 +71,7 @@ def cost_model(
     parts: int = 1,
     packed: bool = True,
     recompute: bool = False,
+    lora_rank: int = 8,
 ) -> CostModel:
     """The sums over the training split that the costs are counted from.
 
@@ -89,15 +104,25 @@ def cost_model(
         frozen_queries=own_tokens + frozen_walked * shared,
         frozen_attended=own_attended + frozen_walked * shared_attended,
         recompute=recompute,
+        lora_rank=lora_rank,
         formula=_FORMULA,
         assumptions=[
             f"flops and shares are those of finetune.epochs = {epochs} epochs; for others see the formula",
             beginning(batch_rows, shared, parts, packed),
-            *COUNTED,
+            *counted(lora_rank),
             *([_RECOMPUTED] if recompute else []),
             "AdamW with float32 moments, float32 gradients and activations; weights themselves not counted",
         ],
     )
+
+
+def counted(lora_rank: int) -> list[str]:
+    """What counts as a FLOP, in words."""
+    return [
+        f"the weights above the boundary train; with LoRA, adapters of rank {lora_rank} on their linear maps instead",
+        "matrix products only, 2 FLOPs per multiply-add; backward FLOPs include layers that run a second time",
+        "every row has the mean length; no padding; the head and most of the last layer at answer positions only",
+    ]
 
 
 def beginning(batch_rows: int, shared: int, parts: int, packed: bool) -> str:

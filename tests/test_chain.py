@@ -332,7 +332,7 @@ def test_the_metrics_say_how_every_run_was_trained(chain):
     metrics = chain.json("reports/metrics.json")["runs"]
     for name, entry in metrics.items():
         run = chain.json(f"data/models/{name}/run.json")
-        told = ("boundary", "flops", "epochs", "steps", "learning_rate", "grid", "trained_parameters")
+        told = ("boundary", "flops", "flops_backward", "epochs", "steps", "learning_rate", "grid", "trained_parameters")
         assert {key: entry[key] for key in told} == {key: run[key] for key in told}
         last = run["curve"][-1]
         assert (entry["validation_loss"], entry["validation_accuracy"]) == (
@@ -345,10 +345,15 @@ def test_costs_are_relative_to_full_fine_tuning(chain):
     methods = chain.json("reports/metrics.json")["methods"]
     assert methods["full"]["flops_share"] == 1
     assert methods["none"]["flops_share"] < methods["salf"]["flops_share"] < 1
+    for entry in methods.values():
+        assert entry["flops_backward_share"] == entry["flops_backward"] / methods["full"]["flops_backward"]
+        assert 0 < entry["flops_backward"] < entry["flops"]
+    assert methods["lora"]["flops_backward_share"] < methods["lora"]["flops_share"]
     assert methods["salf"]["at_equal_compute"]["full_validation_loss"] > 0
     assert methods["full"]["at_equal_compute"] is None
     comparison = pd.read_csv(chain.root / "reports/comparison.csv").set_index("name")
     shares = ["seconds_share", "seconds_per_step_share", "peak_memory_share", "trained_share", "flops_share"]
+    shares.append("flops_backward_share")
     assert (comparison.loc["full", shares] == 1).all()
     assert (comparison.loc[METHODS, shares] > 0).all(axis=None)
     assert comparison.loc["lora", "trained_share"] < 0.5

@@ -21,6 +21,7 @@ from salf.scale.prediction import PRECISIONS, Boundary, Prediction, predict
 from salf.workload import cost_model
 
 _UNITS: Final = (("days", 86_400), ("h", 3600), ("min", 60))
+_WIDE: Final = 105  # columns of a terminal that holds the table's rows in one line
 DESCRIPTION: Final = (
     "Estimate FLOPs, time and memory of fine-tuning above each boundary, from a model's configuration alone: "
     "no weights, no GPU. The assumptions are printed with the numbers."
@@ -32,7 +33,8 @@ def run(args: argparse.Namespace) -> None:
     machine, sizes = _machine(args), _sizes(args)
     predictions = []
     for model in map(inputs.configuration, args.config):
-        work = cost_model(sizes, args.epochs, args.batch_rows, parts=args.passes, packed=model.shape.packed)
+        packed, rank = model.shape.packed, args.lora_rank
+        work = cost_model(sizes, args.epochs, args.batch_rows, parts=args.passes, packed=packed, lora_rank=rank)
         predictions.append(predict(model, work, machine, PRECISIONS[args.precision]))
     compared = compare(machine, args.measured, Path()) if args.measured else []
     for prediction in predictions:
@@ -79,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--epochs", type=count, default=3, help="default: 3")
     work.add_argument("--batch-rows", type=count, default=16, help="examples per optimizer step (default: 16)")
     work.add_argument("--passes", type=count, default=1, help="parts in which a batch is computed (default: 1)")
+    work.add_argument("--lora-rank", type=count, default=8, help="rank of the adapters (default: 8)")
     where = parser.add_argument_group("machine")
     where.add_argument("--precision", choices=PRECISIONS, default="mixed", help="default: mixed")
     where.add_argument("--device", choices=inputs.DEVICES, default="h100", help="default: h100")
@@ -109,15 +112,22 @@ def print_prediction(prediction: Prediction, console: Console) -> None:
     shape = prediction.model.shape
     title = f"{prediction.model.name} ({prediction.model.origin}): {shape.parameters:,} parameters"
     table = Table(
-        title=f"{title}, {shape.layers} layers, one {prediction.machine.name}", box=SIMPLE, collapse_padding=True
+        title=f"{title}, {shape.layers} layers, one {prediction.machine.name}",
+        box=SIMPLE,
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
     )
-    headings = ["frozen up to", "trained", "FLOPs", "of full", "time", "memory", "cache"]
+    headings = ["frozen up to", "trained", "FLOPs", "backward", "time", "memory GiB", "cache GiB", "LoRA"]
     if prediction.machine.memory_bytes:
         headings.append("devices")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for boundary in prediction.boundaries:
-        table.add_row(*_cells(boundary, prediction.machine.memory_bytes))
+    rows = [_cells(boundary, prediction.machine.memory_bytes) for boundary in prediction.boundaries]
+    for heading, *cells in zip(headings, *rows, strict=True):
+        longest = max(len(word) for text in (heading, *cells) for word in text.split())
+        # A narrow terminal breaks lines, but no words.
+        table.add_column(heading, justify="right", max_width=longest if console.width < _WIDE else None)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     for line in prediction.assumptions:
         console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
@@ -138,14 +148,16 @@ def print_comparison(compared: Sequence[Compared], machine: Machine, console: Co
 
 
 def _cells(boundary: Boundary, device_bytes: int | None) -> list[str]:
+    weights, lora = boundary.weights, boundary.lora
     cells = [
         str(boundary.boundary),
         f"{boundary.trained_parameters / 1e9:.3g} B",
-        f"{boundary.flops:.2e}",
-        f"{boundary.flops_share:.0%}",
+        f"{weights.flops:.1e} {weights.flops_share:4.0%}",
+        f"{weights.flops_backward:.1e} {weights.flops_backward_share:4.0%}",
         duration(boundary.seconds),
-        f"{boundary.memory.peak / GIB:.3g} GiB",
-        f"{boundary.cache_bytes / GIB:.3g} GiB" if boundary.cache_bytes else "",
+        f"{boundary.memory.peak / GIB:,.4g}",
+        f"{boundary.cache_bytes / GIB:,.4g}" if boundary.cache_bytes else "",
+        f"{lora.flops_share:4.0%} {lora.flops_backward_share:4.0%}" if lora else "",
     ]
     return [*cells, str(math.ceil(boundary.memory.peak / device_bytes))] if device_bytes else cells
 

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from salf.cost import activation_bytes_per_token
 from salf.files import significant
-from salf.plan_records import CostModel
+from salf.plan_records import CostModel, Spent
 from salf.scale.inputs import Configuration, Machine
 from salf.shape import ModelShape
-from salf.workload import COUNTED, BoundaryFlops, beginning
+from salf.workload import BoundaryFlops, beginning, counted, spent_on_lora
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,16 @@ class Boundary:
 
     boundary: int
     trained_parameters: int
-    flops: int  # the whole fine-tune, the frozen layers' output cached
-    flops_share: float  # of the same at boundary 0
+    weights: Spent  # the whole fine-tune, the frozen layers' output cached
+    lora: Spent | None  # the same with adapters; ``None`` where all layers are frozen
     seconds: float
     memory: Memory
     cache_bytes: int  # the boundary's states of the whole training split, in memory or on disk
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; the weights' FLOPs stand among the others, as in a freeze plan."""
+        flat = {name: value for name, value in asdict(self).items() if name != "weights"}
+        return {**flat, **self.weights.model_dump(), "lora": self.lora and self.lora.model_dump()}
 
 
 @dataclass(frozen=True)
@@ -115,30 +120,31 @@ class Prediction:
             "machine": asdict(self.machine),
             "workload": self.work.model_dump(mode="json"),
             "assumptions": self.assumptions,
-            "boundaries": [asdict(boundary) for boundary in self.boundaries],
+            "boundaries": [boundary.as_json() for boundary in self.boundaries],
         }
 
 
 def predict(model: Configuration, work: CostModel, machine: Machine, precision: Precision) -> Prediction:
     """Count every boundary."""
-    shape, whole = model.shape, BoundaryFlops.of(model.shape, work, 0).cached(work.epochs)
+    shape, whole = model.shape, BoundaryFlops.of(model.shape, work, 0)
 
     def at(boundary: int) -> Boundary:
-        flops = BoundaryFlops.of(shape, work, boundary).cached(work.epochs)
+        weights = BoundaryFlops.of(shape, work, boundary).spent(whole, work.epochs)
         return Boundary(
             boundary=boundary,
             trained_parameters=shape.trained_parameters(boundary),
-            flops=flops,
-            flops_share=significant(flops / whole),
-            seconds=significant(flops / machine.flops_per_second),
+            weights=weights,
+            lora=spent_on_lora(shape, work, boundary),
+            seconds=significant(weights.flops / machine.flops_per_second),
             memory=memory(shape, work, boundary, precision),
             cache_bytes=work.frozen_queries * shape.hidden * precision.stream if boundary else 0,
         )
 
     assumptions = [
         f"{work.rows:,} examples, {work.epochs} epochs, the frozen layers' output computed once and kept",
+        "percentages: of full fine-tuning's FLOPs, and of its backward FLOPs; both for LoRA too",
         beginning(work.batch_rows, work.shared, work.parts, shape.packed),
-        *COUNTED,
+        *counted(work.lora_rank),
         f"{precision.words}; AdamW; attention by a kernel that keeps no matrix; no gradient checkpointing",
         "the frozen layers' weights stay in memory",
         f"{machine.name} computes at {machine.words}; the optimizer's update and the data's way are not timed",

@@ -13,10 +13,10 @@ from salf.records import CurvePoint, FineTuneClock, FineTuneRecord
 from stages.evaluate.scores import Statistic, intervals, mean_of
 
 _OF_THE_RUN: Final = (
-    *("seed", "boundary", "boundary_before_budget", "trained_parameters", "flops", "epochs", "steps"),
-    *("learning_rate", "grid"),
+    *("seed", "boundary", "boundary_before_budget", "trained_parameters", "flops", "flops_backward"),
+    *("epochs", "steps", "learning_rate", "grid"),
 )
-_MEANS: Final = ("flops", "flops_share", "epochs", "steps")
+_MEANS: Final = ("flops", "flops_share", "flops_backward", "flops_backward_share", "epochs", "steps")
 # The same for every seed, unless a method draws its layers.
 _SAME: Final = ("trained_parameters", "trained_share", "boundary", "boundary_before_budget")
 
@@ -31,12 +31,17 @@ def run_metrics(
         method=run.label,
         **{key: getattr(run, key) for key in _OF_THE_RUN},
         flops_share=run.flops / full.flops if full else None,
+        flops_backward_share=_share(run.flops_backward, full.flops_backward if full else None),
         trained_share=run.trained_parameters / full.trained_parameters if full else None,
         validation_loss=run.last.validation_loss,
         validation_accuracy=run.last.validation_accuracy,
         scores=intervals(scores),
         n=examples,
     )
+
+
+def _share(part: int | None, whole: int | None) -> float | None:
+    return None if part is None or not whole else part / whole
 
 
 def compare_methods(

@@ -139,6 +139,7 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
             epochs=found.epochs,
             steps=best.training.steps,
             flops=best.training.flops,
+            flops_backward=best.training.flops_backward,
             curve=best.training.curve,
             params=read,
             plan_sha256=sha256_file(args.plan),

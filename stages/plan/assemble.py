@@ -32,6 +32,7 @@ class Work(Batches):
     """The part of ``finetune`` that decides the cost."""
 
     processes: Count
+    lora_rank: Count
 
 
 def make_plan(
@@ -50,6 +51,7 @@ def make_plan(
         parts=schedule.accumulate * schedule.processes,
         packed=base.shape.packed,
         recompute=schedule.gradient_checkpointing,
+        lora_rank=schedule.lora_rank,
     )
     points = frontier(base, work, evidence.laws[basis.quantity])
     found, absent = choices(replace(evidence, frontier=tuple(points)), params)

@@ -10,7 +10,7 @@ from salf.files import significant
 from salf.plan_records import CostModel, FrontierPoint
 from salf.records import BaseFacts
 from salf.shape import ModelShape
-from salf.workload import BoundaryFlops
+from salf.workload import BoundaryFlops, spent_on_lora
 
 
 def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPoint]:
@@ -29,13 +29,13 @@ def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPo
                 boundary=boundary,
                 trained_layers=depth,
                 trained_parameters=trained,
-                flops=cost.cached(work.epochs),
+                **cost.spent(whole, work.epochs).model_dump(),
                 flops_uncached=cost.uncached(work.epochs),
                 flops_frozen=cost.frozen,
-                flops_epoch=cost.epoch,
-                flops_share=significant(cost.cached(work.epochs) / whole.cached(work.epochs)),
+                flops_epoch=cost.epoch.total,
                 flops_share_uncached=significant(cost.uncached(1) / whole.uncached(1)),
-                flops_share_many_epochs=significant(cost.epoch / whole.epoch),
+                flops_share_many_epochs=significant(cost.epoch.total / whole.epoch.total),
+                lora=spent_on_lora(base.shape, work, boundary),
                 optimizer_bytes=optimizer_bytes(trained),
                 gradient_bytes=trained * work.value_bytes,
                 activation_bytes=round(part_tokens * _kept_bytes_per_token(base.shape, work, depth)),

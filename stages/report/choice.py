@@ -7,7 +7,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from salf.methods import FIRST_N
 from salf.plan import FreezePlan
-from salf.plan_records import FrontierPoint, SelectedBoundary
+from salf.plan_records import FrontierPoint, SelectedBoundary, Spent
 from salf.selectors import SELECTORS, SIGNALS
 from stages.common.figures.palette import ACCENT, MUTED, colour, marker
 from stages.common.figures.svg import place_labels
@@ -165,17 +165,28 @@ def _memory_of(point: FrontierPoint) -> int:
     return point.optimizer_bytes + point.gradient_bytes + point.activation_bytes
 
 
+def _lora(spent: Spent | None) -> Cell:
+    """FLOPs, and in small print their share and the backward FLOPs' share of full fine-tuning's."""
+    if spent is None:
+        return number(None)
+    shares = f"{percent(spent.flops_share)}\nbackward {percent(spent.flops_backward_share)}"
+    return number(spent.flops, flops, shares)
+
+
 def _frontier_table(plan: FreezePlan) -> Table:
     columns: Columns[FrontierPoint] = {
         "Boundary": lambda p: _boundary(plan, p.boundary),
-        "Trained layers": lambda p: number(p.trained_layers),
         "Trained": lambda p: number(p.trained_parameters, parameters, count(p.trained_parameters)),
-        "FLOPs": lambda p: number(p.flops, flops),
-        "Of full": lambda p: number(p.flops_share, percent),
+        "FLOPs": lambda p: number(p.flops, flops, percent(p.flops_share)),
+        "Backward": lambda p: number(p.flops_backward, flops, percent(p.flops_backward_share)),
+        "LoRA": lambda p: _lora(p.lora),
         "Recomputed": lambda p: number(p.flops_share_uncached, percent),
         "Memory": lambda p: number(_memory_of(p), size),
         plan.quantity.capitalize(): lambda p: number(p.observed, decimal),
         "Law": lambda p: number(p.predicted, decimal),
     }
-    caption = f"Every boundary: predicted cost, and {plan.quantity} at its space, traced and by the law."
+    caption = (
+        f"Every boundary: predicted cost, in small print shares of full fine-tuning, and {plan.quantity} at its space, "
+        "traced and by the law."
+    )
     return table("frontier-table", caption, plan.frontier, columns, folded=True)

@@ -138,7 +138,7 @@ def print_summary(artifacts: Artifacts, page: Path, console: Console) -> None:
     if artifacts.methods:
         scores, costs = quality.quality_section(artifacts).tables
         console.print(_terminal(scores, "Quality on the test split", shown=4, noted=1))
-        console.print(_terminal(costs, "Cost", shown=6, noted=3))
+        console.print(_terminal(costs, "Cost", shown=7, noted=3))
     console.print(Text.assemble("Report: ", (str(page), "bold")), soft_wrap=True)
 
 

@@ -158,6 +158,7 @@ def _costs_table(compared: list[Method]) -> Table:
         "Boundary": lambda m: number(m.record.boundary, compact, moved_words(m.record.boundary_before_budget)),
         "Trained": lambda m: number(m.record.trained_parameters, parameters, percent(m.record.trained_share)),
         "FLOPs": lambda m: number(m.record.flops, flops, percent(m.record.flops_share)),
+        "Backward": lambda m: number(m.record.flops_backward, flops, percent(m.record.flops_backward_share)),
         "Training time": _time,
         "Peak memory": lambda m: number(m.measured.peak_memory_bytes, size, percent(m.measured.peak_memory_share)),
     }

@@ -269,7 +269,7 @@ def _steps_flops(bench: Bench, boundary: int, size: int, epochs: int) -> int:
     drawn = bench.splits["training"]
     split = (drawn if size <= len(drawn) else bench.everything).subset(range(size))
     epoch = next(epoch_batches(split, bench.settings, bench.params.seed))
-    return epochs * sum(bench.costs_above(boundary).step(parts) for parts in epoch)
+    return epochs * sum(bench.costs_above(boundary).step(parts).total for parts in epoch)
 
 
 def _points(bench: Bench, pilots: Sequence[Pilot], untrained: Array) -> Points:

@@ -20,10 +20,10 @@ from salf.metrics import (
 )
 from salf.records import CurvePoint
 from stages.evaluate.baselines import answers, majority, tfidf
-from stages.evaluate.compare import compare_methods, full_at_equal_compute, measured_of
+from stages.evaluate.compare import compare_methods, full_at_equal_compute, measured_of, run_metrics
 from stages.evaluate.predict import exact_match
 from stages.evaluate.scores import Bootstrap, Predictions, score
-from tests.fine_tune_records import fine_tune_clock
+from tests.fine_tune_records import fine_tune_clock, fine_tune_record
 
 
 def examples(pairs):
@@ -79,6 +79,15 @@ CURVE = [
     CurvePoint(step=n, epoch=n, flops=flops, train_loss=None, validation_loss=loss, validation_accuracy=accuracy)
     for n, (flops, accuracy, loss) in enumerate([(0, 0.2, 3.0), (100, 0.6, 1.0), (200, 0.7, 0.5)])
 ]
+
+
+@pytest.mark.parametrize(
+    ("own", "of_full", "share"), [(6, 8, 0.75), (None, 8, None), (6, None, None), (None, None, None)]
+)
+def test_backward_flops_are_a_share_of_fulls_and_unknown_in_records_made_before(own, of_full, share):
+    run, full = (fine_tune_record(flops_backward=counted) for counted in (own, of_full))
+    told = run_metrics(run, full, {}, 1)
+    assert (told.flops_backward, told.flops_backward_share) == (own, share)
 
 
 @pytest.mark.parametrize(("flops", "accuracy"), [(0, 0.2), (50, 0.4), (150, 0.65)])

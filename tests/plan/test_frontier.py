@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from salf.cost import Flops
 from salf.engine.batches import Batch, Example, Split
 from salf.engine.training.costs import Costs, cut
 from salf.engine.training.scope import Scope
@@ -44,8 +45,9 @@ def test_flops_against_a_closed_form(workspace):
     # The last layer: keys and values of all tokens and everything at the answers, forward and back; besides,
     # forward alone, the queries of all tokens and keys and values of the answers, which nothing uses.
     square, kv = HIDDEN * HIDDEN, HIDDEN * HIDDEN  # q; k and v together, each of half the width
-    last = 3 * (2 * (kv * queries + (LINEAR - kv) * ROWS) + 4 * HIDDEN * ROWS * TOKENS)
-    last += 2 * (square * queries + kv * ROWS)
+    used = 2 * (kv * queries + (LINEAR - kv) * ROWS) + 4 * HIDDEN * ROWS * TOKENS
+    last_forward = used + 2 * (square * queries + kv * ROWS)
+    last = last_forward + 2 * used
     for point in workspace.plan().frontier:
         k = point.boundary
         epoch = (2 if k else 3) * head  # a tied head's gradient: only with the embeddings
@@ -54,22 +56,28 @@ def test_flops_against_a_closed_form(workspace):
         assert point.flops_frozen == k * frozen
         assert point.flops_epoch == epoch
         assert point.flops == k * frozen + EPOCHS * epoch
+        forward = (LAYERS - k - 1) * layer + last_forward + head if k < LAYERS else head
+        assert point.flops_backward == EPOCHS * (epoch - forward)
         assert point.flops_uncached == EPOCHS * (k * frozen + epoch)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("packed", "parts"), [(True, 1), (True, 3), (False, 1)])
-@pytest.mark.parametrize("boundary", range(5))
-def test_what_a_plan_foresees_is_what_training_counts(boundary, packed, parts, recompute):
+@pytest.mark.parametrize(
+    ("technique", "boundary"), [*[("weights", k) for k in range(5)], *[("lora", k) for k in range(4)]]
+)
+def test_what_a_plan_foresees_is_what_training_counts(technique, boundary, packed, parts, recompute):
     """Of rows of one length, 4 of 10 tokens shared, 2 of the answer; of unequal ones the plan knows the mean."""
     shape = replace(llama(tie_word_embeddings=True)[1], packed=packed)
     rows = [Example(f"{n}", None, "", "", tuple(range(9)), (11, 12)) for n in range(6)]
     sizes = PreparedSizes(splits={"train": SplitSize(rows=6, tokens=60, answer_tokens=12)}, shared_prefix_tokens=4)
-    costs = Costs(shape, Scope.above(boundary, shape.layers), recompute=recompute)
+    costs = Costs(shape, Scope.above(boundary, shape.layers), technique, 3, recompute)
     batches = [[Batch.of(rows, part, 4) for part in cut(range(at, min(at + 4, 6)), parts)] for at in (0, 4)]
-    counted = costs.frozen(Split(rows, 4)) + EPOCHS * sum(costs.step(batch) for batch in batches)
-    work = cost_model(sizes, EPOCHS, 4, parts=parts, packed=packed, recompute=recompute)
-    assert BoundaryFlops.of(shape, work, boundary).cached(EPOCHS) == counted
+    frozen, epoch = costs.frozen(Split(rows, 4)), sum(map(costs.step, batches), Flops())
+    work = cost_model(sizes, EPOCHS, 4, parts=parts, packed=packed, recompute=recompute, lora_rank=3)
+    planned = BoundaryFlops.of(shape, work, boundary, technique)
+    assert planned == BoundaryFlops(frozen, epoch)
+    assert planned.cached(EPOCHS) == frozen + EPOCHS * epoch.total
 
 
 def test_shares_follow_the_stated_formula(workspace):
@@ -80,7 +88,21 @@ def test_shares_follow_the_stated_formula(workspace):
         one, many = point.flops_share_uncached, point.flops_share_many_epochs
         assert point.flops_share == pytest.approx(many + (one - many) / EPOCHS)
         assert point.flops_share == pytest.approx(point.flops / whole.flops)
+        assert point.flops_backward_share == pytest.approx(point.flops_backward / whole.flops_backward)
         assert many <= point.flops_share <= one
+
+
+def test_lora_has_its_rank_from_the_parameters_and_its_shares_of_full_fine_tuning(workspace):
+    *points, last = workspace.plan({"lora_rank": 4}).frontier
+    whole = points[0]
+    assert last.lora is None
+    for point in points:
+        lora = point.lora
+        assert lora.flops_share == pytest.approx(lora.flops / whole.flops)
+        assert lora.flops_backward_share == pytest.approx(lora.flops_backward / whole.flops_backward)
+        assert 0 < lora.flops_backward < point.flops_backward
+    thicker = workspace.plan({"lora_rank": 8}).frontier
+    assert all(more.lora.flops > point.lora.flops for more, point in zip(thicker, points, strict=False))
 
 
 def test_parameters_and_bytes(workspace):

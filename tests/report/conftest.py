@@ -332,11 +332,15 @@ def _gains(path: Path, outcome: Outcome) -> None:
 def _frontier_point(k: int, mean: np.ndarray, fits: bool) -> dict:
     trained = 28_311_552 * (k == 0) + 3_540_000 * (LAYERS - k) + 576
     share = 0.02 + 0.98 * (1 - k / LAYERS)
+    shares = {"flops_share": 0.7 * share, "flops_backward_share": 0.5 * share}
     return point(k) | {
         "trained_layers": LAYERS - k,
         "trained_parameters": trained,
         "flops": int(1e15 * share),
         "flops_share": share,
+        "flops_backward": int(7e14 * share),
+        "flops_backward_share": 0.9 * share,
+        "lora": {**dict.fromkeys(("flops", "flops_backward"), int(4e14 * share)), **shares} if k < LAYERS else None,
         "flops_share_uncached": min(1.0, share * 1.2),
         "flops_share_many_epochs": share * 0.9,
         "optimizer_bytes": 8 * trained,
@@ -481,10 +485,11 @@ def _method(method: str, accuracy: float, outcome: Outcome) -> MethodMetrics:
         half = outcome.difference_half_width
         difference = Difference(value=gap, low=gap - half, high=gap + half, detectable=1.43 * half)
         equal = EqualCompute(validation_accuracy=0.5 + accuracy - full, full_validation_accuracy=0.47)
-        entry |= {"flops_share": share, "differences": {score: difference}}
+        entry |= {"flops_share": share, "flops_backward_share": 0.9 * share, "differences": {score: difference}}
         entry["at_equal_compute"] = None if score == "loss" else equal
     scores = _scores(accuracy, outcome, 3.0 - 2 * accuracy)
     known = {"trained_parameters": trained, "flops": share * 1e15, "seeds": list(outcome.seeds)}
+    known["flops_backward"] = 0.6 * known["flops"]
     return MethodMetrics(scores=scores, epochs=2.0, steps=48.0, **known, **entry)
 
 

@@ -126,10 +126,11 @@ def test_the_key_table_says_what_the_artifacts_say(pages: dict) -> None:
         scores = [entry[key] for key in ("accuracy", "balanced_accuracy", "macro_f1", "loss")]
         gap = None if name == "full" else entry["accuracy_minus_full"]
         assert rows[name][1:] == [*scores, gap, equal]
-        assert costs[name][1:4] == [entry["boundary"], entry["trained_parameters"], entry["flops"]]
+        counted = [entry["boundary"], entry["trained_parameters"], entry["flops"], entry["flops_backward"]]
+        assert costs[name][1:5] == counted
     assert rows["TF-IDF + logistic regression"][1] == metrics["baselines"]["tfidf"]["accuracy"]
-    assert costs["salf"][4] == pytest.approx(48 * 0.48 + 7.0)
-    assert costs["salf"][5] == 1500 * 2**20
+    assert costs["salf"][5] == pytest.approx(48 * 0.48 + 7.0)
+    assert costs["salf"][6] == 1500 * 2**20
 
 
 def test_a_grid_of_boundaries_is_in_order_and_labelled_by_numbers(pages: dict) -> None:
@@ -158,8 +159,8 @@ def test_the_frontier_table_has_every_boundary(pages: dict) -> None:
     chain, text = pages["good"]
     plan = json.loads((chain.root / "data/plan/freeze_plan.json").read_text())
     rows = Reader(text).tables["frontier-table"][1:]
-    assert [[r[0][1], r[3][1], r[4][1]] for r in rows] == [
-        [p["boundary"], p["flops"], p["flops_share"]] for p in plan["frontier"]
+    assert [[r[at][1] for at in (0, 2, 3, 4)] for r in rows] == [
+        [p["boundary"], p["flops"], p["flops_backward"], p["lora"] and p["lora"]["flops"]] for p in plan["frontier"]
     ]
 
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, BitNetConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 from salf import cost
+from salf.cost import Flops
 from salf.engine.answers import Embeddings, training_logits
 from salf.engine.batches import Batch, Example
 from salf.engine.boundary_cache.states import cache_boundary
@@ -58,6 +59,15 @@ def batch():
     return Batch.of(EXAMPLES, range(len(EXAMPLES)), SHARED)
 
 
+def counted_passes(forward):
+    """What PyTorch counts in ``forward``, which returns logits, and in back-propagation from their mean square."""
+    with FlopCounterMode(display=False) as there:
+        loss = sum(logits.square().mean() for logits in forward())
+    with FlopCounterMode(display=False) as back:
+        loss.backward()
+    return Flops(there.get_total_flops(), back.get_total_flops())
+
+
 def counted_training(network, boundary):
     """The linear maps of our own pass and its gradients; PyTorch does not count its fused attention on a CPU."""
     model, rows = CausalModel(network, family_of("llama")), batch()
@@ -65,14 +75,12 @@ def counted_training(network, boundary):
     if boundary:
         runtime = choose_runtime(Device(kind="cpu", dtype="float32"))
         start = cache_boundary(model, runtime, EXAMPLES, SHARED, boundary, batch_tokens=99)
-    with FlopCounterMode(display=False) as counter:
-        training_logits(model, start, rows).square().mean().backward()
-    return counter.get_total_flops()
+    return counted_passes(lambda: [training_logits(model, start, rows)])
 
 
 def expected_training(shape, boundary, **options):
     rows = batch()
-    return cost.training_flops(shape, boundary, len(rows.ids) + SHARED, 0, len(rows.targets), 0, **options)
+    return cost.training_passes(shape, boundary, len(rows.ids) + SHARED, 0, len(rows.targets), 0, **options)
 
 
 def freeze_below(model, boundary, *, keep_head):
@@ -116,8 +124,10 @@ def test_lora_agrees_with_pytorchs_counter_on_a_peft_model(boundary):
 
 def test_attention_costs_what_its_keys_cost_forward_and_twice_that_backward():
     _, shape = llama()
-    without = cost.training_flops(shape, 1, 100, 0, 7, 0)
-    assert cost.training_flops(shape, 1, 100, 900, 7, 80) - without == 3 * (2 * 900 + 80) * 4 * shape.attention_width
+    without, attending = (cost.training_passes(shape, 1, 100, n, 7, m) for n, m in [(0, 0), (900, 80)])
+    once = (2 * 900 + 80) * 4 * shape.attention_width
+    assert attending == without + Flops(once, 2 * once)
+    assert cost.training_flops(shape, 1, 100, 900, 7, 80) == attending.total
 
 
 @pytest.mark.parametrize("config", [LlamaConfig, Qwen2Config, Qwen3Config, BitNetConfig])

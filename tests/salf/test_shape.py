@@ -3,7 +3,6 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.utils.flop_counter import FlopCounterMode
 
 from salf import cost
 from salf.engine.answers import Embeddings, training_logits
@@ -15,6 +14,7 @@ from salf.errors import UserError
 from salf.families import FAMILIES, family_of
 from salf.shape import ModelShape
 from tests.engine.models.tiny import tiny_network
+from tests.salf.test_cost import counted_passes
 
 pytestmark = pytest.mark.usefixtures("fused_attention")
 
@@ -80,9 +80,7 @@ def train(model, boundary):
                 return states
 
         embeddings = Start
-    with FlopCounterMode(display=False) as counter:
-        training_logits(model, embeddings, batch).square().mean().backward()
-    return counter.get_total_flops()
+    return counted_passes(lambda: [training_logits(model, embeddings, batch)])
 
 
 def expected(shape, boundary, *, attention_counted=False, **options):
@@ -92,7 +90,7 @@ def expected(shape, boundary, *, attention_counted=False, **options):
     if not shape.packed:
         queries = len(EXAMPLES) * (SHARED + max(batch.lengths))
     square = queries * (SHARED + max(batch.lengths)) if attention_counted else 0
-    return cost.training_flops(shape, boundary, queries, square, len(batch.targets), 0, **options)
+    return cost.training_passes(shape, boundary, queries, square, len(batch.targets), 0, **options)
 
 
 @pytest.mark.parametrize("boundary", [1, 3])

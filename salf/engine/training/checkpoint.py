@@ -22,6 +22,7 @@ class Training(BaseModel):
     curve: list[CurvePoint] = []  # one point per validation
     steps: int = 0  # optimizer steps taken
     flops: int = 0
+    flops_backward: int = 0  # of these, back-propagation's
     step_seconds: list[float] = []  # wall-clock of each step with what prepares it, validation left out
     recent_losses: list[float] = []  # of the steps since the last validation
     validation_losses: list[float] = []  # of every validation example at the last validation, nats per answer token

@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 
 from salf import cost
-from salf.cost import Technique
+from salf.cost import Flops, Technique
 from salf.engine.batches import Batch, Split, training_batches
 from salf.engine.training.scope import Scope
 from salf.settings import Finetune
@@ -29,9 +29,9 @@ class Costs:
     recompute: bool = False  # the trained layers run a second time for back-propagation (gradient checkpointing)
     uncached: bool = False  # the frozen layers run for every batch instead of once for all epochs
 
-    def step(self, parts: Sequence[Batch], number: int = 0) -> int:
+    def step(self, parts: Sequence[Batch], number: int = 0) -> Flops:
         """Optimizer step ``number``, from 0, above the boundary; the shared prefix runs once with every part."""
-        return sum(self._pass(batch) - self._spared(batch, number) for batch in parts)
+        return sum((self._pass(batch, number) for batch in parts), Flops())
 
     def frozen(self, split: Split) -> int:
         """The frozen layers before the first step: over all examples, or over the shared prefix alone."""
@@ -62,9 +62,9 @@ class Costs:
         queries, attended, positions, seen = (sum(column) for column in zip(*rows, strict=True))
         return queries, attended, positions, seen
 
-    def _pass(self, batch: Batch) -> int:
+    def _pass(self, batch: Batch, number: int) -> Flops:
         queries, attended = _sums(self.shape, batch)
-        flops = cost.training_flops(
+        flops = cost.training_passes(
             self.shape,
             self.scope.boundary,
             queries,
@@ -75,9 +75,10 @@ class Costs:
             rank=self.rank,
             recompute=self.recompute,
         )
+        flops += Flops(backward=-self._spared(batch, number))
         if self.uncached:  # a packed prefix was walked before
             own = (batch.ids.numel(), batch.attended) if self.shape.packed else (queries, attended)
-            flops += cost.forward_flops(self.shape, self.scope.boundary, *own)
+            flops += Flops(cost.forward_flops(self.shape, self.scope.boundary, *own))
         return flops
 
     def _spared(self, batch: Batch, number: int) -> int:
@@ -128,7 +129,7 @@ def equal_compute_epochs(
         for epoch in epoch_batches(split, settings, seed, processes):
             total = 0
             for parts in epoch:
-                total += counted.step(parts, number)
+                total += counted.step(parts, number).total
                 number += 1
             yield total
 

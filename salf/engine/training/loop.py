@@ -74,7 +74,8 @@ class _Run:
             for parts in islice(chain.from_iterable(epochs), done.steps, self.total):
                 rate = job.rate * rate_factor(done.steps, self.total, self.settings)
                 loss = self.stepper.take(parts, rate, done.steps)
-                done.flops += job.costs.step(parts, done.steps)
+                flops = job.costs.step(parts, done.steps)
+                done.flops, done.flops_backward = done.flops + flops.total, done.flops_backward + flops.backward
                 done.steps += 1
                 done.step_seconds.append(time.perf_counter() - self.clock)
                 self._check(loss, "loss")

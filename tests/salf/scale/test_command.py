@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from salf.cli import main
+from salf.cost import Flops
 from salf.engine.answers import Embeddings, training_logits
 from salf.engine.batches import Batch, Example
 from salf.engine.boundary_cache.states import cache_boundary
@@ -18,6 +19,7 @@ from salf.scale.command import duration
 from salf.settings import Device
 from tests.engine.models.tiny import tiny_network
 from tests.fine_tune_records import fine_tune_clock, fine_tune_record
+from tests.salf.test_cost import counted_passes
 
 pytestmark = pytest.mark.usefixtures("fused_attention")
 
@@ -89,9 +91,13 @@ def test_operations_are_those_that_pytorch_counts_in_a_whole_fine_tune(scale, tm
         beginning = SHARED * (SHARED + 1) // 2
         by_rows = ROWS * (own * SHARED + own * (own + 1) // 2)
         seen = sum(TOKENS - n for n in range(ANSWER)) * ROWS
-        suffix = 3 * ((layers - boundary - 1) * (by_rows + batches * beginning) + seen) if boundary < layers else 0
-        attention = 4 * width * (boundary * (by_rows + beginning) + EPOCHS * suffix)
-        assert prediction["boundaries"][boundary]["flops"] - attention == counted, boundary
+        suffix = (
+            4 * width * ((layers - boundary - 1) * (by_rows + batches * beginning) + seen if boundary < layers else 0)
+        )
+        frozen = 4 * width * boundary * (by_rows + beginning)
+        point = prediction["boundaries"][boundary]
+        assert point["flops"] - frozen - 3 * EPOCHS * suffix == counted.total, boundary
+        assert point["flops_backward"] - 2 * EPOCHS * suffix == counted.backward, boundary
 
 
 @pytest.mark.parametrize(("precision", "weights"), [("mixed", "float32"), ("bfloat16", "bfloat16")])
@@ -117,11 +123,9 @@ def count(network, rows, boundary):
     with FlopCounterMode(display=False) as frozen:
         if boundary:
             start = cache_boundary(model, runtime, rows, SHARED, boundary, batch_tokens=BATCH * TOKENS)
-    with FlopCounterMode(display=False) as trained:
-        for at in range(0, ROWS, BATCH):
-            batch = Batch.of(rows, range(at, min(at + BATCH, ROWS)), SHARED)
-            training_logits(model, start, batch).square().mean().backward()
-    return frozen.get_total_flops() + EPOCHS * trained.get_total_flops()
+    batches = [Batch.of(rows, range(at, min(at + BATCH, ROWS)), SHARED) for at in range(0, ROWS, BATCH)]
+    epoch = counted_passes(lambda: [training_logits(model, start, batch) for batch in batches])
+    return Flops(frozen.get_total_flops() + EPOCHS * epoch.forward, EPOCHS * epoch.backward)
 
 
 def test_time_is_operations_over_the_rate_that_was_asked_for(scale):
