@@ -37,6 +37,7 @@ class FittedLaw(Record):
 
     ``holdout_rmse`` is the error on last layers that the fit did not see, ``holdout_excess_se`` the standard error of
     what that is above the better baseline's (null for a baseline). Curves [L] are null before ``first_space``.
+    ``faults`` say why a law does not fit.
     """
 
     name: str
@@ -54,6 +55,7 @@ class FittedLaw(Record):
     curve: Numbers
     curve_low: Numbers
     curve_high: Numbers
+    faults: list[str] = []
 
 
 class LocalLaw(Record):
@@ -83,7 +85,10 @@ class Stability(Record):
 
 
 class DepthLaw(Record):
-    """One quantity over the spaces 0..L: mean, its interval and percentiles of the examples, [L+1]; and its laws."""
+    """One quantity over the spaces 0..L: mean, its interval and percentiles of the examples, [L+1]; and its laws.
+
+    ``falling`` is the power law from the mean's peak on, judged over these spaces alone; null with too few layers.
+    """
 
     examples: int
     mean: list[float]
@@ -100,6 +105,7 @@ class DepthLaw(Record):
     local_law: LocalLaw
     stability: dict[str, Stability]
     notes: list[str]
+    falling: FittedLaw | None = None
 
     @property
     def power_fits(self) -> bool:
@@ -118,6 +124,7 @@ class Traced(Record):
 
     model: str | None = None
     weights_sha256: str | None = None
+    basis: str | None = None
     space: str | None = None
     target: str | None = None
     dtype: str | None = None
@@ -280,6 +287,7 @@ class Evidence:
     frontier: Sequence[FrontierPoint] = ()  # of the boundaries 0..L
     signals: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by column, [L+1]; NaN where undefined
     pilot: Pilots | None = None
+    confidence: float = 0.9  # of the laws' and gains' intervals
 
 
 def read_law(path: Path, layers: int, weights: str) -> ScalingLaw:

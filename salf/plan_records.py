@@ -64,12 +64,16 @@ class SelectedBoundary(Record):
     ``before_budget`` is the boundary that it would choose without ``plan.budget``; null where that is ``boundary``.
     ``scores`` is what the rule predicts for the boundaries 0..L, higher for better expected quality, in units of
     its own; null at a boundary that it says nothing of, and altogether where it predicts nothing.
+    ``interval`` is the bootstrap interval of the boundary over the traced examples; null where none was measured.
+    ``warning`` says why the law that chose it does not fit.
     """
 
     boundary: Natural
     before_budget: Natural | None = None
     reason: str
     scores: list[float | None] | None
+    interval: list[Natural] | None = None
+    warning: str | None = None
 
 
 class Spent(Record):

@@ -10,7 +10,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 Quantity = Literal["deviation", "loss"]
-GainName = Literal["observed", "ratio", "local", "marginal"]
+GainName = Literal["observed", "ratio", "local", "marginal", "law"]
 OF_THE_POWER_LAW: Final[frozenset[GainName]] = frozenset({"ratio", "marginal"})  # computed from it, over all depth
 
 
@@ -64,6 +64,13 @@ SELECTORS: Final[Mapping[str, Selector]] = {
         )
         for quantity, gain in product(get_args(Quantity), get_args(GainName))
     },
+    "salf-law": Selector(
+        "by_trace:salf_alone",
+        "the layer with the largest gain by the law of plan.quantity, fitted from its peak on",
+        "trace",
+        "arXiv 2406.11753",
+        settings={"gain": "law"},
+    ),
     "budget": Selector("by_trace:budget", "the best predicted quality within plan.budget", "prediction"),
     "tolerance": Selector(
         "by_trace:tolerance", "the cheapest within plan.tolerance of full fine-tuning's predicted quality", "prediction"

@@ -9,6 +9,7 @@ from salf.plan import FreezePlan
 from salf.plan_records import FrontierPoint
 
 _ROWS = 6
+_LAW = "salf-law"
 
 
 def print_summary(plan: FreezePlan, console: Console) -> None:
@@ -26,6 +27,11 @@ def summary_lines(plan: FreezePlan) -> Iterator[str]:
     if plan.fallback:
         yield f"Note: {plan.fallback}."
     yield f"Certainty: {plan.certainty.words}."
+    if law := plan.boundaries.get(_LAW):
+        low, high = law.interval or (law.boundary, law.boundary)
+        yield f"By the law ({_LAW}): boundary {law.boundary}, {low} to {high} over resamples of the traced examples."
+        if law.warning:
+            yield f"Warning ({_LAW}): {law.warning}."
     point = plan.frontier[plan.boundary]
     yield (
         f"Cost: {point.flops_share:.0%} of full fine-tuning's FLOPs over {plan.cost_model.epochs} epochs "

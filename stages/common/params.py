@@ -157,6 +157,7 @@ class Trace(Group):
 
     sample: Count | None
     losses: Annotated[int, Field(ge=0)] | None
+    basis: Literal["head", "head-and-norm"] = "head"
     space: Literal["normed", "raw"]
     target: Literal["output", "virtual"]
     batch_tokens: Annotated[int, Field(ge=16)]

@@ -1,7 +1,8 @@
 """Everything that is fitted to one quantity (the deviation, or the loss): laws, verdict, gains, stability.
 
 **Gains** (:mod:`salf.gains`). Layers 2..L-1 compete: layer 1's step starts from the embedding output, and above L no
-layer is left to train. ``ratio`` and ``marginal`` are written whether their power law fits or not.
+layer is left to train. ``ratio``, ``marginal`` and
+``law`` are written whether their power law fits or not.
 
 **Stability** (ours): how many examples a plan needs. For m = 8, 16, 32, ... and n itself, m of the n traced examples
 are drawn with replacement (the m-out-of-n bootstrap), and each draw names the layer of its largest gain. A size is
@@ -9,7 +10,7 @@ are drawn with replacement (the m-out-of-n bootstrap), and each draw names the l
 no law are judged: the others would have to fit it to every draw.
 """
 
-from typing import Final, get_args
+from typing import Final, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,12 @@ from numpy.typing import NDArray
 from salf.evidence import DepthLaw, FittedLaw, LayerGain, LocalLaw, Numbers, SampleSize, Stability
 from salf.files import significant
 from salf.fitting.bootstrap import interval, resampled_means
-from salf.gains import local, marginal, named, next_reduction, observed, ratio
+from salf.gains import Falling, by_law, falling, local, marginal, named, next_reduction, observed, ratio
 from salf.laws import Array
 from salf.selectors import GainName, Quantity
 from stages.common.params import Fit
 from stages.fit.compare import SMOOTH, Assessment, assess, choose, faults, holdout_excess, verdict
-from stages.fit.forms import BASELINES, LAWS, POWER_FORM
+from stages.fit.forms import BASELINES, LAWS, POWER_FORM, WARM_STARTS, power_from
 
 DIGITS: Final = 8
 STABLE: Final = 0.9
@@ -38,7 +39,7 @@ def analyse(name: Quantity, examples: Array, params: Fit) -> tuple[DepthLaw, lis
     mean = np.maximum(examples.mean(axis=0), _FLOOR)
     resamples = np.maximum(resampled_means(examples, params.bootstrap, params.seed), _FLOOR)
     assessments, refits = list[Assessment](), list[Array]()
-    theta = thetas = None
+    theta = thetas = law = laws = None
     for form in (*LAWS, *BASELINES):
         if len(mean) > form.points:
             assessment = assess(form, mean[1:], resamples[:, 1:], params.holdout_layers)
@@ -47,11 +48,13 @@ def analyse(name: Quantity, examples: Array, params: Fit) -> tuple[DepthLaw, lis
             refits.append(again)
             if form is POWER_FORM:
                 theta, thetas = assessment.fitted.theta, again
+                law = falling(mean[None])
+                laws = falling(resamples, law.fit.ends[:, :WARM_STARTS])
     best, fits = choose(assessments)
     low, high = interval(resamples, params.confidence)
     p10, p50, p90 = np.percentile(examples, [10, 50, 90], axis=0)
     curves = {"mean": mean, "low": low, "high": high, "p10": p10, "p50": p50, "p90": p90}
-    law = DepthLaw(
+    found = DepthLaw(
         examples=len(examples),
         **{column: [significant(float(value), DIGITS) for value in curve] for column, curve in curves.items()},
         laws=[_law(*pair, assessments, params.confidence) for pair in zip(assessments, refits, strict=True)],
@@ -64,8 +67,19 @@ def analyse(name: Quantity, examples: Array, params: Fit) -> tuple[DepthLaw, lis
         ),
         stability=stabilities(examples, params.bootstrap, params.seed, params.confidence),
         notes=_notes(examples, mean) + [SMOOTH] * fits,
+        falling=law and laws and _falling(mean, resamples, int(law.peaks[0]), laws.fit.theta, params),
     )
-    return law, all_gains(name, mean, resamples, theta, thetas, params.confidence)
+    once, often = Laws(theta, law), Laws(thetas, laws)
+    return found, all_gains(name, mean, resamples, once, often, params.confidence)
+
+
+def _falling(mean: Array, resamples: Array, peak: int, again: Array, params: Fit) -> FittedLaw:
+    """The power law from the peak of the mean [L+1] on, judged over these spaces; ``again``: θ of the resamples."""
+    forms = (power_from(peak), *BASELINES)
+    judged = [assess(form, mean[peak:], resamples[:, peak:], params.holdout_layers) for form in forms]
+    law, before = _law(judged[0], again, judged, params.confidence), Numbers([None] * (peak - 1))
+    curves = {name: before + getattr(law, name) for name in ("curve", "curve_low", "curve_high")}
+    return law.model_copy(update={**curves, "name": "power_from_peak", "first_space": peak})
 
 
 def _law(one: Assessment, again: Array, rivals: list[Assessment], confidence: float) -> FittedLaw:
@@ -74,6 +88,7 @@ def _law(one: Assessment, again: Array, rivals: list[Assessment], confidence: fl
     low, high = map(_numbers, interval(form.natural(again), confidence))
     curve_low, curve_high = interval(form.curve(again, np.arange(1, len(one.curve) + 1, dtype=float)), confidence)
     excess = None if one.is_baseline else holdout_excess(one, rivals)
+    wrong = [] if one.is_baseline else faults(one, rivals)
     return FittedLaw(
         name=form.name,
         formula=form.formula,
@@ -86,7 +101,8 @@ def _law(one: Assessment, again: Array, rivals: list[Assessment], confidence: fl
         aicc=_number(one.aicc),
         holdout_rmse=None if one.holdout is None else _number(one.holdout[0]),
         holdout_excess_se=_number(excess[1]) if excess else None,
-        fits=not one.is_baseline and not faults(one, rivals),
+        fits=not one.is_baseline and not wrong,
+        faults=wrong,
         curve=_from(first, one.curve),
         curve_low=_from(first, curve_low),
         curve_high=_from(first, curve_high),
@@ -135,18 +151,25 @@ def win_shares(gains: Array) -> Array:
     return _shares(named(gains), gains.shape[1])
 
 
+class Laws(NamedTuple):
+    """Power laws of C curves, over the whole depth (θ [C, 3]) and from their peaks on; ``None``: too few layers."""
+
+    theta: Array | None = None
+    falling: Falling | None = None
+
+
 def all_gains(
-    quantity: Quantity, curve: Array, resamples: Array, theta: Array | None, thetas: Array | None, confidence: float
+    quantity: Quantity, curve: Array, resamples: Array, once: Laws, often: Laws, confidence: float
 ) -> list[LayerGain]:
     """Every gain of a positive curve [L+1], with intervals and win shares from its resamples [B, L+1].
 
-    ``theta`` [1, 3] and ``thetas`` [B, 3] are the power law's; without them (too few layers) its gains are NaN.
+    ``once`` and ``often`` are the laws of the curve and of the resamples; without them their gains are NaN.
     """
     smallest = resolution(resamples)
-    once, often = _each_gain(curve[None], theta, smallest), _each_gain(resamples, thetas, smallest)
+    own, drawn = _each_gain(curve[None], once, smallest), _each_gain(resamples, often, smallest)
     found = []
     for name in get_args(GainName):
-        columns = (once[name][0], *interval(often[name], confidence), win_shares(often[name]))
+        columns = (own[name][0], *interval(drawn[name], confidence), win_shares(drawn[name]))
         for layer, row in enumerate(zip(*columns, strict=True), start=1):
             value, low, high, share = (significant(float(number), DIGITS) for number in row)
             gain = LayerGain(
@@ -157,13 +180,14 @@ def all_gains(
     return found
 
 
-def _each_gain(curves: Array, theta: Array | None, smallest: float) -> dict[str, Array]:
+def _each_gain(curves: Array, laws: Laws, smallest: float) -> dict[str, Array]:
     undefined = np.full((len(curves), curves.shape[1] - 1), np.nan)
     return {
         "observed": observed(curves),
-        "ratio": undefined if theta is None else ratio(curves, theta, smallest),
+        "ratio": undefined if laws.theta is None else ratio(curves, laws.theta, smallest),
         "local": local(curves),
-        "marginal": undefined if theta is None else marginal(curves, theta),
+        "marginal": undefined if laws.theta is None else marginal(curves, laws.theta),
+        "law": undefined if laws.falling is None else by_law(laws.falling, curves.shape[1] - 1),
     }
 
 

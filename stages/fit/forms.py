@@ -63,18 +63,18 @@ class Form(ABC):
 
 
 class _LawForm(Form):
-    """A law over the whole depth."""
+    """A law over the whole depth, or from a later space ``first`` on: its curves then begin there."""
 
-    def __init__(self, law: Law) -> None:
+    def __init__(self, law: Law, first: int = 1) -> None:
         self.law, self.name, self.formula, self.parameters = law, law.name, law.formula, law.parameters
-        self.points = len(law.parameters) + 1
+        self.points, self._before = len(law.parameters) + 1, first - 1
 
     def fit(self, curves: Array, warm: Any = None) -> Fitted:
-        fit = fit_law(self.law, _spaces(curves), curves, warm=warm)
+        fit = fit_law(self.law, _spaces(curves) + self._before, curves, warm=warm)
         return Fitted(fit.theta, fit.converged, fit.ends[:1, :WARM_STARTS])
 
     def curve(self, theta: Array, spaces: Array) -> Array:
-        return self.law.curve(theta, spaces)
+        return self.law.curve(theta, spaces + self._before)
 
     def natural(self, theta: Array) -> Array:
         return self.law.natural(theta)
@@ -165,6 +165,11 @@ class _IsotonicForm(Form):
 
     def degrees(self, theta: Array) -> int:
         return int(self.natural(theta[None])[0, 0])
+
+
+def power_from(first: int) -> Form:
+    """Return the power law from a space on, for curves that begin there."""
+    return _LawForm(POWER, first)
 
 
 def _non_increasing(values: Sequence[float]) -> list[float]:

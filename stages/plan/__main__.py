@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     law = read_law(args.law, layers, weights)
     signals = read_signals(args.signals, layers) if args.signals else {}
     pilot = read_pilot(args.pilot, layers, weights) if args.pilot else None
-    evidence = Evidence(layers, law.quantities, read_gains(args.gains, layers), signals=signals, pilot=pilot)
+    gains = read_gains(args.gains, layers)
+    evidence = Evidence(layers, law.quantities, gains, signals=signals, pilot=pilot, confidence=law.confidence)
     hashes = EvidenceHashes(
         law_sha256=sha256_file(args.law),
         gains_sha256=sha256_file(args.gains),

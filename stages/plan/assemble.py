@@ -110,7 +110,14 @@ def _selected(choice: Choice, boundary: int) -> SelectedBoundary:
     if choice.scores is not None:
         scores = [None if score is None else significant(score) for score in choice.scores]
     before = None if boundary == choice.boundary else choice.boundary
-    return SelectedBoundary(boundary=boundary, before_budget=before, reason=choice.reason, scores=scores)
+    return SelectedBoundary(
+        boundary=boundary,
+        before_budget=before,
+        reason=choice.reason,
+        scores=scores,
+        interval=choice.interval and list(choice.interval),
+        warning=choice.warning,
+    )
 
 
 def _head_note(tied: bool, boundary: int) -> str:

@@ -5,12 +5,14 @@ al., arXiv 2406.11753). The gains are reconstructions (:mod:`salf.gains`), the b
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from salf.errors import UserError
-from salf.evidence import Evidence, LayerGain
+from salf.evidence import DepthLaw, Evidence, LayerGain
 from salf.files import significant
 from salf.plan_records import Certainty, RunnerUp
 from salf.selectors import OF_THE_POWER_LAW, GainName, Quantity
@@ -24,6 +26,7 @@ _WORDS: Final[Mapping[GainName, str]] = {
     "ratio": "gain relative to the law's (capability ratio)",
     "local": "local-law exponent",
     "marginal": "marginal gain predicted by the law",
+    "law": "gain by the law from the peak on",
 }
 
 
@@ -55,7 +58,7 @@ def _fault(evidence: Evidence, quantity: Quantity, gain: GainName) -> str | None
     if gain in OF_THE_POWER_LAW and not law.power_fits:
         return f"no power law over the whole depth fits the {quantity} ({law.verdict.rstrip('.')})"
     if not evidence.gains.get((quantity, gain)):
-        return f"no layer has a {_WORDS[gain]} of the {quantity}"
+        return f"no layer has a {_WORDS[gain]} of the {quantity} (if fit did not compute it, run again: dvc repro fit)"
     return None
 
 
@@ -94,7 +97,25 @@ def _largest(evidence: Evidence, basis: Basis) -> Choice:
         ),
         basis.fallback,
         tuple(by_layer.get(boundary) for boundary in range(evidence.layers + 1)),
+        _interval(gains, evidence.confidence),
+        _warning(evidence.laws[basis.quantity], basis) if basis.gain == "law" else None,
     )
+
+
+def _interval(gains: Sequence[LayerGain], confidence: float) -> tuple[int, int] | None:
+    """The bootstrap interval of the layer that wins; ``None``: the gain was not resampled."""
+    shares = np.cumsum([gain.win_share for gain in gains])
+    if not shares[-1] > 1 - 1e-6:
+        return None
+    low, high = np.searchsorted(shares, np.array([1 - confidence, 1 + confidence]) / 2 - 1e-9)
+    return gains[low].layer, gains[high].layer
+
+
+def _warning(law: DepthLaw, basis: Basis) -> str | None:
+    if law.falling is None or law.falling.fits:
+        return None
+    why = "; ".join(law.falling.faults)
+    return f"the power law of the {basis.quantity} from space {law.falling.first_space} on does not fit: {why}"
 
 
 def _certainty(best: LayerGain, gains: tuple[LayerGain, ...]) -> Certainty:

@@ -28,7 +28,7 @@ class AbsentEvidenceError(UserError):
 
 @dataclass(frozen=True)
 class Choice:
-    """A boundary and why; fallback and scores as in the plan (:class:`salf.plan_records.SelectedBoundary`)."""
+    """A boundary and why; the rest as in the plan (:class:`salf.plan_records.SelectedBoundary`)."""
 
     boundary: int
     reason: str
@@ -36,6 +36,8 @@ class Choice:
     runners_up: tuple[RunnerUp, ...] = ()
     fallback: str | None = None
     scores: tuple[float | None, ...] | None = None
+    interval: tuple[int, int] | None = None
+    warning: str | None = None
 
     @property
     def fixed(self) -> bool:

@@ -33,6 +33,7 @@ _GAINS: Final = {
     "ratio": "gain over the law’s gain",
     "local": "local-law gain",
     "marginal": "marginal gain of the law",
+    "law": "gain by the law from the peak on",
 }
 _LOG_FROM: Final = 12.0  # values that spread over more than this factor are drawn on a logarithmic axis
 _LOW: Final = 220  # height of a low figure, px

@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         weights_sha256=base.weights_sha256,
         data_sha256=meta.splits[SPLIT].sha256,
         dtype=runtime.dtype_name,
+        basis=params.trace.basis,
         space=params.trace.space,
         target=params.trace.target,
         layers=base.layers,

@@ -6,10 +6,14 @@ bias b. A well-conditioned tall head solves the normal equations (WᵀW)s = W_y 
 float64. If squaring the condition number would cost more than half of float64's digits, or the head is wide (V < H) or
 rank-deficient, singular values decide, with the tolerance of ``numpy.linalg.pinv(rtol=max(V, H)·eps)`` and the eps of
 the type that W is stored in, float32's for 16 bits: what rounding to that type put there is noise.
+
+**With the final norm** (``trace.basis: head-and-norm``, the authors' later public code). The norm is n(h) = g ⊙ ĥ + c
+with ĥ the normalised state, so the logits are W·diag(g)·ĥ + W·c + b: the basis is pinv(W·diag(g))·(e_y − W·c − b),
+and ĥ is what it is compared with. A tied head is the embedding matrix, and is folded like any other.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -41,6 +45,35 @@ def losses(read: Callable[[Tensor], Tensor], states: Tensor, tokens: Tensor) -> 
         for some, wanted in zip(states.split(_HEAD_ROWS), tokens.split(_HEAD_ROWS), strict=True)
     ]
     return torch.cat(parts)
+
+
+class Affine(NamedTuple):
+    """What a final norm does after it has normalised: gain g [H] and shift c [H]."""
+
+    gain: Tensor
+    shift: Tensor
+
+    @classmethod
+    def of(cls, norm: Callable[[Tensor], Tensor], like: Tensor) -> Self:
+        """Read both off the norm: RMSNorm and LayerNorm keep a vector of ±1 in turn, whose mean is 0 and variance 1.
+
+        So it holds whether there is a weight (Gemma's counts from one) and a bias; H is even, ``like`` is W [V, H].
+        """
+        signs = torch.ones(like.shape[1], device=like.device)
+        signs[1::2] = -1
+        plus, minus = (norm(vector).float() for vector in (signs, -signs))
+        return cls((plus - minus) / 2 * signs, (plus + minus) / 2)
+
+    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The head's W·diag(g) [V, H] and b + W·c [V]."""
+        if not self.shift.any():
+            return weight * self.gain, bias
+        more = weight.float() @ self.shift
+        return weight * self.gain, more if bias is None else more + bias
+
+    def undone(self, normed: Tensor) -> Tensor:
+        """The normalised states ĥ [..., H] of normed ones; zero where the gain is."""
+        return torch.where(self.gain == 0, 0.0, (normed.float() - self.shift) / self.gain)
 
 
 def virtual_targets(inputs: Tensor, outputs: Tensor, shares: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from salf.errors import UserError
 from salf.files import replacing_file, require, sealed_file
 from salf.settings import Device
 from stages.common.params import Trace
-from stages.trace.basis import deviations, losses, semantic_bases, virtual_targets
+from stages.trace.basis import Affine, deviations, losses, semantic_bases, virtual_targets
 
 SPLIT: Final = "train"
 SHARD_EXAMPLES: Final = 128
@@ -66,6 +66,7 @@ class Tracer:
     params: Trace
     tokens: Tensor  # the distinct answer tokens, ascending, [n]
     bases: Tensor  # the basis of each, [n, H]
+    folded: Affine | None  # the final norm's gain and shift, if they are in the bases
     shared: int  # tokens of the shared prefix of all prompts
     beginning: Beginning | None  # that prefix, run through all layers
 
@@ -75,7 +76,11 @@ class Tracer:
         cls, model: CausalModel, runtime: Runtime, params: Trace, tokens: Sequence[int], shared: Sequence[int]
     ) -> Self:
         """Solve the bases of the distinct answer tokens and run the shared prefix's tokens once."""
-        bases = semantic_bases(model.head.weight, model.head.bias, tokens).float().to(model.device)
+        head, folded = (model.head.weight, model.head.bias), None
+        if params.basis == "head-and-norm":
+            folded = Affine.of(model.norm, model.head.weight)
+            head = folded.folded(*head)
+        bases = semantic_bases(*head, tokens).float().to(model.device)
         beginning = None
         if shared:
             with runtime.autocast():
@@ -83,7 +88,7 @@ class Tracer:
                 states = model.embed(ids, torch.arange(len(shared), device=model.device))
                 beginning = walk_beginning(model, states, 0, model.depth)
         distinct = torch.tensor(list(tokens), device=model.device)
-        return cls(model, runtime, params, distinct, bases, len(shared), beginning)
+        return cls(model, runtime, params, distinct, bases, folded, len(shared), beginning)
 
     @torch.no_grad()
     def trace(self, batch: Batch, with_losses: bool) -> tuple[Tensor, Tensor | None]:
@@ -107,7 +112,10 @@ class Tracer:
                 if self.params.target == "virtual":
                     depths = torch.arange(len(deviation), len(deviation) + len(some), device=raw.device)
                     targets = virtual_targets(inputs, outputs, (depths / self.model.depth)[:, None, None])
-                deviation += deviations(normed if self.params.space == "normed" else raw, targets)
+                compared = raw if self.params.space == "raw" else normed
+                if self.folded and self.params.space == "normed":
+                    compared = self.folded.undone(normed)
+                deviation += deviations(compared, targets)
                 if with_losses:
                     tokens = batch.targets.repeat(len(some))
                     loss += losses(self.model.read, normed.flatten(0, 1), tokens).view(len(some), -1)

@@ -62,7 +62,7 @@ def test_the_shapes_of_a_real_model_from_traces_to_artifacts(project, write_part
 
     table = pd.read_csv(gains)
     assert list(table.columns) == list(LayerGain.model_fields)
-    assert len(table) == 2 * 4 * 30
+    assert len(table) == 2 * 5 * 30
     assert (table.loc[table["embedding_step"], "layer"] == 1).all()
     assert (table.loc[table["embedding_step"], "win_share"] == 0).all()
     np.testing.assert_allclose(table.groupby(["quantity", "gain"])["win_share"].sum(), 1.0)

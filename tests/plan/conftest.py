@@ -58,6 +58,7 @@ GAINS = {
     ("deviation", "observed"): [(0.5, 0), (-0.01, 0), (0.02, 0.05), (0.06, 0.2), (0.12, 0.43), (0.04, 0.32)],
     ("deviation", "ratio"): [(9.0, 0), (-0.1, 0), (0.3, 0.1), (3.0, 0.9), (2.0, 0), (1.0, 0)],
     ("deviation", "local"): [(1.0, 0), (-0.03, 0), (0.07, 0), (0.26, 0.01), (0.64, 0.95), (0.29, 0.04)],
+    ("deviation", "law"): [(0.0, 0), (0.0, 0.02), (0.0, 0.08), (0.3, 0.84), (0.2, 0.06), (0.1, 0)],
     ("loss", "observed"): [(69.0, 0), (0.5, 0), (0.5, 0), (1.0, 0), (5.0, 0.3), (6.0, 0.7)],
 }
 
@@ -114,6 +115,14 @@ def write_law(
                 {**LAW, "name": "power", "fits": fits and power, "curve": mean[1:]},
                 {**LAW, "name": "power_tail", "fits": fits, "curve": tail},
             ],
+            "falling": {
+                **LAW,
+                "name": "power_from_peak",
+                "first_space": 3,
+                "fits": fits,
+                "curve": [],
+                "faults": [] if fits else ["r² 0.50 is below 0.9"],
+            },
             "embedding_step": mean[0] - mean[1],
             "stability": {},
             "notes": [],

@@ -1,5 +1,6 @@
 """Which boundary is chosen, why and how surely: the stage from its files to its plan."""
 
+import json
 import re
 from collections import Counter
 from typing import get_args
@@ -69,6 +70,29 @@ def test_a_named_gain_has_nothing_in_its_place_where_its_law_does_not_fit(worksp
     assert plan.boundaries["salf-deviation-observed"].boundary == 5
     with pytest.raises(UserError, match="salf-deviation-ratio: no power law over the whole depth fits"):
         workspace.plan(selector="salf-deviation-ratio")
+
+
+def test_the_law_decides_with_an_interval_and_warns_where_it_does_not_fit(workspace, capsys):
+    """Shares of resamples by layer: 2 %, 8 %, 84 %, 6 % for layers 2 to 5; no plan is refused."""
+    chosen = workspace.plan().boundaries["salf-law"]
+    assert (chosen.boundary, chosen.interval, chosen.warning) == (4, [3, 5], None)
+    assert "Warning" not in capsys.readouterr().out
+    workspace.rewrite_law(fits=False)
+    plan = workspace.plan(selector="salf-law")
+    assert (plan.boundary, plan.fallback) == (4, None)
+    assert plan.boundaries["salf-law"].warning in (printed := capsys.readouterr().out)
+    assert "from space 3 on does not fit: r² 0.50 is below 0.9" in printed
+    assert plan.boundaries["salf-loss-observed"].warning is None
+
+
+def test_a_law_made_before_there_was_one_from_the_peak_on_has_no_such_boundary(workspace):
+    law = json.loads(workspace.law.read_text())
+    for each in law["quantities"].values():
+        del each["falling"]
+    workspace.law.write_text(json.dumps(law))
+    rows = [row for row in workspace.gains.read_text().splitlines() if ",law," not in row]
+    workspace.gains.write_text("\n".join(rows))
+    assert "run again: dvc repro fit" in workspace.plan().absent["salf-law"]
 
 
 def test_a_named_gain_of_losses_that_were_not_traced_is_absent(workspace):

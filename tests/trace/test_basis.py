@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stages.trace import basis
-from stages.trace.basis import semantic_bases
+from stages.trace.basis import Affine, semantic_bases
 
 
 def head(rows, columns, *, rank=None, condition=None, seed=0):
@@ -47,6 +47,43 @@ def test_bases_are_those_of_the_pseudo_inverse(name, with_bias):
     theirs = reference(weight, bias, tokens)
     assert ours.dtype == torch.float64
     np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-6, atol=1e-6 * np.abs(theirs).max())
+
+
+def from_one(weight):
+    """Gemma's RMSNorm: its weight counts from one."""
+    return lambda states: (1 + weight) * torch.nn.functional.rms_norm(states, states.shape[-1:])
+
+
+def norms(size):
+    """Norms with their gain and shift: what is drawn here, not what is read off them."""
+    rng = np.random.default_rng(5)
+    gain, shift, nothing = rng.uniform(0.2, 3, size), rng.normal(size=size), np.zeros(size)
+    rms, layer = torch.nn.RMSNorm(size), torch.nn.LayerNorm(size)
+    rms.weight.data = layer.weight.data = torch.from_numpy(gain).float()
+    layer.bias.data = torch.from_numpy(shift).float()
+    return {
+        "RMSNorm": (rms, gain, nothing),
+        "RMSNorm without a weight": (torch.nn.RMSNorm(size, elementwise_affine=False), 1 + nothing, nothing),
+        "RMSNorm whose weight counts from one": (from_one(torch.from_numpy(gain).float() - 1), gain, nothing),
+        "LayerNorm with a bias": (layer, gain, shift),
+        "LayerNorm without a weight": (torch.nn.LayerNorm(size, elementwise_affine=False), 1 + nothing, nothing),
+    }
+
+
+@pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("name", norms(24))
+def test_a_norm_folded_into_the_head_gives_the_bases_of_their_product(name, with_bias):
+    norm, gain, shift = norms(24)[name]
+    weight, tokens = CASES["tall"], [3, 0, 299]
+    bias = np.random.default_rng(1).normal(size=300) if with_bias else np.zeros(300)
+    own, states = torch.from_numpy(weight).float(), torch.randn(7, 24, generator=torch.manual_seed(0))
+    folded = Affine.of(norm, own)
+    ours = semantic_bases(*folded.folded(own, torch.from_numpy(bias).float() if with_bias else None), tokens)
+    theirs = reference(weight * gain, bias + weight @ shift, tokens)
+    np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+    means = states.mean(dim=-1, keepdim=True) if name.startswith("LayerNorm") else 0.0
+    alike = torch.nn.functional.cosine_similarity(folded.undone(norm(states)), states - means)
+    torch.testing.assert_close(alike, torch.ones(7), rtol=0, atol=1e-4)
 
 
 def test_a_basis_means_its_token_exactly_where_the_head_can_say_so():

@@ -42,10 +42,10 @@ def write_split(folder, count, *, longest_prompt=8, beginning=BEGINNING, row_gro
     return rows
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
+@pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied head"])
+def model(tmp_path_factory, request):
     """A head with a bias would need another family; the bases' tests have one."""
-    return open_model(save_tiny(tmp_path_factory.mktemp("model"), tie_word_embeddings=False), RUNTIME.device)
+    return open_model(save_tiny(tmp_path_factory.mktemp("model"), tie_word_embeddings=request.param), RUNTIME.device)
 
 
 def run(model, prepared, folder, params=PARAMS, beginning=BEGINNING, runtime=RUNTIME):
@@ -59,10 +59,11 @@ def cosine_distance(a, b):
     return 1 - (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
 
 
-def reference(model, row, space, target):
+def reference(model, row, space, target, basis):
     """By the definitions, an example at a time, the whole prompt without packing: {position: (deviation, loss)}."""
     network, head = model.network, model.head.weight.double().numpy()
-    inverse = np.linalg.pinv(head)
+    gain = model.norm.weight.double().numpy() if basis == "head-and-norm" else 1.0
+    inverse = np.linalg.pinv(head * gain)
     ids = row["prompt_ids"] + row["answer_ids"][:-1]
     caught = []
     hook = model.norm.register_forward_pre_hook(lambda _, args: caught.append(args[0][0]))
@@ -74,13 +75,13 @@ def reference(model, row, space, target):
     found = {}
     for position, token in enumerate(row["answer_ids"]):
         at = len(row["prompt_ids"]) - 1 + position
-        basis = inverse[:, token]
+        answer = inverse[:, token]
         deviation, loss = [], []
         for k, states in enumerate(normed):
             share = k / model.depth if target == "virtual" else 1.0
             entry = model.embedding.weight[ids[at]].double().numpy()
-            aim = entry + share * (basis - entry)
-            seen = states[at] if space == "normed" else raw[k][at].double().numpy()
+            aim = entry + share * (answer - entry)
+            seen = states[at] / gain if space == "normed" else raw[k][at].double().numpy()
             deviation.append(cosine_distance(seen, aim))
             logits = head @ states[at]
             loss.append(np.logaddexp.reduce(logits) - logits[token])
@@ -89,12 +90,14 @@ def reference(model, row, space, target):
 
 
 @pytest.mark.parametrize("beginning", [BEGINNING, []], ids=["shared beginning", "none shared"])
+@pytest.mark.parametrize("basis", ["head", "head-and-norm"])
 @pytest.mark.parametrize(("space", "target"), [("normed", "output"), ("raw", "output"), ("normed", "virtual")])
-def test_a_trace_is_what_hugging_faces_hidden_states_say(model, tmp_path, monkeypatch, space, target, beginning):
+def test_a_trace_is_what_hugging_faces_hidden_states_say(model, tmp_path, monkeypatch, space, target, basis, beginning):
+    monkeypatch.setattr(model.norm.weight, "data", torch.linspace(0.5, 2, len(model.norm.weight)))
     monkeypatch.setattr("stages.trace.collect._STATES", 20)  # a few spaces at a time, and not always as many
     monkeypatch.setattr("stages.trace.collect.SHARD_EXAMPLES", 7)
     rows = write_split(tmp_path / "prepared", 17, beginning=beginning or [9])
-    params = PARAMS.model_copy(update={"space": space, "target": target, "losses": 6})
+    params = PARAMS.model_copy(update={"space": space, "target": target, "basis": basis, "losses": 6})
     sample, traced = run(model, tmp_path / "prepared", tmp_path / "traces", params, beginning)
     assert sample.positions == len(traced) == sum(len(row["answer_ids"]) for row in rows)
     assert sum(sample.with_losses) == 6
@@ -102,7 +105,7 @@ def test_a_trace_is_what_hugging_faces_hidden_states_say(model, tmp_path, monkey
         mine = [entry for entry in traced if entry["example_id"] == row["example_id"]]
         assert [entry["token_id"] for entry in mine] == row["answer_ids"]
         assert {entry["label"] for entry in mine} == {row["label"]}
-        for position, (deviation, loss) in reference(model, row, space, target).items():
+        for position, (deviation, loss) in reference(model, row, space, target, basis).items():
             np.testing.assert_allclose(mine[position]["deviation"], deviation, atol=2e-5)
             if sample.with_losses[number]:
                 np.testing.assert_allclose(mine[position]["loss"], loss, rtol=2e-5)
