@@ -76,11 +76,11 @@ class Tracer:
         cls, model: CausalModel, runtime: Runtime, params: Trace, tokens: Sequence[int], shared: Sequence[int]
     ) -> Self:
         """Solve the bases of the distinct answer tokens and run the shared prefix's tokens once."""
-        head, folded = (model.head.weight, model.head.bias), None
-        if params.basis == "head-and-norm":
-            folded = Affine.of(model.norm, model.head.weight)
-            head = folded.folded(*head)
-        bases = semantic_bases(*head, tokens).float().to(model.device)
+        weight, bias = model.head.weight, model.head.bias
+        folded = Affine.of(model.norm, weight) if params.basis == "head-and-norm" else None
+        if folded:
+            weight, bias = folded.folded(weight, bias)
+        bases = semantic_bases(weight, bias, tokens).float().to(model.device)
         beginning = None
         if shared:
             with runtime.autocast():
