@@ -112,11 +112,16 @@ def machine_facts(runtime: Runtime) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name() if runtime.device.type == "cuda" else runtime.device.type,
+        "device": device_name(runtime.device),
         "dtype": runtime.dtype_name,
         "dtype_reason": runtime.reason,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "safetensors", "numpy")},
     }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's model, or the kind of another device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -16,9 +16,10 @@ from typing import Any, Final, TypeVar
 
 import torch
 
+from salf.engine.runtime import device_name
 from salf.files import read_json, write_json
 
-Measured = dict[str, Any]  # seconds: list[float], flops: list[int], peak_bytes: int or None
+Measured = dict[str, Any]  # seconds: list[float], flops: list[int], peak_bytes: int or None, device: str
 Value = TypeVar("Value")  # anything that JSON holds
 _STATUS: Final = Path("/proc/self/status")
 _CLEAR: Final = Path("/proc/self/clear_refs")
@@ -141,6 +142,7 @@ def _serve(pipe: Connection, make: Callable[[Any], Any], task: Any, log: Path) -
                 runner = runner or make(task)
                 peak = PeakMemory(runner.device)
                 lap = runner.run(**request)
-                pipe.send({"seconds": lap.seconds, "flops": lap.flops, "peak_bytes": peak.bytes()})
+                where = device_name(runner.device)
+                pipe.send({"seconds": lap.seconds, "flops": lap.flops, "peak_bytes": peak.bytes(), "device": where})
             except Exception:  # handed to the parent, which stops
                 pipe.send(traceback.format_exc())

@@ -167,9 +167,11 @@ def measure_tracing(task: Task, plan: Plan, kept: Kept, logs: Path) -> list[Trac
         }
         measured = in_turn(f"tracing {task.name}: {examples} examples", runs, plan.repeats, kept)
     laps = {name: [lap["seconds"][0] for lap in rounds] for name, rounds in zip(ways, measured, strict=True)}
+    devices = {name: rounds[0]["device"] for name, rounds in zip(ways, measured, strict=True)}
     return [
         Tracing(
             what=name,
+            device=devices[name],
             examples_per_second=Spread.of([examples / lap for lap in laps[name]]),
             of_plain_forward=Spread.of_ratios(laps[PLAIN], laps[name]),
         )

@@ -88,9 +88,13 @@ class Memory(Record):
 
 
 class Tracing(Record):
-    """Examples per second of one way to trace, over those of a plain forward pass over the same examples."""
+    """Examples per second of one way to trace, over those of a plain forward pass over the same examples.
+
+    ``device`` is the GPU's name, or ``cpu``; null in benchmarks that did not record it.
+    """
 
     what: str
+    device: str | None = None
     examples_per_second: Spread
     of_plain_forward: Spread
 

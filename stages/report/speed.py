@@ -55,11 +55,12 @@ def _of_model(name: str, model: ModelResult) -> list[Table]:
         f"{work.examples} examples of {work.mean_tokens:.0f} tokens, {work.shared_tokens} of them shared, in batches "
         f"of {work.batch_size}: our seconds, and how many times as fast as each."
     )
+    device = next((f" on {way.device}" for way in model.tracing if way.device), "")
     peaks = f"{work.model}: peak memory of the process, libraries and weights included (GPU: allocated)."
     return [
         table(f"speed-{name}", caption, model.points, _POINTS),
         table(f"speed-memory-{name}", peaks, model.memory, _MEMORY),
-        table(f"speed-tracing-{name}", f"{work.model}: tracing.", model.tracing, _TRACING),
+        table(f"speed-tracing-{name}", f"{work.model}: tracing{device}.", model.tracing, _TRACING),
     ]
 
 

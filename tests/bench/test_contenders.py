@@ -1,13 +1,17 @@
 """All contenders do the work that they are timed for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from salf.families import family_of
 from salf.parameters import trained_names
+from salf.settings import Device
 from salf.shape import ModelShape
 from stages.bench import others, ours
+from stages.bench.contender import Contender
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer, labelled, pad
 from stages.bench.ours import BasisSolver, FineTuner, TraceMaker
 from stages.bench.prefix import PrefixTrainer
@@ -112,6 +116,18 @@ def test_the_naive_loop_finds_the_deviations_that_ours_writes(task, monkeypatch)
     mine = sorted(row["deviation"] for row in kept)
     assert len(mine) == sum(len(example.answer_ids) for example in task.examples[:12])
     torch.testing.assert_close(torch.tensor(mine), torch.tensor(theirs), atol=2e-5, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_tracing_is_measured_on_the_gpu_where_there_is_one(task, tmp_path):
+    contender = Contender(TraceMaker, replace(task, device=Device(kind="auto", dtype="auto")), tmp_path / "log")
+    try:
+        lap = contender.ask(examples=12, losses=True, shared=True)
+    finally:
+        contender.stop()
+    assert lap["device"] == torch.cuda.get_device_name()
+    assert lap["peak_bytes"] > 0
+    assert lap["seconds"][0] > 0
 
 
 def test_the_benchmarks_clock_runs_while_bases_are_solved():

@@ -45,7 +45,7 @@ def test_a_benchmark_is_complete_and_a_second_start_measures_nothing_again(tmp_p
     deep, shallow = (next(p for p in model.points if (p.boundary, p.epochs) == (b, 3)) for b in (3, 2))
     assert deep.ideal > shallow.ideal > 1
     assert [m.boundary for m in model.memory] == [0, 2, 3]
-    assert len(model.tracing) == 5
+    assert [way.device for way in model.tracing] == ["cpu"] * 5
     assert set(first.startup) == {"python", "fit"}
     assert first.no_op_repro is None
     assert "not up to date" in first.notes[0]

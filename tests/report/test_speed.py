@@ -43,7 +43,14 @@ def benchmark(**changes):
                 "points": [point],
                 "memory": [{"boundary": 6, **peaks}],
                 "allocator": {"boundary": 6, "epochs": 5, "slower_without": SPREAD},
-                "tracing": [{"what": "deviations", "examples_per_second": SPREAD, "of_plain_forward": SPREAD}],
+                "tracing": [
+                    {
+                        "what": "deviations",
+                        "device": "Some GPU",
+                        "examples_per_second": SPREAD,
+                        "of_plain_forward": SPREAD,
+                    }
+                ],
             }
         ],
         "startup": {"python": SPREAD, "finetune": SPREAD, "finetune+lora": SPREAD},
@@ -81,6 +88,7 @@ def test_a_benchmark_is_shown_with_its_machine_and_every_exact_number(page_with)
         assert f'<data value="{value}">' in page
     assert "1.25 to 1.75" in page
     assert "start of finetune+lora" in page
+    assert "tracing on Some GPU." in page
 
 
 def test_a_missed_target_says_where_the_time_goes(page_with):
