@@ -37,12 +37,12 @@ class Falling(NamedTuple):
 
 
 def observed(curves: Array) -> Array:
-    """g_k [C, L] of curves [C, L+1] over spaces 0..L."""
+    """Observed gains g_k (ours), [C, L] of curves [C, L+1] over spaces 0..L."""
     return curves[:, :-1] - curves[:, 1:]
 
 
 def ratio(curves: Array, theta: Array, smallest: float) -> Array:
-    """g_k / max(ĝ_k, smallest) [C, L] under the power laws θ [C, 3]; NaN at layer 1."""
+    """Gains relative to the law's (ours), g_k / max(ĝ_k, smallest) [C, L] by power laws θ [C, 3]; NaN at layer 1."""
     expected = np.full((len(curves), curves.shape[1] - 1), np.nan)
     if curves.shape[1] > 2:
         law = POWER.curve(theta, np.arange(1, curves.shape[1], dtype=float))
@@ -51,7 +51,7 @@ def ratio(curves: Array, theta: Array, smallest: float) -> Array:
 
 
 def local(curves: Array) -> Array:
-    """Local exponents α_k [C, L] of positive curves [C, L+1]."""
+    """Local exponents (ours), α_k [C, L] of positive curves [C, L+1]."""
     layers = np.arange(1, curves.shape[1], dtype=float)
     return np.log(curves[:, :-1] / curves[:, 1:]) / np.log((layers + 1) / layers)
 
@@ -63,7 +63,7 @@ def next_reduction(curves: Array) -> Array:
 
 
 def marginal(curves: Array, theta: Array) -> Array:
-    """α·δ_k/k [C, L] with the exponents of the power laws θ [C, 3]."""
+    """Marginal gains by the law (ours), α·δ_k/k [C, L] with the exponents of the power laws θ [C, 3]."""
     return theta[:, 2:] * curves[:, 1:] / np.arange(1, curves.shape[1], dtype=float)
 
 
@@ -78,7 +78,7 @@ def falling(curves: Array, warm: Array | None = None) -> Falling:
 
 
 def by_law(law: Falling, layers: int) -> Array:
-    """δ̂_{k−1} − δ̂_k [C, L] above each peak, and zero up to it."""
+    """Gains by the law (abstract; its form and start are ours), δ̂_{k−1} − δ̂_k [C, L]; zero up to each peak."""
     spaces = np.arange(1, layers + 1, dtype=float)
     curves = POWER.curve(law.fit.theta, spaces)
     steps = observed(np.concatenate([curves[:, :1], curves], axis=1))  # [C, L]; layer 1 is never above a peak
@@ -86,5 +86,5 @@ def by_law(law: Falling, layers: int) -> Array:
 
 
 def named(gains: Array) -> NDArray[np.intp]:
-    """The layer of the largest gain [C] among layers 2..L-1 of gains [C, L]; ties: the deepest."""
+    """The layer of the largest gain (second-hand), [C], among layers 2..L-1 of gains [C, L]; ties: the deepest."""
     return np.asarray(gains.shape[1] - 1 - gains[:, -2:0:-1].argmax(axis=1))

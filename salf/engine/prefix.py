@@ -1,4 +1,4 @@
-"""The frozen layers' pass over a tokenised dataset, once: boundary states in place of tokens."""
+"""The frozen layers' pass over a tokenised dataset, once (ours): boundary states in place of tokens."""
 
 import shutil
 from collections.abc import Mapping, Sequence

@@ -63,7 +63,7 @@ def _fault(evidence: Evidence, quantity: Quantity, gain: GainName) -> str | None
 
 
 def salf(evidence: Evidence, params: Plan) -> Choice:
-    """Freeze up to the layer of 2..L-1 with the largest gain (layer 1's gain is the embedding step's)."""
+    """Freeze up to the layer of 2..L-1 with the largest gain (second-hand); layer 1's is the embedding step's."""
     return _largest(evidence, basis_of(evidence, params))
 
 
@@ -171,7 +171,7 @@ def _predicted(evidence: Evidence, params: Plan) -> Prediction:
 
 
 def budget(evidence: Evidence, params: Plan) -> Choice:
-    """Take the best predicted quality within ``plan.budget``; the cheapest of equals.
+    """Take the best predicted quality within ``plan.budget`` (ours); the cheapest of equals.
 
     If all boundaries within the budget are beyond the prediction's reach, the shallowest of them. A budget that
     nothing fits gives the cheapest boundary, L, which the plan then refuses.
@@ -188,7 +188,7 @@ def budget(evidence: Evidence, params: Plan) -> Choice:
 
 
 def tolerance(evidence: Evidence, params: Plan) -> Choice:
-    """Take the cheapest boundary whose predicted quality is within ``plan.tolerance`` of full fine-tuning's.
+    """Take the cheapest boundary whose predicted quality is within ``plan.tolerance`` of full fine-tuning's (ours).
 
     The tolerance counts half-widths of the prediction's own interval, so it has no units. Costs fall with the
     boundary: the cheapest is the deepest within the prediction's reach, below L (selector ``none``).

@@ -14,7 +14,10 @@ from salf.workload import BoundaryFlops, spent_on_lora
 
 
 def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPoint]:
-    """Cost and remaining reduction of the boundaries 0..L, by the law of the plan's quantity."""
+    """Cost and remaining reduction of the boundaries 0..L, by the law of the plan's quantity.
+
+    A cost-benefit balance and the cost of back-propagation by layer are from the abstract; both axes are ours.
+    """
     boundaries = range(base.shape.layers + 1)
     costs = [BoundaryFlops.of(base.shape, work, boundary) for boundary in boundaries]
     remaining = [_remaining_reduction(law.mean, boundary) for boundary in boundaries]
@@ -50,7 +53,7 @@ def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPo
 
 
 def within_budget(boundary: int, points: Sequence[FrontierPoint], budget: float) -> int:
-    """The smallest boundary from ``boundary`` on that costs at most ``budget`` of full fine-tuning."""
+    """The smallest boundary from ``boundary`` on that costs at most ``budget`` of full fine-tuning (ours)."""
     for point in points[boundary:]:
         if point.flops_share <= budget:
             return point.boundary

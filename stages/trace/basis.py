@@ -85,7 +85,7 @@ def virtual_targets(inputs: Tensor, outputs: Tensor, shares: Tensor) -> Tensor:
 
 
 def semantic_bases(weight: Tensor, bias: Tensor | None, tokens: Sequence[int]) -> Tensor:
-    """Solve for the bases of n tokens, [n, H] in float64, by the LM head's W [V, H] and b [V].
+    """Solve for the bases of n tokens, [n, H] in float64, by the LM head's W [V, H] and b [V] (the earlier paper).
 
     They are on the head's device, or on the CPU where that device has no float64.
     """

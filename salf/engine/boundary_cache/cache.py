@@ -1,4 +1,4 @@
-"""The boundary cache as stages use it: it says where a split's passes begin, and keeps what is worth keeping."""
+"""The boundary cache as stages use it (ours): it says where a split's passes begin, and keeps what is worth it."""
 
 import time
 from collections.abc import Mapping, Sequence
