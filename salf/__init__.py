@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from salf.callback import FreezePlanCallback as FreezePlanCallback
     from salf.cost import training_flops as training_flops
     from salf.engine.answer_model import AnswerSideModel as AnswerSideModel
+    from salf.engine.answer_side import PromptCache as PromptCache
+    from salf.engine.answer_side import answer_side as answer_side
+    from salf.engine.answer_side import collate_answers as collate_answers
+    from salf.engine.answer_side import prompt_cache as prompt_cache
     from salf.engine.prefix import PrefixStates as PrefixStates
     from salf.engine.prefix import collate_states as collate_states
     from salf.engine.prefix import prefix_states as prefix_states
@@ -27,10 +31,14 @@ _PLACES: Final = {
     "FreezePlanCallback": "callback",
     "ModelShape": "shape",
     "PrefixStates": "engine.prefix",
+    "PromptCache": "engine.answer_side",
     "UserError": "errors",
+    "answer_side": "engine.answer_side",
     "apply_freeze_plan": "plan",
+    "collate_answers": "engine.answer_side",
     "collate_states": "engine.prefix",
     "prefix_states": "engine.prefix",
+    "prompt_cache": "engine.answer_side",
     "suffix": "engine.suffix",
     "training_flops": "cost",
 }

@@ -1,9 +1,9 @@
 """Answer-side models: saved, opened, and in use. The base model reads the prompt part, trained weights the rest."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Self
@@ -59,6 +59,19 @@ def base_network(model: Any) -> PreTrainedModel:
     """The Hugging Face model inside PEFT's wrapper, if there is one."""
     network: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
     return network
+
+
+@contextmanager
+def base_alone(model: Any) -> Iterator[None]:
+    """Switch PEFT's adapters off for a while, if there are any; what trains stays as it was."""
+    if not hasattr(model, "disable_adapter"):
+        yield
+        return
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with model.disable_adapter():
+        yield
+    for parameter, flag in flags:  # PEFT lets all adapters train that it switches on
+        parameter.requires_grad = flag
 
 
 def weights_by_unit(model: Any) -> dict[str, str]:
@@ -188,7 +201,7 @@ class AnswerSideModel(nn.Module):
         both = logits.new_zeros(*input_ids.shape, logits.shape[-1])  # [B, T, vocabulary]
         both[first] = logits[seen.bool()]
         mask = torch.cat([seen, own], dim=1)
-        options = {"attention_mask": mask, "past_key_values": cache, **positions(self.base, mask, rest.shape[1])}
+        options = {"attention_mask": mask, "past_key_values": cache, **positions(type(self.base), mask, rest.shape[1])}
         both[kept & ~first] = self.trained(input_ids=rest, **options).logits[own.bool()]
         loss = None
         if labels is not None:
@@ -229,9 +242,8 @@ class AnswerSideModel(nn.Module):
 
     def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache, **options: Any) -> Tensor:
         """The base's logits of prompt parts padded on the left, [B, P]; their keys and values go to the cache."""
-        alone = self.trained.disable_adapter() if self.record.form == "lora" else nullcontext()
-        placed = positions(self.base, mask, ids.shape[1])
-        with torch.no_grad(), alone:
+        placed = positions(type(self.base), mask, ids.shape[1])
+        with torch.no_grad(), base_alone(self.trained):
             output = self.base(
                 input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **placed, **options
             )
@@ -251,9 +263,9 @@ class AnswerSideModel(nn.Module):
         return points
 
 
-def positions(network: nn.Module, mask: Tensor, tokens: int) -> dict[str, Tensor]:
+def positions(network: type[nn.Module], mask: Tensor, tokens: int) -> dict[str, Tensor]:
     """The places of the last ``tokens`` columns of a mask [B, T] in their rows, [B, tokens], if the network asks."""
-    if "position_ids" not in parameter_names(type(network).forward):
+    if "position_ids" not in parameter_names(network.forward):
         return {}
     return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, mask.shape[1] - tokens :]}
 

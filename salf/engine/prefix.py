@@ -1,7 +1,7 @@
 """The frozen layers' pass over a tokenised dataset, once (ours): boundary states in place of tokens."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
@@ -43,7 +43,30 @@ class Rows(Protocol):
     def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
-class PrefixStates(Dataset[Row]):
+class CachedRows(Dataset[Row]):
+    """Items that are read from a cache, one per example."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def to_datasets(self) -> "datasets.Dataset":
+        """Return the same items as a `datasets.Dataset`, which TRL's trainers ask for; they are looked up lazily.
+
+        A Trainer needs `remove_unused_columns=False`: the dataset's only column is a number.
+        """
+        import datasets  # TRL brings it
+
+        numbers = datasets.Dataset.from_dict({"number": range(len(self))})
+        caching = datasets.is_caching_enabled()
+        datasets.disable_caching()  # it would hash the cache
+        try:
+            return numbers.with_transform(_LookUp(self))
+        finally:
+            if caching:
+                datasets.enable_caching()
+
+
+class PrefixStates(CachedRows):
     """Boundary states of a tokenised dataset, one item per example.
 
     An item has `inputs_embeds`, the states [T, H], and `labels` [T]; padding of the original row is gone. Use
@@ -67,38 +90,22 @@ class PrefixStates(Dataset[Row]):
         rows = self._states.layout.rows_of(torch.tensor([range(len(self))[index]]), joined=True)
         return {"inputs_embeds": self._states.rows.index_select(0, rows), "labels": self._labels[index]}
 
-    def to_datasets(self) -> "datasets.Dataset":
-        """Return the same items as a `datasets.Dataset`, which TRL's trainers ask for; states are looked up lazily.
-
-        A Trainer needs `remove_unused_columns=False`: the dataset's only column is a number.
-        """
-        import datasets  # TRL brings it
-
-        numbers = datasets.Dataset.from_dict({"number": range(len(self))})
-        caching = datasets.is_caching_enabled()
-        datasets.disable_caching()  # it would hash the states
-        try:
-            return numbers.with_transform(_LookUp(self))
-        finally:
-            if caching:
-                datasets.enable_caching()
-
 
 @dataclass(frozen=True)
 class _LookUp:
-    """A transform of `datasets` that is never copied: it holds the states."""
+    """A transform of `datasets` that is never copied: it holds the cache."""
 
-    states: PrefixStates
+    cached: CachedRows
 
     def __call__(self, rows: Mapping[str, Sequence[int]]) -> dict[str, list[Tensor]]:
-        items = [self.states[number] for number in rows["number"]]
+        items = [self.cached[number] for number in rows["number"]]
         return {name: [item[name] for item in items] for name in items[0]}
 
     def __deepcopy__(self, _: Any) -> Self:
         return self
 
     def __reduce__(self) -> Any:
-        raise TypeError("boundary states are not pickled; keep dataloader_num_workers at 0, or let workers be forked")
+        raise TypeError("a cache is not pickled; keep dataloader_num_workers at 0, or let workers be forked")
 
 
 def collate_states(rows: Sequence[Row], padding_side: Literal["left", "right"] = "right") -> Row:
@@ -164,62 +171,87 @@ def prefix_states(
     """
     network = network_of(model)
     boundary = frozen_layers(network, plan_or_boundary, scope)
-    examples, labels = _read(dataset, network.get_input_embeddings().weight.shape[0])
+    examples, labels = read_rows(dataset, network.get_input_embeddings().weight.shape[0])
     ids = [example.prompt_ids for example in examples]
-    # What the least and the greatest begin with, all begin with; every example keeps a token of its own.
-    alike = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(min(ids), max(ids), strict=False))))
-    shared = min(alike, min(map(len, ids)) - 1)
+    shared = shared_tokens(ids)
     layout = Layout.of(examples, shared, batch_tokens)
     with apart(network) as causal:
-        _require_positions(causal, max(map(len, ids)))
-        runtime = _runtime(causal, bf16=bf16)
+        require_positions(causal, max(map(len, ids)))
+        runtime = runtime_of(causal, bf16=bf16)
         size = layout.rows * causal.state_bytes
         start = Embeddings.after(causal, ids[0][:shared])
         parts = Timed(frozen_states(causal, runtime, examples, layout, start, boundary))
-        if file is None:
-            _require_room(size, free_memory_bytes(), "memory is free; pass file= to keep them on disk")
-            rows, reused = gather(parts, layout.rows), False
-        else:
-            key = Key.of(causal, runtime, units_in_memory(causal, boundary), examples, shared, batch_tokens)
-            rows, reused = _on_disk(Path(file), key, parts, (layout.rows, size))
+
+        def digest() -> str:
+            return Key.of(causal, runtime, units_in_memory(causal, boundary), examples, shared, batch_tokens).digest
+
+        rows, reused = kept("the boundary states", file, digest, parts, (layout.rows, size))
     return PrefixStates(BoundaryStates(boundary, layout, rows, torch.device("cpu")), labels, reused=reused)
 
 
-def _on_disk(file: Path, key: Key, parts: Timed, needed: tuple[int, int]) -> tuple[Tensor, bool]:
-    """States in a file, mapped, and whether they were there before; ``needed``: rows and bytes."""
+def shared_tokens(ids: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all examples begin with; each keeps one of its own."""
+    # What the least and the greatest begin with, all begin with.
+    alike = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(min(ids), max(ids), strict=False))))
+    return min(alike, min(map(len, ids)) - 1)
+
+
+def kept(
+    what: str, file: str | Path | None, digest: Callable[[], str], parts: Timed, needed: tuple[int, int]
+) -> tuple[Tensor, bool]:
+    """Parts [n, width] as one tensor, in memory or mapped from a file, and whether they were in the file before.
+
+    Args:
+        what: for messages, such as `the boundary states`.
+        file: where they are kept; in memory unless given.
+        digest: gives the key of a file, in hex.
+        parts: computed only if they are not in the file.
+        needed: rows and bytes of all parts.
+
+    Raises:
+        UserError: memory or disk is too small, or the file holds something else.
+    """
     rows, size = needed
-    if file.is_dir():
-        raise UserError(f"{file}: it is a folder; name a file")
+    if file is None:
+        _require_room(what, size, free_memory_bytes(), "memory is free; pass file= to keep them on disk")
+        return gather(parts, rows), False
+    path = Path(file)
+    if path.is_dir():
+        raise UserError(f"{path}: it is a folder; name a file")
+    key = digest()
     try:
         # A file has its name once it is complete, and reading it writes nothing: its folder may be read-only.
-        with nullcontext() if file.exists() else alone(file):  # of several processes one computes
-            if not file.exists():
-                _require_room(size, shutil.disk_usage(file.parent).free, f"free in {file.parent}; name another disk")
-                return write_states(file, key.digest, parts, rows, lambda: parts.seconds), False
+        with nullcontext() if path.exists() else alone(path):  # of several processes one computes
+            if not path.exists():
+                free = shutil.disk_usage(path.parent).free
+                _require_room(what, size, free, f"free in {path.parent}; name another disk")
+                return write_states(path, key, parts, rows, lambda: parts.seconds), False
     except OSError as error:
-        raise UserError(f"{file}: boundary states cannot be written: {error.strerror}; name another file") from None
-    if (found := read_states(file, key.digest)) is not None:
+        raise UserError(f"{path}: {what} cannot be written: {error.strerror}; name another file") from None
+    if (found := read_states(path, key)) is not None:
         return found.rows, True
     raise UserError(
-        f"{file}: not the boundary states of this model, boundary, dataset and precision by these library "
+        f"{path}: not {what} of this model, boundary, dataset and precision by these library "
         "versions on this kind of machine (with as many threads), or damaged; delete it, or name another"
     )
 
 
-def _require_room(size: int, free: int, where: str) -> None:
+def _require_room(what: str, size: int, free: int, where: str) -> None:
     if size > free:
-        raise UserError(f"the boundary states need {amount(size)}, and {amount(free)} of {where}")
+        raise UserError(f"{what} need {amount(size)}, and {amount(free)} of {where}")
 
 
-def _require_positions(model: CausalModel, longest: int) -> None:
-    """Positions that are learned end somewhere; computed ones do not."""
+def require_positions(model: CausalModel, longest: int) -> None:
+    """Positions that are learned end somewhere, and some computed ones depend on the batch from somewhere on."""
+    if (steady := model.steady_positions) and longest > steady:
+        raise UserError(f"beyond {steady} tokens this model's rotary angles depend on the longest row; cut the rows")
     if any(isinstance(model.network.get_submodule(part), nn.Embedding) for part in model.family.inputs):
         limit = model.network.config.max_position_embeddings
         if longest > limit:
             raise UserError(f"a row has {longest} tokens, the model has positions for {limit}; cut the row")
 
 
-def _runtime(model: CausalModel, *, bf16: bool) -> Runtime:
+def runtime_of(model: CausalModel, *, bf16: bool) -> Runtime:
     """The model's device, and how it multiplies; quantised weights are named, because their kernels differ."""
     held: FrozenWeights = "whole"
     if getattr(model.network, "is_loaded_in_4bit", False):
@@ -229,7 +261,7 @@ def _runtime(model: CausalModel, *, bf16: bool) -> Runtime:
     return Runtime(model.device, torch.bfloat16 if bf16 else torch.float32, "as asked", held)
 
 
-def _read(dataset: Rows, vocabulary: int) -> tuple[list[Example], list[Tensor]]:
+def read_rows(dataset: Rows, vocabulary: int) -> tuple[list[Example], list[Tensor]]:
     """The tokens of every row without padding, and their labels.
 
     Raises:

@@ -7,6 +7,8 @@ names.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -53,14 +55,14 @@ def suffix(model: nn.Module, plan_or_boundary: FreezePlan | int, scope: str | No
     boundary = frozen_layers(network, plan_or_boundary, scope)
     parameters = NetworkParameters.of(model)
     family = family_of(network.config.model_type, parameters.own)
-    twin = _twin(network, family, boundary)
+    twin, _ = twin_of(network, family, boundary, Network, Trunk)
     _check(network, twin, family, boundary)
     tied = network.get_input_embeddings().weight is network.get_output_embeddings().weight
     if not parameters.train_above(family, boundary, tied_head=tied):
         raise UserError(f"above boundary {boundary} nothing is left to train: PEFT put no adapter there, or froze it")
     if network.is_activation_checkpointing:
         twin.activation_checkpointing_enable()
-    return twin if network is model else _wrapped_again(model, twin)
+    return twin if network is model else wrapped_again(model, twin)
 
 
 def network_of(model: Any) -> PreTrainedModel:
@@ -73,7 +75,7 @@ def network_of(model: Any) -> PreTrainedModel:
     network = base() if callable(base) else model
     if network is not model and model.active_peft_config.is_prompt_learning:
         raise UserError("PEFT's virtual tokens train below the frozen layers; use adapters in layers, such as LoRA")
-    if isinstance(network, _Network):
+    if isinstance(network, Network):
         raise UserError("this is a suffix, whose frozen layers are gone; give the whole model")
     if not isinstance(network, PreTrainedModel) or network.get_output_embeddings() is None:
         kind = type(network).__name__
@@ -83,8 +85,10 @@ def network_of(model: Any) -> PreTrainedModel:
     return network
 
 
-def frozen_layers(network: PreTrainedModel, plan_or_boundary: FreezePlan | int, scope: str | None) -> int:
-    """The boundary, which freezes one layer at least.
+def frozen_layers(
+    network: PreTrainedModel, plan_or_boundary: FreezePlan | int, scope: str | None, *, least: int = 1
+) -> int:
+    """The boundary, which freezes ``least`` layers at least.
 
     Raises:
         UserError: it is no number, freezes none, or more than there are, or the plan is for another model.
@@ -96,13 +100,13 @@ def frozen_layers(network: PreTrainedModel, plan_or_boundary: FreezePlan | int, 
     if not isinstance(boundary, Integral):
         raise UserError(f"{boundary!r} is neither a number of layers nor a plan; open one with salf.FreezePlan.load")
     depth = network.config.get_text_config().num_hidden_layers
-    if not 0 < boundary <= depth:
-        raise UserError(f"boundary {boundary}: cached states need 1 to {depth} frozen layers")
+    if not least <= boundary <= depth:
+        raise UserError(f"boundary {boundary}: cached states need {least} to {depth} frozen layers")
     return int(boundary)
 
 
 @dataclass
-class _Entry:
+class Entry:
     """Where the trunk leaves the boundary states for the stand-ins.
 
     Attributes:
@@ -113,6 +117,12 @@ class _Entry:
     states: Tensor | None = None
     in_tuple: bool = False
 
+    def take(self, output: Any) -> Tensor:
+        """Learn from a layer's output how it returns states, and return them."""
+        self.in_tuple = isinstance(output, tuple)
+        states: Tensor = output[0] if self.in_tuple else output
+        return states
+
 
 class _Frozen(StandIn):
     """In a frozen layer's place."""
@@ -122,10 +132,10 @@ class _Frozen(StandIn):
         return (self.entry.states, None) if self.entry.in_tuple else self.entry.states
 
 
-class _Trunk:
+class Trunk:
     """What is different in the suffix's trunk."""
 
-    entry: _Entry
+    entry: Entry
     width: int
 
     def forward(self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None, **options: Any) -> Any:
@@ -140,7 +150,7 @@ class _Trunk:
             self.entry.states = None
 
 
-class _SavedWhole:
+class SavedWhole:
     """What is different in the suffix of a model that PEFT has wrapped."""
 
     whole: Any
@@ -150,7 +160,7 @@ class _SavedWhole:
         self.whole.save_pretrained(save_directory, **{**options, "state_dict": None})
 
 
-class _Network(_SavedWhole):
+class Network(SavedWhole):
     """What is different in the suffix as a whole."""
 
     main_input_name = "inputs_embeds"
@@ -171,26 +181,42 @@ class _Network(_SavedWhole):
         super().activation_checkpointing_enable(chosen, **options)  # type: ignore[misc]
 
 
-def _twin(network: PreTrainedModel, family: Family, boundary: int) -> Any:
-    """A copy of the network down to its list of layers; everything else is shared."""
-    twin = _copied(network, _Network, whole=network)
+def twin_of(
+    network: PreTrainedModel, family: Family, boundary: int, outer: type["Network"], inner: type["Trunk"]
+) -> tuple[Any, Any]:
+    """A copy of the network down to its list of layers, and its trunk; everything else is shared.
+
+    ``outer`` and ``inner`` say what is different in the two.
+    """
+    twin = _copied(network, outer, whole=network)
     *between, last = family.trunk.split(".")
-    parent, entry = twin, _Entry()
+    parent = twin
     for name in between:
         parent = _replace(parent, name, _copied(getattr(parent, name)))
-    width = network.get_input_embeddings().weight.shape[1]
-    trunk = _replace(parent, last, _copied(getattr(parent, last), _Trunk, entry=entry, width=width))
+    width, entry = network.get_input_embeddings().weight.shape[1], Entry()
+    trunk = _replace(parent, last, _copied(getattr(parent, last), inner, entry=entry, width=width))
     layers = network.get_submodule(family.layers)
     standins = [_Frozen(layer, entry=entry) for layer in layers[:boundary]]
     _replace(trunk, family.layers.rpartition(".")[2], nn.ModuleList([*standins, *layers[boundary:]]))
-    return twin
+    return twin, trunk
 
 
-def _wrapped_again(model: Any, twin: Any) -> Any:
-    """PEFT's wrapper around the suffix instead of around the model, so that a Trainer sees adapters."""
-    outer = _copied(model, _SavedWhole, whole=model)
+def wrapped_again(model: Any, twin: Any, difference: type[SavedWhole] = SavedWhole, **own: Any) -> Any:
+    """PEFT's wrapper around the twin instead of around the model, so that a Trainer sees adapters."""
+    outer = _copied(model, difference, whole=model, **own)
     _replace(_replace(outer, "base_model", _copied(model.base_model)), "model", twin)
     return outer
+
+
+@contextmanager
+def outputs_of(layer: nn.Module) -> Iterator[list[Any]]:
+    """What a layer returns, pass by pass."""
+    outputs: list[Any] = []
+    handle = layer.register_forward_hook(lambda *given: outputs.append(given[-1]))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
 
 
 def _copied(module: nn.Module, difference: type | None = None, **own: Any) -> nn.Module:
@@ -215,21 +241,15 @@ def _check(network: PreTrainedModel, twin: Any, family: Family, boundary: int) -
     Raises:
         UserError: they differ.
     """
-    entry: _Entry = twin.get_submodule(family.trunk).entry
+    entry: Entry = twin.get_submodule(family.trunk).entry
     device = network.get_input_embeddings().weight.device
     rows = [torch.arange(1, tokens + 1, device=device) for tokens in (3, 5)]
     ids, mask = (pad_sequence(part, batch_first=True) for part in (rows, [torch.ones_like(row) for row in rows]))
 
     def both() -> tuple[Tensor, Tensor]:
-        outputs: list[Any] = []
-        layer = network.get_submodule(family.layers)[boundary - 1]
-        handle = layer.register_forward_hook(lambda *given: outputs.append(given[-1]))
-        try:
+        with outputs_of(network.get_submodule(family.layers)[boundary - 1]) as outputs:
             theirs = network(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        finally:
-            handle.remove()
-        entry.in_tuple = isinstance(outputs[0], tuple)
-        states = outputs[0][0] if entry.in_tuple else outputs[0]
+        states = entry.take(outputs[0])
         return twin(inputs_embeds=states, attention_mask=mask).logits[mask.bool()], theirs[mask.bool()]
 
     with in_eval_mode(network):

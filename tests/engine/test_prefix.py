@@ -334,7 +334,9 @@ def test_a_file_in_a_folder_that_cannot_be_written_is_opened(tmp_path, monkeypat
 
     monkeypatch.setattr(prefix, "alone", refused)
     assert prefix_states(tiny_network(), rows(), BOUNDARY, file=file).reused
-    with pytest.raises(UserError, match=r"other: boundary states cannot be written: Permission denied; name another"):
+    with pytest.raises(
+        UserError, match=r"other: the boundary states cannot be written: Permission denied; name another"
+    ):
         prefix_states(tiny_network(), rows(), BOUNDARY, file=tmp_path / "other")
     with pytest.raises(UserError, match="it is a folder; name a file"):
         prefix_states(tiny_network(), rows(), BOUNDARY, file=tmp_path)
