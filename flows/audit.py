@@ -30,10 +30,10 @@ def audit(project: Path = Path("."), wait: bool = False) -> State[Any]:
     except UserError as error:
         return running.failed(str(error), "Refused")
     rows = [mismatch.model_dump() for mismatch in report.mismatches]
-    create_table_artifact(table=rows, key="mismatches", description="What is not as it was recorded")
+    create_table_artifact(table=rows, key="mismatches", description="Differences from the records")
     if report.ok:
         checked = ", ".join(f"{number} {what}" for what, number in report.checked.items())
-        line = f"everything is as it was recorded ({checked})"
+        line = f"everything matches its record ({checked})"
         if report.head:  # noted here, a later cut of the ledger can be proven (verify --head)
             line += f"; the ledger's newest record is {report.head.sha256}"
         get_run_logger().info(line)

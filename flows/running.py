@@ -1,4 +1,4 @@
-"""What every Prefect flow here shares: its command line, the workspace, the tasks at work, and how it ends."""
+"""The parts that all Prefect flows here share: command line, the workspace, the tasks at work, and how it ends."""
 
 import argparse
 import os
@@ -67,7 +67,7 @@ def bury(hold: Hold, found_by: str) -> None:
     """Tell Prefect about the killed run that held the workspace before; it would go on showing it as running."""
     if hold.died is None or hold.died.flow_run is None:
         return
-    message = f"process {hold.died.pid} ended without a word; found by {found_by!r}"
+    message = f"process {hold.died.pid} ended without a report; found by {found_by!r}"
     with get_client(sync_client=True) as client:
         try:
             run = client.read_flow_run(UUID(hold.died.flow_run))

@@ -24,7 +24,7 @@ _CACHE_FULL = "ERROR: failed to transfer"  # DVC says so, locks the stage all th
 
 
 class Outcome(StrEnum):
-    """What DVC did about a stage."""
+    """DVC's action for a stage."""
 
     RAN = "ran"
     CACHED = "cached"  # nothing changed, its outputs were in place

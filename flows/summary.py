@@ -1,4 +1,4 @@
-"""What a run shows: tables and text, built without a server."""
+"""The tables and text of a flow run, built without a server."""
 
 import base64
 from collections.abc import Mapping, Sequence

@@ -58,7 +58,7 @@ class Hold:
 
 @dataclass(frozen=True)
 class Workspace:
-    """What every task of one flow run shares; once ``stop`` is set, active stages are stopped."""
+    """The state that all tasks of one flow run share; once ``stop`` is set, active stages are stopped."""
 
     project: Path
     environment: Mapping[str, str]

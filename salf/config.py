@@ -9,7 +9,7 @@ from salf.errors import UserError
 
 @dataclass(frozen=True)
 class Config:
-    """What a ``config.json`` says of the sizes, in today's names or older ones."""
+    """The sizes in a ``config.json``, under today's names or older ones."""
 
     raw: Mapping[str, Any]
 

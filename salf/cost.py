@@ -1,4 +1,4 @@
-"""What training costs, counted from a model's shape: FLOPs and bytes.
+"""Counts the cost of training from a model's shape: FLOPs and bytes.
 
 Matrix products count, at two FLOPs per multiply-add. Norms, the softmax, activations, rotary embeddings and the
 optimizer's update are left out (together below 1 % for models of any use). Every count is linear in four sums:

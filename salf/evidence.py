@@ -1,4 +1,4 @@
-"""What a boundary is chosen by, typed: the artifacts of ``fit`` and ``signals``, and their readers.
+"""The evidence for choosing a boundary, typed: the artifacts of ``fit`` and ``signals``, and their readers.
 
 Spaces count from 0 (embedding output) to L, layers from 1 to L.
 """
@@ -66,7 +66,7 @@ class LocalLaw(Record):
 
 
 class SampleSize(Record):
-    """Which layers draws of ``examples`` name: the share of the draws by layer, and an interval of layers."""
+    """The layers that draws of ``examples`` name: the share of the draws by layer, and an interval of layers."""
 
     examples: int
     same_layer: float
@@ -120,7 +120,7 @@ class DepthLaw(Record):
 
 
 class Traced(Record):
-    """What was traced; null where the trace does not say."""
+    """Facts about the traced data; null where the trace does not say."""
 
     model: str | None = None
     weights_sha256: str | None = None
@@ -131,7 +131,7 @@ class Traced(Record):
 
 
 class TraceFacts(Traced):
-    """What each part of ``data/traces`` says about itself, in its schema's metadata."""
+    """The metadata of each part of ``data/traces``."""
 
     data_sha256: str
     layers: int
@@ -279,7 +279,7 @@ Gains = Mapping[tuple[Quantity, GainName], tuple[LayerGain, ...]]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the selectors see."""
+    """The evidence that selectors read."""
 
     layers: int
     laws: Mapping[Quantity, DepthLaw]

@@ -139,7 +139,7 @@ def family_from_names(model_type: str, names: Iterable[str]) -> Family:
 
 
 def _role_of(part: str) -> str:
-    """What a part of the trunk is, by its name; an embedding's norm is no final norm."""
+    """The role of a part of the trunk, by its name; an embedding's norm is no final norm."""
     roles = {"inputs": r"pos|wpe|emb\w*(norm|ln)", "embedding": r"emb|wte", "norm": r"norm|ln"}
     return next((role for role, words in roles.items() if re.search(words, part)), "other")
 

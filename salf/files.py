@@ -1,4 +1,4 @@
-"""How artifacts are written, read and named by their content.
+"""Writes, reads and hashes artifacts.
 
 Nothing half-written ever carries an artifact's name: files and folders are made aside, flushed to
 disk and renamed. JSON is canonical (sorted keys, shortest exact floats, one trailing newline), so
@@ -72,7 +72,7 @@ def sealed_file(path: Path) -> Path | None:
     for file in sorted(_seals(path), key=lambda file: file.stat().st_mtime_ns, reverse=True):
         if file == _seal(path, file):
             return file
-        print(f"{file}: damaged, its checksum does not match: this work is done again", flush=True)
+        print(f"{file}: damaged, its checksum does not match; this work is repeated", flush=True)
     return None
 
 
@@ -154,7 +154,7 @@ def code_hashes() -> dict[str, str]:
 
 
 def git(folder: Path, *arguments: str) -> bytes | None:
-    """What git prints in a folder; ``None`` where it fails. It takes no optional lock that another git may need."""
+    """The output of git in a folder; ``None`` where it fails. It takes no optional lock that another git may need."""
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
         return subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout

@@ -1,4 +1,4 @@
-"""What each layer contributes, in five reconstructions.
+"""The gain of each layer, in five reconstructions.
 
 That gains are estimated by "a derived formula of scaling law" is from the abstract (Gu et al. 2025, arXiv 2406.11753);
 the formula is not public. These five are ours. δ_k is the curve (deviation or loss) at space k, and layer k leads from

@@ -170,7 +170,7 @@ def head_of(ledger: Path) -> Path:
 
 
 def parse(line: bytes) -> Record | None:
-    """Read one line; ``None`` if it is no record. A record of an unknown kind keeps its facts."""
+    """Read one line; ``None`` if it is not a record. A record of an unknown kind keeps its facts."""
     try:
         raw = json.loads(line)
         record = _KINDS.get(raw["kind"], Record).model_validate(raw)

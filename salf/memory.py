@@ -1,4 +1,4 @@
-"""How much memory can still be had."""
+"""Measures free memory."""
 
 from pathlib import Path
 

@@ -67,7 +67,7 @@ _PLAIN: Final = {slot: next(word for word in WORDS.values() if word.slot == slot
 
 @dataclass(frozen=True)
 class Method:
-    """Where a method trains, and the words that say how: those that are not plain, in the slots' order."""
+    """A method's scope, and its words: one per slot that is not plain, in the slots' order."""
 
     scope: str
     words: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class Method:
 
     @property
     def form(self) -> Word:
-        """What numbers train and how they enter the forward pass."""
+        """The form: which numbers train and how they enter the forward pass."""
         return self.word("form")
 
     def word(self, slot: str) -> Word:
@@ -130,7 +130,7 @@ def _in_order(words: Iterable[str]) -> bool:
 
 
 def rate_entry(name: str, boundary: int, entries: Collection[str]) -> str | None:
-    """Which of the entries of ``finetune.learning_rate`` a method takes, given its boundary; ``None``: there is none.
+    """The entry of ``finetune.learning_rate`` that a method uses, given its boundary; ``None``: there is none.
 
     Its own, otherwise that of ``full`` (nothing frozen) or ``salf`` with the same form: ``lora`` and ``salf+lora`` with
     adapters. Words in other slots change what a rate means, so they have no stand-in.

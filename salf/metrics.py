@@ -148,7 +148,7 @@ class MethodMetrics(Scored):
 
 
 class Intervals(_Record):
-    """How the intervals were made: bootstrap resamples of the test examples, and the confidence."""
+    """Settings of the intervals: bootstrap resamples of the test examples, and the confidence."""
 
     resamples: int
     confidence: float
@@ -169,7 +169,7 @@ class Metrics(_Record, Artifact):
 
 
 class Measured(BaseModel):
-    """What a method cost on the machine that trained it, mean over its seeds; shares are of full fine-tuning."""
+    """A method's cost on the machine that trained it, mean over its seeds; shares are of full fine-tuning."""
 
     model_config = ConfigDict(frozen=True)  # comparison.csv has more columns
 

@@ -1,7 +1,7 @@
-"""Which parameters of a network train above a boundary, by their names. No torch here.
+"""Decides by name which parameters of a network train above a boundary. No torch here.
 
-PEFT wraps a network and renames its parameters (``base_model.model.…q_proj.base_layer.weight``, and beside it
-``…q_proj.lora_A.default.weight``). A module that PEFT put something beside holds the network's own one as
+PEFT wraps a network and renames its parameters (``base_model.model.…q_proj.base_layer.weight``, and
+``…q_proj.lora_A.default.weight``). A module that PEFT adds something to holds the network's own one as
 ``base_layer`` (adapters) or ``original_module`` (whole copies, ``modules_to_save``): that tells the two apart.
 """
 
@@ -17,7 +17,7 @@ _OWN_MODULE: Final = {"base_layer", "original_module"}
 
 
 class CausalModel(Protocol):
-    """What applying a plan needs of a Hugging Face ``...ForCausalLM``, whoever wrapped it."""
+    """The parts of a Hugging Face ``...ForCausalLM`` that applying a plan needs, whoever wrapped it."""
 
     def named_parameters(self, *, remove_duplicate: bool) -> Iterable[tuple[str, Any]]:
         """Names and parameters; a tied head a second time unless duplicates are removed."""
@@ -28,12 +28,12 @@ class NetworkParameters:
     """A model's parameters by the places that they have in the plain network."""
 
     own: Mapping[str, Any]  # the network's own, by its own names
-    added: Mapping[str, Any]  # PEFT's, by names that begin as those of the module beside which they lie
+    added: Mapping[str, Any]  # PEFT's, by names that begin as those of the module that they belong to
 
     @classmethod
     def of(cls, model: CausalModel) -> Self:
         """Sort the parameters of a plain or wrapped model."""
-        # With duplicates: of a tied head that PEFT wrapped, nothing else tells that something was put beside it.
+        # With duplicates: of a tied head that PEFT wrapped, nothing else shows that PEFT added something to it.
         pairs = [
             (tuple(name.removeprefix(_PEFT_PREFIX).split(".")), parameter)
             for name, parameter in model.named_parameters(remove_duplicate=False)
@@ -64,7 +64,7 @@ class NetworkParameters:
 
 
 def trained_names(names: Iterable[str], family: Family, boundary: int, *, tied_head: bool) -> list[str]:
-    """Those parameter names that train above a boundary, in the order given."""
+    """Filter the parameter names that train above a boundary, in the order given."""
     return [name for name in names if _trains(name, family, boundary, tied_head)]
 
 

@@ -35,7 +35,7 @@ SCHEMA_FILE: Final = Path(__file__).with_suffix(".schema.json")
 
 
 class FreezePlan(parts.Record):
-    """Which layers train; layers count from 1.
+    """The layers to train; layers count from 1.
 
     Attributes:
         boundaries: each selector's boundary and reason.
@@ -121,7 +121,7 @@ class FreezePlan(parts.Record):
 
         The model is compared with the plan by model type (if it has a configuration), number of layers, shape of
         the embedding matrix, tied head, and number of parameters. Other weights of the same shape, such as a base
-        model and its instruct version, are not told apart.
+        model and its instruct version, are not distinguished.
 
         Args:
             model: a Hugging Face causal language model, not yet wrapped by DDP or FSDP.

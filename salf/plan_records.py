@@ -37,7 +37,7 @@ class ParameterCounts(Record):
 
 
 class Certainty(Record):
-    """How sure the choice is; the numbers are null where the selector does not measure.
+    """The certainty of a choice; the numbers are null where the selector does not measure.
 
     ``win_share`` is the share of bootstrap resamples of the traced examples in which this boundary has
     the largest gain; ``value``, ``low`` and ``high`` are that gain and its interval.
@@ -51,7 +51,7 @@ class Certainty(Record):
 
 
 class RunnerUp(Record):
-    """Another boundary that the same rule might have chosen."""
+    """Another boundary that the same selector might have chosen."""
 
     boundary: Natural
     value: float
@@ -59,10 +59,10 @@ class RunnerUp(Record):
 
 
 class SelectedBoundary(Record):
-    """What one rule chooses and why.
+    """One selector's choice and its reason.
 
     ``before_budget`` is the boundary that it would choose without ``plan.budget``; null where that is ``boundary``.
-    ``scores`` is what the rule predicts for the boundaries 0..L, higher for better expected quality, in units of
+    ``scores`` is the selector's prediction for the boundaries 0..L, higher for better expected quality, in units of
     its own; null at a boundary that it says nothing of, and altogether where it predicts nothing.
     ``interval`` is the bootstrap interval of the boundary over the traced examples; null where none was measured.
     ``warning`` says why the law that chose it does not fit.
@@ -86,7 +86,7 @@ class Spent(Record):
 
 
 class FrontierPoint(Record):
-    """What training above one boundary costs, and what the trace says that it can still change.
+    """The cost of training above one boundary, and the part of the trace's reduction that it can still change.
 
     Attributes:
         flops_frozen: forward pass of the frozen layers over the data, once.
@@ -134,7 +134,7 @@ class FrontierPoint(Record):
 
 
 class CostModel(Record):
-    """The sums behind the frontier's costs (see ``salf/cost.py``) and what was assumed.
+    """The sums from which the frontier's costs follow (see ``salf/cost.py``), and the assumptions.
 
     Attributes:
         parts: that a batch is computed in.
@@ -164,7 +164,7 @@ class CostModel(Record):
 
     @property
     def parts_per_epoch(self) -> int:
-        """Parts of all batches together: what is held at a time is an epoch's sum over so many."""
+        """Parts of all batches together: what is held at a time is an epoch's sum divided by their number."""
         return math.ceil(self.rows / self.batch_rows) * self.parts
 
 

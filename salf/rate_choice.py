@@ -1,4 +1,4 @@
-"""Which of the learning rates that were tried wins on the validation split."""
+"""Chooses a learning rate by the validation split."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class Tried:
 
 
 def choose(tried: Sequence[Tried], examples: int) -> Tried:
-    """Of the rates whose accuracy is within one standard error of the highest, the one with the lowest loss.
+    """Return the rate with the lowest loss, of those whose accuracy is within one standard error of the highest.
 
     This is the one-standard-error rule (Breiman et al. 1984, 3.4.3): the loss separates two models better than the
     accuracy of a few hundred examples does, but over labels of several tokens it is mostly that of spelling them.

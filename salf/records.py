@@ -1,4 +1,4 @@
-"""What stages write for others to read, typed: one class and one reader for each artifact."""
+"""The stages' artifacts, typed: one class and one reader for each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -290,7 +290,7 @@ class FineTuneRecord(Artifact):
 
 
 class StatesRecord(BaseModel):
-    """Where the boundary states of a split came from; ``kept`` says where they are, seconds are wall-clock."""
+    """The origin of a split's boundary states; ``kept`` says where they are cached, seconds are wall-clock."""
 
     origin: Literal["computed", "continued", "reused", "off"]
     begun: int

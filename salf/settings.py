@@ -29,7 +29,7 @@ ChoiceScore = Literal["sum", "token", "character"]
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of the model; answers are free text where there are neither labels nor candidates.
+    """The task of the model; answers are free text where there are neither labels nor candidates.
 
     Attributes:
         labels: answers are a few label words, the same for all rows.
@@ -59,7 +59,7 @@ class Group(BaseModel):
 
 
 class Device(Group):
-    """Where torch stages run, and in which precision."""
+    """The device and precision of torch stages."""
 
     kind: Literal["auto", "cuda", "mps", "cpu"]
     dtype: Literal["auto", "float32", "bfloat16"]
@@ -67,7 +67,7 @@ class Device(Group):
 
 
 class Batches(Group):
-    """How many examples a fine-tune sees, and how it computes them."""
+    """The number of examples of a fine-tune, and how they are computed."""
 
     epochs: Count
     batch_size: Count
@@ -76,7 +76,7 @@ class Batches(Group):
 
 
 class Caching(Group):
-    """Where boundary states are kept."""
+    """The place of cached boundary states."""
 
     cache: CacheMode
     cache_folder: Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
@@ -84,7 +84,7 @@ class Caching(Group):
 
 
 class Schedule(Caching, Batches):
-    """What all fine-tunes share, pilots included."""
+    """The settings that all fine-tunes share, pilots included."""
 
     learning_rate: dict[MethodName, RateGrid]
     schedule: Literal["cosine", "constant"]

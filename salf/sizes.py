@@ -41,7 +41,7 @@ class LinearMap:
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """One layer, and what a family has besides."""
+    """One layer, and the other parts of a family."""
 
     maps: tuple[LinearMap, ...]
     norms: int  # parameters of the layer's norms
@@ -126,7 +126,7 @@ def _attention(config: Config) -> list[LinearMap]:
 
 
 def _attention_biases(config: Config) -> tuple[bool, bool]:
-    """Of queries, keys and values, and of the output."""
+    """Biases of queries, keys and values, and of the output."""
     if config.kind in {"qwen2", "qwen2_moe"}:
         return config.flag("qkv_bias", default=True), False
     if config.kind in {"bloom", "gpt2", "gpt_bigcode", "phi"}:

@@ -58,7 +58,7 @@ def try_out(*trials: tuple[Callable[[str], object], Path]) -> None:
         late = ended.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
         limit = f"{SECONDS} s of processor time" if late else f"{MEMORY / 2**30:g} GiB of memory"
         file = trials[int(ended.stdout.split()[-1])][1]
-        raise UserError(f"{file}: a trial of it took more than {limit}; take the model from its maker")
+        raise UserError(f"{file}: a trial of it took more than {limit}; get the model from its original source")
 
 
 def tokenise_sample(file: str) -> None:

@@ -126,11 +126,9 @@ def counted(lora_rank: int) -> list[str]:
 
 
 def beginning(batch_rows: int, shared: int, parts: int, packed: bool) -> str:
-    """How often what all prompts begin with is computed, in words."""
+    """Say in words how often the shared prefix is computed."""
     batches = f"batches of {batch_rows} rows" + (f" in {parts} parts" if parts > 1 else "")
     if not packed:
-        return f"{batches}: the {shared} tokens that all prompts begin with are computed in every row"
+        return f"{batches}: the {shared} tokens of the shared prefix are computed in every row"
     often = "a part" if parts > 1 else "a batch"
-    return (
-        f"{batches}: the {shared} tokens that all prompts begin with are computed once {often}, once in frozen layers"
-    )
+    return f"{batches}: the {shared} tokens of the shared prefix are computed once {often}, once in frozen layers"

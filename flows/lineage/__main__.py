@@ -95,7 +95,7 @@ def _noted(text: str) -> str:
     """The hash that was noted: at least 8 digits, alone or after the record's number."""
     found = re.fullmatch(r"(?:\d+ )?([0-9a-f]{8,64})", text.strip().lower())
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no hash of a record: give at least 8 of its digits")
+        raise argparse.ArgumentTypeError(f"{text!r} is not the hash of a record: give at least 8 of its digits")
     return found[1]
 
 

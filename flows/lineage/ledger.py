@@ -59,7 +59,7 @@ class Ledger:
         for number, line in _lines(path):
             record = parse(line)
             if record is None:
-                raise LedgerError(f"{path}: line {number} is no record; see `python -m flows.lineage verify`")
+                raise LedgerError(f"{path}: line {number} is not a record; see `python -m flows.lineage verify`")
             records.append(record)
         return cls(records)
 
@@ -107,7 +107,7 @@ def check_chain(path: Path) -> list[tuple[int, str]]:
         hashes.append(hashlib.sha256(line).hexdigest())
     ends = [f"{number} {sha256}\n".encode() for number, sha256 in list(enumerate(hashes))[-2:]]
     if head is not None and head not in ends:
-        text = f"{head_of(path).name} names another end: the newest record was edited, or records were cut off"
+        text = f"{head_of(path).name} names another last record: the newest record was edited, or records were removed"
         faults.append((max(1, len(hashes) - 1), text))
     return faults
 

@@ -1,4 +1,4 @@
-"""Where something came from: its stage, the run that made it, and all inputs down to raw data and base model."""
+"""Traces an artifact's origin: its stage, the run that made it, and all inputs down to raw data and base model."""
 
 import io
 from pathlib import Path
@@ -31,7 +31,7 @@ class Subject(NamedTuple):
 
 
 class Input(BaseModel):
-    """What a stage read: ``made_by`` holds ids of nodes; ``kind`` is ``artifact``, ``code`` or ``data``."""
+    """An input of a stage: ``made_by`` holds ids of nodes; ``kind`` is ``artifact``, ``code`` or ``data``."""
 
     path: str
     name: str

@@ -1,4 +1,4 @@
-"""Checks whether everything is as it was made. All content is hashed again; DVC's own state is not trusted.
+"""Checks whether everything matches its record. All content is hashed again; DVC's own state is not trusted.
 
 DVC's status compares times and sizes where it can, so it may miss damage to a file or to the cache.
 """
@@ -38,7 +38,7 @@ class Mismatch(BaseModel):
 
 
 class Report(BaseModel):
-    """What is wrong, what is worth knowing and not wrong, how much was checked, and the ledger's newest record."""
+    """Mismatches, notes, how much was checked, and the ledger's newest record."""
 
     ok: bool = True
     mismatches: list[Mismatch] = []
@@ -55,7 +55,7 @@ class Report(BaseModel):
         """The report for a reader."""
         lines = [str(mismatch) for mismatch in self.mismatches] + [f"note: {note}" for note in self.notes]
         counts = ", ".join(f"{count} {what}" for what, count in self.checked.items())
-        found = f"{len(self.mismatches)} mismatches" if self.mismatches else "everything is as it was made"
+        found = f"{len(self.mismatches)} mismatches" if self.mismatches else "everything matches its record"
         return "\n".join([*lines, f"checked {counts or 'nothing: no stage has run'}: {found}"])
 
 
@@ -90,16 +90,16 @@ def check_shards(model: Path, base: Path, hasher: Hasher) -> list[str]:
         {file.stem: hasher.digest(file, "sha256") for file in f.glob(f"*{_WEIGHTS}")} for f in (model, base)
     )
     faults = [f"{unit} is missing" for unit in sorted(theirs.keys() - ours.keys())]
-    faults += [f"{unit} is not a part of the base" for unit in sorted(ours.keys() - theirs.keys())]
+    faults += [f"{unit} is not part of the base model" for unit in sorted(ours.keys() - theirs.keys())]
     for unit in sorted(ours.keys() & theirs.keys()):
         same = ours[unit] == theirs[unit]
         if unit not in run.trained_units and not same:
-            faults.append(f"{unit} was frozen, yet its bytes are not the base's")
+            faults.append(f"{unit} was frozen, but its bytes differ from the base's")
         elif unit in run.trained_units and same:
-            faults.append(f"{unit} was trained, yet its bytes are the base's")
+            faults.append(f"{unit} was trained, but its bytes equal the base's")
         if same == (unit in run.changed_units):
             claim = "unchanged" if unit not in run.changed_units else "changed"
-            faults.append(f"{unit}: run.json says {claim}, its bytes say otherwise")
+            faults.append(f"{unit}: run.json says {claim}, but its bytes disagree")
         if run.shards.get(f"{unit}{_WEIGHTS}", ours[unit]) != ours[unit]:
             faults.append(f"{unit} does not have the hash that run.json gives")
     return faults

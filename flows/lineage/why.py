@@ -1,4 +1,4 @@
-"""What changed: since a stage last ran, in it and upstream, and between the freeze plans of two commits."""
+"""Lists changes: of a stage and upstream since it last ran, and between the freeze plans of two commits."""
 
 import json
 from collections.abc import Mapping

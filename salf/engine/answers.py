@@ -1,4 +1,4 @@
-"""What a model says at the answer positions: logits, losses, preferred labels."""
+"""Reads a model's outputs at the answer positions: logits, losses, preferred labels."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -55,7 +55,7 @@ class Embeddings:
 
 
 def start_of(split: Split, model: CausalModel) -> Start:
-    """Where passes over a split begin."""
+    """The start of passes over a split."""
     return split.start or Embeddings.after(model, split.prefix)
 
 
@@ -120,7 +120,7 @@ def _chunks(rows: int) -> list[slice]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model made of one example."""
+    """The model's output for one example."""
 
     loss: float  # mean −log probability of the true answer's tokens, in nats
     token_losses: tuple[float, ...]  # the same by token
@@ -203,7 +203,7 @@ class Reader:
     def _batches(
         self, split: Split, wanted: Callable[[Batch], Tensor]
     ) -> Iterator[tuple[list[int], Batch, Tensor, Tensor]]:
-        """Which examples, their batch, and log probabilities: of the M answer tokens, [M], and all of ``wanted`` rows.
+        """Yield indices of examples, their batch, and log probabilities: of the M answer tokens, [M], and all of ``wanted`` rows.
 
         ``wanted`` [M] says which rows, so that no more than ``HEAD_ROWS`` others exist at a time: [K, vocabulary].
         """

@@ -50,7 +50,7 @@ class Example:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """What the model reads: the prompt and all of the answer but its last token."""
+        """The model's input: the prompt and all of the answer but its last token."""
         return self.prompt_ids + self.answer_ids[:-1]
 
 
@@ -159,7 +159,7 @@ class Batch:
 
 
 class Start(Protocol):
-    """Where a pass through the layers begins: at the embeddings, or at boundary states."""
+    """The start of a pass through the layers: the embeddings, or boundary states."""
 
     @property
     def space(self) -> int:

@@ -129,7 +129,7 @@ def collate_states(rows: Sequence[Row], padding_side: Literal["left", "right"] =
         return pad_sequence(parts, batch_first=True, padding_value=value, padding_side=padding_side)
 
     if not all("inputs_embeds" in row for row in rows):
-        raise UserError("these are no items of prefix_states; an evaluation split needs its states, too")
+        raise UserError("these are not items of salf.prefix_states; an evaluation split needs its states, too")
     labels = [row["labels"] for row in rows]
     return {
         "inputs_embeds": padded([row["inputs_embeds"] for row in rows]),
@@ -268,7 +268,9 @@ def read_rows(dataset: Rows, vocabulary: int) -> tuple[list[Example], list[Tenso
         UserError: there are no rows, or one cannot be used; says which and why.
     """
     if isinstance(dataset, Mapping) or not hasattr(dataset, "__len__"):
-        raise UserError(f"{type(dataset).__name__} is no list of rows; give one split, [{{'input_ids': [...]}}, ...]")
+        raise UserError(
+            f"{type(dataset).__name__} is not a list of rows; give one split, [{{'input_ids': [...]}}, ...]"
+        )
     rows = [_tokens(dataset[number], f"row {number}", vocabulary) for number in range(len(dataset))]
     if not rows:
         raise UserError("the dataset is empty")
@@ -291,7 +293,7 @@ def _tokens(row: Mapping[str, Any], name: str, vocabulary: int) -> tuple[Tensor,
     if not ids.shape == labels.shape == kept.shape or ids.ndim != 1 or (len(ids) and ids.is_floating_point()):
         raise UserError(alike)
     if kept.diff().sum() > 1 + bool(len(kept) and not kept[0]):
-        raise UserError(f"{name}: attention_mask leaves out tokens between others; padding stands at the ends")
+        raise UserError(f"{name}: attention_mask leaves out tokens between others; padding must be at the ends")
     ids, labels = ids[kept], labels[kept]
     given = torch.cat([ids, labels[labels != IGNORED]])
     if not len(ids) or not 0 <= int(given.min()) <= int(given.max()) < vocabulary:

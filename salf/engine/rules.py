@@ -1,4 +1,4 @@
-"""How a task's answers are scored and judged right or wrong. No model in here; free answers have no rule.
+"""Scores a task's answers and judges them right or wrong. No model in here; free answers have no rule.
 
 **Label words** (:class:`LabelTree`). A label's score is the probability of the shortest beginning of its word that no
 other label's word shares. A beginning's probability bounds all words that continue it ("very negative", "very
@@ -101,7 +101,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class CandidateRule:
-    """How candidates are compared: ``score`` is a parameter of ``prepare`` and stands in its ``meta.json``."""
+    """Compares candidates; ``score`` is a parameter of ``prepare``, which records it in ``meta.json``."""
 
     score: ChoiceScore
 

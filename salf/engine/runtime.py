@@ -1,4 +1,4 @@
-"""Where and how torch runs: device, precision, memory allocator, and what machine this is."""
+"""Decides how torch runs: device, precision, memory allocator, and what machine this is."""
 
 import ctypes
 import os
@@ -67,7 +67,7 @@ def find_runtime(params: Device) -> Runtime:
 
 
 def _bfloat16_instructions() -> dict[str, bool]:
-    """What multiplies matrices of bfloat16 on a CPU, and whether this one has it.
+    """CPU instructions that multiply bfloat16 matrices, and whether this CPU has them.
 
     Measured with products of 512 x 576 x 1,536 on two cores of a processor with AVX512_BF16 and no AMX: 960
     GFLOP/s in bfloat16, 210 in float32.
@@ -99,12 +99,12 @@ def keep_freed_memory() -> None:
 
 
 def threads_each(processes: int) -> int:
-    """Threads for each of so many processes: those that torch has here, shared out."""
+    """Threads for each of ``processes`` processes, of those that torch has here."""
     return max(1, torch.get_num_threads() // processes)
 
 
 def machine_facts(runtime: Runtime) -> dict[str, Any]:
-    """What an auditor needs to know of the machine; no host name, no user name, no path."""
+    """Facts about the machine for an auditor; no host name, no user name, no path."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

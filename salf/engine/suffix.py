@@ -76,11 +76,11 @@ def network_of(model: Any) -> PreTrainedModel:
     if network is not model and model.active_peft_config.is_prompt_learning:
         raise UserError("PEFT's virtual tokens train below the frozen layers; use adapters in layers, such as LoRA")
     if isinstance(network, Network):
-        raise UserError("this is a suffix, whose frozen layers are gone; give the whole model")
+        raise UserError("this is a suffix, without frozen layers; pass the whole model")
     if not isinstance(network, PreTrainedModel) or network.get_output_embeddings() is None:
         kind = type(network).__name__
         raise UserError(
-            f"{kind} is no causal language model of transformers; give that, before compile or DDP wraps it"
+            f"{kind} is not a causal language model of transformers; pass one, before compile or DDP wraps it"
         )
     return network
 
@@ -107,7 +107,7 @@ def frozen_layers(
 
 @dataclass
 class Entry:
-    """Where the trunk leaves the boundary states for the stand-ins.
+    """Passes the boundary states from the trunk to the stand-ins.
 
     Attributes:
         states: of the pass that runs, [B, T, H].
@@ -133,7 +133,7 @@ class _Frozen(StandIn):
 
 
 class Trunk:
-    """What is different in the suffix's trunk."""
+    """Methods that the suffix's trunk overrides."""
 
     entry: Entry
     width: int
@@ -151,7 +151,7 @@ class Trunk:
 
 
 class SavedWhole:
-    """What is different in the suffix of a model that PEFT has wrapped."""
+    """Methods that the suffix of a PEFT model overrides."""
 
     whole: Any
 
@@ -161,7 +161,7 @@ class SavedWhole:
 
 
 class Network(SavedWhole):
-    """What is different in the suffix as a whole."""
+    """Methods that the whole suffix overrides."""
 
     main_input_name = "inputs_embeds"
 

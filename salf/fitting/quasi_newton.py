@@ -30,7 +30,7 @@ _TRIALS: Final = 20
 
 @dataclass(frozen=True)
 class Minima:
-    """Where each problem ended: points [P, d], values [P], and whether a tolerance was met [P]."""
+    """The end of each problem: points [P, d], values [P], and whether a tolerance was met [P]."""
 
     points: Array
     values: Array

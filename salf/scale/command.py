@@ -60,7 +60,7 @@ def _sizes(args: argparse.Namespace) -> PreparedSizes:
         return read_sizes(args.prepared)
     if args.shared_tokens + args.answer_tokens > args.tokens:
         raise UserError(
-            f"--tokens {args.tokens}: an example cannot be shorter than its beginning and its answer together "
+            f"--tokens {args.tokens}: an example cannot be shorter than its shared prefix and its answer together "
             f"({args.shared_tokens} + {args.answer_tokens})"
         )
     train = SplitSize(rows=args.rows, tokens=args.rows * args.tokens, answer_tokens=args.rows * args.answer_tokens)

@@ -1,4 +1,4 @@
-"""What a prediction is made from: a model's configuration, and a machine's rate."""
+"""The inputs of a prediction: a model's configuration, and a machine's throughput."""
 
 import difflib
 from collections.abc import Mapping

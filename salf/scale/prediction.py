@@ -84,7 +84,7 @@ def _kept_tokens(shape: ModelShape, work: CostModel, boundary: int) -> int:
 
 @dataclass(frozen=True)
 class Boundary:
-    """What training above one boundary takes on one device."""
+    """FLOPs, time and memory of training above one boundary on one device."""
 
     boundary: int
     trained_parameters: int
@@ -141,13 +141,13 @@ def predict(model: Configuration, work: CostModel, machine: Machine, precision: 
         )
 
     assumptions = [
-        f"{work.rows:,} examples, {work.epochs} epochs, the frozen layers' output computed once and kept",
+        f"{work.rows:,} examples, {work.epochs} epochs, boundary states computed once and cached",
         "percentages: of full fine-tuning's FLOPs, and of its backward FLOPs; both for LoRA too",
         beginning(work.batch_rows, work.shared, work.parts, shape.packed),
         *counted(work.lora_rank),
-        f"{precision.words}; AdamW; attention by a kernel that keeps no matrix; no gradient checkpointing",
+        f"{precision.words}; AdamW; attention by a kernel that stores no score matrix; no gradient checkpointing",
         "the frozen layers' weights stay in memory",
-        f"{machine.name} computes at {machine.words}; the optimizer's update and the data's way are not timed",
+        f"{machine.name} computes at {machine.words}; optimizer updates and data transfer are not timed",
         "several devices: weights, gradients, moments and activations divide evenly (FSDP), communication is free",
     ]
     return Prediction(model, work, machine, assumptions, [at(boundary) for boundary in range(shape.layers + 1)])

@@ -79,7 +79,7 @@ def check_files(folder: Path) -> None:
             if not any(target.is_relative_to(place) for place in places):
                 raise UserError(f"{file}: links to a place outside its folder; put the file itself there")
             if not target.is_file():
-                raise UserError(f"{file}: is no file, or links to one that is not there; complete the folder")
+                raise UserError(f"{file}: is not a file, or links to a missing one; complete the folder")
             with file.open("rb") as opened:
                 if opened.read(len(_POINTER)) == _POINTER:
                     raise UserError(f"{file}: a git-lfs pointer, not the file itself; run: git lfs pull")
@@ -89,7 +89,7 @@ def read_object(file: Path) -> dict[str, Any]:
     """Read a JSON object of the source; numbers that JSON does not have (NaN, Infinity) are refused."""
 
     def refused(number: str) -> None:
-        raise ValueError(f"{number} is no number in JSON")
+        raise ValueError(f"{number} is not a JSON number")
 
     with reading(file, "damaged JSON; download the file again"):
         found = json.loads(file.read_text(encoding="utf-8"), parse_constant=refused)
@@ -108,7 +108,7 @@ def read_headers(folder: Path) -> dict[str, Stored]:
     files = [whole] if whole.exists() else [folder / name for name in sorted(set(places.values()))]
     files = files or sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UserError(f"{folder}: holds no .safetensors weights; other formats are not opened")
+        raise UserError(f"{folder}: holds no .safetensors weights; other formats are not supported")
     found: dict[str, Stored] = {}
     for file in files:
         with reading(file, _DAMAGED):
@@ -130,9 +130,9 @@ def _indexed(index: Path) -> dict[str, str]:
         raise UserError(f"{index}: does not say which file holds which weight; download the folder again")
     for name in sorted(set(places.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise UserError(f"{index}: names {name!r}, which is no .safetensors file of its folder")
+            raise UserError(f"{index}: names {name!r}, which is not a .safetensors file in its folder")
         if not (index.parent / name).exists():
-            raise UserError(f"{index.parent}: {INDEX} names {name}, which is not there; complete the folder")
+            raise UserError(f"{index.parent}: {INDEX} names {name}, which is missing; complete the folder")
     return dict(places)
 
 
@@ -166,14 +166,14 @@ def beyond(stored: Mapping[str, Stored], network: PreTrainedModel, name: str) ->
         part, _, kind = one.rpartition(".")
         if kind == "bias" and f"{part}.weight" in expected and stored[one].load().any():
             raise UserError(
-                f"{name}: the weights hold {shown([one])} {list(stored[one].shape)}, and by config.json there is no "
-                "such bias; correct config.json"
+                f"{name}: the weights hold {shown([one])} {list(stored[one].shape)}, but config.json declares no such "
+                "bias; correct config.json"
             )
     return others
 
 
 def _expected(stored: Mapping[str, Stored], network: PreTrainedModel) -> tuple[dict[str, Tensor], set[str]]:
-    """What transformers would write in the form of these files (tensors without numbers), and what it cannot load."""
+    """The tensors that transformers would write in the form of these files (without numbers), and load failures."""
     weights = {one: torch.empty(place.shape, device="meta") for one, place in stored.items()}
     settings = LoadStateDictConfig(device_map={"": "meta"}, weight_mapping=get_model_conversion_mapping(network))
     info, _ = convert_and_load_state_dict_in_model(network, weights, settings)

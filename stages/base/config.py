@@ -77,7 +77,7 @@ def check_counts(file: Path, config: Mapping[str, Any], stored: Mapping[str, Sto
         if (said := config.get(key)) is None:
             continue
         if type(said) is not int or said < 1:
-            raise UserError(f"{file}: {key} = {said!r} is no number of layers")
+            raise UserError(f"{file}: {key} = {said!r} is not a number of layers")
         inside = [parts for number, parts in layers.items() if number < said]
         # Further layers of the same build belong to the model; one that predicts further tokens has more parts.
         further = sum(parts in inside for number, parts in layers.items() if number >= said)
@@ -88,7 +88,7 @@ def check_counts(file: Path, config: Mapping[str, Any], stored: Mapping[str, Sto
     most = max([len(stored), *(size for one in stored.values() for size in one.shape)], default=0)
     for key, value in config.items():
         if re.search("head|expert|label|layers", key) and type(value) is int and value > most:
-            raise UserError(f"{file}: {key} = {value}, and the weights hold nothing of that size")
+            raise UserError(f"{file}: {key} = {value}, but no weight has that size")
 
 
 def check_ids(file: Path, said: Mapping[str, Any], vocabulary: int) -> None:
@@ -98,9 +98,7 @@ def check_ids(file: Path, said: Mapping[str, Any], vocabulary: int) -> None:
         for one in value if isinstance(value, list) else [value]:
             none = one is None or (one == -1 and key != "eos_token_id")  # older Llama's: no such token
             if not none and (type(one) is not int or not 0 <= one < vocabulary):
-                raise UserError(
-                    f"{file}: {key} = {one!r}, and the embedding holds {vocabulary} rows; correct the entry"
-                )
+                raise UserError(f"{file}: {key} = {one!r}, but the embedding has {vocabulary} rows; correct the entry")
 
 
 def complete_config(raw: Mapping[str, Any], opened: PreTrainedConfig) -> dict[str, Any]:
@@ -114,7 +112,7 @@ def own_code(folder: Path) -> list[Path]:
     settings = [folder / name for name in ("config.json", "tokenizer_config.json")]
     calls = [call for file in settings if file.exists() for call in _calls(read_object(file).get("auto_map"))]
     if strange := [call for call in calls if not re.fullmatch(r"([\w./-]+--)?\w+(\.\w+)+", call)]:
-        raise UserError(f"{folder}: auto_map names {strange[0]!r}, which is no class in a file of this folder")
+        raise UserError(f"{folder}: auto_map names {strange[0]!r}, which is not a class in a file of this folder")
     if elsewhere := sorted({call.split("--")[0] for call in calls if "--" in call}):
         # It would be downloaded whenever a later stage opens the model, at whatever revision it then has.
         raise UserError(

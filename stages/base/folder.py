@@ -59,7 +59,7 @@ def _write_shards(source: Source, family: Family, folder: Path) -> dict[str, int
             sizes |= {name: tensor.numel() for name, tensor in tensors.items()}
             advance(1, unit)
     if zero:
-        print(f"{source.name}: {len(zero)} weights hold nothing but zeros ({shown(zero)}): is the download complete?")
+        print(f"{source.name}: {len(zero)} weights are all zeros ({shown(zero)}): is the download complete?")
     write_index(folder, units)
     return sizes
 
@@ -72,7 +72,7 @@ def _largest(source: Source, name: str, tensor: Tensor) -> float:
     largest = max(-low, high)
     if not largest <= torch.finfo(torch.float32).max:
         what = "a NaN" if math.isnan(largest) else "a value beyond 32 bits (or infinite)"
-        raise UserError(f"{source.name}: the weight {name} holds {what}; bring weights that are finite")
+        raise UserError(f"{source.name}: the weight {name} holds {what}; use finite weights")
     return largest
 
 

@@ -1,4 +1,4 @@
-"""Where a base model comes from: the embedded one, a local folder, or the Hugging Face Hub."""
+"""Finds a base model: the embedded one, a local folder, or the Hugging Face Hub."""
 
 import functools
 import json
@@ -69,7 +69,7 @@ def open_source(params: Model) -> Source:
     """Open the model that ``params.yaml`` names; tensors are read when they are called."""
     if params.source == "embedded":
         return _embedded()
-    with reading(f"model.source = {params.source[:200]}", "no name of a folder or model"):
+    with reading(f"model.source = {params.source[:200]}", "not a name of a folder or model"):
         folder = Path(params.source).expanduser()
         is_folder = folder.is_dir()
     if is_folder:
@@ -160,7 +160,7 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
     with opening(file):
         opened = transformers.AutoConfig.from_pretrained(folder, **options)
     if not code and type(opened) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"{file}: model type {opened.model_type!r} is no causal language model; name one that is")
+        raise UserError(f"{file}: model type {opened.model_type!r} is not a causal language model; name one")
     config = complete_config(raw, opened)
     check_counts(file, config, headers)
     check_ids(file, config, opened.vocab_size)
@@ -174,7 +174,7 @@ def _folder(folder: Path, params: Model, name: str, origin: str, revision: str |
     rows = network.get_input_embeddings().weight.shape[0]
     parameter_names = sorted(name for name, _ in network.named_parameters())
     if others := beyond(stored, network, str(folder)):
-        notes.append(f"left aside: {len(others)} tensors that the model has no place for ({shown(others)})")
+        notes.append(f"ignored: {len(others)} tensors that the model does not have ({shown(others)})")
     return Source(
         name=name,
         origin=origin,
@@ -211,7 +211,7 @@ def _network(
 
 
 def _tokenizer(folder: Path, notes: list[str], options: Mapping[str, Any]) -> transformers.PreTrainedTokenizerBase:
-    """What transformers opens, unless its class leaves out rules of ``tokenizer.json``: then what the file says."""
+    """The tokenizer that transformers opens; ``tokenizer.json`` itself if that class ignores rules in it."""
     settings = [folder / name for name in _TOKENIZER if (folder / name).exists()]
     for held in settings:
         read_object(held)
@@ -223,14 +223,14 @@ def _tokenizer(folder: Path, notes: list[str], options: Mapping[str, Any]) -> tr
         if ours and file.exists() and _rules(Tokenizer.from_file(str(file))) != _rules(tokenizer.backend_tokenizer):
             tokenizer = transformers.TokenizersBackend.from_pretrained(folder, **options)
             notes.append(
-                f"tokenizer.json is read as it is: transformers' {kind.__name__} would split texts into other tokens "
+                f"tokenizer.json is read as it is: transformers' {kind.__name__} would split texts differently "
                 "(open the tokenizer with transformers.TokenizersBackend elsewhere, too)"
             )
     return tokenizer
 
 
 def _rules(tokenizer: Tokenizer) -> list[Any]:
-    """How a text is normalised, split and made into tokens, the vocabulary aside."""
+    """The rules by which a text is normalised and split into tokens, without the vocabulary."""
     made = json.loads(tokenizer.to_str())
     model = {key: value for key, value in made["model"].items() if key not in ("vocab", "merges")}
     return [made["normalizer"], made["pre_tokenizer"], model]

@@ -28,7 +28,7 @@ _RESET_PEAK: Final = "5"  # see proc(5), clear_refs
 
 @dataclass(frozen=True)
 class Lap:
-    """What a contender hands back."""
+    """A contender's reply."""
 
     seconds: list[float]  # since its start, at the end of each part (an epoch, or all)
     flops: list[int]  # FLOPs counted up to there; empty where nobody counts

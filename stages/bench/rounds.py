@@ -31,7 +31,7 @@ _FEWEST_TRACED: Final = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """What a benchmark measures."""
+    """The measurements of a benchmark."""
 
     quick: bool
     models: Sequence[str]  # names of workloads: ``embedded`` or a shape's
@@ -47,7 +47,7 @@ class Plan:
     bases: tuple[int, int] | None = None  # vocabulary and hidden size of the head whose bases are solved
 
     def boundaries(self, layers: int) -> list[int]:
-        """Ascending, in a model of so many layers."""
+        """Ascending, in a model of ``layers`` layers."""
         return sorted({layers * quarter // 4 for quarter in self.quarters})
 
     def runs(self, layers: int) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""What is trained and traced: a model folder and its examples, the real task or random weights of a given shape."""
+"""Workloads to train and trace: a model folder and its examples, the real task or random weights of a given shape."""
 
 import os
 import subprocess

@@ -33,17 +33,17 @@ class Spread(Record):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """Of one value at least."""
+        """Summarise at least one value."""
         return cls(median=statistics.median(values), low=min(values), high=max(values))
 
     @classmethod
     def of_ratios(cls, numerators: Sequence[float], denominators: Sequence[float]) -> Self:
-        """Of the ratios of what was measured in the same round."""
+        """Summarise the ratios of measurements of the same round."""
         return cls.of([above / below for above, below in zip(numerators, denominators, strict=True)])
 
 
 class Workload(Record):
-    """What was trained and traced; ``examples`` of one epoch, ``shared_tokens`` that all examples begin with."""
+    """The trained and traced workload; ``examples`` of one epoch, ``shared_tokens`` of the shared prefix."""
 
     model: str
     origin: str
@@ -108,7 +108,7 @@ class Allocator(Record):
 
 
 class ModelResult(Record):
-    """All that was measured with one model."""
+    """All measurements with one model."""
 
     workload: Workload
     points: list[Point]

@@ -1,4 +1,4 @@
-"""What a fault of the Hugging Face hub means for the user, in one line."""
+"""Explains faults of the Hugging Face Hub to the user, in one line."""
 
 import errno
 from typing import Final, Literal
@@ -36,12 +36,12 @@ _NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT}
 
 
 def hub_page(kind: Kind, name: str) -> str:
-    """Where people read about a model or data set, and accept its terms."""
+    """URL of a model's or dataset's page, where users accept its terms."""
     return f"{constants.ENDPOINT}/{'datasets/' if kind == 'data set' else ''}{name}"
 
 
 def hub_fault(error: BaseException, kind: Kind, name: str, revision: str | None) -> str | None:
-    """What is wrong and what to do; ``None`` where it is no fault of the hub's or of its cache."""
+    """Say what is wrong and what to do; ``None`` if it is not a fault of the Hub or of its cache."""
     chain = [error]
     while cause := chain[-1].__cause__:
         chain.append(cause)

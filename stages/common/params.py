@@ -35,7 +35,7 @@ PARAMS_FILE = Path("params.yaml")
 
 
 class Model(Group):
-    """Where the base model comes from."""
+    """The source of the base model."""
 
     source: Annotated[str, Field(min_length=1)]
     revision: str | None
@@ -153,7 +153,7 @@ class Prepare(Group):
 
 
 class Trace(Group):
-    """What is traced, of how many examples."""
+    """The traced quantities, and the number of examples."""
 
     sample: Count | None
     losses: Annotated[int, Field(ge=0)] | None
@@ -166,7 +166,7 @@ class Trace(Group):
 
 
 class Fit(Group):
-    """How the scaling laws are fitted and compared."""
+    """Settings for fitting and comparing the scaling laws."""
 
     bootstrap: Annotated[int, Field(ge=20)]
     holdout_layers: Count
@@ -175,7 +175,7 @@ class Fit(Group):
 
 
 class Signals(Group):
-    """What rival rules for the boundary see, and of how many examples."""
+    """The evidence for other selectors, and the number of examples."""
 
     kinds: list[SignalKind]
     sample: Count
@@ -197,7 +197,7 @@ class Pilot(Group):
 
 
 class Plan(Group):
-    """How the boundary is chosen."""
+    """Settings for choosing the boundary."""
 
     selector: SelectorName
     quantity: Quantity
@@ -262,7 +262,7 @@ class Compare(Group):
 
 
 class Evaluate(Group):
-    """How models are scored."""
+    """Settings for scoring models."""
 
     bootstrap: Annotated[int, Field(ge=20)]
     confidence: Confidence
@@ -320,7 +320,7 @@ def _has_rate(method: str, settings: Finetune) -> bool:
 
 
 class Room(BaseModel):
-    """What a stage reads of ``params.yaml``, as ``dvc.yaml`` lists it: groups, or types with some of a group's keys."""
+    """The part of ``params.yaml`` that a stage reads, as in ``dvc.yaml``: groups, or some of a group's keys."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

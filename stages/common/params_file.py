@@ -67,7 +67,7 @@ def _did_you_mean(names: list[str], kind: type[BaseModel]) -> str:
 
 
 def _expected(field: FieldInfo) -> str:
-    """What a field takes, in the words that a wrong value is refused with."""
+    """A field's allowed values, in the words of the error message."""
     kind: Any = field.annotation
     if _is_group(kind):
         return f"a group of {', '.join(kind.model_fields)}"

@@ -1,4 +1,4 @@
-"""What a study shows: the study writes its headline and tables once, for the docs page and the report."""
+"""A study's headline and tables, written once for the docs page and the report."""
 
 from pathlib import Path
 from typing import Final, Literal

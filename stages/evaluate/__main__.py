@@ -92,7 +92,7 @@ def _predictions(
     test: Sequence[Example],
     records: Mapping[str, FineTuneRecord],
 ) -> Iterator[tuple[str, Predictions]]:
-    """What every model says to the test split, by its name: the untrained one, baselines, fine-tuned ones."""
+    """Every model's answers to the test split, by its name: the untrained one, baselines, fine-tuned ones."""
     shards = BaseRecord.load(args.base).shards
     cache = CacheSettings.of(params.finetune.cache, params.finetune.cache_folder, params.finetune.cache_gib)
     predictor = Predictor(choose_runtime(params.device), params.evaluate, meta, args.base, shards, cache, test)

@@ -26,7 +26,7 @@ Curve = Sequence[CurvePoint]
 def run_metrics(
     run: FineTuneRecord, full: FineTuneRecord | None, scores: Mapping[str, Statistic], examples: int
 ) -> RunMetrics:
-    """What is known of a run, relative to full fine-tuning with the same seed; ``examples``: of the test split."""
+    """The metrics of a run, relative to full fine-tuning with the same seed; ``examples``: of the test split."""
     return RunMetrics(
         method=run.label,
         **{key: getattr(run, key) for key in _OF_THE_RUN},

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folders = {BASE: require(args.base, made_by="base")}
     for folder in args.models:
         if folder.name in folders:
-            raise UserError(f"{folder}: another model is called {folder.name} too; results go by the folder's name")
+            raise UserError(f"{folder}: another model is called {folder.name} too; the folder's name names its results")
         folders[folder.name] = require(folder, made_by="finetune")
     try:
         from lm_eval import __version__ as version
@@ -84,7 +84,7 @@ def _manager(tasks: Sequence[str], include: Path | None, version: str) -> Any:
     """lm-eval's manager that knows all tasks."""
     from lm_eval.tasks import TaskManager
 
-    # Reading lm-eval's own tasks takes half a minute: not where the folder holds all that are asked for.
+    # Reading lm-eval's own tasks takes half a minute: not where the folder holds all requested tasks.
     for with_own in (False, True) if include else (True,):
         manager = TaskManager(include_path=str(include) if include else None, include_defaults=with_own)
         unknown = [task for task in tasks if task not in manager.all_tasks]

@@ -42,7 +42,7 @@ class Control(Group):
 
 
 class FinetuneRoom(Room):
-    """What this stage reads."""
+    """The parameters that this stage reads."""
 
     device: Device
     finetune: Finetune
@@ -51,7 +51,7 @@ class FinetuneRoom(Room):
 
 
 class Asked(NamedTuple):
-    """What a run trains, and its name in the comparison."""
+    """The method of a run, and its name in the comparison."""
 
     label: str
     method: str

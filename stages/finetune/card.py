@@ -31,7 +31,7 @@ def write_cards(folder: Path, facts: Facts, named: Base) -> None:
 
 
 def _model_card(run: FineTuneRecord, plan: FreezePlan, base: BaseRecord, meta: PreparedRecord) -> str:
-    """What this model is, how it was made, how it scores."""
+    """The model card: what the model is, how it was made, how it scores."""
     last, train, validation = run.last, meta.splits["train"], meta.splits["validation"]
     score = f"accuracy {last.validation_accuracy:.3f}, " if last.validation_accuracy is not None else ""
     return f"""\
@@ -127,7 +127,7 @@ def _label_words(labels: Sequence[PreparedLabel]) -> str:
 
 
 def trained_words(run: FineTuneRecord, depth: int) -> str:
-    """What was trained: ``layers 22–30``."""
+    """The trained layers in words: ``layers 22–30``."""
     layers = _ranges(run.trained_layers)
     if len(run.trained_layers) == depth:
         return "all layers"
@@ -136,7 +136,7 @@ def trained_words(run: FineTuneRecord, depth: int) -> str:
 
 
 def frozen_words(run: FineTuneRecord, depth: int) -> str:
-    """What was left as it is, adapters aside."""
+    """The frozen parts in words, adapters aside."""
     layers = _ranges([layer for layer in range(1, depth + 1) if layer not in run.trained_layers])
     final = "" if run.how.form.layers_alone or "final" in run.trained_units else "final norm"
     parts = [part for part in ("embeddings" if run.boundary else "", layers, final) if part]
@@ -144,7 +144,7 @@ def frozen_words(run: FineTuneRecord, depth: int) -> str:
 
 
 def head_words(run: FineTuneRecord, *, tied: bool) -> str:
-    """What became of the head, which is the embedding matrix where it is tied."""
+    """One sentence on the head, which is the embedding matrix where it is tied."""
     if run.how.form.layers_alone:
         return "Embeddings, final norm and head are the base's."
     trains = "embedding" in run.trained_units if tied else "final" in run.trained_units
@@ -153,7 +153,7 @@ def head_words(run: FineTuneRecord, *, tied: bool) -> str:
 
 
 def choice_words(run: FineTuneRecord) -> str:
-    """Who chose what was trained."""
+    """One sentence on the choice of the trained layers."""
     scope = run.how.scope
     if frozen_by_name(scope) is not None:
         return "The boundary was given by hand."
@@ -163,7 +163,7 @@ def choice_words(run: FineTuneRecord) -> str:
         settings = run.params.finetune
         return (
             f"Layers drawn at random: {settings.lisa_layers} trained at a time, others after every "
-            f"{settings.lisa_steps} steps (LISA, arXiv 2403.17919); those named are all that were drawn."
+            f"{settings.lisa_steps} steps (LISA, arXiv 2403.17919); the layers named are all that were drawn."
         )
     before = run.boundary_before_budget
     moved = "" if before is None else f"; without `plan.budget` it would be {before}"

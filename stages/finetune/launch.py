@@ -66,7 +66,7 @@ def end_with_launcher() -> None:
 
 @contextmanager
 def _environment(processes: int) -> Iterator[None]:
-    """What the processes are to find in their environment; as it was afterwards."""
+    """Set the processes' environment variables, and restore them afterwards."""
     before = dict(os.environ)
     os.environ[_PARENT] = str(os.getpid())
     os.environ.pop("DVC_STAGE", None)  # the launcher records the run, once

@@ -19,7 +19,7 @@ _TEXTS: Final = {".json", ".jinja", ".model", ".txt"}
 
 
 class Base(NamedTuple):
-    """What other tools find the base model by."""
+    """The name and revision by which other tools find the base model."""
 
     name: str  # a hub name or an absolute path
     revision: str | None = None  # of a hub name

@@ -41,7 +41,7 @@ class Search:
 
     @cached_property
     def scope(self) -> Scope:
-        """What trains."""
+        """The trained scope."""
         return scope_of(self.method, self.plan, self.bench.settings, self.seed, self.first_n)
 
     @cached_property
@@ -56,7 +56,7 @@ class Search:
         return {**splits, "test": self.test} if len(self.rates) > 1 else splits
 
     def epochs(self, *, uncached: bool) -> int:
-        """Those of the settings, or with ``equal_compute`` as many as the FLOPs of full fine-tuning pay for."""
+        """The epochs in the settings, or with ``equal_compute`` as many as the FLOPs of full fine-tuning pay for."""
         bench = self.bench
         if not bench.settings.equal_compute:
             return bench.settings.epochs

@@ -28,7 +28,7 @@ _PARSER: Final = parser_of(
 
 
 class FitRoom(Room):
-    """What this stage reads."""
+    """The parameters that this stage reads."""
 
     fit: Fit
 

@@ -119,7 +119,7 @@ def _notes(examples: Array, mean: Array) -> list[str]:
     if len(examples) == 1:
         notes.append("one example only: its intervals have no width and mean nothing")
     if (mean <= _FLOOR).any():
-        notes.append(f"means of zero were lifted to {_FLOOR:g}, since laws are fitted to logarithms")
+        notes.append(f"means of zero were raised to {_FLOOR:g}, since laws are fitted to logarithms")
     return notes
 
 
@@ -233,5 +233,5 @@ def _means(examples: Array, size: int, draws: int, seed: int) -> Array:
 
 
 def _shares(layers: NDArray[np.intp], depth: int) -> Array:
-    """How often each layer 1..L is named, as a share, [L]."""
+    """The share of resamples that names each layer 1..L, [L]."""
     return np.bincount(layers, minlength=depth + 1)[1:] / len(layers)

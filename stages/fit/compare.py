@@ -1,4 +1,4 @@
-"""Which law describes a curve, how well, and whether any does.
+"""Compares laws: which one describes a curve, how well, and whether any does.
 
 **AICc.** The engine minimises Σ|r|, the maximum-likelihood fit under Laplace errors; with their scale b = mean|r|
 profiled out, −2 ln L = 2n·ln(2b) + 2n, and AICc = −2 ln L + 2p + 2p(p+1)/(n−p−1) (Hurvich & Tsai 1989) with p the
@@ -135,7 +135,7 @@ def holdout_excess(law: Assessment, assessments: Sequence[Assessment]) -> tuple[
 
 
 def verdict(quantity: str, assessments: Sequence[Assessment], curve: Array) -> str:
-    """Which law describes which spaces of the curve [L], or that none does and what follows, in plain words."""
+    """Say which law describes which spaces of the curve [L], or that none does and what follows."""
     best, fits = choose(assessments)
     if not fits:
         return _no_law(quantity, assessments, best)
@@ -148,7 +148,7 @@ def verdict(quantity: str, assessments: Sequence[Assessment], curve: Array) -> s
     before = curve[: best.first_space - 1]
     return (
         f"No law holds over the whole depth. {words} Before it, spaces 1–{len(before)} follow no law:"
-        f" they lie between {before.min():.3g} and {before.max():.3g}."
+        f" they range from {before.min():.3g} to {before.max():.3g}."
     )
 
 

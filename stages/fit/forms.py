@@ -34,7 +34,7 @@ class Fitted(NamedTuple):
 
 
 class Form(ABC):
-    """What every form can do; its name, formula and natural parameters are as the artifacts show them."""
+    """The interface of every form; its name, formula and natural parameters are as the artifacts show them."""
 
     name: str
     formula: str

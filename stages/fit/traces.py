@@ -39,7 +39,7 @@ def read_traces(folder: Path) -> Traces:
     origins = [_origin(part) for part in parts]
     for part, origin in zip(parts, origins, strict=True):
         if origin != origins[0]:
-            raise UserError(f"{part}: traced from another model or otherwise than {parts[0].name}; {_AGAIN}")
+            raise UserError(f"{part}: traced from another model or with other settings than {parts[0].name}; {_AGAIN}")
     layers = int(origins[0]["layers"])
     sums: dict[Quantity, dict[str, Array]] = {name: {} for name in get_args(Quantity)}
     for part in parts:

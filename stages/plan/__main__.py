@@ -38,7 +38,7 @@ _PARSER: Final = parser_of(
 
 
 class PlanRoom(Room):
-    """What this stage reads."""
+    """The parameters that this stage reads."""
 
     plan: Plan
     finetune: Work

@@ -39,7 +39,7 @@ def variability(evidence: Evidence, _params: Plan) -> Choice:
     values = evidence.signals["variability"]
     known = [space for space in range(1, evidence.layers) if math.isfinite(values[space])]
     if not known:
-        raise AbsentEvidenceError("no space tells one class from another; raise signals.sample in params.yaml")
+        raise AbsentEvidenceError("no space separates the classes; raise signals.sample in params.yaml")
     best = min(known, key=lambda space: (values[space], -space))
     return Choice(
         best,
@@ -64,7 +64,7 @@ def probe(evidence: Evidence, _params: Plan) -> Choice:
     low, high = short[best] - errors[best], short[best] + errors[best]
     return Choice(
         best,
-        f"space {best} is the first whose prompt states know the task as well as any space's: they "
+        f"space {best} is the first whose prompt states separate the classes as well as the best space's: they "
         f"classify {pooled[best]:.0%} of the held-out examples correctly, the best {max(pooled):.0%}"
         f"{words_alone if short[0] <= errors[0] else ''}",
         certainty(f"one standard error: the best space is {low:+.1%} to {high:+.1%} ahead", short[best], low, high),
@@ -84,8 +84,8 @@ def arrival(evidence: Evidence, _params: Plan) -> Choice:
     best = max(layers, key=lambda layer: (gains[layer], layer))
     return Choice(
         best,
-        f"layer {best} takes most away from what a classifier at the answer's position gets wrong: "
-        f"{errors[best - 1]:.0%} below it, {errors[best]:.0%} above it",
+        f"layer {best} removes the largest share of a classifier's errors at the answer's position: "
+        f"{errors[best - 1]:.0%} before it, {errors[best]:.0%} after it",
         _MEASURED_ONCE,
         scores=tuple(significant(gains[k]) if k in gains else None for k in range(evidence.layers + 1)),
     )

@@ -31,7 +31,7 @@ _WORDS: Final[Mapping[GainName, str]] = {
 
 
 class Basis(NamedTuple):
-    """Which gain of which quantity decides, and why it is not the one that was asked for."""
+    """The quantity and gain that decide, and why they are not the requested ones."""
 
     quantity: Quantity
     gain: GainName
@@ -39,7 +39,7 @@ class Basis(NamedTuple):
 
 
 def basis_of(evidence: Evidence, params: Plan) -> Basis:
-    """The gain that decides: the one asked for, or the nearest that the trace supports."""
+    """The gain that decides: the requested one, or the nearest that the trace supports."""
     quantity, gain, notes = params.quantity, params.gain, list[str]()
     if quantity not in evidence.laws:
         notes.append(f"the {quantity} was not traced (trace.losses is 0): the deviation decides")
@@ -138,7 +138,7 @@ class Prediction:
     margin: tuple[float, ...]  # half the width of its interval, in the same units, [L+1]
     words: str  # what is predicted
     reach: int  # the deepest boundary that it is about; above that it is extrapolated
-    fallback: str | None  # what predicts instead of the evidence that was asked for, in words
+    fallback: str | None  # what predicts instead of the requested evidence, in words
 
     def choice(self, boundary: int, reason: str) -> Choice:
         """The choice of a boundary, with the prediction's certainty and scores."""
@@ -149,7 +149,7 @@ class Prediction:
 
 
 def _predicted(evidence: Evidence, params: Plan) -> Prediction:
-    """What pilots predict, if there were any; otherwise what the scaling law promises.
+    """The pilots' predictions, if there are any; otherwise the scaling law's.
 
     The law's prediction is the reduction of its quantity that training above a boundary can still change. Layer 1
     starts from the embedding output, which is no layer's reduction: boundaries 0 and 1 get the same.

@@ -14,12 +14,12 @@ from stages.plan.frontier import within_budget
 
 
 def certainty(words: str, value: float | None = None, low: float | None = None, high: float | None = None) -> Certainty:
-    """How sure a choice is that no resamples decide."""
+    """The certainty of a choice that no resamples decide."""
     value, low, high = (number if number is None else significant(number) for number in (value, low, high))
     return Certainty(win_share=None, value=value, low=low, high=high, words=words)
 
 
-FIXED: Final = certainty("a fixed rule: nothing is estimated")
+FIXED: Final = certainty("a fixed depth: nothing is estimated")
 
 
 class AbsentEvidenceError(UserError):

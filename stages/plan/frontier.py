@@ -1,4 +1,4 @@
-"""What each boundary costs and leaves to be learned, and the budget's cut through it."""
+"""Computes each boundary's cost and remaining reduction, and the boundary within the budget."""
 
 import math
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def within_budget(boundary: int, points: Sequence[FrontierPoint], budget: float)
 
 
 def _kept_bytes_per_token(shape: ModelShape, work: CostModel, depth: int) -> int:
-    """What back-propagation through ``depth`` layers keeps; recomputed layers are held one at a time."""
+    """Bytes that back-propagation through ``depth`` layers stores; recomputed layers are held one at a time."""
     layer = activation_bytes_per_token(shape, work.value_bytes)
     if not work.recompute:
         return depth * layer

@@ -36,9 +36,9 @@ _FILE: Final = "chat_template.jinja"
 _SETTINGS: Final = "tokenizer_config.json"
 _LONGEST: Final = 10_000_000  # characters of a rendered conversation
 
-_REWRITTEN: Final = "with a prompt that the chat template writes otherwise when the model has to answer it"
+_REWRITTEN: Final = "with a prompt that the chat template writes differently when the model has to answer it"
 _TEXT: Final = "with a call whose arguments are text, which the chat template quotes once more: make them an object"
-_CUT: Final = "with an answer of which the chat template leaves out a part (thoughts, say)"
+_CUT: Final = "with an answer of which the chat template leaves out a part (thoughts, for example)"
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class ChatTemplate:
         fits = head in heads or head.startswith(asked)
         if not fits or (bare and body[len(head) :] != answer["content"]):
             raise RefusedRowError(
-                "conversation that the chat template writes otherwise with this answer than before it"
+                "conversation that the chat template writes differently with this answer than before it"
             )
         prompt = head.rstrip(" ")
         said = body[len(prompt) :]
@@ -151,7 +151,7 @@ class ChatTemplate:
         return Cut(prompt, said[:start], said[start:], noted, turn_end)
 
     def _around(self, turns: Sequence[Turn], tools: Tools | None) -> tuple[str, str]:
-        """What precedes and what follows any answer."""
+        """The text before and after any answer."""
         text = self.render([*turns, {"role": "assistant", "content": _ANSWER}], tools)
         before, found, after = text.rpartition(_ANSWER)
         if not found:
@@ -177,7 +177,7 @@ def render_sample(file: str) -> None:
 
 
 def _notes(conversation: Sequence[Turn], whole: str) -> list[str]:
-    """What the rendering of a conversation leaves out or quotes twice."""
+    """The parts of a conversation that its rendering leaves out or quotes twice."""
     bare = "".join(whole.split())
 
     def lacks(part: str) -> bool:

@@ -37,7 +37,7 @@ def read_conversation(value: Any, system: Any = None) -> list[Turn]:
     """
     value = parsed(value)
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
-        raise RefusedRowError("conversation that is no list of turns")
+        raise RefusedRowError("conversation that is not a list of turns")
     turns = [_turn(turn) for turn in value]
     if turns and turns[0]["role"] != "system" and isinstance(system, str) and system.strip():
         turns.insert(0, {"role": "system", "content": system})
@@ -66,7 +66,7 @@ def read_tools(values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def words(turn: Turn) -> str:
-    """What is said in a turn, without the white space around it."""
+    """The content of a turn, without the white space around it."""
     return str(turn.get("content") or "").strip()
 
 
@@ -127,13 +127,13 @@ def _objects(value: Any, what: str) -> list[dict[str, Any]]:
     held = parsed(value)
     held = [parsed(one) for one in held] if isinstance(held, list) else [held]
     if not all(isinstance(one, Mapping) for one in held):
-        raise RefusedRowError(f"{what} no JSON objects")
+        raise RefusedRowError(f"{what} something other than JSON objects")
     return [dict(one) for one in held]
 
 
 @dataclass(frozen=True)
 class Question:
-    """The candidates of a row, the letters that stand for them, and the place of the right one."""
+    """The candidates of a row, their letters, and the place of the right one."""
 
     texts: tuple[str, ...]
     letters: tuple[str, ...]
@@ -180,7 +180,7 @@ def _candidates(values: Mapping[str, Any], choices: Choices) -> tuple[list[str],
         held = {key: [one.get(key) for one in held] for key in ("text", "label")}
     listed, marks = (held.get("text"), held.get("label")) if isinstance(held, Mapping) else (held, None)
     if not isinstance(listed, list):
-        raise RefusedRowError("candidates that are no list")
+        raise RefusedRowError("candidates that are not a list")
     return [as_text(one).strip() for one in listed], [as_text(mark).strip() for mark in marks or ()]
 
 

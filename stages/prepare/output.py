@@ -42,7 +42,7 @@ _CANDIDATES: Final = pa.field(
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the stage made of a source.
+    """The prepared form of a source.
 
     Attributes:
         before: the examples of every split before the limits.

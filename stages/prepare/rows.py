@@ -55,7 +55,7 @@ class Example:
     Attributes:
         text: the values of the template's columns, joined: what a bag-of-words baseline sees.
         answer: the label's word, the right candidate or the free answer, without the white space in front.
-        lead: the white space in front of the answer; ``None``: one space, unless the prompt ends in white space.
+        lead: the white space before the answer; ``None``: one space, unless the prompt ends in white space.
         notes: what the reader should know about the row.
         field_end: characters of the prompt up to the end of its last data column, or of the last turn's words.
         turn_end: the same up to the end of the last turn as the chat template writes it; ``None`` without one.
@@ -184,7 +184,7 @@ def is_unicode(text: str) -> bool:
 
 
 def one_spelling(labels: Collection[str]) -> dict[str, str]:
-    """How labels (or groups) must be respelled so that one has one name; empty where nothing has to change.
+    """A respelling of labels (or groups) by which each has one name; empty where nothing has to change.
 
     A csv file knows no numbers: pandas writes the classes 0 and 1 as ``0.0`` and ``1.0`` once a label is missing, and
     ``True`` where JSON has ``true``. Labels are respelled only where *every* label is a number (or a boolean), and one

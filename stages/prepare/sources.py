@@ -1,4 +1,4 @@
-"""Where rows come from: the embedded docstrings, files, or the Hugging Face Hub."""
+"""Loads rows from the embedded docstrings, files, or the Hugging Face Hub."""
 
 import hashlib
 import math
@@ -73,7 +73,7 @@ def _rows_of(files: Iterable[Path], root: Path, wanted: Collection[str], columns
 
 
 def _row_name(file: Path, root: Path) -> str:
-    """What the names of a file's rows begin with."""
+    """The prefix of the names of a file's rows."""
     return file.relative_to(root).with_suffix("").as_posix()
 
 
@@ -247,7 +247,7 @@ def _watched(rows: Iterable[Row], split: str) -> Iterator[Row]:
     for number, row in enumerate(rows):
         if number % _WATCH == 0 and process.memory_info().rss - start > (room := min(_ROOM, free_memory_bytes())):
             raise UserError(
-                f"data: {number:,} rows of {split} fill {room / 2**20:,.0f} MiB of memory, all that they may; give "
+                f"data: {number:,} rows of {split} fill {room / 2**20:,.0f} MiB of memory, which is the limit; give "
                 f"fewer or shorter rows, or set data.limits ({_MOST:,} rows of a larger split are then drawn)"
             )
         yield row

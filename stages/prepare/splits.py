@@ -1,4 +1,4 @@
-"""Which example falls into which split: groups stay whole, training labels are balanced, no row leaks.
+"""Divides examples into splits: groups stay whole, training labels are balanced, no row leaks.
 
 Every draw orders the examples by a hash of the seed and a name: an added row does not reshuffle the others.
 """
@@ -75,13 +75,13 @@ def carve(examples: Examples, limits: Limits, seed: int) -> Examples:
 def named(examples: Examples, wanted: Named) -> Examples:
     """Take exactly the rows that a table names, in its order, whatever split of the source they are in."""
     path = Path(wanted.table).expanduser()
-    with reading(path, "no Parquet table of name, split and example_id"):
+    with reading(path, "not a Parquet table of name, split and example_id"):
         table = pyarrow.parquet.read_table(path, columns=["name", "split", "example_id"]).to_pylist()
     rows = [row for row in table if row["name"] == wanted.name]
     known = {example.example_id: example for part in examples.values() for example in part}
     faults = {
         "no rows; there are": {row["name"] for row in table} if not rows else (),
-        f"splits that are none of {', '.join(SPLITS)}": {row["split"] for row in rows} - {*SPLITS},
+        f"splits other than {', '.join(SPLITS)}": {row["split"] for row in rows} - {*SPLITS},
         "rows listed twice": [row for row, n in Counter(row["example_id"] for row in rows).items() if n > 1],
         "rows that are not in the data, or cannot be used": [
             row["example_id"] for row in rows if row["example_id"] not in known
@@ -202,7 +202,7 @@ def _distinct(train: list[Example], dropped: Lost) -> list[Example]:
         first = kept.setdefault((example.text, *example.candidates), example)
         if first is not example:
             same = (first.label, first.answer) == (example.label, example.answer)
-            dropped[TRAIN, "train row that stands twice" if same else "train row seen with another answer"] += 1
+            dropped[TRAIN, "train row that occurs twice" if same else "train row seen with another answer"] += 1
     return list(kept.values())
 
 

@@ -41,7 +41,7 @@ class Tokenised:
 
 
 class PromptTokenizer:
-    """The tokenizer of a base model's folder; ``start`` is what it puts in front of every prompt (BOS).
+    """The tokenizer of a base model's folder; ``start`` is its token before every prompt (BOS).
 
     Attributes:
         context: longest sequence of the model, in tokens; ``None`` where its configuration names none.
@@ -108,7 +108,7 @@ class PromptTokenizer:
         ]
 
     def notes(self, row: "Tokenised") -> list[str]:
-        """What the reader should know about a row, special tokens in its own text included."""
+        """Notes on a row, such as special tokens in its own text."""
         example = row.example
         held = self._special.findall(example.text if self.chat else f"{example.text}\n{example.answer}")
         notes = [f"with text that holds a special token of the tokenizer: {token!r}" for token in dict.fromkeys(held)]
@@ -135,7 +135,7 @@ class PromptTokenizer:
             )
 
     def _end_of_turn(self, closing: str) -> tuple[int | None, str]:
-        """The first added token in what a template writes after an answer, and the text in front of it."""
+        """The first added token in what a template writes after an answer, and the text before it."""
         added = self._tokenizer.get_added_tokens_decoder()
         encoded = self._tokenizer.encode(closing, add_special_tokens=False)
         found = ((i, closing[:at]) for i, (at, _) in zip(encoded.ids, encoded.offsets, strict=True) if i in added)
@@ -151,7 +151,7 @@ class PromptTokenizer:
 
 
 def _lead(example: Example) -> str:
-    """What is written between prompt and answer."""
+    """The text between prompt and answer."""
     if example.lead is not None:
         return example.lead
     return "" if example.prompt[-1:].isspace() else " "
@@ -178,7 +178,7 @@ def label_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> dict[s
         if not alike:
             return ids
     pair = " from ".join(f"{words[label]!r} (label {label!r})" for label in alike)
-    why = "the tokens of one are those of the other, or begin them"
+    why = "the tokens of one equal or begin those of the other"
     if tokenizer.end is None:
         why += ", and the model names no end-of-sequence token (eos_token_id in its config.json)"
     raise UserError(f"data.label_words: the tokenizer cannot tell {pair}: {why}; give one another word")

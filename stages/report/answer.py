@@ -18,7 +18,7 @@ Standing = Literal["unmeasured", "alone", "better", "level", "worse"]
 
 @dataclass(frozen=True)
 class Facts:
-    """What the headline is made of.
+    """The facts of the headline.
 
     Attributes:
         boundary: of the measured method; otherwise the plan's.
@@ -189,7 +189,7 @@ def _verdict(facts: Facts) -> str:
 
 
 def _reach(facts: Facts, gap: Interval) -> str:
-    """How large a loss the data still allow: no significant difference is no proof of equality."""
+    """The largest loss that the interval still allows: no significant difference is no proof of equality."""
     worst = gap.high if facts.lower_is_better else -gap.low
     if facts.standing != "level" or worst <= 0:
         return ""

@@ -26,7 +26,7 @@ _MEANINGFUL_MATCH: Final = 0.05
 
 
 class TraceRecord(BaseModel):
-    """What a trace's files say of themselves; the page prints all of it."""
+    """The metadata of a trace's files; the page prints all of it."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -128,7 +128,7 @@ def load(sources: Namespace, parameters: Mapping[str, Any], examples_shown: int,
 
 
 def _benchmarks(folder: Path) -> dict[str, Benchmark]:
-    """Those of this version; the short forms, made while working, are left out."""
+    """The benchmarks of this version, without short forms made while working."""
     found = {file.stem: read_benchmark(file) for file in sorted(folder.glob(PATTERN))}
     return {name: benchmark for name, benchmark in found.items() if benchmark and not benchmark.quick}
 

@@ -67,7 +67,7 @@ def selectors_section(artifacts: Artifacts) -> Section:
     The control first-n is left out: it has no boundary, and its cost is not on the frontier.
     """
     plan = artifacts.plan
-    section = Section("selectors", "Selectors", "What other selectors would choose")
+    section = Section("selectors", "Selectors", "Other selectors’ choices")
     found = {str(name): chosen for name, chosen in plan.boundaries.items() if name != FIRST_N}
     section.sentences.append(
         f"The plan follows {plan.selector}. {len(found)} selectors have the evidence that they need. None of them "
@@ -103,7 +103,7 @@ def _selectors_table(plan: FreezePlan, found: Mapping[str, SelectedBoundary]) ->
 
 
 def _benefit(plan: FreezePlan) -> Iterator[Figure]:
-    """What each boundary costs against what it leaves to train; nothing where the trace shows no reduction."""
+    """Plot each boundary's cost against the reduction left to train; nothing where the trace shows none."""
     chosen = plan.frontier[plan.boundary]
     benefit = {p: p.remaining_reduction for p in plan.frontier if p.remaining_reduction is not None}
     if not benefit:

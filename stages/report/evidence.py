@@ -1,4 +1,4 @@
-"""What the numbers rest on: examples, the data, the model, the plan's exports, the run's identity."""
+"""The evidence for the numbers: examples, the data, the model, the plan's exports, the run's identity."""
 
 import json
 from collections.abc import Callable, Mapping

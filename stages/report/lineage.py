@@ -1,4 +1,4 @@
-"""Which artifact was made from which: the hash that each one keeps of its inputs, compared with the files."""
+"""Compares the hash that each artifact keeps of its inputs with the files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ class Link:
 
     @property
     def verdict(self) -> str:
-        """How the two hashes compare, in words."""
+        """The comparison of the two hashes, in words."""
         if self.recorded is None:
             return "no hash kept"
         if self.found is None:
-            return "not there to compare"
+            return "missing"
         return "agrees" if self.recorded == self.found else "differs"
 
     @property

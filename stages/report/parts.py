@@ -1,4 +1,4 @@
-"""What a page is made of: sections with sentences, figures and tables."""
+"""The parts of a page: sections with sentences, figures and tables."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence

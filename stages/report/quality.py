@@ -91,7 +91,7 @@ def label_shares(meta: PreparedRecord, split: str, counts: str = "label_counts")
 
 
 def label_sentences(meta: PreparedRecord) -> list[str]:
-    """Which splits were balanced over the labels, and labels with too few test examples for intervals."""
+    """Name the splits that were balanced over the labels, and labels with too few test examples for intervals."""
     shares = {split: found for split in SPLITS if (found := label_shares(meta, split))}
     if not shares:
         return []
@@ -184,7 +184,7 @@ def _runs_table(runs: Mapping[str, FineTuneRecord]) -> Table:
 
 
 def place_in_grid(run: FineTuneRecord) -> str:
-    """Where the chosen rate is in its grid: at an end, a better rate may be outside."""
+    """Place of the chosen rate in its grid: at an end, a better rate may be outside."""
     tried = sorted(one.rate for one in run.grid)
     if len(tried) < 2:
         return ""

@@ -1,4 +1,4 @@
-"""How fast this project is compared with common tools: tables of the benchmarks in the reports' folder."""
+"""Tables of speed compared with common tools, from the benchmarks in the reports' folder."""
 
 from collections.abc import Callable
 from typing import Final

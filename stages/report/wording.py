@@ -79,7 +79,7 @@ def layer_range(first: int, last: int) -> str:
 
 
 def moved_words(before_budget: float | None) -> str:
-    """What a selector chose before ``plan.budget`` moved its boundary; empty if it did not."""
+    """The boundary before ``plan.budget`` moved it, in words; empty if it did not."""
     return "" if before_budget is None else f"before the budget: {compact(before_budget)}"
 
 

@@ -30,7 +30,7 @@ _PARSER: Final = parser_of(
 
 
 class SignalsRoom(Room):
-    """What this stage reads."""
+    """The parameters that this stage reads."""
 
     device: Device
     finetune: Schedule

@@ -67,7 +67,7 @@ def probe(sample: Sample) -> tuple[Matrix, Matrix, Matrix]:
 
 
 def held_out(states: States, classes: Classes, folds: int, seed: int) -> NDArray[np.bool_]:
-    """Which of n examples [n, H] a classifier fitted to the other folds tells right, [n]."""
+    """Mask of the n examples [n, H] that a classifier fitted to the other folds classifies correctly, [n]."""
     correct, wide = np.zeros(len(classes), dtype=bool), states.astype(np.float64)
     for fitted, held in KFold(folds, shuffle=True, random_state=seed).split(wide):
         correct[held] = _predicted(wide[fitted], classes[fitted], wide[held]) == classes[held]

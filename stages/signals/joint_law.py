@@ -96,7 +96,7 @@ class JointLaw:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of the boundaries 0..L, [L+1] each; losses in nats per answer token."""
+    """Predictions for the boundaries 0..L, [L+1] each; losses in nats per answer token."""
 
     loss: Array  # expected mean validation loss
     low: Array  # interval of one fine-tune's

@@ -53,7 +53,7 @@ class Pilot(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Workbench):
-    """What all pilots share; the settings are those of every pilot.
+    """The state that all pilots share; the settings are those of every pilot.
 
     Pilots learn from the training split in the order of a draw: one on n examples takes the first n.
     """
@@ -230,14 +230,14 @@ def _untrained(bench: Bench) -> list[float]:
 
 
 def _once(file: Path, make: Callable[[], Any]) -> Any:
-    """What ``make`` returns, from the file if it was made before."""
+    """The result of ``make``, from the file if it was made before."""
     if not file.exists():
         write_json(file, make())
     return read_json(file)
 
 
 def planned(bench: Bench) -> PilotFlops:
-    """What the pilots are going to cost, if every boundary's states can be cached."""
+    """The predicted cost of the pilots, if every boundary's states can be cached."""
     pilots = list[Pilot]()
     for boundary in bench.boundaries:
         for size in bench.sizes:
@@ -249,7 +249,7 @@ def planned(bench: Bench) -> PilotFlops:
 
 
 def counted(bench: Bench, pilots: Sequence[Pilot]) -> PilotFlops:
-    """What these pilots cost, learning rates that lost included, against one full fine-tune at one rate.
+    """The pilots' cost, losing learning rates included, against one full fine-tune at one rate.
 
     Each boundary's frozen passes count from the embeddings up, though cached states go on from a shallower one's.
     """

@@ -40,7 +40,7 @@ Columns = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class PromptStates:
-    """What a forward pass over n prompts leaves; states are raw."""
+    """The states of a forward pass over n prompts, without the final norm."""
 
     answer: States  # at the position that predicts the answer's first token, [L+1, n, H]
     pooled: States  # averaged over each prompt's own tokens, [L+1, n, H]
@@ -49,7 +49,7 @@ class PromptStates:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a signal is measured on; states and classes are computed when a signal first asks for them."""
+    """The examples of a signal; states and classes are computed at first use."""
 
     model: CausalModel
     runtime: Runtime
@@ -129,7 +129,7 @@ def classes_of(examples: Sequence[Example]) -> Classes:
 
 
 def block_influence(sample: Sample) -> tuple[NDArray[np.float64]]:
-    """How far each layer 1..L turns the states: 1 − cos(h_{k-1}, h_k), [L] (ShortGPT, arXiv 2403.03853, §3.1)."""
+    """The turn of the states by each layer 1..L: 1 − cos(h_{k-1}, h_k), [L] (ShortGPT, arXiv 2403.03853, §3.1)."""
     return (1 - sample.states.cosines,)
 
 

@@ -1,1 +1,1 @@
-"""The study's analysis: which rule for the boundary is near the best one, and at what cost."""
+"""The study's analysis: which selector is near the best boundary, and at what cost."""

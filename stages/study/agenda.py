@@ -1,4 +1,4 @@
-"""Which fine-tunes a study wants next, derived from its tables alone, so that it resumes wherever they are.
+"""Decides a study's next fine-tunes from its tables alone, so that it resumes at any point.
 
 Order: the coarse grid of boundaries for every seed and dataset, then the boundaries that selectors choose, then
 boundaries where the validation loss of the first seed bends most; last, equal compute and methods without a boundary.
@@ -59,7 +59,7 @@ class FineTune:
 
 @dataclass(frozen=True)
 class Result:
-    """What the agenda needs to know of a finished fine-tune."""
+    """The facts about a finished fine-tune that the agenda needs."""
 
     learning_rate: float
     validation_loss: float
@@ -67,7 +67,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Known:
-    """What the tables hold: depths of planned cases, boundaries that selectors choose, and finished fine-tunes."""
+    """The content of the tables: depths of planned cases, boundaries that selectors choose, and finished fine-tunes."""
 
     layers: Mapping[Case, int]
     chosen: Mapping[Case, frozenset[int]]

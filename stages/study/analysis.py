@@ -190,7 +190,7 @@ def _draw(folder: Path, table: pd.DataFrame, drawn: Drawn, leading: Sequence[str
 
 
 def _identity(study: Study) -> Json:
-    """What was studied, on which machines, and how many learning rates were tuned."""
+    """The scope of the study: models, data, machines, and the number of tuned learning rates."""
     runs, cases = study.runs, study.cases
     grids = [[float(rate) for rate in rates.split()] for rates in runs["rates"]]
     tuned = [(grid, rate) for grid, rate in zip(grids, runs["learning_rate"], strict=True) if len(grid) > 1]

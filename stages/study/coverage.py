@@ -1,4 +1,4 @@
-"""How often a law fits, and how often the intervals of laws and pilots cover what was measured later."""
+"""Counts how often a law fits, and how often intervals of laws and pilots cover later measurements."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def coverage(intervals: pd.DataFrame, cases: Sequence[Case]) -> list[dict[str, A
 
 
 def _truths(intervals: pd.DataFrame, cases: Sequence[Case]) -> pd.DataFrame:
-    """What was measured later at every place."""
+    """The later measurement at every place."""
     larger = intervals[intervals["source"].str.startswith("reference:")].rename(columns={"observed": "truth"})
     larger = larger.replace({"source": "^reference:"}, "", regex=True)[[*_PLACE, "truth"]]
     losses = [

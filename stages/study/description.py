@@ -59,7 +59,7 @@ class Model(Part):
 
 
 class Arm(Part):
-    """Where a method without a boundary is measured; ``None`` means all, or the grid of full fine-tuning."""
+    """The cases of a method without a boundary; ``None`` means all, or the grid of full fine-tuning."""
 
     models: list[str] | None = None
     data_sets: list[str] | None = None

@@ -162,7 +162,7 @@ def _cross_fitted(case: Case, rng: np.random.Generator) -> tuple[Floats, Floats]
 
 
 def _mean_square(tables: Floats) -> Floats:
-    """Of tables [R, datasets, boundaries], centred over both, per degree of freedom [R]."""
+    """Mean squares of tables [R, datasets, boundaries], centred over both, per degree of freedom [R]."""
     centred = tables - tables.mean(axis=1, keepdims=True) - tables.mean(axis=2, keepdims=True)
     centred = centred + tables.mean(axis=(1, 2), keepdims=True)
     freedom = (tables.shape[1] - 1) * (tables.shape[2] - 1)

@@ -1,4 +1,4 @@
-"""What a study measured, case by case: quality of every test example under every fine-tune."""
+"""A study's measurements, case by case: quality of every test example under every fine-tune."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a selector (``rule`` in the study, ``selector`` in its plan) chooses; no boundary without evidence.
+    """The choice of a selector (``rule`` in the study, ``selector`` in its plan); no boundary without evidence.
 
     ``scores`` is what it predicts for boundaries 0..L, ``deciding_share`` the FLOPs of the fine-tunes by which it
     decides as a share of full fine-tuning's.

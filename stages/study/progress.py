@@ -1,4 +1,4 @@
-"""Where a study is: its cases, which rows of its tables still count, and what comes next."""
+"""A study's progress: its cases, the rows of its tables that still count, and the next jobs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from stages.study.tables import Row, Tables, records
 
 
 class Setting(NamedTuple):
-    """What a case's jobs have in common: the values that are set, all parameters, and what decides its results."""
+    """The settings that a case's jobs share: changed values, all parameters, and those that decide its results."""
 
     values: Settings
     params: Mapping[str, Any]

@@ -47,14 +47,14 @@ def read_study(folder: Path) -> Study:
 
 
 def _of_last(runs: pd.DataFrame, column: str, by: list[str], kept: Mapping[str, Any]) -> "pd.Series[bool]":
-    """Which rows were made under settings that hold under the last ones of their group."""
+    """Mask of the rows whose settings agree with the last ones of their group."""
     pairs = zip(runs[column], runs.groupby(by)[column].transform("last"), strict=True)
     holding = [still_holds(kept.get(own, own), kept.get(newest, newest)) for own, newest in pairs]
     return pd.Series(holding, runs.index, dtype=bool)
 
 
 def _at_one_rate(runs: pd.DataFrame) -> "pd.Series[bool]":
-    """Which rows have the learning rate of their method's first seed at equal epochs, where that was measured."""
+    """Mask of the rows with the learning rate of their method's first seed at equal epochs, where that was measured."""
     first = runs[runs["budget"] == "epochs"].sort_values("seed", kind="stable").drop_duplicates(_METHOD)
     rates = runs[_METHOD].merge(first[[*_METHOD, "learning_rate"]], on=_METHOD, how="left")["learning_rate"]
     return pd.Series(rates.isna().to_numpy() | (rates.to_numpy() == runs["learning_rate"].to_numpy()), runs.index)
@@ -79,7 +79,7 @@ def _most_seeds(seeds_of: Mapping[str, frozenset[int]]) -> frozenset[int]:
 
 
 def _at_boundary(runs: pd.DataFrame) -> "pd.Series[bool]":
-    """Which fine-tunes freeze the layers up to a boundary, 0 included."""
+    """Mask of the fine-tunes that freeze the layers up to a boundary, 0 included."""
     return runs["method"].str.match(r"freeze-\d+$") | (runs["method"] == FULL)
 
 
@@ -121,7 +121,7 @@ def _examples(said: pd.DataFrame, point: str) -> pd.DataFrame:
 
 
 def _weights(labels: "pd.Series[str]", *, balanced: bool) -> Floats:
-    """What a right answer to every example counts, 1 on average; balanced: so that all labels count alike."""
+    """The weight of a right answer to every example, 1 on average; balanced: so that all labels count alike."""
     if not balanced:
         return np.ones(len(labels))
     return (len(labels) / (labels.nunique() * labels.map(labels.value_counts()))).to_numpy(float)

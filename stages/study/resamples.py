@@ -130,12 +130,12 @@ def _weights(drawn: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]] |
 
 @lru_cache(maxsize=16)  # several models share a test set
 def _test_examples(seed: int, test_set: int, examples: int, resamples: int) -> NDArray[np.integer[Any]]:
-    """How often each test example is drawn [R, examples]."""
+    """Counts of each test example in every resample [R, examples]."""
     return _drawn(np.random.default_rng([seed, test_set]), examples, resamples).astype(np.uint16)
 
 
 def _drawn(rng: np.random.Generator, things: int, resamples: int) -> NDArray[np.integer[Any]]:
-    """How often each thing is drawn in every resample [R, things]."""
+    """Counts of each thing in every resample [R, things]."""
     return rng.multinomial(things, np.full(things, 1 / things), size=resamples)
 
 

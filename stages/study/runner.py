@@ -181,7 +181,7 @@ class Runner:
         return next(look for look in self.progress.every_look if look.case == case and look.source == PLAIN)
 
     def _place(self, step: Callable[[Case], Task], case: Case) -> Path:
-        """Where a step's result lies, named after all that decides it."""
+        """The folder of a step's result, named after everything that decides it."""
         training = self.progress.settings[case].training
         home = self.work / "cases" / f"{','.join(case)},{digest(training)}"
         if step == self._open_base:
@@ -196,7 +196,7 @@ def _worker() -> ProcessPoolExecutor:
 
 
 def _fault(future: Future[str]) -> str:
-    """What a stage printed last if it failed; anything else is a bug and is raised."""
+    """The last line of a stage that failed; anything else is a bug and is raised."""
     try:
         return future.result()
     except BrokenProcessPool:

@@ -26,7 +26,7 @@ Drawn = Mapping[Key, Resamples]
 ORACLE: Final = "oracle"
 SAME_COST: Final = 1e-9  # shares of one boundary's cost differ by rounding alone
 # Columns of table.csv; a value that was not measured is missing.
-#   method: the fine-tune that does what the selector says; interpolated: it lies between measured boundaries
+#   method: the fine-tune that does what the selector says; interpolated: it is between measured boundaries
 #   unit: of qualities and regrets; seeds: how many were measured
 #   cost_share: FLOPs at equal epochs as a share of full fine-tuning's; deciding_share: those spent on deciding
 #   behind_full: full fine-tuning's quality minus the selector's; p: of no difference; p_holm: adjusted over the case
@@ -102,7 +102,7 @@ def _row(choice: Choice, resamples: Resamples, confidence: float) -> Row:
 
 
 def _quality(method: str, resamples: Resamples, confidence: float) -> Row:
-    """Quality, and how far it is behind full fine-tuning over the seeds that both have."""
+    """Quality, and how much worse it is than full fine-tuning over the seeds that both have."""
     case = resamples.case
     low, high = interval(resamples.quality(method), confidence)
     found = {

@@ -28,7 +28,7 @@ _PARSER: Final = parser_of(
 
 
 class TraceRoom(Room):
-    """What this stage reads."""
+    """The parameters that this stage reads."""
 
     device: Device
     trace: Trace

@@ -1,4 +1,4 @@
-"""What is measured of a latent state: deviation from a semantic basis, and loss.
+"""Measures a latent state: deviation from a semantic basis, and loss.
 
 **Basis** (the authors' earlier paper, Gu et al., arXiv 2401.16184, §3.1): the latent vector that means exactly one
 token. At the output side s_y = W⁺(e_y − b), the least-squares solution of W·s + b = e_y for the LM head W [V, H] with

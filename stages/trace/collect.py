@@ -59,7 +59,7 @@ def draw_sample(prepared: Path, params: Trace) -> Sample:
 
 @dataclass(frozen=True)
 class Tracer:
-    """What every batch is traced with."""
+    """The model, bases and precision that trace every batch."""
 
     model: CausalModel
     runtime: Runtime
@@ -133,7 +133,7 @@ class Tracer:
 
 
 class Job(NamedTuple):
-    """What a process needs to make a tracer of its own."""
+    """The inputs from which a process makes a tracer of its own."""
 
     base: Path
     prepared: Path
@@ -154,7 +154,7 @@ class _Traced(NamedTuple):
     examples: NDArray[np.int64]  # [N], which of the shard's examples
     positions: NDArray[np.int64]  # [N], inside its answer
     deviation: NDArray[np.float32]  # [N, L+1]
-    loss: NDArray[np.float32]  # [N, L+1]; NaN where none was asked for
+    loss: NDArray[np.float32]  # [N, L+1]; NaN where not traced
 
 
 class Shard(NamedTuple):
@@ -190,7 +190,7 @@ def missing(sample: Sample, folder: Path) -> Iterator[tuple[list[Shard], Advance
     absent = [shard for shard in shards(sample, folder) if sealed_file(shard.file) is None]
     there = len(sample.rows) - sum(len(shard.rows) for shard in absent)
     if there:
-        print(f"goes on from example {there} of {len(sample.rows)}", flush=True)
+        print(f"resumes from example {there} of {len(sample.rows)}", flush=True)
     with progress("tracing", len(sample.rows), "examples") as advance:
         if there:
             advance(there, "already traced")

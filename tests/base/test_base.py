@@ -81,7 +81,7 @@ def test_every_form_of_a_checkpoint_gives_the_same_bytes(tmp_path, monkeypatch, 
 def test_an_index_that_does_not_fit_its_folder_is_refused(tmp_path, monkeypatch, hub_checkpoint):
     lost = sorted(hub_checkpoint.glob("model-*.safetensors"))[1]
     lost.unlink()
-    with pytest.raises(UserError, match=rf"index\.json names {lost.name}, which is not there; complete the folder"):
+    with pytest.raises(UserError, match=rf"index\.json names {lost.name}, which is missing; complete the folder"):
         bring(tmp_path, monkeypatch, hub_checkpoint)
     for content in ('{"weight_map": {}}', '{"metadata": {}}', '{"weight_map": null}'):
         (hub_checkpoint / INDEX).write_text(content)

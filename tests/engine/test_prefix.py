@@ -417,9 +417,11 @@ def test_what_cannot_work_is_refused_in_one_line():
     with pytest.raises(UserError, match="the dataset is empty"):
         prefix_states(model, [], BOUNDARY)
     for data in ({"train": rows()}, iter(rows()), datasets.IterableDataset.from_generator(lambda: iter(rows()))):
-        with pytest.raises(UserError, match="is no list of rows; give one split"):
+        with pytest.raises(UserError, match="is not a list of rows; give one split"):
             prefix_states(model, data, BOUNDARY)
-    with pytest.raises(UserError, match="these are no items of prefix_states; an evaluation split needs its states"):
+    with pytest.raises(
+        UserError, match=r"these are not items of salf\.prefix_states; an evaluation split needs its states"
+    ):
         collate_states(rows())
     with pytest.raises(UserError, match="a suffix does not generate; the model itself does"):
         suffix(model, BOUNDARY).generate(torch.tensor([[5, 6]]))

@@ -74,7 +74,7 @@ FILES = {
 
 def test_the_same_inputs_go_on_from_the_step_that_was_reached(stopped, capsys):
     stopped(STOP + 2)
-    assert f"full at rate 0.003: goes on from step {STOP} of " in capsys.readouterr().out
+    assert f"full at rate 0.003: resumes at step {STOP} of " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("what", [*FILES, "code", "versions", "the seed", "processes"])
@@ -92,4 +92,4 @@ def test_other_inputs_begin_anew(planned, stopped, what, monkeypatch, capsys):
         stopped(STOP + 2, "2" if what == "the seed" else "1")
     finally:
         put_back()
-    assert "goes on" not in capsys.readouterr().out
+    assert "resumes" not in capsys.readouterr().out

@@ -17,7 +17,7 @@ def test_an_audit_passes_what_was_made_and_fails_loudly_on_what_was_edited(git_t
     assert audit.main([]) == 0
     head = json.loads((git_toy.root / "reports/lineage/records.jsonl").read_text().splitlines()[-1])
     assert head["kind"] == "locked"
-    assert "everything is as it was recorded" in capsys.readouterr().out
+    assert "everything matches its record" in capsys.readouterr().out
 
     result = git_toy.root / "first.txt"
     result.unlink()  # or the cache, of which it may be a hard link, would be edited with it

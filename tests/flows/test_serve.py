@@ -208,7 +208,7 @@ def test_a_run_that_is_killed_with_its_worker_is_not_shown_as_running(served):
         process.kill()
     state = served.ended(run, 60)
     assert state.type == StateType.CRASHED
-    assert "ended without a word" in state.message
+    assert "ended without a report" in state.message
     assert time.monotonic() - killed < 60
     of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
     assert all(task.state.is_final() for task in served.client.read_task_runs(flow_run_filter=of_run))

@@ -65,7 +65,7 @@ def test_arrival_is_the_layer_that_takes_away_most_of_the_errors(workspace):
     scores = plan.boundaries["arrival"].scores
     np.testing.assert_allclose(scores[2:6], np.log([0.5 / 0.4, 0.4 / 0.42, 0.42 / 0.4, 0.4 / 0.2]), rtol=1e-5)
     assert [scores[0], scores[1], scores[6]] == [None, None, None]
-    assert "40% below it, 20% above it" in plan.reason
+    assert "40% before it, 20% after it" in plan.reason
 
 
 def test_arrival_counts_no_errors_as_few(workspace):
@@ -84,7 +84,7 @@ def test_variability_freezes_up_to_the_space_that_tells_classes_apart_best(works
 
 def test_variability_that_no_space_has_is_absent(workspace):
     workspace.rewrite_signals(variability=[None] * 7)
-    assert "no space tells one class from another" in workspace.plan().absent["variability"]
+    assert "no space separates the classes" in workspace.plan().absent["variability"]
 
 
 @pytest.mark.parametrize("rule", ["grad-norm", "spectrum"])

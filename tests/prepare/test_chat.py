@@ -530,7 +530,7 @@ def test_tools_are_a_list_or_its_text():
         assert read_tools({"tools": value}) == TOOLS
     assert [read_tools({"tools": value}) for value in (None, "", [])] == [None, None, []]
     assert read_tools({"functions": [tool["function"] for tool in TOOLS]}) == TOOLS
-    with pytest.raises(RefusedRowError, match="column tools that holds no JSON objects"):
+    with pytest.raises(RefusedRowError, match="column tools that holds something other than JSON objects"):
         read_tools({"tools": "hammer, saw"})
 
 

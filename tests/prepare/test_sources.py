@@ -307,7 +307,7 @@ def test_rows_that_do_not_fit_into_memory_are_refused_while_they_are_read(tmp_pa
     monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=next(grown))))
     data = make_data(path=str(write_jsonl(tmp_path / "rows.jsonl", ROWS * 20)))
     with pytest.raises(
-        UserError, match=r"data: 30 rows of train fill 35 MiB of memory, all that they may; .*set data\.limits"
+        UserError, match=r"data: 30 rows of train fill 35 MiB of memory, which is the limit; .*set data\.limits"
     ):
         load_rows(data, COLUMNS)
 

@@ -82,7 +82,7 @@ def test_leaks_are_dropped_from_the_training_side_and_counted():
         ("train", "train row that is a near-duplicate of one in test"): 1,
         ("train", "train row that is a near-duplicate of one in validation"): 1,
         ("train", "train row of a group that test holds"): 1,
-        ("train", "train row that stands twice"): 1,
+        ("train", "train row that occurs twice"): 1,
         ("train", "train row seen with another answer"): 1,
     }
 
@@ -101,7 +101,7 @@ def test_one_question_about_other_candidates_is_another_one():
     ]
     kept, dropped = separate({"train": asked, "validation": [], "test": []}, 0.8)
     assert [one.candidates for one in kept["train"]] == [("cork", "lead"), ("gold", "pine")]
-    assert dropped == {("train", "train row that stands twice"): 1}
+    assert dropped == {("train", "train row that occurs twice"): 1}
 
 
 def splits_of(train: list[Example]) -> dict[str, list[Example]]:

@@ -311,12 +311,12 @@ def test_rows_that_a_table_names_are_taken_as_they_are(tmp_path, workspace):
     pq.write_table(pa.table({"name": ["mine"]}), tmp_path / "wrong.parquet")
     (tmp_path / "text.parquet").write_text("no table")
     refused = {
-        ("none.parquet", "mine"): "none.parquet: no Parquet table of name, split and example_id",
-        ("text.parquet", "mine"): "text.parquet: no Parquet table of name, split and example_id",
-        ("wrong.parquet", "mine"): "wrong.parquet: no Parquet table of name, split and example_id",
+        ("none.parquet", "mine"): "none.parquet: not a Parquet table of name, split and example_id",
+        ("text.parquet", "mine"): "text.parquet: not a Parquet table of name, split and example_id",
+        ("wrong.parquet", "mine"): "wrong.parquet: not a Parquet table of name, split and example_id",
         ("ids.parquet", "yours"): "'yours' in ids.parquet has no rows; there are: 'dev', 'leak', 'mine', ... (4",
         ("ids.parquet", "leak"): f"'leak' in ids.parquet has rows listed twice: {ids[0][1]!r}",
-        ("ids.parquet", "dev"): "'dev' in ids.parquet has splits that are none of train, validation, test: 'dev'",
+        ("ids.parquet", "dev"): "'dev' in ids.parquet has splits other than train, validation, test: 'dev'",
         ("ids.parquet", "other"): "'other' in ids.parquet has rows that are not in the data, or cannot be used: 'none'",
     }
     for (table, name), line in refused.items():

@@ -75,5 +75,5 @@ def test_a_lost_artifact_is_missing_not_agreed(chain_of: Callable) -> None:
     chain = chain_of()
     (chain.root / "reports/gains.csv").unlink()
     text = page_of(chain)
-    assert [row[:2] for row in rows(text) if row[4] == "not there to compare"] == [("freeze_plan.json", "gains: gains")]
+    assert [row[:2] for row in rows(text) if row[4] == "missing"] == [("freeze_plan.json", "gains: gains")]
     assert "freeze_plan.json was made from another gains." in text

@@ -106,7 +106,7 @@ def test_sealed_work_that_was_changed_is_named_and_not_taken(tmp_path, harm, cap
     assert sealed_file(path) is None
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{path.parent}/part-1.5-")
-    assert line.endswith(": damaged, its checksum does not match: this work is done again")
+    assert line.endswith(": damaged, its checksum does not match; this work is repeated")
     assert sealed(path, b"new").read_bytes() == b"new"
     assert len(list(tmp_path.glob("part-1.5-*"))) == 1  # the damaged one is gone
 

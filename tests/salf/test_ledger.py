@@ -86,7 +86,7 @@ def test_an_edit_of_the_newest_record_and_a_cut_are_found_by_the_head_and_stay_s
     assert not holds(three, noted)
     for _ in range(4):  # records that come later hide nothing
         ((_, fault),) = check_chain(three)
-        assert "records.head names another end: the newest record was edited, or records were cut off" in fault
+        assert "records.head names another last record: the newest record was edited, or records were removed" in fault
         append(three, Record(kind="note"))
 
 

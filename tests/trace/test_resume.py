@@ -98,7 +98,7 @@ def test_what_was_traced_before_a_kill_is_checked(project, harm, capsys):
     said = capsys.readouterr().out
     assert said.count("damaged") == bool(harm)
     assert (f"{first.name}: damaged, its checksum does not match" in said) is bool(harm)
-    assert f"goes on from example {16 if harm else 32} of 80" in said
+    assert f"resumes from example {16 if harm else 32} of 80" in said
     assert parts(project) == whole
 
 

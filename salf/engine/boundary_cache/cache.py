@@ -31,7 +31,7 @@ _ALWAYS_WORTH_SECONDS: Final = 0.2
 
 @dataclass(frozen=True)
 class Opened:
-    """Where a split's passes begin, and how it came about."""
+    """The start of a split's passes, and how it was obtained."""
 
     start: BoundaryStates | FrozenLayers  # boundary states, or frozen layers that run for every batch
     origin: Origin  # computed; continued from the states of a shallower boundary; reused from disk; off
@@ -50,11 +50,11 @@ class Opened:
 
     @property
     def words(self) -> str:
-        """For people."""
+        """A description for the log."""
         if self.origin == "off":
-            return f"computed anew for every batch ({self.reason})"
+            return f"recomputed for every batch ({self.reason})"
         how = f"continued from layer {self.begun}" if self.origin == "continued" else self.origin
-        return f"{amount(self.size)} {how}, kept {self.kept} ({self.reason})"
+        return f"{amount(self.size)} {how}, cached {self.kept} ({self.reason})"
 
     def start_for(self, model: CausalModel) -> Start:
         """The start for another model with the same frozen layers."""
@@ -65,17 +65,17 @@ class Opened:
 
 def print_opened(boundary: int, opened: Mapping[str, Opened]) -> None:
     """One line that says what was done with each split's states, and why."""
-    print(f"states behind layer {boundary}: {'; '.join(f'{name} {one.words}' for name, one in opened.items())}")
+    print(f"boundary states of layer {boundary}: {'; '.join(f'{name} {one.words}' for name, one in opened.items())}")
 
 
 def in_memory(size: int, free: int) -> bool:
-    """Whether states of so many bytes leave enough of the free memory to training."""
+    """Whether states of ``size`` bytes leave enough of the free memory to training."""
     return size <= _OF_FREE_MEMORY * free
 
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """What the parameters say about boundary states."""
+    """The parameters of the boundary states' cache."""
 
     mode: CacheMode
     folder: CacheFolder
@@ -104,10 +104,10 @@ class BoundaryCache:
         return len(self.units) - 1
 
     def open(self, examples: Sequence[Example]) -> Opened:
-        """Where passes over ``examples``, which share their first ``shared`` tokens, begin.
+        """Return the start of passes over ``examples``, whose first ``shared`` tokens are equal.
 
         With ``auto``, memory comes first and the disk second, which changes no bit of a result. Frozen layers run for
-        every batch only if neither can hold the states. A ``UserError`` says that what was asked for has no room.
+        every batch only if neither can hold the states. A ``UserError`` says that the requested place has no room.
         """
         began = time.perf_counter()
         layout = Layout.of(examples, self.shared, self.batch_tokens)
@@ -176,7 +176,7 @@ class _Opening:
     def _auto(self) -> Opened:
         try:
             with alone(self.folder.file(self.key)):
-                return self._found("left by another run") or self._computed()
+                return self._found("cached by another run") or self._computed()
         except OSError as error:
             reason = f"{self.folder.path} cannot be written: {error.strerror or error}"
         return self._found(reason) or (self._in_memory(reason) if self._fits_memory() else self._off(reason))
@@ -186,8 +186,8 @@ class _Opening:
             parts = self._continued()
             return self._written_too(gather(parts, self.layout.rows), parts)
         if self.size <= self.folder.room():
-            return self._streamed("too much for memory")
-        return self._off(f"{amount(self.size)} are too much for memory and for the cache folder")
+            return self._streamed("too large for memory")
+        return self._off(f"{amount(self.size)} are too large for memory and for the cache folder")
 
     def _rather_together(self, team: Team) -> bool:
         """Whether several processes compute the states in memory, each a share: the first one decides."""

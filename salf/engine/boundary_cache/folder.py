@@ -76,7 +76,7 @@ def read_states(path: Path, digest: str) -> StatesFile | None:
 
 
 def _header(digest: str, part: Tensor, rows: int, check: int, seconds: float) -> bytes:
-    """What comes before the data: the same number of bytes whatever the checksum and the seconds."""
+    """The bytes before the data: the same number of bytes whatever the checksum and the seconds."""
     size = rows * part.shape[1] * part.element_size()
     tensor = {"dtype": _TYPES[part.dtype], "shape": [rows, part.shape[1]], "data_offsets": [0, size]}
     facts = {"key": digest, "crc32": f"{check:08x}", "seconds": f"{seconds:016.6f}"}

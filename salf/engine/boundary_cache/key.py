@@ -1,4 +1,4 @@
-"""What boundary states depend on: states that are kept are taken for these and for nothing else."""
+"""Keys of boundary states: cached states are used only where everything that decides them is the same."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ _NOT_OF_STATES: Final = ("transformers_version", "eos_token_id")  # a fine-tuned
 
 @dataclass(frozen=True)
 class Key:
-    """All that decides the bits of a split's boundary states.
+    """Everything that decides the bits of a split's boundary states.
 
     The layers above the boundary are no part of it: other seeds, methods and the evaluation share the states.
     """
@@ -43,7 +43,7 @@ class Key:
         shared: int,
         batch_tokens: int,
     ) -> Self:
-        """The key of ``examples`` behind the layers whose shards have the hashes ``units``."""
+        """The key of ``examples`` after the layers whose shards have the hashes ``units``."""
         given = {
             "config": _config_digest(model),
             "elsewhere": _elsewhere_digest(model),
@@ -92,7 +92,7 @@ def units_in_memory(model: CausalModel, boundary: int) -> tuple[str, ...]:
 
 
 def _elsewhere_digest(model: CausalModel) -> str:
-    """Of parameters outside embedding, layers, norm and head, such as a table of positions."""
+    """Digest of the parameters outside embedding, layers, norm and head, such as a table of positions."""
     parts = (model.embedding, model.layers, model.norm, model.head)
     known = {id(parameter) for part in parts for parameter in part.parameters()}
     named = model.network.named_parameters()
@@ -111,7 +111,7 @@ def tensor_digest(named: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _token_digest(examples: Sequence[Example]) -> str:
-    """Of the tokens that are read, in the order of the examples: it decides which of them share a pass."""
+    """Digest of the tokens that are read, in the order of the examples: it decides which of them share a pass."""
     digest = hashlib.sha256(np.array([len(example.inputs) for example in examples], np.int64).tobytes())
     for example in examples:
         digest.update(np.array(example.inputs, np.int64).tobytes())
@@ -119,20 +119,20 @@ def _token_digest(examples: Sequence[Example]) -> str:
 
 
 def _held(runtime: Runtime) -> list[str]:
-    """How frozen layers compute; offloaded ones give the bits of those held whole."""
+    """The arithmetic of frozen layers; offloaded ones give the same bits as whole ones."""
     quantised = runtime.frozen_weights in {"int8", "nf4"}
     return [runtime.frozen_weights, version("bitsandbytes")] if quantised else []
 
 
 def _device_facts(runtime: Runtime) -> list[str | int]:
-    """What a product's last bits depend on: kernels, and the threads among which they share their work."""
+    """Facts that decide a product's last bits: kernels, and the number of threads."""
     if runtime.device.type == "cuda":
         return ["cuda", torch.cuda.get_device_name(runtime.device)]
     return [runtime.device.type, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
 
 
 def _code_digest(model: CausalModel) -> str:
-    """Of the sources that compute states: after a change of them no older states are taken."""
+    """Digest of the sources that compute states: after a change, older states are not used."""
     here = Path(__file__).parent
     files = [here.parent / "batches.py", *sorted(here.glob("*.py")), *sorted((here.parent / "models").glob("*.py"))]
     if type(model.network).__module__.startswith("transformers_modules."):  # code that came with the model

@@ -1,4 +1,4 @@
-"""Boundary states: how a split's rows lie, where a pass begins, and the frozen layers' one pass."""
+"""Boundary states: the order of a split's rows, the start of a pass, and the frozen layers' one pass."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -114,11 +114,11 @@ class Team(Protocol):
 
     @property
     def rank(self) -> int:
-        """Of this process, from 0."""
+        """Rank of this process, from 0."""
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of processes."""
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """``tensor`` with the sum over all processes in place of its values."""

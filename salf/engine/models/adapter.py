@@ -182,7 +182,7 @@ def _require_parts(network: PreTrainedModel, family: Family) -> None:
             raise UserError(f"model type {kind!r}: it has no {what} at {path}") from None
         expected = {"embedding": network.get_input_embeddings, "head": network.get_output_embeddings}
         if what in expected and not _same(part, expected[what]()):
-            raise UserError(f"model type {kind!r}: {path} is not what the model itself takes for its {what}")
+            raise UserError(f"model type {kind!r}: {path} is not the model's own {what}")
 
 
 def _same(part: nn.Module, other: nn.Module | None) -> bool:

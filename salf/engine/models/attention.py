@@ -1,6 +1,6 @@
 """Attention over packed sequences that share a beginning, registered with transformers by name.
 
-The rows of a pass lie end to end without padding, so every linear map of a layer is one product over all of them. Only
+A pass's rows follow each other without padding, so every linear map of a layer is one product over all of them. Only
 attention needs to know where a sequence ends. This function replaces transformers' own: it cuts packed queries, keys
 and values into sequences, lets each attend to itself and to the shared prefix, and leaves the rest to ``sdpa``.
 """
@@ -32,12 +32,12 @@ class Beginning:
 
 @dataclass(frozen=True)
 class Packing:
-    """How the rows of a pass form sequences: the shared prefix, if it is part of the pass, then all sequences' own."""
+    """A pass's rows, divided into sequences: the shared prefix, if it is part of the pass, then each one's own."""
 
     past: int  # P, tokens that every sequence attends to before its own
     sequences: int  # B
     longest: int  # T, tokens of the longest sequence
-    slots: Tensor  # where each of the N own tokens lies in a padded [B, T] grid, [N]
+    slots: Tensor  # where each of the N own tokens is in a padded [B, T] grid, [N]
     walked: Beginning | None  # the shared prefix, if it was walked before; else its P rows are part of the pass
     remember: dict[int, KeysValues] | None  # where this pass leaves its keys and values, by layer
 
@@ -51,7 +51,7 @@ class Packing:
         walked: Beginning | None = None,
         remember: dict[int, KeysValues] | None = None,
     ) -> Self:
-        """Sequences of so many own tokens each, after a prefix of ``past`` tokens or one that was ``walked``."""
+        """Sequences of ``lengths`` own tokens each, after a prefix of ``past`` tokens or one that was ``walked``."""
         longest = max(lengths)
         slots = torch.cat([row * longest + torch.arange(length) for row, length in enumerate(lengths)])
         past = past if walked is None else len(walked.states)
@@ -82,7 +82,7 @@ class Packing:
         return torch.cat([beginning, attended], dim=1)
 
     def keys_values(self, module: nn.Module, key: Tensor, value: Tensor) -> KeysValues:
-        """What each sequence attends to: [1, heads, rows, head size] to [B, heads, P + T, head size], twice."""
+        """Keys and values of each sequence: [1, heads, rows, head size] to [B, heads, P + T, head size], twice."""
         both = []
         for number, rows in enumerate((key, value)):
             # Split, not sliced: the gradient is then one concatenation instead of two padded sums.
@@ -94,7 +94,7 @@ class Packing:
         return both[0], both[1]
 
     def _mask(self, past: int, tokens: int, window: int) -> Tensor | None:
-        """What ``tokens`` queries behind ``past`` keys may see, [1, 1, tokens, past + tokens]."""
+        """Mask of the keys that ``tokens`` queries after ``past`` keys see, [1, 1, tokens, past + tokens]."""
         if not past and tokens <= window:
             return None  # plain causal attention has a faster kernel of its own
         rows = torch.arange(past, past + tokens, device=self.slots.device)
@@ -143,7 +143,7 @@ class ChosenRows:
 
 
 def _visible(positions: Tensor, keys: int, window: int) -> Tensor:
-    """Which of ``keys`` keys a query at each position sees, [positions, keys]."""
+    """Mask of the ``keys`` keys that a query at each position sees, [positions, keys]."""
     columns = torch.arange(keys, device=positions.device)
     return (columns <= positions[:, None]) & (columns > positions[:, None] - window)
 
@@ -220,7 +220,7 @@ def _by_products(
     """softmax(QKᵀ·scaling)V, with a cap c softmax(c·tanh(QKᵀ·scaling / c))V.
 
     Without a mask the queries are the last of the keys' positions, and causal. The queries that share a head of
-    keys lie side by side, so that no keys and values are copied.
+    keys are adjacent, so that no keys and values are copied.
 
     Queries are [B, heads, queries, head size], keys and values [B, key-value heads, keys, head size], and the mask
     says what may be seen, [B or 1, 1, queries, keys]; returns [B, queries, heads, head size].

@@ -134,7 +134,7 @@ class CausalModel:
 
     @cached_property
     def trunk(self) -> nn.Module:
-        """What runs embedding, layers and final norm."""
+        """The module that runs embedding, layers and final norm."""
         return self.network.get_submodule(self.family.trunk)
 
     @cached_property
@@ -159,7 +159,7 @@ class CausalModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the embedding lives."""
+        """The embedding's device."""
         return self.embedding.weight.device
 
     @property
@@ -197,7 +197,7 @@ class CausalModel:
             return self.network().logits[0]
 
     def calls(self, last: int, positions: Tensor) -> list[LayerCall]:
-        """What layers 1..last are given for rows at ``positions``, [sequences, rows]; packed ones get no mask.
+        """The arguments of layers 1..last for rows at ``positions``, [sequences, rows]; packed ones get no mask.
 
         A ``UserError`` says that so far a position's rotary angles depend on the other prompts of the batch.
         """
@@ -221,7 +221,7 @@ class CausalModel:
 
 
 class _TrunkOutput:
-    """Stands for a trunk's output of any kind: the last hidden state, and nothing else."""
+    """A trunk's output of any kind: the last hidden state, and nothing else."""
 
     def __init__(self, states: Tensor) -> None:
         self.last_hidden_state = states

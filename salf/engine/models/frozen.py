@@ -1,4 +1,4 @@
-"""How the weights of frozen layers are held while a model is open: whole, in fewer bits, or outside the device.
+"""Storage of frozen layers' weights while a model is open: whole, in fewer bits, or outside the device.
 
 Eight bits (LLM.int8, arXiv 2208.07339) and four (NF4 with doubly quantised constants, QLoRA, arXiv 2305.14314) are
 bitsandbytes', and compute a slightly different function. Weights in main memory or in the model's files come to the
@@ -33,7 +33,7 @@ _MEMORY_SHARE: Final = 0.8  # of free main memory that offloaded layers may take
 
 @dataclass(frozen=True)
 class Frozen:
-    """Which layers of a model are frozen, and how their weights are held."""
+    """A model's frozen layers, and how their weights are stored."""
 
     layers: int | None  # 1..layers are frozen; ``None``: all of them
     held: FrozenWeights  # ``whole``, ``int8``, ``nf4`` or ``offload``
@@ -59,7 +59,7 @@ WHOLE: Final = Frozen(layers=0, held="whole")
 def compute_as_quantised(network: nn.Module) -> None:
     """Let four-bit maps compute with the values and in the precision that they were opened with, on every processor.
 
-    Where a processor has AVX512_BF16, bitsandbytes 0.50 otherwise packs them anew at the first pass: then they
+    Where a processor has AVX512_BF16, bitsandbytes 0.50 otherwise packs them again at the first pass: then they
     round their constants and inputs to bfloat16, give no gradients, and refuse widths that are no multiple of 64.
     """
     part: Any
@@ -90,7 +90,7 @@ def _quantisation(held: FrozenWeights, network: nn.Module, frozen: list[str], dt
 def _places(
     network: nn.Module, layers: str, frozen: list[str], device: torch.device, dtype: torch.dtype
 ) -> dict[str, str]:
-    """Where every part of the network goes: frozen layers outside the device, all else on it."""
+    """The device of every part of the network: frozen layers outside the device, all else on it."""
     size = sum(p.numel() for name in frozen for p in network.get_submodule(name).parameters()) * dtype.itemsize
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of a launcher's: each holds the layers
     fits = here * size <= _MEMORY_SHARE * free_memory_bytes()
@@ -99,7 +99,7 @@ def _places(
 
 
 def _parts(network: nn.Module, layers: str, at: str = "") -> Iterator[str]:
-    """The single layers, and whatever lies beside them on the way down to them."""
+    """The single layers, and the other modules of their parents."""
     for name, _ in network.get_submodule(at).named_children():
         path = f"{at}.{name}".lstrip(".")
         if path == layers or layers.startswith(f"{path}."):

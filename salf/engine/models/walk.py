@@ -1,4 +1,4 @@
-"""Runs a model layer by layer over rows that lie end to end, the shared prefix of all prompts once.
+"""Runs a model layer by layer over rows that follow each other without padding, the shared prefix of all prompts once.
 
 With gradients, the prefix's rows join the batch's own in one pass, and the gradients of all examples meet in them.
 Without gradients it is walked once, and batches attend to its keys and values. Both are exact. Layers whose attention

@@ -1,4 +1,4 @@
-"""What a training run leaves; unfinished, it is kept on disk, so that a killed run resumes where it last stood."""
+"""The result of a training run, and its checkpoints, from which a killed run resumes."""
 
 import math
 import time
@@ -17,7 +17,7 @@ from salf.records import CurvePoint
 
 
 class Training(BaseModel):
-    """What a training run left."""
+    """The result of a training run."""
 
     curve: list[CurvePoint] = []  # one point per validation
     steps: int = 0  # optimizer steps taken
@@ -64,7 +64,7 @@ class Checkpoint:
             write_tensors(aside, tensors, {"training": done.model_dump_json()})
 
     def resume(self, fresh: Training) -> Training:
-        """What was done so far, with parameters and optimizer as they were; ``fresh`` without a whole checkpoint."""
+        """Restore parameters and optimizer, and return the results so far; ``fresh`` without a whole checkpoint."""
         kept = sealed_file(self.path) if self.path else None
         if kept is None:
             return fresh

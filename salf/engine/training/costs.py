@@ -112,7 +112,7 @@ def epoch_batches(split: Split, settings: Finetune, seed: int, processes: int = 
 
 
 def cut(index: Sequence[int], parts: int) -> list[list[int]]:
-    """A batch's examples in at most so many parts, none empty; alike in size and, sorted by length, in tokens."""
+    """A batch's examples in at most ``parts`` parts, none empty; alike in size and, sorted by length, in tokens."""
     return [list(index[part::parts]) for part in range(min(parts, len(index)))]
 
 

@@ -34,7 +34,7 @@ class Form(Protocol):
         """Fold what was added into the network's weights; return the names of the parameters that changed."""
 
     def save(self, folder: Path, base: str, revision: str | None) -> None:
-        """Write what other tools read besides the folded weights; ``base`` and ``revision`` name the base model."""
+        """Write other tools' files in addition to the folded weights; ``base`` and ``revision`` name the base model."""
 
 
 class Weights:
@@ -116,7 +116,7 @@ class Trainable:
     def of(
         cls, model: CausalModel, method: Method, scope: Scope, settings: Finetune, seed: int, steps: int
     ) -> "Trainable":
-        """Freeze and unfreeze a model for a run of so many steps: layers that it never draws stay frozen.
+        """Freeze and unfreeze a model for a run of ``steps`` steps: layers that it never draws stay frozen.
 
         ``seed`` decides a form's random first values. A ``UserError`` says that the form does not fit the model.
         """
@@ -136,7 +136,7 @@ class Trainable:
         return sum(parameter.numel() for parameter in self.parameters)
 
     def let_train(self, layers: Collection[int]) -> None:
-        """Let these layers train and no other; what lies outside the layers stays as it is."""
+        """Let these layers train and no other; parameters outside the layers keep their state."""
         for number, layer in enumerate(self.model.layers, 1):
             layer.train(number in layers)
             layer.requires_grad_(number in layers)

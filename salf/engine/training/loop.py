@@ -64,12 +64,12 @@ class _Run:
         job, done = self.job, self.done
         job.processes.agree(done.steps, "steps taken before")
         if 0 < done.steps < self.total:
-            print(f"{job.name}: goes on from step {done.steps} of {self.total}", flush=True)
+            print(f"{job.name}: resumes at step {done.steps} of {self.total}", flush=True)
         if done.steps == 0 and 0 in self.marks:
             self._validate()
         with progress(job.name, self.total, "steps") as advance:
             if done.steps:
-                advance(done.steps, "taken up where it was left")
+                advance(done.steps, "resumed")
             epochs = epoch_batches(job.training, self.settings, job.seed, job.processes.count)
             for parts in islice(chain.from_iterable(epochs), done.steps, self.total):
                 rate = job.rate * rate_factor(done.steps, self.total, self.settings)

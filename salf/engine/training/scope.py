@@ -1,4 +1,4 @@
-"""Which layers a method trains, and when; :mod:`salf.parameters` decides which parameters train above a boundary.
+"""The layers that a method trains, and when; :mod:`salf.parameters` decides which parameters train above a boundary.
 
 Most methods train everything above their boundary. Two do not:
 
@@ -22,7 +22,7 @@ from salf.settings import Finetune
 
 @dataclass(frozen=True)
 class LayerDraws:
-    """Which layers train when; a draw follows from the seed and the interval's number alone.
+    """The layers that train in each interval, drawn from the seed and the interval's number alone.
 
     Of ``depth`` layers, ``layers`` train at a time (the paper's gamma), for ``steps`` optimizer steps (its K).
     """
@@ -44,7 +44,7 @@ class LayerDraws:
 
 @dataclass(frozen=True)
 class Scope:
-    """What a method trains of a model."""
+    """The parts of a model that a method trains."""
 
     depth: int  # L
     boundary: int  # layers 1..boundary and the embeddings are frozen; with 0 the embeddings may train

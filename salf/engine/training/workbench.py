@@ -1,4 +1,4 @@
-"""Where trainings of one base model begin: opens the model, counts, and provides boundary states for all of them."""
+"""Opens a base model for several trainings, counts their cost, and provides their boundary states."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ Splits = Mapping[str, Split]
 
 @dataclass(frozen=True, kw_only=True)
 class Workbench:
-    """What all trainings on one base model have in common."""
+    """The model, data and caches that all trainings on one base model share."""
 
     base: Path  # the base model's folder
     runtime: Runtime
@@ -43,12 +43,12 @@ class Workbench:
         return open_model(self.base, self.runtime.device, frozen=self.runtime.frozen(boundary))
 
     def costs(self, scope: Scope, technique: Technique = "weights", *, uncached: bool = False) -> Costs:
-        """What counts a training's FLOPs; ``uncached``: the frozen layers run for every batch."""
+        """The counter of a training's FLOPs; ``uncached``: the frozen layers run for every batch."""
         recompute, rank = self.settings.gradient_checkpointing, self.settings.lora_rank
         return Costs(self.shape, scope, technique, rank, recompute, uncached)
 
     def open_states(self, model: CausalModel, boundary: int, splits: Splits) -> dict[str, Opened]:
-        """The boundary states of every split behind 1 frozen layer or more; prints where they are and why."""
+        """The boundary states of every split above 1 frozen layer or more; prints where they are and why."""
         shared = next(iter(splits.values())).shared
         cache = BoundaryCache(
             CacheSettings.of(self.settings.cache, self.settings.cache_folder, self.settings.cache_gib),

@@ -71,7 +71,7 @@ def marker(method: str) -> str:
 
 
 def _kind(method: str) -> str:
-    """What methods of one colour have in common: all boundaries that were given by hand are of one kind."""
+    """The kind that decides a method's colour: all boundaries given by hand are one kind."""
     named = method_of(method)
     scope = named.scope if frozen_by_name(named.scope) is None else "freeze"
     return "-".join((scope, *named.words)).removeprefix("full-")

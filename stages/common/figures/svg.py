@@ -20,7 +20,7 @@ WIDTH: Final = 360
 HEIGHT: Final = 256
 _POINTS_PER_INCH: Final = 72
 _Box = tuple[float, float, float, float]
-# In shares of the axes: a bold letter's width, a line's height, the gap beside a mark.
+# In shares of the axes: a bold letter's width, a line's height, the gap next to a mark.
 _LETTER: Final = 0.0195
 _LINE: Final = 0.085
 _GAP: Final = 0.028
@@ -112,7 +112,7 @@ def inline(text: str) -> str:
 
 
 def halo(text: Text) -> None:
-    """Outline a text of an axes in the colour of the ground, so that lines behind it do not cross it."""
+    """Outline a text of an axes in the colour of the ground, so that lines do not cross it."""
     if text.axes is None:
         raise ValueError("only texts inside axes can have a halo")
     text.set_gid(f"{_HALO}-{len(text.axes.texts)}")
@@ -121,7 +121,7 @@ def halo(text: Text) -> None:
 def place_labels(
     axes: Axes, labels: Sequence[tuple[float, float, str, str]], obstacles: Sequence[tuple[float, float]] = ()
 ) -> None:
-    """Write (x, y, text, colour) labels beside their points, clear of each other and of the obstacles.
+    """Write (x, y, text, colour) labels next to their points, clear of each other and of the obstacles.
 
     Works in shares of the axes, when their limits are final. A label far from its point is led to it by a line.
     """
@@ -142,7 +142,7 @@ def place_labels(
 
 
 def _lead(axes: Axes, mark: tuple[float, float], box: _Box, colour: str) -> None:
-    """A thin line from a point to the nearest place of its label, where that is not beside it."""
+    """A thin line from a point to the nearest place of its label, if the label is not next to it."""
     left, bottom, right, top = box
     x, y = min(max(mark[0], left), right), min(max(mark[1], bottom), top)
     if math.hypot(x - mark[0], y - mark[1]) > _BESIDE:
@@ -161,7 +161,7 @@ def _places(x: float, y: float, width: float) -> list[tuple[float, float]]:
 def _covered(
     place: tuple[float, float], width: float, taken: Sequence[_Box], marks: Sequence[tuple[float, float]]
 ) -> int:
-    """How much a label at a place would hide: other labels weigh most, then leaving the axes, then marks."""
+    """The cost of a label at a place: hiding other labels weighs most, then leaving the axes, then hiding marks."""
     left, bottom = place
     right, top = left + width, bottom + _LINE
     boxes = sum(left < b[2] and b[0] < right and bottom < b[3] and b[1] < top for b in taken)

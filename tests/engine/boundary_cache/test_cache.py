@@ -118,7 +118,7 @@ def test_auto_writes_past_memory_and_computes_for_every_batch_where_the_folder_i
     task.gib = 1e-6
     opened = task.open("auto")
     assert (opened.origin, opened.kept, task.files) == ("off", "nowhere", [])
-    assert "too much for memory" in opened.words
+    assert "too large for memory" in opened.words
 
 
 def test_auto_with_a_full_disk_makes_do_with_memory(task, machine, monkeypatch):
@@ -188,9 +188,9 @@ def test_what_was_done_is_said_in_one_line(task, machine, capsys):
     print_opened(2, opened)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(
-        "states behind layer 2: training 0.0 MiB computed, kept in memory and on disk (for other runs)"
+        "boundary states of layer 2: training 0.0 MiB computed, cached in memory and on disk (for other runs)"
     )
-    assert line.endswith("; validation computed anew for every batch (finetune.cache = off)")
+    assert line.endswith("; validation recomputed for every batch (finetune.cache = off)")
     facts = opened["training"].facts
     assert set(facts) == {"origin", "begun", "kept", "bytes", "seconds_computing", "seconds"}
     assert facts["seconds"] >= facts["seconds_computing"] > 0

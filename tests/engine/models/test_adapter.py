@@ -108,7 +108,7 @@ def test_a_part_that_is_missing_is_named():
 def test_an_embedding_that_the_model_does_not_read_is_refused():
     network = tiny_network("llama")
     network.get_input_embeddings = lambda: nn.Embedding(3, 3)
-    with pytest.raises(UserError, match=r"model\.embed_tokens is not what the model itself takes for its embedding"):
+    with pytest.raises(UserError, match=r"model\.embed_tokens is not the model's own embedding"):
         take_apart(network)
 
 

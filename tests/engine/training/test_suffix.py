@@ -203,6 +203,6 @@ def test_a_damaged_checkpoint_is_told_and_training_goes_on_from_the_last_whole_o
     assert [line.split(": ")[0] for line in told if "damaged" in line] == [
         str(file) for file in stopped[: -damaged - 1 : -1]
     ]
-    assert [line for line in told if "goes on" in line] == ([f"test: goes on from step {step} of 6"] if step else [])
+    assert [line for line in told if "resumes" in line] == ([f"test: resumes at step {step} of 6"] if step else [])
     assert_equal_weights(whole, again)
     assert len(list(kept.parent.glob("a-*"))) == 1

@@ -32,7 +32,7 @@ def mismatches(answer) -> list[str]:
 def test_a_project_that_ran_is_what_was_made(ran, lineage):
     answer = lineage(ran, "verify")
     assert (answer.status, mismatches(answer)) == (0, [])
-    assert answer.lines == ["checked 12 records, 4 stages, 4 artifacts, 4 cache objects: everything is as it was made"]
+    assert answer.lines == ["checked 12 records, 4 stages, 4 artifacts, 4 cache objects: everything matches its record"]
     told = lineage(ran, "verify", "--json").json
     assert (told["ok"], told["mismatches"], told["head"]["seq"]) == (True, [], 12)
 
@@ -317,8 +317,8 @@ def test_a_fine_tune_is_proved_from_its_shards(models, lineage):
 @pytest.mark.parametrize(
     ("unit", "content", "wrong"),
     [
-        ("layer-02", "other", "layer-02 was frozen, yet its bytes are not the base's"),
-        ("layer-03", "base", "layer-03 was trained, yet its bytes are the base's"),
+        ("layer-02", "other", "layer-02 was frozen, but its bytes differ from the base's"),
+        ("layer-03", "base", "layer-03 was trained, but its bytes equal the base's"),
     ],
 )
 def test_a_fine_tune_whose_shards_do_not_fit_is_found_though_every_lock_agrees(models, lineage, unit, content, wrong):
