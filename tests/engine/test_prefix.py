@@ -443,9 +443,9 @@ def test_a_row_beyond_the_learned_positions_is_refused(model_type):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: "data/base", "str is no causal language model"),
-        (lambda: torch.compile(tiny_network()), "OptimizedModule is no causal language model"),
-        (lambda: tiny_network().model, "LlamaModel is no causal language model"),
+        (lambda: "data/base", "str is not a causal language model"),
+        (lambda: torch.compile(tiny_network()), "OptimizedModule is not a causal language model"),
+        (lambda: tiny_network().model, "LlamaModel is not a causal language model"),
         (lambda: suffix(tiny_network(), BOUNDARY), "this is a suffix, whose frozen layers are gone"),
         (
             lambda: get_peft_model(tiny_network(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)),

@@ -255,7 +255,7 @@ def test_public_templates_write_whole_conversations_as_in_transformers(reference
         read += 1
         assert cut.prompt + cut.lead + cut.answer + chat.closing == whole, name
         asked = reference(template, known[:-1], tools=tools, add_generation_prompt=True)
-        otherwise = any("writes otherwise" in note for note in cut.notes)
+        otherwise = any("writes differently" in note for note in cut.notes)
         assert otherwise or (cut.prompt + cut.lead).rstrip(" ").startswith(asked.rstrip(" ")), name
         assert len(reference(template, known[:-1], tools=tools).rstrip()) <= len(cut.prompt + cut.lead) or otherwise
     assert read >= 8
@@ -274,7 +274,7 @@ def test_templates_of_qwen3s_kind_train_thoughts_and_calls(reference):
     assert json.loads(answers["call"].split("<tool_call>")[1].split("</tool_call>")[0]) == CALL[0]["function"]
     bare = cut_last(chat, CONVERSATIONS["plain"], bare=True)
     assert (bare.prompt[-len("<think>\n\n</think>\n\n") :], bare.answer) == ("<think>\n\n</think>\n\n", "It is 4.")
-    with pytest.raises(RefusedRowError, match="writes otherwise with this answer"):
+    with pytest.raises(RefusedRowError, match="writes differently with this answer"):
         cut_last(chat, CONVERSATIONS["thoughts beside"], bare=True)
 
 
@@ -313,7 +313,7 @@ LLAMA2 = (  # a space behind the answer, too
             "system turn that the chat template leaves out",
         ),
         (OPENS, "thoughts inside", "<|assistant|>", "4", "answer of which the chat template leaves out a part"),
-        (OPENS, "marks", "<|assistant|>", "<b>4</b>", "prompt that the chat template writes otherwise"),
+        (OPENS, "marks", "<|assistant|>", "<b>4</b>", "prompt that the chat template writes differently"),
         (LLAMA2, "plain", "[/INST]", "It is 4.", ""),
     ],
 )
@@ -498,9 +498,9 @@ def test_other_turns_keep_their_keys():
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (None, "no list of turns"),
-        (["hello"], "no list of turns"),
-        ("[" * 100_000, "no list of turns"),
+        (None, "not a list of turns"),
+        (["hello"], "not a list of turns"),
+        ("[" * 100_000, "not a list of turns"),
         ([ASKS], "without an answer"),
         ([said("a")], "asks nothing"),
         ([ASKS, said(" ")], "missing answer"),
@@ -512,8 +512,8 @@ def test_other_turns_keep_their_keys():
         ([{"role": "user", "content": [{"type": "image"}]}], "not text"),
         ([{"role": "tool", "content": {"a": 1}}], "not text"),
         ([{"from": "function_call", "value": "{}"}], "lacks its name or arguments"),
-        ([{"from": "function_call", "value": "weather(Ulm)"}], "no JSON objects"),
-        ([ASKS, said(None, tool_calls=["weather"])], "no JSON objects"),
+        ([{"from": "function_call", "value": "weather(Ulm)"}], "something other than JSON objects"),
+        ([ASKS, said(None, tool_calls=["weather"])], "something other than JSON objects"),
         ([ASKS, said("a", function_call={"name": "f"})], "lacks its name or arguments"),
         ([ASKS, said("a", weight=0)], "not to be learned"),
         ([{"role": "user", "content": [{"type": "image", "text": ""}]}], "not text"),

@@ -168,7 +168,7 @@ def test_an_edited_newest_record_and_a_cut_are_found_without_a_hash_noted_elsewh
         ran.ledger.write_bytes(b"".join(tampered))
         answer = lineage(ran, "verify")
         assert answer.status == 1
-        line = f"ledger: records.jsonl line {len(older) + 1 - number}: records.head names another end"
+        line = f"ledger: records.jsonl line {len(older) + 1 - number}: records.head names another last record"
         assert any(found.startswith(line) for found in mismatches(answer))
     ran.ledger.write_bytes(content)
     assert lineage(ran, "verify").status == 0
