@@ -203,7 +203,7 @@ class Reader:
     def _batches(
         self, split: Split, wanted: Callable[[Batch], Tensor]
     ) -> Iterator[tuple[list[int], Batch, Tensor, Tensor]]:
-        """Yield indices of examples, their batch, and log probabilities: of the M answer tokens, [M], and all of ``wanted`` rows.
+        """Yield examples, their batch, and log probabilities of the M answer tokens, [M], and of all ``wanted`` rows.
 
         ``wanted`` [M] says which rows, so that no more than ``HEAD_ROWS`` others exist at a time: [K, vocabulary].
         """
