@@ -63,3 +63,20 @@ def test_adapters_of_a_suffix_load_into_the_whole_model(told):
     assert len(saved) == 2
     found = dict(loaded.named_parameters())
     assert all(found[name].equal(parameter) for name, parameter in saved.items())
+
+
+def test_answer_side_folders_hold_what_trained_and_peft_activates_the_adapter(told):
+    from salf import AnswerSideModel
+
+    root, names = told
+    assert names["served"].active_peft_config.alora_invocation_tokens == names["asked"][0][-names["tail"] :]
+    ids, mask = (names["inputs"][name] for name in ("input_ids", "attention_mask"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        ours = AnswerSideModel.from_pretrained("out/answer-lora").generate(ids, mask, max_new_tokens=3)
+        half = AnswerSideModel.from_pretrained("out/answer-trainer/checkpoint-2")
+    assert ours.tolist() == names["alike"].tolist()
+    assert len(names["scores"]) == len(names["rows"]) == 2
+    base, trained = (dict(model.named_parameters()) for model in (half.base, half.trained))
+    changed = {name for name, parameter in trained.items() if parameter is not base[name]}
+    assert {name.split(".")[2] if ".layers." in name else name for name in changed} == {"2", "3", "model.norm.weight"}

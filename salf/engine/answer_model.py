@@ -17,9 +17,11 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from salf import answer_folder
 from salf.answer_folder import AnswerSideRecord, BaseWeights, Prompt
+from salf.engine.batches import inference_batches
 from salf.engine.boundary_cache.key import tensor_digest
 from salf.engine.models.causal_model import parameter_names
 from salf.engine.models.shards import group_by_unit, shard_hashes, write_tensors
+from salf.engine.prefix import IGNORED, Rows, read_rows
 from salf.errors import UserError, reading
 from salf.families import family_of
 from salf.files import lasting, read_json, write_json
@@ -209,6 +211,32 @@ class AnswerSideModel(nn.Module):
         return CausalLMOutput(loss=loss, logits=both)
 
     @torch.no_grad()
+    def score(self, dataset: Rows, batch_tokens: int = 4096) -> Tensor:
+        """Log probability of each row's labels, summed over its tokens, in nats: [N].
+
+        Args:
+            dataset: rows as of `prompt_cache`: `input_ids`, `labels`, and a column `split` where the record does not
+                tell where prompt parts end.
+            batch_tokens: tokens of a batch, padding included.
+
+        Raises:
+            UserError: a row cannot be used, or has no prompt part.
+        """
+        device = self.base.get_input_embeddings().weight.device
+        examples, labels = read_rows(dataset, self.base.get_input_embeddings().weight.shape[0])
+        found = torch.zeros(len(examples))
+        for group in inference_batches([len(marks) for marks in labels], batch_tokens):
+            rows = [torch.tensor(examples[i].prompt_ids) for i in group]
+            parts = [(rows, 0), ([torch.ones_like(row) for row in rows], 0), ([labels[i] for i in group], IGNORED)]
+            ids, mask, marks = (pad_sequence(part, True, value).to(device) for part, value in parts)
+            ends = [dataset[i].get("split") for i in group]
+            logits = self(ids, mask, marks, None if None in ends else ends).logits[:, :-1]
+            targets = marks[:, 1:]
+            nats = logits.float().log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]  # [B, T - 1]
+            found[group] = nats.where(targets != IGNORED, 0).sum(1).cpu()
+        return found
+
+    @torch.no_grad()
     def generate(
         self,
         input_ids: Tensor,
@@ -252,7 +280,7 @@ class AnswerSideModel(nn.Module):
     def _split_points(self, ids: Tensor, kept: Tensor, labels: Tensor | None, split: Sequence[int] | None) -> Tensor:
         """How many tokens of each row the base reads, [B]."""
         if split is None:
-            prompt = kept if labels is None else kept & ((labels != -100).cumsum(1) == 0)
+            prompt = kept if labels is None else kept & ((labels != IGNORED).cumsum(1) == 0)
             split = [self.record.split_of(row[mine].tolist()) for row, mine in zip(ids, prompt, strict=True)]
         points = torch.as_tensor(split, device=ids.device)
         if wrong := int(((points < 1) | (points >= kept.sum(1))).sum()):

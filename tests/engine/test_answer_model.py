@@ -71,6 +71,15 @@ def test_an_opened_folder_gives_the_logits_of_base_and_trained_model(tuned):
             torch.testing.assert_close(found[kept], wanted, **TOLERANCE)
         loss = ForCausalLMLoss(output.logits, labels, output.logits.shape[-1])
         torch.testing.assert_close(output.loss, loss, **TOLERANCE)
+    rows = [
+        {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+        for (prompt, _), answer in zip(PROMPTS, ANSWERS, strict=True)
+    ]
+    nats = [
+        logits.log_softmax(-1)[len(p) - 1 : -1].gather(1, torch.tensor(a)[:, None]).sum()
+        for logits, (p, _), a in zip(expected, PROMPTS, ANSWERS, strict=True)
+    ]
+    torch.testing.assert_close(opened.score(rows, batch_tokens=20), torch.stack(nats), **TOLERANCE)
 
 
 def test_prompts_are_continued_greedily_and_by_beams(tuned):
