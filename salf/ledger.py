@@ -11,6 +11,9 @@ import fcntl
 import hashlib
 import json
 import os
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path, PurePosixPath
@@ -23,6 +26,7 @@ from salf.files import replacing_file
 LEDGER: Final = Path("reports/lineage/records.jsonl")
 SCHEMA: Final = 1
 GENESIS: Final = "0" * 64  # the hash before the first line
+FOLDER: Final = ".dir"  # what DVC appends to the hash of a folder
 _CHAIN: Final = {"version", "seq", "previous", "kind", "at"}
 
 
@@ -40,7 +44,7 @@ class LockedPath(_Part):
     @property
     def is_folder(self) -> bool:
         """Whether DVC tracks it as a folder."""
-        return bool(self.md5 and self.md5.endswith(".dir"))
+        return bool(self.md5 and self.md5.endswith(FOLDER))
 
     @property
     def is_inside(self) -> bool:
@@ -129,12 +133,13 @@ class Start(Record):
 
 
 class End(Record):
-    """The end of a run: its exit status and wall-clock time."""
+    """The end of a run: its exit status, its wall-clock time, and the outputs of a successful one."""
 
     kind: Literal["end"] = "end"
     run: str
     status: int
     seconds: float
+    outputs: dict[str, str] = {}  # path → DVC's name of its content
 
 
 class Locked(Record):
@@ -149,13 +154,35 @@ class Locked(Record):
 
 
 class Repair(Record):
-    """A half-written last line was cut off."""
+    """A half-written last line was cut off, damaged lines were put aside, or a lost head file was written."""
 
     kind: Literal["repair"] = "repair"
-    cut_bytes: int
+    cut_bytes: int = 0
+    put_aside: list[int] = []  # numbers of the lines
+    new_head: bool = False
 
 
-_KINDS: Final[dict[str, type[Record]]] = {"start": Start, "end": End, "locked": Locked, "repair": Repair}
+class Aside(Record):
+    """Takes the place of a damaged line; the records around it keep their bytes and their proof."""
+
+    kind: Literal["aside"] = "aside"
+    sha256: str  # of the line before the damage, as the next line or the head has it
+
+
+@dataclass(frozen=True)
+class Head:
+    """The newest record: its number and the SHA-256 of its line. Noted elsewhere, it reveals a truncated ledger."""
+
+    seq: int
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.seq} {self.sha256}"
+
+
+_KINDS: Final[dict[str, type[Record]]] = {
+    kind.model_fields["kind"].default: kind for kind in (Start, End, Locked, Repair, Aside)
+}
 
 
 def ledger_of(project: Path) -> Path:
@@ -179,72 +206,127 @@ def parse(line: bytes) -> Record | None:
     return record if record.model_fields_set >= _CHAIN else None
 
 
+def folder_name(manifest: Mapping[str, str]) -> str:
+    """DVC's name of a folder, from relative path → MD5 of its files."""
+    entries = [{"md5": md5, "relpath": path} for path, md5 in sorted(manifest.items())]
+    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + FOLDER
+
+
 def append(ledger: Path, record: Record) -> None:
-    """Append a record and flush it to disk; where that fails, the ledger is unchanged."""
+    """Append a record and flush it to disk; where that fails, the ledger is unchanged.
+
+    A head file that is lost, or disagrees with the ledger, stays so as evidence.
+    """
     ledger.parent.mkdir(parents=True, exist_ok=True)
     with ledger.open("a+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        content = file.readall()
-        whole = content.rfind(b"\n") + 1
-        written, torn = content[:whole], content[whole:]
-        head = _head_to_follow(head_of(ledger), written)
+        if not (ledger.exists() and os.path.samestat(os.fstat(file.fileno()), ledger.stat())):
+            append(ledger, record)  # meanwhile a repair put another file in its place
+            return
+        before, newest, torn = _ending(ledger)
+        head = head_of(ledger) if _follows(head_of(ledger), before, newest) else None
         if torn:
-            with ledger.with_name("records.torn").open("ab") as aside:
-                aside.write(torn + b"\n")
-                aside.flush()
-                os.fsync(aside.fileno())
-            file.truncate(whole)
-            written = _extend(file, head, written, Repair(cut_bytes=len(torn)))
-        _extend(file, head, written, record)
+            _put_aside(ledger, torn)
+            file.truncate(file.seek(0, os.SEEK_END) - len(torn))
+            newest = _extend(file, head, newest, Repair(cut_bytes=len(torn)))
+        _extend(file, head, newest, record)
 
 
-def _head_to_follow(head: Path, written: bytes) -> Path | None:
-    """The head file, to be replaced; ``None`` if it disagrees with the ledger and is kept as evidence."""
-    try:
-        found = head.read_bytes()
-    except FileNotFoundError:  # no record yet, or a ledger from before there were heads
-        return head
+def repair(ledger: Path) -> Repair:
+    """Put damaged lines aside (in ``records.torn``), write a lost head file, and record what was done.
+
+    Edited records, and a head that names another end, stay as they are: they are evidence.
+    """
+    head = head_of(ledger)
+    with ledger.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        lines = file.read().split(b"\n")  # the last is empty, or half-written
+        done = Repair(
+            put_aside=[number for number, line in enumerate(lines[:-1], 1) if parse(line) is None],
+            new_head=len(lines) > 1 and not head.is_file(),
+        )
+        told = head.read_text(encoding="utf-8", errors="replace").split() if head.is_file() else []
+        for number in done.put_aside:
+            line, following = lines[number - 1], parse(lines[number])
+            _put_aside(ledger, line)
+            by_head = told[1] if told[:1] == [str(number)] else hashlib.sha256(line).hexdigest()
+            previous = Head(number - 1, _hash(lines[number - 2]) if number > 1 else GENESIS)
+            lines[number - 1] = _line(Aside(sha256=following.previous if following else by_head), previous)
+        if done.put_aside:
+            with replacing_file(ledger) as aside:
+                aside.write_bytes(b"\n".join(lines))
+        if done.new_head:
+            with replacing_file(head) as aside:
+                aside.write_text(f"{_ending(ledger)[1]}\n", encoding="utf-8")
+    if done.put_aside or done.new_head:
+        append(ledger, done)
+    return done
+
+
+def _ending(ledger: Path) -> tuple[Head, Head, bytes]:
+    """The newest record and the one before it, and what was half-written after them."""
+    count, last, torn = 0, deque([b"", b""], maxlen=2), b""
+    with ledger.open("rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n"):
+                count += 1
+                last.append(line[:-1])
+            else:
+                torn = line
+    before, newest = (_hash(line) if line else GENESIS for line in last)
+    return Head(count - 1, before), Head(count, newest), torn
+
+
+def _hash(line: bytes) -> str:
+    record = parse(line)
+    return record.sha256 if isinstance(record, Aside) else hashlib.sha256(line).hexdigest()
+
+
+def _follows(head: Path, before: Head, newest: Head) -> bool:
+    """Whether the head file is to follow what is appended."""
+    if not head.exists():
+        return newest.seq <= 1
     # A writer that was killed between the record and the head leaves that of the record before.
-    before = written[: written.rfind(b"\n", 0, -1) + 1]
-    return head if found in (_head(written), _head(before)) else None
+    return head.read_bytes() in (f"{newest}\n".encode(), f"{before}\n".encode())
 
 
-def _head(written: bytes) -> bytes:
-    count = written.count(b"\n")
-    return f"{count} {_newest(written)}\n".encode()
+def _put_aside(ledger: Path, line: bytes) -> None:
+    with ledger.with_name("records.torn").open("ab") as aside:
+        aside.write(line + b"\n")
+        aside.flush()
+        os.fsync(aside.fileno())
 
 
-def _newest(written: bytes) -> str:
-    last = written[written.rfind(b"\n", 0, -1) + 1 : -1]
-    return hashlib.sha256(last).hexdigest() if written else GENESIS
-
-
-def _extend(file: FileIO, head: Path | None, written: bytes, record: Record) -> bytes:
+def _line(record: Record, newest: Head) -> bytes:
     chained = record.model_copy(
         update={
             "kind": record.kind,
             "version": SCHEMA,
-            "seq": written.count(b"\n") + 1,
-            "previous": _newest(written),
+            "seq": newest.seq + 1,
+            "previous": newest.sha256,
             "at": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
         }
     )
     facts = chained.model_dump(by_alias=True, exclude_unset=True)
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    line = text.encode(errors="backslashreplace") + b"\n"  # an argument that is no UTF-8: JSON's own escape
-    rest = memoryview(line)
+    return text.encode(errors="backslashreplace")  # an argument that is no UTF-8: JSON's own escape
+
+
+def _extend(file: FileIO, head: Path | None, newest: Head, record: Record) -> Head:
+    line = _line(record, newest)
+    written = Head(newest.seq + 1, hashlib.sha256(line).hexdigest())
+    size, rest = file.seek(0, os.SEEK_END), memoryview(line + b"\n")
     try:
         while rest:  # a full disk takes a part first and refuses the rest
             rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
         if head is not None:
             with replacing_file(head) as aside:
-                aside.write_bytes(_head(written + line))
+                aside.write_text(f"{written}\n", encoding="utf-8")
     except OSError:
-        file.truncate(len(written))
+        file.truncate(size)
         raise
-    return written + line
+    return written
 
 
 def _field(file: Path, name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -13,12 +14,13 @@ from flows.lineage import show, why
 from flows.lineage.export import FORMATS, export
 from flows.lineage.history import NotFoundError
 from flows.lineage.known import Universe
-from flows.lineage.ledger import head, record_all
+from flows.lineage.ledger import Ledger, record_all
 from flows.lineage.project import Project, open_project
-from flows.lineage.verify import verify
+from flows.lineage.verify import BusyError, verify
 from salf.errors import UserError
+from salf.ledger import repair
 
-FINE, NOT_SO, BAD_USAGE = 0, 1, 2
+FINE, NOT_SO, BAD_USAGE, BUSY = 0, 1, 2, 3
 
 _EXAMPLES = """examples:
   python -m flows.lineage show reports/metrics.json         from the metrics back to raw data and base model
@@ -31,7 +33,8 @@ _EXAMPLES = """examples:
   python -m flows.lineage export ro-crate --out crate       files, runs, parameters and hashes in a standard format
   python -m flows.lineage record                            add what `dvc repro` did without a flow
   python -m flows.lineage head                              the ledger's newest record, to note elsewhere
-exit status: 0 fine; 1 a mismatch, or an unknown subject; 2 bad usage or an unreadable project
+  python -m flows.lineage repair                            put damaged lines of the ledger aside
+exit status: 0 fine; 1 a mismatch, or an unknown subject; 2 bad usage or an unreadable project; 3 a run is at work
 """
 _EXPORTS = """examples:
   python -m flows.lineage export ro-crate                    describe this folder in its ro-crate-metadata.json
@@ -48,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open_project(arguments.project) as project:
             return int(arguments.run(project, arguments))
     except UserError as error:
-        return _fail(str(error), NOT_SO if isinstance(error, NotFoundError) else BAD_USAGE)
+        return _fail(str(error), {NotFoundError: NOT_SO, BusyError: BUSY}.get(type(error), BAD_USAGE))
+    except BrokenPipeError:  # the reader has seen enough (show ... | head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror}", BAD_USAGE)
 
@@ -77,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("stage", help="a stage, or a matrix item such as finetune@salf-1")
     command = add("verify", "recompute all hashes and compare them with dvc.lock and the ledger", _verify)
     command.add_argument("--head", type=_noted, metavar="HASH", help="what `head` printed earlier; it must still exist")
+    command.add_argument(
+        "--accept", nargs="+", default=[], metavar="STAGE", help="take over what dvc.lock says of these; a note says so"
+    )
     command.add_argument("--whole-cache", action="store_true", help="also hash cached files of older runs")
     command = add("diff", "compare the freeze plans of two commits, branches or experiments", _diff)
     command.add_argument("old", help="a commit, branch, tag or experiment, or the word workspace")
@@ -88,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--key", type=Path, metavar="FILE", help="slsa: sign with this Ed25519 key (PEM)")
     add("record", "record what DVC has locked since the ledger's last entry", _record)
     add("head", "number and hash of the ledger's newest record", _head)
+    add("repair", "put damaged lines of the ledger aside, and write a lost head file", _repair)
     return parser
 
 
@@ -110,7 +120,7 @@ def _why(project: Project, arguments: argparse.Namespace) -> int:
 
 
 def _verify(project: Project, arguments: argparse.Namespace) -> int:
-    report = verify(project, arguments.head, arguments.whole_cache)
+    report = verify(project, arguments.head, arguments.whole_cache, arguments.accept)
     return _say(report.model_dump(mode="json"), report.text(), arguments, FINE if report.ok else NOT_SO)
 
 
@@ -131,14 +141,21 @@ def _record(project: Project, arguments: argparse.Namespace) -> int:
 
 
 def _head(project: Project, arguments: argparse.Namespace) -> int:
-    newest = head(project.ledger)
+    newest = Ledger.read(project.ledger).head
     if newest is None:
         return _fail("the ledger is empty: DVC has run no stage here", NOT_SO)
-    return _say(asdict(newest), f"{newest.seq} {newest.sha256}", arguments)
+    return _say(asdict(newest), str(newest), arguments)
+
+
+def _repair(project: Project, arguments: argparse.Namespace) -> int:
+    done = repair(project.ledger)
+    lines = [f"line {number} was damaged: it is in records.torn now" for number in done.put_aside]
+    lines += ["the lost head file was written anew"] if done.new_head else []
+    return _say(lines, "\n".join(lines) or "nothing to repair", arguments)
 
 
 def _say(answer: Any, text: str, arguments: argparse.Namespace, status: int = FINE) -> int:
-    print(json.dumps(answer, indent=2, ensure_ascii=False) if arguments.json else text)
+    print(json.dumps(answer, indent=2, ensure_ascii=False) if arguments.json else text, flush=True)
     return status
 
 

@@ -64,14 +64,14 @@ def results(project: Project) -> list[Result]:
     unknown = []
     for stage, entry in lock.items():
         newest = ledger.newest_locked(stage)
-        if newest is None or newest.lock != entry:
+        if newest is None or newest != ledger.with_entry(stage, entry):
             unknown.append(stage)
         else:
-            start, end = ledger.starts.get(newest.run or ""), ledger.ends.get(newest.run or "")
-            read_and_made = artifacts(newest.lock.deps), artifacts(newest.lock.outs)
+            start, end = ledger.start(newest.run), ledger.end(newest.run)
+            read_and_made = artifacts(entry.deps), artifacts(entry.outs)
             versions, commit = (start.versions, start.commit) if start else ({}, None)
-            values = parameters(newest.lock)
-            found.append(Result(stage, newest, start, end, values, *read_and_made, versions, commit or "unknown"))
+            locked, values = ledger.record(newest), parameters(entry)
+            found.append(Result(stage, locked, start, end, values, *read_and_made, versions, commit or "unknown"))
     if unknown:
         names = ", ".join(unknown)
         raise UserError(f"dvc.lock has unrecorded entries of {names}; first run: python -m flows.lineage record")
@@ -114,7 +114,7 @@ def _export_ro_crate(project: Project, out: Path | None, _key: Path | None) -> l
 def _export_openlineage(project: Project, out: Path | None, _key: Path | None) -> list[Path]:
     from flows.lineage import openlineage
 
-    found = openlineage.events(Ledger.read(project.ledger))
+    found = openlineage.events(project.ledger)
     if not found:
         raise UserError("no run is recorded: run the chain first (make run)")
     if out is None and openlineage.server():

@@ -71,6 +71,19 @@ def entries_at(project: Path, commit: str) -> dict[str, LockEntry]:
         return {}
 
 
+def commits(project: Path) -> set[str]:
+    """Every commit that a branch, tag or experiment still has."""
+    return set((git(project, "rev-list", "--all") or b"").decode().split())
+
+
+def declared_stages(text: bytes | None) -> set[str]:
+    """The names in a ``dvc.yaml``, without matrix items; no file, or a damaged one: nothing."""
+    try:
+        return set(YAML(typ="safe", pure=True).load(text or b"{}").get("stages", {}))
+    except (YAMLError, AttributeError, TypeError):
+        return set()
+
+
 def commits_of_lock(project: Path) -> Iterator[str]:
     """Commits of every branch and experiment that changed dvc.lock, newest first."""
     found = git(project, "log", "--all", "--format=%H", "--", LOCK_FILE)

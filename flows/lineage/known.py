@@ -1,22 +1,37 @@
 """Everything that is known to have been made: by dvc.lock, by the ledger, by git's history of dvc.lock."""
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property, lru_cache, partial
+from itertools import chain
 
 from flows.lineage import history
-from flows.lineage.ledger import Ledger
-from flows.lineage.project import Project, folder_name, is_folder
-from salf.ledger import Locked, LockEntry
+from flows.lineage.ledger import Ledger, Lock
+from flows.lineage.project import Project, is_folder
+from salf.ledger import LockEntry, folder_name
+
+Index = dict[str, dict[str, "Known"]]  # output's path → DVC's name of its content → what made it
 
 
 @dataclass(frozen=True)
 class Known:
-    """A stage's lock entry and its source (``dvc.lock``, ``record 12``, ``commit 1a2b3c4``)."""
+    """A stage's lock entry, read on demand, and its source (``dvc.lock``, ``record 12``, ``commit 1a2b3c4``)."""
 
     stage: str
-    entry: LockEntry
     source: str
+    outputs: Mapping[str, str]
+    read: Callable[[], LockEntry]
+
+    @classmethod
+    def of(cls, stage: str, entry: LockEntry, source: str) -> "Known":
+        """A lock entry that is at hand."""
+        return cls(stage, source, entry.outputs, lambda: entry)
+
+    @property
+    def entry(self) -> LockEntry:
+        """The whole entry."""
+        return self.read()
 
 
 class Universe:
@@ -26,74 +41,107 @@ class Universe:
         self.project = project
         self.ledger = ledger or Ledger.read(project.ledger)
         self.lock = history.read_lock(project.root)
-        self.manifest = cache(project.manifest)
-
-    def entries(self) -> Iterator[Known]:
-        """Yield the entries: dvc.lock, the ledger from its end, commits from the newest."""
-        yield from (Known(stage, entry, "dvc.lock") for stage, entry in self.lock.items())
-        for record in reversed(self.ledger.records):
-            if isinstance(record, Locked):
-                yield Known(record.stage, record.lock, f"record {record.seq}")
-        yield from self._history
+        self.manifest = lru_cache(1024)(project.manifest)
 
     def makers(self, path: str, name: str) -> list[Known]:
         """The entries that made the content of this path and name: one, or all that filled parts of a folder."""
-        for known, out, made in self._outputs():
-            inside = path.removeprefix(f"{out}/") if path.startswith(f"{out}/") else None
-            if (out, made) == (path, name) or (inside and self.manifest(made).get(inside) == name):
+        for index in self._indexes():
+            if known := index.get(path, {}).get(name):
                 return [known]
+            for out in [out for out in index if path.startswith(f"{out}/")]:
+                for made, known in index[out].items():
+                    if self.manifest(made).get(path.removeprefix(f"{out}/")) == name:
+                        return [known]
         return self._parts(path, name)
 
     def holding(self, name: str) -> tuple[Known, str, str] | None:
         """The entry, path and full name of the first output, or file in a cached folder, whose name begins so."""
-        for known, out, made in self._outputs():
-            if made.startswith(name):
-                return known, out, made
-        for known, out, made in self._outputs():
-            for path, md5 in self.manifest(made).items():
-                if md5.startswith(name):
-                    return known, f"{out}/{path}", md5
+        for index in self._indexes():
+            outputs = [(known, out, made) for out, contents in index.items() for made, known in contents.items()]
+            files = (
+                (known, f"{out}/{p}", md5) for known, out, made in outputs for p, md5 in self.manifest(made).items()
+            )
+            if found := next((one for one in chain(outputs, files) if one[2].startswith(name)), None):
+                return found
         return None
 
-    def _outputs(self) -> Iterator[tuple[Known, str, str]]:
-        return ((known, out, made) for known in self.entries() for out, made in known.entry.outputs.items())
+    def _indexes(self) -> Iterator[Index]:
+        """What was made where, of dvc.lock and the ledger from its end, then of git from its newest commit."""
+        yield self._present
+        yield self._past
+
+    @cached_property
+    def _present(self) -> Index:
+        return _index([*self._locked, *reversed(self._records)])
+
+    @cached_property
+    def _past(self) -> Index:
+        return _index(self._history)
+
+    @cached_property
+    def _locked(self) -> list[Known]:
+        return [Known.of(stage, entry, "dvc.lock") for stage, entry in self.lock.items()]
+
+    @cached_property
+    def _records(self) -> list[Known]:
+        return [
+            Known(lock.stage, f"record {lock.seq}", lock.outputs, partial(_entry_of, self.ledger, lock))
+            for lock in self.ledger.locks
+        ]
 
     @cached_property
     def _history(self) -> list[Known]:
         root = self.project.root
         return [
-            Known(stage, entry, f"commit {commit[:12]}")
+            Known.of(stage, entry, f"commit {commit[:12]}")
             for commit in history.commits_of_lock(root)
             for stage, entry in history.entries_at(root, commit).items()
         ]
 
     def _parts(self, path: str, name: str) -> list[Known]:
         """The entries below a folder that together, at one time, were exactly that folder."""
-        for source, entries in self._snapshots():
+        for makers in self._states(f"{path}/"):
             manifest: dict[str, str] = {}
-            makers = []
-            for stage, entry in entries.items():
-                for out, made in entry.outputs.items():
+            for known in makers:
+                for out, made in known.outputs.items():
                     if out.startswith(f"{path}/"):
                         inner = out.removeprefix(f"{path}/")
                         files = {f"{inner}/{file}": md5 for file, md5 in self.manifest(made).items()}
                         manifest |= files if is_folder(made) else {inner: made}
-                        makers.append(Known(stage, entry, source))
             if manifest and folder_name(manifest) == name:
                 return makers
         return []
 
-    def _snapshots(self) -> Iterator[tuple[str, dict[str, LockEntry]]]:
-        """Entries of one time: in dvc.lock now, after every record, at every commit."""
-        yield "dvc.lock", self.lock
+    def _states(self, folder: str) -> Iterator[list[Known]]:
+        """The entries of one time with outputs below a folder: dvc.lock, each record's time, each commit."""
+
+        def below(entries: Iterable[Known]) -> list[Known]:
+            return [known for known in entries if any(out.startswith(folder) for out in known.outputs)]
+
+        yield below(self._locked)
         # DVC leaves the entry of a stage in dvc.lock that dvc.yaml no longer has.
-        yield "dvc.lock", {stage: entry for stage, entry in self.lock.items() if stage in self.project.stages}
-        states: list[tuple[str, dict[str, LockEntry]]] = [("", {})]
-        for record in self.ledger.records:
-            if isinstance(record, Locked):
-                states.append((f"record {record.seq}", states[-1][1] | {record.stage: record.lock}))
-        yield from reversed(states)
-        commits: dict[str, dict[str, LockEntry]] = {}
-        for known in self._history:
-            commits.setdefault(known.source, {})[known.stage] = known.entry
-        yield from commits.items()
+        yield [known for known in below(self._locked) if known.stage in self.project.stages]
+        records = below(self._records)
+        stages: dict[str, list[Known]] = defaultdict(list)
+        for known in records:
+            stages[known.stage].append(known)
+        for known in reversed(records):  # from the ledger's end back, one record at a time
+            yield [past[-1] for past in stages.values() if past]
+            stages[known.stage].pop()
+        commits: dict[str, list[Known]] = defaultdict(list)
+        for known in below(self._history):
+            commits[known.source].append(known)
+        yield from commits.values()
+
+
+def _index(entries: Iterable[Known]) -> Index:
+    """What was made where; of entries that made the same, the first."""
+    index: Index = defaultdict(dict)
+    for known in entries:
+        for out, made in known.outputs.items():
+            index[out].setdefault(made, known)
+    return index
+
+
+def _entry_of(ledger: Ledger, lock: Lock) -> LockEntry:
+    return ledger.record(lock).lock

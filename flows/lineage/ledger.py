@@ -7,124 +7,216 @@ rewrites both the ledger and its head file is not found by it; a hash noted else
 import contextlib
 import fcntl
 import hashlib
+import json
+import os
+import shlex
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from flows.lineage.history import LockError, read_lock
 from salf.errors import UserError
-from salf.ledger import End, Locked, LockEntry, Record, Start, append, head_of, ledger_of, parse
+from salf.ledger import Aside, End, Head, Locked, LockEntry, Record, Repair, Start, append, head_of, ledger_of, parse
 
 RAN, RESTORED, CACHED, OBSERVED = "ran", "restored", "cached", "observed"
 _BEFORE_THE_FIRST: Final = "0" * 64
 _REWRITTEN_SECONDS: Final = 2.0  # longest that dvc.lock is taken to be in the middle of being written
 
+Kind = TypeVar("Kind", bound=Record)
 
-@dataclass(frozen=True)
-class Head:
-    """The newest record: its number and the SHA-256 of its line. Noted elsewhere, it reveals a truncated ledger."""
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """What is kept of a ``locked`` record; the place is where its line begins."""
 
     seq: int
-    sha256: str
-
-
-class LedgerError(UserError):
-    """The ledger cannot be read."""
+    stage: str
+    run: str | None
+    outcome: str
+    outputs: dict[str, str]
+    inputs: bytes  # digest of command, dependencies and parameters
+    entry: bytes  # digest of the whole entry
+    place: int
 
 
 class Ledger:
-    """The records in order, and ``starts`` and ``ends`` by run, ``locked`` by stage."""
+    """A ledger after one pass over its lines: where its records are, and what is wrong with it.
 
-    def __init__(self, records: Sequence[Record]) -> None:
-        self.records = records
-        self.starts = {record.run: record for record in records if isinstance(record, Start)}
-        self.ends = {record.run: record for record in records if isinstance(record, End)}
-        self.locked: dict[str, list[Locked]] = defaultdict(list)
-        self._newest_starts: dict[str, Start] = {}
-        self._claimed: set[str | None] = set()
-        for record in records:
-            if isinstance(record, Locked):
-                self.locked[record.stage].append(record)
-                self._claimed.add(record.run)
-            elif isinstance(record, Start) and not record.temporary:
-                self._newest_starts[record.stage] = record
+    ``faults`` are line numbers (from 1) with what was damaged, edited, removed, inserted, reordered or cut off at
+    the end; the other records are read all the same. A record itself is read on demand: of each, only what is looked
+    up is kept, so that tens of thousands take tens of megabytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.faults: list[tuple[int, str]] = []
+        self.hashes: list[str] = []
+        self.locks: list[Lock] = []
+        self.locked: dict[str, list[Lock]] = defaultdict(list)
+        self.repairs: list[Repair] = []
+        self.is_torn = False  # a half-written line follows
+        self._starts: dict[str, int] = {}
+        self._ends: dict[str, int] = {}
+        self._newest_starts: dict[str, int] = {}
+        self._asides: set[int] = set()
 
     @classmethod
     def read(cls, path: Path) -> "Ledger":
-        """Read a ledger; no file: no records. A half-written last line is left out."""
-        records = []
-        for number, line in _lines(path):
-            record = parse(line)
-            if record is None:
-                raise LedgerError(f"{path}: line {number} is not a record; see `python -m flows.lineage verify`")
-            records.append(record)
-        return cls(records)
+        """Read and check a ledger; no file: no records. A half-written last line is left out."""
+        ledger = cls(path)
+        try:
+            size, told = _size_and_head(path)
+            end = 0
+            for place, line in _lines(path, size):
+                ledger._add(place, line)
+                end = place + len(line) + 1
+            ledger.is_torn = end < size
+        except OSError as error:
+            raise UserError(f"{error.filename or path}: {error.strerror}") from error
+        ledger._check_end(told)
+        return ledger
+
+    @property
+    def head(self) -> Head | None:
+        """The newest record, as its line says; that of the head file is compared with it."""
+        return Head(len(self.hashes), self.hashes[-1]) if self.hashes else None
+
+    def start(self, run: str | None) -> Start | None:
+        """The start of a run."""
+        return self._at(self._starts.get(run or ""), Start)
+
+    def end(self, run: str | None) -> End | None:
+        """The end of a run."""
+        return self._at(self._ends.get(run or ""), End)
+
+    def killed(self) -> list[Start]:
+        """Starts without an end."""
+        return [start for run in self._starts if run not in self._ends and (start := self.start(run))]
+
+    def record(self, lock: Lock) -> Locked:
+        """The whole record."""
+        found = self._at(lock.place, Locked)
+        if found is None:
+            raise UserError(f"{self.path}: changed while it was read")
+        return found
 
     def newest_start(self, stage: str) -> Start | None:
         """The newest start of a stage in the project itself, not in an experiment's copy."""
-        return self._newest_starts.get(stage)
+        return self._at(self._newest_starts.get(stage), Start)
 
-    def newest_locked(self, stage: str) -> Locked | None:
+    def newest_locked(self, stage: str) -> Lock | None:
         """The newest ``locked`` record of a stage."""
         return self.locked[stage][-1] if stage in self.locked else None
 
-    def with_entry(self, stage: str, entry: LockEntry) -> Locked | None:
+    def with_entry(self, stage: str, entry: LockEntry) -> Lock | None:
         """The newest record that DVC locked exactly this entry."""
-        return next((r for r in reversed(self.locked.get(stage, [])) if r.lock == entry), None)
-
-    def unclaimed_run(self, stage: str) -> str | None:
-        """The newest run of a stage, if it succeeded and no ``locked`` record names it."""
-        newest = self.newest_start(stage)
-        if newest is None or newest.run in self._claimed:
-            return None
-        end = self.ends.get(newest.run)
-        return newest.run if end and end.status == 0 else None
+        return next(self._with(stage, entry, newest_first=True), None)
 
     def maker(self, stage: str, entry: LockEntry) -> str | None:
         """The run that first made what an entry names: DVC restores only results of an earlier run."""
-        return next((r.run for r in self.locked.get(stage, []) if r.run is not None and r.lock == entry), None)
+        return next((lock.run for lock in self._with(stage, entry) if lock.run), None)
 
+    def made_otherwise(self, stage: str, entry: LockEntry) -> Lock | None:
+        """The newest record of a run with the same inputs and other outputs."""
+        inputs, whole = digests(entry)
+        same = (lock for lock in reversed(self.locked.get(stage, [])) if lock.run and lock.inputs == inputs)
+        return next((lock for lock in same if lock.entry != whole), None)
 
-def check_chain(path: Path) -> list[tuple[int, str]]:
-    """Return what was edited, removed, inserted, reordered or cut off at the end, each with its line (from 1).
+    def unclaimed_run(self, stage: str, entry: LockEntry) -> str | None:
+        """The newest run of a stage that no ``locked`` record names, if it succeeded with the entry's command."""
+        newest = self.newest_start(stage)
+        claimed = {lock.run for lock in self.locked.get(stage, [])}
+        if newest is None or newest.run in claimed or not _is_command(newest.command, entry):
+            return None
+        end = self.end(newest.run)
+        return newest.run if end and end.status == 0 else None
 
-    One record beyond the head is no fault: a writer that was killed in between leaves it.
-    """
-    faults = []
-    hashes = [_BEFORE_THE_FIRST]
-    lines, head = _with_head(path)
-    for number, line in lines:
-        record = parse(line)
+    def written_otherwise(self, run: str | None, entry: LockEntry) -> list[str]:
+        """The outputs of an entry that are not what the run had written when it ended."""
+        end = self.end(run)
+        return [path for path, name in entry.outputs.items() if end and end.outputs.get(path, name) != name]
+
+    def _with(self, stage: str, entry: LockEntry, newest_first: bool = False) -> Iterator[Lock]:
+        _, whole = digests(entry)
+        locks = self.locked.get(stage, [])
+        return (lock for lock in (reversed(locks) if newest_first else locks) if lock.entry == whole)
+
+    def _at(self, place: int | None, kind: type[Kind]) -> Kind | None:
+        if place is None:
+            return None
+        with self.path.open("rb") as file:
+            file.seek(place)
+            record = parse(file.readline())
+        return record if isinstance(record, kind) else None
+
+    def _add(self, place: int, line: bytes) -> None:
+        record, number = parse(line), len(self.hashes) + 1
         if record is None:
-            faults.append((number, "is no record"))
-        elif record.previous != hashes[-1]:
-            faults.append((number, "does not follow from the line before it: one of the two was changed"))
+            self.faults.append((number, "is not a record"))
+        elif record.previous != (self.hashes[-1] if self.hashes else _BEFORE_THE_FIRST):
+            self.faults.append((number, "does not follow from the line before it: one of the two was changed"))
         elif record.seq != number:
-            faults.append((number, f"has the number {record.seq}"))
-        hashes.append(hashlib.sha256(line).hexdigest())
-    ends = [f"{number} {sha256}\n".encode() for number, sha256 in list(enumerate(hashes))[-2:]]
-    if head is not None and head not in ends:
-        text = f"{head_of(path).name} names another last record: the newest record was edited, or records were removed"
-        faults.append((max(1, len(hashes) - 1), text))
-    return faults
+            self.faults.append((number, f"has the number {record.seq}"))
+        self.hashes.append(record.sha256 if isinstance(record, Aside) else hashlib.sha256(line).hexdigest())
+        match record:
+            case Start():
+                self._starts[record.run] = place
+                if not record.temporary:
+                    self._newest_starts[record.stage] = place
+            case End():
+                self._ends[record.run] = place
+            case Locked():
+                outputs = {sys.intern(path): name for path, name in record.lock.outputs.items()}
+                words = (sys.intern(record.stage), record.run, sys.intern(record.outcome))
+                lock = Lock(record.seq, *words, outputs, *digests(record.lock), place)
+                self.locks.append(lock)
+                self.locked[lock.stage].append(lock)
+            case Repair():
+                self.repairs.append(record)
+            case Aside():
+                self._asides.add(number)
+
+    def _check_end(self, told: str | None) -> None:
+        ends = [f"{number} {sha256}\n" for number, sha256 in enumerate([_BEFORE_THE_FIRST, *self.hashes])][-2:]
+        name, count = head_of(self.path).name, len(self.hashes)
+        # One record beyond the head is no fault: a writer that was killed in between leaves it.
+        if told is None and count > 1:
+            self.faults.append((count, f"{name} is gone, which proves the newest record (to write it anew: repair)"))
+        elif told is not None and told not in ends:
+            text = f"{name} names another last record: the newest record was edited, or records were removed"
+            self.faults.append((max(1, count), text))
+        unexplained = self._asides.difference(*(repair.put_aside for repair in self.repairs))
+        self.faults += [(number, "was put aside, and no record says so") for number in sorted(unexplained)]
 
 
-def head(path: Path) -> Head | None:
-    """Return the newest record's number and hash; no records: ``None``."""
-    hashes = _hashes(path)
-    return Head(len(hashes), hashes[-1]) if hashes else None
+def read_records(path: Path) -> Iterator[Record]:
+    """Yield the records of a ledger in order."""
+    with contextlib.suppress(FileNotFoundError):
+        yield from filter(None, (parse(line) for _, line in _lines(path, path.stat().st_size)))
 
 
-def holds(path: Path, sha256: str) -> bool:
-    """Whether the ledger has a line whose hash begins with this one."""
-    return any(found.startswith(sha256) for found in _hashes(path))
+def digests(entry: LockEntry) -> tuple[bytes, bytes]:
+    """Digests of what a stage read (command, dependencies, parameters) and of its whole entry."""
+    facts = entry.model_dump(exclude_unset=True)
+    inputs = _digest([facts.pop(key, None) for key in ("cmd", "deps", "params")])
+    return inputs, _digest([inputs.hex(), facts])
 
 
-def _hashes(path: Path) -> list[str]:
-    return [hashlib.sha256(line).hexdigest() for _, line in _lines(path)]
+def _digest(value: object) -> bytes:
+    text = json.dumps(value, sort_keys=True).encode()
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
+def _is_command(command: list[str], entry: LockEntry) -> bool:
+    """Whether a process's command is in an entry's, whatever starts it there (``torchrun``, ``.venv/bin/python``)."""
+    cmd = entry.cmd if isinstance(entry.cmd, str) else " && ".join(entry.cmd or [])
+    with contextlib.suppress(ValueError):  # quotes that do not close
+        return f"{shlex.join(command[1:])} " in f"{shlex.join(shlex.split(cmd))} "
+    return False
 
 
 def record_stage(project: Path, stage: str, outcome: str, flow_run: str | None) -> None:
@@ -139,7 +231,7 @@ def record_stage(project: Path, stage: str, outcome: str, flow_run: str | None) 
     if outcome == CACHED:
         _catch_up(project, ledger, stage, entry, flow_run)
     else:
-        run = ledger.unclaimed_run(stage) if outcome == RAN else ledger.maker(stage, entry)
+        run = _claimable(ledger, stage, entry) if outcome == RAN else ledger.maker(stage, entry)
         _append(project, stage, entry, run, outcome, flow_run)
 
 
@@ -147,6 +239,11 @@ def record_all(project: Path) -> list[str]:
     """Record every stage of dvc.lock whose entry differs from its newest record, and return their names."""
     ledger = Ledger.read(ledger_of(project))
     return [stage for stage, entry in read_lock(project).items() if _catch_up(project, ledger, stage, entry, None)]
+
+
+def _claimable(ledger: Ledger, stage: str, entry: LockEntry) -> str | None:
+    run = ledger.unclaimed_run(stage, entry)
+    return None if ledger.written_otherwise(run, entry) else run
 
 
 def _entry(project: Path, stage: str) -> LockEntry | None:
@@ -169,9 +266,9 @@ def _entry(project: Path, stage: str) -> LockEntry | None:
 
 def _catch_up(project: Path, ledger: Ledger, stage: str, entry: LockEntry, flow_run: str | None) -> bool:
     newest = ledger.newest_locked(stage)
-    if newest is not None and newest.lock == entry:
+    if newest is not None and newest.entry == digests(entry)[1]:
         return False
-    if run := ledger.unclaimed_run(stage):
+    if run := _claimable(ledger, stage, entry):
         _append(project, stage, entry, run, RAN, flow_run)
     else:
         run = ledger.maker(stage, entry)
@@ -184,24 +281,24 @@ def _append(project: Path, stage: str, entry: LockEntry, run: str | None, outcom
     append(ledger_of(project), Locked.model_validate(facts))
 
 
-def _with_head(path: Path) -> tuple[list[tuple[int, bytes]], bytes | None]:
-    """The lines and the head that belong together: no record is appended between the two looks."""
+def _size_and_head(path: Path) -> tuple[int, str | None]:
+    """The ledger's size and the head that belongs to it: no record is appended between the two looks."""
     with contextlib.ExitStack() as stack:
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                fcntl.flock(stack.enter_context(path.open("rb")), fcntl.LOCK_SH)
-            head = head_of(path).read_bytes() if head_of(path).is_file() else None
-        except OSError as error:
-            raise LedgerError(f"{error.filename or path}: {error.strerror}") from error
-        return list(_lines(path)), head
+        size = 0
+        with contextlib.suppress(FileNotFoundError):
+            file = stack.enter_context(path.open("rb"))
+            fcntl.flock(file, fcntl.LOCK_SH)
+            size = os.fstat(file.fileno()).st_size
+        head = head_of(path)
+        return size, head.read_text(encoding="utf-8", errors="replace") if head.is_file() else None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise LedgerError(f"{path}: {error.strerror}") from error
-    *lines, _torn = content.split(b"\n")
-    yield from enumerate(lines, start=1)
+def _lines(path: Path, size: int) -> Iterator[tuple[int, bytes]]:
+    """The whole lines in the first bytes of a ledger, each with the place where it begins."""
+    place = 0
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:
+            if place + len(line) > size or not line.endswith(b"\n"):
+                return
+            yield place, line[:-1]
+            place += len(line)

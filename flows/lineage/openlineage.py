@@ -20,9 +20,9 @@ from openlineage.client.serde import Serde
 from openlineage.client.transport.http import HttpConfig, HttpTransport
 
 from flows.lineage.export import artifacts, parameters
-from flows.lineage.ledger import Ledger
+from flows.lineage.ledger import Ledger, read_records
 from salf.errors import UserError
-from salf.ledger import End, LockedPath, LockEntry, Start, ledger_of
+from salf.ledger import End, Locked, LockedPath, LockEntry, Start, ledger_of
 
 NAMESPACE: Final = "salf"
 PRODUCER: Final = "urn:salf:flows"
@@ -41,29 +41,31 @@ def send(project: Path, stage: str) -> None:
     if not server():
         return
     try:
-        ledger = Ledger.read(ledger_of(project))
-        newest = ledger.newest_start(stage)
+        ledger = ledger_of(project)
+        newest = Ledger.read(ledger).newest_start(stage)
         post([event for event in events(ledger) if newest and event.run.runId == str(uuid.UUID(newest.run))])
     except UserError as fault:
         _log.warning("OpenLineage events not delivered: %s", fault)
 
 
-def events(ledger: Ledger) -> list[RunEvent]:
+def events(ledger: Path) -> list[RunEvent]:
     """Return the events of all runs in the ledger, in its order.
 
     A run without an end whose stage started again later was killed: ``ABORT``. Without a later start it may be
     active: it has a ``START`` only. A result that was taken from DVC's cache is no run.
     """
-    entries = {locked.run: locked.lock for stage in ledger.locked.values() for locked in stage}
+    entries = {record.run: record.lock for record in read_records(ledger) if isinstance(record, Locked)}
     found = []
     active: dict[str, Start] = {}
-    for record in ledger.records:
+    starts: dict[str, Start] = {}
+    for record in read_records(ledger):
         if isinstance(record, Start):
+            starts[record.run] = record
             if killed := active.pop(record.stage, None):
                 found.append(_event(RunState.ABORT, killed, record.at, None))
             active[record.stage] = record
             found.append(_event(RunState.START, record, record.at, entries.get(record.run)))
-        elif isinstance(record, End) and (start := ledger.starts.get(record.run)):
+        elif isinstance(record, End) and (start := starts.get(record.run)):
             if active.get(start.stage) is start:
                 del active[start.stage]
             if record.status == 0:

@@ -19,9 +19,9 @@ from dvc.scm import SCMError, resolve_rev
 
 from flows.lineage.history import NotFoundError, plain
 from salf.errors import UserError
-from salf.ledger import LockedPath, LockEntry, ledger_of
+from salf.ledger import FOLDER, LockedPath, LockEntry, folder_name, ledger_of
 
-FOLDER: Final = ".dir"  # what DVC appends to the hash of a folder
+UNREADABLE: Final = "unreadable: "  # begins what stands for the hash of a file that cannot be read
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,15 @@ class Hasher:
         self._known: dict[tuple[str, int, int, int, int], str] = {}
 
     def digest(self, path: Path, algorithm: str = "md5") -> str:
-        """Hex digest of a file's bytes."""
-        with path.open("rb") as file:
-            facts = os.fstat(file.fileno())
-            key = (algorithm, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-            if key not in self._known:
-                self._known[key] = hashlib.file_digest(file, algorithm).hexdigest()
+        """Hex digest of a file's bytes; of a file that cannot be read, the reason, which is no file's digest."""
+        try:
+            with path.open("rb") as file:
+                facts = os.fstat(file.fileno())
+                key = (algorithm, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+                if key not in self._known:
+                    self._known[key] = hashlib.file_digest(file, algorithm).hexdigest()
+        except OSError as error:
+            return f"{UNREADABLE}{error.strerror}"
         return self._known[key]
 
     def of_folder(self, folder: Path, files: Iterable[Path]) -> str:
@@ -80,6 +83,21 @@ class Project:
         """Files below a folder of the project, without those that ``.dvcignore`` names."""
         return sorted(Path(file) for file in self._repo.dvcignore.find(self._repo.fs, str(folder)))
 
+    def strangers(self, path: str) -> dict[str, str]:
+        """What DVC does not hash at an artifact's path, or not as it is: path → why."""
+        place = self.place(path)
+        tracked = set(self.files_of(place))
+        found = {}
+        for top, folders, files in os.walk(place):
+            for file in (Path(top, name) for name in (*folders, *files)):
+                if self._leads_away(file):
+                    found[file] = f"is a link to {os.readlink(file)}"
+                elif file not in tracked and not file.is_dir():
+                    found[file] = "is hidden from DVC by .dvcignore"
+        if self._leads_away(place):
+            found[place] = f"is a link to {os.readlink(place)}"
+        return {Path(os.path.relpath(file, self.root)).as_posix(): why for file, why in sorted(found.items())}
+
     def commit(self, name: str) -> str:
         """The full hash of a commit, branch, tag or experiment."""
         try:
@@ -111,6 +129,10 @@ class Project:
             return {}
         return manifest if folder_name(manifest) == name else {}
 
+    def _leads_away(self, place: Path) -> bool:
+        """Whether a path is a link to elsewhere than DVC's cache, from where DVC itself may link files."""
+        return place.is_symlink() and not place.resolve().is_relative_to(self.cache.resolve())
+
     def _path_of(self, out: Any) -> str:
         return Path(out.fs_path).relative_to(self.root).as_posix()
 
@@ -123,12 +145,6 @@ def open_project(root: Path) -> Iterator[Project]:
             yield Project(repo)
     except DvcException as error:
         raise UserError(" ".join(str(error).split())) from error
-
-
-def folder_name(manifest: Mapping[str, str]) -> str:
-    """DVC's name of a folder, from relative path → MD5 of its files."""
-    entries = [{"md5": md5, "relpath": path} for path, md5 in sorted(manifest.items())]
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + FOLDER
 
 
 def is_folder(name: str) -> bool:

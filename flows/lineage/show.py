@@ -125,7 +125,7 @@ def find(universe: Universe, asked: str) -> Subject:
 
 
 def _locked(universe: Universe, stage: str) -> Known:
-    return Known(stage, universe.lock[stage], "dvc.lock")
+    return Known.of(stage, universe.lock[stage], "dvc.lock")
 
 
 def _by_content(universe: Universe, place: Path) -> Subject:
@@ -175,8 +175,8 @@ def _node(universe: Universe, known: Known, identifier: str) -> Node:
     recorded = ledger.with_entry(stage, entry)
     run = recorded.run or ledger.maker(stage, entry) if recorded else None
     if recorded is None and known.source == "dvc.lock":
-        run = ledger.unclaimed_run(stage)
-    start, end = ledger.starts.get(run or ""), ledger.ends.get(run or "")
+        run = ledger.unclaimed_run(stage, entry)
+    start, end = ledger.start(run), ledger.end(run)
     ended = {"ended": end.at, "status": end.status, "seconds": end.seconds} if end else {"ended": None}
     return Node(
         id=identifier,

@@ -4,32 +4,40 @@ DVC's status compares times and sizes where it can, so it may miss damage to a f
 """
 
 import contextlib
+import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ValidationError
+import psutil
+from pydantic import BaseModel, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows.lineage import history
 from flows.lineage.known import Universe
-from flows.lineage.ledger import Head, Ledger, LedgerError, check_chain, head, holds
-from flows.lineage.project import FOLDER, Hasher, Project, is_folder, overlap
+from flows.lineage.ledger import Ledger
+from flows.lineage.project import UNREADABLE, Hasher, Project, is_folder, overlap
 from flows.lineage.why import changes_since
-from salf.ledger import Locked, LockEntry, head_of
+from salf.errors import UserError
+from salf.files import git
+from salf.ledger import FOLDER, LEDGER, Head, LockedPath, LockEntry
 
-_SKIPPED: Final = {".git", ".dvc", ".venv", ".work", ".prefect"}
+_SKIPPED: Final = {".git", ".dvc", ".venv", ".work", ".prefect", "__pycache__"}
 _WEIGHTS: Final = ".safetensors"
 _UNRECORDED: Final = "ran, and is not recorded yet: python -m flows.lineage record"
+
+
+class BusyError(UserError):
+    """A run is at work in the project: what is read now would not match."""
 
 
 class Mismatch(BaseModel):
     """One thing that is not what it should be, and where: a path or a stage."""
 
-    kind: str  # ledger, lock, artifact, cache, stale, shards or unknown model
+    kind: str  # ledger, lock, artifact, hidden, cache, stale, shards or unknown model
     where: str
     text: str
 
@@ -40,6 +48,7 @@ class Mismatch(BaseModel):
 class Report(BaseModel):
     """Mismatches, notes, how much was checked, and the ledger's newest record."""
 
+    accepted: set[str] = Field(default=set(), exclude=True)  # stages
     ok: bool = True
     mismatches: list[Mismatch] = []
     notes: list[str] = []
@@ -47,9 +56,13 @@ class Report(BaseModel):
     head: Head | None = None
 
     def wrong(self, kind: str, where: str, text: str) -> None:
-        """Add a mismatch."""
-        self.ok = False
-        self.mismatches.append(Mismatch(kind=kind, where=where, text=text))
+        """Add a mismatch; one of dvc.lock that was accepted is a note."""
+        mismatch = Mismatch(kind=kind, where=where, text=text)
+        if kind == "lock" and where in self.accepted:
+            self.notes.append(f"accepted: {mismatch}")
+        else:
+            self.ok = False
+            self.mismatches.append(mismatch)
 
     def text(self) -> str:
         """The report for a reader."""
@@ -59,25 +72,55 @@ class Report(BaseModel):
         return "\n".join([*lines, f"checked {counts or 'nothing: no stage has run'}: {found}"])
 
 
-def verify(project: Project, pinned_head: str | None = None, whole_cache: bool = False) -> Report:
-    """Check ledger, lock, workspace, cache, and the shards of models."""
-    report = Report(head=head(project.ledger))
+def verify(
+    project: Project, pinned_head: str | None = None, whole_cache: bool = False, accepted: Collection[str] = ()
+) -> Report:
+    """Check ledger, lock, workspace, cache, and the shards of models.
+
+    Args:
+        project: the project, open.
+        pinned_head: the hash of a record (or its first digits) that the ledger must still hold.
+        whole_cache: also hash what older runs left in DVC's cache.
+        accepted: stages whose entry in dvc.lock may be lost or differ from the records; a note says so.
+
+    Raises:
+        BusyError: a run is at work, or changed dvc.lock meanwhile.
+    """
+    before = _lock_now(project)
+    report = Report(accepted=set(accepted))
+    _check(project, pinned_head, whole_cache, report)
+    if _lock_now(project) != before:
+        raise BusyError(f"{history.LOCK_FILE} changed while it was verified: a run was at work; verify again")
+    return report
+
+
+def _lock_now(project: Project) -> bytes | None:
+    """The bytes of dvc.lock, while no DVC writes in the project."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
+        for one in json.loads((project.root / ".dvc/tmp/rwlock").read_bytes())["write"].values():
+            if psutil.pid_exists(one["pid"]):
+                raise BusyError(f"{one['cmd']} (process {one['pid']}) is at work here: verify when it has ended")
+    file = project.root / history.LOCK_FILE
+    return file.read_bytes() if file.is_file() else None
+
+
+def _check(project: Project, pinned_head: str | None, whole_cache: bool, report: Report) -> None:
     universe = Universe(project, _check_ledger(project, pinned_head, report))
-    # DVC leaves the entry of a stage in dvc.lock that dvc.yaml no longer has; its outputs may be thrown away.
-    current = {stage: entry for stage, entry in universe.lock.items() if stage in project.stages}
-    report.notes += [f"{s} is in dvc.lock and no longer in dvc.yaml" for s in universe.lock if s not in current]
-    for stage, entry in current.items():
+    present = _check_present(universe, report)
+    for stage, entry in present.items():
         report.checked["stages"] += 1
-        _check_lock(universe, stage, entry, report)
+        if stage in universe.lock:
+            _check_lock(universe, stage, entry, report)
         _check_outputs(project, stage, entry, report)
-    for stage, entry in current.items():
-        _check_inputs(universe, stage, entry, report)
+    for stage, entry in present.items():
+        if stage in project.stages:
+            _check_inputs(universe, stage, entry, report)
     for pointer, entry in project.added.items():
         _check_outputs(project, pointer, entry, report)
-    report.notes += [f"{stage} has not run" for stage in project.stages if stage not in universe.lock]
-    _check_cache(project, [*current.values(), *project.added.values()], whole_cache, report)
+    _check_hidden(project, report)
+    _check_cache(project, [*present.values(), *project.added.values()], whole_cache, report)
     _check_models(project, universe, report)
-    return report
+    _check_commits(universe, report)
 
 
 def check_shards(model: Path, base: Path, hasher: Hasher) -> list[str]:
@@ -115,54 +158,83 @@ class _Trained(BaseModel):
 
 def _check_ledger(project: Project, pinned_head: str | None, report: Report) -> Ledger:
     place = project.ledger.name
-    for line, text in check_chain(project.ledger):
+    ledger = Ledger.read(project.ledger)
+    report.head = ledger.head
+    report.checked["records"] = len(ledger.hashes)
+    if project.ledger != project.root / LEDGER:
+        report.notes.append(f"the ledger is {project.ledger} (SALF_LEDGER)")
+    for line, text in ledger.faults:
         report.wrong("ledger", f"{place} line {line}", text)
-    if pinned_head is not None and not holds(project.ledger, pinned_head):
+    pinned = next((n for n, known in enumerate(ledger.hashes, 1) if pinned_head and known.startswith(pinned_head)), 0)
+    if pinned_head is not None and not pinned:
         report.wrong("ledger", place, f"record {pinned_head} no longer exists: the ledger was truncated or rewritten")
-    try:
-        ledger = Ledger.read(project.ledger)
-    except LedgerError:
-        return Ledger([])  # the fault is reported above
-    report.checked["records"] = len(ledger.records)
-    if ledger.records and not head_of(project.ledger).is_file():
-        report.notes.append(f"{place} has no head file yet (the next run writes it): its newest record is not verified")
-    killed = [start for start in ledger.starts.values() if start.run not in ledger.ends]
-    report.notes += [f"{start.stage}: the run of {start.at} was killed, or is still active" for start in killed]
+    for repair in ledger.repairs:
+        text = f"lines {', '.join(map(str, repair.put_aside))} were damaged, and put aside on {repair.at}"
+        if repair.put_aside and min(repair.put_aside) <= pinned < repair.seq:
+            report.wrong("ledger", place, f"{text}, after record {pinned} was noted")
+        elif repair.put_aside:
+            report.notes.append(f"{place}: {text}")
+        if repair.new_head:
+            report.notes.append(f"{place}: its head file was lost, and written anew on {repair.at}")
+    if ledger.is_torn:
+        report.notes.append(f"{place}: its last line is half-written; the next run puts it aside")
+    report.notes += [
+        f"{start.stage}: the run of {start.at} was killed, or is still active" for start in ledger.killed()
+    ]
     return ledger
+
+
+def _check_present(universe: Universe, report: Report) -> dict[str, LockEntry]:
+    """The entries to check: of dvc.lock, and what the ledger or git say that dvc.lock and dvc.yaml lost."""
+    project, ledger, lock = universe.project, universe.ledger, universe.lock
+    graph = project.root / "dvc.yaml"
+    if not graph.is_file() and (lock or ledger.locked):
+        report.wrong("lock", "dvc.yaml", "is missing, and stages ran")
+    # A stage that is gone from dvc.yaml was thrown away, if git knows of that.
+    declared = history.declared_stages(graph.read_bytes() if graph.is_file() else None)
+    lost = history.declared_stages(git(project.root, "show", "HEAD:./dvc.yaml")) - declared
+    present = {}
+    for stage in dict.fromkeys([*lock, *ledger.locked]):
+        gone = not graph.is_file() or stage.partition("@")[0] in lost
+        newest = ledger.newest_locked(stage)
+        if stage not in project.stages and not gone:
+            if stage in lock:
+                report.notes.append(f"{stage} is in dvc.lock and no longer in dvc.yaml")
+            continue
+        if gone and graph.is_file():
+            report.wrong("lock", stage, "is gone from dvc.yaml, and the last commit has it")
+        if stage not in lock and newest is not None:
+            report.wrong("lock", stage, f"has no entry in dvc.lock, and record {newest.seq} locked one")
+            if stage not in report.accepted:
+                present[stage] = ledger.record(newest).lock
+        else:
+            present[stage] = lock[stage]
+    report.notes += [f"{stage} has not run" for stage in project.stages if stage not in present]
+    return present
 
 
 def _check_lock(universe: Universe, stage: str, entry: LockEntry, report: Report) -> None:
     """An entry must come from a run: one in the ledger, one that DVC remembers, or (without a record) from git."""
     project, ledger = universe.project, universe.ledger
-    recorded, made = ledger.with_entry(stage, entry), _made_otherwise(ledger.locked.get(stage, []), entry)
-    differ = f"outputs differ from record {made.seq}" if made else ""
-    ran = ledger.unclaimed_run(stage) is not None
-    if recorded is not None and recorded.run is not None:
+    recorded, made = ledger.with_entry(stage, entry), ledger.made_otherwise(stage, entry)
+    claimed = recorded.run if recorded else None
+    run = claimed or ledger.unclaimed_run(stage, entry)
+    differing = ledger.written_otherwise(run, entry)
+    if differing and (claimed or not _committed(project, stage, entry)):
+        report.wrong("lock", stage, f"its run wrote other content than dvc.lock says: {', '.join(differing)}")
+    elif claimed:
         return
-    if recorded is not None and not made:
-        report.notes.append(f"{stage}: its origin is not recorded")
-    elif recorded is not None and _committed(project, stage, entry):  # a colleague's run: git names its author
-        report.notes.append(f"{stage}: {differ}; they come from a commit")
+    elif made and (run is None or differing):
+        text = f"outputs differ from record {made.seq} for the same inputs, and no run explains them"
+        report.wrong("lock", stage, f"{text} (to accept them: verify --accept {stage})")
     elif recorded is not None:
-        report.wrong("lock", stage, f"{differ} for the same inputs, and no run explains them")
-    elif made and not ran:
-        report.wrong("lock", stage, f"{differ} for the same inputs: dvc.lock was edited")
-    elif ran or _remembered(project.run_cache, entry):
+        report.notes.append(f"{stage}: its origin is not recorded")
+    elif (run and not differing) or _remembered(project.run_cache, entry):
         report.notes.append(f"{stage} {_UNRECORDED}")
     elif ledger.newest_locked(stage) is None and _committed(project, stage, entry):
         report.notes.append(f"{stage}: its origin is not recorded here; dvc.lock is as committed")
     else:
         report.wrong("lock", stage, "no record has its entry in dvc.lock: edited by hand, or made elsewhere")
-
-
-def _made_otherwise(locked: Sequence[Locked], entry: LockEntry) -> Locked | None:
-    """A run's record with the same inputs and other outputs."""
-
-    def inputs(lock: LockEntry) -> list[object]:
-        return [lock.cmd, lock.deps, lock.params]
-
-    same = (record for record in reversed(locked) if record.run is not None and inputs(record.lock) == inputs(entry))
-    return next((record for record in same if record.lock != entry), None)
 
 
 def _remembered(run_cache: Path, entry: LockEntry) -> bool:
@@ -189,6 +261,8 @@ def _check_outputs(project: Project, stage: str, entry: LockEntry, report: Repor
         elif now != name:
             found = f"{_differences(project, path, name)}dvc.lock says {name}, here is {now}"
             report.wrong("artifact", path, f"is not what {stage} made: {found}")
+        for stranger, why in project.strangers(path).items():
+            report.wrong("hidden", stranger, f"{why}; {stage} did not make it so")
 
 
 def _differences(project: Project, path: str, name: str) -> str:
@@ -198,7 +272,30 @@ def _differences(project: Project, path: str, name: str) -> str:
         return ""
     here = {file.relative_to(folder).as_posix(): project.hasher.digest(file) for file in project.files_of(folder)}
     files = sorted({file for file, _ in here.items() ^ manifest.items()})
+    files = [f"{file} ({here[file]})" if here.get(file, "").startswith(UNREADABLE) else file for file in files]
     return f"it differs in {', '.join(files[:5])}{f' and {len(files) - 5} more' if len(files) > 5 else ''}; "
+
+
+def _check_hidden(project: Project, report: Report) -> None:
+    """Files that a stage reads and DVC does not see; links and caches of one's own may stand in an input."""
+    made = [path for stage in project.stages.values() for path in stage.outs]
+    read = {path for stage in project.stages.values() for path in stage.deps}
+    for folder in sorted(path for path in read if not any(overlap(path, out) for out in made)):
+        for path, why in project.strangers(folder).items():
+            if "hidden" in why and not _SKIPPED & set(Path(path).parts):
+                report.wrong("hidden", path, why)
+
+
+def _check_commits(universe: Universe, report: Report) -> None:
+    """Say which of the present results' commits git no longer has: its history was rewritten."""
+    claimed = {lock.run for lock in map(universe.ledger.newest_locked, universe.lock) if lock is not None}
+    starts = [start for start in map(universe.ledger.start, sorted(filter(None, claimed))) if start and start.commit]
+    known = history.commits(universe.project.root) if starts else set()
+    report.notes += [
+        f"{start.stage}: commit {start.commit} of record {start.seq} is in no branch any more: history was rewritten"
+        for start in starts
+        if known and start.commit not in known
+    ]
 
 
 def _check_inputs(universe: Universe, stage: str, entry: LockEntry, report: Report) -> None:
@@ -264,7 +361,8 @@ def _check_models(project: Project, universe: Universe, report: Report) -> None:
 
 def _model_folders(project: Project, outputs: dict[str, str]) -> Iterator[Path]:
     """Folders with a configuration and weights in the top folders of the outputs (``data/``, ``reports/``)."""
-    for top in sorted({project.root / path.split("/")[0] for path in outputs}):
+    inside = [path for path in outputs if LockedPath(path=path).is_inside]
+    for top in sorted({project.root / path.split("/")[0] for path in inside}):
         for file in sorted(top.rglob("config.json")) if top.is_dir() else []:
             skipped = _SKIPPED & set(file.relative_to(project.root).parts)
             if not skipped and any(file.parent.glob(f"*{_WEIGHTS}")):

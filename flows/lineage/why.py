@@ -11,7 +11,6 @@ from dvc.exceptions import DvcException
 from flows.graph import read_graph, select
 from flows.lineage import history
 from flows.lineage.known import Universe
-from flows.lineage.ledger import Ledger
 from flows.lineage.project import Declared, Project
 from salf.errors import UserError
 from salf.ledger import LockEntry, Start
@@ -44,8 +43,8 @@ def why(universe: Universe, stage: str) -> dict[str, Any]:
     if stage not in stages:
         raise history.NotFoundError(f"no stage {stage!r} in dvc.yaml; there are: {', '.join(stages)}")
     above = [node.name for node in select(read_graph(universe.project.root), [stage])[:-1] if node.name in stages]
-    last, newest = _last_run(ledger, stage), ledger.newest_start(stage)
-    end = ledger.ends.get(newest.run) if newest else None
+    last, newest = _last_run(universe, stage), ledger.newest_start(stage)
+    end = ledger.end(newest.run) if newest else None
     return {
         "stage": stage,
         "changes": _changes(universe, stage),
@@ -113,7 +112,7 @@ def _changes(universe: Universe, stage: str) -> list[str]:
     entry = universe.lock.get(stage)
     if entry is None:
         return ["it never ran to its end here"]
-    last = _last_run(universe.ledger, stage)
+    last = _last_run(universe, stage)
     commit = last.commit if last else None
     lines = []
     for change in changes_since(project, declared, entry):
@@ -128,9 +127,11 @@ def _changes(universe: Universe, stage: str) -> list[str]:
     return lines + [f"output {path}: is no longer made" for path in entry.outputs if path not in declared.outs]
 
 
-def _last_run(ledger: Ledger, stage: str) -> Start | None:
+def _last_run(universe: Universe, stage: str) -> Start | None:
+    ledger, entry = universe.ledger, universe.lock.get(stage)
     locked = ledger.newest_locked(stage)
-    return ledger.starts.get(ledger.unclaimed_run(stage) or (locked and locked.run) or "")
+    run = ledger.unclaimed_run(stage, entry) if entry else None
+    return ledger.start(run or (locked.run if locked else None))
 
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any], kind: str) -> list[Change]:

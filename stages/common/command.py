@@ -50,8 +50,17 @@ def parser_of(
     return parser
 
 
-def exit_code(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a stage's ``main`` as DVC's record has it; a fault of the user's becomes one line and exit code 2."""
+def exit_code(
+    stage: Callable[[Sequence[str] | None], None],
+    argv: Sequence[str] | None = None,
+    parser: argparse.ArgumentParser | None = None,
+) -> int:
+    """Run a stage's ``main`` as DVC's record has it; a fault of the user's becomes one line and exit code 2.
+
+    What ``parser`` refuses, or answers itself (``--help``), ends the process here and is no run.
+    """
+    if parser is not None:
+        parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "±" must not end finished work
@@ -71,7 +80,7 @@ def exit_code(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str]
     status = 1
     try:
         status = _status(stage, argv)
-    except SystemExit as ended:  # argparse
+    except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
         raise
     finally:

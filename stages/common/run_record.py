@@ -14,13 +14,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from salf.files import git, sha256_file
-from salf.ledger import LEDGER, End, Machine, Start, append, ledger_of
+from salf.files import WORK_FOLDER, git, sha256_file
+from salf.ledger import LEDGER, End, Machine, Start, append, folder_name, ledger_of
 
 _PACKAGES: Final = (
     *("accelerate", "datasets", "dvc", "gguf", "numpy", "pandas", "peft", "prefect", "pyarrow", "safetensors"),
     *("scikit-learn", "scipy", "tokenizers", "torch", "transformers"),
 )
+_IGNORED: Final = {WORK_FOLDER, "__pycache__"}  # as .dvcignore has it
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Run:
 
     ledger: Path
     name: str
+    stage: str
+    arguments: list[str]
     began: float
 
 
@@ -38,10 +41,11 @@ def begin(argv: Sequence[str] | None = None) -> Run | None:
     if not stage or not root:
         return None
     arguments = list(sys.argv[1:] if argv is None else argv)
-    run = Run(ledger_of(Path(root)), uuid.uuid4().hex, time.monotonic())
+    stage = stage.rpartition(":")[2]  # DVC names dvc.yaml too when it is called from another folder
+    run = Run(ledger_of(Path(root)), uuid.uuid4().hex, stage, arguments, time.monotonic())
     start = Start(
         run=run.name,
-        stage=stage.rpartition(":")[2],  # DVC names dvc.yaml too when it is called from another folder
+        stage=stage,
         command=_command(arguments),
         temporary=Path(root, ".dvc/tmp").resolve() in Path.cwd().resolve().parents,  # an experiment in a copy
         **_code_state(Path.cwd()),
@@ -60,9 +64,35 @@ def finish(run: Run | None, status: int) -> None:
     if run is None:
         return
     try:
-        append(run.ledger, End(run=run.name, status=status, seconds=round(time.monotonic() - run.began, 3)))
+        outputs = _outputs(run) if status == 0 else {}
+        seconds = round(time.monotonic() - run.began, 3)
+        append(run.ledger, End(run=run.name, status=status, seconds=seconds, outputs=outputs))
     except OSError as error:
         print(f"warning: the end of this run is not recorded: {error.strerror}", file=sys.stderr)
+
+
+def _outputs(run: Run) -> dict[str, str]:
+    """DVC's names of what the run wrote: the arguments that are outputs of its stage in dvc.yaml."""
+    from ruamel.yaml import YAML  # the stage has loaded it, and a run's start does not need it
+
+    file = Path("dvc.yaml")
+    graph = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    stage = graph.get("stages", {}).get(run.stage.partition("@")[0], {})
+    paths = [
+        next(iter(out)) if isinstance(out, dict) else out for key in ("outs", "metrics") for out in stage.get(key, [])
+    ]
+    patterns = [re.sub(r"\\\$\\\{.*?\\\}", ".+", re.escape(path)) for path in paths]
+    words = {word.rstrip("/") for word in run.arguments}
+    written = [word for word in words if any(re.fullmatch(one, word) for one in patterns) and Path(word).exists()]
+    return {path: _content_name(Path(path)) for path in sorted(written)}
+
+
+def _content_name(path: Path) -> str:
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file() and not _IGNORED & set(file.parts)]
+        return folder_name({file.relative_to(path).as_posix(): _content_name(file) for file in files})
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def _command(arguments: Sequence[str]) -> list[str]:

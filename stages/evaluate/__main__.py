@@ -105,4 +105,4 @@ def _predictions(
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(main, parser=_PARSER))

@@ -60,7 +60,7 @@ class Asked(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tune the base model by one method with one seed."""
-    args = _arguments(argv)
+    args = _parser().parse_args(argv)
     room = FinetuneRoom.load()
     asked = _asked(args, room)
     if asked.settings.processes > 1 and not are_several():
@@ -187,7 +187,7 @@ def _seed(word: str) -> int:
     return int(word)
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     places = {
         "base": BASE,
         "prepared": PREPARED,
@@ -207,8 +207,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     how.add_argument("--variant", help="an entry of compare.variants: a method with settings of its own")
     parser.add_argument("--seed", type=_seed, required=True, help="seed of the order of examples and of adapters")
-    return parser.parse_args(argv)
+    return parser
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(main, parser=_parser()))

@@ -71,4 +71,4 @@ def _table(gains: Iterable[LayerGain]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(main, parser=_PARSER))

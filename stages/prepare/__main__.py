@@ -74,4 +74,4 @@ def _prepared(room: PrepareRoom, base: Path) -> Prepared:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(main, parser=_PARSER))

@@ -72,4 +72,4 @@ def write_table(path: Path, columns: Mapping[str, Sequence[float]], layers: int)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(main, parser=_PARSER))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.lineage.ledger import Ledger
+from flows.lineage.ledger import read_records
 from salf.ledger import LEDGER
 from tests.stage_sources import ROOT
 
@@ -38,7 +38,7 @@ def ledger(tmp_path) -> Path:
 
 
 def records(ledger: Path):
-    return Ledger.read(ledger).records
+    return list(read_records(ledger))
 
 
 def git(folder: Path, *arguments: str) -> str:

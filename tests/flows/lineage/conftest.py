@@ -14,7 +14,7 @@ from dvc.repo import Repo
 
 from flows.environment import stage_environment
 from flows.lineage.__main__ import main
-from flows.lineage.ledger import Ledger, record_all
+from flows.lineage.ledger import read_records, record_all
 from flows.sweep import RUN_APART
 from tests.stage_sources import ROOT
 
@@ -120,7 +120,7 @@ class Project:
         return self.root / "reports/lineage/records.jsonl"
 
     def records(self, kind: str) -> list[Any]:
-        return [record for record in Ledger.read(self.ledger).records if record.kind == kind]
+        return [record for record in read_records(self.ledger) if record.kind == kind]
 
 
 class Answer(NamedTuple):

@@ -14,7 +14,7 @@ from openlineage.client import event_v2
 from openlineage.client.generated.base import BaseFacet
 
 from flows.lineage import openlineage
-from flows.lineage.ledger import Ledger, record_all
+from flows.lineage.ledger import record_all
 from salf.ledger import Start, append, ledger_of
 
 STARTED = "START"
@@ -111,7 +111,7 @@ def test_a_failed_run_is_told_from_a_killed_one(project):
     append(ledger_of(project.root), Start(run=uuid.uuid4().hex, stage="base", command=["python"]))  # killed: no end
     (project.root / "fail").unlink()
     project.run("dvc", "repro", "--quiet", "--force", "base")
-    events = openlineage.events(Ledger.read(ledger_of(project.root)))
+    events = openlineage.events(ledger_of(project.root))
     kinds = [event.eventType.value for event in events if event.job.name == "base"]
     assert kinds == [STARTED, "COMPLETE", STARTED, "FAIL", STARTED, "ABORT", STARTED, "COMPLETE"]
 
