@@ -1,6 +1,7 @@
 """The plan's choice: cost and benefit of every boundary, how certain the choice is, and each selector's choice."""
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -17,6 +18,8 @@ from stages.report.figures import figure, in_percent
 from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
 from stages.report.wording import THIN, compact, count, decimal, flops, listing, moved_words, parameters, percent, size
 
+_BY_TRACE: Final = ("salf", "salf-law")
+
 
 def frontier_section(artifacts: Artifacts) -> Section:
     """Cost against what is left to train, and the predicted memory, for every boundary."""
@@ -27,10 +30,13 @@ def frontier_section(artifacts: Artifacts) -> Section:
         f"Predicted for {plan.cost_model.epochs} epochs. A boundary of {plan.boundary} trains "
         f"{parameters(chosen.trained_parameters)} of {parameters(plan.parameters.total)} parameters for "
         f"{percent(chosen.flops_share)} of full fine-tuning’s FLOPs; with many epochs this tends to "
-        f"{percent(chosen.flops_share_many_epochs)}, because the frozen layers run once."
+        f"{percent(chosen.flops_share_many_epochs)}, because the frozen layers run once. Of the backward FLOPs alone "
+        f"it is {percent(chosen.flops_backward_share)}."
     )
     section.figures += [*_benefit(plan), _memory(plan)]
-    section.tables.append(_frontier_table(plan))
+    by_trace = {name: chosen for name, chosen in plan.boundaries.items() if name in _BY_TRACE}
+    caption = "Where the trace ends the frozen part: by the gain that salf uses, and by the gain from the law."
+    section.tables += [_selectors_table("trace-boundaries", caption, plan, by_trace), _frontier_table(plan)]
     section.assumptions = [plan.cost_model.formula, *plan.cost_model.assumptions]
     return section
 
@@ -76,7 +82,8 @@ def selectors_section(artifacts: Artifacts) -> Section:
     # The scores of selectors that read the trace are its gains, which have figures of their own.
     measured = {name: one for name, one in SELECTORS.items() if one.needs in {*SIGNALS, "pilot"} and name in found}
     section.figures += [scores_figure(name, one, found[name]) for name, one in measured.items() if found[name].scores]
-    section.tables.append(_selectors_table(plan, found))
+    caption = "Every selector that has its evidence, the shallowest boundary first."
+    section.tables.append(_selectors_table("selectors-table", caption, plan, found))
     if plan.absent:
         rows = [(str(name), reason) for name, reason in plan.absent.items()]
         caption, headings = "Selectors without evidence in this run", ("Selector", "What it needs")
@@ -84,22 +91,30 @@ def selectors_section(artifacts: Artifacts) -> Section:
     return section
 
 
-def _selectors_table(plan: FreezePlan, found: Mapping[str, SelectedBoundary]) -> Table:
+def _selectors_table(name: str, caption: str, plan: FreezePlan, found: Mapping[str, SelectedBoundary]) -> Table:
     """Selectors with the same boundary for the same reason share a row, the shallowest boundary first."""
-    alike: dict[tuple[int, int | None, str], list[str]] = {}
-    for name, chosen in found.items():
-        alike.setdefault((chosen.boundary, chosen.before_budget, chosen.reason), []).append(name)
-    rows = [
-        [
-            Cell(listing(names), mark="best" if plan.selector in names else ""),
-            number(boundary, note=moved_words(before)),
-            number(plan.frontier[boundary].flops_share, percent),
-            Cell(reason),
-        ]
-        for (boundary, before, reason), names in sorted(alike.items(), key=lambda item: item[0][0])
-    ]
-    caption = "Every selector that has its evidence, the shallowest boundary first."
-    return Table("selectors-table", caption, ("Selector", "Boundary", "FLOPs of full", "Why"), rows)
+    alike: dict[str, list[str]] = {}
+    for selector, chosen in found.items():
+        alike.setdefault(chosen.model_dump_json(exclude={"scores"}), []).append(selector)
+    groups = sorted(alike.values(), key=lambda names: found[names[0]].boundary)
+    columns: Columns[list[str]] = {
+        "Selector": lambda names: Cell(listing(names), mark="best" if plan.selector in names else ""),
+        "Boundary": lambda names: _selected(found[names[0]]),
+        "FLOPs of full": lambda names: number(plan.frontier[found[names[0]].boundary].flops_share, percent),
+        "Backward": lambda names: number(plan.frontier[found[names[0]].boundary].flops_backward_share, percent),
+        "Why": lambda names: Cell(found[names[0]].reason, _warning(found[names[0]])),
+    }
+    return table(name, caption, groups, columns)
+
+
+def _selected(chosen: SelectedBoundary) -> Cell:
+    """A boundary with its interval and what it was before the budget."""
+    ends = f"interval {'–'.join(map(str, dict.fromkeys(chosen.interval)))}" if chosen.interval else ""
+    return number(chosen.boundary, note="\n".join(filter(None, (ends, moved_words(chosen.before_budget)))))
+
+
+def _warning(chosen: SelectedBoundary) -> str:
+    return f"Warning: {chosen.warning}" if chosen.warning else ""
 
 
 def _benefit(plan: FreezePlan) -> Iterator[Figure]:

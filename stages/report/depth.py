@@ -24,6 +24,7 @@ _NO_LAW: Final = "No trace has been fitted: run dvc repro fit."
 _LAW_NAMES: Final = {
     "power": "power law",
     "power_tail": "power law over the tail",
+    "power_from_peak": "power law from the peak on",
     "broken_power": "broken power law",
     "isotonic": "no law: monotone steps",
     "constant": "no law: constant",
@@ -71,10 +72,18 @@ def law_section(artifacts: Artifacts) -> Section:
         section.sentences.append(_NO_LAW)
         return section
     for quantity, found in law.quantities.items():
-        section.sentences.append(f"{quantity.capitalize()}: {found.verdict}")
+        section.sentences.append(f"{quantity.capitalize()}: {found.verdict}{_falling_words(found)}")
         section.figures.append(_law_figure(quantity, found))
         section.tables.append(_law_table(quantity, found, law.confidence))
     return section
+
+
+def _falling_words(found: DepthLaw) -> str:
+    """The verdict on the law from the peak on, which selector salf-law follows."""
+    if found.falling is None:
+        return ""
+    faults = f"does not fit: {'; '.join(found.falling.faults)}" if found.falling.faults else "fits"
+    return f" From the curve’s peak on, at layer {found.falling.first_space}, the power law {faults}."
 
 
 def gains_section(artifacts: Artifacts) -> Section:
@@ -156,6 +165,8 @@ def _law_figure(quantity: str, found: DepthLaw) -> Figure:
             band = _array(best.curve_low), _array(best.curve_high)
             axes.fill_between(spaces, *band, color=ACCENT, alpha=0.25, linewidth=0)
             axes.plot(spaces, _array(best.curve), color=ACCENT, linewidth=2)
+        if found.falling is not None:
+            axes.plot(spaces, _array(found.falling.curve), color=INK, linewidth=1.2)
         errors = np.maximum([mean - low, high - mean], 0.0)
         axes.errorbar(spaces, mean, yerr=errors, fmt="o", color=INK, markersize=3.2, elinewidth=1)
         _log_when_wide(axes, mean)
@@ -167,6 +178,7 @@ def _law_figure(quantity: str, found: DepthLaw) -> Figure:
         title = f"{_plain(found.best or '')} describes the {quantity} best"
         title = f"{'An' if title[0] in 'aeiou' else 'A'} {title}"
     caption = "Points: means with intervals; line and band: the best law and its interval; dashed: the other laws."
+    caption += " Thin line: the power law from the peak on." * (found.falling is not None)
     return figure(f"fig-law-{quantity}", title, caption, paint)
 
 
@@ -189,7 +201,7 @@ def _law_table(quantity: str, found: DepthLaw, confidence: float) -> Table:
         f"Laws of the {quantity} compared: lower AICc and error are better. Brackets: {percent(confidence)} intervals "
         "over resampled examples. AICc judges every law on all layers, R² and RMSE from the layer on where it holds."
     )
-    return table(f"laws-{quantity}", caption, found.laws, columns)
+    return table(f"laws-{quantity}", caption, [*found.laws, *filter(None, [found.falling])], columns)
 
 
 def _estimates(law: FittedLaw) -> str:

@@ -95,6 +95,9 @@ def _key_figures(artifacts: Artifacts, facts: Facts) -> list[tuple[str, str, str
     tiles.append(
         ("of full’s FLOPs", percent(facts.cost), "counted while training" if method else "predicted by the plan")
     )
+    backward = (method.record if method else plan.frontier[facts.boundary]).flops_backward_share
+    if backward is not None:
+        tiles.append(("of full’s backward FLOPs", percent(backward), "back-propagation alone"))
     if method and full:
         mine, theirs = method.measured, full.measured
         note = f"{seconds(mine.seconds)} against {seconds(theirs.seconds)}"

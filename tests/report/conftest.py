@@ -282,6 +282,7 @@ def _quantity(mean: np.ndarray, width: float, spread: float, fits: bool) -> Dept
         p50=mean.tolist(),
         p90=(mean + spread).tolist(),
         laws=[_one_law(name, mean[1:], rank) for rank, name in enumerate(names)],
+        falling=_one_law("power_from_peak", mean[1:], 0).model_copy(update={"faults": [] if fits else ["R² is low"]}),
         best="power_tail",
         fits=fits,
         verdict="A power law over the tail from layer 20 describes it." if fits else "No law fits; see AICc.",
@@ -293,7 +294,7 @@ def _quantity(mean: np.ndarray, width: float, spread: float, fits: bool) -> Dept
 
 
 def _one_law(name: str, curve: np.ndarray, rank: int) -> FittedLaw:
-    start = 20 if name == "power_tail" else 1
+    start = 20 if name in ("power_tail", "power_from_peak") else 1
     shown = [None if k + 1 < start else float(v + 0.004 * rank) for k, v in enumerate(curve)]
     return FittedLaw(
         name=name,
@@ -358,6 +359,8 @@ def _plan(root: Path, outcome: Outcome) -> None:
     total = 28_311_552 + 3_540_000 * LAYERS + 576
     trained = 3_540_000 * (LAYERS - BOUNDARY) + 576
     chosen = {"salf": BOUNDARY, "full": 0, "none": LAYERS, "last-n": 22, "random": 13}
+    warning = None if outcome.fits else "R² is low"
+    by_law = selected(20) | {"reason": "the law", "interval": [19, 21], "warning": warning}
     plan = artifact(BOUNDARY) | {
         "trained_layers": list(range(BOUNDARY + 1, LAYERS + 1)),
         "parameters": {"frozen": total - trained, "trained": trained, "total": total},
@@ -365,7 +368,7 @@ def _plan(root: Path, outcome: Outcome) -> None:
         "certainty": {"win_share": 0.62, "value": 0.031, "low": 0.02, "high": 0.04, "words": "Fairly sure: 62 %."},
         "fallback": None if outcome.fits else "no law fits, so observed gains decide.",
         "runners_up": [{"boundary": 22, "value": 0.028, "win_share": 0.38}],
-        "boundaries": {name: selected(boundary) for name, boundary in chosen.items()},
+        "boundaries": {name: selected(boundary) for name, boundary in chosen.items()} | {"salf-law": by_law},
         "absent": {},
         "frontier": [_frontier_point(k, mean, outcome.fits) for k in range(LAYERS + 1)],
     }

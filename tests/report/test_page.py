@@ -155,6 +155,23 @@ def test_the_stability_of_the_named_layer_is_shown_where_it_is_known(pages: dict
     assert "32 examples would have been enough to name layer 22" in text
 
 
+@pytest.mark.parametrize(("name", "verdict"), [("good", "fits."), ("no-law", "does not fit: R² is low.")])
+def test_the_law_has_its_verdict_and_both_boundaries_of_the_trace_have_their_costs(pages, name, verdict):
+    chain, text = pages[name]
+    assert f"From the curve’s peak on, at layer 20, the power law {verdict}" in text
+    plan = json.loads((chain.root / "data/plan/freeze_plan.json").read_text())
+    _, *rows = Reader(text).tables["trace-boundaries"]
+    assert [[value for _, value in row[1:4]] for row in rows] == [
+        [k, plan["frontier"][k]["flops_share"], plan["frontier"][k]["flops_backward_share"]]
+        for k in (20, plan["boundary"])
+    ]
+    (selector, _), (boundary, _), *_, (why, _) = rows[0]
+    assert selector.strip() == "salf-law"
+    assert "interval 19–21" in boundary
+    assert ("Warning: R² is low" in why) == (name == "no-law")
+    assert "of full’s backward FLOPs" in text
+
+
 def test_the_frontier_table_has_every_boundary(pages: dict) -> None:
     chain, text = pages["good"]
     plan = json.loads((chain.root / "data/plan/freeze_plan.json").read_text())

@@ -33,9 +33,10 @@ def test_every_selector_has_its_boundary_with_its_cost_and_reason(pages):
     (table,) = section.tables
     rows = {row[0].text: row for row in table.body}
     for name, chosen in plan.boundaries.items():
-        boundary, cost, reason = rows[name][1:]
+        boundary, cost, backward, reason = rows[name][1:]
         assert (boundary.value, reason.text) == (chosen.boundary, chosen.reason)
         assert cost.value == plan.frontier[chosen.boundary].flops_share
+        assert backward.value == plan.frontier[chosen.boundary].flops_backward_share
     assert [row[1].value for row in table.body] == sorted(b.boundary for b in plan.boundaries.values())
     assert [name for name, row in rows.items() if row[0].mark] == ["salf"]
     assert section.figures == []
