@@ -40,9 +40,7 @@ $(STAMP):
 setup: $(STAMP) ## create the environment from the lock files (called by the other targets)
 
 run: setup ## run the stages that changed (TARGETS=...: only up to these), then print the result
-	@python -m flows.workspace
-	@before=$$(cksum dvc.lock 2>/dev/null); dvc repro $(TARGETS) && \
-	if [ "$$before" = "$$(cksum dvc.lock 2>/dev/null)" ]; then echo "Nothing had to be done: every stage is up to date."; fi
+	@python -m flows.workspace dvc repro $(TARGETS)
 	@python -m flows.lineage record
 	@python -m stages.report --summary
 
@@ -53,6 +51,7 @@ serve: setup ## serve the deployments of prefect.yaml: server, schedules and wor
 	@python -m flows.serve $(if $(PORT),--port $(PORT))
 
 audit: setup ## recompute every hash and compare with dvc.lock and the run records
+	@python -m flows.workspace
 	@python -m flows.lineage verify
 
 bench: setup ## compare speed with transformers' Trainer (up to 40 minutes) into reports/benchmark.json

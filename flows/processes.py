@@ -15,11 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 import psutil
 
-GRACE_SECONDS = 10.0  # between asking a family to stop and killing it
+GRACE_SECONDS = 5.0  # between asking a family to stop and killing it
 _POLL_SECONDS: Final = 0.2  # how soon a request to stop is seen
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -52,28 +52,44 @@ def run_streaming(
         StoppedError: ``stop`` was set.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    with subprocess.Popen(
-        [sys.executable, "-P", __file__, str(GRACE_SECONDS), *command],
-        cwd=folder,
-        env=dict(environment),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # a Ctrl-C at the terminal reaches the flow, which then stops the family
-        pass_fds=keep_open,
-    ) as process:
-        assert process.stdin is not None
+    streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with guarded(command, cwd=folder, env=dict(environment), pass_fds=keep_open, **streams) as process:
         try:
             _pass_on(process, on_line, deadline, stop or threading.Event())
             return process.wait()
         finally:
-            process.stdin.close()  # the guard stops its family, if there still is one
-            try:
-                process.wait(timeout=3 * GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                stop_family(process.pid, grace=0)
+            let_end(process)
+
+
+def guarded(command: Sequence[str], **options: Any) -> "subprocess.Popen[Any]":
+    """Start a command that ends with this process, however that ends; options are those of ``subprocess.Popen``.
+
+    A Ctrl-C at the terminal does not reach it: who started it decides.
+    """
+    guard = [sys.executable, "-P", __file__, str(GRACE_SECONDS), *command]
+    return subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True, **options)
+
+
+def let_end(process: "subprocess.Popen[Any]") -> None:
+    """End a guarded command and its descendants, if there still are any."""
+    assert process.stdin is not None
+    process.stdin.close()  # the guard takes this as its order
+    try:
+        process.wait(timeout=3 * GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        stop_family(process.pid, grace=0)
+
+
+def end_cleanly() -> None:
+    """Have a command's process clean up at SIGTERM as at Ctrl-C, and end at once at the second Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # a shell's background job ignores it
+        signal.signal(signal.SIGINT, _first_interrupt)
+
+
+def _first_interrupt(*_: object) -> None:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))  # guards then end what is at work
+    raise KeyboardInterrupt
 
 
 def stop_family(pid: int, grace: float = GRACE_SECONDS) -> None:

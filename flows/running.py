@@ -17,13 +17,16 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture, as_completed, wait
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed, Failed, Running
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
+from flows import server
 from flows.environment import stage_environment
+from flows.processes import end_cleanly
 from flows.workspace import Hold, Workspace, clear_away, sole_run
-from salf.errors import BAD_INPUT, INTERRUPTED
+from salf.errors import BAD_INPUT, INTERRUPTED, UserError
 
 THREADS: Any = ThreadPoolTaskRunner()  # one thread per active stage, each waiting for its process
 STOP_SECONDS: Final = 120.0  # longest that stages may take to stop
@@ -127,8 +130,13 @@ def run_flow(run: Callable[..., Any], **parameters: Any) -> int:
 
     It is 0 for a completed run, 1 for a failed one, 2 for a refused one, and 130 after Ctrl-C.
     """
+    end_cleanly()
     try:
-        state: State[Any] = run(**parameters, return_state=True)
+        url = server.configured() or server.start(stage_environment(os.environ))[0]
+        with temporary_settings({PREFECT_API_URL: url}):
+            state: State[Any] = run(**parameters, return_state=True)
+    except UserError as error:
+        return report(str(error), BAD_INPUT)
     except KeyboardInterrupt:
         return report("interrupted; run again to resume", INTERRUPTED)
     if state.is_completed():

@@ -7,33 +7,36 @@ ends with this command.
 import argparse
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.process import ProcessWorker
 from ruamel.yaml import YAML
 
+from flows import server
 from flows.environment import stage_environment
+from flows.processes import end_cleanly, let_end
 from flows.running import bury, report
+from flows.server import PREFECT
 from flows.workspace import WorkspaceBusyError, clear_away, sole_run
-from salf.errors import UserError
+from salf.children import end_with
+from salf.errors import BAD_INPUT, UserError
 
-START_SECONDS = 180.0  # a new database on a slow machine
+POLL_SECONDS = 0.5
 RESTART_SECONDS = 5.0
 STOP_SECONDS = 60.0
 IDLE_SECONDS = 10.0  # a worker that has run something never ends when it is asked to (Prefect 3.8.8)
-_PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
 _EXAMPLES = """examples:
   python -m flows.serve                     a server on 127.0.0.1:4200, ended by Ctrl-C
   python -m flows.serve --port 4300
@@ -44,29 +47,34 @@ _EXAMPLES = """examples:
 
 def serve(project: Path, host: str, port: int) -> None:
     """Deploy everything and work for it until this process is stopped."""
-    url = os.environ.get("PREFECT_API_URL")
-    environment = {**stage_environment(os.environ), "PREFECT_API_URL": url or f"http://{host}:{port}/api"}
-    server = None if url else _start([*_PREFECT, "server", "start", "--host", host, "--port", str(port)], environment)
-    worker: subprocess.Popen[bytes] | None = None
+    environment = stage_environment(os.environ)
+    url, own, worker = server.configured(), None, None
+    if url is None:
+        url, own = server.start(environment, host, port)
+    environment["PREFECT_API_URL"] = url
     try:
-        _await_server(environment["PREFECT_API_URL"], server)
-        with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
+        with temporary_settings({PREFECT_API_URL: url}):
             pool = _deploy(project, environment)
-            while server is None or server.poll() is None:
+            while True:
                 _clear_away(project)
-                worker = _start([*_PREFECT, "worker", "start", "--pool", pool, "--type", "process"], environment)
-                print(f"serving the deployments of prefect.yaml; see {environment['PREFECT_API_URL'][:-4]}", flush=True)
-                status = worker.wait()
-                print(f"the worker ended with {status}; another one starts", file=sys.stderr, flush=True)
+                worker = _start([*PREFECT, "worker", "start", "--pool", pool, "--type", "process"], environment)
+                print(f"serving the deployments of prefect.yaml; see {url.removesuffix('/api')}", flush=True)
+                while worker.poll() is None:
+                    if own is not None and own.poll() is not None:
+                        raise UserError("the server has ended")
+                    time.sleep(POLL_SECONDS)
+                print(f"the worker ended with {worker.returncode}; another one starts", file=sys.stderr, flush=True)
                 time.sleep(RESTART_SECONDS)
-        raise UserError("the server has ended")
     finally:
-        for process in (worker, server):
-            _stop(process)
+        _stop(worker)
+        if own is not None:
+            let_end(own)
 
 
 def _start(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(command, env=dict(environment), stdin=subprocess.DEVNULL, start_new_session=True)
+    ends_with_us = partial(end_with, os.getpid())
+    streams: Any = {"stdin": subprocess.DEVNULL, "start_new_session": True}
+    return subprocess.Popen(command, env=dict(environment), preexec_fn=ends_with_us, **streams)
 
 
 def _stop(process: "subprocess.Popen[bytes] | None") -> None:
@@ -85,30 +93,31 @@ def _stop(process: "subprocess.Popen[bytes] | None") -> None:
         time.sleep(0.1)
 
 
-def _await_server(url: str, server: "subprocess.Popen[bytes] | None") -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/health", timeout=5).is_success:
-                return
-        if server is not None and server.poll() is not None:
-            raise UserError(f"the server ended with {server.returncode}; is its port taken? see --port")
-        if time.monotonic() > deadline:
-            raise UserError(f"no server answers at {url} within {START_SECONDS:.0f} s")
-        time.sleep(0.5)
-
-
 def _deploy(project: Path, environment: Mapping[str, str]) -> str:
     deployments = YAML(typ="safe", pure=True).load((project / "prefect.yaml").read_text(encoding="utf-8"))
     pool = str(deployments["definitions"]["work_pool"]["name"])
     # ``prefect work-pool create`` would fetch a list of types from the web.
     template: dict[str, Any] = ProcessWorker.get_default_base_job_template()
-    with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
-    deployed = subprocess.run([*_PREFECT, "deploy", "--all"], cwd=project, env=dict(environment), check=False)
-    if deployed.returncode != 0:
+    with get_client(sync_client=True) as client:
+        for deployed in client.read_deployments():
+            _check_folder(deployed, project, environment["PREFECT_API_URL"])
+        with contextlib.suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
+    done = subprocess.run([*PREFECT, "deploy", "--all"], cwd=project, env=dict(environment), check=False)
+    if done.returncode != 0:
         raise UserError("prefect deploy failed; its lines above have the reason")
     return pool
+
+
+def _check_folder(deployed: DeploymentResponse, project: Path, url: str) -> None:
+    """Refuse to overwrite a deployment that runs in another folder; one that was moved has no such folder any more."""
+    for step in deployed.pull_steps or []:
+        folder = step.get("prefect.deployments.steps.set_working_directory", {}).get("directory", project)
+        if Path(folder, "prefect.yaml").exists() and not os.path.samefile(folder, project):
+            raise UserError(
+                f"the server at {url} holds the deployments of {folder}: start another one (make serve PORT=4300, or "
+                f"another PREFECT_API_URL or PREFECT_HOME), or remove them: prefect deployment delete {deployed.id}"
+            )
 
 
 def _clear_away(project: Path) -> None:
@@ -132,11 +141,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="host of the server (127.0.0.1)")
     parser.add_argument("--port", type=int, default=4200, help="port of the server (4200)")
     given = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_cleanly()
     try:
         serve(Path.cwd(), given.host, given.port)
     except UserError as error:
-        return report(str(error), 1)
+        return report(str(error), BAD_INPUT)
     except KeyboardInterrupt:
         return 0
     return 0

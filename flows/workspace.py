@@ -1,6 +1,6 @@
 """One run at a time in a workspace, and a clear workspace for it: two runs would overwrite each other's outputs.
 
-``make run`` calls this module to clear away what a killed run left.
+``make run`` and ``make audit`` call this module to clear away what a killed run left.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,10 +25,11 @@ from ruamel.yaml.error import YAMLError
 from voluptuous import Invalid
 
 from flows.aside import put_back_left
-from flows.environment import WORKSPACE
+from flows.environment import WORKSPACE, stage_environment
 from flows.overrides import take_back
-from flows.processes import GRACE_SECONDS, run_streaming, stop_family
-from salf.errors import UserError
+from flows.processes import GRACE_SECONDS, end_cleanly, run_streaming, stop_family
+from salf.children import end_with
+from salf.errors import BAD_INPUT, INTERRUPTED, UserError
 
 LOCK_FILE: Final = Path(".dvc/tmp/flow.lock")  # git-ignored by DVC's own rules
 ENDING_SECONDS: Final = 2 * GRACE_SECONDS + 5  # the most that a killed run's guard takes to end its stages
@@ -208,20 +210,30 @@ def _write(descriptor: int, text: str) -> None:
 
 
 def main() -> int:
-    """Clear the workspace from a command line; returns the exit status."""
-    argparse.ArgumentParser(
+    """Clear the workspace from a command line, and run a command in it; returns the exit status."""
+    parser = argparse.ArgumentParser(
         prog="python -m flows.workspace",
-        description="Clear away what a killed run left in this folder; refused while a flow works here.",
-        epilog="example: python -m flows.workspace",
-    ).parse_args()
-    project = Path.cwd()
+        description="Clear away what a killed run left in this folder, then run a command while no other run works "
+        "here. The command ends with this process. Refused while another run works here.",
+        epilog="example: python -m flows.workspace dvc repro plan",
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="none: clear away only")
+    command = parser.parse_args().command
+    if "MAKELEVEL" in os.environ:
+        end_with(os.getppid())  # make does not wait for us when it is killed
+    end_cleanly()
+    project, say = Path.cwd(), partial(print, flush=True)
     try:
-        with sole_run(project, "make run") as hold:
+        with sole_run(project, " ".join(command) or "make run") as hold:
             clear_away(project, hold, lambda line: print(line, file=sys.stderr))
+            environment = stage_environment(os.environ, project)
+            return run_streaming(command, project, environment, say, keep_open=[hold.descriptor]) if command else 0
     except WorkspaceBusyError as busy:
         print(f"error: {str(busy).partition(';')[0]}; wait for it", file=sys.stderr)
-        return 2
-    return 0
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("error: interrupted; run again to resume", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Final
 
+from salf.children import end_with
 from salf.errors import BAD_INPUT, INTERRUPTED, UserError
 from stages.common import run_record
 
@@ -71,6 +72,8 @@ def exit_code(
     if not gc.isenabled():  # see stages/__init__.py
         gc.freeze()  # what was imported stays: no collection looks at it again
         gc.enable()
+    if "DVC_STAGE" in os.environ:
+        end_with(os.getppid())  # a DVC that is killed takes its stage along
     try:
         run = run_record.begin(argv)
     except OSError as error:

@@ -14,7 +14,7 @@ from flows.stage_run import StageRun, run_stage
 from flows.workspace import LOCK_FILE, Workspace
 
 TOY_STAGE = """
-import os, pathlib, subprocess, sys, time
+import os, pathlib, signal, subprocess, sys, time
 name, out, mode = sys.argv[1:4]
 pathlib.Path("calls").mkdir(exist_ok=True)
 begun = time.time()
@@ -36,7 +36,9 @@ if mode == "meet":  # ends when another one works at the same time, or when none
     mine = pathlib.Path(f"calls/{name}")
     while time.monotonic() < waits_until and not [p for p in pathlib.Path("calls").glob("train-*") if p != mine]:
         time.sleep(0.1)
-if mode == "hang":
+if mode == "deaf":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+if mode in ("hang", "deaf"):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     pathlib.Path("calls/pids").write_text(f"{os.getpid()} {child.pid}")
     time.sleep(600)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -81,33 +82,44 @@ class Served:
         return self.until(found)
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory) -> Iterator[Served]:
-    toy = ToyProject(tmp_path_factory.mktemp("served") / "toy project")
+def shipped(root: Path) -> ToyProject:
+    """A toy project with the shipped flows and deployments."""
+    toy = ToyProject(root)
     for room in ("flows", "salf", "stages"):
-        (toy.root / room).symlink_to(ROOT / room)
-    (toy.root / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
+        (root / room).symlink_to(ROOT / room)
+    (root / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
+    return toy
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **stage_environment(os.environ),
-        "PREFECT_HOME": str(toy.root / ".prefect"),
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    environment.pop("PREFECT_API_URL", None)
-    environment.pop(WORKSPACE, None)
+        return int(free.getsockname()[1])
+
+
+def surroundings(**more: str) -> dict[str, str]:
+    ours = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(ROOT), **more}
+    inherited = {name: value for name, value in stage_environment(os.environ).items() if not name.startswith("PREFECT")}
+    inherited.pop(WORKSPACE, None)
+    return inherited | ours
+
+
+def command(root: Path, *words: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    """A flow's command in a project that must end by itself."""
+    where: Any = {"cwd": root, "env": surroundings(**more), "capture_output": True, "text": True, "timeout": 240}
+    return subprocess.run([sys.executable, "-m", *words], **where)
+
+
+@contextmanager
+def serving(toy: ToyProject, port: int) -> Iterator[Served]:
     log = (toy.root / "serve.log").open("wb")
-    command = [sys.executable, "-m", "flows.serve", "--port", str(port)]
-    # Tests that a shell started in the background ignore Ctrl-C, and what they start would, too.
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "flows.serve", "--port", str(port)],
         cwd=toy.root,
-        env=environment,
+        env=surroundings(),
         stdout=log,
         stderr=log,
-        preexec_fn=listen_again,
+        preexec_fn=listen_again,  # tests that a shell started in the background ignore Ctrl-C
     )
     try:
         with (
@@ -121,6 +133,35 @@ def served(tmp_path_factory) -> Iterator[Served]:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=120)
         log.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[Served]:
+    with serving(shipped(tmp_path_factory.mktemp("served") / "toy project"), free_port()) as here:
+        yield here
+
+
+def test_another_checkout_touches_nothing_of_this_one_and_serves_on_a_port_of_its_own(served, tmp_path):
+    def folders(client: SyncPrefectClient) -> list[str]:
+        steps = [deployment.pull_steps[0].popitem()[1] for deployment in client.read_deployments()]
+        return [step["directory"] for step in steps]
+
+    here = [str(served.toy.root)] * 4
+    assert folders(served.client) == here
+    other = shipped(tmp_path / "other")
+    port = str(served.client.api_url.port)
+    for refused, message in [
+        (command(other.root, "flows.serve", "--port", port), "it is taken"),
+        (command(other.root, "flows.serve", PREFECT_API_URL=str(served.client.api_url)), f"of {served.toy.root}:"),
+    ]:
+        assert refused.returncode == 2
+        (line,) = refused.stderr.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
+    assert folders(served.client) == here
+    with serving(other, free_port()) as beside:
+        assert folders(beside.client) == [str(other.root)] * 4
+        assert folders(served.client) == here
 
 
 def test_every_deployment_that_is_shipped_is_there(served):
