@@ -15,11 +15,12 @@ from salf.errors import UserError
 
 @dataclass(frozen=True)
 class StageNode:
-    """One stage of the graph; ``outputs``, ``metrics`` and ``uncached`` are paths relative to the project."""
+    """One stage of the graph; what it reads and writes are paths relative to the project."""
 
     name: str  # DVC's address, with the matrix item where there is one (finetune@salf-1)
     description: str = ""
     upstream: tuple[str, ...] = ()  # the stages whose outputs it reads
+    reads: tuple[str, ...] = ()  # files and folders, of other stages too
     outputs: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     uncached: tuple[str, ...] = ()  # not in DVC's cache
@@ -80,6 +81,7 @@ def _node(stage: Any, graph: "nx.DiGraph[Any]") -> StageNode:
         name=_address(stage),
         description=stage.desc or "",
         upstream=tuple(sorted(_address(parent) for parent in graph.successors(stage))),
+        reads=tuple(dep.def_path for dep in stage.deps if dep.is_in_repo),
         outputs=tuple(out.def_path for out in stage.outs),
         metrics=tuple(out.def_path for out in stage.outs if out.is_metric),
         uncached=tuple(Path(os.path.relpath(out.fs_path, out.repo.root_dir)).as_posix() for out in uncached),

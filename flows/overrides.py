@@ -25,8 +25,21 @@ def parse(assignments: list[str]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not (key and equals):
             raise UserError(f"{word!r}: expected key=value, for example finetune.epochs=3")
-        overrides[key] = _load(YAML(typ="safe", pure=True), value, key)
+        read_value = _load(YAML(typ="safe", pure=True), value, key)
+        with reading(key, "cannot be passed on"):  # Prefect takes what JSON can hold
+            overrides[key] = json.loads(json.dumps(read_value, default=str))
     return overrides
+
+
+def read(project: Path) -> str:
+    """Return the text of the project's parameter file, line ends and byte-order mark included."""
+    with reading(PARAMS_FILE):
+        return (project / PARAMS_FILE).read_bytes().decode()
+
+
+def loaded(text: str) -> Any:
+    """Return the parameters of a file's text."""
+    return _load(YAML(typ="safe", pure=True), text, str(PARAMS_FILE))
 
 
 @contextmanager
@@ -38,9 +51,7 @@ def overridden(project: Path, overrides: Mapping[str, Any]) -> Iterator[None]:
     if not overrides:
         yield
         return
-    path = project / PARAMS_FILE
-    with reading(PARAMS_FILE):
-        before = path.read_bytes().decode()
+    path, before = project / PARAMS_FILE, read(project)
     during = changed(before, overrides)
     _write(project / _JOURNAL, json.dumps({"before": before, "during": during}))
     _write(path, during)
@@ -75,13 +86,15 @@ def changed(text: str, overrides: Mapping[str, Any]) -> str:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
-    params = _load(yaml, text, str(PARAMS_FILE))
+    ends = "\r\n" if "\r\n" in text else "\n"  # to YAML they are the same; comments would keep half of one
+    params = _load(yaml, text.replace(ends, "\n"), str(PARAMS_FILE))
     faults = [fault for key, value in overrides.items() if (fault := _set(params, key, value))]
     if faults:
         raise UserError("; ".join(faults))
     target = io.StringIO()
     yaml.dump(params, target)
-    return target.getvalue()
+    mark = "\ufeff" if text.startswith("\ufeff") else ""
+    return mark + target.getvalue().removeprefix("\ufeff").replace("\n", ends)
 
 
 def _load(yaml: YAML, text: str, name: str) -> Any:

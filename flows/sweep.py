@@ -6,7 +6,7 @@ cache, so work that two points have in common runs once.
 
 import itertools
 import json
-import re
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,29 +20,21 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, JsonValue
 
-from flows import environment, running
-from flows.graph import matching, read_graph
-from flows.overrides import PARAMS_FILE, changed, parse
+from flows import apart, environment, running
+from flows.graph import StageNode, matching, read_graph, select
+from flows.lineage.why import leaves
+from flows.overrides import changed, loaded, parse, read
 from flows.processes import StoppedError
 from flows.stage_run import DVC, keeping, last_fault
 from flows.summary import metric_rows
 from flows.workspace import Workspace
 from salf.errors import BAD_INPUT, UserError
+from salf.files import git
 from salf.ledger import ledger_of
 
-# DVC writes configuration into an experiment's folder by ConfigObj, which encodes as ASCII by default: no experiment
-# would run in a folder whose path, or for a user whose name, has other letters.
-_IN_UTF8 = """
-import sys, configobj
-class InUtf8(configobj.ConfigObj):
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **{"default_encoding": "utf-8", **options})
-configobj.ConfigObj = InUtf8
-from dvc.cli import main  # takes ConfigObj as it finds it when it is imported
-sys.exit(main(sys.argv[1:]))
-"""
 # Runs an experiment in a folder of its own; -P, so that the working folder's modules do not count as top ones.
-RUN_APART: Final = (sys.executable, "-P", "-c", _IN_UTF8, "--wait-for-lock", "exp", "run", "--temp")
+RUN_APART: Final = (sys.executable, "-P", apart.__file__, "--wait-for-lock", "exp", "run", "--temp")
+_PATHS: Final = ("data.path", "model.source")  # parameters that may name a file or folder
 _EXAMPLES = """example:
   python -m flows.sweep --name budget --set plan.budget=[0.2,0.4,0.6] --set finetune.epochs=[1,2] --targets evaluate
                             six experiments, budget-1 to budget-6; then: dvc exp show, dvc exp apply budget-3
@@ -76,15 +68,56 @@ def sweep(
     points = {f"{name}-{n}": dict(zip(grid, values, strict=True)) for n, values in enumerate(combinations, 1)}
     try:
         with running.workspace(project, wait) as held:
-            text = (project / PARAMS_FILE).read_text(encoding="utf-8")
-            for values in points.values():
-                changed(text, values)
-                words(values)
-            stages = sorted(matching(read_graph(project), targets))
+            text, graph = read(project), read_graph(project)
+            stages = sorted(matching(graph, targets))
+            points = {name: in_a_copy(project, text, values, graph) for name, values in points.items()}
             check_names(list(points), held)
-            return _run_all(points, stages, held, environment.side_by_side(side_by_side))
+            faults = _run_all(points, text, stages, held, environment.side_by_side(side_by_side))
+            ran = select(graph, stages)
+            never = [node.name for node in graph if node not in ran and _is_missing(node, project)]
+            return _conclude(points, faults, held, never)
     except UserError as error:
         return running.failed(str(error), "Refused")
+
+
+def in_a_copy(project: Path, text: str, values: Mapping[str, Any], graph: Sequence[StageNode]) -> dict[str, Any]:
+    """Return a point's values for a copy of the project: paths that lead out of it are made absolute.
+
+    A ``UserError`` names what the copy would lack, because git does not know it.
+    """
+    params, found = leaves(loaded(changed(text, values))), dict(values)
+    inside = {dep for node in graph for dep in node.reads}
+    for key in _PATHS:
+        path = str(params.get(key))
+        if (project / path).exists() and not Path(path).is_absolute():
+            whole = Path(os.path.abspath(project / path))
+            if whole.is_relative_to(project):
+                inside.add(path)
+            else:
+                found[key] = str(whole)
+    made = [Path(path) for node in graph for path in node.outputs]
+    inside = {path for path in inside if not any(Path(path).is_relative_to(out) for out in made)}
+    if lost := sorted(name for path in inside for name in _not_in_git(project, path)):
+        names = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        raise UserError(
+            f"not in git: {names}; an experiment runs in a copy of what git knows: git add (or dvc add) what it needs, "
+            "or give the absolute path of a file outside the project"
+        )
+    return found
+
+
+def _not_in_git(project: Path, path: str) -> list[str]:
+    """The files there that git neither has nor ignores, or the path itself if git has nothing of it."""
+    if not (project / path).exists() or not (project / path).resolve().is_relative_to(project):
+        return []
+    if not git(project, "ls-files", "-z", "--", path):
+        return [path]
+    new = git(project, "ls-files", "-z", "--others", "--exclude-standard", "--", path) or b""
+    return os.fsdecode(new).split("\0")[:-1]
+
+
+def _is_missing(node: StageNode, project: Path) -> bool:
+    return not all((project / path).exists() for path in node.outputs if path not in node.uncached)
 
 
 def check_names(names: Sequence[str], held: Workspace) -> None:
@@ -121,7 +154,10 @@ def _dvc(arguments: Sequence[str], held: Workspace) -> list[str]:
     return lines
 
 
-def _run_all(points: Mapping[str, Mapping[str, Any]], stages: list[str], held: Workspace, at_once: int) -> State[Any]:
+def _run_all(
+    points: Mapping[str, Mapping[str, Any]], text: str, stages: list[str], held: Workspace, at_once: int
+) -> dict[str, str]:
+    """Run every point; returns the faults of those that failed."""
     threads = None if at_once == 1 else max(1, environment.cores() // at_once)
     # DVC removes a point's folder in the end: its runs are recorded in the project's own ledger.
     own = {**environment.with_threads(held.environment, threads), "SALF_LEDGER": str(ledger_of(held.project))}
@@ -132,17 +168,18 @@ def _run_all(points: Mapping[str, Mapping[str, Any]], stages: list[str], held: W
             while waiting and len(tasks) < at_once:
                 name = waiting.pop(0)
                 point = _point.with_options(name=name, task_run_name=name)
-                tasks[point.submit(name, points[name], stages, held, return_state=False)] = name
+                options = words(text, points[name])
+                tasks[point.submit(name, options, stages, held, return_state=False)] = name
             name, future = running.next_ended(tasks)
             if not future.state.is_completed():
                 faults[name] = future.state.message or future.state.name or "failed"
-    return _conclude(points, faults, held)
+    return faults
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def _point(name: str, values: Mapping[str, Any], stages: Sequence[str], held: Workspace) -> Any:
+def _point(name: str, options: Sequence[str], stages: Sequence[str], held: Workspace) -> Any:
     lines: list[str] = []
-    command = [*RUN_APART, "--name", name, *words(values), *stages]
+    command = [*RUN_APART, "--name", name, *options, *stages]
     try:
         status = held.run(command, keeping(lines, get_run_logger().info))
     except StoppedError:
@@ -152,28 +189,24 @@ def _point(name: str, values: Mapping[str, Any], stages: Sequence[str], held: Wo
     return Failed(message=f"{name}: {last_fault(lines, 'error: ', 'ERROR: ') or f'DVC exited with {status}'}")
 
 
-def words(values: Mapping[str, Any]) -> list[str]:
-    """Options of ``dvc exp run`` that set parameters, in the grammar of Hydra's overrides."""
-    return [word for key, value in values.items() for word in ("--set-param", f"++{key}={_word(value, key)}")]
+def words(text: str, values: Mapping[str, Any]) -> list[str]:
+    """Options of ``dvc exp run`` that turn the parameter file ``text`` into one with ``values``.
+
+    Whole parameters are handed over, GROUP.NAME, also those with ``${``: DVC would take it for a reference.
+    """
+    after = loaded(changed(text, values))
+    whole = {key for key in values if "." not in key}
+    flat = {key: value for key, value in after.items() if key in whole or not isinstance(value, dict)}
+    for group in after.keys() - flat.keys():
+        flat |= {f"{group}.{name}": value for name, value in after[group].items()}
+    named = {".".join(key.split(".")[:2]) for key in values}
+    handed = {key: value for key, value in flat.items() if key in named or "${" in str(value)}
+    return [word for key, value in handed.items() for word in ("--set-param", apart.spelled(key, value))]
 
 
-def _word(value: Any, key: str) -> str:
-    if isinstance(value, list):
-        return "[" + ",".join(_word(item, key) for item in value) + "]"
-    if isinstance(value, str) and "${" not in value:
-        return _quoted(value)
-    if isinstance(value, dict | str):
-        raise UserError(f"{key} = {value!r}: cannot be passed to DVC; sweep a mapping's entries by their own names")
-    return json.dumps(value)
-
-
-def _quoted(text: str) -> str:
-    """In double quotes; only backslashes before a quote or at the end need escaping."""
-    escaped = re.sub(r'(\\*)"', lambda found: found[1] * 2 + '\\"', text)
-    return '"' + re.sub(r"(\\+)$", lambda found: found[1] * 2, escaped) + '"'
-
-
-def _conclude(points: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str], held: Workspace) -> State[Any]:
+def _conclude(
+    points: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str], held: Workspace, never: Sequence[str]
+) -> State[Any]:
     shown = table(points, _metrics(held), faults)
     rows: Any = shown.to_dict("records")
     create_table_artifact(table=rows, key="sweep", description="Every point of the grid, its values and its metrics")
@@ -181,6 +214,8 @@ def _conclude(points: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str]
     if faults:
         return running.failed(f"{len(faults)} of {len(points)} experiments failed: {next(iter(faults.values()))}")
     line = f"{len(points)} experiments: {', '.join(points)}"
+    if never:  # DVC's checkout then ends with status 255, after its work
+        line += f"; dvc exp apply will report the outputs of stages that never ran as missing ({', '.join(never)})"
     get_run_logger().info(line)
     return Completed(message=line)
 
@@ -193,7 +228,7 @@ def table(
     for name, values in points.items():
         scores = {row["metric"]: row["value"] for row in metric_rows(metrics.get(name, {}))}
         outcome = "failed" if name in faults else "kept"
-        axes = {key: json.dumps(value) for key, value in values.items()}
+        axes = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
         rows.append({"experiment": name, **axes, "outcome": outcome, **scores})
     return pd.DataFrame(rows).fillna("")
 

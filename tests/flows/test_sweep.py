@@ -4,6 +4,7 @@ import subprocess
 import pytest
 from prefect.artifacts import Artifact
 
+from flows.overrides import loaded
 from flows.stage_run import DVC
 from flows.sweep import main, table
 
@@ -50,6 +51,44 @@ def test_an_unknown_axis_is_refused_before_anything_runs(git_toy, monkeypatch, c
     monkeypatch.chdir(git_toy.root)
     assert main(["--set", "wrod=[a, b]"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "error: wrod: unknown parameter; did you mean word?"
+
+
+@pytest.fixture
+def reading(git_toy, monkeypatch):
+    """A project whose first stage reads ``data.path``; its second is not reached."""
+    graph = SCORED.replace("${word} toy.py", "fine ${data.path}").replace("[toy.py]", "['${data.path}']")
+    git_toy.configure(graph=graph.replace("metrics:\n    - metrics.json: {cache: false}", "outs: [metrics.json]"))
+    monkeypatch.chdir(git_toy.root)
+    return git_toy
+
+
+def path_of(toy, path: str) -> None:
+    (toy.root / "params.yaml").write_text(f"data: {{path: {path}, template: x}}\nrate: 1\n")
+    toy.commit()
+
+
+def test_a_point_has_its_text_and_a_file_outside_the_project_and_applies_after_an_early_end(reading, capsys):
+    (reading.root.parent / "rows.csv").write_text("rows")
+    path_of(reading, "../rows.csv")
+    text = 'Größe "{x}"\\n\r\n${y}\n'
+    assert main(["--name", "try", "--targets", "first", "--set", f"data.template=[{json.dumps(text)}]"]) == 0
+    assert "experiments: try-1; dvc exp apply will report" in capsys.readouterr().out
+    applied = subprocess.run([*DVC, "exp", "apply", "try-1"], capture_output=True, text=True, check=False)
+    assert (applied.returncode, "missing-files" in applied.stderr) == (255, True)  # as was said
+    params = loaded((reading.root / "params.yaml").read_text(encoding="utf-8"))
+    assert params["data"] == {"path": str(reading.root.parent / "rows.csv"), "template": text}
+    assert (reading.root / "first.txt").read_text() == "finerows"
+
+
+def test_a_file_that_git_does_not_know_is_refused_before_the_first_point(reading, capsys):
+    path_of(reading, "rows.csv")
+    (reading.root / "rows.csv").write_text("rows")
+    assert main(["--set", "rate=[1, 2]"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: not in git: rows.csv; ")
+    assert "git add" in last
+    assert reading.calls("first") == 0
+    assert not subprocess.run([*DVC, "exp", "list", "--name-only"], capture_output=True, check=True).stdout
 
 
 def test_a_failed_point_keeps_its_row():

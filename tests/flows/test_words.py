@@ -1,44 +1,69 @@
-"""How a sweep spells parameters for DVC; DVC's own reader of its options is the judge."""
+"""How a sweep spells parameters for DVC; DVC's own reader of its options, by Hydra, is the judge."""
 
 import pytest
-from dvc.utils.hydra import apply_overrides
-from ruamel.yaml import YAML
+from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from flows.overrides import changed, loaded
 from flows.sweep import words
-from salf.errors import UserError
 from tests.conftest import PROJECT
 
+BASE = """# a comment
+data:
+  template: 'costs ${text}'   # DVC would take it for a reference
+  label_words: {old: word, 1: one}
+  path: data/raw
+finetune:
+  learning_rate: {full: 0.1, salf+lora: [0.1, 0.2]}
+word: '${x}'
+"""
 
-def read(path):
-    return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        {"data.template": 'a "b"\nc\\n {text} \\"'},
-        {"data.template": "ends \\"},
-        {"data.template": "it's {text}, [x]: {{y}} = $ # % ümlaut\n\n"},
-        {"data.group_column": None, "data.balance": "none", "finetune.epochs": 7},
-        {"compare.methods": ["full", "freeze-8"], "compare.seeds": [3], "plan.budget": 5e-05},
-    ],
+# Texts with what shells, Hydra, OmegaConf and YAML give a meaning to.
+SIGNS = st.sampled_from(
+    ["\\", '"', "'", "${", "}", "ü", "\r\n", "\n", "\r", "\t", " ", ",", "[", "=", ":", "#", "???", "\0"]
 )
-def test_dvc_sets_exactly_what_was_meant(tmp_path, value):
-    path = tmp_path / "params.yaml"
-    path.write_bytes((PROJECT / "params.yaml").read_bytes())
-    apply_overrides(path, words(value)[1::2])
-    params = read(path)
-    for key, wanted in value.items():
-        group, name = key.split(".")
-        assert params[group][name] == wanted
-    untouched = read(PROJECT / "params.yaml")
-    for key in value:
-        group, name = key.split(".")
-        del params[group][name], untouched[group][name]
-    assert params == untouched
+TEXTS = st.text(max_size=20) | st.lists(SIGNS | st.text(max_size=2), max_size=8).map("".join)
+NUMBERS = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=8,
+)
 
 
-@pytest.mark.parametrize("value", [{"data.template": "${x}"}, {"data.label_words": {"1": "x"}}, {"a.b": [{"k": 1}]}])
-def test_what_dvc_would_misread_is_refused(value):
-    with pytest.raises(UserError, match="cannot be passed to DVC"):
-        words(value)
+def as_dvc_reads(path, text: str, values) -> object:
+    path.write_bytes(text.encode())
+    options = words(text, values)
+    assert options[::2] == ["--set-param"] * (len(options) // 2)
+    (point,) = get_hydra_sweeps({path.name: options[1::2]})  # one point: no text is taken for a grid
+    apply_overrides(path, point[path.name])
+    return loaded(path.read_bytes().decode())
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    key=st.sampled_from(["data.label_words", "data.template", "data.label_words.ü b", "finetune", "word"]), value=VALUES
+)
+def test_any_value_arrives_as_it_is_and_nothing_else_changes(tmp_path, key, value):
+    wanted = loaded(BASE)
+    *groups, name = key.split(".")
+    place = wanted
+    for group in groups:
+        place = place[group]
+    place[name] = value
+    if name == "ü b":  # the mapping was handed over, and JSON has no numbers as names
+        del place[1]
+        place["1"] = "one"
+    assert as_dvc_reads(tmp_path / "params.yaml", BASE, {key: value}) == wanted
+
+
+@pytest.mark.parametrize("text", [BASE, BASE.replace("\n", "\r\n"), "\ufeff" + BASE])
+def test_the_shipped_parameters_and_any_line_ends(tmp_path, text):
+    shipped = (PROJECT / "params.yaml").read_text(encoding="utf-8")
+    for given_text, values in [
+        (text, {"data.path": "../größe.csv", "finetune.learning_rate.salf+lora": [0.5]}),
+        (shipped, {"data.label_words": {"so good": "größer"}, "compare.seeds": [3], "plan.budget": 5e-05}),
+    ]:
+        meant = loaded(changed(given_text, values))
+        assert as_dvc_reads(tmp_path / "params.yaml", given_text, values) == meant
