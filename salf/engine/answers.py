@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from salf.engine.batches import Batch, Example, Split, Start, inference_batches
 from salf.engine.models.adapter import CausalModel
-from salf.engine.models.attention import Packing
-from salf.engine.models.walk import run_to_answers, walk_beginning
+from salf.engine.models.attention import AfterPrompts, Packing, Prompts
+from salf.engine.models.walk import run, run_to_answers, walk_beginning
 from salf.engine.rules import CandidateRule, LabelTree, LogProbabilities, Path, Rule, preferences
 from salf.engine.runtime import Runtime
 
@@ -118,6 +118,52 @@ def _chunks(rows: int) -> list[slice]:
     return [slice(start, min(start + HEAD_ROWS, rows)) for start in range(0, rows, HEAD_ROWS)]
 
 
+class PromptSource(Protocol):
+    """Gives the keys and values that the base model computed of a batch's prompts."""
+
+    def of(self, batch: Batch) -> Prompts:
+        """At the layers that it holds."""
+
+
+@dataclass(frozen=True)
+class AnswerSide:
+    """Where passes over the trained side of examples begin: a ``Start`` for their own tokens, after the prompts."""
+
+    model: CausalModel  # layers 1..space are the base's
+    runtime: Runtime
+    space: int  # the boundary
+    prompts: PromptSource  # at layers space+1..L
+    below: PromptSource  # at layers 1..space, where states are not cached; may be ``prompts``
+    cached: Start | None = None  # boundary states of the own tokens; ``None``: from the embeddings, for every batch
+
+    def begin(self, batch: Batch) -> tuple[Tensor, AfterPrompts]:
+        """States of a batch's own tokens, [N, hidden], and how the layers above attend."""
+        prompts = self.prompts.of(batch)
+        packing = AfterPrompts.after(prompts, batch.lengths)
+        if self.cached is not None:
+            return self.cached.states(batch), packing
+        states = self.model.embed(batch.ids, batch.positions)
+        if self.space:
+            below = packing if self.below is self.prompts else AfterPrompts.after(self.below.of(batch), batch.lengths)
+            with torch.no_grad(), self.runtime.autocast():
+                states = run(self.model, states, 0, self.space, below)
+        return states, packing
+
+    def beginning(self) -> Tensor | None:
+        """None: the shared prefix is among the prompts."""
+        return None
+
+    def states(self, batch: Batch, **_: bool) -> Tensor:
+        """States of a batch's own tokens, [N, hidden]."""
+        return self.begin(batch)[0]
+
+
+def answer_side_states(model: CausalModel, start: AnswerSide, batch: Batch, *, recompute: bool = False) -> Tensor:
+    """Space L of the batch's M answer positions, [M, hidden]; trained weights act after the prompts alone."""
+    states, packing = start.begin(batch)
+    return run_to_answers(model, states, start.space, packing, batch.answers, recompute=recompute)
+
+
 @dataclass(frozen=True)
 class Answer:
     """The model's output for one example."""
@@ -209,17 +255,27 @@ class Reader:
         """
         start = start_of(split, self.model)
         with self.runtime.autocast():
-            beginning = walk_beginning(self.model, start.beginning(), start.space, self.model.depth)
+            begin = self._beginning(start)
             for index in inference_batches(split.lengths, self.batch_tokens):
                 batch = split.batch(index).to(self.model.device)
-                packing = Packing.of(batch.lengths, self.model.device, walked=beginning)
-                last = run_to_answers(self.model, start.states(batch), start.space, packing, batch.answers)
+                states, packing = begin(batch)
+                last = run_to_answers(self.model, states, start.space, packing, batch.answers)
                 asked, nats, chosen = wanted(batch), list[Tensor](), list[Tensor]()
                 for rows in _chunks(len(last)):
                     log_probabilities = self.model.logits(last[rows]).float().log_softmax(-1)  # [m, vocabulary]
                     nats.append(log_probabilities.gather(1, batch.targets[rows, None])[:, 0])
                     chosen.append(log_probabilities[asked[rows]])
                 yield index, batch, torch.cat(nats), torch.cat(chosen)
+
+    def _beginning(self, start: Start) -> Callable[[Batch], tuple[Tensor, Packing]]:
+        """Batch to the states of its own tokens and how they are packed."""
+        if isinstance(start, AnswerSide):
+            return start.begin
+        beginning = walk_beginning(self.model, start.beginning(), start.space, self.model.depth)
+        return lambda batch: (
+            start.states(batch),
+            Packing.of(batch.lengths, self.model.device, walked=beginning),
+        )
 
     def _look(self, tree: LabelTree, split: Split, questions: Sequence[tuple[int, Path]]) -> list[LogProbabilities]:
         """Next-token log probabilities after a prompt and the first tokens of an answer."""
@@ -252,9 +308,13 @@ def _no_rows(batch: Batch) -> Tensor:
 
 
 def _asked(split: Split, questions: Sequence[tuple[int, Path]]) -> Split:
-    """Examples with other answers, read from the embeddings on."""
+    """Examples with other answers, read from the embeddings on, or after their prompts."""
     prompts = ((split.examples[i], answer) for i, answer in questions)
-    return Split([Example(e.example_id, None, "", "", e.prompt_ids, answer) for e, answer in prompts], split.shared)
+    examples = [Example(e.example_id, None, "", "", e.prompt_ids, answer) for e, answer in prompts]
+    if not isinstance(split.start, AnswerSide):
+        return Split(examples, split.shared)
+    kept = split.subset([i for i, _ in questions])
+    return replace(kept, examples=examples, start=replace(split.start, cached=None))
 
 
 def _by_example(batch: Batch, nats: Tensor) -> Iterator[list[float]]:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from salf.files import require
 from salf.records import read_sizes
+from salf.settings import AnswerSide
+from salf.split_point import split_points
 
 Rows = NDArray[np.int64]
 
@@ -52,6 +54,10 @@ class Example:
     def inputs(self) -> tuple[int, ...]:
         """The model's input: the prompt and all of the answer but its last token."""
         return self.prompt_ids + self.answer_ids[:-1]
+
+    def cut(self, tokens: int) -> Self:
+        """The first tokens of the prompt, without an answer."""
+        return replace(self, prompt_ids=self.prompt_ids[:tokens], answer_ids=())
 
 
 def read_examples(prepared: Path, split: str) -> list[Example]:
@@ -112,12 +118,24 @@ class Batch:
     targets: Tensor  # the answer tokens, [M]
     answer_index: Tensor  # 0-based position of each inside its answer, [M]
     shared: int  # P
+    prompts: "Batch | None" = None  # what the base model reads before the own tokens, above the same shared prefix
 
     @classmethod
-    def of(cls, examples: Sequence[Example], index: Sequence[int], shared: int) -> Self:
-        """Collate ``examples[index]``, which share their first ``shared`` tokens."""
+    def of(
+        cls, examples: Sequence[Example], index: Sequence[int], shared: int, base_rows: Sequence[int] | None = None
+    ) -> Self:
+        """Collate ``examples[index]``, which share their first ``shared`` tokens.
+
+        ``base_rows``: tokens of each of ``examples`` that the base model reads; the batch's own come after them.
+        """
         chosen = [examples[i] for i in index]
-        inputs = [example.inputs[shared:] for example in chosen]
+        read = [base_rows[i] for i in index] if base_rows else None
+        prompts = (
+            cls.of([example.cut(n) for example, n in zip(chosen, read, strict=True)], range(len(read)), shared)
+            if read
+            else None
+        )
+        inputs = [example.inputs[n:] for example, n in zip(chosen, read or repeat(shared), strict=bool(read))]
         lengths = tuple(map(len, inputs))
         answers = torch.tensor([len(example.answer_ids) for example in chosen])
         # The last row of an example predicts the last token of its answer.
@@ -132,30 +150,39 @@ class Batch:
             targets=torch.tensor([token for example in chosen for token in example.answer_ids]),
             answer_index=within + answers[rows],
             shared=shared,
+            prompts=prompts,
         )
 
     def to(self, device: torch.device) -> Self:
         """The same batch on a device."""
-        moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
+        kinds = (Tensor, Batch)
+        moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, kinds)}
         return replace(self, **moved)
 
     @property
     def positions(self) -> Tensor:
         """Position of each own token in its prompt, [N]."""
-        first = self.shared
-        return torch.cat([torch.arange(first, first + tokens) for tokens in self.lengths]).to(self.ids.device)
+        spans = zip(self.firsts, self.lengths, strict=True)
+        return torch.cat([torch.arange(first, first + tokens) for first, tokens in spans]).to(self.ids.device)
+
+    @property
+    def firsts(self) -> tuple[int, ...]:
+        """The position of each example's first own token: the tokens before it."""
+        before = self.prompts.lengths if self.prompts else (0,) * len(self.lengths)
+        return tuple(self.shared + tokens for tokens in before)
 
     @property
     def attended(self) -> int:
         """Keys seen by the own tokens, summed: the attention's share of the cost."""
-        return sum(tokens * self.shared + tokens * (tokens + 1) // 2 for tokens in self.lengths)
+        spans = zip(self.firsts, self.lengths, strict=True)
+        return sum(tokens * first + tokens * (tokens + 1) // 2 for first, tokens in spans)
 
     @property
     def seen(self) -> int:
         """Keys seen by the answer positions, summed."""
-        lengths = torch.tensor(self.lengths)
-        firsts = lengths.cumsum(0) - lengths
-        return int((self.answers.cpu() - firsts[self.rows.cpu()] + 1 + self.shared).sum())
+        lengths, rows = torch.tensor(self.lengths), self.rows.cpu()
+        starts = lengths.cumsum(0) - lengths
+        return int((self.answers.cpu() - starts[rows] + 1 + torch.tensor(self.firsts)[rows]).sum())
 
 
 class Start(Protocol):
@@ -180,6 +207,7 @@ class Split:
     shared: int  # P, tokens of the shared prefix
     start: Start | None = None  # where their passes begin; ``None``: at the embeddings
     places: Sequence[int] | None = None  # each example's place in the start, where they are a subset of its examples
+    base_rows: Sequence[int] | None = None  # tokens of each example that the base model reads; ``None``: answers alone
 
     @classmethod
     def read(cls, prepared: Path, name: str) -> Self:
@@ -201,16 +229,27 @@ class Split:
 
     def batch(self, index: Sequence[int]) -> Batch:
         """Collate some of the examples; their places in the start are the batch's ``index``."""
-        batch = Batch.of(self.examples, index, self.shared)
+        batch = Batch.of(self.examples, index, self.shared, self.base_rows)
         return replace(batch, index=torch.tensor([self.places[i] for i in index])) if self.places else batch
 
     def subset(self, index: Sequence[int]) -> "Split":
         """Some of the examples, with the same start."""
         examples = [self.examples[i] for i in index]
+        rows = [self.base_rows[i] for i in index] if self.base_rows else None
         if self.start is None:
-            return Split(examples, self.shared)
+            return Split(examples, self.shared, base_rows=rows)
         places = [self.places[i] for i in index] if self.places else list(index)
-        return Split(examples, self.shared, self.start, places)
+        return Split(examples, self.shared, self.start, places, rows)
+
+    def after_prompts(self, side: AnswerSide) -> "Split":
+        """The same examples, of which the base model reads the prompts up to their split points.
+
+        Raises:
+            UserError: the prepared data do not say where data end, or some examples have no prompt part.
+        """
+        ends = [getattr(example, f"{side.start}_end") for example in self.examples]
+        rows = split_points([len(example.prompt_ids) for example in self.examples], ends, side)
+        return Split(self.examples, min(self.shared, min(rows) - 1), base_rows=rows)
 
 
 def inference_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -65,19 +65,20 @@ class BoundaryStates:
 
     def beginning(self) -> Tensor | None:
         """See :class:`Start`."""
-        return self._rows(torch.arange(self.layout.shared)) if self.layout.shared else None
+        return take_rows(self.rows, torch.arange(self.layout.shared), self.device) if self.layout.shared else None
 
     def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
         """See :class:`Start`."""
-        return self._rows(self.layout.rows_of(batch.index.cpu(), joined=joined))
+        return take_rows(self.rows, self.layout.rows_of(batch.index.cpu(), joined=joined), self.device)
 
-    def _rows(self, numbers: Tensor) -> Tensor:
-        """A fresh copy, never a view: a mapped file may begin at any address, and products mind alignment."""
-        if self.device.type != "cuda":
-            return self.rows.index_select(0, numbers).to(self.device)
-        pinned = torch.empty(len(numbers), self.rows.shape[1], dtype=self.rows.dtype, pin_memory=True)
-        torch.index_select(self.rows, 0, numbers, out=pinned)
-        return pinned.to(self.device, non_blocking=True)
+
+def take_rows(rows: Tensor, numbers: Tensor, device: torch.device) -> Tensor:
+    """Some rows on a device: a copy, never a view. A mapped file may begin at any address, and products mind that."""
+    if device.type != "cuda":
+        return rows.index_select(0, numbers).to(device)
+    pinned = torch.empty(len(numbers), rows.shape[1], dtype=rows.dtype, pin_memory=True)
+    torch.index_select(rows, 0, numbers, out=pinned)
+    return pinned.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -150,25 +151,55 @@ def frozen_states(
     boundary: int,
     team: Team | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the states of space ``boundary`` in the order of ``layout``'s rows, on the host, and show progress.
+    """Yield the states of space ``boundary``, [rows, hidden]: see :func:`passes`.
 
-    First the shared prefix's, [P, hidden], where there is one; then each group's, [rows, hidden]. The groups, and so
-    the states, are the same bit by bit from the embeddings and from a shallower boundary. A team shares the groups;
-    each process gets all states.
+    They are the same bit by bit from the embeddings and from a shallower boundary.
+    """
+
+    def through(states: Tensor, packing: Packing) -> Tensor:
+        return run(model, states, start.space, boundary, packing)
+
+    first = start.space + 1
+    what = f"layers {first}–{boundary} once" if first < boundary else f"layer {first} once"
+    work = Pass(what, boundary, through, lambda beginning: beginning.states)
+    return passes(model, runtime, examples, layout, start, work, team)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is computed once of every row."""
+
+    name: str  # for the progress line
+    last: int  # the last layer
+    through: Callable[[Tensor, Packing], Tensor]  # a batch's states where the pass begins, to rows [n, width]
+    of_beginning: Callable[[Beginning], Tensor]  # the shared prefix after the last layer, to rows [P, width]
+
+
+def passes(
+    model: CausalModel,
+    runtime: Runtime,
+    examples: Sequence[Example],
+    layout: Layout,
+    start: Start,
+    work: Pass,
+    team: Team | None = None,
+) -> Iterator[Tensor]:
+    """Yield the rows of a pass in the order of ``layout``'s, on the host, and show progress.
+
+    First the shared prefix's, where there is one; then each group's. A team shares the groups; each process gets all.
     """
 
     def through(group: Sequence[int]) -> Tensor:
         batch = Batch.of(examples, group, layout.shared).to(model.device)
         packing = Packing.of(batch.lengths, model.device, walked=beginning)
-        return run(model, start.states(batch), start.space, boundary, packing)
+        return work.through(start.states(batch), packing)
 
-    first, count = start.space + 1, team.count if team else 1
-    what = f"layers {first}–{boundary} once" if first < boundary else f"layer {first} once"
-    with progress(what, len(examples), "examples") as advance:
+    count = team.count if team else 1
+    with progress(work.name, len(examples), "examples") as advance:
         with torch.no_grad(), runtime.autocast():
-            beginning = walk_beginning(model, start.beginning(), start.space, boundary)
+            beginning = walk_beginning(model, start.beginning(), start.space, work.last)
         if beginning is not None:
-            yield beginning.states.cpu()
+            yield work.of_beginning(beginning).cpu()
         for at in range(0, len(layout.groups), count):
             groups = layout.groups[at : at + count]
             # Not around the yield: the mode would hold for whoever takes the states.

@@ -6,8 +6,8 @@ and values into sequences, lets each attend to itself and to the shared prefix, 
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 import torch
@@ -19,6 +19,8 @@ from transformers.masking_utils import sdpa_mask
 PACKED: Final = "salf_packed"
 
 KeysValues = tuple[Tensor, Tensor]
+
+_NOWHERE: Final = sys.maxsize  # the position of a key that no query sees
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,10 @@ class Packing:
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kernel: Any, window: int) -> Tensor:
         """Attention of packed [1, heads, rows, head size]; returns [1, rows, heads, head size]."""
-        if self.remember is not None:
-            self.remember[_number(module)] = (key, value)
         start = self.beginning_rows
         first, own = query.split([start, len(self.slots)], dim=2)
         keys, values = self.keys_values(module, key, value)
-        queries = _to_grid(own, self.slots, self.sequences, self.longest)
-        attended = _from_grid(kernel(queries, keys, values, self._mask(self.past, self.longest, window)), self.slots)
+        attended = _from_grid(kernel(self.grid(own), keys, values, self._own_mask(window)), self.slots)
         if not start:
             return attended
         beginning = kernel(first, key[:, :, :start], value[:, :, :start], self._mask(0, start, window))
@@ -83,15 +82,28 @@ class Packing:
 
     def keys_values(self, module: nn.Module, key: Tensor, value: Tensor) -> KeysValues:
         """Keys and values of each sequence: [1, heads, rows, head size] to [B, heads, P + T, head size], twice."""
+        if self.remember is not None:
+            self.remember[_number(module)] = (key, value)
         both = []
         for number, rows in enumerate((key, value)):
             # Split, not sliced: the gradient is then one concatenation instead of two padded sums.
             beginning, own = rows.split([self.beginning_rows, len(self.slots)], dim=2)
             if self.walked is not None:
                 beginning = self.walked.keys_values[_number(module)][number]
-            grid = _to_grid(own, self.slots, self.sequences, self.longest)
-            both.append(torch.cat([beginning.expand(self.sequences, -1, -1, -1), grid], dim=2))
+            both.append(torch.cat([beginning.expand(self.sequences, -1, -1, -1), self.grid(own)], dim=2))
         return both[0], both[1]
+
+    def grid(self, own: Tensor) -> Tensor:
+        """The sequences' own rows, [1, heads, N, head size] to [B, heads, T, head size], zeros after their ends."""
+        return _to_grid(own, self.slots, self.sequences, self.longest)
+
+    def visible(self, steps: Tensor, most: int, window: int) -> Tensor:
+        """Mask of the keys that ``most`` own tokens of each sequence see, at ``steps`` [B · most]: [B, 1, most, P + T]."""
+        positions = steps + self.past
+        return _visible(positions, self.past + self.longest, window).view(self.sequences, 1, most, -1)
+
+    def _own_mask(self, window: int) -> Tensor | None:
+        return self._mask(self.past, self.longest, window)
 
     def _mask(self, past: int, tokens: int, window: int) -> Tensor | None:
         """Mask of the keys that ``tokens`` queries after ``past`` keys see, [1, 1, tokens, past + tokens]."""
@@ -99,6 +111,65 @@ class Packing:
             return None  # plain causal attention has a faster kernel of its own
         rows = torch.arange(past, past + tokens, device=self.slots.device)
         return _visible(rows, past + tokens, window)[None, None]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Keys and values of the prompts of B sequences: of a shared prefix of P rows, then at most T' rows of each."""
+
+    shared: int  # P
+    lengths: Tensor  # rows of each sequence after the shared prefix, [B]
+    # Of a layer, from 0: the shared prefix's, [1, heads, P, head size], and the own, [B, heads, T', head size].
+    of_layer: Callable[[int], tuple[KeysValues, KeysValues]]
+
+    @property
+    def firsts(self) -> Tensor:
+        """The position after each prompt, [B]."""
+        return self.shared + self.lengths
+
+    def columns(self, longest: int) -> Tensor:
+        """The position of every key, [B, P + T' + T], with T own tokens after each prompt."""
+        steps = torch.arange(int(self.lengths.max()), device=self.lengths.device).expand(len(self.lengths), -1)
+        past = torch.where(steps < self.lengths[:, None], self.shared + steps, _NOWHERE)
+        own = torch.arange(longest, device=self.lengths.device)
+        beginning = torch.arange(self.shared, device=self.lengths.device).expand(len(self.lengths), -1)
+        return torch.cat([beginning, past, self.firsts[:, None] + own], dim=1)
+
+
+@dataclass(frozen=True)
+class AfterPrompts(Packing):
+    """Sequences that go on where prompts end: their keys and values, which another pass computed, come first."""
+
+    prompts: Prompts
+    masks: dict[int, Tensor] = field(default_factory=dict, repr=False)  # of the own tokens, by window
+
+    @classmethod
+    def after(cls, prompts: Prompts, lengths: Sequence[int]) -> Self:
+        """Sequences of so many own tokens each."""
+        made = Packing.of(lengths, prompts.lengths.device)
+        return cls(0, made.sequences, made.longest, made.slots, None, None, prompts)
+
+    def position_ids(self) -> Tensor:
+        """See :class:`Packing`."""
+        return (self.prompts.firsts[self.slots // self.longest] + self.slots % self.longest)[None]
+
+    def keys_values(self, module: nn.Module, key: Tensor, value: Tensor) -> KeysValues:
+        """[1, heads, rows, head size] to [B, heads, P + T' + T, head size], twice."""
+        both = []
+        for own, shared, past in zip((key, value), *self.prompts.of_layer(_number(module)), strict=True):
+            both.append(torch.cat([shared.expand(self.sequences, -1, -1, -1), past, self.grid(own)], dim=2))
+        return both[0], both[1]
+
+    def visible(self, steps: Tensor, most: int, window: int) -> Tensor:
+        """See :class:`Packing`; [B, 1, most, P + T' + T]."""
+        positions = self.prompts.firsts[:, None] + steps.view(self.sequences, most)
+        return _between(positions[:, :, None], self.prompts.columns(self.longest)[:, None], window)[:, None]
+
+    def _own_mask(self, window: int) -> Tensor:
+        if window not in self.masks:
+            steps = torch.arange(self.longest, device=self.slots.device).repeat(self.sequences)
+            self.masks[window] = self.visible(steps, self.longest, window)
+        return self.masks[window]
 
 
 class KeysValuesReady(Exception):  # noqa: N818 (nothing went wrong: the rest of the layer is not wanted)
@@ -136,16 +207,19 @@ class ChosenRows:
         # The number of each chosen row inside its sequence gives its place in a grid of queries.
         firsts = counts.cumsum(0) - counts
         places = sequence * most + torch.arange(len(slots), device=slots.device) - firsts[sequence]
-        positions = step.new_zeros(packing.sequences * most).index_copy(0, places, step) + packing.past
-        mask = _visible(positions, packing.past + packing.longest, window).view(packing.sequences, 1, most, -1)
+        steps = step.new_zeros(packing.sequences * most).index_copy(0, places, step)
+        mask = packing.visible(steps, most, window)
         attended = kernel(_to_grid(query, places, packing.sequences, most), *self.keys_values, mask)
         return _from_grid(attended, places)
 
 
 def _visible(positions: Tensor, keys: int, window: int) -> Tensor:
     """Mask of the ``keys`` keys that a query at each position sees, [positions, keys]."""
-    columns = torch.arange(keys, device=positions.device)
-    return (columns <= positions[:, None]) & (columns > positions[:, None] - window)
+    return _between(positions[:, None], torch.arange(keys, device=positions.device), window)
+
+
+def _between(positions: Tensor, columns: Tensor, window: int) -> Tensor:
+    return (columns <= positions) & (columns > positions - window)
 
 
 def _to_grid(packed: Tensor, places: Tensor, sequences: int, longest: int) -> Tensor:

@@ -9,6 +9,8 @@ A recomputed pass keeps the input of each layer for back-propagation and runs th
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -72,6 +74,23 @@ def run_to_answers(
         states = apply(_through, call, states, packing, recompute=recompute)
     at_answers = model.calls(model.depth, positions[:, chosen])[-1]
     return apply(_through_at_answers, last, at_answers, states, packing, answers, recompute=recompute)
+
+
+def run_to_keys_values(
+    model: CausalModel, states: Tensor, first: int, last: int, packing: Packing
+) -> dict[int, KeysValues]:
+    """Keys and values at layers first+1..last of rows whose space ``first`` is ``states``; packed layers only.
+
+    By layer, from 0, each [1, heads, rows, head size]. The last of these layers computes nothing else.
+    """
+    found: dict[int, KeysValues] = {}
+    packing = replace(packing, remember=found)
+    *below, end = model.calls(last, packing.position_ids())[first:]
+    for call in below:
+        states = _through(call, states, packing)
+    with suppress(KeysValuesReady):
+        _through(end, states, KeysValuesOnly(packing))
+    return found
 
 
 def _through_at_answers(

@@ -1,0 +1,191 @@
+"""Keys and values of prompts, as the base model computes them: what the trained side of examples attends to."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from salf.engine.answers import AnswerSide, Embeddings, PromptSource
+from salf.engine.batches import Batch, Example, Split, Start
+from salf.engine.boundary_cache.states import BoundaryStates, Layout, Pass, Team, gather, passes, take_rows
+from salf.engine.models.adapter import CausalModel
+from salf.engine.models.attention import Beginning, KeysValues, Packing, Prompts
+from salf.engine.models.walk import run_to_keys_values, walk_beginning
+from salf.engine.runtime import Runtime
+from salf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How the keys and values of layers first+1..L lie in a row, end to end."""
+
+    first: int
+    shapes: tuple[tuple[int, int], ...]  # heads and head size: of a layer's keys, of its values, of the next one's keys
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, model: CausalModel, runtime: Runtime, first: int) -> Self:
+        """Learn them from a pass over one token; a ``UserError`` says that the model's layers run padded."""
+        if not model.family.packed:
+            raise UserError(
+                f"model type {model.network.config.model_type!r}: its layers take no keys and values of an earlier "
+                "pass, which +answer needs; leave out +answer"
+            )
+        packing = Packing.of([1], model.device)
+        with torch.no_grad(), runtime.autocast():
+            states = model.embed(torch.zeros_like(packing.slots), packing.slots)
+            parts = _in_order(run_to_keys_values(model, states, 0, model.depth, packing), first)
+        return cls(first, tuple((part.shape[1], part.shape[3]) for part in parts), parts[0].dtype)
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        return sum(heads * size for heads, size in self.shapes)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.width * self.dtype.itemsize
+
+    def join(self, found: dict[int, KeysValues]) -> Tensor:
+        """Keys and values by layer, each [1, heads, n, head size], to rows [n, width]."""
+        return torch.cat([part[0].transpose(0, 1).flatten(1) for part in _in_order(found, self.first)], dim=1)
+
+    def split(self, rows: Tensor) -> dict[int, KeysValues]:
+        """Rows [B, n, width] to keys and values by layer, each [B, heads, n, head size]; views."""
+        parts = rows.split([heads * size for heads, size in self.shapes], dim=-1)
+        shaped = [part.unflatten(-1, shape).transpose(1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
+        return dict(enumerate(zip(shaped[::2], shaped[1::2], strict=True), self.first))
+
+
+def _in_order(found: dict[int, KeysValues], first: int) -> list[Tensor]:
+    return [part for number in sorted(found) if number >= first for part in found[number]]
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """Cached keys and values of the prompts of a split."""
+
+    columns: Columns
+    layout: Layout  # where every prompt's rows are
+    rows: Tensor  # [layout.rows, width], in memory or mapped
+    device: torch.device  # where the trained layers run
+
+    def of(self, batch: Batch) -> Prompts:
+        """Those of a batch's prompts; where one is shorter than the longest, its last row is repeated and not seen."""
+        index = batch.index.cpu()
+        lengths = self.layout.lengths[index]  # [B]
+        steps = torch.arange(int(lengths.max())).expand(len(index), -1)
+        numbers = self.layout.firsts[index][:, None] + torch.minimum(steps, lengths[:, None] - 1)  # [B, T']
+        rows = take_rows(self.rows, numbers.flatten(), self.device).unflatten(0, numbers.shape)
+        own = self.columns.split(rows)
+        return Prompts(self.layout.shared, lengths.to(self.device), lambda number: (self._shared[number], own[number]))
+
+    @cached_property
+    def _shared(self) -> dict[int, KeysValues]:
+        rows = take_rows(self.rows, torch.arange(self.layout.shared), self.device)
+        return self.columns.split(rows[None])
+
+
+@dataclass(frozen=True)
+class PromptLayers:
+    """Layers 1..last, which read the prompts of every batch from the embeddings on, without gradients."""
+
+    model: CausalModel  # the base, or one whose layers 1..last are the base's
+    runtime: Runtime
+    last: int
+    below: Embeddings
+    walked: Beginning | None = field(repr=False)  # the shared prefix after these layers
+
+    @classmethod
+    def of_model(cls, model: CausalModel, runtime: Runtime, last: int, beginning: Sequence[int]) -> Self:
+        """Layers 1..last and the token ids that all prompts begin with."""
+        below = Embeddings.after(model, beginning)
+        with torch.no_grad(), runtime.autocast():
+            return cls(model, runtime, last, below, walk_beginning(model, below.beginning(), 0, last))
+
+    def of(self, batch: Batch) -> Prompts:
+        """Keys and values of a batch's prompts at layers 1..last."""
+        prompts = batch.prompts
+        assert prompts is not None, "a batch of examples that were split at their prompts' ends"
+        packing = Packing.of(prompts.lengths, self.model.device, walked=self.walked)
+        with torch.no_grad(), self.runtime.autocast():
+            found = run_to_keys_values(self.model, self.below.states(prompts), 0, self.last, packing)
+        lengths = torch.tensor(prompts.lengths, device=self.model.device)
+        empty = next(iter(found.values()))[0][:, :, :0]
+        shared = self.walked.keys_values if self.walked else dict.fromkeys(found, (empty, empty))
+
+        def of_layer(number: int) -> tuple[KeysValues, KeysValues]:
+            key, value = map(packing.grid, found[number])
+            return shared[number], (key, value)
+
+        return Prompts(packing.past, lengths, of_layer)
+
+
+def prompt_rows(
+    model: CausalModel,
+    runtime: Runtime,
+    prompts: Sequence[Example],
+    layout: Layout,
+    start: Start,
+    columns: Columns,
+    team: Team | None = None,
+) -> Iterator[Tensor]:
+    """Yield keys and values of layers start.space+1..L in the order of ``layout``'s rows: see :func:`passes`."""
+
+    def through(states: Tensor, packing: Packing) -> Tensor:
+        return columns.join(run_to_keys_values(model, states, start.space, model.depth, packing))
+
+    work = Pass("prompts once", model.depth, through, lambda beginning: columns.join(beginning.keys_values))
+    return passes(model, runtime, prompts, layout, start, work, team)
+
+
+def answer_side(
+    model: CausalModel, runtime: Runtime, split: Split, source: PromptSource, states: BoundaryStates | None, space: int
+) -> AnswerSide:
+    """Where passes over the trained side of a split begin.
+
+    ``model`` is the one that trains, ``source`` gives keys and values of layers space+1..L. ``states``: those of whole
+    examples at the boundary; ``None``: answers go through layers 1..space, which are the base's, for every batch.
+    """
+    rows = split.base_rows
+    assert rows is not None, "examples that were split at their prompts' ends"
+    cached = replace(states, layout=after(states.layout, rows)) if states else None
+    covers = space == 0 or isinstance(source, PromptLayers)
+    below = source if covers else PromptLayers.of_model(model, runtime, space, split.prefix)
+    return AnswerSide(model, runtime, space, source, below, cached)
+
+
+def cache_prompts(
+    model: CausalModel, runtime: Runtime, split: Split, batch_tokens: int, states: BoundaryStates | None = None
+) -> PromptRows:
+    """Run the prompts of a split through the base ``model`` once, from ``states`` on, and keep the rows in memory."""
+    rows = split.base_rows
+    assert rows is not None, "examples that were split at their prompts' ends"
+    prompts = prompts_of(split.examples, rows)
+    layout = Layout.of(prompts, split.shared, batch_tokens)
+    start: Start = Embeddings.after(model, split.prefix)
+    if states:
+        start = replace(states, layout=before(states.layout, rows))
+    columns = Columns.of(model, runtime, start.space)
+    parts = prompt_rows(model, runtime, prompts, layout, start, columns)
+    return PromptRows(columns, layout, gather(parts, layout.rows), model.device)
+
+
+def prompts_of(examples: Sequence[Example], base_rows: Sequence[int]) -> list[Example]:
+    """The parts of examples that the base model reads, as prompts without answers."""
+    return [example.cut(rows) for example, rows in zip(examples, base_rows, strict=True)]
+
+
+def after(layout: Layout, base_rows: Sequence[int]) -> Layout:
+    """The rows of whole examples that come after their prompts."""
+    skipped = torch.tensor(base_rows) - layout.shared
+    return replace(layout, firsts=layout.firsts + skipped, lengths=layout.lengths - skipped)
+
+
+def before(layout: Layout, base_rows: Sequence[int]) -> Layout:
+    """The rows of whole examples that belong to their prompts."""
+    return replace(layout, lengths=torch.tensor(base_rows) - layout.shared)
