@@ -81,7 +81,7 @@ class Predictor:
             units, shared = frozen_units(self.shards, frozen), self.meta.shared_prefix_tokens
             cache = BoundaryCache(self.cache, model, self.runtime, units, shared, self.params.batch_tokens)
             self.prefixes[frozen] = cache.open(self.test)
-            print_opened(frozen, {"test": self.prefixes[frozen]})
+            print_opened(f"states behind layer {frozen}", {"test": self.prefixes[frozen]})
         return self.prefixes[frozen].start_for(model)
 
 

@@ -1,19 +1,23 @@
-"""The boundary cache as stages use it (ours): it says where a split's passes begin, and keeps what is worth it."""
+"""The boundary cache as stages use it (ours): it says where a split's passes begin, and keeps what is worth keeping.
+
+It keeps boundary states, and for training on the answer side the keys and values of prompts, by the same rules.
+"""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 import torch
 from torch import Tensor
 
 from salf.engine.answers import Embeddings
-from salf.engine.batches import Example, Start
+from salf.engine.batches import Example, Split, Start
 from salf.engine.boundary_cache.folder import GIB, CacheFolder, alone, amount
 from salf.engine.boundary_cache.key import Key
+from salf.engine.boundary_cache.prompts import Columns, PromptLayers, PromptRows, before, prompt_rows, prompts_of
 from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Team, Timed, frozen_states, gather
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import Runtime
@@ -33,7 +37,7 @@ _ALWAYS_WORTH_SECONDS: Final = 0.2
 class Opened:
     """The start of a split's passes, and how it was obtained."""
 
-    start: BoundaryStates | FrozenLayers  # boundary states, or frozen layers that run for every batch
+    start: BoundaryStates | FrozenLayers | PromptRows | PromptLayers  # rows, or layers that run for every batch
     origin: Origin  # computed; continued from the states of a shallower boundary; reused from disk; off
     begun: int  # the space that computing began at
     kept: Place  # where the states are; nowhere if off
@@ -60,12 +64,19 @@ class Opened:
         """The start for another model with the same frozen layers."""
         if isinstance(self.start, BoundaryStates):
             return self.start
+        assert isinstance(self.start, FrozenLayers), "boundary states"
         return replace(self.start, model=model, below=replace(self.start.below, model=model))
 
+    @property
+    def source(self) -> PromptRows | PromptLayers:
+        """What gives prompts' keys and values."""
+        assert isinstance(self.start, PromptRows | PromptLayers), "keys and values of prompts"
+        return self.start
 
-def print_opened(boundary: int, opened: Mapping[str, Opened]) -> None:
+
+def print_opened(what: str, opened: Mapping[str, Opened]) -> None:
     """One line that says what was done with each split's states, and why."""
-    print(f"boundary states of layer {boundary}: {'; '.join(f'{name} {one.words}' for name, one in opened.items())}")
+    print(f"{what}: {'; '.join(f'{name} {one.words}' for name, one in opened.items())}")
 
 
 def in_memory(size: int, free: int) -> bool:
@@ -115,10 +126,32 @@ class BoundaryCache:
         opened = _Opening(self, examples, layout, key).opened()
         return replace(opened, seconds=time.perf_counter() - began)
 
+    def open_prompts(self, split: Split, states: Opened | None, base: Callable[[], CausalModel]) -> Opened:
+        """Where passes over the answer side of ``split`` find the prompts' keys and values; of all layers are ``units``.
+
+        ``states``: those of its whole examples at a boundary, if layers are frozen. ``base`` opens the base model once
+        more, where its layers have to read the prompts of every batch. See :meth:`open`.
+        """
+        began, rows = time.perf_counter(), split.base_rows
+        assert rows is not None, "examples that were split at their prompts' ends"
+        start = None
+        if states is not None and isinstance(states.start, BoundaryStates):
+            start = replace(states.start, layout=before(states.start.layout, rows))
+        columns = Columns.of(self.model, self.runtime, states.start.space if states else 0)
+        prompts = prompts_of(split.examples, rows)
+        layout = Layout.of(prompts, self.shared, self.batch_tokens)
+        key = Key.of(self.model, self.runtime, self.units, prompts, self.shared, self.batch_tokens)
+        key = key.with_keys_values(columns.first)
+        opening = _PromptOpening(self, prompts, layout, key, columns, start, base)
+        opened = opening.opened() if start or not columns.first else opening.off("the frozen layers run for every batch")
+        return replace(opened, seconds=time.perf_counter() - began)
+
 
 @dataclass(frozen=True)
 class _Opening:
     """A split whose states are wanted."""
+
+    what: ClassVar[str] = "boundary states"
 
     cache: BoundaryCache
     examples: Sequence[Example]
@@ -137,14 +170,15 @@ class _Opening:
         mode, team = self.cache.settings.mode, self.cache.team
         reason = f"finetune.cache = {mode}"
         if mode == "off":
-            return self._off(reason)
+            return self.off(reason)
         if mode == "memory":
             return self._memory(reason, team)
         if mode == "disk":
             return self._disk(reason)
         return self._together(team) if team and self._rather_together(team) else self._auto()
 
-    def _off(self, reason: str) -> Opened:
+    def off(self, reason: str) -> Opened:
+        """Layers run for every batch."""
         cache = self.cache
         start = FrozenLayers.of(cache.model, cache.runtime, cache.boundary, self._prefix)
         return Opened(start, "off", 0, "nowhere", self.size, 0.0, reason)
@@ -153,7 +187,7 @@ class _Opening:
         needed = self.size * (team.count if team else 1)
         if needed > (free := free_memory_bytes()):
             raise UserError(
-                f"{reason}: the boundary states need {amount(needed)} and {amount(free)} of memory "
+                f"{reason}: the {self.what} need {amount(needed)} and {amount(free)} of memory "
                 "are free; set it to disk, off or auto"
             )
         return self._in_memory(reason, team)
@@ -179,7 +213,7 @@ class _Opening:
                 return self._found("cached by another run") or self._computed()
         except OSError as error:
             reason = f"{self.folder.path} cannot be written: {error.strerror or error}"
-        return self._found(reason) or (self._in_memory(reason) if self._fits_memory() else self._off(reason))
+        return self._found(reason) or (self._in_memory(reason) if self._fits_memory() else self.off(reason))
 
     def _computed(self) -> Opened:
         if self._fits_memory():
@@ -187,7 +221,7 @@ class _Opening:
             return self._written_too(gather(parts, self.layout.rows), parts)
         if self.size <= self.folder.room():
             return self._streamed("too large for memory")
-        return self._off(f"{amount(self.size)} are too large for memory and for the cache folder")
+        return self.off(f"{amount(self.size)} are too large for memory and for the cache folder")
 
     def _rather_together(self, team: Team) -> bool:
         """Whether several processes compute the states in memory, each a share: the first one decides."""
@@ -221,7 +255,7 @@ class _Opening:
 
     def _streamed(self, reason: str) -> Opened:
         parts = self._continued()
-        self.folder.make_room(self.size)
+        self.folder.make_room(self.size, self.what)
         rows = self.folder.write(self.key, parts, self.layout.rows, lambda: parts.seconds)
         return self._done(rows, "on disk", parts, reason)
 
@@ -230,7 +264,7 @@ class _Opening:
         if self.size > _DISK_BYTES_PER_SECOND * max(parts.seconds, _ALWAYS_WORTH_SECONDS):
             return self._done(rows, "in memory", parts, f"computed in {parts.seconds:.1f} s, faster than a disk")
         try:
-            self.folder.make_room(self.size)
+            self.folder.make_room(self.size, self.what)
             self.folder.write(self.key, [rows], self.layout.rows, lambda: parts.seconds)
         except (OSError, UserError) as error:  # the disk is full, or filled up in between
             reason = error.strerror if isinstance(error, OSError) else error
@@ -255,9 +289,50 @@ class _Opening:
     def _prefix(self) -> tuple[int, ...]:
         return self.examples[0].prompt_ids[: self.cache.shared]
 
-    def _states(self, rows: Tensor) -> BoundaryStates:
+    def _states(self, rows: Tensor) -> BoundaryStates | PromptRows:
         return BoundaryStates(self.cache.boundary, self.layout, rows, self.cache.model.device)
 
     def _done(self, rows: Tensor, kept: Place, parts: Timed, reason: str) -> Opened:
         origin: Origin = "continued" if parts.begun else "computed"
         return Opened(self._states(rows), origin, parts.begun, kept, self.size, parts.seconds, reason)
+
+
+@dataclass(frozen=True)
+class _PromptOpening(_Opening):
+    """A split whose prompts' keys and values are wanted."""
+
+    what: ClassVar[str] = "keys and values of prompts"
+
+    columns: Columns
+    start: BoundaryStates | None  # of the prompts, at the boundary; ``None``: from the embeddings
+    base: Callable[[], CausalModel]
+
+    @property
+    def size(self) -> int:
+        return self.layout.rows * self.columns.row_bytes
+
+    def off(self, reason: str) -> Opened:
+        cache = self.cache
+        start = PromptLayers.of_model(self.base(), cache.runtime, cache.model.depth, self._prefix)
+        return Opened(start, "off", 0, "nowhere", self.size, 0.0, reason)
+
+    def _found(self, reason: str) -> Opened | None:
+        """Also those of a shallower boundary, which has these layers and more."""
+        first = self.columns.first
+        for boundary in range(first, -1, -1) if self.key.whole else (first,):
+            if (found := self.folder.find(self.key.with_keys_values(boundary))) is not None:
+                rows = found.rows[:, -self.columns.width :]
+                return Opened(self._states(rows), "reused", first, "on disk", self.size, found.seconds, reason)
+        return None
+
+    def _continued(self) -> Timed:
+        return self._parts()
+
+    def _parts(self, start: Start | None = None, seconds: float = 0.0, team: Team | None = None) -> Timed:
+        cache = self.cache
+        start = start or self.start or Embeddings.after(cache.model, self._prefix)
+        parts = prompt_rows(cache.model, cache.runtime, self.examples, self.layout, start, self.columns, team)
+        return Timed(parts, seconds)
+
+    def _states(self, rows: Tensor) -> PromptRows:
+        return PromptRows(self.columns, self.layout, rows, self.cache.model.device)

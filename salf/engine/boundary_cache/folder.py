@@ -121,7 +121,7 @@ class CacheFolder:
         held = sum(size for _, size, _ in self._files())
         return min(self.limit, shutil.disk_usage(self.path).free + held - _RESERVE)
 
-    def make_room(self, size: int) -> None:
+    def make_room(self, size: int, what: str = "boundary states") -> None:
         """Delete the least recently used files until ``size`` more bytes fit under the limit and on the disk.
 
         If they cannot fit, nothing is deleted, and a ``UserError`` says so.
@@ -129,7 +129,7 @@ class CacheFolder:
         self._drop_torn()
         if size > (room := self.room()):
             raise UserError(
-                f"{self.path}: the boundary states need {amount(size)} and there is room for "
+                f"{self.path}: the {what} need {amount(size)} and there is room for "
                 f"{amount(max(room, 0))} (finetune.cache_gib = {self.limit / GIB:g}, and {amount(_RESERVE)} of the "
                 "disk stay free); free space, raise finetune.cache_gib, set finetune.cache_folder to another disk, or "
                 "finetune.cache to memory or off"
