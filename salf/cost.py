@@ -100,6 +100,7 @@ def training_passes(
     method: Technique = "weights",
     rank: int = 8,
     recompute: bool = False,
+    embeddings: bool = True,
 ) -> Flops:
     """One pass of suffix training: forward and backward of layers boundary+1..L and the head.
 
@@ -115,12 +116,14 @@ def training_passes(
 
     It has more than seven arguments because the module's four sums are independent. ``lora`` trains only adapters of
     rank ``rank`` on all linear maps but experts; ``recompute`` is gradient checkpointing, which runs most of the
-    forward pass a second time within the backward pass.
+    forward pass a second time within the backward pass. ``embeddings``: with boundary 0 they train, and a tied head.
+    Rows whose prompts another pass has read count as ``queries`` alone, and their prompts' keys as ``attended``.
 
     Raises:
         ValueError: the boundary is no space of the model, or nothing is left to adapt.
     """
     _check_boundary(shape, boundary, method)
+    embeddings = embeddings and boundary == 0
     head = head_forward_flops(shape, positions)
     if boundary == shape.layers:
         return Flops(head, (1 + (not shape.tied_head)) * head)
@@ -131,16 +134,25 @@ def training_passes(
     adapters = _lora_flops(shape, below, queries, positions, rank) if method == "lora" else Flops()
     forward = reading_flops(shape, boundary, queries, attended, positions, seen) + adapters.forward
     backward = below * (layer + _attention_flops(shape, attended)) + 2 * used + 2 * attention + head  # of inputs
-    if method == "lora" or (boundary and not shape.layer.input_norm):
+    if method == "lora" or not (embeddings or shape.layer.input_norm):
         backward -= _lowest_inputs(shape, below, queries, positions)
     if method == "lora":
         backward += adapters.backward
     else:
         backward += weight_gradient_flops(shape, below, 1, queries, positions)
-        backward += (boundary == 0 or not shape.tied_head) * head
+        backward += (embeddings or not shape.tied_head) * head
     if recompute:
         backward += forward - head - _spared_again(shape, below, queries, positions, method, rank)
     return Flops(forward, backward)
+
+
+def keys_values_flops(shape: ModelShape, layers: int, queries: int, attended: int) -> int:
+    """Keys and values of all tokens at the last ``layers`` layers (1 at least), of which the last computes no more.
+
+    It also computes the queries of all tokens.
+    """
+    last = sum(part.products for part in shape.layer.maps if part.role != "other")
+    return (layers - 1) * layer_forward_flops(shape, queries, attended) + 2 * last * queries
 
 
 def weight_gradient_flops(shape: ModelShape, below: int, last: int, queries: int, positions: int) -> int:

@@ -3,7 +3,8 @@
 A scope says where to train: the name of a plan's selector (``full``, ``salf``...), whose boundary it takes;
 ``freeze-<k>``, with layers 1..k frozen (``freeze-0`` is the scope of ``full``); ``first-n`` or ``lisa``.
 A word says how. It fills one of five slots, and a name has at most one word per slot, in the slots' order.
-A slot without a word has its plain one, which is never written. ``lora`` alone is ``full+lora``.
+A slot without a word has its plain one, which is never written. ``lora`` alone is ``full+lora``. With ``answer``, what
+trains acts at the positions after a prompt's data alone: :mod:`salf.split_point`.
 """
 
 import re
@@ -35,6 +36,7 @@ class Word:
     layers_alone: bool = False  # embeddings, final norm and head stay as they are, so that layers have to train
     counted_as: Technique = "weights"  # how the cost model counts its steps
     not_with: tuple[str, ...] = ()  # scopes that it cannot be combined with
+    fits: tuple[str, ...] | None = None  # the only words that it can be combined with; ``None``: all
 
     def implementation(self) -> Any:
         """Import what implements it."""
@@ -47,6 +49,7 @@ WORDS: Final = {
     word.name: word
     for word in (
         Word("all", "positions", "salf.engine.answers:training_states"),
+        Word("answer", "positions", "salf.engine.answers:answer_side_states", not_with=(FIRST_N, LISA), fits=("lora",)),
         Word("weights", "form", "salf.engine.training.forms:Weights", trains="the weights themselves"),
         Word(
             "lora",
@@ -82,9 +85,20 @@ class Method:
         """The form: which numbers train and how they enter the forward pass."""
         return self.word("form")
 
+    @property
+    def answer_side(self) -> bool:
+        """Whether trained weights act at the positions after the prompts' data alone."""
+        return self.word("positions").name == "answer"
+
     def word(self, slot: str) -> Word:
         """The word in a slot."""
         return next((WORDS[name] for name in self.words if WORDS[name].slot == slot), _PLAIN[slot])
+
+    @property
+    def trains(self) -> str:
+        """What it trains, in words."""
+        what, _, _ = self.form.trains.partition(",")  # nothing is merged
+        return f"{what}, at the positions after the prompts' data alone" if self.answer_side else self.form.trains
 
     @property
     def boundary(self) -> int | None:
@@ -118,6 +132,9 @@ def checked(name: str, selectors: Collection[str]) -> str:
     for word in method.words:
         if method.scope in WORDS[word].not_with:
             raise ValueError(f"{method.scope} cannot be combined with {word}: leave out +{word}")
+        fits = WORDS[word].fits
+        if fits is not None and (others := [other for other in method.words if other not in (word, *fits)]):
+            raise ValueError(f"{others[0]} has not been shown to work with {word}: leave out +{others[0]}")
     return name
 
 
@@ -132,11 +149,11 @@ def _in_order(words: Iterable[str]) -> bool:
 def rate_entry(name: str, boundary: int, entries: Collection[str]) -> str | None:
     """The entry of ``finetune.learning_rate`` that a method uses, given its boundary; ``None``: there is none.
 
-    Its own, otherwise that of ``full`` (nothing frozen) or ``salf`` with the same form: ``lora`` and ``salf+lora`` with
-    adapters. Words in other slots change what a rate means, so they have no stand-in.
+    Its own, otherwise that of ``full`` (nothing frozen) or ``salf`` with the same positions and form: ``lora`` and
+    ``salf+lora`` with adapters. Words in other slots change what a rate means, so they have no stand-in.
     """
     method = method_of(name)
     wanted = [method]
-    if all(WORDS[word].slot == "form" for word in method.words):
+    if all(WORDS[word].slot in ("positions", "form") for word in method.words):
         wanted.append(Method("salf" if boundary else "full", method.words))
     return next((entry for each in wanted for entry in entries if method_of(entry) == each), None)

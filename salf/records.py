@@ -332,6 +332,7 @@ class FineTuneClock(Artifact):
     seconds_training: float
     seconds_per_step: float
     boundary_states: dict[str, StatesRecord]
+    prompts: dict[str, StatesRecord] | None = None  # keys and values of prompts, where answers alone train
     peak_memory_bytes: int
     processes: int
     machine: MachineRecord

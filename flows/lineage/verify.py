@@ -21,6 +21,7 @@ from flows.lineage.known import Universe
 from flows.lineage.ledger import Ledger
 from flows.lineage.project import UNREADABLE, Hasher, Project, is_folder, overlap
 from flows.lineage.why import changes_since
+from salf.answer_folder import is_answer_side
 from salf.errors import UserError
 from salf.files import git
 from salf.ledger import FOLDER, LEDGER, Head, LockedPath, LockEntry
@@ -129,6 +130,9 @@ def check_shards(model: Path, base: Path, hasher: Hasher) -> list[str]:
         run = _Trained.model_validate_json((model / "run.json").read_bytes())
     except (OSError, ValidationError):
         return ["run.json is damaged or of another version: the frozen layers are unknown"]
+    if is_answer_side(model):  # what was trained, and nothing of the base
+        held = {file.name: hasher.digest(file, "sha256") for file in model.glob(f"*{_WEIGHTS}")}
+        return [] if held == run.shards else ["its weights are not those that run.json names"]
     ours, theirs = (
         {file.stem: hasher.digest(file, "sha256") for file in f.glob(f"*{_WEIGHTS}")} for f in (model, base)
     )

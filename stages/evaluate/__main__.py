@@ -101,7 +101,10 @@ def _predictions(
         for name, said in answers(read_examples(args.prepared, "train"), test).items():
             yield name, Predictions.of_labels(said, test)
     for name, run in records.items():
-        yield name, predictor.predict(args.models / name, name, frozen_layers(run.shards, shards))
+        if run.how.answer_side:
+            yield name, predictor.predict_answer_side(args.models / name, name, run.params.finetune.answer_side)
+        else:
+            yield name, predictor.predict(args.models / name, name, frozen_layers(run.shards, shards))
 
 
 if __name__ == "__main__":

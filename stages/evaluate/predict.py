@@ -1,8 +1,9 @@
 """Lets a model folder answer the test split."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,19 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
+from salf.answer_folder import AnswerSideRecord
+from salf.engine.answer_model import AnswerSideModel, base_network
 from salf.engine.answers import Reader
 from salf.engine.batches import Example, Split, Start
 from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
 from salf.engine.boundary_cache.key import frozen_units
-from salf.engine.models.adapter import CausalModel, open_model
+from salf.engine.boundary_cache.prompts import answer_side
+from salf.engine.models.adapter import CausalModel, open_model, take_apart
 from salf.engine.progress import progress
 from salf.engine.rules import rule_of
 from salf.engine.runtime import Runtime
 from salf.records import PreparedRecord
+from salf.settings import AnswerSide
 from stages.common.params import Evaluate
 from stages.evaluate.scores import Predictions
 
@@ -36,17 +41,32 @@ class Predictor:
     cache: CacheSettings
     test: Sequence[Example]
     prefixes: dict[int, Opened] = field(default_factory=dict)
+    prompts: dict[tuple[int, ...], Opened] = field(default_factory=dict)
 
     def predict(self, folder: Path, name: str, frozen: int | None = None) -> Predictions:
         """Answer with the model in ``folder``, whose embedding and layers 1..frozen are the base's; ``None``: all are.
 
         Layers are quantised as in training, in the base all of them. All are offloaded, since nothing trains.
         """
-        rule = rule_of(self.meta)
         held = self.runtime.frozen(None if self.runtime.frozen_weights == "offload" else frozen)
         model = open_model(folder, self.runtime.device, self.runtime.dtype, frozen=held, base=self.base)
-        reader = Reader(model, self.runtime, rule, self.params.batch_tokens)
         split = Split(self.test, self.meta.shared_prefix_tokens, self._start(model, frozen) if frozen else None)
+        return self._predictions(model, split, name, model.network)
+
+    def predict_answer_side(self, folder: Path, name: str, side: AnswerSide) -> Predictions:
+        """The same with weights that act on answers alone: the base reads the prompts, up to where ``side`` says."""
+        record = AnswerSideRecord.load(folder)
+        base = open_model(self.base, self.runtime.device, getattr(torch, record.base.dtype)).network
+        opened = AnswerSideModel.from_pretrained(folder, base).to(self.runtime.dtype)
+        split = Split(self.test, self.meta.shared_prefix_tokens).after_prompts(side)
+        prompts = self._prompts(opened, split)
+        trained = take_apart(base_network(opened.trained).eval())
+        start = answer_side(trained, self.runtime, split, prompts.source, None, record.boundary)
+        return self._predictions(trained, replace(split, start=start), name, opened)
+
+    def _predictions(self, model: CausalModel, split: Split, name: str, writer: Any) -> Predictions:
+        rule = rule_of(self.meta)
+        reader = Reader(model, self.runtime, rule, self.params.batch_tokens)
         with progress(f"evaluating {name}", len(self.test), "examples") as advance:
             answers = reader.read(split, lambda n: advance(n, ""))
         loss = np.array([answer.loss for answer in answers])
@@ -55,16 +75,16 @@ class Predictor:
             said = [answer.predicted or "" for answer in answers]
             correct = [answer.correct or False for answer in answers]
         else:
-            said = self._written(model, name)
+            said = self._written(writer, split, name)
             correct = self._exact(said)
         return Predictions(said, np.array(correct, float), loss, tokens, [answer.probability for answer in answers])
 
-    def _written(self, model: CausalModel, name: str) -> list[str]:
+    def _written(self, writer: Any, split: Split, name: str) -> list[str]:
         assert self.meta.end_token_id is not None, "free answers end with a token of their own"
         longest, most = self.params.generate_tokens, self.params.batch_tokens
         with progress(f"{name} writes its answers", len(self.test), "examples") as advance:
             return write_answers(
-                model, self._tokenizer, self.test, longest, self.meta.end_token_id, most, lambda n: advance(n, "")
+                writer, self._tokenizer, split, longest, self.meta.end_token_id, most, lambda n: advance(n, "")
             )
 
     def _exact(self, said: Sequence[str]) -> list[bool]:
@@ -76,12 +96,27 @@ class Predictor:
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(str(self.base / "tokenizer.json"))
 
+    def _prompts(self, opened: AnswerSideModel, split: Split) -> Opened:
+        """The test prompts' keys and values by the base model."""
+        boundary = opened.record.boundary
+        place = (boundary, *(split.base_rows or ()))
+        if place not in self.prompts:
+            lora = opened.record.form == "lora"
+            with opened.trained.disable_adapter() if lora else nullcontext():
+                base = take_apart(opened.base)
+                units = frozen_units(self.shards, base.depth)
+                cache = BoundaryCache(self.cache, base, self.runtime, units, split.shared, self.params.batch_tokens)
+                again = partial(open_model, self.base, self.runtime.device, self.runtime.dtype)
+                self.prompts[place] = cache.open_prompts(split, boundary, None, again)
+            print_opened(f"prompts above layer {boundary}", {"test": self.prompts[place]})
+        return self.prompts[place]
+
     def _start(self, model: CausalModel, frozen: int) -> Start:
         if frozen not in self.prefixes:
             units, shared = frozen_units(self.shards, frozen), self.meta.shared_prefix_tokens
             cache = BoundaryCache(self.cache, model, self.runtime, units, shared, self.params.batch_tokens)
             self.prefixes[frozen] = cache.open(self.test)
-            print_opened(f"states behind layer {frozen}", {"test": self.prefixes[frozen]})
+            print_opened(f"boundary states of layer {frozen}", {"test": self.prefixes[frozen]})
         return self.prefixes[frozen].start_for(model)
 
 
@@ -113,9 +148,9 @@ def prediction_rows(predictions: Mapping[str, Predictions], test: Sequence[Examp
 
 @torch.no_grad()
 def write_answers(
-    model: CausalModel,
+    writer: Any,
     tokenizer: Tokenizer,
-    examples: Sequence[Example],
+    split: Split,
     longest: int,
     end: int | None,
     batch_tokens: int,
@@ -123,25 +158,28 @@ def write_answers(
 ) -> list[str]:
     """Generate at most ``longest`` tokens greedily, or what the context has left; prompts of one length share batches.
 
-    ``end`` is the token that ends an answer (in a chat, a turn). The model's own end tokens count too.
+    ``writer`` is a Hugging Face model, or an answer-side model where the base reads the split's prompts. ``end`` is
+    the token that ends an answer (in a chat, a turn). The model's own end tokens count too.
     """
-    answers = [""] * len(examples)
-    settings = model.network.config
+    answers, settings = [""] * len(split), writer.config
     own = settings.eos_token_id
     ends = sorted({one for one in (end, *(own if isinstance(own, list) else [own])) if one is not None})
-    by_length: dict[int, list[int]] = {}
-    for i, example in enumerate(examples):
-        by_length.setdefault(len(example.prompt_ids), []).append(i)
+    by_length: dict[tuple[int, ...], list[int]] = {}
+    for i, example in enumerate(split.examples):
+        read = (split.base_rows[i],) if split.base_rows else ()
+        by_length.setdefault((len(example.prompt_ids), *read), []).append(i)
     # Equal lengths need no padding, and an unpadded prompt is what the model was trained on.
-    for length, members in sorted(by_length.items()):
+    for (length, *before), members in sorted(by_length.items()):
         context = getattr(settings, "max_position_embeddings", None) or length + longest
         room = min(longest, int(context) - length)
         config = GenerationConfig(max_new_tokens=room, do_sample=False, eos_token_id=ends, pad_token_id=end)
         size = max(1, batch_tokens // (length + room))
         for at in range(0, len(members), size):
             index = members[at : at + size]
-            ids = torch.tensor([examples[i].prompt_ids for i in index], device=model.device)
-            written = model.network.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+            ids = torch.tensor([split.examples[i].prompt_ids for i in index], device=next(writer.parameters()).device)
+            options = {"split": before * len(index)} if before else {}
+            asked = {"attention_mask": torch.ones_like(ids), "generation_config": config, **options}
+            written = writer.generate(ids, **asked)
             for i, row in zip(index, written[:, length:].tolist(), strict=True):
                 answers[i] = tokenizer.decode(row, skip_special_tokens=True)
             advance(len(index))

@@ -25,7 +25,7 @@ from stages.common.command import BASE, PREPARED, exit_code, parser_of
 from stages.common.params import Room, load_params
 from stages.finetune.card import Facts, trained_words, write_cards
 from stages.finetune.launch import end_with_launcher, launch
-from stages.finetune.save import Base, save_model
+from stages.finetune.save import Base, save_answer_side_model, save_model
 from stages.finetune.search import Search, best_of_grid
 
 
@@ -120,7 +120,10 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
     before_budget = next((each.before_budget for n, each in plan.boundaries.items() if n == search.method.scope), None)
     with replacing_folder(args.out) as folder:
         named = Base.of(base, room.model.source, args.base)
-        changed = save_model(best.trainable, args.base, folder, named, meta.end_token_id)
+        if found.answer_side is None:
+            changed = save_model(best.trainable, args.base, folder, named, meta.end_token_id)
+        else:
+            changed = save_answer_side_model(best.trainable, folder, named, found.answer_side)
         record = FineTuneRecord(
             schema_version=1,
             method=asked.method,
@@ -159,7 +162,12 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
         seed=args.seed,
         seconds_total=seconds,
         seconds_cache=found.seconds_cache,
-        boundary_states={split: opened.facts for split, opened in found.states.items()},
+        boundary_states={split: opened.facts for split, opened in found.caches.states.items()},
+        **(
+            {"prompts": {split: opened.facts for split, opened in found.caches.prompts.items()}}
+            if found.caches.prompts
+            else {}
+        ),
         seconds_training=sum(steps),
         seconds_per_step=statistics.median(steps),
         peak_memory_bytes=memory,
@@ -203,7 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.epilog = f"{parser.epilog} --method salf --seed 1"
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument(
-        "--method", type=_method, help="a selector or freeze-<k>, alone or with +lora; or lora, first-n, lisa"
+        "--method",
+        type=_method,
+        help="a selector or freeze-<k>, alone or with +answer, +lora or both; or lora, first-n, lisa",
     )
     how.add_argument("--variant", help="an entry of compare.variants: a method with settings of its own")
     parser.add_argument("--seed", type=_seed, required=True, help="seed of the order of examples and of adapters")

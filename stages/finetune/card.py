@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from salf.answer_folder import OPENED_BY
 from salf.files import write_text
 from salf.methods import FIRST_N, LISA, frozen_by_name
 from salf.plan import FreezePlan
@@ -37,18 +38,18 @@ def _model_card(run: FineTuneRecord, plan: FreezePlan, base: BaseRecord, meta: P
     return f"""\
 ---
 base_model: {base.name}
-library_name: transformers
+library_name: {"salf" if run.how.answer_side else "transformers"}
 pipeline_tag: text-generation
 tags: [salf, layer-freezing]
 ---
 
 # {base.name}, fine-tuned by `{run.label}` (seed {run.seed})
 
-Base: {base.name}, {base.origin}.
+Base: {base.name}, {base.origin}.{f" {OPENED_BY}" if run.how.answer_side else ""}
 
 ## Plan
 
-Trained: {trained_words(run, base.layers)} — {run.how.form.trains}; {frozen_words(run, base.layers)}. \
+Trained: {trained_words(run, base.layers)} — {run.how.trains}; {frozen_words(run, base.layers)}. \
 {run.trained_parameters:,} of {run.parameters:,} parameters.
 {head_words(run, tied=plan.model.tied_head)}
 {choice_words(run)} The plan's own choice: {plan.reason}
@@ -74,7 +75,7 @@ see `reports/metrics.json` of the project that made this model.
 - freeze plan: `{run.plan_sha256}`
 - torch {torch.__version__}, transformers {version("transformers")}, peft {version("peft")}
 - peak learning rate {run.learning_rate:g}, parameters: see `run.json`
-- rewritten shards: {", ".join(run.changed_units)}; all others are the base's, byte for byte
+- rewritten shards: {", ".join(run.changed_units) or "none"}; all others are the base's, byte for byte
 - code, machine and times: the project's run records, by `python -m flows.lineage show <this folder>`
 """
 

@@ -8,8 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from salf.answer_folder import AnswerSideRecord
+from salf.engine.answer_model import save_answer_side
 from salf.engine.models.shards import INDEX, group_by_unit, share_file, write_index, write_tensors
-from salf.engine.training.forms import Trainable
+from salf.engine.training.forms import Lora, Trainable
 from salf.files import lasting, read_json, write_json
 from salf.records import BaseRecord
 
@@ -65,6 +67,18 @@ def save_model(trainable: Trainable, base: Path, folder: Path, named: Base, end:
             rewritten.append(unit)
     write_index(folder, units)
     return rewritten
+
+
+def save_answer_side_model(trainable: Trainable, folder: Path, named: Base, record: AnswerSideRecord) -> list[str]:
+    """Write weights that act on answers alone, as ``salf.AnswerSideModel`` opens them; return the units that changed.
+
+    Adapters are never folded into the weights: the base reads the prompts without them.
+    """
+    form = trainable.form
+    weights = record.base.model_copy(update={"source": named.name, "revision": named.revision})
+    record = record.model_copy(update={"base": weights, "form": trainable.method.form.name})
+    save_answer_side(folder, form.adapters if isinstance(form, Lora) else trainable.model.network, record)
+    return [] if isinstance(form, Lora) else trainable.units
 
 
 def _stop_at(end: int, folder: Path, network: PreTrainedModel) -> None:

@@ -4,23 +4,34 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
+from salf.answer_folder import AnswerSideRecord
+from salf.engine.answer_model import describe
 from salf.engine.answers import Reader
 from salf.engine.batches import Split
 from salf.engine.boundary_cache.cache import Opened
 from salf.engine.models.adapter import CausalModel
 from salf.engine.rules import Rule
 from salf.engine.training.checkpoint import Checkpoint, Training
-from salf.engine.training.costs import equal_compute_epochs
+from salf.engine.training.costs import Costs, equal_compute_epochs
 from salf.engine.training.forms import Trainable
 from salf.engine.training.loop import READ_TOKENS, DivergedError, train, validate
 from salf.engine.training.scope import Scope, scope_of
 from salf.engine.training.step import Job
-from salf.engine.training.workbench import Splits, Workbench, begin_at
+from salf.engine.training.workbench import Splits, Workbench, begin_after, begin_at
+from salf.errors import UserError
 from salf.methods import Method
 from salf.plan import FreezePlan
 from salf.rate_choice import Tried, choose
 from salf.records import GridRate
+
+
+class Caches(NamedTuple):
+    """What was computed before the first step, by split."""
+
+    states: dict[str, Opened]  # boundary states, if layers are frozen
+    prompts: dict[str, Opened]  # the prompts' keys and values, for methods that train answers alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +60,52 @@ class Search:
         """The grid, ascending."""
         return self.bench.settings.rates(self.method.name, self.scope.boundary)
 
-    @property
+    @cached_property
     def splits(self) -> Splits:
         """The splits that a training reads; a grid of several rates is scored on the test split."""
         splits = {"training": self.training, "validation": self.validation}
-        return {**splits, "test": self.test} if len(self.rates) > 1 else splits
+        splits |= {"test": self.test} if len(self.rates) > 1 else {}
+        side = self.bench.settings.answer_side
+        return (
+            {name: split.after_prompts(side) for name, split in splits.items()} if self.method.answer_side else splits
+        )
 
-    def epochs(self, *, uncached: bool) -> int:
+    def epochs(self, ours: Costs) -> int:
         """The epochs in the settings, or with ``equal_compute`` as many as the FLOPs of full fine-tuning pay for."""
-        bench = self.bench
+        bench, split = self.bench, self.splits["training"]
         if not bench.settings.equal_compute:
             return bench.settings.epochs
         full = bench.costs(Scope.above(0, self.scope.depth))
-        ours = bench.costs(self.scope, self.method.form.counted_as, uncached=uncached)
-        return equal_compute_epochs(full, ours, self.training, bench.settings, self.seed, bench.processes.count)
+        return equal_compute_epochs(full, ours, split, bench.settings, self.seed, bench.processes.count)
 
-    def open_states(self, model: CausalModel) -> dict[str, Opened]:
-        """The boundary states of the splits; none where nothing is frozen."""
-        if self.scope.boundary == 0:
-            return {}
-        return self.bench.open_states(model, self.scope.boundary, self.splits)
+    def open_caches(self, model: CausalModel) -> Caches:
+        """The boundary states of the splits, none where nothing is frozen; and their prompts, for answers alone."""
+        bench, boundary = self.bench, self.scope.boundary
+        if self.method.answer_side and (held := bench.runtime.frozen_weights) != "whole":
+            raise UserError(f"method {self.name}: it needs device.frozen_weights = whole, which is {held}")
+        states = bench.open_states(model, boundary, self.splits) if boundary else {}
+        prompts = bench.open_prompts(model, boundary, self.splits, states) if self.method.answer_side else {}
+        return Caches(states, prompts)
+
+    def costs(self, caches: Caches) -> Costs:
+        """What counts the FLOPs of a training."""
+        off = {
+            name: bool(opened) and opened["training"].origin == "off"
+            for name, opened in (("uncached", caches.states), ("prompts_uncached", caches.prompts))
+        }
+        return self.bench.costs(self.scope, self.method.form.counted_as, **off)
+
+    def describe(self, model: CausalModel) -> AnswerSideRecord:
+        """What a folder says of the base model, before it trains, and of the prompts that it reads."""
+        split = self.splits["training"]
+        prompts = zip((example.prompt_ids for example in split.examples), split.base_rows or (), strict=True)
+        return describe(model.network, self.scope.boundary, list(prompts))
+
+    def begun(self, caches: Caches, model: CausalModel) -> Splits:
+        """The splits with their starts."""
+        if not caches.prompts:
+            return begin_at(caches.states, self.splits, model)
+        return begin_after(caches.prompts, caches.states, self.splits, model, self.bench.runtime, self.scope.boundary)
 
 
 @dataclass(frozen=True)
@@ -89,17 +126,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Found:
-    """The candidate that won, and every rate's results; ``states`` tells where passes over a split began, if frozen."""
+    """The candidate that won, and every rate's results."""
 
     epochs: int
     best: Candidate
     grid: list[GridRate]
-    states: dict[str, Opened]
+    caches: Caches
+    answer_side: AnswerSideRecord | None  # what the folder of a model says whose weights act on answers alone
 
     @property
     def seconds_cache(self) -> float:
-        """Seconds of the frozen pass over the training split, whoever ran it: a method pays for it, as with FLOPs."""
-        return self.states["training"].seconds_computing if self.states else 0.0
+        """Seconds of the passes over the training split before training, whoever ran them: a method pays for them."""
+        return sum(opened["training"].seconds_computing for opened in self.caches if opened)
 
 
 def best_of_grid(search: Search) -> Found:
@@ -112,8 +150,9 @@ def best_of_grid(search: Search) -> Found:
         UserError: the method cannot be trained here, has no learning rate, or diverges at all of them; says why.
     """
     rates, model = search.rates, search.bench.open(search.scope.boundary)
-    states = search.open_states(model)
-    epochs = search.epochs(uncached=_uncached(states))
+    caches = search.open_caches(model)
+    epochs = search.epochs(search.costs(caches))
+    record = search.describe(model) if search.method.answer_side else None
     candidate: Candidate | None = None
     tried: list[Tried] = []
     grid: list[GridRate] = []
@@ -123,7 +162,7 @@ def best_of_grid(search: Search) -> Found:
             del model  # before the next one is opened
             model = search.bench.open(search.scope.boundary)
         try:
-            candidate = _train_one(search, model, states, rate, epochs)
+            candidate = _train_one(search, model, caches, rate, epochs)
         except DivergedError as fault:
             if not tried and rate == rates[-1]:
                 raise
@@ -136,13 +175,13 @@ def best_of_grid(search: Search) -> Found:
     if candidate is None or candidate.rate != best.rate:
         candidate = None
         del model
-        candidate = _train_one(search, search.bench.open(search.scope.boundary), states, best.rate, epochs)
+        candidate = _train_one(search, search.bench.open(search.scope.boundary), caches, best.rate, epochs)
     if len(rates) > 1 and best.rate in (rates[0], rates[-1]):
         print(
             f"{search.name}: the best learning rate, {best.rate:g}, is at the edge of its grid; "
             "widen finetune.learning_rate"
         )
-    return Found(epochs, candidate, grid, states)
+    return Found(epochs, candidate, grid, caches, record)
 
 
 def _outcome(search: Search, rate: float, candidate: Candidate | None) -> GridRate:
@@ -157,13 +196,13 @@ def _outcome(search: Search, rate: float, candidate: Candidate | None) -> GridRa
     return GridRate(rate=rate, **found)
 
 
-def _train_one(search: Search, model: CausalModel, states: dict[str, Opened], rate: float, epochs: int) -> Candidate:
+def _train_one(search: Search, model: CausalModel, caches: Caches, rate: float, epochs: int) -> Candidate:
     """Train at one rate; one that was trained before is read back."""
     bench, scope = search.bench, search.scope
     search.plan.check(model.network)
     steps = epochs * math.ceil(len(search.training) / bench.settings.batch_size)
     trainable = Trainable.of(model, search.method, scope, bench.settings, search.seed, steps)
-    splits = begin_at(states, search.splits, model)
+    splits = search.begun(caches, model)
     job = Job(
         name=f"{search.name} at rate {rate:g}",
         trainable=trainable,
@@ -171,7 +210,7 @@ def _train_one(search: Search, model: CausalModel, states: dict[str, Opened], ra
         training=splits["training"],
         validation=splits["validation"],
         rule=search.rule,
-        costs=bench.costs(scope, search.method.form.counted_as, uncached=_uncached(states)),
+        costs=search.costs(caches),
         settings=bench.settings,
         rate=rate,
         seed=search.seed,
@@ -183,7 +222,3 @@ def _train_one(search: Search, model: CausalModel, states: dict[str, Opened], ra
     if len(search.rates) > 1:
         Checkpoint(job.checkpoint, trainable.parameters, writes=bench.processes.main).save(training)
     return Candidate(rate, trainable, training, splits.get("test"))
-
-
-def _uncached(states: dict[str, Opened]) -> bool:
-    return bool(states) and states["training"].origin == "off"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from salf.methods import Method, checked, frozen_by_name, method_of, rate_entry
+from salf.methods import WORDS, Method, Word, checked, frozen_by_name, method_of, rate_entry
 
 SELECTORS = ("salf", "full", "none", "last-n", "random")
 
@@ -18,6 +18,8 @@ SELECTORS = ("salf", "full", "none", "last-n", "random")
         ("freeze-0", Method("freeze-0"), 0),
         ("freeze-17", Method("freeze-17"), 17),
         ("freeze-8+lora", Method("freeze-8", ("lora",)), 8),
+        ("full+answer", Method("full", ("answer",)), 0),
+        ("freeze-8+answer+lora", Method("freeze-8", ("answer", "lora")), 8),
         ("first-n", Method("first-n"), 0),
         ("lisa", Method("lisa"), 0),
     ],
@@ -42,6 +44,25 @@ def test_methods_that_train_weights_alone_take_no_adapters(name):
         checked(name, SELECTORS)
 
 
+@pytest.mark.parametrize("name", ["first-n+answer", "lisa+answer"])
+def test_positions_need_a_boundary(name):
+    with pytest.raises(ValueError, match="cannot be combined with answer: leave out"):
+        checked(name, SELECTORS)
+
+
+@pytest.mark.parametrize("name", ["full+lora+answer", "full+all", "full+answer+answer"])
+def test_words_stand_in_the_order_of_their_slots_and_plain_ones_are_not_written(name):
+    with pytest.raises(ValueError, match="no such method"):
+        checked(name, SELECTORS)
+
+
+def test_words_that_were_not_shown_to_fit_answers_are_refused(monkeypatch):
+    monkeypatch.setitem(WORDS, "pace", Word("pace", "objective", "x:y"))
+    assert checked("full+pace", SELECTORS)
+    with pytest.raises(ValueError, match="pace has not been shown to work with answer: leave out"):
+        checked("full+answer+pace", SELECTORS)
+
+
 def test_only_a_plain_number_of_layers_is_frozen_by_name():
     assert [frozen_by_name(scope) for scope in ("freeze-12", "freeze-012", "freeze", "full")] == [12, None, None, None]
 
@@ -59,12 +80,18 @@ def test_only_a_plain_number_of_layers_is_frozen_by_name():
         ("full+lora", 0, "lora"),
         ("freeze-8+lora", 8, "salf+lora"),
         ("freeze-0+lora", 0, "lora"),
+        ("freeze-8+answer", 8, "salf+answer"),
+        ("freeze-0+answer", 0, "full+answer"),
     ],
 )
 def test_a_method_takes_its_own_rate_or_that_of_the_nearest_kind(name, boundary, entry):
-    assert rate_entry(name, boundary, ["full", "salf", "lora", "salf+lora", "freeze-8"]) == entry
+    assert (
+        rate_entry(name, boundary, ["full", "salf", "lora", "salf+lora", "freeze-8", "full+answer", "salf+answer"])
+        == entry
+    )
 
 
 def test_without_an_entry_there_is_no_rate():
     assert rate_entry("freeze-9", 9, ["full", "lora", "salf+lora"]) is None
     assert rate_entry("freeze-9+lora", 9, ["full", "salf", "lora"]) is None
+    assert rate_entry("full+answer+lora", 0, ["full", "lora", "full+answer"]) is None

@@ -60,6 +60,11 @@ class Opened:
         how = f"continued from layer {self.begun}" if self.origin == "continued" else self.origin
         return f"{amount(self.size)} {how}, cached {self.kept} ({self.reason})"
 
+    @property
+    def rows(self) -> BoundaryStates | None:
+        """The boundary states; ``None`` where frozen layers run for every batch."""
+        return self.start if isinstance(self.start, BoundaryStates) else None
+
     def start_for(self, model: CausalModel) -> Start:
         """The start for another model with the same frozen layers."""
         if isinstance(self.start, BoundaryStates):
@@ -126,24 +131,23 @@ class BoundaryCache:
         opened = _Opening(self, examples, layout, key).opened()
         return replace(opened, seconds=time.perf_counter() - began)
 
-    def open_prompts(self, split: Split, states: Opened | None, base: Callable[[], CausalModel]) -> Opened:
-        """Where passes over the answer side of ``split`` find the prompts' keys and values; of all layers are ``units``.
+    def open_prompts(
+        self, split: Split, boundary: int, states: Opened | None, base: Callable[[], CausalModel]
+    ) -> Opened:
+        """Where passes over the answer side of ``split`` find the prompts' keys and values; ``units`` are all layers'.
 
-        ``states``: those of its whole examples at a boundary, if layers are frozen. ``base`` opens the base model once
-        more, where its layers have to read the prompts of every batch. See :meth:`open`.
+        They are those of the layers above ``boundary``, computed from ``states`` of whole examples there, or from the
+        embeddings. ``base`` opens the base model once more, should it have to read the prompts of every batch.
         """
         began, rows = time.perf_counter(), split.base_rows
         assert rows is not None, "examples that were split at their prompts' ends"
-        start = None
-        if states is not None and isinstance(states.start, BoundaryStates):
-            start = replace(states.start, layout=before(states.start.layout, rows))
-        columns = Columns.of(self.model, self.runtime, states.start.space if states else 0)
+        start = replace(states.rows, layout=before(states.rows.layout, rows)) if states and states.rows else None
+        columns = Columns.of(self.model, self.runtime, boundary)
         prompts = prompts_of(split.examples, rows)
         layout = Layout.of(prompts, self.shared, self.batch_tokens)
         key = Key.of(self.model, self.runtime, self.units, prompts, self.shared, self.batch_tokens)
-        key = key.with_keys_values(columns.first)
-        opening = _PromptOpening(self, prompts, layout, key, columns, start, base)
-        opened = opening.opened() if start or not columns.first else opening.off("the frozen layers run for every batch")
+        key = key.with_keys_values(boundary, boundary if start else 0)
+        opened = _PromptOpening(self, prompts, layout, key, columns, start, base).opened()
         return replace(opened, seconds=time.perf_counter() - began)
 
 
@@ -315,15 +319,6 @@ class _PromptOpening(_Opening):
         cache = self.cache
         start = PromptLayers.of_model(self.base(), cache.runtime, cache.model.depth, self._prefix)
         return Opened(start, "off", 0, "nowhere", self.size, 0.0, reason)
-
-    def _found(self, reason: str) -> Opened | None:
-        """Also those of a shallower boundary, which has these layers and more."""
-        first = self.columns.first
-        for boundary in range(first, -1, -1) if self.key.whole else (first,):
-            if (found := self.folder.find(self.key.with_keys_values(boundary))) is not None:
-                rows = found.rows[:, -self.columns.width :]
-                return Opened(self._states(rows), "reused", first, "on disk", self.size, found.seconds, reason)
-        return None
 
     def _continued(self) -> Timed:
         return self._parts()

@@ -69,14 +69,9 @@ class Key:
         """Hex SHA-256 of all of it."""
         return digest_of({"units": self.units, **self.given})
 
-    @property
-    def whole(self) -> bool:
-        """Whether frozen layers compute with whole weights: then it changes nothing which ones are frozen."""
-        return not self.given["frozen"]
-
-    def with_keys_values(self, first: int) -> Self:
-        """The key of keys and values at the layers above ``first``."""
-        return replace(self, given={**self.given, "keys_values": first})
+    def with_keys_values(self, boundary: int, begun: int) -> Self:
+        """The key of keys and values at the layers above a boundary, computed from space ``begun`` on."""
+        return replace(self, given={**self.given, "keys_values": [boundary, begun]})
 
     def at(self, boundary: int) -> Self:
         """The key of the same examples at a shallower boundary."""

@@ -28,25 +28,47 @@ class Costs:
     rank: int = 0  # of adapters
     recompute: bool = False  # the trained layers run a second time for back-propagation (gradient checkpointing)
     uncached: bool = False  # the frozen layers run for every batch instead of once for all epochs
+    prompts_uncached: bool = False  # so do all layers over the prompts that the base reads before answers
 
     def step(self, parts: Sequence[Batch], number: int = 0) -> Flops:
         """Optimizer step ``number``, from 0, above the boundary; the shared prefix runs once with every part."""
         return sum((self._pass(batch, number) for batch in parts), Flops())
 
     def frozen(self, split: Split) -> int:
-        """The frozen layers before the first step: over all examples, or over the shared prefix alone."""
-        if self.uncached:
-            queries, attended = split.shared, split.shared * (split.shared + 1) // 2
-        else:
-            queries, attended, _, _ = self._whole(split)
-        return cost.forward_flops(self.shape, self.scope.boundary, queries, attended)
+        """What is computed before the first step: over all examples, or over the shared prefix alone.
+
+        The frozen layers, where there are some; and where answers alone train, the others over their prompts.
+        """
+        boundary, depth = self.scope.boundary, self.shape.layers
+        square = split.shared * (split.shared + 1) // 2
+        flops = 0
+        if boundary and self.uncached:
+            flops += cost.forward_flops(self.shape, boundary, split.shared, square)
+        elif boundary:
+            queries, attended, _, _ = self._whole(Split(split.examples, split.shared))
+            flops += cost.forward_flops(self.shape, boundary, queries, attended)
+        if split.base_rows:
+            layers = depth if self.prompts_uncached or self.uncached else depth - boundary
+            flops += cost.forward_flops(self.shape, layers, split.shared, square)
+            if not self.prompts_uncached:
+                flops += self._prompts(split.batch(range(len(split))), layers)
+        return flops
+
+    def _prompts(self, batch: Batch, layers: int) -> int:
+        """Keys and values of a batch's prompts at the last ``layers`` layers, the shared prefix walked before."""
+        prompts = batch.prompts
+        if prompts is None:
+            return 0
+        return cost.keys_values_flops(self.shape, layers, prompts.ids.numel(), prompts.attended)
 
     def reading(self, split: Split) -> int:
         """Reading all answers above the boundary once, as validation does."""
         boundary = self.scope.boundary
         queries, attended, positions, seen = self._whole(split)
         flops = 0
-        if self.shape.packed:  # the prefix is walked by itself, through all of the last layer too
+        if (
+            self.shape.packed and not split.base_rows
+        ):  # the prefix is walked by itself, through all of the last layer too
             square = split.shared * (split.shared + 1) // 2
             flops += cost.forward_flops(self.shape, self.shape.layers - boundary, split.shared, square)
             queries, attended = queries - split.shared, attended - square
@@ -74,11 +96,14 @@ class Costs:
             method=self.technique,
             rank=self.rank,
             recompute=self.recompute,
+            embeddings=self.scope.embeddings,
         )
         flops += Flops(backward=-self._spared(batch, number))
         if self.uncached:  # a packed prefix was walked before
             own = (batch.ids.numel(), batch.attended) if self.shape.packed else (queries, attended)
             flops += Flops(cost.forward_flops(self.shape, self.scope.boundary, *own))
+        if self.prompts_uncached:
+            flops += Flops(self._prompts(batch, self.shape.layers))
         return flops
 
     def _spared(self, batch: Batch, number: int) -> int:
@@ -97,6 +122,8 @@ class Costs:
 def _sums(shape: ModelShape, batch: Batch) -> tuple[int, int]:
     """Tokens, and the keys that they see; a padded batch has a copy of the prefix in every row."""
     shared = batch.shared
+    if batch.prompts is not None:
+        return batch.ids.numel(), batch.attended
     if not shape.packed:
         rows, longest = len(batch.lengths), shared + max(batch.lengths)
         return rows * longest, rows * longest * (longest + 1) // 2
@@ -124,19 +151,19 @@ def equal_compute_epochs(
     ``full`` counts full fine-tuning, ``costs`` the method; ``seed`` orders the examples.
     """
 
-    def per_epoch(counted: Costs) -> Iterator[int]:
+    def per_epoch(counted: Costs, examples: Split) -> Iterator[int]:
         number = 0
-        for epoch in epoch_batches(split, settings, seed, processes):
+        for epoch in epoch_batches(examples, settings, seed, processes):
             total = 0
             for parts in epoch:
                 total += counted.step(parts, number).total
                 number += 1
             yield total
 
-    allowed = sum(islice(per_epoch(full), settings.epochs))
-    spent = costs.frozen(split) if costs.scope.boundary else 0
+    allowed = sum(islice(per_epoch(full, Split(split.examples, split.shared)), settings.epochs))
+    spent = costs.frozen(split)
     epochs = 0
-    for flops in per_epoch(costs):
+    for flops in per_epoch(costs, split):
         spent += flops
         if spent > allowed:
             break

@@ -45,7 +45,8 @@ class Weights:
     ) -> None:
         named = dict(model.network.named_parameters())
         above = trained_names(named, model.family, scope.boundary, tied_head=model.tied_head)
-        units = {"embedding", *(layer_unit(layer, model.depth) for layer in layers), *["final"] * scope.final}
+        units = {*["embedding"] * scope.embeddings, *(layer_unit(layer, model.depth) for layer in layers)}
+        units |= {"final"} if scope.final else set()
         self.names = {name for name in above if model.family.unit_of(name, model.depth) in units}
         for name, parameter in named.items():
             parameter.requires_grad = name in self.names

@@ -52,7 +52,7 @@ class _Run:
             60 * self.settings.checkpoint_minutes,
             writes=job.processes.main,
         )
-        frozen = job.costs.frozen(job.training) if job.costs.scope.boundary else 0
+        frozen = job.costs.frozen(job.training)
         self.done = self.kept.resume(Training(flops=frozen))
         self.per_epoch = math.ceil(len(job.training) / self.settings.batch_size)
         self.total = self.per_epoch * (job.epochs or self.settings.epochs)

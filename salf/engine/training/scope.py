@@ -1,6 +1,7 @@
 """The layers that a method trains, and when; :mod:`salf.parameters` decides which parameters train above a boundary.
 
-Most methods train everything above their boundary. Two do not:
+Most methods train everything above their boundary. With answer positions alone (``+answer``) the embeddings, and a
+head tied to them, stay the base's even where nothing else is frozen. Two scopes differ:
 
 - ``first-n`` is a control. Embeddings and layers 1..n train. It trains few parameters and saves almost nothing,
   because back-propagation passes through all layers.
@@ -9,7 +10,7 @@ Most methods train everything above their boundary. Two do not:
   authors' experiments (github.com/OptimalScale/LMFlow, issue 729 and the trainer there).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -50,6 +51,7 @@ class Scope:
     boundary: int  # layers 1..boundary and the embeddings are frozen; with 0 the embeddings may train
     layers: tuple[int, ...]  # numbers, from 1, of the layers that may train
     final: bool = True  # the final norm may train, and a head with weights of its own
+    embeddings: bool = True  # with boundary 0 the embeddings may train, and a head tied to them
     draws: LayerDraws | None = None  # which of ``layers`` train at which step; ``None``: all of them
 
     @classmethod
@@ -86,4 +88,9 @@ def scope_of(method: Method, plan: FreezePlan, settings: Finetune, seed: int, fi
     boundary = plan.boundary_of(method.scope)
     if method.form.layers_alone and boundary == depth:
         raise UserError(f"method {method.name}: the plan freezes all {depth} layers, so {method.form.name} has none")
-    return Scope.above(boundary, depth)
+    if not method.answer_side:
+        return Scope.above(boundary, depth)
+    if boundary == depth:
+        raise UserError(f"method {method.name}: the plan freezes all {depth} layers; leave out +answer")
+    # The base reads prompts with its own embeddings; answers that read others would need a second table of them.
+    return replace(Scope.above(boundary, depth), embeddings=False)

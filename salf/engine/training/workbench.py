@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +10,7 @@ from salf.cost import Technique
 from salf.engine.batches import Split
 from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
 from salf.engine.boundary_cache.key import frozen_units
+from salf.engine.boundary_cache.prompts import answer_side
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.runtime import Runtime
 from salf.engine.training.costs import Costs
@@ -42,26 +43,41 @@ class Workbench:
         """Open the base model to train above a boundary; nothing trains yet."""
         return open_model(self.base, self.runtime.device, frozen=self.runtime.frozen(boundary))
 
-    def costs(self, scope: Scope, technique: Technique = "weights", *, uncached: bool = False) -> Costs:
-        """The counter of a training's FLOPs; ``uncached``: the frozen layers run for every batch."""
+    def costs(
+        self, scope: Scope, technique: Technique = "weights", *, uncached: bool = False, prompts_uncached: bool = False
+    ) -> Costs:
+        """The counter of a training's FLOPs; ``uncached``: the frozen layers run for every batch, or the prompts do."""
         recompute, rank = self.settings.gradient_checkpointing, self.settings.lora_rank
-        return Costs(self.shape, scope, technique, rank, recompute, uncached)
+        return Costs(self.shape, scope, technique, rank, recompute, uncached, prompts_uncached)
 
     def open_states(self, model: CausalModel, boundary: int, splits: Splits) -> dict[str, Opened]:
         """The boundary states of every split above 1 frozen layer or more; prints where they are and why."""
-        shared = next(iter(splits.values())).shared
-        cache = BoundaryCache(
+        opened = {name: self._cache(model, boundary, split).open(split.examples) for name, split in splits.items()}
+        print_opened(f"boundary states of layer {boundary}", opened)
+        return opened
+
+    def open_prompts(
+        self, model: CausalModel, boundary: int, splits: Splits, states: Mapping[str, Opened]
+    ) -> dict[str, Opened]:
+        """The prompts' keys and values of every split at the layers above a boundary; prints where they are and why."""
+        base = cache(lambda: self.open(boundary))
+        opened = {
+            name: self._cache(model, model.depth, split).open_prompts(split, boundary, states.get(name), base)
+            for name, split in splits.items()
+        }
+        print_opened(f"prompts above layer {boundary}", opened)
+        return opened
+
+    def _cache(self, model: CausalModel, layers: int, split: Split) -> BoundaryCache:
+        return BoundaryCache(
             CacheSettings.of(self.settings.cache, self.settings.cache_folder, self.settings.cache_gib),
             model,
             self.runtime,
-            frozen_units(read_json(self.base / "base.json")["shards"], boundary),
-            shared,
+            frozen_units(read_json(self.base / "base.json")["shards"], layers),
+            split.shared,
             CACHE_BATCH_TOKENS,
             self.processes if self.processes.count > 1 else None,
         )
-        opened = {name: cache.open(split.examples) for name, split in splits.items()}
-        print_opened(boundary, opened)
-        return opened
 
 
 def begin_at(states: Mapping[str, Opened], splits: Splits, model: CausalModel) -> dict[str, Split]:
@@ -69,3 +85,20 @@ def begin_at(states: Mapping[str, Opened], splits: Splits, model: CausalModel) -
     if not states:
         return dict(splits)
     return {name: replace(split, start=states[name].start_for(model), places=None) for name, split in splits.items()}
+
+
+def begin_after(
+    prompts: Mapping[str, Opened],
+    states: Mapping[str, Opened],
+    splits: Splits,
+    model: CausalModel,
+    runtime: Runtime,
+    boundary: int,
+) -> dict[str, Split]:
+    """The splits with starts after their prompts, which the base has read; ``model`` is the one that trains."""
+    begun = {}
+    for name, split in splits.items():
+        rows = states[name].rows if name in states else None
+        start = answer_side(model, runtime, split, prompts[name].source, rows, boundary)
+        begun[name] = replace(split, start=start, places=None)
+    return begun

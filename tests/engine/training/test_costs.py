@@ -7,9 +7,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from salf import cost
 from salf.cost import Flops
-from salf.engine.answers import Embeddings, Reader, training_logits
+from salf.engine.answers import Embeddings, Reader, answer_side_states, training_logits
 from salf.engine.batches import Batch, Split
+from salf.engine.boundary_cache.prompts import PromptLayers, answer_side, cache_prompts
 from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import CausalModel
 from salf.engine.training.costs import Costs, cut
@@ -164,3 +166,54 @@ def test_a_reading_costs_what_pytorch_counts(boundary):
         Costs(shape, Scope.above(boundary, 4)).reading(Split(examples, SHARED)) - 4 * shape.attention_width * seen
     )
     assert counter.get_total_flops() == expected
+
+
+BASE_ROWS = (4, 7, 5)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("kept", ["cached", "prompts for every batch", "everything for every batch"])
+@pytest.mark.parametrize(("technique", "boundary"), [("weights", 0), ("weights", 2), ("lora", 0), ("lora", 3)])
+def test_answers_alone_cost_what_pytorch_counts(technique, boundary, kept, recompute, monkeypatch):
+    """Before the first step, and in one; PyTorch does not count its fused attention on a CPU: neither do we here."""
+    monkeypatch.setattr(cost, "_attention_flops", lambda *_: 0)
+    base, _ = made(0, "weights")
+    model, shape = made(boundary, technique)
+    if technique == "weights":
+        freeze_below(model.network, boundary, keep_head=False)
+    split = Split(EXAMPLES, SHARED, base_rows=BASE_ROWS)
+    states, source = None, None
+    with FlopCounterMode(display=False) as counter:
+        if boundary and kept != "everything for every batch":
+            states = cache_boundary(base, RUNTIME, EXAMPLES, SHARED, boundary, batch_tokens=99)
+        if kept == "cached":
+            source = cache_prompts(base, RUNTIME, split, 99, states)
+        else:
+            source = PromptLayers.of_model(base, RUNTIME, 4, split.prefix)
+    uncached = {"uncached": states is None, "prompts_uncached": kept != "cached"}
+    costs = Costs(
+        shape,
+        Scope(4, boundary, tuple(range(boundary + 1, 5)), embeddings=False),
+        technique,
+        RANK,
+        recompute,
+        **uncached,
+    )
+    probe = (
+        kept == "cached" and 2 * sum(part.products for part in shape.layer.maps) * 3
+    )  # one token, to learn the sizes
+    last = kept == "cached" and 2 * sum(part.products for part in shape.layer.maps if part.role != "other")
+    walked_twice = kept == "everything for every batch"
+    assert counter.get_total_flops() - probe - last == costs.frozen(split) - walked_twice * cost.forward_flops(
+        shape, boundary, SHARED, 0
+    )
+
+    start = answer_side(model, RUNTIME, split, source, states, boundary)
+    parts = [split.batch(part) for part in cut(range(len(EXAMPLES)), 2)]
+    done = counted_passes(
+        lambda: [model.logits(answer_side_states(model, start, part, recompute=recompute)) for part in parts]
+    )
+    total = Flops()
+    for part in parts:
+        total += costs.step([part])
+    assert done == total
