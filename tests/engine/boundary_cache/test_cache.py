@@ -129,7 +129,7 @@ def test_auto_with_a_full_disk_makes_do_with_memory(task, machine, monkeypatch):
 
 
 def test_auto_whose_room_is_taken_by_another_makes_do_with_memory(task, machine, monkeypatch):
-    def taken(_folder, _size):
+    def taken(*_):
         raise UserError("another run took the room")
 
     monkeypatch.setattr(CacheFolder, "make_room", taken)
