@@ -98,7 +98,7 @@ class Packing:
         return _to_grid(own, self.slots, self.sequences, self.longest)
 
     def visible(self, steps: Tensor, most: int, window: int) -> Tensor:
-        """Mask of the keys that ``most`` own tokens of each sequence see, at ``steps`` [B · most]: [B, 1, most, P + T]."""
+        """Mask of the keys that ``most`` own tokens a sequence see, at ``steps`` [B · most]; [B, 1, most, keys]."""
         positions = steps + self.past
         return _visible(positions, self.past + self.longest, window).view(self.sequences, 1, most, -1)
 

@@ -185,7 +185,7 @@ def test_half_of_the_free_memory_is_left_to_training():
 def test_what_was_done_is_said_in_one_line(task, machine, capsys):
     opened = {"training": task.open("auto"), "validation": task.open("off")}
     capsys.readouterr()
-    print_opened(2, opened)
+    print_opened("boundary states of layer 2", opened)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(
         "boundary states of layer 2: training 0.0 MiB computed, cached in memory and on disk (for other runs)"
