@@ -5,10 +5,12 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Final
 
 from salf.files import code_hashes, digest_of, work_folder, write_json
 from salf.ledger import Machine
 from salf.settings import Device
+from stages.bench.answer_side import measure_answer_side, print_answer_side
 from stages.bench.contender import Kept
 from stages.bench.measure import measure, task_of
 from stages.bench.prefix import measure_prefix, print_prefix
@@ -18,6 +20,12 @@ from stages.bench.workloads import EMBEDDED, SHAPES
 from stages.common.benchmark import Benchmark
 from stages.common.command import exit_code
 from stages.common.params import Room
+
+# What is measured alone: how, how it is printed, and on how many examples.
+_PARTS: Final[dict[str, tuple[Any, Any, int]]] = {
+    "prefix": (measure_prefix, print_prefix, 240),
+    "answer-side": (measure_answer_side, print_answer_side, 48),
+}
 
 
 class BenchRoom(Room):
@@ -30,18 +38,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare this project with what people use, and write the measurements."""
     args = _arguments(argv)
     device = BenchRoom.load().device
-    alone = args.only == "prefix"
-    out = args.out or Path("reports/prefix-benchmark.json" if alone else "reports/benchmark.json")
-    plan = None if alone else _plan(args)
+    out = args.out or Path("reports", f"{args.only}-benchmark.json" if args.only else "benchmark.json")
+    plan = None if args.only else _plan(args)
     asked = {name: str(value) for name, value in vars(args).items()}
     facts = {"device": device.model_dump(), "machine": Machine.here().model_dump(), "code": code_hashes()}
     unfinished = work_folder(out, digest_of({"plan": repr(plan), "asked": asked, **facts}))
     if plan is None:
         task, _ = task_of((args.models or [EMBEDDED])[0], unfinished, args.batch_size, device)
         kept = Kept(unfinished / "measured.json")
-        prefix = measure_prefix(task, args.examples, args.repeats or 3, kept, unfinished)
-        write_json(out, prefix.model_dump(mode="json"))
-        print_prefix(prefix)
+        measure_part, print_part, examples = _PARTS[args.only]
+        part = measure_part(task, args.examples or examples, args.repeats or 3, kept, unfinished)
+        write_json(out, part.model_dump(mode="json"))
+        print_part(part)
         print(f"benchmark: {out}")
     else:
         benchmark = measure(plan, device, unfinished)
@@ -89,15 +97,22 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="example: python -m stages.bench --quick --out reports/benchmark-quick.json",
     )
     names = [EMBEDDED, *SHAPES]
-    parser.add_argument("--only", choices=["prefix"], help="measure the cached prefix in a Trainer, and nothing else")
-    parser.add_argument("--examples", type=int, default=240, help="of --only prefix, per epoch (default: 240)")
+    parser.add_argument(
+        "--only",
+        choices=_PARTS,
+        help="measure the cached prefix, or answer-side tuning, in a Trainer, and nothing else",
+    )
+    counts = ", ".join(f"{name} {examples}" for name, (*_, examples) in _PARTS.items())
+    parser.add_argument("--examples", type=int, help=f"of --only, per epoch (default: {counts})")
     parser.add_argument("--quick", action="store_true", help="the short form: a small model, fewer points")
     parser.add_argument("--models", nargs="+", choices=names, help=f"default: {EMBEDDED} 12x1024 (quick: 6x384)")
     parser.add_argument("--batch-size", type=int, default=8, help="examples per batch, for all contenders (default: 8)")
     parser.add_argument("--repeats", type=int, help="rounds (default: 3; quick: 2)")
     parser.add_argument("--minutes", type=float, default=40, help="target duration of the full form (default: 40)")
     parser.add_argument(
-        "--out", type=Path, help="file to write (default: reports/benchmark.json, or prefix-benchmark.json)"
+        "--out",
+        type=Path,
+        help="file to write (default: reports/benchmark.json, with --only reports/<part>-benchmark.json)",
     )
     return parser.parse_args(argv)
 

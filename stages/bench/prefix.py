@@ -1,11 +1,11 @@
 """The public cached prefix (``salf.prefix_states``, ``salf.suffix``) in a Trainer, and the same Trainer without it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -23,22 +23,37 @@ EPOCHS: Final = (1, 3, 5)
 Run = tuple[int, bool]  # boundary; whether its states are cached
 
 
-class PrefixTrainer(HuggingFaceTrainer):
-    """The Trainer over boundary states, or over tokens with the same layers frozen."""
+class CachedTrainer(HuggingFaceTrainer):
+    """The Trainer over something cached."""
 
     sampling = "random"  # grouping by length reads the lengths off tokens
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the Trainer multiplies in bfloat16."""
+        return self.runtime.dtype == torch.bfloat16
+
+    def train_cached(self, prepared: Callable[[], tuple[Any, Any, Any]], epochs: int) -> Lap:
+        """Train the model, dataset and collator that are ``prepared``, which the clock includes; its share is first."""
+        began = now(self.device)
+        trained = prepared()
+        before = now(self.device) - began
+        return Lap([before, *(before + lap for lap in self.train(*trained, epochs))], [])
+
+
+class PrefixTrainer(CachedTrainer):
+    """The Trainer over boundary states, or over tokens with the same layers frozen."""
 
     def run(self, *, boundary: int, epochs: int, examples: int, cached: bool = False) -> Lap:
         """Fine-tune; the clock of a cached run includes the pass of the frozen layers."""
         if not cached:
             return super().run(boundary=boundary, epochs=epochs, examples=examples)
-        began = now(self.device)
-        bf16 = self.runtime.dtype == torch.bfloat16
-        states = prefix_states(self.network, self.rows(examples), boundary, bf16=bf16)
-        above = suffix(self.network, boundary)
-        before = now(self.device) - began
-        laps = self.train(above, states, collate_states, epochs)
-        return Lap([before, *(before + lap for lap in laps)], [])
+
+        def prepared() -> tuple[Any, Any, Any]:
+            states = prefix_states(self.network, self.rows(examples), boundary, bf16=self.bf16)
+            return suffix(self.network, boundary), states, collate_states
+
+        return self.train_cached(prepared, epochs)
 
 
 def measure_prefix(task: Task, examples: int, repeats: int, kept: Kept, logs: Path) -> PrefixBenchmark:
@@ -58,15 +73,19 @@ def measure_prefix(task: Task, examples: int, repeats: int, kept: Kept, logs: Pa
             )
         measured = in_turn(f"cached prefix, {task.name}: {examples} examples", asked, repeats, kept)
     laps = {run: [lap["seconds"] for lap in rounds] for run, rounds in zip(runs, measured, strict=True)}
-    runtime = find_runtime(task.device)
-    return PrefixBenchmark(
-        schema_version=1,
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine={**Machine.here().model_dump(), **machine_facts(runtime)},
-        repeats=repeats,
-        workload=task.described(examples),
-        points=[_point(laps, boundary, epochs) for boundary in boundaries for epochs in EPOCHS],
-    )
+    points = [_point(laps, boundary, epochs) for boundary in boundaries for epochs in EPOCHS]
+    return PrefixBenchmark(**described(task, examples, repeats), points=points)
+
+
+def described(task: Task, examples: int, repeats: int) -> dict[str, Any]:
+    """What every benchmark of one part says: when, where and on what it ran."""
+    return {
+        "schema_version": 1,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {**Machine.here().model_dump(), **machine_facts(find_runtime(task.device))},
+        "repeats": repeats,
+        "workload": task.described(examples),
+    }
 
 
 def _point(laps: dict[Run, list[list[float]]], boundary: int, epochs: int) -> CachedPoint:

@@ -181,15 +181,34 @@ class CachedPoint(Record):
     trainer_full: Spread
 
 
-class PrefixBenchmark(Record):
-    """The content of ``reports/prefix-benchmark.json``."""
+class AnswerSidePoint(Record):
+    """A Trainer over what follows cached prompts, and how many times as fast it is as one over whole rows."""
 
+    prompt_tokens: Positive
+    epochs: Positive
+    seconds: Spread
+    cache_share: Spread
+    trainer_full: Spread
+
+
+class _Part(Record):
     schema_version: Literal[1]
     at: str
     machine: dict[str, Any]
     repeats: Positive
     workload: Workload
+
+
+class PrefixBenchmark(_Part):
+    """The content of ``reports/prefix-benchmark.json``."""
+
     points: list[CachedPoint]
+
+
+class AnswerSideBenchmark(_Part):
+    """The content of ``reports/answer-side-benchmark.json``."""
+
+    points: list[AnswerSidePoint]
 
 
 def read_benchmark(path: Path) -> Benchmark | None:

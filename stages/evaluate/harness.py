@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
+from salf.answer_folder import is_answer_side
 from salf.engine.models.adapter import code_trusted, open_model
 from salf.engine.models.shards import shard_hashes, weights_digest
 from salf.engine.runtime import Runtime, choose_runtime
@@ -59,6 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if folder.name in folders:
             raise UserError(f"{folder}: another model is called {folder.name} too; the folder's name names its results")
         folders[folder.name] = require(folder, made_by="finetune")
+        if is_answer_side(folder):
+            raise UserError(
+                f"{folder}: an answer-side model; lm-eval does not say where a prompt ends, so it cannot run one "
+                "(salf.AnswerSideModel.from_pretrained(folder).score does)"
+            )
     try:
         from lm_eval import __version__ as version
     except ImportError as error:

@@ -10,7 +10,7 @@ from stages.bench.__main__ import main
 from stages.bench.contender import Contender
 from stages.bench.measure import measure
 from stages.bench.rounds import Plan
-from stages.common.benchmark import PrefixBenchmark, read_benchmark
+from stages.common.benchmark import AnswerSideBenchmark, PrefixBenchmark, read_benchmark
 from tests.bench.conftest import CPU, SHAPE
 from tests.conftest import PROJECT, write_params
 
@@ -69,4 +69,16 @@ def test_the_cached_prefix_is_measured_alone(tmp_path, monkeypatch):
     found = PrefixBenchmark.model_validate_json((tmp_path / "reports/prefix-benchmark.json").read_text())
     assert [(p.boundary, p.epochs) for p in found.points] == [(b, e) for b in (2, 3) for e in (1, 3, 5)]
     assert all(0 < p.prefix_share.low <= p.prefix_share.high < 1 for p in found.points)
+    assert not list((tmp_path / "reports/.work").glob("*"))
+
+
+def test_answer_side_tuning_is_measured_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, device__kind="cpu", device__dtype="float32")
+    (tmp_path / "reports").mkdir()
+    monkeypatch.setitem(module.SHAPES, "6x384", SHAPE)
+    main(["--only", "answer-side", "--models", "6x384", "--examples", "8", "--batch-size", "4", "--repeats", "2"])
+    found = AnswerSideBenchmark.model_validate_json((tmp_path / "reports/answer-side-benchmark.json").read_text())
+    assert [(p.prompt_tokens, p.epochs) for p in found.points] == [(n, e) for n in (64, 256, 1024) for e in (1, 3)]
+    assert all(0 < p.cache_share.low <= p.cache_share.high < 1 for p in found.points)
     assert not list((tmp_path / "reports/.work").glob("*"))

@@ -118,6 +118,16 @@ def test_two_models_of_one_name_are_refused(tmp_path, monkeypatch):
         main(["--base", "base", "--models", "a/tuned", "b/tuned", "--tasks", "any", "--out", "harness.json"])
 
 
+def test_an_answer_side_model_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path)
+    for folder in ("base", "tuned"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "tuned/answer_side.json").write_text("{}")
+    with pytest.raises(UserError, match="tuned: an answer-side model; lm-eval does not say where a prompt ends"):
+        main(["--base", "base", "--models", "tuned", "--tasks", "any", "--out", "harness.json"])
+
+
 def test_an_unknown_task_is_named(project, monkeypatch):
     with pytest.raises(UserError, match="no task plants"):
         run(project, monkeypatch, ["animals", "plants"])

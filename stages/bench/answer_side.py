@@ -1,0 +1,80 @@
+"""Answer-side tuning (``salf.prompt_cache``, ``salf.answer_side``) in a Trainer, and the same Trainer without it."""
+
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from salf.engine.answer_side import answer_side, collate_answers, prompt_cache
+from stages.bench.contender import Kept, Lap
+from stages.bench.others import labelled, pad
+from stages.bench.prefix import CachedTrainer, described
+from stages.bench.rounds import in_turn, started
+from stages.bench.workloads import Shape, Task, random_examples
+from stages.common.benchmark import AnswerSideBenchmark, AnswerSidePoint, Spread
+
+PROMPTS: Final = (64, 256, 1024)  # tokens
+EPOCHS: Final = (1, 3)
+Run = tuple[int, bool]  # tokens of a prompt; whether its keys and values are cached
+
+
+class AnswerSideTrainer(CachedTrainer):
+    """The Trainer over what follows cached prompts, or over whole rows with all positions trained."""
+
+    def run(self, *, prompt: int, epochs: int, examples: int, cached: bool = False) -> Lap:  # type: ignore[override]
+        """Fine-tune all layers on answers of one to three tokens; a cached run's clock includes the prompts."""
+        self.freeze(0)
+        shape = Shape({"vocab_size": self.network.config.vocab_size}, shared=0, own=(prompt, prompt))
+        rows = [labelled(example) for example in random_examples(examples, shape, seed=0)]
+        if not cached:
+            return Lap(self.train(self.network, rows, pad, epochs), [])
+
+        def prepared() -> tuple[Any, Any, Any]:
+            cache = prompt_cache(self.network, rows, bf16=self.bf16)
+            return answer_side(self.network, cache), cache, collate_answers
+
+        return self.train_cached(prepared, epochs)
+
+
+def measure_answer_side(task: Task, examples: int, repeats: int, kept: Kept, logs: Path) -> AnswerSideBenchmark:
+    """Fine-tune after prompts of several lengths, with and without the cache, in turn, round by round."""
+    runs: list[Run] = [(prompt, cached) for prompt in PROMPTS for cached in (False, True)]
+    with ExitStack() as stack:
+        names = {"whole": AnswerSideTrainer, "cached": AnswerSideTrainer}
+        contenders = started(stack, names, task, logs)
+        asked = {}
+        for prompt, cached in runs:
+            request = {"prompt": prompt, "cached": cached}
+            asked[f"{task.name}: answer side, {prompt}, {cached}, {examples} examples"] = partial(
+                contenders["cached" if cached else "whole"].ask_warm,
+                {**request, "epochs": 1, "examples": 2 * task.batch_size},
+                {**request, "epochs": max(EPOCHS), "examples": examples},
+            )
+        measured = in_turn(f"answer side, {task.name}: {examples} examples", asked, repeats, kept)
+    laps = {run: [lap["seconds"] for lap in rounds] for run, rounds in zip(runs, measured, strict=True)}
+    points = [
+        _point(laps[prompt, True], laps[prompt, False], prompt, epochs) for prompt in PROMPTS for epochs in EPOCHS
+    ]
+    return AnswerSideBenchmark(**described(task, examples, repeats), points=points)
+
+
+def _point(ours: list[list[float]], whole: list[list[float]], prompt: int, epochs: int) -> AnswerSidePoint:
+    seconds, before = ([lap[at] for lap in ours] for at in (epochs, 0))
+    return AnswerSidePoint(
+        prompt_tokens=prompt,
+        epochs=epochs,
+        seconds=Spread.of(seconds),
+        cache_share=Spread.of_ratios(before, seconds),
+        trainer_full=Spread.of_ratios([lap[epochs - 1] for lap in whole], seconds),
+    )
+
+
+def print_answer_side(benchmark: AnswerSideBenchmark) -> None:
+    """Print how many times as fast the Trainer is after cached prompts."""
+    work = benchmark.workload
+    print(f"{work.model}: {work.examples} examples of random tokens, batches of {work.batch_size};")
+    print("times as fast as the same Trainer on whole rows, with all positions trained:")
+    for one in benchmark.points:
+        ratio = f"{one.trainer_full.median:.2f} ({one.trainer_full.low:.2f}–{one.trainer_full.high:.2f})"
+        took = f"{one.seconds.median:.2f} s, {one.cache_share.median:.0%} of it the prompts"
+        print(f"prompts of {one.prompt_tokens} tokens, epochs {one.epochs}: {ratio} ({took})")
