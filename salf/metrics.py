@@ -23,15 +23,19 @@ from pydantic import (
 from salf.errors import UserError
 from salf.files import write_text
 from salf.records import Artifact, GridRate
+from salf.settings import Quality
 
 SCORES: Final = {
     "accuracy": "accuracy",
     "exact_match": "exact match",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro-F1",
+    "perplexity": "perplexity",
     "loss": "loss",
 }
-"""Every score by its name in the files, with its name in prose; ``loss`` in nats per answer token, lower is better."""
+"""Every score by its name in the files, with its name in prose; ``loss`` is in nats per answer token."""
+
+LOWER_IS_BETTER: Final = frozenset({"perplexity", "loss"})
 
 _ENDS: Final = {"value": "", "low": "_low", "high": "_high"}
 _GROUPS: Final = {"scores": ("", _ENDS), "differences": ("_minus_full", {**_ENDS, "detectable": "_detectable"})}
@@ -148,20 +152,24 @@ class MethodMetrics(Scored):
 
 
 class Intervals(_Record):
-    """Settings of the intervals: bootstrap resamples of the test examples, and the confidence."""
+    """Settings of the intervals: bootstrap resamples of the test examples, and the confidence.
+
+    ``over`` is documents where blocks of plain text are resampled by document.
+    """
 
     resamples: int
     confidence: float
+    over: Literal["examples", "documents"] = "examples"
 
 
 class Metrics(_Record, Artifact):
-    """The content of ``metrics.json``; ``quality`` is the score that counts right answers."""
+    """The content of ``metrics.json``; ``quality`` is the score that models are compared by."""
 
     made_by = "evaluate"
 
     layout: Literal[1] = Field(alias="schema")
     task: str
-    quality: Literal["accuracy", "exact_match"]
+    quality: Quality
     intervals: Intervals
     baselines: dict[str, Baseline]
     runs: dict[str, RunMetrics]

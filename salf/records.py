@@ -124,6 +124,8 @@ class PreparedSplit(SplitSize):
     source_label_counts: dict[str, int]  # label to rows before the limits
     sha256: str
     candidates: int | None = None  # multiple choice: number of all candidates
+    documents: int | None = None  # plain text: the blocks' documents
+    short_blocks: int | None = None  # blocks below the set length: short documents, and what others leave at their end
 
 
 class PreparedLabel(BaseModel):
@@ -168,7 +170,7 @@ class PreparedRecord(Artifact, PreparedSizes):
     noted: list[RowCount]  # unusual rows that were kept
     merged: dict[str, int] | None = None  # field, turn: examples with a token that reaches across its end
     truncated: int  # number of prompts that were cut
-    max_tokens: int  # longest prompt and answer: the parameter, or the model's context if that is less
+    max_tokens: int  # longest prompt and answer, or block: the parameter, or the model's context if that is less
     template: str
 
 

@@ -25,27 +25,40 @@ MethodName = Annotated[str, AfterValidator(lambda name: checked(name, SELECTORS)
 FrozenWeights = Literal["whole", "int8", "nf4", "offload"]
 CacheMode = Literal["auto", "memory", "disk", "off"]
 ChoiceScore = Literal["sum", "token", "character"]
+Quality = Literal["accuracy", "exact_match", "perplexity"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """The task of the model; answers are free text where there are neither labels nor candidates.
+    """The task of the model; answers are free text where none of the three is set.
 
     Attributes:
         labels: answers are a few label words, the same for all rows.
         candidates: every row has its own candidates.
+        text: there are no answers; every token of plain text is predicted.
     """
 
     labels: bool = False
     candidates: bool = False
+    text: bool = False
 
     @property
     def free(self) -> bool:
         """Whether answers are any text, up to a token that ends them."""
-        return not self.labels and not self.candidates
+        return self == Task()
+
+    @property
+    def quality(self) -> Quality:
+        """The score that models are compared by."""
+        return "perplexity" if self.text else "exact_match" if self.free else "accuracy"
 
 
-TASKS: Final = {"classification": Task(labels=True), "multiple-choice": Task(candidates=True), "free": Task()}
+TASKS: Final = {
+    "classification": Task(labels=True),
+    "multiple-choice": Task(candidates=True),
+    "free": Task(),
+    "text": Task(text=True),
+}
 if TYPE_CHECKING:
     TaskName = str
 else:

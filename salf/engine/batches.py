@@ -153,6 +153,14 @@ class Batch:
             prompts=prompts,
         )
 
+    def at(self, kept: Sequence[Tensor]) -> Self:
+        """The same batch with some of its answer positions: those of each example's answer, ascending."""
+        firsts = torch.nn.functional.pad(self.rows.bincount().cumsum(0), (1, 0))
+        which = torch.cat([first + own for first, own in zip(firsts, kept, strict=False)])
+        names = ("answers", "rows", "targets", "answer_index")
+        changes: dict[str, Any] = {name: getattr(self, name)[which] for name in names}
+        return replace(self, **changes)
+
     def to(self, device: torch.device) -> Self:
         """The same batch on a device."""
         kinds = (Tensor, Batch)

@@ -15,7 +15,7 @@ from pydantic.functional_validators import AfterValidator, BeforeValidator, fiel
 
 from salf.errors import UserError
 from salf.methods import checked, method_of, rate_entry
-from salf.selectors import SELECTORS, GainName, Quantity, SelectorName, SignalKind
+from salf.selectors import SELECTORS, SIGNALS, GainName, Quantity, SelectorName, SignalKind
 from salf.settings import (
     TASKS,
     ChoiceScore,
@@ -90,6 +90,23 @@ class Choices(Group):
     first: Literal[0, 1]
 
 
+def _separator(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+    if groups or not pattern:
+        raise ValueError("write (?:...) for a group, and null for no separator")
+    return pattern
+
+
+class Text(Group):
+    """Plain text: length of a block in tokens, and what separates the documents of a row."""
+
+    block_tokens: Annotated[int, Field(ge=2)]
+    separator: Annotated[str, AfterValidator(_separator)] | None
+
+
 OLD_BALANCE: Final = {True: "all", False: "none"}  # as release 0.1.0 spelled them
 Balance = Annotated[
     Literal["train", "all", "none"], BeforeValidator(lambda v: OLD_BALANCE[v] if isinstance(v, bool) else v)
@@ -118,6 +135,7 @@ class Data(Group):
     answer_column: Annotated[str, Field(min_length=1)]
     label_words: dict[str | int | float | bool | date | None, str]  # a label may look like a number in YAML
     choices: Choices
+    text: Text = Text(block_tokens=256, separator=None)
     messages: str | None
     group_column: str | None
     balance: Balance
@@ -143,6 +161,20 @@ class Data(Group):
             raise ValueError("data.choices.answer is letter: the template must show the candidates, as {choices}")
         return self
 
+    @model_validator(mode="after")
+    def _text_has_no_answers(self) -> Self:
+        if not TASKS[self.task].text:
+            return self
+        named = {"label_words": self.label_words, "choices.column": self.choices.column, "messages": self.messages}
+        if found := [name for name, value in named.items() if value]:
+            raise ValueError(f"task is text, which has no answers: leave data.{found[0]} empty")
+        if self.template.partition("{")[0].strip():
+            raise ValueError(
+                "task is text: data.template begins with text of its own (worked examples?), which every document "
+                'would repeat; write "{column}"'
+            )
+        return self
+
 
 class Prepare(Group):
     """Limits of the prepared examples."""
@@ -160,6 +192,7 @@ class Trace(Group):
     basis: Literal["head", "head-and-norm"] = "head"
     space: Literal["normed", "raw"]
     target: Literal["output", "virtual"]
+    positions: Count | None = None
     batch_tokens: Annotated[int, Field(ge=16)]
     workers: Count
     seed: Seed
@@ -310,6 +343,26 @@ class Params(Group):
     def _conversations_need_the_chat_template(self) -> Self:
         if self.data.messages and not self.prepare.chat_template:
             raise ValueError("data.messages holds conversations: set prepare.chat_template to true")
+        return self
+
+    @model_validator(mode="after")
+    def _text_has_neither_prompts_nor_answers(self) -> Self:
+        if not TASKS[self.data.task].text:
+            return self
+        of_prompts = [kind for kind in self.signals.kinds if not SIGNALS[kind].of_weights]
+        if of_prompts:
+            raise ValueError(f"data.task is text: signals.kinds = {of_prompts[0]} reads prompts, and there are none")
+        methods = [*self.compare.methods, *(variant.method for variant in self.compare.variants.values())]
+        if sided := [name for name in methods if method_of(name).word("positions").name != "all"]:
+            raise ValueError(
+                f"data.task is text: compare.methods = {sided[0]} trains after a prompt, and there is none"
+            )
+        for name, value in {
+            "prepare.chat_template": self.prepare.chat_template,
+            "evaluate.answer_marker": self.evaluate.answer_marker,
+        }.items():
+            if value:
+                raise ValueError(f"data.task is text: {name} = {value!r} is for answers, and there are none")
         return self
 
 

@@ -3,11 +3,12 @@
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Literal
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from salf.blocks import document_of
 from salf.engine.batches import Example, read_examples
 from salf.engine.boundary_cache.cache import CacheSettings
 from salf.engine.runtime import choose_runtime
@@ -37,6 +38,8 @@ _PARSER: Final = parser_of(
     },
 )
 
+_FEWEST_DOCUMENTS: Final = 10  # with fewer, blocks are resampled
+
 
 class EvaluateRoom(Room):
     """The groups that this stage reads."""
@@ -58,8 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictions = dict(_predictions(args, params, meta, test, records))
 
     labels = [example.label or "" for example in test] if meta.labels else None
-    bootstrap = Bootstrap(len(test), asked.bootstrap, asked.confidence, asked.seed, labels)
-    quality: Literal["accuracy", "exact_match"] = "exact_match" if TASKS[meta.task].free else "accuracy"
+    documents = _documents(meta, test)
+    bootstrap = Bootstrap(len(test), asked.bootstrap, asked.confidence, asked.seed, labels, documents)
+    quality = TASKS[meta.task].quality
     scores = {name: score(said, quality, bootstrap) for name, said in predictions.items()}
     plain = [name for name in predictions if name not in names]
     runs = {
@@ -70,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         layout=1,
         task=meta.task,
         quality=quality,
-        intervals=Intervals(resamples=asked.bootstrap, confidence=asked.confidence),
+        intervals=Intervals(
+            resamples=asked.bootstrap, confidence=asked.confidence, **({"over": "documents"} if documents else {})
+        ),
         baselines={name: Baseline(scores=intervals(scores[name]), n=len(test)) for name in plain},
         runs=runs,
         methods=compare_methods(runs, {name: run.curve for name, run in records.items()}, scores),
@@ -85,6 +91,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_metrics(metrics)
 
 
+def _documents(meta: PreparedRecord, test: Sequence[Example]) -> list[str] | None:
+    """The document of each block of plain text; ``None`` for other tasks, and where too few could be resampled."""
+    documents = [document_of(example.example_id) for example in test] if TASKS[meta.task].text else []
+    return documents if len(set(documents)) >= _FEWEST_DOCUMENTS else None
+
+
 def _predictions(
     args: Namespace,
     params: EvaluateRoom,
@@ -97,7 +109,7 @@ def _predictions(
     cache = CacheSettings.of(params.finetune.cache, params.finetune.cache_folder, params.finetune.cache_gib)
     predictor = Predictor(choose_runtime(params.device), params.evaluate, meta, args.base, shards, cache, test)
     yield "untrained", predictor.predict(args.base, "untrained")
-    if not TASKS[meta.task].free:
+    if TASKS[meta.task].quality == "accuracy":
         for name, said in answers(read_examples(args.prepared, "train"), test).items():
             yield name, Predictions.of_labels(said, test)
     for name, run in records.items():

@@ -24,7 +24,7 @@ from salf.engine.progress import progress
 from salf.engine.rules import rule_of
 from salf.engine.runtime import Runtime
 from salf.records import PreparedRecord
-from salf.settings import AnswerSide
+from salf.settings import TASKS, AnswerSide
 from stages.common.params import Evaluate
 from stages.evaluate.scores import Predictions
 
@@ -71,6 +71,8 @@ class Predictor:
             answers = reader.read(split, lambda n: advance(n, ""))
         loss = np.array([answer.loss for answer in answers])
         tokens = np.array([len(example.answer_ids) for example in self.test], float)
+        if TASKS[self.meta.task].text:
+            return Predictions([""] * len(answers), None, loss, tokens, [None] * len(answers))
         if rule is not None:
             said = [answer.predicted or "" for answer in answers]
             correct = [answer.correct or False for answer in answers]
@@ -137,7 +139,7 @@ def prediction_rows(predictions: Mapping[str, Predictions], test: Sequence[Examp
             "text": example.text,
             "label": example.label if example.label is not None else example.answer,
             "predicted": said.predicted[i],
-            "correct": bool(said.correct[i]),
+            "correct": None if said.correct is None else bool(said.correct[i]),
             "probability": said.probability[i],
             "loss": None if said.loss is None else float(said.loss[i]),
         }

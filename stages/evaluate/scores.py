@@ -43,6 +43,10 @@ class Statistic:
         errors = normal.inv_cdf((1 + self.confidence) / 2) + normal.inv_cdf(_POWER)
         return errors * float(self.resampled.std(ddof=1))
 
+    def exp(self) -> "Statistic":
+        """Its exponential."""
+        return Statistic(float(np.exp(self.value)), np.exp(self.resampled), self.confidence)
+
     def __sub__(self, other: "Statistic") -> "Statistic":
         """Paired difference from another statistic of the same examples."""
         return Statistic(self.value - other.value, self.resampled - other.resampled, self.confidence)
@@ -55,12 +59,25 @@ def mean_of(parts: Sequence[Statistic]) -> Statistic:
 
 
 class Bootstrap:
-    """R resamples of n examples, the same for every model; ``labels`` [n] where the examples have any."""
+    """R resamples of n examples, the same for every model.
+
+    ``labels`` [n] where the examples have any; ``wholes`` [n] where examples are resampled together: what each is of.
+    """
 
     def __init__(
-        self, examples: int, resamples: int, confidence: float, seed: int, labels: Sequence[str] | None = None
+        self,
+        examples: int,
+        resamples: int,
+        confidence: float,
+        seed: int,
+        labels: Sequence[str] | None = None,
+        wholes: Sequence[str] | None = None,
     ) -> None:
         draw = np.random.default_rng(seed).integers
+        self.of: Integers | None = None
+        if wholes is not None:
+            named, self.of = np.unique(wholes, return_inverse=True)
+            examples = len(named)
         self.picks: Integers = draw(examples, size=(resamples, examples))  # [R, n]
         self.confidence = confidence
         self.labels = labels
@@ -73,6 +90,9 @@ class Bootstrap:
         """Mean of a score per example, [n], weighted where there are weights, [n]."""
         if weights is None:
             return Statistic(float(values.mean()), values[self.picks].mean(axis=1), self.confidence)
+        if self.of is not None:  # sums over what is resampled together
+            total = np.bincount(self.of, weights).astype(float)
+            values, weights = np.bincount(self.of, values * weights) / total, total
         resampled = (values * weights)[self.picks].sum(axis=1) / weights[self.picks].sum(axis=1)
         return Statistic(float(np.average(values, weights=weights)), resampled, self.confidence)
 
@@ -115,14 +135,14 @@ class Predictions:
     """A model's answers to the test examples, in their order.
 
     Attributes:
-        correct: [n] of 0 and 1.
+        correct: [n] of 0 and 1; ``None`` for plain text, which has no answers.
         loss: mean nats per answer token, [n]; ``None`` for baselines that give none.
         tokens: answer tokens, [n]: weights of ``loss``.
         probability: of the predicted label; ``None`` where there is none.
     """
 
     predicted: list[str]
-    correct: Floats
+    correct: Floats | None
     loss: Floats | None
     tokens: Floats
     probability: list[float | None]
@@ -137,12 +157,16 @@ class Predictions:
 
 
 def score(predictions: Predictions, quality: str, bootstrap: Bootstrap) -> dict[str, Statistic]:
-    """Compute ``quality`` (the share of right answers), balanced accuracy, macro-F1 and loss per answer token."""
-    result = {quality: bootstrap.mean(predictions.correct)}
+    """Compute ``quality`` (the share of right answers), balanced accuracy, macro-F1 and loss per answer token.
+
+    The ``quality`` of plain text is the perplexity, exp of the loss.
+    """
+    result = {} if predictions.correct is None else {quality: bootstrap.mean(predictions.correct)}
     if bootstrap.labels is not None:
         result |= bootstrap.over_classes(predictions.predicted)
     if predictions.loss is not None:
-        result["loss"] = bootstrap.mean(predictions.loss, predictions.tokens)
+        loss = bootstrap.mean(predictions.loss, predictions.tokens)
+        result |= {"loss": loss} if quality in result else {quality: loss.exp(), "loss": loss}
     return result
 
 

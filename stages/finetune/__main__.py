@@ -177,7 +177,8 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
     shutil.rmtree(search.unfinished)
     print(
         f"{asked.label}: {trained_words(record, base.layers)} trained, {record.trained_parameters:,} parameters; "
-        f"validation loss {record.last.validation_loss:.4f}, accuracy {record.last.validation_accuracy}; "
+        f"validation loss {record.last.validation_loss:.4f}"
+        f"{'' if (score := record.last.validation_accuracy) is None else f', accuracy {score}'}; "
         f"{seconds:.0f} s"
     )
 

@@ -12,6 +12,7 @@ from salf.files import write_text
 from salf.methods import FIRST_N, LISA, frozen_by_name
 from salf.plan import FreezePlan
 from salf.records import BaseRecord, FineTuneRecord, PreparedLabel, PreparedRecord
+from salf.settings import TASKS
 from stages.finetune.save import ADAPTER, Base
 
 
@@ -59,7 +60,7 @@ Trained: {trained_words(run, base.layers)} — {run.how.trains}; {frozen_words(r
 {train.rows} training and {validation.rows} validation examples ({meta.task}) of {_source_words(meta.source)}; \
 training split SHA-256 `{train.sha256}`.
 {_label_words(meta.labels)}
-Each prompt:
+{"Each document" if TASKS[meta.task].text else "Each prompt"}:
 
 {chr(10).join(f"    {line}" for line in meta.template.splitlines())}
 

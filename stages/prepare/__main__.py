@@ -15,7 +15,7 @@ from stages.prepare.output import Prepared, print_summary, write_prepared
 from stages.prepare.rows import SPLITS, TRAIN, Lost, lost_from
 from stages.prepare.sources import load_rows
 from stages.prepare.splits import carve, check_usable, draw, named, of_labels, separate
-from stages.prepare.tokens import PromptTokenizer, Tokenised, label_ids, tokenise
+from stages.prepare.tokens import PromptTokenizer, Tokenised, blocks, label_ids, tokenise
 
 _PARSER = parser_of(
     "prepare",
@@ -44,6 +44,7 @@ def _prepared(room: PrepareRoom, base: Path) -> Prepared:
     try_out((tokenise_sample, base / "tokenizer.json"), *template)
     chat = ChatTemplate.of(base) if room.prepare.chat_template else None
     filler, tokenizer = Filler(data, chat), PromptTokenizer(base, chat)
+    longest = data.text.block_tokens if filler.task.text else room.prepare.max_tokens
     loaded = load_rows(data, [*filler.columns, *filler.extra_columns])
     examples, refused = fill_rows(loaded, filler)
     carved, source = [split for split in SPLITS if split not in loaded.rows], loaded.identity
@@ -64,13 +65,16 @@ def _prepared(room: PrepareRoom, base: Path) -> Prepared:
     splits: dict[str, list[Tokenised]] = {}
     for name in SPLITS:  # train first: rows of the others are kept if it has their label
         part, unfit = of_labels(name, examples[name], labels or {None})
-        splits[name], too_long = tokenise(tokenizer, part, labels, room.prepare.max_tokens)
-        refused += unfit + lost_from(name, too_long)
+        if filler.task.text:
+            splits[name], lost = blocks(tokenizer, part, longest)
+        else:
+            splits[name], lost = tokenise(tokenizer, part, labels, longest)
+        refused += unfit + lost_from(name, lost)
         if labels and name == TRAIN:
             kept = {row.example.label for row in splits[TRAIN]}
             labels = {label: ids for label, ids in labels.items() if label in kept}
     check({name: [row.example.label for row in part] for name, part in splits.items()})
-    return Prepared(filler, tokenizer, room.prepare.max_tokens, source, before, splits, labels, dropped, refused)
+    return Prepared(filler, tokenizer, longest, source, before, splits, labels, dropped, refused)
 
 
 if __name__ == "__main__":

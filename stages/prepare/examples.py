@@ -1,5 +1,6 @@
 """From a row's columns to an example: prompt, answer, label or candidates."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -71,7 +72,7 @@ class Filler:
         """Parse the template and the label words."""
         self.data, self.task, self.chat = data, TASKS[data.task], chat
         self.template = Template(data.template)
-        if data.answer_column in self.template.columns and not data.messages:
+        if data.answer_column in self.template.columns and not data.messages and not self.task.text:
             raise UserError(
                 f"data.template: names the answer column {data.answer_column!r}: the prompt would hold the answer"
             )
@@ -93,7 +94,7 @@ class Filler:
                 named.pop(LISTED, None)
                 columns = data.choices.column or []
                 named |= dict.fromkeys([columns] if isinstance(columns, str) else columns, "data.choices.column")
-            named |= {data.answer_column: "data.answer_column"}
+            named |= {} if self.task.text else {data.answer_column: "data.answer_column"}
         return named | ({data.group_column: "data.group_column"} if data.group_column else {})
 
     @property
@@ -129,6 +130,14 @@ class Filler:
         self.blank.update(name for name, text in (texts | filled).items() if not text.strip())
         return example
 
+    def documents(self, example: Example) -> list[Example]:
+        """The documents of a row of plain text, without white space alone; other examples as they are."""
+        separator = self.data.text.separator
+        if not self.task.text or separator is None:
+            return [example]
+        texts = filter(str.strip, re.split(separator, example.text))
+        return [replace(example, example_id=f"{example.example_id}-{n:06d}", text=t) for n, t in enumerate(texts, 1)]
+
     def _conversation(self, row: Row) -> tuple[Example, dict[str, str]]:
         *turns, last = read_conversation(reach(row.values, self.data.messages or ""), row.values.get(SYSTEM))
         # A system turn that all conversations share tells none of them from the others.
@@ -138,6 +147,9 @@ class Filler:
     def _filled(self, row: Row) -> tuple[Example, dict[str, str]]:
         """The example, and the texts of its template's columns."""
         values, candidates = row.values, tuple[str, ...]()
+        if self.task.text:
+            document, texts = self.template.fill(values)
+            return self._example(row, document if document.strip() else "", "", document), texts
         if self.task.candidates:
             question = read_question(row.values, self.data.choices, self.data.answer_column)
             candidates = question.texts if self.data.choices.answer == "text" else question.letters
@@ -201,7 +213,7 @@ def fill_rows(loaded: Loaded, filler: Filler) -> tuple[dict[str, list[Example]],
     for split, part in loaded.rows.items():
         for row in part:
             try:
-                examples[split].append(filler.fill(row))
+                examples[split] += filler.documents(filler.fill(row))
             except RefusedRowError as error:
                 known = (split, str(error)) in refused or len(refused) < _REASONS
                 refused[split, str(error) if known else "for other reasons"] += 1

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from salf.blocks import document_of
 from salf.files import replacing_folder, sha256_file
 from salf.records import PreparedLabel, PreparedRecord, PreparedSplit, RefusedRows, RowCount
 from stages.prepare.examples import Filler
@@ -91,7 +92,7 @@ def _record(made: Prepared, hashes: Mapping[str, str]) -> PreparedRecord:
         chat_template=made.filler.chat.digest if made.filler.chat else None,
         labels=[PreparedLabel(label=label, word=words[label], token_ids=ids) for label, ids in labels.items()],
         balance=data.balance if made.filler.task.labels else None,
-        splits={name: _split(part, made.before[name], hashes[name]) for name, part in made.splits.items()},
+        splits={name: _split(part, made, name, hashes[name]) for name, part in made.splits.items()},
         dropped={reason: count for (_, reason), count in sorted(made.dropped.items())},
         refused=[RefusedRows(split=of, reason=reason, count=n) for (of, reason), n in sorted(made.refused.items())],
         classes_left_out={label: n for label, n in sorted(made.filler.classes.items()) if label not in labels},
@@ -105,12 +106,17 @@ def _record(made: Prepared, hashes: Mapping[str, str]) -> PreparedRecord:
     )
 
 
-def _split(examples: Sequence[Tokenised], before: Sequence[Example], sha256: str) -> PreparedSplit:
+def _split(examples: Sequence[Tokenised], made: Prepared, name: str, sha256: str) -> PreparedSplit:
     """Describe a split; ``tokens`` does not count each last answer token, which is predicted and never read."""
     lengths = [len(row.prompt_ids) for row in examples]
     answer_tokens = sum(len(row.answer_ids) for row in examples)
-    candidates = sum(len(row.candidate_ids) for row in examples)
     turns = [row.turn_end for row in examples if row.turn_end is not None]
+    own: dict[str, int] = {}
+    if made.filler.task.candidates:
+        own["candidates"] = sum(len(row.candidate_ids) for row in examples)
+    if made.filler.task.text:
+        own["documents"] = len({document_of(row.example.example_id) for row in examples})
+        own["short_blocks"] = sum(len(row.prompt_ids) + len(row.answer_ids) < made.max_tokens for row in examples)
     return PreparedSplit(
         rows=len(examples),
         tokens=sum(lengths) + answer_tokens - len(examples),
@@ -119,10 +125,10 @@ def _split(examples: Sequence[Tokenised], before: Sequence[Example], sha256: str
         answer_tokens=answer_tokens,
         field_tokens=sum(row.field_end for row in examples),
         label_counts=Counter(row.example.label for row in examples if row.example.label is not None),
-        source_label_counts=Counter(example.label for example in before if example.label is not None),
+        source_label_counts=Counter(example.label for example in made.before[name] if example.label is not None),
         sha256=sha256,
-        **({"candidates": candidates} if candidates else {}),
         **({"turn_tokens": sum(turns)} if turns else {}),
+        **own,
     )
 
 
@@ -157,15 +163,18 @@ def print_summary(made: Prepared, record: PreparedRecord, console: Console) -> N
     for title, lines in lists.items():
         if lines:
             console.print(f"{title}: {listed(lines, 10, '; ')}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"cut from the left at {record.max_tokens:,} tokens: {record.truncated:,}; "
-        f"all prompts share their first {record.shared_prefix_tokens:,} tokens"
-    )
+    if not made.filler.task.text:
+        console.print(
+            f"cut from the left at {record.max_tokens:,} tokens: {record.truncated:,}; "
+            f"all prompts share their first {record.shared_prefix_tokens:,} tokens"
+        )
     example = made.splits[TRAIN][0].example
     console.print(escape(f"an example:\n{example.prompt} [{example.answer}]"), highlight=False, soft_wrap=True)
 
 
 def _classes(record: PreparedRecord, split: PreparedSplit) -> str:
+    if split.documents:
+        return f"{split.documents:,} documents, {split.short_blocks:,} short"
     if split.candidates:
         return f"{split.candidates / split.rows:.3g} candidates a row"
     if not record.labels:

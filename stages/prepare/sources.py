@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from heapq import nsmallest
 from itertools import chain, count, islice
@@ -16,6 +16,7 @@ import psutil
 from salf.errors import UserError
 from salf.files import sha256_file
 from salf.memory import free_memory_bytes
+from salf.settings import TASKS
 from stages.common.params import Data
 from stages.prepare.docstrings import LIBRARIES, read_docstrings
 from stages.prepare.files import BATCH, TABLES, TEXT, faults_named, read_rows, table_rows
@@ -46,9 +47,9 @@ def _split_names(data: Data) -> dict[str, str]:
 
 
 def _load_files(data: Data, wanted: Collection[str]) -> Loaded:
-    path = Path(data.path)
+    path, formats = Path(data.path), (*TABLES, *([TEXT] if TASKS[data.task].text else []))
     with faults_named(path):
-        files = _files(path, _split_names(data))
+        files = _files(path, _split_names(data), formats)
     root = path if path.is_dir() else path.parent
     names: dict[str, Path] = {}
     for file in chain.from_iterable(files.values()):
@@ -77,15 +78,15 @@ def _row_name(file: Path, root: Path) -> str:
     return file.relative_to(root).with_suffix("").as_posix()
 
 
-def _files(path: Path, names: Mapping[str, str]) -> dict[str, list[Path]]:
+def _files(path: Path, names: Mapping[str, str], formats: Sequence[str]) -> dict[str, list[Path]]:
     """Split → its files."""
     if path.is_dir():
-        return {split: _split_files(path, name) for split, name in names.items()}
+        return {split: _split_files(path, name, formats) for split, name in names.items()}
     if not path.is_file():
         fault = "is neither a file nor a folder" if path.exists() else "no such file or folder"
         raise UserError(f"data.path = {path}: {fault}")
-    if path.suffix.lower() not in TABLES:
-        raise UserError(f"{path}: unknown format {path.suffix or '(no suffix)'!r}; known: {', '.join(TABLES)}")
+    if path.suffix.lower() not in formats:
+        raise UserError(f"{path}: unknown format {path.suffix or '(no suffix)'!r}; known: {', '.join(formats)}")
     if len(names) > 1:
         raise UserError(
             f"data.path = {path}: one file holds one split; set data.splits.validation and test to null "
@@ -94,14 +95,15 @@ def _files(path: Path, names: Mapping[str, str]) -> dict[str, list[Path]]:
     return {TRAIN: [path]}
 
 
-def _split_files(folder: Path, name: str) -> list[Path]:
+def _split_files(folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
     """The files of a split: ``train.csv``, ``train-00000-of-00002.parquet``, or those in a folder ``train``."""
-    held = _tables(folder.iterdir())
+    held = _of_formats(folder.iterdir(), formats)
     every = (folder / name).rglob("*")  # but no copies or by-products: .ipynb_checkpoints/a.csv, ._a.csv
     inside = [file for file in every if not any(part[:1] == "." for part in file.relative_to(folder / name).parts)]
     texts = sorted(file for file in inside if file.suffix == TEXT and file.parent.parent == folder / name)
-    whole = [[file] for suffix in TABLES for file in held if file.name == f"{name}{suffix}"]
-    forms = [*whole, _parts(folder, name, held), _tables(inside) or [file for file in texts if file.is_file()]]
+    whole = [[file] for suffix in formats for file in held if file.name == f"{name}{suffix}"]
+    tables = _of_formats(inside, formats)
+    forms = [*whole, _parts(folder, name, held), tables or [file for file in texts if file.is_file()]]
     found = [form for form in forms if form]
     if len(found) == 1:
         return found[0]
@@ -110,7 +112,7 @@ def _split_files(folder: Path, name: str) -> list[Path]:
         raise UserError(f"{folder}: split {name!r} has two files: {files}; keep one")
     there = [file.name for file in held] + [f"{inner.name}/" for inner in sorted(folder.iterdir()) if inner.is_dir()]
     raise UserError(
-        f"{folder}: no file for split {name!r} ({' or '.join(TABLES)}); "
+        f"{folder}: no file for split {name!r} ({' or '.join(formats)}); "
         f"found {', '.join(there) or 'no data file'}; {_NAME_THEM}"
     )
 
@@ -123,8 +125,8 @@ def _parts(folder: Path, name: str, held: Iterable[Path]) -> list[Path]:
     return [file for _, file in parts]
 
 
-def _tables(files: Iterable[Path]) -> list[Path]:
-    return sorted(file for file in files if file.suffix.lower() in TABLES and file.is_file())
+def _of_formats(files: Iterable[Path], formats: Collection[str]) -> list[Path]:
+    return sorted(file for file in files if file.suffix.lower() in formats and file.is_file())
 
 
 def _load_hub(data: Data, wanted: Collection[str]) -> Loaded:

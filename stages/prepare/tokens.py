@@ -2,21 +2,22 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
+from salf.blocks import block_id, cut_blocks, start_of
 from salf.errors import UserError
 from salf.files import read_json, require
 from stages.prepare.chat import ChatTemplate
 from stages.prepare.rows import Example
 
 _PROBES: Final = 64  # prompts on which the tokens of a label word are looked up
-_BATCH: Final = 1024
+_BATCH: Final = 256  # texts tokenised at a time, whose offsets take more memory than their ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,7 @@ class PromptTokenizer:
         self.end, self._tail = self._end_of_turn(chat.closing) if chat else (None, "")
         if self.end is None:
             self.end = self._end_id(config, folder / "tokenizer_config.json")
-        # What the post-processor adds in front, as opposed to at the end.
-        plain, full = self._plain(["a"])[0], [] if chat else self._tokenizer.encode("a").ids
-        self.start = next((full[:at] for at in range(len(full)) if full[at : at + len(plain)] == plain), [])
+        self.start = [] if chat else start_of(self._tokenizer)
         self._check_rows([self.end or 0, *self.start])
 
     def room(self, max_tokens: int) -> int:
@@ -107,6 +106,13 @@ class PromptTokenizer:
             for head, both, alone in zip(heads, joint, apart, strict=True)
         ]
 
+    def encoded(self, texts: Sequence[str]) -> Iterator[Encoding]:
+        """Every text's tokens, nothing put around them."""
+        for start in range(0, len(texts), _BATCH):
+            made = self._tokenizer.encode_batch(list(texts[start : start + _BATCH]), add_special_tokens=False)
+            self._check_rows([max(one.ids, default=0) for one in made])
+            yield from made
+
     def notes(self, row: "Tokenised") -> list[str]:
         """Notes on a row, such as special tokens in its own text."""
         example = row.example
@@ -117,12 +123,7 @@ class PromptTokenizer:
         return [*example.notes, *notes]
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = []
-        for start in range(0, len(texts), _BATCH):
-            encoded = self._tokenizer.encode_batch(list(texts[start : start + _BATCH]), add_special_tokens=False)
-            ids += [one.ids for one in encoded]
-        self._check_rows([max(one, default=0) for one in ids])
-        return ids
+        return [one.ids for one in self.encoded(texts)]
 
     def _check_rows(self, ids: Sequence[int]) -> None:
         worst = max(ids, default=0)
@@ -224,6 +225,28 @@ def tokenise(
             merged = tuple(kind for kind, (_, across) in zip(("field", "turn"), end, strict=False) if across)
             made.append(Tokenised(example, short, answer, gone > 0, chosen_from, field, next(iter(turn), None), merged))
     return made, refused
+
+
+def blocks(
+    tokenizer: PromptTokenizer, documents: Sequence[Example], length: int
+) -> tuple[list[Tokenised], Counter[str]]:
+    """Cut the documents of a split into blocks of ``length`` tokens; returned with the refused documents, counted."""
+    if tokenizer.context and length > tokenizer.context:
+        raise UserError(
+            f"data.text.block_tokens = {length}: the model reads {tokenizer.context} tokens at most; set it to that or "
+            "less"
+        )
+    made: list[Tokenised] = []
+    refused: Counter[str] = Counter()
+    for document, encoded in zip(documents, tokenizer.encoded([one.text for one in documents]), strict=True):
+        before = len(made)
+        for number, block in enumerate(cut_blocks(document.text, encoded, tokenizer.start, length)):
+            part = Example(
+                block_id(document.example_id, number), document.group, None, block.text, block.context, block.text
+            )
+            made.append(Tokenised(part, block.context_ids, block.ids, cut=False))
+        refused["document without a token to predict"] += len(made) == before
+    return made, +refused
 
 
 def shared_prefix(prompts: Sequence[list[int]]) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from salf.methods import FIRST_N, LISA, method_of
-from salf.metrics import SCORES, Difference, Interval
+from salf.metrics import LOWER_IS_BETTER, SCORES, Difference, Interval
 from stages.report.artifacts import Artifacts, Method
 from stages.report.quality import BASELINES, OVER_CLASSES, label_shares
 from stages.report.wording import THIN, count, decimal, layer_range, listing, percent, signed, span
@@ -23,13 +23,14 @@ class Facts:
     Attributes:
         boundary: of the measured method; otherwise the plan's.
         unmeasured_plan: the plan's own boundary, where no method of the run follows it.
-        metric: a name of ``SCORES``; of ``loss`` lower is better.
+        metric: a name of ``SCORES``.
         partial: the measured method's score.
         full: full fine-tuning's score.
         difference: partial minus full, paired.
         confidence: of the intervals.
         cost: share of full fine-tuning's FLOPs, counted where ``partial`` was measured, otherwise predicted.
         examples: in the test split.
+        over: what the intervals resample.
         frequencies: shares of the rarest and the most frequent label in the test split.
         other_scores: of the measured method, for uneven labels.
     """
@@ -44,6 +45,7 @@ class Facts:
     confidence: float | None = None
     cost: float | None = None
     examples: int | None = None
+    over: str = "examples"
     seeds: int = 1
     baselines: Mapping[str, Interval] = field(default_factory=dict)
     frequencies: tuple[float, float] | None = None
@@ -54,7 +56,7 @@ class Facts:
     @property
     def lower_is_better(self) -> bool:
         """Whether a smaller value of the metric is the better one."""
-        return self.metric == "loss"
+        return self.metric in LOWER_IS_BETTER
 
     @property
     def standing(self) -> Standing:
@@ -71,7 +73,7 @@ class Facts:
         return "better" if (self.difference.value < 0) == self.lower_is_better else "worse"
 
     def amount(self, value: float, sign: bool = False) -> str:
-        """A difference in nats, or in percentage points."""
+        """A difference in nats or in perplexity, or in percentage points."""
         write = signed if sign else decimal
         return write(value) if self.lower_is_better else f"{write(100 * value, 1)}{THIN}points"
 
@@ -109,7 +111,7 @@ def facts_of(artifacts: Artifacts) -> Facts:
     full = metrics.methods.get("full") if metrics else None
     shares = label_shares(artifacts.meta, "test")
     law = artifacts.law.quantities.get(plan.quantity) if artifacts.law else None
-    test = artifacts.meta.splits.get("test")
+    test, over = artifacts.meta.splits.get("test"), metrics.intervals.over if metrics else "examples"
     return Facts(
         layers=plan.model.layers,
         boundary=boundary,
@@ -120,7 +122,8 @@ def facts_of(artifacts: Artifacts) -> Facts:
         difference=method.record.differences.get(metric) if method else None,
         confidence=metrics.intervals.confidence if metrics else None,
         cost=method.record.flops_share if method else plan.frontier[boundary].flops_share,
-        examples=test.rows if test else None,
+        examples=(test.documents if over == "documents" else test.rows) if test else None,
+        over=over,
         seeds=len(method.record.seeds) if method else 1,
         baselines={
             name: found.scores[metric]
@@ -171,7 +174,7 @@ def _verdict(facts: Facts) -> str:
         return f"No {what} has been evaluated yet, so what this costs in quality is not known."
     metric = SCORES[facts.metric]
     measured = f"{metric[0].upper()}{metric[1:]} {_with_span(facts.partial)}"
-    where = f" on {count(facts.examples)} test examples" if facts.examples else ""
+    where = f" on {count(facts.examples)} test {facts.over}" if facts.examples else ""
     gap = facts.difference
     if facts.full is None or gap is None:
         return f"{measured}{where}. Full fine-tuning was not run, so there is nothing to compare with."
@@ -183,7 +186,7 @@ def _verdict(facts: Facts) -> str:
     return (
         f"{measured} against {_with_span(facts.full)} for full fine-tuning{where}. The difference of "
         f"{facts.amount(gap.value, sign=True)} {ends} is {'not ' if facts.standing == 'level' else ''}significant "
-        f"(paired bootstrap over the test examples, {percent(facts.confidence)} interval){_reach(facts, gap)}. "
+        f"(paired bootstrap over the test {facts.over}, {percent(facts.confidence)} interval){_reach(facts, gap)}. "
         f"The test would detect a difference of {facts.amount(gap.detectable)} with 80{THIN}% power. {seeds}"
     )
 

@@ -12,12 +12,13 @@ from salf.export import FORMATS
 from salf.files import git
 from salf.ledger import Machine
 from salf.records import FineTuneClock, PreparedLabel, PreparedRecord
+from salf.settings import TASKS
 from stages.common.run_record import versions
 from stages.report.answer import chosen_method
 from stages.report.artifacts import SPLITS, Artifacts
 from stages.report.parts import Cell, Columns, Section, Table, number, table
 from stages.report.quality import label_shares
-from stages.report.wording import count, parameters, percent, size
+from stages.report.wording import count, decimal, parameters, percent, size
 
 _TEXT_LIMIT: Final = 400
 _PROMPT_LIMIT: Final = 3000
@@ -34,6 +35,8 @@ def examples_section(artifacts: Artifacts) -> Section:
         return section
     runs = sorted(predictions.run.unique())
     run = next((r for r in runs if method and r.rsplit("-seed", 1)[0] == method.name), runs[0])
+    if TASKS[artifacts.meta.task].text:
+        return _read_blocks(section, predictions, run, shown)
     # The answers given with the highest probability; by identifier where there is none or two are equal.
     mine = predictions[predictions.run == run].sort_values(["probability", "example_id"], ascending=[False, True])
     full = next((r for r in runs if r.startswith("full-seed") and r != run), None)
@@ -51,6 +54,26 @@ def examples_section(artifacts: Artifacts) -> Section:
     return section
 
 
+def _read_blocks(section: Section, predictions: pd.DataFrame, run: str, shown: int) -> Section:
+    """Blocks of plain text whose loss a run lowered most and least against the untrained model."""
+    before, after = (predictions[predictions.run == each].set_index("example_id") for each in ("untrained", run))
+    lowered = after.assign(before=before.loss, gain=before.loss - after.loss).sort_values("gain", ascending=False)
+    section.heading = "Blocks that improved most and least"
+    section.sentences.append(
+        f"{run} lowered the loss of {count(int((lowered.gain > 0).sum()))} of {count(len(lowered))} test blocks."
+    )
+    columns: Columns[Any] = {
+        "Text": lambda row: row.text[:_TEXT_LIMIT],
+        "Loss": lambda row: number(row.loss, decimal),
+        "Untrained": lambda row: number(row.before, decimal),
+    }
+    for word, part in (("most", lowered.head(-(-shown // 2))), ("least", lowered.tail(shown // 2)[::-1])):
+        if not part.empty:
+            caption = f"Test blocks whose loss {run} lowered {word}, in nats per token."
+            section.tables.append(table(f"examples-{word}", caption, part.itertuples(), columns))
+    return section
+
+
 def data_section(artifacts: Artifacts) -> Section:
     """Splits, labels, what was dropped, refused and cut, and one prompt as the model reads it."""
     meta = artifacts.meta
@@ -59,8 +82,7 @@ def data_section(artifacts: Artifacts) -> Section:
     refused = [f"{rows.split} {count(rows.count)} {rows.reason}".strip() for rows in meta.refused]
     section.sentences.append(
         f"Task: {meta.task}; source: {source_name(meta)}. "
-        f"Dropped: {', '.join(dropped) or 'none'}. Refused: {', '.join(refused) or 'none'}. "
-        f"Cut from the left to {count(meta.max_tokens)} tokens: {count(meta.truncated)} prompts."
+        f"Dropped: {', '.join(dropped) or 'none'}. Refused: {', '.join(refused) or 'none'}. " + _lengths(meta)
     )
     section.tables.append(_splits(meta))
     if meta.labels:
@@ -70,6 +92,16 @@ def data_section(artifacts: Artifacts) -> Section:
         prompt, answer = artifacts.example
         section.prompt = prompt if len(prompt) <= _PROMPT_LIMIT else f"… {prompt[-_PROMPT_LIMIT:]}", answer
     return section
+
+
+def _lengths(meta: PreparedRecord) -> str:
+    if not TASKS[meta.task].text:
+        return f"Cut from the left to {count(meta.max_tokens)} tokens: {count(meta.truncated)} prompts."
+    whole = [
+        f"{name} {count(split.documents)} documents in {count(split.rows)} blocks, {count(split.short_blocks)} shorter"
+        for name, split in meta.splits.items()
+    ]
+    return f"Blocks of {count(meta.max_tokens)} tokens; no block holds two documents: {'; '.join(whole)}."
 
 
 def source_name(meta: PreparedRecord) -> str:

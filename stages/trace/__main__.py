@@ -13,7 +13,7 @@ from salf.errors import UserError
 from salf.evidence import TraceFacts
 from salf.files import code_hashes, digest_of, replacing_folder, sealed_file, sha256_file, work_folder
 from salf.records import BaseRecord, PreparedRecord
-from salf.settings import Device
+from salf.settings import TASKS, Device
 from stages.common.command import BASE, PREPARED, exit_code, parser_of
 from stages.common.params import Room, Trace
 from stages.trace.collect import SPLIT, Job, collect, draw_sample, shards
@@ -40,17 +40,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = TraceRoom.load()
 
     base, meta = BaseRecord.load(args.base), PreparedRecord.load(args.prepared)
-    runtime = choose_runtime(params.device)
-    sample = draw_sample(args.prepared, params.trace)
+    runtime, trace = choose_runtime(params.device), params.trace
+    if not TASKS[meta.task].text:
+        trace = trace.model_copy(update={"positions": None})
+    sample = draw_sample(args.prepared, trace)
     record = TraceFacts(
         schema=1,
         model=base.name,
         weights_sha256=base.weights_sha256,
         data_sha256=meta.splits[SPLIT].sha256,
         dtype=runtime.dtype_name,
-        basis=params.trace.basis,
-        space=params.trace.space,
-        target=params.trace.target,
+        basis=trace.basis,
+        space=trace.space,
+        target=trace.target,
         layers=base.layers,
         hidden=base.hidden,
         vocabulary=base.vocabulary,
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = {
         "facts": facts,
         "config": sha256_file(args.base / "config.json"),
-        "trace": params.trace.model_dump(exclude={"workers"}),
+        "trace": trace.model_dump(exclude={"workers"}),
         "device": runtime.device.type,
         "frozen_weights": runtime.frozen_weights,
         "code": code_hashes(),
@@ -69,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     unfinished = work_folder(args.out, digest_of(inputs))
     print(f"tracing {len(sample.rows)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
     prefix = next(stream_examples(args.prepared, SPLIT)).prompt_ids[: meta.shared_prefix_tokens]
-    job = Job(args.base.resolve(), args.prepared.resolve(), params.device, params.trace, sample.tokens, tuple(prefix))
-    if params.trace.workers > 1:
+    job = Job(args.base.resolve(), args.prepared.resolve(), params.device, trace, sample.tokens, tuple(prefix))
+    if trace.workers > 1:
         collect_with_workers(job, sample, facts, unfinished)
     else:
         collect(job.tracer(runtime), job.prepared, sample, facts, unfinished)

@@ -40,7 +40,7 @@ class Sample:
     rows: Rows  # in the prepared split, ascending, [n]
     with_losses: NDArray[np.bool_]  # which of them also get losses, [n]
     tokens: tuple[int, ...]  # their distinct answer tokens, ascending
-    positions: int  # number of their answer positions
+    positions: int  # number of their answer positions that are traced
 
 
 def draw_sample(prepared: Path, params: Trace) -> Sample:
@@ -51,10 +51,18 @@ def draw_sample(prepared: Path, params: Trace) -> Sample:
     rows, with_losses = drawn[order], order < (len(drawn) if params.losses is None else params.losses)
     distinct, positions = set[int](), 0
     for table in stretches(prepared, SPLIT, ["answer_ids"], rows):
-        tokens = table.column("answer_ids").flatten()
-        positions += len(tokens)
-        distinct.update(pc.unique(tokens).to_pylist())
+        answers = table.column("answer_ids")
+        positions += sum(len(traced_positions(length, params)) for length in answers.value_lengths().to_pylist())
+        distinct.update(pc.unique(answers.flatten()).to_pylist())
     return Sample(rows, with_losses, tuple(sorted(distinct)), positions)
+
+
+def traced_positions(answers: int, params: Trace, row: int = 0) -> NDArray[np.int64]:
+    """Which answer positions of an example are traced, ascending: ``trace.positions`` of them, drawn by its row."""
+    most = params.positions
+    if most is None or answers <= most:
+        return np.arange(answers)
+    return np.sort(np.random.default_rng([params.seed, row]).choice(answers, most, replace=False))
 
 
 @dataclass(frozen=True)
@@ -199,7 +207,7 @@ def missing(sample: Sample, folder: Path) -> Iterator[tuple[list[Shard], Advance
 
 def write_shard(tracer: Tracer, examples: Sequence[Example], shard: Shard, schema: pa.Schema, advance: Advance) -> None:
     """Trace a shard's examples into its file, which is there whole or not at all."""
-    traced = _trace_shard(tracer, examples, shard.with_losses, advance)
+    traced = _trace_shard(tracer, examples, shard, advance)
     with replacing_file(shard.file, sealed=True) as aside:
         pq.write_table(_table(examples, traced, schema), aside, compression="zstd")
 
@@ -212,16 +220,20 @@ def trace_schema(layers: int, facts: dict[str, Any]) -> pa.Schema:
     return pa.schema({**fields, "deviation": curve, "loss": curve}, metadata)
 
 
-def _trace_shard(
-    tracer: Tracer, examples: Sequence[Example], with_losses: NDArray[np.bool_], advance: Advance
-) -> _Traced:
+def _trace_shard(tracer: Tracer, examples: Sequence[Example], shard: Shard, advance: Advance) -> _Traced:
+    with_losses = shard.with_losses
+    kept = [
+        torch.from_numpy(traced_positions(len(example.answer_ids), tracer.params, int(row)))
+        for example, row in zip(examples, shard.rows, strict=True)
+    ]
     lengths = [len(example.prompt_ids) + len(example.answer_ids) - 1 - tracer.shared for example in examples]
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     # Examples with and without losses go in batches of their own: a loss costs the whole head at every space.
     for wants_losses in (True, False):
         group = np.flatnonzero(with_losses == wants_losses).tolist()
         for picks in inference_batches([lengths[i] for i in group], tracer.params.batch_tokens):
-            batch = Batch.of(examples, [group[i] for i in picks], tracer.shared)
+            chosen = [group[i] for i in picks]
+            batch = Batch.of(examples, chosen, tracer.shared).at([kept[i] for i in chosen])
             deviation, loss = tracer.trace(batch, wants_losses)
             absent = torch.full_like(deviation, torch.nan)
             found.append((batch.index[batch.rows], batch.answer_index, deviation, absent if loss is None else loss))
