@@ -161,20 +161,6 @@ class Data(Group):
             raise ValueError("data.choices.answer is letter: the template must show the candidates, as {choices}")
         return self
 
-    @model_validator(mode="after")
-    def _text_has_no_answers(self) -> Self:
-        if not TASKS[self.task].text:
-            return self
-        named = {"label_words": self.label_words, "choices.column": self.choices.column, "messages": self.messages}
-        if found := [name for name, value in named.items() if value]:
-            raise ValueError(f"task is text, which has no answers: leave data.{found[0]} empty")
-        if self.template.partition("{")[0].strip():
-            raise ValueError(
-                "task is text: data.template begins with text of its own (worked examples?), which every document "
-                'would repeat; write "{column}"'
-            )
-        return self
-
 
 class Prepare(Group):
     """Limits of the prepared examples."""
@@ -347,22 +333,23 @@ class Params(Group):
 
     @model_validator(mode="after")
     def _text_has_neither_prompts_nor_answers(self) -> Self:
-        if not TASKS[self.data.task].text:
-            return self
-        of_prompts = [kind for kind in self.signals.kinds if not SIGNALS[kind].of_weights]
-        if of_prompts:
-            raise ValueError(f"data.task is text: signals.kinds = {of_prompts[0]} reads prompts, and there are none")
+        data = self.data
         methods = [*self.compare.methods, *(variant.method for variant in self.compare.variants.values())]
-        if sided := [name for name in methods if method_of(name).word("positions").name != "all"]:
-            raise ValueError(
-                f"data.task is text: compare.methods = {sided[0]} trains after a prompt, and there is none"
-            )
-        for name, value in {
+        given = {
+            "data.template": data.template.partition("{")[0].strip(),  # worked examples, for instance
+            "data.label_words": data.label_words,
+            "data.choices.column": data.choices.column,
+            "data.messages": data.messages,
             "prepare.chat_template": self.prepare.chat_template,
+            "signals.kinds": [kind for kind in self.signals.kinds if not SIGNALS[kind].of_weights],
+            "compare.methods": [name for name in methods if method_of(name).word("positions").name != "all"],
             "evaluate.answer_marker": self.evaluate.answer_marker,
-        }.items():
-            if value:
-                raise ValueError(f"data.task is text: {name} = {value!r} is for answers, and there are none")
+        }
+        if TASKS[data.task].text and (found := {name: value for name, value in given.items() if value}):
+            name, value = next(iter(found.items()))
+            raise ValueError(
+                f"data.task is text, whose documents have neither prompt nor answer: take {value!r} out of {name}"
+            )
         return self
 
 

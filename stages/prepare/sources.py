@@ -100,9 +100,10 @@ def _split_files(folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
     held = _of_formats(folder.iterdir(), formats)
     every = (folder / name).rglob("*")  # but no copies or by-products: .ipynb_checkpoints/a.csv, ._a.csv
     inside = [file for file in every if not any(part[:1] == "." for part in file.relative_to(folder / name).parts)]
-    texts = sorted(file for file in inside if file.suffix == TEXT and file.parent.parent == folder / name)
+    anywhere = TEXT in formats  # otherwise in folders of classes
+    texts = sorted(file for file in inside if file.suffix == TEXT and (anywhere or file.parent.parent == folder / name))
     whole = [[file] for suffix in formats for file in held if file.name == f"{name}{suffix}"]
-    tables = _of_formats(inside, formats)
+    tables = _of_formats(inside, TABLES)
     forms = [*whole, _parts(folder, name, held), tables or [file for file in texts if file.is_file()]]
     found = [form for form in forms if form]
     if len(found) == 1:

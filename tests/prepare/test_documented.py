@@ -4,14 +4,15 @@ import json
 
 import pytest
 from dvc.utils.hydra import apply_overrides
+from ruamel.yaml import YAML
 
 from stages.prepare.__main__ import main
-from tests.docs_blocks import commands, overrides
+from tests.docs_blocks import blocks, commands, overrides
 from tests.prepare.making import write_base, write_params
 
 SHARED = "../shared/data"
 SETTINGS = [given for command in commands("your-data.md") if SHARED in str(given := overrides(command, "-S"))]
-CLASSES = {"trec": 6, "sst5": 5, "arc_easy": 0, "commonsense_qa": 0}
+CLASSES = {"trec": 6, "sst5": 5, "arc_easy": 0, "commonsense_qa": 0, "tinystories_sample": 0}
 
 
 def name(given: list[str]) -> str:
@@ -27,6 +28,21 @@ def test_a_public_dataset_is_prepared(given, shared, tmp_path, monkeypatch):
     meta = json.loads((tmp_path / "prepared/meta.json").read_text(encoding="utf-8"))
     assert len(meta["labels"]) == CLASSES[name(given)]
     assert meta["splits"]["test"]["rows"] >= 20
+
+
+def test_plain_text_is_prepared_by_the_block_that_the_page_gives(shared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = (text for _, text in blocks("your-data.md", "yaml", "Plain text"))
+    given = YAML(typ="safe", pure=True).load(block)["data"]
+    given["path"] = given["path"].replace(SHARED, str(shared / "data"))
+    write_params(tmp_path / "params.yaml", given, {})
+    main(["--base", str(shared / "models/stories260K"), "--out", "prepared"])
+    meta = json.loads((tmp_path / "prepared/meta.json").read_text(encoding="utf-8"))
+    assert meta["splits"]["test"]["documents"] == 60
+    for split in meta["splits"].values():
+        tokens = split["tokens"] + split["rows"]  # the last token of a block is predicted and never read
+        assert tokens <= given["text"]["block_tokens"] * split["rows"]
+        assert split["short_blocks"] <= split["documents"]
 
 
 def test_they_are_all_there():

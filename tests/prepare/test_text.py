@@ -2,10 +2,12 @@
 
 import json
 import random
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ruamel.yaml import YAML
 from tokenizers import Tokenizer
 
 from salf.blocks import document_of
@@ -163,11 +165,16 @@ REFUSED = [
     ({"text": {"block_tokens": 257, "separator": None}}, {}, "block_tokens = 257: the model reads 256 tokens at most"),
     ({"text": {"block_tokens": 16, "separator": "("}}, {}, "data.text.separator = '(': no regular expression"),
     ({"text": {"block_tokens": 16, "separator": "(a)"}}, {}, "write (?:...) for a group"),
-    ({"template": "Once:\n{text}"}, {}, "data.template begins with text of its own (worked examples?)"),
+    ({"template": "Once:\n{text}"}, {}, "neither prompt nor answer: take 'Once:' out of data.template"),
     ({"template": "{body}"}, {}, "data.template: no column 'body'; the data has: text"),
-    ({"label_words": {"a": "b"}}, {}, "task is text, which has no answers: leave data.label_words empty"),
-    ({"messages": "turns"}, {"chat_template": True}, "leave data.messages empty"),
-    ({}, {"chat_template": True}, "data.task is text: prepare.chat_template = True is for answers"),
+    ({"label_words": {"a": "b"}}, {}, "take {'a': 'b'} out of data.label_words"),
+    ({"messages": "turns"}, {"chat_template": True}, "take 'turns' out of data.messages"),
+    (
+        {"choices": {"column": "text", "answer": "text", "score": "sum", "first": 0}},
+        {},
+        "take 'text' out of data.choices.column",
+    ),
+    ({}, {"chat_template": True}, "take True out of prepare.chat_template"),
 ]
 
 
@@ -184,21 +191,19 @@ def test_what_makes_no_sense_for_text_is_refused_in_one_line(data, prepare, word
 @pytest.mark.parametrize(
     ("group", "change", "words"),
     [
-        ("signals", {"kinds": ["grad-norm", "probe"]}, "signals.kinds = probe reads prompts"),
-        ("evaluate", {"answer_marker": "####"}, "evaluate.answer_marker = '####' is for answers"),
+        ("signals", {"kinds": ["grad-norm", "probe"]}, "take ['probe'] out of signals.kinds"),
+        ("evaluate", {"answer_marker": "####"}, "take '####' out of evaluate.answer_marker"),
     ],
 )
 def test_settings_of_other_stages_are_refused_too(group, change, words, tmp_path):
     path = tmp_path / "params.yaml"
     write_params(path, TEXT, {})
-    from ruamel.yaml import YAML
-
     yaml = YAML(typ="safe", pure=True)
     params = yaml.load(path.read_text(encoding="utf-8"))
     params[group] |= change
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=re.escape(words)):
         load_params(path)
 
 
@@ -210,7 +215,7 @@ def test_settings_of_other_stages_are_refused_too(group, change, words, tmp_path
             "wikitext2_valid_test",
             {
                 "splits": {"train": "validation", "validation": None, "test": "test"},
-                "text": {"block_tokens": 128, "separator": "\n(?= = [^=])"},
+                "text": {"block_tokens": 128, "separator": "\n(?= = [^=\n]+ = \n \n)"},
             },
             55,
         ),
