@@ -21,6 +21,7 @@ from salf.shape import ModelShape
 from salf.sizes import LinearMap
 
 FLOAT32_BYTES: Final = 4
+HEAD_ROWS: Final = 1024  # answer positions whose logits exist at one time: answers may be whole texts
 _ADAM_MOMENTS: Final = 2  # AdamW: running means of the gradient and of its square, in float32
 
 # weights: the scope's own weights train; lora: they are frozen, and low-rank adapters train.

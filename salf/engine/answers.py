@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
+from salf.cost import HEAD_ROWS
 from salf.engine.batches import Batch, Example, Split, Start, inference_batches
 from salf.engine.models.adapter import CausalModel
 from salf.engine.models.attention import AfterPrompts, Packing, Prompts
 from salf.engine.models.walk import run, run_to_answers, walk_beginning
 from salf.engine.rules import CandidateRule, LabelTree, LogProbabilities, Path, Rule, preferences
 from salf.engine.runtime import Runtime
-
-HEAD_ROWS: Final = 1024  # answer positions whose logits exist at one time: answers may be whole texts
 
 # What to sum: from logits of some rows [m, vocabulary], and which of the M rows they are, to a scalar.
 OfRows = Callable[[Tensor, slice], Tensor]
@@ -76,16 +75,10 @@ def training_logits(model: CausalModel, start: Start, batch: Batch, *, recompute
 
 def summed_over_rows(model: CausalModel, states: Tensor, of: OfRows) -> Tensor:
     """Sum ``of`` over the logits of states [M, hidden], ``HEAD_ROWS`` rows at a time."""
-    if len(states) <= HEAD_ROWS:
-        return of(model.logits(states), slice(0, len(states)))
-
-    def value(some: Tensor, rows: slice) -> Tensor:
-        return of(model.logits(some), rows)
-
-    if not torch.is_grad_enabled():
-        return torch.stack([value(states[rows], rows) for rows in _chunks(len(states))]).sum()
+    if len(states) <= HEAD_ROWS or not torch.is_grad_enabled():
+        return torch.stack([of(model.logits(states[rows]), rows) for rows in _chunks(len(states))]).sum()
     trained = [one for part in (model.norm, model.head) for one in part.parameters() if one.requires_grad]
-    total: Tensor = _SumOfChunks.apply(value, states, *trained)
+    total: Tensor = _SumOfChunks.apply(lambda some, rows: of(model.logits(some), rows), states, *trained)
     return total
 
 
@@ -231,13 +224,12 @@ class Reader:
         """Losses by answer token, and log probabilities of the first tokens of all that may be preferred."""
         losses: list[tuple[float, ...]] = [()] * len(split.examples)
         roots: list[LogProbabilities] = [{}] * len(split.examples)
-        for index, batch, nats, log_probabilities in self._batches(
-            split, _no_rows if self.rule is None else _first_rows
-        ):
+        for index, batch, nats, first in self._batches(split):
             for i, own in zip(index, _by_example(batch, nats), strict=True):
                 losses[i] = tuple(-nat for nat in own)
-            for i, row in zip(index, log_probabilities, strict=False):  # without a rule there are none
-                roots[i] = _at(row, self._beginnings(split.examples[i]))
+            if self.rule is not None:
+                for i, row in zip(index, first, strict=True):
+                    roots[i] = _at(row, self._beginnings(split.examples[i]))
             advance(len(index))
         return losses, roots
 
@@ -246,12 +238,10 @@ class Reader:
             return self.rule.branches[()]
         return tuple(dict.fromkeys(one.ids[0] for one in example.candidates))
 
-    def _batches(
-        self, split: Split, wanted: Callable[[Batch], Tensor]
-    ) -> Iterator[tuple[list[int], Batch, Tensor, Tensor]]:
-        """Yield examples, their batch, and log probabilities of the M answer tokens, [M], and of all ``wanted`` rows.
+    def _batches(self, split: Split, *, ends: bool = False) -> Iterator[tuple[list[int], Batch, Tensor, Tensor]]:
+        """Which B examples, their batch, and log probabilities: of the M answer tokens, [M], and [B, vocabulary].
 
-        ``wanted`` [M] says which rows, so that no more than ``HEAD_ROWS`` others exist at a time: [K, vocabulary].
+        The latter are those of each answer's first token, or with ``ends`` of its last one.
         """
         start = start_of(split, self.model)
         with self.runtime.autocast():
@@ -260,7 +250,9 @@ class Reader:
                 batch = split.batch(index).to(self.model.device)
                 states, packing = begin(batch)
                 last = run_to_answers(self.model, states, start.space, packing, batch.answers)
-                asked, nats, chosen = wanted(batch), list[Tensor](), list[Tensor]()
+                following = batch.answer_index.roll(-1)  # 0 after the end of an answer
+                asked = (following if ends else batch.answer_index) == 0
+                nats, chosen = list[Tensor](), list[Tensor]()
                 for rows in _chunks(len(last)):
                     log_probabilities = self.model.logits(last[rows]).float().log_softmax(-1)  # [m, vocabulary]
                     nats.append(log_probabilities.gather(1, batch.targets[rows, None])[:, 0])
@@ -282,29 +274,17 @@ class Reader:
         # The last token of an answer is never read, only predicted: any token will do.
         asked = _asked(split, [(i, (*path, 0)) for i, path in questions])
         answers: list[LogProbabilities] = [{}] * len(questions)
-        for index, _, _, log_probabilities in self._batches(asked, _last_rows):
+        for index, _, _, log_probabilities in self._batches(asked, ends=True):
             for row, i in zip(log_probabilities, index, strict=True):
                 answers[i] = _at(row, tree.branches[questions[i][1]])
         return answers
 
     def _sums(self, split: Split, questions: Sequence[tuple[int, Path]]) -> list[float]:
         sums = [0.0] * len(questions)
-        for index, batch, nats, _ in self._batches(_asked(split, questions), _no_rows) if questions else ():
+        for index, batch, nats, _ in self._batches(_asked(split, questions)) if questions else ():
             for i, own in zip(index, _by_example(batch, nats), strict=True):
                 sums[i] = sum(own)
         return sums
-
-
-def _first_rows(batch: Batch) -> Tensor:
-    return batch.answer_index == 0
-
-
-def _last_rows(batch: Batch) -> Tensor:
-    return batch.rows.diff(append=batch.rows.new_tensor([-1])) != 0
-
-
-def _no_rows(batch: Batch) -> Tensor:
-    return torch.zeros_like(batch.rows, dtype=torch.bool)
 
 
 def _asked(split: Split, questions: Sequence[tuple[int, Path]]) -> Split:

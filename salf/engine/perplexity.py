@@ -1,9 +1,8 @@
 """Perplexity of any opened model over text blocks: see :mod:`salf.blocks`."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,22 +15,16 @@ from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import Runtime
 
 
-@dataclass(frozen=True, eq=False)
-class TextLosses:
+class TextLosses(NamedTuple):
     """What a model makes of n blocks."""
 
     losses: NDArray[np.float64]  # mean −log probability of each block's predicted tokens, in nats, [n]
     tokens: NDArray[np.int64]  # number of these tokens, [n]
 
     @property
-    def loss(self) -> float:
-        """Nats per predicted token of all blocks."""
-        return float(np.average(self.losses, weights=self.tokens))
-
-    @property
     def perplexity(self) -> float:
-        """The exponential of the loss."""
-        return math.exp(self.loss)
+        """Of all predicted tokens together."""
+        return float(np.exp(np.average(self.losses, weights=self.tokens)))
 
 
 def read_text(model: CausalModel, runtime: Runtime, blocks: Sequence[Example], batch_tokens: int = 2048) -> TextLosses:
@@ -48,11 +41,9 @@ def text_examples(folder: Path, documents: Sequence[str], length: int) -> list[E
     """
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
-    start = start_of(tokenizer)
+    start, encoded = start_of(tokenizer), tokenizer.encode_batch(list(documents), add_special_tokens=False)
     return [
         Example(block_id(str(at), number), None, block.text, block.text, tuple(block.context_ids), tuple(block.ids))
-        for at, text in enumerate(documents)
-        for number, block in enumerate(
-            cut_blocks(text, tokenizer.encode(text, add_special_tokens=False), start, length)
-        )
+        for at, (text, tokens) in enumerate(zip(documents, encoded, strict=True))
+        for number, block in enumerate(cut_blocks(text, tokens, start, length))
     ]

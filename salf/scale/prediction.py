@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from salf.cost import activation_bytes_per_token
+from salf.cost import HEAD_ROWS, activation_bytes_per_token
 from salf.files import significant
 from salf.plan_records import CostModel, Spent
 from salf.scale.inputs import Configuration, Machine
@@ -61,7 +61,7 @@ def memory(shape: ModelShape, work: CostModel, boundary: int, precision: Precisi
     parts = work.parts_per_epoch
     per_token = activation_bytes_per_token(shape, precision.value, precision.stream)
     activations = round(_kept_tokens(shape, work, boundary) / parts * per_token)
-    logits = round(work.positions / parts * shape.vocabulary * precision.logit)
+    logits = round(min(work.positions / parts, HEAD_ROWS) * shape.vocabulary * precision.logit)
     gradients = trained * precision.gradient
     weights = (shape.parameters - trained) * precision.frozen + trained * precision.trained
     moments = trained * precision.moments
