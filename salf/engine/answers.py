@@ -239,7 +239,7 @@ class Reader:
         return tuple(dict.fromkeys(one.ids[0] for one in example.candidates))
 
     def _batches(self, split: Split, *, ends: bool = False) -> Iterator[tuple[list[int], Batch, Tensor, Tensor]]:
-        """Which B examples, their batch, and log probabilities: of the M answer tokens, [M], and [B, vocabulary].
+        """Yield B examples, their batch, and log probabilities: of the M answer tokens, [M], and [B, vocabulary].
 
         The latter are those of each answer's first token, or with ``ends`` of its last one.
         """

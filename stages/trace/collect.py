@@ -84,7 +84,8 @@ class Tracer:
         cls, model: CausalModel, runtime: Runtime, params: Trace, tokens: Sequence[int], shared: Sequence[int]
     ) -> Self:
         """Solve the bases of the distinct answer tokens and run the shared prefix's tokens once."""
-        weight, bias = model.head.weight, model.head.bias
+        weight: Tensor = model.head.weight
+        bias: Tensor | None = model.head.bias
         folded = Affine.of(model.norm, weight) if params.basis == "head-and-norm" else None
         if folded:
             weight, bias = folded.folded(weight, bias)
