@@ -26,12 +26,13 @@ def frontier_section(artifacts: Artifacts) -> Section:
     plan = artifacts.plan
     section = Section("frontier", "Frontier", "Cost and benefit of every boundary")
     chosen = plan.frontier[plan.boundary]
+    lora = f", and {percent(chosen.lora.flops_backward_share)} with LoRA" if chosen.lora else ""
     section.sentences.append(
         f"Predicted for {plan.cost_model.epochs} epochs. A boundary of {plan.boundary} trains "
         f"{parameters(chosen.trained_parameters)} of {parameters(plan.parameters.total)} parameters for "
         f"{percent(chosen.flops_share)} of full fine-tuning’s FLOPs; with many epochs this tends to "
         f"{percent(chosen.flops_share_many_epochs)}, because the frozen layers run once. Of the backward FLOPs alone "
-        f"it is {percent(chosen.flops_backward_share)}."
+        f"it is {percent(chosen.flops_backward_share)}{lora}."
     )
     section.figures += [*_benefit(plan), _memory(plan)]
     by_trace = {name: chosen for name, chosen in plan.boundaries.items() if name in _BY_TRACE}

@@ -92,12 +92,9 @@ def _key_figures(artifacts: Artifacts, facts: Facts) -> list[tuple[str, str, str
     if facts.partial:
         note = f"full: {decimal(facts.full.value)}" if facts.full else span(facts.partial)
         tiles.append((f"test {SCORES[facts.metric]}", decimal(facts.partial.value), note))
-    tiles.append(
-        ("of full’s FLOPs", percent(facts.cost), "counted while training" if method else "predicted by the plan")
-    )
     backward = (method.record if method else plan.frontier[facts.boundary]).flops_backward_share
-    if backward is not None:
-        tiles.append(("of full’s backward FLOPs", percent(backward), "back-propagation alone"))
+    how = "counted" if method else "predicted"
+    tiles.append(("of full’s FLOPs", percent(facts.cost), f"{how}; {percent(backward)} of its backward FLOPs"))
     if method and full:
         mine, theirs = method.measured, full.measured
         note = f"{seconds(mine.seconds)} against {seconds(theirs.seconds)}"

@@ -169,7 +169,7 @@ def test_the_law_has_its_verdict_and_both_boundaries_of_the_trace_have_their_cos
     assert selector.strip() == "salf-law"
     assert "interval 19–21" in boundary
     assert ("Warning: R² is low" in why) == (name == "no-law")
-    assert "of full’s backward FLOPs" in text
+    assert "of its backward FLOPs" in text
 
 
 def test_the_frontier_table_has_every_boundary(pages: dict) -> None:
