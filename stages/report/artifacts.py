@@ -140,7 +140,7 @@ def _hashes(sources: Namespace) -> dict[str, str]:
 
 
 def _digests(sources: Namespace) -> dict[str, str]:
-    named = {name: getattr(sources, name) for name in ("law", "gains", "plan", "metrics")}
+    named = {name: getattr(sources, name) for name in ("law", "gains", "plan")}
     named |= {split: sources.prepared / f"{split}.parquet" for split in SPLITS}
     found = {name: sha256_file(file) for name, file in named.items() if file.exists()}
     if any(sources.traces.glob("*.parquet")):
