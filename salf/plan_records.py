@@ -85,6 +85,33 @@ class Spent(Record):
     flops_backward_share: float
 
 
+class AnswerPoint(Spent):
+    """The cost of training answers alone above a boundary; ``cache_bytes``: of keys and values, and boundary states."""
+
+    trained_parameters: Natural
+    optimizer_bytes: Natural
+    gradient_bytes: Natural
+    activation_bytes: Natural
+    cache_bytes: Natural
+
+
+class AnswerSums(Record):
+    """The sums of one epoch where answers alone train, and those of their prompts after the shared prefix, once.
+
+    Attributes:
+        start, extra: ``finetune.answer_side``.
+        base_rows: tokens of all prompts that the base model reads, the shared prefix counted in each.
+    """
+
+    start: str
+    extra: Natural
+    base_rows: Natural
+    queries: Positive
+    attended: Positive
+    prompt_queries: Natural
+    prompt_attended: Natural
+
+
 class FrontierPoint(Record):
     """The cost of training above one boundary, and the part of the trace's reduction that it can still change.
 
@@ -97,6 +124,8 @@ class FrontierPoint(Record):
             boundary 0's. Null in plans made before it was counted.
         lora: the same with adapters instead of weights, as shares of full fine-tuning's weights; null where every
             layer is frozen.
+        answer: the same where weights act on answers alone (``+answer``), as shares of full fine-tuning's; null where
+            every layer is frozen, layers run padded, or the prepared data do not say where their prompts end.
         flops_uncached: epochs · (flops_frozen + flops_epoch).
         flops_share, flops_share_uncached: of the same at boundary 0; the uncached share is also that
             of a single epoch.
@@ -123,6 +152,7 @@ class FrontierPoint(Record):
     flops_backward: Natural | None = None
     flops_backward_share: float | None = None
     lora: Spent | None = None
+    answer: AnswerPoint | None = None
     optimizer_bytes: Natural
     gradient_bytes: Natural
     activation_bytes: Natural
@@ -143,6 +173,7 @@ class CostModel(Record):
         frozen_queries, frozen_attended: of the frozen layers' pass over the data, before the first step.
         recompute: trained layers run a second time for back-propagation (``finetune.gradient_checkpointing``).
         lora_rank: of the adapters that ``lora`` counts.
+        answer: what ``answer`` counts.
     """
 
     epochs: Positive
@@ -159,6 +190,7 @@ class CostModel(Record):
     frozen_attended: Positive
     recompute: bool = False
     lora_rank: Positive = 8
+    answer: AnswerSums | None = None
     formula: str
     assumptions: list[str]
 

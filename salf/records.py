@@ -82,9 +82,9 @@ class BaseFacts:
         sizes = self.identity.parameters
         return sizes.embedding + sum(sizes.per_layer) + sizes.norm + self._own_head
 
-    def trained_parameters(self, boundary: int) -> int:
-        """Parameters that train above a boundary; 0 trains all."""
-        if boundary == 0:
+    def trained_parameters(self, boundary: int, *, embeddings: bool = True) -> int:
+        """Parameters that train above a boundary; 0 trains all, but for embeddings if they stay frozen."""
+        if boundary == 0 and embeddings:
             return self.total_parameters
         sizes = self.identity.parameters
         return sum(sizes.per_layer[boundary:]) + sizes.norm + self._own_head

@@ -96,12 +96,12 @@ class ModelShape:
             + self.head_parameters
         )
 
-    def trained_parameters(self, boundary: int) -> int:
+    def trained_parameters(self, boundary: int, *, embeddings: bool = True) -> int:
         """Parameters that train when layers 1..boundary are frozen; 0 freezes nothing, embeddings included.
 
-        From boundary 1 on the embeddings are frozen, and a tied head with them.
+        From boundary 1 on, or without ``embeddings``, these are frozen, and a tied head with them.
         """
-        if boundary == 0:
+        if boundary == 0 and embeddings:
             return self.parameters
         own_head = 0 if self.tied_head else self.head_parameters
         return (self.layers - boundary) * self.layer_parameters + self.norm_parameters + own_head

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Final
 
-from salf.cost import FLOAT32_BYTES, Flops, Technique, forward_flops, training_passes
+from salf.cost import FLOAT32_BYTES, Flops, Technique, forward_flops, keys_values_flops, training_passes
 from salf.files import significant
-from salf.plan_records import CostModel, Spent
+from salf.plan_records import AnswerSums, CostModel, Spent
 from salf.records import PreparedSizes
+from salf.settings import AnswerSide
 from salf.shape import ModelShape
 
 _FORMULA: Final = (
@@ -36,6 +37,19 @@ class BoundaryFlops:
             frozen=forward_flops(shape, boundary, work.frozen_queries, work.frozen_attended),
             epoch=training_passes(shape, boundary, *sums, method=method, rank=rank, recompute=recompute),
         )
+
+    @classmethod
+    def on_answers(cls, shape: ModelShape, work: CostModel, boundary: int) -> "BoundaryFlops | None":
+        """Count answers alone above a boundary: ``frozen`` holds the base model's pass over prompts, too."""
+        sums, layers = work.answer, shape.layers - boundary
+        if sums is None or not layers:
+            return None
+        prompts = keys_values_flops(shape, layers, sums.prompt_queries, sums.prompt_attended)
+        prefix = forward_flops(shape, layers, work.shared, work.shared * (work.shared + 1) // 2)
+        frozen = forward_flops(shape, boundary, work.frozen_queries, work.frozen_attended)
+        passes = (sums.queries, sums.attended, work.positions, work.seen)
+        epoch = training_passes(shape, boundary, *passes, recompute=work.recompute, embeddings=False)
+        return cls(frozen + prefix + prompts, epoch)
 
     def cached(self, epochs: int) -> int:
         """All epochs, the frozen layers' output computed once."""
@@ -72,6 +86,7 @@ def cost_model(
     packed: bool = True,
     recompute: bool = False,
     lora_rank: int = 8,
+    answer_side: AnswerSide | None = None,
 ) -> CostModel:
     """The sums over the training split that the costs are counted from.
 
@@ -80,7 +95,8 @@ def cost_model(
     row. Rows are taken at their mean length: the attention's share is a little more when they vary.
 
     A batch is computed in ``parts``, one after the other or on several devices. ``packed``: layers run without padding;
-    ``recompute``: trained layers run a second time for back-propagation.
+    ``recompute``: trained layers run a second time for back-propagation. ``answer_side``: where the trained side of an
+    example begins, if the costs of answers alone are wanted and the sizes say where prompts end.
     """
     train, shared = sizes.splits["train"], sizes.shared_prefix_tokens
     whole, rest = divmod(train.rows, batch_rows)
@@ -105,6 +121,7 @@ def cost_model(
         frozen_attended=own_attended + frozen_walked * shared_attended,
         recompute=recompute,
         lora_rank=lora_rank,
+        answer=_answer_sums(sizes, answer_side) if answer_side and packed else None,
         formula=_FORMULA,
         assumptions=[
             f"flops and shares are those of finetune.epochs = {epochs} epochs; for others see the formula",
@@ -114,6 +131,31 @@ def cost_model(
             "AdamW with float32 moments, float32 gradients and activations; weights themselves not counted",
         ],
     )
+
+
+def _answer_sums(sizes: PreparedSizes, side: AnswerSide) -> AnswerSums | None:
+    train, shared = sizes.splits["train"], sizes.shared_prefix_tokens
+    ends = train.field_tokens if side.start == "field" else train.turn_tokens
+    if ends is None:
+        return None
+    rows, prompts = train.rows, train.tokens + train.rows - train.answer_tokens
+    read = max(shared * rows, min(ends, prompts - rows) - side.extra * rows)  # as salf.split_point, of the mean example
+    before, own = read / rows, (train.tokens - read) / rows
+    return AnswerSums(
+        start=side.start,
+        extra=side.extra,
+        base_rows=read,
+        queries=train.tokens - read,
+        attended=round(rows * own * (before + (own + 1) / 2)),
+        prompt_queries=read - rows * shared,
+        prompt_attended=round(rows * (before - shared) * (shared + (before - shared + 1) / 2)),
+    )
+
+
+def prompt_cache_bytes(shape: ModelShape, work: CostModel, boundary: int, value_bytes: int) -> int:
+    """Keys and values of all prompts at the layers above a boundary, the shared prefix held once."""
+    rows = work.answer.prompt_queries + work.shared if work.answer else 0
+    return rows * (shape.layers - boundary) * 2 * shape.kv_width * value_bytes
 
 
 def counted(lora_rank: int) -> list[str]:

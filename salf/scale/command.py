@@ -13,11 +13,13 @@ from rich.table import Table
 
 from salf.errors import UserError
 from salf.files import write_json
+from salf.plan_records import Spent
 from salf.records import PreparedSizes, SplitSize, read_sizes
 from salf.scale import inputs
 from salf.scale.comparison import Compared, compare
 from salf.scale.inputs import GIB, Machine
-from salf.scale.prediction import PRECISIONS, Boundary, Prediction, predict
+from salf.scale.prediction import PRECISIONS, Answers, Boundary, Prediction, predict
+from salf.settings import AnswerSide
 from salf.workload import cost_model
 
 _UNITS: Final = (("days", 86_400), ("h", 3600), ("min", 60))
@@ -34,7 +36,15 @@ def run(args: argparse.Namespace) -> None:
     predictions = []
     for model in map(inputs.configuration, args.config):
         packed, rank = model.shape.packed, args.lora_rank
-        work = cost_model(sizes, args.epochs, args.batch_rows, parts=args.passes, packed=packed, lora_rank=rank)
+        work = cost_model(
+            sizes,
+            args.epochs,
+            args.batch_rows,
+            parts=args.passes,
+            packed=packed,
+            lora_rank=rank,
+            answer_side=AnswerSide(extra=args.answer_extra),
+        )
         predictions.append(predict(model, work, machine, PRECISIONS[args.precision]))
     compared = compare(machine, args.measured, Path()) if args.measured else []
     for prediction in predictions:
@@ -63,7 +73,8 @@ def _sizes(args: argparse.Namespace) -> PreparedSizes:
             f"--tokens {args.tokens}: an example cannot be shorter than its shared prefix and its answer together "
             f"({args.shared_tokens} + {args.answer_tokens})"
         )
-    train = SplitSize(rows=args.rows, tokens=args.rows * args.tokens, answer_tokens=args.rows * args.answer_tokens)
+    tokens, answers = args.rows * args.tokens, args.rows * args.answer_tokens
+    train = SplitSize(rows=args.rows, tokens=tokens, answer_tokens=answers, field_tokens=tokens - answers)
     return PreparedSizes(splits={"train": train}, shared_prefix_tokens=args.shared_tokens)
 
 
@@ -82,6 +93,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--batch-rows", type=count, default=16, help="examples per optimizer step (default: 16)")
     work.add_argument("--passes", type=count, default=1, help="parts in which a batch is computed (default: 1)")
     work.add_argument("--lora-rank", type=count, default=8, help="rank of the adapters (default: 8)")
+    extra = "prompt tokens on the trained side of +answer, besides the one before the answer (default: 0)"
+    work.add_argument("--answer-extra", type=_above(-1, int), default=0, help=extra)
     where = parser.add_argument_group("machine")
     where.add_argument("--precision", choices=PRECISIONS, default="mixed", help="default: mixed")
     where.add_argument("--device", choices=inputs.DEVICES, default="h100", help="default: h100")
@@ -108,20 +121,29 @@ def _above(least: int, kind: Callable[[str], float]) -> Callable[[str], float]:
 
 
 def print_prediction(prediction: Prediction, console: Console) -> None:
-    """Print a row per boundary, and below what was assumed."""
-    shape = prediction.model.shape
+    """Print a row per boundary, the same for answers alone, and below what was assumed."""
+    shape, machine = prediction.model.shape, prediction.machine
     title = f"{prediction.model.name} ({prediction.model.origin}): {shape.parameters:,} parameters"
-    table = Table(
-        title=f"{title}, {shape.layers} layers, one {prediction.machine.name}",
-        box=SIMPLE,
-        collapse_padding=True,
-        pad_edge=False,
-        show_edge=False,
-    )
+    title = f"{title}, {shape.layers} layers, one {machine.name}"
     headings = ["frozen up to", "trained", "FLOPs", "backward", "time", "memory GiB", "cache GiB", "LoRA"]
-    if prediction.machine.memory_bytes:
-        headings.append("devices")
-    rows = [_cells(boundary, prediction.machine.memory_bytes) for boundary in prediction.boundaries]
+    devices = ["devices"] if machine.memory_bytes else []
+    rows = [_cells(boundary.boundary, boundary, machine.memory_bytes) for boundary in prediction.boundaries]
+    for row, boundary in zip(rows, prediction.boundaries, strict=True):
+        row.insert(len(headings) - 1, _shares(boundary.lora) if boundary.lora else "")
+    _print_table(title, [*headings, *devices], rows, console)
+    answers = [
+        _cells(boundary.boundary, boundary.answer, machine.memory_bytes)
+        for boundary in prediction.boundaries
+        if boundary.answer
+    ]
+    if answers:
+        _print_table("Weights that act on answers alone (+answer)", [*headings[:-1], *devices], answers, console)
+    for line in prediction.assumptions:
+        console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    table = Table(title=title, box=SIMPLE, collapse_padding=True, pad_edge=False, show_edge=False)
     for heading, *cells in zip(headings, *rows, strict=True):
         longest = max(len(word) for text in (heading, *cells) for word in text.split())
         # A narrow terminal breaks lines, but no words.
@@ -129,8 +151,6 @@ def print_prediction(prediction: Prediction, console: Console) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    for line in prediction.assumptions:
-        console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_comparison(compared: Sequence[Compared], machine: Machine, console: Console) -> None:
@@ -147,19 +167,22 @@ def print_comparison(compared: Sequence[Compared], machine: Machine, console: Co
     console.print(held, highlight=False, soft_wrap=True)
 
 
-def _cells(boundary: Boundary, device_bytes: int | None) -> list[str]:
-    weights, lora = boundary.weights, boundary.lora
+def _cells(frozen: int, point: Boundary | Answers, device_bytes: int | None) -> list[str]:
+    weights = point.weights
     cells = [
-        str(boundary.boundary),
-        f"{boundary.trained_parameters / 1e9:.3g} B",
+        str(frozen),
+        f"{point.trained_parameters / 1e9:.3g} B",
         f"{weights.flops:.1e} {weights.flops_share:4.0%}",
         f"{weights.flops_backward:.1e} {weights.flops_backward_share:4.0%}",
-        duration(boundary.seconds),
-        f"{boundary.memory.peak / GIB:,.4g}",
-        f"{boundary.cache_bytes / GIB:,.4g}" if boundary.cache_bytes else "",
-        f"{lora.flops_share:4.0%} {lora.flops_backward_share:4.0%}" if lora else "",
+        duration(point.seconds),
+        f"{point.memory.peak / GIB:,.4g}",
+        f"{point.cache_bytes / GIB:,.4g}" if point.cache_bytes else "",
     ]
-    return [*cells, str(math.ceil(boundary.memory.peak / device_bytes))] if device_bytes else cells
+    return [*cells, str(math.ceil(point.memory.peak / device_bytes))] if device_bytes else cells
+
+
+def _shares(spent: Spent) -> str:
+    return f"{spent.flops_share:4.0%} {spent.flops_backward_share:4.0%}"
 
 
 def duration(seconds: float) -> str:

@@ -29,8 +29,8 @@ class Compared:
 def compare(machine: Machine, reference: str, chain: Path) -> list[Compared]:
     """Compare every fine-tune of the chain's base and data that trained weights above one boundary on this machine.
 
-    Adapters, ``first-n`` and ``lisa`` are left out, because the prediction is not about them, and so are fine-tunes
-    without measurements. ``reference`` is the run that the machine's rate was measured by.
+    Adapters, answers alone, ``first-n`` and ``lisa`` are left out, because the prediction is not about them, and so are
+    fine-tunes without measurements. ``reference`` is the run that the machine's rate was measured by.
     """
     folder, prepared = chain / "data/base", chain / "data/prepared"
     if not (folder / "base.json").is_file() or not (prepared / "meta.json").is_file():
@@ -45,7 +45,7 @@ def compare(machine: Machine, reference: str, chain: Path) -> list[Compared]:
         run, clock = FineTuneRecord.load(model), FineTuneClock.load(measured)
         of_base = run.base_sha256 == base.identity.weights_sha256
         ours = of_base and run.data_sha256.get("train") == data.splits["train"].sha256
-        one_boundary = run.how.form.name == "weights" and run.how.scope not in (FIRST_N, LISA)
+        one_boundary = not run.how.words and run.how.scope not in (FIRST_N, LISA)
         if ours and one_boundary and _machine_of(clock) == here:
             compared.append(_compared(model.name, run, clock, base, data, machine))
     return compared

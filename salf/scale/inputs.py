@@ -17,13 +17,13 @@ _FILE: Final = Path(__file__).with_name("published.json")
 # TPU v4 (PaLM, arXiv 2204.02311, section 4.1).
 UTILISATION: Final = 0.4
 GIB: Final = 1 << 30
-# TFLOP/s of dense bfloat16 products with float32 sums, and GiB of memory, by the makers' data sheets.
+# TFLOP/s of dense bfloat16 products with float32 sums, GiB of memory and its GB/s, by the makers' data sheets.
 DEVICES: Final = {
-    "a100-80gb": (312, 80),
-    "h100": (989, 80),
-    "h200": (989, 141),
-    "l4": (121, 24),
-    "rtx-4090": (165, 24),
+    "a100-80gb": (312, 80, 2039),
+    "h100": (989, 80, 3350),
+    "h200": (989, 141, 4800),
+    "l4": (121, 24, 300),
+    "rtx-4090": (165, 24, 1008),
 }
 
 
@@ -44,6 +44,7 @@ class Machine:
     flops_per_second: float
     memory_bytes: int | None
     words: str
+    bytes_per_second: float | None = None  # of its memory; ``None``: unknown, and updates are not timed
 
 
 def configuration(given: str) -> Configuration:
@@ -75,9 +76,9 @@ def published() -> Mapping[str, Mapping[str, Any]]:
 
 def device(name: str, utilisation: float) -> Machine:
     """Return a device of the table."""
-    teraflops, gib = DEVICES[name]
+    teraflops, gib, gigabytes = DEVICES[name]
     words = f"{utilisation:.0%} of the {teraflops:g} TFLOP/s of its data sheet"
-    return Machine(name, teraflops * 1e12 * utilisation, gib * GIB, words)
+    return Machine(name, teraflops * 1e12 * utilisation, gib * GIB, words, gigabytes * 1e9)
 
 
 def given_rate(teraflops: float) -> Machine:

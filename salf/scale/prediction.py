@@ -1,5 +1,6 @@
 """A configuration's cost at every boundary: FLOPs, time, and memory at its highest."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -9,7 +10,7 @@ from salf.files import significant
 from salf.plan_records import CostModel, Spent
 from salf.scale.inputs import Configuration, Machine
 from salf.shape import ModelShape
-from salf.workload import BoundaryFlops, beginning, counted, spent_on_lora
+from salf.workload import BoundaryFlops, beginning, counted, prompt_cache_bytes, spent_on_lora
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Memory:
     peak: int  # the most at any moment
 
 
-def memory(shape: ModelShape, work: CostModel, boundary: int, precision: Precision) -> Memory:
+def memory(
+    shape: ModelShape, work: CostModel, boundary: int, precision: Precision, *, answers_alone: bool = False
+) -> Memory:
     """Bytes above a boundary 0..L.
 
     While back-propagation walks down, activations go and gradients come: the most is held at its start,
@@ -57,29 +60,30 @@ def memory(shape: ModelShape, work: CostModel, boundary: int, precision: Precisi
     the earlier parts' gradients are there all the time. Attention is taken to be a fused kernel's, which
     keeps no probabilities: short sequences on a CPU, computed by plain products, hold some more.
     """
-    trained = shape.trained_parameters(boundary)
+    trained = shape.trained_parameters(boundary, embeddings=not answers_alone)
     parts = work.parts_per_epoch
     per_token = activation_bytes_per_token(shape, precision.value, precision.stream)
-    activations = round(_kept_tokens(shape, work, boundary) / parts * per_token)
+    queries = work.answer.queries if answers_alone and work.answer else work.queries
+    activations = round(_kept_tokens(shape, work, boundary, queries) / parts * per_token)
     logits = round(min(work.positions / parts, HEAD_ROWS) * shape.vocabulary * precision.logit)
     gradients = trained * precision.gradient
     weights = (shape.parameters - trained) * precision.frozen + trained * precision.trained
     moments = trained * precision.moments
-    head_trains = boundary == 0 or not shape.tied_head
+    head_trains = (boundary == 0 and not answers_alone) or not shape.tied_head
     head = head_trains * shape.hidden * shape.vocabulary * precision.gradient
     walking = activations + logits + (head if work.parts == 1 else gradients)
     return Memory(weights, gradients, moments, activations, logits, weights + moments + max(gradients, walking))
 
 
-def _kept_tokens(shape: ModelShape, work: CostModel, boundary: int) -> int:
+def _kept_tokens(shape: ModelShape, work: CostModel, boundary: int, queries: int) -> int:
     """Tokens of an epoch that trained layers keep activations of, summed over these layers.
 
     The last layer of a packed model computes keys and values of all tokens and all else at answer positions.
     """
     trained = shape.layers - boundary
     if not trained or not shape.packed:
-        return trained * work.queries
-    return (trained - 1) * work.queries + work.positions
+        return trained * queries
+    return (trained - 1) * queries + work.positions
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,26 @@ class Boundary:
     seconds: float
     memory: Memory
     cache_bytes: int  # the boundary's states of the whole training split, in memory or on disk
+    answer: "Answers | None"  # weights that act on answers alone; ``None`` where all layers are frozen, or run padded
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; the weights' FLOPs stand among the others, as in a freeze plan."""
         flat = {name: value for name, value in asdict(self).items() if name != "weights"}
-        return {**flat, **self.weights.model_dump(), "lora": self.lora and self.lora.model_dump()}
+        answer = self.answer and {**asdict(self.answer), **self.answer.weights.model_dump()}
+        if answer:
+            answer.pop("weights")
+        return {**flat, **self.weights.model_dump(), "lora": self.lora and self.lora.model_dump(), "answer": answer}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The same of training answers alone above a boundary; the cache holds prompts' keys and values as well."""
+
+    trained_parameters: int
+    weights: Spent
+    seconds: float
+    memory: Memory
+    cache_bytes: int
 
 
 @dataclass(frozen=True)
@@ -124,21 +143,60 @@ class Prediction:
         }
 
 
+def _update_seconds(work: CostModel, trained: int, precision: Precision, machine: Machine) -> float:
+    """Seconds of the optimizer's updates: it is memory that bounds them, not arithmetic.
+
+    Every step reads the gradient twice, for its norm and for the update, and reads and writes weight and moments.
+    """
+    if machine.bytes_per_second is None:
+        return 0.0
+    steps = work.epochs * math.ceil(work.rows / work.batch_rows)
+    traffic = 2 * precision.gradient + 2 * (precision.frozen + precision.moments)
+    return steps * trained * traffic / machine.bytes_per_second
+
+
+def _update_words(machine: Machine) -> str:
+    if machine.bytes_per_second is None:
+        return "optimizer updates and data transfer are not timed"
+    return f"optimizer updates take their memory traffic at {machine.bytes_per_second / 1e9:,.3g} GB/s"
+
+
+_ANSWERS: Final = (
+    "answers: weights that act on answers alone (+answer); the base model reads prompts once, and the cache holds "
+    "their keys and values; embeddings, and a head tied to them, are frozen"
+)
+
+
 def predict(model: Configuration, work: CostModel, machine: Machine, precision: Precision) -> Prediction:
     """Count every boundary."""
     shape, whole = model.shape, BoundaryFlops.of(model.shape, work, 0)
 
+    def seconds(flops: int, trained: int) -> float:
+        return significant(flops / machine.flops_per_second + _update_seconds(work, trained, precision, machine))
+
     def at(boundary: int) -> Boundary:
         weights = BoundaryFlops.of(shape, work, boundary).spent(whole, work.epochs)
+        trained = shape.trained_parameters(boundary)
+        states = work.frozen_queries * shape.hidden * precision.stream if boundary else 0
         return Boundary(
             boundary=boundary,
-            trained_parameters=shape.trained_parameters(boundary),
+            trained_parameters=trained,
             weights=weights,
             lora=spent_on_lora(shape, work, boundary),
-            seconds=significant(weights.flops / machine.flops_per_second),
+            seconds=seconds(weights.flops, trained),
             memory=memory(shape, work, boundary, precision),
-            cache_bytes=work.frozen_queries * shape.hidden * precision.stream if boundary else 0,
+            cache_bytes=states,
+            answer=on_answers(boundary, states),
         )
+
+    def on_answers(boundary: int, states: int) -> Answers | None:
+        flops = BoundaryFlops.on_answers(shape, work, boundary)
+        if flops is None:
+            return None
+        spent, trained = flops.spent(whole, work.epochs), shape.trained_parameters(boundary, embeddings=False)
+        held = memory(shape, work, boundary, precision, answers_alone=True)
+        cache = states + prompt_cache_bytes(shape, work, boundary, precision.value)
+        return Answers(trained, spent, seconds(spent.flops, trained), held, cache)
 
     assumptions = [
         f"{work.rows:,} examples, {work.epochs} epochs, boundary states computed once and cached",
@@ -147,7 +205,8 @@ def predict(model: Configuration, work: CostModel, machine: Machine, precision: 
         *counted(work.lora_rank),
         f"{precision.words}; AdamW; attention by a kernel that stores no score matrix; no gradient checkpointing",
         "the frozen layers' weights stay in memory",
-        f"{machine.name} computes at {machine.words}; optimizer updates and data transfer are not timed",
+        f"{machine.name} computes at {machine.words}; {_update_words(machine)}",
+        *([_ANSWERS] if work.answer else []),
         "several devices: weights, gradients, moments and activations divide evenly (FSDP), communication is free",
     ]
     return Prediction(model, work, machine, assumptions, [at(boundary) for boundary in range(shape.layers + 1)])

@@ -13,7 +13,7 @@ from salf.parameters import trained_names
 from salf.plan import FreezePlan
 from salf.plan_records import EvidenceHashes, Exports, FrontierPoint, ParameterCounts, PlannedModel, SelectedBoundary
 from salf.records import BaseFacts, PreparedSizes
-from salf.settings import Batches, Count
+from salf.settings import AnswerSide, Batches, Count
 from salf.workload import cost_model
 from stages.common.params import Plan
 from stages.plan.by_trace import basis_of
@@ -33,6 +33,7 @@ class Work(Batches):
 
     processes: Count
     lora_rank: Count
+    answer_side: AnswerSide
 
 
 def make_plan(
@@ -52,6 +53,7 @@ def make_plan(
         packed=base.shape.packed,
         recompute=schedule.gradient_checkpointing,
         lora_rank=schedule.lora_rank,
+        answer_side=schedule.answer_side,
     )
     points = frontier(base, work, evidence.laws[basis.quantity])
     found, absent = choices(replace(evidence, frontier=tuple(points)), params)

@@ -7,10 +7,10 @@ from salf.cost import activation_bytes_per_token, optimizer_bytes
 from salf.errors import UserError
 from salf.evidence import DepthLaw
 from salf.files import significant
-from salf.plan_records import CostModel, FrontierPoint
+from salf.plan_records import AnswerPoint, CostModel, FrontierPoint
 from salf.records import BaseFacts
 from salf.shape import ModelShape
-from salf.workload import BoundaryFlops, spent_on_lora
+from salf.workload import BoundaryFlops, prompt_cache_bytes, spent_on_lora
 
 
 def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPoint]:
@@ -39,6 +39,7 @@ def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPo
                 flops_share_uncached=significant(cost.uncached(1) / whole.uncached(1)),
                 flops_share_many_epochs=significant(cost.epoch.total / whole.epoch.total),
                 lora=spent_on_lora(base.shape, work, boundary),
+                answer=_on_answers(base, work, boundary, whole),
                 optimizer_bytes=optimizer_bytes(trained),
                 gradient_bytes=trained * work.value_bytes,
                 activation_bytes=round(part_tokens * _kept_bytes_per_token(base.shape, work, depth)),
@@ -50,6 +51,24 @@ def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPo
             )
         )
     return points
+
+
+def _on_answers(base: BaseFacts, work: CostModel, boundary: int, whole: BoundaryFlops) -> AnswerPoint | None:
+    """Return the cost of answers alone, as shares of ``whole``, full fine-tuning."""
+    cost, shape, sums = BoundaryFlops.on_answers(base.shape, work, boundary), base.shape, work.answer
+    if cost is None or sums is None:
+        return None
+    trained = base.trained_parameters(boundary, embeddings=False)
+    kept = sums.queries / work.parts_per_epoch * _kept_bytes_per_token(shape, work, shape.layers - boundary)
+    states = work.frozen_queries * shape.hidden * work.value_bytes if boundary else 0
+    return AnswerPoint(
+        **cost.spent(whole, work.epochs).model_dump(),
+        trained_parameters=trained,
+        optimizer_bytes=optimizer_bytes(trained),
+        gradient_bytes=trained * work.value_bytes,
+        activation_bytes=round(kept),
+        cache_bytes=prompt_cache_bytes(shape, work, boundary, work.value_bytes) + states,
+    )
 
 
 def within_budget(boundary: int, points: Sequence[FrontierPoint], budget: float) -> int:

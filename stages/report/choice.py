@@ -125,12 +125,16 @@ def _benefit(plan: FreezePlan) -> Iterator[Figure]:
     if not benefit:
         return
     dots = [(point.flops_share, left) for point, left in benefit.items()]
+    answers = sorted((point.answer.flops_share, left) for point, left in benefit.items() if point.answer)
 
     def paint(axes: Axes) -> None:
         efficient = sorted((point.flops_share, left) for point, left in benefit.items() if point.efficient)
         axes.plot(*zip(*efficient, strict=True), color=MUTED, lw=1.2)
         for point, dot in zip(benefit, dots, strict=True):
             axes.plot(*dot, "o", color=MUTED, ms=4.5, mfc=MUTED if point.efficient else "none", mew=1)
+        if answers:
+            axes.plot(*zip(*answers, strict=True), "o-", color=colour("last-n"), lw=1.2, ms=3)
+            place_labels(axes, [(*answers[-1], "answers alone", colour("last-n"))], [*dots, *answers])
         axes.margins(x=0.06, y=0.12)
         axes.set_xlim(0, max(1.05, axes.get_xlim()[1]))
         if (y := chosen.remaining_reduction) is not None:
@@ -147,6 +151,8 @@ def _benefit(plan: FreezePlan) -> Iterator[Figure]:
         "A dot per boundary; the square is the chosen one. Filled and joined: none is both cheaper and leaves more to "
         "train."
     )
+    if answers:
+        caption += " The second curve: the same boundaries with weights that act on answers alone (+answer)."
     yield figure("fig-frontier", title, caption, paint)
 
 
@@ -189,6 +195,14 @@ def _lora(spent: Spent | None) -> Cell:
     return number(spent.flops, flops, shares)
 
 
+def _answers(point: FrontierPoint) -> Cell:
+    """FLOPs of answers alone, and in small print their share of full fine-tuning's, memory and cache."""
+    if (spent := point.answer) is None:
+        return number(None)
+    memory = spent.optimizer_bytes + spent.gradient_bytes + spent.activation_bytes
+    return number(spent.flops, flops, f"{percent(spent.flops_share)}\n{size(memory)}, cache {size(spent.cache_bytes)}")
+
+
 def _frontier_table(plan: FreezePlan) -> Table:
     columns: Columns[FrontierPoint] = {
         "Boundary": lambda p: _boundary(plan, p.boundary),
@@ -196,6 +210,7 @@ def _frontier_table(plan: FreezePlan) -> Table:
         "FLOPs": lambda p: number(p.flops, flops, percent(p.flops_share)),
         "Backward": lambda p: number(p.flops_backward, flops, percent(p.flops_backward_share)),
         "LoRA": lambda p: _lora(p.lora),
+        "Answers alone": _answers,
         "Recomputed": lambda p: number(p.flops_share_uncached, percent),
         "Memory": lambda p: number(_memory_of(p), size),
         plan.quantity.capitalize(): lambda p: number(p.observed, decimal),

@@ -8,10 +8,15 @@ import pytest
 
 from salf.cost import Flops
 from salf.engine.batches import Batch, Example, Split
+from salf.engine.boundary_cache.prompts import cache_prompts
+from salf.engine.models.adapter import CausalModel
+from salf.engine.runtime import choose_runtime
 from salf.engine.training.costs import Costs, cut
 from salf.engine.training.scope import Scope
+from salf.families import family_of
 from salf.records import PreparedSizes, SplitSize
-from salf.workload import BoundaryFlops, cost_model
+from salf.settings import AnswerSide, Device
+from salf.workload import BoundaryFlops, cost_model, prompt_cache_bytes
 from tests.salf.test_cost import llama
 
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 6, 32, 56, 53
@@ -78,6 +83,28 @@ def test_what_a_plan_foresees_is_what_training_counts(technique, boundary, packe
     planned = BoundaryFlops.of(shape, work, boundary, technique)
     assert planned == BoundaryFlops(frozen, epoch)
     assert planned.cached(EPOCHS) == frozen + EPOCHS * epoch.total
+
+
+@pytest.mark.parametrize(
+    ("boundary", "extra", "parts", "recompute"), [(0, 0, 1, False), (0, 2, 2, True), (2, 1, 1, False)]
+)
+def test_what_a_plan_foresees_of_answers_alone_is_what_training_counts(boundary, extra, parts, recompute):
+    """The base reads 7 of 9 prompt tokens, ``extra`` fewer; rows of one length, 4 tokens shared."""
+    shape = llama(tie_word_embeddings=True)[1]
+    rows = [Example(f"{n}", None, "", "", tuple(range(9)), (11, 12), field_end=7) for n in range(6)]
+    train = SplitSize(rows=6, tokens=60, answer_tokens=12, field_tokens=42)
+    side = AnswerSide(extra=extra)
+    split = Split(rows, 4).after_prompts(side)
+    scope = Scope(4, boundary, tuple(range(boundary + 1, 5)), embeddings=False)
+    costs = Costs(shape, scope, recompute=recompute)
+    batches = [[split.batch(part) for part in cut(range(at, min(at + 4, 6)), parts)] for at in (0, 4)]
+    sizes = PreparedSizes(splits={"train": train}, shared_prefix_tokens=4)
+    work = cost_model(sizes, EPOCHS, 4, parts=parts, recompute=recompute, answer_side=side)
+    planned = BoundaryFlops.on_answers(shape, work, boundary)
+    assert planned == BoundaryFlops(costs.frozen(split), sum(map(costs.step, batches), Flops()))
+    base = CausalModel(llama(tie_word_embeddings=True)[0], family_of("llama"))
+    kept = cache_prompts(base, choose_runtime(Device(kind="cpu", dtype="float32")), split, 99).rows
+    assert prompt_cache_bytes(shape, work, 0, 4) == kept.nbytes
 
 
 def test_shares_follow_the_stated_formula(workspace):

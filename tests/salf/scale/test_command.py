@@ -134,7 +134,25 @@ def test_time_is_operations_over_the_rate_that_was_asked_for(scale):
     assert whole["seconds"] == pytest.approx(whole["flops"] / 2.5e12)
     assert "2.5 TFLOP/s, as given" in " ".join(text.split())
     (h100,), _ = scale("--config", "gpt2", "--device", "h100", "--utilisation", "0.5")
-    assert h100["boundaries"][0]["seconds"] == pytest.approx(whole["flops"] / (989e12 * 0.5))
+    # Each of 1,875 steps reads the gradient twice, and reads and writes weight and two moments, all in float32.
+    traffic = 1875 * 124_439_808 * (2 * 4 + 2 * 12) / 3350e9
+    assert h100["boundaries"][0]["seconds"] == pytest.approx(whole["flops"] / (989e12 * 0.5) + traffic, rel=1e-4)
+
+
+def test_answers_alone_have_their_cost_memory_and_cache_at_every_boundary(scale):
+    (model,), text = scale("--config", "smollm2-135m", "--tokens", "600", "--answer-tokens", "60", "--rows", "1000")
+    *points, last = model["boundaries"]
+    assert last["answer"] is None
+    caches = [point["answer"]["cache_bytes"] for point in points]
+    states = points[1]["cache_bytes"]
+    # 539 of 540 prompt tokens, 30 layers, 3 heads of 64 for keys and for values, two bytes each in mixed precision
+    assert caches[0] == 1000 * 540 * 30 * 2 * 192 * 2
+    assert caches[15] == caches[0] // 2 + states
+    for point in points:
+        assert point["answer"]["flops"] < point["flops"]
+        assert point["answer"]["memory"]["peak"] <= point["memory"]["peak"]
+        assert point["answer"]["seconds"] < point["seconds"]
+    assert "Weights that act on answers alone (+answer)" in text
 
 
 def test_the_rate_of_a_run_made_here_is_taken(scale, tmp_path):
@@ -149,6 +167,7 @@ def test_the_rate_of_a_run_made_here_is_taken(scale, tmp_path):
 
 def test_prepared_data_gives_the_workload(scale, tmp_path):
     train = {"rows": ROWS, "tokens": ROWS * TOKENS, "answer_tokens": ROWS * ANSWER}
+    train["field_tokens"] = ROWS * (TOKENS - ANSWER)
     (tmp_path / "meta.json").write_text(json.dumps({"splits": {"train": train}, "shared_prefix_tokens": SHARED}))
     given, _ = scale("--config", "gpt2", *WORKLOAD)
     read, _ = scale("--config", "gpt2", "--prepared", str(tmp_path), f"--batch-rows={BATCH}", f"--epochs={EPOCHS}")
