@@ -38,6 +38,12 @@ def read_graph(project: Path) -> tuple[StageNode, ...]:
             return tuple(_node(stage, graph) for stage in order)
     except DvcException as error:
         raise UserError(" ".join(str(error).split())) from error
+    except TypeError as error:
+        if "'Value' object is not iterable" not in str(error):
+            raise
+        raise UserError(
+            "params.yaml: DVC finds an empty entry where a matrix needs values; without any, write {}"
+        ) from error
 
 
 def select(graph: Sequence[StageNode], targets: Sequence[str]) -> tuple[StageNode, ...]:

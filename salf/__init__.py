@@ -49,4 +49,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its module."""
     if name not in _PLACES:
         raise AttributeError(f"module 'salf' has no attribute {name!r}")
-    return getattr(import_module(f"salf.{_PLACES[name]}"), name)
+    try:
+        return getattr(import_module(f"salf.{_PLACES[name]}"), name)
+    except ModuleNotFoundError as error:
+        from salf.errors import UserError
+
+        missing = f"salf.{name} needs {error.name}, which is not installed"
+        raise UserError(f'{missing}: pip install "/path/to/this/project[training]"') from None

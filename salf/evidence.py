@@ -145,7 +145,7 @@ class TraceFacts(Traced):
 class ScalingLaw(Record, Artifact):
     """``reports/scaling_law.json``."""
 
-    made_by = "fit"
+    made_by, whole = "fit", True
 
     layers: int
     examples: int
@@ -243,7 +243,7 @@ class PilotFlops(Record):
 class Pilots(Record, Artifact):
     """``reports/pilot.json`` of pilots that were run."""
 
-    made_by = "signals"
+    made_by, whole = "signals", True
 
     layers: int
     enabled: Literal[True] = True

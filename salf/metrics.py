@@ -37,6 +37,12 @@ SCORES: Final = {
 
 LOWER_IS_BETTER: Final = frozenset({"perplexity", "loss"})
 
+BASELINES: Final = {
+    "untrained": "the untrained model",
+    "majority": "the majority class",
+    "tfidf": "TF-IDF + logistic regression",
+}
+
 _ENDS: Final = {"value": "", "low": "_low", "high": "_high"}
 _GROUPS: Final = {"scores": ("", _ENDS), "differences": ("_minus_full", {**_ENDS, "detectable": "_detectable"})}
 

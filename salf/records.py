@@ -21,6 +21,7 @@ class Artifact(BaseModel):
 
     made_by: ClassVar[str]
     file: ClassVar[str] = ""
+    whole: ClassVar[bool] = False  # fields that were not set are written, too
 
     @classmethod
     def load(cls, place: Path) -> Self:
@@ -28,8 +29,8 @@ class Artifact(BaseModel):
         return checked(cls, place / cls.file, cls.made_by)
 
     def save(self, place: Path) -> None:
-        """Write canonical JSON: the fields that were set, under the names that readers know."""
-        write_json(place / self.file, self.model_dump(mode="json", by_alias=True, exclude_unset=True))
+        """Write canonical JSON: the fields that were set (or all, if ``whole``), under the names that readers know."""
+        write_json(place / self.file, self.model_dump(mode="json", by_alias=True, exclude_unset=not self.whole))
 
 
 class ParameterSizes(BaseModel):

@@ -69,8 +69,8 @@ class CachedRows(Dataset[Row]):
 class PrefixStates(CachedRows):
     """Boundary states of a tokenised dataset, one item per example.
 
-    An item has `inputs_embeds`, the states [T, H], and `labels` [T]; padding of the original row is gone. Use
-    `collate_states` to make batches.
+    An item has `inputs_embeds`, the states [T, H], `labels` [T] and its `boundary`; padding of the original row is
+    gone. Use `collate_states` to make batches.
 
     Attributes:
         boundary: the last frozen layer.
@@ -88,7 +88,8 @@ class PrefixStates(CachedRows):
 
     def __getitem__(self, index: int) -> Row:
         rows = self._states.layout.rows_of(torch.tensor([range(len(self))[index]]), joined=True)
-        return {"inputs_embeds": self._states.rows.index_select(0, rows), "labels": self._labels[index]}
+        states = {"inputs_embeds": self._states.rows.index_select(0, rows), "boundary": torch.tensor(self.boundary)}
+        return {**states, "labels": self._labels[index]}
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def collate_states(rows: Sequence[Row], padding_side: Literal["left", "right"] =
         padding_side: use `functools.partial` to pad on the left.
 
     Returns:
-        `inputs_embeds` [B, T, H], `attention_mask` [B, T] and `labels` [B, T].
+        `inputs_embeds` [B, T, H], `attention_mask` [B, T], `labels` [B, T], and `boundary` [B], which a suffix compares
+        with its own.
 
     Raises:
         UserError: rows are something else, such as token ids.
@@ -128,13 +130,14 @@ def collate_states(rows: Sequence[Row], padding_side: Literal["left", "right"] =
     def padded(parts: list[Tensor], value: float = 0) -> Tensor:
         return pad_sequence(parts, batch_first=True, padding_value=value, padding_side=padding_side)
 
-    if not all("inputs_embeds" in row for row in rows):
+    if not all({"inputs_embeds", "boundary"} <= row.keys() for row in rows):
         raise UserError("these are not items of salf.prefix_states; an evaluation split needs its states, too")
     labels = [row["labels"] for row in rows]
     return {
         "inputs_embeds": padded([row["inputs_embeds"] for row in rows]),
         "attention_mask": padded([torch.ones_like(one) for one in labels]),
         "labels": padded(labels, IGNORED),
+        "boundary": torch.stack([row["boundary"] for row in rows]),
     }
 
 

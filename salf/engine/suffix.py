@@ -7,9 +7,11 @@ names.
 """
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -55,8 +57,9 @@ def suffix(model: nn.Module, plan_or_boundary: FreezePlan | int, scope: str | No
     boundary = frozen_layers(network, plan_or_boundary, scope)
     parameters = NetworkParameters.of(model)
     family = family_of(network.config.model_type, parameters.own)
-    twin, _ = twin_of(network, family, boundary, Network, Trunk)
+    twin, trunk = twin_of(network, family, boundary, Network, Trunk)
     _check(network, twin, family, boundary)
+    _take_boundary(type(twin), trunk.entry)
     tied = network.get_input_embeddings().weight is network.get_output_embeddings().weight
     if not parameters.train_above(family, boundary, tied_head=tied):
         raise UserError(f"above boundary {boundary} nothing is left to train: PEFT put no adapter there, or froze it")
@@ -110,12 +113,20 @@ class Entry:
     """Passes the boundary states from the trunk to the stand-ins.
 
     Attributes:
+        boundary: the last frozen layer.
         states: of the pass that runs, [B, T, H].
         in_tuple: the network's layers return their states as the first of a tuple.
     """
 
+    boundary: int
     states: Tensor | None = None
     in_tuple: bool = False
+
+    def require(self, boundary: Tensor | None) -> None:
+        """Refuse boundary states of another layer; ``boundary`` [B] is that of a batch's rows."""
+        if boundary is not None and (boundary != self.boundary).any():
+            layers = ", ".join(map(str, boundary.unique().tolist()))
+            raise UserError(f"boundary states of layer {layers}, and this suffix starts after layer {self.boundary}")
 
     def take(self, output: Any) -> Tensor:
         """Learn from a layer's output how it returns states, and return them."""
@@ -138,8 +149,16 @@ class Trunk:
     entry: Entry
     width: int
 
-    def forward(self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None, **options: Any) -> Any:
-        """Run the trunk on placeholders, which the stand-ins replace by the states."""
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        boundary: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run the trunk on placeholders, which the stand-ins replace by the states; TRL calls it by itself."""
+        self.entry.require(boundary)
         if input_ids is not None or inputs_embeds is None:
             raise UserError("a suffix takes boundary states as inputs_embeds; for token ids call the model itself")
         self.entry.states = inputs_embeds
@@ -193,7 +212,7 @@ def twin_of(
     parent = twin
     for name in between:
         parent = _replace(parent, name, _copied(getattr(parent, name)))
-    width, entry = network.get_input_embeddings().weight.shape[1], Entry()
+    width, entry = network.get_input_embeddings().weight.shape[1], Entry(boundary)
     trunk = _replace(parent, last, _copied(getattr(parent, last), inner, entry=entry, width=width))
     layers = network.get_submodule(family.layers)
     standins = [_Frozen(layer, entry=entry) for layer in layers[:boundary]]
@@ -206,6 +225,22 @@ def wrapped_again(model: Any, twin: Any, difference: type[SavedWhole] = SavedWho
     outer = _copied(model, difference, whole=model, **own)
     _replace(_replace(outer, "base_model", _copied(model.base_model)), "model", twin)
     return outer
+
+
+def _take_boundary(kind: Any, entry: Entry) -> None:
+    """Let the class of one suffix take the batch's `boundary`; its signature names it, so that Trainers keep it."""
+    plain = kind.forward
+
+    @wraps(plain)
+    def forward(self: Any, *given: Any, boundary: Tensor | None = None, **options: Any) -> Any:
+        entry.require(boundary)
+        return plain(self, *given, **options)
+
+    signature = inspect.signature(plain)
+    named = inspect.Parameter("boundary", inspect.Parameter.KEYWORD_ONLY, default=None)
+    parts = sorted([*signature.parameters.values(), named], key=lambda part: part.kind)
+    vars(forward)["__signature__"] = signature.replace(parameters=parts)
+    kind.forward = forward
 
 
 @contextmanager

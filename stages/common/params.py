@@ -15,6 +15,7 @@ from pydantic.functional_validators import AfterValidator, BeforeValidator, fiel
 
 from salf.errors import UserError
 from salf.methods import checked, method_of, rate_entry
+from salf.metrics import BASELINES
 from salf.selectors import SELECTORS, SIGNALS, GainName, Quantity, SelectorName, SignalKind
 from salf.settings import (
     TASKS,
@@ -232,6 +233,8 @@ class Plan(Group):
 def _variant_name(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise ValueError("a variant's name has small letters, digits, - and _ only")
+    if name in BASELINES:
+        raise ValueError("a baseline has this name; give the variant another one")
     try:
         checked(name, SELECTORS)
     except ValueError:

@@ -10,7 +10,7 @@ from typing import Final
 from rich.console import Console
 
 from salf.evidence import LayerGain, ScalingLaw
-from salf.files import write_json, write_text
+from salf.files import write_text
 from stages.common.command import exit_code, parser_of
 from stages.common.params import Fit, Room
 from stages.fit.analysis import analyse
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         trace=traces.origin,
         quantities={name: found for name, (found, _) in analyses.items()},
     )
-    write_json(args.law, law.model_dump(mode="json", by_alias=True))
+    law.save(args.law)
     write_text(args.gains, _table(gain for _, gains in analyses.values() for gain in gains))
     for found, _ in analyses.values():  # the report page shows the rest
         for line in (found.verdict, *(f"  note: {note}" for note in found.notes)):

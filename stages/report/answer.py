@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from salf.methods import FIRST_N, LISA, method_of
-from salf.metrics import LOWER_IS_BETTER, SCORES, Difference, Interval
+from salf.metrics import BASELINES, LOWER_IS_BETTER, SCORES, Difference, Interval
 from stages.report.artifacts import Artifacts, Method
-from stages.report.quality import BASELINES, OVER_CLASSES, label_shares
+from stages.report.quality import OVER_CLASSES, label_shares
 from stages.report.wording import THIN, count, decimal, layer_range, listing, percent, signed, span
 
 Standing = Literal["unmeasured", "alone", "better", "level", "worse"]

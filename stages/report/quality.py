@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from salf.metrics import SCORES, Baseline, Interval
+from salf.metrics import BASELINES, SCORES, Baseline, Interval
 from salf.records import FineTuneRecord, PreparedRecord
 from stages.common.figures.palette import variable
 from stages.report.artifacts import SPLITS, Artifacts, Method
@@ -25,11 +25,6 @@ from stages.report.wording import (
     span,
 )
 
-BASELINES: Final = {
-    "untrained": "the untrained model",
-    "majority": "the majority class",
-    "tfidf": "TF-IDF + logistic regression",
-}
 OVER_CLASSES: Final = ("balanced_accuracy", "macro_f1")
 _FEW: Final = 10  # test examples of a label; below, resampling them understates how much their scores vary
 _NAMED: Final = 5

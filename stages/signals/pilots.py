@@ -103,7 +103,7 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotPara
         predictions=_predictions(prediction),
         flops=counted(bench, tried),
     )
-    write_json(out, pilots.model_dump(mode="json", by_alias=True))
+    pilots.save(out)
     shutil.rmtree(bench.unfinished)
     print(pilots.law.verdict)
     for row in pilots.predictions:

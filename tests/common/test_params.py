@@ -62,6 +62,10 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
             "compare.variants.half = 'half': a method has this name; give the variant another one",
         ),
         (
+            {"compare__variants": {"tfidf": {"method": "lora"}}},
+            "compare.variants.tfidf = 'tfidf': a baseline has this name; give the variant another one",
+        ),
+        (
             {"compare__variants": {"freeze-3": {"method": "lora"}}},
             "a method has this name; give the variant another one",
         ),

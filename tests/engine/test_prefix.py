@@ -432,6 +432,22 @@ def test_what_cannot_work_is_refused_in_one_line():
         suffix(model, BOUNDARY)
 
 
+@pytest.mark.parametrize("how", ["plain", "Trainer", "SFTTrainer", "suffix of adapters", "adapters of a suffix"])
+def test_states_of_another_boundary_are_refused(tmp_path, tokenizer, how):
+    model = tiny_network()
+    others, sft = prefix_states(model, rows(), 1), {"processing_class": tokenizer, "arguments": TRL}
+    above = suffix(adapters(model) if how == "suffix of adapters" else model, BOUNDARY)
+    above = adapters(above) if how == "adapters of a suffix" else above
+    run = partial(above, **collate_states(list(others)))
+    if how == "Trainer":
+        run = partial(trained_with, tmp_path, above, others, collate_states)
+    if how == "SFTTrainer":
+        data = others.to_datasets()
+        run = partial(trained_with, tmp_path, above, data, collate_states, SFTTrainer, SFTConfig, **sft)
+    with pytest.raises(UserError, match=f"boundary states of layer 1, and this suffix starts after layer {BOUNDARY}"):
+        run()
+
+
 @pytest.mark.parametrize("model_type", ["gpt2", "opt"])
 def test_a_row_beyond_the_learned_positions_is_refused(model_type):
     long = [{"input_ids": [5] * tokens} for tokens in (3, 129)]
@@ -446,12 +462,12 @@ def test_a_row_beyond_the_learned_positions_is_refused(model_type):
         (lambda: "data/base", "str is not a causal language model"),
         (lambda: torch.compile(tiny_network()), "OptimizedModule is not a causal language model"),
         (lambda: tiny_network().model, "LlamaModel is not a causal language model"),
-        (lambda: suffix(tiny_network(), BOUNDARY), "this is a suffix, whose frozen layers are gone"),
+        (lambda: suffix(tiny_network(), BOUNDARY), "this is a suffix, without frozen layers"),
         (
             lambda: get_peft_model(tiny_network(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)),
             "PEFT's virtual tokens train below the frozen layers",
         ),
-        (lambda: adapters(suffix(tiny_network(), BOUNDARY)), "this is a suffix, whose frozen layers are gone"),
+        (lambda: adapters(suffix(tiny_network(), BOUNDARY)), "this is a suffix, without frozen layers"),
     ],
 )
 def test_only_a_whole_causal_model_is_taken(model, message):

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from salf.errors import UserError
-from salf.evidence import LayerGain
+from salf.evidence import LayerGain, Traced
 from stages.common.command import exit_code
 from stages.fit.__main__ import main
 from stages.fit.traces import read_traces
@@ -44,6 +44,7 @@ def test_the_shapes_of_a_real_model_from_traces_to_artifacts(project, write_part
     law, gains = run(project)
     content = json.loads(law.read_text())
     assert (content["layers"], content["examples"], content["positions"]) == (30, 90, 90)
+    assert content["trace"].keys() == Traced.model_fields.keys()  # what a trace does not say is null, not absent
     found = content["quantities"]
     assert found["loss"]["examples"] == 60
     np.testing.assert_allclose(found["deviation"]["mean"], deviation.mean(axis=0), rtol=1e-6)

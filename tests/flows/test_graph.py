@@ -51,3 +51,12 @@ def test_a_broken_graph_is_one_line(toy):
 def test_a_folder_without_a_project_is_said_so(tmp_path):
     with pytest.raises(UserError, match="not inside of a DVC repository"):
         read_graph(tmp_path)
+
+
+def test_an_empty_matrix_is_named_with_what_to_write(toy):
+    toy.configure(graph="stages: {train: {matrix: {variant: '${variants}'}, cmd: 'true ${item.variant}'}}")
+    (toy.root / "params.yaml").write_text("variants:\n")
+    with pytest.raises(UserError, match=r"DVC finds an empty entry where a matrix needs values; without any, write {}"):
+        read_graph(toy.root)
+    (toy.root / "params.yaml").write_text("variants: {}\n")
+    assert read_graph(toy.root) == ()

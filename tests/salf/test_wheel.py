@@ -91,3 +91,11 @@ def test_the_command_shows_exports_and_estimates(python, tmp_path, hub_folder):
     assert "layers 1-2 frozen" in python("salf", "show", cwd=tmp_path)
     assert "layers_to_transform" in python("salf", "export", "--format", "peft", cwd=tmp_path)
     assert "llama-8b" in python("salf", "scale", "--config", "llama-8b")
+
+
+@pytest.mark.parametrize("absent", ["torch", "transformers"])
+def test_what_the_training_calls_need_is_named_in_one_line(absent):
+    program = f"import sys; sys.modules[{absent!r}] = None; import salf; salf.prefix_states"
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True).stderr
+    told = f'salf.prefix_states needs {absent}, which is not installed: pip install "/path/to/this/project[training]"'
+    assert said.splitlines()[-1] == f"salf.errors.UserError: {told}"
