@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ _EXPORTS = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the commands; returns the exit status."""
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without "é" shows the rest
     try:
         with open_project(arguments.project) as project:
             return int(arguments.run(project, arguments))

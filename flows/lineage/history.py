@@ -71,11 +71,6 @@ def entries_at(project: Path, commit: str) -> dict[str, LockEntry]:
         return {}
 
 
-def commits(project: Path) -> set[str]:
-    """Every commit that a branch, tag or experiment still has."""
-    return set((git(project, "rev-list", "--all") or b"").decode().split())
-
-
 def declared_stages(text: bytes | None) -> set[str]:
     """The names in a ``dvc.yaml``, without matrix items; no file, or a damaged one: nothing."""
     try:

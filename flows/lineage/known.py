@@ -11,8 +11,6 @@ from flows.lineage.ledger import Ledger, Lock
 from flows.lineage.project import Project, is_folder
 from salf.ledger import LockEntry, folder_name
 
-Index = dict[str, dict[str, "Known"]]  # output's path → DVC's name of its content → what made it
-
 
 @dataclass(frozen=True)
 class Known:
@@ -35,7 +33,7 @@ class Known:
 
 
 class Universe:
-    """All known lock entries, the likeliest first; git's history is read when the rest does not suffice."""
+    """All known lock entries, the likeliest first: of dvc.lock, the ledger from its end, git from its newest commit."""
 
     def __init__(self, project: Project, ledger: Ledger | None = None) -> None:
         self.project = project
@@ -45,38 +43,28 @@ class Universe:
 
     def makers(self, path: str, name: str) -> list[Known]:
         """The entries that made the content of this path and name: one, or all that filled parts of a folder."""
-        for index in self._indexes():
-            if known := index.get(path, {}).get(name):
-                return [known]
-            for out in [out for out in index if path.startswith(f"{out}/")]:
-                for made, known in index[out].items():
-                    if self.manifest(made).get(path.removeprefix(f"{out}/")) == name:
-                        return [known]
+        if known := self._made.get(path, {}).get(name):
+            return [known]
+        for out in [out for out in self._made if path.startswith(f"{out}/")]:
+            for made, known in self._made[out].items():
+                if self.manifest(made).get(path.removeprefix(f"{out}/")) == name:
+                    return [known]
         return self._parts(path, name)
 
     def holding(self, name: str) -> tuple[Known, str, str] | None:
         """The entry, path and full name of the first output, or file in a cached folder, whose name begins so."""
-        for index in self._indexes():
-            outputs = [(known, out, made) for out, contents in index.items() for made, known in contents.items()]
-            files = (
-                (known, f"{out}/{p}", md5) for known, out, made in outputs for p, md5 in self.manifest(made).items()
-            )
-            if found := next((one for one in chain(outputs, files) if one[2].startswith(name)), None):
-                return found
-        return None
-
-    def _indexes(self) -> Iterator[Index]:
-        """What was made where, of dvc.lock and the ledger from its end, then of git from its newest commit."""
-        yield self._present
-        yield self._past
+        outputs = [(known, out, made) for out, contents in self._made.items() for made, known in contents.items()]
+        files = ((known, f"{out}/{p}", md5) for known, out, made in outputs for p, md5 in self.manifest(made).items())
+        return next((one for one in chain(outputs, files) if one[2].startswith(name)), None)
 
     @cached_property
-    def _present(self) -> Index:
-        return _index([*self._locked, *reversed(self._records)])
-
-    @cached_property
-    def _past(self) -> Index:
-        return _index(self._history)
+    def _made(self) -> dict[str, dict[str, Known]]:
+        """Output's path → DVC's name of its content → the likeliest entry that made it."""
+        made: dict[str, dict[str, Known]] = defaultdict(dict)
+        for known in chain(self._locked, reversed(self._records), self._history):
+            for out, name in known.outputs.items():
+                made[out].setdefault(name, known)
+        return made
 
     @cached_property
     def _locked(self) -> list[Known]:
@@ -84,9 +72,11 @@ class Universe:
 
     @cached_property
     def _records(self) -> list[Known]:
+        def entry(lock: Lock) -> LockEntry:
+            return self.ledger.record(lock).lock
+
         return [
-            Known(lock.stage, f"record {lock.seq}", lock.outputs, partial(_entry_of, self.ledger, lock))
-            for lock in self.ledger.locks
+            Known(lock.stage, f"record {lock.seq}", lock.outputs, partial(entry, lock)) for lock in self.ledger.locks
         ]
 
     @cached_property
@@ -132,16 +122,3 @@ class Universe:
         for known in below(self._history):
             commits[known.source].append(known)
         yield from commits.values()
-
-
-def _index(entries: Iterable[Known]) -> Index:
-    """What was made where; of entries that made the same, the first."""
-    index: Index = defaultdict(dict)
-    for known in entries:
-        for out, made in known.outputs.items():
-            index[out].setdefault(made, known)
-    return index
-
-
-def _entry_of(ledger: Ledger, lock: Lock) -> LockEntry:
-    return ledger.record(lock).lock

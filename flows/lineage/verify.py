@@ -294,7 +294,7 @@ def _check_commits(universe: Universe, report: Report) -> None:
     """Say which of the present results' commits git no longer has: its history was rewritten."""
     claimed = {lock.run for lock in map(universe.ledger.newest_locked, universe.lock) if lock is not None}
     starts = [start for start in map(universe.ledger.start, sorted(filter(None, claimed))) if start and start.commit]
-    known = history.commits(universe.project.root) if starts else set()
+    known = set((git(universe.project.root, "rev-list", "--all") or b"").decode().split()) if starts else set()
     report.notes += [
         f"{start.stage}: commit {start.commit} of record {start.seq} is in no branch any more: history was rewritten"
         for start in starts

@@ -270,6 +270,16 @@ def test_a_reader_that_has_seen_enough_is_no_fault(ran):
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "asked: judge\n", "")
 
 
+def test_a_terminal_of_few_characters_gets_the_rest(ran):
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "flows.lineage", "show", f"{ran.root}/metrics.json", "--json"]
+    ended = subprocess.run(
+        [*command, "--project", ran.root], cwd=ROOT, env={**os.environ, **plain}, capture_output=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert b"proj??ct/metrics.json" in ended.stdout
+
+
 def test_outputs_beside_the_project_are_checked_without_its_neighbours(project, lineage):
     (project.root.parent / "beside").mkdir()
     (project.root / "dvc.yaml").write_text("stages: {base: {cmd: echo, outs: [../beside/x: {cache: false}]}}\n")
