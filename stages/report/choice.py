@@ -141,7 +141,9 @@ def _benefit(plan: FreezePlan) -> Iterator[Figure]:
             axes.plot(chosen.flops_share, y, marker("salf"), color=ACCENT, markersize=9)
             place_labels(axes, [(chosen.flops_share, y, f"boundary {plan.boundary}", ACCENT)], dots)
         in_percent(axes.xaxis)
-        axes.set(xlabel="share of full fine-tuning’s FLOPs", ylabel=f"share of reduction in {plan.quantity} above")
+        axes.set(
+            xlabel="share of full fine-tuning’s FLOPs", ylabel=f"reduction of the trace’s {plan.quantity}, not accuracy"
+        )
 
     title = (
         f"Above boundary {plan.boundary}: {percent(chosen.remaining_reduction)} of the reduction in "

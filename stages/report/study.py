@@ -1,11 +1,17 @@
 """The study's section: its headline, tables and figures."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from stages.common.figures.svg import inline
 from stages.common.study_page import Cell as Shown
 from stages.common.study_page import StudyPage
 from stages.report.parts import Cell, Figure, Section, Table
+
+_OVER_ALL: Final = {
+    "balance": "What the trace promises and what was measured",
+    "depth": "What freezing costs, by the share of the layers",
+}
 
 
 def study_section(found: StudyPage | None, figures: Mapping[str, str]) -> Section | None:
@@ -18,9 +24,8 @@ def study_section(found: StudyPage | None, figures: Mapping[str, str]) -> Sectio
         table = found.tables[name]
         rows = [[_cell(cell) for cell in row] for row in table.rows]
         section.tables.append(Table(f"study-{name.replace(' ', '-')}", table.caption, table.headings, rows))
-    for name in sorted(figures, key=lambda name: (name != "depth", name)):  # that over all datasets comes first
-        over_all = "What freezing costs, by the share of the layers"
-        title = over_all if name == "depth" else f"Quality against the boundary: {name}"
+    for name in sorted(figures, key=lambda name: (name not in _OVER_ALL, name)):  # those over all datasets come first
+        title = _OVER_ALL.get(name, f"Quality against the boundary: {name}")
         section.figures.append(Figure(title, inline(figures[name])))
     return section
 

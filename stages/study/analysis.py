@@ -15,8 +15,9 @@ from stages.study.description import Case as Key
 from stages.study.headroom import headroom, interactions
 from stages.study.measured import PAPER, Case, Study
 from stages.study.reading import read_study
+from stages.study.readings import READ, read
 from stages.study.resamples import Resamples, interval
-from stages.study.tables import records
+from stages.study.tables import read_traces, records
 from stages.study.verdicts import ORACLE, Drawn, choose, degenerate, leave_one_out, overall, verdicts
 
 Json = dict[str, Any]
@@ -44,10 +45,14 @@ def analyse(folder: Path, page: Path | None, cost_cap: float, resamples: int, co
     fixed = {rule: one["over_constant"] or {} for rule, one in summary["rules"].items()}
     for p in ("p_holm", "p_holm_elsewhere"):
         table[f"fixed_{p}"] = table["rule"].map({rule: one.get(p) for rule, one in fixed.items()})
+    if readings := read(study, read_traces(folder), cost_cap, resamples, confidence, seed):
+        summary["readings"] = rounded(readings.summary)
+        summary["headline"] += " " + by_law(readings.summary)
     tables = {
         "table": table,
         "curves": pd.DataFrame([point for one in drawn.values() for point in _curve(one, confidence)]),
         **{name: pd.DataFrame(summary[name]) for name in ("headroom", "interaction")},
+        **(readings.tables if readings else {}),
     }
     for name, one in tables.items():
         write_text(folder / f"{name}.csv", one.to_csv(index=False))
@@ -57,6 +62,9 @@ def analyse(folder: Path, page: Path | None, cost_cap: float, resamples: int, co
     if page:
         shown.update(page, found)
     _draw(folder / "figures", table, drawn, [rule for rule in (summary["default_rule"], PAPER) if rule], confidence)
+    if readings:
+        mine = readings.tables["balance"].query("model == @readings.leading and unit == 'points'")
+        write_text(folder / "figures/balance.svg", figures.balance(mine, readings.leading))
     return str(summary["headline"])
 
 
@@ -130,6 +138,22 @@ def finding(scope: Scope, default: str, confidence: float) -> str:
             "procedure, at {:.0%})."
         ).format(len(looking), *counts, 1 - confidence)
     return text
+
+
+def by_law(found: Json) -> str:
+    """Return what the paper's selector comes to with the leading model, observed and by the law, and each claim."""
+    leading, rows = list(found["scopes"].items())[-1]
+    rules, said = {one["rule"]: one for one in rows}, dict[str, list[str]]()
+    parts = [
+        f"by {words} it costs {rules[name]['cost_share']:.0%} and is {_worse(rules[name]['behind_full'])}"
+        for name, words in READ.items()
+        if name in rules
+    ]
+    for one in found["claims"]:
+        if one["models"] in (leading, None):
+            said.setdefault(one["claim"], []).append(one["verdict"] + f" ({one['reading']})" * bool(one["models"]))
+    claims = " ".join(f"{claim.capitalize()}: {', '.join(verdict)}." for claim, verdict in said.items())
+    return f"Readings of the paper's selector with {leading}: {'; '.join(parts)}. Claims of the abstract. {claims}"
 
 
 def _worse(points: float) -> str:

@@ -86,6 +86,24 @@ def lost(depth: Depth) -> str:
     return standalone(panel("study-depth", title, described, paint, height=420))[1]
 
 
+def balance(points: pd.DataFrame, model: str) -> str:
+    """Draw points above full fine-tuning against the share of the trace's reduction above each measured boundary."""
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(0, color=INK, linewidth=0.8)
+        for quantity, ink in (("deviation", MUTED), ("loss", ACCENT)):
+            axes.plot(points[f"{quantity}_observed"], points["over_full"], "o", color=ink, markersize=4, label=quantity)
+        axes.set_ylim(_MARGIN * points.loc[points["trained"] > 0, "over_full"].min(), None)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel("reduction of the trace's deviation or loss above the boundary, not accuracy")
+        axes.set_ylabel("points above full fine-tuning")
+        axes.legend(frameon=False)
+
+    described = "Each mark is a measured boundary of a dataset, once by each quantity; what falls below is cut off."
+    title = f"What the trace promises and what was measured, {model}"
+    return standalone(panel("study-balance", title, described, paint, height=420))[1]
+
+
 def _longer(case: Case) -> dict[int, float]:
     """Quality at equal compute by boundary, as far from full fine-tuning's as over the seeds that both have."""
     full = case.quality(FULL)

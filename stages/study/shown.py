@@ -25,12 +25,16 @@ def page(summary: Json, curves: pd.DataFrame) -> StudyPage:
     alone = summary["alone"]
     records = {name: summary[name] for name in ("coverage", "interaction")}
     records |= {"headroom": _crossed(summary), "left out": summary["leave_one_out"]}
+    if readings := summary.get("readings"):
+        records |= {f"readings of {model}": rows for model, rows in readings["scopes"].items()}
+        records |= {"readings left out": readings["left_out"], "rank correlations": readings["correlations"]}
+        records["claims"] = readings["claims"]
     records |= {"natural label frequencies": summary["natural"], "equal rates": summary["equal_rates"]}
     tables: dict[str, StudyTable] = {}
     for suffix, rules in {"": summary["rules"], **({f" of {alone['model']}": alone["rules"]} if alone else {})}.items():
         ranked = sorted(rules.values(), key=lambda one: one["rank"])
         tables |= {f"{kind}{suffix}": _table(described[kind], ranked) for kind in ("rules", "regrets")}
-    tables |= {name: _table(described[name], rows) for name, rows in records.items()}
+    tables |= {name: _table(described[name.partition(" of ")[0]], rows) for name, rows in records.items()}
     report = [name for name in tables if not name.startswith(("natural", "equal")) and tables[name].rows]
     tables |= {f"quality of {model}": _quality(mine) for model, mine in curves.groupby("model", sort=False)}
     return StudyPage(headline=summary["headline"], scope=_scope(summary), tables=tables, report=report)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,9 +20,12 @@ import pyarrow.parquet as pq
 
 from salf.errors import UserError, reading
 from salf.files import replacing_file, write_text
+from salf.laws import Array
+from stages.study.description import Case
 from stages.study.settings import digest
 
 Row = dict[str, Any]
+Traces = Mapping[Case, Mapping[str, Array]]  # by curve: examples [n, L+1]
 MADE_BY: Final = "python -m stages.study"
 RUN_KEY: Final = ["data_set", "model", "seed", "method", "budget", "settings", "method_settings"]
 _PREDICTIONS: Final = pa.schema(
@@ -73,6 +77,21 @@ def read_table(folder: Path, name: str, *, required: bool = False) -> pd.DataFra
         return _typed(
             pd.read_csv(path, dtype={key: "str" for key, kind in COLUMNS[name].items() if kind == "str"}), name
         )
+
+
+def read_traces(folder: Path) -> Traces:
+    """Read each case's traced curves, one per example, by quantity (and basis, if it is not the head's)."""
+    path, found = folder / "traces.parquet", dict[Case, dict[str, Array]]()
+    if not path.exists():
+        return found
+    with reading(path, "damaged table"):
+        table = pq.read_table(path).to_pandas()
+    for (data_set, model, basis), rows in table.groupby(["data_set", "model", "basis"], observed=True, sort=False):
+        for quantity in ("deviation", "loss"):
+            if rows[quantity].notna().all():
+                name = quantity if basis == "head" else f"{quantity} ({basis})"
+                found.setdefault(Case(data_set, model), {})[name] = np.stack(rows[quantity]).astype(float)
+    return found
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
