@@ -183,11 +183,14 @@ def _verdict(facts: Facts) -> str:
     seeds = "This holds for this test set and one seed: how much the result varies between seeds was not measured."
     if facts.seeds > 1:
         seeds = f"This holds for this test set and the mean of these {facts.seeds} seeds, not for other data."
+    power = f"The test would detect a difference of {facts.amount(gap.detectable)} with 80{THIN}% power."
+    if gap.detectable == 0:
+        power = "The difference is the same on every example, so resampling them does not say what it would detect."
     return (
         f"{measured} against {_with_span(facts.full)} for full fine-tuning{where}. The difference of "
         f"{facts.amount(gap.value, sign=True)} {ends} is {'not ' if facts.standing == 'level' else ''}significant "
         f"(paired bootstrap over the test {facts.over}, {percent(facts.confidence)} interval){_reach(facts, gap)}. "
-        f"The test would detect a difference of {facts.amount(gap.detectable)} with 80{THIN}% power. {seeds}"
+        f"{power} {seeds}"
     )
 
 

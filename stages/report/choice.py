@@ -16,7 +16,20 @@ from stages.report.artifacts import Artifacts
 from stages.report.depth import scores_figure
 from stages.report.figures import figure, in_percent
 from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
-from stages.report.wording import THIN, compact, count, decimal, flops, listing, moved_words, parameters, percent, size
+from stages.report.wording import (
+    THIN,
+    compact,
+    count,
+    decimal,
+    flops,
+    listing,
+    moved_words,
+    parameters,
+    percent,
+    plural,
+    sentence,
+    size,
+)
 
 _BY_TRACE: Final = ("salf", "salf-law")
 
@@ -28,7 +41,7 @@ def frontier_section(artifacts: Artifacts) -> Section:
     chosen = plan.frontier[plan.boundary]
     lora = f", and {percent(chosen.lora.flops_backward_share)} with LoRA" if chosen.lora else ""
     section.sentences.append(
-        f"Predicted for {plan.cost_model.epochs} epochs. A boundary of {plan.boundary} trains "
+        f"Predicted for {plural(plan.cost_model.epochs, 'epoch')}. A boundary of {plan.boundary} trains "
         f"{parameters(chosen.trained_parameters)} of {parameters(plan.parameters.total)} parameters for "
         f"{percent(chosen.flops_share)} of full fine-tuning’s FLOPs; with many epochs this tends to "
         f"{percent(chosen.flops_share_many_epochs)}, because the frozen layers run once. Of the backward FLOPs alone "
@@ -46,11 +59,12 @@ def certainty_section(artifacts: Artifacts) -> Section:
     """Why this boundary, how certain the choice is, and its runners-up."""
     plan = artifacts.plan
     section = Section("certainty", "Certainty", "How certain is the choice")
-    section.sentences += [plan.reason, plan.certainty.words]
+    section.sentences += map(sentence, (plan.reason, plan.certainty.words))
     if plan.fallback:
-        section.sentences.append(f"Fallback: {plan.fallback}")
-
+        section.sentences.append(sentence(f"Fallback: {plan.fallback}"))
     certainty = plan.certainty
+    if certainty.value is None and not plan.runners_up:
+        return section
     candidates: list[tuple[int, float | None, float | None]] = [(plan.boundary, certainty.value, certainty.win_share)]
     candidates += [(other.boundary, other.value, other.win_share) for other in plan.runners_up]
     columns: Columns[tuple[int, float | None, float | None]] = {
@@ -109,9 +123,9 @@ def _selectors_table(name: str, caption: str, plan: FreezePlan, found: Mapping[s
 
 
 def _selected(chosen: SelectedBoundary) -> Cell:
-    """A boundary with its interval and what it was before the budget."""
+    """A boundary, what it was before the budget, and the interval of the latter."""
     ends = f"interval {'–'.join(map(str, dict.fromkeys(chosen.interval)))}" if chosen.interval else ""
-    return number(chosen.boundary, note="\n".join(filter(None, (ends, moved_words(chosen.before_budget)))))
+    return number(chosen.boundary, note="\n".join(filter(None, (moved_words(chosen.before_budget), ends))))
 
 
 def _warning(chosen: SelectedBoundary) -> str:

@@ -99,7 +99,7 @@ def gains_section(artifacts: Artifacts) -> Section:
     if not chosen.empty:
         layer, _ = _largest(chosen, "value", plan.model.layers)
         title = f"The {_GAINS[plan.gain]} in {plan.quantity} is largest at layer {layer}"
-        remark = "Strokes: intervals. The plan rests on this gain."
+        remark = "Strokes: intervals. Selector salf follows this gain."
         section.figures.append(_bars("fig-gain-chosen", title, _GAINS[plan.gain], chosen, artifacts, remark))
         layer, share = _largest(chosen, "win_share", plan.model.layers)
         title = f"Layer {layer} wins in {percent(share)} of the resamples"
@@ -199,7 +199,8 @@ def _law_table(quantity: str, found: DepthLaw, confidence: float) -> Table:
     }
     caption = (
         f"Laws of the {quantity} compared: lower AICc and error are better. Brackets: {percent(confidence)} intervals "
-        "over resampled examples. AICc judges every law on all layers, R² and RMSE from the layer on where it holds."
+        "over resampled examples. AICc judges every law on all layers, R² and RMSE from the layer on where it holds; "
+        "the power law from the peak on is judged on these layers alone."
     )
     return table(f"laws-{quantity}", caption, [*found.laws, *filter(None, [found.falling])], columns)
 

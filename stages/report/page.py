@@ -137,17 +137,17 @@ def print_summary(artifacts: Artifacts, page: Path, console: Console) -> None:
     console.print(Panel(words, padding=(1, 2)))
     if artifacts.methods:
         scores, costs = quality.quality_section(artifacts).tables
-        console.print(_terminal(scores, "Quality on the test split", shown=4, noted=1))
-        console.print(_terminal(costs, "Cost", shown=7, noted=3))
+        console.print(_terminal(scores, "Quality on the test split", shown=4, noted={1}))
+        console.print(_terminal(costs, "Cost", shown=7, noted={3, 4}))
     console.print(Text.assemble("Report: ", (str(page), "bold")), soft_wrap=True)
 
 
-def _terminal(table: parts.Table, title: str, shown: int, noted: int) -> Table:
-    """The first columns of one of the page's tables for the terminal, with the small print of one of them."""
+def _terminal(table: parts.Table, title: str, shown: int, noted: set[int]) -> Table:
+    """The first columns of one of the page's tables for the terminal, with the small print of some of them."""
     drawn = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, collapse_padding=True)
     for heading, numeric in table.columns[:shown]:
         drawn.add_column(heading, justify="right" if numeric else "left")
     for row in table.body:
-        texts = [f"{cell.text} {cell.note}" if at == noted else cell.text for at, cell in enumerate(row[:shown])]
+        texts = [f"{cell.text} {cell.note}" if at in noted else cell.text for at, cell in enumerate(row[:shown])]
         drawn.add_row(*(Text(text, style="dim" if row[0].mark == "baseline" else "") for text in texts))
     return drawn

@@ -78,6 +78,16 @@ def layer_range(first: int, last: int) -> str:
     return f"layer {first}" if first == last else f"layers {first}–{last}"
 
 
+def plural(number: int, noun: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{count(number)} {noun}{'s' * (number != 1)}"
+
+
+def sentence(words: str) -> str:
+    """A reason as a sentence of its own."""
+    return f"{words[:1].upper()}{words[1:].rstrip('.')}."
+
+
 def moved_words(before_budget: float | None) -> str:
     """The boundary before ``plan.budget`` moved it, in words; empty if it did not."""
     return "" if before_budget is None else f"before the budget: {compact(before_budget)}"

@@ -49,6 +49,12 @@ def test_a_difference_that_is_not_significant_is_called_so_and_not_equality() ->
     )
 
 
+def test_answers_that_agree_on_every_example_promise_no_power() -> None:
+    same = headline(facts(difference=Difference(value=0, low=0, high=0, detectable=0)))
+    assert "The difference is the same on every example" in same.verdict
+    assert "would detect a difference of" not in same.verdict
+
+
 @pytest.mark.parametrize(
     ("gap", "standing", "said"),
     [

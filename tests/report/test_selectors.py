@@ -5,7 +5,8 @@ import re
 from types import SimpleNamespace
 
 from salf.plan import FreezePlan
-from stages.report.choice import selectors_section
+from salf.plan_records import Certainty
+from stages.report.choice import certainty_section, selectors_section
 from stages.report.parts import Section
 from tests.report.conftest import BOUNDARY
 
@@ -78,3 +79,12 @@ def test_the_section_is_on_the_page(pages):
 def test_the_control_without_a_boundary_is_left_out(pages):
     plan = plan_of(pages["good"][0], boundaries={"first-n": {"boundary": 0, "reason": "control", "scores": None}})
     assert "first-n" not in [row[0].text for row in section_of(plan).tables[0].body]
+
+
+def test_a_fixed_depth_has_its_reason_in_sentences_and_no_table_of_gains(pages):
+    plan = plan_of(pages["good"][0])
+    fixed = {"win_share": None, "value": None, "low": None, "high": None, "words": "nothing is estimated"}
+    changes = {"reason": "half is frozen", "certainty": Certainty(**fixed), "runners_up": []}
+    section = certainty_section(SimpleNamespace(plan=plan.model_copy(update=changes)))
+    assert section.sentences == ["Half is frozen.", "Nothing is estimated."]
+    assert section.tables == []
