@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from salf.errors import UserError
+from salf.families import FAMILIES, Build
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,16 @@ class Config:
     def kind(self) -> str:
         """The model type."""
         return str(self.raw.get("model_type"))
+
+    @property
+    def build(self) -> Build:
+        """How layers are built; a model type outside the table is taken to be built like Llama."""
+        return FAMILIES[self.kind].build if self.kind in FAMILIES else Build()
+
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and feed-forward part both read the layer's input."""
+        return self.flag(*self.build.parallel) or self.flag("new_decoder_architecture")
 
     def number(self, *names: str, default: int | None = None) -> int:
         """The first of the entries that is there."""
@@ -47,30 +58,18 @@ class Config:
 
     @property
     def kv_heads(self) -> int:
-        """Key-value heads; GPT-BigCode and Falcon say with a flag that there is one."""
-        if self.kind == "falcon" and self.flag("new_decoder_architecture"):
-            return self.number("num_kv_heads", default=self.heads)
-        if self.kind in {"falcon", "gpt_bigcode"}:
-            return 1 if self.flag("multi_query", default=True) else self.heads
-        if self.kind in _PLAIN_HEADS:
-            return self.heads
-        return self.number("num_key_value_heads", default=self.heads)
+        """Key-value heads."""
+        if self.build.kv_heads:
+            return self.build.kv_heads(self)
+        return self.heads if self.build.plain_heads else self.number("num_key_value_heads", default=self.heads)
 
     @property
     def head_dim(self) -> int:
         """Width of a head."""
         default = self.hidden // self.heads
-        return default if self.kind in _PLAIN_HEADS else self.number("head_dim", default=default)
+        return default if self.build.plain_heads else self.number("head_dim", default=default)
 
     @property
     def tied_head(self) -> bool:
         """Whether the head is the embedding matrix; some families do not say so where it is."""
-        return self.flag("tie_word_embeddings", default=self.kind in _TIED_UNLESS_SAID)
-
-
-_TIED_UNLESS_SAID: Final = {
-    *("bloom", "cohere", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_bigcode", "opt"),
-    *("smollm3", "starcoder2"),
-}
-# Attention as it was first: as many key-value heads as heads, and together as wide as the states.
-_PLAIN_HEADS: Final = {"bloom", "gpt2", "gpt_neox", "gptj", "opt"}
+        return self.flag("tie_word_embeddings", default=self.build.tied_head)
