@@ -32,7 +32,7 @@ def percent(value: float | None, digits: int = 0) -> str:
     """A share as a percentage; tiny shares never read as zero."""
     if value is None:
         return ABSENT
-    if 0 < value < 0.5 * 10 ** (-2 - digits):
+    if 0 < value <= 0.5 * 10 ** (-2 - digits):
         return f"<{THIN}{10.0**-digits:.{digits}f}{THIN}%"
     return f"{decimal(100 * value, digits)}{THIN}%"
 

@@ -60,8 +60,19 @@ def test_every_boundary_is_told_with_its_assumptions(scale, monkeypatch):
         peaks = [point["memory"]["peak"] for point in prediction["boundaries"]]
         assert peaks == sorted(peaks, reverse=True)
         assert all(line in " ".join(text.split()) for line in prediction["assumptions"])
+        *points, last = prediction["boundaries"]
+        assert last["lora"] is None
+        assert all(point["lora"]["flops_backward_share"] < point["flops_backward_share"] for point in points)
+    assert len(re.findall(r"LoRA +devices", text)) == 2  # the last columns
     assert "70,553,706,496 parameters" in " ".join(text.split())
     assert "…" not in text
+
+
+def test_adapters_are_counted_at_the_rank_that_was_asked_for(scale):
+    (usual,), (thick,) = (scale("--config", "gpt2", *words)[0] for words in ([], ["--lora-rank", "64"]))
+    assert [point["flops"] for point in usual["boundaries"]] == [point["flops"] for point in thick["boundaries"]]
+    assert thick["boundaries"][3]["lora"]["flops"] > usual["boundaries"][3]["lora"]["flops"]
+    assert (usual["workload"]["lora_rank"], thick["workload"]["lora_rank"]) == (8, 64)
 
 
 def test_a_large_models_cost_is_near_six_operations_a_parameter_and_token(scale):
