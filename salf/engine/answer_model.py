@@ -20,11 +20,11 @@ from salf.answer_folder import AnswerSideRecord, BaseWeights, Prompt
 from salf.engine.batches import inference_batches
 from salf.engine.boundary_cache.key import tensor_digest
 from salf.engine.models.causal_model import parameter_names
-from salf.engine.models.shards import group_by_unit, shard_hashes, write_tensors
+from salf.engine.models.shards import group_by_unit, write_tensors
 from salf.engine.prefix import IGNORED, Rows, read_rows
 from salf.errors import UserError, reading
 from salf.families import family_of
-from salf.files import lasting, read_json, write_json
+from salf.files import lasting, read_json, sha256_file, write_json
 from salf.parameters import NetworkParameters
 from salf.plan import FILE_NAME, FreezePlan
 
@@ -79,12 +79,16 @@ def base_alone(model: Any) -> Iterator[None]:
 def weights_by_unit(model: Any) -> dict[str, str]:
     """SHA-256 of the network's own tensors as they are in memory, by unit; adapters do not count."""
     own = NetworkParameters.of(model).own
-    config = base_network(model).config
-    family = family_of(config.model_type, own)
-    units = group_by_unit(own, family, config.get_text_config().num_hidden_layers)
+    units = _by_unit(base_network(model), own)
     with ThreadPoolExecutor() as pool:  # hashing holds no lock of the interpreter's
         digests = pool.map(lambda names: tensor_digest((name, own[name]) for name in names), units.values())
         return dict(zip(units, digests, strict=True))
+
+
+def _by_unit(network: PreTrainedModel, names: Iterable[str]) -> dict[str, list[str]]:
+    names = list(names)
+    family = family_of(network.config.model_type, [name for name, _ in network.named_parameters()])
+    return group_by_unit(names, family, network.config.get_text_config().num_hidden_layers)
 
 
 def save_answer_side(folder: Path, model: Any, record: AnswerSideRecord, plan: FreezePlan | None = None) -> None:
@@ -94,26 +98,33 @@ def save_answer_side(folder: Path, model: Any, record: AnswerSideRecord, plan: F
     the record has invocation tokens, and finds none otherwise.
 
     Raises:
-        UserError: the base has no folder or Hub name that the record could name.
+        UserError: the base has no folder or Hub name that the record could name, or another model is in the folder.
     """
+    if (folder / "config.json").exists() and not answer_folder.is_answer_side(folder):
+        raise UserError(f"{folder}: another model is there; name another folder")
     if not record.base.source:
         raise UserError("the model came from no folder or Hub name, so nothing names the base: save it, and open it")
     folder.mkdir(parents=True, exist_ok=True)
+    if answer_folder.is_answer_side(folder):  # of what was saved here before, nothing stays
+        for name in (*AnswerSideRecord.load(folder).files, _PEFT[0], _OURS[0]):
+            (folder / name).unlink(missing_ok=True)
     if record.form == "lora":
-        _save_adapter(folder, model, record)
+        files = [_save_adapter(folder, model, record)]
     else:
         trained = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
-        family = family_of(model.config.model_type, NetworkParameters.of(model).own)
-        for unit, names in group_by_unit(trained, family, model.config.get_text_config().num_hidden_layers).items():
-            write_tensors(folder / f"{unit}.safetensors", {name: trained[name] for name in names})
+        units = {f"{unit}.safetensors": names for unit, names in _by_unit(model, trained).items()}
+        for file, names in units.items():
+            write_tensors(folder / file, {name: trained[name] for name in names})
+        files = list(units)
     if not (folder / _PEFT[0]).exists():
         write_json(folder / "config.json", {"model_type": answer_folder.MODEL_TYPE, "note": answer_folder.OPENED_BY})
     if plan is not None:
         plan.save(folder / FILE_NAME)
-    record.model_copy(update={"files": shard_hashes(folder)}).save(folder)
+    record.model_copy(update={"files": {file: sha256_file(folder / file) for file in files}}).save(folder)
 
 
-def _save_adapter(folder: Path, model: Any, record: AnswerSideRecord) -> None:
+def _save_adapter(folder: Path, model: Any, record: AnswerSideRecord) -> str:
+    """Write PEFT's folder; return the name of the file of weights."""
     model.save_pretrained(folder, save_embedding_layers=False)  # or PEFT asks the Hub for a vocabulary
     config = read_json(folder / _PEFT[0])
     config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set
@@ -122,9 +133,11 @@ def _save_adapter(folder: Path, model: Any, record: AnswerSideRecord) -> None:
     if activated:
         config["alora_invocation_tokens"] = record.invocation_tokens
     write_json(folder / _PEFT[0], config)
-    if not activated:
-        for theirs, ours in zip(_PEFT, _OURS, strict=True):
-            (folder / theirs).replace(folder / ours)
+    if activated:
+        return _PEFT[1]
+    for theirs, ours in zip(_PEFT, _OURS, strict=True):
+        (folder / theirs).replace(folder / ours)
+    return _OURS[1]
 
 
 class AnswerSideModel(nn.Module):
@@ -161,7 +174,7 @@ class AnswerSideModel(nn.Module):
         """
         folder = Path(folder)
         record = AnswerSideRecord.load(folder)
-        if shard_hashes(folder) != record.files:
+        if any(not (folder / f).is_file() or sha256_file(folder / f) != known for f, known in record.files.items()):
             raise UserError(f"{folder}: its weights are not those of {answer_folder.ANSWER_SIDE}; save the model again")
         network = base
         if not isinstance(network, PreTrainedModel):
@@ -173,7 +186,7 @@ class AnswerSideModel(nn.Module):
                 )
         if weights_by_unit(network) != record.base.sha256:
             raise UserError(f"{folder}: {network.name_or_path} has other weights than the model that was tuned")
-        twin = _with_adapter(network, folder) if record.form == "lora" else _twin(network, folder)
+        twin = _with_adapter(network, folder) if record.form == "lora" else _twin(network, folder, record.files)
         return cls(network, twin, record)
 
     def forward(
@@ -307,9 +320,9 @@ def _moved(ids: Tensor, chosen: Tensor, side: str) -> tuple[Tensor, Tensor]:
     return padded, mask
 
 
-def _twin(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def _twin(base: PreTrainedModel, folder: Path, files: Iterable[str]) -> PreTrainedModel:
     """A copy of the base with the folder's weights in it; all other tensors are the base's own."""
-    trained = dict(chain.from_iterable(load_file(file).items() for file in sorted(folder.glob("*.safetensors"))))
+    trained = dict(chain.from_iterable(load_file(folder / file).items() for file in files))
     everything: Iterable[tuple[str, Tensor]] = chain(base.named_parameters(), base.named_buffers())
     twin: PreTrainedModel = copy.deepcopy(base, {id(one): one for name, one in everything if name not in trained})
     if unknown := twin.load_state_dict(trained, strict=False).unexpected_keys:

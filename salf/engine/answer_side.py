@@ -1,93 +1,57 @@
 """Answer-side tuning in any training loop: cached prompt keys and values, and a model that goes on from there.
 
 The base model reads the prompt part of every example once. Its keys and values are constants, so the trained model
-runs at the positions after it only. It is a shallow copy of the network, as a suffix is (:mod:`salf.engine.suffix`):
-its trunk turns a batch's cached keys and values into transformers' own ``DynamicCache``, padded on the left, so that
-masks, windows and positions are the network's own code.
+runs at the positions after it only. Prompts are read in packed passes, as by the pipeline. The trained model is a
+shallow copy of the network, as a suffix is: its trunk turns a batch's cached keys and values into transformers' own
+``DynamicCache``, padded on the left, so that masks, windows and positions are the network's own code.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from math import gcd
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
-from salf.answer_folder import AnswerSideRecord
+from salf.answer_folder import AnswerSideRecord, Prompt
 from salf.engine.answer_model import base_alone, describe, positions, save_answer_side
-from salf.engine.batches import Example, inference_batches
+from salf.engine.answers import Embeddings
+from salf.engine.batches import Split, Start
 from salf.engine.boundary_cache.key import Key
-from salf.engine.boundary_cache.states import Layout, Timed
-from salf.engine.models.adapter import CausalModel, apart, require_same_logits
-from salf.engine.models.causal_model import in_eval_mode
+from salf.engine.boundary_cache.prompts import Columns, PromptRows, before, prompt_rows, prompts_of
+from salf.engine.boundary_cache.states import BoundaryStates, Layout, Timed, take_rows
+from salf.engine.models.adapter import CausalModel, apart
 from salf.engine.prefix import (
     IGNORED,
     CachedRows,
     Row,
     Rows,
+    cached_states,
     kept,
     read_rows,
     require_positions,
     runtime_of,
     shared_tokens,
 )
-from salf.engine.progress import progress
-from salf.engine.runtime import Runtime
-from salf.engine.suffix import Network, SavedWhole, Trunk, frozen_layers, network_of, outputs_of, twin_of, wrapped_again
+from salf.engine.suffix import (
+    Network,
+    SavedWhole,
+    Trunk,
+    frozen_layers,
+    network_of,
+    require_twin,
+    twin_of,
+    wrapped_again,
+)
 from salf.errors import UserError
 from salf.families import family_of
-from salf.files import sha256_file
 from salf.parameters import NetworkParameters, layer_index
 from salf.plan import FreezePlan
 from salf.split_point import base_rows
-
-_SPLIT: Final = "split"  # the column of rows that say where their prompt part ends
-
-Shape = tuple[int, int]  # heads and head size of a layer's keys or values
-
-
-@dataclass(frozen=True)
-class _Form:
-    """How an example lies in the cache: s rows [width] of the prompt, then T boundary states, in units of one row."""
-
-    boundary: int
-    shapes: tuple[Shape, ...]  # keys and values in turn, of layers boundary + 1..L
-    dtype: torch.dtype  # of keys and values
-    state: tuple[int, torch.dtype] | None  # hidden size and type of boundary states; ``None``: tokens instead
-
-    @property
-    def width(self) -> int:
-        """Numbers that a token of the prompt leaves."""
-        return sum(heads * size for heads, size in self.shapes)
-
-    @property
-    def state_width(self) -> int:
-        """Numbers of the keys' type that take the place of a boundary state's."""
-        return self.state[0] * self.state[1].itemsize // self.dtype.itemsize if self.state else 0
-
-    @property
-    def unit(self) -> int:
-        """Numbers of a row of the cache."""
-        return gcd(self.width, self.state_width)
-
-    def rows(self, prompt: int, rest: int) -> int:
-        """Rows of the cache that so many tokens of the prompt, and after it, take."""
-        return (prompt * self.width + rest * self.state_width) // self.unit
-
-    def cache(self, prompt: Tensor) -> DynamicCache:
-        """A batch's [B, P, width] as transformers takes them; frozen layers, which do not run, get a place holder."""
-        parts = prompt.split([heads * size for heads, size in self.shapes], dim=-1)
-        layers = [
-            part.unflatten(-1, shape).transpose(1, 2)  # [B, heads, P, head size]
-            for part, shape in zip(parts, self.shapes, strict=True)
-        ]
-        empty = prompt.new_zeros(1).expand(len(prompt), 1, prompt.shape[1], 1)
-        return DynamicCache([(empty, empty)] * self.boundary + list(zip(layers[::2], layers[1::2], strict=True)))
 
 
 class PromptCache(CachedRows):
@@ -106,54 +70,38 @@ class PromptCache(CachedRows):
     """
 
     def __init__(
-        self, cached: "_Cached", record: AnswerSideRecord, plan: FreezePlan | None, *, reused: bool = False
+        self,
+        prompts: PromptRows,
+        states: BoundaryStates | None,
+        split: Split,
+        labels: Sequence[Tensor],
+        record: AnswerSideRecord,
+        plan: FreezePlan | None,
+        *,
+        reused: bool,
     ) -> None:
-        """Wrap what was read."""
-        self._cached, self.form = cached, cached.form
+        """Wrap keys and values of a split's prompt parts, and with frozen layers the states of whole examples."""
+        self._prompts, self._states, self._split, self._labels = prompts, states, split, labels
+        self.columns, self.boundary = prompts.columns, prompts.columns.first
         self.record, self.plan, self.reused = record, plan, reused
-        self.boundary, self.size = cached.form.boundary, cached.rows.nbytes
+        self.size = prompts.rows.nbytes + (states.rows.nbytes if states else 0)
 
     def __len__(self) -> int:
-        return len(self._cached.examples)
+        return len(self._labels)
 
     def __getitem__(self, index: int) -> Row:
-        return self._cached.item(range(len(self))[index])
+        place = range(len(self))[index]
+        split = (self._split.base_rows or ())[place]
 
+        def rows(cached: PromptRows | BoundaryStates) -> Tensor:
+            return take_rows(cached.rows, cached.layout.rows_of(torch.tensor([place]), joined=True), cached.device)
 
-@dataclass(frozen=True)
-class _Split:
-    """A row of a dataset, split."""
-
-    ids: Tensor  # [N]
-    labels: Tensor  # [N]
-    split: int  # s: the base reads the first s tokens
-    prompt: int  # tokens before the first label
-
-    def read(self, boundary: int) -> Tensor:
-        """The tokens that the base reads: the prompt part, or all where boundary states are wanted."""
-        return self.ids if boundary else self.ids[: self.split]
-
-
-@dataclass(frozen=True)
-class _Cached:
-    """The cache's rows, and where each example's are."""
-
-    form: _Form
-    layout: Layout
-    examples: Sequence[_Split]
-    rows: Tensor  # [layout.rows, form.unit]
-
-    def item(self, index: int) -> Row:
-        """See :class:`PromptCache`."""
-        example, layout, form = self.examples[index], self.layout, self.form
-        first, count = int(layout.firsts[index]), int(layout.lengths[index])
-        # A copy, never a view: a mapped file may begin at any address.
-        flat = torch.cat([self.rows[: layout.shared], self.rows[first : first + count]]).flatten()
-        numbers = example.split * form.width
-        item = {"past_key_values": flat[:numbers].view(-1, form.width), "labels": example.labels[example.split :]}
-        if form.state is None:
-            return {**item, "input_ids": example.ids[example.split :]}
-        return {**item, "inputs_embeds": flat[numbers:].view(form.state[1]).view(-1, form.state[0])}
+        own = (
+            {"inputs_embeds": rows(self._states)[split:]}
+            if self._states
+            else {"input_ids": torch.tensor(self._split.examples[place].prompt_ids[split:])}
+        )
+        return {"past_key_values": rows(self._prompts), "labels": self._labels[place][split:], **own}
 
 
 def prompt_cache(
@@ -193,15 +141,47 @@ def prompt_cache(
     if boundary == network.config.get_text_config().num_hidden_layers:
         raise UserError(f"boundary {boundary} freezes all layers, so none reads cached prompts; use salf.prefix_states")
     _require_no_adapter(model, boundary)
-    examples = _split(dataset, network.get_input_embeddings().weight.shape[0], extra)
-    prompts = [(row.ids[: row.prompt].tolist(), row.split) for row in examples]
+    split, labels, prompts = _split(dataset, network.get_input_embeddings().weight.shape[0], extra)
     record = describe(model, boundary, prompts)
     plan = plan_or_boundary if isinstance(plan_or_boundary, FreezePlan) else None
     with base_alone(model), apart(network) as causal:
-        require_positions(causal, max(len(row.ids) for row in examples))
-        reading = _Reading(causal, runtime_of(causal, bf16=bf16), boundary, examples, batch_tokens)
-        cached, reused = reading.cached(file, record.base.sha256)
-    return PromptCache(cached, record, plan, reused=reused)
+        require_positions(causal, split)
+        rows, states, reused = _read(causal, record, split, file, batch_tokens, bf16=bf16)
+    return PromptCache(rows, states, split, labels, record, plan, reused=reused)
+
+
+def _read(
+    model: CausalModel,
+    record: AnswerSideRecord,
+    split: Split,
+    file: str | Path | None,
+    batch_tokens: int,
+    *,
+    bf16: bool,
+) -> tuple[PromptRows, BoundaryStates | None, bool]:
+    """Keys and values of the prompt parts, boundary states of whole examples, and whether the former were there."""
+    boundary, runtime, parts = record.boundary, runtime_of(model, bf16=bf16), split.base_rows or ()
+    columns = Columns.of(model, runtime, boundary)
+    columns = replace(columns, dtype=torch.bfloat16) if bf16 else columns
+    states = None
+    start: Start = Embeddings.after(model, split.prefix)
+    if boundary:
+        beside = None if file is None else Path(file).with_suffix(".states.safetensors")
+        states, _ = cached_states(model, runtime, split, boundary, batch_tokens, beside)
+        start = replace(states, layout=before(states.layout, parts), device=model.device)
+    prompts = prompts_of(split.examples, parts)
+    layout = Layout.of(prompts, split.shared, batch_tokens)
+
+    def key() -> Key:
+        units = tuple(record.base.sha256.values())
+        made = Key.of(model, runtime, units, prompts, split.shared, batch_tokens)
+        return made.with_keys_values(boundary, boundary)
+
+    found = prompt_rows(model, runtime, prompts, layout, start, columns)
+    computed = Timed(part.to(columns.dtype) for part in found)
+    needed = layout.rows, layout.rows * columns.row_bytes
+    rows, reused = kept("the prompts' keys and values", file, key, computed, needed)
+    return PromptRows(columns, layout, rows, torch.device("cpu")), states, reused
 
 
 def _require_no_adapter(model: nn.Module, boundary: int) -> None:
@@ -211,127 +191,24 @@ def _require_no_adapter(model: nn.Module, boundary: int) -> None:
         raise UserError(f"PEFT put adapters at or below boundary {boundary}; give it layers_to_transform above")
 
 
-def _split(dataset: Rows, vocabulary: int, extra: int) -> list[_Split]:
-    """Rows with their split points; a ``UserError`` counts those without a prompt part."""
+def _split(dataset: Rows, vocabulary: int, extra: int) -> tuple[Split, list[Tensor], list[Prompt]]:
+    """Examples with their split points, labels, and prompts; a ``UserError`` counts those without a prompt part."""
     examples, labels = read_rows(dataset, vocabulary)
-    ends = [dataset[number].get(_SPLIT) for number in range(len(examples))]
-    rows = []
-    for example, marks, end in zip(examples, labels, ends, strict=True):
-        labelled = (marks != IGNORED).nonzero()
-        prompt = int(labelled[0]) if len(labelled) else 0
-        split = base_rows(prompt, prompt if end is None else int(end), extra)
-        rows.append(_Split(torch.tensor(example.prompt_ids), marks, split, prompt))
-    if without := sum(row.split == 0 for row in rows):
+    lengths = [int((marks != IGNORED).cumsum(0).eq(0).sum()) for marks in labels]  # tokens before the first label
+    ends = [dataset[number].get("split") for number in range(len(examples))]
+    points = [
+        base_rows(length, length if end is None else int(end), extra) for length, end in zip(lengths, ends, strict=True)
+    ]
+    if without := points.count(0):
         raise UserError(
-            f"{without:,} of {len(rows):,} rows have no prompt part that the base model could read: labels are -100 "
+            f"{without:,} of {len(points):,} rows have no prompt part that the base model could read: labels are -100 "
             "over the prompt, which has two tokens at least, more with split or extra"
         )
-    return rows
-
-
-class _Reading:
-    """The base's pass over all examples."""
-
-    def __init__(
-        self,
-        model: CausalModel,
-        runtime: Runtime,
-        boundary: int,
-        examples: Sequence[_Split],
-        batch_tokens: int,
-        *,
-        shown: bool = True,
-    ) -> None:
-        self.model, self.runtime, self.examples, self.batch_tokens = model, runtime, examples, batch_tokens
-        self.shown = shown  # whether progress is
-        self.ids = [row.read(boundary) for row in examples]
-        self.shared = shared_tokens([tuple(row.ids[: row.split].tolist()) for row in examples])
-        self.boundary = boundary
-        with torch.no_grad():
-            cache, states = self._pass(self.ids[0][None, :1], None)
-        if len(cache.layers) != model.depth or any(layer.keys is None for layer in cache.layers):
-            raise UserError(
-                f"model type {model.network.config.model_type!r}: not all of its layers have keys and values, so a "
-                "prompt cannot be cached; freeze layers instead (salf.prefix_states)"
-            )
-        parts = [part for layer in cache.layers[boundary:] for part in (layer.keys, layer.values)]
-        shapes = tuple((part.shape[1], part.shape[3]) for part in parts)
-        held = runtime.dtype if runtime.dtype == torch.bfloat16 else model.network.dtype
-        self.form = _Form(boundary, shapes, held, None if states is None else (states.shape[2], states.dtype))
-        tokens = [len(ids) - self.shared for ids in self.ids]
-        counts = [
-            self.form.rows(row.split - self.shared, len(ids) - row.split)
-            for row, ids in zip(examples, self.ids, strict=True)
-        ]
-        groups = inference_batches(tokens, batch_tokens)
-        self.layout = Layout.of_rows(self.form.rows(self.shared, 0), groups, counts)
-
-    def cached(self, file: str | Path | None, units: Mapping[str, str]) -> tuple[_Cached, bool]:
-        """What was read, and whether it was in the file; ``units``: hashes of the base's weights."""
-        size = self.layout.rows * self.form.unit * self.form.dtype.itemsize
-        needed, parts = (self.layout.rows, size), Timed(self._parts())
-        rows, reused = kept("the prompts' keys and values", file, lambda: self._digest(units), parts, needed)
-        return _Cached(self.form, self.layout, self.examples, rows), reused
-
-    def _digest(self, units: Mapping[str, str]) -> str:
-        examples = [Example("", None, "", "", tuple(ids.tolist()), ()) for ids in self.ids]
-        key = Key.of(self.model, self.runtime, tuple(units.values()), examples, self.shared, self.batch_tokens)
-        own = {"answer_side": [self.boundary, *(row.split for row in self.examples)], "by": sha256_file(Path(__file__))}
-        return replace(key, given={**key.given, **own}).digest
-
-    @torch.no_grad()
-    def _parts(self) -> Iterator[Tensor]:
-        """Rows of the shared prefix, then of each pass's examples, in the layout's order and on the host."""
-        beginning = None
-        if self.shared:
-            beginning, _ = self._pass(self.ids[0][None, : self.shared], None)
-            yield self._keys_values(beginning, 0).reshape(-1, self.form.unit).cpu()
-        shown = progress("prompts once", len(self.examples), "examples") if self.shown else nullcontext(_silent)
-        with shown as advance:
-            for group in self.layout.groups:
-                yield torch.cat(list(self._group(group, beginning))).cpu()
-                advance(len(group), "")
-
-    def _group(self, group: Sequence[int], beginning: DynamicCache | None) -> Iterator[Tensor]:
-        own = [self.ids[i][self.shared :] for i in group]
-        cache, states = self._pass(pad_sequence(own, batch_first=True), beginning)
-        prompts = self._keys_values(cache, self.shared)  # [B, T, width]
-        for at, i in enumerate(group):
-            split = self.examples[i].split - self.shared
-            yield prompts[at, :split].reshape(-1, self.form.unit)
-            if states is not None:
-                yield states[at, split : len(own[at])].contiguous().view(self.form.dtype).reshape(-1, self.form.unit)
-
-    def _pass(self, ids: Tensor, beginning: DynamicCache | None) -> tuple[DynamicCache, Tensor | None]:
-        """Keys and values after tokens [B, T], padded on the right, and states [B, T, H] at the boundary if it is one.
-
-        A causal model never looks back from the padding on the right, so no mask is needed.
-        """
-        ids = ids.to(self.model.device)
-        past = [] if beginning is None else beginning.layers
-        cache = DynamicCache(
-            [(one.keys.expand(len(ids), -1, -1, -1), one.values.expand(len(ids), -1, -1, -1)) for one in past] or None
-        )
-        whole = ids.new_ones(len(ids), cache.get_seq_length() + ids.shape[1])
-        placed = positions(type(self.model.trunk), whole, ids.shape[1])
-        options = {"past_key_values": cache, "use_cache": True, **placed}
-        with self.runtime.autocast():
-            if not self.boundary:
-                self.model.trunk(input_ids=ids, **options)
-                return cache, None
-            with outputs_of(self.model.layers[self.boundary - 1]) as outputs:
-                self.model.trunk(input_ids=ids, **options)
-        return cache, outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
-
-    def _keys_values(self, cache: DynamicCache, start: int) -> Tensor:
-        """Of tokens from ``start`` on, and all trained layers: [B, T, width]."""
-        parts = [part for layer in cache.layers[self.boundary :] for part in (layer.keys, layer.values)]
-        rows = [part[:, :, start:].transpose(1, 2).flatten(2) for part in parts]
-        return torch.cat(rows, dim=-1).to(self.form.dtype)
-
-
-def _silent(_done: float, _words: str) -> None:
-    """No progress to be seen."""
+    shared = shared_tokens([one.prompt_ids for one in prompts_of(examples, points)])
+    prompts: list[Prompt] = [
+        (example.prompt_ids[:length], point) for example, length, point in zip(examples, lengths, points, strict=True)
+    ]
+    return Split(examples, shared, base_rows=points), labels, prompts
 
 
 def collate_answers(rows: Sequence[Row]) -> Row:
@@ -390,25 +267,25 @@ def answer_side(model: nn.Module, cache: PromptCache) -> Any:
     family = family_of(network.config.model_type, parameters.own)
     form = "weights" if network is model else "lora"
     saved = {"plan": cache.plan, "record": cache.record.model_copy(update={"form": form})}
-    twin, trunk = twin_of(network, family, cache.boundary, _Network, _Trunk)
+    kind = type(network.get_submodule(family.trunk))
+    twin, _ = twin_of(network, family, cache.boundary, _Network, _Trunk, columns=cache.columns, kind=kind)
     vars(twin).update(saved, main_input_name="inputs_embeds" if cache.boundary else "input_ids")
-    vars(trunk).update(form=cache.form, plain=type(network.get_submodule(family.trunk)))
-    with base_alone(model), in_eval_mode(network):
-        _check(network, twin, trunk)
+    with base_alone(model):
+        require_twin(network, twin, family, cache.boundary, partial(_after_two, network, cache.boundary))
     tied = network.get_input_embeddings().weight is network.get_output_embeddings().weight
     parameters.train_above(family, cache.boundary, tied_head=tied)
     for name, parameter in parameters.own.items():  # the base reads prompts with its embeddings; answers share them
         parameter.requires_grad &= not family.before_layers(name)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"above boundary {cache.boundary} nothing is left to train: PEFT put no adapter there")
-    return twin if network is model else wrapped_again(model, twin, _Wrapper, **saved)
+    return twin if network is model else wrapped_again(model, twin, _Saved, **saved)
 
 
 class _Trunk(Trunk):
     """What is different in the trunk: a batch's cached prompts come before its tokens, or its boundary states."""
 
-    form: _Form
-    plain: type  # the network's own class of trunk
+    columns: Columns
+    kind: type  # the network's own class of trunk
     training: bool
     modules: Any
 
@@ -423,16 +300,21 @@ class _Trunk(Trunk):
     ) -> Any:
         """Run the trunk at the positions after the prompt parts."""
         given = input_ids if inputs_embeds is None else inputs_embeds
-        if given is None or attention_mask is None or not isinstance(past_key_values, Tensor):
+        fits = isinstance(past_key_values, Tensor) and past_key_values.shape[2] == self.columns.width
+        if given is None or attention_mask is None or not fits or (inputs_embeds is None) == bool(self.columns.first):
             raise UserError(
-                "an answer side takes batches of collate_answers; for token ids alone call the model itself"
+                "an answer side takes batches of collate_answers, of a cache with its own boundary; for token ids "
+                "alone call the model itself"
             )
         if self.training and any(getattr(part, "gradient_checkpointing", False) for part in self.modules()):
             raise UserError("transformers' gradient checkpointing drops cached keys and values; switch it off")
-        placed = positions(self.plain, attention_mask, given.shape[1])
-        cached = self.form.cache(past_key_values)
+        placed = positions(self.kind, attention_mask, given.shape[1])
+        # Frozen layers do not run: their place in the cache says how long it is.
+        empty = past_key_values.new_zeros(1).expand(len(given), 1, past_key_values.shape[1], 1)
+        layers = [*[(empty, empty)] * self.columns.first, *self.columns.split(past_key_values).values()]
+        cached = DynamicCache(layers)
         options |= {"attention_mask": attention_mask, "past_key_values": cached, "use_cache": False, **placed}
-        if self.form.boundary:
+        if self.columns.first:
             return super().forward(input_ids, inputs_embeds=inputs_embeds, **options)
         plain: Any = super(Trunk, self)
         return plain.forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **options)
@@ -477,45 +359,11 @@ class _Network(_Saved, Network):
         raise UserError("give PEFT the model, and its wrapper to salf.answer_side, not the other way round")
 
 
-class _Wrapper(_Saved):
-    """What is different in PEFT's wrapper."""
-
-    def merge_and_unload(self, *_: Any, **__: Any) -> Any:
-        """Refuse.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError("an adapter that acts after the prompt part only cannot be merged into the weights")
-
-    merge_adapter = merge_and_unload
-
-
-def _check(network: Any, twin: Any, trunk: Any) -> None:
-    """Compare logits after cached prompts with those without a cache, on a few tokens; learn how layers return states.
-
-    Raises:
-        UserError: they differ.
-    """
-    tokens = [torch.arange(1, count) for count in (7, 6)]
-    examples = [_Split(ids, ids, split, split + 1) for ids, split in zip(tokens, (3, 2), strict=True)]
-    with apart(network) as causal:
-        reading = _Reading(causal, runtime_of(causal, bf16=False), trunk.form.boundary, examples, 99, shown=False)
-        cached, _ = reading.cached(None, {})
-        family, device = causal.family, causal.device
-    items = collate_answers([cached.item(at) for at in range(len(examples))])
-    batch = {name: value.to(device) for name, value in items.items()}
-    ids = pad_sequence(tokens, batch_first=True).to(device)
-
-    def both() -> tuple[Tensor, Tensor]:
-        with outputs_of(network.get_submodule(family.layers)[max(trunk.form.boundary, 1) - 1]) as outputs:
-            theirs = network(input_ids=ids, use_cache=False).logits
-        trunk.entry.take(outputs[0])
-        ours = twin(**batch).logits
-        ends = [(row.split, len(row.ids)) for row in examples]
-        return (
-            torch.cat([ours[at, : end - split] for at, (split, end) in enumerate(ends)]),
-            torch.cat([theirs[at, split:end] for at, (split, end) in enumerate(ends)]),
-        )
-
-    require_same_logits(network, both)
+def _after_two(network: PreTrainedModel, boundary: int, ids: Tensor, mask: Tensor, states: Tensor) -> dict[str, Tensor]:
+    """A batch whose prompts are two tokens each, cached by transformers."""
+    cache = DynamicCache()
+    network(input_ids=ids[:, :2], past_key_values=cache, use_cache=True)
+    parts = [part for layer in cache.layers[boundary:] for part in (layer.keys, layer.values)]
+    prompts = torch.cat([part.transpose(1, 2).flatten(2) for part in parts], dim=-1)  # [B, 2, W]
+    own = {"inputs_embeds": states[:, 2:]} if boundary else {"input_ids": ids[:, 2:]}
+    return {**own, "attention_mask": mask, "past_key_values": prompts}

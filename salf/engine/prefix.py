@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from salf.engine.answers import Embeddings
-from salf.engine.batches import Example
+from salf.engine.batches import Example, Split
 from salf.engine.boundary_cache.folder import alone, amount, read_states, write_states
 from salf.engine.boundary_cache.key import Key, units_in_memory
 from salf.engine.boundary_cache.states import BoundaryStates, Layout, Timed, frozen_states, gather
@@ -175,21 +175,28 @@ def prefix_states(
     network = network_of(model)
     boundary = frozen_layers(network, plan_or_boundary, scope)
     examples, labels = read_rows(dataset, network.get_input_embeddings().weight.shape[0])
-    ids = [example.prompt_ids for example in examples]
-    shared = shared_tokens(ids)
-    layout = Layout.of(examples, shared, batch_tokens)
+    split = Split(examples, shared_tokens([example.prompt_ids for example in examples]))
     with apart(network) as causal:
-        require_positions(causal, max(map(len, ids)))
-        runtime = runtime_of(causal, bf16=bf16)
-        size = layout.rows * causal.state_bytes
-        start = Embeddings.after(causal, ids[0][:shared])
-        parts = Timed(frozen_states(causal, runtime, examples, layout, start, boundary))
+        require_positions(causal, split)
+        states, reused = cached_states(causal, runtime_of(causal, bf16=bf16), split, boundary, batch_tokens, file)
+    return PrefixStates(states, labels, reused=reused)
 
-        def digest() -> str:
-            return Key.of(causal, runtime, units_in_memory(causal, boundary), examples, shared, batch_tokens).digest
 
-        rows, reused = kept("the boundary states", file, digest, parts, (layout.rows, size))
-    return PrefixStates(BoundaryStates(boundary, layout, rows, torch.device("cpu")), labels, reused=reused)
+def cached_states(
+    model: CausalModel, runtime: Runtime, split: Split, boundary: int, batch_tokens: int, file: str | Path | None
+) -> tuple[BoundaryStates, bool]:
+    """The boundary states of a split's examples, on the host, and whether they were in the file before."""
+    examples, shared = split.examples, split.shared
+    layout = Layout.of(examples, shared, batch_tokens)
+    start = Embeddings.after(model, split.prefix)
+    parts = Timed(frozen_states(model, runtime, examples, layout, start, boundary))
+
+    def key() -> Key:
+        return Key.of(model, runtime, units_in_memory(model, boundary), examples, shared, batch_tokens)
+
+    needed = layout.rows, layout.rows * model.state_bytes
+    rows, reused = kept("the boundary states", file, key, parts, needed)
+    return BoundaryStates(boundary, layout, rows, torch.device("cpu")), reused
 
 
 def shared_tokens(ids: Sequence[tuple[int, ...]]) -> int:
@@ -200,19 +207,11 @@ def shared_tokens(ids: Sequence[tuple[int, ...]]) -> int:
 
 
 def kept(
-    what: str, file: str | Path | None, digest: Callable[[], str], parts: Timed, needed: tuple[int, int]
+    what: str, file: str | Path | None, key: Callable[[], Key], parts: Timed, needed: tuple[int, int]
 ) -> tuple[Tensor, bool]:
-    """Parts [n, width] as one tensor, in memory or mapped from a file, and whether they were in the file before.
+    """Parts [n, width] in memory, or mapped from a file, and whether they were there before.
 
-    Args:
-        what: for messages, such as `the boundary states`.
-        file: where they are kept; in memory unless given.
-        digest: gives the key of a file, in hex.
-        parts: computed only if they are not in the file.
-        needed: rows and bytes of all parts.
-
-    Raises:
-        UserError: memory or disk is too small, or the file holds something else.
+    ``needed``: rows and bytes of all parts. A ``UserError`` says that there is no room, or something else in the file.
     """
     rows, size = needed
     if file is None:
@@ -221,17 +220,17 @@ def kept(
     path = Path(file)
     if path.is_dir():
         raise UserError(f"{path}: it is a folder; name a file")
-    key = digest()
+    digest = key().digest
     try:
         # A file has its name once it is complete, and reading it writes nothing: its folder may be read-only.
         with nullcontext() if path.exists() else alone(path):  # of several processes one computes
             if not path.exists():
                 free = shutil.disk_usage(path.parent).free
                 _require_room(what, size, free, f"free in {path.parent}; name another disk")
-                return write_states(path, key, parts, rows, lambda: parts.seconds), False
+                return write_states(path, digest, parts, rows, lambda: parts.seconds), False
     except OSError as error:
         raise UserError(f"{path}: {what} cannot be written: {error.strerror}; name another file") from None
-    if (found := read_states(path, key)) is not None:
+    if (found := read_states(path, digest)) is not None:
         return found.rows, True
     raise UserError(
         f"{path}: not {what} of this model, boundary, dataset and precision by these library "
@@ -244,8 +243,9 @@ def _require_room(what: str, size: int, free: int, where: str) -> None:
         raise UserError(f"{what} need {amount(size)}, and {amount(free)} of {where}")
 
 
-def require_positions(model: CausalModel, longest: int) -> None:
+def require_positions(model: CausalModel, split: Split) -> None:
     """Positions that are learned end somewhere, and some computed ones depend on the batch from somewhere on."""
+    longest = split.shared + max(split.lengths)
     if (steady := model.steady_positions) and longest > steady:
         raise UserError(f"beyond {steady} tokens this model's rotary angles depend on the longest row; cut the rows")
     if any(isinstance(model.network.get_submodule(part), nn.Embedding) for part in model.family.inputs):

@@ -8,8 +8,7 @@ names.
 
 import copy
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from numbers import Integral
@@ -58,7 +57,7 @@ def suffix(model: nn.Module, plan_or_boundary: FreezePlan | int, scope: str | No
     parameters = NetworkParameters.of(model)
     family = family_of(network.config.model_type, parameters.own)
     twin, trunk = twin_of(network, family, boundary, Network, Trunk)
-    _check(network, twin, family, boundary)
+    require_twin(network, twin, family, boundary, _whole_rows)
     _take_boundary(type(twin), trunk.entry)
     tied = network.get_input_embeddings().weight is network.get_output_embeddings().weight
     if not parameters.train_above(family, boundary, tied_head=tied):
@@ -128,12 +127,6 @@ class Entry:
             layers = ", ".join(map(str, boundary.unique().tolist()))
             raise UserError(f"boundary states of layer {layers}, and this suffix starts after layer {self.boundary}")
 
-    def take(self, output: Any) -> Tensor:
-        """Learn from a layer's output how it returns states, and return them."""
-        self.in_tuple = isinstance(output, tuple)
-        states: Tensor = output[0] if self.in_tuple else output
-        return states
-
 
 class _Frozen(StandIn):
     """In a frozen layer's place."""
@@ -201,11 +194,11 @@ class Network(SavedWhole):
 
 
 def twin_of(
-    network: PreTrainedModel, family: Family, boundary: int, outer: type["Network"], inner: type["Trunk"]
+    network: PreTrainedModel, family: Family, boundary: int, outer: type["Network"], inner: type["Trunk"], **own: Any
 ) -> tuple[Any, Any]:
     """A copy of the network down to its list of layers, and its trunk; everything else is shared.
 
-    ``outer`` and ``inner`` say what is different in the two.
+    ``outer`` and ``inner`` say what is different in the two; the trunk also gets ``own``.
     """
     twin = _copied(network, outer, whole=network)
     *between, last = family.trunk.split(".")
@@ -213,7 +206,7 @@ def twin_of(
     for name in between:
         parent = _replace(parent, name, _copied(getattr(parent, name)))
     width, entry = network.get_input_embeddings().weight.shape[1], Entry(boundary)
-    trunk = _replace(parent, last, _copied(getattr(parent, last), inner, entry=entry, width=width))
+    trunk = _replace(parent, last, _copied(getattr(parent, last), inner, entry=entry, width=width, **own))
     layers = network.get_submodule(family.layers)
     standins = [_Frozen(layer, entry=entry) for layer in layers[:boundary]]
     _replace(trunk, family.layers.rpartition(".")[2], nn.ModuleList([*standins, *layers[boundary:]]))
@@ -243,17 +236,6 @@ def _take_boundary(kind: Any, entry: Entry) -> None:
     kind.forward = forward
 
 
-@contextmanager
-def outputs_of(layer: nn.Module) -> Iterator[list[Any]]:
-    """What a layer returns, pass by pass."""
-    outputs: list[Any] = []
-    handle = layer.register_forward_hook(lambda *given: outputs.append(given[-1]))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
-
-
 def _copied(module: nn.Module, difference: type | None = None, **own: Any) -> nn.Module:
     """A shallow copy with a table of modules of its own; ``difference`` comes before its class."""
     twin = copy.copy(module)
@@ -270,8 +252,21 @@ def _replace(parent: nn.Module, name: str, module: nn.Module) -> nn.Module:
     return module
 
 
-def _check(network: PreTrainedModel, twin: Any, family: Family, boundary: int) -> None:
-    """Learn how layers return their states, and compare the suffix's logits with the model's on a few tokens.
+def _whole_rows(_: Tensor, mask: Tensor, states: Tensor) -> dict[str, Tensor]:
+    return {"inputs_embeds": states, "attention_mask": mask}
+
+
+def require_twin(
+    network: PreTrainedModel,
+    twin: Any,
+    family: Family,
+    boundary: int,
+    batch: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]],
+) -> None:
+    """Learn how layers return their states, and compare the twin's logits with the model's on a few tokens.
+
+    ``batch`` makes what the twin takes of token ids [B, T], their mask, and boundary states [B, T, H]; logits are of
+    the last tokens.
 
     Raises:
         UserError: they differ.
@@ -282,10 +277,17 @@ def _check(network: PreTrainedModel, twin: Any, family: Family, boundary: int) -
     ids, mask = (pad_sequence(part, batch_first=True) for part in (rows, [torch.ones_like(row) for row in rows]))
 
     def both() -> tuple[Tensor, Tensor]:
-        with outputs_of(network.get_submodule(family.layers)[boundary - 1]) as outputs:
+        outputs: list[Any] = []
+        layer = network.get_submodule(family.layers)[max(boundary, 1) - 1]
+        handle = layer.register_forward_hook(lambda *given: outputs.append(given[-1]))
+        try:
             theirs = network(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        states = entry.take(outputs[0])
-        return twin(inputs_embeds=states, attention_mask=mask).logits[mask.bool()], theirs[mask.bool()]
+        finally:
+            handle.remove()
+        entry.in_tuple = isinstance(outputs[0], tuple)
+        ours = twin(**batch(ids, mask, outputs[0][0] if entry.in_tuple else outputs[0])).logits
+        last = mask[:, -ours.shape[1] :].bool()
+        return ours[last], theirs[:, -ours.shape[1] :][last]
 
     with in_eval_mode(network):
         require_same_logits(network, both)

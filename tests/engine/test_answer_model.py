@@ -139,6 +139,11 @@ def test_another_base_or_a_damaged_folder_is_refused(tmp_path):
         opened.generate(torch.tensor([[3, 4, 5], [3, 4, 5]]), split=[1, 2])
     with pytest.raises(UserError, match="came from no folder or Hub name"):
         save_answer_side(tmp_path / "more", tiny_network(), describe(tiny_network(), 0, PROMPTS))
+    with pytest.raises(UserError, match="base: another model is there; name another folder"):
+        save_answer_side(source, network, describe(network, 0, PROMPTS))
+    save_answer_side(tmp_path / "out", network.requires_grad_(False), describe(network, 0, PROMPTS))
+    assert not list((tmp_path / "out").glob("*.safetensors"))  # nothing is left of what was saved there before
+    save_answer_side(tmp_path / "out", network.requires_grad_(True), describe(network, 0, PROMPTS))
     (tmp_path / "out/final.safetensors").unlink()
     with pytest.raises(UserError, match=r"its weights are not those of answer_side\.json"):
         AnswerSideModel.from_pretrained(tmp_path / "out")

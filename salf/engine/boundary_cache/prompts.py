@@ -32,7 +32,7 @@ class Columns:
         if not model.family.packed:
             raise UserError(
                 f"model type {model.network.config.model_type!r}: its layers take no keys and values of an earlier "
-                "pass, which +answer needs; leave out +answer"
+                "pass, so prompts cannot be cached; train all positions (leave out +answer)"
             )
         packing = Packing.of([1], model.device)
         with torch.no_grad(), runtime.autocast():

@@ -30,13 +30,9 @@ class Layout:
     def of(cls, examples: Sequence[Example], shared: int, batch_tokens: int) -> Self:
         """Passes of at most ``batch_tokens`` tokens after the shared prefix."""
         tokens = [len(example.inputs) - shared for example in examples]
-        return cls.of_rows(shared, inference_batches(tokens, batch_tokens), tokens)
-
-    @classmethod
-    def of_rows(cls, shared: int, groups: list[list[int]], rows: Sequence[int]) -> Self:
-        """Passes of these groups, whose examples leave so many rows each after the shared ones."""
+        groups = inference_batches(tokens, batch_tokens)
         order = torch.tensor([i for group in groups for i in group])
-        lengths = torch.tensor(rows)
+        lengths = torch.tensor(tokens)
         ends = shared + lengths[order].cumsum(0)
         firsts = torch.empty_like(lengths).index_copy_(0, order, ends - lengths[order])
         return cls(shared, groups, firsts, lengths)
