@@ -300,8 +300,8 @@ class _Trunk(Trunk):
     ) -> Any:
         """Run the trunk at the positions after the prompt parts."""
         given = input_ids if inputs_embeds is None else inputs_embeds
-        fits = isinstance(past_key_values, Tensor) and past_key_values.shape[2] == self.columns.width
-        if given is None or attention_mask is None or not fits or (inputs_embeds is None) == bool(self.columns.first):
+        other = (inputs_embeds is None) == bool(self.columns.first)
+        if given is None or attention_mask is None or not isinstance(past_key_values, Tensor) or other:
             raise UserError(
                 "an answer side takes batches of collate_answers, of a cache with its own boundary; for token ids "
                 "alone call the model itself"
