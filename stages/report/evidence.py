@@ -55,22 +55,22 @@ def examples_section(artifacts: Artifacts) -> Section:
 
 
 def _read_blocks(section: Section, predictions: pd.DataFrame, run: str, shown: int) -> Section:
-    """Blocks of plain text whose loss a run lowered most and least against the untrained model."""
-    before, after = (predictions[predictions.run == each].set_index("example_id") for each in ("untrained", run))
-    lowered = after.assign(before=before.loss, gain=before.loss - after.loss).sort_values("gain", ascending=False)
+    """Blocks of plain text whose loss a run lowered most, and least, against the untrained model."""
+    loss = predictions.pivot(index="example_id", columns="run", values="loss")
+    texts = predictions[predictions.run == run].set_index("example_id").text
+    gain = (loss["untrained"] - loss[run]).sort_values(ascending=False)
     section.heading = "Blocks that improved most and least"
     section.sentences.append(
-        f"{run} lowered the loss of {count(int((lowered.gain > 0).sum()))} of {count(len(lowered))} test blocks."
+        f"{run} lowered the loss of {count(int((gain > 0).sum()))} of {count(len(gain))} test blocks."
     )
-    columns: Columns[Any] = {
-        "Text": lambda row: row.text[:_TEXT_LIMIT],
-        "Loss": lambda row: number(row.loss, decimal),
-        "Untrained": lambda row: number(row.before, decimal),
-    }
-    for word, part in (("most", lowered.head(-(-shown // 2))), ("least", lowered.tail(shown // 2)[::-1])):
-        if not part.empty:
-            caption = f"Test blocks whose loss {run} lowered {word}, in nats per token."
-            section.tables.append(table(f"examples-{word}", caption, part.itertuples(), columns))
+    both = [*gain.index[: -(-shown // 2)], *gain.index[len(gain) - shown // 2 :]]
+    caption = f"Loss of test blocks in nats per token: those that {run} lowered most, then those that it lowered least."
+    shown_runs = ("untrained", run)
+    rows: list[list[Cell | str]] = [
+        [str(texts[name])[:_TEXT_LIMIT], *(number(float(loss[each][name]), decimal) for each in shown_runs)]
+        for name in dict.fromkeys(both)
+    ]
+    section.tables.append(Table("examples-blocks", caption, ("Text", *shown_runs), rows))
     return section
 
 
