@@ -30,17 +30,11 @@ Quality = Literal["accuracy", "exact_match", "perplexity"]
 
 @dataclass(frozen=True)
 class Task:
-    """The task of the model; answers are free text where none of the three is set.
+    """The task of the model; answers are free text where none of the three is set."""
 
-    Attributes:
-        labels: answers are a few label words, the same for all rows.
-        candidates: every row has its own candidates.
-        text: there are no answers; every token of plain text is predicted.
-    """
-
-    labels: bool = False
-    candidates: bool = False
-    text: bool = False
+    labels: bool = False  # answers are a few label words, the same for all rows
+    candidates: bool = False  # every row has its own candidates
+    text: bool = False  # there are no answers; every token of plain text is predicted
 
     @property
     def free(self) -> bool:

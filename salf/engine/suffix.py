@@ -109,17 +109,11 @@ def frozen_layers(
 
 @dataclass
 class Entry:
-    """Passes the boundary states from the trunk to the stand-ins.
+    """Passes the boundary states from the trunk to the stand-ins."""
 
-    Attributes:
-        boundary: the last frozen layer.
-        states: of the pass that runs, [B, T, H].
-        in_tuple: the network's layers return their states as the first of a tuple.
-    """
-
-    boundary: int
-    states: Tensor | None = None
-    in_tuple: bool = False
+    boundary: int  # the last frozen layer
+    states: Tensor | None = None  # of the pass that runs, [B, T, H]
+    in_tuple: bool = False  # the network's layers return their states as the first of a tuple
 
     def require(self, boundary: Tensor | None) -> None:
         """Refuse boundary states of another layer; ``boundary`` [B] is that of a batch's rows."""

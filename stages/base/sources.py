@@ -43,26 +43,18 @@ _TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_
 
 @dataclass(frozen=True)
 class Source:
-    """A model at its source.
-
-    Attributes:
-        revision: the Hub's commit, or the embedded file's SHA-256.
-        tensors: name → a call that reads it.
-        parameter_names: of the loaded network, sorted; its files may hold some of its tensors in parts.
-        code: Python files of the model's author, where the user lets them run.
-        notes: what the user should know about it.
-    """
+    """A model at its source."""
 
     name: str
     origin: str
-    revision: str | None
+    revision: str | None  # the Hub's commit, or the embedded file's SHA-256
     config: dict[str, Any]
     tokenizer: transformers.PreTrainedTokenizerBase
-    tensors: Mapping[str, Callable[[], Tensor]]
-    parameter_names: Sequence[str]
-    code: Sequence[Path] = ()
+    tensors: Mapping[str, Callable[[], Tensor]]  # name → a call that reads it
+    parameter_names: Sequence[str]  # of the loaded network, sorted; its files may hold some of its tensors in parts
+    code: Sequence[Path] = ()  # Python files of the model's author, where the user lets them run
     generation: dict[str, Any] | None = None
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # what the user should know about it
 
 
 def open_source(params: Model) -> Source:

@@ -132,20 +132,13 @@ def _over_classes(truth: Integers, said: Integers, classes: int) -> Floats:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's answers to the test examples, in their order.
-
-    Attributes:
-        correct: [n] of 0 and 1; ``None`` for plain text, which has no answers.
-        loss: mean nats per answer token, [n]; ``None`` for baselines that give none.
-        tokens: answer tokens, [n]: weights of ``loss``.
-        probability: of the predicted label; ``None`` where there is none.
-    """
+    """A model's answers to the test examples, in their order."""
 
     predicted: list[str]
-    correct: Floats | None
-    loss: Floats | None
-    tokens: Floats
-    probability: list[float | None]
+    correct: Floats | None  # [n] of 0 and 1; ``None`` for plain text, which has no answers
+    loss: Floats | None  # mean nats per answer token, [n]; ``None`` for baselines that give none
+    tokens: Floats  # answer tokens, [n]: weights of ``loss``
+    probability: list[float | None]  # of the predicted label; ``None`` where there is none
 
     @classmethod
     def of_labels(cls, labels: Sequence[str], examples: Sequence[Example]) -> "Predictions":

@@ -43,24 +43,17 @@ _CANDIDATES: Final = pa.field(
 
 @dataclass(frozen=True)
 class Prepared:
-    """The prepared form of a source.
-
-    Attributes:
-        before: the examples of every split before the limits.
-        labels: label to the token ids of its word; ``None`` where the task has no classes.
-        dropped: rows that would have leaked from one split into another, or that occur twice.
-        refused: rows that cannot be used.
-    """
+    """The prepared form of a source."""
 
     filler: Filler
     tokenizer: PromptTokenizer
     max_tokens: int
     source: Mapping[str, Any]
-    before: Mapping[str, Sequence[Example]]
+    before: Mapping[str, Sequence[Example]]  # the examples of every split before the limits
     splits: Mapping[str, Sequence[Tokenised]]
-    labels: Mapping[str, list[int]] | None
-    dropped: Lost
-    refused: Lost
+    labels: Mapping[str, list[int]] | None  # label to the token ids of its word; ``None`` where the task has no classes
+    dropped: Lost  # rows that would have leaked from one split into another, or that occur twice
+    refused: Lost  # rows that cannot be used
 
 
 def write_prepared(folder: Path, made: Prepared) -> PreparedRecord:

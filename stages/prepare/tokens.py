@@ -22,23 +22,16 @@ _BATCH: Final = 256  # texts tokenised at a time, whose offsets take more memory
 
 @dataclass(frozen=True, slots=True)
 class Tokenised:
-    """An example's token ids, BOS included.
-
-    Attributes:
-        cut: its prompt was cut from the left.
-        field_end: tokens of its prompt that lie within the characters ``example.field_end``.
-        turn_end: the same of ``example.turn_end``; ``None`` without a chat template.
-        merged: the ends (``field``, ``turn``) that a token reaches across.
-    """
+    """An example's token ids, BOS included."""
 
     example: Example
     prompt_ids: list[int]
     answer_ids: list[int]
-    cut: bool
+    cut: bool  # its prompt was cut from the left
     candidate_ids: tuple[list[int], ...] = ()
-    field_end: int = 0
-    turn_end: int | None = None
-    merged: tuple[str, ...] = ()
+    field_end: int = 0  # tokens of its prompt that lie within the characters ``example.field_end``
+    turn_end: int | None = None  # the same of ``example.turn_end``; ``None`` without a chat template
+    merged: tuple[str, ...] = ()  # the ends (``field``, ``turn``) that a token reaches across
 
 
 class PromptTokenizer:
