@@ -39,21 +39,17 @@ class AnswerSideRecord(Record):
     """``answer_side.json``.
 
     Attributes:
-        form: whether the folder holds trained weights, or a LoRA adapter of PEFT's.
-        boundary: layers 1..boundary are the base's at all positions.
         trained_prompt_tokens: the last tokens of a prompt that are on the trained side, if equally many everywhere.
-        invocation_tokens: what the trained side of every prompt begins with, where that tells its place.
-        files: SHA-256 of each file of weights.
     """
 
     schema_version: Literal[1] = 1
     opened_by: str = OPENED_BY
-    form: Literal["weights", "lora"]
-    boundary: Natural
+    form: Literal["weights", "lora"]  # whether the folder holds trained weights, or a LoRA adapter of PEFT's
+    boundary: Natural  # layers 1..boundary are the base's at all positions
     base: BaseWeights
     trained_prompt_tokens: Positive | None
-    invocation_tokens: list[int] | None
-    files: dict[str, str] = Field(default_factory=dict)
+    invocation_tokens: list[int] | None  # what the trained side of every prompt begins with, where that tells its place
+    files: dict[str, str] = Field(default_factory=dict)  # SHA-256 of each file of weights
 
     @classmethod
     def load(cls, folder: Path) -> Self:

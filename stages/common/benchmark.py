@@ -61,18 +61,16 @@ class Point(Record):
     """A fine-tune above one boundary, with its number of epochs.
 
     Attributes:
-        seconds: ours, states at the boundary included.
         trainer_full, trainer_frozen, trainer_lora: how many times as fast ours is as transformers' Trainer.
-        speed_up: over our own boundary 0; ``ideal`` if time were proportional to FLOPs.
     """
 
     boundary: Natural
     epochs: Positive
-    seconds: Spread
+    seconds: Spread  # ours, states at the boundary included
     trainer_full: Spread
     trainer_frozen: Spread
     trainer_lora: Spread
-    speed_up: Spread
+    speed_up: Spread  # over our own boundary 0; ``ideal`` if time were proportional to FLOPs
     ideal: float
     of_ideal: float
 

@@ -53,24 +53,20 @@ class Example:
     """A row with its template filled in.
 
     Attributes:
-        text: the values of the template's columns, joined: what a bag-of-words baseline sees.
-        answer: the label's word, the right candidate or the free answer, without the white space in front.
         lead: the white space before the answer; ``None``: one space, unless the prompt ends in white space.
-        notes: what the reader should know about the row.
-        field_end: characters of the prompt up to the end of its last data column, or of the last turn's words.
         turn_end: the same up to the end of the last turn as the chat template writes it; ``None`` without one.
     """
 
     example_id: str
     group: str | None
     label: str | None
-    text: str
+    text: str  # the values of the template's columns, joined: what a bag-of-words baseline sees
     prompt: str
-    answer: str
+    answer: str  # the label's word, the right candidate or the free answer, without the white space in front
     candidates: tuple[str, ...] = ()
     lead: str | None = None
-    notes: tuple[str, ...] = ()
-    field_end: int = 0
+    notes: tuple[str, ...] = ()  # what the reader should know about the row
+    field_end: int = 0  # characters of the prompt up to the end of its last data column, or of the last turn's words
     turn_end: int | None = None
 
 

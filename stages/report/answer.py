@@ -21,35 +21,24 @@ class Facts:
     """The facts of the headline.
 
     Attributes:
-        boundary: of the measured method; otherwise the plan's.
-        unmeasured_plan: the plan's own boundary, where no method of the run follows it.
-        metric: a name of ``SCORES``.
-        partial: the measured method's score.
-        full: full fine-tuning's score.
-        difference: partial minus full, paired.
-        confidence: of the intervals.
         cost: share of full fine-tuning's FLOPs, counted where ``partial`` was measured, otherwise predicted.
-        examples: in the test split.
-        over: what the intervals resample.
-        frequencies: shares of the rarest and the most frequent label in the test split.
-        other_scores: of the measured method, for uneven labels.
     """
 
     layers: int
-    boundary: int
-    unmeasured_plan: int | None = None
-    metric: str = "accuracy"
-    partial: Interval | None = None
-    full: Interval | None = None
-    difference: Difference | None = None
-    confidence: float | None = None
+    boundary: int  # of the measured method; otherwise the plan's
+    unmeasured_plan: int | None = None  # the plan's own boundary, where no method of the run follows it
+    metric: str = "accuracy"  # a name of ``SCORES``
+    partial: Interval | None = None  # the measured method's score
+    full: Interval | None = None  # full fine-tuning's score
+    difference: Difference | None = None  # partial minus full, paired
+    confidence: float | None = None  # of the intervals
     cost: float | None = None
-    examples: int | None = None
-    over: str = "examples"
+    examples: int | None = None  # in the test split
+    over: str = "examples"  # what the intervals resample
     seeds: int = 1
     baselines: Mapping[str, Interval] = field(default_factory=dict)
-    frequencies: tuple[float, float] | None = None
-    other_scores: Mapping[str, Interval] = field(default_factory=dict)
+    frequencies: tuple[float, float] | None = None  # shares of the rarest and the most frequent label in the test split
+    other_scores: Mapping[str, Interval] = field(default_factory=dict)  # of the measured method, for uneven labels
     law_fits: bool | None = None
     fallback: str | None = None
 

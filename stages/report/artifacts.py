@@ -48,17 +48,13 @@ class Artifacts:
     """The chain's artifacts in memory.
 
     Attributes:
-        example: a prompt of the training split, and its answer.
         runs, clocks: by the run's name (``salf-seed1``).
-        hashes: SHA-256 by path, of the files that the page prints.
-        digests: SHA-256 of what other artifacts name by its hash, where it exists.
-        project: the project's folder, whose commit the page names.
     """
 
     base: BaseRecord
     meta: PreparedRecord
     plan: FreezePlan
-    example: tuple[str, str] | None
+    example: tuple[str, str] | None  # a prompt of the training split, and its answer
     trace: TraceRecord | None
     law: ScalingLaw | None
     gains: pd.DataFrame | None
@@ -67,14 +63,14 @@ class Artifacts:
     predictions: pd.DataFrame | None
     runs: dict[str, FineTuneRecord]
     clocks: dict[str, FineTuneClock]
-    hashes: dict[str, str]
-    digests: dict[str, str]
+    hashes: dict[str, str]  # SHA-256 by path, of the files that the page prints
+    digests: dict[str, str]  # SHA-256 of what other artifacts name by its hash, where it exists
     benchmarks: dict[str, Benchmark]
     study: StudyPage | None
     study_figures: dict[str, str]
     parameters: Mapping[str, Any]
     examples_shown: int
-    project: Path
+    project: Path  # the project's folder, whose commit the page names
 
     @cached_property
     def methods(self) -> list[Method]:
