@@ -181,7 +181,7 @@ def _claims(scope: str, rows: Sequence[Row]) -> list[Row]:
 
 def _reading(case: Case, one: Reading, traced: Traced) -> Row:
     boundary = int(one.layers(traced.mean, traced.law)[0])
-    low, high = interval(one.layers(traced.drawn, traced.laws), _CONFIDENCE)
+    low, high = interval(one.layers(traced.drawn, traced.laws).astype(float), _CONFIDENCE)
     row: Row = {"data_set": case.data_set, "model": case.model, "rule": one.name, "boundary": boundary}
     return {**row, "low": round(float(low)), "high": round(float(high))}
 
