@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,8 @@ _EXPORTS = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the commands; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without "é" shows the rest
+    # A terminal without "é" shows the rest; DVC's libraries put a wrapper in the stream's place.
+    getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")
     try:
         with open_project(arguments.project) as project:
             return int(arguments.run(project, arguments))
