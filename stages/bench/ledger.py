@@ -22,7 +22,6 @@ from stages.common.command import exit_code
 COMMANDS: Final = ("show", "verify", "record")
 MOST_TIMES, MOST_BYTES = 12.0, 200e6  # the goal: ten times the records
 _ENVIRONMENT: Final = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-_RUNS: Final = 20  # that the folder of models holds at a time
 _GRAPH: Final = """stages:
   train: {cmd: mkdir -p models && echo run > models/run, deps: [raw], outs: [models/run]}
   judge: {cmd: echo 1 > metrics.json, deps: [models], outs: [metrics.json]}
@@ -30,35 +29,31 @@ _GRAPH: Final = """stages:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure the commands, and write CPU seconds, their ratios and memory as JSON."""
+    """Measure the commands, and write CPU seconds and memory as JSON."""
     parser = argparse.ArgumentParser(prog="python -m stages.bench.ledger", description=__doc__)
     parser.add_argument("--records", type=int, default=50_000, help="of the long ledger (default: 50,000)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--out", type=Path, default=Path("reports/ledger-benchmark.json"), help="file to write")
     args = parser.parse_args(argv)
     sizes = (args.records // 10, args.records)
-    laps: dict[str, list[list[tuple[float, int]]]] = {command: [] for command in COMMANDS}
     with tempfile.TemporaryDirectory() as room:
-        projects = {size: _project(Path(room, str(size)), size) for size in sizes}
-        for _ in range(args.repeats):
-            for command, rounds in laps.items():
-                rounds.append([_measured(project, command, size) for size, project in projects.items()])
-    found = {command: _point(rounds) for command, rounds in laps.items()}
-    write_json(args.out, {"machine": Machine.here().model_dump(), "records": sizes, "commands": found})
-    for command, point in found.items():
-        ratio, peak = point["ratio"]["median"], point["peak_bytes"]
-        met = "met" if ratio <= MOST_TIMES and peak < MOST_BYTES else "missed"
-        print(f"{command}: {ratio:.1f} times as long, {peak / 1e6:.0f} MB: {met}")
+        projects = [_project(Path(room, str(size)), size) for size in sizes]
+        rounds = range(args.repeats)
+        laps = {
+            command: [
+                [_measured(project, command, size) for project, size in zip(projects, sizes, strict=True)]
+                for _ in rounds
+            ]
+            for command in COMMANDS
+        }
+    write_json(args.out, {"machine": Machine.here().model_dump(), "records": sizes, "seconds_and_bytes": laps})
+    for command, pairs in laps.items():
+        ratio = Spread.of_ratios([long for _, (long, _) in pairs], [short for (short, _), _ in pairs])
+        peak = max(peak for _, (_, peak) in pairs)
+        met = "met" if ratio.median <= MOST_TIMES and peak < MOST_BYTES else "missed"
+        spread = f"{ratio.median:.1f} times as long ({ratio.low:.1f}–{ratio.high:.1f})"
+        print(f"{command}: {spread}, {peak / 1e6:.0f} MB: {met}")
     print(f"goal: ten times the records take at most {MOST_TIMES:g} times as long, below {MOST_BYTES / 1e6:.0f} MB")
-
-
-def _point(rounds: list[list[tuple[float, int]]]) -> dict[str, Any]:
-    short, long = ([seconds for seconds, _ in column] for column in zip(*rounds, strict=True))
-    return {
-        "seconds": Spread.of(long).model_dump(),
-        "ratio": Spread.of_ratios(long, short).model_dump(),
-        "peak_bytes": max(peak for _, (_, peak) in rounds),
-    }
 
 
 def _measured(project: Path, command: str, records: int) -> tuple[float, int]:
@@ -89,7 +84,7 @@ def _project(folder: Path, records: int) -> Path:
 
 
 def write_ledger(path: Path, records: int) -> None:
-    """Write a whole ledger in one go: runs of a fine-tune and of what judges it, of 1.6 KB a record."""
+    """Write a whole ledger in one go: runs of fine-tunes and of what judges them, of 1.6 KB a record."""
     path.parent.mkdir(parents=True, exist_ok=True)
     previous = GENESIS
     with path.open("wb") as file:
@@ -107,9 +102,9 @@ def newest_result(records: int) -> str:
 
 
 def _facts(number: int) -> dict[str, Any]:
-    """A start, an end and what DVC locked, in turn; every tenth run judges."""
+    """A start, an end and what DVC locked, in turn; every tenth run judges the twenty models of that time."""
     turn, kind = divmod(number, 3)
-    stage, out = (f"train@{turn % _RUNS}", f"models/{turn % _RUNS}") if turn % 10 else ("judge", "metrics.json")
+    stage, out = (f"train@{turn % 20}", f"models/{turn % 20}") if turn % 10 else ("judge", "metrics.json")
     run, command = f"{turn:032x}", f"python -m stages.toy --out {out}"
     if kind == 0:
         return {
