@@ -1,9 +1,9 @@
 """Plain text as blocks of tokens: what task ``text`` learns, and what perplexity is measured on.
 
 A document's tokens are cut into blocks of one length, and no block holds two documents. A block begins with what the
-tokenizer puts in front of every text (BOS), and one that continues a document with the token before it: its context.
+tokenizer puts before every text (BOS), and one that continues a document with the token before it: its context.
 All other tokens are predicted. So every token of a document is predicted exactly once, except the first one where
-nothing is put in front of it. What a document leaves at its end, or a short document, is a shorter block.
+nothing is put before it. What a document leaves at its end, or a short document, is a shorter block.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class Block(NamedTuple):
 
 
 def start_of(tokenizer: "Tokenizer") -> list[int]:
-    """The tokens that a tokenizer puts in front of a text (BOS), as opposed to at its end."""
+    """The tokens that a tokenizer puts before a text (BOS), as opposed to at its end."""
     plain, full = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
     return next((full[:at] for at in range(len(full)) if full[at : at + len(plain)] == plain), [])
 

@@ -23,7 +23,7 @@ _ALWAYS: Final[Flag] = ("", True)
 
 @dataclass(frozen=True)
 class Build:
-    """How a family builds its layers, for the cost model (:mod:`salf.sizes`); the defaults are Llama's."""
+    """The build of a family's layers, for the cost model (:mod:`salf.sizes`); the defaults are Llama's."""
 
     attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")  # or two: queries, keys and values are fused
     attention_bias: Flag = ("attention_bias", False)

@@ -96,7 +96,7 @@ class Method:
 
     @property
     def trains(self) -> str:
-        """What it trains, in words."""
+        """The trained parts, in words."""
         what, _, _ = self.form.trains.partition(",")  # nothing is merged
         return f"{what}, at the positions after the prompts' data alone" if self.answer_side else self.form.trains
 

@@ -108,7 +108,7 @@ class Schedule(Caching, Batches):
 
 
 class AnswerSide(Group):
-    """Where the trained side of an example begins, for methods with ``+answer``: :mod:`salf.split_point`."""
+    """Start of an example's trained side, for methods with ``+answer``: :mod:`salf.split_point`."""
 
     model_config = ConfigDict(populate_by_name=True)
 

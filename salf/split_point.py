@@ -1,4 +1,4 @@
-"""Where the trained side of an example begins (positions ``answer``). No torch here.
+"""Finds the start of an example's trained side (positions ``answer``). No torch here.
 
 The base model reads a prompt up to its split point s; trained weights act at the positions after it. ``prepare``
 records where the data of each prompt end, in tokens: ``field_end`` for the last data column (in a conversation, the

@@ -159,7 +159,7 @@ def prompt_cache_bytes(shape: ModelShape, work: CostModel, boundary: int, value_
 
 
 def counted(lora_rank: int) -> list[str]:
-    """What counts as a FLOP, in words."""
+    """The definition of a FLOP, in words."""
     return [
         f"the weights above the boundary train; with LoRA, adapters of rank {lora_rank} on their linear maps instead",
         "matrix products only, 2 FLOPs per multiply-add; backward FLOPs include layers that run a second time",

@@ -152,7 +152,7 @@ def _head(project: Project, arguments: argparse.Namespace) -> int:
 def _repair(project: Project, arguments: argparse.Namespace) -> int:
     done = repair(project.ledger)
     lines = [f"line {number} was damaged: it is in records.torn now" for number in done.put_aside]
-    lines += ["the lost head file was written anew"] if done.new_head else []
+    lines += ["the lost head file was written again"] if done.new_head else []
     return _say(lines, "\n".join(lines) or "nothing to repair", arguments)
 
 

@@ -185,7 +185,7 @@ class Ledger:
         name, count = head_of(self.path).name, len(self.hashes)
         # One record beyond the head is no fault: a writer that was killed in between leaves it.
         if told is None and count > 1:
-            self.faults.append((count, f"{name} is gone, which proves the newest record (to write it anew: repair)"))
+            self.faults.append((count, f"{name} is gone, which proves the newest record (to write it again: repair)"))
         elif told is not None and told not in ends:
             text = f"{name} names another last record: the newest record was edited, or records were removed"
             self.faults.append((max(1, count), text))

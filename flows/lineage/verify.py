@@ -179,7 +179,7 @@ def _check_ledger(project: Project, pinned_head: str | None, report: Report) -> 
         elif repair.put_aside:
             report.notes.append(f"{place}: {text}")
         if repair.new_head:
-            report.notes.append(f"{place}: its head file was lost, and written anew on {repair.at}")
+            report.notes.append(f"{place}: its head file was lost, and written again on {repair.at}")
     if ledger.is_torn:
         report.notes.append(f"{place}: its last line is half-written; the next run puts it aside")
     report.notes += [
@@ -281,7 +281,7 @@ def _differences(project: Project, path: str, name: str) -> str:
 
 
 def _check_hidden(project: Project, report: Report) -> None:
-    """Files that a stage reads and DVC does not see; links and caches of one's own may stand in an input."""
+    """Files that a stage reads and DVC does not see; links and caches of one's own may be in an input."""
     made = [path for stage in project.stages.values() for path in stage.outs]
     read = {path for stage in project.stages.values() for path in stage.deps}
     for folder in sorted(path for path in read if not any(overlap(path, out) for out in made)):

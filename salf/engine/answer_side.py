@@ -225,7 +225,7 @@ def collate_answers(rows: Sequence[Row]) -> Row:
         UserError: rows are something else, such as token ids.
     """
     if not all("past_key_values" in row for row in rows):
-        raise UserError("these are no items of prompt_cache; an evaluation split needs its cache, too")
+        raise UserError("these are not items of salf.prompt_cache; an evaluation split needs its cache, too")
     name = "input_ids" if "input_ids" in rows[0] else "inputs_embeds"
     labels = [row["labels"] for row in rows]
     prompts = [row["past_key_values"] for row in rows]
@@ -337,7 +337,7 @@ class _Saved(SavedWhole):
             UserError: always.
         """
         raise UserError(
-            "an answer side does not generate: the base reads the prompt; save it, and open the folder with "
+            "an answer side does not generate, because the base reads the prompt; save it, and open the folder with "
             "salf.AnswerSideModel.from_pretrained"
         )
 

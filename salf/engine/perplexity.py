@@ -16,14 +16,14 @@ from salf.engine.runtime import Runtime
 
 
 class TextLosses(NamedTuple):
-    """What a model makes of n blocks."""
+    """A model's losses on n blocks."""
 
     losses: NDArray[np.float64]  # mean −log probability of each block's predicted tokens, in nats, [n]
     tokens: NDArray[np.int64]  # number of these tokens, [n]
 
     @property
     def perplexity(self) -> float:
-        """Of all predicted tokens together."""
+        """Perplexity over all predicted tokens together."""
         return float(np.exp(np.average(self.losses, weights=self.tokens)))
 
 

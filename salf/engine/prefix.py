@@ -200,7 +200,7 @@ def cached_states(
 
 
 def shared_tokens(ids: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all examples begin with; each keeps one of its own."""
+    """Number of tokens that all examples begin with; each keeps one of its own."""
     # What the least and the greatest begin with, all begin with.
     alike = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(min(ids), max(ids), strict=False))))
     return min(alike, min(map(len, ids)) - 1)

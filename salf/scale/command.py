@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--batch-rows", type=count, default=16, help="examples per optimizer step (default: 16)")
     work.add_argument("--passes", type=count, default=1, help="parts in which a batch is computed (default: 1)")
     work.add_argument("--lora-rank", type=count, default=8, help="rank of the adapters (default: 8)")
-    extra = "prompt tokens on the trained side of +answer, besides the one before the answer (default: 0)"
+    extra = "prompt tokens on the trained side of +answer, in addition to the one before the answer (default: 0)"
     work.add_argument("--answer-extra", type=_above(-1, int), default=0, help=extra)
     where = parser.add_argument_group("machine")
     where.add_argument("--precision", choices=PRECISIONS, default="mixed", help="default: mixed")

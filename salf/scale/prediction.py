@@ -100,7 +100,7 @@ class Boundary:
     answer: "Answers | None"  # weights that act on answers alone; ``None`` where all layers are frozen, or run padded
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values; the weights' FLOPs stand among the others, as in a freeze plan."""
+        """JSON values; the weights' FLOPs are among the others, as in a freeze plan."""
         flat = {name: value for name, value in asdict(self).items() if name != "weights"}
         answer = self.answer and {**asdict(self.answer), **self.answer.weights.model_dump()}
         if answer:

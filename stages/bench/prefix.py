@@ -78,7 +78,7 @@ def measure_prefix(task: Task, examples: int, repeats: int, kept: Kept, logs: Pa
 
 
 def described(task: Task, examples: int, repeats: int) -> dict[str, Any]:
-    """What every benchmark of one part says: when, where and on what it ran."""
+    """The facts of every benchmark of one part: time, machine and workload."""
     return {
         "schema_version": 1,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),

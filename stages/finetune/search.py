@@ -28,7 +28,7 @@ from salf.records import GridRate
 
 
 class Caches(NamedTuple):
-    """What was computed before the first step, by split."""
+    """The caches computed before the first step, by split."""
 
     states: dict[str, Opened]  # boundary states, if layers are frozen
     prompts: dict[str, Opened]  # the prompts' keys and values, for methods that train answers alone
@@ -88,7 +88,7 @@ class Search:
         return Caches(states, prompts)
 
     def costs(self, caches: Caches) -> Costs:
-        """What counts the FLOPs of a training."""
+        """The counter of a training's FLOPs."""
         off = {
             name: bool(opened) and opened["training"].origin == "off"
             for name, opened in (("uncached", caches.states), ("prompts_uncached", caches.prompts))
@@ -96,7 +96,7 @@ class Search:
         return self.bench.costs(self.scope, self.method.form.counted_as, **off)
 
     def describe(self, model: CausalModel) -> AnswerSideRecord:
-        """What a folder says of the base model, before it trains, and of the prompts that it reads."""
+        """The record of the base model before training, and of the prompts that it reads."""
         split = self.splits["training"]
         prompts = zip((example.prompt_ids for example in split.examples), split.base_rows or (), strict=True)
         return describe(model.network, self.scope.boundary, list(prompts))

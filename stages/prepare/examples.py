@@ -197,7 +197,7 @@ class Filler:
 
 
 def _end_inside(cut: Cut, content: str, end: int) -> int:
-    """Where ``content[:end]`` of the last turn ends in the rendered prompt; without it there, the turn's end."""
+    """Place where ``content[:end]`` of the last turn ends in the rendered prompt; without it there, the turn's end."""
     said, start = content.strip(), len(content) - len(content.lstrip())  # many templates strip
     at = cut.prompt.rfind(said) if said else -1
     return cut.turn_end if at < 0 else at + min(max(end - start, 0), len(said))

@@ -73,7 +73,7 @@ class PromptTokenizer:
         return [self.start + ids for ids in self._plain(texts)]
 
     def ends(self, examples: Sequence[Example], prompts: Sequence[list[int]]) -> list[tuple[tuple[int, bool], ...]]:
-        """Where field and turn (in a chat) end in every prompt, in tokens, and whether a token reaches across.
+        """Ends of field and turn (in a chat) in every prompt, in tokens, and whether a token reaches across.
 
         The text up to an end is tokenised by itself: tokens that both begin with hold nothing of what follows it.
         """

@@ -131,7 +131,7 @@ def predict(points: Points, law: JointLaw, trained: Array, examples: int, params
     rng = np.random.default_rng(params.seed)
     at = np.column_stack([trained, np.full(len(trained), float(examples))])
     noise = law.residuals * np.sqrt(len(law.residuals) / (len(law.residuals) - _PARAMETERS))
-    # Fitted values where the points' own noise stands.
+    # Fitted values in place of the points' own noise.
     perturbed = measured * np.exp(rng.choice(noise, measured.shape)) * np.exp(-law.residuals)
     again = fit_law(JOINT, points.variables, perturbed, warm=law.fit.ends[:1, :_WARM_STARTS])
     loss = np.minimum(JOINT.curve(law.fit.theta, at)[0], points.untrained.mean())

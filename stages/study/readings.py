@@ -164,7 +164,7 @@ def _over(table: pd.DataFrame, drawn: Drawn, confidence: float) -> list[Row]:
 
 
 def _claims(scope: str, rows: Sequence[Row]) -> list[Row]:
-    """What intervals over these datasets say: they contradict a claim if they exclude every difference that matters."""
+    """Verdicts by these datasets' intervals: they contradict a claim if they exclude every difference that matters."""
     found = []
     for one in rows:
         for claim, end, least in (
@@ -187,7 +187,7 @@ def _reading(case: Case, one: Reading, traced: Traced) -> Row:
 
 
 def _balance(case: Case, quantity: str, traced: Traced) -> list[Choice]:
-    """What budget and tolerance choose by a trace: the best benefit within a cost, the cheapest near the best."""
+    """The choices of budget and tolerance by a trace: the best benefit within a cost, the cheapest near the best."""
     measured = {b: case.cost_share(method) for b, method in case.curve().items()}
     costs = np.interp(np.arange(case.layers + 1), list(measured), list(measured.values()))
     low, high = interval(traced.drawn, _CONFIDENCE)

@@ -48,7 +48,7 @@ def losses(read: Callable[[Tensor], Tensor], states: Tensor, tokens: Tensor) -> 
 
 
 class Affine(NamedTuple):
-    """What a final norm does after it has normalised: gain g [H] and shift c [H]."""
+    """The affine part of a final norm: gain g [H] and shift c [H]."""
 
     gain: Tensor
     shift: Tensor

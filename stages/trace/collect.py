@@ -58,7 +58,7 @@ def draw_sample(prepared: Path, params: Trace) -> Sample:
 
 
 def traced_positions(answers: int, params: Trace, row: int = 0) -> NDArray[np.int64]:
-    """Which answer positions of an example are traced, ascending: ``trace.positions`` of them, drawn by its row."""
+    """The traced answer positions of an example, ascending: ``trace.positions`` of them, drawn by its row."""
     most = params.positions
     if most is None or answers <= most:
         return np.arange(answers)

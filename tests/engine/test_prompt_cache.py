@@ -336,7 +336,7 @@ def test_what_would_be_another_model_is_refused(tmp_path):
         answer(input_ids=torch.tensor([[5, 6]]))
     with pytest.raises(UserError, match="of a cache with its own boundary"):
         answer(**collate_answers(list(prompt_cache(tiny_network(), rows(), 2))))
-    with pytest.raises(UserError, match="these are no items of prompt_cache"):
+    with pytest.raises(UserError, match=r"these are not items of salf\.prompt_cache"):
         collate_answers(without_labels())
     with pytest.raises(UserError, match=re.escape("give PEFT the model, and its wrapper to salf.answer_side")):
         adapted(answer)

@@ -20,7 +20,7 @@ from salf.errors import UserError
 
 @dataclass(frozen=True)
 class Columns:
-    """How the keys and values of layers first+1..L lie in a row, end to end."""
+    """The columns of a row: keys and values of layers first+1..L, end to end."""
 
     first: int
     shapes: tuple[tuple[int, int], ...]  # heads and head size: of a layer's keys, of its values, of the next one's keys
@@ -75,7 +75,7 @@ class PromptRows:
     device: torch.device  # where the trained layers run
 
     def of(self, batch: Batch) -> Prompts:
-        """Those of a batch's prompts; where one is shorter than the longest, its last row is repeated and not seen."""
+        """Of a batch's prompts; where one is shorter than the longest, its last row is repeated and not seen."""
         index = batch.index.cpu()
         lengths = self.layout.lengths[index]  # [B]
         steps = torch.arange(int(lengths.max())).expand(len(index), -1)
@@ -146,7 +146,7 @@ def prompt_rows(
 def answer_side(
     model: CausalModel, runtime: Runtime, split: Split, source: PromptSource, states: BoundaryStates | None, space: int
 ) -> AnswerSide:
-    """Where passes over the trained side of a split begin.
+    """The start of passes over the trained side of a split.
 
     ``model`` is the one that trains, ``source`` gives keys and values of layers space+1..L. ``states``: those of whole
     examples at the boundary; ``None``: answers go through layers 1..space, which are the base's, for every batch.

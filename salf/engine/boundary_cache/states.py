@@ -163,7 +163,7 @@ def frozen_states(
 
 @dataclass(frozen=True)
 class Pass:
-    """What is computed once of every row."""
+    """The quantities that are computed once per row."""
 
     name: str  # for the progress line
     last: int  # the last layer

@@ -145,7 +145,7 @@ class AfterPrompts(Packing):
 
     @classmethod
     def after(cls, prompts: Prompts, lengths: Sequence[int]) -> Self:
-        """Sequences of so many own tokens each."""
+        """Sequences of ``lengths`` own tokens each."""
         made = Packing.of(lengths, prompts.lengths.device)
         return cls(0, made.sequences, made.longest, made.slots, None, None, prompts)
 

@@ -35,7 +35,7 @@ class Costs:
         return sum((self._pass(batch, number) for batch in parts), Flops())
 
     def frozen(self, split: Split) -> int:
-        """What is computed before the first step: over all examples, or over the shared prefix alone.
+        """FLOPs before the first step: over all examples, or over the shared prefix alone.
 
         The frozen layers, where there are some; and where answers alone train, the others over their prompts.
         """

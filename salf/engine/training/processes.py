@@ -41,7 +41,7 @@ class Processes:
 
     rank: int = 0  # of this one, from 0; 0 is the main process
     count: int = 1  # how many there are
-    device: torch.device = _CPU  # where what they send to each other lies
+    device: torch.device = _CPU  # of the tensors that they exchange
 
     @property
     def main(self) -> bool:
