@@ -134,7 +134,7 @@ class BoundaryCache:
     def open_prompts(
         self, split: Split, boundary: int, states: Opened | None, base: Callable[[], CausalModel]
     ) -> Opened:
-        """Cached prompts for passes over the answer side of ``split``: their keys and values; ``units`` are all layers'.
+        """Prompts' keys and values for passes over the answer side of ``split``; ``units`` are all layers'.
 
         They are those of the layers above ``boundary``, computed from ``states`` of whole examples there, or from the
         embeddings. ``base`` opens the base model once more, should it have to read the prompts of every batch.

@@ -75,7 +75,7 @@ class PromptRows:
     device: torch.device  # where the trained layers run
 
     def of(self, batch: Batch) -> Prompts:
-        """Of a batch's prompts; where one is shorter than the longest, its last row is repeated and not seen."""
+        """The prompts of a batch; where one is shorter than the longest, its last row is repeated and not seen."""
         index = batch.index.cpu()
         lengths = self.layout.lengths[index]  # [B]
         steps = torch.arange(int(lengths.max())).expand(len(index), -1)
