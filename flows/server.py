@@ -23,7 +23,7 @@ from salf.errors import UserError
 PREFECT: Final = (sys.executable, "-m", "prefect", "--no-prompt")
 LOCAL: Final = "127.0.0.1"
 START_SECONDS: Final = 180.0  # a new database on a slow machine
-_ANSWER_SECONDS: Final = 5.0
+_ANSWER_SECONDS: Final = 10.0
 # What Prefect starts for a flow without a server: no web pages, no schedules.
 _FOR_ONE_FLOW: Final = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_UI_ENABLED": "false"}
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import signal
 import sys
 import threading
 import time
@@ -14,11 +15,13 @@ from flows.graph import StageNode
 from flows.processes import TimedOutError
 from flows.workspace import Workspace
 from salf.errors import BAD_INPUT
+from stages.common.out_of_memory import advice
 
 # A stage that runs at the same time holds DVC's lock while its outputs are hashed: DVC alone gives up after 3 s.
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
 PUT_BACK_SECONDS = 60.0
 _STAGE_STATUS = re.compile(r"exited with (-?\d+)\s*$")
+_KILLED = {int(number): number.name for number in (signal.SIGKILL, signal.SIGBUS, signal.SIGABRT)}
 _BUSY = "is busy, it is being blocked by"
 _CACHE_FULL = "ERROR: failed to transfer"  # DVC says so, locks the stage all the same, and ends well
 
@@ -145,5 +148,9 @@ def failure(name: str, lines: Sequence[str], status: int) -> StageFailedError:
         return StageFailedError(f"{name}: {reason}", passing=any(_BUSY in line for line in lines))
     if int(ended[1]) == BAD_INPUT:
         return StageFailedError(f"{name}: {'; '.join(from_stage) or 'refused its input'}", passing=False)
-    reason = from_stage[-1] if from_stage else f"exited with {ended[1]}; its log has the reason"
+    died = _KILLED.get(-int(ended[1]), _KILLED.get(int(ended[1]) - 128))  # by itself, or as a shell has it
+    if died:
+        reason = f"ended by {died}, as a rule for lack of memory: {advice(name.partition('@')[0])}"
+    else:
+        reason = from_stage[-1] if from_stage else f"exited with {ended[1]}; its log has the reason"
     return StageFailedError(f"{name}: {reason}", passing=True)

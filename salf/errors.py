@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from salf.memory import shortage
+
 BAD_INPUT: Final = 2
 INTERRUPTED: Final = 130
 
@@ -21,6 +23,8 @@ def reading(file: Path | str, fault: str = "cannot be read") -> Iterator[None]:
     except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a parser written in Rust panics with what is no Exception
+        if shortage(error):
+            raise
         reason = " ".join(str(error).split())[:300]
         kind = "" if isinstance(error, OSError | ValueError | ImportError) and reason else f"{type(error).__name__}: "
         raise UserError(f"{file}: {fault}: {kind}{reason}") from None

@@ -37,6 +37,9 @@ def replacing_file(path: Path, *, sealed: bool = False) -> Iterator[Path]:
         for file in before:
             if file != target:
                 file.unlink()
+    except OSError as error:  # pyarrow's name no file
+        error.filename = error.filename or str(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

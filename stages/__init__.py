@@ -2,7 +2,10 @@
 
 import gc
 import os
+import resource
 import sys
+
+_LEAST = 1280 * 2**20
 
 # Read by OpenMP when torch loads, so it is set before any stage can import it. By default a thread that
 # waits for another spins on its core: beside any other busy process a step then takes several times as
@@ -25,3 +28,7 @@ for _name, _value in QUIET.items():
 # name for it yet) collects none until its work begins, in stages.common.command; who imports us is left alone.
 if sys.argv[:1] == ["-m"]:
     gc.disable()
+    # Below this some library does not load, and says anything but that.
+    if 0 <= (most := resource.getrlimit(resource.RLIMIT_AS)[0]) < _LEAST:
+        print(f"error: address space is limited to {most >> 20} MiB (ulimit -v): allow {_LEAST >> 20}", file=sys.stderr)
+        sys.exit(2)

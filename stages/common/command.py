@@ -19,6 +19,7 @@ from typing import Final
 from salf.children import end_with
 from salf.errors import BAD_INPUT, INTERRUPTED, UserError
 from stages.common import run_record
+from stages.common.out_of_memory import memory_fault
 
 Place = tuple[str, str]  # of an option: where the pipeline has it, and the help
 BASE: Final[Place] = ("data/base", "the base model's folder")
@@ -96,15 +97,26 @@ def _status(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] |
         stage(argv)
     except UserError as error:
         return _report(str(error), BAD_INPUT)
-    except OSError as error:
-        mend = _DISK_FAULTS.get(error.errno or 0)
-        if mend is None:
-            raise
-        where, reason = f" ({error.filename})" if error.filename else "", os.strerror(error.errno or 0)
-        return _report(f"cannot write{where}: {reason}; nothing finished was touched: {mend} and run again", BAD_INPUT)
     except KeyboardInterrupt:
         return _report("interrupted; run again to resume", INTERRUPTED)
+    except Exception as error:
+        line = memory_fault(error, _name(stage), sys.argv[1:] if argv is None else argv) or _disk_fault(error)
+        if line is None:
+            raise
+        return _report(line, BAD_INPUT)
     return 0
+
+
+def _name(stage: Callable[[Sequence[str] | None], None]) -> str:
+    spec = getattr(sys.modules.get(stage.__module__), "__spec__", None)  # of stages.NAME.__main__, also as a program
+    return spec.name.removesuffix(".__main__").rpartition(".")[2] if spec else ""
+
+
+def _disk_fault(error: Exception) -> str | None:
+    if not isinstance(error, OSError) or (mend := _DISK_FAULTS.get(error.errno or 0)) is None:
+        return None
+    where, reason = f" ({error.filename})" if error.filename else "", os.strerror(error.errno or 0)
+    return f"cannot write{where}: {reason}; nothing finished was touched: {mend} and run again"
 
 
 def _report(message: str, code: int) -> int:

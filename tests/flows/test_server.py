@@ -8,7 +8,7 @@ import pytest
 
 from tests.flows.test_serve import command
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

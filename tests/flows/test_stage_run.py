@@ -191,3 +191,13 @@ def test_a_busy_dvc_may_pass_and_a_refusal_may_not():
 
 def test_another_stages_lines_are_not_this_stages():
     assert outcome("train@a-1", ["Running stage 'train@a-10':"]) is None
+
+
+@pytest.mark.parametrize("status", [-9, 137, -7])
+def test_a_killed_stage_is_told_what_needs_less_memory(status):
+    lines = [
+        f"ERROR: failed to reproduce 'finetune@full-1': failed to run: python -m stages.finetune, exited with {status}"
+    ]
+    fault = str(failure("finetune@full-1", lines, 255))
+    assert fault.startswith(f"finetune@full-1: ended by {'SIGBUS' if status == -7 else 'SIGKILL'}, as a rule for lack")
+    assert "raise finetune.accumulate" in fault

@@ -8,7 +8,7 @@ from flows.overrides import loaded
 from flows.stage_run import DVC
 from flows.sweep import main, table
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("prefect_server")]
 
 SCORED = """
 stages:
