@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -26,11 +25,11 @@ from flows import server
 from flows.environment import stage_environment
 from flows.processes import end_cleanly
 from flows.workspace import Hold, Workspace, clear_away, sole_run
+from salf.children import end_with
 from salf.errors import BAD_INPUT, INTERRUPTED, UserError
 
 THREADS: Any = ThreadPoolTaskRunner()  # one thread per active stage, each waiting for its process
 STOP_SECONDS: Final = 120.0  # longest that stages may take to stop
-_POLL_SECONDS: Final = 1.0
 _STARTED_BY_A_WORKER: Final = "PREFECT__FLOW_RUN_ID"  # set by Prefect in the process that a worker starts
 
 DottedName = Annotated[str, Field(pattern=r"^[^.\s]+(\.[^.\s]+)*$")]
@@ -53,7 +52,9 @@ def workspace(project: Path, wait: bool) -> Iterator[Workspace]:
         logger.info(message)
         _set_state(identity, Running(name="Waiting", message=message))
 
-    with _ends_with_its_worker(), sole_run(project, name, wait, on_wait, identity) as hold:
+    if _STARTED_BY_A_WORKER in os.environ:
+        end_with(os.getppid())  # nobody could cancel this run any more
+    with sole_run(project, name, wait, on_wait, identity) as hold:
         if waited.is_set():
             _set_state(identity, Running())
         bury(hold, name)
@@ -151,38 +152,6 @@ def report(message: str, status: int) -> int:
     """Print one line for an error, and return the exit status."""
     print(f"error: {message}", file=sys.stderr)
     return status
-
-
-@contextmanager
-def _ends_with_its_worker() -> Iterator[None]:
-    """Stop this process when the worker that started it has ended: nobody could cancel it any more."""
-    if _STARTED_BY_A_WORKER not in os.environ:
-        yield
-        return
-    over = threading.Event()
-    parent, logger = os.getppid(), get_run_logger()
-
-    def watch() -> None:
-        while not over.wait(_POLL_SECONDS):
-            if os.getppid() != parent:
-                _silence()
-                logger.error("the worker that started this run (process %d) has ended; stopping", parent)
-                os.kill(os.getpid(), signal.SIGTERM)  # Prefect's engine takes it as the end of the run
-                return
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
-
-
-def _silence() -> None:
-    """Discard the terminal's output: a line for a reader that is gone would end the thread that writes it."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(nowhere, stream)
-    os.close(nowhere)
 
 
 def _set_state(identity: str, state: State[Any]) -> None:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,7 +53,9 @@ def start(
     said = subprocess.DEVNULL if port is None else None
     port = _free(host, port or 0)
     url = f"http://{host}:{port}/api"
-    with _alone_in(home):
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "salf-server.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two servers that set up one database at the same time break it
         command = [*PREFECT, "server", "start", "--host", host, "--port", str(port)]
         server = guarded(command, env=environment, stdout=said)
         assert server.stdin is not None
@@ -75,11 +77,9 @@ def _free(host: str, port: int) -> int:
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
-            if getattr(error, "errno", None) == errno.EADDRINUSE:
-                error = OSError("it is taken, perhaps by another checkout's server")
-            raise UserError(
-                f"port {port} of {host}: {error}; choose another one (--port, make serve PORT=...)"
-            ) from None
+            taken = getattr(error, "errno", None) == errno.EADDRINUSE
+            why = "it is taken, perhaps by another checkout's server" if taken else error
+            raise UserError(f"port {port} of {host}: {why}; choose another one (make serve PORT=4300)") from None
         return int(probe.getsockname()[1])
 
 
@@ -93,12 +93,3 @@ def _fault(url: str) -> str | None:
         if answer.status_code in (401, 403) or answer.json() is True:  # behind a login even health may be
             return None
     return f"what answers there is no Prefect server: HTTP {answer.status_code}"
-
-
-@contextlib.contextmanager
-def _alone_in(home: Path) -> Iterator[None]:
-    """Start no other server there meanwhile: two that set up one database at the same time break it."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "salf-server.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -29,7 +29,7 @@ from flows.stage_run import DVC, keeping, last_fault
 from flows.summary import metric_rows
 from flows.workspace import Workspace
 from salf.errors import BAD_INPUT, UserError
-from salf.files import git
+from salf.files import WORK_FOLDER, git
 from salf.ledger import ledger_of
 
 # Runs an experiment in a folder of its own; -P, so that the working folder's modules do not count as top ones.
@@ -73,8 +73,9 @@ def sweep(
             points = {name: in_a_copy(project, text, values, graph) for name, values in points.items()}
             check_names(list(points), held)
             faults = _run_all(points, text, stages, held, environment.side_by_side(side_by_side))
-            ran = select(graph, stages)
-            never = [node.name for node in graph if node not in ran and _is_missing(node, project)]
+            left = [node for node in graph if node not in select(graph, stages)]
+            cached = {node.name: set(node.outputs) - set(node.uncached) for node in left}
+            never = [name for name, paths in cached.items() if not all((project / path).exists() for path in paths)]
             return _conclude(points, faults, held, never)
     except UserError as error:
         return running.failed(str(error), "Refused")
@@ -86,38 +87,24 @@ def in_a_copy(project: Path, text: str, values: Mapping[str, Any], graph: Sequen
     A ``UserError`` names what the copy would lack, because git does not know it.
     """
     params, found = leaves(loaded(changed(text, values))), dict(values)
-    inside = {dep for node in graph for dep in node.reads}
+    read_there = {path for node in graph for path in node.reads}
     for key in _PATHS:
-        path = str(params.get(key))
-        if (project / path).exists() and not Path(path).is_absolute():
-            whole = Path(os.path.abspath(project / path))
+        path = Path(str(params.get(key)))
+        whole = Path(os.path.abspath(project / path))
+        if whole.exists() and not path.is_absolute():
             if whole.is_relative_to(project):
-                inside.add(path)
+                read_there.add(str(path))
             else:
                 found[key] = str(whole)
     made = [Path(path) for node in graph for path in node.outputs]
-    inside = {path for path in inside if not any(Path(path).is_relative_to(out) for out in made)}
-    if lost := sorted(name for path in inside for name in _not_in_git(project, path)):
-        names = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+    others = ("ls-files", "--others", "-z", "-x", "__pycache__", "-x", WORK_FOLDER, "--", *sorted(read_there))
+    unknown = map(Path, filter(None, os.fsdecode(git(project, *others) or b"").split("\0")))
+    if lost := [path for path in unknown if not any(path.is_relative_to(out) for out in made)]:
         raise UserError(
-            f"not in git: {names}; an experiment runs in a copy of what git knows: git add (or dvc add) what it needs, "
-            "or give the absolute path of a file outside the project"
+            f"not in git: {', '.join(map(str, lost[:5]))}{', ...' if len(lost) > 5 else ''}; an experiment runs in a "
+            "copy of what git knows: git add (or dvc add) what it needs, or give a path outside the project"
         )
     return found
-
-
-def _not_in_git(project: Path, path: str) -> list[str]:
-    """The files there that git neither has nor ignores, or the path itself if git has nothing of it."""
-    if not (project / path).exists() or not (project / path).resolve().is_relative_to(project):
-        return []
-    if not git(project, "ls-files", "-z", "--", path):
-        return [path]
-    new = git(project, "ls-files", "-z", "--others", "--exclude-standard", "--", path) or b""
-    return os.fsdecode(new).split("\0")[:-1]
-
-
-def _is_missing(node: StageNode, project: Path) -> bool:
-    return not all((project / path).exists() for path in node.outputs if path not in node.uncached)
 
 
 def check_names(names: Sequence[str], held: Workspace) -> None:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from salf.memory import shortage
 from salf.methods import method_of
@@ -18,18 +18,14 @@ from salf.scale.prediction import PRECISIONS, memory
 from salf.workload import cost_model
 from stages.common.params import Params, load_params
 
-# What makes a stage need less, and the value at which that is done already.
-_LESS: Final[dict[str, dict[str, tuple[str, Any]]]] = {
-    "prepare": {"data.stream": ("set {} to a number of rows", None)},
-    "trace": {"trace.batch_tokens": ("lower {}", 16), "trace.workers": ("lower {}", 1)},
-    "signals": {"signals.batch_tokens": ("lower {}", 16), "finetune.accumulate": ("for pilots raise {}", None)},
-    "finetune": {
-        "finetune.accumulate": ("raise {}", None),
-        "finetune.gradient_checkpointing": ("set {} to true", True),
-        "finetune.cache": ("set {} to disk or off", "off"),
-        "finetune.processes": ("lower {}", 1),
-    },
-    "evaluate": {"evaluate.batch_tokens": ("lower {}", 16)},
+# What makes a stage need less.
+_LESS: Final = {
+    "prepare": "set {data.stream} to a number of rows",
+    "trace": "lower {trace.batch_tokens} or {trace.workers}",
+    "signals": "lower {signals.batch_tokens}, for pilots raise {finetune.accumulate}",
+    "finetune": "raise {finetune.accumulate}, set {finetune.gradient_checkpointing} to true, "
+    "set {finetune.cache} to disk or off, lower {finetune.processes}",
+    "evaluate": "lower {evaluate.batch_tokens}",
 }
 
 
@@ -51,14 +47,13 @@ def memory_fault(error: Exception, stage: str, argv: Sequence[str]) -> str | Non
 
 def advice(stage: str, params: Params | None = None) -> str:
     """Return the settings that let a stage need less memory, with their values where ``params`` are known."""
-    words = []
-    for key, (change, done) in _LESS.get(stage, {}).items():
-        group, name = key.split(".")
-        value = getattr(getattr(params, group, None), name, None)
-        if value is None or value != done:
-            now = f" (now {str(value).lower()})" if isinstance(value, int | str) else ""
-            words.append(change.format(key + now))
-    return ", ".join(words) or "end other programs or raise the limit"
+
+    def with_value(found: re.Match[str]) -> str:
+        value = getattr(getattr(params, found[1], None), found[2], None)
+        return f"{found[1]}.{found[2]}" + ("" if value is None else f" (now {str(value).lower()})")
+
+    text = re.sub(r"{(\w+)\.(\w+)}", with_value, _LESS.get(stage, "end other programs, or raise the limit"))
+    return ", ".join(part for part in text.split(", ") if "(now true)" not in part and "(now off)" not in part)
 
 
 def _estimate(options: dict[str, str], params: Params, on_gpu: bool) -> str:
