@@ -1,7 +1,4 @@
-"""DVC's command line as experiments need it: names beyond ASCII, and parameters of any value.
-
-Run by its path: the working folder's modules must not count as top ones.
-"""
+"""DVC's command line for experiments, with names beyond ASCII and parameters of any value. Run by its path."""
 
 import json
 import sys
@@ -10,14 +7,11 @@ from typing import Any, Final
 import configobj
 from omegaconf import OmegaConf
 
-RESOLVER: Final = "salf"
+RESOLVER: Final = "salf"  # of OmegaConf, by which Hydra and DVC read parameters
 
 
 class InUtf8(configobj.ConfigObj):  # type: ignore[misc]
-    """DVC writes configuration into an experiment's folder by ConfigObj, which encodes as ASCII by default.
-
-    No experiment would run in a folder whose path, or for a user whose name, has other letters.
-    """
+    """By default it encodes as ASCII: no experiment would run in a folder, or for a user, with other letters."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"default_encoding": "utf-8", **options})
@@ -28,12 +22,8 @@ def spelled(key: str, value: Any) -> str:
     return f"++{key}=${{{RESOLVER}:x{json.dumps(value).encode().hex()}}}"
 
 
-def _read(word: str) -> Any:
-    return json.loads(bytes.fromhex(word[1:]))
-
-
 configobj.ConfigObj = InUtf8
-OmegaConf.register_new_resolver(RESOLVER, _read, replace=True)
+OmegaConf.register_new_resolver(RESOLVER, lambda word: json.loads(bytes.fromhex(word[1:])), replace=True)
 
 if __name__ == "__main__":
     from dvc.cli import main  # takes ConfigObj as it finds it when it is imported

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import State, Task, flow, get_run_logger, task
-from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
@@ -153,14 +153,11 @@ def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -
 
 
 def _show_results(node: StageNode, project: Path) -> None:
-    """Show metrics as a table, and pictures inside their artifact: browsers cannot open a local file."""
+    """Show metrics as a table."""
     for path in node.metrics:
         rows = summary.metric_rows(json.loads((project / path).read_text(encoding="utf-8")))
         key = summary.artifact_key("metrics", node.name)
         create_table_artifact(table=rows, key=key, description=f"{path} of {node.name}")
-    for plot in summary.plots(node, project):
-        key, description = summary.artifact_key("plot", plot.stem), f"{plot.name} of {node.name}"
-        create_image_artifact(image_url=summary.data_url(plot), key=key, description=description)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

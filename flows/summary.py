@@ -1,16 +1,12 @@
 """The tables and text of a flow run, built without a server."""
 
-import base64
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from flows.graph import StageNode
 from flows.lineage.why import leaves
 from flows.stage_run import StageRun
 from salf.scale.command import duration
-
-_PICTURES: Final = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
 def stage_rows(graph: Sequence[StageNode], runs: Sequence[StageRun], failed: str | None = None) -> list[dict[str, str]]:
@@ -39,18 +35,6 @@ def metric_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     """Flatten nested metrics into rows of a dotted name and a value; lists are left out."""
     numbers = {name: value for name, value in leaves(metrics).items() if not isinstance(value, list | dict)}
     return [{"metric": name, "value": _shown(value)} for name, value in numbers.items()]
-
-
-def plots(node: StageNode, project: Path) -> list[Path]:
-    """The pictures among a stage's outputs, those inside folders too, by path."""
-    places = [project / path for path in node.outputs]
-    files = [file for place in places for file in ([place] if place.is_file() else place.rglob("*"))]
-    return sorted(file for file in files if file.suffix in _PICTURES)
-
-
-def data_url(picture: Path) -> str:
-    """A picture as an address that holds all of it."""
-    return f"data:{_PICTURES[picture.suffix]};base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def artifact_key(*names: str) -> str:

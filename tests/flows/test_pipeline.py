@@ -1,4 +1,3 @@
-import base64
 import json
 import os
 import subprocess
@@ -66,16 +65,6 @@ def test_a_task_says_in_its_state_what_dvc_did(toy):
     assert names() == {"first": "Ran"}
     toy.configure()
     assert names() == {"first": "Restored"}
-
-
-def test_the_pictures_that_a_stage_draws_can_be_seen(toy):
-    toy.single("fine")
-    graph = toy.root / "dvc.yaml"
-    graph.write_text(graph.read_text().replace("out.txt", "drawn/depth.svg"))
-    assert run(toy).is_completed()
-    kind, _, content = Artifact.get("plot-depth").data.partition(",")
-    assert kind == "data:image/svg+xml;base64"
-    assert base64.b64decode(content) == (toy.root / "drawn/depth.svg").read_bytes()
 
 
 def test_an_uncached_output_that_a_killed_run_lost_is_put_back_by_the_next_one(toy):

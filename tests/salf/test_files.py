@@ -1,5 +1,6 @@
 """Artifacts: canonical bytes, and nothing half-written under a finished name."""
 
+import errno
 import json
 import math
 import os
@@ -109,6 +110,12 @@ def test_sealed_work_that_was_changed_is_named_and_not_taken(tmp_path, harm, cap
     assert line.endswith(": damaged, its checksum does not match; this work is repeated")
     assert sealed(path, b"new").read_bytes() == b"new"
     assert len(list(tmp_path.glob("part-1.5-*"))) == 1  # the damaged one is gone
+
+
+def test_a_full_disk_is_told_with_the_file_also_where_the_library_names_none(tmp_path):
+    with pytest.raises(OSError, match=r"a\.parquet") as fault, replacing_file(tmp_path / "a.parquet"):
+        raise OSError(errno.ENOSPC, "Error writing bytes to file")  # as pyarrow has it
+    assert fault.value.filename == str(tmp_path / "a.parquet")
 
 
 def test_sealed_work_replaces_older_work_of_its_own_name_alone(tmp_path):
