@@ -15,7 +15,7 @@ from flows.graph import StageNode
 from flows.processes import TimedOutError
 from flows.workspace import Workspace
 from salf.errors import BAD_INPUT
-from stages.common.out_of_memory import advice
+from salf.memory import advice
 
 # A stage that runs at the same time holds DVC's lock while its outputs are hashed: DVC alone gives up after 3 s.
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")

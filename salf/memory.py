@@ -1,12 +1,11 @@
-"""How much memory can still be had, and which faults say that there is too little."""
+"""How much memory can still be had, which faults say that there is too little, and what needs less."""
 
 import contextlib
 import errno
 import os
 import re
-import resource
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 
@@ -18,6 +17,15 @@ _NO_MEMORY: Final = re.compile(
     re.IGNORECASE,
 )
 _NO_GPU_MEMORY: Final = re.compile(r"(CUDA|MPS|HIP).* out of memory|_ALLOC_FAILED", re.IGNORECASE)
+# What makes a stage need less.
+_LESS: Final = {
+    "prepare": "set {data.stream} to a number of rows",
+    "trace": "lower {trace.batch_tokens} or {trace.workers}",
+    "signals": "lower {signals.batch_tokens}, for pilots raise {finetune.accumulate}",
+    "finetune": "raise {finetune.accumulate}, set {finetune.gradient_checkpointing} to true, "
+    "set {finetune.cache} to disk or off, lower {finetune.processes}",
+    "evaluate": "lower {evaluate.batch_tokens}",
+}
 
 
 def free_memory_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
@@ -41,10 +49,21 @@ def shortage(error: BaseException) -> str | None:
         return f"shared memory ({_SHARED} is full)"
     if not (isinstance(error, MemoryError) or number == errno.ENOMEM or _NO_MEMORY.search(text)):
         return None
-    most, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if most != resource.RLIM_INFINITY:
+    most = psutil.Process().rlimit(psutil.RLIMIT_AS)[0] if hasattr(psutil, "RLIMIT_AS") else -1
+    if most >= 0:  # unlimited is -1
         return f"memory (address space is limited to {most / 2**30:.3g} GiB: ulimit -v)"
     return f"memory ({free_memory_bytes() / 2**30:.3g} GiB are free)"
+
+
+def advice(stage: str, params: Any = None) -> str:
+    """Return the settings that let a stage need less memory, with their values where ``params`` are known."""
+
+    def with_value(found: re.Match[str]) -> str:
+        value = getattr(getattr(params, found[1], None), found[2], None)
+        return f"{found[1]}.{found[2]}" + ("" if value is None else f" (now {str(value).lower()})")
+
+    text = re.sub(r"{(\w+)\.(\w+)}", with_value, _LESS.get(stage, "end other programs, or raise the limit"))
+    return ", ".join(part for part in text.split(", ") if "(now true)" not in part and "(now off)" not in part)
 
 
 def _is_full(folder: Path) -> bool:

@@ -7,9 +7,8 @@ import traceback
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
 
-from salf.memory import shortage
+from salf.memory import advice, shortage
 from salf.methods import method_of
 from salf.plan import FreezePlan
 from salf.records import read_sizes
@@ -17,16 +16,6 @@ from salf.scale.inputs import GIB, configuration
 from salf.scale.prediction import PRECISIONS, memory
 from salf.workload import cost_model
 from stages.common.params import Params, load_params
-
-# What makes a stage need less.
-_LESS: Final = {
-    "prepare": "set {data.stream} to a number of rows",
-    "trace": "lower {trace.batch_tokens} or {trace.workers}",
-    "signals": "lower {signals.batch_tokens}, for pilots raise {finetune.accumulate}",
-    "finetune": "raise {finetune.accumulate}, set {finetune.gradient_checkpointing} to true, "
-    "set {finetune.cache} to disk or off, lower {finetune.processes}",
-    "evaluate": "lower {evaluate.batch_tokens}",
-}
 
 
 def memory_fault(error: Exception, stage: str, argv: Sequence[str]) -> str | None:
@@ -43,17 +32,6 @@ def memory_fault(error: Exception, stage: str, argv: Sequence[str]) -> str | Non
         params = load_params()
         estimate = _estimate(dict(pairwise(argv)), params, on_gpu=what == "GPU memory")
     return f"out of {what}{wanted}: {advice(stage, params)}{estimate}; nothing finished was touched"
-
-
-def advice(stage: str, params: Params | None = None) -> str:
-    """Return the settings that let a stage need less memory, with their values where ``params`` are known."""
-
-    def with_value(found: re.Match[str]) -> str:
-        value = getattr(getattr(params, found[1], None), found[2], None)
-        return f"{found[1]}.{found[2]}" + ("" if value is None else f" (now {str(value).lower()})")
-
-    text = re.sub(r"{(\w+)\.(\w+)}", with_value, _LESS.get(stage, "end other programs, or raise the limit"))
-    return ", ".join(part for part in text.split(", ") if "(now true)" not in part and "(now off)" not in part)
 
 
 def _estimate(options: dict[str, str], params: Params, on_gpu: bool) -> str:
