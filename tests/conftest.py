@@ -48,7 +48,7 @@ def fused_attention(monkeypatch) -> None:
     """
     from salf.engine.models import attention
 
-    monkeypatch.setattr(attention, "_short", lambda _: False)
+    monkeypatch.setattr(attention, "_short", lambda *_: False)
 
 
 def write_params(folder: Path, **changes: object) -> Path:

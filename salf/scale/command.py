@@ -18,7 +18,7 @@ from salf.records import PreparedSizes, SplitSize, read_sizes
 from salf.scale import inputs
 from salf.scale.comparison import Compared, compare
 from salf.scale.inputs import GIB, Machine
-from salf.scale.prediction import PRECISIONS, Answers, Boundary, Prediction, predict
+from salf.scale.prediction import PRECISIONS, Cost, Prediction, predict
 from salf.settings import AnswerSide
 from salf.workload import cost_model
 
@@ -127,7 +127,7 @@ def print_prediction(prediction: Prediction, console: Console) -> None:
     title = f"{title}, {shape.layers} layers, one {machine.name}"
     headings = ["frozen up to", "trained", "FLOPs", "backward", "time", "memory GiB", "cache GiB", "LoRA"]
     devices = ["devices"] if machine.memory_bytes else []
-    rows = [_cells(boundary.boundary, boundary, machine.memory_bytes) for boundary in prediction.boundaries]
+    rows = [_cells(boundary.boundary, boundary.all, machine.memory_bytes) for boundary in prediction.boundaries]
     for row, boundary in zip(rows, prediction.boundaries, strict=True):
         row.insert(len(headings) - 1, _shares(boundary.lora) if boundary.lora else "")
     _print_table(title, [*headings, *devices], rows, console)
@@ -167,7 +167,7 @@ def print_comparison(compared: Sequence[Compared], machine: Machine, console: Co
     console.print(held, highlight=False, soft_wrap=True)
 
 
-def _cells(frozen: int, point: Boundary | Answers, device_bytes: int | None) -> list[str]:
+def _cells(frozen: int, point: Cost, device_bytes: int | None) -> list[str]:
     weights = point.weights
     cells = [
         str(frozen),

@@ -87,36 +87,34 @@ def _kept_tokens(shape: ModelShape, work: CostModel, boundary: int, queries: int
 
 
 @dataclass(frozen=True)
-class Boundary:
-    """FLOPs, time and memory of training above one boundary on one device."""
+class Cost:
+    """FLOPs, time and memory of training weights above one boundary on one device."""
 
-    boundary: int
     trained_parameters: int
-    weights: Spent  # the whole fine-tune, the frozen layers' output cached
-    lora: Spent | None  # the same with adapters; ``None`` where all layers are frozen
+    weights: Spent  # the whole fine-tune, what is computed before the first step cached
     seconds: float
     memory: Memory
-    cache_bytes: int  # the boundary's states of the whole training split, in memory or on disk
-    answer: "Answers | None"  # weights that act on answers alone; ``None`` where all layers are frozen, or run padded
+    cache_bytes: int  # boundary states of the whole training split, and prompts' keys and values for answers alone
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; the weights' FLOPs are among the others, as in a freeze plan."""
         flat = {name: value for name, value in asdict(self).items() if name != "weights"}
-        answer = self.answer and {**asdict(self.answer), **self.answer.weights.model_dump()}
-        if answer:
-            answer.pop("weights")
-        return {**flat, **self.weights.model_dump(), "lora": self.lora and self.lora.model_dump(), "answer": answer}
+        return {**flat, **self.weights.model_dump()}
 
 
 @dataclass(frozen=True)
-class Answers:
-    """The same of training answers alone above a boundary; the cache holds prompts' keys and values as well."""
+class Boundary:
+    """What training above a boundary costs; ``None``: all layers are frozen, or with ``answer`` they run padded."""
 
-    trained_parameters: int
-    weights: Spent
-    seconds: float
-    memory: Memory
-    cache_bytes: int
+    boundary: int
+    all: Cost
+    lora: Spent | None  # adapters
+    answer: Cost | None  # weights that act on answers alone
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; those of ``all`` stand among the others."""
+        lora, answer = self.lora and self.lora.model_dump(), self.answer and self.answer.as_json()
+        return {"boundary": self.boundary, **self.all.as_json(), "lora": lora, "answer": answer}
 
 
 @dataclass(frozen=True)
@@ -171,32 +169,28 @@ def predict(model: Configuration, work: CostModel, machine: Machine, precision: 
     """Count every boundary."""
     shape, whole = model.shape, BoundaryFlops.of(model.shape, work, 0)
 
-    def seconds(flops: int, trained: int) -> float:
-        return significant(flops / machine.flops_per_second + _update_seconds(work, trained, precision, machine))
-
-    def at(boundary: int) -> Boundary:
-        weights = BoundaryFlops.of(shape, work, boundary).spent(whole, work.epochs)
-        trained = shape.trained_parameters(boundary)
-        states = work.frozen_queries * shape.hidden * precision.stream if boundary else 0
-        return Boundary(
-            boundary=boundary,
+    def cost(flops: BoundaryFlops, boundary: int, *, answers_alone: bool = False) -> Cost:
+        trained = shape.trained_parameters(boundary, embeddings=not answers_alone)
+        spent = flops.spent(whole, work.epochs)
+        cache = work.frozen_queries * shape.hidden * precision.stream if boundary else 0
+        return Cost(
             trained_parameters=trained,
-            weights=weights,
-            lora=spent_on_lora(shape, work, boundary),
-            seconds=seconds(weights.flops, trained),
-            memory=memory(shape, work, boundary, precision),
-            cache_bytes=states,
-            answer=on_answers(boundary, states),
+            weights=spent,
+            seconds=significant(
+                spent.flops / machine.flops_per_second + _update_seconds(work, trained, precision, machine)
+            ),
+            memory=memory(shape, work, boundary, precision, answers_alone=answers_alone),
+            cache_bytes=cache + answers_alone * prompt_cache_bytes(shape, work, boundary, precision.value),
         )
 
-    def on_answers(boundary: int, states: int) -> Answers | None:
-        flops = BoundaryFlops.on_answers(shape, work, boundary)
-        if flops is None:
-            return None
-        spent, trained = flops.spent(whole, work.epochs), shape.trained_parameters(boundary, embeddings=False)
-        held = memory(shape, work, boundary, precision, answers_alone=True)
-        cache = states + prompt_cache_bytes(shape, work, boundary, precision.value)
-        return Answers(trained, spent, seconds(spent.flops, trained), held, cache)
+    def at(boundary: int) -> Boundary:
+        answers = BoundaryFlops.on_answers(shape, work, boundary)
+        return Boundary(
+            boundary=boundary,
+            all=cost(BoundaryFlops.of(shape, work, boundary), boundary),
+            lora=spent_on_lora(shape, work, boundary),
+            answer=cost(answers, boundary, answers_alone=True) if answers else None,
+        )
 
     assumptions = [
         f"{work.rows:,} examples, {work.epochs} epochs, boundary states computed once and cached",

@@ -14,6 +14,7 @@ from salf.engine.answers import Reader, answer_side_states
 from salf.engine.batches import Candidate, Example, Split
 from salf.engine.boundary_cache.prompts import Columns, PromptLayers, answer_side, cache_prompts
 from salf.engine.boundary_cache.states import cache_boundary
+from salf.engine.models import attention
 from salf.engine.models.adapter import CausalModel
 from salf.engine.rules import CandidateRule, LabelTree
 from salf.engine.runtime import choose_runtime
@@ -174,3 +175,14 @@ def test_labels_and_candidates_of_several_tokens_are_scored_after_the_same_promp
     for i, answer in enumerate(told):
         nats = [said_by_transformers(*theirs, asked[i], ENDS[i], one.ids) for one in choices]
         assert answer.predicted == choices[max(range(3), key=nats.__getitem__)].text
+
+
+@pytest.mark.usefixtures("fused_attention")
+@pytest.mark.parametrize(("kind", "options"), [("llama", {}), ("mistral", SLIDING["mistral"])])
+def test_the_fused_kernel_of_many_rows_after_long_prompts_gives_the_same(kind, options):
+    compare(kind, 2, "states", **options)
+
+
+def test_few_rows_after_a_long_prompt_are_plain_products():
+    keys = torch.empty(1, 1, 640, 8)
+    assert [attention._short(keys, few) for few in (None, 40, 41)] == [False, True, False]

@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from salf.engine.training.loop import train
 from salf.engine.training.processes import ALONE
 from salf.engine.training.scope import LayerDraws
 from tests.conftest import PROJECT
 from tests.engine.boundary_cache.tiny_task import Task
+from tests.engine.training.test_answer_side_training import job as answer_job
 from tests.engine.training.tiny_training import made_examples, params, run, trainable, weights
 
 OURS = "from stages.finetune.launch import launch; launch('tests.finetune.worker', sys.argv[1:], 2)"
@@ -50,8 +52,11 @@ def alone(settings, boundary=2, draws=None, **options):
 
 
 def assert_as_one(folder, boundary=2, draws=None, **changes):
+    assert_as(folder, *alone(params(**changes), boundary, draws))
+
+
+def assert_as(folder, made, done):
     """Stated tolerance: losses to 1e-4, weights to 2e-4 after six steps of AdamW at rate 0.01."""
-    made, done = alone(params(**changes), boundary, draws)
     first, second = (load_file(folder / f"weights-{rank}.safetensors") for rank in range(2))
     record = json.loads((folder / "record-0.json").read_text())
     assert record == json.loads((folder / "record-1.json").read_text())
@@ -62,6 +67,14 @@ def assert_as_one(folder, boundary=2, draws=None, **changes):
     for name, weight in weights(made).items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], weight, rtol=1e-3, atol=2e-4)
+
+
+def test_two_processes_train_answers_alone_as_one_does(tmp_path):
+    changes = {"batch_size": 5, "accumulate": 3}
+    status, _, said = finish(start(tmp_path, method="freeze-2+answer", params=changes))
+    assert status == 0, said
+    job = answer_job("freeze-2+answer", params(**changes))
+    assert_as(tmp_path, job.trainable, train(job))
 
 
 @pytest.mark.parametrize(

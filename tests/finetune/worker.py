@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from salf.engine.training.loop import train
 from salf.engine.training.processes import Processes, joined
 from salf.engine.training.scope import LayerDraws
 from salf.engine.training.step import Stepper
@@ -20,6 +21,7 @@ from salf.errors import UserError
 from stages.common.command import exit_code
 from stages.finetune.launch import end_with_launcher
 from tests.engine.boundary_cache.tiny_task import Task
+from tests.engine.training.test_answer_side_training import job as answer_job
 from tests.engine.training.tiny_training import made_examples, params, run, trainable, weights
 
 FAULT_AT_STEP = 3
@@ -36,15 +38,14 @@ def main(argv: list[str] | None = None) -> None:
             return
         _meet(settings.get("fault"), processes.rank)
         draws = LayerDraws(*settings["draws"]) if "draws" in settings else None
-        made, examples = trainable(settings["boundary"], draws=draws), made_examples()
         checkpoint = folder / "checkpoint.safetensors" if settings.get("checkpoint") else None
-        done = run(
-            made,
-            examples,
-            params(**settings["params"]),
-            checkpoint=checkpoint,
-            processes=processes,
-        )
+        options = {"checkpoint": checkpoint, "processes": processes}
+        if "method" in settings:
+            job = answer_job(settings["method"], params(**settings["params"]), **options)
+            made, done = job.trainable, train(job)
+        else:
+            made = trainable(settings["boundary"], draws=draws)
+            done = run(made, made_examples(), params(**settings["params"]), **options)
         save_file(weights(made), folder / f"weights-{processes.rank}.safetensors")
         record = {"curve": [point.model_dump() for point in done.curve], "flops": done.flops, "steps": done.steps}
         (folder / f"record-{processes.rank}.json").write_text(json.dumps(record))
