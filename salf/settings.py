@@ -114,6 +114,7 @@ class AnswerSide(Group):
 
     start: Literal["field", "turn"] = Field("field", alias="from")
     extra: Annotated[int, Field(ge=0)] = 0
+    keys_values: Literal["exact", "int8"] = "exact"
 
 
 class Finetune(Schedule):

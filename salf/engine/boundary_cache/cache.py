@@ -95,11 +95,12 @@ class CacheSettings:
 
     mode: CacheMode
     folder: CacheFolder
+    int8: bool = False  # keys and values of prompts, not boundary states
 
     @classmethod
-    def of(cls, mode: CacheMode, folder: str, gib: float) -> Self:
-        """From ``finetune.cache``, ``cache_folder`` and ``cache_gib``."""
-        return cls(mode, CacheFolder(Path(folder), int(gib * GIB)))
+    def of(cls, mode: CacheMode, folder: str, gib: float, *, int8: bool = False) -> Self:
+        """From ``finetune.cache``, ``cache_folder``, ``cache_gib`` and ``answer_side.keys_values``."""
+        return cls(mode, CacheFolder(Path(folder), int(gib * GIB)), int8)
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,11 @@ class BoundaryCache:
         began, rows = time.perf_counter(), split.base_rows
         assert rows is not None, "examples that were split at their prompts' ends"
         start = replace(states.rows, layout=before(states.rows.layout, rows)) if states and states.rows else None
-        columns = Columns.of(self.model, self.runtime, boundary)
+        columns = Columns.of(self.model, self.runtime, boundary, int8=self.settings.int8)
         prompts = prompts_of(split.examples, rows)
         layout = Layout.of(prompts, self.shared, self.batch_tokens)
         key = Key.of(self.model, self.runtime, self.units, prompts, self.shared, self.batch_tokens)
-        key = key.with_keys_values(boundary, boundary if start else 0)
+        key = key.with_keys_values(boundary, boundary if start else 0, "int8" if columns.int8 else "exact")
         opened = _PromptOpening(self, prompts, layout, key, columns, start, base).opened()
         return replace(opened, seconds=time.perf_counter() - began)
 

@@ -24,7 +24,7 @@ from salf.files import WORK_FOLDER, checksum, replacing_file
 
 GIB: Final = 1 << 30
 _TENSOR: Final = "states"
-_TYPES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_TYPES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8"}
 _ALIGNED: Final = 64  # bytes: where the data begins
 # Missing, torn, of another format, without our facts (metadata() is None), or with others in their place.
 _UNUSABLE: Final = (OSError, SafetensorError, KeyError, TypeError, ValueError)

@@ -69,9 +69,9 @@ class Key:
         """Hex SHA-256 of all of it."""
         return digest_of({"units": self.units, **self.given})
 
-    def with_keys_values(self, boundary: int, begun: int) -> Self:
+    def with_keys_values(self, boundary: int, begun: int, held: str) -> Self:
         """The key of keys and values at the layers above a boundary, computed from space ``begun`` on."""
-        return replace(self, given={**self.given, "keys_values": [boundary, begun]})
+        return replace(self, given={**self.given, "keys_values": [boundary, begun, held]})
 
     def at(self, boundary: int) -> Self:
         """The key of the same examples at a shallower boundary."""

@@ -20,14 +20,19 @@ from salf.errors import UserError
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a row: keys and values of layers first+1..L, end to end."""
+    """The columns of a row: keys and values of layers first+1..L, end to end.
+
+    With ``int8`` they are rounded to 255 steps, and a float32 scale of each head follows all of them: an error of at
+    most 1/254 of the greatest entry of a token's key or value in a head.
+    """
 
     first: int
     shapes: tuple[tuple[int, int], ...]  # heads and head size: of a layer's keys, of its values, of the next one's keys
     dtype: torch.dtype
+    int8: bool = False
 
     @classmethod
-    def of(cls, model: CausalModel, runtime: Runtime, first: int) -> Self:
+    def of(cls, model: CausalModel, runtime: Runtime, first: int, *, int8: bool = False) -> Self:
         """Learn them from a pass over one token; a ``UserError`` says that the model's layers run padded."""
         if not model.family.packed:
             raise UserError(
@@ -38,7 +43,7 @@ class Columns:
         with torch.no_grad(), runtime.autocast():
             states = model.embed(torch.zeros_like(packing.slots), packing.slots)
             parts = _in_order(run_to_keys_values(model, states, 0, model.depth, packing), first)
-        return cls(first, tuple((part.shape[1], part.shape[3]) for part in parts), parts[0].dtype)
+        return cls(first, tuple((part.shape[1], part.shape[3]) for part in parts), parts[0].dtype, int8)
 
     @property
     def width(self) -> int:
@@ -48,16 +53,30 @@ class Columns:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row."""
-        return self.width * self.dtype.itemsize
+        return self.width + 4 * self._heads if self.int8 else self.width * self.dtype.itemsize
+
+    @property
+    def _heads(self) -> int:
+        return sum(heads for heads, _ in self.shapes)
 
     def join(self, found: dict[int, KeysValues]) -> Tensor:
-        """Keys and values by layer, each [1, heads, n, head size], to rows [n, width]."""
-        return torch.cat([part[0].transpose(0, 1).flatten(1) for part in _in_order(found, self.first)], dim=1)
+        """Keys and values by layer, each [1, heads, n, head size], to rows [n, width], or bytes [n, row_bytes]."""
+        parts = [part[0].transpose(0, 1) for part in _in_order(found, self.first)]  # [n, heads, head size]
+        if not self.int8:
+            return torch.cat([part.flatten(1) for part in parts], dim=1)
+        scales = [part.abs().amax(-1).float().clamp(min=1e-30) / 127 for part in parts]  # [n, heads]
+        steps = [(part / s[..., None]).round().to(torch.int8).flatten(1) for part, s in zip(parts, scales, strict=True)]
+        return torch.cat([*steps, torch.cat(scales, dim=1).view(torch.int8)], dim=1)
 
     def split(self, rows: Tensor) -> dict[int, KeysValues]:
-        """Rows [B, n, width] to keys and values by layer, each [B, heads, n, head size]; views."""
-        parts = rows.split([heads * size for heads, size in self.shapes], dim=-1)
-        shaped = [part.unflatten(-1, shape).transpose(1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
+        """Rows [B, n, width] to keys and values by layer, each [B, heads, n, head size]; views, unless int8."""
+        values, scales = rows.split([self.width, rows.shape[-1] - self.width], dim=-1)
+        parts = values.split([heads * size for heads, size in self.shapes], dim=-1)
+        shaped = [part.unflatten(-1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        if self.int8:
+            by_part = scales.contiguous().view(torch.float32).split([heads for heads, _ in self.shapes], dim=-1)
+            shaped = [(part * s[..., None]).to(self.dtype) for part, s in zip(shaped, by_part, strict=True)]
+        shaped = [part.transpose(1, 2) for part in shaped]
         return dict(enumerate(zip(shaped[::2], shaped[1::2], strict=True), self.first))
 
 
@@ -160,7 +179,13 @@ def answer_side(
 
 
 def cache_prompts(
-    model: CausalModel, runtime: Runtime, split: Split, batch_tokens: int, states: BoundaryStates | None = None
+    model: CausalModel,
+    runtime: Runtime,
+    split: Split,
+    batch_tokens: int,
+    states: BoundaryStates | None = None,
+    *,
+    int8: bool = False,
 ) -> PromptRows:
     """Run the prompts of a split through the base ``model`` once, from ``states`` on, and keep the rows in memory."""
     rows = split.base_rows
@@ -170,7 +195,7 @@ def cache_prompts(
     start: Start = Embeddings.after(model, split.prefix)
     if states:
         start = replace(states, layout=before(states.layout, rows))
-    columns = Columns.of(model, runtime, start.space)
+    columns = Columns.of(model, runtime, start.space, int8=int8)
     parts = prompt_rows(model, runtime, prompts, layout, start, columns)
     return PromptRows(columns, layout, gather(parts, layout.rows), model.device)
 

@@ -69,8 +69,9 @@ class Workbench:
         return opened
 
     def _cache(self, model: CausalModel, layers: int, split: Split) -> BoundaryCache:
+        int8 = self.settings.answer_side.keys_values == "int8"
         return BoundaryCache(
-            CacheSettings.of(self.settings.cache, self.settings.cache_folder, self.settings.cache_gib),
+            CacheSettings.of(self.settings.cache, self.settings.cache_folder, self.settings.cache_gib, int8=int8),
             model,
             self.runtime,
             frozen_units(read_json(self.base / "base.json")["shards"], layers),
