@@ -81,9 +81,10 @@ def _expected(field: FieldInfo) -> str:
 def _fields(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every field of the groups by its dotted name, groups included."""
     for name, field in kind.model_fields.items():
-        yield prefix + name, field
+        shown = field.alias or name
+        yield prefix + shown, field
         if _is_group(field.annotation):
-            yield from _fields(field.annotation, f"{prefix}{name}.")
+            yield from _fields(field.annotation, f"{prefix}{shown}.")
 
 
 def _is_group(annotation: object) -> TypeGuard[type[BaseModel]]:
