@@ -69,7 +69,7 @@ class Key:
         """Hex SHA-256 of all of it."""
         return digest_of({"units": self.units, **self.given})
 
-    def with_keys_values(self, boundary: int, begun: int, held: str) -> Self:
+    def with_keys_values(self, boundary: int, begun: int, held: str = "exact") -> Self:
         """The key of keys and values at the layers above a boundary, computed from space ``begun`` on."""
         return replace(self, given={**self.given, "keys_values": [boundary, begun, held]})
 
