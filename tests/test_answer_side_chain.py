@@ -1,9 +1,12 @@
 """Methods with ``+answer`` through the whole chain; every answer against transformers' own cache, base and tuned."""
 
+import json
+import shutil
+
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from salf import AnswerSideModel
 from salf.engine.batches import read_examples
@@ -108,3 +111,54 @@ def test_a_data_folder_of_an_older_release_is_refused_in_one_line(chain, capsys,
     with pytest.raises(Exception, match="where the field of a prompt ends: run prepare again"):
         main(argv)
     assert not (chain.root / "data/models/x").exists()
+
+
+def test_conversations_are_answered_freely_after_the_last_turn(tmp_path, hub_folder):
+    """What is written is what a greedy loop over transformers' own cache writes; turns end before ``a:``."""
+    hub = shutil.copytree(hub_folder, tmp_path / "hub")
+    (hub / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}a:{% endif %}"
+    )
+    turns = [
+        [{"role": "user", "content": f"add {a} and {b}"}, {"role": "assistant", "content": f"it is {a + b}"}]
+        for a in range(12)
+        for b in range(4)
+    ]
+    (tmp_path / "turns.jsonl").write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns))
+    write_tiny_task(
+        tmp_path,
+        hub,
+        data__path="turns.jsonl",
+        data__task="free",
+        data__messages="messages",
+        data__limits={"train": 24, "validation": 4, "test": 6},
+        prepare__chat_template=True,
+        prepare__near_duplicate=None,
+        trace__sample=8,
+        trace__losses=8,
+        fit__bootstrap=20,
+        compare__methods=["full", "full+answer"],
+        finetune__epochs=1,
+        finetune__learning_rate={"full": 0.01, "full+answer": 0.01},
+        finetune__answer_side={"from": "turn", "extra": 0, "keys_values": "int8"},
+        evaluate__bootstrap=20,
+        evaluate__generate_tokens=6,
+    )
+    chain = Chain(tmp_path).run(["full", "full+answer"])
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "data/base").eval()
+    opened = AnswerSideModel.from_pretrained(tmp_path / "data/models/full+answer-seed1", base)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "data/base")
+    said = pd.read_parquet(tmp_path / "reports/predictions.parquet").query("run == 'full+answer-seed1'")
+    said = said.set_index("example_id").predicted
+    for example in read_examples(chain.root / "data/prepared", "test"):
+        end = example.turn_end
+        assert tokenizer.decode(example.prompt_ids[end:]) == "a:"
+        with torch.no_grad():
+            past = base(torch.tensor([example.prompt_ids[:end]]), use_cache=True).past_key_values
+            rest, written = list(example.prompt_ids[end:]), []
+            while len(written) < 6 and written[-1:] != [1]:
+                logits = opened.trained(torch.tensor([rest]), past_key_values=past, use_cache=True).logits
+                rest = [int(logits[0, -1].argmax())]
+                written += rest
+        assert said[example.example_id] == tokenizer.decode(written, skip_special_tokens=True)
