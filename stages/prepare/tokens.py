@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,7 +81,7 @@ class PromptTokenizer:
         found: list[list[tuple[int, bool]]] = []
         for kind in ("field_end", "turn_end") if self.chat else ("field_end",):
             alone = self.prompts([example.prompt[: getattr(example, kind)] for example in examples])
-            counts = [common(*pair) for pair in zip(alone, prompts, strict=True)]
+            counts = [len(commonprefix(pair)) for pair in zip(alone, prompts, strict=True)]  # noqa: RUF071
             found.append([(count, count < len(ids)) for count, ids in zip(counts, alone, strict=True)])
         return list(zip(*found, strict=True))
 
@@ -244,16 +245,7 @@ def blocks(
 
 def shared_prefix(prompts: Sequence[list[int]]) -> int:
     """Length of the longest token prefix common to all prompts that leaves each at least one further token."""
-    if not prompts:
-        return 0
-    # In lexicographic order what first and last share, all share.
-    return min(common(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
-
-
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the longest prefix that two lists of tokens share."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, pair in pairs if pair[0] != pair[1]), min(len(one), len(other)))
+    return min(len(commonprefix(prompts)), min(map(len, prompts)) - 1) if prompts else 0  # noqa: RUF071
 
 
 def _cut_left(prompt: list[int], start: int, room: int) -> list[int]:
