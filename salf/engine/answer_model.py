@@ -277,7 +277,7 @@ class AnswerSideModel(nn.Module):
             )
         cache, width = DynamicCache(), input_ids.shape[1] - int(rest[0])
         self._read(input_ids[:, :width], kept[:, :width].long(), cache, logits_to_keep=1)
-        asked = {**self.generation_config.to_dict(), **options}
+        asked = {**(options.get("generation_config") or self.generation_config).to_dict(), **options}
         cache.batch_repeat_interleave(max(asked.get("num_beams") or 1, asked.get("num_return_sequences") or 1))
         return self.trained.generate(input_ids=input_ids, attention_mask=kept.long(), past_key_values=cache, **options)
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, LlamaForCausalLM
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from salf.answer_folder import AnswerSideRecord, invocation_tokens, trained_prompt_tokens
@@ -88,7 +88,8 @@ def test_prompts_are_continued_greedily_and_by_beams(tuned):
     rows = [prompt for prompt, _ in PROMPTS]
     ids = torch.tensor([[0] * (8 - len(row)) + row for row in rows])
     found = opened.generate(ids, (ids != 0).long(), max_new_tokens=4, do_sample=False, eos_token_id=None)
-    beams = opened.generate(ids, (ids != 0).long(), max_new_tokens=3, num_beams=3, eos_token_id=None, do_sample=False)
+    config = GenerationConfig(max_new_tokens=3, num_beams=3, do_sample=False)
+    beams = opened.generate(ids, (ids != 0).long(), generation_config=config)
     for (row, split), tokens, searched in zip(PROMPTS, found, beams, strict=True):
         greedy = list(row)
         for _ in range(4):
@@ -97,14 +98,7 @@ def test_prompts_are_continued_greedily_and_by_beams(tuned):
         cache = DynamicCache()
         base(input_ids=torch.tensor([row[:split]]), past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(3)
-        alone = network.generate(
-            torch.tensor([row]),
-            past_key_values=cache,
-            max_new_tokens=3,
-            num_beams=3,
-            eos_token_id=None,
-            do_sample=False,
-        )
+        alone = network.generate(torch.tensor([row]), past_key_values=cache, generation_config=config)
         assert searched[8 - len(row) :].tolist() == alone[0].tolist()
 
 
