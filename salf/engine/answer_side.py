@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from salf.answer_folder import AnswerSideRecord, Prompt
-from salf.engine.answer_model import base_alone, describe, positions, save_answer_side
+from salf.engine.answer_model import base_alone, describe, positions, save_answer_side, weights_by_unit
 from salf.engine.answers import Embeddings
 from salf.engine.batches import Split, Start
 from salf.engine.boundary_cache.key import Key
@@ -258,11 +258,13 @@ def answer_side(model: nn.Module, cache: PromptCache) -> Any:
         cache: the prompt cache of the training examples.
 
     Raises:
-        UserError: nothing is left to train, adapters are at or below the boundary, or the model's logits after cached
-            prompts are not those without a cache.
+        UserError: the cache is of another model, nothing is left to train, adapters are at or below the boundary, or
+            the model's logits after cached prompts are not those without a cache.
     """
     network = network_of(model)
     _require_no_adapter(model, cache.boundary)
+    if weights_by_unit(model)["embedding"] != cache.record.base.sha256["embedding"]:
+        raise UserError("the cache is of another model, whose embeddings differ; compute one with this model")
     parameters = NetworkParameters.of(model)
     family = family_of(network.config.model_type, parameters.own)
     form = "weights" if network is model else "lora"

@@ -334,6 +334,8 @@ def test_what_would_be_another_model_is_refused(tmp_path):
         answer.generate(torch.tensor([[5, 6]]))
     with pytest.raises(UserError, match="an answer side takes batches of collate_answers"):
         answer(input_ids=torch.tensor([[5, 6]]))
+    with pytest.raises(UserError, match="the cache is of another model"):
+        answer_side(tiny_network(seed=1), cache)
     with pytest.raises(UserError, match="of a cache with its own boundary"):
         answer(**collate_answers(list(prompt_cache(tiny_network(), rows(), 2))))
     with pytest.raises(UserError, match=r"these are not items of salf\.prompt_cache"):
