@@ -61,11 +61,11 @@ def exit_code(
 
     What ``parser`` refuses, or answers itself (``--help``), ends the process here and is no run.
     """
-    if parser is not None:
-        parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "±" must not end finished work
+    if parser is not None:
+        parser.parse_args(argv)
     # Other libraries' remarks: on their own next version, on kernels that are not there; loading reports are read.
     warnings.simplefilter("ignore", FutureWarning)
     for library in ("bitsandbytes", "transformers"):

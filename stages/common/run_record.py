@@ -36,9 +36,9 @@ class Run:
 
 
 def begin(argv: Sequence[str] | None = None) -> Run | None:
-    """Record that this process starts; returns ``None`` where DVC does not run it as a stage."""
+    """Record that this process starts; returns ``None`` where DVC does not run it as a stage, or another rank does."""
     stage, root = os.environ.get("DVC_STAGE"), os.environ.get("DVC_ROOT")
-    if not stage or not root:
+    if not stage or not root or os.environ.get("RANK", "0") != "0":  # of torchrun's processes the first records
         return None
     arguments = list(sys.argv[1:] if argv is None else argv)
     stage = stage.rpartition(":")[2]  # DVC names dvc.yaml too when it is called from another folder
@@ -74,13 +74,15 @@ def finish(run: Run | None, status: int) -> None:
 def _outputs(run: Run) -> dict[str, str]:
     """DVC's names of what the run wrote: the arguments that are outputs of its stage in dvc.yaml."""
     from ruamel.yaml import YAML  # the stage has loaded it, and a run's start does not need it
+    from ruamel.yaml.error import YAMLError
 
-    file = Path("dvc.yaml")
-    graph = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    stage = graph.get("stages", {}).get(run.stage.partition("@")[0], {})
-    paths = [
-        next(iter(out)) if isinstance(out, dict) else out for key in ("outs", "metrics") for out in stage.get(key, [])
-    ]
+    try:
+        graph = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text(encoding="utf-8"))
+        stage = graph["stages"][run.stage.partition("@")[0]]
+        declared = [*stage.get("outs", []), *stage.get("metrics", [])]
+    except (OSError, ValueError, YAMLError, AttributeError, KeyError, TypeError):  # none here, or it is being edited
+        return {}
+    paths = [next(iter(out)) if isinstance(out, dict) else out for out in declared]
     patterns = [re.sub(r"\\\$\\\{.*?\\\}", ".+", re.escape(path)) for path in paths]
     words = {word.rstrip("/") for word in run.arguments}
     written = [word for word in words if any(re.fullmatch(one, word) for one in patterns) and Path(word).exists()]

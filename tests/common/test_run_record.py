@@ -84,6 +84,16 @@ def test_a_stage_that_dvc_runs_is_recorded_from_start_to_end(tmp_path, ledger):
     assert end.seconds > 0
 
 
+@pytest.mark.parametrize("graph", ["stages: [", "stages: {}", "[]", "stages: {toy: {outs: ['se${item.x}n']}}"])
+def test_a_graph_that_is_being_edited_costs_no_finished_run(tmp_path, ledger, graph):
+    (tmp_path / "dvc.yaml").write_text(graph)
+    ended = run_stage(tmp_path, "--mode", "fine", "seen")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    (_, end) = records(ledger)
+    content = hashlib.md5(b"at work").hexdigest()
+    assert end.outputs == ({"seen": content} if "item" in graph else {})
+
+
 @pytest.mark.parametrize(("mode", "status"), [("bad", 2), ("bug", 1), ("usage", 2)])
 def test_a_failed_stage_is_recorded_with_its_exit_status(tmp_path, ledger, mode, status):
     assert run_stage(tmp_path, "--mode", mode).returncode == status
@@ -95,8 +105,9 @@ def test_a_killed_stage_is_a_start_without_an_end(tmp_path, ledger):
     assert [record.kind for record in records(ledger)] == ["start"]
 
 
-def test_nothing_is_recorded_where_dvc_does_not_run_the_stage(tmp_path, ledger):
-    assert run_stage(tmp_path, "--mode", "fine", DVC_STAGE="").returncode == 0
+@pytest.mark.parametrize("variable", [{"DVC_STAGE": ""}, {"RANK": "1"}])
+def test_nothing_is_recorded_where_dvc_does_not_run_the_stage_or_another_rank_records_it(tmp_path, ledger, variable):
+    assert run_stage(tmp_path, "--mode", "fine", **variable).returncode == 0
     assert not ledger.exists()
 
 
