@@ -9,6 +9,7 @@ import pytest
 
 from salf.errors import UserError
 from salf.evidence import Evidence
+from salf.plan import FreezePlan
 from salf.selectors import SELECTORS, GainName, Quantity
 from stages.common.params import Plan
 from stages.plan.choice import choose
@@ -83,6 +84,15 @@ def test_the_law_decides_with_an_interval_and_warns_where_it_does_not_fit(worksp
     assert plan.boundaries["salf-law"].warning in (printed := capsys.readouterr().out)
     assert "from space 3 on does not fit: r² 0.50 is below 0.9" in printed
     assert plan.boundaries["salf-loss-observed"].warning is None
+
+
+def test_a_plan_made_before_intervals_and_warnings_is_read(workspace):
+    plan = workspace.plan().model_dump(mode="json")
+    for chosen in plan["boundaries"].values():
+        del chosen["interval"], chosen["warning"]
+    path = workspace.root / "old.json"
+    path.write_text(json.dumps(plan))
+    assert FreezePlan.load(path).boundaries["salf-law"].warning is None
 
 
 def test_a_law_made_before_there_was_one_from_the_peak_on_has_no_such_boundary(workspace):
