@@ -80,6 +80,7 @@ class _Run:
             memory=tunes.memory(),
             allocator=tunes.allocator(),
             tracing=measure_tracing(task, self.plan, self.kept, self.folder),
+            answer_side=tunes.answers(),
         )
         return result, tunes
 

@@ -2,8 +2,9 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from salf.engine.batches import Example, Split, Start
+from salf.engine.boundary_cache.prompts import answer_side, cache_prompts
 from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import open_model
 from salf.engine.runtime import Runtime, choose_runtime, find_runtime
@@ -34,6 +36,8 @@ from stages.trace.collect import SPLIT, Tracer, collect, draw_sample
 class FineTuner:
     """Suffix training, states at the boundary included."""
 
+    method: ClassVar[Method] = Method("full")
+
     def __init__(self, task: Task, choose: Callable[[Device], Runtime] = choose_runtime) -> None:
         self.task, self.runtime = task, choose(task.device)
         self.device = self.runtime.device
@@ -46,21 +50,24 @@ class FineTuner:
         began = now(self.device)
         chosen, model = self.task.examples[:examples], self.model
         settings, scope = self._settings(epochs), Scope.above(boundary, model.depth)
-        split = Split(chosen, self.task.shared, self._start(boundary, chosen))
+        scope = replace(scope, embeddings=not self.method.answer_side)
+        split = self._split(boundary, chosen)
+        made = Trainable.of(model, self.method, scope, settings, seed=1, steps=0)
         job = Job(
             name="benchmark",
-            trainable=Trainable.of(model, Method("full"), scope, settings, seed=1, steps=0),
+            trainable=made,
             runtime=self.runtime,
             training=split,
             validation=split.subset([0]),
             rule=None,
-            costs=Costs(self.shape, scope),
+            costs=Costs(self.shape, scope, self.method.form.counted_as, settings.lora_rank),
             settings=settings,
             rate=RATE,
             seed=1,
         )
         prepared = now(self.device) - began
         training = train(job)
+        made.form.fold()  # adapters off
         model.network.requires_grad_(False).zero_grad(set_to_none=True)
         seconds = prepared + np.cumsum(training.step_seconds)
         ends = training.curve[1:]  # the first point is that before training
@@ -77,11 +84,32 @@ class FineTuner:
         }
         return self.params.model_copy(update=changes)
 
+    def _split(self, boundary: int, examples: Sequence[Example]) -> Split:
+        return Split(examples, self.task.shared, self._start(boundary, examples))
+
     def _start(self, boundary: int, examples: Sequence[Example]) -> Start | None:
         if boundary == 0:
             return None
         shared = self.task.shared
         return cache_boundary(self.model, self.runtime, examples, shared, boundary, CACHE_BATCH_TOKENS)
+
+
+class AnswerTuner(FineTuner):
+    """Answers alone train above boundary 0, prompts' keys and values included."""
+
+    method = Method("full", ("answer",))
+
+    def _split(self, boundary: int, examples: Sequence[Example]) -> Split:
+        ends = [min(one.field_end or len(one.prompt_ids), len(one.prompt_ids) - 1) for one in examples]
+        split = Split(examples, min(self.task.shared, min(ends) - 1), base_rows=ends)
+        source = cache_prompts(self.model, self.runtime, split, CACHE_BATCH_TOKENS)
+        return replace(split, start=answer_side(self.model, self.runtime, split, source, None, boundary))
+
+
+class AnswerLoraTuner(AnswerTuner):
+    """The same with adapters."""
+
+    method = Method("full", ("answer", "lora"))
 
 
 class PlainAllocator(FineTuner):

@@ -10,16 +10,23 @@ from typing import Any, Final
 from salf.engine.progress import progress
 from stages.bench.contender import Contender, Kept, Measured
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer
-from stages.bench.ours import FineTuner, PlainAllocator, TraceMaker
+from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, PlainAllocator, TraceMaker
 from stages.bench.workloads import Task
-from stages.common.benchmark import Allocator, Memory, Point, Spread, Tracing
+from stages.common.benchmark import Allocator, AnswerSpeed, Memory, Point, Spread, Tracing
 from stages.trace.collect import SHARD_EXAMPLES
 
 OURS: Final = "ours"
 TRAINER: Final = "trainer"
 LORA: Final = "lora"
 PLAIN_ALLOCATOR: Final = "ours, plain allocator"
-_KINDS: Final = {OURS: FineTuner, TRAINER: HuggingFaceTrainer, LORA: HuggingFaceLora, PLAIN_ALLOCATOR: PlainAllocator}
+_ANSWERS: Final = {f"ours, {kind.method.name}": kind for kind in (AnswerTuner, AnswerLoraTuner)}
+_KINDS: Final = {
+    OURS: FineTuner,
+    TRAINER: HuggingFaceTrainer,
+    LORA: HuggingFaceLora,
+    PLAIN_ALLOCATOR: PlainAllocator,
+    **_ANSWERS,
+}
 _FEWEST_BATCHES: Final = 2
 _MOST_BATCHES: Final = 48
 _MEAN_RUN: Final = 0.7  # of a full fine-tune by the Trainer, at most: half of the layers are frozen on average
@@ -53,7 +60,8 @@ class Plan:
     def runs(self, layers: int) -> list[tuple[str, int]]:
         """The contender and boundary of each run of a round; LoRA adapts all layers, whatever the boundary."""
         each = [(name, boundary) for name in (OURS, TRAINER) for boundary in self.boundaries(layers)]
-        return [*each, (LORA, 0), *[(PLAIN_ALLOCATOR, layers // 2)] * self.allocator]
+        answers = [(name, 0) for name in _ANSWERS]
+        return [*each, (LORA, 0), *answers, *[(PLAIN_ALLOCATOR, layers // 2)] * self.allocator]
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,26 @@ class FineTunes:
         without = self.seconds(PLAIN_ALLOCATOR, half, epochs)
         slower = Spread.of_ratios(without, self.seconds(OURS, half, epochs))
         return Allocator(boundary=half, epochs=epochs, slower_without=slower)
+
+    def answers(self) -> list[AnswerSpeed]:
+        """Answers alone, with weights and with adapters, compared with other ways in the same rounds."""
+        return [self._answers(name, epochs) for name in _ANSWERS for epochs in self.plan.epochs]
+
+    def _answers(self, name: str, epochs: int) -> AnswerSpeed:
+        ours, full = self.seconds(name, 0, epochs), self.seconds(OURS, 0, epochs)
+        half = min(self.boundaries, key=lambda boundary: abs(2 * boundary - self.layers))
+        whole, own = (self.measured[each, 0][0]["flops"][epochs - 1] for each in (OURS, name))
+        speed_up = Spread.of_ratios(full, ours)
+        return AnswerSpeed(
+            method=name.removeprefix("ours, "),
+            epochs=epochs,
+            seconds=Spread.of(ours),
+            over_full=speed_up,
+            over_half=Spread.of_ratios(self.seconds(OURS, half, epochs), ours),
+            over_trainer_lora=Spread.of_ratios(self.seconds(LORA, 0, epochs), ours),
+            ideal=whole / own,
+            of_ideal=speed_up.median / (whole / own),
+        )
 
     def _point(self, boundary: int, epochs: int) -> Point:
         ours = self.seconds(OURS, boundary, epochs)

@@ -75,6 +75,24 @@ class Point(Record):
     of_ideal: float
 
 
+class AnswerSpeed(Record):
+    """A fine-tune of answers alone; the ratios say how many times as fast it is as another way.
+
+    Attributes:
+        over_full, over_half: ours with all positions, no layer frozen and half of them.
+        over_trainer_lora: transformers' Trainer with adapters on all layers.
+    """
+
+    method: str
+    epochs: Positive
+    seconds: Spread  # prompts' keys and values included
+    over_full: Spread
+    over_half: Spread
+    over_trainer_lora: Spread
+    ideal: float  # over_full if time were proportional to FLOPs
+    of_ideal: float
+
+
 class Memory(Record):
     """Peak bytes of fine-tuning above a boundary: the largest resident set on a CPU, torch's allocations on a GPU."""
 
@@ -113,6 +131,7 @@ class ModelResult(Record):
     memory: list[Memory]
     allocator: Allocator | None
     tracing: list[Tracing]
+    answer_side: list[AnswerSpeed] = []
 
 
 class Deciding(Record):

@@ -13,7 +13,7 @@ from salf.shape import ModelShape
 from stages.bench import others, ours
 from stages.bench.contender import Contender
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer, labelled, pad
-from stages.bench.ours import BasisSolver, FineTuner, TraceMaker
+from stages.bench.ours import AnswerLoraTuner, AnswerTuner, BasisSolver, FineTuner, TraceMaker
 from stages.bench.prefix import PrefixTrainer
 from tests.bench.conftest import CPU
 from tests.conftest import PROJECT
@@ -49,6 +49,20 @@ def test_ours_and_the_trainer_change_the_same_weights(task, boundary, monkeypatc
     names = [name for name in before if not name.startswith("lm_head")]
     expected = set(trained_names(names, family_of("llama"), boundary, tied_head=True))
     assert {name for name in found[FineTuner] if not name.startswith("lm_head")} == expected
+
+
+@pytest.mark.parametrize("kind", [AnswerTuner, AnswerLoraTuner])
+def test_answers_alone_change_all_layers_and_no_embedding_run_after_run(task, kind, monkeypatch):
+    monkeypatch.setattr(ours, "RATE", 0.01)
+    runner, whole = kind(task), FineTuner(task).run(boundary=0, epochs=1, examples=8)
+    network = runner.model.network
+    for _ in range(2):
+        before = weights(network)
+        lap = runner.run(boundary=0, epochs=1, examples=8)
+        assert 0 < lap.flops[-1] < whole.flops[-1]
+        found = changed(before, network)
+        assert {name.split(".")[2] for name in found if ".layers." in name} == {"0", "1", "2", "3"}
+        assert all("embed" not in name and "lm_head" not in name for name in found)
 
 
 def test_the_trainer_with_and_without_the_cached_prefix_makes_the_same_model(task, monkeypatch):

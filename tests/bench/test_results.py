@@ -34,6 +34,8 @@ def tunes():
             (TRAINER, 2): rounds((7, 14, 21), (14, 28, 42), (7, 14, 21), peak=300),
             (TRAINER, 3): rounds((6, 12, 18), (12, 24, 36), (6, 12, 18), peak=200),
             (LORA, 0): rounds((8, 16, 24), (16, 32, 48), (8, 16, 24), peak=250),
+            ("ours, full+answer", 0): rounds((5, 7, 9), (10, 14, 18), (4, 6, 8), flops=(60, 75, 90)),
+            ("ours, full+answer+lora", 0): rounds((4, 6, 8), (8, 12, 16), (4, 6, 8), flops=(50, 60, 70)),
             (PLAIN_ALLOCATOR, 2): rounds((6, 11, 19.5), (12, 22, 39), (7, 12, 21)),
         },
     )
@@ -56,6 +58,17 @@ def test_points_hold_the_medians_of_ratios_measured_in_the_same_round(tunes):
     assert point.ideal == pytest.approx(270 / 150)
     assert point.of_ideal == pytest.approx(24 / 13 / 1.8)
     assert points[0, 1].speed_up.median == points[0, 1].ideal == 1
+
+
+def test_answers_alone_are_compared_in_the_same_rounds(tunes):
+    assert {(name, 0) for name in ("ours, full+answer", "ours, full+answer+lora")} < set(PLAN.runs(4))
+    found = {(one.method, one.epochs): one for one in tunes.answers()}
+    assert list(found) == [(method, epochs) for method in ("full+answer", "full+answer+lora") for epochs in (1, 3)]
+    three = found["full+answer", 3]
+    assert (three.seconds.median, three.over_full.median) == (9, pytest.approx(24 / 9))
+    assert three.over_half.median == pytest.approx(13 / 9)
+    assert three.over_trainer_lora.high == 3
+    assert (three.ideal, three.of_ideal) == (3, pytest.approx(8 / 9))
 
 
 def test_memory_is_the_largest_of_the_rounds(tunes):
