@@ -27,6 +27,7 @@ class Facts:
     layers: int
     boundary: int  # of the measured method; otherwise the plan's
     unmeasured_plan: int | None = None  # the plan's own boundary, where no method of the run follows it
+    answers_alone: bool = False  # the measured method acts after the prompts' data only
     metric: str = "accuracy"  # a name of ``SCORES``
     partial: Interval | None = None  # the measured method's score
     full: Interval | None = None  # full fine-tuning's score
@@ -105,6 +106,7 @@ def facts_of(artifacts: Artifacts) -> Facts:
         layers=plan.model.layers,
         boundary=boundary,
         unmeasured_plan=plan.boundary if method and plan.boundary not in measured else None,
+        answers_alone=method is not None and method_of(method.name).answer_side,
         metric=metric,
         partial=scores.get(metric),
         full=full.scores[metric] if full else None,
@@ -140,7 +142,8 @@ def _title(facts: Facts) -> str:
     else:
         verb = "Training only" if facts.standing == "worse" else "Train"
         scope = f"{verb} {layer_range(facts.boundary + 1, facts.layers)} of {facts.layers}"
-    return f"{scope}: {_trade(facts)}"
+    where = ", at answer positions only" if facts.answers_alone else ""
+    return f"{scope}{where}: {_trade(facts)}"
 
 
 def _trade(facts: Facts) -> str:

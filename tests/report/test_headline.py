@@ -34,6 +34,12 @@ def facts(**changes: object) -> Facts:
     return Facts(**{**base, **changes})
 
 
+def test_answers_alone_are_named() -> None:
+    assert plain(headline(facts(boundary=0, answers_alone=True)).title).startswith(
+        "Train all 30 layers, at answer positions only: no significant difference"
+    )
+
+
 def test_a_difference_that_is_not_significant_is_called_so_and_not_equality() -> None:
     said = headline(facts())
     assert plain(said.title) == (
