@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self
 
@@ -320,6 +321,17 @@ class _PromptOpening(_Opening):
         cache = self.cache
         start = PromptLayers.of_model(self.base(), cache.runtime, cache.model.depth, self._prefix)
         return Opened(start, "off", 0, "nowhere", self.size, 0.0, reason)
+
+    def _computed(self) -> Opened:
+        if not self._fits_memory() and self._bytes_per_second() > _DISK_BYTES_PER_SECOND:
+            return self.off(f"{amount(self.size)} are too large for memory, and computed faster than a disk reads them")
+        return super()._computed()
+
+    def _bytes_per_second(self) -> float:
+        """The rate of computing them, measured on the first pass."""
+        parts = self._parts()
+        size = sum(part.nbytes for part in islice(parts, 1 + (self.layout.shared > 0)))
+        return size / parts.seconds
 
     def _continued(self) -> Timed:
         return self._parts()

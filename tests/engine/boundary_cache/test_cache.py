@@ -4,12 +4,14 @@ import errno
 import os
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from salf.engine.batches import Split
 from salf.engine.boundary_cache import cache as cache_module
 from salf.engine.boundary_cache.cache import print_opened
 from salf.engine.boundary_cache.folder import CacheFolder
@@ -194,3 +196,38 @@ def test_what_was_done_is_said_in_one_line(task, machine, capsys):
     facts = opened["training"].facts
     assert set(facts) == {"origin", "begun", "kept", "bytes", "seconds_computing", "seconds"}
     assert facts["seconds"] >= facts["seconds_computing"] > 0
+
+
+def open_prompts(task, mode, boundary=0, int8=False):
+    """Prompts' keys and values of all but two tokens of each prompt, by a base of its own where nothing is cached."""
+    rows = [len(example.prompt_ids) - 2 for example in task.examples]
+    split = Split(task.examples, 3, base_rows=rows)
+    states = task.open("memory", boundary) if boundary else None
+    cache = task.cache(mode, boundary=4)
+    cache = replace(cache, settings=replace(cache.settings, int8=int8))
+    return cache.open_prompts(split, boundary, states, make_model)
+
+
+@pytest.mark.parametrize("boundary", [0, 2])
+def test_keys_and_values_of_prompts_are_reused_bit_by_bit_by_what_they_were_computed_from(task, machine, boundary):
+    first = open_prompts(task, "disk", boundary)
+    again = open_prompts(task, "auto", boundary)
+    assert (first.origin, again.origin, again.kept) == ("computed", "reused", "on disk")
+    assert torch.equal(first.start.rows, again.start.rows)
+    assert first.size == first.start.rows.nbytes
+    assert open_prompts(task, "disk", 1).origin == open_prompts(task, "disk", boundary, int8=True).origin == "computed"
+    task.model = make_model(rope_theta=7.0)
+    assert open_prompts(task, "disk", boundary).origin == "computed"
+
+
+def test_prompts_that_have_no_room_in_memory_go_to_disk_unless_computing_is_faster(task, machine):
+    machine.say(memory=100)
+    opened = open_prompts(task, "auto")
+    assert (opened.origin, opened.kept, len(task.files)) == ("computed", "on disk", 1)
+    task.files[0].unlink()
+    machine.say(SLOW, memory=100)
+    opened = open_prompts(task, "auto")
+    assert (opened.origin, opened.kept, task.files) == ("off", "nowhere", [])
+    assert "too large for memory, and computed faster than a disk reads them" in opened.words
+    with pytest.raises(UserError, match=r"the keys and values of prompts need .* disk, off or auto"):
+        open_prompts(task, "memory")
