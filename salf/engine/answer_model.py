@@ -27,6 +27,7 @@ from salf.families import family_of
 from salf.files import lasting, read_json, sha256_file, write_json
 from salf.parameters import NetworkParameters
 from salf.plan import FILE_NAME, FreezePlan
+from salf.split_point import base_rows
 
 _PEFT: Final = ("adapter_config.json", "adapter_model.safetensors")
 _OURS: Final = ("answer_side_adapter.json", "answer_side_adapter.safetensors")  # PEFT finds no adapter by these names
@@ -127,7 +128,8 @@ def _save_adapter(folder: Path, model: Any, record: AnswerSideRecord) -> str:
     """Write PEFT's folder; return the name of the file of weights."""
     model.save_pretrained(folder, save_embedding_layers=False)  # or PEFT asks the Hub for a vocabulary
     config = read_json(folder / _PEFT[0])
-    config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set
+    if not isinstance(config["target_modules"], str | None):  # PEFT writes a set
+        config["target_modules"] = sorted(config["target_modules"])
     config |= {"base_model_name_or_path": record.base.source, "revision": record.base.revision}
     activated = record.invocation_tokens and not (config["use_dora"] or config["modules_to_save"])
     if activated:
@@ -154,7 +156,7 @@ class AnswerSideModel(nn.Module):
         """Put two models together that share their frozen tensors."""
         super().__init__()
         self.base, self.trained, self.record = base, trained, record
-        self.config, self.generation_config = base.config, base.generation_config
+        self.config, self.generation_config = base.config, trained.generation_config
         self.eval()
 
     @classmethod
@@ -201,7 +203,8 @@ class AnswerSideModel(nn.Module):
         Args:
             input_ids: padded on either side, as `attention_mask` [B, T] says.
             attention_mask: 1 for tokens; all are tokens unless given.
-            labels: [B, T], -100 is ignored; gives the mean loss. The prompt ends where the labels begin.
+            labels: [B, T], -100 is ignored; gives the mean loss. The prompt ends where the labels begin; without
+                labels a whole row counts as prompt, so that rows with answers need `split`.
             split: how many tokens of each row the base reads; found by the record unless given.
 
         Raises:
@@ -228,8 +231,8 @@ class AnswerSideModel(nn.Module):
         """Log probability of each row's labels, summed over its tokens, in nats: [N].
 
         Args:
-            dataset: rows as of `prompt_cache`: `input_ids`, `labels`, and a column `split` where the record does not
-                tell where prompt parts end.
+            dataset: rows as of `prompt_cache`: `input_ids`, `labels`, and a column `split` of rows whose prompt parts
+                the record does not tell.
             batch_tokens: tokens of a batch, padding included.
 
         Raises:
@@ -242,8 +245,8 @@ class AnswerSideModel(nn.Module):
             rows = [torch.tensor(examples[i].prompt_ids) for i in group]
             parts = [(rows, 0), ([torch.ones_like(row) for row in rows], 0), ([labels[i] for i in group], IGNORED)]
             ids, mask, marks = (pad_sequence(part, True, value).to(device) for part, value in parts)
-            ends = [dataset[i].get("split") for i in group]
-            logits = self(ids, mask, marks, None if None in ends else ends).logits[:, :-1]
+            points = [self._split_point(examples[i].prompt_ids, labels[i], dataset[i].get("split")) for i in group]
+            logits = self(ids, mask, marks, points).logits[:, :-1]
             targets = marks[:, 1:]
             nats = logits.float().log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]  # [B, T - 1]
             found[group] = nats.where(targets != IGNORED, 0).sum(1).cpu()
@@ -279,7 +282,8 @@ class AnswerSideModel(nn.Module):
         self._read(input_ids[:, :width], kept[:, :width].long(), cache, logits_to_keep=1)
         asked = {**(options.get("generation_config") or self.generation_config).to_dict(), **options}
         cache.batch_repeat_interleave(max(asked.get("num_beams") or 1, asked.get("num_return_sequences") or 1))
-        return self.trained.generate(input_ids=input_ids, attention_mask=kept.long(), past_key_values=cache, **options)
+        given = {**options, "attention_mask": kept.long(), "past_key_values": cache, "use_cache": True}
+        return self.trained.generate(input_ids=input_ids, **given)
 
     def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache, **options: Any) -> Tensor:
         """The base's logits of prompt parts padded on the left, [B, P]; their keys and values go to the cache."""
@@ -289,6 +293,11 @@ class AnswerSideModel(nn.Module):
                 input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **placed, **options
             )
         return output.logits
+
+    def _split_point(self, ids: Sequence[int], labels: Tensor, split: int | None) -> int:
+        """How many tokens of a row the base reads: as `prompt_cache` takes a column `split`, or by the record."""
+        length = prompt_tokens(labels)
+        return self.record.split_of(ids[:length]) if split is None else base_rows(length, int(split))
 
     def _split_points(self, ids: Tensor, kept: Tensor, labels: Tensor | None, split: Sequence[int] | None) -> Tensor:
         """How many tokens of each row the base reads, [B]."""
@@ -302,6 +311,11 @@ class AnswerSideModel(nn.Module):
                 "not tell where it ends; say split=, the number of tokens that the base model reads"
             )
         return points
+
+
+def prompt_tokens(labels: Tensor) -> int:
+    """Count the tokens of a row before its first label."""
+    return int((labels != IGNORED).cumsum(0).eq(0).sum())
 
 
 def positions(network: type[nn.Module], mask: Tensor, tokens: int) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from salf.answer_folder import AnswerSideRecord, Prompt
-from salf.engine.answer_model import base_alone, describe, positions, save_answer_side, weights_by_unit
+from salf.engine.answer_model import base_alone, describe, positions, prompt_tokens, save_answer_side, weights_by_unit
 from salf.engine.answers import Embeddings
 from salf.engine.batches import Split, Start
 from salf.engine.boundary_cache.key import Key
@@ -127,7 +127,7 @@ def prompt_cache(
             optional column `split` says how many of a row's tokens the base reads, if fewer than it could.
         plan_or_boundary: a freeze plan, or the last frozen layer (0 to L); 0 trains all layers.
         scope: a selector or `freeze-<k>`, to use its boundary instead of the plan's own.
-        extra: that many more prompt tokens of each row on the trained side.
+        extra: that many more prompt tokens on the trained side, of each row without `split`.
         file: where to keep the cache, as a memory-mapped safetensors file with the key of its model and tokens.
         bf16: multiply in bfloat16 (autocast), as a Trainer with `bf16=True` does; keys and values are kept in it.
         batch_tokens: tokens in one pass.
@@ -140,7 +140,7 @@ def prompt_cache(
     boundary = frozen_layers(network, plan_or_boundary, scope, least=0)
     if boundary == network.config.get_text_config().num_hidden_layers:
         raise UserError(f"boundary {boundary} freezes all layers, so none reads cached prompts; use salf.prefix_states")
-    _require_no_adapter(model, boundary)
+    _require_adapters(model, boundary)
     split, labels, prompts = _split(dataset, network.get_input_embeddings().weight.shape[0], extra)
     record = describe(model, boundary, prompts)
     plan = plan_or_boundary if isinstance(plan_or_boundary, FreezePlan) else None
@@ -184,7 +184,13 @@ def _read(
     return PromptRows(columns, layout, rows, torch.device("cpu")), states, reused
 
 
-def _require_no_adapter(model: nn.Module, boundary: int) -> None:
+def _require_adapters(model: Any, boundary: int) -> None:
+    """Refuse adapters in frozen layers, and what an answer-side folder does not hold."""
+    known = getattr(model, "peft_config", {"default": None})
+    if list(known) != ["default"]:
+        raise UserError(f"answer-side tuning takes PEFT's one adapter default, not {', '.join(known)}")
+    if (bias := getattr(known["default"], "bias", "none")) != "none":
+        raise UserError(f"PEFT's bias = {bias} trains the base's own biases, which read the prompts; set it to none")
     parameters = NetworkParameters.of(model)
     family = family_of(network_of(model).config.model_type, parameters.own)
     if any((layer_index(name, family) or 0) < boundary for name in parameters.added):
@@ -194,10 +200,11 @@ def _require_no_adapter(model: nn.Module, boundary: int) -> None:
 def _split(dataset: Rows, vocabulary: int, extra: int) -> tuple[Split, list[Tensor], list[Prompt]]:
     """Examples with their split points, labels, and prompts; a ``UserError`` counts those without a prompt part."""
     examples, labels = read_rows(dataset, vocabulary)
-    lengths = [int((marks != IGNORED).cumsum(0).eq(0).sum()) for marks in labels]  # tokens before the first label
+    lengths = list(map(prompt_tokens, labels))
     ends = [dataset[number].get("split") for number in range(len(examples))]
     points = [
-        base_rows(length, length if end is None else int(end), extra) for length, end in zip(lengths, ends, strict=True)
+        base_rows(length, length, extra) if end is None else base_rows(length, int(end))
+        for length, end in zip(lengths, ends, strict=True)
     ]
     if without := points.count(0):
         raise UserError(
@@ -262,12 +269,15 @@ def answer_side(model: nn.Module, cache: PromptCache) -> Any:
             the model's logits after cached prompts are not those without a cache.
     """
     network = network_of(model)
-    _require_no_adapter(model, cache.boundary)
-    if weights_by_unit(model)["embedding"] != cache.record.base.sha256["embedding"]:
-        raise UserError("the cache is of another model, whose embeddings differ; compute one with this model")
+    _require_adapters(model, cache.boundary)
+    form = "weights" if network is model else "lora"
+    units = cache.record.base.sha256  # by depth; above the boundary, weights may have been trained before
+    fixed = list(units)[: None if form == "lora" else cache.boundary + 1]
+    now = weights_by_unit(model)
+    if differing := [unit for unit in fixed if now.get(unit) != units[unit]]:
+        raise UserError(f"the cache is of another model, whose {differing[0]} differs; compute one with this model")
     parameters = NetworkParameters.of(model)
     family = family_of(network.config.model_type, parameters.own)
-    form = "weights" if network is model else "lora"
     saved = {"plan": cache.plan, "record": cache.record.model_copy(update={"form": form})}
     kind = type(network.get_submodule(family.trunk))
     twin, _ = twin_of(network, family, cache.boundary, _Network, _Trunk, columns=cache.columns, kind=kind)

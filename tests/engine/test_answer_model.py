@@ -90,6 +90,10 @@ def test_prompts_are_continued_greedily_and_by_beams(tuned):
     found = opened.generate(ids, (ids != 0).long(), max_new_tokens=4, do_sample=False, eos_token_id=None)
     config = GenerationConfig(max_new_tokens=3, num_beams=3, do_sample=False)
     beams = opened.generate(ids, (ids != 0).long(), generation_config=config)
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    assert opened.generate(ids, (ids != 0).long(), use_cache=False, **options).equal(found)
+    opened.generation_config.num_beams = 3
+    assert opened.generate(ids, (ids != 0).long(), max_new_tokens=3, do_sample=False).equal(beams)
     for (row, split), tokens, searched in zip(PROMPTS, found, beams, strict=True):
         greedy = list(row)
         for _ in range(4):
@@ -201,6 +205,13 @@ def test_what_the_trained_sides_begin_with(prompts, tokens, count):
         assert [record.split_of(ids) for ids, _ in prompts] == [split for _, split in prompts]
     else:
         assert record.split_of([1, 2]) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"modules_to_save": ["lm_head"]}], ids=["alora", "more than lora"])
+def test_target_modules_may_be_a_pattern(tmp_path, options):
+    folder, *_ = adapted(tmp_path, PROMPTS, target_modules=r".*\.[qv]_proj", **options)
+    trained = AnswerSideModel.from_pretrained(folder).trained
+    assert {name.split(".")[-4] for name, _ in trained.named_parameters() if ".lora_A." in name} == {"q_proj", "v_proj"}
 
 
 def test_no_export_speaks_of_an_answer_side_folder(tmp_path, capsys):

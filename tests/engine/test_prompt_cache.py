@@ -39,8 +39,8 @@ def rows():
 
 
 def points(extra=0):
-    """Tokens of each row that the base reads: all of the prompt but its last, or as the row says."""
-    return [row.get("split", row["labels"].count(IGNORED) - 1) - extra for row in rows()]
+    """Tokens of each row that the base reads: all of the prompt but its last and ``extra`` more, or as it says."""
+    return [row.get("split", row["labels"].count(IGNORED) - 1 - extra) for row in rows()]
 
 
 class Reference(nn.Module):
@@ -236,7 +236,7 @@ def tokenizer(hub_folder):
 
 def test_an_adapters_checkpoint_is_pefts_alora_and_a_trainer_resumes_from_it(tmp_path, opened):
     _, open_base = opened
-    data = [{key: value for key, value in row.items() if key != "split"} for row in rows()]
+    data = without_splits()
 
     def run(folder, model, **resume):
         cache = prompt_cache(model, data, extra=1)
@@ -255,6 +255,20 @@ def test_an_adapters_checkpoint_is_pefts_alora_and_a_trainer_resumes_from_it(tmp
     assert ours.generate(prompt, **options).tolist() == theirs.generate(input_ids=prompt, **options).tolist()
     again = run(tmp_path / "out", adapted(open_base()), resume_from_checkpoint=str(tmp_path / "out/checkpoint-2"))
     torch.testing.assert_close(dict(again.named_parameters()), dict(first.named_parameters()), **TOLERANCE)
+
+
+@pytest.mark.parametrize("where", [5, None, 99], ids=["early", "by the record", "in the answer"])
+def test_scores_split_rows_where_the_cache_did(tmp_path, opened, where):
+    _, open_base = opened
+    model, data = open_base(), [{**row, "split": where} for row in rows()]
+    cache = prompt_cache(model, data, extra=0 if where else 2)
+    answer = answer_side(model, cache)
+    with torch.no_grad():
+        model.model.layers[3].mlp.up_proj.weight += 0.1
+        losses = [answer(**collate_answers([item])).loss * (item["labels"] != IGNORED).sum() for item in cache]
+    answer.save_pretrained(tmp_path / "out")
+    found = AnswerSideModel.from_pretrained(tmp_path / "out").score(data)
+    torch.testing.assert_close(found, -torch.stack(losses), **TOLERANCE)
 
 
 def test_a_file_serves_full_weights_and_adapters_and_nothing_else(tmp_path):
@@ -307,6 +321,10 @@ def test_a_plan_gives_the_boundary_and_is_saved_beside_the_weights(hub_folder, t
     assert AnswerSideModel.from_pretrained(tmp_path / "out").record.boundary == cache.boundary == 2
 
 
+def without_splits():
+    return [{name: row[name] for name in ("input_ids", "labels")} for row in rows()]
+
+
 def without_labels():
     return [{"input_ids": row["input_ids"]} for row in rows()]
 
@@ -315,7 +333,7 @@ def without_labels():
     ("change", "options", "message"),
     [
         (lambda: without_labels(), {}, "4 of 4 rows have no prompt part"),
-        (lambda: rows(), {"extra": 9}, "2 of 4 rows have no prompt part"),
+        (lambda: without_splits(), {"extra": 11}, "2 of 4 rows have no prompt part"),
         (lambda: [*rows(), {"input_ids": [5, 6], "labels": [-100, 6]}], {}, "1 of 5 rows have no prompt part"),
         (lambda: rows(), {"plan_or_boundary": 4}, "boundary 4 freezes all layers, so none reads cached prompts"),
         (lambda: rows(), {"plan_or_boundary": 5}, "boundary 5: cached states need 0 to 4 frozen layers"),
@@ -334,8 +352,15 @@ def test_what_would_be_another_model_is_refused(tmp_path):
         answer.generate(torch.tensor([[5, 6]]))
     with pytest.raises(UserError, match="an answer side takes batches of collate_answers"):
         answer(input_ids=torch.tensor([[5, 6]]))
-    with pytest.raises(UserError, match="the cache is of another model"):
+    with pytest.raises(UserError, match="the cache is of another model, whose embedding differs"):
         answer_side(tiny_network(seed=1), cache)
+    other = tiny_network()
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight[0, 0] += 1
+    answer_side(other, cache)  # weights that train may have been trained before
+    for changed, kept in ((other, prompt_cache(model, rows(), 2)), (adapted(copy.deepcopy(other)), cache)):
+        with pytest.raises(UserError, match="the cache is of another model, whose layer-02 differs"):
+            answer_side(changed, kept)
     with pytest.raises(UserError, match="of a cache with its own boundary"):
         answer(**collate_answers(list(prompt_cache(tiny_network(), rows(), 2))))
     with pytest.raises(UserError, match=r"these are not items of salf\.prompt_cache"):
@@ -348,6 +373,22 @@ def test_what_would_be_another_model_is_refused(tmp_path):
     answer.gradient_checkpointing_enable()
     with pytest.raises(UserError, match="gradient checkpointing drops cached keys and values; switch it off"):
         answer(**batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("default", {"bias": "lora_only"}, "bias = lora_only trains the base's own biases"),
+        ("mine", {}, "the one adapter default, not mine"),
+    ],
+)
+def test_adapters_that_a_folder_could_not_hold_are_refused(name, options, message):
+    config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", **options)
+    wrapped = get_peft_model(tiny_network("qwen2"), config, adapter_name=name)
+    cache = prompt_cache(tiny_network("qwen2"), rows())
+    for call, last in ((prompt_cache, rows()), (answer_side, cache)):
+        with pytest.raises(UserError, match=message):
+            call(wrapped, last)
 
 
 def test_any_dataset_and_loader_does():
