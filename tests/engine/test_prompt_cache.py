@@ -379,7 +379,7 @@ def test_what_would_be_another_model_is_refused(tmp_path):
     ("name", "options", "message"),
     [
         ("default", {"bias": "lora_only"}, "bias = lora_only trains the base's own biases"),
-        ("mine", {}, "the one adapter default, not mine"),
+        ("mine", {}, "PEFT's one adapter default, not mine"),
     ],
 )
 def test_adapters_that_a_folder_could_not_hold_are_refused(name, options, message):
