@@ -31,7 +31,7 @@ from stages.report.wording import (
     size,
 )
 
-_BY_TRACE: Final = ("salf", "salf-law")
+_BY_TRACE: Final = ("salf", "salf-law", "salf-deviation-observed")
 
 
 def frontier_section(artifacts: Artifacts) -> Section:
@@ -49,7 +49,7 @@ def frontier_section(artifacts: Artifacts) -> Section:
     )
     section.figures += [*_benefit(plan), _memory(plan)]
     by_trace = {name: chosen for name, chosen in plan.boundaries.items() if name in _BY_TRACE}
-    caption = "Where the trace ends the frozen part: by the gain that salf uses, and by the gain from the law."
+    caption = "Where the trace ends the frozen part: by salf’s gain, by the law, and by the observed deviation."
     section.tables += [_selectors_table("trace-boundaries", caption, plan, by_trace), _frontier_table(plan)]
     section.assumptions = [plan.cost_model.formula, *plan.cost_model.assumptions]
     return section

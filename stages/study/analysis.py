@@ -153,7 +153,10 @@ def by_law(found: Json) -> str:
         if one["models"] in (leading, None):
             said.setdefault(one["claim"], []).append(one["verdict"] + f" ({one['reading']})" * bool(one["models"]))
     claims = " ".join(f"{claim.capitalize()}: {', '.join(verdict)}." for claim, verdict in said.items())
-    return f"Readings of the paper's selector with {leading}: {'; '.join(parts)}. Claims of the abstract. {claims}"
+    return (
+        f"Readings of the paper's selector with {leading} (in the study, salf is the observed deviation, the default "
+        f"of release 0.1.0): {'; '.join(parts)}. Claims of the abstract. {claims}"
+    )
 
 
 def _worse(points: float) -> str:

@@ -101,6 +101,7 @@ class Description(Part):
     methods: dict[str, Arm]
     common: Settings
     evidence: Settings
+    bases: list[str] = []
     reference: Settings | None
     rules: dict[str, Rule]
     models: Annotated[dict[str, Model], Field(min_length=1)]

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from salf.ledger import Machine
 from salf.metrics import Metrics, RunMetrics
 from salf.plan import FreezePlan
 from salf.records import FineTuneClock, FineTuneRecord
+from salf.selectors import Quantity
 from stages.study.agenda import PLAIN, FineTune, Look
 from stages.study.tables import Row
 
@@ -68,6 +70,17 @@ def intervals(look: Look, folder: Path) -> list[Row]:
     if look.source in _TRACES:
         rows += _law_rows(look.source, ScalingLaw.load(folder / "reports/scaling_law.json"))
     return [{**look.case._asdict(), **row} for row in rows]
+
+
+def traces(look: Look, folder: Path) -> list[Row]:
+    """Return the curves of each traced example, means over its answer positions."""
+    rows = pq.read_table(folder / "data/traces", columns=["example_id", *get_args(Quantity)]).to_pandas()
+    facts = {**look.case._asdict(), "basis": look.settings["trace"]["basis"]}
+    return [
+        {**facts, "example_id": name}
+        | {q: np.stack(each[q]).mean(axis=0) for q in get_args(Quantity) if each[q].notna().all()}
+        for name, each in rows.groupby("example_id")
+    ]
 
 
 def _pilot(folder: Path) -> Pilots | None:

@@ -94,6 +94,8 @@ class Progress:
             asked.setdefault(source or PLAIN, (rule.set, {}))[1][name] = rule
         if self.description.reference is not None:
             asked["reference"] = (self.description.reference, {})
+        for basis in self.description.bases:
+            asked[basis] = ({"trace.basis": basis, "trace.losses": 0, "signals.kinds": []}, {})
         for source, (more, rules) in asked.items():
             values = {**self.settings[case].values, **self.description.evidence, **more}
             settings = plan_settings(parameters(self._shipped, values), self.places.project)
@@ -105,6 +107,8 @@ class Progress:
         return [look for look in self.every_look if not self._made(look, rows)]
 
     def _made(self, look: Look, rows: Mapping[tuple[Case, str], Row]) -> bool:
+        if look.source in self.description.bases:
+            return f"deviation ({look.source})" in self.tables.traces.get(look.case, {})
         selectors = [rule.selector for rule in look.rules.values()] or [""]
         found = [rows.get((look.case, name)) for name in look.names]
         kept = self.tables.settings
@@ -180,6 +184,8 @@ class Progress:
             facts = {"settings": self.tables.keep_settings(job.look.settings), "seconds": seconds}
             rows = [{**row, **facts} for row in harvest.choices(job.look, folder)]
             self.tables.keep_choices(rows, harvest.intervals(job.look, folder))
+            if job.look.source in (PLAIN, *self.description.bases):
+                self.tables.keep_traces(harvest.traces(job.look, folder))
             return
         found = []
         for one, (row, said) in zip(

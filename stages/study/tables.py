@@ -37,6 +37,8 @@ _PREDICTIONS: Final = pa.schema(
         ("loss", pa.float32()),
     ]
 )
+_TRACED: Final = ["data_set", "model", "basis"]
+_CURVES: Final = ("deviation", "loss")
 
 
 def columns(text: str) -> dict[str, str]:
@@ -86,8 +88,8 @@ def read_traces(folder: Path) -> Traces:
         return found
     with reading(path, "damaged table"):
         table = pq.read_table(path).to_pandas()
-    for (data_set, model, basis), rows in table.groupby(["data_set", "model", "basis"], observed=True, sort=False):
-        for quantity in ("deviation", "loss"):
+    for (data_set, model, basis), rows in table.groupby(_TRACED, observed=True, sort=False):
+        for quantity in _CURVES:
             if rows[quantity].notna().all():
                 name = quantity if basis == "head" else f"{quantity} ({basis})"
                 found.setdefault(Case(data_set, model), {})[name] = np.stack(rows[quantity]).astype(float)
@@ -126,7 +128,7 @@ class Tables:
         self.runs, self.rates, self.choices, self.intervals = (
             read_table(folder, name) for name in ("runs", "rates", "choices", "intervals")
         )
-        self.settings = read_settings(folder)
+        self.settings, self.traces = read_settings(folder), read_traces(folder)
 
     def keep_settings(self, value: Any) -> str:
         """Save settings under their digest, and return it."""
@@ -153,6 +155,17 @@ class Tables:
         if outcomes:
             self.rates = self._replaced("rates", self.rates, outcomes, ["point", "learning_rate"])
         self.runs = self._replaced("runs", self.runs, [row for row, _ in found], ["point"])
+
+    def keep_traces(self, rows: Sequence[Row]) -> None:
+        """Save traced curves; they replace those of the same cases and bases."""
+        path, new = self.folder / "traces.parquet", pd.DataFrame(rows, columns=[*_TRACED, "example_id", *_CURVES])
+        if path.exists():
+            old = pq.read_table(path).to_pandas()
+            stays = ~pd.MultiIndex.from_frame(old[_TRACED]).isin(pd.MultiIndex.from_frame(new[_TRACED]))
+            new = pd.concat([old[stays], new])
+        with replacing_file(path) as aside:
+            new.to_parquet(aside, index=False, compression="zstd")
+        self.traces = read_traces(self.folder)
 
     def keep_choices(self, rows: Sequence[Row], intervals: Sequence[Row]) -> None:
         """Save selectors' choices and predicted intervals; they replace those of the same selectors and sources."""

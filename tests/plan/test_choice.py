@@ -13,6 +13,7 @@ from salf.plan import FreezePlan
 from salf.selectors import SELECTORS, GainName, Quantity
 from stages.common.params import Plan
 from stages.plan.choice import choose
+from tests.plan.conftest import shipped_params
 
 
 def params(**changes):
@@ -84,6 +85,19 @@ def test_the_law_decides_with_an_interval_and_warns_where_it_does_not_fit(worksp
     assert plan.boundaries["salf-law"].warning in (printed := capsys.readouterr().out)
     assert "from space 3 on does not fit: r² 0.50 is below 0.9" in printed
     assert plan.boundaries["salf-loss-observed"].warning is None
+
+
+def test_the_shipped_reading_is_the_loss_by_the_law_beside_the_observed_deviation(workspace):
+    shipped = {name: shipped_params()["plan"][name] for name in ("quantity", "gain")}
+    assert shipped == {"quantity": "loss", "gain": "law"}
+    plan = workspace.plan(**shipped)
+    assert plan.boundaries["salf"] == plan.boundaries["salf-law"] == plan.boundaries["salf-loss-law"]
+    assert plan.boundaries["salf-deviation-observed"] == workspace.plan().boundaries["salf"] != plan.boundaries["salf"]
+    workspace.rewrite_law(quantities=("deviation",))
+    workspace.rewrite_gains(only=("deviation",))
+    alone = workspace.plan(**shipped)
+    assert (alone.quantity, alone.gain, alone.boundary) == ("deviation", "law", 4)
+    assert "trace.losses is 0" in alone.fallback
 
 
 def test_a_plan_made_before_intervals_and_warnings_is_read(workspace):

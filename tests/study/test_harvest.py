@@ -3,6 +3,8 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stages.study import harvest
@@ -51,6 +53,19 @@ def test_a_selector_without_its_evidence_keeps_the_reason_and_pilots_their_price
     assert ("boundary" in rows["probe"], rows["probe"]["reason"]) == (False, "no signals")
     assert all(row["machine"] and row["cores"] >= 1 for row in rows.values())
     assert [row["rule"] for row in harvest.choices(look("reference"), HERE)] == ["(reference)"]
+
+
+def test_traced_curves_are_means_over_an_example_s_positions(tmp_path):
+    (tmp_path / "data/traces").mkdir(parents=True)
+    rows = [("x", [1.0, 3.0], [4.0, 8.0]), ("y", [5.0, 6.0], None), ("x", [2.0, 1.0], [6.0, 2.0])]
+    for i, part in enumerate((rows[:1], rows[1:])):
+        table = [dict(zip(("example_id", "deviation", "loss"), row, strict=True)) for row in part]
+        pq.write_table(pa.Table.from_pylist(table), tmp_path / f"data/traces/part-{i:05d}.parquet")
+    traced = Look(Case("a", "m"), PLAIN, {}, {}, {"trace": {"basis": "head"}})
+    x, y = harvest.traces(traced, tmp_path)
+    assert [x[name] for name in ("data_set", "model", "basis", "example_id")] == ["a", "m", "head", "x"]
+    assert (x["deviation"].tolist(), x["loss"].tolist()) == ([1.5, 2.0], [5.0, 5.0])
+    assert (y["deviation"].tolist(), y.get("loss")) == ([5.0, 6.0], None)
 
 
 def test_the_budget_counts_for_the_plans_own_selector_alone(made):

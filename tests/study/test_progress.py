@@ -25,6 +25,16 @@ def progress(described, tmp_path, monkeypatch):
     return found
 
 
+def test_a_further_basis_is_traced_until_its_traces_are_kept(progress):
+    wider = progress.description.model_copy(update={"bases": ["head-and-norm"]})
+    asked = Progress(wider, progress.places, progress.tables)
+    looks = {look.case: look for look in asked.looks() if look.source == "head-and-norm"}
+    assert looks[A].settings["trace"]["basis"] == "head-and-norm"
+    row = {**A._asdict(), "basis": "head-and-norm", "example_id": "x", "deviation": [1.0, 0.5]}
+    progress.tables.keep_traces([row])
+    assert [look.case for look in asked.looks() if look.source == "head-and-norm"] == [B]
+
+
 def words(jobs):
     return [job.words for job in jobs]
 

@@ -105,8 +105,12 @@ def test_a_study_with_traces_has_readings_balance_claims_and_a_figure(traced):
     balance = pd.read_csv(traced / "balance.csv").set_index(["data_set", "boundary"])
     assert list(balance.loc["a", "loss_observed"]) == pytest.approx([1.0, 3 / 7, 0.0])  # boundaries 0, 2 and 4
     assert {row["boundaries"] for row in found["readings"]["correlations"]} == {1}
-    claims = {one["verdict"] for one in found["readings"]["claims"]}
-    assert claims <= {"consistent with", "contradicts", "not tested"}
+    claims = found["readings"]["claims"] + summary()["readings"]["claims"]
+    assert {(one["verdict"], one["high"] is not None and one["high"] < 0) for one in claims} == {
+        ("contradicts", True),
+        ("consistent with", False),
+        ("not tested", False),
+    }
     assert "Claims of the abstract" in found["headline"]
     assert (traced / "figures/balance.svg").exists()
     page = json.loads((traced / "page.json").read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from salf.errors import UserError
 from stages.study import runner
 from stages.study.__main__ import main
 from stages.study.runner import Runner
-from stages.study.tables import sole_writer
+from stages.study.tables import read_traces, sole_writer
 from tests.conftest import PROJECT, write_colours, write_params
 
 DESCRIPTION = {
@@ -46,6 +46,7 @@ DESCRIPTION = {
         "evaluate.bootstrap": 20,
     },
     "evidence": {},
+    "bases": ["head-and-norm"],
     "reference": {"trace.sample": 32, "trace.seed": 2},
     "rules": {
         "half": {"selector": "last-n", "set": {"plan.last_n": 2}},
@@ -115,6 +116,10 @@ def test_a_study_is_stopped_resumed_and_never_done_twice(project, capsys):
     names = (("validation_loss",) * 2, ("test_loss", "loss"), ("test_accuracy", "quality"))
     assert all(won[name] == found["full"][column] for name, column in names)
     assert not list((project.parent / "work/jobs").iterdir())
+    traced = read_traces(project / "reports/study")["colours", "tiny"]
+    saved = [float(row["observed"]) for row in rows(project, "intervals.csv") if row["source"] == "plain:deviation"]
+    assert traced["deviation"].mean(axis=0) == pytest.approx(saved, rel=1e-5)  # the means that fit reported
+    assert {name: len(each) for name, each in traced.items()} == {"deviation": 16, "deviation (head-and-norm)": 16}
 
     before = rows(project)
     capsys.readouterr()
@@ -188,7 +193,7 @@ def test_two_do_not_write_the_same_tables(project, folder):
 
 def test_the_plan_of_a_study_runs_nothing(project, capsys):
     main(study("--plan"))
-    assert "1 pairs of dataset and model, 0 fine-tunes finished, 3 plans to make" in capsys.readouterr().out
+    assert "1 pairs of dataset and model, 0 fine-tunes finished, 4 plans to make" in capsys.readouterr().out
     assert not (project.parent / "work").exists()
 
 

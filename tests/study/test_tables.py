@@ -57,6 +57,16 @@ def test_a_run_of_the_same_key_takes_the_place_of_the_older(tmp_path):
     assert points == [tables.runs["point"][0]] * 2 + [tables.runs["point"][1]]
 
 
+def test_traces_of_the_same_pair_and_basis_take_the_place_of_the_older(tmp_path):
+    tables, head, folded = Tables(tmp_path), {"data_set": "a", "model": "m", "basis": "head"}, {"basis": "folded"}
+    curves = {"example_id": "x", "deviation": [2.0, 1.0], "loss": [9.0, 3.0]}
+    tables.keep_traces([{**head, **curves}, {**head, **curves, "example_id": "y"}])
+    tables.keep_traces([{**head, **folded, **curves, "loss": None}])
+    tables.keep_traces([{**head, **curves, "loss": [9.0, 4.0]}])
+    found = {name: each.tolist() for name, each in Tables(tmp_path).traces["a", "m"].items()}
+    assert found == {"deviation": [[2.0, 1.0]], "deviation (folded)": [[2.0, 1.0]], "loss": [[9.0, 4.0]]}
+
+
 def test_other_settings_are_another_run(tmp_path):
     tables = Tables(tmp_path)
     tables.keep_runs([(run(), SAID)])
