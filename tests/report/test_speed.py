@@ -51,6 +51,7 @@ def benchmark(**changes):
                         "of_plain_forward": SPREAD,
                     }
                 ],
+                "answer_side": [],
             }
         ],
         "startup": {"python": SPREAD, "finetune": SPREAD, "finetune+lora": SPREAD},
