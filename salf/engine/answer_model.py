@@ -22,6 +22,7 @@ from salf.engine.boundary_cache.key import tensor_digest
 from salf.engine.models.causal_model import parameter_names
 from salf.engine.models.shards import group_by_unit, write_tensors
 from salf.engine.prefix import IGNORED, Rows, read_rows
+from salf.engine.training.forms import save_adapter
 from salf.errors import UserError, reading
 from salf.families import family_of
 from salf.files import lasting, read_json, sha256_file, write_json
@@ -126,16 +127,10 @@ def save_answer_side(folder: Path, model: Any, record: AnswerSideRecord, plan: F
 
 def _save_adapter(folder: Path, model: Any, record: AnswerSideRecord) -> str:
     """Write PEFT's folder; return the name of the file of weights."""
-    model.save_pretrained(folder, save_embedding_layers=False)  # or PEFT asks the Hub for a vocabulary
-    config = read_json(folder / _PEFT[0])
-    if not isinstance(config["target_modules"], str | None):  # PEFT writes a set
-        config["target_modules"] = sorted(config["target_modules"])
-    config |= {"base_model_name_or_path": record.base.source, "revision": record.base.revision}
-    activated = record.invocation_tokens and not (config["use_dora"] or config["modules_to_save"])
-    if activated:
-        config["alora_invocation_tokens"] = record.invocation_tokens
-    write_json(folder / _PEFT[0], config)
-    if activated:
+    config = save_adapter(model, folder, record.base.source, record.base.revision)
+    plain = config["peft_type"] == "LORA" and not (config["use_dora"] or config["modules_to_save"])
+    if plain and record.invocation_tokens:
+        write_json(folder / _PEFT[0], {**config, "alora_invocation_tokens": record.invocation_tokens})
         return _PEFT[1]
     for theirs, ours in zip(_PEFT, _OURS, strict=True):
         (folder / theirs).replace(folder / ours)
@@ -264,7 +259,7 @@ class AnswerSideModel(nn.Module):
 
         Args:
             input_ids: [B, T], padded on the left.
-            attention_mask: 1 for tokens, [B, T].
+            attention_mask: 1 for tokens, [B, T]; all are tokens unless given, padding too.
             split: how many tokens of each row the base reads; found by the record unless given.
             options: of transformers' `generate`.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,8 @@ from salf.families import family_of
 from salf.parameters import NetworkParameters, layer_index
 from salf.plan import FreezePlan
 from salf.split_point import base_rows
+
+_BASE: Final = "_salf_base"  # where a network keeps its base's hashes, from answer_side on
 
 
 class PromptCache(CachedRows):
@@ -134,7 +136,8 @@ def prompt_cache(
 
     Raises:
         UserError: rows have no prompt part (with their number), memory or disk is too small, the file holds something
-            else, adapters are at or below the boundary, or the model has layers without keys and values.
+            else, adapters are at or below the boundary, the model has layers without keys and values, or it was
+            trained by `answer_side` in the meantime.
     """
     network = network_of(model)
     boundary = frozen_layers(network, plan_or_boundary, scope, least=0)
@@ -143,6 +146,11 @@ def prompt_cache(
     _require_adapters(model, boundary)
     split, labels, prompts = _split(dataset, network.get_input_embeddings().weight.shape[0], extra)
     record = describe(model, boundary, prompts)
+    if vars(network).get(_BASE, record.base.sha256) != record.base.sha256:
+        raise UserError(
+            "the model was trained since its first prompt cache, so it is no longer the base that reads prompts: "
+            "compute all caches first, or save it and use salf.AnswerSideModel, which has score"
+        )
     plan = plan_or_boundary if isinstance(plan_or_boundary, FreezePlan) else None
     with base_alone(model), apart(network) as causal:
         require_positions(causal, split)
@@ -286,6 +294,7 @@ def answer_side(model: nn.Module, cache: PromptCache) -> Any:
         require_twin(network, twin, family, cache.boundary, partial(_after_two, network, cache.boundary))
     tied = network.get_input_embeddings().weight is network.get_output_embeddings().weight
     parameters.train_above(family, cache.boundary, tied_head=tied)
+    vars(network)[_BASE] = units
     for name, parameter in parameters.own.items():  # the base reads prompts with its embeddings; answers share them
         parameter.requires_grad &= not family.before_layers(name)
     if not any(parameter.requires_grad for parameter in model.parameters()):

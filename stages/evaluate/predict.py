@@ -1,7 +1,6 @@
 """Lets a model folder answer the test split."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
 from salf.answer_folder import AnswerSideRecord
-from salf.engine.answer_model import AnswerSideModel, base_network
+from salf.engine.answer_model import AnswerSideModel, base_alone, base_network
 from salf.engine.answers import Reader
 from salf.engine.batches import Example, Split, Start
 from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
@@ -103,8 +102,7 @@ class Predictor:
         boundary = opened.record.boundary
         place = (boundary, *(split.base_rows or ()))
         if place not in self.prompts:
-            lora = opened.record.form == "lora"
-            with opened.trained.disable_adapter() if lora else nullcontext():
+            with base_alone(opened.trained):
                 base = take_apart(opened.base)
                 units = frozen_units(self.shards, base.depth)
                 cache = BoundaryCache(self.cache, base, self.runtime, units, split.shared, self.params.batch_tokens)

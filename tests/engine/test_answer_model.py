@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, LlamaForCausalLM
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -212,6 +212,17 @@ def test_target_modules_may_be_a_pattern(tmp_path, options):
     folder, *_ = adapted(tmp_path, PROMPTS, target_modules=r".*\.[qv]_proj", **options)
     trained = AnswerSideModel.from_pretrained(folder).trained
     assert {name.split(".")[-4] for name, _ in trained.named_parameters() if ".lora_A." in name} == {"q_proj", "v_proj"}
+
+
+def test_an_adapter_of_another_kind_opens_here_alone(tmp_path):
+    source = save_tiny(tmp_path / "base")
+    config = IA3Config(target_modules=["v_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
+    network = get_peft_model(AutoModelForCausalLM.from_pretrained(source), config)
+    save_answer_side(tmp_path / "out", moved(network), describe(network, 0, PROMPTS))
+    assert not (tmp_path / "out/adapter_config.json").exists()
+    expected = reference(AutoModelForCausalLM.from_pretrained(source), network.eval(), [3, 4, 5, 6, 7], 2)
+    found = AnswerSideModel.from_pretrained(tmp_path / "out")(torch.tensor([[3, 4, 5, 6, 7]]), split=[2])
+    torch.testing.assert_close(found.logits[0], expected, **TOLERANCE)
 
 
 def test_no_export_speaks_of_an_answer_side_folder(tmp_path, capsys):

@@ -391,6 +391,16 @@ def test_adapters_that_a_folder_could_not_hold_are_refused(name, options, messag
             call(wrapped, last)
 
 
+def test_a_model_that_was_trained_reads_no_more_prompts():
+    model = tiny_network()
+    answer = answer_side(model, prompt_cache(model, rows(), 2))
+    assert len(prompt_cache(model, rows())) == 4
+    with torch.no_grad():
+        answer.model.norm.weight += 0.1
+    with pytest.raises(UserError, match="the model was trained since its first prompt cache"):
+        prompt_cache(model, rows())
+
+
 def test_any_dataset_and_loader_does():
     model = tiny_network()
     cache = prompt_cache(model, datasets.Dataset.from_list([{"split": None, **row} for row in rows()]))

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -95,11 +95,18 @@ class Lora:
 
     def save(self, folder: Path, base: str, revision: str | None) -> None:
         """Write PEFT's folder."""
-        self.adapters.save_pretrained(folder, save_embedding_layers=False)  # or PEFT asks the Hub for a vocabulary
-        file = folder / "adapter_config.json"
-        config = read_json(file)
-        config["target_modules"].sort()  # PEFT writes a set
-        write_json(file, {**config, "base_model_name_or_path": base, "revision": revision})
+        save_adapter(self.adapters, folder, base, revision)
+
+
+def save_adapter(model: Any, folder: Path, base: str, revision: str | None) -> dict[str, Any]:
+    """Write the folder of PEFT's wrapper ``model``, with the base's name and revision; return its configuration."""
+    model.save_pretrained(folder, save_embedding_layers=False)  # or PEFT asks the Hub for a vocabulary
+    file = folder / "adapter_config.json"
+    config: dict[str, Any] = {**read_json(file), "base_model_name_or_path": base, "revision": revision}
+    if isinstance(config["target_modules"], list):  # PEFT writes a set
+        config["target_modules"].sort()
+    write_json(file, config)
+    return config
 
 
 @dataclass(frozen=True)
