@@ -54,6 +54,12 @@ from salf.plan import FreezePlan
 from salf.split_point import base_rows
 
 _BASE: Final = "_salf_base"  # where a network keeps its base's hashes, from answer_side on
+# Settings of PEFT's with which the base's own weights stay as they are.
+_HARMLESS: Final = {
+    "bias": (None, "none"),
+    "trainable_token_indices": (None,),
+    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
+}
 
 
 class PromptCache(CachedRows):
@@ -197,8 +203,9 @@ def _require_adapters(model: Any, boundary: int) -> None:
     known = getattr(model, "peft_config", {"default": None})
     if list(known) != ["default"]:
         raise UserError(f"answer-side tuning takes PEFT's one adapter default, not {', '.join(known)}")
-    if (bias := getattr(known["default"], "bias", "none")) != "none":
-        raise UserError(f"PEFT's bias = {bias} trains the base's own biases, which read the prompts; set it to none")
+    for name, harmless in _HARMLESS.items():
+        if (value := getattr(known["default"], name, None)) not in harmless:
+            raise UserError(f"PEFT's {name} = {value} changes the base's own weights, which read prompts; leave it out")
     parameters = NetworkParameters.of(model)
     family = family_of(network_of(model).config.model_type, parameters.own)
     if any((layer_index(name, family) or 0) < boundary for name in parameters.added):

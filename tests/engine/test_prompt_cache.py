@@ -378,7 +378,9 @@ def test_what_would_be_another_model_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("default", {"bias": "lora_only"}, "bias = lora_only trains the base's own biases"),
+        ("default", {"bias": "lora_only"}, "bias = lora_only changes the base's own weights"),
+        ("default", {"init_lora_weights": "pissa"}, "init_lora_weights = pissa changes"),
+        ("default", {"trainable_token_indices": [60]}, r"trainable_token_indices = \[60\] changes"),
         ("mine", {}, "PEFT's one adapter default, not mine"),
     ],
 )
