@@ -1,6 +1,7 @@
 """Shared fixtures: the real data beside the project, and a small random model in the hub's layout."""
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,11 @@ from ruamel.yaml import YAML
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PROJECT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure() -> None:
+    """Handle Ctrl-C where a shell's background job ignores it: the children of tests would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
