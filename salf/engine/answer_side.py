@@ -285,6 +285,10 @@ def answer_side(model: nn.Module, cache: PromptCache) -> Any:
     """
     network = network_of(model)
     _require_adapters(model, cache.boundary)
+    if getattr(network.config, "output_router_logits", False):
+        raise UserError(
+            "an auxiliary loss needs the prompts' tokens, too; set the config's output_router_logits to False"
+        )
     form = "weights" if network is model else "lora"
     units = cache.record.base.sha256  # by depth; above the boundary, weights may have been trained before
     fixed = list(units)[: None if form == "lora" else cache.boundary + 1]

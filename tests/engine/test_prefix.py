@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from trl import SFTConfig, SFTTrainer
 
 from salf.callback import FreezePlanCallback
@@ -121,6 +122,18 @@ def test_the_calling_convention_is_the_models_own():
     torch.testing.assert_close(summed, output.loss * (batch["labels"] != -100).sum())
     assert torch.equal(above(inputs_embeds=batch["inputs_embeds"], logits_to_keep=2).logits[2], output.logits[2, -2:])
     assert isinstance(above, type(model))
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe"])
+def test_a_mixtures_auxiliary_loss_is_that_of_the_trained_layers(kind):
+    model = tiny_network(kind, output_router_logits=True)  # and transformers has installed no hooks yet
+    batch = collate_states(list(prefix_states(model, rows(), BOUNDARY)))
+    found = suffix(model, BOUNDARY)(**batch).aux_loss
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row["input_ids"]) for row in rows()], batch_first=True)
+    mask = (ids != 0).long()
+    whole = tiny_network(kind, output_router_logits=True)(ids, attention_mask=mask)
+    expected = load_balancing_loss_func(whole.router_logits[BOUNDARY:], 4, 2, mask)
+    torch.testing.assert_close(found, expected, **TOLERANCE)
 
 
 def test_the_suffix_shares_the_models_tensors_and_saves_the_whole_model(tmp_path):

@@ -369,6 +369,9 @@ def test_what_would_be_another_model_is_refused(tmp_path):
         adapted(answer)
     with pytest.raises(UserError, match="PEFT put adapters at or below boundary 2; give it layers_to_transform above"):
         prompt_cache(adapted(tiny_network()), rows(), 2)
+    mixture = tiny_network("mixtral", output_router_logits=True)
+    with pytest.raises(UserError, match="set the config's output_router_logits to False"):
+        answer_side(mixture, prompt_cache(mixture, rows()))
     answer = answer_side(tiny_network(), cache).train()
     answer.gradient_checkpointing_enable()
     with pytest.raises(UserError, match="gradient checkpointing drops cached keys and values; switch it off"):

@@ -47,12 +47,18 @@ def layer_calls(trunk: nn.Module, layers: nn.ModuleList, last: int, **inputs: An
         inputs.pop("position_ids", None)
     own = vars(layers)["_modules"]
     vars(layers)["_modules"] = recorders
+    # Or transformers would hook the recorders to collect these, and never again the layers.
+    collected = [
+        name for name in ("output_router_logits", "output_hidden_states") if getattr(trunk.config, name, False)
+    ]
     try:
+        vars(trunk.config).update(dict.fromkeys(collected, False))
         trunk(**inputs, use_cache=False)
     except _EnoughRecorded:
         return calls
     finally:
         vars(layers)["_modules"] = own
+        vars(trunk.config).update(dict.fromkeys(collected, True))
     raise RuntimeError(f"the model called {len(calls)} of its layers instead of {last}")
 
 
