@@ -55,3 +55,16 @@ def test_a_taken_port_is_told_before_anything_starts(toy):
     (line,) = refused.stderr.splitlines()
     assert "it is taken" in line
     assert not (toy.root / ".prefect").exists()
+
+
+@pytest.mark.parametrize(("profiles", "port", "why"), [("not [toml", "4200", "Expected '='"), ("", "abc", "'abc'")])
+def test_settings_that_prefect_cannot_read_end_without_a_traceback(toy, profiles, port, why):
+    home = toy.root / "home"
+    home.mkdir()
+    (home / "profiles.toml").write_text(profiles)
+    refused = command(toy.root, "flows.audit", PREFECT_HOME=str(home), PREFECT_SERVER_API_PORT=port)
+    assert refused.returncode == 1
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith("error: Prefect cannot read its settings: ")
+    assert why in last
+    assert "Traceback" not in refused.stderr
