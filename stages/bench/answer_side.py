@@ -1,9 +1,11 @@
 """Answer-side tuning (``salf.prompt_cache``, ``salf.answer_side``) in a Trainer, and the same Trainer without it."""
 
 from contextlib import ExitStack
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
+
+from torch import Tensor
 
 from salf.engine.answer_side import answer_side, collate_answers, prompt_cache
 from stages.bench.contender import Kept, Lap
@@ -21,8 +23,14 @@ Run = tuple[int, bool]  # tokens of a prompt; whether its keys and values are ca
 class AnswerSideTrainer(CachedTrainer):
     """The Trainer over what follows cached prompts, or over whole rows with all positions trained."""
 
+    @cached_property
+    def base(self) -> dict[str, Tensor]:
+        """The weights before any training, which alone may read prompts."""
+        return {name: weights.clone() for name, weights in self.network.state_dict().items()}
+
     def run(self, *, prompt: int, epochs: int, examples: int, cached: bool = False) -> Lap:  # type: ignore[override]
         """Fine-tune all layers on answers of one to three tokens; a cached run's clock includes the prompts."""
+        self.network.load_state_dict(self.base)
         self.freeze(0)
         shape = Shape({"vocab_size": self.network.config.vocab_size}, shared=0, own=(prompt, prompt))
         rows = [labelled(example) for example in random_examples(examples, shape, seed=0)]
