@@ -1,7 +1,6 @@
 """Answer-side tuning (``salf.prompt_cache``, ``salf.answer_side``) in a Trainer, and the same Trainer without it."""
 
-from contextlib import ExitStack
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,14 +9,12 @@ from torch import Tensor
 from salf.engine.answer_side import answer_side, collate_answers, prompt_cache
 from stages.bench.contender import Kept, Lap
 from stages.bench.others import labelled, pad
-from stages.bench.prefix import CachedTrainer, described
-from stages.bench.rounds import in_turn, started
+from stages.bench.prefix import CachedTrainer, Run, both_ways, described
 from stages.bench.workloads import Shape, Task, random_examples
 from stages.common.benchmark import AnswerSideBenchmark, AnswerSidePoint, Spread
 
 PROMPTS: Final = (64, 256, 1024)  # tokens
 EPOCHS: Final = (1, 3)
-Run = tuple[int, bool]  # tokens of a prompt; whether its keys and values are cached
 
 
 class AnswerSideTrainer(CachedTrainer):
@@ -47,19 +44,8 @@ class AnswerSideTrainer(CachedTrainer):
 def measure_answer_side(task: Task, examples: int, repeats: int, kept: Kept, logs: Path) -> AnswerSideBenchmark:
     """Fine-tune after prompts of several lengths, with and without the cache, in turn, round by round."""
     runs: list[Run] = [(prompt, cached) for prompt in PROMPTS for cached in (False, True)]
-    with ExitStack() as stack:
-        names = {"whole": AnswerSideTrainer, "cached": AnswerSideTrainer}
-        contenders = started(stack, names, task, logs)
-        asked = {}
-        for prompt, cached in runs:
-            request = {"prompt": prompt, "cached": cached}
-            asked[f"{task.name}: answer side, {prompt}, {cached}, {examples} examples"] = partial(
-                contenders["cached" if cached else "whole"].ask_warm,
-                {**request, "epochs": 1, "examples": 2 * task.batch_size},
-                {**request, "epochs": max(EPOCHS), "examples": examples},
-            )
-        measured = in_turn(f"answer side, {task.name}: {examples} examples", asked, repeats, kept)
-    laps = {run: [lap["seconds"] for lap in rounds] for run, rounds in zip(runs, measured, strict=True)}
+    requests = {run: {"prompt": run[0], "cached": run[1], "examples": examples} for run in runs}
+    laps = both_ways(task, AnswerSideTrainer, requests, max(EPOCHS), repeats, kept, logs)
     points = [
         _point(laps[prompt, True], laps[prompt, False], prompt, epochs) for prompt in PROMPTS for epochs in EPOCHS
     ]

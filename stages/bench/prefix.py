@@ -1,6 +1,6 @@
 """The public cached prefix (``salf.prefix_states``, ``salf.suffix``) in a Trainer, and the same Trainer without it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +20,7 @@ from stages.bench.workloads import Task
 from stages.common.benchmark import CachedPoint, PrefixBenchmark, Spread
 
 EPOCHS: Final = (1, 3, 5)
-Run = tuple[int, bool]  # boundary; whether its states are cached
+Run = tuple[int, bool]  # boundary, or tokens of a prompt; whether something is cached
 
 
 class CachedTrainer(HuggingFaceTrainer):
@@ -61,20 +61,34 @@ def measure_prefix(task: Task, examples: int, repeats: int, kept: Kept, logs: Pa
     examples = min(examples, len(task.examples))
     boundaries = [task.layers // 2, task.layers * 3 // 4]
     runs: list[Run] = [(0, False), *((boundary, cached) for boundary in boundaries for cached in (False, True))]
-    with ExitStack() as stack:
-        contenders = started(stack, {"recomputed": PrefixTrainer, "cached": PrefixTrainer}, task, logs)
-        asked = {}
-        for boundary, cached in runs:
-            request = {"boundary": boundary, "cached": cached}
-            asked[f"{task.name}: prefix, {boundary}, {cached}, {examples} examples"] = partial(
-                contenders["cached" if cached else "recomputed"].ask_warm,
-                {**request, "epochs": 1, "examples": 2 * task.batch_size},
-                {**request, "epochs": max(EPOCHS), "examples": examples},
-            )
-        measured = in_turn(f"cached prefix, {task.name}: {examples} examples", asked, repeats, kept)
-    laps = {run: [lap["seconds"] for lap in rounds] for run, rounds in zip(runs, measured, strict=True)}
+    requests = {run: {"boundary": run[0], "cached": run[1], "examples": examples} for run in runs}
+    laps = both_ways(task, PrefixTrainer, requests, max(EPOCHS), repeats, kept, logs)
     points = [_point(laps, boundary, epochs) for boundary in boundaries for epochs in EPOCHS]
     return PrefixBenchmark(**described(task, examples, repeats), points=points)
+
+
+def both_ways(
+    task: Task,
+    trainer: type[CachedTrainer],
+    requests: Mapping[Run, Mapping[str, int]],
+    epochs: int,
+    repeats: int,
+    kept: Kept,
+    logs: Path,
+) -> dict[Run, list[list[float]]]:
+    """Seconds at the end of every epoch, by run and round: one process with the cache and one without, in turn."""
+    with ExitStack() as stack:
+        contenders = started(stack, {"plain": trainer, "cached": trainer}, task, logs)
+        asked = {
+            f"{task.name}: {request}": partial(
+                contenders["cached" if cached else "plain"].ask_warm,
+                {**request, "epochs": 1, "examples": 2 * task.batch_size},
+                {**request, "epochs": epochs},
+            )
+            for (_, cached), request in requests.items()
+        }
+        measured = in_turn(f"{trainer.__name__}, {task.name}", asked, repeats, kept)
+    return {run: [lap["seconds"] for lap in rounds] for run, rounds in zip(requests, measured, strict=True)}
 
 
 def described(task: Task, examples: int, repeats: int) -> dict[str, Any]:
