@@ -245,11 +245,11 @@ def repair(ledger: Path) -> Repair:
             put_aside=[number for number, line in enumerate(lines[:-1], 1) if parse(line) is None],
             new_head=len(lines) > 1 and not head.is_file(),
         )
-        told = head.read_text(encoding="utf-8", errors="replace").split() if head.is_file() else []
+        words = head.read_text(encoding="utf-8", errors="replace").split() if head.is_file() else []
         for number in done.put_aside:
             line, following = lines[number - 1], parse(lines[number])
             _put_aside(ledger, line)
-            by_head = told[1] if told[:1] == [str(number)] else hashlib.sha256(line).hexdigest()
+            by_head = words[1] if words[:1] == [str(number)] else hashlib.sha256(line).hexdigest()
             previous = Head(number - 1, _hash(lines[number - 2]) if number > 1 else GENESIS)
             lines[number - 1] = _line(Aside(sha256=following.previous if following else by_head), previous)
         if done.put_aside:

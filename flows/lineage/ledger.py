@@ -69,7 +69,7 @@ class Ledger:
         """Read and check a ledger; no file: no records. A half-written last line is left out."""
         ledger = cls(path)
         try:
-            size, told = _size_and_head(path)
+            size, head = _size_and_head(path)
             end = 0
             for place, line in _lines(path, size):
                 ledger._add(place, line)
@@ -77,7 +77,7 @@ class Ledger:
             ledger.is_torn = end < size
         except OSError as error:
             raise UserError(f"{error.filename or path}: {error.strerror}") from error
-        ledger._check_end(told)
+        ledger._check_end(head)
         return ledger
 
     @property
@@ -180,13 +180,13 @@ class Ledger:
             case Aside():
                 self._asides.add(number)
 
-    def _check_end(self, told: str | None) -> None:
+    def _check_end(self, head: str | None) -> None:
         ends = [f"{number} {sha256}\n" for number, sha256 in enumerate([_BEFORE_THE_FIRST, *self.hashes])][-2:]
         name, count = head_of(self.path).name, len(self.hashes)
         # One record beyond the head is no fault: a writer that was killed in between leaves it.
-        if told is None and count > 1:
+        if head is None and count > 1:
             self.faults.append((count, f"{name} is gone, which proves the newest record (to write it again: repair)"))
-        elif told is not None and told not in ends:
+        elif head is not None and head not in ends:
             text = f"{name} names another last record: the newest record was edited, or records were removed"
             self.faults.append((max(1, count), text))
         unexplained = self._asides.difference(*(repair.put_aside for repair in self.repairs))

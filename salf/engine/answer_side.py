@@ -180,8 +180,8 @@ def _read(
     states = None
     start: Start = Embeddings.after(model, split.prefix)
     if boundary:
-        beside = None if file is None else Path(file).with_suffix(".states.safetensors")
-        states, _ = cached_states(model, runtime, split, boundary, batch_tokens, beside)
+        states_file = None if file is None else Path(file).with_suffix(".states.safetensors")
+        states, _ = cached_states(model, runtime, split, boundary, batch_tokens, states_file)
         start = replace(states, layout=before(states.layout, parts), device=model.device)
     prompts = prompts_of(split.examples, parts)
     layout = Layout.of(prompts, split.shared, batch_tokens)

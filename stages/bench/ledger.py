@@ -97,7 +97,7 @@ def write_ledger(path: Path, records: int) -> None:
 
 
 def newest_result(records: int) -> str:
-    """The hash of the newest judgement in a ledger of this many records; nobody knows the models that it read."""
+    """The hash of the newest judgement in a ledger of this many records, whose models are in no record."""
     return f"{(records // 3 - 1) // 10 * 10:032x}"
 
 
