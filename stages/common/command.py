@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Final
 
-from salf.children import end_with
+from salf.children import end_with_caller
 from salf.errors import BAD_INPUT, INTERRUPTED, UserError
 from stages.common import run_record
 from stages.common.out_of_memory import memory_fault
@@ -74,7 +74,7 @@ def exit_code(
         gc.freeze()  # what was imported stays: no collection looks at it again
         gc.enable()
     if "DVC_STAGE" in os.environ:
-        end_with(os.getppid())  # a DVC that is killed takes its stage along
+        end_with_caller()  # a DVC that is killed takes its stage along
     try:
         run = run_record.begin(argv)
     except OSError as error:

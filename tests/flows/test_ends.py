@@ -156,8 +156,10 @@ def test_killing_make_run_alone_leaves_no_stage_at_work(toy, command, installed,
     run.ends()
 
 
+@pytest.mark.parametrize("shell", ["/bin/sh", "bash"])  # by which DVC calls a stage: dash stays, bash becomes the stage
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_killing_dvc_repro_alone_leaves_no_stage_at_work(toy, command, number):
+def test_killing_dvc_repro_alone_leaves_no_stage_at_work(toy, command, monkeypatch, number, shell):
+    monkeypatch.setenv("SHELL", shell)
     (toy.root / "stage.py").write_text(STAGE)
     (toy.root / "dvc.yaml").write_text("stages: {only: {cmd: python stage.py, deps: [stage.py]}}")
     run = command(sys.executable, "-m", "dvc", "repro")
