@@ -17,9 +17,10 @@ from stages.common.benchmark import Spread
 
 
 def stage_names() -> tuple[str, ...]:
-    """The stages of the graph."""
+    """The rooms that the graph's commands start, each once: several stages may start the same."""
     graph = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text(encoding="utf-8"))
-    return tuple(graph["stages"])
+    commands = (stage["cmd"].split() for stage in graph["stages"].values())
+    return tuple(dict.fromkeys(words[words.index("-m") + 1].removeprefix("stages.") for words in commands))
 
 
 def startup(stages: Sequence[str], repeats: int, kept: Kept) -> dict[str, Spread]:

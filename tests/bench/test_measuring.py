@@ -13,7 +13,7 @@ import torch
 
 from stages.bench import processes
 from stages.bench.contender import Contender, Kept, Lap, PeakMemory
-from stages.bench.processes import deciding, startup
+from stages.bench.processes import deciding, stage_names, startup
 from tests.conftest import PROJECT
 
 CPU = torch.device("cpu")
@@ -116,6 +116,14 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
 def test_a_stage_that_cannot_start_ends_the_benchmark_with_its_reason(tmp_path):
     with pytest.raises(RuntimeError, match="No module named"):
         startup(["no_such_stage"], 1, Kept(tmp_path / "measured.json"))
+
+
+def test_every_stage_whose_start_is_measured_is_a_module_of_its_own(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    names = stage_names()
+    assert {"base", "finetune", "report"} <= set(names)
+    assert len(set(names)) == len(names)
+    assert [name for name in names if not Path("stages", name, "__main__.py").is_file()] == []
 
 
 def alive(pid):
