@@ -94,7 +94,7 @@ class Schedule(Caching, Batches):
     """The settings that all fine-tunes share, pilots included."""
 
     learning_rate: dict[MethodName, RateGrid]
-    schedule: Literal["cosine", "constant"]
+    schedule: Literal["cosine", "constant", "warmup-stable-decay"]
     warmup_share: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     clip_norm: Annotated[float, Field(gt=0)]

@@ -192,7 +192,7 @@ def _outcome(search: Search, rate: float, candidate: Candidate | None) -> GridRa
     found: dict[str, float | None] = {"validation_loss": tried.loss, "validation_accuracy": tried.accuracy}
     if candidate.test is not None:
         reader = Reader(candidate.trainable.model, search.bench.runtime, search.rule, READ_TOKENS)
-        _, found["test_loss"], found["test_accuracy"] = validate(reader, candidate.test, search.bench.processes)
+        _, _, found["test_loss"], found["test_accuracy"] = validate(reader, candidate.test, search.bench.processes)
     return GridRate(rate=rate, **found)
 
 

@@ -22,10 +22,13 @@ class Training(BaseModel):
     curve: list[CurvePoint] = []  # one point per validation
     steps: int = 0  # optimizer steps taken
     flops: int = 0
+    flops_before: int = 0  # of these, before the first step: the frozen layers' pass, and that over prompts
     flops_backward: int = 0  # of these, back-propagation's
+    flops_validation: int = 0  # in addition: reading the validation split
     step_seconds: list[float] = []  # wall-clock of each step with what prepares it, validation left out
     recent_losses: list[float] = []  # of the steps since the last validation
     validation_losses: list[float] = []  # of every validation example at the last validation, nats per answer token
+    validation_hits: list[bool] = []  # whether each was answered right then; empty where answers have no rule
 
 
 @dataclass
@@ -49,14 +52,17 @@ class Checkpoint:
             self.save(done)
             self.saved = time.monotonic()
 
-    def save(self, done: Training) -> None:
-        """Save in place of an earlier checkpoint, which is kept if the disk is full (``OSError``)."""
+    def save(self, done: Training, *, resumes: bool = True) -> None:
+        """Save in place of an earlier checkpoint, which is kept if the disk is full (``OSError``).
+
+        ``resumes``: training goes on from here, and needs the optimizer's state.
+        """
         if self.path is None or not self.writes:
             return
         tensors: dict[str, Tensor] = {}
         for number, parameter in enumerate(self.parameters):
             tensors[str(number)] = parameter
-            if self.optimizer:  # without state: a parameter that has not trained (lately)
+            if self.optimizer and resumes:  # without state: a parameter that has not trained (lately)
                 tensors |= {
                     f"{number}.{name}": value for name, value in self.optimizer.state.get(parameter, {}).items()
                 }

@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import cached_property
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -24,11 +25,15 @@ READ_TOKENS = 1024  # of a pass that reads the validation split
 
 
 class DivergedError(UserError):
-    """The loss of a training is no longer a number."""
+    """The loss of a training is no longer a number; ``training`` is what it had done."""
+
+    def __init__(self, message: str, training: Training) -> None:
+        super().__init__(message)
+        self.training = training
 
 
 def train(job: Job) -> Training:
-    """Train, validate along the way, and at the end.
+    """Train, validate along the way, and at the end, or where the job says to stop for now.
 
     Raises:
         DivergedError: the loss is no longer a number; says at which step and what to try.
@@ -53,15 +58,16 @@ class _Run:
             writes=job.processes.main,
         )
         frozen = job.costs.frozen(job.training)
-        self.done = self.kept.resume(Training(flops=frozen))
+        self.done = self.kept.resume(Training(flops=frozen, flops_before=frozen))
         self.per_epoch = math.ceil(len(job.training) / self.settings.batch_size)
         self.total = self.per_epoch * (job.epochs or self.settings.epochs)
+        self.end = self.total if job.until is None else min(job.until, self.total)
         points = self.settings.evaluations_per_epoch * self.settings.epochs
         self.marks = {round(self.total * n / points) for n in range(points + 1)} if points else set()
 
     def to_the_end(self) -> Training:
         """Take all steps that have not been taken."""
-        job, done = self.job, self.done
+        job, done, begun = self.job, self.done, self.done.steps
         job.processes.agree(done.steps, "steps taken before")
         if 0 < done.steps < self.total:
             print(f"{job.name}: resumes at step {done.steps} of {self.total}", flush=True)
@@ -71,8 +77,8 @@ class _Run:
             if done.steps:
                 advance(done.steps, "resumed")
             epochs = epoch_batches(job.training, self.settings, job.seed, job.processes.count)
-            for parts in islice(chain.from_iterable(epochs), done.steps, self.total):
-                rate = job.rate * rate_factor(done.steps, self.total, self.settings)
+            for parts in islice(chain.from_iterable(epochs), done.steps, self.end):
+                rate = job.rate * rate_factor(done.steps, self.total, self.settings, self.per_epoch)
                 loss = self.stepper.take(parts, rate, done.steps)
                 flops = job.costs.step(parts, done.steps)
                 done.flops, done.flops_backward = done.flops + flops.total, done.flops_backward + flops.backward
@@ -80,18 +86,21 @@ class _Run:
                 done.step_seconds.append(time.perf_counter() - self.clock)
                 self._check(loss, "loss")
                 done.recent_losses.append(loss)
-                if done.steps in self.marks or done.steps == self.total:
+                if done.steps in self.marks or done.steps == self.end:
                     self._validate()
                 advance(1, f"loss {loss:.3f}{self._validated()}")
                 self.kept.save_when_due(done)
                 self.clock = time.perf_counter()
+        if job.until is not None and done.steps > begun:
+            self.kept.save(done, resumes=done.steps < self.total)
         return done
 
     def _check(self, loss: float, name: str) -> None:
         if not math.isfinite(loss):
             raise DivergedError(
                 f"{self.job.name}: the {name} became {loss} at step {self.done.steps} of {self.total} with learning "
-                f"rate {self.job.rate:g}; lower finetune.learning_rate for this method, or set device.dtype to float32"
+                f"rate {self.job.rate:g}; lower finetune.learning_rate for this method, or set device.dtype to float32",
+                self.done,
             )
 
     def _validate(self) -> None:
@@ -100,7 +109,8 @@ class _Run:
         began, read = time.perf_counter(), validate(self.reader, self.job.validation, self.job.processes)
         if done.steps:  # the last update may be what breaks the weights
             self._check(read.loss, "validation loss")
-        done.validation_losses = read.losses
+        done.validation_losses, done.validation_hits = read.losses, read.hits
+        done.flops_validation += self.reading
         done.curve.append(
             CurvePoint(
                 step=done.steps,
@@ -114,6 +124,11 @@ class _Run:
         done.recent_losses.clear()
         self.clock += time.perf_counter() - began
 
+    @cached_property
+    def reading(self) -> int:
+        """FLOPs of a validation; of labels and candidates, those of the right answers alone."""
+        return self.job.costs.reading(self.job.validation)
+
     def _validated(self) -> str:
         """The last validation, if there was one."""
         if not self.done.curve:
@@ -124,13 +139,19 @@ class _Run:
         return f", validation {found}"
 
 
-def rate_factor(step: int, total: int, settings: Finetune) -> float:
-    """Learning rate at a step as a share of its peak: linear warm-up, then constant or a half cosine to 0."""
+def rate_factor(step: int, total: int, settings: Finetune, per_epoch: int) -> float:
+    """Learning rate at a step as a share of its peak: linear warm-up, then the schedule's shape.
+
+    Constant, or a half cosine to 0; ``warmup-stable-decay`` (Hu et al. 2024, arXiv 2404.06395) is constant up to the
+    last epoch, in which it falls linearly to 0.
+    """
     warmup = round(total * settings.warmup_share)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if settings.schedule == "constant":
         return 1.0
+    if settings.schedule == "warmup-stable-decay":
+        return min(1.0, (total - step) / (total - max(warmup, total - per_epoch)))
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
@@ -138,6 +159,7 @@ class Validated(NamedTuple):
     """A split's results: every example's loss, nats per answer token; their mean; accuracy, if answers have a rule."""
 
     losses: list[float]
+    hits: list[bool]  # of every example, if answers have a rule
     loss: float
     accuracy: float | None
 
@@ -153,4 +175,5 @@ def validate(reader: Reader, split: Split, processes: Processes) -> Validated:
     table[:, chosen] = torch.tensor([[answer.loss for answer in answers], hits], dtype=torch.float64)
     table = processes.add_up(table.to(reader.runtime.device))
     loss, accuracy = table.mean(1).tolist()
-    return Validated(table[0].tolist(), loss, accuracy if reader.rule else None)
+    right = table[1].bool().tolist() if reader.rule else []
+    return Validated(table[0].tolist(), right, loss, accuracy if reader.rule else None)

@@ -77,6 +77,7 @@ class Job:
     rate: float  # peak learning rate
     seed: int  # of the order of examples, and of dropout
     epochs: int | None = None  # instead of those of ``settings``, whose schedule is stretched over them
+    until: int | None = None  # the step after which to validate, write a checkpoint and stop; ``None``: the last one
     checkpoint: Path | None = None  # where unfinished training is kept; a run that finds one there resumes it
     processes: Processes = ALONE  # those that train together; each has the same job
 

@@ -116,12 +116,34 @@ def test_a_last_update_that_breaks_the_weights_is_seen_by_the_validation_loss(ex
 
 def test_the_rate_warms_up_and_then_falls_or_stays():
     cosine, constant = params(warmup_share=0.25), params(warmup_share=0.25, schedule="constant")
-    factors = [rate_factor(step, 40, cosine) for step in range(41)]
+    factors = [rate_factor(step, 40, cosine, 10) for step in range(41)]
     assert factors[:10] == sorted(factors[:10])
     assert factors[10] == 1.0
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[40] == pytest.approx(0.0, abs=1e-12)
-    assert {rate_factor(step, 40, constant) for step in range(10, 41)} == {1.0}
+    assert {rate_factor(step, 40, constant, 10) for step in range(10, 41)} == {1.0}
+
+
+@pytest.mark.parametrize(("per_epoch", "stays"), [(10, 30), (20, 20), (40, 10)])  # of one epoch, from the warm-up on
+def test_warmup_stable_decay_falls_in_the_last_epoch_alone(per_epoch, stays):
+    settings = params(warmup_share=0.25, schedule="warmup-stable-decay")
+    factors = [rate_factor(step, 40, settings, per_epoch) for step in range(41)]
+    assert factors[:10] == [rate_factor(step, 40, params(warmup_share=0.25), per_epoch) for step in range(10)]
+    assert factors[10 : stays + 1] == [1.0] * (stays - 9)
+    assert factors[stays:] == pytest.approx([(40 - step) / (40 - stays) for step in range(stays, 41)])
+
+
+def test_a_training_that_stops_for_now_goes_on_to_the_same_weights(examples, tmp_path):
+    whole, parts = (trainable(2) for _ in range(2))
+    settings = params(epochs=2, evaluations_per_epoch=0)
+    expected = run(whole, examples, settings)
+    half = run(parts, examples, settings, checkpoint=tmp_path / "kept", until=3)
+    assert [point.step for point in half.curve] == [3]
+    again = trainable(2)
+    done = run(again, examples, settings, checkpoint=tmp_path / "kept", until=6)
+    assert_equal_weights(again, whole)
+    assert done.curve[1:] == [expected.curve[0].model_copy(update={"train_loss": done.curve[1].train_loss})]
+    assert (done.flops, done.flops_validation) == (expected.flops, 2 * expected.flops_validation)
 
 
 def test_more_epochs_stretch_the_schedule_and_the_validations(examples):
