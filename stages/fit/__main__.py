@@ -1,16 +1,13 @@
 """Stage ``fit``: traces → reports/scaling_law.json, reports/gains.csv."""
 
-import csv
-import io
 import sys
-from collections.abc import Iterable, Sequence
-from math import isnan
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from rich.console import Console
 
-from salf.evidence import LayerGain, ScalingLaw
-from salf.files import write_text
+from salf.evidence import ScalingLaw
+from salf.metrics import write_csv
 from stages.common.command import exit_code, parser_of
 from stages.common.params import Fit, Room
 from stages.fit.analysis import analyse
@@ -52,22 +49,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         quantities={name: found for name, (found, _) in analyses.items()},
     )
     law.save(args.law)
-    write_text(args.gains, _table(gain for _, gains in analyses.values() for gain in gains))
+    rows = [gain.model_dump() for _, gains in analyses.values() for gain in gains]
+    write_csv(args.gains, [{column: _cell(value) for column, value in row.items()} for row in rows])
     for found, _ in analyses.values():  # the report page shows the rest
         for line in (found.verdict, *(f"  note: {note}" for note in found.notes)):
             console.print(line, highlight=False, markup=False)
 
 
-def _table(gains: Iterable[LayerGain]) -> str:
-    """The content of ``gains.csv``: one row per quantity, gain and layer; empty where a gain is undefined."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(LayerGain.model_fields)
-    for gain in gains:
-        *cells, step = (value for _, value in gain)
-        known = ["" if isinstance(value, float) and isnan(value) else value for value in cells]
-        writer.writerow([*known, str(step).lower()])
-    return text.getvalue()
+def _cell(value: Any) -> Any:
+    """A value of ``gains.csv``: empty where a gain is undefined, truth in lower case."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return None if value != value else value  # NaN alone differs from itself
 
 
 if __name__ == "__main__":

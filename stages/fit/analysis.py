@@ -38,25 +38,22 @@ def analyse(name: Quantity, examples: Array, params: Fit) -> tuple[DepthLaw, lis
     """Fit each form to the mean of curves [n, L+1], with bootstrap intervals, and compute the gains."""
     mean = np.maximum(examples.mean(axis=0), _FLOOR)
     resamples = np.maximum(resampled_means(examples, params.bootstrap, params.seed), _FLOOR)
-    assessments, refits = list[Assessment](), list[Array]()
-    theta = thetas = law = laws = None
-    for form in (*LAWS, *BASELINES):
-        if len(mean) > form.points:
-            assessment = assess(form, mean[1:], resamples[:, 1:], params.holdout_layers)
-            again = form.fit(resamples[:, 1:], assessment.fitted.warm).theta  # [B, d]
-            assessments.append(assessment)
-            refits.append(again)
-            if form is POWER_FORM:
-                theta, thetas = assessment.fitted.theta, again
-                law = falling(mean[None])
-                laws = falling(resamples, law.fit.ends[:, :WARM_STARTS])
+    forms = [form for form in (*LAWS, *BASELINES) if len(mean) > form.points]
+    assessments = [assess(form, mean[1:], resamples[:, 1:], params.holdout_layers) for form in forms]
+    refits = [one.form.fit(resamples[:, 1:], one.fitted.warm).theta for one in assessments]  # of each form [B, d]
+    once, often, from_peak = Laws(), Laws(), None
+    if POWER_FORM in forms:
+        law = falling(mean[None])
+        laws = falling(resamples, law.fit.ends[:, :WARM_STARTS])
+        once, often = Laws(assessments[0].fitted.theta, law), Laws(refits[0], laws)
+        from_peak = _from_peak(mean, resamples, int(law.peaks[0]), laws.fit.theta, params)
     best, fits = choose(assessments)
     low, high = interval(resamples, params.confidence)
     p10, p50, p90 = np.percentile(examples, [10, 50, 90], axis=0)
     curves = {"mean": mean, "low": low, "high": high, "p10": p10, "p50": p50, "p90": p90}
     found = DepthLaw(
         examples=len(examples),
-        **{column: [significant(float(value), DIGITS) for value in curve] for column, curve in curves.items()},
+        **{column: _numbers(curve) for column, curve in curves.items()},
         laws=[_law(*pair, assessments, params.confidence) for pair in zip(assessments, refits, strict=True)],
         best=best.form.name,
         fits=fits,
@@ -67,13 +64,12 @@ def analyse(name: Quantity, examples: Array, params: Fit) -> tuple[DepthLaw, lis
         ),
         stability=stabilities(examples, params.bootstrap, params.seed, params.confidence),
         notes=_notes(examples, mean) + [SMOOTH] * fits,
-        falling=law and laws and _falling(mean, resamples, int(law.peaks[0]), laws.fit.theta, params),
+        falling=from_peak,
     )
-    once, often = Laws(theta, law), Laws(thetas, laws)
     return found, all_gains(name, mean, resamples, once, often, params.confidence)
 
 
-def _falling(mean: Array, resamples: Array, peak: int, again: Array, params: Fit) -> FittedLaw:
+def _from_peak(mean: Array, resamples: Array, peak: int, again: Array, params: Fit) -> FittedLaw:
     """The power law from the peak of the mean [L+1] on, judged over these spaces; ``again``: θ of the resamples."""
     forms = (power_from(peak), *BASELINES)
     judged = [assess(form, mean[peak:], resamples[:, peak:], params.holdout_layers) for form in forms]

@@ -9,10 +9,10 @@ smallest total loss stays, and k0 and C count as parameters. Resamples try the k
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from salf.fitting.engine import Fit, fit_law
 from salf.fitting.quasi_newton import Mask
@@ -81,11 +81,11 @@ class _LawForm(Form):
 
 
 class _Onsets(NamedTuple):
-    """Onsets worth trying [O], and starts for each: plateau [O, 1], law [O, d]."""
+    """Onsets worth trying [O], and starts for each: plateau [O, 1], law [O, d]; ``None``: the laws' own grids."""
 
     onsets: Array
-    plateaus: Array
-    thetas: Array
+    plateaus: Array | None = None
+    thetas: Array | None = None
 
 
 class _TailForm(Form):
@@ -99,7 +99,7 @@ class _TailForm(Form):
     def fit(self, curves: Array, warm: Any = None) -> Fitted:
         # Without `warm` all onsets are scanned roughly and the likely ones fitted to the end.
         known: _Onsets = warm or self._scan(curves)
-        plateau, tail = self._fit_onsets(curves, known.onsets, known.plateaus, known.thetas)
+        plateau, tail = self._fit_onsets(curves, known)
         tried = len(known.onsets)
         best = (plateau.loss + tail.loss).reshape(-1, tried).argmin(axis=1)
         chosen = np.arange(len(curves)) * tried + best
@@ -109,25 +109,20 @@ class _TailForm(Form):
     def _scan(self, curves: Array) -> _Onsets:
         onsets = np.arange(PLATEAU + 1, curves.shape[1] - TAIL + 2, dtype=float)
         mean = curves.mean(axis=0, keepdims=True)
-        plateau, tail = self._fit_onsets(mean, onsets, max_iterations=SCAN)
+        plateau, tail = self._fit_onsets(mean, _Onsets(onsets), SCAN)
         likely = np.sort(np.argsort(plateau.loss + tail.loss, kind="stable")[:WARM_ONSETS])
         return _Onsets(onsets[likely], plateau.theta[likely], tail.theta[likely])
 
-    def _fit_onsets(
-        self,
-        curves: Array,
-        onsets: Array,
-        plateaus: Array | None = None,
-        thetas: Array | None = None,
-        max_iterations: int = 1000,
-    ) -> tuple[Fit, Fit]:
+    def _fit_onsets(self, curves: Array, known: _Onsets, max_iterations: int = 1000) -> tuple[Fit, Fit]:
         """Plateau and law for every (curve, onset) pair, curve by curve."""
+        onsets, *seeds = known
         count, spaces = len(curves), _spaces(curves)
         in_tail = np.tile((spaces >= onsets[:, None]).astype(float), (count, 1))  # [C·O, n]
         repeated = np.repeat(curves, len(onsets), axis=0)
+        starts = [None if seed is None else np.tile(seed[:, None], (count, 1, 1)) for seed in seeds]  # [C·O, 1, d]
         return (
-            fit_law(CONSTANT, spaces, repeated, 1 - in_tail, _starts(plateaus, count), max_iterations),
-            fit_law(POWER, spaces, repeated, in_tail, _starts(thetas, count), max_iterations),
+            fit_law(CONSTANT, spaces, repeated, 1 - in_tail, starts[0], max_iterations),
+            fit_law(POWER, spaces, repeated, in_tail, starts[1], max_iterations),
         )
 
     def curve(self, theta: Array, spaces: Array) -> Array:
@@ -154,7 +149,7 @@ class _IsotonicForm(Form):
     points = 1
 
     def fit(self, curves: Array, warm: Any = None) -> Fitted:  # noqa: ARG002 (the fit is direct)
-        levels = np.array([_non_increasing(row) for row in np.log(curves).tolist()])
+        levels = np.array([isotonic_regression(row, increasing=False).x for row in np.log(curves)])
         return Fitted(levels, np.ones(len(curves), dtype=bool), None)
 
     def curve(self, theta: Array, spaces: Array) -> Array:
@@ -172,26 +167,8 @@ def power_from(first: int) -> Form:
     return _LawForm(POWER, first)
 
 
-def _non_increasing(values: Sequence[float]) -> list[float]:
-    """The nearest non-increasing sequence in least squares, by pooling adjacent violators (Ayer et al. 1955)."""
-    pools: list[tuple[float, int]] = []  # mean and size
-    for value in values:
-        mean, size = value, 1
-        while pools and pools[-1][0] <= mean:
-            before, count = pools.pop()
-            mean = (before * count + mean * size) / (count + size)
-            size += count
-        pools.append((mean, size))
-    return [mean for mean, size in pools for _ in range(size)]
-
-
 def _spaces(curves: Array) -> Array:
     return np.arange(1, curves.shape[1] + 1, dtype=float)
-
-
-def _starts(seeds: Array | None, count: int) -> Array | None:
-    """One start for every (curve, onset) pair, [C·O, 1, d]."""
-    return None if seeds is None else np.tile(seeds[:, None, :], (count, 1, 1))
 
 
 POWER_FORM: Final = _LawForm(POWER)
