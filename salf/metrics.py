@@ -8,7 +8,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -109,21 +109,26 @@ class Baseline(Scored):
     n: int
 
 
-class RunMetrics(Baseline):
+class Costs(_Record):
+    """Counted costs, and shares of full fine-tuning's; means over seeds may be broken numbers."""
+
+    flops: int | float
+    flops_share: float | None = None
+    flops_backward: int | float | None = None
+    flops_backward_share: float | None = None
+    epochs: int | float
+    steps: int | float
+    trained_parameters: int | float
+    trained_share: float | None = None
+    boundary: int | float
+    boundary_before_budget: int | float | None = None
+
+
+class RunMetrics(Baseline, Costs):
     """A fine-tuned model: its scores, its counted cost, and shares of full fine-tuning with the same seed."""
 
     method: str
     seed: int
-    boundary: int
-    boundary_before_budget: int | None
-    trained_parameters: int
-    trained_share: float | None
-    flops: int
-    flops_share: float | None
-    flops_backward: int | None = None
-    flops_backward_share: float | None = None
-    epochs: int
-    steps: int
     learning_rate: float
     grid: list[GridRate]
     validation_loss: float | None
@@ -139,20 +144,10 @@ class EqualCompute(_Record):
     full_validation_loss: float | None = None
 
 
-class MethodMetrics(Scored):
+class MethodMetrics(Scored, Costs):
     """A method: means over its seeds (whole where all agree), and, where full fine-tuning was run, what it shares."""
 
     seeds: list[int]
-    flops: float
-    flops_share: float | None = None
-    flops_backward: float | None = None
-    flops_backward_share: float | None = None
-    epochs: float
-    steps: float
-    trained_parameters: int | float
-    trained_share: float | None = None
-    boundary: int | float
-    boundary_before_budget: int | float | None = None
     differences: dict[str, Difference] = {}
     at_equal_compute: EqualCompute | None = None
 
@@ -200,6 +195,15 @@ class Measured(BaseModel):
         """Training, the cache of boundary states included."""
         return self.seconds_training + self.seconds_cache
 
+    def relative_to(self, full: Self) -> Self:
+        """The same with its shares of full fine-tuning."""
+        shares = {
+            "seconds_share": self.seconds / full.seconds,
+            "seconds_per_step_share": self.seconds_per_step / full.seconds_per_step,
+            "peak_memory_share": self.peak_memory_bytes / full.peak_memory_bytes,
+        }
+        return self.model_copy(update=shares)
+
 
 def write_comparison(path: Path, metrics: Metrics, measured: Mapping[str, Measured]) -> None:
     """Write ``comparison.csv``: a row per baseline and method, with what was measured of each method."""
@@ -207,9 +211,9 @@ def write_comparison(path: Path, metrics: Metrics, measured: Mapping[str, Measur
         {"kind": "baseline", "name": name, **scored.model_dump()} for name, scored in metrics.baselines.items()
     ]
     for name, method in metrics.methods.items():
-        known = method.model_dump(exclude_unset=True, exclude={"at_equal_compute"})
+        known = method.model_dump(exclude_unset=True, exclude={"at_equal_compute", "seeds"})
         costs = measured[name].model_dump(exclude_none=True)
-        rows.append({"kind": "method", "name": name, **known, **costs, "seeds": len(method.seeds)})
+        rows.append({"kind": "method", "name": name, "seeds": len(method.seeds), **known, **costs})
     write_csv(path, rows)
 
 

@@ -1,8 +1,8 @@
 """Baselines: the most frequent answer, and bag-of-words with logistic regression."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
+from statistics import multimode
 from typing import Final
 
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -23,15 +23,12 @@ def answers(training: Sequence[Example], test: Sequence[Example]) -> dict[str, l
 
 def majority(training: Sequence[Example], test: Sequence[Example]) -> list[str]:
     """Answer with the most frequent training label; ties go to the first in order of name."""
-    counts = Counter(example.label or "" for example in training)
-    commonest = min(counts, key=lambda label: (-counts[label], label))
-    return [commonest] * len(test)
+    return [min(multimode(example.label or "" for example in training))] * len(test)
 
 
 def commonest_place(training: Sequence[Example], test: Sequence[Example]) -> list[str]:
     """Answer with the candidate at the most frequent place of the right one; the last one where there are fewer."""
-    places = Counter(_right(example) for example in training)
-    place = min(places, key=lambda at: (-places[at], at))
+    place = min(multimode(_right(example) for example in training))
     return [example.candidates[min(place, len(example.candidates) - 1)].text for example in test]
 
 
@@ -65,9 +62,6 @@ def _right(example: Example) -> int:
 
 def _bag_of_words(texts: Sequence[str]) -> Pipeline:
     """Features are words, or characters where no text has a word: smileys, operators."""
-    pattern = _WORD if any(re.search(_WORD, text) for text in texts) else None
-    analyzer = "word" if pattern else "char"
-    return make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=pattern, analyzer=analyzer),
-        LogisticRegression(C=10.0, max_iter=2000),
-    )
+    known = {"token_pattern": _WORD} if any(re.search(_WORD, text) for text in texts) else {"analyzer": "char"}
+    features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, **known)
+    return make_pipeline(features, LogisticRegression(C=10.0, max_iter=2000))

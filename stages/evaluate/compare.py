@@ -8,15 +8,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from salf.metrics import SCORES, Difference, EqualCompute, Measured, MethodMetrics, Metrics, RunMetrics
+from salf.metrics import SCORES, Costs, Difference, EqualCompute, Measured, MethodMetrics, Metrics, RunMetrics
 from salf.records import CurvePoint, FineTuneClock, FineTuneRecord
 from stages.evaluate.scores import Statistic, intervals, mean_of
 
-_OF_THE_RUN: Final = (
-    *("seed", "boundary", "boundary_before_budget", "trained_parameters", "flops", "flops_backward"),
-    *("epochs", "steps", "learning_rate", "grid"),
-)
-_MEANS: Final = ("flops", "flops_share", "flops_backward", "flops_backward_share", "epochs", "steps")
+_OF_THE_RUN: Final = RunMetrics.model_fields.keys() & FineTuneRecord.model_fields.keys() - {"method"}
 # The same for every seed, unless a method draws its layers.
 _SAME: Final = ("trained_parameters", "trained_share", "boundary", "boundary_before_budget")
 
@@ -27,12 +23,17 @@ def run_metrics(
     run: FineTuneRecord, full: FineTuneRecord | None, scores: Mapping[str, Statistic], examples: int
 ) -> RunMetrics:
     """The metrics of a run, relative to full fine-tuning with the same seed; ``examples``: of the test split."""
+
+    def share(key: str) -> float | None:
+        part, whole = getattr(run, key), getattr(full, key, None)
+        return None if part is None or not whole else part / whole
+
     return RunMetrics(
         method=run.label,
         **{key: getattr(run, key) for key in _OF_THE_RUN},
-        flops_share=run.flops / full.flops if full else None,
-        flops_backward_share=_share(run.flops_backward, full.flops_backward if full else None),
-        trained_share=run.trained_parameters / full.trained_parameters if full else None,
+        flops_share=share("flops"),
+        flops_backward_share=share("flops_backward"),
+        trained_share=share("trained_parameters"),
         validation_loss=run.last.validation_loss,
         validation_accuracy=run.last.validation_accuracy,
         scores=intervals(scores),
@@ -40,17 +41,11 @@ def run_metrics(
     )
 
 
-def _share(part: int | None, whole: int | None) -> float | None:
-    return None if part is None or not whole else part / whole
-
-
 def compare_methods(
     runs: Mapping[str, RunMetrics], curves: Mapping[str, Curve], scores: Mapping[str, Mapping[str, Statistic]]
 ) -> dict[str, MethodMetrics]:
     """Compare the methods, by means over seeds; all arguments are keyed by the run's name."""
-    by_method: dict[str, list[str]] = {}
-    for name, run in runs.items():
-        by_method.setdefault(run.method, []).append(name)
+    by_method = _by_method(runs)
     own = {
         method: {score: mean_of([scores[name][score] for name in names]) for score in scores[names[0]]}
         for method, names in by_method.items()
@@ -58,19 +53,24 @@ def compare_methods(
     compared = {}
     for method, names in by_method.items():
         known: dict[str, Any] = {"seeds": [runs[name].seed for name in names], "scores": intervals(own[method])}
-        for key in (*_MEANS, *_SAME):
+        for key in Costs.model_fields:
             values = [value for name in names if (value := getattr(runs[name], key)) is not None]
             if values:
                 known[key] = values[0] if key in _SAME and len(set(values)) == 1 else float(np.mean(values))
         if "full" in own:
-            gaps = {name: own[method][name] - own["full"][name] for name in own[method]}
+            gaps = {score: mine - own["full"][score] for score, mine in own[method].items()}
             known["differences"] = {
-                name: Difference(value=gap.value, low=gap.low, high=gap.high, detectable=gap.detectable)
-                for name, gap in gaps.items()
+                score: Difference.model_validate(gap, from_attributes=True) for score, gap in gaps.items()
             }
             known["at_equal_compute"] = _at_equal_compute(names, runs, curves)
         compared[method] = MethodMetrics(**known)
     return compared
+
+
+def _by_method(runs: Mapping[str, RunMetrics]) -> dict[str, list[str]]:
+    """The runs' names by method."""
+    methods = dict.fromkeys(run.method for run in runs.values())
+    return {method: [name for name, run in runs.items() if run.method == method] for method in methods}
 
 
 def _at_equal_compute(
@@ -100,22 +100,11 @@ def full_at_equal_compute(curve: Curve, flops: float) -> dict[str, float] | None
 def measured_of(runs: Mapping[str, RunMetrics], clocks: Mapping[str, FineTuneClock]) -> dict[str, Measured]:
     """Return what each method cost on this machine, mean over its seeds, and as shares of full fine-tuning."""
     keys = ("seconds_per_step", "seconds_training", "seconds_cache", "peak_memory_bytes")
-    means = {}
-    for method in dict.fromkeys(run.method for run in runs.values()):
-        mine = [clocks[name] for name, run in runs.items() if run.method == method]
-        means[method] = Measured(**{key: float(np.mean([getattr(one, key) for one in mine])) for key in keys})
-    full = means.get("full")
-    if full is None:
-        return means
-    shares = {
-        method: {
-            "seconds_share": one.seconds / full.seconds,
-            "seconds_per_step_share": one.seconds_per_step / full.seconds_per_step,
-            "peak_memory_share": one.peak_memory_bytes / full.peak_memory_bytes,
-        }
-        for method, one in means.items()
+    means = {
+        method: Measured(**{key: float(np.mean([getattr(clocks[name], key) for name in names])) for key in keys})
+        for method, names in _by_method(runs).items()
     }
-    return {method: one.model_copy(update=shares[method]) for method, one in means.items()}
+    return {method: one.relative_to(means["full"]) for method, one in means.items()} if "full" in means else means
 
 
 def print_metrics(metrics: Metrics) -> None:

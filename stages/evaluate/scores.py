@@ -165,4 +165,4 @@ def score(predictions: Predictions, quality: str, bootstrap: Bootstrap) -> dict[
 
 def intervals(scores: Mapping[str, Statistic]) -> dict[str, Interval]:
     """Return each score with the ends of its interval, without its resamples."""
-    return {name: Interval(value=one.value, low=one.low, high=one.high) for name, one in scores.items()}
+    return {name: Interval.model_validate(one, from_attributes=True) for name, one in scores.items()}
