@@ -49,7 +49,7 @@ WORDS: Final = {
     word.name: word
     for word in (
         Word("all", "positions", "salf.engine.answers:training_states"),
-        Word("answer", "positions", "salf.engine.answers:answer_side_states", not_with=(FIRST_N, LISA), fits=("lora",)),
+        Word("answer", "positions", "salf.engine.answers:training_states", not_with=(FIRST_N, LISA), fits=("lora",)),
         Word("weights", "form", "salf.engine.training.forms:Weights", trains="the weights themselves"),
         Word(
             "lora",

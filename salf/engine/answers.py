@@ -10,7 +10,7 @@ from torch import Tensor
 from salf.cost import HEAD_ROWS
 from salf.engine.batches import Batch, Example, Split, Start, inference_batches
 from salf.engine.models.adapter import CausalModel
-from salf.engine.models.attention import AfterPrompts, Packing, Prompts
+from salf.engine.models.attention import Beginning, Packing, Prompts
 from salf.engine.models.walk import run, run_to_answers, walk_beginning
 from salf.engine.rules import CandidateRule, LabelTree, LogProbabilities, Path, Rule, preferences
 from salf.engine.runtime import Runtime
@@ -32,25 +32,16 @@ class Embeddings:
         """Start after the P token ids that all prompts share."""
         return cls(model, torch.tensor(list(beginning), dtype=torch.long, device=model.device))
 
-    @property
-    def shared(self) -> int:
-        """P."""
-        return len(self.ids)
-
     def beginning(self) -> Tensor | None:
         """See :class:`Start`."""
-        return self.model.embed(self.ids, self._places) if self.shared else None
+        places = torch.arange(len(self.ids), device=self.ids.device)
+        return self.model.embed(self.ids, places) if len(self.ids) else None
 
     def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
         """See :class:`Start`; one look-up for all rows, so that the matrix gets one gradient."""
-        places = batch.positions
-        if not joined:
-            return self.model.embed(batch.ids, places)
-        return self.model.embed(torch.cat([self.ids, batch.ids]), torch.cat([self._places, places]))
-
-    @property
-    def _places(self) -> Tensor:
-        return torch.arange(self.shared, device=self.ids.device)
+        first = self.ids if joined else self.ids[:0]
+        places = torch.arange(len(first), device=first.device)
+        return self.model.embed(torch.cat([first, batch.ids]), torch.cat([places, batch.positions]))
 
 
 def start_of(split: Split, model: CausalModel) -> Start:
@@ -58,13 +49,23 @@ def start_of(split: Split, model: CausalModel) -> Start:
     return split.start or Embeddings.after(model, split.prefix)
 
 
+def begin(start: Start, batch: Batch, walked: Beginning | None = None) -> tuple[Tensor, Packing]:
+    """States of a batch's rows where their pass begins, [rows, hidden], and how these attend.
+
+    The shared prefix is part of the pass unless it was ``walked``, or the base has read it with the prompts.
+    """
+    if isinstance(start, AnswerSide):
+        return start.begin(batch)
+    packing = Packing.of(batch.lengths, batch.ids.device, past=batch.shared, walked=walked)
+    return start.states(batch, joined=walked is None), packing
+
+
 def training_states(model: CausalModel, start: Start, batch: Batch, *, recompute: bool = False) -> Tensor:
-    """Space L of the batch's M answer positions, [M, hidden]; shared prefix and batch in one pass.
+    """Space L of the batch's M answer positions, [M, hidden].
 
     ``recompute``: back-propagation keeps only the input of each layer (gradient checkpointing).
     """
-    packing = Packing.of(batch.lengths, batch.ids.device, past=batch.shared)
-    states = start.states(batch, joined=True)  # [P + N, hidden]
+    states, packing = begin(start, batch)
     return run_to_answers(model, states, start.space, packing, batch.answers, recompute=recompute)
 
 
@@ -129,15 +130,16 @@ class AnswerSide:
     below: PromptSource  # at layers 1..space, where states are not cached; may be ``prompts``
     cached: Start | None = None  # boundary states of the own tokens; ``None``: from the embeddings, for every batch
 
-    def begin(self, batch: Batch) -> tuple[Tensor, AfterPrompts]:
+    def begin(self, batch: Batch) -> tuple[Tensor, Packing]:
         """States of a batch's own tokens, [N, hidden], and how the layers above attend."""
-        prompts = self.prompts.of(batch)
-        packing = AfterPrompts.after(prompts, batch.lengths)
+        packing = Packing.of(batch.lengths, self.model.device, prompts=self.prompts.of(batch))
         if self.cached is not None:
             return self.cached.states(batch), packing
         states = self.model.embed(batch.ids, batch.positions)
         if self.space:
-            below = packing if self.below is self.prompts else AfterPrompts.after(self.below.of(batch), batch.lengths)
+            below = packing
+            if self.below is not self.prompts:
+                below = Packing.of(batch.lengths, self.model.device, prompts=self.below.of(batch))
             with torch.no_grad(), self.runtime.autocast():
                 states = run(self.model, states, 0, self.space, below)
         return states, packing
@@ -149,12 +151,6 @@ class AnswerSide:
     def states(self, batch: Batch, **_: bool) -> Tensor:
         """States of a batch's own tokens, [N, hidden]."""
         return self.begin(batch)[0]
-
-
-def answer_side_states(model: CausalModel, start: AnswerSide, batch: Batch, *, recompute: bool = False) -> Tensor:
-    """Space L of the batch's M answer positions, [M, hidden]; trained weights act after the prompts alone."""
-    states, packing = start.begin(batch)
-    return run_to_answers(model, states, start.space, packing, batch.answers, recompute=recompute)
 
 
 @dataclass(frozen=True)
@@ -224,11 +220,10 @@ class Reader:
         """Losses by answer token, and log probabilities of the first tokens of all that may be preferred."""
         losses: list[tuple[float, ...]] = [()] * len(split.examples)
         roots: list[LogProbabilities] = [{}] * len(split.examples)
-        for index, batch, nats, first in self._batches(split):
-            for i, own in zip(index, _by_example(batch, nats), strict=True):
+        for index, nats, first in self._batches(split):
+            for i, own, row in zip(index, nats, first, strict=True):
                 losses[i] = tuple(-nat for nat in own)
-            if self.rule is not None:
-                for i, row in zip(index, first, strict=True):
+                if self.rule is not None:
                     roots[i] = _at(row, self._beginnings(split.examples[i]))
             advance(len(index))
         return losses, roots
@@ -238,17 +233,17 @@ class Reader:
             return self.rule.branches[()]
         return tuple(dict.fromkeys(one.ids[0] for one in example.candidates))
 
-    def _batches(self, split: Split, *, ends: bool = False) -> Iterator[tuple[list[int], Batch, Tensor, Tensor]]:
-        """Yield B examples, their batch, and log probabilities: of the M answer tokens, [M], and [B, vocabulary].
+    def _batches(self, split: Split, *, ends: bool = False) -> Iterator[tuple[list[int], list[list[float]], Tensor]]:
+        """Yield B examples, the log probabilities of each one's answer tokens, and [B, vocabulary] of them.
 
         The latter are those of each answer's first token, or with ``ends`` of its last one.
         """
         start = start_of(split, self.model)
         with self.runtime.autocast():
-            begin = self._beginning(start)
+            walked = walk_beginning(self.model, start.beginning(), start.space, self.model.depth)
             for index in inference_batches(split.lengths, self.batch_tokens):
                 batch = split.batch(index).to(self.model.device)
-                states, packing = begin(batch)
+                states, packing = begin(start, batch, walked)
                 last = run_to_answers(self.model, states, start.space, packing, batch.answers)
                 following = batch.answer_index.roll(-1)  # 0 after the end of an answer
                 asked = (following if ends else batch.answer_index) == 0
@@ -257,32 +252,23 @@ class Reader:
                     log_probabilities = self.model.logits(last[rows]).float().log_softmax(-1)  # [m, vocabulary]
                     nats.append(log_probabilities.gather(1, batch.targets[rows, None])[:, 0])
                     chosen.append(log_probabilities[asked[rows]])
-                yield index, batch, torch.cat(nats), torch.cat(chosen)
-
-    def _beginning(self, start: Start) -> Callable[[Batch], tuple[Tensor, Packing]]:
-        """Batch to the states of its own tokens and how they are packed."""
-        if isinstance(start, AnswerSide):
-            return start.begin
-        beginning = walk_beginning(self.model, start.beginning(), start.space, self.model.depth)
-        return lambda batch: (
-            start.states(batch),
-            Packing.of(batch.lengths, self.model.device, walked=beginning),
-        )
+                by_example = torch.cat(nats).cpu().split(batch.rows.cpu().bincount().tolist())
+                yield index, [own.tolist() for own in by_example], torch.cat(chosen)
 
     def _look(self, tree: LabelTree, split: Split, questions: Sequence[tuple[int, Path]]) -> list[LogProbabilities]:
         """Next-token log probabilities after a prompt and the first tokens of an answer."""
         # The last token of an answer is never read, only predicted: any token will do.
         asked = _asked(split, [(i, (*path, 0)) for i, path in questions])
         answers: list[LogProbabilities] = [{}] * len(questions)
-        for index, _, _, log_probabilities in self._batches(asked, ends=True):
+        for index, _, log_probabilities in self._batches(asked, ends=True):
             for row, i in zip(log_probabilities, index, strict=True):
                 answers[i] = _at(row, tree.branches[questions[i][1]])
         return answers
 
     def _sums(self, split: Split, questions: Sequence[tuple[int, Path]]) -> list[float]:
         sums = [0.0] * len(questions)
-        for index, batch, nats, _ in self._batches(_asked(split, questions)) if questions else ():
-            for i, own in zip(index, _by_example(batch, nats), strict=True):
+        for index, nats, _ in self._batches(_asked(split, questions)) if questions else ():
+            for i, own in zip(index, nats, strict=True):
                 sums[i] = sum(own)
         return sums
 
@@ -295,11 +281,6 @@ def _asked(split: Split, questions: Sequence[tuple[int, Path]]) -> Split:
         return Split(examples, split.shared)
     kept = split.subset([i for i, _ in questions])
     return replace(kept, examples=examples, start=replace(split.start, cached=None))
-
-
-def _by_example(batch: Batch, nats: Tensor) -> Iterator[list[float]]:
-    """Log probabilities [M] of the answer tokens, by example."""
-    yield from (part.tolist() for part in nats.cpu().split(batch.rows.cpu().bincount().tolist()))
 
 
 def _at(log_probabilities: Tensor, tokens: Sequence[int]) -> LogProbabilities:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from salf.engine.answers import Reader, answer_side_states
+from salf.engine.answers import Reader, training_states
 from salf.engine.batches import Candidate, Example, Split
 from salf.engine.boundary_cache.folder import write_states
 from salf.engine.boundary_cache.prompts import Columns, PromptLayers, answer_side, cache_prompts
@@ -91,7 +91,7 @@ def compare(kind, boundary, how, **overrides):
             parameter.requires_grad_(network in (tuned, theirs[1]) and trains_after(name, kind, boundary))
     model, start = ours(base, tuned, boundary, kind, how)
     batch = Split(EXAMPLES, SHARED, start, base_rows=ENDS).batch([2, 0, 3, 1])
-    logits = model.logits(answer_side_states(model, start, batch))
+    logits = model.logits(training_states(model, start, batch))
     order = [(EXAMPLES[i], ENDS[i]) for i in (2, 0, 3, 1)]
     expected = torch.cat([by_transformers(*theirs, *one) for one in order])
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)

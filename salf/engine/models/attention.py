@@ -35,87 +35,6 @@ class Beginning:
 
 
 @dataclass(frozen=True)
-class Packing:
-    """A pass's rows, divided into sequences: the shared prefix, if it is part of the pass, then each one's own."""
-
-    past: int  # P, tokens that every sequence attends to before its own
-    sequences: int  # B
-    longest: int  # T, tokens of the longest sequence
-    slots: Tensor  # where each of the N own tokens is in a padded [B, T] grid, [N]
-    walked: Beginning | None  # the shared prefix, if it was walked before; else its P rows are part of the pass
-    remember: dict[int, KeysValues] | None  # where this pass leaves its keys and values, by layer
-
-    @classmethod
-    def of(
-        cls,
-        lengths: Sequence[int],
-        device: torch.device,
-        *,
-        past: int = 0,
-        walked: Beginning | None = None,
-        remember: dict[int, KeysValues] | None = None,
-    ) -> Self:
-        """Sequences of ``lengths`` own tokens each, after a prefix of ``past`` tokens or one that was ``walked``."""
-        longest = max(lengths)
-        slots = torch.cat([row * longest + torch.arange(length) for row, length in enumerate(lengths)])
-        past = past if walked is None else len(walked.states)
-        return cls(past, len(lengths), longest, slots.to(device), walked, remember)
-
-    @property
-    def beginning_rows(self) -> int:
-        """Rows of this pass that belong to the beginning."""
-        return self.past if self.walked is None else 0
-
-    def position_ids(self) -> Tensor:
-        """The position of every row inside its prompt, [1, rows]."""
-        beginning = torch.arange(self.beginning_rows, device=self.slots.device)
-        return torch.cat([beginning, self.past + self.slots % self.longest])[None]
-
-    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kernel: Any, window: int) -> Tensor:
-        """Attention of packed [1, heads, rows, head size]; returns [1, rows, heads, head size]."""
-        start = self.beginning_rows
-        first, own = query.split([start, len(self.slots)], dim=2)
-        keys, values = self.keys_values(module, key, value)
-        attended = _from_grid(kernel(self.grid(own), keys, values, self._own_mask(window)), self.slots)
-        if not start:
-            return attended
-        beginning = kernel(first, key[:, :, :start], value[:, :, :start], self._mask(0, start, window))
-        return torch.cat([beginning, attended], dim=1)
-
-    def keys_values(self, module: nn.Module, key: Tensor, value: Tensor) -> KeysValues:
-        """Keys and values of each sequence: [1, heads, rows, head size] to [B, heads, P + T, head size], twice."""
-        if self.remember is not None:
-            self.remember[_number(module)] = (key, value)
-        both = []
-        for number, rows in enumerate((key, value)):
-            # Split, not sliced: the gradient is then one concatenation instead of two padded sums.
-            beginning, own = rows.split([self.beginning_rows, len(self.slots)], dim=2)
-            if self.walked is not None:
-                beginning = self.walked.keys_values[_number(module)][number]
-            both.append(torch.cat([beginning.expand(self.sequences, -1, -1, -1), self.grid(own)], dim=2))
-        return both[0], both[1]
-
-    def grid(self, own: Tensor) -> Tensor:
-        """The sequences' own rows, [1, heads, N, head size] to [B, heads, T, head size], zeros after their ends."""
-        return _to_grid(own, self.slots, self.sequences, self.longest)
-
-    def visible(self, steps: Tensor, most: int, window: int) -> Tensor:
-        """Mask of the keys that ``most`` own tokens a sequence see, at ``steps`` [B · most]; [B, 1, most, keys]."""
-        positions = steps + self.past
-        return _visible(positions, self.past + self.longest, window).view(self.sequences, 1, most, -1)
-
-    def _own_mask(self, window: int) -> Tensor | None:
-        return self._mask(self.past, self.longest, window)
-
-    def _mask(self, past: int, tokens: int, window: int) -> Tensor | None:
-        """Mask of the keys that ``tokens`` queries after ``past`` keys see, [1, 1, tokens, past + tokens]."""
-        if not past and tokens <= window:
-            return None  # plain causal attention has a faster kernel of its own
-        rows = torch.arange(past, past + tokens, device=self.slots.device)
-        return _visible(rows, past + tokens, window)[None, None]
-
-
-@dataclass(frozen=True)
 class Prompts:
     """Keys and values of the prompts of B sequences: of a shared prefix of P rows, then at most T' rows of each."""
 
@@ -139,57 +58,114 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class AfterPrompts(Packing):
-    """Sequences that go on where prompts end: their keys and values, which another pass computed, come first."""
+class Packing:
+    """A pass's rows, divided into sequences: the shared prefix, if it is part of the pass, then each one's own.
 
-    prompts: Prompts
-    masks: dict[int, Tensor] = field(default_factory=dict, repr=False)  # of the own tokens, by window
+    What the sequences attend to before their own tokens is a prefix of P tokens in the same pass, one that was walked
+    before, or prompts that another pass computed.
+    """
+
+    past: int  # P; 0 with prompts
+    sequences: int  # B
+    longest: int  # T, tokens of the longest sequence
+    slots: Tensor  # where each of the N own tokens is in a padded [B, T] grid, [N]
+    walked: Beginning | None = None
+    prompts: Prompts | None = None
+    remember: dict[int, KeysValues] | None = None  # where this pass leaves its keys and values, by layer
+    leaves: bool = False  # leaves a layer with its keys and values (``KeysValuesReady``) instead of attending
+    masks: dict[int, Tensor | None] = field(default_factory=dict, repr=False)  # of the own tokens, by window
 
     @classmethod
-    def after(cls, prompts: Prompts, lengths: Sequence[int]) -> Self:
-        """Sequences of ``lengths`` own tokens each."""
-        made = Packing.of(lengths, prompts.lengths.device)
-        return cls(0, made.sequences, made.longest, made.slots, None, None, prompts)
+    def of(
+        cls,
+        lengths: Sequence[int],
+        device: torch.device,
+        *,
+        past: int = 0,
+        walked: Beginning | None = None,
+        prompts: Prompts | None = None,
+        remember: dict[int, KeysValues] | None = None,
+    ) -> Self:
+        """Sequences of ``lengths`` own tokens each, after one of: ``past`` tokens of this pass, ``walked``, prompts."""
+        longest = max(lengths)
+        slots = torch.cat([row * longest + torch.arange(length) for row, length in enumerate(lengths)])
+        past = past if walked is None else len(walked.states)
+        return cls(past, len(lengths), longest, slots.to(device), walked, prompts, remember)
+
+    @property
+    def beginning_rows(self) -> int:
+        """Rows of this pass that belong to the beginning."""
+        return self.past if self.walked is None else 0
+
+    @property
+    def firsts(self) -> Tensor:
+        """The position of each sequence's first own token, [B], or [1] if it is the same in all."""
+        return self.prompts.firsts if self.prompts else torch.full((1,), self.past, device=self.slots.device)
 
     def position_ids(self) -> Tensor:
-        """See :class:`Packing`."""
-        return (self.prompts.firsts[self.slots // self.longest] + self.slots % self.longest)[None]
+        """The position of every row inside its prompt, [1, rows]."""
+        beginning = torch.arange(self.beginning_rows, device=self.slots.device)
+        firsts = self.firsts.expand(self.sequences)
+        return torch.cat([beginning, firsts[self.slots // self.longest] + self.slots % self.longest])[None]
 
-    def keys_values(self, module: nn.Module, key: Tensor, value: Tensor) -> KeysValues:
-        """[1, heads, rows, head size] to [B, heads, P + T' + T, head size], twice."""
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kernel: Any, window: int) -> Tensor:
+        """Attention of packed [1, heads, rows, head size]; returns [1, rows, heads, head size]."""
+        keys, values = self._keys_values(module, key, value)
+        if self.leaves:
+            raise KeysValuesReady((keys, values))
+        start = self.beginning_rows
+        first, own = query.split([start, len(self.slots)], dim=2)
+        attended = _from_grid(kernel(self.grid(own), keys, values, self._own_mask(window)), self.slots)
+        if not start:
+            return attended
+        places = torch.arange(start, device=query.device)[None]
+        mask = None if start <= window else _visible(places, places, window)
+        beginning = kernel(first, key[:, :, :start], value[:, :, :start], mask)
+        return torch.cat([beginning, attended], dim=1)
+
+    def _keys_values(self, module: nn.Module, key: Tensor, value: Tensor) -> KeysValues:
+        """[1, heads, rows, head size] to those that each sequence sees, [B, heads, keys, head size], twice."""
+        number: Any = module.layer_idx  # transformers numbers its attention modules from 0
+        if self.remember is not None:
+            self.remember[number] = (key, value)
+        given = (
+            self.prompts.of_layer(number) if self.prompts else [self.walked.keys_values[number]] if self.walked else []
+        )
         both = []
-        for own, shared, past in zip((key, value), *self.prompts.of_layer(_number(module)), strict=True):
-            both.append(torch.cat([shared.expand(self.sequences, -1, -1, -1), past, self.grid(own)], dim=2))
+        for at, rows in enumerate((key, value)):
+            # Split, not sliced: the gradient is then one concatenation instead of two padded sums.
+            beginning, own = rows.split([self.beginning_rows, len(self.slots)], dim=2)
+            before = [one[at] for one in given] or [beginning]
+            parts = [part.expand(self.sequences, -1, -1, -1) for part in before]
+            both.append(torch.cat([*parts, self.grid(own)], dim=2))
         return both[0], both[1]
 
-    def visible(self, steps: Tensor, most: int, window: int) -> Tensor:
-        """See :class:`Packing`; [B, 1, most, P + T' + T]."""
-        positions = self.prompts.firsts[:, None] + steps.view(self.sequences, most)
-        return _between(positions[:, :, None], self.prompts.columns(self.longest)[:, None], window)[:, None]
+    def grid(self, own: Tensor) -> Tensor:
+        """The sequences' own rows, [1, heads, N, head size] to [B, heads, T, head size], zeros after their ends."""
+        return _to_grid(own, self.slots, self.sequences, self.longest)
 
-    def _own_mask(self, window: int) -> Tensor:
+    def visible(self, steps: Tensor, window: int) -> Tensor:
+        """Mask of the keys that own tokens see, by their numbers in their sequences, [B or 1, n]: [.., 1, n, keys]."""
+        if self.prompts:
+            columns = self.prompts.columns(self.longest)
+        else:
+            columns = torch.arange(self.past + self.longest, device=steps.device)[None]
+        return _visible(self.firsts[:, None] + steps, columns, window)
+
+    def _own_mask(self, window: int) -> Tensor | None:
         if window not in self.masks:
-            steps = torch.arange(self.longest, device=self.slots.device).repeat(self.sequences)
-            self.masks[window] = self.visible(steps, self.longest, window)
+            # Plain causal attention has a faster kernel of its own.
+            plain = not (self.past or self.prompts) and self.longest <= window
+            steps = torch.arange(self.longest, device=self.slots.device)[None]
+            self.masks[window] = None if plain else self.visible(steps, window)
         return self.masks[window]
 
 
 class KeysValuesReady(Exception):  # noqa: N818 (nothing went wrong: the rest of the layer is not wanted)
-    """Leaves a layer as soon as its keys and values are there."""
+    """Leaves a layer as soon as its keys and values are there, each [B, heads, keys, head size]."""
 
     def __init__(self, keys_values: KeysValues) -> None:
         self.keys_values = keys_values
-
-
-@dataclass(frozen=True)
-class KeysValuesOnly:
-    """In place of a packing: leaves the layer with what its sequences would attend to."""
-
-    packing: Packing
-
-    def attend(self, module: nn.Module, _query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
-        """Never returns: raises ``KeysValuesReady`` with keys and values, each [B, heads, P + T, head size]."""
-        raise KeysValuesReady(self.packing.keys_values(module, key, value))
 
 
 @dataclass(frozen=True)
@@ -198,7 +174,7 @@ class ChosenRows:
 
     packing: Packing  # how all rows form sequences
     chosen: Tensor  # the M rows among the sequences' N own tokens, ascending
-    keys_values: KeysValues  # of all rows, each [B, heads, P + T, head size]
+    keys_values: KeysValues  # of all rows, each [B, heads, keys, head size]
 
     def attend(self, _module: nn.Module, query: Tensor, _k: Tensor, _v: Tensor, kernel: Any, window: int) -> Tensor:
         """Attention of the rows' queries [1, heads, M, head size]; returns [1, M, heads, head size]."""
@@ -210,18 +186,15 @@ class ChosenRows:
         firsts = counts.cumsum(0) - counts
         places = sequence * most + torch.arange(len(slots), device=slots.device) - firsts[sequence]
         steps = step.new_zeros(packing.sequences * most).index_copy(0, places, step)
-        mask = packing.visible(steps, most, window)
+        mask = packing.visible(steps.view(packing.sequences, most), window)
         attended = kernel(_to_grid(query, places, packing.sequences, most), *self.keys_values, mask)
         return _from_grid(attended, places)
 
 
-def _visible(positions: Tensor, keys: int, window: int) -> Tensor:
-    """Mask of the ``keys`` keys that a query at each position sees, [positions, keys]."""
-    return _between(positions[:, None], torch.arange(keys, device=positions.device), window)
-
-
-def _between(positions: Tensor, columns: Tensor, window: int) -> Tensor:
-    return (columns <= positions) & (columns > positions - window)
+def _visible(positions: Tensor, columns: Tensor, window: int) -> Tensor:
+    """Mask of the keys at ``columns`` [B, keys] that queries at ``positions`` [B, n] see, [B, 1, n, keys]."""
+    queries, keys = positions[:, None, :, None], columns[:, None, None]
+    return (keys <= queries) & (keys > queries - window)
 
 
 def _to_grid(packed: Tensor, places: Tensor, sequences: int, longest: int) -> Tensor:
@@ -235,14 +208,7 @@ def _to_grid(packed: Tensor, places: Tensor, sequences: int, longest: int) -> Te
 def _from_grid(padded: Tensor, places: Tensor) -> Tensor:
     """[sequences, longest, heads, head size] to [1, N, heads, head size]."""
     rows = padded.flatten(0, 1)
-    if len(places) < len(rows):
-        rows = rows.index_select(0, places)
-    return rows[None]
-
-
-def _number(module: nn.Module) -> int:
-    number: Any = module.layer_idx  # transformers numbers its attention modules from 0
-    return number
+    return (rows.index_select(0, places) if len(places) < len(rows) else rows)[None]
 
 
 def packed_attention(
@@ -251,7 +217,7 @@ def packed_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    packing: Packing | KeysValuesOnly | ChosenRows | None = None,
+    packing: Packing | ChosenRows | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **options: Any,
@@ -261,10 +227,10 @@ def packed_attention(
     Soft-capped scores (Gemma 2) are computed as transformers' ``eager`` does: ``sdpa`` knows no cap. So are short
     sequences on a CPU, whose fused kernel is slow there when it goes backwards.
     """
-    few = isinstance(packing.packing if isinstance(packing, ChosenRows) else packing, AfterPrompts)
+    rows = packing.packing if isinstance(packing, ChosenRows) else packing
 
     def kernel(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        if softcap is not None or (packing is not None and _short(keys, queries.shape[2] if few else None)):
+        if softcap is not None or (rows is not None and _short(keys, queries.shape[2] if rows.prompts else None)):
             return _by_products(module, queries, keys, values, mask, softcap, **options)
         return sdpa_attention_forward(module, queries, keys, values, mask, **options)[0]
 
@@ -313,7 +279,7 @@ def _by_products(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is None:
-        mask = _visible(torch.arange(keys - queries, keys, device=query.device), keys, sys.maxsize)[None, None]
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
     scores = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, dropout, module.training)

@@ -9,13 +9,12 @@ A recomputed pass keeps the input of each layer for back-propagation and runs th
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from salf.engine.models.attention import Beginning, ChosenRows, KeysValues, KeysValuesOnly, KeysValuesReady, Packing
+from salf.engine.models.attention import Beginning, ChosenRows, KeysValues, KeysValuesReady, Packing
 from salf.engine.models.causal_model import CausalModel, LayerCall, apply
 
 
@@ -88,8 +87,7 @@ def run_to_keys_values(
     *below, end = model.calls(last, packing.position_ids())[first:]
     for call in below:
         states = _through(call, states, packing)
-    with suppress(KeysValuesReady):
-        _through(end, states, KeysValuesOnly(packing))
+    _keys_values(end, states, packing)
     return found
 
 
@@ -97,16 +95,20 @@ def _through_at_answers(
     call: LayerCall, at_answers: LayerCall, states: Tensor, packing: Packing, answers: Tensor
 ) -> Tensor:
     """[rows, hidden] through one layer to [M, hidden]: keys and values of all rows, the rest of the chosen ones."""
-    try:
-        _through(call, states, KeysValuesOnly(packing))
-    except KeysValuesReady as ready:
-        queries = ChosenRows(packing, answers, ready.keys_values)
-    else:
-        raise RuntimeError("the last layer does not hand the packing to its attention")
+    queries = ChosenRows(packing, answers, _keys_values(call, states, packing))
     return _through(at_answers, states[packing.beginning_rows + answers], queries)
 
 
-def _through(call: LayerCall, states: Tensor, packing: Packing | KeysValuesOnly | ChosenRows) -> Tensor:
+def _keys_values(call: LayerCall, states: Tensor, packing: Packing) -> KeysValues:
+    """The keys and values that each sequence sees at a layer, of which nothing else is computed."""
+    try:
+        _through(call, states, replace(packing, leaves=True))
+    except KeysValuesReady as ready:
+        return ready.keys_values
+    raise RuntimeError("the last layer does not hand the packing to its attention")
+
+
+def _through(call: LayerCall, states: Tensor, packing: Packing | ChosenRows) -> Tensor:
     """Packed rows [rows, hidden] through one layer."""
     return call.run(states[None], attention_mask=None, packing=packing)[0]
 
@@ -119,24 +121,14 @@ def _walk_padded(
     A causal layer never looks back from there: the model's own masks for unpadded sequences of the grid's length do.
     It holds for attention and recurrences alike.
     """
-    grid = _to_grid(states, packing, first)
+    beginning, own = states.split([packing.beginning_rows, len(packing.slots)])
+    if packing.walked is not None:
+        beginning = packing.walked.spaces[first]
+    copies = beginning.expand(packing.sequences, -1, -1)
+    grid = torch.cat([copies, packing.grid(own[None, None])[:, 0]], dim=1)  # [B, P + T, hidden]
     positions = torch.arange(grid.shape[1], device=grid.device).expand(grid.shape[:2])
     for call in model.calls(last, positions)[first:]:
         grid = apply(call.run, grid, recompute=recompute)
-        yield _from_grid(grid, packing)
-
-
-def _to_grid(rows: Tensor, packing: Packing, space: int) -> Tensor:
-    """Packed rows [rows, hidden] of a space to [B, P + T, hidden], zeros after a sequence's end."""
-    beginning, own = rows.split([packing.beginning_rows, len(packing.slots)])
-    if packing.walked is not None:
-        beginning = packing.walked.spaces[space]
-    empty = own.new_zeros(packing.sequences * packing.longest, own.shape[1])
-    grid = empty.index_copy(0, packing.slots, own).view(packing.sequences, packing.longest, -1)
-    return torch.cat([beginning.expand(packing.sequences, -1, -1), grid], dim=1)
-
-
-def _from_grid(grid: Tensor, packing: Packing) -> Tensor:
-    """[B, P + T, hidden] to packed rows; the beginning's, where they are in the pass, are the first copy's."""
-    own = grid[:, packing.past :].flatten(0, 1).index_select(0, packing.slots)
-    return torch.cat([grid[0, : packing.beginning_rows], own])
+        own = grid[:, packing.past :].flatten(0, 1).index_select(0, packing.slots)
+        # Of a beginning that is in the pass, the first copy.
+        yield torch.cat([grid[0, : packing.beginning_rows], own])

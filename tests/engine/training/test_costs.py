@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from salf import cost
 from salf.cost import Flops
-from salf.engine.answers import Embeddings, Reader, answer_side_states, training_logits
+from salf.engine.answers import Embeddings, Reader, training_logits, training_states
 from salf.engine.batches import Batch, Split
 from salf.engine.boundary_cache.prompts import PromptLayers, answer_side, cache_prompts
 from salf.engine.boundary_cache.states import cache_boundary
@@ -211,7 +211,7 @@ def test_answers_alone_cost_what_pytorch_counts(technique, boundary, kept, recom
     start = answer_side(model, RUNTIME, split, source, states, boundary)
     parts = [split.batch(part) for part in cut(range(len(EXAMPLES)), 2)]
     done = counted_passes(
-        lambda: [model.logits(answer_side_states(model, start, part, recompute=recompute)) for part in parts]
+        lambda: [model.logits(training_states(model, start, part, recompute=recompute)) for part in parts]
     )
     total = Flops()
     for part in parts:
