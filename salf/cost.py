@@ -17,8 +17,7 @@ of a batch is computed once and counts once.
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from salf.shape import ModelShape
-from salf.sizes import LinearMap
+from salf.shape import LinearMap, ModelShape
 
 FLOAT32_BYTES: Final = 4
 HEAD_ROWS: Final = 1024  # answer positions whose logits exist at one time: answers may be whole texts

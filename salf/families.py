@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from salf.errors import UserError
 
 if TYPE_CHECKING:
-    from salf.config import Config
+    from salf.shape import Config
 
 Flag = tuple[str, bool]  # an entry of config.json, and what holds where it is absent
 _NEVER: Final[Flag] = ("", False)
@@ -23,7 +23,7 @@ _ALWAYS: Final[Flag] = ("", True)
 
 @dataclass(frozen=True)
 class Build:
-    """The build of a family's layers, for the cost model (:mod:`salf.sizes`); the defaults are Llama's."""
+    """The build of a family's layers, for the cost model (:mod:`salf.shape`); the defaults are Llama's."""
 
     attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")  # or two: queries, keys and values are fused
     attention_bias: Flag = ("attention_bias", False)
@@ -77,12 +77,14 @@ class Family:
 
         Layers count from 1, as in the paper; numbers are padded so that names sort by depth.
         """
-        if self.before_layers(parameter):
-            return "embedding"
-        if parameter.startswith(f"{self.layers}."):
-            index = int(parameter.removeprefix(f"{self.layers}.").split(".", 1)[0])
+        if (index := self.layer_index(parameter)) is not None:
             return layer_unit(index + 1, layers)
-        return "final"
+        return "embedding" if self.before_layers(parameter) else "final"
+
+    def layer_index(self, parameter: str) -> int | None:
+        """The layer that a parameter belongs to, counted from 0; ``None`` outside the layers."""
+        inside = parameter.removeprefix(f"{self.layers}.")
+        return None if inside == parameter else int(inside.partition(".")[0])
 
     def before_layers(self, parameter: str) -> bool:
         """Whether a parameter makes space 0."""

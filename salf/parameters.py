@@ -65,23 +65,18 @@ class NetworkParameters:
 
 def trained_names(names: Iterable[str], family: Family, boundary: int, *, tied_head: bool) -> list[str]:
     """Filter the parameter names that train above a boundary, in the order given."""
-    return [name for name in names if _trains(name, family, boundary, tied_head)]
 
+    def trains(name: str) -> bool:
+        if (index := family.layer_index(name)) is not None:
+            return index >= boundary  # layer boundary + 1 is the first that trains
+        if family.before_layers(name):
+            return boundary == 0
+        if name.startswith(f"{family.norm}."):
+            return True
+        if name.startswith(f"{family.head}."):
+            return boundary == 0 or not tied_head
+        raise UserError(
+            f"parameter {name} belongs neither to the embeddings nor to a layer, the final norm or the head"
+        )
 
-def layer_index(name: str, family: Family) -> int | None:
-    """The layer that a parameter belongs to, counted from 0; ``None`` outside the layers."""
-    inside = name.removeprefix(f"{family.layers}.")
-    return None if inside == name else int(inside.split(".", 1)[0])
-
-
-def _trains(name: str, family: Family, boundary: int, tied_head: bool) -> bool:
-    index = layer_index(name, family)
-    if index is not None:
-        return index >= boundary  # layer boundary + 1 is the first that trains
-    if family.before_layers(name):
-        return boundary == 0
-    fates = {family.norm: True, family.head: boundary == 0 or not tied_head}
-    for prefix, fate in fates.items():
-        if name.startswith(f"{prefix}."):
-            return fate
-    raise UserError(f"parameter {name} belongs neither to the embeddings nor to a layer, the final norm or the head")
+    return [name for name in names if trains(name)]

@@ -25,7 +25,7 @@ from salf.errors import UserError
 from salf.families import Family, family_of
 from salf.files import read_json, write_json
 from salf.methods import frozen_by_name
-from salf.parameters import CausalModel, NetworkParameters, layer_index
+from salf.parameters import CausalModel, NetworkParameters
 from salf.records import fault_of
 from salf.selectors import SELECTORS, GainName, Quantity, SelectorName
 
@@ -191,7 +191,7 @@ def _differences(plan: FreezePlan, family: Family, own: Mapping[str, Any]) -> li
     if embedding is None:
         return [f"it has no parameter {family.embedding}.weight (apply the plan before DDP or FSDP wraps the model)"]
     expected, wanted = plan.model, (plan.model.vocabulary, plan.model.hidden)
-    layers = len({layer_index(name, family) for name in own} - {None})
+    layers = len({family.layer_index(name) for name in own} - {None})
     tied = f"{family.head}.weight" not in own
     total = sum(_count(parameter) for parameter in own.values())
     facts = [

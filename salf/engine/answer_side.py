@@ -49,7 +49,7 @@ from salf.engine.suffix import (
 )
 from salf.errors import UserError
 from salf.families import family_of
-from salf.parameters import NetworkParameters, layer_index
+from salf.parameters import NetworkParameters
 from salf.plan import FreezePlan
 from salf.split_point import base_rows
 
@@ -208,7 +208,7 @@ def _require_adapters(model: Any, boundary: int) -> None:
             raise UserError(f"PEFT's {name} = {value} changes the base's own weights, which read prompts; leave it out")
     parameters = NetworkParameters.of(model)
     family = family_of(network_of(model).config.model_type, parameters.own)
-    if any((layer_index(name, family) or 0) < boundary for name in parameters.added):
+    if any((family.layer_index(name) or 0) < boundary for name in parameters.added):
         raise UserError(f"PEFT put adapters at or below boundary {boundary}; give it layers_to_transform above")
 
 
