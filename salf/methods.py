@@ -35,6 +35,7 @@ class Word:
     trains: str = ""  # what the model card says that it trains
     layers_alone: bool = False  # embeddings, final norm and head stay as they are, so that layers have to train
     counted_as: Technique = "weights"  # how the cost model counts its steps
+    averages: bool = True  # a mean of what trains is the mean of the weights
     not_with: tuple[str, ...] = ()  # scopes that it cannot be combined with
     fits: tuple[str, ...] | None = None  # the only words that it can be combined with; ``None``: all
 
@@ -58,6 +59,7 @@ WORDS: Final = {
             trains="LoRA adapters, merged into the weights",
             layers_alone=True,
             counted_as="lora",
+            averages=False,
             not_with=(FIRST_N, LISA),
         ),
         Word("cross-entropy", "objective", "salf.engine.training.step:cross_entropy"),

@@ -22,7 +22,7 @@ from pydantic import (
 
 from salf.errors import UserError
 from salf.files import write_text
-from salf.records import Artifact, GridRate
+from salf.records import Artifact, GridRate, KeptWeights
 from salf.settings import Quality
 
 SCORES: Final = {
@@ -133,6 +133,9 @@ class RunMetrics(Baseline, Costs):
     grid: list[GridRate]
     validation_loss: float | None
     validation_accuracy: float | None
+    kept: list[KeptWeights] = []
+    looks: int | None = None
+    steps_planned: int | None = None
 
 
 class EqualCompute(_Record):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from salf.errors import UserError
 from salf.files import read_json, require, write_json
 from salf.methods import Method, method_of
-from salf.settings import ChoiceScore, Device, Finetune
+from salf.settings import ChoiceScore, Device, Finetune, Keep
 from salf.shape import ModelShape
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -228,14 +228,30 @@ class CurvePoint(BaseModel):
     validation_accuracy: float | None
 
 
-class GridRate(BaseModel):
-    """Results of one learning rate; null where training diverged, unset on the test split where no other was tried."""
+class _Results(BaseModel):
+    """Results of a training; those on the test split are unset where there was nothing to choose from."""
 
-    rate: float
     validation_loss: float | None
     validation_accuracy: float | None
     test_loss: float | None = None
     test_accuracy: float | None = None
+
+
+class GridRate(_Results):
+    """Results of one learning rate; null where training diverged."""
+
+    rate: float
+
+
+class KeptWeights(_Results):
+    """Results of the weights that an entry of ``finetune.keep`` gives.
+
+    ``step`` is that of the best look at the validation split, or the run's last.
+    """
+
+    keep: Keep
+    step: int
+    validation_loss: float
 
 
 class FineTuneParams(BaseModel):
@@ -267,9 +283,12 @@ class FineTuneRecord(Artifact):
     validation_examples: int
     epochs: int
     steps: int
-    flops: int
+    flops: int  # of all steps; and of the looks at the validation split, where they decided something
     flops_backward: int | None = None  # of these, back-propagation's; None in records made before it was counted
     curve: list[CurvePoint]
+    kept: list[KeptWeights] = []  # the model's weights first; unset where they are the last of all planned steps
+    looks: int | None = None  # validations that decided which weights are kept or when training ended
+    steps_planned: int | None = None  # set with looks
     params: FineTuneParams
     plan_sha256: str
     base_sha256: str
@@ -287,9 +306,24 @@ class FineTuneRecord(Artifact):
         return self.variant or self.method
 
     @property
-    def last(self) -> CurvePoint:
-        """The validation after the last step."""
-        return self.curve[-1]
+    def validated(self) -> KeptWeights | CurvePoint:
+        """The model's results on the validation split."""
+        return self.kept[0] if self.kept else self.curve[-1]
+
+    @property
+    def kept_words(self) -> str:
+        """The model's weights in words; empty where they are the last of all planned steps."""
+        if not self.kept:
+            return ""
+        kept = self.kept[0]
+        words = {
+            "last": "the last weights",
+            "best": f"the weights of step {kept.step}, the best of {self.looks} looks at the validation split",
+            "mean": "the mean of the weights over the last third of steps",
+            "ema": "the exponential average of the weights over the last third of steps",
+        }[kept.keep]
+        early = self.steps_planned is not None and self.steps < self.steps_planned
+        return f"{words}; training ended after {self.steps} of {self.steps_planned} steps" if early else words
 
 
 class StatesRecord(BaseModel):

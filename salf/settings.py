@@ -4,10 +4,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from salf.errors import UserError
-from salf.methods import checked, rate_entry
+from salf.methods import checked, method_of, rate_entry
 from salf.selectors import SELECTORS
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -16,10 +16,10 @@ SEEDS: Final = 2**32  # 0 to this, without it: what every generator of random nu
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
-# A single rate is a grid of one.
-RateGrid = Annotated[
-    list[LearningRate], Field(min_length=1), BeforeValidator(lambda v: v if isinstance(v, list) else [v])
-]
+_ONE_OR_MORE: Final = (Field(min_length=1), BeforeValidator(lambda v: v if isinstance(v, list) else [v]))
+RateGrid = Annotated[list[LearningRate], *_ONE_OR_MORE]
+Keep = Literal["last", "best", "mean", "ema"]
+AVERAGES: Final = ("mean", "ema")
 
 MethodName = Annotated[str, AfterValidator(lambda name: checked(name, SELECTORS))]
 FrozenWeights = Literal["whole", "int8", "nf4", "offload"]
@@ -129,3 +129,34 @@ class Finetune(Schedule):
     evaluations_per_epoch: Annotated[int, Field(ge=0)]
     checkpoint_minutes: Annotated[float, Field(ge=0)]
     answer_side: AnswerSide = AnswerSide()
+    keep: Annotated[list[Keep], *_ONE_OR_MORE] = ["last"]
+    patience: Count | None = None
+
+    @property
+    def decided_by_looks(self) -> bool:
+        """Whether validation during training decides how long it goes on, or which weights are kept."""
+        return self.patience is not None or "best" in self.keep
+
+    def unfit_keep(self, method: str) -> str | None:
+        """Why a method's weights cannot be kept as asked; ``None``: they can."""
+        averages = [name for name in self.keep if name in AVERAGES]
+        if not averages or method_of(method).form.averages:
+            return None
+        return (
+            f"finetune.keep = {averages[0]} does not fit {method}: the mean of low-rank factors is not the factor of "
+            "the mean; keep its last or best weights, or leave the method out"
+        )
+
+    @field_validator("keep")
+    @classmethod
+    def _distinct(cls, keep: list[Keep]) -> list[Keep]:
+        if len(set(keep)) != len(keep):
+            raise ValueError("the same entry appears twice")
+        return keep
+
+    @field_validator("patience")
+    @classmethod
+    def _lasts_to_the_averages(cls, patience: int | None, info: ValidationInfo) -> int | None:
+        if patience is not None and set(AVERAGES) & set(info.data.get("keep", ())):
+            raise ValueError("the mean and ema of the last third need all steps; set patience to null")
+        return patience

@@ -81,6 +81,8 @@ class FineTuner:
             "checkpoint_minutes": 1e6,
             "accumulate": 1,
             "gradient_checkpointing": False,
+            "keep": ["last"],
+            "patience": None,
         }
         return self.params.model_copy(update=changes)
 

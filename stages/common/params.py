@@ -312,7 +312,7 @@ class Params(Group):
     evaluate: Evaluate
 
     @model_validator(mode="after")
-    def _every_method_has_a_rate(self) -> Self:
+    def _settings_fit_every_method(self) -> Self:
         asked = [("", method, self.finetune) for method in self.compare.methods]
         for name, variant in self.compare.variants.items():
             try:
@@ -326,6 +326,8 @@ class Params(Group):
         for where, method, settings in asked:
             if not _has_rate(method, settings):
                 raise ValueError(f"{where or 'finetune.'}learning_rate has no entry for {method}")
+            if unfit := settings.unfit_keep(method):
+                raise ValueError(f"{where}{unfit}")
         return self
 
     @model_validator(mode="after")

@@ -30,12 +30,12 @@ def run_metrics(
 
     return RunMetrics(
         method=run.label,
-        **{key: getattr(run, key) for key in _OF_THE_RUN},
+        **{key: getattr(run, key) for key in _OF_THE_RUN & run.model_fields_set},
         flops_share=share("flops"),
         flops_backward_share=share("flops_backward"),
         trained_share=share("trained_parameters"),
-        validation_loss=run.last.validation_loss,
-        validation_accuracy=run.last.validation_accuracy,
+        validation_loss=run.validated.validation_loss,
+        validation_accuracy=run.validated.validation_accuracy,
         scores=intervals(scores),
         n=examples,
     )

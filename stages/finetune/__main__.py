@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from salf.engine.batches import Split
 from salf.engine.models.shards import shard_hashes
@@ -26,7 +26,7 @@ from stages.common.params import Room, load_params
 from stages.finetune.card import Facts, trained_words, write_cards
 from stages.finetune.launch import end_with_launcher, launch
 from stages.finetune.save import Base, save_answer_side_model, save_model
-from stages.finetune.search import Search, best_of_grid
+from stages.finetune.search import Found, Search, best_of_grid
 
 
 class Source(Group):
@@ -141,9 +141,10 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
             validation_examples=len(search.validation),
             epochs=found.epochs,
             steps=best.training.steps,
-            flops=best.training.flops,
+            flops=best.training.flops + asked.settings.decided_by_looks * best.training.flops_validation,
             flops_backward=best.training.flops_backward,
             curve=best.training.curve,
+            **_keeping(found, asked.settings, search.steps(found.epochs)),
             params=read,
             plan_sha256=sha256_file(args.plan),
             base_sha256=base.weights_sha256,
@@ -177,10 +178,18 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
     shutil.rmtree(search.unfinished)
     print(
         f"{asked.label}: {trained_words(record, base.layers)} trained, {record.trained_parameters:,} parameters; "
-        f"validation loss {record.last.validation_loss:.4f}"
-        f"{'' if (score := record.last.validation_accuracy) is None else f', accuracy {score}'}; "
+        f"validation loss {record.validated.validation_loss:.4f}"
+        f"{'' if (score := record.validated.validation_accuracy) is None else f', accuracy {score}'}; "
         f"{seconds:.0f} s"
     )
+
+
+def _keeping(found: Found, settings: Finetune, planned: int) -> dict[str, Any]:
+    """What the record holds of weights that are not the last of all planned steps."""
+    training, looks = found.best.training, {}
+    if settings.decided_by_looks:
+        looks = {"looks": sum(point.step > 0 for point in training.curve), "steps_planned": planned}
+    return {"kept": training.kept, **looks} if looks or settings.keep != ["last"] else {}
 
 
 def _method(name: str) -> str:

@@ -34,8 +34,9 @@ def write_cards(folder: Path, facts: Facts, named: Base) -> None:
 
 def _model_card(run: FineTuneRecord, plan: FreezePlan, base: BaseRecord, meta: PreparedRecord) -> str:
     """The model card: what the model is, how it was made, how it scores."""
-    last, train, validation = run.last, meta.splits["train"], meta.splits["validation"]
+    last, train, validation = run.validated, meta.splits["train"], meta.splits["validation"]
     score = f"accuracy {last.validation_accuracy:.3f}, " if last.validation_accuracy is not None else ""
+    kept = f" The model has {run.kept_words}." if run.kept else ""
     return f"""\
 ---
 base_model: {base.name}
@@ -67,7 +68,7 @@ training split SHA-256 `{train.sha256}`.
 ## Scores
 
 Validation after {run.steps} steps ({run.epochs} epochs): {score}loss {last.validation_loss:.4f} nats \
-per answer token. Scores on the test split are made after this card, by the stage `evaluate`: \
+per answer token.{kept} Scores on the test split are made after this card, by the stage `evaluate`: \
 see `reports/metrics.json` of the project that made this model.
 
 ## Lineage

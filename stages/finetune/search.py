@@ -4,11 +4,10 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from salf.answer_folder import AnswerSideRecord
 from salf.engine.answer_model import describe
-from salf.engine.answers import Reader
 from salf.engine.batches import Split
 from salf.engine.boundary_cache.cache import Opened
 from salf.engine.models.adapter import CausalModel
@@ -16,7 +15,7 @@ from salf.engine.rules import Rule
 from salf.engine.training.checkpoint import Checkpoint, Training
 from salf.engine.training.costs import Costs, equal_compute_epochs
 from salf.engine.training.forms import Trainable
-from salf.engine.training.loop import READ_TOKENS, DivergedError, train, validate
+from salf.engine.training.loop import DivergedError, train
 from salf.engine.training.scope import Scope, scope_of
 from salf.engine.training.step import Job
 from salf.engine.training.workbench import Splits, Workbench, begin_after, begin_at
@@ -24,7 +23,9 @@ from salf.errors import UserError
 from salf.methods import Method
 from salf.plan import FreezePlan
 from salf.rate_choice import Tried, choose
-from salf.records import GridRate
+from salf.records import GridRate, KeptWeights
+
+_RESULTS: Final = ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
 
 
 class Caches(NamedTuple):
@@ -62,9 +63,9 @@ class Search:
 
     @cached_property
     def splits(self) -> Splits:
-        """The splits that a training reads; a grid of several rates is scored on the test split."""
+        """The splits that a training reads; where there is something to choose from, it is scored on the test split."""
         splits = {"training": self.training, "validation": self.validation}
-        splits |= {"test": self.test} if len(self.rates) > 1 else {}
+        splits |= {"test": self.test} if max(len(self.rates), len(self.bench.settings.keep)) > 1 else {}
         side = self.bench.settings.answer_side
         return (
             {name: split.after_prompts(side) for name, split in splits.items()} if self.method.answer_side else splits
@@ -77,6 +78,10 @@ class Search:
             return bench.settings.epochs
         full = bench.costs(Scope.above(0, self.scope.depth))
         return equal_compute_epochs(full, ours, split, bench.settings, self.seed, bench.processes.count)
+
+    def steps(self, epochs: int) -> int:
+        """Optimizer steps of so many epochs."""
+        return epochs * math.ceil(len(self.training) / self.bench.settings.batch_size)
 
     def open_caches(self, model: CausalModel) -> Caches:
         """The boundary states of the splits, none where nothing is frozen; and their prompts, for answers alone."""
@@ -110,18 +115,16 @@ class Search:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished training run at one learning rate, and the split that its rate is scored on if the grid has others."""
+    """A finished training run at one learning rate."""
 
     rate: float
     trainable: Trainable
     training: Training
-    test: Split | None = None
 
     @property
-    def tried(self) -> Tried:
-        """Its results on the validation split."""
-        last = self.training.curve[-1]
-        return Tried(self.rate, last.validation_loss, last.validation_accuracy)
+    def results(self) -> KeptWeights:
+        """The results of its weights."""
+        return self.training.kept[0]
 
 
 @dataclass(frozen=True)
@@ -167,10 +170,11 @@ def best_of_grid(search: Search) -> Found:
             if not tried and rate == rates[-1]:
                 raise
             print(f"{fault}; the other rates of the grid decide")
-            grid.append(_outcome(search, rate, None))
+            grid.append(GridRate(rate=rate, **dict.fromkeys(_RESULTS)))
             continue
-        tried.append(candidate.tried)
-        grid.append(_outcome(search, rate, candidate))
+        results = candidate.results
+        tried.append(Tried(rate, results.validation_loss, results.validation_accuracy))
+        grid.append(GridRate(rate=rate, **results.model_dump(exclude={"keep", "step"}, exclude_unset=True)))
     best = choose(tried, len(search.validation))
     if candidate is None or candidate.rate != best.rate:
         candidate = None
@@ -184,24 +188,11 @@ def best_of_grid(search: Search) -> Found:
     return Found(epochs, candidate, grid, caches, record)
 
 
-def _outcome(search: Search, rate: float, candidate: Candidate | None) -> GridRate:
-    """A rate's entry in the grid; ``None``: training diverged."""
-    if candidate is None:
-        return GridRate(rate=rate, validation_loss=None, validation_accuracy=None, test_loss=None, test_accuracy=None)
-    tried = candidate.tried
-    found: dict[str, float | None] = {"validation_loss": tried.loss, "validation_accuracy": tried.accuracy}
-    if candidate.test is not None:
-        reader = Reader(candidate.trainable.model, search.bench.runtime, search.rule, READ_TOKENS)
-        _, _, found["test_loss"], found["test_accuracy"] = validate(reader, candidate.test, search.bench.processes)
-    return GridRate(rate=rate, **found)
-
-
 def _train_one(search: Search, model: CausalModel, caches: Caches, rate: float, epochs: int) -> Candidate:
     """Train at one rate; one that was trained before is read back."""
     bench, scope = search.bench, search.scope
     search.plan.check(model.network)
-    steps = epochs * math.ceil(len(search.training) / bench.settings.batch_size)
-    trainable = Trainable.of(model, search.method, scope, bench.settings, search.seed, steps)
+    trainable = Trainable.of(model, search.method, scope, bench.settings, search.seed, search.steps(epochs))
     splits = search.begun(caches, model)
     job = Job(
         name=f"{search.name} at rate {rate:g}",
@@ -209,6 +200,7 @@ def _train_one(search: Search, model: CausalModel, caches: Caches, rate: float, 
         runtime=bench.runtime,
         training=splits["training"],
         validation=splits["validation"],
+        test=splits.get("test"),
         rule=search.rule,
         costs=search.costs(caches),
         settings=bench.settings,
@@ -221,4 +213,4 @@ def _train_one(search: Search, model: CausalModel, caches: Caches, rate: float, 
     training = train(job)
     if len(search.rates) > 1:
         Checkpoint(job.checkpoint, trainable.parameters, writes=bench.processes.main).save(training)
-    return Candidate(rate, trainable, training, splits.get("test"))
+    return Candidate(rate, trainable, training)

@@ -175,6 +175,8 @@ def _runs_table(runs: Mapping[str, FineTuneRecord]) -> Table:
         "Trained": lambda name: number(runs[name].trained_parameters, parameters),
         "FLOPs": lambda name: number(runs[name].flops, flops),
     }
+    if any(run.kept for run in runs.values()):
+        columns["Weights"] = lambda name: runs[name].kept_words or "the last weights"
     return table("runs", "Every fine-tune with the learning rate that won on the validation split.", runs, columns)
 
 

@@ -87,6 +87,20 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
             {"compare__variants": {"a": {"method": "half", "learning_rate": {"full": 0.1}}}},
             "compare.variants.a: learning_rate has no entry for half",
         ),
+        (
+            {"finetune__keep": ["last", "mean"]},  # the methods hold lora
+            "finetune.keep = mean does not fit lora: the mean of low-rank factors is not the factor of the mean; keep",
+        ),
+        (
+            {"compare__variants": {"a": {"method": "half+lora", "keep": "ema"}}},
+            "compare.variants.a: finetune.keep = ema does not fit half+lora: the mean of low-rank factors is not",
+        ),
+        ({"finetune__keep": "swa"}, "finetune.keep.0 = 'swa': Input should be 'last', 'best', 'mean' or 'ema'"),
+        ({"finetune__keep": ["last", "last"]}, "finetune.keep = ['last', 'last']: the same entry appears twice"),
+        (
+            {"compare__methods": ["full"], "finetune__keep": "mean", "finetune__patience": 2},
+            "finetune.patience = 2: the mean and ema of the last third need all steps; set patience to null",
+        ),
         ({"finetune__learning_rate": {"ful": 1e-4}}, "finetune.learning_rate.ful = 'ful': no such method"),
         ({"data__source": "hub"}, "source is hub, but name is null: set data.name"),
         ({"model__trust_remote_code": "yes"}, "model.trust_remote_code = 'yes': Input should be a valid boolean"),

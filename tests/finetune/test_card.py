@@ -81,6 +81,28 @@ def test_what_became_of_the_head(run, tied, own):
     assert own in head_words(run, tied=False)
 
 
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        ({}, ""),
+        ({"kept": ["mean", "last"]}, "the mean of the weights over the last third of steps"),
+        ({"kept": ["best"], "looks": 5, "steps_planned": 12}, "the weights of step 9, the best of 5 looks at the"),
+        (
+            {"kept": ["last"], "looks": 3, "steps_planned": 36},
+            "the last weights; training ended after 12 of 36 steps",
+        ),
+    ],
+)
+def test_which_weights_the_model_has_is_said(kept, words):
+    entries = [
+        {"keep": keep, "step": 9, "validation_loss": 1.0, "validation_accuracy": None} for keep in kept.get("kept", ())
+    ]
+    record = fine_tune_record(**{**kept, "kept": entries})
+    assert record.kept_words.startswith(words)
+    assert bool(record.kept_words) == bool(words)
+    assert record.validated.validation_loss == (1.0 if kept else 1.5)
+
+
 @pytest.mark.parametrize("method", ["salv", "freeze-x", "lisa+lora"])
 def test_a_method_that_there_is_none_of_ends_with_what_is_allowed(method, capsys):
     paths = ["--base", "b", "--prepared", "p", "--plan", "f", "--out", "o", "--measured", "m", "--seed", "1"]

@@ -14,7 +14,7 @@ from salf.engine.training.workbench import Workbench
 from salf.errors import UserError
 from salf.methods import Method
 from salf.plan import FreezePlan
-from salf.records import CurvePoint
+from salf.records import KeptWeights
 from stages.finetune.search import Candidate, Search, best_of_grid
 from tests.engine.training.tiny_training import RUNTIME, SHARED, assert_equal_weights, made_examples, params
 from tests.own_plan import write_plan_and_base
@@ -137,8 +137,8 @@ def test_a_clear_difference_in_accuracy_decides_a_grid(bench, monkeypatch):
 
     def trained(_search, _model, _states, rate, _epochs):
         loss, accuracy = stood[rate]
-        curve = [CurvePoint.model_construct(validation_loss=loss, validation_accuracy=accuracy)]
-        return Candidate(rate, None, Training.model_construct(curve=curve))
+        kept = [KeptWeights(keep="last", step=1, validation_loss=loss, validation_accuracy=accuracy)]
+        return Candidate(rate, None, Training(kept=kept))
 
     monkeypatch.setattr("stages.finetune.search._train_one", trained)
     found = best_of_grid(bench(list(stood)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from salf.engine.models.shards import write_tensors
 from salf.files import replacing_file, sealed_file
-from salf.records import CurvePoint
+from salf.records import CurvePoint, KeptWeights
 
 
 class Training(BaseModel):
@@ -29,6 +29,8 @@ class Training(BaseModel):
     recent_losses: list[float] = []  # of the steps since the last validation
     validation_losses: list[float] = []  # of every validation example at the last validation, nats per answer token
     validation_hits: list[bool] = []  # whether each was answered right then; empty where answers have no rule
+    best: CurvePoint | None = None  # of the curve after step 0, by the rule of the learning rates
+    kept: list[KeptWeights] = []  # what the run ended with, the model's weights first; empty before its end
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Checkpoint:
     path: Path | None  # ``None``: nothing is kept
     parameters: Sequence[nn.Parameter]
     optimizer: torch.optim.Optimizer | None = None  # ``None``: training has ended and needs none
+    copies: dict[str, list[Tensor]] = field(default_factory=dict)  # of the parameters, by name
     seconds: float = math.inf  # between saves
     writes: bool = True  # of several processes, which all read the file, one writes it
     saved: float = field(default_factory=time.monotonic)
@@ -55,7 +58,7 @@ class Checkpoint:
     def save(self, done: Training, *, resumes: bool = True) -> None:
         """Save in place of an earlier checkpoint, which is kept if the disk is full (``OSError``).
 
-        ``resumes``: training goes on from here, and needs the optimizer's state.
+        ``resumes``: training goes on from here, and needs the optimizer's state and the copies.
         """
         if self.path is None or not self.writes:
             return
@@ -66,11 +69,13 @@ class Checkpoint:
                 tensors |= {
                     f"{number}.{name}": value for name, value in self.optimizer.state.get(parameter, {}).items()
                 }
+        for name, copy in self.copies.items() if resumes else ():
+            tensors |= {f"{number}.copy.{name}": value for number, value in enumerate(copy)}
         with replacing_file(self.path, sealed=True) as aside:
             write_tensors(aside, tensors, {"training": done.model_dump_json()})
 
     def resume(self, fresh: Training) -> Training:
-        """Restore parameters and optimizer, and return the results so far; ``fresh`` without a whole checkpoint."""
+        """Restore all of them, and return the results so far; ``fresh`` without a whole checkpoint."""
         kept = sealed_file(self.path) if self.path else None
         if kept is None:
             return fresh
@@ -83,6 +88,9 @@ class Checkpoint:
                 parameter = self.parameters[int(number)]
                 if not state:
                     parameter.copy_(value)
+                elif state.startswith("copy."):
+                    copy = self.copies.setdefault(state.removeprefix("copy."), [parameter] * len(self.parameters))
+                    copy[int(number)] = value.to(parameter.device)
                 elif self.optimizer:
                     self.optimizer.state[parameter][state] = value.to(parameter.device)
         return done

@@ -74,6 +74,8 @@ class Costs:
             queries, attended = queries - split.shared, attended - square
         if self.uncached:
             flops += cost.forward_flops(self.shape, boundary, queries, attended)
+        if self.prompts_uncached:
+            flops += self._prompts(split.batch(range(len(split))), self.shape.layers)
         return flops + cost.reading_flops(self.shape, boundary, queries, attended, positions, seen)
 
     def _whole(self, split: Split) -> tuple[int, int, int, int]:

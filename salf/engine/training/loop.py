@@ -14,12 +14,14 @@ from salf.engine.batches import Split
 from salf.engine.models.causal_model import in_eval_mode
 from salf.engine.progress import progress
 from salf.engine.training.checkpoint import Checkpoint, Training
+from salf.engine.training.copies import Copies
 from salf.engine.training.costs import epoch_batches
 from salf.engine.training.processes import Processes
 from salf.engine.training.step import Job, Stepper
 from salf.errors import UserError
-from salf.records import CurvePoint
-from salf.settings import Finetune
+from salf.rate_choice import Tried, choose
+from salf.records import CurvePoint, KeptWeights
+from salf.settings import AVERAGES, Finetune, Keep
 
 READ_TOKENS = 1024  # of a pass that reads the validation split
 
@@ -35,7 +37,10 @@ class DivergedError(UserError):
 def train(job: Job) -> Training:
     """Train, validate along the way, and at the end, or where the job says to stop for now.
 
+    A training that has ended leaves the weights that ``finetune.keep`` names first.
+
     Raises:
+        UserError: the method's weights cannot be kept as asked.
         DivergedError: the loss is no longer a number; says at which step and what to try.
         ProcessLostError: another process is gone.
     """
@@ -50,25 +55,32 @@ class _Run:
         self.job, self.settings = job, job.settings
         self.stepper = Stepper(job)
         self.reader = Reader(job.trainable.model, job.runtime, job.rule, READ_TOKENS)
+        if unfit := self.settings.unfit_keep(job.trainable.method.name):
+            raise UserError(unfit)
+        self.per_epoch = math.ceil(len(job.training) / self.settings.batch_size)
+        self.total = self.per_epoch * (job.epochs or self.settings.epochs)
+        self.copies = Copies(job.trainable.parameters, self.settings.keep, self.total)
         self.kept = Checkpoint(
             job.checkpoint,
             job.trainable.parameters,
             self.stepper.optimizer,
+            self.copies.held,
             60 * self.settings.checkpoint_minutes,
             writes=job.processes.main,
         )
         frozen = job.costs.frozen(job.training)
-        self.done = self.kept.resume(Training(flops=frozen, flops_before=frozen))
-        self.per_epoch = math.ceil(len(job.training) / self.settings.batch_size)
-        self.total = self.per_epoch * (job.epochs or self.settings.epochs)
+        read = job.costs.frozen(job.validation) if self.settings.decided_by_looks else 0
+        self.done = self.kept.resume(Training(flops=frozen, flops_before=frozen, flops_validation=read))
         self.end = self.total if job.until is None else min(job.until, self.total)
         points = self.settings.evaluations_per_epoch * self.settings.epochs
         self.marks = {round(self.total * n / points) for n in range(points + 1)} if points else set()
 
     def to_the_end(self) -> Training:
-        """Take all steps that have not been taken."""
+        """Take all steps that have not been taken, or as many as it takes to run out of patience."""
         job, done, begun = self.job, self.done, self.done.steps
         job.processes.agree(done.steps, "steps taken before")
+        if done.kept:
+            return done
         if 0 < done.steps < self.total:
             print(f"{job.name}: resumes at step {done.steps} of {self.total}", flush=True)
         if done.steps == 0 and 0 in self.marks:
@@ -78,11 +90,14 @@ class _Run:
                 advance(done.steps, "resumed")
             epochs = epoch_batches(job.training, self.settings, job.seed, job.processes.count)
             for parts in islice(chain.from_iterable(epochs), done.steps, self.end):
+                if self._out_of_patience():
+                    break
                 rate = job.rate * rate_factor(done.steps, self.total, self.settings, self.per_epoch)
                 loss = self.stepper.take(parts, rate, done.steps)
                 flops = job.costs.step(parts, done.steps)
                 done.flops, done.flops_backward = done.flops + flops.total, done.flops_backward + flops.backward
                 done.steps += 1
+                self.copies.average(done.steps)
                 done.step_seconds.append(time.perf_counter() - self.clock)
                 self._check(loss, "loss")
                 done.recent_losses.append(loss)
@@ -91,9 +106,54 @@ class _Run:
                 advance(1, f"loss {loss:.3f}{self._validated()}")
                 self.kept.save_when_due(done)
                 self.clock = time.perf_counter()
+        if done.steps == self.total or self._out_of_patience():
+            self._end()
         if job.until is not None and done.steps > begun:
-            self.kept.save(done, resumes=done.steps < self.total)
+            self.kept.save(done, resumes=not done.kept)
         return done
+
+    def _end(self) -> None:
+        """Score all weights that are asked for; the model's come last and stay in place."""
+        done, keep = self.done, self.settings.keep
+        if done.best and done.steps < self.total:
+            early = f"ends at step {done.steps} of {self.total}; the best look was at step {done.best.step}"
+            print(f"{self.job.name}: {early}", flush=True)
+        if len(keep) > 1:
+            self.copies.hold("last")
+        for name in reversed(keep):
+            if name in self.copies.held:
+                self.copies.put(name)
+            done.kept.insert(0, self._results(name))
+
+    def _results(self, name: Keep) -> KeptWeights:
+        """Results of the weights in place."""
+        done, job = self.done, self.job
+        point = (name == "best" and done.best) or done.curve[-1]
+        results = {"validation_loss": point.validation_loss, "validation_accuracy": point.validation_accuracy}
+        if name in AVERAGES:
+            read = validate(self.reader, job.validation, job.processes)
+            self._check(read.loss, f"validation loss of the weights' {name}")
+            done.flops_validation += self.reading
+            results = {"validation_loss": read.loss, "validation_accuracy": read.accuracy}
+        if job.test:
+            _, _, test_loss, test_accuracy = validate(self.reader, job.test, job.processes)
+            results |= {"test_loss": test_loss, "test_accuracy": test_accuracy}
+        return KeptWeights(keep=name, step=point.step, **results)
+
+    def _out_of_patience(self) -> bool:
+        """Whether as many looks as are allowed, one after another, were no better than the best one."""
+        best, patience = self.done.best, self.settings.patience
+        since = sum(point.step > best.step for point in self.done.curve) if best else 0
+        return patience is not None and since >= patience
+
+    def _look(self) -> None:
+        """Compare the curve's last point with the best one before."""
+        done, now = self.done, self.done.curve[-1]
+        tried = [_tried(self.job.rate, point) for point in (done.best or now, now)]
+        if done.best is None or choose(tried, len(self.job.validation)) is tried[1]:
+            done.best = now
+            if "best" in self.settings.keep:
+                self.copies.hold("best")
 
     def _check(self, loss: float, name: str) -> None:
         if not math.isfinite(loss):
@@ -122,6 +182,8 @@ class _Run:
             )
         )
         done.recent_losses.clear()
+        if done.steps:
+            self._look()
         self.clock += time.perf_counter() - began
 
     @cached_property
@@ -137,6 +199,10 @@ class _Run:
         score = point.validation_accuracy
         found = f"accuracy {score:.3f}" if score is not None else f"loss {point.validation_loss:.3f}"
         return f", validation {found}"
+
+
+def _tried(rate: float, point: CurvePoint) -> Tried:
+    return Tried(rate, point.validation_loss, point.validation_accuracy)
 
 
 def rate_factor(step: int, total: int, settings: Finetune, per_epoch: int) -> float:
