@@ -8,10 +8,11 @@ from stages.common.params import Params, Room
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def room_of(stage: str) -> type[Room]:
-    """The stage's one subclass of ``Room``."""
+def room_of(stage: str) -> type[Room | Params]:
+    """The stage's one subclass of ``Room``; without one it reads the whole file."""
     main = vars(import_module(f"stages.{stage}.__main__")).values()
-    (room,) = [each for each in main if isinstance(each, type) and issubclass(each, Room) and each is not Room]
+    rooms = [each for each in main if isinstance(each, type) and issubclass(each, Room) and each is not Room]
+    (room,) = rooms or [Params]
     return room
 
 

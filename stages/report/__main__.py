@@ -8,9 +8,8 @@ from typing import Final
 from rich.console import Console
 
 from salf.files import replacing_folder, write_text
-from salf.settings import Device, Finetune
 from stages.common.command import exit_code, parser_of
-from stages.common.params import Compare, Data, Evaluate, Fit, Model, Pilot, Plan, Prepare, Room, Signals, Trace
+from stages.common.params import load_params
 from stages.report.artifacts import load
 from stages.report.page import build, print_summary, render, standalone_figures
 
@@ -43,29 +42,10 @@ _PARSER.set_defaults(**{name: Path(place) for name, (place, _) in _PLACES.items(
 _PARSER.add_argument("--summary", action="store_true", help="print the summary and write nothing")
 
 
-class ReportRoom(Room):
-    """All groups: the page prints every parameter of the run."""
-
-    model: Model
-    data: Data
-    device: Device
-    prepare: Prepare
-    trace: Trace
-    fit: Fit
-    signals: Signals
-    pilot: Pilot
-    plan: Plan
-    compare: Compare
-    finetune: Finetune
-    evaluate: Evaluate
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page, or with ``--summary`` print the summary and write nothing."""
     options = _PARSER.parse_args(argv)
-    room = ReportRoom.load(options.params)
-    project = options.params.absolute().parent
-    artifacts = load(options, room.model_dump(mode="json"), room.evaluate.examples_shown, project)
+    artifacts = load(options, load_params(options.params))
     if options.summary:
         print_summary(artifacts, options.out, Console())
         return

@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pandas as pd
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from salf.errors import UserError
+from salf.errors import reading
 from salf.evidence import ScalingLaw
 from salf.files import require, sha256_file, sha256_folder
 from salf.metrics import Measured, MethodMetrics, Metrics, read_comparison
 from salf.plan import FreezePlan
 from salf.records import BaseRecord, FineTuneClock, FineTuneRecord, PreparedRecord
 from stages.common.benchmark import PATTERN, Benchmark, read_benchmark
+from stages.common.params import Params
 from stages.common.study_page import StudyPage
 
 SPLITS: Final = ("train", "validation", "test")
@@ -68,8 +69,7 @@ class Artifacts:
     benchmarks: dict[str, Benchmark]
     study: StudyPage | None
     study_figures: dict[str, str]
-    parameters: Mapping[str, Any]
-    examples_shown: int
+    parameters: Params
     project: Path  # the project's folder, whose commit the page names
 
     @cached_property
@@ -91,8 +91,8 @@ class Artifacts:
         return quality if quality == "accuracy" or best >= _MEANINGFUL_MATCH else "loss"
 
 
-def load(sources: Namespace, parameters: Mapping[str, Any], examples_shown: int, project: Path) -> Artifacts:
-    """Read all artifacts; ``sources`` holds their paths, for the other arguments see :class:`Artifacts`.
+def load(sources: Namespace, parameters: Params) -> Artifacts:
+    """Read all artifacts; ``sources`` holds their paths, and that of the ``parameters``.
 
     Raises:
         UserError: the model's, the data's or the plan's record is missing, or a file is damaged.
@@ -118,8 +118,7 @@ def load(sources: Namespace, parameters: Mapping[str, Any], examples_shown: int,
         study=StudyPage.read(sources.study),
         study_figures={file.stem: file.read_text(encoding="utf-8") for file in drawn},
         parameters=parameters,
-        examples_shown=examples_shown,
-        project=project,
+        project=sources.params.absolute().parent,
     )
 
 
@@ -139,19 +138,15 @@ def _digests(sources: Namespace) -> dict[str, str]:
     named = {name: getattr(sources, name) for name in ("law", "gains", "plan")}
     named |= {split: sources.prepared / f"{split}.parquet" for split in SPLITS}
     found = {name: sha256_file(file) for name, file in named.items() if file.exists()}
-    if any(sources.traces.glob("*.parquet")):
-        found["traces"] = sha256_folder(sources.traces)
-    return found
+    return found | ({"traces": sha256_folder(sources.traces)} if any(sources.traces.glob("*.parquet")) else {})
 
 
 def _table(path: Path) -> pd.DataFrame | None:
     if not path.exists():
         return None
-    form = "CSV" if path.suffix == ".csv" else "Parquet"
-    try:
-        return pd.read_csv(path) if form == "CSV" else pd.read_parquet(path)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: damaged {form} ({error}); run the stage that makes it again") from None
+    form, read = ("CSV", pd.read_csv) if path.suffix == ".csv" else ("Parquet", pd.read_parquet)
+    with reading(path, f"damaged {form}; run the stage that makes it again"):
+        return read(path)
 
 
 def _first_example(path: Path) -> tuple[str, str] | None:

@@ -18,7 +18,7 @@ from rich.text import Text
 from salf.metrics import SCORES
 from stages.common.figures.palette import style_sheet
 from stages.common.figures.svg import standalone
-from stages.report import choice, depth, evidence, lineage, parts, quality, speed, study
+from stages.report import choice, depth, evidence, extras, parts, quality
 from stages.report.answer import Facts, Headline, chosen_method, facts_of, headline
 from stages.report.artifacts import Artifacts
 from stages.report.parts import Section
@@ -36,13 +36,13 @@ _SECTIONS: Final[tuple[Callable[[Artifacts], Section | None], ...]] = (
     choice.frontier_section,
     choice.certainty_section,
     choice.selectors_section,
-    lambda artifacts: study.study_section(artifacts.study, artifacts.study_figures),
-    speed.speed_section,
+    extras.study_section,
+    extras.speed_section,
     evidence.examples_section,
     evidence.data_section,
     evidence.model_section,
     evidence.exports_section,
-    lineage.lineage_section,
+    evidence.lineage_section,
     evidence.identity_section,
 )
 

@@ -1,6 +1,7 @@
 """The study's section of the page."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +10,7 @@ from salf.files import write_json, write_text
 from stages.common.figures.svg import inline, panel, standalone
 from stages.common.study_page import FILE, StudyPage, StudyTable
 from stages.report.__main__ import main
-from stages.report.study import study_section
+from stages.report.extras import study_section
 
 RULES = StudyTable(
     caption="Each selector",
@@ -84,6 +85,6 @@ def test_a_study_of_another_version_is_one_line(tmp_path):
 def test_the_committed_study_is_shown():
     folder = Path(__file__).parents[2] / "reports/study"
     figures = {file.stem: file.read_text(encoding="utf-8") for file in (folder / "figures").glob("*.svg")}
-    section = study_section(StudyPage.read(folder), figures)
+    section = study_section(SimpleNamespace(study=StudyPage.read(folder), study_figures=figures))
     assert [table.name for table in section.tables][:2] == ["study-rules", "study-regrets"]
     assert len(section.figures) == len(figures) > 40

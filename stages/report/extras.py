@@ -1,12 +1,45 @@
-"""Tables of speed compared with common tools, from the benchmarks in the reports' folder."""
+"""Sections that no stage of the chain measures: the study, and speed compared with common tools."""
 
 from collections.abc import Callable
 from typing import Final
 
 from stages.common.benchmark import Benchmark, Memory, ModelResult, Point, Spread, Target, Tracing
+from stages.common.figures.svg import inline
+from stages.common.study_page import Cell as Shown
 from stages.report.artifacts import Artifacts
-from stages.report.parts import Cell, Columns, Section, Table, number, table
+from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
 from stages.report.wording import THIN, compact, decimal, parameters, percent, seconds, size
+
+_OVER_ALL: Final = {
+    "balance": "What the trace promises and what was measured",
+    "depth": "What freezing costs, by the share of the layers",
+}
+
+
+def study_section(artifacts: Artifacts) -> Section | None:
+    """Headline, tables and figures of the study; ``None`` if there is none."""
+    found, figures = artifacts.study, artifacts.study_figures
+    if found is None:
+        return None
+    section = Section("study", "The study", "Is the boundary right? What the study measured")
+    section.sentences += [found.headline, found.scope, "This section is not part of the chain: make study measures it."]
+    for name in found.report:
+        shown = found.tables[name]
+        rows = [[_shown(cell) for cell in row] for row in shown.rows]
+        section.tables.append(Table(f"study-{name.replace(' ', '-')}", shown.caption, shown.headings, rows))
+    for name in sorted(figures, key=lambda name: (name not in _OVER_ALL, name)):  # those over all datasets come first
+        title = _OVER_ALL.get(name, f"Quality against the boundary: {name}")
+        section.figures.append(Figure(title, inline(figures[name])))
+    return section
+
+
+def _shown(cell: Shown) -> Cell:
+    """A cell of the study; the interval of a number is small print below it."""
+    if isinstance(cell, str):
+        return Cell(cell.replace("`", ""))
+    value, text = cell
+    shown, bracket, ends = text.partition(" [")
+    return Cell(shown, bracket.strip() + ends, value, numeric=True)
 
 
 def speed_section(artifacts: Artifacts) -> Section | None:
@@ -65,18 +98,18 @@ def _of_model(name: str, model: ModelResult) -> list[Table]:
 
 
 def _processes(name: str, benchmark: Benchmark) -> Table:
-    rows = [[Cell(f"start of {stage}"), _spread(laps, seconds)] for stage, laps in benchmark.startup.items()]
+    rows = [(f"start of {stage}", _spread(laps, seconds)) for stage, laps in benchmark.startup.items()]
     if benchmark.no_op_repro:
-        rows.append([Cell("dvc repro with nothing to do"), _spread(benchmark.no_op_repro, seconds)])
+        rows.append(("dvc repro with nothing to do", _spread(benchmark.no_op_repro, seconds)))
     if benchmark.deciding:
-        rows.append([Cell("trace, fit and plan"), _spread(benchmark.deciding.seconds, seconds)])
-    if benchmark.bases:
-        what = f"semantic bases, {benchmark.bases.vocabulary} × {benchmark.bases.hidden}"
-        rows.append([Cell(what), number(benchmark.bases.seconds, seconds)])
+        rows.append(("trace, fit and plan", _spread(benchmark.deciding.seconds, seconds)))
+    if bases := benchmark.bases:
+        what = f"semantic bases, {bases.vocabulary} × {bases.hidden}"
+        rows.append((what, number(bases.seconds, seconds)))
     for model in benchmark.models:
         if model.allocator:
             what = f"{model.workload.model}: time without the allocator settings"
-            rows.append([Cell(what), _spread(model.allocator.slower_without, _times)])
+            rows.append((what, _spread(model.allocator.slower_without, _times)))
     return Table(f"speed-processes-{name}", f"{name}: whole processes and settings.", ("What", "Time"), rows)
 
 
