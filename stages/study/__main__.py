@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run, show or analyse a study (see ``--help``)."""
     given = _parser().parse_args(argv)
     if given.analyse:
-        print(analyse(given.out, given.page, given.cost_cap, given.resamples, given.confidence, given.seed))
+        print(analyse(given.out, given.page, given.cost_cap, given.resamples))
         return
     faults = _run(given)
     for fault in faults:
@@ -82,8 +82,6 @@ def _parser() -> argparse.ArgumentParser:
     analysis("--page", type=Path, help="a page whose marked parts are updated, e.g. docs/method.md")
     analysis("--cost-cap", type=float, default=0.6, help="highest cost share of a default selector (0.6)")
     analysis("--resamples", type=_count, default=10000, help="resamples of examples and seeds (10000)")
-    analysis("--confidence", type=float, default=0.95, help="confidence level of the intervals (0.95)")
-    analysis("--seed", type=int, default=1, help="seed of the resamples (1)")
     return parser
 
 

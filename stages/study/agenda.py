@@ -1,14 +1,14 @@
 """Decides a study's next fine-tunes from its tables alone, so that it resumes at any point.
 
-Order: the coarse grid of boundaries for every seed and dataset, then the boundaries that selectors choose, then
-boundaries where the validation loss of the first seed bends most; last, equal compute and methods without a boundary.
+Order: the coarse grid of boundaries for every seed and dataset, then the boundaries that selectors choose; last, equal
+compute and methods without a boundary.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Any, Final
 
 from stages.study.description import FULL, MOST_RATE, Arm, Budget, Case, Description, Rates, Rule, Settings
@@ -20,8 +20,7 @@ PLAIN: Final = "plain"  # the parameters as they are: their plan gives the model
 class Look:
     """A plan to make, for the choices of all selectors that need the same parameters.
 
-    ``source`` is a word for these parameters, ``values`` all that are set, ``settings`` what decides the plan. The
-    reference has no selectors: only its trace matters.
+    ``source`` is a word for these parameters, ``values`` all that are set, ``settings`` what decides the plan.
     """
 
     case: Case
@@ -29,11 +28,6 @@ class Look:
     values: Settings
     rules: Mapping[str, Rule]
     settings: Mapping[str, Any]
-
-    @property
-    def names(self) -> list[str]:
-        """Names of its rows in the table of choices."""
-        return list(self.rules) or [f"({self.source})"]
 
 
 @dataclass(frozen=True)
@@ -58,20 +52,15 @@ class FineTune:
 
 
 @dataclass(frozen=True)
-class Result:
-    """The facts about a finished fine-tune that the agenda needs."""
-
-    learning_rate: float
-    validation_loss: float
-
-
-@dataclass(frozen=True)
 class Known:
-    """The content of the tables: depths of planned cases, boundaries that selectors choose, and finished fine-tunes."""
+    """The content of the tables: depths of planned cases, boundaries that selectors choose, and finished fine-tunes.
+
+    ``done`` holds the learning rate that each of these took.
+    """
 
     layers: Mapping[Case, int]
     chosen: Mapping[Case, frozenset[int]]
-    done: Mapping[FineTune, Result]
+    done: Mapping[FineTune, float]
 
     @cached_property
     def grids(self) -> Mapping[FineTune, list[FineTune]]:
@@ -90,13 +79,16 @@ def method_of(boundary: int) -> str:
 def agenda(description: Description, cases: Sequence[Case], known: Known) -> list[FineTune]:
     """Return all fine-tunes that are wanted as far as is known yet, finished or not, the most informative first."""
     planned = [case for case in cases if case in known.layers]
-    phases = {case: _phases(description, case, known) for case in planned}
-    wanted: list[FineTune] = []
-    for seed in description.seeds:
-        for phase in range(2 + description.refine.rounds):
-            for case in planned:
-                grid = phases[case][phase] if phase < len(phases[case]) else []
-                wanted += [_freeze(description, case, seed, boundary, known) for boundary in grid]
+    rates = {case: description.rates_of(case.model) for case in planned}
+    grids = {case: coarse(description.boundaries, rates[case], known.layers[case]) for case in planned}
+    chosen = {case: sorted(known.chosen.get(case, ())) for case in planned}
+    wanted = [
+        _freeze(description, case, seed, boundary, known)
+        for seed in description.seeds
+        for phase in (grids, chosen)
+        for case in planned
+        for boundary in phase[case]
+    ]
     for seed in description.seeds:
         for case in planned:
             grid = longer(description.equal_compute, known.layers[case])
@@ -143,36 +135,6 @@ def widened(rates: Sequence[float], best: float) -> float | None:
     return beyond if beyond <= MOST_RATE and beyond not in rates else None
 
 
-def midpoints(curve: Mapping[int, float], most: int) -> list[int]:
-    """Return the midpoints of at most ``most`` gaps between measured boundaries at whose ends the curve bends most."""
-    gaps = list(pairwise(sorted(curve)))
-    slopes = {gap: (curve[gap[1]] - curve[gap[0]]) / (gap[1] - gap[0]) for gap in gaps}
-    bends = {left[1]: abs(slopes[right] - slopes[left]) for left, right in pairwise(gaps)}
-    sharpest = sorted(gaps, key=lambda gap: (-max(bends.get(end, 0.0) for end in gap), gap))
-    return [(low + high) // 2 for low, high in sharpest if high - low > 1][:most]
-
-
-def _phases(description: Description, case: Case, known: Known) -> list[list[int]]:
-    """Boundaries by phase: coarse grid, selectors' choices, then every refinement that is decided already."""
-    first = coarse(description.boundaries, description.rates_of(case.model), known.layers[case])
-    phases = [first, sorted(known.chosen.get(case, frozenset()) - set(first))]
-    for _ in range(description.refine.rounds):
-        curve = _curve(description, case, [b for phase in phases for b in phase], known)
-        if curve is None:
-            break
-        # No layer trains above the last boundary: that cliff is no bend of the curve before it.
-        trained = {boundary: value for boundary, value in curve.items() if boundary < known.layers[case]}
-        phases.append(midpoints(trained, description.refine.midpoints))
-    return phases
-
-
-def _curve(description: Description, case: Case, boundaries: Sequence[int], known: Known) -> dict[int, float] | None:
-    """Validation loss of the first seed; ``None``: some boundary is not measured yet."""
-    results = {b: known.done.get(_freeze(description, case, description.seeds[0], b, known)) for b in boundaries}
-    curve = {boundary: result.validation_loss for boundary, result in results.items() if result}
-    return curve if len(curve) == len(results) else None
-
-
 def _freeze(
     description: Description, case: Case, seed: int, boundary: int, known: Known, budget: Budget = "epochs"
 ) -> FineTune:
@@ -201,8 +163,7 @@ def _tuned(begun: FineTune, wanted: FineTune, widen: int, known: Known) -> FineT
     tuned = _widest(begun, widen, known)
     if wanted == replace(begun, rates=()):
         return tuned
-    result = known.done.get(tuned)
-    return replace(wanted, rates=(result.learning_rate,) if result else ())
+    return replace(wanted, rates=(known.done[tuned],) if tuned in known.done else ())
 
 
 def _widest(begun: FineTune, most: int, known: Known) -> FineTune:
@@ -212,7 +173,7 @@ def _widest(begun: FineTune, most: int, known: Known) -> FineTune:
     if not ended:
         return begun
     done = max(ended, key=lambda one: len(one.rates))
-    beyond = widened(done.rates, known.done[done].learning_rate)
+    beyond = widened(done.rates, known.done[done])
     if beyond is None or len(done.rates) >= size + most:
         return done
     return replace(done, rates=(*done.rates, beyond))

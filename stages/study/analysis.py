@@ -1,6 +1,5 @@
 """The analysis of a study's tables: ``summary.json``, tables, figures, and the pages that show them."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -11,19 +10,16 @@ from salf.files import replacing_folder, rounded, write_json, write_text
 from stages.study import figures, shown
 from stages.study.comparisons import by_depth, compared, over_constant, significant
 from stages.study.description import FULL
-from stages.study.description import Case as Key
 from stages.study.headroom import headroom, interactions
 from stages.study.measured import PAPER, Case, Study
 from stages.study.reading import read_study
 from stages.study.readings import READ, read
-from stages.study.resamples import Resamples, interval
+from stages.study.resamples import CONFIDENCE, Resamples, interval
 from stages.study.tables import read_traces, records
 from stages.study.verdicts import ORACLE, Drawn, choose, degenerate, leave_one_out, overall, verdicts
 
 Json = dict[str, Any]
 _ENDS: Final = {"": "on these datasets", "_elsewhere": "over datasets like these"}
-_CASE: Final = ["data_set", "model"]
-_PLACE: Final = [*_CASE, "source", "place"]
 
 
 class Scope(NamedTuple):
@@ -38,21 +34,21 @@ class Scope(NamedTuple):
     degenerate: dict[str, str]
 
 
-def analyse(folder: Path, page: Path | None, cost_cap: float, resamples: int, confidence: float, seed: int) -> str:
+def analyse(folder: Path, page: Path | None, cost_cap: float, resamples: int) -> str:
     """Write the analysis into a study's folder, update a page, and return the headline."""
     study = read_study(folder)
-    drawn = {Key(case.data_set, case.model): Resamples(case, resamples, seed) for case in study.cases}
-    table = verdicts(drawn, confidence)
-    summary = summarise(study, table, drawn, cost_cap, confidence, seed)
+    drawn = {case.key: Resamples(case, resamples) for case in study.cases}
+    table = verdicts(drawn)
+    summary = summarise(study, table, drawn, cost_cap)
     fixed = {rule: one["over_constant"] or {} for rule, one in summary["rules"].items()}
     for p in ("p_holm", "p_holm_elsewhere"):
         table[f"fixed_{p}"] = table["rule"].map({rule: one.get(p) for rule, one in fixed.items()})
-    if readings := read(study, read_traces(folder), cost_cap, resamples, confidence, seed):
+    if readings := read(study, read_traces(folder), cost_cap, resamples):
         summary["readings"] = rounded(readings.summary)
         summary["headline"] += " " + by_law(readings.summary)
     tables = {
         "table": table,
-        "curves": pd.DataFrame([point for one in drawn.values() for point in _curve(one, confidence)]),
+        "curves": pd.DataFrame([point for one in drawn.values() for point in _curve(one)]),
         **{name: pd.DataFrame(summary[name]) for name in ("headroom", "interaction")},
         **(readings.tables if readings else {}),
     }
@@ -63,14 +59,14 @@ def analyse(folder: Path, page: Path | None, cost_cap: float, resamples: int, co
     found.write(folder)
     if page:
         shown.update(page, found)
-    _draw(folder / "figures", table, drawn, [rule for rule in (summary["default_rule"], PAPER) if rule], confidence)
+    _draw(folder / "figures", table, drawn, [rule for rule in (summary["default_rule"], PAPER) if rule])
     if readings:
         mine = readings.tables["balance"].query("model == @readings.leading and unit == 'points'")
         write_text(folder / "figures/balance.svg", figures.balance(mine, readings.leading))
     return str(summary["headline"])
 
 
-def summarise(study: Study, table: pd.DataFrame, drawn: Drawn, cost_cap: float, confidence: float, seed: int) -> Json:
+def summarise(study: Study, table: pd.DataFrame, drawn: Drawn, cost_cap: float) -> Json:
     """Return ``summary.json``; see :func:`analyse` for the arguments."""
     default, left = choose(table, cost_cap), leave_one_out(table, cost_cap)
     models = table.loc[(table["unit"] == "points") & (table["rule"] == ORACLE), "model"].value_counts(sort=False)
@@ -78,16 +74,14 @@ def summarise(study: Study, table: pd.DataFrame, drawn: Drawn, cost_cap: float, 
     mine = [case for case in study.cases if case.model == leading]
 
     def scope(named: str, part: pd.DataFrame) -> Scope:
-        over = {"over_full": compared(part, drawn, FULL, confidence)}
-        over["equal_compute_over_full"] = compared(part, drawn, FULL, confidence, "compute")
-        over["over_constant"] = over_constant(part, drawn, confidence)
-        over["over_default"] = compared(part, drawn, default or "", confidence)
+        over = {"over_full": compared(part, drawn, FULL), "over_constant": over_constant(part, drawn)}
+        over["equal_compute_over_full"] = compared(part, drawn, FULL, "compute")
         return Scope(named, overall(part), over, degenerate(part, leading))
 
     alone = scope(f"the {leading} model", table[table["model"] == leading])
     every = scope(f"all {len(models)} models", table) if len(models) > 1 else alone
     scopes = [alone, every] if len(models) > 1 else [alone]
-    found = [finding(one, default, confidence) for one in scopes] if default else []
+    found = [finding(one, default) for one in scopes] if default else []
     half = f"freeze-{mine[0].layers // 2}"
     summary: Json = rounded(
         {
@@ -99,19 +93,18 @@ def summarise(study: Study, table: pd.DataFrame, drawn: Drawn, cost_cap: float, 
             "rules": _rules(every),
             "alone": {"model": leading, "rules": _rules(alone)} if len(models) > 1 else None,
             "leading": leading,
-            "coverage": coverage(study.intervals, study.cases),
-            "interaction": records(interactions(study.cases, seed, confidence)),
-            "headroom": records(headroom(study.cases, seed)),
+            "interaction": records(interactions(study.cases)),
+            "headroom": records(headroom(study.cases)),
             "natural": _natural(mine, half),
             "equal_rates": records(at_equal_rates(study, leading, half)),
             "cost_cap": cost_cap,
-            "confidence": confidence,
+            "confidence": CONFIDENCE,
         }
     )
     return summary
 
 
-def finding(scope: Scope, default: str, confidence: float) -> str:
+def finding(scope: Scope, default: str) -> str:
     """Return in words what the default, the paper's selector, and looking at data come to."""
     rules = {row["rule"]: row for row in records(scope.rules.reset_index(names="rule"))}
     over = {row["rule"]: row for row in records(scope.over["over_full"])}.get(default)
@@ -125,7 +118,7 @@ def finding(scope: Scope, default: str, confidence: float) -> str:
         ends = {end: where for end, where in _ENDS.items() if over[f"low{end}"] is not None}
         bounds = [f"{over[f'low{end}']:+.2f} to {over[f'high{end}']:+.2f} {where}" for end, where in ends.items()]
         bounds = [each.replace("-", "\N{MINUS SIGN}") for each in bounds]
-        text += f" Above full fine-tuning: {' and '.join(bounds)} ({confidence:.0%} intervals)."
+        text += f" Above full fine-tuning: {' and '.join(bounds)} ({CONFIDENCE:.0%} intervals)."
     if PAPER in rules and default != PAPER:
         paper = rules[PAPER]
         text += (
@@ -133,12 +126,12 @@ def finding(scope: Scope, default: str, confidence: float) -> str:
         )
     looking = scope.over["over_constant"].drop(list(scope.degenerate), errors="ignore")
     if len(looking):
-        counts = [(significant(looking, confidence, end) == sign).sum() for sign in (1, -1) for end in _ENDS]
+        counts = [(significant(looking, end) == sign).sum() for sign in (1, -1) for end in _ENDS]
         text += (
             " Of {} selectors that look at the data or the model, {} on these datasets and {} over datasets like these "
             "are significantly better than a fixed depth of the same cost; {} and {} are significantly worse (Holm's "
             "procedure, at {:.0%})."
-        ).format(len(looking), *counts, 1 - confidence)
+        ).format(len(looking), *counts, 1 - CONFIDENCE)
     return text
 
 
@@ -193,12 +186,12 @@ def _rules(scope: Scope) -> Json:
     return found
 
 
-def _curve(resamples: Resamples, confidence: float) -> list[Json]:
+def _curve(resamples: Resamples) -> list[Json]:
     """Every measured boundary of a case at equal epochs: a row of ``curves.csv``."""
     case, rows = resamples.case, []
     for boundary, method in case.curve().items():
         seeds = case.common_seeds(method, FULL, "compute")
-        low, high = interval(resamples.quality(method), confidence)
+        low, high = interval(resamples.quality(method))
         row: Json = {"data_set": case.data_set, "model": case.model, "boundary": boundary, "layers": case.layers}
         row |= {"cost_share": case.cost_share(method), "unit": case.unit, "quality": case.quality(method)}
         row |= {"low": low, "high": high, "natural": case.natural_quality(method)}
@@ -209,12 +202,12 @@ def _curve(resamples: Resamples, confidence: float) -> list[Json]:
     return rows
 
 
-def _draw(folder: Path, table: pd.DataFrame, drawn: Drawn, leading: Sequence[str], confidence: float) -> None:
+def _draw(folder: Path, table: pd.DataFrame, drawn: Drawn, leading: Sequence[str]) -> None:
     with replacing_folder(folder) as aside:
         for (data_set, model), one in drawn.items():
             mine = table[(table["data_set"] == data_set) & (table["model"] == model)]
-            write_text(aside / f"{data_set}-{model}.svg", figures.curve(one, mine, leading, confidence))
-        if depth := by_depth(list(drawn.values()), confidence):
+            write_text(aside / f"{data_set}-{model}.svg", figures.curve(one, mine, leading))
+        if depth := by_depth(list(drawn.values())):
             write_text(aside / "depth.svg", figures.lost(depth))
 
 
@@ -247,37 +240,3 @@ def _natural(cases: Sequence[Case], half: str) -> list[Json]:
                 row |= {name: case.quality(method), f"{name}_natural": case.natural_quality(method)}
             found.append(row)
     return found
-
-
-def coverage(intervals: pd.DataFrame, cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """Return for laws and pilots how often a law fits and which one, and how many places their intervals cover.
-
-    Laws are fitted to the trace of few examples and compared with the means of a larger trace of another draw. Pilots
-    are small fine-tunes and compared with the validation loss of whole ones at measured boundaries.
-    """
-    here = pd.DataFrame([(case.data_set, case.model) for case in cases], columns=_CASE)
-    intervals = intervals.merge(here, on=_CASE)
-    mine = intervals[intervals["source"].str.match("pilot$|plain:")].replace({"source": "^plain:"}, "", regex=True)
-    laws = mine.groupby([*_CASE, "source"])["law"].max()
-    both = mine.dropna(subset=["low", "high"]).merge(_truths(intervals, cases), on=_PLACE)
-    both["covered"] = (both["low"] <= both["truth"]) & (both["truth"] <= both["high"])
-    found = []
-    for source, rows in both.groupby("source"):
-        named = laws[laws.index.get_level_values("source") == source]
-        counts = dict(Counter(sorted(named[named != ""])))
-        row = {"source": source, "fitted": sum(counts.values()), "asked": len(named), "laws": counts}
-        row |= {"places": len(rows), "nominal": rows["confidence"].iloc[0], "covered": float(rows["covered"].mean())}
-        found.append(row)
-    return found
-
-
-def _truths(intervals: pd.DataFrame, cases: Sequence[Case]) -> pd.DataFrame:
-    """The later measurement at every place."""
-    larger = intervals[intervals["source"].str.startswith("reference:")].rename(columns={"observed": "truth"})
-    larger = larger.replace({"source": "^reference:"}, "", regex=True)[[*_PLACE, "truth"]]
-    losses = [
-        (case.data_set, case.model, "pilot", boundary, case.runs[method, "epochs"].validation_loss)
-        for case in cases
-        for boundary, method in case.curve().items()
-    ]
-    return pd.concat([larger, pd.DataFrame(losses, columns=larger.columns).astype({"place": "Int64"})])

@@ -14,8 +14,17 @@ from scipy.optimize import brentq
 
 from stages.study.description import FULL, Budget
 from stages.study.description import Case as Key
-from stages.study.measured import Floats
-from stages.study.resamples import Resamples, detectable, holm, interval, over_groups, over_other_groups, p_value
+from stages.study.measured import Floats, Line
+from stages.study.resamples import (
+    CONFIDENCE,
+    Resamples,
+    detectable,
+    holm,
+    interval,
+    over_groups,
+    over_other_groups,
+    p_value,
+)
 from stages.study.tables import Row, records
 from stages.study.verdicts import ORACLE, SAME_COST, Drawn, measured
 
@@ -23,36 +32,6 @@ Gap = tuple[str, Floats, Floats]  # of one case: its group, the difference, and 
 COLUMNS: Final = ("rule", "groups", "difference", "low", "high", "p", "p_holm", "detectable", "detectable_holm")
 ELSEWHERE: Final = ("low", "high", "p", "p_holm", "detectable", "detectable_holm")
 _STEPS: Final = 40
-
-
-@dataclass(frozen=True)
-class Line:
-    """One case at the shares of the layers that were frozen; linear between them."""
-
-    shares: Floats  # [B]
-    costs: Floats  # FLOPs as a share of full fine-tuning's [B]
-    over_full: Floats  # points of accuracy above full fine-tuning [B]
-    drawn: Floats  # the same in every resample [R, B]
-
-    @classmethod
-    def of(cls, one: Resamples) -> "Line":
-        """Return a case's line."""
-        case, curve = one.case, one.case.curve()
-        return cls(
-            np.array([boundary / case.layers for boundary in curve]),
-            np.array([case.cost_share(method) for method in curve.values()]),
-            np.array([case.quality(method) - case.quality(FULL) for method in curve.values()]),
-            np.array([one.over(method, FULL) for method in curve.values()]).T,
-        )
-
-    @property
-    def deepest(self) -> float:
-        """The largest share above which a layer trains."""
-        return float(self.shares[self.shares < 1].max())
-
-    def weights(self, shares: Floats) -> Floats:
-        """Return the weights of the measured boundaries at other shares [B, S]."""
-        return np.array([np.interp(shares, self.shares, unit) for unit in np.eye(len(self.shares))])
 
 
 @dataclass(frozen=True)
@@ -66,28 +45,20 @@ class Depth:
     high: Floats
 
 
-def by_depth(drawn: Sequence[Resamples], confidence: float) -> Depth | None:
+def by_depth(drawn: Sequence[Resamples]) -> Depth | None:
     """Average all cases over the share of frozen layers; ``None``: no case measures accuracy between 0 and L."""
     cases = [one for one in drawn if one.case.unit == "points" and set(one.case.curve()) - {0, one.case.layers}]
     if not cases:
         return None
-    lines = [(one.case.group, Line.of(one)) for one in cases]
-    shares = np.linspace(0, min(line.deepest for _, line in lines), _STEPS + 1)
-    at = [(group, line, line.weights(shares)) for group, line in lines]
-    bounds = [interval(each, confidence) for each in over_groups([(g, line.drawn @ w) for g, line, w in at]).T]
-    low, high = np.array(bounds).T
-    return Depth(
-        lines=tuple(line for _, line in lines),
-        shares=shares,
-        mean=over_groups([(group, line.over_full @ weights) for group, line, weights in at]),
-        low=low,
-        high=high,
-    )
+    lines = tuple(one.case.line for one in cases)
+    shares = np.linspace(0, min(line.deepest for line in lines), _STEPS + 1)
+    at = [(one.case.group, one, one.case.line.weights(shares)) for one in cases]
+    mean = over_groups([(group, one.case.line.over_full @ weights) for group, one, weights in at])
+    low, high = interval(over_groups([(group, one.over_full @ weights) for group, one, weights in at]))
+    return Depth(lines, shares, mean, low, high)
 
 
-def compared(
-    table: pd.DataFrame, drawn: Drawn, other: str, confidence: float, budget: Budget = "epochs"
-) -> pd.DataFrame:
+def compared(table: pd.DataFrame, drawn: Drawn, other: str, budget: Budget = "epochs") -> pd.DataFrame:
     """Compare every selector with one of them, where both were measured; see :func:`over_all` for the columns."""
     rows = records(measured(table))
     methods = {(row["data_set"], row["model"], row["rule"]): row["method"] for row in rows}
@@ -97,43 +68,41 @@ def compared(
         gap = one.case.over(method, theirs, budget) if theirs and rule not in (other, ORACLE) else None
         if theirs and gap is not None:
             gaps.setdefault(rule, []).append((one.case.group, np.array(gap), one.over(method, theirs, budget)))
-    return over_all(gaps, confidence)
+    return over_all(gaps)
 
 
-def over_constant(table: pd.DataFrame, drawn: Drawn, confidence: float) -> pd.DataFrame:
+def over_constant(table: pd.DataFrame, drawn: Drawn) -> pd.DataFrame:
     """Compare every selector that chooses several boundaries with a fixed depth: what looking at data is worth.
 
     The fixed depth freezes, for each model, the same share of the layers on all datasets, and costs as much on
     average, deciding excluded. A model is left out where no measured depth costs that.
     """
-    lines: dict[Key, Line] = {}
     rules: dict[str, dict[str, list[Row]]] = {}  # by model
     for row in records(measured(table)):
-        case = drawn[key := Key(row["data_set"], row["model"])].case
+        case = drawn[Key(row["data_set"], row["model"])].case
         if row["rule"] != ORACLE and row["method"] in case.boundaries.keys() | case.between.keys():
             rules.setdefault(row["rule"], {}).setdefault(row["model"], []).append(row)
-            lines[key] = lines.get(key) or Line.of(drawn[key])
     gaps = {
-        rule: [gap for chosen in models.values() for gap in _gaps(chosen, lines, drawn)]
+        rule: [gap for chosen in models.values() for gap in _gaps(chosen, drawn)]
         for rule, models in rules.items()
         if any(len({row["boundary"] for row in chosen}) > 1 for chosen in models.values())
     }
-    return over_all({rule: found for rule, found in gaps.items() if found}, confidence)
+    return over_all({rule: found for rule, found in gaps.items() if found})
 
 
-def _gaps(chosen: Sequence[Row], lines: Mapping[Key, Line], drawn: Drawn) -> list[Gap]:
+def _gaps(chosen: Sequence[Row], drawn: Drawn) -> list[Gap]:
     """A selector's choices with one model minus the fixed depth that costs as much."""
-    methods = {Key(row["data_set"], row["model"]): str(row["method"]) for row in chosen}
-    cost = np.mean([drawn[key].case.cost_share(method) for key, method in methods.items()])
-    share = _share_of_cost(float(cost), [lines[key] for key in methods])
+    places = [(drawn[Key(row["data_set"], row["model"])], str(row["method"])) for row in chosen]
+    cost = np.mean([one.case.cost_share(method) for one, method in places])
+    share = _share_of_cost(float(cost), [one.case.line for one, _ in places])
     if share is None:
         return []
     found: list[Gap] = []
-    for key, method in methods.items():
-        one, line, weights = drawn[key], lines[key], lines[key].weights(np.array(share))
+    for one, method in places:
+        line, weights = one.case.line, one.case.line.weights(np.array(share))
         own = one.case.quality(method) - one.case.quality(FULL)
         gap = np.array(own - line.over_full @ weights)
-        found.append((one.case.group, gap, one.over(method, FULL) - line.drawn @ weights))
+        found.append((one.case.group, gap, one.over(method, FULL) - one.over_full @ weights))
     return found
 
 
@@ -150,33 +119,33 @@ def _share_of_cost(cost: float, lines: Sequence[Line]) -> float | None:
     return float(brentq(above, 0, deepest)) if above(0) > 0 > above(deepest) else None
 
 
-def over_all(gaps: Mapping[str, Sequence[Gap]], confidence: float) -> pd.DataFrame:
+def over_all(gaps: Mapping[str, Sequence[Gap]]) -> pd.DataFrame:
     """Return every selector's mean difference in points over its groups of datasets, with two kinds of inference."""
-    rows = [_comparison(rule, each, confidence) for rule, each in gaps.items()]
+    rows = [_comparison(rule, each) for rule, each in gaps.items()]
     found = pd.DataFrame(rows, columns=[*COLUMNS, *(f"{name}_elsewhere" for name in ELSEWHERE)])
     found = found.set_index(found["rule"].to_numpy())
     for end in ("", "_elsewhere"):
-        p = found[f"p{end}"].dropna()
-        found[f"p_holm{end}"] = pd.Series(holm({str(rule): value for rule, value in p.items()}), dtype=float)
-        level, freedoms = 1 - (1 - confidence) / max(1, len(p)), found["groups"] - 1 if end else [np.inf] * len(found)
-        factors = [detectable(1.0, level, n) / detectable(1.0, confidence, n) for n in freedoms]
+        p = found[f"p{end}"].dropna().astype(float)
+        found[f"p_holm{end}"] = holm(p)
+        level, freedoms = 1 - (1 - CONFIDENCE) / max(1, len(p)), found["groups"] - 1 if end else [np.inf] * len(found)
+        factors = [detectable(1.0, n, level) / detectable(1.0, n) for n in freedoms]
         found[f"detectable_holm{end}"] = found[f"detectable{end}"] * factors
     return found
 
 
-def _comparison(rule: str, gaps: Sequence[Gap], confidence: float) -> Row:
+def _comparison(rule: str, gaps: Sequence[Gap]) -> Row:
     drawn = over_groups([(group, values) for group, _, values in gaps])
     values = [(group, value) for group, value, _ in gaps]
-    other, groups = over_other_groups(values, confidence), len({group for group, _ in values})
-    low, high = interval(drawn, confidence)
+    other, groups = over_other_groups(values), len({group for group, _ in values})
+    low, high = interval(drawn)
     found = {"rule": rule, "groups": groups, "difference": float(over_groups(values)), "low": low, "high": high}
-    found |= {"p": p_value(drawn), "detectable": detectable(float(drawn.std()), confidence)}
+    found |= {"p": p_value(drawn), "detectable": detectable(float(drawn.std()))}
     if other:
         found |= {f"{name}_elsewhere": value for name, value in other.items()}
-        found["detectable_elsewhere"] = detectable(other["error"], confidence, groups - 1)
+        found["detectable_elsewhere"] = detectable(other["error"], groups - 1)
     return found
 
 
-def significant(over: pd.DataFrame, confidence: float, end: str = "") -> "pd.Series[float]":
+def significant(over: pd.DataFrame, end: str = "") -> "pd.Series[float]":
     """Return 1 where a selector is significantly better after Holm's procedure, -1 where worse, else 0."""
-    return np.sign(over["difference"]).where(over[f"p_holm{end}"] < 1 - confidence, 0.0)
+    return np.sign(over["difference"]).where(over[f"p_holm{end}"] < 1 - CONFIDENCE, 0.0)

@@ -80,13 +80,6 @@ class Rule(Part):
     set: Settings = {}
 
 
-class Refine(Part):
-    """Boundaries added where the validation loss bends most: this many midpoints in each round."""
-
-    rounds: Natural
-    midpoints: Count
-
-
 class Description(Part):
     """The whole of ``study.yaml``; every key is commented there."""
 
@@ -94,15 +87,12 @@ class Description(Part):
     seeds: Annotated[list[int], Field(min_length=1)]
     together: Count
     boundaries: Annotated[list[Share], Field(min_length=2)]
-    refine: Refine
     learning_rates: Rates
     widen: Natural
     equal_compute: list[Share]
     methods: dict[str, Arm]
     common: Settings
     evidence: Settings
-    bases: list[str] = []
-    reference: Settings | None
     rules: dict[str, Rule]
     models: Annotated[dict[str, Model], Field(min_length=1)]
     data_sets: Annotated[dict[str, DataSet], Field(min_length=1)]
@@ -115,6 +105,8 @@ class Description(Part):
             raise ValueError("equal_compute holds 0: full fine-tuning is the reference of equal compute")
         if 0 not in self.boundaries:
             raise ValueError("boundaries lacks 0: costs are shares of full fine-tuning's")
+        if all(rule.set for rule in self.rules.values()):
+            raise ValueError("rules: one must set nothing, for the plan that fine-tunes read")
         for table in ("models", "methods"):
             for name, part in getattr(self, table).items():
                 for data_set in part.data_sets or ():

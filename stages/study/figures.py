@@ -1,6 +1,6 @@
 """Figures of a study: quality against the boundary for every case, and what freezing costs over all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -26,18 +26,17 @@ _MEASURES: Final = {
 }
 
 
-def curve(resamples: Resamples, table: pd.DataFrame, leading: Sequence[str], confidence: float) -> str:
+def curve(resamples: Resamples, table: pd.DataFrame, leading: Sequence[str]) -> str:
     """Draw a case's quality against the boundary as an SVG file, with its interval and every selector's choice."""
     case = resamples.case
-    methods = case.curve()
-    quality = {b: case.quality(m) for b, m in methods.items()}
-    bounds = [interval(resamples.quality(m), confidence) for m in methods.values()]
+    quality = {b: case.quality(m) for b, m in case.curve().items()}
+    low, high = np.array([interval(resamples.quality(m)) for m in case.curve().values()]).T
 
     def at(boundary: int) -> float:
         return float(np.interp(boundary, list(quality), list(quality.values())))
 
     def paint(axes: Axes) -> None:
-        axes.fill_between(list(quality), [b[0] for b in bounds], [b[1] for b in bounds], color=RULE, linewidth=0)
+        axes.fill_between(list(quality), low, high, color=RULE, linewidth=0)
         axes.plot(list(quality), list(quality.values()), "o-", color=INK, markersize=3.5, linewidth=1.6)
         longer = _longer(case)
         if longer:
@@ -66,7 +65,6 @@ def lost(depth: Depth) -> str:
     """Draw points above full fine-tuning against the share of frozen layers: every case and their mean."""
 
     def paint(axes: Axes) -> None:
-        axes.axhline(0, color=INK, linewidth=0.8)
         for line in depth.lines:
             axes.plot(line.shares, line.over_full, color=MUTED, linewidth=0.8, alpha=0.6)
         axes.fill_between(depth.shares, depth.low, depth.high, color=RULE, linewidth=0)
@@ -74,34 +72,41 @@ def lost(depth: Depth) -> str:
         axes.set_xlim(0, 1)
         lows = [line.over_full[line.shares <= depth.shares[-1]].min() for line in depth.lines]
         axes.set_ylim(_MARGIN * min(lows), None)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("share of the layers that is frozen")
-        axes.set_ylabel("points above full fine-tuning")
 
     described = (
         "Grey: every dataset with every model, linear between measured boundaries; what falls below the figure is "
         "cut off. Coloured: mean over datasets with its interval, as deep as every case was measured."
     )
     title = "What freezing costs, by the share of the layers"
-    return standalone(panel("study-depth", title, described, paint, height=420))[1]
+    return _above_full("study-depth", title, described, paint)
 
 
 def balance(points: pd.DataFrame, model: str) -> str:
     """Draw points above full fine-tuning against the share of the trace's reduction above each measured boundary."""
 
     def paint(axes: Axes) -> None:
-        axes.axhline(0, color=INK, linewidth=0.8)
         for quantity, ink in (("deviation", MUTED), ("loss", ACCENT)):
             axes.plot(points[f"{quantity}_observed"], points["over_full"], "o", color=ink, markersize=4, label=quantity)
         axes.set_ylim(_MARGIN * points.loc[points["trained"] > 0, "over_full"].min(), None)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("reduction of the trace's deviation or loss above the boundary, not accuracy")
-        axes.set_ylabel("points above full fine-tuning")
         axes.legend(frameon=False)
 
     described = "Each mark is a measured boundary of a dataset, once by each quantity; what falls below is cut off."
     title = f"What the trace promises and what was measured, {model}"
-    return standalone(panel("study-balance", title, described, paint, height=420))[1]
+    return _above_full("study-balance", title, described, paint)
+
+
+def _above_full(name: str, title: str, described: str, paint: Callable[[Axes], None]) -> str:
+    """A figure of points above full fine-tuning against a share."""
+
+    def framed(axes: Axes) -> None:
+        axes.axhline(0, color=INK, linewidth=0.8)
+        paint(axes)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_ylabel("points above full fine-tuning")
+
+    return standalone(panel(name, title, described, framed, height=420))[1]
 
 
 def _longer(case: Case) -> dict[int, float]:

@@ -10,18 +10,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from salf.evidence import Pilots, ScalingLaw
+from salf.evidence import Pilots
 from salf.files import read_json
 from salf.ledger import Machine
 from salf.metrics import Metrics, RunMetrics
 from salf.plan import FreezePlan
 from salf.records import FineTuneClock, FineTuneRecord
 from salf.selectors import Quantity
-from stages.study.agenda import PLAIN, FineTune, Look
+from stages.study.agenda import FineTune, Look
 from stages.study.tables import Row
 
 _PILOTED: Final = ("pilot", "budget", "tolerance")  # selectors that need pilot fine-tunes
-_TRACES: Final = (PLAIN, "reference")  # whose laws are saved
 
 
 def where() -> Row:
@@ -54,22 +53,10 @@ def choices(look: Look, folder: Path) -> list[Row]:
     plan, pilot = FreezePlan.load(folder / "data/plan/freeze_plan.json"), _pilot(folder)
     facts = {**where(), **look.case._asdict(), "layers": plan.model.layers}
     deciding = dict.fromkeys(_PILOTED, pilot.flops.share if pilot else None)
-    return [{**facts, "rule": name} for name in look.names if not look.rules] + [
+    return [
         {**facts, "rule": name, "deciding_share": deciding.get(rule.selector), **_choice(plan, rule.selector)}
         for name, rule in look.rules.items()
     ]
-
-
-def intervals(look: Look, folder: Path) -> list[Row]:
-    """Return what laws and pilots predict with an interval, and what was observed."""
-    rows, pilot = [], _pilot(folder)
-    if pilot:
-        facts = {"source": "pilot", "law": "joint" if pilot.law.holds else "", "confidence": pilot.confidence}
-        ends = [(one.boundary, one.loss, one.low, one.high) for one in pilot.predictions]
-        rows += [facts | dict(zip(("place", "predicted", "low", "high"), one, strict=True)) for one in ends]
-    if look.source in _TRACES:
-        rows += _law_rows(look.source, ScalingLaw.load(folder / "reports/scaling_law.json"))
-    return [{**look.case._asdict(), **row} for row in rows]
 
 
 def traces(look: Look, folder: Path) -> list[Row]:
@@ -98,21 +85,6 @@ def _choice(plan: FreezePlan, selector: str) -> Row:
     boundary = entry.boundary if limited else entry.before_budget
     scores = json.dumps(entry.scores) if entry.scores else ""
     return {"selector": selector, "boundary": boundary, "reason": entry.reason, "scores": scores}
-
-
-def _law_rows(source: str, fitted: ScalingLaw) -> list[Row]:
-    """The trace's mean at every space, and the best law's curve where it fits."""
-    rows = []
-    for quantity, entry in fitted.quantities.items():
-        best = next((law for law in entry.laws if law.name == entry.best), None) if entry.fits else None
-        for space, observed in enumerate(entry.mean):
-            row: Row = {"source": f"{source}:{quantity}", "place": space, "observed": observed}
-            if best and space:
-                curves = {"predicted": best.curve, "low": best.curve_low, "high": best.curve_high}
-                row |= {name: curve[space - 1] for name, curve in curves.items()}
-                row |= {"law": best.name, "confidence": fitted.confidence}
-            rows.append(row)
-    return rows
 
 
 def _learned(run: FineTuneRecord, scored: RunMetrics, quality: str) -> Row:

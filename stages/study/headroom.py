@@ -9,7 +9,7 @@ runs are seen. The truth lies between. "validation" picks by the runs' validatio
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from stages.study.description import FULL
 from stages.study.measured import Case, Floats
-from stages.study.resamples import FOLDS
+from stages.study.resamples import CONFIDENCE, FOLDS, over_groups
 
 Pick = Callable[[Floats, Floats], NDArray[np.integer]]  # judged curves [K, B] and costs [B] → places [K]
-Row = dict[str, str | int | float | None]
+Row = dict[str, Any]
+_SEED: Final = 1
 _SPLITS: Final = 20
 _DRAWS: Final = 5000
 _TOLERANCES: Final = (1, 2)  # points below full fine-tuning
@@ -34,17 +35,17 @@ def several_seeds(cases: Sequence[Case]) -> dict[str, list[Case]]:
     return {model: mine for model, mine in models.items() if len(mine) > 1}
 
 
-def interactions(cases: Sequence[Case], seed: int, confidence: float) -> pd.DataFrame:
+def interactions(cases: Sequence[Case]) -> pd.DataFrame:
     """Return for each model that shares at least two boundaries the interaction of dataset and boundary."""
-    rows = [_interaction(model, mine, seed, confidence) for model, mine in several_seeds(cases).items()]
+    rows = [_interaction(model, mine) for model, mine in several_seeds(cases).items()]
     return pd.DataFrame([row for row in rows if row])
 
 
-def _interaction(model: str, cases: Sequence[Case], seed: int, confidence: float) -> Row | None:
+def _interaction(model: str, cases: Sequence[Case]) -> Row | None:
     boundaries = sorted(set.intersection(*(set(case.curve()) for case in cases)) - {cases[0].layers})
     if len(boundaries) < 2:
         return None
-    rng, means, drawn = np.random.default_rng(seed), [], []
+    rng, means, drawn = np.random.default_rng(_SEED), [], []
     for case in cases:
         values = _values(case, boundaries)  # [B, S, N]
         noise = np.cov(values.mean(axis=2)) / values.shape[1] + np.cov(values.mean(axis=1)) / values.shape[2]
@@ -57,17 +58,17 @@ def _interaction(model: str, cases: Sequence[Case], seed: int, confidence: float
         "boundaries": " ".join(map(str, boundaries)),
         "observed": float(observed),
         "noise": float(null.mean()),
-        "noise_high": float(np.quantile(null, confidence)),
+        "noise_high": float(np.quantile(null, CONFIDENCE)),
         "p": float((1 + (null >= observed).sum()) / (_DRAWS + 1)),
         "excess": float(np.sqrt(max(0.0, observed - null.mean()))),
     }
 
 
-def headroom(cases: Sequence[Case], seed: int) -> pd.DataFrame:
+def headroom(cases: Sequence[Case]) -> pd.DataFrame:
     """Return for each model every way to pick its datasets' boundaries; means over groups of datasets, in points."""
     rows = []
     for model, mine in several_seeds(cases).items():
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(_SEED)
         evidence = {
             "cross-fitted": [_cross_fitted(case, rng) for case in mine],
             "seen": [(curve, curve) for curve in map(_curve, mine)],
@@ -92,44 +93,37 @@ def _aims() -> dict[str, Pick]:
 
 
 def _headroom(cases: Sequence[Case], pick: Pick, curves: Sequence[tuple[Floats, Floats]]) -> Row:
-    groups = list(dict.fromkeys(case.group for case in cases))
-    member = np.array([[case.group == group for case in cases] for group in groups], float)
-    member /= member.sum(axis=1, keepdims=True)  # [G, cases]: means over each group's cases
-    costs, behind = np.empty(len(cases)), np.empty(len(cases))
-    for place, (case, (judged, scored)) in enumerate(zip(cases, curves, strict=True)):
-        costly = np.array([case.cost_share(method) for method in case.curve().values()])
-        chosen = pick(judged, costly)
-        costs[place] = costly[chosen].mean()
-        behind[place] = (scored[:, 0] - scored[np.arange(len(scored)), chosen]).mean()
-    cost = float((member @ costs).mean())
-    found: Row = {"groups": len(groups), "cost_share": cost, "behind_full": float((member @ behind).mean())}
-    fixed = _fixed(cases, member, cost)
-    if fixed is None:
+    groups = [case.group for case in cases]
+    picked = pd.DataFrame([_picked(case, pick, *each) for case, each in zip(cases, curves, strict=True)])
+    by_group = picked.groupby(groups).mean()
+    found: Row = {"groups": len(by_group), **by_group.mean()}
+    depth = _fixed_depth(cases, by_group["cost_share"].mean())
+    if depth is None:
         return found
-    depth, losses = fixed
-    gains, several = member @ (losses - behind), len(groups) > 1
+    lost = np.array([-np.interp(depth, case.line.shares, case.line.over_full) for case in cases])
+    gains = (lost - picked["behind_full"]).groupby(groups).mean()
     return found | {
         "fixed_depth": depth,
-        "fixed_behind_full": float((member @ losses).mean()),
-        "gain": float(gains.mean()),
-        "gain_error": float(gains.std(ddof=1) / np.sqrt(len(gains))) if several else None,
-        "least_gain": float((gains.sum() - gains.max()) / (len(gains) - 1)) if several else None,
+        "fixed_behind_full": pd.Series(lost).groupby(groups).mean().mean(),
+        "gain": gains.mean(),
+        "gain_error": gains.sem(),
+        "least_gain": gains.drop(gains.idxmax()).mean(),
     }
 
 
-def _fixed(cases: Sequence[Case], member: Floats, cost: float) -> tuple[float, Floats] | None:
-    """The share of the layers whose freezing costs this much on average, and each case's loss of accuracy there."""
-    lines = []
-    for case in cases:
-        measured = {b: method for b, method in case.curve().items() if b < case.layers}
-        losses = [case.quality(FULL) - case.quality(method) for method in measured.values()]
-        lines.append(([b / case.layers for b in measured], [case.cost_share(m) for m in measured.values()], losses))
-    shares = np.linspace(0, min(line[0][-1] for line in lines), 1000)
-    mean = (member @ np.array([np.interp(shares, line[0], line[1]) for line in lines])).mean(axis=0)  # falls
-    if not mean[-1] <= cost <= mean[0]:
-        return None
-    depth = float(np.interp(cost, mean[::-1], shares[::-1]))
-    return depth, np.array([np.interp(depth, line[0], line[2]) for line in lines])
+def _picked(case: Case, pick: Pick, judged: Floats, scored: Floats) -> Row:
+    """Mean cost of the picked boundaries, and by how much they are worse than full fine-tuning."""
+    chosen = pick(judged, case.line.costs)
+    behind = scored[:, 0] - scored[np.arange(len(scored)), chosen]
+    return {"cost_share": case.line.costs[chosen].mean(), "behind_full": behind.mean()}
+
+
+def _fixed_depth(cases: Sequence[Case], cost: float) -> float | None:
+    """The share of the layers whose freezing costs this much on average; ``None``: none below 1 does."""
+    lines = [(case.group, case.line) for case in cases]
+    shares = np.linspace(0, min(line.deepest for _, line in lines), 1000)
+    mean = over_groups([(group, np.interp(shares, line.shares, line.costs)) for group, line in lines])  # falls
+    return float(np.interp(cost, mean[::-1], shares[::-1])) if mean[-1] <= cost <= mean[0] else None
 
 
 def _values(case: Case, boundaries: Sequence[int]) -> Floats:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stages.study.description import FULL, Budget, Measure
+from stages.study.description import Case as Key
 
 Floats = NDArray[np.floating[Any]]
 PAPER: Final = "salf"  # the selector of this name is the paper's
@@ -40,16 +42,32 @@ class Run:
 class Choice:
     """The choice of a selector (``rule`` in the study, ``selector`` in its plan); no boundary without evidence.
 
-    ``scores`` is what it predicts for boundaries 0..L, ``deciding_share`` the FLOPs of the fine-tunes by which it
-    decides as a share of full fine-tuning's.
+    ``deciding_share`` is the FLOPs of the fine-tunes by which it decides as a share of full fine-tuning's.
     """
 
     rule: str
     selector: str
     boundary: int | None
     reason: str
-    scores: tuple[float | None, ...]
     deciding_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """A case's measured boundaries by the shares of the layers that they freeze; linear between them."""
+
+    shares: Floats  # [B]
+    costs: Floats  # FLOPs as a share of full fine-tuning's [B]
+    over_full: Floats  # points of accuracy above full fine-tuning [B]
+
+    @property
+    def deepest(self) -> float:
+        """The largest share above which a layer trains."""
+        return float(self.shares[self.shares < 1].max())
+
+    def weights(self, shares: Floats) -> Floats:
+        """Return the weights of the measured boundaries at other shares [B, S]."""
+        return np.array([np.interp(shares, self.shares, unit) for unit in np.eye(len(self.shares))])
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,11 @@ class Case:
     choices: tuple[Choice, ...]
 
     @property
+    def key(self) -> Key:
+        """The names of dataset and model."""
+        return Key(self.data_set, self.model)
+
+    @property
     def unit(self) -> str:
         """Accuracies are in points of a hundred, losses in nats."""
         return "nats" if self.measure == "loss" else "points"
@@ -86,6 +109,16 @@ class Case:
         measured = {method: b for method, b in self.boundaries.items() if method not in self.between}
         found = {b: method for method, b in measured.items() if (method, "epochs") in self.runs}
         return dict(sorted(found.items()))
+
+    @cached_property
+    def line(self) -> Line:
+        """Cost and quality over depth."""
+        curve = self.curve()
+        return Line(
+            np.array([boundary / self.layers for boundary in curve]),
+            np.array([self.cost_share(method) for method in curve.values()]),
+            np.array([self.quality(method) - self.quality(FULL) for method in curve.values()]),
+        )
 
     def quality(self, method: str, budget: Budget = "epochs", seeds: Sequence[int] | None = None) -> float:
         """Return the mean of a method over examples and seeds (by default all of its own), in points or minus nats."""
@@ -125,7 +158,6 @@ class Study:
     cases: tuple[Case, ...]
     runs: pd.DataFrame
     measured: int
-    intervals: pd.DataFrame
     rates: pd.DataFrame
 
 

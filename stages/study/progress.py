@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from salf.files import code_hashes
 from stages.study import harvest
-from stages.study.agenda import PLAIN, FineTune, Known, Look, Result, agenda, batches, coarse
+from stages.study.agenda import PLAIN, FineTune, Known, Look, agenda, batches, coarse
 from stages.study.description import Case, Description, Rule, Settings
 from stages.study.settings import (
     AbsentError,
@@ -71,7 +71,7 @@ class Progress:
         self.description, self.places, self.tables = description, places, tables
         self.absent: list[str] = []
         self.settings: dict[Case, Setting] = {}
-        self._shipped = read_parameters(places.project)
+        self.shipped = read_parameters(places.project)
         for case in description.cases():
             self._add(case)
         self.every_look = [look for case in self.settings for look in self._looks(case)]
@@ -83,44 +83,42 @@ class Progress:
             if str(error) not in self.absent:
                 self.absent.append(str(error))
             return
-        params = parameters(self._shipped, values)
+        params = parameters(self.shipped, values)
         self.settings[case] = Setting(values, params, training_settings(params, self.places.project))
 
     def _looks(self, case: Case) -> Iterator[Look]:
         """One plan for every set of parameters that selectors need; the plain one gives the depth and comes first."""
-        asked: dict[str, tuple[Settings, dict[str, Rule]]] = {PLAIN: ({}, {})}
+        asked: dict[str, dict[str, Rule]] = {PLAIN: {}}
         for name, rule in self.description.rules.items():
             source = ",".join(f"{key}={value}" for key, value in sorted(rule.set.items()))
-            asked.setdefault(source or PLAIN, (rule.set, {}))[1][name] = rule
-        if self.description.reference is not None:
-            asked["reference"] = (self.description.reference, {})
-        for basis in self.description.bases:
-            asked[basis] = ({"trace.basis": basis, "trace.losses": 0, "signals.kinds": []}, {})
-        for source, (more, rules) in asked.items():
-            values = {**self.settings[case].values, **self.description.evidence, **more}
-            settings = plan_settings(parameters(self._shipped, values), self.places.project)
+            asked.setdefault(source or PLAIN, {})[name] = rule
+        for source, rules in asked.items():
+            values = {**self.settings[case].values, **self.description.evidence, **next(iter(rules.values())).set}
+            settings = plan_settings(parameters(self.shipped, values), self.places.project)
             yield Look(case, source, values, rules, settings)
 
     def looks(self) -> list[Look]:
         """Return the plans that are still to be made."""
         rows = {(Case(row["data_set"], row["model"]), row["rule"]): row for row in records(self.tables.choices)}
-        return [look for look in self.every_look if not self._made(look, rows)]
-
-    def _made(self, look: Look, rows: Mapping[tuple[Case, str], Row]) -> bool:
-        if look.source in self.description.bases:
-            return f"deviation ({look.source})" in self.tables.traces.get(look.case, {})
-        selectors = [rule.selector for rule in look.rules.values()] or [""]
-        found = [rows.get((look.case, name)) for name in look.names]
         kept = self.tables.settings
-        return all(
-            row and row["selector"] == selector and still_holds(kept.get(row["settings"], row), look.settings)
-            for row, selector in zip(found, selectors, strict=True)
-        )
+
+        def holds(look: Look, row: Row | None, selector: str) -> bool:
+            return (
+                row is not None
+                and row["selector"] == selector
+                and still_holds(kept.get(row["settings"], row), look.settings)
+            )
+
+        return [
+            look
+            for look in self.every_look
+            if not all(holds(look, rows.get((look.case, name)), rule.selector) for name, rule in look.rules.items())
+        ]
 
     def known(self) -> Known:
         """Return what the tables hold that counts under the present parameters."""
         rows = [row for row in records(self.tables.runs) if self._counts(row)]
-        done = {fine_tune_of(row): Result(row["learning_rate"], row["validation_loss"]) for row in rows}
+        done = {fine_tune_of(row): row["learning_rate"] for row in rows}
         return Known(self._layers(), self._chosen(), done)
 
     def _counts(self, row: Row) -> bool:
@@ -182,9 +180,8 @@ class Progress:
         """Save what a job made in ``folder``; its seconds are shared equally among its fine-tunes."""
         if job.look:
             facts = {"settings": self.tables.keep_settings(job.look.settings), "seconds": seconds}
-            rows = [{**row, **facts} for row in harvest.choices(job.look, folder)]
-            self.tables.keep_choices(rows, harvest.intervals(job.look, folder))
-            if job.look.source in (PLAIN, *self.description.bases):
+            self.tables.keep_choices([{**row, **facts} for row in harvest.choices(job.look, folder)])
+            if job.look.source == PLAIN:
                 self.tables.keep_traces(harvest.traces(job.look, folder))
             return
         found = []

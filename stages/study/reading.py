@@ -1,6 +1,5 @@
 """Reads a study's tables: which rows count, and what every case measured."""
 
-import json
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -30,7 +29,7 @@ def read_study(folder: Path) -> Study:
     Raises:
         UserError: a table is missing or damaged, or no case has full fine-tuning.
     """
-    runs, choices, intervals = (read_table(folder, name, required=True) for name in ("runs", "choices", "intervals"))
+    runs, choices = (read_table(folder, name, required=True) for name in ("runs", "choices"))
     priors, rates = (read_table(folder, name) for name in ("priors", "rates"))
     said = _predictions(folder / "predictions.parquet")
     kept = read_settings(folder)
@@ -43,7 +42,7 @@ def read_study(folder: Path) -> Study:
     cases = tuple(_case(rows, choices, said, priors) for _, rows in grouped if full[rows.index].any())
     if not cases:
         raise UserError(f"{folder}: no dataset's full fine-tuning is measured yet; run: {MADE_BY}")
-    return Study(cases, runs, len(present), intervals, rates)
+    return Study(cases, runs, len(present), rates)
 
 
 def _of_last(runs: pd.DataFrame, column: str, by: list[str], kept: Mapping[str, Any]) -> "pd.Series[bool]":
@@ -156,7 +155,6 @@ def _choice(row: dict[Any, Any]) -> Choice:
         selector=row["selector"],
         boundary=None if pd.isna(row["boundary"]) else int(row["boundary"]),
         reason=row["reason"],
-        scores=tuple(json.loads(row["scores"])) if row["scores"] else (),
         deciding_share=0.0 if pd.isna(row["deciding_share"]) else float(row["deciding_share"]),
     )
 

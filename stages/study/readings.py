@@ -46,7 +46,7 @@ _BUDGETS: Final = (0.2, 0.4, 0.6, 0.8)
 _SMALLEST: Final = 1e-3  # of a curve's mean: a predicted gain below it counts as this much
 _BOOTSTRAP: Final = 200  # as params.yaml has it for the stage fit
 _CONFIDENCE: Final = 0.9
-_FIGURES: Final = ["groups", "cases", "asked", "cost_share", "behind_full", "regret", "regret_at_cost"]
+_FIGURES: Final = ["groups", "cases", "cost_share", "behind_full", "regret", "regret_at_cost"]
 _OVER: Final = ["difference", "low", "high", "p_holm", "low_elsewhere", "high_elsewhere", "p_holm_elsewhere"]
 
 
@@ -119,25 +119,24 @@ class Readings(NamedTuple):
     summary: Row
 
 
-def read(study: Study, traces: Traces, cost_cap: float, draws: int, confidence: float, seed: int) -> Readings | None:
+def read(study: Study, traces: Traces, cost_cap: float, draws: int) -> Readings | None:
     """Return the readings and the balance over all cases, and the leading model's; ``None``: nothing was traced."""
     drawn, places, points = dict[Key, Resamples](), list[Row](), list[Row]()
     for case in study.cases:
-        if examples := traces.get(Key(case.data_set, case.model)):
+        if examples := traces.get(case.key):
             curves = {name: Traced.of(each) for name, each in examples.items()}
             own = [_reading(case, one, curves[one.trace]) for one in READINGS if one.trace in curves]
-            chosen = [Choice(row["rule"], "salf", row["boundary"], "", ()) for row in own]
+            chosen = [Choice(row["rule"], "salf", row["boundary"], "") for row in own]
             chosen += [each for name, one in curves.items() if name != _FOLDED for each in _balance(case, name, one)]
-            varied = with_choices(case, [*chosen, Choice(FULL, FULL, 0, "", ())])
-            drawn[Key(case.data_set, case.model)] = Resamples(varied, draws, seed)
+            drawn[case.key] = Resamples(with_choices(case, [*chosen, Choice(FULL, FULL, 0, "")]), draws)
             places, points = places + own, points + _points(case, curves)
     if not drawn:
         return None
-    table = verdicts(drawn, confidence)
+    table = verdicts(drawn)
     table = table[table["selector"].isin(["salf", "budget", FULL, ORACLE])]
     leading = str(table.loc[(table["unit"] == "points") & (table["rule"] == ORACLE), "model"].mode()[0])
     scopes = {"all models": table, leading: table[table["model"] == leading]}
-    over = {name: _over(part, drawn, confidence) for name, part in scopes.items()}
+    over = {name: _over(part, drawn) for name, part in scopes.items()}
     claims = [row for name, rows in over.items() for row in _claims(name, rows)]
     claims += [{"claim": one, "verdict": "not tested", "reading": why} for one, why in NOT_TESTED.items()]
     columns = ["data_set", "model", "rule", "method", "interpolated", "quality", "cost_share", "behind_full", "regret"]
@@ -152,12 +151,12 @@ def read(study: Study, traces: Traces, cost_cap: float, draws: int, confidence: 
     return Readings(leading, tables, summary)
 
 
-def _over(table: pd.DataFrame, drawn: Drawn, confidence: float) -> list[Row]:
+def _over(table: pd.DataFrame, drawn: Drawn) -> list[Row]:
     """Every choice over a scope's groups of datasets, against full fine-tuning and the fixed depth of the same cost."""
     found = overall(table).drop([FULL, ORACLE], errors="ignore")[_FIGURES]
     readings = table["rule"].isin(_NAMES)
-    fixed = pd.concat([over_constant(table[which], drawn, confidence)[_OVER] for which in (readings, ~readings)])
-    full = compared(table, drawn, FULL, confidence)[_OVER].add_prefix("full_")
+    fixed = pd.concat([over_constant(table[which], drawn)[_OVER] for which in (readings, ~readings)])
+    full = compared(table, drawn, FULL)[_OVER].add_prefix("full_")
     rows = {row["rule"]: row for row in records(found.join(fixed).join(full).reset_index())}
     return [rows[name] for name in dict.fromkeys([*_NAMES, *sorted(rows)]) if name in rows]
 
@@ -181,14 +180,13 @@ def _claims(scope: str, rows: Sequence[Row]) -> list[Row]:
 def _reading(case: Case, one: Reading, traced: Traced) -> Row:
     boundary = int(one.layers(traced.mean, traced.law)[0])
     low, high = interval(one.layers(traced.drawn, traced.laws).astype(float), _CONFIDENCE)
-    row: Row = {"data_set": case.data_set, "model": case.model, "rule": one.name, "boundary": boundary}
+    row: Row = {**case.key._asdict(), "rule": one.name, "boundary": boundary}
     return {**row, "low": round(float(low)), "high": round(float(high))}
 
 
 def _balance(case: Case, quantity: str, traced: Traced) -> list[Choice]:
     """The choices of budget and tolerance by a trace: the best benefit within a cost, the cheapest near the best."""
-    measured = {b: case.cost_share(method) for b, method in case.curve().items()}
-    costs = np.interp(np.arange(case.layers + 1), list(measured), list(measured.values()))
+    costs = np.interp(np.arange(case.layers + 1) / case.layers, case.line.shares, case.line.costs)
     low, high = interval(traced.drawn, _CONFIDENCE)
     found: list[tuple[str, int | None]] = []
     for curve in _CURVES:
@@ -199,15 +197,14 @@ def _balance(case: Case, quantity: str, traced: Traced) -> list[Choice]:
             paid = np.where(costs <= share, benefit, -np.inf)  # the deepest of equals; none if nothing is paid for
             best = int(np.flatnonzero(paid == paid.max())[-1]) if np.isfinite(paid).any() else None
             found.append((f"budget {share:.0%}, {quantity}, {curve}", best))
-    return [Choice(name, "budget", boundary, "", ()) for name, boundary in found]
+    return [Choice(name, "budget", boundary, "") for name, boundary in found]
 
 
 def _points(case: Case, curves: Mapping[str, Traced]) -> list[Row]:
     """Measured boundaries with the share of each trace's reduction above them, and the number of layers there."""
     rows = []
-    for b, method in case.curve().items():
-        row: Row = {"data_set": case.data_set, "model": case.model, "boundary": b, "unit": case.unit}
-        row |= {"cost_share": case.cost_share(method), "over_full": case.quality(method) - case.quality(FULL)}
+    for b, cost, over in zip(case.curve(), case.line.costs, case.line.over_full, strict=True):
+        row: Row = {**case.key._asdict(), "boundary": b, "unit": case.unit, "cost_share": cost, "over_full": over}
         for quantity, curve in product(_QUANTITIES, _CURVES):
             benefit = curves[quantity].benefit(curve) if quantity in curves else np.zeros(case.layers + 1)
             row[f"{quantity}_{curve}"] = float(benefit[b] / benefit[0]) if benefit[0] > 0 else None

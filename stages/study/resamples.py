@@ -6,18 +6,20 @@ examples and other seeds). Cases with the same test examples draw them alike. A 
 over the seeds that both have, and where none of these was drawn, over all of them.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from typing import Any, Final
 from zlib import crc32
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from stages.study.description import Budget
+from stages.study.description import FULL, Budget
 from stages.study.measured import DIGITS, Case, Floats, Run
 
+CONFIDENCE: Final = 0.95  # of all intervals; tests are at 5 %
 FOLDS: Final = 10
 POWER: Final = 0.8
 
@@ -25,7 +27,7 @@ POWER: Final = 0.8
 class Resamples:
     """Quality of every run of a case in each of R resamples, drawn with a seed."""
 
-    def __init__(self, case: Case, resamples: int, seed: int) -> None:
+    def __init__(self, case: Case, resamples: int, seed: int = 1) -> None:
         self.case = case
         self._seeds = sorted({one for run in case.runs.values() for one in run.seeds})
         examples = next(iter(case.runs.values())).values.shape[1]
@@ -49,11 +51,15 @@ class Resamples:
         seeds = self.case.common_seeds(method, other, budget)
         return np.asarray((self.quality(method, budget, seeds) - self.quality(other, "epochs", seeds)).round(DIGITS))
 
+    @cached_property
+    def over_full(self) -> Floats:
+        """Every measured boundary's quality minus full fine-tuning's [R, B]."""
+        return np.array([self.over(method, FULL) for method in self.case.curve().values()]).T
 
-def interval(values: Floats, confidence: float) -> tuple[float, float]:
-    """Return the percentile interval of a resampled value [R]."""
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+
+def interval(values: Floats) -> Floats:
+    """Return the ends of the percentile interval of resampled values [R, ...]."""
+    return np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
 
 
 def p_value(differences: Floats) -> float:
@@ -64,16 +70,13 @@ def p_value(differences: Floats) -> float:
     return min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return adjusted p-values of several comparisons (Holm 1979)."""
-    adjusted, largest = {}, 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
-        adjusted[name] = largest
-    return {name: adjusted[name] for name in p_values}
+def holm(p_values: "pd.Series[float]") -> "pd.Series[float]":
+    """Return adjusted p-values of several comparisons (Holm 1979), by the same index."""
+    ordered = p_values.sort_values()
+    return (ordered * np.arange(len(ordered), 0, -1)).clip(upper=1.0).cummax()
 
 
-def over_other_groups(values: Sequence[tuple[str, Floats]], confidence: float) -> dict[str, float] | None:
+def over_other_groups(values: Sequence[tuple[str, Floats]]) -> dict[str, float] | None:
     """Return interval, p-value and standard error of the mean over groups like these; ``None``: there is one group.
 
     By Student's t over the groups' means, whose spread includes what examples and seeds contribute.
@@ -83,12 +86,12 @@ def over_other_groups(values: Sequence[tuple[str, Floats]], confidence: float) -
     if len(means) < 2:
         return None
     mean, error, freedom = float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))), len(means) - 1
-    half_width = float(student.ppf((1 + confidence) / 2, freedom) * error)
+    half_width = float(student.ppf((1 + CONFIDENCE) / 2, freedom) * error)
     p = 2 * float(student.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
     return {"low": mean - half_width, "high": mean + half_width, "p": p, "error": error}
 
 
-def detectable(error: float, confidence: float, freedom: float = np.inf) -> float:
+def detectable(error: float, freedom: float = np.inf, confidence: float = CONFIDENCE) -> float:
     """Return the true difference that a two-sided test at this confidence finds with a power of 80 %."""
     return float((student.ppf((1 + confidence) / 2, freedom) + student.ppf(POWER, freedom)) * error)
 

@@ -25,10 +25,10 @@ from ruamel.yaml import YAML
 
 from salf.files import write_text
 from stages.common.params import PARAMS_FILE
-from stages.study.agenda import PLAIN, Look
+from stages.study.agenda import PLAIN, FineTune, Look
 from stages.study.description import Case, Settings
 from stages.study.progress import Job, Progress
-from stages.study.settings import digest, parameters, read_parameters
+from stages.study.settings import digest, parameters
 
 LOG: Final = "log"  # in a task's folder
 Commands = list[list[str]]
@@ -38,7 +38,7 @@ Commands = list[list[str]]
 class Task:
     """Stages of dvc.yaml to run in a folder of that name, on existing folders of data, with parameters set.
 
-    ``keep`` takes the folder and the seconds; ``words`` describe the task; ``job`` has the matrix's fine-tunes.
+    ``words`` describe it; ``keep`` takes the folder and the seconds; a stage of the matrix runs for each fine-tune.
     """
 
     words: str
@@ -47,7 +47,7 @@ class Task:
     stages: Sequence[str]
     values: Settings
     keep: Callable[[Path, float], None]
-    job: Job | None = None
+    fine_tunes: Sequence[FineTune] = ()
 
 
 class Runner:
@@ -59,11 +59,9 @@ class Runner:
     def __init__(self, progress: Progress, work: Path, workers: int, deadline: float) -> None:
         self.progress, self.work, self.deadline = progress, work, deadline
         self.faults: list[str] = []
-        self._shipped = read_parameters(progress.places.project)
-        self._dvc = YAML(typ="safe", pure=True).load((progress.places.project / "dvc.yaml").read_text("utf-8"))[
-            "stages"
-        ]
-        places = [str(progress.places.project), *filter(None, [os.environ.get("PYTHONPATH")])]
+        project = progress.places.project
+        self._dvc = YAML(typ="safe", pure=True).load((project / "dvc.yaml").read_text("utf-8"))["stages"]
+        places = [str(project), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(places)  # jobs run in other folders
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
         self._free = [_worker() for _ in range(workers)]
@@ -73,11 +71,11 @@ class Runner:
         try:
             needed = {job.case for job in self.progress.ready([])}
             cases = [case for case in self.progress.settings if case in needed]
-            steps = [self._open_base, self._prepare] if only_prepare else [self._open_base, self._prepare, self._first]
-            for step in steps:
-                tasks = {self._place(step, case): step(case) for case in cases}
-                self._run(iter([task for place, task in tasks.items() if not place.exists()]), forever=True)
-                cases = [case for case in cases if self._place(step, case).exists()]
+            for part in ("base", "prepared") if only_prepare else ("base", "prepared", "plan"):
+                places = {self._places(case)[part]: case for case in cases}
+                absent = [self._preparation(part, case) for place, case in places.items() if not place.exists()]
+                self._run(iter(absent), forever=True)
+                cases = [case for case in cases if self._places(case)[part].exists()]
             if not only_prepare:
                 self._run(self._wanted(cases))
         finally:
@@ -128,65 +126,59 @@ class Runner:
             (folder / name).mkdir(parents=True)
         for part, path in task.given.items():
             (folder / "data" / part).symlink_to(path)
-        params = parameters(self._shipped, task.values)
+        params = parameters(self.progress.shipped, task.values)
         write_text(folder / PARAMS_FILE, json.dumps(params, ensure_ascii=False, indent=1))
         return folder
 
     def _commands(self, task: Task) -> Commands:
         """The commands of a task's stages, without ``python -m``; a stage of the matrix has one per fine-tune."""
         found = []
-        for name in task.stages:
-            text = self._dvc[name]["cmd"]
-            runs = task.job.fine_tunes if task.job and "matrix" in self._dvc[name] else [None]
-            for one in runs:
-                filled = text if one is None else text.replace("${item.method}", one.method)
-                filled = filled if one is None else filled.replace("${item.seed}", str(one.seed))
+        for text in (self._dvc[name]["cmd"] for name in task.stages):
+            for one in task.fine_tunes if "${item." in text else [None]:
+                filled = (
+                    text.replace("${item.method}", one.method).replace("${item.seed}", str(one.seed)) if one else text
+                )
                 found.append(filled.split()[2:])
         return found
 
-    def _open_base(self, case: Case) -> Task:
-        return self._made("base", f"base of {case.model}", case, {}, self._place(self._open_base, case))
-
-    def _prepare(self, case: Case) -> Task:
-        given = {"base": self._place(self._open_base, case)}
-        return self._made("prepare", f"{', '.join(case)}: data", case, given, self._place(self._prepare, case))
-
-    def _first(self, case: Case) -> Task:
-        """The plain plan, which fine-tunes read."""
-        return self._job(Job(self._plain(case)))
-
-    def _made(self, stage: str, words: str, case: Case, given: Mapping[str, Path], place: Path) -> Task:
-        """The task of a stage with one output, which is moved to its place."""
-        made, values = str(self._dvc[stage]["outs"][0]), self.progress.settings[case].values
-        return Task(words, digest(words), given, [stage], values, lambda folder, _: _take(folder / made, place))
+    def _preparation(self, part: str, case: Case) -> Task:
+        """The task that makes one of the folders of :meth:`_places`."""
+        if part == "plan":
+            return self._job(Job(self._plain(case)))
+        places = self._places(case)
+        words, stage, given = f"base of {case.model}", "base", {}
+        if part == "prepared":
+            words, stage, given = f"{', '.join(case)}: data", "prepare", {"base": places["base"]}
+        values = self.progress.settings[case].values
+        return Task(words, digest(words), given, [stage], values, lambda folder, _: _take(folder, part, places[part]))
 
     def _job(self, job: Job) -> Task:
-        plan = self._place(self._first, job.case)
-        given = {"base": self._place(self._open_base, job.case), "prepared": self._place(self._prepare, job.case)}
-        names = list(self._dvc)
-        stages = ["finetune", "evaluate"]
+        given = self._places(job.case)
+        plan, stages = given["plan"], ["finetune", "evaluate"]
         if job.look:
+            names = list(self._dvc)
             stages = names[names.index("prepare") + 1 : names.index("finetune")]
-        else:
-            given["plan"] = plan
+            del given["plan"]
 
         def keep(folder: Path, seconds: float) -> None:
             self.progress.keep(job, folder, seconds)
             if job.look and job.look.source == PLAIN and not plan.exists():
-                _take(folder / "data/plan", plan)
+                _take(folder, "plan", plan)
 
-        return Task(job.words, job.name, given, stages, self.progress.values(job), keep, job)
+        return Task(job.words, job.name, given, stages, self.progress.values(job), keep, job.fine_tunes)
 
     def _plain(self, case: Case) -> Look:
         return next(look for look in self.progress.every_look if look.case == case and look.source == PLAIN)
 
-    def _place(self, step: Callable[[Case], Task], case: Case) -> Path:
-        """The folder of a step's result, named after everything that decides it."""
+    def _places(self, case: Case) -> dict[str, Path]:
+        """The folders that fine-tunes read below ``data``, each kept in one named after everything that decides it."""
         training = self.progress.settings[case].training
         home = self.work / "cases" / f"{','.join(case)},{digest(training)}"
-        if step == self._open_base:
-            return self.work / "bases" / f"{case.model},{digest(training['model'])}"
-        return home / ("prepared" if step == self._prepare else f"plan,{digest(self._plain(case).settings)}")
+        return {
+            "base": self.work / "bases" / f"{case.model},{digest(training['model'])}",
+            "prepared": home / "prepared",
+            "plan": home / f"plan,{digest(self._plain(case).settings)}",
+        }
 
 
 def _worker() -> ProcessPoolExecutor:
@@ -234,6 +226,7 @@ def _status(command: list[str]) -> int:
     return 0
 
 
-def _take(made: Path, place: Path) -> None:
+def _take(folder: Path, part: str, place: Path) -> None:
+    """Move a folder that a task made to its place."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    made.rename(place)
+    (folder / "data" / part).rename(place)

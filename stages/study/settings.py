@@ -8,7 +8,6 @@ other difference makes the result part of another study.
 import copy
 import difflib
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, Final
 from ruamel.yaml import YAML
 
 from salf.errors import UserError
+from salf.files import digest_of
 from stages.common.params import OLD_BALANCE, PARAMS_FILE
 from stages.study.agenda import FineTune
 from stages.study.description import Case, Description, Settings
@@ -139,7 +139,7 @@ def still_holds(kept: Any, now: Any) -> bool:
 
 def digest(value: Any) -> str:
     """Return a short hash of a JSON-like value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of(value)[:16]
 
 
 def _found(path: Path, name: str) -> Path:

@@ -22,19 +22,17 @@ _FEW: Final = 3  # a boundary that fewer datasets were measured at has no row
 def page(summary: Json, curves: pd.DataFrame) -> StudyPage:
     """Return the headline and all tables; quality by boundary has one per model."""
     described = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
-    alone = summary["alone"]
-    records = {name: summary[name] for name in ("coverage", "interaction")}
-    records |= {"headroom": _crossed(summary), "left out": summary["leave_one_out"]}
+    records = {"rules": _ranked(summary["rules"])}
+    if alone := summary["alone"]:
+        records[f"rules of {alone['model']}"] = _ranked(alone["rules"])
+    records |= {"interaction": summary["interaction"], "headroom": _crossed(summary)}
+    records["left out"] = summary["leave_one_out"]
     if readings := summary.get("readings"):
         records |= {f"readings of {model}": rows for model, rows in readings["scopes"].items()}
         records |= {"readings left out": readings["left_out"], "rank correlations": readings["correlations"]}
         records["claims"] = readings["claims"]
     records |= {"natural label frequencies": summary["natural"], "equal rates": summary["equal_rates"]}
-    tables: dict[str, StudyTable] = {}
-    for suffix, rules in {"": summary["rules"], **({f" of {alone['model']}": alone["rules"]} if alone else {})}.items():
-        ranked = sorted(rules.values(), key=lambda one: one["rank"])
-        tables |= {f"{kind}{suffix}": _table(described[kind], ranked) for kind in ("rules", "regrets")}
-    tables |= {name: _table(described[name.partition(" of ")[0]], rows) for name, rows in records.items()}
+    tables = {name: _table(described[name.partition(" of ")[0]], rows) for name, rows in records.items()}
     report = [name for name in tables if not name.startswith(("natural", "equal")) and tables[name].rows]
     tables |= {f"quality of {model}": _quality(mine) for model, mine in curves.groupby("model", sort=False)}
     return StudyPage(headline=summary["headline"], scope=_scope(summary), tables=tables, report=report)
@@ -57,6 +55,10 @@ def update(path: Path, shown: StudyPage) -> None:
         raise UserError(f"{path}: no part {unknown[0]!r} of the study; there are: {', '.join(parts)}")
     marked = "<!-- study: {} -->\n{}\n<!-- end -->"
     write_text(path, _PART.sub(lambda found: marked.format(found["name"], parts[found["name"]]), text))
+
+
+def _ranked(rules: Json) -> list[Json]:
+    return sorted(rules.values(), key=lambda one: int(one["rank"]))
 
 
 def _crossed(summary: Json) -> list[Json]:

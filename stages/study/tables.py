@@ -1,4 +1,4 @@
-"""The study's tables: fine-tunes, learning rates, selectors' choices, predicted intervals, and test predictions.
+"""The study's tables: fine-tunes, learning rates, selectors' choices, traces, and test predictions.
 
 Rows name the settings that decided them by digest; ``settings.json`` holds these. Each file is replaced in one step,
 so that a killed study leaves whole tables.
@@ -61,9 +61,6 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
         "data_set model rule selector boundary:Int64 layers:Int64 deciding_share:float reason scores settings machine "
         "cores:Int64 seconds:float"
     ),
-    "intervals": columns(
-        "data_set model source law place:Int64 predicted:float low:float high:float observed:float confidence:float"
-    ),
     "priors": columns("data_set label rows:Int64 share:float"),
 }
 
@@ -125,10 +122,8 @@ class Tables:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.runs, self.rates, self.choices, self.intervals = (
-            read_table(folder, name) for name in ("runs", "rates", "choices", "intervals")
-        )
-        self.settings, self.traces = read_settings(folder), read_traces(folder)
+        self.runs, self.rates, self.choices = (read_table(folder, name) for name in ("runs", "rates", "choices"))
+        self.settings = read_settings(folder)
 
     def keep_settings(self, value: Any) -> str:
         """Save settings under their digest, and return it."""
@@ -165,12 +160,9 @@ class Tables:
             new = pd.concat([old[stays], new])
         with replacing_file(path) as aside:
             new.to_parquet(aside, index=False, compression="zstd")
-        self.traces = read_traces(self.folder)
 
-    def keep_choices(self, rows: Sequence[Row], intervals: Sequence[Row]) -> None:
-        """Save selectors' choices and predicted intervals; they replace those of the same selectors and sources."""
-        if intervals:
-            self.intervals = self._replaced("intervals", self.intervals, intervals, ["data_set", "model", "source"])
+    def keep_choices(self, rows: Sequence[Row]) -> None:
+        """Save selectors' choices; they replace those of the same selectors."""
         self.choices = self._replaced("choices", self.choices, rows, ["data_set", "model", "rule"])
 
     def _replaced(self, name: str, old: pd.DataFrame, rows: Sequence[Row], key: list[str]) -> pd.DataFrame:

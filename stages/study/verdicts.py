@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import pandas as pd
-from scipy.stats import spearmanr
 
 from salf.files import rounded
 from stages.study.description import FULL
@@ -30,22 +29,21 @@ SAME_COST: Final = 1e-9  # shares of one boundary's cost differ by rounding alon
 #   unit: of qualities and regrets; seeds: how many were measured
 #   cost_share: FLOPs at equal epochs as a share of full fine-tuning's; deciding_share: those spent on deciding
 #   behind_full: full fine-tuning's quality minus the selector's; p: of no difference; p_holm: adjusted over the case
-#   rank_correlation: Spearman's, of predictions and qualities of measured boundaries
 COLUMNS: Final = columns(
     "data_set group model rule selector boundary:Int64 method unit interpolated:bool seeds:Int64 quality:float "
     "quality_low:float quality_high:float cost_share:float deciding_share:float regret:float regret_at_cost:float "
     "regret_cross_fitted:float regret_at_cost_cross_fitted:float behind_full:float behind_full_low:float "
-    "behind_full_high:float p:float p_holm:float rank_correlation:float best_boundary:Int64 reason"
+    "behind_full_high:float p:float p_holm:float best_boundary:Int64 reason"
 )
 _MEANS: Final = [
     *("cost_share", "deciding_share", "regret", "regret_at_cost", "regret_cross_fitted"),
-    *("regret_at_cost_cross_fitted", "behind_full", "rank_correlation"),
+    *("regret_at_cost_cross_fitted", "behind_full"),
 ]
 
 
-def verdicts(drawn: Drawn, confidence: float) -> pd.DataFrame:
+def verdicts(drawn: Drawn) -> pd.DataFrame:
     """Return a row per case and selector, method without a boundary, or oracle, with ``COLUMNS``."""
-    rows = [row for one in drawn.values() for row in _of_case(one, confidence)]
+    rows = [row for one in drawn.values() for row in _of_case(one)]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
@@ -54,11 +52,11 @@ def measured(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table["unit"] == "points") & table["behind_full"].notna()]
 
 
-def _of_case(resamples: Resamples, confidence: float) -> list[Row]:
+def _of_case(resamples: Resamples) -> list[Row]:
     case = resamples.case
-    found = [_row(choice, resamples, confidence) for choice in [*case.choices, *_own_methods(case), _oracle(case)]]
+    found = [_row(choice, resamples) for choice in [*case.choices, *_own_methods(case), _oracle(case)]]
     compared = {row["rule"]: row["p"] for row in found if "p" in row and row["rule"] != ORACLE}
-    adjusted = holm(compared)
+    adjusted = holm(pd.Series(compared, dtype=float))
     return [rounded({**row, "p_holm": adjusted.get(row["rule"])}) for row in found]
 
 
@@ -70,41 +68,24 @@ def method_of(case: Case, choice: Choice) -> str:
     return by_boundary.get(-1 if choice.boundary is None else choice.boundary, "")
 
 
-def rank_correlation(case: Case, choice: Choice) -> float | None:
-    """Return Spearman's correlation over measured boundaries between 0 and L, of at least three values."""
-    if len(choice.scores) != case.layers + 1:
-        return None
-    pairs = [
-        (score, case.quality(method))
-        for boundary, method in case.curve().items()
-        if 0 < boundary < case.layers and (score := choice.scores[boundary]) is not None
-    ]
-    predicted, quality = ([pair[side] for pair in pairs] for side in (0, 1))
-    if len(pairs) < 3 or len(set(predicted)) == 1 or len(set(quality)) == 1:
-        return None
-    return float(spearmanr(predicted, quality).statistic)
-
-
-def _row(choice: Choice, resamples: Resamples, confidence: float) -> Row:
+def _row(choice: Choice, resamples: Resamples) -> Row:
     case, method = resamples.case, method_of(resamples.case, choice)
     row = {
         **{name: getattr(case, name) for name in ("data_set", "group", "model", "unit")},
         **{name: getattr(choice, name) for name in ("rule", "selector", "boundary", "deciding_share", "reason")},
         "method": method,
-        "interpolated": False,
+        "interpolated": method in case.between,
         "seeds": 0,
-        "rank_correlation": rank_correlation(case, choice),
     }
     if (method, "epochs") not in case.runs:
         return row
-    row |= _quality(method, resamples, confidence) | _regrets(case, method, choice.deciding_share)
-    return {**row, "interpolated": method in case.between}
+    return row | _quality(method, resamples) | _regrets(case, method, choice.deciding_share)
 
 
-def _quality(method: str, resamples: Resamples, confidence: float) -> Row:
+def _quality(method: str, resamples: Resamples) -> Row:
     """Quality, and how much worse it is than full fine-tuning over the seeds that both have."""
     case = resamples.case
-    low, high = interval(resamples.quality(method), confidence)
+    low, high = interval(resamples.quality(method))
     found = {
         "seeds": len(case.runs[method, "epochs"].seeds),
         "quality": case.quality(method),
@@ -116,7 +97,7 @@ def _quality(method: str, resamples: Resamples, confidence: float) -> Row:
     if over is None:
         return found
     drawn = resamples.over(method, FULL)
-    low, high = interval(-drawn, confidence)
+    low, high = interval(-drawn)
     found |= {"behind_full": -over, "behind_full_low": low, "behind_full_high": high}
     return found | ({"p": p_value(drawn)} if method != FULL else {})
 
@@ -150,29 +131,24 @@ def _own_methods(case: Case) -> list[Choice]:
     named = {choice.selector for choice in case.choices}
     at_boundary = case.boundaries.keys() | case.between.keys()
     methods = [method for method, budget in case.runs if budget == "epochs" and method not in at_boundary]
-    return [Choice(m, m, None, "a method of its own, measured as it is", ()) for m in methods if m not in named]
+    return [Choice(m, m, None, "a method of its own, measured as it is") for m in methods if m not in named]
 
 
 def _oracle(case: Case) -> Choice:
     """The best measured boundary: the choice of a selector that had seen the test split."""
     curve = case.curve()
     best = max(curve, key=lambda boundary: (case.quality(curve[boundary]), boundary))
-    return Choice(ORACLE, ORACLE, best, f"the best of {len(curve)} measured boundaries, seen afterwards", ())
+    return Choice(ORACLE, ORACLE, best, f"the best of {len(curve)} measured boundaries, seen afterwards")
 
 
 def overall(table: pd.DataFrame) -> pd.DataFrame:
     """Return each selector over its groups of datasets, indexed by name: those on most groups first, then by regret."""
     mine = measured(table)
-    rules, by_group = mine.groupby("rule"), mine.groupby(["rule", "group"])[_MEANS].mean()
+    by_group = mine.groupby(["rule", "group"])[_MEANS].mean()
     found = by_group.groupby("rule").mean()
     behind = by_group["behind_full"].groupby("rule")
-    found["groups"], found["cases"], found["interpolated"] = behind.size(), rules.size(), rules["interpolated"].sum()
-    found["asked"] = table[table["unit"] == "points"].groupby("rule").size()
-    found["behind_full_median"] = behind.median()
+    found["groups"], found["cases"] = behind.size(), mine.groupby("rule").size()
     found["groups_behind"] = behind.agg(lambda values: (values > 0).sum())
-    for name, regret in (("worst", "regret"), ("worst_at_cost", "regret_at_cost")):
-        case = mine.loc[rules[regret].idxmax()].set_index("rule")
-        found[name], found[f"{name}_on"] = case[regret], case["data_set"] + ", " + case["model"]
     found["price"] = found["cost_share"] + found["deciding_share"]
     order = ["groups", "regret", "cost_share", "rule"]
     return found.sort_values(order, ascending=[False, True, True, True])

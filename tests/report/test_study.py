@@ -86,5 +86,5 @@ def test_the_committed_study_is_shown():
     folder = Path(__file__).parents[2] / "reports/study"
     figures = {file.stem: file.read_text(encoding="utf-8") for file in (folder / "figures").glob("*.svg")}
     section = study_section(SimpleNamespace(study=StudyPage.read(folder), study_figures=figures))
-    assert [table.name for table in section.tables][:2] == ["study-rules", "study-regrets"]
+    assert [table.name for table in section.tables][:2] == ["study-rules", "study-rules-of-embedded"]
     assert len(section.figures) == len(figures) > 40

@@ -28,7 +28,6 @@ class Tables:
     runs: list[dict] = field(default_factory=list)
     said: list[dict] = field(default_factory=list)
     choices: list[dict] = field(default_factory=list)
-    intervals: list[dict] = field(default_factory=list)
     settings: dict[str, dict] = field(default_factory=lambda: {"s": {"epochs": 3}, "later": {"epochs": 4}})
 
     def run(self, data_set, method, right, seed=1, budget="epochs", flops=100, **more):
@@ -76,7 +75,7 @@ class Tables:
         """Of a test example: three of four are common."""
         return "rare" if example % 4 == 0 else "common"
 
-    def choice(self, data_set, rule, boundary, scores=None, selector=None, deciding_share=None, plan="s"):
+    def choice(self, data_set, rule, boundary, selector=None, deciding_share=None, plan="s"):
         self.choices.append(
             {
                 "data_set": data_set,
@@ -86,23 +85,14 @@ class Tables:
                 "boundary": boundary,
                 "layers": 4,
                 "reason": "because",
-                "scores": json.dumps(scores) if scores else "",
                 "deciding_share": deciding_share,
                 "settings": plan,
             }
         )
 
-    def interval(self, data_set, source, place, predicted=None, low=None, high=None, observed=None, law=None):
-        row = {"data_set": data_set, "model": "tiny", "source": source, "law": law, "place": place}
-        row |= {"predicted": predicted, "low": low, "high": high}
-        self.intervals.append({**row, "observed": observed, "confidence": 0.9})
-
     def write(self) -> Path:
-        columns = ["data_set", "model", "source", "law", "place"]
-        columns += ["predicted", "low", "high", "observed", "confidence"]
         pd.DataFrame(self.runs).to_csv(self.folder / "runs.csv", index=False)
         pd.DataFrame(self.choices, columns=list(self.choices[0])).to_csv(self.folder / "choices.csv", index=False)
-        pd.DataFrame(self.intervals, columns=columns).to_csv(self.folder / "intervals.csv", index=False)
         pq.write_table(pa.Table.from_pylist(self.said), self.folder / "predictions.parquet")
         (self.folder / "settings.json").write_text(json.dumps(self.settings))
         return self.folder
@@ -119,7 +109,7 @@ def two_data_sets(tables) -> Tables:
     right = {"a": {"full": 32, "freeze-2": 32, "freeze-4": 12}, "b": {"full": 36, "freeze-2": 32, "freeze-4": 8}}
     for data_set, methods in right.items():
         tables.both_seeds(data_set, methods)
-        tables.choice(data_set, "half", 2, [0.0, 0.9, 1.0, 0.5, -1.0])
+        tables.choice(data_set, "half", 2)
         tables.choice(data_set, "none", 4)
         tables.choice(data_set, "full", 0)
         tables.choice(data_set, "salf", 4 if data_set == "a" else 2)
@@ -129,7 +119,7 @@ def two_data_sets(tables) -> Tables:
 def drawn_and_judged(tables, resamples=200):
     """What was drawn of every case, and the table of all selectors."""
     drawn = {(c.data_set, c.model): Resamples(c, resamples, 1) for c in read_study(tables.write()).cases}
-    return drawn, verdicts(drawn, 0.95)
+    return drawn, verdicts(drawn)
 
 
 def judged(tables, resamples=200):
@@ -162,14 +152,12 @@ def described():
                 "seeds": [1, 2],
                 "together": 3,
                 "boundaries": [0, 0.5, 1],
-                "refine": {"rounds": 1, "midpoints": 1},
                 "learning_rates": {0: [0.001, 0.002], 0.5: [0.01, 0.02]},
                 "widen": 0,
                 "equal_compute": [],
                 "methods": {},
                 "common": {},
                 "evidence": {},
-                "reference": None,
                 "rules": {"half": {"selector": "last-n"}},
                 "models": {"m": {}},
                 "data_sets": {"a": {}, "b": {}},

@@ -26,7 +26,7 @@ def over(tables, **boundaries):
         for data_set, boundary in zip(RIGHT, chosen, strict=True):
             tables.choice(data_set, rule, boundary)
     drawn, found = drawn_and_judged(tables, 400)
-    return by_rule(over_constant(found, drawn, 0.95))
+    return by_rule(over_constant(found, drawn))
 
 
 def points(data_set, boundary):

@@ -8,7 +8,7 @@ from stages.study.resamples import Resamples
 
 def by_depth_of(tables, resamples=200):
     cases = read_study(tables.write()).cases
-    return by_depth([Resamples(case, resamples, n) for n, case in enumerate(cases)], 0.95)
+    return by_depth([Resamples(case, resamples, n) for n, case in enumerate(cases)])
 
 
 def test_the_mean_over_data_sets_is_the_one_worked_by_hand(two_data_sets):

@@ -18,13 +18,7 @@ HERE = Path("job")
 def made(monkeypatch):
     """Artifacts of a model of two layers."""
 
-    def make(*, fits=True, holds=True, pilots=True):
-        curves = {"power": ([3.0, 2.0], [2.9, 1.9], [3.1, 2.1]), "exponential": ([3.5, 2.5], [3.4, 2.4], [3.6, 2.6])}
-        laws = [SimpleNamespace(name=n, curve=c, curve_low=lo, curve_high=hi) for n, (c, lo, hi) in curves.items()]
-        loss = SimpleNamespace(best="exponential", fits=fits, laws=laws, mean=[9.0, 3.25, 2.25])
-        law = SimpleNamespace(confidence=0.8, quantities={"loss": loss})
-        ends = [SimpleNamespace(boundary=k, loss=1.0 + k, low=0.5 + k, high=2.0 + k) for k in range(3)]
-        small = {"law": SimpleNamespace(holds=holds), "predictions": ends, "flops": SimpleNamespace(share=1.5)}
+    def make():
         chosen = {"half": (1, None), "pilot": (1, None), "arrival": (2, 0), "tolerance": (2, 0)}
         boundaries = {
             name: SimpleNamespace(boundary=k, before_budget=before, scores=[None, 1.0, None], reason="because")
@@ -32,9 +26,8 @@ def made(monkeypatch):
         }
         model = SimpleNamespace(layers=2)
         plan = SimpleNamespace(model=model, selector="arrival", boundaries=boundaries, absent={"probe": "no signals"})
-        pilot = SimpleNamespace(confidence=0.9, **small) if pilots else None
+        pilot = SimpleNamespace(flops=SimpleNamespace(share=1.5))
         monkeypatch.setattr(harvest, "_pilot", lambda _: pilot)
-        monkeypatch.setattr(harvest.ScalingLaw, "load", lambda _: law)
         monkeypatch.setattr(harvest.FreezePlan, "load", lambda _: plan)
 
     return make
@@ -52,7 +45,6 @@ def test_a_selector_without_its_evidence_keeps_the_reason_and_pilots_their_price
     assert (rows["half"]["deciding_share"], rows["cheap"]["deciding_share"]) == (None, 1.5)
     assert ("boundary" in rows["probe"], rows["probe"]["reason"]) == (False, "no signals")
     assert all(row["machine"] and row["cores"] >= 1 for row in rows.values())
-    assert [row["rule"] for row in harvest.choices(look("reference"), HERE)] == ["(reference)"]
 
 
 def test_traced_curves_are_means_over_an_example_s_positions(tmp_path):
@@ -72,24 +64,3 @@ def test_the_budget_counts_for_the_plans_own_selector_alone(made):
     made()
     rows = {row["rule"]: row["boundary"] for row in harvest.choices(look(own="arrival", other="tolerance"), HERE)}
     assert rows == {"own": 2, "other": 0}
-
-
-@pytest.mark.parametrize("fits", [True, False])
-def test_a_trace_keeps_its_means_and_the_law_that_fits(made, fits):
-    made(fits=fits, pilots=False)
-    rows = harvest.intervals(look(), HERE)
-    assert [row["observed"] for row in rows] == [9.0, 3.25, 2.25]
-    assert [row.get("law") for row in rows] == ([None, "exponential", "exponential"] if fits else [None] * 3)
-    assert [row.get("predicted") for row in rows] == ([None, 3.5, 2.5] if fits else [None] * 3)
-    assert {row.get("confidence") for row in rows[1:]} == ({0.8} if fits else {None})
-
-
-@pytest.mark.parametrize(("holds", "law"), [(True, "joint"), (False, "")])
-def test_what_pilots_predict_says_whether_their_law_held(made, holds, law):
-    made(holds=holds)
-    rows = harvest.intervals(look("pilot.enabled=True"), HERE)
-    assert [(row["source"], row["place"], row["low"], row["law"]) for row in rows] == [
-        ("pilot", k, 0.5 + k, law) for k in range(3)
-    ]
-    made(pilots=False)
-    assert harvest.intervals(look("trace.space=raw"), HERE) == []

@@ -24,11 +24,11 @@ def cases_of(tables, quality, examples=200, seeds=3, rng_seed=0):
 
 
 def rows(cases):
-    return {(one.picked_by, one.aim): one for one in rows_of(headroom(cases, 1))}
+    return {(one.picked_by, one.aim): one for one in rows_of(headroom(cases))}
 
 
 def interaction(cases):
-    (found,) = rows_of(interactions(cases, 1, 0.95))
+    (found,) = rows_of(interactions(cases))
     return found
 
 

@@ -21,18 +21,8 @@ def progress(described, tmp_path, monkeypatch):
     found = Progress(description, Places(PROJECT, tmp_path, tmp_path), Tables(tmp_path / "study"))
     plain = next(look for look in found.looks() if (look.case, look.source) == (A, "plain"))
     row = {"data_set": "a", "model": "m", "rule": "half", "selector": "half", "boundary": 3, "layers": 8}
-    found.tables.keep_choices([{**row, "settings": found.tables.keep_settings(plain.settings)}], [])
+    found.tables.keep_choices([{**row, "settings": found.tables.keep_settings(plain.settings)}])
     return found
-
-
-def test_a_further_basis_is_traced_until_its_traces_are_kept(progress):
-    wider = progress.description.model_copy(update={"bases": ["head-and-norm"]})
-    asked = Progress(wider, progress.places, progress.tables)
-    looks = {look.case: look for look in asked.looks() if look.source == "head-and-norm"}
-    assert looks[A].settings["trace"]["basis"] == "head-and-norm"
-    row = {**A._asdict(), "basis": "head-and-norm", "example_id": "x", "deviation": [1.0, 0.5]}
-    progress.tables.keep_traces([row])
-    assert [look.case for look in asked.looks() if look.source == "head-and-norm"] == [B]
 
 
 def words(jobs):
@@ -64,7 +54,7 @@ def test_a_boundary_of_the_grid_is_no_other_method(progress):
 
 def test_a_rule_that_stands_for_another_selector_is_looked_at_again(progress):
     row = records(progress.tables.choices)[0]
-    progress.tables.keep_choices([{**row, "selector": "full"}], [])
+    progress.tables.keep_choices([{**row, "selector": "full"}])
     assert (A, "plain") in [(look.case, look.source) for look in progress.looks()]
 
 
@@ -77,7 +67,7 @@ def test_a_finished_fine_tune_is_not_wanted_again_while_its_settings_hold(progre
     said = pa.table({"example_id": ["x"], "label": ["yes"], "correct": [True], "loss": [0.5]})
     progress.tables.keep_runs([(row, said)])
     known = progress.known()
-    assert known.done[full].learning_rate == 0.002
+    assert known.done[full] == 0.002
     assert full not in progress.wanted(known)
     outlook = progress.outlook()
     assert "2 pairs of dataset and model, 1 fine-tunes finished, 3 plans to make" in outlook

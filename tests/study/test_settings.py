@@ -173,7 +173,7 @@ def test_the_shipped_description_is_valid_and_its_parameters_exist(shared, tmp_p
         for data_set in model.data_sets or description.data_sets:
             values = case_values(description, Case(data_set, name), places)
             asked |= values
-    for more in [description.evidence, description.reference, *(rule.set for rule in description.rules.values())]:
+    for more in [description.evidence, *(rule.set for rule in description.rules.values())]:
         asked |= more
     parameters(read_parameters(PROJECT), asked)
 
@@ -212,6 +212,7 @@ def test_no_worked_example_of_the_shipped_description_is_in_its_data(shared):
         ({"learning_rates": {0.5: [0.1]}}, "learning_rates has no entry for depth 0"),
         ({"boundaries": [0.5, 1]}, "boundaries lacks 0"),
         ({"equal_compute": [0, 0.5]}, "equal_compute holds 0"),
+        ({"rules": {"raw": {"selector": "salf", "set": {"trace.space": "raw"}}}}, "rules: one must set nothing"),
         ({"models": {"m": {"data_sets": ["c"]}}}, r"models\.m\.data_sets: no dataset 'c' is described"),
         ({"methods": {"lisa": {"data_sets": ["c"]}}}, r"methods\.lisa\.data_sets: no dataset 'c' is described"),
         ({"budget": 3}, "Extra inputs are not permitted"),

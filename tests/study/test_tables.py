@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from salf.errors import UserError
-from stages.study.tables import RUN_KEY, Tables, records, sole_writer
+from stages.study.tables import RUN_KEY, Tables, read_traces, records, sole_writer
 from tests.conftest import PROJECT
 
 PREDICTIONS, RUNS = "predictions.parquet", "runs.csv"
@@ -63,7 +63,7 @@ def test_traces_of_the_same_pair_and_basis_take_the_place_of_the_older(tmp_path)
     tables.keep_traces([{**head, **curves}, {**head, **curves, "example_id": "y"}])
     tables.keep_traces([{**head, **folded, **curves, "loss": None}])
     tables.keep_traces([{**head, **curves, "loss": [9.0, 4.0]}])
-    found = {name: each.tolist() for name, each in Tables(tmp_path).traces["a", "m"].items()}
+    found = {name: each.tolist() for name, each in read_traces(tmp_path)["a", "m"].items()}
     assert found == {"deviation": [[2.0, 1.0]], "deviation (folded)": [[2.0, 1.0]], "loss": [[9.0, 4.0]]}
 
 
@@ -85,11 +85,10 @@ def test_settings_are_kept_once_under_their_digest(tmp_path):
 def test_a_choice_takes_the_place_of_the_same_rules(tmp_path):
     tables = Tables(tmp_path)
     rows = [{"data_set": "a", "model": "m", "rule": rule, "boundary": 3, "layers": 4} for rule in ("p", "q")]
-    tables.keep_choices(rows, [{"data_set": "a", "model": "m", "source": "pilot", "place": 0, "low": 0.5}])
-    tables.keep_choices([{**rows[0], "boundary": None}], [])
+    tables.keep_choices(rows)
+    tables.keep_choices([{**rows[0], "boundary": None}])
     again = Tables(tmp_path)
     assert [(row["rule"], row["boundary"]) for row in records(again.choices)] == [("q", 3), ("p", None)]
-    assert [(row["source"], row["low"], row["high"]) for row in records(again.intervals)] == [("pilot", 0.5, None)]
 
 
 def test_a_row_is_never_there_without_its_predictions(tmp_path, monkeypatch):
@@ -119,7 +118,7 @@ def test_outcomes_of_rates_replace_those_of_the_same_rates(tmp_path):
     assert found == [(0.1, 2.0, ""), (0.2, 1.0, ""), (0.4, 1.0, "")]
 
 
-@pytest.mark.parametrize("name", ["runs", "rates", "choices", "intervals"])
+@pytest.mark.parametrize("name", ["runs", "rates", "choices"])
 def test_the_committed_tables_keep_their_bytes(tmp_path, name):
     """Read, written and read again, whatever is added later."""
     committed = PROJECT / "reports/study"
