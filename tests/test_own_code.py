@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from salf.engine.boundary_cache.key import Key
+from salf.engine.boundary_cache.states import Layout
 from salf.engine.models.adapter import open_model
 from salf.errors import UserError
 from stages.base.__main__ import main as bring_base
@@ -103,7 +104,7 @@ def test_with_consent_the_code_comes_along_and_computes(tmp_path, monkeypatch, s
 def test_states_are_not_taken_that_other_code_computed(tmp_path, monkeypatch, source):
     def key():
         model = open_model(bring(tmp_path, monkeypatch, source, trusted=True), CPU)
-        return Key.of(model, RUNTIME, ["0"], made_examples(), SHARED, 64).digest
+        return Key.of(model, RUNTIME, ["0"], Layout.of(made_examples(), SHARED, 64)).digest
 
     first = key()
     assert key() == first

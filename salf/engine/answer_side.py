@@ -183,15 +183,13 @@ def _read(
         states_file = None if file is None else Path(file).with_suffix(".states.safetensors")
         states, _ = cached_states(model, runtime, split, boundary, batch_tokens, states_file)
         start = replace(states, layout=before(states.layout, parts), device=model.device)
-    prompts = prompts_of(split.examples, parts)
-    layout = Layout.of(prompts, split.shared, batch_tokens)
+    layout = Layout.of(prompts_of(split.examples, parts), split.shared, batch_tokens)
 
     def key() -> Key:
         units = tuple(record.base.sha256.values())
-        made = Key.of(model, runtime, units, prompts, split.shared, batch_tokens)
-        return made.with_keys_values(boundary, boundary)
+        return Key.of(model, runtime, units, layout).with_keys_values(boundary, boundary)
 
-    found = prompt_rows(model, runtime, prompts, layout, start, columns)
+    found = prompt_rows(model, runtime, layout, start, columns)
     computed = Timed(part.to(columns.dtype) for part in found)
     needed = layout.rows, layout.rows * columns.row_bytes
     rows, reused = kept("the prompts' keys and values", file, key, computed, needed)

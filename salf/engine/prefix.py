@@ -186,13 +186,12 @@ def cached_states(
     model: CausalModel, runtime: Runtime, split: Split, boundary: int, batch_tokens: int, file: str | Path | None
 ) -> tuple[BoundaryStates, bool]:
     """The boundary states of a split's examples, on the host, and whether they were in the file before."""
-    examples, shared = split.examples, split.shared
-    layout = Layout.of(examples, shared, batch_tokens)
+    layout = Layout.of(split.examples, split.shared, batch_tokens)
     start = Embeddings.after(model, split.prefix)
-    parts = Timed(frozen_states(model, runtime, examples, layout, start, boundary))
+    parts = Timed(frozen_states(model, runtime, layout, start, boundary))
 
     def key() -> Key:
-        return Key.of(model, runtime, units_in_memory(model, boundary), examples, shared, batch_tokens)
+        return Key.of(model, runtime, units_in_memory(model, boundary), layout)
 
     needed = layout.rows, layout.rows * model.state_bytes
     rows, reused = kept("the boundary states", file, key, parts, needed)

@@ -57,7 +57,7 @@ def _open(folder: Path, modes: list[str], processes: Processes) -> None:
     task.model.layers[0].register_forward_pre_hook(lambda *_: passes.append(1))
     for number, mode in enumerate(modes):
         passes.clear()
-        cache = replace(task.cache(mode), team=processes)
+        cache = replace(task.cache(mode), processes=processes)
         opened = cache.open(task.examples)
         processes.agree(number, "openings")  # the first one has written its file
         record = {"origin": opened.origin, "kept": opened.kept, "passes": len(passes)}

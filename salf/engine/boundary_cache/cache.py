@@ -19,9 +19,10 @@ from salf.engine.batches import Example, Split, Start
 from salf.engine.boundary_cache.folder import GIB, CacheFolder, alone, amount
 from salf.engine.boundary_cache.key import Key
 from salf.engine.boundary_cache.prompts import Columns, PromptLayers, PromptRows, before, prompt_rows, prompts_of
-from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Team, Timed, frozen_states, gather
+from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Timed, frozen_states, gather
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import Runtime
+from salf.engine.training.processes import ALONE, Processes
 from salf.errors import UserError
 from salf.memory import free_memory_bytes
 from salf.settings import CacheMode
@@ -50,8 +51,8 @@ class Opened:
     @property
     def facts(self) -> dict[str, Any]:
         """For the record of what was measured."""
-        names = ("origin", "begun", "kept", "size", "seconds_computing", "seconds")
-        return {("bytes" if name == "size" else name): getattr(self, name) for name in names}
+        names = ("origin", "begun", "kept", "seconds_computing", "seconds")
+        return {"bytes": self.size, **{name: getattr(self, name) for name in names}}
 
     @property
     def words(self) -> str:
@@ -85,11 +86,6 @@ def print_opened(what: str, opened: Mapping[str, Opened]) -> None:
     print(f"{what}: {'; '.join(f'{name} {one.words}' for name, one in opened.items())}")
 
 
-def in_memory(size: int, free: int) -> bool:
-    """Whether states of ``size`` bytes leave enough of the free memory to training."""
-    return size <= _OF_FREE_MEMORY * free
-
-
 @dataclass(frozen=True)
 class CacheSettings:
     """The parameters of the boundary states' cache."""
@@ -114,7 +110,7 @@ class BoundaryCache:
     units: Sequence[str]  # hashes of the embedding's shard and of those of layers 1..boundary (``frozen_units``)
     shared: int  # P, tokens of the shared prefix of all prompts
     batch_tokens: int  # tokens of a pass through the frozen layers
-    team: Team | None = None  # processes that open the same splits: what they keep in memory they compute together
+    processes: Processes = ALONE  # that open the same splits: what they keep in memory they compute together
 
     @property
     def boundary(self) -> int:
@@ -129,8 +125,7 @@ class BoundaryCache:
         """
         began = time.perf_counter()
         layout = Layout.of(examples, self.shared, self.batch_tokens)
-        key = Key.of(self.model, self.runtime, self.units, examples, self.shared, self.batch_tokens)
-        opened = _Opening(self, examples, layout, key).opened()
+        opened = _Opening(self, layout, self._key(layout)).opened()
         return replace(opened, seconds=time.perf_counter() - began)
 
     def open_prompts(
@@ -145,12 +140,15 @@ class BoundaryCache:
         assert rows is not None, "examples that were split at their prompts' ends"
         start = replace(states.rows, layout=before(states.rows.layout, rows)) if states and states.rows else None
         columns = Columns.of(self.model, self.runtime, boundary, int8=self.settings.int8)
-        prompts = prompts_of(split.examples, rows)
-        layout = Layout.of(prompts, self.shared, self.batch_tokens)
-        key = Key.of(self.model, self.runtime, self.units, prompts, self.shared, self.batch_tokens)
-        key = key.with_keys_values(boundary, boundary if start else 0, "int8" if columns.int8 else "exact")
-        opened = _PromptOpening(self, prompts, layout, key, columns, start, base).opened()
+        layout = Layout.of(prompts_of(split.examples, rows), self.shared, self.batch_tokens)
+        key = self._key(layout).with_keys_values(
+            boundary, boundary if start else 0, "int8" if columns.int8 else "exact"
+        )
+        opened = _PromptOpening(self, layout, key, columns, start, base).opened()
         return replace(opened, seconds=time.perf_counter() - began)
+
+    def _key(self, layout: Layout) -> Key:
+        return Key.of(self.model, self.runtime, self.units, layout)
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,6 @@ class _Opening:
     what: ClassVar[str] = "boundary states"
 
     cache: BoundaryCache
-    examples: Sequence[Example]
     layout: Layout
     key: Key
 
@@ -173,15 +170,15 @@ class _Opening:
         return self.layout.rows * self.cache.model.state_bytes
 
     def opened(self) -> Opened:
-        mode, team = self.cache.settings.mode, self.cache.team
+        mode = self.cache.settings.mode
         reason = f"finetune.cache = {mode}"
         if mode == "off":
             return self.off(reason)
         if mode == "memory":
-            return self._memory(reason, team)
+            return self._memory(reason)
         if mode == "disk":
             return self._disk(reason)
-        return self._together(team) if team and self._rather_together(team) else self._auto()
+        return self._together() if self._rather_together() else self._auto()
 
     def off(self, reason: str) -> Opened:
         """Layers run for every batch."""
@@ -189,17 +186,17 @@ class _Opening:
         start = FrozenLayers.of(cache.model, cache.runtime, cache.boundary, self._prefix)
         return Opened(start, "off", 0, "nowhere", self.size, 0.0, reason)
 
-    def _memory(self, reason: str, team: Team | None) -> Opened:
-        needed = self.size * (team.count if team else 1)
-        if needed > (free := free_memory_bytes()):
+    def _memory(self, reason: str) -> Opened:
+        needed, free = self.cache.processes.count * self.size, free_memory_bytes()
+        if needed > free:
             raise UserError(
                 f"{reason}: the {self.what} need {amount(needed)} and {amount(free)} of memory "
                 "are free; set it to disk, off or auto"
             )
-        return self._in_memory(reason, team)
+        return self._in_memory(reason, self.cache.processes)
 
-    def _in_memory(self, reason: str, team: Team | None = None) -> Opened:
-        parts = self._parts(team=team)
+    def _in_memory(self, reason: str, processes: Processes = ALONE) -> Opened:
+        parts = self._parts(processes=processes)
         return self._done(gather(parts, self.layout.rows), "in memory", parts, reason)
 
     def _disk(self, reason: str) -> Opened:
@@ -229,19 +226,20 @@ class _Opening:
             return self._streamed("too large for memory")
         return self.off(f"{amount(self.size)} are too large for memory and for the cache folder")
 
-    def _rather_together(self, team: Team) -> bool:
+    def _rather_together(self) -> bool:
         """Whether several processes compute the states in memory, each a share: the first one decides."""
+        processes = self.cache.processes
         decision = torch.zeros(1, device=self.cache.model.device)
-        if team.rank == 0:
-            decision[0] = self._fits_memory(team.count) and not self.folder.file(self.key).exists()
-        return bool(team.add_up(decision))
+        if processes.main and processes.count > 1:
+            decision[0] = self._fits_memory(processes.count) and not self.folder.file(self.key).exists()
+        return bool(processes.add_up(decision))
 
-    def _together(self, team: Team) -> Opened:
+    def _together(self) -> Opened:
         """Compute together; the first process also writes the states for other runs, if that is worth it."""
         # No lock meanwhile: every process has to come here, and none may wait for a file of another's.
-        parts = self._parts(team=team)
+        parts = self._parts(processes=self.cache.processes)
         rows = gather(parts, self.layout.rows)
-        if team.rank:
+        if not self.cache.processes.main:
             return self._done(rows, "in memory", parts, "computed together")
         try:
             with alone(self.folder.file(self.key)):
@@ -250,7 +248,7 @@ class _Opening:
             return self._done(rows, "in memory", parts, f"writing failed: {error.strerror}")
 
     def _fits_memory(self, copies: int = 1) -> bool:
-        return in_memory(copies * self.size, free_memory_bytes())
+        return copies * self.size <= _OF_FREE_MEMORY * free_memory_bytes()
 
     def _found(self, reason: str) -> Opened | None:
         found = self.folder.find(self.key)
@@ -285,15 +283,15 @@ class _Opening:
         below, file = found
         return self._parts(BoundaryStates(below, self.layout, file.rows, self.cache.model.device), file.seconds)
 
-    def _parts(self, start: Start | None = None, seconds: float = 0.0, team: Team | None = None) -> Timed:
+    def _parts(self, start: Start | None = None, seconds: float = 0.0, processes: Processes = ALONE) -> Timed:
         cache = self.cache
         start = start or Embeddings.after(cache.model, self._prefix)
-        parts = frozen_states(cache.model, cache.runtime, self.examples, self.layout, start, cache.boundary, team)
+        parts = frozen_states(cache.model, cache.runtime, self.layout, start, cache.boundary, processes)
         return Timed(parts, seconds, start.space)
 
     @property
     def _prefix(self) -> tuple[int, ...]:
-        return self.examples[0].prompt_ids[: self.cache.shared]
+        return self.layout.examples[0].prompt_ids[: self.layout.shared]
 
     def _states(self, rows: Tensor) -> BoundaryStates | PromptRows:
         return BoundaryStates(self.cache.boundary, self.layout, rows, self.cache.model.device)
@@ -323,23 +321,18 @@ class _PromptOpening(_Opening):
         return Opened(start, "off", 0, "nowhere", self.size, 0.0, reason)
 
     def _computed(self) -> Opened:
-        if not self._fits_memory() and self._bytes_per_second() > _DISK_BYTES_PER_SECOND:
-            return self.off(f"{amount(self.size)} are too large for memory, and computed faster than a disk reads them")
+        if not self._fits_memory():
+            parts = self._parts()
+            first = sum(part.nbytes for part in islice(parts, 1 + (self.layout.shared > 0)))  # of the first pass
+            if first > _DISK_BYTES_PER_SECOND * parts.seconds:
+                why = "are too large for memory, and computed faster than a disk reads them"
+                return self.off(f"{amount(self.size)} {why}")
         return super()._computed()
 
-    def _bytes_per_second(self) -> float:
-        """The rate of computing them, measured on the first pass."""
-        parts = self._parts()
-        size = sum(part.nbytes for part in islice(parts, 1 + (self.layout.shared > 0)))
-        return size / parts.seconds
-
-    def _continued(self) -> Timed:
-        return self._parts()
-
-    def _parts(self, start: Start | None = None, seconds: float = 0.0, team: Team | None = None) -> Timed:
+    def _parts(self, start: Start | None = None, seconds: float = 0.0, processes: Processes = ALONE) -> Timed:
         cache = self.cache
         start = start or self.start or Embeddings.after(cache.model, self._prefix)
-        parts = prompt_rows(cache.model, cache.runtime, self.examples, self.layout, start, self.columns, team)
+        parts = prompt_rows(cache.model, cache.runtime, self.layout, start, self.columns, processes)
         return Timed(parts, seconds)
 
     def _states(self, rows: Tensor) -> PromptRows:

@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor
 
 from salf.engine.batches import Example
+from salf.engine.boundary_cache.states import Layout
 from salf.engine.models.adapter import CausalModel
 from salf.engine.models.shards import plain_config
 from salf.engine.runtime import Runtime
@@ -34,25 +35,19 @@ class Key:
     given: Mapping[str, Any]  # everything else, the same for every boundary
 
     @classmethod
-    def of(
-        cls,
-        model: CausalModel,
-        runtime: Runtime,
-        units: Sequence[str],
-        examples: Sequence[Example],
-        shared: int,
-        batch_tokens: int,
-    ) -> Self:
-        """The key of ``examples`` after the layers whose shards have the hashes ``units``."""
+    def of(cls, model: CausalModel, runtime: Runtime, units: Sequence[str], layout: Layout) -> Self:
+        """The key of a layout's examples after the layers whose shards have the hashes ``units``."""
+        config = plain_config(json.loads(model.network.config.to_json_string(use_diff=False)))
+        quantised = runtime.frozen_weights in {"int8", "nf4"}  # offloaded layers give the same bits as whole ones
         given = {
-            "config": _config_digest(model),
+            "config": digest_of({name: value for name, value in config.items() if name not in _NOT_OF_STATES}),
             "elsewhere": _elsewhere_digest(model),
-            "tokens": _token_digest(examples),
-            "shared": shared,
-            "batch_tokens": batch_tokens,
+            "tokens": _token_digest(layout.examples),
+            "shared": layout.shared,
+            "batch_tokens": layout.batch_tokens,
             "weights": str(model.network.dtype),
             "compute": runtime.dtype_name,
-            "frozen": _held(runtime),
+            "frozen": [runtime.frozen_weights, version("bitsandbytes")] if quantised else [],
             "device": _device_facts(runtime),
             "versions": [torch.__version__, transformers.__version__],
             "code": _code_digest(model),
@@ -82,11 +77,6 @@ def frozen_units(shards: Mapping[str, str], boundary: int) -> tuple[str, ...]:
     """Hashes of a base's shards (file name → SHA-256) up to layer ``boundary``, in order of depth."""
     layers = sorted(name for name in shards if name.startswith("layer-"))
     return tuple(shards[name] for name in ["embedding.safetensors", *layers[:boundary]])
-
-
-def _config_digest(model: CausalModel) -> str:
-    config = plain_config(json.loads(model.network.config.to_json_string(use_diff=False)))
-    return digest_of({name: value for name, value in config.items() if name not in _NOT_OF_STATES})
 
 
 def units_in_memory(model: CausalModel, boundary: int) -> tuple[str, ...]:
@@ -120,12 +110,6 @@ def _token_digest(examples: Sequence[Example]) -> str:
     for example in examples:
         digest.update(np.array(example.inputs, np.int64).tobytes())
     return digest.hexdigest()
-
-
-def _held(runtime: Runtime) -> list[str]:
-    """The arithmetic of frozen layers; offloaded ones give the same bits as whole ones."""
-    quantised = runtime.frozen_weights in {"int8", "nf4"}
-    return [runtime.frozen_weights, version("bitsandbytes")] if quantised else []
 
 
 def _device_facts(runtime: Runtime) -> list[str | int]:

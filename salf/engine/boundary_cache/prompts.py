@@ -10,11 +10,12 @@ from torch import Tensor
 
 from salf.engine.answers import AnswerSide, Embeddings, PromptSource
 from salf.engine.batches import Batch, Example, Split, Start
-from salf.engine.boundary_cache.states import BoundaryStates, Layout, Pass, Team, gather, passes, take_rows
+from salf.engine.boundary_cache.states import BoundaryStates, Layout, Pass, gather, passes, take_rows
 from salf.engine.models.adapter import CausalModel
 from salf.engine.models.attention import Beginning, KeysValues, Packing, Prompts
 from salf.engine.models.walk import run_to_keys_values, walk_beginning
 from salf.engine.runtime import Runtime
+from salf.engine.training.processes import ALONE, Processes
 from salf.errors import UserError
 
 
@@ -145,13 +146,7 @@ class PromptLayers:
 
 
 def prompt_rows(
-    model: CausalModel,
-    runtime: Runtime,
-    prompts: Sequence[Example],
-    layout: Layout,
-    start: Start,
-    columns: Columns,
-    team: Team | None = None,
+    model: CausalModel, runtime: Runtime, layout: Layout, start: Start, columns: Columns, processes: Processes = ALONE
 ) -> Iterator[Tensor]:
     """Yield keys and values of layers start.space+1..L in the order of ``layout``'s rows: see :func:`passes`."""
 
@@ -159,7 +154,7 @@ def prompt_rows(
         return columns.join(run_to_keys_values(model, states, start.space, model.depth, packing))
 
     work = Pass("prompts once", model.depth, through, lambda beginning: columns.join(beginning.keys_values))
-    return passes(model, runtime, prompts, layout, start, work, team)
+    return passes(model, runtime, layout, start, work, processes)
 
 
 def answer_side(
@@ -196,7 +191,7 @@ def cache_prompts(
     if states:
         start = replace(states, layout=before(states.layout, rows))
     columns = Columns.of(model, runtime, start.space, int8=int8)
-    parts = prompt_rows(model, runtime, prompts, layout, start, columns)
+    parts = prompt_rows(model, runtime, layout, start, columns)
     return PromptRows(columns, layout, gather(parts, layout.rows), model.device)
 
 

@@ -3,39 +3,42 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from salf.engine.answers import Embeddings
+from salf.engine.answers import Embeddings, begin
 from salf.engine.batches import Batch, Example, Start, inference_batches
 from salf.engine.models.adapter import CausalModel
 from salf.engine.models.attention import Beginning, Packing
 from salf.engine.models.walk import run, walk_beginning
 from salf.engine.progress import progress
 from salf.engine.runtime import Runtime
+from salf.engine.training.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
 class Layout:
     """The rows of a split: the shared prefix's, then group after group, in the order of writing."""
 
+    examples: Sequence[Example] = field(repr=False)
     shared: int  # P, rows of the prefix that all prompts share
+    batch_tokens: int  # tokens of a pass after the shared prefix, padding included, at most
     groups: list[list[int]]  # the examples of each pass through the frozen layers, of similar length
     firsts: Tensor  # the first row of every example, [examples]
     lengths: Tensor  # how many rows each has, [examples]
 
     @classmethod
     def of(cls, examples: Sequence[Example], shared: int, batch_tokens: int) -> Self:
-        """Passes of at most ``batch_tokens`` tokens after the shared prefix."""
+        """Passes over examples that share their first ``shared`` tokens."""
         tokens = [len(example.inputs) - shared for example in examples]
         groups = inference_batches(tokens, batch_tokens)
         order = torch.tensor([i for group in groups for i in group])
         lengths = torch.tensor(tokens)
         ends = shared + lengths[order].cumsum(0)
         firsts = torch.empty_like(lengths).index_copy_(0, order, ends - lengths[order])
-        return cls(shared, groups, firsts, lengths)
+        return cls(examples, shared, batch_tokens, groups, firsts, lengths)
 
     @property
     def rows(self) -> int:
@@ -101,24 +104,9 @@ class FrozenLayers:
     def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
         """See :class:`Start`."""
         with torch.no_grad(), self.runtime.autocast():
-            packing = Packing.of(batch.lengths, self.model.device, walked=self.walked)
-            own = run(self.model, self.below.states(batch), 0, self.space, packing)
+            states, packing = begin(self.below, batch, self.walked)
+            own = run(self.model, states, 0, self.space, packing)
         return torch.cat([self.walked.states, own]) if joined and self.walked else own
-
-
-class Team(Protocol):
-    """Processes that compute together: each calls the same functions with the same arguments."""
-
-    @property
-    def rank(self) -> int:
-        """Rank of this process, from 0."""
-
-    @property
-    def count(self) -> int:
-        """Number of processes."""
-
-    def add_up(self, tensor: Tensor) -> Tensor:
-        """``tensor`` with the sum over all processes in place of its values."""
 
 
 class Timed(Iterator[Tensor]):
@@ -139,26 +127,21 @@ class Timed(Iterator[Tensor]):
 
 
 def frozen_states(
-    model: CausalModel,
-    runtime: Runtime,
-    examples: Sequence[Example],
-    layout: Layout,
-    start: Start,
-    boundary: int,
-    team: Team | None = None,
+    model: CausalModel, runtime: Runtime, layout: Layout, start: Start, boundary: int, processes: Processes = ALONE
 ) -> Iterator[Tensor]:
     """Yield the states of space ``boundary``, [rows, hidden]: see :func:`passes`.
 
     They are the same bit by bit from the embeddings and from a shallower boundary.
     """
-
-    def through(states: Tensor, packing: Packing) -> Tensor:
-        return run(model, states, start.space, boundary, packing)
-
     first = start.space + 1
     what = f"layers {first}–{boundary} once" if first < boundary else f"layer {first} once"
-    work = Pass(what, boundary, through, lambda beginning: beginning.states)
-    return passes(model, runtime, examples, layout, start, work, team)
+    work = Pass(
+        what,
+        boundary,
+        lambda states, packing: run(model, states, start.space, boundary, packing),
+        lambda beginning: beginning.states,
+    )
+    return passes(model, runtime, layout, start, work, processes)
 
 
 @dataclass(frozen=True)
@@ -172,49 +155,38 @@ class Pass:
 
 
 def passes(
-    model: CausalModel,
-    runtime: Runtime,
-    examples: Sequence[Example],
-    layout: Layout,
-    start: Start,
-    work: Pass,
-    team: Team | None = None,
+    model: CausalModel, runtime: Runtime, layout: Layout, start: Start, work: Pass, processes: Processes = ALONE
 ) -> Iterator[Tensor]:
     """Yield the rows of a pass in the order of ``layout``'s, on the host, and show progress.
 
-    First the shared prefix's, where there is one; then each group's. A team shares the groups; each process gets all.
+    First the shared prefix's, where there is one; then each group's. Processes share the groups; each one gets all.
     """
 
     def through(group: Sequence[int]) -> Tensor:
-        batch = Batch.of(examples, group, layout.shared).to(model.device)
-        packing = Packing.of(batch.lengths, model.device, walked=beginning)
-        return work.through(start.states(batch), packing)
+        batch = Batch.of(layout.examples, group, layout.shared).to(model.device)
+        return work.through(*begin(start, batch, beginning))
 
-    count = team.count if team else 1
-    with progress(work.name, len(examples), "examples") as advance:
+    def through_together(groups: Sequence[Sequence[int]]) -> Sequence[Tensor]:
+        """The rows of a group for every process at most: each computes one, and all get all."""
+        sizes = [int(layout.lengths[group].sum()) for group in groups]
+        mine = through(groups[min(processes.rank, len(groups) - 1)])
+        whole = mine.new_zeros(sum(sizes), mine.shape[1])
+        if processes.rank < len(groups):
+            whole.split(sizes)[processes.rank].copy_(mine)
+        return processes.add_up(whole).cpu().split(sizes)
+
+    with progress(work.name, len(layout.examples), "examples") as advance:
         with torch.no_grad(), runtime.autocast():
             beginning = walk_beginning(model, start.beginning(), start.space, work.last)
         if beginning is not None:
             yield work.of_beginning(beginning).cpu()
-        for at in range(0, len(layout.groups), count):
-            groups = layout.groups[at : at + count]
+        for at in range(0, len(layout.groups), processes.count):
+            groups = layout.groups[at : at + processes.count]
             # Not around the yield: the mode would hold for whoever takes the states.
             with torch.no_grad(), runtime.autocast():
-                states = _through_together(groups, layout, through, team) if team else [through(groups[0]).cpu()]
+                states = through_together(groups) if processes.count > 1 else [through(groups[0]).cpu()]
             yield from states
             advance(sum(map(len, groups)), "")
-
-
-def _through_together(
-    groups: Sequence[Sequence[int]], layout: Layout, through: Callable[[Sequence[int]], Tensor], team: Team
-) -> Sequence[Tensor]:
-    """States of a group for every process at most: each computes one, and all get all."""
-    sizes = [int(layout.lengths[group].sum()) for group in groups]
-    mine = through(groups[min(team.rank, len(groups) - 1)])
-    whole = mine.new_zeros(sum(sizes), mine.shape[1])
-    if team.rank < len(groups):
-        whole.split(sizes)[team.rank].copy_(mine)
-    return team.add_up(whole).cpu().split(sizes)
 
 
 def gather(parts: Iterable[Tensor], rows: int) -> Tensor:
@@ -235,5 +207,5 @@ def cache_boundary(
     """Run ``examples`` through layers 1..boundary once and keep the states in memory."""
     layout = Layout.of(examples, shared, batch_tokens)
     start = Embeddings.after(model, examples[0].prompt_ids[:shared])
-    rows = gather(frozen_states(model, runtime, examples, layout, start, boundary), layout.rows)
+    rows = gather(frozen_states(model, runtime, layout, start, boundary), layout.rows)
     return BoundaryStates(boundary, layout, rows, model.device)

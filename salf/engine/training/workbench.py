@@ -77,7 +77,7 @@ class Workbench:
             frozen_units(read_json(self.base / "base.json")["shards"], layers),
             split.shared,
             CACHE_BATCH_TOKENS,
-            self.processes if self.processes.count > 1 else None,
+            self.processes,
         )
 
 

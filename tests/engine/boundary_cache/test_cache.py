@@ -179,9 +179,12 @@ def test_a_folder_that_is_only_readable_is_read_by_auto_and_refused_for_disk(tas
     assert {path: path.read_bytes() for path in task.folder.rglob("*") if path.is_file()} == before
 
 
-def test_half_of_the_free_memory_is_left_to_training():
-    assert cache_module.in_memory(50, 100)
-    assert not cache_module.in_memory(51, 100)
+def test_half_of_the_free_memory_is_left_to_training(task, machine):
+    size = task.open("auto").size
+    for memory, kept in ((2 * size, "in memory and on disk"), (2 * size - 1, "on disk")):
+        task.files[0].unlink()
+        machine.say(memory=memory)
+        assert task.open("auto").kept == kept
 
 
 def test_what_was_done_is_said_in_one_line(task, machine, capsys):

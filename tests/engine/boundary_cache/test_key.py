@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from salf.engine.boundary_cache.key import Key, frozen_units
+from salf.engine.boundary_cache.states import Layout
 from tests.engine.boundary_cache.tiny_task import BFLOAT16, FLOAT32, SHARDS, SHARED, make_examples, make_model
 
 
@@ -16,7 +17,7 @@ def model():
 
 def key(model, *, runtime=FLOAT32, shards=SHARDS, boundary=2, examples=None, shared=SHARED, batch_tokens=64):
     units = frozen_units(shards, boundary)
-    return Key.of(model, runtime, units, examples or make_examples(), shared, batch_tokens)
+    return Key.of(model, runtime, units, Layout.of(examples or make_examples(), shared, batch_tokens))
 
 
 def other_token():
