@@ -5,21 +5,32 @@ Exit codes: 0 done; 2 something that the user can mend (one ``error:`` line, no 
 """
 
 import argparse
+import contextlib
 import errno
 import gc
 import logging
 import os
+import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from io import TextIOWrapper
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 from salf.children import end_with_caller
 from salf.errors import BAD_INPUT, INTERRUPTED, UserError
+from salf.memory import advice, shortage
+from salf.methods import method_of
+from salf.plan import FreezePlan
+from salf.records import read_sizes
+from salf.scale.inputs import GIB, configuration
+from salf.scale.prediction import PRECISIONS, memory
+from salf.workload import cost_model
 from stages.common import run_record
-from stages.common.out_of_memory import memory_fault
+from stages.common.params import Params, load_params
 
 Place = tuple[str, str]  # of an option: where the pipeline has it, and the help
 BASE: Final[Place] = ("data/base", "the base model's folder")
@@ -100,7 +111,7 @@ def _status(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] |
     except KeyboardInterrupt:
         return _report("interrupted; run again to resume", INTERRUPTED)
     except Exception as error:
-        line = memory_fault(error, _name(stage), sys.argv[1:] if argv is None else argv) or _disk_fault(error)
+        line = _memory_fault(error, _name(stage), sys.argv[1:] if argv is None else argv) or _disk_fault(error)
         if line is None:
             raise
         return _report(line, BAD_INPUT)
@@ -117,6 +128,42 @@ def _disk_fault(error: Exception) -> str | None:
         return None
     where, reason = f" ({error.filename})" if error.filename else "", os.strerror(error.errno or 0)
     return f"cannot write{where}: {reason}; nothing finished was touched: {mend} and run again"
+
+
+def _memory_fault(error: Exception, stage: str, argv: Sequence[str]) -> str | None:
+    """Return the line for a stage that ran out of memory; ``None``: ``error`` is of another kind."""
+    what = shortage(error)
+    if what is None:
+        return None
+    traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
+    sys.unraisablehook = lambda _fault: None  # libraries need memory to end, too
+    asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+    wanted = f" when {asked[1]} more were asked for" if asked else ""
+    params, estimate = None, ""
+    with contextlib.suppress(Exception):  # an explanation must hide no fault
+        params = load_params()
+        estimate = _estimate(dict(pairwise(argv)), params, on_gpu=what == "GPU memory")
+    return f"out of {what}{wanted}: {advice(stage, params)}{estimate}; nothing finished was touched"
+
+
+def _estimate(options: dict[str, str], params: Params, on_gpu: bool) -> str:
+    """The planner's figure for a fine-tune with its present settings; empty for other stages."""
+    if "--plan" not in options:
+        return ""
+    method, settings = options.get("--method", ""), params.finetune
+    if "--variant" in options:
+        variant = params.compare.variant(options["--variant"])
+        method, settings = variant.method, variant.settings(settings)
+    scope = method_of(method)
+    boundary = scope.boundary
+    if boundary is None:
+        boundary = FreezePlan.load(options["--plan"]).boundary_of(scope.scope)
+    shape, parts = configuration(options["--base"]).shape, settings.accumulate * settings.processes
+    sizes = read_sizes(Path(options["--prepared"]))
+    work = cost_model(sizes, settings.epochs, settings.batch_size, parts=parts, packed=shape.packed)
+    precision = PRECISIONS["mixed" if on_gpu and params.device.dtype != "float32" else "float32"]
+    need = settings.processes * memory(shape, work, boundary, precision).peak
+    return f"; estimated need above boundary {boundary}: {need / GIB:.3g} GiB, without what libraries take"
 
 
 def _report(message: str, code: int) -> int:

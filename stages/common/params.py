@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.functional_validators import AfterValidator, BeforeValidator, field_validator, model_validator
+from pydantic.functional_validators import AfterValidator, BeforeValidator, model_validator
 
 from salf.errors import UserError
 from salf.methods import checked, method_of, rate_entry
@@ -56,6 +56,12 @@ def _split_name(name: str) -> str:
     return name
 
 
+def _distinct(values: list[Any], fault: str = "the same entry appears twice") -> list[Any]:
+    if len(set(values)) < len(values):
+        raise ValueError(fault)
+    return values
+
+
 SplitName = Annotated[str, AfterValidator(_split_name)]
 
 
@@ -67,10 +73,9 @@ class Splits(Group):
     test: SplitName | None
 
     @model_validator(mode="after")
-    def _distinct(self) -> Self:
+    def _named_apart(self) -> Self:
         names = [name for name in (self.train, self.validation, self.test) if name is not None]
-        if len(set(names)) < len(names):
-            raise ValueError("two splits have one name; null is carved out of the training split")
+        _distinct(names, "two splits have one name; null is carved out of the training split")
         return self
 
 
@@ -145,21 +150,16 @@ class Data(Group):
     examples: Named | None = None
 
     @model_validator(mode="after")
-    def _hub_needs_a_name(self) -> Self:
+    def _complete(self) -> Self:
         if self.source == "hub" and not self.name:
             raise ValueError("source is hub, but name is null: set data.name")
-        return self
-
-    @model_validator(mode="after")
-    def _choices_are_complete(self) -> Self:
-        if not TASKS[self.task].candidates:
-            return self
-        if not self.choices.column:
-            raise ValueError("task is multiple-choice: set data.choices.column")
-        if self.messages or self.label_words:
-            raise ValueError("task is multiple-choice: data.messages stays null, data.label_words {}")
-        if self.choices.answer == "letter" and "{choices}" not in self.template:
-            raise ValueError("data.choices.answer is letter: the template must show the candidates, as {choices}")
+        if TASKS[self.task].candidates:
+            if not self.choices.column:
+                raise ValueError("task is multiple-choice: set data.choices.column")
+            if self.messages or self.label_words:
+                raise ValueError("task is multiple-choice: data.messages stays null, data.label_words {}")
+            if self.choices.answer == "letter" and "{choices}" not in self.template:
+                raise ValueError("data.choices.answer is letter: the template must show the candidates, as {choices}")
         return self
 
 
@@ -260,9 +260,9 @@ class Variant(BaseModel):
 class Compare(Group):
     """The matrix of fine-tunes."""
 
-    methods: Annotated[list[MethodName], Field(min_length=1)]
-    variants: Annotated[dict[VariantName, Variant], Field(default_factory=dict)]
-    seeds: Annotated[list[Seed], Field(min_length=1)]
+    methods: Annotated[list[MethodName], Field(min_length=1), AfterValidator(_distinct)]
+    variants: dict[VariantName, Variant] = Field(default_factory=dict)
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
 
     @property
     def labels(self) -> list[str]:
@@ -274,13 +274,6 @@ class Compare(Group):
         if name not in self.variants:
             raise UserError(f"params.yaml: compare.variants has no entry {name}; there: {', '.join(self.variants)}")
         return self.variants[name]
-
-    @field_validator("methods", "seeds")
-    @classmethod
-    def _distinct(cls, values: list[Any]) -> list[Any]:
-        if len(set(values)) != len(values):
-            raise ValueError("the same entry appears twice")
-        return values
 
 
 class Evaluate(Group):
@@ -324,44 +317,38 @@ class Params(Group):
                 where = ".".join(map(str, fault["loc"]))
                 raise ValueError(f"compare.variants.{name}.{where} = {fault['input']!r}: {message}") from None
         for where, method, settings in asked:
-            if not _has_rate(method, settings):
+            # A selector's boundary is known with its plan, and most freeze something.
+            boundary = method_of(method).boundary
+            if rate_entry(method, 1 if boundary is None else boundary, settings.learning_rate) is None:
                 raise ValueError(f"{where or 'finetune.'}learning_rate has no entry for {method}")
             if unfit := settings.unfit_keep(method):
                 raise ValueError(f"{where}{unfit}")
         return self
 
     @model_validator(mode="after")
-    def _conversations_need_the_chat_template(self) -> Self:
-        if self.data.messages and not self.prepare.chat_template:
+    def _groups_fit_the_task(self) -> Self:
+        data, chat = self.data, self.prepare.chat_template
+        if data.messages and not chat:
             raise ValueError("data.messages holds conversations: set prepare.chat_template to true")
-        return self
-
-    @model_validator(mode="after")
-    def _text_has_neither_prompts_nor_answers(self) -> Self:
-        data = self.data
+        if not TASKS[data.task].text:
+            return self
         methods = [*self.compare.methods, *(variant.method for variant in self.compare.variants.values())]
-        given = {
+        unused = {
             "data.template": data.template.partition("{")[0].strip(),  # worked examples, for instance
             "data.label_words": data.label_words,
             "data.choices.column": data.choices.column,
             "data.messages": data.messages,
-            "prepare.chat_template": self.prepare.chat_template,
+            "prepare.chat_template": chat,
             "signals.kinds": [kind for kind in self.signals.kinds if not SIGNALS[kind].of_weights],
             "compare.methods": [name for name in methods if method_of(name).word("positions").name != "all"],
             "evaluate.answer_marker": self.evaluate.answer_marker,
         }
-        if TASKS[data.task].text and (found := {name: value for name, value in given.items() if value}):
-            name, value = next(iter(found.items()))
-            raise ValueError(
-                f"data.task is text, whose documents have neither prompt nor answer: take {value!r} out of {name}"
-            )
+        for name, value in unused.items():
+            if value:
+                raise ValueError(
+                    f"data.task is text, whose documents have neither prompt nor answer: take {value!r} out of {name}"
+                )
         return self
-
-
-def _has_rate(method: str, settings: Finetune) -> bool:
-    """Whether a method has a learning rate; a selector's boundary is known with its plan, and most freeze something."""
-    boundary = method_of(method).boundary
-    return rate_entry(method, 1 if boundary is None else boundary, settings.learning_rate) is not None
 
 
 class Room(BaseModel):

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -32,7 +32,9 @@ def read_rows(path: Path, wanted: Collection[str], columns: dict[str, None]) -> 
     """Yield the rows of a file with their wanted columns; ``columns`` receives the names of all, in order."""
     with faults_named(path):
         _check_kind(path)
-        yield from FORMATS[path.suffix.lower()](path, wanted, columns)
+        for row in FORMATS[path.suffix.lower()](path, wanted):
+            columns.update(dict.fromkeys(row))
+            yield {name: value for name, value in row.items() if name in wanted}
 
 
 @contextmanager
@@ -61,16 +63,13 @@ def _check_kind(path: Path) -> None:
         raise UserError(f"{path}: {fault}")
 
 
-def _read_csv(
-    path: Path, wanted: Collection[str], columns: dict[str, None], delimiter: str = ","
-) -> Iterator[dict[str, Any]]:
+def _read_csv(path: Path, _wanted: Collection[str], delimiter: str = ",") -> Iterator[dict[str, Any]]:
     csv.field_size_limit(_LONGEST)  # the default refuses texts of more than 128 KiB
     with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
         reader = csv.reader(_lines(file, path), strict=True, delimiter=delimiter)
         try:
             header = next(filter(None, reader), [])
-            _take_names(path, header, columns)
-            places = {name: at for at, name in enumerate(header) if name in wanted}
+            _check_names(path, header)
             for fields in filter(None, reader):
                 if len(fields) != len(header):
                     names = listed(header, 5)
@@ -80,7 +79,7 @@ def _read_csv(
                         f"{path}:{reader.line_num}: a text of several lines that ends here holds whole rows, "
                         "as after a quote that is part of a text; save the file as jsonl"
                     )
-                yield {name: fields[at] for name, at in places.items()}
+                yield dict(zip(header, fields, strict=True))
         except csv.Error as error:
             raise UserError(f"{path}:{reader.line_num}: damaged csv: {error}") from None
 
@@ -93,10 +92,9 @@ def _holds_rows(field: str, at: int, width: int) -> bool:
     return len(sizes) > 1 < width and begun and sizes == [width - at, *[width] * (len(sizes) - 2), at + 1]
 
 
-def _take_names(path: Path, names: list[str], columns: dict[str, None]) -> None:
+def _check_names(path: Path, names: list[str]) -> None:
     if twice := sorted(name for name, count in Counter(names).items() if name and count > 1):
         raise UserError(f"{path}: the header names {listed(twice)} more than once; rename a column")
-    columns.update(dict.fromkeys(names))
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:
@@ -108,14 +106,8 @@ def _lines(file: TextIO, path: Path) -> Iterator[str]:
         yield line
 
 
-def _read_json(path: Path, wanted: Collection[str], columns: dict[str, None]) -> Iterator[dict[str, Any]]:
+def _read_json(path: Path, _wanted: Collection[str]) -> Iterator[dict[str, Any]]:
     """Yield objects in lists or one after the other, whichever of the two suffixes the file has."""
-    for row in _objects(path):
-        columns.update(dict.fromkeys(row))
-        yield {name: value for name, value in row.items() if name in wanted}
-
-
-def _objects(path: Path) -> Iterator[dict[str, Any]]:
     for line, text in _json_texts(path):
         at = len(text) - len(text.lstrip())
         while at < len(text):
@@ -140,9 +132,11 @@ def _json_texts(path: Path) -> Iterator[tuple[int, str]]:
         if not file.read(_HEAD).lstrip().startswith("["):
             file.seek(0)
             lines = ((n, line) for n, each in enumerate(_lines(file, path), start=1) if (line := each.strip(_BLANK)))
-            if (first := next(lines, None)) and _is_object(first[1]):
-                yield from chain([first], lines)
-                return
+            first = next(lines, (1, ""))
+            with suppress(ValueError, RecursionError):
+                if isinstance(json.loads(first[1]), dict):
+                    yield from chain([first], lines)
+                    return
     yield 1, _whole_text(path)
 
 
@@ -150,13 +144,6 @@ def _whole_text(path: Path) -> str:
     if 8 * path.stat().st_size > free_memory_bytes():  # as characters, and what is made of them
         raise UserError(f"{path}: too large to be read as one text; write its rows as .jsonl, an object a line")
     return path.read_text(encoding="utf-8-sig", errors="surrogatepass")
-
-
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -170,12 +157,13 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_without_repeats)
 
 
-def _read_parquet(path: Path, wanted: Collection[str], columns: dict[str, None]) -> Iterator[dict[str, Any]]:
+def _read_parquet(path: Path, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        _take_names(path, file.schema_arrow.names, columns)
-        for batch in file.iter_batches(BATCH, columns=[name for name in columns if name in wanted]):
-            yield from table_rows(batch, path)
+        names = file.schema_arrow.names
+        _check_names(path, names)
+        for batch in file.iter_batches(BATCH, columns=[name for name in names if name in wanted]):
+            yield from (dict.fromkeys(names) | row for row in table_rows(batch, path))
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: damaged parquet: {' '.join(str(error).split())}") from None
 
@@ -207,16 +195,13 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(held) for held in value] if isinstance(value, list) else value
 
 
-def _read_text(path: Path, wanted: Collection[str], columns: dict[str, None]) -> Iterator[dict[str, Any]]:
+def _read_text(path: Path, _wanted: Collection[str]) -> Iterator[dict[str, Any]]:
     """A text in a folder that is named after its class is one row."""
-    row = {"text": _whole_text(path), "label": path.parent.name}
-    columns.update(dict.fromkeys(row))
-    yield {name: value for name, value in row.items() if name in wanted}
+    yield {"text": _whole_text(path), "label": path.parent.name}
 
 
 TEXT: Final = ".txt"
-Reader = Callable[[Path, Collection[str], dict[str, None]], Iterator[dict[str, Any]]]
-FORMATS: Final[dict[str, Reader]] = {
+FORMATS: Final[dict[str, Callable[[Path, Collection[str]], Iterator[dict[str, Any]]]]] = {
     ".csv": _read_csv,
     ".tsv": partial(_read_csv, delimiter="\t"),
     ".json": _read_json,

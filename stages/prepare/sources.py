@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from heapq import nsmallest
-from itertools import chain, count, islice
+from itertools import chain, count
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
@@ -226,16 +226,16 @@ def _hold(found: Mapping[str, Iterable[Row]], data: Data) -> tuple[dict[str, lis
     refused = Lost()
     for split, rows in found.items():
         watched, most = _watched(rows, split), _most(split, data, found)
-        kept[split] = list(islice(watched, most))
-        following = None if most is None else next(watched, None)
-        if most is None or following is None:
+        if most is None:
+            kept[split] = list(watched)
             continue
         number = count()
-        numbered = zip(chain(kept[split], [following], watched), number, strict=False)
-        drawn = nsmallest(most, numbered, key=lambda one: draw_key(data.seed, one[0].example_id))
+        drawn = nsmallest(
+            most, zip(watched, number, strict=False), key=lambda one: draw_key(data.seed, one[0].example_id)
+        )
         kept[split] = [row for row, _ in sorted(drawn, key=itemgetter(1))]
-        refused[split, f"beyond the {most:,} rows drawn of very many"] = next(number) - most
-    return kept, refused
+        refused[split, f"beyond the {most:,} rows drawn of very many"] = max(0, next(number) - most)
+    return kept, +refused
 
 
 def _most(split: str, data: Data, found: Collection[str]) -> int | None:

@@ -123,10 +123,8 @@ def predict(points: Points, law: JointLaw, trained: Array, examples: int, params
     drawn = resampled_means(np.column_stack([points.losses, points.untrained]), params.bootstrap, params.seed)
     measured, untrained = drawn[:, :-1], drawn[:, -1:]  # [B, P], [B, 1]
     if not law.holds:
-        loss = _interpolate(points, points.mean, float(points.untrained.mean()))
-        curves = np.array(
-            [_interpolate(points, row, float(top[0])) for row, top in zip(measured, untrained, strict=True)]
-        )
+        loss = _interpolate(points, points.mean, points.untrained.mean())
+        curves = np.array([_interpolate(points, *row) for row in zip(measured, untrained[:, 0], strict=True)])
         return _prediction(loss, curves, curves, confidence, None)
     rng = np.random.default_rng(params.seed)
     at = np.column_stack([trained, np.full(len(trained), float(examples))])
@@ -179,18 +177,15 @@ def _faults(fit: Fit, boundaries: LeftOut | None, sizes: LeftOut | None) -> Iter
         yield "more trained layers do not lower the loss"
     if beta <= 0:
         yield "more examples do not lower the loss"
-    if boundaries is None:
-        yield "too few pilots to leave a boundary out"
-    elif boundaries.law > boundaries.without:
-        yield _worse("a left-out boundary", boundaries, "interpolation")
-    if sizes is None:
-        yield "too few pilots to leave a size out"
-    elif sizes.law > sizes.without:
-        yield _worse("the largest size", sizes, "the size before it")
-
-
-def _worse(what: str, left_out: LeftOut, rival: str) -> str:
-    return f"it predicts {what} worse than {rival} does (off by {left_out.law:.2%} against {left_out.without:.2%})"
+    for kind, what, left_out, rival in (
+        ("boundary", "a left-out boundary", boundaries, "interpolation"),
+        ("size", "the largest size", sizes, "the size before it"),
+    ):
+        if left_out is None:
+            yield f"too few pilots to leave a {kind} out"
+        elif left_out.law > left_out.without:
+            errors = f"(off by {left_out.law:.2%} against {left_out.without:.2%})"
+            yield f"it predicts {what} worse than {rival} does {errors}"
 
 
 def _left_out(

@@ -1,9 +1,8 @@
 """Pilots: small fine-tunes at a few boundaries, from which the loss of every boundary is predicted."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -165,61 +164,52 @@ def measure(bench: Bench) -> tuple[list[Pilot], list[Pilot]]:
     kept, tried = list[Pilot](), list[Pilot]()
     largest, *smaller = bench.sizes
     for boundary in bench.boundaries:
-        place = _Boundary(bench, boundary)
-        first = [place.pilot(largest, rate) for rate in bench.rates(boundary)]
+        opened: dict[str, Opened] = {}  # the frozen layers' states of both splits, for all pilots of the boundary
+        first = [_pilot(bench, boundary, opened, largest, rate) for rate in bench.rates(boundary)]
         best = min(first, key=lambda pilot: pilot.loss)
-        others = [place.pilot(size, best.learning_rate) for size in smaller]
+        others = [_pilot(bench, boundary, opened, size, best.learning_rate) for size in smaller]
         kept += [best, *others]
         tried += [*first, *others]
     return kept, tried
 
 
-@dataclass
-class _Boundary:
-    """One boundary's pilots: they share the states above the frozen layers."""
+def _pilot(bench: Bench, boundary: int, opened: dict[str, Opened], size: int, rate: float) -> Pilot:
+    """Fine-tune on the first ``size`` examples, or take what an interrupted run has done."""
 
-    bench: Bench
-    boundary: int
+    def done() -> dict[str, Any]:
+        if boundary and not opened:
+            opened.update(bench.open_states(bench.open(boundary), boundary, bench.splits))
+        return _train(bench, boundary, opened, size, rate).model_dump()
 
-    def pilot(self, size: int, rate: float) -> Pilot:
-        """Fine-tune on the first ``size`` examples, or take what an interrupted run has done."""
-        file = self.bench.unfinished / f"boundary-{self.boundary}-examples-{size}-rate-{rate:g}.json"
-        return Pilot.model_validate(_once(file, lambda: self._train(size, rate).model_dump()))
+    file = bench.unfinished / f"boundary-{boundary}-examples-{size}-rate-{rate:g}.json"
+    return Pilot.model_validate(_once(file, done))
 
-    def _train(self, size: int, rate: float) -> Pilot:
-        bench, boundary, seed = self.bench, self.boundary, self.bench.params.seed
-        model, scope = bench.open(boundary), Scope.above(boundary, bench.shape.layers)
-        recomputed = bool(self._opened) and self._opened["training"].origin == "off"
-        splits = begin_at(self._opened, bench.splits, model)
-        job = Job(
-            name=f"pilot: layers 1–{boundary} frozen, {size} examples, rate {rate:g}",
-            trainable=Trainable.of(model, Method(f"freeze-{boundary}"), scope, bench.settings, seed, steps=0),
-            runtime=bench.runtime,
-            training=splits["training"].subset(range(size)),
-            validation=splits["validation"],
-            rule=None,  # losses only: no label is looked for
-            costs=bench.costs_above(boundary, recomputed=recomputed),
-            settings=bench.settings,
-            rate=rate,
-            seed=seed,
-        )
-        done = train(job)
-        return Pilot(
-            boundary=boundary,
-            examples=size,
-            learning_rate=rate,
-            losses=tuple(done.validation_losses),
-            flops=done.flops - (job.costs.frozen(job.training) if boundary else 0),
-            recomputed=recomputed,
-        )
 
-    @cached_property
-    def _opened(self) -> dict[str, Opened]:
-        """The frozen layers' states of both splits; empty if nothing is frozen."""
-        if self.boundary == 0:
-            return {}
-        bench = self.bench
-        return bench.open_states(bench.open(self.boundary), self.boundary, bench.splits)
+def _train(bench: Bench, boundary: int, opened: Mapping[str, Opened], size: int, rate: float) -> Pilot:
+    model, scope, seed = bench.open(boundary), Scope.above(boundary, bench.shape.layers), bench.params.seed
+    recomputed = bool(opened) and opened["training"].origin == "off"
+    splits = begin_at(opened, bench.splits, model)
+    job = Job(
+        name=f"pilot: layers 1–{boundary} frozen, {size} examples, rate {rate:g}",
+        trainable=Trainable.of(model, Method(f"freeze-{boundary}"), scope, bench.settings, seed, steps=0),
+        runtime=bench.runtime,
+        training=splits["training"].subset(range(size)),
+        validation=splits["validation"],
+        rule=None,  # losses only: no label is looked for
+        costs=bench.costs_above(boundary, recomputed=recomputed),
+        settings=bench.settings,
+        rate=rate,
+        seed=seed,
+    )
+    done = train(job)
+    return Pilot(
+        boundary=boundary,
+        examples=size,
+        learning_rate=rate,
+        losses=tuple(done.validation_losses),
+        flops=done.flops - (job.costs.frozen(job.training) if boundary else 0),
+        recomputed=recomputed,
+    )
 
 
 def _untrained(bench: Bench) -> list[float]:
@@ -238,13 +228,13 @@ def _once(file: Path, make: Callable[[], Any]) -> Any:
 
 def planned(bench: Bench) -> PilotFlops:
     """The predicted cost of the pilots, if every boundary's states can be cached."""
-    pilots = list[Pilot]()
-    for boundary in bench.boundaries:
-        for size in bench.sizes:
-            flops = _steps_flops(bench, boundary, size, bench.settings.epochs)
-            for rate in bench.rates(boundary)[: None if size == bench.sizes[0] else 1]:
-                done = {"boundary": boundary, "examples": size, "learning_rate": rate, "flops": flops}
-                pilots.append(Pilot(**done, losses=(), recomputed=False))
+    pilots = [
+        Pilot(boundary=boundary, examples=size, learning_rate=rate, losses=(), recomputed=False, flops=flops)
+        for boundary in bench.boundaries
+        for size in bench.sizes
+        for flops in [_steps_flops(bench, boundary, size, bench.settings.epochs)]
+        for rate in bench.rates(boundary)[: None if size == bench.sizes[0] else 1]
+    ]
     return counted(bench, pilots)
 
 
@@ -309,7 +299,7 @@ def _law(law: JointLaw, resampled: Array | None, confidence: float) -> PilotLaw:
 
 
 def _predictions(prediction: Prediction) -> list[PredictedLoss]:
-    names = ("loss", "low", "high", "excess", "excess_error")
+    names = [name for name in PredictedLoss.model_fields if name != "boundary"]
     rows = zip(*(_numbers(getattr(prediction, name)) for name in names), strict=True)
     return [PredictedLoss(boundary=k, **dict(zip(names, row, strict=True))) for k, row in enumerate(rows)]
 

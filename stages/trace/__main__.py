@@ -16,8 +16,7 @@ from salf.records import BaseRecord, PreparedRecord
 from salf.settings import TASKS, Device
 from stages.common.command import BASE, PREPARED, exit_code, parser_of
 from stages.common.params import Room, Trace
-from stages.trace.collect import SPLIT, Job, collect, draw_sample, shards
-from stages.trace.workers import collect_with_workers
+from stages.trace.collect import SPLIT, Job, collect, collect_with_workers, draw_sample, shards
 
 _PARSER: Final = parser_of(
     "trace",
@@ -47,17 +46,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = TraceFacts(
         schema=1,
         model=base.name,
-        weights_sha256=base.weights_sha256,
         data_sha256=meta.splits[SPLIT].sha256,
         dtype=runtime.dtype_name,
-        basis=trace.basis,
-        space=trace.space,
-        target=trace.target,
-        layers=base.layers,
-        hidden=base.hidden,
-        vocabulary=base.vocabulary,
         examples=len(sample.rows),
         versions={name: version(name) for name in ("torch", "transformers")},
+        **base.model_dump(include={"weights_sha256", "layers", "hidden", "vocabulary"}),
+        **trace.model_dump(include={"basis", "space", "target"}),
     )
     facts = record.model_dump(mode="json", by_alias=True)
     inputs = {

@@ -1,11 +1,21 @@
-"""One streaming forward pass: answer positions only, memory of a batch and a shard, resumable shards."""
+"""One streaming forward pass: answer positions only, memory of a batch and a shard, resumable shards.
+
+Several processes may share the sample, a shard each. If one is killed (memory, a hand), the shards that are not
+written go to new ones.
+"""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -16,12 +26,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from salf.engine.answers import Embeddings
 from salf.engine.batches import Batch, Example, Rows, inference_batches, stream_examples, stretches
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.models.attention import Beginning, Packing
 from salf.engine.models.walk import run_to_answers, walk, walk_beginning
 from salf.engine.progress import Advance, progress
-from salf.engine.runtime import Runtime
+from salf.engine.runtime import Runtime, choose_runtime, threads_each
 from salf.errors import UserError
 from salf.files import replacing_file, require, sealed_file
 from salf.settings import Device
@@ -31,6 +42,7 @@ from stages.trace.basis import Affine, deviations, losses, semantic_bases, virtu
 SPLIT: Final = "train"
 SHARD_EXAMPLES: Final = 128
 _STATES: Final = 4096  # latent states that are measured at a time: few calls, and memory that depth does not move
+_THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -90,12 +102,8 @@ class Tracer:
         if folded:
             weight, bias = folded.folded(weight, bias)
         bases = semantic_bases(weight, bias, tokens).float().to(model.device)
-        beginning = None
-        if shared:
-            with runtime.autocast():
-                ids = torch.tensor(list(shared), device=model.device)
-                states = model.embed(ids, torch.arange(len(shared), device=model.device))
-                beginning = walk_beginning(model, states, 0, model.depth)
+        with runtime.autocast():
+            beginning = walk_beginning(model, Embeddings.after(model, shared).beginning(), 0, model.depth)
         distinct = torch.tensor(list(tokens), device=model.device)
         return cls(model, runtime, params, distinct, bases, folded, len(shared), beginning)
 
@@ -157,15 +165,6 @@ class Job(NamedTuple):
         return Tracer.prepare(model, runtime, self.params, self.tokens, self.prefix)
 
 
-class _Traced(NamedTuple):
-    """The N answer positions of a shard, ordered by example and position."""
-
-    examples: NDArray[np.int64]  # [N], which of the shard's examples
-    positions: NDArray[np.int64]  # [N], inside its answer
-    deviation: NDArray[np.float32]  # [N, L+1]
-    loss: NDArray[np.float32]  # [N, L+1]; NaN where not traced
-
-
 class Shard(NamedTuple):
     """A part of the sample that is traced and written at one go."""
 
@@ -185,35 +184,79 @@ def shards(sample: Sample, folder: Path) -> list[Shard]:
 
 def collect(tracer: Tracer, prepared: Path, sample: Sample, facts: dict[str, Any], folder: Path) -> None:
     """Trace a sample into Parquet shards in ``folder``; shards that are already there are kept."""
-    schema = trace_schema(tracer.model.depth, facts)
-    with missing(sample, folder) as (absent, advance):
+    schema = _schema(tracer.model.depth, facts)
+    with _missing(sample, folder) as (absent, advance):
         wanted = np.concatenate([shard.rows for shard in absent]) if absent else sample.rows[:0]
         examples = stream_examples(prepared, SPLIT, wanted)
         for shard in absent:
-            write_shard(tracer, list(islice(examples, len(shard.rows))), shard, schema, advance)
+            _write_shard(tracer, list(islice(examples, len(shard.rows))), shard, schema, advance)
+
+
+def collect_with_workers(job: Job, sample: Sample, facts: dict[str, Any], folder: Path) -> None:
+    """Trace a sample as :func:`collect` does, in ``trace.workers`` processes, each with a model of its own."""
+    threads = threads_each(job.params.workers)
+    os.environ |= dict.fromkeys(_THREADS, str(threads))  # a worker's libraries read these when it starts
+    with _missing(sample, folder) as (absent, advance):
+        while absent:
+            _share_out(job, absent, facts, threads, advance)
+            left = [shard for shard in absent if sealed_file(shard.file) is None]
+            if len(left) == len(absent):
+                raise UserError(
+                    "tracing workers ended one after the other, probably because memory is short: lower trace.workers "
+                    "or trace.batch_tokens"
+                )
+            absent = left
+
+
+def _share_out(job: Job, absent: Sequence[Shard], facts: dict[str, Any], threads: int, advance: Advance) -> None:
+    """Trace shards until all are written or a worker is killed."""
+    pool = ProcessPoolExecutor(min(job.params.workers, len(absent)), get_context("spawn"), _begin, (threads,))
+    try:
+        sizes = {pool.submit(_trace_alone, job, shard, facts): len(shard.rows) for shard in absent}
+        for future in as_completed(sizes):
+            future.result()
+            advance(sizes[future], "")
+    except BrokenProcessPool:
+        pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(threads: int) -> None:
+    torch.set_num_threads(threads)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent_process().join()  # type: ignore[union-attr]  # a worker has a parent
+    os._exit(1)
+
+
+def _trace_alone(job: Job, shard: Shard, facts: dict[str, Any]) -> None:
+    tracer = _own_tracer(job)
+    examples = list(stream_examples(job.prepared, SPLIT, shard.rows))
+    _write_shard(tracer, examples, shard, _schema(tracer.model.depth, facts), lambda _amount, _note: None)
+
+
+@cache
+def _own_tracer(job: Job) -> Tracer:
+    """The worker's own, made with its first shard."""
+    return job.tracer(choose_runtime(job.device))
 
 
 @contextmanager
-def missing(sample: Sample, folder: Path) -> Iterator[tuple[list[Shard], Advance]]:
+def _missing(sample: Sample, folder: Path) -> Iterator[tuple[list[Shard], Advance]]:
     """The shards that are not there yet, and a bar that has counted those that are."""
     absent = [shard for shard in shards(sample, folder) if sealed_file(shard.file) is None]
     there = len(sample.rows) - sum(len(shard.rows) for shard in absent)
-    if there:
-        print(f"resumes from example {there} of {len(sample.rows)}", flush=True)
     with progress("tracing", len(sample.rows), "examples") as advance:
         if there:
+            print(f"resumes from example {there} of {len(sample.rows)}", flush=True)
             advance(there, "already traced")
         yield absent, advance
 
 
-def write_shard(tracer: Tracer, examples: Sequence[Example], shard: Shard, schema: pa.Schema, advance: Advance) -> None:
-    """Trace a shard's examples into its file, which is there whole or not at all."""
-    traced = _trace_shard(tracer, examples, shard, advance)
-    with replacing_file(shard.file, sealed=True) as aside:
-        pq.write_table(_table(examples, traced, schema), aside, compression="zstd")
-
-
-def trace_schema(layers: int, facts: dict[str, Any]) -> pa.Schema:
+def _schema(layers: int, facts: dict[str, Any]) -> pa.Schema:
     """The columns of a trace; grain: one row per answer position; key: example_id, position."""
     text, number, curve = pa.string(), pa.int32(), pa.list_(pa.float32(), layers + 1)
     fields = {"example_id": text, "split": text, "position": number, "token_id": number, "label": text}
@@ -221,8 +264,38 @@ def trace_schema(layers: int, facts: dict[str, Any]) -> pa.Schema:
     return pa.schema({**fields, "deviation": curve, "loss": curve}, metadata)
 
 
-def _trace_shard(tracer: Tracer, examples: Sequence[Example], shard: Shard, advance: Advance) -> _Traced:
-    with_losses = shard.with_losses
+def _write_shard(
+    tracer: Tracer, examples: Sequence[Example], shard: Shard, schema: pa.Schema, advance: Advance
+) -> None:
+    """Trace a shard's examples into its file, which is there whole or not at all; by example and position."""
+    of_example, position, deviation, loss = _traced(tracer, examples, shard, advance)
+    for values in (deviation, loss[shard.with_losses[of_example]]):
+        if not np.isfinite(values).all():
+            space = int(np.argwhere(~np.isfinite(values))[0, 1])
+            raise UserError(
+                f"the trace is not a number at space {space}: the model overflows in this precision; "
+                "set device.dtype to float32"
+            )
+    chosen = [examples[i] for i in of_example]
+    spaces = deviation.shape[1]
+    columns = {
+        "example_id": [example.example_id for example in chosen],
+        "split": [SPLIT] * len(chosen),
+        "position": position,
+        "token_id": [example.answer_ids[at] for example, at in zip(chosen, position, strict=True)],
+        "label": [example.label for example in chosen],
+        "deviation": pa.FixedSizeListArray.from_arrays(deviation.ravel(), spaces),
+        "loss": pa.FixedSizeListArray.from_arrays(loss.ravel(), spaces, mask=pa.array(np.isnan(loss).all(axis=1))),
+    }
+    with replacing_file(shard.file, sealed=True) as aside:
+        pq.write_table(pa.table(columns, schema=schema), aside, compression="zstd")
+
+
+def _traced(tracer: Tracer, examples: Sequence[Example], shard: Shard, advance: Advance) -> list[NDArray[Any]]:
+    """The N answer positions of a shard: example [N], place in its answer [N], deviation and loss [N, L+1].
+
+    A loss that is not traced is NaN.
+    """
     kept = [
         torch.from_numpy(traced_positions(len(example.answer_ids), tracer.params, int(row)))
         for example, row in zip(examples, shard.rows, strict=True)
@@ -231,7 +304,7 @@ def _trace_shard(tracer: Tracer, examples: Sequence[Example], shard: Shard, adva
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     # Examples with and without losses go in batches of their own: a loss costs the whole head at every space.
     for wants_losses in (True, False):
-        group = np.flatnonzero(with_losses == wants_losses).tolist()
+        group = np.flatnonzero(shard.with_losses == wants_losses).tolist()
         for picks in inference_batches([lengths[i] for i in group], tracer.params.batch_tokens):
             chosen = [group[i] for i in picks]
             batch = Batch.of(examples, chosen, tracer.shared).at([kept[i] for i in chosen])
@@ -239,29 +312,6 @@ def _trace_shard(tracer: Tracer, examples: Sequence[Example], shard: Shard, adva
             absent = torch.full_like(deviation, torch.nan)
             found.append((batch.index[batch.rows], batch.answer_index, deviation, absent if loss is None else loss))
             advance(len(picks), "")
-    of_example, position, deviations_, losses_ = (torch.cat(each).cpu().numpy() for each in zip(*found, strict=True))
-    for values in (deviations_, losses_[with_losses[of_example]]):
-        if not np.isfinite(values).all():
-            space = int(np.argwhere(~np.isfinite(values))[0, 1])
-            raise UserError(
-                f"the trace is not a number at space {space}: the model overflows in this precision; "
-                "set device.dtype to float32"
-            )
+    of_example, position, *measured = (torch.cat(each).cpu().numpy() for each in zip(*found, strict=True))
     order = np.lexsort((position, of_example))
-    return _Traced(of_example[order], position[order], deviations_[order], losses_[order])
-
-
-def _table(examples: Sequence[Example], traced: _Traced, schema: pa.Schema) -> pa.Table:
-    chosen = [examples[i] for i in traced.examples]
-    spaces = traced.deviation.shape[1]
-    no_loss = pa.array(np.isnan(traced.loss).all(axis=1))
-    columns = [
-        pa.array([example.example_id for example in chosen], pa.string()),
-        pa.array([SPLIT] * len(chosen), pa.string()),
-        pa.array(traced.positions, pa.int32()),
-        pa.array([e.answer_ids[at] for e, at in zip(chosen, traced.positions, strict=True)], pa.int32()),
-        pa.array([example.label for example in chosen], pa.string()),
-        pa.FixedSizeListArray.from_arrays(traced.deviation.ravel(), spaces),
-        pa.FixedSizeListArray.from_arrays(traced.loss.ravel(), spaces, mask=no_loss),
-    ]
-    return pa.Table.from_arrays([c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+    return [values[order] for values in (of_example, position, *measured)]

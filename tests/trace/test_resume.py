@@ -73,8 +73,8 @@ def test_a_killed_trace_resumes_to_the_same_bytes(project, monkeypatch):
 
     killed(project)
     traced = []
-    shard = collect._trace_shard
-    monkeypatch.setattr(collect, "_trace_shard", lambda *args: traced.append(args[1]) or shard(*args))
+    trace_shard = collect._traced
+    monkeypatch.setattr(collect, "_traced", lambda *args: traced.append(args[1]) or trace_shard(*args))
     main(ARGV)
     assert parts(project) == whole
     assert len(traced) == 3  # two of five were there

@@ -46,7 +46,6 @@ _MUTED_MARKERS: Final = {"freeze-lora": "H", "first-n": "<", "lisa": "*"}  # of 
 INK: Final = INKS["ink"].stand_in
 MUTED: Final = INKS["muted"].stand_in
 RULE: Final = INKS["rule"].stand_in
-CARD: Final = INKS["card"].stand_in
 ACCENT: Final = INKS["salf"].stand_in
 
 

@@ -49,11 +49,7 @@ _RC: Final[Any] = {
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
     "grid.color": RULE,
-    "grid.linewidth": 0.8,
-    "axes.linewidth": 0.8,
-    "xtick.major.width": 0.8,
     "ytick.major.size": 0,
-    "axes.unicode_minus": True,
     "figure.constrained_layout.use": True,
 }
 
