@@ -52,8 +52,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
     found = [(f"config.json ({key})", config[key], "no method named") for key in _QUANTISED if config.get(key)]
-    files = {folder / name: method for name, method in _QUANTISED_BESIDE.items() if (folder / name).exists()}
-    found += [(file.name, read_object(file), method) for file, method in files.items()]
+    beside = [(folder / name, method) for name, method in _QUANTISED_BESIDE.items()]
+    found += [(file.name, read_object(file), method) for file, method in beside if file.exists()]
     for where, entry, method in found:
         entries = entry if isinstance(entry, Mapping) else {"quant_method": entry}
         if any(key.startswith(("load_in_", "bnb_")) for key in entries):

@@ -72,10 +72,14 @@ class Splits(Group):
     validation: SplitName | None
     test: SplitName | None
 
+    @property
+    def named(self) -> dict[str, str]:
+        """The source's names of the splits that it has."""
+        return {split: name for split, name in self if name is not None}
+
     @model_validator(mode="after")
     def _named_apart(self) -> Self:
-        names = [name for name in (self.train, self.validation, self.test) if name is not None]
-        _distinct(names, "two splits have one name; null is carved out of the training split")
+        _distinct([*self.named.values()], "two splits have one name; null is carved out of the training split")
         return self
 
 

@@ -74,10 +74,9 @@ class ChatTemplate:
     def of(cls, folder: Path) -> "ChatTemplate":
         """Read the template of a model's folder: ``chat_template.jinja``, or an entry of ``tokenizer_config.json``."""
         config = read_json(folder / _SETTINGS) if (folder / _SETTINGS).exists() else {}
-        held = config.get("chat_template")  # one, or a list of named ones
-        named: dict[str, str] = (
-            {one["name"]: one["template"] for one in held} if isinstance(held, list) else {"default": held or ""}
-        )
+        held = config.get("chat_template")
+        held = held if isinstance(held, list) else [{"name": "default", "template": held}]
+        named: dict[str, str] = {one["name"]: one["template"] for one in held}
         for name, place in (("default", _FILE), ("tool_use", "additional_chat_templates/tool_use.jinja")):
             if (folder / place).exists():
                 named[name] = (folder / place).read_text(encoding="utf-8")
@@ -234,16 +233,12 @@ def _compile(text: str) -> Template:
     for idle in ("cycler", "joiner", "lipsum"):
         del environment.globals[idle]
     environment.globals |= {
-        "dict": _dict,
+        "dict": lambda *args, **kwargs: dict(*args, **kwargs),
         "namespace": _Namespace,
         "raise_exception": _raise,
         "strftime_now": _TODAY.strftime,
     }
     return environment.from_string(text)
-
-
-def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    return dict(*args, **kwargs)
 
 
 def _raise(message: str) -> NoReturn:

@@ -19,20 +19,13 @@ from stages.prepare.examples import Filler
 from stages.prepare.rows import TRAIN, Example, Lost, listed
 from stages.prepare.tokens import PromptTokenizer, Tokenised, shared_prefix
 
-_COLUMNS: Final = pa.schema(
-    [
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("group", pa.string()),
-        pa.field("label", pa.string()),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("answer", pa.string(), nullable=False),
-        pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("answer_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("field_end", pa.int32()),
-        pa.field("turn_end", pa.int32()),
-    ]
-)
+_TYPES: Final = {
+    **dict.fromkeys(("example_id", "group", "label", "text", "prompt", "answer"), pa.string()),
+    **dict.fromkeys(("prompt_ids", "answer_ids"), pa.list_(pa.int32())),
+    **dict.fromkeys(("field_end", "turn_end"), pa.int32()),
+}
+_OPTIONAL: Final = {"group", "label", "field_end", "turn_end"}
+_COLUMNS: Final = pa.schema([pa.field(name, kind, nullable=name in _OPTIONAL) for name, kind in _TYPES.items()])
 # Multiple choice only: the candidates, the right one among them.
 _CANDIDATES: Final = pa.field(
     "candidates",
@@ -103,8 +96,9 @@ def _split(examples: Sequence[Tokenised], made: Prepared, name: str, sha256: str
     """Describe a split; ``tokens`` does not count each last answer token, which is predicted and never read."""
     lengths = [len(row.prompt_ids) for row in examples]
     answer_tokens = sum(len(row.answer_ids) for row in examples)
-    turns = [row.turn_end for row in examples if row.turn_end is not None]
     own: dict[str, int] = {}
+    if made.tokenizer.chat:
+        own["turn_tokens"] = sum(row.turn_end or 0 for row in examples)
     if made.filler.task.candidates:
         own["candidates"] = sum(len(row.candidate_ids) for row in examples)
     if made.filler.task.text:
@@ -120,7 +114,6 @@ def _split(examples: Sequence[Tokenised], made: Prepared, name: str, sha256: str
         label_counts=Counter(row.example.label for row in examples if row.example.label is not None),
         source_label_counts=Counter(example.label for example in made.before[name] if example.label is not None),
         sha256=sha256,
-        **({"turn_tokens": sum(turns)} if turns else {}),
         **own,
     )
 

@@ -14,10 +14,7 @@ from uuid import UUID
 import numpy
 import regex
 
-TRAIN: Final = "train"
-VALIDATION: Final = "validation"
-TEST: Final = "test"
-SPLITS: Final = (TRAIN, VALIDATION, TEST)
+TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 
 # Rows that are not kept: (split, reason) to count. A reason is read after a count: "3 without a label".
 Lost = Counter[tuple[str, str]]

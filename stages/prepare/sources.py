@@ -34,22 +34,17 @@ _NAME_THEM: Final = "name the splits in data.splits (null: carved out of the tra
 def load_rows(data: Data, columns: Iterable[str]) -> Loaded:
     """Load the rows of ``data.source``; columns other than the named ones may be left unread."""
     if data.source == "docstrings":
-        limits = list(data.limits.model_dump().values())
+        limits = [limit for _, limit in data.limits]
         wanted = None if None in limits else math.ceil(_SPARE * sum(limits) / len(LIBRARIES))
         return read_docstrings(data.seed, wanted)
     needed = {name for column in columns for name in (column, top(column))}
     return _load_hub(data, needed) if data.source == "hub" else _load_files(data, needed)
 
 
-def _split_names(data: Data) -> dict[str, str]:
-    """Our split name to the source's, for the splits that the source has."""
-    return {split: name for split, name in data.splits.model_dump().items() if name is not None}
-
-
 def _load_files(data: Data, wanted: Collection[str]) -> Loaded:
     path, formats = Path(data.path), (*TABLES, *([TEXT] if TASKS[data.task].text else []))
     with faults_named(path):
-        files = _files(path, _split_names(data), formats)
+        files = _files(path, data.splits.named, formats)
     root = path if path.is_dir() else path.parent
     names: dict[str, Path] = {}
     for file in chain.from_iterable(files.values()):
@@ -135,7 +130,7 @@ def _load_hub(data: Data, wanted: Collection[str]) -> Loaded:
 
     At most twice the draw is read from a stream, so rows late in a file are never drawn.
     """
-    names = _split_names(data)
+    names = data.splits.named
     columns: dict[str, None] = {}
     digests = {name: hashlib.sha256() for name in names.values()}
     with _hub_faults_named(data):
@@ -230,9 +225,8 @@ def _hold(found: Mapping[str, Iterable[Row]], data: Data) -> tuple[dict[str, lis
             kept[split] = list(watched)
             continue
         number = count()
-        drawn = nsmallest(
-            most, zip(watched, number, strict=False), key=lambda one: draw_key(data.seed, one[0].example_id)
-        )
+        numbered = zip(watched, number, strict=False)
+        drawn = nsmallest(most, numbered, key=lambda one: draw_key(data.seed, one[0].example_id))
         kept[split] = [row for row, _ in sorted(drawn, key=itemgetter(1))]
         refused[split, f"beyond the {most:,} rows drawn of very many"] = max(0, next(number) - most)
     return kept, +refused
