@@ -10,8 +10,7 @@ from salf.methods import FIRST_N
 from salf.plan import FreezePlan
 from salf.plan_records import FrontierPoint, SelectedBoundary, Spent
 from salf.selectors import SELECTORS, SIGNALS
-from stages.common.figures.palette import ACCENT, MUTED, colour, marker
-from stages.common.figures.svg import place_labels
+from stages.common.figures import ACCENT, MUTED, colour, marker, place_labels
 from stages.report.artifacts import Artifacts
 from stages.report.depth import scores_figure
 from stages.report.figures import figure, in_percent

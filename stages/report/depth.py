@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from salf.evidence import DepthLaw, FittedLaw, Numbers, SampleSize, Stability
 from salf.plan_records import SelectedBoundary
 from salf.selectors import Selector
-from stages.common.figures.palette import ACCENT, INK, MUTED
-from stages.common.figures.svg import halo
+from stages.common.figures import ACCENT, INK, MUTED, halo
 from stages.report.artifacts import Artifacts
 from stages.report.figures import DASHED, figure
 from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from stages.common.benchmark import Benchmark, Memory, ModelResult, Point, Spread, Target, Tracing
-from stages.common.figures.svg import inline
+from stages.common.figures import inline
 from stages.common.study_page import Cell as Shown
 from stages.report.artifacts import Artifacts
 from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table

@@ -13,8 +13,7 @@ from matplotlib.ticker import PercentFormatter
 
 from salf.methods import frozen_by_name
 from salf.metrics import SCORES, Interval
-from stages.common.figures.palette import MUTED, colour, marker
-from stages.common.figures.svg import HEIGHT, panel, place_labels
+from stages.common.figures import HEIGHT, MUTED, colour, marker, panel, place_labels
 from stages.report.artifacts import Method
 from stages.report.parts import Figure
 
@@ -81,7 +80,7 @@ def learning_curves(name: str, what: str, cost: str, lines: Mapping[str, tuple[s
 
 
 def figure(name: str, title: str, caption: str, paint: Callable[[Axes], None], height: int = HEIGHT) -> Figure:
-    """Draw a figure; see :func:`stages.common.figures.svg.panel`."""
+    """Draw a figure; see :func:`stages.common.figures.panel`."""
     return Figure(title, panel(name, title, caption, paint, height), caption)
 
 

@@ -16,8 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from salf.metrics import SCORES
-from stages.common.figures.palette import style_sheet
-from stages.common.figures.svg import standalone
+from stages.common.figures import standalone, style_sheet
 from stages.report import choice, depth, evidence, extras, parts, quality
 from stages.report.answer import Facts, Headline, chosen_method, facts_of, headline
 from stages.report.artifacts import Artifacts

@@ -5,7 +5,7 @@ from typing import Final
 
 from salf.metrics import BASELINES, SCORES, Baseline, Interval
 from salf.records import FineTuneRecord, PreparedRecord
-from stages.common.figures.palette import variable
+from stages.common.figures import variable
 from stages.report.artifacts import SPLITS, Artifacts, Method
 from stages.report.figures import learning_curves, quality_cost
 from stages.report.parts import Cell, Columns, Section, Table, number, table

@@ -8,8 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from stages.common.figures.palette import ACCENT, INK, MUTED, RULE
-from stages.common.figures.svg import panel, place_labels, standalone
+from stages.common.figures import ACCENT, INK, MUTED, RULE, panel, place_labels, standalone
 from stages.study.comparisons import Depth
 from stages.study.description import FULL
 from stages.study.measured import Case

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.common.figures.palette import INKS, MUTED, colour, marker, variable
+from stages.common.figures import INKS, MUTED, colour, marker, variable
 from stages.report.figures import grid_of, labels_of, numbers_words
 from tests.conftest import PROJECT
 

@@ -7,7 +7,7 @@ import pytest
 
 from salf.errors import UserError
 from salf.files import write_json, write_text
-from stages.common.figures.svg import inline, panel, standalone
+from stages.common.figures import inline, panel, standalone
 from stages.common.study_page import FILE, StudyPage, StudyTable
 from stages.report.__main__ import main
 from stages.report.extras import study_section
