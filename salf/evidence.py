@@ -58,13 +58,6 @@ class FittedLaw(Record):
     faults: list[str] = []
 
 
-class LocalLaw(Record):
-    """The power law through two neighbouring spaces: exponent and predicted next reduction by layer, [L]."""
-
-    exponents: Numbers
-    next_reduction: Numbers
-
-
 class SampleSize(Record):
     """The layers that draws of ``examples`` name: the share of the draws by layer, and an interval of layers."""
 
@@ -102,7 +95,6 @@ class DepthLaw(Record):
     fits: bool
     verdict: str
     embedding_step: float
-    local_law: LocalLaw
     stability: dict[str, Stability]
     notes: list[str]
     falling: FittedLaw | None = None

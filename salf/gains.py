@@ -56,12 +56,6 @@ def local(curves: Array) -> Array:
     return np.log(curves[:, :-1] / curves[:, 1:]) / np.log((layers + 1) / layers)
 
 
-def next_reduction(curves: Array) -> Array:
-    """δ_k − δ̂_{k+1} = δ_k·(1 − ((k+1)/(k+2))^α_k) [C, L]: what the local law at k promises for layer k+1."""
-    layers = np.arange(1, curves.shape[1], dtype=float)
-    return curves[:, 1:] * (1.0 - ((layers + 1) / (layers + 2)) ** local(curves))
-
-
 def marginal(curves: Array, theta: Array) -> Array:
     """Marginal gains by the law (ours), α·δ_k/k [C, L] with the exponents of the power laws θ [C, 3]."""
     return theta[:, 2:] * curves[:, 1:] / np.arange(1, curves.shape[1], dtype=float)

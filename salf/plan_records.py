@@ -85,14 +85,27 @@ class Spent(Record):
     flops_backward_share: float
 
 
-class AnswerPoint(Spent):
-    """The cost of training answers alone above a boundary; ``cache_bytes``: of keys and values, and boundary states."""
+class Held(Record):
+    """What training above a boundary holds.
+
+    ``activation_bytes`` are kept for back-propagation in one part of a batch, an approximation. ``cache_bytes``:
+    boundary states of the whole training split; where answers alone train, the prompts' keys and values too.
+    """
 
     trained_parameters: Natural
     optimizer_bytes: Natural
     gradient_bytes: Natural
     activation_bytes: Natural
     cache_bytes: Natural
+
+    @property
+    def training_bytes(self) -> int:
+        """Memory of training, without the weights themselves and without the cache."""
+        return self.optimizer_bytes + self.gradient_bytes + self.activation_bytes
+
+
+class AnswerPoint(Spent, Held):
+    """The cost of training answers alone above a boundary."""
 
 
 class AnswerSums(Record):
@@ -112,7 +125,7 @@ class AnswerSums(Record):
     prompt_attended: Natural
 
 
-class FrontierPoint(Record):
+class FrontierPoint(Held):
     """The cost of training above one boundary, and the part of the trace's reduction that it can still change.
 
     Attributes:
@@ -130,8 +143,6 @@ class FrontierPoint(Record):
         flops_share, flops_share_uncached: of the same at boundary 0; the uncached share is also that
             of a single epoch.
         flops_share_many_epochs: what flops_share falls to as epochs are added.
-        activation_bytes: kept for back-propagation in one part of a batch, an approximation.
-        cache_bytes: the boundary's hidden states of the whole training split.
         observed: mean of the plan's quantity at space ``boundary`` in the trace.
         predicted: the best law's value there, and the observed one where no law fits or reaches.
         remaining_reduction: share of the whole reduction of the quantity (spaces 1 to L) that happens
@@ -141,7 +152,6 @@ class FrontierPoint(Record):
 
     boundary: Natural
     trained_layers: Natural
-    trained_parameters: Natural
     flops: Natural
     flops_uncached: Natural
     flops_frozen: Natural
@@ -153,10 +163,6 @@ class FrontierPoint(Record):
     flops_backward_share: float | None = None
     lora: Spent | None = None
     answer: AnswerPoint | None = None
-    optimizer_bytes: Natural
-    gradient_bytes: Natural
-    activation_bytes: Natural
-    cache_bytes: Natural
     observed: float
     predicted: float
     remaining_reduction: float | None

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -35,16 +35,9 @@ def run(args: argparse.Namespace) -> None:
     machine, sizes = _machine(args), _sizes(args)
     predictions = []
     for model in map(inputs.configuration, args.config):
-        packed, rank = model.shape.packed, args.lora_rank
-        work = cost_model(
-            sizes,
-            args.epochs,
-            args.batch_rows,
-            parts=args.passes,
-            packed=packed,
-            lora_rank=rank,
-            answer_side=AnswerSide(extra=args.answer_extra),
-        )
+        options = {"parts": args.passes, "packed": model.shape.packed, "lora_rank": args.lora_rank}
+        answers = AnswerSide(extra=args.answer_extra)
+        work = cost_model(sizes, args.epochs, args.batch_rows, **options, answer_side=answers)
         predictions.append(predict(model, work, machine, PRECISIONS[args.precision]))
     compared = compare(machine, args.measured, Path()) if args.measured else []
     for prediction in predictions:
@@ -122,34 +115,27 @@ def _above(least: int, kind: Callable[[str], float]) -> Callable[[str], float]:
 
 def print_prediction(prediction: Prediction, console: Console) -> None:
     """Print a row per boundary, the same for answers alone, and below what was assumed."""
-    shape, machine = prediction.model.shape, prediction.machine
-    title = f"{prediction.model.name} ({prediction.model.origin}): {shape.parameters:,} parameters"
-    title = f"{title}, {shape.layers} layers, one {machine.name}"
-    headings = ["frozen up to", "trained", "FLOPs", "backward", "time", "memory GiB", "cache GiB", "LoRA"]
-    devices = ["devices"] if machine.memory_bytes else []
-    rows = [_cells(boundary.boundary, boundary.all, machine.memory_bytes) for boundary in prediction.boundaries]
-    for row, boundary in zip(rows, prediction.boundaries, strict=True):
-        row.insert(len(headings) - 1, _shares(boundary.lora) if boundary.lora else "")
-    _print_table(title, [*headings, *devices], rows, console)
-    answers = [
-        _cells(boundary.boundary, boundary.answer, machine.memory_bytes)
-        for boundary in prediction.boundaries
-        if boundary.answer
+    model, machine = prediction.model, prediction.machine
+    title = f"{model.name} ({model.origin}): {model.shape.parameters:,} parameters, {model.shape.layers} layers"
+    rows = [
+        _row(one.boundary, one.all, machine, LoRA=_shares(one.lora) if one.lora else "")
+        for one in prediction.boundaries
     ]
-    if answers:
-        _print_table("Weights that act on answers alone (+answer)", [*headings[:-1], *devices], answers, console)
+    _print_table(f"{title}, one {machine.name}", rows, console)
+    if answers := [_row(one.boundary, one.answer, machine) for one in prediction.boundaries if one.answer]:
+        _print_table("Weights that act on answers alone (+answer)", answers, console)
     for line in prediction.assumptions:
         console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+def _print_table(title: str, rows: Sequence[Mapping[str, str]], console: Console) -> None:
     table = Table(title=title, box=SIMPLE, collapse_padding=True, pad_edge=False, show_edge=False)
-    for heading, *cells in zip(headings, *rows, strict=True):
-        longest = max(len(word) for text in (heading, *cells) for word in text.split())
+    for heading in rows[0]:
+        longest = max(len(word) for text in (heading, *(row[heading] for row in rows)) for word in text.split())
         # A narrow terminal breaks lines, but no words.
         table.add_column(heading, justify="right", max_width=longest if console.width < _WIDE else None)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*row.values())
     console.print(table)
 
 
@@ -167,18 +153,20 @@ def print_comparison(compared: Sequence[Compared], machine: Machine, console: Co
     console.print(held, highlight=False, soft_wrap=True)
 
 
-def _cells(frozen: int, point: Cost, device_bytes: int | None) -> list[str]:
-    weights = point.weights
-    cells = [
-        str(frozen),
-        f"{point.trained_parameters / 1e9:.3g} B",
-        f"{weights.flops:.1e} {weights.flops_share:4.0%}",
-        f"{weights.flops_backward:.1e} {weights.flops_backward_share:4.0%}",
-        duration(point.seconds),
-        f"{point.memory.peak / GIB:,.4g}",
-        f"{point.cache_bytes / GIB:,.4g}" if point.cache_bytes else "",
-    ]
-    return [*cells, str(math.ceil(point.memory.peak / device_bytes))] if device_bytes else cells
+def _row(boundary: int, cost: Cost, machine: Machine, **more: str) -> dict[str, str]:
+    weights, held = cost.weights, cost.memory.peak
+    devices = {"devices": str(math.ceil(held / machine.memory_bytes))} if machine.memory_bytes else {}
+    return {
+        "frozen up to": str(boundary),
+        "trained": f"{cost.trained_parameters / 1e9:.3g} B",
+        "FLOPs": f"{weights.flops:.1e} {weights.flops_share:4.0%}",
+        "backward": f"{weights.flops_backward:.1e} {weights.flops_backward_share:4.0%}",
+        "time": duration(cost.seconds),
+        "memory GiB": f"{held / GIB:,.4g}",
+        "cache GiB": f"{cost.cache_bytes / GIB:,.4g}" if cost.cache_bytes else "",
+        **more,
+        **devices,
+    }
 
 
 def _shares(spent: Spent) -> str:

@@ -15,10 +15,10 @@ from typing import Final, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from salf.evidence import DepthLaw, FittedLaw, LayerGain, LocalLaw, Numbers, SampleSize, Stability
+from salf.evidence import DepthLaw, FittedLaw, LayerGain, Numbers, SampleSize, Stability
 from salf.files import significant
 from salf.fitting.bootstrap import interval, resampled_means
-from salf.gains import Falling, by_law, falling, local, marginal, named, next_reduction, observed, ratio
+from salf.gains import Falling, by_law, falling, local, marginal, named, observed, ratio
 from salf.laws import Array
 from salf.selectors import GainName, Quantity
 from stages.common.params import Fit
@@ -59,9 +59,6 @@ def analyse(name: Quantity, examples: Array, params: Fit) -> tuple[DepthLaw, lis
         fits=fits,
         verdict=verdict(name, assessments, mean[1:]),
         embedding_step=significant(float(mean[0] - mean[1]), DIGITS),
-        local_law=LocalLaw(
-            exponents=_numbers(local(mean[None])[0]), next_reduction=_numbers(next_reduction(mean[None])[0])
-        ),
         stability=stabilities(examples, params.bootstrap, params.seed, params.confidence),
         notes=_notes(examples, mean) + [SMOOTH] * fits,
         falling=from_peak,
@@ -168,11 +165,8 @@ def all_gains(
         columns = (own[name][0], *interval(drawn[name], confidence), win_shares(drawn[name]))
         for layer, row in enumerate(zip(*columns, strict=True), start=1):
             value, low, high, share = (significant(float(number), DIGITS) for number in row)
-            gain = LayerGain(
-                quantity=quantity, gain=name, layer=layer, value=value, low=low, high=high, win_share=share,
-                embedding_step=layer == 1,
-            )  # fmt: skip
-            found.append(gain)
+            known = {"value": value, "low": low, "high": high, "win_share": share}
+            found.append(LayerGain(quantity=quantity, gain=name, layer=layer, embedding_step=layer == 1, **known))
     return found
 
 

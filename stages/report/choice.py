@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from salf.methods import FIRST_N
 from salf.plan import FreezePlan
-from salf.plan_records import FrontierPoint, SelectedBoundary, Spent
+from salf.plan_records import Certainty, FrontierPoint, RunnerUp, SelectedBoundary, Spent
 from salf.selectors import SELECTORS, SIGNALS
 from stages.common.figures import ACCENT, MUTED, colour, marker, place_labels
 from stages.report.artifacts import Artifacts
@@ -56,23 +56,27 @@ def frontier_section(artifacts: Artifacts) -> Section:
 
 def certainty_section(artifacts: Artifacts) -> Section:
     """Why this boundary, how certain the choice is, and its runners-up."""
-    plan = artifacts.plan
+    plan, certainty = artifacts.plan, artifacts.plan.certainty
     section = Section("certainty", "Certainty", "How certain is the choice")
-    section.sentences += map(sentence, (plan.reason, plan.certainty.words))
+    section.sentences += map(sentence, (plan.reason, certainty.words))
     if plan.fallback:
         section.sentences.append(sentence(f"Fallback: {plan.fallback}"))
-    certainty = plan.certainty
     if certainty.value is None and not plan.runners_up:
         return section
-    candidates: list[tuple[int, float | None, float | None]] = [(plan.boundary, certainty.value, certainty.win_share)]
-    candidates += [(other.boundary, other.value, other.win_share) for other in plan.runners_up]
-    columns: Columns[tuple[int, float | None, float | None]] = {
-        "Boundary": lambda one: _boundary(plan, one[0], "chosen" if one[0] == plan.boundary else ""),
-        "Gain": lambda one: number(one[1], compact),
-        "Wins": lambda one: number(one[2], percent),
+    gains: dict[int, Certainty | RunnerUp] = {
+        plan.boundary: certainty,
+        **{other.boundary: other for other in plan.runners_up},
     }
+    rows = [
+        (
+            _boundary(plan, k, "chosen" * (k == plan.boundary)),
+            number(one.value, compact),
+            number(one.win_share, percent),
+        )
+        for k, one in gains.items()
+    ]
     caption = f"The chosen boundary and its runners-up by {plan.gain} gain in {plan.quantity}."
-    section.tables.append(table("runners-up", caption, candidates, columns))
+    section.tables.append(Table("runners-up", caption, ("Boundary", "Gain", "Wins"), rows))
     return section
 
 
@@ -192,14 +196,10 @@ def _memory(plan: FreezePlan) -> Figure:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}".replace(",", THIN)))
         axes.legend(frameon=False, loc="upper right", reverse=True)
 
-    full, chosen = (size(_memory_of(plan.frontier[boundary])) for boundary in (0, plan.boundary))
+    full, chosen = (size(plan.frontier[boundary].training_bytes) for boundary in (0, plan.boundary))
     title = f"Training memory falls from {full} to {chosen}"
     caption = "Predicted, without the weights themselves; the vertical line is the chosen boundary."
     return figure("fig-memory", title, caption, paint)
-
-
-def _memory_of(point: FrontierPoint) -> int:
-    return point.optimizer_bytes + point.gradient_bytes + point.activation_bytes
 
 
 def _lora(spent: Spent | None) -> Cell:
@@ -214,8 +214,8 @@ def _answers(point: FrontierPoint) -> Cell:
     """FLOPs of answers alone, and in small print their share of full fine-tuning's, memory and cache."""
     if (spent := point.answer) is None:
         return number(None)
-    memory = spent.optimizer_bytes + spent.gradient_bytes + spent.activation_bytes
-    return number(spent.flops, flops, f"{percent(spent.flops_share)}\n{size(memory)}, cache {size(spent.cache_bytes)}")
+    held = f"{size(spent.training_bytes)}, cache {size(spent.cache_bytes)}"
+    return number(spent.flops, flops, f"{percent(spent.flops_share)}\n{held}")
 
 
 def _frontier_table(plan: FreezePlan) -> Table:
@@ -227,7 +227,7 @@ def _frontier_table(plan: FreezePlan) -> Table:
         "LoRA": lambda p: _lora(p.lora),
         "Answers alone": _answers,
         "Recomputed": lambda p: number(p.flops_share_uncached, percent),
-        "Memory": lambda p: number(_memory_of(p), size),
+        "Memory": lambda p: number(p.training_bytes, size),
         plan.quantity.capitalize(): lambda p: number(p.observed, decimal),
         "Law": lambda p: number(p.predicted, decimal),
     }

@@ -127,7 +127,6 @@ def write_law(
             "embedding_step": mean[0] - mean[1],
             "stability": {},
             "notes": [],
-            "local_law": {"exponents": [0.1] * LAYERS, "next_reduction": [None] * LAYERS},
         }
     facts = {"layers": LAYERS, "examples": 30, "positions": 60, "trace_sha256": "cd" * 32, "confidence": 0.9}
     path.write_text(json.dumps({**facts, "schema": 1, "quantities": laws}))

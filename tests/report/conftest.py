@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from salf.evidence import DepthLaw, FittedLaw, LocalLaw, SampleSize, ScalingLaw, Stability, Traced
+from salf.evidence import DepthLaw, FittedLaw, SampleSize, ScalingLaw, Stability, Traced
 from salf.files import digest_of, sha256_file, sha256_folder, write_json
 from salf.methods import frozen_by_name
 from salf.metrics import (
@@ -287,7 +287,6 @@ def _quantity(mean: np.ndarray, width: float, spread: float, fits: bool) -> Dept
         fits=fits,
         verdict="A power law over the tail from layer 20 describes it." if fits else "No law fits; see AICc.",
         embedding_step=float(mean[0] - mean[1]),
-        local_law=LocalLaw(exponents=[], next_reduction=[]),
         stability={"observed": STABILITY},
         notes=[],
     )
