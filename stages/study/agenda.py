@@ -153,9 +153,10 @@ def _arm(description: Description, case: Case, seed: int, method: str, arm: Arm,
     first = (arm.seeds or description.seeds)[0]
     rates = tuple(arm.rates or description.rates_of(case.model)[0])
     begun = FineTune(case, first, method, 0, "epochs", rates)
+    widen = description.widen if arm.widen is None else arm.widen
     budgets: list[Budget] = ["epochs", "compute"] if arm.equal_compute else ["epochs"]
     for budget in budgets:
-        yield _tuned(begun, FineTune(case, seed, method, 0, budget, ()), description.widen, known)
+        yield _tuned(begun, FineTune(case, seed, method, 0, budget, ()), widen, known)
 
 
 def _tuned(begun: FineTune, wanted: FineTune, widen: int, known: Known) -> FineTune:

@@ -59,12 +59,13 @@ class Model(Part):
 
 
 class Arm(Part):
-    """The cases of a method without a boundary; ``None`` means all, or the grid of full fine-tuning."""
+    """The cases of a method without a boundary; ``None`` means all, full fine-tuning's grid, or the study's ``widen``."""
 
     models: list[str] | None = None
     data_sets: list[str] | None = None
     seeds: list[int] | None = None
     rates: Grid | None = None
+    widen: Natural | None = None
     equal_compute: bool = False
 
     def includes(self, case: Case, seed: int) -> bool:

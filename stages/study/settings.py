@@ -29,7 +29,7 @@ _ASIDE: Final = {"accumulate", "cache", "cache_folder", "cache_gib", "checkpoint
 _ASIDE_TOO: Final = {"evaluations_per_epoch", "gradient_checkpointing", "learning_rate", "processes"}
 _SCORING: Final = ("answer_marker", "generate_tokens")
 # A method's own parameters in finetune decide nothing for other methods: their prefix, by a word of the method's name.
-_OWN: Final = {"lora": "lora_", "lisa": "lisa_"}
+_OWN: Final = {"lora": "lora_", "lisa": "lisa_", "answer": "answer_side"}
 _CONTROL: Final = "first_n"  # of plan: no boundary depends on it
 LIBRARIES: Final = ("networkx", "numpy", "pandas", "scikit-learn", "scipy", "sympy", "torch", "transformers")
 _PIN: Final = re.compile(r"^([\w.-]+)==(\S+)", flags=re.MULTILINE)
