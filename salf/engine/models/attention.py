@@ -8,6 +8,7 @@ and values into sequences, lets each attend to itself and to the shared prefix, 
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Final, Self
 
 import torch
@@ -19,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 PACKED: Final = "salf_packed"
 
 KeysValues = tuple[Tensor, Tensor]
+Parts = tuple[list[Tensor], list[Tensor]]  # keys and values that sequences see, one part after the other
 
 # 16 sequences of 6 queries and 600 keys: 0.61 of the fused kernel's time, forwards and backwards; of 64 queries: 3.7.
 _KEYS_TO_A_QUERY: Final = 16
@@ -112,7 +114,7 @@ class Packing:
         """Attention of packed [1, heads, rows, head size]; returns [1, rows, heads, head size]."""
         keys, values = self._keys_values(module, key, value)
         if self.leaves:
-            raise KeysValuesReady((keys, values))
+            raise KeysValuesReady(keys, values)
         start = self.beginning_rows
         first, own = query.split([start, len(self.slots)], dim=2)
         attended = _from_grid(kernel(self.grid(own), keys, values, self._own_mask(window)), self.slots)
@@ -120,11 +122,14 @@ class Packing:
             return attended
         places = torch.arange(start, device=query.device)[None]
         mask = None if start <= window else _visible(places, places, window)
-        beginning = kernel(first, key[:, :, :start], value[:, :, :start], mask)
+        beginning = kernel(first, [key[:, :, :start]], [value[:, :, :start]], mask)
         return torch.cat([beginning, attended], dim=1)
 
-    def _keys_values(self, module: nn.Module, key: Tensor, value: Tensor) -> KeysValues:
-        """[1, heads, rows, head size] to those that each sequence sees, [B, heads, keys, head size], twice."""
+    def _keys_values(self, module: nn.Module, key: Tensor, value: Tensor) -> Parts:
+        """[1, heads, rows, head size] to those that each sequence sees, [B, heads, keys, head size] in parts, twice.
+
+        Prompts are a part of their own: they are constants, so no gradient is computed of them, and none is copied.
+        """
         number: Any = module.layer_idx  # transformers numbers its attention modules from 0
         if self.remember is not None:
             self.remember[number] = (key, value)
@@ -137,7 +142,7 @@ class Packing:
             beginning, own = rows.split([self.beginning_rows, len(self.slots)], dim=2)
             before = [one[at] for one in given] or [beginning]
             parts = [part.expand(self.sequences, -1, -1, -1) for part in before]
-            both.append(torch.cat([*parts, self.grid(own)], dim=2))
+            both.append([_joined(parts), self.grid(own)] if self.prompts else [torch.cat([*parts, self.grid(own)], 2)])
         return both[0], both[1]
 
     def grid(self, own: Tensor) -> Tensor:
@@ -162,10 +167,10 @@ class Packing:
 
 
 class KeysValuesReady(Exception):  # noqa: N818 (nothing went wrong: the rest of the layer is not wanted)
-    """Leaves a layer as soon as its keys and values are there, each [B, heads, keys, head size]."""
+    """Leaves a layer as soon as its keys and values are there, each [B, heads, keys, head size] in parts."""
 
-    def __init__(self, keys_values: KeysValues) -> None:
-        self.keys_values = keys_values
+    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        self.keys_values = keys, values
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ class ChosenRows:
 
     packing: Packing  # how all rows form sequences
     chosen: Tensor  # the M rows among the sequences' N own tokens, ascending
-    keys_values: KeysValues  # of all rows, each [B, heads, keys, head size]
+    keys_values: Parts  # of all rows, each [B, heads, keys, head size] in parts
 
     def attend(self, _module: nn.Module, query: Tensor, _k: Tensor, _v: Tensor, kernel: Any, window: int) -> Tensor:
         """Attention of the rows' queries [1, heads, M, head size]; returns [1, M, heads, head size]."""
@@ -229,17 +234,23 @@ def packed_attention(
     """
     rows = packing.packing if isinstance(packing, ChosenRows) else packing
 
-    def kernel(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def kernel(queries: Tensor, keys: list[Tensor], values: list[Tensor], mask: Tensor | None) -> Tensor:
         if softcap is not None or (rows is not None and _short(keys, queries.shape[2] if rows.prompts else None)):
             return _by_products(module, queries, keys, values, mask, softcap, **options)
-        return sdpa_attention_forward(module, queries, keys, values, mask, **options)[0]
+        return sdpa_attention_forward(module, queries, _joined(keys), _joined(values), mask, **options)[0]
 
     if packing is None:
-        return kernel(query, key, value, attention_mask), None
+        return kernel(query, [key], [value], attention_mask), None
     return packing.attend(module, query, key, value, kernel, sliding_window or sys.maxsize), None
 
 
-def _short(keys: Tensor, few: int | None = None) -> bool:
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Keys or values end to end; parts without any are left out, and one alone is not copied."""
+    parts = [part for part in parts if part.shape[2]] or parts[:1]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _short(keys: list[Tensor], few: int | None = None) -> bool:
     """Whether plain products are faster than the fused kernel, and their weights [queries, keys] small.
 
     ``few``: the number of queries where these are the rows after long prompts.
@@ -247,16 +258,17 @@ def _short(keys: Tensor, few: int | None = None) -> bool:
     16 sequences of 40 queries and 130 keys, 9 heads of 64 and 3 for keys, two cores with AVX512_BF16, forwards and
     backwards: 4.9 ms in place of 17.1 in bfloat16, 5.0 in place of 8.3 in float32.
     """
-    if keys.device.type != "cpu":
+    if keys[0].device.type != "cpu":
         return False
-    return keys.shape[2] <= 4 * keys.shape[3] or (few is not None and _KEYS_TO_A_QUERY * few <= keys.shape[2])
+    count = sum(part.shape[2] for part in keys)
+    return count <= 4 * keys[0].shape[3] or (few is not None and _KEYS_TO_A_QUERY * few <= count)
 
 
 def _by_products(
     module: nn.Module,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
     mask: Tensor | None,
     softcap: float | None = None,
     *,
@@ -269,21 +281,25 @@ def _by_products(
     Without a mask the queries are the last of the keys' positions, and causal. The queries that share a head of
     keys are adjacent, so that no keys and values are copied.
 
-    Queries are [B, heads, queries, head size], keys and values [B, key-value heads, keys, head size], and the mask
-    says what may be seen, [B or 1, 1, queries, keys]; returns [B, queries, heads, head size].
+    Queries are [B, heads, queries, head size], keys and values [B, key-value heads, keys, head size] in parts, and the
+    mask says what may be seen, [B or 1, 1, queries, keys]; returns [B, queries, heads, head size].
     """
-    (sequences, heads, queries, size), (shared, keys) = query.shape, key.shape[1:3]
-    scaled = query * (size**-0.5 if scaling is None else scaling)
-    scores = scaled.reshape(sequences, shared, -1, size) @ key.transpose(2, 3)
-    scores = scores.view(sequences, shared, heads // shared, queries, keys)
+    (sequences, heads, queries, size), shared = query.shape, keys[0].shape[1]
+    counts = [part.shape[2] for part in keys]
+    scaled = (query * (size**-0.5 if scaling is None else scaling)).reshape(sequences, shared, -1, size)
+    products = [scaled @ part.transpose(2, 3) for part in keys]
+    scores = products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+    scores = scores.view(sequences, shared, heads // shared, queries, -1)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is None:
-        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+        seen = sum(counts)
+        mask = torch.ones(1, 1, queries, seen, dtype=torch.bool, device=query.device).tril(seen - queries)
     scores = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, dropout, module.training)
-    attended = weights.view(sequences, shared, -1, keys) @ value
+    shares = weights.view(sequences, shared, scaled.shape[2], -1).split(counts, dim=-1)
+    attended = reduce(torch.add, (share @ part for share, part in zip(shares, values, strict=True)))
     return attended.view(sequences, heads, queries, -1).transpose(1, 2).contiguous()
 
 
