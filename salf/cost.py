@@ -175,6 +175,14 @@ def optimizer_bytes(trained_parameters: int) -> int:
     return _ADAM_MOMENTS * FLOAT32_BYTES * trained_parameters
 
 
+def update_traffic(weight: int = FLOAT32_BYTES, gradient: int = FLOAT32_BYTES, moments: int = 8) -> int:
+    """Bytes that an optimizer step moves for each trained parameter, given those of its weight, gradient and moments.
+
+    Back-propagation writes the gradient; its norm and the update read it. Weight and moments are read and written.
+    """
+    return 3 * gradient + 2 * (weight + moments)
+
+
 def activation_bytes_per_token(
     shape: ModelShape, value_bytes: int = FLOAT32_BYTES, stream_bytes: int | None = None
 ) -> int:

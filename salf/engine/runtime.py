@@ -4,12 +4,15 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
 import psutil
 import torch
+from torch import nn
 
 from salf.engine.models.frozen import Frozen
 from salf.errors import UserError
@@ -40,6 +43,26 @@ class Runtime:
     def autocast(self) -> torch.autocast:
         """Mixed precision for training: weights stay float32, products run in ``dtype``."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    @contextmanager
+    def rounded(self, parts: nn.Module, trained: Collection[nn.Parameter]) -> Iterator[None]:
+        """Hold the weights of linear maps that do not train as products take them: autocast rounds them in every pass.
+
+        On a CPU alone, which has memory for both.
+        """
+        known = {id(parameter) for parameter in trained}
+        frozen = [
+            part.weight for part in parts.modules() if isinstance(part, nn.Linear) and id(part.weight) not in known
+        ]
+        here = self.device.type == "cpu" and self.dtype == torch.bfloat16
+        whole = [(weight, weight.data) for weight in frozen if here and weight.data.dtype == torch.float32]
+        try:
+            for weight, data in whole:
+                weight.data = data.to(self.dtype)
+            yield
+        finally:
+            for weight, data in whole:
+                weight.data = data
 
 
 def choose_runtime(params: Device) -> Runtime:

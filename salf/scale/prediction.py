@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from salf.cost import HEAD_ROWS, activation_bytes_per_token
+from salf.cost import HEAD_ROWS, activation_bytes_per_token, update_traffic
 from salf.files import significant
 from salf.plan_records import CostModel, Spent
 from salf.scale.inputs import Configuration, Machine
@@ -142,14 +142,11 @@ class Prediction:
 
 
 def _update_seconds(work: CostModel, trained: int, precision: Precision, machine: Machine) -> float:
-    """Seconds of the optimizer's updates: it is memory that bounds them, not arithmetic.
-
-    Every step reads the gradient twice, for its norm and for the update, and reads and writes weight and moments.
-    """
+    """Seconds of the optimizer's updates: it is memory that bounds them, not arithmetic."""
     if machine.bytes_per_second is None:
         return 0.0
     steps = work.epochs * math.ceil(work.rows / work.batch_rows)
-    traffic = 2 * precision.gradient + 2 * (precision.frozen + precision.moments)
+    traffic = update_traffic(precision.frozen, precision.gradient, precision.moments)
     return steps * trained * traffic / machine.bytes_per_second
 
 

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -19,7 +19,7 @@ import torch
 from salf.engine.runtime import device_name
 from salf.files import read_json, write_json
 
-Measured = dict[str, Any]  # seconds: list[float], flops: list[int], peak_bytes: int or None, device: str
+Measured = dict[str, Any]  # seconds: list[float], flops and traffic: list[int], peak_bytes: int or None, device: str
 Value = TypeVar("Value")  # anything that JSON holds
 _STATUS: Final = Path("/proc/self/status")
 _CLEAR: Final = Path("/proc/self/clear_refs")
@@ -32,6 +32,7 @@ class Lap:
 
     seconds: list[float]  # since its start, at the end of each part (an epoch, or all)
     flops: list[int]  # FLOPs counted up to there; empty where nobody counts
+    traffic: list[int] = field(default_factory=list)  # bytes that the optimizer moved up to there, likewise
 
 
 class Kept:
@@ -143,6 +144,6 @@ def _serve(pipe: Connection, make: Callable[[Any], Any], task: Any, log: Path) -
                 peak = PeakMemory(runner.device)
                 lap = runner.run(**request)
                 where = device_name(runner.device)
-                pipe.send({"seconds": lap.seconds, "flops": lap.flops, "peak_bytes": peak.bytes(), "device": where})
+                pipe.send({**asdict(lap), "peak_bytes": peak.bytes(), "device": where})
             except Exception:  # handed to the parent, which stops
                 pipe.send(traceback.format_exc())

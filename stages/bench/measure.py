@@ -81,6 +81,7 @@ class _Run:
             allocator=tunes.allocator(),
             tracing=measure_tracing(task, self.plan, self.kept, self.folder),
             answer_side=tunes.answers(),
+            bytes_per_second=tunes.bytes_per_second(),
         )
         return result, tunes
 

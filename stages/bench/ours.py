@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from salf.cost import update_traffic
 from salf.engine.batches import Example, Split, Start
 from salf.engine.boundary_cache.prompts import answer_side, cache_prompts
 from salf.engine.boundary_cache.states import cache_boundary
@@ -31,6 +32,9 @@ from stages.bench.workloads import RATE, Task
 from stages.common.params import load_params
 from stages.trace.basis import semantic_bases
 from stages.trace.collect import SPLIT, Tracer, collect, draw_sample
+
+_NUMBERS = 1 << 26  # float32
+_PASSES = 5
 
 
 class FineTuner:
@@ -71,7 +75,8 @@ class FineTuner:
         model.network.requires_grad_(False).zero_grad(set_to_none=True)
         seconds = prepared + np.cumsum(training.step_seconds)
         ends = training.curve[1:]  # the first point is that before training
-        return Lap([float(seconds[point.step - 1]) for point in ends], [point.flops for point in ends])
+        traffic = [point.step * made.count * update_traffic() for point in ends]
+        return Lap([float(seconds[point.step - 1]) for point in ends], [point.flops for point in ends], traffic)
 
     def _settings(self, epochs: int) -> Finetune:
         changes = {
@@ -112,6 +117,21 @@ class AnswerLoraTuner(AnswerTuner):
     """The same with adapters."""
 
     method = Method("full", ("answer", "lora"))
+
+
+class MemoryRate:
+    """How fast memory is read and written in place, which is what an optimizer step does most."""
+
+    def __init__(self, task: Task) -> None:
+        self.device = find_runtime(task.device).device
+
+    def run(self, **_request: int) -> Lap:
+        """Scale numbers that fit in no processor's cache."""
+        numbers = torch.ones(_NUMBERS, device=self.device)
+        began = now(self.device)
+        for _ in range(_PASSES):
+            numbers.mul_(1.0)
+        return Lap([now(self.device) - began], [], [_PASSES * 2 * numbers.nbytes])
 
 
 class PlainAllocator(FineTuner):

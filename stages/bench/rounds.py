@@ -1,5 +1,6 @@
 """Fine-tunes and traces of all contenders in turn, round by round, and the ratios that follow."""
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, Final
 from salf.engine.progress import progress
 from stages.bench.contender import Contender, Kept, Measured
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer
-from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, PlainAllocator, TraceMaker
+from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, MemoryRate, PlainAllocator, TraceMaker
 from stages.bench.workloads import Task
 from stages.common.benchmark import Allocator, AnswerSpeed, Memory, Point, Spread, Tracing
 from stages.trace.collect import SHARD_EXAMPLES
@@ -19,12 +20,14 @@ OURS: Final = "ours"
 TRAINER: Final = "trainer"
 LORA: Final = "lora"
 PLAIN_ALLOCATOR: Final = "ours, plain allocator"
+MEMORY: Final = "memory"
 _ANSWERS: Final = {f"ours, {kind.method.name}": kind for kind in (AnswerTuner, AnswerLoraTuner)}
 _KINDS: Final = {
     OURS: FineTuner,
     TRAINER: HuggingFaceTrainer,
     LORA: HuggingFaceLora,
     PLAIN_ALLOCATOR: PlainAllocator,
+    MEMORY: MemoryRate,
     **_ANSWERS,
 }
 _FEWEST_BATCHES: Final = 2
@@ -60,7 +63,7 @@ class Plan:
     def runs(self, layers: int) -> list[tuple[str, int]]:
         """The contender and boundary of each run of a round; LoRA adapts all layers, whatever the boundary."""
         each = [(name, boundary) for name in (OURS, TRAINER) for boundary in self.boundaries(layers)]
-        answers = [(name, 0) for name in _ANSWERS]
+        answers = [(name, 0) for name in (*_ANSWERS, MEMORY)]
         return [*each, (LORA, 0), *answers, *[(PLAIN_ALLOCATOR, layers // 2)] * self.allocator]
 
 
@@ -116,10 +119,18 @@ class FineTunes:
         """Answers alone, with weights and with adapters, compared with other ways in the same rounds."""
         return [self._answers(name, epochs) for name in _ANSWERS for epochs in self.plan.epochs]
 
+    def bytes_per_second(self) -> Spread:
+        """The rate of memory."""
+        return Spread.of([lap["traffic"][0] / lap["seconds"][0] for lap in self.measured[MEMORY, 0]])
+
     def _answers(self, name: str, epochs: int) -> AnswerSpeed:
         ours, full = self.seconds(name, 0, epochs), self.seconds(OURS, 0, epochs)
         half = min(self.boundaries, key=lambda boundary: abs(2 * boundary - self.layers))
-        whole, own = (self.measured[each, 0][0]["flops"][epochs - 1] for each in (OURS, name))
+        (whole, flops), (moved, traffic) = (
+            [self.measured[each, 0][0][what][epochs - 1] for each in (OURS, name)] for what in ("flops", "traffic")
+        )
+        memory = self.bytes_per_second().median
+        ideal = (statistics.median(full) - moved / memory) * flops / whole + traffic / memory
         speed_up = Spread.of_ratios(full, ours)
         return AnswerSpeed(
             method=name.removeprefix("ours, "),
@@ -128,8 +139,8 @@ class FineTunes:
             over_full=speed_up,
             over_half=Spread.of_ratios(self.seconds(OURS, half, epochs), ours),
             over_trainer_lora=Spread.of_ratios(self.seconds(LORA, 0, epochs), ours),
-            ideal=whole / own,
-            of_ideal=speed_up.median / (whole / own),
+            ideal=statistics.median(full) / ideal,
+            of_ideal=speed_up.median * ideal / statistics.median(full),
         )
 
     def _point(self, boundary: int, epochs: int) -> Point:

@@ -89,7 +89,7 @@ class AnswerSpeed(Record):
     over_full: Spread
     over_half: Spread
     over_trainer_lora: Spread
-    ideal: float  # over_full if time were proportional to FLOPs
+    ideal: float  # over_full at full's rate of FLOPs and memory's of the optimizer's bytes (where that was measured)
     of_ideal: float
 
 
@@ -132,6 +132,7 @@ class ModelResult(Record):
     allocator: Allocator | None
     tracing: list[Tracing]
     answer_side: list[AnswerSpeed] = []
+    bytes_per_second: Spread | None = None  # of memory, read and written in place
 
 
 class Deciding(Record):

@@ -59,7 +59,7 @@ class Model(Part):
 
 
 class Arm(Part):
-    """The cases of a method without a boundary; ``None`` means all, full fine-tuning's grid, or the study's ``widen``."""
+    """The cases of a method without a boundary; ``None``: all, full fine-tuning's grid, the study's ``widen``."""
 
     models: list[str] | None = None
     data_sets: list[str] | None = None

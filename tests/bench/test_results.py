@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from stages.bench.measure import noise
-from stages.bench.rounds import LORA, OURS, PLAIN_ALLOCATOR, TRAINER, WHOLE, FineTunes, Plan
+from stages.bench.rounds import LORA, MEMORY, OURS, PLAIN_ALLOCATOR, TRAINER, WHOLE, FineTunes, Plan
 from stages.bench.targets import targets
 from stages.common.benchmark import Bases, Deciding, ModelResult, Spread, Tracing, Workload
 
@@ -15,8 +15,9 @@ PLAN = Plan(
 )  # fmt: skip
 
 
-def rounds(*seconds, flops=(), peak=100):
-    return [{"seconds": list(lap), "flops": list(flops), "peak_bytes": peak + n} for n, lap in enumerate(seconds)]
+def rounds(*seconds, flops=(), traffic=(), peak=100):
+    counted = {"flops": list(flops), "traffic": list(traffic)}
+    return [{"seconds": list(lap), **counted, "peak_bytes": peak + n} for n, lap in enumerate(seconds)]
 
 
 @pytest.fixture
@@ -27,15 +28,18 @@ def tunes():
         layers=4,
         examples=16,
         measured={
-            (OURS, 0): rounds((8, 16, 24), (16, 32, 48), (8, 16, 24), flops=(90, 180, 270)),
+            (OURS, 0): rounds((8, 16, 24), (16, 32, 48), (8, 16, 24), flops=(90, 180, 270), traffic=(3, 6, 9)),
             (OURS, 2): rounds((5, 9, 13), (10, 18, 26), (6, 10, 14), flops=(60, 105, 150)),
             (OURS, 3): rounds((4, 6, 8), (8, 12, 16), (4, 6, 8), flops=(52, 66, 80)),
             (TRAINER, 0): rounds((10, 20, 30), (20, 40, 60), (12, 22, 32), peak=400),
             (TRAINER, 2): rounds((7, 14, 21), (14, 28, 42), (7, 14, 21), peak=300),
             (TRAINER, 3): rounds((6, 12, 18), (12, 24, 36), (6, 12, 18), peak=200),
             (LORA, 0): rounds((8, 16, 24), (16, 32, 48), (8, 16, 24), peak=250),
-            ("ours, full+answer", 0): rounds((5, 7, 9), (10, 14, 18), (4, 6, 8), flops=(60, 75, 90)),
-            ("ours, full+answer+lora", 0): rounds((4, 6, 8), (8, 12, 16), (4, 6, 8), flops=(50, 60, 70)),
+            ("ours, full+answer", 0): rounds((5, 7, 9), (10, 14, 18), (4, 6, 8), flops=(60, 75, 90), traffic=(3, 6, 9)),
+            ("ours, full+answer+lora", 0): rounds(
+                (4, 6, 8), (8, 12, 16), (4, 6, 8), flops=(50, 60, 70), traffic=(0, 0, 0)
+            ),
+            (MEMORY, 0): rounds((1,), (2,), (1,), traffic=(3,)),
             (PLAIN_ALLOCATOR, 2): rounds((6, 11, 19.5), (12, 22, 39), (7, 12, 21)),
         },
     )
@@ -68,7 +72,9 @@ def test_answers_alone_are_compared_in_the_same_rounds(tunes):
     assert (three.seconds.median, three.over_full.median) == (9, pytest.approx(24 / 9))
     assert three.over_half.median == pytest.approx(13 / 9)
     assert three.over_trainer_lora.high == 3
-    assert (three.ideal, three.of_ideal) == (3, pytest.approx(8 / 9))
+    # At 3 bytes a second, 3 of full's 24 seconds are its optimizer's traffic; a third of its FLOPs takes 7 seconds.
+    assert (three.ideal, three.of_ideal) == (24 / (7 + 3), pytest.approx(24 / 9 / 2.4))
+    assert found["full+answer+lora", 3].ideal == pytest.approx(24 / (21 * 70 / 270))
 
 
 def test_memory_is_the_largest_of_the_rounds(tunes):
@@ -110,8 +116,9 @@ def result_of(tunes, tracing):
     rate = Spread.of([1.0])
     ways = [Tracing(what=WHOLE, examples_per_second=rate, of_plain_forward=Spread.of([tracing]))]
     return ModelResult(
-        workload=workload, points=tunes.points(), memory=tunes.memory(), allocator=tunes.allocator(), tracing=ways
-    )
+        workload=workload, points=tunes.points(), memory=tunes.memory(), allocator=tunes.allocator(), tracing=ways,
+        answer_side=tunes.answers(), bytes_per_second=tunes.bytes_per_second(),
+    )  # fmt: skip
 
 
 def test_targets_are_of_the_worst_point(tunes):
@@ -125,6 +132,8 @@ def test_targets_are_of_the_worst_point(tunes):
         "m: share of the ideal speed-up": False,
         "m: times as fast as Trainer, same layers frozen": True,
         "m: times as fast as LoRA on all layers": False,
+        "m: full+answer, share of what FLOPs and the optimizer's memory traffic allow": True,
+        "m: full+answer+lora, share of what FLOPs and the optimizer's memory traffic allow": False,
         "m: tracing, of a plain forward's rate": True,
         "deciding, of a full fine-tune of 3 epochs by the Trainer": True,
         "deciding, of a full fine-tune of 3 epochs of ours": False,

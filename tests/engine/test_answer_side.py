@@ -185,7 +185,7 @@ def test_the_fused_kernel_of_many_rows_after_long_prompts_gives_the_same(kind, o
 
 
 def test_few_rows_after_a_long_prompt_are_plain_products():
-    keys = torch.empty(1, 1, 640, 8)
+    keys = [torch.empty(1, 1, 600, 8), torch.empty(1, 1, 40, 8)]
     assert [attention._short(keys, few) for few in (None, 40, 41)] == [False, True, False]
 
 

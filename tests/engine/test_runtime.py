@@ -4,7 +4,7 @@ import psutil
 import pytest
 import torch
 
-from salf.engine.runtime import find_runtime
+from salf.engine.runtime import Runtime, find_runtime
 from salf.memory import free_memory_bytes
 from salf.settings import Device
 
@@ -34,3 +34,24 @@ def test_bfloat16_is_chosen_only_where_the_processor_computes_it(monkeypatch, ti
     assert chosen.dtype is dtype
     assert named in chosen.reason
     assert find_runtime(Device(kind="cpu", dtype="float32")).dtype is torch.float32  # what is asked for is taken
+
+
+def test_frozen_linear_maps_hold_what_autocast_would_make_of_them_for_a_while():
+    parts = torch.nn.ModuleList([torch.nn.Linear(8, 8), torch.nn.Linear(8, 8), torch.nn.Embedding(4, 8)])
+    trained, whole = parts[1].weight, {name: value.clone() for name, value in parts.state_dict().items()}
+    runtime, given = Runtime(torch.device("cpu"), torch.bfloat16, ""), torch.randn(3, 8, requires_grad=True)
+
+    def through():
+        with runtime.autocast():
+            output = parts[1](parts[0](given))
+        gradients = torch.autograd.grad(output.float().square().sum(), [given, trained])
+        return [output, *gradients]
+
+    before = through()
+    with runtime.rounded(parts, [trained]):
+        assert [part.weight.dtype for part in parts] == [torch.bfloat16, torch.float32, torch.float32]
+        during = through()
+    assert all(torch.equal(one, other) for one, other in zip(before, during, strict=True))
+    assert all(torch.equal(value, whole[name]) for name, value in parts.state_dict().items())
+    with Runtime(torch.device("cpu"), torch.float32, "").rounded(parts, []):
+        assert parts[0].weight.dtype is torch.float32

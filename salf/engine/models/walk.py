@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from salf.engine.models.attention import Beginning, ChosenRows, KeysValues, KeysValuesReady, Packing
+from salf.engine.models.attention import Beginning, ChosenRows, KeysValues, KeysValuesReady, Packing, Parts
 from salf.engine.models.causal_model import CausalModel, LayerCall, apply
 
 
@@ -99,7 +99,7 @@ def _through_at_answers(
     return _through(at_answers, states[packing.beginning_rows + answers], queries)
 
 
-def _keys_values(call: LayerCall, states: Tensor, packing: Packing) -> KeysValues:
+def _keys_values(call: LayerCall, states: Tensor, packing: Packing) -> Parts:
     """The keys and values that each sequence sees at a layer, of which nothing else is computed."""
     try:
         _through(call, states, replace(packing, leaves=True))

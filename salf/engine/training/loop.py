@@ -44,7 +44,9 @@ def train(job: Job) -> Training:
         DivergedError: the loss is no longer a number; says at which step and what to try.
         ProcessLostError: another process is gone.
     """
-    return _Run(job).to_the_end()
+    trainable = job.trainable
+    with job.runtime.rounded(trainable.model.layers[trainable.scope.boundary :], trainable.parameters):
+        return _Run(job).to_the_end()
 
 
 class _Run:
