@@ -14,6 +14,7 @@ also computes the queries of all tokens, and keys and values of answer positions
 of a batch is computed once and counts once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -43,19 +44,14 @@ class Flops:
         return Flops(self.forward + other.forward, self.backward + other.backward)
 
 
-def layer_forward_flops(shape: ModelShape, queries: int, attended: int) -> int:
-    """One layer's forward pass: its linear maps, and the products QKᵀ and PV."""
-    return 2 * shape.linear_products * queries + _attention_flops(shape, attended)
-
-
 def head_forward_flops(shape: ModelShape, positions: int) -> int:
     """The head's forward pass at ``positions``."""
     return 2 * shape.hidden * shape.vocabulary * positions
 
 
 def forward_flops(shape: ModelShape, layers: int, queries: int, attended: int) -> int:
-    """Forward pass of all tokens through ``layers`` layers."""
-    return layers * layer_forward_flops(shape, queries, attended)
+    """Forward pass of all tokens through ``layers`` layers: their linear maps, and the products QKᵀ and PV."""
+    return layers * (2 * shape.linear_products * queries + _attention_flops(shape, attended))
 
 
 def reading_flops(shape: ModelShape, boundary: int, queries: int, attended: int, positions: int, seen: int) -> int:
@@ -67,9 +63,8 @@ def reading_flops(shape: ModelShape, boundary: int, queries: int, attended: int,
     if boundary == shape.layers:
         return head
     below = shape.layers - boundary - 1
-    computed = sum(part.products * rows for part, (rows, _) in last_layer_rows(shape, queries, positions))
-    attention = _attention_flops(shape, seen if shape.packed else attended)
-    return below * layer_forward_flops(shape, queries, attended) + 2 * computed + attention + head
+    computed = sum(part.products * rows for part, rows, _ in suffix_rows(shape, below, 1, queries, positions))
+    return 2 * computed + _suffix_attention(shape, below, attended, seen) + head
 
 
 def training_flops(
@@ -122,27 +117,32 @@ def training_passes(
     Raises:
         ValueError: the boundary is no space of the model, or nothing is left to adapt.
     """
-    _check_boundary(shape, boundary, method)
-    embeddings = embeddings and boundary == 0
+    if not 0 <= boundary <= shape.layers:
+        raise ValueError(f"boundary {boundary} is outside 0..{shape.layers}")
+    if method == "lora" and boundary == shape.layers:
+        raise ValueError(f"lora with all {shape.layers} layers frozen trains nothing")
     head = head_forward_flops(shape, positions)
     if boundary == shape.layers:
         return Flops(head, (1 + (not shape.tied_head)) * head)
+    embeddings = embeddings and boundary == 0
     below = shape.layers - boundary - 1
-    layer = layer_forward_flops(shape, queries, attended)
-    attention = _attention_flops(shape, seen if shape.packed else attended)
-    used = sum(part.products * rows for part, (_, rows) in last_layer_rows(shape, queries, positions))
-    adapters = _lora_flops(shape, below, queries, positions, rank) if method == "lora" else Flops()
-    forward = reading_flops(shape, boundary, queries, attended, positions, seen) + adapters.forward
-    backward = below * (layer + _attention_flops(shape, attended)) + 2 * used + 2 * attention + head  # of inputs
+    rows = suffix_rows(shape, below, 1, queries, positions)
+    forward = reading_flops(shape, boundary, queries, attended, positions, seen)
+    # Gradients of inputs; in the lowest layer the maps that read its input may pass nothing down.
+    maps = 2 * sum(part.products * used for part, _, used in rows)
+    backward = maps + 2 * _suffix_attention(shape, below, attended, seen) + head
+    lowest = [(part, queries if below else used) for part, _, used in rows if part.first]
     if method == "lora" or not (embeddings or shape.layer.input_norm):
-        backward -= _lowest_inputs(shape, below, queries, positions)
+        backward -= 2 * sum(part.products * used for part, used in lowest)
     if method == "lora":
-        backward += adapters.backward
+        widths = [(2 * rank * (part.wide + part.high), *both) for part, *both in rows if part.adapted]
+        forward += sum(width * computed for width, computed, _ in widths)
+        backward += 2 * sum(width * used for width, _, used in widths)
+        backward -= 2 * rank * sum(part.wide * used for part, used in lowest if part.adapted)
     else:
-        backward += weight_gradient_flops(shape, below, 1, queries, positions)
-        backward += (embeddings or not shape.tied_head) * head
+        backward += maps + (embeddings or not shape.tied_head) * head
     if recompute:
-        backward += forward - head - _spared_again(shape, below, queries, positions, method, rank)
+        backward += forward - head - _spared_again(shape, rows, method, rank)
     return Flops(forward, backward)
 
 
@@ -152,7 +152,7 @@ def keys_values_flops(shape: ModelShape, layers: int, queries: int, attended: in
     It also computes the queries of all tokens.
     """
     last = sum(part.products for part in shape.layer.maps if part.role != "other")
-    return (layers - 1) * layer_forward_flops(shape, queries, attended) + 2 * last * queries
+    return forward_flops(shape, layers - 1, queries, attended) + 2 * last * queries
 
 
 def weight_gradient_flops(shape: ModelShape, below: int, last: int, queries: int, positions: int) -> int:
@@ -160,14 +160,13 @@ def weight_gradient_flops(shape: ModelShape, below: int, last: int, queries: int
 
     A frozen layer that back-propagation passes through saves these and nothing else.
     """
-    used = sum(part.products * rows for part, (_, rows) in last_layer_rows(shape, queries, positions))
-    return 2 * (below * shape.linear_products * queries + last * used)
+    return 2 * sum(part.products * used for part, _, used in suffix_rows(shape, below, last, queries, positions))
 
 
 def last_map_flops(shape: ModelShape, below: int, last: int, queries: int, positions: int) -> int:
     """The last linear map of ``below`` layers below the last, and of the last if ``last`` is 1."""
-    end, (_, leaving) = last_layer_rows(shape, queries, positions)[-1]
-    return 2 * end.products * (below * queries + last * leaving)
+    end, _, used = suffix_rows(shape, below, last, queries, positions)[-1]
+    return 2 * end.products * used
 
 
 def optimizer_bytes(trained_parameters: int) -> int:
@@ -209,14 +208,20 @@ def _attention_flops(shape: ModelShape, attended: int) -> int:
     return 4 * shape.attention_width * attended
 
 
-def last_layer_rows(shape: ModelShape, queries: int, positions: int) -> list[tuple[LinearMap, tuple[int, int]]]:
-    """The last layer's linear maps, each with the rows that it computes and those whose results are used.
+def _suffix_attention(shape: ModelShape, below: int, attended: int, seen: int) -> int:
+    """Attention of ``below`` layers below the last, and of the last."""
+    return _attention_flops(shape, below * attended + (seen if shape.packed else attended))
 
-    First queries, keys and values of all rows; then everything at answer positions, where keys and values are not
+
+def suffix_rows(
+    shape: ModelShape, below: int, last: int, queries: int, positions: int
+) -> list[tuple[LinearMap, int, int]]:
+    """A layer's linear maps, each with the rows that it computes and those whose results are used.
+
+    The rows are those of ``below`` layers below the last, and of the last if ``last`` is 1. The last layer computes
+    first queries, keys and values of all rows; then everything at answer positions, where keys and values are not
     used again. A padded layer computes all rows once.
     """
-    if not shape.packed:
-        return [(part, (queries, queries)) for part in shape.layer.maps]
     both = queries + positions
     rows = {
         "query": (both, positions),
@@ -225,16 +230,14 @@ def last_layer_rows(shape: ModelShape, queries: int, positions: int) -> list[tup
         "fused": (both, both),
         "other": (positions, positions),
     }
-    return [(part, rows[part.role]) for part in shape.layer.maps]
+    found = []
+    for part in shape.layer.maps:
+        computed, used = rows[part.role] if shape.packed else (queries, queries)
+        found.append((part, below * queries + last * computed, below * queries + last * used))
+    return found
 
 
-def _lowest_inputs(shape: ModelShape, below: int, queries: int, positions: int) -> int:
-    """FLOPs that the lowest trained layer saves where the maps that read its input pass nothing down."""
-    last = last_layer_rows(shape, queries, positions)
-    return 2 * sum(part.products * (queries if below else used) for part, (_, used) in last if part.first)
-
-
-def _spared_again(shape: ModelShape, below: int, queries: int, positions: int, method: Technique, rank: int) -> int:
+def _spared_again(shape: ModelShape, rows: Sequence[tuple[LinearMap, int, int]], method: Technique, rank: int) -> int:
     """FLOPs that a recomputed forward pass saves against the first.
 
     It ends as soon as everything that back-propagation reads is there again: before the last product of each layer's
@@ -242,26 +245,5 @@ def _spared_again(shape: ModelShape, below: int, queries: int, positions: int, m
     """
     if not shape.layer.ends_in_map or shape.layer.drops:
         return 0
-    if method == "weights":
-        return last_map_flops(shape, below, 1, queries, positions)
-    end, (_, leaving) = last_layer_rows(shape, queries, positions)[-1]
-    return 2 * rank * end.high * (below * queries + leaving)
-
-
-def _lora_flops(shape: ModelShape, below: int, queries: int, positions: int, rank: int) -> Flops:
-    """The adapters, over the suffix's layers below the last and the last."""
-    total = Flops()
-    for part, (computed, used) in last_layer_rows(shape, queries, positions):
-        if part.adapted:
-            width = 2 * rank * (part.wide + part.high)
-            # In the lowest layer the first factor of the maps that read the layer's input passes nothing down.
-            lowest = 2 * rank * part.first * part.wide * (queries if below else used)
-            total += Flops(width * (below * queries + computed), 2 * width * (below * queries + used) - lowest)
-    return total
-
-
-def _check_boundary(shape: ModelShape, boundary: int, method: Technique) -> None:
-    if not 0 <= boundary <= shape.layers:
-        raise ValueError(f"boundary {boundary} is outside 0..{shape.layers}")
-    if method == "lora" and boundary == shape.layers:
-        raise ValueError(f"lora with all {shape.layers} layers frozen trains nothing")
+    end, _, used = rows[-1]
+    return 2 * used * (end.products if method == "weights" else rank * end.high)

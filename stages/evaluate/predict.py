@@ -104,8 +104,7 @@ class Predictor:
         if place not in self.prompts:
             with base_alone(opened.trained):
                 base = take_apart(opened.base)
-                units = frozen_units(self.shards, base.depth)
-                cache = BoundaryCache(self.cache, base, self.runtime, units, split.shared, self.params.batch_tokens)
+                cache = self._cache_of(base, base.depth, split.shared)
                 again = partial(open_model, self.base, self.runtime.device, self.runtime.dtype)
                 self.prompts[place] = cache.open_prompts(split, boundary, None, again)
             print_opened(f"prompts above layer {boundary}", {"test": self.prompts[place]})
@@ -113,11 +112,13 @@ class Predictor:
 
     def _start(self, model: CausalModel, frozen: int) -> Start:
         if frozen not in self.prefixes:
-            units, shared = frozen_units(self.shards, frozen), self.meta.shared_prefix_tokens
-            cache = BoundaryCache(self.cache, model, self.runtime, units, shared, self.params.batch_tokens)
-            self.prefixes[frozen] = cache.open(self.test)
+            self.prefixes[frozen] = self._cache_of(model, frozen, self.meta.shared_prefix_tokens).open(self.test)
             print_opened(f"boundary states of layer {frozen}", {"test": self.prefixes[frozen]})
         return self.prefixes[frozen].start_for(model)
+
+    def _cache_of(self, model: CausalModel, frozen: int, shared: int) -> BoundaryCache:
+        units = frozen_units(self.shards, frozen)
+        return BoundaryCache(self.cache, model, self.runtime, units, shared, self.params.batch_tokens)
 
 
 def frozen_layers(shards: Mapping[str, str], base: Mapping[str, str]) -> int:

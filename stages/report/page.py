@@ -58,16 +58,6 @@ class Page:
     key_figures: list[tuple[str, str, str]]
     sections: list[Section]
 
-    @property
-    def frozen(self) -> str:
-        """The frozen layers in words."""
-        return layer_range(1, self.boundary)
-
-    @property
-    def trained(self) -> str:
-        """The trained layers in words."""
-        return layer_range(self.boundary + 1, self.layers)
-
 
 def build(artifacts: Artifacts) -> Page:
     """Compute the answer and every section."""
@@ -119,6 +109,7 @@ def render(page: Page) -> str:
         loader=FileSystemLoader(_ROOM), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["svg"] = Markup
+    environment.globals["layer_range"] = layer_range
     environment.filters["sha256"] = lambda text: b64encode(sha256(text.encode()).digest()).decode()
     style = Markup(style_sheet() + "\n" + (_ROOM / "style.css").read_text(encoding="utf-8"))
     return environment.get_template("page.html.j2").render(page=page, style=style) + "\n"
