@@ -124,10 +124,6 @@ def _multi_query(config: "Config") -> int:
     return 1 if config.flag("multi_query", default=True) else config.heads
 
 
-def _gpt2_positions(config: "Config") -> int:
-    return config.hidden * config.number("max_position_embeddings", "n_positions")
-
-
 def _opt_positions(config: "Config") -> int:
     if config.number("word_embed_proj_dim", default=config.hidden) != config.hidden:
         raise UserError("config.json: word_embed_proj_dim is not hidden_size: the cost of projections is not modelled")
@@ -137,10 +133,6 @@ def _opt_positions(config: "Config") -> int:
 def _falcon_norms(config: "Config") -> int:
     further = config.number("num_ln_in_parallel_attn", default=2) - 1
     return config.flag("new_decoder_architecture") * further * 2 * config.hidden
-
-
-def _bitnet_norms(config: "Config") -> int:
-    return config.hidden + config.number("intermediate_size")
 
 
 def _head_norms(config: "Config") -> int:
@@ -166,7 +158,7 @@ _GPT2: Final = _old(
     attention=("c_attn", "c_proj"),
     feed_forward=("c_fc", "c_proj"),
     width="n_inner",
-    space_0=_gpt2_positions,
+    space_0=lambda config: config.hidden * config.number("max_position_embeddings", "n_positions"),
     dropout=("resid_pdrop", 0.1),
     tied_head=True,
 )
@@ -175,7 +167,7 @@ FAMILIES: Final[dict[str, Family]] = {
     **dict.fromkeys(("gemma", "smollm3"), _llama(tied_head=True)),
     **dict.fromkeys(("gemma2", "gemma3_text"), _llama(post_norm=True, more_norms=_gemma_norms, tied_head=True)),
     **dict.fromkeys(("granitemoe", "mixtral"), _llama(experts=True)),
-    "bitnet": _llama(more_norms=_bitnet_norms),
+    "bitnet": _llama(more_norms=lambda config: config.hidden + config.number("intermediate_size")),
     "cohere": _llama(parallel=_ALWAYS, more_norms=_cohere_norms, tied_head=True),
     "olmo": _llama(norm_weights=False, input_norm=False),
     "olmo2": _llama(input_norm=False, post_norm=True, more_norms=_wide_head_norms),

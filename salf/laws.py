@@ -120,10 +120,6 @@ def _constant(theta: Array, x: Array) -> tuple[Array, Array]:
     return value, np.ones((*value.shape, 1))
 
 
-def _constant_units(theta: Array, x_unit: Array, y_unit: float) -> Array:  # noqa: ARG001 (x has no part in it)
-    return theta + y_unit
-
-
 POWER: Final = Law(
     "power",
     "E + A·k^−α",
@@ -151,7 +147,7 @@ BROKEN_POWER: Final = Law(
     _broken_power_units,
     ((0.0,), (0.0, 0.5), (0.0, 0.5, 2.0), (-2.5, -1.5, -0.7, -0.3, -0.15)),
 )
-CONSTANT: Final = Law("constant", "C", ("C",), (True,), _constant, _constant_units, ((0.0,),))
+CONSTANT: Final = Law("constant", "C", ("C",), (True,), _constant, lambda theta, _, y_unit: theta + y_unit, ((0.0,),))
 JOINT: Final = Law(
     "joint",
     "E + A·X^−α·D^−β",

@@ -8,7 +8,7 @@ trains acts at the positions after a prompt's data alone: :mod:`salf.split_point
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any, Final
@@ -68,6 +68,7 @@ WORDS: Final = {
     )
 }
 _PLAIN: Final = {slot: next(word for word in WORDS.values() if word.slot == slot) for slot in SLOTS}
+_SPOKEN: Final = {name: SLOTS.index(word.slot) for name, word in WORDS.items() if word != _PLAIN[word.slot]}
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,9 @@ def checked(name: str, selectors: Collection[str]) -> str:
     """The name, if it is one; otherwise a ``ValueError`` says what is allowed."""
     method = method_of(name)
     known = method.scope in {*selectors, FIRST_N, LISA} or frozen_by_name(method.scope) is not None
-    if not known or not _in_order(method.words):
-        spoken = ", ".join(f"+{word.name}" for word in WORDS.values() if word != _PLAIN[word.slot])
+    places = [_SPOKEN[word] for word in method.words if word in _SPOKEN]
+    if not known or len(places) < len(method.words) or places != sorted(set(places)):
+        spoken = ", ".join(f"+{word}" for word in _SPOKEN)
         raise ValueError(
             f"no such method; allowed: a selector ({', '.join(selectors)}) or freeze-<k> (layers 1 to k frozen), "
             f"each alone or with {spoken}; lora (short for full+lora); {FIRST_N}; {LISA}"
@@ -138,14 +140,6 @@ def checked(name: str, selectors: Collection[str]) -> str:
         if fits is not None and (others := [other for other in method.words if other not in (word, *fits)]):
             raise ValueError(f"{others[0]} has not been shown to work with {word}: leave out +{others[0]}")
     return name
-
-
-def _in_order(words: Iterable[str]) -> bool:
-    """Whether these are words with one slot each, in the slots' order, none of them plain."""
-    if any(word not in WORDS or WORDS[word] in _PLAIN.values() for word in words):
-        return False
-    places = [SLOTS.index(WORDS[word].slot) for word in words]
-    return places == sorted(set(places))
 
 
 def rate_entry(name: str, boundary: int, entries: Collection[str]) -> str | None:

@@ -10,17 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from salf.errors import UserError
+from salf.errors import reading
 from salf.files import write_text
 from salf.records import Artifact, GridRate, KeptWeights
 from salf.settings import Quality
@@ -57,11 +49,6 @@ class Interval(_Record):
     value: float
     low: float
     high: float
-
-    @property
-    def includes_zero(self) -> bool:
-        """Whether zero lies within the ends."""
-        return self.low <= 0 <= self.high
 
     def overlaps(self, other: "Interval") -> bool:
         """Whether the two intervals share a point."""
@@ -222,13 +209,12 @@ def write_comparison(path: Path, metrics: Metrics, measured: Mapping[str, Measur
 
 def read_comparison(path: Path) -> dict[str, Measured]:
     """Read what was measured of each method."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    with (
+        reading(path, "damaged CSV (run again: dvc repro evaluate)"),
+        path.open(encoding="utf-8", newline="") as file,
+    ):
+        rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
         return {row["name"]: Measured.model_validate(row) for row in rows if row["kind"] == "method"}
-    except (ValueError, KeyError, csv.Error, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: damaged CSV ({reason}); run again: dvc repro evaluate") from None
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -100,13 +100,11 @@ class FreezePlan(parts.Record):
         if scope is None:
             return self.boundary
         boundary = frozen_by_name(scope)
-        if boundary is None:
-            boundary = {str(name): chosen.boundary for name, chosen in self.boundaries.items()}.get(scope)
+        if boundary is None and scope in self.boundaries:
+            boundary = self.boundaries[scope].boundary
         if boundary is None:
             earlier = "an earlier version of this program wrote it; make it again: dvc repro plan"
-            why = {str(name): words for name, words in self.absent.items()}.get(
-                scope, earlier if scope in SELECTORS else "no selector has this name"
-            )
+            why = self.absent.get(scope, earlier if scope in SELECTORS else "no selector has this name")
             raise UserError(f"the freeze plan has no boundary of {scope}: {why}")
         if boundary > self.model.layers:
             depth = self.model.layers

@@ -42,21 +42,16 @@ class ParameterSizes(BaseModel):
     head: int
 
 
-class BaseIdentity(BaseModel):
-    """``base.json``, as far as a plan reads it; ``parameter_names`` are the loaded network's."""
-
-    name: str
-    weights_sha256: str
-    parameters: ParameterSizes
-    parameter_names: list[str]
-
-
-class BaseRecord(Artifact, BaseIdentity):
+class BaseRecord(Artifact):
     """``base.json``: what the base model is and where it came from."""
 
     made_by, file = "base", "base.json"
 
     layout: Literal[1] = Field(alias="schema")
+    name: str
+    weights_sha256: str
+    parameters: ParameterSizes
+    parameter_names: list[str]  # of the loaded network
     source: str  # `embedded`, or the model's name
     origin: str
     revision: str | None  # the Hub's commit, or the embedded file's SHA-256; None for a local folder
@@ -73,26 +68,18 @@ class BaseRecord(Artifact, BaseIdentity):
 class BaseFacts:
     """The base model without its weights."""
 
-    identity: BaseIdentity
-    family: str
+    identity: BaseRecord
     shape: ModelShape
 
-    @property
-    def total_parameters(self) -> int:
-        """All parameters, a tied head counted once."""
-        sizes = self.identity.parameters
-        return sizes.embedding + sum(sizes.per_layer) + sizes.norm + self._own_head
-
     def trained_parameters(self, boundary: int, *, embeddings: bool = True) -> int:
-        """Parameters that train above a boundary; 0 trains all, but for embeddings if they stay frozen."""
-        if boundary == 0 and embeddings:
-            return self.total_parameters
-        sizes = self.identity.parameters
-        return sum(sizes.per_layer[boundary:]) + sizes.norm + self._own_head
+        """Parameters that train above a boundary, a tied head counted once.
 
-    @property
-    def _own_head(self) -> int:
-        return 0 if self.shape.tied_head else self.identity.parameters.head
+        Boundary 0 trains all of them, but for embeddings if they stay frozen.
+        """
+        sizes = self.identity.parameters
+        below = sizes.embedding if boundary == 0 and embeddings else 0
+        head = 0 if self.shape.tied_head else sizes.head
+        return below + sum(sizes.per_layer[boundary:]) + sizes.norm + head
 
 
 class SplitSize(BaseModel):
@@ -178,17 +165,13 @@ class PreparedRecord(Artifact, PreparedSizes):
 def read_base(folder: Path) -> BaseFacts:
     """Read what ``dvc repro base`` wrote, but for the weights."""
     config = read_json(require(folder / "config.json", made_by="base"))
-    base = BaseFacts(
-        identity=checked(BaseIdentity, folder / "base.json", made_by="base"),
-        family=str(config.get("model_type")),
-        shape=ModelShape.from_config(config),
-    )
+    base = BaseFacts(BaseRecord.load(folder), ModelShape.from_config(config))
     held = set(base.identity.parameters.per_layer)
     if held != {base.shape.layer_parameters}:
         weights = ", ".join(f"{size:,}" for size in sorted(held))
         raise UserError(
-            f"{folder}: the cost model reads {base.shape.layer_parameters:,} parameters a layer, the "
-            f"weights hold {weights}: layers of model type {base.family!r} are not built as it takes them to be"
+            f"{folder}: the cost model reads {base.shape.layer_parameters:,} parameters a layer, the weights hold "
+            f"{weights}: layers of model type {base.identity.family!r} are not built as it takes them to be"
         )
     return base
 

@@ -55,7 +55,9 @@ def run(args: argparse.Namespace) -> None:
 def _machine(args: argparse.Namespace) -> Machine:
     if args.measured:
         return inputs.measured_by(args.measured, Path("data/models"), Path("reports/runs"))
-    return inputs.given_rate(args.teraflops) if args.teraflops else inputs.device(args.device, args.utilisation)
+    if args.teraflops:
+        return Machine("the machine", args.teraflops * 1e12, None, f"{args.teraflops:g} TFLOP/s, as given")
+    return inputs.device(args.device, args.utilisation)
 
 
 def _sizes(args: argparse.Namespace) -> PreparedSizes:

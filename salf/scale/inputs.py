@@ -81,11 +81,6 @@ def device(name: str, utilisation: float) -> Machine:
     return Machine(name, teraflops * 1e12 * utilisation, gib * GIB, words, gigabytes * 1e9)
 
 
-def given_rate(teraflops: float) -> Machine:
-    """Return a machine whose rate in training is known."""
-    return Machine("the machine", teraflops * 1e12, None, f"{teraflops:g} TFLOP/s, as given")
-
-
 def measured_by(run: str, models: Path, measured: Path) -> Machine:
     """Return the machine of a finished fine-tune: its counted FLOPs over the seconds that they took."""
     record, clock = FineTuneRecord.load(models / run), FineTuneClock.load(measured / f"{run}.json")

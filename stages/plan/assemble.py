@@ -81,12 +81,12 @@ def make_plan(
 
 
 def _split(base: BaseFacts, boundary: int) -> dict[str, Any]:
-    shape, trained, total = base.shape, base.trained_parameters(boundary), base.total_parameters
+    shape, trained, total = base.shape, base.trained_parameters(boundary), base.trained_parameters(0)
     return {
         "model": PlannedModel(
             name=base.identity.name,
             weights_sha256=base.identity.weights_sha256,
-            family=base.family,
+            family=base.identity.family,
             layers=shape.layers,
             hidden=shape.hidden,
             vocabulary=shape.vocabulary,
@@ -146,7 +146,7 @@ def _reason(choice: Choice, boundary: int, points: Sequence[FrontierPoint], budg
 def _exports(base: BaseFacts, boundary: int) -> Exports:
     """Settings that make other tools train what the plan trains (layers from 0), and what they cannot express."""
     names, layers, tied = base.identity.parameter_names, base.shape.layers, base.shape.tied_head
-    family = family_of(base.family, names)
+    family = family_of(base.identity.family, names)
     notes = [_PEFT_NOTHING] if boundary == layers else []
     if boundary:
         notes.append(_FACTORY_NOTHING if boundary == layers and tied else _FACTORY_NORM)

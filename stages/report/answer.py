@@ -58,7 +58,7 @@ class Facts:
             return "unmeasured"
         if self.difference is None:
             return "alone"
-        if self.difference.includes_zero:
+        if self.difference.low <= 0 <= self.difference.high:
             return "level"
         return "better" if (self.difference.value < 0) == self.lower_is_better else "worse"
 

@@ -25,7 +25,6 @@ from stages.report.wording import (
     moved_words,
     parameters,
     percent,
-    plural,
     sentence,
     size,
 )
@@ -37,10 +36,10 @@ def frontier_section(artifacts: Artifacts) -> Section:
     """Cost against what is left to train, and the predicted memory, for every boundary."""
     plan = artifacts.plan
     section = Section("frontier", "Frontier", "Cost and benefit of every boundary")
-    chosen = plan.frontier[plan.boundary]
+    chosen, epochs = plan.frontier[plan.boundary], plan.cost_model.epochs
     lora = f", and {percent(chosen.lora.flops_backward_share)} with LoRA" if chosen.lora else ""
     section.sentences.append(
-        f"Predicted for {plural(plan.cost_model.epochs, 'epoch')}. A boundary of {plan.boundary} trains "
+        f"Predicted for {count(epochs)} epoch{'s' * (epochs != 1)}. A boundary of {plan.boundary} trains "
         f"{parameters(chosen.trained_parameters)} of {parameters(plan.parameters.total)} parameters for "
         f"{percent(chosen.flops_share)} of full fine-tuning’s FLOPs; with many epochs this tends to "
         f"{percent(chosen.flops_share_many_epochs)}, because the frozen layers run once. Of the backward FLOPs alone "

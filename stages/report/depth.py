@@ -93,7 +93,11 @@ def gains_section(artifacts: Artifacts) -> Section:
         section.sentences.append("No gains have been computed: run dvc repro fit.")
         return section
     found = law.quantities.get(plan.quantity) if law else None
-    section.sentences.append(_embedding_words(plan.quantity, found))
+    amount = f" ({decimal(found.embedding_step)} in {plan.quantity})" if found else ""
+    section.sentences.append(
+        f"The step from the embedding to layer 1{amount} is not a layer’s gain and never eligible, so the figures "
+        "leave it out. The last layer is shown but cannot be the last frozen layer: nothing would be left to train."
+    )
     chosen = _rows(gains, plan.quantity, plan.gain)
     if not chosen.empty:
         layer, _ = _largest(chosen, "value", plan.model.layers)
@@ -242,14 +246,6 @@ def _bars(name: str, title: str, what: str, rows: pd.DataFrame, artifacts: Artif
 
     caption = f"A bar per layer; in colour: the last frozen layer, {boundary}.{f' {remark}' if remark else ''}"
     return figure(name, title, caption, paint, _LOW)
-
-
-def _embedding_words(quantity: str, found: DepthLaw | None) -> str:
-    amount = f" ({decimal(found.embedding_step)} in {quantity})" if found else ""
-    return (
-        f"The step from the embedding to layer 1{amount} is not a layer’s gain and never eligible, so the figures "
-        "leave it out. The last layer is shown but cannot be the last frozen layer: nothing would be left to train."
-    )
 
 
 def _stability_table(found: Stability, confidence: float) -> Table:

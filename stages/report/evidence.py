@@ -79,10 +79,11 @@ def data_section(artifacts: Artifacts) -> Section:
     """Splits, labels, what was dropped, refused and cut, and one prompt as the model reads it."""
     meta = artifacts.meta
     section = Section("data", "Data", "The data")
+    source = next((meta.source[key] for key in ("name", "path", "kind", "source") if meta.source.get(key)), "data")
     dropped = [f"{count(n)} {reason}" for reason, n in sorted(meta.dropped.items()) if n]
     refused = [f"{rows.split} {count(rows.count)} {rows.reason}".strip() for rows in meta.refused]
     section.sentences.append(
-        f"Task: {meta.task}; source: {source_name(meta)}. "
+        f"Task: {meta.task}; source: {source}. "
         f"Dropped: {', '.join(dropped) or 'none'}. Refused: {', '.join(refused) or 'none'}. " + _lengths(meta)
     )
     section.tables.append(_splits(meta))
@@ -103,11 +104,6 @@ def _lengths(meta: PreparedRecord) -> str:
         for name, split in meta.splits.items()
     ]
     return f"Blocks of {count(meta.max_tokens)} tokens; no block holds two documents: {'; '.join(whole)}."
-
-
-def source_name(meta: PreparedRecord) -> str:
-    """The data's name or path, or what kind of source they come from."""
-    return next((str(meta.source[key]) for key in ("name", "path", "kind", "source") if meta.source.get(key)), "data")
 
 
 def model_section(artifacts: Artifacts) -> Section:

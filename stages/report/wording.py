@@ -78,11 +78,6 @@ def layer_range(first: int, last: int) -> str:
     return f"layer {first}" if first == last else f"layers {first}–{last}"
 
 
-def plural(number: int, noun: str) -> str:
-    """``1 epoch``, ``2 epochs``."""
-    return f"{count(number)} {noun}{'s' * (number != 1)}"
-
-
 def sentence(words: str) -> str:
     """A reason as a sentence of its own."""
     return f"{words[:1].upper()}{words[1:].rstrip('.')}."

@@ -69,6 +69,16 @@ def write_base(folder: Path, *, tied: bool = True) -> Path:
     names = [f"model.layers.{i}.{part}.weight" for i in range(LAYERS) for part in PARTS]
     names += ["model.embed_tokens.weight", "model.norm.weight"] + ([] if tied else ["lm_head.weight"])
     identity = {
+        "schema": 1,
+        **dict.fromkeys(("source", "origin"), "made by a test"),
+        "revision": None,
+        "family": CONFIG["model_type"],
+        "layers": LAYERS,
+        "hidden": HIDDEN,
+        "vocabulary": VOCABULARY,
+        "tied_head": tied,
+        "trust_remote_code": False,
+        "shards": {},
         "name": "tiny",
         "weights_sha256": "ab" * 32,
         "parameters": {
