@@ -68,7 +68,6 @@ WORDS: Final = {
     )
 }
 _PLAIN: Final = {slot: next(word for word in WORDS.values() if word.slot == slot) for slot in SLOTS}
-_SPOKEN: Final = {name: SLOTS.index(word.slot) for name, word in WORDS.items() if word != _PLAIN[word.slot]}
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,10 @@ def checked(name: str, selectors: Collection[str]) -> str:
     """The name, if it is one; otherwise a ``ValueError`` says what is allowed."""
     method = method_of(name)
     known = method.scope in {*selectors, FIRST_N, LISA} or frozen_by_name(method.scope) is not None
-    places = [_SPOKEN[word] for word in method.words if word in _SPOKEN]
+    places_of = {name: SLOTS.index(word.slot) for name, word in WORDS.items() if word != _PLAIN[word.slot]}
+    places = [places_of[word] for word in method.words if word in places_of]
     if not known or len(places) < len(method.words) or places != sorted(set(places)):
-        spoken = ", ".join(f"+{word}" for word in _SPOKEN)
+        spoken = ", ".join(f"+{word}" for word in places_of)
         raise ValueError(
             f"no such method; allowed: a selector ({', '.join(selectors)}) or freeze-<k> (layers 1 to k frozen), "
             f"each alone or with {spoken}; lora (short for full+lora); {FIRST_N}; {LISA}"
