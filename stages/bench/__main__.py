@@ -4,28 +4,37 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from salf.files import code_hashes, digest_of, work_folder, write_json
 from salf.ledger import Machine
 from salf.settings import Device
-from stages.bench.answer_side import measure_answer_side, print_answer_side
+from stages.bench.answer_side import measure_answer_side
 from stages.bench.contender import Kept
 from stages.bench.measure import measure, task_of
-from stages.bench.prefix import measure_prefix, print_prefix
+from stages.bench.prefix import measure_prefix
 from stages.bench.processes import stage_names
 from stages.bench.rounds import Plan
 from stages.bench.workloads import EMBEDDED, SHAPES
-from stages.common.benchmark import Benchmark
+from stages.common.benchmark import Benchmark, Record, Spread
 from stages.common.command import exit_code
 from stages.common.params import Room
 
-# What is measured alone: how, how it is printed, and on how many examples.
-_PARTS: Final[dict[str, tuple[Any, Any, int]]] = {
-    "prefix": (measure_prefix, print_prefix, 240),
-    "answer-side": (measure_answer_side, print_answer_side, 48),
-}
+# What is measured alone: how, and on how many examples.
+_PARTS: Final[dict[str, tuple[Any, int]]] = {"prefix": (measure_prefix, 240), "answer-side": (measure_answer_side, 48)}
+_QUICK: Final = Plan(
+    models=("6x384",),
+    quarters=(0, 2),
+    epochs=(1, 3),
+    repeats=2,
+    starts=1,
+    training_seconds=20,
+    tracing_seconds=4,
+    stages=("trace",),
+    quick=True,
+)
 
 
 class BenchRoom(Room):
@@ -46,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if plan is None:
         task, _ = task_of((args.models or [EMBEDDED])[0], unfinished, args.batch_size, device)
         kept = Kept(unfinished / "measured.json")
-        measure_part, print_part, examples = _PARTS[args.only]
+        measure_part, examples = _PARTS[args.only]
         part = measure_part(task, args.examples or examples, args.repeats or 3, kept, unfinished)
         write_json(out, part.model_dump(mode="json"))
-        print_part(part)
+        _print_points(part.points)
         print(f"benchmark: {out}")
     else:
         benchmark = measure(plan, device, unfinished)
@@ -60,33 +69,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
+    given = {name: getattr(args, name) for name in ("models", "batch_size", "repeats") if getattr(args, name)}
     if args.quick:
-        return Plan(
-            quick=True,
-            models=args.models or ["6x384"],
-            batch_size=args.batch_size,
-            quarters=(0, 2),
-            epochs=(1, 3),
-            repeats=args.repeats or 2,
-            starts=1,
-            training_seconds=20,
-            tracing_seconds=4,
-            stages=("trace",),
-        )
-    return Plan(
-        quick=False,
-        models=args.models or [EMBEDDED, "12x1024"],
-        batch_size=args.batch_size,
-        quarters=(0, 1, 2, 3),
-        epochs=(1, 3, 5),
-        repeats=args.repeats or 3,
-        starts=args.repeats or 3,
-        training_seconds=args.minutes * 60 * 0.38,  # each of two models; the rest goes to all else
-        tracing_seconds=60,
-        stages=stage_names(),
-        allocator=True,
-        bases=(128_000, 4096),
-    )
+        return replace(_QUICK, **given)
+    seconds = args.minutes * 60 * 0.38  # each of two models; the rest goes to all else
+    return replace(Plan(training_seconds=seconds, stages=stage_names()), **given, starts=args.repeats or Plan.starts)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -102,7 +89,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=_PARTS,
         help="measure the cached prefix, or answer-side tuning, in a Trainer, and nothing else",
     )
-    counts = ", ".join(f"{name} {examples}" for name, (*_, examples) in _PARTS.items())
+    counts = ", ".join(f"{name} {examples}" for name, (_, examples) in _PARTS.items())
     parser.add_argument("--examples", type=int, help=f"of --only, per epoch (default: {counts})")
     parser.add_argument("--quick", action="store_true", help="the short form: a small model, fewer points")
     parser.add_argument("--models", nargs="+", choices=names, help=f"default: {EMBEDDED} 12x1024 (quick: 6x384)")
@@ -115,6 +102,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="file to write (default: reports/benchmark.json, with --only reports/<part>-benchmark.json)",
     )
     return parser.parse_args(argv)
+
+
+def _print_points(points: Sequence[Record]) -> None:
+    """Every number with its name; of several rounds the median with the lowest and the highest."""
+    for point in points:
+        facts = [
+            f"{name} {one.median:.3g} ({one.low:.3g}–{one.high:.3g})" if isinstance(one, Spread) else f"{name} {one}"
+            for name, one in point
+        ]
+        print(", ".join(facts).replace("_", " "))
 
 
 def _print_targets(benchmark: Benchmark) -> None:

@@ -61,14 +61,3 @@ def _point(ours: list[list[float]], whole: list[list[float]], prompt: int, epoch
         cache_share=Spread.of_ratios(before, seconds),
         trainer_full=Spread.of_ratios([lap[epochs - 1] for lap in whole], seconds),
     )
-
-
-def print_answer_side(benchmark: AnswerSideBenchmark) -> None:
-    """Print how many times as fast the Trainer is after cached prompts."""
-    work = benchmark.workload
-    print(f"{work.model}: {work.examples} examples of random tokens, batches of {work.batch_size};")
-    print("times as fast as the same Trainer on whole rows, with all positions trained:")
-    for one in benchmark.points:
-        ratio = f"{one.trainer_full.median:.2f} ({one.trainer_full.low:.2f}–{one.trainer_full.high:.2f})"
-        took = f"{one.seconds.median:.2f} s, {one.cache_share.median:.0%} of it the prompts"
-        print(f"prompts of {one.prompt_tokens} tokens, epochs {one.epochs}: {ratio} ({took})")

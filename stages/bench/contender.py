@@ -2,20 +2,20 @@
 
 import ctypes
 import gc
-import multiprocessing
 import os
 import platform
 import time
-import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import torch
 
+from salf.children import end_with_creator
 from salf.engine.runtime import device_name
 from salf.files import read_json, write_json
 
@@ -24,6 +24,7 @@ Value = TypeVar("Value")  # anything that JSON holds
 _STATUS: Final = Path("/proc/self/status")
 _CLEAR: Final = Path("/proc/self/clear_refs")
 _RESET_PEAK: Final = "5"  # see proc(5), clear_refs
+_runners: Final = list[Any]()  # the one of a contender's process
 
 
 @dataclass(frozen=True)
@@ -85,65 +86,46 @@ class PeakMemory:
 
 
 class Contender:
-    """The parent's side; the process starts with the first request, and ends with its parent: its pipe breaks."""
+    """A process that makes a runner once, and then runs one request at a time; it starts with the first."""
 
     def __init__(self, make: Callable[[Any], Any], task: Any, log: Path) -> None:
         """``make(task)``, with a ``device`` and a ``run``, is called in the process; what it prints goes to ``log``."""
-        self._make, self._task, self._log = make, task, log
-        self._process: Any = None
-        self._pipe: Connection | None = None
+        self._name, self._log, self._started = make.__name__, log, False
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (make, task, log))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     def ask(self, **request: Any) -> Measured:
         """Run ``request`` there and wait for the measurement; a ``RuntimeError`` holds the end of its log."""
-        if self._pipe is None:
-            context = multiprocessing.get_context("spawn")
-            self._pipe, theirs = context.Pipe()
-            options = (theirs, self._make, self._task, self._log)
-            self._process = context.Process(target=_serve, args=options, daemon=True)
-            self._process.start()
-            theirs.close()
+        self._started = True
         try:
-            self._pipe.send(request)
-            reply: Measured | str = self._pipe.recv()
-        except (EOFError, ConnectionError):
-            self._process.join()
-            reply = f"its process ended with exit code {self._process.exitcode}"
-        if isinstance(reply, str):
-            raise RuntimeError(f"contender {self._make.__name__}, {request}: {reply}\n{self._last_lines()}")
-        return reply
+            return self._pool.submit(_measured, request).result()
+        except Exception as error:
+            said = self._log.read_text(encoding="utf-8", errors="replace").splitlines() if self._log.exists() else []
+            raise RuntimeError("\n".join([f"contender {self._name}, {request}: {error!r}", *said[-20:]])) from error
 
     def ask_warm(self, first: dict[str, Any], request: dict[str, Any]) -> Measured:
         """Run ``request``; a process that is not started runs ``first`` before: what happens once is not compared."""
-        if self._pipe is None:
+        if not self._started:
             self.ask(**first)
         return self.ask(**request)
 
-    def stop(self) -> None:
-        """End the process."""
-        if self._pipe is not None:
-            self._pipe.close()
-            self._process.join(timeout=10)
-            self._process.kill()
 
-    def _last_lines(self) -> str:
-        with suppress(OSError):
-            return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
-        return ""
-
-
-def _serve(pipe: Connection, make: Callable[[Any], Any], task: Any, log: Path) -> None:
+def _begin(make: Callable[[Any], Any], task: Any, log: Path) -> None:
+    """Make the runner in the new process."""
+    end_with_creator()
     with log.open("ab") as file:  # progress and warnings of many runs
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    with suppress(EOFError, ConnectionError, KeyboardInterrupt):
-        runner = None
-        while True:
-            request = pipe.recv()
-            try:
-                runner = runner or make(task)
-                peak = PeakMemory(runner.device)
-                lap = runner.run(**request)
-                where = device_name(runner.device)
-                pipe.send({**asdict(lap), "peak_bytes": peak.bytes(), "device": where})
-            except Exception:  # handed to the parent, which stops
-                pipe.send(traceback.format_exc())
+    _runners.append(make(task))
+
+
+def _measured(request: dict[str, Any]) -> Measured:
+    (runner,) = _runners
+    peak = PeakMemory(runner.device)
+    lap = runner.run(**request)
+    return {**asdict(lap), "peak_bytes": peak.bytes(), "device": device_name(runner.device)}

@@ -1,7 +1,6 @@
 """The whole benchmark, from tasks to the artifact."""
 
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,15 +11,13 @@ from salf.engine.runtime import find_runtime, machine_facts
 from salf.ledger import Machine
 from salf.settings import Device
 from stages.bench import processes
-from stages.bench.contender import Contender, Kept
-from stages.bench.ours import BasisSolver
+from stages.bench.contender import Kept
 from stages.bench.rounds import OURS, TRAINER, FineTunes, Plan, measure_fine_tunes, measure_tracing
 from stages.bench.targets import targets
 from stages.bench.workloads import EMBEDDED, SHAPES, Task, embedded_task, random_task, real_task
-from stages.common.benchmark import Bases, Benchmark, Deciding, ModelResult, Spread
+from stages.common.benchmark import Benchmark, Deciding, ModelResult, Spread
 
 DECIDING_EPOCHS: Final = 3  # of the full fine-tune that deciding is held against
-_BASES_TOKENS: Final = 256
 _NOISY: Final = 1.25  # slowest over fastest repeat of the same run, from which on a note says so
 
 
@@ -47,9 +44,6 @@ class _Run:
     def benchmark(self) -> Benchmark:
         plan, runtime = self.plan, find_runtime(self.device)
         startup = processes.startup(plan.stages, plan.starts, self.kept)
-        repro = processes.no_op_repro(plan.starts, self.kept)
-        notes = [repro] if isinstance(repro, str) else []
-        bases = self._bases() if plan.bases else None
         models, deciding = [], None
         for name in plan.models:
             task, prepared = task_of(name, self.folder, plan.batch_size, self.device)
@@ -65,11 +59,11 @@ class _Run:
             repeats=plan.repeats,
             models=models,
             startup=startup,
-            no_op_repro=repro if isinstance(repro, Spread) else None,
+            no_op_repro=None,
             deciding=deciding,
-            bases=bases,
-            notes=[*notes, *noise(models)],
-            targets=targets(models, deciding, bases, startup, runtime.device.type),
+            bases=None,
+            notes=noise(models),
+            targets=targets(models, deciding, startup, runtime.device.type),
         )
 
     def _model(self, task: Task) -> tuple[ModelResult, FineTunes]:
@@ -78,7 +72,7 @@ class _Run:
             workload=task.described(tunes.examples),
             points=tunes.points(),
             memory=tunes.memory(),
-            allocator=tunes.allocator(),
+            allocator=None,
             tracing=measure_tracing(task, self.plan, self.kept, self.folder),
             answer_side=tunes.answers(),
             bytes_per_second=tunes.bytes_per_second(),
@@ -101,18 +95,6 @@ class _Run:
             of_trainer_full=share(TRAINER),
             of_our_full=share(OURS),
         )
-
-    def _bases(self) -> Bases:
-        assert self.plan.bases is not None
-        vocabulary, hidden = self.plan.bases
-        print(f"semantic bases of a head of {vocabulary:,} x {hidden:,}", file=sys.stderr, flush=True)
-        request = {"vocabulary": vocabulary, "hidden": hidden, "tokens": _BASES_TOKENS}
-        solver = Contender(BasisSolver, self.device, self.folder / "bases.log")
-        try:
-            lap = self.kept.once(f"bases {vocabulary} x {hidden}", lambda: solver.ask(**request))
-        finally:
-            solver.stop()
-        return Bases(**request, seconds=lap["seconds"][0], peak_bytes=lap["peak_bytes"])
 
 
 def noise(models: Sequence[ModelResult]) -> list[str]:

@@ -1,7 +1,7 @@
 """Our side: the stages' own functions, as their command lines call them, without evaluation and saving."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ClassVar
@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import torch
 
 from salf.cost import update_traffic
-from salf.engine.batches import Example, Split, Start
+from salf.engine.batches import Example, Split
 from salf.engine.boundary_cache.prompts import answer_side, cache_prompts
 from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import open_model
-from salf.engine.runtime import Runtime, choose_runtime, find_runtime
+from salf.engine.runtime import choose_runtime, find_runtime
 from salf.engine.training.costs import Costs
 from salf.engine.training.forms import Trainable
 from salf.engine.training.loop import train
@@ -25,12 +25,11 @@ from salf.engine.training.step import Job
 from salf.engine.training.workbench import CACHE_BATCH_TOKENS
 from salf.files import read_json
 from salf.methods import Method
-from salf.settings import Device, Finetune
+from salf.settings import Finetune
 from salf.shape import ModelShape
 from stages.bench.contender import Lap, now
 from stages.bench.workloads import RATE, Task
 from stages.common.params import load_params
-from stages.trace.basis import semantic_bases
 from stages.trace.collect import SPLIT, Tracer, collect, draw_sample
 
 _NUMBERS = 1 << 26  # float32
@@ -42,8 +41,8 @@ class FineTuner:
 
     method: ClassVar[Method] = Method("full")
 
-    def __init__(self, task: Task, choose: Callable[[Device], Runtime] = choose_runtime) -> None:
-        self.task, self.runtime = task, choose(task.device)
+    def __init__(self, task: Task) -> None:
+        self.task, self.runtime = task, choose_runtime(task.device)
         self.device = self.runtime.device
         self.model = open_model(task.folder, self.device)
         self.shape = ModelShape.from_config(read_json(task.folder / "config.json"))
@@ -55,7 +54,7 @@ class FineTuner:
         chosen, model = self.task.examples[:examples], self.model
         settings, scope = self._settings(epochs), Scope.above(boundary, model.depth)
         scope = replace(scope, embeddings=not self.method.answer_side)
-        split = self._split(boundary, chosen)
+        split = self._split(boundary, Split(chosen, self.task.shared))
         made = Trainable.of(model, self.method, scope, settings, seed=1, steps=0)
         job = Job(
             name="benchmark",
@@ -91,14 +90,12 @@ class FineTuner:
         }
         return self.params.model_copy(update=changes)
 
-    def _split(self, boundary: int, examples: Sequence[Example]) -> Split:
-        return Split(examples, self.task.shared, self._start(boundary, examples))
-
-    def _start(self, boundary: int, examples: Sequence[Example]) -> Start | None:
+    def _split(self, boundary: int, split: Split) -> Split:
+        """What is trained on, with what the layers up to the boundary compute once."""
         if boundary == 0:
-            return None
-        shared = self.task.shared
-        return cache_boundary(self.model, self.runtime, examples, shared, boundary, CACHE_BATCH_TOKENS)
+            return split
+        states = cache_boundary(self.model, self.runtime, split.examples, split.shared, boundary, CACHE_BATCH_TOKENS)
+        return replace(split, start=states)
 
 
 class AnswerTuner(FineTuner):
@@ -106,9 +103,8 @@ class AnswerTuner(FineTuner):
 
     method = Method("full", ("answer",))
 
-    def _split(self, boundary: int, examples: Sequence[Example]) -> Split:
-        ends = [min(one.field_end or len(one.prompt_ids), len(one.prompt_ids) - 1) for one in examples]
-        split = Split(examples, min(self.task.shared, min(ends) - 1), base_rows=ends)
+    def _split(self, boundary: int, split: Split) -> Split:
+        split = split.after_prompts(self.params.answer_side)
         source = cache_prompts(self.model, self.runtime, split, CACHE_BATCH_TOKENS)
         return replace(split, start=answer_side(self.model, self.runtime, split, source, None, boundary))
 
@@ -134,13 +130,6 @@ class MemoryRate:
         return Lap([now(self.device) - began], [], [_PASSES * 2 * numbers.nbytes])
 
 
-class PlainAllocator(FineTuner):
-    """The same, with the C library's allocator left as it is."""
-
-    def __init__(self, task: Task) -> None:
-        super().__init__(task, find_runtime)
-
-
 class TraceMaker:
     """Tracing into Parquet shards, bases solved beforehand."""
 
@@ -163,21 +152,6 @@ class TraceMaker:
             began = now(self.device)
             collect(tracer, folder, sample, {}, folder)
             return Lap([now(self.device) - began], [])
-
-
-class BasisSolver:
-    """Semantic bases of a random head."""
-
-    def __init__(self, device: Device) -> None:
-        self.device = choose_runtime(device).device
-
-    def run(self, *, vocabulary: int, hidden: int, tokens: int) -> Lap:
-        """Solve the bases of ``tokens`` tokens."""
-        torch.manual_seed(0)
-        head = torch.randn(vocabulary, hidden, device=self.device).mul_(0.02)
-        began = now(self.device)
-        semantic_bases(head, None, range(tokens))
-        return Lap([now(self.device) - began], [])
 
 
 def _write_split(examples: Sequence[Example], folder: Path) -> None:

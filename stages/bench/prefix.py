@@ -116,16 +116,3 @@ def _point(laps: dict[Run, list[list[float]]], boundary: int, epochs: int) -> Ca
         trainer_frozen=Spread.of_ratios(seconds(boundary), ours),
         trainer_full=Spread.of_ratios(seconds(0), ours),
     )
-
-
-def print_prefix(benchmark: PrefixBenchmark) -> None:
-    """Print how many times as fast the Trainer is with the cached prefix."""
-    work = benchmark.workload
-    print(f"{work.model}: {work.examples} examples of {work.mean_tokens:.0f} tokens, batches of {work.batch_size};")
-    print("times as fast as the same Trainer without the cache, with the same layers frozen and with none:")
-    for one in benchmark.points:
-        frozen, full = (
-            f"{of.median:.2f} ({of.low:.2f}–{of.high:.2f})" for of in (one.trainer_frozen, one.trainer_full)
-        )
-        took = f"{one.seconds.median:.2f} s, {one.prefix_share.median:.0%} of it the frozen pass"
-        print(f"boundary {one.boundary}, epochs {one.epochs}: {frozen}, {full} ({took})")

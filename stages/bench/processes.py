@@ -1,4 +1,4 @@
-"""Times of whole processes: the start of a stage, a ``dvc repro`` with nothing to do, deciding from trace to plan."""
+"""Times of whole processes: the start of a stage, and deciding from trace to plan."""
 
 import subprocess
 import sys
@@ -33,15 +33,6 @@ def startup(stages: Sequence[str], repeats: int, kept: Kept) -> dict[str, Spread
                 laps[name].append(kept.once(f"start of {name}, round {round_}", partial(_time, command)))
                 advance(1, name)
     return {name: Spread.of(seconds) for name, seconds in laps.items()}
-
-
-def no_op_repro(repeats: int, kept: Kept) -> Spread | str:
-    """Seconds of ``dvc repro`` with nothing to do, or why that cannot be measured here."""
-    repro = [sys.executable, "-m", "dvc", "repro"]
-    trial = subprocess.run([*repro, "--dry"], capture_output=True, text=True, check=False)
-    if trial.returncode or "Running stage" in trial.stdout:
-        return "no-op dvc repro: not measured, the chain is not up to date here; run: make run"
-    return Spread.of([kept.once(f"dvc repro, round {round_}", lambda: _time(repro)) for round_ in range(repeats)])
 
 
 def deciding(prepared: Path, repeats: int, kept: Kept) -> dict[str, list[float]]:

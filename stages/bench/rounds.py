@@ -11,25 +11,17 @@ from typing import Any, Final
 from salf.engine.progress import progress
 from stages.bench.contender import Contender, Kept, Measured
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer
-from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, MemoryRate, PlainAllocator, TraceMaker
-from stages.bench.workloads import Task
-from stages.common.benchmark import Allocator, AnswerSpeed, Memory, Point, Spread, Tracing
+from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, MemoryRate, TraceMaker
+from stages.bench.workloads import EMBEDDED, Task
+from stages.common.benchmark import AnswerSpeed, Memory, Point, Spread, Tracing
 from stages.trace.collect import SHARD_EXAMPLES
 
 OURS: Final = "ours"
 TRAINER: Final = "trainer"
 LORA: Final = "lora"
-PLAIN_ALLOCATOR: Final = "ours, plain allocator"
 MEMORY: Final = "memory"
 _ANSWERS: Final = {f"ours, {kind.method.name}": kind for kind in (AnswerTuner, AnswerLoraTuner)}
-_KINDS: Final = {
-    OURS: FineTuner,
-    TRAINER: HuggingFaceTrainer,
-    LORA: HuggingFaceLora,
-    PLAIN_ALLOCATOR: PlainAllocator,
-    MEMORY: MemoryRate,
-    **_ANSWERS,
-}
+_KINDS: Final = {OURS: FineTuner, TRAINER: HuggingFaceTrainer, LORA: HuggingFaceLora, MEMORY: MemoryRate, **_ANSWERS}
 _FEWEST_BATCHES: Final = 2
 _MOST_BATCHES: Final = 48
 _MEAN_RUN: Final = 0.7  # of a full fine-tune by the Trainer, at most: half of the layers are frozen on average
@@ -41,20 +33,18 @@ _FEWEST_TRACED: Final = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """The measurements of a benchmark."""
+    """The measurements of a benchmark; as it stands the full form, apart from the stages."""
 
-    quick: bool
-    models: Sequence[str]  # names of workloads: ``embedded`` or a shape's
-    batch_size: int
-    quarters: Sequence[int]  # boundaries, in quarters of the depth; the first is 0
-    epochs: Sequence[int]  # ascending; one run of the most epochs is read at the end of each of these
-    repeats: int  # rounds
-    starts: int  # rounds of processes that only start, and of a ``dvc repro`` with nothing to do
-    training_seconds: float  # wanted for each model
-    tracing_seconds: float  # likewise
-    stages: Sequence[str]  # whose start is measured
-    allocator: bool = False  # measure the effect of its settings too, in one more process
-    bases: tuple[int, int] | None = None  # vocabulary and hidden size of the head whose bases are solved
+    models: Sequence[str] = (EMBEDDED, "12x1024")  # names of workloads: ``embedded`` or a shape's
+    batch_size: int = 8
+    quarters: Sequence[int] = (0, 1, 2, 3)  # boundaries, in quarters of the depth; the first is 0
+    epochs: Sequence[int] = (1, 3, 5)  # ascending; one run of the most epochs is read at the end of each of these
+    repeats: int = 3  # rounds
+    starts: int = 3  # rounds of processes that only start, and of a ``dvc repro`` with nothing to do
+    training_seconds: float = 900  # wanted for each model
+    tracing_seconds: float = 60  # likewise
+    stages: Sequence[str] = ()  # whose start is measured
+    quick: bool = False
 
     def boundaries(self, layers: int) -> list[int]:
         """Ascending, in a model of ``layers`` layers."""
@@ -63,8 +53,7 @@ class Plan:
     def runs(self, layers: int) -> list[tuple[str, int]]:
         """The contender and boundary of each run of a round; LoRA adapts all layers, whatever the boundary."""
         each = [(name, boundary) for name in (OURS, TRAINER) for boundary in self.boundaries(layers)]
-        answers = [(name, 0) for name in (*_ANSWERS, MEMORY)]
-        return [*each, (LORA, 0), *answers, *[(PLAIN_ALLOCATOR, layers // 2)] * self.allocator]
+        return [*each, *((name, 0) for name in (LORA, *_ANSWERS, MEMORY))]
 
 
 @dataclass(frozen=True)
@@ -85,10 +74,6 @@ class FineTunes:
         """Seconds up to the end of that many epochs, by round."""
         return [round_["seconds"][epochs - 1] for round_ in self.measured[contender, boundary]]
 
-    def points(self) -> list[Point]:
-        """Every boundary with every number of epochs."""
-        return [self._point(boundary, epochs) for boundary in self.boundaries for epochs in self.plan.epochs]
-
     def memory(self) -> list[Memory]:
         """The peaks of every boundary; none where the system does not report them."""
         peaks = {run: [lap["peak_bytes"] for lap in laps] for run, laps in self.measured.items()}
@@ -106,58 +91,62 @@ class FineTunes:
             for boundary in self.boundaries
         ]
 
-    def allocator(self) -> Allocator | None:
-        """The effect of the allocator settings at half depth; ``None`` where that was left out."""
-        if not self.plan.allocator:
-            return None
-        half, epochs = self.layers // 2, self.plan.epochs[-1]
-        without = self.seconds(PLAIN_ALLOCATOR, half, epochs)
-        slower = Spread.of_ratios(without, self.seconds(OURS, half, epochs))
-        return Allocator(boundary=half, epochs=epochs, slower_without=slower)
-
-    def answers(self) -> list[AnswerSpeed]:
-        """Answers alone, with weights and with adapters, compared with other ways in the same rounds."""
-        return [self._answers(name, epochs) for name in _ANSWERS for epochs in self.plan.epochs]
-
     def bytes_per_second(self) -> Spread:
         """The rate of memory."""
         return Spread.of([lap["traffic"][0] / lap["seconds"][0] for lap in self.measured[MEMORY, 0]])
 
-    def _answers(self, name: str, epochs: int) -> AnswerSpeed:
-        ours, full = self.seconds(name, 0, epochs), self.seconds(OURS, 0, epochs)
+    def answers(self) -> list[AnswerSpeed]:
+        """Answers alone, with weights and with adapters, compared with other ways in the same rounds."""
         half = min(self.boundaries, key=lambda boundary: abs(2 * boundary - self.layers))
+        return [
+            AnswerSpeed(
+                method=name.removeprefix("ours, "),
+                over_full=self._times(name, 0, OURS, 0, epochs),
+                over_half=self._times(name, 0, OURS, half, epochs),
+                over_trainer_lora=self._times(name, 0, LORA, 0, epochs),
+                **self._common(name, 0, epochs, self._ideal_answers(name, epochs)),
+            )
+            for name in _ANSWERS
+            for epochs in self.plan.epochs
+        ]
+
+    def _ideal_answers(self, name: str, epochs: int) -> float:
+        """The speed-up over our full fine-tuning that FLOPs and the optimizer's memory traffic allow."""
         (whole, flops), (moved, traffic) = (
             [self.measured[each, 0][0][what][epochs - 1] for each in (OURS, name)] for what in ("flops", "traffic")
         )
-        memory = self.bytes_per_second().median
-        ideal = (statistics.median(full) - moved / memory) * flops / whole + traffic / memory
-        speed_up = Spread.of_ratios(full, ours)
-        return AnswerSpeed(
-            method=name.removeprefix("ours, "),
-            epochs=epochs,
-            seconds=Spread.of(ours),
-            over_full=speed_up,
-            over_half=Spread.of_ratios(self.seconds(OURS, half, epochs), ours),
-            over_trainer_lora=Spread.of_ratios(self.seconds(LORA, 0, epochs), ours),
-            ideal=statistics.median(full) / ideal,
-            of_ideal=speed_up.median * ideal / statistics.median(full),
-        )
+        memory, full = self.bytes_per_second().median, statistics.median(self.seconds(OURS, 0, epochs))
+        return full / ((full - moved / memory) * flops / whole + traffic / memory)
 
-    def _point(self, boundary: int, epochs: int) -> Point:
-        ours = self.seconds(OURS, boundary, epochs)
-        speed_up = Spread.of_ratios(self.seconds(OURS, 0, epochs), ours)
+    def points(self) -> list[Point]:
+        """Every boundary with every number of epochs."""
+        return [
+            Point(
+                boundary=boundary,
+                trainer_full=self._times(OURS, boundary, TRAINER, 0, epochs),
+                trainer_frozen=self._times(OURS, boundary, TRAINER, boundary, epochs),
+                trainer_lora=self._times(OURS, boundary, LORA, 0, epochs),
+                speed_up=self._times(OURS, boundary, OURS, 0, epochs),
+                **self._common(OURS, boundary, epochs, self._ideal(boundary, epochs)),
+            )
+            for boundary in self.boundaries
+            for epochs in self.plan.epochs
+        ]
+
+    def _ideal(self, boundary: int, epochs: int) -> float:
+        """The speed-up over our full fine-tuning that FLOPs promise."""
         full, above = (self.measured[OURS, each][0]["flops"][epochs - 1] for each in (0, boundary))
-        return Point(
-            boundary=boundary,
-            epochs=epochs,
-            seconds=Spread.of(ours),
-            trainer_full=Spread.of_ratios(self.seconds(TRAINER, 0, epochs), ours),
-            trainer_frozen=Spread.of_ratios(self.seconds(TRAINER, boundary, epochs), ours),
-            trainer_lora=Spread.of_ratios(self.seconds(LORA, 0, epochs), ours),
-            speed_up=speed_up,
-            ideal=full / above,
-            of_ideal=speed_up.median / (full / above),
-        )
+        return float(full / above)
+
+    def _times(self, name: str, boundary: int, other: str, others: int, epochs: int) -> Spread:
+        """How many times as fast a run is as another one, whose boundary is ``others``."""
+        return Spread.of_ratios(self.seconds(other, others, epochs), self.seconds(name, boundary, epochs))
+
+    def _common(self, name: str, boundary: int, epochs: int, ideal: float) -> dict[str, Any]:
+        """Seconds, and the share that is reached of an ideal speed-up over our full fine-tuning."""
+        reached = self._times(name, boundary, OURS, 0, epochs).median / ideal
+        seconds = Spread.of(self.seconds(name, boundary, epochs))
+        return {"epochs": epochs, "seconds": seconds, "ideal": ideal, "of_ideal": reached}
 
 
 def measure_fine_tunes(task: Task, plan: Plan, kept: Kept, logs: Path) -> FineTunes:
@@ -205,25 +194,25 @@ def measure_tracing(task: Task, plan: Plan, kept: Kept, logs: Path) -> list[Trac
             for name, (who, options) in ways.items()
         }
         measured = in_turn(f"tracing {task.name}: {examples} examples", runs, plan.repeats, kept)
-    laps = {name: [lap["seconds"][0] for lap in rounds] for name, rounds in zip(ways, measured, strict=True)}
-    devices = {name: rounds[0]["device"] for name, rounds in zip(ways, measured, strict=True)}
+    rounds = dict(zip(ways, measured, strict=True))
+    laps = {name: [lap["seconds"][0] for lap in each] for name, each in rounds.items()}
     return [
         Tracing(
             what=name,
-            device=devices[name],
+            device=each[0]["device"],
             examples_per_second=Spread.of([examples / lap for lap in laps[name]]),
             of_plain_forward=Spread.of_ratios(laps[PLAIN], laps[name]),
         )
-        for name in ways
+        for name, each in rounds.items()
     ]
 
 
 def started(stack: ExitStack, kinds: Mapping[str, Any], task: Task, logs: Path) -> dict[str, Contender]:
     """Contenders by name, which end with the stack."""
-    found = {name: Contender(kind, task, logs / f"{task.name}-{name}.log") for name, kind in kinds.items()}
-    for contender in found.values():
-        stack.callback(contender.stop)
-    return found
+    return {
+        name: stack.enter_context(Contender(kind, task, logs / f"{task.name}-{name}.log"))
+        for name, kind in kinds.items()
+    }
 
 
 def in_turn(title: str, runs: Mapping[str, Callable[[], Measured]], repeats: int, kept: Kept) -> list[list[Measured]]:

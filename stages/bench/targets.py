@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 from stages.bench.rounds import WHOLE
-from stages.common.benchmark import Bases, Deciding, ModelResult, Point, Spread, Target
+from stages.common.benchmark import Deciding, ModelResult, Point, Spread, Target
 
 _IDEAL: Final = {"cpu": 0.90, "cuda": 0.95}
 _LORA: Final = 2.0
@@ -15,21 +15,16 @@ _ANSWERS: Final = 0.8
 def targets(
     models: Sequence[ModelResult],
     deciding: Deciding | None,
-    bases: Bases | None,
     startup: Mapping[str, Spread],
     device: str,
 ) -> list[Target]:
-    """Return each model's targets, at the worst point, and those of deciding and of the bases where measured."""
+    """Return each model's targets, at the worst point, and those of deciding where that was measured."""
     found = [target for model in models for target in _of_model(model, device)]
     if deciding is not None:
         where, why = f"{deciding.rows} rows", _by_stage(deciding, startup)
         for whose, share in (("by the Trainer", deciding.of_trainer_full), ("of ours", deciding.of_our_full)):
             name = f"deciding, of a full fine-tune of {deciding.epochs} epochs {whose}"
             found.append(_target(name, "at most", 0.05, share, where, why))
-    if bases is not None:
-        where = f"{bases.vocabulary:,} x {bases.hidden:,}"
-        why = "Nearly all of it is the product of the head with itself."
-        found.append(_target("seconds for the semantic bases", "at most", 60.0, bases.seconds, where, why))
     return found
 
 

@@ -151,7 +151,7 @@ def random_examples(count: int, shape: Shape, seed: int) -> list[Example]:
         answer = tuple(rng.integers(_FIRST_TOKEN, most, rng.integers(1, 4)).tolist())
         own = rng.integers(shape.own[0], shape.own[1] + 1) - (len(answer) - 1)
         prompt = beginning + tuple(rng.integers(_FIRST_TOKEN, most, own).tolist())
-        made.append(Example(str(number), None, "", "", prompt, answer))
+        made.append(Example(str(number), None, "", "", prompt, answer, field_end=len(prompt)))
     return made
 
 

@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -26,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from salf.children import end_with_creator
 from salf.engine.answers import Embeddings
 from salf.engine.batches import Batch, Example, Rows, inference_batches, stream_examples, stretches
 from salf.engine.models.adapter import CausalModel, open_model
@@ -224,12 +224,7 @@ def _share_out(job: Job, absent: Sequence[Shard], facts: dict[str, Any], threads
 
 def _begin(threads: int) -> None:
     torch.set_num_threads(threads)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent_process().join()  # type: ignore[union-attr]  # a worker has a parent
-    os._exit(1)
+    end_with_creator()
 
 
 def _trace_alone(job: Job, shard: Shard, facts: dict[str, Any]) -> None:

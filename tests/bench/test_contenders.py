@@ -13,9 +13,8 @@ from salf.shape import ModelShape
 from stages.bench import others, ours
 from stages.bench.contender import Contender
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer, labelled, pad
-from stages.bench.ours import AnswerLoraTuner, AnswerTuner, BasisSolver, FineTuner, TraceMaker
+from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, TraceMaker
 from stages.bench.prefix import PrefixTrainer
-from tests.bench.conftest import CPU
 from tests.conftest import PROJECT
 
 
@@ -134,16 +133,9 @@ def test_the_naive_loop_finds_the_deviations_that_ours_writes(task, monkeypatch)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_tracing_is_measured_on_the_gpu_where_there_is_one(task, tmp_path):
-    contender = Contender(TraceMaker, replace(task, device=Device(kind="auto", dtype="auto")), tmp_path / "log")
-    try:
+    here = replace(task, device=Device(kind="auto", dtype="auto"))
+    with Contender(TraceMaker, here, tmp_path / "log") as contender:
         lap = contender.ask(examples=12, losses=True, shared=True)
-    finally:
-        contender.stop()
     assert lap["device"] == torch.cuda.get_device_name()
     assert lap["peak_bytes"] > 0
     assert lap["seconds"][0] > 0
-
-
-def test_the_benchmarks_clock_runs_while_bases_are_solved():
-    solver = BasisSolver(CPU)
-    assert solver.run(vocabulary=300, hidden=16, tokens=4).seconds[0] > 0

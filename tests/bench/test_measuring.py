@@ -49,11 +49,8 @@ def test_each_piece_of_work_has_a_peak_of_its_own():
 
 
 def test_a_contender_lives_in_a_process_of_its_own_and_tells_what_it_measured(tmp_path):
-    contender = Contender(Allocating, None, tmp_path / "log")
-    try:
+    with Contender(Allocating, None, tmp_path / "log") as contender:
         laps = [contender.ask(mebibytes=n) for n in (1, 200, 1)]
-    finally:
-        contender.stop()
     assert [lap["seconds"] for lap in laps] == [[1.0]] * 3
     if laps[0]["peak_bytes"] is not None:
         assert laps[1]["peak_bytes"] - laps[2]["peak_bytes"] == pytest.approx(199 * MEBI, abs=40 * MEBI)
@@ -61,14 +58,9 @@ def test_a_contender_lives_in_a_process_of_its_own_and_tells_what_it_measured(tm
 
 @pytest.mark.slow
 def test_a_contender_that_fails_or_dies_ends_the_benchmark_with_its_reason(tmp_path):
-    contender = Contender(Allocating, "at start", tmp_path / "log")
-    with pytest.raises(RuntimeError, match="no such weights"):
-        contender.ask(mebibytes=1)
-    contender.stop()
-    contender = Contender(Allocating, None, tmp_path / "log")
-    with pytest.raises(RuntimeError, match="exit code -9"):
-        contender.ask(mebibytes=-1)
-    contender.stop()
+    for task, mebibytes, reason in (("at start", 1, "no such weights"), (None, -1, "terminated abruptly")):
+        with Contender(Allocating, task, tmp_path / "log") as contender, pytest.raises(RuntimeError, match=reason):
+            contender.ask(mebibytes=mebibytes)
 
 
 @pytest.mark.slow
@@ -76,7 +68,7 @@ def test_no_contender_outlives_a_benchmark_that_was_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
         textwrap.dedent("""
-            import os, time
+            import multiprocessing, time
             from pathlib import Path
             from stages.bench.contender import Contender
             from tests.bench.test_measuring import Allocating
@@ -84,7 +76,7 @@ def test_no_contender_outlives_a_benchmark_that_was_killed(tmp_path):
             if __name__ == "__main__":
                 contender = Contender(Allocating, None, Path("log"))
                 contender.ask(mebibytes=1)
-                Path("child").write_text(str(contender._process.pid))
+                Path("child").write_text(str(multiprocessing.active_children()[0].pid))
                 time.sleep(600)
         """)
     )

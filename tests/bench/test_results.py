@@ -1,17 +1,15 @@
 """From measured seconds to ratios, points and targets."""
 
-from dataclasses import replace
-
 import pytest
 
 from stages.bench.measure import noise
-from stages.bench.rounds import LORA, MEMORY, OURS, PLAIN_ALLOCATOR, TRAINER, WHOLE, FineTunes, Plan
+from stages.bench.rounds import LORA, MEMORY, OURS, TRAINER, WHOLE, FineTunes, Plan
 from stages.bench.targets import targets
-from stages.common.benchmark import Bases, Deciding, ModelResult, Spread, Tracing, Workload
+from stages.common.benchmark import Deciding, ModelResult, Spread, Tracing, Workload
 
 PLAN = Plan(
     quick=True, models=["m"], batch_size=8, quarters=(0, 2, 3), epochs=(1, 3), repeats=3, starts=1, training_seconds=1,
-    tracing_seconds=1, stages=(), allocator=True,
+    tracing_seconds=1,
 )  # fmt: skip
 
 
@@ -40,7 +38,6 @@ def tunes():
                 (4, 6, 8), (8, 12, 16), (4, 6, 8), flops=(50, 60, 70), traffic=(0, 0, 0)
             ),
             (MEMORY, 0): rounds((1,), (2,), (1,), traffic=(3,)),
-            (PLAIN_ALLOCATOR, 2): rounds((6, 11, 19.5), (12, 22, 39), (7, 12, 21)),
         },
     )
 
@@ -90,16 +87,6 @@ def test_a_system_that_does_not_tell_its_memory_leaves_the_table_empty(tunes):
     assert tunes.memory() == []
 
 
-def test_the_allocator_is_held_against_the_same_boundary(tunes):
-    assert tunes.allocator().slower_without.median == pytest.approx(1.5)
-
-
-def test_without_the_allocators_contender_nothing_of_it_is_run_or_told(tunes):
-    alone = replace(tunes, plan=replace(PLAN, allocator=False))
-    assert set(PLAN.runs(4)) - set(alone.plan.runs(4)) == {(PLAIN_ALLOCATOR, 2)}
-    assert alone.allocator() is None
-
-
 def result_of(tunes, tracing):
     workload = Workload(
         model="m",
@@ -116,17 +103,21 @@ def result_of(tunes, tracing):
     rate = Spread.of([1.0])
     ways = [Tracing(what=WHOLE, examples_per_second=rate, of_plain_forward=Spread.of([tracing]))]
     return ModelResult(
-        workload=workload, points=tunes.points(), memory=tunes.memory(), allocator=tunes.allocator(), tracing=ways,
-        answer_side=tunes.answers(), bytes_per_second=tunes.bytes_per_second(),
-    )  # fmt: skip
+        workload=workload,
+        points=tunes.points(),
+        memory=tunes.memory(),
+        allocator=None,
+        tracing=ways,
+        answer_side=tunes.answers(),
+        bytes_per_second=tunes.bytes_per_second(),
+    )
 
 
 def test_targets_are_of_the_worst_point(tunes):
     deciding = Deciding(
         rows=9, epochs=3, seconds=Spread.of([1.0]), stages={"fit": 1.0}, of_trainer_full=0.04, of_our_full=0.06
     )
-    bases = Bases(vocabulary=128_000, hidden=4096, tokens=1, seconds=60.5, peak_bytes=None)
-    found = {target.name: target for target in targets([result_of(tunes, 0.95)], deciding, bases, {}, "cpu")}
+    found = {target.name: target for target in targets([result_of(tunes, 0.95)], deciding, {}, "cpu")}
     met = {name: target.met for name, target in found.items()}
     assert met == {
         "m: share of the ideal speed-up": False,
@@ -137,7 +128,6 @@ def test_targets_are_of_the_worst_point(tunes):
         "m: tracing, of a plain forward's rate": True,
         "deciding, of a full fine-tune of 3 epochs by the Trainer": True,
         "deciding, of a full fine-tune of 3 epochs of ours": False,
-        "seconds for the semantic bases": False,
     }
     ideal = found["m: share of the ideal speed-up"]
     worst = min((p for p in tunes.points() if p.boundary), key=lambda p: p.of_ideal)
@@ -148,7 +138,7 @@ def test_targets_are_of_the_worst_point(tunes):
 
 
 def test_a_gpu_is_held_to_more(tunes):
-    goals = {device: targets([result_of(tunes, 1.0)], None, None, {}, device)[0].goal for device in ("cpu", "cuda")}
+    goals = {device: targets([result_of(tunes, 1.0)], None, {}, device)[0].goal for device in ("cpu", "cuda")}
     assert goals == {"cpu": 0.90, "cuda": 0.95}
 
 
