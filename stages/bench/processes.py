@@ -1,9 +1,7 @@
 """Times of whole processes: the start of a stage, and deciding from trace to plan."""
 
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +10,7 @@ from ruamel.yaml import YAML
 
 from salf.engine.progress import progress
 from stages.bench.contender import Kept
-from stages.bench.workloads import stage_environment
+from stages.bench.workloads import stage_command, timed
 from stages.common.benchmark import Spread
 
 
@@ -25,12 +23,12 @@ def stage_names() -> tuple[str, ...]:
 
 def startup(stages: Sequence[str], repeats: int, kept: Kept) -> dict[str, Spread]:
     """Seconds until a process could begin: bare Python, and stages that import all and print their help."""
-    commands = {"python": [sys.executable, "-c", "pass"]} | {name: _stage(name, "--help") for name in stages}
+    commands = {"python": [sys.executable, "-c", "pass"]} | {name: stage_command(name, "--help") for name in stages}
     laps: dict[str, list[float]] = {name: [] for name in commands}
     with progress("starting processes", repeats * len(commands), "processes") as advance:
         for round_ in range(repeats):
             for name, command in commands.items():
-                laps[name].append(kept.once(f"start of {name}, round {round_}", partial(_time, command)))
+                laps[name].append(kept.once(f"start of {name}, round {round_}", partial(timed, command)))
                 advance(1, name)
     return {name: Spread.of(seconds) for name, seconds in laps.items()}
 
@@ -55,16 +53,4 @@ def _decide(prepared: Path) -> dict[str, float]:
             "fit": ["--traces", traces, *fitted],
             "plan": [*read, *fitted, "--out", f"{folder}/plan"],
         }
-        return {stage: _time(_stage(stage, *words), prepared) for stage, words in options.items()}
-
-
-def _stage(name: str, *options: str) -> list[str]:
-    return [sys.executable, "-m", f"stages.{name}", *options]
-
-
-def _time(command: Sequence[str], folder: Path | None = None) -> float:
-    began = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, env=stage_environment(), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
-    return time.perf_counter() - began
+        return {stage: timed(stage_command(stage, *words), prepared) for stage, words in options.items()}

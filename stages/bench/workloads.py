@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,29 +39,27 @@ class Shape:
     own: tuple[int, int]  # fewest and most tokens of an example after them
 
 
-def _llama(
-    layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, vocabulary: int, **more: Any
-) -> dict[str, Any]:
-    return {
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocabulary,
-        "tie_word_embeddings": False,
-        **more,
-    }
+_SIZES: Final = (
+    *("num_hidden_layers", "hidden_size", "intermediate_size"),
+    *("num_attention_heads", "num_key_value_heads", "vocab_size"),
+)
+
+
+def _llama(*sizes: int, tie_word_embeddings: bool = False, **more: Any) -> dict[str, Any]:
+    return dict(zip(_SIZES, sizes, strict=True)) | {"tie_word_embeddings": tie_word_embeddings} | more
 
 
 # The last two have the numbers of published configurations: SmolLM2-135M and Llama 3.2 1B.
-_TIED: Final = {"tie_word_embeddings": True}
 SHAPES: Final = {
     "12x1024": Shape(_llama(12, 1024, 2816, 16, 16, 32000), shared=0, own=(24, 72)),
     "6x384": Shape(_llama(6, 384, 1024, 6, 6, 8000), shared=0, own=(16, 48)),
-    "smollm2-135m": Shape(_llama(30, 576, 1536, 9, 3, 49152, rope_theta=1e5, **_TIED), shared=97, own=(9, 40)),
+    "smollm2-135m": Shape(
+        _llama(30, 576, 1536, 9, 3, 49152, tie_word_embeddings=True, rope_theta=1e5), shared=97, own=(9, 40)
+    ),
     "llama-1b": Shape(
-        _llama(16, 2048, 8192, 32, 8, 128256, head_dim=64, rope_theta=5e5, **_TIED), shared=0, own=(64, 192)
+        _llama(16, 2048, 8192, 32, 8, 128256, tie_word_embeddings=True, head_dim=64, rope_theta=5e5),
+        shared=0,
+        own=(64, 192),
     ),
 }
 
@@ -112,7 +111,7 @@ def embedded_task(folder: Path) -> Path:
         yaml.dump(params, file)
     for out, options in {"base": ["base"], "prepared": ["prepare", "--base", "base"]}.items():
         if not (folder / out).exists():
-            _run(folder, *options, "--out", out)
+            timed(stage_command(*options, "--out", out), folder)
     return folder
 
 
@@ -163,13 +162,20 @@ def _write_model(shape: Shape, folder: Path) -> None:
         AutoModelForCausalLM.from_config(config).save_pretrained(aside)
 
 
-def stage_environment() -> dict[str, str]:
-    """An environment in which ``python -m stages.…`` works in any folder."""
-    return {**os.environ, "PYTHONPATH": str(Path(stages.__path__[0]).parent)}
+def stage_command(stage: str, *options: str) -> list[str]:
+    """The command line of a stage."""
+    return [sys.executable, "-m", f"stages.{stage}", *options]
 
 
-def _run(folder: Path, stage: str, *options: str) -> None:
-    command = [sys.executable, "-m", f"stages.{stage}", *options]
-    done = subprocess.run(command, cwd=folder, env=stage_environment(), capture_output=True, text=True, check=False)
+def timed(command: Sequence[str], folder: Path | None = None) -> float:
+    """Seconds of a command, in a folder.
+
+    Raises:
+        UserError: it failed.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(stages.__path__[0]).parent)}  # stages are found in any folder
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"the embedded task cannot be made: {' '.join(done.stderr.split())[-500:]}")
+        raise UserError(f"{' '.join(command)} failed: {' '.join(done.stderr.split())[-500:]}")
+    return time.perf_counter() - began

@@ -28,7 +28,7 @@ from stages.study.resamples import (
 from stages.study.tables import Row, records
 from stages.study.verdicts import ORACLE, SAME_COST, Drawn, measured
 
-Gap = tuple[str, Floats, Floats]  # of one case: its group, the difference, and the same in every resample [R]
+Gap = tuple[str, Floats]  # of one case: its group, and the difference as measured and in every resample [1+R]
 COLUMNS: Final = ("rule", "groups", "difference", "low", "high", "p", "p_holm", "detectable", "detectable_holm")
 ELSEWHERE: Final = ("low", "high", "p", "p_holm", "detectable", "detectable_holm")
 _STEPS: Final = 40
@@ -52,10 +52,8 @@ def by_depth(drawn: Sequence[Resamples]) -> Depth | None:
         return None
     lines = tuple(one.case.line for one in cases)
     shares = np.linspace(0, min(line.deepest for line in lines), _STEPS + 1)
-    at = [(one.case.group, one, one.case.line.weights(shares)) for one in cases]
-    mean = over_groups([(group, one.case.line.over_full @ weights) for group, one, weights in at])
-    low, high = interval(over_groups([(group, one.over_full @ weights) for group, one, weights in at]))
-    return Depth(lines, shares, mean, low, high)
+    mean = over_groups([(one.case.group, one.over_full @ one.case.line.weights(shares)) for one in cases])
+    return Depth(lines, shares, mean[0], *interval(mean))
 
 
 def compared(table: pd.DataFrame, drawn: Drawn, other: str, budget: Budget = "epochs") -> pd.DataFrame:
@@ -65,9 +63,9 @@ def compared(table: pd.DataFrame, drawn: Drawn, other: str, budget: Budget = "ep
     gaps: dict[str, list[Gap]] = {}
     for (data_set, model, rule), method in methods.items():
         one, theirs = drawn[Key(data_set, model)], methods.get((data_set, model, other))
-        gap = one.case.over(method, theirs, budget) if theirs and rule not in (other, ORACLE) else None
-        if theirs and gap is not None:
-            gaps.setdefault(rule, []).append((one.case.group, np.array(gap), one.over(method, theirs, budget)))
+        gap = one.over(method, theirs, budget) if theirs and rule not in (other, ORACLE) else None
+        if gap is not None:
+            gaps.setdefault(rule, []).append((one.case.group, gap))
     return over_all(gaps)
 
 
@@ -99,10 +97,8 @@ def _gaps(chosen: Sequence[Row], drawn: Drawn) -> list[Gap]:
         return []
     found: list[Gap] = []
     for one, method in places:
-        line, weights = one.case.line, one.case.line.weights(np.array(share))
-        own = one.case.quality(method) - one.case.quality(FULL)
-        gap = np.array(own - line.over_full @ weights)
-        found.append((one.case.group, gap, one.over(method, FULL) - one.over_full @ weights))
+        fixed = one.over_full @ one.case.line.weights(np.array(share))
+        found.append((one.case.group, one.quality(method) - one.quality(FULL) - fixed))
     return found
 
 
@@ -134,12 +130,11 @@ def over_all(gaps: Mapping[str, Sequence[Gap]]) -> pd.DataFrame:
 
 
 def _comparison(rule: str, gaps: Sequence[Gap]) -> Row:
-    drawn = over_groups([(group, values) for group, _, values in gaps])
-    values = [(group, value) for group, value, _ in gaps]
-    other, groups = over_other_groups(values), len({group for group, _ in values})
-    low, high = interval(drawn)
-    found = {"rule": rule, "groups": groups, "difference": float(over_groups(values)), "low": low, "high": high}
-    found |= {"p": p_value(drawn), "detectable": detectable(float(drawn.std()))}
+    mean, groups = over_groups(gaps), len({group for group, _ in gaps})
+    low, high = interval(mean)
+    found = {"rule": rule, "groups": groups, "difference": mean[0], "low": low, "high": high}
+    found |= {"p": p_value(mean), "detectable": detectable(mean[1:].std())}
+    other = over_other_groups([(group, gap[0]) for group, gap in gaps])
     if other:
         found |= {f"{name}_elsewhere": value for name, value in other.items()}
         found["detectable_elsewhere"] = detectable(other["error"], groups - 1)

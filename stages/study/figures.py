@@ -1,6 +1,6 @@
 """Figures of a study: quality against the boundary for every case, and what freezing costs over all of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -11,7 +11,6 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from stages.common.figures import ACCENT, INK, MUTED, RULE, panel, place_labels, standalone
 from stages.study.comparisons import Depth
 from stages.study.description import FULL
-from stages.study.measured import Case
 from stages.study.resamples import Resamples, interval
 from stages.study.tables import records
 from stages.study.verdicts import ORACLE
@@ -37,7 +36,7 @@ def curve(resamples: Resamples, table: pd.DataFrame, leading: Sequence[str]) -> 
     def paint(axes: Axes) -> None:
         axes.fill_between(list(quality), low, high, color=RULE, linewidth=0)
         axes.plot(list(quality), list(quality.values()), "o-", color=INK, markersize=3.5, linewidth=1.6)
-        longer = _longer(case)
+        longer = _longer(resamples)
         if longer:
             axes.plot(list(longer), list(longer.values()), color=MUTED, linewidth=1.4, linestyle=(0, (4, 2)))
         marks = _marks(table, leading)
@@ -64,6 +63,7 @@ def lost(depth: Depth) -> str:
     """Draw points above full fine-tuning against the share of frozen layers: every case and their mean."""
 
     def paint(axes: Axes) -> None:
+        axes.axhline(0, color=INK, linewidth=0.8)
         for line in depth.lines:
             axes.plot(line.shares, line.over_full, color=MUTED, linewidth=0.8, alpha=0.6)
         axes.fill_between(depth.shares, depth.low, depth.high, color=RULE, linewidth=0)
@@ -71,48 +71,23 @@ def lost(depth: Depth) -> str:
         axes.set_xlim(0, 1)
         lows = [line.over_full[line.shares <= depth.shares[-1]].min() for line in depth.lines]
         axes.set_ylim(_MARGIN * min(lows), None)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("share of the layers that is frozen")
+        axes.set_ylabel("points above full fine-tuning")
 
     described = (
         "Grey: every dataset with every model, linear between measured boundaries; what falls below the figure is "
         "cut off. Coloured: mean over datasets with its interval, as deep as every case was measured."
     )
     title = "What freezing costs, by the share of the layers"
-    return _above_full("study-depth", title, described, paint)
+    return standalone(panel("study-depth", title, described, paint, height=420))[1]
 
 
-def balance(points: pd.DataFrame, model: str) -> str:
-    """Draw points above full fine-tuning against the share of the trace's reduction above each measured boundary."""
-
-    def paint(axes: Axes) -> None:
-        for quantity, ink in (("deviation", MUTED), ("loss", ACCENT)):
-            axes.plot(points[f"{quantity}_observed"], points["over_full"], "o", color=ink, markersize=4, label=quantity)
-        axes.set_ylim(_MARGIN * points.loc[points["trained"] > 0, "over_full"].min(), None)
-        axes.set_xlabel("reduction of the trace's deviation or loss above the boundary, not accuracy")
-        axes.legend(frameon=False)
-
-    described = "Each mark is a measured boundary of a dataset, once by each quantity; what falls below is cut off."
-    title = f"What the trace promises and what was measured, {model}"
-    return _above_full("study-balance", title, described, paint)
-
-
-def _above_full(name: str, title: str, described: str, paint: Callable[[Axes], None]) -> str:
-    """A figure of points above full fine-tuning against a share."""
-
-    def framed(axes: Axes) -> None:
-        axes.axhline(0, color=INK, linewidth=0.8)
-        paint(axes)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_ylabel("points above full fine-tuning")
-
-    return standalone(panel(name, title, described, framed, height=420))[1]
-
-
-def _longer(case: Case) -> dict[int, float]:
+def _longer(resamples: Resamples) -> dict[int, float]:
     """Quality at equal compute by boundary, as far from full fine-tuning's as over the seeds that both have."""
-    full = case.quality(FULL)
-    gaps = {boundary: case.over(method, FULL, "compute") for boundary, method in case.curve().items()}
-    longer = {boundary: full + gap for boundary, gap in gaps.items() if gap is not None}
+    full = resamples.case.quality(FULL)
+    gaps = {boundary: resamples.over(method, FULL, "compute") for boundary, method in resamples.case.curve().items()}
+    longer = {boundary: full + gap[0] for boundary, gap in gaps.items() if gap is not None}
     return {0: full, **longer} if longer else {}
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import pandas as pd
 import pyarrow.parquet as pq
 
 from salf.evidence import Pilots
@@ -29,11 +28,11 @@ def where() -> Row:
     return {"machine": ", ".join(here.accelerators) or here.cpu or here.system, "cores": here.cores}
 
 
-def results(folder: Path, batch: Sequence[FineTune], facts: Mapping[str, Any]) -> list[tuple[Row, pa.Table]]:
+def results(folder: Path, batch: Sequence[FineTune], facts: Mapping[str, Any]) -> list[tuple[Row, pd.DataFrame]]:
     """Return a row and the predictions of every fine-tune of a job; ``outcomes`` of a row are those of its grid."""
     metrics = Metrics.load(folder / "reports/metrics.json")
     columns = ["run", "example_id", "label", "correct", "loss"]
-    said = pq.read_table(folder / "reports/predictions.parquet", columns=columns)
+    said = pd.read_parquet(folder / "reports/predictions.parquet", columns=columns).set_index("run")
     found = []
     for one in batch:
         name = f"{one.method}-seed{one.seed}"
@@ -44,7 +43,7 @@ def results(folder: Path, batch: Sequence[FineTune], facts: Mapping[str, Any]) -
         row |= {"device": clock.machine.device, "dtype": clock.machine.dtype}
         row["seconds"] = clock.seconds_training + clock.seconds_cache  # of the winning rate, with its frozen layers
         row["outcomes"] = _outcomes(run, row) if len(one.rates) > 1 else []
-        found.append((row, said.filter(pc.equal(said["run"], name)).drop_columns(["run"])))
+        found.append((row, said.loc[[name]]))
     return found
 
 

@@ -136,13 +136,6 @@ class Case:
         own, theirs = self.runs.get((method, budget)), self.runs.get((other, "epochs"))
         return tuple(seed for seed in own.seeds if seed in theirs.seeds) if own and theirs else ()
 
-    def over(self, method: str, other: str, budget: Budget = "epochs") -> float | None:
-        """Return a method's quality minus another's at equal epochs, over their common seeds, if there are any."""
-        seeds = self.common_seeds(method, other, budget)
-        if not seeds:
-            return None
-        return round(self.quality(method, budget, seeds) - self.quality(other, "epochs", seeds), DIGITS)
-
     def cost_share(self, method: str) -> float:
         """Return a method's FLOPs at equal epochs as a share of full fine-tuning's."""
         return self.runs[method, "epochs"].flops / self.runs[FULL, "epochs"].flops

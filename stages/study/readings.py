@@ -1,14 +1,14 @@
-"""Readings of the paper's gain on the study's traces, and the balance of cost and benefit by them.
+"""Readings of the paper's gain on the study's traces, and what budget and tolerance choose by them.
 
 A *reading* is a quantity, a gain (:mod:`salf.gains`) and the curve that it is computed from: the observed mean, or the
 law fitted from its peak on. ``ratio`` and ``marginal`` of the observed curve take their exponent from the same law.
 What involves the law has no gain up to the peak. The ratio of the law's curve to the law is 1 and names no layer.
 
 The *benefit* of a boundary is the reduction of the quantity above it, which training can still change: observed, or by
-the law, flat up to the peak. It is what ``budget`` and ``tolerance`` decide by, and is compared with measured quality.
+the law, flat up to the peak. It is what ``budget`` and ``tolerance`` decide by.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Final, Literal, NamedTuple
 
@@ -36,7 +36,6 @@ READ: Final = {  # the readings that the headline names
     "deviation, observed, law": "the law of the deviation",
     "loss, observed, law": "the law of the loss",
 }
-BENEFITS: Final = [f"{quantity}_{curve}" for quantity, curve in product(_QUANTITIES, _CURVES)]
 NOT_TESTED: Final = {
     "the paper's own formula for the gain": "it is in no public source; the law and the gains here are reconstructions",
     "well-known models and datasets": "one model of 135 M parameters and three toys; none of the paper's models",
@@ -112,16 +111,15 @@ class Traced(NamedTuple):
 
 
 class Readings(NamedTuple):
-    """``tables``: each case's boundaries, and measured boundaries with their benefits; ``summary``: over datasets."""
+    """``table``: each case's boundaries by every reading; ``summary``: over datasets."""
 
-    leading: str  # the model with most datasets
-    tables: dict[str, pd.DataFrame]
+    table: pd.DataFrame
     summary: Row
 
 
 def read(study: Study, traces: Traces, cost_cap: float, draws: int) -> Readings | None:
-    """Return the readings and the balance over all cases, and the leading model's; ``None``: nothing was traced."""
-    drawn, places, points = dict[Key, Resamples](), list[Row](), list[Row]()
+    """Return the readings over all cases, and over those of the model with most datasets; ``None``: no traces."""
+    drawn, places = dict[Key, Resamples](), list[Row]()
     for case in study.cases:
         if examples := traces.get(case.key):
             curves = {name: Traced.of(each) for name, each in examples.items()}
@@ -129,7 +127,7 @@ def read(study: Study, traces: Traces, cost_cap: float, draws: int) -> Readings 
             chosen = [Choice(row["rule"], "salf", row["boundary"], "") for row in own]
             chosen += [each for name, one in curves.items() if name != _FOLDED for each in _balance(case, name, one)]
             drawn[case.key] = Resamples(with_choices(case, [*chosen, Choice(FULL, FULL, 0, "")]), draws)
-            places, points = places + own, points + _points(case, curves)
+            places += own
     if not drawn:
         return None
     table = verdicts(drawn)
@@ -140,15 +138,12 @@ def read(study: Study, traces: Traces, cost_cap: float, draws: int) -> Readings 
     claims = [row for name, rows in over.items() for row in _claims(name, rows)]
     claims += [{"claim": one, "verdict": "not tested", "reading": why} for one, why in NOT_TESTED.items()]
     columns = ["data_set", "model", "rule", "method", "interpolated", "quality", "cost_share", "behind_full", "regret"]
-    balance = pd.DataFrame(points).map(rounded)
-    tables = {"readings": pd.DataFrame(places).merge(table[columns], on=columns[:3]).map(rounded), "balance": balance}
     summary = {
         "scopes": over,
         "left_out": records(leave_one_out(table[table["rule"].isin([*_NAMES, ORACLE])], cost_cap)),
-        "correlations": _correlations(balance),
         "claims": records(pd.DataFrame(claims)),
     }
-    return Readings(leading, tables, summary)
+    return Readings(pd.DataFrame(places).merge(table[columns], on=columns[:3]).map(rounded), summary)
 
 
 def _over(table: pd.DataFrame, drawn: Drawn) -> list[Row]:
@@ -198,25 +193,3 @@ def _balance(case: Case, quantity: str, traced: Traced) -> list[Choice]:
             best = int(np.flatnonzero(paid == paid.max())[-1]) if np.isfinite(paid).any() else None
             found.append((f"budget {share:.0%}, {quantity}, {curve}", best))
     return [Choice(name, "budget", boundary, "") for name, boundary in found]
-
-
-def _points(case: Case, curves: Mapping[str, Traced]) -> list[Row]:
-    """Measured boundaries with the share of each trace's reduction above them, and the number of layers there."""
-    rows = []
-    for b, cost, over in zip(case.curve(), case.line.costs, case.line.over_full, strict=True):
-        row: Row = {**case.key._asdict(), "boundary": b, "unit": case.unit, "cost_share": cost, "over_full": over}
-        for quantity, curve in product(_QUANTITIES, _CURVES):
-            benefit = curves[quantity].benefit(curve) if quantity in curves else np.zeros(case.layers + 1)
-            row[f"{quantity}_{curve}"] = float(benefit[b] / benefit[0]) if benefit[0] > 0 else None
-        rows.append({**row, "trained": case.layers - b})
-    return rows
-
-
-def _correlations(points: pd.DataFrame) -> list[Row]:
-    """Spearman's correlation of benefit, or of depth alone, with measured quality over boundaries between 0 and L."""
-    found = []
-    for (data_set, model), rows in points.groupby(["data_set", "model"], sort=False):
-        inner = rows[(rows["boundary"] > 0) & (rows["trained"] > 0)]
-        ranks = inner[[*BENEFITS, "trained"]].corrwith(inner["over_full"], method="spearman")
-        found.append({"data_set": data_set, "model": model, "boundaries": len(inner), **ranks.to_dict()})
-    return records(pd.DataFrame(found))

@@ -3,7 +3,8 @@
 Examples and seeds are drawn with replacement, the same for all methods of a case, so that differences between methods
 are paired (Efron and Tibshirani 1993, chapter 10; both levels are resampled because another study would have other
 examples and other seeds). Cases with the same test examples draw them alike. A method that lacks seeds is compared
-over the seeds that both have, and where none of these was drawn, over all of them.
+over the seeds that both have, and where none of these was drawn, over all of them. Row 0 draws everything once: it is
+what was measured. So a difference and its resamples are one array [1+R].
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ POWER: Final = 0.8
 
 
 class Resamples:
-    """Quality of every run of a case in each of R resamples, drawn with a seed."""
+    """Quality of every run of a case as measured, and in each of R resamples, drawn with a seed."""
 
     def __init__(self, case: Case, resamples: int, seed: int = 1) -> None:
         self.case = case
@@ -39,33 +40,34 @@ class Resamples:
         }
 
     def quality(self, method: str, budget: Budget = "epochs", seeds: Sequence[int] | None = None) -> Floats:
-        """Return a method's mean quality over its seeds, or over some of them, [R]; in points or minus nats."""
+        """Return a method's mean quality over its seeds, or over some of them, [1+R]; in points or minus nats."""
         own = self.case.runs[method, budget].seeds
         chosen = own if seeds is None else seeds
         counts = self._drawn[:, [self._seeds.index(one) for one in chosen]]
         drawn = _over_seeds(self._by_seed[method, budget][:, [own.index(one) for one in chosen]], counts)
         return np.asarray(drawn.round(DIGITS))
 
-    def over(self, method: str, other: str, budget: Budget = "epochs") -> Floats:
-        """Return a method's quality minus another's at equal epochs, over their common seeds, [R]."""
-        seeds = self.case.common_seeds(method, other, budget)
+    def over(self, method: str, other: str, budget: Budget = "epochs") -> Floats | None:
+        """Return a method's quality minus another's at equal epochs, over their common seeds (or ``None``), [1+R]."""
+        if not (seeds := self.case.common_seeds(method, other, budget)):
+            return None
         return np.asarray((self.quality(method, budget, seeds) - self.quality(other, "epochs", seeds)).round(DIGITS))
 
     @cached_property
     def over_full(self) -> Floats:
-        """Every measured boundary's quality minus full fine-tuning's [R, B]."""
+        """Every measured boundary's quality minus full fine-tuning's [1+R, B]."""
         return np.array([self.over(method, FULL) for method in self.case.curve().values()]).T
 
 
 def interval(values: Floats) -> Floats:
-    """Return the ends of the percentile interval of resampled values [R, ...]."""
-    return np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    """Return the ends of the percentile interval of resampled values [1+R, ...]."""
+    return np.quantile(values[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
 
 
 def p_value(differences: Floats) -> float:
-    """Return the two-sided p-value of resampled differences [R]: twice the smaller tail, zero counted in both."""
+    """Return the two-sided p-value of resampled differences [1+R]: twice the smaller tail, zero counted in both."""
     # One is added to both counts, so that no number of resamples gives 0 (Davison and Hinkley 1997, 4.2).
-    resamples, exact = len(differences), np.round(differences, DIGITS)
+    resamples, exact = len(differences) - 1, np.round(differences[1:], DIGITS)
     below, above = int((exact <= 0).sum()), int((exact >= 0).sum())
     return min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
 
@@ -123,7 +125,7 @@ def cross_fitted(runs: Sequence[Run], folds: int = FOLDS) -> Floats:
 
 
 def _weights(drawn: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]] | None) -> Floats:
-    """Weight of every example in the mean of a resample [R, examples]."""
+    """Weight of every example in the mean of a resample [1+R, examples]."""
     weights: Floats = drawn / drawn.shape[1]
     for label in np.unique(labels) if labels is not None else []:
         mine = labels == label
@@ -133,16 +135,16 @@ def _weights(drawn: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]] |
 
 @lru_cache(maxsize=16)  # several models share a test set
 def _test_examples(seed: int, test_set: int, examples: int, resamples: int) -> NDArray[np.integer[Any]]:
-    """Counts of each test example in every resample [R, examples]."""
+    """Counts of each test example in every resample [1+R, examples]."""
     return _drawn(np.random.default_rng([seed, test_set]), examples, resamples).astype(np.uint16)
 
 
 def _drawn(rng: np.random.Generator, things: int, resamples: int) -> NDArray[np.integer[Any]]:
-    """Counts of each thing in every resample [R, things]."""
-    return rng.multinomial(things, np.full(things, 1 / things), size=resamples)
+    """Counts of each thing, first once each and then in every resample [1+R, things]."""
+    return np.insert(rng.multinomial(things, np.full(things, 1 / things), size=resamples), 0, 1, axis=0)
 
 
 def _over_seeds(means: Floats, drawn: NDArray[np.integer[Any]]) -> Floats:
-    """Mean over the drawn seeds: means [R, S] and counts [R, S] → [R]; all seeds alike where none was drawn."""
+    """Mean over the drawn seeds: means [1+R, S] and counts [1+R, S] → [1+R]; all seeds alike where none was drawn."""
     counts = np.where(drawn.sum(axis=1, keepdims=True) > 0, drawn, 1)
     return (means * counts).sum(axis=1) / counts.sum(axis=1)

@@ -12,7 +12,6 @@ from ruamel.yaml import YAML
 from salf.errors import UserError
 from salf.files import write_text
 from stages.common.study_page import Cell, StudyPage, StudyTable
-from stages.study.tables import records
 
 Json = Mapping[str, Any]
 _PART: Final = re.compile(r"<!-- study: (?P<name>[^>]+?) -->\n(?:(?!<!-- study:).)*?<!-- end -->", flags=re.DOTALL)
@@ -25,12 +24,10 @@ def page(summary: Json, curves: pd.DataFrame) -> StudyPage:
     records = {"rules": _ranked(summary["rules"])}
     if alone := summary["alone"]:
         records[f"rules of {alone['model']}"] = _ranked(alone["rules"])
-    records |= {"interaction": summary["interaction"], "headroom": _crossed(summary)}
     records["left out"] = summary["leave_one_out"]
     if readings := summary.get("readings"):
         records |= {f"readings of {model}": rows for model, rows in readings["scopes"].items()}
-        records |= {"readings left out": readings["left_out"], "rank correlations": readings["correlations"]}
-        records["claims"] = readings["claims"]
+        records |= {"readings left out": readings["left_out"], "claims": readings["claims"]}
     records |= {"natural label frequencies": summary["natural"], "equal rates": summary["equal_rates"]}
     tables = {name: _table(described[name.partition(" of ")[0]], rows) for name, rows in records.items()}
     report = [name for name in tables if not name.startswith(("natural", "equal")) and tables[name].rows]
@@ -61,18 +58,6 @@ def _ranked(rules: Json) -> list[Json]:
     return sorted(rules.values(), key=lambda one: int(one["rank"]))
 
 
-def _crossed(summary: Json) -> list[Json]:
-    """Headroom of the leading model, cross-fitted, with the gains of the other ways to pick."""
-    mine = [one for one in summary["headroom"] if one["model"] == summary["leading"]]
-    gains = {(one["picked_by"], one["aim"]): one["gain"] for one in mine}
-    others = ("seen", "validation")
-    return [
-        {**one, **{name: gains[name, one["aim"]] for name in others}}
-        for one in mine
-        if one["picked_by"] == "cross-fitted"
-    ]
-
-
 def _table(described: Json, records: Sequence[Json]) -> StudyTable:
     columns = [(heading, key, form[0] if form else None) for heading, key, *form in described["columns"]]
     rows = [[_cell(one, key, form) for _, key, form in columns] for one in records]
@@ -98,23 +83,20 @@ def _cell(record: Json, key: str, form: Any) -> Cell:
 
 def _quality(curves: pd.DataFrame) -> StudyTable:
     """One model's test quality by boundary and dataset: points as they are, losses without their minus."""
-    points = {(row["boundary"], row["data_set"]): row for row in records(curves)}
-    units = {row["data_set"]: row["unit"] for row in points.values()}
+    units = curves.drop_duplicates("data_set").set_index("data_set")["unit"]
+    quality, places = curves.set_index(["boundary", "data_set"])["quality"], curves.groupby("boundary")
     rows: list[list[Cell]] = []
-    for boundary in sorted({boundary for boundary, _ in points}):
-        there = [points.get((boundary, name)) for name in units]
-        costs = [row["cost_share"] for row in there if row]
-        if len(costs) >= min(_FEW, len(units)):
-            cost = sum(costs) / len(costs)
-            rows.append([str(boundary), (cost, _percent(cost)), *(_quality_cell(row) for row in there)])
+    for boundary, cost in places["cost_share"].mean()[places.size() >= min(_FEW, len(units))].items():
+        cells = [_quality_cell(quality.get((boundary, name)), unit) for name, unit in units.items()]
+        rows.append([str(boundary), (cost, _percent(cost)), *cells])
     names = [name if unit == "points" else f"{name} ({unit})" for name, unit in units.items()]
     return StudyTable(caption="", headings=["last frozen layer", "FLOPs", *names], rows=rows)
 
 
-def _quality_cell(row: Json | None) -> Cell:
-    if row is None:
+def _quality_cell(value: float | None, unit: str) -> Cell:
+    if value is None:
         return ""
-    return row["quality"], f"{row['quality']:.1f}" if row["unit"] == "points" else f"{-row['quality']:.2f}"
+    return value, f"{value:.1f}" if unit == "points" else f"{-value:.2f}"
 
 
 def _scope(summary: Json) -> str:

@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from salf.errors import UserError, reading
@@ -134,55 +133,47 @@ class Tables:
             write_text(self.folder / "settings.json", text)
         return name
 
-    def keep_runs(self, fine_tunes: Sequence[tuple[Row, pa.Table]]) -> None:
+    def keep_runs(self, fine_tunes: Sequence[tuple[Row, pd.DataFrame]]) -> None:
         """Save fine-tunes with their predictions; they replace rows of the same key."""
         found = [({**row, "point": digest([row[name] for name in RUN_KEY])}, said) for row, said in fine_tunes]
-        points = [row["point"] for row, _ in found]
-        path = self.folder / "predictions.parquet"
-        parts = [_named(row["point"], said) for row, said in found]
-        if path.exists():
-            before = pq.read_table(path).cast(_PREDICTIONS)
-            replaced = pc.is_in(before["point"].cast(pa.string()), pa.array(points, pa.string()))
-            parts = [before.filter(pc.invert(replaced)), *parts]
-        with replacing_file(path) as aside:
-            pq.write_table(pa.concat_tables(parts).unify_dictionaries(), aside, compression="zstd")
+        said = pd.concat([each.assign(point=row["point"]) for row, each in found])
+        self._keep_parquet("predictions", said, ["point"], _PREDICTIONS)
         outcomes = [{**row, **one} for row, _ in found for one in row.get("outcomes", [])]
         if outcomes:
-            self.rates = self._replaced("rates", self.rates, outcomes, ["point", "learning_rate"])
-        self.runs = self._replaced("runs", self.runs, [row for row, _ in found], ["point"])
+            self.rates = self._keep("rates", self.rates, outcomes, ["point", "learning_rate"])
+        self.runs = self._keep("runs", self.runs, [row for row, _ in found], ["point"])
 
     def keep_traces(self, rows: Sequence[Row]) -> None:
         """Save traced curves; they replace those of the same cases and bases."""
-        path, new = self.folder / "traces.parquet", pd.DataFrame(rows, columns=[*_TRACED, "example_id", *_CURVES])
-        if path.exists():
-            old = pq.read_table(path).to_pandas()
-            stays = ~pd.MultiIndex.from_frame(old[_TRACED]).isin(pd.MultiIndex.from_frame(new[_TRACED]))
-            new = pd.concat([old[stays], new])
-        with replacing_file(path) as aside:
-            new.to_parquet(aside, index=False, compression="zstd")
+        self._keep_parquet("traces", pd.DataFrame(rows, columns=[*_TRACED, "example_id", *_CURVES]), _TRACED)
 
     def keep_choices(self, rows: Sequence[Row]) -> None:
         """Save selectors' choices; they replace those of the same selectors."""
-        self.choices = self._replaced("choices", self.choices, rows, ["data_set", "model", "rule"])
+        self.choices = self._keep("choices", self.choices, rows, ["data_set", "model", "rule"])
 
-    def _replaced(self, name: str, old: pd.DataFrame, rows: Sequence[Row], key: list[str]) -> pd.DataFrame:
+    def _keep(self, name: str, old: pd.DataFrame, rows: Sequence[Row], key: list[str]) -> pd.DataFrame:
         """Write a table in which rows replace those of the same key, and return it."""
-        new = _typed(pd.DataFrame(rows), name)
-        stays = ~pd.MultiIndex.from_frame(old[key]).isin(pd.MultiIndex.from_frame(new[key]))
-        found = pd.concat([old[stays], new], ignore_index=True) if len(old) else new
+        found = _replaced(old, _typed(pd.DataFrame(rows), name), key)
         with replacing_file(self.folder / f"{name}.csv") as aside:
             found.to_csv(aside, index=False)
         return found
+
+    def _keep_parquet(self, name: str, new: pd.DataFrame, key: list[str], schema: pa.Schema | None = None) -> None:
+        path = self.folder / f"{name}.parquet"
+        found = _replaced(pd.read_parquet(path), new, key) if path.exists() else new
+        with replacing_file(path) as aside:
+            found.to_parquet(aside, index=False, compression="zstd", schema=schema)
+
+
+def _replaced(old: pd.DataFrame, new: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """The rows of both, without the old ones whose key is among the new."""
+    stays = ~pd.MultiIndex.from_frame(old[key]).isin(pd.MultiIndex.from_frame(new[key]))
+    return pd.concat([old[stays], new], ignore_index=True) if stays.any() else new
 
 
 def records(table: pd.DataFrame) -> list[Row]:
     """Return a table's rows; what is missing is ``None``."""
     return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in table.to_dict("records")]
-
-
-def _named(point: str, said: pa.Table) -> pa.Table:
-    named = said.append_column("point", pa.array([point] * len(said)))
-    return named.select(_PREDICTIONS.names).cast(_PREDICTIONS)
 
 
 def _typed(table: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -93,13 +93,12 @@ def _quality(method: str, resamples: Resamples) -> Row:
         "quality_high": high,
         "cost_share": case.cost_share(method),
     }
-    over = case.over(method, FULL)
+    over = resamples.over(method, FULL)
     if over is None:
         return found
-    drawn = resamples.over(method, FULL)
-    low, high = interval(-drawn)
-    found |= {"behind_full": -over, "behind_full_low": low, "behind_full_high": high}
-    return found | ({"p": p_value(drawn)} if method != FULL else {})
+    low, high = interval(-over)
+    found |= {"behind_full": -over[0], "behind_full_low": low, "behind_full_high": high}
+    return found | ({"p": p_value(over)} if method != FULL else {})
 
 
 def _regrets(case: Case, method: str, deciding_share: float) -> Row:

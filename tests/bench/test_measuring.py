@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from salf.errors import UserError
 from stages.bench import processes
 from stages.bench.contender import Contender, Kept, Lap, PeakMemory
 from stages.bench.processes import deciding, stage_names, startup
@@ -106,7 +107,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
 
 
 def test_a_stage_that_cannot_start_ends_the_benchmark_with_its_reason(tmp_path):
-    with pytest.raises(RuntimeError, match="No module named"):
+    with pytest.raises(UserError, match="No module named"):
         startup(["no_such_stage"], 1, Kept(tmp_path / "measured.json"))
 
 
@@ -146,7 +147,7 @@ def test_the_stages_that_decide_run_in_the_folder_of_their_task(tmp_path, monkey
                 assert (tmp_path / folder / command[command.index(option) + 1]).is_dir()
         return 1.0
 
-    monkeypatch.setattr(processes, "_time", time_of)
+    monkeypatch.setattr(processes, "timed", time_of)
     kept = Kept(tmp_path / "kept.json")
     assert deciding(Path("aside"), 2, kept) == {name: [1.0, 1.0] for name in ("trace", "fit", "plan")}
     assert len(asked) == 6

@@ -51,7 +51,7 @@ def test_a_benchmark_is_complete_and_a_second_start_measures_nothing_again(tmp_p
         raise AssertionError("measured again")
 
     monkeypatch.setattr(Contender, "ask", refuse)
-    monkeypatch.setattr(module.processes, "_time", refuse)
+    monkeypatch.setattr(module.processes, "timed", refuse)
     again = measure(plan, CPU, tmp_path)
     assert again.model_copy(update={"at": first.at}) == first
 

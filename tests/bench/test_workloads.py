@@ -51,14 +51,14 @@ def test_the_embedded_task_is_made_once_whatever_the_project_is_set_to(tmp_path,
     write_params(tmp_path, data__source="files")
     asked = []
 
-    def make(folder, stage, *options):
-        asked.append(stage)
-        (folder / options[-1]).mkdir()
+    def make(command, folder):
+        asked.append(command[2])
+        (folder / command[-1]).mkdir()
 
-    monkeypatch.setattr(workloads, "_run", make)
+    monkeypatch.setattr(workloads, "timed", make)
     for _ in range(2):
         folder = workloads.embedded_task(tmp_path / "aside")
-    assert asked == ["base", "prepare"]
+    assert asked == ["stages.base", "stages.prepare"]
     params = (folder / "params.yaml").read_text()
     assert "source: embedded" in params
     assert "source: docstrings" in params

@@ -1,6 +1,6 @@
 """What a study starts first: curves of all datasets before anything that makes them finer."""
 
-import pyarrow as pa
+import pandas as pd
 import pytest
 
 from stages.study.agenda import FineTune
@@ -64,7 +64,7 @@ def test_a_finished_fine_tune_is_not_wanted_again_while_its_settings_hold(progre
     row = {"data_set": "a", "model": "m", "method": "full", "seed": 1, "budget": "epochs", "boundary": 0, "layers": 8}
     row |= {"rates": "0.001 0.002", "learning_rate": 0.002, "validation_loss": 1.0, "method_settings": ""}
     row |= {"settings": progress.tables.keep_settings(case.training), "seconds_wall": 20.0, "machine": "elsewhere"}
-    said = pa.table({"example_id": ["x"], "label": ["yes"], "correct": [True], "loss": [0.5]})
+    said = pd.DataFrame({"example_id": ["x"], "label": ["yes"], "correct": [True], "loss": [0.5]})
     progress.tables.keep_runs([(row, said)])
     known = progress.known()
     assert known.done[full] == 0.002

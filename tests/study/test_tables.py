@@ -1,7 +1,6 @@
 """The study's tables: whole at any moment, a row per fine-tune."""
 
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,14 +10,7 @@ from tests.conftest import PROJECT
 
 PREDICTIONS, RUNS = "predictions.parquet", "runs.csv"
 
-SAID = pa.table(
-    {
-        "example_id": ["x", "y"],
-        "label": ["yes", None],
-        "correct": [True, False],
-        "loss": pa.array([0.5, None], pa.float64()),
-    }
-)
+SAID = pd.DataFrame({"example_id": ["x", "y"], "label": ["yes", None], "correct": [True, False], "loss": [0.5, None]})
 
 
 def run(method="full", seed=1, settings="s", **more):
@@ -51,7 +43,7 @@ def test_a_run_of_the_same_key_takes_the_place_of_the_older(tmp_path):
     tables = Tables(tmp_path)
     tables.keep_runs([(run(), SAID)])
     tables.keep_runs([(run("freeze-2"), SAID)])
-    tables.keep_runs([(run(code="later"), SAID.slice(0, 1))])
+    tables.keep_runs([(run(code="later"), SAID.iloc[:1])])
     assert [(row["method"], row.get("code")) for row in records(tables.runs)] == [("freeze-2", ""), ("full", "later")]
     points = pq.read_table(tmp_path / PREDICTIONS)["point"].to_pylist()
     assert points == [tables.runs["point"][0]] * 2 + [tables.runs["point"][1]]
@@ -99,7 +91,7 @@ def test_a_row_is_never_there_without_its_predictions(tmp_path, monkeypatch):
     def dies(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Tables, "_replaced", dies)
+    monkeypatch.setattr(Tables, "_keep", dies)
     with pytest.raises(KeyboardInterrupt):
         tables.keep_runs([(run("freeze-2"), SAID)])
     monkeypatch.undo()
@@ -123,7 +115,7 @@ def test_the_committed_tables_keep_their_bytes(tmp_path, name):
     """Read, written and read again, whatever is added later."""
     committed = PROJECT / "reports/study"
     table = getattr(Tables(committed), name)
-    Tables(tmp_path)._replaced(name, table.iloc[:0], records(table), RUN_KEY[:2])
+    Tables(tmp_path)._keep(name, table.iloc[:0], records(table), RUN_KEY[:2])
     assert (tmp_path / f"{name}.csv").read_bytes() == (committed / f"{name}.csv").read_bytes()
 
 
