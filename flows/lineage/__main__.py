@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")
     try:
         with open_project(arguments.project) as project:
-            return int(arguments.run(project, arguments))
+            answer, text = _answer(project, arguments)
+        print(json.dumps(answer, indent=2, ensure_ascii=False) if arguments.json else text, flush=True)
+        return FINE if arguments.command != "verify" or answer["ok"] else NOT_SO
     except UserError as error:
         return _fail(str(error), {NotFoundError: NOT_SO, BusyError: BUSY}.get(type(error), BAD_USAGE))
     except BrokenPipeError:  # the reader has seen enough (show ... | head)
@@ -70,36 +72,32 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--project", type=Path, default=Path(), metavar="DIR", help="the DVC project (here)")
     common.add_argument("--json", action="store_true", help="print JSON")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="command")
 
-    def add(name: str, text: str, run: Callable[[Project, argparse.Namespace], int]) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, parents=[common], help=text, description=text, formatter_class=raw)
-        command.set_defaults(run=run)
-        return command
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, parents=[common], help=text, description=text, formatter_class=raw)
 
-    command = add("show", "trace an artifact, file, stage or hash back to raw data and base model", _show)
-    command.add_argument(
-        "subject", help="a path (in the project or elsewhere), a stage, or a hash (or its first digits)"
-    )
-    command = add("why", "show what changed since a stage last ran", _why)
+    command = add("show", "trace an artifact, file, stage or hash back to raw data and base model")
+    command.add_argument("subject", help="a path (here or elsewhere), a stage, or a hash (or its first digits)")
+    command = add("why", "show what changed since a stage last ran")
     command.add_argument("stage", help="a stage, or a matrix item such as finetune@salf-1")
-    command = add("verify", "recompute all hashes and compare them with dvc.lock and the ledger", _verify)
+    command = add("verify", "recompute all hashes and compare them with dvc.lock and the ledger")
     command.add_argument("--head", type=_noted, metavar="HASH", help="what `head` printed earlier; it must still exist")
     command.add_argument(
         "--accept", nargs="+", default=[], metavar="STAGE", help="take over what dvc.lock says of these; a note says so"
     )
     command.add_argument("--whole-cache", action="store_true", help="also hash cached files of older runs")
-    command = add("diff", "compare the freeze plans of two commits, branches or experiments", _diff)
+    command = add("diff", "compare the freeze plans of two commits, branches or experiments")
     command.add_argument("old", help="a commit, branch, tag or experiment, or the word workspace")
     command.add_argument("new", nargs="?", default=why.HERE, help="another (default: workspace)")
-    command = add("export", "write the records as RO-Crate, OpenLineage or SLSA provenance", _export)
+    command = add("export", "write the records as RO-Crate, OpenLineage or SLSA provenance")
     command.epilog = _EXPORTS
     command.add_argument("format", choices=sorted(FORMATS), help="format to write")
     command.add_argument("--out", type=Path, metavar="PATH", help="output folder (for openlineage: a file)")
     command.add_argument("--key", type=Path, metavar="FILE", help="slsa: sign with this Ed25519 key (PEM)")
-    add("record", "record what DVC has locked since the ledger's last entry", _record)
-    add("head", "number and hash of the ledger's newest record", _head)
-    add("repair", "put damaged lines of the ledger aside, and write a lost head file", _repair)
+    add("record", "record what DVC has locked since the ledger's last entry")
+    add("head", "number and hash of the ledger's newest record")
+    add("repair", "put damaged lines of the ledger aside, and write a lost head file")
     return parser
 
 
@@ -111,54 +109,38 @@ def _noted(text: str) -> str:
     return found[1]
 
 
-def _show(project: Project, arguments: argparse.Namespace) -> int:
-    answer = show.lineage(Universe(project), arguments.subject)
-    return _say(answer.model_dump(), answer.text(), arguments)
-
-
-def _why(project: Project, arguments: argparse.Namespace) -> int:
-    answer = why.why(Universe(project), arguments.stage)
-    return _say(answer, why.text(answer), arguments)
-
-
-def _verify(project: Project, arguments: argparse.Namespace) -> int:
-    report = verify(project, arguments.head, arguments.whole_cache, arguments.accept)
-    return _say(report.model_dump(mode="json"), report.text(), arguments, FINE if report.ok else NOT_SO)
-
-
-def _diff(project: Project, arguments: argparse.Namespace) -> int:
-    answer = why.diff(project, arguments.old, arguments.new)
-    same = f"the plans of {arguments.old} and {arguments.new} do not differ"
-    return _say(answer, "\n".join(answer["plans"]) or same, arguments)
-
-
-def _export(project: Project, arguments: argparse.Namespace) -> int:
-    written = [str(path) for path in export(arguments.format, project, arguments.out, arguments.key)]
-    return _say(written, "\n".join(written), arguments)
-
-
-def _record(project: Project, arguments: argparse.Namespace) -> int:
-    recorded = record_all(project.root)
-    return _say({"recorded": recorded}, f"recorded: {', '.join(recorded) or 'nothing new'}", arguments)
-
-
-def _head(project: Project, arguments: argparse.Namespace) -> int:
-    newest = Ledger.read(project.ledger).head
-    if newest is None:
-        return _fail("the ledger is empty: DVC has run no stage here", NOT_SO)
-    return _say(asdict(newest), str(newest), arguments)
-
-
-def _repair(project: Project, arguments: argparse.Namespace) -> int:
-    done = repair(project.ledger)
-    lines = [f"line {number} was damaged: it is in records.torn now" for number in done.put_aside]
-    lines += ["the lost head file was written again"] if done.new_head else []
-    return _say(lines, "\n".join(lines) or "nothing to repair", arguments)
-
-
-def _say(answer: Any, text: str, arguments: argparse.Namespace, status: int = FINE) -> int:
-    print(json.dumps(answer, indent=2, ensure_ascii=False) if arguments.json else text, flush=True)
-    return status
+def _answer(project: Project, given: argparse.Namespace) -> tuple[Any, str]:
+    """A command's answer for programs, and for readers."""
+    match given.command:
+        case "show":
+            lineage = show.lineage(Universe(project), given.subject)
+            return lineage.model_dump(), lineage.text()
+        case "why":
+            changes = why.why(Universe(project), given.stage)
+            return changes, why.text(changes)
+        case "verify":
+            report = verify(project, given.head, given.whole_cache, given.accept)
+            return report.model_dump(mode="json"), report.text()
+        case "diff":
+            plans = why.diff(project, given.old, given.new)
+            same = f"the plans of {given.old} and {given.new} do not differ"
+            return plans, "\n".join(plans["plans"]) or same
+        case "export":
+            written = [str(path) for path in export(given.format, project, given.out, given.key)]
+            return written, "\n".join(written)
+        case "record":
+            recorded = record_all(project.root)
+            return {"recorded": recorded}, f"recorded: {', '.join(recorded) or 'nothing new'}"
+        case "head":
+            newest = Ledger.read(project.ledger).head
+            if newest is None:
+                raise NotFoundError("the ledger is empty: DVC has run no stage here")
+            return asdict(newest), str(newest)
+        case _:
+            done = repair(project.ledger)
+            lines = [f"line {number} was damaged: it is in records.torn now" for number in done.put_aside]
+            lines += ["the lost head file was written again"] if done.new_head else []
+            return lines, "\n".join(lines) or "nothing to repair"
 
 
 def _fail(message: str, status: int) -> int:

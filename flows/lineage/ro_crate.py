@@ -6,7 +6,7 @@ RO-Crate 1.1; the same records give the same bytes.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final
 from urllib.parse import quote
@@ -14,18 +14,17 @@ from urllib.parse import quote
 from flows.lineage.export import Result, members
 from flows.lineage.ledger import RESTORED
 from flows.lineage.project import overlap
-from salf.ledger import LockedPath
+from salf.ledger import End, LockedPath
 
 METADATA: Final = "ro-crate-metadata.json"
 WORKFLOW: Final = "dvc.yaml"
-_ELSEWHERE: Final = "CreativeWork"  # what was read from outside the project is described, not contained
 _WORKFLOW_RUN: Final = "#workflow-run"
 _SPECIFICATION: Final = "https://w3id.org/ro/crate/1.1"
 _WORKFLOW_CRATE: Final = "https://w3id.org/workflowhub/workflow-ro-crate/1.0"
 _BIOSCHEMAS: Final = "https://bioschemas.org/profiles/ComputationalWorkflow/1.0-RELEASE"
 _LICENCE: Final = "https://www.apache.org/licenses/LICENSE-2.0"
 _DVC: Final = "https://dvc.org"
-_COMPLETED: Final = "http://schema.org/CompletedActionStatus"
+_COMPLETED: Final = {"actionStatus": "http://schema.org/CompletedActionStatus"}
 _PROFILES: Final = {
     "https://w3id.org/ro/wfrun/process/0.5": ("Process Run Crate", "0.5"),
     "https://w3id.org/ro/wfrun/workflow/0.5": ("Workflow Run Crate", "0.5"),
@@ -49,39 +48,53 @@ _FORMATS: Final = {
 Entity = dict[str, Any]
 
 
+class _Graph(dict[str, Entity]):
+    """The entities of a crate by id."""
+
+    def add(self, identifier: str, kind: str | list[str] = "", /, **facts: Any) -> Entity:
+        """Add an entity, or facts to one that is there (its lists grow); returns the reference to it."""
+        entity = self.setdefault(identifier, {"@id": identifier, "@type": kind})
+        for key, value in facts.items():
+            if isinstance(value, list):
+                known = entity.setdefault(key, [])
+                known += [one for one in value if one not in known]
+            elif value is not None:
+                entity[key] = value
+        return _ref(identifier)
+
+    def flat(self) -> list[Entity]:
+        """The entities in RO-Crate's form: no empty list, and one value without brackets."""
+        return [
+            {k: v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in entity.items() if v != []}
+            for entity in self.values()
+        ]
+
+
 def crate(found: Sequence[Result], files: Mapping[str, str]) -> Entity:
     """Return the content of ``ro-crate-metadata.json``."""
-    described = _files(found, files)
-    actions = [_action(result) for result in found]
-    graph = [
-        _entity(METADATA, "CreativeWork", about=_ref("./"), conformsTo=[_ref(_SPECIFICATION), _ref(_WORKFLOW_CRATE)]),
-        _root(found, described, [_WORKFLOW_RUN, *(action["@id"] for action in actions)]),
-        *_constants(),
-        _workflow(found),
-        *_parameters(found),
-        *_tools(found),
-        *_steps(found),
-        *described.values(),
-        *actions,
-        *_values(found),
-        _workflow_run(found),
-        *_engine(found),
-    ]
-    return {"@context": [f"{_SPECIFICATION}/context", _TERMS], "@graph": graph}
+    graph = _Graph()
+    about = [_ref(_SPECIFICATION), _ref(_WORKFLOW_CRATE)]
+    graph.add(METADATA, "CreativeWork", about=_ref("./"), conformsTo=about)
+    root = graph.add("./", "Dataset", name="A run of the SALF chain", datePublished=_time_of(_last(found)))
+    workflow = _add_workflow(graph, found)
+    _add_files(graph, found, files)
+    whole = _add_whole_run(graph, found)
+    runs = [_add_run(graph, position, result) for position, result in enumerate(found, start=1)]
+    stages = ", ".join(result.stage for result in found)
+    licence = "A permissive licence that grants patent rights."
+    graph.add(
+        root["@id"],
+        description=f"The stages {stages} as DVC last locked them: code, data, parameters, results, runs.",
+        license=graph.add(_LICENCE, "CreativeWork", name="Apache License 2.0", description=licence),
+        conformsTo=[graph.add(page, "CreativeWork", name=n, version=v) for page, (n, v) in _PROFILES.items()],
+        mainEntity=workflow,
+        mentions=[whole, *runs],
+    )
+    return {"@context": [f"{_SPECIFICATION}/context", _TERMS], "@graph": graph.flat()}
 
 
-def _entity(identifier: str, kind: str | list[str], /, **facts: Any) -> Entity:
-    """An entity in RO-Crate's form: no empty fact, and one value without brackets."""
-    flat = {key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in facts.items()}
-    return {"@id": identifier, "@type": kind} | {key: v for key, v in flat.items() if v is not None and v != []}
-
-
-def _ref(identifier: str) -> dict[str, str]:
+def _ref(identifier: str) -> Entity:
     return {"@id": identifier}
-
-
-def _refs(identifiers: Iterable[str]) -> list[dict[str, str]]:
-    return [_ref(identifier) for identifier in identifiers]
 
 
 def _id(*names: str) -> str:
@@ -89,11 +102,11 @@ def _id(*names: str) -> str:
     return "#" + "/".join(quote(name, safe="") for name in names)
 
 
-def _path_of(artifact: LockedPath) -> str:
-    """The id of an artifact: its path in the crate, as a URI."""
+def _file(artifact: LockedPath) -> Entity:
+    """The reference to an artifact: its path in the crate, as a URI."""
     if not artifact.is_inside:
-        return _id("elsewhere", artifact.md5 or "")
-    return quote(artifact.path) + ("/" if artifact.is_folder else "")
+        return _ref(_id("elsewhere", artifact.md5 or ""))
+    return _ref(quote(artifact.path) + ("/" if artifact.is_folder else ""))
 
 
 def _format_of(path: str) -> str:
@@ -105,114 +118,102 @@ def _time_of(at: str) -> str:
     return f"{at[:23]}+00:00"
 
 
-def _root(found: Sequence[Result], described: Mapping[str, Entity], mentioned: Sequence[str]) -> Entity:
-    stages = ", ".join(result.stage for result in found)
-    return _entity(
-        "./",
-        "Dataset",
-        name="A run of the SALF chain",
-        description=f"The stages {stages} as DVC last locked them: code, data, parameters, results, runs.",
-        datePublished=_time_of(max(result.locked.at for result in found)),
-        license=_ref(_LICENCE),
-        conformsTo=[_ref(profile) for profile in _PROFILES],
-        mainEntity=_ref(WORKFLOW),
-        hasPart=[_ref(WORKFLOW), *(_ref(key) for key, one in described.items() if one["@type"] != _ELSEWHERE)],
-        mentions=[_ref(identifier) for identifier in mentioned],
-    )
+def _last(found: Sequence[Result]) -> str:
+    return max(result.locked.at for result in found)
 
 
-def _constants() -> Iterator[Entity]:
-    for identifier, (name, version) in _PROFILES.items():
-        yield _entity(identifier, "CreativeWork", name=name, version=version)
-    yield _entity(_BIOSCHEMAS, "CreativeWork", name="Bioschemas ComputationalWorkflow")
-    about = "A permissive licence that grants patent rights."
-    yield _entity(_LICENCE, "CreativeWork", name="Apache License 2.0", description=about)
-    yield _entity("#dvc-yaml", "ComputerLanguage", name="DVC pipeline", url=_ref(_DVC))
-
-
-def _workflow(found: Sequence[Result]) -> Entity:
+def _add_workflow(graph: _Graph, found: Sequence[Result]) -> Entity:
+    """dvc.yaml; every run adds its step, tool and parameters to it."""
     commits = sorted({result.start.commit for result in found if result.start and result.start.commit})
-    return _entity(
+    workflow = graph.add(
         WORKFLOW,
         ["File", "SoftwareSourceCode", "ComputationalWorkflow", "HowTo"],
         name="The graph of stages",
         encodingFormat="application/yaml",
-        programmingLanguage=_ref("#dvc-yaml"),
-        conformsTo=_ref(_BIOSCHEMAS),
+        programmingLanguage=graph.add("#dvc-yaml", "ComputerLanguage", name="DVC pipeline", url=_ref(_DVC)),
+        conformsTo=graph.add(_BIOSCHEMAS, "CreativeWork", name="Bioschemas ComputationalWorkflow"),
         version=commits or "not under version control",
-        input=[_ref(_id("parameter", name)) for name in _all_parameters(found)],
-        hasPart=[_ref(tool) for tool in _by_tool(found)],
-        step=[_ref(_id("step", result.stage)) for result in found],
     )
+    graph.add("./", hasPart=[workflow])
+    return workflow
 
 
-def _parameters(found: Sequence[Result]) -> Iterator[Entity]:
-    for name, value in _all_parameters(found).items():
-        examples = [_ref(_id("value", result.stage, name)) for result in found if name in result.parameters]
-        kind = _TYPES.get(type(value), "PropertyValue")
-        yield _entity(_id("parameter", name), "FormalParameter", name=name, additionalType=kind, workExample=examples)
-
-
-def _tools(found: Sequence[Result]) -> Iterator[Entity]:
-    software: dict[str, Entity] = {}
-    for tool, results in _by_tool(found).items():
-        versions = {pair for result in results for pair in result.versions.items()}
-        pages = {_address_of(*pair): pair for pair in versions}
-        for page, (name, version) in pages.items():
-            software[page] = _entity(page, "SoftwareApplication", name=name, softwareVersion=version, url=_ref(page))
-        yield _entity(
-            tool,
-            "SoftwareApplication",
-            name=results[0].stage.partition("@")[0],
-            softwareVersion=sorted({result.commit for result in results}),
-            softwareRequirements=[_ref(page) for page in sorted(pages)],
-            input=[_ref(_id("parameter", name)) for name in _all_parameters(results)],
-        )
-    yield from (software[page] for page in sorted(software))
-
-
-def _steps(found: Sequence[Result]) -> Iterator[Entity]:
-    for position, result in enumerate(found, start=1):
-        example = _ref(_tool(result))
-        step = _id("step", result.stage)
-        yield _entity(step, "HowToStep", name=result.stage, position=str(position), workExample=example)
-
-
-def _files(found: Sequence[Result], files: Mapping[str, str]) -> dict[str, Entity]:
-    described: dict[str, Entity] = {}
+def _add_files(graph: _Graph, found: Sequence[Result], files: Mapping[str, str]) -> None:
     for path, artifact in members(found).items():
-        kind = "Dataset" if artifact.is_folder else "File"
         if artifact.is_folder or not artifact.is_inside:
             facts: Entity = {"identifier": f"dvc:md5:{artifact.md5}"}
         else:
             facts = {"md5": artifact.md5, "encodingFormat": _format_of(path)}
+        kind = "Dataset" if artifact.is_folder else "File"
         size = None if artifact.size is None else str(artifact.size)
-        kind = kind if artifact.is_inside else _ELSEWHERE
-        key = _path_of(artifact)
-        described[key] = _entity(key, kind, name=artifact.shown, contentSize=size, **facts)
+        # What was read from outside the project is described, not contained.
+        kind = kind if artifact.is_inside else "CreativeWork"
+        part = graph.add(_file(artifact)["@id"], kind, name=artifact.shown, contentSize=size, **facts)
+        graph.add("./", hasPart=[part] if artifact.is_inside else [])
     for path, text in files.items():
-        about = _ref("./") if path == "README.md" else None
-        file = _entity(quote(path), "File", name=path, description=text, encodingFormat=_format_of(path), about=about)
-        if path != WORKFLOW:
-            described.setdefault(quote(path), file)
-    return described
+        if quote(path) not in graph:  # the workflow is one of them
+            about = _ref("./") if path == "README.md" else None
+            facts = {"description": text, "encodingFormat": _format_of(path), "about": about}
+            graph.add("./", hasPart=[graph.add(quote(path), "File", name=path, **facts)])
 
 
-def _action(result: Result) -> Entity:
-    start, end = result.start, result.end
-    return _entity(
-        _action_id(result),
+def _add_whole_run(graph: _Graph, found: Sequence[Result]) -> Entity:
+    """The run of the workflow, and DVC, which organizes it; every stage's run adds its values and its control."""
+    made = {artifact.path: artifact for result in found for artifact in result.outputs}
+    read = {artifact.path: artifact for result in found for artifact in result.inputs}
+    begun = [result.start.at for result in found if result.start]
+    whole = graph.add(
+        _WORKFLOW_RUN,
         "CreateAction",
-        name=f"Run of {result.stage}",
+        name="The chain",
+        description="All stages, each as it was last run; they need not have run in one go.",
+        instrument=_ref(WORKFLOW),
+        object=[_file(raw) for path, raw in read.items() if not any(overlap(path, output) for output in made)],
+        result=list(map(_file, made.values())),
+        startTime=_time_of(min(begun)) if begun else None,
+        endTime=_time_of(_last(found)),
+        **_COMPLETED,
+    )
+    versions = sorted({version for result in found if (version := result.versions.get("dvc"))}) or "unknown"
+    dvc = graph.add(_DVC, "SoftwareApplication", name="DVC", url=_ref(_DVC), softwareVersion=versions)
+    graph.add("#organize", "OrganizeAction", name="DVC runs the graph", instrument=dvc, result=whole)
+    return whole
+
+
+def _add_run(graph: _Graph, position: int, result: Result) -> Entity:
+    """The run that made a stage's result; with its program, step, values, and DVC's part in it."""
+    stage, start, end = result.stage, result.start, result.end
+    parameters, values = _add_values(graph, result)
+    program = stage.partition("@")[0]
+    tool = graph.add(
+        _id("tool", program),
+        "SoftwareApplication",
+        name=program,
+        softwareVersion=[result.commit],
+        softwareRequirements=list(_add_libraries(graph, result)),
+        input=parameters,
+    )
+    step = graph.add(_id("step", stage), "HowToStep", name=stage, position=str(position), workExample=tool)
+    run = graph.add(
+        _id("run", start.run if start else f"locked-{result.locked.seq}"),
+        "CreateAction",
+        name=f"Run of {stage}",
         description=_story(result),
-        instrument=_ref(_tool(result)),
-        object=_refs([*map(_path_of, result.inputs), *_value_ids(result)]),
-        result=_refs(map(_path_of, result.outputs)),
+        instrument=tool,
+        object=[*map(_file, result.inputs), *values],
+        result=list(map(_file, result.outputs)),
         startTime=_time_of(start.at) if start else None,
         endTime=_time_of((end or result.locked).at),
-        actionStatus=_COMPLETED,
-        resourceUsage=_ref(_id("seconds", result.stage)) if end else None,
+        resourceUsage=_add_seconds(graph, stage, end) if end else None,
+        **_COMPLETED,
     )
+    locked = {"endTime": _time_of(result.locked.at), **_COMPLETED}
+    name = f"DVC brings {stage} up to date"
+    control = graph.add(_id("control", stage), "ControlAction", name=name, instrument=step, object=run, **locked)
+    graph.add("#organize", object=[control])
+    graph.add(WORKFLOW, input=parameters, hasPart=[tool], step=[step])
+    graph.add(_WORKFLOW_RUN, object=values)
+    return run
 
 
 def _story(result: Result) -> str:
@@ -225,95 +226,32 @@ def _story(result: Result) -> str:
     return f"{command}: code at commit {result.commit}{' with uncommitted edits' if start.dirty else ''}; on {where}."
 
 
-def _values(found: Sequence[Result]) -> Iterator[Entity]:
-    for result in found:
-        for name, value in result.parameters.items():
-            yield _entity(
-                _id("value", result.stage, name),
-                "PropertyValue",
-                name=name,
-                value=value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False),
-                exampleOfWork=_ref(_id("parameter", name)),
-            )
-        if result.end:
-            yield _entity(
-                _id("seconds", result.stage),
-                "PropertyValue",
-                name="wall-clock time",
-                propertyID="https://schema.org/duration",
-                value=str(result.end.seconds),
-                unitCode="https://qudt.org/vocab/unit/SEC",
-            )
+def _add_values(graph: _Graph, result: Result) -> tuple[list[Entity], list[Entity]]:
+    """The parameters of a stage, and the values that this run gave them."""
+    parameters, values = [], []
+    for name, value in result.parameters.items():
+        identifier, kind = _id("value", result.stage, name), _TYPES.get(type(value), "PropertyValue")
+        facts = {"name": name, "additionalType": kind, "workExample": [_ref(identifier)]}
+        parameters.append(graph.add(_id("parameter", name), "FormalParameter", **facts))
+        shown = value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
+        values.append(graph.add(identifier, "PropertyValue", name=name, value=shown, exampleOfWork=parameters[-1]))
+    return parameters, values
 
 
-def _workflow_run(found: Sequence[Result]) -> Entity:
-    made = {artifact.path: artifact for result in found for artifact in result.outputs}
-    read = {artifact.path: artifact for result in found for artifact in result.inputs}
-    raw = [artifact for path, artifact in read.items() if not any(overlap(path, output) for output in made)]
-    begun = [result.start.at for result in found if result.start]
-    return _entity(
-        _WORKFLOW_RUN,
-        "CreateAction",
-        name="The chain",
-        description="All stages, each as it was last run; they need not have run in one go.",
-        instrument=_ref(WORKFLOW),
-        object=_refs([*map(_path_of, raw), *(value for result in found for value in _value_ids(result))]),
-        result=_refs(map(_path_of, made.values())),
-        startTime=_time_of(min(begun)) if begun else None,
-        endTime=_time_of(max(result.locked.at for result in found)),
-        actionStatus=_COMPLETED,
+def _add_libraries(graph: _Graph, result: Result) -> Iterator[Entity]:
+    for package, version in sorted(result.versions.items()):
+        page = f"https://pypi.org/project/{quote(package)}/{quote(version)}/"
+        if package == "python":
+            page = f"https://www.python.org/downloads/release/python-{version.replace('.', '')}/"
+        yield graph.add(page, "SoftwareApplication", name=package, softwareVersion=version, url=_ref(page))
+
+
+def _add_seconds(graph: _Graph, stage: str, end: End) -> Entity:
+    return graph.add(
+        _id("seconds", stage),
+        "PropertyValue",
+        name="wall-clock time",
+        propertyID="https://schema.org/duration",
+        value=str(end.seconds),
+        unitCode="https://qudt.org/vocab/unit/SEC",
     )
-
-
-def _engine(found: Sequence[Result]) -> Iterator[Entity]:
-    """DVC, and its part in every stage's run."""
-    for result in found:
-        yield _entity(
-            _id("control", result.stage),
-            "ControlAction",
-            name=f"DVC brings {result.stage} up to date",
-            instrument=_ref(_id("step", result.stage)),
-            object=_ref(_action_id(result)),
-            endTime=_time_of(result.locked.at),
-            actionStatus=_COMPLETED,
-        )
-    versions = sorted({version for result in found if (version := result.versions.get("dvc"))})
-    yield _entity(_DVC, "SoftwareApplication", name="DVC", url=_ref(_DVC), softwareVersion=versions or "unknown")
-    yield _entity(
-        "#organize",
-        "OrganizeAction",
-        name="DVC runs the graph",
-        instrument=_ref(_DVC),
-        object=[_ref(_id("control", result.stage)) for result in found],
-        result=_ref(_WORKFLOW_RUN),
-    )
-
-
-def _value_ids(result: Result) -> list[str]:
-    return [_id("value", result.stage, name) for name in result.parameters]
-
-
-def _tool(result: Result) -> str:
-    return _id("tool", result.stage.partition("@")[0])
-
-
-def _by_tool(found: Sequence[Result]) -> dict[str, list[Result]]:
-    tools: dict[str, list[Result]] = {}
-    for result in found:
-        tools.setdefault(_tool(result), []).append(result)
-    return tools
-
-
-def _all_parameters(found: Sequence[Result]) -> dict[str, Any]:
-    values = {name: value for result in found for name, value in result.parameters.items()}
-    return {name: values[name] for name in sorted(values)}
-
-
-def _address_of(package: str, version: str) -> str:
-    if package == "python":
-        return f"https://www.python.org/downloads/release/python-{version.replace('.', '')}/"
-    return f"https://pypi.org/project/{quote(package)}/{quote(version)}/"
-
-
-def _action_id(result: Result) -> str:
-    return _id("run", result.start.run if result.start else f"locked-{result.locked.seq}")
