@@ -1,8 +1,8 @@
 """The graph of stages, read from DVC: ``dvc.yaml`` is the only place that knows it."""
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ class StageNode:
 
     name: str  # DVC's address, with the matrix item where there is one (finetune@salf-1)
     description: str = ""
+    command: str | list[str] | None = None  # None: a file under ``dvc add``
     upstream: tuple[str, ...] = ()  # the stages whose outputs it reads
-    reads: tuple[str, ...] = ()  # files and folders, of other stages too
+    reads: tuple[str, ...] = ()  # files and folders, of other stages too; data may be outside (../data)
+    params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # file → name → value as it is set now
     outputs: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     uncached: tuple[str, ...] = ()  # not in DVC's cache
@@ -30,20 +32,33 @@ class StageNode:
 
 def read_graph(project: Path) -> tuple[StageNode, ...]:
     """Return the stages, each after all that it reads; where that leaves a choice, in the order of ``dvc.yaml``."""
+    with opened(project) as repo:
+        return graph_of(repo)
+
+
+@contextmanager
+def opened(project: Path) -> Iterator[Repo]:
+    """Open a project of DVC's; what DVC says against it is one line."""
     try:
         with Repo(str(project)) as repo:
-            graph = repo.index.graph  # its edges point from the reader to what it reads
-            position = {_address(stage): number for number, stage in enumerate(graph.nodes)}
-            order = nx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: position[_address(stage)])
-            return tuple(_node(stage, graph) for stage in order)
+            yield repo
     except DvcException as error:
         raise UserError(" ".join(str(error).split())) from error
+
+
+def graph_of(repo: Repo) -> tuple[StageNode, ...]:
+    """Return the stages of an open project; see :func:`read_graph`."""
+    try:
+        graph = repo.index.graph  # its edges point from the reader to what it reads
     except TypeError as error:
         if "'Value' object is not iterable" not in str(error):
             raise
         raise UserError(
             "params.yaml: DVC finds an empty entry where a matrix needs values; without any, write {}"
         ) from error
+    position = {_address(stage): number for number, stage in enumerate(graph.nodes)}
+    order = nx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: position[_address(stage)])
+    return tuple(_node(stage, graph) for stage in order)
 
 
 def select(graph: Sequence[StageNode], targets: Sequence[str]) -> tuple[StageNode, ...]:
@@ -82,15 +97,17 @@ def _address(stage: Any) -> str:
 
 def _node(stage: Any, graph: "nx.DiGraph[Any]") -> StageNode:
     meta = stage.meta or {}
-    uncached = [out for out in stage.outs if not out.use_cache and out.is_in_repo]
+    of_params = [dep for dep in stage.deps if hasattr(dep, "params")]
     return StageNode(
         name=_address(stage),
         description=stage.desc or "",
+        command=stage.cmd,
         upstream=tuple(sorted(_address(parent) for parent in graph.successors(stage))),
-        reads=tuple(dep.def_path for dep in stage.deps if dep.is_in_repo),
+        reads=tuple(dep.def_path for dep in stage.deps if dep not in of_params),
+        params={dep.def_path: dep.read_params(flatten=False) for dep in of_params},
         outputs=tuple(out.def_path for out in stage.outs),
         metrics=tuple(out.def_path for out in stage.outs if out.is_metric),
-        uncached=tuple(Path(os.path.relpath(out.fs_path, out.repo.root_dir)).as_posix() for out in uncached),
+        uncached=tuple(out.def_path for out in stage.outs if not out.use_cache and out.protocol == "local"),
         retries=int(meta.get("retries", 0)),
         timeout=float(meta["timeout"]) if "timeout" in meta else None,
     )

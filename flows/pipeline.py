@@ -8,13 +8,13 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import State, Task, flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import JsonValue
 
@@ -84,29 +84,20 @@ def pipeline(
 
 def _run_all(graph: Sequence[StageNode], forced: frozenset[str], held: Workspace, at_once: int) -> State[Any]:
     """Run every stage as soon as its inputs are ready; after a failure start no more."""
-    threads = environment.threads_each(graph, at_once)
-    nodes = {node.name: node for node in graph}
-    waiting, runs = list(graph), list[StageRun]()
-    ended: dict[str, PrefectFuture[Any]] = {}
-    failure: tuple[str, str] | None = None
-    with running.at_work(held) as tasks:
-        while tasks or (waiting and not failure):
-            ready = [node for node in waiting if all(name in ended for name in node.upstream if name in nodes)]
-            for node in [] if failure else ready[: at_once - len(tasks)]:
-                waiting.remove(node)
-                after = [ended[name] for name in node.upstream if name in ended]
-                options = (node, held, threads[node.name], node.name in forced)
-                tasks[stage_task(node).submit(*options, wait_for=after, return_state=False)] = node.name
-            name, future = running.next_ended(tasks)
-            if future.state.is_completed():
-                ended[name] = future
-                runs.append(future.result())
-            else:
-                failure = failure or (name, future.state.message or f"{name}: {future.state.name}")
-    rows = summary.stage_rows(graph, runs, failure[0] if failure else None)
+    threads, names = environment.threads_each(graph, at_once), {node.name for node in graph}
+    needs = {node.name: names.intersection(node.upstream) for node in graph}
+    starts = {
+        node.name: partial(stage_task(node).submit, node, held, threads[node.name], node.name in forced)
+        for node in graph
+    }
+    ended = running.run_all(starts, held, at_once, needs)
+    runs = [future.result() for future in ended.values() if future.state.is_completed()]
+    failed = next((name for name, future in ended.items() if not future.state.is_completed()), None)
+    rows = summary.stage_rows(graph, runs, failed)
     create_table_artifact(table=rows, key="stages", description="What this run did")
-    if failure:
-        return running.failed(failure[1])
+    if failed:
+        state = ended[failed].state
+        return running.failed(state.message or f"{failed}: {state.name}")
     line = summary.counts_line(runs)
     get_run_logger().info(line)
     return Completed(message=line)
@@ -148,16 +139,11 @@ def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -
         return Failed(message=str(fault), data=fault)
     line = f"{run.outcome.value} in {duration(run.seconds)}"
     get_run_logger().info("%s: %s", run.name, line)
-    _show_results(node, held.project)
-    return Completed(name=run.outcome.value.capitalize(), message=line, data=run)
-
-
-def _show_results(node: StageNode, project: Path) -> None:
-    """Show metrics as a table."""
     for path in node.metrics:
-        rows = summary.metric_rows(json.loads((project / path).read_text(encoding="utf-8")))
+        rows = summary.metric_rows(json.loads((held.project / path).read_text(encoding="utf-8")))
         key = summary.artifact_key("metrics", node.name)
         create_table_artifact(table=rows, key=key, description=f"{path} of {node.name}")
+    return Completed(name=run.outcome.value.capitalize(), message=line, data=run)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

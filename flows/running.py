@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -86,23 +86,35 @@ def bury(hold: Hold, found_by: str) -> None:
         client.set_flow_run_state(run.id, Crashed(message=message), force=True)
 
 
-@contextmanager
-def at_work(held: Workspace) -> Iterator[dict[PrefectFuture[Any], str]]:
-    """Yield a table of active tasks and their names; if the block is left by an exception, they stop with it."""
-    tasks: dict[PrefectFuture[Any], str] = {}
+def run_all(
+    starts: Mapping[str, Callable[..., PrefectFuture[Any]]],
+    held: Workspace,
+    at_once: int,
+    needs: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, PrefectFuture[Any]]:
+    """Submit tasks by name, at most ``at_once`` of them active, and return those that ended, in that order.
+
+    With ``needs`` a task starts when all that it needs have ended well, and none starts after a failure. If this is
+    left by an exception (a cancelled flow, a lost worker, a bug), the active tasks stop with it.
+    """
+    waiting, active, ended = dict(starts), dict[PrefectFuture[Any], str](), dict[str, PrefectFuture[Any]]()
+    needs_of, ends_early = needs or {}, needs is not None
     try:
-        yield tasks
-    except BaseException:  # cancelled, the worker is gone, a bug
+        while waiting or active:
+            ready = [name for name in waiting if ended.keys() >= set(needs_of.get(name, ()))]
+            for name in ready[: at_once - len(active)]:
+                after = [ended[needed] for needed in needs_of.get(name, ())]
+                active[waiting.pop(name)(wait_for=after, return_state=False)] = name
+            future = next(as_completed(list(active)))
+            future.wait()  # or its state would be asked of the server, which learns it a little later
+            ended[active.pop(future)] = future
+            if ends_early and not future.state.is_completed():
+                waiting.clear()
+    except BaseException:
         held.stop.set()
-        wait(list(tasks), timeout=STOP_SECONDS)
+        wait(list(active), timeout=STOP_SECONDS)
         raise
-
-
-def next_ended(tasks: dict[PrefectFuture[Any], str]) -> tuple[str, PrefectFuture[Any]]:
-    """Wait until one of the tasks ends, take it out of the table, and return its name and its future."""
-    future = next(as_completed(list(tasks)))
-    future.wait()  # or its state would be asked of the server, which learns it a little later
-    return tasks.pop(future), future
+    return ended
 
 
 def failed(message: str, name: str = "Failed") -> State[Any]:

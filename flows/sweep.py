@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -87,7 +88,8 @@ def in_a_copy(project: Path, text: str, values: Mapping[str, Any], graph: Sequen
     A ``UserError`` names what the copy would lack, because git does not know it.
     """
     params, found = leaves(loaded(changed(text, values))), dict(values)
-    read_there = {path for node in graph for path in node.reads}
+    there = {path for node in graph for path in (*node.reads, *node.params)}
+    read_there = {path for path in there if Path(os.path.abspath(project / path)).is_relative_to(project)}
     for key in _PATHS:
         path = Path(str(params.get(key)))
         whole = Path(os.path.abspath(project / path))
@@ -149,18 +151,14 @@ def _run_all(
     # DVC removes a point's folder in the end: its runs are recorded in the project's own ledger.
     own = {**environment.with_threads(held.environment, threads), "SALF_LEDGER": str(ledger_of(held.project))}
     held = replace(held, environment=own)
-    waiting, faults = list(points), dict[str, str]()
-    with running.at_work(held) as tasks:
-        while waiting or tasks:
-            while waiting and len(tasks) < at_once:
-                name = waiting.pop(0)
-                point = _point.with_options(name=name, task_run_name=name)
-                options = words(text, points[name])
-                tasks[point.submit(name, options, stages, held, return_state=False)] = name
-            name, future = running.next_ended(tasks)
-            if not future.state.is_completed():
-                faults[name] = future.state.message or future.state.name or "failed"
-    return faults
+    starts = {
+        name: partial(
+            _point.with_options(name=name, task_run_name=name).submit, name, words(text, values), stages, held
+        )
+        for name, values in points.items()
+    }
+    states = {name: future.state for name, future in running.run_all(starts, held, at_once).items()}
+    return {name: s.message or s.name or "failed" for name, s in states.items() if not s.is_completed()}
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

@@ -180,9 +180,7 @@ class Head:
         return f"{self.seq} {self.sha256}"
 
 
-_KINDS: Final[dict[str, type[Record]]] = {
-    kind.model_fields["kind"].default: kind for kind in (Start, End, Locked, Repair, Aside)
-}
+_KINDS: Final = {kind.model_fields["kind"].default: kind for kind in (Start, End, Locked, Repair, Aside)}
 
 
 def ledger_of(project: Path) -> Path:
@@ -298,16 +296,9 @@ def _put_aside(ledger: Path, line: bytes) -> None:
 
 
 def _line(record: Record, newest: Head) -> bytes:
-    chained = record.model_copy(
-        update={
-            "kind": record.kind,
-            "version": SCHEMA,
-            "seq": newest.seq + 1,
-            "previous": newest.sha256,
-            "at": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        }
-    )
-    facts = chained.model_dump(by_alias=True, exclude_unset=True)
+    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    chain = {"kind": record.kind, "schema": SCHEMA, "seq": newest.seq + 1, "previous": newest.sha256, "at": now}
+    facts = record.model_dump(by_alias=True, exclude_unset=True) | chain
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode(errors="backslashreplace")  # an argument that is no UTF-8: JSON's own escape
 

@@ -114,7 +114,7 @@ def _answer(project: Project, given: argparse.Namespace) -> tuple[Any, str]:
     match given.command:
         case "show":
             lineage = show.lineage(Universe(project), given.subject)
-            return lineage.model_dump(), lineage.text()
+            return lineage, show.text(lineage)
         case "why":
             changes = why.why(Universe(project), given.stage)
             return changes, why.text(changes)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from flows.graph import read_graph
 from flows.lineage.history import LOCK_FILE, read_lock
 from flows.lineage.ledger import Ledger
 from flows.lineage.project import Project
@@ -55,9 +54,11 @@ def export(name: str, project: Project, out: Path | None = None, key: Path | Non
 
 
 def results(project: Project) -> list[Result]:
-    """Return the result of every stage of ``dvc.lock``, each after all that it reads."""
-    ledger, lock = Ledger.read(project.ledger), read_lock(project.root)
-    order = [node.name for node in read_graph(project.root)]
+    """Return the result of every stage of ``dvc.lock``, each after all that it reads.
+
+    The folder must match ``dvc.lock``: every file is hashed again.
+    """
+    ledger, lock, order = Ledger.read(project.ledger), read_lock(project.root), list(project.stages)
     if not lock:
         raise UserError("dvc.lock names no stage: run the chain first (make run)")
     found: list[Result] = []
@@ -75,6 +76,8 @@ def results(project: Project) -> list[Result]:
     if unknown:
         names = ", ".join(unknown)
         raise UserError(f"dvc.lock has unrecorded entries of {names}; first run: python -m flows.lineage record")
+    if changed := [path for path, artifact in members(found).items() if project.name_of(path) != artifact.md5]:
+        raise UserError(f"the folder does not match dvc.lock ({', '.join(changed)}): update it (dvc pull; dvc repro)")
     return sorted(found, key=lambda result: order.index(result.stage) if result.stage in order else len(order))
 
 
@@ -97,16 +100,21 @@ def parameters(entry: LockEntry) -> dict[str, Any]:
 def _export_ro_crate(project: Project, out: Path | None, _key: Path | None) -> list[Path]:
     from flows.lineage import ro_crate
 
-    found = _current(project)
+    found = results(project)
     files = {path: text for path, text in _FILES.items() if (project.root / path).is_file()}
     if project.ledger.is_relative_to(project.root):
         ledger = project.ledger.relative_to(project.root).as_posix()
         files[ledger] = "every run, each line with the hash of the previous one"
     document = ro_crate.crate(found, files)
-    if out is not None:
-        artifacts = [path for path, artifact in members(found).items() if artifact.is_inside]
-        _copy(project, [*artifacts, *files], out)
-    target = (out or project.root) / ro_crate.METADATA
+    folder = out or project.root
+    contained = [*(path for path, artifact in members(found).items() if artifact.is_inside), *files]
+    for path in contained if out else []:
+        place = project.root / path
+        for file in project.files_of(place) if place.is_dir() else [place]:
+            copy = folder / file.relative_to(project.root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+    target = folder / ro_crate.METADATA
     write_text(target, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return [target]
 
@@ -128,38 +136,18 @@ def _export_openlineage(project: Project, out: Path | None, _key: Path | None) -
 def _export_slsa(project: Project, out: Path | None, key: Path | None) -> list[Path]:
     from flows.lineage import slsa
 
-    models = slsa.model_folders(_current(project), project.root)
+    models = slsa.model_folders(results(project), project.root)
     if not models:
         raise UserError("no stage has made a model folder yet")
     written = []
     for result, model in models:
         folder = project.root / model.path
-        sha256 = {
-            f.relative_to(folder).as_posix(): project.hasher.digest(f, "sha256") for f in project.files_of(folder)
-        }
+        files = project.files_of(folder)
+        sha256 = {file.relative_to(folder).as_posix(): project.hasher.digest(file, "sha256") for file in files}
         document = slsa.statement(result, model, sha256)
         written.append((out or project.root / _PROVENANCE) / f"{model.path}.intoto.json")
         write_json(written[-1], document if key is None else slsa.envelope(document, key))
     return written
-
-
-def _current(project: Project) -> list[Result]:
-    """The stages' results, where the folder matches dvc.lock; every file is hashed again."""
-    found = results(project)
-    changed = [path for path, artifact in members(found).items() if project.name_of(path) != artifact.md5]
-    if changed:
-        names = ", ".join(changed)
-        raise UserError(f"the folder does not match dvc.lock ({names}): update it (dvc pull; dvc repro)")
-    return found
-
-
-def _copy(project: Project, paths: list[str], folder: Path) -> None:
-    for path in paths:
-        place = project.root / path
-        for file in project.files_of(place) if place.is_dir() else [place]:
-            target = folder / file.relative_to(project.root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
 
 
 FORMATS: Final[Mapping[str, Callable[[Project, Path | None, Path | None], list[Path]]]] = {

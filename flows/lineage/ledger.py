@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shlex
 import sys
 import time
@@ -16,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import IO, Final, TypeVar
 
 from flows.lineage.history import LockError, read_lock
 from salf.errors import UserError
@@ -59,9 +58,7 @@ class Ledger:
         self.locked: dict[str, list[Lock]] = defaultdict(list)
         self.repairs: list[Repair] = []
         self.is_torn = False  # a half-written line follows
-        self._starts: dict[str, int] = {}
-        self._ends: dict[str, int] = {}
-        self._newest_starts: dict[str, int] = {}
+        self._places: dict[tuple[str, str], int] = {}  # kind and run, or "newest" and stage → where the line begins
         self._asides: set[int] = set()
 
     @classmethod
@@ -69,15 +66,18 @@ class Ledger:
         """Read and check a ledger; no file: no records. A half-written last line is left out."""
         ledger = cls(path)
         try:
-            size, head = _size_and_head(path)
-            end = 0
-            for place, line in _lines(path, size):
-                ledger._add(place, line)
-                end = place + len(line) + 1
-            ledger.is_torn = end < size
+            with contextlib.ExitStack() as stack:
+                with contextlib.suppress(FileNotFoundError):
+                    file = stack.enter_context(path.open("rb"))
+                    fcntl.flock(file, fcntl.LOCK_SH)  # the head belongs to it: nothing is appended meanwhile
+                    place = 0
+                    for line in _whole_lines(file):
+                        ledger._add(place, line)
+                        place += len(line) + 1
+                    ledger.is_torn = place < file.tell()
+                ledger._check_end()
         except OSError as error:
             raise UserError(f"{error.filename or path}: {error.strerror}") from error
-        ledger._check_end(head)
         return ledger
 
     @property
@@ -87,15 +87,16 @@ class Ledger:
 
     def start(self, run: str | None) -> Start | None:
         """The start of a run."""
-        return self._at(self._starts.get(run or ""), Start)
+        return self._at(self._places.get(("start", run or "")), Start)
 
     def end(self, run: str | None) -> End | None:
         """The end of a run."""
-        return self._at(self._ends.get(run or ""), End)
+        return self._at(self._places.get(("end", run or "")), End)
 
     def killed(self) -> list[Start]:
         """Starts without an end."""
-        return [start for run in self._starts if run not in self._ends and (start := self.start(run))]
+        runs = [run for kind, run in self._places if kind == "start" and ("end", run) not in self._places]
+        return list(filter(None, map(self.start, runs)))
 
     def record(self, lock: Lock) -> Locked:
         """The whole record."""
@@ -106,7 +107,7 @@ class Ledger:
 
     def newest_start(self, stage: str) -> Start | None:
         """The newest start of a stage in the project itself, not in an experiment's copy."""
-        return self._at(self._newest_starts.get(stage), Start)
+        return self._at(self._places.get(("newest", stage)), Start)
 
     def newest_locked(self, stage: str) -> Lock | None:
         """The newest ``locked`` record of a stage."""
@@ -114,7 +115,7 @@ class Ledger:
 
     def with_entry(self, stage: str, entry: LockEntry) -> Lock | None:
         """The newest record that DVC locked exactly this entry."""
-        return next(self._with(stage, entry, newest_first=True), None)
+        return next(reversed(self._with(stage, entry)), None)
 
     def maker(self, stage: str, entry: LockEntry) -> str | None:
         """The run that first made what an entry names: DVC restores only results of an earlier run."""
@@ -140,10 +141,9 @@ class Ledger:
         end = self.end(run)
         return [path for path, name in entry.outputs.items() if end and end.outputs.get(path, name) != name]
 
-    def _with(self, stage: str, entry: LockEntry, newest_first: bool = False) -> Iterator[Lock]:
+    def _with(self, stage: str, entry: LockEntry) -> list[Lock]:
         _, whole = digests(entry)
-        locks = self.locked.get(stage, [])
-        return (lock for lock in (reversed(locks) if newest_first else locks) if lock.entry == whole)
+        return [lock for lock in self.locked.get(stage, []) if lock.entry == whole]
 
     def _at(self, place: int | None, kind: type[Kind]) -> Kind | None:
         if place is None:
@@ -163,12 +163,10 @@ class Ledger:
             self.faults.append((number, f"has the number {record.seq}"))
         self.hashes.append(record.sha256 if isinstance(record, Aside) else hashlib.sha256(line).hexdigest())
         match record:
-            case Start():
-                self._starts[record.run] = place
-                if not record.temporary:
-                    self._newest_starts[record.stage] = place
-            case End():
-                self._ends[record.run] = place
+            case Start() | End():
+                self._places[record.kind, record.run] = place
+                if isinstance(record, Start) and not record.temporary:
+                    self._places["newest", record.stage] = place
             case Locked():
                 outputs = {sys.intern(path): name for path, name in record.lock.outputs.items()}
                 words = (sys.intern(record.stage), record.run, sys.intern(record.outcome))
@@ -180,14 +178,16 @@ class Ledger:
             case Aside():
                 self._asides.add(number)
 
-    def _check_end(self, head: str | None) -> None:
+    def _check_end(self) -> None:
+        file, count = head_of(self.path), len(self.hashes)
         ends = [f"{number} {sha256}\n" for number, sha256 in enumerate([_BEFORE_THE_FIRST, *self.hashes])][-2:]
-        name, count = head_of(self.path).name, len(self.hashes)
         # One record beyond the head is no fault: a writer that was killed in between leaves it.
-        if head is None and count > 1:
-            self.faults.append((count, f"{name} is gone, which proves the newest record (to write it again: repair)"))
-        elif head is not None and head not in ends:
-            text = f"{name} names another last record: the newest record was edited, or records were removed"
+        if not file.is_file() and count > 1:
+            self.faults.append(
+                (count, f"{file.name} is gone, which proves the newest record (to write it again: repair)")
+            )
+        elif file.is_file() and file.read_text(encoding="utf-8", errors="replace") not in ends:
+            text = f"{file.name} names another last record: the newest record was edited, or records were removed"
             self.faults.append((max(1, count), text))
         unexplained = self._asides.difference(*(repair.put_aside for repair in self.repairs))
         self.faults += [(number, "was put aside, and no record says so") for number in sorted(unexplained)]
@@ -195,8 +195,8 @@ class Ledger:
 
 def read_records(path: Path) -> Iterator[Record]:
     """Yield the records of a ledger in order."""
-    with contextlib.suppress(FileNotFoundError):
-        yield from filter(None, (parse(line) for _, line in _lines(path, path.stat().st_size)))
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        yield from filter(None, map(parse, _whole_lines(file)))
 
 
 def digests(entry: LockEntry) -> tuple[bytes, bytes]:
@@ -224,26 +224,14 @@ def record_stage(project: Path, stage: str, outcome: str, flow_run: str | None) 
 
     ``outcome`` is what DVC did: ``ran``, ``restored`` or ``cached``. ``flow_run`` is the Prefect run's id.
     """
-    entry = _entry(project, stage)
-    if entry is None:
-        return
-    ledger = Ledger.read(ledger_of(project))
-    if outcome == CACHED:
-        _catch_up(project, ledger, stage, entry, flow_run)
-    else:
-        run = _claimable(ledger, stage, entry) if outcome == RAN else ledger.maker(stage, entry)
-        _append(project, stage, entry, run, outcome, flow_run)
+    if entry := _entry(project, stage):
+        _record(Ledger.read(ledger_of(project)), stage, entry, outcome, flow_run)
 
 
 def record_all(project: Path) -> list[str]:
     """Record every stage of dvc.lock whose entry differs from its newest record, and return their names."""
     ledger = Ledger.read(ledger_of(project))
-    return [stage for stage, entry in read_lock(project).items() if _catch_up(project, ledger, stage, entry, None)]
-
-
-def _claimable(ledger: Ledger, stage: str, entry: LockEntry) -> str | None:
-    run = ledger.unclaimed_run(stage, entry)
-    return None if ledger.written_otherwise(run, entry) else run
+    return [stage for stage, entry in read_lock(project).items() if _record(ledger, stage, entry, CACHED, None)]
 
 
 def _entry(project: Path, stage: str) -> LockEntry | None:
@@ -252,53 +240,30 @@ def _entry(project: Path, stage: str) -> LockEntry | None:
     DVC rewrites dvc.lock in place: while another stage ends, the file is cut short for a moment.
     """
     patience = time.monotonic() + _REWRITTEN_SECONDS
-    while True:
-        try:
-            entry = read_lock(project).get(stage)
-        except LockError:
-            if time.monotonic() > patience:
-                raise
-            entry = None
-        if entry is not None or time.monotonic() > patience:
-            return entry
+    while time.monotonic() < patience:
+        with contextlib.suppress(LockError):
+            if entry := read_lock(project).get(stage):
+                return entry
         time.sleep(0.05)
+    return read_lock(project).get(stage)
 
 
-def _catch_up(project: Path, ledger: Ledger, stage: str, entry: LockEntry, flow_run: str | None) -> bool:
+def _record(ledger: Ledger, stage: str, entry: LockEntry, outcome: str, flow_run: str | None) -> bool:
+    """Append an entry with its run; where DVC had nothing to do, only one that is not recorded yet."""
     newest = ledger.newest_locked(stage)
-    if newest is not None and newest.entry == digests(entry)[1]:
+    if outcome == CACHED and newest is not None and newest.entry == digests(entry)[1]:
         return False
-    if run := _claimable(ledger, stage, entry):
-        _append(project, stage, entry, run, RAN, flow_run)
-    else:
-        run = ledger.maker(stage, entry)
-        _append(project, stage, entry, run, RESTORED if run else OBSERVED, flow_run)
+    run = ledger.unclaimed_run(stage, entry)
+    if ledger.written_otherwise(run, entry):
+        run = None
+    maker = ledger.maker(stage, entry)
+    if outcome == CACHED:
+        outcome = RAN if run else RESTORED if maker else OBSERVED
+    run = run if outcome == RAN else maker
+    facts = {"run": run, "stage": stage, "outcome": outcome, "lock": entry, "flow_run": flow_run}
+    append(ledger.path, Locked.model_validate(facts))
     return True
 
 
-def _append(project: Path, stage: str, entry: LockEntry, run: str | None, outcome: str, flow_run: str | None) -> None:
-    facts = {"run": run, "stage": stage, "outcome": outcome, "lock": entry, "flow_run": flow_run}
-    append(ledger_of(project), Locked.model_validate(facts))
-
-
-def _size_and_head(path: Path) -> tuple[int, str | None]:
-    """The ledger's size and the head that belongs to it: no record is appended between the two looks."""
-    with contextlib.ExitStack() as stack:
-        size = 0
-        with contextlib.suppress(FileNotFoundError):
-            file = stack.enter_context(path.open("rb"))
-            fcntl.flock(file, fcntl.LOCK_SH)
-            size = os.fstat(file.fileno()).st_size
-        head = head_of(path)
-        return size, head.read_text(encoding="utf-8", errors="replace") if head.is_file() else None
-
-
-def _lines(path: Path, size: int) -> Iterator[tuple[int, bytes]]:
-    """The whole lines in the first bytes of a ledger, each with the place where it begins."""
-    place = 0
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        for line in file:
-            if place + len(line) > size or not line.endswith(b"\n"):
-                return
-            yield place, line[:-1]
-            place += len(line)
+def _whole_lines(file: IO[bytes]) -> Iterator[bytes]:
+    return (line[:-1] for line in file if line.endswith(b"\n"))

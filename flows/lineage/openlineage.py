@@ -1,9 +1,8 @@
 """OpenLineage events of the stages' runs, from the ledger: to a file, or to a server (a flow sends each run's there).
 
-The server is the one that ``OPENLINEAGE_URL`` names (with ``OPENLINEAGE_ENDPOINT`` and ``OPENLINEAGE_API_KEY`` as
-the specification's other clients read them).
-The library's client object is not used on purpose: it adds the repository's remote address, which may
-hold a token, and copies the API key into the environment that stages inherit.
+``OPENLINEAGE_URL`` names the server; ``OPENLINEAGE_ENDPOINT`` and ``OPENLINEAGE_API_KEY`` as other clients read them.
+The library's client object is not used on purpose: it adds the repository's remote address, which may hold a token,
+and copies the API key into the environment that stages inherit.
 """
 
 import json
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from openlineage.client import facet_v2 as facets
-from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
+from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState, set_producer
 from openlineage.client.serde import Serde
 from openlineage.client.transport.http import HttpConfig, HttpTransport
 
@@ -24,13 +23,13 @@ from flows.lineage.ledger import Ledger, read_records
 from salf.errors import UserError
 from salf.ledger import End, Locked, LockedPath, LockEntry, Start, ledger_of
 
-NAMESPACE: Final = "salf"
-PRODUCER: Final = "urn:salf:flows"
+_NAMESPACE: Final = "salf"
 _FLOW: Final = "salf"
 _URL: Final = "OPENLINEAGE_URL"
 _TAGS: Final = {"commit", "branch", "dirty", "seed"}
 
 _log = logging.getLogger(__name__)
+set_producer("urn:salf:flows")
 
 
 def send(project: Path, stage: str) -> None:
@@ -43,7 +42,7 @@ def send(project: Path, stage: str) -> None:
     try:
         ledger = ledger_of(project)
         newest = Ledger.read(ledger).newest_start(stage)
-        post([event for event in events(ledger) if newest and event.run.runId == str(uuid.UUID(newest.run))])
+        post([event for event in events(ledger) if newest and event.run.runId == _uuid(newest.run)])
     except UserError as fault:
         _log.warning("OpenLineage events not delivered: %s", fault)
 
@@ -55,15 +54,12 @@ def events(ledger: Path) -> list[RunEvent]:
     active: it has a ``START`` only. A result that was taken from DVC's cache is no run.
     """
     entries = {record.run: record.lock for record in read_records(ledger) if isinstance(record, Locked)}
-    found = []
-    active: dict[str, Start] = {}
-    starts: dict[str, Start] = {}
+    found, starts, active = [], dict[str, Start](), dict[str, Start]()
     for record in read_records(ledger):
         if isinstance(record, Start):
-            starts[record.run] = record
-            if killed := active.pop(record.stage, None):
+            if killed := active.get(record.stage):
                 found.append(_event(RunState.ABORT, killed, record.at, None))
-            active[record.stage] = record
+            starts[record.run] = active[record.stage] = record
             found.append(_event(RunState.START, record, record.at, entries.get(record.run)))
         elif isinstance(record, End) and (start := starts.get(record.run)):
             if active.get(start.stage) is start:
@@ -102,47 +98,42 @@ def lines(found: Iterable[RunEvent]) -> str:
 def _event(state: RunState, run: Start, at: str, entry: LockEntry | None, error: str | None = None) -> RunEvent:
     entry = entry or LockEntry()
     outs = entry.outs if state is RunState.COMPLETE else []
-    kind = facets.job_type_job.JobTypeJobFacet("BATCH", "DVC", "TASK", producer=PRODUCER)
     return RunEvent(
         eventType=state,
         eventTime=at,
-        producer=PRODUCER,
-        run=Run(str(uuid.UUID(run.run)), _run_facets(run, entry, error)),
-        job=Job(NAMESPACE, run.stage, {"jobType": kind}),
-        inputs=[InputDataset(NAMESPACE, one.shown, facets=_version(one)) for one in artifacts(entry.deps)],
-        outputs=[OutputDataset(NAMESPACE, one.shown, facets=_version(one)) for one in artifacts(outs)],
+        run=Run(_uuid(run.run), _run_facets(run, entry, error)),
+        job=Job(_NAMESPACE, run.stage, {"jobType": facets.job_type_job.JobTypeJobFacet("BATCH", "DVC", "TASK")}),
+        inputs=[InputDataset(_NAMESPACE, one.shown, facets=_version(one)) for one in artifacts(entry.deps)],
+        outputs=[OutputDataset(_NAMESPACE, one.shown, facets=_version(one)) for one in artifacts(outs)],
     )
 
 
 def _version(artifact: LockedPath) -> dict[str, facets.DatasetFacet]:
-    return {
-        "version": facets.dataset_version_dataset.DatasetVersionDatasetFacet(f"md5:{artifact.md5}", producer=PRODUCER)
-    }
+    return {"version": facets.dataset_version_dataset.DatasetVersionDatasetFacet(f"md5:{artifact.md5}")}
 
 
 def _run_facets(run: Start, entry: LockEntry, error: str | None) -> dict[str, facets.RunFacet]:
     found: dict[str, facets.RunFacet] = {}
     if run.flow_run:
-        flow = facets.parent_run.Run(runId=str(uuid.UUID(run.flow_run)))
-        found["parent"] = facets.parent_run.ParentRunFacet(
-            flow, facets.parent_run.Job(NAMESPACE, _FLOW), producer=PRODUCER
-        )
+        flow, job = facets.parent_run.Run(_uuid(run.flow_run)), facets.parent_run.Job(_NAMESPACE, _FLOW)
+        found["parent"] = facets.parent_run.ParentRunFacet(flow, job)
     if engine := run.versions.get("dvc"):
-        found["processing_engine"] = facets.processing_engine_run.ProcessingEngineRunFacet(
-            engine, "DVC", producer=PRODUCER
-        )
+        found["processing_engine"] = facets.processing_engine_run.ProcessingEngineRunFacet(engine, "DVC")
     if values := parameters(entry):
-        one = facets.execution_parameters_run.ExecutionParameter
-        found["executionParameters"] = facets.execution_parameters_run.ExecutionParametersRunFacet(
-            [one(key=name, value=_text(value)) for name, value in values.items()], producer=PRODUCER
-        )
+        kinds = facets.execution_parameters_run
+        each = [kinds.ExecutionParameter(key=name, value=_text(value)) for name, value in values.items()]
+        found["executionParameters"] = kinds.ExecutionParametersRunFacet(each)
     if tags := run.model_dump(include=_TAGS, exclude_unset=True):
         fields = [facets.tags_run.TagsRunFacetFields(key, _text(value), "DVC") for key, value in tags.items()]
-        found["tags"] = facets.tags_run.TagsRunFacet(fields, producer=PRODUCER)
+        found["tags"] = facets.tags_run.TagsRunFacet(fields)
     if error:
-        found["errorMessage"] = facets.error_message_run.ErrorMessageRunFacet(error, "python", producer=PRODUCER)
+        found["errorMessage"] = facets.error_message_run.ErrorMessageRunFacet(error, "python")
     return found
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _uuid(hexadecimal: str) -> str:
+    return str(uuid.UUID(hexadecimal))

@@ -7,31 +7,18 @@ its bytes, a folder's the MD5 of a list of its files' names and MD5s, with ``.di
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dvc.exceptions import DvcException
-from dvc.repo import Repo
 from dvc.scm import SCMError, resolve_rev
 
-from flows.lineage.history import NotFoundError, plain
-from salf.errors import UserError
+from flows.graph import graph_of, opened
+from flows.lineage.history import NotFoundError
 from salf.ledger import FOLDER, LockedPath, LockEntry, folder_name, ledger_of
 
 UNREADABLE: Final = "unreadable: "  # begins what stands for the hash of a file that cannot be read
-
-
-@dataclass(frozen=True)
-class Declared:
-    """A stage as ``dvc.yaml`` declares it, values filled in."""
-
-    command: str
-    deps: tuple[str, ...]
-    params: Mapping[str, Mapping[str, Any]]  # file → name → value as set now, without names that the file has no more
-    outs: Mapping[str, bool]  # path → whether DVC keeps it in its cache
 
 
 class Hasher:
@@ -68,14 +55,12 @@ class Project:
         self.ledger = ledger_of(self.root)
         self.cache = Path(repo.cache.local.path)
         self.run_cache = self.cache.parents[1] / "runs"
-        self.stages: dict[str, Declared] = {}
+        self.stages = {node.name: node for node in graph_of(repo) if node.command}
         self.added: dict[str, LockEntry] = {}
-        for stage in repo.index.stages:
-            if hasattr(stage, "name"):
-                self.stages[stage.name] = _declared(stage)
-            else:
-                outs = [LockedPath(path=self._path_of(out), md5=out.hash_info.value) for out in stage.outs]
-                self.added[Path(stage.path_in_repo).as_posix()] = LockEntry(outs=outs)
+        for pointer in repo.index.stages:
+            if not pointer.cmd:
+                outs = [LockedPath(path=self._path_of(out), md5=out.hash_info.value) for out in pointer.outs]
+                self.added[Path(pointer.path_in_repo).as_posix()] = LockEntry(outs=outs)
         self.hasher = Hasher()
         self._repo = repo
 
@@ -140,11 +125,8 @@ class Project:
 @contextmanager
 def open_project(root: Path) -> Iterator[Project]:
     """Open the project at ``root``."""
-    try:
-        with Repo(str(root)) as repo:
-            yield Project(repo)
-    except DvcException as error:
-        raise UserError(" ".join(str(error).split())) from error
+    with opened(root) as repo:
+        yield Project(repo)
 
 
 def is_folder(name: str) -> bool:
@@ -155,13 +137,3 @@ def is_folder(name: str) -> bool:
 def overlap(path: str, other: str) -> bool:
     """Whether two paths are the same or one contains the other."""
     return path == other or path.startswith(f"{other}/") or other.startswith(f"{path}/")
-
-
-def _declared(stage: Any) -> Declared:
-    reads_params = [dep for dep in stage.deps if hasattr(dep, "params")]
-    return Declared(
-        command=stage.cmd if isinstance(stage.cmd, str) else "\n".join(stage.cmd),
-        deps=tuple(dep.def_path for dep in stage.deps if not hasattr(dep, "params")),
-        params={dep.def_path: plain(dep.read_params(flatten=False)) for dep in reads_params},
-        outs={out.def_path: out.use_cache for out in stage.outs},
-    )

@@ -30,15 +30,6 @@ class Subject(NamedTuple):
     remark: str = ""
 
 
-class Input(BaseModel):
-    """An input of a stage: ``made_by`` holds ids of nodes; ``kind`` is ``artifact``, ``code`` or ``data``."""
-
-    path: str
-    name: str
-    kind: str
-    made_by: list[str]
-
-
 class BaseModelOrigin(BaseModel):
     """The part of ``base.json`` that says where a base model comes from."""
 
@@ -49,44 +40,14 @@ class BaseModelOrigin(BaseModel):
     weights_sha256: str
 
 
-class Node(BaseModel):
-    """A lock entry, the newest recorded run that made it, and what it made and read."""
+def lineage(universe: Universe, asked: str) -> dict[str, Any]:
+    """Return the lineage of a stage, a path or a hash: what it is, and ``nodes``, each before what it reads.
 
-    id: str  # the stage, with the source where a stage appears twice
-    stage: str
-    source: str
-    outcome: str | None  # None: nothing is recorded
-    command: str | list[str] | None
-    params: dict[str, Any]
-    run: dict[str, Any] | None
-    base_model: BaseModelOrigin | None
-    outputs: list[dict[str, str]]
-    inputs: list[Input] = []
-
-
-class Lineage(BaseModel):
-    """The subject and its nodes: first the requested one, each before what it reads."""
-
-    asked: str
-    path: str | None
-    name: str | None
-    remark: str
-    nodes: list[Node]
-
-    def text(self) -> str:
-        """The lineage for a reader, as YAML."""
-        yaml: Any = YAML(typ="safe", pure=True)
-        stream = io.StringIO()
-        yaml.sort_base_mapping_type_on_output = False
-        yaml.width = 4096
-        yaml.dump(self.model_dump(), stream)
-        return stream.getvalue().rstrip()
-
-
-def lineage(universe: Universe, asked: str) -> Lineage:
-    """Return the lineage of a stage, a path or a hash."""
+    A node is a lock entry with the newest recorded run that made it; its ``id`` is the stage, with the source where a
+    stage appears twice. An input's ``kind`` is ``artifact``, ``code`` or ``data``; ``made_by`` holds ids of nodes.
+    """
     subject = find(universe, asked)
-    nodes: list[Node] = []
+    nodes: list[dict[str, Any]] = []
     visited: list[tuple[Known, str]] = []
 
     def visit(known: Known) -> str:
@@ -99,11 +60,21 @@ def lineage(universe: Universe, asked: str) -> Lineage:
         for path, name in known.entry.inputs.items():
             made_by = [visit(maker) for maker in universe.makers(path, name)]
             kind = "artifact" if made_by else _kind(universe.project.place(path))
-            node.inputs.append(Input(path=path, name=name, kind=kind, made_by=made_by))
-        return node.id
+            node["inputs"].append({"path": path, "name": name, "kind": kind, "made_by": made_by})
+        return str(node["id"])
 
     visit(subject.known)
-    return Lineage(asked=asked, path=subject.path, name=subject.name, remark=subject.remark, nodes=nodes)
+    return {"asked": asked, "path": subject.path, "name": subject.name, "remark": subject.remark, "nodes": nodes}
+
+
+def text(answer: dict[str, Any]) -> str:
+    """The lineage for a reader, as YAML."""
+    yaml: Any = YAML(typ="safe", pure=True)
+    stream = io.StringIO()
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.width = 4096
+    yaml.dump(answer, stream)
+    return stream.getvalue().rstrip()
 
 
 def find(universe: Universe, asked: str) -> Subject:
@@ -169,26 +140,27 @@ def _by_sha256(universe: Universe, digest: str) -> Subject | None:
     return None
 
 
-def _node(universe: Universe, known: Known, identifier: str) -> Node:
+def _node(universe: Universe, known: Known, identifier: str) -> dict[str, Any]:
     """With the newest recorded run that made exactly this; if its entry is not recorded, the run that ended last."""
     ledger, stage, entry = universe.ledger, known.stage, known.entry
     recorded = ledger.with_entry(stage, entry)
     run = recorded.run or ledger.maker(stage, entry) if recorded else None
     if recorded is None and known.source == "dvc.lock":
         run = ledger.unclaimed_run(stage, entry)
-    start, end = ledger.start(run), ledger.end(run)
+    start, end, base = ledger.start(run), ledger.end(run), _base_model(universe, entry)
     ended = {"ended": end.at, "status": end.status, "seconds": end.seconds} if end else {"ended": None}
-    return Node(
-        id=identifier,
-        stage=stage,
-        source=known.source,
-        outcome=recorded.outcome if recorded else None,
-        command=entry.cmd,
-        params=entry.params,
-        run=start and start.model_dump(include=_RUN_FACTS) | {"started": start.at, "record": start.seq} | ended,
-        base_model=_base_model(universe, entry),
-        outputs=[{"path": path, "name": name} for path, name in entry.outputs.items()],
-    )
+    return {
+        "id": identifier,
+        "stage": stage,
+        "source": known.source,
+        "outcome": recorded and recorded.outcome,
+        "command": entry.cmd,
+        "params": entry.params,
+        "run": start and start.model_dump(include=_RUN_FACTS) | {"started": start.at, "record": start.seq} | ended,
+        "base_model": base and base.model_dump(),
+        "outputs": [{"path": path, "name": name} for path, name in entry.outputs.items()],
+        "inputs": [],
+    }
 
 
 def _base_model(universe: Universe, entry: LockEntry) -> BaseModelOrigin | None:

@@ -18,11 +18,11 @@ from flows.lineage.export import Result
 from salf.errors import reading
 from salf.ledger import LockedPath
 
-STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
-PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
-BUILD_TYPE: Final = "urn:salf:dvc-stage:v1"
-BUILDER: Final = "urn:salf:local-dvc"
+_STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+_PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
+_PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+_BUILD_TYPE: Final = "urn:salf:dvc-stage:v1"
+_BUILDER: Final = "urn:salf:local-dvc"
 
 
 def model_folders(found: Sequence[Result], project: Path) -> list[tuple[Result, LockedPath]]:
@@ -42,12 +42,12 @@ def statement(result: Result, model: LockedPath, sha256: Mapping[str, str]) -> d
     source = [{"name": "source code", "digest": {"gitCommit": start.commit}}] if start and start.commit else []
     times = {"invocationId": start.run, "startedOn": start.at} if start else {}
     return {
-        "_type": STATEMENT_TYPE,
+        "_type": _STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(sha256.items())],
-        "predicateType": PREDICATE_TYPE,
+        "predicateType": _PREDICATE_TYPE,
         "predicate": {
             "buildDefinition": {
-                "buildType": BUILD_TYPE,
+                "buildType": _BUILD_TYPE,
                 "externalParameters": {
                     "stage": result.stage,
                     "command": result.locked.lock.cmd,
@@ -58,7 +58,7 @@ def statement(result: Result, model: LockedPath, sha256: Mapping[str, str]) -> d
                 "resolvedDependencies": [*source, *map(_descriptor, result.inputs)],
             },
             "runDetails": {
-                "builder": {"id": BUILDER, "version": result.versions},
+                "builder": {"id": _BUILDER, "version": result.versions},
                 "metadata": times | ({"finishedOn": end.at} if end else {}),
                 "byproducts": [_descriptor(other) for other in result.outputs if other != model],
             },
@@ -68,23 +68,15 @@ def statement(result: Result, model: LockedPath, sha256: Mapping[str, str]) -> d
 
 def envelope(document: dict[str, Any], key_file: Path) -> dict[str, Any]:
     """Return a statement in its DSSE envelope, signed with an Ed25519 key."""
-    sealed = Envelope(encode(document), PAYLOAD_TYPE, {})
-    sealed.sign(CryptoSigner(_private_key(key_file)))
-    return dict(sealed.to_dict())
-
-
-def encode(document: dict[str, Any]) -> bytes:
-    """The bytes of a statement: the same statement gives the same bytes."""
-    return json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False).encode() + b"\n"
-
-
-def _private_key(path: Path) -> Ed25519PrivateKey:
     hint = "make one with: openssl genpkey -algorithm ed25519 -out FILE"
-    with reading(path, f"not an unencrypted private Ed25519 key in PEM; {hint}"):
-        key = load_pem_private_key(path.read_bytes(), password=None)
+    with reading(key_file, f"not an unencrypted private Ed25519 key in PEM; {hint}"):
+        key = load_pem_private_key(key_file.read_bytes(), password=None)
         if not isinstance(key, Ed25519PrivateKey):
             raise TypeError("a key of another kind")
-        return key
+    text = json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    sealed = Envelope(text.encode(), _PAYLOAD_TYPE, {})
+    sealed.sign(CryptoSigner(key))
+    return dict(sealed.to_dict())
 
 
 def _descriptor(artifact: LockedPath) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from typing import Any
 import dvc.api
 from dvc.exceptions import DvcException
 
-from flows.graph import read_graph, select
+from flows.graph import StageNode, select
 from flows.lineage import history
 from flows.lineage.known import Universe
-from flows.lineage.project import Declared, Project
+from flows.lineage.project import Project
 from salf.errors import UserError
 from salf.ledger import LockEntry, Start
 
@@ -42,7 +42,7 @@ def why(universe: Universe, stage: str) -> dict[str, Any]:
     stages, ledger = universe.project.stages, universe.ledger
     if stage not in stages:
         raise history.NotFoundError(f"no stage {stage!r} in dvc.yaml; there are: {', '.join(stages)}")
-    above = [node.name for node in select(read_graph(universe.project.root), [stage])[:-1] if node.name in stages]
+    above = [node.name for node in select(list(stages.values()), [stage])[:-1]]
     last, newest = _last_run(universe, stage), ledger.newest_start(stage)
     end = ledger.end(newest.run) if newest else None
     return {
@@ -71,19 +71,19 @@ def text(answer: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def changes_since(project: Project, declared: Declared, entry: LockEntry) -> list[Change]:
+def changes_since(project: Project, declared: StageNode, entry: LockEntry) -> list[Change]:
     """Return what changed in command, parameters and inputs since the entry was locked."""
     found = []
     if entry.cmd != declared.command:
         found.append(Change("command", "", f"was `{entry.cmd}`, is `{declared.command}`"))
-    found += _compare(_parameters(entry.params), _parameters(declared.params), "parameter")
+    found += _compare(_parameters(entry.params), _parameters(history.plain(declared.params)), "parameter")
     locked = entry.inputs
-    for path in declared.deps:
+    for path in declared.reads:
         if path not in locked:
             found.append(Change("input", path, "is new"))
         elif (now := project.name_of(path)) != locked[path]:
             found.append(Change("input", path, f"was {locked[path]}, is {now}" if now else "is missing"))
-    return found + [Change("input", path, "is no longer read") for path in locked if path not in declared.deps]
+    return found + [Change("input", path, "is no longer read") for path in locked if path not in declared.reads]
 
 
 def diff(project: Project, old: str, new: str) -> dict[str, Any]:
@@ -123,8 +123,8 @@ def _changes(universe: Universe, stage: str) -> list[str]:
         now = project.name_of(path)
         if now != name:
             lines.append(f"output {path}: {'is missing' if now is None else f'was {name}, is {now}'}")
-    lines += [f"output {path}: is new" for path in declared.outs if path not in entry.outputs]
-    return lines + [f"output {path}: is no longer made" for path in entry.outputs if path not in declared.outs]
+    lines += [f"output {path}: is new" for path in declared.outputs if path not in entry.outputs]
+    return lines + [f"output {path}: is no longer made" for path in entry.outputs if path not in declared.outputs]
 
 
 def _last_run(universe: Universe, stage: str) -> Start | None:
