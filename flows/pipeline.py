@@ -40,15 +40,13 @@ _EXAMPLES = """examples:
 exit status: 0 done, 1 a stage or the flow failed, 2 the request was refused, 130 interrupted
 """
 
-Overrides = dict[running.DottedName, JsonValue]
-
 
 @flow(name="salf", task_runner=running.THREADS)
 def pipeline(
     project: Path = Path("."),
     targets: list[str] = [],  # noqa: B006 (Prefect shows the default in its form; it is never changed)
     force: list[str] = [],  # noqa: B006
-    overrides: Overrides = {},  # noqa: B006
+    overrides: dict[running.DottedName, JsonValue] = {},  # noqa: B006
     experiment: running.ExperimentName | None = None,
     side_by_side: running.SideBySide = 0,
     wait: bool = False,

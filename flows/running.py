@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,17 +44,15 @@ def workspace(project: Path, wait: bool) -> Iterator[Workspace]:
     """
     logger = get_run_logger()
     name, identity = flow_run.name or "unnamed", str(flow_run.id)
-    waited = threading.Event()
 
     def on_wait(message: str) -> None:
-        waited.set()
         logger.info(message)
         _set_state(identity, Running(name="Waiting", message=message))
 
     if _STARTED_BY_A_WORKER in os.environ:
         end_with(os.getppid())  # nobody could cancel this run any more
     with sole_run(project, name, wait, on_wait, identity) as hold:
-        if waited.is_set():
+        if wait:
             _set_state(identity, Running())
         bury(hold, name)
         clear_away(project, hold, logger.warning)

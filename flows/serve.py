@@ -52,12 +52,15 @@ def serve(project: Path, host: str, port: int) -> None:
     if url is None:
         url, own = server.start(environment, host, port)
     environment["PREFECT_API_URL"] = url
+    ends_with_us = partial(end_with, os.getpid())
+    apart: Any = {"stdin": subprocess.DEVNULL, "start_new_session": True, "preexec_fn": ends_with_us}
     try:
         with temporary_settings({PREFECT_API_URL: url}):
             pool = _deploy(project, environment)
             while True:
                 _clear_away(project)
-                worker = _start([*PREFECT, "worker", "start", "--pool", pool, "--type", "process"], environment)
+                command = [*PREFECT, "worker", "start", "--pool", pool, "--type", "process"]
+                worker = subprocess.Popen(command, env=environment, **apart)
                 print(f"serving the deployments of prefect.yaml; see {url.removesuffix('/api')}", flush=True)
                 while worker.poll() is None:
                     if own is not None and own.poll() is not None:
@@ -69,12 +72,6 @@ def serve(project: Path, host: str, port: int) -> None:
         _stop(worker)
         if own is not None:
             let_end(own)
-
-
-def _start(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    ends_with_us = partial(end_with, os.getpid())
-    streams: Any = {"stdin": subprocess.DEVNULL, "start_new_session": True}
-    return subprocess.Popen(command, env=dict(environment), preexec_fn=ends_with_us, **streams)
 
 
 def _stop(process: "subprocess.Popen[bytes] | None") -> None:
@@ -103,8 +100,7 @@ def _deploy(project: Path, environment: Mapping[str, str]) -> str:
             _check_folder(deployed, project, environment["PREFECT_API_URL"])
         with contextlib.suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
-    done = subprocess.run([*PREFECT, "deploy", "--all"], cwd=project, env=dict(environment), check=False)
-    if done.returncode != 0:
+    if subprocess.run([*PREFECT, "deploy", "--all"], cwd=project, env=environment, check=False).returncode != 0:
         raise UserError("prefect deploy failed; its lines above have the reason")
     return pool
 

@@ -12,10 +12,9 @@ from typing import Any
 
 from flows.lineage import show, why
 from flows.lineage.export import FORMATS, export
-from flows.lineage.history import NotFoundError
 from flows.lineage.known import Universe
 from flows.lineage.ledger import Ledger, record_all
-from flows.lineage.project import Project, open_project
+from flows.lineage.project import NotFoundError, Project, open_project
 from flows.lineage.verify import BusyError, verify
 from salf.errors import UserError
 from salf.ledger import repair

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from flows.lineage.history import LOCK_FILE, read_lock
 from flows.lineage.ledger import Ledger
-from flows.lineage.project import Project
+from flows.lineage.project import LOCK_FILE, Project, read_lock
 from flows.lineage.why import leaves
 from salf.errors import UserError
 from salf.files import write_json, write_text

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import chain
 
-from flows.lineage import history
 from flows.lineage.ledger import Ledger, Lock
-from flows.lineage.project import Project, is_folder
+from flows.lineage.project import LOCK_FILE, Project, entries_at, is_folder, read_lock
+from salf.files import git
 from salf.ledger import LockEntry, folder_name
 
 
@@ -38,7 +38,7 @@ class Universe:
     def __init__(self, project: Project, ledger: Ledger | None = None) -> None:
         self.project = project
         self.ledger = ledger or Ledger.read(project.ledger)
-        self.lock = history.read_lock(project.root)
+        self.lock = read_lock(project.root)
         self.manifest = lru_cache(1024)(project.manifest)
 
     def makers(self, path: str, name: str) -> list[Known]:
@@ -84,8 +84,8 @@ class Universe:
         root = self.project.root
         return [
             Known.of(stage, entry, f"commit {commit[:12]}")
-            for commit in history.commits_of_lock(root)
-            for stage, entry in history.entries_at(root, commit).items()
+            for commit in (git(root, "log", "--all", "--format=%H", "--", LOCK_FILE) or b"").decode().split()
+            for stage, entry in entries_at(root, commit).items()
         ]
 
     def _parts(self, path: str, name: str) -> list[Known]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, TypeVar
 
-from flows.lineage.history import LockError, read_lock
+from flows.lineage.project import LockError, read_lock
 from salf.errors import UserError
 from salf.ledger import Aside, End, Head, Locked, LockEntry, Record, Repair, Start, append, head_of, ledger_of, parse
 

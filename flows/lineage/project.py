@@ -1,4 +1,4 @@
-"""The project as ``dvc.yaml`` and ``params.yaml`` describe it now, with its files and DVC's cache.
+"""The project as ``dvc.yaml``, ``params.yaml`` and ``dvc.lock`` describe it, now and in git; its files, DVC's cache.
 
 Content is hashed here as DVC does it, because DVC's own notes are what is judged: a file's name is the MD5 of
 its bytes, a folder's the MD5 of a list of its files' names and MD5s, with ``.dir`` appended.
@@ -6,19 +6,33 @@ its bytes, a folder's the MD5 of a list of its files' names and MD5s, with ``.di
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from dvc.scm import SCMError, resolve_rev
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from flows.graph import graph_of, opened
-from flows.lineage.history import NotFoundError
+from salf.errors import UserError
+from salf.files import git
 from salf.ledger import FOLDER, LockedPath, LockEntry, folder_name, ledger_of
 
+LOCK_FILE: Final = "dvc.lock"
 UNREADABLE: Final = "unreadable: "  # begins what stands for the hash of a file that cannot be read
+
+
+class LockError(UserError):
+    """A lock file cannot be read."""
+
+
+class NotFoundError(UserError):
+    """Nothing that is known matches the request."""
 
 
 class Hasher:
@@ -59,7 +73,8 @@ class Project:
         self.added: dict[str, LockEntry] = {}
         for pointer in repo.index.stages:
             if not pointer.cmd:
-                outs = [LockedPath(path=self._path_of(out), md5=out.hash_info.value) for out in pointer.outs]
+                paths = [(Path(out.fs_path).relative_to(self.root), out.hash_info.value) for out in pointer.outs]
+                outs = [LockedPath(path=path.as_posix(), md5=name) for path, name in paths]
                 self.added[Path(pointer.path_in_repo).as_posix()] = LockEntry(outs=outs)
         self.hasher = Hasher()
         self._repo = repo
@@ -118,15 +133,79 @@ class Project:
         """Whether a path is a link to elsewhere than DVC's cache, from where DVC itself may link files."""
         return place.is_symlink() and not place.resolve().is_relative_to(self.cache.resolve())
 
-    def _path_of(self, out: Any) -> str:
-        return Path(out.fs_path).relative_to(self.root).as_posix()
-
 
 @contextmanager
 def open_project(root: Path) -> Iterator[Project]:
     """Open the project at ``root``."""
     with opened(root) as repo:
         yield Project(repo)
+
+
+def read_lock(project: Path) -> dict[str, LockEntry]:
+    """Return stage → its entry in dvc.lock; no file: nothing."""
+    try:
+        return parse_lock((project / LOCK_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise LockError(f"{LOCK_FILE}: {error}") from error
+
+
+def parse_lock(text: str) -> dict[str, LockEntry]:
+    """Return stage → its entry in the text of a lock file."""
+    try:
+        stages = YAML(typ="safe", pure=True).load(text).get("stages", {})
+        return {stage: lock_entry(entry) for stage, entry in stages.items()}
+    except (YAMLError, ValidationError, AttributeError) as error:
+        raise LockError(f"{LOCK_FILE}: damaged: {' '.join(str(error).split())}") from error
+
+
+def lock_entry(loaded: Any) -> LockEntry:
+    """Return an entry of dvc.lock, or of DVC's run cache, from loaded YAML."""
+    return LockEntry.model_validate(plain(loaded))
+
+
+def plain(value: Any) -> Any:
+    """Return YAML values as JSON would give them, so that a record of them compares equal.
+
+    Keys become text; dates and non-finite numbers become text too.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
+
+
+def entries_at(project: Path, commit: str) -> dict[str, LockEntry]:
+    """dvc.lock as it was at a commit; none, or a damaged one: nothing."""
+    try:
+        found = git(project, "show", f"{commit}:./{LOCK_FILE}") or b"{}"
+        return parse_lock(found.decode(errors="replace"))
+    except LockError:
+        return {}
+
+
+def declared_stages(text: bytes | None) -> set[str]:
+    """The names in a ``dvc.yaml``, without matrix items; no file, or a damaged one: nothing."""
+    try:
+        return set(YAML(typ="safe", pure=True).load(text or b"{}").get("stages", {}))
+    except (YAMLError, AttributeError, TypeError):
+        return set()
+
+
+def changed_files(project: Path, commit: str, paths: Sequence[str]) -> list[str]:
+    """Differences below the paths since a commit, like ``M stages/fit/gains.py``; empty where git cannot tell."""
+    found = git(project, "diff", "--name-status", "--no-renames", "--relative", "-z", commit, "--", *paths)
+    if found is None:
+        return []
+    fields = found.decode(errors="replace").split("\0")[:-1]
+    lines = [f"{status} {path}" for status, path in zip(fields[::2], fields[1::2], strict=True)]
+    others = git(project, "ls-files", "--others", "--exclude-standard", "-z", "--", *paths) or b""
+    lines += [f"A {path}" for path in others.decode(errors="replace").split("\0")[:-1]]
+    return sorted(lines, key=lambda line: line[2:])
 
 
 def is_folder(name: str) -> bool:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from flows.lineage.export import Result, members
 from flows.lineage.ledger import RESTORED
 from flows.lineage.project import overlap
-from salf.ledger import End, LockedPath
+from salf.ledger import LockedPath
 
 METADATA: Final = "ro-crate-metadata.json"
 WORKFLOW: Final = "dvc.yaml"
@@ -31,7 +31,7 @@ _PROFILES: Final = {
     "https://w3id.org/ro/wfrun/provenance/0.5": ("Provenance Run Crate", "0.5"),
     _WORKFLOW_CRATE: ("Workflow RO-Crate", "1.0"),
 }
-_TERMS: Final = {name: f"https://w3id.org/ro/terms/workflow-run#{name}" for name in ("md5", "sha256", "resourceUsage")}
+_TERMS: Final = {"md5": "https://w3id.org/ro/terms/workflow-run#md5"}
 _TYPES: Final[dict[type, str]] = {bool: "Boolean", int: "Integer", float: "Float", str: "Text"}  # schema.org's words
 _FORMATS: Final = {
     ".csv": "text/csv",
@@ -204,7 +204,6 @@ def _add_run(graph: _Graph, position: int, result: Result) -> Entity:
         result=list(map(_file, result.outputs)),
         startTime=_time_of(start.at) if start else None,
         endTime=_time_of((end or result.locked).at),
-        resourceUsage=_add_seconds(graph, stage, end) if end else None,
         **_COMPLETED,
     )
     locked = {"endTime": _time_of(result.locked.at), **_COMPLETED}
@@ -244,14 +243,3 @@ def _add_libraries(graph: _Graph, result: Result) -> Iterator[Entity]:
         if package == "python":
             page = f"https://www.python.org/downloads/release/python-{version.replace('.', '')}/"
         yield graph.add(page, "SoftwareApplication", name=package, softwareVersion=version, url=_ref(page))
-
-
-def _add_seconds(graph: _Graph, stage: str, end: End) -> Entity:
-    return graph.add(
-        _id("seconds", stage),
-        "PropertyValue",
-        name="wall-clock time",
-        propertyID="https://schema.org/duration",
-        value=str(end.seconds),
-        unitCode="https://qudt.org/vocab/unit/SEC",
-    )

@@ -7,9 +7,8 @@ from typing import Any, Final, NamedTuple
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
-from flows.lineage.history import NotFoundError
 from flows.lineage.known import Known, Universe
-from flows.lineage.project import is_folder
+from flows.lineage.project import NotFoundError, is_folder
 from salf.ledger import LockEntry
 
 _RUN_FACTS: Final = {

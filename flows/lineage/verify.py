@@ -16,9 +16,18 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.lineage import history
 from flows.lineage.known import Universe
-from flows.lineage.project import UNREADABLE, Hasher, Project, is_folder, overlap
+from flows.lineage.project import (
+    LOCK_FILE,
+    UNREADABLE,
+    Hasher,
+    Project,
+    declared_stages,
+    entries_at,
+    is_folder,
+    lock_entry,
+    overlap,
+)
 from flows.lineage.why import changes_since
 from salf.answer_folder import is_answer_side
 from salf.errors import UserError
@@ -79,7 +88,7 @@ def verify(
     audit = _Audit(project, accepted)
     audit.check(pinned_head, whole_cache)
     if _lock_now(project) != before:
-        raise BusyError(f"{history.LOCK_FILE} changed while it was verified: a run was at work; verify again")
+        raise BusyError(f"{LOCK_FILE} changed while it was verified: a run was at work; verify again")
     return audit.report
 
 
@@ -89,7 +98,7 @@ def _lock_now(project: Project) -> bytes | None:
         for one in json.loads((project.root / ".dvc/tmp/rwlock").read_bytes())["write"].values():
             if psutil.pid_exists(one["pid"]):
                 raise BusyError(f"{one['cmd']} (process {one['pid']}) is at work here: verify when it has ended")
-    file = project.root / history.LOCK_FILE
+    file = project.root / LOCK_FILE
     return file.read_bytes() if file.is_file() else None
 
 
@@ -197,8 +206,8 @@ class _Audit:
         if not graph.is_file() and (lock or locked):
             self.wrong("lock", "dvc.yaml", "is missing, and stages ran")
         # A stage that is gone from dvc.yaml was thrown away, if git knows of that.
-        declared = history.declared_stages(graph.read_bytes() if graph.is_file() else None)
-        lost = history.declared_stages(git(root, "show", "HEAD:./dvc.yaml")) - declared
+        declared = declared_stages(graph.read_bytes() if graph.is_file() else None)
+        lost = declared_stages(git(root, "show", "HEAD:./dvc.yaml")) - declared
         present = {}
         for stage in dict.fromkeys([*lock, *locked]):
             gone = not graph.is_file() or stage.partition("@")[0] in lost
@@ -247,12 +256,12 @@ class _Audit:
             text = file.read_text(encoding="utf-8", errors="replace")
             if all(name in text for name in entry.outputs.values()):
                 with contextlib.suppress(YAMLError, ValidationError):
-                    if history.lock_entry(YAML(typ="safe", pure=True).load(text)) == entry:
+                    if lock_entry(YAML(typ="safe", pure=True).load(text)) == entry:
                         return True
         return False
 
     def _is_committed(self, stage: str, entry: LockEntry) -> bool:
-        return history.entries_at(self.project.root, "HEAD").get(stage) == entry
+        return entries_at(self.project.root, "HEAD").get(stage) == entry
 
     def _check_outputs(self, stage: str, entry: LockEntry) -> None:
         for path, name in entry.outputs.items():

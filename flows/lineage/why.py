@@ -9,9 +9,8 @@ import dvc.api
 from dvc.exceptions import DvcException
 
 from flows.graph import StageNode, select
-from flows.lineage import history
 from flows.lineage.known import Universe
-from flows.lineage.project import Project
+from flows.lineage.project import NotFoundError, Project, changed_files, plain
 from salf.errors import UserError
 from salf.ledger import LockEntry, Start
 
@@ -41,7 +40,7 @@ def why(universe: Universe, stage: str) -> dict[str, Any]:
     """
     stages, ledger = universe.project.stages, universe.ledger
     if stage not in stages:
-        raise history.NotFoundError(f"no stage {stage!r} in dvc.yaml; there are: {', '.join(stages)}")
+        raise NotFoundError(f"no stage {stage!r} in dvc.yaml; there are: {', '.join(stages)}")
     above = [node.name for node in select(list(stages.values()), [stage])[:-1]]
     last, newest = _last_run(universe, stage), ledger.newest_start(stage)
     end = ledger.end(newest.run) if newest else None
@@ -76,7 +75,7 @@ def changes_since(project: Project, declared: StageNode, entry: LockEntry) -> li
     found = []
     if entry.cmd != declared.command:
         found.append(Change("command", "", f"was `{entry.cmd}`, is `{declared.command}`"))
-    found += _compare(_parameters(entry.params), _parameters(history.plain(declared.params)), "parameter")
+    found += _compare(_parameters(entry.params), _parameters(plain(declared.params)), "parameter")
     locked = entry.inputs
     for path in declared.reads:
         if path not in locked:
@@ -117,7 +116,7 @@ def _changes(universe: Universe, stage: str) -> list[str]:
     lines = []
     for change in changes_since(project, declared, entry):
         lines.append(str(change))
-        if change.kind == "input" and commit and (files := history.changed_files(project.root, commit, [change.name])):
+        if change.kind == "input" and commit and (files := changed_files(project.root, commit, [change.name])):
             lines.append(f"  since commit {commit[:12]}: {', '.join(files)}")
     for path, name in entry.outputs.items():
         now = project.name_of(path)

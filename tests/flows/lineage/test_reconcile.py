@@ -3,8 +3,8 @@ import threading
 import pytest
 from ruamel.yaml import YAML
 
-from flows.lineage.history import lock_entry
 from flows.lineage.ledger import Ledger, record_all, record_stage
+from flows.lineage.project import lock_entry
 from tests.flows.lineage.conftest import Project
 
 
