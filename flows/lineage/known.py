@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import chain
 
-from flows.lineage.ledger import Ledger, Lock
-from flows.lineage.project import LOCK_FILE, Project, entries_at, is_folder, read_lock
+from flows.lineage.ledger import Ledger
+from flows.lineage.project import LOCK_FILE, Project, is_folder, read_lock
 from salf.files import git
 from salf.ledger import LockEntry, folder_name
 
@@ -66,26 +66,28 @@ class Universe:
                 made[out].setdefault(name, known)
         return made
 
+    def present(self, stage: str) -> Known:
+        """A stage's entry in dvc.lock."""
+        return Known.of(stage, self.lock[stage], "dvc.lock")
+
     @cached_property
     def _locked(self) -> list[Known]:
-        return [Known.of(stage, entry, "dvc.lock") for stage, entry in self.lock.items()]
+        return list(map(self.present, self.lock))
 
     @cached_property
     def _records(self) -> list[Known]:
-        def entry(lock: Lock) -> LockEntry:
-            return self.ledger.record(lock).lock
-
+        read = self.ledger.entry
         return [
-            Known(lock.stage, f"record {lock.seq}", lock.outputs, partial(entry, lock)) for lock in self.ledger.locks
+            Known(lock.stage, f"record {lock.seq}", lock.outputs, partial(read, lock)) for lock in self.ledger.locks
         ]
 
     @cached_property
     def _history(self) -> list[Known]:
-        root = self.project.root
+        commits = git(self.project.root, "log", "--all", "--format=%H", "--", LOCK_FILE) or b""
         return [
             Known.of(stage, entry, f"commit {commit[:12]}")
-            for commit in (git(root, "log", "--all", "--format=%H", "--", LOCK_FILE) or b"").decode().split()
-            for stage, entry in entries_at(root, commit).items()
+            for commit in commits.decode().split()
+            for stage, entry in self.project.entries_at(commit).items()
         ]
 
     def _parts(self, path: str, name: str) -> list[Known]:

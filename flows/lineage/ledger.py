@@ -105,6 +105,10 @@ class Ledger:
             raise UserError(f"{self.path}: changed while it was read")
         return found
 
+    def entry(self, lock: Lock) -> LockEntry:
+        """The whole entry of dvc.lock in a record."""
+        return self.record(lock).lock
+
     def newest_start(self, stage: str) -> Start | None:
         """The newest start of a stage in the project itself, not in an experiment's copy."""
         return self._at(self._places.get(("newest", stage)), Start)

@@ -4,11 +4,12 @@ Content is hashed here as DVC does it, because DVC's own notes are what is judge
 its bytes, a folder's the MD5 of a list of its files' names and MD5s, with ``.dir`` appended.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -105,6 +106,40 @@ class Project:
         except SCMError as error:
             raise NotFoundError(f"no commit, branch, tag or experiment {name!r}: {error}") from None
 
+    def entries_at(self, commit: str) -> dict[str, LockEntry]:
+        """dvc.lock as it was at a commit; none, or a damaged one: nothing."""
+        try:
+            found = git(self.root, "show", f"{commit}:./{LOCK_FILE}") or b"{}"
+            return parse_lock(found.decode(errors="replace"))
+        except LockError:
+            return {}
+
+    def remembers(self, entry: LockEntry) -> bool:
+        """Whether DVC's cache of runs has exactly this entry: it ran, and was taken from there."""
+        for file in self.run_cache.glob("*/*/*"):
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if all(name in text for name in entry.outputs.values()):
+                with contextlib.suppress(YAMLError, ValidationError):
+                    if lock_entry(YAML(typ="safe", pure=True).load(text)) == entry:
+                        return True
+        return False
+
+    def lost_stages(self) -> set[str]:
+        """The names, without matrix items, that the last commit has in dvc.yaml, and the present one has no more."""
+        graph, committed = self.root / "dvc.yaml", git(self.root, "show", "HEAD:./dvc.yaml")
+        return _names(committed) - _names(graph.read_bytes() if graph.is_file() else None)
+
+    def changed_files(self, commit: str, path: str) -> list[str]:
+        """Differences below a path since a commit, like ``M stages/fit/gains.py``; empty where git cannot tell."""
+        found = git(self.root, "diff", "--name-status", "--no-renames", "--relative", "-z", commit, "--", path)
+        if found is None:
+            return []
+        fields = found.decode(errors="replace").split("\0")[:-1]
+        lines = [f"{status} {path}" for status, path in zip(fields[::2], fields[1::2], strict=True)]
+        others = git(self.root, "ls-files", "--others", "--exclude-standard", "-z", "--", path) or b""
+        lines += [f"A {path}" for path in others.decode(errors="replace").split("\0")[:-1]]
+        return sorted(lines, key=lambda line: line[2:])
+
     def place(self, path: str) -> Path:
         """The absolute path of one in dvc.yaml; data may be outside the project (``../data``)."""
         return Path(os.path.normpath(self.root / path))
@@ -179,35 +214,6 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def entries_at(project: Path, commit: str) -> dict[str, LockEntry]:
-    """dvc.lock as it was at a commit; none, or a damaged one: nothing."""
-    try:
-        found = git(project, "show", f"{commit}:./{LOCK_FILE}") or b"{}"
-        return parse_lock(found.decode(errors="replace"))
-    except LockError:
-        return {}
-
-
-def declared_stages(text: bytes | None) -> set[str]:
-    """The names in a ``dvc.yaml``, without matrix items; no file, or a damaged one: nothing."""
-    try:
-        return set(YAML(typ="safe", pure=True).load(text or b"{}").get("stages", {}))
-    except (YAMLError, AttributeError, TypeError):
-        return set()
-
-
-def changed_files(project: Path, commit: str, paths: Sequence[str]) -> list[str]:
-    """Differences below the paths since a commit, like ``M stages/fit/gains.py``; empty where git cannot tell."""
-    found = git(project, "diff", "--name-status", "--no-renames", "--relative", "-z", commit, "--", *paths)
-    if found is None:
-        return []
-    fields = found.decode(errors="replace").split("\0")[:-1]
-    lines = [f"{status} {path}" for status, path in zip(fields[::2], fields[1::2], strict=True)]
-    others = git(project, "ls-files", "--others", "--exclude-standard", "-z", "--", *paths) or b""
-    lines += [f"A {path}" for path in others.decode(errors="replace").split("\0")[:-1]]
-    return sorted(lines, key=lambda line: line[2:])
-
-
 def is_folder(name: str) -> bool:
     """Whether a name of DVC's is a folder's."""
     return name.endswith(FOLDER)
@@ -216,3 +222,11 @@ def is_folder(name: str) -> bool:
 def overlap(path: str, other: str) -> bool:
     """Whether two paths are the same or one contains the other."""
     return path == other or path.startswith(f"{other}/") or other.startswith(f"{path}/")
+
+
+def _names(graph: bytes | None) -> set[str]:
+    """The stages in the text of a dvc.yaml; no file, or a damaged one: none."""
+    try:
+        return set(YAML(typ="safe", pure=True).load(graph or b"{}").get("stages", {}))
+    except (YAMLError, AttributeError, TypeError):
+        return set()

@@ -79,23 +79,19 @@ def text(answer: dict[str, Any]) -> str:
 def find(universe: Universe, asked: str) -> Subject:
     """Find the subject of a stage's name, a path or a hash."""
     if asked in universe.lock:
-        return Subject(_locked(universe, asked))
+        return Subject(universe.present(asked))
     place = Path(asked) if Path(asked).exists() else universe.project.root / asked
     if place.exists():
         return _by_content(universe, place)
     for stage, entry in universe.lock.items():
         if name := entry.outputs.get(asked.rstrip("/")):
             remark = "not in the workspace; dvc pull brings it"
-            return Subject(_locked(universe, stage), asked.rstrip("/"), name, remark)
+            return Subject(universe.present(stage), asked.rstrip("/"), name, remark)
     if len(asked) >= _SHORTEST_HASH and set(asked.removesuffix(".dir")) <= set("0123456789abcdef"):
         if subject := _by_hash(universe, asked):
             return subject
         raise NotFoundError(f"{asked}: unknown hash: not in dvc.lock, the ledger or any commit")
     raise NotFoundError(f"{asked}: not a stage that ran, a file, a folder or a hash")
-
-
-def _locked(universe: Universe, stage: str) -> Known:
-    return Known.of(stage, universe.lock[stage], "dvc.lock")
 
 
 def _by_content(universe: Universe, place: Path) -> Subject:
@@ -132,10 +128,10 @@ def _by_sha256(universe: Universe, digest: str) -> Subject | None:
             for file in project.files_of(place) if place.is_dir() else [place] if place.is_file() else []:
                 path = file.relative_to(project.root).as_posix()
                 if project.hasher.digest(file, "sha256") == digest:
-                    return Subject(_locked(universe, stage), path, name, f"SHA-256 of {path}")
+                    return Subject(universe.present(stage), path, name, f"SHA-256 of {path}")
                 base = _origin(file) if file.name == "base.json" else None
                 if base and base.weights_sha256 == digest:
-                    return Subject(_locked(universe, stage), out, name, f"SHA-256 of the weights in {out}")
+                    return Subject(universe.present(stage), out, name, f"SHA-256 of the weights in {out}")
     return None
 
 

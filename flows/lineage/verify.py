@@ -13,21 +13,9 @@ from typing import Final
 
 import psutil
 from pydantic import BaseModel, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from flows.lineage.known import Universe
-from flows.lineage.project import (
-    LOCK_FILE,
-    UNREADABLE,
-    Hasher,
-    Project,
-    declared_stages,
-    entries_at,
-    is_folder,
-    lock_entry,
-    overlap,
-)
+from flows.lineage.project import LOCK_FILE, UNREADABLE, Hasher, Project, is_folder, overlap
 from flows.lineage.why import changes_since
 from salf.answer_folder import is_answer_side
 from salf.errors import UserError
@@ -201,21 +189,18 @@ class _Audit:
 
     def _check_present(self) -> dict[str, LockEntry]:
         """The entries to check: of dvc.lock, and what the ledger or git say that dvc.lock and dvc.yaml lost."""
-        root, lock, locked = self.project.root, self.lock, self.ledger.locked
-        graph = root / "dvc.yaml"
-        if not graph.is_file() and (lock or locked):
+        lock, locked, has_graph = self.lock, self.ledger.locked, (self.project.root / "dvc.yaml").is_file()
+        if not has_graph and (lock or locked):
             self.wrong("lock", "dvc.yaml", "is missing, and stages ran")
-        # A stage that is gone from dvc.yaml was thrown away, if git knows of that.
-        declared = declared_stages(graph.read_bytes() if graph.is_file() else None)
-        lost = declared_stages(git(root, "show", "HEAD:./dvc.yaml")) - declared
+        lost = self.project.lost_stages()  # one that git does not know either was thrown away
         present = {}
         for stage in dict.fromkeys([*lock, *locked]):
-            gone = not graph.is_file() or stage.partition("@")[0] in lost
+            gone = not has_graph or stage.partition("@")[0] in lost
             if stage not in self.project.stages and not gone:
                 if stage in lock:
                     self.notes.append(f"{stage} is in dvc.lock and no longer in dvc.yaml")
                 continue
-            if gone and graph.is_file():
+            if gone and has_graph:
                 self.wrong("lock", stage, "is gone from dvc.yaml, and the last commit has it")
             if stage in lock:
                 present[stage] = lock[stage]
@@ -223,7 +208,7 @@ class _Audit:
             newest = locked[stage][-1]
             self.wrong("lock", stage, f"has no entry in dvc.lock, and record {newest.seq} locked one")
             if stage not in self.accepted:
-                present[stage] = self.ledger.record(newest).lock
+                present[stage] = self.ledger.entry(newest)
         self.notes += [f"{stage} has not run" for stage in self.project.stages if stage not in present]
         return present
 
@@ -243,25 +228,15 @@ class _Audit:
             self.wrong("lock", stage, f"{text} (to accept them: verify --accept {stage})")
         elif recorded is not None:
             self.notes.append(f"{stage}: its origin is not recorded")
-        elif (run and not differing) or self._is_remembered(entry):
+        elif (run and not differing) or self.project.remembers(entry):
             self.notes.append(f"{stage} ran, and is not recorded yet: python -m flows.lineage record")
         elif ledger.newest_locked(stage) is None and self._is_committed(stage, entry):
             self.notes.append(f"{stage}: its origin is not recorded here; dvc.lock is as committed")
         else:
             self.wrong("lock", stage, "no record has its entry in dvc.lock: edited by hand, or made elsewhere")
 
-    def _is_remembered(self, entry: LockEntry) -> bool:
-        """Whether DVC's cache of runs has exactly this entry: it ran, and was taken from there."""
-        for file in self.project.run_cache.glob("*/*/*"):
-            text = file.read_text(encoding="utf-8", errors="replace")
-            if all(name in text for name in entry.outputs.values()):
-                with contextlib.suppress(YAMLError, ValidationError):
-                    if lock_entry(YAML(typ="safe", pure=True).load(text)) == entry:
-                        return True
-        return False
-
     def _is_committed(self, stage: str, entry: LockEntry) -> bool:
-        return entries_at(self.project.root, "HEAD").get(stage) == entry
+        return self.project.entries_at("HEAD").get(stage) == entry
 
     def _check_outputs(self, stage: str, entry: LockEntry) -> None:
         for path, name in entry.outputs.items():

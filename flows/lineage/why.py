@@ -10,7 +10,7 @@ from dvc.exceptions import DvcException
 
 from flows.graph import StageNode, select
 from flows.lineage.known import Universe
-from flows.lineage.project import NotFoundError, Project, changed_files, plain
+from flows.lineage.project import NotFoundError, Project, plain
 from salf.errors import UserError
 from salf.ledger import LockEntry, Start
 
@@ -116,7 +116,7 @@ def _changes(universe: Universe, stage: str) -> list[str]:
     lines = []
     for change in changes_since(project, declared, entry):
         lines.append(str(change))
-        if change.kind == "input" and commit and (files := changed_files(project.root, commit, [change.name])):
+        if change.kind == "input" and commit and (files := project.changed_files(commit, change.name)):
             lines.append(f"  since commit {commit[:12]}: {', '.join(files)}")
     for path, name in entry.outputs.items():
         now = project.name_of(path)
