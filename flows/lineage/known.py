@@ -35,9 +35,9 @@ class Known:
 class Universe:
     """All known lock entries, the likeliest first: of dvc.lock, the ledger from its end, git from its newest commit."""
 
-    def __init__(self, project: Project, ledger: Ledger | None = None) -> None:
+    def __init__(self, project: Project) -> None:
         self.project = project
-        self.ledger = ledger or Ledger.read(project.ledger)
+        self.ledger = Ledger.read(project.ledger)
         self.lock = read_lock(project.root)
         self.manifest = lru_cache(1024)(project.manifest)
 

@@ -88,7 +88,9 @@ def find(universe: Universe, asked: str) -> Subject:
             remark = "not in the workspace; dvc pull brings it"
             return Subject(universe.present(stage), asked.rstrip("/"), name, remark)
     if len(asked) >= _SHORTEST_HASH and set(asked.removesuffix(".dir")) <= set("0123456789abcdef"):
-        if subject := _by_hash(universe, asked):
+        if found := universe.holding(asked):
+            return Subject(*found, "" if found[0].source == "dvc.lock" else f"known from {found[0].source}")
+        if len(asked) == _SHA256_LENGTH and (subject := _by_sha256(universe, asked)):
             return subject
         raise NotFoundError(f"{asked}: unknown hash: not in dvc.lock, the ledger or any commit")
     raise NotFoundError(f"{asked}: not a stage that ran, a file, a folder or a hash")
@@ -111,12 +113,6 @@ def _by_content(universe: Universe, place: Path) -> Subject:
     made_here = any(path in entry.outputs for entry in universe.lock.values())
     why = "it was changed since its stage made it" if made_here else "no stage made it"
     raise NotFoundError(f"{place}: unknown hash {name}: not in dvc.lock, the ledger or any commit; {why}")
-
-
-def _by_hash(universe: Universe, digest: str) -> Subject | None:
-    if found := universe.holding(digest):
-        return Subject(*found, "" if found[0].source == "dvc.lock" else f"known from {found[0].source}")
-    return _by_sha256(universe, digest) if len(digest) == _SHA256_LENGTH else None
 
 
 def _by_sha256(universe: Universe, digest: str) -> Subject | None:
