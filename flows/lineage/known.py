@@ -76,10 +76,8 @@ class Universe:
 
     @cached_property
     def _records(self) -> list[Known]:
-        read = self.ledger.entry
-        return [
-            Known(lock.stage, f"record {lock.seq}", lock.outputs, partial(read, lock)) for lock in self.ledger.locks
-        ]
+        locks, read = sorted(chain(*self.ledger.locked.values()), key=lambda lock: lock.seq), self.ledger.entry
+        return [Known(lock.stage, f"record {lock.seq}", lock.outputs, partial(read, lock)) for lock in locks]
 
     @cached_property
     def _history(self) -> list[Known]:

@@ -54,7 +54,6 @@ class Ledger:
         self.path = path
         self.faults: list[tuple[int, str]] = []
         self.hashes: list[str] = []
-        self.locks: list[Lock] = []
         self.locked: dict[str, list[Lock]] = defaultdict(list)
         self.repairs: list[Repair] = []
         self.is_torn = False  # a half-written line follows
@@ -175,7 +174,6 @@ class Ledger:
                 outputs = {sys.intern(path): name for path, name in record.lock.outputs.items()}
                 words = (sys.intern(record.stage), record.run, sys.intern(record.outcome))
                 lock = Lock(record.seq, *words, outputs, *digests(record.lock), place)
-                self.locks.append(lock)
                 self.locked[lock.stage].append(lock)
             case Repair():
                 self.repairs.append(record)

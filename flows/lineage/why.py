@@ -1,7 +1,7 @@
 """Lists changes: of a stage and upstream since it last ran, and between the freeze plans of two commits."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,17 +72,10 @@ def text(answer: dict[str, Any]) -> str:
 
 def changes_since(project: Project, declared: StageNode, entry: LockEntry) -> list[Change]:
     """Return what changed in command, parameters and inputs since the entry was locked."""
-    found = []
-    if entry.cmd != declared.command:
-        found.append(Change("command", "", f"was `{entry.cmd}`, is `{declared.command}`"))
+    command = Change("command", "", f"was `{entry.cmd}`, is `{declared.command}`")
+    found = [command] if entry.cmd != declared.command else []
     found += _compare(_parameters(entry.params), _parameters(plain(declared.params)), "parameter")
-    locked = entry.inputs
-    for path in declared.reads:
-        if path not in locked:
-            found.append(Change("input", path, "is new"))
-        elif (now := project.name_of(path)) != locked[path]:
-            found.append(Change("input", path, f"was {locked[path]}, is {now}" if now else "is missing"))
-    return found + [Change("input", path, "is no longer read") for path in locked if path not in declared.reads]
+    return found + _compare_paths(project, entry.inputs, declared.reads, "input")
 
 
 def diff(project: Project, old: str, new: str) -> dict[str, Any]:
@@ -114,16 +107,12 @@ def _changes(universe: Universe, stage: str) -> list[str]:
     last = _last_run(universe, stage)
     commit = last.commit if last else None
     lines = []
-    for change in changes_since(project, declared, entry):
+    outputs = _compare_paths(project, entry.outputs, declared.outputs, "output")
+    for change in [*changes_since(project, declared, entry), *outputs]:
         lines.append(str(change))
         if change.kind == "input" and commit and (files := project.changed_files(commit, change.name)):
             lines.append(f"  since commit {commit[:12]}: {', '.join(files)}")
-    for path, name in entry.outputs.items():
-        now = project.name_of(path)
-        if now != name:
-            lines.append(f"output {path}: {'is missing' if now is None else f'was {name}, is {now}'}")
-    lines += [f"output {path}: is new" for path in declared.outputs if path not in entry.outputs]
-    return lines + [f"output {path}: is no longer made" for path in entry.outputs if path not in declared.outputs]
+    return lines
 
 
 def _last_run(universe: Universe, stage: str) -> Start | None:
@@ -144,6 +133,17 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], kind: str) -> list[
         elif before != after:
             found.append(Change(kind, name, f"was {_shown(before)}, is {_shown(after)}"))
     return found
+
+
+def _compare_paths(project: Project, locked: Mapping[str, str], declared: Sequence[str], kind: str) -> list[Change]:
+    found = []
+    for path in declared:
+        if path not in locked:
+            found.append(Change(kind, path, "is new"))
+        elif (now := project.name_of(path)) != locked[path]:
+            found.append(Change(kind, path, f"was {locked[path]}, is {now}" if now else "is missing"))
+    verb = {"input": "read", "output": "made"}[kind]
+    return found + [Change(kind, path, f"is no longer {verb}") for path in locked if path not in declared]
 
 
 def _shown(value: Any) -> str:
