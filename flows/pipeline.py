@@ -18,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import JsonValue
 
-from flows import environment, running, summary
+from flows import environment, report, running, summary
 from flows.graph import StageNode, matching, read_graph, select
 from flows.lineage.ledger import record_stage
 from flows.lineage.openlineage import send
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         given["overrides"] = parse(given.pop("set"))
     except UserError as error:
-        return running.report(str(error), BAD_INPUT)
+        return report(str(error), BAD_INPUT)
     return running.run_flow(pipeline, **given)
 
 

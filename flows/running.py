@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from prefect.states import Crashed, Failed, Running
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import server
+from flows import report, server
 from flows.environment import stage_environment
 from flows.processes import end_cleanly
 from flows.workspace import Hold, Workspace, clear_away, sole_run
@@ -155,12 +154,6 @@ def run_flow(run: Callable[..., Any], **parameters: Any) -> int:
     message = " ".join((state.message or state.name or "failed").split())
     _, invalid, which = message.partition("invalid parameters:")  # as Prefect puts it
     return report(which.strip(" -") or message, BAD_INPUT if invalid or state.name == "Refused" else 1)
-
-
-def report(message: str, status: int) -> int:
-    """Print one line for an error, and return the exit status."""
-    print(f"error: {message}", file=sys.stderr)
-    return status
 
 
 def _set_state(identity: str, state: State[Any]) -> None:

@@ -24,10 +24,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.process import ProcessWorker
 from ruamel.yaml import YAML
 
-from flows import server
+from flows import report, server
 from flows.environment import stage_environment
 from flows.processes import end_cleanly, let_end
-from flows.running import bury, report
+from flows.running import bury
 from flows.server import PREFECT
 from flows.workspace import WorkspaceBusyError, clear_away, sole_run
 from salf.children import end_with

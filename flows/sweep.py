@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, JsonValue
 
-from flows import apart, environment, running
+from flows import apart, environment, report, running
 from flows.graph import StageNode, matching, read_graph, select
 from flows.lineage.why import leaves
 from flows.overrides import changed, loaded, parse, read
@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         values = parse(given.pop("set"))
     except UserError as error:
-        return running.report(str(error), BAD_INPUT)
+        return report(str(error), BAD_INPUT)
     grid = {key: value if isinstance(value, list) else [value] for key, value in values.items()}
     return running.run_flow(sweep, grid=grid, **given)
 

@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from voluptuous import Invalid
 
+from flows import report
 from flows.aside import put_back_left
 from flows.environment import WORKSPACE, stage_environment
 from flows.overrides import take_back
@@ -229,11 +230,9 @@ def main() -> int:
             environment = stage_environment(os.environ, project)
             return run_streaming(command, project, environment, say, keep_open=[hold.descriptor]) if command else 0
     except WorkspaceBusyError as busy:
-        print(f"error: {str(busy).partition(';')[0]}; wait for it", file=sys.stderr)
-        return BAD_INPUT
+        return report(f"{str(busy).partition(';')[0]}; wait for it", BAD_INPUT)
     except KeyboardInterrupt:
-        print("error: interrupted; run again to resume", file=sys.stderr)
-        return INTERRUPTED
+        return report("interrupted; run again to resume", INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from flows import report
 from flows.lineage import show, why
 from flows.lineage.export import FORMATS, export
 from flows.lineage.known import Universe
@@ -54,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(answer, indent=2, ensure_ascii=False) if arguments.json else text, flush=True)
         return FINE if arguments.command != "verify" or answer["ok"] else NOT_SO
     except UserError as error:
-        return _fail(str(error), {NotFoundError: NOT_SO, BusyError: BUSY}.get(type(error), BAD_USAGE))
+        return report(str(error), {NotFoundError: NOT_SO, BusyError: BUSY}.get(type(error), BAD_USAGE))
     except BrokenPipeError:  # the reader has seen enough (show ... | head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
     except OSError as error:
-        return _fail(f"{error.filename or 'output'}: {error.strerror}", BAD_USAGE)
+        return report(f"{error.filename or 'output'}: {error.strerror}", BAD_USAGE)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,8 +119,8 @@ def _answer(project: Project, given: argparse.Namespace) -> tuple[Any, str]:
             changes = why.why(Universe(project), given.stage)
             return changes, why.text(changes)
         case "verify":
-            report = verify(project, given.head, given.whole_cache, given.accept)
-            return report.model_dump(mode="json"), report.text()
+            found = verify(project, given.head, given.whole_cache, given.accept)
+            return found.model_dump(mode="json"), found.text()
         case "diff":
             plans = why.diff(project, given.old, given.new)
             same = f"the plans of {given.old} and {given.new} do not differ"
@@ -140,11 +141,6 @@ def _answer(project: Project, given: argparse.Namespace) -> tuple[Any, str]:
             lines = [f"line {number} was damaged: it is in records.torn now" for number in done.put_aside]
             lines += ["the lost head file was written again"] if done.new_head else []
             return lines, "\n".join(lines) or "nothing to repair"
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":
