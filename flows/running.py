@@ -22,7 +22,7 @@ from pydantic import Field
 from flows import report, server
 from flows.environment import stage_environment
 from flows.processes import end_cleanly
-from flows.workspace import Hold, Workspace, clear_away, sole_run
+from flows.workspace import Workspace, clear_away, sole_run
 from salf.children import end_with
 from salf.errors import BAD_INPUT, INTERRUPTED, UserError
 
@@ -37,10 +37,7 @@ SideBySide = Annotated[int, Field(ge=0, le=64)]
 
 @contextmanager
 def workspace(project: Path, wait: bool) -> Iterator[Workspace]:
-    """Hold the project for the current flow run, cleared of what a killed run left.
-
-    When the block is left by an exception (a cancelled flow, a lost worker), ``stop`` is set.
-    """
+    """Hold the project for the current flow run, cleared of what a killed run left; see :func:`sole_run`."""
     logger = get_run_logger()
     name, identity = flow_run.name or "unnamed", str(flow_run.id)
 
@@ -50,27 +47,22 @@ def workspace(project: Path, wait: bool) -> Iterator[Workspace]:
 
     if _STARTED_BY_A_WORKER in os.environ:
         end_with(os.getppid())  # nobody could cancel this run any more
-    with sole_run(project, name, wait, on_wait, identity) as hold:
+    with sole_run(project, name, wait, on_wait, identity) as held:
         if wait:
             _set_state(identity, Running())
-        bury(hold, name)
-        clear_away(project, hold, logger.warning)
-        environment = stage_environment(os.environ, project, (identity, name))
-        held = Workspace(project, environment, hold.descriptor, identity, name)
-        try:
-            yield held
-        finally:
-            held.stop.set()
+        bury(held, name)
+        clear_away(held, logger.warning)
+        yield held
 
 
-def bury(hold: Hold, found_by: str) -> None:
+def bury(held: Workspace, found_by: str) -> None:
     """Tell Prefect about the killed run that held the workspace before; it would go on showing it as running."""
-    if hold.died is None or hold.died.flow_run is None:
+    if held.died is None or held.died.flow_run is None:
         return
-    message = f"process {hold.died.pid} ended without a report; found by {found_by!r}"
+    message = f"process {held.died.pid} ended without a report; found by {found_by!r}"
     with get_client(sync_client=True) as client:
         try:
-            run = client.read_flow_run(UUID(hold.died.flow_run))
+            run = client.read_flow_run(UUID(held.died.flow_run))
         except (ObjectNotFound, ValueError):  # recorded by another server
             return
         if run.state is None or run.state.is_final():

@@ -119,9 +119,9 @@ def _check_folder(deployed: DeploymentResponse, project: Path, url: str) -> None
 def _clear_away(project: Path) -> None:
     """End what a run left that was killed together with its worker."""
     try:
-        with sole_run(project, "make serve") as hold:
-            bury(hold, "make serve")
-            clear_away(project, hold, lambda line: print(line, flush=True))
+        with sole_run(project, "make serve") as held:
+            bury(held, "make serve")
+            clear_away(held, lambda line: print(line, flush=True))
     except WorkspaceBusyError as busy:
         print(busy, flush=True)
 

@@ -52,27 +52,19 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class Hold:
-    """A held workspace: the lock's descriptor for children, and the run that died holding it before, if one did."""
-
-    descriptor: int
-    died: Holder | None
-
-
-@dataclass(frozen=True)
 class Workspace:
-    """The state that all tasks of one flow run share; once ``stop`` is set, active stages are stopped."""
+    """A held workspace: the state that all tasks of a run share. Once ``stop`` is set, active stages are stopped."""
 
     project: Path
     environment: Mapping[str, str]
-    lock: int  # descriptor of the workspace's lock, to hand on
-    flow_run: str
-    flow_run_name: str
+    descriptor: int  # of the workspace's lock, to hand on to children
+    died: Holder | None = None  # the run that died holding it before
+    flow_run: str | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self, command: list[str], on_line: Callable[[str], None], timeout: float | None = None) -> int:
         """Run a command here until it ends or the flow stops; see :func:`flows.processes.run_streaming`."""
-        return run_streaming(command, self.project, self.environment, on_line, timeout, [self.lock], self.stop)
+        return run_streaming(command, self.project, self.environment, on_line, timeout, [self.descriptor], self.stop)
 
 
 @contextmanager
@@ -82,12 +74,13 @@ def sole_run(
     wait: bool = False,
     on_wait: Callable[[str], None] = print,
     flow_run: str | None = None,
-) -> Iterator[Hold]:
+) -> Iterator[Workspace]:
     """Hold the workspace for one run.
 
     The lock is the operating system's: it ends with the last process that has the descriptor, so a killed run
     leaves none. A child that inherits the descriptor keeps the lock while it lives. For the children of a killed
-    run this waits, because their guard is ending them. ``on_wait`` is called once before waiting.
+    run this waits, because their guard is ending them. ``on_wait`` is called once before waiting. When the block is
+    left, also by an exception (a cancelled flow, a lost worker), ``stop`` is set.
     """
     path = project / LOCK_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,21 +89,25 @@ def sole_run(
         _take(descriptor, wait, on_wait)
         died = _holder(descriptor)
         _write(descriptor, json.dumps(asdict(Holder(run_name, os.getpid(), flow_run))))
+        environment = stage_environment(os.environ, project, (flow_run, run_name) if flow_run else None)
+        held = Workspace(project, environment, descriptor, died, flow_run)
         try:
-            yield Hold(descriptor, died)
+            yield held
         finally:
+            held.stop.set()
             _write(descriptor, "")  # a record that stays tells the next run that this one was killed
     finally:
         os.close(descriptor)
 
 
-def clear_away(project: Path, hold: Hold, tell: Callable[[str], None]) -> None:
+def clear_away(held: Workspace, tell: Callable[[str], None]) -> None:
     """Clear away what a killed run left: processes, half-written files of DVC's, lost outputs, overrides.
 
     The caller holds the workspace. ``tell`` is called with a line for everything that was found.
     """
-    if hold.died:
-        tell(f"the run {hold.died.run!r} (process {hold.died.pid}) was killed")
+    project = held.project
+    if held.died:
+        tell(f"the run {held.died.run!r} (process {held.died.pid}) was killed")
     for pid in stop_leftovers(project):
         tell(f"ended process {pid}, left running by a run that no longer exists")
     for line in clear_torn(project):
@@ -223,12 +220,10 @@ def main() -> int:
     if "MAKELEVEL" in os.environ:
         end_with(os.getppid())  # make does not wait for us when it is killed
     end_cleanly()
-    project, say = Path.cwd(), partial(print, flush=True)
     try:
-        with sole_run(project, " ".join(command) or "make run") as hold:
-            clear_away(project, hold, lambda line: print(line, file=sys.stderr))
-            environment = stage_environment(os.environ, project)
-            return run_streaming(command, project, environment, say, keep_open=[hold.descriptor]) if command else 0
+        with sole_run(Path.cwd(), " ".join(command) or "make run") as held:
+            clear_away(held, lambda line: print(line, file=sys.stderr))
+            return held.run(command, partial(print, flush=True)) if command else 0
     except WorkspaceBusyError as busy:
         return report(f"{str(busy).partition(';')[0]}; wait for it", BAD_INPUT)
     except KeyboardInterrupt:

@@ -130,7 +130,7 @@ class ToyProject:
         """The workspace as a flow hands it to its tasks."""
         (self.root / LOCK_FILE).touch()
         lock = os.open(self.root / LOCK_FILE, os.O_RDONLY)
-        return Workspace(self.root, stage_environment(os.environ), lock, "id", "name")
+        return Workspace(self.root, stage_environment(os.environ), lock)
 
     def run(self, node, lines: list[str] | None = None, **options) -> StageRun:
         return run_stage(node, self.held, (lines if lines is not None else []).append, **options)
