@@ -27,24 +27,22 @@ def progress(what: str, total: float, unit: str) -> Iterator[Advance]:
             task = bar.add_task(what, total=total, note="")
             yield lambda amount, note: bar.update(task, advance=amount, note=note)
         return
-    line = _Lines(what, total, unit)
-    yield line.advance
+    yield _lines(what, total, unit)
 
 
-class _Lines:
-    def __init__(self, what: str, total: float, unit: str) -> None:
-        self.what, self.total, self.unit = what, total, unit
-        self.done = 0.0
-        self.started = self.printed = time.monotonic()
+def _lines(what: str, total: float, unit: str) -> Advance:
+    """Print lines in place of a bar."""
+    done, started = 0.0, time.monotonic()
+    printed = started
 
-    def advance(self, amount: float, note: str) -> None:
-        self.done += amount
-        now = time.monotonic()
-        if now - self.printed < _SECONDS_BETWEEN_LINES and self.done < self.total:
+    def advance(amount: float, note: str) -> None:
+        nonlocal done, printed
+        done, now = done + amount, time.monotonic()
+        if now - printed < _SECONDS_BETWEEN_LINES and done < total:
             return
-        self.printed = now
-        rate = self.done / max(now - self.started, 1e-9)
-        left = (self.total - self.done) / rate
-        share = f"{self.done:.0f}/{self.total:.0f} {self.unit} ({self.done / self.total:.0%})"
-        text = f"{self.what}: {share}, {rate:.3g} {self.unit}/s, {left:.0f} s left"
-        print(f"{text}  {note}" if note else text, file=sys.stderr, flush=True)
+        printed = now
+        rate = done / max(now - started, 1e-9)
+        text = f"{what}: {done:.0f}/{total:.0f} {unit} ({done / total:.0%}), {rate:.3g} {unit}/s"
+        print(f"{text}, {(total - done) / rate:.0f} s left{note and f'  {note}'}", file=sys.stderr, flush=True)
+
+    return advance

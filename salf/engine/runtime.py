@@ -73,38 +73,34 @@ def choose_runtime(params: Device) -> Runtime:
 
 def find_runtime(params: Device) -> Runtime:
     """Pick device and precision, and say why; a ``UserError`` says that the device is not there."""
-    device = _choose_device(params.kind)
-    if params.dtype != "auto":
-        return Runtime(device, getattr(torch, params.dtype), "as set in params.yaml", params.frozen_weights)
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported()
-        reason = "this GPU computes bfloat16" if fast else "this GPU does not compute bfloat16"
-    elif device.type == "cpu":
-        # Where the processor has no products of bfloat16 they are emulated, several times slower than float32.
-        found = [name for name, there in _bfloat16_instructions().items() if there]
-        fast = bool(found)
-        reason = f"this processor has {found[0]}" if found else "this processor has no bfloat16 products: slower"
-    else:
-        fast, reason = False, "float32 is the safe choice on this device"
-    return Runtime(device, torch.bfloat16 if fast else torch.float32, reason, params.frozen_weights)
-
-
-def _bfloat16_instructions() -> dict[str, bool]:
-    """CPU instructions that multiply bfloat16 matrices, and whether this CPU has them.
-
-    Measured with products of 512 x 576 x 1,536 on two cores of a processor with AVX512_BF16 and no AMX: 960
-    GFLOP/s in bfloat16, 210 in float32.
-    """
-    return {"AMX": torch.cpu._is_amx_tile_supported(), "AVX512_BF16": torch.cpu._is_avx512_bf16_supported()}
-
-
-def _choose_device(kind: str) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if kind == "auto":
-        kind = next(name for name, is_there in there.items() if is_there)
+    kind = next(name for name, is_there in there.items() if is_there) if params.kind == "auto" else params.kind
     if not there[kind]:
         raise UserError(f"device.kind = {kind}: there is no such device here; set it to auto or cpu")
-    return torch.device(kind)
+    fast, reason = _bfloat16(kind)
+    if params.dtype != "auto":
+        fast, reason = params.dtype == "bfloat16", "as set in params.yaml"
+    return Runtime(torch.device(kind), torch.bfloat16 if fast else torch.float32, reason, params.frozen_weights)
+
+
+def _bfloat16(kind: str) -> tuple[bool, str]:
+    """Whether bfloat16 is fast on a device, and why.
+
+    Where a processor has no instruction for its products they are emulated, several times slower than float32. With
+    AVX512_BF16 and no AMX, two cores: 960 GFLOP/s in bfloat16, 210 in float32 (products of 512 x 576 x 1,536).
+    """
+    if kind == "mps":
+        return False, "float32 is the safe choice on this device"
+    if kind == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+        return fast, "this GPU computes bfloat16" if fast else "this GPU does not compute bfloat16"
+    for name, there in (
+        ("AMX", torch.cpu._is_amx_tile_supported),
+        ("AVX512_BF16", torch.cpu._is_avx512_bf16_supported),
+    ):
+        if there():
+            return True, f"this processor has {name}"
+    return False, "this processor has no bfloat16 products: slower"
 
 
 def keep_freed_memory() -> None:

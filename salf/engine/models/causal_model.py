@@ -91,19 +91,6 @@ def apply(part: Callable[..., Tensor], *inputs: Any, recompute: bool) -> Tensor:
 
 
 @contextmanager
-def computing(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module compute something else for a while."""
-    own = vars(module).get("forward")
-    vars(module)["forward"] = forward
-    try:
-        yield
-    finally:
-        vars(module).pop("forward")
-        if own is not None:
-            vars(module)["forward"] = own
-
-
-@contextmanager
 def in_eval_mode(network: nn.Module) -> Iterator[None]:
     """Switch dropout off for a while, in whichever modules it was on."""
     training = [module for module in network.modules() if module.training]
@@ -122,41 +109,20 @@ def parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
 
 
-@dataclass(frozen=True)
 class CausalModel:
     """A causal LM taken apart: ``network`` is Hugging Face's model, the rest are its own modules."""
 
-    network: PreTrainedModel
-    family: Family
-
-    def __post_init__(self) -> None:
-        if self.family.packed:
-            self.network.set_attn_implementation(PACKED)
-
-    @cached_property
-    def embedding(self) -> nn.Embedding:
-        """Token embedding, weight [vocabulary, hidden]."""
-        return self.network.get_submodule(self.family.embedding)
-
-    @cached_property
-    def trunk(self) -> nn.Module:
-        """The module that runs embedding, layers and final norm."""
-        return self.network.get_submodule(self.family.trunk)
-
-    @cached_property
-    def layers(self) -> nn.ModuleList:
-        """The L decoder layers."""
-        return self.network.get_submodule(self.family.layers)
-
-    @cached_property
-    def norm(self) -> nn.Module:
-        """The final norm n(·), shared by every space when it is read as the head reads it."""
-        return self.network.get_submodule(self.family.norm)
-
-    @cached_property
-    def head(self) -> nn.Linear:
-        """The LM head, weight [vocabulary, hidden]; :meth:`read` adds what the model does to its output."""
-        return self.network.get_submodule(self.family.head)
+    def __init__(self, network: PreTrainedModel, family: Family) -> None:
+        """Find the parts by the family's paths; packed families attend by :mod:`salf.engine.models.attention`."""
+        if family.packed:
+            network.set_attn_implementation(PACKED)
+        part: Callable[[str], Any] = network.get_submodule
+        self.network, self.family = network, family
+        self.trunk: nn.Module = part(family.trunk)  # runs embedding, layers and final norm
+        self.embedding: nn.Embedding = part(family.embedding)  # of tokens, weight [vocabulary, hidden]
+        self.layers: nn.ModuleList = part(family.layers)  # the L decoder layers
+        self.norm: nn.Module = part(family.norm)  # the final norm n(·), by which the head reads every space
+        self.head: nn.Linear = part(family.head)  # weight [vocabulary, hidden]; see also :meth:`read`
 
     @property
     def depth(self) -> int:
@@ -199,8 +165,14 @@ class CausalModel:
 
         The model's own forward pass does it, with the states in place of its trunk's.
         """
-        with computing(self.trunk, lambda *_, **__: _TrunkOutput(normed[None])):
+        own = vars(self.trunk).get("forward")  # accelerate's, where weights are offloaded
+        vars(self.trunk)["forward"] = lambda *_, **__: _TrunkOutput(normed[None])
+        try:
             return self.network().logits[0]
+        finally:
+            del vars(self.trunk)["forward"]
+            if own is not None:
+                vars(self.trunk)["forward"] = own
 
     def calls(self, last: int, positions: Tensor) -> list[LayerCall]:
         """The arguments of layers 1..last for rows at ``positions``, [sequences, rows]; packed ones get no mask.
