@@ -19,8 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from salf.answer_folder import AnswerSideRecord, Prompt
 from salf.engine.answer_model import base_alone, describe, positions, prompt_tokens, save_answer_side, weights_by_unit
-from salf.engine.answers import Embeddings
-from salf.engine.batches import Split, Start
+from salf.engine.batches import Split
 from salf.engine.boundary_cache.key import Key
 from salf.engine.boundary_cache.prompts import Columns, PromptRows, before, prompt_rows, prompts_of
 from salf.engine.boundary_cache.states import BoundaryStates, Layout, Timed, take_rows
@@ -177,8 +176,7 @@ def _read(
     boundary, runtime, parts = record.boundary, runtime_of(model, bf16=bf16), split.base_rows or ()
     columns = Columns.of(model, runtime, boundary)
     columns = replace(columns, dtype=torch.bfloat16) if bf16 else columns
-    states = None
-    start: Start = Embeddings.after(model, split.prefix)
+    states, start = None, None
     if boundary:
         states_file = None if file is None else Path(file).with_suffix(".states.safetensors")
         states, _ = cached_states(model, runtime, split, boundary, batch_tokens, states_file)
@@ -189,10 +187,9 @@ def _read(
         units = tuple(record.base.sha256.values())
         return Key.of(model, runtime, units, layout).with_keys_values(boundary, boundary)
 
-    found = prompt_rows(model, runtime, layout, start, columns)
+    found = prompt_rows(model, runtime, layout, columns, start)
     computed = Timed(part.to(columns.dtype) for part in found)
-    needed = layout.rows, layout.rows * columns.row_bytes
-    rows, reused = kept("the prompts' keys and values", file, key, computed, needed)
+    rows, reused = kept("the prompts' keys and values", file, key, computed, layout, columns.row_bytes)
     return PromptRows(columns, layout, rows, torch.device("cpu")), states, reused
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from salf.engine.answers import Embeddings
 from salf.engine.batches import Example, Split
 from salf.engine.boundary_cache.folder import alone, amount, read_states, write_states
 from salf.engine.boundary_cache.key import Key, units_in_memory
@@ -187,14 +186,12 @@ def cached_states(
 ) -> tuple[BoundaryStates, bool]:
     """The boundary states of a split's examples, on the host, and whether they were in the file before."""
     layout = Layout.of(split.examples, split.shared, batch_tokens)
-    start = Embeddings.after(model, split.prefix)
-    parts = Timed(frozen_states(model, runtime, layout, start, boundary))
+    parts = Timed(frozen_states(model, runtime, layout, boundary))
 
     def key() -> Key:
         return Key.of(model, runtime, units_in_memory(model, boundary), layout)
 
-    needed = layout.rows, layout.rows * model.state_bytes
-    rows, reused = kept("the boundary states", file, key, parts, needed)
+    rows, reused = kept("the boundary states", file, key, parts, layout, model.state_bytes)
     return BoundaryStates(boundary, layout, rows, torch.device("cpu")), reused
 
 
@@ -206,13 +203,13 @@ def shared_tokens(ids: Sequence[tuple[int, ...]]) -> int:
 
 
 def kept(
-    what: str, file: str | Path | None, key: Callable[[], Key], parts: Timed, needed: tuple[int, int]
+    what: str, file: str | Path | None, key: Callable[[], Key], parts: Timed, layout: Layout, row_bytes: int
 ) -> tuple[Tensor, bool]:
     """Parts [n, width] in memory, or mapped from a file, and whether they were there before.
 
-    ``needed``: rows and bytes of all parts. A ``UserError`` says that there is no room, or something else in the file.
+    A ``UserError`` says that there is no room, or something else in the file.
     """
-    rows, size = needed
+    rows, size = layout.rows, layout.rows * row_bytes
     if file is None:
         _require_room(what, size, free_memory_bytes(), "memory is free; pass file= to keep them on disk")
         return gather(parts, rows), False
@@ -226,7 +223,7 @@ def kept(
             if not path.exists():
                 free = shutil.disk_usage(path.parent).free
                 _require_room(what, size, free, f"free in {path.parent}; name another disk")
-                return write_states(path, digest, parts, rows, lambda: parts.seconds), False
+                return write_states(path, digest, parts, rows), False
     except OSError as error:
         raise UserError(f"{path}: {what} cannot be written: {error.strerror}; name another file") from None
     if (found := read_states(path, digest)) is not None:

@@ -14,7 +14,7 @@ from salf.engine.answers import Reader, training_states
 from salf.engine.batches import Candidate, Example, Split
 from salf.engine.boundary_cache.folder import write_states
 from salf.engine.boundary_cache.prompts import Columns, PromptLayers, answer_side, cache_prompts
-from salf.engine.boundary_cache.states import cache_boundary
+from salf.engine.boundary_cache.states import Timed, cache_boundary
 from salf.engine.models import attention
 from salf.engine.models.adapter import CausalModel
 from salf.engine.rules import CandidateRule, LabelTree
@@ -200,7 +200,7 @@ def test_int8_is_off_by_half_a_step_of_its_head_and_token_and_costs_little_accur
     for whole, near in ((w, n) for both in pairs for w, n in zip(*both, strict=True)):
         assert ((whole - near).abs() <= whole.abs().amax(-1, keepdim=True) / 254 + 1e-6).all()
         assert not torch.equal(whole, near)
-    kept = write_states(tmp_path / "rows.safetensors", "0" * 64, [rounded.rows], len(rounded.rows), lambda: 0.0)
+    kept = write_states(tmp_path / "rows.safetensors", "0" * 64, Timed(iter([rounded.rows])), len(rounded.rows))
     assert torch.equal(kept, rounded.rows)
     losses = []
     for source in (exact, rounded):

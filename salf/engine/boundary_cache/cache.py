@@ -14,9 +14,8 @@ from typing import Any, ClassVar, Final, Literal, Self
 import torch
 from torch import Tensor
 
-from salf.engine.answers import Embeddings
 from salf.engine.batches import Example, Split, Start
-from salf.engine.boundary_cache.folder import GIB, CacheFolder, alone, amount
+from salf.engine.boundary_cache.folder import GIB, CacheFolder, alone, amount, write_states
 from salf.engine.boundary_cache.key import Key
 from salf.engine.boundary_cache.prompts import Columns, PromptLayers, PromptRows, before, prompt_rows, prompts_of
 from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Timed, frozen_states, gather
@@ -183,7 +182,7 @@ class _Opening:
     def off(self, reason: str) -> Opened:
         """Layers run for every batch."""
         cache = self.cache
-        start = FrozenLayers.of(cache.model, cache.runtime, cache.boundary, self._prefix)
+        start = FrozenLayers.of(cache.model, cache.runtime, cache.boundary, self.layout.prefix)
         return Opened(start, "off", 0, "nowhere", self.size, 0.0, reason)
 
     def _memory(self, reason: str) -> Opened:
@@ -196,7 +195,7 @@ class _Opening:
         return self._in_memory(reason, self.cache.processes)
 
     def _in_memory(self, reason: str, processes: Processes = ALONE) -> Opened:
-        parts = self._parts(processes=processes)
+        parts = self._parts(processes)
         return self._done(gather(parts, self.layout.rows), "in memory", parts, reason)
 
     def _disk(self, reason: str) -> Opened:
@@ -237,7 +236,7 @@ class _Opening:
     def _together(self) -> Opened:
         """Compute together; the first process also writes the states for other runs, if that is worth it."""
         # No lock meanwhile: every process has to come here, and none may wait for a file of another's.
-        parts = self._parts(processes=self.cache.processes)
+        parts = self._parts(self.cache.processes)
         rows = gather(parts, self.layout.rows)
         if not self.cache.processes.main:
             return self._done(rows, "in memory", parts, "computed together")
@@ -259,8 +258,7 @@ class _Opening:
 
     def _streamed(self, reason: str) -> Opened:
         parts = self._continued()
-        self.folder.make_room(self.size, self.what)
-        rows = self.folder.write(self.key, parts, self.layout.rows, lambda: parts.seconds)
+        rows = self._write(parts)
         return self._done(rows, "on disk", parts, reason)
 
     def _written_too(self, rows: Tensor, parts: Timed) -> Opened:
@@ -268,30 +266,29 @@ class _Opening:
         if self.size > _DISK_BYTES_PER_SECOND * max(parts.seconds, _ALWAYS_WORTH_SECONDS):
             return self._done(rows, "in memory", parts, f"computed in {parts.seconds:.1f} s, faster than a disk")
         try:
-            self.folder.make_room(self.size, self.what)
-            self.folder.write(self.key, [rows], self.layout.rows, lambda: parts.seconds)
+            self._write(Timed(iter([rows]), parts.seconds))
         except (OSError, UserError) as error:  # the disk is full, or filled up in between
             reason = error.strerror if isinstance(error, OSError) else error
             return self._done(rows, "in memory", parts, f"writing failed: {reason}")
         return self._done(rows, "in memory and on disk", parts, "for other runs")
+
+    def _write(self, parts: Timed) -> Tensor:
+        self.folder.make_room(self.size, self.what)
+        return write_states(self.folder.file(self.key), self.key.digest, parts, self.layout.rows)
 
     def _continued(self) -> Timed:
         """The parts to compute, from the deepest boundary whose states are on disk."""
         found = self.folder.find_shallower(self.key)
         if found is None:
             return self._parts()
-        below, file = found
-        return self._parts(BoundaryStates(below, self.layout, file.rows, self.cache.model.device), file.seconds)
+        (below, file), cache = found, self.cache
+        start = BoundaryStates(below, self.layout, file.rows, cache.model.device)
+        parts = frozen_states(cache.model, cache.runtime, self.layout, cache.boundary, start)
+        return Timed(parts, file.seconds, below)
 
-    def _parts(self, start: Start | None = None, seconds: float = 0.0, processes: Processes = ALONE) -> Timed:
+    def _parts(self, processes: Processes = ALONE) -> Timed:
         cache = self.cache
-        start = start or Embeddings.after(cache.model, self._prefix)
-        parts = frozen_states(cache.model, cache.runtime, self.layout, start, cache.boundary, processes)
-        return Timed(parts, seconds, start.space)
-
-    @property
-    def _prefix(self) -> tuple[int, ...]:
-        return self.layout.examples[0].prompt_ids[: self.layout.shared]
+        return Timed(frozen_states(cache.model, cache.runtime, self.layout, cache.boundary, processes=processes))
 
     def _states(self, rows: Tensor) -> BoundaryStates | PromptRows:
         return BoundaryStates(self.cache.boundary, self.layout, rows, self.cache.model.device)
@@ -317,7 +314,7 @@ class _PromptOpening(_Opening):
 
     def off(self, reason: str) -> Opened:
         cache = self.cache
-        start = PromptLayers.of_model(self.base(), cache.runtime, cache.model.depth, self._prefix)
+        start = PromptLayers.of_model(self.base(), cache.runtime, cache.model.depth, self.layout.prefix)
         return Opened(start, "off", 0, "nowhere", self.size, 0.0, reason)
 
     def _computed(self) -> Opened:
@@ -329,11 +326,12 @@ class _PromptOpening(_Opening):
                 return self.off(f"{amount(self.size)} {why}")
         return super()._computed()
 
-    def _parts(self, start: Start | None = None, seconds: float = 0.0, processes: Processes = ALONE) -> Timed:
+    def _continued(self) -> Timed:
+        return self._parts()
+
+    def _parts(self, processes: Processes = ALONE) -> Timed:
         cache = self.cache
-        start = start or self.start or Embeddings.after(cache.model, self._prefix)
-        parts = prompt_rows(cache.model, cache.runtime, self.layout, start, self.columns, processes)
-        return Timed(parts, seconds)
+        return Timed(prompt_rows(cache.model, cache.runtime, self.layout, self.columns, self.start, processes))
 
     def _states(self, rows: Tensor) -> PromptRows:
         return PromptRows(self.columns, self.layout, rows, self.cache.model.device)

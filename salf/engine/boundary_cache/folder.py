@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from salf.engine.boundary_cache.key import Key
+from salf.engine.boundary_cache.states import Timed
 from salf.errors import UserError
 from salf.files import WORK_FOLDER, checksum, replacing_file
 
@@ -39,11 +40,11 @@ class StatesFile:
     seconds: float  # of computing them, including shallower boundaries that they were continued from
 
 
-def write_states(path: Path, digest: str, parts: Iterable[Tensor], rows: int, seconds: Callable[[], float]) -> Tensor:
+def write_states(path: Path, digest: str, parts: Timed, rows: int) -> Tensor:
     """Write parts [n, hidden] one below the other and return them mapped, [rows, hidden].
 
-    The file gets its name only when all of it is on disk. ``digest``: the key's 64 hex digits; ``seconds``, of
-    computing the parts, is called after the last one. An ``OSError`` says that the disk is full or read-only.
+    The file gets its name only when all of it is on disk. ``digest``: the key's 64 hex digits. An ``OSError`` says
+    that the disk is full or read-only.
     """
     with replacing_file(path) as aside:
         check = 0
@@ -55,7 +56,7 @@ def write_states(path: Path, digest: str, parts: Iterable[Tensor], rows: int, se
                 file.write(data)
                 check = zlib.crc32(data, check)
             file.seek(0)
-            file.write(_header(digest, part, rows, check, seconds()))
+            file.write(_header(digest, part, rows, check, parts.seconds))
         with safe_open(aside, framework="pt") as written:
             return written.get_tensor(_TENSOR)
 
@@ -103,10 +104,6 @@ class CacheFolder:
             with suppress(OSError):  # a folder that is only readable
                 os.utime(self.file(key))
         return found
-
-    def write(self, key: Key, parts: Iterable[Tensor], rows: int, seconds: Callable[[], float]) -> Tensor:
-        """Write the key's states, for which there is room, and return them mapped: see :func:`write_states`."""
-        return write_states(self.file(key), key.digest, parts, rows, seconds)
 
     def find_shallower(self, key: Key) -> tuple[int, StatesFile] | None:
         """The deepest boundary below the key's whose states are on disk, and these."""

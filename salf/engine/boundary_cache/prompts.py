@@ -146,12 +146,17 @@ class PromptLayers:
 
 
 def prompt_rows(
-    model: CausalModel, runtime: Runtime, layout: Layout, start: Start, columns: Columns, processes: Processes = ALONE
+    model: CausalModel,
+    runtime: Runtime,
+    layout: Layout,
+    columns: Columns,
+    start: Start | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[Tensor]:
-    """Yield keys and values of layers start.space+1..L in the order of ``layout``'s rows: see :func:`passes`."""
+    """Yield keys and values of layers columns.first+1..L in the order of ``layout``'s rows: see :func:`passes`."""
 
     def through(states: Tensor, packing: Packing) -> Tensor:
-        return columns.join(run_to_keys_values(model, states, start.space, model.depth, packing))
+        return columns.join(run_to_keys_values(model, states, start.space if start else 0, model.depth, packing))
 
     work = Pass("prompts once", model.depth, through, lambda beginning: columns.join(beginning.keys_values))
     return passes(model, runtime, layout, start, work, processes)
@@ -185,13 +190,10 @@ def cache_prompts(
     """Run the prompts of a split through the base ``model`` once, from ``states`` on, and keep the rows in memory."""
     rows = split.base_rows
     assert rows is not None, "examples that were split at their prompts' ends"
-    prompts = prompts_of(split.examples, rows)
-    layout = Layout.of(prompts, split.shared, batch_tokens)
-    start: Start = Embeddings.after(model, split.prefix)
-    if states:
-        start = replace(states, layout=before(states.layout, rows))
-    columns = Columns.of(model, runtime, start.space, int8=int8)
-    parts = prompt_rows(model, runtime, layout, start, columns)
+    layout = Layout.of(prompts_of(split.examples, rows), split.shared, batch_tokens)
+    start = replace(states, layout=before(states.layout, rows)) if states else None
+    columns = Columns.of(model, runtime, start.space if start else 0, int8=int8)
+    parts = prompt_rows(model, runtime, layout, columns, start)
     return PromptRows(columns, layout, gather(parts, layout.rows), model.device)
 
 

@@ -41,6 +41,11 @@ class Layout:
         return cls(examples, shared, batch_tokens, groups, firsts, lengths)
 
     @property
+    def prefix(self) -> tuple[int, ...]:
+        """The shared tokens."""
+        return self.examples[0].prompt_ids[: self.shared]
+
+    @property
     def rows(self) -> int:
         """All rows."""
         return self.shared + int(self.lengths.sum())
@@ -127,18 +132,23 @@ class Timed(Iterator[Tensor]):
 
 
 def frozen_states(
-    model: CausalModel, runtime: Runtime, layout: Layout, start: Start, boundary: int, processes: Processes = ALONE
+    model: CausalModel,
+    runtime: Runtime,
+    layout: Layout,
+    boundary: int,
+    start: Start | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[Tensor]:
     """Yield the states of space ``boundary``, [rows, hidden]: see :func:`passes`.
 
-    They are the same bit by bit from the embeddings and from a shallower boundary.
+    They are the same bit by bit from the embeddings and from ``start``, a shallower boundary.
     """
-    first = start.space + 1
+    first = start.space + 1 if start else 1
     what = f"layers {first}–{boundary} once" if first < boundary else f"layer {first} once"
     work = Pass(
         what,
         boundary,
-        lambda states, packing: run(model, states, start.space, boundary, packing),
+        lambda states, packing: run(model, states, first - 1, boundary, packing),
         lambda beginning: beginning.states,
     )
     return passes(model, runtime, layout, start, work, processes)
@@ -155,12 +165,13 @@ class Pass:
 
 
 def passes(
-    model: CausalModel, runtime: Runtime, layout: Layout, start: Start, work: Pass, processes: Processes = ALONE
+    model: CausalModel, runtime: Runtime, layout: Layout, start: Start | None, work: Pass, processes: Processes
 ) -> Iterator[Tensor]:
-    """Yield the rows of a pass in the order of ``layout``'s, on the host, and show progress.
+    """Yield the rows of a pass in the order of ``layout``'s, on the host, and show progress; ``None``: from space 0.
 
     First the shared prefix's, where there is one; then each group's. Processes share the groups; each one gets all.
     """
+    start = start or Embeddings.after(model, layout.prefix)
 
     def through(group: Sequence[int]) -> Tensor:
         batch = Batch.of(layout.examples, group, layout.shared).to(model.device)
@@ -206,6 +217,5 @@ def cache_boundary(
 ) -> BoundaryStates:
     """Run ``examples`` through layers 1..boundary once and keep the states in memory."""
     layout = Layout.of(examples, shared, batch_tokens)
-    start = Embeddings.after(model, examples[0].prompt_ids[:shared])
-    rows = gather(frozen_states(model, runtime, layout, start, boundary), layout.rows)
+    rows = gather(frozen_states(model, runtime, layout, boundary), layout.rows)
     return BoundaryStates(boundary, layout, rows, model.device)
