@@ -161,7 +161,7 @@ class Answer:
     token_losses: tuple[float, ...]  # the same by token
     predicted: str | None = None  # the preferred label, or candidate's text; ``None`` for free answers
     correct: bool | None = None  # whether that is right; ``None`` for free answers
-    probability: float | None = None  # of the label's distinguishing beginning, or the candidate's share (``Choice``)
+    probability: float | None = None  # of the label's distinguishing beginning, or the candidate's share
 
 
 class Reader:
@@ -189,9 +189,8 @@ class Reader:
     ) -> list[Answer]:
         ranked = preferences(tree, roots, lambda questions: self._look(tree, split, questions))
         made = []
-        for example, answer, preference in zip(split.examples, answers, ranked, strict=True):
-            label = tree.labels[preference.label]
-            probability = min(1.0, float(torch.tensor(preference.log_probability).exp()))
+        for example, answer, (best, nats) in zip(split.examples, answers, ranked, strict=True):
+            label, probability = tree.labels[best], min(1.0, float(torch.tensor(nats).exp()))
             made.append(replace(answer, predicted=label, correct=label == example.label, probability=probability))
         return made
 
@@ -208,10 +207,10 @@ class Reader:
             known[i][ids] = nats
         made = []
         for example, answer, nats_of in zip(split.examples, answers, known, strict=True):
-            choice = rule.choose(example.candidates, [nats_of[one.ids] for one in example.candidates])
-            chosen = example.candidates[choice.index]
+            best, share = rule.choose(example.candidates, [nats_of[one.ids] for one in example.candidates])
+            chosen = example.candidates[best]
             correct = chosen.ids == example.answer_ids
-            made.append(replace(answer, predicted=chosen.text, correct=correct, probability=choice.share))
+            made.append(replace(answer, predicted=chosen.text, correct=correct, probability=share))
         return made
 
     def _teacher_forced(

@@ -53,25 +53,17 @@ class LabelTree:
         return cls(labels, leaf, {path: tuple(sorted(tokens)) for path, tokens in sorted(branches.items())})
 
 
-@dataclass(frozen=True)
-class Preference:
-    """The label that a model prefers, as its index, and the log probability of its beginning."""
-
-    label: int
-    log_probability: float
-
-
 Look = Callable[[Sequence[tuple[int, Path]]], Sequence[LogProbabilities]]
 
 
-def preferences(tree: LabelTree, roots: Sequence[LogProbabilities], look: Look) -> list[Preference]:
-    """The most probable label of every example.
+def preferences(tree: LabelTree, roots: Sequence[LogProbabilities], look: Look) -> list[tuple[int, float]]:
+    """The most probable label of every example, as its index, and the log probability of its beginning.
 
     ``roots``: for every example, log probabilities of the first answer token, for ``tree.branches[()]``. ``look``: for
     (example index, beginning of an answer), those of the next token; called with all open questions at once.
     """
     frontiers: list[dict[Path, float]] = [{(token,): root[token] for token in tree.branches[()]} for root in roots]
-    found: dict[int, Preference] = {}
+    found: dict[int, tuple[int, float]] = {}
     while len(found) < len(roots):
         questions = []
         for index, frontier in enumerate(frontiers):
@@ -79,7 +71,7 @@ def preferences(tree: LabelTree, roots: Sequence[LogProbabilities], look: Look) 
                 continue
             best = max(frontier, key=lambda path: (frontier[path], path))
             if best in tree.leaf:
-                found[index] = Preference(tree.leaf[best], frontier[best])
+                found[index] = tree.leaf[best], frontier[best]
             else:
                 questions.append((index, best))
         for (index, path), following in zip(questions, look(questions) if questions else [], strict=True):
@@ -92,25 +84,20 @@ _LENGTHS: Final = {"sum": lambda _: 1, "token": lambda one: len(one.ids), "chara
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The preferred candidate, as its index, and its share of the scores (softmax over the candidates)."""
-
-    index: int
-    share: float
-
-
-@dataclass(frozen=True)
 class CandidateRule:
     """Compares candidates; ``score`` is a parameter of ``prepare``, which records it in ``meta.json``."""
 
     score: ChoiceScore
 
-    def choose(self, candidates: Sequence[Candidate], log_probabilities: Sequence[float]) -> Choice:
-        """The best candidate, of equals the first, by log probabilities summed over its tokens, in nats."""
+    def choose(self, candidates: Sequence[Candidate], log_probabilities: Sequence[float]) -> tuple[int, float]:
+        """The index of the best candidate, of equals the first, and its share of the scores (softmax over them).
+
+        Given are log probabilities summed over each one's tokens, in nats.
+        """
         length = _LENGTHS[self.score]
         scores = [nats / length(one) for one, nats in zip(candidates, log_probabilities, strict=True)]
         best = max(range(len(scores)), key=lambda at: (scores[at], -at))
-        return Choice(best, 1 / sum(math.exp(score - scores[best]) for score in scores))
+        return best, 1 / sum(math.exp(score - scores[best]) for score in scores)
 
 
 Rule = LabelTree | CandidateRule | None

@@ -57,7 +57,9 @@ def suffix(model: nn.Module, plan_or_boundary: FreezePlan | int, scope: str | No
     parameters = NetworkParameters.of(model)
     family = family_of(network.config.model_type, parameters.own)
     twin, trunk = twin_of(network, family, boundary, Network, Trunk)
-    require_twin(network, twin, family, boundary, _whole_rows)
+    require_twin(
+        network, twin, family, boundary, lambda _, mask, states: {"inputs_embeds": states, "attention_mask": mask}
+    )
     _take_boundary(type(twin), trunk.entry)
     tied = network.get_input_embeddings().weight is network.get_output_embeddings().weight
     if not parameters.train_above(family, boundary, tied_head=tied):
@@ -244,10 +246,6 @@ def _copied(module: nn.Module, difference: type | None = None, **own: Any) -> nn
 def _replace(parent: nn.Module, name: str, module: nn.Module) -> nn.Module:
     vars(parent)["_modules"][name] = module
     return module
-
-
-def _whole_rows(_: Tensor, mask: Tensor, states: Tensor) -> dict[str, Tensor]:
-    return {"inputs_embeds": states, "attention_mask": mask}
 
 
 def require_twin(

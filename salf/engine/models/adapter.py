@@ -174,17 +174,14 @@ def _not_finite(network: PreTrainedModel) -> str:
 def _require_parts(network: PreTrainedModel, family: Family) -> None:
     """The family's paths exist, and are what transformers says are embedding and head."""
     kind = network.config.model_type
+    expected = {"embedding": network.get_input_embeddings(), "head": network.get_output_embeddings()}
     for what in ("embedding", "layers", "norm", "head"):
         path = getattr(family, what)
         try:
             part: nn.Module = network.get_submodule(path)
         except AttributeError:
             raise UserError(f"model type {kind!r}: it has no {what} at {path}") from None
-        expected = {"embedding": network.get_input_embeddings, "head": network.get_output_embeddings}
-        if what in expected and not _same(part, expected[what]()):
+        other = expected.get(what, part)
+        weight, its = (getattr(one, "weight", None) for one in (part, other))
+        if part is not other and (weight is None or weight is not its):
             raise UserError(f"model type {kind!r}: {path} is not the model's own {what}")
-
-
-def _same(part: nn.Module, other: nn.Module | None) -> bool:
-    weights: tuple[Tensor | None, ...] = tuple(getattr(x, "weight", None) for x in (part, other))
-    return part is other or (weights[0] is not None and weights[0] is weights[1])
