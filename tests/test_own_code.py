@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from salf.engine.boundary_cache.key import Key
+from salf.engine.boundary_cache.folder import Key
 from salf.engine.boundary_cache.states import Layout
 from salf.engine.models.adapter import open_model
 from salf.errors import UserError

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from salf import answer_folder
 from salf.answer_folder import AnswerSideRecord, BaseWeights, Prompt
 from salf.engine.batches import inference_batches
-from salf.engine.boundary_cache.key import tensor_digest
+from salf.engine.boundary_cache.folder import tensor_digest
 from salf.engine.models.causal_model import parameter_names
 from salf.engine.models.shards import group_by_unit, write_tensors
 from salf.engine.prefix import IGNORED, Rows, read_rows

@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from salf.answer_folder import AnswerSideRecord, Prompt
 from salf.engine.answer_model import base_alone, describe, positions, prompt_tokens, save_answer_side, weights_by_unit
 from salf.engine.batches import Split
-from salf.engine.boundary_cache.key import Key
+from salf.engine.boundary_cache.folder import Key
 from salf.engine.boundary_cache.prompts import Columns, PromptRows, before, prompt_rows, prompts_of
 from salf.engine.boundary_cache.states import BoundaryStates, Layout, Timed, take_rows
 from salf.engine.models.adapter import CausalModel, apart

@@ -14,8 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from salf.engine.batches import Example, Split
-from salf.engine.boundary_cache.folder import alone, amount, read_states, write_states
-from salf.engine.boundary_cache.key import Key, units_in_memory
+from salf.engine.boundary_cache.folder import Key, alone, amount, read_states, units_in_memory, write_states
 from salf.engine.boundary_cache.states import BoundaryStates, Layout, Timed, frozen_states, gather
 from salf.engine.models.adapter import CausalModel, apart
 from salf.engine.runtime import Runtime

@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch import nn
 
-from salf.engine.models.frozen import Frozen
+from salf.engine.models.adapter import Frozen
 from salf.errors import UserError
 from salf.settings import Device, FrozenWeights
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
-from salf.engine.models.frozen import without_weights
+from salf.engine.models.adapter import without_weights
 from salf.errors import UserError, reading
 from salf.files import sha256_file
 from salf.trial import tokenise_sample, try_out

@@ -16,7 +16,7 @@ from salf.engine.answer_model import AnswerSideModel, base_alone, base_network
 from salf.engine.answers import Reader
 from salf.engine.batches import Example, Split, Start
 from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
-from salf.engine.boundary_cache.key import frozen_units
+from salf.engine.boundary_cache.folder import frozen_units
 from salf.engine.boundary_cache.prompts import answer_side
 from salf.engine.models.adapter import CausalModel, open_model, take_apart
 from salf.engine.progress import progress

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from salf.engine.answers import Embeddings
 from salf.engine.batches import Batch, Example, Split, inference_batches, stream_examples
-from salf.engine.models.adapter import CausalModel, open_model
+from salf.engine.models.adapter import WHOLE, CausalModel, open_model
 from salf.engine.models.attention import Beginning, Packing
-from salf.engine.models.frozen import WHOLE
 from salf.engine.models.walk import walk, walk_beginning
 from salf.engine.progress import progress
 from salf.engine.runtime import Runtime, choose_runtime

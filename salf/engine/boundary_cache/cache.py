@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from salf.engine.batches import Example, Split, Start
-from salf.engine.boundary_cache.folder import GIB, CacheFolder, alone, amount, write_states
-from salf.engine.boundary_cache.key import Key
+from salf.engine.boundary_cache.folder import GIB, CacheFolder, Key, alone, amount, write_states
 from salf.engine.boundary_cache.prompts import Columns, PromptLayers, PromptRows, before, prompt_rows, prompts_of
 from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Timed, frozen_states, gather
 from salf.engine.models.adapter import CausalModel

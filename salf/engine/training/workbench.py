@@ -9,7 +9,7 @@ from typing import Final
 from salf.cost import Technique
 from salf.engine.batches import Split
 from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
-from salf.engine.boundary_cache.key import frozen_units
+from salf.engine.boundary_cache.folder import frozen_units
 from salf.engine.boundary_cache.prompts import answer_side
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.runtime import Runtime

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from salf.engine.boundary_cache.key import Key, frozen_units
+from salf.engine.boundary_cache.folder import Key, frozen_units
 from salf.engine.boundary_cache.states import Layout
 from tests.engine.boundary_cache.tiny_task import BFLOAT16, FLOAT32, SHARDS, SHARED, make_examples, make_model
 

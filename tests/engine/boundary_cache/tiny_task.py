@@ -7,8 +7,7 @@ import numpy as np
 
 from salf.engine.batches import Example
 from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings
-from salf.engine.boundary_cache.folder import CacheFolder
-from salf.engine.boundary_cache.key import frozen_units
+from salf.engine.boundary_cache.folder import CacheFolder, frozen_units
 from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import Runtime, choose_runtime

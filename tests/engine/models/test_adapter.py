@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from salf.engine.models.adapter import _probe, difference, open_model, take_apart
-from salf.engine.models.frozen import Frozen
+from salf.engine.models.adapter import Frozen, _probe, difference, open_model, take_apart
 from salf.errors import UserError
 from salf.families import FAMILIES, family_of
 from tests.engine.models.tiny import save_tiny, tiny_network

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from salf.engine.models import frozen
-from salf.engine.models.adapter import open_model
-from salf.engine.models.frozen import Frozen
+from salf.engine.models import adapter
+from salf.engine.models.adapter import Frozen, open_model
 from salf.errors import UserError
 from tests.conftest import write_tiny_task
 from tests.engine.models.tiny import save_tiny, tiny_network
@@ -76,7 +75,7 @@ def test_only_frozen_layers_are_quantised_and_compute_with_their_own_values(tmp_
 )
 def test_beside_a_gpu_layers_stay_in_main_memory_if_they_fit(tmp_path, monkeypatch, kind, free, outside):
     save_tiny(tmp_path / "model")
-    monkeypatch.setattr(frozen, "free_memory_bytes", lambda: free)
+    monkeypatch.setattr(adapter, "free_memory_bytes", lambda: free)
     config = AutoConfig.from_pretrained(tmp_path / "model")
     held = Frozen(2, "offload").options(config, torch.device(kind), torch.float32, trust_remote_code=False)
     layers = {"model.layers.0": outside, "model.layers.1": outside, "model.layers.2": kind, "model.layers.3": kind}
@@ -96,7 +95,7 @@ def test_where_no_layer_is_frozen_the_model_is_opened_as_it_always_is(tmp_path, 
 
 def test_without_bitsandbytes_it_says_what_to_install(tmp_path, monkeypatch):
     save_tiny(tmp_path / "model")
-    monkeypatch.setattr(frozen, "find_spec", lambda _: None)
+    monkeypatch.setattr(adapter, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"device.frozen_weights = int8: .* pip install"):
         opened(tmp_path / "model", "int8", 2)
 
