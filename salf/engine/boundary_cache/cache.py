@@ -265,7 +265,8 @@ class _Opening:
         if self.size > _DISK_BYTES_PER_SECOND * max(parts.seconds, _ALWAYS_WORTH_SECONDS):
             return self._done(rows, "in memory", parts, f"computed in {parts.seconds:.1f} s, faster than a disk")
         try:
-            self._write(Timed(iter([rows]), parts.seconds))
+            parts = Timed(iter([rows]), parts.seconds, parts.begun)
+            self._write(parts)
         except (OSError, UserError) as error:  # the disk is full, or filled up in between
             reason = error.strerror if isinstance(error, OSError) else error
             return self._done(rows, "in memory", parts, f"writing failed: {reason}")
