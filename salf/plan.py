@@ -40,6 +40,7 @@ class FreezePlan(parts.Record):
     Attributes:
         boundaries: each selector's boundary and reason.
         absent: the selectors without evidence, each with the parameter that measures it.
+        timed: the budget, where it is time or money.
     """
 
     schema_version: Literal[3]
@@ -65,6 +66,7 @@ class FreezePlan(parts.Record):
     cost_model: parts.CostModel
     evidence: parts.EvidenceHashes
     exports: parts.Exports
+    timed: parts.TimedBudget | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

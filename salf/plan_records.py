@@ -90,8 +90,10 @@ class Held(Record):
 
     ``activation_bytes`` are kept for back-propagation in one part of a batch, an approximation. ``cache_bytes``:
     boundary states of the whole training split; where answers alone train, the prompts' keys and values too.
+    ``seconds`` are of the whole fine-tune, at the plan's rates; null where plan.budget is a share of the FLOPs.
     """
 
+    seconds: float | None = None
     trained_parameters: Natural
     optimizer_bytes: Natural
     gradient_bytes: Natural
@@ -204,6 +206,45 @@ class CostModel(Record):
     def parts_per_epoch(self) -> int:
         """Parts of all batches together: what is held at a time is an epoch's sum divided by their number."""
         return math.ceil(self.rows / self.batch_rows) * self.parts
+
+
+class Rates(Record):
+    """The rates of a machine in training, measured on a few layers of the model's shape.
+
+    Attributes:
+        frozen_flops_per_second: of passes without gradients.
+        flops_per_second: of training on whole examples.
+        answer_flops_per_second: of training on as few rows as answers alone have (``+answer``); null where they cannot.
+        bytes_per_second: of optimizer updates.
+        machine: as in ``reports/runs/*.json``.
+        about: digest of what was timed. Where it and the machine are the same, rates are not measured again.
+    """
+
+    frozen_flops_per_second: float
+    flops_per_second: float
+    answer_flops_per_second: float | None
+    bytes_per_second: float
+    machine: dict[str, Any]
+    about: str
+
+
+class TimedBudget(Record):
+    """A ``plan.budget`` in time or money.
+
+    Attributes:
+        budget: as given, ``20 min`` or ``2.50 USD``.
+        seconds: what it pays for: one training at one learning rate, cached passes included; neither validation nor
+            loading and saving.
+        shallowest, shallowest_answer: the shallowest boundary within it where all positions train, and where answers
+            alone do; null where none is.
+    """
+
+    budget: str
+    seconds: float
+    price_per_hour: float | None
+    shallowest: Natural | None
+    shallowest_answer: Natural | None
+    rates: Rates
 
 
 class EvidenceHashes(Record):

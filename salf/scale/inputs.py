@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from salf.errors import UserError
 from salf.files import read_json
+from salf.plan_records import Rates
 from salf.records import FineTuneClock, FineTuneRecord
 from salf.shape import ModelShape
 
@@ -45,6 +46,17 @@ class Machine:
     memory_bytes: int | None
     words: str
     bytes_per_second: float | None = None  # of its memory; ``None``: unknown, and updates are not timed
+    frozen_flops_per_second: float | None = None  # of passes whose results are cached; ``None``: as in training
+    answer_flops_per_second: float | None = None  # of training answers alone; ``None``: as that of all positions
+
+    def seconds(self, frozen: int, steps: int, updates: int, *, answers_alone: bool = False) -> float:
+        """Seconds of a fine-tune: FLOPs of cached passes and of steps, and bytes of the optimizer's updates.
+
+        It is memory that bounds updates, not arithmetic.
+        """
+        training = (self.answer_flops_per_second if answers_alone else None) or self.flops_per_second
+        cached = frozen / (self.frozen_flops_per_second or self.flops_per_second)
+        return cached + steps / training + (updates / self.bytes_per_second if self.bytes_per_second else 0.0)
 
 
 def configuration(given: str) -> Configuration:
@@ -86,6 +98,19 @@ def measured_by(run: str, models: Path, measured: Path) -> Machine:
     record, clock = FineTuneRecord.load(models / run), FineTuneClock.load(measured / f"{run}.json")
     rate = record.flops / (clock.seconds_training + clock.seconds_cache)
     return Machine(f"this {clock.machine.device}", rate, None, f"{rate / 1e12:.3g} TFLOP/s, measured by {run}")
+
+
+def timed(rates: Rates) -> Machine:
+    """Return the machine that a plan's rates were measured on."""
+    return Machine(
+        f"this {rates.machine['device']}",
+        rates.flops_per_second,
+        None,
+        f"{rates.flops_per_second / 1e12:.3g} TFLOP/s, measured before the plan was made",
+        rates.bytes_per_second,
+        rates.frozen_flops_per_second,
+        rates.answer_flops_per_second,
+    )
 
 
 def _shape(config: Any, where: str) -> ModelShape:

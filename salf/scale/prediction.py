@@ -141,15 +141,6 @@ class Prediction:
         }
 
 
-def _update_seconds(work: CostModel, trained: int, precision: Precision, machine: Machine) -> float:
-    """Seconds of the optimizer's updates: it is memory that bounds them, not arithmetic."""
-    if machine.bytes_per_second is None:
-        return 0.0
-    steps = work.epochs * math.ceil(work.rows / work.batch_rows)
-    traffic = update_traffic(precision.frozen, precision.gradient, precision.moments)
-    return steps * trained * traffic / machine.bytes_per_second
-
-
 def _update_words(machine: Machine) -> str:
     if machine.bytes_per_second is None:
         return "optimizer updates and data transfer are not timed"
@@ -169,13 +160,14 @@ def predict(model: Configuration, work: CostModel, machine: Machine, precision: 
     def cost(flops: BoundaryFlops, boundary: int, *, answers_alone: bool = False) -> Cost:
         trained = shape.trained_parameters(boundary, embeddings=not answers_alone)
         spent = flops.spent(whole, work.epochs)
+        updates = work.epochs * math.ceil(work.rows / work.batch_rows) * trained
+        updates *= update_traffic(precision.frozen, precision.gradient, precision.moments)
+        steps = work.epochs * flops.epoch.total
         cache = work.frozen_queries * shape.hidden * precision.stream if boundary else 0
         return Cost(
             trained_parameters=trained,
             weights=spent,
-            seconds=significant(
-                spent.flops / machine.flops_per_second + _update_seconds(work, trained, precision, machine)
-            ),
+            seconds=significant(machine.seconds(flops.frozen, steps, updates, answers_alone=answers_alone)),
             memory=memory(shape, work, boundary, precision, answers_alone=answers_alone),
             cache_bytes=cache + answers_alone * prompt_cache_bytes(shape, work, boundary, precision.value),
         )

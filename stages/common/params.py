@@ -10,8 +10,8 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.functional_validators import AfterValidator, BeforeValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic.functional_validators import AfterValidator, BeforeValidator, field_validator, model_validator
 
 from salf.errors import UserError
 from salf.methods import checked, method_of, rate_entry
@@ -220,18 +220,49 @@ class Pilot(Group):
     seed: Seed
 
 
+_BUDGET: Final = re.compile(r"(\d+(?:\.\d+)?) ?(min|h|[A-Z]{3})")
+
+
+def _budget(given: Any) -> float | str:
+    if isinstance(given, str) and (found := _BUDGET.fullmatch(given)) and float(found[1]) > 0:
+        return given
+    if isinstance(given, int | float) and not isinstance(given, bool) and 0 < given <= 1:
+        return float(given)
+    raise ValueError(
+        "allowed: a share of full fine-tuning's FLOPs (above 0, up to 1), or a time or price with its unit: "
+        "20 min, 1.5 h, 2.50 USD (min, h, or three capital letters of a currency)"
+    )
+
+
 class Plan(Group):
     """Settings for choosing the boundary."""
 
     selector: SelectorName
     quantity: Quantity
     gain: GainName
-    budget: Share
+    budget: Annotated[float | str, BeforeValidator(_budget)]
+    price_per_hour: Annotated[float | None, Field(gt=0, validate_default=True)] = None
     tolerance: Annotated[float, Field(ge=0)]
     last_n: Count
     first_n: Count | None
     oracle: Annotated[int, Field(ge=0)] | None
     seed: Seed
+
+    @property
+    def limit(self) -> tuple[float, str]:
+        """The budget and its unit: min, h, a currency, or none for a share of full fine-tuning's FLOPs."""
+        found = _BUDGET.fullmatch(self.budget) if isinstance(self.budget, str) else None
+        return (float(found[1]), found[2]) if found else (float(self.budget), "")
+
+    @field_validator("price_per_hour")
+    @classmethod
+    def _known_for_a_price(cls, price: float | None, info: ValidationInfo) -> float | None:
+        budget = info.data.get("budget")
+        if price is None and isinstance(budget, str) and budget[-3:].isupper():
+            raise ValueError(
+                f"plan.budget = {budget} is a price: set that of an hour on this machine, in {budget[-3:]}"
+            )
+        return price
 
 
 def _variant_name(name: str) -> str:

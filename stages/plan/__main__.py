@@ -11,13 +11,15 @@ from salf.evidence import Evidence, read_gains, read_law, read_pilot, read_signa
 from salf.files import replacing_folder, sha256_file
 from salf.methods import FIRST_N
 from salf.plan import FILE_NAME
-from salf.plan_records import EvidenceHashes
+from salf.plan_records import CostModel, EvidenceHashes, Rates
 from salf.records import read_base, read_sizes
 from salf.selectors import SELECTORS
+from salf.settings import Device
 from salf.summary import print_summary
 from stages.common.command import exit_code, parser_of
 from stages.common.params import Plan, Room
 from stages.plan.assemble import Work, make_plan
+from stages.plan.budget import rates_here
 
 _PARSER: Final = parser_of(
     "plan",
@@ -40,8 +42,9 @@ _PARSER: Final = parser_of(
 class PlanRoom(Room):
     """The parameters that this stage reads."""
 
-    plan: Plan
+    device: Device
     finetune: Work
+    plan: Plan
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,7 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         signals_sha256=sha256_file(args.signals) if args.signals else None,
         pilot_sha256=sha256_file(args.pilot) if args.pilot else None,
     )
-    plan = make_plan(base, sizes, evidence, params.plan, params.finetune, hashes)
+
+    def rates(work: CostModel) -> Rates:
+        return rates_here(args.base, params.device, params.finetune.processes, work, earlier=args.out)
+
+    plan = make_plan(base, sizes, evidence, params.plan, params.finetune, hashes, rates)
     with replacing_folder(args.out) as folder:
         plan.save(folder / FILE_NAME)
     print_summary(plan, Console())

@@ -1,8 +1,7 @@
 """Puts the chosen boundary, its reasons, its costs and its exports together as a freeze plan."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import count
 from typing import Any, Final
 
 from salf.errors import UserError
@@ -11,14 +10,24 @@ from salf.families import Family, family_of
 from salf.files import significant
 from salf.parameters import trained_names
 from salf.plan import FreezePlan
-from salf.plan_records import EvidenceHashes, Exports, FrontierPoint, ParameterCounts, PlannedModel, SelectedBoundary
+from salf.plan_records import (
+    CostModel,
+    EvidenceHashes,
+    Exports,
+    ParameterCounts,
+    PlannedModel,
+    Rates,
+    SelectedBoundary,
+)
 from salf.records import BaseFacts, PreparedSizes
+from salf.scale.inputs import timed
 from salf.settings import AnswerSide, Batches, Count
 from salf.workload import cost_model
 from stages.common.params import Plan
+from stages.plan.budget import Budget, timed_budget
 from stages.plan.by_trace import basis_of
 from stages.plan.choice import Choice, choices
-from stages.plan.frontier import frontier, within_budget
+from stages.plan.frontier import frontier
 
 _FACTORY_NORM: Final = (
     "LLaMA-Factory: the final norm stays frozen; naming 'norm' in freeze_extra_modules would match every layer's "
@@ -37,7 +46,13 @@ class Work(Batches):
 
 
 def make_plan(
-    base: BaseFacts, sizes: PreparedSizes, evidence: Evidence, params: Plan, schedule: Work, hashes: EvidenceHashes
+    base: BaseFacts,
+    sizes: PreparedSizes,
+    evidence: Evidence,
+    params: Plan,
+    schedule: Work,
+    hashes: EvidenceHashes,
+    measure: Callable[[CostModel], Rates],
 ) -> FreezePlan:
     """Choose the boundary and describe it.
 
@@ -55,28 +70,31 @@ def make_plan(
         lora_rank=schedule.lora_rank,
         answer_side=schedule.answer_side,
     )
-    points = frontier(base, work, evidence.laws[basis.quantity])
+    rates = measure(work) if params.limit[1] else None
+    points = frontier(base, work, evidence.laws[basis.quantity], timed(rates) if rates else None)
+    budget = Budget.of(params, points)
     found, absent = choices(replace(evidence, frontier=tuple(points)), params)
     if params.selector in absent:
         raise UserError(f"params.yaml: plan.selector = {params.selector}: {absent[params.selector]}")
     choice = found[params.selector]
-    boundary = _capped(choice, points, params.budget)
+    boundary = _capped(choice, budget)
     return FreezePlan(
         schema_version=3,
         selector=params.selector,
         quantity=basis.quantity,
         gain=basis.gain,
         **_split(base, boundary),
-        reason=_reason(choice, boundary, points, params.budget),
+        reason=_reason(choice, boundary, budget),
         certainty=choice.certainty,
         fallback=choice.fallback,
         runners_up=list(choice.runners_up),
-        boundaries={name: _selected(each, _capped(each, points, params.budget)) for name, each in found.items()},
+        boundaries={name: _selected(each, _capped(each, budget)) for name, each in found.items()},
         absent=absent,
         frontier=points,
         cost_model=work,
         evidence=hashes,
         exports=_exports(base, boundary),
+        timed=timed_budget(params, points, rates) if rates else None,
     )
 
 
@@ -103,8 +121,8 @@ def _split(base: BaseFacts, boundary: int) -> dict[str, Any]:
     }
 
 
-def _capped(choice: Choice, points: Sequence[FrontierPoint], budget: float) -> int:
-    return choice.boundary if choice.fixed else within_budget(choice.boundary, points, budget)
+def _capped(choice: Choice, budget: Budget) -> int:
+    return choice.boundary if choice.fixed else budget.shallowest(choice.boundary)
 
 
 def _selected(choice: Choice, boundary: int) -> SelectedBoundary:
@@ -129,17 +147,19 @@ def _head_note(tied: bool, boundary: int) -> str:
     return f"the head is tied: it is the embedding matrix, and {fate}"
 
 
-def _reason(choice: Choice, boundary: int, points: Sequence[FrontierPoint], budget: float) -> str:
-    share, taken = points[choice.boundary].flops_share, points[boundary].flops_share
-    if share <= budget:
+def _reason(choice: Choice, boundary: int, budget: Budget) -> str:
+    if budget.pays_for(choice.boundary):
         return choice.reason
-    digits = next(n for n in count() if f"{share:.{n}%}" != f"{budget:.{n}%}")
-    cost, limit = f"{share:.{digits}%} of full fine-tuning", f"plan.budget = {budget:.{digits}%}"
+    digits = budget.told_apart(budget.costs[choice.boundary])
+    cost, limit, taken = (
+        budget.words(value, digits) for value in (budget.costs[choice.boundary], budget.limit, budget.costs[boundary])
+    )
+    cost, limit = f"{cost}{budget.whole}", f"plan.budget = {limit}"
     if choice.fixed:
         return f"{choice.reason}; it costs {cost}, more than {limit}: a fixed depth is not moved"
     return (
         f"{choice.reason}; boundary {choice.boundary} would cost {cost}, more than {limit}: "
-        f"the next one within it is {boundary} ({taken:.{digits}%})"
+        f"the next one within it is {boundary} ({taken})"
     )
 
 

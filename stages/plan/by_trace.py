@@ -17,6 +17,7 @@ from salf.files import significant
 from salf.plan_records import Certainty, RunnerUp
 from salf.selectors import OF_THE_POWER_LAW, GainName, Quantity
 from stages.common.params import Plan
+from stages.plan.budget import Budget
 from stages.plan.choice import AbsentEvidenceError, Choice, certainty
 
 _SURE: Final = {0.9: "sure", 0.5: "fairly sure"}  # by the share of resamples from which on a choice is called that
@@ -177,12 +178,13 @@ def budget(evidence: Evidence, params: Plan) -> Choice:
     nothing fits gives the cheapest boundary, L, which the plan then refuses.
     """
     predicted = _predicted(evidence, params)
-    paid = [point.boundary for point in evidence.frontier if point.flops_share <= params.budget] or [evidence.layers]
+    limit = Budget.of(params, evidence.frontier)
+    paid = [boundary for boundary in range(evidence.layers + 1) if limit.pays_for(boundary)] or [evidence.layers]
     known = [boundary for boundary in paid if boundary <= predicted.reach] or [min(paid)]
     best = max(known, key=lambda boundary: (predicted.quality[boundary], boundary))
     return predicted.choice(
         best,
-        f"of the boundaries that cost at most {params.budget:.0%} of full fine-tuning, {best} has the best "
+        f"of the boundaries that cost at most {limit.words(limit.limit)}{limit.whole}, {best} has the best "
         f"predicted quality ({predicted.quality[best]:.4g}: {predicted.words})",
     )
 

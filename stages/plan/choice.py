@@ -10,7 +10,7 @@ from salf.files import significant
 from salf.plan_records import Certainty, RunnerUp
 from salf.selectors import SELECTORS, SIGNALS, Selector, function_of
 from stages.common.params import Plan
-from stages.plan.frontier import within_budget
+from stages.plan.budget import Budget
 
 
 def certainty(words: str, value: float | None = None, low: float | None = None, high: float | None = None) -> Certainty:
@@ -119,13 +119,13 @@ def affordable(evidence: Evidence, params: Plan) -> Choice:
 
     Training above boundary k includes training above k+1, so with enough data and steps it can do no worse.
     """
-    boundary = within_budget(0, evidence.frontier, params.budget)
-    share = evidence.frontier[boundary].flops_share
+    budget = Budget.of(params, evidence.frontier)
+    boundary = budget.shallowest()
+    cost = budget.words(budget.costs[boundary])
     return Choice(
         boundary,
-        f"a budget of {params.budget:.0%} of full fine-tuning's FLOPs pays for all layers above {boundary} "
-        f"({share:.0%})",
-        scores=tuple(point.flops_share for point in evidence.frontier),
+        f"a budget of {budget.words(budget.limit)}{budget.whole} pays for all layers above {boundary} ({cost})",
+        scores=tuple(budget.costs),
     )
 
 

@@ -4,17 +4,18 @@ import math
 from collections.abc import Sequence
 
 from salf.cost import activation_bytes_per_token, optimizer_bytes
-from salf.errors import UserError
 from salf.evidence import DepthLaw
 from salf.files import significant
 from salf.plan_records import AnswerPoint, CostModel, FrontierPoint
 from salf.records import BaseFacts
+from salf.scale.inputs import Configuration, Machine
+from salf.scale.prediction import PRECISIONS, predict
 from salf.shape import ModelShape
 from salf.workload import BoundaryFlops, prompt_cache_bytes, spent_on_lora
 
 
-def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPoint]:
-    """Cost and remaining reduction of the boundaries 0..L, by the law of the plan's quantity.
+def frontier(base: BaseFacts, work: CostModel, law: DepthLaw, machine: Machine | None = None) -> list[FrontierPoint]:
+    """Cost and remaining reduction of the boundaries 0..L, by the law of the plan's quantity; seconds on a machine.
 
     A cost-benefit balance and the cost of back-propagation by layer are from the abstract; both axes are ours.
     """
@@ -22,6 +23,7 @@ def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPo
     costs = [BoundaryFlops.of(base.shape, work, boundary) for boundary in boundaries]
     remaining = [_remaining_reduction(law.mean, boundary) for boundary in boundaries]
     efficient = _efficient([cost.cached(work.epochs) for cost in costs], remaining)
+    times = _times(base, work, machine) if machine else [(None, None)] * len(boundaries)
     part_tokens = work.queries / work.parts_per_epoch
     points = []
     for boundary in boundaries:
@@ -39,7 +41,8 @@ def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPo
                 flops_share_uncached=significant(cost.uncached(1) / whole.uncached(1)),
                 flops_share_many_epochs=significant(cost.epoch.total / whole.epoch.total),
                 lora=spent_on_lora(base.shape, work, boundary),
-                answer=_on_answers(base, work, boundary, whole),
+                answer=_on_answers(base, work, boundary, whole, times[boundary][1]),
+                seconds=times[boundary][0],
                 optimizer_bytes=optimizer_bytes(trained),
                 gradient_bytes=trained * work.value_bytes,
                 activation_bytes=round(part_tokens * _kept_bytes_per_token(base.shape, work, depth)),
@@ -53,7 +56,16 @@ def frontier(base: BaseFacts, work: CostModel, law: DepthLaw) -> list[FrontierPo
     return points
 
 
-def _on_answers(base: BaseFacts, work: CostModel, boundary: int, whole: BoundaryFlops) -> AnswerPoint | None:
+def _times(base: BaseFacts, work: CostModel, machine: Machine) -> list[tuple[float, float | None]]:
+    """Predicted seconds where all positions train, and where answers alone do."""
+    model = Configuration(base.identity.name, "", base.shape)
+    predicted = predict(model, work, machine, PRECISIONS["float32"]).boundaries
+    return [(one.all.seconds, one.answer.seconds if one.answer else None) for one in predicted]
+
+
+def _on_answers(
+    base: BaseFacts, work: CostModel, boundary: int, whole: BoundaryFlops, seconds: float | None
+) -> AnswerPoint | None:
     """Return the cost of answers alone, as shares of ``whole``, full fine-tuning."""
     cost, shape, sums = BoundaryFlops.on_answers(base.shape, work, boundary), base.shape, work.answer
     if cost is None or sums is None:
@@ -63,23 +75,12 @@ def _on_answers(base: BaseFacts, work: CostModel, boundary: int, whole: Boundary
     states = work.frozen_queries * shape.hidden * work.value_bytes if boundary else 0
     return AnswerPoint(
         **cost.spent(whole, work.epochs).model_dump(),
+        seconds=seconds,
         trained_parameters=trained,
         optimizer_bytes=optimizer_bytes(trained),
         gradient_bytes=trained * work.value_bytes,
         activation_bytes=round(kept),
         cache_bytes=prompt_cache_bytes(shape, work, boundary, work.value_bytes) + states,
-    )
-
-
-def within_budget(boundary: int, points: Sequence[FrontierPoint], budget: float) -> int:
-    """The smallest boundary from ``boundary`` on that costs at most ``budget`` of full fine-tuning (ours)."""
-    for point in points[boundary:]:
-        if point.flops_share <= budget:
-            return point.boundary
-    least = min(point.flops_share for point in points[boundary:])  # L's frozen pass may cost more than L-1's training
-    raise UserError(
-        f"params.yaml: plan.budget = {budget}: with every layer frozen, {least:.3f} of full fine-tuning's cost "
-        f"remains; allowed here: {math.ceil(least * 1000) / 1000} to 1"
     )
 
 

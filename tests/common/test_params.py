@@ -95,6 +95,21 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
             {"compare__variants": {"a": {"method": "half+lora", "keep": "ema"}}},
             "compare.variants.a: finetune.keep = ema does not fit half+lora: the mean of low-rank factors is not",
         ),
+        (
+            {"plan__budget": "20 parsecs"},
+            "plan.budget = '20 parsecs': allowed: a share of full fine-tuning's FLOPs (above",
+        ),
+        (
+            {"plan__budget": 1.5},
+            "plan.budget = 1.5: allowed: a share of full fine-tuning's FLOPs (above 0, up to 1), or",
+        ),
+        ({"plan__budget": "0 min"}, "plan.budget = '0 min': allowed"),
+        ({"plan__budget": True}, "plan.budget = True: allowed"),
+        (
+            {"plan__budget": "2.50 USD", "plan__price_per_hour": None},
+            "plan.price_per_hour = None: plan.budget = 2.50 USD is a price: set that of an hour on this machine, in",
+        ),
+        ({"plan__price_per_hour": 0}, "plan.price_per_hour = 0: Input should be greater than 0"),
         ({"finetune__keep": "swa"}, "finetune.keep.0 = 'swa': Input should be 'last', 'best', 'mean' or 'ema'"),
         ({"finetune__keep": ["last", "last"]}, "finetune.keep = ['last', 'last']: the same entry appears twice"),
         (
