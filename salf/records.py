@@ -268,6 +268,8 @@ class FineTuneRecord(Artifact):
     steps: int
     flops: int  # of all steps; and of the looks at the validation split, where they decided something
     flops_backward: int | None = None  # of these, back-propagation's; None in records made before it was counted
+    flops_before: int | None = None  # of flops, before the first step
+    flops_looks: int = 0  # of flops, of the looks
     curve: list[CurvePoint]
     kept: list[KeptWeights] = []  # the model's weights first; unset where they are the last of all planned steps
     looks: int | None = None  # validations that decided which weights are kept or when training ended

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from salf.cost import update_traffic
 from salf.errors import UserError
 from salf.files import significant
 from salf.methods import FIRST_N, LISA
@@ -45,10 +46,19 @@ def compare(machine: Machine, reference: str, chain: Path) -> list[Compared]:
         run, clock = FineTuneRecord.load(model), FineTuneClock.load(measured)
         of_base = run.base_sha256 == base.identity.weights_sha256
         ours = of_base and run.data_sha256.get("train") == data.splits["train"].sha256
+        whole = run.steps_planned in (None, run.steps)  # it did not end early
         one_boundary = not run.how.words and run.how.scope not in (FIRST_N, LISA)
-        if ours and one_boundary and _machine_of(clock) == here:
+        if ours and whole and one_boundary and _machine_of(clock) == here:
             compared.append(_compared(model.name, run, clock, base, data, machine))
     return compared
+
+
+def predicted_seconds(machine: Machine, run: FineTuneRecord) -> float:
+    """Seconds of a run's cached passes, steps and updates, from its counted FLOPs, which must say what was cached."""
+    before = run.flops_before or 0
+    updates = run.steps * run.trained_parameters * update_traffic()
+    steps = run.flops - before - run.flops_looks
+    return machine.seconds(before, steps, updates, answers_alone=run.how.answer_side)
 
 
 def _machine_of(clock: FineTuneClock) -> tuple[int, str, str, int, int]:

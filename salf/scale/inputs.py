@@ -96,7 +96,7 @@ def device(name: str, utilisation: float) -> Machine:
 def measured_by(run: str, models: Path, measured: Path) -> Machine:
     """Return the machine of a finished fine-tune: its counted FLOPs over the seconds that they took."""
     record, clock = FineTuneRecord.load(models / run), FineTuneClock.load(measured / f"{run}.json")
-    rate = record.flops / (clock.seconds_training + clock.seconds_cache)
+    rate = (record.flops - record.flops_looks) / (clock.seconds_training + clock.seconds_cache)
     return Machine(f"this {clock.machine.device}", rate, None, f"{rate / 1e12:.3g} TFLOP/s, measured by {run}")
 
 

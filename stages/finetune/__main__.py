@@ -142,6 +142,7 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
             epochs=found.epochs,
             steps=best.training.steps,
             flops=best.training.flops + asked.settings.decided_by_looks * best.training.flops_validation,
+            flops_before=best.training.flops_before,
             flops_backward=best.training.flops_backward,
             curve=best.training.curve,
             **_keeping(found, asked.settings, search.steps(found.epochs)),
@@ -188,7 +189,11 @@ def _keeping(found: Found, settings: Finetune, planned: int) -> dict[str, Any]:
     """What the record holds of weights that are not the last of all planned steps."""
     training, looks = found.best.training, {}
     if settings.decided_by_looks:
-        looks = {"looks": sum(point.step > 0 for point in training.curve), "steps_planned": planned}
+        looks = {
+            "looks": sum(point.step > 0 for point in training.curve),
+            "steps_planned": planned,
+            "flops_looks": training.flops_validation,
+        }
     return {"kept": training.kept, **looks} if looks or settings.keep != ["last"] else {}
 
 

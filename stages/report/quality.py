@@ -1,10 +1,14 @@
 """Quality and cost of the compared methods, and their learning curves."""
 
+import statistics
 from collections.abc import Mapping
 from typing import Final
 
 from salf.metrics import BASELINES, SCORES, Baseline, Interval
+from salf.plan_records import TimedBudget
 from salf.records import FineTuneRecord, PreparedRecord
+from salf.scale.comparison import predicted_seconds
+from salf.scale.inputs import timed
 from stages.common.figures import variable
 from stages.report.artifacts import SPLITS, Artifacts, Method
 from stages.report.figures import learning_curves, quality_cost
@@ -42,6 +46,8 @@ def quality_section(artifacts: Artifacts) -> Section:
         section.tables.append(_scores_table(compared, plain, metric))
     if compared:
         section.tables.append(_costs_table(compared))
+    if artifacts.plan.timed:
+        section.tables.append(times_table(artifacts, artifacts.plan.timed))
     priced = [m for m in compared if m.record.flops_share is not None]
     if priced:
         lines = {name: baseline.scores[metric] for name, baseline in plain.items() if metric in baseline.scores}
@@ -159,6 +165,31 @@ def _costs_table(compared: list[Method]) -> Table:
     }
     caption = "Boundaries and costs, and in small print shares of full fine-tuning."
     return table("costs", caption, compared, columns)
+
+
+def times_table(artifacts: Artifacts, budget: TimedBudget) -> Table:
+    """Time and price that the plan's rates predict, and what was measured."""
+    machine = timed(budget.rates)
+
+    def predicted(method: Method, factor: float = 1.0) -> float | None:
+        runs = [run for run in artifacts.runs.values() if run.label == method.name and run.flops_before is not None]
+        return factor * statistics.mean(predicted_seconds(machine, run) for run in runs) if runs else None
+
+    columns: Columns[Method] = {
+        "Method": lambda m: _named(m.name),
+        "Predicted": lambda m: number(predicted(m), seconds),
+        "Measured": lambda m: number(m.measured.seconds, seconds),
+        "Predicted / measured": lambda m: number(predicted(m, 1 / m.measured.seconds), decimal),
+    }
+    if price := budget.price_per_hour:
+        columns["Predicted price"] = lambda m: number(predicted(m, price / 3600), compact)
+        columns["Price"] = lambda m: number(m.measured.seconds * price / 3600, compact)
+    caption = (
+        f"One training at the chosen rate, cached passes included; no validation, loading or saving. plan.budget = "
+        f"{budget.budget}. Predicted from the counted FLOPs and the optimizer’s memory traffic at the rates that "
+        f"were measured before the plan was made: {machine.words} on {budget.rates.machine['device']}."
+    )
+    return table("times", caption, artifacts.methods, columns)
 
 
 def _time(method: Method) -> Cell:
