@@ -1,4 +1,4 @@
-"""The model's own chat template: a conversation as the text that the model was taught to continue.
+"""Conversations as public datasets hold them, and as the text that the model was taught to continue.
 
 Chat templates are Jinja programs. They are rendered as transformers renders them (same options, same functions, in
 Jinja's sandbox), because preparing data does without torch and transformers.
@@ -6,12 +6,11 @@ Jinja's sandbox), because preparing data does without torch and transformers.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from jinja2 import Template, TemplateError
 from jinja2.exceptions import SecurityError
@@ -23,10 +22,25 @@ from jinja2.utils import Namespace
 
 from salf.errors import UserError
 from salf.files import digest_of, read_json
-from stages.prepare.forms import Turn, words
-from stages.prepare.rows import RefusedRowError, reach
+from stages.prepare.rows import RefusedRowError, as_text, described, reach
 
+Turn = dict[str, Any]  # role (system, user, assistant or tool), content, and every other key that the row gives it
 Tools = Sequence[Mapping[str, Any]]
+
+# Columns that conversations may have: a row's tools, OpenAI's first name for them, and ShareGPT's system turn.
+TOOLS, FUNCTIONS, SYSTEM = CHAT_COLUMNS = ("tools", "functions", "system")
+# Two spellings are common: {"role", "content"}, and ShareGPT's {"from", "value"} with names of its own.
+_ROLES: Final = {
+    name: role
+    for role, names in {
+        "system": ("system", "developer"),
+        "user": ("user", "human", "prompter"),
+        "assistant": ("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "ai"),
+        "tool": ("tool", "function", "ipython", "observation", "tool_response", "function_response"),
+        "call": ("function_call", "tool_call"),
+    }.items()
+    for name in names
+}
 
 _ANSWER: Final = "\ue000answer\ue001"  # in the answer's place: private-use characters, which a template takes as text
 _TODAY: Final = date(2025, 1, 1)  # for templates that ask: with the real date, every day's data would differ
@@ -41,8 +55,109 @@ _TEXT: Final = "with a call whose arguments are text, which the chat template qu
 _CUT: Final = "with an answer of which the chat template leaves out a part (thoughts, for example)"
 
 
-@dataclass(frozen=True)
-class Cut:
+def read_conversation(value: Any, system: Any = None) -> list[Turn]:
+    """Read the turns up to the last one of the assistant, the answer; later turns are left out.
+
+    A ``function_call``, ShareGPT's turn or OpenAI's key, becomes an assistant's turn with ``tool_calls``. ``system``
+    is the text of a system turn for conversations without one.
+    """
+    value = parsed(value)
+    if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
+        raise RefusedRowError("conversation that is not a list of turns")
+    turns = [_turn(turn) for turn in value]
+    if turns and turns[0]["role"] != "system" and isinstance(system, str) and system.strip():
+        turns.insert(0, {"role": "system", "content": system})
+    while turns and turns[-1]["role"] != "assistant":
+        turns.pop()
+    empty = [turn["role"] == "assistant" and not words(turn) and not turn.get("tool_calls") for turn in turns]
+    faults = {
+        "conversation without an answer of the assistant": not turns,
+        "conversation in which the user asks nothing": not any(t["role"] == "user" and words(t) for t in turns[:-1]),
+        "missing answer": empty[-1:] == [True],
+        "conversation with an empty turn of the assistant": any(empty),
+        "answer that is not to be learned (weight 0)": bool(turns) and turns[-1].get("weight") == 0,
+    }
+    if fault := next((reason for reason, found in faults.items() if found), None):
+        raise RefusedRowError(fault)
+    return turns
+
+
+def read_tools(values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Read the descriptions of a row's tools: a list, or its JSON text; ``None`` where the row has none."""
+    column = next((name for name in (TOOLS, FUNCTIONS) if values.get(name) not in (None, "")), None)
+    if column is None:
+        return None
+    found = _objects(values[column], f"column {column} that holds")
+    return found if column == TOOLS else _as_calls(found)
+
+
+def words(turn: Turn) -> str:
+    """The content of a turn, without the white space around it."""
+    return str(turn.get("content") or "").strip()
+
+
+def parsed(held: Any) -> Any:
+    """A value, out of its JSON text where it is the text of a list or an object."""
+    if isinstance(held, str) and held.lstrip().startswith(("[", "{")):
+        try:
+            return json.loads(held)
+        except (ValueError, RecursionError):
+            return held
+    return held
+
+
+def _turn(turn: Mapping[str, Any]) -> Turn:
+    said = as_text(turn.get("role") or turn.get("from")).strip()
+    role = _ROLES.get(said.lower().replace("-", "_"))
+    if role is None:
+        raise RefusedRowError(f"conversation with a turn of an unknown role ({said[:20]!r})")
+    made = {key: value for key, value in turn.items() if key not in ("from", "value")} | {"role": role}
+    content = turn["content"] if "content" in turn else turn.get("value")
+    if role == "call":
+        return made | {"role": "assistant", "content": None, "tool_calls": _calls(content)}
+    if turn.get("tool_calls"):
+        made["tool_calls"] = _objects(turn["tool_calls"], "conversation with tool_calls that are")
+    elif called := made.pop("function_call", None):
+        made["tool_calls"] = _calls(called)
+    if not {"content", "value", "tool_calls", "function_call"} & turn.keys():
+        raise RefusedRowError(f"conversation with a turn that has no content: {described(turn)}")
+    return made | {"content": _content(content)}
+
+
+def _content(content: Any) -> str | None:
+    """Text, or a list of parts that are all text (``text``, ``input_text``, ``output_text``)."""
+    if not isinstance(content, list | Mapping):
+        return None if content is None else as_text(content)
+    parts = [
+        part if isinstance(part, Mapping) else {} for part in (content if isinstance(content, list) else [content])
+    ]
+    texts = [part.get("text") if str(part.get("type", "text")).endswith("text") else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise RefusedRowError("conversation with contents that are not text")
+    return "".join(map(str, texts))
+
+
+def _calls(content: Any) -> list[dict[str, Any]]:
+    calls = _objects(content, "conversation with a function_call that is")
+    if not all({"name", "arguments"} <= call.keys() for call in calls):
+        raise RefusedRowError("conversation with a function_call that lacks its name or arguments")
+    return _as_calls(calls)
+
+
+def _as_calls(functions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": one} for one in functions]
+
+
+def _objects(value: Any, what: str) -> list[dict[str, Any]]:
+    """A list of mappings, or one, each of them or all as JSON text, too."""
+    held = parsed(value)
+    held = [parsed(one) for one in held] if isinstance(held, list) else [held]
+    if not all(isinstance(one, Mapping) for one in held):
+        raise RefusedRowError(f"{what} something other than JSON objects")
+    return [dict(one) for one in held]
+
+
+class Cut(NamedTuple):
     """A rendered conversation, cut where its last answer begins and ends; ``lead`` is the white space between them."""
 
     prompt: str
@@ -86,8 +201,8 @@ class ChatTemplate:
                 "take a model that was tuned for chat, or set it to false"
             )
         tokens = {name: value for name, value in config.items() if name.endswith("_token") and value}
-        special = {name: value["content"] if isinstance(value, Mapping) else value for name, value in tokens.items()}
-        special = {name: value for name, value in special.items() if isinstance(value, str)}
+        texts = {name: value["content"] if isinstance(value, Mapping) else value for name, value in tokens.items()}
+        special = {name: text for name, text in texts.items() if isinstance(text, str)}
         return cls(named["default"], special, named.get("tool_use"))
 
     @staticmethod
@@ -145,9 +260,9 @@ class ChatTemplate:
         said = body[len(prompt) :]
         start = len(said) - len(said.lstrip())
         notes = [_REWRITTEN] if self._invites and not head.startswith(invited) else []
-        noted = tuple(dict.fromkeys([*notes, *_notes(conversation, whole)]))
+        notes += _notes(conversation, whole)
         turn_end = len(commonprefix([prompt, asked]))  # noqa: RUF071
-        return Cut(prompt, said[:start], said[start:], noted, turn_end)
+        return Cut(prompt, said[:start], said[start:], tuple(dict.fromkeys(notes)), turn_end)
 
     def _around(self, turns: Sequence[Turn], tools: Tools | None) -> tuple[str, str]:
         """The text before and after any answer."""

@@ -114,19 +114,17 @@ def docstrings_of(source: str) -> Iterator[tuple[int, str]]:
 
 
 def _read_library(library: str, seed: int, wanted: int | None, refused: Counter[str]) -> list[Row]:
-    package = LIBRARIES[library]
-    spec = importlib.util.find_spec(package)  # a top-level name: found, not imported
+    spec = importlib.util.find_spec(LIBRARIES[library])  # a top-level name: found, not imported
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"data.source = docstrings: {library} is not installed; install the lock file (make setup)")
     root = Path(spec.submodule_search_locations[0])
     rows: list[Row] = []
-    paths = [PurePosixPath(path.relative_to(root).as_posix()) for path in root.rglob("*.py")]
+    paths = [PurePosixPath(path.relative_to(root.parent).as_posix()) for path in root.rglob("*.py")]
     used = [p for p in paths if not _SKIPPED_FOLDERS.intersection(p.parts) and not _SKIPPED_FILES.fullmatch(p.name)]
-    for path in sorted(used, key=lambda path: draw_key(seed, f"{package}/{path}")):
+    for name in sorted(map(str, used), key=lambda name: draw_key(seed, name)):
         if wanted is not None and len(rows) >= wanted:
             break
-        name = f"{package}/{path}"
-        kept = _read_file(root / path, refused)
+        kept = _read_file(root.parent / name, refused)
         drawn = sorted(kept.items(), key=lambda item: draw_key(seed, f"{name}:{item[1]}"))
         refused["docstring beyond those drawn of its file"] += max(0, len(drawn) - PER_FILE)
         rows += [

@@ -3,16 +3,16 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
-from string import Formatter
+from numbers import Number
+from string import Formatter, ascii_uppercase
 from typing import Any, Final
 
 from salf.errors import UserError
 from salf.settings import TASKS
-from stages.common.params import Data
-from stages.prepare.chat import ChatTemplate, Cut, Tools
-from stages.prepare.forms import OPTIONAL_COLUMNS, SYSTEM, Turn, read_conversation, read_question, read_tools, words
+from stages.common.params import Choices, Data
+from stages.prepare.chat import CHAT_COLUMNS, SYSTEM, ChatTemplate, Turn, parsed, read_conversation, read_tools, words
 from stages.prepare.rows import (
     Example,
     Loaded,
@@ -41,13 +41,13 @@ class Template:
     def __init__(self, text: str) -> None:
         """Parse ``{column}`` fields; ``{{`` and ``}}`` are braces."""
         try:
-            parsed = list(Formatter().parse(text))
-            for _, column, spec, conversion in parsed:
+            fields = list(Formatter().parse(text))
+            for _, column, spec, conversion in fields:
                 if spec or conversion or column == "":
                     raise ValueError(f"field {column!r} must be a plain column name")
         except ValueError as error:
             raise UserError(f"data.template: {error}; write {{column}}, and {{{{ or }}}} for a brace") from None
-        self.parts = [(literal, column) for literal, column, _, _ in parsed]
+        self.parts = [(literal, column) for literal, column, _, _ in fields]
         self.columns = tuple(dict.fromkeys(column for _, column in self.parts if column is not None))
         after = takewhile(lambda part: part[1] is None, reversed(self.parts))
         self.tail = sum(len(literal) for literal, _ in after)  # characters after the last column
@@ -60,12 +60,79 @@ class Template:
         return "".join(literal + (texts[column] if column else "") for literal, column in self.parts), texts
 
 
+@dataclass(frozen=True)
+class Question:
+    """The candidates of a row, their letters, and the place of the right one."""
+
+    texts: tuple[str, ...]
+    letters: tuple[str, ...]
+    right: int
+
+    @property
+    def listed(self) -> str:
+        """The candidates as a prompt shows them: a line each, its letter first."""
+        return "\n".join(f"{letter}. {text}" for letter, text in zip(self.letters, self.texts, strict=True))
+
+
+def read_question(values: Mapping[str, Any], choices: Choices, answer_column: str) -> Question:
+    """Find the candidates of a row and the right one.
+
+    Candidates are a list in one column; a list of ``{"label", "text"}`` or two lists under these keys (ARC,
+    CommonsenseQA and OpenBookQA on the Hub); a column each (PIQA); or JSON text in a csv. The right one is given by
+    its number, its letter, the mark that the row gives it, or its text.
+    """
+    texts, marks = _candidates(values, choices)
+    faults = {
+        "fewer than two candidates": len(texts) < 2,
+        f"more than {len(ascii_uppercase)} candidates": len(texts) > len(ascii_uppercase),
+        "empty candidate": not all(texts),
+        "two candidates alike": len(set(texts)) < len(texts),
+        "missing answer": not text_at(values, answer_column, "data.answer_column").strip(),
+    }
+    if fault := next((reason for reason, found in faults.items() if found), None):
+        raise RefusedRowError(fault)
+    meant = _meant(reach(values, answer_column), texts, marks, choices.first)
+    if len(meant) != 1:
+        raise RefusedRowError("answer that names two candidates" if meant else "answer that names no candidate")
+    return Question(tuple(texts), tuple(ascii_uppercase[: len(texts)]), meant.pop())
+
+
+def _candidates(values: Mapping[str, Any], choices: Choices) -> tuple[list[str], list[str]]:
+    """The candidates' texts, and the marks that the row gives them (none: an empty list)."""
+    if isinstance(choices.column, list):
+        texts = [text_at(values, column, "data.choices.column").strip() for column in choices.column]
+        while texts and not texts[-1]:  # a row with fewer candidates than there are columns
+            texts.pop()
+        return texts, []
+    held = parsed(reach(values, choices.column or ""))
+    if isinstance(held, list) and held and all(isinstance(one, Mapping) for one in held):
+        held = {key: [one.get(key) for one in held] for key in ("text", "label")}
+    listed, marks = (held.get("text"), held.get("label")) if isinstance(held, Mapping) else (held, None)
+    if not isinstance(listed, list):
+        raise RefusedRowError("candidates that are not a list")
+    return [as_text(one).strip() for one in listed], [as_text(mark).strip() for mark in marks or ()]
+
+
+def _meant(answer: Any, texts: list[str], marks: list[str], first: int) -> set[int]:
+    """Every candidate that an answer may mean: a number is one, text may be a mark, a text, a letter or a number."""
+    text = as_text(answer).strip()
+    number = re.fullmatch(r"([0-9]{1,9})(\.0+)?", text)  # pandas writes 1.0 in a csv where an answer is missing
+    numbered = {int(number[1]) - first} & set(range(len(texts))) if number else set()
+    if isinstance(answer, Number) and not isinstance(answer, bool):
+        return numbered
+    if text in marks:
+        return {marks.index(text)}
+    lettered = {at for at, letter in enumerate(ascii_uppercase[: len(texts)]) if letter == text}
+    return {at for at, one in enumerate(texts) if one == text} | lettered | numbered
+
+
 class Filler:
     """Makes examples of rows, as the parameters say.
 
     Attributes:
         classes: label to the rows that have it, usable or not; ``look_at`` fills it.
         blank: column of the template, or of the group, to the examples in which it is empty.
+        extra_columns: the columns that are read where the source has them.
     """
 
     def __init__(self, data: Data, chat: ChatTemplate | None = None) -> None:
@@ -78,6 +145,7 @@ class Filler:
             )
         self.classes: Counter[str] = Counter()
         self.blank: Counter[str] = Counter()
+        self.extra_columns = CHAT_COLUMNS if data.messages else ()
         self._words = _label_words(data)
         self._spelling: dict[str, str] = {}
         self._groups: dict[str, str] = {}
@@ -96,11 +164,6 @@ class Filler:
                 named |= dict.fromkeys([columns] if isinstance(columns, str) else columns, "data.choices.column")
             named |= {} if self.task.text else {data.answer_column: "data.answer_column"}
         return named | ({data.group_column: "data.group_column"} if data.group_column else {})
-
-    @property
-    def extra_columns(self) -> tuple[str, ...]:
-        """The columns that are read where the source has them."""
-        return OPTIONAL_COLUMNS if self.data.messages else ()
 
     def look_at(self, rows: Sequence[Row]) -> None:
         """Settle from the rows of all splits how labels are spelled, and count the classes."""
@@ -185,22 +248,17 @@ class Filler:
         except RefusedRowError:
             return ""
 
-    def _cut(self, example: Example, turns: Sequence[Turn], answer: Turn, tools: Tools | None) -> Example:
+    def _cut(self, example: Example, turns: list[Turn], answer: Turn, tools: list[dict[str, Any]] | None) -> Example:
         assert self.chat is not None, "params.yaml allows conversations only with a chat template"
         bare = not self.task.free  # labels and candidates are all scored after one prompt
         answer = {**answer, "content": example.answer} if bare else answer
         cut = self.chat.cut(turns, answer, tools, bare=bare)
         content = str(turns[-1].get("content") or "")
-        field = _end_inside(cut, content, example.field_end or len(content))
-        example = replace(example, field_end=field, turn_end=cut.turn_end)
-        return replace(example, prompt=cut.prompt, lead=cut.lead, answer=cut.answer, notes=cut.notes)
-
-
-def _end_inside(cut: Cut, content: str, end: int) -> int:
-    """Place where ``content[:end]`` of the last turn ends in the rendered prompt; without it there, the turn's end."""
-    said, start = content.strip(), len(content) - len(content.lstrip())  # many templates strip
-    at = cut.prompt.rfind(said) if said else -1
-    return cut.turn_end if at < 0 else at + min(max(end - start, 0), len(said))
+        said, start = content.strip(), len(content) - len(content.lstrip())  # many templates strip
+        at, end = cut.prompt.rfind(said) if said else -1, example.field_end or len(content)
+        # Where the last turn is not in the prompt as it was written, the field ends with the turn.
+        field = cut.turn_end if at < 0 else at + min(max(end - start, 0), len(said))
+        return replace(example, **cut._asdict(), field_end=field)
 
 
 def fill_rows(loaded: Loaded, filler: Filler) -> tuple[dict[str, list[Example]], Lost]:

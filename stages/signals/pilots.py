@@ -20,7 +20,7 @@ from salf.engine.training.loop import READ_TOKENS, train
 from salf.engine.training.scope import Scope
 from salf.engine.training.step import Job
 from salf.engine.training.workbench import Splits, Workbench, begin_at
-from salf.evidence import PilotFlops, PilotLaw, PilotRun, Pilots, PredictedLoss, Record
+from salf.evidence import PilotFlops, PilotLaw, PilotRun, Pilots, PredictedLoss
 from salf.files import code_hashes, digest_of, read_json, significant, work_folder, write_json
 from salf.fitting.bootstrap import interval
 from salf.laws import JOINT, Array
@@ -34,20 +34,12 @@ from stages.signals.joint_law import JointLaw, Points, Prediction, joint_law, pr
 _DIGITS: Final = 8
 
 
-class Pilot(Record):
-    """A small fine-tune that is done, with layers 1..boundary frozen."""
+class Pilot(PilotRun):
+    """A small fine-tune that is done: its entry in the artifact, and what the prediction needs."""
 
-    boundary: int
-    examples: int
-    learning_rate: float
+    kept: bool = False
     losses: tuple[float, ...]  # of every validation example at the end, nats per answer token
-    flops: int  # of its optimizer steps
     recomputed: bool  # the frozen layers ran for every batch, since their states could not be cached
-
-    @property
-    def loss(self) -> float:
-        """Mean over the validation examples."""
-        return sum(self.losses) / len(self.losses)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +75,12 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotPara
         f"pilots with layers 1 to {boundaries} of {bench.shape.layers} frozen, on {sizes} of {len(bench.everything)} "
         f"training examples: {planned(bench).share:.2f} times the FLOPs of one full fine-tune"
     )
-    kept, tried = measure(bench)
+    pilots = measure(bench)
     untrained = np.array(_once(bench.unfinished / "untrained.json", lambda: _untrained(bench)))
-    points = _points(bench, kept, untrained)
+    points = _points(bench, [pilot for pilot in pilots if pilot.kept], untrained)
     law = joint_law(points)
     prediction = predict(points, law, _trained(bench.shape), len(bench.everything), params)
-    pilots = Pilots(
+    found = Pilots(
         schema=1,
         layers=bench.shape.layers,
         examples=len(bench.everything),
@@ -97,15 +89,15 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotPara
         confidence=params.confidence,
         **bench.identity,
         untrained_loss=float(untrained.mean()),
-        pilots=[PilotRun(**pilot.model_dump(), validation_loss=pilot.loss, kept=pilot in kept) for pilot in tried],
+        pilots=pilots,
         law=_law(law, prediction.parameters, params.confidence),
         predictions=_predictions(prediction),
-        flops=counted(bench, tried),
+        flops=counted(bench, pilots),
     )
-    pilots.save(out)
+    found.save(out)
     shutil.rmtree(bench.unfinished)
-    print(pilots.law.verdict)
-    for row in pilots.predictions:
+    print(found.law.verdict)
+    for row in found.predictions:
         if row.boundary in bench.boundaries:
             print(
                 f"  layers 1–{row.boundary} frozen: predicted validation loss {row.loss:.4f} ({row.low:.4f} to "
@@ -156,21 +148,20 @@ def _settings(schedule: Schedule, epochs: int | None) -> Finetune:
     return Finetune(**{**dict(schedule), **own, "epochs": epochs or schedule.epochs})
 
 
-def measure(bench: Bench) -> tuple[list[Pilot], list[Pilot]]:
-    """Fine-tune at each boundary, with the largest number of examples first; returns the pilots kept, and all.
+def measure(bench: Bench) -> list[Pilot]:
+    """Fine-tune at each boundary, with the largest number of examples first.
 
-    The learning rate of the lowest validation loss there (ties go to the smaller) serves the other sizes too.
+    The learning rate of the lowest validation loss there (ties go to the smaller) is kept and serves the other sizes.
     """
-    kept, tried = list[Pilot](), list[Pilot]()
+    tried = list[Pilot]()
     largest, *smaller = bench.sizes
     for boundary in bench.boundaries:
         opened: dict[str, Opened] = {}  # the frozen layers' states of both splits, for all pilots of the boundary
         first = [_pilot(bench, boundary, opened, largest, rate) for rate in bench.rates(boundary)]
-        best = min(first, key=lambda pilot: pilot.loss)
-        others = [_pilot(bench, boundary, opened, size, best.learning_rate) for size in smaller]
-        kept += [best, *others]
-        tried += [*first, *others]
-    return kept, tried
+        rate = min(first, key=lambda pilot: pilot.validation_loss).learning_rate
+        others = [_pilot(bench, boundary, opened, size, rate) for size in smaller]
+        tried += [pilot.model_copy(update={"kept": pilot.learning_rate == rate}) for pilot in (*first, *others)]
+    return tried
 
 
 def _pilot(bench: Bench, boundary: int, opened: dict[str, Opened], size: int, rate: float) -> Pilot:
@@ -206,7 +197,8 @@ def _train(bench: Bench, boundary: int, opened: Mapping[str, Opened], size: int,
         boundary=boundary,
         examples=size,
         learning_rate=rate,
-        losses=tuple(done.validation_losses),
+        losses=done.validation_losses,
+        validation_loss=sum(done.validation_losses) / len(done.validation_losses),
         flops=done.flops - (job.costs.frozen(job.training) if boundary else 0),
         recomputed=recomputed,
     )
@@ -228,8 +220,9 @@ def _once(file: Path, make: Callable[[], Any]) -> Any:
 
 def planned(bench: Bench) -> PilotFlops:
     """The predicted cost of the pilots, if every boundary's states can be cached."""
+    unknown: dict[str, Any] = {"validation_loss": 0.0, "losses": (), "recomputed": False}
     pilots = [
-        Pilot(boundary=boundary, examples=size, learning_rate=rate, losses=(), recomputed=False, flops=flops)
+        Pilot(boundary=boundary, examples=size, learning_rate=rate, flops=flops, **unknown)
         for boundary in bench.boundaries
         for size in bench.sizes
         for flops in [_steps_flops(bench, boundary, size, bench.settings.epochs)]

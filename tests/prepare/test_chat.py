@@ -14,9 +14,8 @@ from transformers.utils import chat_template_utils
 from salf import trial
 from salf.errors import UserError
 from stages.common.params import load_params
-from stages.prepare.chat import ChatTemplate, render_sample
+from stages.prepare.chat import ChatTemplate, read_conversation, read_tools, render_sample
 from stages.prepare.examples import Filler, fill_rows
-from stages.prepare.forms import read_conversation, read_tools
 from stages.prepare.rows import Example, Loaded, RefusedRowError, Row
 from stages.prepare.tokens import PromptTokenizer, label_ids, tokenise
 from tests.conftest import write_params

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from salf.engine.batches import read_examples
 from salf.errors import UserError
 from stages.common.params import Choices, load_params
-from stages.prepare.forms import read_question
+from stages.prepare.examples import read_question
 from stages.prepare.rows import RefusedRowError
 from tests.conftest import write_params
 from tests.prepare.making import write_jsonl
