@@ -427,8 +427,9 @@ HUNGRY = {  # a trial with a short text ends these
 
 @pytest.mark.parametrize("name", HUNGRY)
 def test_hungry_templates_end_in_one_line(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(trial, "SECONDS", 0)
     template, limit = HUNGRY[name]
+    if "processor" in limit:
+        monkeypatch.setattr(trial, "SECONDS", 0)
     folder = write_chat_base(tmp_path, template)
     with pytest.raises(UserError, match=rf"chat_template\.jinja: a trial .* took more than \d {limit}"):
         trial.try_out((render_sample, ChatTemplate.file(folder)))
