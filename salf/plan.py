@@ -41,6 +41,7 @@ class FreezePlan(parts.Record):
         boundaries: each selector's boundary and reason.
         absent: the selectors without evidence, each with the parameter that measures it.
         timed: the budget, where it is time or money.
+        tuned: method and learning rate, where a race decided them with the boundary.
     """
 
     schema_version: Literal[3]
@@ -67,6 +68,7 @@ class FreezePlan(parts.Record):
     evidence: parts.EvidenceHashes
     exports: parts.Exports
     timed: parts.TimedBudget | None = None
+    tuned: parts.Tuned | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -257,6 +257,15 @@ class EvidenceHashes(Record):
     pilot_sha256: str | None
 
 
+class Tuned(Record):
+    """How a plan's layers are to be trained, where real fine-tunes decided that: the winner of a race."""
+
+    method: str
+    positions: str
+    form: str
+    learning_rate: float
+
+
 class Exports(Record):
     """The plan in the words of other tools; ``notes`` say what a tool cannot express."""
 
