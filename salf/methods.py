@@ -1,7 +1,8 @@
 """Names of fine-tuning methods: ``<scope>[+word...]``. No torch here.
 
 A scope says where to train: the name of a plan's selector (``full``, ``salf``...), whose boundary it takes;
-``freeze-<k>``, with layers 1..k frozen (``freeze-0`` is the scope of ``full``); ``first-n`` or ``lisa``.
+``freeze-<k>``, with layers 1..k frozen (``freeze-0`` is the scope of ``full``); ``first-n`` or ``lisa``. ``race`` has
+no scope of its own: it trains several methods and keeps the one that wins.
 A word says how. It fills one of five slots, and a name has at most one word per slot, in the slots' order.
 A slot without a word has its plain one, which is never written. ``lora`` alone is ``full+lora``. With ``answer``, what
 trains acts at the positions after a prompt's data alone: :mod:`salf.split_point`.
@@ -17,6 +18,7 @@ from salf.cost import Technique
 
 FIRST_N: Final = "first-n"
 LISA: Final = "lisa"
+RACE: Final = "race"
 
 _FREEZE: Final = re.compile(r"freeze-(0|[1-9][0-9]*)")
 
@@ -123,6 +125,8 @@ def frozen_by_name(scope: str) -> int | None:
 
 def checked(name: str, selectors: Collection[str]) -> str:
     """The name, if it is one; otherwise a ``ValueError`` says what is allowed."""
+    if name == RACE:
+        return name
     method = method_of(name)
     known = method.scope in {*selectors, FIRST_N, LISA} or frozen_by_name(method.scope) is not None
     places_of = {name: SLOTS.index(word.slot) for name, word in WORDS.items() if word != _PLAIN[word.slot]}
@@ -131,7 +135,7 @@ def checked(name: str, selectors: Collection[str]) -> str:
         spoken = ", ".join(f"+{word}" for word in places_of)
         raise ValueError(
             f"no such method; allowed: a selector ({', '.join(selectors)}) or freeze-<k> (layers 1 to k frozen), "
-            f"each alone or with {spoken}; lora (short for full+lora); {FIRST_N}; {LISA}"
+            f"each alone or with {spoken}; lora (short for full+lora); {FIRST_N}; {LISA}; {RACE}"
         )
     for word in method.words:
         if method.scope in WORDS[word].not_with:

@@ -1,17 +1,27 @@
-"""Chooses a learning rate by the validation split."""
+"""Chooses between learning rates, and between the arms of a race, by the validation split."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from scipy import stats
+
+from salf.records import RaceStanding
+
+LEVEL: Final = 0.05  # of a whole race: its tests share it
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A learning rate, and the validation results at the end of its training."""
+    """A learning rate, and the validation results at the end of its training, or so far."""
 
     rate: float
     loss: float  # nats per answer token
     accuracy: float | None  # None for free answers
+    losses: Sequence[float] = ()  # of every example
+    hits: Sequence[bool] = ()  # whether each was answered right; empty for free answers
 
 
 def choose(tried: Sequence[Tried], examples: int) -> Tried:
@@ -26,3 +36,56 @@ def choose(tried: Sequence[Tried], examples: int) -> Tried:
     least = best - math.sqrt(share * (1 - share) / examples)
     within = [one for one in tried if one.accuracy is None or one.accuracy >= least]
     return min(within, key=lambda one: (one.loss, -(one.accuracy or 0.0), one.rate))
+
+
+def standings(arms: Mapping[int, Tried], level: float | None, keep: int | None) -> list[RaceStanding]:
+    """Compare the arms of a race with the one that leads by :func:`choose`, on the same validation examples.
+
+    An arm is dropped if its accuracy is significantly lower (exact McNemar test), or if its losses are significantly
+    higher (paired t-test) and its accuracy is not significantly higher. Both tests are one-sided, at ``level``. Of
+    those that are left, the best ``keep`` stay; ``None``: all. Without a level nothing is tested: the leader has won.
+
+    With ``level`` = :data:`LEVEL` / (tests per comparison x other arms x looks), an arm that is as good as every other
+    is dropped as worse with a probability of at most :data:`LEVEL` (Bonferroni), whichever arm leads.
+    """
+    ranked = ranking(arms)
+    found, staying = [], 0
+    for number in ranked:
+        standing = _compared(number, arms[number], arms[ranked[0]], level)
+        if standing.fate == "stays" and staying == keep:
+            standing = standing.model_copy(update={"fate": "too many"})
+        staying += standing.fate in ("leads", "stays")
+        found.append(standing)
+    return sorted(found, key=lambda one: one.arm)
+
+
+def ranking(arms: Mapping[int, Tried]) -> list[int]:
+    """The arms from the best on: the one that :func:`choose` chooses, then of the others, and so on."""
+    left, ranked = dict(arms), []
+    while left:
+        examples = max(1, len(next(iter(left.values())).losses))
+        best = choose(list(left.values()), examples)
+        ranked.append(next(number for number, one in left.items() if one == best))
+        del left[ranked[-1]]
+    return ranked
+
+
+def _compared(number: int, one: Tried, leader: Tried, level: float | None) -> RaceStanding:
+    known = {"arm": number, "validation_loss": one.loss, "validation_accuracy": one.accuracy}
+    if level is None:
+        return RaceStanding(**known, fate="won" if one is leader else "lost")
+    if one is leader:
+        return RaceStanding(**known, fate="leads")
+    p_accuracy = p_better = None
+    if one.hits:
+        mine, theirs = np.array(one.hits, bool), np.array(leader.hits, bool)
+        lost, won = int((theirs & ~mine).sum()), int((mine & ~theirs).sum())
+        p_accuracy, p_better = (float(stats.binom.sf(n - 1, lost + won, 0.5)) for n in (lost, won))
+    p_loss = float(stats.ttest_rel(one.losses, leader.losses, alternative="greater").pvalue)
+    p_loss = 1.0 if math.isnan(p_loss) else p_loss  # all differences are 0
+    fate = "stays"
+    if p_accuracy is not None and p_accuracy <= level:
+        fate = "worse accuracy"
+    elif p_loss <= level and not (p_better is not None and p_better <= level):
+        fate = "worse loss"
+    return RaceStanding(**known, p_accuracy=p_accuracy, p_loss=p_loss, fate=fate)

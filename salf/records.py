@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from salf.errors import UserError
 from salf.files import read_json, require, write_json
-from salf.methods import Method, method_of
-from salf.settings import ChoiceScore, Device, Finetune, Keep
+from salf.methods import RACE, Method, method_of
+from salf.settings import ChoiceScore, Device, Finetune, Keep, Race
 from salf.shape import ModelShape
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -243,10 +243,67 @@ class FineTuneParams(BaseModel):
     device: Device
     finetune: Finetune
     first_n: int | None = None
+    race: Race | None = None  # of a race alone
+
+
+class RaceArm(BaseModel):
+    """An arm of a race: what it trained and spent. FLOPs of ``curve`` include the passes before its first step."""
+
+    method: str
+    learning_rate: float
+    boundary: int
+    steps: int
+    flops: int  # of its steps
+    flops_backward: int  # of these, back-propagation's
+    flops_validation: int  # reading the validation split
+    curve: list[CurvePoint]  # one point per look
+
+
+class RaceStanding(BaseModel):
+    """An arm at a look: its validation scores, and how it compares with the leader.
+
+    ``p_accuracy`` and ``p_loss`` test whether it is worse than the leader (:func:`salf.rate_choice.standings`); null
+    for the leader, at the end, and where there is nothing to test.
+    """
+
+    arm: int  # its place among the arms, from 0
+    validation_loss: float | None  # null where training diverged
+    validation_accuracy: float | None
+    p_accuracy: float | None = None
+    p_loss: float | None = None
+    fate: Literal["leads", "stays", "worse accuracy", "worse loss", "too many", "diverged", "won", "lost"]
+
+
+class RaceLook(BaseModel):
+    """A comparison of the arms that are still in the race."""
+
+    epoch: int
+    level: float | None  # of each test; null at the end, where nothing is tested
+    standings: list[RaceStanding]
+
+
+class RaceRecord(BaseModel):
+    """A race: its arms, every look with its decisions, and all that it cost.
+
+    ``flops`` counts every arm's steps and validations, and ``flops_before``: the passes that fill the caches, over
+    both splits, each once. ``flops_winner`` is the cost of the winner's training alone, as if its rate had been known.
+    """
+
+    keep: int
+    level: float  # chance at most that an arm as good as any other is dropped as worse
+    arms: list[RaceArm]
+    looks: list[RaceLook]
+    winner: int
+    flops: int
+    flops_before: int
+    flops_winner: int
 
 
 class FineTuneRecord(Artifact):
-    """``run.json`` of a fine-tuned model: what was trained, from which files, with which result."""
+    """``run.json`` of a fine-tuned model: what was trained, from which files, with which result.
+
+    Of a race it describes the winner; ``flops`` and ``flops_backward`` alone are those of all arms.
+    """
 
     made_by, file = "finetune", "run.json"
 
@@ -274,6 +331,7 @@ class FineTuneRecord(Artifact):
     kept: list[KeptWeights] = []  # the model's weights first; unset where they are the last of all planned steps
     looks: int | None = None  # validations that decided which weights are kept or when training ended
     steps_planned: int | None = None  # set with looks
+    race: RaceRecord | None = None
     params: FineTuneParams
     plan_sha256: str
     base_sha256: str
@@ -287,8 +345,8 @@ class FineTuneRecord(Artifact):
 
     @property
     def label(self) -> str:
-        """The name in the comparison: the variant's, or the method's."""
-        return self.variant or self.method
+        """The name in the comparison: the variant's, ``race``, or the method's."""
+        return self.variant or (RACE if self.race else self.method)
 
     @property
     def validated(self) -> KeptWeights | CurvePoint:

@@ -2,12 +2,21 @@
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from salf.errors import UserError
-from salf.methods import checked, method_of, rate_entry
+from salf.methods import FIRST_N, LISA, RACE, checked, method_of, rate_entry
 from salf.selectors import SELECTORS
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -160,3 +169,38 @@ class Finetune(Schedule):
         if patience is not None and set(AVERAGES) & set(info.data.get("keep", ())):
             raise ValueError("the mean and ema of the last third need all steps; set patience to null")
         return patience
+
+
+class RaceArms(Group):
+    """A method in a race, with each of its learning rates an arm."""
+
+    method: MethodName
+    learning_rate: RateGrid
+
+    @model_validator(mode="after")
+    def _has_a_plan(self) -> Self:
+        if self.method in (FIRST_N, LISA, RACE):
+            raise ValueError(f"{self.method} freezes up to no layer, so no plan could hold it; leave it out")
+        return self
+
+
+class Race(Group):
+    """The group ``race``: which methods and rates take part, and how many of them survive the first epoch at most."""
+
+    arms: Annotated[list[RaceArms], Field(min_length=1)] = [
+        RaceArms(method="full+answer+lora", learning_rate=[0.0005, 0.001, 0.002]),
+        RaceArms(method="half", learning_rate=[0.0002]),
+    ]
+    keep: Count = 2
+
+    @property
+    def pairs(self) -> list[tuple[str, float]]:
+        """Method and learning rate of every arm."""
+        return [(arms.method, rate) for arms in self.arms for rate in arms.learning_rate]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        known = [(method_of(name), rate) for name, rate in self.pairs]
+        if twice := next((pair for at, pair in enumerate(self.pairs) if known[at] in known[:at]), None):
+            raise ValueError(f"{twice[0]} at learning rate {twice[1]:g} appears twice")
+        return self

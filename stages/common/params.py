@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.functional_validators import AfterValidator, BeforeValidator, field_validator, model_validator
 
 from salf.errors import UserError
-from salf.methods import checked, method_of, rate_entry
+from salf.methods import RACE, checked, method_of, rate_entry
 from salf.metrics import BASELINES
 from salf.selectors import SELECTORS, SIGNALS, GainName, Quantity, SelectorName, SignalKind
 from salf.settings import (
@@ -26,6 +26,7 @@ from salf.settings import (
     Finetune,
     Group,
     MethodName,
+    Race,
     Seed,
     Share,
     TaskName,
@@ -337,6 +338,7 @@ class Params(Group):
     plan: Plan
     compare: Compare
     finetune: Finetune
+    race: Race = Race()
     evaluate: Evaluate
 
     @model_validator(mode="after")
@@ -354,10 +356,17 @@ class Params(Group):
         for where, method, settings in asked:
             # A selector's boundary is known with its plan, and most freeze something.
             boundary = method_of(method).boundary
-            if rate_entry(method, 1 if boundary is None else boundary, settings.learning_rate) is None:
+            known = method == RACE or rate_entry(method, 1 if boundary is None else boundary, settings.learning_rate)
+            if known is None:
                 raise ValueError(f"{where or 'finetune.'}learning_rate has no entry for {method}")
-            if unfit := settings.unfit_keep(method):
-                raise ValueError(f"{where}{unfit}")
+            if method == RACE and (settings.equal_compute or settings.decided_by_looks):
+                raise ValueError(
+                    f"{where or 'finetune: '}the arms of a race train equally long, and its own looks decide: set "
+                    "equal_compute to false, patience to null, and keep to last (for race alone: as a variant)"
+                )
+            for one in [name for name, _ in self.race.pairs] if method == RACE else [method]:
+                if unfit := settings.unfit_keep(one):
+                    raise ValueError(f"{where}{unfit}")
         return self
 
     @model_validator(mode="after")
@@ -375,7 +384,8 @@ class Params(Group):
             "data.messages": data.messages,
             "prepare.chat_template": chat,
             "signals.kinds": [kind for kind in self.signals.kinds if not SIGNALS[kind].of_weights],
-            "compare.methods": [name for name in methods if method_of(name).word("positions").name != "all"],
+            "compare.methods": [name for name in methods if method_of(name).answer_side],
+            "race.arms": [name for name, _ in self.race.pairs if RACE in methods and method_of(name).answer_side],
             "evaluate.answer_marker": self.evaluate.answer_marker,
         }
         for name, value in unused.items():

@@ -9,24 +9,27 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+from salf.at_boundary import at_boundary
 from salf.engine.batches import Split
 from salf.engine.models.shards import shard_hashes
+from salf.engine.race import Arm, Contest, Found, best_of, race_settings
 from salf.engine.rules import rule_of
 from salf.engine.runtime import choose_runtime, machine_facts, peak_memory_bytes
 from salf.engine.training.processes import Processes, are_several, joined
+from salf.engine.training.scope import scope_of
 from salf.engine.training.workbench import Workbench
 from salf.files import code_hashes, digest_of, replacing_folder, require, sha256_file, work_folder
-from salf.methods import checked, method_of
+from salf.methods import RACE, checked, method_of
 from salf.plan import FILE_NAME, FreezePlan
-from salf.records import BaseRecord, FineTuneClock, FineTuneParams, FineTuneRecord, PreparedRecord
+from salf.plan_records import Certainty, SelectedBoundary, Tuned
+from salf.records import BaseRecord, FineTuneClock, FineTuneParams, FineTuneRecord, PreparedRecord, read_base
 from salf.selectors import SELECTORS
-from salf.settings import SEEDS, Count, Device, Finetune, Group
+from salf.settings import SEEDS, Count, Device, Finetune, Group, Race
 from stages.common.command import BASE, PREPARED, exit_code, parser_of
 from stages.common.params import Room, load_params
 from stages.finetune.card import Facts, trained_words, write_cards
 from stages.finetune.launch import end_with_launcher, launch
 from stages.finetune.save import Base, save_answer_side_model, save_model
-from stages.finetune.search import Found, Search, best_of_grid
 
 
 class Source(Group):
@@ -48,6 +51,7 @@ class FinetuneRoom(Room):
     finetune: Finetune
     model: Source
     plan: Control
+    race: Race
 
 
 class Asked(NamedTuple):
@@ -82,7 +86,8 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
     base, meta = BaseRecord.load(args.base), PreparedRecord.load(args.prepared)
     plan = FreezePlan.load(require(args.plan, made_by="plan"))
     runtime = choose_runtime(room.device)
-    read = FineTuneParams(device=room.device, finetune=asked.settings, first_n=room.plan.first_n)
+    racing = {"race": room.race} if asked.method == RACE else {}
+    read = FineTuneParams(device=room.device, finetune=asked.settings, first_n=room.plan.first_n, **racing)
     inputs = {
         "base": [base.weights_sha256, sha256_file(args.base / "config.json")],
         "data": meta.model_dump(mode="json"),
@@ -95,57 +100,60 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
         "processes": processes.count,
         "code": code_hashes(),
     }
-    search = Search(
-        bench=Workbench(base=args.base, runtime=runtime, settings=asked.settings, processes=processes),
+    settings = race_settings(asked.settings) if racing else asked.settings
+    contest = Contest(
+        bench=Workbench(base=args.base, runtime=runtime, settings=settings, processes=processes),
         plan=plan,
-        method=method_of(asked.method),
         name=asked.label,
         seed=args.seed,
         first_n=room.plan.first_n,
         training=Split.read(args.prepared, "train"),
         validation=Split.read(args.prepared, "validation"),
-        test=Split.read(args.prepared, "test"),
+        test=None if racing else Split.read(args.prepared, "test"),
         rule=rule_of(meta),
+        arms=_arms(asked, room, plan, args.seed),
+        keep=room.race.keep if racing else None,
         unfinished=work_folder(args.out, digest_of(inputs)),
     )
     print(f"{asked.label}, seed {args.seed}: {runtime.device} in {runtime.dtype_name} ({runtime.reason})")
     began = time.perf_counter()
-    found = best_of_grid(search)
+    found = best_of(contest)
     seconds = time.perf_counter() - began
     memory = processes.total(peak_memory_bytes(runtime.device))
     if not processes.main:
         return
 
-    best, scope = found.best, search.scope
-    before_budget = next((each.before_budget for n, each in plan.boundaries.items() if n == search.method.scope), None)
+    method, scope, trained = found.arm.method, found.scope, found.training
+    before_budget = next((each.before_budget for n, each in plan.boundaries.items() if n == method.scope), None)
     with replacing_folder(args.out) as folder:
         named = Base.of(base, room.model.source, args.base)
         if found.answer_side is None:
-            changed = save_model(best.trainable, args.base, folder, named, meta.end_token_id)
+            changed = save_model(found.trainable, args.base, folder, named, meta.end_token_id)
         else:
-            changed = save_answer_side_model(best.trainable, folder, named, found.answer_side)
+            changed = save_answer_side_model(found.trainable, folder, named, found.answer_side)
         record = FineTuneRecord(
             schema_version=1,
-            method=asked.method,
+            method=method.name,
             variant=args.variant,
             seed=args.seed,
             boundary=scope.boundary,
             boundary_before_budget=before_budget,
-            trained_layers=list(scope.layers_within(best.training.steps)),
-            trained_units=best.trainable.units,
+            trained_layers=list(scope.layers_within(trained.steps)),
+            trained_units=found.trainable.units,
             changed_units=changed,
             parameters=plan.parameters.total,
-            trained_parameters=best.trainable.count,
-            learning_rate=best.rate,
+            trained_parameters=found.trainable.count,
+            learning_rate=found.arm.rate,
             grid=found.grid,
-            validation_examples=len(search.validation),
+            validation_examples=len(contest.validation),
             epochs=found.epochs,
-            steps=best.training.steps,
-            flops=best.training.flops + asked.settings.decided_by_looks * best.training.flops_validation,
-            flops_before=best.training.flops_before,
-            flops_backward=best.training.flops_backward,
-            curve=best.training.curve,
-            **_keeping(found, asked.settings, search.steps(found.epochs)),
+            steps=trained.steps,
+            flops=found.flops,
+            flops_before=found.race.flops_before if found.race else trained.flops_before,
+            flops_backward=found.flops_backward,
+            curve=trained.curve,
+            **_keeping(found, settings),
+            **({"race": found.race} if found.race else {}),
             params=read,
             plan_sha256=sha256_file(args.plan),
             base_sha256=base.weights_sha256,
@@ -153,9 +161,9 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
             shards=shard_hashes(folder),
         )
         record.save(folder)
-        write_cards(folder, Facts(record, plan, base, meta), named)
-        plan.save(folder / FILE_NAME)
-    steps = best.training.step_seconds
+        own = _plan_of(found, plan, args) if found.race else plan
+        write_cards(folder, Facts(record, own, base, meta), named)
+        own.save(folder / FILE_NAME)
     args.measured.parent.mkdir(parents=True, exist_ok=True)
     FineTuneClock(
         schema_version=1,
@@ -164,19 +172,15 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
         seed=args.seed,
         seconds_total=seconds,
         seconds_cache=found.seconds_cache,
-        boundary_states={split: opened.facts for split, opened in found.caches.states.items()},
-        **(
-            {"prompts": {split: opened.facts for split, opened in found.caches.prompts.items()}}
-            if found.caches.prompts
-            else {}
-        ),
-        seconds_training=sum(steps),
-        seconds_per_step=statistics.median(steps),
+        boundary_states={split: opened.facts for split, opened in found.states.items()},
+        **({"prompts": {split: opened.facts for split, opened in found.prompts.items()}} if found.prompts else {}),
+        seconds_training=found.seconds_training,
+        seconds_per_step=statistics.median(trained.step_seconds),
         peak_memory_bytes=memory,
         processes=processes.count,
         machine=machine_facts(runtime),
     ).save(args.measured)
-    shutil.rmtree(search.unfinished)
+    shutil.rmtree(contest.unfinished)
     print(
         f"{asked.label}: {trained_words(record, base.layers)} trained, {record.trained_parameters:,} parameters; "
         f"validation loss {record.validated.validation_loss:.4f}"
@@ -185,16 +189,52 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
     )
 
 
-def _keeping(found: Found, settings: Finetune, planned: int) -> dict[str, Any]:
+def _keeping(found: Found, settings: Finetune) -> dict[str, Any]:
     """What the record holds of weights that are not the last of all planned steps."""
-    training, looks = found.best.training, {}
+    training, looks = found.training, {}
     if settings.decided_by_looks:
         looks = {
             "looks": sum(point.step > 0 for point in training.curve),
-            "steps_planned": planned,
+            "steps_planned": found.steps_planned,
             "flops_looks": training.flops_validation,
         }
     return {"kept": training.kept, **looks} if looks or settings.keep != ["last"] else {}
+
+
+def _arms(asked: Asked, room: FinetuneRoom, plan: FreezePlan, seed: int) -> list[Arm]:
+    """The arms of a race, or a method at every rate of its grid, ascending."""
+    if asked.method == RACE:
+        return [Arm(method_of(name), rate) for name, rate in room.race.pairs]
+    method = method_of(asked.method)
+    boundary = scope_of(method, plan, asked.settings, seed, room.plan.first_n).boundary
+    return [Arm(method, rate) for rate in asked.settings.rates(method.name, boundary)]
+
+
+def _plan_of(found: Found, plan: FreezePlan, args: argparse.Namespace) -> FreezePlan:
+    """The winner's own plan: the boundary that a race measured to be the best, with method and learning rate."""
+    method, boundary = found.arm.method, found.scope.boundary
+    reason = f"{method.name} at learning rate {found.arm.rate:g} won a race on the validation split"
+    return FreezePlan.model_validate(
+        {
+            **dict(plan),
+            **at_boundary(read_base(args.base), boundary),
+            "selector": "oracle",
+            "reason": reason,
+            "certainty": Certainty(win_share=None, value=None, low=None, high=None, words="run.json holds the race"),
+            "fallback": None,
+            "runners_up": [],
+            "boundaries": {
+                **plan.boundaries,
+                "oracle": SelectedBoundary(boundary=boundary, reason=reason, scores=None),
+            },
+            "tuned": Tuned(
+                method=method.name,
+                positions=method.word("positions").name,
+                form=method.form.name,
+                learning_rate=found.arm.rate,
+            ),
+        }
+    )
 
 
 def _method(name: str) -> str:
@@ -228,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--method",
         type=_method,
-        help="a selector or freeze-<k>, alone or with +answer, +lora or both; or lora, first-n, lisa",
+        help="a selector or freeze-<k>, alone or with +answer, +lora or both; or lora, first-n, lisa, race, race",
     )
     how.add_argument("--variant", help="an entry of compare.variants: a method with settings of its own")
     parser.add_argument("--seed", type=_seed, required=True, help="seed of the order of examples and of adapters")

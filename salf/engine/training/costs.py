@@ -39,20 +39,25 @@ class Costs:
 
         The frozen layers, where there are some; and where answers alone train, the others over their prompts.
         """
-        boundary, depth = self.scope.boundary, self.shape.layers
-        square = split.shared * (split.shared + 1) // 2
-        flops = 0
-        if boundary and self.uncached:
-            flops += cost.forward_flops(self.shape, boundary, split.shared, square)
-        elif boundary:
-            queries, attended, _, _ = self._whole(Split(split.examples, split.shared))
-            flops += cost.forward_flops(self.shape, boundary, queries, attended)
-        if split.base_rows:
-            layers = depth if self.prompts_uncached or self.uncached else depth - boundary
-            flops += cost.forward_flops(self.shape, layers, split.shared, square)
-            if not self.prompts_uncached:
-                flops += self._prompts(split.batch(range(len(split))), layers)
-        return flops
+        return self.frozen_states(split) + self.frozen_prompts(split)
+
+    def frozen_states(self, split: Split) -> int:
+        """The part of :meth:`frozen` that boundary states cost."""
+        boundary = self.scope.boundary
+        if not boundary or self.uncached:
+            square = split.shared * (split.shared + 1) // 2
+            return cost.forward_flops(self.shape, boundary, split.shared, square)
+        queries, attended, _, _ = self._whole(Split(split.examples, split.shared))
+        return cost.forward_flops(self.shape, boundary, queries, attended)
+
+    def frozen_prompts(self, split: Split) -> int:
+        """The part of :meth:`frozen` that keys and values of prompts cost."""
+        if not split.base_rows:
+            return 0
+        every = self.prompts_uncached or self.uncached
+        layers = self.shape.layers - (0 if every else self.scope.boundary)
+        flops = cost.forward_flops(self.shape, layers, split.shared, split.shared * (split.shared + 1) // 2)
+        return flops if self.prompts_uncached else flops + self._prompts(split.batch(range(len(split))), layers)
 
     def _prompts(self, batch: Batch, layers: int) -> int:
         """Keys and values of a batch's prompts at the last ``layers`` layers, the shared prefix walked before."""

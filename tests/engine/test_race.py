@@ -1,4 +1,4 @@
-"""A grid of learning rates: which one wins, and what becomes of one at which training diverges."""
+"""Grids of learning rates and races of methods: which arm wins, what it costs, and what becomes of a diverging one."""
 
 import gc
 import weakref
@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from salf.engine.batches import Split
+from salf.engine.race import Arm, Contest, best_of, race_settings
 from salf.engine.training.checkpoint import Training
 from salf.engine.training.step import Stepper
 from salf.engine.training.workbench import Workbench
 from salf.errors import UserError
-from salf.methods import Method
+from salf.files import write_json
+from salf.methods import Method, method_of
 from salf.plan import FreezePlan
 from salf.records import KeptWeights
-from stages.finetune.search import Candidate, Search, best_of_grid
 from tests.engine.training.tiny_training import RUNTIME, SHARED, assert_equal_weights, made_examples, params
 from tests.own_plan import write_plan_and_base
 
@@ -29,14 +30,15 @@ def bench(tmp_path, hub_folder):
 
     def make(rates):
         split = Split(made_examples(), SHARED)
-        return Search(
+        return Contest(
             bench=Workbench(
                 base=tmp_path / "data/base",
                 runtime=RUNTIME,
-                settings=params(epochs=1, warmup_share=0.0, schedule="constant", learning_rate={"full": rates}),
+                settings=params(epochs=1, warmup_share=0.0, schedule="constant"),
             ),
             plan=FreezePlan.load(tmp_path / "data/plan/freeze_plan.json"),
-            method=Method("full"),
+            arms=[Arm(Method("full"), rate) for rate in sorted(rates)],
+            keep=None,
             name="full",
             seed=1,
             first_n=None,
@@ -52,49 +54,49 @@ def bench(tmp_path, hub_folder):
 
 @pytest.mark.parametrize("rates", [[0.01, 0.0001, 0.001], [0.001, 0.01, 1.0]], ids=["an end", "inside"])
 def test_without_labels_the_lowest_validation_loss_wins_and_an_end_of_the_grid_is_told(bench, rates, capsys):
-    found = best_of_grid(bench(rates))
+    found = best_of(bench(rates))
     losses = {one.rate: one.validation_loss for one in found.grid}
     assert list(losses) == sorted(rates)
-    assert found.best.rate == min(losses, key=losses.get) == 0.01
+    assert found.arm.rate == min(losses, key=losses.get) == 0.01
     assert ("edge of its grid" in capsys.readouterr().out) == (max(rates) == 0.01)
-    assert found.best.training.curve[-1].validation_loss == min(losses.values())
+    assert found.training.curve[-1].validation_loss == min(losses.values())
 
 
 def test_every_rate_is_scored_on_the_test_split_which_decides_nothing(bench):
     """Each entry is that of a run at this rate alone, scored here by transformers itself."""
     made = bench([0.0001, 0.01, 0.001])
-    found = best_of_grid(made)
+    found = best_of(made)
     for entry in found.grid:
         alone = bench([entry.rate])
-        one = best_of_grid(replace(alone, unfinished=alone.unfinished / "alone"))
+        one = best_of(replace(alone, unfinished=alone.unfinished / "alone"))
         assert one.grid[0].model_fields_set == {"rate", "validation_loss", "validation_accuracy"}
         losses = []
         for example in made.test.examples:
             ids = torch.tensor([[*example.prompt_ids, *example.answer_ids]])
             labels = ids.clone()
             labels[0, : len(example.prompt_ids)] = -100
-            losses.append(one.best.trainable.model.network(ids, labels=labels).loss.item())
+            losses.append(one.trainable.model.network(ids, labels=labels).loss.item())
         assert entry.test_loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
         assert entry.validation_loss == one.grid[0].validation_loss
         assert entry.test_accuracy is None
-        assert one.best.training.flops == found.best.training.flops
+        assert one.training.flops == found.training.flops
     worse = replace(made, test=made.test.subset([4, 3, 2, 1, 0]), unfinished=made.unfinished / "other")
-    assert best_of_grid(worse).best.rate == found.best.rate
+    assert best_of(worse).arm.rate == found.arm.rate
 
 
 @pytest.mark.parametrize("rates", [[0.001, 0.01, 1.0], [0.001, 0.0010000001]], ids=["inside", "nearly equal"])
 def test_the_winner_is_read_back_with_the_weights_that_it_was_trained_to(bench, rates):
     made = bench(rates)
-    found = best_of_grid(made)
-    alone = bench([found.best.rate])
-    one = best_of_grid(replace(alone, unfinished=made.unfinished / "alone"))
-    assert_equal_weights(found.best.trainable, one.best.trainable)
-    assert found.best.training.curve == one.best.training.curve
+    found = best_of(made)
+    alone = bench([found.arm.rate])
+    one = best_of(replace(alone, unfinished=made.unfinished / "alone"))
+    assert_equal_weights(found.trainable, one.trainable)
+    assert found.training.curve == one.training.curve
 
 
 def test_a_grid_that_was_stopped_trains_no_rate_twice(bench, monkeypatch):
     made = bench([0.001, 0.01, 0.1])
-    whole = best_of_grid(replace(made, unfinished=made.unfinished / "whole"))
+    whole = best_of(replace(made, unfinished=made.unfinished / "whole"))
     steps, take = [], Stepper.take
 
     def stopping(self, parts, rate, number):
@@ -105,14 +107,14 @@ def test_a_grid_that_was_stopped_trains_no_rate_twice(bench, monkeypatch):
 
     monkeypatch.setattr(Stepper, "take", stopping)
     with pytest.raises(KeyboardInterrupt):
-        best_of_grid(made)
+        best_of(made)
     monkeypatch.setattr(
         Stepper, "take", lambda self, parts, rate, n: steps.append((rate, n)) or take(self, parts, rate, n)
     )
-    again = best_of_grid(made)
+    again = best_of(made)
     assert steps == [(rate, number) for rate in (0.001, 0.01, 0.1) for number in range(3)]
     assert again.grid == whole.grid
-    assert_equal_weights(again.best.trainable, whole.best.trainable)
+    assert_equal_weights(again.trainable, whole.trainable)
 
 
 def test_a_grid_holds_one_network_at_a_time(bench, monkeypatch):
@@ -127,7 +129,7 @@ def test_a_grid_holds_one_network_at_a_time(bench, monkeypatch):
 
     open_one = Workbench.open
     monkeypatch.setattr(Workbench, "open", opening)
-    best_of_grid(bench([0.001, 0.01, 1.0]))  # the middle one wins: it is opened again
+    best_of(bench([0.001, 0.01, 1.0]))  # the middle one wins: it is opened again
     assert alive == [0, 0, 0, 0]
 
 
@@ -135,20 +137,20 @@ def test_a_clear_difference_in_accuracy_decides_a_grid(bench, monkeypatch):
     """The loss falls from rate to rate; the third one's accuracy is clearly below the first one's."""
     stood = {0.001: (0.5, 0.80), 0.01: (0.45, 0.75), 0.1: (0.40, 0.5)}
 
-    def trained(_search, _model, _states, rate, _epochs):
-        loss, accuracy = stood[rate]
+    def trained(job):
+        loss, accuracy = stood[job.rate]
         kept = [KeptWeights(keep="last", step=1, validation_loss=loss, validation_accuracy=accuracy)]
-        return Candidate(rate, None, Training(kept=kept))
+        return Training(kept=kept, validation_losses=[loss] * 12)
 
-    monkeypatch.setattr("stages.finetune.search._train_one", trained)
-    found = best_of_grid(bench(list(stood)))
-    assert found.best.rate == 0.01  # of twelve examples, so that one standard error is 12 points
+    monkeypatch.setattr("salf.engine.race.train", trained)
+    found = best_of(bench(list(stood)))
+    assert found.arm.rate == 0.01  # of twelve examples, so that one standard error is 12 points
     assert [one.validation_accuracy for one in found.grid] == [0.80, 0.75, 0.5]
 
 
 def test_a_rate_at_which_training_diverges_loses(bench, capsys):
-    found = best_of_grid(bench([0.001, DIVERGING]))
-    assert found.best.rate == 0.001
+    found = best_of(bench([0.001, DIVERGING]))
+    assert found.arm.rate == 0.001
     assert found.grid[1].rate == DIVERGING
     assert found.grid[1].model_fields_set == found.grid[0].model_fields_set
     assert set(found.grid[1].model_dump(exclude={"rate"}).values()) == {None}
@@ -157,4 +159,71 @@ def test_a_rate_at_which_training_diverges_loses(bench, capsys):
 
 def test_where_all_rates_diverge_nothing_is_trained(bench):
     with pytest.raises(UserError, match=r"became nan at step .* with learning rate 2e\+38; lower"):
-        best_of_grid(bench([DIVERGING, 2 * DIVERGING]))
+        best_of(bench([DIVERGING, 2 * DIVERGING]))
+
+
+@pytest.fixture
+def race(bench):
+    """A race of five arms in three epochs; the examples' data end one token before their prompts do."""
+
+    def make(
+        arms=(("full+answer", 0.01), ("full+answer", 0.001), ("freeze-2", 0.01), ("full", 1e-05)), keep=2, **changes
+    ):
+        made, settings = bench([0.01]), race_settings(params(epochs=3, warmup_share=0.0, cache="memory"))
+        units = ["embedding", *(f"layer-{number:02}" for number in range(1, 5))]
+        write_json(made.bench.base / "base.json", {"shards": {f"{unit}.safetensors": unit for unit in units}})
+        split = Split([replace(e, field_end=len(e.prompt_ids) - 1) for e in made.training.examples], SHARED)
+        facts = {
+            "bench": replace(made.bench, settings=settings.model_copy(update=changes)),
+            "arms": [Arm(method_of(method), rate) for method, rate in arms],
+            "training": split,
+            "validation": split,
+            "test": None,
+            "name": "race",
+            "keep": keep,
+        }
+        return replace(made, **facts)
+
+    return make
+
+
+def test_a_race_drops_arms_and_trains_the_winner_to_the_end(race):
+    found = best_of(race())
+    record = found.race
+    assert [look.epoch for look in record.looks] == [1, 2, 3][-len(record.looks) :]
+    first = record.looks[0]
+    assert len([one for one in first.standings if one.fate in ("leads", "stays")]) <= 2
+    assert record.arms[record.winner].steps == 9 == found.training.steps
+    for number, arm in enumerate(record.arms):
+        looked = [look.epoch for look in record.looks if number in [one.arm for one in look.standings]]
+        assert [round(point.epoch) for point in arm.curve] == looked
+        assert arm.steps == 3 * looked[-1]
+
+
+def test_a_race_of_one_arm_is_plain_training_with_its_schedule(race, bench):
+    made = race([("full", 0.01)])
+    found = best_of(made)
+    plain = best_of(replace(bench([0.01]), bench=made.bench, unfinished=made.unfinished / "plain"))
+    assert_equal_weights(found.trainable, plain.trainable)
+    assert found.training.curve == plain.training.curve
+
+
+@pytest.mark.parametrize("stop", range(0, 18, 3))
+def test_a_race_that_was_stopped_goes_on_to_the_same_result(race, monkeypatch, stop):
+    made = race(checkpoint_minutes=0)
+    whole = best_of(replace(made, unfinished=made.unfinished / "whole"))
+    taken, take = [], Stepper.take
+
+    def stopping(self, parts, rate, number):
+        if len(taken) == stop:
+            raise KeyboardInterrupt
+        taken.append(number)
+        return take(self, parts, rate, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "take", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            best_of(made)
+    again = best_of(made)
+    assert again.race == whole.race
+    assert_equal_weights(again.trainable, whole.trainable)
