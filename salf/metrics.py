@@ -101,6 +101,7 @@ class Costs(_Record):
 
     flops: int | float
     flops_share: float | None = None
+    flops_winner: int | float | None = None  # of a race, whose ``flops`` are those of all arms
     flops_backward: int | float | None = None
     flops_backward_share: float | None = None
     epochs: int | float

@@ -31,6 +31,7 @@ def run_metrics(
     return RunMetrics(
         method=run.label,
         **{key: getattr(run, key) for key in _OF_THE_RUN & run.model_fields_set},
+        **({"flops_winner": run.race.flops_winner} if run.race else {}),
         flops_share=share("flops"),
         flops_backward_share=share("flops_backward"),
         trained_share=share("trained_parameters"),

@@ -158,6 +158,8 @@ def head_words(run: FineTuneRecord, *, tied: bool) -> str:
 def choice_words(run: FineTuneRecord) -> str:
     """One sentence on the choice of the trained layers."""
     scope = run.how.scope
+    if run.race:
+        return f"Layers, method and learning rate won a race of {len(run.race.arms)} arms: see `run.json`."
     if frozen_by_name(scope) is not None:
         return "The boundary was given by hand."
     if scope == FIRST_N:

@@ -106,7 +106,9 @@ def facts_of(artifacts: Artifacts) -> Facts:
         layers=plan.model.layers,
         boundary=boundary,
         unmeasured_plan=plan.boundary if method and plan.boundary not in measured else None,
-        answers_alone=method is not None and method_of(method.name).answer_side,
+        answers_alone=any(
+            run.how.answer_side for run in artifacts.runs.values() if method and run.label == method.name
+        ),
         metric=metric,
         partial=scores.get(metric),
         full=full.scores[metric] if full else None,

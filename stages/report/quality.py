@@ -61,7 +61,7 @@ def curves_section(artifacts: Artifacts) -> Section:
     if not artifacts.runs:
         section.sentences.append("No fine-tune has logged a validation curve yet.")
         return section
-    full = max((run.flops for run in artifacts.runs.values() if run.method == "full"), default=0)
+    full = max((run.flops for run in artifacts.runs.values() if run.label == "full"), default=0)
     unit, cost = (full, "share of full’s FLOPs") if full else (1e15, "PFLOP spent")
     for key in ("validation_accuracy", "validation_loss"):
         lines = {

@@ -11,8 +11,10 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any, Final
 
+from salf.methods import RACE
 from stages.study.description import FULL, MOST_RATE, Arm, Budget, Case, Description, Rates, Rule, Settings
 
+_RACED: Final = (0.0,)  # in the place of the rates of a race, which has its own
 PLAIN: Final = "plain"  # the parameters as they are: their plan gives the model's depth
 
 
@@ -149,7 +151,10 @@ def _freeze(
 
 
 def _arm(description: Description, case: Case, seed: int, method: str, arm: Arm, known: Known) -> Iterator[FineTune]:
-    """A method without a boundary tunes a rate of its own, with its first seed."""
+    """A method without a boundary tunes a rate of its own, with its first seed; a race with every seed."""
+    if method == RACE:
+        yield FineTune(case, seed, method, 0, "epochs", _RACED)
+        return
     first = (arm.seeds or description.seeds)[0]
     rates = tuple(arm.rates or description.rates_of(case.model)[0])
     begun = FineTune(case, first, method, 0, "epochs", rates)

@@ -87,9 +87,10 @@ def _choice(plan: FreezePlan, selector: str) -> Row:
 
 
 def _learned(run: FineTuneRecord, scored: RunMetrics, quality: str) -> Row:
-    same = ("method", "seed", "boundary", "epochs", "learning_rate", "validation_examples", "flops")
+    same = ("seed", "boundary", "epochs", "learning_rate", "validation_examples", "flops")
     scores = {name: score.value for name, score in scored.scores.items()}
     return {
+        "method": run.label,
         **{name: getattr(run, name) for name in (*same, "trained_parameters")},
         "quality": scores[quality],
         "macro_f1": scores.get("macro_f1"),

@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 
 from salf.errors import UserError
 from salf.files import digest_of
+from salf.methods import RACE
 from stages.common.params import OLD_BALANCE, PARAMS_FILE
 from stages.study.agenda import FineTune
 from stages.study.description import Case, Description, Settings
@@ -71,7 +72,7 @@ def training_values(case: Settings, batch: Sequence[FineTune]) -> Settings:
         **case,
         "compare.methods": [fine_tune.method for fine_tune in batch],
         "compare.seeds": [batch[0].seed],
-        "finetune.learning_rate": {fine_tune.method: list(fine_tune.rates) for fine_tune in batch},
+        "finetune.learning_rate": {one.method: list(one.rates) for one in batch if one.method != RACE},
     }
     return {**values, "finetune.equal_compute": True} if batch[0].budget == "compute" else values
 
@@ -113,8 +114,9 @@ def training_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any
 
 def method_settings(params: Mapping[str, Any], method: str, project: Path) -> dict[str, Any]:
     """Return what decides the results of one method alone; empty for methods that freeze up to a layer."""
-    prefixes = tuple(prefix for word, prefix in _OWN.items() if word in method)
-    own = {key: value for key, value in params["finetune"].items() if prefixes and key.startswith(prefixes)}
+    race = {"race": params["race"]} if method == RACE else {}
+    prefixes = tuple(prefix for word, prefix in _OWN.items() if word in f"{method} {race}")
+    own = {key: value for key, value in params["finetune"].items() if prefixes and key.startswith(prefixes)} | race
     name = method.partition("+")[0].replace("-", "_")
     if name == _CONTROL and params["plan"][_CONTROL] is None:
         return plan_settings(params, project)
