@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy import stats
 
 from salf.records import RaceStanding
 
@@ -51,7 +50,7 @@ def standings(arms: Mapping[int, Tried], level: float | None, keep: int | None) 
     ranked = ranking(arms)
     found, staying = [], 0
     for number in ranked:
-        standing = _compared(number, arms[number], arms[ranked[0]], level)
+        standing = _compared(number, arms[number], None if number == ranked[0] else arms[ranked[0]], level)
         if standing.fate == "stays" and staying == keep:
             standing = standing.model_copy(update={"fate": "too many"})
         staying += standing.fate in ("leads", "stays")
@@ -70,12 +69,14 @@ def ranking(arms: Mapping[int, Tried]) -> list[int]:
     return ranked
 
 
-def _compared(number: int, one: Tried, leader: Tried, level: float | None) -> RaceStanding:
-    known = {"arm": number, "validation_loss": one.loss, "validation_accuracy": one.accuracy}
-    if level is None:
-        return RaceStanding(**known, fate="won" if one is leader else "lost")
-    if one is leader:
-        return RaceStanding(**known, fate="leads")
+def _compared(number: int, one: Tried, leader: Tried | None, level: float | None) -> RaceStanding:
+    """An arm's standing; without a ``leader`` it is the one that leads."""
+    facts = {"arm": number, "validation_loss": one.loss, "validation_accuracy": one.accuracy}
+    if level is None or leader is None:
+        won, lost = ("leads", "stays") if level is not None else ("won", "lost")
+        return RaceStanding(**facts, p_accuracy=None, p_loss=None, fate=lost if leader else won)
+    from scipy import stats  # a second's import, which a race alone needs
+
     p_accuracy = p_better = None
     if one.hits:
         mine, theirs = np.array(one.hits, bool), np.array(leader.hits, bool)
@@ -88,4 +89,4 @@ def _compared(number: int, one: Tried, leader: Tried, level: float | None) -> Ra
         fate = "worse accuracy"
     elif p_loss <= level and not (p_better is not None and p_better <= level):
         fate = "worse loss"
-    return RaceStanding(**known, p_accuracy=p_accuracy, p_loss=p_loss, fate=fate)
+    return RaceStanding(**facts, p_accuracy=p_accuracy, p_loss=p_loss, fate=fate)

@@ -269,8 +269,8 @@ class RaceStanding(BaseModel):
     arm: int  # its place among the arms, from 0
     validation_loss: float | None  # null where training diverged
     validation_accuracy: float | None
-    p_accuracy: float | None = None
-    p_loss: float | None = None
+    p_accuracy: float | None
+    p_loss: float | None
     fate: Literal["leads", "stays", "worse accuracy", "worse loss", "too many", "diverged", "won", "lost"]
 
 

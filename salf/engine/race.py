@@ -390,7 +390,8 @@ class _Course:
 
 
 def _diverged(number: int) -> RaceStanding:
-    return RaceStanding(arm=number, validation_loss=None, validation_accuracy=None, fate="diverged")
+    unknown = dict.fromkeys(("validation_loss", "validation_accuracy", "p_accuracy", "p_loss"))
+    return RaceStanding(arm=number, **unknown, fate="diverged")
 
 
 def _words(one: RaceStanding) -> str:
