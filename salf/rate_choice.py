@@ -73,8 +73,8 @@ def _compared(number: int, one: Tried, leader: Tried | None, level: float | None
     """An arm's standing; without a ``leader`` it is the one that leads."""
     facts = {"arm": number, "validation_loss": one.loss, "validation_accuracy": one.accuracy}
     if level is None or leader is None:
-        won, lost = ("leads", "stays") if level is not None else ("won", "lost")
-        return RaceStanding(**facts, p_accuracy=None, p_loss=None, fate=lost if leader else won)
+        fates = ("leads", "stays") if level is not None else ("won", "lost")
+        return RaceStanding(**facts, p_accuracy=None, p_loss=None, fate=fates[leader is not None])
     from scipy import stats  # a second's import, which a race alone needs
 
     p_accuracy = p_better = None
