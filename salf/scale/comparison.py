@@ -47,7 +47,7 @@ def compare(machine: Machine, reference: str, chain: Path) -> list[Compared]:
         of_base = run.base_sha256 == base.identity.weights_sha256
         ours = of_base and run.data_sha256.get("train") == data.splits["train"].sha256
         whole = run.steps_planned in (None, run.steps)  # it did not end early
-        one_boundary = not run.how.words and run.how.scope not in (FIRST_N, LISA)
+        one_boundary = not run.race and not run.how.words and run.how.scope not in (FIRST_N, LISA)
         if ours and whole and one_boundary and _machine_of(clock) == here:
             compared.append(_compared(model.name, run, clock, base, data, machine))
     return compared

@@ -149,11 +149,10 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
             epochs=found.epochs,
             steps=trained.steps,
             flops=found.flops,
-            flops_before=found.race.flops_before if found.race else trained.flops_before,
+            flops_before=None if found.race else trained.flops_before,
             flops_backward=found.flops_backward,
             curve=trained.curve,
             **_keeping(found, settings),
-            **({"race": found.race} if found.race else {}),
             params=read,
             plan_sha256=sha256_file(args.plan),
             base_sha256=base.weights_sha256,
@@ -190,15 +189,17 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
 
 
 def _keeping(found: Found, settings: Finetune) -> dict[str, Any]:
-    """What the record holds of weights that are not the last of all planned steps."""
+    """What the record holds of a race, and of weights that are not the last of all planned steps."""
     training, looks = found.training, {}
+    if found.race:
+        looks = {"race": found.race, "flops_looks": sum(arm.flops_validation for arm in found.race.arms)}
     if settings.decided_by_looks:
         looks = {
             "looks": sum(point.step > 0 for point in training.curve),
             "steps_planned": found.steps_planned,
             "flops_looks": training.flops_validation,
         }
-    return {"kept": training.kept, **looks} if looks or settings.keep != ["last"] else {}
+    return {**looks, **({"kept": training.kept} if settings.decided_by_looks or settings.keep != ["last"] else {})}
 
 
 def _arms(asked: Asked, room: FinetuneRoom, plan: FreezePlan, seed: int) -> list[Arm]:
