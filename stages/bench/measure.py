@@ -1,8 +1,7 @@
 """The whole benchmark, from tasks to the artifact."""
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -23,7 +22,39 @@ _NOISY: Final = 1.25  # slowest over fastest repeat of the same run, from which 
 
 def measure(plan: Plan, device: Device, folder: Path) -> Benchmark:
     """Measure everything; what is in ``folder`` from a run that was stopped is not measured again."""
-    return _Run(plan, device, folder, Kept(folder / "measured.json")).benchmark()
+    kept, runtime = Kept(folder / "measured.json"), find_runtime(device)
+    startup = processes.startup(plan.stages, plan.starts, kept)
+    models, deciding = [], None
+    for name in plan.models:
+        task, prepared = task_of(name, folder, plan.batch_size, device)
+        tunes = measure_fine_tunes(task, plan, kept, folder)
+        models.append(
+            ModelResult(
+                workload=task.described(tunes.examples),
+                points=tunes.points(),
+                memory=tunes.memory(),
+                allocator=None,
+                tracing=measure_tracing(task, plan, kept, folder),
+                answer_side=tunes.answers(),
+                bytes_per_second=tunes.bytes_per_second(),
+            )
+        )
+        if prepared is not None and DECIDING_EPOCHS in plan.epochs:
+            deciding = _deciding(processes.deciding(prepared, plan.repeats, kept), len(task.examples), tunes)
+    return Benchmark(
+        schema_version=1,
+        quick=plan.quick,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine={**Machine.here().model_dump(), **machine_facts(runtime)},
+        repeats=plan.repeats,
+        models=models,
+        startup=startup,
+        no_op_repro=None,
+        deciding=deciding,
+        bases=None,
+        notes=noise(models),
+        targets=targets(models, deciding, startup, runtime.device.type),
+    )
 
 
 def task_of(name: str, folder: Path, batch_size: int, device: Device) -> tuple[Task, Path | None]:
@@ -34,67 +65,22 @@ def task_of(name: str, folder: Path, batch_size: int, device: Device) -> tuple[T
     return real_task(prepared, batch_size, device), prepared
 
 
-@dataclass(frozen=True)
-class _Run:
-    plan: Plan
-    device: Device
-    folder: Path
-    kept: Kept
+def _deciding(laps: Mapping[str, list[float]], rows: int, tunes: FineTunes) -> Deciding:
+    """Seconds of the stages that decide by round, as shares of full fine-tunes of all rows."""
+    together = Spread.of([sum(stages) for stages in zip(*laps.values(), strict=True)])
 
-    def benchmark(self) -> Benchmark:
-        plan, runtime = self.plan, find_runtime(self.device)
-        startup = processes.startup(plan.stages, plan.starts, self.kept)
-        models, deciding = [], None
-        for name in plan.models:
-            task, prepared = task_of(name, self.folder, plan.batch_size, self.device)
-            model, tunes = self._model(task)
-            models.append(model)
-            if prepared is not None and DECIDING_EPOCHS in plan.epochs:
-                deciding = self._deciding(prepared, len(task.examples), tunes)
-        return Benchmark(
-            schema_version=1,
-            quick=plan.quick,
-            at=datetime.now(UTC).isoformat(timespec="seconds"),
-            machine={**Machine.here().model_dump(), **machine_facts(runtime)},
-            repeats=plan.repeats,
-            models=models,
-            startup=startup,
-            no_op_repro=None,
-            deciding=deciding,
-            bases=None,
-            notes=noise(models),
-            targets=targets(models, deciding, startup, runtime.device.type),
-        )
+    def share(contender: str) -> float:
+        seconds = statistics.median(tunes.seconds(contender, 0, DECIDING_EPOCHS))
+        return together.median / (seconds * rows / tunes.examples)
 
-    def _model(self, task: Task) -> tuple[ModelResult, FineTunes]:
-        tunes = measure_fine_tunes(task, self.plan, self.kept, self.folder)
-        result = ModelResult(
-            workload=task.described(tunes.examples),
-            points=tunes.points(),
-            memory=tunes.memory(),
-            allocator=None,
-            tracing=measure_tracing(task, self.plan, self.kept, self.folder),
-            answer_side=tunes.answers(),
-            bytes_per_second=tunes.bytes_per_second(),
-        )
-        return result, tunes
-
-    def _deciding(self, prepared: Path, rows: int, tunes: FineTunes) -> Deciding:
-        laps = processes.deciding(prepared, self.plan.repeats, self.kept)
-        together = Spread.of([sum(stages) for stages in zip(*laps.values(), strict=True)])
-
-        def share(contender: str) -> float:
-            seconds = statistics.median(tunes.seconds(contender, 0, DECIDING_EPOCHS))
-            return together.median / (seconds * rows / tunes.examples)
-
-        return Deciding(
-            rows=rows,
-            epochs=DECIDING_EPOCHS,
-            seconds=together,
-            stages={stage: statistics.median(seconds) for stage, seconds in laps.items()},
-            of_trainer_full=share(TRAINER),
-            of_our_full=share(OURS),
-        )
+    return Deciding(
+        rows=rows,
+        epochs=DECIDING_EPOCHS,
+        seconds=together,
+        stages={stage: statistics.median(seconds) for stage, seconds in laps.items()},
+        of_trainer_full=share(TRAINER),
+        of_our_full=share(OURS),
+    )
 
 
 def noise(models: Sequence[ModelResult]) -> list[str]:

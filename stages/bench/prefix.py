@@ -1,6 +1,6 @@
 """The public cached prefix (``salf.prefix_states``, ``salf.suffix``) in a Trainer, and the same Trainer without it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -104,15 +104,12 @@ def described(task: Task, examples: int, repeats: int) -> dict[str, Any]:
 
 def _point(laps: dict[Run, list[list[float]]], boundary: int, epochs: int) -> CachedPoint:
     ours, prefix = ([lap[at] for lap in laps[boundary, True]] for at in (epochs, 0))
-
-    def seconds(of: int) -> Sequence[float]:
-        return [lap[epochs - 1] for lap in laps[of, False]]
-
+    frozen, full = ([lap[epochs - 1] for lap in laps[of, False]] for of in (boundary, 0))
     return CachedPoint(
         boundary=boundary,
         epochs=epochs,
         seconds=Spread.of(ours),
         prefix_share=Spread.of_ratios(prefix, ours),
-        trainer_frozen=Spread.of_ratios(seconds(boundary), ours),
-        trainer_full=Spread.of_ratios(seconds(0), ours),
+        trainer_frozen=Spread.of_ratios(frozen, ours),
+        trainer_full=Spread.of_ratios(full, ours),
     )

@@ -1,8 +1,7 @@
 """Times of whole processes: the start of a stage, and deciding from trace to plan."""
 
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,33 +23,31 @@ def stage_names() -> tuple[str, ...]:
 def startup(stages: Sequence[str], repeats: int, kept: Kept) -> dict[str, Spread]:
     """Seconds until a process could begin: bare Python, and stages that import all and print their help."""
     commands = {"python": [sys.executable, "-c", "pass"]} | {name: stage_command(name, "--help") for name in stages}
-    laps: dict[str, list[float]] = {name: [] for name in commands}
-    with progress("starting processes", repeats * len(commands), "processes") as advance:
-        for round_ in range(repeats):
-            for name, command in commands.items():
-                laps[name].append(kept.once(f"start of {name}, round {round_}", partial(timed, command)))
-                advance(1, name)
+    laps = _in_turn("starting processes", commands, None, repeats, kept)
     return {name: Spread.of(seconds) for name, seconds in laps.items()}
 
 
 def deciding(prepared: Path, repeats: int, kept: Kept) -> dict[str, list[float]]:
-    """Seconds of the stages trace, fit and plan in the folder of the embedded task, by stage and round."""
-    rounds: list[dict[str, float]] = []
-    with progress("deciding: trace, fit and plan", repeats, "rounds") as advance:
+    """Seconds of the stages trace, fit and plan in the folder of the embedded task, by stage and round.
+
+    Each needs what the one before it wrote.
+    """
+    read, fitted = ["--base", "base", "--prepared", "prepared"], ["--law", "law.json", "--gains", "gains.csv"]
+    commands = {
+        "trace": stage_command("trace", *read, "--out", "traces"),
+        "fit": stage_command("fit", "--traces", "traces", *fitted),
+        "plan": stage_command("plan", *read, *fitted, "--out", "plan"),
+    }
+    return _in_turn("deciding", commands, prepared, repeats, kept)
+
+
+def _in_turn(
+    title: str, commands: Mapping[str, list[str]], folder: Path | None, repeats: int, kept: Kept
+) -> dict[str, list[float]]:
+    laps: dict[str, list[float]] = {name: [] for name in commands}
+    with progress(title, repeats * len(commands), "processes") as advance:
         for round_ in range(repeats):
-            rounds.append(kept.once(f"deciding, round {round_}", partial(_decide, prepared)))
-            advance(1, "")
-    return {stage: [laps[stage] for laps in rounds] for stage in rounds[0]}
-
-
-def _decide(prepared: Path) -> dict[str, float]:
-    """One after the other: each needs what the one before it wrote."""
-    with tempfile.TemporaryDirectory() as folder:
-        read = ["--base", "base", "--prepared", "prepared"]
-        traces, fitted = f"{folder}/traces", ["--law", f"{folder}/law.json", "--gains", f"{folder}/gains.csv"]
-        options = {
-            "trace": [*read, "--out", traces],
-            "fit": ["--traces", traces, *fitted],
-            "plan": [*read, *fitted, "--out", f"{folder}/plan"],
-        }
-        return {stage: timed(stage_command(stage, *words), prepared) for stage, words in options.items()}
+            for name, command in commands.items():
+                laps[name].append(kept.once(f"{title}: {name}, round {round_}", partial(timed, command, folder)))
+                advance(1, name)
+    return laps

@@ -1,7 +1,7 @@
 """Decides a study's next fine-tunes from its tables alone, so that it resumes at any point.
 
-Order: the coarse grid of boundaries for every seed and dataset, then the boundaries that selectors choose; last, equal
-compute and methods without a boundary.
+Order: the coarse grid of boundaries for every seed and dataset, then the boundaries that selectors choose; last,
+methods without a boundary.
 """
 
 import math
@@ -93,8 +93,6 @@ def agenda(description: Description, cases: Sequence[Case], known: Known) -> lis
     ]
     for seed in description.seeds:
         for case in planned:
-            grid = longer(description.equal_compute, known.layers[case])
-            wanted += [_freeze(description, case, seed, boundary, known, "compute") for boundary in grid]
             for method, arm in description.methods.items():
                 if arm.includes(case, seed):
                     wanted += _arm(description, case, seed, method, arm, known)
@@ -117,11 +115,6 @@ def coarse(boundaries: Sequence[float], rates: Rates, layers: int) -> list[int]:
     return sorted(leaders.values()) + [boundary for boundary in grid if boundary not in leaders.values()]
 
 
-def longer(shares: Sequence[float], layers: int) -> list[int]:
-    """Return the boundaries trained at equal compute: shares of the layers, rounded down, at least one layer frozen."""
-    return sorted({max(1, math.floor(round(share * layers, 9))) for share in shares})
-
-
 def region(rates: Rates, share: float) -> float:
     """Return the start of the region of learning rates that a boundary lies in."""
     return max(start for start in rates if start <= share)
@@ -137,16 +130,14 @@ def widened(rates: Sequence[float], best: float) -> float | None:
     return beyond if beyond <= MOST_RATE and beyond not in rates else None
 
 
-def _freeze(
-    description: Description, case: Case, seed: int, boundary: int, known: Known, budget: Budget = "epochs"
-) -> FineTune:
+def _freeze(description: Description, case: Case, seed: int, boundary: int, known: Known) -> FineTune:
     """A boundary's fine-tune, at the rate of its region's leader with the first seed."""
     layers, first, rates = known.layers[case], description.seeds[0], description.rates_of(case.model)
     here = region(rates, boundary / layers)
     grid = coarse(description.boundaries, rates, layers)
     leader = next((one for one in grid if region(rates, one / layers) == here), boundary)
     begun = FineTune(case, first, method_of(leader), leader, "epochs", tuple(rates[here]))
-    wanted = FineTune(case, seed, method_of(boundary), boundary, budget, ())
+    wanted = FineTune(case, seed, method_of(boundary), boundary, "epochs", ())
     return _tuned(begun, wanted, description.widen, known)
 
 

@@ -90,7 +90,6 @@ class Description(Part):
     boundaries: Annotated[list[Share], Field(min_length=2)]
     learning_rates: Rates
     widen: Natural
-    equal_compute: list[Share]
     methods: dict[str, Arm]
     common: Settings
     evidence: Settings
@@ -102,8 +101,6 @@ class Description(Part):
     def _consistent(self) -> Self:
         if any(0 not in self.rates_of(model) for model in self.models):
             raise ValueError("learning_rates has no entry for depth 0")
-        if 0 in self.equal_compute:
-            raise ValueError("equal_compute holds 0: full fine-tuning is the reference of equal compute")
         if 0 not in self.boundaries:
             raise ValueError("boundaries lacks 0: costs are shares of full fine-tuning's")
         if all(rule.set for rule in self.rules.values()):

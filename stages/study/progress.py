@@ -100,20 +100,12 @@ class Progress:
     def looks(self) -> list[Look]:
         """Return the plans that are still to be made."""
         rows = {(Case(row["data_set"], row["model"]), row["rule"]): row for row in records(self.tables.choices)}
-        kept = self.tables.settings
 
-        def holds(look: Look, row: Row | None, selector: str) -> bool:
-            return (
-                row is not None
-                and row["selector"] == selector
-                and still_holds(kept.get(row["settings"], row), look.settings)
-            )
+        def made(look: Look, name: str, rule: Rule) -> bool:
+            row = rows.get((look.case, name), {"selector": ""})
+            return row["selector"] == rule.selector and self._holds(row["settings"], look.settings)
 
-        return [
-            look
-            for look in self.every_look
-            if not all(holds(look, rows.get((look.case, name)), rule.selector) for name, rule in look.rules.items())
-        ]
+        return [look for look in self.every_look if not all(made(look, *one) for one in look.rules.items())]
 
     def known(self) -> Known:
         """Return what the tables hold that counts under the present parameters."""
@@ -122,13 +114,15 @@ class Progress:
         return Known(self._layers(), self._chosen(), done)
 
     def _counts(self, row: Row) -> bool:
-        case, kept = Case(row["data_set"], row["model"]), self.tables.settings
-        if case not in self.settings:
+        case = Case(row["data_set"], row["model"])
+        if case not in self.settings or not self._holds(row["settings"], self.settings[case].training):
             return False
         own = method_settings(self.settings[case].params, row["method"], self.places.project)
-        return still_holds(kept.get(row["settings"], row), self.settings[case].training) and still_holds(
-            kept.get(row["method_settings"], {}), own
-        )
+        return not row["method_settings"] or self._holds(row["method_settings"], own)
+
+    def _holds(self, name: str, now: Mapping[str, Any]) -> bool:
+        """Whether the settings saved under a digest are the present ones."""
+        return name in self.tables.settings and still_holds(self.tables.settings[name], now)
 
     def _layers(self) -> dict[Case, int]:
         rows = self.tables.choices[["data_set", "model", "layers"]].itertuples(index=False)

@@ -154,7 +154,6 @@ def described():
                 "boundaries": [0, 0.5, 1],
                 "learning_rates": {0: [0.001, 0.002], 0.5: [0.01, 0.02]},
                 "widen": 0,
-                "equal_compute": [],
                 "methods": {},
                 "common": {},
                 "evidence": {},

@@ -137,16 +137,6 @@ def test_where_a_method_is_measured_is_data(described):
     ]
 
 
-def test_equal_compute_comes_last_above_layers_rounded_down(described):
-    description, known = described(equal_compute=[0.25, 0.9], seeds=[1]), fresh()
-    while batch := next(batches(missing(description, known), 3), None):
-        known = end(known, batch)
-    last = [one for one in known.done if one.budget == "compute"]
-    grid = ["1 freeze-2 c [0.002]", "1 freeze-7 c [0.02]"]
-    assert told(last) == [f"{data_set}{one}" for data_set in "ab" for one in grid]
-    assert list(known.done)[-4:] == last
-
-
 def test_a_case_whose_depth_is_not_known_waits(described):
     wanted = agenda(described(), [A, B], Known({B: 8}, {}, {}))
     assert {one.case for one in wanted} == {B}
@@ -154,7 +144,7 @@ def test_a_case_whose_depth_is_not_known_waits(described):
 
 def test_a_study_that_is_stopped_anywhere_comes_to_the_same(described):
     """Whatever had ended: what is left and what is there are the same fine-tunes in the end."""
-    description = described(equal_compute=[0.5], methods={"lisa": {}})
+    description = described(methods={"lisa": {"equal_compute": True}})
 
     def finish(known):
         while batch := next(batches(missing(description, known), 2), None):

@@ -27,7 +27,6 @@ DESCRIPTION = {
     "boundaries": [0, 0.5, 1],
     "learning_rates": {0: [0.001, 0.003], 0.5: [0.003]},
     "widen": 0,
-    "equal_compute": [],
     "methods": {},
     "common": {
         "data.source": "files",

@@ -211,7 +211,6 @@ def test_no_worked_example_of_the_shipped_description_is_in_its_data(shared):
     [
         ({"learning_rates": {0.5: [0.1]}}, "learning_rates has no entry for depth 0"),
         ({"boundaries": [0.5, 1]}, "boundaries lacks 0"),
-        ({"equal_compute": [0, 0.5]}, "equal_compute holds 0"),
         ({"rules": {"raw": {"selector": "salf", "set": {"trace.space": "raw"}}}}, "rules: one must set nothing"),
         ({"models": {"m": {"data_sets": ["c"]}}}, r"models\.m\.data_sets: no dataset 'c' is described"),
         ({"methods": {"lisa": {"data_sets": ["c"]}}}, r"methods\.lisa\.data_sets: no dataset 'c' is described"),
