@@ -72,8 +72,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     given = {name: getattr(args, name) for name in ("models", "batch_size", "repeats") if getattr(args, name)}
     if args.quick:
         return replace(_QUICK, **given)
-    seconds = args.minutes * 60 * 0.38  # each of two models; the rest goes to all else
-    return replace(Plan(training_seconds=seconds, stages=stage_names()), **given, starts=args.repeats or Plan.starts)
+    return replace(Plan(stages=stage_names()), **given, starts=args.repeats or Plan.starts)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -95,7 +94,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=names, help=f"default: {EMBEDDED} 12x1024 (quick: 6x384)")
     parser.add_argument("--batch-size", type=int, default=8, help="examples per batch, for all contenders (default: 8)")
     parser.add_argument("--repeats", type=int, help="rounds (default: 3; quick: 2)")
-    parser.add_argument("--minutes", type=float, default=40, help="target duration of the full form (default: 40)")
     parser.add_argument(
         "--out",
         type=Path,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -16,8 +17,10 @@ from typing import Any, Final, Self, TypeVar
 import torch
 
 from salf.children import end_with_creator
-from salf.engine.runtime import device_name
+from salf.engine.runtime import device_name, find_runtime, machine_facts
 from salf.files import read_json, write_json
+from salf.ledger import Machine
+from salf.settings import Device
 
 Measured = dict[str, Any]  # seconds: list[float], flops and traffic: list[int], peak_bytes: int or None, device: str
 Value = TypeVar("Value")  # anything that JSON holds
@@ -50,6 +53,15 @@ class Kept:
             write_json(self.file, self._values)
         value: Value = self._values[name]
         return value
+
+
+def facts(device: Device) -> dict[str, Any]:
+    """The facts of every benchmark: its schema, time and machine."""
+    return {
+        "schema_version": 1,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {**Machine.here().model_dump(), **machine_facts(find_runtime(device))},
+    }
 
 
 def now(device: torch.device) -> float:

@@ -72,13 +72,8 @@ def _project(folder: Path, records: int) -> Path:
     write_ledger(folder / LEDGER, records)
     (folder / "raw").write_text("raw\n", encoding="utf-8")
     (folder / "dvc.yaml").write_text(_GRAPH, encoding="utf-8")
-    dvc = [sys.executable, "-m", "dvc"]
-    for command in (
-        ["git", "init"],
-        [*dvc, "init"],
-        [*dvc, "repro"],
-        [sys.executable, "-m", "flows.lineage", "record"],
-    ):
+    for line in ("git init", "python -m dvc init", "python -m dvc repro", "python -m flows.lineage record"):
+        command = [sys.executable if word == "python" else word for word in line.split()]
         subprocess.run(command, cwd=folder, env=_ENVIRONMENT, check=True, capture_output=True)
     return folder
 
@@ -107,13 +102,8 @@ def _facts(number: int) -> dict[str, Any]:
     stage, out = (f"train@{turn % 20}", f"models/{turn % 20}") if turn % 10 else ("judge", "metrics.json")
     run, command = f"{turn:032x}", f"python -m stages.toy --out {out}"
     if kind == 0:
-        return {
-            "kind": "start",
-            "run": run,
-            "stage": stage,
-            "command": command.split(),
-            "versions": {"toy": "1" * 2200},
-        }
+        versions = {"toy": "1" * 2200}
+        return {"kind": "start", "run": run, "stage": stage, "command": command.split(), "versions": versions}
     if kind == 1:
         return {"kind": "end", "run": run, "status": 0, "seconds": 1.5, "outputs": {out: run}}
     deps = [{"path": f"part-{n}", "hash": "md5", "md5": f"{turn * 20 + n:032x}", "size": 9} for n in range(20)]

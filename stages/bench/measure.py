@@ -2,15 +2,13 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from salf.engine.runtime import find_runtime, machine_facts
-from salf.ledger import Machine
+from salf.engine.runtime import find_runtime
 from salf.settings import Device
 from stages.bench import processes
-from stages.bench.contender import Kept
+from stages.bench.contender import Kept, facts
 from stages.bench.rounds import OURS, TRAINER, FineTunes, Plan, measure_fine_tunes, measure_tracing
 from stages.bench.targets import targets
 from stages.bench.workloads import EMBEDDED, SHAPES, Task, embedded_task, random_task, real_task
@@ -22,7 +20,7 @@ _NOISY: Final = 1.25  # slowest over fastest repeat of the same run, from which 
 
 def measure(plan: Plan, device: Device, folder: Path) -> Benchmark:
     """Measure everything; what is in ``folder`` from a run that was stopped is not measured again."""
-    kept, runtime = Kept(folder / "measured.json"), find_runtime(device)
+    kept = Kept(folder / "measured.json")
     startup = processes.startup(plan.stages, plan.starts, kept)
     models, deciding = [], None
     for name in plan.models:
@@ -42,10 +40,8 @@ def measure(plan: Plan, device: Device, folder: Path) -> Benchmark:
         if prepared is not None and DECIDING_EPOCHS in plan.epochs:
             deciding = _deciding(processes.deciding(prepared, plan.repeats, kept), len(task.examples), tunes)
     return Benchmark(
-        schema_version=1,
+        **facts(device),
         quick=plan.quick,
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine={**Machine.here().model_dump(), **machine_facts(runtime)},
         repeats=plan.repeats,
         models=models,
         startup=startup,
@@ -53,7 +49,7 @@ def measure(plan: Plan, device: Device, folder: Path) -> Benchmark:
         deciding=deciding,
         bases=None,
         notes=noise(models),
-        targets=targets(models, deciding, startup, runtime.device.type),
+        targets=targets(models, deciding, startup, find_runtime(device).device.type),
     )
 
 

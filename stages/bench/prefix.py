@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -10,10 +9,8 @@ from typing import Any, Final
 import torch
 
 from salf.engine.prefix import collate_states, prefix_states
-from salf.engine.runtime import find_runtime, machine_facts
 from salf.engine.suffix import suffix
-from salf.ledger import Machine
-from stages.bench.contender import Kept, Lap, now
+from stages.bench.contender import Kept, Lap, facts, now
 from stages.bench.others import HuggingFaceTrainer
 from stages.bench.rounds import in_turn, started
 from stages.bench.workloads import Task
@@ -93,13 +90,7 @@ def both_ways(
 
 def described(task: Task, examples: int, repeats: int) -> dict[str, Any]:
     """The facts of every benchmark of one part: time, machine and workload."""
-    return {
-        "schema_version": 1,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {**Machine.here().model_dump(), **machine_facts(find_runtime(task.device))},
-        "repeats": repeats,
-        "workload": task.described(examples),
-    }
+    return {**facts(task.device), "repeats": repeats, "workload": task.described(examples)}
 
 
 def _point(laps: dict[Run, list[list[float]]], boundary: int, epochs: int) -> CachedPoint:

@@ -41,7 +41,7 @@ class Plan:
     epochs: Sequence[int] = (1, 3, 5)  # ascending; one run of the most epochs is read at the end of each of these
     repeats: int = 3  # rounds
     starts: int = 3  # rounds of processes that only start, and of a ``dvc repro`` with nothing to do
-    training_seconds: float = 900  # wanted for each model
+    training_seconds: float = 900  # wanted for each model: two take most of 40 minutes
     tracing_seconds: float = 60  # likewise
     stages: Sequence[str] = ()  # whose start is measured
     quick: bool = False

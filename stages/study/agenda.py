@@ -47,11 +47,6 @@ class FineTune:
     budget: Budget
     rates: tuple[float, ...]
 
-    @property
-    def freezes(self) -> bool:
-        """Whether it is a point of the curve over boundaries."""
-        return self.method == method_of(self.boundary)
-
 
 @dataclass(frozen=True)
 class Known:

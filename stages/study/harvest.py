@@ -76,10 +76,9 @@ def _pilot(folder: Path) -> Pilots | None:
 
 
 def _choice(plan: FreezePlan, selector: str) -> Row:
-    entry = {str(name): one for name, one in plan.boundaries.items()}.get(selector)
+    entry = plan.boundaries.get(selector)
     if entry is None:
-        absent = {str(name): why for name, why in plan.absent.items()}
-        return {"selector": selector, "reason": absent.get(selector, "the plan knows no such selector")}
+        return {"selector": selector, "reason": plan.absent.get(selector, "the plan knows no such selector")}
     limited = selector == plan.selector or entry.before_budget is None  # the budget limits the plan's own alone
     boundary = entry.boundary if limited else entry.before_budget
     scores = json.dumps(entry.scores) if entry.scores else ""

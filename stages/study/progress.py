@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from salf.files import code_hashes
 from stages.study import harvest
-from stages.study.agenda import PLAIN, FineTune, Known, Look, agenda, batches, coarse
+from stages.study.agenda import PLAIN, FineTune, Known, Look, agenda, batches, coarse, method_of
 from stages.study.description import Case, Description, Rule, Settings
 from stages.study.settings import (
     AbsentError,
@@ -20,7 +20,6 @@ from stages.study.settings import (
     read_parameters,
     still_holds,
     training_settings,
-    training_values,
 )
 from stages.study.tables import Row, Tables, records
 
@@ -164,11 +163,7 @@ class Progress:
         """Whether a fine-tune is a point of its case's coarse grid."""
         rates = self.description.rates_of(one.case.model)
         grid = coarse(self.description.boundaries, rates, self._layers()[one.case])
-        return one.budget == "epochs" and one.freezes and one.boundary in grid
-
-    def values(self, job: Job) -> Settings:
-        """Return the parameters that a job sets."""
-        return job.look.values if job.look else training_values(self.settings[job.case].values, job.fine_tunes)
+        return one.budget == "epochs" and one.method == method_of(one.boundary) and one.boundary in grid
 
     def keep(self, job: Job, folder: Path, seconds: float) -> None:
         """Save what a job made in ``folder``; its seconds are shared equally among its fine-tunes."""

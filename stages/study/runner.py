@@ -28,7 +28,7 @@ from stages.common.params import PARAMS_FILE
 from stages.study.agenda import PLAIN, FineTune, Look
 from stages.study.description import Case, Settings
 from stages.study.progress import Job, Progress
-from stages.study.settings import digest, parameters
+from stages.study.settings import digest, parameters, training_values
 
 LOG: Final = "log"  # in a task's folder
 Commands = list[list[str]]
@@ -159,13 +159,15 @@ class Runner:
             names = list(self._dvc)
             stages = names[names.index("prepare") + 1 : names.index("finetune")]
             del given["plan"]
+        own = self.progress.settings[job.case].values
+        values = job.look.values if job.look else training_values(own, job.fine_tunes)
 
         def keep(folder: Path, seconds: float) -> None:
             self.progress.keep(job, folder, seconds)
             if job.look and job.look.source == PLAIN and not plan.exists():
                 _take(folder, "plan", plan)
 
-        return Task(job.words, job.name, given, stages, self.progress.values(job), keep, job.fine_tunes)
+        return Task(job.words, job.name, given, stages, values, keep, job.fine_tunes)
 
     def _plain(self, case: Case) -> Look:
         return next(look for look in self.progress.every_look if look.case == case and look.source == PLAIN)
