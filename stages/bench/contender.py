@@ -37,6 +37,7 @@ class Lap:
     seconds: list[float]  # since its start, at the end of each part (an epoch, or all)
     flops: list[int]  # FLOPs counted up to there; empty where nobody counts
     traffic: list[int] = field(default_factory=list)  # bytes that the optimizer moved up to there, likewise
+    bytes_per_second: float = 0.0  # of memory, where it was measured
 
 
 class Kept:

@@ -32,8 +32,14 @@ from stages.bench.workloads import RATE, Task
 from stages.common.params import load_params
 from stages.trace.collect import SPLIT, Tracer, collect, draw_sample
 
-_NUMBERS = 1 << 26  # float32
-_PASSES = 5
+
+def memory_rate(device: torch.device, passes: int = 9) -> float:
+    """Bytes per second of memory that is read and written in place, as most of an optimizer step is."""
+    numbers = torch.ones(1 << 25, device=device)  # more than a processor's cache holds
+    began = now(device)
+    for _ in range(passes):
+        numbers.mul_(1.0)
+    return 2 * passes * numbers.nbytes / (now(device) - began)
 
 
 class FineTuner:
@@ -75,7 +81,8 @@ class FineTuner:
         seconds = prepared + np.cumsum(training.step_seconds)
         ends = training.curve[1:]  # the first point is that before training
         traffic = [point.step * made.count * update_traffic() for point in ends]
-        return Lap([float(seconds[point.step - 1]) for point in ends], [point.flops for point in ends], traffic)
+        ended = [float(seconds[point.step - 1]) for point in ends]
+        return Lap(ended, [point.flops for point in ends], traffic, memory_rate(self.device))
 
     def _settings(self, epochs: int) -> Finetune:
         changes = {
@@ -113,21 +120,6 @@ class AnswerLoraTuner(AnswerTuner):
     """The same with adapters."""
 
     method = Method("full", ("answer", "lora"))
-
-
-class MemoryRate:
-    """How fast memory is read and written in place, which is what an optimizer step does most."""
-
-    def __init__(self, task: Task) -> None:
-        self.device = find_runtime(task.device).device
-
-    def run(self, **_request: int) -> Lap:
-        """Scale numbers that fit in no processor's cache."""
-        numbers = torch.ones(_NUMBERS, device=self.device)
-        began = now(self.device)
-        for _ in range(_PASSES):
-            numbers.mul_(1.0)
-        return Lap([now(self.device) - began], [], [_PASSES * 2 * numbers.nbytes])
 
 
 class TraceMaker:

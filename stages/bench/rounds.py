@@ -11,7 +11,7 @@ from typing import Any, Final
 from salf.engine.progress import progress
 from stages.bench.contender import Contender, Kept, Measured
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer
-from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, MemoryRate, TraceMaker
+from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, TraceMaker
 from stages.bench.workloads import EMBEDDED, Task
 from stages.common.benchmark import AnswerSpeed, Memory, Point, Spread, Tracing
 from stages.trace.collect import SHARD_EXAMPLES
@@ -19,9 +19,8 @@ from stages.trace.collect import SHARD_EXAMPLES
 OURS: Final = "ours"
 TRAINER: Final = "trainer"
 LORA: Final = "lora"
-MEMORY: Final = "memory"
 _ANSWERS: Final = {f"ours, {kind.method.name}": kind for kind in (AnswerTuner, AnswerLoraTuner)}
-_KINDS: Final = {OURS: FineTuner, TRAINER: HuggingFaceTrainer, LORA: HuggingFaceLora, MEMORY: MemoryRate, **_ANSWERS}
+_KINDS: Final = {OURS: FineTuner, TRAINER: HuggingFaceTrainer, LORA: HuggingFaceLora, **_ANSWERS}
 _FEWEST_BATCHES: Final = 2
 _MOST_BATCHES: Final = 48
 _MEAN_RUN: Final = 0.7  # of a full fine-tune by the Trainer, at most: half of the layers are frozen on average
@@ -53,7 +52,7 @@ class Plan:
     def runs(self, layers: int) -> list[tuple[str, int]]:
         """The contender and boundary of each run of a round; LoRA adapts all layers, whatever the boundary."""
         each = [(name, boundary) for name in (OURS, TRAINER) for boundary in self.boundaries(layers)]
-        return [*each, *((name, 0) for name in (LORA, *_ANSWERS, MEMORY))]
+        return [*each, *((name, 0) for name in (LORA, *_ANSWERS))]
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,8 @@ class FineTunes:
         ]
 
     def bytes_per_second(self) -> Spread:
-        """The rate of memory."""
-        return Spread.of([lap["traffic"][0] / lap["seconds"][0] for lap in self.measured[MEMORY, 0]])
+        """Of memory."""
+        return Spread.of([lap["bytes_per_second"] for lap in self.measured[OURS, 0]])
 
     def answers(self) -> list[AnswerSpeed]:
         """Answers alone, with weights and with adapters, compared with other ways in the same rounds."""

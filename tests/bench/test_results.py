@@ -3,7 +3,7 @@
 import pytest
 
 from stages.bench.measure import noise
-from stages.bench.rounds import LORA, MEMORY, OURS, TRAINER, WHOLE, FineTunes, Plan
+from stages.bench.rounds import LORA, OURS, TRAINER, WHOLE, FineTunes, Plan
 from stages.bench.targets import targets
 from stages.common.benchmark import Deciding, ModelResult, Spread, Tracing, Workload
 
@@ -14,7 +14,7 @@ PLAN = Plan(
 
 
 def rounds(*seconds, flops=(), traffic=(), peak=100):
-    counted = {"flops": list(flops), "traffic": list(traffic)}
+    counted = {"flops": list(flops), "traffic": list(traffic), "bytes_per_second": 3}
     return [{"seconds": list(lap), **counted, "peak_bytes": peak + n} for n, lap in enumerate(seconds)]
 
 
@@ -37,7 +37,6 @@ def tunes():
             ("ours, full+answer+lora", 0): rounds(
                 (4, 6, 8), (8, 12, 16), (4, 6, 8), flops=(50, 60, 70), traffic=(0, 0, 0)
             ),
-            (MEMORY, 0): rounds((1,), (2,), (1,), traffic=(3,)),
         },
     )
 
