@@ -46,19 +46,16 @@ class Runtime:
 
     @contextmanager
     def rounded(self, parts: nn.Module, trained: Collection[nn.Parameter]) -> Iterator[None]:
-        """Hold the weights of linear maps that do not train as products take them: autocast rounds them in every pass.
+        """Hold linear maps that do not train as products take them: autocast would round them in every pass.
 
-        On a CPU alone, which has memory for both.
+        On a CPU alone, whose memory has room for both.
         """
-        known = {id(parameter) for parameter in trained}
-        frozen = [
-            part.weight for part in parts.modules() if isinstance(part, nn.Linear) and id(part.weight) not in known
-        ]
-        here = self.device.type == "cpu" and self.dtype == torch.bfloat16
-        whole = [(weight, weight.data) for weight in frozen if here and weight.data.dtype == torch.float32]
+        known, here = {id(one) for one in trained}, self.device.type == "cpu" and self.dtype == torch.bfloat16
+        maps = [part.weight for part in parts.modules() if here and isinstance(part, nn.Linear)]
+        whole = [(one, one.data) for one in maps if id(one) not in known and one.dtype == torch.float32]
+        for weight, data in whole:
+            weight.data = data.to(self.dtype)
         try:
-            for weight, data in whole:
-                weight.data = data.to(self.dtype)
             yield
         finally:
             for weight, data in whole:

@@ -9,6 +9,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from salf.errors import UserError
+from stages.study.reading import read_study
+from stages.study.resamples import Resamples, interval
 from stages.study.shown import page, update
 
 PROJECT = Path(__file__).parents[2]
@@ -216,3 +218,24 @@ def test_the_ablation_is_quoted_as_it_is():
     best = found.loc["loss, marginal gain by a law from the peak on, the plan's trace, not smoothed"]
     bounds = best[["behind_full", "cost_share", "over_constant", "over_constant_low", "over_constant_high"]]
     assert list(bounds) == pytest.approx([0.3, 0.59, -0.04, -0.11, 0.03], abs=0.02)
+
+
+def test_the_evidence_of_answer_side_tuning_is_what_was_measured():
+    """Quality, differences with their intervals, and FLOPs, from the committed rows of the first seed."""
+    text = (PROJECT / "docs/selectors.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (\S+) \| `(full\+answer\S*)` \| (.*) \|$", text, flags=re.MULTILINE)
+    cases = {case.data_set: case for case in read_study(PROJECT / "reports/study").cases if case.model == "embedded"}
+    assert [(data_set, method) for data_set, method, _ in table] == [
+        (data_set, method)
+        for data_set in ("trec-bare", "mrpc", "cola")
+        for method in ("full+answer", "full+answer+lora")
+    ]
+    for data_set, method, cells in table:
+        case, (quality, *over, flops, _) = cases[data_set], cells.split(" | ")
+        assert float(quality) == pytest.approx(case.quality(method), abs=0.05)
+        assert float(flops.removesuffix(" %")) == pytest.approx(100 * case.cost_share(method), abs=0.5)
+        drawn = Resamples(case, 2000)
+        for other, cell in zip(("full", "freeze-15"), over, strict=True):
+            difference, low, high = map(float, re.findall(r"-?\d+\.\d", cell.replace("−", "-")))
+            assert difference == pytest.approx(case.over(method, other), abs=0.05)
+            assert (low, high) == pytest.approx(tuple(interval(drawn.over(method, other))), abs=0.5)
