@@ -16,7 +16,7 @@ from salf.engine.batches import Example, Split
 from salf.engine.boundary_cache.prompts import answer_side, cache_prompts
 from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import open_model
-from salf.engine.runtime import choose_runtime, find_runtime
+from salf.engine.runtime import choose_runtime
 from salf.engine.training.costs import Costs
 from salf.engine.training.forms import Trainable
 from salf.engine.training.loop import train
