@@ -279,10 +279,13 @@ def family_from_names(model_type: str, names: Iterable[str]) -> Family:
     if "." not in layers:
         raise UserError(f"model type {model_type!r}: its list of decoder layers (trunk.layers.0...) was not found")
     trunk = f"{layers.rpartition('.')[0]}."
-    parts: dict[str, list[str]] = {role: [] for role in ("embedding", "norm", "inputs", "head", "other")}
+    # The role of a part of the trunk, by its name; an embedding's norm is no final norm.
+    words = {"inputs": r"pos|wpe|emb\w*(norm|ln)", "embedding": r"emb|wte", "norm": r"norm|ln", "other": ""}
+    parts: dict[str, list[str]] = {role: [] for role in (*words, "head")}
     for part in sorted({name.rpartition(".")[0] for name in names if not name.startswith(f"{layers}.")}):
         own = part.removeprefix(trunk)
-        parts["head" if own == part else _role_of(own)].append(part)
+        role = next(role for role, pattern in words.items() if re.search(pattern, own))
+        parts["head" if own == part else role].append(part)
     for role in ("embedding", "norm"):
         if not parts[role]:
             raise UserError(f"model type {model_type!r}: its {role} was not found by name")
@@ -291,12 +294,6 @@ def family_from_names(model_type: str, names: Iterable[str]) -> Family:
         raise UserError(f"model type {model_type!r}: what {', '.join(strange)} is for was not found out by name")
     head = (parts["head"] or ["lm_head"])[0]  # a tied one is not among the weights of a file
     return Family(parts["embedding"][0], layers, parts["norm"][0], head, inputs=tuple(parts["inputs"]))
-
-
-def _role_of(part: str) -> str:
-    """The role of a part of the trunk, by its name; an embedding's norm is no final norm."""
-    roles = {"inputs": r"pos|wpe|emb\w*(norm|ln)", "embedding": r"emb|wte", "norm": r"norm|ln"}
-    return next((role for role, words in roles.items() if re.search(words, part)), "other")
 
 
 def longest_list(names: Iterable[str]) -> str:

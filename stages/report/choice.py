@@ -1,7 +1,6 @@
 """The plan's choice: cost and benefit of every boundary, how certain the choice is, and each selector's choice."""
 
 from collections.abc import Iterator, Mapping
-from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -29,8 +28,6 @@ from stages.report.wording import (
     size,
 )
 
-_BY_TRACE: Final = ("salf", "salf-law", "salf-deviation-observed")
-
 
 def frontier_section(artifacts: Artifacts) -> Section:
     """Cost against what is left to train, and the predicted memory, for every boundary."""
@@ -46,9 +43,10 @@ def frontier_section(artifacts: Artifacts) -> Section:
         f"it is {percent(chosen.flops_backward_share)}{lora}."
     )
     section.figures += [*_benefit(plan), _memory(plan)]
-    by_trace = {name: chosen for name, chosen in plan.boundaries.items() if name in _BY_TRACE}
+    by_trace = ("salf", "salf-law", "salf-deviation-observed")
+    found = {name: chosen for name, chosen in plan.boundaries.items() if name in by_trace}
     caption = "Where the trace ends the frozen part: by salf’s gain, by the law, and by the observed deviation."
-    section.tables += [_selectors_table("trace-boundaries", caption, plan, by_trace), _frontier_table(plan)]
+    section.tables += [_selectors_table("trace-boundaries", caption, plan, found), _frontier_table(plan)]
     section.assumptions = [plan.cost_model.formula, *plan.cost_model.assumptions]
     return section
 

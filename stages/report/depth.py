@@ -18,7 +18,6 @@ from stages.report.parts import Cell, Columns, Figure, Section, Table, number, t
 from stages.report.wording import compact, count, decimal, percent
 
 _UNITS: Final = {"deviation": "deviation", "loss": "loss (nats)"}
-_NO_LOSS: Final = "No losses were traced (trace.losses: 0), so only the deviation is shown."
 _NO_LAW: Final = "No trace has been fitted: run dvc repro fit."
 _LAW_NAMES: Final = {
     "power": "power law",
@@ -55,7 +54,7 @@ def trace_section(artifacts: Artifacts) -> Section:
         f"{traced.target or 'output'} target, {traced.dtype or 'unknown'} arithmetic."
     )
     if "loss" not in law.quantities:
-        section.sentences.append(_NO_LOSS)
+        section.sentences.append("No losses were traced (trace.losses: 0), so only the deviation is shown.")
     section.figures += [
         _trace_figure(quantity, found, artifacts.plan.boundary, law.confidence)
         for quantity, found in law.quantities.items()

@@ -32,7 +32,6 @@ from stages.report.wording import (
 OVER_CLASSES: Final = ("balanced_accuracy", "macro_f1")
 _FEW: Final = 10  # test examples of a label; below, resampling them understates how much their scores vary
 _NAMED: Final = 5
-_NO_RUNS: Final = "No fine-tuned model has been evaluated yet; dvc repro trains and scores the methods of compare."
 
 
 def quality_section(artifacts: Artifacts) -> Section:
@@ -40,7 +39,8 @@ def quality_section(artifacts: Artifacts) -> Section:
     section = Section("quality", "Quality and cost", "Quality and cost")
     compared, plain, metric = artifacts.methods, baselines(artifacts), artifacts.metric
     if not compared:
-        section.sentences.append(_NO_RUNS)
+        words = "No fine-tuned model has been evaluated yet; dvc repro trains and scores the methods of compare."
+        section.sentences.append(words)
     section.sentences += label_sentences(artifacts.meta)
     if compared or plain:
         section.tables.append(_scores_table(compared, plain, metric))
