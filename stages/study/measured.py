@@ -16,6 +16,7 @@ Floats = NDArray[np.floating[Any]]
 PAPER: Final = "salf"  # the selector of this name is the paper's
 PRICE_ONLY: Final = ("affordable",)  # selectors that see costs, and neither data nor model
 RANDOM: Final = "random"  # a random boundary is judged by the mean over all boundaries, not by one draw
+_MEAN: Final = "mean over boundaries 1..L-1 that are measured or between measured ones"
 DIGITS: Final = 9  # of points or nats; beyond them processors add up differently
 
 
@@ -157,7 +158,8 @@ class Study:
 def with_choices(case: Case, choices: Sequence[Choice]) -> Case:
     """Return the case with these selectors' choices; unmeasured boundaries are interpolated."""
     runs = {key: run for key, run in case.runs.items() if key[1] != "epochs" or key[0] not in {RANDOM, *case.between}}
-    plain = replace(case, runs=runs, between={}, choices=tuple(map(_not_drawn, choices)))
+    drawn = (replace(one, boundary=None, reason=_MEAN) if one.selector == RANDOM else one for one in choices)
+    plain = replace(case, runs=runs, between={}, choices=tuple(drawn))
     wanted = sorted({choice.boundary for choice in plain.choices if choice.boundary is not None})
     found = {b: run for b in wanted if (run := _between(plain, b))}
     mixed: dict[tuple[str, Budget], Run] = {(f"freeze-{b}", "epochs"): run for b, run in found.items()}
@@ -167,11 +169,6 @@ def with_choices(case: Case, choices: Sequence[Choice]) -> Case:
         there = [run for run in every if run is not None]
         mixed |= {(RANDOM, "epochs"): _mixed(there, [1 / len(there)] * len(there))} if there else {}
     return replace(plain, runs={**runs, **mixed}, between={f"freeze-{b}": b for b in found})
-
-
-def _not_drawn(choice: Choice) -> Choice:
-    reason = "mean over boundaries 1..L-1 that are measured or between measured ones"
-    return replace(choice, boundary=None, reason=reason) if choice.selector == RANDOM else choice
 
 
 def _between(case: Case, boundary: int) -> Run | None:

@@ -102,12 +102,9 @@ def parameters(shipped: Mapping[str, Any], values: Settings) -> dict[str, Any]:
 
 def training_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any]:
     """Return what decides the results of all fine-tunes of a case, apart from method, seed, rates and budget."""
-    own = tuple(_OWN.values())
-    shared = {
-        key: value
-        for key, value in params["finetune"].items()
-        if key not in _ASIDE | _ASIDE_TOO and not key.startswith(own)
-    }
+    aside, own = _ASIDE | _ASIDE_TOO, tuple(_OWN.values())
+    finetune = params["finetune"].items()
+    shared = {key: value for key, value in finetune if key not in aside and not key.startswith(own)}
     scoring = {key: params["evaluate"][key] for key in _SCORING}
     return {**_inputs(params, project), "finetune": shared, "evaluate": scoring}
 
