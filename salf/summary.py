@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from salf.plan import FreezePlan
-from salf.plan_records import FrontierPoint, TimedBudget
+from salf.plan_records import FrontierPoint
 
 _ROWS = 6
 _LAW = "salf-law"
@@ -38,24 +38,10 @@ def summary_lines(plan: FreezePlan) -> Iterator[str]:
         f"({point.flops_share_uncached:.0%} for one epoch or without cached boundary states, "
         f"{point.flops_share_many_epochs:.0%} for many){_backward(point)}."
     )
-    if plan.timed:
-        yield from timed_lines(plan, plan.timed)
-
-
-def timed_lines(plan: FreezePlan, timed: TimedBudget) -> Iterator[str]:
-    """What the plan takes at its rates, and what its budget in time or money pays for."""
-    point, hour = plan.frontier[plan.boundary], timed.price_per_hour
-    answers = point.answer.seconds if point.answer else None
-    took = [f"{_minutes(point.seconds, hour)}"] + ([f"{_minutes(answers, hour)} with +answer"] if answers else [])
-    yield f"Predicted at this machine's rates, for one training at one learning rate: {', '.join(took)}."
-    fits = {"all positions": timed.shallowest, "answers alone (+answer)": timed.shallowest_answer}
-    within = [f"{what} from boundary {k} on" for what, k in fits.items() if k is not None]
-    yield f"Within plan.budget = {timed.budget}: {'; '.join(within) or 'nothing'}."
-
-
-def _minutes(seconds: float | None, price_per_hour: float | None) -> str:
-    took = (seconds or 0.0) / 60
-    return f"{took:.3g} min" + (f" ({took / 60 * price_per_hour:.3g})" if price_per_hour else "")
+    if timed := plan.timed:
+        fits = {"all positions": timed.shallowest, "answers alone (+answer)": timed.shallowest_answer}
+        within = "; ".join(f"{what} from boundary {k} on" for what, k in fits.items() if k is not None)
+        yield f"Predicted: {(point.seconds or 0) / 60:.3g} min. Within {timed.budget}: {within or 'nothing'}."
 
 
 def frontier_table(plan: FreezePlan) -> Table:

@@ -2,10 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 import numpy as np
@@ -33,32 +30,6 @@ _LAPS: Final = 3  # after one that is not timed
 _DIGITS: Final = 4
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A part of a batch with the workload's mean lengths."""
-
-    rows: int
-    shared: int
-    tokens: int  # of a row, after the shared prefix
-    answers: int  # of these
-
-    @classmethod
-    def of(cls, work: CostModel, queries: int, shared: int) -> "_Part":
-        """``queries``: tokens of an epoch that train, with the shared prefix of every part."""
-        tokens = max(2, round((queries - work.parts_per_epoch * shared) / work.rows))
-        rows = min(math.ceil(work.batch_rows / work.parts), max(1, (_TOKENS - shared) // tokens))
-        return cls(rows, shared, tokens, min(tokens, max(1, round(work.positions / work.rows))))
-
-    def split(self, vocabulary: int) -> Split:
-        """Random tokens."""
-        rng = np.random.default_rng(0)
-        prompt, shared = self.tokens - self.answers + 1, tuple(map(int, rng.integers(vocabulary, size=self.shared)))
-        ids = rng.integers(vocabulary, size=(self.rows, prompt + self.answers)).tolist()
-        return Split(
-            [Example("", None, "", "", (*shared, *row[:prompt]), tuple(row[prompt:])) for row in ids], self.shared
-        )
-
-
 def measure_rates(base: Path, device: Device, work: CostModel, known: Rates | None) -> Rates:
     """Time training on this machine; ``known`` if it is about the same model, work and machine.
 
@@ -69,24 +40,36 @@ def measure_rates(base: Path, device: Device, work: CostModel, known: Rates | No
     """
     runtime = choose_runtime(device)
     network = _shallow(base, runtime)
-    shape = ModelShape.from_config(network.config.to_dict())
-    parts = {"all": _Part.of(work, work.queries, work.shared if shape.packed else 0)}
+    shape, machine = ModelShape.from_config(network.config.to_dict()), machine_facts(runtime)
+    splits = [_examples(work, work.queries, work.shared if shape.packed else 0, shape.vocabulary)]
     if work.answer:
-        parts["answer"] = _Part.of(work, work.answer.queries, 0)
-    machine, timed = machine_facts(runtime), {name: asdict(part) for name, part in parts.items()}
-    about = digest_of([network.config.to_dict(), timed, work.recompute])
+        splits.append(_examples(work, work.answer.queries, 0, shape.vocabulary))
+    rows = [[split.shared, *(example.inputs for example in split.examples)] for split in splits]
+    about = digest_of([network.config.to_dict(), rows, work.recompute])
     if known and (known.about, known.machine) == (about, machine):
         return known
     model = take_apart(network)
-    rates = {name: _time(model, shape, runtime, part, recompute=work.recompute) for name, part in parts.items()}
+    (frozen, training, update), *answers = (_time(model, shape, runtime, one, work.recompute) for one in splits)
     return Rates(
-        frozen_flops_per_second=rates["all"]["frozen"],
-        flops_per_second=rates["all"]["training"],
-        answer_flops_per_second=rates["answer"]["training"] if work.answer else None,
-        bytes_per_second=rates["all"]["update"],
+        frozen_flops_per_second=frozen,
+        flops_per_second=training,
+        answer_flops_per_second=answers[0][1] if answers else None,
+        bytes_per_second=update,
         machine=machine,
         about=about,
     )
+
+
+def _examples(work: CostModel, queries: int, shared: int, vocabulary: int) -> Split:
+    """A part of a batch: random tokens, in rows of the mean length; ``queries``: tokens of an epoch that train."""
+    length = max(2, round((queries - work.parts_per_epoch * shared) / work.rows))
+    answer = min(length, max(1, round(work.positions / work.rows)))
+    rows = min(math.ceil(work.batch_rows / work.parts), max(1, (_TOKENS - shared) // length))
+    tokens = np.random.default_rng(0).integers(vocabulary, size=(rows, shared + length + 1))
+    tokens[:, :shared] = tokens[0, :shared]
+    prompts, answers = tokens[:, :-answer].tolist(), tokens[:, -answer:].tolist()
+    pairs = zip(prompts, answers, strict=True)
+    return Split([Example("", None, "", "", tuple(prompt), tuple(said)) for prompt, said in pairs], shared)
 
 
 def _shallow(base: Path, runtime: Runtime) -> Any:
@@ -95,24 +78,19 @@ def _shallow(base: Path, runtime: Runtime) -> Any:
     with reading(base, "cannot be opened as a causal language model"):
         config = AutoConfig.from_pretrained(base, trust_remote_code=trusted)
         shape = ModelShape.from_config(config.to_dict())
-        layers = min(shape.layers, max(2, math.ceil(_PARAMETERS / shape.layer_parameters)))
-        config.num_hidden_layers = layers
+        config.num_hidden_layers = min(shape.layers, max(2, math.ceil(_PARAMETERS / shape.layer_parameters)))
         if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:layers]
+            config.layer_types = config.layer_types[: config.num_hidden_layers]
         torch.manual_seed(0)
         network = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
     return network.to(runtime.device).requires_grad_(False).eval()
 
 
-def _time(
-    model: CausalModel, shape: ModelShape, runtime: Runtime, part: _Part, *, recompute: bool
-) -> Mapping[str, float]:
+def _time(model: CausalModel, shape: ModelShape, runtime: Runtime, split: Split, recompute: bool) -> tuple[float, ...]:
     """FLOP/s of forward passes without gradients and of training, and bytes/s of updates."""
-    model.layers.requires_grad_(True)
-    trained = [*model.layers.parameters()]
-    split = part.split(shape.vocabulary)
-    batch, start = split.batch(range(part.rows)).to(runtime.device), start_of(split, model)
+    trained = [*model.layers.requires_grad_(True).parameters()]
     optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
+    batch, start = split.batch(range(len(split))).to(runtime.device), start_of(split, model)
     scope = Scope(shape.layers, 0, tuple(range(1, shape.layers + 1)), final=False, embeddings=False)
     flops = Costs(shape, scope, recompute=recompute).step([batch])
 
@@ -131,15 +109,13 @@ def _time(
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        ends.append(_now(runtime))
-        laps.append(np.diff(ends))
-    work = (flops.forward, flops.total, update_traffic() * sum(parameter.numel() for parameter in trained))
-    seconds = map(median, zip(*laps[1:], strict=True))
-    names = ("frozen", "training", "update")
-    return {
-        name: significant(amount / float(took), _DIGITS)
-        for name, amount, took in zip(names, work, seconds, strict=True)
-    }
+        laps.append(np.diff([*ends, _now(runtime)]))
+    frozen, training, update = np.median(laps[1:], axis=0).tolist()
+    moved = update_traffic() * sum(parameter.numel() for parameter in trained)
+    return tuple(
+        significant(amount / took, _DIGITS)
+        for amount, took in ((flops.forward, frozen), (flops.total, training), (moved, update))
+    )
 
 
 def _now(runtime: Runtime) -> float:

@@ -1,7 +1,7 @@
 """The budget: a share of full fine-tuning's FLOPs, a time or a price, and what every boundary costs in that unit."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -72,19 +72,18 @@ class Budget:
 def timed_budget(params: Plan, points: Sequence[FrontierPoint], rates: Rates) -> TimedBudget:
     """The record of a budget in time or money."""
     seconds = params.limit[0] / _per_second(params)
-    answers = [point.answer.seconds if point.answer else None for point in points]
+
+    def first(took: Iterable[float | None]) -> int | None:
+        return next((boundary for boundary, one in enumerate(took) if one is not None and one <= seconds), None)
+
     return TimedBudget(
         budget=str(params.budget),
         seconds=seconds,
         price_per_hour=params.price_per_hour,
-        shallowest=_first_within(seconds, [point.seconds for point in points]),
-        shallowest_answer=_first_within(seconds, answers),
+        shallowest=first(point.seconds for point in points),
+        shallowest_answer=first(point.answer.seconds if point.answer else None for point in points),
         rates=rates,
     )
-
-
-def _first_within(seconds: float, took: Sequence[float | None]) -> int | None:
-    return next((boundary for boundary, one in enumerate(took) if one is not None and one <= seconds), None)
 
 
 def _per_second(params: Plan) -> float:

@@ -144,6 +144,17 @@ def test_drawn_layers_differ_by_seed_and_count_on_the_mean(half_right):
     assert "boundary_before_budget" not in row.model_dump(exclude_unset=True)
 
 
+def test_the_metrics_of_a_run_say_how_many_looks_decided_its_weights(half_right):
+    kept = {"keep": "best", "step": 9, "validation_loss": 0.25, "validation_accuracy": 0.75}
+    record = fine_tune_record(kept=[kept], looks=5, steps_planned=36)
+    found = run_metrics(record, None, half_right, 2)
+    assert (found.looks, found.steps, found.steps_planned, found.kept[0].step) == (5, 12, 36, 9)
+    assert (found.validation_loss, found.validation_accuracy) == (0.25, 0.75)
+    plain = run_metrics(fine_tune_record(), None, half_right, 2).model_dump(exclude_unset=True)
+    assert not {"kept", "looks", "steps_planned"} & set(plain)
+    assert plain["validation_loss"] == 1.5
+
+
 def test_the_comparison_holds_both_boundaries_where_a_budget_moved_one(half_right, tmp_path):
     runs = {
         name: run_of(name, boundary=boundary, boundary_before_budget=before)

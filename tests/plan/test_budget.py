@@ -10,17 +10,20 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from salf import cost
 from salf.engine import rates as engine_rates
 from salf.engine.models.adapter import take_apart
-from salf.engine.rates import _Part, _shallow, _time, measure_rates
+from salf.engine.rates import _examples, _shallow, _time, measure_rates
 from salf.engine.runtime import choose_runtime
 from salf.errors import UserError
 from salf.plan_records import Rates
+from salf.records import PreparedSizes, SplitSize
 from salf.settings import Device
 from salf.shape import ModelShape
 from salf.summary import summary_lines
+from salf.workload import cost_model
 from stages.plan.__main__ import main
 
 CPU = Device(kind="cpu", dtype="float32")
 FROZEN, TRAINING, ANSWERS, BYTES = 2e8, 1e8, 5e7, 1e7
+PREPARED = PreparedSizes(splits={"train": SplitSize(rows=40, tokens=1000, answer_tokens=80)}, shared_prefix_tokens=0)
 RATES = Rates(
     frozen_flops_per_second=FROZEN,
     flops_per_second=TRAINING,
@@ -106,11 +109,18 @@ def test_rates_are_the_flops_that_pytorch_counts_over_the_seconds_they_took(work
     runtime = choose_runtime(CPU)
     network = _shallow(workspace.base, runtime)
     model, shape = take_apart(network), ModelShape.from_config(network.config.to_dict())
+    work = cost_model(PREPARED, 1, 8, packed=True).model_copy(update={"shared": shared})
+    split = _examples(work, work.queries, shared, 53)
+    assert [len(split), split.shared, {*split.lengths}] == [
+        8,
+        shared,
+        {24 if shared else 25},
+    ]  # (1000 - 5 parts x shared) / 40
     with FlopCounterMode(display=False) as counter:
-        found = _time(model, shape, runtime, _Part(rows=3, shared=shared, tokens=7, answers=2), recompute=recompute)
-    assert counter.get_total_flops() == pytest.approx(4 * (found["frozen"] + found["training"]), rel=1e-3)
+        frozen, training, update = _time(model, shape, runtime, split, recompute)
+    assert counter.get_total_flops() == pytest.approx(4 * (frozen + training), rel=1e-3)
     trained = sum(parameter.numel() for parameter in model.layers.parameters())
-    assert found["update"] == pytest.approx(36 * trained, rel=1e-3)
+    assert update == pytest.approx(36 * trained, rel=1e-3)
 
 
 def test_a_deep_model_is_timed_by_its_first_layers(workspace, monkeypatch):
@@ -135,7 +145,7 @@ def test_the_stage_measures_in_a_process_of_its_own_and_once_on_the_same_machine
     assert measure_rates(workspace.base, device, work, known) == known
     elsewhere = known.model_copy(update={"machine": {**known.machine, "device": "another"}})
     other_work = work.model_copy(update={"queries": 2 * work.queries})
-    monkeypatch.setattr(engine_rates, "_time", lambda *_, **__: {"frozen": 1.0, "training": 2.0, "update": 3.0})
+    monkeypatch.setattr(engine_rates, "_time", lambda *_, **__: (1.0, 2.0, 3.0))
     for given in ((work, elsewhere), (other_work, known), (work, None)):
         assert measure_rates(workspace.base, device, *given).flops_per_second == 2.0
 
