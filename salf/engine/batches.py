@@ -76,7 +76,8 @@ def stream_examples(prepared: Path, split: str, rows: Rows | None = None) -> Ite
     for table in stretches(prepared, split, columns, rows):
         words = [table.column(name).to_pylist() for name in _COLUMNS[:4]]
         prompts, answers = (_token_lists(table.column(name)) for name in _COLUMNS[4:])
-        candidates = _candidates(table.column(_CANDIDATES)) if _CANDIDATES in held else repeat(())
+        given = table.column(_CANDIDATES).to_pylist() if _CANDIDATES in held else repeat(())
+        candidates = (tuple(Candidate(one["text"], tuple(one["ids"])) for one in row) for row in given)
         ends = (table.column(name).to_pylist() if name in held else repeat(None) for name in _ENDS)
         yield from map(Example, *words, prompts, answers, candidates, *ends)
 
@@ -94,10 +95,6 @@ def stretches(prepared: Path, split: str, columns: Sequence[str], rows: Rows | N
                 if first < last:
                     yield stretch.take(pa.array(rows[first:last] - start))
             start += len(stretch)
-
-
-def _candidates(column: Any) -> list[tuple[Candidate, ...]]:
-    return [tuple(Candidate(one["text"], tuple(one["ids"])) for one in row) for row in column.to_pylist()]
 
 
 def _token_lists(column: Any) -> list[tuple[int, ...]]:

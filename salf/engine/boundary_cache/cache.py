@@ -181,7 +181,7 @@ class _Opening:
     def off(self, reason: str) -> Opened:
         """Layers run for every batch."""
         cache = self.cache
-        start = FrozenLayers.of(cache.model, cache.runtime, cache.boundary, self.layout.prefix)
+        start = FrozenLayers.of_model(cache.model, cache.runtime, cache.boundary, self.layout.prefix)
         return Opened(start, "off", 0, "nowhere", self.size, 0.0, reason)
 
     def _memory(self, reason: str) -> Opened:

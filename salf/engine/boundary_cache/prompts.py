@@ -1,19 +1,19 @@
 """Keys and values of prompts, as the base model computes them: what the trained side of examples attends to."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from salf.engine.answers import AnswerSide, Embeddings, PromptSource
+from salf.engine.answers import AnswerSide, PromptSource
 from salf.engine.batches import Batch, Example, Split, Start
-from salf.engine.boundary_cache.states import BoundaryStates, Layout, Pass, gather, passes, take_rows
+from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Pass, gather, passes, take_rows
 from salf.engine.models.adapter import CausalModel
-from salf.engine.models.attention import Beginning, KeysValues, Packing, Prompts
-from salf.engine.models.walk import run_to_keys_values, walk_beginning
+from salf.engine.models.attention import KeysValues, Packing, Prompts
+from salf.engine.models.walk import run_to_keys_values
 from salf.engine.runtime import Runtime
 from salf.engine.training.processes import ALONE, Processes
 from salf.errors import UserError
@@ -110,30 +110,19 @@ class PromptRows:
         return self.columns.split(rows[None])
 
 
-@dataclass(frozen=True)
-class PromptLayers:
-    """Layers 1..last, which read the prompts of every batch from the embeddings on, without gradients."""
+class PromptLayers(FrozenLayers):
+    """Layers 1..space, which read the prompts of every batch from the embeddings on.
 
-    model: CausalModel  # the base, or one whose layers 1..last are the base's
-    runtime: Runtime
-    last: int
-    below: Embeddings
-    walked: Beginning | None = field(repr=False)  # the shared prefix after these layers
-
-    @classmethod
-    def of_model(cls, model: CausalModel, runtime: Runtime, last: int, beginning: Sequence[int]) -> Self:
-        """Layers 1..last and the token ids that all prompts begin with."""
-        below = Embeddings.after(model, beginning)
-        with torch.no_grad(), runtime.autocast():
-            return cls(model, runtime, last, below, walk_beginning(model, below.beginning(), 0, last))
+    The model is the base, or one whose layers 1..space are the base's.
+    """
 
     def of(self, batch: Batch) -> Prompts:
-        """Keys and values of a batch's prompts at layers 1..last."""
+        """Keys and values of a batch's prompts at layers 1..space."""
         prompts = batch.prompts
         assert prompts is not None, "a batch of examples that were split at their prompts' ends"
         packing = Packing.of(prompts.lengths, self.model.device, walked=self.walked)
         with torch.no_grad(), self.runtime.autocast():
-            found = run_to_keys_values(self.model, self.below.states(prompts), 0, self.last, packing)
+            found = run_to_keys_values(self.model, self.below.states(prompts), 0, self.space, packing)
         lengths = torch.tensor(prompts.lengths, device=self.model.device)
         empty = next(iter(found.values()))[0][:, :, :0]
         shared = self.walked.keys_values if self.walked else dict.fromkeys(found, (empty, empty))

@@ -96,7 +96,7 @@ class FrozenLayers:
     walked: Beginning | None = field(repr=False)  # the shared prefix after these layers; it is walked once
 
     @classmethod
-    def of(cls, model: CausalModel, runtime: Runtime, space: int, beginning: tuple[int, ...]) -> Self:
+    def of_model(cls, model: CausalModel, runtime: Runtime, space: int, beginning: Sequence[int]) -> Self:
         """Layers 1..space and the token ids that all prompts begin with."""
         below = Embeddings.after(model, beginning)
         with torch.no_grad(), runtime.autocast():
