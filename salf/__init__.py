@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from salf.engine.prefix import PrefixStates as PrefixStates
     from salf.engine.prefix import collate_states as collate_states
     from salf.engine.prefix import prefix_states as prefix_states
+    from salf.engine.race import Raced as Raced
+    from salf.engine.race import race as race
     from salf.engine.suffix import suffix as suffix
     from salf.errors import UserError as UserError
     from salf.export import FORMATS as FORMATS
@@ -32,6 +34,7 @@ _PLACES: Final = {
     "ModelShape": "shape",
     "PrefixStates": "engine.prefix",
     "PromptCache": "engine.answer_side",
+    "Raced": "engine.race",
     "UserError": "errors",
     "answer_side": "engine.answer_side",
     "apply_freeze_plan": "plan",
@@ -39,6 +42,7 @@ _PLACES: Final = {
     "collate_states": "engine.prefix",
     "prefix_states": "engine.prefix",
     "prompt_cache": "engine.answer_side",
+    "race": "engine.race",
     "suffix": "engine.suffix",
     "training_flops": "cost",
 }

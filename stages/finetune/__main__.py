@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from salf.at_boundary import at_boundary
 from salf.engine.batches import Split
+from salf.engine.contest import Arm, Contest, Found, best_of, race_settings
 from salf.engine.models.shards import shard_hashes
-from salf.engine.race import Arm, Contest, Found, best_of, race_settings
 from salf.engine.rules import rule_of
 from salf.engine.runtime import choose_runtime, machine_facts, peak_memory_bytes
 from salf.engine.training.processes import Processes, are_several, joined

@@ -21,6 +21,7 @@ from stages.report import choice, depth, evidence, extras, parts, quality
 from stages.report.answer import Facts, Headline, chosen_method, facts_of, headline
 from stages.report.artifacts import Artifacts
 from stages.report.parts import Section
+from stages.report.race import race_section
 from stages.report.wording import decimal, layer_range, parameters, percent, seconds, size, span
 
 _ROOM: Final = Path(__file__).parent
@@ -29,6 +30,7 @@ _ROOM: Final = Path(__file__).parent
 _SECTIONS: Final[tuple[Callable[[Artifacts], Section | None], ...]] = (
     quality.quality_section,
     quality.curves_section,
+    race_section,
     depth.trace_section,
     depth.law_section,
     depth.gains_section,

@@ -158,7 +158,7 @@ def _costs_table(compared: list[Method]) -> Table:
         "Method": lambda m: _named(m.name),
         "Boundary": lambda m: number(m.record.boundary, compact, moved_words(m.record.boundary_before_budget)),
         "Trained": lambda m: number(m.record.trained_parameters, parameters, percent(m.record.trained_share)),
-        "FLOPs": lambda m: number(m.record.flops, flops, percent(m.record.flops_share)),
+        "FLOPs": _flops,
         "Backward": lambda m: number(m.record.flops_backward, flops, percent(m.record.flops_backward_share)),
         "Training time": _time,
         "Peak memory": lambda m: number(m.measured.peak_memory_bytes, size, percent(m.measured.peak_memory_share)),
@@ -190,6 +190,13 @@ def times_table(artifacts: Artifacts, budget: TimedBudget) -> Table:
         f"were measured before the plan was made: {machine.words} on {budget.rates.machine['device']}."
     )
     return table("times", caption, artifacts.methods, columns)
+
+
+def _flops(method: Method) -> Cell:
+    """Of a race all of it, and in small print the winner's training alone."""
+    winner = method.record.flops_winner
+    alone = "" if winner is None else f"\nwinner alone: {flops(winner)}"
+    return number(method.record.flops, flops, f"{percent(method.record.flops_share)}{alone}")
 
 
 def _time(method: Method) -> Cell:

@@ -39,6 +39,21 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
             {"plan__selector": "salv"},
             "plan.selector = 'salv': Input should be 'half', 'salf', 'salf-dev",
         ),
+        ({"race__arms": []}, "race.arms = []: List should have at least 1 item"),
+        ({"race__keep": 0}, "race.keep = 0: Input should be greater than or equal to 1"),
+        ({"race__arms": [{"method": "hlaf", "learning_rate": 0.1}]}, "race.arms.0.method = 'hlaf': no such method"),
+        ({"race__arms": [{"method": "half"}]}, "race.arms.0.learning_rate: missing"),
+        ({"race__arms": [{"method": "half", "learning_rate": []}]}, "race.arms.0.learning_rate = []: List should have"),
+        (
+            {"race__arms": [{"method": "lora", "learning_rate": 0.1}, {"method": "full+lora", "learning_rate": 0.1}]},
+            "full+lora at learning rate 0.1 appears twice",
+        ),
+        ({"race__arms": [{"method": "lisa", "learning_rate": 0.1}]}, "lisa freezes up to no layer"),
+        ({"compare__methods": ["race"], "finetune__equal_compute": True}, "the arms of a race train equally long"),
+        (
+            {"compare__methods": ["race"], "finetune__keep": "mean"},
+            "finetune.keep = mean does not fit full+answer+lora",
+        ),
         ({"trace__smaple": 3}, "trace.smaple: unknown parameter; did you mean sample?"),
         (
             {"finetune__learning_rate__full": -1.0},

@@ -85,7 +85,11 @@ def scope_of(method: Method, plan: FreezePlan, settings: Finetune, seed: int, fi
             raise UserError(f"params.yaml: finetune.lisa_layers = {settings.lisa_layers}: the model has {depth} layers")
         draws = LayerDraws(depth, settings.lisa_layers, settings.lisa_steps, seed)
         return Scope(depth, 0, tuple(range(1, depth + 1)), draws=draws)
-    boundary = plan.boundary_of(method.scope)
+    return scope_above(method, plan.boundary_of(method.scope), depth)
+
+
+def scope_above(method: Method, boundary: int, depth: int) -> Scope:
+    """The scope of a method above a boundary; a ``UserError`` says that too little is left to train."""
     if method.form.layers_alone and boundary == depth:
         raise UserError(f"method {method.name}: the plan freezes all {depth} layers, so {method.form.name} has none")
     if not method.answer_side:

@@ -68,13 +68,18 @@ class Workbench:
         print_opened(f"prompts above layer {boundary}", opened)
         return opened
 
+    def units(self, model: CausalModel, layers: int) -> tuple[str, ...]:
+        """Hashes of the base's embedding and of its first layers, whose states are cached."""
+        del model  # its files say so
+        return frozen_units(read_json(self.base / "base.json")["shards"], layers)
+
     def _cache(self, model: CausalModel, layers: int, split: Split) -> BoundaryCache:
         int8 = self.settings.answer_side.keys_values == "int8"
         return BoundaryCache(
             CacheSettings.of(self.settings.cache, self.settings.cache_folder, self.settings.cache_gib, int8=int8),
             model,
             self.runtime,
-            frozen_units(read_json(self.base / "base.json")["shards"], layers),
+            self.units(model, layers),
             split.shared,
             CACHE_BATCH_TOKENS,
             self.processes,

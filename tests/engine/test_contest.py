@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from salf import cost
+from salf.engine import contest
 from salf.engine.batches import Split
-from salf.engine.race import Arm, Contest, best_of, race_settings
+from salf.engine.contest import Arm, Contest, best_of, race_settings
 from salf.engine.training.checkpoint import Training
 from salf.engine.training.step import Stepper
 from salf.engine.training.workbench import Workbench
@@ -142,7 +145,7 @@ def test_a_clear_difference_in_accuracy_decides_a_grid(bench, monkeypatch):
         kept = [KeptWeights(keep="last", step=1, validation_loss=loss, validation_accuracy=accuracy)]
         return Training(kept=kept, validation_losses=[loss] * 12)
 
-    monkeypatch.setattr("salf.engine.race.train", trained)
+    monkeypatch.setattr("salf.engine.contest.train", trained)
     found = best_of(bench(list(stood)))
     assert found.arm.rate == 0.01  # of twelve examples, so that one standard error is 12 points
     assert [one.validation_accuracy for one in found.grid] == [0.80, 0.75, 0.5]
@@ -227,3 +230,31 @@ def test_a_race_that_was_stopped_goes_on_to_the_same_result(race, monkeypatch, s
     again = best_of(made)
     assert again.race == whole.race
     assert_equal_weights(again.trainable, whole.trainable)
+
+
+def test_a_race_costs_what_pytorch_counts(race, monkeypatch, fused_attention):
+    """Openings check a model on a few tokens, and learn a cache's sizes from one: neither is work of the race."""
+    monkeypatch.setattr(cost, "_attention_flops", lambda *_: 0)  # PyTorch does not count its fused attention on a CPU
+    spent = []
+
+    def counted(function):
+        def counting(*args, **kwargs):
+            with FlopCounterMode(display=False) as counter:
+                found = function(*args, **kwargs)
+            spent.append(counter.get_total_flops())
+            return found
+
+        return counting
+
+    monkeypatch.setattr("salf.engine.contest.train", counted(contest.train))
+    for name in ("open_states", "open_prompts"):
+        monkeypatch.setattr(Workbench, name, counted(getattr(Workbench, name)))
+    made = race()
+    record = best_of(made).race
+    maps = made.bench.shape.layer.maps
+    token = 2 * sum(part.products for part in maps) * 3 + 2 * sum(
+        part.products for part in maps if part.role != "other"
+    )
+    assert record.flops == sum(spent) - 2 * token  # both splits' prompts
+    assert len(record.looks) > 1
+    assert {arm.method for arm in record.arms} == {"full", "full+answer", "freeze-2"}

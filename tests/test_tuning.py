@@ -1,0 +1,108 @@
+"""docs/tuning.md does what it says: its blocks run in their order on a small model."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import salf
+from salf import UserError
+from salf.engine.race import DEFAULTS
+from salf.files import read_json
+from salf.settings import Race
+from stages.common.params import load_params
+from tests.conftest import PROJECT
+from tests.docs_blocks import blocks, commands, overrides, run_python
+from tests.own_plan import write_plan_and_base
+
+PAGE = "tuning.md"
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory, hub_folder):
+    """The folder after all blocks, and the names that they left."""
+    root = tmp_path_factory.mktemp("tuning")
+    write_plan_and_base(root, hub_folder)
+    names: dict = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for _, block in blocks(PAGE, "python"):
+            run_python(block, names, PAGE)
+    return root, names
+
+
+def test_the_winner_is_one_of_the_arms_and_opens_again(told):
+    root, names = told
+    record, model = names["raced"].record, names["raced"].model
+    assert [(arm.method, arm.learning_rate) for arm in record.arms] == [
+        ("full+answer+lora", 0.0005),
+        ("full+answer+lora", 0.001),
+        ("half", 0.0002),
+    ]
+    assert read_json(root / "out/raced/race.json") == record.model_dump(mode="json")
+    ids = torch.tensor([names["train"][0]["input_ids"]])
+    labels = torch.tensor([names["train"][0]["labels"]])
+    if record.arms[record.winner].method == "half":
+        opened = AutoModelForCausalLM.from_pretrained(root / "out/raced")
+    else:
+        opened = salf.AnswerSideModel.from_pretrained(
+            root / "out/raced", AutoModelForCausalLM.from_pretrained(root / "data/base")
+        )
+    with torch.no_grad():
+        assert torch.equal(opened(ids, labels=labels).logits, model(ids, labels=labels).logits)
+
+
+def test_the_model_that_was_given_is_as_before(told):
+    root, names = told
+    fresh = AutoModelForCausalLM.from_pretrained(root / "data/base").state_dict()
+    now = names["model"].state_dict()
+    assert all(torch.equal(fresh[name], now[name]) for name in fresh)
+
+
+def test_the_yaml_block_and_the_command_are_those_of_the_project():
+    from ruamel.yaml import YAML
+
+    (_, block), *_ = blocks(PAGE, "yaml")
+    shipped = load_params(PROJECT / "params.yaml")
+    assert Race.model_validate(YAML(typ="safe").load(block)["race"]) == shipped.race == Race()
+    (command,) = commands(PAGE)
+    assert overrides(command, "-S") == ["compare.methods=[race]"]
+    own = shipped.finetune.model_dump()
+    aside = {
+        "epochs",
+        "learning_rate",
+        "schedule",
+        "evaluations_per_epoch",
+        "cache",
+        "cache_folder",
+        "checkpoint_minutes",
+    }
+    assert {name: value for name, value in DEFAULTS.items() if name not in aside}.items() <= own.items()
+
+
+ROW = {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {}}, "arms"),
+        ({"arms": {"half": []}}, "learning_rate"),
+        ({"arms": {"hlaf": 0.1}}, "no such method"),
+        ({"arms": {"lora": 0.1, "full+lora": 0.1}}, "appears twice"),
+        ({"arms": {"lisa": 0.1}}, "leave it out"),
+        ({"keep": 0}, "keep"),
+        ({"epoch": 2}, "epoch"),
+        ({"validation": []}, "validation has no rows"),
+        (
+            {"validation": [{**ROW, "labels": [-100, -100, 7, -100]}] * 2},
+            "validation, row 0: labels are -100 over a prompt",
+        ),
+        ({"validation": [{"input_ids": [5, 6, 7, 8]}] * 2}, "validation, row 0"),
+        ({"arms": {"salf": 0.1}}, "salf"),
+    ],
+)
+def test_what_cannot_be_raced_ends_in_one_line(told, changes, message):
+    model = told[1]["model"]
+    given = {"arms": {"half": 0.1}, "train": [ROW] * 2, "validation": [ROW] * 2, **changes}
+    with pytest.raises(UserError, match=message):
+        salf.race(model, **given)
