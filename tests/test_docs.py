@@ -123,9 +123,8 @@ def test_dvc_reads_the_command(command):
 
 def axes() -> list[str]:
     """Every override of a command; each value of a sweep's axis by itself."""
-    found = [value for command in COMMANDS for option in ("-S", "--set") for value in overrides(list(command), option)]
-    every = []
-    for override in found:
+    every = [value for command in COMMANDS for value in overrides(list(command), "-S")]
+    for override in [value for command in COMMANDS for value in overrides(list(command), "--set")]:
         key, _, value = override.partition("=")
         values = yaml.safe_load(value) if value.startswith("[") else [value]
         every += [f"{key}={one}" for one in values]
