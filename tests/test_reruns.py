@@ -172,7 +172,7 @@ CHANGES = [
     ("model.revision", "main", {"base"}, "base"),
     ("data.limits.train", 100, {"prepare"}, "prepare"),
     ("prepare.max_tokens", 256, {"prepare"}, "prepare"),
-    ("device.dtype", "bfloat16", {"signals", "trace", "finetune", "evaluate"}, "trace"),
+    ("device.dtype", "bfloat16", {"signals", "trace", "plan", "finetune", "evaluate"}, "trace"),
     ("signals.sample", 10, {"signals"}, "signals"),
     ("pilot.seed", 10, {"signals"}, "signals"),
     ("trace.sample", 10, {"trace"}, "trace"),

@@ -8,6 +8,7 @@ import pytest
 
 from salf.engine.training.processes import Processes
 from salf.engine.training.step import Stepper
+from salf.records import FineTuneRecord
 from tests.test_chain import commands, new_chain
 
 STOP = 5
@@ -93,3 +94,23 @@ def test_other_inputs_begin_anew(planned, stopped, what, monkeypatch, capsys):
     finally:
         put_back()
     assert "resumes" not in capsys.readouterr().out
+
+
+def test_a_record_says_which_weights_were_kept_and_what_looking_cost(planned):
+    """The model's results are those of the best look; the last weights' stand beside them."""
+    put_back = edit(planned.root / "params.yaml", lambda text: text.replace("keep: last", "keep: [best, last]"))
+    *_, (name, *argv), _ = commands(["full"])
+    try:
+        planned.stage(name, *argv)
+    finally:
+        put_back()
+    made = FineTuneRecord.load(planned.root / "data/models/full-seed1")
+    best, last = made.kept
+    assert (best.keep, last.keep, last.step) == ("best", "last", made.steps)
+    assert made.steps == made.steps_planned
+    assert made.looks == sum(point.step > 0 for point in made.curve)
+    assert made.curve[-1].flops == made.flops - made.flops_looks > 0
+    assert {point.step: point.validation_loss for point in made.curve}[best.step] == made.validated.validation_loss
+    assert best.test_loss > 0
+    card = (planned.root / "data/models/full-seed1/README.md").read_text()
+    assert f"The model has the weights of step {best.step}, the best of {made.looks} looks" in card
