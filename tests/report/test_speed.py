@@ -52,6 +52,7 @@ def benchmark(**changes):
                     }
                 ],
                 "answer_side": [],
+                "bytes_per_second": None,
             }
         ],
         "startup": {"python": SPREAD, "finetune": SPREAD, "finetune+lora": SPREAD},
