@@ -376,6 +376,7 @@ class StatesRecord(BaseModel):
     begun: int
     kept: str
     bytes: int
+    int8: bool = False
     seconds_computing: float
     seconds: float
 

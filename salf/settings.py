@@ -31,6 +31,7 @@ Keep = Literal["last", "best", "mean", "ema"]
 AVERAGES: Final = ("mean", "ema")
 
 MethodName = Annotated[str, AfterValidator(lambda name: checked(name, SELECTORS))]
+KeysValues = Literal["exact", "int8", "auto"]  # of cached prompts
 FrozenWeights = Literal["whole", "int8", "nf4", "offload"]
 CacheMode = Literal["auto", "memory", "disk", "off"]
 ChoiceScore = Literal["sum", "token", "character"]
@@ -123,7 +124,7 @@ class AnswerSide(Group):
 
     start: Literal["field", "turn"] = Field("field", alias="from")
     extra: Annotated[int, Field(ge=0)] = 0
-    keys_values: Literal["exact", "int8"] = "exact"
+    keys_values: KeysValues = "exact"
 
 
 class Finetune(Schedule):

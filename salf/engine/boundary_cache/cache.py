@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from salf.engine.batches import Example, Split, Start
-from salf.engine.boundary_cache.folder import GIB, CacheFolder, Key, alone, amount, write_states
+from salf.engine.boundary_cache.folder import (
+    GIB,
+    PROBE_BYTES,
+    CacheFolder,
+    Key,
+    alone,
+    amount,
+    disk_rate,
+    write_states,
+)
 from salf.engine.boundary_cache.prompts import Columns, PromptLayers, PromptRows, before, prompt_rows, prompts_of
 from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Timed, frozen_states, gather
 from salf.engine.models.adapter import CausalModel
@@ -23,14 +32,12 @@ from salf.engine.runtime import Runtime
 from salf.engine.training.processes import ALONE, Processes
 from salf.errors import UserError
 from salf.memory import free_memory_bytes
-from salf.settings import CacheMode
+from salf.settings import CacheMode, KeysValues
 
 Origin = Literal["computed", "continued", "reused", "off"]
 Place = Literal["in memory", "on disk", "in memory and on disk", "nowhere"]
 
 _OF_FREE_MEMORY: Final = 0.5  # the suffix, its optimizer and its activations need the rest
-_DISK_BYTES_PER_SECOND: Final = 2e8  # written and read: few disks are slower
-_ALWAYS_WORTH_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,8 @@ class Opened:
     def facts(self) -> dict[str, Any]:
         """For the record of what was measured."""
         names = ("origin", "begun", "kept", "seconds_computing", "seconds")
-        return {"bytes": self.size, **{name: getattr(self, name) for name in names}}
+        int8 = isinstance(self.start, PromptRows) and self.start.columns.int8
+        return {"bytes": self.size, "int8": int8, **{name: getattr(self, name) for name in names}}
 
     @property
     def words(self) -> str:
@@ -84,18 +92,22 @@ def print_opened(what: str, opened: Mapping[str, Opened]) -> None:
     print(f"{what}: {'; '.join(f'{name} {one.words}' for name, one in opened.items())}")
 
 
+def _fits_memory(size: int) -> bool:
+    return size <= _OF_FREE_MEMORY * free_memory_bytes()
+
+
 @dataclass(frozen=True)
 class CacheSettings:
     """The parameters of the boundary states' cache."""
 
     mode: CacheMode
     folder: CacheFolder
-    int8: bool = False  # keys and values of prompts, not boundary states
+    keys_values: KeysValues = "exact"  # of prompts
 
     @classmethod
-    def of(cls, mode: CacheMode, folder: str, gib: float, *, int8: bool = False) -> Self:
+    def of(cls, mode: CacheMode, folder: str, gib: float, keys_values: KeysValues = "exact") -> Self:
         """From ``finetune.cache``, ``cache_folder``, ``cache_gib`` and ``answer_side.keys_values``."""
-        return cls(mode, CacheFolder(Path(folder), int(gib * GIB)), int8)
+        return cls(mode, CacheFolder(Path(folder), int(gib * GIB)), keys_values)
 
 
 @dataclass(frozen=True)
@@ -137,13 +149,25 @@ class BoundaryCache:
         began, rows = time.perf_counter(), split.base_rows
         assert rows is not None, "examples that were split at their prompts' ends"
         start = replace(states.rows, layout=before(states.rows.layout, rows)) if states and states.rows else None
-        columns = Columns.of(self.model, self.runtime, boundary, int8=self.settings.int8)
         layout = Layout.of(prompts_of(split.examples, rows), self.shared, self.batch_tokens)
+        columns = self._columns(Columns.of(self.model, self.runtime, boundary), layout)
         key = self._key(layout).with_keys_values(
             boundary, boundary if start else 0, "int8" if columns.int8 else "exact"
         )
         opened = _PromptOpening(self, layout, key, columns, start, base).opened()
         return replace(opened, seconds=time.perf_counter() - began)
+
+    def _columns(self, exact: Columns, layout: Layout) -> Columns:
+        """Exact keys and values, or 8 bits: by request, or where memory alone decides. The first process does."""
+        rounded, wanted = replace(exact, int8=True), self.settings.keys_values
+        if wanted != "auto":
+            return rounded if wanted == "int8" else exact
+        rows = self.processes.count * layout.rows
+        needed = not _fits_memory(rows * exact.row_bytes) and _fits_memory(rows * rounded.row_bytes)
+        if not self.processes.total(self.processes.main and self.settings.mode in ("auto", "memory") and needed):
+            return exact
+        print(f"prompts in 8 bits: exact keys and values need {amount(rows * exact.row_bytes)}, too much for memory")
+        return rounded
 
     def _key(self, layout: Layout) -> Key:
         return Key.of(self.model, self.runtime, self.units, layout)
@@ -246,7 +270,7 @@ class _Opening:
             return self._done(rows, "in memory", parts, f"writing failed: {error.strerror}")
 
     def _fits_memory(self, copies: int = 1) -> bool:
-        return copies * self.size <= _OF_FREE_MEMORY * free_memory_bytes()
+        return _fits_memory(copies * self.size)
 
     def _found(self, reason: str) -> Opened | None:
         found = self.folder.find(self.key)
@@ -261,10 +285,11 @@ class _Opening:
         return self._done(rows, "on disk", parts, reason)
 
     def _written_too(self, rows: Tensor, parts: Timed) -> Opened:
-        """States in memory, also written to disk for other runs if any disk reads them faster than we compute them."""
-        if self.size > _DISK_BYTES_PER_SECOND * max(parts.seconds, _ALWAYS_WORTH_SECONDS):
-            return self._done(rows, "in memory", parts, f"computed in {parts.seconds:.1f} s, faster than a disk")
+        """States in memory, also written to disk for other runs if that is faster than to compute them again."""
         try:
+            if self.size > PROBE_BYTES and self.size > (rate := disk_rate(self.folder.path)) * parts.seconds:
+                why = f"computed in {parts.seconds:.1f} s, faster than a disk of {amount(int(rate))} per second"
+                return self._done(rows, "in memory", parts, why)
             parts = Timed(iter([rows]), parts.seconds, parts.begun)
             self._write(parts)
         except (OSError, UserError) as error:  # the disk is full, or filled up in between
@@ -321,9 +346,9 @@ class _PromptOpening(_Opening):
         if not self._fits_memory():
             parts = self._parts()
             first = sum(part.nbytes for part in islice(parts, 1 + (self.layout.shared > 0)))  # of the first pass
-            if first > _DISK_BYTES_PER_SECOND * parts.seconds:
-                why = "are too large for memory, and computed faster than a disk reads them"
-                return self.off(f"{amount(self.size)} {why}")
+            if first > (rate := disk_rate(self.folder.path)) * parts.seconds:
+                why = f"are too large for memory, and computed faster than a disk of {amount(int(rate))} per second"
+                return self.off(f"{amount(self.size)} {why} writes and reads them")
         return super()._computed()
 
     def _continued(self) -> Timed:

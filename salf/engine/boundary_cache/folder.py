@@ -9,12 +9,15 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Final, Self
 
 import numpy as np
@@ -38,6 +41,7 @@ _TYPES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F
 _ALIGNED: Final = 64  # bytes: where the data begins
 # Missing, torn, of another format, without our facts (metadata() is None), or with others in their place.
 _UNUSABLE: Final = (OSError, SafetensorError, KeyError, TypeError, ValueError)
+PROBE_BYTES: Final = 1 << 25  # of the file that a disk's rate is measured with
 _RESERVE: Final = 1 << 28  # bytes of the disk that stay free for models, checkpoints and reports
 
 
@@ -197,6 +201,24 @@ def _header(digest: str, part: Tensor, rows: int, check: int, seconds: float) ->
     text = json.dumps({"__metadata__": facts, _TENSOR: tensor}).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNED)
     return len(text).to_bytes(8, "little") + text
+
+
+@cache
+def disk_rate(folder: Path) -> float:
+    """Bytes per second that a folder's disk writes and reads back; measured once per process.
+
+    An ``OSError`` says that nothing can be written there.
+    """
+    data = os.urandom(PROBE_BYTES)
+    with TemporaryFile(dir=folder) as file:
+        began = time.perf_counter()
+        file.write(data)
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):  # to read the disk, not the operating system's cache
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        file.read()
+        return PROBE_BYTES / (time.perf_counter() - began)
 
 
 @dataclass(frozen=True)

@@ -74,9 +74,11 @@ class Workbench:
         return frozen_units(read_json(self.base / "base.json")["shards"], layers)
 
     def _cache(self, model: CausalModel, layers: int, split: Split) -> BoundaryCache:
-        int8 = self.settings.answer_side.keys_values == "int8"
+        settings = self.settings
         return BoundaryCache(
-            CacheSettings.of(self.settings.cache, self.settings.cache_folder, self.settings.cache_gib, int8=int8),
+            CacheSettings.of(
+                settings.cache, settings.cache_folder, settings.cache_gib, settings.answer_side.keys_values
+            ),
             model,
             self.runtime,
             self.units(model, layers),

@@ -13,6 +13,7 @@ import torch
 
 from salf.engine.batches import Split
 from salf.engine.boundary_cache import cache as cache_module
+from salf.engine.boundary_cache import folder as folder_module
 from salf.engine.boundary_cache.cache import print_opened
 from salf.engine.boundary_cache.folder import CacheFolder
 from salf.errors import UserError
@@ -31,7 +32,8 @@ def machine(monkeypatch):
     """Sets what the machine would say of itself."""
 
     def say(disk=FAST, memory=2**40):
-        monkeypatch.setattr(cache_module, "_DISK_BYTES_PER_SECOND", disk)
+        monkeypatch.setattr(cache_module, "disk_rate", lambda _folder: disk)
+        monkeypatch.setattr(cache_module, "PROBE_BYTES", 0)  # below it, states are written whatever the disk
         monkeypatch.setattr(cache_module, "free_memory_bytes", lambda: memory)
 
     say()
@@ -197,17 +199,17 @@ def test_what_was_done_is_said_in_one_line(task, machine, capsys):
     )
     assert line.endswith("; validation recomputed for every batch (finetune.cache = off)")
     facts = opened["training"].facts
-    assert set(facts) == {"origin", "begun", "kept", "bytes", "seconds_computing", "seconds"}
+    assert set(facts) == {"origin", "begun", "kept", "bytes", "int8", "seconds_computing", "seconds"}
     assert facts["seconds"] >= facts["seconds_computing"] > 0
 
 
-def open_prompts(task, mode, boundary=0, int8=False):
+def open_prompts(task, mode, boundary=0, keys_values="exact"):
     """Prompts' keys and values of all but two tokens of each prompt, by a base of its own where nothing is cached."""
     rows = [len(example.prompt_ids) - 2 for example in task.examples]
     split = Split(task.examples, 3, base_rows=rows)
     states = task.open("memory", boundary) if boundary else None
     cache = task.cache(mode, boundary=4)
-    cache = replace(cache, settings=replace(cache.settings, int8=int8))
+    cache = replace(cache, settings=replace(cache.settings, keys_values=keys_values))
     return cache.open_prompts(split, boundary, states, make_model)
 
 
@@ -218,7 +220,7 @@ def test_keys_and_values_of_prompts_are_reused_bit_by_bit_by_what_they_were_comp
     assert (first.origin, again.origin, again.kept) == ("computed", "reused", "on disk")
     assert torch.equal(first.start.rows, again.start.rows)
     assert first.size == first.start.rows.nbytes
-    assert open_prompts(task, "disk", 1).origin == open_prompts(task, "disk", boundary, int8=True).origin == "computed"
+    assert open_prompts(task, "disk", 1).origin == open_prompts(task, "disk", boundary, "int8").origin == "computed"
     task.model = make_model(rope_theta=7.0)
     assert open_prompts(task, "disk", boundary).origin == "computed"
 
@@ -231,6 +233,33 @@ def test_prompts_that_have_no_room_in_memory_go_to_disk_unless_computing_is_fast
     machine.say(SLOW, memory=100)
     opened = open_prompts(task, "auto")
     assert (opened.origin, opened.kept, task.files) == ("off", "nowhere", [])
-    assert "too large for memory, and computed faster than a disk reads them" in opened.words
+    assert (
+        "too large for memory, and computed faster than a disk of 0.0 MiB per second writes and reads them"
+        in opened.words
+    )
     with pytest.raises(UserError, match=r"the keys and values of prompts need .* disk, off or auto"):
         open_prompts(task, "memory")
+
+
+def test_prompts_are_rounded_by_themselves_only_where_that_lets_memory_hold_them(task, machine, capsys):
+    exact, rounded = (open_prompts(task, "memory", 0, kind).size for kind in ("exact", "int8"))
+    for memory, mode, int8 in [
+        (2 * exact, "auto", False),
+        (2 * exact - 1, "auto", True),
+        (2 * rounded, "memory", True),
+        (2 * rounded - 1, "auto", False),  # in neither form: exact, on disk
+        (2 * rounded, "disk", False),
+    ]:
+        machine.say(memory=memory)
+        assert open_prompts(task, mode, 0, "auto").facts["int8"] is int8, (memory, mode)
+    assert capsys.readouterr().out.count("prompts in 8 bits: exact keys and values need") == 2
+
+
+def test_a_disk_s_rate_is_what_writing_and_reading_a_file_there_takes(tmp_path, monkeypatch):
+    clock = iter([10.0, 10.5])
+    monkeypatch.setattr(folder_module.time, "perf_counter", lambda: next(clock))
+    assert folder_module.disk_rate(tmp_path) == 2 * folder_module.PROBE_BYTES
+    assert folder_module.disk_rate(tmp_path) == 2 * folder_module.PROBE_BYTES  # not measured again
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="No such file"):
+        folder_module.disk_rate(tmp_path / "nowhere")
