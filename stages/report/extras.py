@@ -11,6 +11,7 @@ from stages.report.parts import Cell, Columns, Figure, Section, Table, number, t
 from stages.report.wording import THIN, compact, decimal, parameters, percent, seconds, size
 
 _OVER_ALL: Final = {
+    "balance": "What the trace promises and what was measured",
     "depth": "What freezing costs, by the share of the layers",
 }
 

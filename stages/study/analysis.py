@@ -10,6 +10,7 @@ from salf.files import replacing_folder, rounded, write_json, write_text
 from stages.study import figures, shown
 from stages.study.comparisons import by_depth, compared, over_constant, significant
 from stages.study.description import FULL
+from stages.study.headroom import headroom, interactions
 from stages.study.measured import PAPER, Case, Study
 from stages.study.reading import read_study
 from stages.study.readings import READ, read
@@ -48,7 +49,8 @@ def analyse(folder: Path, page: Path | None, cost_cap: float, resamples: int) ->
     tables = {
         "table": table,
         "curves": pd.DataFrame([point for one in drawn.values() for point in _curve(one)]),
-        **({"readings": readings.table} if readings else {}),
+        **{name: pd.DataFrame(summary[name]) for name in ("headroom", "interaction")},
+        **({"readings": readings.table, "balance": readings.balance} if readings else {}),
     }
     for name, one in tables.items():
         write_text(folder / f"{name}.csv", one.to_csv(index=False))
@@ -58,6 +60,9 @@ def analyse(folder: Path, page: Path | None, cost_cap: float, resamples: int) ->
     if page:
         shown.update(page, found)
     _draw(folder / "figures", table, drawn, [rule for rule in (summary["default_rule"], PAPER) if rule])
+    if readings:
+        mine = readings.balance.query("model == @summary['leading'] and unit == 'points'")
+        write_text(folder / "figures/balance.svg", figures.balance(mine, summary["leading"]))
     return str(summary["headline"])
 
 
@@ -88,6 +93,8 @@ def summarise(study: Study, table: pd.DataFrame, drawn: Drawn, cost_cap: float) 
             "rules": _rules(every),
             "alone": {"model": leading, "rules": _rules(alone)} if len(models) > 1 else None,
             "leading": leading,
+            "interaction": records(interactions(study.cases)),
+            "headroom": records(headroom(study.cases)),
             "natural": _natural(mine, half),
             "equal_rates": records(at_equal_rates(study, leading, half)),
             "cost_cap": cost_cap,

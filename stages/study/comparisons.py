@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
 
 from stages.study.description import FULL, Budget
 from stages.study.description import Case as Key
@@ -92,7 +91,7 @@ def _gaps(chosen: Sequence[Row], drawn: Drawn) -> list[Gap]:
     """A selector's choices with one model minus the fixed depth that costs as much."""
     places = [(drawn[Key(row["data_set"], row["model"])], str(row["method"])) for row in chosen]
     cost = np.mean([one.case.cost_share(method) for one, method in places])
-    share = _share_of_cost(float(cost), [one.case.line for one, _ in places])
+    share = share_of_cost(float(cost), [(one.case.data_set, one.case.line) for one, _ in places])
     if share is None:
         return []
     found: list[Gap] = []
@@ -102,17 +101,13 @@ def _gaps(chosen: Sequence[Row], drawn: Drawn) -> list[Gap]:
     return found
 
 
-def _share_of_cost(cost: float, lines: Sequence[Line]) -> float | None:
-    """The share of the layers that costs as much on average; ``None``: none below 1 does."""
-    deepest = min(line.deepest for line in lines)
-
-    def above(share: float) -> float:
-        return float(np.mean([np.interp(share, line.shares, line.costs) for line in lines])) - cost
-
-    for end in (0.0, deepest):  # a selector that always stops there costs the same but for the order of the sums
-        if abs(above(end)) < SAME_COST:
-            return end
-    return float(brentq(above, 0, deepest)) if above(0) > 0 > above(deepest) else None
+def share_of_cost(cost: float, lines: Sequence[tuple[str, Line]]) -> float | None:
+    """Return the share of the layers whose freezing costs this much on average over groups; ``None``: none below 1."""
+    deepest = min(line.deepest for _, line in lines)
+    shares = np.unique([deepest, *(share for _, line in lines for share in line.shares if share < deepest)])
+    costs = over_groups([(group, np.interp(shares, line.shares, line.costs)) for group, line in lines])  # falling
+    within = costs[-1] - SAME_COST <= cost <= costs[0] + SAME_COST  # sums differ by their order
+    return float(np.interp(cost, costs[::-1], shares[::-1])) if within else None
 
 
 def over_all(gaps: Mapping[str, Sequence[Gap]]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Figures of a study: quality against the boundary for every case, and what freezing costs over all of them."""
+"""Figures of a study: quality against the boundary for every case, what freezing costs, and what traces promise."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -63,7 +63,7 @@ def lost(depth: Depth) -> str:
     """Draw points above full fine-tuning against the share of frozen layers: every case and their mean."""
 
     def paint(axes: Axes) -> None:
-        axes.axhline(0, color=INK, linewidth=0.8)
+        _above_full(axes)
         for line in depth.lines:
             axes.plot(line.shares, line.over_full, color=MUTED, linewidth=0.8, alpha=0.6)
         axes.fill_between(depth.shares, depth.low, depth.high, color=RULE, linewidth=0)
@@ -71,9 +71,7 @@ def lost(depth: Depth) -> str:
         axes.set_xlim(0, 1)
         lows = [line.over_full[line.shares <= depth.shares[-1]].min() for line in depth.lines]
         axes.set_ylim(_MARGIN * min(lows), None)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("share of the layers that is frozen")
-        axes.set_ylabel("points above full fine-tuning")
 
     described = (
         "Grey: every dataset with every model, linear between measured boundaries; what falls below the figure is "
@@ -81,6 +79,28 @@ def lost(depth: Depth) -> str:
     )
     title = "What freezing costs, by the share of the layers"
     return standalone(panel("study-depth", title, described, paint, height=420))[1]
+
+
+def balance(points: pd.DataFrame, model: str) -> str:
+    """Draw points above full fine-tuning against the share of the trace's reduction above each measured boundary."""
+
+    def paint(axes: Axes) -> None:
+        _above_full(axes)
+        for quantity, ink in (("deviation", MUTED), ("loss", ACCENT)):
+            axes.plot(points[f"{quantity}_observed"], points["over_full"], "o", color=ink, markersize=4, label=quantity)
+        axes.set_ylim(_MARGIN * points.loc[points["trained"] > 0, "over_full"].min(), None)
+        axes.set_xlabel("reduction of the trace's deviation or loss above the boundary, not accuracy")
+        axes.legend(frameon=False)
+
+    described = "Each mark is a measured boundary of a dataset, once by each quantity; what falls below is cut off."
+    title = f"What the trace promises and what was measured, {model}"
+    return standalone(panel("study-balance", title, described, paint, height=420))[1]
+
+
+def _above_full(axes: Axes) -> None:
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylabel("points above full fine-tuning")
 
 
 def _longer(resamples: Resamples) -> dict[int, float]:

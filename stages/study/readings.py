@@ -1,14 +1,14 @@
-"""Readings of the paper's gain on the study's traces, and what budget and tolerance choose by them.
+"""Readings of the paper's gain on the study's traces, and the balance of cost and benefit by them.
 
 A *reading* is a quantity, a gain (:mod:`salf.gains`) and the curve that it is computed from: the observed mean, or the
 law fitted from its peak on. ``ratio`` and ``marginal`` of the observed curve take their exponent from the same law.
 What involves the law has no gain up to the peak. The ratio of the law's curve to the law is 1 and names no layer.
 
 The *benefit* of a boundary is the reduction of the quantity above it, which training can still change: observed, or by
-the law, flat up to the peak. It is what ``budget`` and ``tolerance`` decide by.
+the law, flat up to the peak. It is what ``budget`` and ``tolerance`` decide by, and is compared with measured quality.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Final, Literal, NamedTuple
 
@@ -39,7 +39,7 @@ READ: Final = {  # the readings that the headline names
 NOT_TESTED: Final = {
     "the paper's own formula for the gain": "it is in no public source; the law and the gains here are reconstructions",
     "well-known models and datasets": "one model of 135 M parameters and three toys; none of the paper's models",
-    "orthogonal to parameter-efficient fine-tuning": "no adapters are among the study's fine-tunes",
+    "orthogonal to parameter-efficient fine-tuning": "adapters were trained in all layers only",
 }
 _BUDGETS: Final = (0.2, 0.4, 0.6, 0.8)
 _SMALLEST: Final = 1e-3  # of a curve's mean: a predicted gain below it counts as this much
@@ -111,15 +111,16 @@ class Traced(NamedTuple):
 
 
 class Readings(NamedTuple):
-    """``table``: each case's boundaries by every reading; ``summary``: over datasets."""
+    """Tables of each case's boundaries by every reading and of measured ones with benefits, and what they come to."""
 
     table: pd.DataFrame
+    balance: pd.DataFrame
     summary: Row
 
 
 def read(study: Study, traces: Traces, cost_cap: float, draws: int) -> Readings | None:
-    """Return the readings over all cases, and over those of the model with most datasets; ``None``: no traces."""
-    drawn, places = dict[Key, Resamples](), list[Row]()
+    """Return readings and balance over all cases, and of the model with most datasets; ``None``: no traces."""
+    drawn, places, points = dict[Key, Resamples](), list[Row](), list[pd.DataFrame]()
     for case in study.cases:
         if examples := traces.get(case.key):
             curves = {name: Traced.of(each) for name, each in examples.items()}
@@ -128,6 +129,7 @@ def read(study: Study, traces: Traces, cost_cap: float, draws: int) -> Readings 
             chosen += [each for name, one in curves.items() if name != _FOLDED for each in _balance(case, name, one)]
             drawn[case.key] = Resamples(with_choices(case, [*chosen, Choice(FULL, FULL, 0, "")]), draws)
             places += own
+            points.append(_points(case, curves))
     if not drawn:
         return None
     table = verdicts(drawn)
@@ -138,12 +140,14 @@ def read(study: Study, traces: Traces, cost_cap: float, draws: int) -> Readings 
     claims = [row for name, rows in over.items() for row in _claims(name, rows)]
     claims += [{"claim": one, "verdict": "not tested", "reading": why} for one, why in NOT_TESTED.items()]
     columns = ["data_set", "model", "rule", "method", "interpolated", "quality", "cost_share", "behind_full", "regret"]
+    balance = pd.concat(points).map(rounded)
     summary = {
         "scopes": over,
         "left_out": records(leave_one_out(table[table["rule"].isin([*_NAMES, ORACLE])], cost_cap)),
+        "correlations": _correlations(balance),
         "claims": records(pd.DataFrame(claims)),
     }
-    return Readings(pd.DataFrame(places).merge(table[columns], on=columns[:3]).map(rounded), summary)
+    return Readings(pd.DataFrame(places).merge(table[columns], on=columns[:3]).map(rounded), balance, summary)
 
 
 def _over(table: pd.DataFrame, drawn: Drawn) -> list[Row]:
@@ -193,3 +197,23 @@ def _balance(case: Case, quantity: str, traced: Traced) -> list[Choice]:
             best = int(np.flatnonzero(paid == paid.max())[-1]) if np.isfinite(paid).any() else None
             found.append((f"budget {share:.0%}, {quantity}, {curve}", best))
     return [Choice(name, "budget", boundary, "") for name, boundary in found]
+
+
+def _points(case: Case, curves: Mapping[str, Traced]) -> pd.DataFrame:
+    """Measured boundaries with the share of each trace's reduction above them, and the number of layers there."""
+    places, line = np.array(list(case.curve())), case.line
+    names = {**case.key._asdict(), "boundary": places, "unit": case.unit}
+    found = pd.DataFrame({**names, "cost_share": line.costs, "over_full": line.over_full})
+    for quantity, curve in product(_QUANTITIES, _CURVES):
+        benefit = curves[quantity].benefit(curve) if quantity in curves else np.zeros(1)
+        found[f"{quantity}_{curve}"] = benefit[places] / benefit[0] if benefit[0] > 0 else np.nan
+    return found.assign(trained=case.layers - places)
+
+
+def _correlations(points: pd.DataFrame) -> list[Row]:
+    """Spearman's correlation of benefit, or of depth alone, with measured quality over boundaries between 0 and L."""
+    inner, found = points[(points["boundary"] > 0) & (points["trained"] > 0)], []
+    for (data_set, model), rows in inner.groupby(["data_set", "model"], sort=False):
+        ranks = rows.loc[:, "deviation_observed":"trained"].corrwith(rows["over_full"], method="spearman")
+        found.append({"data_set": data_set, "model": model, "boundaries": len(rows), **ranks})
+    return records(pd.DataFrame(found))

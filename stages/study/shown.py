@@ -24,10 +24,12 @@ def page(summary: Json, curves: pd.DataFrame) -> StudyPage:
     records = {"rules": _ranked(summary["rules"])}
     if alone := summary["alone"]:
         records[f"rules of {alone['model']}"] = _ranked(alone["rules"])
+    records |= {"interaction": summary["interaction"], "headroom": _crossed(summary)}
     records["left out"] = summary["leave_one_out"]
     if readings := summary.get("readings"):
         records |= {f"readings of {model}": rows for model, rows in readings["scopes"].items()}
-        records |= {"readings left out": readings["left_out"], "claims": readings["claims"]}
+        records |= {"readings left out": readings["left_out"], "rank correlations": readings["correlations"]}
+        records["claims"] = readings["claims"]
     records |= {"natural label frequencies": summary["natural"], "equal rates": summary["equal_rates"]}
     tables = {name: _table(described[name.partition(" of ")[0]], rows) for name, rows in records.items()}
     report = [name for name in tables if not name.startswith(("natural", "equal")) and tables[name].rows]
@@ -56,6 +58,17 @@ def update(path: Path, shown: StudyPage) -> None:
 
 def _ranked(rules: Json) -> list[Json]:
     return sorted(rules.values(), key=lambda one: int(one["rank"]))
+
+
+def _crossed(summary: Json) -> list[Json]:
+    """Headroom of the leading model, cross-fitted, with the gains of the other ways to pick."""
+    mine = [one for one in summary["headroom"] if one["model"] == summary["leading"]]
+    gains = {(one["picked_by"], one["aim"]): one["gain"] for one in mine}
+    return [
+        {**one, **{name: gains[name, one["aim"]] for name in ("seen", "validation")}}
+        for one in mine
+        if one["picked_by"] == "cross-fitted"
+    ]
 
 
 def _table(described: Json, records: Sequence[Json]) -> StudyTable:

@@ -96,12 +96,15 @@ def traced(two_data_sets):
     return folder
 
 
-def test_a_study_with_traces_has_readings_and_claims(traced):
+def test_a_study_with_traces_has_readings_balance_claims_and_a_figure(traced):
     found = json.loads((traced / "summary.json").read_text(encoding="utf-8"))
     readings = pd.read_csv(traced / "readings.csv").set_index(["data_set", "rule"])["boundary"]
     assert readings["a", "loss, observed, observed"] == 2
     assert readings["b", "loss, observed, observed"] == 3
     assert (readings[:, "loss, observed, law"] == 2).all()  # four spaces: the law starts at the first
+    balance = pd.read_csv(traced / "balance.csv").set_index(["data_set", "boundary"])
+    assert list(balance.loc["a", "loss_observed"]) == pytest.approx([1.0, 3 / 7, 0.0])  # boundaries 0, 2 and 4
+    assert {row["boundaries"] for row in found["readings"]["correlations"]} == {1}
     claims = found["readings"]["claims"] + summary()["readings"]["claims"]
     assert {(one["verdict"], one["high"] is not None and one["high"] < 0) for one in claims} == {
         ("contradicts", True),
@@ -109,8 +112,10 @@ def test_a_study_with_traces_has_readings_and_claims(traced):
         ("not tested", False),
     }
     assert "Claims of the abstract" in found["headline"]
+    assert (traced / "figures/balance.svg").exists()
     page = json.loads((traced / "page.json").read_text(encoding="utf-8"))
-    assert {"readings of tiny", "readings left out", "claims"} <= set(page["report"])
+    shown = {"readings of tiny", "readings left out", "rank correlations", "claims", "headroom", "interaction"}
+    assert shown <= set(page["report"])
 
 
 def test_a_budget_by_the_trace_takes_the_deepest_of_the_best_that_it_pays_for(traced):
