@@ -1,5 +1,8 @@
 """docs/tuning.md does what it says: its blocks run in their order on a small model."""
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -7,6 +10,7 @@ from transformers import AutoModelForCausalLM
 import salf
 from salf import UserError
 from salf.engine.race import DEFAULTS
+from salf.engine.training.step import Stepper
 from salf.files import read_json
 from salf.settings import Race
 from stages.common.params import load_params
@@ -80,6 +84,24 @@ def test_the_yaml_block_and_the_command_are_those_of_the_project():
 
 
 ROW = {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}
+
+
+def test_a_folder_is_resumed_by_the_same_race_and_by_no_other(told, tmp_path, monkeypatch):
+    model, taken, take = told[1]["model"], [], Stepper.take
+    monkeypatch.setattr(Stepper, "take", lambda self, *given: taken.append(given) or take(self, *given))
+    common = {"arms": {"full": [0.001, 0.01]}, "train": [ROW] * 2, "validation": [ROW] * 2, "epochs": 2, "keep": 1}
+    other_row = {**ROW, "input_ids": [5, 6, 9, 8], "labels": [-100, -100, 9, 8]}
+    other_model = copy.deepcopy(model)
+    other_model.lm_head.weight.data *= 2
+    race = partial(salf.race, folder=tmp_path / "race")
+    first = race(model, **common).record
+    steps = len(taken)
+    assert race(model, **common).record == first
+    assert len(taken) == steps == 3
+    for changes in ({"arms": {"full": [0.002, 0.02]}}, {"validation": [other_row] * 2}, {"seed": 2}, {"epochs": 3}):
+        given = {**common, **changes}
+        assert race(model, **given).record == salf.race(model, **given).record
+    assert race(other_model, **common).record == salf.race(other_model, **common).record != first
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from salf.engine.answer_model import AnswerSideModel, prompt_tokens, save_answer_side
 from salf.engine.batches import Example, Split
-from salf.engine.boundary_cache.folder import units_in_memory
+from salf.engine.boundary_cache.folder import tensor_digest, units_in_memory
 from salf.engine.contest import Arm, Contest, Found, best_of, race_settings
 from salf.engine.models.adapter import CausalModel, take_apart
 from salf.engine.prefix import IGNORED, Rows, read_rows, shared_tokens
@@ -25,7 +25,7 @@ from salf.engine.suffix import network_of
 from salf.engine.training.forms import Lora
 from salf.engine.training.workbench import Workbench
 from salf.errors import UserError
-from salf.files import write_json
+from salf.files import code_hashes, digest_of, work_folder, write_json
 from salf.methods import method_of
 from salf.plan import FreezePlan
 from salf.records import RaceRecord, fault_of
@@ -117,7 +117,7 @@ def race(
         seed: of the order of rows, and of new adapters.
         bf16: multiply in bfloat16 (autocast).
         folder: where unfinished training is kept; a race that is started again with the same arguments goes on from
-            there. `None`: a temporary folder.
+            there, and one with others begins anew. `None`: a temporary folder.
         settings: of the group `finetune` in `params.yaml`, such as `epochs`, `batch_size` or `lora_rank`.
 
     Raises:
@@ -130,22 +130,30 @@ def race(
     asked, wanted = _checked(arms, keep, settings)
     with ExitStack() as stack:
         place = Path(folder) if folder else Path(stack.enter_context(TemporaryDirectory(prefix="salf-race-")))
-        place.mkdir(parents=True, exist_ok=True)
         runtime = Runtime(torch.device(str(network.device)), torch.bfloat16 if bf16 else torch.float32, "as asked")
         vocabulary = network.get_input_embeddings().weight.shape[0]
+        splits = [_split(rows, name, vocabulary) for rows, name in ((train, "train"), (validation, "validation"))]
+        inputs = {
+            "model": [str(network.config.to_dict()), tensor_digest(network.state_dict().items()) if folder else None],
+            "runtime": [runtime.device.type, runtime.dtype_name],
+            "race": [asked.model_dump(), wanted.model_dump(mode="json"), seed],
+            "plan": plan and plan.model_dump(mode="json"),
+            "rows": [repr(split) for split in splits],
+            "code": code_hashes(),
+        }
         contest = Contest(
             bench=_InMemory(base=place, runtime=runtime, settings=race_settings(wanted), network=network),
             plan=plan,
             name="race",
             seed=seed,
             first_n=None,
-            training=_split(train, "train", vocabulary),
-            validation=_split(validation, "validation", vocabulary),
+            training=splits[0],
+            validation=splits[1],
             test=None,
             rule=None,
             arms=[Arm(method_of(name), rate) for name, rate in asked.pairs],
             keep=asked.keep,
-            unfinished=place,
+            unfinished=work_folder(place / "race", digest_of(inputs)),
         )
         found = best_of(contest)
     assert found.race is not None, "a race"
