@@ -246,7 +246,7 @@ class _Course:
         self.progress.looks.append(RaceLook(epoch=epoch, level=self.level, standings=found))
         self._save()
         for one in found:
-            print(f"{self.contest.name}, after epoch {epoch}: {self._name(one.arm)}: {_words(one)}")
+            print(f"{self._name(one.arm)}, after epoch {epoch}: {_words(one)}")
 
     def _tried(self, number: int) -> Tried:
         done = self.progress.trained[number]
@@ -323,6 +323,7 @@ class _Course:
     def _save(self) -> None:
         if len(self.contest.arms) > 1:
             self.progress.save(writes=self.bench.processes.main)
+            self.bench.processes.agree(len(self.progress.trained), "arms trained")  # checkpoints are on disk now
 
     def _found(self, winner: int) -> Found:
         arm, done = self.contest.arms[winner], self.progress

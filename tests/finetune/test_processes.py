@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from salf.engine.training.loop import train
 from salf.engine.training.processes import ALONE
 from salf.engine.training.scope import LayerDraws
+from salf.records import RaceRecord
 from tests.conftest import PROJECT
 from tests.engine.boundary_cache.tiny_task import Task
 from tests.engine.training.test_answer_side_training import job as answer_job
 from tests.engine.training.tiny_training import made_examples, params, run, trainable, weights
+from tests.own_plan import write_plan_and_base
 
 OURS = "from stages.finetune.launch import launch; launch('tests.finetune.worker', sys.argv[1:], 2)"
 LAUNCHERS = {
@@ -92,6 +94,20 @@ def test_two_processes_give_what_one_gives(tmp_path, launcher, boundary, changes
     assert status == 0, said
     assert out.splitlines() == ["process 0 of 2"]  # the main one alone speaks
     assert_as_one(tmp_path, boundary, **changes)
+
+
+@pytest.mark.slow
+def test_two_processes_race_and_read_no_checkpoint_before_it_is_written(tmp_path, hub_folder):
+    """The last arm wins: the next epoch begins with what was written just before."""
+    write_plan_and_base(tmp_path, hub_folder)
+    status, _, said = finish(start(tmp_path, race=[1e-6, 0.01]))
+    assert status == 0, said
+    first, second = ((tmp_path / f"record-{rank}.json").read_text() for rank in range(2))
+    assert first == second
+    record = RaceRecord.model_validate_json(first)
+    assert (record.winner, [arm.steps for arm in record.arms]) == (1, [3, 6])
+    weights_0, weights_1 = (load_file(tmp_path / f"weights-{rank}.safetensors") for rank in range(2))
+    assert all(torch.equal(weights_0[name], weights_1[name]) for name in weights_0)
 
 
 @pytest.mark.slow
