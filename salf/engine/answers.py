@@ -170,10 +170,12 @@ class Reader:
     def __init__(self, model: CausalModel, runtime: Runtime, rule: Rule, batch_tokens: int) -> None:
         """``rule``: how an answer is preferred; ``batch_tokens``: of a pass, padding included."""
         self.model, self.runtime, self.rule, self.batch_tokens = model, runtime, rule, batch_tokens
+        self.asked: list[Split] = []  # what the last reading read in addition, to compare labels or candidates
 
     @torch.no_grad()
     def read(self, split: Split, advance: Callable[[int], None] = lambda _: None) -> list[Answer]:
         """Losses and, except for free answers, what the model prefers; ``advance`` gets the number of examples done."""
+        self.asked = []
         if not split.examples:
             return []
         token_losses, roots = self._teacher_forced(split, advance)
@@ -257,16 +259,17 @@ class Reader:
     def _look(self, tree: LabelTree, split: Split, questions: Sequence[tuple[int, Path]]) -> list[LogProbabilities]:
         """Next-token log probabilities after a prompt and the first tokens of an answer."""
         # The last token of an answer is never read, only predicted: any token will do.
-        asked = _asked(split, [(i, (*path, 0)) for i, path in questions])
+        self.asked.append(_asked(split, [(i, (*path, 0)) for i, path in questions]))
         answers: list[LogProbabilities] = [{}] * len(questions)
-        for index, _, log_probabilities in self._batches(asked, ends=True):
+        for index, _, log_probabilities in self._batches(self.asked[-1], ends=True):
             for row, i in zip(log_probabilities, index, strict=True):
                 answers[i] = _at(row, tree.branches[questions[i][1]])
         return answers
 
     def _sums(self, split: Split, questions: Sequence[tuple[int, Path]]) -> list[float]:
         sums = [0.0] * len(questions)
-        for index, nats, _ in self._batches(_asked(split, questions)) if questions else ():
+        self.asked += [_asked(split, questions)] if questions else []
+        for index, nats, _ in self._batches(self.asked[-1]) if questions else ():
             for i, own in zip(index, nats, strict=True):
                 sums[i] = sum(own)
         return sums

@@ -1,7 +1,7 @@
 """Counts the FLOPs of training: what is computed, not what would have to be."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -81,7 +81,17 @@ class Costs:
             flops += cost.forward_flops(self.shape, boundary, queries, attended)
         if self.prompts_uncached:
             flops += self._prompts(split.batch(range(len(split))), self.shape.layers)
-        return flops + cost.reading_flops(self.shape, boundary, queries, attended, positions, seen)
+        sums = (queries, attended, positions, seen)
+        return flops + cost.training_passes(self.shape, boundary, *sums, method=self.technique, rank=self.rank).forward
+
+    def comparing(self, asked: Split) -> int:
+        """Reading answers that are not the example's own, which start at the embeddings, or after the prompts."""
+        every, first = replace(self, uncached=True), 0
+        if asked.base_rows and self.scope.boundary and not self.prompts_uncached:  # cached above the boundary alone
+            first = self._prompts(asked.batch(range(len(asked))), self.scope.boundary)
+        elif self.shape.packed and not asked.base_rows:
+            first = every.frozen_states(asked)
+        return first + every.reading(asked)
 
     def _whole(self, split: Split) -> tuple[int, int, int, int]:
         """The four sums of a pass over a split, the prefix walked once; padded examples each by itself."""

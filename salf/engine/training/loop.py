@@ -133,9 +133,8 @@ class _Run:
         point = (name == "best" and done.best) or done.curve[-1]
         results = {"validation_loss": point.validation_loss, "validation_accuracy": point.validation_accuracy}
         if name in AVERAGES:
-            read = validate(self.reader, job.validation, job.processes)
+            read = self._read()
             self._check(read.loss, f"validation loss of the weights' {name}")
-            done.flops_validation += self.reading
             results = {"validation_loss": read.loss, "validation_accuracy": read.accuracy}
         if job.test:
             _, _, test_loss, test_accuracy = validate(self.reader, job.test, job.processes)
@@ -168,11 +167,10 @@ class _Run:
     def _validate(self) -> None:
         """Add a point to the curve."""
         done = self.done
-        began, read = time.perf_counter(), validate(self.reader, self.job.validation, self.job.processes)
+        began, read = time.perf_counter(), self._read()
         if done.steps:  # the last update may be what breaks the weights
             self._check(read.loss, "validation loss")
         done.validation_losses, done.validation_hits = read.losses, read.hits
-        done.flops_validation += self.reading
         done.curve.append(
             CurvePoint(
                 step=done.steps,
@@ -188,9 +186,17 @@ class _Run:
             self._look()
         self.clock += time.perf_counter() - began
 
+    def _read(self) -> "Validated":
+        """Read the validation split, and count what that took."""
+        job = self.job
+        read = validate(self.reader, job.validation, job.processes)
+        compared = job.processes.total(sum(map(job.costs.comparing, self.reader.asked)))
+        self.done.flops_validation += self.reading + compared
+        return read
+
     @cached_property
     def reading(self) -> int:
-        """FLOPs of a validation; of labels and candidates, those of the right answers alone."""
+        """FLOPs of reading the right answers of the validation split."""
         return self.job.costs.reading(self.job.validation)
 
     def _validated(self) -> str:

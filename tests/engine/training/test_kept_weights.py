@@ -9,8 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from salf import cost
-from salf.engine.batches import Split
+from salf.engine.batches import Candidate, Split
 from salf.engine.boundary_cache.states import cache_boundary
+from salf.engine.rules import CandidateRule, LabelTree
 from salf.engine.training import loop
 from salf.engine.training.checkpoint import Checkpoint
 from salf.engine.training.loop import Validated, train
@@ -171,6 +172,40 @@ def test_steps_and_looks_of_a_run_that_ends_early_cost_what_pytorch_counts(monke
     assert done.kept[0].step == done.steps - 2 < 25
     before = sum(job.costs.frozen(split) for split in splits)
     assert counter.get_total_flops() == done.flops + done.flops_validation - before
+
+
+LABELS = LabelTree.of({"a": (9, 8, 3), "b": (9, 8, 4), "c": (9, 7)})
+CANDIDATES = [Candidate("a", (9, 8)), Candidate("b", (9, 3, 5)), Candidate("c", (4,))]
+
+
+@pytest.mark.parametrize("rule", [LABELS, CandidateRule("sum")], ids=["labels", "candidates"])
+@pytest.mark.parametrize("method", ["full", "freeze-2", "freeze-2+answer", "freeze-2+answer+lora"])
+@pytest.mark.usefixtures("fused_attention")
+def test_looks_count_all_that_is_read_to_compare_labels_and_candidates(monkeypatch, method, rule):
+    """PyTorch does not count its fused attention on a CPU: neither do we here."""
+    monkeypatch.setattr(cost, "_attention_flops", lambda *_: 0)
+    counted, settings = [], params(evaluations_per_epoch=1, keep=["best"])
+    if "answer" in method:
+        job = answer_job(method, settings, rule=rule)
+    else:
+        made = trainable(2 if method == "freeze-2" else 0)
+        start = cache_boundary(made.model, RUNTIME, EXAMPLES, SHARED, 2, 64) if method == "freeze-2" else None
+        job = job_of(made, EXAMPLES, settings, start, rule=rule)
+    job = replace(job, costs=replace(job.costs, technique=job.trainable.method.form.counted_as, rank=8))
+    split = job.validation
+    validation = replace(split, examples=[replace(e, label="a", candidates=CANDIDATES) for e in split.examples])
+    read = loop.validate
+
+    def counting(*arguments):
+        with FlopCounterMode(display=False) as counter:
+            found = read(*arguments)
+        counted.append(counter.get_total_flops())
+        return found
+
+    monkeypatch.setattr(loop, "validate", counting)
+    done = train(replace(job, validation=validation))
+    assert len(counted) == 3
+    assert sum(counted) == done.flops_validation - job.costs.frozen(validation)
 
 
 @pytest.mark.parametrize("make", JOBS)
