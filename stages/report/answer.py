@@ -28,6 +28,7 @@ class Facts:
     boundary: int  # of the measured method; otherwise the plan's
     unmeasured_plan: int | None = None  # the plan's own boundary, where no method of the run follows it
     answers_alone: bool = False  # the measured method acts after the prompts' data only
+    mixed: bool = False  # it is a race, whose winners differ between the seeds: no boundary is that of all
     metric: str = "accuracy"  # a name of ``SCORES``
     partial: Interval | None = None  # the measured method's score
     full: Interval | None = None  # full fine-tuning's score
@@ -97,6 +98,7 @@ def facts_of(artifacts: Artifacts) -> Facts:
     method = chosen_method(artifacts)
     boundary = round(method.record.boundary) if method else plan.boundary
     measured = {m.record.boundary for m in artifacts.methods}
+    runs = [run for run in artifacts.runs.values() if method and run.label == method.name]
     scores = method.record.scores if method else {}
     full = metrics.methods.get("full") if metrics else None
     shares = label_shares(artifacts.meta, "test")
@@ -106,9 +108,8 @@ def facts_of(artifacts: Artifacts) -> Facts:
         layers=plan.model.layers,
         boundary=boundary,
         unmeasured_plan=plan.boundary if method and plan.boundary not in measured else None,
-        answers_alone=any(
-            run.how.answer_side for run in artifacts.runs.values() if method and run.label == method.name
-        ),
+        answers_alone=any(run.how.answer_side for run in runs),
+        mixed=len({(run.boundary, run.method) for run in runs}) > 1,
         metric=metric,
         partial=scores.get(metric),
         full=full.scores[metric] if full else None,
@@ -137,6 +138,8 @@ def headline(facts: Facts) -> Headline:
 
 
 def _title(facts: Facts) -> str:
+    if facts.mixed:
+        return f"Race with every seed, because the winners differ: {_trade(facts)}"
     if facts.boundary >= facts.layers:
         scope = "Train no layer, only the final norm"
     elif facts.boundary == 0:
@@ -223,7 +226,7 @@ def _baseline_notes(facts: Facts) -> list[str]:
 
 def _certainty_notes(facts: Facts) -> list[str]:
     notes = []
-    if facts.unmeasured_plan is not None:
+    if facts.unmeasured_plan is not None and not facts.mixed:
         notes.append(
             f"These are the results of boundary {facts.boundary}: no method of this run follows the plan’s own, "
             f"{facts.unmeasured_plan}."

@@ -40,6 +40,12 @@ def test_answers_alone_are_named() -> None:
     )
 
 
+def test_a_race_whose_winners_differ_names_no_layers_that_nobody_trained() -> None:
+    said = headline(facts(boundary=1, unmeasured_plan=2, answers_alone=True, mixed=True))
+    assert plain(said.title).startswith("Race with every seed, because the winners differ: no significant difference")
+    assert not [note for note in said.notes if "boundary" in note]
+
+
 def test_a_difference_that_is_not_significant_is_called_so_and_not_equality() -> None:
     said = headline(facts())
     assert plain(said.title) == (
