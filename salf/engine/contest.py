@@ -8,7 +8,7 @@ what is compared are states of one and the same training, and all arms read the 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -19,6 +19,7 @@ from salf.answer_folder import AnswerSideRecord
 from salf.engine.answer_model import describe
 from salf.engine.batches import Split
 from salf.engine.boundary_cache.cache import Opened
+from salf.engine.boundary_cache.prompts import answer_side
 from salf.engine.models.adapter import CausalModel
 from salf.engine.rules import Rule
 from salf.engine.training.checkpoint import Training
@@ -27,7 +28,7 @@ from salf.engine.training.forms import Trainable
 from salf.engine.training.loop import DivergedError, train
 from salf.engine.training.scope import Scope, scope_above, scope_of
 from salf.engine.training.step import Job
-from salf.engine.training.workbench import Splits, Workbench, begin_after, begin_at
+from salf.engine.training.workbench import Splits, Workbench, begin_at
 from salf.errors import UserError
 from salf.files import read_json, write_json
 from salf.methods import Method, frozen_by_name
@@ -108,6 +109,12 @@ class _Lane:
             return {name: split.after_prompts(side) for name, split in splits.items()}
         return splits
 
+    def flops_before(self, kind: str, name: str) -> int:
+        """FLOPs of filling a split's cache; prompts' without the layers whose states another cache counts."""
+        if kind == "states":
+            return self.costs.frozen_states(self.splits[name])
+        return self.costs.frozen_prompts(self.splits[name], self.prompts[name].begun)
+
     @cached_property
     def costs(self) -> Costs:
         """The counter of FLOPs, once the caches are open."""
@@ -128,25 +135,25 @@ class _Lane:
 
     def caches(self, model: CausalModel) -> dict[tuple[Any, ...], Callable[[], dict[str, Opened]]]:
         """What opens the caches of the splits, by all that decides their content."""
-        boundary, shared = self.scope.boundary, self.splits["training"].shared
+        boundary = self.scope.boundary
+        above = boundary, tuple(split.shared for split in self.splits.values())
         makers: dict[tuple[Any, ...], Callable[[], dict[str, Opened]]] = {}
         if boundary:
-            makers["states", boundary, shared] = lambda: self.bench.open_states(model, boundary, self.splits)
+            makers["states", *above] = lambda: self.bench.open_states(model, boundary, self.splits)
         if self.method.answer_side:
-            makers["prompts", boundary] = lambda: self.bench.open_prompts(model, boundary, self.splits, self.states)
+            makers["prompts", *above] = lambda: self.bench.open_prompts(model, boundary, self.splits, self.states)
         return makers
 
-    def describe(self, model: CausalModel) -> AnswerSideRecord:
-        """The record of the base model before training, and of the prompts that it reads."""
-        split = self.splits["training"]
-        prompts = zip((example.prompt_ids for example in split.examples), split.base_rows or (), strict=True)
-        return describe(model.network, self.scope.boundary, list(prompts))
-
     def begun(self, model: CausalModel) -> Splits:
-        """The splits with their starts."""
+        """The splits with their starts, for a ``model`` that trains."""
         if not self.prompts:
             return begin_at(self.states, self.splits, model)
-        return begin_after(self.prompts, self.states, self.splits, model, self.bench.runtime, self.scope.boundary)
+        begun = {}
+        for name, split in self.splits.items():
+            rows, source = self.states[name].rows if self.states else None, self.prompts[name].source
+            start = answer_side(model, self.bench.runtime, split, source, rows, self.scope.boundary)
+            begun[name] = replace(split, start=start, places=None)
+        return begun
 
 
 class _Progress(BaseModel):
@@ -303,17 +310,31 @@ class _Course:
 
     def _open_caches(self, lane: _Lane, model: CausalModel) -> None:
         """Open a method's caches with the untrained model, unless another method has."""
+        self._open_both(model)
         makers = lane.caches(model)
         for key, make in makers.items():
             if key not in self.opened:
                 self.opened[key] = make()
             setattr(lane, key[0], self.opened[key])
         for key in makers:
-            count = lane.costs.frozen_states if key[0] == "states" else lane.costs.frozen_prompts
-            flops = sum(count(lane.splits[name]) for name in ("training", "validation"))
+            flops = sum(lane.flops_before(key[0], name) for name in ("training", "validation"))
             self.progress.before[str(key)] = flops, self.opened[key]["training"].seconds_computing
         if lane.method.answer_side and lane.answer_side is None:
-            lane.answer_side = lane.describe(model)
+            split = lane.splits["training"]
+            prompts = zip((example.prompt_ids for example in split.examples), split.base_rows or (), strict=True)
+            lane.answer_side = describe(model.network, lane.scope.boundary, list(prompts))
+
+    def _open_both(self, model: CausalModel) -> None:
+        """Fill the prompts' cache and the deepest boundary's in one pass, if an arm in the race reads the former."""
+        users = {key: lane for lane in self.lanes.values() for key in lane.caches(model)}
+        prompts = next((key for key in users if key[:2] == ("prompts", 0)), None)
+        staying = [self.lanes[self.contest.arms[number].method].caches(model) for number in self._staying()]
+        if prompts is None or prompts in self.opened or not any(prompts in keys for keys in staying):
+            return
+        states = [key for key in users if key[0] == "states" and key[1] < model.depth and key[2] == prompts[2]]
+        if states:
+            both = self.bench.open_both(model, max(states)[1], users[prompts].splits)
+            self.opened |= zip((prompts, max(states)), both, strict=True)
 
     def _name(self, number: int) -> str:
         arm = self.contest.arms[number]

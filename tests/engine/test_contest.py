@@ -13,6 +13,7 @@ from salf.engine import contest
 from salf.engine.batches import Split
 from salf.engine.contest import Arm, Contest, best_of, race_settings
 from salf.engine.training.checkpoint import Training
+from salf.engine.training.scope import Scope
 from salf.engine.training.step import Stepper
 from salf.engine.training.workbench import Workbench
 from salf.errors import UserError
@@ -211,10 +212,12 @@ def test_a_race_of_one_arm_is_plain_training_with_its_schedule(race, bench):
     assert found.training.curve == plain.training.curve
 
 
-@pytest.mark.parametrize("stop", range(0, 18, 3))
-def test_a_race_that_was_stopped_goes_on_to_the_same_result(race, monkeypatch, stop):
-    made = race(checkpoint_minutes=0)
-    whole = best_of(replace(made, unfinished=made.unfinished / "whole"))
+@pytest.mark.parametrize(("stop", "cache"), [*((n, "memory") for n in range(0, 18, 3)), (6, "auto"), (9, "disk")])
+def test_a_race_that_was_stopped_goes_on_to_the_same_result(race, monkeypatch, tmp_path, stop, cache):
+    made, other = (
+        race(checkpoint_minutes=0, cache=cache, cache_folder=str(tmp_path / name)) for name in ("cache", "other")
+    )
+    whole = best_of(replace(other, unfinished=made.unfinished / "whole"))
     taken, take = [], Stepper.take
 
     def stopping(self, parts, rate, number):
@@ -247,7 +250,7 @@ def test_a_race_costs_what_pytorch_counts(race, monkeypatch, fused_attention):
         return counting
 
     monkeypatch.setattr("salf.engine.contest.train", counted(contest.train))
-    for name in ("open_states", "open_prompts"):
+    for name in ("open_states", "open_prompts", "open_both"):
         monkeypatch.setattr(Workbench, name, counted(getattr(Workbench, name)))
     made = race()
     record = best_of(made).race
@@ -256,5 +259,9 @@ def test_a_race_costs_what_pytorch_counts(race, monkeypatch, fused_attention):
         part.products for part in maps if part.role != "other"
     )
     assert record.flops == sum(spent) - 2 * token  # both splits' prompts
+    side = made.training.after_prompts(made.bench.settings.answer_side)
+    apart = made.bench.costs(Scope.above(0, 4)).frozen(side) + made.bench.costs(Scope.above(2, 4)).frozen(made.training)
+    read_once = SHARED + sum(rows - SHARED for rows in side.base_rows)
+    assert record.flops_before == 2 * (apart - cost.forward_flops(made.bench.shape, 2, read_once, 0))
     assert len(record.looks) > 1
     assert {arm.method for arm in record.arms} == {"full", "full+answer", "freeze-2"}

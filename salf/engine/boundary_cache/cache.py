@@ -4,6 +4,7 @@ It keeps boundary states, and for training on the answer side the keys and value
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self
 
-import torch
 from torch import Tensor
 
 from salf.engine.batches import Example, Split, Start
@@ -25,7 +25,7 @@ from salf.engine.boundary_cache.folder import (
     disk_rate,
     write_states,
 )
-from salf.engine.boundary_cache.prompts import Columns, PromptLayers, PromptRows, before, prompt_rows, prompts_of
+from salf.engine.boundary_cache.prompts import Columns, PromptLayers, PromptRows, Tap, before, prompt_rows, prompts_of
 from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Timed, frozen_states, gather
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import Runtime
@@ -121,6 +121,7 @@ class BoundaryCache:
     shared: int  # P, tokens of the shared prefix of all prompts
     batch_tokens: int  # tokens of a pass through the frozen layers
     processes: Processes = ALONE  # that open the same splits: what they keep in memory they compute together
+    tap: Tap | None = None  # of prompts, what their pass fills; of states, where they are already
 
     @property
     def boundary(self) -> int:
@@ -151,11 +152,31 @@ class BoundaryCache:
         start = replace(states.rows, layout=before(states.rows.layout, rows)) if states and states.rows else None
         layout = Layout.of(prompts_of(split.examples, rows), self.shared, self.batch_tokens)
         columns = self._columns(Columns.of(self.model, self.runtime, boundary), layout)
-        key = self._key(layout).with_keys_values(
-            boundary, boundary if start else 0, "int8" if columns.int8 else "exact"
-        )
+        begun = self.tap.space if self.tap else boundary if start else 0
+        beside = [self._key(self.tap.layout).digest] if self.tap else []
+        key = self._key(layout).with_keys_values(boundary, begun, "int8" if columns.int8 else "exact", *beside)
+        if self.tap:
+            layout = Layout.of(layout.examples, self.shared, self.batch_tokens, self.tap.layout.groups)
         opened = _PromptOpening(self, layout, key, columns, start, base).opened()
-        return replace(opened, seconds=time.perf_counter() - began)
+        return replace(opened, begun=0 if opened.origin == "off" else begun, seconds=time.perf_counter() - began)
+
+    def open_both(self, split: Split, boundary: int, base: Callable[[], CausalModel]) -> tuple[Opened, Opened]:
+        """Prompts' keys and values at all layers, and the states of whole examples at a boundary; ``units``: all.
+
+        One pass computes both, of whose seconds the states take the share of their layers. The states have a pass of
+        their own where prompts are on disk or not cached, memory does not hold both, or several processes compute.
+        """
+        layout = Layout.of(split.examples, self.shared, self.batch_tokens)
+        fit, units = _fits_memory(layout.rows * self.model.state_bytes), self.units[: boundary + 1]
+        tap = Tap(layout, boundary, [] if fit else deque(maxlen=0))
+        prompts = replace(self, tap=tap if self.processes.count == 1 else None).open_prompts(split, 0, None, base)
+        filled = prompts.origin == "computed" and len(tap.parts) > 0
+        if filled:
+            tap.seconds = prompts.seconds_computing * boundary / self.model.depth
+            prompts = replace(prompts, seconds_computing=prompts.seconds_computing - tap.seconds)
+        elif not fit:
+            prompts = replace(prompts, begun=0)
+        return prompts, replace(self, units=units, tap=tap if filled else None).open(split.examples)
 
     def _columns(self, exact: Columns, layout: Layout) -> Columns:
         """Exact keys and values, or 8 bits: by request, or where memory alone decides. The first process does."""
@@ -238,10 +259,10 @@ class _Opening:
                 return self._found("cached by another run") or self._computed()
         except OSError as error:
             reason = f"{self.folder.path} cannot be written: {error.strerror or error}"
-        return self._found(reason) or (self._in_memory(reason) if self._fits_memory() else self.off(reason))
+        return self._found(reason) or (self._in_memory(reason) if _fits_memory(self.size) else self.off(reason))
 
     def _computed(self) -> Opened:
-        if self._fits_memory():
+        if _fits_memory(self.size):
             parts = self._continued()
             return self._written_too(gather(parts, self.layout.rows), parts)
         if self.size <= self.folder.room():
@@ -251,10 +272,8 @@ class _Opening:
     def _rather_together(self) -> bool:
         """Whether several processes compute the states in memory, each a share: the first one decides."""
         processes = self.cache.processes
-        decision = torch.zeros(1, device=self.cache.model.device)
-        if processes.main and processes.count > 1:
-            decision[0] = self._fits_memory(processes.count) and not self.folder.file(self.key).exists()
-        return bool(processes.add_up(decision))
+        fit = processes.main and processes.count > 1 and _fits_memory(processes.count * self.size)
+        return bool(processes.total(fit and not self.folder.file(self.key).exists()))
 
     def _together(self) -> Opened:
         """Compute together; the first process also writes the states for other runs, if that is worth it."""
@@ -268,9 +287,6 @@ class _Opening:
                 return self._written_too(rows, parts)
         except OSError as error:
             return self._done(rows, "in memory", parts, f"writing failed: {error.strerror}")
-
-    def _fits_memory(self, copies: int = 1) -> bool:
-        return _fits_memory(copies * self.size)
 
     def _found(self, reason: str) -> Opened | None:
         found = self.folder.find(self.key)
@@ -303,7 +319,7 @@ class _Opening:
 
     def _continued(self) -> Timed:
         """The parts to compute, from the deepest boundary whose states are on disk."""
-        found = self.folder.find_shallower(self.key)
+        found = None if self.cache.tap else self.folder.find_shallower(self.key)
         if found is None:
             return self._parts()
         (below, file), cache = found, self.cache
@@ -313,6 +329,8 @@ class _Opening:
 
     def _parts(self, processes: Processes = ALONE) -> Timed:
         cache = self.cache
+        if cache.tap:
+            return Timed(iter(cache.tap.parts), cache.tap.seconds)
         return Timed(frozen_states(cache.model, cache.runtime, self.layout, cache.boundary, processes=processes))
 
     def _states(self, rows: Tensor) -> BoundaryStates | PromptRows:
@@ -343,7 +361,7 @@ class _PromptOpening(_Opening):
         return Opened(start, "off", 0, "nowhere", self.size, 0.0, reason)
 
     def _computed(self) -> Opened:
-        if not self._fits_memory():
+        if not _fits_memory(self.size):
             parts = self._parts()
             first = sum(part.nbytes for part in islice(parts, 1 + (self.layout.shared > 0)))  # of the first pass
             if first > (rate := disk_rate(self.folder.path)) * parts.seconds:
@@ -351,12 +369,10 @@ class _PromptOpening(_Opening):
                 return self.off(f"{amount(self.size)} {why} writes and reads them")
         return super()._computed()
 
-    def _continued(self) -> Timed:
-        return self._parts()
-
     def _parts(self, processes: Processes = ALONE) -> Timed:
         cache = self.cache
-        return Timed(prompt_rows(cache.model, cache.runtime, self.layout, self.columns, self.start, processes))
+        given = cache.model, cache.runtime, self.layout, self.columns, self.start, processes, cache.tap
+        return Timed(prompt_rows(*given))
 
     def _states(self, rows: Tensor) -> PromptRows:
         return PromptRows(self.columns, self.layout, rows, self.cache.model.device)

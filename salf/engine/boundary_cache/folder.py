@@ -85,9 +85,9 @@ class Key:
         """Hex SHA-256 of all of it."""
         return digest_of({"units": self.units, **self.given})
 
-    def with_keys_values(self, boundary: int, begun: int, held: str = "exact") -> Self:
-        """The key of keys and values at the layers above a boundary, computed from space ``begun`` on."""
-        return replace(self, given={**self.given, "keys_values": [boundary, begun, held]})
+    def with_keys_values(self, boundary: int, begun: int, held: str = "exact", *beside: str) -> Self:
+        """The key of keys and values above a boundary, from space ``begun`` on; ``beside``: what shared the passes."""
+        return replace(self, given={**self.given, "keys_values": [boundary, begun, held, *beside]})
 
     def at(self, boundary: int) -> Self:
         """The key of the same examples at a shallower boundary."""

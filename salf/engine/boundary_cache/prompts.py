@@ -1,6 +1,6 @@
 """Keys and values of prompts, as the base model computes them: what the trained side of examples attends to."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -12,8 +12,8 @@ from salf.engine.answers import AnswerSide, PromptSource
 from salf.engine.batches import Batch, Example, Split, Start
 from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Pass, gather, passes, take_rows
 from salf.engine.models.adapter import CausalModel
-from salf.engine.models.attention import KeysValues, Packing, Prompts
-from salf.engine.models.walk import run_to_keys_values
+from salf.engine.models.attention import Beginning, KeysValues, Packing, Prompts
+from salf.engine.models.walk import run, run_to_keys_values
 from salf.engine.runtime import Runtime
 from salf.engine.training.processes import ALONE, Processes
 from salf.errors import UserError
@@ -134,6 +134,16 @@ class PromptLayers(FrozenLayers):
         return Prompts(packing.past, lengths, of_layer)
 
 
+@dataclass
+class Tap:
+    """Boundary states of whole examples, which one process computes on its way to the prompts' keys and values."""
+
+    layout: Layout  # of the whole examples; the prompts' has the same groups
+    space: int  # the boundary, below the last layer
+    parts: MutableSequence[Tensor]  # takes the states in the layout's order; all of them when the pass has ended
+    seconds: float = 0.0  # of computing them
+
+
 def prompt_rows(
     model: CausalModel,
     runtime: Runtime,
@@ -141,14 +151,31 @@ def prompt_rows(
     columns: Columns,
     start: Start | None = None,
     processes: Processes = ALONE,
+    tap: Tap | None = None,
 ) -> Iterator[Tensor]:
     """Yield keys and values of layers columns.first+1..L in the order of ``layout``'s rows: see :func:`passes`."""
+    first = tap.space if tap else start.space if start else 0
+    if tap:
+        tap.parts.clear()
 
-    def through(states: Tensor, packing: Packing) -> Tensor:
-        return columns.join(run_to_keys_values(model, states, start.space if start else 0, model.depth, packing))
+    def of_beginning(beginning: Beginning) -> Tensor:
+        if tap:
+            tap.parts.append(beginning.spaces[first].cpu())
+        return columns.join(beginning.keys_values)
 
-    work = Pass("prompts once", model.depth, through, lambda beginning: columns.join(beginning.keys_values))
-    return passes(model, runtime, layout, start, work, processes)
+    def through(states: Tensor, packing: Packing, group: Sequence[int]) -> Tensor:
+        below: dict[int, KeysValues] = {}
+        if tap:  # whole examples go up to the boundary, and their prompts on
+            states = run(model, states, 0, first, replace(packing, remember=below))  # [N, hidden]
+            tap.parts.append(states.cpu())
+            lengths, slots = layout.lengths[group].to(model.device), packing.slots  # [B], [N]
+            own = (slots % packing.longest < lengths[slots // packing.longest]).nonzero()[:, 0]
+            below = {number: (key[:, :, own], value[:, :, own]) for number, (key, value) in below.items()}
+            states, packing = states[own], Packing.of(lengths.tolist(), model.device, walked=packing.walked)
+        return columns.join(below | run_to_keys_values(model, states, first, model.depth, packing))
+
+    work = Pass("prompts once", model.depth, through, of_beginning, first)
+    return passes(model, runtime, tap.layout if tap else layout, start, work, processes)
 
 
 def answer_side(

@@ -30,10 +30,12 @@ class Layout:
     lengths: Tensor  # how many rows each has, [examples]
 
     @classmethod
-    def of(cls, examples: Sequence[Example], shared: int, batch_tokens: int) -> Self:
-        """Passes over examples that share their first ``shared`` tokens."""
+    def of(
+        cls, examples: Sequence[Example], shared: int, batch_tokens: int, groups: list[list[int]] | None = None
+    ) -> Self:
+        """Passes over examples that share their first ``shared`` tokens; ``groups``: those of longer examples."""
         tokens = [len(example.inputs) - shared for example in examples]
-        groups = inference_batches(tokens, batch_tokens)
+        groups = groups or inference_batches(tokens, batch_tokens)
         order = torch.tensor([i for group in groups for i in group])
         lengths = torch.tensor(tokens)
         ends = shared + lengths[order].cumsum(0)
@@ -148,7 +150,7 @@ def frozen_states(
     work = Pass(
         what,
         boundary,
-        lambda states, packing: run(model, states, first - 1, boundary, packing),
+        lambda states, packing, _: run(model, states, first - 1, boundary, packing),
         lambda beginning: beginning.states,
     )
     return passes(model, runtime, layout, start, work, processes)
@@ -160,8 +162,9 @@ class Pass:
 
     name: str  # for the progress line
     last: int  # the last layer
-    through: Callable[[Tensor, Packing], Tensor]  # a batch's states where the pass begins, to rows [n, width]
+    through: Callable[[Tensor, Packing, Sequence[int]], Tensor]  # a group's states at the start, to rows [n, width]
     of_beginning: Callable[[Beginning], Tensor]  # the shared prefix after the last layer, to rows [P, width]
+    tap: int = 0  # a space of the shared prefix that is wanted, too
 
 
 def passes(
@@ -175,7 +178,7 @@ def passes(
 
     def through(group: Sequence[int]) -> Tensor:
         batch = Batch.of(layout.examples, group, layout.shared).to(model.device)
-        return work.through(*begin(start, batch, beginning))
+        return work.through(*begin(start, batch, beginning), group)
 
     def through_together(groups: Sequence[Sequence[int]]) -> Sequence[Tensor]:
         """The rows of a group for every process at most: each computes one, and all get all."""
@@ -188,7 +191,7 @@ def passes(
 
     with progress(work.name, len(layout.examples), "examples") as advance:
         with torch.no_grad(), runtime.autocast():
-            beginning = walk_beginning(model, start.beginning(), start.space, work.last)
+            beginning = walk_beginning(model, start.beginning(), start.space, work.last, work.tap)
         if beginning is not None:
             yield work.of_beginning(beginning).cpu()
         for at in range(0, len(layout.groups), processes.count):

@@ -33,7 +33,7 @@ class Beginning:
 
     states: Tensor  # its last space, [P, hidden]
     keys_values: dict[int, KeysValues]  # by layer from 0, each [1, key-value heads, P, head size]; none if padded
-    spaces: dict[int, Tensor]  # for a model that runs padded, its spaces by number, each [P, hidden]
+    spaces: dict[int, Tensor]  # by number, each [P, hidden]: all where layers run padded, else some
 
 
 @dataclass(frozen=True)

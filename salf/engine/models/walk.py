@@ -18,16 +18,16 @@ from salf.engine.models.attention import Beginning, ChosenRows, KeysValues, Keys
 from salf.engine.models.causal_model import CausalModel, LayerCall, apply
 
 
-def walk_beginning(model: CausalModel, states: Tensor | None, first: int, last: int) -> Beginning | None:
-    """Run the beginning's states [P, hidden] of space ``first`` through layers first+1..last."""
+def walk_beginning(model: CausalModel, states: Tensor | None, first: int, last: int, tap: int = 0) -> Beginning | None:
+    """Run the beginning's states [P, hidden] of space ``first`` through layers first+1..last; space ``tap`` is kept."""
     if states is None:
         return None
     remembered: dict[int, KeysValues] = {}
     packing = Packing.of([len(states)], states.device, remember=remembered)
-    if model.family.packed:
-        return Beginning(run(model, states, first, last, packing), remembered, {})
-    spaces = {first: states, **dict(enumerate(walk(model, states, first, last, packing), first + 1))}
-    return Beginning(spaces[last], {}, spaces)
+    wanted = {tap, last} if model.family.packed else range(last + 1)
+    after = enumerate(walk(model, states, first, last, packing), first + 1)
+    spaces = {first: states} | {number: space for number, space in after if number in wanted}
+    return Beginning(spaces[last], remembered, spaces)
 
 
 def walk(

@@ -50,12 +50,12 @@ class Costs:
         queries, attended, _, _ = self._whole(Split(split.examples, split.shared))
         return cost.forward_flops(self.shape, boundary, queries, attended)
 
-    def frozen_prompts(self, split: Split) -> int:
-        """The part of :meth:`frozen` that keys and values of prompts cost."""
+    def frozen_prompts(self, split: Split, begun: int = 0) -> int:
+        """The part of :meth:`frozen` that keys and values of prompts cost, above space ``begun`` at least."""
         if not split.base_rows:
             return 0
         every = self.prompts_uncached or self.uncached
-        layers = self.shape.layers - (0 if every else self.scope.boundary)
+        layers = self.shape.layers - (0 if every else max(self.scope.boundary, begun))
         flops = cost.forward_flops(self.shape, layers, split.shared, split.shared * (split.shared + 1) // 2)
         return flops if self.prompts_uncached else flops + self._prompts(split.batch(range(len(split))), layers)
 

@@ -10,7 +10,6 @@ from salf.cost import Technique
 from salf.engine.batches import Split
 from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
 from salf.engine.boundary_cache.folder import frozen_units
-from salf.engine.boundary_cache.prompts import answer_side
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.runtime import Runtime
 from salf.engine.training.costs import Costs
@@ -68,6 +67,15 @@ class Workbench:
         print_opened(f"prompts above layer {boundary}", opened)
         return opened
 
+    def open_both(self, model: CausalModel, boundary: int, splits: Splits) -> list[dict[str, Opened]]:
+        """The prompts' keys and values at all layers, and the boundary states of whole examples: from one pass."""
+        base, layers = cache(lambda: self.open(0)), model.depth
+        both = [self._cache(model, layers, split).open_both(split, boundary, base) for split in splits.values()]
+        opened = [dict(zip(splits, column, strict=True)) for column in zip(*both, strict=True)]
+        for what, one in zip(("prompts above layer 0", f"boundary states of layer {boundary}"), opened, strict=True):
+            print_opened(what, one)
+        return opened
+
     def units(self, model: CausalModel, layers: int) -> tuple[str, ...]:
         """Hashes of the base's embedding and of its first layers, whose states are cached."""
         del model  # its files say so
@@ -93,20 +101,3 @@ def begin_at(states: Mapping[str, Opened], splits: Splits, model: CausalModel) -
     if not states:
         return dict(splits)
     return {name: replace(split, start=states[name].start_for(model), places=None) for name, split in splits.items()}
-
-
-def begin_after(
-    prompts: Mapping[str, Opened],
-    states: Mapping[str, Opened],
-    splits: Splits,
-    model: CausalModel,
-    runtime: Runtime,
-    boundary: int,
-) -> dict[str, Split]:
-    """The splits with starts after their prompts, which the base has read; ``model`` is the one that trains."""
-    begun = {}
-    for name, split in splits.items():
-        rows = states[name].rows if name in states else None
-        start = answer_side(model, runtime, split, prompts[name].source, rows, boundary)
-        begun[name] = replace(split, start=start, places=None)
-    return begun

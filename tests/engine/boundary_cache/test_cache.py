@@ -203,14 +203,92 @@ def test_what_was_done_is_said_in_one_line(task, machine, capsys):
     assert facts["seconds"] >= facts["seconds_computing"] > 0
 
 
-def open_prompts(task, mode, boundary=0, keys_values="exact"):
-    """Prompts' keys and values of all but two tokens of each prompt, by a base of its own where nothing is cached."""
+def split_and_cache(task, mode, keys_values):
+    """The base reads all but two tokens of each prompt."""
     rows = [len(example.prompt_ids) - 2 for example in task.examples]
-    split = Split(task.examples, 3, base_rows=rows)
-    states = task.open("memory", boundary) if boundary else None
     cache = task.cache(mode, boundary=4)
     cache = replace(cache, settings=replace(cache.settings, keys_values=keys_values))
+    return Split(task.examples, 3, base_rows=rows), cache
+
+
+def open_prompts(task, mode, boundary=0, keys_values="exact"):
+    """Prompts' keys and values, by a base of its own where nothing is cached."""
+    split, cache = split_and_cache(task, mode, keys_values)
+    states = task.open("memory", boundary) if boundary else None
     return cache.open_prompts(split, boundary, states, make_model)
+
+
+def open_both(task, mode, keys_values="exact"):
+    split, cache = split_and_cache(task, mode, keys_values)
+    return cache.open_both(split, 2, make_model)
+
+
+def assert_same_prompts(left, right):
+    """Row by row, whatever their order, to float32's rounding."""
+    for number in range(len(left.start.layout.examples)):
+        one, other = (
+            opened.start.rows[opened.start.layout.rows_of(torch.tensor([number]), joined=True)]
+            for opened in (left, right)
+        )
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("keys_values", ["exact", "int8"])
+@pytest.mark.parametrize("mode", ["memory", "disk", "auto"])
+def test_one_pass_computes_the_states_of_the_frozen_layers_own_pass_and_the_prompts(task, machine, mode, keys_values):
+    prompts, states = open_both(task, mode, keys_values)
+    assert (prompts.origin, prompts.begun, states.origin, states.begun) == ("computed", 2, "computed", 0)
+    assert torch.equal(states.start.rows, task.computed().rows)
+    assert prompts.seconds_computing > 0 < states.seconds_computing
+    if keys_values == "exact":
+        assert_same_prompts(prompts, open_prompts(task, "memory"))
+    again = open_both(task, mode, keys_values)
+    assert [one.origin for one in again] == 2 * ["computed" if mode == "memory" else "reused"]
+    assert [one.begun for one in again] == [2, 0 if mode == "memory" else 2]
+    assert torch.equal(again[0].start.rows, prompts.start.rows)
+    assert torch.equal(again[1].start.rows, states.start.rows)
+
+
+def test_prompts_of_one_pass_are_not_taken_for_others_and_are_computed_again_to_the_same_bits(task, machine):
+    prompts, _ = open_both(task, "auto")
+    assert task.open("disk").origin == "reused"
+    states, held = task.cache("disk").open(task.examples), {file: file.stat().st_size for file in task.files}
+    max(held, key=held.get).unlink()  # the prompts' file
+    again, reused = open_both(task, "auto")
+    assert (again.origin, reused.origin) == ("computed", "reused")
+    assert torch.equal(again.start.rows, prompts.start.rows)
+    assert torch.equal(reused.start.rows, states.start.rows)
+    apart = open_prompts(task, "disk")
+    assert apart.origin == "computed"
+    found, _ = open_both(task, "auto")
+    assert (found.origin, found.begun) == ("reused", 2)
+    assert torch.equal(found.start.rows, prompts.start.rows)
+
+
+@pytest.mark.parametrize("why", ["off", "memory", "prompts too large"])
+def test_where_one_pass_is_not_worth_it_both_are_opened_by_themselves(task, machine, why):
+    size = task.open("memory").size
+    if why != "off":
+        machine.say(SLOW, memory=2 * size - (why == "memory"))
+    prompts, states = open_both(task, "off" if why == "off" else "auto")
+    assert (prompts.origin, prompts.begun) == ("off", 0)
+    assert (states.origin, states.kept) == {
+        "off": ("off", "nowhere"),
+        "memory": ("computed", "on disk"),
+        "prompts too large": ("computed", "in memory"),
+    }[why]
+    if why != "off":
+        assert torch.equal(states.start.rows, task.computed().rows)
+
+
+def test_states_that_memory_does_not_hold_meanwhile_are_read_again_and_no_bit_changes(task, machine):
+    size = task.open("memory").size
+    held = open_both(task, "memory")
+    machine.say(memory=2 * size - 1)
+    prompts, states = open_both(task, "auto")
+    assert [(one.origin, one.begun, one.kept) for one in (prompts, states)] == 2 * [("computed", 0, "on disk")]
+    assert torch.equal(prompts.start.rows, held[0].start.rows)
+    assert torch.equal(states.start.rows, held[1].start.rows)
 
 
 @pytest.mark.parametrize("boundary", [0, 2])
