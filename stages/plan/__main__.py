@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from rich.console import Console
@@ -70,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     def rates(work: CostModel) -> Rates:
-        return rates_here(args.base, params.device, params.finetune.processes, work, earlier=args.out)
+        kept = Path(params.finetune.cache_folder) / "rates.json"
+        return rates_here(args.base, params.device, params.finetune.processes, work, kept)
 
     plan = make_plan(base, sizes, evidence, params.plan, params.finetune, hashes, rates)
     with replacing_folder(args.out) as folder:

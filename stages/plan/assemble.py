@@ -26,6 +26,7 @@ class Work(Batches):
     processes: Count
     lora_rank: Count
     answer_side: AnswerSide
+    cache_folder: str
 
 
 def make_plan(

@@ -12,8 +12,10 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Final
 
+from pydantic import ValidationError
+
 from salf.errors import UserError
-from salf.plan import FILE_NAME, FreezePlan
+from salf.files import read_json, write_json
 from salf.plan_records import CostModel, FrontierPoint, Rates, TimedBudget
 from salf.settings import Device
 from stages.common.params import Plan
@@ -92,8 +94,8 @@ def _per_second(params: Plan) -> float:
     return 1 / _SECONDS[unit] if unit in _SECONDS else (params.price_per_hour or 0.0) / _SECONDS["h"]
 
 
-def rates_here(base: Path, device: Device, processes: int, work: CostModel, earlier: Path) -> Rates:
-    """Measure this machine in a process of its own, which loads torch; an earlier plan's rates if they are its own.
+def rates_here(base: Path, device: Device, processes: int, work: CostModel, kept: Path) -> Rates:
+    """Rates of this machine: those in the file ``kept``, or measured in a process of its own, which loads torch.
 
     Raises:
         UserError: fine-tuning runs otherwise than what can be timed, or the base model cannot be trained here.
@@ -104,15 +106,19 @@ def rates_here(base: Path, device: Device, processes: int, work: CostModel, earl
             "fine-tuning's FLOPs, or set device.frozen_weights to whole and finetune.processes to 1"
         )
     known = None
-    with suppress(UserError):  # damaged, or of an earlier version
-        known = FreezePlan.load(earlier).timed if (earlier / FILE_NAME).is_file() else None
+    with suppress(UserError, ValidationError):  # none yet, damaged, or of an earlier version
+        known = Rates.model_validate(read_json(kept))
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
-            return pool.submit(_measure, base, device, work, known.rates if known else None).result()
+            rates = pool.submit(_measure, base, device, work, known).result()
         except BrokenProcessPool:
             raise UserError(
                 "the process that times training was ended; if memory ran out, give plan.budget as a share"
             ) from None
+    if rates != known:
+        with suppress(OSError):  # a folder that is only readable
+            write_json(kept, rates.model_dump(mode="json"))
+    return rates
 
 
 def _measure(*arguments: object) -> Rates:
