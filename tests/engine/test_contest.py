@@ -158,7 +158,7 @@ def test_a_rate_at_which_training_diverges_loses(bench, capsys):
     assert found.grid[1].rate == DIVERGING
     assert found.grid[1].model_fields_set == found.grid[0].model_fields_set
     assert set(found.grid[1].model_dump(exclude={"rate"}).values()) == {None}
-    assert "with learning rate 1e+38; lower it for this method" in capsys.readouterr().out
+    assert "with learning rate 1e+38; lower finetune.learning_rate (in a race: race.arms)" in capsys.readouterr().out
 
 
 def test_where_all_rates_diverge_nothing_is_trained(bench):

@@ -160,7 +160,8 @@ class _Run:
         if not math.isfinite(loss):
             raise DivergedError(
                 f"{self.job.name}: the {name} became {loss} at step {self.done.steps} of {self.total} with learning "
-                f"rate {self.job.rate:g}; lower it for this method, or set device.dtype to float32",
+                f"rate {self.job.rate:g}; lower finetune.learning_rate (in a race: race.arms) for this method, or set "
+                "device.dtype to float32",
                 self.done,
             )
 
