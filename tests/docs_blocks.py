@@ -1,5 +1,6 @@
 """The fenced blocks of README.md and of the pages in docs/, to be run as a reader would."""
 
+import contextlib
 import itertools
 import re
 import shlex
@@ -46,3 +47,12 @@ def overrides(command: list[str], option: str) -> list[str]:
 def run_python(block: str, names: dict, page: str) -> None:
     """Run a block with the names that earlier ones left."""
     exec(compile(block, str(Path("docs") / page), "exec"), names)
+
+
+def run_page(page: str, root: Path) -> dict:
+    """Run all Python blocks of a page in a folder, and return the names that they left."""
+    names: dict = {}
+    with contextlib.chdir(root):
+        for _, block in blocks(page, "python"):
+            run_python(block, names, page)
+    return names

@@ -3,7 +3,7 @@
 import pytest
 
 from salf.plan import FreezePlan
-from tests.docs_blocks import blocks, run_python
+from tests.docs_blocks import run_page
 from tests.own_plan import changed_parts, write_plan_and_base
 
 PAGE = "own-script.md"
@@ -11,32 +11,27 @@ CACHED = ("out/cached", "out/cached-trainer/checkpoint-2", "out/cached-trl/check
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory, hub_folder):
+def page(tmp_path_factory, hub_folder):
     """The folder after all blocks, and the names that they left."""
     root = tmp_path_factory.mktemp("own")
     write_plan_and_base(root, hub_folder)
-    names: dict = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        for _, block in blocks(PAGE, "python"):
-            run_python(block, names, PAGE)
-    return root, names
+    return root, run_page(PAGE, root)
 
 
 @pytest.mark.parametrize("folder", ["out/plain", "out/trainer/checkpoint-2", "out/trl/checkpoint-1", *CACHED])
-def test_what_was_trained_lies_above_the_boundary(told, folder):
-    root, _ = told
+def test_what_was_trained_lies_above_the_boundary(page, folder):
+    root, _ = page
     assert changed_parts(root, folder) == {"2", "3", "model.norm.weight"}
 
 
 @pytest.mark.parametrize("folder", ["out/plain", "out/trainer/checkpoint-2"])
-def test_the_plan_lies_beside_the_weights(told, folder):
-    root, names = told
+def test_the_plan_lies_beside_the_weights(page, folder):
+    root, names = page
     assert FreezePlan.load(root / folder) == names["plan"]
 
 
-def test_adapters_that_trl_makes_learn_above_the_boundary_alone(told):
-    _, names = told
+def test_adapters_that_trl_makes_learn_above_the_boundary_alone(page):
+    _, names = page
     # B begins at zero: where it is none any more, the adapter has learned.
     ups = {name: parameter for name, parameter in names["trainer"].model.named_parameters() if ".lora_B." in name}
     assert len(ups) == 4 * 7
@@ -44,18 +39,18 @@ def test_adapters_that_trl_makes_learn_above_the_boundary_alone(told):
     assert learned == {name for name in ups if ".layers.2." in name or ".layers.3." in name}
 
 
-def test_adapters_train_above_the_boundary_alone(told):
-    _, names = told
+def test_adapters_train_above_the_boundary_alone(page):
+    _, names = page
     trained = [name for name, parameter in names["adapted"].named_parameters() if parameter.requires_grad]
     assert len(trained) == len(names["trained"]) == 2 * 7 * 2
     assert all(".layers.2." in name or ".layers.3." in name for name in trained)
 
 
-def test_adapters_of_a_suffix_load_into_the_whole_model(told):
+def test_adapters_of_a_suffix_load_into_the_whole_model(page):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    root, names = told
+    root, names = page
     loaded = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(root / "data/base"), root / "out/cached-lora"
     )
@@ -65,10 +60,10 @@ def test_adapters_of_a_suffix_load_into_the_whole_model(told):
     assert all(found[name].equal(parameter) for name, parameter in saved.items())
 
 
-def test_answer_side_folders_hold_what_trained_and_peft_activates_the_adapter(told):
+def test_answer_side_folders_hold_what_trained_and_peft_activates_the_adapter(page):
     from salf import AnswerSideModel
 
-    root, names = told
+    root, names = page
     assert names["served"].active_peft_config.alora_invocation_tokens == names["asked"][0][-names["tail"] :]
     ids, mask = (names["inputs"][name] for name in ("input_ids", "attention_mask"))
     with pytest.MonkeyPatch.context() as patch:

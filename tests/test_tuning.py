@@ -15,27 +15,22 @@ from salf.files import read_json
 from salf.settings import Race
 from stages.common.params import load_params
 from tests.conftest import PROJECT
-from tests.docs_blocks import blocks, commands, overrides, run_python
+from tests.docs_blocks import blocks, commands, overrides, run_page
 from tests.own_plan import write_plan_and_base
 
 PAGE = "tuning.md"
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory, hub_folder):
+def page(tmp_path_factory, hub_folder):
     """The folder after all blocks, and the names that they left."""
     root = tmp_path_factory.mktemp("tuning")
     write_plan_and_base(root, hub_folder)
-    names: dict = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        for _, block in blocks(PAGE, "python"):
-            run_python(block, names, PAGE)
-    return root, names
+    return root, run_page(PAGE, root)
 
 
-def test_the_winner_is_one_of_the_arms_and_opens_again(told):
-    root, names = told
+def test_the_winner_is_one_of_the_arms_and_opens_again(page):
+    root, names = page
     record, model = names["raced"].record, names["raced"].model
     assert [(arm.method, arm.learning_rate) for arm in record.arms] == [
         ("full+answer+lora", 0.0005),
@@ -55,8 +50,8 @@ def test_the_winner_is_one_of_the_arms_and_opens_again(told):
         assert torch.equal(opened(ids, labels=labels).logits, model(ids, labels=labels).logits)
 
 
-def test_the_model_that_was_given_is_as_before(told):
-    root, names = told
+def test_the_model_that_was_given_is_as_before(page):
+    root, names = page
     fresh = AutoModelForCausalLM.from_pretrained(root / "data/base").state_dict()
     now = names["model"].state_dict()
     assert all(torch.equal(fresh[name], now[name]) for name in fresh)
@@ -86,8 +81,8 @@ def test_the_yaml_block_and_the_command_are_those_of_the_project():
 ROW = {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}
 
 
-def test_a_folder_is_resumed_by_the_same_race_and_by_no_other(told, tmp_path, monkeypatch):
-    model, taken, take = told[1]["model"], [], Stepper.take
+def test_a_folder_is_resumed_by_the_same_race_and_by_no_other(page, tmp_path, monkeypatch):
+    model, taken, take = page[1]["model"], [], Stepper.take
     monkeypatch.setattr(Stepper, "take", lambda self, *given: taken.append(given) or take(self, *given))
     common = {"arms": {"full": [0.001, 0.01]}, "train": [ROW] * 2, "validation": [ROW] * 2, "epochs": 2, "keep": 1}
     other_row = {**ROW, "input_ids": [5, 6, 9, 8], "labels": [-100, -100, 9, 8]}
@@ -123,8 +118,8 @@ def test_a_folder_is_resumed_by_the_same_race_and_by_no_other(told, tmp_path, mo
         ({"arms": {"salf": 0.1}}, "salf"),
     ],
 )
-def test_what_cannot_be_raced_ends_in_one_line(told, changes, message):
-    model = told[1]["model"]
+def test_what_cannot_be_raced_ends_in_one_line(page, changes, message):
+    model = page[1]["model"]
     given = {"arms": {"half": 0.1}, "train": [ROW] * 2, "validation": [ROW] * 2, **changes}
     with pytest.raises(UserError, match=message):
         salf.race(model, **given)

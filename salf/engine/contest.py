@@ -193,7 +193,7 @@ class Found:
     answer_side: AnswerSideRecord | None
     flops: int  # of a race: of all arms; of looks at the validation split, where they decided something
     flops_backward: int
-    seconds_cache: float  # of the passes over the training split before training, whoever ran them: a method pays
+    seconds_cache: float  # of the passes over the training split before training, by any run: a method pays
     seconds_training: float
 
 
@@ -354,7 +354,8 @@ class _Course:
         assert self.held is not None, "the winner"
         self._tell_edge(arm)
         race = None if self.contest.keep is None else self._record(winner)
-        trained, all_trained = done.trained[winner], done.trained.values()
+        trained = done.trained[winner]
+        counted = list(done.trained.values()) if race else [trained]
         looks = self.bench.settings.decided_by_looks
         return Found(
             arm=arm,
@@ -369,9 +370,9 @@ class _Course:
             prompts=lane.prompts,
             answer_side=lane.answer_side,
             flops=race.flops if race else trained.flops + looks * trained.flops_validation,
-            flops_backward=sum(one.flops_backward for one in (all_trained if race else [trained])),
+            flops_backward=sum(one.flops_backward for one in counted),
             seconds_cache=sum(seconds for _, seconds in done.before.values()),
-            seconds_training=sum(sum(one.step_seconds) for one in (all_trained if race else [trained])),
+            seconds_training=sum(sum(one.step_seconds) for one in counted),
         )
 
     def _tell_edge(self, arm: Arm) -> None:

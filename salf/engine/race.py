@@ -117,7 +117,7 @@ def race(
         seed: of the order of rows, and of new adapters.
         bf16: multiply in bfloat16 (autocast).
         folder: where unfinished training is kept; a race that is started again with the same arguments goes on from
-            there, and one with others begins anew. `None`: a temporary folder.
+            there, and one with others starts over. `None`: a temporary folder.
         settings: of the group `finetune` in `params.yaml`, such as `epochs`, `batch_size` or `lora_rank`.
 
     Raises:
