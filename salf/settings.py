@@ -192,7 +192,7 @@ class Race(Group):
         RaceArms(method="full+answer+lora", learning_rate=[0.0005, 0.001, 0.002]),
         RaceArms(method="half", learning_rate=[0.0002]),
     ]
-    keep: Count = 2
+    keep: Count = 1
 
     @property
     def pairs(self) -> list[tuple[str, float]]:

@@ -86,7 +86,7 @@ def race(
     validation: Rows,
     *,
     plan: FreezePlan | None = None,
-    keep: int = 2,
+    keep: int = 1,
     seed: int = 1,
     bf16: bool = False,
     folder: str | Path | None = None,
