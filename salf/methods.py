@@ -3,14 +3,16 @@
 A scope says where to train: the name of a plan's selector (``full``, ``salf``...), whose boundary it takes;
 ``freeze-<k>``, with layers 1..k frozen (``freeze-0`` is the scope of ``full``); ``first-n`` or ``lisa``. ``race`` has
 no scope of its own: it trains several methods and keeps the one that wins.
-A word says how. It fills one of five slots, and a name has at most one word per slot, in the slots' order.
+A word says how. It fills one of five slots, a few fill two, and a name has at most one word per slot, in the slots'
+order.
 A slot without a word has its plain one, which is never written. ``lora`` alone is ``full+lora``. With ``answer``, what
 trains acts at the positions after a prompt's data alone: :mod:`salf.split_point`.
 """
 
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any, Final
 
@@ -34,6 +36,7 @@ class Word:
     name: str
     slot: str
     made_by: str
+    also: Mapping[str, str] = field(default_factory=dict)  # further slots that it fills, and what implements it there
     trains: str = ""  # what the model card says that it trains
     layers_alone: bool = False  # embeddings, final norm and head stay as they are, so that layers have to train
     counted_as: Technique = "weights"  # how the cost model counts its steps
@@ -41,9 +44,14 @@ class Word:
     not_with: tuple[str, ...] = ()  # scopes that it cannot be combined with
     fits: tuple[str, ...] | None = None  # the only words that it can be combined with; ``None``: all
 
-    def implementation(self) -> Any:
-        """Import what implements it."""
-        return resolve_name(self.made_by)
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """All slots that it fills."""
+        return (self.slot, *self.also)
+
+    def implementation(self, slot: str | None = None) -> Any:
+        """Import what implements it, in one of its slots or in its own."""
+        return resolve_name(self.also.get(slot or self.slot, self.made_by))
 
 
 SLOTS: Final = ("positions", "form", "objective", "gradient", "update")
@@ -96,7 +104,7 @@ class Method:
 
     def word(self, slot: str) -> Word:
         """The word in a slot."""
-        return next((WORDS[name] for name in self.words if WORDS[name].slot == slot), _PLAIN[slot])
+        return next((WORDS[name] for name in self.words if slot in WORDS[name].slots), _PLAIN[slot])
 
     @property
     def trains(self) -> str:
@@ -137,6 +145,10 @@ def checked(name: str, selectors: Collection[str]) -> str:
             f"no such method; allowed: a selector ({', '.join(selectors)}) or freeze-<k> (layers 1 to k frozen), "
             f"each alone or with {spoken}; lora (short for full+lora); {FIRST_N}; {LISA}; {RACE}"
         )
+    filled = Counter(slot for word in method.words for slot in WORDS[word].slots)
+    if twice := [slot for slot, count in filled.items() if count > 1]:
+        both = " and ".join(word for word in method.words if twice[0] in WORDS[word].slots)
+        raise ValueError(f"{both} both decide the {twice[0]}: leave one out")
     for word in method.words:
         if method.scope in WORDS[word].not_with:
             raise ValueError(f"{method.scope} cannot be combined with {word}: leave out +{word}")

@@ -1,5 +1,7 @@
 """The grammar of methods' names, and which learning rate a name takes."""
 
+import math
+
 import pytest
 
 from salf.methods import WORDS, Method, Word, checked, frozen_by_name, method_of, rate_entry
@@ -61,6 +63,18 @@ def test_words_that_were_not_shown_to_fit_answers_are_refused(monkeypatch):
     assert checked("full+pace", SELECTORS)
     with pytest.raises(ValueError, match="pace has not been shown to work with answer: leave out"):
         checked("full+answer+pace", SELECTORS)
+
+
+def test_a_word_that_fills_two_slots_leaves_neither_to_another(monkeypatch):
+    monkeypatch.setitem(WORDS, "blind", Word("blind", "gradient", "math:floor", also={"update": "math:ceil"}))
+    monkeypatch.setitem(WORDS, "ahead", Word("ahead", "update", "math:sqrt"))
+    method = method_of(checked("full+lora+blind", SELECTORS))
+    assert {slot: method.word(slot).implementation(slot) for slot in ("gradient", "update")} == {
+        "gradient": math.floor,
+        "update": math.ceil,
+    }
+    with pytest.raises(ValueError, match="blind and ahead both decide the update: leave one out"):
+        checked("full+blind+ahead", SELECTORS)
 
 
 def test_only_a_plain_number_of_layers_is_frozen_by_name():

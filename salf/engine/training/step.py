@@ -50,13 +50,14 @@ def backward(loss: Loss, parts: Iterable[Batch]) -> Tensor:
     return total
 
 
-def adamw(parameters: Sequence[nn.Parameter], settings: Finetune) -> torch.optim.Optimizer:
+def adamw(job: "Job") -> torch.optim.Optimizer:
     """Update: AdamW, which decays matrices, but no norms and biases.
 
     Its ``step`` is given a function that computes loss and gradients, and calls it once.
     """
+    parameters = job.trainable.parameters
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": job.settings.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
@@ -89,9 +90,9 @@ class Stepper:
     def __init__(self, job: Job) -> None:
         self.job, self.start = job, start_of(job.training, job.trainable.model)
         slots = ("positions", "objective", "gradient", "update")
-        words = (job.trainable.method.word(slot).implementation() for slot in slots)
+        words = (job.trainable.method.word(slot).implementation(slot) for slot in slots)
         self._positions, self._objective, self._gradient, update = words
-        self.optimizer: torch.optim.Optimizer = update(job.trainable.parameters, job.settings)
+        self.optimizer: torch.optim.Optimizer = update(job)
         self._interval = -1  # of the layers drawn
         self._gradients = self._joined_gradients()
 

@@ -47,8 +47,8 @@ class TwiceLooked(torch.optim.AdamW):
         return super().step(closure)
 
 
-def twice_looked(parameters, settings):
-    groups = step.adamw(parameters, settings).param_groups
+def twice_looked(job):
+    groups = step.adamw(job).param_groups
     return TwiceLooked(
         [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups], fused=True
     )
