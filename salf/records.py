@@ -332,6 +332,7 @@ class FineTuneRecord(Artifact):
     looks: int | None = None  # validations that decided which weights are kept or when training ended
     steps_planned: int | None = None  # set with looks
     race: RaceRecord | None = None
+    observed: dict[str, float] = {}  # what the technique measured, by name
     params: FineTuneParams
     plan_sha256: str
     base_sha256: str
@@ -415,5 +416,6 @@ class FineTuneClock(Artifact):
     boundary_states: dict[str, StatesRecord]
     prompts: dict[str, StatesRecord] | None = None  # keys and values of prompts, where answers alone train
     peak_memory_bytes: int
+    optimizer_bytes: int | None = None  # of the optimizer's state; None in records made before it was measured
     processes: int
     machine: MachineRecord

@@ -176,6 +176,7 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
         seconds_training=found.seconds_training,
         seconds_per_step=statistics.median(trained.step_seconds),
         peak_memory_bytes=memory,
+        optimizer_bytes=trained.optimizer_bytes,
         processes=processes.count,
         machine=machine_facts(runtime),
     ).save(args.measured)
@@ -189,7 +190,7 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
 
 
 def _keeping(found: Found, settings: Finetune) -> dict[str, Any]:
-    """What the record holds of a race, and of weights that are not the last of all planned steps."""
+    """What the record holds of a race, of weights that are not the last of all planned steps, and of a technique."""
     training, looks = found.training, {}
     if found.race:
         looks = {"race": found.race, "flops_looks": sum(arm.flops_validation for arm in found.race.arms)}
@@ -199,6 +200,7 @@ def _keeping(found: Found, settings: Finetune) -> dict[str, Any]:
             "steps_planned": found.steps_planned,
             "flops_looks": training.flops_validation,
         }
+    looks |= {"observed": training.observed} if training.observed else {}
     return {**looks, **({"kept": training.kept} if settings.decided_by_looks or settings.keep != ["last"] else {})}
 
 

@@ -25,6 +25,8 @@ class Training(BaseModel):
     flops_before: int = 0  # of these, before the first step: the frozen layers' pass, and that over prompts
     flops_backward: int = 0  # of these, back-propagation's
     flops_validation: int = 0  # in addition: reading the validation split
+    optimizer_bytes: int = 0  # of the optimizer's state after the last step
+    observed: dict[str, float] = {}  # what a technique measured, by name
     step_seconds: list[float] = []  # wall-clock of each step with what prepares it, validation left out
     recent_losses: list[float] = []  # of the steps since the last validation
     validation_losses: list[float] = []  # of every validation example at the last validation, nats per answer token
@@ -45,6 +47,7 @@ class Checkpoint:
     parameters: Sequence[nn.Parameter]
     optimizer: torch.optim.Optimizer | None = None  # ``None``: training has ended and needs none
     copies: dict[str, list[Tensor]] = field(default_factory=dict)  # of the parameters, by name
+    decided: dict[str, Tensor] = field(default_factory=dict)  # what the form decided before the first step, by name
     seconds: float = math.inf  # between saves
     writes: bool = True  # of several processes, which all read the file, one writes it
     saved: float = field(default_factory=time.monotonic)
@@ -62,7 +65,7 @@ class Checkpoint:
         """
         if self.path is None or not self.writes:
             return
-        tensors: dict[str, Tensor] = {}
+        tensors = {f"form.{name}": tensor for name, tensor in self.decided.items()}
         for number, parameter in enumerate(self.parameters):
             tensors[str(number)] = parameter
             if self.optimizer and resumes:  # without state: a parameter that has not trained (lately)
@@ -85,6 +88,9 @@ class Checkpoint:
         with torch.no_grad():
             for name, value in tensors.items():
                 number, _, state = name.partition(".")
+                if number == "form":
+                    self.decided[state].copy_(value)
+                    continue
                 parameter = self.parameters[int(number)]
                 if not state:
                     parameter.copy_(value)

@@ -1,12 +1,12 @@
 """Forms: which numbers train, and how they enter the forward pass. A model with a form attached is ready to train."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from salf.engine.models.adapter import CausalModel
@@ -21,23 +21,39 @@ from salf.settings import Finetune
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from salf.engine.batches import Batch
+    from salf.engine.training.checkpoint import Training
+    from salf.engine.training.step import Job
 
-class Form(Protocol):
+
+class Form:
     """A form attached to a model; all parameters that are to train require gradients."""
 
     def __init__(
         self, model: CausalModel, scope: Scope, layers: Collection[int], settings: Finetune, seed: int
     ) -> None:
         """Attach to these layers, the ones of ``scope`` that train at some step; ``seed``: of random first values."""
+        raise NotImplementedError
+
+    def decided(self) -> dict[str, Tensor]:
+        """What :meth:`begin` decides, by name: kept with the parameters, and filled in place when a run resumes."""
+        return {}
+
+    def begin(self, job: "Job", loss: "Callable[[Batch], Tensor]", done: "Training") -> None:
+        """Look at the training data before the first step; add to ``done`` what that costs and what it finds.
+
+        ``loss`` is the objective of a part, on the job's device.
+        """
 
     def fold(self) -> set[str]:
         """Fold what was added into the network's weights; return the names of the parameters that changed."""
+        raise NotImplementedError
 
     def save(self, folder: Path, base: str, revision: str | None) -> None:
         """Write other tools' files in addition to the folded weights; ``base`` and ``revision`` name the base model."""
 
 
-class Weights:
+class Weights(Form):
     """The network's own weights."""
 
     def __init__(
@@ -55,11 +71,8 @@ class Weights:
         """Nothing was added."""
         return self.names
 
-    def save(self, folder: Path, base: str, revision: str | None) -> None:
-        """The folded weights are all there is."""
 
-
-class Lora:
+class Lora(Form):
     """Low-rank adapters (PEFT) at all linear maps of the layers; nothing else trains."""
 
     def __init__(

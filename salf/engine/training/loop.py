@@ -67,12 +67,15 @@ class _Run:
             job.trainable.parameters,
             self.stepper.optimizer,
             self.copies.held,
+            job.trainable.form.decided(),
             60 * self.settings.checkpoint_minutes,
             writes=job.processes.main,
         )
         frozen = job.costs.frozen(job.training)
         read = job.costs.frozen(job.validation) if self.settings.decided_by_looks else 0
         self.done = self.kept.resume(Training(flops=frozen, flops_before=frozen, flops_validation=read))
+        if not self.done.steps:
+            self.stepper.begin(self.done)
         self.end = self.total if job.until is None else min(job.until, self.total)
         points = self.settings.evaluations_per_epoch * self.settings.epochs
         self.marks = {round(self.total * n / points) for n in range(points + 1)} if points else set()
@@ -99,6 +102,7 @@ class _Run:
                 flops = job.costs.step(parts, done.steps)
                 done.flops, done.flops_backward = done.flops + flops.total, done.flops_backward + flops.backward
                 done.steps += 1
+                done.optimizer_bytes = self.stepper.optimizer_bytes
                 self.copies.average(done.steps)
                 done.step_seconds.append(time.perf_counter() - self.clock)
                 self._check(loss, "loss")

@@ -20,6 +20,7 @@ from salf.engine.answers import OfRows, start_of, summed_over_rows
 from salf.engine.batches import Batch, Split
 from salf.engine.rules import Rule
 from salf.engine.runtime import Runtime
+from salf.engine.training.checkpoint import Training
 from salf.engine.training.costs import Costs
 from salf.engine.training.forms import Trainable
 from salf.engine.training.processes import ALONE, Processes
@@ -95,6 +96,17 @@ class Stepper:
         self.optimizer: torch.optim.Optimizer = update(job)
         self._interval = -1  # of the layers drawn
         self._gradients = self._joined_gradients()
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Bytes of the optimizer's state."""
+        states = self.optimizer.state.values()
+        return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
+
+    def begin(self, done: Training) -> None:
+        """Let the form look at the training data before the first step: :meth:`Form.begin`."""
+        _seed_dropout(self.job.seed, 0, self.job.processes.rank)
+        self.job.trainable.form.begin(self.job, lambda part: self._objective(self._forward, part), done)
 
     def take(self, parts: Sequence[Batch], rate: float, number: int) -> float:
         """Take step ``number``, from 0, and return the batch's loss, nats per answer token.
