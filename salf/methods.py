@@ -72,7 +72,7 @@ WORDS: Final = {
             averages=False,
             not_with=(FIRST_N, LISA),
         ),
-        Word("cross-entropy", "objective", "salf.engine.training.step:cross_entropy"),
+        Word("cross-entropy", "objective", "salf.engine.training.step:CrossEntropy"),
         Word("backward", "gradient", "salf.engine.training.step:backward"),
         Word("adamw", "update", "salf.engine.training.step:adamw"),
     )

@@ -209,6 +209,9 @@ class CurvePoint(BaseModel):
     train_loss: float | None
     validation_loss: float
     validation_accuracy: float | None
+    gradient_norm: float | None = None  # before clipping, the mean of the steps since the last point
+    gap: float | None = None  # validation loss less the training cross-entropy of these steps
+    shift: float | None = None  # from the base: KL(model ‖ base) on the validation split, nats per answer token
 
 
 class _Results(BaseModel):

@@ -15,8 +15,9 @@ from salf.engine.models.walk import run, run_to_answers, walk_beginning
 from salf.engine.rules import CandidateRule, LabelTree, LogProbabilities, Path, Rule, preferences
 from salf.engine.runtime import Runtime
 
-# What to sum: from logits of some rows [m, vocabulary], and which of the M rows they are, to a scalar.
-OfRows = Callable[[Tensor, slice], Tensor]
+# What to sum: from logits of some rows [m, vocabulary], of one pass or of several, and which of the M rows they are, to
+# a scalar.
+OfRows = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,16 @@ def training_logits(model: CausalModel, start: Start, batch: Batch, *, recompute
     return model.logits(training_states(model, start, batch, recompute=recompute))
 
 
-def summed_over_rows(model: CausalModel, states: Tensor, of: OfRows) -> Tensor:
-    """Sum ``of`` over the logits of states [M, hidden], ``HEAD_ROWS`` rows at a time."""
-    if len(states) <= HEAD_ROWS or not torch.is_grad_enabled():
-        return torch.stack([of(model.logits(states[rows]), rows) for rows in _chunks(len(states))]).sum()
+def summed_over_rows(model: CausalModel, of: OfRows, *states: Tensor) -> Tensor:
+    """Sum ``of`` over the logits of states [M, hidden] of one pass or several, ``HEAD_ROWS`` rows at a time."""
+
+    def of_chunk(rows: slice, *some: Tensor) -> Tensor:
+        return of(*(model.logits(one) for one in some), rows)
+
+    if len(states[0]) <= HEAD_ROWS or not torch.is_grad_enabled():
+        return torch.stack([of_chunk(rows, *(one[rows] for one in states)) for rows in _chunks(len(states[0]))]).sum()
     trained = [one for part in (model.norm, model.head) for one in part.parameters() if one.requires_grad]
-    total: Tensor = _SumOfChunks.apply(lambda some, rows: of(model.logits(some), rows), states, *trained)
+    total: Tensor = _SumOfChunks.apply(of_chunk, len(states), *states, *trained)
     return total
 
 
@@ -90,14 +95,17 @@ class _SumOfChunks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, value: OfRows, states: Tensor, *trained: Tensor) -> Tensor:
-        total, gradients = torch.zeros((), device=states.device), [torch.zeros_like(one) for one in (states, *trained)]
-        for rows in _chunks(len(states)):
+    def forward(ctx: Any, value: Callable[..., Tensor], passes: int, *inputs: Tensor) -> Tensor:
+        states, trained = inputs[:passes], inputs[passes:]
+        total, gradients = torch.zeros((), device=states[0].device), [torch.zeros_like(one) for one in inputs]
+        for rows in _chunks(len(states[0])):
             with torch.enable_grad():
-                some = states[rows].detach().requires_grad_()
-                part = value(some, rows)
-                gradients[0][rows], *others = torch.autograd.grad(part, [some, *trained])
-            for gradient, other in zip(gradients[1:], others, strict=True):
+                some = [one[rows].detach().requires_grad_() for one in states]
+                part = value(rows, *some)
+                found = torch.autograd.grad(part, [*some, *trained])
+            for gradient, own in zip(gradients[:passes], found[:passes], strict=True):
+                gradient[rows] = own
+            for gradient, other in zip(gradients[passes:], found[passes:], strict=True):
                 gradient += other
             total += part.detach()
         ctx.save_for_backward(*gradients)
@@ -105,7 +113,7 @@ class _SumOfChunks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:
-        return (None, *(outer[0] * gradient for gradient in ctx.saved_tensors))
+        return (None, None, *(outer[0] * gradient for gradient in ctx.saved_tensors))
 
 
 def _chunks(rows: int) -> list[slice]:

@@ -96,7 +96,7 @@ def _time(model: CausalModel, shape: ModelShape, runtime: Runtime, split: Split,
 
     def forward(each: Batch, of: OfRows) -> Tensor:
         with runtime.autocast():
-            return summed_over_rows(model, training_states(model, start, each, recompute=recompute), of)
+            return summed_over_rows(model, of, training_states(model, start, each, recompute=recompute))
 
     laps = []
     for _ in range(1 + _LAPS):

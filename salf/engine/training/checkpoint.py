@@ -47,7 +47,7 @@ class Checkpoint:
     parameters: Sequence[nn.Parameter]
     optimizer: torch.optim.Optimizer | None = None  # ``None``: training has ended and needs none
     copies: dict[str, list[Tensor]] = field(default_factory=dict)  # of the parameters, by name
-    decided: dict[str, Tensor] = field(default_factory=dict)  # what the form decided before the first step, by name
+    held: dict[str, Tensor] = field(default_factory=dict)  # what form and objective hold in addition, by name
     seconds: float = math.inf  # between saves
     writes: bool = True  # of several processes, which all read the file, one writes it
     saved: float = field(default_factory=time.monotonic)
@@ -65,7 +65,7 @@ class Checkpoint:
         """
         if self.path is None or not self.writes:
             return
-        tensors = {f"form.{name}": tensor for name, tensor in self.decided.items()}
+        tensors = {f"held.{name}": tensor for name, tensor in self.held.items()}
         for number, parameter in enumerate(self.parameters):
             tensors[str(number)] = parameter
             if self.optimizer and resumes:  # without state: a parameter that has not trained (lately)
@@ -88,8 +88,8 @@ class Checkpoint:
         with torch.no_grad():
             for name, value in tensors.items():
                 number, _, state = name.partition(".")
-                if number == "form":
-                    self.decided[state].copy_(value)
+                if number == "held":
+                    self.held[state].copy_(value)
                     continue
                 parameter = self.parameters[int(number)]
                 if not state:

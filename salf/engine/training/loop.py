@@ -67,12 +67,13 @@ class _Run:
             job.trainable.parameters,
             self.stepper.optimizer,
             self.copies.held,
-            job.trainable.form.decided(),
+            {**job.trainable.form.decided(), **self.stepper.objective.held},
             60 * self.settings.checkpoint_minutes,
             writes=job.processes.main,
         )
         frozen = job.costs.frozen(job.training)
         read = job.costs.frozen(job.validation) if self.settings.decided_by_looks else 0
+        read += self.stepper.objective.look_flops  # of the base's outputs
         self.done = self.kept.resume(Training(flops=frozen, flops_before=frozen, flops_validation=read))
         if not self.done.steps:
             self.stepper.begin(self.done)
@@ -184,8 +185,10 @@ class _Run:
                 train_loss=float(np.mean(done.recent_losses)) if done.recent_losses else None,
                 validation_loss=read.loss,
                 validation_accuracy=read.accuracy,
+                **self.stepper.objective.look(read.loss),
             )
         )
+        done.flops_validation += self.stepper.objective.look_flops
         done.recent_losses.clear()
         if done.steps:
             self._look()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from salf.engine.answers import OfRows, start_of, summed_over_rows
-from salf.engine.batches import Batch, Split
+from salf.engine.batches import Batch, Split, Start
 from salf.engine.rules import Rule
 from salf.engine.runtime import Runtime
 from salf.engine.training.checkpoint import Training
@@ -26,14 +26,14 @@ from salf.engine.training.forms import Trainable
 from salf.engine.training.processes import ALONE, Processes
 from salf.settings import Finetune
 
-# A part's sum of something over the logits of its M answer positions. What the word for positions computes is the last
-# space there, [M, hidden]: no more logits exist at a time than memory holds, however many positions are learned.
+# A part's sum of something over the logits of its M answer positions: no more of them exist at a time than memory
+# holds, however many positions are learned.
 Forward = Callable[[Batch, OfRows], Tensor]
 Loss = Callable[[Batch], Tensor]  # a part's share of the batch's loss
 
 
 def cross_entropy(forward: Forward, part: Batch) -> Tensor:
-    """Objective: negative log probability of the answer tokens, summed over a part, in nats."""
+    """Negative log probability of the answer tokens, summed over a part, in nats."""
 
     def of_rows(logits: Tensor, rows: slice) -> Tensor:
         return nn.functional.cross_entropy(logits.float(), part.targets[rows], reduction="sum")
@@ -85,14 +85,68 @@ class Job:
     processes: Processes = ALONE  # those that train together; each has the same job
 
 
+class Passes:
+    """Passes of a job's model over parts of batches: a ``Forward``."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.start = job, start_of(job.training, job.trainable.model)
+        self._positions = job.trainable.method.word("positions").implementation()
+
+    def states(self, part: Batch, start: Start | None = None) -> Tensor:
+        """The last space at a part's M answer positions, [M, hidden]; ``start``: where the pass begins instead."""
+        recompute, model = self.job.settings.gradient_checkpointing, self.job.trainable.model
+        with self.job.runtime.autocast():
+            states: Tensor = self._positions(model, start or self.start, part, recompute=recompute)
+        return states
+
+    def summed(self, of: OfRows, *states: Tensor) -> Tensor:
+        """The sum of something over the logits of one pass's states, or of several passes'."""
+        with self.job.runtime.autocast():
+            return summed_over_rows(self.job.trainable.model, of, *states)
+
+    def __call__(self, part: Batch, of: OfRows) -> Tensor:
+        """See :data:`Forward`."""
+        return self.summed(of, self.states(part))
+
+
+class CrossEntropy:
+    """Objective: cross-entropy. Other objectives are subclasses.
+
+    An objective is made once for a job, before training resumes. What it has to keep from step to step, it holds
+    in ``held``, which checkpoints save; resuming fills these tensors in place.
+    """
+
+    look_flops: int = 0  # of what :meth:`look` computes
+
+    def __init__(self, passes: Passes) -> None:
+        self.passes, self.job = passes, passes.job
+        self.held: dict[str, Tensor] = {}
+
+    def begin(self, parts: Sequence[Batch], _number: int) -> Sequence[Batch]:
+        """Take the parts of a step, all processes', and its number from 0; return those to learn from."""
+        return parts
+
+    def __call__(self, part: Batch) -> Tensor:
+        """What is minimised, summed over the answer tokens of a part, in nats."""
+        return cross_entropy(self.passes, part)
+
+    def end(self, _norm: Tensor) -> None:
+        """Take the norm of the step's gradient, before clipping."""
+
+    def look(self, _validation_loss: float) -> dict[str, float]:
+        """Further fields of a point of the curve: see :class:`salf.records.CurvePoint`."""
+        return {}
+
+
 class Stepper:
     """Takes the optimizer steps of a job, over the trained parameters alone."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.start = job, start_of(job.training, job.trainable.model)
-        slots = ("positions", "objective", "gradient", "update")
+        self.job, self.passes = job, Passes(job)
+        slots = ("objective", "gradient", "update")
         words = (job.trainable.method.word(slot).implementation(slot) for slot in slots)
-        self._positions, self._objective, self._gradient, update = words
+        objective, self._gradient, update = words
+        self.objective: CrossEntropy = objective(self.passes)
         self.optimizer: torch.optim.Optimizer = update(job)
         self._interval = -1  # of the layers drawn
         self._gradients = self._joined_gradients()
@@ -106,7 +160,7 @@ class Stepper:
     def begin(self, done: Training) -> None:
         """Let the form look at the training data before the first step: :meth:`Form.begin`."""
         _seed_dropout(self.job.seed, 0, self.job.processes.rank)
-        self.job.trainable.form.begin(self.job, lambda part: self._objective(self._forward, part), done)
+        self.job.trainable.form.begin(self.job, self.objective, done)
 
     def take(self, parts: Sequence[Batch], rate: float, number: int) -> float:
         """Take step ``number``, from 0, and return the batch's loss, nats per answer token.
@@ -115,30 +169,27 @@ class Stepper:
         """
         job = self.job
         self._draw(number)
+        parts = self.objective.begin(parts, number)
         tokens = sum(len(part.targets) for part in parts)
         mine = [part.to(job.runtime.device) for part in job.processes.share(parts)]
 
         def loss(part: Batch) -> Tensor:
-            return self._objective(self._forward, part) / tokens
+            return self.objective(part) / tokens
 
         def closure() -> float:
             _seed_dropout(job.seed, number, job.processes.rank)
             total: Tensor = self._gradient(loss, mine).to(job.runtime.device)
             if self._gradients is not None:
                 job.processes.add_up(self._gradients)
-            nn.utils.clip_grad_norm_(job.trainable.parameters, job.settings.clip_norm)
+            self._norm = nn.utils.clip_grad_norm_(job.trainable.parameters, job.settings.clip_norm)
             return float(job.processes.add_up(total))
 
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch_loss = self.optimizer.step(closure)
+        self.objective.end(self._norm)
         self.optimizer.zero_grad(set_to_none=self._gradients is None)
         return batch_loss
-
-    def _forward(self, part: Batch, of: OfRows) -> Tensor:
-        recompute, model = self.job.settings.gradient_checkpointing, self.job.trainable.model
-        with self.job.runtime.autocast():
-            return summed_over_rows(model, self._positions(model, self.start, part, recompute=recompute), of)
 
     def _draw(self, number: int) -> None:
         """Let the layers of this step's interval train; one that begins, begins without AdamW's moments for them."""

@@ -46,7 +46,7 @@ def gradients(made, monkeypatch, at_once):
     stepper.job.trainable.model.network.zero_grad()
     part = Split(EXAMPLES, SHARED).batch(range(len(EXAMPLES)))
     with counting() as counter:
-        loss = cross_entropy(stepper._forward, part) / 3
+        loss = cross_entropy(stepper.passes, part) / 3
         loss.backward()
     return float(loss.detach()), [p.grad.clone() for p in made.parameters], counter.get_total_flops()
 
@@ -72,9 +72,9 @@ def test_without_gradients_none_are_computed(rows, monkeypatch):
     stepper = stepper_of(made, EXAMPLES, params())
     part = Split(EXAMPLES, SHARED).batch([0, 1])
     with torch.no_grad(), counting() as ours:
-        loss = cross_entropy(stepper._forward, part)
+        loss = cross_entropy(stepper.passes, part)
     with torch.no_grad(), counting() as forward:
-        said = made.model.logits(training_states(made.model, stepper.start, part)).log_softmax(-1)
+        said = made.model.logits(training_states(made.model, stepper.passes.start, part)).log_softmax(-1)
     assert ours.get_total_flops() == forward.get_total_flops()
     assert not loss.requires_grad
     assert float(loss) == pytest.approx(-float(said.gather(1, part.targets[:, None]).sum()), rel=1e-6)

@@ -24,10 +24,12 @@ class SameWeights(Weights):
         super().__init__(*args)
 
 
-def half_of_twice(forward, part):
+class HalfOfTwice(step.CrossEntropy):
     """Objective: the loss doubled and halved, which is exact in floating point."""
-    asked.append("objective")
-    return 2 * step.cross_entropy(forward, part) / 2
+
+    def __call__(self, part):
+        asked.append("objective")
+        return 2 * super().__call__(part) / 2
 
 
 def one_part_at_a_time(loss, parts):
@@ -56,7 +58,7 @@ def twice_looked(job):
 
 NEUTRAL = {
     "same": Word("same", "form", f"{HERE}:SameWeights"),
-    "halves": Word("halves", "objective", f"{HERE}:half_of_twice"),
+    "halves": Word("halves", "objective", f"{HERE}:HalfOfTwice"),
     "parts": Word("parts", "gradient", f"{HERE}:one_part_at_a_time"),
     "twice": Word("twice", "update", f"{HERE}:twice_looked"),
 }
