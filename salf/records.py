@@ -160,6 +160,13 @@ class PreparedRecord(Artifact, PreparedSizes):
     truncated: int  # number of prompts that were cut
     max_tokens: int  # longest prompt and answer, or block: the parameter, or the model's context if that is less
     template: str
+    merged_labels: dict[str, list[str]] = {}  # word to the labels that share it, and are one
+    subgroup_column: str | None = None
+
+    @property
+    def tests(self) -> list[str]:
+        """The test split and the shifted ones, which are scored like it."""
+        return ["test", *(name for name in self.splits if name not in ("train", "validation", "test"))]
 
 
 def read_base(folder: Path) -> BaseFacts:

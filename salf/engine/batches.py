@@ -22,7 +22,7 @@ Rows = NDArray[np.int64]
 
 _COLUMNS = ("example_id", "label", "text", "answer", "prompt_ids", "answer_ids")  # in the order of Example's fields
 _CANDIDATES = "candidates"  # of multiple choice alone
-_ENDS = ("field_end", "turn_end")  # not in data that an older release prepared
+_MAYBE = ("field_end", "turn_end", "subgroup")  # not in all data, and the first two in none of an older release
 _STRETCH = 1024  # rows of a prepared split held at a time
 _BUFFER = 1 << 20  # bytes of a column read ahead
 _MEGABATCH = 16  # batches sorted together by length: little padding, and the order stays random
@@ -49,6 +49,7 @@ class Example:
     candidates: tuple[Candidate, ...] = ()
     field_end: int | None = None  # tokens of the prompt up to the end of its last data column (salf.split_point)
     turn_end: int | None = None  # the same up to the end of the last turn; ``None`` without a chat template
+    subgroup: str | None = None  # by which scores are reported
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -72,14 +73,14 @@ def stream_examples(prepared: Path, split: str, rows: Rows | None = None) -> Ite
     split is missing.
     """
     held = pq.read_schema(require(prepared / f"{split}.parquet", made_by="prepare")).names
-    columns = (*_COLUMNS, *(name for name in (_CANDIDATES, *_ENDS) if name in held))
+    columns = (*_COLUMNS, *(name for name in (_CANDIDATES, *_MAYBE) if name in held))
     for table in stretches(prepared, split, columns, rows):
         words = [table.column(name).to_pylist() for name in _COLUMNS[:4]]
         prompts, answers = (_token_lists(table.column(name)) for name in _COLUMNS[4:])
         given = table.column(_CANDIDATES).to_pylist() if _CANDIDATES in held else repeat(())
         candidates = (tuple(Candidate(one["text"], tuple(one["ids"])) for one in row) for row in given)
-        ends = (table.column(name).to_pylist() if name in held else repeat(None) for name in _ENDS)
-        yield from map(Example, *words, prompts, answers, candidates, *ends)
+        others = (table.column(name).to_pylist() if name in held else repeat(None) for name in _MAYBE)
+        yield from map(Example, *words, prompts, answers, candidates, *others)
 
 
 def stretches(prepared: Path, split: str, columns: Sequence[str], rows: Rows | None = None) -> Iterator[Any]:

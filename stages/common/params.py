@@ -63,20 +63,33 @@ def _distinct(values: list[Any], fault: str = "the same entry appears twice") ->
     return values
 
 
+_PLAIN_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+def _shifted_name(name: str) -> str:
+    if name in ("train", "validation", "test") or not _PLAIN_NAME.fullmatch(name):
+        raise ValueError("a shifted split's own name has small letters, digits, - and _ only, and is no other split's")
+    return name
+
+
 SplitName = Annotated[str, AfterValidator(_split_name)]
 
 
 class Splits(Group):
-    """Names of the source's own splits; ``None``: carved out of the training split."""
+    """Names of the source's own splits; ``None``: carved out of the training split.
+
+    ``shifted``: further test splits, own name to the source's.
+    """
 
     train: SplitName
     validation: SplitName | None
     test: SplitName | None
+    shifted: dict[Annotated[str, AfterValidator(_shifted_name)], SplitName] = Field(default_factory=dict)
 
     @property
     def named(self) -> dict[str, str]:
         """The source's names of the splits that it has."""
-        return {split: name for split, name in self if name is not None}
+        return {split: name for split, name in self if isinstance(name, str)} | self.shifted
 
     @model_validator(mode="after")
     def _named_apart(self) -> Self:
@@ -90,6 +103,10 @@ class Limits(Group):
     train: Count | None
     validation: Count | None
     test: Count | None
+
+    def of(self, split: str) -> int | None:
+        """The limit of a split; a shifted one has that of test."""
+        return self.model_dump().get(split, self.test)
 
 
 class Choices(Group):
@@ -149,6 +166,7 @@ class Data(Group):
     text: Text = Text(block_tokens=256, separator=None)
     messages: str | None
     group_column: str | None
+    subgroup_column: str | None = None
     balance: Balance
     limits: Limits
     seed: Seed
@@ -158,6 +176,8 @@ class Data(Group):
     def _complete(self) -> Self:
         if self.source == "hub" and not self.name:
             raise ValueError("source is hub, but name is null: set data.name")
+        if self.source == "docstrings" and self.splits.shifted:
+            raise ValueError("source is docstrings, which has no further splits: set data.splits.shifted to {}")
         if TASKS[self.task].candidates:
             if not self.choices.column:
                 raise ValueError("task is multiple-choice: set data.choices.column")
@@ -267,7 +287,7 @@ class Plan(Group):
 
 
 def _variant_name(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+    if not _PLAIN_NAME.fullmatch(name):
         raise ValueError("a variant's name has small letters, digits, - and _ only")
     if name in BASELINES:
         raise ValueError("a baseline has this name; give the variant another one")
@@ -382,6 +402,7 @@ class Params(Group):
             "data.label_words": data.label_words,
             "data.choices.column": data.choices.column,
             "data.messages": data.messages,
+            "data.subgroup_column": data.subgroup_column,
             "prepare.chat_template": chat,
             "signals.kinds": [kind for kind in self.signals.kinds if not SIGNALS[kind].of_weights],
             "compare.methods": [name for name in methods if method_of(name).answer_side],

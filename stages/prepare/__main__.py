@@ -63,8 +63,8 @@ def _prepared(room: PrepareRoom, base: Path) -> Prepared:
     check({name: [example.label for example in part] for name, part in examples.items()})
     labels = label_ids(tokenizer, examples[TRAIN]) if filler.task.labels else None
     splits: dict[str, list[Tokenised]] = {}
-    for name in SPLITS:  # train first: rows of the others are kept if it has their label
-        part, unfit = of_labels(name, examples[name], labels or {None})
+    for name, rows in examples.items():  # train first: rows of the others are kept if it has their label
+        part, unfit = of_labels(name, rows, labels or {None})
         if filler.task.text:
             splits[name], lost = blocks(tokenizer, part, longest)
         else:

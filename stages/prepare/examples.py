@@ -131,7 +131,8 @@ class Filler:
 
     Attributes:
         classes: label to the rows that have it, usable or not; ``look_at`` fills it.
-        blank: column of the template, or of the group, to the examples in which it is empty.
+        blank: column of the template, or of a group, to the examples in which it is empty.
+        merged: word to the labels that share it, where ``data.label_words`` merges labels.
         extra_columns: the columns that are read where the source has them.
     """
 
@@ -146,9 +147,12 @@ class Filler:
         self.classes: Counter[str] = Counter()
         self.blank: Counter[str] = Counter()
         self.extra_columns = CHAT_COLUMNS if data.messages else ()
+        self.merged: dict[str, list[str]] = {}
         self._words = _label_words(data)
         self._spelling: dict[str, str] = {}
-        self._groups: dict[str, str] = {}
+        grouping = {"group": data.group_column, "subgroup": data.subgroup_column}
+        self._grouping = {name: column for name, column in grouping.items() if column}
+        self._groups: dict[str, dict[str, str]] = {}  # by name of the grouping, a group's spelling
 
     @property
     def columns(self) -> dict[str, str]:
@@ -163,12 +167,12 @@ class Filler:
                 columns = data.choices.column or []
                 named |= dict.fromkeys([columns] if isinstance(columns, str) else columns, "data.choices.column")
             named |= {} if self.task.text else {data.answer_column: "data.answer_column"}
-        return named | ({data.group_column: "data.group_column"} if data.group_column else {})
+        return named | {column: f"data.{name}_column" for name, column in self._grouping.items()}
 
     def look_at(self, rows: Sequence[Row]) -> None:
         """Settle from the rows of all splits how labels are spelled, and count the classes."""
-        if column := self.data.group_column:
-            self._groups = one_spelling({text for row in rows if (text := plain_text(row.values, column))})
+        for name, column in self._grouping.items():
+            self._groups[name] = one_spelling({text for row in rows if (text := plain_text(row.values, column))})
         if not self.task.labels:
             return
         found = Counter(label for row in rows if (label := self._label(row)))
@@ -180,17 +184,30 @@ class Filler:
             raise UserError(
                 f"data.label_words: no row has the label {unknown[0]!r}; labels: {listed(sorted(self.classes))}"
             )
+        self._merge()
+
+    def _merge(self) -> None:
+        """Make one label of those that share a word; all labels are named by their words then."""
+        sharing: dict[str, list[str]] = {}
+        for label in sorted(self.classes):
+            sharing.setdefault(self._words.get(label, label), []).append(label)
+        self.merged = {word: labels for word, labels in sharing.items() if len(labels) > 1}
+        if self.merged:
+            self.classes = Counter({w: sum(map(self.classes.__getitem__, each)) for w, each in sharing.items()})
 
     def fill(self, row: Row) -> Example:
         """Make the example of a row, or raise a ``RefusedRowError``."""
-        column = self.data.group_column
-        texts = {column: text_at(row.values, column, "data.group_column").strip()} if column else {}
-        group = next(iter(texts.values()), "")
+        groups = {
+            name: text_at(row.values, column, f"data.{name}_column").strip() for name, column in self._grouping.items()
+        }
         example, filled = self._conversation(row) if self.data.messages else self._filled(row)
-        example = replace(example, group=self._groups.get(group, group) or None)
-        if not is_unicode("".join((example.text, example.prompt, example.answer, *example.candidates, group))):
+        named = {name: self._groups[name].get(text, text) or None for name, text in groups.items()}
+        example = replace(example, group=named.get("group"), subgroup=named.get("subgroup"))
+        texts = (example.text, example.prompt, example.answer, *example.candidates, *groups.values())
+        if not is_unicode("".join(texts)):
             raise RefusedRowError(BROKEN)
-        self.blank.update(name for name, text in (texts | filled).items() if not text.strip())
+        filled = {self._grouping[name]: text for name, text in groups.items()} | filled
+        self.blank.update(name for name, text in filled.items() if not text.strip())
         return example
 
     def documents(self, example: Example) -> list[Example]:
@@ -237,7 +254,7 @@ class Filler:
             raise RefusedRowError("missing answer")
         label = self._spelling.get(answer, answer) if self.task.labels else None
         word = answer if label is None else self._words.get(label, label)
-        return Example(row.example_id, None, label, text, prompt, word, candidates)
+        return Example(row.example_id, None, word if self.merged else label, text, prompt, word, candidates)
 
     def _label(self, row: Row) -> str:
         """The label as the row spells it; empty where it has none."""

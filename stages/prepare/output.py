@@ -26,6 +26,7 @@ _TYPES: Final = {
 }
 _OPTIONAL: Final = {"group", "label", "field_end", "turn_end"}
 _COLUMNS: Final = pa.schema([pa.field(name, kind, nullable=name in _OPTIONAL) for name, kind in _TYPES.items()])
+_SUBGROUP: Final = pa.field("subgroup", pa.string())  # with data.subgroup_column only
 # Multiple choice only: the candidates, the right one among them.
 _CANDIDATES: Final = pa.field(
     "candidates",
@@ -55,7 +56,8 @@ def write_prepared(folder: Path, made: Prepared) -> PreparedRecord:
         hashes = {}
         for name, examples in made.splits.items():
             file = aside / f"{name}.parquet"
-            pyarrow.parquet.write_table(_table(examples), file, compression="zstd")
+            table = _table(examples, subgroups=bool(made.filler.data.subgroup_column))
+            pyarrow.parquet.write_table(table, file, compression="zstd")
             hashes[name] = sha256_file(file)
         record = _record(made, hashes)
         record.save(aside)
@@ -69,6 +71,7 @@ def _record(made: Prepared, hashes: Mapping[str, str]) -> PreparedRecord:
     ended = made.filler.task.free or (labels and all(ids[-1] == end for ids in labels.values()))
     noted = Counter(note for row in rows for note in made.tokenizer.notes(row))
     merged = Counter(kind for row in rows for kind in row.merged)
+    own = {"merged_labels": made.filler.merged, "subgroup_column": data.subgroup_column}
     return PreparedRecord(
         schema=1,
         task=data.task,
@@ -89,6 +92,7 @@ def _record(made: Prepared, hashes: Mapping[str, str]) -> PreparedRecord:
         shared_prefix_tokens=shared_prefix([row.prompt_ids for row in rows]),
         max_tokens=made.tokenizer.room(made.max_tokens),
         template=f"{{{data.messages}}}" if data.messages else data.template,
+        **{name: value for name, value in own.items() if value},
     )
 
 
@@ -118,18 +122,19 @@ def _split(examples: Sequence[Tokenised], made: Prepared, name: str, sha256: str
     )
 
 
-def _table(examples: Sequence[Tokenised]) -> pa.Table:
+def _table(examples: Sequence[Tokenised], *, subgroups: bool) -> pa.Table:
+    schema = _COLUMNS.append(_SUBGROUP) if subgroups else _COLUMNS
     columns: dict[str, list[Any]] = {
         name: [getattr(row if name.endswith(("_ids", "_end")) else row.example, name) for row in examples]
-        for name in _COLUMNS.names
+        for name in schema.names
     }
     if not any(row.candidate_ids for row in examples):
-        return pa.table(columns, schema=_COLUMNS)
+        return pa.table(columns, schema=schema)
     columns[_CANDIDATES.name] = [
         [{"text": text, "ids": ids} for text, ids in zip(row.example.candidates, row.candidate_ids, strict=True)]
         for row in examples
     ]
-    return pa.table(columns, schema=_COLUMNS.append(_CANDIDATES))
+    return pa.table(columns, schema=schema.append(_CANDIDATES))
 
 
 def print_summary(made: Prepared, record: PreparedRecord, console: Console) -> None:
@@ -144,6 +149,7 @@ def print_summary(made: Prepared, record: PreparedRecord, console: Console) -> N
         "refused": [f"{one.split}: {one.count:,} {one.reason}" for one in record.refused],
         "kept, but see": [f"{one.count:,} {one.reason}" for one in record.noted],
         "classes left out": [f"{label} ({n:,} rows)" for label, n in record.classes_left_out.items()],
+        "merged by data.label_words": [f"{word} = {', '.join(each)}" for word, each in record.merged_labels.items()],
         "empty": [f"{column} in {n:,} rows" for column, n in record.blank.items()],
     }
     for title, lines in lists.items():

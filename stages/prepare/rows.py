@@ -65,6 +65,7 @@ class Example:
     notes: tuple[str, ...] = ()  # what the reader should know about the row
     field_end: int = 0  # characters of the prompt up to the end of its last data column, or of the last turn's words
     turn_end: int | None = None
+    subgroup: str | None = None  # by which scores are reported; no split looks at it
 
 
 class RefusedRowError(Exception):

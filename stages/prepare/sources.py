@@ -233,9 +233,10 @@ def _hold(found: Mapping[str, Iterable[Row]], data: Data) -> tuple[dict[str, lis
 
 
 def _most(split: str, data: Data, found: Collection[str]) -> int | None:
-    limits = data.limits.model_dump()
-    wanted = [limits[split], *(limits[other] for other in SPLITS if split == TRAIN and other not in found)]
-    return None if None in wanted or data.examples else max(_MOST, 10 * sum(wanted))
+    limit = data.limits.of
+    wanted = [limit(split), *(limit(other) for other in SPLITS if split == TRAIN and other not in found)]
+    known = [limit for limit in wanted if limit is not None]
+    return None if len(known) < len(wanted) or data.examples else max(_MOST, 10 * sum(known))
 
 
 def _watched(rows: Iterable[Row], split: str) -> Iterator[Row]:

@@ -79,9 +79,10 @@ def named(examples: Examples, wanted: Named) -> Examples:
         table = pyarrow.parquet.read_table(path, columns=["name", "split", "example_id"]).to_pylist()
     rows = [row for row in table if row["name"] == wanted.name]
     known = {example.example_id: example for part in examples.values() for example in part}
+    splits = dict.fromkeys((*SPLITS, *examples))
     faults = {
         "no rows; there are": {row["name"] for row in table} if not rows else (),
-        f"splits other than {', '.join(SPLITS)}": {row["split"] for row in rows} - {*SPLITS},
+        f"splits other than {', '.join(splits)}": {row["split"] for row in rows} - {*splits},
         "rows listed twice": [row for row, n in Counter(row["example_id"] for row in rows).items() if n > 1],
         "rows that are not in the data, or cannot be used": [
             row["example_id"] for row in rows if row["example_id"] not in known
@@ -91,22 +92,24 @@ def named(examples: Examples, wanted: Named) -> Examples:
         if found:
             these = listed(sorted(map(repr, found)), 3)
             raise UserError(f"data.examples: {wanted.name!r} in {path} has {fault}: {these}")
-    return {split: [known[row["example_id"]] for row in rows if row["split"] == split] for split in SPLITS}
+    return {split: [known[row["example_id"]] for row in rows if row["split"] == split] for split in splits}
 
 
 def separate(examples: Examples, threshold: float | None) -> tuple[Examples, Lost]:
     """Drop rows that leak from one split into another, and rows that occur twice in the training split.
 
-    The test split is left as it is. Rows of validation that share a group with test or are near-duplicates of its rows
-    are dropped, and rows of training that do so with either. Without a threshold, texts are not compared.
+    Test and shifted splits are left as they are. Rows of validation that share a group with one of them or are
+    near-duplicates of its rows are dropped, and rows of training that do so with any of these. Without a threshold,
+    texts are not compared.
     """
     dropped = Lost()
-    kept: Examples = {TEST: examples[TEST]}
+    kept: Examples = {name: part for name, part in examples.items() if name not in (TRAIN, VALIDATION)}
     guards: list[tuple[str, set[str | None], NearDuplicates | None]] = []
-    for name, other in ((VALIDATION, TEST), (TRAIN, VALIDATION)):
-        texts = [one.text for one in kept[other]]
-        index = NearDuplicates(texts, threshold) if threshold is not None else None
-        guards.append((other, {one.group for one in kept[other]} - {None}, index))
+    for name, others in ((VALIDATION, list(kept)), (TRAIN, [VALIDATION])):
+        for other in others:
+            texts = [one.text for one in kept[other]]
+            index = NearDuplicates(texts, threshold) if threshold is not None else None
+            guards.append((other, {one.group for one in kept[other]} - {None}, index))
         kept[name] = []
         for example in examples[name]:
             if reason := _leak(example, guards):
@@ -137,7 +140,7 @@ def draw(examples: Examples, data: Data) -> tuple[Examples, Lost]:
     kept = {TRAIN: _limit(examples[TRAIN], TRAIN, data)}
     labels = {example.label for example in kept[TRAIN]}
     _, refused = of_labels(TRAIN, examples[TRAIN], labels, "of which data.limits.train draws no row")
-    for split in (VALIDATION, TEST):
+    for split in (VALIDATION, *(name for name in examples if name not in (TRAIN, VALIDATION))):
         known, unknown = of_labels(split, examples[split], labels)
         refused += unknown
         kept[split] = _limit(known, split, data)
@@ -208,7 +211,7 @@ def _distinct(train: list[Example], dropped: Lost) -> list[Example]:
 
 def _limit(examples: list[Example], split: str, data: Data) -> list[Example]:
     drawn = sorted(examples, key=lambda example: draw_key(data.seed, example.example_id))
-    limit: int | None = getattr(data.limits, split)
+    limit = data.limits.of(split)
     if limit is None or len(drawn) <= limit:
         return drawn
     if TASKS[data.task].labels and data.balance in (split, "all"):

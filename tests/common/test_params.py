@@ -141,6 +141,9 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
         ({"data__splits__validation": "/tmp/x"}, "a split's name is a plain name, not a path"),
         ({"data__splits__train": ".."}, "a split's name is a plain name, not a path"),
         ({"data__splits__validation": "test"}, "two splits have one name"),
+        ({"data__splits__shifted": {"ood": "test"}}, "two splits have one name"),
+        ({"data__splits__shifted": {"test": "ood"}}, "a shifted split's own name has small letters, digits, - and _ o"),
+        ({"data__splits__shifted": {"ood": "ood"}}, "source is docstrings, which has no further splits: set"),
         ({"data__label_words": {0: 1}}, "data.label_words.0 = 1: Input should be a valid string"),
         ({"nonsense": {}}, "nonsense: unknown parameter; known here: compare, data, device"),
         ({"plan__max_tokens": 64}, "plan.max_tokens: unknown parameter; did you mean prepare.max_tokens?"),
@@ -182,6 +185,7 @@ def test_the_file_of_release_0_1_0_is_read_with_its_own_values():
     for method, rate in old["finetune"]["learning_rate"].items():
         assert now["finetune"]["learning_rate"][method] == [rate]
     del now["finetune"]["learning_rate"]
+    assert now["data"]["splits"].pop("shifted") == {}
     for group, values in old.items():
         assert {key: now[group][key] for key in values if key != "learning_rate"} == {
             key: value for key, value in values.items() if key != "learning_rate"

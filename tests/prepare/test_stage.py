@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from salf.errors import UserError
 from salf.files import sha256_file
+from salf.records import PreparedRecord
 from stages.prepare.__main__ import PrepareRoom, main
 from stages.prepare.docstrings import LIBRARIES
 from stages.prepare.splits import NearDuplicates, shingles
@@ -214,6 +215,62 @@ def test_a_group_has_one_name_in_every_format_and_split(tmp_path, workspace):
     out = workspace({"path": "d", "splits": splits, "group_column": "file"}, {"near_duplicate": None})
     assert meta_of(out)["dropped"]["train row of a group that test holds"] > 20
     assert not {row["group"] for row in read(out, "train")} & {row["group"] for row in read(out, "test")}
+
+
+def test_a_shifted_split_is_prepared_like_test_and_guarded_from_training(tmp_path, workspace, capsys):
+    far = rows(20, start=200)
+    odd = {"text": "an odd one out", "label": "weather"}
+    write_jsonl(tmp_path / "d" / "train.jsonl", [*rows(60), *far[:4]])
+    write_jsonl(tmp_path / "d" / "far.jsonl", [*far, odd])
+    given = {"path": "d", "limits": {"train": None, "validation": None, "test": 9}}
+    out = workspace({**given, "splits": SPLITS | {"validation": None, "test": None, "shifted": {"away": "far"}}})
+    meta = meta_of(out)
+    assert PreparedRecord.load(out).tests == ["test", "away"]
+    like = "row that is a near-duplicate of one in away"
+    assert meta["dropped"] == {f"train {like}": 3, f"validation {like}": 1}
+    assert [(one["split"], one["reason"]) for one in meta["refused"]] == [
+        ("away", "with a label that train lacks ('weather')")
+    ]
+    assert "away" in capsys.readouterr().out
+
+    away = (out / "away.parquet").read_bytes()
+    ids = [(split, row["example_id"]) for split in meta["splits"] for row in read(out, split)]
+    named = pa.Table.from_pylist([{"name": "mine", "split": split, "example_id": name} for split, name in ids])
+    pq.write_table(named, tmp_path / "ids.parquet")
+    asked = {"path": "d", "examples": {"table": "ids.parquet", "name": "mine"}}
+    out = workspace({**asked, "splits": SPLITS | {"validation": None, "test": None, "shifted": {"away": "far"}}})
+    assert (out / "away.parquet").read_bytes() == away
+    out = workspace({**given, "splits": SPLITS | {"validation": None, "test": "far"}})
+    assert (out / "test.parquet").read_bytes() == away
+    assert meta_of(out)["splits"]["test"] == meta["splits"]["away"]
+
+
+def test_labels_with_one_word_are_merged_as_if_a_column_held_the_words(tmp_path, workspace, capsys):
+    words = {"sports": "no", "science": "yes", "world": "no"}
+    write_jsonl(tmp_path / "rows.jsonl", [row | {"by_hand": words[row["label"]]} for row in rows(90)])
+    limits = {"train": 30, "validation": 6, "test": 9}
+    by_hand = workspace({"answer_column": "by_hand", "limits": limits})
+    expected = {file.name: file.read_bytes() for file in by_hand.glob("*.parquet")}
+    plain = meta_of(by_hand)
+    merged = workspace({"label_words": words, "limits": limits})
+    assert {file.name: file.read_bytes() for file in merged.glob("*.parquet")} == expected
+    assert meta_of(merged) == plain | {"merged_labels": {"no": ["sports", "world"]}}
+    assert plain["splits"]["train"]["label_counts"] == {"no": 15, "yes": 15}
+    assert "merged by data.label_words: no = sports, world" in capsys.readouterr().out
+
+
+def test_subgroups_are_carried_to_every_split_and_change_nothing_else(tmp_path, workspace):
+    write_jsonl(tmp_path / "rows.jsonl", [row | {"who": at % 4 or None} for at, row in enumerate(rows(60))])
+    plain = {split: read(workspace({}), split) for split in SPLITS}
+    out = workspace({"subgroup_column": "who"})
+    for split, before in plain.items():
+        after = read(out, split)
+        assert [row | {"subgroup": one["subgroup"]} for row, one in zip(before, after, strict=True)] == after
+        numbers = [int(row["text"].split()[1]) % 4 for row in after]
+        assert [row["subgroup"] for row in after] == [str(n) if n else None for n in numbers]
+    assert (meta_of(out)["subgroup_column"], meta_of(out)["blank"]) == ("who", {"who": 15})
+    with pytest.raises(UserError, match=r"data\.subgroup_column: no column 'whom'; the data has: text, label, who"):
+        workspace({"subgroup_column": "whom"})
 
 
 def test_faults_leave_the_last_result_alone(tmp_path, workspace):
