@@ -1,7 +1,6 @@
 """Decides a study's next fine-tunes from its tables alone, so that it resumes at any point.
 
-Order: the coarse grid of boundaries for every seed and dataset, then the boundaries that selectors choose; last,
-methods without a boundary.
+Order: for every seed the boundaries of every case, then for every seed the methods in addition.
 """
 
 import math
@@ -9,27 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
-from typing import Any, Final
+from typing import Final
 
-from salf.methods import RACE
-from stages.study.description import FULL, MOST_RATE, Arm, Budget, Case, Description, Rates, Rule, Settings
+from salf.methods import RACE, frozen_by_name
+from stages.study.description import FULL, HALF, MOST_RATE, Budget, Case, Description, Rates
 
 _RACED: Final = (0.0,)  # in the place of the rates of a race, which has its own
-PLAIN: Final = "plain"  # the parameters as they are: their plan gives the model's depth
-
-
-@dataclass(frozen=True)
-class Look:
-    """A plan to make, for the choices of all selectors that need the same parameters.
-
-    ``source`` is a word for these parameters, ``values`` all that are set, ``settings`` what decides the plan.
-    """
-
-    case: Case
-    source: str
-    values: Settings
-    rules: Mapping[str, Rule]
-    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,14 +34,13 @@ class FineTune:
 
 @dataclass(frozen=True)
 class Known:
-    """The content of the tables: depths of planned cases, boundaries that selectors choose, and finished fine-tunes.
+    """The content of the tables: finished fine-tunes with the rate that each took, and those whose texts were scored.
 
-    ``done`` holds the learning rate that each of these took.
+    ``scored`` holds case, seed and method.
     """
 
-    layers: Mapping[Case, int]
-    chosen: Mapping[Case, frozenset[int]]
     done: Mapping[FineTune, float]
+    scored: frozenset[tuple[Case, int, str]] = frozenset()
 
     @cached_property
     def grids(self) -> Mapping[FineTune, list[FineTune]]:
@@ -75,32 +58,51 @@ def method_of(boundary: int) -> str:
 
 def agenda(description: Description, cases: Sequence[Case], known: Known) -> list[FineTune]:
     """Return all fine-tunes that are wanted as far as is known yet, finished or not, the most informative first."""
-    planned = [case for case in cases if case in known.layers]
-    rates = {case: description.rates_of(case.model) for case in planned}
-    grids = {case: coarse(description.boundaries, rates[case], known.layers[case]) for case in planned}
-    chosen = {case: sorted(known.chosen.get(case, ())) for case in planned}
     wanted = [
-        _freeze(description, case, seed, boundary, known)
+        _wanted(description, case, seed, method_of(boundary), known)
         for seed in description.seeds
-        for phase in (grids, chosen)
-        for case in planned
-        for boundary in phase[case]
+        for case in cases
+        for boundary in grid_of(description, case)
     ]
     for seed in description.seeds:
-        for case in planned:
+        for case in cases:
             for method, arm in description.methods.items():
                 if arm.includes(case, seed):
-                    wanted += _arm(description, case, seed, method, arm, known)
+                    budgets: list[Budget] = ["epochs", "compute"] if arm.equal_compute else ["epochs"]
+                    wanted += [_wanted(description, case, seed, method, known, budget) for budget in budgets]
     return list(dict.fromkeys(wanted))
 
 
-def batches(wanted: Sequence[FineTune], together: int) -> Iterator[tuple[FineTune, ...]]:
-    """Group fine-tunes into jobs: at most ``together`` neighbours of one case, seed and budget."""
-    ready = [fine_tune for fine_tune in wanted if fine_tune.rates]
-    for _, group in groupby(ready, key=lambda one: (one.case, one.seed, one.budget)):
+def to_score(description: Description, cases: Sequence[Case], known: Known) -> list[FineTune]:
+    """Return the fine-tunes whose perplexity on texts is wanted and not known; finished ones at the rate they took."""
+    asked = description.forgetting
+    found = [
+        _wanted(description, case, seed, _method(description, case, name), known)
+        for case in cases
+        if asked and case.data_set in asked.data_sets
+        for seed in asked.seeds
+        for name in asked.methods
+    ]
+    left = [one for one in found if (one.case, one.seed, one.method) not in known.scored]
+    return [replace(one, rates=(known.done[one],)) if one in known.done else one for one in left]
+
+
+def batches(description: Description, wanted: Sequence[FineTune]) -> Iterator[tuple[FineTune, ...]]:
+    """Group fine-tunes into jobs of neighbours that share case, seed and budget; a method with settings is alone."""
+
+    def shared(one: FineTune) -> tuple[object, ...]:
+        return one.case, one.seed, one.budget, one.method if description.arm(one.method).method else ""
+
+    for _, group in groupby((one for one in wanted if one.rates), key=shared):
         members = list(group)
-        for start in range(0, len(members), together):
-            yield tuple(members[start : start + together])
+        for start in range(0, len(members), description.together):
+            yield tuple(members[start : start + description.together])
+
+
+def grid_of(description: Description, case: Case) -> list[int]:
+    """The boundaries to measure on a case."""
+    shares, layers = description.boundaries_of(case.data_set), description.models[case.model].layers
+    return coarse(shares, description.rates_of(case.model), layers)
 
 
 def coarse(boundaries: Sequence[float], rates: Rates, layers: int) -> list[int]:
@@ -125,37 +127,41 @@ def widened(rates: Sequence[float], best: float) -> float | None:
     return beyond if beyond <= MOST_RATE and beyond not in rates else None
 
 
-def _freeze(description: Description, case: Case, seed: int, boundary: int, known: Known) -> FineTune:
-    """A boundary's fine-tune, at the rate of its region's leader with the first seed."""
-    layers, first, rates = known.layers[case], description.seeds[0], description.rates_of(case.model)
-    here = region(rates, boundary / layers)
-    grid = coarse(description.boundaries, rates, layers)
-    leader = next((one for one in grid if region(rates, one / layers) == here), boundary)
-    begun = FineTune(case, first, method_of(leader), leader, "epochs", tuple(rates[here]))
-    wanted = FineTune(case, seed, method_of(boundary), boundary, "epochs", ())
-    return _tuned(begun, wanted, description.widen, known)
-
-
-def _arm(description: Description, case: Case, seed: int, method: str, arm: Arm, known: Known) -> Iterator[FineTune]:
-    """A method without a boundary tunes a rate of its own, with its first seed; a race with every seed."""
-    if method == RACE:
-        yield FineTune(case, seed, method, 0, "epochs", _RACED)
-        return
-    first = (arm.seeds or description.seeds)[0]
-    rates = tuple(arm.rates or description.rates_of(case.model)[0])
-    begun = FineTune(case, first, method, 0, "epochs", rates)
-    widen = description.widen if arm.widen is None else arm.widen
-    budgets: list[Budget] = ["epochs", "compute"] if arm.equal_compute else ["epochs"]
-    for budget in budgets:
-        yield _tuned(begun, FineTune(case, seed, method, 0, budget, ()), widen, known)
-
-
-def _tuned(begun: FineTune, wanted: FineTune, widen: int, known: Known) -> FineTune:
-    """The fine-tune with its rates: those of its grid if it is the one that is tuned, else the rate that won there."""
-    tuned = _widest(begun, widen, known)
-    if wanted == replace(begun, rates=()):
+def _wanted(
+    description: Description, case: Case, seed: int, method: str, known: Known, budget: Budget = "epochs"
+) -> FineTune:
+    """A method's fine-tune with its rates: its grid if it is the one that is tuned, else the rate that won there."""
+    wanted = FineTune(case, seed, method, frozen_by_name(method) or 0, budget, ())
+    if description.trained(method) == RACE:
+        return replace(wanted, rates=_RACED)
+    tuned = _tuned(description, case, method, known)
+    if wanted == replace(tuned, rates=()):
         return tuned
     return replace(wanted, rates=(known.done[tuned],) if tuned in known.done else ())
+
+
+def _tuned(description: Description, case: Case, name: str, known: Known) -> FineTune:
+    """The fine-tune that decides a method's rate, with its grid so far: of a boundary, its region's first one."""
+    arm = description.methods.get(name)
+    if arm and arm.rate_of:
+        return _tuned(description, case, arm.rate_of, known)
+    regions = description.rates_of(case.model)
+    if arm:
+        first, rates = (arm.seeds or description.seeds)[0], arm.rates or regions[0]
+        widen = description.widen if arm.widen is None else arm.widen
+        return _widest(FineTune(case, first, name, 0, "epochs", tuple(rates)), widen, known)
+    layers = description.models[case.model].layers
+    boundary = frozen_by_name(_method(description, case, name)) or 0
+    here = region(regions, boundary / layers)
+    leader = next((one for one in grid_of(description, case) if region(regions, one / layers) == here), boundary)
+    begun = FineTune(case, description.seeds[0], method_of(leader), leader, "epochs", tuple(regions[here]))
+    return _widest(begun, description.widen, known)
+
+
+def _method(description: Description, case: Case, name: str) -> str:
+    """The name in the tables: half is a boundary like others."""
+    half = name == HALF and HALF not in description.methods
+    return method_of(description.models[case.model].layers // 2) if half else name
 
 
 def _widest(begun: FineTune, most: int, known: Known) -> FineTune:

@@ -1,4 +1,4 @@
-"""``study.yaml``: which datasets, models, methods, selectors and seeds a study compares."""
+"""``study.yaml``: which datasets, models, methods and seeds a study compares."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from stages.common.params_file import read_validated
 
 DESCRIPTION: Final = Path("stages/study/study.yaml")
 FULL: Final = "full"
+HALF: Final = "half"
 MOST_RATE: Final = 1.0
 
 Budget = Literal["epochs", "compute"]
@@ -38,33 +39,41 @@ class Part(BaseModel):
 
 
 class DataSet(Part):
-    """One task; ``bare`` is the template for models without worked examples."""
+    """One task; ``boundaries`` replace the study's."""
 
     path: str | None = None
     group: str | None = None
     measure: Measure = "accuracy"
+    boundaries: list[Share] | None = None
     data: Settings = {}
-    bare: str = "{text}\nAnswer:"
     set: Settings = {}
 
 
 class Model(Part):
-    """One base model; its ``set`` overrides a dataset's; ``bare``: prompts have no worked examples."""
+    """One base model with its number of layers; its ``set`` overrides a dataset's."""
 
+    layers: Count
     path: str | None = None
     data_sets: list[str] | None = None
     learning_rates: Rates | None = None
-    bare: bool = False
     set: Settings = {}
 
 
 class Arm(Part):
-    """The cases of a method without a boundary; ``None``: all, full fine-tuning's grid, the study's ``widen``."""
+    """A method in addition to the boundaries, and where it is measured.
 
+    ``method`` and ``set`` (settings by dotted name) are what it trains, if that is not its own name with the settings
+    of all. Its rate is tuned on ``rates``, or is the one that was tuned for the method ``rate_of``. ``None``: all
+    models, datasets and seeds, full fine-tuning's grid, the study's ``widen``.
+    """
+
+    method: str | None = None
+    set: Settings = {}
     models: list[str] | None = None
     data_sets: list[str] | None = None
     seeds: list[int] | None = None
     rates: Grid | None = None
+    rate_of: str | None = None
     widen: Natural | None = None
     equal_compute: bool = False
 
@@ -74,11 +83,18 @@ class Arm(Part):
         return all(chosen is None or one in chosen for chosen, one in asked)
 
 
-class Rule(Part):
-    """A selector, and the parameters with which its evidence is made and read."""
+class Forgetting(Part):
+    """Fine-tunes whose perplexity on texts is measured, before and after.
 
-    selector: str
-    set: Settings = {}
+    ``texts`` are files by name in the folder of datasets, of which the first ``blocks`` of ``tokens`` are read.
+    """
+
+    methods: list[str]
+    data_sets: list[str]
+    seeds: list[int]
+    texts: dict[str, str]
+    blocks: Count
+    tokens: Count
 
 
 class Description(Part):
@@ -91,9 +107,8 @@ class Description(Part):
     learning_rates: Rates
     widen: Natural
     methods: dict[str, Arm]
+    forgetting: Forgetting | None = None
     common: Settings
-    evidence: Settings
-    rules: dict[str, Rule]
     models: Annotated[dict[str, Model], Field(min_length=1)]
     data_sets: Annotated[dict[str, DataSet], Field(min_length=1)]
 
@@ -101,20 +116,36 @@ class Description(Part):
     def _consistent(self) -> Self:
         if any(0 not in self.rates_of(model) for model in self.models):
             raise ValueError("learning_rates has no entry for depth 0")
-        if 0 not in self.boundaries:
+        if any(0 not in (one.boundaries or self.boundaries) for one in self.data_sets.values()):
             raise ValueError("boundaries lacks 0: costs are shares of full fine-tuning's")
-        if all(rule.set for rule in self.rules.values()):
-            raise ValueError("rules: one must set nothing, for the plan that fine-tunes read")
         for table in ("models", "methods"):
             for name, part in getattr(self, table).items():
                 for data_set in part.data_sets or ():
                     if data_set not in self.data_sets:
                         raise ValueError(f"{table}.{name}.data_sets: no dataset {data_set!r} is described")
+        tuned = {FULL, HALF, *(name for name, arm in self.methods.items() if arm.rate_of is None)}
+        for name, arm in self.methods.items():
+            if arm.rate_of not in {None, *tuned}:
+                raise ValueError(f"methods.{name}.rate_of: no rate of {arm.rate_of!r} is tuned here")
+        if self.forgetting and (unknown := set(self.forgetting.methods) - {FULL, HALF, *self.methods}):
+            raise ValueError(f"forgetting.methods: {unknown.pop()!r} is not measured here")
         return self
 
     def rates_of(self, model: str) -> Rates:
         """Grids of learning rates of a model."""
         return self.models[model].learning_rates or self.learning_rates
+
+    def boundaries_of(self, data_set: str) -> list[Share]:
+        """The shares of the layers that are frozen on a dataset."""
+        return self.data_sets[data_set].boundaries or self.boundaries
+
+    def arm(self, method: str) -> Arm:
+        """The entry of a method; one that freezes up to a layer has none of its own."""
+        return self.methods.get(method, Arm())
+
+    def trained(self, method: str) -> str:
+        """The method that an entry trains."""
+        return self.arm(method).method or method
 
     def cases(self) -> list[Case]:
         """All cases, model by model: the first model is studied on every dataset first."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,10 +26,10 @@ from ruamel.yaml import YAML
 
 from salf.files import write_text
 from stages.common.params import PARAMS_FILE
-from stages.study.agenda import PLAIN, FineTune, Look
 from stages.study.description import Case, Settings
+from stages.study.harvest import TEXTS
 from stages.study.progress import Job, Progress
-from stages.study.settings import digest, parameters, training_values
+from stages.study.settings import digest, parameters, plan_settings, training_values
 
 LOG: Final = "log"  # in a task's folder
 Commands = list[list[str]]
@@ -38,7 +39,8 @@ Commands = list[list[str]]
 class Task:
     """Stages of dvc.yaml to run in a folder of that name, on existing folders of data, with parameters set.
 
-    ``words`` describe it; ``keep`` takes the folder and the seconds; a stage of the matrix runs for each fine-tune.
+    ``words`` describe it; ``keep`` takes the folder and the seconds. A stage of the matrix runs for each of
+    ``trained``, methods with a seed; ``more`` are commands after the stages.
     """
 
     words: str
@@ -47,7 +49,8 @@ class Task:
     stages: Sequence[str]
     values: Settings
     keep: Callable[[Path, float], None]
-    fine_tunes: Sequence[FineTune] = ()
+    trained: Sequence[tuple[str, int]] = ()
+    more: Sequence[list[str]] = ()
 
 
 class Runner:
@@ -134,52 +137,51 @@ class Runner:
         """The commands of a task's stages, without ``python -m``; a stage of the matrix has one per fine-tune."""
         found = []
         for text in (self._dvc[name]["cmd"] for name in task.stages):
-            for one in task.fine_tunes if "${item." in text else [None]:
-                filled = (
-                    text.replace("${item.method}", one.method).replace("${item.seed}", str(one.seed)) if one else text
-                )
+            for method, seed in task.trained if "${item." in text else [("", 0)]:
+                filled = text.replace("${item.method}", method).replace("${item.seed}", str(seed))
                 found.append(filled.split()[2:])
-        return found
+        return [*found, *task.more]
 
     def _preparation(self, part: str, case: Case) -> Task:
         """The task that makes one of the folders of :meth:`_places`."""
-        if part == "plan":
-            return self._job(Job(self._plain(case)))
-        places = self._places(case)
-        words, stage, given = f"base of {case.model}", "base", {}
-        if part == "prepared":
-            words, stage, given = f"{', '.join(case)}: data", "prepare", {"base": places["base"]}
+        places, names = self._places(case), list(self._dvc)
+        stages = {
+            "base": ["base"],
+            "prepared": ["prepare"],
+            "plan": names[names.index("prepare") + 1 : names.index("finetune")],
+        }
+        given = {name: place for name, place in places.items() if list(places).index(name) < list(places).index(part)}
+        words = f"{case.model if part == 'base' else ', '.join(case)}: {part}"
         values = self.progress.settings[case].values
-        return Task(words, digest(words), given, [stage], values, lambda folder, _: _take(folder, part, places[part]))
+        return Task(
+            words, digest(words), given, stages[part], values, lambda folder, _: _take(folder, part, places[part])
+        )
 
     def _job(self, job: Job) -> Task:
-        given = self._places(job.case)
-        plan, stages = given["plan"], ["finetune", "evaluate"]
-        if job.look:
-            names = list(self._dvc)
-            stages = names[names.index("prepare") + 1 : names.index("finetune")]
-            del given["plan"]
-        own = self.progress.settings[job.case].values
-        values = job.look.values if job.look else training_values(own, job.fine_tunes)
+        description = self.progress.description
+        values = training_values(self.progress.settings[job.case].values, job.fine_tunes, description)
+        trained = [(description.trained(one.method), one.seed) for one in job.fine_tunes]
+        stages = ["finetune"] if job.again else ["finetune", "evaluate"]
+        more = [self._scoring([f"{method}-seed{seed}" for method, seed in trained])] if job.texts else []
+        keep = partial(self.progress.keep, job)
+        return Task(job.words, job.name, self._places(job.case), stages, values, keep, trained, more)
 
-        def keep(folder: Path, seconds: float) -> None:
-            self.progress.keep(job, folder, seconds)
-            if job.look and job.look.source == PLAIN and not plan.exists():
-                _take(folder, "plan", plan)
-
-        return Task(job.words, job.name, given, stages, values, keep, job.fine_tunes)
-
-    def _plain(self, case: Case) -> Look:
-        return next(look for look in self.progress.every_look if look.case == case and look.source == PLAIN)
+    def _scoring(self, models: Sequence[str]) -> list[str]:
+        """The command that reads texts with fine-tuned models."""
+        asked = self.progress.description.forgetting
+        assert asked is not None, "texts are named"
+        texts = [f"{name}={self.progress.places.data / file}" for name, file in asked.texts.items()]
+        words = f"stages.evaluate.texts --base data/base --blocks {asked.blocks} --tokens {asked.tokens} --out {TEXTS}"
+        return [*words.split(), "--models", *(f"data/models/{one}" for one in models), "--texts", *texts]
 
     def _places(self, case: Case) -> dict[str, Path]:
         """The folders that fine-tunes read below ``data``, each kept in one named after everything that decides it."""
-        training = self.progress.settings[case].training
-        home = self.work / "cases" / f"{','.join(case)},{digest(training)}"
+        settings, project = self.progress.settings[case], self.progress.places.project
+        home = self.work / "cases" / f"{','.join(case)},{digest(settings.training)}"
         return {
-            "base": self.work / "bases" / f"{case.model},{digest(training['model'])}",
+            "base": self.work / "bases" / f"{case.model},{digest(settings.training['model'])}",
             "prepared": home / "prepared",
-            "plan": home / f"plan,{digest(self._plain(case).settings)}",
+            "plan": home / f"plan,{digest(plan_settings(settings.params, project))}",
         }
 
 

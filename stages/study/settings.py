@@ -19,10 +19,10 @@ from ruamel.yaml import YAML
 
 from salf.errors import UserError
 from salf.files import digest_of
-from salf.methods import RACE
+from salf.methods import RACE, WORDS
 from stages.common.params import OLD_BALANCE, PARAMS_FILE
 from stages.study.agenda import FineTune
-from stages.study.description import Case, Description, Settings
+from stages.study.description import Arm, Case, Description, Settings
 
 CACHE_FOLDER: Final = Path("data/boundary_cache")
 # Keys of finetune that change neither the course of training nor its result, or that are columns of a row.
@@ -30,8 +30,8 @@ _ASIDE: Final = {"accumulate", "cache", "cache_folder", "cache_gib", "checkpoint
 _ASIDE_TOO: Final = {"evaluations_per_epoch", "gradient_checkpointing", "learning_rate", "processes"}
 _SCORING: Final = ("answer_marker", "generate_tokens")
 # A method's own parameters in finetune decide nothing for other methods: their prefix, by a word of the method's name.
-_OWN: Final = {"lora": "lora_", "lisa": "lisa_", "answer": "answer_side"}
-_CONTROL: Final = "first_n"  # of plan: no boundary depends on it
+_OWN: Final = {**{word: word for word in WORDS}, "lora": "lora", "lisa": "lisa", "answer": "answer_side"}
+_DECIDING: Final = ("trace", "fit", "signals", "pilot", "plan")  # the groups that decide a plan
 LIBRARIES: Final = ("networkx", "numpy", "pandas", "scikit-learn", "scipy", "sympy", "torch", "transformers")
 _PIN: Final = re.compile(r"^([\w.-]+)==(\S+)", flags=re.MULTILINE)
 
@@ -53,8 +53,7 @@ def case_values(description: Description, case: Case, places: Places) -> Setting
     """Return all values that a case sets, by dotted name; paths are absolute, because jobs run in other folders."""
     data_set, model = description.data_sets[case.data_set], description.models[case.model]
     data = {f"data.{name}": value for name, value in data_set.data.items()}
-    bare = {"data.template": data_set.bare} if model.bare else {}
-    values = {**description.common, **data, **bare, **data_set.set, **model.set}
+    values = {**description.common, **data, **data_set.set, **model.set}
     if "examples" in data_set.data:
         named = data_set.data["examples"]
         values["data.examples"] = {**named, "table": str(places.project / named["table"])}
@@ -66,13 +65,15 @@ def case_values(description: Description, case: Case, places: Places) -> Setting
     return values
 
 
-def training_values(case: Settings, batch: Sequence[FineTune]) -> Settings:
+def training_values(case: Settings, batch: Sequence[FineTune], description: Description) -> Settings:
     """Return the values of a job that fine-tunes a batch, given those of its case."""
+    names = {one: description.trained(one.method) for one in batch}
     values = {
         **case,
-        "compare.methods": [fine_tune.method for fine_tune in batch],
+        **description.arm(batch[0].method).set,
+        "compare.methods": list(names.values()),
         "compare.seeds": [batch[0].seed],
-        "finetune.learning_rate": {one.method: list(one.rates) for one in batch if one.method != RACE},
+        "finetune.learning_rate": {names[one]: list(one.rates) for one in batch if names[one] != RACE},
     }
     return {**values, "finetune.equal_compute": True} if batch[0].budget == "compute" else values
 
@@ -109,24 +110,19 @@ def training_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any
     return {**_inputs(params, project), "finetune": shared, "evaluate": scoring}
 
 
-def method_settings(params: Mapping[str, Any], method: str, project: Path) -> dict[str, Any]:
+def method_settings(shipped: Mapping[str, Any], case: Settings, method: str, arm: Arm) -> dict[str, Any]:
     """Return what decides the results of one method alone; empty for methods that freeze up to a layer."""
-    race = {"race": params["race"]} if method == RACE else {}
-    prefixes = tuple(prefix for word, prefix in _OWN.items() if word in f"{method} {race}")
+    params, name = parameters(shipped, {**case, **arm.set}), arm.method or method
+    race = {"race": params["race"]} if name == RACE else {}
+    prefixes = tuple(prefix for word, prefix in _OWN.items() if word in f"{name} {race}")
     own = {key: value for key, value in params["finetune"].items() if prefixes and key.startswith(prefixes)} | race
-    name = method.partition("+")[0].replace("-", "_")
-    if name == _CONTROL and params["plan"][_CONTROL] is None:
-        return plan_settings(params, project)
-    return own | {key: value for key, value in params["plan"].items() if key == name}
+    own |= {key: value for key, value in params["plan"].items() if key == name.partition("+")[0].replace("-", "_")}
+    return own | ({"set": arm.set} if arm.set else {})
 
 
 def plan_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any]:
-    """Return what decides a plan: all groups that a stage before it reads."""
-    groups = ("trace", "fit", "signals", "pilot")
-    finetune = {key: value for key, value in params["finetune"].items() if not key.startswith("cache")}
-    found = {**_inputs(params, project), **{name: params[name] for name in groups if name in params}}
-    found["plan"] = {key: value for key, value in params["plan"].items() if key != _CONTROL}
-    return {**found, "finetune": finetune}
+    """Return what decides a plan."""
+    return {**training_settings(params, project), **{name: params[name] for name in _DECIDING if name in params}}
 
 
 def still_holds(kept: Any, now: Any) -> bool:

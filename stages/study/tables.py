@@ -1,4 +1,4 @@
-"""The study's tables: fine-tunes, learning rates, selectors' choices, traces, and test predictions.
+"""The study's tables: fine-tunes with their test predictions, outcomes of rates, and what release 0.1.0 chose.
 
 Rows name the settings that decided them by digest; ``settings.json`` holds these. Each file is replaced in one step,
 so that a killed study leaves whole tables.
@@ -61,6 +61,11 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
         "cores:Int64 seconds:float"
     ),
     "priors": columns("data_set label rows:Int64 share:float"),
+    "kept": columns(
+        "data_set model seed:Int64 method budget keep validation_loss:float validation_accuracy:float test_loss:float "
+        "test_accuracy:float point"
+    ),
+    "forgetting": columns("data_set model seed:Int64 method text tokens:Int64 before:float after:float"),
 }
 
 
@@ -121,7 +126,9 @@ class Tables:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.runs, self.rates, self.choices = (read_table(folder, name) for name in ("runs", "rates", "choices"))
+        self.runs, self.rates, self.kept, self.forgetting = (
+            read_table(folder, name) for name in ("runs", "rates", "kept", "forgetting")
+        )
         self.settings = read_settings(folder)
 
     def keep_settings(self, value: Any) -> str:
@@ -137,19 +144,16 @@ class Tables:
         """Save fine-tunes with their predictions; they replace rows of the same key."""
         found = [({**row, "point": digest([row[name] for name in RUN_KEY])}, said) for row, said in fine_tunes]
         said = pd.concat([each.assign(point=row["point"]) for row, each in found])
-        self._keep_parquet("predictions", said, ["point"], _PREDICTIONS)
-        outcomes = [{**row, **one} for row, _ in found for one in row.get("outcomes", [])]
-        if outcomes:
-            self.rates = self._keep("rates", self.rates, outcomes, ["point", "learning_rate"])
+        self._keep_predictions(said)
+        for name, part, key in (("rates", "outcomes", "learning_rate"), ("kept", "kept", "keep")):
+            if more := [{**row, **one} for row, _ in found for one in row.get(part, [])]:
+                setattr(self, name, self._keep(name, getattr(self, name), more, ["point", key]))
         self.runs = self._keep("runs", self.runs, [row for row, _ in found], ["point"])
 
-    def keep_traces(self, rows: Sequence[Row]) -> None:
-        """Save traced curves; they replace those of the same cases and bases."""
-        self._keep_parquet("traces", pd.DataFrame(rows, columns=[*_TRACED, "example_id", *_CURVES]), _TRACED)
-
-    def keep_choices(self, rows: Sequence[Row]) -> None:
-        """Save selectors' choices; they replace those of the same selectors."""
-        self.choices = self._keep("choices", self.choices, rows, ["data_set", "model", "rule"])
+    def keep_forgetting(self, rows: Sequence[Row]) -> None:
+        """Save perplexities on texts; they replace those of the same fine-tunes."""
+        key = ["data_set", "model", "seed", "method", "text"]
+        self.forgetting = self._keep("forgetting", self.forgetting, rows, key)
 
     def _keep(self, name: str, old: pd.DataFrame, rows: Sequence[Row], key: list[str]) -> pd.DataFrame:
         """Write a table in which rows replace those of the same key, and return it."""
@@ -158,11 +162,11 @@ class Tables:
             found.to_csv(aside, index=False)
         return found
 
-    def _keep_parquet(self, name: str, new: pd.DataFrame, key: list[str], schema: pa.Schema | None = None) -> None:
-        path = self.folder / f"{name}.parquet"
-        found = _replaced(pd.read_parquet(path), new, key) if path.exists() else new
+    def _keep_predictions(self, new: pd.DataFrame) -> None:
+        path = self.folder / "predictions.parquet"
+        found = _replaced(pd.read_parquet(path), new, ["point"]) if path.exists() else new
         with replacing_file(path) as aside:
-            found.to_parquet(aside, index=False, compression="zstd", schema=schema)
+            found.to_parquet(aside, index=False, compression="zstd", schema=_PREDICTIONS)
 
 
 def _replaced(old: pd.DataFrame, new: pd.DataFrame, key: list[str]) -> pd.DataFrame:

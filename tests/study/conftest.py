@@ -156,9 +156,7 @@ def described():
                 "widen": 0,
                 "methods": {},
                 "common": {},
-                "evidence": {},
-                "rules": {"half": {"selector": "last-n"}},
-                "models": {"m": {}},
+                "models": {"m": {"layers": 8}},
                 "data_sets": {"a": {}, "b": {}},
                 **changes,
             }

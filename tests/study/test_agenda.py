@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.study.agenda import Known, agenda, batches, coarse, widened
+from stages.study.agenda import Known, agenda, batches, coarse, to_score, widened
 from stages.study.description import Case
 
 A, B = Case("a", "m"), Case("b", "m")
@@ -14,35 +14,38 @@ def told(fine_tunes):
 
 def end(known, fine_tunes):
     """Fine-tunes that have ended, at the last rate of their grid."""
-    done = {one: one.rates[-1] for one in fine_tunes}
-    return Known(known.layers, known.chosen, {**known.done, **done})
+    return Known({**known.done, **{one: one.rates[-1] for one in fine_tunes}}, known.scored)
 
 
-def fresh(chosen=frozenset()):
-    return Known({A: 8, B: 8}, {A: frozenset(chosen), B: frozenset()}, {})
+def finish(description, known=None):
+    """All that is wanted has ended."""
+    known = known or Known({})
+    while batch := next(batches(description, missing(description, known)), None):
+        known = end(known, batch)
+    return known
 
 
 def missing(description, known):
-    return [one for one in agenda(description, [A, B], known) if one not in known.done]
+    return [one for one in agenda(description, description.cases(), known) if one not in known.done]
 
 
 def test_the_first_of_every_region_is_tuned_first_on_every_data_set(described):
-    wanted = agenda(described(), [A, B], fresh())
+    wanted = agenda(described(), [A, B], Known({}))
     assert told(wanted)[:3] == ["a1 full e [0.001, 0.002]", "a1 freeze-4 e [0.01, 0.02]", "a1 freeze-8 e []"]
-    assert told(next(batches(wanted, 3))) == ["a1 full e [0.001, 0.002]", "a1 freeze-4 e [0.01, 0.02]"]
-    assert [told(batch)[0] for batch in batches(wanted, 3)] == ["a1 full e [0.001, 0.002]", "b1 full e [0.001, 0.002]"]
+    assert told(next(batches(described(), wanted))) == ["a1 full e [0.001, 0.002]", "a1 freeze-4 e [0.01, 0.02]"]
+    firsts = [told(batch)[0] for batch in batches(described(), wanted)]
+    assert firsts == ["a1 full e [0.001, 0.002]", "b1 full e [0.001, 0.002]"]
 
 
 def test_others_take_over_the_rate_of_their_region(described):
-    description = described()
+    description = described(boundaries=[0, 0.25, 0.5, 0.75, 1])
     known = end(
-        fresh({2, 6}), [one for batch in batches(agenda(description, [A, B], fresh({2, 6})), 3) for one in batch]
+        Known({}), [one for batch in batches(description, agenda(description, [A], Known({}))) for one in batch]
     )
-    assert told(missing(description, known))[:4] == [
-        "a1 freeze-8 e [0.02]",
-        "b1 freeze-8 e [0.02]",
+    assert told(missing(description, known))[:3] == [
         "a1 freeze-2 e [0.002]",
         "a1 freeze-6 e [0.02]",
+        "a1 freeze-8 e [0.02]",
     ]
 
 
@@ -63,15 +66,15 @@ def test_a_grid_is_continued_by_its_own_step_beyond_the_end_that_won(rates, best
 
 def test_a_grid_is_widened_until_an_inner_rate_wins_and_the_others_wait_for_it(described):
     """Full fine-tuning's best is 0.008, which is there after three more rates; the other region's is an inner one."""
-    description, known = described(seeds=[1, 2], widen=4, data_sets={"a": {}}), fresh()
+    description, known = described(seeds=[1, 2], widen=4, data_sets={"a": {}}, together=1), Known({})
     trained = []
 
     def best(one):
         return max((rate for rate in one.rates if rate <= 0.008), default=min(one.rates)) if not one.boundary else 0.01
 
-    while batch := next(batches(missing(description, known), 1), None):
+    while batch := next(batches(description, missing(description, known)), None):
         trained += [(one.seed, one.method, one.rates) for one in batch if one.case == A]
-        known = Known(known.layers, known.chosen, {**known.done, **{one: best(one) for one in batch}})
+        known = Known({**known.done, **{one: best(one) for one in batch}})
     full = [(seed, rates) for seed, method, rates in trained if method == "full"]
     grid = (0.001, 0.002, 0.004, 0.008, 0.016)
     assert full == [*((1, grid[:size]) for size in (2, 3, 4, 5)), (2, (0.008,))]
@@ -80,41 +83,39 @@ def test_a_grid_is_widened_until_an_inner_rate_wins_and_the_others_wait_for_it(d
 
 
 def test_a_grid_is_widened_no_further_than_is_asked(described):
-    description, known = described(seeds=[1, 2], widen=2), fresh()
-    while batch := next(batches(missing(description, known), 3), None):
-        known = end(known, batch)
+    known = finish(described(seeds=[1, 2], widen=2))
     assert told(known.done)[-1] == "b2 freeze-8 e [0.08]"
     assert max((one.rates for one in known.done if one.method == "full"), key=len) == (0.001, 0.002, 0.004, 0.008)
 
 
 def test_what_was_tried_counts_though_fewer_rates_are_asked_for_later(described):
-    known = fresh()
-    while batch := next(batches(missing(described(seeds=[1], widen=2), known), 3), None):
-        known = end(known, batch)
+    known = finish(described(seeds=[1], widen=2))
     tried = max((one.rates for one in known.done if one.method == "full"), key=len)
     only = {one: result for one, result in known.done.items() if one.method != "full" or one.rates == tried}
-    (full, *_) = agenda(described(seeds=[1], widen=1), [A], Known(known.layers, known.chosen, only))
+    (full, *_) = agenda(described(seeds=[1], widen=1), [A], Known(only))
     assert (full.method, full.rates, full in only) == ("full", tried, True)
 
 
-def test_every_data_set_has_its_coarse_grid_before_any_has_a_second_seed(described):
-    order = [(one.seed, one.boundary) for one in agenda(described(), [A, B], fresh())]
+def test_a_grid_that_ended_at_its_edge_is_continued_when_more_rates_are_allowed(described):
+    """The finished row counts, and the next fine-tune has its rates and one more."""
+    arm = {"full+answer": {"rates": [0.1, 0.2], "widen": 0}}
+    known = finish(described(methods=arm, seeds=[1]))
+    wider = described(methods={"full+answer": {**arm["full+answer"], "widen": 1}}, seeds=[1])
+    assert told(missing(wider, known)) == ["a1 full+answer e [0.1, 0.2, 0.4]", "b1 full+answer e [0.1, 0.2, 0.4]"]
+    assert told(missing(wider, finish(wider, known))) == []
+
+
+def test_every_data_set_has_its_boundaries_before_any_has_a_second_seed(described):
+    order = [(one.seed, one.boundary) for one in agenda(described(), [A, B], Known({}))]
     assert order == [(1, 0), (1, 4), (1, 8)] * 2 + [(2, 0), (2, 4), (2, 8)] * 2
+    description = described(data_sets={"a": {"boundaries": [0, 0.5]}, "b": {}})
+    assert [one.boundary for one in agenda(description, [A], Known({}))] == [0, 4] * 2
 
 
-def test_the_coarse_grid_leads_with_the_boundaries_that_are_tuned():
+def test_the_grid_leads_with_the_boundaries_that_are_tuned():
     rates = {0: [0.1], 0.5: [0.1], 0.75: [0.1], 1: [0.1]}
     assert coarse([0, 0.25, 0.5, 0.75, 1], rates, 30) == [0, 15, 23, 30, 8]
     assert coarse([0, 0.25, 0.5, 0.75, 1], rates, 5) == [0, 3, 4, 5, 2]
-
-
-def test_a_method_without_a_boundary_has_a_grid_of_its_own(described):
-    description = described(methods={"lisa": {}})
-    wanted = [one for one in agenda(description, [A], fresh()) if one.method == "lisa"]
-    assert told(wanted) == ["a1 lisa e [0.001, 0.002]", "a2 lisa e []"]
-    known = end(fresh(), wanted[:1])
-    left = [one for one in missing(description, known) if one.method == "lisa" and one.case == A]
-    assert told(left) == ["a2 lisa e [0.002]"]
 
 
 def test_where_a_method_is_measured_is_data(described):
@@ -123,12 +124,16 @@ def test_where_a_method_is_measured_is_data(described):
         "full+answer": {"data_sets": ["b"], "rates": [0.1, 0.2, 0.3], "equal_compute": True},
         "half+lora": {"seeds": [2]},
         "elsewhere": {"models": []},
+        "lisa": {"data_sets": ["a"]},
+        "race": {"data_sets": ["a"]},
     }
-    description, known = described(methods=arms), fresh()
-    while batch := next(batches(missing(description, known), 3), None):
-        known = end(known, batch)
+    known = finish(described(methods=arms))
     assert sorted(line for line in told(known.done) if line.split()[1] in arms) == [
+        "a1 lisa e [0.001, 0.002]",
+        "a1 race e [0.0]",
         "a2 half+lora e [0.001, 0.002]",
+        "a2 lisa e [0.002]",
+        "a2 race e [0.0]",
         "b1 full+answer c [0.3]",
         "b1 full+answer e [0.1, 0.2, 0.3]",
         "b2 full+answer c [0.3]",
@@ -137,22 +142,40 @@ def test_where_a_method_is_measured_is_data(described):
     ]
 
 
-def test_a_case_whose_depth_is_not_known_waits(described):
-    wanted = agenda(described(), [A, B], Known({B: 8}, {}, {}))
-    assert {one.case for one in wanted} == {B}
+def test_a_method_may_take_the_rate_that_was_tuned_for_another(described):
+    arms = {
+        "slow-half": {"method": "half", "rate_of": "full"},
+        "fast-full": {"method": "full", "rate_of": "half"},
+        "lora": {"rates": [0.3, 0.4]},
+        "lora-64": {"method": "lora", "rate_of": "lora", "set": {"finetune.lora_rank": 64}},
+    }
+    description = described(methods=arms, data_sets={"a": {}}, seeds=[1])
+    waiting = [one.method for one in agenda(description, [A], Known({})) if one.method in arms and not one.rates]
+    assert waiting == ["slow-half", "fast-full", "lora-64"]
+    assert sorted(line for line in told(finish(description).done) if line.split()[1] in arms) == [
+        "a1 fast-full e [0.02]",
+        "a1 lora e [0.3, 0.4]",
+        "a1 lora-64 e [0.4]",
+        "a1 slow-half e [0.002]",
+    ]
+    jobs = [[one.method for one in batch] for batch in batches(description, list(finish(description).done))]
+    assert all([method] in jobs for method in ("slow-half", "fast-full", "lora-64"))  # each has its own parameters
+
+
+def test_texts_are_scored_with_the_fine_tunes_that_have_their_rate_finished_or_not(described):
+    asked = {"methods": ["full", "half"], "data_sets": ["a"], "seeds": [1], "texts": {"t": "t.txt"}}
+    description = described(forgetting={**asked, "blocks": 1, "tokens": 9})
+    assert told(to_score(description, [A, B], Known({}))) == ["a1 full e [0.001, 0.002]", "a1 freeze-4 e [0.01, 0.02]"]
+    known = finish(description)
+    assert told(to_score(description, [A, B], known)) == ["a1 full e [0.002]", "a1 freeze-4 e [0.02]"]
+    scored = Known(known.done, frozenset({(A, 1, "full"), (A, 1, "freeze-4")}))
+    assert to_score(description, [A, B], scored) == []
 
 
 def test_a_study_that_is_stopped_anywhere_comes_to_the_same(described):
     """Whatever had ended: what is left and what is there are the same fine-tunes in the end."""
     description = described(methods={"lisa": {"equal_compute": True}})
-
-    def finish(known):
-        while batch := next(batches(missing(description, known), 2), None):
-            known = end(known, batch)
-        return known
-
-    whole = finish(fresh({3}))
-    assert set(finish(fresh({3})).done) == set(whole.done)
+    whole = finish(description)
     for stop in range(0, len(whole.done), 5):
         part = dict(list(whole.done.items())[:stop])
-        assert set(finish(Known(fresh().layers, fresh({3}).chosen, part)).done) == set(whole.done)
+        assert set(finish(description, Known(part)).done) == set(whole.done)

@@ -1,4 +1,4 @@
-"""What a study starts first: curves of all datasets before anything that makes them finer."""
+"""What a study does next, by its tables."""
 
 import pandas as pd
 import pytest
@@ -7,70 +7,66 @@ from stages.study.agenda import FineTune
 from stages.study.description import Case
 from stages.study.progress import Job, Progress
 from stages.study.settings import Places
-from stages.study.tables import Tables, records
+from stages.study.tables import Tables
 from tests.conftest import PROJECT
 
 A, B = Case("a", "m"), Case("b", "m")
+FORGETTING = {"methods": ["full"], "data_sets": ["a"], "seeds": [1], "texts": {"t": "t.txt"}, "blocks": 1, "tokens": 9}
 
 
 @pytest.fixture
-def progress(described, tmp_path, monkeypatch):
-    """Two data sets, of which the first one's model was looked at already."""
-    rules = {"half": {"selector": "half"}, "raw": {"selector": "salf", "set": {"trace.space": "raw"}}}
-    description = described(methods={"lisa": {}}, rules=rules, together=4)
-    found = Progress(description, Places(PROJECT, tmp_path, tmp_path), Tables(tmp_path / "study"))
-    plain = next(look for look in found.looks() if (look.case, look.source) == (A, "plain"))
-    row = {"data_set": "a", "model": "m", "rule": "half", "selector": "half", "boundary": 3, "layers": 8}
-    found.tables.keep_choices([{**row, "settings": found.tables.keep_settings(plain.settings)}])
-    return found
+def progress(described, tmp_path):
+    """Two data sets, of which nothing is measured."""
+    arms = {"lisa": {}, "lora-64": {"method": "lora", "set": {"finetune.lora_rank": 64}, "seeds": [1]}}
+    description = described(methods=arms, together=4, seeds=[1], forgetting=FORGETTING)
+    return Progress(description, Places(PROJECT, tmp_path, tmp_path), Tables(tmp_path / "study"))
 
 
 def words(jobs):
     return [job.words for job in jobs]
 
 
-def test_every_data_set_has_its_coarse_grid_before_another_plan_is_made(progress):
-    assert words(progress.ready([])) == [
-        "a, m, seed 1: full, freeze-4 at equal epochs",
-        "b, m: plan (plain)",
-        "a, m: plan (trace.space=raw)",
-        "b, m: plan (trace.space=raw)",
-        "a, m, seed 1: lisa at equal epochs",
-    ]
+def row_of(progress, one, **more):
+    """A finished fine-tune's row, and its predictions."""
+    found = {**one.case._asdict(), "method": one.method, "seed": one.seed, "budget": one.budget, "layers": 8}
+    found |= {"boundary": one.boundary, "rates": " ".join(map(repr, one.rates)), "learning_rate": one.rates[-1]}
+    found |= {"settings": progress.tables.keep_settings(progress.settings[one.case].training), "method_settings": ""}
+    said = pd.DataFrame({"example_id": ["x"], "label": ["yes"], "correct": [True], "loss": [0.5]})
+    return {**found, "validation_loss": 1.0, "seconds_wall": 20.0, "machine": "elsewhere", **more}, said
 
 
-def test_what_runs_or_has_failed_is_not_started_again(progress):
+def test_boundaries_come_first_and_a_method_with_settings_has_a_job_of_its_own(progress):
     first = progress.ready([])
+    assert words(first) == [
+        "a, m, seed 1: full, freeze-4 at equal epochs",
+        "b, m, seed 1: full, freeze-4 at equal epochs",
+        "a, m, seed 1: lisa at equal epochs",
+        "a, m, seed 1: lora-64 at equal epochs",
+        "b, m, seed 1: lisa at equal epochs",
+        "b, m, seed 1: lora-64 at equal epochs",
+    ]
+    assert [job.texts for job in first] == [True] + [False] * 5
     assert words(progress.ready(first[:2])) == words(first[2:])
 
 
-def test_a_boundary_of_the_grid_is_no_other_method(progress):
-    lisa = FineTune(A, 1, "lisa", 0, "epochs", (0.1,))
-    full, later = FineTune(A, 1, "full", 0, "epochs", (0.1,)), FineTune(A, 2, "full", 0, "epochs", (0.1,))
-    longer = FineTune(A, 1, "freeze-4", 4, "compute", (0.1,))
-    ranks = [progress.rank(Job(fine_tunes=(one,))) for one in (full, lisa, later, longer)]
-    assert ranks == [(0, 0, 0, 0), (1, 0, 1, 0), (0, 0, 1, 0), (1, 0, 1, 0)]
-
-
-def test_a_rule_that_stands_for_another_selector_is_looked_at_again(progress):
-    row = records(progress.tables.choices)[0]
-    progress.tables.keep_choices([{**row, "selector": "full"}])
-    assert (A, "plain") in [(look.case, look.source) for look in progress.looks()]
-
-
 def test_a_finished_fine_tune_is_not_wanted_again_while_its_settings_hold(progress):
-    (full, *_) = progress.ready([])[0].fine_tunes
-    case = progress.settings[A]
-    row = {"data_set": "a", "model": "m", "method": "full", "seed": 1, "budget": "epochs", "boundary": 0, "layers": 8}
-    row |= {"rates": "0.001 0.002", "learning_rate": 0.002, "validation_loss": 1.0, "method_settings": ""}
-    row |= {"settings": progress.tables.keep_settings(case.training), "seconds_wall": 20.0, "machine": "elsewhere"}
-    said = pd.DataFrame({"example_id": ["x"], "label": ["yes"], "correct": [True], "loss": [0.5]})
+    (full, _), case = progress.ready([])[0].fine_tunes, progress.settings[A]
+    row, said = row_of(progress, full)
     progress.tables.keep_runs([(row, said)])
     known = progress.known()
     assert known.done[full] == 0.002
     assert full not in progress.wanted(known)
-    outlook = progress.outlook()
-    assert "2 pairs of dataset and model, 1 fine-tunes finished, 3 plans to make" in outlook
+    told = progress.outlook().splitlines()
+    assert told[0] == (
+        "study: 2 pairs of dataset and model, 1 fine-tunes finished, 9 fine-tunes left, 1 to be scored on texts"
+    )
+    assert told[1:] == [
+        "  freeze-4: a 1, b 1",
+        "  freeze-8: a 1, b 1",
+        "  full: b 1",
+        "  lisa: a 1, b 1",
+        "  lora-64: a 1, b 1",
+    ]
     other = {**case.training, "prepare": {**case.training["prepare"], "max_tokens": 9}}
     progress.tables.keep_runs([({**row, "settings": progress.tables.keep_settings(other)}, said)])
     assert len(progress.known().done) == 1
@@ -79,3 +75,44 @@ def test_a_finished_fine_tune_is_not_wanted_again_while_its_settings_hold(progre
     assert len(changed.known().done) == 1
     changed.settings[A] = case._replace(training={**other, "data": {}})
     assert changed.known().done == {}
+
+
+def test_a_finished_fine_tune_is_trained_again_for_its_texts_alone(progress, tmp_path):
+    """Its model is gone; the row stays as it is."""
+    (full, _) = progress.ready([])[0].fine_tunes
+    progress.tables.keep_runs([row_of(progress, full)])
+    (job,) = [job for job in progress.ready([]) if job.again]
+    assert (job.words, job.texts) == ("a, m, seed 1: full for perplexities on texts", True)
+    assert job.fine_tunes[0].rates == (0.002,)
+    before = (tmp_path / "study/runs.csv").read_bytes()
+    (tmp_path / "job/reports").mkdir(parents=True)
+    said = '{"models": {"base": {"t": {"perplexity": 9.0, "tokens": 8}}, "full-seed1": {"t": {"perplexity": 12.0}}}}'
+    (tmp_path / "job/reports/texts.json").write_text(said)
+    progress.keep(job, tmp_path / "job", 3.0)
+    assert (tmp_path / "study/runs.csv").read_bytes() == before
+    (kept,) = Tables(tmp_path / "study").forgetting.to_dict("records")
+    assert kept == {"data_set": "a", "model": "m", "seed": 1, "method": "full", "text": "t"} | {
+        "tokens": 8,
+        "before": 9.0,
+        "after": 12.0,
+    }
+    assert not [job for job in progress.ready([]) if job.again]
+
+
+def test_other_settings_of_a_method_make_it_another(progress):
+    arm = progress.description.methods["lora-64"]
+    one = FineTune(A, 1, "lora-64", 0, "epochs", (0.001, 0.002))
+    own = progress._own(A, "lora-64")
+    assert (own["lora_rank"], own["set"]) == (64, arm.set)
+    row, said = row_of(progress, one, method_settings=progress.tables.keep_settings(own))
+    progress.tables.keep_runs([(row, said)])
+    assert one in progress.known().done
+    rank_8 = {**own, "set": {"finetune.lora_rank": 8}}
+    progress.tables.keep_runs([({**row, "method_settings": progress.tables.keep_settings(rank_8)}, said)])
+    progress.tables.runs = progress.tables.runs.tail(1)
+    assert one not in progress.known().done
+
+
+def test_a_job_is_named_after_its_fine_tunes():
+    one = FineTune(A, 1, "full", 0, "epochs", (0.1,))
+    assert Job((one,)).name == Job((one,)).name != Job((FineTune(A, 2, "full", 0, "epochs", (0.1,)),)).name

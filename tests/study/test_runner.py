@@ -17,7 +17,7 @@ from salf.errors import UserError
 from stages.study import runner
 from stages.study.__main__ import main
 from stages.study.runner import Runner
-from stages.study.tables import read_traces, sole_writer
+from stages.study.tables import sole_writer
 from tests.conftest import PROJECT, write_colours, write_params
 
 DESCRIPTION = {
@@ -43,17 +43,10 @@ DESCRIPTION = {
         "finetune.epochs": 1,
         "evaluate.bootstrap": 20,
     },
-    "evidence": {},
-    "rules": {
-        "half": {"selector": "last-n", "set": {"plan.last_n": 2}},
-        "salf": {"selector": "salf"},
-        "full": {"selector": "full"},
-        "blind": {"selector": "pilot"},
-    },
-    "models": {"tiny": {"path": "tiny"}},
+    "models": {"tiny": {"layers": 4, "path": "tiny"}},
     "data_sets": {"colours": {"path": "colours.csv"}, "elsewhere": {"path": "not-there"}},
 }
-OUT_OF_RANGE = {"selector": "salf", "set": {"trace.batch_tokens": 1}}  # a selector whose plan the trace refuses
+OUT_OF_RANGE = {"method": "lora", "set": {"finetune.lora_rank": 0}, "rates": [0.01]}
 
 
 @pytest.fixture
@@ -94,15 +87,10 @@ def rows(root, name="runs.csv"):
 def test_a_study_is_stopped_resumed_and_never_done_twice(project, capsys):
     main(study("--budget-hours", "1e-9"))  # models, data and first plans are finished, fine-tunes do not start
     assert rows(project) == []
-    assert {row["rule"] for row in rows(project, "choices.csv")} == {"salf", "full", "blind"}
 
     main(study())
     found = {row["method"]: row for row in rows(project)}
-    chosen = {row["rule"]: row for row in rows(project, "choices.csv")}
-    boundaries = {int(row["boundary"]) for row in chosen.values() if row["boundary"]}
-    assert set(found) == {"full", "freeze-2", "freeze-4", *(f"freeze-{b}" if b else "full" for b in boundaries)}
-    assert (chosen["half"]["boundary"], chosen["blind"]["boundary"]) == ("2", "")
-    assert chosen["blind"]["reason"]
+    assert set(found) == {"full", "freeze-2", "freeze-4"}
     assert found["full"]["rates"] == "0.001 0.003"
     assert found["freeze-4"]["rates"] == found["freeze-2"]["learning_rate"] == "0.003"
     assert int(found["freeze-4"]["flops"]) < int(found["freeze-2"]["flops"]) < int(found["full"]["flops"])
@@ -112,8 +100,6 @@ def test_a_study_is_stopped_resumed_and_never_done_twice(project, capsys):
     names = (("validation_loss",) * 2, ("test_loss", "loss"), ("test_accuracy", "quality"))
     assert all(won[name] == found["full"][column] for name, column in names)
     assert not list((project.parent / "work/jobs").iterdir())
-    traced = read_traces(project / "reports/study")["colours", "tiny"]
-    assert {name: len(each) for name, each in traced.items()} == {"deviation": 16}
 
     before = rows(project)
     capsys.readouterr()
@@ -128,7 +114,6 @@ def test_a_study_is_stopped_resumed_and_never_done_twice(project, capsys):
     main(["--analyse", "--resamples", "50"])
     summary = json.loads((project / "reports/study/summary.json").read_text())
     assert summary["data_sets"] == ["colours"]
-    assert {"half", "salf", "full"} <= set(summary["rules"])
 
     describe(project, {**DESCRIPTION, "widen": 1})  # the best of two rates is at an edge: one more is tried
     main(study())
@@ -139,17 +124,65 @@ def test_a_study_is_stopped_resumed_and_never_done_twice(project, capsys):
     assert len(rows(project, "rates.csv")) == 3
 
 
+ARMS = {
+    "full+answer": {"rates": [0.003], "equal_compute": True},
+    "lora": {"rates": [0.01]},
+    "race": {},
+    "full-at-half-rate": {"method": "full", "rate_of": "half"},
+    "half-at-full-rate": {"method": "half", "rate_of": "full"},
+    "lora-2": {"method": "lora", "set": {"finetune.lora_rank": 2}, "rates": [0.01]},
+    "half+lora": {"rates": [0.01]},
+    "salf+lora": {"rates": [0.01]},
+    "half-mean": {
+        "method": "half",
+        "rate_of": "half",
+        "set": {"finetune.keep": ["last", "mean"], "finetune.epochs": 3},  # of one epoch the last third is one step
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_kind_of_method_is_measured_and_what_it_forgot(project, capsys):
+    (project.parent / "data/text.txt").write_text("the sky is blue and the grass is green . " * 20)
+    texts = {"methods": ["full", "half", "lora", "full+answer"], "data_sets": ["colours"], "seeds": [1]}
+    texts |= {"texts": {"text": "text.txt"}, "blocks": 2, "tokens": 16}
+    arms = {"race": {"arms": [{"method": "half", "learning_rate": [0.001, 0.003]}], "keep": 1}}
+    data_sets = {"colours": {**DESCRIPTION["data_sets"]["colours"], "boundaries": [0, 0.5]}}
+    common = {**DESCRIPTION["common"], **{f"race.{key}": value for key, value in arms["race"].items()}}
+    described = {**DESCRIPTION, "common": common, "data_sets": data_sets}
+    describe(project, described)
+    main(study())
+    describe(project, {**described, "methods": ARMS, "forgetting": texts})
+    main(study())
+    found = {(row["method"], row["budget"]): row for row in rows(project)}
+    assert {method for method, _ in found} == {"full", "freeze-2", *ARMS}
+    assert ("full+answer", "compute") in found
+    for method, other in (("full-at-half-rate", "freeze-2"), ("half-at-full-rate", "full"), ("half-mean", "freeze-2")):
+        assert found[method, "epochs"]["learning_rate"] == found[other, "epochs"]["learning_rate"]
+    sizes = {method: int(row["trained_parameters"]) for (method, _), row in found.items()}
+    assert sizes["lora-2"] * 4 == sizes["lora"] == 2 * sizes["half+lora"]
+    assert sizes["full-at-half-rate"] == sizes["full"] > sizes["half-at-full-rate"] == sizes["freeze-2"]
+    kept = {row["keep"]: row for row in rows(project, "kept.csv")}
+    assert kept["last"]["test_loss"] == found["half-mean", "epochs"]["loss"] != kept["mean"]["test_loss"]
+    scored = {row["method"]: row for row in rows(project, "forgetting.csv")}
+    assert set(scored) == {"full", "freeze-2", "lora", "full+answer"}
+    assert len({row["before"] for row in scored.values()}) == 1
+    assert len({row["after"] for row in scored.values()}) == 4
+    capsys.readouterr()
+    main(study("--plan"))
+    assert "12 fine-tunes finished, 0 fine-tunes left, left out" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_job_that_fails_is_named_and_does_not_stop_the_others(project, capsys):
-    describe(
-        project, {**DESCRIPTION, "rules": {"full": {"selector": "full"}, "odd": OUT_OF_RANGE}, "boundaries": [0, 1]}
-    )
+    describe(project, {**DESCRIPTION, "methods": {"odd": OUT_OF_RANGE}, "boundaries": [0, 1]})
     with pytest.raises(SystemExit) as ended:
         main(study())
     assert ended.value.code == 1
     told = capsys.readouterr().err
-    assert told.startswith("error: colours, tiny: plan (trace.batch_tokens=1): params.yaml: trace.batch_tokens = 1: ")
+    assert told.startswith("error: colours, tiny, seed 1: odd at equal epochs: params.yaml: finetune.lora_rank = 0: ")
     assert "full" in {row["method"] for row in rows(project)}
 
 
@@ -189,7 +222,7 @@ def test_two_do_not_write_the_same_tables(project, folder):
 
 def test_the_plan_of_a_study_runs_nothing(project, capsys):
     main(study("--plan"))
-    assert "1 pairs of dataset and model, 0 fine-tunes finished, 2 plans to make" in capsys.readouterr().out
+    assert "1 pairs of dataset and model, 0 fine-tunes finished, 3 fine-tunes left" in capsys.readouterr().out
     assert not (project.parent / "work").exists()
 
 

@@ -10,7 +10,7 @@ from salf.errors import UserError
 from stages.prepare.docstrings import DISTRIBUTIONS
 from stages.prepare.docstrings import LIBRARIES as SOURCES
 from stages.study.agenda import FineTune
-from stages.study.description import DESCRIPTION, Case, read_description
+from stages.study.description import DESCRIPTION, Arm, Case, read_description
 from stages.study.settings import (
     LIBRARIES,
     Places,
@@ -60,7 +60,7 @@ def description(described):
         "splits": {"train": "train", "validation": None, "test": "test"},
     }
     return described(
-        models={"folder": {"path": "folder", "set": {"prepare.max_tokens": 99}}},
+        models={"folder": {"layers": 4, "path": "folder", "set": {"prepare.max_tokens": 99}}},
         data_sets={"colours": {"path": "colours", "data": data, "set": {"prepare.max_tokens": 77, "trace.sample": 9}}},
         common={"finetune.epochs": 7},
     )
@@ -77,7 +77,7 @@ def test_a_case_sets_what_is_common_then_the_data_sets_then_the_models_values(de
     assert values["model.source"] == str(places.models / "folder")
     assert (values["finetune.epochs"], values["prepare.max_tokens"], values["trace.sample"]) == (7, 99, 9)
     batch = (FineTune(CASE, 3, "freeze-2", 2, "compute", (0.1, 0.2)), FineTune(CASE, 3, "lisa", 0, "compute", (0.3,)))
-    values = training_values(values, batch)
+    values = training_values(values, batch, description)
     assert values["compare.methods"] == ["freeze-2", "lisa"]
     assert values["compare.seeds"] == [3]
     assert values["finetune.learning_rate"] == {"freeze-2": [0.1, 0.2], "lisa": [0.3]}
@@ -135,15 +135,15 @@ def test_docstrings_are_the_same_data_while_their_libraries_are(description, pla
 def test_a_methods_own_parameters_decide_its_results_alone(project):
     params = read(project / "params.yaml")
 
-    def of(method, **changes):
-        return method_settings(parameters(params, changes), method, project)
+    def of(method, arm=None, **changes):
+        return method_settings(params, changes, method, arm or Arm())
 
     assert set(of("lora")) == {"lora_rank", "lora_alpha"}
     assert of("last-n") == {"last_n": params["plan"]["last_n"]}
-    assert of("freeze-8") == of("full") == {}
-    for changed in ({"plan.selector": "salf"}, {"trace.sample": 999}, {"plan.last_n": 3}):
-        assert of("first-n", **changed) != of("first-n")  # it trains as many layers as the plan
-        assert of("first-n", **changed, **{"plan.first_n": 4}) == {"first_n": 4}
+    assert of("freeze-8") == of("full") == of("slow", Arm(method="full")) == {}
+    ranked = Arm(method="lora", set={"finetune.lora_rank": 64})
+    assert of("wide", ranked) == {**of("lora"), "lora_rank": 64, "set": ranked.set}
+    assert of("race")["race"] == params["race"]
 
 
 def test_plans_depend_on_what_makes_them(description, places):
@@ -152,7 +152,7 @@ def test_plans_depend_on_what_makes_them(description, places):
     def of(**more):
         return plan_settings(parameters(read_parameters(places.project), {**values, **more}), places.project)
 
-    assert of() == of(**{"evaluate.bootstrap": 50, "finetune.cache": "off", "plan.first_n": 3})
+    assert of() == of(**{"evaluate.bootstrap": 50, "finetune.cache": "off"})
     for key, value in {"trace.space": "raw", "plan.gain": "local", "finetune.epochs": 9}.items():
         assert of(**{key: value}) != of()
 
@@ -169,13 +169,12 @@ def test_the_shipped_description_is_valid_and_its_parameters_exist(shared, tmp_p
     for model in description.models.values():
         (tmp_path / (model.path or "")).mkdir(exist_ok=True)
     places, asked = Places(PROJECT, shared / "data", tmp_path), {}
-    for name, model in description.models.items():
-        for data_set in model.data_sets or description.data_sets:
-            values = case_values(description, Case(data_set, name), places)
-            asked |= values
-    for more in [description.evidence, *(rule.set for rule in description.rules.values())]:
-        asked |= more
+    for case in description.cases():
+        asked |= case_values(description, case, places)
+    for arm in description.methods.values():
+        asked |= arm.set
     parameters(read_parameters(PROJECT), asked)
+    assert all((shared / "data" / text).is_file() for text in description.forgetting.texts.values())
 
 
 def test_label_words_of_the_shipped_description_are_the_data_sets_labels(shared):
@@ -185,17 +184,6 @@ def test_label_words_of_the_shipped_description_are_the_data_sets_labels(shared)
             labels = json.loads((shared / "data" / data_set.path / "labels.json").read_text())
             assert sorted(words_of) == sorted(labels), name
             assert len(set(words_of.values())) == len(words_of), name
-
-
-def test_a_model_that_asks_for_it_gets_prompts_without_worked_examples(described, places):
-    data_sets = {"a": {"data": {"template": "one: two\n{text}:"}}, "b": {"bare": "{question}\nAnswer:"}}
-    description = described(models={"m": {}, "small": {"bare": True}}, data_sets=data_sets)
-
-    def template(data_set, model):
-        return case_values(description, Case(data_set, model), places).get("data.template")
-
-    assert (template("a", "m"), template("a", "small")) == ("one: two\n{text}:", "{text}\nAnswer:")
-    assert (template("b", "m"), template("b", "small")) == (None, "{question}\nAnswer:")
 
 
 def test_no_worked_example_of_the_shipped_description_is_in_its_data(shared):
@@ -211,8 +199,9 @@ def test_no_worked_example_of_the_shipped_description_is_in_its_data(shared):
     [
         ({"learning_rates": {0.5: [0.1]}}, "learning_rates has no entry for depth 0"),
         ({"boundaries": [0.5, 1]}, "boundaries lacks 0"),
-        ({"rules": {"raw": {"selector": "salf", "set": {"trace.space": "raw"}}}}, "rules: one must set nothing"),
-        ({"models": {"m": {"data_sets": ["c"]}}}, r"models\.m\.data_sets: no dataset 'c' is described"),
+        ({"data_sets": {"a": {"boundaries": [1]}}}, "boundaries lacks 0"),
+        ({"models": {"m": {"layers": 8, "data_sets": ["c"]}}}, r"models\.m\.data_sets: no dataset 'c' is described"),
+        ({"methods": {"slow": {"rate_of": "lora"}}}, r"methods\.slow\.rate_of: no rate of 'lora' is tuned here"),
         ({"methods": {"lisa": {"data_sets": ["c"]}}}, r"methods\.lisa\.data_sets: no dataset 'c' is described"),
         ({"budget": 3}, "Extra inputs are not permitted"),
     ],

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from salf.errors import UserError
-from stages.study.tables import RUN_KEY, Tables, read_traces, records, sole_writer
+from stages.study.tables import RUN_KEY, Tables, records, sole_writer
 from tests.conftest import PROJECT
 
 PREDICTIONS, RUNS = "predictions.parquet", "runs.csv"
@@ -49,16 +49,6 @@ def test_a_run_of_the_same_key_takes_the_place_of_the_older(tmp_path):
     assert points == [tables.runs["point"][0]] * 2 + [tables.runs["point"][1]]
 
 
-def test_traces_of_the_same_pair_and_basis_take_the_place_of_the_older(tmp_path):
-    tables, head, folded = Tables(tmp_path), {"data_set": "a", "model": "m", "basis": "head"}, {"basis": "folded"}
-    curves = {"example_id": "x", "deviation": [2.0, 1.0], "loss": [9.0, 3.0]}
-    tables.keep_traces([{**head, **curves}, {**head, **curves, "example_id": "y"}])
-    tables.keep_traces([{**head, **folded, **curves, "loss": None}])
-    tables.keep_traces([{**head, **curves, "loss": [9.0, 4.0]}])
-    found = {name: each.tolist() for name, each in read_traces(tmp_path)["a", "m"].items()}
-    assert found == {"deviation": [[2.0, 1.0]], "deviation (folded)": [[2.0, 1.0]], "loss": [[9.0, 4.0]]}
-
-
 def test_other_settings_are_another_run(tmp_path):
     tables = Tables(tmp_path)
     tables.keep_runs([(run(), SAID)])
@@ -72,15 +62,6 @@ def test_settings_are_kept_once_under_their_digest(tmp_path):
     name = tables.keep_settings({"a": 1})
     assert tables.keep_settings({"a": 1}) == name != tables.keep_settings({"a": 2})
     assert Tables(tmp_path).settings[name] == {"a": 1}
-
-
-def test_a_choice_takes_the_place_of_the_same_rules(tmp_path):
-    tables = Tables(tmp_path)
-    rows = [{"data_set": "a", "model": "m", "rule": rule, "boundary": 3, "layers": 4} for rule in ("p", "q")]
-    tables.keep_choices(rows)
-    tables.keep_choices([{**rows[0], "boundary": None}])
-    again = Tables(tmp_path)
-    assert [(row["rule"], row["boundary"]) for row in records(again.choices)] == [("q", 3), ("p", None)]
 
 
 def test_a_row_is_never_there_without_its_predictions(tmp_path, monkeypatch):
@@ -110,7 +91,16 @@ def test_outcomes_of_rates_replace_those_of_the_same_rates(tmp_path):
     assert found == [(0.1, 2.0, ""), (0.2, 1.0, ""), (0.4, 1.0, "")]
 
 
-@pytest.mark.parametrize("name", ["runs", "rates", "choices"])
+def test_scores_of_weights_that_were_not_kept_are_rows_of_their_own(tmp_path):
+    kept = [
+        {"keep": keep, "validation_loss": loss, "test_accuracy": 0.5} for keep, loss in (("last", 2.0), ("mean", 1.0))
+    ]
+    Tables(tmp_path).keep_runs([(run(kept=kept), SAID)])
+    found = Tables(tmp_path).kept
+    assert list(zip(found["keep"], found["validation_loss"], strict=True)) == [("last", 2.0), ("mean", 1.0)]
+
+
+@pytest.mark.parametrize("name", ["runs", "rates"])
 def test_the_committed_tables_keep_their_bytes(tmp_path, name):
     """Read, written and read again, whatever is added later."""
     committed = PROJECT / "reports/study"

@@ -1,0 +1,82 @@
+"""Perplexity of the base and of fine-tuned models on texts of another kind: what was forgotten."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from salf.answer_folder import AnswerSideRecord, is_answer_side
+from salf.engine.answer_model import AnswerSideModel, base_network
+from salf.engine.models.adapter import CausalModel, open_model, take_apart
+from salf.engine.perplexity import read_text, text_examples
+from salf.engine.runtime import Runtime, choose_runtime
+from salf.errors import UserError, reading
+from salf.files import require, significant, write_json
+from stages.common.command import exit_code
+from stages.common.params import load_params
+
+BASE: Final = "base"
+_MOST_DOCUMENTS: Final = 1000  # of a file that are looked at
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the same blocks of every text with the base and with every model."""
+    args = _parser().parse_args(argv)
+    runtime = choose_runtime(load_params().device)
+    texts = {}
+    for name, path in (text.split("=", 1) for text in args.texts):
+        texts[name] = text_examples(args.base, _documents(Path(path)), args.tokens)[: args.blocks]
+    folders = {BASE: require(args.base, made_by="base"), **{one.name: require(one, "finetune") for one in args.models}}
+    found: dict[str, dict[str, dict[str, float | int]]] = {}
+    for folder_name, folder in folders.items():
+        model = _opened(folder, args.base, runtime)
+        found[folder_name] = {}
+        for name, blocks in texts.items():
+            said = read_text(model, runtime, blocks)
+            found[folder_name][name] = {"perplexity": significant(said.perplexity), "tokens": int(said.tokens.sum())}
+            print(f"{folder_name}, {name}: perplexity {said.perplexity:.3f}")
+    write_json(args.out, {"schema": 1, "models": found})
+
+
+def _opened(folder: Path, base: Path, runtime: Runtime) -> CausalModel:
+    """A model, its trained weights at every position: of an answer-side model, too."""
+    if not is_answer_side(folder):
+        return open_model(folder, runtime.device, runtime.dtype, base=base)
+    dtype = getattr(torch, AnswerSideRecord.load(folder).base.dtype)
+    opened = AnswerSideModel.from_pretrained(folder, open_model(base, runtime.device, dtype).network)
+    return take_apart(base_network(opened.to(runtime.dtype).trained).eval())
+
+
+def _documents(path: Path) -> list[str]:
+    """The documents of a text file (one) or of a file of JSON lines (their ``text``)."""
+    if not path.exists():
+        raise UserError(f"--texts: no {path}")
+    with reading(path, "no text in UTF-8, or no JSON lines with a text"), path.open(encoding="utf-8") as file:
+        if path.suffix != ".jsonl":
+            return [file.read()]
+        return [json.loads(line)["text"] for line in islice(file, _MOST_DOCUMENTS)]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.evaluate.texts",
+        description=f"{__doc__} An answer-side model reads them with its trained weights at every position.",
+        epilog="example: python -m stages.evaluate.texts --base data/base --models data/models/half-seed1 "
+        "--texts wikitext2=../shared/data/wikitext2_valid_test/test.txt --out reports/texts.json",
+    )
+    parser.add_argument("--base", type=Path, required=True, help="the base model's folder")
+    parser.add_argument("--models", type=Path, nargs="*", default=[], help="folders of fine-tuned models")
+    parser.add_argument("--texts", nargs="+", required=True, metavar="NAME=FILE", help="txt, or jsonl with a text")
+    parser.add_argument("--blocks", type=int, default=40, help="blocks to read of each text (default: 40)")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of a block (default: 256)")
+    parser.add_argument("--out", type=Path, required=True, help="JSON to write: the perplexities")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
