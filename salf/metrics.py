@@ -96,6 +96,12 @@ class Baseline(Scored):
     n: int
 
 
+class Compared(Scored):
+    """A method's scores, means over its seeds, and, where full fine-tuning was run, paired differences from its."""
+
+    differences: dict[str, Difference] = {}
+
+
 class Costs(_Record):
     """Counted costs, and shares of full fine-tuning's; means over seeds may be broken numbers."""
 
@@ -135,11 +141,10 @@ class EqualCompute(_Record):
     full_validation_loss: float | None = None
 
 
-class MethodMetrics(Scored, Costs):
+class MethodMetrics(Compared, Costs):
     """A method: means over its seeds (whole where all agree), and, where full fine-tuning was run, what it shares."""
 
     seeds: list[int]
-    differences: dict[str, Difference] = {}
     at_equal_compute: EqualCompute | None = None
 
 
@@ -154,8 +159,19 @@ class Intervals(_Record):
     over: Literal["examples", "documents"] = "examples"
 
 
+class SplitMetrics(_Record):
+    """Scores of all models on a shifted split, a further test split."""
+
+    baselines: dict[str, Baseline]
+    runs: dict[str, Baseline]
+    methods: dict[str, Compared]
+
+
 class Metrics(_Record, Artifact):
-    """The content of ``metrics.json``; ``quality`` is the score that models are compared by."""
+    """The content of ``metrics.json``; ``quality`` is the score that models are compared by.
+
+    Scores on the test split; ``shifted``: on the shifted splits of ``data.splits.shifted``, by name.
+    """
 
     made_by = "evaluate"
 
@@ -166,6 +182,7 @@ class Metrics(_Record, Artifact):
     baselines: dict[str, Baseline]
     runs: dict[str, RunMetrics]
     methods: dict[str, MethodMetrics]
+    shifted: dict[str, SplitMetrics] = {}
 
 
 class Measured(BaseModel):
@@ -197,14 +214,23 @@ class Measured(BaseModel):
 
 
 def write_comparison(path: Path, metrics: Metrics, measured: Mapping[str, Measured]) -> None:
-    """Write ``comparison.csv``: a row per baseline and method, with what was measured of each method."""
+    """Write ``comparison.csv``: a row per baseline and method, with what was measured of each method.
+
+    Columns of scores on a shifted split begin with its name.
+    """
+
+    def shifted(group: str, name: str) -> dict[str, Any]:
+        found = {split: getattr(scored, group)[name].model_dump() for split, scored in metrics.shifted.items()}
+        return {f"{split}_{key}": value for split, columns in found.items() for key, value in columns.items()}
+
     rows: list[dict[str, Any]] = [
-        {"kind": "baseline", "name": name, **scored.model_dump()} for name, scored in metrics.baselines.items()
+        {"kind": "baseline", "name": name, **scored.model_dump(), **shifted("baselines", name)}
+        for name, scored in metrics.baselines.items()
     ]
     for name, method in metrics.methods.items():
         known = method.model_dump(exclude_unset=True, exclude={"at_equal_compute", "seeds"})
-        costs = measured[name].model_dump(exclude_none=True)
-        rows.append({"kind": "method", "name": name, "seeds": len(method.seeds), **known, **costs})
+        known |= measured[name].model_dump(exclude_none=True) | shifted("methods", name)
+        rows.append({"kind": "method", "name": name, "seeds": len(method.seeds), **known})
     write_csv(path, rows)
 
 

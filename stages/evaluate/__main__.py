@@ -2,14 +2,14 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from salf.blocks import document_of
-from salf.engine.batches import Example, read_examples
+from salf.engine.batches import Example, Split, read_examples
 from salf.engine.boundary_cache.cache import CacheSettings
 from salf.engine.runtime import choose_runtime
 from salf.files import replacing_file
@@ -19,13 +19,13 @@ from salf.settings import TASKS, Caching, Device
 from stages.common.command import exit_code, parser_of
 from stages.common.params import Compare, Evaluate, Room
 from stages.evaluate.baselines import answers
-from stages.evaluate.compare import compare_methods, measured_of, print_metrics, run_metrics
-from stages.evaluate.predict import Predictor, frozen_layers, prediction_rows
-from stages.evaluate.scores import Bootstrap, Predictions, intervals, score
+from stages.evaluate.compare import compare_methods, measured_of, print_metrics, run_metrics, split_metrics
+from stages.evaluate.predict import Predictor, ReadyModel, frozen_layers, prediction_rows
+from stages.evaluate.scores import Bootstrap, Predictions, Statistic, intervals, score
 
 _PARSER: Final = parser_of(
     "evaluate",
-    "Score every fine-tuned model, the untrained model and simple baselines on the test split.",
+    "Score every fine-tuned model, the untrained model and simple baselines on the test split and shifted splits.",
     {
         "base": ("data/base", "the base model's folder"),
         "prepared": ("data/prepared", "the prepared data's folder"),
@@ -38,6 +38,8 @@ _PARSER: Final = parser_of(
     },
 )
 
+TEST: Final = "test"
+UNTRAINED: Final = "untrained"
 _FEWEST_DOCUMENTS: Final = 10  # with fewer, blocks are resampled
 
 
@@ -51,44 +53,52 @@ class EvaluateRoom(Room):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Score the untrained model, the baselines and every fine-tuned model on the test split."""
+    """Score the untrained model, the baselines and every fine-tuned model on every test split."""
     args = _PARSER.parse_args(argv)
     params = EvaluateRoom.load()
-    asked = params.evaluate
-    meta, test = PreparedRecord.load(args.prepared), read_examples(args.prepared, "test")
+    meta = PreparedRecord.load(args.prepared)
+    tests = {name: read_examples(args.prepared, name) for name in meta.tests}
     names = [f"{method}-seed{seed}" for method in params.compare.labels for seed in params.compare.seeds]
     records = {name: FineTuneRecord.load(args.models / name) for name in names}
-    predictions = dict(_predictions(args, params, meta, test, records))
+    predictions = _predictions(args, params, meta, tests, records)
+    scores = {name: _scores(params.evaluate, meta, tests[name], said) for name, said in predictions.items()}
 
-    labels = [example.label or "" for example in test] if meta.labels else None
-    documents = _documents(meta, test)
-    bootstrap = Bootstrap(len(test), asked.bootstrap, asked.confidence, asked.seed, labels, documents)
-    quality = TASKS[meta.task].quality
-    scores = {name: score(said, quality, bootstrap) for name, said in predictions.items()}
-    plain = [name for name in predictions if name not in names]
+    test, on_test = tests[TEST], scores.pop(TEST)
+    over = {"over": "documents"} if _documents(meta, test) else {}
     runs = {
-        name: run_metrics(run, records.get(f"full-seed{run.seed}"), scores[name], len(test))
+        name: run_metrics(run, records.get(f"full-seed{run.seed}"), on_test[name], len(test))
         for name, run in records.items()
     }
+    shifted = {name: split_metrics(runs, found, len(tests[name])) for name, found in scores.items()}
     metrics = Metrics(
         layout=1,
         task=meta.task,
-        quality=quality,
-        intervals=Intervals(
-            resamples=asked.bootstrap, confidence=asked.confidence, **({"over": "documents"} if documents else {})
-        ),
-        baselines={name: Baseline(scores=intervals(scores[name]), n=len(test)) for name in plain},
+        quality=TASKS[meta.task].quality,
+        intervals=Intervals(resamples=params.evaluate.bootstrap, confidence=params.evaluate.confidence, **over),
+        baselines={n: Baseline(scores=intervals(one), n=len(test)) for n, one in on_test.items() if n not in runs},
         runs=runs,
-        methods=compare_methods(runs, {name: run.curve for name, run in records.items()}, scores),
+        methods=compare_methods(runs, {name: run.curve for name, run in records.items()}, on_test),
+        **({"shifted": shifted} if shifted else {}),
     )
     metrics.save(args.metrics)
     clocks = {name: FineTuneClock.load(args.measured / f"{name}.json") for name in names}
     write_comparison(args.comparison, metrics, measured_of(runs, clocks))
     points = [(name, run, point) for name, run in records.items() for point in run.curve]
     write_csv(args.curves, [{"run": n, "method": r.label, "seed": r.seed, **p.model_dump()} for n, r, p in points])
+    rows = [row for name, said in predictions.items() for row in prediction_rows(name, said, tests[name])]
     with replacing_file(args.predictions) as aside:
-        pq.write_table(pa.Table.from_pylist(prediction_rows(predictions, test)), aside, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(rows), aside, compression="zstd")
     print_metrics(metrics)
+
+
+def _scores(
+    asked: Evaluate, meta: PreparedRecord, test: Sequence[Example], predictions: Mapping[str, Predictions]
+) -> dict[str, dict[str, Statistic]]:
+    """Every model's scores on a test split."""
+    labels = [example.label or "" for example in test] if meta.labels else None
+    documents = _documents(meta, test)
+    bootstrap = Bootstrap(len(test), asked.bootstrap, asked.confidence, asked.seed, labels, documents)
+    return {name: score(said, TASKS[meta.task].quality, bootstrap) for name, said in predictions.items()}
 
 
 def _documents(meta: PreparedRecord, test: Sequence[Example]) -> list[str] | None:
@@ -101,22 +111,32 @@ def _predictions(
     args: Namespace,
     params: EvaluateRoom,
     meta: PreparedRecord,
-    test: Sequence[Example],
+    tests: Mapping[str, Sequence[Example]],
     records: Mapping[str, FineTuneRecord],
-) -> Iterator[tuple[str, Predictions]]:
-    """Every model's answers to the test split, by its name: the untrained one, baselines, fine-tuned ones."""
+) -> dict[str, dict[str, Predictions]]:
+    """The answers to every test split, by model: the untrained one, baselines, fine-tuned ones."""
     shards = BaseRecord.load(args.base).shards
     cache = CacheSettings.of(params.finetune.cache, params.finetune.cache_folder, params.finetune.cache_gib)
-    predictor = Predictor(choose_runtime(params.device), params.evaluate, meta, args.base, shards, cache, test)
-    yield "untrained", predictor.predict(args.base, "untrained")
+    splits = {name: Split(examples, meta.shared_prefix_tokens) for name, examples in tests.items()}
+    predictor = Predictor(choose_runtime(params.device), params.evaluate, meta, args.base, shards, cache, splits)
+    found: dict[str, dict[str, Predictions]] = {name: {} for name in tests}
+
+    def read(ready: ReadyModel) -> None:
+        for name in tests:
+            found[name][ready.name] = predictor.predict(ready, name)
+
+    read(predictor.open(args.base, UNTRAINED))
     if TASKS[meta.task].quality == "accuracy":
-        for name, said in answers(read_examples(args.prepared, "train"), test).items():
-            yield name, Predictions.of_labels(said, test)
-    for name, run in records.items():
-        if run.how.answer_side:
-            yield name, predictor.predict_answer_side(args.models / name, name, run.params.finetune.answer_side)
+        training = read_examples(args.prepared, "train")
+        for name, test in tests.items():
+            found[name] |= {plain: Predictions.of_labels(s, test) for plain, s in answers(training, test).items()}
+    for run, record in records.items():  # no name holds a model: the next one is opened when it is gone
+        folder = args.models / run
+        if record.how.answer_side:
+            read(predictor.open_answer_side(folder, run, record.params.finetune.answer_side))
         else:
-            yield name, predictor.predict(args.models / name, name, frozen_layers(run.shards, shards))
+            read(predictor.open(folder, run, frozen_layers(record.shards, shards)))
+    return found
 
 
 if __name__ == "__main__":

@@ -8,15 +8,28 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from salf.metrics import SCORES, Costs, Difference, EqualCompute, Measured, MethodMetrics, Metrics, RunMetrics
+from salf.metrics import (
+    SCORES,
+    Baseline,
+    Compared,
+    Costs,
+    EqualCompute,
+    Measured,
+    MethodMetrics,
+    Metrics,
+    RunMetrics,
+    Scored,
+    SplitMetrics,
+)
 from salf.records import CurvePoint, FineTuneClock, FineTuneRecord
-from stages.evaluate.scores import Statistic, intervals, mean_of
+from stages.evaluate.scores import Statistic, differences, intervals, mean_of
 
 _OF_THE_RUN: Final = RunMetrics.model_fields.keys() & FineTuneRecord.model_fields.keys() - {"method"}
 # The same for every seed, unless a method draws its layers.
 _SAME: Final = ("trained_parameters", "trained_share", "boundary", "boundary_before_budget")
 
 Curve = Sequence[CurvePoint]
+Scores = Mapping[str, Mapping[str, Statistic]]  # by the model's name, of every score
 
 
 def run_metrics(
@@ -43,32 +56,49 @@ def run_metrics(
 
 
 def compare_methods(
-    runs: Mapping[str, RunMetrics], curves: Mapping[str, Curve], scores: Mapping[str, Mapping[str, Statistic]]
+    runs: Mapping[str, RunMetrics], curves: Mapping[str, Curve], scores: Scores
 ) -> dict[str, MethodMetrics]:
     """Compare the methods, by means over seeds; all arguments are keyed by the run's name."""
-    by_method = _by_method(runs)
-    own = {
-        method: {score: mean_of([scores[name][score] for name in names]) for score in scores[names[0]]}
-        for method, names in by_method.items()
-    }
-    compared = {}
-    for method, names in by_method.items():
-        known: dict[str, Any] = {"seeds": [runs[name].seed for name in names], "scores": intervals(own[method])}
+    grouped = by_method(runs)
+    scored, compared = _scored(grouped, scores), {}
+    for method, names in grouped.items():
+        known: dict[str, Any] = {"seeds": [runs[name].seed for name in names], **scored[method]}
         for key in Costs.model_fields:
             values = [value for name in names if (value := getattr(runs[name], key)) is not None]
             if values:
                 known[key] = values[0] if key in _SAME and len(set(values)) == 1 else float(np.mean(values))
-        if "full" in own:
-            gaps = {score: mine - own["full"][score] for score, mine in own[method].items()}
-            known["differences"] = {
-                score: Difference.model_validate(gap, from_attributes=True) for score, gap in gaps.items()
-            }
+        if "full" in grouped:
             known["at_equal_compute"] = _at_equal_compute(names, runs, curves)
         compared[method] = MethodMetrics(**known)
     return compared
 
 
-def _by_method(runs: Mapping[str, RunMetrics]) -> dict[str, list[str]]:
+def split_metrics(runs: Mapping[str, RunMetrics], scores: Scores, examples: int) -> SplitMetrics:
+    """Compare the methods by their scores on a shifted split of so many examples."""
+    scored = {name: Baseline(scores=intervals(one), n=examples) for name, one in scores.items()}
+    return SplitMetrics(
+        baselines={name: one for name, one in scored.items() if name not in runs},
+        runs={name: scored[name] for name in runs},
+        methods={method: Compared(**known) for method, known in _scored(by_method(runs), scores).items()},
+    )
+
+
+def _scored(grouped: Mapping[str, Sequence[str]], scores: Scores) -> dict[str, dict[str, Any]]:
+    """The fields of ``Compared`` by method; ``grouped``: its runs' names."""
+    own = {method: means(scores, names) for method, names in grouped.items()}
+    scored: dict[str, dict[str, Any]] = {method: {"scores": intervals(mine)} for method, mine in own.items()}
+    for method, mine in own.items() if "full" in own else ():
+        gaps = {score: one - own["full"][score] for score, one in mine.items()}
+        scored[method]["differences"] = differences(gaps)
+    return scored
+
+
+def means(scores: Scores, names: Sequence[str]) -> dict[str, Statistic]:
+    """The mean of every score over some runs."""
+    return {score: mean_of([scores[name][score] for name in names]) for score in scores[names[0]]}
+
+
+def by_method(runs: Mapping[str, RunMetrics]) -> dict[str, list[str]]:
     """The runs' names by method."""
     methods = dict.fromkeys(run.method for run in runs.values())
     return {method: [name for name, run in runs.items() if run.method == method] for method in methods}
@@ -103,16 +133,21 @@ def measured_of(runs: Mapping[str, RunMetrics], clocks: Mapping[str, FineTuneClo
     keys = ("seconds_per_step", "seconds_training", "seconds_cache", "peak_memory_bytes")
     means = {
         method: Measured(**{key: float(np.mean([getattr(clocks[name], key) for name in names])) for key in keys})
-        for method, names in _by_method(runs).items()
+        for method, names in by_method(runs).items()
     }
     return {method: one.relative_to(means["full"]) for method, one in means.items()} if "full" in means else means
 
 
 def print_metrics(metrics: Metrics) -> None:
-    """Print scores and cost of every method and baseline."""
-    rows = {**metrics.baselines, **metrics.methods}
+    """Print scores and cost of every method and baseline, on every test split."""
+    _print("test", {**metrics.baselines, **metrics.methods}, metrics)
+    for split, scored in metrics.shifted.items():
+        _print(split, {**scored.baselines, **scored.methods}, metrics)
+
+
+def _print(split: str, rows: Mapping[str, Scored], metrics: Metrics) -> None:
     shown = [name for name in SCORES if any(name in row.scores for row in rows.values())]
-    table = Table("", title="On the test split", box=SIMPLE, pad_edge=False, collapse_padding=True)
+    table = Table("", title=f"On the split {split}", box=SIMPLE, pad_edge=False, collapse_padding=True)
     for heading in (*(SCORES[name] for name in shown), "FLOPs of full"):
         table.add_column(heading, justify="right", no_wrap=heading == SCORES[metrics.quality])
     for name, row in rows.items():

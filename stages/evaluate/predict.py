@@ -1,4 +1,4 @@
-"""Lets a model folder answer the test split."""
+"""Lets model folders answer the test splits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,8 +29,18 @@ from stages.evaluate.scores import Predictions
 
 
 @dataclass(frozen=True)
+class ReadyModel:
+    """An opened model folder."""
+
+    name: str
+    model: CausalModel  # reads
+    writer: Any  # generates
+    started: Callable[[str], Split]  # a split by its name, with the start of this model's passes
+
+
+@dataclass(frozen=True)
 class Predictor:
-    """Lets every model answer the test split in the same way; they share ``prefixes``, by number of frozen layers."""
+    """Lets every model read the same ``splits``; models with the same frozen layers share their states of a split."""
 
     runtime: Runtime
     params: Evaluate
@@ -38,83 +48,92 @@ class Predictor:
     base: Path
     shards: Mapping[str, str]
     cache: CacheSettings
-    test: Sequence[Example]
-    prefixes: dict[int, Opened] = field(default_factory=dict)
-    prompts: dict[tuple[int, ...], Opened] = field(default_factory=dict)
+    splits: Mapping[str, Split]
+    prefixes: dict[tuple[str, int], Opened] = field(default_factory=dict)
+    prompts: dict[tuple[str, tuple[int, ...]], Opened] = field(default_factory=dict)
 
-    def predict(self, folder: Path, name: str, frozen: int | None = None) -> Predictions:
-        """Answer with the model in ``folder``, whose embedding and layers 1..frozen are the base's; ``None``: all are.
+    def open(self, folder: Path, name: str, frozen: int | None = None) -> ReadyModel:
+        """Open the model in ``folder``, whose embedding and layers 1..frozen are the base's; ``None``: all are.
 
         Layers are quantised as in training, in the base all of them. All are offloaded, since nothing trains.
         """
         held = self.runtime.frozen(None if self.runtime.frozen_weights == "offload" else frozen)
         model = open_model(folder, self.runtime.device, self.runtime.dtype, frozen=held, base=self.base)
-        split = Split(self.test, self.meta.shared_prefix_tokens, self._start(model, frozen) if frozen else None)
-        return self._predictions(model, split, name, model.network)
 
-    def predict_answer_side(self, folder: Path, name: str, side: AnswerSide) -> Predictions:
+        def started(split: str) -> Split:
+            return replace(self.splits[split], start=self._start(model, frozen, split) if frozen else None)
+
+        return ReadyModel(name, model, model.network, started)
+
+    def open_answer_side(self, folder: Path, name: str, side: AnswerSide) -> ReadyModel:
         """The same with weights that act on answers alone: the base reads the prompts, up to where ``side`` says."""
         record = AnswerSideRecord.load(folder)
         base = open_model(self.base, self.runtime.device, getattr(torch, record.base.dtype)).network
         opened = AnswerSideModel.from_pretrained(folder, base).to(self.runtime.dtype)
-        split = Split(self.test, self.meta.shared_prefix_tokens).after_prompts(side)
-        prompts = self._prompts(opened, split)
         trained = take_apart(base_network(opened.trained).eval())
-        start = answer_side(trained, self.runtime, split, prompts.source, None, record.boundary)
-        return self._predictions(trained, replace(split, start=start), name, opened)
 
-    def _predictions(self, model: CausalModel, split: Split, name: str, writer: Any) -> Predictions:
-        rule = rule_of(self.meta)
-        reader = Reader(model, self.runtime, rule, self.params.batch_tokens)
-        with progress(f"evaluating {name}", len(self.test), "examples") as advance:
+        def started(name: str) -> Split:
+            split = self.splits[name].after_prompts(side)
+            prompts = self._prompts(opened, split, name)
+            start = answer_side(trained, self.runtime, split, prompts.source, None, record.boundary)
+            return replace(split, start=start)
+
+        return ReadyModel(name, trained, opened, started)
+
+    def predict(self, ready: ReadyModel, name: str) -> Predictions:
+        """Answer a test split."""
+        rule, split = rule_of(self.meta), ready.started(name)
+        reader = Reader(ready.model, self.runtime, rule, self.params.batch_tokens)
+        with progress(f"evaluating {ready.name} on {name}", len(split), "examples") as advance:
             answers = reader.read(split, lambda n: advance(n, ""))
         loss = np.array([answer.loss for answer in answers])
-        tokens = np.array([len(example.answer_ids) for example in self.test], float)
+        tokens = np.array([len(example.answer_ids) for example in split.examples], float)
         if TASKS[self.meta.task].text:
             return Predictions([""] * len(answers), None, loss, tokens, [None] * len(answers))
         if rule is not None:
             said = [answer.predicted or "" for answer in answers]
             correct = [answer.correct or False for answer in answers]
         else:
-            said = self._written(writer, split, name)
-            correct = self._exact(said)
+            said = self._written(ready, split)
+            correct = self._exact(said, split)
         return Predictions(said, np.array(correct, float), loss, tokens, [answer.probability for answer in answers])
 
-    def _written(self, writer: Any, split: Split, name: str) -> list[str]:
+    def _written(self, ready: ReadyModel, split: Split) -> list[str]:
         assert self.meta.end_token_id is not None, "free answers end with a token of their own"
         longest, most = self.params.generate_tokens, self.params.batch_tokens
-        with progress(f"{name} writes its answers", len(self.test), "examples") as advance:
+        with progress(f"{ready.name} writes its answers", len(split), "examples") as advance:
             return write_answers(
-                writer, self._tokenizer, split, longest, self.meta.end_token_id, most, lambda n: advance(n, "")
+                ready.writer, self._tokenizer, split, longest, self.meta.end_token_id, most, lambda n: advance(n, "")
             )
 
-    def _exact(self, said: Sequence[str]) -> list[bool]:
+    def _exact(self, said: Sequence[str], split: Split) -> list[bool]:
         # Both sides without special tokens, which chat templates put into answers, too.
-        asked = [self._tokenizer.decode(example.answer_ids, skip_special_tokens=True) for example in self.test]
+        asked = [self._tokenizer.decode(example.answer_ids, skip_special_tokens=True) for example in split.examples]
         return [exact_match(*both, self.params.answer_marker) for both in zip(said, asked, strict=True)]
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(str(self.base / "tokenizer.json"))
 
-    def _prompts(self, opened: AnswerSideModel, split: Split) -> Opened:
-        """The test prompts' keys and values by the base model."""
+    def _prompts(self, opened: AnswerSideModel, split: Split, name: str) -> Opened:
+        """The keys and values of a split's prompts by the base model."""
         boundary = opened.record.boundary
-        place = (boundary, *(split.base_rows or ()))
+        place = name, (boundary, *(split.base_rows or ()))
         if place not in self.prompts:
             with base_alone(opened.trained):
                 base = take_apart(opened.base)
                 cache = self._cache_of(base, base.depth, split.shared)
                 again = partial(open_model, self.base, self.runtime.device, self.runtime.dtype)
                 self.prompts[place] = cache.open_prompts(split, boundary, None, again)
-            print_opened(f"prompts above layer {boundary}", {"test": self.prompts[place]})
+            print_opened(f"prompts above layer {boundary}", {name: self.prompts[place]})
         return self.prompts[place]
 
-    def _start(self, model: CausalModel, frozen: int) -> Start:
-        if frozen not in self.prefixes:
-            self.prefixes[frozen] = self._cache_of(model, frozen, self.meta.shared_prefix_tokens).open(self.test)
-            print_opened(f"boundary states of layer {frozen}", {"test": self.prefixes[frozen]})
-        return self.prefixes[frozen].start_for(model)
+    def _start(self, model: CausalModel, frozen: int, name: str) -> Start:
+        split, place = self.splits[name], (name, frozen)
+        if place not in self.prefixes:
+            self.prefixes[place] = self._cache_of(model, frozen, split.shared).open(split.examples)
+            print_opened(f"boundary states of layer {frozen}", {name: self.prefixes[place]})
+        return self.prefixes[place].start_for(model)
 
     def _cache_of(self, model: CausalModel, frozen: int, shared: int) -> BoundaryCache:
         units = frozen_units(self.shards, frozen)
@@ -129,10 +148,11 @@ def frozen_layers(shards: Mapping[str, str], base: Mapping[str, str]) -> int:
     return next((depth for depth, name in enumerate(layers) if shards[name] != base[name]), len(layers))
 
 
-def prediction_rows(predictions: Mapping[str, Predictions], test: Sequence[Example]) -> list[dict[str, Any]]:
-    """Rows of ``predictions.parquet``, one per model and test example."""
+def prediction_rows(name: str, predictions: Mapping[str, Predictions], test: Sequence[Example]) -> list[dict[str, Any]]:
+    """Rows of ``predictions.parquet``, one per model and example of the test split ``name``."""
     return [
         {
+            "split": name,
             "run": run,
             "example_id": example.example_id,
             "text": example.text,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from salf.engine.batches import Example
-from salf.metrics import Interval
+from salf.metrics import Difference, Interval
 
 _CHUNK: Final = 100  # resamples held at once
 _POWER: Final = 0.8
@@ -166,3 +166,8 @@ def score(predictions: Predictions, quality: str, bootstrap: Bootstrap) -> dict[
 def intervals(scores: Mapping[str, Statistic]) -> dict[str, Interval]:
     """Return each score with the ends of its interval, without its resamples."""
     return {name: Interval.model_validate(one, from_attributes=True) for name, one in scores.items()}
+
+
+def differences(gaps: Mapping[str, Statistic]) -> dict[str, Difference]:
+    """Return each difference with the ends of its interval, and the one that the test detects."""
+    return {name: Difference.model_validate(one, from_attributes=True) for name, one in gaps.items()}

@@ -272,7 +272,7 @@ def _splits(meta: PreparedRecord) -> Table:
 
 
 def _present(meta: PreparedRecord) -> list[str]:
-    return [name for name in SPLITS if name in meta.splits]
+    return [*(name for name in SPLITS if name in meta.splits), *meta.tests[1:]]
 
 
 def _labels(meta: PreparedRecord) -> Table:

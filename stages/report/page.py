@@ -17,7 +17,7 @@ from rich.text import Text
 
 from salf.metrics import SCORES
 from stages.common.figures import standalone, style_sheet
-from stages.report import choice, depth, evidence, extras, parts, quality
+from stages.report import beyond, choice, depth, evidence, extras, parts, quality
 from stages.report.answer import Facts, Headline, chosen_method, facts_of, headline
 from stages.report.artifacts import Artifacts
 from stages.report.parts import Section
@@ -29,6 +29,7 @@ _ROOM: Final = Path(__file__).parent
 # The page in the order of reading; a section that has nothing to say is None.
 _SECTIONS: Final[tuple[Callable[[Artifacts], Section | None], ...]] = (
     quality.quality_section,
+    beyond.shifted_section,
     quality.curves_section,
     race_section,
     depth.trace_section,

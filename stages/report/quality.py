@@ -2,9 +2,10 @@
 
 import statistics
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
-from salf.metrics import BASELINES, SCORES, Baseline, Interval
+from salf.metrics import BASELINES, SCORES, Baseline, Compared, MethodMetrics, Scored
 from salf.plan_records import TimedBudget
 from salf.records import FineTuneRecord, PreparedRecord
 from salf.scale.comparison import predicted_seconds
@@ -37,13 +38,18 @@ _NAMED: Final = 5
 def quality_section(artifacts: Artifacts) -> Section:
     """Table and figure of quality against cost."""
     section = Section("quality", "Quality and cost", "Quality and cost")
-    compared, plain, metric = artifacts.methods, baselines(artifacts), artifacts.metric
+    compared, metric = artifacts.methods, artifacts.metric
+    plain = in_prose(artifacts.metrics.baselines if artifacts.metrics else {})
     if not compared:
         words = "No fine-tuned model has been evaluated yet; dvc repro trains and scores the methods of compare."
         section.sentences.append(words)
     section.sentences += label_sentences(artifacts.meta)
     if compared or plain:
-        section.tables.append(_scores_table(compared, plain, metric))
+        caption = (
+            "Scores on the test split with their intervals. At equal compute: the last validation score and full "
+            "fine-tuning’s when it had spent as much, read from an unfinished learning-rate schedule."
+        )
+        section.tables.append(scores_table("methods", caption, {m.name: m.record for m in compared}, plain, metric))
     if compared:
         section.tables.append(_costs_table(compared))
     if artifacts.plan.timed:
@@ -79,9 +85,8 @@ def curves_section(artifacts: Artifacts) -> Section:
     return section
 
 
-def baselines(artifacts: Artifacts) -> dict[str, Baseline]:
-    """The baselines that the metrics hold, by their name in prose."""
-    found = artifacts.metrics.baselines if artifacts.metrics else {}
+def in_prose(found: Mapping[str, Baseline]) -> dict[str, Baseline]:
+    """Baselines by their names in prose."""
     return {words.removeprefix("the "): found[name] for name, words in BASELINES.items() if name in found}
 
 
@@ -117,34 +122,37 @@ def label_sentences(meta: PreparedRecord) -> list[str]:
     return sentences
 
 
-def _scores_table(compared: list[Method], plain: Mapping[str, Baseline], metric: str) -> Table:
-    held = [*(m.record.scores for m in compared), *(baseline.scores for baseline in plain.values())]
-    shown = [name for name in SCORES if any(name in scores for scores in held)]
+def scores_table(
+    name: str, caption: str, compared: Mapping[str, Compared], plain: Mapping[str, Baseline], metric: str
+) -> Table:
+    """A row per method and baseline with its scores on a test split, and the difference from full fine-tuning."""
+    held: dict[str, Scored] = {**compared, **plain}
 
-    def scores(found: Mapping[str, Interval]) -> list[Cell]:
-        return [number(s.value, decimal, span(s)) if (s := found.get(name)) else number(None) for name in shown]
+    def score(of: str, row: str) -> Cell:
+        found = held[row].scores.get(of)
+        return number(found.value, decimal, span(found)) if found else number(None)
 
-    rows = [[_named(m.name), *scores(m.record.scores), _difference(m, metric), _equal(m, metric)] for m in compared]
-    rows += [[Cell(name, mark="baseline"), *scores(one.scores), Cell(""), Cell("")] for name, one in plain.items()]
-    caption = (
-        "Scores on the test split with their intervals; loss in nats per answer token. Against full: the paired "
-        f"difference in {SCORES[metric]}, its interval, and the difference that the test detects with 80 % power. "
-        "At equal compute: the last validation score and full fine-tuning’s when it had spent as much, read from "
-        "an unfinished learning-rate schedule."
+    columns: Columns[str] = {"Method": lambda row: _named(row) if row in compared else Cell(row, mark="baseline")}
+    for one, words in SCORES.items():
+        if any(one in row.scores for row in held.values()):
+            columns[words[0].upper() + words[1:]] = partial(score, one)
+    columns["Against full"] = lambda row: _difference(row, compared.get(row), metric)
+    if any(isinstance(one, MethodMetrics) for one in compared.values()):
+        columns["At equal compute"] = lambda row: _equal(compared.get(row), metric)
+    caption += (
+        " Loss in nats per answer token. Against full: the paired "
+        f"difference in {SCORES[metric]}, its interval, and the difference that the test detects with 80 % power."
     )
-    names = [SCORES[name][0].upper() + SCORES[name][1:] for name in shown]
-    return Table("methods", caption, ("Method", *names, "Against full", "At equal compute"), rows)
+    return table(name, caption, held, columns)
 
 
-def _difference(method: Method, metric: str) -> Cell:
-    gap = method.record.differences.get(metric)
-    if gap is None or method.name == "full":
-        return Cell("")
-    return number(gap.value, signed, f"{span(gap)}\n80{THIN}% power: {decimal(gap.detectable)}")
+def _difference(name: str, method: Compared | None, metric: str) -> Cell:
+    gap = method.differences.get(metric) if method and name != "full" else None
+    return number(gap.value, signed, f"{span(gap)}\n80{THIN}% power: {decimal(gap.detectable)}") if gap else Cell("")
 
 
-def _equal(method: Method, metric: str) -> Cell:
-    equal = method.record.at_equal_compute
+def _equal(method: Compared | None, metric: str) -> Cell:
+    equal = method.at_equal_compute if isinstance(method, MethodMetrics) else None
     if equal is None:
         return Cell("")
     own, full = equal.validation_loss, equal.full_validation_loss

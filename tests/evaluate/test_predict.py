@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from salf.engine.batches import Example
+from salf.engine.batches import Example, Split
 from salf.engine.boundary_cache.cache import CacheSettings
 from salf.engine.models.adapter import open_model
 from salf.engine.runtime import choose_runtime
@@ -63,15 +63,17 @@ def test_sharing_the_frozen_layers_states_changes_no_answer(tmp_path, mode):
     cache = CacheSettings.of(mode, str(tmp_path / "cache"), 1)
 
     def predictor():
-        return Predictor(runtime, params, meta, tmp_path, SHARDS, cache, test)
+        return Predictor(runtime, params, meta, tmp_path, SHARDS, cache, {"test": Split(test, SHARED)})
 
     sharing = predictor()
     for folder in folders:
-        shared, alone = sharing.predict(folder, "shared", frozen=2), predictor().predict(folder, "alone")
+        shared, alone = (
+            one.predict(one.open(folder, "some", frozen), "test") for one, frozen in ((sharing, 2), (predictor(), None))
+        )
         assert shared.predicted == alone.predicted
         # The same passes over the same examples: frozen layers first or all layers at once.
         np.testing.assert_array_equal(shared.loss, alone.loss)
-    assert list(sharing.prefixes) == [2]
+    assert list(sharing.prefixes) == [("test", 2)]
     again = predictor()
-    again.predict(folders[0], "again", frozen=2)
-    assert again.prefixes[2].origin == {"disk": "reused", "memory": "computed", "off": "off"}[mode]
+    again.predict(again.open(folders[0], "again", frozen=2), "test")
+    assert again.prefixes["test", 2].origin == {"disk": "reused", "memory": "computed", "off": "off"}[mode]
