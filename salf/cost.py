@@ -14,8 +14,9 @@ also computes the queries of all tokens, and keys and values of answer positions
 of a batch is computed once and counts once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Final, Literal
 
 from salf.shape import LinearMap, ModelShape
@@ -23,9 +24,6 @@ from salf.shape import LinearMap, ModelShape
 FLOAT32_BYTES: Final = 4
 HEAD_ROWS: Final = 1024  # answer positions whose logits exist at one time: answers may be whole texts
 _ADAM_MOMENTS: Final = 2  # AdamW: running means of the gradient and of its square, in float32
-
-# weights: the scope's own weights train; lora: they are frozen, and low-rank adapters train.
-Technique = Literal["weights", "lora"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,77 @@ class Flops:
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(self.forward + other.forward, self.backward + other.backward)
 
+    def __mul__(self, times: float) -> "Flops":
+        return Flops(round(self.forward * times), round(self.backward * times))
+
+
+# Further work of one pass above a boundary: takes the shape, the boundary, and the module's four sums.
+Extra = Callable[[ModelShape, int, int, int, int, int], Flops]
+
+
+@dataclass(frozen=True)
+class Technique:
+    """What a technique computes and keeps; by default, what training of weights by AdamW does.
+
+    Its entry in :data:`salf.methods.WORDS` declares it.
+
+    Attributes:
+        passes: over every batch.
+        early: times so many passes in the first ``until`` of all steps.
+        until: share of all steps.
+        inputs: back-propagation computes the gradients of what maps read.
+        weights: back-propagation computes the gradients of the maps' own weights.
+        local: no gradient passes from a layer to the one below.
+        rank: of low-rank adapters on all linear maps but experts; 0: there are none.
+        extra: further work of a pass.
+        share: share of the scope's weights that train.
+        kept: values per trained weight: its gradient, AdamW's two moments, and more.
+        activations: passes whose activations are held at a time.
+    """
+
+    passes: float = 1
+    early: float = 1
+    until: float = 1
+    inputs: bool = True
+    weights: bool = True
+    local: bool = False
+    rank: int = 0
+    extra: tuple[Extra, ...] = ()
+    share: float = 1
+    kept: float = 3
+    activations: float = 1
+
+    def passes_at(self, progress: float | None) -> float:
+        """Passes over a batch after a share of all steps; ``None``: their mean over all steps."""
+        if progress is None:
+            return self.passes * (1 + self.until * (self.early - 1))
+        return self.passes * (self.early if progress < self.until else 1)
+
+
+PLAIN: Final = Technique()
+
+
+def adapters(rank: int) -> Technique:
+    """Training of low-rank adapters at frozen weights."""
+    return Technique(weights=False, rank=rank)
+
+
+def together(techniques: Sequence[Technique]) -> Technique:
+    """What a method's words, one or more, do together."""
+    return Technique(
+        passes=prod(one.passes for one in techniques),
+        early=prod(one.early for one in techniques),
+        until=min(one.until for one in techniques),
+        inputs=all(one.inputs for one in techniques),
+        weights=all(one.weights for one in techniques),
+        local=any(one.local for one in techniques),
+        rank=max(one.rank for one in techniques),
+        extra=tuple(extra for one in techniques for extra in one.extra),
+        share=prod(one.share for one in techniques),
+        kept=PLAIN.kept + sum(one.kept - PLAIN.kept for one in techniques),
+        activations=prod(one.activations for one in techniques),
+    )
+
 
 def head_forward_flops(shape: ModelShape, positions: int) -> int:
     """The head's forward pass at ``positions``."""
@@ -54,7 +123,15 @@ def forward_flops(shape: ModelShape, layers: int, queries: int, attended: int) -
     return layers * (2 * shape.linear_products * queries + _attention_flops(shape, attended))
 
 
-def reading_flops(shape: ModelShape, boundary: int, queries: int, attended: int, positions: int, seen: int) -> int:
+def reading_flops(
+    shape: ModelShape,
+    boundary: int,
+    queries: int,
+    attended: int,
+    positions: int,
+    seen: int,
+    technique: Technique = PLAIN,
+) -> int:
     """Forward pass of layers boundary+1..L and the head, the last layer and the head at answer positions.
 
     The arguments are those of :func:`training_flops`.
@@ -63,8 +140,11 @@ def reading_flops(shape: ModelShape, boundary: int, queries: int, attended: int,
     if boundary == shape.layers:
         return head
     below = shape.layers - boundary - 1
-    computed = sum(part.products * rows for part, rows, _ in suffix_rows(shape, below, 1, queries, positions))
-    return 2 * computed + _suffix_attention(shape, below, attended, seen) + head
+    rows = suffix_rows(shape, below, 1, queries, positions)
+    computed = sum(part.products * used for part, used, _ in rows)
+    computed += sum(technique.rank * (part.wide + part.high) * used for part, used, _ in rows if part.adapted)
+    extra = sum(more(shape, boundary, queries, attended, positions, seen).forward for more in technique.extra)
+    return 2 * computed + _suffix_attention(shape, below, attended, seen) + head + extra
 
 
 def training_flops(
@@ -75,13 +155,14 @@ def training_flops(
     positions: int,
     seen: int,
     *,
-    method: Technique = "weights",
+    method: Literal["weights", "lora"] = "weights",
     rank: int = 8,
     recompute: bool = False,
 ) -> int:
-    """Forward and backward of :func:`training_passes` together."""
+    """Forward and backward of :func:`training_passes` together, of weights or of adapters of rank ``rank``."""
+    technique = adapters(rank) if method == "lora" else PLAIN
     sums = (queries, attended, positions, seen)
-    return training_passes(shape, boundary, *sums, method=method, rank=rank, recompute=recompute).total
+    return training_passes(shape, boundary, *sums, technique=technique, recompute=recompute).total
 
 
 def training_passes(
@@ -92,26 +173,27 @@ def training_passes(
     positions: int,
     seen: int,
     *,
-    method: Technique = "weights",
-    rank: int = 8,
+    technique: Technique = PLAIN,
     recompute: bool = False,
     embeddings: bool = True,
+    progress: float | None = None,
 ) -> Flops:
-    """One pass of suffix training: forward and backward of layers boundary+1..L and the head.
+    """Suffix training on a batch: forward and backward of layers boundary+1..L and the head.
 
     The frozen layers 1..boundary are not included: add ``forward_flops(shape, boundary, queries, attended)``
     once where their output is cached, or once per pass where it is not.
 
     Backward, a linear map costs its forward pass for the gradient of its input, and again for that of its weight;
-    the attention's two products cost twice their forward pass. With ``weights`` every trained layer pays all of it.
+    the attention's two products cost twice their forward pass. Where weights train, every trained layer pays all of it.
     The lowest does too, because its first norm's weight, where it has one, needs the gradient that q, k and v pass
-    down. With ``lora`` frozen weights need no gradient of their own, and the maps that read the lowest layer's own
-    input pass nothing down. The head passes its input's gradient down; its weight's gradient is computed where the
-    head trains: with ``weights``, unless it is tied and the embeddings are frozen (boundary of 1 or more).
+    down. With adapters alone, frozen weights need no gradient of their own, and the maps that read the lowest layer's
+    own input pass nothing down; with a ``local`` technique that holds of every layer. The head passes its input's
+    gradient down; its weight's gradient is computed where the head trains: with weights, unless it is tied and the
+    embeddings are frozen (boundary of 1 or more).
 
-    It has more than seven arguments because the module's four sums are independent. ``lora`` trains only adapters of
-    rank ``rank`` on all linear maps but experts; ``recompute`` is gradient checkpointing, which runs most of the
-    forward pass a second time within the backward pass. ``embeddings``: with boundary 0 they train, and a tied head.
+    It has more than seven arguments because the module's four sums are independent. ``recompute`` is gradient
+    checkpointing, which runs most of the forward pass a second time within the backward pass. ``embeddings``: with
+    boundary 0 they train, and a tied head. ``progress``: the share of all steps taken; ``None``: the mean of all steps.
     Rows whose prompts another pass has read count as ``queries`` alone, and their prompts' keys as ``attended``.
 
     Raises:
@@ -119,31 +201,41 @@ def training_passes(
     """
     if not 0 <= boundary <= shape.layers:
         raise ValueError(f"boundary {boundary} is outside 0..{shape.layers}")
-    if method == "lora" and boundary == shape.layers:
-        raise ValueError(f"lora with all {shape.layers} layers frozen trains nothing")
-    head = head_forward_flops(shape, positions)
-    if boundary == shape.layers:
-        return Flops(head, (1 + (not shape.tied_head)) * head)
+    if technique.rank and boundary == shape.layers:
+        raise ValueError(f"adapters with all {shape.layers} layers frozen train nothing")
+    sums = (queries, attended, positions, seen)
+    forward = reading_flops(shape, boundary, *sums, technique)
     embeddings = embeddings and boundary == 0
+    backward = _backward(shape, boundary, sums, technique, embeddings) if technique.inputs else 0
+    if recompute and technique.inputs and boundary < shape.layers:
+        rows = suffix_rows(shape, shape.layers - boundary - 1, 1, queries, positions)
+        backward += forward - head_forward_flops(shape, positions) - _spared_again(shape, rows, technique.rank)
+    return Flops(forward, backward) * technique.passes_at(progress)
+
+
+def _backward(
+    shape: ModelShape, boundary: int, sums: tuple[int, int, int, int], technique: Technique, embeddings: bool
+) -> int:
+    """FLOPs of a back-propagation, given the module's four sums; ``embeddings``: they train, and a tied head."""
+    queries, attended, positions, seen = sums
+    head = head_forward_flops(shape, positions)
+    head *= 1 + (technique.weights and (embeddings or not shape.tied_head))
+    if boundary == shape.layers:
+        return head
     below = shape.layers - boundary - 1
     rows = suffix_rows(shape, below, 1, queries, positions)
-    forward = reading_flops(shape, boundary, queries, attended, positions, seen)
-    # Gradients of inputs; in the lowest layer the maps that read its input may pass nothing down.
-    maps = 2 * sum(part.products * used for part, _, used in rows)
-    backward = maps + 2 * _suffix_attention(shape, below, attended, seen) + head
-    lowest = [(part, queries if below else used) for part, _, used in rows if part.first]
-    if method == "lora" or not (embeddings or shape.layer.input_norm):
-        backward -= 2 * sum(part.products * used for part, used in lowest)
-    if method == "lora":
-        widths = [(2 * rank * (part.wide + part.high), *both) for part, *both in rows if part.adapted]
-        forward += sum(width * computed for width, computed, _ in widths)
-        backward += 2 * sum(width * used for width, _, used in widths)
-        backward -= 2 * rank * sum(part.wide * used for part, used in lowest if part.adapted)
-    else:
-        backward += maps + (embeddings or not shape.tied_head) * head
-    if recompute:
-        backward += forward - head - _spared_again(shape, rows, method, rank)
-    return Flops(forward, backward)
+    extra = sum(more(shape, boundary, *sums).backward for more in technique.extra)
+    flops = 2 * _suffix_attention(shape, below, attended, seen) + head + extra
+    for part, _, used in rows:
+        lowest = queries if below else used
+        ends = used if technique.local else lowest  # rows of layers below which no layer needs a gradient
+        idle = part.first * (ends - lowest * (technique.weights and embeddings))
+        adapter = 2 * technique.rank * part.adapted
+        flops += adapter * (2 * (part.wide + part.high) * used - part.wide * idle)
+        if technique.weights and shape.layer.input_norm:
+            idle = 0
+        flops += 2 * part.products * ((1 + technique.weights) * used - idle)
+    return flops
 
 
 def keys_values_flops(shape: ModelShape, layers: int, queries: int, attended: int) -> int:
@@ -237,7 +329,7 @@ def suffix_rows(
     return found
 
 
-def _spared_again(shape: ModelShape, rows: Sequence[tuple[LinearMap, int, int]], method: Technique, rank: int) -> int:
+def _spared_again(shape: ModelShape, rows: Sequence[tuple[LinearMap, int, int]], rank: int) -> int:
     """FLOPs that a recomputed forward pass saves against the first.
 
     It ends as soon as everything that back-propagation reads is there again: before the last product of each layer's
@@ -246,4 +338,4 @@ def _spared_again(shape: ModelShape, rows: Sequence[tuple[LinearMap, int, int]],
     if not shape.layer.ends_in_map or shape.layer.drops:
         return 0
     end, _, used = rows[-1]
-    return 2 * used * (end.products if method == "weights" else rank * end.high)
+    return 2 * used * (rank * end.high if rank else end.products)

@@ -1,8 +1,8 @@
 """Names of fine-tuning methods: ``<scope>[+word...]``. No torch here.
 
 A scope says where to train: the name of a plan's selector (``full``, ``salf``...), whose boundary it takes;
-``freeze-<k>``, with layers 1..k frozen (``freeze-0`` is the scope of ``full``); ``first-n`` or ``lisa``. ``race`` has
-no scope of its own: it trains several methods and keeps the one that wins.
+``freeze-<k>``, with layers 1..k frozen (``freeze-0`` is the scope of ``full``); or an entry of :data:`SCOPES`.
+``race`` has no scope of its own: it trains several methods and keeps the one that wins.
 A word says how. It fills one of five slots, a few fill two, and a name has at most one word per slot, in the slots'
 order.
 A slot without a word has its plain one, which is never written. ``lora`` alone is ``full+lora``. With ``answer``, what
@@ -11,18 +11,53 @@ trains acts at the positions after a prompt's data alone: :mod:`salf.split_point
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any, Final
 
-from salf.cost import Technique
+from salf.cost import PLAIN, Technique, adapters, together
 
-FIRST_N: Final = "first-n"
-LISA: Final = "lisa"
 RACE: Final = "race"
 
 _FREEZE: Final = re.compile(r"freeze-(0|[1-9][0-9]*)")
+
+
+@dataclass(frozen=True)
+class OwnScope:
+    """A scope that trains something else than everything above a boundary: one entry of :data:`SCOPES` registers it.
+
+    ``made_by`` (``module:name``) takes the model's number of layers, the group ``finetune``, the seed, and the number
+    of layers that a plan trains; it returns a :class:`salf.engine.training.scope.Scope`.
+    """
+
+    name: str
+    made_by: str
+    card: str  # what a model card says of it; ``{settings}`` is the group ``finetune``
+    settings: str = ""  # how its settings in the group ``finetune`` begin
+
+    def implementation(self) -> Any:
+        """Import what implements it."""
+        return resolve_name(self.made_by)
+
+
+SCOPES: Final = {
+    scope.name: scope
+    for scope in (
+        OwnScope(
+            "first-n",
+            "salf.engine.training.scope:first_layers",
+            "The first layers were trained as a control: back-propagation passed through all of them.",
+        ),
+        OwnScope(
+            "lisa",
+            "salf.engine.training.scope:drawn_layers",
+            "Layers drawn at random: {settings.lisa_layers} trained at a time, others after every "
+            "{settings.lisa_steps} steps (LISA, arXiv 2403.17919); the layers named are all that were drawn.",
+            settings="lisa_",
+        ),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -37,12 +72,17 @@ class Word:
     slot: str
     made_by: str
     also: Mapping[str, str] = field(default_factory=dict)  # further slots that it fills, and what implements it there
+    technique: Callable[[Any], Technique] = lambda _: PLAIN  # its work and memory, given the group ``finetune``
+    settings: str = ""  # how its settings in the group ``finetune`` begin; a group of their own has this name
+    neutral: Mapping[str, Any] | None = None  # settings of that group with which it changes no training
+    inherits_rate: bool = True  # without a learning rate of its own, it takes that of the method without it
+    needs: tuple[str, ...] = ()  # words, one of which it needs
+    # What it cannot be combined with, and why: scopes, words, all words of a slot, tasks, flags and values of
+    # ``finetune``, and traits of models (:attr:`salf.shape.ModelShape.traits`).
+    refused: Mapping[str, str] = field(default_factory=dict)
+    fits: tuple[str, ...] | None = None  # the only words that it can be combined with; ``None``: all
     trains: str = ""  # what the model card says that it trains
     layers_alone: bool = False  # embeddings, final norm and head stay as they are, so that layers have to train
-    counted_as: Technique = "weights"  # how the cost model counts its steps
-    averages: bool = True  # a mean of what trains is the mean of the weights
-    not_with: tuple[str, ...] = ()  # scopes that it cannot be combined with
-    fits: tuple[str, ...] | None = None  # the only words that it can be combined with; ``None``: all
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -54,27 +94,64 @@ class Word:
         return resolve_name(self.also.get(slot or self.slot, self.made_by))
 
 
+def _ahead(settings: Any, direction: str) -> Technique:
+    """Extrapolation keeps the weights, and the past gradient; a fresh gradient takes a second pass."""
+    until = settings.extrapolation.until
+    return Technique(early=1 + (direction == "fresh"), until=until, kept=4 + (direction == "past"))
+
+
+_NO_BOUNDARY: Final = "it acts above a boundary, and this scope has none"
+_NO_MEAN: Final = "the mean of low-rank factors is not the factor of the mean"
+
 SLOTS: Final = ("positions", "form", "objective", "gradient", "update")
 # The first word of a slot is its plain one.
 WORDS: Final = {
     word.name: word
     for word in (
         Word("all", "positions", "salf.engine.answers:training_states"),
-        Word("answer", "positions", "salf.engine.answers:training_states", not_with=(FIRST_N, LISA), fits=("lora",)),
+        Word(
+            "answer",
+            "positions",
+            "salf.engine.answers:training_states",
+            settings="answer_side",
+            inherits_rate=False,
+            refused={
+                **dict.fromkeys(SCOPES, _NO_BOUNDARY),
+                "text": "its documents have neither prompt nor answer",
+            },
+            fits=("lora",),
+        ),
         Word("weights", "form", "salf.engine.training.forms:Weights", trains="the weights themselves"),
         Word(
             "lora",
             "form",
             "salf.engine.training.forms:Lora",
+            technique=lambda settings: adapters(settings.lora_rank),
+            settings="lora_",
+            inherits_rate=False,
+            refused={**dict.fromkeys(SCOPES, _NO_BOUNDARY), "mean": _NO_MEAN, "ema": _NO_MEAN},
             trains="LoRA adapters, merged into the weights",
             layers_alone=True,
-            counted_as="lora",
-            averages=False,
-            not_with=(FIRST_N, LISA),
         ),
         Word("cross-entropy", "objective", "salf.engine.training.step:CrossEntropy"),
-        Word("backward", "gradient", "salf.engine.training.step:backward"),
+        Word("backward", "gradient", "salf.engine.training.step:back_propagation"),
         Word("adamw", "update", "salf.engine.training.step:adamw"),
+        Word(
+            "extrap",
+            "update",
+            "salf.engine.techniques.extrap:extrap",
+            technique=lambda settings: _ahead(settings, settings.extrapolation.direction),
+            settings="extrapolation",
+            neutral={"factor": 0.0},
+        ),
+        Word(
+            "extragradient",
+            "update",
+            "salf.engine.techniques.extrap:extragradient",
+            technique=lambda settings: _ahead(settings, "fresh"),
+            settings="extrapolation",
+            neutral={"factor": 0.0},
+        ),
     )
 }
 _PLAIN: Final = {slot: next(word for word in WORDS.values() if word.slot == slot) for slot in SLOTS}
@@ -115,8 +192,31 @@ class Method:
     @property
     def boundary(self) -> int | None:
         """The last frozen layer as far as the name tells; ``None`` where a plan's selector decides."""
-        known = {"full": 0, FIRST_N: 0, LISA: 0}
-        return known[self.scope] if self.scope in known else frozen_by_name(self.scope)
+        return 0 if self.scope in ("full", *SCOPES) else frozen_by_name(self.scope)
+
+    def technique(self, settings: Any) -> Technique:
+        """The declared work and memory of its words together, given the group ``finetune``."""
+        return together([self.word(slot).technique(settings) for slot in SLOTS])
+
+    def refusal(self, facts: Mapping[str, str] | None = None) -> str | None:
+        """Why its words do not fit, if they do not.
+
+        ``facts``: what is true of a run, by the names in :attr:`Word.refused`, and how messages call it.
+        """
+        for word in (WORDS[name] for name in self.words):
+            others = [WORDS[name] for name in self.words if name != word.name]
+            if word.needs and not set(word.needs) & set(self.words):
+                return f"{word.name} needs {' or '.join(word.needs)}: add +{word.needs[0]}"
+            unfit = [other.name for other in others if word.fits is not None and other.name not in word.fits]
+            if unfit:
+                return f"{unfit[0]} has not been shown to work with {word.name}: leave out +{unfit[0]}"
+            known = {self.scope: self.scope, **(facts or {})}
+            known |= {key: other.name for other in others for key in (other.name, *other.slots)}
+            for name in (name for name in word.refused if name in known):
+                return (
+                    f"{known[name]} cannot be combined with {word.name}: {word.refused[name]}; leave out +{word.name}"
+                )
+        return None
 
 
 def method_of(name: str) -> Method:
@@ -136,36 +236,35 @@ def checked(name: str, selectors: Collection[str]) -> str:
     if name == RACE:
         return name
     method = method_of(name)
-    known = method.scope in {*selectors, FIRST_N, LISA} or frozen_by_name(method.scope) is not None
-    places_of = {name: SLOTS.index(word.slot) for name, word in WORDS.items() if word != _PLAIN[word.slot]}
-    places = [places_of[word] for word in method.words if word in places_of]
-    if not known or len(places) < len(method.words) or places != sorted(set(places)):
-        spoken = ", ".join(f"+{word}" for word in places_of)
+    known = method.scope in {*selectors, *SCOPES} or frozen_by_name(method.scope) is not None
+    spoken = {name for name, word in WORDS.items() if word != _PLAIN[word.slot]}
+    if not known or not spoken.issuperset(method.words):
         raise ValueError(
             f"no such method; allowed: a selector ({', '.join(selectors)}) or freeze-<k> (layers 1 to k frozen), "
-            f"each alone or with {spoken}; lora (short for full+lora); {FIRST_N}; {LISA}; {RACE}"
+            f"each alone or with {', '.join(f'+{word}' for word in WORDS if word in spoken)}; lora (short for "
+            f"full+lora); {'; '.join(SCOPES)}; {RACE}"
         )
     filled = Counter(slot for word in method.words for slot in WORDS[word].slots)
     if twice := [slot for slot, count in filled.items() if count > 1]:
         both = " and ".join(word for word in method.words if twice[0] in WORDS[word].slots)
         raise ValueError(f"{both} both decide the {twice[0]}: leave one out")
-    for word in method.words:
-        if method.scope in WORDS[word].not_with:
-            raise ValueError(f"{method.scope} cannot be combined with {word}: leave out +{word}")
-        fits = WORDS[word].fits
-        if fits is not None and (others := [other for other in method.words if other not in (word, *fits)]):
-            raise ValueError(f"{others[0]} has not been shown to work with {word}: leave out +{others[0]}")
+    ordered = sorted(method.words, key=lambda word: SLOTS.index(WORDS[word].slot))
+    if ordered != list(method.words):
+        raise ValueError(f"no such method: words have an order; write {'+'.join((method.scope, *ordered))}")
+    if why := method.refusal():
+        raise ValueError(why)
     return name
 
 
 def rate_entry(name: str, boundary: int, entries: Collection[str]) -> str | None:
     """The entry of ``finetune.learning_rate`` that a method uses, given its boundary; ``None``: there is none.
 
-    Its own, otherwise that of ``full`` (nothing frozen) or ``salf`` with the same positions and form: ``lora`` and
-    ``salf+lora`` with adapters. Words in other slots change what a rate means, so they have no stand-in.
+    Its own; otherwise that of ``full`` (nothing frozen) or ``salf`` with the same words; otherwise the same two without
+    the words that inherit a rate. Of ``half+lora+pace``, in this order: ``half+lora+pace``, ``salf+lora+pace``,
+    ``half+lora``, ``salf+lora``.
     """
     method = method_of(name)
-    wanted = [method]
-    if all(WORDS[word].slot in ("positions", "form") for word in method.words):
-        wanted.append(Method("salf" if boundary else "full", method.words))
+    ruling = tuple(word for word in method.words if not WORDS[word].inherits_rate)
+    scopes = (method.scope, "salf" if boundary else "full")
+    wanted = [Method(scope, words) for words in (method.words, ruling) for scope in scopes]
     return next((entry for each in wanted for entry in entries if method_of(entry) == each), None)

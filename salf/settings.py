@@ -1,6 +1,7 @@
 """Settings that the library shares with ``params.yaml``: names, ranges, and the groups that training reads."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
@@ -16,7 +17,7 @@ from pydantic import (
 )
 
 from salf.errors import UserError
-from salf.methods import FIRST_N, LISA, RACE, checked, method_of, rate_entry
+from salf.methods import RACE, SCOPES, checked, method_of, rate_entry
 from salf.selectors import SELECTORS
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -127,6 +128,14 @@ class AnswerSide(Group):
     keys_values: KeysValues = "exact"
 
 
+class Extrapolation(Group):
+    """Point ahead of the weights, for methods with ``+extrap`` or ``+extragradient``."""
+
+    factor: Annotated[float, Field(ge=0)] = 1.0
+    until: Share = 0.5
+    direction: Literal["past", "fresh", "noise"] = "past"
+
+
 class Finetune(Schedule):
     """The group ``finetune``: one schedule for all methods, except for the learning rate."""
 
@@ -139,6 +148,7 @@ class Finetune(Schedule):
     evaluations_per_epoch: Annotated[int, Field(ge=0)]
     checkpoint_minutes: Annotated[float, Field(ge=0)]
     answer_side: AnswerSide = AnswerSide()
+    extrapolation: Extrapolation = Extrapolation()
     keep: Annotated[list[Keep], *_ONE_OR_MORE] = ["last"]
     patience: Count | None = None
 
@@ -147,15 +157,15 @@ class Finetune(Schedule):
         """Whether validation during training decides how long it goes on, or which weights are kept."""
         return self.patience is not None or "best" in self.keep
 
-    def unfit_keep(self, method: str) -> str | None:
-        """Why a method's weights cannot be kept as asked; ``None``: they can."""
-        averages = [name for name in self.keep if name in AVERAGES]
-        if not averages or method_of(method).form.averages:
-            return None
-        return (
-            f"finetune.keep = {averages[0]} does not fit {method}: the mean of low-rank factors is not the factor of "
-            "the mean; keep its last or best weights, or leave the method out"
-        )
+    def unfit(self, method: str, facts: Mapping[str, str]) -> str | None:
+        """Why these settings do not fit a method; ``None``: they do.
+
+        ``facts``: the task and traits of the model as far as they are known, and how messages call them.
+        """
+        own = {name: f"finetune.{name}" for name, value in self if value is True}
+        own |= {name: f"finetune.keep = {name}" for name in self.keep}
+        why = method_of(method).refusal({**own, **facts})
+        return f"{method}: {why}" if why else None
 
     @field_validator("keep")
     @classmethod
@@ -180,7 +190,7 @@ class RaceArms(Group):
 
     @model_validator(mode="after")
     def _has_a_plan(self) -> Self:
-        if self.method in (FIRST_N, LISA, RACE):
+        if self.method in (*SCOPES, RACE):
             raise ValueError(f"{self.method} freezes up to no layer, so no plan could hold it; leave it out")
         return self
 

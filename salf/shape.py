@@ -180,6 +180,13 @@ class ModelShape:
         )
 
     @property
+    def traits(self) -> dict[str, str]:
+        """What some techniques refuse (:attr:`salf.methods.Word.refused`), and how messages call it."""
+        experts = any(part.copies > 1 for part in self.layer.maps)
+        found = {"padded": "a model whose layers run padded"} if not self.packed else {}
+        return found | ({"experts": "a mixture of experts"} if experts else {})
+
+    @property
     def attention_width(self) -> int:
         """Width of all query heads together."""
         return self.heads * self.head_dim

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Final
 
-from salf.cost import FLOAT32_BYTES, Flops, Technique, forward_flops, keys_values_flops, training_passes
+from salf.cost import FLOAT32_BYTES, PLAIN, Flops, Technique, forward_flops, keys_values_flops, training_passes
 from salf.files import significant
+from salf.methods import WORDS
 from salf.plan_records import AnswerSums, CostModel, Spent
 from salf.records import PreparedSizes
 from salf.settings import AnswerSide
@@ -29,13 +30,12 @@ class BoundaryFlops:
     epoch: Flops
 
     @classmethod
-    def of(cls, shape: ModelShape, work: CostModel, boundary: int, method: Technique = "weights") -> "BoundaryFlops":
+    def of(cls, shape: ModelShape, work: CostModel, boundary: int, technique: Technique = PLAIN) -> "BoundaryFlops":
         """Count a boundary of 0..L."""
         sums = (work.queries, work.attended, work.positions, work.seen)
-        rank, recompute = work.lora_rank, work.recompute
         return cls(
             frozen=forward_flops(shape, boundary, work.frozen_queries, work.frozen_attended),
-            epoch=training_passes(shape, boundary, *sums, method=method, rank=rank, recompute=recompute),
+            epoch=training_passes(shape, boundary, *sums, technique=technique, recompute=work.recompute),
         )
 
     @classmethod
@@ -74,7 +74,7 @@ def spent_on_lora(shape: ModelShape, work: CostModel, boundary: int) -> Spent | 
     if boundary == shape.layers:
         return None
     whole = BoundaryFlops.of(shape, work, 0)
-    return BoundaryFlops.of(shape, work, boundary, "lora").spent(whole, work.epochs)
+    return BoundaryFlops.of(shape, work, boundary, WORDS["lora"].technique(work)).spent(whole, work.epochs)
 
 
 def cost_model(

@@ -81,6 +81,8 @@ class _Lane:
     def __init__(self, contest: Contest, method: Method) -> None:
         """Find out what it trains; a ``UserError`` says why it cannot be trained here."""
         self.contest, self.method, self.bench = contest, method, contest.bench
+        if unfit := self.bench.settings.unfit(method.name, self.bench.shape.traits):
+            raise UserError(unfit)
         self.scope = self._scope()
         if method.answer_side and (held := self.bench.runtime.frozen_weights) != "whole":
             raise UserError(f"method {method.name}: it needs device.frozen_weights = whole, which is {held}")
@@ -122,7 +124,7 @@ class _Lane:
             name: bool(opened) and opened["training"].origin == "off"
             for name, opened in (("uncached", self.states), ("prompts_uncached", self.prompts))
         }
-        return self.bench.costs(self.scope, self.method.form.counted_as, **off)
+        return self.bench.costs(self.scope, self.method.technique(self.bench.settings), **off)
 
     @cached_property
     def epochs(self) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from salf.cost import update_traffic
 from salf.errors import UserError
 from salf.files import significant
-from salf.methods import FIRST_N, LISA
+from salf.methods import SCOPES
 from salf.records import BaseFacts, FineTuneClock, FineTuneRecord, PreparedSizes, read_base, read_sizes
 from salf.scale.inputs import Machine
 from salf.workload import BoundaryFlops, cost_model
@@ -30,8 +30,8 @@ class Compared:
 def compare(machine: Machine, reference: str, chain: Path) -> list[Compared]:
     """Compare every fine-tune of the chain's base and data that trained weights above one boundary on this machine.
 
-    Adapters, answers alone, ``first-n`` and ``lisa`` are left out, because the prediction is not about them, and so are
-    fine-tunes without measurements. ``reference`` is the run that the machine's rate was measured by.
+    Words, and scopes without a boundary, are left out, because the prediction is not about them, and so are fine-tunes
+    without measurements. ``reference`` is the run that the machine's rate was measured by.
     """
     folder, prepared = chain / "data/base", chain / "data/prepared"
     if not (folder / "base.json").is_file() or not (prepared / "meta.json").is_file():
@@ -47,7 +47,7 @@ def compare(machine: Machine, reference: str, chain: Path) -> list[Compared]:
         of_base = run.base_sha256 == base.identity.weights_sha256
         ours = of_base and run.data_sha256.get("train") == data.splits["train"].sha256
         whole = run.steps_planned in (None, run.steps)  # it did not end early
-        one_boundary = not run.race and not run.how.words and run.how.scope not in (FIRST_N, LISA)
+        one_boundary = not run.race and not run.how.words and run.how.scope not in SCOPES
         if ours and whole and one_boundary and _machine_of(clock) == here:
             compared.append(_compared(model.name, run, clock, base, data, machine))
     return compared

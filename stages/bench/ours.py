@@ -69,7 +69,7 @@ class FineTuner:
             training=split,
             validation=split.subset([0]),
             rule=None,
-            costs=Costs(self.shape, scope, self.method.form.counted_as, settings.lora_rank),
+            costs=Costs(self.shape, scope, self.method.technique(settings)),
             settings=settings,
             rate=RATE,
             seed=1,

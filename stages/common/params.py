@@ -373,6 +373,7 @@ class Params(Group):
                 message = "no setting of finetune" if unknown else fault["msg"].removeprefix("Value error, ")
                 where = ".".join(map(str, fault["loc"]))
                 raise ValueError(f"compare.variants.{name}.{where} = {fault['input']!r}: {message}") from None
+        task = {self.data.task: f"data.task = {self.data.task}"}
         for where, method, settings in asked:
             # A selector's boundary is known with its plan, and most freeze something.
             boundary = method_of(method).boundary
@@ -385,7 +386,7 @@ class Params(Group):
                     "equal_compute to false, patience to null, and keep to last (for race alone: as a variant)"
                 )
             for one in [name for name, _ in self.race.pairs] if method == RACE else [method]:
-                if unfit := settings.unfit_keep(one):
+                if unfit := settings.unfit(one, task):
                     raise ValueError(f"{where}{unfit}")
         return self
 
@@ -396,7 +397,6 @@ class Params(Group):
             raise ValueError("data.messages holds conversations: set prepare.chat_template to true")
         if not TASKS[data.task].text:
             return self
-        methods = [*self.compare.methods, *(variant.method for variant in self.compare.variants.values())]
         unused = {
             "data.template": data.template.partition("{")[0].strip(),  # worked examples, for instance
             "data.label_words": data.label_words,
@@ -405,8 +405,6 @@ class Params(Group):
             "data.subgroup_column": data.subgroup_column,
             "prepare.chat_template": chat,
             "signals.kinds": [kind for kind in self.signals.kinds if not SIGNALS[kind].of_weights],
-            "compare.methods": [name for name in methods if method_of(name).answer_side],
-            "race.arms": [name for name, _ in self.race.pairs if RACE in methods and method_of(name).answer_side],
             "evaluate.answer_marker": self.evaluate.answer_marker,
         }
         for name, value in unused.items():

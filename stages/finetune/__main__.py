@@ -271,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--method",
         type=_method,
-        help="a selector or freeze-<k>, alone or with +answer, +lora or both; or lora, first-n, lisa, race",
+        help="a selector or freeze-<k>, alone or with words such as +lora (docs/techniques.md); or first-n, lisa, race",
     )
     how.add_argument("--variant", help="an entry of compare.variants: a method with settings of its own")
     parser.add_argument("--seed", type=_seed, required=True, help="seed of the order of examples and of adapters")

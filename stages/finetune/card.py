@@ -9,7 +9,7 @@ import torch
 
 from salf.answer_folder import OPENED_BY
 from salf.files import write_text
-from salf.methods import FIRST_N, LISA, frozen_by_name
+from salf.methods import SCOPES, frozen_by_name
 from salf.plan import FreezePlan
 from salf.records import BaseRecord, FineTuneRecord, PreparedLabel, PreparedRecord
 from salf.settings import TASKS
@@ -162,14 +162,8 @@ def choice_words(run: FineTuneRecord) -> str:
         return f"Layers, method and learning rate won a race of {len(run.race.arms)} arms: see `run.json`."
     if frozen_by_name(scope) is not None:
         return "The boundary was given by hand."
-    if scope == FIRST_N:
-        return "The first layers were trained as a control: back-propagation passed through all of them."
-    if scope == LISA:
-        settings = run.params.finetune
-        return (
-            f"Layers drawn at random: {settings.lisa_layers} trained at a time, others after every "
-            f"{settings.lisa_steps} steps (LISA, arXiv 2403.17919); the layers named are all that were drawn."
-        )
+    if scope in SCOPES:
+        return SCOPES[scope].card.format(settings=run.params.finetune)
     before = run.boundary_before_budget
     moved = "" if before is None else f"; without `plan.budget` it would be {before}"
     return f"The boundary is that of the selector `{scope}`{moved}."

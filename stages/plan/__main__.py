@@ -10,7 +10,7 @@ from rich.console import Console
 from salf.errors import UserError
 from salf.evidence import Evidence, read_gains, read_law, read_pilot, read_signals
 from salf.files import replacing_folder, sha256_file
-from salf.methods import FIRST_N
+from salf.methods import SCOPES
 from salf.plan import FILE_NAME
 from salf.plan_records import CostModel, EvidenceHashes, Rates
 from salf.records import read_base, read_sizes
@@ -26,7 +26,7 @@ _PARSER: Final = parser_of(
     "plan",
     "Choose which layers to freeze; state the reason, the certainty and the cost of every boundary.\n\n"
     "selectors (plan.selector), each with the last layer that it freezes:\n"
-    + "".join(f"  {name:25}{each.boundary}\n" for name, each in SELECTORS.items() if name != FIRST_N),
+    + "".join(f"  {name:25}{each.boundary}\n" for name, each in SELECTORS.items() if name not in SCOPES),
     {
         "base": ("data/base", "the base model's folder (its weights are not read)"),
         "prepared": ("data/prepared", "the prepared data's folder (for its size)"),

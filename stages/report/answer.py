@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from salf.methods import FIRST_N, LISA, method_of
+from salf.methods import SCOPES, method_of
 from salf.metrics import BASELINES, LOWER_IS_BETTER, SCORES, Difference, Interval
 from stages.report.artifacts import Artifacts, Method
 from stages.report.quality import OVER_CLASSES, label_shares
@@ -82,7 +82,7 @@ class Headline:
 def chosen_method(artifacts: Artifacts) -> Method | None:
     """Find the method that follows the plan's selector, else one with its boundary, else ``salf``, else the nearest."""
     plan = artifacts.plan
-    compared = {m.name: m for m in artifacts.methods if method_of(m.name).scope not in ("full", FIRST_N, LISA)}
+    compared = {m.name: m for m in artifacts.methods if method_of(m.name).scope not in ("full", *SCOPES)}
     preference = {name: rank for rank, name in enumerate((str(plan.selector), f"{plan.selector}+lora"))}
 
     def rank(name: str) -> tuple[int, bool, bool, float, bool]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from salf.methods import FIRST_N
+from salf.methods import SCOPES
 from salf.plan import FreezePlan
 from salf.plan_records import Certainty, FrontierPoint, RunnerUp, SelectedBoundary, Spent
 from salf.selectors import SELECTORS, SIGNALS
@@ -89,7 +89,7 @@ def selectors_section(artifacts: Artifacts) -> Section:
     """
     plan = artifacts.plan
     section = Section("selectors", "Selectors", "Other selectors’ choices")
-    found = {str(name): chosen for name, chosen in plan.boundaries.items() if name != FIRST_N}
+    found = {str(name): chosen for name, chosen in plan.boundaries.items() if name not in SCOPES}
     section.sentences.append(
         f"The plan follows {plan.selector}. {len(found)} selectors have the evidence that they need. None of them "
         "knows the resulting quality: only fine-tuning above their boundaries measures it (make study)."

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from salf.errors import UserError
 from salf.files import digest_of
-from salf.methods import RACE, WORDS
+from salf.methods import RACE, SCOPES, WORDS
 from stages.common.params import OLD_BALANCE, PARAMS_FILE
 from stages.study.agenda import FineTune
 from stages.study.description import Arm, Case, Description, Settings
@@ -30,7 +30,10 @@ _ASIDE: Final = {"accumulate", "cache", "cache_folder", "cache_gib", "checkpoint
 _ASIDE_TOO: Final = {"evaluations_per_epoch", "gradient_checkpointing", "learning_rate", "processes"}
 _SCORING: Final = ("answer_marker", "generate_tokens")
 # A method's own parameters in finetune decide nothing for other methods: their prefix, by a word of the method's name.
-_OWN: Final = {**{word: word for word in WORDS}, "lora": "lora", "lisa": "lisa", "answer": "answer_side"}
+_OWN: Final = {
+    **{name: scope.settings for name, scope in SCOPES.items() if scope.settings},
+    **{name: word.settings for name, word in WORDS.items() if word.settings},
+}
 _DECIDING: Final = ("trace", "fit", "signals", "pilot", "plan")  # the groups that decide a plan
 LIBRARIES: Final = ("networkx", "numpy", "pandas", "scikit-learn", "scipy", "sympy", "torch", "transformers")
 _PIN: Final = re.compile(r"^([\w.-]+)==(\S+)", flags=re.MULTILINE)

@@ -52,7 +52,7 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
         ({"compare__methods": ["race"], "finetune__equal_compute": True}, "the arms of a race train equally long"),
         (
             {"compare__methods": ["race"], "finetune__keep": "mean"},
-            "finetune.keep = mean does not fit full+answer+lora",
+            "full+answer+lora: finetune.keep = mean cannot be combined with lora",
         ),
         ({"trace__smaple": 3}, "trace.smaple: unknown parameter; did you mean sample?"),
         (
@@ -70,7 +70,7 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
         ),
         (
             {"compare__methods": ["lisa+lora"]},
-            "compare.methods.0 = 'lisa+lora': lisa cannot be combined with lora: leave out +lora",
+            "compare.methods.0 = 'lisa+lora': lisa cannot be combined with lora: it acts above",
         ),
         (
             {"compare__variants": {"half": {"method": "lora"}}},
@@ -104,11 +104,11 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
         ),
         (
             {"finetune__keep": ["last", "mean"]},  # the methods hold lora
-            "finetune.keep = mean does not fit lora: the mean of low-rank factors is not the factor of the mean; keep",
+            "lora: finetune.keep = mean cannot be combined with lora: the mean of low-rank",
         ),
         (
             {"compare__variants": {"a": {"method": "half+lora", "keep": "ema"}}},
-            "compare.variants.a: finetune.keep = ema does not fit half+lora: the mean of low-rank factors is not",
+            "compare.variants.a: half+lora: finetune.keep = ema cannot be combined with lora: the mean of",
         ),
         (
             {"plan__budget": "20 parsecs"},

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from salf.cost import forward_flops, training_flops
+from salf.cost import adapters, forward_flops, training_flops
 from salf.engine.batches import Split
 from salf.engine.training.costs import Costs, equal_compute_epochs
 from salf.engine.training.scope import LayerDraws
@@ -54,7 +54,7 @@ def test_frozen_layers_that_run_for_every_batch_leave_less_for_epochs():
 
 
 def test_a_method_that_saves_nothing_trains_as_long_as_full():
-    assert epochs_of(Costs(SHAPE, scope_above(0), "lora", 256), params(epochs=2)) == 2
+    assert epochs_of(Costs(SHAPE, scope_above(0), adapters(256)), params(epochs=2)) == 2
 
 
 @pytest.mark.parametrize("boundary", [0, 3])

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from salf.cost import Flops
+from salf.cost import PLAIN, Flops, adapters
 from salf.engine.batches import Batch, Example, Split
 from salf.engine.boundary_cache.prompts import cache_prompts
 from salf.engine.models.adapter import CausalModel
@@ -69,14 +69,14 @@ def test_flops_against_a_closed_form(workspace):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("packed", "parts"), [(True, 1), (True, 3), (False, 1)])
 @pytest.mark.parametrize(
-    ("technique", "boundary"), [*[("weights", k) for k in range(5)], *[("lora", k) for k in range(4)]]
+    ("technique", "boundary"), [*[(PLAIN, k) for k in range(5)], *[(adapters(3), k) for k in range(4)]]
 )
 def test_what_a_plan_foresees_is_what_training_counts(technique, boundary, packed, parts, recompute):
     """Of rows of one length, 4 of 10 tokens shared, 2 of the answer; of unequal ones the plan knows the mean."""
     shape = replace(llama(tie_word_embeddings=True)[1], packed=packed)
     rows = [Example(f"{n}", None, "", "", tuple(range(9)), (11, 12)) for n in range(6)]
     sizes = PreparedSizes(splits={"train": SplitSize(rows=6, tokens=60, answer_tokens=12)}, shared_prefix_tokens=4)
-    costs = Costs(shape, Scope.above(boundary, shape.layers), technique, 3, recompute)
+    costs = Costs(shape, Scope.above(boundary, shape.layers), technique, recompute)
     batches = [[Batch.of(rows, part, 4) for part in cut(range(at, min(at + 4, 6)), parts)] for at in (0, 4)]
     frozen, epoch = costs.frozen(Split(rows, 4)), sum(map(costs.step, batches), Flops())
     work = cost_model(sizes, EPOCHS, 4, parts=parts, packed=packed, recompute=recompute, lora_rank=3)

@@ -192,7 +192,7 @@ def test_what_makes_no_sense_for_text_is_refused_in_one_line(data, prepare, word
     ("group", "change", "words"),
     [
         ("signals", {"kinds": ["grad-norm", "probe"]}, "take ['probe'] out of signals.kinds"),
-        ("compare", {"methods": ["full", "half+answer"]}, "take ['half+answer'] out of compare.methods"),
+        ("compare", {"methods": ["full", "half+answer"]}, "half+answer: data.task = text cannot be"),
         ("evaluate", {"answer_marker": "####"}, "take '####' out of evaluate.answer_marker"),
     ],
 )

@@ -42,27 +42,77 @@ def test_other_names_are_refused_with_the_allowed_forms(name):
 
 @pytest.mark.parametrize("name", ["first-n+lora", "lisa+lora"])
 def test_methods_that_train_weights_alone_take_no_adapters(name):
-    with pytest.raises(ValueError, match="cannot be combined with lora: leave out"):
+    with pytest.raises(ValueError, match=r"cannot be combined with lora: it acts above a boundary.*; leave out \+lora"):
         checked(name, SELECTORS)
 
 
 @pytest.mark.parametrize("name", ["first-n+answer", "lisa+answer"])
 def test_positions_need_a_boundary(name):
-    with pytest.raises(ValueError, match="cannot be combined with answer: leave out"):
+    with pytest.raises(ValueError, match=r"cannot be combined with answer: .*; leave out \+answer"):
         checked(name, SELECTORS)
 
 
-@pytest.mark.parametrize("name", ["full+lora+answer", "full+all", "full+answer+answer"])
-def test_words_stand_in_the_order_of_their_slots_and_plain_ones_are_not_written(name):
-    with pytest.raises(ValueError, match="no such method"):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("full+lora+answer", r"words have an order; write full\+answer\+lora"),
+        ("full+all", "no such method; allowed"),
+        ("full+answer+answer", "answer and answer both decide the positions: leave one out"),
+        ("full+extrap+extragradient", "extrap and extragradient both decide the update: leave one out"),
+    ],
+)
+def test_a_slot_takes_one_word_and_words_have_an_order(name, expected):
+    with pytest.raises(ValueError, match=expected):
         checked(name, SELECTORS)
 
 
-def test_words_that_were_not_shown_to_fit_answers_are_refused(monkeypatch):
-    monkeypatch.setitem(WORDS, "pace", Word("pace", "objective", "x:y"))
-    assert checked("full+pace", SELECTORS)
-    with pytest.raises(ValueError, match="pace has not been shown to work with answer: leave out"):
-        checked("full+answer+pace", SELECTORS)
+@pytest.fixture
+def words(monkeypatch):
+    """A word of every kind of entry, whatever is registered."""
+    for word in (
+        Word("noise", "objective", "x:y", needs=("lora",)),
+        Word("blind", "gradient", "x:y", inherits_rate=False, refused={"update": "it moves the weights itself"}),
+    ):
+        monkeypatch.setitem(WORDS, word.name, word)
+
+
+def test_words_name_what_they_need_and_what_they_refuse(words):
+    assert checked("full+lora+noise", SELECTORS)
+    assert checked("full+lora+blind", SELECTORS)
+    for name, expected in {
+        "full+answer+lora+noise": r"noise has not been shown to work with answer: leave out \+noise",
+        "full+noise": r"noise needs lora: add \+lora",
+        "full+blind+extrap": r"extrap cannot be combined with blind: it moves the weights itself; leave out \+blind",
+    }.items():
+        with pytest.raises(ValueError, match=expected):
+            checked(name, SELECTORS)
+
+
+def test_settings_task_and_model_are_refused_by_the_same_table(words, monkeypatch):
+    monkeypatch.setitem(WORDS, "flat", Word("flat", "gradient", "x:y", refused={"padded": "it knows no padding"}))
+    method = method_of("full+flat")
+    assert method.refusal({"experts": "a mixture"}) is None
+    assert method.refusal({"padded": "this model"}) == (
+        "this model cannot be combined with flat: it knows no padding; leave out +flat"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "boundary", "entry"),
+    [
+        ("half+lora+noise", 4, "half+lora"),
+        ("salf+lora+noise", 4, "salf+lora"),
+        ("full+lora+noise", 0, "lora"),
+        ("half+noise", 4, "salf+noise"),
+        ("half+extrap", 4, "salf"),
+        ("half+blind", 4, None),
+        ("salf+blind", 4, None),
+        ("full+blind+extrap", 0, "full+blind"),
+    ],
+)
+def test_words_inherit_the_rate_of_the_method_without_them_or_need_one(name, boundary, entry, words):
+    entries = ["full", "salf", "lora", "salf+lora", "half+lora", "salf+noise", "full+blind"]
+    assert rate_entry(name, boundary, entries) == entry
 
 
 def test_a_word_that_fills_two_slots_leaves_neither_to_another(monkeypatch):

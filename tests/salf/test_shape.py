@@ -130,7 +130,7 @@ def test_lora_agrees_with_pytorchs_counter_on_a_peft_model(kind, boundary):
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert trained == shape.lora_parameters(boundary, 4)
     assert train(model, boundary) == expected(
-        shape, boundary, attention_counted=kind == "falcon", method="lora", rank=4
+        shape, boundary, attention_counted=kind == "falcon", technique=cost.adapters(4)
     )
 
 

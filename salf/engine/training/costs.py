@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 
 from salf import cost
-from salf.cost import Flops, Technique
+from salf.cost import PLAIN, Flops, Technique
 from salf.engine.batches import Batch, Split, training_batches
 from salf.engine.training.scope import Scope
 from salf.settings import Finetune
@@ -24,15 +24,18 @@ class Costs:
 
     shape: ModelShape
     scope: Scope
-    technique: Technique = "weights"  # how trained layers are counted
-    rank: int = 0  # of adapters
+    technique: Technique = PLAIN  # what a step computes
     recompute: bool = False  # the trained layers run a second time for back-propagation (gradient checkpointing)
     uncached: bool = False  # the frozen layers run for every batch instead of once for all epochs
     prompts_uncached: bool = False  # so do all layers over the prompts that the base reads before answers
 
-    def step(self, parts: Sequence[Batch], number: int = 0) -> Flops:
-        """Optimizer step ``number``, from 0, above the boundary; the shared prefix runs once with every part."""
-        return sum((self._pass(batch, number) for batch in parts), Flops())
+    def step(self, parts: Sequence[Batch], number: int = 0, steps: int | None = None) -> Flops:
+        """Optimizer step ``number`` of ``steps``, from 0, above the boundary; every part walks the shared prefix.
+
+        Without ``steps``, passes that only some of the steps take count with their mean.
+        """
+        progress = None if steps is None else number / steps
+        return sum((self._part(batch, number, progress) for batch in parts), Flops())
 
     def frozen(self, split: Split) -> int:
         """FLOPs before the first step: over all examples, or over the shared prefix alone.
@@ -82,7 +85,7 @@ class Costs:
         if self.prompts_uncached:
             flops += self._prompts(split.batch(range(len(split))), self.shape.layers)
         sums = (queries, attended, positions, seen)
-        return flops + cost.training_passes(self.shape, boundary, *sums, method=self.technique, rank=self.rank).forward
+        return flops + cost.reading_flops(self.shape, boundary, *sums, self.technique)
 
     def comparing(self, asked: Split) -> int:
         """Reading answers that are not the example's own, which start at the embeddings, or after the prompts."""
@@ -101,7 +104,7 @@ class Costs:
         queries, attended, positions, seen = (sum(column) for column in zip(*rows, strict=True))
         return queries, attended, positions, seen
 
-    def _pass(self, batch: Batch, number: int) -> Flops:
+    def _part(self, batch: Batch, number: int, progress: float | None) -> Flops:
         queries, attended = _sums(self.shape, batch)
         flops = cost.training_passes(
             self.shape,
@@ -110,12 +113,13 @@ class Costs:
             attended,
             len(batch.targets),
             batch.seen,
-            method=self.technique,
-            rank=self.rank,
+            technique=self.technique,
             recompute=self.recompute,
             embeddings=self.scope.embeddings,
+            progress=progress,
         )
-        flops += Flops(backward=-self._spared(batch, number))
+        if self.technique.weights:
+            flops += Flops(backward=-self._spared(batch, number)) * self.technique.passes_at(progress)
         if self.uncached:  # a packed prefix was walked before
             own = (batch.ids.numel(), batch.attended) if self.shape.packed else (queries, attended)
             flops += Flops(cost.forward_flops(self.shape, self.scope.boundary, *own))

@@ -57,10 +57,7 @@ class _Run:
         self.job, self.settings = job, job.settings
         self.stepper = Stepper(job)
         self.reader = Reader(job.trainable.model, job.runtime, job.rule, READ_TOKENS)
-        if unfit := self.settings.unfit_keep(job.trainable.method.name):
-            raise UserError(unfit)
-        self.per_epoch = math.ceil(len(job.training) / self.settings.batch_size)
-        self.total = self.per_epoch * (job.epochs or self.settings.epochs)
+        self.total = job.steps
         self.copies = Copies(job.trainable.parameters, self.settings.keep, self.total)
         self.kept = Checkpoint(
             job.checkpoint,
@@ -98,9 +95,9 @@ class _Run:
             for parts in islice(chain.from_iterable(epochs), done.steps, self.end):
                 if self._out_of_patience():
                     break
-                rate = job.rate * rate_factor(done.steps, self.total, self.settings, self.per_epoch)
+                rate = job.rate * rate_factor(done.steps, self.total, self.settings, job.steps_per_epoch)
                 loss = self.stepper.take(parts, rate, done.steps)
-                flops = job.costs.step(parts, done.steps)
+                flops = job.costs.step(parts, done.steps, self.total)
                 done.flops, done.flops_backward = done.flops + flops.total, done.flops_backward + flops.backward
                 done.steps += 1
                 done.optimizer_bytes = self.stepper.optimizer_bytes
@@ -180,7 +177,7 @@ class _Run:
         done.curve.append(
             CurvePoint(
                 step=done.steps,
-                epoch=done.steps / self.per_epoch,
+                epoch=done.steps / self.job.steps_per_epoch,
                 flops=done.flops,
                 train_loss=float(np.mean(done.recent_losses)) if done.recent_losses else None,
                 validation_loss=read.loss,

@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 
 from salf.errors import UserError
-from salf.methods import FIRST_N, LISA, Method
+from salf.methods import SCOPES, Method
 from salf.plan import FreezePlan
 from salf.settings import Finetune
 
@@ -77,15 +77,24 @@ def scope_of(method: Method, plan: FreezePlan, settings: Finetune, seed: int, fi
     L; ``None``: as many as the plan trains.
     """
     depth = plan.model.layers
-    if method.scope == FIRST_N:
+    if method.scope in SCOPES:
         trained = max(1, depth - plan.boundary) if first_n is None else min(first_n, depth)
-        return Scope(depth, 0, tuple(range(1, trained + 1)), final=False)
-    if method.scope == LISA:
-        if settings.lisa_layers > depth:
-            raise UserError(f"params.yaml: finetune.lisa_layers = {settings.lisa_layers}: the model has {depth} layers")
-        draws = LayerDraws(depth, settings.lisa_layers, settings.lisa_steps, seed)
-        return Scope(depth, 0, tuple(range(1, depth + 1)), draws=draws)
+        scope: Scope = SCOPES[method.scope].implementation()(depth, settings, seed, trained)
+        return scope
     return scope_above(method, plan.boundary_of(method.scope), depth)
+
+
+def first_layers(depth: int, _settings: Finetune, _seed: int, trained: int) -> Scope:
+    """The first ``trained`` layers, and the embeddings."""
+    return Scope(depth, 0, tuple(range(1, trained + 1)), final=False)
+
+
+def drawn_layers(depth: int, settings: Finetune, seed: int, _trained: int) -> Scope:
+    """A few layers at a time, drawn at random; embeddings, final norm and head all the time."""
+    if settings.lisa_layers > depth:
+        raise UserError(f"params.yaml: finetune.lisa_layers = {settings.lisa_layers}: the model has {depth} layers")
+    draws = LayerDraws(depth, settings.lisa_layers, settings.lisa_steps, seed)
+    return Scope(depth, 0, tuple(range(1, depth + 1)), draws=draws)
 
 
 def scope_above(method: Method, boundary: int, depth: int) -> Scope:

@@ -8,9 +8,11 @@ A step asks the words in the method's slots (:mod:`salf.methods`). The plain one
 between steps, its implementation holds.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from salf.settings import Finetune
 # holds, however many positions are learned.
 Forward = Callable[[Batch, OfRows], Tensor]
 Loss = Callable[[Batch], Tensor]  # a part's share of the batch's loss
+Gradient = Callable[[Loss, Sequence[Batch]], Tensor]  # adds to ``.grad``; returns the sum of a step's losses
 
 
 def cross_entropy(forward: Forward, part: Batch) -> Tensor:
@@ -41,8 +44,13 @@ def cross_entropy(forward: Forward, part: Batch) -> Tensor:
     return forward(part, of_rows)
 
 
-def backward(loss: Loss, parts: Iterable[Batch]) -> Tensor:
-    """Gradient: back-propagate every part; return the sum of their losses."""
+def back_propagation(_job: "Job") -> Gradient:
+    """Gradient: back-propagation."""
+    return backward
+
+
+def backward(loss: Loss, parts: Sequence[Batch]) -> Tensor:
+    """Back-propagate every part; return the sum of their losses."""
     total = torch.zeros(())
     for part in parts:
         value = loss(part)
@@ -52,16 +60,21 @@ def backward(loss: Loss, parts: Iterable[Batch]) -> Tensor:
 
 
 def adamw(job: "Job") -> torch.optim.Optimizer:
-    """Update: AdamW, which decays matrices, but no norms and biases.
+    """Update: AdamW, whose ``step`` is given a function that computes loss and gradients, and calls it once."""
+    return torch.optim.AdamW(decayed(job), fused=True)
 
-    Its ``step`` is given a function that computes loss and gradients, and calls it once.
+
+def decayed(job: "Job") -> list[dict[str, Any]]:
+    """An optimizer's groups of parameters: matrices decay, norms and biases do not.
+
+    At every step each group holds the learning rate as ``lr``, and the step's number, from 0, as ``number``.
     """
     parameters = job.trainable.parameters
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": job.settings.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+    return [group for group in groups if group["params"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +96,16 @@ class Job:
     until: int | None = None  # the step after which to validate, write a checkpoint and stop; ``None``: the last one
     checkpoint: Path | None = None  # where unfinished training is kept; a run that finds one there resumes it
     processes: Processes = ALONE  # those that train together; each has the same job
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return math.ceil(len(self.training) / self.settings.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that the schedule spans."""
+        return self.steps_per_epoch * (self.epochs or self.settings.epochs)
 
 
 class Passes:
@@ -145,7 +168,8 @@ class Stepper:
         self.job, self.passes = job, Passes(job)
         slots = ("objective", "gradient", "update")
         words = (job.trainable.method.word(slot).implementation(slot) for slot in slots)
-        objective, self._gradient, update = words
+        objective, gradient, update = words
+        self._gradient: Gradient = gradient(job)
         self.objective: CrossEntropy = objective(self.passes)
         self.optimizer: torch.optim.Optimizer = update(job)
         self._interval = -1  # of the layers drawn
@@ -185,7 +209,7 @@ class Stepper:
             return float(job.processes.add_up(total))
 
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group |= {"lr": rate, "number": number}
         batch_loss = self.optimizer.step(closure)
         self.objective.end(self._norm)
         self.optimizer.zero_grad(set_to_none=self._gradients is None)

@@ -6,7 +6,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Final
 
-from salf.cost import Technique
+from salf.cost import PLAIN, Technique
 from salf.engine.batches import Split
 from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
 from salf.engine.boundary_cache.folder import frozen_units
@@ -43,11 +43,10 @@ class Workbench:
         return open_model(self.base, self.runtime.device, frozen=self.runtime.frozen(boundary))
 
     def costs(
-        self, scope: Scope, technique: Technique = "weights", *, uncached: bool = False, prompts_uncached: bool = False
+        self, scope: Scope, technique: Technique = PLAIN, *, uncached: bool = False, prompts_uncached: bool = False
     ) -> Costs:
         """The counter of a training's FLOPs; ``uncached``: the frozen layers run for every batch, or the prompts do."""
-        recompute, rank = self.settings.gradient_checkpointing, self.settings.lora_rank
-        return Costs(self.shape, scope, technique, rank, recompute, uncached, prompts_uncached)
+        return Costs(self.shape, scope, technique, self.settings.gradient_checkpointing, uncached, prompts_uncached)
 
     def open_states(self, model: CausalModel, boundary: int, splits: Splits) -> dict[str, Opened]:
         """The boundary states of every split above 1 frozen layer or more; prints where they are and why."""

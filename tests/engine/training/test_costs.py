@@ -22,6 +22,8 @@ from tests.engine.models.tiny import tiny_network
 from tests.engine.training.tiny_training import RUNTIME
 from tests.salf.test_cost import EXAMPLES, RANK, SHARED, counted_passes, freeze_below, llama
 
+TECHNIQUES = {"weights": cost.PLAIN, "lora": cost.adapters(RANK)}
+
 pytestmark = pytest.mark.usefixtures("fused_attention")
 
 
@@ -67,7 +69,7 @@ def test_a_step_costs_what_pytorch_counts(technique, boundary, parts, recompute)
     if boundary:
         start = cache_boundary(model, RUNTIME, EXAMPLES, SHARED, boundary, batch_tokens=99)
     batches = [Batch.of(EXAMPLES, part, SHARED) for part in cut(range(len(EXAMPLES)), parts)]
-    costs = Costs(shape, Scope.above(boundary, 4), technique, RANK, recompute)
+    costs = Costs(shape, Scope.above(boundary, 4), TECHNIQUES[technique], recompute)
     assert counted(model, start, batches, recompute) == without_attention(costs, batches)
 
 
@@ -121,7 +123,7 @@ def counted_with_dropout(kind, share, technique, layers):
             layer.requires_grad_(number in layers)
     batches = [Batch.of(EXAMPLES, range(len(EXAMPLES)), SHARED)]
     start = Embeddings.after(model, range(2, 2 + SHARED))
-    costs = Costs(shape, Scope(4, 0, layers), technique, RANK, recompute=True)
+    costs = Costs(shape, Scope(4, 0, layers), TECHNIQUES[technique], recompute=True)
     ours = without_attention(costs, batches) if shape.packed else costs.step(batches)
     return counted(model, start, batches, recompute=True), ours, shape
 
@@ -194,8 +196,7 @@ def test_answers_alone_cost_what_pytorch_counts(technique, boundary, kept, recom
     costs = Costs(
         shape,
         Scope(4, boundary, tuple(range(boundary + 1, 5)), embeddings=False),
-        technique,
-        RANK,
+        TECHNIQUES[technique],
         recompute,
         **uncached,
     )

@@ -32,10 +32,10 @@ class HalfOfTwice(step.CrossEntropy):
         return 2 * super().__call__(part) / 2
 
 
-def one_part_at_a_time(loss, parts):
+def one_part_at_a_time(_job):
     """Gradient: back-propagation, part by part."""
     asked.append("gradient")
-    return sum(step.backward(loss, [part]) for part in parts)
+    return lambda loss, parts: sum(step.backward(loss, [part]) for part in parts)
 
 
 class TwiceLooked(torch.optim.AdamW):
@@ -50,10 +50,7 @@ class TwiceLooked(torch.optim.AdamW):
 
 
 def twice_looked(job):
-    groups = step.adamw(job).param_groups
-    return TwiceLooked(
-        [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups], fused=True
-    )
+    return TwiceLooked(step.decayed(job), fused=True)
 
 
 NEUTRAL = {

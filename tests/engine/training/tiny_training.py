@@ -68,7 +68,7 @@ def job_of(made: Trainable, examples: list[Example], settings: Finetune, start=N
         "training": split,
         "validation": split,
         "rule": None,
-        "costs": Costs(shape, made.scope),
+        "costs": Costs(shape, made.scope, made.method.technique(settings)),
         "settings": settings,
         "rate": 0.01,
         "seed": 1,
