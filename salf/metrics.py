@@ -167,10 +167,40 @@ class SplitMetrics(_Record):
     methods: dict[str, Compared]
 
 
+class Paired(_Record):
+    """Measures of a model by name, and their paired differences from full fine-tuning and from the untrained model.
+
+    ``share_of_full``: how much of full fine-tuning's change from the untrained model happened here, where that change
+    is significant.
+    """
+
+    scores: dict[str, Interval]
+    minus_full: dict[str, Difference] = {}
+    minus_base: dict[str, Difference] = {}
+    share_of_full: dict[str, Interval] = {}
+
+
+class Groups(_Record):
+    """Scores by subgroup on a test split; by model: baselines, and methods as means over their seeds.
+
+    Measures are the quality, the loss, and the rates of predicting ``positive`` among all examples, those that have
+    this label (true positives) and the others (false positives). ``gaps`` are highest minus lowest group.
+    """
+
+    column: str
+    positive: str | None
+    sizes: dict[str, int]
+    pooled: list[str]  # groups of too few examples, which are one group
+    by_group: dict[str, dict[str, Paired]]
+    gaps: dict[str, Paired]
+    worst: dict[str, str]  # by model, the group of the lowest quality
+
+
 class Metrics(_Record, Artifact):
     """The content of ``metrics.json``; ``quality`` is the score that models are compared by.
 
-    Scores on the test split; ``shifted``: on the shifted splits of ``data.splits.shifted``, by name.
+    Scores on the test split; ``shifted``: on the shifted splits of ``data.splits.shifted``, by name; ``groups``: by
+    subgroup, of every test split that has any.
     """
 
     made_by = "evaluate"
@@ -183,6 +213,7 @@ class Metrics(_Record, Artifact):
     runs: dict[str, RunMetrics]
     methods: dict[str, MethodMetrics]
     shifted: dict[str, SplitMetrics] = {}
+    groups: dict[str, Groups] = {}
 
 
 class Measured(BaseModel):

@@ -45,6 +45,7 @@ def chain(tmp_path_factory, hub_folder) -> Chain:
         data__template="{text} is",
         data__answer_column="label",
         data__group_column=None,
+        data__subgroup_column="who",
         data__splits={
             "train": "train", "validation": None, "test": "test", "shifted": {"again": "copy", "far_away": "far"}
         },
@@ -58,6 +59,7 @@ def chain(tmp_path_factory, hub_folder) -> Chain:
         finetune__epochs=1,
         finetune__learning_rate={"full": 0.003, "salf": 0.003, "lora": 0.03, "salf+lora": 0.03, "full+answer": 0.003},
         evaluate__bootstrap=50,
+        evaluate__positive_label="warm",
     )  # fmt: skip
     return Chain(root).run(METHODS)
 
@@ -104,9 +106,38 @@ def test_the_comparison_has_columns_of_every_shifted_split(chain):
         assert table.far_away_accuracy_minus_full[name] == pytest.approx(found["accuracy_minus_full"])
 
 
-def test_the_report_shows_every_shifted_split_beside_its_baselines(chain):
+def test_groups_have_the_scores_of_their_rows(chain):
+    groups = chain.json("reports/metrics.json")["groups"]
+    assert list(groups) == ["again", "far_away", "test"]
+    assert groups["test"]["pooled"] == ["c", "rare"]
+    said = pd.read_parquet(chain.root / "reports/predictions.parquet").query("split == 'test'")
+    who = {example.example_id: example.subgroup for example in read_examples(chain.root / "data/prepared", "test")}
+    said["who"] = said.example_id.map(who).where(lambda one: one.isin(["a", "b"]), "(pooled)")
+    for name, run in [("untrained", "untrained"), ("tfidf", "tfidf"), *((m, f"{m}-seed1") for m in METHODS)]:
+        mine = said[said.run == run]
+        for group, rows in mine.groupby("who"):
+            scores = groups["test"]["by_group"][group][name]["scores"]
+            assert scores["accuracy"]["value"] == pytest.approx(rows.correct.mean())
+            warm = rows[rows.label == "warm"]
+            assert scores["true_positive_rate"]["value"] == pytest.approx((warm.predicted == "warm").mean())
+        by_group = mine.groupby("who").correct.mean()
+        gap = groups["test"]["gaps"][name]["scores"]["accuracy"]["value"]
+        assert gap == pytest.approx(by_group.max() - by_group.min())
+
+
+@pytest.fixture(scope="module")
+def page(chain) -> str:
     chain.stage("report")
-    page = (chain.root / "reports/index.html").read_text(encoding="utf-8")
+    return (chain.root / "reports/index.html").read_text(encoding="utf-8")
+
+
+def test_the_report_shows_groups(page):
+    assert "test by who: 3 groups. Groups of too few examples are pooled: c, rare." in page
+    assert "Rates are those of the label warm." in page
+    assert page.count("Against the untrained model") == 3
+
+
+def test_the_report_shows_every_shifted_split_beside_its_baselines(page):
     assert "Quality on shifted test splits" in page
     assert "far_away: 60 examples. Always answering its most frequent label, warm, is right for 66.7" in page
     assert page.count("TF-IDF + logistic regression") >= 3

@@ -341,6 +341,7 @@ class Evaluate(Group):
     generate_tokens: Count
     answer_marker: str | None
     examples_shown: Annotated[int, Field(ge=0)]
+    positive_label: str | None = None
     seed: Seed
 
 

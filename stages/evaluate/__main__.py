@@ -19,7 +19,16 @@ from salf.settings import TASKS, Caching, Device
 from stages.common.command import exit_code, parser_of
 from stages.common.params import Compare, Evaluate, Room
 from stages.evaluate.baselines import answers
-from stages.evaluate.compare import compare_methods, measured_of, print_metrics, run_metrics, split_metrics
+from stages.evaluate.compare import (
+    UNTRAINED,
+    by_method,
+    compare_methods,
+    measured_of,
+    print_metrics,
+    run_metrics,
+    split_metrics,
+)
+from stages.evaluate.groups import group_metrics, positive_label
 from stages.evaluate.predict import Predictor, ReadyModel, frozen_layers, prediction_rows
 from stages.evaluate.scores import Bootstrap, Predictions, Statistic, intervals, score
 
@@ -39,7 +48,6 @@ _PARSER: Final = parser_of(
 )
 
 TEST: Final = "test"
-UNTRAINED: Final = "untrained"
 _FEWEST_DOCUMENTS: Final = 10  # with fewer, blocks are resampled
 
 
@@ -57,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _PARSER.parse_args(argv)
     params = EvaluateRoom.load()
     meta = PreparedRecord.load(args.prepared)
+    positive_label(meta, params.evaluate.positive_label)  # or a fault shows after the last model
     tests = {name: read_examples(args.prepared, name) for name in meta.tests}
     names = [f"{method}-seed{seed}" for method in params.compare.labels for seed in params.compare.seeds]
     records = {name: FineTuneRecord.load(args.models / name) for name in names}
@@ -69,7 +78,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: run_metrics(run, records.get(f"full-seed{run.seed}"), on_test[name], len(test))
         for name, run in records.items()
     }
-    shifted = {name: split_metrics(runs, found, len(tests[name])) for name, found in scores.items()}
+    further = {
+        "shifted": {name: split_metrics(runs, found, len(tests[name])) for name, found in scores.items()},
+        "groups": {
+            name: group_metrics(examples, predictions[name], by_method(runs), meta, params.evaluate)
+            for name, examples in tests.items()
+            if any(example.subgroup for example in examples)
+        },
+    }
     metrics = Metrics(
         layout=1,
         task=meta.task,
@@ -78,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         baselines={n: Baseline(scores=intervals(one), n=len(test)) for n, one in on_test.items() if n not in runs},
         runs=runs,
         methods=compare_methods(runs, {name: run.curve for name, run in records.items()}, on_test),
-        **({"shifted": shifted} if shifted else {}),
+        **{name: found for name, found in further.items() if found},
     )
     metrics.save(args.metrics)
     clocks = {name: FineTuneClock.load(args.measured / f"{name}.json") for name in names}

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from salf.metrics import (
+    BASELINES,
     SCORES,
     Baseline,
     Compared,
@@ -17,6 +18,7 @@ from salf.metrics import (
     Measured,
     MethodMetrics,
     Metrics,
+    Paired,
     RunMetrics,
     Scored,
     SplitMetrics,
@@ -27,6 +29,8 @@ from stages.evaluate.scores import Statistic, differences, intervals, mean_of
 _OF_THE_RUN: Final = RunMetrics.model_fields.keys() & FineTuneRecord.model_fields.keys() - {"method"}
 # The same for every seed, unless a method draws its layers.
 _SAME: Final = ("trained_parameters", "trained_share", "boundary", "boundary_before_budget")
+
+UNTRAINED: Final = "untrained"
 
 Curve = Sequence[CurvePoint]
 Scores = Mapping[str, Mapping[str, Statistic]]  # by the model's name, of every score
@@ -91,6 +95,35 @@ def _scored(grouped: Mapping[str, Sequence[str]], scores: Scores) -> dict[str, d
         gaps = {score: one - own["full"][score] for score, one in mine.items()}
         scored[method]["differences"] = differences(gaps)
     return scored
+
+
+def over_methods(grouped: Mapping[str, Sequence[str]], scores: Scores) -> dict[str, dict[str, Statistic]]:
+    """The scores of baselines as they are, and of each method as means over its runs."""
+    runs = {name for names in grouped.values() for name in names}
+    plain = {name: dict(mine) for name, mine in scores.items() if name not in runs}
+    return plain | {method: means(scores, names) for method, names in grouped.items()}
+
+
+def paired(own: Scores) -> dict[str, Paired]:
+    """Every model's measures, with their differences from full fine-tuning and from the untrained model."""
+    made = {}
+    for name, mine in own.items():
+        known: dict[str, Any] = {"scores": intervals(mine)}
+        for key, other in (("minus_full", own.get("full")), ("minus_base", own.get(UNTRAINED))):
+            if other is not None and other is not mine:
+                known[key] = differences({score: one - other[score] for score, one in mine.items() if score in other})
+        if "full" in own and UNTRAINED in own and name not in ("full", *BASELINES):
+            known["share_of_full"] = intervals(_shares(mine, own["full"], own[UNTRAINED]))
+        made[name] = Paired(**known)
+    return made
+
+
+def _shares(
+    mine: Mapping[str, Statistic], full: Mapping[str, Statistic], base: Mapping[str, Statistic]
+) -> dict[str, Statistic]:
+    """The share of full's change from the base that happened, of every measure where that change is significant."""
+    changes = {score: full[score] - base[score] for score in mine if score in full and score in base}
+    return {s: (mine[s] - base[s]) / change for s, change in changes.items() if change.low > 0 or change.high < 0}
 
 
 def means(scores: Scores, names: Sequence[str]) -> dict[str, Statistic]:

@@ -20,7 +20,10 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """A statistic of the examples and of each of their resamples, [R], which all models share (pairs)."""
+    """A statistic of the examples and of each of their resamples, [R], which all models share (pairs).
+
+    It may be NaN in resamples where it is not defined.
+    """
 
     value: float
     resampled: Floats
@@ -29,19 +32,19 @@ class Statistic:
     @property
     def low(self) -> float:
         """The percentile interval's lower end."""
-        return float(np.quantile(self.resampled, (1 - self.confidence) / 2))
+        return float(np.nanquantile(self.resampled, (1 - self.confidence) / 2))
 
     @property
     def high(self) -> float:
         """The percentile interval's upper end."""
-        return float(np.quantile(self.resampled, (1 + self.confidence) / 2))
+        return float(np.nanquantile(self.resampled, (1 + self.confidence) / 2))
 
     @property
     def detectable(self) -> float:
         """The smallest true value that a two-sided test against zero at this confidence finds with 80 % power."""
         normal = NormalDist()
         errors = normal.inv_cdf((1 + self.confidence) / 2) + normal.inv_cdf(_POWER)
-        return errors * float(self.resampled.std(ddof=1))
+        return errors * float(np.nanstd(self.resampled, ddof=1))
 
     def exp(self) -> "Statistic":
         """Its exponential."""
@@ -50,6 +53,11 @@ class Statistic:
     def __sub__(self, other: "Statistic") -> "Statistic":
         """Paired difference from another statistic of the same examples."""
         return Statistic(self.value - other.value, self.resampled - other.resampled, self.confidence)
+
+    def __truediv__(self, other: "Statistic") -> "Statistic":
+        """Paired ratio to another statistic of the same examples, which is not zero."""
+        divisors = np.where(other.resampled == 0, np.nan, other.resampled)
+        return Statistic(self.value / other.value, self.resampled / divisors, self.confidence)
 
 
 def mean_of(parts: Sequence[Statistic]) -> Statistic:
@@ -69,7 +77,7 @@ class Bootstrap:
         examples: int,
         resamples: int,
         confidence: float,
-        seed: int,
+        seed: int | Sequence[int],
         labels: Sequence[str] | None = None,
         wholes: Sequence[str] | None = None,
     ) -> None:

@@ -1,9 +1,13 @@
 """What the mean over the test split does not show: other domains, groups, unwanted answers, shift from the base."""
 
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+
+from salf.metrics import BASELINES, SCORES, Groups, Interval, Paired
 from stages.report.artifacts import Artifacts
-from stages.report.parts import Section
+from stages.report.parts import Cell, Columns, Section, Table, number, table
 from stages.report.quality import in_prose, label_shares, scores_table
-from stages.report.wording import count, percent
+from stages.report.wording import count, decimal, percent, signed, span
 
 
 def shifted_section(artifacts: Artifacts) -> Section | None:
@@ -23,3 +27,66 @@ def shifted_section(artifacts: Artifacts) -> Section | None:
         caption = f"Scores on {name} with their intervals."
         section.tables.append(scores_table(f"shifted-{name}", caption, scored.methods, plain, artifacts.metric))
     return section
+
+
+def groups_section(artifacts: Artifacts) -> Section | None:
+    """Scores by subgroup on every test split that has any; ``None`` without."""
+    metrics = artifacts.metrics
+    if not metrics or not metrics.groups:
+        return None
+    section = Section("groups", "Groups", "Who is served worse")
+    for split, found in metrics.groups.items():
+        few = f" Groups of too few examples are pooled: {', '.join(found.pooled)}." if found.pooled else ""
+        section.sentences.append(f"{split} by {found.column}: {len(found.sizes)} groups.{few}")
+        models = _models(artifacts, found.gaps)
+        section.tables.append(_gaps_table(split, found, models, metrics.quality))
+        section.tables.append(_groups_table(split, found, models, metrics.quality))
+    return section
+
+
+def _gaps_table(split: str, found: Groups, models: Sequence[str], quality: str) -> Table:
+    def worst(name: str) -> Cell:
+        group = found.worst[name]
+        return Cell(group, decimal(found.by_group[group][name].scores[quality].value))
+
+    columns: Columns[str] = {"Model": str, "Worst group": worst}
+    columns |= score_columns(found.gaps)
+    columns["Against full"] = lambda name: _cell(found.gaps[name].minus_full.get(quality), signed)
+    columns["Against the untrained model"] = lambda name: _cell(found.gaps[name].minus_base.get(quality), signed)
+    rates = f" Rates are those of the label {found.positive}." if found.positive else ""
+    caption = (
+        f"Gaps between groups on {split}: highest minus lowest, with intervals over the examples of these two groups."
+        f"{rates} Against others: the paired difference in the gap of {SCORES[quality]}. Of many groups some differ by "
+        "chance alone."
+    )
+    return table(f"gaps-{split}", caption, models, columns)
+
+
+def _groups_table(split: str, found: Groups, models: Sequence[str], quality: str) -> Table:
+    def score(name: str, group: str) -> Cell:
+        return _cell(found.by_group[group][name].scores.get(quality))
+
+    columns: Columns[str] = {"Group": str, "Examples": lambda group: number(found.sizes[group], count)}
+    columns |= {name: partial(score, name) for name in models}
+    caption = f"{SCORES[quality].capitalize()} by group on {split}."
+    return table(f"groups-{split}", caption, sorted(found.sizes), columns)
+
+
+def score_columns(held: Mapping[str, Paired]) -> Columns[str]:
+    """A column per measure that any model has."""
+
+    def score(measure: str, name: str) -> Cell:
+        return _cell(held[name].scores.get(measure))
+
+    measures = sorted({measure for one in held.values() for measure in one.scores})
+    words = {measure: SCORES.get(measure, measure.replace("_", " ")).capitalize() for measure in measures}
+    return {words[measure]: partial(score, measure) for measure in measures}
+
+
+def _models(artifacts: Artifacts, held: Collection[str]) -> list[str]:
+    """The methods in the page's order, then the baselines."""
+    return [*(m.name for m in artifacts.methods if m.name in held), *(name for name in BASELINES if name in held)]
+
+
+def _cell(found: Interval | None, write: Callable[[float], str] = decimal) -> Cell:
+    return number(found.value, write, span(found)) if found else number(None)

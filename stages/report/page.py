@@ -30,6 +30,7 @@ _ROOM: Final = Path(__file__).parent
 _SECTIONS: Final[tuple[Callable[[Artifacts], Section | None], ...]] = (
     quality.quality_section,
     beyond.shifted_section,
+    beyond.groups_section,
     quality.curves_section,
     race_section,
     depth.trace_section,
