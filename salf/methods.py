@@ -100,6 +100,13 @@ def _ahead(settings: Any, direction: str) -> Technique:
     return Technique(early=1 + (direction == "fresh"), until=until, kept=4 + (direction == "past"))
 
 
+_TWICE: Final = Technique(passes=2, activations=2)
+_PACE: Final[dict[str, Any]] = {
+    "settings": "pace",
+    "neutral": {"sigma": 0.0, "strength": 0.0},
+    "needs": ("lora",),
+    "refused": {"gradient": "its noise and its term have been shown with back-propagation alone"},
+}
 _NO_BOUNDARY: Final = "it acts above a boundary, and this scope has none"
 _NO_MEAN: Final = "the mean of low-rank factors is not the factor of the mean"
 
@@ -134,6 +141,15 @@ WORDS: Final = {
             layers_alone=True,
         ),
         Word("cross-entropy", "objective", "salf.engine.training.step:CrossEntropy"),
+        Word(
+            "pace",
+            "objective",
+            "salf.engine.techniques.pace:Pace",
+            technique=lambda settings: _TWICE if settings.pace.strength else PLAIN,
+            **_PACE,
+        ),
+        Word("pace-lazy", "objective", "salf.engine.techniques.pace:PaceLazy", **_PACE),
+        Word("pace-fast", "objective", "salf.engine.techniques.pace:PaceFast", **_PACE),
         Word("backward", "gradient", "salf.engine.training.step:back_propagation"),
         Word("adamw", "update", "salf.engine.training.step:adamw"),
         Word(

@@ -118,6 +118,26 @@ class Schedule(Caching, Batches):
         return sorted(self.learning_rate[entry])
 
 
+Outputs = Literal["answers", "vocabulary"]  # whose logits are compared: of answers' tokens where these are few, or all
+
+
+class Pace(Group):
+    """Settings of ``+pace``, ``+pace-lazy`` and ``+pace-fast``: :mod:`salf.engine.techniques.pace`."""
+
+    sigma: Annotated[float, Field(ge=0)] = 1.0
+    strength: Annotated[float, Field(ge=0)] = 0.1
+    every: Count = 2
+    over: Outputs = "answers"
+
+
+class Distill(Group):
+    """Settings of ``+distill``: :mod:`salf.engine.techniques.distill`."""
+
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    over: Outputs = "answers"
+
+
 class AnswerSide(Group):
     """Start of an example's trained side, for methods with ``+answer``: :mod:`salf.split_point`."""
 
@@ -149,6 +169,8 @@ class Finetune(Schedule):
     checkpoint_minutes: Annotated[float, Field(ge=0)]
     answer_side: AnswerSide = AnswerSide()
     extrapolation: Extrapolation = Extrapolation()
+    pace: Pace = Pace()
+    distill: Distill = Distill()
     keep: Annotated[list[Keep], *_ONE_OR_MORE] = ["last"]
     patience: Count | None = None
 

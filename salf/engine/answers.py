@@ -45,6 +45,22 @@ class Embeddings:
         return self.model.embed(torch.cat([first, batch.ids]), torch.cat([places, batch.positions]))
 
 
+@dataclass(frozen=True)
+class Begun:
+    """Start of several passes over one batch, at states that are known."""
+
+    space: int
+    known: Tensor  # [P + N, hidden]
+
+    def beginning(self) -> Tensor | None:
+        """None: the shared prefix is part of the passes."""
+        return None
+
+    def states(self, batch: Batch, *, joined: bool = False) -> Tensor:  # noqa: ARG002 (of one batch alone)
+        """The known states."""
+        return self.known
+
+
 def start_of(split: Split, model: CausalModel) -> Start:
     """The start of passes over a split."""
     return split.start or Embeddings.after(model, split.prefix)
@@ -73,6 +89,24 @@ def training_states(model: CausalModel, start: Start, batch: Batch, *, recompute
 def training_logits(model: CausalModel, start: Start, batch: Batch, *, recompute: bool = False) -> Tensor:
     """Logits of :func:`training_states`, [M, vocabulary]."""
     return model.logits(training_states(model, start, batch, recompute=recompute))
+
+
+def answer_states(
+    model: CausalModel, runtime: Runtime, split: Split, batch_tokens: int
+) -> Iterator[tuple[list[int], Batch, Tensor]]:
+    """Yield examples of a split, their batch, and space L of its M answer positions, [M, hidden].
+
+    For use without gradients: the shared prefix is walked once. ``batch_tokens``: of a pass, padding included.
+    """
+    if not split.examples:
+        return
+    start = start_of(split, model)
+    with runtime.autocast():
+        walked = walk_beginning(model, start.beginning(), start.space, model.depth)
+        for index in inference_batches(split.lengths, batch_tokens):
+            batch = split.batch(index).to(model.device)
+            states, packing = begin(start, batch, walked)
+            yield index, batch, run_to_answers(model, states, start.space, packing, batch.answers)
 
 
 def summed_over_rows(model: CausalModel, of: OfRows, *states: Tensor) -> Tensor:
@@ -247,22 +281,16 @@ class Reader:
 
         The latter are those of each answer's first token, or with ``ends`` of its last one.
         """
-        start = start_of(split, self.model)
-        with self.runtime.autocast():
-            walked = walk_beginning(self.model, start.beginning(), start.space, self.model.depth)
-            for index in inference_batches(split.lengths, self.batch_tokens):
-                batch = split.batch(index).to(self.model.device)
-                states, packing = begin(start, batch, walked)
-                last = run_to_answers(self.model, states, start.space, packing, batch.answers)
-                following = batch.answer_index.roll(-1)  # 0 after the end of an answer
-                asked = (following if ends else batch.answer_index) == 0
-                nats, chosen = list[Tensor](), list[Tensor]()
-                for rows in _chunks(len(last)):
-                    log_probabilities = self.model.logits(last[rows]).float().log_softmax(-1)  # [m, vocabulary]
-                    nats.append(log_probabilities.gather(1, batch.targets[rows, None])[:, 0])
-                    chosen.append(log_probabilities[asked[rows]])
-                by_example = torch.cat(nats).cpu().split(batch.rows.cpu().bincount().tolist())
-                yield index, [own.tolist() for own in by_example], torch.cat(chosen)
+        for index, batch, last in answer_states(self.model, self.runtime, split, self.batch_tokens):
+            following = batch.answer_index.roll(-1)  # 0 after the end of an answer
+            asked = (following if ends else batch.answer_index) == 0
+            nats, chosen = list[Tensor](), list[Tensor]()
+            for rows in _chunks(len(last)):
+                log_probabilities = self.model.logits(last[rows]).float().log_softmax(-1)  # [m, vocabulary]
+                nats.append(log_probabilities.gather(1, batch.targets[rows, None])[:, 0])
+                chosen.append(log_probabilities[asked[rows]])
+            by_example = torch.cat(nats).cpu().split(batch.rows.cpu().bincount().tolist())
+            yield index, [own.tolist() for own in by_example], torch.cat(chosen)
 
     def _look(self, tree: LabelTree, split: Split, questions: Sequence[tuple[int, Path]]) -> list[LogProbabilities]:
         """Next-token log probabilities after a prompt and the first tokens of an answer."""

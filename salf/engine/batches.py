@@ -238,6 +238,11 @@ class Split:
         batch = Batch.of(self.examples, index, self.shared, self.base_rows)
         return replace(batch, index=torch.tensor([self.places[i] for i in index])) if self.places else batch
 
+    def answer_places(self, batch: Batch) -> Tensor:
+        """The place of each of a batch's M answer tokens among all of the split's, [M]; for a split without places."""
+        firsts = torch.tensor([0, *(len(example.answer_ids) for example in self.examples)]).cumsum(0)
+        return firsts[batch.index[batch.rows].cpu()] + batch.answer_index.cpu()
+
     def subset(self, index: Sequence[int]) -> "Split":
         """Some of the examples, with the same start."""
         examples = [self.examples[i] for i in index]

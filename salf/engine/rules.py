@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
-from salf.engine.batches import Candidate
+from salf.engine.batches import Candidate, Example
 from salf.records import PreparedRecord
 from salf.settings import ChoiceScore
 
@@ -101,6 +101,17 @@ class CandidateRule:
 
 
 Rule = LabelTree | CandidateRule | None
+
+
+def answer_tokens(rule: Rule, examples: Sequence[Example]) -> list[int] | None:
+    """The tokens that answers are made of where these are few, ascending; ``None``: any of the vocabulary.
+
+    They are those of the label words, or the candidates' where each of these is one token.
+    """
+    if isinstance(rule, LabelTree):
+        return sorted({token for following in rule.branches.values() for token in following})
+    candidates = {one.ids for example in examples for one in example.candidates}
+    return sorted(ids[0] for ids in candidates) if candidates and all(len(ids) == 1 for ids in candidates) else None
 
 
 def rule_of(meta: PreparedRecord) -> Rule:

@@ -7,6 +7,7 @@ model's own trunk runs with its layers left out, and what it would have given to
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -86,8 +87,11 @@ class _Recorder(StandIn):
 
 
 def apply(part: Callable[..., Tensor], *inputs: Any, recompute: bool) -> Tensor:
-    """Run a part of the model; where it is to be recomputed, back-propagation keeps its inputs alone."""
-    return checkpoint(part, *inputs, use_reentrant=False) if recompute else part(*inputs)
+    """Run a part of the model; where it is to be recomputed, back-propagation keeps its inputs alone.
+
+    It runs again in the context (:mod:`contextvars`) in which it ran first.
+    """
+    return checkpoint(copy_context().run, part, *inputs, use_reentrant=False) if recompute else part(*inputs)
 
 
 @contextmanager

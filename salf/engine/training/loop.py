@@ -97,7 +97,7 @@ class _Run:
                     break
                 rate = job.rate * rate_factor(done.steps, self.total, self.settings, job.steps_per_epoch)
                 loss = self.stepper.take(parts, rate, done.steps)
-                flops = job.costs.step(parts, done.steps, self.total)
+                flops = self.stepper.objective.step_flops(parts, done.steps)
                 done.flops, done.flops_backward = done.flops + flops.total, done.flops_backward + flops.backward
                 done.steps += 1
                 done.optimizer_bytes = self.stepper.optimizer_bytes

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from salf.engine.answers import OfRows, start_of, summed_over_rows
+from salf.cost import Flops
+from salf.engine.answers import Begun, OfRows, start_of, summed_over_rows
 from salf.engine.batches import Batch, Split, Start
 from salf.engine.rules import Rule
 from salf.engine.runtime import Runtime
@@ -122,6 +123,11 @@ class Passes:
             states: Tensor = self._positions(model, start or self.start, part, recompute=recompute)
         return states
 
+    def begun(self, part: Batch) -> Start:
+        """The start of several passes over a part: frozen layers run once for all of them."""
+        with self.job.runtime.autocast():
+            return Begun(self.start.space, self.start.states(part, joined=True))
+
     def summed(self, of: OfRows, *states: Tensor) -> Tensor:
         """The sum of something over the logits of one pass's states, or of several passes'."""
         with self.job.runtime.autocast():
@@ -139,7 +145,7 @@ class CrossEntropy:
     in ``held``, which checkpoints save; resuming fills these tensors in place.
     """
 
-    look_flops: int = 0  # of what :meth:`look` computes
+    look_flops: int = 0  # of what :meth:`look` computes, and of what it compares with
 
     def __init__(self, passes: Passes) -> None:
         self.passes, self.job = passes, passes.job
@@ -152,6 +158,10 @@ class CrossEntropy:
     def __call__(self, part: Batch) -> Tensor:
         """What is minimised, summed over the answer tokens of a part, in nats."""
         return cross_entropy(self.passes, part)
+
+    def step_flops(self, parts: Sequence[Batch], number: int) -> Flops:
+        """The FLOPs of a step that was given these parts."""
+        return self.job.costs.step(parts, number, self.job.steps)
 
     def end(self, _norm: Tensor) -> None:
         """Take the norm of the step's gradient, before clipping."""
@@ -183,7 +193,7 @@ class Stepper:
 
     def begin(self, done: Training) -> None:
         """Let the form look at the training data before the first step: :meth:`Form.begin`."""
-        _seed_dropout(self.job.seed, 0, self.job.processes.rank)
+        torch.manual_seed(seed_of(self.job.seed, 0, self.job.processes.rank))
         self.job.trainable.form.begin(self.job, self.objective, done)
 
     def take(self, parts: Sequence[Batch], rate: float, number: int) -> float:
@@ -201,7 +211,7 @@ class Stepper:
             return self.objective(part) / tokens
 
         def closure() -> float:
-            _seed_dropout(job.seed, number, job.processes.rank)
+            torch.manual_seed(seed_of(job.seed, number, job.processes.rank))
             total: Tensor = self._gradient(loss, mine).to(job.runtime.device)
             if self._gradients is not None:
                 job.processes.add_up(self._gradients)
@@ -239,5 +249,6 @@ class Stepper:
         return whole
 
 
-def _seed_dropout(seed: int, number: int, rank: int) -> None:
-    torch.manual_seed(int(np.random.SeedSequence([abs(seed), number, rank]).generate_state(1, np.uint64)[0] >> 1))
+def seed_of(*numbers: int) -> int:
+    """A seed for torch that all of these numbers decide."""
+    return int(np.random.SeedSequence([abs(n) for n in numbers]).generate_state(1, np.uint64)[0] >> 1)
