@@ -83,6 +83,7 @@ class Word:
     fits: tuple[str, ...] | None = None  # the only words that it can be combined with; ``None``: all
     trains: str = ""  # what the model card says that it trains
     layers_alone: bool = False  # embeddings, final norm and head stay as they are, so that layers have to train
+    shortens: bool = False  # the model reads prompts without what all of them begin with
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -150,6 +151,18 @@ WORDS: Final = {
         ),
         Word("pace-lazy", "objective", "salf.engine.techniques.pace:PaceLazy", **_PACE),
         Word("pace-fast", "objective", "salf.engine.techniques.pace:PaceFast", **_PACE),
+        Word(
+            "distill",
+            "objective",
+            "salf.engine.techniques.distill:Distill",
+            settings="distill",
+            neutral={"weight": 0.0},
+            refused={
+                "text": "its documents have no prompts",
+                "chat_template": "what all prompts begin with holds the marks of a turn",
+            },
+            shortens=True,
+        ),
         Word("backward", "gradient", "salf.engine.training.step:back_propagation"),
         Word("adamw", "update", "salf.engine.training.step:adamw"),
         Word(
@@ -194,6 +207,11 @@ class Method:
     def answer_side(self) -> bool:
         """Whether trained weights act at the positions after the prompts' data alone."""
         return self.word("positions").name == "answer"
+
+    @property
+    def shortened(self) -> bool:
+        """Whether it trains, and answers, on prompts without what all of them begin with."""
+        return any(WORDS[name].shortens for name in self.words)
 
     def word(self, slot: str) -> Word:
         """The word in a slot."""

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from salf.files import require
+from salf.errors import UserError
+from salf.files import read_json, require
 from salf.records import read_sizes
 from salf.settings import AnswerSide
 from salf.split_point import split_points
@@ -251,6 +252,19 @@ class Split:
             return Split(examples, self.shared, base_rows=rows)
         places = [self.places[i] for i in index] if self.places else list(index)
         return Split(examples, self.shared, self.start, places, rows)
+
+    def without_beginning(self, base: Path) -> "Split":
+        """The same examples, whose prompts lack what all of them begin with; the token BOS of ``base`` stays.
+
+        Raises:
+            UserError: they begin with nothing in common.
+        """
+        start = self.prefix[:1] if self.prefix[:1] == (read_json(base / "config.json").get("bos_token_id"),) else ()
+        if self.shared == len(start):
+            raise UserError("prompts begin with nothing in common; put worked examples first in data.template")
+        prompts = [start + example.prompt_ids[self.shared :] for example in self.examples]
+        cut = zip(self.examples, prompts, strict=True)
+        return Split([replace(one, prompt_ids=ids, field_end=None, turn_end=None) for one, ids in cut], len(start))
 
     def after_prompts(self, side: AnswerSide) -> "Split":
         """The same examples, of which the base model reads the prompts up to their split points.

@@ -7,6 +7,7 @@ what is compared are states of one and the same training, and all arms read the 
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel
+from torch import Tensor
 
 from salf.answer_folder import AnswerSideRecord
 from salf.engine.answer_model import describe
@@ -22,6 +24,7 @@ from salf.engine.boundary_cache.cache import Opened
 from salf.engine.boundary_cache.prompts import answer_side
 from salf.engine.models.adapter import CausalModel
 from salf.engine.rules import Rule
+from salf.engine.techniques.distill import teacher_logits
 from salf.engine.training.checkpoint import Training
 from salf.engine.training.costs import Costs, equal_compute_epochs
 from salf.engine.training.forms import Trainable
@@ -88,6 +91,7 @@ class _Lane:
             raise UserError(f"method {method.name}: it needs device.frozen_weights = whole, which is {held}")
         self.states: dict[str, Opened] = {}  # boundary states by split, if layers are frozen
         self.prompts: dict[str, Opened] = {}  # the prompts' keys and values by split, where answers alone train
+        self.taught: Tensor | None = None  # what the base says to whole prompts, where a method learns from that
         self.answer_side: AnswerSideRecord | None = None  # what the folder of a model says that acts on answers alone
 
     def _scope(self) -> Scope:
@@ -107,6 +111,8 @@ class _Lane:
         contest, side = self.contest, self.bench.settings.answer_side
         splits = {"training": contest.training, "validation": contest.validation}
         splits |= {"test": contest.tested} if contest.tested else {}
+        if self.method.shortened:
+            return {name: split.without_beginning(self.bench.base) for name, split in splits.items()}
         if self.method.answer_side:
             return {name: split.after_prompts(side) for name, split in splits.items()}
         return splits
@@ -124,7 +130,10 @@ class _Lane:
             name: bool(opened) and opened["training"].origin == "off"
             for name, opened in (("uncached", self.states), ("prompts_uncached", self.prompts))
         }
-        return self.bench.costs(self.scope, self.method.technique(self.bench.settings), **off)
+        costs = self.bench.costs(self.scope, self.method.technique(self.bench.settings), **off)
+        if not self.method.shortened:
+            return costs
+        return replace(costs, teacher=self.bench.costs(Scope.above(0, self.scope.depth)).reading(self.contest.training))
 
     @cached_property
     def epochs(self) -> int:
@@ -298,6 +307,7 @@ class _Course:
             training=splits["training"],
             validation=splits["validation"],
             test=splits.get("test"),
+            taught=lane.taught,
             rule=contest.rule,
             costs=lane.costs,
             settings=bench.settings,
@@ -321,6 +331,10 @@ class _Course:
         for key in makers:
             flops = sum(lane.flops_before(key[0], name) for name in ("training", "validation"))
             self.progress.before[str(key)] = flops, self.opened[key]["training"].seconds_computing
+        if lane.method.shortened and lane.taught is None:
+            began = time.perf_counter()
+            lane.taught = teacher_logits(model, self.bench, self.contest.training, self.contest.rule)
+            self.progress.before[f"teacher of {lane.method.name}"] = lane.costs.teacher, time.perf_counter() - began
         if lane.method.answer_side and lane.answer_side is None:
             split = lane.splits["training"]
             prompts = zip((example.prompt_ids for example in split.examples), split.base_rows or (), strict=True)

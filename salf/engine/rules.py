@@ -16,7 +16,7 @@ from typing import Final, Self
 
 from salf.engine.batches import Candidate, Example
 from salf.records import PreparedRecord
-from salf.settings import ChoiceScore
+from salf.settings import ChoiceScore, Outputs
 
 Path = tuple[int, ...]
 LogProbabilities = Mapping[int, float]  # next token → log probability, for the tokens that continue some label
@@ -103,15 +103,15 @@ class CandidateRule:
 Rule = LabelTree | CandidateRule | None
 
 
-def answer_tokens(rule: Rule, examples: Sequence[Example]) -> list[int] | None:
-    """The tokens that answers are made of where these are few, ascending; ``None``: any of the vocabulary.
+def answer_outputs(rule: Rule, examples: Sequence[Example], over: Outputs) -> list[int] | slice:
+    """The columns of logits that two models are compared by.
 
-    They are those of the label words, or the candidates' where each of these is one token.
+    With ``over`` answers, the tokens of the label words, or of candidates of one token each; otherwise all of them.
     """
-    if isinstance(rule, LabelTree):
-        return sorted({token for following in rule.branches.values() for token in following})
-    candidates = {one.ids for example in examples for one in example.candidates}
-    return sorted(ids[0] for ids in candidates) if candidates and all(len(ids) == 1 for ids in candidates) else None
+    words = rule.branches.values() if isinstance(rule, LabelTree) else []
+    candidates = [one.ids for example in examples for one in example.candidates]
+    found = {token for tokens in (*words, *candidates) for token in tokens}
+    return sorted(found) if over == "answers" and found and all(len(ids) == 1 for ids in candidates) else slice(None)
 
 
 def rule_of(meta: PreparedRecord) -> Rule:

@@ -374,7 +374,8 @@ class Params(Group):
                 message = "no setting of finetune" if unknown else fault["msg"].removeprefix("Value error, ")
                 where = ".".join(map(str, fault["loc"]))
                 raise ValueError(f"compare.variants.{name}.{where} = {fault['input']!r}: {message}") from None
-        task = {self.data.task: f"data.task = {self.data.task}"}
+        facts = {self.data.task: f"data.task = {self.data.task}"}
+        facts |= {"chat_template": "prepare.chat_template"} if self.prepare.chat_template else {}
         for where, method, settings in asked:
             # A selector's boundary is known with its plan, and most freeze something.
             boundary = method_of(method).boundary
@@ -387,7 +388,7 @@ class Params(Group):
                     "equal_compute to false, patience to null, and keep to last (for race alone: as a variant)"
                 )
             for one in [name for name, _ in self.race.pairs] if method == RACE else [method]:
-                if unfit := settings.unfit(one, task):
+                if unfit := settings.unfit(one, facts):
                     raise ValueError(f"{where}{unfit}")
         return self
 

@@ -151,7 +151,8 @@ def _predictions(
         if record.how.answer_side:
             read(predictor.open_answer_side(folder, run, record.params.finetune.answer_side))
         else:
-            read(predictor.open(folder, run, frozen_layers(record.shards, shards)))
+            reader = predictor.shorter if record.how.shortened else predictor
+            read(reader.open(folder, run, frozen_layers(record.shards, shards)))
     return found
 
 

@@ -52,6 +52,13 @@ class Predictor:
     prefixes: dict[tuple[str, int], Opened] = field(default_factory=dict)
     prompts: dict[tuple[str, tuple[int, ...]], Opened] = field(default_factory=dict)
 
+    @cached_property
+    def shorter(self) -> "Predictor":
+        """The same for models that read prompts without what all of them begin with."""
+        return replace(
+            self, splits={n: split.without_beginning(self.base) for n, split in self.splits.items()}, prefixes={}
+        )
+
     def open(self, folder: Path, name: str, frozen: int | None = None) -> ReadyModel:
         """Open the model in ``folder``, whose embedding and layers 1..frozen are the base's; ``None``: all are.
 

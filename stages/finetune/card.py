@@ -61,7 +61,8 @@ Trained: {trained_words(run, base.layers)} — {run.how.trains}; {frozen_words(r
 {train.rows} training and {validation.rows} validation examples ({meta.task}) of {_source_words(meta.source)}; \
 training split SHA-256 `{train.sha256}`.
 {_label_words(meta.labels)}
-{"Each document" if TASKS[meta.task].text else "Each prompt"}:
+{"Each document" if TASKS[meta.task].text else "Each prompt"}\
+{", without the text before its first column, which the base alone read" if run.how.shortened else ""}:
 
 {chr(10).join(f"    {line}" for line in meta.template.splitlines())}
 

@@ -24,11 +24,10 @@ from salf.cost import Flops, head_forward_flops
 from salf.engine.answers import answer_states
 from salf.engine.batches import Batch, Start
 from salf.engine.models.causal_model import in_eval_mode
-from salf.engine.rules import answer_tokens
+from salf.engine.rules import answer_outputs
 from salf.engine.training.loop import READ_TOKENS
 from salf.engine.training.step import CrossEntropy, Job, Passes, seed_of
 from salf.errors import UserError
-from salf.settings import Outputs
 
 # Of the pass that runs, or is recomputed: multiplies some columns of all adapters' outputs, [..., columns].
 _noise: ContextVar[Callable[[slice, Tensor], Tensor] | None] = ContextVar("noise", default=None)
@@ -47,7 +46,7 @@ class Pace(CrossEntropy):
         """Read the validation split as the base does: adapters are 0 when a run begins."""
         super().__init__(passes)
         job, self.settings = self.job, self.job.settings.pace
-        self.outputs = outputs_of(job, self.settings.over)
+        self.outputs = answer_outputs(job.rule, job.training.examples, self.settings.over)
         self.scales = torch.cat(list(_hooked(job, self.settings.sigma)))  # σ of every adapter's outputs, [outputs]
         self.held["since look"] = torch.zeros(4, device=job.runtime.device)  # steps, norms, cross-entropy, tokens
         self.base, self.answers = self._read(), sum(len(one.answer_ids) for one in job.validation.examples)
@@ -156,12 +155,6 @@ def _divergence(now: Tensor, base: Tensor, _: slice) -> Tensor:
     """KL(now ‖ base) of logits [m, vocabulary], summed, in nats."""
     now, base = (logits.float().log_softmax(-1) for logits in (now, base))
     return nn.functional.kl_div(base, now, log_target=True, reduction="sum")
-
-
-def outputs_of(job: Job, over: Outputs) -> Tensor | slice:
-    """The columns of the logits that ``over`` names."""
-    tokens = answer_tokens(job.rule, job.training.examples) if over == "answers" else None
-    return slice(None) if tokens is None else torch.tensor(tokens, device=job.runtime.device)
 
 
 class PaceLazy(Pace):

@@ -28,6 +28,7 @@ class Costs:
     recompute: bool = False  # the trained layers run a second time for back-propagation (gradient checkpointing)
     uncached: bool = False  # the frozen layers run for every batch instead of once for all epochs
     prompts_uncached: bool = False  # so do all layers over the prompts that the base reads before answers
+    teacher: int = 0  # FLOPs of a teacher's pass
 
     def step(self, parts: Sequence[Batch], number: int = 0, steps: int | None = None) -> Flops:
         """Optimizer step ``number`` of ``steps``, from 0, above the boundary; every part walks the shared prefix.
@@ -37,8 +38,12 @@ class Costs:
         progress = None if steps is None else number / steps
         return sum((self._part(batch, number, progress) for batch in parts), Flops())
 
+    def before(self, split: Split) -> int:
+        """FLOPs before the first step on a training split."""
+        return self.teacher + self.frozen(split)
+
     def frozen(self, split: Split) -> int:
-        """FLOPs before the first step: over all examples, or over the shared prefix alone.
+        """FLOPs of the frozen layers before the first step: over all examples, or over the shared prefix alone.
 
         The frozen layers, where there are some; and where answers alone train, the others over their prompts.
         """
@@ -182,7 +187,7 @@ def equal_compute_epochs(
             yield total
 
     allowed = sum(islice(per_epoch(full, Split(split.examples, split.shared)), settings.epochs))
-    spent = costs.frozen(split)
+    spent = costs.before(split)
     epochs = 0
     for flops in per_epoch(costs, split):
         spent += flops

@@ -68,10 +68,10 @@ class _Run:
             60 * self.settings.checkpoint_minutes,
             writes=job.processes.main,
         )
-        frozen = job.costs.frozen(job.training)
+        before = job.costs.before(job.training)
         read = job.costs.frozen(job.validation) if self.settings.decided_by_looks else 0
         read += self.stepper.objective.look_flops  # of the base's outputs
-        self.done = self.kept.resume(Training(flops=frozen, flops_before=frozen, flops_validation=read))
+        self.done = self.kept.resume(Training(flops=before, flops_before=before, flops_validation=read))
         if not self.done.steps:
             self.stepper.begin(self.done)
         self.end = self.total if job.until is None else min(job.until, self.total)

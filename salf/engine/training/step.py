@@ -88,6 +88,7 @@ class Job:
     training: Split  # the examples to learn from
     validation: Split  # the examples to judge by
     test: Split | None = None  # scored at the end, for the record; no choice depends on it
+    taught: Tensor | None = None  # a teacher's logits at all training answers, [answer tokens, outputs]
     rule: Rule  # how validation answers are scored; ``None``: by their losses alone
     costs: Costs  # counts FLOPs, of all processes
     settings: Finetune  # the schedule; with 0 ``evaluations_per_epoch``, validation is read at the end alone
