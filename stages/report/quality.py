@@ -61,6 +61,15 @@ def quality_section(artifacts: Artifacts) -> Section:
     return section
 
 
+_CURVES: Final = {  # fields of a curve's points; the last three are logged by some objectives alone
+    "validation_accuracy": "validation accuracy",
+    "validation_loss": "validation loss",
+    "gradient_norm": "norm of the gradient before clipping",
+    "gap": "validation loss less training loss",
+    "shift": "shift from the base (KL in nats per answer token)",
+}
+
+
 def curves_section(artifacts: Artifacts) -> Section:
     """Validation accuracy and loss against the compute spent."""
     section = Section("curves", "Learning curves", "Learning curves")
@@ -69,14 +78,14 @@ def curves_section(artifacts: Artifacts) -> Section:
         return section
     full = max((run.flops for run in artifacts.runs.values() if run.label == "full"), default=0)
     unit, cost = (full, "share of full’s FLOPs") if full else (1e15, "PFLOP spent")
-    for key in ("validation_accuracy", "validation_loss"):
+    for key, what in _CURVES.items():
         lines = {
             name: (run.label, [(p.flops / unit, value) for p in run.curve if (value := getattr(p, key)) is not None])
             for name, run in artifacts.runs.items()
         }
         known = {name: line for name, line in lines.items() if line[1]}
         if known:
-            section.figures.append(learning_curves(f"fig-{key.replace('_', '-')}", key.replace("_", " "), cost, known))
+            section.figures.append(learning_curves(f"fig-{key.replace('_', '-')}", what, cost, known))
     section.sentences.append(
         "Points above one place of the horizontal axis compare methods at equal compute; inside a curve, the "
         "learning-rate schedule is unfinished."
