@@ -46,6 +46,8 @@ from tests.plan_data import artifact
 
 EXAMPLES = made_examples()
 STEPS = 6
+# A teacher's logits at all answers, for words that learn from one.
+TAUGHT = torch.randn(sum(len(one.answer_ids) for one in EXAMPLES), 97, generator=torch.Generator().manual_seed(1))
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ class Row:
 
 ROWS: dict[str, Row] = {
     "lora": Row(),
+    "pace": Row(),
+    "pace-lazy": Row(),
+    "pace-fast": Row(),
+    "distill": Row(),
     "extrap": Row(),
     "extragradient": Row(acts={"until": 1.0}),
 }
@@ -91,7 +97,7 @@ def job_of_word(method: str, settings: Finetune, *, dropout: float = 0.2, **chan
     scope = scope_of(how, FreezePlan.model_validate(artifact(2, tied=True)), settings, 1, None)
     start = cache_boundary(model, RUNTIME, EXAMPLES, SHARED, scope.boundary, 64) if scope.boundary else None
     made = Trainable.of(model, how, scope, settings, seed=1, steps=STEPS)
-    return job_of(made, EXAMPLES, settings, start, **changes)
+    return job_of(made, EXAMPLES, settings, start, taught=TAUGHT, **changes)
 
 
 def trained(method: str, settings: Finetune, **changes: Any) -> dict[str, torch.Tensor]:
@@ -124,6 +130,7 @@ def plain(slot: str) -> str:
 def test_what_a_word_refuses_has_a_name():
     traits = {"padded", "experts"}
     known = {*SELECTORS, *SCOPES, *WORDS, *SLOTS, *TASKS, *AVERAGES, "last", "best", *Finetune.model_fields, *traits}
+    known |= {"chat_template"}
     for word in WORDS.values():
         assert word.refused.keys() <= known, word.name
         assert {*word.needs, *(word.fits or ())} <= WORDS.keys(), word.name
@@ -190,7 +197,7 @@ def test_counted_flops_are_pytorchs(name, boundary, monkeypatch):
     with FlopCounterMode(display=False) as counter:
         for number, parts in enumerate(islice(chain.from_iterable(epochs), STEPS)):
             stepper.take(parts, 0.01, number)
-            expected += job.costs.step(parts, number, job.steps)
+            expected += stepper.objective.step_flops(parts, number)
     assert counter.get_total_flops() == expected.total
 
 
