@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from salf.engine.race import Raced as Raced
     from salf.engine.race import race as race
     from salf.engine.suffix import suffix as suffix
+    from salf.engine.techniques.roste import quantised as quantised
     from salf.errors import UserError as UserError
     from salf.export import FORMATS as FORMATS
     from salf.plan import FreezePlan as FreezePlan
@@ -42,6 +43,7 @@ _PLACES: Final = {
     "collate_states": "engine.prefix",
     "prefix_states": "engine.prefix",
     "prompt_cache": "engine.answer_side",
+    "quantised": "engine.techniques.roste",
     "race": "engine.race",
     "suffix": "engine.suffix",
     "training_flops": "cost",

@@ -61,6 +61,7 @@ class Technique:
         until: share of all steps.
         inputs: back-propagation computes the gradients of what maps read.
         weights: back-propagation computes the gradients of the maps' own weights.
+        matrices_alone: no norm, embedding or head trains.
         local: no gradient passes from a layer to the one below.
         rank: of low-rank adapters on all linear maps but experts; 0: there are none.
         extra: further work of a pass.
@@ -74,6 +75,7 @@ class Technique:
     until: float = 1
     inputs: bool = True
     weights: bool = True
+    matrices_alone: bool = False
     local: bool = False
     rank: int = 0
     extra: tuple[Extra, ...] = ()
@@ -104,6 +106,7 @@ def together(techniques: Sequence[Technique]) -> Technique:
         until=min(one.until for one in techniques),
         inputs=all(one.inputs for one in techniques),
         weights=all(one.weights for one in techniques),
+        matrices_alone=any(one.matrices_alone for one in techniques),
         local=any(one.local for one in techniques),
         rank=max(one.rank for one in techniques),
         extra=tuple(extra for one in techniques for extra in one.extra),
@@ -219,7 +222,8 @@ def _backward(
     """FLOPs of a back-propagation, given the module's four sums; ``embeddings``: they train, and a tied head."""
     queries, attended, positions, seen = sums
     head = head_forward_flops(shape, positions)
-    head *= 1 + (technique.weights and (embeddings or not shape.tied_head))
+    others = technique.weights and not technique.matrices_alone  # than the layers' matrices may train
+    head *= 1 + (others and (embeddings or not shape.tied_head))
     if boundary == shape.layers:
         return head
     below = shape.layers - boundary - 1
@@ -229,10 +233,10 @@ def _backward(
     for part, _, used in rows:
         lowest = queries if below else used
         ends = used if technique.local else lowest  # rows of layers below which no layer needs a gradient
-        idle = part.first * (ends - lowest * (technique.weights and embeddings))
+        idle = part.first * (ends - lowest * (others and embeddings))
         adapter = 2 * technique.rank * part.adapted
         flops += adapter * (2 * (part.wide + part.high) * used - part.wide * idle)
-        if technique.weights and shape.layer.input_norm:
+        if others and shape.layer.input_norm:
             idle = 0
         flops += 2 * part.products * ((1 + technique.weights) * used - idle)
     return flops

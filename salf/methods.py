@@ -13,10 +13,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pkgutil import resolve_name
 from typing import Any, Final
 
 from salf.cost import PLAIN, Technique, adapters, together
+from salf.hadamard import rotation_flops
 
 RACE: Final = "race"
 
@@ -101,6 +103,13 @@ def _ahead(settings: Any, direction: str) -> Technique:
     return Technique(early=1 + (direction == "fresh"), until=until, kept=4 + (direction == "past"))
 
 
+def _on_grids(settings: Any) -> Technique:
+    """Quantised copies of the weights, and rotations, counted as if every site were rotated."""
+    asked = settings.roste
+    rotations = partial(rotation_flops, keys_values=asked.kv_bits is not None)
+    return Technique(extra=(rotations,) if asked.rotation != "none" else (), kept=4)
+
+
 _TWICE: Final = Technique(passes=2, activations=2)
 _PACE: Final[dict[str, Any]] = {
     "settings": "pace",
@@ -140,6 +149,28 @@ WORDS: Final = {
             refused={**dict.fromkeys(SCOPES, _NO_BOUNDARY), "mean": _NO_MEAN, "ema": _NO_MEAN},
             trains="LoRA adapters, merged into the weights",
             layers_alone=True,
+        ),
+        Word(
+            "sift",
+            "form",
+            "salf.engine.techniques.sift:Sift",
+            technique=lambda settings: Technique(matrices_alone=True, share=settings.sift.share, kept=5),
+            settings="sift",
+            neutral={"share": 1.0},
+            refused={"lisa": "entries are chosen once, for layers that train all the time"},
+            trains="a share of the entries of every matrix in the layers, chosen before the first step",
+            layers_alone=True,
+        ),
+        Word(
+            "roste",
+            "form",
+            "salf.engine.techniques.roste:Quantised",
+            technique=_on_grids,
+            settings="roste",
+            neutral={"weight_bits": None, "activation_bits": None, "kv_bits": None, "rotation": "none"},
+            refused={"experts": "they are held in one tensor, whose inputs no rotation reaches"},
+            trains="the weights, under quantisation (`salf.quantised(model, folder)` computes as in training; "
+            "transformers alone opens the weights at full precision)",
         ),
         Word("cross-entropy", "objective", "salf.engine.training.step:CrossEntropy"),
         Word(

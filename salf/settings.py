@@ -22,6 +22,7 @@ from salf.selectors import SELECTORS
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Bits = Annotated[int, Field(ge=2, le=16)]
 SEEDS: Final = 2**32  # 0 to this, without it: what every generator of random numbers takes
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
@@ -156,6 +157,24 @@ class Extrapolation(Group):
     direction: Literal["past", "fresh", "noise"] = "past"
 
 
+class Sift(Group):
+    """The entries of matrices that train, for methods with ``+sift``."""
+
+    share: Share = 0.01
+    select: Literal["gradient", "random", "magnitude"] = "gradient"
+
+
+class Roste(Group):
+    """Grids and rotation, for methods with ``+roste``; ``None`` bits: full precision."""
+
+    weight_bits: Bits | None = 4
+    activation_bits: Bits | None = 4
+    kv_bits: Bits | None = 4
+    clip: Share = 1.0
+    calibration: Count = 128
+    rotation: Literal["adaptive", "all", "none"] = "adaptive"
+
+
 class Finetune(Schedule):
     """The group ``finetune``: one schedule for all methods, except for the learning rate."""
 
@@ -171,6 +190,8 @@ class Finetune(Schedule):
     extrapolation: Extrapolation = Extrapolation()
     pace: Pace = Pace()
     distill: Distill = Distill()
+    sift: Sift = Sift()
+    roste: Roste = Roste()
     keep: Annotated[list[Keep], *_ONE_OR_MORE] = ["last"]
     patience: Count | None = None
 

@@ -20,6 +20,7 @@ from salf.answer_folder import is_answer_side
 from salf.engine.models.adapter import code_trusted, open_model
 from salf.engine.models.shards import shard_hashes, weights_digest
 from salf.engine.runtime import Runtime, choose_runtime
+from salf.engine.techniques.roste import quantised
 from salf.errors import UserError
 from salf.files import require, significant, write_json
 from stages.common.command import exit_code
@@ -104,7 +105,7 @@ def _run(folder: Path, runtime: Runtime, args: argparse.Namespace, manager: Any)
     from lm_eval.models.huggingface import HFLM
 
     model = HFLM(
-        pretrained=open_model(folder, runtime.device, runtime.dtype, base=args.base).network,
+        pretrained=quantised(open_model(folder, runtime.device, runtime.dtype, base=args.base).network, folder),
         tokenizer=AutoTokenizer.from_pretrained(folder, trust_remote_code=code_trusted(args.base)),
         batch_size=args.batch_size,
     )

@@ -22,6 +22,7 @@ from salf.engine.models.adapter import CausalModel, open_model, take_apart
 from salf.engine.progress import progress
 from salf.engine.rules import rule_of
 from salf.engine.runtime import Runtime
+from salf.engine.techniques.roste import quantised
 from salf.records import PreparedRecord
 from salf.settings import TASKS, AnswerSide
 from stages.common.params import Evaluate
@@ -66,6 +67,7 @@ class Predictor:
         """
         held = self.runtime.frozen(None if self.runtime.frozen_weights == "offload" else frozen)
         model = open_model(folder, self.runtime.device, self.runtime.dtype, frozen=held, base=self.base)
+        quantised(model.network, folder)
 
         def started(split: str) -> Split:
             return replace(self.splits[split], start=self._start(model, frozen, split) if frozen else None)

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import torch
 
 from salf.answer_folder import OPENED_BY
+from salf.engine.training.forms import ADAPTER
 from salf.files import write_text
 from salf.methods import SCOPES, frozen_by_name
 from salf.plan import FreezePlan
 from salf.records import BaseRecord, FineTuneRecord, PreparedLabel, PreparedRecord
 from salf.settings import TASKS
-from stages.finetune.save import ADAPTER, Base
+from stages.finetune.save import Base
 
 
 class Facts(NamedTuple):

@@ -11,11 +11,10 @@ from transformers.core_model_loading import revert_weight_conversion
 from salf.answer_folder import AnswerSideRecord
 from salf.engine.answer_model import save_answer_side
 from salf.engine.models.shards import INDEX, group_by_unit, share_file, write_index, write_tensors
-from salf.engine.training.forms import Lora, Trainable
+from salf.engine.training.forms import ADAPTER, Lora, Trainable
 from salf.files import lasting, read_json, write_json
 from salf.records import BaseRecord
 
-ADAPTER: Final = "adapter"  # the folder for PEFT
 _WEIGHTS: Final = {INDEX, "base.json"}
 _TEXTS: Final = {".json", ".jinja", ".model", ".txt"}
 
@@ -48,7 +47,7 @@ def save_model(trainable: Trainable, base: Path, folder: Path, named: Base, end:
             share_file(file, folder / file.name)
     if end is not None:
         _stop_at(end, folder, trainable.model.network)
-    trainable.form.save(folder / ADAPTER, named.name, named.revision)
+    trainable.form.save(folder, named.name, named.revision)
     if (folder / ADAPTER).is_dir():
         for file in [file for file in folder.iterdir() if file.suffix in _TEXTS and file.name != "config.json"]:
             share_file(file, folder / ADAPTER / file.name)

@@ -102,6 +102,18 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
             {"compare__variants": {"a": {"method": "half", "learning_rate": {"full": 0.1}}}},
             "compare.variants.a: learning_rate has no entry for half",
         ),
+        ({"finetune__sift__share": 0.0}, "finetune.sift.share = 0.0: Input should be greater than 0"),
+        ({"finetune__sift__share": 1.5}, "finetune.sift.share = 1.5: Input should be less than or equal to 1"),
+        (
+            {"finetune__roste__weight_bits": 1},
+            "finetune.roste.weight_bits = 1: Input should be greater than or equal to 2",
+        ),
+        ({"finetune__roste__kv_bits": 17}, "finetune.roste.kv_bits = 17: Input should be less than or equal to 16"),
+        ({"finetune__roste__clip": 0.0}, "finetune.roste.clip = 0.0: Input should be greater than 0"),
+        (
+            {"finetune__roste__rotation": "some"},
+            "finetune.roste.rotation = 'some': Input should be 'adaptive', 'all' or",
+        ),
         (
             {"finetune__keep": ["last", "mean"]},  # the methods hold lora
             "lora: finetune.keep = mean cannot be combined with lora: the mean of low-rank",

@@ -45,10 +45,10 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
 
 
-def delivered(base, method="full", end=END, epochs=1, named=None):
+def delivered(base, method="full", end=END, epochs=1, named=None, **changes):
     """The base fine-tuned on one example, whose answer ends with ``END``, and saved."""
     plan, folder = FreezePlan.model_validate(artifact(2, tied=True)), base.with_name("tuned")
-    settings = params(epochs=epochs, warmup_share=0.0, schedule="constant", weight_decay=0.0)
+    settings = params(epochs=epochs, warmup_share=0.0, schedule="constant", weight_decay=0.0, **changes)
     scope = scope_of(method_of(method), plan, settings, seed=1, first_n=None)
     model = open_model(base, torch.device("cpu"))
     made = Trainable.of(model, method_of(method), scope, settings, seed=1, steps=epochs)

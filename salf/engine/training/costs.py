@@ -141,7 +141,7 @@ class Costs:
         spared = cost.weight_gradient_flops(self.shape, *counts, queries, positions)
         if self.recompute and self.shape.layer.ends_in_map and self.shape.layer.drops:
             spared += cost.last_map_flops(self.shape, *counts, queries, positions)
-        own_head_frozen = not self.scope.final and not self.shape.tied_head
+        own_head_frozen = not (self.scope.final or self.shape.tied_head or self.technique.matrices_alone)
         return spared + own_head_frozen * cost.head_forward_flops(self.shape, positions)
 
 

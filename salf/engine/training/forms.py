@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from salf.engine.batches import Batch
     from salf.engine.training.checkpoint import Training
     from salf.engine.training.step import Job
+
+ADAPTER: Final = "adapter"  # the folder for PEFT inside a model's folder
 
 
 class Form:
@@ -50,7 +52,7 @@ class Form:
         raise NotImplementedError
 
     def save(self, folder: Path, base: str, revision: str | None) -> None:
-        """Write other tools' files in addition to the folded weights; ``base`` and ``revision`` name the base model."""
+        """Write what a model's folder holds in addition to folded weights; ``base``, ``revision``: the base model's."""
 
 
 class Weights(Form):
@@ -108,7 +110,7 @@ class Lora(Form):
 
     def save(self, folder: Path, base: str, revision: str | None) -> None:
         """Write PEFT's folder."""
-        save_adapter(self.adapters, folder, base, revision)
+        save_adapter(self.adapters, folder / ADAPTER, base, revision)
 
 
 def save_adapter(model: Any, folder: Path, base: str, revision: str | None) -> dict[str, Any]:
