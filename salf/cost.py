@@ -62,7 +62,6 @@ class Technique:
         inputs: back-propagation computes the gradients of what maps read.
         weights: back-propagation computes the gradients of the maps' own weights.
         matrices_alone: no norm, embedding or head trains.
-        local: no gradient passes from a layer to the one below.
         rank: of low-rank adapters on all linear maps but experts; 0: there are none.
         extra: further work of a pass.
         share: share of the scope's weights that train.
@@ -76,7 +75,6 @@ class Technique:
     inputs: bool = True
     weights: bool = True
     matrices_alone: bool = False
-    local: bool = False
     rank: int = 0
     extra: tuple[Extra, ...] = ()
     share: float = 1
@@ -107,7 +105,6 @@ def together(techniques: Sequence[Technique]) -> Technique:
         inputs=all(one.inputs for one in techniques),
         weights=all(one.weights for one in techniques),
         matrices_alone=any(one.matrices_alone for one in techniques),
-        local=any(one.local for one in techniques),
         rank=max(one.rank for one in techniques),
         extra=tuple(extra for one in techniques for extra in one.extra),
         share=prod(one.share for one in techniques),
@@ -190,9 +187,8 @@ def training_passes(
     the attention's two products cost twice their forward pass. Where weights train, every trained layer pays all of it.
     The lowest does too, because its first norm's weight, where it has one, needs the gradient that q, k and v pass
     down. With adapters alone, frozen weights need no gradient of their own, and the maps that read the lowest layer's
-    own input pass nothing down; with a ``local`` technique that holds of every layer. The head passes its input's
-    gradient down; its weight's gradient is computed where the head trains: with weights, unless it is tied and the
-    embeddings are frozen (boundary of 1 or more).
+    own input pass nothing down. The head passes its input's gradient down; its weight's gradient is computed where the
+    head trains: with weights, unless it is tied and the embeddings are frozen (boundary of 1 or more).
 
     It has more than seven arguments because the module's four sums are independent. ``recompute`` is gradient
     checkpointing, which runs most of the forward pass a second time within the backward pass. ``embeddings``: with
@@ -230,15 +226,11 @@ def _backward(
     rows = suffix_rows(shape, below, 1, queries, positions)
     extra = sum(more(shape, boundary, *sums).backward for more in technique.extra)
     flops = 2 * _suffix_attention(shape, below, attended, seen) + head + extra
+    needed = others and (embeddings or shape.layer.input_norm)  # what the lowest layer passes down
     for part, _, used in rows:
-        lowest = queries if below else used
-        ends = used if technique.local else lowest  # rows of layers below which no layer needs a gradient
-        idle = part.first * (ends - lowest * (others and embeddings))
-        adapter = 2 * technique.rank * part.adapted
-        flops += adapter * (2 * (part.wide + part.high) * used - part.wide * idle)
-        if others and shape.layer.input_norm:
-            idle = 0
+        idle = 0 if needed or not part.first else queries if below else used  # rows of the lowest layer
         flops += 2 * part.products * ((1 + technique.weights) * used - idle)
+        flops += 2 * technique.rank * part.adapted * (2 * (part.wide + part.high) * used - part.wide * idle)
     return flops
 
 

@@ -17,8 +17,9 @@ from functools import partial
 from pkgutil import resolve_name
 from typing import Any, Final
 
-from salf.cost import PLAIN, Technique, adapters, together
+from salf.cost import PLAIN, Flops, Technique, adapters, together
 from salf.hadamard import rotation_flops
+from salf.shape import ModelShape
 
 RACE: Final = "race"
 
@@ -117,6 +118,18 @@ _PACE: Final[dict[str, Any]] = {
     "needs": ("lora",),
     "refused": {"gradient": "its noise and its term have been shown with back-propagation alone"},
 }
+
+
+def _feedback(settings: Any) -> Technique:
+    """Direct feedback multiplies the error at answer positions by a random matrix, unless no layer gets the product."""
+
+    def product(shape: ModelShape, boundary: int, _queries: int, _attended: int, positions: int, _seen: int) -> Flops:
+        sent = settings.dfa.feedback == "random" and shape.layers - boundary > (settings.dfa.last == "exact")
+        return Flops(backward=sent * 2 * shape.hidden**2 * positions)
+
+    return Technique(extra=(product,))
+
+
 _NO_BOUNDARY: Final = "it acts above a boundary, and this scope has none"
 _NO_MEAN: Final = "the mean of low-rank factors is not the factor of the mean"
 
@@ -195,6 +208,15 @@ WORDS: Final = {
             shortens=True,
         ),
         Word("backward", "gradient", "salf.engine.training.step:back_propagation"),
+        Word(
+            "dfa",
+            "gradient",
+            "salf.engine.techniques.dfa:DirectFeedback",
+            technique=_feedback,
+            settings="dfa",
+            neutral={"last": "exact"},  # of one trained layer
+            refused={"padded": "its error has a row for each answer position"},
+        ),
         Word("adamw", "update", "salf.engine.training.step:adamw"),
         Word(
             "extrap",

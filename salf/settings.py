@@ -175,6 +175,14 @@ class Roste(Group):
     rotation: Literal["adaptive", "all", "none"] = "adaptive"
 
 
+class Dfa(Group):
+    """Gradients of layers, for methods with ``+dfa``."""
+
+    feedback: Literal["random", "identity"] = "random"
+    last: Literal["feedback", "exact"] = "feedback"
+    spread: Literal["none", "example"] = "none"
+
+
 class Finetune(Schedule):
     """The group ``finetune``: one schedule for all methods, except for the learning rate."""
 
@@ -187,6 +195,7 @@ class Finetune(Schedule):
     evaluations_per_epoch: Annotated[int, Field(ge=0)]
     checkpoint_minutes: Annotated[float, Field(ge=0)]
     answer_side: AnswerSide = AnswerSide()
+    dfa: Dfa = Dfa()
     extrapolation: Extrapolation = Extrapolation()
     pace: Pace = Pace()
     distill: Distill = Distill()

@@ -76,9 +76,9 @@ class Extrapolated(torch.optim.AdamW):
         """The past or fresh gradient as AdamW scales one."""
         state = self.state.get(parameter, {})
         if self.direction == "past":
-            gradient, second, steps = state["past"], state["exp_avg_sq"], state["step"]
+            gradient, second, steps = state["past"], state["exp_avg_sq"], int(state["step"])
         else:
-            gradient, steps = _gradient(parameter), state.get("step", 0) + 1
+            gradient, steps = _gradient(parameter), int(state.get("step", 0)) + 1
             second = beta * state.get("exp_avg_sq", 0) + (1 - beta) * gradient.square()
         return gradient / ((second / (1 - beta**steps)).sqrt() + eps)
 

@@ -69,6 +69,7 @@ ROWS: dict[str, Row] = {
     "sift": Row(acts={"share": 0.1}, matrices_alone=True),
     # Of few bits, a sum's last digit may decide between two levels.
     "roste": Row(acts={"rotation": "all", "weight_bits": 16, "activation_bits": 16, "kv_bits": 16}),
+    "dfa": Row(boundary=3),
     "extrap": Row(),
     "extragradient": Row(acts={"until": 1.0}),
 }
