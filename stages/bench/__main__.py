@@ -1,24 +1,21 @@
 """The benchmark: parameters, models → reports/benchmark.json."""
 
 import argparse
-import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from salf.files import code_hashes, digest_of, work_folder, write_json
-from salf.ledger import Machine
+from salf.files import WORK_FOLDER, write_json
 from salf.settings import Device
 from stages.bench.answer_side import measure_answer_side
-from stages.bench.contender import Kept
 from stages.bench.measure import measure, task_of
 from stages.bench.prefix import measure_prefix
-from stages.bench.processes import stage_names
 from stages.bench.rounds import Plan
 from stages.bench.workloads import EMBEDDED, SHAPES
-from stages.common.benchmark import Benchmark, Record, Spread
+from stages.common.benchmark import AnswerSideBenchmark, Benchmark, PrefixBenchmark, Record, Spread
 from stages.common.command import exit_code
 from stages.common.params import Room
 
@@ -29,10 +26,8 @@ _QUICK: Final = Plan(
     quarters=(0, 2),
     epochs=(1, 3),
     repeats=2,
-    starts=1,
     training_seconds=20,
     tracing_seconds=4,
-    stages=("trace",),
     quick=True,
 )
 
@@ -48,38 +43,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     device = BenchRoom.load().device
     out = args.out or Path("reports", f"{args.only}-benchmark.json" if args.only else "benchmark.json")
-    plan = None if args.only else _plan(args)
-    asked = {name: str(value) for name, value in vars(args).items()}
-    facts = {"device": device.model_dump(), "machine": Machine.here().model_dump(), "code": code_hashes()}
-    unfinished = work_folder(out, digest_of({"plan": repr(plan), "asked": asked, **facts}))
-    if plan is None:
-        task, _ = task_of((args.models or [EMBEDDED])[0], unfinished, args.batch_size, device)
-        kept = Kept(unfinished / "measured.json")
-        measure_part, examples = _PARTS[args.only]
-        part = measure_part(task, args.examples or examples, args.repeats or 3, kept, unfinished)
-        write_json(out, part.model_dump(mode="json"))
-        _print_points(part.points)
-        print(f"benchmark: {out}")
-    else:
-        benchmark = measure(plan, device, unfinished)
-        write_json(out, benchmark.model_dump(mode="json"))
-        _print_targets(benchmark)
-        print(f"benchmark: {out}; the report page shows it when it is built again: dvc repro -sf report")
-    shutil.rmtree(unfinished)
-
-
-def _plan(args: argparse.Namespace) -> Plan:
-    given = {name: getattr(args, name) for name in ("models", "batch_size", "repeats") if getattr(args, name)}
-    if args.quick:
-        return replace(_QUICK, **given)
-    return replace(Plan(stages=stage_names()), **given, starts=args.repeats or Plan.starts)
+    (room := out.parent / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=room) as name:
+        folder = Path(name).absolute()
+        if args.only:
+            task, _ = task_of((args.models or [EMBEDDED])[0], folder, args.batch_size, device)
+            measure_part, examples = _PARTS[args.only]
+            found = measure_part(task, args.examples or examples, args.repeats or 3, folder)
+        else:
+            given = {name: getattr(args, name) for name in ("models", "batch_size", "repeats") if getattr(args, name)}
+            found = measure(replace(_QUICK if args.quick else Plan(), **given), device, folder)
+    write_json(out, found.model_dump(mode="json"))
+    for record in _records(found):
+        print(", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in record))
+    print(f"benchmark: {out}" + ("" if args.only else "; to show it on the report page: dvc repro -sf report"))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stages.bench",
         description="Compare fine-tuning, tracing and deciding with transformers' Trainer, PEFT and plain forward "
-        "passes, in turn on this machine. A stopped benchmark resumes where it stopped.",
+        "passes, in turn on this machine.",
         epilog="example: python -m stages.bench --quick --out reports/benchmark-quick.json",
     )
     names = [EMBEDDED, *SHAPES]
@@ -102,22 +86,22 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _print_points(points: Sequence[Record]) -> None:
-    """Every number with its name; of several rounds the median with the lowest and the highest."""
-    for point in points:
-        facts = [
-            f"{name} {one.median:.3g} ({one.low:.3g}–{one.high:.3g})" if isinstance(one, Spread) else f"{name} {one}"
-            for name, one in point
-        ]
-        print(", ".join(facts).replace("_", " "))
+def _records(found: Benchmark | PrefixBenchmark | AnswerSideBenchmark) -> Iterator[Record]:
+    """Everything that was measured."""
+    if not isinstance(found, Benchmark):
+        yield from found.points
+        return
+    for model in found.models:
+        yield from (model.workload, *model.points, *model.answer_side, *model.memory, *model.tracing)
+    if found.deciding:
+        yield found.deciding
 
 
-def _print_targets(benchmark: Benchmark) -> None:
-    for target in benchmark.targets:
-        missed = "" if target.met else f": missed. {target.why}"
-        print(f"{target.name}: {target.value:.3g} at {target.where} ({target.sense} {target.goal:g}){missed}")
-    for note in benchmark.notes:
-        print(note)
+def _shown(value: object) -> str:
+    """A measured value; of several rounds the median with the lowest and the highest."""
+    if isinstance(value, Spread):
+        return f"{value.median:.3g} ({value.low:.3g}–{value.high:.3g})"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from salf.engine.answer_side import answer_side, collate_answers, prompt_cache
-from stages.bench.contender import Kept, Lap
+from stages.bench.contender import Lap
 from stages.bench.others import labelled, pad
 from stages.bench.prefix import CachedTrainer, Run, both_ways, described
 from stages.bench.workloads import Shape, Task, random_examples
@@ -41,11 +41,11 @@ class AnswerSideTrainer(CachedTrainer):
         return self.train_cached(prepared, epochs)
 
 
-def measure_answer_side(task: Task, examples: int, repeats: int, kept: Kept, logs: Path) -> AnswerSideBenchmark:
+def measure_answer_side(task: Task, examples: int, repeats: int, logs: Path) -> AnswerSideBenchmark:
     """Fine-tune after prompts of several lengths, with and without the cache, in turn, round by round."""
     runs: list[Run] = [(prompt, cached) for prompt in PROMPTS for cached in (False, True)]
     requests = {run: {"prompt": run[0], "cached": run[1], "examples": examples} for run in runs}
-    laps = both_ways(task, AnswerSideTrainer, requests, max(EPOCHS), repeats, kept, logs)
+    laps = both_ways(task, AnswerSideTrainer, requests, max(EPOCHS), repeats, logs)
     points = [
         _point(laps[prompt, True], laps[prompt, False], prompt, epochs) for prompt in PROMPTS for epochs in EPOCHS
     ]

@@ -12,18 +12,16 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 import torch
 
 from salf.children import end_with_creator
 from salf.engine.runtime import device_name, find_runtime, machine_facts
-from salf.files import read_json, write_json
 from salf.ledger import Machine
 from salf.settings import Device
 
 Measured = dict[str, Any]  # seconds: list[float], flops and traffic: list[int], peak_bytes: int or None, device: str
-Value = TypeVar("Value")  # anything that JSON holds
 _STATUS: Final = Path("/proc/self/status")
 _CLEAR: Final = Path("/proc/self/clear_refs")
 _RESET_PEAK: Final = "5"  # see proc(5), clear_refs
@@ -35,25 +33,9 @@ class Lap:
     """A contender's reply."""
 
     seconds: list[float]  # since its start, at the end of each part (an epoch, or all)
-    flops: list[int]  # FLOPs counted up to there; empty where nobody counts
+    flops: list[int] = field(default_factory=list)  # FLOPs counted up to there; empty where nobody counts
     traffic: list[int] = field(default_factory=list)  # bytes that the optimizer moved up to there, likewise
     bytes_per_second: float = 0.0  # of memory, where it was measured
-
-
-class Kept:
-    """Measurements by name in a JSON file that grows with each: a stopped benchmark resumes from it."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._values: dict[str, Any] = read_json(file) if file.exists() else {}
-
-    def once(self, name: str, measure: Callable[[], Value]) -> Value:
-        """The kept value, or else that of ``measure()``, which is then kept."""
-        if name not in self._values:
-            self._values[name] = measure()
-            write_json(self.file, self._values)
-        value: Value = self._values[name]
-        return value
 
 
 def facts(device: Device) -> dict[str, Any]:
@@ -103,7 +85,7 @@ class Contender:
 
     def __init__(self, make: Callable[[Any], Any], task: Any, log: Path) -> None:
         """``make(task)``, with a ``device`` and a ``run``, is called in the process; what it prints goes to ``log``."""
-        self._name, self._log, self._started = make.__name__, log, False
+        self._name, self._log = make.__name__, log
         self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (make, task, log))
 
     def __enter__(self) -> Self:
@@ -114,18 +96,11 @@ class Contender:
 
     def ask(self, **request: Any) -> Measured:
         """Run ``request`` there and wait for the measurement; a ``RuntimeError`` holds the end of its log."""
-        self._started = True
         try:
             return self._pool.submit(_measured, request).result()
         except Exception as error:
             said = self._log.read_text(encoding="utf-8", errors="replace").splitlines() if self._log.exists() else []
             raise RuntimeError("\n".join([f"contender {self._name}, {request}: {error!r}", *said[-20:]])) from error
-
-    def ask_warm(self, first: dict[str, Any], request: dict[str, Any]) -> Measured:
-        """Run ``request``; a process that is not started runs ``first`` before: what happens once is not compared."""
-        if not self._started:
-            self.ask(**first)
-        return self.ask(**request)
 
 
 def _begin(make: Callable[[Any], Any], task: Any, log: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
@@ -17,7 +17,6 @@ from salf.engine.runtime import find_runtime
 from stages.bench.contender import Lap, now
 from stages.bench.workloads import RATE, Task
 from stages.common.params import load_params
-from stages.trace.basis import semantic_bases
 
 
 class HuggingFaceTrainer:
@@ -38,7 +37,7 @@ class HuggingFaceTrainer:
         The clock starts when training does: setting the Trainer up would weigh more here than in a long run.
         """
         self.freeze(boundary)
-        return Lap(self.train(self.network, self.rows(examples), pad, epochs), [])
+        return Lap(self.train(self.network, self.rows(examples), pad, epochs))
 
     def rows(self, examples: int) -> list[dict[str, list[int]]]:
         """The first examples, tokenised."""
@@ -132,7 +131,7 @@ def pad(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
 
 
 class Forward:
-    """Plain forward passes over padded batches, and the usual loop over ``output_hidden_states``."""
+    """Plain forward passes over padded batches."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.batch_tokens = task, load_params().trace.batch_tokens
@@ -142,33 +141,15 @@ class Forward:
         self.network = _open(task, runtime.dtype).to(self.device).eval()
 
     @torch.no_grad()
-    def run(self, *, examples: int, hidden_states: bool) -> Lap:
-        """One pass; with ``hidden_states`` every space goes through the final norm and a cosine."""
-        chosen = self.task.examples[:examples]
-        head = self.network.get_output_embeddings()
-        tokens = sorted({token for example in chosen for token in example.answer_ids})
-        bases = dict(zip(tokens, semantic_bases(head.weight, head.bias, tokens).to(self.device), strict=True))
+    def run(self, *, examples: int) -> Lap:
+        """Run the layers once over the first examples."""
+        rows = [{"input_ids": list(one.inputs), "labels": list(one.inputs)} for one in self.task.examples[:examples]]
         began = now(self.device)
-        for index in inference_batches([len(example.inputs) for example in chosen], self.batch_tokens):
-            batch = [chosen[i] for i in index]
-            padded = pad([{"input_ids": list(e.inputs), "labels": list(e.inputs)} for e in batch])
+        for index in inference_batches([len(row["input_ids"]) for row in rows], self.batch_tokens):
+            padded = pad([rows[i] for i in index])
             inputs = {name: padded[name].to(self.device) for name in ("input_ids", "attention_mask")}
-            if hidden_states:
-                self._deviations(inputs, batch, bases)
-            else:
-                self.network.model(**inputs, use_cache=False)
-        return Lap([now(self.device) - began], [])
-
-    def _deviations(self, inputs: dict[str, Tensor], batch: Sequence[Example], bases: dict[int, Tensor]) -> Tensor:
-        """1 − cos at every space and answer position, [L+1, M]."""
-        outputs = self.network(**inputs, use_cache=False, output_hidden_states=True)
-        places = [(row, len(e.prompt_ids) - 1 + n) for row, e in enumerate(batch) for n in range(len(e.answer_ids))]
-        rows, columns = (torch.tensor(part, device=self.device) for part in zip(*places, strict=True))
-        targets = torch.stack([bases[token] for example in batch for token in example.answer_ids])
-        *lower, last = outputs.hidden_states  # the last one is normed already
-        spaces = [self.network.model.norm(space) for space in lower] + [last]
-        chosen = torch.stack([space[rows, columns] for space in spaces])
-        return 1 - nn.functional.cosine_similarity(chosen.double(), targets.double(), dim=-1).cpu()
+            self.network.model(**inputs, use_cache=False)
+        return Lap([now(self.device) - began])
 
 
 def _open(task: Task, dtype: torch.dtype) -> PreTrainedModel:

@@ -131,11 +131,11 @@ class TraceMaker:
         self.model = open_model(task.folder, self.device, self.runtime.dtype)
         self.params = load_params().trace
 
-    def run(self, *, examples: int, losses: bool, shared: bool) -> Lap:
-        """Trace; ``shared``: the beginning is walked once, else every prompt is walked as a whole."""
+    def run(self, *, examples: int, shared: bool) -> Lap:
+        """Trace deviations; ``shared``: the shared prefix is computed once, else every prompt as a whole."""
         chosen = self.task.examples[:examples]
         beginning = chosen[0].prompt_ids[: self.task.shared] if shared else ()
-        params = self.params.model_copy(update={"sample": None, "losses": None if losses else 0})
+        params = self.params.model_copy(update={"sample": None, "losses": 0})
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             _write_split(chosen, folder)
@@ -143,7 +143,7 @@ class TraceMaker:
             tracer = Tracer.prepare(self.model, self.runtime, params, sample.tokens, beginning)
             began = now(self.device)
             collect(tracer, folder, sample, {}, folder)
-            return Lap([now(self.device) - began], [])
+            return Lap([now(self.device) - began])
 
 
 def _write_split(examples: Sequence[Example], folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +9,7 @@ import torch
 
 from salf.engine.prefix import collate_states, prefix_states
 from salf.engine.suffix import suffix
-from stages.bench.contender import Kept, Lap, facts, now
+from stages.bench.contender import Lap, facts, now
 from stages.bench.others import HuggingFaceTrainer
 from stages.bench.rounds import in_turn, started
 from stages.bench.workloads import Task
@@ -35,7 +34,7 @@ class CachedTrainer(HuggingFaceTrainer):
         began = now(self.device)
         trained = prepared()
         before = now(self.device) - began
-        return Lap([before, *(before + lap for lap in self.train(*trained, epochs))], [])
+        return Lap([before, *(before + lap for lap in self.train(*trained, epochs))])
 
 
 class PrefixTrainer(CachedTrainer):
@@ -53,13 +52,13 @@ class PrefixTrainer(CachedTrainer):
         return self.train_cached(prepared, epochs)
 
 
-def measure_prefix(task: Task, examples: int, repeats: int, kept: Kept, logs: Path) -> PrefixBenchmark:
+def measure_prefix(task: Task, examples: int, repeats: int, logs: Path) -> PrefixBenchmark:
     """Fine-tune above half and three quarters of the depth, with and without the cache, in turn, round by round."""
     examples = min(examples, len(task.examples))
     boundaries = [task.layers // 2, task.layers * 3 // 4]
     runs: list[Run] = [(0, False), *((boundary, cached) for boundary in boundaries for cached in (False, True))]
     requests = {run: {"boundary": run[0], "cached": run[1], "examples": examples} for run in runs}
-    laps = both_ways(task, PrefixTrainer, requests, max(EPOCHS), repeats, kept, logs)
+    laps = both_ways(task, PrefixTrainer, requests, max(EPOCHS), repeats, logs)
     points = [_point(laps, boundary, epochs) for boundary in boundaries for epochs in EPOCHS]
     return PrefixBenchmark(**described(task, examples, repeats), points=points)
 
@@ -70,22 +69,18 @@ def both_ways(
     requests: Mapping[Run, Mapping[str, int]],
     epochs: int,
     repeats: int,
-    kept: Kept,
     logs: Path,
 ) -> dict[Run, list[list[float]]]:
     """Seconds at the end of every epoch, by run and round: one process with the cache and one without, in turn."""
     with ExitStack() as stack:
         contenders = started(stack, {"plain": trainer, "cached": trainer}, task, logs)
-        asked = {
-            f"{task.name}: {request}": partial(
-                contenders["cached" if cached else "plain"].ask_warm,
-                {**request, "epochs": 1, "examples": 2 * task.batch_size},
-                {**request, "epochs": epochs},
-            )
-            for (_, cached), request in requests.items()
+        runs = {
+            (what, cached): (contenders["cached" if cached else "plain"], {**request, "epochs": epochs})
+            for (what, cached), request in requests.items()
         }
-        measured = in_turn(f"{trainer.__name__}, {task.name}", asked, repeats, kept)
-    return {run: [lap["seconds"] for lap in rounds] for run, rounds in zip(requests, measured, strict=True)}
+        short = {"epochs": 1, "examples": 2 * task.batch_size}
+        measured = in_turn(f"{trainer.__name__}, {task.name}", runs, short, repeats)
+    return {run: [lap["seconds"] for lap in rounds] for run, rounds in measured.items()}
 
 
 def described(task: Task, examples: int, repeats: int) -> dict[str, Any]:

@@ -1,15 +1,14 @@
 """Fine-tunes and traces of all contenders in turn, round by round, and the ratios that follow."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from salf.engine.progress import progress
-from stages.bench.contender import Contender, Kept, Measured
+from stages.bench.contender import Contender, Measured
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer
 from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, TraceMaker
 from stages.bench.workloads import EMBEDDED, Task
@@ -25,24 +24,24 @@ _FEWEST_BATCHES: Final = 2
 _MOST_BATCHES: Final = 48
 _MEAN_RUN: Final = 0.7  # of a full fine-tune by the Trainer, at most: half of the layers are frozen on average
 
-PLAIN: Final = "plain forward"
-WHOLE: Final = "deviations, whole prompts"
+_PLAIN: Final = "plain forward"
 _FEWEST_TRACED: Final = 16
+
+Request = tuple[Contender, Mapping[str, Any]]
+Run = TypeVar("Run")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The measurements of a benchmark; as it stands the full form, apart from the stages."""
+    """The measurements of a benchmark; as it stands the full form."""
 
     models: Sequence[str] = (EMBEDDED, "12x1024")  # names of workloads: ``embedded`` or a shape's
     batch_size: int = 8
     quarters: Sequence[int] = (0, 1, 2, 3)  # boundaries, in quarters of the depth; the first is 0
     epochs: Sequence[int] = (1, 3, 5)  # ascending; one run of the most epochs is read at the end of each of these
     repeats: int = 3  # rounds
-    starts: int = 3  # rounds of processes that only start, and of a ``dvc repro`` with nothing to do
     training_seconds: float = 900  # wanted for each model: two take most of 40 minutes
     tracing_seconds: float = 60  # likewise
-    stages: Sequence[str] = ()  # whose start is measured
     quick: bool = False
 
     def boundaries(self, layers: int) -> list[int]:
@@ -148,61 +147,45 @@ class FineTunes:
         return {"epochs": epochs, "seconds": seconds, "ideal": ideal, "of_ideal": reached}
 
 
-def measure_fine_tunes(task: Task, plan: Plan, kept: Kept, logs: Path) -> FineTunes:
+def measure_fine_tunes(task: Task, plan: Plan, logs: Path) -> FineTunes:
     """Fine-tune above all boundaries with all contenders."""
-    layers = task.layers
-    runs, epochs = plan.runs(layers), plan.epochs[-1]
+    runs, epochs = plan.runs(task.layers), plan.epochs[-1]
     with ExitStack() as stack:
         contenders = started(stack, _KINDS, task, logs)
-        examples = kept.once(f"{task.name}: examples", lambda: _examples(contenders[TRAINER], task, plan, len(runs)))
+        examples = _examples(contenders[TRAINER], task, plan, len(runs))
+        amount = {"epochs": epochs, "examples": examples}
         measured = in_turn(
             f"fine-tuning {task.name}: {examples} examples, {epochs} epochs",
-            {
-                f"{task.name}: {name} above {boundary}": partial(
-                    contenders[name].ask_warm,
-                    {"boundary": boundary, "epochs": 1, "examples": task.batch_size},
-                    {"boundary": boundary, "epochs": epochs, "examples": examples},
-                )
-                for name, boundary in runs
-            },
+            {(name, boundary): (contenders[name], {"boundary": boundary, **amount}) for name, boundary in runs},
+            {"epochs": 1, "examples": task.batch_size},
             plan.repeats,
-            kept,
         )
-    return FineTunes(plan, layers, examples, dict(zip(runs, measured, strict=True)))
+    return FineTunes(plan, task.layers, examples, measured)
 
 
-def measure_tracing(task: Task, plan: Plan, kept: Kept, logs: Path) -> list[Tracing]:
+def measure_tracing(task: Task, plan: Plan, logs: Path) -> list[Tracing]:
     """Trace in all ways, relative to a plain forward pass over the same batches of whole prompts."""
-    ways: dict[str, tuple[str, dict[str, bool]]] = {
-        PLAIN: ("forward", {"hidden_states": False}),
-        WHOLE: ("trace", {"losses": False, "shared": False}),
-        "deviations and losses, whole prompts": ("trace", {"losses": True, "shared": False}),
-        "output_hidden_states": ("forward", {"hidden_states": True}),
-    }
-    if task.shared:
-        ways["deviations, shared beginning once"] = ("trace", {"losses": False, "shared": True})
     with ExitStack() as stack:
         contenders = started(stack, {"trace": TraceMaker, "forward": Forward}, task, logs)
-        each = plan.tracing_seconds / (plan.repeats * len(ways))
-        count = partial(_traced_examples, contenders["forward"], task, each)
-        examples = kept.once(f"{task.name}: traced examples", count)
-        runs = {
-            f"{task.name}: trace, {name}": partial(
-                contenders[who].ask_warm, {"examples": _FEWEST_TRACED, **options}, {"examples": examples, **options}
-            )
-            for name, (who, options) in ways.items()
+        trace, forward = contenders["trace"], contenders["forward"]
+        examples = _traced_examples(forward, task, plan.tracing_seconds / (3 * plan.repeats))
+        ways: dict[str, Request] = {
+            _PLAIN: (forward, {"examples": examples}),
+            "deviations, whole prompts": (trace, {"examples": examples, "shared": False}),
         }
-        measured = in_turn(f"tracing {task.name}: {examples} examples", runs, plan.repeats, kept)
-    rounds = dict(zip(ways, measured, strict=True))
-    laps = {name: [lap["seconds"][0] for lap in each] for name, each in rounds.items()}
+        if task.shared:
+            ways["deviations, shared prefix once"] = (trace, {"examples": examples, "shared": True})
+        title = f"tracing {task.name}: {examples} examples"
+        measured = in_turn(title, ways, {"examples": _FEWEST_TRACED}, plan.repeats)
+    laps = {name: [lap["seconds"][0] for lap in rounds] for name, rounds in measured.items()}
     return [
         Tracing(
             what=name,
-            device=each[0]["device"],
+            device=rounds[0]["device"],
             examples_per_second=Spread.of([examples / lap for lap in laps[name]]),
-            of_plain_forward=Spread.of_ratios(laps[PLAIN], laps[name]),
+            of_plain_forward=Spread.of_ratios(laps[_PLAIN], laps[name]),
         )
-        for name, each in rounds.items()
+        for name, rounds in measured.items()
     ]
 
 
@@ -214,16 +197,24 @@ def started(stack: ExitStack, kinds: Mapping[str, Any], task: Task, logs: Path) 
     }
 
 
-def in_turn(title: str, runs: Mapping[str, Callable[[], Measured]], repeats: int, kept: Kept) -> list[list[Measured]]:
-    """The rounds of each run; every other round is in reverse order, so that no run always follows the same one."""
-    measured: dict[str, list[Measured]] = {name: [] for name in runs}
-    with progress(title, repeats * len(runs), "runs") as advance:
+def in_turn(
+    title: str, runs: Mapping[Run, Request], short: Mapping[str, int], repeats: int
+) -> dict[Run, list[Measured]]:
+    """Measure every run once a round; every other round is in reverse order, so that no run always follows the same.
+
+    Each runs in a ``short`` form before, since what happens once in a process is not compared.
+    """
+    measured: dict[Run, list[Measured]] = {run: [] for run in runs}
+    with progress(title, (1 + repeats) * len(runs), "runs") as advance:
+        for run, (contender, request) in runs.items():
+            contender.ask(**{**request, **short})
+            advance(1, f"{run}: warm-up")
         for round_ in range(repeats):
-            for name in list(runs)[:: -1 if round_ % 2 else 1]:
-                lap = kept.once(f"{name}, round {round_}", runs[name])
-                measured[name].append(lap)
-                advance(1, f"{name.partition(': ')[2]}: {lap['seconds'][-1]:.2f} s")
-    return list(measured.values())
+            for run in list(runs)[:: -1 if round_ % 2 else 1]:
+                contender, request = runs[run]
+                measured[run].append(contender.ask(**request))
+                advance(1, f"{run}: {measured[run][-1]['seconds'][-1]:.2f} s")
+    return measured
 
 
 def _examples(trainer: Contender, task: Task, plan: Plan, runs: int) -> int:
@@ -238,5 +229,5 @@ def _examples(trainer: Contender, task: Task, plan: Plan, runs: int) -> int:
 def _traced_examples(forward: Contender, task: Task, seconds: float) -> int:
     """The number that the time allows, at most a shard's: its batches are then those of the plain pass."""
     for _ in range(2):
-        took = forward.ask(examples=_FEWEST_TRACED, hidden_states=True)["seconds"][0]
+        took = forward.ask(examples=_FEWEST_TRACED)["seconds"][0]
     return min(max(_FEWEST_TRACED, int(_FEWEST_TRACED * seconds / took)), SHARD_EXAMPLES, len(task.examples))

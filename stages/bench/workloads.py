@@ -110,8 +110,7 @@ def embedded_task(folder: Path) -> Path:
     with (folder / PARAMS_FILE.name).open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
     for out, options in {"base": ["base"], "prepared": ["prepare", "--base", "base"]}.items():
-        if not (folder / out).exists():
-            timed(stage_command(*options, "--out", out), folder)
+        timed(stage_command(*options, "--out", out), folder)
     return folder
 
 
@@ -132,9 +131,8 @@ def real_task(folder: Path, batch_size: int, device: Device) -> Task:
 
 
 def random_task(name: str, shape: Shape, folder: Path, batch_size: int, device: Device) -> Task:
-    """Random weights, written into ``folder`` unless they are there, and random examples."""
-    if not folder.exists():
-        _write_model(shape, folder)
+    """Random weights, written into ``folder``, and random examples."""
+    _write_model(shape, folder)
     examples = random_examples(_MOST_EXAMPLES, shape, seed=0)
     origin = "random weights and random tokens" + (", a shared beginning" if shape.shared else ", no shared beginning")
     return Task(name, origin, folder, examples, shape.shared, batch_size, device)

@@ -19,9 +19,9 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Record(BaseModel):
-    """A frozen part of the artifact; unknown keys are refused."""
+    """A frozen part of the artifact; keys that earlier benchmarks held in addition are ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
 class Spread(Record):
@@ -115,21 +115,12 @@ class Tracing(Record):
     of_plain_forward: Spread
 
 
-class Allocator(Record):
-    """A fine-tune with the C library's own allocator settings over one with this project's, in time."""
-
-    boundary: Natural
-    epochs: Positive
-    slower_without: Spread
-
-
 class ModelResult(Record):
     """All measurements with one model."""
 
     workload: Workload
     points: list[Point]
     memory: list[Memory]
-    allocator: Allocator | None
     tracing: list[Tracing]
     answer_side: list[AnswerSpeed] = []
     bytes_per_second: Spread | None = None  # of memory, read and written in place
@@ -146,33 +137,8 @@ class Deciding(Record):
     of_our_full: float
 
 
-class Bases(Record):
-    """Solving the semantic bases of a head of this size."""
-
-    vocabulary: Positive
-    hidden: Positive
-    tokens: Positive
-    seconds: float
-    peak_bytes: Natural | None
-
-
-class Target(Record):
-    """A goal and whether it is met, ``where`` the worst value was found and ``why`` it is not met."""
-
-    name: str
-    sense: Literal["at least", "at most"]
-    goal: float
-    value: float
-    where: str
-    met: bool
-    why: str = ""
-
-
 class Benchmark(Record):
-    """The content of ``reports/benchmark.json``; ``quick``: a small model and fewer points.
-
-    ``startup`` is the seconds of a process until it could begin, by stage; ``notes`` say what was left out, and why.
-    """
+    """The content of ``reports/benchmark.json``; ``quick``: a small model and fewer points."""
 
     schema_version: Literal[1]
     quick: bool
@@ -180,12 +146,7 @@ class Benchmark(Record):
     machine: dict[str, Any]
     repeats: Positive
     models: list[ModelResult]
-    startup: dict[str, Spread]
-    no_op_repro: Spread | None
     deciding: Deciding | None
-    bases: Bases | None
-    notes: list[str]
-    targets: list[Target]
 
 
 class CachedPoint(Record):

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Final
 
-from stages.common.benchmark import Benchmark, Memory, ModelResult, Point, Spread, Target, Tracing
+from stages.common.benchmark import AnswerSpeed, Benchmark, Memory, ModelResult, Point, Spread, Tracing
 from stages.common.figures import inline
 from stages.common.study_page import Cell as Shown
 from stages.report.artifacts import Artifacts
 from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
-from stages.report.wording import THIN, compact, decimal, parameters, percent, seconds, size
+from stages.report.wording import compact, decimal, parameters, percent, seconds, size
 
 _OVER_ALL: Final = {
     "balance": "What the trace promises and what was measured",
@@ -43,7 +43,7 @@ def _shown(cell: Shown) -> Cell:
 
 
 def speed_section(artifacts: Artifacts) -> Section | None:
-    """Targets, fine-tunes, memory, tracing and processes of every benchmark; ``None`` where there is none."""
+    """Fine-tunes, memory, tracing and deciding of every benchmark; ``None`` where there is none."""
     if not artifacts.benchmarks:
         return None
     section = Section("speed", "Speed", "Speed compared with common tools")
@@ -54,10 +54,8 @@ def speed_section(artifacts: Artifacts) -> Section | None:
     )
     for name, benchmark in artifacts.benchmarks.items():
         section.sentences.append(_machine(name, benchmark))
-        section.tables.append(_targets(name, benchmark))
         for place, model in enumerate(benchmark.models):
             section.tables += _of_model(f"{name}-{place}", model)
-        section.tables.append(_processes(name, benchmark))
     return section
 
 
@@ -65,20 +63,13 @@ def _machine(name: str, benchmark: Benchmark) -> str:
     machine = benchmark.machine
     accelerators = ", ".join(machine.get("accelerators") or [])
     where = accelerators or f"{machine.get('cpu')}, {machine.get('threads')} threads"
-    met = f"{sum(target.met for target in benchmark.targets)} of {len(benchmark.targets)} targets met"
-    return f"{name}: {where}, {machine.get('dtype')}, {benchmark.repeats} rounds, {benchmark.at[:10]}; {met}."
-
-
-def _targets(name: str, benchmark: Benchmark) -> Table:
-    columns: Columns[Target] = {
-        "Target": lambda one: one.name,
-        "Goal": lambda one: Cell(f"{_SENSES[one.sense]}{THIN}{compact(one.goal)}", value=one.goal, numeric=True),
-        "Value": lambda one: number(one.value, compact),
-        "Worst at": lambda one: one.where,
-        "Met": lambda one: "yes" if one.met else "no",
-        "Where the time goes": lambda one: one.why or "",
-    }
-    return table(f"speed-targets-{name}", f"{name}: targets.", benchmark.targets, columns)
+    text = f"{name}: {where}, {machine.get('dtype')}, {benchmark.repeats} rounds, {benchmark.at[:10]}."
+    if one := benchmark.deciding:
+        shares = f"{percent(one.of_trainer_full)} of a full fine-tune of {one.epochs} epochs by the Trainer"
+        text += (
+            f" Trace, fit and plan took {seconds(one.seconds.median)}: {shares}, {percent(one.of_our_full)} of ours."
+        )
+    return text
 
 
 def _of_model(name: str, model: ModelResult) -> list[Table]:
@@ -90,27 +81,13 @@ def _of_model(name: str, model: ModelResult) -> list[Table]:
     )
     device = next((f" on {way.device}" for way in model.tracing if way.device), "")
     peaks = f"{work.model}: peak memory of the process, libraries and weights included (GPU: allocated)."
+    answers = f"{work.model}: training answers alone; ideal counts FLOPs and the optimizer's memory traffic."
     return [
         table(f"speed-{name}", caption, model.points, _POINTS),
         table(f"speed-memory-{name}", peaks, model.memory, _MEMORY),
         table(f"speed-tracing-{name}", f"{work.model}: tracing{device}.", model.tracing, _TRACING),
+        *([table(f"speed-answers-{name}", answers, model.answer_side, _ANSWERS)] if model.answer_side else []),
     ]
-
-
-def _processes(name: str, benchmark: Benchmark) -> Table:
-    rows = [(f"start of {stage}", _spread(laps, seconds)) for stage, laps in benchmark.startup.items()]
-    if benchmark.no_op_repro:
-        rows.append(("dvc repro with nothing to do", _spread(benchmark.no_op_repro, seconds)))
-    if benchmark.deciding:
-        rows.append(("trace, fit and plan", _spread(benchmark.deciding.seconds, seconds)))
-    if bases := benchmark.bases:
-        what = f"semantic bases, {bases.vocabulary} × {bases.hidden}"
-        rows.append((what, number(bases.seconds, seconds)))
-    for model in benchmark.models:
-        if model.allocator:
-            what = f"{model.workload.model}: time without the allocator settings"
-            rows.append((what, _spread(model.allocator.slower_without, _times)))
-    return Table(f"speed-processes-{name}", f"{name}: whole processes and settings.", ("What", "Time"), rows)
 
 
 def _times(ratio: float) -> str:
@@ -123,7 +100,6 @@ def _spread(laps: Spread, write: Callable[[float], str]) -> Cell:
     return number(laps.median, write, f"{low} to {high}")
 
 
-_SENSES: Final = {"at least": "≥", "at most": "≤"}
 _POINTS: Final[Columns[Point]] = {
     "Boundary": lambda point: number(point.boundary),
     "Epochs": lambda point: number(point.epochs),
@@ -141,6 +117,16 @@ _MEMORY: Final[Columns[Memory]] = {
     "Trainer": lambda memory: number(memory.trainer_full, size),
     "Trainer, frozen": lambda memory: number(memory.trainer_frozen, size),
     "Trainer, LoRA": lambda memory: number(memory.trainer_lora, size),
+}
+_ANSWERS: Final[Columns[AnswerSpeed]] = {
+    "Method": lambda speed: speed.method,
+    "Epochs": lambda speed: number(speed.epochs),
+    "Ours": lambda speed: _spread(speed.seconds, seconds),
+    "Own full": lambda speed: _spread(speed.over_full, _times),
+    "Own half": lambda speed: _spread(speed.over_half, _times),
+    "Trainer, LoRA": lambda speed: _spread(speed.over_trainer_lora, _times),
+    "Ideal": lambda speed: number(speed.ideal, _times),
+    "Of it": lambda speed: number(speed.of_ideal, percent),
 }
 _TRACING: Final[Columns[Tracing]] = {
     "Way": lambda way: way.what,

@@ -12,7 +12,7 @@ from salf.settings import Device
 from salf.shape import ModelShape
 from stages.bench import others, ours
 from stages.bench.contender import Contender
-from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer, labelled, pad
+from stages.bench.others import HuggingFaceLora, HuggingFaceTrainer, labelled, pad
 from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, TraceMaker
 from stages.bench.prefix import PrefixTrainer
 from tests.conftest import PROJECT
@@ -108,34 +108,11 @@ def test_the_labels_are_the_answers_alone(task):
     assert float(together) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-6)
 
 
-def test_the_naive_loop_finds_the_deviations_that_ours_writes(task, monkeypatch):
-    """Both timed ways to trace give the same numbers."""
-    import pyarrow.parquet as pq
-
-    found, kept = [], []
-    naive = Forward(task)
-    original = naive._deviations
-    monkeypatch.setattr(naive, "_deviations", lambda *given: found.append(original(*given)))
-    naive.run(examples=12, hidden_states=True)
-    collect = ours.collect
-
-    def collect_and_keep(tracer, prepared, sample, facts, folder):
-        collect(tracer, prepared, sample, facts, folder)
-        kept.extend(row for part in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist())
-
-    monkeypatch.setattr(ours, "collect", collect_and_keep)
-    TraceMaker(task).run(examples=12, losses=False, shared=False)
-    theirs = sorted(torch.cat(found, dim=1).T.tolist())
-    mine = sorted(row["deviation"] for row in kept)
-    assert len(mine) == sum(len(example.answer_ids) for example in task.examples[:12])
-    torch.testing.assert_close(torch.tensor(mine), torch.tensor(theirs), atol=2e-5, rtol=0)
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_tracing_is_measured_on_the_gpu_where_there_is_one(task, tmp_path):
     here = replace(task, device=Device(kind="auto", dtype="auto"))
     with Contender(TraceMaker, here, tmp_path / "log") as contender:
-        lap = contender.ask(examples=12, losses=True, shared=True)
+        lap = contender.ask(examples=12, shared=True)
     assert lap["device"] == torch.cuda.get_device_name()
     assert lap["peak_bytes"] > 0
     assert lap["seconds"][0] > 0

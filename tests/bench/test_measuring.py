@@ -1,4 +1,4 @@
-"""Clocks, peaks, processes and what is kept: the benchmark's own machinery."""
+"""Peaks, processes and rounds: the benchmark's own machinery."""
 
 import os
 import signal
@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from salf.errors import UserError
-from stages.bench import processes
-from stages.bench.contender import Contender, Kept, Lap, PeakMemory
-from stages.bench.processes import deciding, stage_names, startup
+from stages.bench.contender import Contender, Lap, PeakMemory
+from stages.bench.rounds import in_turn
+from stages.bench.workloads import stage_command, timed
 from tests.conftest import PROJECT
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ class Allocating:
         if mebibytes < 0:
             os.kill(os.getpid(), signal.SIGKILL)
         held = torch.ones(mebibytes * MEBI // 4)
-        return Lap([float(held[-1])], [])
+        return Lap([float(held[-1])])
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak anew")
@@ -89,34 +89,23 @@ def test_no_contender_outlives_a_benchmark_that_was_killed(tmp_path):
     wait_until(lambda: not alive(child))
 
 
-def test_what_was_measured_is_not_measured_again(tmp_path):
+def test_a_stage_that_fails_ends_the_benchmark_with_its_reason():
+    with pytest.raises(UserError, match="No module named"):
+        timed(stage_command("no_such_stage"))
+
+
+def test_every_run_is_warmed_up_and_every_other_round_is_in_reverse_order():
     asked = []
 
-    def measure(value):
-        asked.append(value)
-        return {"seconds": [value]}
+    class Asked:
+        def ask(self, **request):
+            asked.append((request["name"], request["examples"]))
+            return {"seconds": [float(len(asked))]}
 
-    first = Kept(tmp_path / "measured.json")
-    assert first.once("a", lambda: measure(1.25)) == {"seconds": [1.25]}
-    with pytest.raises(KeyboardInterrupt):
-        first.once("b", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
-    again = Kept(tmp_path / "measured.json")
-    assert again.once("a", lambda: measure(9.0)) == {"seconds": [1.25]}
-    assert again.once("b", lambda: measure(2.0)) == {"seconds": [2.0]}
-    assert asked == [1.25, 2.0]
-
-
-def test_a_stage_that_cannot_start_ends_the_benchmark_with_its_reason(tmp_path):
-    with pytest.raises(UserError, match="No module named"):
-        startup(["no_such_stage"], 1, Kept(tmp_path / "measured.json"))
-
-
-def test_every_stage_whose_start_is_measured_is_a_module_of_its_own(monkeypatch):
-    monkeypatch.chdir(PROJECT)
-    names = stage_names()
-    assert {"base", "finetune", "report"} <= set(names)
-    assert len(set(names)) == len(names)
-    assert [name for name in names if not Path("stages", name, "__main__.py").is_file()] == []
+    runs = {name: (Asked(), {"name": name, "examples": 9}) for name in "ab"}
+    measured = in_turn("a title", runs, {"examples": 1}, repeats=2)
+    assert asked == [("a", 1), ("b", 1), ("a", 9), ("b", 9), ("b", 9), ("a", 9)]
+    assert [lap["seconds"] for lap in measured["a"]] == [[3.0], [6.0]]
 
 
 def alive(pid):
@@ -131,23 +120,3 @@ def wait_until(condition, seconds=120):
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.1)
-
-
-def test_the_stages_that_decide_run_in_the_folder_of_their_task(tmp_path, monkeypatch):
-    """As ``make bench`` has it: all paths are relative to the project, and parameters are in a folder below it."""
-    monkeypatch.chdir(tmp_path)
-    for folder in ("aside/base", "aside/prepared"):
-        (tmp_path / folder).mkdir(parents=True)
-    asked = []
-
-    def time_of(command, folder):
-        asked.append(command)
-        for option in ("--base", "--prepared"):
-            if option in command:
-                assert (tmp_path / folder / command[command.index(option) + 1]).is_dir()
-        return 1.0
-
-    monkeypatch.setattr(processes, "timed", time_of)
-    kept = Kept(tmp_path / "kept.json")
-    assert deciding(Path("aside"), 2, kept) == {name: [1.0, 1.0] for name in ("trace", "fit", "plan")}
-    assert len(asked) == 6

@@ -1,14 +1,13 @@
-"""From measured seconds to ratios, points and targets."""
+"""From measured seconds to ratios and points."""
 
 import pytest
 
-from stages.bench.measure import noise
-from stages.bench.rounds import LORA, OURS, TRAINER, WHOLE, FineTunes, Plan
-from stages.bench.targets import targets
-from stages.common.benchmark import Deciding, ModelResult, Spread, Tracing, Workload
+from stages.bench import measure
+from stages.bench.rounds import LORA, OURS, TRAINER, FineTunes, Plan
+from stages.common.benchmark import Spread
 
 PLAN = Plan(
-    quick=True, models=["m"], batch_size=8, quarters=(0, 2, 3), epochs=(1, 3), repeats=3, starts=1, training_seconds=1,
+    quick=True, models=["m"], batch_size=8, quarters=(0, 2, 3), epochs=(1, 3), repeats=3, training_seconds=1,
     tracing_seconds=1,
 )  # fmt: skip
 
@@ -86,69 +85,18 @@ def test_a_system_that_does_not_tell_its_memory_leaves_the_table_empty(tunes):
     assert tunes.memory() == []
 
 
-def result_of(tunes, tracing):
-    workload = Workload(
-        model="m",
-        origin="o",
-        layers=4,
-        hidden=8,
-        vocabulary=9,
-        parameters=10,
-        examples=16,
-        batch_size=8,
-        mean_tokens=12.0,
-        shared_tokens=0,
-    )
-    rate = Spread.of([1.0])
-    ways = [Tracing(what=WHOLE, examples_per_second=rate, of_plain_forward=Spread.of([tracing]))]
-    return ModelResult(
-        workload=workload,
-        points=tunes.points(),
-        memory=tunes.memory(),
-        allocator=None,
-        tracing=ways,
-        answer_side=tunes.answers(),
-        bytes_per_second=tunes.bytes_per_second(),
-    )
+def test_deciding_runs_in_its_folder_and_is_a_share_of_fine_tunes_of_all_rows(tunes, tmp_path, monkeypatch):
+    """As ``make bench`` has it: all paths are relative to the project, and parameters are in a folder below it."""
+    for folder in ("base", "prepared"):
+        (tmp_path / folder).mkdir()
 
+    def time_of(command, folder):
+        for option in ("--base", "--prepared"):
+            assert option not in command or (folder / command[command.index(option) + 1]).is_dir()
+        return {"stages.trace": 4.0, "stages.fit": 1.0, "stages.plan": 1.0}[command[2]]
 
-def test_targets_are_of_the_worst_point(tunes):
-    deciding = Deciding(
-        rows=9, epochs=3, seconds=Spread.of([1.0]), stages={"fit": 1.0}, of_trainer_full=0.04, of_our_full=0.06
-    )
-    found = {target.name: target for target in targets([result_of(tunes, 0.95)], deciding, {}, "cpu")}
-    met = {name: target.met for name, target in found.items()}
-    assert met == {
-        "m: share of the ideal speed-up": False,
-        "m: times as fast as Trainer, same layers frozen": True,
-        "m: times as fast as LoRA on all layers": False,
-        "m: full+answer, share of what FLOPs and the optimizer's memory traffic allow": True,
-        "m: full+answer+lora, share of what FLOPs and the optimizer's memory traffic allow": False,
-        "m: tracing, of a plain forward's rate": True,
-        "deciding, of a full fine-tune of 3 epochs by the Trainer": True,
-        "deciding, of a full fine-tune of 3 epochs of ours": False,
-    }
-    ideal = found["m: share of the ideal speed-up"]
-    worst = min((p for p in tunes.points() if p.boundary), key=lambda p: p.of_ideal)
-    assert ideal.value == worst.of_ideal
-    assert ideal.where == f"boundary {worst.boundary}, {worst.epochs} epoch{'s' if worst.epochs > 1 else ''}"
-    assert found["m: times as fast as LoRA on all layers"].where == "boundary 2, 3 epochs"
-    assert [bool(target.why) for target in found.values()] == [not target.met for target in found.values()]
-
-
-def test_a_gpu_is_held_to_more(tunes):
-    goals = {device: targets([result_of(tunes, 1.0)], None, {}, device)[0].goal for device in ("cpu", "cuda")}
-    assert goals == {"cpu": 0.90, "cuda": 0.95}
-
-
-def test_a_machine_that_changed_its_speed_is_told(tunes):
-    described = Workload(
-        model="m", origin="o", layers=4, hidden=8, vocabulary=9, parameters=10, examples=16, batch_size=8,
-        mean_tokens=5.0, shared_tokens=0,
-    )  # fmt: skip
-    model = ModelResult(workload=described, points=tunes.points(), memory=[], allocator=None, tracing=[])
-    (line,) = noise([model])
-    assert line.startswith("m: ")
-    assert "took 5 to 10 s" in line or "took 8 to 16 s" in line or "took 16 to 32 s" in line
-    steady = [point.model_copy(update={"seconds": Spread.of([10.0, 11.0])}) for point in model.points]
-    assert noise([model.model_copy(update={"points": steady})]) == []
+    monkeypatch.setattr(measure, "timed", time_of)
+    found = measure._deciding(tmp_path, repeats=2, rows=160, tunes=tunes)
+    assert found.seconds == Spread(median=6, low=6, high=6)
+    assert found.stages == {"trace": 4, "fit": 1, "plan": 1}
+    assert (found.of_trainer_full, found.of_our_full) == (6 / (32 * 10), 6 / (24 * 10))
