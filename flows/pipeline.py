@@ -7,24 +7,20 @@ run, and lets no two runs share a workspace.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import State, Task, flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Completed, Failed
 from pydantic import JsonValue
 
-from flows import environment, report, running, summary
+from flows import report, running, summary
 from flows.graph import StageNode, matching, read_graph, select
 from flows.lineage.ledger import record_stage
-from flows.lineage.openlineage import send
 from flows.overrides import overridden, parse
-from flows.processes import StoppedError
-from flows.stage_run import Outcome, StageFailedError, StageRun, run_stage
+from flows.stage_run import StageFailedError, StageRun, run_stage
 from flows.sweep import check_names, save
 from flows.workspace import Workspace
 from salf.errors import BAD_INPUT, UserError
@@ -41,14 +37,13 @@ exit status: 0 done, 1 a stage or the flow failed, 2 the request was refused, 13
 """
 
 
-@flow(name="salf", task_runner=running.THREADS)
+@flow(name="salf")
 def pipeline(
     project: Path = Path("."),
     targets: list[str] = [],  # noqa: B006 (Prefect shows the default in its form; it is never changed)
     force: list[str] = [],  # noqa: B006
     overrides: dict[running.DottedName, JsonValue] = {},  # noqa: B006
     experiment: running.ExperimentName | None = None,
-    side_by_side: running.SideBySide = 0,
     wait: bool = False,
 ) -> State[Any]:
     """Bring the stages up to date.
@@ -60,7 +55,6 @@ def pipeline(
         overrides: parameters of this run alone, by their dotted names in `params.yaml`, for example
             `{"finetune.epochs": 3}`; the file is as before when the run ends.
         experiment: keep the result as a DVC experiment of this name (`dvc exp show`, `dvc exp apply`).
-        side_by_side: how many independent stages may run at once; 0: as many as the machine allows.
         wait: wait for another run in this folder instead of refusing.
     """
     project = project.resolve()
@@ -71,7 +65,7 @@ def pipeline(
             graph = read_graph(project)
             forced = matching(graph, force)
             chosen = select(graph, [*targets, *force] if targets else [])
-            state = _run_all(chosen, forced, held, environment.side_by_side(side_by_side))
+            state = _run_all(chosen, forced, held)
             if experiment and state.is_completed():
                 save(experiment, [node.name for node in chosen], held)
                 get_run_logger().info("kept as the experiment %r", experiment)
@@ -80,28 +74,27 @@ def pipeline(
         return running.failed(str(error), "Refused")
 
 
-def _run_all(graph: Sequence[StageNode], forced: frozenset[str], held: Workspace, at_once: int) -> State[Any]:
-    """Run every stage as soon as its inputs are ready; after a failure start no more."""
-    threads, names = environment.threads_each(graph, at_once), {node.name for node in graph}
-    needs = {node.name: names.intersection(node.upstream) for node in graph}
-    starts = {
-        node.name: partial(stage_task(node).submit, node, held, threads[node.name], node.name in forced)
-        for node in graph
-    }
-    ended = running.run_all(starts, held, at_once, needs)
-    runs = [future.result() for future in ended.values() if future.state.is_completed()]
-    failed = next((name for name, future in ended.items() if not future.state.is_completed()), None)
+def _run_all(graph: Sequence[StageNode], forced: frozenset[str], held: Workspace) -> State[Any]:
+    """Run one stage after the other; after a failure start no more."""
+    states: dict[str, State[Any]] = {}
+    for node in graph:
+        needs = [states[name] for name in node.upstream if name in states]
+        force = node.name in forced
+        states[node.name] = stage_task(node)(node, held, force, wait_for=needs, return_state=True)
+        if not states[node.name].is_completed():
+            break
+    runs = [state.result() for state in states.values() if state.is_completed()]
+    failed = next((name for name, state in states.items() if not state.is_completed()), None)
     rows = summary.stage_rows(graph, runs, failed)
     create_table_artifact(table=rows, key="stages", description="What this run did")
     if failed:
-        state = ended[failed].state
-        return running.failed(state.message or f"{failed}: {state.name}")
+        return running.failed(states[failed].message or f"{failed}: {states[failed].name}")
     line = summary.counts_line(runs)
     get_run_logger().info(line)
     return Completed(message=line)
 
 
-def stage_task(node: StageNode) -> "Task[[StageNode, Workspace, int | None, bool], StageRun]":
+def stage_task(node: StageNode) -> "Task[[StageNode, Workspace, bool], StageRun]":
     """Return the task of one stage: its name, description and retries are the stage's own."""
     return _stage.with_options(
         name=node.name,
@@ -118,20 +111,14 @@ def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_may_pass)
-def _stage(node: StageNode, held: Workspace, threads: int | None, force: bool) -> Any:
-    held = replace(held, environment=environment.with_threads(held.environment, threads))
+def _stage(node: StageNode, held: Workspace, force: bool) -> Any:
     try:
         run = run_stage(node, held, get_run_logger().info, force)
     except StageFailedError as error:
-        send(held.project, node.name)
         # A state instead of an exception: one clear line in the log, not a traceback.
         return Failed(message=str(error), data=error)
-    except StoppedError:
-        return Cancelled(message=f"{node.name}: stopped with its flow; its outputs are unchanged")
     try:
         record_stage(held.project, node.name, run.outcome.value, held.flow_run)
-        if run.outcome is Outcome.RAN:
-            send(held.project, node.name)
     except (UserError, OSError) as error:
         fault = StageFailedError(f"{node.name}: up to date, but not recorded: {error}", passing=False)
         return Failed(message=str(fault), data=fault)

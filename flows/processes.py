@@ -20,16 +20,11 @@ from typing import IO, Any, Final
 import psutil
 
 GRACE_SECONDS = 5.0  # between asking a family to stop and killing it
-_POLL_SECONDS: Final = 0.2  # how soon a request to stop is seen
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class TimedOutError(Exception):
     """The process ran longer than it was allowed to and was stopped."""
-
-
-class StoppedError(Exception):
-    """The process was stopped on request before its end."""
 
 
 def run_streaming(
@@ -39,7 +34,6 @@ def run_streaming(
     on_line: Callable[[str], None],
     timeout: float | None = None,
     keep_open: Sequence[int] = (),
-    stop: threading.Event | None = None,
 ) -> int:
     """Run a command to its end and return its exit status.
 
@@ -49,13 +43,12 @@ def run_streaming(
 
     Raises:
         TimedOutError: ``timeout`` seconds have passed.
-        StoppedError: ``stop`` was set.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     with guarded(command, cwd=folder, env=dict(environment), pass_fds=keep_open, **streams) as process:
         try:
-            _pass_on(process, on_line, deadline, stop or threading.Event())
+            _pass_on(process, on_line, deadline)
             return process.wait()
         finally:
             let_end(process)
@@ -118,23 +111,18 @@ def listen_again() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _pass_on(
-    process: "subprocess.Popen[str]", on_line: Callable[[str], None], deadline: float | None, stop: threading.Event
-) -> None:
+def _pass_on(process: "subprocess.Popen[str]", on_line: Callable[[str], None], deadline: float | None) -> None:
     lines: queue.Queue[str | None] = queue.Queue()
     assert process.stdout is not None
     threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-    while not stop.is_set():
-        if deadline is not None and time.monotonic() >= deadline:
-            raise TimedOutError
-        try:
-            line = lines.get(timeout=_POLL_SECONDS)
-        except queue.Empty:
-            continue
-        if line is None:
-            return
-        on_line(line)
-    raise StoppedError
+    while deadline is None or time.monotonic() < deadline:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        with contextlib.suppress(queue.Empty):
+            line = lines.get(timeout=left)
+            if line is None:
+                return
+            on_line(line)
+    raise TimedOutError
 
 
 def _read(stream: IO[str], lines: "queue.Queue[str | None]") -> None:

@@ -27,7 +27,6 @@ from ruamel.yaml import YAML
 from flows import report, server
 from flows.environment import stage_environment
 from flows.processes import end_cleanly, let_end
-from flows.running import bury
 from flows.server import PREFECT
 from flows.workspace import WorkspaceBusyError, clear_away, sole_run
 from salf.children import end_with
@@ -120,7 +119,6 @@ def _clear_away(project: Path) -> None:
     """End what a run left that was killed together with its worker."""
     try:
         with sole_run(project, "make serve") as held:
-            bury(held, "make serve")
             clear_away(held, lambda line: print(line, flush=True))
     except WorkspaceBusyError as busy:
         print(busy, flush=True)

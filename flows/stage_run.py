@@ -4,10 +4,9 @@ import contextlib
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from flows.aside import keep_aside, let_go, put_back
@@ -17,7 +16,7 @@ from flows.workspace import Workspace
 from salf.errors import BAD_INPUT
 from salf.memory import advice
 
-# A stage that runs at the same time holds DVC's lock while its outputs are hashed: DVC alone gives up after 3 s.
+# Another DVC holds the lock while it hashes outputs: DVC alone gives up after 3 s.
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
 PUT_BACK_SECONDS = 60.0
 _STAGE_STATUS = re.compile(r"exited with (-?\d+)\s*$")
@@ -54,9 +53,7 @@ class StageFailedError(Exception):
 def run_stage(node: StageNode, held: Workspace, on_line: Callable[[str], None], force: bool = False) -> StageRun:
     """Bring one stage up to date; its inputs must be up to date already.
 
-    Stages whose outputs do not overlap may run at the same time: DVC holds its lock on the project only before
-    and after a stage's command. A stage that is stopped or fails leaves its outputs unchanged, also those that
-    DVC does not cache.
+    A stage that is stopped or fails leaves its outputs unchanged, also those that DVC does not cache.
 
     ``on_line`` is called with every line that is not empty; ``force`` runs the stage even when nothing changed.
     """
@@ -119,10 +116,9 @@ def _put_back(node: StageNode, held: Workspace, lines: Sequence[str]) -> None:
         return
     put_back(node, held.project)
     command = [*DVC, "checkout", "--quiet", "--force", node.name]
-    going_on = replace(held, stop=threading.Event())  # also when the flow is stopped
     # Its status only says that a stage which never ran before has nothing to restore.
     with contextlib.suppress(TimedOutError):
-        going_on.run(command, lambda _line: None, PUT_BACK_SECONDS)
+        held.run(command, lambda _line: None, PUT_BACK_SECONDS)
 
 
 def outcome(name: str, lines: Sequence[str]) -> Outcome | None:

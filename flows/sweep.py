@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -18,14 +17,13 @@ import pandas as pd
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Completed, Failed
 from pydantic import Field, JsonValue
 
-from flows import apart, environment, report, running
+from flows import apart, report, running
 from flows.graph import StageNode, matching, read_graph, select
 from flows.lineage.why import leaves
 from flows.overrides import changed, loaded, parse, read
-from flows.processes import StoppedError
 from flows.stage_run import DVC, keeping, last_fault
 from flows.summary import metric_rows
 from flows.workspace import Workspace
@@ -45,13 +43,12 @@ exit status: 0 done, 1 a point failed, 2 the request was refused
 Grid = Annotated[dict[running.DottedName, Annotated[list[JsonValue], Field(min_length=1)]], Field(min_length=1)]
 
 
-@flow(name="salf-sweep", task_runner=running.THREADS)
+@flow(name="salf-sweep")
 def sweep(
     grid: Grid,
     name: running.ExperimentName = "sweep",
     project: Path = Path("."),
     targets: list[str] = [],  # noqa: B006 (Prefect shows the default in its form; it is never changed)
-    side_by_side: running.SideBySide = 0,
     wait: bool = False,
 ) -> State[Any]:
     """Run every combination of the grid's values as a DVC experiment and collect them in one table.
@@ -61,7 +58,6 @@ def sweep(
         name: the experiments are called `name-1`, `name-2`, ...
         project: the folder that holds `dvc.yaml`.
         targets: stages to bring up to date, with all that they read; none: the whole graph.
-        side_by_side: how many experiments may run at once; 0: as many as the machine allows.
         wait: wait for another run in this folder instead of refusing.
     """
     project = project.resolve()
@@ -73,7 +69,7 @@ def sweep(
             stages = sorted(matching(graph, targets))
             points = {name: in_a_copy(project, text, values, graph) for name, values in points.items()}
             check_names(list(points), held)
-            faults = _run_all(points, text, stages, held, environment.side_by_side(side_by_side))
+            faults = _run_all(points, text, stages, held)
             left = [node for node in graph if node not in select(graph, stages)]
             cached = {node.name: set(node.outputs) - set(node.uncached) for node in left}
             never = [name for name, paths in cached.items() if not all((project / path).exists() for path in paths)]
@@ -143,32 +139,24 @@ def _dvc(arguments: Sequence[str], held: Workspace) -> list[str]:
     return lines
 
 
-def _run_all(
-    points: Mapping[str, Mapping[str, Any]], text: str, stages: list[str], held: Workspace, at_once: int
-) -> dict[str, str]:
+def _run_all(points: Mapping[str, Mapping[str, Any]], text: str, stages: list[str], held: Workspace) -> dict[str, str]:
     """Run every point; returns the faults of those that failed."""
-    threads = None if at_once == 1 else max(1, environment.cores() // at_once)
     # DVC removes a point's folder in the end: its runs are recorded in the project's own ledger.
-    own = {**environment.with_threads(held.environment, threads), "SALF_LEDGER": str(ledger_of(held.project))}
-    held = replace(held, environment=own)
-    starts = {
-        name: partial(
-            _point.with_options(name=name, task_run_name=name).submit, name, words(text, values), stages, held
-        )
-        for name, values in points.items()
-    }
-    states = {name: future.state for name, future in running.run_all(starts, held, at_once).items()}
-    return {name: s.message or s.name or "failed" for name, s in states.items() if not s.is_completed()}
+    held = replace(held, environment={**held.environment, "SALF_LEDGER": str(ledger_of(held.project))})
+    faults = {}
+    for name, values in points.items():
+        point = _point.with_options(name=name, task_run_name=name)
+        state = point(name, words(text, values), stages, held, return_state=True)
+        if not state.is_completed():
+            faults[name] = state.message or state.name or "failed"
+    return faults
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def _point(name: str, options: Sequence[str], stages: Sequence[str], held: Workspace) -> Any:
     lines: list[str] = []
     command = [*RUN_APART, "--name", name, *options, *stages]
-    try:
-        status = held.run(command, keeping(lines, get_run_logger().info))
-    except StoppedError:
-        return Cancelled(message=f"{name}: stopped with its flow")
+    status = held.run(command, keeping(lines, get_run_logger().info))
     if status == 0:
         return Completed(name="Kept", message=f"dvc exp apply {name}")
     return Failed(message=f"{name}: {last_fault(lines, 'error: ', 'ERROR: ') or f'DVC exited with {status}'}")

@@ -9,11 +9,10 @@ import fcntl
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -44,27 +43,25 @@ class WorkspaceBusyError(UserError):
 
 @dataclass(frozen=True)
 class Holder:
-    """A run that works in a workspace; ``flow_run`` is Prefect's id, if it is a flow run."""
+    """A run that works in a workspace."""
 
     run: str
     pid: int
-    flow_run: str | None = None
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """A held workspace: the state that all tasks of a run share. Once ``stop`` is set, active stages are stopped."""
+    """A held workspace: the state that all tasks of a run share."""
 
     project: Path
     environment: Mapping[str, str]
     descriptor: int  # of the workspace's lock, to hand on to children
     died: Holder | None = None  # the run that died holding it before
-    flow_run: str | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
+    flow_run: str | None = None  # Prefect's id, if it is a flow run
 
     def run(self, command: list[str], on_line: Callable[[str], None], timeout: float | None = None) -> int:
-        """Run a command here until it ends or the flow stops; see :func:`flows.processes.run_streaming`."""
-        return run_streaming(command, self.project, self.environment, on_line, timeout, [self.descriptor], self.stop)
+        """Run a command here until it ends; see :func:`flows.processes.run_streaming`."""
+        return run_streaming(command, self.project, self.environment, on_line, timeout, [self.descriptor])
 
 
 @contextmanager
@@ -79,8 +76,7 @@ def sole_run(
 
     The lock is the operating system's: it ends with the last process that has the descriptor, so a killed run
     leaves none. A child that inherits the descriptor keeps the lock while it lives. For the children of a killed
-    run this waits, because their guard is ending them. ``on_wait`` is called once before waiting. When the block is
-    left, also by an exception (a cancelled flow, a lost worker), ``stop`` is set.
+    run this waits, because their guard is ending them. ``on_wait`` is called once before waiting.
     """
     path = project / LOCK_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,13 +84,12 @@ def sole_run(
     try:
         _take(descriptor, wait, on_wait)
         died = _holder(descriptor)
-        _write(descriptor, json.dumps(asdict(Holder(run_name, os.getpid(), flow_run))))
+        _write(descriptor, json.dumps(asdict(Holder(run_name, os.getpid()))))
         environment = stage_environment(os.environ, project, (flow_run, run_name) if flow_run else None)
         held = Workspace(project, environment, descriptor, died, flow_run)
         try:
             yield held
         finally:
-            held.stop.set()
             _write(descriptor, "")  # a record that stays tells the next run that this one was killed
     finally:
         os.close(descriptor)

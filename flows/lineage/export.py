@@ -124,9 +124,6 @@ def _export_openlineage(project: Project, out: Path | None, _key: Path | None) -
     found = openlineage.events(project.ledger)
     if not found:
         raise UserError("no run is recorded: run the chain first (make run)")
-    if out is None and openlineage.server():
-        openlineage.post(found)
-        return []
     target = out or project.root / _EVENTS
     write_text(target, openlineage.lines(found))
     return [target]

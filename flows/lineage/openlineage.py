@@ -1,13 +1,9 @@
-"""OpenLineage events of the stages' runs, from the ledger: to a file, or to a server (a flow sends each run's there).
+"""OpenLineage events of the stages' runs, from the ledger.
 
-``OPENLINEAGE_URL`` names the server; ``OPENLINEAGE_ENDPOINT`` and ``OPENLINEAGE_API_KEY`` as other clients read them.
-The library's client object is not used on purpose: it adds the repository's remote address, which may hold a token,
-and copies the API key into the environment that stages inherit.
+The library's client object is not used on purpose: it adds the repository's remote address, which may hold a token.
 """
 
 import json
-import logging
-import os
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,35 +12,16 @@ from typing import Any, Final
 from openlineage.client import facet_v2 as facets
 from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState, set_producer
 from openlineage.client.serde import Serde
-from openlineage.client.transport.http import HttpConfig, HttpTransport
 
 from flows.lineage.export import artifacts, parameters
-from flows.lineage.ledger import Ledger, read_records
-from salf.errors import UserError
-from salf.ledger import End, Locked, LockedPath, LockEntry, Start, ledger_of
+from flows.lineage.ledger import read_records
+from salf.ledger import End, Locked, LockedPath, LockEntry, Start
 
 _NAMESPACE: Final = "salf"
 _FLOW: Final = "salf"
-_URL: Final = "OPENLINEAGE_URL"
 _TAGS: Final = {"commit", "branch", "dirty", "seed"}
 
-_log = logging.getLogger(__name__)
 set_producer("urn:salf:flows")
-
-
-def send(project: Path, stage: str) -> None:
-    """Send the events of a stage's newest run to the configured server; without a server do nothing.
-
-    Events that cannot be delivered cost a warning in the log, never the run.
-    """
-    if not server():
-        return
-    try:
-        ledger = ledger_of(project)
-        newest = Ledger.read(ledger).newest_start(stage)
-        post([event for event in events(ledger) if newest and event.run.runId == _uuid(newest.run)])
-    except UserError as fault:
-        _log.warning("OpenLineage events not delivered: %s", fault)
 
 
 def events(ledger: Path) -> list[RunEvent]:
@@ -69,25 +46,6 @@ def events(ledger: Path) -> list[RunEvent]:
             else:
                 found.append(_event(RunState.FAIL, start, record.at, None, f"exited with {record.status}"))
     return found
-
-
-def server() -> str | None:
-    """The address of the configured server."""
-    return os.environ.get(_URL) or None
-
-
-def post(found: Iterable[RunEvent]) -> None:
-    """Send events to the configured server."""
-    settings: dict[str, Any] = {"url": server(), "endpoint": os.environ.get("OPENLINEAGE_ENDPOINT", "api/v1/lineage")}
-    if key := os.environ.get("OPENLINEAGE_API_KEY"):
-        settings["auth"] = {"type": "api_key", "apiKey": key}
-    try:
-        transport = HttpTransport(HttpConfig.from_dict(settings))
-        for event in found:
-            transport.emit(event)
-    except Exception as fault:  # the library passes on whatever its HTTP stack raises
-        # The address may hold a password, and the fault's text the address.
-        raise UserError(f"the server of {_URL} refused it ({type(fault).__name__})") from None
 
 
 def lines(found: Iterable[RunEvent]) -> str:

@@ -17,7 +17,6 @@ TOY_STAGE = """
 import os, pathlib, signal, subprocess, sys, time
 name, out, mode = sys.argv[1:4]
 pathlib.Path("calls").mkdir(exist_ok=True)
-begun = time.time()
 with open(f"calls/{name}", "a") as calls:
     calls.write("called\\n")
 print(f"{name} at work")
@@ -31,11 +30,6 @@ if mode == "slow":
     for step in range(1, 5):
         print(f"{name}: {step}/4 steps ({step / 4:.0%}), 1 steps/s, {4 - step} s left", flush=True)
         time.sleep(1)
-if mode == "meet":  # ends when another one works at the same time, or when none has come for long
-    waits_until = time.monotonic() + 50
-    mine = pathlib.Path(f"calls/{name}")
-    while time.monotonic() < waits_until and not [p for p in pathlib.Path("calls").glob("train-*") if p != mine]:
-        time.sleep(0.1)
 if mode == "deaf":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 if mode in ("hang", "deaf"):
@@ -45,8 +39,6 @@ if mode in ("hang", "deaf"):
 text = mode + "".join(pathlib.Path(p).read_text() for p in sys.argv[4:])
 pathlib.Path(out).parent.mkdir(exist_ok=True)
 pathlib.Path(out).write_text(text)
-threads = os.environ.get("OMP_NUM_THREADS", "all")
-pathlib.Path(f"calls/{name}.took").write_text(f"{begun} {time.time()} {threads}")
 """
 
 GRAPH = """
@@ -119,11 +111,6 @@ class ToyProject:
         """How often a stage's program was started."""
         record = self.root / "calls" / name
         return len(record.read_text().splitlines()) if record.exists() else 0
-
-    def took(self, name: str) -> tuple[float, float, str]:
-        """When a stage's program began and ended (seconds since the epoch), and its number of threads."""
-        began, ended, threads = (self.root / "calls" / f"{name}.took").read_text().split()
-        return float(began), float(ended), threads
 
     @property
     def held(self) -> Workspace:

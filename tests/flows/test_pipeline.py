@@ -3,12 +3,10 @@ import os
 import subprocess
 
 import pytest
-from dvc.repo import Repo
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
-from flows import environment
 from flows import pipeline as module
 from flows.aside import keep_aside
 from flows.graph import read_graph
@@ -78,22 +76,6 @@ def test_an_uncached_output_that_a_killed_run_lost_is_put_back_by_the_next_one(t
     assert (toy.root / "page.html").read_text() == before
 
 
-def test_independent_stages_run_side_by_side_with_their_share_of_the_cores(toy, monkeypatch):
-    monkeypatch.setattr(environment, "cores", lambda: 6)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    toy.configure(mode="meet")
-    assert run(toy, side_by_side=2).is_completed()
-    (a_began, a_ended, a_threads), (c_began, c_ended, c_threads) = toy.took("train-a+b-1"), toy.took("train-c-1")
-    assert max(a_began, c_began) < min(a_ended, c_ended)
-    assert a_threads == c_threads == "3"
-    first, judge = toy.took("first"), toy.took("judge")
-    assert first[1] < min(a_began, c_began)
-    assert judge[0] > max(a_ended, c_ended)
-    assert first[2] == judge[2] == "all"
-    with Repo(str(toy.root)) as repo:
-        assert repo.status() == {}
-
-
 def test_overrides_hold_for_one_run(toy):
     assert run(toy, targets=["first"]).is_completed()
     before = (toy.root / "params.yaml").read_bytes()
@@ -110,7 +92,6 @@ def test_overrides_hold_for_one_run(toy):
         (["--set", "wrod=x"], "error: wrod: unknown parameter; did you mean word?"),
         (["--set", "word=[x"], "error: word: not valid YAML"),
         (["--experiment", "a b"], "error: experiment: "),
-        (["--side-by-side", "-1"], "error: side_by_side: "),
     ],
 )
 def test_a_bad_request_is_one_line_and_runs_nothing(toy, monkeypatch, capsys, words, message):

@@ -30,7 +30,7 @@ def test_a_grid_becomes_experiments_and_one_table_and_leaves_the_workspace_alone
     git_toy.commit()
     monkeypatch.chdir(git_toy.root)
     before = {path.name: path.read_bytes() for path in git_toy.root.iterdir() if path.is_file()}
-    assert main(["--name", "try", "--set", "rate=[0.25, 0.75]", "--set", "word=[a-1, b]", "--side-by-side", "2"]) == 0
+    assert main(["--name", "try", "--set", "rate=[0.25, 0.75]", "--set", "word=[a-1, b]"]) == 0
     assert {path.name: path.read_bytes() for path in git_toy.root.iterdir() if path.is_file()} == before
 
     rows = json.loads(Artifact.get("sweep").data)

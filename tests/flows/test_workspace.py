@@ -17,7 +17,7 @@ HOLD = """
 import subprocess, sys, time
 from pathlib import Path
 from flows.workspace import sole_run
-with sole_run(Path(sys.argv[1]), "early-bird", flow_run="f-1") as hold:
+with sole_run(Path(sys.argv[1]), "early-bird") as hold:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], pass_fds=[hold.descriptor])
     print(child.pid, flush=True)
     time.sleep(600)
@@ -60,7 +60,7 @@ def test_a_killed_run_frees_the_workspace_once_its_children_have_ended(tmp_path,
     ending.start()
     with sole_run(tmp_path, "next", on_wait=said.append) as hold:
         order.append("next starts")
-        assert hold.died == Holder("early-bird", process.pid, "f-1")
+        assert hold.died == Holder("early-bird", process.pid)
     ending.join()
     assert order == ["child ends", "next starts"]
     holder_of_then = f"the run 'early-bird' (process {process.pid})"

@@ -1,15 +1,10 @@
-"""Events are parsed back into the classes of OpenLineage's library, and received by a server on loopback."""
+"""Events are parsed back into the classes of OpenLineage's library."""
 
 import json
-import logging
-import os
-import threading
 import uuid
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import pytest
 from openlineage.client import event_v2
 from openlineage.client.generated.base import BaseFacet
 
@@ -50,39 +45,6 @@ def _all_below(parent: type) -> Iterator[type]:
         yield from _all_below(child)
 
 
-class Inbox(ThreadingHTTPServer):
-    """A server that keeps what is sent to it."""
-
-    def __init__(self, status: int = 200) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        inbox = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                assert self.path == "/api/v1/lineage"
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                inbox.keys.append(self.headers.get("Authorization"))
-                inbox.events.append(json.loads(body))
-                self.send_response(status)
-                self.end_headers()
-
-            def log_message(self, *_arguments: object) -> None:
-                pass
-
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-@pytest.fixture
-def inbox() -> Iterator[Inbox]:
-    server = Inbox()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
 def lines(file) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
@@ -116,45 +78,16 @@ def test_a_failed_run_is_told_from_a_killed_one(project):
     assert kinds == [STARTED, "COMPLETE", STARTED, "FAIL", STARTED, "ABORT", STARTED, "COMPLETE"]
 
 
-def test_the_export_goes_to_the_configured_server(project, inbox):
-    project.export("openlineage", OPENLINEAGE_URL=inbox.url, OPENLINEAGE_API_KEY="planted-key")
-    assert len(inbox.events) == 8
-    for event in inbox.events:
-        parsed(event)
-    assert set(inbox.keys) == {"Bearer planted-key"}
-    assert not (project.root / "reports/lineage/openlineage-runs.jsonl").exists()
-
-
-def test_a_flow_sends_the_events_of_a_stage_s_newest_run_and_the_key_nowhere_else(project, inbox, monkeypatch):
+def test_a_run_names_its_flow_and_its_parameters(project):
     flow_run = str(uuid.uuid4())
     (project.root / "raw.csv").write_text("text,label\nred,heat\n")
     project.run("dvc", "repro", "--quiet", "base", SALF_FLOW_RUN=flow_run, SALF_FLOW_RUN_NAME="red-fox")
     record_all(project.root)
-    monkeypatch.setenv("OPENLINEAGE_URL", inbox.url)
-    monkeypatch.setenv("OPENLINEAGE_API_KEY", "planted-key")
-    before = dict(os.environ)
-    openlineage.send(project.root, "base")
-    assert dict(os.environ) == before
-    assert "planted-key" not in json.dumps(inbox.events)
-    started, completed = inbox.events
+    project.export("openlineage")
+    *_, started, completed = lines(project.root / "reports/lineage/openlineage-runs.jsonl")
     for event in (started, completed):
         assert parsed(event).job.name == "base"
         assert event["run"]["facets"]["parent"]["run"]["runId"] == flow_run
     assert started["run"]["runId"] == completed["run"]["runId"]
     assert [one["name"] for one in completed["outputs"]] == ["data/base"]
     assert completed["run"]["facets"]["executionParameters"]["parameters"]
-
-
-def test_a_flow_without_a_server_sends_nothing(project, monkeypatch):
-    monkeypatch.delenv("OPENLINEAGE_URL", raising=False)
-    monkeypatch.setattr(openlineage, "post", lambda _found: pytest.fail("sent"))
-    openlineage.send(project.root, "base")
-
-
-@pytest.mark.slow
-def test_a_server_that_is_not_there_costs_a_warning_and_shows_no_password(project, monkeypatch, caplog):
-    monkeypatch.setenv("OPENLINEAGE_URL", "http://somebody:planted@127.0.0.1:9")
-    with caplog.at_level(logging.WARNING):
-        openlineage.send(project.root, "base")
-    assert "not delivered" in caplog.text
-    assert "planted" not in caplog.text
