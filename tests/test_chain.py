@@ -15,7 +15,6 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from salf.cli import main as salf
 from salf.methods import method_of
 from salf.records import FineTuneRecord
 from tests.conftest import write_tiny_task
@@ -121,21 +120,15 @@ def test_the_base_folder_is_the_source_model(chain, hub_folder):
     assert mine(text)["input_ids"] == theirs(text)["input_ids"]
 
 
-def test_fine_tunes_of_weights_are_held_to_what_scale_predicts_for_them(chain, tmp_path, monkeypatch):
-    words = ("--config", "data/base", "--measured", "full-seed1", "--json", str(tmp_path / "scale.json"))
-    monkeypatch.chdir(chain.root)
-    assert salf(["scale", *words]) == 0
-    told = json.loads((tmp_path / "scale.json").read_text())
-    compared = {row["run"]: row for row in told["predicted_and_measured"]}
-    assert set(compared) == {f"{method}-seed1" for method in ("full", "salf", "none", "freeze-1")}
-    rate = told["predictions"][0]["machine"]["flops_per_second"]
-    for name, row in compared.items():
-        counted, clock = chain.json(f"data/models/{name}/run.json"), chain.json(f"reports/runs/{name}.json")
-        assert row["boundary"] == counted["boundary"]
+def test_fine_tunes_of_weights_cost_what_the_plan_predicts_for_their_boundary(chain):
+    frontier = chain.json("data/plan/freeze_plan.json")["frontier"]
+    predicted = {point["boundary"]: point["flops"] for point in frontier}
+    for method in ("full", "salf", "none", "freeze-1"):
+        counted = chain.json(f"data/models/{method}-seed1/run.json")
+        clock = chain.json(f"reports/runs/{method}-seed1.json")
         # Counted batch by batch while it trained, predicted from sums over the split.
-        assert row["predicted_seconds"] * rate == pytest.approx(counted["flops"], rel=0.02)
-        frozen = clock["boundary_states"]["training"]["seconds_computing"] if row["boundary"] else 0
-        assert row["measured_seconds"] == pytest.approx(clock["seconds_training"] + frozen)
+        assert counted["flops"] == pytest.approx(predicted[counted["boundary"]], rel=0.02)
+        frozen = clock["boundary_states"]["training"]["seconds_computing"] if counted["boundary"] else 0
         assert clock["seconds_cache"] == frozen
 
 

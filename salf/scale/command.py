@@ -3,7 +3,6 @@
 import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +15,6 @@ from salf.files import write_json
 from salf.plan_records import Spent
 from salf.records import PreparedSizes, SplitSize, read_sizes
 from salf.scale import inputs
-from salf.scale.comparison import Compared, compare
 from salf.scale.inputs import GIB, Machine
 from salf.scale.prediction import PRECISIONS, Cost, Prediction, predict
 from salf.settings import AnswerSide
@@ -39,22 +37,13 @@ def run(args: argparse.Namespace) -> None:
         answers = AnswerSide(extra=args.answer_extra)
         work = cost_model(sizes, args.epochs, args.batch_rows, **options, answer_side=answers)
         predictions.append(predict(model, work, machine, PRECISIONS[args.precision]))
-    compared = compare(machine, args.measured, Path()) if args.measured else []
     for prediction in predictions:
         print_prediction(prediction, Console())
-    if compared:
-        print_comparison(compared, machine, Console())
     if args.json:
-        written = {
-            "predictions": [prediction.as_json() for prediction in predictions],
-            "predicted_and_measured": [asdict(fine_tune) for fine_tune in compared],
-        }
-        write_json(args.json, {"schema": 1, **written})
+        write_json(args.json, {"schema": 1, "predictions": [prediction.as_json() for prediction in predictions]})
 
 
 def _machine(args: argparse.Namespace) -> Machine:
-    if args.measured:
-        return inputs.measured_by(args.measured, Path("data/models"), Path("reports/runs"))
     if args.teraflops:
         return Machine("the machine", args.teraflops * 1e12, None, f"{args.teraflops:g} TFLOP/s, as given")
     return inputs.device(args.device, args.utilisation)
@@ -96,11 +85,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     usual = inputs.UTILISATION
     where.add_argument("--utilisation", type=_above(0, float), default=usual, help=f"of the peak (default: {usual})")
     where.add_argument("--teraflops", type=_above(0, float), help="replaces both: training throughput in 1e12 FLOP/s")
-    where.add_argument(
-        "--measured",
-        help="replaces both: the throughput of a fine-tune made here, e.g. full-seed1; "
-        "also compares predicted and measured seconds of this chain's fine-tunes",
-    )
     parser.add_argument("--json", type=Path, help="also write everything to this file")
 
 
@@ -139,20 +123,6 @@ def _print_table(title: str, rows: Sequence[Mapping[str, str]], console: Console
     for row in rows:
         table.add_row(*row.values())
     console.print(table)
-
-
-def print_comparison(compared: Sequence[Compared], machine: Machine, console: Console) -> None:
-    """Print a row per fine-tune that was made here."""
-    table = Table(title=f"Predicted and measured: this chain's fine-tunes at {machine.words}", box=SIMPLE)
-    table.add_column("run")
-    for heading in ("frozen up to", "predicted", "measured", "predicted / measured"):
-        table.add_column(heading, justify="right")
-    for one in compared:
-        seconds = (duration(one.predicted_seconds), duration(one.measured_seconds))
-        table.add_row(one.run, str(one.boundary), *seconds, f"{one.ratio:.2f}")
-    console.print(table)
-    held = "- measured: training steps, and the frozen layers' pass over the training split; no loading or validation"
-    console.print(held, highlight=False, soft_wrap=True)
 
 
 def _row(boundary: int, cost: Cost, machine: Machine, **more: str) -> dict[str, str]:

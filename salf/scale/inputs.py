@@ -10,7 +10,6 @@ from typing import Any, Final
 from salf.errors import UserError
 from salf.files import read_json
 from salf.plan_records import Rates
-from salf.records import FineTuneClock, FineTuneRecord
 from salf.shape import ModelShape
 
 _FILE: Final = Path(__file__).with_name("published.json")
@@ -91,13 +90,6 @@ def device(name: str, utilisation: float) -> Machine:
     teraflops, gib, gigabytes = DEVICES[name]
     words = f"{utilisation:.0%} of the {teraflops:g} TFLOP/s of its data sheet"
     return Machine(name, teraflops * 1e12 * utilisation, gib * GIB, words, gigabytes * 1e9)
-
-
-def measured_by(run: str, models: Path, measured: Path) -> Machine:
-    """Return the machine of a finished fine-tune: its counted FLOPs over the seconds that they took."""
-    record, clock = FineTuneRecord.load(models / run), FineTuneClock.load(measured / f"{run}.json")
-    rate = (record.flops - record.flops_looks) / (clock.seconds_training + clock.seconds_cache)
-    return Machine(f"this {clock.machine.device}", rate, None, f"{rate / 1e12:.3g} TFLOP/s, measured by {run}")
 
 
 def timed(rates: Rates) -> Machine:

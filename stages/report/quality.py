@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
+from salf.cost import update_traffic
 from salf.metrics import BASELINES, SCORES, Baseline, Compared, MethodMetrics, Scored
 from salf.plan_records import TimedBudget
 from salf.records import FineTuneRecord, PreparedRecord
-from salf.scale.comparison import predicted_seconds
-from salf.scale.inputs import timed
+from salf.scale.inputs import Machine, timed
 from stages.common.figures import variable
 from stages.report.artifacts import SPLITS, Artifacts, Method
 from stages.report.figures import learning_curves, quality_cost
@@ -190,7 +190,7 @@ def times_table(artifacts: Artifacts, budget: TimedBudget) -> Table:
 
     def predicted(method: Method, factor: float = 1.0) -> float | None:
         runs = [run for run in artifacts.runs.values() if run.label == method.name and run.flops_before is not None]
-        return factor * statistics.mean(predicted_seconds(machine, run) for run in runs) if runs else None
+        return factor * statistics.mean(_predicted_seconds(machine, run) for run in runs) if runs else None
 
     columns: Columns[Method] = {
         "Method": lambda m: _named(m.name),
@@ -207,6 +207,14 @@ def times_table(artifacts: Artifacts, budget: TimedBudget) -> Table:
         f"were measured before the plan was made: {machine.words} on {budget.rates.machine['device']}."
     )
     return table("times", caption, artifacts.methods, columns)
+
+
+def _predicted_seconds(machine: Machine, run: FineTuneRecord) -> float:
+    """Seconds of a run's cached passes, steps and updates, from its counted FLOPs, which must say what was cached."""
+    before = run.flops_before or 0
+    updates = run.steps * run.trained_parameters * update_traffic()
+    steps = run.flops - before - run.flops_looks
+    return machine.seconds(before, steps, updates, answers_alone=run.how.answer_side)
 
 
 def _flops(method: Method) -> Cell:

@@ -18,7 +18,6 @@ from salf.families import family_of
 from salf.scale.command import duration
 from salf.settings import Device
 from tests.engine.models.tiny import tiny_network
-from tests.fine_tune_records import fine_tune_clock, fine_tune_record
 from tests.salf.test_cost import counted_passes
 
 pytestmark = pytest.mark.usefixtures("fused_attention")
@@ -166,16 +165,6 @@ def test_answers_alone_have_their_cost_memory_and_cache_at_every_boundary(scale)
     assert "Weights that act on answers alone (+answer)" in text
 
 
-def test_the_rate_of_a_run_made_here_is_taken(scale, tmp_path):
-    (tmp_path / "data/models/full-seed1").mkdir(parents=True)
-    fine_tune_record(flops=6 * 10**12).save(tmp_path / "data/models/full-seed1")
-    fine_tune_clock(seconds_training=2.5, seconds_cache=0.5).save(tmp_path / "reports/runs/full-seed1.json")
-    (prediction,), text = scale("--config", "gpt2", "--measured", "full-seed1")
-    whole = prediction["boundaries"][0]
-    assert whole["seconds"] == pytest.approx(whole["flops"] / 2e12)
-    assert "2 TFLOP/s, measured by full-seed1" in " ".join(text.split())
-
-
 def test_prepared_data_gives_the_workload(scale, tmp_path):
     train = {"rows": ROWS, "tokens": ROWS * TOKENS, "answer_tokens": ROWS * ANSWER}
     train["field_tokens"] = ROWS * (TOKENS - ANSWER)
@@ -190,7 +179,6 @@ def test_prepared_data_gives_the_workload(scale, tmp_path):
     [
         (["--config", "gpt3"], "gpt3: neither a published configuration"),
         (["--config", "gpt2", "--tokens", "10", "--answer-tokens", "8", "--shared-tokens", "4"], r"\(4 \+ 8\)"),
-        (["--config", "gpt2", "--measured", "full-seed1"], r"run\.json: no such file"),
         (["--config", "gpt2", "--prepared", "nowhere"], "dvc repro prepare"),
     ],
 )
