@@ -2,25 +2,25 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+from pydantic_core import to_jsonable_python
+
 from salf.files import WORK_FOLDER, write_json
 from salf.settings import Device
-from stages.bench.answer_side import measure_answer_side
+from stages.bench.answer_side import AnswerSideTrainer
+from stages.bench.cached import CachedTrainer, PrefixTrainer, measure_cached
 from stages.bench.measure import measure, task_of
-from stages.bench.prefix import measure_prefix
 from stages.bench.rounds import Plan
 from stages.bench.workloads import EMBEDDED, SHAPES
-from stages.common.benchmark import AnswerSideBenchmark, Benchmark, PrefixBenchmark, Record, Spread
 from stages.common.command import exit_code
 from stages.common.params import Room
 
-# What is measured alone: how, and on how many examples.
-_PARTS: Final[dict[str, tuple[Any, int]]] = {"prefix": (measure_prefix, 240), "answer-side": (measure_answer_side, 48)}
+_PARTS: Final[dict[str, type[CachedTrainer]]] = {"prefix": PrefixTrainer, "answer-side": AnswerSideTrainer}
 _QUICK: Final = Plan(
     models=("6x384",),
     quarters=(0, 2),
@@ -47,23 +47,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     with TemporaryDirectory(dir=room) as name:
         folder = Path(name).absolute()
         if args.only:
-            task, _ = task_of((args.models or [EMBEDDED])[0], folder, args.batch_size, device)
-            measure_part, examples = _PARTS[args.only]
-            found = measure_part(task, args.examples or examples, args.repeats or 3, folder)
+            task = task_of((args.models or [EMBEDDED])[0], folder, args.batch_size, device)
+            found = measure_cached(_PARTS[args.only], task, args.examples, args.repeats or 3, folder)
         else:
             given = {name: getattr(args, name) for name in ("models", "batch_size", "repeats") if getattr(args, name)}
             found = measure(replace(_QUICK if args.quick else Plan(), **given), device, folder)
-    write_json(out, found.model_dump(mode="json"))
-    for record in _records(found):
-        print(", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in record))
-    print(f"benchmark: {out}" + ("" if args.only else "; to show it on the report page: dvc repro -sf report"))
+    write_json(out, to_jsonable_python(found))
+    for part in found.get("models", [found]):
+        print(_line(part["workload"]))
+        for speed in (*part["speeds"], *part.get("tracing", [])):
+            print(f"  {_line(vars(speed))}")
+    print(f"benchmark: {out}")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stages.bench",
-        description="Compare fine-tuning, tracing and deciding with transformers' Trainer, PEFT and plain forward "
-        "passes, in turn on this machine.",
+        description="Compare fine-tuning and tracing with transformers' Trainer, PEFT and plain forward passes, in "
+        "turn on this machine.",
         epilog="example: python -m stages.bench --quick --out reports/benchmark-quick.json",
     )
     names = [EMBEDDED, *SHAPES]
@@ -72,7 +73,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=_PARTS,
         help="measure the cached prefix, or answer-side tuning, in a Trainer, and nothing else",
     )
-    counts = ", ".join(f"{name} {examples}" for name, (_, examples) in _PARTS.items())
+    counts = ", ".join(f"{name} {part.examples}" for name, part in _PARTS.items())
     parser.add_argument("--examples", type=int, help=f"of --only, per epoch (default: {counts})")
     parser.add_argument("--quick", action="store_true", help="the short form: a small model, fewer points")
     parser.add_argument("--models", nargs="+", choices=names, help=f"default: {EMBEDDED} 12x1024 (quick: 6x384)")
@@ -86,22 +87,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _records(found: Benchmark | PrefixBenchmark | AnswerSideBenchmark) -> Iterator[Record]:
-    """Everything that was measured."""
-    if not isinstance(found, Benchmark):
-        yield from found.points
-        return
-    for model in found.models:
-        yield from (model.workload, *model.points, *model.answer_side, *model.memory, *model.tracing)
-    if found.deciding:
-        yield found.deciding
-
-
-def _shown(value: object) -> str:
-    """A measured value; of several rounds the median with the lowest and the highest."""
-    if isinstance(value, Spread):
-        return f"{value.median:.3g} ({value.low:.3g}–{value.high:.3g})"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _line(measured: Mapping[str, Any]) -> str:
+    """Every value with its name, those within one another too."""
+    words = []
+    for name, value in measured.items():
+        if isinstance(value, dict):
+            words.append(f"{name.replace('_', ' ')}: {_line(value)}" if value else "")
+        elif value is not None:
+            words.append(f"{name.replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value}")
+    return ", ".join(filter(None, words))
 
 
 if __name__ == "__main__":

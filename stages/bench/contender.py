@@ -41,7 +41,7 @@ class Lap:
 def facts(device: Device) -> dict[str, Any]:
     """The facts of every benchmark: its schema, time and machine."""
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {**Machine.here().model_dump(), **machine_facts(find_runtime(device))},
     }

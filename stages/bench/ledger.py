@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from salf.files import write_json
 from salf.ledger import GENESIS, LEDGER, Machine, head_of
-from stages.common.benchmark import Spread
+from stages.bench.spread import Spread
 from stages.common.command import exit_code
 
 COMMANDS: Final = ("show", "verify", "record")
@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ratio = Spread.of_ratios([long for _, (long, _) in pairs], [short for (short, _), _ in pairs])
         peak = max(peak for _, (_, peak) in pairs)
         met = "met" if ratio.median <= MOST_TIMES and peak < MOST_BYTES else "missed"
-        spread = f"{ratio.median:.1f} times as long ({ratio.low:.1f}–{ratio.high:.1f})"
-        print(f"{command}: {spread}, {peak / 1e6:.0f} MB: {met}")
+        print(f"{command}: {ratio} times as long, {peak / 1e6:.0f} MB: {met}")
     print(f"goal: ten times the records take at most {MOST_TIMES:g} times as long, below {MOST_BYTES / 1e6:.0f} MB")
 
 

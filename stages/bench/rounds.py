@@ -1,9 +1,8 @@
 """Fine-tunes and traces of all contenders in turn, round by round, and the ratios that follow."""
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -11,8 +10,8 @@ from salf.engine.progress import progress
 from stages.bench.contender import Contender, Measured
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer
 from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, TraceMaker
+from stages.bench.spread import Spread
 from stages.bench.workloads import EMBEDDED, Task
-from stages.common.benchmark import AnswerSpeed, Memory, Point, Spread, Tracing
 from stages.trace.collect import SHARD_EXAMPLES
 
 OURS: Final = "ours"
@@ -27,6 +26,7 @@ _MEAN_RUN: Final = 0.7  # of a full fine-tune by the Trainer, at most: half of t
 _PLAIN: Final = "plain forward"
 _FEWEST_TRACED: Final = 16
 
+FineTune = tuple[str, int]  # a contender, and its boundary
 Request = tuple[Contender, Mapping[str, Any]]
 Run = TypeVar("Run")
 
@@ -48,107 +48,44 @@ class Plan:
         """Ascending, in a model of ``layers`` layers."""
         return sorted({layers * quarter // 4 for quarter in self.quarters})
 
-    def runs(self, layers: int) -> list[tuple[str, int]]:
+    def runs(self, layers: int) -> list[FineTune]:
         """The contender and boundary of each run of a round; LoRA adapts all layers, whatever the boundary."""
         each = [(name, boundary) for name in (OURS, TRAINER) for boundary in self.boundaries(layers)]
         return [*each, *((name, 0) for name in (LORA, *_ANSWERS))]
 
 
 @dataclass(frozen=True)
-class FineTunes:
-    """All rounds of a model: (contender, boundary) → the measurement of each round."""
+class Speed:
+    """A fine-tune of one contender above one boundary, up to the end of an epoch.
 
-    plan: Plan
-    layers: int
-    examples: int
-    measured: dict[tuple[str, int], list[Measured]]
+    Attributes:
+        peak_bytes: the largest resident set on a CPU, torch's allocations on a GPU; ``None`` where nobody tells.
+        times_as_fast_as: ratios over other contenders, and over our own full and half fine-tuning; ours only.
+        ideal: the speed-up over our full fine-tuning that FLOPs and the optimizer's memory traffic allow.
+    """
 
-    @property
-    def boundaries(self) -> list[int]:
-        """Ascending; the first is 0."""
-        return self.plan.boundaries(self.layers)
-
-    def seconds(self, contender: str, boundary: int, epochs: int) -> list[float]:
-        """Seconds up to the end of that many epochs, by round."""
-        return [round_["seconds"][epochs - 1] for round_ in self.measured[contender, boundary]]
-
-    def memory(self) -> list[Memory]:
-        """The peaks of every boundary; none where the system does not report them."""
-        peaks = {run: [lap["peak_bytes"] for lap in laps] for run, laps in self.measured.items()}
-        if any(peak is None for laps in peaks.values() for peak in laps):
-            return []
-        most = {run: max(laps) for run, laps in peaks.items()}
-        return [
-            Memory(
-                boundary=boundary,
-                ours=most[OURS, boundary],
-                trainer_full=most[TRAINER, 0],
-                trainer_frozen=most[TRAINER, boundary],
-                trainer_lora=most[LORA, 0],
-            )
-            for boundary in self.boundaries
-        ]
-
-    def bytes_per_second(self) -> Spread:
-        """Of memory."""
-        return Spread.of([lap["bytes_per_second"] for lap in self.measured[OURS, 0]])
-
-    def answers(self) -> list[AnswerSpeed]:
-        """Answers alone, with weights and with adapters, compared with other ways in the same rounds."""
-        half = min(self.boundaries, key=lambda boundary: abs(2 * boundary - self.layers))
-        return [
-            AnswerSpeed(
-                method=name.removeprefix("ours, "),
-                over_full=self._times(name, 0, OURS, 0, epochs),
-                over_half=self._times(name, 0, OURS, half, epochs),
-                over_trainer_lora=self._times(name, 0, LORA, 0, epochs),
-                **self._common(name, 0, epochs, self._ideal_answers(name, epochs)),
-            )
-            for name in _ANSWERS
-            for epochs in self.plan.epochs
-        ]
-
-    def _ideal_answers(self, name: str, epochs: int) -> float:
-        """The speed-up over our full fine-tuning that FLOPs and the optimizer's memory traffic allow."""
-        (whole, flops), (moved, traffic) = (
-            [self.measured[each, 0][0][what][epochs - 1] for each in (OURS, name)] for what in ("flops", "traffic")
-        )
-        memory, full = self.bytes_per_second().median, statistics.median(self.seconds(OURS, 0, epochs))
-        return full / ((full - moved / memory) * flops / whole + traffic / memory)
-
-    def points(self) -> list[Point]:
-        """Every boundary with every number of epochs."""
-        return [
-            Point(
-                boundary=boundary,
-                trainer_full=self._times(OURS, boundary, TRAINER, 0, epochs),
-                trainer_frozen=self._times(OURS, boundary, TRAINER, boundary, epochs),
-                trainer_lora=self._times(OURS, boundary, LORA, 0, epochs),
-                speed_up=self._times(OURS, boundary, OURS, 0, epochs),
-                **self._common(OURS, boundary, epochs, self._ideal(boundary, epochs)),
-            )
-            for boundary in self.boundaries
-            for epochs in self.plan.epochs
-        ]
-
-    def _ideal(self, boundary: int, epochs: int) -> float:
-        """The speed-up over our full fine-tuning that FLOPs promise."""
-        full, above = (self.measured[OURS, each][0]["flops"][epochs - 1] for each in (0, boundary))
-        return float(full / above)
-
-    def _times(self, name: str, boundary: int, other: str, others: int, epochs: int) -> Spread:
-        """How many times as fast a run is as another one, whose boundary is ``others``."""
-        return Spread.of_ratios(self.seconds(other, others, epochs), self.seconds(name, boundary, epochs))
-
-    def _common(self, name: str, boundary: int, epochs: int, ideal: float) -> dict[str, Any]:
-        """Seconds, and the share that is reached of an ideal speed-up over our full fine-tuning."""
-        reached = self._times(name, boundary, OURS, 0, epochs).median / ideal
-        seconds = Spread.of(self.seconds(name, boundary, epochs))
-        return {"epochs": epochs, "seconds": seconds, "ideal": ideal, "of_ideal": reached}
+    contender: str
+    boundary: int
+    epochs: int
+    seconds: Spread  # what is cached included
+    peak_bytes: int | None
+    times_as_fast_as: dict[str, Spread] = field(default_factory=dict)
+    ideal: float | None = None
+    of_ideal: float | None = None
 
 
-def measure_fine_tunes(task: Task, plan: Plan, logs: Path) -> FineTunes:
-    """Fine-tune above all boundaries with all contenders."""
+@dataclass(frozen=True)
+class TracingSpeed:
+    """One way to trace, compared with a plain forward pass over the same examples."""
+
+    what: str
+    device: str
+    examples_per_second: Spread
+    of_plain_forward: Spread
+
+
+def measure_fine_tunes(task: Task, plan: Plan, logs: Path) -> tuple[int, dict[FineTune, list[Measured]]]:
+    """Fine-tune above all boundaries with all contenders; returned with the number of examples of an epoch."""
     runs, epochs = plan.runs(task.layers), plan.epochs[-1]
     with ExitStack() as stack:
         contenders = started(stack, _KINDS, task, logs)
@@ -160,10 +97,53 @@ def measure_fine_tunes(task: Task, plan: Plan, logs: Path) -> FineTunes:
             {"epochs": 1, "examples": task.batch_size},
             plan.repeats,
         )
-    return FineTunes(plan, task.layers, examples, measured)
+    return examples, measured
 
 
-def measure_tracing(task: Task, plan: Plan, logs: Path) -> list[Tracing]:
+def speeds(measured: Mapping[FineTune, list[Measured]], epochs: Sequence[int]) -> Iterator[Speed]:
+    """Every fine-tune at the end of each of these epochs, compared with others in the same rounds."""
+    boundaries = [boundary for name, boundary in measured if name == OURS]
+    half = boundaries[len(boundaries) // 2]
+    for (name, boundary), rounds in measured.items():
+        peaks = [lap["peak_bytes"] for lap in rounds]
+        peak = None if None in peaks else max(peaks)
+        others = {
+            "our full": (OURS, 0),
+            f"ours above {half}": (OURS, half),
+            "Trainer": (TRAINER, 0),
+            "Trainer, same layers frozen": (TRAINER, boundary),
+            "Trainer, LoRA": (LORA, 0),
+        }
+        for count in epochs:
+            laps = _seconds(rounds, count)
+            alone = Speed(name, boundary, count, Spread.of(laps), peak)
+            if name in (TRAINER, LORA):
+                yield alone
+                continue
+            times = {other: Spread.of_ratios(_seconds(measured[run], count), laps) for other, run in others.items()}
+            ideal = _ideal(measured, (name, boundary), count)
+            yield replace(alone, times_as_fast_as=times, ideal=ideal, of_ideal=times["our full"].median / ideal)
+
+
+def _seconds(rounds: Sequence[Measured], epochs: int) -> list[float]:
+    """Seconds up to the end of that many epochs, by round."""
+    return [lap["seconds"][epochs - 1] for lap in rounds]
+
+
+def _ideal(measured: Mapping[FineTune, list[Measured]], run: FineTune, epochs: int) -> float:
+    """The speed-up of a run of ours if FLOPs took as long as in our full fine-tuning, and traffic as memory needs."""
+    (whole, flops), (moved, traffic) = (
+        [measured[each][0][what][epochs - 1] for each in ((OURS, 0), run)] for what in ("flops", "traffic")
+    )
+    full = measured[OURS, 0]
+    rate, seconds = (
+        Spread.of([lap["bytes_per_second"] for lap in full]).median,
+        Spread.of(_seconds(full, epochs)).median,
+    )
+    return float(seconds / ((seconds - moved / rate) * flops / whole + traffic / rate))
+
+
+def measure_tracing(task: Task, plan: Plan, logs: Path) -> list[TracingSpeed]:
     """Trace in all ways, relative to a plain forward pass over the same batches of whole prompts."""
     with ExitStack() as stack:
         contenders = started(stack, {"trace": TraceMaker, "forward": Forward}, task, logs)
@@ -179,7 +159,7 @@ def measure_tracing(task: Task, plan: Plan, logs: Path) -> list[Tracing]:
         measured = in_turn(title, ways, {"examples": _FEWEST_TRACED}, plan.repeats)
     laps = {name: [lap["seconds"][0] for lap in rounds] for name, rounds in measured.items()}
     return [
-        Tracing(
+        TracingSpeed(
             what=name,
             device=rounds[0]["device"],
             examples_per_second=Spread.of([examples / lap for lap in laps[name]]),

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from salf.engine.batches import Example, read_examples
 from salf.errors import UserError
 from salf.files import read_json, replacing_folder
 from salf.records import read_sizes
+from salf.scale.inputs import published
 from salf.settings import Device
-from stages.common.benchmark import Workload
 from stages.common.params import PARAMS_FILE
 
 EMBEDDED: Final = "embedded"
@@ -32,35 +31,31 @@ _MOST_EXAMPLES: Final = 2048
 
 @dataclass(frozen=True)
 class Shape:
-    """Random weights of a Llama configuration, and random examples for it."""
+    """Random weights of a configuration, and random examples for it."""
 
     config: dict[str, Any]  # entries of a ``config.json``
     shared: int  # tokens that all examples begin with
     own: tuple[int, int]  # fewest and most tokens of an example after them
 
 
-_SIZES: Final = (
-    *("num_hidden_layers", "hidden_size", "intermediate_size"),
-    *("num_attention_heads", "num_key_value_heads", "vocab_size"),
-)
+def _llama(layers: int, hidden: int, inner: int, heads: int, vocabulary: int) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": False,
+    }
 
 
-def _llama(*sizes: int, tie_word_embeddings: bool = False, **more: Any) -> dict[str, Any]:
-    return dict(zip(_SIZES, sizes, strict=True)) | {"tie_word_embeddings": tie_word_embeddings} | more
-
-
-# The last two have the numbers of published configurations: SmolLM2-135M and Llama 3.2 1B.
 SHAPES: Final = {
-    "12x1024": Shape(_llama(12, 1024, 2816, 16, 16, 32000), shared=0, own=(24, 72)),
-    "6x384": Shape(_llama(6, 384, 1024, 6, 6, 8000), shared=0, own=(16, 48)),
-    "smollm2-135m": Shape(
-        _llama(30, 576, 1536, 9, 3, 49152, tie_word_embeddings=True, rope_theta=1e5), shared=97, own=(9, 40)
-    ),
-    "llama-1b": Shape(
-        _llama(16, 2048, 8192, 32, 8, 128256, tie_word_embeddings=True, head_dim=64, rope_theta=5e5),
-        shared=0,
-        own=(64, 192),
-    ),
+    "12x1024": Shape(_llama(12, 1024, 2816, 16, 32000), shared=0, own=(24, 72)),
+    "6x384": Shape(_llama(6, 384, 1024, 6, 8000), shared=0, own=(16, 48)),
+    "smollm2-135m": Shape(published()["smollm2-135m"]["config"], shared=97, own=(9, 40)),
+    "llama-1b": Shape(published()["llama-1b"]["config"], shared=0, own=(64, 192)),
 }
 
 
@@ -82,40 +77,35 @@ class Task:
         layers: int = AutoConfig.from_pretrained(self.folder).num_hidden_layers
         return layers
 
-    def described(self, examples: int) -> Workload:
+    def described(self, examples: int) -> dict[str, Any]:
         """The artifact's description of a run over the first examples."""
         config = AutoConfig.from_pretrained(self.folder)
         with torch.device("meta"):
             parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
-        return Workload(
-            model=self.name,
-            origin=self.origin,
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            vocabulary=config.vocab_size,
-            parameters=parameters,
-            examples=examples,
-            batch_size=self.batch_size,
-            mean_tokens=float(np.mean([len(example.inputs) for example in self.examples[:examples]])),
-            shared_tokens=self.shared,
-        )
+        return {
+            "model": self.name,
+            "origin": self.origin,
+            "layers": config.num_hidden_layers,
+            "hidden": config.hidden_size,
+            "vocabulary": config.vocab_size,
+            "parameters": parameters,
+            "examples": examples,
+            "batch_size": self.batch_size,
+            "mean_tokens": float(np.mean([len(example.inputs) for example in self.examples[:examples]])),
+            "shared_tokens": self.shared,
+        }
 
 
-def embedded_task(folder: Path) -> Path:
-    """Make the embedded model and its prepared data in ``folder``: parameters, ``base`` and ``prepared``."""
-    folder.mkdir(parents=True, exist_ok=True)
+def embedded_task(folder: Path, batch_size: int, device: Device) -> Task:
+    """The embedded model and its training split, made in ``folder``; the examples are in an order that stays."""
+    folder.mkdir(parents=True)
     yaml = YAML()
     params = yaml.load(PARAMS_FILE.read_text(encoding="utf-8"))
     params["model"]["source"], params["data"]["source"] = "embedded", "docstrings"
     with (folder / PARAMS_FILE.name).open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
-    for out, options in {"base": ["base"], "prepared": ["prepare", "--base", "base"]}.items():
-        timed(stage_command(*options, "--out", out), folder)
-    return folder
-
-
-def real_task(folder: Path, batch_size: int, device: Device) -> Task:
-    """The training split of :func:`embedded_task`, in a random order that is always the same."""
+    run_stage(folder, "base", "--out", "base")
+    run_stage(folder, "prepare", "--base", "base", "--out", "prepared")
     prepared, model = folder / "prepared", read_json(folder / "base/base.json")
     examples = read_examples(prepared, "train")
     order = np.random.default_rng(0).permutation(len(examples))
@@ -153,27 +143,21 @@ def random_examples(count: int, shape: Shape, seed: int) -> list[Example]:
 
 
 def _write_model(shape: Shape, folder: Path) -> None:
-    config = AutoConfig.for_model("llama", max_position_embeddings=4096, **shape.config)
+    config = AutoConfig.for_model(**{"max_position_embeddings": 4096, **shape.config})
     disable_progress_bar()
     torch.manual_seed(0)
     with replacing_folder(folder) as aside:
         AutoModelForCausalLM.from_config(config).save_pretrained(aside)
 
 
-def stage_command(stage: str, *options: str) -> list[str]:
-    """The command line of a stage."""
-    return [sys.executable, "-m", f"stages.{stage}", *options]
-
-
-def timed(command: Sequence[str], folder: Path | None = None) -> float:
-    """Seconds of a command, in a folder.
+def run_stage(folder: Path, stage: str, *options: str) -> None:
+    """Run a stage in a folder.
 
     Raises:
         UserError: it failed.
     """
     environment = {**os.environ, "PYTHONPATH": str(Path(stages.__path__[0]).parent)}  # stages are found in any folder
-    began = time.perf_counter()
+    command = [sys.executable, "-m", f"stages.{stage}", *options]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{' '.join(command)} failed: {' '.join(done.stderr.split())[-500:]}")
-    return time.perf_counter() - began

@@ -25,7 +25,6 @@ _PLACES: Final = {
     "metrics": ("reports/metrics.json", "scores and costs"),
     "comparison": ("reports/comparison.csv", "the same as a table"),
     "predictions": ("reports/predictions.parquet", "answers to the test examples"),
-    "benchmarks": ("reports", "folder of benchmark*.json, written by make bench"),
     "study": ("reports/study", "folder of the study's summary and figures, written by make study"),
     "params": ("params.yaml", "parameters"),
     "out": ("reports/index.html", "page to write"),

@@ -18,7 +18,6 @@ from salf.files import require, sha256_file, sha256_folder
 from salf.metrics import Measured, MethodMetrics, Metrics, read_comparison
 from salf.plan import FreezePlan
 from salf.records import BaseRecord, FineTuneClock, FineTuneRecord, PreparedRecord
-from stages.common.benchmark import PATTERN, Benchmark, read_benchmark
 from stages.common.params import Params
 from stages.common.study_page import StudyPage
 
@@ -66,7 +65,6 @@ class Artifacts:
     clocks: dict[str, FineTuneClock]
     hashes: dict[str, str]  # SHA-256 by path, of the files that the page prints
     digests: dict[str, str]  # SHA-256 of what other artifacts name by its hash, where it exists
-    benchmarks: dict[str, Benchmark]
     study: StudyPage | None
     study_figures: dict[str, str]
     parameters: Params
@@ -114,18 +112,11 @@ def load(sources: Namespace, parameters: Params) -> Artifacts:
         clocks={path.stem: FineTuneClock.load(path) for path in sorted(sources.measured.glob("[!.]*.json"))},
         hashes=_hashes(sources),
         digests=_digests(sources),
-        benchmarks=_benchmarks(sources.benchmarks),
         study=StudyPage.read(sources.study),
         study_figures={file.stem: file.read_text(encoding="utf-8") for file in drawn},
         parameters=parameters,
         project=sources.params.absolute().parent,
     )
-
-
-def _benchmarks(folder: Path) -> dict[str, Benchmark]:
-    """The benchmarks of this version, without short forms made while working."""
-    found = {file.stem: read_benchmark(file) for file in sorted(folder.glob(PATTERN))}
-    return {name: benchmark for name, benchmark in found.items() if benchmark and not benchmark.quick}
 
 
 def _hashes(sources: Namespace) -> dict[str, str]:

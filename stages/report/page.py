@@ -40,7 +40,6 @@ _SECTIONS: Final[tuple[Callable[[Artifacts], Section | None], ...]] = (
     choice.certainty_section,
     choice.selectors_section,
     extras.study_section,
-    extras.speed_section,
     evidence.examples_section,
     evidence.data_section,
     evidence.model_section,

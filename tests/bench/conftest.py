@@ -7,6 +7,7 @@ from stages.bench.workloads import Shape, random_task
 
 SHAPE = Shape(
     {
+        "model_type": "llama",
         "num_hidden_layers": 4,
         "hidden_size": 32,
         "intermediate_size": 48,

@@ -11,10 +11,10 @@ from salf.parameters import trained_names
 from salf.settings import Device
 from salf.shape import ModelShape
 from stages.bench import others, ours
+from stages.bench.cached import PrefixTrainer
 from stages.bench.contender import Contender
 from stages.bench.others import HuggingFaceLora, HuggingFaceTrainer, labelled, pad
 from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, TraceMaker
-from stages.bench.prefix import PrefixTrainer
 from tests.conftest import PROJECT
 
 

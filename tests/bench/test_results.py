@@ -1,15 +1,10 @@
-"""From measured seconds to ratios and points."""
+"""From measured seconds to ratios."""
 
 import pytest
 
-from stages.bench import measure
-from stages.bench.rounds import LORA, OURS, TRAINER, FineTunes, Plan
-from stages.common.benchmark import Spread
-
-PLAN = Plan(
-    quick=True, models=["m"], batch_size=8, quarters=(0, 2, 3), epochs=(1, 3), repeats=3, training_seconds=1,
-    tracing_seconds=1,
-)  # fmt: skip
+from stages.bench.cached import _speed
+from stages.bench.rounds import LORA, OURS, TRAINER, Plan, speeds
+from stages.bench.spread import Spread
 
 
 def rounds(*seconds, flops=(), traffic=(), peak=100):
@@ -17,86 +12,63 @@ def rounds(*seconds, flops=(), traffic=(), peak=100):
     return [{"seconds": list(lap), **counted, "peak_bytes": peak + n} for n, lap in enumerate(seconds)]
 
 
+# Seconds at the end of epochs 1, 2 and 3; the machine is twice as slow in the second round.
+MEASURED = {
+    (OURS, 0): rounds((8, 16, 24), (16, 32, 48), (8, 16, 24), flops=(90, 180, 270), traffic=(3, 6, 9)),
+    (OURS, 2): rounds((5, 9, 13), (10, 18, 26), (6, 10, 14), flops=(60, 105, 150), traffic=(2, 4, 6)),
+    (TRAINER, 0): rounds((10, 20, 30), (20, 40, 60), (12, 22, 32), peak=400),
+    (TRAINER, 2): rounds((7, 14, 21), (14, 28, 42), (7, 14, 21), peak=300),
+    (LORA, 0): rounds((8, 16, 24), (16, 32, 48), (8, 16, 24), peak=250),
+    ("ours, full+answer", 0): rounds((5, 7, 9), (10, 14, 18), (4, 6, 8), flops=(60, 75, 90), traffic=(3, 6, 9)),
+    ("ours, full+answer+lora", 0): rounds((4, 6, 8), (8, 12, 16), (4, 6, 8), flops=(50, 60, 70), traffic=(0, 0, 0)),
+}
+
+
 @pytest.fixture
-def tunes():
-    """Seconds at the end of epochs 1, 2 and 3; the machine is twice as slow in the second round."""
-    return FineTunes(
-        PLAN,
-        layers=4,
-        examples=16,
-        measured={
-            (OURS, 0): rounds((8, 16, 24), (16, 32, 48), (8, 16, 24), flops=(90, 180, 270), traffic=(3, 6, 9)),
-            (OURS, 2): rounds((5, 9, 13), (10, 18, 26), (6, 10, 14), flops=(60, 105, 150)),
-            (OURS, 3): rounds((4, 6, 8), (8, 12, 16), (4, 6, 8), flops=(52, 66, 80)),
-            (TRAINER, 0): rounds((10, 20, 30), (20, 40, 60), (12, 22, 32), peak=400),
-            (TRAINER, 2): rounds((7, 14, 21), (14, 28, 42), (7, 14, 21), peak=300),
-            (TRAINER, 3): rounds((6, 12, 18), (12, 24, 36), (6, 12, 18), peak=200),
-            (LORA, 0): rounds((8, 16, 24), (16, 32, 48), (8, 16, 24), peak=250),
-            ("ours, full+answer", 0): rounds((5, 7, 9), (10, 14, 18), (4, 6, 8), flops=(60, 75, 90), traffic=(3, 6, 9)),
-            ("ours, full+answer+lora", 0): rounds(
-                (4, 6, 8), (8, 12, 16), (4, 6, 8), flops=(50, 60, 70), traffic=(0, 0, 0)
-            ),
-        },
-    )
+def found():
+    return {(one.contender, one.boundary, one.epochs): one for one in speeds(MEASURED, (1, 3))}
 
 
 def test_a_spread_is_that_of_the_rounds_own_ratios():
-    spread = Spread.of_ratios([3, 8, 5], [1, 2, 5])
-    assert (spread.median, spread.low, spread.high) == (3, 1, 4)
+    assert Spread.of_ratios([3, 8, 5], [1, 2, 5]) == Spread(3, 1, 4)
 
 
-def test_points_hold_the_medians_of_ratios_measured_in_the_same_round(tunes):
-    points = {(point.boundary, point.epochs): point for point in tunes.points()}
-    assert list(points) == [(boundary, epochs) for boundary in (0, 2, 3) for epochs in (1, 3)]
-    point = points[2, 3]
-    assert (point.seconds.median, point.seconds.low, point.seconds.high) == (14, 13, 26)
-    assert point.trainer_full.median == pytest.approx(30 / 13)
-    assert point.trainer_frozen.low == pytest.approx(21 / 14)
-    assert point.trainer_lora.high == pytest.approx(24 / 13)
-    assert point.speed_up.median == pytest.approx(24 / 13)
-    assert point.ideal == pytest.approx(270 / 150)
-    assert point.of_ideal == pytest.approx(24 / 13 / 1.8)
-    assert points[0, 1].speed_up.median == points[0, 1].ideal == 1
+def test_a_round_has_all_boundaries_and_answers_alone():
+    plan = Plan(quarters=(0, 2, 3))
+    assert [run for run in plan.runs(4) if run[0] == OURS] == [(OURS, 0), (OURS, 2), (OURS, 3)]
+    assert {("ours, full+answer", 0), ("ours, full+answer+lora", 0), (LORA, 0), (TRAINER, 3)} < set(plan.runs(4))
 
 
-def test_answers_alone_are_compared_in_the_same_rounds(tunes):
-    assert {(name, 0) for name in ("ours, full+answer", "ours, full+answer+lora")} < set(PLAN.runs(4))
-    found = {(one.method, one.epochs): one for one in tunes.answers()}
-    assert list(found) == [(method, epochs) for method in ("full+answer", "full+answer+lora") for epochs in (1, 3)]
-    three = found["full+answer", 3]
-    assert (three.seconds.median, three.over_full.median) == (9, pytest.approx(24 / 9))
-    assert three.over_half.median == pytest.approx(13 / 9)
-    assert three.over_trainer_lora.high == 3
+def test_every_fine_tune_is_compared_in_the_same_rounds(found):
+    assert set(found) == {(*run, epochs) for run in MEASURED for epochs in (1, 3)}
+    half = found[OURS, 2, 3]
+    assert half.seconds == Spread(14, 13, 26)
+    assert half.times_as_fast_as["Trainer"].median == pytest.approx(30 / 13)
+    assert half.times_as_fast_as["Trainer, same layers frozen"].low == pytest.approx(21 / 14)
+    assert half.times_as_fast_as["Trainer, LoRA"].high == pytest.approx(24 / 13)
+    answers = found["ours, full+answer", 0, 3]
+    assert answers.times_as_fast_as["ours above 2"].median == pytest.approx(13 / 9)
+    assert found[TRAINER, 0, 1].times_as_fast_as == {}
+
+
+def test_the_ideal_counts_flops_and_the_optimizers_traffic(found):
     # At 3 bytes a second, 3 of full's 24 seconds are its optimizer's traffic; a third of its FLOPs takes 7 seconds.
-    assert (three.ideal, three.of_ideal) == (24 / (7 + 3), pytest.approx(24 / 9 / 2.4))
-    assert found["full+answer+lora", 3].ideal == pytest.approx(24 / (21 * 70 / 270))
+    answers = found["ours, full+answer", 0, 3]
+    assert (answers.ideal, answers.of_ideal) == (24 / (7 + 3), pytest.approx(24 / 9 / 2.4))
+    assert found["ours, full+answer+lora", 0, 3].ideal == pytest.approx(24 / (21 * 70 / 270))
+    assert found[OURS, 2, 3].ideal == pytest.approx(24 / (21 * 150 / 270 + 2))
+    assert (found[OURS, 0, 1].ideal, found[OURS, 0, 1].of_ideal) == (1, 1)
+    assert found[LORA, 0, 3].ideal is None
 
 
-def test_memory_is_the_largest_of_the_rounds(tunes):
-    assert [(m.boundary, m.ours, m.trainer_full, m.trainer_frozen, m.trainer_lora) for m in tunes.memory()] == [
-        (0, 102, 402, 402, 252),
-        (2, 102, 402, 302, 252),
-        (3, 102, 402, 202, 252),
-    ]
+def test_memory_is_the_largest_of_the_rounds_and_none_where_a_round_does_not_say(found):
+    assert (found[OURS, 2, 3].peak_bytes, found[TRAINER, 2, 3].peak_bytes) == (102, 302)
+    silent = {**MEASURED, (LORA, 0): [{**lap, "peak_bytes": None} for lap in MEASURED[LORA, 0]]}
+    assert {one.contender for one in speeds(silent, (3,)) if one.peak_bytes is None} == {LORA}
 
 
-def test_a_system_that_does_not_tell_its_memory_leaves_the_table_empty(tunes):
-    tunes.measured[LORA, 0][1]["peak_bytes"] = None
-    assert tunes.memory() == []
-
-
-def test_deciding_runs_in_its_folder_and_is_a_share_of_fine_tunes_of_all_rows(tunes, tmp_path, monkeypatch):
-    """As ``make bench`` has it: all paths are relative to the project, and parameters are in a folder below it."""
-    for folder in ("base", "prepared"):
-        (tmp_path / folder).mkdir()
-
-    def time_of(command, folder):
-        for option in ("--base", "--prepared"):
-            assert option not in command or (folder / command[command.index(option) + 1]).is_dir()
-        return {"stages.trace": 4.0, "stages.fit": 1.0, "stages.plan": 1.0}[command[2]]
-
-    monkeypatch.setattr(measure, "timed", time_of)
-    found = measure._deciding(tmp_path, repeats=2, rows=160, tunes=tunes)
-    assert found.seconds == Spread(median=6, low=6, high=6)
-    assert found.stages == {"trace": 4, "fit": 1, "plan": 1}
-    assert (found.of_trainer_full, found.of_our_full) == (6 / (32 * 10), 6 / (24 * 10))
+def test_a_cached_run_includes_what_fills_its_cache():
+    measured = {(2, True): rounds((2, 4, 6, 8)), (2, False): rounds((6, 9, 12)), (0, False): rounds((8, 16, 24))}
+    found = _speed(measured, 2, {"frozen": 2, "none": 0}, epochs=3)
+    assert (found.seconds.median, found.cache_share.median) == (8, 0.25)
+    assert {name: ratio.median for name, ratio in found.times_as_fast_as.items()} == {"frozen": 1.5, "none": 3}

@@ -5,9 +5,10 @@ import math
 import pytest
 from transformers import AutoModelForCausalLM
 
+from salf.errors import UserError
 from stages.bench import workloads
 from stages.bench.workloads import SHAPES, random_examples
-from tests.bench.conftest import SHAPE
+from tests.bench.conftest import CPU, SHAPE
 from tests.conftest import write_params
 
 
@@ -30,10 +31,10 @@ def test_examples_are_the_same_every_time_and_a_longer_list_begins_alike():
 def test_the_description_counts_what_transformers_counts(task):
     described = task.described(8)
     network = AutoModelForCausalLM.from_pretrained(task.folder)
-    assert described.parameters == network.num_parameters()
+    assert described["parameters"] == network.num_parameters()
     lengths = [len(e.prompt_ids) + len(e.answer_ids) - 1 for e in task.examples[:8]]
-    assert math.isclose(described.mean_tokens, sum(lengths) / 8)
-    assert (described.layers, described.hidden, described.vocabulary) == (4, 32, 97)
+    assert math.isclose(described["mean_tokens"], sum(lengths) / 8)
+    assert (described["layers"], described["hidden"], described["vocabulary"]) == (4, 32, 97)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("smollm2-135m", 134.5), ("llama-1b", 1235.8)])
@@ -42,7 +43,7 @@ def test_published_configurations_have_their_published_size(name, millions):
     from transformers import AutoConfig
 
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPES[name].config))
+        network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[name].config))
     assert network.num_parameters() / 1e6 == pytest.approx(millions, abs=0.1)
 
 
@@ -51,12 +52,15 @@ def test_the_embedded_task_is_made_whatever_the_project_is_set_to(tmp_path, monk
     write_params(tmp_path, data__source="files")
     asked = []
 
-    def make(command, folder):
-        asked.append(command[2])
+    def make(folder, stage, *_):
+        params = (folder / "params.yaml").read_text()
+        asked.append(stage)
+        assert "source: embedded" in params
+        assert "source: docstrings" in params
+        if stage == "prepare":
+            raise UserError("enough")
 
-    monkeypatch.setattr(workloads, "timed", make)
-    folder = workloads.embedded_task(tmp_path / "aside")
-    assert asked == ["stages.base", "stages.prepare"]
-    params = (folder / "params.yaml").read_text()
-    assert "source: embedded" in params
-    assert "source: docstrings" in params
+    monkeypatch.setattr(workloads, "run_stage", make)
+    with pytest.raises(UserError, match="enough"):
+        workloads.embedded_task(tmp_path / "aside", 8, CPU)
+    assert asked == ["base", "prepare"]

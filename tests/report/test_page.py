@@ -256,7 +256,7 @@ def test_every_table_lies_in_a_box_that_scrolls(pages: dict) -> None:
 
 @needs_chromium
 def test_no_table_is_cut_in_a_window_of_1280_pixels(chain_of: Callable, tmp_path: Path) -> None:
-    """With the study, a benchmark, a grid of boundaries, and words of 300 letters (matomo-org/matomo#6121)."""
+    """With the study, a grid of boundaries, and words of 300 letters (matomo-org/matomo#6121)."""
     chain = chain_of(accuracy={"full": 0.55, "salf": 0.54, "lora": 0.57, "salf+lora": 0.525, **GRID}, half_width=20.0)
     meta_file, long = chain.root / "data/prepared/meta.json", "x" * 300
     meta = json.loads(meta_file.read_text())
@@ -266,7 +266,7 @@ def test_no_table_is_cut_in_a_window_of_1280_pixels(chain_of: Callable, tmp_path
     said = pd.read_parquet(chain.root / "reports/predictions.parquet").assign(label=long, predicted=long, text=long)
     said.to_parquet(chain.root / "reports/predictions.parquet")
     reports = Path(__file__).parents[2] / "reports"
-    main(chain.argv("--study", str(reports / "study"), "--benchmarks", str(reports)))
+    main(chain.argv("--study", str(reports / "study")))
     text = POLICY.sub("", chain.page.read_text(encoding="utf-8")).replace("</body>", f"{WIDTHS}</body>")
     widths = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", shown(text, 1280, tmp_path))[1]))
     assert {name for name, _, _ in widths} > {"methods", "labels", "study-rules", "examples-wrong", "lineage-links"}
