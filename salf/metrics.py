@@ -196,11 +196,37 @@ class Groups(_Record):
     worst: dict[str, str]  # by model, the group of the lowest quality
 
 
+class Pairs(_Record):
+    """Preferences among pairs of continuations, by model: baselines, and methods as means over their seeds.
+
+    ``unwanted_rate`` is the share of pairs whose unwanted continuation is more probable per character than the wanted
+    one, ``unwanted_margin`` the mean difference of their log probabilities per character.
+    """
+
+    file: str
+    sha256: str
+    pairs: int
+    models: dict[str, Paired]
+
+
+class ShiftMetrics(_Record):
+    """Divergence of the methods' predictions from the untrained model's, in nats per token; means over seeds.
+
+    ``kl_from_base`` is KL(tuned ‖ base), ``kl_to_base`` KL(base ‖ tuned), ``layers`` the first at spaces 0..L, read by
+    the base's final norm and head. See :mod:`salf.engine.shift`.
+    """
+
+    examples: int
+    models: dict[str, Paired]
+    layers: dict[str, list[float]]
+
+
 class Metrics(_Record, Artifact):
     """The content of ``metrics.json``; ``quality`` is the score that models are compared by.
 
     Scores on the test split; ``shifted``: on the shifted splits of ``data.splits.shifted``, by name; ``groups``: by
-    subgroup, of every test split that has any.
+    subgroup, of every test split that has any; ``pairs``: of the file ``evaluate.pairs``; ``shift``: on
+    the test split and on neutral text.
     """
 
     made_by = "evaluate"
@@ -214,6 +240,8 @@ class Metrics(_Record, Artifact):
     methods: dict[str, MethodMetrics]
     shifted: dict[str, SplitMetrics] = {}
     groups: dict[str, Groups] = {}
+    pairs: Pairs | None = None
+    shift: dict[str, ShiftMetrics] = {}
 
 
 class Measured(BaseModel):

@@ -1,6 +1,7 @@
 """What evaluate measures beyond the mean over the test split, through the whole chain."""
 
 import csv
+import json
 import random
 
 import pandas as pd
@@ -8,8 +9,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from salf.engine.batches import read_examples
+from salf import AnswerSideModel
+from salf.engine.batches import Split, read_examples
+from salf.engine.boundary_cache.cache import CacheSettings
+from salf.engine.perplexity import text_examples
+from salf.engine.rules import CandidateRule
+from salf.engine.runtime import choose_runtime
+from salf.files import sha256_file
 from salf.metrics import BASELINES
+from salf.records import BaseRecord, FineTuneRecord, PreparedRecord
+from stages.common.params import load_params
+from stages.evaluate.pairs import preferences, read_pairs
+from stages.evaluate.predict import Predictor
+from stages.evaluate.scores import Bootstrap
 from tests.conftest import write_params
 from tests.test_chain import Chain
 
@@ -37,6 +49,9 @@ def chain(tmp_path_factory, hub_folder) -> Chain:
     write_rows(root / "rows/test.csv", 90, "abcdefghij", 2)
     (root / "rows/copy.csv").write_bytes((root / "rows/test.csv").read_bytes())
     write_rows(root / "rows/far.csv", 60, "uvwxyz", 3, {"red": "warm", "crimson": "warm", "blue": "cold"})
+    pairs = [{"prompt": f"{n} red is", "wanted": "warm", "unwanted": "cold"} for n in range(30)]
+    (root / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (root / "text.txt").write_text("the sea was calm and the sky was grey " * 90)
     write_params(
         root,
         model__source=str(hub_folder),
@@ -60,6 +75,8 @@ def chain(tmp_path_factory, hub_folder) -> Chain:
         finetune__learning_rate={"full": 0.003, "salf": 0.003, "lora": 0.03, "salf+lora": 0.03, "full+answer": 0.003},
         evaluate__bootstrap=50,
         evaluate__positive_label="warm",
+        evaluate__pairs="pairs.jsonl",
+        evaluate__shift={"examples": 16, "neutral": "text.txt"},
     )  # fmt: skip
     return Chain(root).run(METHODS)
 
@@ -125,16 +142,89 @@ def test_groups_have_the_scores_of_their_rows(chain):
         assert gap == pytest.approx(by_group.max() - by_group.min())
 
 
+def test_pairs_are_read_by_every_model(chain):
+    found = chain.json("reports/metrics.json")["pairs"]
+    assert set(found["models"]) == {"untrained", *METHODS}
+    assert (found["pairs"], found["sha256"]) == (30, sha256_file(chain.root / "pairs.jsonl"))
+    assert found["models"]["full"]["minus_base"]["unwanted_margin"]["high"] < 0  # red is warm: it was learned
+    pair = read_pairs(chain.root / "pairs.jsonl", chain.root / "data/base")[0]
+    opened = AnswerSideModel.from_pretrained(chain.root / "data/models/full+answer-seed1")
+    rows, point = [], len(pair.prompt_ids) - 1  # the last prompt token predicts, so it is on the trained side
+    for one in pair.candidates:
+        labels = [*[-100] * len(pair.prompt_ids), *one.ids]
+        rows.append({"input_ids": [*pair.prompt_ids, *one.ids], "labels": labels, "split": point})
+    wanted, unwanted = opened.score(rows).tolist()
+    one = chain_pairs_of(chain, [pair])
+    assert one == pytest.approx(unwanted / len("cold") - wanted / len("warm"), abs=1e-5)
+
+
+def chain_pairs_of(chain, pairs):
+    """The margin of some pairs by the answer-side model, as evaluate reads them."""
+    record = FineTuneRecord.load(chain.root / "data/models/full+answer-seed1")
+    params, meta = load_params(chain.root / "params.yaml"), PreparedRecord.load(chain.root / "data/prepared")
+    cache = CacheSettings.of("off", "", 1)
+    runtime, base = choose_runtime(params.device), chain.root / "data/base"
+    splits = {"pairs": Split(pairs, 0)}
+    predictor = Predictor(runtime, params.evaluate, meta, base, BaseRecord.load(base).shards, cache, splits)
+    folder = chain.root / "data/models/full+answer-seed1"
+    ready = predictor.open_answer_side(folder, "some", record.params.finetune.answer_side)
+    said = predictor.read(ready, "pairs", CandidateRule("character"))
+    return preferences(said, Bootstrap(len(pairs), 20, 0.9, 0))["unwanted_margin"].value
+
+
+def test_shift_is_measured_on_test_and_neutral_text(chain):
+    shift = chain.json("reports/metrics.json")["shift"]
+    assert {text: found["examples"] for text, found in shift.items()} == {"test": 16, "neutral text": 16}
+    assert set(shift["test"]["models"]) == {"untrained", *METHODS}
+    assert set(shift["neutral text"]["models"]) == {"untrained", *METHODS} - {"full+answer"}
+    for found in shift.values():
+        for name, layers in found["layers"].items():
+            frozen = 3 if name.startswith("half") else 0 if name == "full" else 1
+            assert [value == 0 for value in layers] == [True] * frozen + [False] * (5 - frozen), name
+            assert found["models"][name]["scores"]["kl_from_base"]["low"] > 0
+        values = {name: one["scores"]["kl_from_base"]["value"] for name, one in found["models"].items()}
+        share = found["models"]["half"]["share_of_full"]["kl_from_base"]["value"]
+        assert share == pytest.approx(values["half"] / values["full"])
+    assert "share_of_full" not in shift["test"]["models"]["full+answer"]
+
+
+def test_the_shift_of_full_fine_tuning_is_that_of_hugging_faces_logits(chain):
+    blocks = text_examples(chain.root / "data/base", [(chain.root / "text.txt").read_text()], 128)[:16]
+    base, full = (
+        AutoModelForCausalLM.from_pretrained(chain.root / folder).eval()
+        for folder in ("data/base", "data/models/full-seed1")
+    )
+    found = []
+    for block in blocks:
+        ids = torch.tensor([block.inputs])
+        with torch.no_grad():
+            p, q = (network(ids).logits[0].double().log_softmax(-1) for network in (full, base))
+        found.append((p.exp() * (p - q)).sum(-1))
+    told = chain.json("reports/metrics.json")["shift"]["neutral text"]["models"]["full"]["scores"]["kl_from_base"]
+    assert told["value"] == pytest.approx(float(torch.cat(found).mean()), rel=1e-4)
+
+
+def test_the_report_shows_the_shift(page):
+    assert "KL divergence per token on 16 examples of neutral text" in page
+    assert "Shift by layer on test" in page
+
+
 @pytest.fixture(scope="module")
 def page(chain) -> str:
     chain.stage("report")
     return (chain.root / "reports/index.html").read_text(encoding="utf-8")
 
 
+def test_the_report_shows_pairs(page):
+    assert "30 pairs of pairs.jsonl. A margin above zero prefers the unwanted continuation." in page
+    assert "Margin of unwanted answers by depth of freezing" in page
+    assert "Margin of unwanted answers by rank" not in page  # one rank
+
+
 def test_the_report_shows_groups(page):
     assert "test by who: 3 groups. Groups of too few examples are pooled: c, rare." in page
     assert "Rates are those of the label warm." in page
-    assert page.count("Against the untrained model") == 3
+    assert page.count("Against the untrained model") >= 3
 
 
 def test_the_report_shows_every_shifted_split_beside_its_baselines(page):

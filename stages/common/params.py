@@ -332,6 +332,13 @@ class Compare(Group):
         return self.variants[name]
 
 
+class Shift(Group):
+    """Measuring how far predictions moved from the base's: examples of each text, and a file of neutral text."""
+
+    examples: Count
+    neutral: Annotated[str, AfterValidator(os.path.expanduser)] | None = None
+
+
 class Evaluate(Group):
     """Settings for scoring models."""
 
@@ -342,6 +349,8 @@ class Evaluate(Group):
     answer_marker: str | None
     examples_shown: Annotated[int, Field(ge=0)]
     positive_label: str | None = None
+    pairs: Annotated[str, AfterValidator(os.path.expanduser)] | None = None
+    shift: Shift | None = None
     seed: Seed
 
 

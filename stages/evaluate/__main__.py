@@ -1,8 +1,8 @@
 """Stage ``evaluate``: base, data, models → metrics, comparison, predictions, curves."""
 
 import sys
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
@@ -29,8 +29,11 @@ from stages.evaluate.compare import (
     split_metrics,
 )
 from stages.evaluate.groups import group_metrics, positive_label
-from stages.evaluate.predict import Predictor, ReadyModel, frozen_layers, prediction_rows
+from stages.evaluate.pairs import pair_metrics
+from stages.evaluate.predict import Predictor, prediction_rows
+from stages.evaluate.readings import TEST, further_splits, read_all
 from stages.evaluate.scores import Bootstrap, Predictions, Statistic, intervals, score
+from stages.evaluate.shifts import shift_metrics
 
 _PARSER: Final = parser_of(
     "evaluate",
@@ -47,7 +50,6 @@ _PARSER: Final = parser_of(
     },
 )
 
-TEST: Final = "test"
 _FEWEST_DOCUMENTS: Final = 10  # with fewer, blocks are resampled
 
 
@@ -69,8 +71,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     tests = {name: read_examples(args.prepared, name) for name in meta.tests}
     names = [f"{method}-seed{seed}" for method in params.compare.labels for seed in params.compare.seeds]
     records = {name: FineTuneRecord.load(args.models / name) for name in names}
-    predictions = _predictions(args, params, meta, tests, records)
-    scores = {name: _scores(params.evaluate, meta, tests[name], said) for name, said in predictions.items()}
+    asked, shards = params.evaluate, BaseRecord.load(args.base).shards
+    cache = CacheSettings.of(params.finetune.cache, params.finetune.cache_folder, params.finetune.cache_gib)
+    splits = {name: Split(examples, meta.shared_prefix_tokens) for name, examples in tests.items()}
+    splits |= further_splits(asked, args.base)
+    predictor = Predictor(choose_runtime(params.device), asked, meta, args.base, shards, cache, splits)
+    found = read_all(predictor, list(tests), args.models, records)
+    training = read_examples(args.prepared, "train") if TASKS[meta.task].quality == "accuracy" else []
+    predictions = {name: _with_baselines(said, training, tests[name]) for name, said in found.tests.items()}
+    scores = {name: _scores(asked, meta, tests[name], said) for name, said in predictions.items()}
 
     test, on_test = tests[TEST], scores.pop(TEST)
     over = {"over": "documents"} if _documents(meta, test) else {}
@@ -78,23 +87,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: run_metrics(run, records.get(f"full-seed{run.seed}"), on_test[name], len(test))
         for name, run in records.items()
     }
+    apart = {run.label for run in records.values() if run.how.answer_side or run.how.shortened}
     further = {
-        "shifted": {name: split_metrics(runs, found, len(tests[name])) for name, found in scores.items()},
+        "shifted": {name: split_metrics(runs, one, len(tests[name])) for name, one in scores.items()},
         "groups": {
-            name: group_metrics(examples, predictions[name], by_method(runs), meta, params.evaluate)
+            name: group_metrics(examples, predictions[name], by_method(runs), meta, asked)
             for name, examples in tests.items()
             if any(example.subgroup for example in examples)
+        },
+        "pairs": asked.pairs and pair_metrics(Path(asked.pairs), found.pairs, by_method(runs), asked),
+        "shift": {
+            text: shift_metrics(measured, by_method(runs), apart, asked) for text, measured in found.shifts.items()
         },
     }
     metrics = Metrics(
         layout=1,
         task=meta.task,
         quality=TASKS[meta.task].quality,
-        intervals=Intervals(resamples=params.evaluate.bootstrap, confidence=params.evaluate.confidence, **over),
+        intervals=Intervals(resamples=asked.bootstrap, confidence=asked.confidence, **over),
         baselines={n: Baseline(scores=intervals(one), n=len(test)) for n, one in on_test.items() if n not in runs},
         runs=runs,
         methods=compare_methods(runs, {name: run.curve for name, run in records.items()}, on_test),
-        **{name: found for name, found in further.items() if found},
+        **{name: part for name, part in further.items() if part},
     )
     metrics.save(args.metrics)
     clocks = {name: FineTuneClock.load(args.measured / f"{name}.json") for name in names}
@@ -105,6 +119,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     with replacing_file(args.predictions) as aside:
         pq.write_table(pa.Table.from_pylist(rows), aside, compression="zstd")
     print_metrics(metrics)
+
+
+def _with_baselines(
+    said: Mapping[str, Predictions], training: Sequence[Example], test: Sequence[Example]
+) -> dict[str, Predictions]:
+    """The untrained model's answers, those of baselines that learn from the training split, then all others."""
+    plain = answers(training, test) if training else {}
+    learned = {name: Predictions.of_labels(labels, test) for name, labels in plain.items()}
+    return {UNTRAINED: said[UNTRAINED], **learned, **said}
 
 
 def _scores(
@@ -121,39 +144,6 @@ def _documents(meta: PreparedRecord, test: Sequence[Example]) -> list[str] | Non
     """The document of each block of plain text; ``None`` for other tasks, and where too few could be resampled."""
     documents = [document_of(example.example_id) for example in test] if TASKS[meta.task].text else []
     return documents if len(set(documents)) >= _FEWEST_DOCUMENTS else None
-
-
-def _predictions(
-    args: Namespace,
-    params: EvaluateRoom,
-    meta: PreparedRecord,
-    tests: Mapping[str, Sequence[Example]],
-    records: Mapping[str, FineTuneRecord],
-) -> dict[str, dict[str, Predictions]]:
-    """The answers to every test split, by model: the untrained one, baselines, fine-tuned ones."""
-    shards = BaseRecord.load(args.base).shards
-    cache = CacheSettings.of(params.finetune.cache, params.finetune.cache_folder, params.finetune.cache_gib)
-    splits = {name: Split(examples, meta.shared_prefix_tokens) for name, examples in tests.items()}
-    predictor = Predictor(choose_runtime(params.device), params.evaluate, meta, args.base, shards, cache, splits)
-    found: dict[str, dict[str, Predictions]] = {name: {} for name in tests}
-
-    def read(ready: ReadyModel) -> None:
-        for name in tests:
-            found[name][ready.name] = predictor.predict(ready, name)
-
-    read(predictor.open(args.base, UNTRAINED))
-    if TASKS[meta.task].quality == "accuracy":
-        training = read_examples(args.prepared, "train")
-        for name, test in tests.items():
-            found[name] |= {plain: Predictions.of_labels(s, test) for plain, s in answers(training, test).items()}
-    for run, record in records.items():  # no name holds a model: the next one is opened when it is gone
-        folder = args.models / run
-        if record.how.answer_side:
-            read(predictor.open_answer_side(folder, run, record.params.finetune.answer_side))
-        else:
-            reader = predictor.shorter if record.how.shortened else predictor
-            read(reader.open(folder, run, frozen_layers(record.shards, shards)))
-    return found
 
 
 if __name__ == "__main__":

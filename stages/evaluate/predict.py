@@ -13,15 +13,16 @@ from transformers import GenerationConfig
 
 from salf.answer_folder import AnswerSideRecord
 from salf.engine.answer_model import AnswerSideModel, base_alone, base_network
-from salf.engine.answers import Reader
+from salf.engine.answers import Answer, Reader
 from salf.engine.batches import Example, Split, Start
 from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
 from salf.engine.boundary_cache.folder import frozen_units
 from salf.engine.boundary_cache.prompts import answer_side
 from salf.engine.models.adapter import CausalModel, open_model, take_apart
 from salf.engine.progress import progress
-from salf.engine.rules import rule_of
+from salf.engine.rules import Rule, rule_of
 from salf.engine.runtime import Runtime
+from salf.engine.shift import Shift, measure_shift
 from salf.engine.techniques.roste import quantised
 from salf.records import PreparedRecord
 from salf.settings import TASKS, AnswerSide
@@ -56,9 +57,8 @@ class Predictor:
     @cached_property
     def shorter(self) -> "Predictor":
         """The same for models that read prompts without what all of them begin with."""
-        return replace(
-            self, splits={n: split.without_beginning(self.base) for n, split in self.splits.items()}, prefixes={}
-        )
+        cut = {name: self.splits[name].without_beginning(self.base) for name in self.meta.tests}
+        return replace(self, splits={**self.splits, **cut}, prefixes={})
 
     def open(self, folder: Path, name: str, frozen: int | None = None) -> ReadyModel:
         """Open the model in ``folder``, whose embedding and layers 1..frozen are the base's; ``None``: all are.
@@ -89,12 +89,29 @@ class Predictor:
 
         return ReadyModel(name, trained, opened, started)
 
+    def read(self, ready: ReadyModel, name: str, rule: Rule) -> list[Answer]:
+        """Read a split, and say by ``rule`` which answers the model prefers."""
+        split, reader = ready.started(name), Reader(ready.model, self.runtime, rule, self.params.batch_tokens)
+        with progress(f"evaluating {ready.name} on {name}", len(split), "examples") as advance:
+            return reader.read(split, lambda n: advance(n, ""))
+
+    def shift(self, ready: ReadyModel, name: str, examples: int) -> Shift:
+        """Measure how far the model's predictions on the first examples of a split are from the base's."""
+        split = ready.started(name)
+        some = split.subset(range(min(examples, len(split))))
+        with progress(f"shift of {ready.name} on {name}", len(some), "examples") as advance:
+            model, most = ready.model, self.params.batch_tokens
+            return measure_shift(model, self._base, self.runtime, some, most, lambda n: advance(n, ""))
+
+    @cached_property
+    def _base(self) -> CausalModel:
+        """The base model, none of its layers quantised: only what is above a boundary runs."""
+        return open_model(self.base, self.runtime.device, self.runtime.dtype)
+
     def predict(self, ready: ReadyModel, name: str) -> Predictions:
         """Answer a test split."""
-        rule, split = rule_of(self.meta), ready.started(name)
-        reader = Reader(ready.model, self.runtime, rule, self.params.batch_tokens)
-        with progress(f"evaluating {ready.name} on {name}", len(split), "examples") as advance:
-            answers = reader.read(split, lambda n: advance(n, ""))
+        rule, split = rule_of(self.meta), self.splits[name]
+        answers = self.read(ready, name, rule)
         loss = np.array([answer.loss for answer in answers])
         tokens = np.array([len(example.answer_ids) for example in split.examples], float)
         if TASKS[self.meta.task].text:
@@ -103,13 +120,13 @@ class Predictor:
             said = [answer.predicted or "" for answer in answers]
             correct = [answer.correct or False for answer in answers]
         else:
-            said = self._written(ready, split)
+            said = self._written(ready, name)
             correct = self._exact(said, split)
         return Predictions(said, np.array(correct, float), loss, tokens, [answer.probability for answer in answers])
 
-    def _written(self, ready: ReadyModel, split: Split) -> list[str]:
+    def _written(self, ready: ReadyModel, name: str) -> list[str]:
         assert self.meta.end_token_id is not None, "free answers end with a token of their own"
-        longest, most = self.params.generate_tokens, self.params.batch_tokens
+        longest, most, split = self.params.generate_tokens, self.params.batch_tokens, ready.started(name)
         with progress(f"{ready.name} writes its answers", len(split), "examples") as advance:
             return write_answers(
                 ready.writer, self._tokenizer, split, longest, self.meta.end_token_id, most, lambda n: advance(n, "")

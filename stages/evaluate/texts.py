@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runtime = choose_runtime(load_params().device)
     texts = {}
     for name, path in (text.split("=", 1) for text in args.texts):
-        texts[name] = text_examples(args.base, _documents(Path(path)), args.tokens)[: args.blocks]
+        texts[name] = text_examples(args.base, documents(Path(path)), args.tokens)[: args.blocks]
     folders = {BASE: require(args.base, made_by="base"), **{one.name: require(one, "finetune") for one in args.models}}
     found: dict[str, dict[str, dict[str, float | int]]] = {}
     for folder_name, folder in folders.items():
@@ -52,10 +52,10 @@ def _opened(folder: Path, base: Path, runtime: Runtime) -> CausalModel:
     return take_apart(base_network(opened.to(runtime.dtype).trained).eval())
 
 
-def _documents(path: Path) -> list[str]:
+def documents(path: Path) -> list[str]:
     """The documents of a text file (one) or of a file of JSON lines (their ``text``)."""
     if not path.exists():
-        raise UserError(f"--texts: no {path}")
+        raise UserError(f"{path}: no such file")
     with reading(path, "no text in UTF-8, or no JSON lines with a text"), path.open(encoding="utf-8") as file:
         if path.suffix != ".jsonl":
             return [file.read()]

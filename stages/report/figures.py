@@ -79,6 +79,48 @@ def learning_curves(name: str, what: str, cost: str, lines: Mapping[str, tuple[s
     return figure(name, f"{what.capitalize()} for the compute spent", caption, paint)
 
 
+def dots(
+    name: str,
+    title: str,
+    what: str,
+    against: str,
+    methods: Mapping[str, tuple[float, Interval]],
+    *,
+    logarithmic: bool = False,
+) -> Figure:
+    """Draw a measure of every method with its interval against a number of it."""
+
+    def paint(axes: Axes) -> None:
+        for method, (at, score) in methods.items():
+            axes.plot([at, at], [score.low, score.high], color=colour(method), lw=1.6)
+            axes.plot(at, score.value, marker=marker(method), color=colour(method), markersize=8)
+        if logarithmic:
+            axes.set_xscale("log", base=2)
+        axes.margins(x=0.12, y=0.14)
+        axes.set(xlabel=against, ylabel=what)
+        labels = [(at, score.value, method, colour(method)) for method, (at, score) in methods.items()]
+        strokes = [dot for at, s in methods.values() for dot in along([(at, s.low), (at, s.high)])]
+        place_labels(axes, labels, strokes)
+
+    return figure(name, title, "A marker per method; vertical strokes: interval over the examples.", paint)
+
+
+def layer_lines(name: str, text: str, methods: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw the divergence from the base at every space, a line per method."""
+    lines = {method: [(float(space), value) for space, value in enumerate(each)] for method, each in methods.items()}
+
+    def paint(axes: Axes) -> None:
+        for method, each in lines.items():
+            axes.plot(*zip(*each, strict=True), color=colour(method), lw=1.6)
+        axes.margins(x=0.12, y=0.14)
+        axes.set(xlabel="layer", ylabel="KL from the base, nats")
+        labels = [(*each[-1], method, colour(method)) for method, each in lines.items()]
+        place_labels(axes, labels, [dot for each in lines.values() for dot in along(each)])
+
+    caption = "A line per method: every layer read by the base’s final norm and head. Frozen layers are at exactly 0."
+    return figure(name, f"Shift by layer on {text}", caption, paint)
+
+
 def figure(name: str, title: str, caption: str, paint: Callable[[Axes], None], height: int = HEIGHT) -> Figure:
     """Draw a figure; see :func:`stages.common.figures.panel`."""
     return Figure(title, panel(name, title, caption, paint, height), caption)

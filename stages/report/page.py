@@ -31,6 +31,8 @@ _SECTIONS: Final[tuple[Callable[[Artifacts], Section | None], ...]] = (
     quality.quality_section,
     beyond.shifted_section,
     beyond.groups_section,
+    beyond.pairs_section,
+    beyond.shift_section,
     quality.curves_section,
     race_section,
     depth.trace_section,

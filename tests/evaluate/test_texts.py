@@ -62,7 +62,7 @@ def test_perplexities_are_those_of_a_plain_loop(project):
 
 
 def test_what_is_no_text_is_one_line(project):
-    with pytest.raises(UserError, match=r"--texts: no none\.txt"):
+    with pytest.raises(UserError, match=r"none\.txt: no such file"):
         run("one=none.txt")
     (project / "odd.jsonl").write_text('{"words": 1}\n')
     with pytest.raises(UserError, match=r"odd\.jsonl: no text in UTF-8, or no JSON lines with a text"):
