@@ -59,10 +59,12 @@ class Technique:
         passes: over every batch.
         early: times so many passes in the first ``until`` of all steps.
         until: share of all steps.
+        starts: passes of a step for which frozen layers run again, where they are not cached.
         inputs: back-propagation computes the gradients of what maps read.
         weights: back-propagation computes the gradients of the maps' own weights.
         matrices_alone: no norm, embedding or head trains.
         rank: of low-rank adapters on all linear maps but experts; 0: there are none.
+        directions: rank of a random direction that a pass follows beside every trained matrix; 0: there are none.
         extra: further work of a pass.
         share: share of the scope's weights that train.
         kept: values per trained weight: its gradient, AdamW's two moments, and more.
@@ -72,10 +74,12 @@ class Technique:
     passes: float = 1
     early: float = 1
     until: float = 1
+    starts: int = 1
     inputs: bool = True
     weights: bool = True
     matrices_alone: bool = False
     rank: int = 0
+    directions: int = 0
     extra: tuple[Extra, ...] = ()
     share: float = 1
     kept: float = 3
@@ -102,10 +106,12 @@ def together(techniques: Sequence[Technique]) -> Technique:
         passes=prod(one.passes for one in techniques),
         early=prod(one.early for one in techniques),
         until=min(one.until for one in techniques),
+        starts=prod(one.starts for one in techniques),
         inputs=all(one.inputs for one in techniques),
         weights=all(one.weights for one in techniques),
         matrices_alone=any(one.matrices_alone for one in techniques),
         rank=max(one.rank for one in techniques),
+        directions=max(one.directions for one in techniques),
         extra=tuple(extra for one in techniques for extra in one.extra),
         share=prod(one.share for one in techniques),
         kept=PLAIN.kept + sum(one.kept - PLAIN.kept for one in techniques),
@@ -205,11 +211,24 @@ def training_passes(
     sums = (queries, attended, positions, seen)
     forward = reading_flops(shape, boundary, *sums, technique)
     embeddings = embeddings and boundary == 0
+    forward += _direction_flops(shape, boundary, queries, positions, technique, embeddings)
     backward = _backward(shape, boundary, sums, technique, embeddings) if technique.inputs else 0
     if recompute and technique.inputs and boundary < shape.layers:
         rows = suffix_rows(shape, shape.layers - boundary - 1, 1, queries, positions)
         backward += forward - head_forward_flops(shape, positions) - _spared_again(shape, rows, technique.rank)
     return Flops(forward, backward) * technique.passes_at(progress)
+
+
+def _direction_flops(
+    shape: ModelShape, boundary: int, queries: int, positions: int, technique: Technique, embeddings: bool
+) -> int:
+    """Side paths of a direction: those of linear maps but experts, or of their adapters; of embeddings and head."""
+    rows = suffix_rows(shape, shape.layers - boundary - 1, 1, queries, positions) if boundary < shape.layers else []
+    widths = sum((part.wide + part.high + 2 * technique.rank) * used for part, used, _ in rows if part.adapted)
+    if not technique.rank:
+        head = (embeddings or not shape.tied_head) * (shape.hidden + shape.vocabulary)
+        widths += head * positions + embeddings * shape.hidden * queries
+    return 2 * technique.directions * widths
 
 
 def _backward(

@@ -12,7 +12,7 @@ trains acts at the positions after a prompt's data alone: :mod:`salf.split_point
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pkgutil import resolve_name
 from typing import Any, Final
@@ -84,6 +84,7 @@ class Word:
     # ``finetune``, and traits of models (:attr:`salf.shape.ModelShape.traits`).
     refused: Mapping[str, str] = field(default_factory=dict)
     fits: tuple[str, ...] | None = None  # the only words that it can be combined with; ``None``: all
+    counts_steps: bool = False  # it trains for the ``steps`` of its group, in place of epochs
     trains: str = ""  # what the model card says that it trains
     layers_alone: bool = False  # embeddings, final norm and head stay as they are, so that layers have to train
     shortens: bool = False  # the model reads prompts without what all of them begin with
@@ -130,6 +131,27 @@ def _feedback(settings: Any) -> Technique:
     return Technique(extra=(product,))
 
 
+def _zeroth_order(name: str, update: str, rank: Callable[[Any], int]) -> "Word":
+    """A word that moves weights by the losses of two forward passes along directions of a ``rank``; 0: dense."""
+    steps = Technique(passes=2, starts=2, inputs=False, weights=False, kept=0, activations=0)
+    module = "salf.engine.techniques.zeroth_order"
+    return Word(
+        name,
+        "gradient",
+        f"{module}:forward_only",
+        also={"update": f"{module}:{update}"},
+        technique=lambda settings: replace(steps, directions=rank(settings.lozo)),
+        settings="lozo",
+        inherits_rate=False,
+        refused={
+            **dict.fromkeys(SCOPES, _NO_BOUNDARY),
+            "padded": "such layers may use weights outside the modules that hold them",
+        },
+        fits=("answer", "lora"),
+        counts_steps=True,
+    )
+
+
 _NO_BOUNDARY: Final = "it acts above a boundary, and this scope has none"
 _NO_MEAN: Final = "the mean of low-rank factors is not the factor of the mean"
 
@@ -149,7 +171,7 @@ WORDS: Final = {
                 **dict.fromkeys(SCOPES, _NO_BOUNDARY),
                 "text": "its documents have neither prompt nor answer",
             },
-            fits=("lora",),
+            fits=("lora", "lozo", "lozo-m", "mezo"),
         ),
         Word("weights", "form", "salf.engine.training.forms:Weights", trains="the weights themselves"),
         Word(
@@ -217,6 +239,9 @@ WORDS: Final = {
             neutral={"last": "exact"},  # of one trained layer
             refused={"padded": "its error has a row for each answer position"},
         ),
+        _zeroth_order("lozo", "ZerothOrder", lambda own: own.rank),
+        _zeroth_order("lozo-m", "with_momentum", lambda own: own.rank),
+        _zeroth_order("mezo", "ZerothOrder", lambda _: 0),
         Word("adamw", "update", "salf.engine.training.step:adamw"),
         Word(
             "extrap",
@@ -281,9 +306,14 @@ class Method:
         """The last frozen layer as far as the name tells; ``None`` where a plan's selector decides."""
         return 0 if self.scope in ("full", *SCOPES) else frozen_by_name(self.scope)
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether it trains for steps of its own."""
+        return any(WORDS[name].counts_steps for name in self.words)
+
     def technique(self, settings: Any) -> Technique:
         """The declared work and memory of its words together, given the group ``finetune``."""
-        return together([self.word(slot).technique(settings) for slot in SLOTS])
+        return together([word.technique(settings) for slot in SLOTS if (word := self.word(slot)).slot == slot])
 
     def refusal(self, facts: Mapping[str, str] | None = None) -> str | None:
         """Why its words do not fit, if they do not.

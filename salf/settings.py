@@ -183,6 +183,16 @@ class Dfa(Group):
     spread: Literal["none", "example"] = "none"
 
 
+class Lozo(Group):
+    """Zeroth-order steps, for methods with ``+lozo``, ``+lozo-m`` or ``+mezo``."""
+
+    radius: Annotated[float, Field(gt=0)] = 1e-3
+    rank: Count = 2
+    interval: Count = 50
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    steps: Count | None = None
+
+
 class Finetune(Schedule):
     """The group ``finetune``: one schedule for all methods, except for the learning rate."""
 
@@ -201,6 +211,7 @@ class Finetune(Schedule):
     distill: Distill = Distill()
     sift: Sift = Sift()
     roste: Roste = Roste()
+    lozo: Lozo = Lozo()
     keep: Annotated[list[Keep], *_ONE_OR_MORE] = ["last"]
     patience: Count | None = None
 
@@ -217,6 +228,8 @@ class Finetune(Schedule):
         own = {name: f"finetune.{name}" for name, value in self if value is True}
         own |= {name: f"finetune.keep = {name}" for name in self.keep}
         why = method_of(method).refusal({**own, **facts})
+        if not why and method_of(method).counts_steps and not (self.equal_compute or self.lozo.steps):
+            why = "it counts steps, not epochs: set finetune.lozo.steps, or finetune.equal_compute to true"
         return f"{method}: {why}" if why else None
 
     @field_validator("keep")
@@ -244,6 +257,8 @@ class RaceArms(Group):
     def _has_a_plan(self) -> Self:
         if self.method in (*SCOPES, RACE):
             raise ValueError(f"{self.method} freezes up to no layer, so no plan could hold it; leave it out")
+        if method_of(self.method).counts_steps:
+            raise ValueError(f"{self.method} counts steps, and the arms of a race train for epochs; leave it out")
         return self
 
 

@@ -137,10 +137,12 @@ class _Lane:
 
     @cached_property
     def epochs(self) -> int:
-        """The epochs in the settings, or with ``equal_compute`` as many as the FLOPs of full fine-tuning pay for."""
+        """The epochs in the settings or of a method's own steps, or as many as full fine-tuning's FLOPs pay for."""
         bench, split = self.bench, self.splits["training"]
         if not bench.settings.equal_compute:
-            return bench.settings.epochs
+            steps = bench.settings.lozo.steps if self.method.counts_steps else None
+            per_epoch = math.ceil(len(split) / bench.settings.batch_size)
+            return math.ceil(steps / per_epoch) if steps else bench.settings.epochs
         full = bench.costs(Scope.above(0, self.scope.depth))
         return equal_compute_epochs(full, self.costs, split, bench.settings, self.contest.seed, bench.processes.count)
 

@@ -72,6 +72,17 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
             {"compare__methods": ["lisa+lora"]},
             "compare.methods.0 = 'lisa+lora': lisa cannot be combined with lora: it acts above",
         ),
+        ({"compare__methods": ["half+lozo"]}, "finetune.learning_rate has no entry for half+lozo"),
+        (
+            {"compare__methods": ["half+lozo"], "finetune__learning_rate": {"half+lozo": 1e-3}},
+            "half+lozo: it counts steps, not epochs: set finetune.lozo.steps, or finetune.equal_compute to true",
+        ),
+        ({"race__arms": [{"method": "half+mezo", "learning_rate": 0.1}]}, "half+mezo counts steps, and the arms"),
+        ({"finetune__lozo": {"momentum": 1.0}}, "finetune.lozo.momentum = 1.0: Input should be less than 1"),
+        (
+            {"compare__methods": ["full+lozo+extrap"]},
+            "compare.methods.0 = 'full+lozo+extrap': lozo and extrap both decide the update: leave one out",
+        ),
         (
             {"compare__variants": {"half": {"method": "lora"}}},
             "compare.variants.half = 'half': a method has this name; give the variant another one",

@@ -21,6 +21,7 @@ from salf.files import write_json
 from salf.methods import Method, method_of
 from salf.plan import FreezePlan
 from salf.records import KeptWeights
+from salf.settings import Lozo
 from tests.engine.training.tiny_training import RUNTIME, SHARED, assert_equal_weights, made_examples, params
 from tests.own_plan import write_plan_and_base
 
@@ -64,6 +65,20 @@ def test_without_labels_the_lowest_validation_loss_wins_and_an_end_of_the_grid_i
     assert found.arm.rate == min(losses, key=losses.get) == 0.01
     assert ("edge of its grid" in capsys.readouterr().out) == (max(rates) == 0.01)
     assert found.training.curve[-1].validation_loss == min(losses.values())
+
+
+@pytest.mark.parametrize("name", ["lozo", "mezo"])
+def test_a_method_that_counts_steps_takes_them_rounded_up_to_epochs_and_learns(bench, name):
+    made = bench([2e-4])
+    made = replace(made, arms=[Arm(method_of(f"full+{name}"), 2e-4)])
+    with pytest.raises(UserError, match=f"full.{name}: it counts steps, not epochs"):
+        best_of(made)
+    changes = {"lozo": Lozo(steps=58), "schedule": "cosine", "warmup_share": 0.5}  # its rate is constant
+    settings = made.bench.settings.model_copy(update=changes)
+    found = best_of(replace(made, bench=replace(made.bench, settings=settings)))
+    assert (found.epochs, found.training.steps) == (20, 60)  # three steps an epoch
+    first, *_, last = found.training.curve
+    assert last.validation_loss < first.validation_loss
 
 
 def test_every_rate_is_scored_on_the_test_split_which_decides_nothing(bench):

@@ -125,12 +125,13 @@ class Costs:
         )
         if self.technique.weights:
             flops += Flops(backward=-self._spared(batch, number)) * self.technique.passes_at(progress)
+        frozen = 0
         if self.uncached:  # a packed prefix was walked before
             own = (batch.ids.numel(), batch.attended) if self.shape.packed else (queries, attended)
-            flops += Flops(cost.forward_flops(self.shape, self.scope.boundary, *own))
+            frozen += cost.forward_flops(self.shape, self.scope.boundary, *own)
         if self.prompts_uncached:
-            flops += Flops(self._prompts(batch, self.shape.layers))
-        return flops
+            frozen += self._prompts(batch, self.shape.layers)
+        return flops + Flops(frozen * self.technique.starts)
 
     def _spared(self, batch: Batch, number: int) -> int:
         """The gradients of weights above the boundary that do not train, and what dropout there would recompute."""

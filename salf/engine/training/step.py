@@ -240,7 +240,7 @@ class Stepper:
 
     def _joined_gradients(self) -> Tensor | None:
         """The gradients of what trains now in one vector, where several processes add them up."""
-        if self.job.processes.count == 1:
+        if self.job.processes.count == 1 or not self.job.costs.technique.inputs:
             return None
         parameters = [parameter for parameter in self.job.trainable.parameters if parameter.requires_grad]
         sizes = [parameter.numel() for parameter in parameters]

@@ -72,10 +72,15 @@ ROWS: dict[str, Row] = {
     "dfa": Row(boundary=3),
     "extrap": Row(),
     "extragradient": Row(acts={"until": 1.0}),
+    "lozo": Row(acts={"interval": 2}),
+    "lozo-m": Row(),
+    "mezo": Row(acts={"radius": 0.01}),
 }
 # These are what other words are compared with (answers alone: test_answer_side_training).
 PLAIN = {"answer", "lora"}
-NAMES = [name for name in ROWS if name not in PLAIN]
+# Without back-propagation no setting is plain training: techniques/test_zeroth_order holds them against its gradients.
+BLIND = {"lozo", "lozo-m", "mezo"}
+NAMES = [name for name in ROWS if name not in PLAIN | BLIND]
 ALL_SCOPES = [*SELECTORS, *SCOPES, "freeze-2"]
 
 
@@ -131,7 +136,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 def test_every_word_has_its_row_and_names_a_neutral_setting():
     assert {*ROWS} == {name for word in WORDS.values() if (name := word.name) != plain(word.slot)} - {"answer"}
-    assert {name for name in ROWS if WORDS[name].neutral is None} == PLAIN - {"answer"}
+    assert {name for name in ROWS if WORDS[name].neutral is None} == (PLAIN | BLIND) - {"answer"}
 
 
 def plain(slot: str) -> str:
