@@ -84,6 +84,26 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
             "compare.methods.0 = 'full+lozo+extrap': lozo and extrap both decide the update: leave one out",
         ),
         (
+            {"compare__methods": ["half+pace"]},
+            "compare.methods.0 = 'half+pace': pace needs lora: add +lora",
+        ),
+        (
+            {"compare__methods": ["half+lora+pace+distill"]},
+            "half+lora+pace+distill': pace and distill both decide the objective: leave one out",
+        ),
+        (
+            {"compare__methods": ["full+answer+lora+pace"]},
+            "pace has not been shown to work with answer: leave out +pace",
+        ),
+        (
+            {"compare__methods": ["half+distill"], "prepare__chat_template": True},
+            "half+distill: prepare.chat_template cannot be combined with distill: what all prompts begin with holds",
+        ),
+        ({"finetune__pace__sigma": -0.1}, "finetune.pace.sigma = -0.1: Input should be greater than or equal to 0"),
+        ({"finetune__pace__every": 0}, "finetune.pace.every = 0: Input should be greater than or equal to 1"),
+        ({"finetune__distill__weight": 1.1}, "finetune.distill.weight = 1.1: Input should be less than or equal to 1"),
+        ({"finetune__distill__over": "labels"}, "finetune.distill.over = 'labels': Input should be 'answers' or 'voc"),
+        (
             {"compare__variants": {"half": {"method": "lora"}}},
             "compare.variants.half = 'half': a method has this name; give the variant another one",
         ),
