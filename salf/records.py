@@ -213,11 +213,11 @@ class CurvePoint(BaseModel):
     step: int
     epoch: float
     flops: int
-    train_loss: float | None
+    train_loss: float | None  # cross-entropy, the mean of the steps since the last point
     validation_loss: float
     validation_accuracy: float | None
-    gradient_norm: float | None = None  # before clipping, the mean of the steps since the last point
-    gap: float | None = None  # validation loss less the training cross-entropy of these steps
+    gradient_norm: float | None = None  # before clipping, the mean of these steps
+    gap: float | None = None  # validation loss less training loss
     shift: float | None = None  # from the base: KL(model ‖ base) on the validation split, nats per answer token
 
 

@@ -45,22 +45,6 @@ class Embeddings:
         return self.model.embed(torch.cat([first, batch.ids]), torch.cat([places, batch.positions]))
 
 
-@dataclass(frozen=True)
-class Begun:
-    """Start of several passes over one batch, at states that are known."""
-
-    space: int
-    known: Tensor  # [P + N, hidden]
-
-    def beginning(self) -> Tensor | None:
-        """None: the shared prefix is part of the passes."""
-        return None
-
-    def states(self, batch: Batch, *, joined: bool = False) -> Tensor:  # noqa: ARG002 (of one batch alone)
-        """The known states."""
-        return self.known
-
-
 def start_of(split: Split, model: CausalModel) -> Start:
     """The start of passes over a split."""
     return split.start or Embeddings.after(model, split.prefix)

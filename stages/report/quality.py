@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from salf.cost import update_traffic
@@ -61,7 +62,7 @@ def quality_section(artifacts: Artifacts) -> Section:
     return section
 
 
-_CURVES: Final = {  # fields of a curve's points; the last three are logged by some objectives alone
+_CURVES: Final = {  # fields of a curve's points
     "validation_accuracy": "validation accuracy",
     "validation_loss": "validation loss",
     "gradient_norm": "norm of the gradient before clipping",
@@ -78,7 +79,8 @@ def curves_section(artifacts: Artifacts) -> Section:
         return section
     full = max((run.flops for run in artifacts.runs.values() if run.label == "full"), default=0)
     unit, cost = (full, "share of full’s FLOPs") if full else (1e15, "PFLOP spent")
-    for key, what in _CURVES.items():
+    watched = any(point.shift is not None for run in artifacts.runs.values() for point in run.curve)
+    for key, what in _CURVES.items() if watched else islice(_CURVES.items(), 2):  # else scores alone
         lines = {
             name: (run.label, [(p.flops / unit, value) for p in run.curve if (value := getattr(p, key)) is not None])
             for name, run in artifacts.runs.items()

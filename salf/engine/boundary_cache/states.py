@@ -96,6 +96,7 @@ class FrozenLayers:
     space: int
     below: Embeddings  # where the frozen layers' own pass begins
     walked: Beginning | None = field(repr=False)  # the shared prefix after these layers; it is walked once
+    last: list[tuple[Batch, Tensor]] = field(default_factory=list, repr=False)  # the batch before, for another pass
 
     @classmethod
     def of_model(cls, model: CausalModel, runtime: Runtime, space: int, beginning: Sequence[int]) -> Self:
@@ -110,9 +111,11 @@ class FrozenLayers:
 
     def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
         """See :class:`Start`."""
-        with torch.no_grad(), self.runtime.autocast():
-            states, packing = begin(self.below, batch, self.walked)
-            own = run(self.model, states, 0, self.space, packing)
+        if not self.last or self.last[0][0] is not batch:
+            with torch.no_grad(), self.runtime.autocast():
+                states, packing = begin(self.below, batch, self.walked)
+                self.last[:] = [(batch, run(self.model, states, 0, self.space, packing))]
+        own = self.last[0][1]
         return torch.cat([self.walked.states, own]) if joined and self.walked else own
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from salf.cost import Flops, head_forward_flops
 from salf.engine.answers import answer_states
-from salf.engine.batches import Batch, Start
+from salf.engine.batches import Batch
 from salf.engine.models.causal_model import in_eval_mode
 from salf.engine.rules import answer_outputs
 from salf.engine.training.loop import READ_TOKENS
@@ -37,8 +37,7 @@ class Pace(CrossEntropy):
     """Objective ``pace``: two passes with independent noise and the same dropout.
 
     Cross-entropy of the first, and ``strength`` times the distance between both; with ``strength`` 0 one pass with
-    noise. The curve also gets the gradient's norm before clipping, the gap between the validation loss and the noisy
-    passes' cross-entropy, and the shift from the base: KL(model ‖ base) over the whole vocabulary at the answers of the
+    noise. The curve also gets the shift from the base: KL(model ‖ base) over the whole vocabulary at the answers of the
     validation split.
     """
 
@@ -48,13 +47,13 @@ class Pace(CrossEntropy):
         job, self.settings = self.job, self.job.settings.pace
         self.outputs = answer_outputs(job.rule, job.training.examples, self.settings.over)
         self.scales = torch.cat(list(_hooked(job, self.settings.sigma)))  # σ of every adapter's outputs, [outputs]
-        self.held["since look"] = torch.zeros(4, device=job.runtime.device)  # steps, norms, cross-entropy, tokens
         self.base, self.answers = self._read(), sum(len(one.answer_ids) for one in job.validation.examples)
         self.look_flops = job.costs.reading(job.validation) + head_forward_flops(job.costs.shape, self.answers)
 
     def begin(self, parts: Sequence[Batch], number: int) -> Sequence[Batch]:
         """Begin a step."""
-        self.number, self.sums = number, torch.zeros(2, device=self.job.runtime.device)
+        self.number = number
+        self.sums = torch.zeros(2, device=self.job.runtime.device)  # cross-entropy, answer tokens
         self.twice = self.settings.strength > 0
         return parts
 
@@ -62,26 +61,25 @@ class Pace(CrossEntropy):
         """Two passes, or one."""
         if not self.twice:
             return self.passes.summed(partial(self.cross_entropy, part), self.noisy(part))
-        start = self.passes.begun(part)
         with torch.random.fork_rng([part.ids.device] if part.ids.is_cuda else []):
-            first = self.noisy(part, 1, start)
-        return self.passes.summed(partial(self._of_both, part), first, self.noisy(part, 2, start))
+            first = self.noisy(part)
+        return self.passes.summed(partial(self._of_both, part), first, self.noisy(part, 2))
 
     def _of_both(self, part: Batch, first: Tensor, second: Tensor, rows: slice) -> Tensor:
         apart = (first.float() - second.float())[:, self.outputs].square().sum()
         return self.cross_entropy(part, first, rows) + self.settings.strength * apart
 
     def cross_entropy(self, part: Batch, logits: Tensor, rows: slice) -> Tensor:
-        """The sum over some rows, which is counted."""
+        """Cross-entropy, summed over some rows and counted."""
         loss = nn.functional.cross_entropy(logits.float(), part.targets[rows], reduction="sum")
         self.sums += torch.stack([loss.detach(), torch.full_like(loss, len(logits))])
         return loss
 
-    def noisy(self, part: Batch, which: int = 1, start: Start | None = None) -> Tensor:
+    def noisy(self, part: Batch, which: int = 1) -> Tensor:
         """States at answer positions after one of the step's passes, with noise, [M, hidden]."""
         token = _noise.set(self._drawn(part, which))
         try:
-            return self.passes.states(part, start)
+            return self.passes.states(part)
         finally:
             _noise.reset(token)
 
@@ -110,21 +108,18 @@ class Pace(CrossEntropy):
 
         return multiply
 
-    def end(self, norm: Tensor) -> None:
-        """Count the step."""
-        step = torch.stack([torch.ones_like(norm), norm.detach()])
-        self.held["since look"] += torch.cat([step, self.job.processes.add_up(self.sums)])
+    def end(self, _: float) -> float:
+        """The cross-entropy that was counted."""
+        loss, tokens = self.job.processes.add_up(self.sums).tolist()
+        return float(loss / tokens)
 
     @torch.no_grad()
-    def look(self, validation_loss: float) -> dict[str, float]:
-        """Compare with the base, and with the steps since the last look."""
+    def look(self) -> dict[str, float]:
+        """Compare with the base."""
         shift = torch.zeros((), device=self.job.runtime.device)
         for now, base in zip(self._read(), self.base, strict=True):  # head and final norm are the base's
             shift += self.passes.summed(_divergence, now, base)
-        found = {"shift": float(self.job.processes.add_up(shift)) / self.answers}
-        steps, norms, loss, tokens = self.held["since look"].tolist()
-        self.held["since look"].zero_()
-        return found | ({"gradient_norm": norms / steps, "gap": validation_loss - loss / tokens} if steps else {})
+        return {"shift": float(self.job.processes.add_up(shift)) / self.answers}
 
     @torch.no_grad()
     def _read(self) -> list[Tensor]:
@@ -209,8 +204,8 @@ class PaceFast(Pace):
         apart = (now - before)[before.isfinite().all(1)].square().sum()
         return self.cross_entropy(part, logits, rows) + self.settings.strength * apart
 
-    def end(self, norm: Tensor) -> None:
-        """Count the step, and remember its logits."""
-        super().end(norm)
+    def end(self, loss: float) -> float:
+        """Remember the step's logits."""
         fresh = self.job.processes.add_up(self.fresh[self.places].to(self.job.runtime.device))
         self.held["logits"][self.places] = fresh.cpu()
+        return super().end(loss)

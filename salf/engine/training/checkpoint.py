@@ -29,6 +29,7 @@ class Training(BaseModel):
     observed: dict[str, float] = {}  # what a technique measured, by name
     step_seconds: list[float] = []  # wall-clock of each step with what prepares it, validation left out
     recent_losses: list[float] = []  # of the steps since the last validation
+    recent_norms: list[float] = []  # of the gradients of these steps, before clipping; 0 where none was computed
     validation_losses: list[float] = []  # of every validation example at the last validation, nats per answer token
     validation_hits: list[bool] = []  # whether each was answered right then; empty where answers have no rule
     best: CurvePoint | None = None  # of the curve after step 0, by the rule of the learning rates

@@ -105,6 +105,7 @@ class _Run:
                 done.step_seconds.append(time.perf_counter() - self.clock)
                 self._check(loss, "loss")
                 done.recent_losses.append(loss)
+                done.recent_norms.append(self.stepper.norm)
                 if done.steps in self.marks or done.steps == self.end:
                     self._validate()
                 advance(1, f"loss {loss:.3f}{self._validated()}")
@@ -179,17 +180,27 @@ class _Run:
                 step=done.steps,
                 epoch=done.steps / self.job.steps_per_epoch,
                 flops=done.flops,
-                train_loss=float(np.mean(done.recent_losses)) if done.recent_losses else None,
+                **self._trained(read.loss),
                 validation_loss=read.loss,
                 validation_accuracy=read.accuracy,
-                **self.stepper.objective.look(read.loss),
+                **self.stepper.objective.look(),
             )
         )
         done.flops_validation += self.stepper.objective.look_flops
         done.recent_losses.clear()
+        done.recent_norms.clear()
         if done.steps:
             self._look()
         self.clock += time.perf_counter() - began
+
+    def _trained(self, validation_loss: float) -> dict[str, float | None]:
+        """What a point tells of the steps since the one before."""
+        losses, norms = self.done.recent_losses, self.done.recent_norms
+        if not losses:
+            return {"train_loss": None}
+        loss = float(np.mean(losses))
+        norm = {"gradient_norm": float(np.mean(norms))} if any(norms) else {}
+        return {"train_loss": loss, "gap": validation_loss - loss, **norm}
 
     def _read(self) -> "Validated":
         """Read the validation split, and count what that took."""

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from salf.cost import Flops
-from salf.engine.answers import Begun, OfRows, start_of, summed_over_rows
-from salf.engine.batches import Batch, Split, Start
+from salf.engine.answers import OfRows, start_of, summed_over_rows
+from salf.engine.batches import Batch, Split
 from salf.engine.rules import Rule
 from salf.engine.runtime import Runtime
 from salf.engine.training.checkpoint import Training
@@ -117,17 +117,12 @@ class Passes:
         self.job, self.start = job, start_of(job.training, job.trainable.model)
         self._positions = job.trainable.method.word("positions").implementation()
 
-    def states(self, part: Batch, start: Start | None = None) -> Tensor:
-        """The last space at a part's M answer positions, [M, hidden]; ``start``: where the pass begins instead."""
+    def states(self, part: Batch) -> Tensor:
+        """The last space at a part's M answer positions, [M, hidden]."""
         recompute, model = self.job.settings.gradient_checkpointing, self.job.trainable.model
         with self.job.runtime.autocast():
-            states: Tensor = self._positions(model, start or self.start, part, recompute=recompute)
+            states: Tensor = self._positions(model, self.start, part, recompute=recompute)
         return states
-
-    def begun(self, part: Batch) -> Start:
-        """The start of several passes over a part: frozen layers run once for all of them."""
-        with self.job.runtime.autocast():
-            return Begun(self.start.space, self.start.states(part, joined=True))
 
     def summed(self, of: OfRows, *states: Tensor) -> Tensor:
         """The sum of something over the logits of one pass's states, or of several passes'."""
@@ -164,10 +159,11 @@ class CrossEntropy:
         """The FLOPs of a step that was given these parts."""
         return self.job.costs.step(parts, number, self.job.steps)
 
-    def end(self, _norm: Tensor) -> None:
-        """Take the norm of the step's gradient, before clipping."""
+    def end(self, loss: float) -> float:
+        """End a step; return the batch's cross-entropy, given what was minimised, nats per answer token."""
+        return loss
 
-    def look(self, _validation_loss: float) -> dict[str, float]:
+    def look(self) -> dict[str, float]:
         """Further fields of a point of the curve: see :class:`salf.records.CurvePoint`."""
         return {}
 
@@ -183,6 +179,7 @@ class Stepper:
         self._gradient: Gradient = gradient(job)
         self.objective: CrossEntropy = objective(self.passes)
         self.optimizer: torch.optim.Optimizer = update(job)
+        self.norm = 0.0  # of the last step's gradient, before clipping
         self._interval = -1  # of the layers drawn
         self._gradients = self._joined_gradients()
 
@@ -198,7 +195,7 @@ class Stepper:
         self.job.trainable.form.begin(self.job, self.objective, done)
 
     def take(self, parts: Sequence[Batch], rate: float, number: int) -> float:
-        """Take step ``number``, from 0, and return the batch's loss, nats per answer token.
+        """Take step ``number``, from 0, and return the batch's cross-entropy, nats per answer token.
 
         Seed and number decide what dropout drops: a resumed run drops the same.
         """
@@ -216,15 +213,14 @@ class Stepper:
             total: Tensor = self._gradient(loss, mine).to(job.runtime.device)
             if self._gradients is not None:
                 job.processes.add_up(self._gradients)
-            self._norm = nn.utils.clip_grad_norm_(job.trainable.parameters, job.settings.clip_norm)
+            self.norm = float(nn.utils.clip_grad_norm_(job.trainable.parameters, job.settings.clip_norm))
             return float(job.processes.add_up(total))
 
         for group in self.optimizer.param_groups:
             group |= {"lr": rate, "number": number}
         batch_loss = self.optimizer.step(closure)
-        self.objective.end(self._norm)
         self.optimizer.zero_grad(set_to_none=self._gradients is None)
-        return batch_loss
+        return self.objective.end(batch_loss)
 
     def _draw(self, number: int) -> None:
         """Let the layers of this step's interval train; one that begins, begins without AdamW's moments for them."""
