@@ -1,11 +1,12 @@
-"""Hadamard transforms of any width: which matrices make them, and what rotations by them cost. No torch here.
+"""Hadamard rotations of any width: which matrices make them, and what they cost. No torch here.
 
-A row of d entries is a grid of a x b, or several; H_a · grid · H_b is the product with the Kronecker product of two
-Hadamard matrices. Orders are powers of two (Sylvester), q + 1 and 2·(q + 1) (Paley 1933, q prime: q = 3 and q = 1
-modulo 4). A width without such a factor is transformed in blocks of its largest power of two.
+A row of d entries is a grid of a x b, or several, and is multiplied by Hadamard matrices from both sides. Their orders
+are powers of two (Sylvester) and q + 1 for primes q = 3 modulo 4 (Paley 1933, construction I). A width without such a
+factor is rotated in blocks of its largest power of two.
 """
 
 from functools import cache
+from math import isqrt
 from typing import TYPE_CHECKING, Any, Final
 
 from salf.cost import Flops, suffix_rows
@@ -14,88 +15,65 @@ from salf.shape import ModelShape
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_LARGEST: Final = 256  # order of a matrix by Paley: larger ones cost more than they spread
+_LARGEST: Final = 256  # order by Paley: larger matrices cost more than they spread
 
 
 @cache
 def factors(width: int) -> tuple[int, int, int]:
-    """Blocks, a and b of a row: ``width`` is their product, and Hadamard matrices of orders a and b are known."""
-    odd, power = width, 0
-    while odd % 2 == 0:
-        odd, power = odd // 2, power + 1
+    """Blocks, a and b of a row, whose product is ``width``; matrices of orders a and b are known."""
+    power = (width & -width).bit_length() - 1
+    odd = width >> power
     for doublings in range(2, power + 1):
         order = odd << doublings
-        if odd > 1 and order <= _LARGEST and _paley(order):
+        prime = all((order - 1) % divisor for divisor in range(2, isqrt(order - 1) + 1))
+        if odd > 1 and order <= _LARGEST and prime:
             return 1, order, 1 << (power - doublings)
     return odd, 1 << (power - power // 2), 1 << (power // 2)
 
 
 @cache
 def hadamard(order: int) -> "NDArray[Any]":
-    """A matrix of 1 and -1 with orthogonal rows, [order, order]; ``order`` is one of :func:`factors`."""
+    """A matrix of 1 and -1 with orthogonal rows, [order, order], for an order that :func:`factors` names."""
     import numpy as np
     from scipy.linalg import hadamard as sylvester
 
-    prime = _paley(order)
-    if not prime:
+    if order & (order - 1) == 0:
         return np.asarray(sylvester(order, dtype=np.int64))
-    squares = {n * n % prime for n in range(1, prime)}
-    character = np.array([0] + [1 if n in squares else -1 for n in range(1, prime)])
-    places = np.arange(prime)
-    border = 1 if prime % 4 == 1 else -1
-    conference = np.zeros((prime + 1, prime + 1), dtype=np.int64)
-    conference[0, 1:], conference[1:, 0] = 1, border
-    conference[1:, 1:] = character[(places[:, None] - places) % prime]
-    identity = np.eye(prime + 1, dtype=np.int64)
-    if border == -1:
-        return identity + conference
-    return np.kron(conference, [[1, 1], [1, -1]]) + np.kron(identity, [[1, -1], [-1, -1]])
+    places, squares = np.arange(order - 1), np.arange(1, order - 1) ** 2 % (order - 1)
+    differences = (places[:, None] - places) % (order - 1)
+    matrix = np.ones((order, order), dtype=np.int64)
+    matrix[1:, 0] = -1
+    matrix[1:, 1:] = np.where(differences == 0, 1, np.where(np.isin(differences, squares), 1, -1))
+    return matrix
 
 
 def rotation_flops(
     shape: ModelShape, boundary: int, queries: int, _attended: int, positions: int, _seen: int, *, keys_values: bool
 ) -> Flops:
-    """Rotations in one pass above a boundary: of every input and weight, and of keys, values and queries.
+    """Rotations in a pass above a boundary: of all inputs and weights, and of keys and values there and back.
 
-    The other arguments are those of :func:`salf.cost.training_flops`. A weight is rotated once for every pass over
-    rows; the last layer of a packed model makes two passes through queries, keys and values.
+    The other arguments are those of :func:`salf.cost.training_flops`. The last layer makes two passes through the maps
+    of queries, keys and values, whose weights are rotated in both.
     """
     if boundary == shape.layers:
         return Flops()
-    below, forward, backward = shape.layers - boundary - 1, 0, 0
-    rows = suffix_rows(shape, below, 1, queries, positions)
-    attention = [part for part, _, _ in rows if part.role != "other"]
-    *others, down = [(part, used) for part, _, used in rows if part.role == "other"]
-    output, into = others[0], others[1]
-    entered = (below + 1) * queries + shape.packed * positions
-    for part, count in ((attention[0], entered), output, into, down):
-        forward += _row(part.wide) * count
-        backward += _row(part.wide) * count
-    for part in shape.layer.maps:
-        twice = shape.packed and part in attention
-        forward += _row(part.wide) * part.high * (below + 1 + twice)
-        backward += _row(part.wide) * part.high * (below + 1 + (twice and part.role == "fused"))
+    below = shape.layers - boundary - 1
+    attention = [part for part in shape.layer.maps if part.role != "other"]
+    (output, _, _), *into, (down, _, used) = suffix_rows(shape, below, 1, queries, positions)[len(attention) :]
+    own = (below + 1) * queries
+    both = _row(attention[0].wide) * (own + positions) + sum(_row(p.wide) for p in (output, into[0][0], down)) * used
+    both += sum(_row(part.wide) * part.high for part in shape.layer.maps) * (below + 1)
+    forward = backward = both
+    forward += sum(_row(part.wide) * part.high for part in attention)
+    backward += sum(_row(part.wide) * part.high for part in attention if part.role == "fused")
     if keys_values:
-        own, shared = 2 * shape.heads, 2 * shape.kv_heads  # queries and results; keys and values
-        forward += _row(shape.head_dim) * (below * queries + positions) * (own + shared)
-        forward += _row(shape.head_dim) * queries * (shape.heads + shared)
-        backward += _row(shape.head_dim) * (below * queries * (own + shared) + queries * shared + positions * own)
+        there_and_back = 4 * shape.kv_heads * _row(shape.head_dim)
+        forward += there_and_back * (own + positions)
+        backward += there_and_back * own
     return Flops(forward, backward)
 
 
 def _row(width: int) -> int:
-    """FLOPs of a row's transform."""
+    """FLOPs of a row's rotation."""
     _, first, second = factors(width)
     return 2 * width * (first + second)
-
-
-def _paley(order: int) -> int:
-    """The prime by which Paley makes a matrix of an order that is no power of two; 0: there is none."""
-    for prime, rest in ((order - 1, 3), (order // 2 - 1, 1)):
-        if order & (order - 1) and order % 4 == 0 and prime % 4 == rest and _is_prime(prime):
-            return prime
-    return 0
-
-
-def _is_prime(number: int) -> bool:
-    return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))

@@ -203,7 +203,10 @@ WORDS: Final = {
             technique=_on_grids,
             settings="roste",
             neutral={"weight_bits": None, "activation_bits": None, "kv_bits": None, "rotation": "none"},
-            refused={"experts": "they are held in one tensor, whose inputs no rotation reaches"},
+            refused={
+                "experts": "they are held in one tensor, whose inputs no rotation reaches",
+                "padded": "its attention does not hand over keys and values",
+            },
             trains="the weights, under quantisation (`salf.quantised(model, folder)` computes as in training; "
             "transformers alone opens the weights at full precision)",
         ),

@@ -13,6 +13,7 @@ from typing import Any, Final
 import psutil
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from salf.engine.models.adapter import Frozen
 from salf.errors import UserError
@@ -51,7 +52,8 @@ class Runtime:
         On a CPU alone, whose memory has room for both.
         """
         known, here = {id(one) for one in trained}, self.device.type == "cpu" and self.dtype == torch.bfloat16
-        maps = [part.weight for part in parts.modules() if here and isinstance(part, nn.Linear)]
+        linear = (part for part in parts.modules() if here and isinstance(part, nn.Linear))
+        maps = [part.weight for part in linear if not is_parametrized(part)]  # others are made in every pass
         whole = [(one, one.data) for one in maps if id(one) not in known and one.dtype == torch.float32]
         for weight, data in whole:
             weight.data = data.to(self.dtype)

@@ -13,83 +13,190 @@ weights (appendix D): the same function, but AdamW would then train rotated weig
 stay at full precision here, so the model is a mixed one.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import copy
+from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from salf.engine.batches import Batch
 from salf.engine.models.adapter import CausalModel
-from salf.engine.models.attention import PACKED
+from salf.engine.models.attention import PACKED, packed_attention
 from salf.engine.models.causal_model import in_eval_mode
-from salf.engine.techniques.quantiser import ACTIVATIONS, WEIGHTS, Reads, Site
 from salf.engine.training.checkpoint import Training
 from salf.engine.training.forms import Weights
 from salf.engine.training.scope import Scope
 from salf.engine.training.step import Job
-from salf.errors import UserError
+from salf.hadamard import factors, hadamard
 from salf.records import Artifact
 from salf.settings import Finetune, Roste
 from salf.shape import ModelShape
 
+Reads = Literal["inputs", "keys", "values"]
+_ATTENTION: Final = "salf_quantised"
+_SITES: Final = "salf_sites"  # an attention module's attribute: the sites of its keys and values
 
-class Errors(BaseModel):
-    """Quantisation errors without and with rotation.
 
-    ``error``: squared, as a share of the squares. ``outliers``: the largest value of a group over its RMS, mean over
-    groups, which are rows of activations or the weights of an output.
+def on_grid(groups: Tensor, bits: int | None, clip: float = 1.0) -> Tensor:
+    """Round each group [.., d] to 2^bits levels, evenly spread from its smallest value on over ``clip`` of its range.
+
+    The level of 0 is a whole number. A group whose values are all the same stays as it is; so do all without ``bits``.
+    """
+    if bits is None:
+        return groups
+    values, most = groups.float(), 2**bits - 1
+    low, high = values.aminmax(dim=-1, keepdim=True)
+    step = clip * (high - low) / most
+    zero = (-low / step).round()
+    levels = ((values / step).round() + zero).clamp(0, most)
+    return torch.where(step > 0, (levels - zero) * step, values).to(groups.dtype)
+
+
+def rotated(rows: Tensor, signs: Tensor, *, back: bool = False) -> Tensor:
+    """Rows [.., d] times R = diag(signs)·H/√d, which is orthonormal; ``back``: times Rᵀ."""
+    signs = signs.to(rows.dtype)
+    blocks, first, second = factors(len(signs))
+    left, right = (_matrix(order, rows.dtype, rows.device) for order in (first, second))
+    left, right = (left.T, right.T) if back else (left, right)
+    grid = (rows if back else rows * signs).unflatten(-1, (blocks, first, second))
+    grid = (grid @ right).transpose(-1, -2) @ left  # [.., blocks, b, a]
+    rows = grid.transpose(-1, -2).flatten(-3)
+    return rows * signs if back else rows
+
+
+@cache
+def _matrix(order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.from_numpy(hadamard(order)).to(device, dtype) * order**-0.5
+
+
+class _StraightThrough(torch.autograd.Function):
+    """:func:`on_grid`, as if it were the identity when going backward."""
+
+    @staticmethod
+    def forward(_ctx: Any, groups: Tensor, bits: int, clip: float) -> Tensor:
+        return on_grid(groups, bits, clip)
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0], None, None
+
+
+class Site:
+    """What some modules read, in rows of d values: how it is rotated and quantised, and their weights with it.
+
+    ``reads``: the inputs of linear maps, or the keys or values of attention modules, head by head.
     """
 
-    error: tuple[float, float]
-    outliers: tuple[float, float]
+    def __init__(self, reads: Reads, names: list[str], signs: Tensor, asked: Roste) -> None:
+        self.reads, self.names, self.signs, self.asked = reads, names, signs, asked
+        self.bits = asked.activation_bits if reads == "inputs" else asked.kv_bits
+        self.rotates = torch.tensor(float(asked.rotation == "all"))  # 1: yes
+        self.measuring = False  # at full precision
+        # Of activations and weights, without and with rotation: squared error, squares, outliers, groups.
+        self.measured = torch.zeros(2, 2, 4)
+        self._undo: list[Callable[[], Any]] = []
+        self._given: Tensor | None = None  # the rows that maps read at the moment, and what they take in their place
+        self._entered: Tensor | None = None
+        self._left = 0  # maps that have not read them yet
 
-    @classmethod
-    def of(cls, sums: Tensor) -> "Errors":
-        """From sums without and with rotation, [2, 4]: see :attr:`Site.measured`."""
-        error, squares, peaks, groups = sums.double().T  # [2] each
-        shares, means = error / squares.clamp(min=1e-30), peaks / groups.clamp(min=1)
-        return cls(error=(float(shares[0]), float(shares[1])), outliers=(float(means[0]), float(means[1])))
+    def attach(self, network: PreTrainedModel) -> None:
+        """Let the network's modules read what this site makes of their inputs, keys or values."""
+        for part in map(network.get_submodule, self.names):
+            if self.reads == "inputs":
+                self._undo.append(part.register_forward_pre_hook(self._enter).remove)
+                parametrize.register_parametrization(part, "weight", _Weight(self, transposed=isinstance(part, Conv1D)))
+            else:
+                vars(part).setdefault(_SITES, {})[self.reads] = self
+                part.config = config = copy.copy(network.config.get_text_config())
+                config._attn_implementation = _ATTENTION
+
+    def detach(self, network: PreTrainedModel, *, quantised: bool = False) -> None:
+        """Leave linear maps with the weights that train, or with quantised ones; these still read quantised inputs."""
+        for undo in self._undo if not quantised else []:
+            undo()
+        for part in map(network.get_submodule, self.names):
+            if self.reads == "inputs":
+                parametrize.remove_parametrizations(part, "weight", leave_parametrized=quantised)
+            elif not quantised:
+                part.config = network.config.get_text_config()
+
+    def quantised(self, groups: Tensor, bits: int | None) -> Tensor:
+        """Groups [.., d] rotated, where this site is, and on their grids; gradients pass as if there were no grids."""
+        groups = rotated(groups, self.signs) if self.rotates else groups
+        made: Tensor = groups if bits is None else _StraightThrough.apply(groups, bits, self.asked.clip)
+        return made
+
+    def entered(self, rows: Tensor) -> Tensor:
+        """What is computed with in place of rows [.., d]; keys and values are rotated back, since queries are not."""
+        if self.measuring:
+            self.measure(0, rows, self.bits)
+            return rows
+        made = self.quantised(rows, self.bits)
+        return rotated(made, self.signs, back=True) if self.rotates and self.reads != "inputs" else made
+
+    def measure(self, kind: int, groups: Tensor, bits: int | None) -> None:
+        """Add groups [.., d] of activations (0) or weights (1) to what is measured, without and with rotation."""
+        for at, each in enumerate((groups.detach(), rotated(groups.detach(), self.signs))):
+            rows = each.float().flatten(0, -2)
+            squares = rows.square()
+            error = (on_grid(rows, bits, self.asked.clip) - rows).square().sum()
+            peaks = rows.abs().amax(-1) / squares.mean(-1).sqrt().clamp(min=1e-30)
+            self.measured[kind, at] += torch.stack(
+                [error, squares.sum(), peaks.sum(), error.new_tensor(len(rows))]
+            ).cpu()
+
+    def _enter(self, _part: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Rotate and quantise an input once for all maps that read it."""
+        if given[0] is not self._given or self._entered is None:
+            self._given, self._entered, self._left = given[0], self.entered(given[0]), len(self.names)
+        entered, self._left = self._entered, self._left - 1
+        if not self._left:
+            self._given = self._entered = None
+        return (entered, *given[1:])
+
+
+class _Weight(nn.Module):
+    """A linear map's weight as its site quantises it: a group for each output."""
+
+    def __init__(self, site: Site, *, transposed: bool) -> None:
+        super().__init__()
+        self.site, self.transposed = site, transposed
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight that the map uses."""
+        rows, bits = weight.T if self.transposed else weight, self.site.asked.weight_bits
+        if self.site.measuring:
+            return weight
+        rows = self.site.quantised(rows, bits).to(weight.dtype)
+        return rows.T if self.transposed else rows
+
+
+def quantised_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention by transformers' interface with quantised keys and values, [B, heads, T, head size] each."""
+    sites: dict[str, Site] = vars(module)[_SITES]
+    key, value = sites["keys"].entered(key), sites["values"].entered(value)
+    return packed_attention(module, query, key, value, attention_mask, **options)
+
+
+AttentionInterface.register(_ATTENTION, quantised_attention)
 
 
 class SiteRecord(BaseModel):
-    """What some modules read, how it is rotated, and with which errors it is quantised; so are linear maps' weights."""
+    """A :class:`Site`; ``signs`` are those of its rotation as a row of + and -, empty where nothing is rotated."""
 
     reads: Reads
     modules: list[str]
-    rotated: bool
-    signs: str  # of the rotation: a bit for each, as hexadecimal digits
-    width: int
-    activations: Errors
-    weights: Errors | None
-
-    @classmethod
-    def of(cls, site: Site) -> "SiteRecord":
-        """What a site has decided and measured."""
-        activations, weights = (Errors.of(sums) for sums in site.measured)
-        return cls(
-            reads=site.reads,
-            modules=site.names,
-            rotated=bool(site.rotates),
-            signs=np.packbits(site.signs.cpu().numpy() > 0).tobytes().hex(),
-            width=len(site.signs),
-            activations=activations,
-            weights=weights if site.reads == "inputs" else None,
-        )
-
-    def site(self, settings: Roste, device: torch.device) -> Site:
-        """The site that this was."""
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(self.signs), dtype=np.uint8), count=self.width)
-        made = Site(self.reads, self.modules, torch.from_numpy(bits * 2.0 - 1).to(device), settings)
-        made.rotates.fill_(self.rotated)
-        return made
+    signs: str
 
 
 class Quantisation(Artifact):
@@ -117,10 +224,11 @@ def quantised(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     if model.config._attn_implementation != PACKED:
         model.set_attn_implementation("sdpa")  # whose masks ours takes
     for one in record.sites:
-        site = one.site(record.settings, model.device)
+        signs = torch.tensor([1.0 if sign == "+" else -1.0 for sign in one.signs], device=model.device)
+        site = Site(one.reads, one.modules, signs, record.settings)
+        site.rotates.fill_(bool(one.signs))
         site.attach(model)
-        for part in site.parts if one.reads == "inputs" else []:
-            parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
+        site.detach(model, quantised=True)
     return model
 
 
@@ -132,34 +240,41 @@ class Quantised(Weights):
     ) -> None:
         super().__init__(model, scope, layers, settings, seed)
         self.asked, self.network, generator = settings.roste, model.network, torch.Generator().manual_seed(seed)
-        paths = [f"{model.family.layers}.{layer - 1}" for layer in layers]
-        found: list[tuple[Reads, list[str], int]] = [("inputs", *both) for both in _inputs(model, paths)]
-        if self.asked.kv_bits is not None:
-            found += _keys_values(model, paths)
-        self.sites = []
-        for reads, names, width in found:
-            signs = torch.randint(2, (width,), generator=generator) * 2.0 - 1
-            self.sites.append(Site(reads, names, signs.to(model.device), self.asked))
-            self.sites[-1].attach(model.network)
+        shape, self.sites = ModelShape.from_config(model.network.config.to_dict()), list[Site]()
+        for number in layers:
+            path = f"{model.family.layers}.{number - 1}"
+            for reads, names, width in _sites(model.layers[number - 1], shape, kv=self.asked.kv_bits is not None):
+                signs = torch.randint(2, (width,), generator=generator) * 2.0 - 1
+                self.sites.append(Site(reads, [f"{path}.{name}" for name in names], signs.to(model.device), self.asked))
+                self.sites[-1].attach(model.network)
 
     def decided(self) -> dict[str, Tensor]:
-        """Which sites are rotated, and what was measured of them."""
-        kept = {f"rotates.{number}": site.rotates for number, site in enumerate(self.sites)}
-        return kept | {f"measured.{number}": site.measured for number, site in enumerate(self.sites)}
+        """Which sites are rotated."""
+        return {f"rotates.{number}": site.rotates for number, site in enumerate(self.sites)}
 
     def begin(self, job: Job, loss: Callable[[Batch], Tensor], done: Training) -> None:
-        """Measure all sites over calibration examples, drawn by the seed; choose which are rotated."""
+        """Measure all sites over calibration examples, drawn by the seed; choose which are rotated.
+
+        Rotation has to lower the squared error of a site's weights and, summed over an example, of its activations.
+        """
         training, size = job.training, job.settings.batch_size
         count = min(self.asked.calibration, len(training))
         drawn = np.random.default_rng(abs(job.seed)).choice(len(training), count, replace=False).tolist()
         parts = [training.batch(sorted(drawn[at : at + size])) for at in range(0, count, size)]
-        with self._measuring(), torch.no_grad(), in_eval_mode(self.network):
+        for site in self.sites:
+            site.measuring = True
+        with torch.no_grad(), in_eval_mode(self.network):
             for part in job.processes.share(parts):
                 loss(part.to(job.runtime.device))
         for site in self.sites:
-            sums = site.measured[ACTIVATIONS].to(job.runtime.device)
-            site.measured[ACTIVATIONS] = job.processes.add_up(sums).cpu()
-            site.choose(count)
+            site.measured = job.processes.add_up(site.measured.to(job.runtime.device)).cpu()
+            for part in map(self.network.get_submodule, site.names if site.reads == "inputs" else []):
+                weight = part.weight.T if isinstance(part, Conv1D) else part.weight
+                site.measure(1, weight, self.asked.weight_bits)
+            errors = site.measured[1, :, 0] + site.measured[0, :, 0] / count
+            if self.asked.rotation == "adaptive":
+                site.rotates.fill_(errors[1] < errors[0])
+            site.measuring = False
         flops = sum(job.costs.step([part]).forward for part in parts)
         done.flops, done.flops_before = done.flops + flops, done.flops_before + flops
         done.observed |= self._observed()
@@ -172,64 +287,32 @@ class Quantised(Weights):
 
     def save(self, folder: Path, _base: str, _revision: str | None) -> None:
         """Write ``quantisation.json``."""
-        Quantisation(settings=self.asked, sites=[SiteRecord.of(site) for site in self.sites]).save(folder)
-
-    @contextmanager
-    def _measuring(self) -> Iterator[None]:
+        sites = []
         for site in self.sites:
-            site.measuring = True
-        try:
-            yield
-        finally:
-            for site in self.sites:
-                site.measuring = False
+            signs = "".join("+" if sign > 0 else "-" for sign in site.signs.tolist())
+            sites.append(SiteRecord(reads=site.reads, modules=site.names, signs=signs if site.rotates else ""))
+        Quantisation(settings=self.asked, sites=sites).save(folder)
 
     def _observed(self) -> dict[str, float]:
-        """Errors and outliers of all sites together."""
-        sums = torch.stack([site.measured for site in self.sites]).sum(0)  # [2, 2, 4]
+        """Squared error as a share of the squares, and groups' largest value over their RMS, of all sites together."""
         observed = {"share of sites rotated": float(torch.stack([site.rotates for site in self.sites]).mean())}
-        for name, kind in (("activations", ACTIVATIONS), ("weights", WEIGHTS)):
-            for what, both in Errors.of(sums[kind]).model_dump().items():
-                observed |= {f"{what} of {name}": both[0], f"{what} of {name}, rotated": both[1]}
+        sums = torch.stack([site.measured for site in self.sites]).double().sum(0)  # [2, 2, 4]
+        for name, both in zip(("activations", "weights"), sums, strict=True):
+            for how, (error, squares, peaks, groups) in zip(("", ", rotated"), both.tolist(), strict=True):
+                observed[f"error of {name}{how}"] = error / squares
+                observed[f"outliers of {name}{how}"] = peaks / groups
         return observed
 
 
-@torch.no_grad()
-def _inputs(model: CausalModel, paths: Sequence[str]) -> list[tuple[list[str], int]]:
-    """The linear maps inside modules, those together that read the same tensor; and how wide that is."""
-    found: list[tuple[Tensor, list[str]]] = []  # tensors are held, so that no other takes their place
-
-    def of(name: str) -> Callable[..., None]:
-        def read(_part: nn.Module, given: tuple[Tensor, ...]) -> None:
-            names = next((names for tensor, names in found if tensor is given[0]), None)
-            if names is None:
-                found.append((given[0], [name]))
-            else:
-                names.append(name)
-
-        return read
-
-    with ExitStack() as stack, in_eval_mode(model.network):
-        for path in paths:
-            for name, part in model.network.get_submodule(path).named_modules(prefix=path):
-                if isinstance(part, nn.Linear | Conv1D):
-                    stack.enter_context(part.register_forward_pre_hook(of(name)))
-        model.network(torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
-    return [(names, tensor.shape[-1]) for tensor, names in found]
-
-
-def _keys_values(model: CausalModel, paths: Sequence[str]) -> list[tuple[Reads, list[str], int]]:
-    """Keys and values of the attention modules inside modules."""
-    config = model.network.config
-    if not model.family.packed:
-        raise UserError(
-            f"model type {config.model_type!r}: its attention does not hand over its keys and values; "
-            "set finetune.roste.kv_bits to null"
-        )
-    width = ModelShape.from_config(config.to_dict()).head_dim
-    parts = (
-        (name, part) for path in paths for name, part in model.network.get_submodule(path).named_modules(prefix=path)
-    )
-    names = [name for name, part in parts if name not in paths and hasattr(part, "layer_idx")]
-    reads: tuple[Reads, ...] = ("keys", "values")
-    return [(what, [name], width) for name in names for what in reads]
+def _sites(layer: nn.Module, shape: ModelShape, *, kv: bool) -> list[tuple[Reads, list[str], int]]:
+    """A layer's linear maps by what they read, and its attention's keys and values; with the width of their rows."""
+    parts = list(layer.named_modules())
+    maps = [name for name, part in parts if isinstance(part, nn.Linear | Conv1D)]
+    attention = sum(part.role != "other" for part in shape.layer.maps)
+    groups = [maps[:attention], maps[attention : attention + 1], maps[attention + 1 : -1], maps[-1:]]
+    widths = [shape.hidden, shape.attention_width, shape.hidden, shape.layer.maps[-1].wide]
+    found: list[tuple[Reads, list[str], int]] = [("inputs", *both) for both in zip(groups, widths, strict=True)]
+    if kv:
+        heads = [name for name, part in parts if name and hasattr(part, "layer_idx")]
+        found += [("keys", heads, shape.head_dim), ("values", heads, shape.head_dim)]
+    return found

@@ -8,17 +8,17 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from salf.engine.models.adapter import CausalModel
-from salf.engine.techniques.quantiser import Site, on_grid, rotated
-from salf.engine.techniques.roste import Quantisation, Quantised, quantised
+from salf.engine.runtime import Runtime
+from salf.engine.techniques.roste import Quantisation, Quantised, Site, on_grid, quantised, rotated
 from salf.engine.training.checkpoint import Training
 from salf.engine.training.forms import Trainable
-from salf.errors import UserError
-from salf.families import family_of
+from salf.families import FAMILIES, family_of
 from salf.hadamard import factors, hadamard
 from salf.methods import method_of
 from salf.settings import Roste
 from tests.engine.models.tiny import tiny_network
 from tests.engine.training.tiny_training import (
+    RUNTIME,
     KilledError,
     assert_equal_weights,
     killed_at,
@@ -176,21 +176,25 @@ def reference(trainable, kind="llama"):
     return network
 
 
+@pytest.mark.parametrize("bits", [(4, 6, 16), (16, 16, 4)])
 @pytest.mark.parametrize("rotation", ["all", "none", "adaptive"])
-def test_the_network_computes_with_rotated_grids_in_every_pass(rotation):
-    settings = settings_of(rotation, weight_bits=4, activation_bits=6, kv_bits=5)
+def test_the_network_computes_with_rotated_grids_in_every_pass(rotation, bits):
+    """To a tenth of what grids change: in float32 a sum's last digit may decide between two levels."""
+    settings = settings_of(rotation, **dict(zip(OFF, bits, strict=True)))
     trainable = made(settings)
     stepper = stepper_of(trainable, EXAMPLES, settings)
     stepper.begin(Training())
     naively = reference(trainable)
-    torch.testing.assert_close(trainable.model.network(IDS).logits, naively(IDS).logits, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        plain, ours, theirs = (each(IDS).logits for each in (tiny_network(), trainable.model.network, naively))
+    assert (ours - theirs).abs().max() < (ours - plain).abs().max() / 10
     # Packed rows of training, without the batch's padding.
     split = stepper.job.training
-    ours = float(stepper.objective(split.batch(range(4))).detach())
-    theirs = 0.0
+    with torch.no_grad():
+        ours, theirs = float(stepper.objective(split.batch(range(4)))), 0.0
     for example in EXAMPLES[:4]:
         logits = naively(torch.tensor([list(example.inputs)])).logits[0, len(example.prompt_ids) - 1 :]
-        theirs += float(nn.functional.cross_entropy(logits, torch.tensor(example.answer_ids), reduction="sum"))
+        theirs += float(nn.functional.cross_entropy(logits, torch.tensor(example.answer_ids), reduction="sum").detach())
     assert ours == pytest.approx(theirs, rel=1e-3)
 
 
@@ -222,7 +226,7 @@ def test_rotation_is_chosen_where_it_lowers_the_error_of_loops_over_full_precisi
             shared = [read[site.names[0]][at][:3] for at in range(0, len(EXAMPLES), 4)]
             rows = [rows.double() @ turn for rows in (*shared, *(rows[3:] for rows in read[site.names[0]]))]
             off = [(naive(each, 3) - each).square().sum() for each in (*maps, *rows)]
-            errors.append(float(sum(off[: len(maps)]) + sum(off[len(maps) :]) / len(EXAMPLES)))
+            errors.append(float(sum(off[: len(maps)]).detach() + sum(off[len(maps) :]) / len(EXAMPLES)))
         ours = (site.measured[1] + site.measured[0] / len(EXAMPLES))[:, 0].tolist()
         assert ours == pytest.approx(errors, rel=1e-3)
         assert bool(site.rotates) == (errors[1] < errors[0])
@@ -290,14 +294,56 @@ def test_the_folder_reopens_to_the_quantised_model_and_transformers_alone_opens_
     record = Quantisation.load(folder)
     assert {site.reads for site in record.sites} == {"inputs", "keys", "values"}
     assert len(record.sites) == 2 * 6
-    assert all(0 < share < 1 for site in record.sites for share in site.activations.error)
+    assert any(site.signs for site in record.sites)
 
 
-@pytest.mark.parametrize("kind", ["bloom", "gpt_neox"])
-def test_keys_and_values_that_attention_does_not_hand_over_are_refused(kind):
-    if family_of(kind).packed:
-        made(settings_of(), kind)
-        return
-    with pytest.raises(UserError, match=r"set finetune.roste.kv_bits to null"):
-        made(settings_of(), kind)
-    run(made(settings_of(kv_bits=None), kind), EXAMPLES, settings_of(kv_bits=None))
+SITED = [kind for kind, family in FAMILIES.items() if family.packed and not family.build.experts]
+
+
+@pytest.mark.parametrize("kind", SITED)
+def test_maps_of_a_site_read_the_same_tensor_in_every_family(kind):
+    trainable, read = made(settings_of("none"), kind), {}
+    network = trainable.model.network.eval()
+    for site in trainable.form.sites:
+        for name in site.names if site.reads == "inputs" else []:
+            network.get_submodule(name).register_forward_pre_hook(
+                lambda _part, given, name=name: read.update({name: given[0]}), prepend=True
+            )
+    network(IDS % 40)
+    linear = {name for name, part in network.named_modules() if isinstance(part, nn.Linear | Conv1D)}
+    assert read.keys() == {name for name in linear if (trainable.model.family.layer_index(name) or 0) >= BOUNDARY}
+    for site in trainable.form.sites:
+        if site.reads == "inputs":
+            assert len({id(read[name]) for name in site.names}) == 1
+            assert read[site.names[0]].shape[-1] == len(site.signs)
+        else:
+            assert [hasattr(network.get_submodule(name), "layer_idx") for name in site.names] == [True]
+
+
+@pytest.mark.parametrize("method", ["half+roste", "half+sift"])
+def test_recomputed_layers_give_the_same_gradients_bit_by_bit(method):
+    found = []
+    for recompute in (False, True):
+        settings = settings_of("all", gradient_checkpointing=recompute)
+        trainable = made(settings, method=method)
+        run(trainable, EXAMPLES, settings)
+        found.append(trainable)
+        trainable.form.fold()
+    assert_equal_weights(*found)
+
+
+@pytest.mark.parametrize("method", ["half+roste", "half+sift"])
+def test_in_bfloat16_training_goes_the_same_way(method):
+    coarse = Runtime(torch.device("cpu"), torch.bfloat16, "test")
+    losses = [
+        run(
+            made(settings_of("all", weight_bits=8, activation_bits=8), method=method),
+            EXAMPLES,
+            settings_of(),
+            runtime=runtime,
+        )
+        for runtime in (RUNTIME, coarse)
+    ]
+    first, second = (each.curve[-1].validation_loss for each in losses)
+    assert first == pytest.approx(second, rel=0.02)
+    assert first < losses[0].curve[0].validation_loss
