@@ -22,7 +22,6 @@ from salf.engine.models.adapter import CausalModel, take_apart
 from salf.engine.prefix import IGNORED, Rows, read_rows, shared_tokens
 from salf.engine.runtime import Runtime
 from salf.engine.suffix import network_of
-from salf.engine.training.forms import Lora
 from salf.engine.training.workbench import Workbench
 from salf.errors import UserError
 from salf.files import code_hashes, digest_of, work_folder, write_json
@@ -196,7 +195,7 @@ def _model(found: Found, base: PreTrainedModel) -> Any:
     """The winner's model, with the attention that its class had before."""
     form, network = found.trainable.form, found.trainable.model.network
     network.set_attn_implementation(base.config._attn_implementation)
-    trained = form.adapters if isinstance(form, Lora) else network
+    trained = form.opened(network)
     if found.answer_side is None:
         return trained.eval()
     return AnswerSideModel(base, trained, found.answer_side.model_copy(update={"form": found.arm.method.form.name}))

@@ -285,6 +285,10 @@ class Quantised(Weights):
             site.detach(self.network)
         return super().fold()
 
+    def opened(self, network: PreTrainedModel) -> PreTrainedModel:
+        """The network, which goes on to compute on grids."""
+        return network
+
     def save(self, folder: Path, _base: str, _revision: str | None) -> None:
         """Write ``quantisation.json``."""
         sites = []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from salf.engine.models.adapter import CausalModel
@@ -50,6 +51,11 @@ class Form:
     def fold(self) -> set[str]:
         """Fold what was added into the network's weights; return the names of the parameters that changed."""
         raise NotImplementedError
+
+    def opened(self, network: PreTrainedModel) -> Any:
+        """The trained ``network`` for use in memory."""
+        self.fold()
+        return network
 
     def save(self, folder: Path, base: str, revision: str | None) -> None:
         """Write what a model's folder holds in addition to folded weights; ``base``, ``revision``: the base model's."""
@@ -107,6 +113,10 @@ class Lora(Form):
         }
         self.adapters.merge_and_unload()
         return changed
+
+    def opened(self, _network: PreTrainedModel) -> Any:
+        """PEFT's wrapper around the network."""
+        return self.adapters
 
     def save(self, folder: Path, base: str, revision: str | None) -> None:
         """Write PEFT's folder."""

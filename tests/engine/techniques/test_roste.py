@@ -347,3 +347,14 @@ def test_in_bfloat16_training_goes_the_same_way(method):
     first, second = (each.curve[-1].validation_loss for each in losses)
     assert first == pytest.approx(second, rel=0.02)
     assert first < losses[0].curve[0].validation_loss
+
+
+def test_a_model_in_memory_goes_on_to_compute_as_it_trained():
+    settings = settings_of("all")
+    trainable = made(settings)
+    run(trainable, EXAMPLES, settings)
+    opened = trainable.form.opened(trainable.model.network.eval())
+    with torch.no_grad():
+        on_grids = opened(IDS).logits
+        trainable.form.fold()
+        assert (trainable.model.network(IDS).logits - on_grids).abs().max() > 1e-3
