@@ -249,7 +249,7 @@ WORDS: Final = {
         Word(
             "extrap",
             "update",
-            "salf.engine.techniques.extrap:extrap",
+            "salf.engine.techniques.extrap:Extrapolated",
             technique=lambda settings: _ahead(settings, settings.extrapolation.direction),
             settings="extrapolation",
             neutral={"factor": 0.0},
@@ -297,6 +297,11 @@ class Method:
     def word(self, slot: str) -> Word:
         """The word in a slot."""
         return next((WORDS[name] for name in self.words if slot in WORDS[name].slots), _PLAIN[slot])
+
+    @property
+    def slot(self) -> str:
+        """The last slot that is not plain; empty where all are."""
+        return WORDS[self.words[-1]].slot if self.words else ""
 
     @property
     def trains(self) -> str:

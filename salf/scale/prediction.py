@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from salf.cost import HEAD_ROWS, activation_bytes_per_token, update_traffic
+from salf.cost import HEAD_ROWS, PLAIN, Technique, activation_bytes_per_token, update_traffic
 from salf.files import significant
 from salf.plan_records import CostModel, Spent
 from salf.scale.inputs import Configuration, Machine
@@ -51,7 +51,13 @@ class Memory:
 
 
 def memory(
-    shape: ModelShape, work: CostModel, boundary: int, precision: Precision, *, answers_alone: bool = False
+    shape: ModelShape,
+    work: CostModel,
+    boundary: int,
+    precision: Precision,
+    *,
+    answers_alone: bool = False,
+    technique: Technique = PLAIN,
 ) -> Memory:
     """Bytes above a boundary 0..L.
 
@@ -61,15 +67,18 @@ def memory(
     keeps no probabilities: short sequences on a CPU, computed by plain products, hold some more.
     """
     trained = shape.trained_parameters(boundary, embeddings=not answers_alone)
+    if technique.rank:
+        trained = shape.lora_parameters(boundary, technique.rank)
     parts = work.parts_per_epoch
     per_token = activation_bytes_per_token(shape, precision.value, precision.stream)
     queries = work.answer.queries if answers_alone and work.answer else work.queries
-    activations = round(_kept_tokens(shape, work, boundary, queries) / parts * per_token)
+    activations = round(technique.activations * _kept_tokens(shape, work, boundary, queries) / parts * per_token)
     logits = round(min(work.positions / parts, HEAD_ROWS) * shape.vocabulary * precision.logit)
-    gradients = trained * precision.gradient
-    weights = (shape.parameters - trained) * precision.frozen + trained * precision.trained
-    moments = trained * precision.moments
-    head_trains = (boundary == 0 and not answers_alone) or not shape.tied_head
+    gradients = round(trained * technique.share * min(technique.kept, 1) * precision.gradient)
+    frozen = shape.parameters - (0 if technique.rank else trained)
+    weights = frozen * precision.frozen + trained * precision.trained
+    moments = round(trained * technique.share * max(technique.kept - 1, 0) / 2 * precision.moments)
+    head_trains = ((boundary == 0 and not answers_alone) or not shape.tied_head) and not technique.rank
     head = head_trains * shape.hidden * shape.vocabulary * precision.gradient
     walking = activations + logits + (head if work.parts == 1 else gradients)
     return Memory(weights, gradients, moments, activations, logits, weights + moments + max(gradients, walking))

@@ -162,7 +162,7 @@ def _estimate(options: dict[str, str], params: Params, on_gpu: bool) -> str:
     sizes = read_sizes(Path(options["--prepared"]))
     work = cost_model(sizes, settings.epochs, settings.batch_size, parts=parts, packed=shape.packed)
     precision = PRECISIONS["mixed" if on_gpu and params.device.dtype != "float32" else "float32"]
-    need = settings.processes * memory(shape, work, boundary, precision).peak
+    need = settings.processes * memory(shape, work, boundary, precision, technique=scope.technique(settings)).peak
     return f"; estimated need above boundary {boundary}: {need / GIB:.3g} GiB, without what libraries take"
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from salf.errors import reading
 from salf.evidence import ScalingLaw
 from salf.files import require, sha256_file, sha256_folder
+from salf.methods import SLOTS
 from salf.metrics import Measured, MethodMetrics, Metrics, read_comparison
 from salf.plan import FreezePlan
 from salf.records import BaseRecord, FineTuneClock, FineTuneRecord, PreparedRecord
@@ -41,6 +42,7 @@ class Method:
     name: str
     record: MethodMetrics
     measured: Measured
+    slot: str = ""  # the last one that its technique fills; empty for weights, cross-entropy and AdamW
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,11 @@ class Artifacts:
 
     @cached_property
     def methods(self) -> list[Method]:
-        """The compared methods: full fine-tuning first, then by name, numbers in it as numbers."""
+        """The compared methods by slot: full fine-tuning first, then by name, numbers in it as numbers."""
         compared = self.metrics.methods if self.metrics else {}
-        names = sorted(compared, key=lambda name: (name != "full", _by_number(name)))
-        return [Method(name, compared[name], self.comparison[name]) for name in names]
+        slots = {run.label: run.how.slot for run in self.runs.values()}
+        found = [Method(name, compared[name], self.comparison[name], slots.get(name, "")) for name in compared]
+        return sorted(found, key=lambda m: (("", *SLOTS).index(m.slot), m.name != "full", _by_number(m.name)))
 
     @property
     def metric(self) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TypeVar
 
 from stages.report.wording import ABSENT
@@ -52,9 +53,24 @@ Item = TypeVar("Item")
 Columns = dict[str, Callable[[Item], Cell | str]]
 
 
-def table(name: str, caption: str, items: Iterable[Item], columns: Columns[Item], *, folded: bool = False) -> Table:
-    """A table with a row per item; ``columns`` maps a heading to the cell of an item."""
-    rows = [[cell(item) for cell in columns.values()] for item in items]
+def table(
+    name: str,
+    caption: str,
+    items: Iterable[Item],
+    columns: Columns[Item],
+    *,
+    folded: bool = False,
+    group: Callable[[Item], str] = lambda _: "",
+) -> Table:
+    """A table with a row per item; ``columns`` maps a heading to the cell of an item.
+
+    Items of a ``group`` follow each other, after a row with its heading.
+    """
+    rows: list[list[Cell | str]] = []
+    for heading, members in groupby(items, group):
+        if heading:
+            rows.append([Cell(heading, mark="group"), *[""] * (len(columns) - 1)])
+        rows += [[cell(item) for cell in columns.values()] for item in members]
     return Table(name, caption, list(columns), rows, folded)
 
 

@@ -50,7 +50,8 @@ def quality_section(artifacts: Artifacts) -> Section:
             "Scores on the test split with their intervals. At equal compute: the last validation score and full "
             "fine-tuning’s when it had spent as much, read from an unfinished learning-rate schedule."
         )
-        section.tables.append(scores_table("methods", caption, {m.name: m.record for m in compared}, plain, metric))
+        records, groups = {m.name: m.record for m in compared}, {m.name: _group(m) for m in compared}
+        section.tables.append(scores_table("methods", caption, records, plain, metric, groups))
     if compared:
         section.tables.append(_costs_table(compared))
     if artifacts.plan.timed:
@@ -134,9 +135,17 @@ def label_sentences(meta: PreparedRecord) -> list[str]:
 
 
 def scores_table(
-    name: str, caption: str, compared: Mapping[str, Compared], plain: Mapping[str, Baseline], metric: str
+    name: str,
+    caption: str,
+    compared: Mapping[str, Compared],
+    plain: Mapping[str, Baseline],
+    metric: str,
+    groups: Mapping[str, str] | None = None,
 ) -> Table:
-    """A row per method and baseline with its scores on a test split, and the difference from full fine-tuning."""
+    """A row per method and baseline with its scores on a test split, and the difference from full fine-tuning.
+
+    ``groups``: headings above methods that follow each other.
+    """
     held: dict[str, Scored] = {**compared, **plain}
 
     def score(of: str, row: str) -> Cell:
@@ -154,7 +163,12 @@ def scores_table(
         " Loss in nats per answer token. Against full: the paired "
         f"difference in {SCORES[metric]}, its interval, and the difference that the test detects with 80 % power."
     )
-    return table(name, caption, held, columns)
+    baselines = "Without fine-tuning" if any((groups or {}).values()) else ""
+    return table(name, caption, held, columns, group=lambda row: (groups or {}).get(row, baselines))
+
+
+def _group(method: Method) -> str:
+    return f"With a technique for the {method.slot}" if method.slot else ""
 
 
 def _difference(name: str, method: Compared | None, metric: str) -> Cell:
@@ -183,7 +197,7 @@ def _costs_table(compared: list[Method]) -> Table:
         "Peak memory": lambda m: number(m.measured.peak_memory_bytes, size, percent(m.measured.peak_memory_share)),
     }
     caption = "Boundaries and costs, and in small print shares of full fine-tuning."
-    return table("costs", caption, compared, columns)
+    return table("costs", caption, compared, columns, group=_group)
 
 
 def times_table(artifacts: Artifacts, budget: TimedBudget) -> Table:

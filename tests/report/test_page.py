@@ -147,6 +147,16 @@ def test_a_grid_of_boundaries_is_in_order_and_labelled_by_numbers(pages: dict) -
     assert "last frozen layer of a boundary given by hand: 0, 4, 8, 12, 15, 18, 20, 23, 26, 30." in described
 
 
+def test_methods_are_in_groups_by_the_slot_of_their_technique(pages: dict) -> None:
+    tables = Reader(pages["good"][1]).tables
+    groups = {name: [row[0][0].strip() for row in tables[name][1:]] for name in ("methods", "costs")}
+    assert groups["costs"] == ["full", "salf", "With a technique for the form", "lora", "salf+lora"]
+    assert groups["methods"][:6] == [*groups["costs"], "Without fine-tuning"]
+    assert not {"With a technique for the form", "Without fine-tuning"} & {
+        row[0][0].strip() for row in Reader(pages["grid"][1]).tables["methods"]
+    }
+
+
 def test_the_stability_of_the_named_layer_is_shown_where_it_is_known(pages: dict) -> None:
     _, text = pages["good"]
     rows = [[cell for cell, _ in row] for row in Reader(text).tables["stability"][1:]]

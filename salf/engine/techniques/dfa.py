@@ -10,7 +10,7 @@ numbers, also with recomputed layers, and saves no FLOPs. Their layers norm afte
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,68 +18,56 @@ from torch import Tensor, nn
 
 from salf.engine.batches import Batch
 from salf.engine.training.step import Job, Loss, backward
-from salf.settings import Dfa
 
 
 class DirectFeedback:
     """Gradient: the error, sent straight to every trained layer."""
 
     def __init__(self, job: Job) -> None:
-        model, self.settings = job.trainable.model, job.settings.dfa
+        model, self.settings, width = job.trainable.model, job.settings.dfa, job.costs.shape.hidden
         self.layers = model.layers[job.trainable.scope.boundary :]
-        self.feedback: Tensor | None = None
-        if self.settings.feedback == "random":
-            width = job.costs.shape.hidden
-            drawn = torch.rand(width, width, generator=torch.Generator().manual_seed(job.seed))
-            self.feedback = ((2 * drawn - 1) / width**0.5).to(model.device)
+        drawn = torch.rand(width, width, generator=torch.Generator().manual_seed(job.seed))
+        self.feedback = ((2 * drawn - 1) / width**0.5).to(model.device) if self.settings.feedback == "random" else None
 
     def __call__(self, loss: Loss, parts: Sequence[Batch]) -> Tensor:
         """See :data:`salf.engine.training.step.Gradient`."""
+        replacements = [self._below] * (len(self.layers) - 1) + [self._at_last] * bool(self.layers)
+        hooks = [
+            layer.register_forward_hook(partial(_replace, replacement))
+            for layer, replacement in zip(self.layers, replacements, strict=True)
+        ]
         total = torch.zeros(())
-        for part in parts:
-            feedback = _OfPart(part, self.settings, self.feedback)
-            hooks = [layer.register_forward_hook(_replacing(feedback.below)) for layer in self.layers[:-1]]
-            hooks += [layer.register_forward_hook(_replacing(feedback.at_last)) for layer in self.layers[-1:]]
-            try:
-                total = total + backward(loss, [part])
-            finally:
-                for hook in hooks:
-                    hook.remove()
+        try:
+            for self.part in parts:
+                total = total + backward(loss, [self.part])
+        finally:
+            for hook in hooks:
+                hook.remove()
         return total
 
+    def _at_last(self, gradient: Tensor) -> Tensor:
+        """In the place of the last layer's [1, M, hidden], which is the error: back-propagation comes here first."""
+        error = gradient[0]
+        exact = self.settings.last == "exact"
+        if not exact or len(self.layers) > 1:
+            self.sent = error if self.feedback is None else error @ self.feedback.to(error)  # [M, hidden]
+            if self.settings.spread == "example":
+                answers = self.part.rows.bincount()[:, None]  # [B, 1]
+                sums = error.new_zeros(len(answers), error.shape[1]).index_add_(0, self.part.rows, self.sent)
+                self.sent = (sums / answers)[self.part.rows]
+        return gradient if exact else self.sent[None]
 
-class _OfPart:
-    """The gradients that layers get in a part's back-propagation, which comes to the last layer first."""
-
-    def __init__(self, part: Batch, settings: Dfa, feedback: Tensor | None) -> None:
-        self.part, self.settings, self.feedback = part, settings, feedback
-        self.error = torch.empty(0)  # [M, hidden]
-
-    @cached_property
-    def signal(self) -> Tensor:
-        """What is sent, [M, hidden], or its mean for every example, [B, hidden]."""
-        sent = self.error if self.feedback is None else self.error @ self.feedback.to(self.error)
-        if self.settings.spread == "none":
-            return sent
-        answers = self.part.rows.bincount()  # [B]
-        return sent.new_zeros(len(answers), sent.shape[1]).index_add_(0, self.part.rows, sent) / answers[:, None]
-
-    def at_last(self, gradient: Tensor) -> Tensor:
-        """In the place of the last layer's [1, M, hidden], which is the error."""
-        self.error = gradient[0]
-        if self.settings.last == "exact":
-            return gradient
-        return (self.signal if self.settings.spread == "none" else self.signal[self.part.rows])[None]
-
-    def below(self, gradient: Tensor) -> Tensor:
+    def _below(self, gradient: Tensor) -> Tensor:
         """In the place of another layer's [1, P + N, hidden]: P rows of the shared prefix, N own ones."""
-        sent = torch.zeros_like(gradient)
-        own = sent[0, sent.shape[1] - len(self.part.ids) :]  # [N, hidden]
-        if self.settings.spread == "none":
-            own[self.part.answers] = self.signal
+        replaced = torch.zeros_like(gradient)
+        own = replaced[0, replaced.shape[1] - len(self.part.ids) :]  # [N, hidden]
+        if self.settings.spread == "example":
+            lengths = torch.tensor(self.part.lengths, device=own.device)
+            firsts = self.part.rows.bincount().cumsum(0) - 1  # an answer row of each example, [B]
+            own += self.sent[firsts].repeat_interleave(lengths, dim=0)
         else:
-            own += self.signal.repeat_interleave(torch.tensor(self.part.lengths, device=own.device), dim=0)
-        return sent
+            own[self.part.answers] = self.sent
+        return replaced
 
 
 class _Replaced(torch.autograd.Function):
@@ -95,12 +83,8 @@ class _Replaced(torch.autograd.Function):
         return ctx.replacement(gradients[0]), None
 
 
-def _replacing(replacement: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, Any], Any]:
-    """A layer's forward hook; some layers return their states as the first of a tuple."""
-
-    def hook(_layer: nn.Module, _inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (_Replaced.apply(output[0], replacement), *output[1:])
-        return _Replaced.apply(output, replacement)
-
-    return hook
+def _replace(replacement: Callable[[Tensor], Tensor], _layer: nn.Module, _inputs: Any, output: Any) -> Any:
+    """Be a layer's forward hook; some layers return their states as the first of a tuple."""
+    states, *others = output if isinstance(output, tuple) else (output,)
+    states = _Replaced.apply(states, replacement)
+    return (states, *others) if isinstance(output, tuple) else states

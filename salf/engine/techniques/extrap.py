@@ -10,31 +10,21 @@ processes, so that two processes give what one gives; with one worker both are t
 """
 
 from collections.abc import Callable
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from salf.engine.training.step import Job, decayed
-
-
-def extrap(job: Job) -> torch.optim.Optimizer:
-    """Update: AdamW that looks ahead along ``finetune.extrapolation.direction``."""
-    return Extrapolated(job, job.settings.extrapolation.direction)
-
-
-def extragradient(job: Job) -> torch.optim.Optimizer:
-    """Update: AdamW that looks ahead along a fresh gradient."""
-    return Extrapolated(job, "fresh")
+from salf.engine.training.step import Job, decayed, seed_of
 
 
 class Extrapolated(torch.optim.AdamW):
-    """AdamW whose loss and gradients are computed ahead of the weights, in the first ``until`` of all steps."""
+    """Update: AdamW whose loss and gradients are computed ahead of the weights, in the first ``until`` of all steps."""
 
-    def __init__(self, job: Job, direction: str) -> None:
+    def __init__(self, job: Job, direction: str | None = None) -> None:
         super().__init__(decayed(job), fused=True)
-        self.direction, self.factor, self.seed = direction, job.settings.extrapolation.factor, job.seed
-        self.ends = job.settings.extrapolation.until * job.steps
+        own, self.seed, self.alone = job.settings.extrapolation, job.seed, job.processes.count == 1
+        self.direction, self.factor, self.ends = direction or own.direction, own.factor, own.until * job.steps
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float]) -> float:  # type: ignore[override]
@@ -52,38 +42,31 @@ class Extrapolated(torch.optim.AdamW):
         for parameter, weight in zip(trained, kept, strict=True):
             parameter.copy_(weight)
         super().step()
-        if self.direction == "past":
-            for parameter in trained:
-                self.state[parameter]["past"] = _gradient(parameter).clone()
+        for parameter in trained if self.direction == "past" else ():
+            self.state[parameter]["past"] = parameter.grad.clone()
         return loss
 
     def _look_ahead(self) -> None:
         """Move the weights to the point ahead, and clear the gradients on the way."""
-        seeds = np.random.SeedSequence([abs(self.seed), self.param_groups[0]["number"]])
-        generator = torch.Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+        noise = torch.Generator().manual_seed(seed_of(self.seed, self.param_groups[0]["number"]))
         for group in self.param_groups:
             for parameter in (p for p in group["params"] if p.requires_grad):
                 if self.direction == "noise":
-                    ahead = torch.randn(parameter.shape, generator=generator).to(parameter)
-                elif self.direction == "fresh" or "past" in self.state.get(parameter, {}):
-                    ahead = self._scaled(parameter, group["betas"][1], group["eps"])
+                    ahead = torch.randn(parameter.shape, generator=noise).to(parameter)
                 else:
-                    continue
+                    ahead = self._scaled(parameter, group["betas"][1], group["eps"])
                 parameter.sub_(ahead, alpha=self.factor * group["lr"])
-        self.zero_grad(set_to_none=False)
+        self.zero_grad(set_to_none=self.alone)  # several processes add up gradients that stay in place
 
     def _scaled(self, parameter: nn.Parameter, beta: float, eps: float) -> Tensor:
-        """The past or fresh gradient as AdamW scales one."""
+        """The fresh or past gradient as AdamW scales one; 0 where there is no past."""
         state = self.state.get(parameter, {})
-        if self.direction == "past":
-            gradient, second, steps = state["past"], state["exp_avg_sq"], int(state["step"])
-        else:
-            gradient, steps = _gradient(parameter), int(state.get("step", 0)) + 1
-            second = beta * state.get("exp_avg_sq", 0) + (1 - beta) * gradient.square()
-        return gradient / ((second / (1 - beta**steps)).sqrt() + eps)
+        steps, second = int(state.get("step", 0)), state.get("exp_avg_sq", torch.zeros_like(parameter))
+        gradient = state.get("past", torch.zeros_like(parameter))
+        if self.direction == "fresh" and parameter.grad is not None:
+            gradient, steps = parameter.grad, steps + 1
+            second = beta * second + (1 - beta) * gradient.square()
+        return gradient / ((second / (1 - beta ** max(steps, 1))).sqrt() + eps)
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    if parameter.grad is None:
-        raise RuntimeError("a parameter that trains has no gradient")
-    return parameter.grad
+extragradient = partial(Extrapolated, direction="fresh")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from salf.engine.techniques.extrap import Extrapolated
+from salf.engine.training.processes import ALONE
 from salf.settings import Extrapolation
 from tests.engine.training.tiny_training import params
 
@@ -18,7 +19,8 @@ def optimizer(parameter, direction, *, factor=1.0, descent=True, until=1.0, seed
     """Over one parameter, for a run of 100 steps."""
     settings = params(weight_decay=0.0 if descent else 0.1, extrapolation=Extrapolation(factor=factor, until=until))
     trainable = SimpleNamespace(parameters=[parameter])
-    found = Extrapolated(SimpleNamespace(trainable=trainable, settings=settings, seed=seed, steps=100), direction)
+    job = SimpleNamespace(trainable=trainable, settings=settings, seed=seed, steps=100, processes=ALONE)
+    found = Extrapolated(job, direction)
     for group in found.param_groups:
         group.update({"betas": (0.0, 0.0), "eps": HUGE, "lr": RATE * HUGE} if descent else {"lr": RATE})
     return found

@@ -1,22 +1,30 @@
 """Memory on paper against what PyTorch holds during real steps, tensor by tensor."""
 
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from salf.cost import PLAIN, adapters
 from salf.engine.answers import Embeddings, training_logits
 from salf.engine.batches import Batch, Example
 from salf.engine.models.adapter import CausalModel
+from salf.engine.training import step
+from salf.engine.training.processes import ALONE
 from salf.families import family_of
+from salf.methods import WORDS
 from salf.records import PreparedSizes, SplitSize
 from salf.scale.prediction import PRECISIONS, memory
+from salf.settings import Extrapolation
 from salf.shape import ModelShape
 from salf.workload import cost_model
 from tests.engine.models.tiny import tiny_network
+from tests.engine.training.tiny_training import params
 
 pytestmark = pytest.mark.usefixtures("fused_attention")
 
@@ -78,26 +86,32 @@ def opened(kind, boundary, dtype=torch.float32):
     return model
 
 
-def held(model, boundary, precision):
+def held(model, boundary, precision, update=step.adamw):
     """The most bytes of tensors during the second of two steps, when AdamW has its moments."""
     trained = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    trainable, settings = SimpleNamespace(parameters=trained), params(extrapolation=Extrapolation(until=1.0))
+    optimizer = update(SimpleNamespace(trainable=trainable, settings=settings, seed=1, steps=2, processes=ALONE))
     batch = Batch.of(EXAMPLES, range(ROWS), 1)
     embeddings = Embeddings.after(model, EXAMPLES[0].prompt_ids[:1])
     start = embeddings if boundary == 0 else states_at(model, embeddings, batch, boundary)
 
-    def step():
+    def closure():
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "mixed"):
             logits = training_logits(model, start, batch)
         torch.nn.functional.cross_entropy(logits.float(), batch.targets).backward()
-        optimizer.step()
+        return 0.0
+
+    def take():
+        for group in optimizer.param_groups:
+            group |= {"lr": 1e-4, "number": 0}
+        optimizer.step(closure)
         optimizer.zero_grad()
 
-    step()
+    take()
     with Held(
         list(model.network.parameters()), [list(state.values()) for state in optimizer.state.values()]
     ) as tensors:
-        step()
+        take()
     return tensors.most
 
 
@@ -116,11 +130,11 @@ def states_at(model, embeddings, batch, boundary):
     return Start
 
 
-def predicted(model, boundary, precision):
+def predicted(model, boundary, precision, technique=PLAIN):
     train = SplitSize(rows=ROWS, tokens=ROWS * TOKENS, answer_tokens=ROWS * ANSWER)
     work = cost_model(PreparedSizes(splits={"train": train}, shared_prefix_tokens=1), 1, ROWS)
     shape = ModelShape.from_config(model.network.config.to_dict())
-    return memory(shape, work, boundary, PRECISIONS[precision])
+    return memory(shape, work, boundary, PRECISIONS[precision], technique=technique)
 
 
 # What is known to be kept besides: GPT-2's activation function in five operations.
@@ -135,6 +149,24 @@ def test_the_highest_memory_is_what_pytorch_holds(kind, boundary):
     model = opened(kind, boundary)
     measured = held(model, boundary, "float32")
     assert predicted(model, boundary, "float32").peak == pytest.approx(measured, rel=TOLERANCE.get(kind, 0.2))
+
+
+@pytest.mark.parametrize("word", ["extrap", "extragradient"])
+def test_an_update_holds_what_it_declares(word):
+    model, technique = opened("llama", 3), WORDS[word].technique(params())
+    measured = held(model, 3, "float32", WORDS[word].implementation())
+    assert predicted(model, 3, "float32", technique).peak == pytest.approx(measured, rel=0.1)
+    assert predicted(model, 3, "float32").peak < 0.9 * measured
+
+
+def test_adapters_hold_what_they_declare():
+    model = opened("llama", 3)
+    model.network.requires_grad_(False)
+    names = ModelShape.from_config(model.network.config.to_dict()).adapted_maps
+    config = LoraConfig(r=8, target_modules=names, layers_to_transform=[3, 4, 5], layers_pattern="layers")
+    get_peft_model(model.network, config)
+    measured = held(model, 3, "float32")
+    assert predicted(model, 3, "float32", adapters(8)).peak == pytest.approx(measured, rel=0.2)
 
 
 @pytest.mark.slow
