@@ -309,8 +309,12 @@ class Variant(BaseModel):
     method: MethodName
 
     def settings(self, common: Finetune) -> Finetune:
-        """The common settings with its own in place."""
-        return Finetune.model_validate({**common.model_dump(), **(self.model_extra or {})})
+        """The common settings with its own in place; of a group, those that it names."""
+        values = common.model_dump(by_alias=True)
+        for name, own in (self.model_extra or {}).items():
+            grouped = isinstance(getattr(common, name, None), Group) and isinstance(own, dict)
+            values[name] = {**values[name], **own} if grouped else own
+        return Finetune.model_validate(values)
 
 
 class Compare(Group):

@@ -328,3 +328,13 @@ def test_parameters_cannot_be_changed_on_the_way():
     with pytest.raises(ValueError, match="frozen"):
         params.fit.seed = 3
     assert set(Params.model_fields) == set(YAML(typ="safe").load((PROJECT / "params.yaml").read_text(encoding="utf-8")))
+
+
+def test_a_variant_changes_what_it_names_of_a_group(tmp_path):
+    variants = {"a": {"method": "half+sift", "sift": {"select": "random"}, "answer_side": {"from": "turn"}}}
+    changes = {"finetune__sift": {"share": 0.2}, "finetune__answer_side__extra": 3}
+    params = load_params(write_params(tmp_path, compare__variants=variants, **changes))
+    found = params.compare.variant("a").settings(params.finetune)
+    assert (found.sift.share, found.sift.select) == (0.2, "random")
+    assert (found.answer_side.extra, found.answer_side.start) == (3, "turn")
+    assert params.finetune.sift.select == "gradient"

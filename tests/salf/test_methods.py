@@ -1,10 +1,13 @@
 """The grammar of methods' names, and which learning rate a name takes."""
 
 import math
+import re
 
 import pytest
 
-from salf.methods import WORDS, Method, Word, checked, frozen_by_name, method_of, rate_entry
+from salf.methods import SLOTS, WORDS, Method, Word, checked, frozen_by_name, method_of, rate_entry
+from salf.settings import Finetune
+from tests.conftest import PROJECT
 
 SELECTORS = ("salf", "full", "none", "last-n", "random")
 
@@ -159,3 +162,18 @@ def test_without_an_entry_there_is_no_rate():
     assert rate_entry("freeze-9", 9, ["full", "lora", "salf+lora"]) is None
     assert rate_entry("freeze-9+lora", 9, ["full", "salf", "lora"]) is None
     assert rate_entry("full+answer+lora", 0, ["full", "lora", "full+answer"]) is None
+
+
+def test_the_page_of_techniques_has_every_word_its_slot_and_its_settings_with_their_defaults():
+    page = (PROJECT / "docs/techniques.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^### ([^\n]*)\n(.*?)(?=^##|\Z)", page, flags=re.MULTILINE | re.DOTALL))
+    documented = {word: text for heading, text in sections.items() for word in re.findall(r"`\+([\w-]+)`", heading)}
+    plain = {next(word.name for word in WORDS.values() if word.slot == slot) for slot in SLOTS}
+    assert documented.keys() == WORDS.keys() - plain
+    table = dict(re.findall(r"^\| (\w+) \| .* \| (`.*`) \|$", page, flags=re.MULTILINE))
+    for name, text in documented.items():
+        word = WORDS[name]
+        assert f"`{name}`" in table[word.slot]
+        field = Finetune.model_fields.get(word.settings)
+        for setting, value in field.default if field and name != "answer" else ():
+            assert f"`{setting}` ({'null' if value is None else value}" in text
