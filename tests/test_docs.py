@@ -48,7 +48,7 @@ def test_no_page_loads_anything_from_another_server(site):
 
 
 def test_the_site_has_the_linked_files_of_the_project_and_the_public_functions(site):
-    assert (site / "reports/study/figures/depth.svg").is_file()
+    assert (site / "reports/study/figures/methods.svg").is_file()
     assert (site / "params.yaml").read_bytes() == (PROJECT / "params.yaml").read_bytes()
     api = (site / "api.html").read_text(encoding="utf-8")
     assert all(

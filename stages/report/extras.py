@@ -7,9 +7,9 @@ from stages.common.study_page import Cell as Shown
 from stages.report.artifacts import Artifacts
 from stages.report.parts import Cell, Figure, Section, Table
 
-_OVER_ALL: Final = {
+_STUDY_FIGURES: Final = {
+    "methods": "What each method costs and gains",
     "balance": "What the trace promises and what was measured",
-    "depth": "What freezing costs, by the share of the layers",
 }
 
 
@@ -18,15 +18,15 @@ def study_section(artifacts: Artifacts) -> Section | None:
     found, figures = artifacts.study, artifacts.study_figures
     if found is None:
         return None
-    section = Section("study", "The study", "Is the boundary right? What the study measured")
+    section = Section("study", "The study", "Which method? What the study measured")
     section.sentences += [found.headline, found.scope, "This section is not part of the chain: make study measures it."]
     for name in found.report:
         shown = found.tables[name]
         rows = [[_shown(cell) for cell in row] for row in shown.rows]
         section.tables.append(Table(f"study-{name.replace(' ', '-')}", shown.caption, shown.headings, rows))
-    for name in sorted(figures, key=lambda name: (name not in _OVER_ALL, name)):  # those over all datasets come first
-        title = _OVER_ALL.get(name, f"Quality against the boundary: {name}")
-        section.figures.append(Figure(title, inline(figures[name])))
+    section.figures += [
+        Figure(title, inline(figures[name])) for name, title in _STUDY_FIGURES.items() if name in figures
+    ]
     return section
 
 

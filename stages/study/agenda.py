@@ -34,13 +34,9 @@ class FineTune:
 
 @dataclass(frozen=True)
 class Known:
-    """The content of the tables: finished fine-tunes with the rate that each took, and those whose texts were scored.
-
-    ``scored`` holds case, seed and method.
-    """
+    """Finished fine-tunes with the rate that each took."""
 
     done: Mapping[FineTune, float]
-    scored: frozenset[tuple[Case, int, str]] = frozenset()
 
     @cached_property
     def grids(self) -> Mapping[FineTune, list[FineTune]]:
@@ -71,20 +67,6 @@ def agenda(description: Description, cases: Sequence[Case], known: Known) -> lis
                     budgets: list[Budget] = ["epochs", "compute"] if arm.equal_compute else ["epochs"]
                     wanted += [_wanted(description, case, seed, method, known, budget) for budget in budgets]
     return list(dict.fromkeys(wanted))
-
-
-def to_score(description: Description, cases: Sequence[Case], known: Known) -> list[FineTune]:
-    """Return the fine-tunes whose perplexity on texts is wanted and not known; finished ones at the rate they took."""
-    asked = description.forgetting
-    found = [
-        _wanted(description, case, seed, _method(description, case, name), known)
-        for case in cases
-        if asked and case.data_set in asked.data_sets
-        for seed in asked.seeds
-        for name in asked.methods
-    ]
-    left = [one for one in found if (one.case, one.seed, one.method) not in known.scored]
-    return [replace(one, rates=(known.done[one],)) if one in known.done else one for one in left]
 
 
 def batches(description: Description, wanted: Sequence[FineTune]) -> Iterator[tuple[FineTune, ...]]:
@@ -151,17 +133,11 @@ def _tuned(description: Description, case: Case, name: str, known: Known) -> Fin
         widen = description.widen if arm.widen is None else arm.widen
         return _widest(FineTune(case, first, name, 0, "epochs", tuple(rates)), widen, known)
     layers = description.models[case.model].layers
-    boundary = frozen_by_name(_method(description, case, name)) or 0
+    boundary = layers // 2 if name == HALF else frozen_by_name(name) or 0
     here = region(regions, boundary / layers)
     leader = next((one for one in grid_of(description, case) if region(regions, one / layers) == here), boundary)
     begun = FineTune(case, description.seeds[0], method_of(leader), leader, "epochs", tuple(regions[here]))
     return _widest(begun, description.widen, known)
-
-
-def _method(description: Description, case: Case, name: str) -> str:
-    """The name in the tables: half is a boundary like others."""
-    half = name == HALF and HALF not in description.methods
-    return method_of(description.models[case.model].layers // 2) if half else name
 
 
 def _widest(begun: FineTune, most: int, known: Known) -> FineTune:

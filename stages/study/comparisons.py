@@ -1,103 +1,68 @@
-"""Selectors compared with one of them, or with the fixed depth of the same cost, over all datasets.
+"""Mean differences over datasets, and the fixed depth of the same cost.
 
-Two questions are answered apart. On *these* datasets only test examples and seeds are drawn; *elsewhere*, over
-datasets like these, a group of datasets is the unit. p-values are adjusted over the selectors by Holm's procedure.
+Two questions are answered apart. On *these* datasets only test examples and seeds are drawn; over datasets *like
+these* a group of datasets is the unit. p-values of several comparisons are adjusted by Holm's procedure.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import pandas as pd
 
-from stages.study.description import FULL, Budget
-from stages.study.description import Case as Key
+from stages.study.description import FULL
 from stages.study.measured import Floats, Line
-from stages.study.resamples import (
-    CONFIDENCE,
-    Resamples,
-    detectable,
-    holm,
-    interval,
-    over_groups,
-    over_other_groups,
-    p_value,
-)
-from stages.study.tables import Row, records
-from stages.study.verdicts import ORACLE, SAME_COST, Drawn, measured
+from stages.study.resamples import Resamples, detectable, holm, interval, over_groups, over_other_groups, p_value
+from stages.study.summary import Estimate
 
 Gap = tuple[str, Floats]  # of one case: its group, and the difference as measured and in every resample [1+R]
-COLUMNS: Final = ("rule", "groups", "difference", "low", "high", "p", "p_holm", "detectable", "detectable_holm")
-ELSEWHERE: Final = ("low", "high", "p", "p_holm", "detectable", "detectable_holm")
-_STEPS: Final = 40
+Measured = Sequence[tuple[Resamples, str]]  # cases with the method that was measured there
+_SAME_COST = 1e-9  # shares of one boundary's cost differ by rounding alone
 
 
-@dataclass(frozen=True)
-class Depth:
-    """All cases, and their mean in points above full fine-tuning at shares of the layers that all reach [S]."""
-
-    lines: tuple[Line, ...]
-    shares: Floats
-    mean: Floats
-    low: Floats
-    high: Floats
-
-
-def by_depth(drawn: Sequence[Resamples]) -> Depth | None:
-    """Average all cases over the share of frozen layers; ``None``: no case measures accuracy between 0 and L."""
-    cases = [one for one in drawn if one.case.unit == "points" and set(one.case.curve()) - {0, one.case.layers}]
-    if not cases:
-        return None
-    lines = tuple(one.case.line for one in cases)
-    shares = np.linspace(0, min(line.deepest for line in lines), _STEPS + 1)
-    mean = over_groups([(one.case.group, one.over_full @ one.case.line.weights(shares)) for one in cases])
-    return Depth(lines, shares, mean[0], *interval(mean))
+def estimate(gaps: Sequence[Gap]) -> Estimate:
+    """Return the mean difference over groups of datasets, with two kinds of inference."""
+    mean, groups = over_groups(gaps), len({group for group, _ in gaps})
+    found = {"mean_difference_points": float(mean[0]), "interval_examples": tuple(map(float, interval(mean)))}
+    found |= {"p": p_value(mean), "detectable_points": detectable(mean[1:].std())}
+    if other := over_other_groups([(group, gap[0]) for group, gap in gaps]):
+        found |= {"interval_datasets": (other["low"], other["high"]), "p_datasets": other["p"]}
+        found["detectable_points_datasets"] = detectable(other["error"], groups - 1)
+    return Estimate.model_validate(found)
 
 
-def compared(table: pd.DataFrame, drawn: Drawn, other: str, budget: Budget = "epochs") -> pd.DataFrame:
-    """Compare every selector with one of them, where both were measured; see :func:`over_all` for the columns."""
-    rows = records(measured(table))
-    methods = {(row["data_set"], row["model"], row["rule"]): row["method"] for row in rows}
-    gaps: dict[str, list[Gap]] = {}
-    for (data_set, model, rule), method in methods.items():
-        one, theirs = drawn[Key(data_set, model)], methods.get((data_set, model, other))
-        gap = one.over(method, theirs, budget) if theirs and rule not in (other, ORACLE) else None
-        if gap is not None:
-            gaps.setdefault(rule, []).append((one.case.group, gap))
-    return over_all(gaps)
-
-
-def over_constant(table: pd.DataFrame, drawn: Drawn) -> pd.DataFrame:
-    """Compare every selector that chooses several boundaries with a fixed depth: what looking at data is worth.
-
-    The fixed depth freezes, for each model, the same share of the layers on all datasets, and costs as much on
-    average, deciding excluded. A model is left out where no measured depth costs that.
-    """
-    rules: dict[str, dict[str, list[Row]]] = {}  # by model
-    for row in records(measured(table)):
-        case = drawn[Key(row["data_set"], row["model"])].case
-        if row["rule"] != ORACLE and row["method"] in case.boundaries.keys() | case.between.keys():
-            rules.setdefault(row["rule"], {}).setdefault(row["model"], []).append(row)
-    gaps = {
-        rule: [gap for chosen in models.values() for gap in _gaps(chosen, drawn)]
-        for rule, models in rules.items()
-        if any(len({row["boundary"] for row in chosen}) > 1 for chosen in models.values())
+def estimates(gaps: Mapping[str, Sequence[Gap]]) -> dict[str, Estimate]:
+    """Return several mean differences by name, their p-values adjusted together."""
+    found = {name: estimate(each) for name, each in gaps.items()}
+    adjusted = {
+        end: holm(pd.Series({name: getattr(one, f"p{end}") for name, one in found.items()}, dtype=float).dropna())
+        for end in ("", "_datasets")
     }
-    return over_all({rule: found for rule, found in gaps.items() if found})
+    return {
+        name: one.model_copy(update={f"p_holm{end}": each.get(name) for end, each in adjusted.items()})
+        for name, one in found.items()
+    }
 
 
-def _gaps(chosen: Sequence[Row], drawn: Drawn) -> list[Gap]:
-    """A selector's choices with one model minus the fixed depth that costs as much."""
-    places = [(drawn[Key(row["data_set"], row["model"])], str(row["method"])) for row in chosen]
-    cost = np.mean([one.case.cost_share(method) for one, method in places])
-    share = share_of_cost(float(cost), [(one.case.data_set, one.case.line) for one, _ in places])
-    if share is None:
-        return []
+def above_full(measured: Measured) -> list[Gap]:
+    """Return each case's difference from full fine-tuning, over the seeds that both have."""
+    found = ((one.case.group, one.over(method, FULL)) for one, method in measured)
+    return [(group, gap) for group, gap in found if gap is not None]
+
+
+def above_fixed_depth(measured: Measured) -> list[Gap]:
+    """Return each case's difference from a fixed depth, which freezes one share of the layers on all cases of a model.
+
+    It costs as much on average. A model is left out where no boundary does above which a layer trains.
+    """
     found: list[Gap] = []
-    for one, method in places:
-        fixed = one.over_full @ one.case.line.weights(np.array(share))
-        found.append((one.case.group, one.quality(method) - one.quality(FULL) - fixed))
+    for model in dict.fromkeys(one.case.model for one, _ in measured):
+        mine = [(one, method) for one, method in measured if one.case.model == model]
+        cost = np.mean([one.case.cost_share(method) for one, method in mine])
+        share = share_of_cost(float(cost), [(one.case.data_set, one.case.line) for one, _ in mine])
+        for one, method in mine if share is not None else ():
+            gap = one.over(method, FULL)
+            if gap is not None:
+                found.append((one.case.group, gap - one.over_full @ one.case.line.weights(np.array(share))))
     return found
 
 
@@ -106,36 +71,5 @@ def share_of_cost(cost: float, lines: Sequence[tuple[str, Line]]) -> float | Non
     deepest = min(line.deepest for _, line in lines)
     shares = np.unique([deepest, *(share for _, line in lines for share in line.shares if share < deepest)])
     costs = over_groups([(group, np.interp(shares, line.shares, line.costs)) for group, line in lines])  # falling
-    within = costs[-1] - SAME_COST <= cost <= costs[0] + SAME_COST  # sums differ by their order
+    within = costs[-1] - _SAME_COST <= cost <= costs[0] + _SAME_COST  # sums differ by their order
     return float(np.interp(cost, costs[::-1], shares[::-1])) if within else None
-
-
-def over_all(gaps: Mapping[str, Sequence[Gap]]) -> pd.DataFrame:
-    """Return every selector's mean difference in points over its groups of datasets, with two kinds of inference."""
-    rows = [_comparison(rule, each) for rule, each in gaps.items()]
-    found = pd.DataFrame(rows, columns=[*COLUMNS, *(f"{name}_elsewhere" for name in ELSEWHERE)])
-    found = found.set_index(found["rule"].to_numpy())
-    for end in ("", "_elsewhere"):
-        p = found[f"p{end}"].dropna().astype(float)
-        found[f"p_holm{end}"] = holm(p)
-        level, freedoms = 1 - (1 - CONFIDENCE) / max(1, len(p)), found["groups"] - 1 if end else [np.inf] * len(found)
-        factors = [detectable(1.0, n, level) / detectable(1.0, n) for n in freedoms]
-        found[f"detectable_holm{end}"] = found[f"detectable{end}"] * factors
-    return found
-
-
-def _comparison(rule: str, gaps: Sequence[Gap]) -> Row:
-    mean, groups = over_groups(gaps), len({group for group, _ in gaps})
-    low, high = interval(mean)
-    found = {"rule": rule, "groups": groups, "difference": mean[0], "low": low, "high": high}
-    found |= {"p": p_value(mean), "detectable": detectable(mean[1:].std())}
-    other = over_other_groups([(group, gap[0]) for group, gap in gaps])
-    if other:
-        found |= {f"{name}_elsewhere": value for name, value in other.items()}
-        found["detectable_elsewhere"] = detectable(other["error"], groups - 1)
-    return found
-
-
-def significant(over: pd.DataFrame, end: str = "") -> "pd.Series[float]":
-    """Return 1 where a selector is significantly better after Holm's procedure, -1 where worse, else 0."""
-    return np.sign(over["difference"]).where(over[f"p_holm{end}"] < 1 - CONFIDENCE, 0.0)

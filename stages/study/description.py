@@ -64,7 +64,7 @@ class Arm(Part):
 
     ``method`` and ``set`` (settings by dotted name) are what it trains, if that is not its own name with the settings
     of all. Its rate is tuned on ``rates``, or is the one that was tuned for the method ``rate_of``. ``None``: all
-    models, datasets and seeds, full fine-tuning's grid, the study's ``widen``.
+    models, datasets and seeds, full fine-tuning's grid, the study's ``widen``. ``texts``: what was forgotten, too.
     """
 
     method: str | None = None
@@ -76,6 +76,7 @@ class Arm(Part):
     rate_of: str | None = None
     widen: Natural | None = None
     equal_compute: bool = False
+    texts: bool = False
 
     def includes(self, case: Case, seed: int) -> bool:
         """Whether the method is measured on this case with this seed."""
@@ -83,16 +84,13 @@ class Arm(Part):
         return all(chosen is None or one in chosen for chosen, one in asked)
 
 
-class Forgetting(Part):
-    """Fine-tunes whose perplexity on texts is measured, before and after.
+class Texts(Part):
+    """Texts of another kind whose perplexity is measured: files by name in the folder of datasets.
 
-    ``texts`` are files by name in the folder of datasets, of which the first ``blocks`` of ``tokens`` are read.
+    The first ``blocks`` of ``tokens`` are read of each.
     """
 
-    methods: list[str]
-    data_sets: list[str]
-    seeds: list[int]
-    texts: dict[str, str]
+    files: dict[str, str]
     blocks: Count
     tokens: Count
 
@@ -107,7 +105,7 @@ class Description(Part):
     learning_rates: Rates
     widen: Natural
     methods: dict[str, Arm]
-    forgetting: Forgetting | None = None
+    texts: Texts | None = None
     common: Settings
     models: Annotated[dict[str, Model], Field(min_length=1)]
     data_sets: Annotated[dict[str, DataSet], Field(min_length=1)]
@@ -127,8 +125,6 @@ class Description(Part):
         for name, arm in self.methods.items():
             if arm.rate_of not in {None, *tuned}:
                 raise ValueError(f"methods.{name}.rate_of: no rate of {arm.rate_of!r} is tuned here")
-        if self.forgetting and (unknown := set(self.forgetting.methods) - {FULL, HALF, *self.methods}):
-            raise ValueError(f"forgetting.methods: {unknown.pop()!r} is not measured here")
         return self
 
     def rates_of(self, model: str) -> Rates:

@@ -1,84 +1,58 @@
-"""Figures of a study: quality against the boundary for every case, what freezing costs, and what traces promise."""
+"""Figures of a study: what each method costs and gains, and what traces promise."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from stages.common.figures import ACCENT, INK, MUTED, RULE, panel, place_labels, standalone
-from stages.study.comparisons import Depth
-from stages.study.description import FULL
-from stages.study.resamples import Resamples, interval
-from stages.study.tables import records
-from stages.study.verdicts import ORACLE
+from stages.study.measured import Floats
+from stages.study.resamples import Resamples, interval, over_groups
+from stages.study.summary import MethodSummary
 
-_LABELLED: Final = 4  # marks of one figure that are named; the table names all
 _MARGIN: Final = 1.05  # below the lowest value that is shown
-_MEASURES: Final = {
-    "accuracy": "accuracy (%)",
-    "balanced-accuracy": "balanced accuracy (%)",
-    "loss": "minus loss (nats)",
-}
+_STEPS: Final = 40
 
 
-def curve(resamples: Resamples, table: pd.DataFrame, leading: Sequence[str]) -> str:
-    """Draw a case's quality against the boundary as an SVG file, with its interval and every selector's choice."""
-    case = resamples.case
-    quality = {b: case.quality(m) for b, m in case.curve().items()}
-    low, high = np.array([interval(resamples.quality(m)) for m in case.curve().values()]).T
+def mean_depth(cases: Sequence[Resamples]) -> tuple[Floats, Floats] | None:
+    """Return cost [S] and points above full fine-tuning [1+R, S] of fixed depths, mean over datasets that have them.
 
-    def at(boundary: int) -> float:
-        return float(np.interp(boundary, list(quality), list(quality.values())))
-
-    def paint(axes: Axes) -> None:
-        axes.fill_between(list(quality), low, high, color=RULE, linewidth=0)
-        axes.plot(list(quality), list(quality.values()), "o-", color=INK, markersize=3.5, linewidth=1.6)
-        longer = _longer(resamples)
-        if longer:
-            axes.plot(list(longer), list(longer.values()), color=MUTED, linewidth=1.4, linestyle=(0, (4, 2)))
-        marks = _marks(table, leading)
-        for boundary in marks:
-            axes.plot(boundary, at(boundary), "s", color=ACCENT, markersize=7)
-        axes.set_xlim(-0.5, case.layers + 0.5)
-        axes.margins(y=0.14)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-        axes.set_xlabel("last frozen layer")
-        axes.set_ylabel(_MEASURES[case.measure])
-        named = [(float(b), at(b), text, ACCENT) for b, text in list(marks.items())[:_LABELLED]]
-        line = np.linspace(0, case.layers, 2 * case.layers + 1)
-        place_labels(axes, named, [*quality.items(), *((float(b), at(b)) for b in line)])
-
-    described = (
-        "Solid: equal epochs, with its interval; dashed: equal compute, where it was measured; squares: boundaries "
-        "that selectors choose, on the line where they were not measured themselves."
-    )
-    title = f"{case.data_set}, {case.model}: quality against the boundary"
-    return standalone(panel(f"study-{case.data_set}-{case.model}", title, described, paint))[1]
+    ``None``: no case measures a boundary between 0 and all layers.
+    """
+    lines = [(one.case.group, one, one.case.line) for one in cases if set(one.case.curve()) - {0, one.case.layers}]
+    if not lines:
+        return None
+    shares = np.linspace(0, min(line.deepest for _, _, line in lines), _STEPS + 1)
+    costs = over_groups([(group, np.interp(shares, line.shares, line.costs)) for group, _, line in lines])
+    return costs, over_groups([(group, one.over_full @ line.weights(shares)) for group, one, line in lines])
 
 
-def lost(depth: Depth) -> str:
-    """Draw points above full fine-tuning against the share of frozen layers: every case and their mean."""
+def methods(depth: tuple[Floats, Floats], found: Mapping[str, MethodSummary]) -> str:
+    """Draw every method's points above full fine-tuning against the cost of a run, and the curve of fixed depths."""
+    costs, points = depth
+    shown = {name: one for name, one in found.items() if one.groups > 1}
 
     def paint(axes: Axes) -> None:
         _above_full(axes)
-        for line in depth.lines:
-            axes.plot(line.shares, line.over_full, color=MUTED, linewidth=0.8, alpha=0.6)
-        axes.fill_between(depth.shares, depth.low, depth.high, color=RULE, linewidth=0)
-        axes.plot(depth.shares, depth.mean, color=ACCENT, linewidth=2.2)
-        axes.set_xlim(0, 1)
-        lows = [line.over_full[line.shares <= depth.shares[-1]].min() for line in depth.lines]
-        axes.set_ylim(_MARGIN * min(lows), None)
-        axes.set_xlabel("share of the layers that is frozen")
+        axes.fill_between(costs, *interval(points), color=RULE, linewidth=0)
+        axes.plot(costs, points[0], color=MUTED, linewidth=1.6)
+        for one in shown.values():
+            axes.plot([one.cost_share] * 2, one.interval_examples, color=ACCENT, linewidth=1.2)
+            axes.plot(one.cost_share, one.mean_difference_points, "o", color=ACCENT, markersize=6)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel("FLOPs of one run, of full fine-tuning's")
+        axes.margins(y=0.14)
+        named = [(one.cost_share, one.mean_difference_points, name, ACCENT) for name, one in shown.items()]
+        place_labels(axes, named, [*zip(costs.tolist(), points[0].tolist(), strict=True)])
 
     described = (
-        "Grey: every dataset with every model, linear between measured boundaries; what falls below the figure is "
-        "cut off. Coloured: mean over datasets with its interval, as deep as every case was measured."
+        "Line: fixed depths, the same boundary on all datasets, with its interval. Marks: methods with the 95 % "
+        "interval over examples and seeds, each over the datasets where it was measured; the table says which."
     )
-    title = "What freezing costs, by the share of the layers"
-    return standalone(panel("study-depth", title, described, paint, height=420))[1]
+    return standalone(panel("study-methods", "What each method costs and gains", described, paint, height=420))[1]
 
 
 def balance(points: pd.DataFrame, model: str) -> str:
@@ -88,6 +62,7 @@ def balance(points: pd.DataFrame, model: str) -> str:
         _above_full(axes)
         for quantity, ink in (("deviation", MUTED), ("loss", ACCENT)):
             axes.plot(points[f"{quantity}_observed"], points["over_full"], "o", color=ink, markersize=4, label=quantity)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_ylim(_MARGIN * points.loc[points["trained"] > 0, "over_full"].min(), None)
         axes.set_xlabel("reduction of the trace's deviation or loss above the boundary, not accuracy")
         axes.legend(frameon=False)
@@ -99,24 +74,4 @@ def balance(points: pd.DataFrame, model: str) -> str:
 
 def _above_full(axes: Axes) -> None:
     axes.axhline(0, color=INK, linewidth=0.8)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylabel("points above full fine-tuning")
-
-
-def _longer(resamples: Resamples) -> dict[int, float]:
-    """Quality at equal compute by boundary, as far from full fine-tuning's as over the seeds that both have."""
-    full = resamples.case.quality(FULL)
-    gaps = {boundary: resamples.over(method, FULL, "compute") for boundary, method in resamples.case.curve().items()}
-    longer = {boundary: full + gap[0] for boundary, gap in gaps.items() if gap is not None}
-    return {0: full, **longer} if longer else {}
-
-
-def _marks(table: pd.DataFrame, leading: Sequence[str]) -> dict[int, str]:
-    """Boundary → the selectors that choose it, leading ones first."""
-    order = {rule: rank for rank, rule in enumerate(leading)}
-    chosen = [row for row in records(table) if row["behind_full"] is not None and row["boundary"] is not None]
-    marks: dict[int, list[str]] = {}
-    for row in sorted(chosen, key=lambda row: order.get(row["rule"], len(order))):
-        if row["rule"] != ORACLE:
-            marks.setdefault(row["boundary"], []).append(row["rule"])
-    return {b: rules[0] if len(rules) == 1 else f"{rules[0]} +{len(rules) - 1}" for b, rules in marks.items()}

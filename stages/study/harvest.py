@@ -1,6 +1,5 @@
 """From a job's artifacts to rows of the study's tables."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +9,6 @@ from salf.ledger import Machine
 from salf.metrics import Metrics, RunMetrics
 from salf.records import FineTuneClock, FineTuneRecord
 from stages.study.agenda import FineTune
-from stages.study.description import Description
 from stages.study.tables import Row
 
 TEXTS = "reports/texts.json"  # of a job: perplexities on texts
@@ -25,7 +23,8 @@ def where() -> Row:
 def result(folder: Path, one: FineTune, trained: str) -> tuple[Row, pd.DataFrame]:
     """Return the row and the predictions of a fine-tune that the job ran as the method ``trained``.
 
-    Of the row, ``outcomes`` are those of its grid, and ``kept`` those of every entry of ``finetune.keep``.
+    Under ``more`` are what becomes rows of other tables, by their names: the outcomes of its grid, the scores of every
+    entry of ``finetune.keep``, and perplexities on texts.
     """
     name = f"{trained}-seed{one.seed}"
     metrics = Metrics.load(folder / "reports/metrics.json")
@@ -37,26 +36,17 @@ def result(folder: Path, one: FineTune, trained: str) -> tuple[Row, pd.DataFrame
     row |= _learned(run, metrics.runs[name], metrics.quality) | {"method": one.method}
     row |= {"device": clock.machine.device, "dtype": clock.machine.dtype}
     row["seconds"] = clock.seconds_training + clock.seconds_cache  # of the winning rate, with its frozen layers
-    row["outcomes"] = _outcomes(run, row) if len(one.rates) > 1 else []
-    row["kept"] = [each.model_dump() for each in metrics.runs[name].kept]
-    return row, said.drop(columns="run")
+    more = {"rates": _outcomes(run, row) if len(one.rates) > 1 else [], "forgetting": _forgotten(folder, name)}
+    more["kept"] = [each.model_dump() for each in metrics.runs[name].kept]
+    return {**row, "more": more}, said.drop(columns="run")
 
 
-def forgetting(folder: Path, batch: Sequence[FineTune], description: Description) -> list[Row]:
-    """Return the perplexity of every fine-tune of a job on every text, and the base's."""
-    found = read_json(folder / TEXTS)["models"]
+def _forgotten(folder: Path, name: str) -> list[Row]:
+    """The perplexity on every text, and the base's, of a fine-tune whose job measured that."""
+    found = read_json(folder / TEXTS)["models"] if (folder / TEXTS).exists() else {}
     return [
-        {
-            **one.case._asdict(),
-            "seed": one.seed,
-            "method": one.method,
-            "text": text,
-            "tokens": before["tokens"],
-            "before": before["perplexity"],
-            "after": found[f"{description.trained(one.method)}-seed{one.seed}"][text]["perplexity"],
-        }
-        for one in batch
-        for text, before in found["base"].items()
+        {"text": text, "before": found["base"][text]["perplexity"], "after": one["perplexity"], "tokens": one["tokens"]}
+        for text, one in found.get(name, {}).items()
     ]
 
 

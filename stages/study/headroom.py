@@ -16,10 +16,11 @@ import pandas as pd
 from stages.study.comparisons import share_of_cost
 from stages.study.description import FULL
 from stages.study.measured import Case, Floats
-from stages.study.resamples import CONFIDENCE, FOLDS
+from stages.study.resamples import CONFIDENCE
 from stages.study.tables import Row
 
 _SEED: Final = 1
+_FOLDS: Final = 10
 _SPLITS: Final = 20
 _DRAWS: Final = 5000
 _AIMS: Final = [
@@ -122,7 +123,7 @@ def _cross_fitted(case: Case, rng: np.random.Generator) -> tuple[Floats, Floats]
     _, seeds, examples = values.shape
     others = (1 - np.eye(seeds)) / (seeds - 1)  # [S, S]
     for _ in range(_SPLITS):
-        inside = np.eye(FOLDS)[rng.permutation(np.arange(examples) % FOLDS)]  # [N, F]
+        inside = np.eye(_FOLDS)[rng.permutation(np.arange(examples) % _FOLDS)]  # [N, F]
         within, sizes = values @ inside, inside.sum(axis=0)  # [B, S, F]
         outside = (values.sum(axis=2, keepdims=True) - within) / (examples - sizes)
         judged.append(np.einsum("bsf,ts->ftb", outside, others).reshape(-1, len(values)))

@@ -1,7 +1,7 @@
 """A study's measurements, case by case: quality of every test example under every fine-tune."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -25,7 +25,8 @@ class Run:
     """One method's fine-tunes, one per seed; FLOPs and validation results are means over seeds.
 
     ``values`` is the quality of every test example [seeds, examples]: 1 for a right answer (weighted so that all
-    labels count alike, for balanced accuracy), or minus the loss. Their mean is the run's quality.
+    labels count alike, for balanced accuracy), or minus the loss. Their mean is the run's quality. ``rates`` is the
+    number of learning rates that its grid tried, ``validation`` that of validation examples per training example.
     """
 
     seeds: tuple[int, ...]
@@ -33,6 +34,9 @@ class Run:
     flops: float
     validation_loss: float
     validation_accuracy: float
+    epochs: float = 1.0
+    rates: float = 1.0
+    validation: float = 0.0
 
     def only(self, seeds: Sequence[int]) -> "Run":
         """Return the fine-tunes of some of its seeds."""
@@ -81,9 +85,7 @@ class Case:
     measure: Measure
     test_set: int  # a number that cases with the same test examples share
     labels: NDArray[np.integer[Any]] | None  # of test examples, as numbers [examples]; only where all count alike
-    chance: float | None  # quality of always giving the most frequent label
     natural: Floats | None  # weights of values [examples] for the label frequencies of the dataset's own test file
-    natural_chance: float | None  # the most frequent label's share there
     layers: int
     runs: dict[tuple[str, Budget], Run]
     boundaries: dict[str, int]  # by method, for methods that freeze up to a layer
@@ -188,5 +190,4 @@ def _mixed(runs: Sequence[Run], shares: Sequence[float]) -> Run:
     def mean(name: str) -> Any:
         return sum(share * getattr(run, name) for share, run in zip(shares, runs, strict=True))
 
-    names = ("values", "flops", "validation_loss", "validation_accuracy")
-    return Run(runs[0].seeds, **{name: mean(name) for name in names})
+    return Run(runs[0].seeds, **{each.name: mean(each.name) for each in fields(Run) if each.name != "seeds"})

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from salf.files import code_hashes
 from stages.study import harvest
-from stages.study.agenda import FineTune, Known, agenda, batches, to_score
+from stages.study.agenda import FineTune, Known, agenda, batches
 from stages.study.description import Case, Description, Settings
 from stages.study.settings import (
     AbsentError,
@@ -34,11 +34,9 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """Fine-tunes of one case, seed and budget. ``texts``: their perplexities are measured; ``again``: nothing else."""
+    """Fine-tunes of one case, seed and budget."""
 
     fine_tunes: tuple[FineTune, ...]
-    texts: bool = False
-    again: bool = False
 
     @property
     def case(self) -> Case:
@@ -54,8 +52,7 @@ class Job:
     def words(self) -> str:
         """A description for readers."""
         first, methods = self.fine_tunes[0], ", ".join(one.method for one in self.fine_tunes)
-        what = "for perplexities on texts" if self.again else f"at equal {first.budget}"
-        return f"{', '.join(self.case)}, seed {first.seed}: {methods} {what}"
+        return f"{', '.join(self.case)}, seed {first.seed}: {methods} at equal {first.budget}"
 
 
 class Progress:
@@ -85,10 +82,8 @@ class Progress:
 
     def known(self) -> Known:
         """Return what the tables hold that counts under the present parameters."""
-        rows = [row for row in records(self.tables.runs) if self._counts(row)]
-        texts = self.tables.forgetting[["data_set", "model", "seed", "method"]].itertuples(index=False)
-        scored = frozenset((Case(data_set, model), int(seed), method) for data_set, model, seed, method in texts)
-        return Known({fine_tune_of(row): row["learning_rate"] for row in rows}, scored)
+        rows = records(self.tables.runs)
+        return Known({fine_tune_of(row): row["learning_rate"] for row in rows if self._counts(row)})
 
     def _counts(self, row: Row) -> bool:
         case = Case(row["data_set"], row["model"])
@@ -109,20 +104,12 @@ class Progress:
 
     def ready(self, taken: Sequence[Job]) -> list[Job]:
         """Return what can start now, in order; ``taken`` jobs are running or have failed."""
-        known = self.known()
         busy = {fine_tune for job in taken for fine_tune in job.fine_tunes}
-        wanted = [one for one in self.wanted(known) if one not in busy]
-        texts = to_score(self.description, list(self.settings), known)
-        jobs = [Job(batch, texts=not set(batch).isdisjoint(texts)) for batch in batches(self.description, wanted)]
-        again = [one for one in texts if one not in {*wanted, *busy}]
-        return jobs + [Job(batch, texts=True, again=True) for batch in batches(self.description, again)]
+        wanted = [one for one in self.wanted(self.known()) if one not in busy]
+        return [Job(batch) for batch in batches(self.description, wanted)]
 
     def keep(self, job: Job, folder: Path, seconds: float) -> None:
         """Save what a job made in ``folder``; its seconds are shared equally among its fine-tunes."""
-        if job.texts:
-            self.tables.keep_forgetting(harvest.forgetting(folder, job.fine_tunes, self.description))
-        if job.again:
-            return
         found, facts = [], self._facts(job.case)
         for one in job.fine_tunes:
             row, said = harvest.result(folder, one, self.description.trained(one.method))
@@ -152,10 +139,9 @@ class Progress:
     def outlook(self) -> str:
         """Describe what is finished and what is left, method by method."""
         known = self.known()
-        wanted, texts = self.wanted(known), to_score(self.description, list(self.settings), known)
+        wanted = self.wanted(known)
         parts = [f"{len(self.settings)} pairs of dataset and model", f"{len(known.done)} fine-tunes finished"]
         parts += [f"{len(wanted)} fine-tunes left"]
-        parts += [f"{len(texts)} to be scored on texts"] * bool(texts)
         parts += [f"left out: {', '.join(self.absent)}"] * bool(self.absent)
         left: dict[str, dict[Case, list[str]]] = {}
         for one in wanted:

@@ -18,6 +18,7 @@ from stages.study.tables import MADE_BY, read_settings, read_table
 
 _CASE = ["data_set", "model"]
 _METHOD = [*_CASE, "method"]
+_MEANS = ("flops", "validation_loss", "validation_accuracy", "epochs")
 
 
 def read_study(folder: Path) -> Study:
@@ -30,7 +31,8 @@ def read_study(folder: Path) -> Study:
         UserError: a table is missing or damaged, or no case has full fine-tuning.
     """
     runs, choices = (read_table(folder, name, required=True) for name in ("runs", "choices"))
-    priors, rates = (read_table(folder, name) for name in ("priors", "rates"))
+    priors, rates, readings = (read_table(folder, name) for name in ("priors", "rates", "readings"))
+    choices = pd.concat([choices, readings]) if len(readings) else choices
     said = _predictions(folder / "predictions.parquet")
     kept = read_settings(folder)
     present = runs[_of_last(runs, "settings", _CASE, kept)]
@@ -39,7 +41,7 @@ def read_study(folder: Path) -> Study:
     runs = _complete(present[_at_one_rate(present)])
     full = (runs["method"] == FULL) & (runs["budget"] == "epochs")
     grouped = runs.groupby(_CASE, sort=False)
-    cases = tuple(_case(rows, choices, said, priors) for _, rows in grouped if full[rows.index].any())
+    cases = tuple(_case(rows, choices, said, priors, kept) for _, rows in grouped if full[rows.index].any())
     if not cases:
         raise UserError(f"{folder}: no dataset's full fine-tuning is measured yet; run: {MADE_BY}")
     return Study(cases, runs, len(present), rates)
@@ -82,8 +84,11 @@ def _at_boundary(runs: pd.DataFrame) -> "pd.Series[bool]":
     return runs["method"].str.match(r"freeze-\d+$") | (runs["method"] == FULL)
 
 
-def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame, priors: pd.DataFrame) -> Case:
+def _case(
+    rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame, priors: pd.DataFrame, kept: Mapping[str, Any]
+) -> Case:
     first = rows.iloc[0]
+    limits = kept.get(first["settings"], {}).get("data", {}).get("limits")
     mine = choices[(choices["data_set"] == first["data_set"]) & (choices["model"] == first["model"])]
     freezes = rows[_at_boundary(rows)]
     examples = _examples(said, first["point"])
@@ -100,13 +105,9 @@ def _case(rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame, priors:
         measure=first["measure"],
         test_set=crc32("\n".join([first["group"], *examples["example_id"]]).encode()),
         labels=pd.factorize(labels)[0] if balanced else None,
-        chance=None
-        if weights is None or labels.isna().any()
-        else float((weights * (labels == labels.mode()[0])).mean()),
         natural=_natural(labels, prior) / weights if weights is not None and len(prior) else None,
-        natural_chance=float(prior.max() / prior.sum()) if len(prior) else None,
         layers=int(first["layers"]),
-        runs=dict(_runs(rows, said, weights)),
+        runs=dict(_runs(rows, said, weights, limits["validation"] / limits["train"] if limits else 0.0)),
         boundaries=dict(zip(freezes["method"], freezes["boundary"].astype(int).tolist(), strict=True)),
         between={},
         choices=(),
@@ -132,7 +133,9 @@ def _natural(labels: "pd.Series[str]", prior: "pd.Series[float]") -> Floats:
     return shares.to_numpy(float)
 
 
-def _runs(rows: pd.DataFrame, said: pd.DataFrame, weights: Floats | None) -> Iterator[tuple[tuple[str, Budget], Run]]:
+def _runs(
+    rows: pd.DataFrame, said: pd.DataFrame, weights: Floats | None, validation: float
+) -> Iterator[tuple[tuple[str, Budget], Run]]:
     """Runs by method and budget; all have the same test examples, in the order of their names."""
     examples: list[str] | None = None
     for (method, budget), group in rows.sort_values("seed", kind="stable").groupby(["method", "budget"], sort=False):
@@ -144,9 +147,10 @@ def _runs(rows: pd.DataFrame, said: pd.DataFrame, weights: Floats | None) -> Ite
                 where = f"{group.iloc[0]['data_set']}, {group.iloc[0]['model']}: {method}"
                 raise UserError(f"{where}: its test examples differ from the other methods'; run again: {MADE_BY}")
             values.append(-mine["loss"] if weights is None else mine["correct"] * weights)
-        means = group[["flops", "validation_loss", "validation_accuracy"]].astype(float).mean()
-        seeds = tuple(int(seed) for seed in group["seed"])
-        yield (str(method), budget), Run(seeds, np.array(values, float), *map(float, means))  # type: ignore[misc]
+        means = {name: float(group[name].astype(float).mean()) for name in _MEANS}
+        seeds, rates = tuple(int(seed) for seed in group["seed"]), max(len(tried.split()) for tried in group["rates"])
+        run = Run(seeds, np.array(values, float), **means, rates=rates, validation=validation)
+        yield (str(method), budget), run  # type: ignore[misc]
 
 
 def _choice(row: dict[Any, Any]) -> Choice:

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from stages.study.description import FULL, Budget
-from stages.study.measured import DIGITS, Case, Floats, Run
+from stages.study.measured import DIGITS, Case, Floats
 
 CONFIDENCE: Final = 0.95  # of all intervals; tests are at 5 %
-FOLDS: Final = 10
 POWER: Final = 0.8
 
 
@@ -104,24 +103,6 @@ def over_groups(values: Sequence[tuple[str, Floats]]) -> Floats:
     for group, value in values:
         groups.setdefault(group, []).append(value)
     return np.mean([np.mean(each, axis=0) for each in groups.values()], axis=0)
-
-
-def cross_fitted(runs: Sequence[Run], folds: int = FOLDS) -> Floats:
-    """Return per example [n] the quality of the run that is best by other seeds on other folds, mean over seeds.
-
-    The best of several measured means is partly lucky; a run chosen without the example owes it nothing.
-    """
-    values = np.array([run.values for run in runs])
-    _, seeds, examples = values.shape
-    fold: NDArray[np.integer[Any]] = np.arange(examples) % folds
-    chosen = np.empty((seeds, examples))
-    for seed in range(seeds):
-        judging = values[:, [other for other in range(seeds) if other != seed] or [seed]].mean(axis=1)
-        for part in np.unique(fold):
-            inside = fold == part
-            best = int(judging[:, ~inside].mean(axis=1).argmax()) if not inside.all() else 0
-            chosen[seed, inside] = values[best, seed, inside]
-    return chosen.mean(axis=0)
 
 
 def _weights(drawn: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]] | None) -> Floats:

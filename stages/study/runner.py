@@ -161,16 +161,20 @@ class Runner:
         description = self.progress.description
         values = training_values(self.progress.settings[job.case].values, job.fine_tunes, description)
         trained = [(description.trained(one.method), one.seed) for one in job.fine_tunes]
-        stages = ["finetune"] if job.again else ["finetune", "evaluate"]
-        more = [self._scoring([f"{method}-seed{seed}" for method, seed in trained])] if job.texts else []
+        texts = [
+            f"{description.trained(one.method)}-seed{one.seed}"
+            for one in job.fine_tunes
+            if description.arm(one.method).texts
+        ]
+        more = [self._scoring(texts)] if texts else []
         keep = partial(self.progress.keep, job)
-        return Task(job.words, job.name, self._places(job.case), stages, values, keep, trained, more)
+        return Task(job.words, job.name, self._places(job.case), ["finetune", "evaluate"], values, keep, trained, more)
 
     def _scoring(self, models: Sequence[str]) -> list[str]:
         """The command that reads texts with fine-tuned models."""
-        asked = self.progress.description.forgetting
+        asked = self.progress.description.texts
         assert asked is not None, "texts are named"
-        texts = [f"{name}={self.progress.places.data / file}" for name, file in asked.texts.items()]
+        texts = [f"{name}={self.progress.places.data / file}" for name, file in asked.files.items()]
         words = f"stages.evaluate.texts --base data/base --blocks {asked.blocks} --tokens {asked.tokens} --out {TEXTS}"
         return [*words.split(), "--models", *(f"data/models/{one}" for one in models), "--texts", *texts]
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ from ruamel.yaml import YAML
 from salf.errors import UserError
 from salf.files import write_text
 from stages.common.study_page import Cell, StudyPage, StudyTable
+from stages.study.description import FULL, HALF
 
 Json = Mapping[str, Any]
 _PART: Final = re.compile(r"<!-- study: (?P<name>[^>]+?) -->\n(?:(?!<!-- study:).)*?<!-- end -->", flags=re.DOTALL)
@@ -19,22 +19,31 @@ _FEW: Final = 3  # a boundary that fewer datasets were measured at has no row
 
 
 def page(summary: Json, curves: pd.DataFrame) -> StudyPage:
-    """Return the headline and all tables; quality by boundary has one per model."""
+    """Return the headline and all tables, those of the report first."""
     described = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
-    records = {"rules": _ranked(summary["rules"])}
-    if alone := summary["alone"]:
-        records[f"rules of {alone['model']}"] = _ranked(alone["rules"])
-    records |= {"interaction": summary["interaction"], "headroom": _crossed(summary)}
-    records["left out"] = summary["leave_one_out"]
-    if readings := summary.get("readings"):
-        records |= {f"readings of {model}": rows for model, rows in readings["scopes"].items()}
-        records |= {"readings left out": readings["left_out"], "rank correlations": readings["correlations"]}
-        records["claims"] = readings["claims"]
-    records |= {"natural label frequencies": summary["natural"], "equal rates": summary["equal_rates"]}
-    tables = {name: _table(described[name.partition(" of ")[0]], rows) for name, rows in records.items()}
-    report = [name for name in tables if not name.startswith(("natural", "equal")) and tables[name].rows]
-    tables |= {f"quality of {model}": _quality(mine) for model, mine in curves.groupby("model", sort=False)}
-    return StudyPage(headline=summary["headline"], scope=_scope(summary), tables=tables, report=report)
+    leading, readings = summary["leading"], summary["readings"] or {}
+    order = sorted(summary["methods"], key=lambda name: (name != FULL, name != HALF, name))
+    records = {
+        "methods": [{"method": name, **summary["methods"][name]} for name in order],
+        "default left out": summary["default"]["left_out"],
+        "sign": summary["sign"],
+        "scope and LoRA": summary["orthogonal"],
+        "forgetting": summary["forgetting"],
+        "kept weights": summary["weights_kept"],
+        "equal rates": summary["equal_rates"],
+        "selectors": summary["selectors"][leading],
+        "interaction": summary["interaction"],
+        "headroom": _crossed(summary),
+        "claims": readings.get("claims", []),
+        "readings": readings.get("scopes", {}).get(leading, []),
+        "readings left out": readings.get("left_out", []),
+        "rank correlations": [one for one in readings.get("correlations", []) if one["model"] == leading],
+    }
+    tables = {name: _table(described[name], rows) for name, rows in records.items()}
+    tables["methods by dataset"] = _by_dataset(summary["by_dataset"], order)
+    report = [name for name, one in tables.items() if one.rows]
+    tables["quality"] = _quality(curves[curves["model"] == leading])
+    return StudyPage(headline=summary["headline"], scope=_scope(summary["study"]), tables=tables, report=report)
 
 
 def update(path: Path, shown: StudyPage) -> None:
@@ -56,10 +65,6 @@ def update(path: Path, shown: StudyPage) -> None:
     write_text(path, _PART.sub(lambda found: marked.format(found["name"], parts[found["name"]]), text))
 
 
-def _ranked(rules: Json) -> list[Json]:
-    return sorted(rules.values(), key=lambda one: int(one["rank"]))
-
-
 def _crossed(summary: Json) -> list[Json]:
     """Headroom of the leading model, cross-fitted, with the gains of the other ways to pick."""
     mine = [one for one in summary["headroom"] if one["model"] == summary["leading"]]
@@ -78,20 +83,40 @@ def _table(described: Json, records: Sequence[Json]) -> StudyTable:
 
 
 def _cell(record: Json, key: str, form: Any) -> Cell:
-    """A cell in one of the formats that ``shown.yaml`` names; ``key`` may lead into a comparison."""
-    value: Any = reduce(lambda one, name: one and one[name], key.split("."), record)
-    if value is None or form is None:
-        return "" if value is None else str(value)
+    """A cell in one of the formats that ``shown.yaml`` names; ``key`` may lead into a part of the record."""
+    value: Any = record
+    for name in key.split(".") if key != "." else ():
+        value = value and value.get(name)
+    if value is None or value == [] or form is None:
+        return "" if value is None or value == [] else str(value)
+    if form == "list":
+        return ", ".join(map(str, value))
+    if form == "interval":
+        return " to ".join(_digits(one, 2) for one in value)
+    if form == "points":
+        return value["mean_difference_points"], _points(value)
     if form == "rule":
-        return f"`{value}`" + "*" * bool(record["degenerate"])
+        return f"`{value}`" + "*" * bool(record.get("degenerate"))
     if form in ("%", "cost"):
         deciding = form == "cost" and record["deciding_share"]
         return value, _percent(value) + (f" + {_percent(deciding)}" if deciding else "")
-    if isinstance(form, int):
-        return value, _digits(value, form)
-    over, sign = record[form[0]], form[1]
-    bounds = sorted(sign * over[end] for end in ("low", "high")) if over else []
-    return value, _digits(value, 2) + (f" [{', '.join(_digits(one, 2) for one in bounds)}]" if bounds else "")
+    return value, _digits(value, form)
+
+
+def _points(over: Json) -> str:
+    low, high = over["interval_examples"]
+    return f"{_digits(over['mean_difference_points'], 2)} [{_digits(low, 2)}, {_digits(high, 2)}]"
+
+
+def _by_dataset(rows: Sequence[Json], methods: Sequence[str]) -> StudyTable:
+    """Full fine-tuning's accuracy on every dataset, and the other methods' differences from it."""
+    shown = [name for name in methods if any(name in row for row in rows)]
+    cells: list[list[Cell]] = [
+        [row["data_set"], *((row[name], _digits(row[name], 1)) if name in row else "" for name in shown)]
+        for row in rows
+    ]
+    caption = "Accuracy of full fine-tuning in %, and the other methods' points above it."
+    return StudyTable(caption=caption, headings=["dataset", *(f"`{name}`" for name in shown)], rows=cells)
 
 
 def _quality(curves: pd.DataFrame) -> StudyTable:
@@ -113,12 +138,11 @@ def _quality_cell(value: float | None, unit: str) -> Cell:
 
 
 def _scope(summary: Json) -> str:
-    seeds = sorted({min(summary["seeds_each"].values()), max(summary["seeds_each"].values())})
     return (
         f"{summary['fine_tunes']} of {summary['fine_tunes_measured']} fine-tunes of {', '.join(summary['models'])} on "
-        f"{', '.join(summary['data_sets'])}. Seeds: {' to '.join(map(str, seeds))}, the same for all boundaries of a "
-        f"dataset. Measured on {'; '.join(summary['machines'])}. {summary['tuned_rates']} learning rates were tuned on "
-        f"validation data; {summary['tuned_rates_at_an_end']} of them are at an edge of what was tried."
+        f"{', '.join(summary['data_sets'])}. Measured on {'; '.join(summary['machines'])}. "
+        f"{summary['tuned_rates']} learning rates were tuned on validation data; {summary['tuned_rates_at_an_end']} of "
+        "them are at an edge of what was tried."
     )
 
 

@@ -12,19 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from salf.errors import UserError, reading
 from salf.files import replacing_file, write_text
-from salf.laws import Array
-from stages.study.description import Case
 from stages.study.settings import digest
 
 Row = dict[str, Any]
-Traces = Mapping[Case, Mapping[str, Array]]  # by curve: examples [n, L+1]
 MADE_BY: Final = "python -m stages.study"
 RUN_KEY: Final = ["data_set", "model", "seed", "method", "budget", "settings", "method_settings"]
 _PREDICTIONS: Final = pa.schema(
@@ -36,8 +31,6 @@ _PREDICTIONS: Final = pa.schema(
         ("loss", pa.float32()),
     ]
 )
-_TRACED: Final = ["data_set", "model", "basis"]
-_CURVES: Final = ("deviation", "loss")
 
 
 def columns(text: str) -> dict[str, str]:
@@ -61,11 +54,15 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
         "cores:Int64 seconds:float"
     ),
     "priors": columns("data_set label rows:Int64 share:float"),
+    "readings": columns("data_set model rule selector boundary:Int64 low:Int64 high:Int64"),
+    "balance": columns(
+        "data_set model boundary:Int64 deviation_observed:float deviation_law:float loss_observed:float loss_law:float"
+    ),
     "kept": columns(
         "data_set model seed:Int64 method budget keep validation_loss:float validation_accuracy:float test_loss:float "
         "test_accuracy:float point"
     ),
-    "forgetting": columns("data_set model seed:Int64 method text tokens:Int64 before:float after:float"),
+    "forgetting": columns("data_set model seed:Int64 method text tokens:Int64 before:float after:float point"),
 }
 
 
@@ -80,21 +77,6 @@ def read_table(folder: Path, name: str, *, required: bool = False) -> pd.DataFra
         return _typed(
             pd.read_csv(path, dtype={key: "str" for key, kind in COLUMNS[name].items() if kind == "str"}), name
         )
-
-
-def read_traces(folder: Path) -> Traces:
-    """Read each case's traced curves, one per example, by quantity (and basis, if it is not the head's)."""
-    path, found = folder / "traces.parquet", dict[Case, dict[str, Array]]()
-    if not path.exists():
-        return found
-    with reading(path, "damaged table"):
-        table = pq.read_table(path).to_pandas()
-    for (data_set, model, basis), rows in table.groupby(_TRACED, observed=True, sort=False):
-        for quantity in _CURVES:
-            if rows[quantity].notna().all():
-                name = quantity if basis == "head" else f"{quantity} ({basis})"
-                found.setdefault(Case(data_set, model), {})[name] = np.stack(rows[quantity]).astype(float)
-    return found
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -145,15 +127,10 @@ class Tables:
         found = [({**row, "point": digest([row[name] for name in RUN_KEY])}, said) for row, said in fine_tunes]
         said = pd.concat([each.assign(point=row["point"]) for row, each in found])
         self._keep_predictions(said)
-        for name, part, key in (("rates", "outcomes", "learning_rate"), ("kept", "kept", "keep")):
-            if more := [{**row, **one} for row, _ in found for one in row.get(part, [])]:
+        for name, key in (("rates", "learning_rate"), ("kept", "keep"), ("forgetting", "text")):
+            if more := [{**row, **one} for row, _ in found for one in row.get("more", {}).get(name, [])]:
                 setattr(self, name, self._keep(name, getattr(self, name), more, ["point", key]))
         self.runs = self._keep("runs", self.runs, [row for row, _ in found], ["point"])
-
-    def keep_forgetting(self, rows: Sequence[Row]) -> None:
-        """Save perplexities on texts; they replace those of the same fine-tunes."""
-        key = ["data_set", "model", "seed", "method", "text"]
-        self.forgetting = self._keep("forgetting", self.forgetting, rows, key)
 
     def _keep(self, name: str, old: pd.DataFrame, rows: Sequence[Row], key: list[str]) -> pd.DataFrame:
         """Write a table in which rows replace those of the same key, and return it."""

@@ -279,7 +279,7 @@ def test_no_table_is_cut_in_a_window_of_1280_pixels(chain_of: Callable, tmp_path
     main(chain.argv("--study", str(reports / "study")))
     text = POLICY.sub("", chain.page.read_text(encoding="utf-8")).replace("</body>", f"{WIDTHS}</body>")
     widths = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", shown(text, 1280, tmp_path))[1]))
-    assert {name for name, _, _ in widths} > {"methods", "labels", "study-rules", "examples-wrong", "lineage-links"}
+    assert {name for name, _, _ in widths} > {"methods", "labels", "study-selectors", "examples-wrong", "lineage-links"}
     assert [(name, wide, room) for name, wide, room in widths if wide > room] == []
     page, *_ = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", shown(text, 500, tmp_path))[1]))
     assert page[1] <= page[2], "a table scrolls in its box, never the whole page (vamseeachanta/digitalmodel#1625)"

@@ -34,8 +34,8 @@ def page(chain_of):
     chain = chain_of(seeds=(1,))
     (chain.root / "reports/study/figures").mkdir(parents=True)
     SHOWN.write(chain.root / "reports/study")
-    write_text(chain.root / "reports/study/figures/a-embedded.svg", drawn())
-    write_text(chain.root / "reports/study/figures/depth.svg", drawn().replace("study-trec", "study-depth"))
+    write_text(chain.root / "reports/study/figures/balance.svg", drawn())
+    write_text(chain.root / "reports/study/figures/methods.svg", drawn().replace("study-trec", "study-methods"))
     main(chain.argv())
     return chain.page.read_text(encoding="utf-8")
 
@@ -59,9 +59,9 @@ def test_its_figures_take_the_pages_colours(page):
     assert "var(--" in figure
 
 
-def test_what_is_over_all_datasets_comes_first(page):
+def test_what_methods_cost_and_gain_comes_first(page):
     shown = page.partition('id="study"')[2]
-    assert 0 < shown.index("What freezing costs") < shown.index("Quality against the boundary: a-embedded")
+    assert 0 < shown.index("What each method costs and gains") < shown.index("What the trace promises")
 
 
 def test_a_figure_for_a_page_is_the_panel_that_its_file_was_made_from():
@@ -86,5 +86,5 @@ def test_the_committed_study_is_shown():
     folder = Path(__file__).parents[2] / "reports/study"
     figures = {file.stem: file.read_text(encoding="utf-8") for file in (folder / "figures").glob("*.svg")}
     section = study_section(SimpleNamespace(study=StudyPage.read(folder), study_figures=figures))
-    assert [table.name for table in section.tables][:2] == ["study-rules", "study-rules-of-embedded"]
-    assert len(section.figures) == len(figures) > 40
+    assert [table.name for table in section.tables][:2] == ["study-methods", "study-default-left-out"]
+    assert len(section.figures) == len(figures) == 2

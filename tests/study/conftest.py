@@ -13,10 +13,11 @@ import pytest
 from stages.study.description import Description
 from stages.study.reading import read_study
 from stages.study.resamples import Resamples
+from stages.study.selectors import choices
 from stages.study.tables import records
-from stages.study.verdicts import verdicts
 
 EXAMPLES = 40
+LIMITS = {"data": {"limits": {"train": 40, "validation": 20}}}
 FLOPS = {"full": 100, "freeze-2": 50, "freeze-4": 10}
 
 
@@ -28,7 +29,9 @@ class Tables:
     runs: list[dict] = field(default_factory=list)
     said: list[dict] = field(default_factory=list)
     choices: list[dict] = field(default_factory=list)
-    settings: dict[str, dict] = field(default_factory=lambda: {"s": {"epochs": 3}, "later": {"epochs": 4}})
+    settings: dict[str, dict] = field(
+        default_factory=lambda: {"s": {"epochs": 3, **LIMITS}, "later": {"epochs": 4, **LIMITS}}
+    )
 
     def run(self, data_set, method, right, seed=1, budget="epochs", flops=100, **more):
         """A fine-tune whose first ``right`` examples are answered rightly; ``right`` may be a list of 0 and 1."""
@@ -46,11 +49,13 @@ class Tables:
             "boundary": boundary,
             "layers": 4,
             "budget": budget,
+            "epochs": 3.0,
             "rates": "0.1",
             "learning_rate": 0.1,
             "quality": sum(correct) / len(correct),
             "validation_loss": 1.0,
             "validation_accuracy": 0.5,
+            "validation_examples": 20,
             "flops": flops,
             "machine": "Some Processor",
             "device": "cpu",
@@ -119,7 +124,7 @@ def two_data_sets(tables) -> Tables:
 def drawn_and_judged(tables, resamples=200):
     """What was drawn of every case, and the table of all selectors."""
     drawn = {(c.data_set, c.model): Resamples(c, resamples, 1) for c in read_study(tables.write()).cases}
-    return drawn, verdicts(drawn)
+    return drawn, choices(drawn)
 
 
 def judged(tables, resamples=200):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.study.agenda import Known, agenda, batches, coarse, to_score, widened
+from stages.study.agenda import Known, agenda, batches, coarse, widened
 from stages.study.description import Case
 
 A, B = Case("a", "m"), Case("b", "m")
@@ -14,7 +14,7 @@ def told(fine_tunes):
 
 def end(known, fine_tunes):
     """Fine-tunes that have ended, at the last rate of their grid."""
-    return Known({**known.done, **{one: one.rates[-1] for one in fine_tunes}}, known.scored)
+    return Known({**known.done, **{one: one.rates[-1] for one in fine_tunes}})
 
 
 def finish(description, known=None):
@@ -160,16 +160,6 @@ def test_a_method_may_take_the_rate_that_was_tuned_for_another(described):
     ]
     jobs = [[one.method for one in batch] for batch in batches(description, list(finish(description).done))]
     assert all([method] in jobs for method in ("slow-half", "fast-full", "lora-64"))  # each has its own parameters
-
-
-def test_texts_are_scored_with_the_fine_tunes_that_have_their_rate_finished_or_not(described):
-    asked = {"methods": ["full", "half"], "data_sets": ["a"], "seeds": [1], "texts": {"t": "t.txt"}}
-    description = described(forgetting={**asked, "blocks": 1, "tokens": 9})
-    assert told(to_score(description, [A, B], Known({}))) == ["a1 full e [0.001, 0.002]", "a1 freeze-4 e [0.01, 0.02]"]
-    known = finish(description)
-    assert told(to_score(description, [A, B], known)) == ["a1 full e [0.002]", "a1 freeze-4 e [0.02]"]
-    scored = Known(known.done, frozenset({(A, 1, "full"), (A, 1, "freeze-4")}))
-    assert to_score(description, [A, B], scored) == []
 
 
 def test_a_study_that_is_stopped_anywhere_comes_to_the_same(described):

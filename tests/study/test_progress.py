@@ -11,14 +11,13 @@ from stages.study.tables import Tables
 from tests.conftest import PROJECT
 
 A, B = Case("a", "m"), Case("b", "m")
-FORGETTING = {"methods": ["full"], "data_sets": ["a"], "seeds": [1], "texts": {"t": "t.txt"}, "blocks": 1, "tokens": 9}
 
 
 @pytest.fixture
 def progress(described, tmp_path):
     """Two data sets, of which nothing is measured."""
     arms = {"lisa": {}, "lora-64": {"method": "lora", "set": {"finetune.lora_rank": 64}, "seeds": [1]}}
-    description = described(methods=arms, together=4, seeds=[1], forgetting=FORGETTING)
+    description = described(methods=arms, together=4, seeds=[1])
     return Progress(description, Places(PROJECT, tmp_path, tmp_path), Tables(tmp_path / "study"))
 
 
@@ -45,7 +44,6 @@ def test_boundaries_come_first_and_a_method_with_settings_has_a_job_of_its_own(p
         "b, m, seed 1: lisa at equal epochs",
         "b, m, seed 1: lora-64 at equal epochs",
     ]
-    assert [job.texts for job in first] == [True] + [False] * 5
     assert words(progress.ready(first[:2])) == words(first[2:])
 
 
@@ -57,9 +55,7 @@ def test_a_finished_fine_tune_is_not_wanted_again_while_its_settings_hold(progre
     assert known.done[full] == 0.002
     assert full not in progress.wanted(known)
     told = progress.outlook().splitlines()
-    assert told[0] == (
-        "study: 2 pairs of dataset and model, 1 fine-tunes finished, 9 fine-tunes left, 1 to be scored on texts"
-    )
+    assert told[0] == ("study: 2 pairs of dataset and model, 1 fine-tunes finished, 9 fine-tunes left")
     assert told[1:] == [
         "  freeze-4: a 1, b 1",
         "  freeze-8: a 1, b 1",
@@ -75,28 +71,6 @@ def test_a_finished_fine_tune_is_not_wanted_again_while_its_settings_hold(progre
     assert len(changed.known().done) == 1
     changed.settings[A] = case._replace(training={**other, "data": {}})
     assert changed.known().done == {}
-
-
-def test_a_finished_fine_tune_is_trained_again_for_its_texts_alone(progress, tmp_path):
-    """Its model is gone; the row stays as it is."""
-    (full, _) = progress.ready([])[0].fine_tunes
-    progress.tables.keep_runs([row_of(progress, full)])
-    (job,) = [job for job in progress.ready([]) if job.again]
-    assert (job.words, job.texts) == ("a, m, seed 1: full for perplexities on texts", True)
-    assert job.fine_tunes[0].rates == (0.002,)
-    before = (tmp_path / "study/runs.csv").read_bytes()
-    (tmp_path / "job/reports").mkdir(parents=True)
-    said = '{"models": {"base": {"t": {"perplexity": 9.0, "tokens": 8}}, "full-seed1": {"t": {"perplexity": 12.0}}}}'
-    (tmp_path / "job/reports/texts.json").write_text(said)
-    progress.keep(job, tmp_path / "job", 3.0)
-    assert (tmp_path / "study/runs.csv").read_bytes() == before
-    (kept,) = Tables(tmp_path / "study").forgetting.to_dict("records")
-    assert kept == {"data_set": "a", "model": "m", "seed": 1, "method": "full", "text": "t"} | {
-        "tokens": 8,
-        "before": 9.0,
-        "after": 12.0,
-    }
-    assert not [job for job in progress.ready([]) if job.again]
 
 
 def test_other_settings_of_a_method_make_it_another(progress):

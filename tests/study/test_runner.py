@@ -113,7 +113,7 @@ def test_a_study_is_stopped_resumed_and_never_done_twice(project, capsys):
 
     main(["--analyse", "--resamples", "50"])
     summary = json.loads((project / "reports/study/summary.json").read_text())
-    assert summary["data_sets"] == ["colours"]
+    assert (summary["study"]["data_sets"], list(summary["methods"])) == (["colours"], ["full", "half"])
 
     describe(project, {**DESCRIPTION, "widen": 1})  # the best of two rates is at an edge: one more is tried
     main(study())
@@ -133,11 +133,13 @@ ARMS = {
     "lora-2": {"method": "lora", "set": {"finetune.lora_rank": 2}, "rates": [0.01]},
     "half+lora": {"rates": [0.01]},
     "salf+lora": {"rates": [0.01]},
-    "half-mean": {
+    "half-again": {
         "method": "half",
         "rate_of": "half",
         "set": {"finetune.keep": ["last", "mean"], "finetune.epochs": 3},  # of one epoch the last third is one step
+        "texts": True,
     },
+    "answer-again": {"method": "full+answer", "rate_of": "full+answer", "texts": True},
 }
 
 
@@ -145,33 +147,32 @@ ARMS = {
 @pytest.mark.timeout(900)
 def test_every_kind_of_method_is_measured_and_what_it_forgot(project, capsys):
     (project.parent / "data/text.txt").write_text("the sky is blue and the grass is green . " * 20)
-    texts = {"methods": ["full", "half", "lora", "full+answer"], "data_sets": ["colours"], "seeds": [1]}
-    texts |= {"texts": {"text": "text.txt"}, "blocks": 2, "tokens": 16}
+    texts = {"files": {"text": "text.txt"}, "blocks": 2, "tokens": 16}
     arms = {"race": {"arms": [{"method": "half", "learning_rate": [0.001, 0.003]}], "keep": 1}}
     data_sets = {"colours": {**DESCRIPTION["data_sets"]["colours"], "boundaries": [0, 0.5]}}
     common = {**DESCRIPTION["common"], **{f"race.{key}": value for key, value in arms["race"].items()}}
     described = {**DESCRIPTION, "common": common, "data_sets": data_sets}
     describe(project, described)
     main(study())
-    describe(project, {**described, "methods": ARMS, "forgetting": texts})
+    describe(project, {**described, "methods": ARMS, "texts": texts})
     main(study())
     found = {(row["method"], row["budget"]): row for row in rows(project)}
     assert {method for method, _ in found} == {"full", "freeze-2", *ARMS}
     assert ("full+answer", "compute") in found
-    for method, other in (("full-at-half-rate", "freeze-2"), ("half-at-full-rate", "full"), ("half-mean", "freeze-2")):
+    for method, other in (("full-at-half-rate", "freeze-2"), ("half-at-full-rate", "full"), ("half-again", "freeze-2")):
         assert found[method, "epochs"]["learning_rate"] == found[other, "epochs"]["learning_rate"]
     sizes = {method: int(row["trained_parameters"]) for (method, _), row in found.items()}
     assert sizes["lora-2"] * 4 == sizes["lora"] == 2 * sizes["half+lora"]
     assert sizes["full-at-half-rate"] == sizes["full"] > sizes["half-at-full-rate"] == sizes["freeze-2"]
     kept = {row["keep"]: row for row in rows(project, "kept.csv")}
-    assert kept["last"]["test_loss"] == found["half-mean", "epochs"]["loss"] != kept["mean"]["test_loss"]
+    assert kept["last"]["test_loss"] == found["half-again", "epochs"]["loss"] != kept["mean"]["test_loss"]
     scored = {row["method"]: row for row in rows(project, "forgetting.csv")}
-    assert set(scored) == {"full", "freeze-2", "lora", "full+answer"}
+    assert set(scored) == {"half-again", "answer-again"}
     assert len({row["before"] for row in scored.values()}) == 1
-    assert len({row["after"] for row in scored.values()}) == 4
+    assert len({row["after"] for row in scored.values()} | {scored["half-again"]["before"]}) == 3
     capsys.readouterr()
     main(study("--plan"))
-    assert "12 fine-tunes finished, 0 fine-tunes left, left out" in capsys.readouterr().out
+    assert "13 fine-tunes finished, 0 fine-tunes left, left out" in capsys.readouterr().out
 
 
 @pytest.mark.slow

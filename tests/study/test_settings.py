@@ -174,7 +174,7 @@ def test_the_shipped_description_is_valid_and_its_parameters_exist(shared, tmp_p
     for arm in description.methods.values():
         asked |= arm.set
     parameters(read_parameters(PROJECT), asked)
-    assert all((shared / "data" / text).is_file() for text in description.forgetting.texts.values())
+    assert all((shared / "data" / text).is_file() for text in description.texts.files.values())
 
 
 def test_label_words_of_the_shipped_description_are_the_data_sets_labels(shared):

@@ -86,18 +86,21 @@ def test_a_row_is_never_there_without_its_predictions(tmp_path, monkeypatch):
 def test_outcomes_of_rates_replace_those_of_the_same_rates(tmp_path):
     tables = Tables(tmp_path)
     for loss, rates in ((2.0, (0.1, 0.2)), (1.0, (0.2, 0.4))):
-        tables.keep_runs([(run(outcomes=[{"learning_rate": rate, "validation_loss": loss} for rate in rates]), SAID)])
+        tables.keep_runs(
+            [(run(more={"rates": [{"learning_rate": rate, "validation_loss": loss} for rate in rates]}), SAID)]
+        )
     found = [(row["learning_rate"], row["validation_loss"], row["source"]) for row in records(Tables(tmp_path).rates)]
     assert found == [(0.1, 2.0, ""), (0.2, 1.0, ""), (0.4, 1.0, "")]
 
 
-def test_scores_of_weights_that_were_not_kept_are_rows_of_their_own(tmp_path):
-    kept = [
-        {"keep": keep, "validation_loss": loss, "test_accuracy": 0.5} for keep, loss in (("last", 2.0), ("mean", 1.0))
-    ]
-    Tables(tmp_path).keep_runs([(run(kept=kept), SAID)])
-    found = Tables(tmp_path).kept
-    assert list(zip(found["keep"], found["validation_loss"], strict=True)) == [("last", 2.0), ("mean", 1.0)]
+def test_scores_of_other_weights_and_of_texts_are_rows_of_their_own(tmp_path):
+    kept = [{"keep": keep, "test_accuracy": score} for keep, score in (("last", 0.5), ("mean", 0.75))]
+    texts = [{"text": "t", "before": 9.0, "after": 12.0, "tokens": 8}]
+    Tables(tmp_path).keep_runs([(run(more={"kept": kept, "forgetting": texts}), SAID)])
+    again = Tables(tmp_path)
+    assert list(zip(again.kept["keep"], again.kept["test_accuracy"], strict=True)) == [("last", 0.5), ("mean", 0.75)]
+    (row,) = records(again.forgetting)
+    assert (row["method"], row["before"], row["after"], row["point"]) == ("full", 9.0, 12.0, again.runs["point"][0])
 
 
 @pytest.mark.parametrize("name", ["runs", "rates"])
