@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from salf.engine.race import Raced as Raced
     from salf.engine.race import race as race
     from salf.engine.suffix import suffix as suffix
+    from salf.engine.techniques.zeroth_order import gradient_shares as gradient_shares
     from salf.engine.techniques.roste import quantised as quantised
     from salf.errors import UserError as UserError
     from salf.export import FORMATS as FORMATS
@@ -41,6 +42,7 @@ _PLACES: Final = {
     "apply_freeze_plan": "plan",
     "collate_answers": "engine.answer_side",
     "collate_states": "engine.prefix",
+    "gradient_shares": "engine.techniques.zeroth_order",
     "prefix_states": "engine.prefix",
     "prompt_cache": "engine.answer_side",
     "quantised": "engine.techniques.roste",
