@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from salf.engine.race import Raced as Raced
     from salf.engine.race import race as race
     from salf.engine.suffix import suffix as suffix
-    from salf.engine.techniques.zeroth_order import gradient_shares as gradient_shares
     from salf.engine.techniques.roste import quantised as quantised
+    from salf.engine.techniques.zeroth_order import gradient_shares as gradient_shares
     from salf.errors import UserError as UserError
     from salf.export import FORMATS as FORMATS
     from salf.plan import FreezePlan as FreezePlan

@@ -59,7 +59,6 @@ class Technique:
         passes: over every batch.
         early: times so many passes in the first ``until`` of all steps.
         until: share of all steps.
-        starts: passes of a step for which frozen layers run again, where they are not cached.
         inputs: back-propagation computes the gradients of what maps read.
         weights: back-propagation computes the gradients of the maps' own weights.
         matrices_alone: no norm, embedding or head trains.
@@ -74,7 +73,6 @@ class Technique:
     passes: float = 1
     early: float = 1
     until: float = 1
-    starts: int = 1
     inputs: bool = True
     weights: bool = True
     matrices_alone: bool = False
@@ -106,7 +104,6 @@ def together(techniques: Sequence[Technique]) -> Technique:
         passes=prod(one.passes for one in techniques),
         early=prod(one.early for one in techniques),
         until=min(one.until for one in techniques),
-        starts=prod(one.starts for one in techniques),
         inputs=all(one.inputs for one in techniques),
         weights=all(one.weights for one in techniques),
         matrices_alone=any(one.matrices_alone for one in techniques),

@@ -133,7 +133,7 @@ def _feedback(settings: Any) -> Technique:
 
 def _zeroth_order(name: str, update: str, rank: Callable[[Any], int]) -> "Word":
     """A word that moves weights by the losses of two forward passes along directions of a ``rank``; 0: dense."""
-    steps = Technique(passes=2, starts=2, inputs=False, weights=False, kept=0, activations=0)
+    steps = Technique(passes=2, inputs=False, weights=False, kept=0, activations=0)
     module = "salf.engine.techniques.zeroth_order"
     return Word(
         name,

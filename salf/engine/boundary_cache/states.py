@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Self
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ class FrozenLayers:
     space: int
     below: Embeddings  # where the frozen layers' own pass begins
     walked: Beginning | None = field(repr=False)  # the shared prefix after these layers; it is walked once
-    last: list[tuple[Batch, Tensor]] = field(default_factory=list, repr=False)  # the batch before, for another pass
+    known: dict[int, Tensor] = field(default_factory=dict, repr=False)  # of batches in use, for further passes
 
     @classmethod
     def of_model(cls, model: CausalModel, runtime: Runtime, space: int, beginning: Sequence[int]) -> Self:
@@ -111,11 +112,12 @@ class FrozenLayers:
 
     def states(self, batch: Batch, *, joined: bool = False) -> Tensor:
         """See :class:`Start`."""
-        if not self.last or self.last[0][0] is not batch:
+        if id(batch) not in self.known:
             with torch.no_grad(), self.runtime.autocast():
                 states, packing = begin(self.below, batch, self.walked)
-                self.last[:] = [(batch, run(self.model, states, 0, self.space, packing))]
-        own = self.last[0][1]
+                self.known[id(batch)] = run(self.model, states, 0, self.space, packing)
+            finalize(batch, self.known.pop, id(batch), None)
+        own = self.known[id(batch)]
         return torch.cat([self.walked.states, own]) if joined and self.walked else own
 
 

@@ -131,7 +131,9 @@ class Costs:
             frozen += cost.forward_flops(self.shape, self.scope.boundary, *own)
         if self.prompts_uncached:
             frozen += self._prompts(batch, self.shape.layers)
-        return flops + Flops(frozen * self.technique.starts)
+        # Further passes of a step find boundary states again, but read prompts anew.
+        again = self.technique.passes_at(progress) if batch.prompts is not None else 1
+        return flops + Flops(frozen) * again
 
     def _spared(self, batch: Batch, number: int) -> int:
         """The gradients of weights above the boundary that do not train, and what dropout there would recompute."""

@@ -1,6 +1,7 @@
 """Zeroth-order steps, against directions that are built as whole matrices, and against autograd's gradients."""
 
 import copy
+from dataclasses import replace
 from itertools import accumulate
 from types import SimpleNamespace
 
@@ -10,9 +11,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
+from salf import cost
 from salf.cost import Technique
 from salf.engine.batches import Example
+from salf.engine.boundary_cache.states import FrozenLayers
 from salf.engine.models.adapter import CausalModel
 from salf.engine.techniques.zeroth_order import Directions, ZerothOrder, gradient_shares, moved
 from salf.engine.training.forms import Trainable
@@ -25,7 +29,7 @@ from salf.methods import method_of
 from tests.engine.models.tiny import tiny_network
 from tests.engine.training.test_answer_side_training import job as answer_job
 from tests.engine.training.test_words import job_of_word, settings_of
-from tests.engine.training.tiny_training import stepper_of, weights
+from tests.engine.training.tiny_training import RUNTIME, stepper_of, weights
 
 NAMES = ["lozo", "lozo-m", "mezo"]
 
@@ -224,6 +228,24 @@ def test_without_a_rate_no_bit_of_any_weight_changes(name):
     before = weights(made.trainable)
     train(made)
     assert all(torch.equal(weight, before[parameter]) for parameter, weight in weights(made.trainable).items())
+
+
+@pytest.mark.parametrize("method", ["freeze-2+lozo", "freeze-2+answer+lozo"])
+@pytest.mark.usefixtures("fused_attention")
+def test_without_caches_frozen_layers_run_once_and_prompts_twice_as_counted(method, monkeypatch):
+    monkeypatch.setattr(cost, "_attention_flops", lambda *_: 0)
+    settings = settings_for("lozo")
+    if "answer" in method:
+        made = answer_job(method, settings, cached=False)
+    else:
+        made = job_of_word(method, settings, dropout=0.0)
+        start = FrozenLayers.of_model(made.trainable.model, RUNTIME, 2, made.training.prefix)
+        made = replace(made, training=replace(made.training, start=start))
+    made = replace(made, costs=replace(made.costs, uncached=True, prompts_uncached="answer" in method))
+    stepper, parts = Stepper(made), [made.training.batch(part) for part in ([0, 1, 2, 3], [4, 5])]
+    with FlopCounterMode(display=False) as counter:
+        stepper.take(parts, 0.01, 0)
+    assert counter.get_total_flops() == made.costs.step(parts, 0, 6).total
 
 
 def peak_bytes(method, settings, layers):
