@@ -68,6 +68,7 @@ class Technique:
         share: share of the scope's weights that train.
         kept: values per trained weight: its gradient, AdamW's two moments, and more.
         activations: passes whose activations are held at a time.
+        teacher: the whole base reads whole prompts before the first step.
     """
 
     passes: float = 1
@@ -82,6 +83,7 @@ class Technique:
     share: float = 1
     kept: float = 3
     activations: float = 1
+    teacher: bool = False
 
     def passes_at(self, progress: float | None) -> float:
         """Passes over a batch after a share of all steps; ``None``: their mean over all steps."""
@@ -113,6 +115,7 @@ def together(techniques: Sequence[Technique]) -> Technique:
         share=prod(one.share for one in techniques),
         kept=PLAIN.kept + sum(one.kept - PLAIN.kept for one in techniques),
         activations=prod(one.activations for one in techniques),
+        teacher=any(one.teacher for one in techniques),
     )
 
 

@@ -224,6 +224,7 @@ WORDS: Final = {
             "distill",
             "objective",
             "salf.engine.techniques.distill:Distill",
+            technique=lambda _: Technique(teacher=True),
             settings="distill",
             neutral={"weight": 0.0},
             refused={

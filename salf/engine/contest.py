@@ -131,7 +131,7 @@ class _Lane:
             for name, opened in (("uncached", self.states), ("prompts_uncached", self.prompts))
         }
         costs = self.bench.costs(self.scope, self.method.technique(self.bench.settings), **off)
-        if not self.method.shortened:
+        if not costs.technique.teacher:
             return costs
         return replace(costs, teacher=self.bench.costs(Scope.above(0, self.scope.depth)).reading(self.contest.training))
 
@@ -333,7 +333,7 @@ class _Course:
         for key in makers:
             flops = sum(lane.flops_before(key[0], name) for name in ("training", "validation"))
             self.progress.before[str(key)] = flops, self.opened[key]["training"].seconds_computing
-        if lane.method.shortened and lane.taught is None:
+        if lane.costs.technique.teacher and lane.taught is None:
             began = time.perf_counter()
             lane.taught = teacher_logits(model, self.bench, self.contest.training, self.contest.rule)
             self.progress.before[f"teacher of {lane.method.name}"] = lane.costs.teacher, time.perf_counter() - began
