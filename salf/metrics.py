@@ -96,12 +96,6 @@ class Baseline(Scored):
     n: int
 
 
-class Compared(Scored):
-    """A method's scores, means over its seeds, and, where full fine-tuning was run, paired differences from its."""
-
-    differences: dict[str, Difference] = {}
-
-
 class Costs(_Record):
     """Counted costs, and shares of full fine-tuning's; means over seeds may be broken numbers."""
 
@@ -141,10 +135,11 @@ class EqualCompute(_Record):
     full_validation_loss: float | None = None
 
 
-class MethodMetrics(Compared, Costs):
+class MethodMetrics(Scored, Costs):
     """A method: means over its seeds (whole where all agree), and, where full fine-tuning was run, what it shares."""
 
     seeds: list[int]
+    differences: dict[str, Difference] = {}
     at_equal_compute: EqualCompute | None = None
 
 
@@ -159,74 +154,60 @@ class Intervals(_Record):
     over: Literal["examples", "documents"] = "examples"
 
 
-class SplitMetrics(_Record):
-    """Scores of all models on a shifted split, a further test split."""
-
-    baselines: dict[str, Baseline]
-    runs: dict[str, Baseline]
-    methods: dict[str, Compared]
-
-
 class Paired(_Record):
     """Measures of a model by name, and their paired differences from full fine-tuning and from the untrained model.
 
-    ``share_of_full``: how much of full fine-tuning's change from the untrained model happened here, where that change
-    is significant.
+    ``share_of_full``: the share of full fine-tuning's change from the untrained model that was made here, where that
+    change is significant.
     """
 
     scores: dict[str, Interval]
-    minus_full: dict[str, Difference] = {}
-    minus_base: dict[str, Difference] = {}
-    share_of_full: dict[str, Interval] = {}
+    minus_full: dict[str, Difference]
+    minus_base: dict[str, Difference]
+    share_of_full: dict[str, Interval]
 
 
-class Groups(_Record):
-    """Scores by subgroup on a test split; by model: baselines, and methods as means over their seeds.
+class Panel(_Record):
+    """Measures on some examples by model: baselines, and methods as means over their seeds."""
 
-    Measures are the quality, the loss, and the rates of predicting ``positive`` among all examples, those that have
-    this label (true positives) and the others (false positives). ``gaps`` are highest minus lowest group.
+    examples: int
+    models: dict[str, Paired]
+
+
+class GroupPanels(_Record):
+    """A test split by subgroup; ``gaps``: of every measure the highest group minus the lowest.
+
+    Rates of answering ``positive`` are among all examples, those that have this label (true), and the others (false).
     """
 
     column: str
     positive: str | None
-    sizes: dict[str, int]
     pooled: list[str]  # groups of too few examples, which are one group
-    by_group: dict[str, dict[str, Paired]]
-    gaps: dict[str, Paired]
-    worst: dict[str, str]  # by model, the group of the lowest quality
+    groups: dict[str, Panel]
+    gaps: Panel
 
 
-class Pairs(_Record):
-    """Preferences among pairs of continuations, by model: baselines, and methods as means over their seeds.
+class PairsPanel(Panel):
+    """Pairs of continuations of a file.
 
-    ``unwanted_rate`` is the share of pairs whose unwanted continuation is more probable per character than the wanted
-    one, ``unwanted_margin`` the mean difference of their log probabilities per character.
+    ``unwanted_rate`` is the share whose unwanted continuation is more probable per character than the wanted one,
+    ``unwanted_margin`` the mean difference of their log probabilities per character.
     """
 
     file: str
     sha256: str
-    pairs: int
-    models: dict[str, Paired]
 
 
-class ShiftMetrics(_Record):
-    """Divergence of the methods' predictions from the untrained model's, in nats per token; means over seeds.
+class ShiftPanel(Panel):
+    """Divergence of predictions from the untrained model's, in nats per token: see :mod:`salf.engine.shift`."""
 
-    ``kl_from_base`` is KL(tuned ‖ base), ``kl_to_base`` KL(base ‖ tuned), ``layers`` the first at spaces 0..L, read by
-    the base's final norm and head. See :mod:`salf.engine.shift`.
-    """
-
-    examples: int
-    models: dict[str, Paired]
-    layers: dict[str, list[float]]
+    layers: dict[str, list[float]]  # by method, at spaces 0..L
 
 
 class Metrics(_Record, Artifact):
     """The content of ``metrics.json``; ``quality`` is the score that models are compared by.
 
-    Scores on the test split; ``shifted``: on the shifted splits of ``data.splits.shifted``, by name; ``groups``: by
-    subgroup, of every test split that has any; ``pairs``: of the file ``evaluate.pairs``; ``shift``: on
-    the test split and on neutral text.
+    Scores are those on the test split; the panels hold what was asked for in addition.
     """
 
     made_by = "evaluate"
@@ -238,10 +219,10 @@ class Metrics(_Record, Artifact):
     baselines: dict[str, Baseline]
     runs: dict[str, RunMetrics]
     methods: dict[str, MethodMetrics]
-    shifted: dict[str, SplitMetrics] = {}
-    groups: dict[str, Groups] = {}
-    pairs: Pairs | None = None
-    shift: dict[str, ShiftMetrics] = {}
+    shifted: dict[str, Panel] = {}  # by the name of the shifted split
+    groups: dict[str, GroupPanels] = {}  # by test split
+    pairs: PairsPanel | None = None
+    shift: dict[str, ShiftPanel] = {}  # by the text that was read
 
 
 class Measured(BaseModel):
@@ -277,19 +258,17 @@ def write_comparison(path: Path, metrics: Metrics, measured: Mapping[str, Measur
 
     Columns of scores on a shifted split begin with its name.
     """
-
-    def shifted(group: str, name: str) -> dict[str, Any]:
-        found = {split: getattr(scored, group)[name].model_dump() for split, scored in metrics.shifted.items()}
-        return {f"{split}_{key}": value for split, columns in found.items() for key, value in columns.items()}
-
     rows: list[dict[str, Any]] = [
-        {"kind": "baseline", "name": name, **scored.model_dump(), **shifted("baselines", name)}
-        for name, scored in metrics.baselines.items()
+        {"kind": "baseline", "name": name, **scored.model_dump()} for name, scored in metrics.baselines.items()
     ]
     for name, method in metrics.methods.items():
         known = method.model_dump(exclude_unset=True, exclude={"at_equal_compute", "seeds"})
-        known |= measured[name].model_dump(exclude_none=True) | shifted("methods", name)
-        rows.append({"kind": "method", "name": name, "seeds": len(method.seeds), **known})
+        costs = measured[name].model_dump(exclude_none=True)
+        rows.append({"kind": "method", "name": name, "seeds": len(method.seeds), **known, **costs})
+    for split, panel in metrics.shifted.items():
+        for row in rows:
+            scores = panel.models[row["name"]].scores
+            row |= {f"{split}_{score}{_ENDS[part]}": end for score, one in scores.items() for part, end in one}
     write_csv(path, rows)
 
 

@@ -4,7 +4,6 @@ The measure is that of arXiv 2405.18572. Layers are read by the base's final nor
 share the frozen layers' states, so that these layers run once, or not at all where their states are cached.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -32,18 +31,11 @@ class Shift:
 
 
 @torch.no_grad()
-def measure_shift(
-    tuned: CausalModel,
-    base: CausalModel,
-    runtime: Runtime,
-    split: Split,
-    batch_tokens: int,
-    advance: Callable[[int], None] = lambda _: None,
-) -> Shift:
+def measure_shift(tuned: CausalModel, base: CausalModel, runtime: Runtime, split: Split, batch_tokens: int) -> Shift:
     """Compare two models' next-token distributions at every token of a split, over the whole vocabulary.
 
     Layers up to the start of the split's passes are the base's: their divergence is 0, and is not computed. On an
-    answer side, only the tokens after the prompts count. ``advance`` gets the number of examples done.
+    answer side, only the tokens after the prompts count.
     """
     start = start_of(split, tuned)
     other = replace(start, model=base) if isinstance(start, Embeddings) else start
@@ -67,7 +59,6 @@ def measure_shift(
             examples = torch.tensor(index)[(packing.slots // packing.longest).cpu()]  # [N]
             sums.index_add_(1, examples, _divergences(tuned, mine, base, its).cpu())
             tokens.index_add_(0, examples, torch.ones(len(examples), dtype=torch.double))
-            advance(len(index))
     from_base, to_base = (sums / tokens).numpy()
     return Shift(from_base, to_base, tokens.numpy(), layers / float(tokens.sum()))
 

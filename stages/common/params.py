@@ -63,13 +63,7 @@ def _distinct(values: list[Any], fault: str = "the same entry appears twice") ->
     return values
 
 
-_PLAIN_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]*")
-
-
-def _shifted_name(name: str) -> str:
-    if name in ("train", "validation", "test") or not _PLAIN_NAME.fullmatch(name):
-        raise ValueError("a shifted split's own name has small letters, digits, - and _ only, and is no other split's")
-    return name
+_PLAIN_NAME: Final = "^[a-z0-9][a-z0-9_-]*$"
 
 
 SplitName = Annotated[str, AfterValidator(_split_name)]
@@ -84,7 +78,7 @@ class Splits(Group):
     train: SplitName
     validation: SplitName | None
     test: SplitName | None
-    shifted: dict[Annotated[str, AfterValidator(_shifted_name)], SplitName] = Field(default_factory=dict)
+    shifted: dict[Annotated[str, Field(pattern=_PLAIN_NAME)], SplitName] = Field(default_factory=dict)
 
     @property
     def named(self) -> dict[str, str]:
@@ -93,6 +87,7 @@ class Splits(Group):
 
     @model_validator(mode="after")
     def _named_apart(self) -> Self:
+        _distinct(["train", "validation", "test", *self.shifted], "a shifted split has the name of another split")
         _distinct([*self.named.values()], "two splits have one name; null is carved out of the training split")
         return self
 
@@ -287,7 +282,7 @@ class Plan(Group):
 
 
 def _variant_name(name: str) -> str:
-    if not _PLAIN_NAME.fullmatch(name):
+    if not re.fullmatch(_PLAIN_NAME, name):
         raise ValueError("a variant's name has small letters, digits, - and _ only")
     if name in BASELINES:
         raise ValueError("a baseline has this name; give the variant another one")
@@ -352,7 +347,6 @@ class Evaluate(Group):
     generate_tokens: Count
     answer_marker: str | None
     examples_shown: Annotated[int, Field(ge=0)]
-    positive_label: str | None = None
     pairs: Annotated[str, AfterValidator(os.path.expanduser)] | None = None
     shift: Shift | None = None
     seed: Seed

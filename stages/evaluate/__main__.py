@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
@@ -21,19 +20,16 @@ from stages.common.params import Compare, Evaluate, Room
 from stages.evaluate.baselines import answers
 from stages.evaluate.compare import (
     UNTRAINED,
+    Sampling,
     by_method,
     compare_methods,
     measured_of,
     print_metrics,
     run_metrics,
-    split_metrics,
 )
-from stages.evaluate.groups import group_metrics, positive_label
-from stages.evaluate.pairs import pair_metrics
 from stages.evaluate.predict import Predictor, prediction_rows
-from stages.evaluate.readings import TEST, further_splits, read_all
+from stages.evaluate.readings import TEST, further_splits, panels_of, read_all
 from stages.evaluate.scores import Bootstrap, Predictions, Statistic, intervals, score
-from stages.evaluate.shifts import shift_metrics
 
 _PARSER: Final = parser_of(
     "evaluate",
@@ -67,7 +63,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _PARSER.parse_args(argv)
     params = EvaluateRoom.load()
     meta = PreparedRecord.load(args.prepared)
-    positive_label(meta, params.evaluate.positive_label)  # or a fault shows after the last model
     tests = {name: read_examples(args.prepared, name) for name in meta.tests}
     names = [f"{method}-seed{seed}" for method in params.compare.labels for seed in params.compare.seeds]
     records = {name: FineTuneRecord.load(args.models / name) for name in names}
@@ -77,28 +72,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits |= further_splits(asked, args.base)
     predictor = Predictor(choose_runtime(params.device), asked, meta, args.base, shards, cache, splits)
     found = read_all(predictor, list(tests), args.models, records)
-    training = read_examples(args.prepared, "train") if TASKS[meta.task].quality == "accuracy" else []
-    predictions = {name: _with_baselines(said, training, tests[name]) for name, said in found.tests.items()}
-    scores = {name: _scores(asked, meta, tests[name], said) for name, said in predictions.items()}
+    if TASKS[meta.task].quality == "accuracy":
+        training = read_examples(args.prepared, "train")
+        for name, said in found.tests.items():
+            plain = answers(training, tests[name])
+            learned = {one: Predictions.of_labels(labels, tests[name]) for one, labels in plain.items()}
+            found.tests[name] = {UNTRAINED: said[UNTRAINED], **learned, **said}
+    scores = {name: _scores(asked, meta, tests[name], said) for name, said in found.tests.items()}
 
     test, on_test = tests[TEST], scores.pop(TEST)
     over = {"over": "documents"} if _documents(meta, test) else {}
     runs = {
         name: run_metrics(run, records.get(f"full-seed{run.seed}"), on_test[name], len(test))
         for name, run in records.items()
-    }
-    apart = {run.label for run in records.values() if run.how.answer_side or run.how.shortened}
-    further = {
-        "shifted": {name: split_metrics(runs, one, len(tests[name])) for name, one in scores.items()},
-        "groups": {
-            name: group_metrics(examples, predictions[name], by_method(runs), meta, asked)
-            for name, examples in tests.items()
-            if any(example.subgroup for example in examples)
-        },
-        "pairs": asked.pairs and pair_metrics(Path(asked.pairs), found.pairs, by_method(runs), asked),
-        "shift": {
-            text: shift_metrics(measured, by_method(runs), apart, asked) for text, measured in found.shifts.items()
-        },
     }
     metrics = Metrics(
         layout=1,
@@ -108,26 +94,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         baselines={n: Baseline(scores=intervals(one), n=len(test)) for n, one in on_test.items() if n not in runs},
         runs=runs,
         methods=compare_methods(runs, {name: run.curve for name, run in records.items()}, on_test),
-        **{name: part for name, part in further.items() if part},
+        **panels_of(found, scores, tests, meta, Sampling(asked, by_method(runs))),
     )
     metrics.save(args.metrics)
     clocks = {name: FineTuneClock.load(args.measured / f"{name}.json") for name in names}
     write_comparison(args.comparison, metrics, measured_of(runs, clocks))
     points = [(name, run, point) for name, run in records.items() for point in run.curve]
     write_csv(args.curves, [{"run": n, "method": r.label, "seed": r.seed, **p.model_dump()} for n, r, p in points])
-    rows = [row for name, said in predictions.items() for row in prediction_rows(name, said, tests[name])]
+    rows = [row for name, said in found.tests.items() for row in prediction_rows(name, said, tests[name])]
     with replacing_file(args.predictions) as aside:
         pq.write_table(pa.Table.from_pylist(rows), aside, compression="zstd")
     print_metrics(metrics)
-
-
-def _with_baselines(
-    said: Mapping[str, Predictions], training: Sequence[Example], test: Sequence[Example]
-) -> dict[str, Predictions]:
-    """The untrained model's answers, those of baselines that learn from the training split, then all others."""
-    plain = answers(training, test) if training else {}
-    learned = {name: Predictions.of_labels(labels, test) for name, labels in plain.items()}
-    return {UNTRAINED: said[UNTRAINED], **learned, **said}
 
 
 def _scores(

@@ -1,6 +1,7 @@
 """Methods side by side: means over seeds, each relative to full fine-tuning in the same run."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -9,22 +10,20 @@ from rich.console import Console
 from rich.table import Table
 
 from salf.metrics import (
-    BASELINES,
     SCORES,
-    Baseline,
-    Compared,
     Costs,
     EqualCompute,
     Measured,
     MethodMetrics,
     Metrics,
     Paired,
+    Panel,
     RunMetrics,
     Scored,
-    SplitMetrics,
 )
 from salf.records import CurvePoint, FineTuneClock, FineTuneRecord
-from stages.evaluate.scores import Statistic, differences, intervals, mean_of
+from stages.common.params import Evaluate
+from stages.evaluate.scores import Bootstrap, Floats, Statistic, differences, intervals, mean_of
 
 _OF_THE_RUN: Final = RunMetrics.model_fields.keys() & FineTuneRecord.model_fields.keys() - {"method"}
 # The same for every seed, unless a method draws its layers.
@@ -34,6 +33,7 @@ UNTRAINED: Final = "untrained"
 
 Curve = Sequence[CurvePoint]
 Scores = Mapping[str, Mapping[str, Statistic]]  # by the model's name, of every score
+Measures = dict[str, tuple[Floats, Floats]]  # by name, values and weights of n examples, [n] each
 
 
 def run_metrics(
@@ -64,71 +64,72 @@ def compare_methods(
 ) -> dict[str, MethodMetrics]:
     """Compare the methods, by means over seeds; all arguments are keyed by the run's name."""
     grouped = by_method(runs)
-    scored, compared = _scored(grouped, scores), {}
+    paired, compared = compare(over_methods(grouped, scores)), {}
     for method, names in grouped.items():
-        known: dict[str, Any] = {"seeds": [runs[name].seed for name in names], **scored[method]}
+        known: dict[str, Any] = {"seeds": [runs[name].seed for name in names], "scores": paired[method].scores}
         for key in Costs.model_fields:
             values = [value for name in names if (value := getattr(runs[name], key)) is not None]
             if values:
                 known[key] = values[0] if key in _SAME and len(set(values)) == 1 else float(np.mean(values))
         if "full" in grouped:
+            known["differences"] = paired[method].minus_full
             known["at_equal_compute"] = _at_equal_compute(names, runs, curves)
         compared[method] = MethodMetrics(**known)
     return compared
 
 
-def split_metrics(runs: Mapping[str, RunMetrics], scores: Scores, examples: int) -> SplitMetrics:
-    """Compare the methods by their scores on a shifted split of so many examples."""
-    scored = {name: Baseline(scores=intervals(one), n=examples) for name, one in scores.items()}
-    return SplitMetrics(
-        baselines={name: one for name, one in scored.items() if name not in runs},
-        runs={name: scored[name] for name in runs},
-        methods={method: Compared(**known) for method, known in _scored(by_method(runs), scores).items()},
-    )
-
-
-def _scored(grouped: Mapping[str, Sequence[str]], scores: Scores) -> dict[str, dict[str, Any]]:
-    """The fields of ``Compared`` by method; ``grouped``: its runs' names."""
-    own = {method: means(scores, names) for method, names in grouped.items()}
-    scored: dict[str, dict[str, Any]] = {method: {"scores": intervals(mine)} for method, mine in own.items()}
-    for method, mine in own.items() if "full" in own else ():
-        gaps = {score: one - own["full"][score] for score, one in mine.items()}
-        scored[method]["differences"] = differences(gaps)
-    return scored
-
-
 def over_methods(grouped: Mapping[str, Sequence[str]], scores: Scores) -> dict[str, dict[str, Statistic]]:
-    """The scores of baselines as they are, and of each method as means over its runs."""
+    """The scores of baselines as they are, and of each method with known runs as means over them."""
     runs = {name for names in grouped.values() for name in names}
-    plain = {name: dict(mine) for name, mine in scores.items() if name not in runs}
-    return plain | {method: means(scores, names) for method, names in grouped.items()}
+    found = {name: dict(mine) for name, mine in scores.items() if name not in runs}
+    for method, names in grouped.items():
+        if names[0] in scores:
+            found[method] = {key: mean_of([scores[name][key] for name in names]) for key in scores[names[0]]}
+    return found
 
 
-def paired(own: Scores) -> dict[str, Paired]:
-    """Every model's measures, with their differences from full fine-tuning and from the untrained model."""
-    made = {}
-    for name, mine in own.items():
-        known: dict[str, Any] = {"scores": intervals(mine)}
-        for key, other in (("minus_full", own.get("full")), ("minus_base", own.get(UNTRAINED))):
-            if other is not None and other is not mine:
-                known[key] = differences({score: one - other[score] for score, one in mine.items() if score in other})
-        if "full" in own and UNTRAINED in own and name not in ("full", *BASELINES):
-            known["share_of_full"] = intervals(_shares(mine, own["full"], own[UNTRAINED]))
-        made[name] = Paired(**known)
-    return made
+def compare(models: Scores) -> dict[str, Paired]:
+    """Compare models, full fine-tuning and the untrained one among them, if there are."""
+    full, base = models.get("full", {}), models.get(UNTRAINED, {})
+    changes = {key: full[key] - base[key] for key in full if key in base}
+    changes = {key: change for key, change in changes.items() if change.low > 0 or change.high < 0}
+    return {
+        name: Paired(
+            scores=intervals(mine),
+            minus_full=differences({key: one - full[key] for key, one in mine.items() if key in full}),
+            minus_base=differences({key: one - base[key] for key, one in mine.items() if key in base}),
+            share_of_full=intervals({key: (mine[key] - base[key]) / changes[key] for key in mine if key in changes}),
+        )
+        for name, mine in models.items()
+    }
 
 
-def _shares(
-    mine: Mapping[str, Statistic], full: Mapping[str, Statistic], base: Mapping[str, Statistic]
-) -> dict[str, Statistic]:
-    """The share of full's change from the base that happened, of every measure where that change is significant."""
-    changes = {score: full[score] - base[score] for score in mine if score in full and score in base}
-    return {s: (mine[s] - base[s]) / change for s, change in changes.items() if change.low > 0 or change.high < 0}
+@dataclass(frozen=True)
+class Sampling:
+    """How examples are resampled: the same ones for all models."""
 
+    asked: Evaluate
+    grouped: Mapping[str, Sequence[str]]  # the runs of every method
 
-def means(scores: Scores, names: Sequence[str]) -> dict[str, Statistic]:
-    """The mean of every score over some runs."""
-    return {score: mean_of([scores[name][score] for name in names]) for score in scores[names[0]]}
+    def means(self, models: Mapping[str, Measures], rows: Sequence[int]) -> dict[str, dict[str, Statistic]]:
+        """The weighted means over some rows of the examples, by baseline or method; those that are defined there."""
+        seed = (self.asked.seed, rows[0])  # no two groups draw alike, whatever their names
+        bootstrap = Bootstrap(len(rows), self.asked.bootstrap, self.asked.confidence, seed)
+        with np.errstate(invalid="ignore"):  # a resample may lack the examples that a measure is about
+            found = {
+                model: {
+                    name: bootstrap.mean(values[rows], weights[rows])
+                    for name, (values, weights) in measures.items()
+                    if weights[rows].any()
+                }
+                for model, measures in models.items()
+            }
+        return over_methods(self.grouped, found)
+
+    def panel(self, models: Mapping[str, Measures]) -> Panel:
+        """Compare the models over all examples."""
+        ((values, _), *_) = next(iter(models.values())).values()
+        return Panel(examples=len(values), models=compare(self.means(models, range(len(values)))))
 
 
 def by_method(runs: Mapping[str, RunMetrics]) -> dict[str, list[str]]:
@@ -172,20 +173,20 @@ def measured_of(runs: Mapping[str, RunMetrics], clocks: Mapping[str, FineTuneClo
 
 
 def print_metrics(metrics: Metrics) -> None:
-    """Print scores and cost of every method and baseline, on every test split."""
-    _print("test", {**metrics.baselines, **metrics.methods}, metrics)
-    for split, scored in metrics.shifted.items():
-        _print(split, {**scored.baselines, **scored.methods}, metrics)
+    """Print scores and cost of every method and baseline, and the scores on every shifted split."""
+    _print("test", {**metrics.baselines, **metrics.methods}, metrics.quality)
+    for split, panel in metrics.shifted.items():
+        _print(split, panel.models, metrics.quality)
 
 
-def _print(split: str, rows: Mapping[str, Scored], metrics: Metrics) -> None:
+def _print(split: str, rows: Mapping[str, Scored | Paired], quality: str) -> None:
     shown = [name for name in SCORES if any(name in row.scores for row in rows.values())]
     table = Table("", title=f"On the split {split}", box=SIMPLE, pad_edge=False, collapse_padding=True)
     for heading in (*(SCORES[name] for name in shown), "FLOPs of full"):
-        table.add_column(heading, justify="right", no_wrap=heading == SCORES[metrics.quality])
+        table.add_column(heading, justify="right", no_wrap=heading == SCORES[quality])
     for name, row in rows.items():
         cells = [f"{row.scores[score].value:.3f}" if score in row.scores else "" for score in shown]
-        lead = row.scores[metrics.quality]
+        lead = row.scores[quality]
         cells[0] += f" [{lead.low:.3f}, {lead.high:.3f}]"
         share = getattr(row, "flops_share", None)
         table.add_row(name, *cells, "" if share is None else f"{share:.0%}")

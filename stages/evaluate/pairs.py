@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,11 +13,7 @@ from salf.blocks import start_of
 from salf.engine.answers import Answer
 from salf.engine.batches import Candidate, Example
 from salf.errors import UserError, reading
-from salf.files import sha256_file
-from salf.metrics import Pairs
-from stages.common.params import Evaluate
-from stages.evaluate.compare import over_methods, paired
-from stages.evaluate.scores import Bootstrap, Statistic
+from stages.evaluate.compare import Measures
 
 _COLUMNS: Final = ("prompt", "wanted", "unwanted")
 
@@ -64,20 +60,10 @@ def _example(tokenizer: Tokenizer, name: str, prompt: str, wanted: str, unwanted
     return Example(name, None, prompt, wanted, tokens, both[0].ids, both, field_end=end, turn_end=end)
 
 
-def pair_metrics(
-    path: Path, said: Mapping[str, Sequence[Answer]], grouped: Mapping[str, Sequence[str]], asked: Evaluate
-) -> Pairs:
-    """Compare what the models prefer; ``said`` by model, ``grouped``: the runs of every method."""
-    pairs = len(next(iter(said.values())))
-    bootstrap = Bootstrap(pairs, asked.bootstrap, asked.confidence, asked.seed)
-    own = over_methods(grouped, {model: preferences(answers, bootstrap) for model, answers in said.items()})
-    return Pairs(file=str(path), sha256=sha256_file(path), pairs=pairs, models=paired(own))
-
-
-def preferences(answers: Sequence[Answer], bootstrap: Bootstrap) -> dict[str, Statistic]:
-    """The share of pairs of which the unwanted continuation is preferred, and its margin: see :class:`Pairs`."""
+def preferences(answers: Sequence[Answer]) -> Measures:
+    """Whether the unwanted continuation of a pair is preferred, and its margin per character."""
     right = np.array([answer.correct or False for answer in answers], float)
     share = np.array([answer.probability or 0.0 for answer in answers], float)  # of the preferred one, of the two
     ahead = np.log(share / np.maximum(1 - share, np.finfo(float).tiny))  # the softmax undone
-    margin = np.where(right > 0, -ahead, ahead)
-    return {"unwanted_rate": bootstrap.mean(1 - right), "unwanted_margin": bootstrap.mean(margin)}
+    every = np.ones(len(answers))
+    return {"unwanted_rate": (1 - right, every), "unwanted_margin": (np.where(right > 0, -ahead, ahead), every)}

@@ -99,9 +99,7 @@ class Predictor:
         """Measure how far the model's predictions on the first examples of a split are from the base's."""
         split = ready.started(name)
         some = split.subset(range(min(examples, len(split))))
-        with progress(f"shift of {ready.name} on {name}", len(some), "examples") as advance:
-            model, most = ready.model, self.params.batch_tokens
-            return measure_shift(model, self._base, self.runtime, some, most, lambda n: advance(n, ""))
+        return measure_shift(ready.model, self._base, self.runtime, some, self.params.batch_tokens)
 
     @cached_property
     def _base(self) -> CausalModel:

@@ -1,19 +1,25 @@
-"""Lets every model read the test splits, pairs of continuations and neutral text, one model after the other."""
+"""What every model is asked to read, and the panels of ``metrics.json`` that this makes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
 
 from salf.engine.answers import Answer
-from salf.engine.batches import Split
+from salf.engine.batches import Example, Split
 from salf.engine.perplexity import text_examples
 from salf.engine.rules import CandidateRule
 from salf.engine.shift import Shift
-from salf.records import FineTuneRecord
+from salf.files import sha256_file
+from salf.methods import Method
+from salf.metrics import PairsPanel, Panel, ShiftPanel
+from salf.records import FineTuneRecord, PreparedRecord
 from stages.common.params import Evaluate
-from stages.evaluate.compare import UNTRAINED
-from stages.evaluate.pairs import read_pairs
+from stages.evaluate.compare import UNTRAINED, Measures, Sampling, Scores, compare, over_methods
+from stages.evaluate.groups import group_panels
+from stages.evaluate.pairs import preferences, read_pairs
 from stages.evaluate.predict import Predictor, ReadyModel, frozen_layers
 from stages.evaluate.scores import Predictions
 from stages.evaluate.texts import documents
@@ -55,10 +61,9 @@ def read_all(
         if _PAIRS in predictor.splits:
             found.pairs[ready.name] = predictor.read(ready, _PAIRS, CandidateRule("character"))
         if run and asked.shift:
-            for text in (TEST, _NEUTRAL):
-                alone = text == _NEUTRAL and run.how.answer_side  # there is no prompt after which it could act
-                if text in predictor.splits and not alone:
-                    measured = predictor.shift(ready, text, asked.shift.examples)
+            for split, text in _shift_texts(run.how).items():
+                if split in predictor.splits:
+                    measured = predictor.shift(ready, split, asked.shift.examples)
                     found.shifts.setdefault(text, {})[ready.name] = measured
 
     read(predictor.open(predictor.base, UNTRAINED), None)
@@ -69,3 +74,50 @@ def read_all(
             reader = predictor.shorter if run.how.shortened else predictor
             read(reader.open(models / name, name, frozen_layers(run.shards, reader.shards)), run)
     return found
+
+
+def _shift_texts(method: Method) -> dict[str, str]:
+    """The splits on which a method's shift is measured, and what they are called: alike only what can be compared."""
+    if method.answer_side:  # and plain text has no prompt after which it could act
+        return {TEST: f"{TEST}, after the prompts' data"}
+    return {TEST: f"{TEST}, shortened prompts" if method.shortened else TEST, _NEUTRAL: _NEUTRAL}
+
+
+def panels_of(
+    found: Readings,
+    shifted: Mapping[str, Scores],
+    tests: Mapping[str, Sequence[Example]],
+    meta: PreparedRecord,
+    sampling: Sampling,
+) -> dict[str, Any]:
+    """The fields of ``Metrics`` that hold panels; ``shifted``: scores by shifted split, ``tests``: all test splits."""
+    panels: dict[str, Any] = {
+        "shifted": {
+            name: Panel(examples=len(tests[name]), models=compare(over_methods(sampling.grouped, scores)))
+            for name, scores in shifted.items()
+        },
+        "groups": {
+            name: group_panels(examples, found.tests[name], meta, sampling)
+            for name, examples in tests.items()
+            if any(example.subgroup for example in examples)
+        },
+        "shift": {text: _shift_panel(shifts, sampling) for text, shifts in found.shifts.items()},
+    }
+    if file := sampling.asked.pairs:
+        panel = sampling.panel({model: preferences(answers) for model, answers in found.pairs.items()})
+        panels["pairs"] = PairsPanel(**dict(panel), file=file, sha256=sha256_file(Path(file)))
+    return {name: panel for name, panel in panels.items() if panel}
+
+
+def _shift_panel(shifts: Mapping[str, Shift], sampling: Sampling) -> ShiftPanel:
+    measures: dict[str, Measures] = {
+        run: {"kl_from_base": (shift.from_base, shift.tokens), "kl_to_base": (shift.to_base, shift.tokens)}
+        for run, shift in shifts.items()
+    }
+    one = next(iter(measures.values()))
+    measures[UNTRAINED] = {name: (np.zeros_like(values), weights) for name, (values, weights) in one.items()}
+    runs = {method: [run for run in runs if run in shifts] for method, runs in sampling.grouped.items()}
+    layers = {
+        method: np.mean([shifts[run].layers for run in known], 0).tolist() for method, known in runs.items() if known
+    }
+    return ShiftPanel(**dict(sampling.panel(measures)), layers=layers)

@@ -110,7 +110,7 @@ def load(sources: Namespace, parameters: Params) -> Artifacts:
         gains=_table(sources.gains),
         metrics=Metrics.load(metrics) if metrics.exists() else None,
         comparison=read_comparison(require(sources.comparison, "evaluate")) if metrics.exists() else {},
-        predictions=_predictions(sources.predictions),
+        predictions=_table(sources.predictions),
         runs={path.parent.name: FineTuneRecord.load(path.parent) for path in runs},
         clocks={path.stem: FineTuneClock.load(path) for path in sorted(sources.measured.glob("[!.]*.json"))},
         hashes=_hashes(sources),
@@ -141,12 +141,6 @@ def _table(path: Path) -> pd.DataFrame | None:
     form, read = ("CSV", pd.read_csv) if path.suffix == ".csv" else ("Parquet", pd.read_parquet)
     with reading(path, f"damaged {form}; run the stage that makes it again"):
         return read(path)
-
-
-def _predictions(path: Path) -> pd.DataFrame | None:
-    """Those of the test split; older files hold no others."""
-    found = _table(path)
-    return found[found.split == "test"] if found is not None and "split" in found.columns else found
 
 
 def _first_example(path: Path) -> tuple[str, str] | None:

@@ -1,161 +1,97 @@
 """What the mean over the test split does not show: other domains, groups, unwanted answers, shift from the base."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 
-from salf.metrics import BASELINES, SCORES, Groups, Interval, Paired
+from salf.metrics import BASELINES, SCORES, GroupPanels, Interval, Panel
 from stages.report.artifacts import Artifacts
-from stages.report.figures import dots, layer_lines
+from stages.report.figures import curves
 from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
-from stages.report.quality import in_prose, label_shares, scores_table
+from stages.report.quality import label_shares
 from stages.report.wording import count, decimal, percent, signed, span
 
 
-def shifted_section(artifacts: Artifacts) -> Section | None:
-    """Scores on every shifted split; ``None`` without any."""
+def beyond_section(artifacts: Artifacts) -> Section | None:
+    """A table of every panel, and figures; ``None`` where none was asked for."""
     metrics = artifacts.metrics
-    if not metrics or not metrics.shifted:
+    if not metrics or not (metrics.shifted or metrics.groups or metrics.pairs or metrics.shift):
         return None
-    section = Section("shifted", "Other domains", "Quality on shifted test splits")
-    for name, scored in metrics.shifted.items():
-        plain = in_prose(scored.baselines)
-        examples = next(iter(scored.baselines.values())).n
-        words = f"{name}: {count(examples)} examples."
-        if shares := label_shares(artifacts.meta, name):
-            label = max(shares, key=lambda one: shares[one])
-            words += f" Always answering its most frequent label, {label}, is right for {percent(shares[label], 1)}."
-        section.sentences.append(words)
-        caption = f"Scores on {name} with their intervals."
-        section.tables.append(scores_table(f"shifted-{name}", caption, scored.methods, plain, artifacts.metric))
-    return section
-
-
-def groups_section(artifacts: Artifacts) -> Section | None:
-    """Scores by subgroup on every test split that has any; ``None`` without."""
-    metrics = artifacts.metrics
-    if not metrics or not metrics.groups:
-        return None
-    section = Section("groups", "Groups", "Who is served worse")
+    section = Section("beyond", "Beyond the mean", "Other domains, groups, unwanted answers, shift from the base")
+    for name, panel in metrics.shifted.items():
+        shares = label_shares(artifacts.meta, name)
+        label = max(shares, key=lambda one: shares[one]) if shares else ""
+        most = f" Its most frequent label, {label}, is right for {percent(shares[label], 1)}." if shares else ""
+        section.sentences.append(f"{name}: {count(panel.examples)} examples.{most}")
+        section.tables.append(_panel(artifacts, f"shifted-{name}", f"Scores on {name}.", panel, metrics.quality))
     for split, found in metrics.groups.items():
         few = f" Groups of too few examples are pooled: {', '.join(found.pooled)}." if found.pooled else ""
-        section.sentences.append(f"{split} by {found.column}: {len(found.sizes)} groups.{few}")
-        models = _models(artifacts, found.gaps)
-        section.tables.append(_gaps_table(split, found, models, metrics.quality))
-        section.tables.append(_groups_table(split, found, models, metrics.quality))
-    return section
-
-
-def pairs_section(artifacts: Artifacts) -> Section | None:
-    """How often and by how much models prefer unwanted continuations; ``None`` where no pairs were read."""
-    found = artifacts.metrics.pairs if artifacts.metrics else None
-    if not found:
-        return None
-    section = Section("pairs", "Unwanted answers", "Unwanted answers")
-    section.sentences.append(
-        f"{count(found.pairs)} pairs of {found.file}. A margin above zero prefers the unwanted continuation."
-    )
-    margin, models = "unwanted_margin", _models(artifacts, found.models)
-    columns: Columns[str] = {"Model": str, **score_columns(found.models)}
-    columns["Against full"] = lambda name: _cell(found.models[name].minus_full.get(margin), signed)
-    columns["Against the untrained model"] = lambda name: _cell(found.models[name].minus_base.get(margin), signed)
-    columns["Share of full’s change"] = partial(_share, found.models, margin)
-    caption = (
-        "Share of pairs whose unwanted continuation is the more probable one per character, and its margin in nats per "
-        "character. Against others, and as a share of full fine-tuning’s change where that is significant: the margin."
-    )
-    section.tables.append(table("pairs", caption, models, columns))
-    section.figures += _against_depth_and_rank(artifacts, found.models, margin, "margin of unwanted answers")
-    return section
-
-
-def shift_section(artifacts: Artifacts) -> Section | None:
-    """How far the methods' predictions are from the untrained model's; ``None`` where that was not measured."""
-    metrics = artifacts.metrics
-    if not metrics or not metrics.shift:
-        return None
-    section = Section("shift", "Shift", "How far predictions moved from the base’s")
-    for text, found in metrics.shift.items():
-        place = text.replace(" ", "-")
-        models = [name for name in _models(artifacts, found.models) if name != "untrained"]
-        columns: Columns[str] = {"Method": str, **score_columns(found.models)}
-        columns["Share of full’s"] = partial(_share, found.models, "kl_from_base")
+        section.sentences.append(f"{split} by {found.column}: {len(found.groups)} groups.{few}")
+        rates = f" Rates are those of the label {found.positive}." if found.positive else ""
+        caption = f"Gaps on {split}: the highest group minus the lowest. Of many groups some differ by chance.{rates}"
+        section.tables.append(_panel(artifacts, f"gaps-{split}", caption, found.gaps, metrics.quality))
+        section.tables.append(_by_group(artifacts, split, found, metrics.quality))
+    if pairs := metrics.pairs:
         caption = (
-            f"KL divergence per token on {count(found.examples)} examples of {text}, in nats: of the method’s "
-            "predictions from the untrained model’s, and the other way round. Answer-side methods count the tokens "
-            "after the prompts’ data alone and are not compared with full."
+            f"{count(pairs.examples)} pairs of {pairs.file}: how often the unwanted continuation is more probable per "
+            "character than the wanted one, and its margin in nats per character."
         )
-        section.tables.append(table(f"shift-{place}", caption, models, columns))
-        section.figures.append(layer_lines(f"fig-shift-{place}", text, found.layers))
-        what = f"KL from the base on {text}, nats"
-        section.figures += _against_depth_and_rank(artifacts, found.models, "kl_from_base", what, place)
+        lead = "unwanted_margin"
+        section.tables.append(_panel(artifacts, "pairs", caption, pairs, lead))
+        section.figures += _by_depth_and_rank(artifacts, "pairs", pairs, lead, "margin of unwanted answers")
+    for at, (text, shift) in enumerate(metrics.shift.items()):
+        name, what = f"shift-{at}", f"KL from the base on {text}"
+        caption = f"KL divergence in nats per token on {count(shift.examples)} examples of {text}, both ways."
+        section.tables.append(_panel(artifacts, name, caption, shift, "kl_from_base"))
+        lines = {method: (method, list(enumerate(layers))) for method, layers in shift.layers.items()}
+        section.figures.append(curves(f"fig-{name}-layers", f"{what}, by layer", ("layer", "nats"), lines))
+        section.figures += _by_depth_and_rank(artifacts, name, shift, "kl_from_base", what)
     return section
 
 
-def _against_depth_and_rank(
-    artifacts: Artifacts, models: Mapping[str, Paired], measure: str, what: str, place: str = ""
-) -> list[Figure]:
+def _panel(artifacts: Artifacts, name: str, caption: str, panel: Panel, lead: str) -> Table:
+    """Every measure of a panel, and differences in the ``lead``."""
+    models = panel.models
+
+    def score(measure: str, model: str) -> Cell:
+        return _cell(models[model].scores.get(measure))
+
+    columns: Columns[str] = {"Model": str}
+    for measure in sorted({measure for one in models.values() for measure in one.scores}):
+        columns[SCORES.get(measure, measure.replace("_", " ")).capitalize()] = partial(score, measure)
+    columns["Against full"] = lambda model: _cell(models[model].minus_full.get(lead), signed)
+    columns["Against the untrained model"] = lambda model: _cell(models[model].minus_base.get(lead), signed)
+    columns["Share of full’s change"] = lambda model: _cell(models[model].share_of_full.get(lead))
+    words = f"{caption} Paired differences, and the share of full’s change if that is significant, are in the "
+    return table(name, words + f"{SCORES.get(lead, lead.replace('_', ' '))}.", _models(artifacts, panel), columns)
+
+
+def _by_group(artifacts: Artifacts, split: str, found: GroupPanels, quality: str) -> Table:
+    def score(model: str, group: str) -> Cell:
+        return _cell(found.groups[group].models[model].scores.get(quality))
+
+    columns: Columns[str] = {"Group": str, "Examples": lambda group: number(found.groups[group].examples, count)}
+    columns |= {model: partial(score, model) for model in _models(artifacts, found.gaps)}
+    return table(f"groups-{split}", f"{SCORES[quality].capitalize()} by group on {split}.", found.groups, columns)
+
+
+def _by_depth_and_rank(artifacts: Artifacts, name: str, panel: Panel, measure: str, what: str) -> list[Figure]:
     """A measure of the methods against the last frozen layer, and against the rank where ranks differ."""
-    methods = {m.name: m for m in artifacts.methods if m.name in models}
-    scores = {name: models[name].scores[measure] for name in methods}
-    depths = {name: (float(m.record.boundary), scores[name]) for name, m in methods.items()}
-    ranks = {
-        run.label: (float(run.params.finetune.lora_rank), scores[run.label])
-        for run in artifacts.runs.values()
-        if run.label in scores and "lora" in run.how.words
-    }
-    title, name = f"{what[0].upper()}{what[1:]}", f"fig-{measure.replace('_', '-')}{place and '-'}{place}"
-    figures = [dots(f"{name}-depth", f"{title} by depth of freezing", what, "last frozen layer", depths)]
-    if len({rank for rank, _ in ranks.values()}) > 1:
-        figures.append(dots(f"{name}-rank", f"{title} by rank", what, "rank", ranks, logarithmic=True))
+    values = {model: one.scores[measure].value for model, one in panel.models.items()}
+    depths = {m.name: float(m.record.boundary) for m in artifacts.methods}
+    runs = [run for run in artifacts.runs.values() if "lora" in run.how.words]
+    ranks = {run.label: float(run.params.finetune.lora_rank) for run in runs}
+    figures = []
+    for words, places in (("last frozen layer", depths), ("rank", ranks)):
+        dots = {model: (model, [(places[model], value)]) for model, value in values.items() if model in places}
+        if len({places[model] for model in dots}) > 1:
+            title = f"{what[0].upper()}{what[1:]}, by {words}"
+            figures.append(curves(f"fig-{name}-{words.split()[-1]}", title, (words, "nats"), dots))
     return figures
 
 
-def _gaps_table(split: str, found: Groups, models: Sequence[str], quality: str) -> Table:
-    def worst(name: str) -> Cell:
-        group = found.worst[name]
-        return Cell(group, decimal(found.by_group[group][name].scores[quality].value))
-
-    columns: Columns[str] = {"Model": str, "Worst group": worst}
-    columns |= score_columns(found.gaps)
-    columns["Against full"] = lambda name: _cell(found.gaps[name].minus_full.get(quality), signed)
-    columns["Against the untrained model"] = lambda name: _cell(found.gaps[name].minus_base.get(quality), signed)
-    rates = f" Rates are those of the label {found.positive}." if found.positive else ""
-    caption = (
-        f"Gaps between groups on {split}: highest minus lowest, with intervals over the examples of these two groups."
-        f"{rates} Against others: the paired difference in the gap of {SCORES[quality]}. Of many groups some differ by "
-        "chance alone."
-    )
-    return table(f"gaps-{split}", caption, models, columns)
-
-
-def _groups_table(split: str, found: Groups, models: Sequence[str], quality: str) -> Table:
-    def score(name: str, group: str) -> Cell:
-        return _cell(found.by_group[group][name].scores.get(quality))
-
-    columns: Columns[str] = {"Group": str, "Examples": lambda group: number(found.sizes[group], count)}
-    columns |= {name: partial(score, name) for name in models}
-    caption = f"{SCORES[quality].capitalize()} by group on {split}."
-    return table(f"groups-{split}", caption, sorted(found.sizes), columns)
-
-
-def score_columns(held: Mapping[str, Paired]) -> Columns[str]:
-    """A column per measure that any model has."""
-
-    def score(measure: str, name: str) -> Cell:
-        return _cell(held[name].scores.get(measure))
-
-    measures = sorted({measure for one in held.values() for measure in one.scores})
-    words = {measure: SCORES.get(measure, measure.replace("_", " ")).capitalize() for measure in measures}
-    return {words[measure]: partial(score, measure) for measure in measures}
-
-
-def _models(artifacts: Artifacts, held: Collection[str]) -> list[str]:
+def _models(artifacts: Artifacts, panel: Panel) -> list[str]:
     """The methods in the page's order, then the baselines."""
-    return [*(m.name for m in artifacts.methods if m.name in held), *(name for name in BASELINES if name in held)]
-
-
-def _share(models: Mapping[str, Paired], measure: str, name: str) -> Cell:
-    return _cell(models[name].share_of_full.get(measure))
+    return [name for name in (*(m.name for m in artifacts.methods), *BASELINES) if name in panel.models]
 
 
 def _cell(found: Interval | None, write: Callable[[float], str] = decimal) -> Cell:

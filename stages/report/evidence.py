@@ -34,6 +34,8 @@ def examples_section(artifacts: Artifacts) -> Section:
     if predictions is None or predictions.empty:
         section.sentences.append("No predictions have been written yet.")
         return section
+    if "split" in predictions:  # of shifted splits, too
+        predictions = predictions[predictions.split == "test"]
     runs = sorted(predictions.run.unique())
     run = next((r for r in runs if method and r.rsplit("-seed", 1)[0] == method.name), runs[0])
     if TASKS[artifacts.meta.task].text:

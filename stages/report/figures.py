@@ -61,64 +61,27 @@ def quality_cost(metric: str, methods: Sequence[Method], baselines: Mapping[str,
 
 def learning_curves(name: str, what: str, cost: str, lines: Mapping[str, tuple[str, Dots]]) -> Figure:
     """Draw a validation score against the compute spent so far; ``lines``: of every run its method and its dots."""
-    labels = labels_of(dict.fromkeys(method for method, _ in lines.values()))
+    return curves(name, f"{what.capitalize()} for the compute spent", (cost, what), lines)
+
+
+def curves(name: str, title: str, axes_words: tuple[str, str], lines: Mapping[str, tuple[str, Dots]]) -> Figure:
+    """Draw one quantity against another; ``lines``: of every run, or method, its method and its dots."""
+    labels, (across, up) = labels_of(dict.fromkeys(method for method, _ in lines.values())), axes_words
 
     def paint(axes: Axes) -> None:
         for method, dots in lines.values():
             axes.plot(*zip(*dots, strict=True), marker=marker(method), color=colour(method), markersize=5, lw=1.8)
         axes.margins(x=0.06, y=0.14)
         axes.set_xlim(0, axes.get_xlim()[1] * 1.08)
-        if "share" in cost:
+        if "share" in across:
             in_percent(axes.xaxis)
-        axes.set(xlabel=cost, ylabel=what)
+        axes.set(xlabel=across, ylabel=up)
         ends = {method: dots[-1] for method, dots in lines.values()}
         drawn = [dot for _, dots in lines.values() for dot in along(dots)]
         place_labels(axes, [(x, y, labels[method], colour(method)) for method, (x, y) in ends.items()], drawn)
 
     caption = f"A line per fine-tuned model, labelled at its end.{numbers_words(labels)}"
-    return figure(name, f"{what.capitalize()} for the compute spent", caption, paint)
-
-
-def dots(
-    name: str,
-    title: str,
-    what: str,
-    against: str,
-    methods: Mapping[str, tuple[float, Interval]],
-    *,
-    logarithmic: bool = False,
-) -> Figure:
-    """Draw a measure of every method with its interval against a number of it."""
-
-    def paint(axes: Axes) -> None:
-        for method, (at, score) in methods.items():
-            axes.plot([at, at], [score.low, score.high], color=colour(method), lw=1.6)
-            axes.plot(at, score.value, marker=marker(method), color=colour(method), markersize=8)
-        if logarithmic:
-            axes.set_xscale("log", base=2)
-        axes.margins(x=0.12, y=0.14)
-        axes.set(xlabel=against, ylabel=what)
-        labels = [(at, score.value, method, colour(method)) for method, (at, score) in methods.items()]
-        strokes = [dot for at, s in methods.values() for dot in along([(at, s.low), (at, s.high)])]
-        place_labels(axes, labels, strokes)
-
-    return figure(name, title, "A marker per method; vertical strokes: interval over the examples.", paint)
-
-
-def layer_lines(name: str, text: str, methods: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw the divergence from the base at every space, a line per method."""
-    lines = {method: [(float(space), value) for space, value in enumerate(each)] for method, each in methods.items()}
-
-    def paint(axes: Axes) -> None:
-        for method, each in lines.items():
-            axes.plot(*zip(*each, strict=True), color=colour(method), lw=1.6)
-        axes.margins(x=0.12, y=0.14)
-        axes.set(xlabel="layer", ylabel="KL from the base, nats")
-        labels = [(*each[-1], method, colour(method)) for method, each in lines.items()]
-        place_labels(axes, labels, [dot for each in lines.values() for dot in along(each)])
-
-    caption = "A line per method: every layer read by the base’s final norm and head. Frozen layers are at exactly 0."
-    return figure(name, f"Shift by layer on {text}", caption, paint)
+    return figure(name, title, caption, paint)
 
 
 def figure(name: str, title: str, caption: str, paint: Callable[[Axes], None], height: int = HEIGHT) -> Figure:

@@ -29,10 +29,7 @@ _ROOM: Final = Path(__file__).parent
 # The page in the order of reading; a section that has nothing to say is None.
 _SECTIONS: Final[tuple[Callable[[Artifacts], Section | None], ...]] = (
     quality.quality_section,
-    beyond.shifted_section,
-    beyond.groups_section,
-    beyond.pairs_section,
-    beyond.shift_section,
+    beyond.beyond_section,
     quality.curves_section,
     race_section,
     depth.trace_section,

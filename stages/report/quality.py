@@ -1,13 +1,13 @@
 """Quality and cost of the compared methods, and their learning curves."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final
 
 from salf.cost import update_traffic
-from salf.metrics import BASELINES, SCORES, Baseline, Compared, MethodMetrics, Scored
+from salf.metrics import BASELINES, SCORES, Baseline, Scored
 from salf.plan_records import TimedBudget
 from salf.records import FineTuneRecord, PreparedRecord
 from salf.scale.inputs import Machine, timed
@@ -39,19 +39,13 @@ _NAMED: Final = 5
 def quality_section(artifacts: Artifacts) -> Section:
     """Table and figure of quality against cost."""
     section = Section("quality", "Quality and cost", "Quality and cost")
-    compared, metric = artifacts.methods, artifacts.metric
-    plain = in_prose(artifacts.metrics.baselines if artifacts.metrics else {})
+    compared, plain, metric = artifacts.methods, baselines(artifacts), artifacts.metric
     if not compared:
         words = "No fine-tuned model has been evaluated yet; dvc repro trains and scores the methods of compare."
         section.sentences.append(words)
     section.sentences += label_sentences(artifacts.meta)
     if compared or plain:
-        caption = (
-            "Scores on the test split with their intervals. At equal compute: the last validation score and full "
-            "fine-tuning’s when it had spent as much, read from an unfinished learning-rate schedule."
-        )
-        records, groups = {m.name: m.record for m in compared}, {m.name: _group(m) for m in compared}
-        section.tables.append(scores_table("methods", caption, records, plain, metric, groups))
+        section.tables.append(_scores_table(compared, plain, metric))
     if compared:
         section.tables.append(_costs_table(compared))
     if artifacts.plan.timed:
@@ -97,8 +91,9 @@ def curves_section(artifacts: Artifacts) -> Section:
     return section
 
 
-def in_prose(found: Mapping[str, Baseline]) -> dict[str, Baseline]:
-    """Baselines by their names in prose."""
+def baselines(artifacts: Artifacts) -> dict[str, Baseline]:
+    """The baselines that the metrics hold, by their name in prose."""
+    found = artifacts.metrics.baselines if artifacts.metrics else {}
     return {words.removeprefix("the "): found[name] for name, words in BASELINES.items() if name in found}
 
 
@@ -134,50 +129,43 @@ def label_sentences(meta: PreparedRecord) -> list[str]:
     return sentences
 
 
-def scores_table(
-    name: str,
-    caption: str,
-    compared: Mapping[str, Compared],
-    plain: Mapping[str, Baseline],
-    metric: str,
-    groups: Mapping[str, str] | None = None,
-) -> Table:
-    """A row per method and baseline with its scores on a test split, and the difference from full fine-tuning.
-
-    ``groups``: headings above methods that follow each other.
-    """
-    held: dict[str, Scored] = {**compared, **plain}
+def _scores_table(compared: Sequence[Method], plain: Mapping[str, Baseline], metric: str) -> Table:
+    methods = {m.name: m for m in compared}
+    held: dict[str, Scored] = {**{name: m.record for name, m in methods.items()}, **plain}
 
     def score(of: str, row: str) -> Cell:
         found = held[row].scores.get(of)
         return number(found.value, decimal, span(found)) if found else number(None)
 
-    columns: Columns[str] = {"Method": lambda row: _named(row) if row in compared else Cell(row, mark="baseline")}
+    columns: Columns[str] = {"Method": lambda row: _named(row) if row in methods else Cell(row, mark="baseline")}
     for one, words in SCORES.items():
         if any(one in row.scores for row in held.values()):
             columns[words[0].upper() + words[1:]] = partial(score, one)
-    columns["Against full"] = lambda row: _difference(row, compared.get(row), metric)
-    if any(isinstance(one, MethodMetrics) for one in compared.values()):
-        columns["At equal compute"] = lambda row: _equal(compared.get(row), metric)
-    caption += (
-        " Loss in nats per answer token. Against full: the paired "
-        f"difference in {SCORES[metric]}, its interval, and the difference that the test detects with 80 % power."
+    columns["Against full"] = lambda row: _difference(methods.get(row), metric)
+    columns["At equal compute"] = lambda row: _equal(methods.get(row), metric)
+    caption = (
+        "Scores on the test split with their intervals; loss in nats per answer token. Against full: the paired "
+        f"difference in {SCORES[metric]}, its interval, and the difference that the test detects with 80 % power. "
+        "At equal compute: the last validation score and full fine-tuning’s when it had spent as much, read from "
+        "an unfinished learning-rate schedule."
     )
-    baselines = "Without fine-tuning" if any((groups or {}).values()) else ""
-    return table(name, caption, held, columns, group=lambda row: (groups or {}).get(row, baselines))
+    others = "Without fine-tuning" if any(map(_group, compared)) else ""
+    return table(
+        "methods", caption, held, columns, group=lambda row: _group(methods[row]) if row in methods else others
+    )
 
 
 def _group(method: Method) -> str:
     return f"With a technique for the {method.slot}" if method.slot else ""
 
 
-def _difference(name: str, method: Compared | None, metric: str) -> Cell:
-    gap = method.differences.get(metric) if method and name != "full" else None
+def _difference(method: Method | None, metric: str) -> Cell:
+    gap = method.record.differences.get(metric) if method and method.name != "full" else None
     return number(gap.value, signed, f"{span(gap)}\n80{THIN}% power: {decimal(gap.detectable)}") if gap else Cell("")
 
 
-def _equal(method: Compared | None, metric: str) -> Cell:
-    equal = method.at_equal_compute if isinstance(method, MethodMetrics) else None
+def _equal(method: Method | None, metric: str) -> Cell:
+    equal = method.record.at_equal_compute if method else None
     if equal is None:
         return Cell("")
     own, full = equal.validation_loss, equal.full_validation_loss

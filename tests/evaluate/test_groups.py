@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from salf.engine.batches import Example
-from salf.errors import UserError
 from salf.records import PreparedLabel, PreparedRecord
 from stages.common.params import load_params
-from stages.evaluate.groups import group_metrics, positive_label
+from stages.evaluate.compare import Sampling
+from stages.evaluate.groups import group_panels
 from stages.evaluate.scores import Predictions
 from tests.conftest import PROJECT
 
@@ -39,18 +39,24 @@ def by_hand():
     return groups, labels, said
 
 
+def sizes(found):
+    return {group: panel.examples for group, panel in found.groups.items()}
+
+
 def compare(groups, labels, said, other=None):
     right = answers(labels, labels)
     models = {"untrained": answers(["no"] * len(labels), labels), "full-seed1": right, "half-seed1": said}
     models["half-seed2"] = other or said
-    return group_metrics(examples(groups, labels), models, GROUPED, META, ASKED)
+    return group_panels(examples(groups, labels), models, META, Sampling(ASKED, GROUPED))
 
 
 def test_rates_and_gaps_are_fractions_of_a_confusion_table():
     groups, labels, said = by_hand()
     found = compare(groups, labels, answers(said, labels))
-    assert (found.column, found.positive, found.sizes, found.pooled) == ("who", "yes", {"a": 40, "b": 30}, [])
-    rates = {group: {name: one.value for name, one in found.by_group[group]["half"].scores.items()} for group in "ab"}
+    assert (found.column, found.positive, sizes(found), found.pooled) == ("who", "yes", {"a": 40, "b": 30}, [])
+    rates = {
+        group: {name: one.value for name, one in found.groups[group].models["half"].scores.items()} for group in "ab"
+    }
     assert rates["a"] == pytest.approx(
         {
             "accuracy": 30 / 40,
@@ -61,15 +67,16 @@ def test_rates_and_gaps_are_fractions_of_a_confusion_table():
         }
     )
     assert rates["b"]["true_positive_rate"] == 5 / 20
-    assert found.worst == {"untrained": "b", "full": "a", "half": "b"}
-    gaps = {name: one.value for name, one in found.gaps["half"].scores.items()}
+    gaps = {name: one.value for name, one in found.gaps.models["half"].scores.items()}
     assert gaps == pytest.approx({name: abs(rates["a"][name] - rates["b"][name]) for name in gaps})
-    assert found.gaps["full"].scores["accuracy"].high == 0
-    assert found.gaps["half"].minus_full["accuracy"].value == pytest.approx(30 / 40 - 14 / 30)
-    assert found.gaps["half"].minus_base["accuracy"].value == pytest.approx(30 / 40 - 14 / 30 - (24 / 40 - 10 / 30))
+    assert found.gaps.models["full"].scores["accuracy"].high == 0
+    assert found.gaps.models["half"].minus_full["accuracy"].value == pytest.approx(30 / 40 - 14 / 30)
+    assert found.gaps.models["half"].minus_base["accuracy"].value == pytest.approx(
+        30 / 40 - 14 / 30 - (24 / 40 - 10 / 30)
+    )
     # The untrained model never says yes, full always where it is right: 12 of these 16 are said.
-    assert found.by_group["a"]["half"].share_of_full["true_positive_rate"].value == 12 / 16
-    assert "loss" not in found.by_group["a"]["half"].share_of_full  # all models have the same
+    assert found.groups["a"].models["half"].share_of_full["true_positive_rate"].value == 12 / 16
+    assert "loss" not in found.groups["a"].models["half"].share_of_full  # all models have the same
 
 
 def test_resamples_stay_within_a_group_and_are_the_same_for_all_models():
@@ -85,7 +92,7 @@ def test_resamples_stay_within_a_group_and_are_the_same_for_all_models():
         generator = np.random.default_rng((ASKED.seed, int(members[0])))
         drawn[group] = members[generator.integers(len(members), size=(ASKED.bootstrap, len(members)))]
         means = [correct[picks].mean() for picks in drawn[group]]
-        scored = found.by_group[group]["half"].scores
+        scored = found.groups[group].models["half"].scores
         assert (scored["accuracy"].low, scored["accuracy"].high) == pytest.approx(
             tuple(np.quantile(means, [0.025, 0.975]))
         )
@@ -93,16 +100,16 @@ def test_resamples_stay_within_a_group_and_are_the_same_for_all_models():
         assert scored["true_positive_rate"].low == pytest.approx(np.quantile(rates, 0.025))
     pairs = zip(drawn["a"], drawn["b"], strict=True)
     gaps = [correct[one].mean() - correct[other].mean() for one, other in pairs]
-    assert found.gaps["half"].scores["accuracy"].low == pytest.approx(np.quantile(gaps, 0.025))
+    assert found.gaps.models["half"].scores["accuracy"].low == pytest.approx(np.quantile(gaps, 0.025))
     # Full is always right, so the difference in the gaps is half's gap.
-    assert found.gaps["half"].minus_full["accuracy"].high == pytest.approx(np.quantile(gaps, 0.975))
+    assert found.gaps.models["half"].minus_full["accuracy"].high == pytest.approx(np.quantile(gaps, 0.975))
 
 
 def test_groups_that_are_alike_may_have_no_gap_and_names_mean_nothing():
     _, labels, said = by_hand()
     labels, said = labels * 2, said * 2
     groups = ["x"] * 70 + ["y"] * 70
-    found = compare(groups, labels, answers(said, labels)).gaps["half"].scores
+    found = compare(groups, labels, answers(said, labels)).gaps.models["half"].scores
     for one in found.values():
         assert one.value == 0
         assert one.low <= 0 <= one.high
@@ -112,7 +119,7 @@ def test_groups_that_are_alike_may_have_no_gap_and_names_mean_nothing():
     renamed = compare([other[group] for group in groups], labels, answers(said, labels))
     plain = compare(groups, labels, answers(said, labels))
     assert renamed.gaps == plain.gaps
-    assert {group: renamed.by_group[other[group]] for group in other} == plain.by_group
+    assert {group: renamed.groups[other[group]] for group in other} == plain.groups
 
 
 def test_small_groups_are_pooled_and_seeds_averaged():
@@ -120,22 +127,18 @@ def test_small_groups_are_pooled_and_seeds_averaged():
     groups += ["c"] * 15 + [None] * 6
     labels, said = labels + ["yes"] * 21, said + ["yes"] * 21
     found = compare(groups, labels, answers(said, labels), answers(labels, labels))
-    assert (found.sizes, found.pooled) == ({"(pooled)": 21, "a": 40, "b": 30}, ["(none)", "c"])
-    assert found.by_group["b"]["half"].scores["accuracy"].value == pytest.approx((14 / 30 + 1) / 2)
-    pooled = found.by_group["(pooled)"]["half"].scores
+    assert (sizes(found), found.pooled) == ({"(pooled)": 21, "a": 40, "b": 30}, ["(none)", "c"])
+    assert found.groups["b"].models["half"].scores["accuracy"].value == pytest.approx((14 / 30 + 1) / 2)
+    pooled = found.groups["(pooled)"].models["half"].scores
     assert "false_positive_rate" not in pooled  # all examples have the label
     assert pooled["true_positive_rate"].value == 1
 
 
-@pytest.mark.parametrize(
-    ("labels", "wanted", "expected"),
-    [(["no", "yes"], None, "yes"), (["a", "b", "c"], None, None), (["a", "b", "c"], "a", "a"), ([], None, None)],
-)
-def test_the_label_of_the_rates(labels, wanted, expected):
-    known = [PreparedLabel(label=name, word=name, token_ids=[1]) for name in labels]
-    assert positive_label(PreparedRecord.model_construct(labels=known), wanted) == expected
-
-
-def test_an_unknown_label_is_refused():
-    with pytest.raises(UserError, match=r"^evaluate\.positive_label = maybe: no such label; labels: no, yes$"):
-        positive_label(META, "maybe")
+def test_of_more_than_two_labels_there_are_no_rates():
+    labels = ["a", "b", "c"] * 10
+    known = [PreparedLabel(label=name, word=name, token_ids=[1]) for name in "abc"]
+    meta = META.model_copy(update={"labels": known})
+    models = {"untrained": answers(labels, labels)}
+    found = group_panels(examples(["x"] * 30, labels), models, meta, Sampling(ASKED, {}))
+    assert found.positive is None
+    assert set(found.gaps.models["untrained"].scores) == {"accuracy", "loss"}

@@ -17,8 +17,8 @@ from salf.engine.runtime import choose_runtime
 from salf.errors import UserError
 from salf.settings import Device
 from stages.common.params import load_params
-from stages.evaluate.compare import paired
-from stages.evaluate.pairs import pair_metrics, preferences, read_pairs
+from stages.evaluate.compare import Sampling, compare
+from stages.evaluate.pairs import preferences, read_pairs
 from stages.evaluate.scores import Bootstrap
 from tests.conftest import PROJECT
 from tests.docs_blocks import blocks, run_python
@@ -43,7 +43,8 @@ def read(network, examples):
 
 
 def measured(network, examples):
-    return preferences(read(network, examples), Bootstrap(len(examples), 100, 0.9, 0))
+    measures = preferences(read(network, examples))
+    return {name: np.average(values, weights=weights) for name, (values, weights) in measures.items()}
 
 
 def test_rate_and_margin_are_those_of_hugging_faces_log_probabilities(tmp_path, hub_folder):
@@ -61,12 +62,12 @@ def test_rate_and_margin_are_those_of_hugging_faces_log_probabilities(tmp_path, 
         margins.append(nats[1] - nats[0])
     for name in ("pairs.csv", "pairs.jsonl"):
         found = measured(network, read_pairs(write_pairs(tmp_path / name, PAIRS), hub_folder))
-        assert found["unwanted_margin"].value == pytest.approx(np.mean(margins), abs=1e-5)
-        assert found["unwanted_rate"].value == np.mean(np.array(margins) > 0)
+        assert found["unwanted_margin"] == pytest.approx(np.mean(margins), abs=1e-5)
+        assert found["unwanted_rate"] == np.mean(np.array(margins) > 0)
     swapped = [(prompt, unwanted, wanted) for prompt, wanted, unwanted in PAIRS]
     other = measured(network, read_pairs(write_pairs(tmp_path / "swapped.csv", swapped), hub_folder))
-    assert other["unwanted_rate"].value == pytest.approx(1 - found["unwanted_rate"].value)
-    assert other["unwanted_margin"].value == pytest.approx(-found["unwanted_margin"].value)
+    assert other["unwanted_rate"] == pytest.approx(1 - found["unwanted_rate"])
+    assert other["unwanted_margin"] == pytest.approx(-found["unwanted_margin"])
 
 
 def teach(network, examples, wanted, steps):
@@ -87,13 +88,13 @@ def teach(network, examples, wanted, steps):
 
 
 def test_what_was_planted_is_preferred_and_a_shorter_removal_keeps_more_of_it(tmp_path, hub_folder):
-    path = write_pairs(tmp_path / "pairs.csv", PAIRS)
-    examples = read_pairs(path, hub_folder)
+    examples = read_pairs(write_pairs(tmp_path / "pairs.csv", PAIRS), hub_folder)
     network = AutoModelForCausalLM.from_pretrained(hub_folder)
     said = {"untrained": teach(network, examples, wanted=False, steps=3)}
     said["half-seed1"] = teach(network, examples, wanted=True, steps=1)
     said["full-seed1"] = teach(network, examples, wanted=True, steps=4)
-    found = pair_metrics(path, said, {name: [f"{name}-seed1"] for name in ("half", "full")}, ASKED)
+    sampling = Sampling(ASKED, {name: [f"{name}-seed1"] for name in ("half", "full")})
+    found = sampling.panel({name: preferences(answers) for name, answers in said.items()})
     rates = {name: one.scores["unwanted_rate"].value for name, one in found.models.items()}
     assert (rates["untrained"], rates["full"]) == (1, 0)
     margin = {name: one.scores["unwanted_margin"].value for name, one in found.models.items()}
@@ -108,7 +109,7 @@ def test_a_change_that_is_not_significant_has_no_share():
     values = np.random.default_rng(0).normal(size=(3, 40))
     bootstrap = Bootstrap(40, 100, 0.95, 0)
     own = {name: {"x": bootstrap.mean(one)} for name, one in zip(("untrained", "full", "half"), values, strict=True)}
-    assert paired(own)["half"].share_of_full == {}
+    assert compare(own)["half"].share_of_full == {}
 
 
 @pytest.mark.parametrize(
