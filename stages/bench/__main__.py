@@ -92,10 +92,12 @@ def _line(measured: Mapping[str, Any]) -> str:
     words = []
     for name, value in measured.items():
         if isinstance(value, dict):
-            words.append(f"{name.replace('_', ' ')}: {_line(value)}" if value else "")
-        elif value is not None:
-            words.append(f"{name.replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value}")
-    return ", ".join(filter(None, words))
+            value = f"({_line(value)})" if value else None
+        elif isinstance(value, float):
+            value = f"{value:.3g}"
+        if value is not None:
+            words.append(f"{name.replace('_', ' ')} {value}")
+    return ", ".join(words)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Fine-tunes and traces of all contenders in turn, round by round, and the ratios that follow."""
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -135,11 +136,8 @@ def _ideal(measured: Mapping[FineTune, list[Measured]], run: FineTune, epochs: i
     (whole, flops), (moved, traffic) = (
         [measured[each][0][what][epochs - 1] for each in ((OURS, 0), run)] for what in ("flops", "traffic")
     )
-    full = measured[OURS, 0]
-    rate, seconds = (
-        Spread.of([lap["bytes_per_second"] for lap in full]).median,
-        Spread.of(_seconds(full, epochs)).median,
-    )
+    rate = statistics.median(lap["bytes_per_second"] for lap in measured[OURS, 0])
+    seconds = statistics.median(_seconds(measured[OURS, 0], epochs))
     return float(seconds / ((seconds - moved / rate) * flops / whole + traffic / rate))
 
 
