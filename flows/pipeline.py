@@ -21,7 +21,6 @@ from flows.graph import StageNode, matching, read_graph, select
 from flows.lineage.ledger import record_stage
 from flows.overrides import overridden, parse
 from flows.stage_run import StageFailedError, StageRun, run_stage
-from flows.sweep import check_names, save
 from flows.workspace import Workspace
 from salf.errors import BAD_INPUT, UserError
 from salf.scale.command import duration
@@ -31,8 +30,7 @@ _EXAMPLES = """examples:
   python -m flows.pipeline                            what changed, and nothing else
   python -m flows.pipeline --targets finetune         all fine-tunes of the matrix, and what they need
   python -m flows.pipeline --force evaluate report    these two even if nothing changed
-  python -m flows.pipeline --set finetune.epochs=3 --experiment longer
-                                                      with another parameter, kept as a DVC experiment
+  python -m flows.pipeline --set finetune.epochs=3    with another parameter, for this run only
 exit status: 0 done, 1 a stage or the flow failed, 2 the request was refused, 130 interrupted
 """
 
@@ -43,7 +41,6 @@ def pipeline(
     targets: list[str] = [],  # noqa: B006 (Prefect shows the default in its form; it is never changed)
     force: list[str] = [],  # noqa: B006
     overrides: dict[running.DottedName, JsonValue] = {},  # noqa: B006
-    experiment: running.ExperimentName | None = None,
     wait: bool = False,
 ) -> State[Any]:
     """Bring the stages up to date.
@@ -54,22 +51,15 @@ def pipeline(
         force: stages that run even when nothing changed.
         overrides: parameters of this run alone, by their dotted names in `params.yaml`, for example
             `{"finetune.epochs": 3}`; the file is as before when the run ends.
-        experiment: keep the result as a DVC experiment of this name (`dvc exp show`, `dvc exp apply`).
         wait: wait for another run in this folder instead of refusing.
     """
     project = project.resolve()
     try:
         with running.workspace(project, wait) as held, overridden(project, overrides):
-            if experiment:
-                check_names([experiment], held)
             graph = read_graph(project)
             forced = matching(graph, force)
             chosen = select(graph, [*targets, *force] if targets else [])
-            state = _run_all(chosen, forced, held)
-            if experiment and state.is_completed():
-                save(experiment, [node.name for node in chosen], held)
-                get_run_logger().info("kept as the experiment %r", experiment)
-            return state
+            return _run_all(chosen, forced, held)
     except UserError as error:
         return running.failed(str(error), "Refused")
 
@@ -137,7 +127,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = running.command_line("pipeline", description, _EXAMPLES)
     parser.add_argument("--force", nargs="+", default=[], metavar="STAGE", help="run these even if nothing changed")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter for this run only")
-    parser.add_argument("--experiment", metavar="NAME", help="keep the result as a DVC experiment")
     given = vars(parser.parse_args(argv))
     try:
         given["overrides"] = parse(given.pop("set"))

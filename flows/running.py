@@ -23,7 +23,6 @@ from salf.errors import BAD_INPUT, INTERRUPTED, UserError
 _STARTED_BY_A_WORKER: Final = "PREFECT__FLOW_RUN_ID"  # set by Prefect in the process that a worker starts
 
 DottedName = Annotated[str, Field(pattern=r"^[^.\s]+(\.[^.\s]+)*$")]
-ExperimentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=100)]
 
 
 @contextmanager

@@ -40,13 +40,14 @@ _EXAMPLES = """example:
 exit status: 0 done, 1 a point failed, 2 the request was refused
 """
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=100)]
 Grid = Annotated[dict[running.DottedName, Annotated[list[JsonValue], Field(min_length=1)]], Field(min_length=1)]
 
 
 @flow(name="salf-sweep")
 def sweep(
     grid: Grid,
-    name: running.ExperimentName = "sweep",
+    name: Name = "sweep",
     project: Path = Path("."),
     targets: list[str] = [],  # noqa: B006 (Prefect shows the default in its form; it is never changed)
     wait: bool = False,
@@ -68,7 +69,7 @@ def sweep(
             text, graph = read(project), read_graph(project)
             stages = sorted(matching(graph, targets))
             points = {name: in_a_copy(project, text, values, graph) for name, values in points.items()}
-            check_names(list(points), held)
+            _check_names(list(points), held)
             faults = _run_all(points, text, stages, held)
             left = [node for node in graph if node not in select(graph, stages)]
             cached = {node.name: set(node.outputs) - set(node.uncached) for node in left}
@@ -105,19 +106,11 @@ def in_a_copy(project: Path, text: str, values: Mapping[str, Any], graph: Sequen
     return found
 
 
-def check_names(names: Sequence[str], held: Workspace) -> None:
+def _check_names(names: Sequence[str], held: Workspace) -> None:
     """Refuse names of existing experiments, before hours of work."""
     present = {line.strip() for line in _dvc(["list", "--all-commits", "--name-only"], held)}
     if taken := " ".join(name for name in names if name in present):
         raise UserError(f"an experiment of that name exists: choose another name, or: dvc exp remove {taken}")
-
-
-def save(name: str, stages: Sequence[str], held: Workspace) -> None:
-    """Save parameters, lock file and results of the given stages, which are up to date, as an experiment.
-
-    Without the names DVC would write the present parameters into the lock of stages that did not run.
-    """
-    _dvc(["save", "--name", name, *stages], held)
 
 
 def _metrics(held: Workspace) -> dict[str, dict[str, Any]]:

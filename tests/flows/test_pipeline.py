@@ -1,6 +1,5 @@
 import json
 import os
-import subprocess
 
 import pytest
 from prefect.artifacts import Artifact
@@ -11,7 +10,6 @@ from flows import pipeline as module
 from flows.aside import keep_aside
 from flows.graph import read_graph
 from flows.pipeline import main, pipeline
-from flows.stage_run import DVC
 from flows.workspace import sole_run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -91,7 +89,6 @@ def test_overrides_hold_for_one_run(toy):
     [
         (["--set", "wrod=x"], "error: wrod: unknown parameter; did you mean word?"),
         (["--set", "word=[x"], "error: word: not valid YAML"),
-        (["--experiment", "a b"], "error: experiment: "),
     ],
 )
 def test_a_bad_request_is_one_line_and_runs_nothing(toy, monkeypatch, capsys, words, message):
@@ -100,25 +97,6 @@ def test_a_bad_request_is_one_line_and_runs_nothing(toy, monkeypatch, capsys, wo
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(message)
     assert toy.calls("first") == 0
-
-
-@pytest.mark.slow
-def test_a_run_can_be_kept_as_an_experiment(git_toy, monkeypatch, capsys):
-    monkeypatch.chdir(git_toy.root)
-    assert main([]) == 0
-    git_toy.commit()
-    assert main(["--set", "word=other", "--experiment", "trial"]) == 0
-    listed = subprocess.run([*DVC, "exp", "list", "--name-only"], capture_output=True, text=True, check=True)
-    assert listed.stdout.split() == ["trial"]
-    every = ["git", "for-each-ref", "--format=%(refname)", "refs/exps"]
-    ref = subprocess.run(every, capture_output=True, text=True, check=True)
-    name = next(line for line in ref.stdout.split() if line.endswith("/trial"))
-    params = subprocess.run(["git", "show", f"{name}:params.yaml"], capture_output=True, text=True, check=True)
-    assert "word: other" in params.stdout
-    capsys.readouterr()
-    assert main(["--set", "word=third", "--experiment", "trial"]) == 2
-    assert "dvc exp remove trial" in capsys.readouterr().err
-    assert git_toy.calls("first") == 2
 
 
 def test_bad_input_is_one_line_and_is_not_tried_again(toy, monkeypatch, capsys, caplog):

@@ -180,7 +180,7 @@ def test_every_deployment_that_is_shipped_is_there(served):
     assert set(found) == {"nightly", "on-demand", "sweep", "daily"}
     assert [len(found[name].schedules) for name in ("nightly", "on-demand", "sweep", "daily")] == [1, 0, 0, 1]
     properties = found["on-demand"].parameter_openapi_schema["properties"]
-    assert {"targets", "force", "overrides", "experiment", "wait"} <= set(properties)
+    assert {"targets", "force", "overrides", "wait"} <= set(properties)
 
 
 def test_a_schedule_fires_and_the_run_leaves_its_artifacts(served):

@@ -47,10 +47,18 @@ def test_a_grid_becomes_experiments_and_one_table_and_leaves_the_workspace_alone
     assert "error: an experiment of that name exists" in capsys.readouterr().err
 
 
-def test_an_unknown_axis_is_refused_before_anything_runs(git_toy, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "wrod=[a, b]"], "error: wrod: unknown parameter; did you mean word?"),
+        (["--name", "a b", "--set", "word=[x]"], "error: name: "),
+    ],
+)
+def test_a_bad_request_is_refused_before_anything_runs(git_toy, monkeypatch, capsys, words, message):
     monkeypatch.chdir(git_toy.root)
-    assert main(["--set", "wrod=[a, b]"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "error: wrod: unknown parameter; did you mean word?"
+    assert main(words) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message)
+    assert git_toy.calls("first") == 0
 
 
 @pytest.fixture
