@@ -1,13 +1,17 @@
 """Objectives through the whole chain: what pace logs; a distilled model is used without the worked examples."""
 
+import shutil
+
 import pandas as pd
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from salf.errors import UserError
+from salf.files import read_json, write_json
 from salf.records import FineTuneRecord
 from tests.conftest import write_tiny_task
-from tests.test_chain import Chain
+from tests.test_chain import Chain, commands
 
 METHODS = ["full", "half+lora+pace", "half+distill"]
 EXAMPLES = "deep sky is blue\nred rose is red\n"
@@ -59,3 +63,16 @@ def test_a_distilled_models_answers_are_transformers_to_prompts_without_the_work
         assert row.loss == pytest.approx(loss, rel=1e-4)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "Each prompt, without the text before its first column, which the base alone read:" in card
+
+
+def test_a_chats_prompts_are_not_shortened(chain):
+    """Said by the stage itself, whatever params.yaml holds now."""
+    shutil.copytree(chain.root / "data/prepared", chain.root / "data/chat")
+    meta = chain.root / "data/chat/meta.json"
+    write_json(meta, {**read_json(meta), "chat_template": "a digest"})
+    _, *argv = commands(["half+distill"])[-2]
+    argv[argv.index("data/prepared")] = "data/chat"
+    with pytest.raises(
+        UserError, match=r"half\+distill: prepare.chat_template cannot be combined with distill: what all"
+    ):
+        chain.stage("finetune", *argv)

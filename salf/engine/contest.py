@@ -9,7 +9,7 @@ what is compared are states of one and the same training, and all arms read the 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -68,6 +68,7 @@ class Contest:
     validation: Split  # the examples that decide between the arms
     test: Split | None  # scored where there is something to choose from, for the record; no choice depends on it
     rule: Rule  # how answers are scored
+    facts: Mapping[str, str] = field(default_factory=dict)  # of the data: see :meth:`salf.settings.Finetune.unfit`
     arms: Sequence[Arm]
     keep: int | None  # most arms that survive the first epoch of a race; ``None``: all train to the end
     unfinished: Path  # where training that was stopped is kept, to resume from
@@ -84,7 +85,7 @@ class _Lane:
     def __init__(self, contest: Contest, method: Method) -> None:
         """Find out what it trains; a ``UserError`` says why it cannot be trained here."""
         self.contest, self.method, self.bench = contest, method, contest.bench
-        if unfit := self.bench.settings.unfit(method.name, self.bench.shape.traits):
+        if unfit := self.bench.settings.unfit(method.name, {**contest.facts, **self.bench.shape.traits}):
             raise UserError(unfit)
         self.scope = self._scope()
         if method.answer_side and (held := self.bench.runtime.frozen_weights) != "whole":

@@ -111,6 +111,10 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
         validation=Split.read(args.prepared, "validation"),
         test=None if racing else Split.read(args.prepared, "test"),
         rule=rule_of(meta),
+        facts={
+            meta.task: f"data.task = {meta.task}",
+            **({"chat_template": "prepare.chat_template"} if meta.chat_template else {}),
+        },
         arms=_arms(asked, room, plan, args.seed),
         keep=room.race.keep if racing else None,
         unfinished=work_folder(args.out, digest_of(inputs)),
