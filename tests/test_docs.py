@@ -67,17 +67,19 @@ def test_the_readme_is_short():
 
 
 def test_the_readme_quotes_the_study():
-    rules = json.loads((PROJECT / "reports/study/summary.json").read_text(encoding="utf-8"))["alone"]["rules"]
-    half, paper, readme = rules["half"], rules["salf"], text_of("README.md").replace("−", "-")
-    over, compute = half["over_full"], half["equal_compute_over_full"]
+    found = json.loads((PROJECT / "reports/study/summary.json").read_text(encoding="utf-8"))
+    rules = {row["rule"]: row for row in found["selectors"]["embedded"]}
+    half, paper, readme = found["methods"]["half"], rules["salf"], text_of("README.md").replace("−", "-")
     assert f"costs {100 * half['cost_share']:.0f} % of full fine-tuning's FLOPs" in readme
-    elsewhere = f"over datasets like these {over['low_elsewhere']:.1f} to {over['high_elsewhere']:.1f}"
-    interval = f"(95 % interval {over['low']:.1f} to {over['high']:.1f}; {elsewhere})"
-    assert f"{over['difference']:+.1f} points on the mean of nine datasets {interval}" in readme
-    assert (over["groups"], half["groups_behind"], compute["groups"]) == (9, 6, 8)
-    assert f"loses {paper['behind_full']:.1f} points at {100 * paper['cost_share']:.0f} % of the cost" in readme
-    assert f"half is {compute['difference']:.1f} points above full fine-tuning" in readme
-    assert f"({compute['low']:.1f} to {compute['high']:.1f}, eight datasets)" in readme
+    (low, high), (low_elsewhere, high_elsewhere) = half["interval_examples"], half["interval_datasets"]
+    elsewhere = f"over datasets like these {low_elsewhere:.1f} to {high_elsewhere:.1f}"
+    interval = f"(95 % interval {low:.1f} to {high:.1f}; {elsewhere})"
+    assert f"{half['mean_difference_points']:+.1f} points on the mean of nine datasets {interval}" in readme
+    assert (half["groups"], rules["half"]["groups_worse"]) == (9, 6)
+    assert f"loses {-paper['over_full']:.1f} points at {100 * paper['cost_share']:.0f} % of the cost" in readme
+    compute, (low, high) = half["at_equal_flops"], half["at_equal_flops"]["interval_examples"]
+    assert f"half is {compute['mean_difference_points']:.1f} points above full fine-tuning" in readme
+    assert f"({low:.1f} to {high:.1f}, eight datasets)" in readme
 
 
 def test_every_command_is_of_a_program_that_is_checked():
