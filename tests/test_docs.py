@@ -68,7 +68,7 @@ def test_the_readme_is_short():
 
 def test_the_readme_quotes_the_study():
     found = json.loads((PROJECT / "reports/study/summary.json").read_text(encoding="utf-8"))
-    rules = {row["rule"]: row for row in found["selectors"]["embedded"]}
+    rules = {row["rule"]: row for row in found["first_round"]["selectors"]["embedded"]}
     half, paper, readme = found["methods"]["half"], rules["salf"], text_of("README.md").replace("−", "-")
     assert f"costs {100 * half['cost_share']:.0f} % of full fine-tuning's FLOPs" in readme
     (low, high), (low_elsewhere, high_elsewhere) = half["interval_examples"], half["interval_datasets"]

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run, show or analyse a study (see ``--help``)."""
     given = _parser().parse_args(argv)
     if given.analyse:
-        print(analyse(given.out, given.page, given.cost_cap, given.resamples))
+        print(analyse(given.out, given.page, given.resamples))
         return
     faults = _run(given)
     for fault in faults:
@@ -80,7 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     analysis = parser.add_argument_group("analysis").add_argument
     analysis("--analyse", action="store_true", help="only analyse the tables")
     analysis("--page", type=Path, help="a page whose marked parts are updated, e.g. docs/method.md")
-    analysis("--cost-cap", type=float, default=0.6, help="highest cost share of a default selector (0.6)")
     analysis("--resamples", type=_count, default=10000, help="resamples of examples and seeds (10000)")
     return parser
 

@@ -1,75 +1,50 @@
 """The analysis of a study's tables: ``summary.json``, tables, figures, and the pages that show them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import pandas as pd
 
-from salf.files import replacing_folder, rounded, write_json, write_text
-from stages.study import figures, methods, readings, selectors, shown
-from stages.study.headroom import headroom, interactions
+from salf.files import read_json, rounded, write_json, write_text
+from stages.study import figures, methods, shown
 from stages.study.measured import Study
 from stages.study.reading import read_study
 from stages.study.resamples import Resamples, interval
-from stages.study.selectors import worse
-from stages.study.summary import Estimate, Json, MethodSummary, RaceSummary, Summary
+from stages.study.summary import Estimate, Json, MethodSummary, RaceSummary, ScopeEffect, Summary
 from stages.study.tables import Tables, records
 
 
-def analyse(folder: Path, page: Path | None, cost_cap: float, resamples: int) -> str:
+def analyse(folder: Path, page: Path | None, resamples: int) -> str:
     """Write the analysis into a study's folder, update a page, and return the headline."""
-    study = read_study(folder)
+    study, first = read_study(folder), folder / "first_round.json"
     drawn = {case.key: Resamples(case, resamples) for case in study.cases}
-    table, curves = selectors.choices(drawn), pd.DataFrame([row for one in drawn.values() for row in _curve(one)])
-    models = pd.Series([case.model for case in study.cases if case.unit == "points"], dtype=str).value_counts(
-        sort=False
-    )
-    leading = str(models.idxmax()) if len(models) else study.cases[0].model
-    points = readings.balance(folder, curves)
-    read = readings.summarise(table, drawn, points, leading, cost_cap)
-    summary = summarise(study, Tables(folder), table[~readings.is_reading(table)], drawn, leading)
-    if read:
-        read["claims"] += readings.orthogonality(leading, summary.orthogonal)
-        headline = f"{summary.headline} {readings.headline(read, leading)}"
-        summary = summary.model_copy(update={"headline": headline, "readings": rounded(read)})
-    for name, one in {"headroom": summary.headroom, "interaction": summary.interaction}.items():
-        write_text(folder / f"{name}.csv", pd.DataFrame(one).to_csv(index=False))
-    for name, frame in {"table": table, "curves": curves}.items():
-        write_text(folder / f"{name}.csv", frame.to_csv(index=False))
+    summary = summarise(study, Tables(folder), drawn, read_json(first) if first.exists() else None)
+    curves = pd.DataFrame([row for one in drawn.values() for row in _curve(one)])
+    write_text(folder / "curves.csv", curves.to_csv(index=False))
     said = summary.model_dump(mode="json")
     write_json(folder / "summary.json", said)
     written = shown.page(said, curves)
     written.write(folder)
     if page:
         shown.update(page, written)
-    with replacing_folder(folder / "figures") as aside:
-        if depth := figures.mean_depth(methods.cases_of(drawn, leading)):
-            write_text(aside / "methods.svg", figures.methods(depth, summary.methods))
-        if read:
-            shown_points = points[(points["model"] == leading) & (points["unit"] == "points")]
-            write_text(aside / "balance.svg", figures.balance(shown_points, leading))
+    if depth := figures.mean_depth(methods.cases_of(drawn, summary.leading)):
+        write_text(folder / "figures/methods.svg", figures.methods(depth, summary.methods))
     return summary.headline
 
 
-def summarise(study: Study, tables: Tables, table: pd.DataFrame, drawn: selectors.Drawn, leading: str) -> Summary:
-    """Return ``summary.json`` but for the readings: tables of a study, selectors' choices, what was drawn of cases."""
-    models = dict.fromkeys(case.model for case in study.cases)
+def summarise(study: Study, tables: Tables, drawn: methods.Drawn, first_round: Json | None) -> Summary:
+    """Return ``summary.json`` of a study, its tables, what was drawn of its cases, and the first round's results."""
+    models = pd.Series([case.model for case in study.cases if case.unit == "points"], dtype=str).value_counts()
+    leading = str(models.idxmax()) if len(models) else study.cases[0].model
     cases = methods.cases_of(drawn, leading)
     found = methods.summarise(cases)
     default, why = methods.default_of(cases, found)
-    others = {model: methods.summarise(methods.cases_of(drawn, model)) for model in models if model != leading}
-    scopes = {leading: table[table["model"] == leading], **({"all models": table} if others else {})}
-    blind = selectors.degenerate(table, leading)
-    compared = {
-        scope: [row | {"degenerate": blind.get(row["rule"])} for row in selectors.compare(part, drawn)]
-        for scope, part in scopes.items()
-    }
-    race = methods.race_of(cases, study)
+    others = {model: methods.summarise(methods.cases_of(drawn, model)) for model in models.index if model != leading}
+    race, effects = methods.race_of(cases, study), methods.orthogonal(cases, tables)
     parts = [_told_default(default, found[default], why.missed)]
     parts += [_told(name, found.get(name)) for name in _TOLD if name != default]
-    parts += [_told_race(race)] + [selectors.headline(scope, rows) for scope, rows in compared.items()]
-    half = methods.half_of(cases[0].case)
+    parts += [_told_race(race), first_round["headline"] if first_round else "", _told_orthogonal(effects)]
     summary = Summary(
         headline=" ".join(part for part in parts if part),
         default_method=default,
@@ -78,20 +53,26 @@ def summarise(study: Study, tables: Tables, table: pd.DataFrame, drawn: selector
         other_models={model: each for model, each in others.items() if any("answer" in name for name in each)},
         race=race,
         answer_side=methods.answer_side_of(found),
-        orthogonal=methods.orthogonal(cases),
+        orthogonal=effects,
         forgetting=methods.forgetting(tables, leading),
         weights_kept=methods.weights_kept(tables, leading),
         by_dataset=methods.by_dataset(cases, found),
         sign=methods.sign(cases, study),
-        equal_rates=records(methods.at_equal_rates(study, leading, half)),
-        selectors=compared,
-        interaction=records(interactions(study.cases)),
-        headroom=records(headroom(study.cases)),
-        readings=None,
+        equal_rates=records(methods.at_equal_rates(study, leading, methods.half_of(cases[0].case))),
+        first_round=first_round,
         leading=leading,
         study=_identity(study),
     )
     return Summary.model_validate(rounded(summary.model_dump(mode="json")))
+
+
+def _told_orthogonal(effects: Sequence[ScopeEffect]) -> str:
+    """The paper's claim that a narrower scope and adapters combine: an interval below zero contradicts it."""
+    said = [
+        f"{'contradicts' if one.lora_minus_weights.interval_examples[1] < 0 else 'consistent with'} ({one.scope})"
+        for one in effects
+    ]
+    return f"Orthogonal to parameter-efficient fine-tuning: {', '.join(said) or 'not tested'}."
 
 
 def _told_race(race: RaceSummary | None) -> str:
@@ -99,7 +80,7 @@ def _told_race(race: RaceSummary | None) -> str:
         return ""
     return (
         f"A race costs {race.cost_share:.0%} of one full fine-tune, all arms included, and is "
-        f"{worse(-race.points_below_tuned_grid)} than the better grid of its arms' methods (test sets: "
+        f"{_worse(-race.points_below_tuned_grid)} than the better grid of its arms' methods (test sets: "
         f"{len(race.datasets)})."
     )
 
@@ -121,11 +102,11 @@ def _told(name: str, one: MethodSummary | None) -> str:
         return ""
     seeds = " to ".join(map(str, sorted({one.fewest_seeds, len(one.seeds)})))
     text = (
-        f"{name} is {worse(one.mean_difference_points)} than tuned full fine-tuning (datasets: {one.groups}, seeds: "
+        f"{name} is {_worse(one.mean_difference_points)} than tuned full fine-tuning (datasets: {one.groups}, seeds: "
         f"{seeds}; {_ends(one)}) at {one.cost_share:.0%} of its FLOPs, {one.total_cost_share:.0%} with tuning"
     )
     if one.points_above_fixed_depth is not None:
-        text += f", and {worse(one.points_above_fixed_depth)} than the fixed depth of its cost"
+        text += f", and {_worse(one.points_above_fixed_depth)} than the fixed depth of its cost"
     return text + (f"; not measured on {len(one.missing)} more test sets." if one.missing else ".")
 
 
@@ -133,6 +114,11 @@ def _ends(one: Estimate) -> str:
     ends = {"on these datasets": one.interval_examples, "over datasets like these": one.interval_datasets}
     told = [f"{each[0]:+.2f} to {each[1]:+.2f} {where}" for where, each in ends.items() if each]
     return " and ".join(told).replace("-", "\N{MINUS SIGN}")
+
+
+def _worse(points: float) -> str:
+    points = round(points, 2)
+    return f"{abs(points):.2f} points {'worse' if points < 0 else 'better'}"
 
 
 def _curve(resamples: Resamples) -> list[Json]:

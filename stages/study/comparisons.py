@@ -1,17 +1,16 @@
 """Mean differences over datasets, and the fixed depth of the same cost.
 
 Two questions are answered apart. On *these* datasets only test examples and seeds are drawn; over datasets *like
-these* a group of datasets is the unit. p-values of several comparisons are adjusted by Holm's procedure.
+these* a group of datasets is the unit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
 from stages.study.description import FULL
 from stages.study.measured import Floats, Line
-from stages.study.resamples import Resamples, detectable, holm, interval, over_groups, over_other_groups, p_value
+from stages.study.resamples import Resamples, detectable, interval, over_groups, over_other_groups, p_value
 from stages.study.summary import Estimate
 
 Gap = tuple[str, Floats]  # of one case: its group, and the difference as measured and in every resample [1+R]
@@ -28,19 +27,6 @@ def estimate(gaps: Sequence[Gap]) -> Estimate:
         found |= {"interval_datasets": (other["low"], other["high"]), "p_datasets": other["p"]}
         found["detectable_points_datasets"] = detectable(other["error"], groups - 1)
     return Estimate.model_validate(found)
-
-
-def estimates(gaps: Mapping[str, Sequence[Gap]]) -> dict[str, Estimate]:
-    """Return several mean differences by name, their p-values adjusted together."""
-    found = {name: estimate(each) for name, each in gaps.items()}
-    adjusted = {
-        end: holm(pd.Series({name: getattr(one, f"p{end}") for name, one in found.items()}, dtype=float).dropna())
-        for end in ("", "_datasets")
-    }
-    return {
-        name: one.model_copy(update={f"p_holm{end}": each.get(name) for end, each in adjusted.items()})
-        for name, one in found.items()
-    }
 
 
 def above_full(measured: Measured) -> list[Gap]:

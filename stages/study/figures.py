@@ -1,10 +1,9 @@
-"""Figures of a study: what each method costs and gains, and what traces promise."""
+"""The figure of a study: what each method costs and gains."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
@@ -13,7 +12,6 @@ from stages.study.measured import Floats
 from stages.study.resamples import Resamples, interval, over_groups
 from stages.study.summary import MethodSummary
 
-_MARGIN: Final = 1.05  # below the lowest value that is shown
 _STEPS: Final = 40
 
 
@@ -36,13 +34,14 @@ def methods(depth: tuple[Floats, Floats], found: Mapping[str, MethodSummary]) ->
     shown = {name: one for name, one in found.items() if one.groups > 1}
 
     def paint(axes: Axes) -> None:
-        _above_full(axes)
+        axes.axhline(0, color=INK, linewidth=0.8)
         axes.fill_between(costs, *interval(points), color=RULE, linewidth=0)
         axes.plot(costs, points[0], color=MUTED, linewidth=1.6)
         for one in shown.values():
             axes.plot([one.cost_share] * 2, one.interval_examples, color=ACCENT, linewidth=1.2)
             axes.plot(one.cost_share, one.mean_difference_points, "o", color=ACCENT, markersize=6)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_ylabel("points above full fine-tuning")
         axes.set_xlabel("FLOPs of one run, of full fine-tuning's")
         axes.margins(y=0.14)
         named = [(one.cost_share, one.mean_difference_points, name, ACCENT) for name, one in shown.items()]
@@ -53,25 +52,3 @@ def methods(depth: tuple[Floats, Floats], found: Mapping[str, MethodSummary]) ->
         "interval over examples and seeds, each over the datasets where it was measured; the table says which."
     )
     return standalone(panel("study-methods", "What each method costs and gains", described, paint, height=420))[1]
-
-
-def balance(points: pd.DataFrame, model: str) -> str:
-    """Draw points above full fine-tuning against the share of the trace's reduction above each measured boundary."""
-
-    def paint(axes: Axes) -> None:
-        _above_full(axes)
-        for quantity, ink in (("deviation", MUTED), ("loss", ACCENT)):
-            axes.plot(points[f"{quantity}_observed"], points["over_full"], "o", color=ink, markersize=4, label=quantity)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_ylim(_MARGIN * points.loc[points["trained"] > 0, "over_full"].min(), None)
-        axes.set_xlabel("reduction of the trace's deviation or loss above the boundary, not accuracy")
-        axes.legend(frameon=False)
-
-    described = "Each mark is a measured boundary of a dataset, once by each quantity; what falls below is cut off."
-    title = f"What the trace promises and what was measured, {model}"
-    return standalone(panel("study-balance", title, described, paint, height=420))[1]
-
-
-def _above_full(axes: Axes) -> None:
-    axes.axhline(0, color=INK, linewidth=0.8)
-    axes.set_ylabel("points above full fine-tuning")

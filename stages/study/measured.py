@@ -1,7 +1,7 @@
 """A study's measurements, case by case: quality of every test example under every fine-tune."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -13,10 +13,6 @@ from stages.study.description import FULL, Budget, Measure
 from stages.study.description import Case as Key
 
 Floats = NDArray[np.floating[Any]]
-PAPER: Final = "salf"  # the selector of this name is the paper's
-PRICE_ONLY: Final = ("affordable",)  # selectors that see costs, and neither data nor model
-RANDOM: Final = "random"  # a random boundary is judged by the mean over all boundaries, not by one draw
-_MEAN: Final = "mean over boundaries 1..L-1 that are measured or between measured ones"
 DIGITS: Final = 9  # of points or nats; beyond them processors add up differently
 
 
@@ -41,20 +37,6 @@ class Run:
     def only(self, seeds: Sequence[int]) -> "Run":
         """Return the fine-tunes of some of its seeds."""
         return replace(self, seeds=tuple(seeds), values=self.values[[self.seeds.index(seed) for seed in seeds]])
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The choice of a selector (``rule`` in the study, ``selector`` in its plan); no boundary without evidence.
-
-    ``deciding_share`` is the FLOPs of the fine-tunes by which it decides as a share of full fine-tuning's.
-    """
-
-    rule: str
-    selector: str
-    boundary: int | None
-    reason: str
-    deciding_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,8 +71,6 @@ class Case:
     layers: int
     runs: dict[tuple[str, Budget], Run]
     boundaries: dict[str, int]  # by method, for methods that freeze up to a layer
-    between: dict[str, int]  # the same for chosen boundaries that were not measured: their runs are interpolated
-    choices: tuple[Choice, ...]
 
     @property
     def key(self) -> Key:
@@ -109,8 +89,7 @@ class Case:
 
     def curve(self) -> dict[int, str]:
         """Return boundary → method for measured boundaries at equal epochs, ascending."""
-        measured = {method: b for method, b in self.boundaries.items() if method not in self.between}
-        found = {b: method for method, b in measured.items() if (method, "epochs") in self.runs}
+        found = {b: method for method, b in self.boundaries.items() if (method, "epochs") in self.runs}
         return dict(sorted(found.items()))
 
     @cached_property
@@ -155,39 +134,3 @@ class Study:
     runs: pd.DataFrame
     measured: int
     rates: pd.DataFrame
-
-
-def with_choices(case: Case, choices: Sequence[Choice]) -> Case:
-    """Return the case with these selectors' choices; unmeasured boundaries are interpolated."""
-    runs = {key: run for key, run in case.runs.items() if key[1] != "epochs" or key[0] not in {RANDOM, *case.between}}
-    drawn = (replace(one, boundary=None, reason=_MEAN) if one.selector == RANDOM else one for one in choices)
-    plain = replace(case, runs=runs, between={}, choices=tuple(drawn))
-    wanted = sorted({choice.boundary for choice in plain.choices if choice.boundary is not None})
-    found = {b: run for b in wanted if (run := _between(plain, b))}
-    mixed: dict[tuple[str, Budget], Run] = {(f"freeze-{b}", "epochs"): run for b, run in found.items()}
-    if any(choice.selector == RANDOM for choice in choices):
-        curve = plain.curve()
-        every = [runs[curve[b], "epochs"] if b in curve else _between(plain, b) for b in range(1, case.layers)]
-        there = [run for run in every if run is not None]
-        mixed |= {(RANDOM, "epochs"): _mixed(there, [1 / len(there)] * len(there))} if there else {}
-    return replace(plain, runs={**runs, **mixed}, between={f"freeze-{b}": b for b in found})
-
-
-def _between(case: Case, boundary: int) -> Run | None:
-    """An unmeasured boundary's run, interpolated linearly between its measured neighbours, if it has both."""
-    curve = case.curve()
-    below = max((b for b in curve if b < boundary), default=None)
-    above = min((b for b in curve if b > boundary), default=case.layers)
-    if boundary in curve or below is None or above == case.layers:
-        return None
-    share = (boundary - below) / (above - below)
-    return _mixed([case.runs[curve[b], "epochs"] for b in (below, above)], [1 - share, share])
-
-
-def _mixed(runs: Sequence[Run], shares: Sequence[float]) -> Run:
-    """A weighted mean of runs with the same seeds, example by example."""
-
-    def mean(name: str) -> Any:
-        return sum(share * getattr(run, name) for share, run in zip(shares, runs, strict=True))
-
-    return Run(runs[0].seeds, **{each.name: mean(each.name) for each in fields(Run) if each.name != "seeds"})

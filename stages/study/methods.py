@@ -15,9 +15,9 @@ from salf.rate_choice import Tried
 from salf.rate_choice import choose as choose_rate
 from stages.study.comparisons import Gap, above_fixed_depth, above_full, estimate
 from stages.study.description import FULL, HALF, Budget
-from stages.study.measured import PAPER, RANDOM, Case, Study
+from stages.study.description import Case as Key
+from stages.study.measured import Case, Study
 from stages.study.resamples import Resamples, over_groups
-from stages.study.selectors import Drawn, method_of
 from stages.study.summary import (
     AnswerSideSummary,
     DefaultChoice,
@@ -29,12 +29,14 @@ from stages.study.summary import (
 from stages.study.tables import Tables
 
 ANSWER: Final = "full+answer"
+PAPER: Final = "salf"  # the paper's selector, by the observed deviation
 MARGIN: Final = -0.5  # points of mean difference that the default may lose
 AIM: Final = {"mean_difference_points": -0.3, "cost_share": 0.3, "total_cost_share": 1.0}
 _ARMS: Final = (HALF, "full+answer+lora")  # of a race by default: the better one's grid is what it is compared with
 _AGAIN: Final = {"full-again": FULL, "half-again": HALF, "answer-again": ANSWER, "lora-again": "lora"}
 _AT_OTHER_RATE: Final = {"full-at-half-rate": FULL, "half-at-full-rate": HALF}
 
+Drawn = Mapping[Key, Resamples]
 Cases = Sequence[Resamples]  # a model's, with accuracies
 Methods = Mapping[str, MethodSummary]
 
@@ -64,7 +66,7 @@ def summarise(cases: Cases) -> dict[str, MethodSummary]:
 def _aside(case: Case) -> set[str]:
     """What is no method of its own: boundaries, and the same methods again or at another rate."""
     again = {method for method, _ in case.runs if {"again", "at"} & _words(method)}
-    return {*case.boundaries, *case.between, RANDOM, *again}
+    return {*case.boundaries, *again}
 
 
 def _measured(cases: Cases, name: str, budget: Budget = "epochs") -> list[tuple[Resamples, str]]:
@@ -213,19 +215,18 @@ def answer_side_of(methods: Methods) -> AnswerSideSummary | None:
     return AnswerSideSummary(method=ANSWER, **methods[ANSWER].model_dump(include=names)) if ANSWER in methods else None
 
 
-def orthogonal(cases: Cases) -> list[ScopeEffect]:
+def orthogonal(cases: Cases, tables: Tables) -> list[ScopeEffect]:
     """Return the effect of scopes on weights and under LoRA, over the seeds that all four fine-tunes have."""
+    chosen = tables.choices[tables.choices["rule"] == PAPER].set_index(["data_set", "model"])["boundary"].to_dict()
     found = []
     for scope in (HALF, PAPER):
         gaps: dict[str, list[Gap]] = {"weights": [], "lora": [], "lora_minus_weights": []}
         names = []
         for one in cases:
-            choice = next((each for each in one.case.choices if each.rule == scope), None)
-            weights = half_of(one.case) if scope == HALF else method_of(one.case, choice) if choice else ""
+            weights = half_of(one.case) if scope == HALF else f"freeze-{chosen.get(one.case.key)}"
             four = (weights, FULL, f"{scope}+lora", "lora")
             runs = [one.case.runs.get((method, "epochs")) for method in four]
-            seeds = sorted(set.intersection(*(set(run.seeds) if run else set() for run in runs)))
-            if not seeds:
+            if not (seeds := sorted(set.intersection(*(set(run.seeds if run else ()) for run in runs)))):
                 continue
             frozen, full, frozen_lora, lora = (one.quality(method, "epochs", seeds) for method in four)
             names.append(one.case.data_set)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from salf.errors import UserError, reading
 from stages.study.description import FULL, Budget
-from stages.study.measured import Case, Choice, Floats, Run, Study, with_choices
+from stages.study.measured import Case, Floats, Run, Study
 from stages.study.settings import still_holds
 from stages.study.tables import MADE_BY, read_settings, read_table
 
@@ -30,9 +30,8 @@ def read_study(folder: Path) -> Study:
     Raises:
         UserError: a table is missing or damaged, or no case has full fine-tuning.
     """
-    runs, choices = (read_table(folder, name, required=True) for name in ("runs", "choices"))
-    priors, rates, readings = (read_table(folder, name) for name in ("priors", "rates", "readings"))
-    choices = pd.concat([choices, readings]) if len(readings) else choices
+    runs = read_table(folder, "runs", required=True)
+    priors, rates = (read_table(folder, name) for name in ("priors", "rates"))
     said = _predictions(folder / "predictions.parquet")
     kept = read_settings(folder)
     present = runs[_of_last(runs, "settings", _CASE, kept)]
@@ -41,7 +40,7 @@ def read_study(folder: Path) -> Study:
     runs = _complete(present[_at_one_rate(present)])
     full = (runs["method"] == FULL) & (runs["budget"] == "epochs")
     grouped = runs.groupby(_CASE, sort=False)
-    cases = tuple(_case(rows, choices, said, priors, kept) for _, rows in grouped if full[rows.index].any())
+    cases = tuple(_case(rows, said, priors, kept) for _, rows in grouped if full[rows.index].any())
     if not cases:
         raise UserError(f"{folder}: no dataset's full fine-tuning is measured yet; run: {MADE_BY}")
     return Study(cases, runs, len(present), rates)
@@ -84,12 +83,9 @@ def _at_boundary(runs: pd.DataFrame) -> "pd.Series[bool]":
     return runs["method"].str.match(r"freeze-\d+$") | (runs["method"] == FULL)
 
 
-def _case(
-    rows: pd.DataFrame, choices: pd.DataFrame, said: pd.DataFrame, priors: pd.DataFrame, kept: Mapping[str, Any]
-) -> Case:
+def _case(rows: pd.DataFrame, said: pd.DataFrame, priors: pd.DataFrame, kept: Mapping[str, Any]) -> Case:
     first = rows.iloc[0]
     limits = kept.get(first["settings"], {}).get("data", {}).get("limits")
-    mine = choices[(choices["data_set"] == first["data_set"]) & (choices["model"] == first["model"])]
     freezes = rows[_at_boundary(rows)]
     examples = _examples(said, first["point"])
     labels, balanced = examples["label"], first["measure"] == "balanced-accuracy"
@@ -98,7 +94,7 @@ def _case(
     weights = None if first["measure"] == "loss" else _weights(labels, balanced=balanced)
     prior = priors[priors["data_set"] == first["data_set"]].set_index("label")["share"]
     prior = prior[prior.index.isin(labels)]  # a label without test examples has no accuracy
-    case = Case(
+    return Case(
         data_set=first["data_set"],
         group=first["group"],
         model=first["model"],
@@ -109,10 +105,7 @@ def _case(
         layers=int(first["layers"]),
         runs=dict(_runs(rows, said, weights, limits["validation"] / limits["train"] if limits else 0.0)),
         boundaries=dict(zip(freezes["method"], freezes["boundary"].astype(int).tolist(), strict=True)),
-        between={},
-        choices=(),
     )
-    return with_choices(case, [_choice(row) for row in mine.to_dict("records") if row["selector"]])
 
 
 def _examples(said: pd.DataFrame, point: str) -> pd.DataFrame:
@@ -151,16 +144,6 @@ def _runs(
         seeds, rates = tuple(int(seed) for seed in group["seed"]), max(len(tried.split()) for tried in group["rates"])
         run = Run(seeds, np.array(values, float), **means, rates=rates, validation=validation)
         yield (str(method), budget), run  # type: ignore[misc]
-
-
-def _choice(row: dict[Any, Any]) -> Choice:
-    return Choice(
-        rule=row["rule"],
-        selector=row["selector"],
-        boundary=None if pd.isna(row["boundary"]) else int(row["boundary"]),
-        reason=row["reason"],
-        deciding_share=0.0 if pd.isna(row["deciding_share"]) else float(row["deciding_share"]),
-    )
 
 
 def _predictions(path: Path) -> pd.DataFrame:

@@ -13,7 +13,6 @@ from typing import Any, Final
 from zlib import crc32
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
@@ -69,12 +68,6 @@ def p_value(differences: Floats) -> float:
     resamples, exact = len(differences) - 1, np.round(differences[1:], DIGITS)
     below, above = int((exact <= 0).sum()), int((exact >= 0).sum())
     return min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
-
-
-def holm(p_values: "pd.Series[float]") -> "pd.Series[float]":
-    """Return adjusted p-values of several comparisons (Holm 1979), by the same index."""
-    ordered = p_values.sort_values()
-    return (ordered * np.arange(len(ordered), 0, -1)).clip(upper=1.0).cummax()
 
 
 def over_other_groups(values: Sequence[tuple[str, Floats]]) -> dict[str, float] | None:

@@ -21,7 +21,8 @@ _FEW: Final = 3  # a boundary that fewer datasets were measured at has no row
 def page(summary: Json, curves: pd.DataFrame) -> StudyPage:
     """Return the headline and all tables, those of the report first."""
     described = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
-    leading, readings = summary["leading"], summary["readings"] or {}
+    leading, first = summary["leading"], summary["first_round"] or {"selectors": {}, "headroom": [], "interaction": []}
+    readings = first.get("readings") or {}
     order = sorted(summary["methods"], key=lambda name: (name != FULL, name != HALF, name))
     records = {
         "methods": [{"method": name, **summary["methods"][name]} for name in order],
@@ -31,9 +32,9 @@ def page(summary: Json, curves: pd.DataFrame) -> StudyPage:
         "forgetting": summary["forgetting"],
         "kept weights": summary["weights_kept"],
         "equal rates": summary["equal_rates"],
-        "selectors": summary["selectors"][leading],
-        "interaction": summary["interaction"],
-        "headroom": _crossed(summary),
+        "selectors": first["selectors"].get(leading, []),
+        "interaction": first["interaction"],
+        "headroom": _crossed(first["headroom"], leading),
         "claims": readings.get("claims", []),
         "readings": readings.get("scopes", {}).get(leading, []),
         "readings left out": readings.get("left_out", []),
@@ -65,9 +66,9 @@ def update(path: Path, shown: StudyPage) -> None:
     write_text(path, _PART.sub(lambda found: marked.format(found["name"], parts[found["name"]]), text))
 
 
-def _crossed(summary: Json) -> list[Json]:
-    """Headroom of the leading model, cross-fitted, with the gains of the other ways to pick."""
-    mine = [one for one in summary["headroom"] if one["model"] == summary["leading"]]
+def _crossed(headroom: Sequence[Json], model: str) -> list[Json]:
+    """A model's headroom, cross-fitted, with the gains of the other ways to pick."""
+    mine = [one for one in headroom if one["model"] == model]
     gains = {(one["picked_by"], one["aim"]): one["gain"] for one in mine}
     return [
         {**one, **{name: gains[name, one["aim"]] for name in ("seen", "validation")}}

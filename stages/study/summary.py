@@ -21,7 +21,7 @@ class Estimate(_Record):
     """A mean difference. What needs several groups of datasets is ``None`` where there is one.
 
     ``detectable_points``: the true difference that a two-sided test at 5 % finds with a power of 80 %.
-    ``p_holm``: p-values of no difference, adjusted over the selectors that it was compared for.
+    ``p``: of no difference.
     """
 
     mean_difference_points: float
@@ -31,8 +31,6 @@ class Estimate(_Record):
     detectable_points_datasets: float | None = None
     p: float
     p_datasets: float | None = None
-    p_holm: float | None = None
-    p_holm_datasets: float | None = None
 
 
 class MethodSummary(Estimate):
@@ -124,7 +122,8 @@ class Summary(_Record):
     """All of ``summary.json``.
 
     ``methods``: of the leading model; ``other_models``: the same of others where answers alone were trained.
-    The rest are rows of the tables that the page shows (``shown.yaml`` names their columns).
+    ``first_round``: selectors, readings of the paper's selector, headroom and interaction, as release 0.1.0's rows gave
+    them. The rest are rows of the tables that the page shows (``shown.yaml`` names their columns).
     """
 
     version: Literal[2] = 2
@@ -141,9 +140,6 @@ class Summary(_Record):
     by_dataset: list[Json]
     sign: list[Json]
     equal_rates: list[Json]
-    selectors: dict[str, list[Json]]
-    interaction: list[Json]
-    headroom: list[Json]
-    readings: Json | None
+    first_round: Json | None
     leading: str
     study: Json

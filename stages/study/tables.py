@@ -54,10 +54,6 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
         "cores:Int64 seconds:float"
     ),
     "priors": columns("data_set label rows:Int64 share:float"),
-    "readings": columns("data_set model rule selector boundary:Int64 low:Int64 high:Int64"),
-    "balance": columns(
-        "data_set model boundary:Int64 deviation_observed:float deviation_law:float loss_observed:float loss_law:float"
-    ),
     "kept": columns(
         "data_set model seed:Int64 method budget keep validation_loss:float validation_accuracy:float test_loss:float "
         "test_accuracy:float point"
@@ -108,8 +104,8 @@ class Tables:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.runs, self.rates, self.kept, self.forgetting = (
-            read_table(folder, name) for name in ("runs", "rates", "kept", "forgetting")
+        self.runs, self.rates, self.kept, self.forgetting, self.choices = (
+            read_table(folder, name) for name in ("runs", "rates", "kept", "forgetting", "choices")
         )
         self.settings = read_settings(folder)
 

@@ -11,10 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.study.description import Description
-from stages.study.reading import read_study
-from stages.study.resamples import Resamples
-from stages.study.selectors import choices
 from stages.study.tables import records
+from tests.study.first_round import choices, read
 
 EXAMPLES = 40
 LIMITS = {"data": {"limits": {"train": 40, "validation": 20}}}
@@ -123,7 +121,7 @@ def two_data_sets(tables) -> Tables:
 
 def drawn_and_judged(tables, resamples=200):
     """What was drawn of every case, and the table of all selectors."""
-    drawn = {(c.data_set, c.model): Resamples(c, resamples, 1) for c in read_study(tables.write()).cases}
+    drawn = read(tables.write(), resamples)
     return drawn, choices(drawn)
 
 

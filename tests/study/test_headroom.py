@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from stages.study.headroom import headroom, interactions, several_seeds
 from stages.study.reading import read_study
 from tests.study.conftest import rows_of
+from tests.study.first_round import headroom, interactions, several_seeds
 
 COSTS = (100, 80, 60, 40, 20)
 

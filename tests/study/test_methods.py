@@ -169,7 +169,8 @@ def test_the_effect_of_scope_under_adapters_is_that_of_the_same_datasets_and_see
     for method, right in {"lora": 36, "half+lora": 34, "salf+lora": 35}.items():
         study.run("a", method, right, 1, flops=300)
     study.run("b", "lora", 30, 1, flops=300)
-    half, salf = methods.orthogonal(cases(study)[0])
+    everyone, tables = cases(study)[0], Tables(study.folder)
+    half, salf = methods.orthogonal(everyone, tables)
     assert (half.scope, half.datasets, salf.scope, salf.datasets) == ("half", ["a"], "salf", ["a"])
     assert [one.mean_difference_points for one in (half.weights, half.lora, half.lora_minus_weights)] == [
         0.0,
@@ -177,7 +178,7 @@ def test_the_effect_of_scope_under_adapters_is_that_of_the_same_datasets_and_see
         -5.0,
     ]
     assert salf.lora_minus_weights.mean_difference_points == pytest.approx(-2.5 + 15)
-    assert methods.orthogonal(cases(study)[0][2:]) == []
+    assert methods.orthogonal(everyone[2:], tables) == []
 
 
 def test_what_was_forgotten_is_a_geometric_mean_and_the_base_reads_for_answer_sides(tmp_path):

@@ -6,8 +6,9 @@ from sklearn.metrics import balanced_accuracy_score
 
 from salf.errors import UserError
 from stages.study.reading import read_study
-from stages.study.resamples import Resamples, detectable, holm, over_other_groups, p_value
+from stages.study.resamples import Resamples, detectable, over_other_groups, p_value
 from tests.study.conftest import judged, one
+from tests.study.first_round import holm
 
 EXAMPLES = 40
 

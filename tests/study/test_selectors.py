@@ -1,3 +1,5 @@
+"""The first round's comparison of selectors, against sums by hand and closed forms."""
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,8 +8,8 @@ from sklearn.metrics import accuracy_score
 
 from salf.errors import UserError
 from stages.study.reading import read_study
-from stages.study.selectors import choose, compare, degenerate, headline, leave_one_out, overall, significant
 from tests.study.conftest import by_rule, drawn_and_judged, judged, one, rows_of
+from tests.study.first_round import choose, compare, degenerate, headline, leave_one_out, overall, significant
 
 
 def compared(tables, resamples=200):
