@@ -33,7 +33,8 @@ from salf.ledger import ledger_of
 
 # Runs an experiment in a folder of its own; -P, so that the working folder's modules do not count as top ones.
 RUN_APART: Final = (sys.executable, "-P", apart.__file__, "--wait-for-lock", "exp", "run", "--temp")
-_PATHS: Final = ("data.path", "model.source")  # parameters that may name a file or folder
+# Parameters that may name a file or folder.
+_PATHS: Final = ("data.path", "model.source", "evaluate.pairs", "evaluate.shift.neutral")
 _EXAMPLES = """example:
   python -m flows.sweep --name budget --set plan.budget=[0.2,0.4,0.6] --set finetune.epochs=[1,2] --targets evaluate
                             six experiments, budget-1 to budget-6; then: dvc exp show, dvc exp apply budget-3

@@ -71,7 +71,7 @@ def reading(git_toy, monkeypatch):
 
 
 def path_of(toy, path: str) -> None:
-    (toy.root / "params.yaml").write_text(f"data: {{path: {path}, template: x}}\nrate: 1\n")
+    (toy.root / "params.yaml").write_text(f"data: {{template: x, path: {path}}}\nrate: 1\n")
     toy.commit()
 
 
@@ -88,8 +88,9 @@ def test_a_point_has_its_text_and_a_file_outside_the_project_and_applies_after_a
     assert (reading.root / "first.txt").read_text() == "finerows"
 
 
-def test_a_file_that_git_does_not_know_is_refused_before_the_first_point(reading, capsys):
-    path_of(reading, "rows.csv")
+@pytest.mark.parametrize("path", ["rows.csv", "toy.py, also: x}\nevaluate: {pairs: rows.csv"])
+def test_a_file_that_git_does_not_know_is_refused_before_the_first_point(reading, capsys, path):
+    path_of(reading, path)
     (reading.root / "rows.csv").write_text("rows")
     assert main(["--set", "rate=[1, 2]"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
