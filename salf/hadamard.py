@@ -1,8 +1,8 @@
 """Hadamard rotations of any width: which matrices make them, and what they cost. No torch here.
 
-A row of d entries is a grid of a x b, or several, and is multiplied by Hadamard matrices from both sides. Their orders
-are powers of two (Sylvester) and q + 1 for primes q = 3 modulo 4 (Paley 1933, construction I). A width without such a
-factor is rotated in blocks of its largest power of two.
+A row of d entries is a grid with several axes, each of which is multiplied by a Hadamard matrix. Their orders are
+powers of two (Sylvester) and q + 1 for primes q = 3 modulo 4 (Paley 1933, construction I). Odd factors for which no
+such order is known are left as blocks, each rotated by itself.
 """
 
 from functools import cache
@@ -16,19 +16,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LARGEST: Final = 256  # order by Paley: larger matrices cost more than they spread
+_DOUBLINGS: Final = 4  # of Sylvester's matrices: several small ones cost less than a large one
 
 
 @cache
-def factors(width: int) -> tuple[int, int, int]:
-    """Blocks, a and b of a row, whose product is ``width``; matrices of orders a and b are known."""
+def factors(width: int) -> tuple[int, tuple[int, ...]]:
+    """Blocks of a row, and the orders of known matrices for the axes of each; their product is ``width``."""
     power = (width & -width).bit_length() - 1
-    odd = width >> power
-    for doublings in range(2, power + 1):
-        order = odd << doublings
-        prime = all((order - 1) % divisor for divisor in range(2, isqrt(order - 1) + 1))
-        if odd > 1 and order <= _LARGEST and prime:
-            return 1, order, 1 << (power - doublings)
-    return odd, 1 << (power - power // 2), 1 << (power // 2)
+    odd, divisor, blocks = width >> power, 3, 1
+    orders: list[int] = []
+    while odd > 1:
+        if odd % divisor:
+            divisor += 2
+            continue
+        odd //= divisor
+        known = (n for n in range(2, power + 1) if divisor << n <= _LARGEST and _is_prime((divisor << n) - 1))
+        doublings = next(known, 0)
+        power -= doublings
+        if doublings:
+            orders.append(divisor << doublings)
+        else:
+            blocks *= divisor
+    while power:
+        orders.append(1 << min(power, _DOUBLINGS))
+        power -= min(power, _DOUBLINGS)
+    return blocks, tuple(orders)
 
 
 @cache
@@ -75,5 +87,9 @@ def rotation_flops(
 
 def _row(width: int) -> int:
     """FLOPs of a row's rotation."""
-    _, first, second = factors(width)
-    return 2 * width * (first + second)
+    _, orders = factors(width)
+    return 2 * width * sum(orders)
+
+
+def _is_prime(number: int) -> bool:
+    return all(number % divisor for divisor in range(2, isqrt(number) + 1))

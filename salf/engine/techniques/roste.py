@@ -63,12 +63,12 @@ def on_grid(groups: Tensor, bits: int | None, clip: float = 1.0) -> Tensor:
 def rotated(rows: Tensor, signs: Tensor, *, back: bool = False) -> Tensor:
     """Rows [.., d] times R = diag(signs)·H/√d, which is orthonormal; ``back``: times Rᵀ."""
     signs = signs.to(rows.dtype)
-    blocks, first, second = factors(len(signs))
-    left, right = (_matrix(order, rows.dtype, rows.device) for order in (first, second))
-    left, right = (left.T, right.T) if back else (left, right)
-    grid = (rows if back else rows * signs).unflatten(-1, (blocks, first, second))
-    grid = (grid @ right).transpose(-1, -2) @ left  # [.., blocks, b, a]
-    rows = grid.transpose(-1, -2).flatten(-3)
+    blocks, orders = factors(len(signs))
+    grid = (rows if back else rows * signs).unflatten(-1, (blocks, -1))
+    for order in reversed(orders):  # the last axis is multiplied, and goes to the front
+        matrix = _matrix(order, rows.dtype, rows.device)
+        grid = (grid.unflatten(-1, (-1, order)) @ (matrix.T if back else matrix)).transpose(-1, -2).flatten(-2)
+    rows = grid.flatten(-2)
     return rows * signs if back else rows
 
 

@@ -1,5 +1,8 @@
 """Quantisation-aware training against naive loops, dense rotations, closed forms and transformers itself."""
 
+from functools import reduce
+from math import prod
+
 import numpy as np
 import pytest
 import torch
@@ -61,8 +64,8 @@ def naive(groups, bits, clip=1.0):
 
 def dense(signs):
     """The rotation of a site as a matrix."""
-    blocks, first, second = factors(len(signs))
-    whole = np.kron(np.eye(blocks), np.kron(hadamard(first), hadamard(second))) / (first * second) ** 0.5
+    blocks, orders = factors(len(signs))
+    whole = reduce(np.kron, map(hadamard, orders), np.eye(blocks)) / prod(orders) ** 0.5
     return torch.from_numpy(signs.double().numpy()[:, None] * whole)
 
 
