@@ -21,7 +21,9 @@ from salf.engine.runtime import device_name, find_runtime, machine_facts
 from salf.ledger import Machine
 from salf.settings import Device
 
-Measured = dict[str, Any]  # seconds: list[float], flops and traffic: list[int], peak_bytes: int or None, device: str
+Measured = dict[
+    str, Any
+]  # seconds: list[float], flops: list[int], least: list[float], peak_bytes: int or None, device: str
 _STATUS: Final = Path("/proc/self/status")
 _CLEAR: Final = Path("/proc/self/clear_refs")
 _RESET_PEAK: Final = "5"  # see proc(5), clear_refs
@@ -34,8 +36,7 @@ class Lap:
 
     seconds: list[float]  # since its start, at the end of each part (an epoch, or all)
     flops: list[int] = field(default_factory=list)  # FLOPs counted up to there; empty where nobody counts
-    traffic: list[int] = field(default_factory=list)  # bytes that the optimizer moved up to there, likewise
-    bytes_per_second: float = 0.0  # of memory, where it was measured
+    least: list[float] = field(default_factory=list)  # of these seconds, if only matrix products and updates took time
 
 
 def facts(device: Device) -> dict[str, Any]:

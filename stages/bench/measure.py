@@ -5,8 +5,7 @@ from typing import Any
 
 from salf.settings import Device
 from stages.bench.contender import facts
-from stages.bench.rounds import OURS, Plan, measure_fine_tunes, measure_tracing, speeds
-from stages.bench.spread import Spread
+from stages.bench.rounds import Plan, measure_fine_tunes, measure_tracing, speeds
 from stages.bench.workloads import EMBEDDED, SHAPES, Task, embedded_task, random_task
 
 
@@ -21,7 +20,6 @@ def measure(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
                 "workload": task.described(examples),
                 "speeds": list(speeds(measured, plan.epochs)),
                 "tracing": measure_tracing(task, plan, folder),
-                "memory_bytes_per_second": Spread.of([lap["bytes_per_second"] for lap in measured[OURS, 0]]),
             }
         )
     return {**facts(device), "quick": plan.quick, "repeats": plan.repeats, "models": models}

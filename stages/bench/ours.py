@@ -1,5 +1,6 @@
 """Our side: the stages' own functions, as their command lines call them, without evaluation and saving."""
 
+import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor, nn
 
 from salf.cost import update_traffic
 from salf.engine.batches import Example, Split
@@ -17,6 +19,7 @@ from salf.engine.boundary_cache.prompts import answer_side, cache_prompts
 from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import open_model
 from salf.engine.runtime import choose_runtime
+from salf.engine.training.checkpoint import Training
 from salf.engine.training.costs import Costs
 from salf.engine.training.forms import Trainable
 from salf.engine.training.loop import train
@@ -40,6 +43,25 @@ def memory_rate(device: torch.device, passes: int = 9) -> float:
     for _ in range(passes):
         numbers.mul_(1.0)
     return 2 * passes * numbers.nbytes / (now(device) - began)
+
+
+def product_rate(weights: Sequence[Tensor], rows: int, gradients: int, laps: int = 4) -> float:
+    """FLOP/s of matrix products alone: of ``rows`` rows with each of the weights, [out, in], in turn.
+
+    ``gradients``: 0 forwards alone; 1 also of the inputs; 2 also of the weights.
+    """
+    device, seconds = weights[0].device, []
+    sides = {size: weights[0].new_ones(rows, size) for weight in weights for size in weight.shape}
+    for _ in range(laps):
+        began = now(device)
+        for weight in weights:
+            outputs, inputs = (sides[size] for size in weight.shape)
+            products = [inputs @ weight.T]
+            products += [outputs @ weight] if gradients else []
+            products += [outputs.T @ inputs] if gradients > 1 else []
+        seconds.append(now(device) - began)
+    flops = 2 * (1 + gradients) * rows * sum(weight.numel() for weight in weights)
+    return flops / statistics.median(seconds[1:])  # the first finds out how
 
 
 class FineTuner:
@@ -80,9 +102,20 @@ class FineTuner:
         model.network.requires_grad_(False).zero_grad(set_to_none=True)
         seconds = prepared + np.cumsum(training.step_seconds)
         ends = training.curve[1:]  # the first point is that before training
-        traffic = [point.step * made.count * update_traffic() for point in ends]
         ended = [float(seconds[point.step - 1]) for point in ends]
-        return Lap(ended, [point.flops for point in ends], traffic, memory_rate(self.device))
+        return Lap(ended, [point.flops for point in ends], self._least(job, training))
+
+    def _least(self, job: Job, training: Training) -> list[float]:
+        """Seconds to the end of each epoch at the rates of matrix products of a run's own sizes, and of memory."""
+        layers, split, before = self.model.layers[job.trainable.scope.boundary :], job.training, training.flops_before
+        maps = [part.weight.detach() for part in layers.modules() if isinstance(part, nn.Linear)]
+        maps = [weight.to(self.runtime.dtype) for weight in maps]
+        whole = split.batch(range(len(split)))
+        rows = round(whole.ids.numel() / job.steps_per_epoch) + (0 if whole.prompts else split.shared)
+        step = product_rate(maps, rows, gradients=1 + (self.method.form.name == "weights"))
+        cached = before / product_rate(maps, CACHE_BATCH_TOKENS, gradients=0) if before else 0.0
+        update = job.trainable.count * update_traffic() / memory_rate(self.device)
+        return [cached + (point.flops - before) / step + point.step * update for point in training.curve[1:]]
 
     def _settings(self, epochs: int) -> Finetune:
         changes = {
@@ -122,6 +155,18 @@ class AnswerLoraTuner(AnswerTuner):
     method = Method("full", ("answer", "lora"))
 
 
+class PromptReader(FineTuner):
+    """Keys and values of whole examples, as of prompts."""
+
+    def run(self, *, examples: int) -> Lap:  # type: ignore[override]
+        """Compute and keep them; no prefix is shared, so that a plain forward pass does the same work."""
+        chosen = [replace(example, prompt_ids=example.inputs) for example in self.task.examples[:examples]]
+        began = now(self.device)
+        split = Split(chosen, 0, base_rows=[len(example.prompt_ids) for example in chosen])
+        cache_prompts(self.model, self.runtime, split, CACHE_BATCH_TOKENS)
+        return Lap([now(self.device) - began])
+
+
 class TraceMaker:
     """Tracing into Parquet shards, bases solved beforehand."""
 
@@ -131,16 +176,15 @@ class TraceMaker:
         self.model = open_model(task.folder, self.device, self.runtime.dtype)
         self.params = load_params().trace
 
-    def run(self, *, examples: int, shared: bool) -> Lap:
-        """Trace deviations; ``shared``: the shared prefix is computed once, else every prompt as a whole."""
+    def run(self, *, examples: int) -> Lap:
+        """Trace deviations; no prefix is shared, so that a plain forward pass does the same work."""
         chosen = self.task.examples[:examples]
-        beginning = chosen[0].prompt_ids[: self.task.shared] if shared else ()
         params = self.params.model_copy(update={"sample": None, "losses": 0})
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             _write_split(chosen, folder)
             sample = draw_sample(folder, params)
-            tracer = Tracer.prepare(self.model, self.runtime, params, sample.tokens, beginning)
+            tracer = Tracer.prepare(self.model, self.runtime, params, sample.tokens, ())
             began = now(self.device)
             collect(tracer, folder, sample, {}, folder)
             return Lap([now(self.device) - began])

@@ -1,6 +1,5 @@
 """Fine-tunes and traces of all contenders in turn, round by round, and the ratios that follow."""
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -10,7 +9,7 @@ from typing import Any, Final, TypeVar
 from salf.engine.progress import progress
 from stages.bench.contender import Contender, Measured
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer
-from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, TraceMaker
+from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, PromptReader, TraceMaker
 from stages.bench.spread import Spread
 from stages.bench.workloads import EMBEDDED, Task
 from stages.trace.collect import SHARD_EXAMPLES
@@ -62,7 +61,7 @@ class Speed:
     Attributes:
         peak_bytes: the largest resident set on a CPU, torch's allocations on a GPU; ``None`` where nobody tells.
         times_as_fast_as: ratios over other contenders, and over our own full and half fine-tuning; ours only.
-        ideal: the speed-up over our full fine-tuning that FLOPs and the optimizer's memory traffic allow.
+        of_ideal: share of the seconds that matrix products of its sizes and the optimizer's memory traffic would take.
     """
 
     contender: str
@@ -71,8 +70,7 @@ class Speed:
     seconds: Spread  # what is cached included
     peak_bytes: int | None
     times_as_fast_as: dict[str, Spread] = field(default_factory=dict)
-    ideal: float | None = None
-    of_ideal: float | None = None
+    of_ideal: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -122,37 +120,23 @@ def speeds(measured: Mapping[FineTune, list[Measured]], epochs: Sequence[int]) -
                 yield alone
                 continue
             times = {other: Spread.of_ratios(_seconds(measured[run], count), laps) for other, run in others.items()}
-            ideal = _ideal(measured, (name, boundary), count)
-            yield replace(alone, times_as_fast_as=times, ideal=ideal, of_ideal=times["our full"].median / ideal)
+            yield replace(
+                alone, times_as_fast_as=times, of_ideal=Spread.of_ratios(_seconds(rounds, count, "least"), laps)
+            )
 
 
-def _seconds(rounds: Sequence[Measured], epochs: int) -> list[float]:
+def _seconds(rounds: Sequence[Measured], epochs: int, what: str = "seconds") -> list[float]:
     """Seconds up to the end of that many epochs, by round."""
-    return [lap["seconds"][epochs - 1] for lap in rounds]
-
-
-def _ideal(measured: Mapping[FineTune, list[Measured]], run: FineTune, epochs: int) -> float:
-    """The speed-up of a run of ours if FLOPs took as long as in our full fine-tuning, and traffic as memory needs."""
-    (whole, flops), (moved, traffic) = (
-        [measured[each][0][what][epochs - 1] for each in ((OURS, 0), run)] for what in ("flops", "traffic")
-    )
-    rate = statistics.median(lap["bytes_per_second"] for lap in measured[OURS, 0])
-    seconds = statistics.median(_seconds(measured[OURS, 0], epochs))
-    return float(seconds / ((seconds - moved / rate) * flops / whole + traffic / rate))
+    return [lap[what][epochs - 1] for lap in rounds]
 
 
 def measure_tracing(task: Task, plan: Plan, logs: Path) -> list[TracingSpeed]:
-    """Trace in all ways, relative to a plain forward pass over the same batches of whole prompts."""
+    """Trace, and cache prompts, relative to a plain forward pass over the same whole examples."""
+    kinds = {_PLAIN: Forward, "deviations": TraceMaker, "prompts' keys and values": PromptReader}
     with ExitStack() as stack:
-        contenders = started(stack, {"trace": TraceMaker, "forward": Forward}, task, logs)
-        trace, forward = contenders["trace"], contenders["forward"]
-        examples = _traced_examples(forward, task, plan.tracing_seconds / (3 * plan.repeats))
-        ways: dict[str, Request] = {
-            _PLAIN: (forward, {"examples": examples}),
-            "deviations, whole prompts": (trace, {"examples": examples, "shared": False}),
-        }
-        if task.shared:
-            ways["deviations, shared prefix once"] = (trace, {"examples": examples, "shared": True})
+        contenders = started(stack, kinds, task, logs)
+        examples = _traced_examples(contenders[_PLAIN], task, plan.tracing_seconds / (len(kinds) * plan.repeats))
+        ways: dict[str, Request] = {name: (contender, {"examples": examples}) for name, contender in contenders.items()}
         title = f"tracing {task.name}: {examples} examples"
         measured = in_turn(title, ways, {"examples": _FEWEST_TRACED}, plan.repeats)
     laps = {name: [lap["seconds"][0] for lap in rounds] for name, rounds in measured.items()}

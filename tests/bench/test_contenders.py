@@ -2,10 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
+from salf.engine.boundary_cache.prompts import cache_prompts
+from salf.engine.training.workbench import CACHE_BATCH_TOKENS
 from salf.families import family_of
 from salf.parameters import trained_names
 from salf.settings import Device
@@ -14,7 +18,7 @@ from stages.bench import others, ours
 from stages.bench.cached import PrefixTrainer
 from stages.bench.contender import Contender
 from stages.bench.others import HuggingFaceLora, HuggingFaceTrainer, labelled, pad
-from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, TraceMaker
+from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, PromptReader, TraceMaker, product_rate
 from tests.conftest import PROJECT
 
 
@@ -62,6 +66,51 @@ def test_answers_alone_change_all_layers_and_no_embedding_run_after_run(task, ki
         found = changed(before, network)
         assert {name.split(".")[2] for name in found if ".layers." in name} == {"0", "1", "2", "3"}
         assert all("embed" not in name and "lm_head" not in name for name in found)
+
+
+def test_the_least_time_has_rates_of_products_of_the_runs_own_sizes_and_of_memory(task, monkeypatch):
+    """10 FLOP/s for whole passes, and a rate for steps that is their number of rows; a byte a second."""
+    asked = []
+    monkeypatch.setattr(ours, "memory_rate", lambda _: 1.0)
+    monkeypatch.setattr(
+        ours, "product_rate", lambda _, rows, gradients: asked.append((rows, gradients)) or (rows if gradients else 10)
+    )
+    examples = task.examples[:8]
+    own = sum(len(example.inputs) for example in examples) - 8 * task.shared
+    for kind, gradients in ((FineTuner, 2), (AnswerTuner, 2), (AnswerLoraTuner, 1)):
+        asked.clear()
+        runner = kind(task)
+        trained = sum(part.numel() for part in runner.model.layers.parameters())
+        lap = runner.run(boundary=0, epochs=2, examples=8)
+        (rows, found), *before = asked
+        assert found == gradients
+        assert before == ([] if kind is FineTuner else [(CACHE_BATCH_TOKENS, 0)])
+        per_epoch = np.diff(lap.flops)[0] / rows
+        assert lap.least[1] - lap.least[0] > per_epoch  # the optimizer's traffic is the rest
+        if kind is FineTuner:
+            assert rows == round(own / 2) + task.shared
+        else:
+            assert rows < own / 2
+        if kind is AnswerTuner:
+            traffic = lap.least[1] - lap.least[0] - per_epoch
+            assert traffic == pytest.approx(2 * 36 * (trained + runner.model.norm.weight.numel()))
+
+
+@pytest.mark.parametrize("gradients", [0, 1, 2])
+def test_a_rate_of_products_counts_what_pytorch_counts(gradients, monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(ours, "now", lambda _: next(clock))  # every pass takes a second
+    weights = [torch.ones(6, 4), torch.ones(4, 6), torch.ones(4, 4)]
+    with FlopCounterMode(display=False) as counter:
+        rate = product_rate(weights, rows=5, gradients=gradients, laps=3)
+    assert rate == counter.get_total_flops() / 3
+
+
+def test_prompts_are_read_as_whole_examples(task, monkeypatch):
+    kept = []
+    monkeypatch.setattr(ours, "cache_prompts", lambda *args: kept.append(cache_prompts(*args)))
+    PromptReader(task).run(examples=8)
+    assert len(kept[0].rows) == sum(len(example.inputs) for example in task.examples[:8])
 
 
 def test_the_trainer_with_and_without_the_cached_prefix_makes_the_same_model(task, monkeypatch):
@@ -112,7 +161,7 @@ def test_the_labels_are_the_answers_alone(task):
 def test_tracing_is_measured_on_the_gpu_where_there_is_one(task, tmp_path):
     here = replace(task, device=Device(kind="auto", dtype="auto"))
     with Contender(TraceMaker, here, tmp_path / "log") as contender:
-        lap = contender.ask(examples=12, shared=True)
+        lap = contender.ask(examples=12)
     assert lap["device"] == torch.cuda.get_device_name()
     assert lap["peak_bytes"] > 0
     assert lap["seconds"][0] > 0
