@@ -1,13 +1,7 @@
 """Counts the cost of training from a model's shape: FLOPs and bytes.
 
 Matrix products count, at two FLOPs per multiply-add. Norms, the softmax, activations, rotary embeddings and the
-optimizer's update are left out (together below 1 % for models of any use). Every count is linear in four sums:
-
-- ``queries``: tokens pushed through a layer, padding included where it is computed;
-- ``attended``: the keys that each of those tokens sees, summed (causal, so T·(T+1)/2 for a plain sequence of T
-  tokens; a kernel that computes the whole square does more);
-- ``positions``: answer positions, where the head is evaluated;
-- ``seen``: the keys that each of these positions sees, summed.
+optimizer's update are left out (together below 1 % for models of any use). Every count is linear in :class:`Sums`.
 
 The last layer computes keys and values of all tokens, and the rest at answer positions only. The implementation
 also computes the queries of all tokens, and keys and values of answer positions twice; both count. A shared prefix
@@ -17,7 +11,7 @@ of a batch is computed once and counts once.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from salf.shape import LinearMap, ModelShape
 
@@ -45,8 +39,24 @@ class Flops:
         return Flops(round(self.forward * times), round(self.backward * times))
 
 
-# Further work of one pass above a boundary: takes the shape, the boundary, and the module's four sums.
-Extra = Callable[[ModelShape, int, int, int, int, int], Flops]
+class Sums(NamedTuple):
+    """What the FLOPs of a pass depend on.
+
+    Attributes:
+        queries: tokens pushed through a layer, padding included where it is computed.
+        attended: the keys that each of these tokens sees, summed (causal, so T·(T+1)/2 for a plain sequence of T
+            tokens; a kernel that computes the whole square does more).
+        positions: answer positions, where the head is evaluated.
+        seen: the keys that each of these positions sees, summed.
+    """
+
+    queries: int
+    attended: int
+    positions: int
+    seen: int
+
+
+Extra = Callable[[ModelShape, int, Sums], Flops]  # further work of one pass above a boundary
 
 
 @dataclass(frozen=True)
@@ -129,28 +139,17 @@ def forward_flops(shape: ModelShape, layers: int, queries: int, attended: int) -
     return layers * (2 * shape.linear_products * queries + _attention_flops(shape, attended))
 
 
-def reading_flops(
-    shape: ModelShape,
-    boundary: int,
-    queries: int,
-    attended: int,
-    positions: int,
-    seen: int,
-    technique: Technique = PLAIN,
-) -> int:
-    """Forward pass of layers boundary+1..L and the head, the last layer and the head at answer positions.
-
-    The arguments are those of :func:`training_flops`.
-    """
-    head = head_forward_flops(shape, positions)
+def reading_flops(shape: ModelShape, boundary: int, sums: Sums, technique: Technique = PLAIN) -> int:
+    """Forward pass of layers boundary+1..L and the head, the last layer and the head at answer positions."""
+    head = head_forward_flops(shape, sums.positions)
     if boundary == shape.layers:
         return head
     below = shape.layers - boundary - 1
-    rows = suffix_rows(shape, below, 1, queries, positions)
+    rows = suffix_rows(shape, below, 1, sums)
     computed = sum(part.products * used for part, used, _ in rows)
     computed += sum(technique.rank * (part.wide + part.high) * used for part, used, _ in rows if part.adapted)
-    extra = sum(more(shape, boundary, queries, attended, positions, seen).forward for more in technique.extra)
-    return 2 * computed + _suffix_attention(shape, below, attended, seen) + head + extra
+    extra = sum(more(shape, boundary, sums).forward for more in technique.extra)
+    return 2 * computed + _suffix_attention(shape, below, sums) + head + extra
 
 
 def training_flops(
@@ -165,19 +164,18 @@ def training_flops(
     rank: int = 8,
     recompute: bool = False,
 ) -> int:
-    """Forward and backward of :func:`training_passes` together, of weights or of adapters of rank ``rank``."""
-    technique = adapters(rank) if method == "lora" else PLAIN
-    sums = (queries, attended, positions, seen)
-    return training_passes(shape, boundary, *sums, technique=technique, recompute=recompute).total
+    """Forward and backward of :func:`training_passes` together, of weights or of adapters of rank ``rank``.
+
+    The four sums are those of :class:`Sums`.
+    """
+    technique, sums = adapters(rank) if method == "lora" else PLAIN, Sums(queries, attended, positions, seen)
+    return training_passes(shape, boundary, sums, technique=technique, recompute=recompute).total
 
 
 def training_passes(
     shape: ModelShape,
     boundary: int,
-    queries: int,
-    attended: int,
-    positions: int,
-    seen: int,
+    sums: Sums,
     *,
     technique: Technique = PLAIN,
     recompute: bool = False,
@@ -196,10 +194,10 @@ def training_passes(
     own input pass nothing down. The head passes its input's gradient down; its weight's gradient is computed where the
     head trains: with weights, unless it is tied and the embeddings are frozen (boundary of 1 or more).
 
-    It has more than seven arguments because the module's four sums are independent. ``recompute`` is gradient
-    checkpointing, which runs most of the forward pass a second time within the backward pass. ``embeddings``: with
-    boundary 0 they train, and a tied head. ``progress``: the share of all steps taken; ``None``: the mean of all steps.
-    Rows whose prompts another pass has read count as ``queries`` alone, and their prompts' keys as ``attended``.
+    ``recompute`` is gradient checkpointing, which runs most of the forward pass a second time within the backward pass.
+    ``embeddings``: with boundary 0 they train, and a tied head. ``progress``: the share of all steps taken; ``None``:
+    the mean of all steps. Rows whose prompts another pass has read count as ``queries`` alone, and their prompts' keys
+    as ``attended``.
 
     Raises:
         ValueError: the boundary is no space of the model, or nothing is left to adapt.
@@ -208,46 +206,39 @@ def training_passes(
         raise ValueError(f"boundary {boundary} is outside 0..{shape.layers}")
     if technique.rank and boundary == shape.layers:
         raise ValueError(f"adapters with all {shape.layers} layers frozen train nothing")
-    sums = (queries, attended, positions, seen)
-    forward = reading_flops(shape, boundary, *sums, technique)
     embeddings = embeddings and boundary == 0
-    forward += _direction_flops(shape, boundary, queries, positions, technique, embeddings)
+    forward = reading_flops(shape, boundary, sums, technique)
+    forward += _direction_flops(shape, boundary, sums, technique, embeddings)
     backward = _backward(shape, boundary, sums, technique, embeddings) if technique.inputs else 0
     if recompute and technique.inputs and boundary < shape.layers:
-        rows = suffix_rows(shape, shape.layers - boundary - 1, 1, queries, positions)
-        backward += forward - head_forward_flops(shape, positions) - _spared_again(shape, rows, technique.rank)
+        rows = suffix_rows(shape, shape.layers - boundary - 1, 1, sums)
+        backward += forward - head_forward_flops(shape, sums.positions) - _spared_again(shape, rows, technique.rank)
     return Flops(forward, backward) * technique.passes_at(progress)
 
 
-def _direction_flops(
-    shape: ModelShape, boundary: int, queries: int, positions: int, technique: Technique, embeddings: bool
-) -> int:
+def _direction_flops(shape: ModelShape, boundary: int, sums: Sums, technique: Technique, embeddings: bool) -> int:
     """Side paths of a direction: those of linear maps but experts, or of their adapters; of embeddings and head."""
-    rows = suffix_rows(shape, shape.layers - boundary - 1, 1, queries, positions) if boundary < shape.layers else []
+    rows = suffix_rows(shape, shape.layers - boundary - 1, 1, sums) if boundary < shape.layers else []
     widths = sum((part.wide + part.high + 2 * technique.rank) * used for part, used, _ in rows if part.adapted)
     if not technique.rank:
         head = (embeddings or not shape.tied_head) * (shape.hidden + shape.vocabulary)
-        widths += head * positions + embeddings * shape.hidden * queries
+        widths += head * sums.positions + embeddings * shape.hidden * sums.queries
     return 2 * technique.directions * widths
 
 
-def _backward(
-    shape: ModelShape, boundary: int, sums: tuple[int, int, int, int], technique: Technique, embeddings: bool
-) -> int:
-    """FLOPs of a back-propagation, given the module's four sums; ``embeddings``: they train, and a tied head."""
-    queries, attended, positions, seen = sums
-    head = head_forward_flops(shape, positions)
+def _backward(shape: ModelShape, boundary: int, sums: Sums, technique: Technique, embeddings: bool) -> int:
+    """FLOPs of a back-propagation; ``embeddings``: they train, and a tied head."""
+    head = head_forward_flops(shape, sums.positions)
     others = technique.weights and not technique.matrices_alone  # than the layers' matrices may train
     head *= 1 + (others and (embeddings or not shape.tied_head))
     if boundary == shape.layers:
         return head
     below = shape.layers - boundary - 1
-    rows = suffix_rows(shape, below, 1, queries, positions)
-    extra = sum(more(shape, boundary, *sums).backward for more in technique.extra)
-    flops = 2 * _suffix_attention(shape, below, attended, seen) + head + extra
+    extra = sum(more(shape, boundary, sums).backward for more in technique.extra)
+    flops = 2 * _suffix_attention(shape, below, sums) + head + extra
     needed = others and (embeddings or shape.layer.input_norm)  # what the lowest layer passes down
-    for part, _, used in rows:
-        idle = 0 if needed or not part.first else queries if below else used  # rows of the lowest layer
+    for part, _, used in suffix_rows(shape, below, 1, sums):
+        idle = 0 if needed or not part.first else sums.queries if below else used  # rows of the lowest layer
         flops += 2 * part.products * ((1 + technique.weights) * used - idle)
         flops += 2 * technique.rank * part.adapted * (2 * (part.wide + part.high) * used - part.wide * idle)
     return flops
@@ -262,17 +253,17 @@ def keys_values_flops(shape: ModelShape, layers: int, queries: int, attended: in
     return forward_flops(shape, layers - 1, queries, attended) + 2 * last * queries
 
 
-def weight_gradient_flops(shape: ModelShape, below: int, last: int, queries: int, positions: int) -> int:
+def weight_gradient_flops(shape: ModelShape, below: int, last: int, sums: Sums) -> int:
     """The weights' gradients of ``below`` layers below the last, and of the last if ``last`` is 1.
 
     A frozen layer that back-propagation passes through saves these and nothing else.
     """
-    return 2 * sum(part.products * used for part, _, used in suffix_rows(shape, below, last, queries, positions))
+    return 2 * sum(part.products * used for part, _, used in suffix_rows(shape, below, last, sums))
 
 
-def last_map_flops(shape: ModelShape, below: int, last: int, queries: int, positions: int) -> int:
+def last_map_flops(shape: ModelShape, below: int, last: int, sums: Sums) -> int:
     """The last linear map of ``below`` layers below the last, and of the last if ``last`` is 1."""
-    end, _, used = suffix_rows(shape, below, last, queries, positions)[-1]
+    end, _, used = suffix_rows(shape, below, last, sums)[-1]
     return 2 * end.products * used
 
 
@@ -315,20 +306,19 @@ def _attention_flops(shape: ModelShape, attended: int) -> int:
     return 4 * shape.attention_width * attended
 
 
-def _suffix_attention(shape: ModelShape, below: int, attended: int, seen: int) -> int:
+def _suffix_attention(shape: ModelShape, below: int, sums: Sums) -> int:
     """Attention of ``below`` layers below the last, and of the last."""
-    return _attention_flops(shape, below * attended + (seen if shape.packed else attended))
+    return _attention_flops(shape, below * sums.attended + (sums.seen if shape.packed else sums.attended))
 
 
-def suffix_rows(
-    shape: ModelShape, below: int, last: int, queries: int, positions: int
-) -> list[tuple[LinearMap, int, int]]:
+def suffix_rows(shape: ModelShape, below: int, last: int, sums: Sums) -> list[tuple[LinearMap, int, int]]:
     """A layer's linear maps, each with the rows that it computes and those whose results are used.
 
     The rows are those of ``below`` layers below the last, and of the last if ``last`` is 1. The last layer computes
     first queries, keys and values of all rows; then everything at answer positions, where keys and values are not
     used again. A padded layer computes all rows once.
     """
+    queries, positions = sums.queries, sums.positions
     both = queries + positions
     rows = {
         "query": (both, positions),

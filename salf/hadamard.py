@@ -9,7 +9,7 @@ from functools import cache
 from math import isqrt
 from typing import TYPE_CHECKING, Any, Final
 
-from salf.cost import Flops, suffix_rows
+from salf.cost import Flops, Sums, suffix_rows
 from salf.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -59,28 +59,27 @@ def hadamard(order: int) -> "NDArray[Any]":
     return matrix
 
 
-def rotation_flops(
-    shape: ModelShape, boundary: int, queries: int, _attended: int, positions: int, _seen: int, *, keys_values: bool
-) -> Flops:
+def rotation_flops(shape: ModelShape, boundary: int, sums: Sums, *, keys_values: bool) -> Flops:
     """Rotations in a pass above a boundary: of all inputs and weights, and of keys and values there and back.
 
-    The other arguments are those of :func:`salf.cost.training_flops`. The last layer makes two passes through the maps
-    of queries, keys and values, whose weights are rotated in both.
+    The last layer makes two passes through the maps of queries, keys and values, whose weights are rotated in both.
     """
     if boundary == shape.layers:
         return Flops()
     below = shape.layers - boundary - 1
     attention = [part for part in shape.layer.maps if part.role != "other"]
-    (output, _, _), *into, (down, _, used) = suffix_rows(shape, below, 1, queries, positions)[len(attention) :]
-    own = (below + 1) * queries
-    both = _row(attention[0].wide) * (own + positions) + sum(_row(p.wide) for p in (output, into[0][0], down)) * used
+    (output, _, _), *into, (down, _, used) = suffix_rows(shape, below, 1, sums)[len(attention) :]
+    own = (below + 1) * sums.queries
+    both = (
+        _row(attention[0].wide) * (own + sums.positions) + sum(_row(p.wide) for p in (output, into[0][0], down)) * used
+    )
     both += sum(_row(part.wide) * part.high for part in shape.layer.maps) * (below + 1)
     forward = backward = both
     forward += sum(_row(part.wide) * part.high for part in attention)
     backward += sum(_row(part.wide) * part.high for part in attention if part.role == "fused")
     if keys_values:
         there_and_back = 4 * shape.kv_heads * _row(shape.head_dim)
-        forward += there_and_back * (own + positions)
+        forward += there_and_back * (own + sums.positions)
         backward += there_and_back * own
     return Flops(forward, backward)
 

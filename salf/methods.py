@@ -17,7 +17,7 @@ from functools import partial
 from pkgutil import resolve_name
 from typing import Any, Final
 
-from salf.cost import PLAIN, Flops, Technique, adapters, together
+from salf.cost import PLAIN, Flops, Sums, Technique, adapters, together
 from salf.hadamard import rotation_flops
 from salf.shape import ModelShape
 
@@ -124,9 +124,9 @@ _PACE: Final[dict[str, Any]] = {
 def _feedback(settings: Any) -> Technique:
     """Direct feedback multiplies the error at answer positions by a random matrix, unless no layer gets the product."""
 
-    def product(shape: ModelShape, boundary: int, _queries: int, _attended: int, positions: int, _seen: int) -> Flops:
+    def product(shape: ModelShape, boundary: int, sums: Sums) -> Flops:
         sent = settings.dfa.feedback == "random" and shape.layers - boundary > (settings.dfa.last == "exact")
-        return Flops(backward=sent * 2 * shape.hidden**2 * positions)
+        return Flops(backward=sent * 2 * shape.hidden**2 * sums.positions)
 
     return Technique(extra=(product,))
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from salf.cost import FLOAT32_BYTES, PLAIN, Flops, Technique, forward_flops, keys_values_flops, training_passes
+from salf.cost import FLOAT32_BYTES, PLAIN, Flops, Sums, Technique, forward_flops, keys_values_flops, training_passes
 from salf.files import significant
 from salf.methods import WORDS
 from salf.plan_records import AnswerSums, CostModel, Spent
@@ -32,10 +32,10 @@ class BoundaryFlops:
     @classmethod
     def of(cls, shape: ModelShape, work: CostModel, boundary: int, technique: Technique = PLAIN) -> "BoundaryFlops":
         """Count a boundary of 0..L."""
-        sums = (work.queries, work.attended, work.positions, work.seen)
+        sums = Sums(work.queries, work.attended, work.positions, work.seen)
         return cls(
             frozen=forward_flops(shape, boundary, work.frozen_queries, work.frozen_attended),
-            epoch=training_passes(shape, boundary, *sums, technique=technique, recompute=work.recompute),
+            epoch=training_passes(shape, boundary, sums, technique=technique, recompute=work.recompute),
         )
 
     @classmethod
@@ -47,8 +47,8 @@ class BoundaryFlops:
         prompts = keys_values_flops(shape, layers, sums.prompt_queries, sums.prompt_attended)
         prefix = forward_flops(shape, layers, work.shared, work.shared * (work.shared + 1) // 2)
         frozen = forward_flops(shape, boundary, work.frozen_queries, work.frozen_attended)
-        passes = (sums.queries, sums.attended, work.positions, work.seen)
-        epoch = training_passes(shape, boundary, *passes, recompute=work.recompute, embeddings=False)
+        passes = Sums(sums.queries, sums.attended, work.positions, work.seen)
+        epoch = training_passes(shape, boundary, passes, recompute=work.recompute, embeddings=False)
         return cls(frozen + prefix + prompts, epoch)
 
     def cached(self, epochs: int) -> int:

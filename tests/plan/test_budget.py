@@ -52,7 +52,8 @@ def seconds_of(plan, shape):
         steps = work.epochs * point.flops_epoch / TRAINING
         yield point.flops_frozen / FROZEN + steps + updates * point.trained_parameters * 36 / BYTES, point.seconds
         if answer := point.answer:
-            forward = cost.reading_flops(shape, point.boundary, sums.queries, sums.attended, work.positions, work.seen)
+            passes = cost.Sums(sums.queries, sums.attended, work.positions, work.seen)
+            forward = cost.reading_flops(shape, point.boundary, passes)
             steps = answer.flops_backward + work.epochs * forward
             expected = (answer.flops - steps) / FROZEN + steps / ANSWERS
             yield expected + updates * answer.trained_parameters * 36 / BYTES, answer.seconds

@@ -80,7 +80,8 @@ def counted_training(network, boundary):
 
 def expected_training(shape, boundary, **options):
     rows = batch()
-    return cost.training_passes(shape, boundary, len(rows.ids) + SHARED, 0, len(rows.targets), 0, **options)
+    sums = cost.Sums(len(rows.ids) + SHARED, 0, len(rows.targets), 0)
+    return cost.training_passes(shape, boundary, sums, **options)
 
 
 def freeze_below(model, boundary, *, keep_head):
@@ -124,7 +125,7 @@ def test_lora_agrees_with_pytorchs_counter_on_a_peft_model(boundary):
 
 def test_attention_costs_what_its_keys_cost_forward_and_twice_that_backward():
     _, shape = llama()
-    without, attending = (cost.training_passes(shape, 1, 100, n, 7, m) for n, m in [(0, 0), (900, 80)])
+    without, attending = (cost.training_passes(shape, 1, cost.Sums(100, n, 7, m)) for n, m in [(0, 0), (900, 80)])
     once = (2 * 900 + 80) * 4 * shape.attention_width
     assert attending == without + Flops(once, 2 * once)
     assert cost.training_flops(shape, 1, 100, 900, 7, 80) == attending.total

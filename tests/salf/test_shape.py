@@ -90,7 +90,7 @@ def expected(shape, boundary, *, attention_counted=False, **options):
     if not shape.packed:
         queries = len(EXAMPLES) * (SHARED + max(batch.lengths))
     square = queries * (SHARED + max(batch.lengths)) if attention_counted else 0
-    return cost.training_passes(shape, boundary, queries, square, len(batch.targets), 0, **options)
+    return cost.training_passes(shape, boundary, cost.Sums(queries, square, len(batch.targets), 0), **options)
 
 
 @pytest.mark.parametrize("boundary", [1, 3])

@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 
 from salf import cost
-from salf.cost import PLAIN, Flops, Technique
+from salf.cost import PLAIN, Flops, Sums, Technique
 from salf.engine.batches import Batch, Split, training_batches
 from salf.engine.training.scope import Scope
 from salf.settings import Finetune
@@ -77,20 +77,18 @@ class Costs:
     def reading(self, split: Split) -> int:
         """Reading all answers above the boundary once, as validation does."""
         boundary = self.scope.boundary
-        queries, attended, positions, seen = self._whole(split)
+        sums = self._whole(split)
         flops = 0
-        if (
-            self.shape.packed and not split.base_rows
-        ):  # the prefix is walked by itself, through all of the last layer too
+        # The prefix is walked by itself, through all of the last layer too.
+        if self.shape.packed and not split.base_rows:
             square = split.shared * (split.shared + 1) // 2
             flops += cost.forward_flops(self.shape, self.shape.layers - boundary, split.shared, square)
-            queries, attended = queries - split.shared, attended - square
+            sums = sums._replace(queries=sums.queries - split.shared, attended=sums.attended - square)
         if self.uncached:
-            flops += cost.forward_flops(self.shape, boundary, queries, attended)
+            flops += cost.forward_flops(self.shape, boundary, sums.queries, sums.attended)
         if self.prompts_uncached:
             flops += self._prompts(split.batch(range(len(split))), self.shape.layers)
-        sums = (queries, attended, positions, seen)
-        return flops + cost.reading_flops(self.shape, boundary, *sums, self.technique)
+        return flops + cost.reading_flops(self.shape, boundary, sums, self.technique)
 
     def comparing(self, asked: Split) -> int:
         """Reading answers that are not the example's own, which start at the embeddings, or after the prompts."""
@@ -101,23 +99,18 @@ class Costs:
             first = every.frozen_states(asked)
         return first + every.reading(asked)
 
-    def _whole(self, split: Split) -> tuple[int, int, int, int]:
-        """The four sums of a pass over a split, the prefix walked once; padded examples each by itself."""
+    def _whole(self, split: Split) -> Sums:
+        """The sums of a pass over a split, the prefix walked once; padded examples each by itself."""
         everything = range(len(split.examples))
         batches = [split.batch(index) for index in ([everything] if self.shape.packed else [[i] for i in everything])]
-        rows = [(*_sums(self.shape, batch), len(batch.targets), batch.seen) for batch in batches]
-        queries, attended, positions, seen = (sum(column) for column in zip(*rows, strict=True))
-        return queries, attended, positions, seen
+        return Sums(*map(sum, zip(*(_sums(self.shape, batch) for batch in batches), strict=True)))
 
     def _part(self, batch: Batch, number: int, progress: float | None) -> Flops:
-        queries, attended = _sums(self.shape, batch)
+        sums = _sums(self.shape, batch)
         flops = cost.training_passes(
             self.shape,
             self.scope.boundary,
-            queries,
-            attended,
-            len(batch.targets),
-            batch.seen,
+            sums,
             technique=self.technique,
             recompute=self.recompute,
             embeddings=self.scope.embeddings,
@@ -127,7 +120,7 @@ class Costs:
             flops += Flops(backward=-self._spared(batch, number)) * self.technique.passes_at(progress)
         frozen = 0
         if self.uncached:  # a packed prefix was walked before
-            own = (batch.ids.numel(), batch.attended) if self.shape.packed else (queries, attended)
+            own = (batch.ids.numel(), batch.attended) if self.shape.packed else sums[:2]
             frozen += cost.forward_flops(self.shape, self.scope.boundary, *own)
         if self.prompts_uncached:
             frozen += self._prompts(batch, self.shape.layers)
@@ -137,26 +130,25 @@ class Costs:
 
     def _spared(self, batch: Batch, number: int) -> int:
         """The gradients of weights above the boundary that do not train, and what dropout there would recompute."""
-        depth, positions = self.shape.layers, len(batch.targets)
+        depth, sums = self.shape.layers, _sums(self.shape, batch)
         idle = set(range(self.scope.boundary + 1, depth + 1)) - set(self.scope.layers_at(number))
-        queries, _ = _sums(self.shape, batch)
         counts = len(idle - {depth}), len(idle & {depth})
-        spared = cost.weight_gradient_flops(self.shape, *counts, queries, positions)
+        spared = cost.weight_gradient_flops(self.shape, *counts, sums)
         if self.recompute and self.shape.layer.ends_in_map and self.shape.layer.drops:
-            spared += cost.last_map_flops(self.shape, *counts, queries, positions)
+            spared += cost.last_map_flops(self.shape, *counts, sums)
         own_head_frozen = not (self.scope.final or self.shape.tied_head or self.technique.matrices_alone)
-        return spared + own_head_frozen * cost.head_forward_flops(self.shape, positions)
+        return spared + own_head_frozen * cost.head_forward_flops(self.shape, sums.positions)
 
 
-def _sums(shape: ModelShape, batch: Batch) -> tuple[int, int]:
-    """Tokens, and the keys that they see; a padded batch has a copy of the prefix in every row."""
-    shared = batch.shared
-    if batch.prompts is not None:
-        return batch.ids.numel(), batch.attended
-    if not shape.packed:
+def _sums(shape: ModelShape, batch: Batch) -> Sums:
+    """Those of a batch's pass; a padded batch has a copy of the prefix in every row."""
+    shared, queries, attended = batch.shared, batch.ids.numel(), batch.attended
+    if batch.prompts is None and shape.packed:
+        queries, attended = queries + shared, attended + shared * (shared + 1) // 2
+    elif batch.prompts is None:
         rows, longest = len(batch.lengths), shared + max(batch.lengths)
-        return rows * longest, rows * longest * (longest + 1) // 2
-    return batch.ids.numel() + shared, batch.attended + shared * (shared + 1) // 2
+        queries, attended = rows * longest, rows * longest * (longest + 1) // 2
+    return Sums(queries, attended, len(batch.targets), batch.seen)
 
 
 def epoch_batches(split: Split, settings: Finetune, seed: int, processes: int = 1) -> Iterator[Iterator[list[Batch]]]:
