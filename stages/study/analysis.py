@@ -134,17 +134,13 @@ def _curve(resamples: Resamples) -> list[Json]:
 
 
 def _identity(study: Study) -> Json:
-    """The scope of the study: models, data, machines, and the number of tuned learning rates."""
-    runs, cases = study.runs, study.cases
-    grids = [[float(rate) for rate in rates.split()] for rates in runs["rates"]]
-    tuned = [(grid, rate) for grid, rate in zip(grids, runs["learning_rate"], strict=True) if len(grid) > 1]
+    """The scope of the study: models, datasets, fine-tunes, machines."""
+    runs = study.runs
     machines = {", ".join(dict.fromkeys(row)) for row in runs[["machine", "device", "dtype"]].itertuples(index=False)}
     return {
-        "data_sets": list(dict.fromkeys(case.data_set for case in cases)),
-        "models": list(dict.fromkeys(case.model for case in cases)),
+        "data_sets": list(dict.fromkeys(case.data_set for case in study.cases)),
+        "models": list(dict.fromkeys(case.model for case in study.cases)),
         "fine_tunes": len(runs),
         "fine_tunes_measured": study.measured,
-        "tuned_rates": len(tuned),
-        "tuned_rates_at_an_end": sum(rate in (min(grid), max(grid)) for grid, rate in tuned),
         "machines": sorted(machines),
     }

@@ -161,11 +161,8 @@ class Runner:
         description = self.progress.description
         values = training_values(self.progress.settings[job.case].values, job.fine_tunes, description)
         trained = [(description.trained(one.method), one.seed) for one in job.fine_tunes]
-        texts = [
-            f"{description.trained(one.method)}-seed{one.seed}"
-            for one in job.fine_tunes
-            if description.arm(one.method).texts
-        ]
+        scored = [one for one in job.fine_tunes if description.arm(one.method).texts]
+        texts = [f"{description.trained(one.method)}-seed{one.seed}" for one in scored]
         more = [self._scoring(texts)] if texts else []
         keep = partial(self.progress.keep, job)
         return Task(job.words, job.name, self._places(job.case), ["finetune", "evaluate"], values, keep, trained, more)
@@ -213,9 +210,6 @@ def _run_commands(folder: Path, commands: Commands) -> str:
     sys.stdout.flush()
     sys.stderr.flush()
     gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()  # the next job's peak is its own
     lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
     said = [line for line in lines if line.strip()]
     return (said or ["no output"])[-1].strip().removeprefix("error: ") if failed else ""

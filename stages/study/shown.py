@@ -141,9 +141,7 @@ def _quality_cell(value: float | None, unit: str) -> Cell:
 def _scope(summary: Json) -> str:
     return (
         f"{summary['fine_tunes']} of {summary['fine_tunes_measured']} fine-tunes of {', '.join(summary['models'])} on "
-        f"{', '.join(summary['data_sets'])}. Measured on {'; '.join(summary['machines'])}. "
-        f"{summary['tuned_rates']} learning rates were tuned on validation data; {summary['tuned_rates_at_an_end']} of "
-        "them are at an edge of what was tried."
+        f"{', '.join(summary['data_sets'])}. Measured on {'; '.join(summary['machines'])}."
     )
 
 

@@ -89,15 +89,6 @@ def test_a_gpu_is_named_once(two_data_sets):
     assert summary_of(two_data_sets.folder)["study"]["machines"] == ["Some GPU, float32"]
 
 
-def test_rates_that_a_grid_decided_are_counted_and_those_at_its_ends(two_data_sets):
-    grids = [("0.1 0.2 0.4", 0.2), ("0.2", 0.2), ("0.1 0.2 0.05", 0.05), ("0.05", 0.05), ("0.1 0.2", 0.2), ("0.2", 0.2)]
-    for row, (rates, best) in zip(two_data_sets.runs, grids, strict=False):
-        row.update(rates=rates, learning_rate=best)
-    main(["--analyse", "--out", str(two_data_sets.write()), "--resamples", "50"])
-    summary = summary_of(two_data_sets.folder)["study"]
-    assert (summary["tuned_rates"], summary["tuned_rates_at_an_end"]) == (3, 2)
-
-
 def test_the_figure_names_every_method_and_is_valid(analysed):
     (figure,) = (analysed / "figures").glob("*.svg")
     text = figure.read_text(encoding="utf-8")
