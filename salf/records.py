@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from salf.errors import UserError
 from salf.files import read_json, require, write_json
@@ -219,6 +219,12 @@ class CurvePoint(BaseModel):
     gradient_norm: float | None = None  # before clipping, the mean of these steps
     gap: float | None = None  # validation loss less training loss
     shift: float | None = None  # from the base: KL(model ‖ base) on the validation split, nats per answer token
+
+    @model_serializer(mode="wrap")
+    def _known(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what was not measured, also after a checkpoint was read back: a resumed run writes the same."""
+        unmeasured = {name for name in ("gradient_norm", "gap", "shift") if getattr(self, name) is None}
+        return {name: value for name, value in write(self).items() if name not in unmeasured}
 
 
 class _Results(BaseModel):
