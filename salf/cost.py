@@ -67,13 +67,13 @@ class Technique:
 
     Attributes:
         passes: over every batch.
-        early: times so many passes in the first ``until`` of all steps.
+        early: factor of ``passes`` in the first ``until`` of all steps.
         until: share of all steps.
         inputs: back-propagation computes the gradients of what maps read.
         weights: back-propagation computes the gradients of the maps' own weights.
         matrices_alone: no norm, embedding or head trains.
         rank: of low-rank adapters on all linear maps but experts; 0: there are none.
-        directions: rank of a random direction that a pass follows beside every trained matrix; 0: there are none.
+        directions: rank of a random direction that a pass adds to every trained matrix; 0: there are none.
         extra: further work of a pass.
         share: share of the scope's weights that train.
         kept: values per trained weight: its gradient, AdamW's two moments, and more.

@@ -35,7 +35,7 @@ class Lap:
     """A contender's reply."""
 
     seconds: list[float]  # since its start, at the end of each part (an epoch, or all)
-    flops: list[int] = field(default_factory=list)  # FLOPs counted up to there; empty where nobody counts
+    flops: list[int] = field(default_factory=list)  # FLOPs counted up to there; empty where they are not counted
     least: list[float] = field(default_factory=list)  # of these seconds, if only matrix products and updates took time
 
 

@@ -59,7 +59,7 @@ class Speed:
     """A fine-tune of one contender above one boundary, up to the end of an epoch.
 
     Attributes:
-        peak_bytes: the largest resident set on a CPU, torch's allocations on a GPU; ``None`` where nobody tells.
+        peak_bytes: the largest resident set on a CPU, torch's allocations on a GPU; ``None`` where it was not measured.
         times_as_fast_as: ratios over other contenders, and over our own full and half fine-tuning; ours only.
         of_ideal: share of the seconds that matrix products of its sizes and the optimizer's memory traffic would take.
     """

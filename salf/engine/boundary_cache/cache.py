@@ -153,8 +153,8 @@ class BoundaryCache:
         layout = Layout.of(prompts_of(split.examples, rows), self.shared, self.batch_tokens)
         columns = self._columns(Columns.of(self.model, self.runtime, boundary), layout)
         begun = self.tap.space if self.tap else boundary if start else 0
-        beside = [self._key(self.tap.layout).digest] if self.tap else []
-        key = self._key(layout).with_keys_values(boundary, begun, "int8" if columns.int8 else "exact", *beside)
+        tapped = [self._key(self.tap.layout).digest] if self.tap else []
+        key = self._key(layout).with_keys_values(boundary, begun, "int8" if columns.int8 else "exact", *tapped)
         if self.tap:
             layout = Layout.of(layout.examples, self.shared, self.batch_tokens, self.tap.layout.groups)
         opened = _PromptOpening(self, layout, key, columns, start, base).opened()

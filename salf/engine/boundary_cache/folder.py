@@ -85,9 +85,9 @@ class Key:
         """Hex SHA-256 of all of it."""
         return digest_of({"units": self.units, **self.given})
 
-    def with_keys_values(self, boundary: int, begun: int, held: str = "exact", *beside: str) -> Self:
-        """The key of keys and values above a boundary, from space ``begun`` on; ``beside``: what shared the passes."""
-        return replace(self, given={**self.given, "keys_values": [boundary, begun, held, *beside]})
+    def with_keys_values(self, boundary: int, begun: int, held: str = "exact", *tapped: str) -> Self:
+        """The key of keys and values above a boundary, from space ``begun`` on; ``tapped``: states filled too."""
+        return replace(self, given={**self.given, "keys_values": [boundary, begun, held, *tapped]})
 
     def at(self, boundary: int) -> Self:
         """The key of the same examples at a shallower boundary."""

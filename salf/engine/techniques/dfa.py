@@ -1,4 +1,4 @@
-"""Direct feedback alignment: a negative control, with which nobody should train.
+"""Direct feedback alignment: a negative control, not for real training.
 
 Launay et al. 2020 (arXiv 2006.12878, "macro"), judged at scale by Filipovich et al. 2022 (arXiv 2210.14593). The error
 e is the loss's gradient at the last layer's output, [M, hidden], before the final norm. Every trained layer gets, in
