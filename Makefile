@@ -55,6 +55,7 @@ audit: setup ## recompute every hash and compare with dvc.lock and the run recor
 	@python -m flows.lineage verify
 
 bench: setup ## compare speed with transformers' Trainer (up to 40 minutes) into reports/benchmark.json
+	@python -m flows.workspace dvc repro prepare
 	@python -m stages.bench
 
 bench-quick: setup ## the short benchmark: a small model, fewer points (3 minutes)

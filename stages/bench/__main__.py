@@ -12,15 +12,11 @@ from pydantic_core import to_jsonable_python
 
 from salf.files import WORK_FOLDER, write_json
 from salf.settings import Device
-from stages.bench.answer_side import AnswerSideTrainer
-from stages.bench.cached import CachedTrainer, PrefixTrainer, measure_cached
-from stages.bench.measure import measure, task_of
-from stages.bench.rounds import Plan
-from stages.bench.workloads import EMBEDDED, SHAPES
+from stages.bench.rounds import CONTENDERS, Plan, measure
+from stages.bench.workloads import OWN, SHAPES
 from stages.common.command import exit_code
 from stages.common.params import Room
 
-_PARTS: Final[dict[str, type[CachedTrainer]]] = {"prefix": PrefixTrainer, "answer-side": AnswerSideTrainer}
 _QUICK: Final = Plan(
     models=("6x384",),
     quarters=(0, 2),
@@ -42,22 +38,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare this project with what people use, and write the measurements."""
     args = _arguments(argv)
     device = BenchRoom.load().device
-    out = args.out or Path("reports", f"{args.only}-benchmark.json" if args.only else "benchmark.json")
-    (room := out.parent / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+    (room := args.out.parent / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+    asked = {name: value for name, value in vars(args).items() if value and name not in ("quick", "out")}
     with TemporaryDirectory(dir=room) as name:
-        folder = Path(name).absolute()
-        if args.only:
-            task = task_of((args.models or [EMBEDDED])[0], folder, args.batch_size, device)
-            found = measure_cached(_PARTS[args.only], task, args.examples, args.repeats or 3, folder)
-        else:
-            given = {name: getattr(args, name) for name in ("models", "batch_size", "repeats") if getattr(args, name)}
-            found = measure(replace(_QUICK if args.quick else Plan(), **given), device, folder)
-    write_json(out, to_jsonable_python(found))
-    for part in found.get("models", [found]):
+        found = measure(replace(_QUICK if args.quick else Plan(), **asked), device, Path(name).absolute())
+    write_json(args.out, to_jsonable_python(found))
+    for part in found["models"]:
         print(_line(part["workload"]))
-        for speed in (*part["speeds"], *part.get("tracing", [])):
+        for speed in (*part["speeds"], *part["tracing"]):
             print(f"  {_line(vars(speed))}")
-    print(f"benchmark: {out}")
+    print(f"benchmark: {args.out}")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -67,23 +57,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "turn on this machine.",
         epilog="example: python -m stages.bench --quick --out reports/benchmark-quick.json",
     )
-    names = [EMBEDDED, *SHAPES]
-    parser.add_argument(
-        "--only",
-        choices=_PARTS,
-        help="measure the cached prefix, or answer-side tuning, in a Trainer, and nothing else",
-    )
-    counts = ", ".join(f"{name} {part.examples}" for name, part in _PARTS.items())
-    parser.add_argument("--examples", type=int, help=f"of --only, per epoch (default: {counts})")
+    names = [OWN, *SHAPES]
     parser.add_argument("--quick", action="store_true", help="the short form: a small model, fewer points")
-    parser.add_argument("--models", nargs="+", choices=names, help=f"default: {EMBEDDED} 12x1024 (quick: 6x384)")
+    parser.add_argument("--models", nargs="+", choices=names, help=f"default: {OWN} 12x1024 (quick: 6x384)")
+    parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), help="default: all; trainer is always one")
     parser.add_argument("--batch-size", type=int, default=8, help="examples per batch, for all contenders (default: 8)")
     parser.add_argument("--repeats", type=int, help="rounds (default: 3; quick: 2)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="file to write (default: reports/benchmark.json, with --only reports/<part>-benchmark.json)",
-    )
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmark.json"), help="file to write")
     return parser.parse_args(argv)
 
 

@@ -1,24 +1,31 @@
 """Fine-tunes and traces of all contenders in turn, round by round, and the ratios that follow."""
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from salf.engine.progress import progress
-from stages.bench.contender import Contender, Measured
+from salf.settings import Device
+from stages.bench.cached import PrefixTrainer, PromptTrainer
+from stages.bench.contender import Contender, Measured, facts
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer
 from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, PromptReader, TraceMaker
-from stages.bench.spread import Spread
-from stages.bench.workloads import EMBEDDED, Task
+from stages.bench.workloads import OWN, Task, task_of
 from stages.trace.collect import SHARD_EXAMPLES
 
 OURS: Final = "ours"
 TRAINER: Final = "trainer"
 LORA: Final = "lora"
-_ANSWERS: Final = {f"ours, {kind.method.name}": kind for kind in (AnswerTuner, AnswerLoraTuner)}
-_KINDS: Final = {OURS: FineTuner, TRAINER: HuggingFaceTrainer, LORA: HuggingFaceLora, **_ANSWERS}
+PREFIX: Final = "trainer, cached prefix"
+_WHOLE: Final = {  # of all layers, whatever the boundary
+    LORA: HuggingFaceLora,
+    **{f"ours, {kind.method.name}": kind for kind in (AnswerTuner, AnswerLoraTuner)},
+    "trainer, cached prompts": PromptTrainer,
+}
+CONTENDERS: Final = {OURS: FineTuner, TRAINER: HuggingFaceTrainer, PREFIX: PrefixTrainer, **_WHOLE}
 _FEWEST_BATCHES: Final = 2
 _MOST_BATCHES: Final = 48
 _MEAN_RUN: Final = 0.7  # of a full fine-tune by the Trainer, at most: half of the layers are frozen on average
@@ -35,7 +42,8 @@ Run = TypeVar("Run")
 class Plan:
     """The measurements of a benchmark; as it stands the full form."""
 
-    models: Sequence[str] = (EMBEDDED, "12x1024")  # names of workloads: ``embedded`` or a shape's
+    models: Sequence[str] = (OWN, "12x1024")  # names of workloads: ``own`` or a shape's
+    contenders: Sequence[str] = tuple(CONTENDERS)  # the Trainer always takes part
     batch_size: int = 8
     quarters: Sequence[int] = (0, 1, 2, 3)  # boundaries, in quarters of the depth; the first is 0
     epochs: Sequence[int] = (1, 3, 5)  # ascending; one run of the most epochs is read at the end of each of these
@@ -49,9 +57,32 @@ class Plan:
         return sorted({layers * quarter // 4 for quarter in self.quarters})
 
     def runs(self, layers: int) -> list[FineTune]:
-        """The contender and boundary of each run of a round; LoRA adapts all layers, whatever the boundary."""
-        each = [(name, boundary) for name in (OURS, TRAINER) for boundary in self.boundaries(layers)]
-        return [*each, *((name, 0) for name in (LORA, *_ANSWERS))]
+        """The contender and boundary of each run of a round."""
+        each = [(name, boundary) for name in (OURS, TRAINER, PREFIX) for boundary in self.boundaries(layers)]
+        runs = [*each, *((name, 0) for name in _WHOLE)]
+        return [run for run in runs if run[0] in (TRAINER, *self.contenders) and run != (PREFIX, 0)]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, lowest and highest of several rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Summarise at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
+
+    @classmethod
+    def of_ratios(cls, numerators: Sequence[float], denominators: Sequence[float]) -> Self:
+        """Summarise the ratios of measurements of the same round."""
+        return cls.of([above / below for above, below in zip(numerators, denominators, strict=True)])
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.low:.3g}–{self.high:.3g})"
 
 
 @dataclass(frozen=True)
@@ -60,8 +91,9 @@ class Speed:
 
     Attributes:
         peak_bytes: the largest resident set on a CPU, torch's allocations on a GPU; ``None`` where it was not measured.
-        times_as_fast_as: ratios over other contenders, and over our own full and half fine-tuning; ours only.
-        of_ideal: share of the seconds that matrix products of its sizes and the optimizer's memory traffic would take.
+        times_as_fast_as: ratios over other contenders, and over our own full and half fine-tuning.
+        of_ideal: share of the seconds that matrix products of its sizes and the optimizer's memory traffic would take;
+            ours only.
     """
 
     contender: str
@@ -83,11 +115,22 @@ class TracingSpeed:
     of_plain_forward: Spread
 
 
+def measure(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
+    """Measure everything; models and logs go into ``folder``. Returns the artifact."""
+    models = []
+    for name in plan.models:
+        task = task_of(name, folder, plan.batch_size, device)
+        examples, measured = measure_fine_tunes(task, plan, folder)
+        found = {"workload": task.described(examples), "speeds": list(speeds(measured, plan.epochs))}
+        models.append({**found, "tracing": measure_tracing(task, plan, folder)})
+    return {**facts(device), "quick": plan.quick, "repeats": plan.repeats, "models": models}
+
+
 def measure_fine_tunes(task: Task, plan: Plan, logs: Path) -> tuple[int, dict[FineTune, list[Measured]]]:
     """Fine-tune above all boundaries with all contenders; returned with the number of examples of an epoch."""
     runs, epochs = plan.runs(task.layers), plan.epochs[-1]
     with ExitStack() as stack:
-        contenders = started(stack, _KINDS, task, logs)
+        contenders = started(stack, {name: CONTENDERS[name] for name, _ in runs}, task, logs)
         examples = _examples(contenders[TRAINER], task, plan, len(runs))
         amount = {"epochs": epochs, "examples": examples}
         measured = in_turn(
@@ -101,11 +144,10 @@ def measure_fine_tunes(task: Task, plan: Plan, logs: Path) -> tuple[int, dict[Fi
 
 def speeds(measured: Mapping[FineTune, list[Measured]], epochs: Sequence[int]) -> Iterator[Speed]:
     """Every fine-tune at the end of each of these epochs, compared with others in the same rounds."""
-    boundaries = [boundary for name, boundary in measured if name == OURS]
+    boundaries = [boundary for name, boundary in measured if name == TRAINER]
     half = boundaries[len(boundaries) // 2]
     for (name, boundary), rounds in measured.items():
         peaks = [lap["peak_bytes"] for lap in rounds]
-        peak = None if None in peaks else max(peaks)
         others = {
             "our full": (OURS, 0),
             f"ours above {half}": (OURS, half),
@@ -113,15 +155,19 @@ def speeds(measured: Mapping[FineTune, list[Measured]], epochs: Sequence[int]) -
             "Trainer, same layers frozen": (TRAINER, boundary),
             "Trainer, LoRA": (LORA, 0),
         }
+        compared = {} if name in (TRAINER, LORA) else {key: run for key, run in others.items() if run in measured}
         for count in epochs:
             laps = _seconds(rounds, count)
-            alone = Speed(name, boundary, count, Spread.of(laps), peak)
-            if name in (TRAINER, LORA):
-                yield alone
-                continue
-            times = {other: Spread.of_ratios(_seconds(measured[run], count), laps) for other, run in others.items()}
-            yield replace(
-                alone, times_as_fast_as=times, of_ideal=Spread.of_ratios(_seconds(rounds, count, "least"), laps)
+            yield Speed(
+                contender=name,
+                boundary=boundary,
+                epochs=count,
+                seconds=Spread.of(laps),
+                peak_bytes=None if None in peaks else max(peaks),
+                times_as_fast_as={
+                    key: Spread.of_ratios(_seconds(measured[run], count), laps) for key, run in compared.items()
+                },
+                of_ideal=Spread.of_ratios(_seconds(rounds, count, "least"), laps) if rounds[0]["least"] else None,
             )
 
 

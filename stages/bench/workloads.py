@@ -1,8 +1,5 @@
-"""Workloads to train and trace: a model folder and its examples, the real task or random weights of a given shape."""
+"""Workloads to train and trace: a model and examples, the project's own or random ones of a given shape."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +7,16 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from ruamel.yaml import YAML
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-import stages
 from salf.engine.batches import Example, read_examples
-from salf.errors import UserError
-from salf.files import read_json, replacing_folder
-from salf.records import read_sizes
+from salf.files import replacing_folder
+from salf.records import BaseRecord, read_sizes
 from salf.scale.inputs import published
 from salf.settings import Device
-from stages.common.params import PARAMS_FILE
 
-EMBEDDED: Final = "embedded"
+OWN: Final = "own"
 RATE: Final = 1e-6  # of every contender: weights stay finite however often they are trained on
 _FIRST_TOKEN: Final = 3  # below it are the tokens that mark beginning, end and padding
 _MOST_EXAMPLES: Final = 2048
@@ -56,6 +49,7 @@ SHAPES: Final = {
     "6x384": Shape(_llama(6, 384, 1024, 6, 8000), shared=0, own=(16, 48)),
     "smollm2-135m": Shape(published()["smollm2-135m"]["config"], shared=97, own=(9, 40)),
     "llama-1b": Shape(published()["llama-1b"]["config"], shared=0, own=(64, 192)),
+    **{f"prompts-{n}": Shape(_llama(6, 384, 1024, 6, 8000), shared=0, own=(n, n)) for n in (64, 256, 1024)},
 }
 
 
@@ -96,23 +90,26 @@ class Task:
         }
 
 
-def embedded_task(folder: Path, batch_size: int, device: Device) -> Task:
-    """The embedded model and its training split, made in ``folder``; the examples are in an order that stays."""
-    folder.mkdir(parents=True)
-    yaml = YAML()
-    params = yaml.load(PARAMS_FILE.read_text(encoding="utf-8"))
-    params["model"]["source"], params["data"]["source"] = "embedded", "docstrings"
-    with (folder / PARAMS_FILE.name).open("w", encoding="utf-8") as file:
-        yaml.dump(params, file)
-    run_stage(folder, "base", "--out", "base")
-    run_stage(folder, "prepare", "--base", "base", "--out", "prepared")
-    prepared, model = folder / "prepared", read_json(folder / "base/base.json")
-    examples = read_examples(prepared, "train")
+def task_of(name: str, folder: Path, batch_size: int, device: Device) -> Task:
+    """A workload by its name; random weights are written into ``folder``."""
+    if name == OWN:
+        return own_task(batch_size, device)
+    return random_task(name, SHAPES[name], folder / name, batch_size, device)
+
+
+def own_task(batch_size: int, device: Device) -> Task:
+    """The project's base model and training split; the examples are in an order that stays.
+
+    Raises:
+        UserError: they are not made yet.
+    """
+    folder, prepared = Path("data/base").absolute(), Path("data/prepared")
+    base, examples = BaseRecord.load(folder), read_examples(prepared, "train")
     order = np.random.default_rng(0).permutation(len(examples))
     return Task(
-        name=model["name"],
-        origin=f"{model['origin']}; examples of its prepared task",
-        folder=folder / "base",
+        name=base.name,
+        origin=f"{base.origin}; examples of the project's data",
+        folder=folder,
         examples=[examples[i] for i in order],
         shared=read_sizes(prepared).shared_prefix_tokens,
         batch_size=batch_size,
@@ -148,16 +145,3 @@ def _write_model(shape: Shape, folder: Path) -> None:
     torch.manual_seed(0)
     with replacing_folder(folder) as aside:
         AutoModelForCausalLM.from_config(config).save_pretrained(aside)
-
-
-def run_stage(folder: Path, stage: str, *options: str) -> None:
-    """Run a stage in a folder.
-
-    Raises:
-        UserError: it failed.
-    """
-    environment = {**os.environ, "PYTHONPATH": str(Path(stages.__path__[0]).parent)}  # stages are found in any folder
-    command = [sys.executable, "-m", f"stages.{stage}", *options]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{' '.join(command)} failed: {' '.join(done.stderr.split())[-500:]}")

@@ -1,5 +1,6 @@
 """All contenders do the work that they are timed for."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from salf.parameters import trained_names
 from salf.settings import Device
 from salf.shape import ModelShape
 from stages.bench import others, ours
-from stages.bench.cached import PrefixTrainer
+from stages.bench.cached import PrefixTrainer, PromptTrainer
 from stages.bench.contender import Contender
 from stages.bench.others import HuggingFaceLora, HuggingFaceTrainer, labelled, pad
 from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, PromptReader, TraceMaker, product_rate
@@ -113,16 +114,24 @@ def test_prompts_are_read_as_whole_examples(task, monkeypatch):
     assert len(kept[0].rows) == sum(len(example.inputs) for example in task.examples[:8])
 
 
-def test_the_trainer_with_and_without_the_cached_prefix_makes_the_same_model(task, monkeypatch):
+@pytest.mark.parametrize(("kind", "boundary"), [(PrefixTrainer, 2), (PromptTrainer, 0)])
+def test_the_clock_includes_what_fills_the_cache_and_the_prefixs_model_is_the_trainers(
+    task, monkeypatch, kind, boundary
+):
     monkeypatch.setattr(others, "RATE", 0.01)
-    made = []
-    for cached in (False, True):
-        runner = PrefixTrainer(task)
-        lap = runner.run(boundary=2, epochs=2, examples=8, cached=cached)
-        assert len(lap.seconds) == 2 + cached  # the frozen layers' pass comes first
-        assert lap.seconds == sorted(lap.seconds)
-        made.append(weights(runner.network))
-    torch.testing.assert_close(*made, rtol=1e-3, atol=1e-4)
+    runner, plain = kind(task), HuggingFaceTrainer(task)
+    monkeypatch.setattr(plain, "sampling", runner.sampling)
+    before = weights(runner.network)
+    filled = runner.cached
+    monkeypatch.setattr(runner, "cached", lambda *args: time.sleep(2) or filled(*args))
+    laps = [one.run(boundary=boundary, epochs=2, examples=8).seconds for one in (runner, plain)]
+    assert [len(lap) for lap in laps] == [2, 2]
+    assert laps[0][0] > 2
+    if kind is PrefixTrainer:
+        torch.testing.assert_close(weights(runner.network), weights(plain.network), rtol=1e-3, atol=1e-4)
+    else:
+        assert {name.split(".")[2] for name in changed(before, runner.network) if ".layers." in name} == set("0123")
+        runner.run(boundary=boundary, epochs=1, examples=8)  # prompts are read by the base again
 
 
 def test_a_second_run_above_another_boundary_is_not_hindered_by_the_first(task, monkeypatch):

@@ -2,9 +2,7 @@
 
 import pytest
 
-from stages.bench.cached import _speed
-from stages.bench.rounds import LORA, OURS, TRAINER, Plan, speeds
-from stages.bench.spread import Spread
+from stages.bench.rounds import LORA, OURS, PREFIX, TRAINER, Plan, Spread, speeds
 
 
 def rounds(*seconds, least=(), peak=100):
@@ -18,6 +16,7 @@ MEASURED = {
     (TRAINER, 0): rounds((10, 20, 30), (20, 40, 60), (12, 22, 32), peak=400),
     (TRAINER, 2): rounds((7, 14, 21), (14, 28, 42), (7, 14, 21), peak=300),
     (LORA, 0): rounds((8, 16, 24), (16, 32, 48), (8, 16, 24), peak=250),
+    (PREFIX, 2): rounds((7, 10, 14), (14, 20, 28), (7, 10, 14), peak=300),
     ("ours, full+answer", 0): rounds((5, 7, 9), (10, 14, 18), (4, 6, 8), least=(2, 4, 6)),
     ("ours, full+answer+lora", 0): rounds((4, 6, 8), (8, 12, 16), (4, 6, 8), least=(1, 2, 3)),
 }
@@ -36,6 +35,9 @@ def test_a_round_has_all_boundaries_and_answers_alone():
     plan = Plan(quarters=(0, 2, 3))
     assert [run for run in plan.runs(4) if run[0] == OURS] == [(OURS, 0), (OURS, 2), (OURS, 3)]
     assert {("ours, full+answer", 0), ("ours, full+answer+lora", 0), (LORA, 0), (TRAINER, 3)} < set(plan.runs(4))
+    assert [run for run in plan.runs(4) if run[0] == PREFIX] == [(PREFIX, 2), (PREFIX, 3)]
+    some = Plan(quarters=(0, 2), contenders=(PREFIX,))
+    assert some.runs(4) == [(TRAINER, 0), (TRAINER, 2), (PREFIX, 2)]
 
 
 def test_every_fine_tune_is_compared_in_the_same_rounds(found):
@@ -47,23 +49,24 @@ def test_every_fine_tune_is_compared_in_the_same_rounds(found):
     assert half.times_as_fast_as["Trainer, LoRA"].high == pytest.approx(24 / 13)
     answers = found["ours, full+answer", 0, 3]
     assert answers.times_as_fast_as["ours above 2"].median == pytest.approx(13 / 9)
+    cached = found[PREFIX, 2, 3].times_as_fast_as
+    assert [cached[name].median for name in ("Trainer", "Trainer, same layers frozen")] == [30 / 14, 1.5]
     assert found[TRAINER, 0, 1].times_as_fast_as == {}
 
 
 def test_the_ideal_is_what_products_and_the_optimizers_traffic_took_in_the_same_round(found):
     assert found["ours, full+answer", 0, 3].of_ideal == Spread.of([6 / 9, 6 / 18, 6 / 8])
     assert found[OURS, 0, 1].of_ideal == Spread.of([6 / 8, 6 / 16, 6 / 8])
-    assert found[LORA, 0, 3].of_ideal is None
+    assert {one.contender for one in found.values() if one.of_ideal is None} == {TRAINER, LORA, PREFIX}
+
+
+def test_a_benchmark_of_some_contenders_compares_with_these(found):
+    some = {run: laps for run, laps in MEASURED.items() if run[0] in (TRAINER, PREFIX)}
+    (one,) = [one for one in speeds(some, (3,)) if one.contender == PREFIX]
+    assert set(one.times_as_fast_as) == {"Trainer", "Trainer, same layers frozen"}
 
 
 def test_memory_is_the_largest_of_the_rounds_and_none_where_a_round_does_not_say(found):
     assert (found[OURS, 2, 3].peak_bytes, found[TRAINER, 2, 3].peak_bytes) == (102, 302)
     silent = {**MEASURED, (LORA, 0): [{**lap, "peak_bytes": None} for lap in MEASURED[LORA, 0]]}
     assert {one.contender for one in speeds(silent, (3,)) if one.peak_bytes is None} == {LORA}
-
-
-def test_a_cached_run_includes_what_fills_its_cache():
-    measured = {(2, True): rounds((2, 4, 6, 8)), (2, False): rounds((6, 9, 12)), (0, False): rounds((8, 16, 24))}
-    found = _speed(measured, 2, {"frozen": 2, "none": 0}, epochs=3)
-    assert (found.seconds.median, found.cache_share.median) == (8, 0.25)
-    assert {name: ratio.median for name, ratio in found.times_as_fast_as.items()} == {"frozen": 1.5, "none": 3}

@@ -6,10 +6,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from salf.errors import UserError
-from stages.bench import workloads
-from stages.bench.workloads import SHAPES, random_examples
+from stages.bench.workloads import OWN, SHAPES, random_examples, task_of
 from tests.bench.conftest import CPU, SHAPE
-from tests.conftest import write_params
 
 
 def test_examples_share_their_beginning_and_nothing_else():
@@ -47,20 +45,7 @@ def test_published_configurations_have_their_published_size(name, millions):
     assert network.num_parameters() / 1e6 == pytest.approx(millions, abs=0.1)
 
 
-def test_the_embedded_task_is_made_whatever_the_project_is_set_to(tmp_path, monkeypatch):
+def test_the_projects_own_task_is_refused_before_it_is_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_params(tmp_path, data__source="files")
-    asked = []
-
-    def make(folder, stage, *_):
-        params = (folder / "params.yaml").read_text()
-        asked.append(stage)
-        assert "source: embedded" in params
-        assert "source: docstrings" in params
-        if stage == "prepare":
-            raise UserError("enough")
-
-    monkeypatch.setattr(workloads, "run_stage", make)
-    with pytest.raises(UserError, match="enough"):
-        workloads.embedded_task(tmp_path / "aside", 8, CPU)
-    assert asked == ["base", "prepare"]
+    with pytest.raises(UserError, match=r"data/base.*run"):
+        task_of(OWN, tmp_path, 8, CPU)
