@@ -6,7 +6,6 @@ their contrast with the ground is at least 3:1; the marker says the same a secon
 """
 
 import io
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import BboxBase
+from numpy.typing import ArrayLike
 
 from salf.methods import frozen_by_name, method_of
 
@@ -64,12 +65,13 @@ ACCENT: Final = INKS["salf"].stand_in
 WIDTH: Final = 360
 HEIGHT: Final = 256
 _POINTS_PER_INCH: Final = 72
-_Box = tuple[float, float, float, float]
-# In shares of the axes: a bold letter's width, a line's height, the gap next to a mark.
-_LETTER: Final = 0.0195
-_LINE: Final = 0.085
-_GAP: Final = 0.028
-_BESIDE: Final = 0.045  # from its point to a label that needs no line
+# Offsets of a label from its point in points, the nearest first, and the side of the text that is there.
+_OFFSETS: Final = (
+    *((side * 7, shift, side) for shift in (0, 8, -8) for side in (1, -1)),
+    *((0, shift, 0) for shift in (14, -14)),
+    *((side * 7, sign * shift, side) for shift in (22, 36, 50) for sign in (1, -1) for side in (1, -1)),
+)
+_SIDES: Final = {1: "left", 0: "center", -1: "right"}
 _HALO: Final = "halo"  # texts of this id get an outline in the ground's colour, from the style sheet
 _OUTLINE: Final = "paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round"
 
@@ -192,9 +194,7 @@ def inline(text: str) -> str:
 
 def halo(text: Text) -> None:
     """Outline a text of an axes in the colour of the ground, so that lines do not cross it."""
-    if text.axes is None:
-        raise ValueError("only texts inside axes can have a halo")
-    text.set_gid(f"{_HALO}-{len(text.axes.texts)}")
+    text.set_gid(f"{_HALO}-{len(text.axes.texts)}" if text.axes else None)
 
 
 def place_labels(
@@ -202,54 +202,30 @@ def place_labels(
 ) -> None:
     """Write (x, y, text, colour) labels next to their points, clear of each other and of the obstacles.
 
-    Works in shares of the axes, when their limits are final. A label far from its point is led to it by a line.
+    To be called when the limits of the axes are final. A thin line leads from each label to its point.
     """
-    axes.autoscale_view()  # matplotlib would find the limits when it draws
-    taken: list[_Box] = []
-    marks = [_share(axes, x, y) for x, y, _, _ in labels]
-    blocked = [_share(axes, x, y) for x, y in obstacles]
-    for (_, _, text, colour), mark in zip(labels, marks, strict=True):
-        width = _LETTER * len(text) + 0.01
-        others = [m for m in [*marks, *blocked] if m != mark]
-        left, bottom = min(_places(*mark, width), key=lambda place: _covered(place, width, taken, others))
-        taken.append((left, bottom, left + width, bottom + _LINE))
-        _lead(axes, mark, taken[-1], colour)
-        label = axes.text(
-            left, bottom + _LINE / 2, text, transform=axes.transAxes, color=colour, va="center", fontweight="bold"
-        )
-        halo(label)
+    figure = axes.get_figure(root=True)
+    assert figure, "axes are a figure's"
+    figure.draw_without_rendering()  # lays the axes out
+    points = axes.transData.transform([*(label[:2] for label in labels), *obstacles])
+    taken: list[BboxBase] = []
+    for x, y, words, colour in labels:
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+        style: Any = {"color": colour, "va": "center", "fontweight": "bold", "arrowprops": line}
+        text = axes.annotate(words, (x, y), (0, 0), textcoords="offset points", **style)
+        text.get_window_extent()  # from here on its place is that relative to its point
+        halo(text)
+        best = min(_OFFSETS, key=lambda offset: _covered(_put(text, offset), axes.bbox, taken, points))
+        taken.append(_put(text, best))
 
 
-def _lead(axes: Axes, mark: tuple[float, float], box: _Box, colour: str) -> None:
-    """A thin line from a point to the nearest place of its label, if the label is not next to it."""
-    left, bottom, right, top = box
-    x, y = min(max(mark[0], left), right), min(max(mark[1], bottom), top)
-    if math.hypot(x - mark[0], y - mark[1]) > _BESIDE:
-        axes.plot([mark[0], x], [mark[1], y], transform=axes.transAxes, color=colour, linewidth=0.6)
+def _put(text: Text, offset: tuple[int, int, int]) -> BboxBase:
+    """Move a label, and return the box of its letters."""
+    text.set(position=offset[:2], horizontalalignment=_SIDES[offset[2]])
+    return Text.get_window_extent(text)
 
 
-def _places(x: float, y: float, width: float) -> list[tuple[float, float]]:
-    """Lower left corners around a point, the nearest first."""
-    sides = (x + _GAP, x - _GAP - width)
-    level = [(left, y - _LINE / 2 + shift) for shift in (0.0, 0.6 * _LINE, -0.6 * _LINE) for left in sides]
-    centred = [(x - width / 2, y + 0.03), (x - width / 2, y - 0.03 - _LINE)]
-    far = [(left, y - _LINE / 2 + sign * n * _LINE) for n in (1.2, 2.0, 2.8) for sign in (1, -1) for left in sides]
-    return [*level, *centred, *far]
-
-
-def _covered(
-    place: tuple[float, float], width: float, taken: Sequence[_Box], marks: Sequence[tuple[float, float]]
-) -> int:
-    """The cost of a label at a place: hiding other labels weighs most, then leaving the axes, then hiding marks."""
-    left, bottom = place
-    right, top = left + width, bottom + _LINE
-    boxes = sum(left < b[2] and b[0] < right and bottom < b[3] and b[1] < top for b in taken)
-    points = sum(left - 0.015 < x < right + 0.015 and bottom - 0.005 < y < top + 0.005 for x, y in marks)
-    outside = (left < -0.005) + (right > 1.04) + (bottom < 0) + (top > 1.06)
-    return 60 * boxes + 30 * outside + points
-
-
-def _share(axes: Axes, x: float, y: float) -> tuple[float, float]:
-    shown = axes.transData.transform((x, y))
-    inside = axes.transAxes.inverted().transform(shown)
-    return float(inside[0]), float(inside[1])
+def _covered(box: BboxBase, inside: BboxBase, taken: Sequence[BboxBase], points: ArrayLike) -> float:
+    """The cost of a label's place: hiding other labels weighs most, then leaving the axes, then hiding points."""
+    sides = (box.x0 < inside.x0, box.x1 > inside.x1, box.y0 < inside.y0, box.y1 > inside.y1)
+    return 60 * sum(map(box.overlaps, taken)) + 30 * sum(sides) + box.count_contains(points)

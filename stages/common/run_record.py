@@ -48,7 +48,7 @@ def begin(argv: Sequence[str] | None = None) -> Run | None:
         stage=stage,
         command=_command(arguments),
         temporary=Path(root, ".dvc/tmp").resolve() in Path.cwd().resolve().parents,  # an experiment in a copy
-        **_code_state(Path.cwd()),
+        **code_state(Path.cwd())[0],
         flow_run=os.environ.get("SALF_FLOW_RUN"),
         flow_run_name=os.environ.get("SALF_FLOW_RUN_NAME"),
         versions=versions(),
@@ -103,20 +103,23 @@ def _command(arguments: Sequence[str]) -> list[str]:
     return ["python", *program, *arguments]
 
 
-def _code_state(folder: Path) -> dict[str, Any]:
-    """Commit, branch and whether files differ from the commit, as git says; empty outside of git."""
+def code_state(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return commit and branch as git says (``None`` outside of git), and the files that differ from the commit.
+
+    What the pipeline itself writes is no change of its code.
+    """
     status = ("status", "--porcelain=v2", "--branch", "--untracked-files=all", "--no-renames", "-z", "--", ".")
     found = git(folder, *status)
     place = git(folder, "rev-parse", "--is-shallow-repository", "--show-prefix")
     if found is None or place is None:
-        return dict.fromkeys(["commit", "branch", "detached", "shallow", "dirty", "dirty_files_sha256"])
+        return dict.fromkeys(["commit", "branch", "detached", "shallow", "dirty", "dirty_files_sha256"]), []
     shallow, prefix = os.fsdecode(place).split("\n")[:2]  # git names files from the top of its repository
     entries = os.fsdecode(found).split("\0")
     head = dict(entry.removeprefix("# branch.").split(" ", 1) for entry in entries if entry.startswith("# branch."))
-    written = {"dvc.lock", *_pipeline_outputs(folder)}  # what a run itself writes is no change of its code
+    written = {"dvc.lock", *_pipeline_outputs(folder)}
     paths = [path.removeprefix(prefix) for path in map(_path_of, entries) if path]
     changed = [p for p in paths if p not in written and not p.startswith(f"{LEDGER.parent.as_posix()}/")]
-    return {
+    facts = {
         "commit": None if head["oid"] == "(initial)" else head["oid"],
         "branch": None if head["head"] == "(detached)" else head["head"],
         "detached": head["head"] == "(detached)",
@@ -124,6 +127,7 @@ def _code_state(folder: Path) -> dict[str, Any]:
         "dirty": bool(changed),
         "dirty_files_sha256": _hash_of_files(folder, changed) if changed else None,
     }
+    return facts, sorted(changed)
 
 
 def _path_of(entry: str) -> str | None:

@@ -65,8 +65,7 @@ class Artifacts:
     predictions: pd.DataFrame | None
     runs: dict[str, FineTuneRecord]
     clocks: dict[str, FineTuneClock]
-    hashes: dict[str, str]  # SHA-256 by path, of the files that the page prints
-    digests: dict[str, str]  # SHA-256 of what other artifacts name by its hash, where it exists
+    hashes: dict[str, str]  # SHA-256 of what the page prints and other artifacts name by its hash
     study: StudyPage | None
     study_figures: dict[str, str]
     parameters: Params
@@ -114,7 +113,6 @@ def load(sources: Namespace, parameters: Params) -> Artifacts:
         runs={path.parent.name: FineTuneRecord.load(path.parent) for path in runs},
         clocks={path.stem: FineTuneClock.load(path) for path in sorted(sources.measured.glob("[!.]*.json"))},
         hashes=_hashes(sources),
-        digests=_digests(sources),
         study=StudyPage.read(sources.study),
         study_figures={file.stem: file.read_text(encoding="utf-8") for file in drawn},
         parameters=parameters,
@@ -123,14 +121,9 @@ def load(sources: Namespace, parameters: Params) -> Artifacts:
 
 
 def _hashes(sources: Namespace) -> dict[str, str]:
-    first = (sources.base / "base.json", sources.prepared / "meta.json", *sorted(sources.traces.glob("*.parquet")))
-    then = (sources.law, sources.gains, sources.plan, sources.metrics, sources.comparison, sources.predictions)
-    return {file.as_posix(): sha256_file(file) for file in (*first, *then) if file.exists()}
-
-
-def _digests(sources: Namespace) -> dict[str, str]:
-    named = {name: getattr(sources, name) for name in ("law", "gains", "plan")}
+    named = {"base": sources.base / "base.json", "prepared": sources.prepared / "meta.json"}
     named |= {split: sources.prepared / f"{split}.parquet" for split in SPLITS}
+    named |= {name: getattr(sources, name) for name in ("law", "gains", "plan", "metrics", "comparison", "predictions")}
     found = {name: sha256_file(file) for name, file in named.items() if file.exists()}
     return found | ({"traces": sha256_folder(sources.traces)} if any(sources.traces.glob("*.parquet")) else {})
 

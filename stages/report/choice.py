@@ -3,19 +3,15 @@
 from collections.abc import Iterator, Mapping
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from salf.methods import SCOPES
 from salf.plan import FreezePlan
 from salf.plan_records import Certainty, FrontierPoint, RunnerUp, SelectedBoundary, Spent
-from salf.selectors import SELECTORS, SIGNALS
 from stages.common.figures import ACCENT, MUTED, colour, marker, place_labels
 from stages.report.artifacts import Artifacts
-from stages.report.depth import scores_figure
 from stages.report.figures import figure, in_percent
 from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
 from stages.report.wording import (
-    THIN,
     compact,
     count,
     decimal,
@@ -30,7 +26,7 @@ from stages.report.wording import (
 
 
 def frontier_section(artifacts: Artifacts) -> Section:
-    """Cost against what is left to train, and the predicted memory, for every boundary."""
+    """Cost against what is left to train, for every boundary."""
     plan = artifacts.plan
     section = Section("frontier", "Frontier", "Cost and benefit of every boundary")
     chosen, epochs = plan.frontier[plan.boundary], plan.cost_model.epochs
@@ -42,7 +38,7 @@ def frontier_section(artifacts: Artifacts) -> Section:
         f"{percent(chosen.flops_share_many_epochs)}, because the frozen layers run once. Of the backward FLOPs alone "
         f"it is {percent(chosen.flops_backward_share)}{lora}."
     )
-    section.figures += [*_benefit(plan), _memory(plan)]
+    section.figures += _benefit(plan)
     by_trace = ("salf", "salf-law", "salf-deviation-observed")
     found = {name: chosen for name, chosen in plan.boundaries.items() if name in by_trace}
     caption = "Where the trace ends the frozen part: by salf’s gain, by the law, and by the observed deviation."
@@ -83,7 +79,7 @@ def _boundary(plan: FreezePlan, boundary: int, note: str = "") -> Cell:
 
 
 def selectors_section(artifacts: Artifacts) -> Section:
-    """Each selector's boundary, cost and reason; the scores of selectors that score every boundary.
+    """Each selector's boundary, cost and reason.
 
     The control first-n is left out: it has no boundary, and its cost is not on the frontier.
     """
@@ -94,9 +90,6 @@ def selectors_section(artifacts: Artifacts) -> Section:
         f"The plan follows {plan.selector}. {len(found)} selectors have the evidence that they need. None of them "
         "knows the resulting quality: only fine-tuning above their boundaries measures it (make study)."
     )
-    # The scores of selectors that read the trace are its gains, which have figures of their own.
-    measured = {name: one for name, one in SELECTORS.items() if one.needs in {*SIGNALS, "pilot"} and name in found}
-    section.figures += [scores_figure(name, one, found[name]) for name, one in measured.items() if found[name].scores]
     caption = "Every selector that has its evidence, the shallowest boundary first."
     section.tables.append(_selectors_table("selectors-table", caption, plan, found))
     if plan.absent:
@@ -170,33 +163,6 @@ def _benefit(plan: FreezePlan) -> Iterator[Figure]:
     if answers:
         caption += " The second curve: the same boundaries with weights that act on answers alone (+answer)."
     yield figure("fig-frontier", title, caption, paint)
-
-
-def _memory(plan: FreezePlan) -> Figure:
-    """Predicted training memory for every boundary: optimizer, gradients, activations, stacked."""
-    parts = {
-        "optimizer": ([p.optimizer_bytes for p in plan.frontier], colour("full")),
-        "gradients": ([p.gradient_bytes for p in plan.frontier], colour("lora")),
-        "activations": ([p.activation_bytes for p in plan.frontier], colour("last-n")),
-    }
-
-    def paint(axes: Axes) -> None:
-        floor = [0.0] * len(plan.frontier)
-        for part, (values, ink) in parts.items():
-            top = [below + value / 2**20 for below, value in zip(floor, values, strict=True)]
-            axes.fill_between(range(len(top)), floor, top, color=ink, alpha=0.55, linewidth=0, label=part)
-            floor = top
-        axes.plot([plan.boundary, plan.boundary], [0, floor[plan.boundary]], color=ACCENT, linewidth=2.2)
-        limits = (0, len(floor) - 1), (0, 1.05 * max([*floor, 1e-9]))
-        axes.set(xlabel="last frozen layer", ylabel="MiB", xlim=limits[0], ylim=limits[1])
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}".replace(",", THIN)))
-        axes.legend(frameon=False, loc="upper right", reverse=True)
-
-    full, chosen = (size(plan.frontier[boundary].training_bytes) for boundary in (0, plan.boundary))
-    title = f"Training memory falls from {full} to {chosen}"
-    caption = "Predicted, without the weights themselves; the vertical line is the chosen boundary."
-    return figure("fig-memory", title, caption, paint)
 
 
 def _lora(spent: Spent | None) -> Cell:

@@ -1,4 +1,4 @@
-"""The sections over depth: the trace, the fitted laws, the gain of every layer, and how stable the named layer is."""
+"""The sections over depth: the trace, the fitted laws, and the gain of every layer."""
 
 from typing import Final
 
@@ -8,9 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from salf.evidence import DepthLaw, FittedLaw, Numbers, SampleSize, Stability
-from salf.plan_records import SelectedBoundary
-from salf.selectors import Selector
+from salf.evidence import DepthLaw, FittedLaw, Numbers
+from salf.plan import FreezePlan
 from stages.common.figures import ACCENT, INK, MUTED, halo
 from stages.report.artifacts import Artifacts
 from stages.report.figures import DASHED, figure
@@ -85,7 +84,7 @@ def _falling_words(found: DepthLaw) -> str:
 
 
 def gains_section(artifacts: Artifacts) -> Section:
-    """The gain of every layer, the chosen boundary, and how often each layer wins."""
+    """The gain of every layer, and the chosen boundary."""
     section = Section("gains", "Gain per layer", "What each layer gains")
     gains, plan, law = artifacts.gains, artifacts.plan, artifacts.law
     if gains is None or gains.empty:
@@ -99,34 +98,8 @@ def gains_section(artifacts: Artifacts) -> Section:
     )
     chosen = _rows(gains, plan.quantity, plan.gain)
     if not chosen.empty:
-        layer, _ = _largest(chosen, "value", plan.model.layers)
-        title = f"The {_GAINS[plan.gain]} in {plan.quantity} is largest at layer {layer}"
-        remark = "Strokes: intervals. Selector salf follows this gain."
-        section.figures.append(_bars("fig-gain-chosen", title, _GAINS[plan.gain], chosen, artifacts, remark))
-        layer, share = _largest(chosen, "win_share", plan.model.layers)
-        title = f"Layer {layer} wins in {percent(share)} of the resamples"
-        remark = "How often each layer has the largest gain when the traced examples are resampled."
-        wins = chosen.assign(value=chosen.win_share).drop(columns=["low", "high"])
-        section.figures.append(_bars("fig-wins", title, "share of resamples won", wins, artifacts, remark))
-    if law and found and (stability := found.stability.get(plan.gain)):
-        section.tables.append(_stability_table(stability, law.confidence))
+        section.figures.append(_gains_figure(chosen, plan))
     return section
-
-
-def scores_figure(name: str, selector: Selector, chosen: SelectedBoundary) -> Figure:
-    """Draw a selector's score of the boundaries 0..L and its choice; boundaries without a score are left out."""
-    scores = chosen.scores or []
-
-    def paint(axes: Axes) -> None:
-        axes.plot(range(len(scores)), _array(scores), "o-", color=ACCENT, linewidth=1.6, markersize=3)
-        _depth(axes, len(scores) - 1, "score", "boundary")
-        axes.axvline(chosen.boundary, color=INK, **DASHED)
-
-    caption = (
-        "The selector’s score of every boundary, higher is better; dashed line: the one that it chooses. It looks for: "
-        f"{selector.boundary}."
-    )
-    return figure(f"fig-selector-{name}", f"{name}: boundary {chosen.boundary}", caption, paint, _LOW)
 
 
 def _trace_figure(quantity: str, found: DepthLaw, boundary: int, confidence: float) -> Figure:
@@ -223,52 +196,23 @@ def _rows(gains: pd.DataFrame, quantity: str, gain: str) -> pd.DataFrame:
     return gains[mask].sort_values("layer")
 
 
-def _largest(rows: pd.DataFrame, column: str, layers: int) -> tuple[int, float]:
-    """The layer before the last with the largest value of a column, the shallower of two, and that value."""
-    first = rows[rows.layer < layers].sort_values([column, "layer"], ascending=[False, True]).iloc[0]
-    return int(first.layer), float(first[column])
-
-
-def _bars(name: str, title: str, what: str, rows: pd.DataFrame, artifacts: Artifacts, remark: str) -> Figure:
-    """A bar per layer, that of the last frozen layer in colour, with an interval where there is one."""
-    boundary, layers = artifacts.plan.boundary, artifacts.plan.model.layers
+def _gains_figure(rows: pd.DataFrame, plan: FreezePlan) -> Figure:
+    """A bar per layer with its interval, that of the last frozen layer in colour."""
+    layers, what = plan.model.layers, _GAINS[plan.gain]
+    eligible = rows[rows.layer < layers].set_index("layer").value
 
     def paint(axes: Axes) -> None:
         axes.axhline(0, color=MUTED, linewidth=0.8)
-        chosen = rows.layer == boundary
+        chosen = rows.layer == plan.boundary
         for ink, fade, mine in ((MUTED, 0.55, rows[~chosen]), (ACCENT, 1.0, rows[chosen])):
             axes.bar(list(mine.layer), list(mine.value), width=0.72, color=ink, alpha=fade, linewidth=0)
-        if "low" in rows:
-            axes.vlines(list(rows.layer), rows.low, rows.high, color=INK, linewidth=0.9)
+        axes.vlines(list(rows.layer), rows.low, rows.high, color=INK, linewidth=0.9)
         _depth(axes, layers, what, "layer", first=1)
         axes.set_xlim(0.3, layers + 0.7)
 
-    caption = f"A bar per layer; in colour: the last frozen layer, {boundary}.{f' {remark}' if remark else ''}"
-    return figure(name, title, caption, paint, _LOW)
-
-
-def _stability_table(found: Stability, confidence: float) -> Table:
-    columns: Columns[SampleSize] = {
-        "Examples": lambda size: number(size.examples, count),
-        f"Name layer {found.layer}": lambda size: number(size.same_layer, percent),
-        f"Named layer, {percent(confidence)} of draws": lambda size: "–".join(
-            map(str, dict.fromkeys((size.low, size.high)))
-        ),
-        "Named most often": _named_most_often,
-    }
-    enough = "No sample settles the layer"
-    if found.enough is not None:
-        enough = f"{count(found.enough)} examples would have been enough to name layer {found.layer}"
-    caption = (
-        f"The layer that has the largest gain in samples of growing size, drawn with replacement. {enough}: "
-        f"a choice counts as certain from {percent(found.stable_share)} of the draws."
-    )
-    return table("stability", caption, found.sizes, columns)
-
-
-def _named_most_often(size: SampleSize) -> str:
-    first = sorted(size.layers.items(), key=lambda item: (-item[1], int(item[0])))[:3]
-    return ", ".join(f"{layer} ({percent(share)})" for layer, share in first)
+    caption = f"A bar per layer with its interval; in colour: the last frozen layer, {plan.boundary}."
+    title = f"The {what} in {plan.quantity} is largest at layer {eligible.idxmax()}"
+    return figure("fig-gain-chosen", title, caption, paint, _LOW)
 
 
 def _array(values: Numbers) -> Array:

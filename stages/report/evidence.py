@@ -1,33 +1,32 @@
-"""The evidence for the numbers: examples, the data, the model, the plan's exports, the lineage, the run's identity."""
+"""The evidence for the numbers: examples, the data, the model, the plan's exports, the run's identity."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
 from salf.errors import UserError
 from salf.export import FORMATS
-from salf.files import git
 from salf.ledger import Machine
 from salf.records import FineTuneClock, PreparedLabel, PreparedRecord
 from salf.settings import TASKS
-from stages.common.run_record import versions
+from stages.common.run_record import code_state, versions
 from stages.report.answer import chosen_method
 from stages.report.artifacts import SPLITS, Artifacts
 from stages.report.parts import Cell, Columns, Section, Table, number, table
 from stages.report.quality import label_shares
-from stages.report.wording import ABSENT, count, decimal, parameters, percent, size
+from stages.report.wording import count, parameters, percent, size
 
 _TEXT_LIMIT: Final = 400
 _PROMPT_LIMIT: Final = 3000
-# Outputs of the chain say nothing about the code that made them.
-_OUTPUTS: Final = (":(exclude)dvc.lock", ":(exclude)reports", ":(exclude)data")
+_NAMED: Final = 5  # files that differ from the commit
 
 
-def examples_section(artifacts: Artifacts) -> Section:
-    """Test examples that the plan's model got wrong and right, with full fine-tuning's answer."""
+def examples_section(artifacts: Artifacts) -> Section | None:
+    """Test examples that the plan's model got wrong and right, with full fine-tuning's answer; ``None`` for text."""
+    if TASKS[artifacts.meta.task].text:
+        return None
     section = Section("examples", "Examples", "Examples, right and wrong")
     predictions, method = artifacts.predictions, chosen_method(artifacts)
     shown = artifacts.parameters.evaluate.examples_shown
@@ -38,8 +37,6 @@ def examples_section(artifacts: Artifacts) -> Section:
         predictions = predictions[predictions.split == "test"]
     runs = sorted(predictions.run.unique())
     run = next((r for r in runs if method and r.rsplit("-seed", 1)[0] == method.name), runs[0])
-    if TASKS[artifacts.meta.task].text:
-        return _read_blocks(section, predictions, run, shown)
     # The answers given with the highest probability; by identifier where there is none or two are equal.
     mine = predictions[predictions.run == run].sort_values(["probability", "example_id"], ascending=[False, True])
     full = next((r for r in runs if r.startswith("full-seed") and r != run), None)
@@ -54,26 +51,6 @@ def examples_section(artifacts: Artifacts) -> Section:
             body = [_example(row, other if full else None) for row in each.head(most).itertuples()]
             headings = ["Text", "Label", "Predicted", *([full] if full else [])]
             section.tables.append(Table(f"examples-{word}", f"Test examples that {run} got {word}.", headings, body))
-    return section
-
-
-def _read_blocks(section: Section, predictions: pd.DataFrame, run: str, shown: int) -> Section:
-    """Blocks of plain text whose loss a run lowered most, and least, against the untrained model."""
-    loss = predictions.pivot(index="example_id", columns="run", values="loss")
-    texts = predictions[predictions.run == run].set_index("example_id").text
-    gain = (loss["untrained"] - loss[run]).sort_values(ascending=False)
-    section.heading = "Blocks that improved most and least"
-    section.sentences.append(
-        f"{run} lowered the loss of {count(int((gain > 0).sum()))} of {count(len(gain))} test blocks."
-    )
-    both = [*gain.index[: -(-shown // 2)], *gain.index[len(gain) - shown // 2 :]]
-    caption = f"Loss of test blocks in nats per token: those that {run} lowered most, then those that it lowered least."
-    shown_runs = ("untrained", run)
-    rows: list[list[Cell | str]] = [
-        [str(texts[name])[:_TEXT_LIMIT], *(number(float(loss[each][name]), decimal) for each in shown_runs)]
-        for name in dict.fromkeys(both)
-    ]
-    section.tables.append(Table("examples-blocks", caption, ("Text", *shown_runs), rows))
     return section
 
 
@@ -146,71 +123,53 @@ def exports_section(artifacts: Artifacts) -> Section:
 
 
 class Link(NamedTuple):
-    """``what`` of ``source`` was read by ``reader``: the SHA-256 that the reader keeps, and that of today's file."""
+    """``what`` was read by ``reader``: the SHA-256 that the reader keeps, and that of today's file."""
 
-    source: str
     reader: str
     what: str
     recorded: str | None
     found: str | None
 
-    @property
-    def verdict(self) -> str:
-        """The comparison of the two hashes, in words."""
-        return "missing" if self.found is None else "agrees" if self.recorded == self.found else "differs"
-
-
-def lineage_section(artifacts: Artifacts) -> Section:
-    """Every hash that an artifact keeps of its input, with the input's; readers of something else are named."""
-    section = Section("lineage", "Lineage", "What was made from what")
-    found = [link for link in links(artifacts) if link.recorded]
-    broken = [link for link in found if link.verdict != "agrees"]
-    verdict = f"All {count(len(found))} hashes that artifacts keep of their inputs agree with the inputs."
-    if broken:
-        verdict = (
-            f"{count(len(broken))} of {count(len(found))} hashes that artifacts keep of their inputs "
-            "differ from the inputs: this page mixes runs. dvc repro updates what is out of date."
-        )
-    section.sentences += [verdict, *(f"{link.reader} was made from another {link.what}." for link in broken)]
-    columns: Columns[Link] = {
-        "Read by": lambda link: link.reader,
-        "Artifact": lambda link: f"{link.source}: {link.what}",
-        "SHA-256 kept by the reader": lambda link: Cell(link.recorded or ABSENT, mark="hash"),
-        "SHA-256 of the artifact": lambda link: Cell(link.found or ABSENT, mark="hash"),
-        "Verdict": lambda link: Cell(link.verdict, mark="broken" if link in broken else ""),
-    }
-    caption = "Every hash that an artifact keeps of its input, and the input's own. dvc.lock has the others."
-    section.tables.append(table("lineage-links", caption, found, columns, folded=not broken))
-    return section
-
 
 def links(artifacts: Artifacts) -> Iterator[Link]:
     """Every artifact that names its input by a hash, in the order of the chain."""
-    weights, digests, plan = artifacts.base.weights_sha256, artifacts.digests, artifacts.plan
+    weights, hashes, plan = artifacts.base.weights_sha256, artifacts.hashes, artifacts.plan
     if (trace := artifacts.trace) is not None:
-        yield Link("base", "trace", "weights", trace.weights_sha256, weights)
-        yield Link("prepared", "trace", "train split", trace.data_sha256, digests.get("train"))
+        yield Link("trace", "weights", trace.weights_sha256, weights)
+        yield Link("trace", "train split", trace.data_sha256, hashes.get("train"))
     if artifacts.law is not None:
-        yield Link("traces", "scaling_law.json", "traces", artifacts.law.trace_sha256, digests.get("traces"))
-    yield Link("base", "freeze_plan.json", "weights", plan.model.weights_sha256, weights)
-    yield Link("law", "freeze_plan.json", "scaling law", plan.evidence.law_sha256, digests.get("law"))
-    yield Link("gains", "freeze_plan.json", "gains", plan.evidence.gains_sha256, digests.get("gains"))
+        yield Link("scaling_law.json", "traces", artifacts.law.trace_sha256, hashes.get("traces"))
+    yield Link("freeze_plan.json", "weights", plan.model.weights_sha256, weights)
+    yield Link("freeze_plan.json", "scaling law", plan.evidence.law_sha256, hashes.get("law"))
+    yield Link("freeze_plan.json", "gains", plan.evidence.gains_sha256, hashes.get("gains"))
     for name, run in artifacts.runs.items():
-        yield Link("base", name, "weights", run.base_sha256, weights)
-        yield Link("plan", name, "plan", run.plan_sha256, digests.get("plan"))
+        yield Link(name, "weights", run.base_sha256, weights)
+        yield Link(name, "plan", run.plan_sha256, hashes.get("plan"))
         for split, known in run.data_sha256.items():
-            yield Link("prepared", name, f"{split} split", known, digests.get(split))
+            yield Link(name, f"{split} split", known, hashes.get(split))
+
+
+def lineage_words(artifacts: Artifacts) -> list[str]:
+    """Whether the hashes that artifacts keep of their inputs are those of the inputs; if not, whose are others."""
+    known = [link for link in links(artifacts) if link.recorded]
+    other = [f"{link.reader} was made from another {link.what}." for link in known if link.recorded != link.found]
+    if not other:
+        return [f"All {count(len(known))} hashes that artifacts keep of their inputs agree with the inputs."]
+    verdict = f"{count(len(other))} of {count(len(known))} hashes that artifacts keep of their inputs differ from them:"
+    return [f"{verdict} this page mixes runs. dvc repro updates what is out of date.", *other]
 
 
 def identity_section(artifacts: Artifacts) -> Section:
     """Commit, parameters, hashes, versions and machines."""
     section = Section("identity", "Identity", "Identity of this run")
-    head, changed = commit(artifacts.project)
-    if head is None:
+    code, changed = code_state(artifacts.project)
+    if code["commit"] is None:
         section.sentences.append("This folder is no git repository: the page cannot name the commit that made it.")
     else:
-        state = f"with uncommitted changes in {', '.join(changed)}" if changed else "without uncommitted changes"
-        section.sentences.append(f"Made from commit {head}{'' if changed else ','} {state}.")
+        more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+        state = f"with uncommitted changes in {', '.join(changed[:_NAMED])}{more}" if changed else "without changes"
+        section.sentences.append(f"Made from commit {code['commit']}{'' if changed else ','} {state}.")
+    section.sentences += lineage_words(artifacts)
     here = Machine.here()
     facts = {**here.model_dump(exclude_none=True, exclude={"memory_bytes"}), "memory": size(here.memory_bytes)}
     section.tables += [
@@ -224,20 +183,6 @@ def identity_section(artifacts: Artifacts) -> Section:
         record = artifacts.trace.model_dump()
         section.tables.append(_flat("trace-record", "The trace's own record.", record, folded=True))
     return section
-
-
-def commit(folder: Path) -> tuple[str | None, list[str]]:
-    """Return the commit of a folder, and which files differ from it, the chain's outputs left out.
-
-    Untracked files count only inside the code's folders: a stray note changes no result.
-    """
-    head = git(folder, "rev-parse", "HEAD")
-    if head is None:
-        return None, []
-    status = git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", *_OUTPUTS) or b""
-    new = git(folder, "ls-files", "--others", "--exclude-standard", "--", "salf", "stages", "flows") or b""
-    changed = {line[3:] for line in status.decode().splitlines()} | set(new.decode().splitlines())
-    return head.decode().strip(), sorted(changed)
 
 
 def _flat(name: str, caption: str, value: Mapping[str, Any], *, folded: bool = False) -> Table:

@@ -1,9 +1,6 @@
-"""Figures that compare methods: quality against cost, learning curves.
+"""Figures that compare methods: quality against cost, learning curves."""
 
-Boundaries given by hand (``freeze-<k>``) are a grid and drawn as one thing, not as ten methods.
-"""
-
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -11,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import PercentFormatter
 
-from salf.methods import frozen_by_name
 from salf.metrics import SCORES, Interval
 from stages.common.figures import HEIGHT, MUTED, colour, marker, panel, place_labels
 from stages.report.artifacts import Method
@@ -19,21 +15,16 @@ from stages.report.parts import Figure
 
 Style = dict[str, Any]  # keyword arguments of matplotlib
 DASHED: Final[Style] = {"linewidth": 1, "linestyle": (0, (3, 2))}
-_NAMED: Final = 3  # methods of a larger grid are labelled by their numbers
 
 Dots = Sequence[tuple[float, float]]
 
 
 def quality_cost(metric: str, methods: Sequence[Method], baselines: Mapping[str, Interval]) -> Figure:
     """Draw a score with its interval against the share of full fine-tuning's FLOPs; baselines are lines."""
-    labels = labels_of([m.name for m in methods])
     share = {m.name: m.record.flops_share or 0.0 for m in methods}
     scores = {m.name: m.record.scores[metric] for m in methods}
-    grid = [(share[name], scores[name].value) for name in grid_of(labels)]
 
     def paint(axes: Axes) -> None:
-        for (x0, y0), (x1, y1) in pairwise(grid):
-            axes.plot([x0, x1], [y0, y1], color=colour("freeze-1"), lw=1.2)
         for name, score in scores.items():
             error = [[max(score.value - score.low, 0.0)], [max(score.high - score.value, 0.0)]]
             style: Style = {"fmt": marker(name), "color": colour(name), "markersize": 8, "elinewidth": 1.6}
@@ -47,13 +38,13 @@ def quality_cost(metric: str, methods: Sequence[Method], baselines: Mapping[str,
         strokes = [dot for n, s in scores.items() for dot in along([(share[n], s.low), (share[n], s.high)])]
         right = axes.get_xlim()[1]
         strokes += [dot for b in baselines.values() for dot in along([(0.0, b.value), (right, b.value)])]
-        marks = [(share[name], score.value, labels[name], colour(name)) for name, score in scores.items()]
+        marks = [(share[name], score.value, name, colour(name)) for name, score in scores.items()]
         marks += [(0.0, baseline.value, name, MUTED) for name, baseline in baselines.items()]
-        place_labels(axes, marks, [*strokes, *along(grid)])
+        place_labels(axes, marks, strokes)
 
     caption = (
         "A marker per method; vertical strokes: interval over the test examples. Dashed lines: baselines without "
-        f"fine-tuning.{numbers_words(labels)}"
+        "fine-tuning."
     )
     title = f"{SCORES[metric][0].upper()}{SCORES[metric][1:]} against cost"
     return figure("fig-quality", title, caption, paint, 290)
@@ -66,7 +57,7 @@ def learning_curves(name: str, what: str, cost: str, lines: Mapping[str, tuple[s
 
 def curves(name: str, title: str, axes_words: tuple[str, str], lines: Mapping[str, tuple[str, Dots]]) -> Figure:
     """Draw one quantity against another; ``lines``: of every run, or method, its method and its dots."""
-    labels, (across, up) = labels_of(dict.fromkeys(method for method, _ in lines.values())), axes_words
+    across, up = axes_words
 
     def paint(axes: Axes) -> None:
         for method, dots in lines.values():
@@ -78,33 +69,14 @@ def curves(name: str, title: str, axes_words: tuple[str, str], lines: Mapping[st
         axes.set(xlabel=across, ylabel=up)
         ends = {method: dots[-1] for method, dots in lines.values()}
         drawn = [dot for _, dots in lines.values() for dot in along(dots)]
-        place_labels(axes, [(x, y, labels[method], colour(method)) for method, (x, y) in ends.items()], drawn)
+        place_labels(axes, [(x, y, method, colour(method)) for method, (x, y) in ends.items()], drawn)
 
-    caption = f"A line per fine-tuned model, labelled at its end.{numbers_words(labels)}"
-    return figure(name, title, caption, paint)
+    return figure(name, title, "A line per fine-tuned model, labelled at its end.", paint)
 
 
 def figure(name: str, title: str, caption: str, paint: Callable[[Axes], None], height: int = HEIGHT) -> Figure:
     """Draw a figure; see :func:`stages.common.figures.panel`."""
     return Figure(title, panel(name, title, caption, paint, height), caption)
-
-
-def grid_of(methods: Collection[str]) -> list[str]:
-    """The boundaries given by hand among the methods, the shallowest first."""
-    return sorted({m for m in methods if frozen_by_name(m) is not None}, key=lambda m: frozen_by_name(m) or 0)
-
-
-def labels_of(methods: Collection[str]) -> dict[str, str]:
-    """The label of each method: its name; in a large grid, the last frozen layer."""
-    grid = grid_of(methods)
-    short = {method: str(frozen_by_name(method)) for method in grid} if len(grid) > _NAMED else {}
-    return {method: short.get(method, method) for method in methods}
-
-
-def numbers_words(labels: Mapping[str, str]) -> str:
-    """Explain the numbers that replace names, for a figure's description; empty without any."""
-    numbers = [label for method, label in labels.items() if label != method]
-    return f" A number is the last frozen layer of a boundary given by hand: {', '.join(numbers)}." if numbers else ""
 
 
 def in_percent(axis: Axis) -> None:

@@ -43,7 +43,6 @@ _SECTIONS: Final[tuple[Callable[[Artifacts], Section | None], ...]] = (
     evidence.data_section,
     evidence.model_section,
     evidence.exports_section,
-    evidence.lineage_section,
     evidence.identity_section,
 )
 

@@ -156,7 +156,7 @@ def _scores_table(compared: Sequence[Method], plain: Mapping[str, Baseline], met
 
 
 def _group(method: Method) -> str:
-    return f"With a technique for the {method.slot}" if method.slot else ""
+    return f"Technique: {method.slot}" if method.slot else ""
 
 
 def _difference(method: Method | None, metric: str) -> Cell:

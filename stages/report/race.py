@@ -1,26 +1,17 @@
 """The race: every arm's validation loss at its looks, where it was dropped, and what all of it cost."""
 
-from typing import Final
-
 from matplotlib.axes import Axes
 
-from salf.records import RaceArm, RaceRecord, RaceStanding
+from salf.records import RaceArm, RaceRecord
 from stages.common.figures import INK, colour, marker, place_labels
 from stages.report.artifacts import Artifacts
 from stages.report.figures import along, figure
-from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
-from stages.report.wording import compact, decimal, flops, percent
-
-_FATES: Final = {
-    "won": "won",
-    "lost": "second to the winner at the end",
-    "too many": "beyond race.keep",
-    "diverged": "diverged",
-}
+from stages.report.parts import Figure, Section
+from stages.report.wording import flops, percent
 
 
 def race_section(artifacts: Artifacts) -> Section | None:
-    """A figure and a table of every race; ``None`` where there was none."""
+    """A figure of every race; ``None`` where there was none."""
     races = {name: run.race for name, run in artifacts.runs.items() if run.race}
     if not races:
         return None
@@ -35,18 +26,18 @@ def race_section(artifacts: Artifacts) -> Section | None:
             f"validation split, the rest for steps. The winner’s training alone costs {flops(race.flops_winner)}."
         )
         section.figures.append(_figure(name, race))
-        section.tables.append(_table(name, race))
     return section
 
 
 def _figure(name: str, race: RaceRecord) -> Figure:
     lines = {at: [(p.epoch, p.validation_loss) for p in arm.curve] for at, arm in enumerate(race.arms) if arm.curve}
+    fates = {one.arm: one.fate for look in race.looks for one in look.standings}  # at each arm's last look
 
     def paint(axes: Axes) -> None:
         for at, dots in lines.items():
             method = race.arms[at].method
             axes.plot(*zip(*dots, strict=True), marker=marker(method), color=colour(method), markersize=5, lw=1.8)
-            if _last(race, at).fate != "won":
+            if fates[at] != "won":
                 axes.plot(*dots[-1], marker="x", color=INK, markersize=9, zorder=3)
         axes.margins(x=0.12, y=0.14)
         axes.set(xlabel="epoch", ylabel="validation loss")
@@ -57,29 +48,5 @@ def _figure(name: str, race: RaceRecord) -> Figure:
     return figure(f"fig-{name}", f"Validation loss of the arms of {name}", caption, paint)
 
 
-def _table(name: str, race: RaceRecord) -> Table:
-    columns: Columns[int] = {
-        "Arm": lambda at: _label(race.arms[at]),
-        "Boundary": lambda at: number(race.arms[at].boundary),
-        "Steps": lambda at: number(race.arms[at].steps),
-        "Validation loss": lambda at: number(_last(race, at).validation_loss, decimal),
-        "Validation accuracy": lambda at: number(_last(race, at).validation_accuracy, decimal),
-        "Outcome": lambda at: Cell(_fate(_last(race, at))),
-        "FLOPs": lambda at: number(race.arms[at].flops + race.arms[at].flops_validation, flops),
-    }
-    caption = f"{name}: every arm at its last look; its FLOPs are those of its steps and validations."
-    return table(f"race-{name}", caption, range(len(race.arms)), columns)
-
-
-def _last(race: RaceRecord, at: int) -> RaceStanding:
-    """An arm's standing at its last look."""
-    return [one for look in race.looks for one in look.standings if one.arm == at][-1]
-
-
 def _label(arm: RaceArm) -> str:
     return f"{arm.method} {arm.learning_rate:g}"
-
-
-def _fate(one: RaceStanding) -> str:
-    p = one.p_accuracy if one.fate == "worse accuracy" else one.p_loss
-    return _FATES.get(one.fate) or f"{one.fate}, p = {compact(p or 0.0)}"

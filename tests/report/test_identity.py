@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from stages.report.evidence import commit
+from stages.common.run_record import code_state
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -16,7 +16,8 @@ def repository(folder: Path) -> Path:
     for name in ("stages", "reports", "data"):
         (folder / name).mkdir()
         (folder / name / "file.txt").write_text("first")
-    (folder / "dvc.lock").write_text("first")
+    lock = "stages:\n  judge:\n    outs:\n" + "".join(f"    - path: {name}/file.txt\n" for name in ("reports", "data"))
+    (folder / "dvc.lock").write_text(lock)
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "first")
     return folder
@@ -24,18 +25,22 @@ def repository(folder: Path) -> Path:
 
 def test_a_clean_tree_has_a_commit_and_no_changes(tmp_path: Path) -> None:
     folder = repository(tmp_path)
-    assert commit(folder) == (git(folder, "rev-parse", "HEAD").strip(), [])
+    facts, changed = code_state(folder)
+    assert (facts["commit"], changed) == (git(folder, "rev-parse", "HEAD").strip(), [])
 
 
 def test_what_a_run_itself_writes_is_no_change_but_code_is(tmp_path: Path) -> None:
     folder = repository(tmp_path)
-    for name in ("reports/file.txt", "data/file.txt", "dvc.lock"):
+    for name in ("reports/file.txt", "data/file.txt"):
         (folder / name).write_text("second")
-    assert commit(folder)[1] == []
+    with (folder / "dvc.lock").open("a") as file:
+        file.write("# second\n")
+    assert code_state(folder)[1] == []
     (folder / "stages/file.txt").write_text("second")
     (folder / "stages/new.py").write_text("new")
-    assert commit(folder)[1] == ["stages/file.txt", "stages/new.py"]
+    assert code_state(folder)[1] == ["stages/file.txt", "stages/new.py"]
 
 
 def test_outside_git_there_is_no_commit(tmp_path: Path) -> None:
-    assert commit(tmp_path) == (None, [])
+    facts, changed = code_state(tmp_path)
+    assert (facts["commit"], changed) == (None, [])

@@ -1,9 +1,11 @@
-"""Every method has a colour, and boundaries given by hand are one thing in the figures."""
+"""Every method has a colour, and boundaries given by hand have one."""
+
+from itertools import combinations
 
 import pytest
+from matplotlib.text import Text
 
-from stages.common.figures import INKS, MUTED, colour, marker, variable
-from stages.report.figures import grid_of, labels_of, numbers_words
+from stages.common.figures import INKS, MUTED, colour, marker, panel, place_labels, variable
 from tests.conftest import PROJECT
 
 
@@ -34,10 +36,18 @@ def test_methods_without_a_colour_of_their_own_are_muted_and_have_a_mark():
     assert len(set(marks)) == len(marks)
 
 
-def test_a_small_grid_keeps_its_names_and_a_large_one_is_numbered():
-    few, many = ["full", "freeze-15", "freeze-8"], ["salf", *(f"freeze-{k}" for k in (20, 0, 5, 10))]
-    assert grid_of(few) == ["freeze-8", "freeze-15"]
-    assert labels_of(few) == {name: name for name in few}
-    assert numbers_words(labels_of(few)) == ""
-    assert labels_of(many) == {"salf": "salf", "freeze-20": "20", "freeze-0": "0", "freeze-5": "5", "freeze-10": "10"}
-    assert "20, 0, 5, 10" in numbers_words(labels_of(many))
+def test_labels_hide_neither_each_other_nor_points_where_there_is_room():
+    points = [(x / 6, y / 6) for x in range(1, 6) for y in range(1, 6)]
+    drawn = []
+
+    def paint(axes):
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        place_labels(axes, [(0.5, 0.5, "one", MUTED), (0.5, 0.5, "two", MUTED), (1.0, 0.5, "three", MUTED)], points)
+        drawn.append(axes)
+
+    panel("name", "Title", "Described", paint)
+    (axes,) = drawn
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
+    assert all(axes.bbox.count_contains(box.corners()) == 4 for box in boxes)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert sum(box.count_contains(axes.transData.transform(points)) for box in boxes) == 0
