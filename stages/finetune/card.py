@@ -52,8 +52,8 @@ Base: {base.name}, {base.origin}.{f" {OPENED_BY}" if run.how.answer_side else ""
 
 ## Plan
 
-Trained: {trained_words(run, base.layers)} — {run.how.trains}; {frozen_words(run, base.layers)}. \
-{run.trained_parameters:,} of {run.parameters:,} parameters.
+Trained: {trained_words(run, base.layers)} — {run.how.trains}: {run.trained_parameters:,} of {run.parameters:,} \
+parameters.
 {head_words(run, tied=plan.model.tied_head)}
 {choice_words(run)} The plan's own choice: {plan.reason}
 
@@ -138,14 +138,6 @@ def trained_words(run: FineTuneRecord, depth: int) -> str:
         return "all layers"
     embeddings = "embeddings and " if "embedding" in run.trained_units else ""
     return f"{embeddings}{layers}" if layers else "the final norm only"
-
-
-def frozen_words(run: FineTuneRecord, depth: int) -> str:
-    """The frozen parts in words, adapters aside."""
-    layers = _ranges([layer for layer in range(1, depth + 1) if layer not in run.trained_layers])
-    final = "" if run.how.form.layers_alone or "final" in run.trained_units else "final norm"
-    parts = [part for part in ("embeddings" if run.boundary else "", layers, final) if part]
-    return f"{_listed(parts)} frozen" if parts else "nothing frozen"
 
 
 def head_words(run: FineTuneRecord, *, tied: bool) -> str:
