@@ -1,7 +1,6 @@
 """A study's measurements, case by case: quality of every test example under every fine-tune."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
@@ -33,10 +32,6 @@ class Run:
     epochs: float = 1.0
     rates: float = 1.0
     validation: float = 0.0
-
-    def only(self, seeds: Sequence[int]) -> "Run":
-        """Return the fine-tunes of some of its seeds."""
-        return replace(self, seeds=tuple(seeds), values=self.values[[self.seeds.index(seed) for seed in seeds]])
 
 
 @dataclass(frozen=True)
@@ -102,10 +97,9 @@ class Case:
             np.array([self.quality(method) - self.quality(FULL) for method in curve.values()]),
         )
 
-    def quality(self, method: str, budget: Budget = "epochs", seeds: Sequence[int] | None = None) -> float:
-        """Return the mean of a method over examples and seeds (by default all of its own), in points or minus nats."""
-        run = self.runs[method, budget]
-        return round(self.scale * float((run if seeds is None else run.only(seeds)).values.mean()), DIGITS)
+    def quality(self, method: str) -> float:
+        """Return the mean of a method at equal epochs over examples and seeds, in points or minus nats."""
+        return round(self.scale * float(self.runs[method, "epochs"].values.mean()), DIGITS)
 
     def natural_quality(self, method: str) -> float | None:
         """Return the accuracy at equal epochs under the natural label frequencies, in points; ``None``: unknown."""

@@ -17,7 +17,7 @@ from stages.study.comparisons import Gap, above_fixed_depth, above_full, estimat
 from stages.study.description import FULL, HALF, Budget
 from stages.study.description import Case as Key
 from stages.study.measured import Case, Study
-from stages.study.resamples import Resamples, over_groups
+from stages.study.resamples import Resamples, group_means, over_groups
 from stages.study.summary import (
     AnswerSideSummary,
     DefaultChoice,
@@ -130,49 +130,46 @@ def total_share(case: Case, method: str) -> float:
 
 def default_of(cases: Cases, methods: Methods) -> tuple[str, DefaultChoice]:
     """Return the default by the rule, chosen on all datasets, and what the rule comes to with groups left out."""
-    groups = {one.case.group for one in cases}
-    theirs = {name: {one.case.group for one, _ in _measured(cases, name)} for name in methods}
-    open_ones = [name for name in methods if opened_by(name) != "salf"]
-    everywhere = [name for name in open_ones if theirs[name] == groups]
-    common = [one for one in cases if all((one, named(one.case, n)) in _measured(cases, n) for n in everywhere)]
-    points = {name: dict(_group_means(above_full(_measured(common, name)))) for name in everywhere}
-    costs = {
-        name: dict(_group_means([(one.case.group, np.array(total_share(one.case, m))) for one, m in each]))
-        for name in everywhere
-        for each in [_measured(common, name)]
-    }
+    groups = sorted({one.case.group for one in cases})
+    measured = {name: _measured(cases, name) for name in methods if opened_by(name) != "salf"}
+    lacking = {name: sorted({*groups} - {one.case.group for one, _ in each}) for name, each in measured.items()}
+    everywhere = [name for name, without in lacking.items() if not without]
+    common = [one for one in cases if all((one, named(one.case, name)) in measured[name] for name in everywhere)]
+    points = _by_group({name: above_full(_measured(common, name)) for name in everywhere})
+    costs = _by_group({name: [_cost(*each) for each in _measured(common, name)] for name in everywhere})
 
-    def choose(chosen: Sequence[str]) -> str:
-        good = [name for name in everywhere if np.mean([points[name][g] for g in chosen]) >= MARGIN]
-        return min(good, key=lambda name: float(np.mean([costs[name][g] for g in chosen])))
+    def choose(left_out: Sequence[str] = ()) -> str:
+        good = points.drop(left_out).mean() >= MARGIN
+        return str(costs.drop(left_out).mean()[good].idxmin())
 
-    every = sorted(groups)
-    default = choose(every)
-    left = []
-    for group in every if len(every) > 1 else ():
-        chosen = choose([one for one in every if one != group])
-        left.append({"group": group, "chosen": chosen, "points": points[chosen][group]})
-    said = {
-        name: (float(np.mean([*points[name].values()])), float(np.mean([*costs[name].values()]))) for name in points
-    }
-    single = methods[default].cost_share
-    reached = {"mean_difference_points": said[default][0], "cost_share": single, "total_cost_share": said[default][1]}
-    signs = {"mean_difference_points": -1, "cost_share": 1, "total_cost_share": 1}
+    default = choose()
+    left: list[Json] = []
+    for group in groups if len(groups) > 1 else ():
+        chosen = choose([group])
+        left.append({"group": group, "chosen": chosen, "points": points.at[group, chosen]})
+    said = {name: (float(points[name].mean()), float(costs[name].mean())) for name in everywhere}
+    reached = dict(zip(AIM, (said[default][0], methods[default].cost_share, said[default][1]), strict=True))
+    gaps = {name: (AIM[name] - value) * (1 if "points" in name else -1) for name, value in reached.items()}
     return default, DefaultChoice(
         datasets=[one.case.data_set for one in common],
         margin_points=MARGIN,
         candidates=said,
-        not_everywhere={name: sorted(groups - theirs[name]) for name in open_ones if name not in everywhere},
+        not_everywhere={name: without for name, without in lacking.items() if without},
         left_out=left,
         points_left_out=float(np.mean([one["points"] for one in left])) if left else said[default][0],
         aim=AIM,
-        missed={name: gap for name, sign in signs.items() if (gap := sign * (reached[name] - AIM[name])) > 0},
+        missed={name: gap for name, gap in gaps.items() if gap > 0},
     )
 
 
-def _group_means(gaps: Sequence[Gap]) -> list[tuple[str, float]]:
-    groups = dict.fromkeys(group for group, _ in gaps)
-    return [(group, float(over_groups([one for one in gaps if one[0] == group]).flat[0])) for group in groups]
+def _by_group(gaps: Mapping[str, Sequence[Gap]]) -> pd.DataFrame:
+    """The measured means [groups, methods]."""
+    means = {name: group_means(each) for name, each in gaps.items()}
+    return pd.DataFrame({name: {group: value.flat[0] for group, value in each.items()} for name, each in means.items()})
+
+
+def _cost(one: Resamples, method: str) -> Gap:
+    return one.case.group, np.array(total_share(one.case, method))
 
 
 def race_of(cases: Cases, study: Study) -> RaceSummary | None:

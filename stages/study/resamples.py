@@ -75,8 +75,7 @@ def over_other_groups(values: Sequence[tuple[str, Floats]]) -> dict[str, float] 
 
     By Student's t over the groups' means, whose spread includes what examples and seeds contribute.
     """
-    groups = dict.fromkeys(group for group, _ in values)
-    means = np.array([over_groups([one for one in values if one[0] == group]) for group in groups]).round(DIGITS)
+    means = np.array([*group_means(values).values()]).round(DIGITS)
     if len(means) < 2:
         return None
     mean, error, freedom = float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))), len(means) - 1
@@ -90,12 +89,17 @@ def detectable(error: float, freedom: float = np.inf, confidence: float = CONFID
     return float((student.ppf((1 + confidence) / 2, freedom) + student.ppf(POWER, freedom)) * error)
 
 
-def over_groups(values: Sequence[tuple[str, Floats]]) -> Floats:
-    """Return the mean of arrays given with their groups: within groups first, so that datasets count alike."""
+def group_means(values: Sequence[tuple[str, Floats]]) -> dict[str, Floats]:
+    """Return by group the mean of arrays given with their groups."""
     groups: dict[str, list[Floats]] = {}
     for group, value in values:
         groups.setdefault(group, []).append(value)
-    return np.mean([np.mean(each, axis=0) for each in groups.values()], axis=0)
+    return {group: np.mean(each, axis=0) for group, each in groups.items()}
+
+
+def over_groups(values: Sequence[tuple[str, Floats]]) -> Floats:
+    """Return the mean over groups, so that datasets count alike."""
+    return np.mean([*group_means(values).values()], axis=0)
 
 
 def _weights(drawn: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]] | None) -> Floats:
