@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from salf.engine.race import Raced as Raced
     from salf.engine.race import race as race
     from salf.engine.suffix import suffix as suffix
+    from salf.engine.techniques.dcp import generation_costs as generation_costs
+    from salf.engine.techniques.dcp import pruned as pruned
     from salf.engine.techniques.roste import quantised as quantised
     from salf.engine.techniques.zeroth_order import gradient_shares as gradient_shares
     from salf.errors import UserError as UserError
@@ -42,9 +44,11 @@ _PLACES: Final = {
     "apply_freeze_plan": "plan",
     "collate_answers": "engine.answer_side",
     "collate_states": "engine.prefix",
+    "generation_costs": "engine.techniques.dcp",
     "gradient_shares": "engine.techniques.zeroth_order",
     "prefix_states": "engine.prefix",
     "prompt_cache": "engine.answer_side",
+    "pruned": "engine.techniques.dcp",
     "quantised": "engine.techniques.roste",
     "race": "engine.race",
     "suffix": "engine.suffix",

@@ -110,6 +110,15 @@ def adapters(rank: int) -> Technique:
     return Technique(weights=False, rank=rank)
 
 
+def interactions(shape: ModelShape, boundary: int, sums: Sums, *, width: int) -> Flops:
+    """Learned context pruning: in each layer two maps of all rows to a width, and a product for every key they see."""
+    layers, lowest_passes = shape.layers - boundary, boundary == 0 or shape.layer.input_norm
+    maps = 4 * shape.hidden * width * sums.queries
+    products = _attention_flops(shape, sums.attended) * width // (2 * shape.attention_width)
+    inputs = (layers - (not lowest_passes)) * maps
+    return Flops(layers * (maps + products), layers * (maps + 2 * products) + inputs)
+
+
 def together(techniques: Sequence[Technique]) -> Technique:
     """What a method's words, one or more, do together."""
     return Technique(

@@ -17,7 +17,7 @@ from functools import partial
 from pkgutil import resolve_name
 from typing import Any, Final
 
-from salf.cost import PLAIN, Flops, Sums, Technique, adapters, together
+from salf.cost import PLAIN, Flops, Sums, Technique, adapters, interactions, together
 from salf.hadamard import rotation_flops
 from salf.shape import ModelShape
 
@@ -153,6 +153,7 @@ def _zeroth_order(name: str, update: str, rank: Callable[[Any], int]) -> "Word":
 
 
 _NO_BOUNDARY: Final = "it acts above a boundary, and this scope has none"
+_SHORT: Final = "its prompts are short, and dropping tokens pays from about 500 on"
 _NO_MEAN: Final = "the mean of low-rank factors is not the factor of the mean"
 
 SLOTS: Final = ("positions", "form", "objective", "gradient", "update")
@@ -209,6 +210,24 @@ WORDS: Final = {
             },
             trains="the weights, under quantisation (`salf.quantised(model, folder)` computes as in training; "
             "transformers alone opens the weights at full precision)",
+        ),
+        Word(
+            "dcp",
+            "form",
+            "salf.engine.techniques.dcp:Pruned",
+            also={"objective": "salf.engine.techniques.dcp:Sparse"},
+            technique=lambda settings: Technique(extra=(partial(interactions, width=settings.dcp.width),)),
+            settings="dcp",
+            neutral={"bias": 1e6, "strength": 0.0},
+            refused={
+                **dict.fromkeys(SCOPES, _NO_BOUNDARY),
+                **dict.fromkeys(("classification", "multiple-choice", "free"), _SHORT),
+                "gradient": "its term has been shown with back-propagation alone",
+                "gradient_checkpointing": "its term reads what layers decide in their first pass",
+                "padded": "its attention does not hand over keys and values",
+            },
+            trains="the weights, and which earlier tokens each layer drops (`salf.pruned(model, folder)` computes as "
+            "in training; transformers alone drops nothing)",
         ),
         Word("cross-entropy", "objective", "salf.engine.training.step:CrossEntropy"),
         Word(

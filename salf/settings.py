@@ -175,6 +175,15 @@ class Roste(Group):
     rotation: Literal["adaptive", "all", "none"] = "adaptive"
 
 
+class Dcp(Group):
+    """Interactions by which layers drop tokens, for methods with ``+dcp``."""
+
+    width: Count = 64
+    bias: float = 2.0
+    strength: Annotated[float, Field(ge=0)] = 0.3
+    alpha: Annotated[float, Field(ge=1)] = 8.0
+
+
 class Dfa(Group):
     """Gradients of layers, for methods with ``+dfa``."""
 
@@ -211,6 +220,7 @@ class Finetune(Schedule):
     distill: Distill = Distill()
     sift: Sift = Sift()
     roste: Roste = Roste()
+    dcp: Dcp = Dcp()
     lozo: Lozo = Lozo()
     keep: Annotated[list[Keep], *_ONE_OR_MORE] = ["last"]
     patience: Count | None = None

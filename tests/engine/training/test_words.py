@@ -58,6 +58,9 @@ class Row:
     boundary: int = 2  # above which its neutral setting is shown to be neutral, and training to change with it
     tolerance: float = 0.0  # of weights under the neutral setting, absolute; 0: equal bit for bit
     matrices_alone: bool = False  # plain training is then that of the layers' matrices alone
+    batched: bool = (
+        False  # attention is no fused kernel: its products, over whole grids, are PyTorch's only batched ones
+    )
 
 
 ROWS: dict[str, Row] = {
@@ -69,6 +72,8 @@ ROWS: dict[str, Row] = {
     "sift": Row(acts={"share": 0.1}, matrices_alone=True),
     # Of few bits, a sum's last digit may decide between two levels.
     "roste": Row(acts={"rotation": "all", "weight_bits": 16, "activation_bits": 16, "kv_bits": 16}),
+    # Keys lie elsewhere in memory, with the interaction's rows: their products round otherwise.
+    "dcp": Row(acts={"width": 5, "bias": 0.5}, tolerance=2e-5, batched=True),
     "dfa": Row(boundary=3),
     "extrap": Row(),
     "extragradient": Row(acts={"until": 1.0}),
@@ -214,7 +219,10 @@ def test_counted_flops_are_pytorchs(name, boundary, monkeypatch):
         for number, parts in enumerate(islice(chain.from_iterable(epochs), STEPS)):
             stepper.take(parts, 0.01, number)
             expected += stepper.objective.step_flops(parts, number)
-    assert counter.get_total_flops() == expected.total
+    counted = counter.get_total_flops()
+    if ROWS[name].batched:
+        counted -= counter.get_flop_counts()["Global"][torch.ops.aten.bmm]
+    assert counted == expected.total
 
 
 @pytest.fixture(scope="module")
