@@ -36,7 +36,6 @@ class OwnScope:
 
     name: str
     made_by: str
-    card: str  # what a model card says of it; ``{settings}`` is the group ``finetune``
     settings: str = ""  # how its settings in the group ``finetune`` begin
 
     def implementation(self) -> Any:
@@ -47,18 +46,8 @@ class OwnScope:
 SCOPES: Final = {
     scope.name: scope
     for scope in (
-        OwnScope(
-            "first-n",
-            "salf.engine.training.scope:first_layers",
-            "The first layers were trained as a control: back-propagation passed through all of them.",
-        ),
-        OwnScope(
-            "lisa",
-            "salf.engine.training.scope:drawn_layers",
-            "Layers drawn at random: {settings.lisa_layers} trained at a time, others after every "
-            "{settings.lisa_steps} steps (LISA, arXiv 2403.17919); the layers named are all that were drawn.",
-            settings="lisa_",
-        ),
+        OwnScope("first-n", "salf.engine.training.scope:first_layers"),
+        OwnScope("lisa", "salf.engine.training.scope:drawn_layers", settings="lisa_"),
     )
 }
 

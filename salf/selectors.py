@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 Quantity = Literal["deviation", "loss"]
 GainName = Literal["observed", "ratio", "local", "marginal", "law"]
+GAINS: Final[Mapping[GainName, str]] = {
+    "observed": "observed gain",
+    "ratio": "gain relative to the law's (capability ratio)",
+    "local": "local-law exponent",
+    "marginal": "marginal gain predicted by the law",
+    "law": "gain by the law from the peak on",
+}
 OF_THE_POWER_LAW: Final[frozenset[GainName]] = frozenset({"ratio", "marginal"})  # computed from it, over all depth
 
 

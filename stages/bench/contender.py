@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final, Self
@@ -17,9 +16,7 @@ from typing import Any, Final, Self
 import torch
 
 from salf.children import end_with_creator
-from salf.engine.runtime import device_name, find_runtime, machine_facts
-from salf.ledger import Machine
-from salf.settings import Device
+from salf.engine.runtime import device_name
 
 Measured = dict[
     str, Any
@@ -37,15 +34,6 @@ class Lap:
     seconds: list[float]  # since its start, at the end of each part (an epoch, or all)
     flops: list[int] = field(default_factory=list)  # FLOPs counted up to there; empty where they are not counted
     least: list[float] = field(default_factory=list)  # of these seconds, if only matrix products and updates took time
-
-
-def facts(device: Device) -> dict[str, Any]:
-    """The facts of every benchmark: its schema, time and machine."""
-    return {
-        "schema_version": 2,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {**Machine.here().model_dump(), **machine_facts(find_runtime(device))},
-    }
 
 
 def now(device: torch.device) -> float:

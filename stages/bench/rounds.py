@@ -4,13 +4,16 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from salf.engine.progress import progress
+from salf.engine.runtime import find_runtime, machine_facts
+from salf.ledger import Machine
 from salf.settings import Device
 from stages.bench.cached import PrefixTrainer, PromptTrainer
-from stages.bench.contender import Contender, Measured, facts
+from stages.bench.contender import Contender, Measured
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer
 from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, PromptReader, TraceMaker
 from stages.bench.workloads import OWN, Task, task_of
@@ -123,7 +126,14 @@ def measure(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
         examples, measured = measure_fine_tunes(task, plan, folder)
         found = {"workload": task.described(examples), "speeds": list(speeds(measured, plan.epochs))}
         models.append({**found, "tracing": measure_tracing(task, plan, folder)})
-    return {**facts(device), "quick": plan.quick, "repeats": plan.repeats, "models": models}
+    return {
+        "schema_version": 2,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {**Machine.here().model_dump(), **machine_facts(find_runtime(device))},
+        "quick": plan.quick,
+        "repeats": plan.repeats,
+        "models": models,
+    }
 
 
 def measure_fine_tunes(task: Task, plan: Plan, logs: Path) -> tuple[int, dict[FineTune, list[Measured]]]:

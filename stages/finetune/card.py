@@ -10,7 +10,6 @@ import torch
 from salf.answer_folder import OPENED_BY
 from salf.engine.training.forms import ADAPTER
 from salf.files import write_text
-from salf.methods import SCOPES, frozen_by_name
 from salf.plan import FreezePlan
 from salf.records import BaseRecord, FineTuneRecord, PreparedLabel, PreparedRecord
 from salf.settings import TASKS
@@ -55,7 +54,7 @@ Base: {base.name}, {base.origin}.{f" {OPENED_BY}" if run.how.answer_side else ""
 Trained: {trained_words(run, base.layers)} — {run.how.trains}: {run.trained_parameters:,} of {run.parameters:,} \
 parameters.
 {head_words(run, tied=plan.model.tied_head)}
-{choice_words(run)} The plan's own choice: {plan.reason}
+Boundary {run.boundary}, the last frozen layer. The plan's own choice: {plan.reason}
 
 ## Data
 
@@ -147,20 +146,6 @@ def head_words(run: FineTuneRecord, *, tied: bool) -> str:
     trains = "embedding" in run.trained_units if tied else "final" in run.trained_units
     what = "The head is the embedding matrix" if tied else "The head has weights of its own"
     return f"{what} and {'trained' if trains else 'stayed frozen'}."
-
-
-def choice_words(run: FineTuneRecord) -> str:
-    """One sentence on the choice of the trained layers."""
-    scope = run.how.scope
-    if run.race:
-        return f"Layers, method and learning rate won a race of {len(run.race.arms)} arms: see `run.json`."
-    if frozen_by_name(scope) is not None:
-        return "The boundary was given by hand."
-    if scope in SCOPES:
-        return SCOPES[scope].card.format(settings=run.params.finetune)
-    before = run.boundary_before_budget
-    moved = "" if before is None else f"; without `plan.budget` it would be {before}"
-    return f"The boundary is that of the selector `{scope}`{moved}."
 
 
 def _ranges(layers: Sequence[int]) -> str:

@@ -103,10 +103,8 @@ def _selected(choice: Choice, boundary: int) -> SelectedBoundary:
 def _reason(choice: Choice, boundary: int, budget: Budget) -> str:
     if budget.pays_for(choice.boundary):
         return choice.reason
-    digits = budget.told_apart(budget.costs[choice.boundary])
-    cost, limit, taken = (
-        budget.words(value, digits) for value in (budget.costs[choice.boundary], budget.limit, budget.costs[boundary])
-    )
+    costs = (budget.costs[choice.boundary], budget.limit, budget.costs[boundary])
+    cost, limit, taken = map(budget.words, costs)
     cost, limit = f"{cost}{budget.whole}", f"plan.budget = {limit}"
     if choice.fixed:
         return f"{choice.reason}; it costs {cost}, more than {limit}: a fixed depth is not moved"

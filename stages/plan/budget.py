@@ -6,7 +6,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from pkgutil import resolve_name
@@ -40,18 +39,14 @@ class Budget:
         per_second = _per_second(params)
         return cls(limit, unit, [(point.seconds or 0.0) * per_second for point in points])
 
-    def words(self, cost: float, digits: int = 0) -> str:
+    def words(self, cost: float) -> str:
         """A cost with its unit."""
-        return f"{cost:.{digits}f} {self.unit}" if self.unit else f"{cost:.{digits}%}"
+        return f"{cost:.5g} {self.unit}" if self.unit else f"{100 * cost:.5g}%"
 
     @property
     def whole(self) -> str:
         """What a share is of."""
         return "" if self.unit else " of full fine-tuning"
-
-    def told_apart(self, cost: float) -> int:
-        """The number of digits that tells a cost from the limit."""
-        return next(n for n in count() if self.words(cost, n) != self.words(self.limit, n))
 
     def pays_for(self, boundary: int) -> bool:
         """Whether a boundary's cost is within it."""

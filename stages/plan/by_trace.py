@@ -5,7 +5,7 @@ al., arXiv 2406.11753). The gains are reconstructions (:mod:`salf.gains`), the b
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -15,20 +15,13 @@ from salf.errors import UserError
 from salf.evidence import DepthLaw, Evidence, LayerGain
 from salf.files import significant
 from salf.plan_records import Certainty, RunnerUp
-from salf.selectors import OF_THE_POWER_LAW, GainName, Quantity
+from salf.selectors import GAINS, OF_THE_POWER_LAW, GainName, Quantity
 from stages.common.params import Plan
 from stages.plan.budget import Budget
 from stages.plan.choice import AbsentEvidenceError, Choice, certainty
 
 _SURE: Final = {0.9: "sure", 0.5: "fairly sure"}  # by the share of resamples from which on a choice is called that
 _RUNNERS_UP: Final = 3
-_WORDS: Final[Mapping[GainName, str]] = {
-    "observed": "observed gain",
-    "ratio": "gain relative to the law's (capability ratio)",
-    "local": "local-law exponent",
-    "marginal": "marginal gain predicted by the law",
-    "law": "gain by the law from the peak on",
-}
 
 
 class Basis(NamedTuple):
@@ -46,10 +39,10 @@ def basis_of(evidence: Evidence, params: Plan) -> Basis:
         notes.append(f"the {quantity} was not traced (trace.losses is 0): the deviation decides")
         quantity = "deviation"
     if fault := _fault(evidence, quantity, gain):
-        notes.append(f"{fault}: the observed gain of the {quantity} decides instead of the {_WORDS[gain]}")
+        notes.append(f"{fault}: the observed gain of the {quantity} decides instead of the {GAINS[gain]}")
         gain = "observed"
     if not evidence.gains.get((quantity, gain)):
-        raise UserError(f"no layer has an {_WORDS[gain]} of the {quantity}; run again: dvc repro fit")
+        raise UserError(f"no layer has an {GAINS[gain]} of the {quantity}; run again: dvc repro fit")
     return Basis(quantity, gain, "; ".join(notes) or None)
 
 
@@ -59,7 +52,7 @@ def _fault(evidence: Evidence, quantity: Quantity, gain: GainName) -> str | None
     if gain in OF_THE_POWER_LAW and not law.power_fits:
         return f"no power law over the whole depth fits the {quantity} ({law.verdict.rstrip('.')})"
     if not evidence.gains.get((quantity, gain)):
-        return f"no layer has a {_WORDS[gain]} of the {quantity} (if fit did not compute it, run again: dvc repro fit)"
+        return f"no layer has a {GAINS[gain]} of the {quantity} (if fit did not compute it, run again: dvc repro fit)"
     return None
 
 
@@ -83,7 +76,7 @@ def _largest(evidence: Evidence, basis: Basis) -> Choice:
     others = sorted((g for g in gains if g != best), key=lambda g: (-g.win_share, -g.value))
     by_layer = {gain.layer: gain.value for gain in gains}
     reason = (
-        f"layer {best.layer} has the largest {_WORDS[basis.gain]} of the {basis.quantity} "
+        f"layer {best.layer} has the largest {GAINS[basis.gain]} of the {basis.quantity} "
         f"({best.value:.4g}) among layers 2 to {evidence.layers - 1}"
     )
     if best.value <= 0:

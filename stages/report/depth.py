@@ -5,11 +5,12 @@ from typing import Final
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from salf.evidence import DepthLaw, FittedLaw, Numbers
 from salf.plan import FreezePlan
+from salf.selectors import GAINS
 from stages.common.figures import ACCENT, INK, MUTED, halo
 from stages.report.artifacts import Artifacts
 from stages.report.figures import DASHED, figure
@@ -26,14 +27,6 @@ _LAW_NAMES: Final = {
     "isotonic": "no law: monotone steps",
     "constant": "no law: constant",
 }
-_GAINS: Final = {
-    "observed": "observed gain",
-    "ratio": "gain over the law’s gain",
-    "local": "local-law gain",
-    "marginal": "marginal gain of the law",
-    "law": "gain by the law from the peak on",
-}
-_LOG_FROM: Final = 12.0  # values that spread over more than this factor are drawn on a logarithmic axis
 _LOW: Final = 220  # height of a low figure, px
 
 Array = NDArray[np.floating]
@@ -110,7 +103,6 @@ def _trace_figure(quantity: str, found: DepthLaw, boundary: int, confidence: flo
         axes.fill_between(spaces, found.p10, found.p90, color=ACCENT, alpha=0.16, linewidth=0)
         axes.fill_between(spaces, found.low, found.high, color=ACCENT, alpha=0.45, linewidth=0)
         axes.plot(spaces, mean, color=ACCENT, linewidth=2)
-        _log_when_wide(axes, np.array([*found.p10, *found.p90]))
         _depth(axes, layers, _UNITS[quantity], "after layer (0: embedding)")
         axes.axvline(boundary, color=INK, **DASHED)
         low, high = axes.get_xlim()
@@ -144,7 +136,6 @@ def _law_figure(quantity: str, found: DepthLaw) -> Figure:
             axes.plot(spaces, _array(found.falling.curve), color=INK, linewidth=1.2)
         errors = np.maximum([mean - low, high - mean], 0.0)
         axes.errorbar(spaces, mean, yerr=errors, fmt="o", color=INK, markersize=3.2, elinewidth=1)
-        _log_when_wide(axes, mean)
         _around(axes, low.min(), high.max())
         _depth(axes, len(mean), _UNITS[quantity], "after layer", first=1)
 
@@ -198,7 +189,7 @@ def _rows(gains: pd.DataFrame, quantity: str, gain: str) -> pd.DataFrame:
 
 def _gains_figure(rows: pd.DataFrame, plan: FreezePlan) -> Figure:
     """A bar per layer with its interval, that of the last frozen layer in colour."""
-    layers, what = plan.model.layers, _GAINS[plan.gain]
+    layers, what = plan.model.layers, GAINS[plan.gain]
     eligible = rows[rows.layer < layers].set_index("layer").value
 
     def paint(axes: Axes) -> None:
@@ -225,18 +216,7 @@ def _depth(axes: Axes, layers: int, what: str, below: str, first: int = 0) -> No
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=3))
 
 
-def _log_when_wide(axes: Axes, values: Array) -> None:
-    if values.min() <= 0 or values.max() / values.min() < _LOG_FROM:
-        return
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
 def _around(axes: Axes, low: float, high: float) -> None:
     """Limit the vertical axis to the measured values: a rival far off must not flatten them."""
-    if axes.get_yscale() == "log":
-        axes.set_ylim(low / 1.25, high * 1.25)
-        return
     margin = 0.15 * (high - low or 1.0)
     axes.set_ylim(low - margin, high + margin)

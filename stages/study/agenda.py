@@ -4,10 +4,9 @@ Order: for every seed the boundaries of every case, then for every seed the meth
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
 from typing import Final
 
 from salf.methods import RACE, frozen_by_name
@@ -30,6 +29,11 @@ class FineTune:
     boundary: int
     budget: Budget
     rates: tuple[float, ...]
+
+    @property
+    def words(self) -> str:
+        """A description for readers."""
+        return f"{', '.join(self.case)}, seed {self.seed}: {self.method} at equal {self.budget}"
 
 
 @dataclass(frozen=True)
@@ -67,18 +71,6 @@ def agenda(description: Description, cases: Sequence[Case], known: Known) -> lis
                     budgets: list[Budget] = ["epochs", "compute"] if arm.equal_compute else ["epochs"]
                     wanted += [_wanted(description, case, seed, method, known, budget) for budget in budgets]
     return list(dict.fromkeys(wanted))
-
-
-def batches(description: Description, wanted: Sequence[FineTune]) -> Iterator[tuple[FineTune, ...]]:
-    """Group fine-tunes into jobs of neighbours that share case, seed and budget; a method with settings is alone."""
-
-    def shared(one: FineTune) -> tuple[object, ...]:
-        return one.case, one.seed, one.budget, one.method if description.arm(one.method).method else ""
-
-    for _, group in groupby((one for one in wanted if one.rates), key=shared):
-        members = list(group)
-        for start in range(0, len(members), description.together):
-            yield tuple(members[start : start + description.together])
 
 
 def grid_of(description: Description, case: Case) -> list[int]:

@@ -100,7 +100,6 @@ class Description(Part):
 
     budget_hours: Annotated[float, Field(gt=0)]
     seeds: Annotated[list[int], Field(min_length=1)]
-    together: Count
     boundaries: Annotated[list[Share], Field(min_length=2)]
     learning_rates: Rates
     widen: Natural

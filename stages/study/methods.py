@@ -19,7 +19,6 @@ from stages.study.description import Case as Key
 from stages.study.measured import Case, Study
 from stages.study.resamples import Resamples, group_means, over_groups
 from stages.study.summary import (
-    AnswerSideSummary,
     DefaultChoice,
     Json,
     MethodSummary,
@@ -138,14 +137,14 @@ def default_of(cases: Cases, methods: Methods) -> tuple[str, DefaultChoice]:
     points = _by_group({name: above_full(_measured(common, name)) for name in everywhere})
     costs = _by_group({name: [_cost(*each) for each in _measured(common, name)] for name in everywhere})
 
-    def choose(left_out: Sequence[str] = ()) -> str:
-        good = points.drop(left_out).mean() >= MARGIN
-        return str(costs.drop(left_out).mean()[good].idxmin())
+    def choose(chosen: list[str]) -> str:
+        good = points.loc[chosen].mean() >= MARGIN
+        return str(costs.loc[chosen].mean()[good].idxmin())
 
-    default = choose()
+    default = choose(groups)
     left: list[Json] = []
     for group in groups if len(groups) > 1 else ():
-        chosen = choose([group])
+        chosen = choose([one for one in groups if one != group])
         left.append({"group": group, "chosen": chosen, "points": points.at[group, chosen]})
     said = {name: (float(points[name].mean()), float(costs[name].mean())) for name in everywhere}
     reached = dict(zip(AIM, (said[default][0], methods[default].cost_share, said[default][1]), strict=True))
@@ -206,10 +205,10 @@ def winners(case: Case, study: Study) -> list[str]:
     return [_ARMS[0] if boundary else _ARMS[1] for boundary in raced["boundary"]]
 
 
-def answer_side_of(methods: Methods) -> AnswerSideSummary | None:
+def answer_side_of(methods: Methods) -> Json | None:
     """Return answer-side tuning's main figures."""
-    names = set(AnswerSideSummary.model_fields) - {"method"}
-    return AnswerSideSummary(method=ANSWER, **methods[ANSWER].model_dump(include=names)) if ANSWER in methods else None
+    names = {"datasets", "mean_difference_points", "cost_share", "points_above_fixed_depth"}
+    return {"method": ANSWER, **methods[ANSWER].model_dump(include=names)} if ANSWER in methods else None
 
 
 def orthogonal(cases: Cases, tables: Tables) -> list[ScopeEffect]:

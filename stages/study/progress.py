@@ -1,14 +1,13 @@
-"""A study's progress: its cases, the rows of its tables that still count, and the next jobs."""
+"""A study's progress: its cases, the rows of its tables that still count, and the next fine-tunes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from salf.files import code_hashes
 from stages.study import harvest
-from stages.study.agenda import FineTune, Known, agenda, batches
+from stages.study.agenda import FineTune, Known, agenda
 from stages.study.description import Case, Description, Settings
 from stages.study.settings import (
     AbsentError,
@@ -25,34 +24,11 @@ from stages.study.tables import Row, Tables, records
 
 
 class Setting(NamedTuple):
-    """The settings that a case's jobs share: changed values, all parameters, and those that decide its results."""
+    """The settings of a case: changed values, all parameters, and those that decide its results."""
 
     values: Settings
     params: Mapping[str, Any]
     training: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Fine-tunes of one case, seed and budget."""
-
-    fine_tunes: tuple[FineTune, ...]
-
-    @property
-    def case(self) -> Case:
-        """Dataset and model."""
-        return self.fine_tunes[0].case
-
-    @property
-    def name(self) -> str:
-        """A digest of the work."""
-        return digest([repr(one) for one in self.fine_tunes])
-
-    @property
-    def words(self) -> str:
-        """A description for readers."""
-        first, methods = self.fine_tunes[0], ", ".join(one.method for one in self.fine_tunes)
-        return f"{', '.join(self.case)}, seed {first.seed}: {methods} at equal {first.budget}"
 
 
 class Progress:
@@ -102,23 +78,16 @@ class Progress:
         """Return unfinished fine-tunes, in order; those without rates wait for others."""
         return [one for one in agenda(self.description, list(self.settings), known) if one not in known.done]
 
-    def ready(self, taken: Sequence[Job]) -> list[Job]:
-        """Return what can start now, in order; ``taken`` jobs are running or have failed."""
-        busy = {fine_tune for job in taken for fine_tune in job.fine_tunes}
-        wanted = [one for one in self.wanted(self.known()) if one not in busy]
-        return [Job(batch) for batch in batches(self.description, wanted)]
+    def ready(self, taken: Sequence[FineTune]) -> list[FineTune]:
+        """Return what can start now, in order; ``taken`` ones are running or have failed."""
+        return [one for one in self.wanted(self.known()) if one.rates and one not in taken]
 
-    def keep(self, job: Job, folder: Path, seconds: float) -> None:
-        """Save what a job made in ``folder``; its seconds are shared equally among its fine-tunes."""
-        found, facts = [], self._facts(job.case)
-        for one in job.fine_tunes:
-            row, said = harvest.result(folder, one, self.description.trained(one.method))
-            own = self._own(job.case, one.method)
-            kept = self.tables.keep_settings(own) if own else ""
-            found.append(
-                ({**facts, **row, "method_settings": kept, "seconds_wall": seconds / len(job.fine_tunes)}, said)
-            )
-        self.tables.keep_runs(found)
+    def keep(self, one: FineTune, folder: Path, seconds: float) -> None:
+        """Save what a job made in ``folder`` in that many seconds."""
+        row, said = harvest.result(folder, one, self.description.trained(one.method))
+        own = self._own(one.case, one.method)
+        row |= {"method_settings": self.tables.keep_settings(own) if own else "", "seconds_wall": seconds}
+        self.tables.keep_run({**self._facts(one.case), **row}, said)
 
     @cached_property
     def _code(self) -> str:

@@ -26,9 +26,10 @@ from ruamel.yaml import YAML
 
 from salf.files import write_text
 from stages.common.params import PARAMS_FILE
+from stages.study.agenda import FineTune
 from stages.study.description import Case, Settings
 from stages.study.harvest import TEXTS
-from stages.study.progress import Job, Progress
+from stages.study.progress import Progress
 from stages.study.settings import digest, parameters, plan_settings, training_values
 
 LOG: Final = "log"  # in a task's folder
@@ -39,8 +40,8 @@ Commands = list[list[str]]
 class Task:
     """Stages of dvc.yaml to run in a folder of that name, on existing folders of data, with parameters set.
 
-    ``words`` describe it; ``keep`` takes the folder and the seconds. A stage of the matrix runs for each of
-    ``trained``, methods with a seed; ``more`` are commands after the stages.
+    ``words`` describe it; ``keep`` takes the folder and the seconds. A stage of the matrix runs for the method and seed
+    of ``trained``; ``more`` are commands after the stages.
     """
 
     words: str
@@ -49,7 +50,7 @@ class Task:
     stages: Sequence[str]
     values: Settings
     keep: Callable[[Path, float], None]
-    trained: Sequence[tuple[str, int]] = ()
+    trained: tuple[str, int] = ("", 0)
     more: Sequence[list[str]] = ()
 
 
@@ -72,7 +73,7 @@ class Runner:
     def run_all(self, *, only_prepare: bool = False) -> list[str]:
         """Prepare every case, then run what is wanted until it is done or time is over; return what failed."""
         try:
-            needed = {job.case for job in self.progress.ready([])}
+            needed = {one.case for one in self.progress.ready([])}
             cases = [case for case in self.progress.settings if case in needed]
             for part in ("base", "prepared") if only_prepare else ("base", "prepared", "plan"):
                 places = {self._places(case)[part]: case for case in cases}
@@ -88,9 +89,9 @@ class Runner:
 
     def _wanted(self, cases: Sequence[Case]) -> Iterator[Task | None]:
         """The next job, as often as a worker is free; ``None``: others must finish before."""
-        taken: list[Job] = []
+        taken: list[FineTune] = []
         while True:
-            ready = [job for job in self.progress.ready(taken) if job.case in cases]
+            ready = [one for one in self.progress.ready(taken) if one.case in cases]
             taken += ready[:1]
             yield self._job(ready[0]) if ready else None
 
@@ -134,13 +135,10 @@ class Runner:
         return folder
 
     def _commands(self, task: Task) -> Commands:
-        """The commands of a task's stages, without ``python -m``; a stage of the matrix has one per fine-tune."""
-        found = []
-        for text in (self._dvc[name]["cmd"] for name in task.stages):
-            for method, seed in task.trained if "${item." in text else [("", 0)]:
-                filled = text.replace("${item.method}", method).replace("${item.seed}", str(seed))
-                found.append(filled.split()[2:])
-        return [*found, *task.more]
+        """The commands of a task's stages, without ``python -m``."""
+        (method, seed), texts = task.trained, [self._dvc[name]["cmd"] for name in task.stages]
+        filled = [text.replace("${item.method}", method).replace("${item.seed}", str(seed)) for text in texts]
+        return [*(text.split()[2:] for text in filled), *task.more]
 
     def _preparation(self, part: str, case: Case) -> Task:
         """The task that makes one of the folders of :meth:`_places`."""
@@ -157,23 +155,19 @@ class Runner:
             words, digest(words), given, stages[part], values, lambda folder, _: _take(folder, part, places[part])
         )
 
-    def _job(self, job: Job) -> Task:
-        description = self.progress.description
-        values = training_values(self.progress.settings[job.case].values, job.fine_tunes, description)
-        trained = [(description.trained(one.method), one.seed) for one in job.fine_tunes]
-        scored = [one for one in job.fine_tunes if description.arm(one.method).texts]
-        texts = [f"{description.trained(one.method)}-seed{one.seed}" for one in scored]
-        more = [self._scoring(texts)] if texts else []
-        keep = partial(self.progress.keep, job)
-        return Task(job.words, job.name, self._places(job.case), ["finetune", "evaluate"], values, keep, trained, more)
-
-    def _scoring(self, models: Sequence[str]) -> list[str]:
-        """The command that reads texts with fine-tuned models."""
-        asked = self.progress.description.texts
-        assert asked is not None, "texts are named"
-        texts = [f"{name}={self.progress.places.data / file}" for name, file in asked.files.items()]
-        words = f"stages.evaluate.texts --base data/base --blocks {asked.blocks} --tokens {asked.tokens} --out {TEXTS}"
-        return [*words.split(), "--models", *(f"data/models/{one}" for one in models), "--texts", *texts]
+    def _job(self, one: FineTune) -> Task:
+        description, places = self.progress.description, self.progress.places
+        values = training_values(self.progress.settings[one.case].values, one, description)
+        method, texts = description.trained(one.method), description.texts
+        more = []
+        if texts and description.arm(one.method).texts:
+            words = f"stages.evaluate.texts --base data/base --models data/models/{method}-seed{one.seed} --out {TEXTS}"
+            files = [f"{name}={places.data / file}" for name, file in texts.files.items()]
+            asked = ["--blocks", str(texts.blocks), "--tokens", str(texts.tokens), "--texts", *files]
+            more = [[*words.split(), *asked]]
+        keep, stages = partial(self.progress.keep, one), ["finetune", "evaluate"]
+        name = digest([repr(one)])
+        return Task(one.words, name, self._places(one.case), stages, values, keep, (method, one.seed), more)
 
     def _places(self, case: Case) -> dict[str, Path]:
         """The folders that fine-tunes read below ``data``, each kept in one named after everything that decides it."""

@@ -9,7 +9,7 @@ import copy
 import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -68,17 +68,12 @@ def case_values(description: Description, case: Case, places: Places) -> Setting
     return values
 
 
-def training_values(case: Settings, batch: Sequence[FineTune], description: Description) -> Settings:
-    """Return the values of a job that fine-tunes a batch, given those of its case."""
-    names = {one: description.trained(one.method) for one in batch}
-    values = {
-        **case,
-        **description.arm(batch[0].method).set,
-        "compare.methods": list(names.values()),
-        "compare.seeds": [batch[0].seed],
-        "finetune.learning_rate": {names[one]: list(one.rates) for one in batch if names[one] != RACE},
-    }
-    return {**values, "finetune.equal_compute": True} if batch[0].budget == "compute" else values
+def training_values(case: Settings, one: FineTune, description: Description) -> Settings:
+    """Return the values of a job that fine-tunes, given those of its case."""
+    name = description.trained(one.method)
+    values = {**case, **description.arm(one.method).set, "compare.methods": [name], "compare.seeds": [one.seed]}
+    values["finetune.learning_rate"] = {} if name == RACE else {name: list(one.rates)}
+    return {**values, "finetune.equal_compute": True} if one.budget == "compute" else values
 
 
 def read_parameters(project: Path) -> dict[str, Any]:

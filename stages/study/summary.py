@@ -98,16 +98,6 @@ class RaceSummary(_Record):
     winners: dict[str, list[str]]
 
 
-class AnswerSideSummary(_Record):
-    """Answer-side tuning of all layers' weights, by its fields in ``methods``."""
-
-    method: str
-    datasets: list[str]
-    mean_difference_points: float
-    cost_share: float
-    points_above_fixed_depth: float | None
-
-
 class ScopeEffect(_Record):
     """The effect of a scope (instead of all layers) on weights and under LoRA, on the same datasets and seeds."""
 
@@ -122,6 +112,7 @@ class Summary(_Record):
     """All of ``summary.json``.
 
     ``methods``: of the leading model; ``other_models``: the same of others where answers alone were trained.
+    ``answer_side``: the main figures of answer-side tuning of all layers' weights, by their names in ``methods``.
     ``first_round``: selectors, readings of the paper's selector, headroom and interaction, as release 0.1.0's rows gave
     them. The rest are rows of the tables that the page shows (``shown.yaml`` names their columns).
     """
@@ -133,7 +124,7 @@ class Summary(_Record):
     methods: dict[str, MethodSummary]
     other_models: dict[str, dict[str, MethodSummary]]
     race: RaceSummary | None
-    answer_side: AnswerSideSummary | None
+    answer_side: Json | None
     orthogonal: list[ScopeEffect]
     forgetting: list[Json]
     weights_kept: list[Json]

@@ -118,15 +118,14 @@ class Tables:
             write_text(self.folder / "settings.json", text)
         return name
 
-    def keep_runs(self, fine_tunes: Sequence[tuple[Row, pd.DataFrame]]) -> None:
-        """Save fine-tunes with their predictions; they replace rows of the same key."""
-        found = [({**row, "point": digest([row[name] for name in RUN_KEY])}, said) for row, said in fine_tunes]
-        said = pd.concat([each.assign(point=row["point"]) for row, each in found])
-        self._keep_predictions(said)
+    def keep_run(self, row: Row, said: pd.DataFrame) -> None:
+        """Save a fine-tune with its predictions; they replace rows of the same key."""
+        row = {**row, "point": digest([row[name] for name in RUN_KEY])}
+        self._keep_predictions(said.assign(point=row["point"]))
         for name, key in (("rates", "learning_rate"), ("kept", "keep"), ("forgetting", "text")):
-            if more := [{**row, **one} for row, _ in found for one in row.get("more", {}).get(name, [])]:
+            if more := [{**row, **one} for one in row.get("more", {}).get(name, [])]:
                 setattr(self, name, self._keep(name, getattr(self, name), more, ["point", key]))
-        self.runs = self._keep("runs", self.runs, [row for row, _ in found], ["point"])
+        self.runs = self._keep("runs", self.runs, [row], ["point"])
 
     def _keep(self, name: str, old: pd.DataFrame, rows: Sequence[Row], key: list[str]) -> pd.DataFrame:
         """Write a table in which rows replace those of the same key, and return it."""

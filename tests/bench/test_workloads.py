@@ -47,5 +47,5 @@ def test_published_configurations_have_their_published_size(name, millions):
 
 def test_the_projects_own_task_is_refused_before_it_is_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"data/base.*run"):
+    with pytest.raises(UserError, match=r"data/base/base\.json: no such file or folder; it is made by: dvc repro base"):
         task_of(OWN, tmp_path, 8, CPU)

@@ -153,7 +153,6 @@ def described():
             {
                 "budget_hours": 1.0,
                 "seeds": [1, 2],
-                "together": 3,
                 "boundaries": [0, 0.5, 1],
                 "learning_rates": {0: [0.001, 0.002], 0.5: [0.01, 0.02]},
                 "widen": 0,

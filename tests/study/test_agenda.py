@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.study.agenda import Known, agenda, batches, coarse, widened
+from stages.study.agenda import Known, agenda, coarse, widened
 from stages.study.description import Case
 
 A, B = Case("a", "m"), Case("b", "m")
@@ -20,8 +20,8 @@ def end(known, fine_tunes):
 def finish(description, known=None):
     """All that is wanted has ended."""
     known = known or Known({})
-    while batch := next(batches(description, missing(description, known)), None):
-        known = end(known, batch)
+    while ready := [one for one in missing(description, known) if one.rates]:
+        known = end(known, ready[:1])
     return known
 
 
@@ -32,16 +32,17 @@ def missing(description, known):
 def test_the_first_of_every_region_is_tuned_first_on_every_data_set(described):
     wanted = agenda(described(), [A, B], Known({}))
     assert told(wanted)[:3] == ["a1 full e [0.001, 0.002]", "a1 freeze-4 e [0.01, 0.02]", "a1 freeze-8 e []"]
-    assert told(next(batches(described(), wanted))) == ["a1 full e [0.001, 0.002]", "a1 freeze-4 e [0.01, 0.02]"]
-    firsts = [told(batch)[0] for batch in batches(described(), wanted)]
-    assert firsts == ["a1 full e [0.001, 0.002]", "b1 full e [0.001, 0.002]"]
+    assert told(one for one in wanted if one.rates) == [
+        "a1 full e [0.001, 0.002]",
+        "a1 freeze-4 e [0.01, 0.02]",
+        "b1 full e [0.001, 0.002]",
+        "b1 freeze-4 e [0.01, 0.02]",
+    ]
 
 
 def test_others_take_over_the_rate_of_their_region(described):
     description = described(boundaries=[0, 0.25, 0.5, 0.75, 1])
-    known = end(
-        Known({}), [one for batch in batches(description, agenda(description, [A], Known({}))) for one in batch]
-    )
+    known = end(Known({}), [one for one in agenda(description, [A], Known({})) if one.rates])
     assert told(missing(description, known))[:3] == [
         "a1 freeze-2 e [0.002]",
         "a1 freeze-6 e [0.02]",
@@ -66,15 +67,15 @@ def test_a_grid_is_continued_by_its_own_step_beyond_the_end_that_won(rates, best
 
 def test_a_grid_is_widened_until_an_inner_rate_wins_and_the_others_wait_for_it(described):
     """Full fine-tuning's best is 0.008, which is there after three more rates; the other region's is an inner one."""
-    description, known = described(seeds=[1, 2], widen=4, data_sets={"a": {}}, together=1), Known({})
+    description, known = described(seeds=[1, 2], widen=4, data_sets={"a": {}}), Known({})
     trained = []
 
     def best(one):
         return max((rate for rate in one.rates if rate <= 0.008), default=min(one.rates)) if not one.boundary else 0.01
 
-    while batch := next(batches(description, missing(description, known)), None):
-        trained += [(one.seed, one.method, one.rates) for one in batch if one.case == A]
-        known = Known({**known.done, **{one: best(one) for one in batch}})
+    while one := next((one for one in missing(description, known) if one.rates), None):
+        trained.append((one.seed, one.method, one.rates))
+        known = Known({**known.done, one: best(one)})
     full = [(seed, rates) for seed, method, rates in trained if method == "full"]
     grid = (0.001, 0.002, 0.004, 0.008, 0.016)
     assert full == [*((1, grid[:size]) for size in (2, 3, 4, 5)), (2, (0.008,))]
@@ -158,8 +159,6 @@ def test_a_method_may_take_the_rate_that_was_tuned_for_another(described):
         "a1 lora-64 e [0.4]",
         "a1 slow-half e [0.002]",
     ]
-    jobs = [[one.method for one in batch] for batch in batches(description, list(finish(description).done))]
-    assert all([method] in jobs for method in ("slow-half", "fast-full", "lora-64"))  # each has its own parameters
 
 
 def test_a_study_that_is_stopped_anywhere_comes_to_the_same(described):

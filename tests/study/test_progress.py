@@ -5,7 +5,7 @@ import pytest
 
 from stages.study.agenda import FineTune
 from stages.study.description import Case
-from stages.study.progress import Job, Progress
+from stages.study.progress import Progress
 from stages.study.settings import Places
 from stages.study.tables import Tables
 from tests.conftest import PROJECT
@@ -17,12 +17,12 @@ A, B = Case("a", "m"), Case("b", "m")
 def progress(described, tmp_path):
     """Two data sets, of which nothing is measured."""
     arms = {"lisa": {}, "lora-64": {"method": "lora", "set": {"finetune.lora_rank": 64}, "seeds": [1]}}
-    description = described(methods=arms, together=4, seeds=[1])
+    description = described(methods=arms, seeds=[1])
     return Progress(description, Places(PROJECT, tmp_path, tmp_path), Tables(tmp_path / "study"))
 
 
-def words(jobs):
-    return [job.words for job in jobs]
+def words(fine_tunes):
+    return [one.words for one in fine_tunes]
 
 
 def row_of(progress, one, **more):
@@ -34,11 +34,13 @@ def row_of(progress, one, **more):
     return {**found, "validation_loss": 1.0, "seconds_wall": 20.0, "machine": "elsewhere", **more}, said
 
 
-def test_boundaries_come_first_and_a_method_with_settings_has_a_job_of_its_own(progress):
+def test_boundaries_come_first_and_what_is_running_is_not_started_again(progress):
     first = progress.ready([])
     assert words(first) == [
-        "a, m, seed 1: full, freeze-4 at equal epochs",
-        "b, m, seed 1: full, freeze-4 at equal epochs",
+        "a, m, seed 1: full at equal epochs",
+        "a, m, seed 1: freeze-4 at equal epochs",
+        "b, m, seed 1: full at equal epochs",
+        "b, m, seed 1: freeze-4 at equal epochs",
         "a, m, seed 1: lisa at equal epochs",
         "a, m, seed 1: lora-64 at equal epochs",
         "b, m, seed 1: lisa at equal epochs",
@@ -48,9 +50,9 @@ def test_boundaries_come_first_and_a_method_with_settings_has_a_job_of_its_own(p
 
 
 def test_a_finished_fine_tune_is_not_wanted_again_while_its_settings_hold(progress):
-    (full, _), case = progress.ready([])[0].fine_tunes, progress.settings[A]
+    full, case = progress.ready([])[0], progress.settings[A]
     row, said = row_of(progress, full)
-    progress.tables.keep_runs([(row, said)])
+    progress.tables.keep_run(row, said)
     known = progress.known()
     assert known.done[full] == 0.002
     assert full not in progress.wanted(known)
@@ -64,7 +66,7 @@ def test_a_finished_fine_tune_is_not_wanted_again_while_its_settings_hold(progre
         "  lora-64: a 1, b 1",
     ]
     other = {**case.training, "prepare": {**case.training["prepare"], "max_tokens": 9}}
-    progress.tables.keep_runs([({**row, "settings": progress.tables.keep_settings(other)}, said)])
+    progress.tables.keep_run({**row, "settings": progress.tables.keep_settings(other)}, said)
     assert len(progress.known().done) == 1
     changed = Progress(progress.description, progress.places, Tables(progress.tables.folder))
     changed.settings[A] = case._replace(training=other)
@@ -79,14 +81,9 @@ def test_other_settings_of_a_method_make_it_another(progress):
     own = progress._own(A, "lora-64")
     assert (own["lora_rank"], own["set"]) == (64, arm.set)
     row, said = row_of(progress, one, method_settings=progress.tables.keep_settings(own))
-    progress.tables.keep_runs([(row, said)])
+    progress.tables.keep_run(row, said)
     assert one in progress.known().done
     rank_8 = {**own, "set": {"finetune.lora_rank": 8}}
-    progress.tables.keep_runs([({**row, "method_settings": progress.tables.keep_settings(rank_8)}, said)])
+    progress.tables.keep_run({**row, "method_settings": progress.tables.keep_settings(rank_8)}, said)
     progress.tables.runs = progress.tables.runs.tail(1)
     assert one not in progress.known().done
-
-
-def test_a_job_is_named_after_its_fine_tunes():
-    one = FineTune(A, 1, "full", 0, "epochs", (0.1,))
-    assert Job((one,)).name == Job((one,)).name != Job((FineTune(A, 2, "full", 0, "epochs", (0.1,)),)).name

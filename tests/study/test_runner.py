@@ -23,7 +23,6 @@ from tests.conftest import PROJECT, write_colours, write_params
 DESCRIPTION = {
     "budget_hours": 1.0,
     "seeds": [1],
-    "together": 2,
     "boundaries": [0, 0.5, 1],
     "learning_rates": {0: [0.001, 0.003], 0.5: [0.003]},
     "widen": 0,
