@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "export",
         help="write a freeze plan for another tool",
         description="Write a freeze plan for another tool: a call (peft), Python code (trainer, trl), entries of a "
-        "configuration file (axolotl, llama-factory) or the names of what trains (torchtune, names).",
+        "configuration file (axolotl, llama-factory) or the names of what trains (names).",
         epilog="example: salf export --format axolotl",
     )
     export.add_argument("--format", choices=FORMATS, required=True, help="the tool")

@@ -1,7 +1,6 @@
 """Translate a freeze plan for other tools: the output of ``salf export``, shown on the report page."""
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -54,11 +53,6 @@ def llama_factory(plan: FreezePlan) -> str:
     return "\n".join(f"{key}: {json.dumps(value)}" for key, value in plan.exports.llama_factory.items())
 
 
-def torchtune(plan: FreezePlan) -> str:
-    """Return torchtune's names, if known, of the trained parameters, one per line for ``set_trainable_params``."""
-    return "\n".join(torchtune_names(plan.model.family, plan.exports.parameter_names["trained"]))
-
-
 def names(plan: FreezePlan) -> str:
     """Return the names of the trained parameters, one per line."""
     return "\n".join(plan.exports.parameter_names["trained"])
@@ -70,7 +64,6 @@ FORMATS: Final[Mapping[str, Callable[[FreezePlan], str]]] = {
     "trainer": trainer,
     "axolotl": axolotl,
     "llama-factory": llama_factory,
-    "torchtune": torchtune,
     "names": names,
 }
 
@@ -114,48 +107,3 @@ def _comments(lines: Iterable[str]) -> list[str]:
 def _told(plan: FreezePlan, tool: str) -> str:
     notes = [note for note in plan.exports.notes if note.startswith(tool)]
     return "; ".join(notes) or f"{tool}: there is nothing to export"
-
-
-# torchtune's names of parameters whose weights come from Hugging Face: those of torchtune 0.6
-# (`torchtune/models/convert_weights.py` and the models' own `_convert_weights.py`).
-_LLAMA: Final = {
-    "model.embed_tokens": "tok_embeddings",
-    "self_attn.q_proj": "attn.q_proj",
-    "self_attn.k_proj": "attn.k_proj",
-    "self_attn.v_proj": "attn.v_proj",
-    "self_attn.o_proj": "attn.output_proj",
-    "mlp.gate_proj": "mlp.w1",
-    "mlp.down_proj": "mlp.w2",
-    "mlp.up_proj": "mlp.w3",
-    "input_layernorm.weight": "sa_norm.scale",
-    "post_attention_layernorm.weight": "mlp_norm.scale",
-    "model.norm.weight": "norm.scale",
-    "lm_head": "output",
-}
-_GEMMA2: Final = {
-    **_LLAMA,
-    "post_attention_layernorm.weight": "sa_scale.scale",
-    "pre_feedforward_layernorm.weight": "mlp_scale.scale",
-    "post_feedforward_layernorm.weight": "mlp_norm.scale",
-    "model.norm.weight": "norm.rms_norm.scale",
-}
-_RENAMED: Final[Mapping[str, Mapping[str, str]]] = {
-    **dict.fromkeys(("gemma", "llama", "mistral", "qwen2"), _LLAMA),
-    "gemma2": _GEMMA2,
-}
-
-
-def torchtune_names(model_type: str, names: Iterable[str]) -> list[str]:
-    """Return torchtune's names of parameters in the order given; a ``UserError`` where one is not in the table."""
-    if model_type not in _RENAMED:
-        known = ", ".join(sorted(_RENAMED))
-        raise UserError(f"torchtune: its names for model type {model_type!r} are not known here; known: {known}")
-    return [_renamed(name, _RENAMED[model_type]) for name in names]
-
-
-def _renamed(name: str, table: Mapping[str, str]) -> str:
-    layer, part = re.fullmatch(r"(?:model\.(layers\.\d+\.))?(.+)", name).groups(default="")  # type: ignore[union-attr]
-    for theirs in (part, part.rpartition(".")[0]):
-        if theirs in table:
-            return f"{layer}{table[theirs]}{part.removeprefix(theirs)}"
-    raise UserError(f"torchtune: parameter {name} has no name there")

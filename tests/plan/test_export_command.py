@@ -9,18 +9,13 @@ from peft import LoraConfig, get_peft_model
 from ruamel.yaml import YAML
 from transformers import (
     AutoTokenizer,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
     Trainer,
     TrainingArguments,
 )
 from trl import SFTConfig, SFTTrainer
 
 from salf.cli import main
-from salf.errors import UserError
-from salf.export import FORMATS, torchtune_names
+from salf.export import FORMATS
 from tests.plan.test_exports import tiny, trained_by_the_plan
 
 YAML_FILE = YAML(typ="safe", pure=True)
@@ -173,48 +168,3 @@ def test_bad_usage_names_the_formats(capsys):
     assert all(name in told for name in FORMATS)
     assert main(["export", "--plan", "nowhere.json", "--format", "names"]) == 2
     assert capsys.readouterr().err.startswith("error: nowhere.json: no such file")
-
-
-# torchtune 0.6.1: parameters of its own models, as torchtune.models.<family> builds them (embedding, one layer, norm,
-# head where it is not tied).
-THEIRS_ONCE = {"tok_embeddings.weight", "norm.scale"}
-THEIRS_LAYER = {
-    *(f"layers.0.attn.{part}.weight" for part in ("q_proj", "k_proj", "v_proj", "output_proj")),
-    *(f"layers.0.mlp.{part}.weight" for part in ("w1", "w2", "w3")),
-    "layers.0.sa_norm.scale",
-    "layers.0.mlp_norm.scale",
-}
-SIZES = {
-    "vocab_size": 53,
-    "hidden_size": 32,
-    "intermediate_size": 56,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-
-
-def test_torchtune_calls_every_parameter_of_a_llama_by_its_own_name(tied):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=tied))
-    names = torchtune_names("llama", [name for name, _ in model.named_parameters()])
-    assert set(names) == THEIRS_ONCE | THEIRS_LAYER | (set() if tied else {"output.weight"})
-
-
-def test_torchtune_knows_biases_and_gemmas_second_norms():
-    qwen = Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True))
-    biases = {f"layers.0.attn.{part}.bias" for part in ("q_proj", "k_proj", "v_proj")}
-    names = torchtune_names("qwen2", [name for name, _ in qwen.named_parameters()])
-    assert set(names) == THEIRS_ONCE | THEIRS_LAYER | biases
-    gemma = Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8))
-    names = torchtune_names("gemma2", [name for name, _ in gemma.named_parameters()])
-    norms = {"layers.0.sa_scale.scale", "layers.0.mlp_scale.scale", "norm.rms_norm.scale"}
-    assert set(names) == (THEIRS_ONCE - {"norm.scale"}) | THEIRS_LAYER | norms
-
-
-def test_torchtune_is_refused_where_its_names_are_unknown():
-    with pytest.raises(UserError, match="model type 'gpt2' are not known here; known: gemma, gemma2, llama"):
-        torchtune_names("gpt2", ["transformer.wte.weight"])
-    with pytest.raises(UserError, match=r"parameter model\.layers\.3\.strange\.weight has no name"):
-        torchtune_names("llama", ["model.layers.3.strange.weight"])

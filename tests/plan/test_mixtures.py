@@ -9,7 +9,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from salf.errors import UserError
 from salf.export import FORMATS
 from stages.base.__main__ import main as bring_base
 from tests.conftest import write_params
@@ -74,8 +73,3 @@ def test_adapters_lie_in_the_trained_layers_and_the_model_runs_with_them(plan, l
     assert {name for name in trained if ".q_proj.lora_A" in name}
     adapted(input_ids=IDS, labels=IDS).loss.backward()
     assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
-
-
-def test_torchtune_is_refused_because_its_names_of_mixtures_are_unknown(plan):
-    with pytest.raises(UserError, match=r"torchtune: its names for model type .* are not known here"):
-        FORMATS["torchtune"](plan(4))

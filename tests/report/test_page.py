@@ -344,12 +344,12 @@ def test_a_tool_that_the_export_command_refuses_has_its_reason_in_place_of_a_blo
     chain = chain_of(runs=False)
     path = chain.root / "data/plan/freeze_plan.json"
     plan = json.loads(path.read_text(encoding="utf-8"))
-    plan["model"]["family"] = "gpt2"
+    plan["exports"]["peft"] = {}
     path.write_text(json.dumps(plan), encoding="utf-8")
     main(chain.argv())
     text = chain.page.read_text(encoding="utf-8")
     assert len(copied(text)) == len(FORMATS) - 1
-    assert "salf export --format torchtune" not in copied(text)
+    assert "salf export --format peft" not in copied(text)
     capsys.readouterr()
-    assert salf(["export", "--plan", str(path), "--format", "torchtune"]) == 2
+    assert salf(["export", "--plan", str(path), "--format", "peft"]) == 2
     assert capsys.readouterr().err.removeprefix("error: ").strip() in html.unescape(text)
