@@ -1,5 +1,6 @@
 """Settings that the library shares with ``params.yaml``: names, ranges, and the groups that training reads."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,6 +93,10 @@ class Batches(Group):
     batch_size: Count
     accumulate: Count
     gradient_checkpointing: bool
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """Optimizer steps of an epoch."""
+        return math.ceil(examples / self.batch_size)
 
 
 class Caching(Group):

@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM
 
 from salf import AnswerSideModel
 from salf.engine.batches import Split, read_examples
-from salf.engine.boundary_cache.cache import CacheSettings
 from salf.engine.perplexity import text_examples
 from salf.engine.rules import CandidateRule
 from salf.engine.runtime import choose_runtime
 from salf.files import sha256_file
 from salf.metrics import BASELINES
 from salf.records import BaseRecord, FineTuneRecord, PreparedRecord
+from salf.settings import Caching
 from stages.common.params import load_params
 from stages.evaluate.pairs import preferences, read_pairs
 from stages.evaluate.predict import Predictor
@@ -158,7 +158,7 @@ def chain_pairs_of(chain, pairs):
     """The margin of some pairs by the answer-side model, as evaluate reads them."""
     record = FineTuneRecord.load(chain.root / "data/models/full+answer-seed1")
     params, meta = load_params(chain.root / "params.yaml"), PreparedRecord.load(chain.root / "data/prepared")
-    cache = CacheSettings.of("off", "", 1)
+    cache = Caching(cache="off", cache_folder="unused", cache_gib=1)
     runtime, base = choose_runtime(params.device), chain.root / "data/base"
     splits = {"pairs": Split(pairs, 0)}
     predictor = Predictor(runtime, params.evaluate, meta, base, BaseRecord.load(base).shards, cache, splits)

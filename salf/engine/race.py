@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 from salf.engine.answer_model import AnswerSideModel, prompt_tokens, save_answer_side
 from salf.engine.batches import Example, Split
 from salf.engine.boundary_cache.folder import tensor_digest, units_in_memory
-from salf.engine.contest import Arm, Contest, Found, best_of, race_settings
 from salf.engine.models.adapter import CausalModel, take_apart
 from salf.engine.prefix import IGNORED, Rows, read_rows, shared_tokens
 from salf.engine.runtime import Runtime
 from salf.engine.suffix import network_of
 from salf.engine.training.workbench import Workbench
+from salf.engine.tuning import Arm, Found, Tuning, best_of, race_settings
 from salf.errors import UserError
 from salf.files import code_hashes, digest_of, work_folder, write_json
 from salf.methods import method_of
@@ -140,7 +140,7 @@ def race(
             "rows": [repr(split) for split in splits],
             "code": code_hashes(),
         }
-        contest = Contest(
+        tuning = Tuning(
             bench=_InMemory(base=place, runtime=runtime, settings=race_settings(wanted), network=network),
             plan=plan,
             name="race",
@@ -154,7 +154,7 @@ def race(
             keep=asked.keep,
             unfinished=work_folder(place / "race", digest_of(inputs)),
         )
-        found = best_of(contest)
+        found = best_of(tuning)
     assert found.race is not None, "a race"
     return Raced(_model(found, network), found.race)
 
@@ -196,9 +196,11 @@ def _model(found: Found, base: PreTrainedModel) -> Any:
     form, network = found.trainable.form, found.trainable.model.network
     network.set_attn_implementation(base.config._attn_implementation)
     trained = form.opened(network)
-    if found.answer_side is None:
+    if found.setup.answer_side is None:
         return trained.eval()
-    return AnswerSideModel(base, trained, found.answer_side.model_copy(update={"form": found.arm.method.form.name}))
+    return AnswerSideModel(
+        base, trained, found.setup.answer_side.model_copy(update={"form": found.arm.method.form.name})
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

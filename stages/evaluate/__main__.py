@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 
 from salf.blocks import document_of
 from salf.engine.batches import Example, Split, read_examples
-from salf.engine.boundary_cache.cache import CacheSettings
 from salf.engine.runtime import choose_runtime
 from salf.files import replacing_file
 from salf.metrics import Baseline, Intervals, Metrics, write_comparison, write_csv
@@ -67,10 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [f"{method}-seed{seed}" for method in params.compare.labels for seed in params.compare.seeds]
     records = {name: FineTuneRecord.load(args.models / name) for name in names}
     asked, shards = params.evaluate, BaseRecord.load(args.base).shards
-    cache = CacheSettings.of(params.finetune.cache, params.finetune.cache_folder, params.finetune.cache_gib)
     splits = {name: Split(examples, meta.shared_prefix_tokens) for name, examples in tests.items()}
     splits |= further_splits(asked, args.base)
-    predictor = Predictor(choose_runtime(params.device), asked, meta, args.base, shards, cache, splits)
+    predictor = Predictor(choose_runtime(params.device), asked, meta, args.base, shards, params.finetune, splits)
     found = read_all(predictor, list(tests), args.models, records)
     if TASKS[meta.task].quality == "accuracy":
         training = read_examples(args.prepared, "train")

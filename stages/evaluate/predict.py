@@ -15,7 +15,7 @@ from salf.answer_folder import AnswerSideRecord
 from salf.engine.answer_model import AnswerSideModel, base_alone, base_network
 from salf.engine.answers import Answer, Reader
 from salf.engine.batches import Example, Split, Start
-from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
+from salf.engine.boundary_cache.cache import BoundaryCache, Opened, print_opened
 from salf.engine.boundary_cache.folder import frozen_units
 from salf.engine.boundary_cache.prompts import answer_side
 from salf.engine.models.adapter import CausalModel, open_model, take_apart
@@ -25,7 +25,7 @@ from salf.engine.runtime import Runtime
 from salf.engine.shift import Shift, measure_shift
 from salf.engine.techniques.roste import quantised
 from salf.records import PreparedRecord
-from salf.settings import TASKS, AnswerSide
+from salf.settings import TASKS, AnswerSide, Caching
 from stages.common.params import Evaluate
 from stages.evaluate.scores import Predictions
 
@@ -49,7 +49,7 @@ class Predictor:
     meta: PreparedRecord
     base: Path
     shards: Mapping[str, str]
-    cache: CacheSettings
+    cache: Caching
     splits: Mapping[str, Split]
     prefixes: dict[tuple[str, int], Opened] = field(default_factory=dict)
     prompts: dict[tuple[str, tuple[int, ...]], Opened] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Predictor:
         def started(name: str) -> Split:
             split = self.splits[name].after_prompts(side)
             prompts = self._prompts(opened, split, name)
-            start = answer_side(trained, self.runtime, split, prompts.source, None, record.boundary)
+            start = answer_side(trained, self.runtime, split, prompts.start, None, record.boundary)
             return replace(split, start=start)
 
         return ReadyModel(name, trained, opened, started)

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from salf.at_boundary import at_boundary
 from salf.engine.batches import Split
-from salf.engine.contest import Arm, Contest, Found, best_of, race_settings
 from salf.engine.models.shards import shard_hashes
 from salf.engine.rules import rule_of
 from salf.engine.runtime import choose_runtime, machine_facts, peak_memory_bytes
 from salf.engine.training.processes import Processes, are_several, joined
 from salf.engine.training.scope import scope_of
 from salf.engine.training.workbench import Workbench
+from salf.engine.tuning import Arm, Found, Tuning, best_of, race_settings
 from salf.files import code_hashes, digest_of, replacing_folder, require, sha256_file, work_folder
 from salf.methods import RACE, checked, method_of
 from salf.plan import FILE_NAME, FreezePlan
@@ -101,7 +101,7 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
         "code": code_hashes(),
     }
     settings = race_settings(asked.settings) if racing else asked.settings
-    contest = Contest(
+    tuning = Tuning(
         bench=Workbench(base=args.base, runtime=runtime, settings=settings, processes=processes),
         plan=plan,
         name=asked.label,
@@ -121,20 +121,20 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
     )
     print(f"{asked.label}, seed {args.seed}: {runtime.device} in {runtime.dtype_name} ({runtime.reason})")
     began = time.perf_counter()
-    found = best_of(contest)
+    found = best_of(tuning)
     seconds = time.perf_counter() - began
     memory = processes.total(peak_memory_bytes(runtime.device))
     if not processes.main:
         return
 
-    method, scope, trained = found.arm.method, found.scope, found.training
+    method, setup, scope, trained = found.arm.method, found.setup, found.setup.scope, found.training
     before_budget = next((each.before_budget for n, each in plan.boundaries.items() if n == method.scope), None)
     with replacing_folder(args.out) as folder:
         named = Base.of(base, room.model.source, args.base)
-        if found.answer_side is None:
+        if setup.answer_side is None:
             changed = save_model(found.trainable, args.base, folder, named, meta.end_token_id)
         else:
-            changed = save_answer_side_model(found.trainable, folder, named, found.answer_side)
+            changed = save_answer_side_model(found.trainable, folder, named, setup.answer_side)
         record = FineTuneRecord(
             schema_version=1,
             method=method.name,
@@ -149,8 +149,8 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
             trained_parameters=found.trainable.count,
             learning_rate=found.arm.rate,
             grid=found.grid,
-            validation_examples=len(contest.validation),
-            epochs=found.epochs,
+            validation_examples=len(tuning.validation),
+            epochs=setup.epochs,
             steps=trained.steps,
             flops=found.flops,
             flops_before=None if found.race else trained.flops_before,
@@ -175,8 +175,8 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
         seed=args.seed,
         seconds_total=seconds,
         seconds_cache=found.seconds_cache,
-        boundary_states={split: opened.facts for split, opened in found.states.items()},
-        **({"prompts": {split: opened.facts for split, opened in found.prompts.items()}} if found.prompts else {}),
+        boundary_states=setup.states,
+        **({"prompts": setup.prompts} if setup.prompts else {}),
         seconds_training=found.seconds_training,
         seconds_per_step=statistics.median(trained.step_seconds),
         peak_memory_bytes=memory,
@@ -184,7 +184,7 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
         processes=processes.count,
         machine=machine_facts(runtime),
     ).save(args.measured)
-    shutil.rmtree(contest.unfinished)
+    shutil.rmtree(tuning.unfinished)
     print(
         f"{asked.label}: {trained_words(record, base.layers)} trained, {record.trained_parameters:,} parameters; "
         f"validation loss {record.validated.validation_loss:.4f}"
@@ -201,7 +201,7 @@ def _keeping(found: Found, settings: Finetune) -> dict[str, Any]:
     if settings.decided_by_looks:
         looks = {
             "looks": sum(point.step > 0 for point in training.curve),
-            "steps_planned": found.steps_planned,
+            "steps_planned": found.setup.steps,
             "flops_looks": training.flops_validation,
         }
     looks |= {"observed": training.observed} if training.observed else {}
@@ -219,7 +219,7 @@ def _arms(asked: Asked, room: FinetuneRoom, plan: FreezePlan, seed: int) -> list
 
 def _plan_of(found: Found, plan: FreezePlan, args: argparse.Namespace) -> FreezePlan:
     """The winner's own plan: the boundary that a race measured to be the best, with method and learning rate."""
-    method, boundary = found.arm.method, found.scope.boundary
+    method, boundary = found.arm.method, found.setup.scope.boundary
     reason = f"{method.name} at learning rate {found.arm.rate:g} won a race on the validation split"
     return FreezePlan.model_validate(
         {

@@ -50,7 +50,7 @@ class Bench(Workbench):
     """
 
     params: PilotParams
-    boundaries: list[int]  # ascending, so that states above a deeper one go on from those of a shallower one
+    boundaries: list[int]  # ascending
     sizes: list[int]  # numbers of examples, descending: learning rates are chosen at the largest
     everything: Split  # all training examples
     splits: Splits
@@ -234,7 +234,7 @@ def planned(bench: Bench) -> PilotFlops:
 def counted(bench: Bench, pilots: Sequence[Pilot]) -> PilotFlops:
     """The pilots' cost, losing learning rates included, against one full fine-tune at one rate.
 
-    Each boundary's frozen passes count from the embeddings up, though cached states go on from a shallower one's.
+    Each boundary's frozen passes count from the embeddings up.
     """
     opened = {pilot.boundary: bench.costs_above(pilot.boundary, recomputed=pilot.recomputed) for pilot in pilots}
     frozen = sum(costs.frozen(split) for costs in opened.values() for split in bench.splits.values())

@@ -5,13 +5,12 @@ import pytest
 import torch
 
 from salf.engine.batches import Example, Split
-from salf.engine.boundary_cache.cache import CacheSettings
 from salf.engine.models.adapter import open_model
 from salf.engine.runtime import choose_runtime
 from salf.engine.techniques.roste import Quantised
 from salf.engine.training.scope import Scope
 from salf.records import PreparedLabel, PreparedRecord
-from salf.settings import Device
+from salf.settings import Caching, Device
 from stages.common.params import load_params
 from stages.evaluate.predict import Predictor, frozen_layers
 from tests.conftest import PROJECT
@@ -52,7 +51,7 @@ def made_predictor(folder, runtime, mode="memory"):
     labels = [PreparedLabel(label=name, word=name, token_ids=[50 + at]) for at, name in enumerate("ab")]
     known = {"task": "classification", "end_token_id": None, "choice_score": None}
     meta = PreparedRecord.model_construct(labels=labels, shared_prefix_tokens=SHARED, **known)
-    cache = CacheSettings.of(mode, str(folder / "cache"), 1)
+    cache = Caching(cache=mode, cache_folder=str(folder / "cache"), cache_gib=1)
     params = load_params(PROJECT / "params.yaml").evaluate
     return Predictor(runtime, params, meta, folder, SHARDS, cache, {"test": Split(test, SHARED)})
 

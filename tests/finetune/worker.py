@@ -15,13 +15,13 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from salf.engine.batches import Split
-from salf.engine.contest import Arm, Contest, best_of, race_settings
 from salf.engine.training.checkpoint import Checkpoint
 from salf.engine.training.loop import train
 from salf.engine.training.processes import Processes, joined
 from salf.engine.training.scope import LayerDraws
 from salf.engine.training.step import Stepper
 from salf.engine.training.workbench import Workbench
+from salf.engine.tuning import Arm, Tuning, best_of, race_settings
 from salf.errors import UserError
 from salf.methods import Method
 from stages.common.command import exit_code
@@ -84,7 +84,7 @@ def _race(folder: Path, rates: list[float], processes: Processes) -> None:
 
     Checkpoint.save = slowly
     split, settings = Split(made_examples(), SHARED), race_settings(params(epochs=2))
-    contest = Contest(
+    tuning = Tuning(
         bench=Workbench(base=folder / "data/base", runtime=RUNTIME, settings=settings, processes=processes),
         plan=None,
         name="race",
@@ -98,7 +98,7 @@ def _race(folder: Path, rates: list[float], processes: Processes) -> None:
         keep=1,
         unfinished=folder / "unfinished",
     )
-    found = best_of(contest)
+    found = best_of(tuning)
     save_file(weights(found.trainable), folder / f"weights-{processes.rank}.safetensors")
     (folder / f"record-{processes.rank}.json").write_text(found.race.model_dump_json())
 

@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -32,41 +33,24 @@ from salf.engine.runtime import Runtime
 from salf.engine.training.processes import ALONE, Processes
 from salf.errors import UserError
 from salf.memory import free_memory_bytes
-from salf.settings import CacheMode, KeysValues
-
-Origin = Literal["computed", "continued", "reused", "off"]
-Place = Literal["in memory", "on disk", "in memory and on disk", "nowhere"]
+from salf.records import StatesRecord
+from salf.settings import Caching, KeysValues
 
 _OF_FREE_MEMORY: Final = 0.5  # the suffix, its optimizer and its activations need the rest
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(StatesRecord, frozen=True):
     """The start of a split's passes, and how it was obtained."""
 
-    start: BoundaryStates | FrozenLayers | PromptRows | PromptLayers  # rows, or layers that run for every batch
-    origin: Origin  # computed; continued from the states of a shallower boundary; reused from disk; off
-    begun: int  # the space that computing began at
-    kept: Place  # where the states are; nowhere if off
-    size: int  # bytes of the states
-    seconds_computing: float  # what computing the states took, whenever that was; 0 if off
+    start: Any  # rows (BoundaryStates, PromptRows), or layers that run for every batch (FrozenLayers, PromptLayers)
     reason: str  # why it was done so
-    seconds: float = 0.0  # what opening took here
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """For the record of what was measured."""
-        names = ("origin", "begun", "kept", "seconds_computing", "seconds")
-        int8 = isinstance(self.start, PromptRows) and self.start.columns.int8
-        return {"bytes": self.size, "int8": int8, **{name: getattr(self, name) for name in names}}
 
     @property
     def words(self) -> str:
         """A description for the log."""
         if self.origin == "off":
             return f"recomputed for every batch ({self.reason})"
-        how = f"continued from layer {self.begun}" if self.origin == "continued" else self.origin
-        return f"{amount(self.size)} {how}, cached {self.kept} ({self.reason})"
+        return f"{amount(self.bytes)} {self.origin}, cached {self.kept} ({self.reason})"
 
     @property
     def rows(self) -> BoundaryStates | None:
@@ -80,12 +64,6 @@ class Opened:
         assert isinstance(self.start, FrozenLayers), "boundary states"
         return replace(self.start, model=model, below=replace(self.start.below, model=model))
 
-    @property
-    def source(self) -> PromptRows | PromptLayers:
-        """What gives prompts' keys and values."""
-        assert isinstance(self.start, PromptRows | PromptLayers), "keys and values of prompts"
-        return self.start
-
 
 def print_opened(what: str, opened: Mapping[str, Opened]) -> None:
     """One line that says what was done with each split's states, and why."""
@@ -97,30 +75,17 @@ def _fits_memory(size: int) -> bool:
 
 
 @dataclass(frozen=True)
-class CacheSettings:
-    """The parameters of the boundary states' cache."""
-
-    mode: CacheMode
-    folder: CacheFolder
-    keys_values: KeysValues = "exact"  # of prompts
-
-    @classmethod
-    def of(cls, mode: CacheMode, folder: str, gib: float, keys_values: KeysValues = "exact") -> Self:
-        """From ``finetune.cache``, ``cache_folder``, ``cache_gib`` and ``answer_side.keys_values``."""
-        return cls(mode, CacheFolder(Path(folder), int(gib * GIB)), keys_values)
-
-
-@dataclass(frozen=True)
 class BoundaryCache:
     """States at a boundary of one model, for one split after another."""
 
-    settings: CacheSettings
+    settings: Caching
     model: CausalModel
     runtime: Runtime
     units: Sequence[str]  # hashes of the embedding's shard and of those of layers 1..boundary (``frozen_units``)
     shared: int  # P, tokens of the shared prefix of all prompts
     batch_tokens: int  # tokens of a pass through the frozen layers
     processes: Processes = ALONE  # that open the same splits: what they keep in memory they compute together
+    keys_values: KeysValues = "exact"  # of prompts
     tap: Tap | None = None  # of prompts, what their pass fills; of states, where they are already
 
     @property
@@ -134,10 +99,25 @@ class BoundaryCache:
         With ``auto``, memory comes first and the disk second, which changes no bit of a result. Frozen layers run for
         every batch only if neither can hold the states. A ``UserError`` says that the requested place has no room.
         """
-        began = time.perf_counter()
+        began, model, runtime, boundary = time.perf_counter(), self.model, self.runtime, self.boundary
         layout = Layout.of(examples, self.shared, self.batch_tokens)
-        opened = _Opening(self, layout, self._key(layout)).opened()
-        return replace(opened, seconds=time.perf_counter() - began)
+
+        def parts(processes: Processes = ALONE) -> Timed:
+            if self.tap:
+                return Timed(iter(self.tap.parts), self.tap.seconds)
+            return Timed(frozen_states(model, runtime, layout, boundary, processes))
+
+        opened = _Opening(
+            self,
+            self._key(layout),
+            "boundary states",
+            layout.rows,
+            model.state_bytes,
+            parts,
+            lambda rows: BoundaryStates(boundary, layout, rows, model.device),
+            lambda: FrozenLayers.of_model(model, runtime, boundary, layout.prefix),
+        ).opened()
+        return opened.model_copy(update={"seconds": time.perf_counter() - began})
 
     def open_prompts(
         self, split: Split, boundary: int, states: Opened | None, base: Callable[[], CausalModel]
@@ -147,18 +127,32 @@ class BoundaryCache:
         They are those of the layers above ``boundary``, computed from ``states`` of whole examples there, or from the
         embeddings. ``base`` opens the base model once more, should it have to read the prompts of every batch.
         """
-        began, rows = time.perf_counter(), split.base_rows
+        began, model, runtime, rows = time.perf_counter(), self.model, self.runtime, split.base_rows
         assert rows is not None, "examples that were split at their prompts' ends"
         start = replace(states.rows, layout=before(states.rows.layout, rows)) if states and states.rows else None
         layout = Layout.of(prompts_of(split.examples, rows), self.shared, self.batch_tokens)
-        columns = self._columns(Columns.of(self.model, self.runtime, boundary), layout)
+        columns = self._columns(Columns.of(model, runtime, boundary), layout)
         begun = self.tap.space if self.tap else boundary if start else 0
         tapped = [self._key(self.tap.layout).digest] if self.tap else []
         key = self._key(layout).with_keys_values(boundary, begun, "int8" if columns.int8 else "exact", *tapped)
         if self.tap:
             layout = Layout.of(layout.examples, self.shared, self.batch_tokens, self.tap.layout.groups)
-        opened = _PromptOpening(self, layout, key, columns, start, base).opened()
-        return replace(opened, begun=0 if opened.origin == "off" else begun, seconds=time.perf_counter() - began)
+
+        def parts(processes: Processes = ALONE) -> Timed:
+            return Timed(prompt_rows(model, runtime, layout, columns, start, processes, self.tap))
+
+        opened = _Opening(
+            self,
+            key,
+            "keys and values of prompts",
+            layout.rows,
+            columns.row_bytes,
+            parts,
+            lambda rows: PromptRows(columns, layout, rows, model.device),
+            lambda: PromptLayers.of_model(base(), runtime, model.depth, layout.prefix),
+        ).opened()
+        facts = {} if opened.origin == "off" else {"begun": begun, "int8": columns.int8}
+        return opened.model_copy(update={"seconds": time.perf_counter() - began, **facts})
 
     def open_both(self, split: Split, boundary: int, base: Callable[[], CausalModel]) -> tuple[Opened, Opened]:
         """Prompts' keys and values at all layers, and the states of whole examples at a boundary; ``units``: all.
@@ -173,19 +167,19 @@ class BoundaryCache:
         filled = prompts.origin == "computed" and len(tap.parts) > 0
         if filled:
             tap.seconds = prompts.seconds_computing * boundary / self.model.depth
-            prompts = replace(prompts, seconds_computing=prompts.seconds_computing - tap.seconds)
+            prompts = prompts.model_copy(update={"seconds_computing": prompts.seconds_computing - tap.seconds})
         elif not fit:
-            prompts = replace(prompts, begun=0)
+            prompts = prompts.model_copy(update={"begun": 0})
         return prompts, replace(self, units=units, tap=tap if filled else None).open(split.examples)
 
     def _columns(self, exact: Columns, layout: Layout) -> Columns:
         """Exact keys and values, or 8 bits: by request, or where memory alone decides. The first process does."""
-        rounded, wanted = replace(exact, int8=True), self.settings.keys_values
+        rounded, wanted = replace(exact, int8=True), self.keys_values
         if wanted != "auto":
             return rounded if wanted == "int8" else exact
         rows = self.processes.count * layout.rows
         needed = not _fits_memory(rows * exact.row_bytes) and _fits_memory(rows * rounded.row_bytes)
-        if not self.processes.total(self.processes.main and self.settings.mode in ("auto", "memory") and needed):
+        if not self.processes.total(self.processes.main and self.settings.cache in ("auto", "memory") and needed):
             return exact
         print(f"prompts in 8 bits: exact keys and values need {amount(rows * exact.row_bytes)}, too much for memory")
         return rounded
@@ -196,38 +190,34 @@ class BoundaryCache:
 
 @dataclass(frozen=True)
 class _Opening:
-    """A split whose states are wanted."""
-
-    what: ClassVar[str] = "boundary states"
+    """Rows that are wanted of a split, or layers in their place."""
 
     cache: BoundaryCache
-    layout: Layout
     key: Key
+    what: str
+    rows: int
+    row_bytes: int
+    parts: Callable[..., Timed]  # computes the rows, by the processes given together
+    start: Callable[[Tensor], BoundaryStates | PromptRows]  # of the rows
+    layers: Callable[[], FrozenLayers]  # that run for every batch
 
-    @property
+    @cached_property
     def folder(self) -> CacheFolder:
-        return self.cache.settings.folder
+        settings = self.cache.settings
+        return CacheFolder(Path(settings.cache_folder), int(settings.cache_gib * GIB))
 
     @property
     def size(self) -> int:
-        return self.layout.rows * self.cache.model.state_bytes
+        return self.rows * self.row_bytes
 
     def opened(self) -> Opened:
-        mode = self.cache.settings.mode
-        reason = f"finetune.cache = {mode}"
-        if mode == "off":
-            return self.off(reason)
-        if mode == "memory":
-            return self._memory(reason)
-        if mode == "disk":
-            return self._disk(reason)
-        return self._together() if self._rather_together() else self._auto()
-
-    def off(self, reason: str) -> Opened:
-        """Layers run for every batch."""
-        cache = self.cache
-        start = FrozenLayers.of_model(cache.model, cache.runtime, cache.boundary, self.layout.prefix)
-        return Opened(start, "off", 0, "nowhere", self.size, 0.0, reason)
+        mode, processes = self.cache.settings.cache, self.cache.processes
+        if mode != "auto":
+            return {"off": self._off, "memory": self._memory, "disk": self._disk}[mode](f"finetune.cache = {mode}")
+        # Several processes compute rows for memory, each a share: the first one decides.
+        fit = processes.main and processes.count > 1 and _fits_memory(processes.count * self.size)
+        together = processes.total(fit and not self.folder.file(self.key).exists())
+        return self._together() if together else self._auto()
 
     def _memory(self, reason: str) -> Opened:
         needed, free = self.cache.processes.count * self.size, free_memory_bytes()
@@ -239,8 +229,8 @@ class _Opening:
         return self._in_memory(reason, self.cache.processes)
 
     def _in_memory(self, reason: str, processes: Processes = ALONE) -> Opened:
-        parts = self._parts(processes)
-        return self._done(gather(parts, self.layout.rows), "in memory", parts, reason)
+        parts = self.parts(processes)
+        return self._done(gather(parts, self.rows), "in memory", parts.seconds, reason)
 
     def _disk(self, reason: str) -> Opened:
         with ExitStack() as lock:
@@ -259,120 +249,68 @@ class _Opening:
                 return self._found("cached by another run") or self._computed()
         except OSError as error:
             reason = f"{self.folder.path} cannot be written: {error.strerror or error}"
-        return self._found(reason) or (self._in_memory(reason) if _fits_memory(self.size) else self.off(reason))
+        return self._found(reason) or (self._in_memory(reason) if _fits_memory(self.size) else self._off(reason))
 
     def _computed(self) -> Opened:
         if _fits_memory(self.size):
-            parts = self._continued()
-            return self._written_too(gather(parts, self.layout.rows), parts)
-        if self.size <= self.folder.room():
-            return self._streamed("too large for memory")
-        return self.off(f"{amount(self.size)} are too large for memory and for the cache folder")
-
-    def _rather_together(self) -> bool:
-        """Whether several processes compute the states in memory, each a share: the first one decides."""
-        processes = self.cache.processes
-        fit = processes.main and processes.count > 1 and _fits_memory(processes.count * self.size)
-        return bool(processes.total(fit and not self.folder.file(self.key).exists()))
+            parts = self.parts()
+            return self._written_too(gather(parts, self.rows), parts.seconds)
+        if self.size > self.folder.room():
+            return self._off(f"{amount(self.size)} are too large for memory and for the cache folder")
+        parts = self.parts()
+        first = sum(part.nbytes for part in islice(parts, 1 + (self.cache.shared > 0)))  # of the first pass
+        if first > (rate := disk_rate(self.folder.path)) * parts.seconds:
+            why = f"are too large for memory, and computed faster than a disk of {amount(int(rate))} per second"
+            return self._off(f"{amount(self.size)} {why} writes and reads them")
+        return self._streamed("too large for memory")
 
     def _together(self) -> Opened:
         """Compute together; the first process also writes the states for other runs, if that is worth it."""
         # No lock meanwhile: every process has to come here, and none may wait for a file of another's.
-        parts = self._parts(self.cache.processes)
-        rows = gather(parts, self.layout.rows)
+        parts = self.parts(self.cache.processes)
+        rows = gather(parts, self.rows)
         if not self.cache.processes.main:
-            return self._done(rows, "in memory", parts, "computed together")
+            return self._done(rows, "in memory", parts.seconds, "computed together")
         try:
             with alone(self.folder.file(self.key)):
-                return self._written_too(rows, parts)
+                return self._written_too(rows, parts.seconds)
         except OSError as error:
-            return self._done(rows, "in memory", parts, f"writing failed: {error.strerror}")
+            return self._done(rows, "in memory", parts.seconds, f"writing failed: {error.strerror}")
 
     def _found(self, reason: str) -> Opened | None:
         found = self.folder.find(self.key)
         if found is None:
             return None
-        boundary = self.cache.boundary
-        return Opened(self._states(found.rows), "reused", boundary, "on disk", self.size, found.seconds, reason)
+        begun = self.cache.boundary
+        return self._done(found.rows, "on disk", found.seconds, reason, origin="reused", begun=begun)
 
     def _streamed(self, reason: str) -> Opened:
-        parts = self._continued()
+        parts = self.parts()
         rows = self._write(parts)
-        return self._done(rows, "on disk", parts, reason)
+        return self._done(rows, "on disk", parts.seconds, reason)
 
-    def _written_too(self, rows: Tensor, parts: Timed) -> Opened:
+    def _written_too(self, rows: Tensor, seconds: float) -> Opened:
         """States in memory, also written to disk for other runs if that is faster than to compute them again."""
         try:
-            if self.size > PROBE_BYTES and self.size > (rate := disk_rate(self.folder.path)) * parts.seconds:
-                why = f"computed in {parts.seconds:.1f} s, faster than a disk of {amount(int(rate))} per second"
-                return self._done(rows, "in memory", parts, why)
-            parts = Timed(iter([rows]), parts.seconds, parts.begun)
-            self._write(parts)
+            if self.size > PROBE_BYTES and self.size > (rate := disk_rate(self.folder.path)) * seconds:
+                why = f"computed in {seconds:.1f} s, faster than a disk of {amount(int(rate))} per second"
+                return self._done(rows, "in memory", seconds, why)
+            self._write(parts := Timed(iter([rows]), seconds))
         except (OSError, UserError) as error:  # the disk is full, or filled up in between
             reason = error.strerror if isinstance(error, OSError) else error
-            return self._done(rows, "in memory", parts, f"writing failed: {reason}")
-        return self._done(rows, "in memory and on disk", parts, "for other runs")
+            return self._done(rows, "in memory", seconds, f"writing failed: {reason}")
+        return self._done(rows, "in memory and on disk", parts.seconds, "for other runs")
 
     def _write(self, parts: Timed) -> Tensor:
         self.folder.make_room(self.size, self.what)
-        return write_states(self.folder.file(self.key), self.key.digest, parts, self.layout.rows)
+        return write_states(self.folder.file(self.key), self.key.digest, parts, self.rows)
 
-    def _continued(self) -> Timed:
-        """The parts to compute, from the deepest boundary whose states are on disk."""
-        found = None if self.cache.tap else self.folder.find_shallower(self.key)
-        if found is None:
-            return self._parts()
-        (below, file), cache = found, self.cache
-        start = BoundaryStates(below, self.layout, file.rows, cache.model.device)
-        parts = frozen_states(cache.model, cache.runtime, self.layout, cache.boundary, start)
-        return Timed(parts, file.seconds, below)
+    def _done(
+        self, rows: Tensor, kept: str, seconds: float, reason: str, *, origin: str = "computed", begun: int = 0
+    ) -> Opened:
+        facts = {"origin": origin, "begun": begun, "kept": kept, "bytes": self.size, "int8": False}
+        return Opened(**facts, seconds_computing=seconds, seconds=0.0, reason=reason, start=self.start(rows))
 
-    def _parts(self, processes: Processes = ALONE) -> Timed:
-        cache = self.cache
-        if cache.tap:
-            return Timed(iter(cache.tap.parts), cache.tap.seconds)
-        return Timed(frozen_states(cache.model, cache.runtime, self.layout, cache.boundary, processes=processes))
-
-    def _states(self, rows: Tensor) -> BoundaryStates | PromptRows:
-        return BoundaryStates(self.cache.boundary, self.layout, rows, self.cache.model.device)
-
-    def _done(self, rows: Tensor, kept: Place, parts: Timed, reason: str) -> Opened:
-        origin: Origin = "continued" if parts.begun else "computed"
-        return Opened(self._states(rows), origin, parts.begun, kept, self.size, parts.seconds, reason)
-
-
-@dataclass(frozen=True)
-class _PromptOpening(_Opening):
-    """A split whose prompts' keys and values are wanted."""
-
-    what: ClassVar[str] = "keys and values of prompts"
-
-    columns: Columns
-    start: BoundaryStates | None  # of the prompts, at the boundary; ``None``: from the embeddings
-    base: Callable[[], CausalModel]
-
-    @property
-    def size(self) -> int:
-        return self.layout.rows * self.columns.row_bytes
-
-    def off(self, reason: str) -> Opened:
-        cache = self.cache
-        start = PromptLayers.of_model(self.base(), cache.runtime, cache.model.depth, self.layout.prefix)
-        return Opened(start, "off", 0, "nowhere", self.size, 0.0, reason)
-
-    def _computed(self) -> Opened:
-        if not _fits_memory(self.size):
-            parts = self._parts()
-            first = sum(part.nbytes for part in islice(parts, 1 + (self.layout.shared > 0)))  # of the first pass
-            if first > (rate := disk_rate(self.folder.path)) * parts.seconds:
-                why = f"are too large for memory, and computed faster than a disk of {amount(int(rate))} per second"
-                return self.off(f"{amount(self.size)} {why} writes and reads them")
-        return super()._computed()
-
-    def _parts(self, processes: Processes = ALONE) -> Timed:
-        cache = self.cache
-        given = cache.model, cache.runtime, self.layout, self.columns, self.start, processes, cache.tap
-        return Timed(prompt_rows(*given))
-
-    def _states(self, rows: Tensor) -> PromptRows:
-        return PromptRows(self.columns, self.layout, rows, self.cache.model.device)
+    def _off(self, reason: str) -> Opened:
+        facts = {"origin": "off", "begun": 0, "kept": "nowhere", "bytes": self.size, "int8": False}
+        return Opened(**facts, seconds_computing=0.0, seconds=0.0, reason=reason, start=self.layers())

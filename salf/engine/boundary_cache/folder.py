@@ -76,11 +76,6 @@ class Key:
         return cls(tuple(units), given)
 
     @property
-    def boundary(self) -> int:
-        """The last frozen layer."""
-        return len(self.units) - 1
-
-    @property
     def digest(self) -> str:
         """Hex SHA-256 of all of it."""
         return digest_of({"units": self.units, **self.given})
@@ -88,10 +83,6 @@ class Key:
     def with_keys_values(self, boundary: int, begun: int, held: str = "exact", *tapped: str) -> Self:
         """The key of keys and values above a boundary, from space ``begun`` on; ``tapped``: states filled too."""
         return replace(self, given={**self.given, "keys_values": [boundary, begun, held, *tapped]})
-
-    def at(self, boundary: int) -> Self:
-        """The key of the same examples at a shallower boundary."""
-        return replace(self, units=self.units[: boundary + 1])
 
 
 def frozen_units(shards: Mapping[str, str], boundary: int) -> tuple[str, ...]:
@@ -154,7 +145,7 @@ class StatesFile:
     """States that were found on disk."""
 
     rows: Tensor  # [rows, hidden], mapped: read from disk when touched, and never written
-    seconds: float  # of computing them, including shallower boundaries that they were continued from
+    seconds: float  # of computing them
 
 
 def write_states(path: Path, digest: str, parts: Timed, rows: int) -> Tensor:
@@ -239,13 +230,6 @@ class CacheFolder:
             with suppress(OSError):  # a folder that is only readable
                 os.utime(self.file(key))
         return found
-
-    def find_shallower(self, key: Key) -> tuple[int, StatesFile] | None:
-        """The deepest boundary below the key's whose states are on disk, and these."""
-        for boundary in range(key.boundary - 1, 0, -1):
-            if (found := self.find(key.at(boundary))) is not None:
-                return boundary, found
-        return None
 
     def room(self) -> int:
         """Bytes that a new file may have if older ones are deleted."""

@@ -122,13 +122,10 @@ class FrozenLayers:
 
 
 class Timed(Iterator[Tensor]):
-    """Parts of boundary states, and the seconds of computing them and a shallower boundary's; writing is not counted.
+    """Parts of states, and the seconds of computing them; writing is not counted."""
 
-    ``begun`` is the boundary that computing began at; 0 for the embeddings.
-    """
-
-    def __init__(self, parts: Iterator[Tensor], seconds: float = 0.0, begun: int = 0) -> None:
-        self.parts, self.seconds, self.begun = parts, seconds, begun
+    def __init__(self, parts: Iterator[Tensor], seconds: float = 0.0) -> None:
+        self.parts, self.seconds = parts, seconds
 
     def __next__(self) -> Tensor:
         began = time.perf_counter()
@@ -139,26 +136,16 @@ class Timed(Iterator[Tensor]):
 
 
 def frozen_states(
-    model: CausalModel,
-    runtime: Runtime,
-    layout: Layout,
-    boundary: int,
-    start: Start | None = None,
-    processes: Processes = ALONE,
+    model: CausalModel, runtime: Runtime, layout: Layout, boundary: int, processes: Processes = ALONE
 ) -> Iterator[Tensor]:
-    """Yield the states of space ``boundary``, [rows, hidden]: see :func:`passes`.
-
-    They are the same bit by bit from the embeddings and from ``start``, a shallower boundary.
-    """
-    first = start.space + 1 if start else 1
-    what = f"layers {first}–{boundary} once" if first < boundary else f"layer {first} once"
+    """Yield the states of space ``boundary``, [rows, hidden]: see :func:`passes`."""
     work = Pass(
-        what,
+        f"layers 1–{boundary} once",
         boundary,
-        lambda states, packing, _: run(model, states, first - 1, boundary, packing),
+        lambda states, packing, _: run(model, states, 0, boundary, packing),
         lambda beginning: beginning.states,
     )
-    return passes(model, runtime, layout, start, work, processes)
+    return passes(model, runtime, layout, None, work, processes)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ A step asks the words in the method's slots (:mod:`salf.methods`). The plain one
 between steps, its implementation holds.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +101,7 @@ class Job:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
-        return math.ceil(len(self.training) / self.settings.batch_size)
+        return self.settings.steps_per_epoch(len(self.training))
 
     @property
     def steps(self) -> int:

@@ -8,7 +8,7 @@ from typing import Final
 
 from salf.cost import PLAIN, Technique
 from salf.engine.batches import Split
-from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings, Opened, print_opened
+from salf.engine.boundary_cache.cache import BoundaryCache, Opened, print_opened
 from salf.engine.boundary_cache.folder import frozen_units
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.runtime import Runtime
@@ -81,17 +81,15 @@ class Workbench:
         return frozen_units(read_json(self.base / "base.json")["shards"], layers)
 
     def _cache(self, model: CausalModel, layers: int, split: Split) -> BoundaryCache:
-        settings = self.settings
         return BoundaryCache(
-            CacheSettings.of(
-                settings.cache, settings.cache_folder, settings.cache_gib, settings.answer_side.keys_values
-            ),
+            self.settings,
             model,
             self.runtime,
             self.units(model, layers),
             split.shared,
             CACHE_BATCH_TOKENS,
             self.processes,
+            self.settings.answer_side.keys_values,
         )
 
 

@@ -59,11 +59,6 @@ def test_the_layers_above_and_the_answers_last_tokens_do_not(model):
     assert key(make_model()).digest == key(model).digest
 
 
-def test_a_shallower_key_is_that_of_the_shallower_boundary(model):
-    assert key(model, boundary=3).at(1).digest == key(model, boundary=1).digest
-    assert key(model, boundary=3).at(1).boundary == 1
-
-
 def test_settings_of_the_model_that_no_weight_shows_change_the_key(model):
     assert key(make_model(rope_theta=5.0, rms_norm_eps=1e-3)).digest != key(model).digest
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from salf.engine.batches import Example
-from salf.engine.boundary_cache.cache import BoundaryCache, CacheSettings
-from salf.engine.boundary_cache.folder import CacheFolder, frozen_units
+from salf.engine.boundary_cache.cache import BoundaryCache
+from salf.engine.boundary_cache.folder import frozen_units
 from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import Runtime, choose_runtime
 from salf.families import family_of
-from salf.settings import Device
+from salf.settings import Caching, Device
 from tests.engine.models.tiny import tiny_network
 
 SHARED = 3
@@ -50,7 +50,7 @@ class Task:
     gib: float = 1.0
 
     def cache(self, mode: str, boundary: int = 2) -> BoundaryCache:
-        settings = CacheSettings(mode, CacheFolder(self.folder, int(self.gib * 2**30)))
+        settings = Caching(cache=mode, cache_folder=str(self.folder), cache_gib=self.gib)
         units = frozen_units(SHARDS, boundary)
         return BoundaryCache(settings, self.model, self.runtime, units, SHARED, BATCH_TOKENS)
 

@@ -6,7 +6,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from salf.engine.answers import Reader
 from salf.engine.batches import Split
-from salf.engine.contest import Arm, Contest, best_of
 from salf.engine.models.adapter import CausalModel, open_model
 from salf.engine.rules import LabelTree
 from salf.engine.techniques.distill import teacher_logits
@@ -14,6 +13,7 @@ from salf.engine.training.costs import cut
 from salf.engine.training.forms import Trainable
 from salf.engine.training.scope import Scope
 from salf.engine.training.workbench import Workbench
+from salf.engine.tuning import Arm, Tuning, best_of
 from salf.errors import UserError
 from salf.families import family_of
 from salf.files import read_json, write_json
@@ -110,9 +110,9 @@ def test_a_student_that_reads_the_whole_prompt_has_nothing_to_learn_from_the_tea
     assert max(gradients) < 1e-4
 
 
-def contest(base, folder, word="distill", rates=(0.001, 0.01)):
+def tuned(base, folder, word="distill", rates=(0.001, 0.01)):
     split = Split(EXAMPLES, SHARED)
-    return Contest(
+    return Tuning(
         bench=Workbench(base=base, runtime=RUNTIME, settings=settings(over="answers")),
         plan=None,
         name="half",
@@ -131,16 +131,16 @@ def contest(base, folder, word="distill", rates=(0.001, 0.01)):
 def test_the_teacher_reads_once_for_all_rates_and_its_pass_is_counted(base, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "salf.engine.contest.teacher_logits", lambda *given: seen.append(given) or teacher_logits(*given)
+        "salf.engine.tuning.teacher_logits", lambda *given: seen.append(given) or teacher_logits(*given)
     )
-    found = best_of(contest(base, tmp_path))
+    found = best_of(tuned(base, tmp_path))
     assert len(seen) == 1
     with FlopCounterMode(display=False) as counted:
         teacher_logits(*seen[0])
     with FlopCounterMode(display=False) as reading:
         Reader(seen[0][0], RUNTIME, None, 10**6).read(Split(EXAMPLES, SHARED))
     assert counted.get_total_flops() == reading.get_total_flops()  # which the costs of reading are held against
-    bench = contest(base, tmp_path).bench
+    bench = tuned(base, tmp_path).bench
     teacher = bench.costs(Scope.above(0, 4)).reading(Split(EXAMPLES, SHARED))
     below = bench.costs(Scope.above(2, 4)).frozen(student(base))
     assert found.training.flops_before == below + teacher

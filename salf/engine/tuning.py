@@ -56,7 +56,7 @@ class Arm(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contest:
+class Tuning:
     """Arms with one seed, of which one is to be kept."""
 
     bench: Workbench
@@ -78,14 +78,19 @@ class Contest:
         """The test split where it is scored: with several arms or weights to keep."""
         return self.test if max(len(self.arms), len(self.bench.settings.keep)) > 1 else None
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return self.bench.settings.steps_per_epoch(len(self.training))
 
-class _Lane:
-    """A method in a contest: its scope, and what its rates share."""
 
-    def __init__(self, contest: Contest, method: Method) -> None:
+class Setup:
+    """A method's scope, and what its arms share: splits, caches and counters."""
+
+    def __init__(self, tuning: Tuning, method: Method) -> None:
         """Find out what it trains; a ``UserError`` says why it cannot be trained here."""
-        self.contest, self.method, self.bench = contest, method, contest.bench
-        if unfit := self.bench.settings.unfit(method.name, {**contest.facts, **self.bench.shape.traits}):
+        self.tuning, self.method, self.bench = tuning, method, tuning.bench
+        if unfit := self.bench.settings.unfit(method.name, {**tuning.facts, **self.bench.shape.traits}):
             raise UserError(unfit)
         self.scope = self._scope()
         if method.answer_side and (held := self.bench.runtime.frozen_weights) != "whole":
@@ -96,9 +101,9 @@ class _Lane:
         self.answer_side: AnswerSideRecord | None = None  # what the folder of a model says that acts on answers alone
 
     def _scope(self) -> Scope:
-        contest, name = self.contest, self.method.scope
-        if contest.plan:
-            return scope_of(self.method, contest.plan, self.bench.settings, contest.seed, contest.first_n)
+        tuning, name = self.tuning, self.method.scope
+        if tuning.plan:
+            return scope_of(self.method, tuning.plan, self.bench.settings, tuning.seed, tuning.first_n)
         depth = self.bench.shape.layers
         boundary = {"full": 0, "half": depth // 2}.get(name, frozen_by_name(name))
         if boundary is None or boundary > depth:
@@ -109,20 +114,14 @@ class _Lane:
     @cached_property
     def splits(self) -> Splits:
         """The splits that a training reads."""
-        contest, side = self.contest, self.bench.settings.answer_side
-        splits = {"training": contest.training, "validation": contest.validation}
-        splits |= {"test": contest.tested} if contest.tested else {}
+        tuning, side = self.tuning, self.bench.settings.answer_side
+        splits = {"training": tuning.training, "validation": tuning.validation}
+        splits |= {"test": tuning.tested} if tuning.tested else {}
         if self.method.shortened:
             return {name: split.without_beginning(self.bench.base) for name, split in splits.items()}
         if self.method.answer_side:
             return {name: split.after_prompts(side) for name, split in splits.items()}
         return splits
-
-    def flops_before(self, kind: str, name: str) -> int:
-        """FLOPs of filling a split's cache; prompts' without the layers whose states another cache counts."""
-        if kind == "states":
-            return self.costs.frozen_states(self.splits[name])
-        return self.costs.frozen_prompts(self.splits[name], self.prompts[name].begun)
 
     @cached_property
     def costs(self) -> Costs:
@@ -134,7 +133,7 @@ class _Lane:
         costs = self.bench.costs(self.scope, self.method.technique(self.bench.settings), **off)
         if not costs.technique.teacher:
             return costs
-        return replace(costs, teacher=self.bench.costs(Scope.above(0, self.scope.depth)).reading(self.contest.training))
+        return replace(costs, teacher=self.bench.costs(Scope.above(0, self.scope.depth)).reading(self.tuning.training))
 
     @cached_property
     def epochs(self) -> int:
@@ -142,10 +141,14 @@ class _Lane:
         bench, split = self.bench, self.splits["training"]
         if not bench.settings.equal_compute:
             steps = bench.settings.lozo.steps if self.method.counts_steps else None
-            per_epoch = math.ceil(len(split) / bench.settings.batch_size)
-            return math.ceil(steps / per_epoch) if steps else bench.settings.epochs
+            return math.ceil(steps / self.tuning.steps_per_epoch) if steps else bench.settings.epochs
         full = bench.costs(Scope.above(0, self.scope.depth))
-        return equal_compute_epochs(full, self.costs, split, bench.settings, self.contest.seed, bench.processes.count)
+        return equal_compute_epochs(full, self.costs, split, bench.settings, self.tuning.seed, bench.processes.count)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that the schedule spans."""
+        return self.epochs * self.tuning.steps_per_epoch
 
     def caches(self, model: CausalModel) -> dict[tuple[Any, ...], Callable[[], dict[str, Opened]]]:
         """What opens the caches of the splits, by all that decides their content."""
@@ -158,36 +161,31 @@ class _Lane:
             makers["prompts", *above] = lambda: self.bench.open_prompts(model, boundary, self.splits, self.states)
         return makers
 
+    def flops_before(self, kind: str, name: str) -> int:
+        """FLOPs of filling a split's cache; prompts' without the layers whose states another cache counts."""
+        if kind == "states":
+            return self.costs.frozen_states(self.splits[name])
+        return self.costs.frozen_prompts(self.splits[name], self.prompts[name].begun)
+
     def begun(self, model: CausalModel) -> Splits:
         """The splits with their starts, for a ``model`` that trains."""
         if not self.prompts:
             return begin_at(self.states, self.splits, model)
         begun = {}
         for name, split in self.splits.items():
-            rows, source = self.states[name].rows if self.states else None, self.prompts[name].source
+            rows, source = self.states[name].rows if self.states else None, self.prompts[name].start
             start = answer_side(model, self.bench.runtime, split, source, rows, self.scope.boundary)
             begun[name] = replace(split, start=start, places=None)
         return begun
 
 
 class _Progress(BaseModel):
-    """What is done of a contest, in a file, so that one that was stopped goes on to the same result."""
+    """What is done, in a file, so that a tuning that was stopped goes on to the same result."""
 
     trained: dict[int, Training] = {}  # by arm
     diverged: list[int] = []
     before: dict[str, tuple[int, float]] = {}  # FLOPs of the passes that fill each cache, and seconds of training's
     looks: list[RaceLook] = []
-    path: Path | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> "_Progress":
-        """Go on with the file, or begin."""
-        return cls.model_validate({**(read_json(path) if path.exists() else {}), "path": path})
-
-    def save(self, *, writes: bool) -> None:
-        """Replace the file; of several processes one writes it."""
-        if self.path and writes:
-            write_json(self.path, self.model_dump(mode="json", exclude={"path"}))
 
 
 @dataclass(frozen=True)
@@ -195,23 +193,18 @@ class Found:
     """The arm that won, and every arm's results."""
 
     arm: Arm
-    scope: Scope
-    epochs: int
-    steps_planned: int
+    setup: Setup  # the winner's
     trainable: Trainable
     training: Training
     grid: list[GridRate]
     race: RaceRecord | None
-    states: Mapping[str, Opened]  # the winner's
-    prompts: Mapping[str, Opened]
-    answer_side: AnswerSideRecord | None
     flops: int  # of a race: of all arms; of looks at the validation split, where they decided something
     flops_backward: int
     seconds_cache: float  # of the passes over the training split before training, by any run: a method pays
     seconds_training: float
 
 
-def best_of(contest: Contest) -> Found:
+def best_of(tuning: Tuning) -> Found:
     """Train the arms, one after the other; keep the one that wins on the validation split.
 
     All candidates but one are on disk. An arm whose training diverges has lost. Scoring the test split counts neither
@@ -220,66 +213,67 @@ def best_of(contest: Contest) -> Found:
     Raises:
         UserError: there is no validation split, or an arm cannot be trained here, or all of them diverge; says why.
     """
-    return _Course(contest).to_the_end()
+    return _Search(tuning).to_the_end()
 
 
-class _Course:
-    """A contest at work."""
+class _Search:
+    """A tuning at work."""
 
-    def __init__(self, contest: Contest) -> None:
-        if not contest.validation.examples:
-            raise UserError(f"{contest.name}: the validation split is empty, so nothing decides between its arms")
-        self.contest, self.bench = contest, contest.bench
-        self.lanes = {arm.method: _Lane(contest, arm.method) for arm in contest.arms}
+    def __init__(self, tuning: Tuning) -> None:
+        if not tuning.validation.examples:
+            raise UserError(f"{tuning.name}: the validation split is empty, so nothing decides between its arms")
+        self.tuning, self.bench, self.arms = tuning, tuning.bench, tuning.arms
+        self.setups = {arm.method: Setup(tuning, arm.method) for arm in tuning.arms}
         self.opened: dict[tuple[Any, ...], dict[str, Opened]] = {}
-        self.progress = _Progress.read(contest.unfinished / "arms.json")
+        self.file = tuning.unfinished / "arms.json"
+        self.progress = _Progress.model_validate(read_json(self.file) if self.file.exists() else {})
         self.bench.processes.agree(len(self.progress.looks), "looks at the arms before")
         self.held: tuple[int, Trainable] | None = None  # the arm whose network is in memory
-        self.per_epoch = math.ceil(len(contest.training) / self.bench.settings.batch_size)
-        looks = 0 if contest.keep is None else self.bench.settings.epochs - 1
-        tests = (2 if contest.rule else 1) * (len(contest.arms) - 1) * looks
+        looks = 0 if tuning.keep is None else self.bench.settings.epochs - 1
+        tests = (2 if tuning.rule else 1) * (len(self.arms) - 1) * looks
         self.level = LEVEL / tests if tests else None
 
     def to_the_end(self) -> Found:
         """Train and look until one arm is left, or all have trained to the end."""
-        done = self.progress
+        looks, epochs = self.progress.looks, self.bench.settings.epochs
         while True:
-            staying = self._staying()
-            epoch = len(done.looks) + 1
-            last = self.level is None or len(staying) == 1 or epoch >= self.bench.settings.epochs
+            staying, epoch = self._staying(), len(looks) + 1
+            last = self.level is None or len(staying) == 1 or epoch >= epochs
             for number in staying:
                 self._train_to(number, None if last else epoch, staying)
-            alive = [number for number in staying if number not in done.diverged]
             if last:
-                break
-            self._look(epoch, {n: self._tried(n) for n in alive}, [n for n in staying if n not in alive])
-        return self._found(ranking({number: self._tried(number) for number in alive})[0])
+                alive = {number: self._tried(number) for number in staying if number not in self.progress.diverged}
+                return self._found(ranking(alive)[0])
+            looks.append(self._look(epoch, self.level, self.tuning.keep if epoch == 1 else None))
+            self._save()
+            for one in looks[-1].standings:
+                print(f"{self._name(one.arm)}, after epoch {epoch}: {_words(one)}")
 
     def _staying(self) -> list[int]:
         looks = self.progress.looks
         if not looks:
-            return list(range(len(self.contest.arms)))
+            return list(range(len(self.arms)))
         return [one.arm for one in looks[-1].standings if one.fate in _IN_RACE]
 
-    def _look(self, epoch: int, arms: Mapping[int, Tried], diverged: Sequence[int]) -> None:
-        keep = self.contest.keep if epoch == 1 else None
-        found = standings(arms, self.level, keep) + [_diverged(number) for number in diverged]
-        self.progress.looks.append(RaceLook(epoch=epoch, level=self.level, standings=found))
-        self._save()
-        for one in found:
-            print(f"{self._name(one.arm)}, after epoch {epoch}: {_words(one)}")
+    def _look(self, epoch: int, level: float | None, keep: int | None) -> RaceLook:
+        """Compare the arms that are still in the race."""
+        staying, diverged = self._staying(), self.progress.diverged
+        found = standings({n: self._tried(n) for n in staying if n not in diverged}, level, keep)
+        unknown = dict.fromkeys(("validation_loss", "validation_accuracy", "p_accuracy", "p_loss"))
+        found += [RaceStanding(arm=number, **unknown, fate="diverged") for number in staying if number in diverged]
+        return RaceLook(epoch=epoch, level=level, standings=found)
 
     def _tried(self, number: int) -> Tried:
         done = self.progress.trained[number]
         now: KeptWeights | CurvePoint = done.kept[0] if done.kept else done.curve[-1]
-        losses, hits, rate = done.validation_losses, done.validation_hits, self.contest.arms[number].rate
-        return Tried(rate, now.validation_loss, now.validation_accuracy, losses, hits)
+        losses, hits = done.validation_losses, done.validation_hits
+        return Tried(self.arms[number].rate, now.validation_loss, now.validation_accuracy, losses, hits)
 
     def _train_to(self, number: int, epoch: int | None, rivals: Sequence[int]) -> None:
         """Train an arm up to an epoch's end, or to the end, unless it has been trained so far."""
-        done = self.progress
+        done, until = self.progress, (epoch or 0) * self.tuning.steps_per_epoch
         known = done.trained.get(number)
-        if number in done.diverged or (known and (known.kept or (epoch and known.steps >= epoch * self.per_epoch))):
+        if number in done.diverged or (known and (known.kept or (epoch and known.steps >= until))):
             return
         try:
             done.trained[number] = self._train(number, epoch)
@@ -293,16 +287,16 @@ class _Course:
 
     def _train(self, number: int, epoch: int | None) -> Training:
         """Train an arm; one that was trained before is read back."""
-        contest, bench, arm = self.contest, self.bench, self.contest.arms[number]
-        lane = self.lanes[arm.method]
+        tuning, bench, arm = self.tuning, self.bench, self.arms[number]
+        setup = self.setups[arm.method]
         self.held = None  # before the next one is opened
-        model = bench.open(lane.scope.boundary)
-        if contest.plan:
-            contest.plan.check(model.network)
-        self._open_caches(lane, model)
-        steps, several = lane.epochs * self.per_epoch, len(contest.arms) > 1
-        trainable = Trainable.of(model, arm.method, lane.scope, bench.settings, contest.seed, steps)
-        self.held, splits = (number, trainable), lane.begun(model)
+        model = bench.open(setup.scope.boundary)
+        if tuning.plan:
+            tuning.plan.check(model.network)
+        self._open_caches(setup, model)
+        trainable = Trainable.of(model, arm.method, setup.scope, bench.settings, tuning.seed, setup.steps)
+        self.held, splits = (number, trainable), setup.begun(model)
+        until = tuning.steps_per_epoch * epoch if epoch else setup.steps
         job = Job(
             name=self._name(number),
             trainable=trainable,
@@ -310,44 +304,44 @@ class _Course:
             training=splits["training"],
             validation=splits["validation"],
             test=splits.get("test"),
-            taught=lane.taught,
-            rule=contest.rule,
-            costs=lane.costs,
+            taught=setup.taught,
+            rule=tuning.rule,
+            costs=setup.costs,
             settings=bench.settings,
             rate=arm.rate,
-            seed=contest.seed,
-            epochs=lane.epochs,
-            until=(self.per_epoch * epoch if epoch else steps) if several else None,
-            checkpoint=contest.unfinished / f"arm-{number}.safetensors",
+            seed=tuning.seed,
+            epochs=setup.epochs,
+            until=until if len(self.arms) > 1 else None,
+            checkpoint=tuning.unfinished / f"arm-{number}.safetensors",
             processes=bench.processes,
         )
         return train(job)
 
-    def _open_caches(self, lane: _Lane, model: CausalModel) -> None:
+    def _open_caches(self, setup: Setup, model: CausalModel) -> None:
         """Open a method's caches with the untrained model, unless another method has."""
         self._open_both(model)
-        makers = lane.caches(model)
+        makers = setup.caches(model)
         for key, make in makers.items():
             if key not in self.opened:
                 self.opened[key] = make()
-            setattr(lane, key[0], self.opened[key])
+            setattr(setup, key[0], self.opened[key])
         for key in makers:
-            flops = sum(lane.flops_before(key[0], name) for name in ("training", "validation"))
+            flops = sum(setup.flops_before(key[0], name) for name in ("training", "validation"))
             self.progress.before[str(key)] = flops, self.opened[key]["training"].seconds_computing
-        if lane.costs.technique.teacher and lane.taught is None:
+        if setup.costs.technique.teacher and setup.taught is None:
             began = time.perf_counter()
-            lane.taught = teacher_logits(model, self.bench, self.contest.training, self.contest.rule)
-            self.progress.before[f"teacher of {lane.method.name}"] = lane.costs.teacher, time.perf_counter() - began
-        if lane.method.answer_side and lane.answer_side is None:
-            split = lane.splits["training"]
+            setup.taught = teacher_logits(model, self.bench, self.tuning.training, self.tuning.rule)
+            self.progress.before[f"teacher of {setup.method.name}"] = setup.costs.teacher, time.perf_counter() - began
+        if setup.method.answer_side and setup.answer_side is None:
+            split = setup.splits["training"]
             prompts = zip((example.prompt_ids for example in split.examples), split.base_rows or (), strict=True)
-            lane.answer_side = describe(model.network, lane.scope.boundary, list(prompts))
+            setup.answer_side = describe(model.network, setup.scope.boundary, list(prompts))
 
     def _open_both(self, model: CausalModel) -> None:
         """Fill the prompts' cache and the deepest boundary's in one pass, if an arm in the race reads the former."""
-        users = {key: lane for lane in self.lanes.values() for key in lane.caches(model)}
+        users = {key: setup for setup in self.setups.values() for key in setup.caches(model)}
         prompts = next((key for key in users if key[:2] == ("prompts", 0)), None)
-        staying = [self.lanes[self.contest.arms[number].method].caches(model) for number in self._staying()]
+        staying = [self.setups[self.arms[number].method].caches(model) for number in self._staying()]
         if prompts is None or prompts in self.opened or not any(prompts in keys for keys in staying):
             return
         states = [key for key in users if key[0] == "states" and key[1] < model.depth and key[2] == prompts[2]]
@@ -356,38 +350,33 @@ class _Course:
             self.opened |= zip((prompts, max(states)), both, strict=True)
 
     def _name(self, number: int) -> str:
-        arm = self.contest.arms[number]
-        which = self.contest.name if self.contest.keep is None else f"{self.contest.name}: {arm.method.name}"
-        return f"{which} at rate {arm.rate:g}"
+        arm, name = self.arms[number], self.tuning.name
+        return f"{name if self.tuning.keep is None else f'{name}: {arm.method.name}'} at rate {arm.rate:g}"
 
     def _save(self) -> None:
-        if len(self.contest.arms) > 1:
-            self.progress.save(writes=self.bench.processes.main)
+        """Write the progress of several arms; of several processes one does."""
+        if len(self.arms) > 1:
+            if self.bench.processes.main:
+                write_json(self.file, self.progress.model_dump(mode="json"))
             self.bench.processes.agree(len(self.progress.trained), "arms trained")  # checkpoints are on disk now
 
     def _found(self, winner: int) -> Found:
-        arm, done = self.contest.arms[winner], self.progress
-        lane = self.lanes[arm.method]
+        arm, done = self.arms[winner], self.progress
         if self.held is None or self.held[0] != winner:
             self._train(winner, None)
         assert self.held is not None, "the winner"
         self._tell_edge(arm)
-        race = None if self.contest.keep is None else self._record(winner)
+        race = None if self.tuning.keep is None else self._record(winner)
         trained = done.trained[winner]
         counted = list(done.trained.values()) if race else [trained]
         looks = self.bench.settings.decided_by_looks
         return Found(
             arm=arm,
-            scope=lane.scope,
-            epochs=lane.epochs,
-            steps_planned=lane.epochs * self.per_epoch,
+            setup=self.setups[arm.method],
             trainable=self.held[1],
             training=trained,
-            grid=[] if race else [self._outcome(number) for number in range(len(self.contest.arms))],
+            grid=[] if race else [self._outcome(number) for number in range(len(self.arms))],
             race=race,
-            states=lane.states,
-            prompts=lane.prompts,
-            answer_side=lane.answer_side,
             flops=race.flops if race else trained.flops + looks * trained.flops_validation,
             flops_backward=sum(one.flops_backward for one in counted),
             seconds_cache=sum(seconds for _, seconds in done.before.values()),
@@ -395,34 +384,27 @@ class _Course:
         )
 
     def _tell_edge(self, arm: Arm) -> None:
-        rates = sorted(one.rate for one in self.contest.arms if one.method == arm.method)
+        rates = sorted(one.rate for one in self.arms if one.method == arm.method)
         if len(rates) > 1 and arm.rate in (rates[0], rates[-1]):
-            where = "finetune.learning_rate" if self.contest.keep is None else "race.arms"
-            print(
-                f"{self.contest.name}: the best learning rate, {arm.rate:g}, is at the edge of its grid; widen {where}"
-            )
+            where = "finetune.learning_rate" if self.tuning.keep is None else "race.arms"
+            edge = f"the best learning rate, {arm.rate:g}, is at the edge of its grid; widen {where}"
+            print(f"{self.tuning.name}: {edge}")
 
     def _outcome(self, number: int) -> GridRate:
         """A rate's entry in the grid; all null where training diverged."""
-        names = [
-            name for name in GridRate.model_fields if name != "rate" and (self.contest.tested or "test" not in name)
-        ]
-        lost, rate = number in self.progress.diverged, self.contest.arms[number].rate
-        results = None if lost else self.progress.trained[number].kept[0]
-        return GridRate(rate=rate, **{name: results and getattr(results, name) for name in names})
+        names = [n for n in GridRate.model_fields if n != "rate" and (self.tuning.tested or "test" not in n)]
+        results = None if number in self.progress.diverged else self.progress.trained[number].kept[0]
+        return GridRate(rate=self.arms[number].rate, **{name: results and getattr(results, name) for name in names})
 
     def _record(self, winner: int) -> RaceRecord:
-        done, arms = self.progress, [self._arm(number) for number in range(len(self.contest.arms))]
-        staying, before = self._staying(), sum(flops for flops, _ in done.before.values())
-        alive = {number: self._tried(number) for number in staying if number not in done.diverged}
-        last = standings(alive, None, None) + [_diverged(number) for number in staying if number in done.diverged]
-        end = RaceLook(epoch=self.bench.settings.epochs, level=None, standings=last)
-        assert self.contest.keep is not None, "a race"
+        done, arms = self.progress, [self._arm(number) for number in range(len(self.arms))]
+        before = sum(flops for flops, _ in done.before.values())
+        assert self.tuning.keep is not None, "a race"
         return RaceRecord(
-            keep=self.contest.keep,
+            keep=self.tuning.keep,
             level=LEVEL,
             arms=arms,
-            looks=[*done.looks, end],
+            looks=[*done.looks, self._look(self.bench.settings.epochs, None, None)],
             winner=winner,
             flops=before + sum(arm.flops + arm.flops_validation for arm in arms),
             flops_before=before,
@@ -430,22 +412,15 @@ class _Course:
         )
 
     def _arm(self, number: int) -> RaceArm:
-        arm, trained = self.contest.arms[number], self.progress.trained[number]
+        arm, trained = self.arms[number], self.progress.trained[number]
+        same = {name: getattr(trained, name) for name in ("steps", "flops_backward", "flops_validation", "curve")}
         return RaceArm(
             method=arm.method.name,
             learning_rate=arm.rate,
-            boundary=self.lanes[arm.method].scope.boundary,
-            steps=trained.steps,
+            boundary=self.setups[arm.method].scope.boundary,
             flops=trained.flops - trained.flops_before,
-            flops_backward=trained.flops_backward,
-            flops_validation=trained.flops_validation,
-            curve=trained.curve,
+            **same,
         )
-
-
-def _diverged(number: int) -> RaceStanding:
-    unknown = dict.fromkeys(("validation_loss", "validation_accuracy", "p_accuracy", "p_loss"))
-    return RaceStanding(arm=number, **unknown, fate="diverged")
 
 
 def _words(one: RaceStanding) -> str:

@@ -9,13 +9,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from salf import cost
-from salf.engine import contest
+from salf.engine import tuning
 from salf.engine.batches import Split
-from salf.engine.contest import Arm, Contest, best_of, race_settings
 from salf.engine.training.checkpoint import Training
 from salf.engine.training.scope import Scope
 from salf.engine.training.step import Stepper
 from salf.engine.training.workbench import Workbench
+from salf.engine.tuning import Arm, Tuning, best_of, race_settings
 from salf.errors import UserError
 from salf.files import write_json
 from salf.methods import Method, method_of
@@ -35,7 +35,7 @@ def bench(tmp_path, hub_folder):
 
     def make(rates):
         split = Split(made_examples(), SHARED)
-        return Contest(
+        return Tuning(
             bench=Workbench(
                 base=tmp_path / "data/base",
                 runtime=RUNTIME,
@@ -76,7 +76,7 @@ def test_a_method_that_counts_steps_takes_them_rounded_up_to_epochs_and_learns(b
     changes = {"lozo": Lozo(steps=58), "schedule": "cosine", "warmup_share": 0.5}  # its rate is constant
     settings = made.bench.settings.model_copy(update=changes)
     found = best_of(replace(made, bench=replace(made.bench, settings=settings)))
-    assert (found.epochs, found.training.steps) == (20, 60)  # three steps an epoch
+    assert (found.setup.epochs, found.training.steps) == (20, 60)  # three steps an epoch
     first, *_, last = found.training.curve
     assert last.validation_loss < first.validation_loss
 
@@ -161,7 +161,7 @@ def test_a_clear_difference_in_accuracy_decides_a_grid(bench, monkeypatch):
         kept = [KeptWeights(keep="last", step=1, validation_loss=loss, validation_accuracy=accuracy)]
         return Training(kept=kept, validation_losses=[loss] * 12)
 
-    monkeypatch.setattr("salf.engine.contest.train", trained)
+    monkeypatch.setattr("salf.engine.tuning.train", trained)
     found = best_of(bench(list(stood)))
     assert found.arm.rate == 0.01  # of twelve examples, so that one standard error is 12 points
     assert [one.validation_accuracy for one in found.grid] == [0.80, 0.75, 0.5]
@@ -264,7 +264,7 @@ def test_a_race_costs_what_pytorch_counts(race, monkeypatch, fused_attention):
 
         return counting
 
-    monkeypatch.setattr("salf.engine.contest.train", counted(contest.train))
+    monkeypatch.setattr("salf.engine.tuning.train", counted(tuning.train))
     for name in ("open_states", "open_prompts", "open_both"):
         monkeypatch.setattr(Workbench, name, counted(getattr(Workbench, name)))
     made = race()
