@@ -17,7 +17,6 @@ from salf.shape import LinearMap, ModelShape
 
 FLOAT32_BYTES: Final = 4
 HEAD_ROWS: Final = 1024  # answer positions whose logits exist at one time: answers may be whole texts
-_ADAM_MOMENTS: Final = 2  # AdamW: running means of the gradient and of its square, in float32
 
 
 @dataclass(frozen=True)
@@ -260,25 +259,6 @@ def keys_values_flops(shape: ModelShape, layers: int, queries: int, attended: in
     """
     last = sum(part.products for part in shape.layer.maps if part.role != "other")
     return forward_flops(shape, layers - 1, queries, attended) + 2 * last * queries
-
-
-def weight_gradient_flops(shape: ModelShape, below: int, last: int, sums: Sums) -> int:
-    """The weights' gradients of ``below`` layers below the last, and of the last if ``last`` is 1.
-
-    A frozen layer that back-propagation passes through saves these and nothing else.
-    """
-    return 2 * sum(part.products * used for part, _, used in suffix_rows(shape, below, last, sums))
-
-
-def last_map_flops(shape: ModelShape, below: int, last: int, sums: Sums) -> int:
-    """The last linear map of ``below`` layers below the last, and of the last if ``last`` is 1."""
-    end, _, used = suffix_rows(shape, below, last, sums)[-1]
-    return 2 * end.products * used
-
-
-def optimizer_bytes(trained_parameters: int) -> int:
-    """AdamW's state: two float32 moments for each trained parameter."""
-    return _ADAM_MOMENTS * FLOAT32_BYTES * trained_parameters
 
 
 def update_traffic(weight: int = FLOAT32_BYTES, gradient: int = FLOAT32_BYTES, moments: int = 8) -> int:

@@ -104,8 +104,7 @@ def print_prediction(prediction: Prediction, console: Console) -> None:
     model, machine = prediction.model, prediction.machine
     title = f"{model.name} ({model.origin}): {model.shape.parameters:,} parameters, {model.shape.layers} layers"
     rows = [
-        _row(one.boundary, one.all, machine, LoRA=_shares(one.lora) if one.lora else "")
-        for one in prediction.boundaries
+        _row(one.boundary, one, machine, LoRA=_shares(one.lora) if one.lora else "") for one in prediction.boundaries
     ]
     _print_table(f"{title}, one {machine.name}", rows, console)
     if answers := [_row(one.boundary, one.answer, machine) for one in prediction.boundaries if one.answer]:
@@ -126,13 +125,13 @@ def _print_table(title: str, rows: Sequence[Mapping[str, str]], console: Console
 
 
 def _row(boundary: int, cost: Cost, machine: Machine, **more: str) -> dict[str, str]:
-    weights, held = cost.weights, cost.memory.peak
+    held = cost.memory.peak
     devices = {"devices": str(math.ceil(held / machine.memory_bytes))} if machine.memory_bytes else {}
     return {
         "frozen up to": str(boundary),
         "trained": f"{cost.trained_parameters / 1e9:.3g} B",
-        "FLOPs": f"{weights.flops:.1e} {weights.flops_share:4.0%}",
-        "backward": f"{weights.flops_backward:.1e} {weights.flops_backward_share:4.0%}",
+        "FLOPs": f"{cost.flops:.1e} {cost.flops_share:4.0%}",
+        "backward": f"{cost.flops_backward:.1e} {cost.flops_backward_share:4.0%}",
         "time": duration(cost.seconds),
         "memory GiB": f"{held / GIB:,.4g}",
         "cache GiB": f"{cost.cache_bytes / GIB:,.4g}" if cost.cache_bytes else "",

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from salf.cost import HEAD_ROWS, PLAIN, Technique, activation_bytes_per_token, update_traffic
 from salf.files import significant
-from salf.plan_records import CostModel, Spent
+from salf.plan_records import CostModel, Record, Spent
 from salf.scale.inputs import Configuration, Machine
 from salf.shape import ModelShape
 from salf.workload import BoundaryFlops, beginning, counted, prompt_cache_bytes, spent_on_lora
@@ -38,8 +38,7 @@ PRECISIONS: Final = {
 }
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(Record):
     """Bytes held while training above one boundary."""
 
     weights: int  # of the whole model, frozen layers included
@@ -72,7 +71,11 @@ def memory(
     parts = work.parts_per_epoch
     per_token = activation_bytes_per_token(shape, precision.value, precision.stream)
     queries = work.answer.queries if answers_alone and work.answer else work.queries
-    activations = round(technique.activations * _kept_tokens(shape, work, boundary, queries) / parts * per_token)
+    kept = _kept_tokens(shape, work, boundary, queries) * per_token
+    if work.recompute:  # every layer's input, and what one layer keeps
+        inputs = (shape.layers - boundary) * queries * shape.hidden * precision.stream
+        kept = min(kept, queries * per_token) + inputs
+    activations = round(technique.activations * kept / parts)
     logits = round(min(work.positions / parts, HEAD_ROWS) * shape.vocabulary * precision.logit)
     gradients = round(trained * technique.share * min(technique.kept, 1) * precision.gradient)
     frozen = shape.parameters - (0 if technique.rank else trained)
@@ -81,7 +84,14 @@ def memory(
     head_trains = ((boundary == 0 and not answers_alone) or not shape.tied_head) and not technique.rank
     head = head_trains * shape.hidden * shape.vocabulary * precision.gradient
     walking = activations + logits + (head if work.parts == 1 else gradients)
-    return Memory(weights, gradients, moments, activations, logits, weights + moments + max(gradients, walking))
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        moments=moments,
+        activations=activations,
+        logits=logits,
+        peak=weights + moments + max(gradients, walking),
+    )
 
 
 def _kept_tokens(shape: ModelShape, work: CostModel, boundary: int, queries: int) -> int:
@@ -95,35 +105,28 @@ def _kept_tokens(shape: ModelShape, work: CostModel, boundary: int, queries: int
     return (trained - 1) * queries + work.positions
 
 
-@dataclass(frozen=True)
-class Cost:
-    """FLOPs, time and memory of training weights above one boundary on one device."""
+class Cost(Spent):
+    """FLOPs, time and memory of training weights above one boundary on one device.
+
+    What is computed before the first step is cached. ``cache_bytes``: boundary states of the whole training split, and
+    prompts' keys and values for answers alone.
+    """
 
     trained_parameters: int
-    weights: Spent  # the whole fine-tune, what is computed before the first step cached
     seconds: float
     memory: Memory
-    cache_bytes: int  # boundary states of the whole training split, and prompts' keys and values for answers alone
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON values; the weights' FLOPs are among the others, as in a freeze plan."""
-        flat = {name: value for name, value in asdict(self).items() if name != "weights"}
-        return {**flat, **self.weights.model_dump()}
+    cache_bytes: int
 
 
-@dataclass(frozen=True)
-class Boundary:
-    """What training above a boundary costs; ``None``: all layers are frozen, or with ``answer`` they run padded."""
+class Boundary(Cost):
+    """The cost above a boundary; with ``lora`` of adapters, with ``answer`` of weights that act on answers alone.
+
+    Both are ``None`` where all layers are frozen, and ``answer`` where layers run padded.
+    """
 
     boundary: int
-    all: Cost
-    lora: Spent | None  # adapters
-    answer: Cost | None  # weights that act on answers alone
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON values; those of ``all`` stand among the others."""
-        lora, answer = self.lora and self.lora.model_dump(), self.answer and self.answer.as_json()
-        return {"boundary": self.boundary, **self.all.as_json(), "lora": lora, "answer": answer}
+    lora: Spent | None
+    answer: Cost | None
 
 
 @dataclass(frozen=True)
@@ -146,14 +149,8 @@ class Prediction:
             "machine": asdict(self.machine),
             "workload": self.work.model_dump(mode="json"),
             "assumptions": self.assumptions,
-            "boundaries": [boundary.as_json() for boundary in self.boundaries],
+            "boundaries": [boundary.model_dump() for boundary in self.boundaries],
         }
-
-
-def _update_words(machine: Machine) -> str:
-    if machine.bytes_per_second is None:
-        return "optimizer updates and data transfer are not timed"
-    return f"optimizer updates take their memory traffic at {machine.bytes_per_second / 1e9:,.3g} GB/s"
 
 
 _ANSWERS: Final = (
@@ -165,17 +162,19 @@ _ANSWERS: Final = (
 def predict(model: Configuration, work: CostModel, machine: Machine, precision: Precision) -> Prediction:
     """Count every boundary."""
     shape, whole = model.shape, BoundaryFlops.of(model.shape, work, 0)
+    updated = "optimizer updates and data transfer are not timed"
+    if machine.bytes_per_second is not None:
+        updated = f"optimizer updates take their memory traffic at {machine.bytes_per_second / 1e9:,.3g} GB/s"
 
     def cost(flops: BoundaryFlops, boundary: int, *, answers_alone: bool = False) -> Cost:
         trained = shape.trained_parameters(boundary, embeddings=not answers_alone)
-        spent = flops.spent(whole, work.epochs)
         updates = work.epochs * math.ceil(work.rows / work.batch_rows) * trained
         updates *= update_traffic(precision.frozen, precision.gradient, precision.moments)
         steps = work.epochs * flops.epoch.total
         cache = work.frozen_queries * shape.hidden * precision.stream if boundary else 0
         return Cost(
+            **dict(flops.spent(whole, work.epochs)),
             trained_parameters=trained,
-            weights=spent,
             seconds=significant(machine.seconds(flops.frozen, steps, updates, answers_alone=answers_alone)),
             memory=memory(shape, work, boundary, precision, answers_alone=answers_alone),
             cache_bytes=cache + answers_alone * prompt_cache_bytes(shape, work, boundary, precision.value),
@@ -184,8 +183,8 @@ def predict(model: Configuration, work: CostModel, machine: Machine, precision: 
     def at(boundary: int) -> Boundary:
         answers = BoundaryFlops.on_answers(shape, work, boundary)
         return Boundary(
+            **dict(cost(BoundaryFlops.of(shape, work, boundary), boundary)),
             boundary=boundary,
-            all=cost(BoundaryFlops.of(shape, work, boundary), boundary),
             lora=spent_on_lora(shape, work, boundary),
             answer=cost(answers, boundary, answers_alone=True) if answers else None,
         )
@@ -197,7 +196,7 @@ def predict(model: Configuration, work: CostModel, machine: Machine, precision: 
         *counted(work.lora_rank),
         f"{precision.words}; AdamW; attention by a kernel that stores no score matrix; no gradient checkpointing",
         "the frozen layers' weights stay in memory",
-        f"{machine.name} computes at {machine.words}; {_update_words(machine)}",
+        f"{machine.name} computes at {machine.words}; {updated}",
         *([_ANSWERS] if work.answer else []),
         "several devices: weights, gradients, moments and activations divide evenly (FSDP), communication is free",
     ]

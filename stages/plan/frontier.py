@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from salf.cost import activation_bytes_per_token, optimizer_bytes
 from salf.evidence import DepthLaw
 from salf.files import significant
-from salf.plan_records import AnswerPoint, CostModel, FrontierPoint
+from salf.plan_records import AnswerPoint, CostModel, FrontierPoint, Spent
 from salf.records import BaseFacts
-from salf.scale.inputs import Configuration, Machine
-from salf.scale.prediction import PRECISIONS, predict
-from salf.shape import ModelShape
-from salf.workload import BoundaryFlops, prompt_cache_bytes, spent_on_lora
+from salf.scale.inputs import UTILISATION, Configuration, Machine, device
+from salf.scale.prediction import PRECISIONS, Cost, predict
+from salf.workload import BoundaryFlops
 
 
 def frontier(base: BaseFacts, work: CostModel, law: DepthLaw, machine: Machine | None = None) -> list[FrontierPoint]:
@@ -19,34 +18,26 @@ def frontier(base: BaseFacts, work: CostModel, law: DepthLaw, machine: Machine |
 
     A cost-benefit balance and the cost of back-propagation by layer are from the abstract; both axes are ours.
     """
-    boundaries = range(base.shape.layers + 1)
-    costs = [BoundaryFlops.of(base.shape, work, boundary) for boundary in boundaries]
-    remaining = [_remaining_reduction(law.mean, boundary) for boundary in boundaries]
-    efficient = _efficient([cost.cached(work.epochs) for cost in costs], remaining)
-    times = _times(base, work, machine) if machine else [(None, None)] * len(boundaries)
-    part_tokens = work.queries / work.parts_per_epoch
-    points = []
-    for boundary in boundaries:
-        cost, whole, trained = costs[boundary], costs[0], base.trained_parameters(boundary)
-        depth = base.shape.layers - boundary
+    shape, model = base.shape, Configuration(base.identity.name, "", base.shape)
+    nominal = device("h100", UTILISATION)  # whose seconds are left out
+    predicted = predict(model, work, machine or nominal, PRECISIONS["float32"]).boundaries
+    flops = [BoundaryFlops.of(shape, work, one.boundary) for one in predicted]
+    remaining = [_remaining_reduction(law.mean, one.boundary) for one in predicted]
+    efficient = _efficient([one.flops for one in predicted], remaining)
+    whole, points = flops[0], []
+    for boundary, (one, spent) in enumerate(zip(predicted, flops, strict=True)):
         points.append(
             FrontierPoint(
+                **_cost(one, timed=machine is not None),
                 boundary=boundary,
-                trained_layers=depth,
-                trained_parameters=trained,
-                **cost.spent(whole, work.epochs).model_dump(),
-                flops_uncached=cost.uncached(work.epochs),
-                flops_frozen=cost.frozen,
-                flops_epoch=cost.epoch.total,
-                flops_share_uncached=significant(cost.uncached(1) / whole.uncached(1)),
-                flops_share_many_epochs=significant(cost.epoch.total / whole.epoch.total),
-                lora=spent_on_lora(base.shape, work, boundary),
-                answer=_on_answers(base, work, boundary, whole, times[boundary][1]),
-                seconds=times[boundary][0],
-                optimizer_bytes=optimizer_bytes(trained),
-                gradient_bytes=trained * work.value_bytes,
-                activation_bytes=round(part_tokens * _kept_bytes_per_token(base.shape, work, depth)),
-                cache_bytes=work.frozen_queries * base.shape.hidden * work.value_bytes if boundary else 0,
+                trained_layers=shape.layers - boundary,
+                flops_uncached=spent.uncached(work.epochs),
+                flops_frozen=spent.frozen,
+                flops_epoch=spent.epoch.total,
+                flops_share_uncached=significant(spent.uncached(1) / whole.uncached(1)),
+                flops_share_many_epochs=significant(spent.epoch.total / whole.epoch.total),
+                lora=one.lora,
+                answer=AnswerPoint(**_cost(one.answer, timed=machine is not None)) if one.answer else None,
                 observed=significant(law.mean[boundary]),
                 predicted=significant(law.predicted(boundary)),
                 remaining_reduction=remaining[boundary],
@@ -56,40 +47,15 @@ def frontier(base: BaseFacts, work: CostModel, law: DepthLaw, machine: Machine |
     return points
 
 
-def _times(base: BaseFacts, work: CostModel, machine: Machine) -> list[tuple[float, float | None]]:
-    """Predicted seconds where all positions train, and where answers alone do."""
-    model = Configuration(base.identity.name, "", base.shape)
-    predicted = predict(model, work, machine, PRECISIONS["float32"]).boundaries
-    return [(one.all.seconds, one.answer.seconds if one.answer else None) for one in predicted]
-
-
-def _on_answers(
-    base: BaseFacts, work: CostModel, boundary: int, whole: BoundaryFlops, seconds: float | None
-) -> AnswerPoint | None:
-    """Return the cost of answers alone, as shares of ``whole``, full fine-tuning."""
-    cost, shape, sums = BoundaryFlops.on_answers(base.shape, work, boundary), base.shape, work.answer
-    if cost is None or sums is None:
-        return None
-    trained = base.trained_parameters(boundary, embeddings=False)
-    kept = sums.queries / work.parts_per_epoch * _kept_bytes_per_token(shape, work, shape.layers - boundary)
-    states = work.frozen_queries * shape.hidden * work.value_bytes if boundary else 0
-    return AnswerPoint(
-        **cost.spent(whole, work.epochs).model_dump(),
-        seconds=seconds,
-        trained_parameters=trained,
-        optimizer_bytes=optimizer_bytes(trained),
-        gradient_bytes=trained * work.value_bytes,
-        activation_bytes=round(kept),
-        cache_bytes=prompt_cache_bytes(shape, work, boundary, work.value_bytes) + states,
-    )
-
-
-def _kept_bytes_per_token(shape: ModelShape, work: CostModel, depth: int) -> int:
-    """Bytes that back-propagation through ``depth`` layers stores; recomputed layers are held one at a time."""
-    layer = activation_bytes_per_token(shape, work.value_bytes)
-    if not work.recompute:
-        return depth * layer
-    return depth * shape.hidden * work.value_bytes + (layer if depth else 0)
+def _cost(one: Cost, *, timed: bool) -> dict[str, Any]:
+    """The fields that a point shares with a prediction."""
+    return {
+        **{name: getattr(one, name) for name in (*Spent.model_fields, "trained_parameters", "cache_bytes")},
+        "seconds": one.seconds if timed else None,
+        "optimizer_bytes": one.memory.moments,
+        "gradient_bytes": one.memory.gradients,
+        "activation_bytes": one.memory.activations,
+    }
 
 
 def _remaining_reduction(mean: Sequence[float], boundary: int) -> float | None:

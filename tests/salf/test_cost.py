@@ -17,6 +17,7 @@ from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import choose_runtime
 from salf.errors import UserError
 from salf.families import family_of
+from salf.scale.prediction import PRECISIONS
 from salf.settings import Device
 from salf.shape import ModelShape
 
@@ -187,8 +188,9 @@ def test_optimizer_and_gradients_against_a_real_adamw():
     optimizer.step()
     moments = [s for state in optimizer.state.values() for n, s in state.items() if n != "step"]
     count = shape.trained_parameters(2)
-    assert cost.optimizer_bytes(count) == sum(m.nbytes for m in moments)
-    assert count * cost.FLOAT32_BYTES == sum(p.grad.nbytes for p in trained)
+    held = PRECISIONS["float32"]
+    assert held.moments * count == sum(m.nbytes for m in moments)
+    assert held.gradient * count == sum(p.grad.nbytes for p in trained)
 
 
 def test_counts_are_linear_and_fall_with_the_boundary():

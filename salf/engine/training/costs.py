@@ -132,10 +132,11 @@ class Costs:
         """The gradients of weights above the boundary that do not train, and what dropout there would recompute."""
         depth, sums = self.shape.layers, _sums(self.shape, batch)
         idle = set(range(self.scope.boundary + 1, depth + 1)) - set(self.scope.layers_at(number))
-        counts = len(idle - {depth}), len(idle & {depth})
-        spared = cost.weight_gradient_flops(self.shape, *counts, sums)
+        rows = cost.suffix_rows(self.shape, len(idle - {depth}), len(idle & {depth}), sums)
+        spared = 2 * sum(part.products * used for part, _, used in rows)
         if self.recompute and self.shape.layer.ends_in_map and self.shape.layer.drops:
-            spared += cost.last_map_flops(self.shape, *counts, sums)
+            end, _, used = rows[-1]
+            spared += 2 * end.products * used
         own_head_frozen = not (self.scope.final or self.shape.tied_head or self.technique.matrices_alone)
         return spared + own_head_frozen * cost.head_forward_flops(self.shape, sums.positions)
 
