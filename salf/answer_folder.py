@@ -88,10 +88,15 @@ def invocation_tokens(prompts: Sequence[Prompt]) -> list[int] | None:
 
     PEFT and vLLM look for the last place of these tokens in a prompt, and activate an adapter (aLoRA) from there on.
     """
-    sides = [tuple(ids[split:]) for ids, split in prompts]
-    alike = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(min(sides), max(sides), strict=False))]
+    alike = common_beginning([tuple(ids[split:]) for ids, split in prompts])
     found = alike and all(last_place(ids, alike) == split for ids, split in prompts)
     return alike if found else None
+
+
+def common_beginning(rows: Sequence[tuple[int, ...]]) -> list[int]:
+    """The tokens that all rows begin with."""
+    # What the least and the greatest begin with, all begin with.
+    return [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(min(rows), max(rows), strict=False))]
 
 
 def last_place(ids: Sequence[int], sought: Sequence[int]) -> int:

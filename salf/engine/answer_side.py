@@ -93,9 +93,6 @@ class PromptCache(CachedRows):
         self.record, self.plan, self.reused = record, plan, reused
         self.size = prompts.rows.nbytes + (states.rows.nbytes if states else 0)
 
-    def __len__(self) -> int:
-        return len(self._labels)
-
     def __getitem__(self, index: int) -> Row:
         place = range(len(self))[index]
         split = (self._split.base_rows or ())[place]
@@ -356,17 +353,6 @@ class _Saved(SavedWhole):
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
         """Write what `AnswerSideModel.from_pretrained` opens."""
         save_answer_side(Path(save_directory), self.whole, self.record, self.plan)
-
-    def generate(self, *_: Any, **__: Any) -> Any:
-        """Refuse.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(
-            "an answer side does not generate, because the base reads the prompt; save it, and open the folder with "
-            "salf.AnswerSideModel.from_pretrained"
-        )
 
 
 class _Network(_Saved, Network):

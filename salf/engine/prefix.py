@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from salf.answer_folder import common_beginning
 from salf.engine.batches import Example, Split
 from salf.engine.boundary_cache.folder import Key, alone, amount, read_states, units_in_memory, write_states
 from salf.engine.boundary_cache.states import BoundaryStates, Layout, Timed, frozen_states, gather
@@ -44,8 +44,10 @@ class Rows(Protocol):
 class CachedRows(Dataset[Row]):
     """Items that are read from a cache, one per example."""
 
+    _labels: Sequence[Tensor]
+
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self._labels)
 
     def to_datasets(self) -> "datasets.Dataset":
         """Return the same items as a `datasets.Dataset`, which TRL's trainers ask for; they are looked up lazily.
@@ -80,9 +82,6 @@ class PrefixStates(CachedRows):
         """Wrap states of examples whose labels are given, [T] each."""
         self._states, self._labels, self.reused = states, labels, reused
         self.boundary, self.size = states.space, states.rows.nbytes
-
-    def __len__(self) -> int:
-        return len(self._labels)
 
     def __getitem__(self, index: int) -> Row:
         rows = self._states.layout.rows_of(torch.tensor([range(len(self))[index]]), joined=True)
@@ -196,9 +195,7 @@ def cached_states(
 
 def shared_tokens(ids: Sequence[tuple[int, ...]]) -> int:
     """Number of tokens that all examples begin with; each keeps one of its own."""
-    # What the least and the greatest begin with, all begin with.
-    alike = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(min(ids), max(ids), strict=False))))
-    return min(alike, min(map(len, ids)) - 1)
+    return min(len(common_beginning(ids)), min(map(len, ids)) - 1)
 
 
 def kept(

@@ -103,15 +103,18 @@ class CandidateRule:
 Rule = LabelTree | CandidateRule | None
 
 
-def answer_outputs(rule: Rule, examples: Sequence[Example], over: Outputs) -> list[int] | slice:
-    """The columns of logits that two models are compared by.
+def answer_outputs(
+    rule: Rule, examples: Sequence[Example], over: Outputs, vocabulary: int
+) -> tuple[list[int] | slice, int]:
+    """The columns of logits that two models are compared by, and their number.
 
     With ``over`` answers, the tokens of the label words, or of candidates of one token each; otherwise all of them.
     """
     words = rule.branches.values() if isinstance(rule, LabelTree) else []
     candidates = [one.ids for example in examples for one in example.candidates]
     found = {token for tokens in (*words, *candidates) for token in tokens}
-    return sorted(found) if over == "answers" and found and all(len(ids) == 1 for ids in candidates) else slice(None)
+    few = over == "answers" and found and all(len(ids) == 1 for ids in candidates)
+    return (sorted(found), len(found)) if few else (slice(None), vocabulary)
 
 
 def rule_of(meta: PreparedRecord) -> Rule:

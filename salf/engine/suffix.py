@@ -173,14 +173,6 @@ class Network(SavedWhole):
 
     main_input_name = "inputs_embeds"
 
-    def generate(self, *_: Any, **__: Any) -> Any:
-        """Refuse.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError("a suffix does not generate; the model itself does, and has the trained weights")
-
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:

@@ -54,11 +54,8 @@ class Columns:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row."""
-        return self.width + 4 * self._heads if self.int8 else self.width * self.dtype.itemsize
-
-    @property
-    def _heads(self) -> int:
-        return sum(heads for heads, _ in self.shapes)
+        heads = sum(heads for heads, _ in self.shapes)
+        return self.width + 4 * heads if self.int8 else self.width * self.dtype.itemsize
 
     def join(self, found: dict[int, KeysValues]) -> Tensor:
         """Keys and values by layer, each [1, heads, n, head size], to rows [n, width], or bytes [n, row_bytes]."""

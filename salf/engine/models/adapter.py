@@ -28,7 +28,7 @@ from salf.engine.models.attention import Packing
 from salf.engine.models.causal_model import CausalModel, in_eval_mode
 from salf.engine.models.walk import run_to_answers
 from salf.errors import UserError, reading
-from salf.families import Family, family_of
+from salf.families import family_of
 from salf.files import read_json
 from salf.memory import free_memory_bytes
 from salf.settings import FrozenWeights
@@ -198,8 +198,10 @@ def take_apart(network: PreTrainedModel) -> CausalModel:
     # A tied head has a name of its own here, unlike in a file of weights.
     names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
     family = family_of(network.config.model_type, names)
-    _require_parts(network, family)
-    model = CausalModel(network, family)
+    try:
+        model = CausalModel(network, family)
+    except AttributeError as error:
+        raise UserError(f"model type {network.config.model_type!r}: a part was not found: {error}") from None
     require_same_logits(network, lambda: _probe(model))
     return model
 
@@ -264,19 +266,3 @@ def _not_finite(network: PreTrainedModel) -> str:
         f"its logits are not finite in {network.dtype}, or the same for every token: "
         "choose another device.dtype, or another model"
     )
-
-
-def _require_parts(network: PreTrainedModel, family: Family) -> None:
-    """The family's paths exist, and are what transformers says are embedding and head."""
-    kind = network.config.model_type
-    expected = {"embedding": network.get_input_embeddings(), "head": network.get_output_embeddings()}
-    for what in ("embedding", "layers", "norm", "head"):
-        path = getattr(family, what)
-        try:
-            part: nn.Module = network.get_submodule(path)
-        except AttributeError:
-            raise UserError(f"model type {kind!r}: it has no {what} at {path}") from None
-        other = expected.get(what, part)
-        weight, its = (getattr(one, "weight", None) for one in (part, other))
-        if part is not other and (weight is None or weight is not its):
-            raise UserError(f"model type {kind!r}: {path} is not the model's own {what}")

@@ -49,15 +49,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def write_index(folder: Path, units: Mapping[str, Iterable[str]]) -> None:
     """Write the index that says which of the folder's shards holds which parameter, and the bytes of all of them."""
     weight_map = {name: f"{unit}.safetensors" for unit, names in units.items() for name in names}
-    total = sum(_bytes_of_tensors(folder / f"{unit}.safetensors") for unit in units)
+    total = 0
+    for unit in units:  # a file is the length of its header in eight bytes, the header, and the tensors
+        with (folder / f"{unit}.safetensors").open("rb") as file:
+            total += os.fstat(file.fileno()).st_size - 8 - int.from_bytes(file.read(8), "little")
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _bytes_of_tensors(shard: Path) -> int:
-    """A safetensors file is the length of its header in eight bytes, the header, and the tensors."""
-    with shard.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    return shard.stat().st_size - 8 - header
 
 
 def shard_hashes(folder: Path) -> dict[str, str]:

@@ -70,21 +70,8 @@ class DirectFeedback:
         return replaced
 
 
-class _Replaced(torch.autograd.Function):
-    """States as they are, whose gradient is replaced."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, replacement: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.replacement = replacement
-        return states.view_as(states)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return ctx.replacement(gradients[0]), None
-
-
-def _replace(replacement: Callable[[Tensor], Tensor], _layer: nn.Module, _inputs: Any, output: Any) -> Any:
+def _replace(replacement: Callable[[Tensor], Tensor], _layer: nn.Module, _inputs: Any, output: Any) -> None:
     """Be a layer's forward hook; some layers return their states as the first of a tuple."""
-    states, *others = output if isinstance(output, tuple) else (output,)
-    states = _Replaced.apply(states, replacement)
-    return (states, *others) if isinstance(output, tuple) else states
+    states = output[0] if isinstance(output, tuple) else output
+    if states.requires_grad:
+        states.register_hook(replacement)

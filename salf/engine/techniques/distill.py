@@ -27,8 +27,9 @@ class Distill(CrossEntropy):
     def __init__(self, passes: Passes) -> None:
         """Find out which outputs are compared."""
         super().__init__(passes)
-        self.settings = self.job.settings.distill
-        self.outputs = answer_outputs(self.job.rule, self.job.training.examples, self.settings.over)
+        job, self.settings = self.job, self.job.settings.distill
+        given = job.training.examples, self.settings.over, job.costs.shape.vocabulary
+        self.outputs, _ = answer_outputs(job.rule, *given)
 
     def __call__(self, part: Batch) -> Tensor:
         """Cross-entropy, and the divergence from the teacher."""
@@ -52,10 +53,10 @@ class Distill(CrossEntropy):
 @torch.no_grad()
 def teacher_logits(model: CausalModel, bench: Workbench, split: Split, rule: Rule) -> Tensor:
     """The base's logits at all answer tokens of examples with whole prompts, [answer tokens, outputs], on the host."""
-    outputs = answer_outputs(rule, split.examples, bench.settings.distill.over)
+    over = bench.settings.distill.over
+    outputs, width = answer_outputs(rule, split.examples, over, bench.shape.vocabulary)
     chosen = list(bench.processes.share(range(len(split))))
     own, places = split.subset(chosen), split.answer_places(split.batch(chosen))
-    width = torch.zeros(bench.shape.vocabulary)[outputs].numel()
     found = torch.zeros(sum(len(example.answer_ids) for example in split.examples), width)
     with in_eval_mode(model.network):
         for _, batch, states in answer_states(model, bench.runtime, own, READ_TOKENS):

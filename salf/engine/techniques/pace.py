@@ -45,7 +45,8 @@ class Pace(CrossEntropy):
         """Read the validation split as the base does: adapters are 0 when a run begins."""
         super().__init__(passes)
         job, self.settings = self.job, self.job.settings.pace
-        self.outputs = answer_outputs(job.rule, job.training.examples, self.settings.over)
+        given = job.training.examples, self.settings.over, job.costs.shape.vocabulary
+        self.outputs, self.width = answer_outputs(job.rule, *given)
         self.scales = torch.cat(list(_hooked(job, self.settings.sigma)))  # σ of every adapter's outputs, [outputs]
         self.base, self.answers = self._read(), sum(len(one.answer_ids) for one in job.validation.examples)
         self.look_flops = job.costs.reading(job.validation) + head_forward_flops(job.costs.shape, self.answers)
@@ -184,8 +185,7 @@ class PaceFast(Pace):
         """Make room for the logits of all answer tokens."""
         super().__init__(passes)
         tokens = sum(len(example.answer_ids) for example in self.job.training.examples)
-        width = torch.zeros(self.job.costs.shape.vocabulary)[self.outputs].numel()
-        self.held["logits"] = torch.full((tokens, width), torch.nan)  # unknown
+        self.held["logits"] = torch.full((tokens, self.width), torch.nan)  # unknown
 
     def begin(self, parts: Sequence[Batch], number: int) -> Sequence[Batch]:
         """Begin a step."""

@@ -89,17 +89,20 @@ class _StraightThrough(torch.autograd.Function):
         return gradients[0], None, None
 
 
-class Site:
+class Site(nn.Module):
     """What some modules read, in rows of d values: how it is rotated and quantised, and their weights with it.
 
-    ``reads``: the inputs of linear maps, or the keys or values of attention modules, head by head.
+    ``reads``: the inputs of linear maps, whose weights it parametrizes, or the keys or values of attention modules,
+    head by head.
     """
 
     def __init__(self, reads: Reads, names: list[str], signs: Tensor, asked: Roste) -> None:
+        super().__init__()
         self.reads, self.names, self.signs, self.asked = reads, names, signs, asked
         self.bits = asked.activation_bits if reads == "inputs" else asked.kv_bits
         self.rotates = torch.tensor(float(asked.rotation == "all"))  # 1: yes
         self.measuring = False  # at full precision
+        self.transposed = False  # the maps hold their weights as GPT-2's do, [in, out]
         # Of activations and weights, without and with rotation: squared error, squares, outliers, groups.
         self.measured = torch.zeros(2, 2, 4)
         self._undo: list[Callable[[], Any]] = []
@@ -111,8 +114,9 @@ class Site:
         """Let the network's modules read what this site makes of their inputs, keys or values."""
         for part in map(network.get_submodule, self.names):
             if self.reads == "inputs":
+                self.transposed = isinstance(part, Conv1D)
                 self._undo.append(part.register_forward_pre_hook(self._enter).remove)
-                parametrize.register_parametrization(part, "weight", _Weight(self, transposed=isinstance(part, Conv1D)))
+                parametrize.register_parametrization(part, "weight", self)
             else:
                 vars(part).setdefault(_SITES, {})[self.reads] = self
                 part.config = config = copy.copy(network.config.get_text_config())
@@ -133,6 +137,14 @@ class Site:
         groups = rotated(groups, self.signs) if self.rotates else groups
         made: Tensor = groups if bits is None else _StraightThrough.apply(groups, bits, self.asked.clip)
         return made
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight that a map uses: a group for each output."""
+        if self.measuring:
+            return weight
+        rows = weight.T if self.transposed else weight
+        rows = self.quantised(rows, self.asked.weight_bits).to(weight.dtype)
+        return rows.T if self.transposed else rows
 
     def entered(self, rows: Tensor) -> Tensor:
         """What is computed with in place of rows [.., d]; keys and values are rotated back, since queries are not."""
@@ -161,22 +173,6 @@ class Site:
         if not self._left:
             self._given = self._entered = None
         return (entered, *given[1:])
-
-
-class _Weight(nn.Module):
-    """A linear map's weight as its site quantises it: a group for each output."""
-
-    def __init__(self, site: Site, *, transposed: bool) -> None:
-        super().__init__()
-        self.site, self.transposed = site, transposed
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight that the map uses."""
-        rows, bits = weight.T if self.transposed else weight, self.site.asked.weight_bits
-        if self.site.measuring:
-            return weight
-        rows = self.site.quantised(rows, bits).to(weight.dtype)
-        return rows.T if self.transposed else rows
 
 
 def quantised_attention(
@@ -269,8 +265,7 @@ class Quantised(Weights):
         for site in self.sites:
             site.measured = job.processes.add_up(site.measured.to(job.runtime.device)).cpu()
             for part in map(self.network.get_submodule, site.names if site.reads == "inputs" else []):
-                weight = part.weight.T if isinstance(part, Conv1D) else part.weight
-                site.measure(1, weight, self.asked.weight_bits)
+                site.measure(1, part.weight.T if site.transposed else part.weight, self.asked.weight_bits)
             errors = site.measured[1, :, 0] + site.measured[0, :, 0] / count
             if self.asked.rotation == "adaptive":
                 site.rotates.fill_(errors[1] < errors[0])

@@ -269,13 +269,13 @@ def test_validation_and_the_folded_model_have_no_noise():
 @pytest.mark.parametrize(
     ("rule", "candidates", "outputs"),
     [
-        (LabelTree.of({"a": [11, 12], "b": [11, 13], "c": [40]}), [], [11, 12, 13, 40]),
-        (CandidateRule("sum"), [(5,), (4,)], [4, 5]),
-        (CandidateRule("sum"), [(5,), (4, 6)], slice(None)),
-        (None, [], slice(None)),
+        (LabelTree.of({"a": [11, 12], "b": [11, 13], "c": [40]}), [], ([11, 12, 13, 40], 4)),
+        (CandidateRule("sum"), [(5,), (4,)], ([4, 5], 2)),
+        (CandidateRule("sum"), [(5,), (4, 6)], (slice(None), 100)),
+        (None, [], (slice(None), 100)),
     ],
 )
 def test_outputs_are_those_of_the_answers_where_they_are_few(rule, candidates, outputs):
     example = replace(EXAMPLES[0], candidates=tuple(Candidate("", ids) for ids in candidates))
-    assert answer_outputs(rule, [example], "answers") == outputs
-    assert answer_outputs(rule, [example], "vocabulary") == slice(None)
+    assert answer_outputs(rule, [example], "answers", 100) == outputs
+    assert answer_outputs(rule, [example], "vocabulary", 100) == (slice(None), 100)
