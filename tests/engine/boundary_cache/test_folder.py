@@ -30,8 +30,8 @@ def test_a_file_of_states_is_plain_safetensors(task):
     opened = task.open("disk")
     (file,) = task.files
     assert torch.equal(load_file(file)["states"], task.computed().rows)
-    assert opened.size == opened.start.rows.numel() * 4
-    assert file.stat().st_size - opened.size < 1024
+    assert opened.bytes == opened.start.rows.numel() * 4
+    assert file.stat().st_size - opened.bytes < 1024
 
 
 def test_states_of_a_file_are_mapped_and_not_read_into_memory(task):
@@ -105,7 +105,7 @@ def test_a_writer_that_is_stopped_leaves_no_file(task, monkeypatch):
 
 
 def test_the_least_recently_used_file_goes_first(task):
-    size = task.open("disk", boundary=1).size
+    size = task.open("disk", boundary=1).bytes
     (first,) = task.files
     task.open("disk", boundary=2)
     (second,) = set(task.files) - {first}
@@ -121,7 +121,7 @@ def test_the_least_recently_used_file_goes_first(task):
 
 
 def test_other_peoples_files_in_the_folder_stay(task):
-    size = task.open("disk", boundary=1).size
+    size = task.open("disk", boundary=1).bytes
     own = task.folder / "notes.safetensors"
     own.write_text("mine")
     task.gib = 1.5 * size / GIB

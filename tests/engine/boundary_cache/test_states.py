@@ -90,7 +90,7 @@ def test_bfloat16_weights_keep_bfloat16_states(task):
     opened = task.open("disk")
     rows = opened.start.rows
     assert rows.dtype == torch.bfloat16
-    assert opened.size == rows.numel() * 2
+    assert opened.bytes == rows.numel() * 2
     assert torch.equal(rows, task.computed().rows)
 
 
