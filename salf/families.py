@@ -135,20 +135,8 @@ def _falcon_norms(config: "Config") -> int:
     return config.flag("new_decoder_architecture") * further * 2 * config.hidden
 
 
-def _head_norms(config: "Config") -> int:
-    return 2 * config.head_dim
-
-
 def _wide_head_norms(config: "Config") -> int:
     return (config.heads + config.kv_heads) * config.head_dim
-
-
-def _cohere_norms(config: "Config") -> int:
-    return config.flag("use_qk_norm") * _wide_head_norms(config)
-
-
-def _gemma_norms(config: "Config") -> int:
-    return 2 * config.hidden + (config.kind == "gemma3_text") * _head_norms(config)
 
 
 _TRANSFORMER: Final = ("transformer.h", "transformer.ln_f")
@@ -165,10 +153,15 @@ _GPT2: Final = _old(
 FAMILIES: Final[dict[str, Family]] = {
     **dict.fromkeys(("granite", "llama", "mistral"), _LLAMA),
     **dict.fromkeys(("gemma", "smollm3"), _llama(tied_head=True)),
-    **dict.fromkeys(("gemma2", "gemma3_text"), _llama(post_norm=True, more_norms=_gemma_norms, tied_head=True)),
+    "gemma2": _llama(post_norm=True, more_norms=lambda config: 2 * config.hidden, tied_head=True),
+    "gemma3_text": _llama(
+        post_norm=True, more_norms=lambda config: 2 * (config.hidden + config.head_dim), tied_head=True
+    ),
     **dict.fromkeys(("granitemoe", "mixtral"), _llama(experts=True)),
     "bitnet": _llama(more_norms=lambda config: config.hidden + config.number("intermediate_size")),
-    "cohere": _llama(parallel=_ALWAYS, more_norms=_cohere_norms, tied_head=True),
+    "cohere": _llama(
+        parallel=_ALWAYS, more_norms=lambda c: c.flag("use_qk_norm") * _wide_head_norms(c), tied_head=True
+    ),
     "olmo": _llama(norm_weights=False, input_norm=False),
     "olmo2": _llama(input_norm=False, post_norm=True, more_norms=_wide_head_norms),
     "olmoe": _llama(experts=True, more_norms=_wide_head_norms),
@@ -182,8 +175,8 @@ FAMILIES: Final[dict[str, Family]] = {
     "qwen2_moe": _llama(
         attention_bias=("qkv_bias", True), output_bias=False, experts=True, width="moe_intermediate_size"
     ),
-    "qwen3": _llama(more_norms=_head_norms),
-    "qwen3_moe": _llama(experts=True, width="moe_intermediate_size", more_norms=_head_norms),
+    "qwen3": _llama(more_norms=lambda config: 2 * config.head_dim),
+    "qwen3_moe": _llama(experts=True, width="moe_intermediate_size", more_norms=lambda config: 2 * config.head_dim),
     "starcoder2": _llama(
         attention_bias=("use_bias", True),
         feed_forward=("c_fc", "c_proj"),

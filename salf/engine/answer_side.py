@@ -21,8 +21,8 @@ from salf.answer_folder import AnswerSideRecord, Prompt
 from salf.engine.answer_model import base_alone, describe, positions, prompt_tokens, save_answer_side, weights_by_unit
 from salf.engine.batches import Split
 from salf.engine.boundary_cache.folder import Key
-from salf.engine.boundary_cache.prompts import Columns, PromptRows, before, prompt_rows, prompts_of
-from salf.engine.boundary_cache.states import BoundaryStates, Layout, Timed, take_rows
+from salf.engine.boundary_cache.prompts import Columns, PromptRows, laid_out, prompt_rows, prompts_of
+from salf.engine.boundary_cache.states import BoundaryStates, Timed, take_rows
 from salf.engine.models.adapter import CausalModel, apart
 from salf.engine.prefix import (
     IGNORED,
@@ -170,15 +170,13 @@ def _read(
     bf16: bool,
 ) -> tuple[PromptRows, BoundaryStates | None, bool]:
     """Keys and values of the prompt parts, boundary states of whole examples, and whether the former were there."""
-    boundary, runtime, parts = record.boundary, runtime_of(model, bf16=bf16), split.base_rows or ()
+    boundary, runtime, states = record.boundary, runtime_of(model, bf16=bf16), None
     columns = Columns.of(model, runtime, boundary)
     columns = replace(columns, dtype=torch.bfloat16) if bf16 else columns
-    states, start = None, None
     if boundary:
         states_file = None if file is None else Path(file).with_suffix(".states.safetensors")
         states, _ = cached_states(model, runtime, split, boundary, batch_tokens, states_file)
-        start = replace(states, layout=before(states.layout, parts), device=model.device)
-    layout = Layout.of(prompts_of(split.examples, parts), split.shared, batch_tokens)
+    layout, start = laid_out(split, batch_tokens, states and replace(states, device=model.device))
 
     def key() -> Key:
         units = tuple(record.base.sha256.values())

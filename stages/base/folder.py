@@ -13,14 +13,13 @@ from salf.engine.models.shards import (
     group_by_unit,
     plain_config,
     shard_hashes,
-    weights_digest,
     write_index,
     write_tensors,
 )
 from salf.engine.progress import progress
 from salf.errors import UserError
 from salf.families import Family, family_of
-from salf.files import read_json, write_json
+from salf.files import digest_of, read_json, write_json
 from salf.records import BaseRecord, ParameterSizes
 from stages.base.checkpoint import shown
 from stages.base.sources import Source
@@ -101,5 +100,5 @@ def _record(source: Source, kind: str, family: Family, sizes: Mapping[str, int],
         trust_remote_code=bool(source.code),
         parameter_names=list(source.parameter_names),
         shards=hashes,
-        weights_sha256=weights_digest(hashes),
+        weights_sha256=digest_of(hashes),
     )

@@ -18,11 +18,11 @@ from transformers import AutoTokenizer
 
 from salf.answer_folder import is_answer_side
 from salf.engine.models.adapter import code_trusted, open_model
-from salf.engine.models.shards import shard_hashes, weights_digest
+from salf.engine.models.shards import shard_hashes
 from salf.engine.runtime import Runtime, choose_runtime
 from salf.engine.techniques.roste import quantised
 from salf.errors import UserError
-from salf.files import require, significant, write_json
+from salf.files import digest_of, require, significant, write_json
 from stages.common.command import exit_code
 from stages.common.params import load_params
 
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = {name: _run(folder, runtime, args, manager) for name, folder in folders.items()}
     models = {
         name: {
-            "weights_sha256": weights_digest(shard_hashes(folders[name])),
+            "weights_sha256": digest_of(shard_hashes(folders[name])),
             "tasks": {
                 task: {metric: score.entry(found[BASE][task][metric]) for metric, score in metrics.items()}
                 for task, metrics in scores.items()

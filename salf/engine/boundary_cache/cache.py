@@ -26,7 +26,7 @@ from salf.engine.boundary_cache.folder import (
     disk_rate,
     write_states,
 )
-from salf.engine.boundary_cache.prompts import Columns, PromptLayers, PromptRows, Tap, before, prompt_rows, prompts_of
+from salf.engine.boundary_cache.prompts import Columns, PromptLayers, PromptRows, Tap, laid_out, prompt_rows
 from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Timed, frozen_states, gather
 from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import Runtime
@@ -127,10 +127,8 @@ class BoundaryCache:
         They are those of the layers above ``boundary``, computed from ``states`` of whole examples there, or from the
         embeddings. ``base`` opens the base model once more, should it have to read the prompts of every batch.
         """
-        began, model, runtime, rows = time.perf_counter(), self.model, self.runtime, split.base_rows
-        assert rows is not None, "examples that were split at their prompts' ends"
-        start = replace(states.rows, layout=before(states.rows.layout, rows)) if states and states.rows else None
-        layout = Layout.of(prompts_of(split.examples, rows), self.shared, self.batch_tokens)
+        began, model, runtime = time.perf_counter(), self.model, self.runtime
+        layout, start = laid_out(split, self.batch_tokens, states.rows if states else None)
         columns = self._columns(Columns.of(model, runtime, boundary), layout)
         begun = self.tap.space if self.tap else boundary if start else 0
         tapped = [self._key(self.tap.layout).digest] if self.tap else []

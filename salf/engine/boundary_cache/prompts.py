@@ -185,7 +185,10 @@ def answer_side(
     """
     rows = split.base_rows
     assert rows is not None, "examples that were split at their prompts' ends"
-    cached = replace(states, layout=after(states.layout, rows)) if states else None
+    cached = None
+    if states:
+        layout, read = states.layout, torch.tensor(rows) - split.shared
+        cached = replace(states, layout=replace(layout, firsts=layout.firsts + read, lengths=layout.lengths - read))
     covers = space == 0 or isinstance(source, PromptLayers)
     below = source if covers else PromptLayers.of_model(model, runtime, space, split.prefix)
     return AnswerSide(model, runtime, space, source, below, cached)
@@ -201,26 +204,20 @@ def cache_prompts(
     int8: bool = False,
 ) -> PromptRows:
     """Run the prompts of a split through the base ``model`` once, from ``states`` on, and keep the rows in memory."""
-    rows = split.base_rows
-    assert rows is not None, "examples that were split at their prompts' ends"
-    layout = Layout.of(prompts_of(split.examples, rows), split.shared, batch_tokens)
-    start = replace(states, layout=before(states.layout, rows)) if states else None
+    layout, start = laid_out(split, batch_tokens, states)
     columns = Columns.of(model, runtime, start.space if start else 0, int8=int8)
     parts = prompt_rows(model, runtime, layout, columns, start)
     return PromptRows(columns, layout, gather(parts, layout.rows), model.device)
 
 
+def laid_out(split: Split, batch_tokens: int, states: BoundaryStates | None) -> tuple[Layout, BoundaryStates | None]:
+    """The rows of a split's prompts, and where their pass starts, given the ``states`` of whole examples, if any."""
+    rows = split.base_rows
+    assert rows is not None, "examples that were split at their prompts' ends"
+    start = states and replace(states, layout=replace(states.layout, lengths=torch.tensor(rows) - split.shared))
+    return Layout.of(prompts_of(split.examples, rows), split.shared, batch_tokens), start
+
+
 def prompts_of(examples: Sequence[Example], base_rows: Sequence[int]) -> list[Example]:
     """The parts of examples that the base model reads, as prompts without answers."""
     return [example.cut(rows) for example, rows in zip(examples, base_rows, strict=True)]
-
-
-def after(layout: Layout, base_rows: Sequence[int]) -> Layout:
-    """The rows of whole examples that come after their prompts."""
-    skipped = torch.tensor(base_rows) - layout.shared
-    return replace(layout, firsts=layout.firsts + skipped, lengths=layout.lengths - skipped)
-
-
-def before(layout: Layout, base_rows: Sequence[int]) -> Layout:
-    """The rows of whole examples that belong to their prompts."""
-    return replace(layout, lengths=torch.tensor(base_rows) - layout.shared)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from salf.families import Family
-from salf.files import digest_of, sha256_file, write_json
+from salf.files import sha256_file, write_json
 
 INDEX: Final = "model.safetensors.index.json"
 MODEL: Final = MappingProxyType({"format": "pt"})  # metadata of a shard
@@ -61,11 +61,6 @@ def shard_hashes(folder: Path) -> dict[str, str]:
     files = sorted(folder.glob("*.safetensors"))
     with ThreadPoolExecutor() as pool:  # hashing holds no lock of the interpreter's
         return {file.name: digest for file, digest in zip(files, pool.map(sha256_file, files), strict=True)}
-
-
-def weights_digest(hashes: Mapping[str, str]) -> str:
-    """One hash for all weights of a folder."""
-    return digest_of(dict(hashes))
 
 
 def share_file(source: Path, target: Path) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import time
-from functools import cached_property
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -58,6 +57,7 @@ class _Run:
         self.stepper = Stepper(job)
         self.reader = Reader(job.trainable.model, job.runtime, job.rule, READ_TOKENS)
         self.total = job.steps
+        self.reading = job.costs.reading(job.validation)  # FLOPs of reading the right answers
         self.copies = Copies(job.trainable.parameters, self.settings.keep, self.total)
         self.kept = Checkpoint(
             job.checkpoint,
@@ -209,11 +209,6 @@ class _Run:
         compared = job.processes.total(sum(map(job.costs.comparing, self.reader.asked)))
         self.done.flops_validation += self.reading + compared
         return read
-
-    @cached_property
-    def reading(self) -> int:
-        """FLOPs of reading the right answers of the validation split."""
-        return self.job.costs.reading(self.job.validation)
 
     def _validated(self) -> str:
         """The last validation, if there was one."""
