@@ -20,7 +20,7 @@ _NO_GPU_MEMORY: Final = re.compile(r"(CUDA|MPS|HIP).* out of memory|_ALLOC_FAILE
 # What makes a stage need less.
 _LESS: Final = {
     "prepare": "set {data.stream} to a number of rows",
-    "trace": "lower {trace.batch_tokens} or {trace.workers}",
+    "trace": "lower {trace.batch_tokens}",
     "signals": "lower {signals.batch_tokens}, for pilots raise {finetune.accumulate}",
     "finetune": "raise {finetune.accumulate}, set {finetune.gradient_checkpointing} to true, "
     "set {finetune.cache} to disk or off, lower {finetune.processes}",

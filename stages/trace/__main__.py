@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Final
 
 from salf.engine.batches import stream_examples
+from salf.engine.models.adapter import open_model
 from salf.engine.models.shards import share_file
 from salf.engine.runtime import choose_runtime
 from salf.errors import UserError
@@ -16,7 +17,7 @@ from salf.records import BaseRecord, PreparedRecord
 from salf.settings import TASKS, Device
 from stages.common.command import BASE, PREPARED, exit_code, parser_of
 from stages.common.params import Room, Trace
-from stages.trace.collect import SPLIT, Job, collect, collect_with_workers, draw_sample, shards
+from stages.trace.collect import SPLIT, Tracer, collect, draw_sample, shards
 
 _PARSER: Final = parser_of(
     "trace",
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = {
         "facts": facts,
         "config": sha256_file(args.base / "config.json"),
-        "trace": trace.model_dump(exclude={"workers"}),
+        "trace": trace.model_dump(),
         "device": runtime.device.type,
         "frozen_weights": runtime.frozen_weights,
         "code": code_hashes(),
@@ -65,11 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     unfinished = work_folder(args.out, digest_of(inputs))
     print(f"tracing {len(sample.rows)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
     prefix = next(stream_examples(args.prepared, SPLIT)).prompt_ids[: meta.shared_prefix_tokens]
-    job = Job(args.base.resolve(), args.prepared.resolve(), params.device, trace, sample.tokens, tuple(prefix))
-    if trace.workers > 1:
-        collect_with_workers(job, sample, facts, unfinished)
-    else:
-        collect(job.tracer(runtime), job.prepared, sample, facts, unfinished)
+    model = open_model(args.base, runtime.device, runtime.dtype, frozen=runtime.frozen())
+    tracer = Tracer.prepare(model, runtime, trace, sample.tokens, prefix)
+    collect(tracer, args.prepared, sample, facts, unfinished)
     with replacing_folder(args.out) as folder:
         for shard in shards(sample, unfinished):
             if (part := sealed_file(shard.file)) is None:

@@ -1,19 +1,9 @@
-"""One streaming forward pass: answer positions only, memory of a batch and a shard, resumable shards.
-
-Several processes may share the sample, a shard each. If one is killed (memory, a hand), the shards that are not
-written go to new ones.
-"""
+"""One streaming forward pass: answer positions only, memory of a batch and a shard, resumable shards."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -25,24 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from salf.children import end_with_creator
 from salf.engine.answers import Embeddings
 from salf.engine.batches import Batch, Example, Rows, inference_batches, stream_examples, stretches
-from salf.engine.models.adapter import CausalModel, open_model
+from salf.engine.models.adapter import CausalModel
 from salf.engine.models.attention import Beginning, Packing
 from salf.engine.models.walk import run_to_answers, walk, walk_beginning
 from salf.engine.progress import Advance, progress
-from salf.engine.runtime import Runtime, choose_runtime, threads_each
+from salf.engine.runtime import Runtime
 from salf.errors import UserError
 from salf.files import replacing_file, require, sealed_file
-from salf.settings import Device
 from stages.common.params import Trace
 from stages.trace.basis import Affine, deviations, losses, semantic_bases, virtual_targets
 
 SPLIT: Final = "train"
 SHARD_EXAMPLES: Final = 128
 _STATES: Final = 4096  # latent states that are measured at a time: few calls, and memory that depth does not move
-_THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -149,22 +136,6 @@ class Tracer:
         yield run_to_answers(self.model, states, last, packing, batch.answers)
 
 
-class Job(NamedTuple):
-    """The inputs from which a process makes a tracer of its own."""
-
-    base: Path
-    prepared: Path
-    device: Device
-    params: Trace
-    tokens: tuple[int, ...]  # the distinct answer tokens, ascending
-    prefix: tuple[int, ...]  # the token ids of the shared prefix
-
-    def tracer(self, runtime: Runtime) -> Tracer:
-        """Open the base model and prepare a tracer."""
-        model = open_model(self.base, runtime.device, runtime.dtype, frozen=runtime.frozen())
-        return Tracer.prepare(model, runtime, self.params, self.tokens, self.prefix)
-
-
 class Shard(NamedTuple):
     """A part of the sample that is traced and written at one go."""
 
@@ -185,70 +156,16 @@ def shards(sample: Sample, folder: Path) -> list[Shard]:
 def collect(tracer: Tracer, prepared: Path, sample: Sample, facts: dict[str, Any], folder: Path) -> None:
     """Trace a sample into Parquet shards in ``folder``; shards that are already there are kept."""
     schema = _schema(tracer.model.depth, facts)
-    with _missing(sample, folder) as (absent, advance):
-        wanted = np.concatenate([shard.rows for shard in absent]) if absent else sample.rows[:0]
-        examples = stream_examples(prepared, SPLIT, wanted)
-        for shard in absent:
-            _write_shard(tracer, list(islice(examples, len(shard.rows))), shard, schema, advance)
-
-
-def collect_with_workers(job: Job, sample: Sample, facts: dict[str, Any], folder: Path) -> None:
-    """Trace a sample as :func:`collect` does, in ``trace.workers`` processes, each with a model of its own."""
-    threads = threads_each(job.params.workers)
-    os.environ |= dict.fromkeys(_THREADS, str(threads))  # a worker's libraries read these when it starts
-    with _missing(sample, folder) as (absent, advance):
-        while absent:
-            _share_out(job, absent, facts, threads, advance)
-            left = [shard for shard in absent if sealed_file(shard.file) is None]
-            if len(left) == len(absent):
-                raise UserError(
-                    "tracing workers ended one after the other, probably because memory is short: lower trace.workers "
-                    "or trace.batch_tokens"
-                )
-            absent = left
-
-
-def _share_out(job: Job, absent: Sequence[Shard], facts: dict[str, Any], threads: int, advance: Advance) -> None:
-    """Trace shards until all are written or a worker is killed."""
-    pool = ProcessPoolExecutor(min(job.params.workers, len(absent)), get_context("spawn"), _begin, (threads,))
-    try:
-        sizes = {pool.submit(_trace_alone, job, shard, facts): len(shard.rows) for shard in absent}
-        for future in as_completed(sizes):
-            future.result()
-            advance(sizes[future], "")
-    except BrokenProcessPool:
-        pass
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin(threads: int) -> None:
-    torch.set_num_threads(threads)
-    end_with_creator()
-
-
-def _trace_alone(job: Job, shard: Shard, facts: dict[str, Any]) -> None:
-    tracer = _own_tracer(job)
-    examples = list(stream_examples(job.prepared, SPLIT, shard.rows))
-    _write_shard(tracer, examples, shard, _schema(tracer.model.depth, facts), lambda _amount, _note: None)
-
-
-@cache
-def _own_tracer(job: Job) -> Tracer:
-    """The worker's own, made with its first shard."""
-    return job.tracer(choose_runtime(job.device))
-
-
-@contextmanager
-def _missing(sample: Sample, folder: Path) -> Iterator[tuple[list[Shard], Advance]]:
-    """The shards that are not there yet, and a bar that has counted those that are."""
     absent = [shard for shard in shards(sample, folder) if sealed_file(shard.file) is None]
     there = len(sample.rows) - sum(len(shard.rows) for shard in absent)
+    wanted = np.concatenate([shard.rows for shard in absent]) if absent else sample.rows[:0]
+    examples = stream_examples(prepared, SPLIT, wanted)
     with progress("tracing", len(sample.rows), "examples") as advance:
         if there:
             print(f"resumes from example {there} of {len(sample.rows)}", flush=True)
             advance(there, "already traced")
-        yield absent, advance
+        for shard in absent:
+            _write_shard(tracer, list(islice(examples, len(shard.rows))), shard, schema, advance)
 
 
 def _schema(layers: int, facts: dict[str, Any]) -> pa.Schema:

@@ -17,7 +17,7 @@ from tests.engine.models.tiny import save_tiny
 
 BEGINNING = [5, 6, 7]
 RUNTIME = Runtime(torch.device("cpu"), torch.float32, "as the test wants it")
-PARAMS = Trace(sample=None, losses=None, space="normed", target="output", batch_tokens=64, workers=1, seed=3)
+PARAMS = Trace(sample=None, losses=None, space="normed", target="output", batch_tokens=64, seed=3)
 
 
 def write_split(folder, count, *, longest_prompt=8, beginning=BEGINNING, row_group_size=None):
