@@ -35,8 +35,7 @@ def start_of(tokenizer: "Tokenizer") -> list[int]:
 def cut_blocks(text: str, encoded: "Encoding", start: list[int], length: int) -> Iterator[Block]:
     """Cut a document, encoded without special tokens, into blocks of ``length`` tokens, context included.
 
-    Raises:
-        UserError: a block has no room for a token after its context.
+    A ``UserError`` says that a block has no room for a token after its context.
     """
     ids, spans = encoded.ids, encoded.offsets
     if length < len(start) + 2:

@@ -256,8 +256,7 @@ class Split:
     def without_beginning(self, base: Path) -> "Split":
         """The same examples, whose prompts lack what all of them begin with; the token BOS of ``base`` stays.
 
-        Raises:
-            UserError: they begin with nothing in common.
+        A ``UserError`` says that they begin with nothing in common.
         """
         start = self.prefix[:1] if self.prefix[:1] == (read_json(base / "config.json").get("bos_token_id"),) else ()
         if self.shared == len(start):
@@ -269,8 +268,7 @@ class Split:
     def after_prompts(self, side: AnswerSide) -> "Split":
         """The same examples, of which the base model reads the prompts up to their split points.
 
-        Raises:
-            UserError: the prepared data do not say where data end, or some examples have no prompt part.
+        A ``UserError`` says that the data do not tell where those are, or that some examples have no prompt part.
         """
         ends = [getattr(example, f"{side.start}_end") for example in self.examples]
         rows = split_points([len(example.prompt_ids) for example in self.examples], ends, side)

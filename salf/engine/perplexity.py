@@ -36,8 +36,7 @@ def read_text(model: CausalModel, runtime: Runtime, blocks: Sequence[Example], b
 def text_examples(folder: Path, documents: Sequence[str], length: int) -> list[Example]:
     """Blocks of documents, by the tokenizer in a model's folder; ``length`` of a block in tokens, context included.
 
-    Raises:
-        UserError: a block has no room for a token after its context.
+    A ``UserError`` says that a block has no room for a token after its context.
     """
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()

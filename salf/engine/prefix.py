@@ -257,11 +257,7 @@ def runtime_of(model: CausalModel, *, bf16: bool) -> Runtime:
 
 
 def read_rows(dataset: Rows, vocabulary: int) -> tuple[list[Example], list[Tensor]]:
-    """The tokens of every row without padding, and their labels.
-
-    Raises:
-        UserError: there are no rows, or one cannot be used; says which and why.
-    """
+    """The tokens of every row without padding, and their labels; a ``UserError`` says which row cannot be used."""
     if isinstance(dataset, Mapping) or not hasattr(dataset, "__len__"):
         raise UserError(
             f"{type(dataset).__name__} is not a list of rows; give one split, [{{'input_ids': [...]}}, ...]"

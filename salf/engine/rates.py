@@ -33,10 +33,8 @@ _DIGITS: Final = 4
 def measure_rates(base: Path, device: Device, work: CostModel, known: Rates | None) -> Rates:
     """Time training on this machine; ``known`` if it is about the same model, work and machine.
 
-    The base's configuration is read and not its weights, whose values do not change how long they take.
-
-    Raises:
-        UserError: the configuration cannot be opened, or its layers cannot be run one by one.
+    The base's configuration is read and not its weights, whose values do not change how long they take. A ``UserError``
+    says that it cannot be opened, or that the layers cannot be run one by one.
     """
     runtime = choose_runtime(device)
     network = _shallow(base, runtime)

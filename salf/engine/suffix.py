@@ -70,11 +70,7 @@ def suffix(model: nn.Module, plan_or_boundary: FreezePlan | int, scope: str | No
 
 
 def network_of(model: Any) -> PreTrainedModel:
-    """The Hugging Face model itself, without PEFT's wrapper.
-
-    Raises:
-        UserError: it is no whole causal language model.
-    """
+    """The Hugging Face model without PEFT's wrapper; a ``UserError`` says that it is no whole causal LM."""
     base = getattr(model, "get_base_model", None)
     network = base() if callable(base) else model
     if network is not model and model.active_peft_config.is_prompt_learning:
@@ -92,11 +88,7 @@ def network_of(model: Any) -> PreTrainedModel:
 def frozen_layers(
     network: PreTrainedModel, plan_or_boundary: FreezePlan | int, scope: str | None, *, least: int = 1
 ) -> int:
-    """The boundary, which freezes ``least`` layers at least.
-
-    Raises:
-        UserError: it is no number, freezes none, or more than there are, or the plan is for another model.
-    """
+    """The boundary; a ``UserError`` says that it is none, does not fit the model, or freezes less than ``least``."""
     boundary = plan_or_boundary
     if isinstance(boundary, FreezePlan):
         boundary.check(network)
@@ -250,10 +242,7 @@ def require_twin(
     """Learn how layers return their states, and compare the twin's logits with the model's on a few tokens.
 
     ``batch`` makes what the twin takes of token ids [B, T], their mask, and boundary states [B, T, H]; logits are of
-    the last tokens.
-
-    Raises:
-        UserError: they differ.
+    the last tokens. A ``UserError`` says that they differ.
     """
     entry: Entry = twin.get_submodule(family.trunk).entry
     device = network.get_input_embeddings().weight.device
