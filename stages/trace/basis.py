@@ -15,15 +15,12 @@ and ĥ is what it is compared with. A tied head is the embedding matrix, and is 
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Self
 
-import numpy as np
 import torch
-from scipy.linalg.blas import dsyrk
-from scipy.linalg.lapack import dpocon
 from torch import Tensor, nn
 
 _ROWS: Final = 8192  # rows of the head converted to float64 at a time
 _TOKENS: Final = 4096  # bases solved at a time
-_WORST_CONDITION: Final = 1e12  # of WᵀW in the 1-norm, for the normal equations
+_WORST_CONDITION: Final = 1e12  # of WᵀW, for the normal equations
 _HEAD_ROWS: Final = 256  # states read off at a time: bounds the logits held at once
 
 
@@ -105,31 +102,12 @@ def semantic_bases(weight: Tensor, bias: Tensor | None, tokens: Sequence[int]) -
 
 def _factor(weight: Tensor) -> Tensor | None:
     """The lower Cholesky factor of WᵀW, [H, H]; ``None`` if the normal equations would lose too much."""
-    gram = _gram(weight)
-    norm = float(torch.linalg.matrix_norm(gram, ord=1))
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    if failed:
-        return None
-    # Transposed it is the upper factor in Fortran's order: LAPACK reads it where it lies.
-    reciprocal, _ = dpocon(factor.T.cpu().numpy(), norm)
-    # The spectral condition number is not above that in the 1-norm (a symmetric matrix's norms: ‖·‖₂ ≤ ‖·‖₁).
-    return factor if reciprocal * _WORST_CONDITION > 1 else None
-
-
-def _gram(weight: Tensor) -> Tensor:
-    """WᵀW in float64, [H, H], a block of rows at a time; on a CPU one half is computed and copied to the other."""
-    size = (weight.shape[1], weight.shape[1])
-    if weight.device.type != "cpu":
-        product = weight.new_zeros(size, dtype=torch.float64)
-        for block in weight.split(_ROWS):
-            rows = block.double()
-            product.addmm_(rows.T, rows)
-        return product
-    half = np.zeros(size, order="F")
+    gram = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
     for block in weight.split(_ROWS):
-        half = dsyrk(1.0, block.double().numpy().T, beta=1.0, c=half, overwrite_c=True)
-    lower = torch.from_numpy(half.T)  # the upper half in Fortran's order
-    return lower + lower.tril(-1).T
+        rows = block.double()
+        gram.addmm_(rows.T, rows)
+    values = torch.linalg.eigvalsh(gram)  # ascending
+    return torch.linalg.cholesky(gram) if values[0] * _WORST_CONDITION > values[-1] else None
 
 
 def _projected_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
