@@ -85,8 +85,7 @@ def find_runtime(params: Device) -> Runtime:
 def _bfloat16(kind: str) -> tuple[bool, str]:
     """Whether bfloat16 is fast on a device, and why.
 
-    Where a processor has no instruction for its products they are emulated, several times slower than float32. With
-    AVX512_BF16 and no AMX, two cores: 960 GFLOP/s in bfloat16, 210 in float32 (products of 512 x 576 x 1,536).
+    Where a processor has no instruction for its products they are emulated, several times slower than float32.
     """
     if kind == "mps":
         return False, "float32 is the safe choice on this device"

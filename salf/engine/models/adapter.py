@@ -134,10 +134,9 @@ def open_model(
     dtype: torch.dtype = torch.float32,
     *,
     frozen: Frozen = WHOLE,
-    revision: str | None = None,
     base: Path | None = None,
 ) -> CausalModel:
-    """Open a Hugging Face folder (or hub name, at a revision) for inference; nothing requires a gradient.
+    """Open a Hugging Face folder (or hub name) for inference; nothing requires a gradient.
 
     ``dtype`` is that of the weights, ``frozen`` says which layers will not be trained, and how they are held. ``base``
     is the base model's folder, which tells whether shipped code may run; ``folder`` unless given.
@@ -148,10 +147,9 @@ def open_model(
     disable_progress_bar()  # ours tell of the long work; loading takes seconds
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # its report is read below
     trusted = code_trusted(base or Path(folder))
-    options = {"revision": revision, "trust_remote_code": trusted}
     fault = "cannot be opened as a causal language model"
     with reading(folder, fault):
-        config = AutoConfig.from_pretrained(folder, **options)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         held = frozen.options(config, device, dtype, trust_remote_code=trusted)
     with ExitStack() as stack, reading(folder, fault):
         if held and frozen.held == "offload":
@@ -164,7 +162,7 @@ def open_model(
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **options,
+            trust_remote_code=trusted,
             **held,
         )
         finalize(network, stack.pop_all().close)
