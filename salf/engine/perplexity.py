@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from salf.blocks import block_id, cut_blocks, start_of
@@ -15,22 +13,13 @@ from salf.engine.models.adapter import CausalModel
 from salf.engine.runtime import Runtime
 
 
-class TextLosses(NamedTuple):
-    """A model's losses on n blocks."""
-
-    losses: NDArray[np.float64]  # mean −log probability of each block's predicted tokens, in nats, [n]
-    tokens: NDArray[np.int64]  # number of these tokens, [n]
-
-    @property
-    def perplexity(self) -> float:
-        """Perplexity over all predicted tokens together."""
-        return float(np.exp(np.average(self.losses, weights=self.tokens)))
-
-
-def read_text(model: CausalModel, runtime: Runtime, blocks: Sequence[Example], batch_tokens: int = 2048) -> TextLosses:
-    """Read blocks, of ``text_examples`` or of a prepared split; ``batch_tokens`` in one pass, padding included."""
+def perplexity(
+    model: CausalModel, runtime: Runtime, blocks: Sequence[Example], batch_tokens: int = 2048
+) -> tuple[float, int]:
+    """Perplexity over all predicted tokens of blocks together, and the number of these; ``batch_tokens`` in a pass."""
     answers = Reader(model, runtime, None, batch_tokens).read(Split(blocks, 0))
-    return TextLosses(np.array([one.loss for one in answers]), np.array([len(one.token_losses) for one in answers]))
+    tokens = [len(one.token_losses) for one in answers]
+    return float(np.exp(np.average([one.loss for one in answers], weights=tokens))), sum(tokens)
 
 
 def text_examples(folder: Path, documents: Sequence[str], length: int) -> list[Example]:

@@ -13,7 +13,7 @@ import torch
 from salf.answer_folder import AnswerSideRecord, is_answer_side
 from salf.engine.answer_model import AnswerSideModel, base_network
 from salf.engine.models.adapter import CausalModel, open_model, take_apart
-from salf.engine.perplexity import read_text, text_examples
+from salf.engine.perplexity import perplexity, text_examples
 from salf.engine.runtime import Runtime, choose_runtime
 from salf.errors import UserError, reading
 from salf.files import require, significant, write_json
@@ -37,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = _opened(folder, args.base, runtime)
         found[folder_name] = {}
         for name, blocks in texts.items():
-            said = read_text(model, runtime, blocks)
-            found[folder_name][name] = {"perplexity": significant(said.perplexity), "tokens": int(said.tokens.sum())}
-            print(f"{folder_name}, {name}: perplexity {said.perplexity:.3f}")
+            measured, tokens = perplexity(model, runtime, blocks)
+            found[folder_name][name] = {"perplexity": significant(measured), "tokens": tokens}
+            print(f"{folder_name}, {name}: perplexity {measured:.3f}")
     write_json(args.out, {"schema": 1, "models": found})
 
 
