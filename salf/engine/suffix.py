@@ -159,6 +159,13 @@ class SavedWhole:
         """Save the whole model, frozen layers included."""
         self.whole.save_pretrained(save_directory, **{**options, "state_dict": None})
 
+    def generate(self, *_: Any, **__: Any) -> Any:
+        """Refuse, always."""
+        raise UserError(
+            "a model that goes on from cached states does not generate: the whole model does, and of an answer side "
+            "salf.AnswerSideModel.from_pretrained(the folder that it saves)"
+        )
+
 
 class Network(SavedWhole):
     """Methods that the whole suffix overrides."""

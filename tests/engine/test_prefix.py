@@ -436,7 +436,7 @@ def test_what_cannot_work_is_refused_in_one_line():
         UserError, match=r"these are not items of salf\.prefix_states; an evaluation split needs its states"
     ):
         collate_states(rows())
-    with pytest.raises(UserError, match="a suffix takes boundary states as inputs_embeds"):
+    with pytest.raises(UserError, match="does not generate: the whole model does"):
         suffix(model, BOUNDARY).generate(torch.tensor([[5, 6]]))
     with pytest.raises(UserError, match="a suffix takes boundary states as inputs_embeds"):
         suffix(model, BOUNDARY)(input_ids=torch.tensor([[5, 6]]))
