@@ -223,7 +223,7 @@ def kept(
     except OSError as error:
         raise UserError(f"{path}: {what} cannot be written: {error.strerror}; name another file") from None
     if (found := read_states(path, digest)) is not None:
-        return found.rows, True
+        return found[0], True
     raise UserError(
         f"{path}: not {what} of this model, boundary, dataset and precision by these library "
         "versions on this kind of machine (with as many threads), or damaged; delete it, or name another"

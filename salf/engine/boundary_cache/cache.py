@@ -6,7 +6,6 @@ It keeps boundary states, and for training on the answer side the keys and value
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -34,7 +33,7 @@ from salf.engine.training.processes import ALONE, Processes
 from salf.errors import UserError
 from salf.memory import free_memory_bytes
 from salf.records import StatesRecord
-from salf.settings import Caching, KeysValues
+from salf.settings import CacheMode, Caching, KeysValues
 
 _OF_FREE_MEMORY: Final = 0.5  # the suffix, its optimizer and its activations need the rest
 
@@ -210,12 +209,12 @@ class _Opening:
 
     def opened(self) -> Opened:
         mode, processes = self.cache.settings.cache, self.cache.processes
-        if mode != "auto":
-            return {"off": self._off, "memory": self._memory, "disk": self._disk}[mode](f"finetune.cache = {mode}")
+        if mode in ("off", "memory"):
+            return (self._off if mode == "off" else self._memory)(f"finetune.cache = {mode}")
         # Several processes compute rows for memory, each a share: the first one decides.
-        fit = processes.main and processes.count > 1 and _fits_memory(processes.count * self.size)
+        fit = mode == "auto" and processes.main and processes.count > 1 and _fits_memory(processes.count * self.size)
         together = processes.total(fit and not self.folder.file(self.key).exists())
-        return self._together() if together else self._auto()
+        return self._together() if together else self._kept(mode)
 
     def _memory(self, reason: str) -> Opened:
         needed, free = self.cache.processes.count * self.size, free_memory_bytes()
@@ -230,23 +229,21 @@ class _Opening:
         parts = self.parts(processes)
         return self._done(gather(parts, self.rows), "in memory", parts.seconds, reason)
 
-    def _disk(self, reason: str) -> Opened:
-        with ExitStack() as lock:
-            try:
-                lock.enter_context(alone(self.folder.file(self.key)))
-            except OSError as error:
-                raise UserError(
-                    f"{reason}: {self.folder.path} cannot be written: {error.strerror}; make it writable, "
-                    "set finetune.cache_folder to another folder, or finetune.cache to auto, memory or off"
-                ) from None
-            return self._found(reason) or self._streamed(reason)
-
-    def _auto(self) -> Opened:
+    def _kept(self, mode: CacheMode) -> Opened:
+        """Rows on disk, or by ``auto`` wherever there is room; one of several runs computes them, and others wait."""
+        asked = f"finetune.cache = {mode}"
         try:
             with alone(self.folder.file(self.key)):
+                if mode == "disk":
+                    return self._found(asked) or self._streamed(asked)
                 return self._found("cached by another run") or self._computed()
         except OSError as error:
             reason = f"{self.folder.path} cannot be written: {error.strerror or error}"
+        if mode == "disk":
+            raise UserError(
+                f"{asked}: {reason}; make it writable, set finetune.cache_folder to another folder, or finetune.cache "
+                "to auto, memory or off"
+            )
         return self._found(reason) or (self._in_memory(reason) if _fits_memory(self.size) else self._off(reason))
 
     def _computed(self) -> Opened:
@@ -277,10 +274,7 @@ class _Opening:
 
     def _found(self, reason: str) -> Opened | None:
         found = self.folder.find(self.key)
-        if found is None:
-            return None
-        begun = self.cache.boundary
-        return self._done(found.rows, "on disk", found.seconds, reason, origin="reused", begun=begun)
+        return self._done(found[0], "on disk", found[1], reason, origin="reused") if found else None
 
     def _streamed(self, reason: str) -> Opened:
         parts = self.parts()
@@ -303,9 +297,8 @@ class _Opening:
         self.folder.make_room(self.size, self.what)
         return write_states(self.folder.file(self.key), self.key.digest, parts, self.rows)
 
-    def _done(
-        self, rows: Tensor, kept: str, seconds: float, reason: str, *, origin: str = "computed", begun: int = 0
-    ) -> Opened:
+    def _done(self, rows: Tensor, kept: str, seconds: float, reason: str, *, origin: str = "computed") -> Opened:
+        begun = self.cache.boundary if origin == "reused" else 0
         facts = {"origin": origin, "begun": begun, "kept": kept, "bytes": self.size, "int8": False}
         return Opened(**facts, seconds_computing=seconds, seconds=0.0, reason=reason, start=self.start(rows))
 

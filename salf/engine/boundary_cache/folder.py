@@ -140,14 +140,6 @@ def _code_digest(model: CausalModel) -> str:
     return digest_of([sha256_file(file) for file in files])
 
 
-@dataclass(frozen=True)
-class StatesFile:
-    """States that were found on disk."""
-
-    rows: Tensor  # [rows, hidden], mapped: read from disk when touched, and never written
-    seconds: float  # of computing them
-
-
 def write_states(path: Path, digest: str, parts: Timed, rows: int) -> Tensor:
     """Write parts [n, hidden] one below the other and return them mapped, [rows, hidden].
 
@@ -169,17 +161,18 @@ def write_states(path: Path, digest: str, parts: Timed, rows: int) -> Tensor:
             return written.get_tensor(_TENSOR)
 
 
-def read_states(path: Path, digest: str) -> StatesFile | None:
-    """The states in a file, or ``None`` if it is missing, torn, damaged or of another key.
+def read_states(path: Path, digest: str) -> tuple[Tensor, float] | None:
+    """The states in a file, [rows, hidden], and the seconds of computing them.
 
-    All of it is read once for its checksum, which leaves it in the operating system's cache.
+    ``None`` if it is missing, torn, damaged or of another key. All of it is read once for its checksum, which leaves it
+    in the operating system's cache. The states are mapped: read when touched, and never written.
     """
     try:
         with safe_open(path, framework="pt") as file:
             facts, rows = file.metadata(), file.get_tensor(_TENSOR)
         data = checksum(path, start=path.stat().st_size - rows.nbytes)
         fits = facts["key"] == digest and int(facts["crc32"], 16) == data
-        return StatesFile(rows, float(facts["seconds"])) if fits else None
+        return (rows, float(facts["seconds"])) if fits else None
     except _UNUSABLE:
         return None
 
@@ -223,7 +216,7 @@ class CacheFolder:
         """The file of a key's states."""
         return self.path / f"states-{key.digest[:32]}.safetensors"
 
-    def find(self, key: Key) -> StatesFile | None:
+    def find(self, key: Key) -> tuple[Tensor, float] | None:
         """The key's states, which then count as just used; a damaged file counts as none."""
         found = read_states(self.file(key), key.digest)
         if found is not None:
