@@ -54,13 +54,20 @@ class NetworkParameters:
         """Set ``requires_grad`` of all parameters, and return those that train.
 
         In a plain network the boundary alone decides. Where PEFT added something, PEFT decides what trains
-        (adapters, not weights), and the boundary where: below it, what PEFT trains is frozen.
+        (adapters, not weights), and the boundary where: below it, what PEFT trains is frozen. A ``UserError`` says that
+        nothing is left.
         """
         everything = {**self.own, **self.added}
         above = set(trained_names(everything, family, boundary, tied_head=tied_head))
         for name, parameter in everything.items():
             parameter.requires_grad = name in above and (not self.added or parameter.requires_grad)
-        return [parameter for parameter in everything.values() if parameter.requires_grad]
+        trained = [parameter for parameter in everything.values() if parameter.requires_grad]
+        if not trained:
+            raise UserError(
+                f"above boundary {boundary} nothing is left to train: PEFT put no adapter there, or froze it "
+                "(an adapter that was loaded trains after PeftModel.from_pretrained(..., is_trainable=True))"
+            )
+        return trained
 
 
 def trained_names(names: Iterable[str], family: Family, boundary: int, *, tied_head: bool) -> list[str]:

@@ -135,13 +135,7 @@ class FreezePlan(parts.Record):
         """
         parameters = self.check(model)
         family, boundary = family_of(self.model.family, parameters.own), self.boundary_of(scope)
-        trained = parameters.train_above(family, boundary, tied_head=self.model.tied_head)
-        if not trained:
-            raise UserError(
-                f"above boundary {boundary} nothing is left to train: PEFT put no adapter there, or froze it "
-                "(an adapter that was loaded trains after PeftModel.from_pretrained(..., is_trainable=True))"
-            )
-        return trained
+        return parameters.train_above(family, boundary, tied_head=self.model.tied_head)
 
     def check(self, model: CausalModel) -> NetworkParameters:
         """Compare a model with the planned one, as `apply` does, and change nothing; returns its parameters.

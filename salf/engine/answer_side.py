@@ -298,8 +298,6 @@ def answer_side(model: nn.Module, cache: PromptCache) -> Any:
     vars(network)[_BASE] = units
     for name, parameter in parameters.own.items():  # the base reads prompts with its embeddings; answers share them
         parameter.requires_grad &= not family.before_layers(name)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError(f"above boundary {cache.boundary} nothing is left to train: PEFT put no adapter there")
     return twin if network is model else wrapped_again(model, twin, _Saved, **saved)
 
 

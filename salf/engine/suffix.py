@@ -62,8 +62,7 @@ def suffix(model: nn.Module, plan_or_boundary: FreezePlan | int, scope: str | No
     )
     _take_boundary(type(twin), trunk.entry)
     tied = network.get_input_embeddings().weight is network.get_output_embeddings().weight
-    if not parameters.train_above(family, boundary, tied_head=tied):
-        raise UserError(f"above boundary {boundary} nothing is left to train: PEFT put no adapter there, or froze it")
+    parameters.train_above(family, boundary, tied_head=tied)
     if network.is_activation_checkpointing:
         twin.activation_checkpointing_enable()
     return twin if network is model else wrapped_again(model, twin)
