@@ -50,7 +50,7 @@ class NetworkParameters:
                 own[".".join(part for part in name if part not in _OWN_MODULE)] = parameter
         return cls(own, added)
 
-    def train_above(self, family: Family, boundary: int, *, tied_head: bool) -> list[Any]:
+    def train_above(self, family: Family, boundary: int) -> list[Any]:
         """Set ``requires_grad`` of all parameters, and return those that train.
 
         In a plain network the boundary alone decides. Where PEFT added something, PEFT decides what trains
@@ -58,6 +58,7 @@ class NetworkParameters:
         nothing is left.
         """
         everything = {**self.own, **self.added}
+        tied_head = f"{family.head}.weight" not in self.own  # as a duplicate of the embedding
         above = set(trained_names(everything, family, boundary, tied_head=tied_head))
         for name, parameter in everything.items():
             parameter.requires_grad = name in above and (not self.added or parameter.requires_grad)

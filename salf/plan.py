@@ -134,8 +134,7 @@ class FreezePlan(parts.Record):
                 such scope, or nothing is left to train.
         """
         parameters = self.check(model)
-        family, boundary = family_of(self.model.family, parameters.own), self.boundary_of(scope)
-        return parameters.train_above(family, boundary, tied_head=self.model.tied_head)
+        return parameters.train_above(family_of(self.model.family, parameters.own), self.boundary_of(scope))
 
     def check(self, model: CausalModel) -> NetworkParameters:
         """Compare a model with the planned one, as `apply` does, and change nothing; returns its parameters.

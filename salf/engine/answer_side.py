@@ -293,8 +293,7 @@ def answer_side(model: nn.Module, cache: PromptCache) -> Any:
     vars(twin).update(saved, main_input_name="inputs_embeds" if cache.boundary else "input_ids")
     with base_alone(model):
         require_twin(network, twin, family, cache.boundary, partial(_after_two, network, cache.boundary))
-    tied = network.get_input_embeddings().weight is network.get_output_embeddings().weight
-    parameters.train_above(family, cache.boundary, tied_head=tied)
+    parameters.train_above(family, cache.boundary)
     vars(network)[_BASE] = units
     for name, parameter in parameters.own.items():  # the base reads prompts with its embeddings; answers share them
         parameter.requires_grad &= not family.before_layers(name)

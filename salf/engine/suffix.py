@@ -61,8 +61,7 @@ def suffix(model: nn.Module, plan_or_boundary: FreezePlan | int, scope: str | No
         network, twin, family, boundary, lambda _, mask, states: {"inputs_embeds": states, "attention_mask": mask}
     )
     _take_boundary(type(twin), trunk.entry)
-    tied = network.get_input_embeddings().weight is network.get_output_embeddings().weight
-    parameters.train_above(family, boundary, tied_head=tied)
+    parameters.train_above(family, boundary)
     if network.is_activation_checkpointing:
         twin.activation_checkpointing_enable()
     return twin if network is model else wrapped_again(model, twin)
