@@ -157,10 +157,7 @@ WORDS: Final = {
             "salf.engine.answers:training_states",
             settings="answer_side",
             inherits_rate=False,
-            refused={
-                **dict.fromkeys(SCOPES, _NO_BOUNDARY),
-                "text": "its documents have neither prompt nor answer",
-            },
+            refused={**dict.fromkeys(SCOPES, _NO_BOUNDARY), "text": "its documents have neither prompt nor answer"},
             fits=("lora", "lozo", "lozo-m", "mezo"),
         ),
         Word("weights", "form", "salf.engine.training.forms:Weights", trains="the weights themselves"),

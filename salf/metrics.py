@@ -274,10 +274,7 @@ def write_comparison(path: Path, metrics: Metrics, measured: Mapping[str, Measur
 
 def read_comparison(path: Path) -> dict[str, Measured]:
     """Read what was measured of each method."""
-    with (
-        reading(path, "damaged CSV (run again: dvc repro evaluate)"),
-        path.open(encoding="utf-8", newline="") as file,
-    ):
+    with reading(path, "damaged CSV (run again: dvc repro evaluate)"), path.open(encoding="utf-8", newline="") as file:
         rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
         return {row["name"]: Measured.model_validate(row) for row in rows if row["kind"] == "method"}
 

@@ -15,16 +15,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from salf.engine.batches import Example, Split, Start
-from salf.engine.boundary_cache.folder import (
-    GIB,
-    PROBE_BYTES,
-    CacheFolder,
-    Key,
-    alone,
-    amount,
-    disk_rate,
-    write_states,
-)
+from salf.engine.boundary_cache.folder import GIB, PROBE_BYTES, CacheFolder, Key, alone, amount, disk_rate, write_states
 from salf.engine.boundary_cache.prompts import Columns, PromptLayers, PromptRows, Tap, laid_out, prompt_rows
 from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Timed, frozen_states, gather
 from salf.engine.models.adapter import CausalModel
