@@ -201,7 +201,7 @@ class Trace(Group):
     target: Literal["output", "virtual"]
     positions: Count | None = None
     batch_tokens: Annotated[int, Field(ge=16)]
-    workers: Literal[1] = Field(1, exclude=True)  # of files of release 0.1.0
+    workers: Literal[1] = 1  # of files of release 0.1.0
     seed: Seed
 
 

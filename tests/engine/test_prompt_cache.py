@@ -348,7 +348,7 @@ def test_what_would_be_another_model_is_refused(tmp_path):
     model = tiny_network()
     cache = prompt_cache(model, rows())
     answer, batch = answer_side(model, cache), collate_answers(list(cache))
-    with pytest.raises(UserError, match=r"open the folder with salf\.AnswerSideModel"):
+    with pytest.raises(UserError, match=r"does not generate: .* salf\.AnswerSideModel"):
         answer.generate(torch.tensor([[5, 6]]))
     with pytest.raises(UserError, match="an answer side takes batches of collate_answers"):
         answer(input_ids=torch.tensor([[5, 6]]))
