@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from salf import law_command
 from salf.answer_folder import is_answer_side
 from salf.errors import BAD_INPUT, UserError
 from salf.export import FORMATS
@@ -74,4 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     scale.add_arguments(estimate)
     estimate.set_defaults(run=scale.run)
+
+    laws = commands.add_parser(
+        "law",
+        help="say which method is better at which number of examples, from a table of runs",
+        description=law_command.DESCRIPTION,
+        epilog="example: salf law runs.csv --factor rank",
+    )
+    law_command.add_arguments(laws)
+    laws.set_defaults(run=law_command.run)
     return parser

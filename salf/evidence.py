@@ -13,13 +13,14 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from salf.errors import UserError
+from salf.errors import UserError, reading
 from salf.files import read_json, require
 from salf.plan_records import FrontierPoint
 from salf.records import Artifact
 from salf.selectors import GainName, Quantity
 
 POWER: Final = "power"  # the paper's law, as the artifact names it
+LEVELS: Final = 4  # fewest levels of a factor whose law is asked for
 
 Numbers = list[float | None]  # null where a value is undefined
 Cell = Annotated[float, BeforeValidator(lambda text: "nan" if text == "" else text)]
@@ -174,10 +175,16 @@ class SignalValue(Record):
 
 
 class PilotRun(Record):
-    """A small fine-tune: layers 1..boundary frozen, loss in nats per answer token; ``kept``: its rate won."""
+    """A small fine-tune: layers 1..boundary frozen, loss in nats per answer token; ``kept``: its rate won.
 
+    ``rank`` is that of adapters, ``draw`` the number of the draw of its examples.
+    """
+
+    method: str = "weights"
     boundary: int
+    rank: int | None = None
     examples: int
+    draw: int = 0
     learning_rate: float
     validation_loss: float
     flops: int
@@ -185,16 +192,21 @@ class PilotRun(Record):
 
 
 class LeftOut(Record):
-    """Root mean square of log residuals at points that the prediction did not see: by the law, and without a law."""
+    """Root mean square of log residuals at runs that the prediction did not see: by the law, and without a law.
+
+    ``forms`` has those of each form that a law may take.
+    """
 
     law: float
     without: float
+    forms: dict[str, float] = {}
 
 
-class PilotLaw(Record):
-    """The joint law of trained parameters and examples; ``intervals`` are null if it does not hold.
+class MethodLaw(Record):
+    """The joint law of a factor and the examples, for one method (:mod:`salf.fitting.joint`).
 
-    ``left_out`` has the errors at the ``boundaries`` in turn and at the ``largest_size``, null with too few pilots.
+    ``left_out`` has the errors at the ``levels`` of the factor in turn and at the ``largest_size``, null with too few
+    runs.
     """
 
     name: str
@@ -205,6 +217,33 @@ class PilotLaw(Record):
     left_out: dict[str, LeftOut | None]
     holds: bool
     verdict: str
+
+
+class Forecast(Record):
+    """A method's loss at a level of the factor, with the interval of one fine-tune."""
+
+    method: str
+    level: float
+    examples: float
+    loss: float
+    low: float
+    high: float
+
+
+class CriticalSize(Record):
+    """The number of examples up to which ``below`` has the lower loss, and from which on ``above`` has it.
+
+    Null: none, ``below`` has it at all sizes that were searched. ``low`` and ``high`` are null where the interval ends
+    outside of these.
+    """
+
+    level: float
+    below: str
+    above: str
+    examples: float | None
+    low: float | None
+    high: float | None
+    warnings: list[str]
 
 
 class PredictedLoss(Record):
@@ -247,8 +286,11 @@ class Pilots(Record, Artifact):
     data_sha256: dict[str, str]
     untrained_loss: float
     pilots: list[PilotRun]
-    law: PilotLaw
+    law: MethodLaw
     predictions: list[PredictedLoss]
+    laws: dict[str, MethodLaw] = {}
+    forecasts: list[Forecast] = []
+    critical_sizes: list[CriticalSize] = []
     flops: PilotFlops
     version: Literal[1] = Field(1, alias="schema")
 
@@ -310,7 +352,7 @@ def read_pilot(path: Path, layers: int, weights: str) -> Pilots | None:
 def read_gains(path: Path, layers: int) -> Gains:
     """Read the gains of the layers that may be chosen; undefined ones are left out."""
     table: dict[tuple[Quantity, GainName], list[LayerGain]] = defaultdict(list)
-    for where, gain in _rows(path, LayerGain, made_by="fit"):
+    for where, gain in read_rows(require(path, "fit"), LayerGain, "fit"):
         if not 1 <= gain.layer <= layers:
             raise UserError(f"{where}: layer {gain.layer}, the base model has {layers}; run again: dvc repro fit")
         if not gain.embedding_step and gain.layer < layers and math.isfinite(gain.value):
@@ -321,7 +363,7 @@ def read_gains(path: Path, layers: int) -> Gains:
 def read_signals(path: Path, layers: int) -> dict[str, Sequence[float]]:
     """Read the signals of a model with that many layers, by column; each has a value per number 0..L."""
     values: dict[str, dict[int, float]] = defaultdict(dict)
-    for _, row in _rows(path, SignalValue, made_by="signals"):
+    for _, row in read_rows(require(path, "signals"), SignalValue, "signals"):
         values[row.signal][row.layer] = row.value
     for name, of_layers in values.items():
         if set(of_layers) | {0} != set(range(layers + 1)):
@@ -329,12 +371,17 @@ def read_signals(path: Path, layers: int) -> dict[str, Sequence[float]]:
     return {name: tuple(of.get(number, math.nan) for number in range(layers + 1)) for name, of in values.items()}
 
 
-def _rows(path: Path, kind: type[Row], made_by: str) -> Iterator[tuple[str, Row]]:
-    """The rows of a table, each with its place in the file."""
-    with require(path, made_by).open(encoding="utf-8", newline="") as file:
+def read_rows(path: Path, kind: type[Row], made_by: str = "") -> Iterator[tuple[str, Row]]:
+    """The rows of a table, each with its place in the file; a ``UserError`` says what is wrong with the first that is.
+
+    Every required field has a column of its name, or alias.
+    """
+    again = f"; run again: dvc repro {made_by}" if made_by else ""
+    with reading(path), path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        if missing := set(kind.model_fields) - set(reader.fieldnames or ()):
-            raise UserError(f"{path}: no column {', '.join(sorted(missing))}; run again: dvc repro {made_by}")
+        needed = {field.alias or name for name, field in kind.model_fields.items() if field.is_required()}
+        if missing := needed - set(reader.fieldnames or ()):
+            raise UserError(f"{path}: no column {', '.join(sorted(missing))}{again}")
         for row in reader:
             where = f"{path}: line {reader.line_num}"
             try:
@@ -342,7 +389,7 @@ def _rows(path: Path, kind: type[Row], made_by: str) -> Iterator[tuple[str, Row]
             except ValidationError as error:
                 fault = error.errors()[0]
                 cell = f"{fault['loc'][0]} = {fault['input']!r}"
-                raise UserError(f"{where}: {cell}: {fault['msg']}; run again: dvc repro {made_by}") from None
+                raise UserError(f"{where}: {cell}: {fault['msg']}{again}") from None
 
 
 def _check_weights(path: Path, found: str | None, weights: str, command: str) -> None:

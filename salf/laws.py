@@ -11,8 +11,8 @@ are a sub-model of size N_k ∝ k, so a trace over depth is such a curve in k (:
   does E's work;
 - :data:`CONSTANT`: depth explains nothing. The bar that every law has to clear.
 
-:data:`JOINT` is Zhang et al.'s law for fine-tuning (arXiv 2402.17193, eq. 1): what is trained (X) and the data (D)
-lower the loss together.
+:data:`JOINT` is Zhang et al.'s law for fine-tuning (arXiv 2402.17193, eq. 1): a factor X, such as what is trained, and
+the data D lower the loss together. In its rival :data:`ADDITIVE`, the form of Hoffmann et al., each has a term.
 
 All are fitted to logarithms: a sum of positive terms is a log-sum-exp of the terms' logarithms u_j, linear in θ, so
 d ln ŷ / dθ = Σ_j w_j · du_j/dθ with the softmax weights w_j = e^(u_j) / ŷ. For α → 0, E and A trade against each other
@@ -96,6 +96,19 @@ def _power_units(theta: Array, x_unit: Array, y_unit: float) -> Array:
     return np.column_stack([theta[:, 0] + y_unit, amplitude, theta[:, 2:]])
 
 
+def _additive(theta: Array, x: Array) -> tuple[Array, Array]:
+    factor, data = np.log(x).T
+    floor, of_factor, of_data, alpha, beta = (theta[:, i : i + 1] for i in range(5))
+    rest, share_floor, share_factor = _log_sum(floor, of_factor - alpha * factor)
+    value, share_rest, share_data = _log_sum(rest, of_data - beta * data)
+    share_floor, share_factor = share_rest * share_floor, share_rest * share_factor
+    return value, _gradient(share_floor, share_factor, share_data, -share_factor * factor, -share_data * data)
+
+
+def _additive_units(theta: Array, x_unit: Array, y_unit: float) -> Array:
+    return np.column_stack([theta[:, :1] + y_unit, theta[:, 1:3] + y_unit + theta[:, 3:] * x_unit, theta[:, 3:]])
+
+
 def _exponential_units(theta: Array, x_unit: Array, y_unit: float) -> Array:
     return np.column_stack([theta[:, :2] + y_unit, theta[:, 2] * np.exp(-x_unit[0])])
 
@@ -156,4 +169,13 @@ JOINT: Final = Law(
     _power,
     _power_units,
     ((-4.0, -0.7, -0.2), (-4.0, -1.0), (0.1, 0.5, 1.5), (0.1, 0.5)),
+)
+ADDITIVE: Final = Law(
+    "additive",
+    "E + A·X^−α + B·D^−β",
+    ("E", "A", "B", "alpha", "beta"),
+    (True, True, True, False, False),
+    _additive,
+    _additive_units,
+    ((-1.0, -0.3), (-9.0, -4.0), (-9.0, -4.0), (0.2, 0.5, 1.0), (0.2, 0.5, 1.0)),
 )

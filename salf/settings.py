@@ -107,6 +107,14 @@ class Caching(Group):
     cache_gib: Annotated[float, Field(gt=0)]
 
 
+class Dfa(Group):
+    """Gradients of layers, for methods with ``+dfa``."""
+
+    feedback: Literal["random", "identity"] = "random"
+    last: Literal["feedback", "exact"] = "feedback"
+    spread: Literal["none", "example"] = "none"
+
+
 class Schedule(Caching, Batches):
     """The settings that all fine-tunes share, pilots included."""
 
@@ -115,6 +123,9 @@ class Schedule(Caching, Batches):
     warmup_share: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     clip_norm: Annotated[float, Field(gt=0)]
+    lora_rank: Count
+    lora_alpha: Annotated[float, Field(gt=0)]
+    dfa: Dfa = Dfa()
 
     def rates(self, method: str, boundary: int) -> list[float]:
         """The learning rates to try for a method whose boundary is known, ascending."""
@@ -189,14 +200,6 @@ class Dcp(Group):
     alpha: Annotated[float, Field(ge=1)] = 8.0
 
 
-class Dfa(Group):
-    """Gradients of layers, for methods with ``+dfa``."""
-
-    feedback: Literal["random", "identity"] = "random"
-    last: Literal["feedback", "exact"] = "feedback"
-    spread: Literal["none", "example"] = "none"
-
-
 class Lozo(Group):
     """Zeroth-order steps, for methods with ``+lozo``, ``+lozo-m`` or ``+mezo``."""
 
@@ -211,15 +214,12 @@ class Finetune(Schedule):
     """The group ``finetune``: one schedule for all methods, except for the learning rate."""
 
     processes: Count
-    lora_rank: Count
-    lora_alpha: Annotated[float, Field(gt=0)]
     lisa_layers: Count
     lisa_steps: Count
     equal_compute: bool
     evaluations_per_epoch: Annotated[int, Field(ge=0)]
     checkpoint_minutes: Annotated[float, Field(ge=0)]
     answer_side: AnswerSide = AnswerSide()
-    dfa: Dfa = Dfa()
     extrapolation: Extrapolation = Extrapolation()
     pace: Pace = Pace()
     distill: Distill = Distill()

@@ -43,22 +43,32 @@ def huber(residuals: Array, delta: float = HUBER_DELTA) -> tuple[Array, Array]:
 
 
 def fit_law(
-    law: Law, x: Array, y: Array, weights: Array | None = None, warm: Array | None = None, max_iterations: int = 1000
+    law: Law,
+    x: Array,
+    y: Array,
+    weights: Array | None = None,
+    warm: Array | None = None,
+    max_iterations: int = 1000,
+    held: Array | None = None,
 ) -> Fit:
     """Fit one law to C curves y [C, n] at x [n] or [n, variables], all positive.
 
     ``weights`` [C, n] are of the points' losses; a point of weight 0 is left out. ``warm`` are starts [C, S, d], or
-    [1, S, d] for all curves, in place of the law's grid.
+    [1, S, d] for all curves, in place of the law's grid. ``held`` [C, d] is θ where it is known and stays, NaN where it
+    is fitted, in the same places for all curves.
     """
     x_unit = np.log(x.reshape(len(x), -1)).max(axis=0)
     log_y = np.log(y)
     y_unit = float(log_y.mean())
-    data = _Data(law, x / np.exp(x_unit), log_y - y_unit, np.ones_like(y) if weights is None else weights)
+    starts = np.array([list(product(*law.starts))]) if warm is None else _in_units(law, warm, -x_unit, -y_unit)
+    free = np.ones(len(law.parameters)) if held is None else np.isnan(held[0]).astype(float)
+    if held is not None:
+        starts = np.where(free, starts, law.from_units(held, -x_unit, -y_unit)[:, None])
+    weights = np.ones_like(y) if weights is None else weights
+    data = _Data(law, x / np.exp(x_unit), log_y - y_unit, weights, free)
     if warm is None:
-        grid = _run(data, np.array([list(product(*law.starts))]), SCREENING)
-        fit = _run(data, grid.ends[:, :FINALISTS], max_iterations)
-    else:
-        fit = _run(data, _in_units(law, warm, -x_unit, -y_unit), max_iterations)
+        starts = _run(data, starts, SCREENING).ends[:, :FINALISTS]
+    fit = _run(data, starts, max_iterations)
     return replace(fit, theta=law.from_units(fit.theta, x_unit, y_unit), ends=_in_units(law, fit.ends, x_unit, y_unit))
 
 
@@ -68,6 +78,7 @@ class _Data:
     x: Array
     log_y: Array  # [C, n]
     weights: Array  # [C, n]
+    free: Array  # [d], 1 for parameters that are fitted, 0 for those that are known
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ class _Objective:
             value, jacobian = self.data.law.log_curve(theta, self.data.x)
             loss, slope = huber(value - self.data.log_y[curve])
             total = (weights * loss).sum(axis=1)
-            gradient = np.einsum("pn,pnd->pd", weights * slope, jacobian)
+            gradient = np.einsum("pn,pnd->pd", weights * slope, jacobian) * self.data.free
         return np.where(np.isfinite(total) & np.isfinite(gradient).all(axis=1), total, np.inf), gradient
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.functional_validators import AfterValidator, BeforeValidator, field_validator, model_validator
 
 from salf.errors import UserError
+from salf.evidence import LEVELS
 from salf.methods import RACE, checked, method_of, rate_entry
 from salf.metrics import BASELINES
 from salf.selectors import SELECTORS, SIGNALS, GainName, Quantity, SelectorName, SignalKind
@@ -224,16 +225,29 @@ class Signals(Group):
     seed: Seed
 
 
+PilotMethod = Literal["weights", "lora", "dfa"]
+
+
 class Pilot(Group):
     """Small fine-tunes whose losses predict those of every boundary."""
 
     enabled: bool
     boundaries: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
     sizes: Annotated[list[Share], Field(min_length=1)]
+    methods: Annotated[list[PilotMethod], AfterValidator(_distinct)] = Field(["weights"], min_length=1)
+    ranks: Annotated[list[Count], AfterValidator(_distinct)] = Field([])
+    draws: Count = 1
     epochs: Count | None
     bootstrap: Annotated[int, Field(ge=20)]
     confidence: Confidence
     seed: Seed
+
+    @field_validator("ranks")
+    @classmethod
+    def _enough(cls, ranks: list[int], info: ValidationInfo) -> list[int]:
+        if ranks and (len(ranks) < LEVELS or "lora" not in info.data.get("methods", ())):
+            raise ValueError(f"a law of ranks needs lora in pilot.methods, and at least {LEVELS} ranks ([] for none)")
+        return ranks
 
 
 _BUDGET: Final = re.compile(r"(\d+(?:\.\d+)?) ?(min|h|[A-Z]{3})")

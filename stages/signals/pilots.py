@@ -1,10 +1,12 @@
-"""Pilots: small fine-tunes at a few boundaries, from which the loss of every boundary is predicted."""
+"""Pilots: small fine-tunes by a few methods at a few boundaries, and the laws of their losses."""
 
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,21 +19,22 @@ from salf.engine.runtime import choose_runtime
 from salf.engine.training.costs import Costs, epoch_batches
 from salf.engine.training.forms import Trainable
 from salf.engine.training.loop import READ_TOKENS, train
-from salf.engine.training.scope import Scope
+from salf.engine.training.scope import scope_above
 from salf.engine.training.step import Job
 from salf.engine.training.workbench import Splits, Workbench, begin_at
-from salf.evidence import PilotFlops, PilotLaw, PilotRun, Pilots, PredictedLoss
-from salf.files import code_hashes, digest_of, read_json, significant, work_folder, write_json
-from salf.fitting.bootstrap import interval
-from salf.laws import JOINT, Array
+from salf.errors import UserError
+from salf.evidence import PilotFlops, PilotRun, Pilots
+from salf.files import code_hashes, digest_of, read_json, work_folder, write_json
+from salf.fitting.bootstrap import resampled_means
+from salf.fitting.joint import JointLaw, Runs, critical_sizes, forecasts, joint_law, shared
+from salf.law_command import show
+from salf.laws import Array
 from salf.methods import Method
 from salf.records import BaseRecord, PreparedRecord
 from salf.settings import Device, Finetune, Schedule
 from salf.shape import ModelShape
 from stages.common.params import Pilot as PilotParams
-from stages.signals.joint_law import JointLaw, Points, Prediction, joint_law, predict
-
-_DIGITS: Final = 8
+from stages.signals.predictions import Untrained, predict
 
 
 class Pilot(PilotRun):
@@ -42,11 +45,24 @@ class Pilot(PilotRun):
     recomputed: bool  # the frozen layers ran for every batch, since their states could not be cached
 
 
+class Arm(NamedTuple):
+    """A way to fine-tune above a boundary."""
+
+    method: str  # of ``pilot.methods``
+    boundary: int
+    rank: int | None  # of adapters
+
+    @property
+    def how(self) -> Method:
+        """The method in full."""
+        return Method(f"freeze-{self.boundary}", () if self.method == "weights" else (self.method,))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bench(Workbench):
     """The state that all pilots share; the settings are those of every pilot.
 
-    Pilots learn from the training split in the order of a draw: one on n examples takes the first n.
+    Pilots learn from the training split in the orders of a few draws, which follow each other in ``splits``.
     """
 
     params: PilotParams
@@ -58,13 +74,37 @@ class Bench(Workbench):
     identity: dict[str, Any]  # hashes of model and data
     unfinished: Path  # where finished pilots are kept until all are
 
-    def costs_above(self, boundary: int, *, recomputed: bool = False) -> Costs:
-        """Counts the FLOPs of training a boundary's weights."""
-        return self.costs(Scope.above(boundary, self.shape.layers), uncached=recomputed)
+    @property
+    def arms(self) -> list[Arm]:
+        """Every method at every boundary, and the ranks of adapters at the deepest; by boundary."""
+        ranks: dict[str, int | None] = {"lora": self.settings.lora_rank}
+        grid = [Arm(name, boundary, ranks.get(name)) for boundary in self.boundaries for name in self.params.methods]
+        return list(dict.fromkeys([*grid, *(Arm("lora", self.boundaries[-1], rank) for rank in self.params.ranks)]))
 
-    def rates(self, boundary: int) -> list[float]:
-        """The learning rates to try, ascending: those of the method ``freeze-<boundary>``."""
-        return self.settings.rates(f"freeze-{boundary}", boundary)
+    @property
+    def sampled(self) -> list[tuple[int, int]]:
+        """Number of examples and draw of an arm's pilots, the largest of the first draw first."""
+        return [(size, draw) for draw in range(self.params.draws) for size in self.sizes]
+
+    def settings_of(self, arm: Arm) -> Finetune:
+        """The settings of an arm's pilots; the products of adapters count alike at every rank."""
+        if arm.rank is None:
+            return self.settings
+        alpha = self.settings.lora_alpha * arm.rank / self.settings.lora_rank
+        return self.settings.model_copy(update={"lora_rank": arm.rank, "lora_alpha": alpha})
+
+    def costs_of(self, arm: Arm, *, recomputed: bool = False) -> Costs:
+        """Counts the FLOPs of training an arm."""
+        scope = scope_above(arm.how, arm.boundary, self.shape.layers)
+        return self.costs(scope, arm.how.technique(self.settings_of(arm)), uncached=recomputed)
+
+    def rates(self, arm: Arm) -> list[float]:
+        """The learning rates to try, ascending."""
+        return self.settings.rates(arm.how.name, arm.boundary)
+
+    def drawn(self, size: int, draw: int) -> range:
+        """The places of a pilot's examples in the training split of ``splits``."""
+        return range(draw * self.sizes[0], draw * self.sizes[0] + size)
 
 
 def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotParams, finetune: Schedule) -> None:
@@ -76,33 +116,30 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotPara
         f"training examples: {planned(bench).share:.2f} times the FLOPs of one full fine-tune"
     )
     pilots = measure(bench)
-    untrained = np.array(_once(bench.unfinished / "untrained.json", lambda: _untrained(bench)))
-    points = _points(bench, [pilot for pilot in pilots if pilot.kept], untrained)
-    law = joint_law(points)
-    prediction = predict(points, law, _trained(bench.shape), len(bench.everything), params)
+    untrained = np.array([_once(bench.unfinished / "untrained.json", lambda: _untrained(bench))]).T  # [V, 1]
+    laws, size = _laws(bench, [pilot for pilot in pilots if pilot.kept]), len(bench.everything)
+    law = laws[params.methods[0]]
+    before = Untrained(_layers(bench.shape), float(untrained.mean()), _resampled(bench, untrained)[:, 0])
     found = Pilots(
         schema=1,
         layers=bench.shape.layers,
-        examples=len(bench.everything),
+        examples=size,
         validation_examples=len(bench.splits["validation"]),
         epochs=bench.settings.epochs,
         confidence=params.confidence,
         **bench.identity,
-        untrained_loss=float(untrained.mean()),
+        untrained_loss=before.loss,
         pilots=pilots,
-        law=_law(law, prediction.parameters, params.confidence),
-        predictions=_predictions(prediction),
+        law=law.record,
+        predictions=predict(law, before, size, params.confidence, params.seed),
+        laws={name: law.record for name, law in laws.items()},
+        forecasts=forecasts(laws, (size, 2 * size), params.confidence, params.seed),
+        critical_sizes=critical_sizes({name: laws[name] for name in params.methods}, params.confidence),
         flops=counted(bench, pilots),
     )
     found.save(out)
     shutil.rmtree(bench.unfinished)
-    print(found.law.verdict)
-    for row in found.predictions:
-        if row.boundary in bench.boundaries:
-            print(
-                f"  layers 1–{row.boundary} frozen: predicted validation loss {row.loss:.4f} ({row.low:.4f} to "
-                f"{row.high:.4f}), {row.excess:.4f} ± {row.excess_error:.4f} above the best"
-            )
+    show(found.laws, found.forecasts, found.critical_sizes)
 
 
 def _bench(base: Path, prepared: Path, out: Path, device: Device, params: PilotParams, finetune: Schedule) -> Bench:
@@ -111,7 +148,7 @@ def _bench(base: Path, prepared: Path, out: Path, device: Device, params: PilotP
     everything = Split.read(prepared, "train")
     # Shares that round to the same number count once.
     sizes = sorted({max(1, round(share * len(everything))) for share in params.sizes}, reverse=True)
-    order = np.random.default_rng(params.seed).permutation(len(everything))
+    orders = [np.random.default_rng(params.seed + n).permutation(len(everything)) for n in range(params.draws)]
     identity = {
         "base_sha256": BaseRecord.load(base).weights_sha256,
         "data_sha256": {name: split.sha256 for name, split in PreparedRecord.load(prepared).splits.items()},
@@ -122,7 +159,7 @@ def _bench(base: Path, prepared: Path, out: Path, device: Device, params: PilotP
         "runtime": [runtime.device.type, runtime.dtype_name, runtime.frozen_weights, torch.__version__],
         "code": code_hashes(),
     }
-    return Bench(
+    bench = Bench(
         base=base,
         runtime=runtime,
         settings=settings,
@@ -131,75 +168,82 @@ def _bench(base: Path, prepared: Path, out: Path, device: Device, params: PilotP
         sizes=sizes,
         everything=everything,
         splits={
-            "training": everything.subset(order[: sizes[0]].tolist()),
+            "training": everything.subset([place for order in orders for place in order[: sizes[0]].tolist()]),
             "validation": Split.read(prepared, "validation"),
         },
         full_epochs=finetune.epochs,
         identity=identity,
         unfinished=work_folder(out, digest_of(inputs)),
     )
+    for arm in bench.arms:
+        if unfit := settings.unfit(arm.how.name, shape.traits):
+            raise UserError(unfit)
+    return bench
 
 
 def _settings(schedule: Schedule, epochs: int | None) -> Finetune:
     """The settings of a pilot: the fine-tunes' own, apart from the epochs if they are given."""
-    own = {"processes": 1, "lora_rank": 1, "lora_alpha": 1.0, "lisa_layers": 1, "lisa_steps": 1, "equal_compute": False}
+    own = {"processes": 1, "lisa_layers": 1, "lisa_steps": 1, "equal_compute": False}
     # The validation split is read at the end only, and a pilot that is stopped restarts.
     own |= {"evaluations_per_epoch": 0, "checkpoint_minutes": 0}
     return Finetune(**{**dict(schedule), **own, "epochs": epochs or schedule.epochs})
 
 
 def measure(bench: Bench) -> list[Pilot]:
-    """Fine-tune at each boundary, with the largest number of examples first.
+    """Fine-tune every arm, with the largest number of examples first.
 
-    The learning rate of the lowest validation loss there (ties go to the smaller) is kept and serves the other sizes.
+    The learning rate of the lowest validation loss there (ties go to the smaller) is kept and serves the other pilots.
     """
     tried = list[Pilot]()
-    largest, *smaller = bench.sizes
-    for boundary in bench.boundaries:
+    largest, *others = bench.sampled
+    for _, arms in groupby(bench.arms, lambda arm: arm.boundary):
         opened: dict[str, Opened] = {}  # the frozen layers' states of both splits, for all pilots of the boundary
-        first = [_pilot(bench, boundary, opened, largest, rate) for rate in bench.rates(boundary)]
-        rate = min(first, key=lambda pilot: pilot.validation_loss).learning_rate
-        others = [_pilot(bench, boundary, opened, size, rate) for size in smaller]
-        tried += [pilot.model_copy(update={"kept": pilot.learning_rate == rate}) for pilot in (*first, *others)]
+        for arm in arms:
+            pilots = [_pilot(bench, arm, opened, *largest, rate) for rate in bench.rates(arm)]
+            rate = min(pilots, key=lambda pilot: pilot.validation_loss).learning_rate
+            pilots += [_pilot(bench, arm, opened, *sampled, rate) for sampled in others]
+            tried += [pilot.model_copy(update={"kept": pilot.learning_rate == rate}) for pilot in pilots]
     return tried
 
 
-def _pilot(bench: Bench, boundary: int, opened: dict[str, Opened], size: int, rate: float) -> Pilot:
-    """Fine-tune on the first ``size`` examples, or take what an interrupted run has done."""
+def _pilot(bench: Bench, arm: Arm, opened: dict[str, Opened], size: int, draw: int, rate: float) -> Pilot:
+    """Fine-tune on ``size`` examples of a draw, or take what an interrupted run has done."""
 
     def done() -> dict[str, Any]:
-        if boundary and not opened:
-            opened.update(bench.open_states(bench.open(boundary), boundary, bench.splits))
-        return _train(bench, boundary, opened, size, rate).model_dump()
+        if arm.boundary and not opened:
+            opened.update(bench.open_states(bench.open(arm.boundary), arm.boundary, bench.splits))
+        return _train(bench, arm, opened, size, draw, rate).model_dump()
 
-    file = bench.unfinished / f"boundary-{boundary}-examples-{size}-rate-{rate:g}.json"
-    return Pilot.model_validate(_once(file, done))
+    name = "-".join(map(str, (*arm, size, draw, f"{rate:g}")))
+    return Pilot.model_validate(_once(bench.unfinished / f"{name}.json", done))
 
 
-def _train(bench: Bench, boundary: int, opened: Mapping[str, Opened], size: int, rate: float) -> Pilot:
-    model, scope, seed = bench.open(boundary), Scope.above(boundary, bench.shape.layers), bench.params.seed
+def _train(bench: Bench, arm: Arm, opened: Mapping[str, Opened], size: int, draw: int, rate: float) -> Pilot:
+    model, settings, seed = bench.open(arm.boundary), bench.settings_of(arm), bench.params.seed + draw
     recomputed = bool(opened) and opened["training"].origin == "off"
+    costs = bench.costs_of(arm, recomputed=recomputed)
     splits = begin_at(opened, bench.splits, model)
     job = Job(
-        name=f"pilot: layers 1–{boundary} frozen, {size} examples, rate {rate:g}",
-        trainable=Trainable.of(model, Method(f"freeze-{boundary}"), scope, bench.settings, seed, steps=0),
+        name=f"pilot: {arm.how.name}, {size} examples, rate {rate:g}",
+        trainable=Trainable.of(model, arm.how, costs.scope, settings, seed, steps=0),
         runtime=bench.runtime,
-        training=splits["training"].subset(range(size)),
+        training=splits["training"].subset(bench.drawn(size, draw)),
         validation=splits["validation"],
         rule=None,  # losses only: no label is looked for
-        costs=bench.costs_above(boundary, recomputed=recomputed),
-        settings=bench.settings,
+        costs=costs,
+        settings=settings,
         rate=rate,
         seed=seed,
     )
     done = train(job)
     return Pilot(
-        boundary=boundary,
+        **arm._asdict(),
         examples=size,
+        draw=draw,
         learning_rate=rate,
         losses=done.validation_losses,
         validation_loss=sum(done.validation_losses) / len(done.validation_losses),
-        flops=done.flops - (job.costs.frozen(job.training) if boundary else 0),
+        flops=done.flops - (job.costs.frozen(job.training) if arm.boundary else 0),
         recomputed=recomputed,
     )
 
@@ -221,12 +265,13 @@ def _once(file: Path, make: Callable[[], Any]) -> Any:
 def planned(bench: Bench) -> PilotFlops:
     """The predicted cost of the pilots, if every boundary's states can be cached."""
     unknown: dict[str, Any] = {"validation_loss": 0.0, "losses": (), "recomputed": False}
+    largest, drawn = bench.sampled[0], bench.splits["training"]
     pilots = [
-        Pilot(boundary=boundary, examples=size, learning_rate=rate, flops=flops, **unknown)
-        for boundary in bench.boundaries
-        for size in bench.sizes
-        for flops in [_steps_flops(bench, boundary, size, bench.settings.epochs)]
-        for rate in bench.rates(boundary)[: None if size == bench.sizes[0] else 1]
+        Pilot(**arm._asdict(), examples=size, draw=draw, learning_rate=rate, flops=flops, **unknown)
+        for arm in bench.arms
+        for size, draw in bench.sampled
+        for flops in [_steps_flops(bench, arm, drawn.subset(bench.drawn(size, draw)), bench.settings.epochs)]
+        for rate in bench.rates(arm)[: None if (size, draw) == largest else 1]
     ]
     return counted(bench, pilots)
 
@@ -236,66 +281,56 @@ def counted(bench: Bench, pilots: Sequence[Pilot]) -> PilotFlops:
 
     Each boundary's frozen passes count from the embeddings up.
     """
-    opened = {pilot.boundary: bench.costs_above(pilot.boundary, recomputed=pilot.recomputed) for pilot in pilots}
+    full = Arm("weights", 0, None)
+    each = [
+        bench.costs_of(Arm(*(getattr(pilot, f) for f in Arm._fields)), recomputed=pilot.recomputed) for pilot in pilots
+    ]
+    opened = {costs.scope.boundary: costs for costs in each}
     frozen = sum(costs.frozen(split) for costs in opened.values() for split in bench.splits.values())
     training = sum(pilot.flops for pilot in pilots)
-    read = [bench.costs_above(0), *(opened[pilot.boundary] for pilot in pilots)]
-    reading = sum(costs.reading(bench.splits["validation"]) for costs in read)
-    full, total = _steps_flops(bench, 0, len(bench.everything), bench.full_epochs), frozen + training + reading
+    reading = sum(costs.reading(bench.splits["validation"]) for costs in (bench.costs_of(full), *each))
+    whole, total = _steps_flops(bench, full, bench.everything, bench.full_epochs), frozen + training + reading
     return PilotFlops(
-        frozen=frozen, training=training, reading=reading, total=total, full_fine_tune=full, share=total / full
+        frozen=frozen, training=training, reading=reading, total=total, full_fine_tune=whole, share=total / whole
     )
 
 
-def _steps_flops(bench: Bench, boundary: int, size: int, epochs: int) -> int:
-    """All optimizer steps on ``size`` examples, states cached; if batches are padded, as if all epochs drew alike."""
-    drawn = bench.splits["training"]
-    split = (drawn if size <= len(drawn) else bench.everything).subset(range(size))
+def _steps_flops(bench: Bench, arm: Arm, split: Split, epochs: int) -> int:
+    """All optimizer steps on a split, states cached; if batches are padded, as if all epochs drew alike."""
     epoch = next(epoch_batches(split, bench.settings, bench.params.seed))
-    return epochs * sum(bench.costs_above(boundary).step(parts).total for parts in epoch)
+    return epochs * sum(bench.costs_of(arm).step(parts).total for parts in epoch)
 
 
-def _points(bench: Bench, pilots: Sequence[Pilot], untrained: Array) -> Points:
-    boundaries = np.array([pilot.boundary for pilot in pilots])
-    return Points(
-        boundaries=boundaries.astype(float),
-        trained=_trained(bench.shape)[boundaries],
-        examples=np.array([float(pilot.examples) for pilot in pilots]),
-        losses=np.array([pilot.losses for pilot in pilots]).T,
-        untrained=untrained,
-        depth=bench.shape.layers,
-    )
+def _laws(bench: Bench, pilots: Sequence[Pilot]) -> dict[str, JointLaw]:
+    """The law of each method over trained layers, and that of adapters over their rank."""
+    settings, layers, laws = bench.params, _layers(bench.shape), dict[str, JointLaw]()
+    for name in settings.methods:
+        own = [pilot for pilot in pilots if pilot.method == name and pilot.rank in (None, bench.settings.lora_rank)]
+        runs = _runs(bench, "trained layers", {pilot: layers[pilot.boundary] for pilot in own})
+        laws[name] = joint_law(runs, settings.confidence, settings.seed)
+    if settings.ranks:
+        own = [pilot for pilot in pilots if pilot.boundary == bench.boundaries[-1] and pilot.rank in settings.ranks]
+        runs, law = _runs(bench, "rank", {pilot: float(pilot.rank or 0) for pilot in own}), laws["lora"]
+        laws["lora by rank"] = joint_law(runs, settings.confidence, settings.seed, [law.law], shared(law))
+    return laws
 
 
-def _trained(shape: ModelShape) -> Array:
-    """X of the boundaries 0..L, [L+1] (see :mod:`stages.signals.joint_law`); at least 1, for its logarithm."""
-    layers = shape.layers - np.arange(shape.layers + 1.0)
-    return np.maximum(layers * shape.layer_parameters + shape.norm_parameters, 1.0)
+def _runs(bench: Bench, factor: str, levels: Mapping[Pilot, float]) -> Runs:
+    """The means over draws of pilots at levels of a factor."""
+    draws = defaultdict[tuple[float, int], list[tuple[float, ...]]](list)
+    for pilot, level in levels.items():
+        draws[level, pilot.examples].append(pilot.losses)
+    losses = np.array([np.mean(each, axis=0) for each in draws.values()]).T  # [V, P]
+    return Runs(factor, np.array([*draws], dtype=float), losses.mean(axis=0), _resampled(bench, losses))
 
 
-def _law(law: JointLaw, resampled: Array | None, confidence: float) -> PilotLaw:
-    """The law as the artifact holds it; ``resampled``: its natural parameters over the resamples, [B, 4]."""
-    names, bounds = JOINT.parameters, None
-    if resampled is not None:
-        low, high = map(_numbers, interval(resampled, confidence))
-        bounds = {name: list(pair) for name, *pair in zip(names, low, high, strict=True)}
-    return PilotLaw(
-        name=JOINT.name,
-        formula=f"{JOINT.formula} (X: trained parameters of layers and final norm, D: training examples)",
-        parameters=dict(zip(names, _numbers(JOINT.natural(law.fit.theta)[0]), strict=True)),
-        intervals=bounds,
-        residual=significant(float(np.sqrt((law.residuals**2).mean())), _DIGITS),
-        left_out={"boundaries": law.boundaries, "largest_size": law.sizes},
-        holds=law.holds,
-        verdict=law.verdict,
-    )
+def _resampled(bench: Bench, losses: Array) -> Array:
+    """Means [B, n] over draws of the validation examples of losses [V, n]; the same draws for all losses."""
+    return resampled_means(losses, bench.params.bootstrap, bench.params.seed)
 
 
-def _predictions(prediction: Prediction) -> list[PredictedLoss]:
-    names = [name for name in PredictedLoss.model_fields if name != "boundary"]
-    rows = zip(*(_numbers(getattr(prediction, name)) for name in names), strict=True)
-    return [PredictedLoss(boundary=k, **dict(zip(names, row, strict=True))) for k, row in enumerate(rows)]
-
-
-def _numbers(values: Array) -> list[float]:
-    return [significant(float(value), _DIGITS) for value in values]
+def _layers(shape: ModelShape) -> Array:
+    """X of the boundaries 0..L, [L+1]: trained layers; at L, where the final norm trains alone, its share of one."""
+    layers = np.arange(shape.layers, -1, -1.0)
+    layers[-1] = max(shape.norm_parameters, 1) / shape.layer_parameters
+    return layers

@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from scipy.optimize._numdiff import approx_derivative
 
 from salf import laws
-from tests.salf.fitting.chinchilla import CHINCHILLA
 
 DEPTH = np.arange(1.0, 31.0)
 PLANE = np.stack([np.geomspace(1e8, 1e10, 12), np.geomspace(3e11, 1e9, 12)], axis=1)
@@ -20,7 +19,7 @@ CASES = [
     ),
     (laws.CONSTANT, [4.0], DEPTH, lambda k: 4.0 + 0 * k),
     (
-        CHINCHILLA,
+        laws.ADDITIVE,
         [1.8, 480.0, 2000.0, 0.35, 0.37],
         PLANE,
         lambda x: 1.8 + 480.0 / x[:, 0] ** 0.35 + 2000.0 / x[:, 1] ** 0.37,

@@ -9,7 +9,6 @@ from scipy.special import huber as scipy_huber
 from salf import laws
 from salf.fitting.engine import HUBER_DELTA, fit_law, huber
 from salf.fitting.quasi_newton import minimise
-from tests.salf.fitting.chinchilla import CHINCHILLA
 
 DEPTH = np.arange(1.0, 31.0)
 KNOWN = [
@@ -112,6 +111,20 @@ def test_points_of_weight_zero_have_no_say():
     )
 
 
+def test_parameters_that_are_held_stay_and_the_others_fit_best_with_them():
+    """Two curves with known α each; scipy finds no better E and A."""
+    y = np.array([0.3 + 1.2 * DEPTH**-0.7, 0.1 + 2.0 * DEPTH**-0.4])
+    held = np.array([[np.nan, np.nan, 0.6], [np.nan, np.nan, 0.4]])
+    fit = fit_law(laws.POWER, DEPTH, y, held=held)
+    np.testing.assert_allclose(fit.theta[:, 2], held[:, 2], rtol=1e-12)
+    np.testing.assert_allclose(laws.POWER.natural(fit.theta)[1], [0.1, 2.0, 0.4], rtol=1e-3)
+
+    def loss(theta):
+        return huber(np.log(laws.POWER.curve(np.array([[*theta, 0.6]]), DEPTH) / y[0]))[0].sum()
+
+    assert fit.loss[0] <= minimize(loss, fit.theta[0, :2] + 0.1, method="Nelder-Mead").fun + 1e-4
+
+
 def test_reproduces_the_published_chinchilla_fit(shared):
     """Besiroglu et al. 2024 (arXiv 2404.10102): A 482.01, B 2085.43, E 1.8172, α 0.3478, β 0.3658."""
     points = pd.read_csv(shared / "data" / "chinchilla" / "svg_extracted_data.csv").sort_values("loss").iloc[:-5]
@@ -119,13 +132,13 @@ def test_reproduces_the_published_chinchilla_fit(shared):
     size = points["Model Size"].to_numpy()
     x = np.stack([size, points["Training FLOP"].to_numpy() / (6 * size)], axis=1)
     loss = points["loss"].to_numpy()[None]
-    fit = fit_law(CHINCHILLA, x, loss)
-    e, a, b, alpha, beta = CHINCHILLA.natural(fit.theta)[0]
+    fit = fit_law(laws.ADDITIVE, x, loss)
+    e, a, b, alpha, beta = laws.ADDITIVE.natural(fit.theta)[0]
     assert abs(alpha - 0.3478) < 0.003
     assert abs(e - 1.8172) < 0.003
     assert abs(beta - 0.3658) < 0.003
     assert a == pytest.approx(482.01, rel=0.05)
     assert b == pytest.approx(2085.43, rel=0.05)
-    published = CHINCHILLA.internal(np.array([[1.8172, 482.01, 2085.43, 0.3478, 0.3658]]))
-    residuals = np.log(CHINCHILLA.curve(published, x) / loss)
+    published = laws.ADDITIVE.internal(np.array([[1.8172, 482.01, 2085.43, 0.3478, 0.3658]]))
+    residuals = np.log(laws.ADDITIVE.curve(published, x) / loss)
     assert fit.loss[0] <= huber(residuals)[0].sum()

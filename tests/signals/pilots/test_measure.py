@@ -7,17 +7,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from salf.engine.batches import training_batches
 
 
-def hugging_face_pilot(folder, boundary, size, seed, rate):
+def hugging_face_pilot(folder, boundary, size, seed, rate, rank):
     """The whole model with its lower layers frozen by hand, every example by itself, plain AdamW."""
     network = AutoModelForCausalLM.from_pretrained(folder / "data/base", dtype=torch.float32).eval()
     frozen = [network.model.embed_tokens, *network.model.layers[:boundary]] if boundary else []
     for part in frozen:
         part.requires_grad_(False)
+    if rank:
+        torch.manual_seed(seed)
+        layers = list(range(boundary, len(network.model.layers)))
+        network = get_peft_model(
+            network, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", layers_to_transform=layers)
+        )
     trained = [p for p in network.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": 0.01},
@@ -61,11 +68,12 @@ def len_answers(rows, index):
     return sum(len(rows[i].answer_ids) for i in index)
 
 
-@pytest.mark.parametrize("boundary", [0, 2])
-def test_a_pilot_ends_where_plain_training_of_the_whole_model_ends(workspace, boundary):
-    made = workspace.pilot(pilot__boundaries=[boundary / 4], pilot__sizes=[0.125, 0.25])
+@pytest.mark.parametrize(("method", "boundary"), [("weights", 0), ("weights", 2), ("lora", 2)])
+def test_a_pilot_ends_where_plain_training_of_the_whole_model_ends(workspace, method, boundary):
+    made = workspace.pilot(pilot__methods=[method], pilot__boundaries=[boundary / 4], pilot__sizes=[0.125, 0.25])
     for pilot in made["pilots"]:
-        expected = hugging_face_pilot(workspace.root, boundary, pilot["examples"], 1, pilot["learning_rate"])
+        facts = pilot["examples"], 1, pilot["learning_rate"], pilot["rank"]
+        expected = hugging_face_pilot(workspace.root, boundary, *facts)
         assert pilot["validation_loss"] == pytest.approx(expected, rel=1e-3)
 
 

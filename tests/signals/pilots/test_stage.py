@@ -66,7 +66,7 @@ def test_every_boundary_gets_a_prediction_within_its_interval(artifact):
     assert [row["boundary"] for row in rows] == [0, 1, 2, 3, 4]
     assert all(row["low"] <= row["high"] for row in rows)
     assert min(row["excess"] for row in rows) == 0
-    assert set(artifact["law"]["parameters"]) == {"E", "A", "alpha", "beta"}
+    assert set(artifact["law"]["parameters"]) - {"B"} == {"E", "A", "alpha", "beta"}
 
 
 def test_what_was_computed_is_what_was_announced(finished):
@@ -109,6 +109,79 @@ def test_a_run_that_was_stopped_goes_on_behind_the_last_pilot_to_the_same_bytes(
     assert workspace.out.read_bytes() == whole
     assert seen == [1, 2, 2]
     assert not list(workspace.out.parent.glob(".work/pilot.json-*"))
+
+
+@pytest.fixture(scope="module")
+def by_method(ready):
+    """The artifact of three methods, four ranks and two draws on a small grid, and what was printed meanwhile."""
+    printed = io.StringIO()
+    grid = {"boundaries": [0.5, 0.75], "sizes": [0.125, 0.25, 0.5], "methods": ["weights", "lora", "dfa"]}
+    changes = {**grid, "ranks": [1, 2, 4, 8], "draws": 2}
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.chdir(ready.root)
+        made = ready.pilot(**{f"pilot__{key}": value for key, value in changes.items()}, finetune__dfa__last="exact")
+    return made, printed.getvalue()
+
+
+def test_every_method_and_rank_is_piloted_with_every_draw_and_all_of_it_counts(by_method):
+    made, printed = by_method
+    pilots = pd.DataFrame(made["pilots"])
+    assert pilots.groupby(["method", "boundary"]).size().to_dict() == {
+        **{(name, 2): 6 for name in ("weights", "lora", "dfa")},
+        ("weights", 3): 6,
+        ("dfa", 3): 6,
+        ("lora", 3): 24,  # the ranks at the deepest, one of them the grid's
+    }
+    assert set(pilots["rank"].dropna()) == {1, 2, 4, 8}
+    costs = pilots[(pilots.examples == 48) & (pilots.draw == 0) & (pilots.boundary == 3)].set_index(["method", "rank"])
+    assert costs.flops["lora", 1] < costs.flops["lora", 8]
+    assert costs.flops["lora", 1] < costs.flops.groupby("method").max()["weights"]
+    assert f"{made['flops']['share']:.2f} times the FLOPs of one full fine-tune" in printed
+    assert made["flops"]["training"] == pilots.flops.sum()
+
+
+def test_another_draw_learns_from_other_examples(by_method):
+    pilots = pd.DataFrame(by_method[0]["pilots"])
+    losses = pilots[pilots.method == "weights"].pivot(index=["boundary", "examples"], columns="draw").validation_loss
+    assert (losses[0] != losses[1]).all()
+
+
+def test_direct_feedback_is_back_propagation_where_the_last_layer_alone_trains_and_its_error_is_exact(by_method):
+    pilots = pd.DataFrame(by_method[0]["pilots"])
+    losses = pilots.pivot_table(index=["boundary", "examples", "draw"], columns="method", values="validation_loss")
+    np.testing.assert_allclose(losses.dfa[3], losses.weights[3], rtol=1e-6)
+    assert (abs(losses.dfa[2] / losses.weights[2] - 1) > 1e-4).all()
+
+
+def test_laws_forecasts_and_critical_sizes_are_of_every_method(by_method):
+    made, printed = by_method
+    assert set(made["laws"]) == {"weights", "lora", "dfa", "lora by rank"}
+    assert made["law"] == made["laws"]["weights"]
+    first, ranks = made["laws"]["lora"]["parameters"], made["laws"]["lora by rank"]["parameters"]
+    assert {name: ranks[name] for name in set(ranks) - {"A", "alpha"}} == pytest.approx(
+        {name: first[name] for name in set(first) - {"A", "alpha"}}
+    )
+    assert {row["examples"] for row in made["forecasts"]} == {96, 192}
+    assert {row["level"] for row in made["forecasts"] if row["method"] == "lora by rank"} == {1, 2, 4, 8}
+    pairs = {(frozenset((row["below"], row["above"])), row["level"]) for row in made["critical_sizes"]}
+    assert len(pairs) == len(made["critical_sizes"]) == 6  # three pairs, one and two trained layers
+    assert "critical size at level 2" in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"methods": ["weights"], "ranks": [1, 2, 4, 8]}, "needs lora in pilot.methods"),
+        ({"methods": ["lora"], "ranks": [1, 2, 4]}, "at least 4 ranks"),
+        ({"methods": ["weights", "lora"], "boundaries": [0, 1]}, "the plan freezes all 4 layers, so lora has none"),
+        ({"methods": ["weights", "sift"]}, r"pilot\.methods"),
+    ],
+)
+def test_pilots_that_cannot_be_are_refused_in_one_line(workspace, changes, why):
+    with pytest.raises(UserError, match=why) as refused:
+        workspace.pilot(**{f"pilot__{key}": value for key, value in changes.items()})
+    assert not workspace.out.exists()
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_grid_of_learning_rates_is_searched_at_the_largest_size_alone(workspace):
