@@ -58,6 +58,8 @@ def _read(table: Path, factor: str) -> dict[str, Runs]:
     draws = defaultdict[str, defaultdict[tuple[float, float], list[float]]](lambda: defaultdict(list))
     for _, row in read_rows(table, kind):
         draws[row.method][row.level, row.examples].append(row.loss)
+    if not draws:
+        raise UserError(f"{table}: no runs in it")
     found = {}
     for name, own in draws.items():
         variables, losses = np.array([*own]), np.array([np.mean(each) for each in own.values()])
