@@ -1,12 +1,8 @@
-"""``salf law``: tables of runs, and the worked example of the documentation."""
-
-import shlex
+"""``salf law``: tables of runs."""
 
 import pytest
 
 from salf.cli import main
-from tests.conftest import PROJECT
-from tests.docs_blocks import blocks
 
 COLUMNS = "method,rank,examples,loss"
 
@@ -67,12 +63,3 @@ def test_a_missing_table_or_column_is_named(tmp_path, capsys):
     assert "none.csv" in capsys.readouterr().err
     assert main(["law", table(tmp_path, planted()), "--factor", "parameters"]) == 2
     assert "runs.csv: no column parameters" in capsys.readouterr().err
-
-
-def test_the_worked_example_prints_what_the_page_shows(monkeypatch, capsys):
-    monkeypatch.chdir(PROJECT)
-    monkeypatch.setenv("COLUMNS", "120")
-    (_, command), (_, shown) = blocks("tuning.md", section="Which method at my data size")[-2:]
-    assert main(shlex.split(command)[1:]) == 0
-    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert lines == shown.splitlines()
