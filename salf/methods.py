@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pkgutil import resolve_name
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from salf.cost import PLAIN, Flops, Sums, Technique, adapters, interactions, together
 from salf.hadamard import rotation_flops
@@ -26,29 +26,20 @@ RACE: Final = "race"
 _FREEZE: Final = re.compile(r"freeze-(0|[1-9][0-9]*)")
 
 
-@dataclass(frozen=True)
-class OwnScope:
+class OwnScope(NamedTuple):
     """A scope that trains something else than everything above a boundary: one entry of :data:`SCOPES` registers it.
 
     ``made_by`` (``module:name``) takes the model's number of layers, the group ``finetune``, the seed, and the number
     of layers that a plan trains; it returns a :class:`salf.engine.training.scope.Scope`.
     """
 
-    name: str
     made_by: str
     settings: str = ""  # how its settings in the group ``finetune`` begin
 
-    def implementation(self) -> Any:
-        """Import what implements it."""
-        return resolve_name(self.made_by)
-
 
 SCOPES: Final = {
-    scope.name: scope
-    for scope in (
-        OwnScope("first-n", "salf.engine.training.scope:first_layers"),
-        OwnScope("lisa", "salf.engine.training.scope:drawn_layers", settings="lisa_"),
-    )
+    "first-n": OwnScope("salf.engine.training.scope:first_layers"),
+    "lisa": OwnScope("salf.engine.training.scope:drawn_layers", settings="lisa_"),
 }
 
 

@@ -120,7 +120,10 @@ def method_settings(shipped: Mapping[str, Any], case: Settings, method: str, arm
 
 def plan_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any]:
     """Return what decides a plan."""
-    return {**training_settings(params, project), **{name: params[name] for name in _DECIDING if name in params}}
+    groups = {name: params[name] for name in _DECIDING if name in params}
+    if "trace" in groups:
+        groups["trace"] = {"workers": 1, **groups["trace"]}  # a parameter of earlier rows
+    return {**training_settings(params, project), **groups}
 
 
 def still_holds(kept: Any, now: Any) -> bool:

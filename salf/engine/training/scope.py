@@ -11,6 +11,7 @@ head tied to them, stay the base's even where nothing else is frozen. Two scopes
 """
 
 from dataclasses import dataclass, replace
+from pkgutil import resolve_name
 from typing import Self
 
 import numpy as np
@@ -79,7 +80,7 @@ def scope_of(method: Method, plan: FreezePlan, settings: Finetune, seed: int, fi
     depth = plan.model.layers
     if method.scope in SCOPES:
         trained = max(1, depth - plan.boundary) if first_n is None else min(first_n, depth)
-        scope: Scope = SCOPES[method.scope].implementation()(depth, settings, seed, trained)
+        scope: Scope = resolve_name(SCOPES[method.scope].made_by)(depth, settings, seed, trained)
         return scope
     return scope_above(method, plan.boundary_of(method.scope), depth)
 
