@@ -68,6 +68,7 @@ class Word:
     trains: str = ""  # what the model card says that it trains
     layers_alone: bool = False  # embeddings, final norm and head stay as they are, so that layers have to train
     shortens: bool = False  # the model reads prompts without what all of them begin with
+    classes: bool = False  # answers are classes, not words
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -162,6 +163,21 @@ WORDS: Final = {
             refused={**dict.fromkeys(SCOPES, _NO_BOUNDARY), "mean": _NO_MEAN, "ema": _NO_MEAN},
             trains="LoRA adapters, merged into the weights",
             layers_alone=True,
+        ),
+        Word(
+            "head",
+            "form",
+            "salf.engine.techniques.head:ClassWeights",
+            settings="head",
+            neutral={"init": "words"},  # if every word of the vocabulary is a label
+            refused={
+                "first-n": "it leaves the final norm and the head as they are",
+                **dict.fromkeys(("multiple-choice", "free", "text"), "its answers are no classes"),
+            },
+            fits=(),
+            trains="the weights themselves, and a class head that reads a prompt's last state "
+            "(`AutoModelForSequenceClassification` opens the folder)",
+            classes=True,
         ),
         Word(
             "sift",

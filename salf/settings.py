@@ -200,6 +200,12 @@ class Dcp(Group):
     alpha: Annotated[float, Field(ge=1)] = 8.0
 
 
+class Head(Group):
+    """First values of the class head, for methods with ``+head``: random, or the label words' embeddings."""
+
+    init: Literal["random", "words"] = "random"
+
+
 class Lozo(Group):
     """Zeroth-order steps, for methods with ``+lozo``, ``+lozo-m`` or ``+mezo``."""
 
@@ -221,6 +227,7 @@ class Finetune(Schedule):
     checkpoint_minutes: Annotated[float, Field(ge=0)]
     answer_side: AnswerSide = AnswerSide()
     extrapolation: Extrapolation = Extrapolation()
+    head: Head = Head()
     pace: Pace = Pace()
     distill: Distill = Distill()
     sift: Sift = Sift()
@@ -274,6 +281,8 @@ class RaceArms(Group):
             raise ValueError(f"{self.method} freezes up to no layer, so no plan could hold it; leave it out")
         if method_of(self.method).counts_steps:
             raise ValueError(f"{self.method} counts steps, and the arms of a race train for epochs; leave it out")
+        if method_of(self.method).form.classes:
+            raise ValueError(f"{self.method}: its loss is over classes, that of other arms over words; leave it out")
         return self
 
 

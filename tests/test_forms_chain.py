@@ -1,16 +1,16 @@
-"""Sparse and quantised forms through the whole chain: what they log, and whose answers are scored."""
+"""Sparse and quantised forms and class heads through the whole chain: what they log, and whose answers are scored."""
 
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import salf
 from salf.records import FineTuneClock, FineTuneRecord
 from tests.conftest import write_tiny_task
 from tests.test_chain import Chain
 
-METHODS = ["full", "half", "half+sift", "half+roste"]
+METHODS = ["full", "half", "half+head", "half+sift", "half+roste"]
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def chain(tmp_path_factory, hub_folder) -> Chain:
         finetune__learning_rate={"full": 0.003, "salf": 0.01},
         finetune__roste__kv_bits=3,
         evaluate__bootstrap=20,
+        evaluate__shift={"examples": 8, "neutral": None},
     )
     return Chain(root).run(METHODS)
 
@@ -74,3 +75,23 @@ def test_the_models_that_transformers_opens_are_those_that_were_scored(chain, na
     assert (unquantised > 0.003) == (name == "half+roste")
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert ("`salf.quantised(model, folder)` computes as in training" in card) == (name == "half+roste")
+
+
+def test_transformers_classifier_gives_the_answers_that_were_scored(chain):
+    folder = chain.root / "data/models/half+head-seed1"
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    said = pd.read_parquet(chain.root / "reports/predictions.parquet").query("run == 'half+head-seed1'")
+    assert len(said) == 30
+    for row in said.itertuples():
+        with torch.no_grad():
+            shares = model.eval()(torch.tensor([tokenizer(f"{row.text} is").input_ids])).logits[0].softmax(-1)
+        assert model.config.id2label[int(shares.argmax())] == row.predicted
+        assert row.probability == pytest.approx(float(shares.max()), rel=1e-3)
+        assert row.loss == pytest.approx(-float(shares[model.config.label2id[row.label]].log()), rel=1e-3, abs=1e-5)
+    metrics = chain.json("reports/metrics.json")
+    assert set(metrics["shift"]["test"]["models"]) == {"untrained", *METHODS} - {"half+head"}
+    record = FineTuneRecord.load(folder)
+    assert record.trained_parameters > FineTuneRecord.load(chain.root / "data/models/half-seed1").trained_parameters
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "pipeline_tag: text-classification" in card
+    assert "`AutoModelForSequenceClassification` opens the folder" in card

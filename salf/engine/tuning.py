@@ -25,6 +25,7 @@ from salf.engine.boundary_cache.prompts import answer_side
 from salf.engine.models.adapter import CausalModel
 from salf.engine.rules import Rule
 from salf.engine.techniques.distill import teacher_logits
+from salf.engine.techniques.head import add_class_head, class_rule, class_shape, of_classes
 from salf.engine.training.checkpoint import Training
 from salf.engine.training.costs import Costs, equal_compute_epochs
 from salf.engine.training.forms import Trainable
@@ -93,6 +94,7 @@ class Setup:
         if unfit := self.bench.settings.unfit(method.name, {**tuning.facts, **self.bench.shape.traits}):
             raise UserError(unfit)
         self.scope = self._scope()
+        self.rule = class_rule(tuning.rule) if method.form.classes else tuning.rule
         if method.answer_side and (held := self.bench.runtime.frozen_weights) != "whole":
             raise UserError(f"method {method.name}: it needs device.frozen_weights = whole, which is {held}")
         self.states: dict[str, Opened] = {}  # boundary states by split, if layers are frozen
@@ -121,6 +123,8 @@ class Setup:
             return {name: split.without_beginning(self.bench.base) for name, split in splits.items()}
         if self.method.answer_side:
             return {name: split.after_prompts(side) for name, split in splits.items()}
+        if self.method.form.classes:
+            return {name: of_classes(split, tuning.rule) for name, split in splits.items()}
         return splits
 
     @cached_property
@@ -131,6 +135,8 @@ class Setup:
             for name, opened in (("uncached", self.states), ("prompts_uncached", self.prompts))
         }
         costs = self.bench.costs(self.scope, self.method.technique(self.bench.settings), **off)
+        if self.method.form.classes:
+            costs = replace(costs, shape=class_shape(costs.shape, self.tuning.rule))
         if not costs.technique.teacher:
             return costs
         return replace(costs, teacher=self.bench.costs(Scope.above(0, self.scope.depth)).reading(self.tuning.training))
@@ -294,6 +300,8 @@ class _Search:
         if tuning.plan:
             tuning.plan.check(model.network)
         self._open_caches(setup, model)
+        if arm.method.form.classes:
+            add_class_head(model, tuning.rule, bench.settings.head, tuning.seed)
         trainable = Trainable.of(model, arm.method, setup.scope, bench.settings, tuning.seed, setup.steps)
         self.held, splits = (number, trainable), setup.begun(model)
         until = tuning.steps_per_epoch * epoch if epoch else setup.steps
@@ -305,7 +313,7 @@ class _Search:
             validation=splits["validation"],
             test=splits.get("test"),
             taught=setup.taught,
-            rule=tuning.rule,
+            rule=setup.rule,
             costs=setup.costs,
             settings=bench.settings,
             rate=arm.rate,

@@ -23,6 +23,7 @@ from salf.engine.progress import progress
 from salf.engine.rules import Rule, rule_of
 from salf.engine.runtime import Runtime
 from salf.engine.shift import Shift, measure_shift
+from salf.engine.techniques.head import class_rule, of_classes, open_class_head
 from salf.engine.techniques.roste import quantised
 from salf.records import PreparedRecord
 from salf.settings import TASKS, AnswerSide, Caching
@@ -53,12 +54,19 @@ class Predictor:
     splits: Mapping[str, Split]
     prefixes: dict[tuple[str, int], Opened] = field(default_factory=dict)
     prompts: dict[tuple[str, tuple[int, ...]], Opened] = field(default_factory=dict)
+    classes: bool = False  # models answer by class heads, not by label words
 
     @cached_property
     def shorter(self) -> "Predictor":
         """The same for models that read prompts without what all of them begin with."""
         cut = {name: self.splits[name].without_beginning(self.base) for name in self.meta.tests}
         return replace(self, splits={**self.splits, **cut}, prefixes={})
+
+    @cached_property
+    def by_classes(self) -> "Predictor":
+        """The same for models with class heads, which answer nothing but test splits."""
+        tests = {name: of_classes(self.splits[name], rule_of(self.meta)) for name in self.meta.tests}
+        return replace(self, splits=tests, prefixes={}, classes=True)
 
     def open(self, folder: Path, name: str, frozen: int | None = None) -> ReadyModel:
         """Open the model in ``folder``, whose embedding and layers 1..frozen are the base's; ``None``: all are.
@@ -68,6 +76,8 @@ class Predictor:
         held = self.runtime.frozen(None if self.runtime.frozen_weights == "offload" else frozen)
         model = open_model(folder, self.runtime.device, self.runtime.dtype, frozen=held, base=self.base)
         quantised(model.network, folder)
+        if self.classes:
+            open_class_head(model, folder)
 
         def started(split: str) -> Split:
             return replace(self.splits[split], start=self._start(model, frozen, split) if frozen else None)
@@ -109,6 +119,7 @@ class Predictor:
     def predict(self, ready: ReadyModel, name: str) -> Predictions:
         """Answer a test split."""
         rule, split = rule_of(self.meta), self.splits[name]
+        rule = class_rule(rule) if self.classes else rule
         answers = self.read(ready, name, rule)
         loss = np.array([answer.loss for answer in answers])
         tokens = np.array([len(example.answer_ids) for example in split.examples], float)

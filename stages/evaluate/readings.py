@@ -55,29 +55,32 @@ def read_all(
     """Let the untrained model and the fine-tuned ones in the folder ``models`` read the predictor's splits."""
     found, asked = Readings({name: {} for name in tests}), predictor.params
 
-    def read(ready: ReadyModel, run: FineTuneRecord | None) -> None:
+    def read(reader: Predictor, ready: ReadyModel, run: FineTuneRecord | None) -> None:
         for name in tests:
-            found.tests[name][ready.name] = predictor.predict(ready, name)
-        if _PAIRS in predictor.splits:
-            found.pairs[ready.name] = predictor.read(ready, _PAIRS, CandidateRule("character"))
+            found.tests[name][ready.name] = reader.predict(ready, name)
+        if _PAIRS in reader.splits:
+            found.pairs[ready.name] = reader.read(ready, _PAIRS, CandidateRule("character"))
         if run and asked.shift:
             for split, text in _shift_texts(run.how).items():
-                if split in predictor.splits:
+                if split in reader.splits:
                     measured = predictor.shift(ready, split, asked.shift.examples)
                     found.shifts.setdefault(text, {})[ready.name] = measured
 
-    read(predictor.open(predictor.base, UNTRAINED), None)
+    read(predictor, predictor.open(predictor.base, UNTRAINED), None)
     for name, run in records.items():  # nothing else holds a model: the next one is opened when it is gone
+        reader = predictor.by_classes if run.how.form.classes else predictor
+        reader = predictor.shorter if run.how.shortened else reader
         if run.how.answer_side:
-            read(predictor.open_answer_side(models / name, name, run.params.finetune.answer_side), run)
+            read(reader, reader.open_answer_side(models / name, name, run.params.finetune.answer_side), run)
         else:
-            reader = predictor.shorter if run.how.shortened else predictor
-            read(reader.open(models / name, name, frozen_layers(run.shards, reader.shards)), run)
+            read(reader, reader.open(models / name, name, frozen_layers(run.shards, reader.shards)), run)
     return found
 
 
 def _shift_texts(method: Method) -> dict[str, str]:
     """The splits on which a method's shift is measured, and what they are called: alike only what can be compared."""
+    if method.form.classes:  # and the base predicts words
+        return {}
     if method.answer_side:  # and plain text has no prompt after which it could act
         return {TEST: f"{TEST}, after the prompts' data"}
     return {TEST: f"{TEST}, shortened prompts" if method.shortened else TEST, _NEUTRAL: _NEUTRAL}

@@ -41,7 +41,7 @@ def _model_card(run: FineTuneRecord, plan: FreezePlan, base: BaseRecord, meta: P
 ---
 base_model: {base.name}
 library_name: {"salf" if run.how.answer_side else "transformers"}
-pipeline_tag: text-generation
+pipeline_tag: {"text-classification" if run.how.form.classes else "text-generation"}
 tags: [salf, layer-freezing]
 ---
 
@@ -143,6 +143,8 @@ def head_words(run: FineTuneRecord, *, tied: bool) -> str:
     """One sentence on the head, which is the embedding matrix where it is tied."""
     if run.how.form.layers_alone:
         return "Embeddings, final norm and head are the base's."
+    if run.how.form.classes:
+        return "A class head was trained in place of the language model's own, which no answer has used."
     trains = "embedding" in run.trained_units if tied else "final" in run.trained_units
     what = "The head is the embedding matrix" if tied else "The head has weights of its own"
     return f"{what} and {'trained' if trains else 'stayed frozen'}."

@@ -51,11 +51,12 @@ def save_model(trainable: Trainable, base: Path, folder: Path, named: Base, end:
     if (folder / ADAPTER).is_dir():
         for file in [file for file in folder.iterdir() if file.suffix in _TEXTS and file.name != "config.json"]:
             share_file(file, folder / ADAPTER / file.name)
+    more = trainable.form.stored()
     changed = {family.unit_of(name, depth) for name in trainable.form.fold()}
-    index = read_json(base / INDEX)
+    stored = read_json(base / INDEX)["weight_map"]
     dtype_of = trainable.model.network.dtype
-    named_weights = _as_stored(trainable.model.network, index["weight_map"])
-    units = group_by_unit(index["weight_map"], family, depth)
+    named_weights = {**_as_stored(trainable.model.network, stored), **more}
+    units = group_by_unit([*stored, *more], family, depth)
     rewritten = []
     for unit, names in units.items():
         shard = f"{unit}.safetensors"

@@ -5,7 +5,7 @@ model's own trunk runs with its layers left out, and what it would have given to
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -113,6 +113,20 @@ def parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
 
 
+class ClassHead(nn.Linear):
+    """A head with a row for each class, [classes, hidden], in the place of a language model's."""
+
+    before: nn.Linear  # the language model's
+    labels: Sequence[str]  # of the classes; none where a folder names them
+
+    def __init__(self, before: nn.Linear, rows: Tensor, labels: Sequence[str] = ()) -> None:
+        weight = before.weight
+        super().__init__(rows.shape[1], rows.shape[0], bias=False, device=weight.device, dtype=weight.dtype)
+        vars(self).update(before=before, labels=labels)  # not registered: it is no part of the network now
+        with torch.no_grad():
+            self.weight.copy_(rows)
+
+
 class CausalModel:
     """A causal LM taken apart: ``network`` is Hugging Face's model, the rest are its own modules."""
 
@@ -160,6 +174,11 @@ class CausalModel:
         limits += [entry["original_max_position_embeddings"] for kind, entry in kinds.items() if kind == "longrope"]
         return min(limits, default=None)
 
+    def set_head(self, head: nn.Linear) -> None:
+        """Put another head in the network."""
+        self.network.set_submodule(self.family.head, head)
+        self.head = head
+
     def logits(self, states: Tensor) -> Tensor:
         """Head of the final norm: raw states [N, hidden] of space L to logits [N, vocabulary]."""
         return self.read(self.norm(states))
@@ -167,8 +186,10 @@ class CausalModel:
     def read(self, normed: Tensor) -> Tensor:
         """Normed states [N, hidden] to logits [N, vocabulary]: the head, its bias, a soft cap or scale.
 
-        The model's own forward pass does it, with the states in place of its trunk's.
+        The model's own forward pass does it, with the states in place of its trunk's. A class head has neither.
         """
+        if isinstance(self.head, ClassHead):
+            return self.head(normed)
         own = vars(self.trunk).get("forward")  # accelerate's, where weights are offloaded
         vars(self.trunk)["forward"] = lambda *_, **__: _TrunkOutput(normed[None])
         try:

@@ -60,6 +60,10 @@ class Form:
     def save(self, folder: Path, base: str, revision: str | None) -> None:
         """Write what a model's folder holds in addition to folded weights; ``base``, ``revision``: the base model's."""
 
+    def stored(self) -> dict[str, Tensor]:
+        """Weights for the folder's shards that the network has no place for once all is folded."""
+        return {}
+
 
 class Weights(Form):
     """The network's own weights."""
@@ -67,7 +71,7 @@ class Weights(Form):
     def __init__(
         self, model: CausalModel, scope: Scope, layers: Collection[int], _settings: Finetune, _seed: int
     ) -> None:
-        named = dict(model.network.named_parameters())
+        self.model, named = model, dict(model.network.named_parameters())
         above = trained_names(named, model.family, scope.boundary, tied_head=model.tied_head)
         units = {*["embedding"] * scope.embeddings, *(layer_unit(layer, model.depth) for layer in layers)}
         units |= {"final"} if scope.final else set()

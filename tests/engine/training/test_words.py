@@ -7,7 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -18,9 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from salf import cost
 from salf.cost import Flops
+from salf.engine.batches import Example, Split
 from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import CausalModel
-from salf.engine.training.costs import epoch_batches
+from salf.engine.rules import LabelTree
+from salf.engine.techniques.head import add_class_head, class_rule, class_shape, of_classes
+from salf.engine.training.costs import Costs, epoch_batches
 from salf.engine.training.forms import Trainable
 from salf.engine.training.loop import train
 from salf.engine.training.scope import scope_of
@@ -30,6 +33,7 @@ from salf.methods import SCOPES, SLOTS, WORDS, checked, method_of
 from salf.plan import FreezePlan
 from salf.selectors import SELECTORS
 from salf.settings import AVERAGES, TASKS, Finetune
+from salf.shape import ModelShape
 from tests.conftest import PROJECT
 from tests.engine.models.tiny import tiny_network
 from tests.engine.training.tiny_training import (
@@ -45,6 +49,8 @@ from tests.engine.training.tiny_training import (
 from tests.plan_data import artifact
 
 EXAMPLES = made_examples()
+# The same with one-token answers, each the word of a label.
+LABELLED = [replace(one, label=str(one.answer_ids[0]), answer_ids=one.answer_ids[:1]) for one in EXAMPLES]
 STEPS = 6
 # A teacher's logits at all answers, for words that learn from one.
 TAUGHT = torch.randn(sum(len(one.answer_ids) for one in EXAMPLES), 97, generator=torch.Generator().manual_seed(1))
@@ -61,6 +67,7 @@ class Row:
     batched: bool = (
         False  # attention is no fused kernel: its products, over whole grids, are PyTorch's only batched ones
     )
+    task: dict[str, Any] = field(default_factory=dict)  # of both trainings that the neutral setting is shown on
 
 
 ROWS: dict[str, Row] = {
@@ -69,6 +76,7 @@ ROWS: dict[str, Row] = {
     "pace-lazy": Row(),
     "pace-fast": Row(),
     "distill": Row(),
+    "head": Row(task={"examples": LABELLED, "tied": False}),
     "sift": Row(acts={"share": 0.1}, matrices_alone=True),
     # Of few bits, a sum's last digit may decide between two levels.
     "roste": Row(acts={"rotation": "all", "weight_bits": 16, "activation_bits": 16, "kv_bits": 16}),
@@ -102,17 +110,32 @@ def settings_of(name: str, changes: dict[str, Any], **others: Any) -> Finetune:
     return common.model_copy(update={WORDS[name].settings: group.model_copy(update=changes)}) if changes else common
 
 
-def tiny_model(dropout: float) -> CausalModel:
-    return CausalModel(tiny_network(tie_word_embeddings=True, attention_dropout=dropout), family_of("llama"))
+def tiny_model(dropout: float, *, tied: bool = True) -> CausalModel:
+    return CausalModel(tiny_network(tie_word_embeddings=tied, attention_dropout=dropout), family_of("llama"))
 
 
-def job_of_word(method: str, settings: Finetune, *, dropout: float = 0.2, **changes: Any) -> Job:
+def job_of_word(
+    method: str,
+    settings: Finetune,
+    *,
+    dropout: float = 0.2,
+    tied: bool = True,
+    examples: list[Example] = EXAMPLES,
+    **changes: Any,
+) -> Job:
     """A training of a tiny model from cached states, with dropout in what trains."""
-    how, model = method_of(method), tiny_model(dropout)
+    how, model = method_of(method), tiny_model(dropout, tied=tied)
     scope = scope_of(how, FreezePlan.model_validate(artifact(2, tied=True)), settings, 1, None)
-    start = cache_boundary(model, RUNTIME, EXAMPLES, SHARED, scope.boundary, 64) if scope.boundary else None
+    if how.form.classes:
+        # Every word of the vocabulary is a label where the head begins with them, and fewer where it does not.
+        rule = LabelTree.of({str(word): (word,) for word in range(97 if settings.head.init == "words" else 90)})
+        add_class_head(model, rule, settings.head, 1)
+        shape = class_shape(ModelShape.from_config(model.network.config.to_dict()), rule)
+        changes |= {"rule": class_rule(rule), "costs": Costs(shape, scope, how.technique(settings))}
+        examples = of_classes(Split(LABELLED, SHARED), rule).examples
+    start = cache_boundary(model, RUNTIME, examples, SHARED, scope.boundary, 64) if scope.boundary else None
     made = Trainable.of(model, how, scope, settings, seed=1, steps=STEPS)
-    return job_of(made, EXAMPLES, settings, start, taught=TAUGHT, **changes)
+    return job_of(made, examples, settings, start, taught=TAUGHT, **changes)
 
 
 def trained(
@@ -130,8 +153,12 @@ def trained(
 
 def folded(job: Job) -> dict[str, torch.Tensor]:
     """The network's weights with what was added to them folded in."""
+    heads = job.trainable.form.stored().values()
     job.trainable.form.fold()
-    return {name: weight.detach().clone() for name, weight in job.trainable.model.network.named_parameters()}
+    weights = dict(job.trainable.model.network.named_parameters())
+    for head in heads:
+        weights["lm_head.weight"] = head
+    return {name: weight.detach().clone() for name, weight in weights.items()}
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -163,11 +190,11 @@ def test_a_neutral_setting_is_plain_training_and_another_is_not(name):
     method = spelled(f"freeze-{row.boundary}", name)
     without = "+".join((f"freeze-{row.boundary}", *word.needs[:1]))
     others = {"accumulate": 2}
-    expected = trained(without, params(**others), matrices_alone=row.matrices_alone)
-    neutral = trained(method, settings_of(name, dict(word.neutral), **others))
+    expected = trained(without, params(**others), matrices_alone=row.matrices_alone, **row.task)
+    neutral = trained(method, settings_of(name, dict(word.neutral), **others), **row.task)
     for parameter, weight in neutral.items():
         torch.testing.assert_close(weight, expected[parameter], rtol=0, atol=row.tolerance)
-    assert not same(trained(method, settings_of(name, row.acts, **others)), expected)
+    assert not same(trained(method, settings_of(name, row.acts, **others), **row.task), expected)
 
 
 @pytest.mark.parametrize("name", ROWS)
