@@ -23,7 +23,6 @@ from stages.evaluate.compare import (
     by_method,
     compare_methods,
     measured_of,
-    print_metrics,
     run_metrics,
 )
 from stages.evaluate.predict import Predictor, prediction_rows
@@ -102,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [row for name, said in found.tests.items() for row in prediction_rows(name, said, tests[name])]
     with replacing_file(args.predictions) as aside:
         pq.write_table(pa.Table.from_pylist(rows), aside, compression="zstd")
-    print_metrics(metrics)
+    for name, scored in {**metrics.baselines, **metrics.methods}.items():
+        lead = scored.scores[metrics.quality]
+        print(f"{name}: {metrics.quality} {lead.value:.3f} [{lead.low:.3f}, {lead.high:.3f}] on the test split")
 
 
 def _scores(

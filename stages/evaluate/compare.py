@@ -5,22 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
-from salf.metrics import (
-    SCORES,
-    Costs,
-    EqualCompute,
-    Measured,
-    MethodMetrics,
-    Metrics,
-    Paired,
-    Panel,
-    RunMetrics,
-    Scored,
-)
+from salf.metrics import Costs, EqualCompute, Measured, MethodMetrics, Paired, Panel, RunMetrics
 from salf.records import CurvePoint, FineTuneClock, FineTuneRecord
 from stages.common.params import Evaluate
 from stages.evaluate.scores import Bootstrap, Floats, Statistic, differences, intervals, mean_of
@@ -170,24 +156,3 @@ def measured_of(runs: Mapping[str, RunMetrics], clocks: Mapping[str, FineTuneClo
         for method, names in by_method(runs).items()
     }
     return {method: one.relative_to(means["full"]) for method, one in means.items()} if "full" in means else means
-
-
-def print_metrics(metrics: Metrics) -> None:
-    """Print scores and cost of every method and baseline, and the scores on every shifted split."""
-    _print("test", {**metrics.baselines, **metrics.methods}, metrics.quality)
-    for split, panel in metrics.shifted.items():
-        _print(split, panel.models, metrics.quality)
-
-
-def _print(split: str, rows: Mapping[str, Scored | Paired], quality: str) -> None:
-    shown = [name for name in SCORES if any(name in row.scores for row in rows.values())]
-    table = Table("", title=f"On the split {split}", box=SIMPLE, pad_edge=False, collapse_padding=True)
-    for heading in (*(SCORES[name] for name in shown), "FLOPs of full"):
-        table.add_column(heading, justify="right", no_wrap=heading == SCORES[quality])
-    for name, row in rows.items():
-        cells = [f"{row.scores[score].value:.3f}" if score in row.scores else "" for score in shown]
-        lead = row.scores[quality]
-        cells[0] += f" [{lead.low:.3f}, {lead.high:.3f}]"
-        share = getattr(row, "flops_share", None)
-        table.add_row(name, *cells, "" if share is None else f"{share:.0%}")
-    Console().print(table)

@@ -12,8 +12,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from transformers import AutoTokenizer
 
 from salf.answer_folder import is_answer_side
@@ -140,14 +138,12 @@ def _standard_error(values: NDArray[np.float64]) -> float:
 
 
 def _print(models: Mapping[str, Any]) -> None:
-    table = Table("model", "task", "metric", "value", "minus base", title="lm-eval")
     for name, model in models.items():
         for task, metrics in model["tasks"].items():
             for metric, entry in metrics.items():
                 gap, error = entry.get("minus_base"), entry.get("minus_base_standard_error")
-                words = ("" if gap is None else f"{gap:+.4f}") + (f" ± {error:.4f}" if error else "")
-                table.add_row(name, task, metric, f"{entry['value']:.4f}", words)
-    Console().print(table)
+                words = ("" if gap is None else f", {gap:+.4f} from the base") + (f" ± {error:.4f}" if error else "")
+                print(f"{name}, {task}: {metric} {entry['value']:.4f}{words}")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
