@@ -12,6 +12,10 @@ STAMP := $(VENV)/.installed-$(LOCKED)
 JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 2
 
+# For few-shot: numbers of training examples, and the seeds that draw them.
+SIZES ?= [16, 64, 256]
+DRAWS ?= [1, 2, 3]
+
 export PATH := $(BIN):$(PATH)
 export PYTHON TORCH_FLAGS
 export PYTHONUNBUFFERED := 1
@@ -26,11 +30,11 @@ export ITERATIVE_DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup run flow audit serve bench bench-quick study test coverage test-slow lint docs lock clean
+.PHONY: help setup run flow audit serve bench bench-quick study few-shot test coverage test-slow lint docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
-	@echo "Variables: PYTHON=/path/to/python3.12   TORCH_FLAGS=\"--index-url ...\"   TARGETS=\"plan\"   TESTS=\"tests/fit\"   JOBS=2   PORT=4200   HOURS=2"
+	@echo "Variables: PYTHON=/path/to/python3.12   TORCH_FLAGS=\"--index-url ...\"   TARGETS=\"plan\"   TESTS=\"tests/fit\"   JOBS=2   PORT=4200   HOURS=2   SIZES=\"[16, 64]\"   DRAWS=\"[1, 2]\""
 
 $(STAMP):
 	@.ci/setup $(VENV)
@@ -64,6 +68,12 @@ bench-quick: setup ## the short benchmark: a small model, fewer points (3 minute
 study: setup ## compare the selectors over many datasets (hours; resumes where it stopped; HOURS=2, PLAN=1)
 	@python -m stages.study $(if $(HOURS),--budget-hours $(HOURS)) $(if $(PLAN),--plan)
 	$(if $(PLAN),,@python -m stages.study --analyse --page docs/method.md)
+
+few-shot: setup ## compare.methods with few training examples (SIZES, DRAWS; resumes), then the report (hours)
+	@python -m flows.sweep --name few-shot --table reports/few-shot.csv --targets evaluate \
+	  --set "data.limits.train=$(SIZES)" --set "data.seed=$(DRAWS)"
+	@python -m flows.workspace dvc repro evaluate
+	@python -m flows.workspace dvc repro --force --single-item report
 
 test: setup ## run the tests (TESTS=...: only these)
 	@$(PYTEST) -m "not slow" $(TESTS)

@@ -1,7 +1,7 @@
 """DVC experiments, and a sweep: a grid of parameters whose every point is an experiment, with one table of results.
 
 A sweep leaves the workspace unchanged. DVC runs each point in a copy of its current state. All copies share the
-cache, so work that two points have in common runs once.
+cache, so work that two points have in common runs once. A sweep that is run again takes the points that it has.
 """
 
 import itertools
@@ -21,15 +21,16 @@ from prefect.states import Completed, Failed
 from pydantic import Field, JsonValue
 
 from flows import apart, report, running
-from flows.graph import StageNode, matching, read_graph, select
+from flows.graph import StageNode, matching, read_graph
 from flows.lineage.why import leaves
 from flows.overrides import changed, loaded, parse, read
 from flows.stage_run import DVC, keeping, last_fault
 from flows.summary import metric_rows
 from flows.workspace import Workspace
-from salf.errors import BAD_INPUT, UserError
+from salf.errors import BAD_INPUT, UserError, reading
 from salf.files import WORK_FOLDER, git
 from salf.ledger import ledger_of
+from salf.metrics import Metrics, panel_rows, write_csv
 
 # Runs an experiment in a folder of its own; -P, so that the working folder's modules do not count as top ones.
 RUN_APART: Final = (sys.executable, "-P", apart.__file__, "--wait-for-lock", "exp", "run", "--temp")
@@ -51,6 +52,7 @@ def sweep(
     name: Name = "sweep",
     project: Path = Path("."),
     targets: list[str] = [],  # noqa: B006 (Prefect shows the default in its form; it is never changed)
+    table: Path | None = None,
     wait: bool = False,
 ) -> State[Any]:
     """Run every combination of the grid's values as a DVC experiment and collect them in one table.
@@ -60,6 +62,7 @@ def sweep(
         name: the experiments are called `name-1`, `name-2`, ...
         project: the folder that holds `dvc.yaml`.
         targets: stages to bring up to date, with all that they read; none: the whole graph.
+        table: CSV to write of every measure of every model that the stage evaluate scored, at every point.
         wait: wait for another run in this folder instead of refusing.
     """
     project = project.resolve()
@@ -70,12 +73,9 @@ def sweep(
             text, graph = read(project), read_graph(project)
             stages = sorted(matching(graph, targets))
             points = {name: in_a_copy(project, text, values, graph) for name, values in points.items()}
-            _check_names(list(points), held)
-            faults = _run_all(points, text, stages, held)
-            left = [node for node in graph if node not in select(graph, stages)]
-            cached = {node.name: set(node.outputs) - set(node.uncached) for node in left}
-            never = [name for name, paths in cached.items() if not all((project / path).exists() for path in paths)]
-            return _conclude(points, faults, held, never)
+            known = _known(points, text, held)
+            faults = _run_all({name: points[name] for name in points if name not in known}, text, stages, held)
+            return _conclude(points, faults, held, table)
     except UserError as error:
         return running.failed(str(error), "Refused")
 
@@ -107,20 +107,24 @@ def in_a_copy(project: Path, text: str, values: Mapping[str, Any], graph: Sequen
     return found
 
 
-def _check_names(names: Sequence[str], held: Workspace) -> None:
-    """Refuse names of existing experiments, before hours of work."""
+def _known(points: Mapping[str, Mapping[str, Any]], text: str, held: Workspace) -> set[str]:
+    """The points that an earlier sweep ran; other experiments of their names are refused, before hours of work."""
+    there = _experiments("params", held)
+    known = {name for name, values in points.items() if there.get(name) == loaded(changed(text, values))}
     present = {line.strip() for line in _dvc(["list", "--all-commits", "--name-only"], held)}
-    if taken := " ".join(name for name in names if name in present):
-        raise UserError(f"an experiment of that name exists: choose another name, or: dvc exp remove {taken}")
+    if taken := " ".join(name for name in points if name in present - known):
+        other = "an experiment of that name exists, with other parameters or on another commit"
+        raise UserError(f"{other}: choose another name, or: dvc exp remove {taken}")
+    return known
 
 
-def _metrics(held: Workspace) -> dict[str, dict[str, Any]]:
-    """The metrics of every experiment on the present commit: name → metrics."""
+def _experiments(kind: str, held: Workspace) -> dict[str, dict[str, Any]]:
+    """The ``params`` or ``metrics`` of every experiment on the present commit, by its name."""
     lines = _dvc(["show", "--json"], held)
     found: dict[str, dict[str, Any]] = {}
     for revision in json.loads(next(line for line in lines if line.startswith("["))):
         for experiment in revision["experiments"] or []:
-            files = (experiment["revs"][0]["data"] or {}).get("metrics", {}).values()
+            files = (experiment["revs"][0]["data"] or {}).get(kind, {}).values()
             found[experiment["name"]] = {key: value for file in files for key, value in file.get("data", {}).items()}
     return found
 
@@ -172,17 +176,18 @@ def words(text: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def _conclude(
-    points: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str], held: Workspace, never: Sequence[str]
+    points: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str], held: Workspace, file: Path | None
 ) -> State[Any]:
-    shown = table(points, _metrics(held), faults)
+    metrics = _experiments("metrics", held)
+    shown = table(points, metrics, faults)
+    if file:
+        write_csv(held.project / file, measures(points, metrics))
     rows: Any = shown.to_dict("records")
     create_table_artifact(table=rows, key="sweep", description="Every point of the grid, its values and its metrics")
     print(shown.to_string(index=False))
     if faults:
         return running.failed(f"{len(faults)} of {len(points)} experiments failed: {next(iter(faults.values()))}")
     line = f"{len(points)} experiments: {', '.join(points)}"
-    if never:  # DVC's checkout then ends with status 255, after its work
-        line += f"; dvc exp apply will report the outputs of stages that never ran as missing ({', '.join(never)})"
     get_run_logger().info(line)
     return Completed(message=line)
 
@@ -200,11 +205,22 @@ def table(
     return pd.DataFrame(rows).fillna("")
 
 
+def measures(points: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row per measure and model of every point that was scored, with the point's name, its numbers, what varies."""
+    with reading("--table", "needs the metrics of the stage evaluate: give it with --targets"):
+        scored = {name: Metrics.model_validate(metrics[name]) for name in points if name in metrics}
+    first, *others = points.values()
+    told = [k for k, v in first.items() if isinstance(v, int | float) or any(other[k] != v for other in others)]
+    axes = {name: {key: points[name][key] for key in told} for name in scored}
+    return [{"experiment": name, **axes[name], **row} for name, one in scored.items() for row in panel_rows(one)]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sweep from a command line; returns the exit status (see ``--help``)."""
     description = "Run a grid of parameters, each point as a DVC experiment, and show all results in one table."
     parser = running.command_line("sweep", description, _EXAMPLES)
     parser.add_argument("--set", action="append", required=True, metavar="KEY=[VALUES]", help="one axis of the grid")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="CSV to write: every measure of every model")
     parser.add_argument("--name", default="sweep", help="name of the experiments: NAME-1, NAME-2, ...")
     given = vars(parser.parse_args(argv))
     try:

@@ -272,6 +272,23 @@ def write_comparison(path: Path, metrics: Metrics, measured: Mapping[str, Measur
     write_csv(path, rows)
 
 
+def panel_rows(metrics: Metrics) -> list[dict[str, Any]]:
+    """A row for every measure of every model on test and shifted splits, of gaps, pairs and shift, with its panel."""
+    panels: dict[str, Mapping[str, Scored | Paired]] = {"test": {**metrics.baselines, **metrics.methods}}
+    panels |= {split: panel.models for split, panel in metrics.shifted.items()}
+    panels |= {f"gaps on {split}": found.gaps.models for split, found in metrics.groups.items()}
+    panels |= {"unwanted answers": metrics.pairs.models} if metrics.pairs else {}
+    panels |= {f"shift on {text}": panel.models for text, panel in metrics.shift.items()}
+    rows = []
+    for panel, models in panels.items():
+        for model, found in models.items():
+            shares = found.share_of_full if isinstance(found, Paired) else {}
+            for measure, one in found.scores.items():
+                share = {"share_of_full": shares[measure].value} if measure in shares else {}
+                rows.append({"panel": panel, "model": model, "measure": measure, **one.model_dump(), **share})
+    return rows
+
+
 def read_comparison(path: Path) -> dict[str, Measured]:
     """Read what was measured of each method."""
     with reading(path, "damaged CSV (run again: dvc repro evaluate)"), path.open(encoding="utf-8", newline="") as file:

@@ -25,6 +25,7 @@ _PLACES: Final = {
     "metrics": ("reports/metrics.json", "scores and costs"),
     "comparison": ("reports/comparison.csv", "the same as a table"),
     "predictions": ("reports/predictions.parquet", "answers to the test examples"),
+    "few": ("reports/few-shot.csv", "table of make few-shot"),
     "study": ("reports/study", "folder of the study's summary and figures, written by make study"),
     "params": ("params.yaml", "parameters"),
     "out": ("reports/index.html", "page to write"),

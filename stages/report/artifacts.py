@@ -66,6 +66,7 @@ class Artifacts:
     runs: dict[str, FineTuneRecord]
     clocks: dict[str, FineTuneClock]
     hashes: dict[str, str]  # SHA-256 of what the page prints and other artifacts name by its hash
+    few: pd.DataFrame | None  # the table of make few-shot
     study: StudyPage | None
     study_figures: dict[str, str]
     parameters: Params
@@ -113,6 +114,7 @@ def load(sources: Namespace, parameters: Params) -> Artifacts:
         runs={path.parent.name: FineTuneRecord.load(path.parent) for path in runs},
         clocks={path.stem: FineTuneClock.load(path) for path in sorted(sources.measured.glob("[!.]*.json"))},
         hashes=_hashes(sources),
+        few=_table(sources.few),
         study=StudyPage.read(sources.study),
         study_figures={file.stem: file.read_text(encoding="utf-8") for file in drawn},
         parameters=parameters,

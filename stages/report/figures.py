@@ -55,13 +55,24 @@ def learning_curves(name: str, what: str, cost: str, lines: Mapping[str, tuple[s
     return curves(name, f"{what.capitalize()} for the compute spent", (cost, what), lines)
 
 
-def curves(name: str, title: str, axes_words: tuple[str, str], lines: Mapping[str, tuple[str, Dots]]) -> Figure:
-    """Draw one quantity against another; ``lines``: of every run, or method, its method and its dots."""
+def curves(
+    name: str,
+    title: str,
+    axes_words: tuple[str, str],
+    lines: Mapping[str, tuple[str, Dots]],
+    errors: Mapping[str, Sequence[float]] | None = None,
+) -> Figure:
+    """Draw one quantity against another; ``lines``: of every run, or method, its method and its dots.
+
+    ``errors``: half of each dot's interval.
+    """
     across, up = axes_words
 
     def paint(axes: Axes) -> None:
-        for method, dots in lines.values():
-            axes.plot(*zip(*dots, strict=True), marker=marker(method), color=colour(method), markersize=5, lw=1.8)
+        for one, (method, dots) in lines.items():
+            style: Style = {"marker": marker(method), "color": colour(method), "markersize": 5, "lw": 1.8}
+            x, y = zip(*dots, strict=True)
+            axes.errorbar(x, y, yerr=errors[one] if errors else None, **style)
         axes.margins(x=0.06, y=0.14)
         axes.set_xlim(0, axes.get_xlim()[1] * 1.08)
         if "share" in across:

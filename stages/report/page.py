@@ -17,7 +17,7 @@ from rich.text import Text
 
 from salf.metrics import SCORES
 from stages.common.figures import standalone, style_sheet
-from stages.report import beyond, choice, depth, evidence, extras, parts, quality
+from stages.report import beyond, choice, depth, evidence, extras, few, parts, quality
 from stages.report.answer import Facts, Headline, chosen_method, facts_of, headline
 from stages.report.artifacts import Artifacts
 from stages.report.parts import Section
@@ -30,6 +30,7 @@ _ROOM: Final = Path(__file__).parent
 _SECTIONS: Final[tuple[Callable[[Artifacts], Section | None], ...]] = (
     quality.quality_section,
     beyond.beyond_section,
+    few.few_section,
     quality.curves_section,
     race_section,
     depth.trace_section,
